@@ -1,0 +1,12 @@
+//! What a failure leaves to do. Every error at an edge says which of these it is.
+
+/// The next step after a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Disposition {
+    /// Nothing happened, or a repeat is harmless: try again later.
+    RetryLater,
+    /// It may have happened: the same key again, or ask the provider.
+    OutcomeUnknown,
+    /// It will not succeed by itself: a person looks.
+    Permanent,
+}

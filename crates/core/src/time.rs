@@ -1,0 +1,108 @@
+//! Moments. Nothing here reads a clock: `now` is always an argument.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// A moment, printed as RFC 3339 UTC with milliseconds, as every table column is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp(jiff::Timestamp);
+
+/// The text is no RFC 3339 moment, or the number lies outside the years 1 to 9999.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a moment: expected RFC 3339 such as 2026-11-21T08:00:00.000Z")]
+pub struct NotAMoment;
+
+impl Timestamp {
+    /// From Unix seconds, the form of Stripe's `created`.
+    pub fn from_unix_s(seconds: i64) -> Result<Self, NotAMoment> {
+        jiff::Timestamp::from_second(seconds)
+            .map(Self)
+            .map_err(|_| NotAMoment)
+    }
+
+    /// From Unix milliseconds.
+    pub fn from_unix_ms(milliseconds: i64) -> Result<Self, NotAMoment> {
+        jiff::Timestamp::from_millisecond(milliseconds)
+            .map(Self)
+            .map_err(|_| NotAMoment)
+    }
+
+    /// From RFC 3339 text, cut to milliseconds.
+    pub fn parse(text: &str) -> Result<Self, NotAMoment> {
+        let exact: jiff::Timestamp = text.parse().map_err(|_| NotAMoment)?;
+        Self::from_unix_ms(exact.as_millisecond())
+    }
+
+    /// Unix seconds, rounded down.
+    pub fn unix_s(self) -> i64 {
+        self.unix_ms().div_euclid(1000)
+    }
+
+    /// Unix milliseconds.
+    pub fn unix_ms(self) -> i64 {
+        self.0.as_millisecond()
+    }
+
+    /// The day in UTC, `2026-11-21`: the partition of the events' day index.
+    pub fn day(self) -> String {
+        let mut text = self.to_string();
+        text.truncate("2026-11-21".len());
+        text
+    }
+
+    /// The moment `span` later; the end of time where that is past it.
+    #[must_use]
+    pub fn after(self, span: Duration) -> Self {
+        Self(self.0.saturating_add(span).unwrap_or(jiff::Timestamp::MAX))
+    }
+
+    /// The moment `span` earlier; the beginning of time where that is before it.
+    #[must_use]
+    pub fn before(self, span: Duration) -> Self {
+        Self(self.0.saturating_sub(span).unwrap_or(jiff::Timestamp::MIN))
+    }
+
+    /// How long before `later` this was; zero if it was not.
+    pub fn until(self, later: Self) -> Duration {
+        Duration::from_millis(u64::try_from(later.unix_ms() - self.unix_ms()).unwrap_or(0))
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.3}", self.0)
+    }
+}
+
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Timestamp {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        Self::parse(&String::deserialize(from)?).map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prints_milliseconds_always_and_reads_its_own_print() {
+        let moment = Timestamp::from_unix_s(1_781_000_000).unwrap();
+        assert_eq!(moment.to_string(), "2026-06-09T10:13:20.000Z");
+        assert_eq!(Timestamp::parse(&moment.to_string()), Ok(moment));
+        assert_eq!(moment.day(), "2026-06-09");
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        assert_eq!(Timestamp::parse("yesterday"), Err(NotAMoment));
+        assert_eq!(Timestamp::from_unix_s(i64::MAX), Err(NotAMoment));
+    }
+}
