@@ -30,6 +30,12 @@ fn check(kind: &'static str, prefix: &str, bytes_max: usize, text: &str) -> Resu
     })
 }
 
+#[derive(Deserialize)]
+struct Expanded {
+    #[serde(default)]
+    id: crate::json::Field<String>,
+}
+
 macro_rules! ids {
     ($($(#[$doc:meta])* $name:ident = $prefix:literal, $bytes_max:literal;)*) => {$(
         $(#[$doc])*
@@ -52,6 +58,19 @@ macro_rules! ids {
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str(&self.0)
+            }
+        }
+
+        // In a provider's object a reference is the id, or the object itself where it was expanded.
+        impl<'de> $crate::json::Lenient<'de> for $name {
+            fn from_text(text: &str) -> Option<Self> {
+                Self::parse(text).ok()
+            }
+            fn from_object<A: serde::de::MapAccess<'de>>(
+                object: A,
+            ) -> Result<Option<Self>, A::Error> {
+                let expanded = Expanded::deserialize(serde::de::value::MapAccessDeserializer::new(object))?;
+                Ok(expanded.id.value().and_then(|id| Self::parse(id).ok()))
             }
         }
 

@@ -1,17 +1,23 @@
 //! The deciding half of billhook: everything that can be wrong about money or letters, as pure functions.
 //!
-//! Read in this order:
+//! No clock, no environment, no I/O: `now` and every row are arguments, and `ports` says what the edges bring.
 #![warn(missing_docs)]
 
-/// One newtype per identifier.
+// In reading order.
+pub mod entity;
+pub mod event;
 pub mod ids;
-/// Amounts in minor units, with their currency.
+pub mod inbox;
+pub mod json;
+pub mod mail;
+pub mod merge;
 pub mod money;
-/// The small traits that the edges implement.
+pub mod payment;
+pub mod pointer;
 pub mod ports;
-/// What to do after a failure.
 pub mod retry;
-/// Who called, and the secrets that prove it.
+pub mod route;
 pub mod signature;
-/// What happened when, to the millisecond.
 pub mod time;
+pub mod timeline;
+pub mod worker;

@@ -1,10 +1,16 @@
 //! What the pure half needs from the world, named for the need. `adapters` implements these on AWS, `testkit` in
 //! memory.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
+use std::time::Duration;
 
 use uuid::Uuid;
 
+use crate::entity::{Entity, EntityKey, Next};
+use crate::ids::{AccountId, EventId, PaymentIntentId, PieceId, Provider, TenantId};
+use crate::inbox::{NewEvent, Recorded, Stored, Verdict};
+use crate::retry::Disposition;
 use crate::signature::SigningKeys;
 use crate::time::Timestamp;
 
@@ -16,6 +22,12 @@ pub trait Clock: Send + Sync {
     fn new_id(&self) -> Uuid;
 }
 
+/// Waiting, apart from the clock, because few need it.
+pub trait Pause: Send + Sync {
+    /// Returns after `span`.
+    fn pause(&self, span: Duration) -> impl Future<Output = ()> + Send;
+}
+
 /// The signing secrets of one provider, read through a cache.
 pub trait ReadSigningKeys: Send + Sync {
     /// What is known now; fetched where nothing fresh enough is held. Never fails: what could not be read, and why, is
@@ -23,4 +35,205 @@ pub trait ReadSigningKeys: Send + Sync {
     fn signing_keys(&self) -> impl Future<Output = SigningKeys> + Send;
     /// After a mismatch: the current values again, unless they were fetched less than 10 s ago (then `None`).
     fn refreshed(&self) -> impl Future<Output = Option<SigningKeys>> + Send;
+}
+
+/// A call to a store or queue that failed: what was being done to what, and what is left to do.
+#[derive(Debug, thiserror::Error)]
+#[error("{doing}")]
+pub struct Unavailable {
+    /// Such as `put evt_1 into billhook-dev-stripe-events`.
+    pub doing: String,
+    /// Whether a repeat may help.
+    pub disposition: Disposition,
+    /// The cause, printed once at the edge.
+    #[source]
+    pub cause: Box<dyn std::error::Error + Send + Sync>,
+}
+
+/// Ingress: keeps an event, once.
+pub trait RecordEvent: Send + Sync {
+    /// One conditional write. The failed condition brings back the row that is there.
+    fn record(
+        &self,
+        event: &NewEvent<'_>,
+    ) -> impl Future<Output = Result<Recorded, Unavailable>> + Send;
+}
+
+/// Ingress, sweep and replay: puts a pointer on a provider's queue.
+pub trait SendMessage: Send + Sync {
+    /// Returns once the queue has it, or knows its deduplication id from the last 5 minutes.
+    fn send(
+        &self,
+        provider: Provider,
+        group: &str,
+        deduplication_id: &str,
+        body: &str,
+    ) -> impl Future<Output = Result<(), Unavailable>> + Send;
+}
+
+/// The name of a payments row: a PaymentIntent belongs to one account.
+#[expect(clippy::doc_markdown, reason = "Stripe's own noun")]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PaymentKey {
+    /// None is the platform.
+    pub account: Option<AccountId>,
+    /// The payment.
+    pub intent: PaymentIntentId,
+}
+
+impl PaymentKey {
+    /// The row's key, `acct_1#pi_1` or `platform#pi_1`.
+    pub fn row_key(&self) -> String {
+        let account = self.account.as_ref().map_or("platform", AccountId::as_str);
+        format!("{account}#{}", self.intent)
+    }
+}
+
+/// A payments row: which entity a payment belongs to, or which events wait to learn it.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct PaymentRow {
+    /// Once linked, for good.
+    pub entity: Option<EntityKey>,
+    /// Parked events.
+    pub waiting: BTreeSet<EventId>,
+    /// How often it was written; 0 for a row that is not there.
+    pub version: i64,
+}
+
+/// An event's row with its payload.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Kept {
+    /// What stands beside the payload.
+    pub stored: Stored,
+    /// The payload, if it is the one that was verified.
+    pub payload: Payload,
+}
+
+/// The state of a stored payload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Payload {
+    /// As it was verified.
+    Intact(Vec<u8>),
+    /// Its digest differs from the row's.
+    Tampered,
+    /// Missing, or not what it was compressed to.
+    Unreadable,
+}
+
+/// Entities and payments rows that were found, each as it is at this moment.
+#[derive(Debug)]
+pub struct Rows<R> {
+    /// Present ones only, each with the edge's own memory of the row.
+    pub entities: BTreeMap<EntityKey, (Entity, R)>,
+    /// Those that are there and cannot be read, with the reason.
+    pub unreadable: BTreeMap<EntityKey, String>,
+    /// Present ones only.
+    pub payments: BTreeMap<PaymentKey, PaymentRow>,
+}
+
+/// One transaction of a worker: all of it, or nothing.
+#[derive(Debug)]
+pub struct Commit<'a, R> {
+    /// The entity moves from the version read to the next.
+    pub entity: Option<(&'a Entity, &'a R, &'a Next)>,
+    /// Each event moves from not processed to its verdict.
+    pub events: Vec<Concluded>,
+    /// Payments rows move from the version read to the next.
+    pub payments: Vec<(PaymentKey, PaymentWrite)>,
+    /// The moment written into the rows.
+    pub now: Timestamp,
+}
+
+/// The end of one event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Concluded {
+    /// Which.
+    pub event: EventId,
+    /// Whose, where an account says so.
+    pub tenant: Option<TenantId>,
+    /// How.
+    pub verdict: Verdict,
+    /// The event waited for its payment's link: then also an `ignored` one is taken in.
+    pub waited: bool,
+}
+
+/// What becomes of a payments row that had `version` when it was read and no entity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PaymentWrite {
+    /// The payment belongs to this entity, for good.
+    Link {
+        /// To which.
+        entity: EntityKey,
+        /// As read.
+        version: i64,
+    },
+    /// This event waits for the link.
+    Wait {
+        /// Which.
+        event: EventId,
+        /// As read.
+        version: i64,
+    },
+}
+
+/// Why a transaction did not happen.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError {
+    /// A row is not as it was read: read again and decide again.
+    #[error("a row changed since it was read")]
+    LostRace,
+    /// Throttled, or in conflict with another transaction: the same again, later.
+    #[error("the store is busy: {0}")]
+    Busy(String),
+    /// The store will never take it: too large, or invalid.
+    #[error("the store refuses the write: {0}")]
+    Refused(String),
+    /// Anything else; it may have happened.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+}
+
+/// Workers: the rows, consistently read and conditionally written.
+pub trait Ledger: Send + Sync {
+    /// What the edge remembers of a loaded row beside the [`Entity`], for the condition of its write.
+    type Row: Send + Sync;
+
+    /// The events that are there.
+    fn events(
+        &self,
+        provider: Provider,
+        ids: &BTreeSet<EventId>,
+    ) -> impl Future<Output = Result<Vec<Kept>, Unavailable>> + Send;
+
+    /// The entities and payments rows that are there.
+    fn rows(
+        &self,
+        entities: &BTreeSet<EntityKey>,
+        payments: &BTreeSet<PaymentKey>,
+    ) -> impl Future<Output = Result<Rows<Self::Row>, Unavailable>> + Send;
+
+    /// The entities whose column names this payment, by the indexes: nominated only.
+    fn bearing_intent(
+        &self,
+        intent: &PaymentIntentId,
+    ) -> impl Future<Output = Result<Vec<EntityKey>, Unavailable>> + Send;
+
+    /// The statements whose column names this piece, by the index: nominated only.
+    fn bearing_piece(
+        &self,
+        piece: &PieceId,
+    ) -> impl Future<Output = Result<Vec<EntityKey>, Unavailable>> + Send;
+
+    /// The tenants that have this account.
+    fn tenants_of(
+        &self,
+        account: &AccountId,
+    ) -> impl Future<Output = Result<Vec<TenantId>, Unavailable>> + Send;
+
+    /// The one transaction.
+    fn commit(
+        &self,
+        provider: Provider,
+        commit: Commit<'_, Self::Row>,
+    ) -> impl Future<Output = Result<(), CommitError>> + Send;
 }

@@ -1,0 +1,229 @@
+//! An order or a statement: what the row holds, and the one way in which new facts change it.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{OrderId, PaymentIntentId, PieceId, StatementId, TenantId};
+use crate::mail::derive::MailStanding;
+use crate::mail::facts::MailFacts;
+use crate::merge::{Least, Merge, merge_fields};
+use crate::money::Money;
+use crate::payment::derive::{OrderStatus, PaymentStatus, Standing};
+use crate::payment::facts::PaymentFacts;
+use crate::time::Timestamp;
+use crate::timeline::Entry;
+use crate::{mail, payment};
+
+/// Which row.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum EntityKey {
+    /// Of the application's orders.
+    Order(OrderId),
+    /// Of the application's statements.
+    Statement(StatementId),
+}
+
+impl EntityKey {
+    /// Reads what `Display` prints, the form kept in payments rows.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text.split_once('#')? {
+            ("order", id) => OrderId::parse(id).ok().map(Self::Order),
+            ("statement", id) => StatementId::parse(id).ok().map(Self::Statement),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for EntityKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Order(id) => write!(f, "order#{id}"),
+            Self::Statement(id) => write!(f, "statement#{id}"),
+        }
+    }
+}
+
+/// Everything known about an entity. An order has no mail.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Facts {
+    /// What Stripe and the cleanup stated.
+    #[serde(flatten)]
+    pub payment: PaymentFacts,
+    /// What Lob stated.
+    #[serde(flatten)]
+    pub mail: MailFacts,
+}
+
+merge_fields!(Facts { payment, mail });
+
+/// The columns that billhook owns and a person may edit. They are part of the write's condition, and of the row's
+/// memory of what was last derived: a difference between the two is a person's repair.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Columns {
+    /// Orders only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<String>,
+    /// Both.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub payment_status: Option<String>,
+    /// Both.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requires_review: Option<bool>,
+    /// Statements only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mail_status: Option<String>,
+    /// Statements only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub needs_attention: Option<bool>,
+}
+
+/// What was last derived, as the row remembers it.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Derived {
+    /// The columns as written.
+    #[serde(flatten)]
+    pub columns: Columns,
+    /// The reasons that then stood.
+    pub review_reasons: Vec<String>,
+    /// The payment that was written into the entity's column, so that one put there by the application is kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub intent: Option<PaymentIntentId>,
+}
+
+/// A row as it was loaded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entity {
+    /// Which.
+    pub key: EntityKey,
+    /// How often billhook has written it; 0 for a row that only the application wrote.
+    pub version: i64,
+    /// Its owner; none is the platform's.
+    pub tenant: Option<TenantId>,
+    /// What the application asked for.
+    pub due: Option<Money>,
+    /// The PaymentIntent in its column.
+    #[expect(clippy::doc_markdown, reason = "Stripe's own noun")]
+    pub intent: Option<PaymentIntentId>,
+    /// The letter that the application says it mailed.
+    pub mailed: Option<PieceId>,
+    /// The columns as they stand.
+    pub columns: Columns,
+    /// The columns as they were last derived.
+    pub derived: Derived,
+    /// The merged facts.
+    pub facts: Facts,
+}
+
+/// What a row becomes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Next {
+    /// All facts, the new ones merged in.
+    pub facts: Facts,
+    /// What they mean for payment.
+    pub standing: Standing,
+    /// What they mean for mail.
+    pub mail: MailStanding,
+    /// What the row shall remember as derived.
+    pub derived: Derived,
+}
+
+impl Next {
+    /// Both halves' entries.
+    pub fn timeline(&self) -> Vec<Entry> {
+        self.standing
+            .timeline
+            .iter()
+            .chain(&self.mail.timeline)
+            .cloned()
+            .collect()
+    }
+}
+
+impl Entity {
+    /// Facts → merge → derive. `now` dates a person's repair that is found on the way.
+    pub fn with(&self, new: Facts, now: Timestamp) -> Next {
+        let mut facts = self.facts.clone();
+        facts.merge(self.repairs(now));
+        facts.merge(new);
+        let standing = payment::derive::derive(&facts.payment, self.due);
+        let mail = mail::derive::derive(&facts.mail, self.mailed.as_ref());
+        let columns = match self.key {
+            EntityKey::Order(_) => Columns {
+                status: Some(standing.status.as_str().to_owned()),
+                ..payment_columns(&standing)
+            },
+            EntityKey::Statement(_) => Columns {
+                mail_status: mail.status.map(|stage| stage.as_str().to_owned()),
+                needs_attention: Some(mail.attention_reason.is_some()),
+                ..payment_columns(&standing)
+            },
+        };
+        let ours = self.intent.is_none() || self.intent == self.derived.intent;
+        let derived = Derived {
+            columns,
+            review_reasons: standing.review_reasons.iter().cloned().collect(),
+            intent: standing.intent.clone().filter(|_| ours),
+        };
+        Next {
+            facts,
+            standing,
+            mail,
+            derived,
+        }
+    }
+
+    /// What a person changed since the last write, as facts: a repair stands, and is not undone by the next event.
+    fn repairs(&self, now: Timestamp) -> Facts {
+        let mut facts = PaymentFacts::default();
+        let was = &self.derived.columns;
+        let changed_to = |column: &Option<String>, derived: &Option<String>, word: &str| {
+            column.as_deref() == Some(word) && column != derived
+        };
+        let refunded = PaymentStatus::Refunded.as_str();
+        if changed_to(
+            &self.columns.status,
+            &was.status,
+            OrderStatus::Refunded.as_str(),
+        ) || changed_to(&self.columns.payment_status, &was.payment_status, refunded)
+        {
+            facts.manual.refunded = Some(Least(now));
+        }
+        if changed_to(
+            &self.columns.status,
+            &was.status,
+            OrderStatus::Cancelled.as_str(),
+        ) {
+            facts.cancelled = Some(Least(now));
+        }
+        match (self.columns.requires_review, was.requires_review) {
+            (Some(false), Some(true)) => {
+                facts.manual.cleared = self
+                    .derived
+                    .review_reasons
+                    .iter()
+                    .map(|r| (r.clone(), Least(now)))
+                    .collect();
+            }
+            (Some(true), None | Some(false)) => {
+                facts.manual.flagged.insert(now);
+            }
+            _ => {}
+        }
+        Facts {
+            payment: facts,
+            mail: MailFacts::default(),
+        }
+    }
+}
+
+fn payment_columns(standing: &Standing) -> Columns {
+    Columns {
+        payment_status: Some(standing.payment_status.as_str().to_owned()),
+        requires_review: Some(!standing.review_reasons.is_empty()),
+        ..Columns::default()
+    }
+}

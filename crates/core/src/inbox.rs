@@ -1,0 +1,310 @@
+//! The inbox: every event taken in, and what became of it. Transitions only; `adapters::dynamodb` keeps the rows.
+
+use std::fmt;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use crate::event::{Envelope, EventType};
+use crate::ids::{AccountId, CorrelationId, EventId};
+use crate::time::Timestamp;
+
+/// How long an event is kept: longer than any redelivery (Stripe's resend by hand ends after 30 days) and than a
+/// year's books. 400 days.
+pub const KEPT: Duration = Duration::from_secs(400 * 24 * 60 * 60);
+
+/// What became of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Taken in, not yet decided.
+    Pending,
+    /// Its facts are in the entity.
+    Processed,
+    /// It means nothing to us.
+    Ignored,
+    /// It will not succeed by itself: a person looks.
+    Parked,
+    /// Three tries were used up for want of infrastructure.
+    Failed,
+}
+
+impl Outcome {
+    /// The word in the row.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Processed => "processed",
+            Self::Ignored => "ignored",
+            Self::Parked => "parked",
+            Self::Failed => "failed",
+        }
+    }
+
+    /// Reads the row's word.
+    pub fn parse(word: &str) -> Option<Self> {
+        [
+            Self::Pending,
+            Self::Processed,
+            Self::Ignored,
+            Self::Parked,
+            Self::Failed,
+        ]
+        .into_iter()
+        .find(|outcome| outcome.as_str() == word)
+    }
+
+    /// Whether nothing is left to do.
+    pub fn is_done(self) -> bool {
+        match self {
+            Self::Processed | Self::Ignored => true,
+            Self::Pending | Self::Parked | Self::Failed => false,
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A genuine event on its way into the store.
+#[derive(Clone, Debug)]
+pub struct NewEvent<'a> {
+    /// What was read of it.
+    pub envelope: Envelope,
+    /// The body exactly as received.
+    pub raw_body: &'a [u8],
+    /// The delivery's.
+    pub correlation_id: CorrelationId,
+    /// When it came.
+    pub received_at: Timestamp,
+}
+
+impl NewEvent<'_> {
+    /// What the row will say of it, for the message.
+    pub fn stored(&self) -> Stored {
+        Stored {
+            id: self.envelope.id.clone(),
+            event_type: self.envelope.event_type.clone(),
+            account: self.envelope.account.clone(),
+            group: self.envelope.group.clone(),
+            correlation_id: Some(self.correlation_id),
+            received_at: Some(self.received_at),
+            processed: false,
+            outcome: Outcome::Pending,
+        }
+    }
+}
+
+/// A row of the inbox, without its payload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// The key.
+    pub id: EventId,
+    /// What happened.
+    pub event_type: EventType,
+    /// The connected account, from the signed body or the question that was asked of Stripe.
+    pub account: Option<AccountId>,
+    /// The message group.
+    pub group: String,
+    /// The first delivery's.
+    pub correlation_id: Option<CorrelationId>,
+    /// The first delivery's arrival.
+    pub received_at: Option<Timestamp>,
+    /// Whether a repeat has nothing to do. By hand it may be set to false for another try.
+    pub processed: bool,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+/// The answer of the store to a new event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Recorded {
+    /// It was not there before.
+    New,
+    /// It was: by an earlier delivery, or by the first try of this very write whose answer was lost.
+    Known(Stored),
+}
+
+/// What a repeated delivery leaves to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repeat {
+    /// Nothing.
+    Duplicate,
+    /// The message may never have reached the queue: the same message again, which the queue swallows if it did.
+    SendAgain,
+    /// It was decided without success: a new message, which the queue must not swallow.
+    Retry,
+}
+
+impl Stored {
+    /// A stored event's answer to its own repetition. The stored state decides, never the failed condition alone.
+    pub fn repeat(&self) -> Repeat {
+        match (self.processed, self.outcome) {
+            (true, _) => Repeat::Duplicate,
+            (false, Outcome::Pending) => Repeat::SendAgain,
+            (false, Outcome::Processed | Outcome::Ignored | Outcome::Parked | Outcome::Failed) => {
+                Repeat::Retry
+            }
+        }
+    }
+
+    /// The deduplication id of the first message about this event, and of its repetition.
+    pub fn first_message(&self) -> String {
+        self.id.to_string()
+    }
+
+    /// The deduplication id of a message that must not be taken for an earlier one.
+    pub fn another_message(&self, unique: Uuid) -> String {
+        format!("{}.r.{}", self.id, unique.hyphenated())
+    }
+}
+
+/// What a worker writes into a row: the end of an event, or the reason why it waits for a person.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Its facts are in the entity.
+    Processed,
+    /// It means nothing to us.
+    Ignored(IgnoreReason),
+    /// A person looks, or the sweep looks again.
+    Parked(ParkReason),
+    /// Gave up on infrastructure: the failure's text.
+    Failed(String),
+}
+
+impl Verdict {
+    /// The row's outcome.
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Self::Processed => Outcome::Processed,
+            Self::Ignored(_) => Outcome::Ignored,
+            Self::Parked(_) => Outcome::Parked,
+            Self::Failed(_) => Outcome::Failed,
+        }
+    }
+
+    /// The row's `processing_error`: why, for everything but success.
+    pub fn reason(&self) -> Option<&str> {
+        match self {
+            Self::Processed => None,
+            Self::Ignored(reason) => Some(reason.as_str()),
+            Self::Parked(reason) => Some(reason.as_str()),
+            Self::Failed(text) => Some(text),
+        }
+    }
+}
+
+macro_rules! reasons {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum $name { $($(#[$variant_doc])* $variant,)* }
+
+        impl $name {
+            /// The word in row, log and metric.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word,)* }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Why an event means nothing to us.
+    IgnoreReason {
+        /// A type without a meaning here.
+        UnhandledType = "unhandled_type",
+        /// A thin (v2) notification: it holds no object.
+        ThinEvent = "thin_event",
+        /// A test event at a live stage: Stripe sends them to live Connect endpoints.
+        TestEventOnLiveStage = "test_event_on_live_stage",
+        /// It names neither an entity nor a payment.
+        NothingNamed = "nothing_named",
+    }
+}
+
+reasons! {
+    /// Why an event waits.
+    ParkReason {
+        /// No tenant has its account.
+        TenantUnknown = "tenant_unknown",
+        /// Several tenants have its account.
+        TenantAmbiguous = "tenant_ambiguous",
+        /// It names another tenant's entity.
+        CrossTenant = "cross_tenant",
+        /// The order it names is not there.
+        OrderUnknown = "order_unknown",
+        /// The statement it names is not there.
+        StatementUnknown = "statement_unknown",
+        /// No statement bears its letter.
+        LetterUnknown = "letter_unknown",
+        /// Several statements bear its letter, or several entities its payment.
+        EntityAmbiguous = "entity_ambiguous",
+        /// Nothing bears its PaymentIntent yet.
+        #[expect(clippy::doc_markdown, reason = "Stripe's own noun")]
+        Unlinked = "unlinked",
+        /// Its PaymentIntent belongs to another entity than it names.
+        #[expect(clippy::doc_markdown, reason = "Stripe's own noun")]
+        LinkConflict = "link_conflict",
+        /// A live event at a test stage.
+        LiveEventOnTestStage = "live_event_on_test_stage",
+        /// The stored payload is not the one that was verified.
+        Tampered = "tampered",
+        /// The stored payload cannot be read.
+        PayloadUnreadable = "payload_unreadable",
+        /// A field that the meaning needs is missing or of another kind.
+        FieldMalformed = "field_malformed",
+        /// An amount is negative, a fraction or beyond 2^53, or the currency is none.
+        AmountMalformed = "amount_malformed",
+        /// The row would pass what is kept of it.
+        EntityTooLarge = "entity_too_large",
+        /// The row holds facts or a timeline that are not ours.
+        EntityUnreadable = "entity_unreadable",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_repeat_leaves_to_do_is_read_from_the_row() {
+        for (processed, outcome, expected) in [
+            (true, Outcome::Processed, Repeat::Duplicate),
+            (true, Outcome::Ignored, Repeat::Duplicate),
+            (false, Outcome::Pending, Repeat::SendAgain),
+            (false, Outcome::Parked, Repeat::Retry),
+            (false, Outcome::Failed, Repeat::Retry),
+            // An operator set `processed` back by hand.
+            (false, Outcome::Processed, Repeat::Retry),
+        ] {
+            let stored = Stored {
+                id: EventId::parse("evt_1").unwrap(),
+                event_type: "charge.refunded".to_owned().try_into().unwrap(),
+                account: None,
+                group: String::new(),
+                correlation_id: None,
+                received_at: None,
+                processed,
+                outcome,
+            };
+            assert_eq!(stored.repeat(), expected, "{processed} {outcome}");
+        }
+    }
+
+    #[test]
+    fn outcomes_read_their_own_word() {
+        for outcome in [
+            Outcome::Pending,
+            Outcome::Processed,
+            Outcome::Ignored,
+            Outcome::Parked,
+            Outcome::Failed,
+        ] {
+            assert_eq!(Outcome::parse(outcome.as_str()), Some(outcome));
+        }
+        assert_eq!(Outcome::parse("done"), None);
+    }
+}

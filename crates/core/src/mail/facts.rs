@@ -1,0 +1,223 @@
+//! What an event of Lob states of a piece. Scans may be missing, repeated or out of order.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::event::lob::{Event, Metadata};
+use crate::ids::{ObjectId, PieceId};
+use crate::inbox::ParkReason;
+use crate::json::Object;
+use crate::merge::{Greatest, Least, Stated, merge_fields};
+use crate::time::Timestamp;
+
+/// Everything known of the pieces printed for one statement.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MailFacts {
+    /// By piece: a statement mailed again has two.
+    pub pieces: BTreeMap<PieceId, Piece>,
+}
+
+/// A value that the newest event to name it decides.
+type Latest<T> = Option<Greatest<(Timestamp, T)>>;
+
+/// One piece's life.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Piece {
+    /// What happened to it, by the last part of the event's type.
+    pub stages: BTreeMap<Stage, Seen>,
+    /// The carrier's estimate, a date.
+    pub expected_delivery_date: Latest<String>,
+    /// The carrier's number.
+    pub tracking_number: Latest<String>,
+    /// The template it was printed from.
+    pub template_version: Latest<String>,
+    /// The carrier's scans, by their id.
+    pub scans: BTreeMap<ObjectId, Scan>,
+}
+
+/// A stage that was reached.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Seen {
+    /// First.
+    #[serde(flatten)]
+    pub first: Stated,
+    /// Last: of two terminal stages the later is believed.
+    pub last_at: Greatest<Timestamp>,
+}
+
+/// One scan of the carrier's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Scan {
+    /// Such as `In Transit`.
+    pub name: Option<Least<String>>,
+    /// When, as the carrier writes it.
+    pub time: Option<Least<String>>,
+    /// A ZIP code.
+    pub location: Option<Least<String>>,
+}
+
+merge_fields!(MailFacts { pieces });
+merge_fields!(Piece {
+    stages,
+    expected_delivery_date,
+    tracking_number,
+    template_version,
+    scans
+});
+merge_fields!(Seen { first, last_at });
+merge_fields!(Scan {
+    name,
+    time,
+    location
+});
+
+/// What can happen to a piece. The declared order is the rank of those on the way; `derive` says which end it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// Accepted by Lob.
+    Created,
+    /// A proof was made.
+    RenderedPdf,
+    /// Its pictures too.
+    RenderedThumbnails,
+    /// Handed to the carrier.
+    Mailed,
+    /// Scanned on its way.
+    InTransit,
+    /// Near its address.
+    InLocalArea,
+    /// On the last mile.
+    ProcessedForDelivery,
+    /// Arrived.
+    Delivered,
+    /// Came back.
+    ReturnedToSender,
+    /// Lob could not make it.
+    Failed,
+    /// Lob would not make it.
+    Rejected,
+    /// Withdrawn in time.
+    Deleted,
+    /// Sent on to another address.
+    ReRouted,
+    /// Left the country.
+    InternationalExit,
+    /// Somebody looked at its proof.
+    Viewed,
+    /// Waits at the post office.
+    PickupAvailable,
+    /// A problem with a certified piece.
+    Issue,
+}
+
+impl Stage {
+    /// The word in row and timeline, and the last part of Lob's event types.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::RenderedPdf => "rendered_pdf",
+            Self::RenderedThumbnails => "rendered_thumbnails",
+            Self::Mailed => "mailed",
+            Self::InTransit => "in_transit",
+            Self::InLocalArea => "in_local_area",
+            Self::ProcessedForDelivery => "processed_for_delivery",
+            Self::Delivered => "delivered",
+            Self::ReturnedToSender => "returned_to_sender",
+            Self::Failed => "failed",
+            Self::Rejected => "rejected",
+            Self::Deleted => "deleted",
+            Self::ReRouted => "re_routed",
+            Self::InternationalExit => "international_exit",
+            Self::Viewed => "viewed",
+            Self::PickupAvailable => "pickup_available",
+            Self::Issue => "issue",
+        }
+    }
+
+    /// All of them, in rank order.
+    pub const ALL: [Self; 17] = [
+        Self::Created,
+        Self::RenderedPdf,
+        Self::RenderedThumbnails,
+        Self::Mailed,
+        Self::InTransit,
+        Self::InLocalArea,
+        Self::ProcessedForDelivery,
+        Self::Delivered,
+        Self::ReturnedToSender,
+        Self::Failed,
+        Self::Rejected,
+        Self::Deleted,
+        Self::ReRouted,
+        Self::InternationalExit,
+        Self::Viewed,
+        Self::PickupAvailable,
+        Self::Issue,
+    ];
+
+    /// The stage that an event type names; `None` for types that are not about a piece's own way (addresses, bank
+    /// accounts, return envelopes, informed delivery). Lob spells re-routing with a hyphen or an underscore.
+    pub fn of_type(event_type: &str) -> Option<Self> {
+        let (piece, stage) = event_type.split_once('.')?;
+        if !["letter", "postcard", "self_mailer", "check"].contains(&piece) {
+            return None;
+        }
+        let stage = stage
+            .strip_prefix("certified.")
+            .unwrap_or(stage)
+            .replace('-', "_");
+        Self::ALL.into_iter().find(|known| known.as_str() == stage)
+    }
+}
+
+/// What the event states; `None` where its type has no meaning here.
+pub fn read(event: &Event) -> Option<Result<MailFacts, ParkReason>> {
+    let stage = Stage::of_type(event.event_type.id.as_str())?;
+    Some(read_stage(event, stage))
+}
+
+fn read_stage(event: &Event, stage: Stage) -> Result<MailFacts, ParkReason> {
+    let id = event.piece_id().ok_or(ParkReason::FieldMalformed)?;
+    let at = event.created().ok_or(ParkReason::FieldMalformed)?;
+    let first = Stated {
+        at,
+        event: event.id.clone(),
+    };
+    let mut piece = Piece::default();
+    piece.stages.insert(
+        stage,
+        Seen {
+            first,
+            last_at: Greatest(at),
+        },
+    );
+    if let Some(body) = event.piece() {
+        let latest = |text: Option<&String>| text.map(|text| Greatest((at, text.clone())));
+        piece.expected_delivery_date = latest(body.expected_delivery_date.value());
+        piece.tracking_number = latest(body.tracking_number.value());
+        piece.template_version = latest(
+            event
+                .metadata()
+                .and_then(|metadata| Metadata::told(&metadata.template_version)),
+        );
+        for Object(scan) in body.tracking_events.value().iter().flat_map(|list| &list.0) {
+            let Some(id) = scan.id.value().and_then(|id| ObjectId::parse(id).ok()) else {
+                continue;
+            };
+            let least = |text: Option<&String>| text.cloned().map(Least);
+            let scan = Scan {
+                name: least(scan.name.value()),
+                time: least(scan.time.value()),
+                location: least(scan.location.value()),
+            };
+            piece.scans.insert(id, scan);
+        }
+    }
+    Ok(MailFacts {
+        pieces: BTreeMap::from([(id.clone(), piece)]),
+    })
+}

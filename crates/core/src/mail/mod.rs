@@ -1,0 +1,4 @@
+//! Post: what Lob's events state of a printed piece ([`facts`]), and what a statement's mail is by them ([`derive`]).
+
+pub mod derive;
+pub mod facts;

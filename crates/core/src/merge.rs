@@ -1,0 +1,105 @@
+//! Merging: the one mechanism that makes order, repetition and races harmless.
+//!
+//! Every fact type is built from the pieces below. Each commutes, is associative and idempotent, and so is whatever is
+//! composed of them field by field; nothing else may be stored as a fact.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::EventId;
+use crate::time::Timestamp;
+
+/// Takes in what another set of events knows.
+pub trait Merge {
+    /// `a.merge(b)` equals `b.merge(a)`, and merging the same again changes nothing.
+    fn merge(&mut self, other: Self);
+}
+
+/// The least value seen.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Least<T>(pub T);
+
+/// The greatest value seen. With a moment first in a pair it is the latest statement, ties settled by the value.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Greatest<T>(pub T);
+
+/// When a fact was first true by the provider's clock, and the least event that states it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Stated {
+    /// The provider's time.
+    pub at: Timestamp,
+    /// The least id, so that it does not depend on which event came first.
+    pub event: EventId,
+}
+
+impl<T: Ord> Merge for Least<T> {
+    fn merge(&mut self, other: Self) {
+        if other.0 < self.0 {
+            *self = other;
+        }
+    }
+}
+
+impl<T: Ord> Merge for Greatest<T> {
+    fn merge(&mut self, other: Self) {
+        if other.0 > self.0 {
+            *self = other;
+        }
+    }
+}
+
+impl Merge for Stated {
+    fn merge(&mut self, other: Self) {
+        self.at = self.at.min(other.at);
+        if other.event < self.event {
+            self.event = other.event;
+        }
+    }
+}
+
+impl<T: Merge> Merge for Option<T> {
+    fn merge(&mut self, other: Self) {
+        match (self, other) {
+            (_, None) => {}
+            (Some(known), Some(new)) => known.merge(new),
+            (nothing, new) => *nothing = new,
+        }
+    }
+}
+
+impl<T: Ord> Merge for BTreeSet<T> {
+    fn merge(&mut self, other: Self) {
+        self.extend(other);
+    }
+}
+
+impl<K: Ord, V: Merge> Merge for BTreeMap<K, V> {
+    fn merge(&mut self, other: Self) {
+        for (key, new) in other {
+            match self.entry(key) {
+                std::collections::btree_map::Entry::Occupied(mut known) => {
+                    known.get_mut().merge(new)
+                }
+                std::collections::btree_map::Entry::Vacant(place) => {
+                    place.insert(new);
+                }
+            }
+        }
+    }
+}
+
+/// Merges a struct field by field.
+macro_rules! merge_fields {
+    ($name:ident { $($field:ident),+ $(,)? }) => {
+        impl $crate::merge::Merge for $name {
+            fn merge(&mut self, other: Self) {
+                let Self { $($field),+ } = other;
+                $($crate::merge::Merge::merge(&mut self.$field, $field);)+
+            }
+        }
+    };
+}
+pub(crate) use merge_fields;

@@ -1,0 +1,4 @@
+//! Money: what Stripe's events state ([`facts`]), and what an order or statement is by them ([`derive`]).
+
+pub mod derive;
+pub mod facts;

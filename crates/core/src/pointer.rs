@@ -1,0 +1,97 @@
+//! The queue's message: names a stored event and carries nothing that could forge one.
+
+use serde::{Deserialize, Serialize};
+
+use crate::event::EventType;
+use crate::ids::{AccountId, CorrelationId, EventId, Provider};
+use crate::inbox::Stored;
+
+/// Who put the message on the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// Ingress, for a delivery of Stripe's.
+    Stripe,
+    /// Ingress, for a delivery of Lob's.
+    Lob,
+    /// A person.
+    ManualReplay,
+    /// The sweep.
+    Sweep,
+    /// The reconciliation with Stripe.
+    Reconcile,
+}
+
+impl From<Provider> for Source {
+    fn from(provider: Provider) -> Self {
+        match provider {
+            Provider::Stripe => Self::Stripe,
+            Provider::Lob => Self::Lob,
+        }
+    }
+}
+
+/// The message as written. All of it is ASCII.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Pointer<'a> {
+    source: Source,
+    event_id: &'a EventId,
+    event_type: &'a EventType,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    correlation_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    connected_account_id: Option<&'a AccountId>,
+}
+
+/// The message as read. Unknown members are ignored and only the event's id is needed, so that one written by hand
+/// works.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Message {
+    /// The event to look at.
+    pub event_id: EventId,
+    /// The delivery's, if the message says it.
+    #[serde(default)]
+    pub correlation_id: Option<String>,
+}
+
+impl Pointer<'_> {
+    /// The message for a stored event.
+    pub fn to(stored: &Stored, source: Source) -> String {
+        let pointer = Pointer {
+            source,
+            event_id: &stored.id,
+            event_type: &stored.event_type,
+            correlation_id: stored.correlation_id.as_ref().map(CorrelationId::to_string),
+            connected_account_id: stored.account.as_ref(),
+        };
+        // Strings and enums only: there is nothing in it that could fail to be written.
+        serde_json::to_string(&pointer).unwrap_or_default()
+    }
+}
+
+impl Message {
+    /// Reads a message's body.
+    pub fn parse(body: &str) -> Result<Self, serde_json::Error> {
+        serde_json::from_str(body)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_written_by_hand_is_enough() {
+        let by_hand = r#"{"source":"manual_replay","event_id":"evt_1","reason":"asked by support","event_type":7}"#;
+        assert_eq!(Message::parse(by_hand).unwrap().event_id.as_str(), "evt_1");
+        for unreadable in [
+            "",
+            "evt_1",
+            "{}",
+            r#"{"event_id":"pi_1"}"#,
+            r#"{"event_id":null}"#,
+        ] {
+            assert!(Message::parse(unreadable).is_err(), "{unreadable}");
+        }
+    }
+}

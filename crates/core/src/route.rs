@@ -1,0 +1,120 @@
+//! What a stored event says and whom it may concern: the pure half of "who it belongs to".
+
+use crate::entity::{EntityKey, Facts};
+use crate::event::{lob, stripe};
+use crate::ids::{AccountId, OrderId, PaymentIntentId, PieceId, Provider, StatementId};
+use crate::inbox::{IgnoreReason, ParkReason, Verdict};
+use crate::mail::facts::MailFacts;
+use crate::payment::facts::PaymentFacts;
+use crate::{mail, payment};
+
+/// The facts of an event, and everything it names by which an entity may be found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Claim {
+    /// The entity that the metadata names. Written by the tenant, so never proof.
+    pub names: Option<EntityKey>,
+    /// The payment it is about.
+    pub intent: Option<PaymentIntentId>,
+    /// The printed piece it is about.
+    pub piece: Option<PieceId>,
+    /// What it states.
+    pub facts: Facts,
+}
+
+/// Reads a stored payload. `account` is the row's, not the payload's. `Err` is an event that ends here.
+pub fn read(
+    provider: Provider,
+    live_mode: bool,
+    account: Option<&AccountId>,
+    payload: &[u8],
+) -> Result<Claim, Verdict> {
+    match provider {
+        Provider::Stripe => read_stripe(live_mode, account, payload),
+        Provider::Lob => read_lob(payload),
+    }
+}
+
+fn read_stripe(
+    live_mode: bool,
+    account: Option<&AccountId>,
+    payload: &[u8],
+) -> Result<Claim, Verdict> {
+    let mut event = stripe::Event::parse(payload)
+        .map_err(|_| Verdict::Parked(ParkReason::PayloadUnreadable))?;
+    event.account = account.cloned();
+    match (event.livemode, live_mode) {
+        (Some(true), false) => return Err(Verdict::Parked(ParkReason::LiveEventOnTestStage)),
+        (Some(false) | None, true) => {
+            return Err(Verdict::Ignored(IgnoreReason::TestEventOnLiveStage));
+        }
+        (Some(true), true) | (Some(false) | None, false) => {}
+    }
+    if event.is_thin() {
+        return Err(Verdict::Ignored(IgnoreReason::ThinEvent));
+    }
+    let facts =
+        payment::facts::read(&event).ok_or(Verdict::Ignored(IgnoreReason::UnhandledType))?;
+    let facts = facts.map_err(Verdict::Parked)?;
+    let resource = event.resource();
+    let malformed = |_| Verdict::Parked(ParkReason::FieldMalformed);
+    let claim = Claim {
+        names: resource
+            .and_then(stripe::Resource::metadata)
+            .map_or(Ok(None), named)
+            .map_err(Verdict::Parked)?,
+        intent: resource
+            .map_or(Ok(None), stripe::Resource::intent)
+            .map_err(malformed)?,
+        piece: None,
+        facts: Facts {
+            payment: facts,
+            mail: MailFacts::default(),
+        },
+    };
+    if claim.names.is_none() && claim.intent.is_none() {
+        return Err(Verdict::Ignored(IgnoreReason::NothingNamed));
+    }
+    Ok(claim)
+}
+
+fn named(metadata: &stripe::Metadata) -> Result<Option<EntityKey>, ParkReason> {
+    let bad = |_| ParkReason::FieldMalformed;
+    let order = metadata
+        .order_id_camel
+        .checked()?
+        .or(metadata.order_id.checked()?);
+    if let Some(id) = order.filter(|id| !id.is_empty()) {
+        return OrderId::parse(id)
+            .map(EntityKey::Order)
+            .map(Some)
+            .map_err(bad);
+    }
+    match metadata.statement_id.checked()?.filter(|id| !id.is_empty()) {
+        Some(id) => StatementId::parse(id)
+            .map(EntityKey::Statement)
+            .map(Some)
+            .map_err(bad),
+        None => Ok(None),
+    }
+}
+
+fn read_lob(payload: &[u8]) -> Result<Claim, Verdict> {
+    let event =
+        lob::Event::parse(payload).map_err(|_| Verdict::Parked(ParkReason::PayloadUnreadable))?;
+    let facts = mail::facts::read(&event).ok_or(Verdict::Ignored(IgnoreReason::UnhandledType))?;
+    // Metadata is a second way to the statement, often redacted: what is wrong with it is no reason to park.
+    let names = event
+        .metadata()
+        .and_then(|metadata| lob::Metadata::told(&metadata.statement_id))
+        .and_then(|id| StatementId::parse(id).ok())
+        .map(EntityKey::Statement);
+    Ok(Claim {
+        names,
+        intent: None,
+        piece: event.piece_id().cloned(),
+        facts: Facts {
+            payment: PaymentFacts::default(),
+            mail: facts.map_err(Verdict::Parked)?,
+        },
+    })
+}
