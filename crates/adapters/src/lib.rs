@@ -1,1 +1,3 @@
-//! skeleton
+//! All I/O.
+
+pub mod dynamodb;

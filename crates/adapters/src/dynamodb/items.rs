@@ -1,0 +1,60 @@
+//! How values stand in a row: reading, writing and measuring attributes.
+
+use std::collections::HashMap;
+
+use aws_sdk_dynamodb::types::AttributeValue;
+
+/// A row.
+pub type Item = HashMap<String, AttributeValue>;
+
+/// A text.
+pub fn s(text: impl Into<String>) -> AttributeValue {
+    AttributeValue::S(text.into())
+}
+
+/// An integer.
+pub fn n(integer: i64) -> AttributeValue {
+    AttributeValue::N(integer.to_string())
+}
+
+/// The text of an attribute.
+pub fn text<'a>(item: &'a Item, name: &str) -> Option<&'a str> {
+    item.get(name)?.as_s().ok().map(String::as_str)
+}
+
+/// The integer of an attribute; a fraction or a text is none.
+pub fn integer(item: &Item, name: &str) -> Option<i64> {
+    item.get(name)?.as_n().ok()?.parse().ok()
+}
+
+/// The truth of an attribute.
+pub fn truth(item: &Item, name: &str) -> Option<bool> {
+    item.get(name)?.as_bool().ok().copied()
+}
+
+/// What DynamoDB counts for a row: names in UTF-8, values by kind.
+/// Source: DynamoDB Developer Guide, "Item sizes and formats", read 2026-11.
+pub fn size(item: &Item) -> usize {
+    item.iter().map(|(name, value)| name.len() + size_of(value)).sum()
+}
+
+fn size_of(value: &AttributeValue) -> usize {
+    // A list or map takes 3 bytes, and one more per element.
+    match value {
+        AttributeValue::S(text) => text.len(),
+        // One byte per two digits and one more; a few bytes too many are harmless here.
+        AttributeValue::N(number) => number.len().div_ceil(2) + 2,
+        AttributeValue::B(bytes) => bytes.as_ref().len(),
+        AttributeValue::Bool(_) | AttributeValue::Null(_) => 1,
+        AttributeValue::Ss(texts) | AttributeValue::Ns(texts) => texts.iter().map(String::len).sum(),
+        AttributeValue::Bs(blobs) => blobs.iter().map(|blob| blob.as_ref().len()).sum(),
+        AttributeValue::L(items) => 3 + items.iter().map(|item| 1 + size_of(item)).sum::<usize>(),
+        AttributeValue::M(members) => 3 + members.len() + size(members),
+        _ => 0,
+    }
+}
+
+/// Whole kibibytes, as writes are charged.
+pub fn write_units(bytes: usize) -> usize {
+    bytes.div_ceil(1024)
+}

@@ -1,0 +1,702 @@
+//! Workers' rows: read consistently in batches, written in one transaction whose conditions are the rows as read.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use aws_sdk_dynamodb::Client;
+use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes, TransactWriteItem, Update};
+use billhook_core::entity::{Derived, Entity, EntityKey, Facts, Next};
+use billhook_core::ids::{AccountId, EventId, OrderId, PaymentIntentId, PieceId, Provider, StatementId, TenantId};
+use billhook_core::inbox::Outcome;
+use billhook_core::mail::facts::MailFacts;
+use billhook_core::money::{Currency, Money};
+use billhook_core::payment::facts::PaymentFacts;
+use billhook_core::ports::{
+    Clock, Commit, CommitError, Concluded, Kept, Ledger, PaymentKey, PaymentRow, PaymentWrite, Rows, Unavailable,
+};
+use billhook_core::retry::Disposition;
+use billhook_core::time::Timestamp;
+use billhook_core::timeline::{self, Entry, Woven};
+
+use super::inbox::kept;
+use super::items::{self, Item, n, s, text};
+use super::unavailable;
+
+/// A row beyond this is not written: the rest of DynamoDB's 400 KB is the application's.
+const ROW_BYTES_MAX: usize = 300 * 1024;
+/// DynamoDB takes 100 keys in one read.
+const KEYS_MAX: usize = 100;
+/// How often keys are asked for again that DynamoDB left unprocessed.
+const UNPROCESSED_TRIES_MAX: u32 = 5;
+/// How long a tenant is remembered. Misses never are.
+const TENANT_KEPT: Duration = Duration::from_secs(60);
+const TENANTS_KEPT_MAX: usize = 1_000;
+
+/// The tables of one worker. Those of the other provider's half may be absent.
+#[derive(Clone, Debug, Default)]
+pub struct Tables {
+    /// The provider's events.
+    pub events: String,
+    /// The application's orders.
+    pub orders: Option<String>,
+    /// The application's statements.
+    pub statements: String,
+    /// The application's tenants.
+    pub tenants: Option<String>,
+    /// Which entity a payment belongs to.
+    pub payments: Option<String>,
+}
+
+/// The ledger on DynamoDB.
+#[derive(Debug)]
+pub struct DynamoLedger<C> {
+    client: Client,
+    tables: Tables,
+    clock: C,
+    tenants: Mutex<HashMap<AccountId, (Timestamp, Vec<TenantId>)>>,
+}
+
+/// What the write's condition needs of a loaded row beside the entity: the attributes as they stood.
+#[derive(Debug)]
+pub struct Row {
+    item: Item,
+    theirs: Vec<AttributeValue>,
+}
+
+/// The column names of orders and statements, which differ only in case.
+struct Schema {
+    table: String,
+    key: &'static str,
+    tenant: &'static str,
+    amount: &'static str,
+    intent: &'static str,
+    facts: &'static str,
+    /// The columns that a person may edit and the write's condition holds.
+    guarded: &'static [&'static str],
+}
+
+const ORDER_GUARDS: [&str; 3] = ["status", "paymentStatus", "requiresReview"];
+const STATEMENT_GUARDS: [&str; 4] = ["payment_status", "requires_review", "mail_status", "needs_attention"];
+
+impl<C: Clock> DynamoLedger<C> {
+    /// Over a client and its tables.
+    pub fn new(client: Client, tables: Tables, clock: C) -> Self {
+        Self { client, tables, clock, tenants: Mutex::default() }
+    }
+
+    fn schema(&self, key: &EntityKey) -> Result<Schema, Unavailable> {
+        Ok(match key {
+            EntityKey::Order(_) => Schema {
+                table: configured(self.tables.orders.as_ref(), "ORDERS_TABLE")?,
+                key: "id",
+                tenant: "tenantId",
+                amount: "amountTotal",
+                intent: "stripePaymentIntentId",
+                facts: "stripe",
+                guarded: &ORDER_GUARDS,
+            },
+            EntityKey::Statement(_) => Schema {
+                table: self.tables.statements.clone(),
+                key: "statement_id",
+                tenant: "tenant_id",
+                amount: "amount_due",
+                intent: "stripe_payment_intent_id",
+                facts: "facts",
+                guarded: &STATEMENT_GUARDS,
+            },
+        })
+    }
+
+    /// Consistent reads of many keys, asking again for what was left unprocessed.
+    async fn batch_get(&self, mut wanted: HashMap<String, Vec<Item>>) -> Result<Vec<(String, Item)>, Unavailable> {
+        wanted.retain(|_, keys| !keys.is_empty());
+        let doing = format!("read {} rows", wanted.values().map(Vec::len).sum::<usize>());
+        let mut found = Vec::new();
+        for tries in 0..UNPROCESSED_TRIES_MAX {
+            if wanted.is_empty() {
+                return Ok(found);
+            }
+            if tries > 0 {
+                tokio::time::sleep(Duration::from_millis(25 << tries)).await;
+            }
+            let mut request = HashMap::new();
+            for (table, keys) in wanted.drain() {
+                let keys = KeysAndAttributes::builder().set_keys(Some(keys)).consistent_read(true).build();
+                request.insert(table, keys.map_err(|e| invalid(&doing, e))?);
+            }
+            let got = self.client.batch_get_item().set_request_items(Some(request)).send().await;
+            let got = got.map_err(|error| unavailable(doing.clone(), error))?;
+            for (table, items) in got.responses.unwrap_or_default() {
+                found.extend(items.into_iter().map(|item| (table.clone(), item)));
+            }
+            for (table, left) in got.unprocessed_keys.unwrap_or_default() {
+                wanted.insert(table, left.keys);
+            }
+        }
+        if wanted.is_empty() {
+            return Ok(found);
+        }
+        Err(Unavailable {
+            doing,
+            disposition: Disposition::RetryLater,
+            cause: format!("rows left unprocessed {UNPROCESSED_TRIES_MAX} times").into(),
+        })
+    }
+
+    /// The keys that an index holds for a value. Two are enough to know that it is not one.
+    async fn nominated(
+        &self,
+        table: &str,
+        index: &str,
+        column: &str,
+        value: &str,
+        key: &str,
+    ) -> Result<Vec<String>, Unavailable> {
+        let answer = self
+            .client
+            .query()
+            .table_name(table)
+            .index_name(index)
+            .key_condition_expression("#c = :v")
+            .expression_attribute_names("#c", column)
+            .expression_attribute_names("#k", key)
+            .expression_attribute_values(":v", s(value))
+            .projection_expression("#k")
+            .limit(2)
+            .send()
+            .await
+            .map_err(|error| unavailable(format!("query {index} of {table}"), error))?;
+        Ok(answer.items().iter().filter_map(|item| text(item, key).map(str::to_owned)).collect())
+    }
+
+    fn entity_update(&self, entity: &Entity, row: &Row, next: &Next, now: Timestamp) -> Result<Update, CommitError> {
+        let schema = self.schema(&entity.key)?;
+        let columns = columns(entity, row, next, now)?;
+        let mut kept: Item = row.item.clone();
+        for (name, value) in &columns {
+            match value {
+                Some(value) => kept.insert((*name).to_owned(), value.clone()),
+                None => kept.remove(*name),
+            };
+        }
+        let bytes = items::size(&kept);
+        if bytes > ROW_BYTES_MAX {
+            return Err(CommitError::Refused(format!("{} would take {bytes} of {ROW_BYTES_MAX} bytes", entity.key)));
+        }
+        let mut update = Expression::default();
+        for (name, value) in columns {
+            update.set(name, value);
+        }
+        for name in schema.guarded {
+            update.require_as_loaded(name, row.item.get(*name));
+        }
+        update.require_as_loaded("version", row.item.get("version"));
+        // The write itself carries that the row is still this tenant's, and still there.
+        update.require_as_loaded(schema.tenant, row.item.get(schema.tenant));
+        update.require_as_loaded(schema.key, row.item.get(schema.key));
+        match row.item.get("timeline") {
+            Some(AttributeValue::L(entries)) => update.require_size("timeline", entries.len()),
+            other => update.require_as_loaded("timeline", other),
+        }
+        let key = match &entity.key {
+            EntityKey::Order(id) => id.as_str(),
+            EntityKey::Statement(id) => id.as_str(),
+        };
+        update.build(&schema.table, schema.key, key)
+    }
+
+    fn event_update(&self, concluded: &Concluded, now: Timestamp) -> Result<Update, CommitError> {
+        let outcome = concluded.verdict.outcome();
+        let mut update = Expression::default();
+        update.set("processed", Some(AttributeValue::Bool(outcome.is_done())));
+        update.set("processing_outcome", Some(s(outcome.as_str())));
+        update.set("processing_error", concluded.verdict.reason().map(s));
+        update.set("processed_at", outcome.is_done().then(|| s(now.to_string())));
+        update.set("open", (!outcome.is_done()).then(|| s(outcome.as_str())));
+        if let Some(tenant) = &concluded.tenant {
+            update.set("tenant_id", Some(s(tenant.as_str())));
+        }
+        update.add("attempts", n(1));
+        if concluded.waited {
+            update.require_other("processing_outcome", s(Outcome::Processed.as_str()));
+        } else {
+            update.require_as_loaded("processed", Some(&AttributeValue::Bool(false)));
+        }
+        update.build(&self.tables.events, "event_id", concluded.event.as_str())
+    }
+
+    fn payment_update(&self, payment: &PaymentKey, write: &PaymentWrite) -> Result<Update, CommitError> {
+        let table = configured(self.tables.payments.as_ref(), "PAYMENTS_TABLE")?;
+        let mut update = Expression::default();
+        let version = match write {
+            PaymentWrite::Link { entity, version } => {
+                update.set("entity", Some(s(entity.to_string())));
+                update.set("waiting", None);
+                version
+            }
+            PaymentWrite::Wait { event, version } => {
+                update.add("waiting", AttributeValue::Ss(vec![event.to_string()]));
+                version
+            }
+        };
+        update.set("version", Some(n(version.saturating_add(1))));
+        let loaded = (*version > 0).then(|| n(*version));
+        update.require_as_loaded("version", loaded.as_ref());
+        update.require_as_loaded("entity", None);
+        update.build(&table, "payment_id", &payment.row_key())
+    }
+}
+
+fn configured(table: Option<&String>, variable: &str) -> Result<String, Unavailable> {
+    table.cloned().ok_or_else(|| Unavailable {
+        doing: "find the table".to_owned(),
+        disposition: Disposition::Permanent,
+        cause: format!("{variable} is not set for this function").into(),
+    })
+}
+
+fn invalid(doing: &str, error: impl std::error::Error + Send + Sync + 'static) -> Unavailable {
+    Unavailable { doing: doing.to_owned(), disposition: Disposition::Permanent, cause: Box::new(error) }
+}
+
+impl<C: Clock> Ledger for DynamoLedger<C> {
+    type Row = Row;
+
+    async fn events(&self, _: Provider, ids: &BTreeSet<EventId>) -> Result<Vec<Kept>, Unavailable> {
+        let mut events = Vec::new();
+        let ids: Vec<&EventId> = ids.iter().collect();
+        for ids in ids.chunks(KEYS_MAX) {
+            let keys = ids.iter().map(|id| Item::from([("event_id".to_owned(), s(id.as_str()))])).collect();
+            let found = self.batch_get(HashMap::from([(self.tables.events.clone(), keys)])).await?;
+            events.extend(found.iter().filter_map(|(_, item)| kept(item)));
+        }
+        Ok(events)
+    }
+
+    async fn rows(
+        &self,
+        entities: &BTreeSet<EntityKey>,
+        payments: &BTreeSet<PaymentKey>,
+    ) -> Result<Rows<Row>, Unavailable> {
+        let mut wanted: HashMap<String, Vec<Item>> = HashMap::new();
+        for key in entities {
+            let schema = self.schema(key)?;
+            let id = match key {
+                EntityKey::Order(id) => id.as_str(),
+                EntityKey::Statement(id) => id.as_str(),
+            };
+            wanted.entry(schema.table).or_default().push(Item::from([(schema.key.to_owned(), s(id))]));
+        }
+        let by_row_key: BTreeMap<String, &PaymentKey> = payments.iter().map(|p| (p.row_key(), p)).collect();
+        if !by_row_key.is_empty() {
+            let table = configured(self.tables.payments.as_ref(), "PAYMENTS_TABLE")?;
+            let keys = by_row_key.keys().map(|key| Item::from([("payment_id".to_owned(), s(key))]));
+            wanted.entry(table).or_default().extend(keys);
+        }
+        let mut rows = Rows { entities: BTreeMap::new(), unreadable: BTreeMap::new(), payments: BTreeMap::new() };
+        for (table, item) in self.batch_get(wanted).await? {
+            if Some(&table) == self.tables.payments.as_ref() {
+                let key = text(&item, "payment_id").and_then(|key| by_row_key.get(key));
+                rows.payments.extend(key.map(|key| ((*key).clone(), payment_row(&item))));
+                continue;
+            }
+            let key = if table == self.tables.statements {
+                text(&item, "statement_id").and_then(|id| StatementId::parse(id).ok()).map(EntityKey::Statement)
+            } else {
+                text(&item, "id").and_then(|id| OrderId::parse(id).ok()).map(EntityKey::Order)
+            };
+            let Some(key) = key else { continue };
+            match entity(&key, &self.schema(&key)?, item) {
+                Ok(loaded) => {
+                    rows.entities.insert(key, loaded);
+                }
+                Err(reason) => {
+                    rows.unreadable.insert(key, reason);
+                }
+            }
+        }
+        Ok(rows)
+    }
+
+    async fn bearing_intent(&self, intent: &PaymentIntentId) -> Result<Vec<EntityKey>, Unavailable> {
+        let orders = configured(self.tables.orders.as_ref(), "ORDERS_TABLE")?;
+        let (index, intent) = ("PaymentIntentIndex", intent.as_str());
+        let (orders, statements) = tokio::join!(
+            self.nominated(&orders, index, "stripePaymentIntentId", intent, "id"),
+            self.nominated(&self.tables.statements, index, "stripe_payment_intent_id", intent, "statement_id"),
+        );
+        let orders = orders?.into_iter().filter_map(|id| OrderId::parse(&id).ok()).map(EntityKey::Order);
+        Ok(orders.chain(statement_keys(statements?)).collect())
+    }
+
+    async fn bearing_piece(&self, piece: &PieceId) -> Result<Vec<EntityKey>, Unavailable> {
+        let table = &self.tables.statements;
+        let found = self.nominated(table, "LobLetterIndex", "lob_letter_id", piece.as_str(), "statement_id").await?;
+        Ok(statement_keys(found).collect())
+    }
+
+    async fn tenants_of(&self, account: &AccountId) -> Result<Vec<TenantId>, Unavailable> {
+        let now = self.clock.now();
+        if let Ok(known) = self.tenants.lock()
+            && let Some((until, tenants)) = known.get(account)
+            && now < *until
+        {
+            return Ok(tenants.clone());
+        }
+        let table = configured(self.tables.tenants.as_ref(), "TENANTS_TABLE")?;
+        let column = "stripe_connected_account_id";
+        let found = self.nominated(&table, column, column, account.as_str(), "tenant_id").await?;
+        let tenants: Vec<_> = found.iter().filter_map(|id| TenantId::parse(id).ok()).collect();
+        if let (false, Ok(mut known)) = (tenants.is_empty(), self.tenants.lock()) {
+            if known.len() >= TENANTS_KEPT_MAX {
+                known.clear();
+            }
+            known.insert(account.clone(), (now.after(TENANT_KEPT), tenants.clone()));
+        }
+        Ok(tenants)
+    }
+
+    async fn commit(&self, _: Provider, commit: Commit<'_, Row>) -> Result<(), CommitError> {
+        let mut updates = Vec::new();
+        if let Some((entity, row, next)) = commit.entity {
+            updates.push(self.entity_update(entity, row, next, commit.now)?);
+        }
+        for concluded in &commit.events {
+            updates.push(self.event_update(concluded, commit.now)?);
+        }
+        for (payment, write) in &commit.payments {
+            updates.push(self.payment_update(payment, write)?);
+        }
+        // One row alone needs no transaction, which costs twice.
+        match <[Update; 1]>::try_from(updates) {
+            Ok([update]) => self.update_one(update).await,
+            Err(updates) => self.update_all(updates).await,
+        }
+    }
+}
+
+impl<C: Clock> DynamoLedger<C> {
+    async fn update_one(&self, update: Update) -> Result<(), CommitError> {
+        let doing = format!("update a row of {}", update.table_name);
+        let sent = self
+            .client
+            .update_item()
+            .table_name(update.table_name)
+            .set_key(Some(update.key))
+            .update_expression(update.update_expression)
+            .set_condition_expression(update.condition_expression)
+            .set_expression_attribute_names(update.expression_attribute_names)
+            .set_expression_attribute_values(update.expression_attribute_values)
+            .send()
+            .await;
+        match sent {
+            Ok(_) => Ok(()),
+            Err(error) => Err(refusal(error.code().unwrap_or_default()).unwrap_or_else(|| unavailable(doing, error).into())),
+        }
+    }
+
+    async fn update_all(&self, updates: Vec<Update>) -> Result<(), CommitError> {
+        let doing = format!("commit {} rows", updates.len());
+        let actions = updates.into_iter().map(|update| TransactWriteItem::builder().update(update).build());
+        let sent = self.client.transact_write_items().set_transact_items(Some(actions.collect())).send().await;
+        let error = match sent {
+            Ok(_) => return Ok(()),
+            Err(error) => error,
+        };
+        if let SdkError::ServiceError(answer) = &error {
+            use aws_sdk_dynamodb::operation::transact_write_items::TransactWriteItemsError as Failed;
+            if let Failed::TransactionCanceledException(cancelled) = answer.err() {
+                let reasons: BTreeSet<&str> =
+                    cancelled.cancellation_reasons().iter().filter_map(|reason| reason.code()).collect();
+                // A changed row wins over a conflict: it must be read again in any case.
+                for code in ["ConditionalCheckFailed", "ValidationError", "ItemCollectionSizeLimitExceeded"] {
+                    if let (true, Some(refusal)) = (reasons.contains(code), refusal(code)) {
+                        return Err(refusal);
+                    }
+                }
+                let codes: Vec<&str> = reasons.into_iter().filter(|code| *code != "None").collect();
+                return Err(CommitError::Busy(codes.join(", ")));
+            }
+        }
+        Err(refusal(error.code().unwrap_or_default()).unwrap_or_else(|| unavailable(doing, error).into()))
+    }
+}
+
+/// What an error code, or a cancellation reason, leaves to do; `None` where only a later try can tell.
+fn refusal(code: &str) -> Option<CommitError> {
+    match code {
+        "ConditionalCheckFailed" | "ConditionalCheckFailedException" => Some(CommitError::LostRace),
+        "ValidationError" | "ValidationException" | "ItemCollectionSizeLimitExceeded"
+        | "ItemCollectionSizeLimitExceededException" => Some(CommitError::Refused(code.to_owned())),
+        "TransactionConflictException" | "TransactionInProgressException" | "ThrottlingException"
+        | "ProvisionedThroughputExceededException" | "RequestLimitExceeded" => Some(CommitError::Busy(code.to_owned())),
+        _ => None,
+    }
+}
+
+fn statement_keys(ids: Vec<String>) -> impl Iterator<Item = EntityKey> {
+    ids.into_iter().filter_map(|id| StatementId::parse(&id).ok()).map(EntityKey::Statement)
+}
+
+fn payment_row(item: &Item) -> PaymentRow {
+    let waiting = item.get("waiting").and_then(|waiting| waiting.as_ss().ok());
+    PaymentRow {
+        entity: text(item, "entity").and_then(EntityKey::parse),
+        waiting: waiting.into_iter().flatten().filter_map(|id| EventId::parse(id).ok()).collect(),
+        version: items::integer(item, "version").unwrap_or(0),
+    }
+}
+
+/// Reads an entity's row. What the application owns is read leniently, what is ours exactly.
+fn entity(key: &EntityKey, schema: &Schema, item: Item) -> Result<(Entity, Row), String> {
+    let facts_and_derived = match item.get(schema.facts) {
+        None => (Facts::default(), Derived::default()),
+        Some(value) => read_facts(key, value)?,
+    };
+    let theirs = match item.get("timeline") {
+        Some(AttributeValue::L(entries)) => entries.iter().filter(|entry| !is_ours(entry)).cloned().collect(),
+        None => Vec::new(),
+        Some(_) => return Err("the timeline is no list".to_owned()),
+    };
+    let due = items::integer(&item, schema.amount).zip(text(&item, "currency")).and_then(|(amount, currency)| {
+        Some(Money { amount, currency: Currency::parse(currency).ok()? })
+    });
+    let column = |name: &str| text(&item, name).map(str::to_owned);
+    let mut columns = billhook_core::entity::Columns::default();
+    match key {
+        EntityKey::Order(_) => {
+            columns.status = column("status");
+            columns.payment_status = column("paymentStatus");
+            columns.requires_review = items::truth(&item, "requiresReview");
+        }
+        EntityKey::Statement(_) => {
+            columns.payment_status = column("payment_status");
+            columns.requires_review = items::truth(&item, "requires_review");
+            columns.mail_status = column("mail_status");
+            columns.needs_attention = items::truth(&item, "needs_attention");
+        }
+    }
+    let entity = Entity {
+        key: key.clone(),
+        version: items::integer(&item, "version").unwrap_or(0),
+        tenant: text(&item, schema.tenant).and_then(|id| TenantId::parse(id).ok()),
+        due,
+        intent: text(&item, schema.intent).and_then(|id| PaymentIntentId::parse(id).ok()),
+        mailed: text(&item, "lob_letter_id").and_then(|id| PieceId::parse(id).ok()),
+        columns,
+        derived: facts_and_derived.1,
+        facts: facts_and_derived.0,
+    };
+    Ok((entity, Row { item, theirs }))
+}
+
+fn read_facts(key: &EntityKey, value: &AttributeValue) -> Result<(Facts, Derived), String> {
+    let AttributeValue::M(members) = value else {
+        return Err("the facts are no map".to_owned());
+    };
+    let part = |name: &str| members.get(name).cloned().unwrap_or_else(|| AttributeValue::M(HashMap::new()));
+    let derived: Derived = from_attribute(part("derived"))?;
+    let facts = match key {
+        EntityKey::Order(_) => Facts { payment: from_attribute(value.clone())?, mail: MailFacts::default() },
+        EntityKey::Statement(_) => Facts {
+            payment: from_attribute(part("payment"))?,
+            mail: from_attribute(part("mail"))?,
+        },
+    };
+    Ok((facts, derived))
+}
+
+fn from_attribute<T: serde::de::DeserializeOwned>(value: AttributeValue) -> Result<T, String> {
+    serde_dynamo::from_attribute_value(value).map_err(|error| format!("the facts cannot be read: {error}"))
+}
+
+fn to_attribute<T: serde::Serialize>(value: &T) -> Result<AttributeValue, CommitError> {
+    serde_dynamo::to_attribute_value(value).map_err(|error| CommitError::Refused(error.to_string()))
+}
+
+fn is_ours(entry: &AttributeValue) -> bool {
+    entry.as_m().is_ok_and(|members| text(members, "actor") == Some(timeline::ACTOR))
+}
+
+type Columns = Vec<(&'static str, Option<AttributeValue>)>;
+
+/// Every column that billhook owns, as it shall stand; `None` removes it.
+fn columns(entity: &Entity, row: &Row, next: &Next, now: Timestamp) -> Result<Columns, CommitError> {
+    let standing = &next.standing;
+    let woven = timeline::weave(next.timeline(), row.theirs.clone(), |entry| {
+        entry.as_m().ok().and_then(|members| text(members, "at")).map(str::to_owned)
+    });
+    let mut entries = Vec::new();
+    for entry in woven {
+        entries.push(match entry {
+            Woven::Ours(entry) => entry_value(&entry)?,
+            Woven::Theirs(entry) => entry,
+        });
+    }
+    let reasons: Vec<String> = standing.review_reasons.iter().cloned().collect();
+    let reasons = (!reasons.is_empty()).then_some(AttributeValue::Ss(reasons));
+    let requires_review = Some(AttributeValue::Bool(!standing.review_reasons.is_empty()));
+    let moment = |at: Option<Timestamp>| at.map(|at| s(at.to_string()));
+    let derived = to_attribute(&next.derived)?;
+    let mut columns: Columns = vec![
+        ("version", Some(n(entity.version.saturating_add(1)))),
+        ("timeline", Some(AttributeValue::L(entries))),
+    ];
+    match entity.key {
+        EntityKey::Order(_) => {
+            let mut facts = to_attribute(&next.facts.payment)?;
+            if let AttributeValue::M(members) = &mut facts {
+                members.insert("derived".to_owned(), derived);
+            }
+            columns.extend([
+                ("stripe", Some(facts)),
+                ("status", Some(s(standing.status.as_str()))),
+                ("paymentStatus", Some(s(standing.payment_status.as_str()))),
+                ("requiresReview", requires_review),
+                ("reviewReasons", reasons),
+                ("amountRefunded", Some(n(standing.amount_refunded))),
+                ("paymentFailedAt", moment(standing.payment_failed_at)),
+                ("updatedAt", Some(s(now.to_string()))),
+            ]);
+            if let Some(intent) = &next.derived.intent {
+                columns.push(("stripePaymentIntentId", Some(s(intent.as_str()))));
+            }
+            if let (None, Some(session)) = (row.item.get("stripeCheckoutSessionId"), &standing.session) {
+                columns.push(("stripeCheckoutSessionId", Some(s(session.as_str()))));
+            }
+        }
+        EntityKey::Statement(_) => {
+            let facts = HashMap::from([
+                ("payment".to_owned(), to_attribute(&next.facts.payment)?),
+                ("mail".to_owned(), to_attribute(&next.facts.mail)?),
+                ("derived".to_owned(), derived),
+            ]);
+            columns.push(("facts", Some(AttributeValue::M(facts))));
+            // A half without facts is not ours to write: a statement may be paid by other means than Stripe.
+            if next.facts.payment != PaymentFacts::default() {
+                columns.extend([
+                    ("payment_status", Some(s(standing.payment_status.as_str()))),
+                    ("requires_review", requires_review),
+                    ("review_reasons", reasons),
+                    ("amount_paid", Some(n(standing.amount_paid))),
+                    ("amount_refunded", Some(n(standing.amount_refunded))),
+                    ("paid_at", moment(standing.paid_at)),
+                ]);
+            }
+            if let Some(intent) = &next.derived.intent {
+                columns.push(("stripe_payment_intent_id", Some(s(intent.as_str()))));
+            }
+            let mail = &next.mail;
+            if next.facts.mail != MailFacts::default() {
+                columns.extend([
+                    ("mail_status", mail.status.map(|stage| s(stage.as_str()))),
+                    ("mail_status_at", moment(mail.status_at)),
+                    ("needs_attention", Some(AttributeValue::Bool(mail.attention_reason.is_some()))),
+                    ("attention_reason", mail.attention_reason.map(|stage| s(stage.as_str()))),
+                ]);
+                // What no event told is left as the application wrote it.
+                for (name, value) in [
+                    ("expected_delivery_date", &mail.expected_delivery_date),
+                    ("tracking_number", &mail.tracking_number),
+                    ("template_version", &mail.template_version),
+                ] {
+                    columns.extend(value.as_ref().map(|value| (name, Some(s(value)))));
+                }
+            }
+        }
+    }
+    Ok(columns)
+}
+
+fn entry_value(entry: &Entry) -> Result<AttributeValue, CommitError> {
+    let mut members = HashMap::from([
+        ("type".to_owned(), s(&entry.kind)),
+        ("at".to_owned(), s(entry.at.to_string())),
+        ("actor".to_owned(), s(timeline::ACTOR)),
+        ("actorType".to_owned(), s("system")),
+        ("actorId".to_owned(), s(entry.told_by)),
+        ("meta".to_owned(), to_attribute(&entry.meta)?),
+    ]);
+    if let Some(event) = &entry.event {
+        members.insert("eventId".to_owned(), s(event.as_str()));
+    }
+    Ok(AttributeValue::M(members))
+}
+
+/// An update with its condition, every name and value by placeholder.
+#[derive(Default)]
+struct Expression {
+    sets: Vec<String>,
+    removes: Vec<String>,
+    adds: Vec<String>,
+    conditions: Vec<String>,
+    names: HashMap<String, String>,
+    values: HashMap<String, AttributeValue>,
+}
+
+impl Expression {
+    fn name(&mut self, name: &str) -> String {
+        let placeholder = format!("#{name}");
+        self.names.insert(placeholder.clone(), name.to_owned());
+        placeholder
+    }
+
+    fn value(&mut self, value: AttributeValue) -> String {
+        let placeholder = format!(":v{}", self.values.len());
+        self.values.insert(placeholder.clone(), value);
+        placeholder
+    }
+
+    fn set(&mut self, name: &str, value: Option<AttributeValue>) {
+        let name = self.name(name);
+        match value {
+            Some(value) => {
+                let value = self.value(value);
+                self.sets.push(format!("{name} = {value}"));
+            }
+            None => self.removes.push(name),
+        }
+    }
+
+    fn add(&mut self, name: &str, value: AttributeValue) {
+        let (name, value) = (self.name(name), self.value(value));
+        self.adds.push(format!("{name} {value}"));
+    }
+
+    fn require_as_loaded(&mut self, name: &str, loaded: Option<&AttributeValue>) {
+        let name = self.name(name);
+        let condition = match loaded {
+            Some(value) => format!("{name} = {}", self.value(value.clone())),
+            None => format!("attribute_not_exists({name})"),
+        };
+        self.conditions.push(condition);
+    }
+
+    fn require_other(&mut self, name: &str, value: AttributeValue) {
+        let (name, value) = (self.name(name), self.value(value));
+        self.conditions.push(format!("attribute_exists({name}) AND {name} <> {value}"));
+    }
+
+    fn require_size(&mut self, name: &str, size: usize) {
+        let name = self.name(name);
+        let size = self.value(AttributeValue::N(size.to_string()));
+        self.conditions.push(format!("size({name}) = {size}"));
+    }
+
+    fn build(self, table: &str, key_name: &str, key: &str) -> Result<Update, CommitError> {
+        let clauses = [("SET", self.sets), ("REMOVE", self.removes), ("ADD", self.adds)];
+        let clauses = clauses.iter().filter(|(_, parts)| !parts.is_empty());
+        let clauses: Vec<String> = clauses.map(|(verb, parts)| format!("{verb} {}", parts.join(", "))).collect();
+        Update::builder()
+            .table_name(table)
+            .key(key_name, s(key))
+            .update_expression(clauses.join(" "))
+            .condition_expression(self.conditions.join(" AND "))
+            .set_expression_attribute_names(Some(self.names))
+            .set_expression_attribute_values(Some(self.values))
+            .build()
+            .map_err(|error| CommitError::Refused(error.to_string()))
+    }
+}
