@@ -1,1 +1,291 @@
-//! skeleton
+//! `webhook-ingress`: proves who called, keeps the event, puts a pointer on the queue, answers.
+//!
+//! Guarantees: a 200 means that the event is stored and its message on the queue; nothing is stored or sent for a call
+//! that no known secret proves. What an event means is not decided here (`stripe-worker`, `lob-worker`).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use billhook_core::event::{self, Envelope};
+use billhook_core::ids::{CorrelationId, Provider};
+use billhook_core::inbox::{NewEvent, Recorded, Repeat};
+use billhook_core::json::NotJson;
+use billhook_core::pointer::Pointer;
+use billhook_core::ports::{Clock, ReadSigningKeys, RecordEvent, SendMessage};
+use billhook_core::signature::{Reason, SigningKeys, UnverifiedClaim, lob, stripe};
+use billhook_core::time::Timestamp;
+use billhook_core::worker::chain;
+use serde_json::json;
+
+use crate::proxy::{Header, Request, Response};
+
+pub mod proxy;
+
+/// A larger body is refused: Stripe's and Lob's stay below 100 KB.
+pub const BODY_BYTES_MAX: usize = 1024 * 1024;
+/// Both providers back off by themselves; this is for whoever calls by hand.
+const RETRY_AFTER_S: &str = "5";
+
+/// Everything the function needs.
+#[derive(Debug)]
+pub struct Ingress<I, Q, K, C> {
+    /// Where events are kept.
+    pub inbox: I,
+    /// Where pointers go.
+    pub queue: Q,
+    /// Stripe's secrets.
+    pub stripe_keys: K,
+    /// Lob's secrets.
+    pub lob_keys: K,
+    /// Time and identifiers.
+    pub clock: C,
+    /// How far a signature's timestamp may be off, either side.
+    pub tolerance: Duration,
+}
+
+/// How a request ends.
+enum Answer {
+    Accepted { duplicate: bool, envelope: Box<Envelope> },
+    Health,
+    Refused(Refusal),
+}
+
+enum Refusal {
+    NotFound,
+    MethodNotAllowed(&'static str),
+    BodyTooLarge,
+    SignatureInvalid(Reason),
+    BodyMalformed(String),
+    Unavailable(String),
+}
+
+impl From<Reason> for Refusal {
+    fn from(reason: Reason) -> Self {
+        Self::SignatureInvalid(reason)
+    }
+}
+
+impl From<NotJson> for Refusal {
+    fn from(error: NotJson) -> Self {
+        Self::BodyMalformed(error.to_string())
+    }
+}
+
+impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> Ingress<I, Q, K, C> {
+    /// Answers one request. Never fails: whatever goes wrong is an answer.
+    pub async fn handle(&self, request: Request) -> Response {
+        let correlation_id = CorrelationId(self.clock.new_id());
+        let answer = self.answer(&request, correlation_id).await.unwrap_or_else(Answer::Refused);
+        response(answer, correlation_id)
+    }
+
+    async fn answer(&self, request: &Request, correlation_id: CorrelationId) -> Result<Answer, Refusal> {
+        let route = request.resource.as_deref().or(request.path.as_deref()).unwrap_or_default();
+        let method = request.http_method.as_deref().unwrap_or_default();
+        let provider = match (route, method) {
+            ("/webhooks/stripe", "POST") => Provider::Stripe,
+            ("/webhooks/lob", "POST") => Provider::Lob,
+            ("/health", "GET") => return Ok(Answer::Health),
+            ("/webhooks/stripe" | "/webhooks/lob", _) => return Err(Refusal::MethodNotAllowed("POST")),
+            ("/health", _) => return Err(Refusal::MethodNotAllowed("GET")),
+            _ => return Err(Refusal::NotFound),
+        };
+        self.deliver(provider, request, correlation_id).await
+    }
+
+    async fn deliver(
+        &self,
+        provider: Provider,
+        request: &Request,
+        correlation_id: CorrelationId,
+    ) -> Result<Answer, Refusal> {
+        let raw_body = raw_body(request)?;
+        let now = self.clock.now();
+        let secret = self.verify(provider, request, &raw_body, now).await?;
+        let envelope = event::envelope(provider, &raw_body)?;
+        let new = NewEvent { envelope, raw_body: &raw_body, correlation_id, received_at: now };
+        let duplicate = self.keep_and_send(&new).await?;
+        tracing::info!(
+            correlation_id = %correlation_id,
+            event_id = %new.envelope.id,
+            event_type = %new.envelope.event_type,
+            tenant_hint = new.envelope.tenant_hint,
+            secret,
+            "{} correlation_id={correlation_id}",
+            match (duplicate, provider) {
+                (true, _) => "webhook_duplicate",
+                (false, Provider::Stripe) => "stripe_webhook_received",
+                (false, Provider::Lob) => "lob_webhook_received",
+            },
+        );
+        Ok(Answer::Accepted { duplicate, envelope: Box::new(new.envelope) })
+    }
+
+    /// The label of the secret that proves the call.
+    async fn verify(
+        &self,
+        provider: Provider,
+        request: &Request,
+        raw_body: &[u8],
+        now: Timestamp,
+    ) -> Result<String, Refusal> {
+        let claim = claim(provider, request)?;
+        let reader = match provider {
+            Provider::Stripe => &self.stripe_keys,
+            Provider::Lob => &self.lob_keys,
+        };
+        let mut known = reader.signing_keys().await;
+        let mut verdict = self.proven_by(&claim, raw_body, &known, now);
+        if verdict == Err(Reason::NoMatch)
+            && let Some(refreshed) = reader.refreshed().await
+        {
+            known = refreshed;
+            verdict = self.proven_by(&claim, raw_body, &known, now);
+        }
+        match verdict {
+            // The key that would have proven it may be the one we could not read, or do not have yet: our fault.
+            Err(Reason::NoMatch) if !known.unreadable.is_empty() => {
+                Err(Refusal::Unavailable(known.unreadable.join("; ")))
+            }
+            Err(Reason::NoMatch) if known.keys.is_empty() => {
+                Err(Refusal::Unavailable(format!("no signing secret of {provider} is set")))
+            }
+            other => Ok(other?),
+        }
+    }
+
+    fn proven_by(
+        &self,
+        claim: &UnverifiedClaim,
+        raw_body: &[u8],
+        known: &SigningKeys,
+        now: Timestamp,
+    ) -> Result<String, Reason> {
+        claim.verify(raw_body, &known.keys, now, self.tolerance).map(str::to_owned)
+    }
+
+    /// Whether the event was processed before.
+    async fn keep_and_send(&self, new: &NewEvent<'_>) -> Result<bool, Refusal> {
+        let failed = |error: billhook_core::ports::Unavailable| Refusal::Unavailable(chain(&error));
+        let (stored, deduplication_id) = match self.inbox.record(new).await.map_err(failed)? {
+            Recorded::New => {
+                let stored = new.stored();
+                let first = stored.first_message();
+                (stored, first)
+            }
+            Recorded::Known(stored) => match stored.repeat() {
+                Repeat::Duplicate => return Ok(true),
+                Repeat::SendAgain => {
+                    let first = stored.first_message();
+                    (stored, first)
+                }
+                Repeat::Retry => {
+                    let another = stored.another_message(self.clock.new_id());
+                    (stored, another)
+                }
+            },
+        };
+        let provider = new.envelope.provider;
+        let body = Pointer::to(&stored, provider.into());
+        self.queue.send(provider, &stored.group, &deduplication_id, &body).await.map_err(failed)?;
+        Ok(false)
+    }
+}
+
+fn claim(provider: Provider, request: &Request) -> Result<UnverifiedClaim, Reason> {
+    let header = |header| request.header(header).map_err(|_| Reason::HeaderMalformed);
+    match provider {
+        Provider::Stripe => stripe::claim(header(Header::StripeSignature)?),
+        Provider::Lob => lob::claim(header(Header::LobSignature)?, header(Header::LobSignatureTimestamp)?),
+    }
+}
+
+/// The exact bytes that were sent.
+fn raw_body(request: &Request) -> Result<Vec<u8>, Refusal> {
+    let body = request.body.as_deref().unwrap_or_default();
+    // Checked before decoding too: base64 takes four characters for three bytes.
+    if body.len() > BODY_BYTES_MAX.div_ceil(3) * 4 {
+        return Err(Refusal::BodyTooLarge);
+    }
+    let raw_body = if request.is_base64_encoded {
+        let decoded = data_encoding::BASE64.decode(body.as_bytes());
+        decoded.map_err(|_| Refusal::BodyMalformed("the gateway's base64 cannot be decoded".to_owned()))?
+    } else {
+        body.as_bytes().to_vec()
+    };
+    if raw_body.len() > BODY_BYTES_MAX {
+        return Err(Refusal::BodyTooLarge);
+    }
+    Ok(raw_body)
+}
+
+fn response(answer: Answer, correlation_id: CorrelationId) -> Response {
+    let correlation = correlation_id.to_string();
+    let mut headers = BTreeMap::from([
+        ("Content-Type", "application/json".to_owned()),
+        ("X-Correlation-ID", correlation.clone()),
+    ]);
+    let refused = |status, code: &str, message: String| {
+        (status, json!({ "error": code, "message": message, "correlation_id": correlation }))
+    };
+    let (status_code, body) = match answer {
+        Answer::Accepted { duplicate, envelope } => (
+            200,
+            json!({
+                "received": true,
+                "duplicate": duplicate,
+                "event_id": envelope.id.as_str(),
+                "correlation_id": correlation,
+            }),
+        ),
+        Answer::Health => (200, json!({ "status": "ok", "version": env!("CARGO_PKG_VERSION") })),
+        Answer::Refused(refusal) => {
+            log(&refusal, correlation_id);
+            match refusal {
+                Refusal::NotFound => refused(404, "not_found", "there is nothing at this path".to_owned()),
+                Refusal::MethodNotAllowed(allowed) => {
+                    headers.insert("Allow", allowed.to_owned());
+                    refused(405, "method_not_allowed", format!("only {allowed} is allowed here"))
+                }
+                Refusal::BodyTooLarge => {
+                    refused(413, "body_too_large", format!("the body has more than {BODY_BYTES_MAX} bytes"))
+                }
+                // One answer, whatever is wrong: it must not help a forger.
+                Refusal::SignatureInvalid(_) => {
+                    refused(400, "signature_invalid", "the signature does not prove this request".to_owned())
+                }
+                Refusal::BodyMalformed(message) => refused(400, "body_malformed", message),
+                Refusal::Unavailable(_) => {
+                    headers.insert("Retry-After", RETRY_AFTER_S.to_owned());
+                    refused(503, "unavailable", "this could not be taken in now; send it again".to_owned())
+                }
+            }
+        }
+    };
+    Response { status_code, headers, body: body.to_string(), is_base64_encoded: false }
+}
+
+fn log(refusal: &Refusal, correlation_id: CorrelationId) {
+    let (code, reason) = match refusal {
+        Refusal::NotFound => ("not_found", ""),
+        Refusal::MethodNotAllowed(_) => ("method_not_allowed", ""),
+        Refusal::BodyTooLarge => ("body_too_large", ""),
+        Refusal::SignatureInvalid(reason) => ("signature_invalid", reason.as_str()),
+        Refusal::BodyMalformed(message) => ("body_malformed", message.as_str()),
+        Refusal::Unavailable(cause) => {
+            tracing::error!(
+                correlation_id = %correlation_id,
+                code = "unavailable",
+                reason = cause,
+                "webhook_rejected correlation_id={correlation_id}: {cause}"
+            );
+            return;
+        }
+    };
+    tracing::warn!(
+        correlation_id = %correlation_id,
+        code,
+        reason,
+        "webhook_rejected correlation_id={correlation_id}"
+    );
+}

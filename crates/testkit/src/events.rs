@@ -1,0 +1,87 @@
+//! Bodies as the providers send them, cut to what tests and the demonstration need; real-shaped ones are in `events/`.
+
+use serde_json::{Value, json};
+
+/// Stripe's event around an object.
+pub fn stripe(id: &str, event_type: &str, created: i64, object: Value) -> Value {
+    json!({
+        "id": id,
+        "object": "event",
+        "api_version": "2026-10-28.endive",
+        "created": created,
+        "livemode": false,
+        "pending_webhooks": 1,
+        "request": { "id": null, "idempotency_key": null },
+        "type": event_type,
+        "data": { "object": object },
+    })
+}
+
+/// The same from a connected account.
+#[must_use]
+pub fn from_account(mut event: Value, account: &str) -> Value {
+    event["account"] = json!(account);
+    event
+}
+
+/// A `PaymentIntent` that was paid.
+pub fn intent_succeeded(id: &str, created: i64, intent: &str, metadata: Value, amount: i64) -> Value {
+    let object = json!({
+        "id": intent, "object": "payment_intent", "status": "succeeded", "amount": amount,
+        "amount_received": amount, "currency": "usd", "metadata": metadata,
+    });
+    stripe(id, "payment_intent.succeeded", created, object)
+}
+
+/// An attempt on a `PaymentIntent` that failed.
+pub fn intent_failed(id: &str, created: i64, intent: &str, metadata: Value, charge: &str) -> Value {
+    let object = json!({
+        "id": intent, "object": "payment_intent", "status": "requires_payment_method", "amount": 4200,
+        "amount_received": 0, "currency": "usd", "metadata": metadata, "latest_charge": charge,
+        "last_payment_error": { "code": "card_declined", "decline_code": "insufficient_funds", "charge": charge },
+    });
+    stripe(id, "payment_intent.payment_failed", created, object)
+}
+
+/// A Checkout Session that was finished; `payment_status` says whether it is paid.
+pub fn session_completed(
+    id: &str,
+    created: i64,
+    session: &str,
+    intent: Option<&str>,
+    metadata: Value,
+    payment_status: &str,
+) -> Value {
+    let object = json!({
+        "id": session, "object": "checkout.session", "status": "complete", "payment_status": payment_status,
+        "payment_intent": intent, "amount_total": 4200, "currency": "usd", "metadata": metadata,
+    });
+    stripe(id, "checkout.session.completed", created, object)
+}
+
+/// A Charge of which `refunded` in all has gone back.
+pub fn charge_refunded(id: &str, created: i64, charge: &str, intent: Option<&str>, refunded: i64) -> Value {
+    let object = json!({
+        "id": charge, "object": "charge", "payment_intent": intent, "amount": 4200, "amount_captured": 4200,
+        "amount_refunded": refunded, "refunded": refunded == 4200, "currency": "usd", "metadata": {},
+    });
+    stripe(id, "charge.refunded", created, object)
+}
+
+/// Lob's event about a letter, with metadata redacted as it is by default.
+pub fn letter(id: &str, created: &str, letter: &str, stage: &str) -> Value {
+    json!({
+        "id": id,
+        "object": "event",
+        "reference_id": letter,
+        "date_created": created,
+        "event_type": {
+            "id": format!("letter.{stage}"), "enabled_for_test": false, "resource": "letters", "object": "event_type",
+        },
+        "body": {
+            "id": letter, "object": "letter", "to": "REDACTED", "from": "REDACTED",
+            "metadata": { "statement_id": "REDACTED" },
+            "expected_delivery_date": "2026-11-27", "tracking_number": null, "tracking_events": [],
+        },
+    })
+}
