@@ -21,3 +21,4 @@ pub mod signature;
 pub mod time;
 pub mod timeline;
 pub mod worker;
+pub mod cleanup;

@@ -237,3 +237,44 @@ pub trait Ledger: Send + Sync {
         commit: Commit<'_, Self::Row>,
     ) -> impl Future<Output = Result<(), CommitError>> + Send;
 }
+
+/// A page of orders that an index nominates, and where the next one begins.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Nominated {
+    /// The orders.
+    pub orders: Vec<EntityKey>,
+    /// The last one read, if there may be more.
+    pub next: Option<EntityKey>,
+}
+
+/// Cleanup: the orders whose status column says that a payment failed.
+pub trait FindFailedOrders: Send + Sync {
+    /// At most `limit` of them, after `after`.
+    fn failed_orders(
+        &self,
+        after: Option<&EntityKey>,
+        limit: usize,
+    ) -> impl Future<Output = Result<Nominated, Unavailable>> + Send;
+}
+
+/// Whether a payment can still be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Never again: it is cancelled, or its session expired.
+    ForGood,
+    /// It was made, or is being made.
+    PaidOrProcessing,
+}
+
+/// Cleanup: ends a payment at Stripe. Harmless to repeat.
+pub trait EndPayment: Send + Sync {
+    /// What went wrong; its text names the payment.
+    type Error: std::error::Error + Send + Sync + 'static;
+
+    /// Asks for its state first; ends it by its Checkout Session where it has one.
+    fn end(
+        &self,
+        payment: &crate::cleanup::OpenPayment,
+        idempotency_key: &str,
+    ) -> impl Future<Output = Result<Ended, Self::Error>> + Send;
+}
