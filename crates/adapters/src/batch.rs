@@ -1,0 +1,110 @@
+//! A batch of SQS for a worker, and the answer that says exactly which messages failed.
+//!
+//! AWS takes an answer with an empty or unknown id as the failure of the whole batch, so ids are only ever copied from
+//! the batch; the answer's type is our own because the event crate's may grow fields.
+//! Source: `Handling errors for an SQS event source in Lambda`, read 2026-11.
+
+use aws_lambda_events::event::sqs::SqsEvent;
+use billhook_core::ids::CorrelationId;
+use billhook_core::inbox::Verdict;
+use billhook_core::ports::{Clock, Ledger, Pause};
+use billhook_core::time::Timestamp;
+use billhook_core::worker::{Done, Received, Report, Worker};
+use serde::Serialize;
+
+/// The answer of a worker.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BatchResponse {
+    /// The messages to be received again.
+    pub batch_item_failures: Vec<ItemFailure>,
+}
+
+/// One failed message.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ItemFailure {
+    /// Its `messageId`.
+    pub item_identifier: String,
+}
+
+/// A record without an id cannot be reported: the whole batch must be received again.
+#[derive(Debug, thiserror::Error)]
+#[error("a record of the batch has no messageId")]
+pub struct NoMessageId;
+
+/// Works a batch off and tells what became of each message.
+pub async fn settle<L: Ledger, C: Clock + Pause>(
+    worker: &Worker<L, C>,
+    batch: SqsEvent,
+    deadline: Timestamp,
+) -> Result<BatchResponse, NoMessageId> {
+    let messages = batch.records.into_iter().map(|record| {
+        let receive_count = record.attributes.get("ApproximateReceiveCount").and_then(|count| count.parse().ok());
+        Ok(Received {
+            message_id: record.message_id.filter(|id| !id.is_empty()).ok_or(NoMessageId)?,
+            body: record.body.unwrap_or_default(),
+            receive_count: receive_count.unwrap_or(1),
+        })
+    });
+    let messages = messages.collect::<Result<Vec<_>, NoMessageId>>()?;
+    let reports = worker.work(&messages, deadline).await;
+    let mut response = BatchResponse::default();
+    for report in reports {
+        log(&report);
+        if report.result.is_err() {
+            response.batch_item_failures.push(ItemFailure { item_identifier: report.message_id });
+        }
+    }
+    Ok(response)
+}
+
+fn log(report: &Report) {
+    let stored = report.stored.as_ref();
+    let correlation_id = stored.and_then(|stored| stored.correlation_id).as_ref().map(CorrelationId::to_string);
+    let correlation_id = correlation_id.unwrap_or_default();
+    let event_id = report.event.as_ref().map_or("", |id| id.as_str());
+    let event_type = stored.map_or("", |stored| stored.event_type.as_str());
+    let entity = report.entity.as_ref().map(ToString::to_string).unwrap_or_default();
+    macro_rules! tell {
+        ($level:ident, $name:literal, $reason:expr) => {
+            tracing::$level!(
+                correlation_id,
+                event_id,
+                event_type,
+                entity,
+                reason = $reason,
+                concat!($name, " correlation_id={}"),
+                correlation_id
+            )
+        };
+    }
+    match &report.result {
+        Ok(Done::Concluded(verdict)) => {
+            let reason = verdict.reason().unwrap_or_default();
+            match verdict {
+                Verdict::Processed => tell!(info, "event_processed", reason),
+                Verdict::Ignored(_) => tell!(info, "event_ignored", reason),
+                Verdict::Parked(_) => tell!(warn, "event_parked", reason),
+                Verdict::Failed(_) => tell!(error, "event_failed", reason),
+            }
+        }
+        Ok(Done::Already(outcome)) => tell!(info, "event_processed_before", outcome.as_str()),
+        Err(failure) => tell!(error, "event_failed", failure.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_answer_has_the_shape_that_aws_wants() {
+        let response = BatchResponse {
+            batch_item_failures: vec![ItemFailure { item_identifier: "m-1".to_owned() }],
+        };
+        let expected = r#"{"batchItemFailures":[{"itemIdentifier":"m-1"}]}"#;
+        assert_eq!(serde_json::to_string(&response).unwrap(), expected);
+        assert_eq!(serde_json::to_string(&BatchResponse::default()).unwrap(), r#"{"batchItemFailures":[]}"#);
+    }
+}
