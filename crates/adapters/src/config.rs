@@ -1,0 +1,623 @@
+//! What a function may know about where it runs, read once at its start.
+//!
+//! Guarantees: every fault of every variable is told in one error, by name and without a secret's value; nothing has a
+//! guessed value, only the defaults written here. Does not reach AWS: `aws` and `secrets` take what is read here.
+
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use tracing::level_filters::LevelFilter;
+
+/// Reads one variable by name.
+#[derive(Clone, Copy)]
+pub struct Lookup<'a>(pub &'a dyn Fn(&str) -> Option<String>);
+
+/// The variables of this process, for `Lookup`.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one place that reads the environment"
+)]
+pub fn process_variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+/// Why the start is refused: all faults at once, each naming its variable.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    faults: Vec<String>,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "configuration refused: {}", self.faults.join("; "))
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// Both, or the faults of both.
+pub fn both<A, B>(
+    a: Result<A, ConfigError>,
+    b: Result<B, ConfigError>,
+) -> Result<(A, B), ConfigError> {
+    match (a, b) {
+        (Ok(a), Ok(b)) => Ok((a, b)),
+        (Err(mut a), Err(b)) => {
+            a.faults.extend(b.faults);
+            Err(a)
+        }
+        (Err(faults), _) | (_, Err(faults)) => Err(faults),
+    }
+}
+
+/// What every function knows of its stage.
+#[derive(Debug)]
+pub struct Stage {
+    /// `APP_NAME`: the first part of every resource's name.
+    pub app_name: String,
+    /// `ENV`: the second part.
+    pub env: String,
+    /// `LIVE_MODE`: real money, and no secrets in variables.
+    pub live: bool,
+    /// `LOG_LEVEL`.
+    pub log_level: LevelFilter,
+}
+
+/// Where a secret comes from.
+#[derive(Clone, Debug)]
+pub struct SecretSource {
+    /// The variable that names it: its label in logs.
+    pub variable: &'static str,
+    /// The secret, or where it lies.
+    pub at: SecretAt,
+}
+
+/// A secret's place.
+#[derive(Clone, Debug)]
+pub enum SecretAt {
+    /// In Secrets Manager.
+    Arn(String),
+    /// In the variable itself: tests and local runs only.
+    Here(SecretString),
+}
+
+/// `webhook-ingress`.
+#[derive(Debug)]
+pub struct IngressConfig {
+    /// App, environment, mode, log level.
+    pub stage: Stage,
+    /// `STRIPE_EVENTS_TABLE`.
+    pub stripe_events_table: String,
+    /// `LOB_EVENTS_TABLE`.
+    pub lob_events_table: String,
+    /// `STRIPE_EVENTS_QUEUE_URL`.
+    pub stripe_events_queue_url: String,
+    /// `LOB_EVENTS_QUEUE_URL`.
+    pub lob_events_queue_url: String,
+    /// Any of `STRIPE_WEBHOOK_SECRET_ARN`, `STRIPE_PLATFORM_WEBHOOK_SECRET_ARN`, `STRIPE_WEBHOOK_SECRET`; at least one.
+    pub stripe_signing_secrets: Vec<SecretSource>,
+    /// Any of `APP_SECRETS_ARN`, `LOB_WEBHOOK_SECRET`; at least one.
+    pub lob_signing_secrets: Vec<SecretSource>,
+    /// `SECRETS_TTL_SECONDS`: how long a secret that was read counts as fresh.
+    pub secrets_ttl: Duration,
+    /// `SIGNATURE_TOLERANCE_SECONDS`: how far a signature's time may lie from now, either side.
+    pub signature_tolerance: Duration,
+}
+
+impl IngressConfig {
+    /// Reads and checks all its variables.
+    pub fn from_env(lookup: &Lookup<'_>) -> Result<Self, ConfigError> {
+        let mut read = Reader::new(lookup);
+        let stage = read.stage();
+        let config = Self {
+            stripe_events_table: read.required("STRIPE_EVENTS_TABLE"),
+            lob_events_table: read.required("LOB_EVENTS_TABLE"),
+            stripe_events_queue_url: read.queue_url("STRIPE_EVENTS_QUEUE_URL"),
+            lob_events_queue_url: read.queue_url("LOB_EVENTS_QUEUE_URL"),
+            stripe_signing_secrets: read.secrets(
+                &stage,
+                &[
+                    "STRIPE_WEBHOOK_SECRET_ARN",
+                    "STRIPE_PLATFORM_WEBHOOK_SECRET_ARN",
+                ],
+                "STRIPE_WEBHOOK_SECRET",
+            ),
+            lob_signing_secrets: read.secrets(&stage, &["APP_SECRETS_ARN"], "LOB_WEBHOOK_SECRET"),
+            // Beyond 900 s a revoked secret would be accepted for longer than the 15 minutes that are promised.
+            secrets_ttl: Duration::from_secs(read.number("SECRETS_TTL_SECONDS", 300, 1..=900)),
+            // Stripe and Lob recommend 300 s; more would weaken the protection against replays.
+            signature_tolerance: Duration::from_secs(read.number(
+                "SIGNATURE_TOLERANCE_SECONDS",
+                300,
+                1..=300,
+            )),
+            stage,
+        };
+        read.finish(config)
+    }
+}
+
+/// `stripe-worker`.
+#[derive(Debug)]
+pub struct StripeWorkerConfig {
+    /// App, environment, mode, log level.
+    pub stage: Stage,
+    /// `STRIPE_EVENTS_TABLE`.
+    pub stripe_events_table: String,
+    /// `ORDERS_TABLE`.
+    pub orders_table: String,
+    /// `STATEMENTS_TABLE`.
+    pub statements_table: String,
+    /// `TENANTS_TABLE`.
+    pub tenants_table: String,
+    /// `PAYMENTS_TABLE`.
+    pub payments_table: String,
+}
+
+impl StripeWorkerConfig {
+    /// Reads and checks all its variables.
+    pub fn from_env(lookup: &Lookup<'_>) -> Result<Self, ConfigError> {
+        let mut read = Reader::new(lookup);
+        let config = Self {
+            stage: read.stage(),
+            stripe_events_table: read.required("STRIPE_EVENTS_TABLE"),
+            orders_table: read.required("ORDERS_TABLE"),
+            statements_table: read.required("STATEMENTS_TABLE"),
+            tenants_table: read.required("TENANTS_TABLE"),
+            payments_table: read.required("PAYMENTS_TABLE"),
+        };
+        read.finish(config)
+    }
+}
+
+/// `lob-worker`.
+#[derive(Debug)]
+pub struct LobWorkerConfig {
+    /// App, environment, mode, log level.
+    pub stage: Stage,
+    /// `LOB_EVENTS_TABLE`.
+    pub lob_events_table: String,
+    /// `STATEMENTS_TABLE`.
+    pub statements_table: String,
+}
+
+impl LobWorkerConfig {
+    /// Reads and checks all its variables.
+    pub fn from_env(lookup: &Lookup<'_>) -> Result<Self, ConfigError> {
+        let mut read = Reader::new(lookup);
+        let config = Self {
+            stage: read.stage(),
+            lob_events_table: read.required("LOB_EVENTS_TABLE"),
+            statements_table: read.required("STATEMENTS_TABLE"),
+        };
+        read.finish(config)
+    }
+}
+
+/// `cleanup-failed-payments`.
+#[derive(Debug)]
+pub struct CleanupConfig {
+    /// App, environment, mode, log level.
+    pub stage: Stage,
+    /// `ORDERS_TABLE`.
+    pub orders_table: String,
+    /// `TENANTS_TABLE`.
+    pub tenants_table: String,
+    /// `JOBS_TABLE`.
+    pub jobs_table: String,
+    /// `STRIPE_EVENTS_TABLE`.
+    pub stripe_events_table: String,
+    /// `LOB_EVENTS_TABLE`.
+    pub lob_events_table: String,
+    /// `STRIPE_EVENTS_QUEUE_URL`.
+    pub stripe_events_queue_url: String,
+    /// `LOB_EVENTS_QUEUE_URL`.
+    pub lob_events_queue_url: String,
+    /// `STRIPE_SECRET_KEY` where it is set, else `APP_SECRETS_ARN`.
+    pub stripe_key: SecretSource,
+    /// `CLEANUP_FAILED_PAYMENT_MINUTES`: how long a payment has failed before its order is cancelled.
+    pub failed_payment_age: Duration,
+    /// `STRIPE_API_BASE`, without a slash at its end.
+    pub stripe_api_base: String,
+}
+
+impl CleanupConfig {
+    /// Reads and checks all its variables.
+    pub fn from_env(lookup: &Lookup<'_>) -> Result<Self, ConfigError> {
+        let mut read = Reader::new(lookup);
+        let stage = read.stage();
+        let config = Self {
+            orders_table: read.required("ORDERS_TABLE"),
+            tenants_table: read.required("TENANTS_TABLE"),
+            jobs_table: read.required("JOBS_TABLE"),
+            stripe_events_table: read.required("STRIPE_EVENTS_TABLE"),
+            lob_events_table: read.required("LOB_EVENTS_TABLE"),
+            stripe_events_queue_url: read.queue_url("STRIPE_EVENTS_QUEUE_URL"),
+            lob_events_queue_url: read.queue_url("LOB_EVENTS_QUEUE_URL"),
+            stripe_key: read.stripe_key(&stage),
+            // Up to 30 days: Stripe keeps an event, and so the reason to ask it again, no longer.
+            failed_payment_age: Duration::from_secs(
+                60 * read.number("CLEANUP_FAILED_PAYMENT_MINUTES", 60, 1..=43_200),
+            ),
+            stripe_api_base: read.stripe_api_base(&stage),
+            stage,
+        };
+        read.finish(config)
+    }
+}
+
+/// `webhook-secret`.
+#[derive(Debug)]
+pub struct WebhookSecretConfig {
+    /// App, environment, mode, log level.
+    pub stage: Stage,
+    /// `APP_SECRETS_ARN`, where Stripe's key lies.
+    pub app_secrets_arn: String,
+    /// `JOBS_TABLE`.
+    pub jobs_table: String,
+    /// `STRIPE_API_BASE`, without a slash at its end.
+    pub stripe_api_base: String,
+}
+
+impl WebhookSecretConfig {
+    /// Reads and checks all its variables.
+    pub fn from_env(lookup: &Lookup<'_>) -> Result<Self, ConfigError> {
+        let mut read = Reader::new(lookup);
+        let stage = read.stage();
+        let config = Self {
+            app_secrets_arn: read.required("APP_SECRETS_ARN"),
+            jobs_table: read.required("JOBS_TABLE"),
+            stripe_api_base: read.stripe_api_base(&stage),
+            stage,
+        };
+        read.finish(config)
+    }
+
+    /// Where Stripe's key lies, for `secrets::api_key`.
+    pub fn stripe_key(&self) -> SecretSource {
+        SecretSource {
+            variable: "APP_SECRETS_ARN",
+            at: SecretAt::Arn(self.app_secrets_arn.clone()),
+        }
+    }
+}
+
+/// `LOG_LEVEL` alone, for the log lines before the rest is known; `info` where it is missing or malformed.
+pub fn log_level(lookup: &Lookup<'_>) -> LevelFilter {
+    Reader::new(lookup).log_level()
+}
+
+/// Collects faults while reading. After a fault it goes on with an empty value that `finish` never lets out.
+pub(crate) struct Reader<'a> {
+    lookup: &'a Lookup<'a>,
+    faults: Vec<String>,
+}
+
+impl<'a> Reader<'a> {
+    pub(crate) fn new(lookup: &'a Lookup<'a>) -> Self {
+        Self {
+            lookup,
+            faults: Vec::new(),
+        }
+    }
+
+    pub(crate) fn finish<T>(self, value: T) -> Result<T, ConfigError> {
+        if self.faults.is_empty() {
+            return Ok(value);
+        }
+        Err(ConfigError {
+            faults: self.faults,
+        })
+    }
+
+    /// Templates cannot leave a variable out, so an empty one counts as not set.
+    pub(crate) fn optional(&mut self, name: &str) -> Option<String> {
+        (self.lookup.0)(name).filter(|value| !value.trim().is_empty())
+    }
+
+    pub(crate) fn required(&mut self, name: &str) -> String {
+        let value = (self.lookup.0)(name);
+        match &value {
+            None => self.fault(format!("{name} is missing")),
+            Some(text) if text.trim().is_empty() => self.fault(format!("{name} is empty")),
+            Some(text) if text.contains(char::is_whitespace) => {
+                self.fault(format!("{name} must not contain white space"));
+            }
+            Some(_) => {}
+        }
+        value.unwrap_or_default()
+    }
+
+    pub(crate) fn optional_url(&mut self, name: &str) -> Option<String> {
+        let url = self.optional(name)?;
+        self.check_url(name, &url);
+        Some(url.trim_end_matches('/').to_owned())
+    }
+
+    pub(crate) fn fault(&mut self, fault: String) {
+        self.faults.push(fault);
+    }
+
+    fn check_url(&mut self, name: &str, url: &str) {
+        let rest = url
+            .strip_prefix("https://")
+            .or_else(|| url.strip_prefix("http://"));
+        if rest.is_none_or(|rest| rest.is_empty() || rest.contains(char::is_whitespace)) {
+            self.fault(format!("{name} must begin with https:// or http://"));
+        }
+    }
+
+    fn stage(&mut self) -> Stage {
+        if self
+            .optional("ENABLE_BILLING_STREAM")
+            .is_some_and(|value| value != "false")
+        {
+            self.fault("ENABLE_BILLING_STREAM must be false: there is no such stream yet".into());
+        }
+        Stage {
+            app_name: self.required("APP_NAME"),
+            env: self.required("ENV"),
+            live: self.live_mode(),
+            log_level: self.log_level(),
+        }
+    }
+
+    fn live_mode(&mut self) -> bool {
+        match self.optional("LIVE_MODE").as_deref() {
+            Some("true") => true,
+            Some("false") => false,
+            Some(_) => {
+                self.fault("LIVE_MODE must be true or false".into());
+                false
+            }
+            None => {
+                self.fault("LIVE_MODE is missing".into());
+                false
+            }
+        }
+    }
+
+    fn log_level(&mut self) -> LevelFilter {
+        let text = self.optional("LOG_LEVEL").unwrap_or_default();
+        match text.to_ascii_lowercase().as_str() {
+            "error" => LevelFilter::ERROR,
+            "warn" => LevelFilter::WARN,
+            "" | "info" => LevelFilter::INFO,
+            "debug" => LevelFilter::DEBUG,
+            "trace" => LevelFilter::TRACE,
+            _ => {
+                self.fault("LOG_LEVEL must be error, warn, info, debug or trace".into());
+                LevelFilter::INFO
+            }
+        }
+    }
+
+    fn number(&mut self, name: &str, default: u64, allowed: RangeInclusive<u64>) -> u64 {
+        let Some(text) = self.optional(name) else {
+            return default;
+        };
+        match text.parse() {
+            Ok(number) if allowed.contains(&number) => number,
+            _ => {
+                let (least, most) = (allowed.start(), allowed.end());
+                self.fault(format!(
+                    "{name} must be a whole number from {least} to {most}, got {text:?}"
+                ));
+                default
+            }
+        }
+    }
+
+    /// Only a FIFO queue takes the group and deduplication ids that the flow rests on.
+    fn queue_url(&mut self, name: &str) -> String {
+        let url = self.required(name);
+        if !url.is_empty() {
+            self.check_url(name, &url);
+            if !url.ends_with(".fifo") {
+                self.fault(format!("{name} must name a FIFO queue: it ends with .fifo"));
+            }
+        }
+        url
+    }
+
+    fn stripe_api_base(&mut self, stage: &Stage) -> String {
+        let name = "STRIPE_API_BASE";
+        let Some(url) = self.optional_url(name) else {
+            return "https://api.stripe.com".to_owned();
+        };
+        if stage.live && url.starts_with("http://") {
+            self.fault(format!("{name} must be https when LIVE_MODE=true"));
+        }
+        url
+    }
+
+    fn secrets(
+        &mut self,
+        stage: &Stage,
+        arns: &[&'static str],
+        here: &'static str,
+    ) -> Vec<SecretSource> {
+        let mut sources: Vec<_> = arns.iter().filter_map(|name| self.by_arn(name)).collect();
+        sources.extend(self.directly(stage, here));
+        if sources.is_empty() {
+            let arns = arns.join(", ");
+            self.fault(format!("at least one of {arns}, {here} must be set"));
+        }
+        sources
+    }
+
+    fn stripe_key(&mut self, stage: &Stage) -> SecretSource {
+        let by_arn = self.by_arn("APP_SECRETS_ARN");
+        let source = self.directly(stage, "STRIPE_SECRET_KEY").or(by_arn);
+        source.unwrap_or_else(|| {
+            self.fault("APP_SECRETS_ARN or STRIPE_SECRET_KEY must be set".into());
+            SecretSource {
+                variable: "APP_SECRETS_ARN",
+                at: SecretAt::Arn(String::new()),
+            }
+        })
+    }
+
+    fn by_arn(&mut self, variable: &'static str) -> Option<SecretSource> {
+        self.optional(variable)?;
+        let at = SecretAt::Arn(self.required(variable));
+        Some(SecretSource { variable, at })
+    }
+
+    fn directly(&mut self, stage: &Stage, variable: &'static str) -> Option<SecretSource> {
+        let value = self.optional(variable)?;
+        if stage.live {
+            self.fault(format!(
+                "{variable} must not be set when LIVE_MODE=true: a live secret lies in Secrets Manager"
+            ));
+        }
+        let at = SecretAt::Here(SecretString::from(value));
+        Some(SecretSource { variable, at })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INGRESS: &[(&str, &str)] = &[
+        ("APP_NAME", "billhook"),
+        ("ENV", "test"),
+        ("LIVE_MODE", "false"),
+        ("STRIPE_EVENTS_TABLE", "stripe-events"),
+        ("LOB_EVENTS_TABLE", "lob-events"),
+        ("STRIPE_EVENTS_QUEUE_URL", "http://localhost/1/stripe.fifo"),
+        ("LOB_EVENTS_QUEUE_URL", "http://localhost/1/lob.fifo"),
+        ("APP_SECRETS_ARN", "arn:app"),
+        ("STRIPE_WEBHOOK_SECRET_ARN", "arn:stripe"),
+    ];
+
+    /// The ingress's variables, `changed` by `(name, value)`; a value of `-` takes the variable away.
+    fn ingress(changed: &[(&str, &str)]) -> Result<IngressConfig, String> {
+        let lookup = |name: &str| {
+            let all = changed.iter().chain(INGRESS);
+            let value = all.into_iter().find(|(known, _)| *known == name)?.1;
+            (value != "-").then(|| value.to_owned())
+        };
+        IngressConfig::from_env(&Lookup(&lookup)).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn defaults_fill_what_may_be_left_out() {
+        let config = ingress(&[("LOG_LEVEL", "")]).unwrap();
+        assert_eq!(config.secrets_ttl, Duration::from_secs(300));
+        assert_eq!(config.signature_tolerance, Duration::from_secs(300));
+        assert_eq!(config.stage.log_level, LevelFilter::INFO);
+        assert_eq!(config.stripe_signing_secrets.len(), 1);
+    }
+
+    #[test]
+    fn each_fault_names_its_variable_and_the_limit() {
+        let table = [
+            ("ENV", "-", "ENV is missing"),
+            ("ENV", " ", "ENV is empty"),
+            (
+                "LOB_EVENTS_TABLE",
+                "a b",
+                "LOB_EVENTS_TABLE must not contain white space",
+            ),
+            ("LIVE_MODE", "yes", "LIVE_MODE must be true or false"),
+            ("LIVE_MODE", "-", "LIVE_MODE is missing"),
+            (
+                "LOG_LEVEL",
+                "loud",
+                "LOG_LEVEL must be error, warn, info, debug or trace",
+            ),
+            (
+                "ENABLE_BILLING_STREAM",
+                "true",
+                "ENABLE_BILLING_STREAM must be false: there is no such stream yet",
+            ),
+            (
+                "SECRETS_TTL_SECONDS",
+                "901",
+                "SECRETS_TTL_SECONDS must be a whole number from 1 to 900, got \"901\"",
+            ),
+            (
+                "SIGNATURE_TOLERANCE_SECONDS",
+                "0",
+                "SIGNATURE_TOLERANCE_SECONDS must be a whole number from 1 to 300, got \"0\"",
+            ),
+            (
+                "LOB_EVENTS_QUEUE_URL",
+                "https://x/lob",
+                "LOB_EVENTS_QUEUE_URL must name a FIFO queue: it ends with .fifo",
+            ),
+            (
+                "LOB_EVENTS_QUEUE_URL",
+                "lob.fifo",
+                "LOB_EVENTS_QUEUE_URL must begin with https:// or http://",
+            ),
+            (
+                "APP_SECRETS_ARN",
+                "-",
+                "at least one of APP_SECRETS_ARN, LOB_WEBHOOK_SECRET must be set",
+            ),
+            (
+                "STRIPE_WEBHOOK_SECRET_ARN",
+                "",
+                "at least one of STRIPE_WEBHOOK_SECRET_ARN, STRIPE_PLATFORM_WEBHOOK_SECRET_ARN, STRIPE_WEBHOOK_SECRET must be set",
+            ),
+        ];
+        for (name, value, fault) in table {
+            let error = ingress(&[(name, value)]).unwrap_err();
+            assert_eq!(error, format!("configuration refused: {fault}"));
+        }
+    }
+
+    #[test]
+    fn all_faults_are_told_together() {
+        let error = WebhookSecretConfig::from_env(&Lookup(&|_| None)).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "configuration refused: APP_NAME is missing; ENV is missing; LIVE_MODE is missing; \
+             APP_SECRETS_ARN is missing; JOBS_TABLE is missing"
+        );
+        let other = LobWorkerConfig::from_env(&Lookup(&|_| None)).unwrap_err();
+        let faults = both::<(), ()>(Err(error), Err(other)).unwrap_err().faults;
+        assert_eq!(faults.len(), 10);
+    }
+
+    #[test]
+    fn a_live_stage_refuses_secrets_in_variables_without_repeating_them() {
+        let direct = ("STRIPE_WEBHOOK_SECRET", "whsec_canary");
+        let config = ingress(&[direct]).unwrap();
+        assert_eq!(config.stripe_signing_secrets.len(), 2);
+        assert!(!format!("{config:?}").contains("canary"));
+
+        let error = ingress(&[direct, ("LIVE_MODE", "true")]).unwrap_err();
+        assert!(
+            error.contains("STRIPE_WEBHOOK_SECRET must not be set"),
+            "{error}"
+        );
+        assert!(!error.contains("canary"));
+    }
+
+    #[test]
+    fn stripe_is_never_called_without_tls_at_a_live_stage() {
+        let lookup = |live: &'static str| {
+            move |name: &str| {
+                Some(
+                    match name {
+                        "LIVE_MODE" => live,
+                        "STRIPE_API_BASE" => "http://localhost:12111/",
+                        "ENABLE_BILLING_STREAM" => "false",
+                        "LOG_LEVEL" => "debug",
+                        _ => "x",
+                    }
+                    .to_owned(),
+                )
+            }
+        };
+        let config = WebhookSecretConfig::from_env(&Lookup(&lookup("false"))).unwrap();
+        assert_eq!(config.stripe_api_base, "http://localhost:12111");
+        assert!(WebhookSecretConfig::from_env(&Lookup(&lookup("true"))).is_err());
+    }
+}
