@@ -4,5 +4,10 @@ pub mod dynamodb;
 //! Everything that touches the world: variables, AWS, Stripe, the clock, the log.
 //!
 //! Nothing here decides about money or letters; that is `billhook_core`. Read in this order:
+
+/// The wall clock and fresh identifiers.
+pub mod clock;
 /// What a function knows of where it runs.
 pub mod config;
+/// The sending half of a queue.
+pub mod sqs;
