@@ -5,6 +5,8 @@ pub mod dynamodb;
 //!
 //! Nothing here decides about money or letters; that is `billhook_core`. Read in this order:
 
+/// The AWS clients, and how they are opened early.
+pub mod aws;
 /// The wall clock and fresh identifiers.
 pub mod clock;
 /// What a function knows of where it runs.

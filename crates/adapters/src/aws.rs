@@ -1,0 +1,170 @@
+//! The AWS clients: one HTTP client, one set of limits, all from variables.
+//!
+//! Does without `aws-config`: Lambda hands over region and credentials in variables, so its chains of providers would
+//! only cost start-up time. Calls are not counted here: the tests count at the wire, where retries show as well.
+
+use std::time::Duration;
+
+use aws_credential_types::Credentials;
+use aws_credential_types::provider::SharedCredentialsProvider;
+use aws_sdk_sqs::config::http::HttpRequest;
+use aws_sdk_sqs::config::retry::RetryConfig;
+use aws_sdk_sqs::config::timeout::TimeoutConfig;
+use aws_sdk_sqs::config::{BehaviorVersion, Region};
+use aws_sdk_sqs::error::SdkError;
+use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
+use aws_smithy_types::body::SdkBody;
+use aws_types::SdkConfig;
+use futures_util::future::{join, join_all};
+
+use crate::config::{ConfigError, Lookup, Reader};
+
+/// A connection within a region stands in about a millisecond; a second means that the address does not answer.
+const CONNECT_MAX: Duration = Duration::from_secs(1);
+/// Until the first byte of the answer.
+const READ_MAX: Duration = Duration::from_secs(3);
+/// One try: connecting, sending, and reading the whole answer.
+const ATTEMPT_MAX: Duration = Duration::from_millis(3500);
+/// All tries together. Below the workers' 10 s, so that a failure is told instead of cut off.
+const OPERATION_MAX: Duration = Duration::from_secs(7);
+const ATTEMPTS_MAX: u32 = 3;
+/// AWS drops connections that idle for about a minute; after a freeze an older one is surely dead.
+const IDLE_MAX: Duration = Duration::from_secs(50);
+/// Opening connections is a favour to the first event and must not hold up the start, which Lambda ends after 10 s.
+const WARM_MAX: Duration = Duration::from_secs(2);
+
+/// The clients of one process. They share connections and settings; a clone is cheap.
+#[derive(Clone, Debug)]
+pub struct Aws {
+    dynamodb: aws_sdk_dynamodb::Client,
+    sqs: aws_sdk_sqs::Client,
+    secrets_manager: aws_sdk_secretsmanager::Client,
+}
+
+impl Aws {
+    /// From `AWS_REGION` (or `AWS_DEFAULT_REGION`), `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`,
+    /// and `AWS_ENDPOINT_URL` with its forms for one service.
+    pub fn from_env(lookup: &Lookup<'_>) -> Result<Self, ConfigError> {
+        let mut read = Reader::new(lookup);
+        let region = match read.optional("AWS_REGION") {
+            Some(region) => region,
+            None => read.optional("AWS_DEFAULT_REGION").unwrap_or_else(|| {
+                read.fault("AWS_REGION is missing".into());
+                String::new()
+            }),
+        };
+        // Lambda ends an environment before its credentials expire, so they are never read again.
+        let credentials = Credentials::new(
+            read.required("AWS_ACCESS_KEY_ID"),
+            read.required("AWS_SECRET_ACCESS_KEY"),
+            read.optional("AWS_SESSION_TOKEN"),
+            None,
+            "variables",
+        );
+        let everywhere = read.optional_url("AWS_ENDPOINT_URL");
+        let mut endpoint = |name| read.optional_url(name).or_else(|| everywhere.clone());
+        let dynamodb = endpoint("AWS_ENDPOINT_URL_DYNAMODB");
+        let sqs = endpoint("AWS_ENDPOINT_URL_SQS");
+        let secrets_manager = endpoint("AWS_ENDPOINT_URL_SECRETS_MANAGER");
+
+        let shared = shared_settings(region, credentials);
+        macro_rules! client {
+            ($sdk:ident, $endpoint:expr) => {{
+                let mut settings = $sdk::config::Builder::from(&shared);
+                settings.set_endpoint_url($endpoint);
+                $sdk::Client::from_conf(settings.build())
+            }};
+        }
+        let aws = Self {
+            dynamodb: client!(aws_sdk_dynamodb, dynamodb),
+            sqs: client!(aws_sdk_sqs, sqs),
+            secrets_manager: client!(aws_sdk_secretsmanager, secrets_manager),
+        };
+        read.finish(aws)
+    }
+
+    /// The tables.
+    pub fn dynamodb(&self) -> &aws_sdk_dynamodb::Client {
+        &self.dynamodb
+    }
+
+    /// The queues.
+    pub fn sqs(&self) -> &aws_sdk_sqs::Client {
+        &self.sqs
+    }
+
+    /// The secrets.
+    pub fn secrets_manager(&self) -> &aws_sdk_secretsmanager::Client {
+        &self.secrets_manager
+    }
+
+    /// Opens that many connections to each service, all at the same time: the start runs unthrottled, the first event
+    /// does not. Secrets Manager has no number here, because reading the secrets opens its connection.
+    ///
+    /// What is sent is a signed `GET /` that names no operation. It needs no permission, is no call that is counted,
+    /// billed or shown as denied in an audit log, and passes the same endpoint, signer and pool as every call. Any
+    /// answer will do; a failure is logged and never fails the start.
+    pub async fn warm(&self, dynamodb: usize, sqs: usize) {
+        let dynamodb = join_all((0..dynamodb).map(|_| self.touch_dynamodb()));
+        let sqs = join_all((0..sqs).map(|_| self.touch_sqs()));
+        if tokio::time::timeout(WARM_MAX, join(dynamodb, sqs))
+            .await
+            .is_err()
+        {
+            tracing::warn!("warm_up_slow: not all connections stood within {WARM_MAX:?}");
+        }
+    }
+
+    async fn touch_dynamodb(&self) {
+        let once = aws_sdk_dynamodb::Config::builder().retry_config(RetryConfig::disabled());
+        let call = self.dynamodb.list_tables().customize();
+        let answer = call.mutate_request(name_no_operation).config_override(once);
+        tell_unless_answered("dynamodb", answer.send().await);
+    }
+
+    async fn touch_sqs(&self) {
+        let once = aws_sdk_sqs::Config::builder().retry_config(RetryConfig::disabled());
+        let call = self.sqs.list_queues().customize();
+        let answer = call.mutate_request(name_no_operation).config_override(once);
+        tell_unless_answered("sqs", answer.send().await);
+    }
+}
+
+fn shared_settings(region: String, credentials: Credentials) -> SdkConfig {
+    let http = aws_smithy_http_client::Builder::new()
+        .pool_idle_timeout(IDLE_MAX)
+        .tls_provider(Provider::Rustls(CryptoMode::Ring))
+        .build_https();
+    let limits = TimeoutConfig::builder()
+        .connect_timeout(CONNECT_MAX)
+        .read_timeout(READ_MAX)
+        .operation_attempt_timeout(ATTEMPT_MAX)
+        .operation_timeout(OPERATION_MAX)
+        .build();
+    SdkConfig::builder()
+        .behavior_version(BehaviorVersion::v2026_01_12())
+        .region(Region::new(region))
+        .credentials_provider(SharedCredentialsProvider::new(credentials))
+        .http_client(http)
+        .timeout_config(limits)
+        .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS_MAX))
+        .build()
+}
+
+fn name_no_operation(request: &mut HttpRequest) {
+    if request.set_method("GET").is_ok() {
+        *request.body_mut() = SdkBody::empty();
+        for header in ["x-amz-target", "content-type", "content-length"] {
+            request.headers_mut().remove(header);
+        }
+    }
+}
+
+fn tell_unless_answered<T, E>(service: &str, answer: Result<T, SdkError<E>>) {
+    if let Err(
+        SdkError::ConstructionFailure(_) | SdkError::TimeoutError(_) | SdkError::DispatchFailure(_),
+    ) = answer
+    {
+        tracing::warn!("warm_up_failed: {service} did not answer; the first call will connect");
+    }
+}
