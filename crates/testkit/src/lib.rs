@@ -4,3 +4,9 @@
 pub mod events;
 /// The ports in memory, with planned failures.
 pub mod memory;
+//!
+//! Read in this order: `sign` makes the signatures, `stripe` is a Stripe on this machine.
+/// Signatures as the providers make them.
+pub mod sign;
+/// A Stripe that runs here.
+pub mod stripe;
