@@ -6,6 +6,10 @@
 // In reading order.
 pub mod entity;
 pub mod event;
+/// What becomes of a webhook endpoint at Stripe, and of its secret.
+pub mod endpoint;
+/// What providers tell us.
+/// One newtype per identifier.
 pub mod ids;
 pub mod inbox;
 pub mod json;

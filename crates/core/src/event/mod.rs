@@ -96,3 +96,6 @@ fn group(provider: Provider, account: Option<&AccountId>, object: &str) -> Strin
     let digest = Sha256::digest(format!("{provider}|{account}|{object}"));
     data_encoding::HEXLOWER.encode(&digest)
 }
+//! What providers tell us, as far as we rely on it.
+/// Stripe's words: event types and states.
+pub mod stripe_types;

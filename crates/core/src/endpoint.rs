@@ -1,0 +1,649 @@
+//! A webhook endpoint at Stripe as a resource of the stack: what is asked for, what to do about it, by which tags we
+//! know it again, and the document its secret is kept in.
+//!
+//! Pure: `webhook-secret` carries the plan out. An endpoint is *ours* only by its tags, never by its URL. Stripe
+//! returns a secret once, at creation, and fixes `connect` and `api_version` then: another value of either, or of the
+//! rotation token, is another endpoint.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use data_encoding::HEXLOWER;
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::event::stripe_types::{API_VERSION, HANDLED_TYPES};
+use crate::time::Timestamp;
+
+/// How long a replaced secret still verifies: Stripe's own limit for a rolled secret.
+pub const PREVIOUS_VALID_FOR: Duration = Duration::from_hours(24);
+/// More previous secrets than this are dropped, oldest first; Stripe allows 16 endpoints.
+const PREVIOUS_MAX: usize = 16;
+
+/// What the template asks for, read from `CloudFormation`'s strings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Properties {
+    /// Where Stripe sends to.
+    pub url: String,
+    /// Events of connected accounts, instead of the platform's own.
+    pub connect: bool,
+    /// Which events; [`HANDLED_TYPES`] unless given.
+    pub enabled_events: Vec<String>,
+    /// The version events are rendered in.
+    pub api_version: String,
+    /// The secret that takes the signing secret.
+    pub secret_arn: String,
+    /// Another value asks for another endpoint, and so for another secret.
+    pub rotation_token: String,
+}
+
+/// Everything that is wrong with the properties, together.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("properties: {}", .0.join("; "))]
+pub struct BadProperties(pub Vec<String>);
+
+/// Read by `CloudFormation` or the function itself; of no consequence here.
+const IGNORED: &[&str] = &["ServiceToken", "ServiceTimeout"];
+
+impl Properties {
+    /// Reads `ResourceProperties`. An unknown property is refused by name: a misspelt one would be a silent default.
+    pub fn parse(given: &Map<String, Value>) -> Result<Self, BadProperties> {
+        let mut faults = Vec::new();
+        let mut rest: BTreeMap<&str, &Value> = given
+            .iter()
+            .map(|(name, value)| (name.as_str(), value))
+            .collect();
+        rest.retain(|name, _| !IGNORED.contains(name));
+
+        let events = rest.remove("EnabledEvents");
+        let mut text = |name: &str, default: Option<&str>| {
+            match (rest.remove(name), default) {
+                (Some(Value::String(text)), _) if !text.trim().is_empty() => {
+                    return text.trim().to_owned();
+                }
+                (None | Some(Value::String(_)), Some(default)) => return default.to_owned(),
+                (None | Some(Value::String(_)), None) => faults.push(format!("{name} is missing")),
+                (Some(_), _) => faults.push(format!("{name} must be a text")),
+            }
+            String::new()
+        };
+        let properties = Self {
+            url: text("Url", None),
+            connect: text("Connect", Some("false")) == "true",
+            api_version: text("ApiVersion", Some(API_VERSION)),
+            secret_arn: text("SecretArn", None),
+            rotation_token: text("RotationToken", Some("")),
+            enabled_events: enabled_events(events),
+        };
+        if !matches!(
+            given.get("Connect").and_then(Value::as_str),
+            None | Some("" | "true" | "false")
+        ) {
+            faults.push("Connect must be true or false".to_owned());
+        }
+        if !properties.url.is_empty() && !properties.url.starts_with("http") {
+            faults.push("Url must begin with https://".to_owned());
+        }
+        if properties.enabled_events.is_empty() {
+            faults.push("EnabledEvents must be a list of event types".to_owned());
+        }
+        faults.extend(rest.keys().map(|name| format!("{name} is unknown")));
+        if faults.is_empty() {
+            Ok(properties)
+        } else {
+            Err(BadProperties(faults))
+        }
+    }
+
+    /// Names what cannot be changed in place: connect, version, rotation token.
+    pub fn digest(&self) -> String {
+        let fixed = json!([self.connect, self.api_version, self.rotation_token]).to_string();
+        let mut hex = HEXLOWER.encode(&Sha256::digest(fixed));
+        hex.truncate(32);
+        hex
+    }
+}
+
+/// A list, or one text with commas; absent or empty means the handled types. Nothing usable is an empty list.
+fn enabled_events(given: Option<&Value>) -> Vec<String> {
+    let handled = || HANDLED_TYPES.iter().map(|&kind| kind.to_owned()).collect();
+    let one = |text: &str| -> Vec<String> {
+        text.split(',')
+            .map(|kind| kind.trim().to_owned())
+            .filter(|kind| !kind.is_empty())
+            .collect()
+    };
+    match given {
+        None => handled(),
+        Some(Value::String(text)) if text.trim().is_empty() => handled(),
+        Some(Value::String(text)) => one(text),
+        Some(Value::Array(list)) if list.iter().all(Value::is_string) => {
+            let kinds: Vec<String> = list
+                .iter()
+                .filter_map(Value::as_str)
+                .flat_map(one)
+                .collect();
+            if kinds.is_empty() { handled() } else { kinds }
+        }
+        Some(_) => Vec::new(),
+    }
+}
+
+/// What `CloudFormation` asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// There is nothing yet.
+    Create {
+        /// As wanted.
+        wanted: Properties,
+    },
+    /// Something is there, perhaps only a marker.
+    Update {
+        /// What the last answer named.
+        physical_id: String,
+        /// As it was wanted before; `None` where that cannot be read.
+        before: Option<Properties>,
+        /// As wanted now.
+        wanted: Properties,
+    },
+    /// It is no longer wanted. Properties do not matter: what could not be created must still be deletable.
+    Delete {
+        /// What the last answer named.
+        physical_id: String,
+    },
+}
+
+/// What to do about a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Plan {
+    /// Make the endpoint; its id becomes the physical id.
+    Create,
+    /// Set url and events; the id stays.
+    UpdateInPlace {
+        /// The endpoint.
+        endpoint_id: String,
+    },
+    /// Make another endpoint. `CloudFormation` asks for the old one's deletion by itself, after the whole stack.
+    Replace {
+        /// The old one.
+        endpoint_id: String,
+    },
+    /// Delete the endpoint, if it is ours.
+    Remove {
+        /// The endpoint.
+        endpoint_id: String,
+    },
+    /// Delete what a failed creation may have left: endpoints tagged with that request.
+    RemoveLeftovers {
+        /// The request that failed.
+        request_id: String,
+    },
+    /// Answer with the id as it is.
+    Nothing,
+}
+
+/// Pure.
+pub fn plan(request: &Request) -> Plan {
+    match request {
+        Request::Create { .. } => Plan::Create,
+        Request::Update {
+            physical_id,
+            before,
+            wanted,
+        } => match PhysicalId::parse(physical_id) {
+            PhysicalId::Unconfigured | PhysicalId::CreateFailed { .. } | PhysicalId::Foreign => {
+                Plan::Create
+            }
+            PhysicalId::Endpoint(endpoint_id) => update(endpoint_id, before.as_ref(), wanted),
+        },
+        Request::Delete { physical_id } => match PhysicalId::parse(physical_id) {
+            PhysicalId::Endpoint(endpoint_id) => Plan::Remove { endpoint_id },
+            PhysicalId::CreateFailed { request_id } => Plan::RemoveLeftovers { request_id },
+            PhysicalId::Unconfigured | PhysicalId::Foreign => Plan::Nothing,
+        },
+    }
+}
+
+fn update(endpoint_id: String, before: Option<&Properties>, wanted: &Properties) -> Plan {
+    match before {
+        // A new endpoint is right whatever the old one was; and a secret that is to stand elsewhere is not known.
+        None => Plan::Replace { endpoint_id },
+        Some(before) if before.digest() != wanted.digest() => Plan::Replace { endpoint_id },
+        Some(before) if before.secret_arn != wanted.secret_arn => Plan::Replace { endpoint_id },
+        Some(before) if before == wanted => Plan::Nothing,
+        Some(_) => Plan::UpdateInPlace { endpoint_id },
+    }
+}
+
+/// What a physical id says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PhysicalId {
+    /// Stripe's id.
+    Endpoint(String),
+    /// There was no key to make it with.
+    Unconfigured,
+    /// Creation failed; named after the request, so that its leftovers can be told from a later success.
+    CreateFailed {
+        /// That request.
+        request_id: String,
+    },
+    /// None of these.
+    Foreign,
+}
+
+impl PhysicalId {
+    /// Reads one; never fails.
+    pub fn parse(text: &str) -> Self {
+        if text.starts_with("we_") {
+            return Self::Endpoint(text.to_owned());
+        }
+        let mut parts = text.splitn(3, ':');
+        match (parts.next(), parts.next(), parts.next()) {
+            (Some("unconfigured"), Some(_), None) => Self::Unconfigured,
+            (Some("create-failed"), Some(_), Some(request_id)) if !request_id.is_empty() => {
+                Self::CreateFailed {
+                    request_id: request_id.to_owned(),
+                }
+            }
+            _ => Self::Foreign,
+        }
+    }
+
+    /// The marker of a resource without a key.
+    pub fn unconfigured(logical_id: &str) -> String {
+        format!("unconfigured:{logical_id}")
+    }
+
+    /// The marker of a failed creation.
+    pub fn create_failed(logical_id: &str, request_id: &str) -> String {
+        format!("create-failed:{logical_id}:{request_id}")
+    }
+}
+
+/// By what we know an endpoint again: kept in its metadata at Stripe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tags {
+    /// The stack's ARN.
+    pub stack: String,
+    /// The resource in it.
+    pub logical_id: String,
+    /// [`Properties::digest`].
+    pub digest: String,
+    /// The request that made it.
+    pub request_id: String,
+}
+
+const STACK: &str = "billhook_stack";
+const LOGICAL_ID: &str = "billhook_logical_id";
+const DIGEST: &str = "billhook_digest";
+const REQUEST: &str = "billhook_request";
+
+impl Tags {
+    /// As metadata: 4 keys of at most 40 characters, values of at most 500.
+    pub fn metadata(&self) -> [(&'static str, &str); 4] {
+        [
+            (STACK, &self.stack),
+            (LOGICAL_ID, &self.logical_id),
+            (DIGEST, &self.digest),
+            (REQUEST, &self.request_id),
+        ]
+    }
+
+    /// From metadata; `None` where any is missing, and the endpoint therefore not ours.
+    pub fn read(metadata: &BTreeMap<String, String>) -> Option<Self> {
+        let get = |key: &str| metadata.get(key).cloned();
+        Some(Self {
+            stack: get(STACK)?,
+            logical_id: get(LOGICAL_ID)?,
+            digest: get(DIGEST)?,
+            request_id: get(REQUEST)?,
+        })
+    }
+
+    /// The same resource of the same stack.
+    pub fn same_resource(&self, other: &Self) -> bool {
+        self.stack == other.stack && self.logical_id == other.logical_id
+    }
+}
+
+/// One signing secret, and the endpoint it belongs to.
+#[derive(Clone, Debug)]
+pub struct EndpointSecret {
+    /// Unknown where a person put the secret.
+    pub endpoint_id: Option<String>,
+    /// `whsec_…`
+    pub secret: SecretString,
+}
+
+#[derive(Clone, Debug)]
+struct Previous {
+    of: EndpointSecret,
+    valid_until: Timestamp,
+}
+
+/// The JSON kept in Secrets Manager: `endpoint_id`, `signing_secret`, `previous`.
+#[derive(Clone, Debug, Default)]
+pub struct SecretDocument {
+    current: Option<EndpointSecret>,
+    previous: Vec<Previous>,
+}
+
+impl SecretDocument {
+    /// Reads what is stored. Understands the forms people migrate from (`{"webhookSecret"}`, `{"secretKey"}`, a plain
+    /// text); what holds no secret is an empty document, because a new secret is about to be written anyway.
+    pub fn parse(stored: &str) -> Self {
+        let Ok(Value::Object(document)) = serde_json::from_str(stored) else {
+            let plain = stored.trim();
+            let current = plain.starts_with("whsec_").then(|| EndpointSecret {
+                endpoint_id: None,
+                secret: plain.into(),
+            });
+            return Self {
+                current,
+                previous: Vec::new(),
+            };
+        };
+        let current = ["signing_secret", "webhookSecret", "secretKey"]
+            .iter()
+            .find_map(|name| secret(&document, name))
+            .map(|secret| EndpointSecret {
+                endpoint_id: endpoint_id(&document),
+                secret,
+            });
+        let previous = document
+            .get("previous")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| {
+                let entry = entry.as_object()?;
+                let valid_until = entry.get("valid_until")?.as_str()?;
+                Some(Previous {
+                    of: EndpointSecret {
+                        endpoint_id: endpoint_id(entry),
+                        secret: secret(entry, "secret")?,
+                    },
+                    valid_until: Timestamp::parse(valid_until).ok()?,
+                })
+            })
+            .collect();
+        Self { current, previous }
+    }
+
+    /// The secret known for an endpoint, current or previous.
+    pub fn secret_of(&self, endpoint_id: &str) -> Option<&SecretString> {
+        self.current
+            .iter()
+            .chain(self.previous.iter().map(|previous| &previous.of))
+            .find(|known| known.endpoint_id.as_deref() == Some(endpoint_id))
+            .map(|known| &known.secret)
+    }
+
+    /// Whether this endpoint's secret is the current one.
+    pub fn is_current(&self, endpoint_id: &str) -> bool {
+        self.current
+            .as_ref()
+            .and_then(|current| current.endpoint_id.as_deref())
+            == Some(endpoint_id)
+    }
+
+    /// With `new` as current. The replaced secret verifies for another 24 h; of the earlier ones those stay that
+    /// still verify or whose endpoint still lives (for a rollback). `old_id` names the replaced endpoint where the
+    /// document does not.
+    #[must_use]
+    pub fn replaced_by(
+        self,
+        new: EndpointSecret,
+        old_id: Option<&str>,
+        live: &[&str],
+        now: Timestamp,
+    ) -> Self {
+        let replaced = self.current.map(|mut of| {
+            of.endpoint_id = of.endpoint_id.or_else(|| old_id.map(str::to_owned));
+            Previous {
+                of,
+                valid_until: now.after(PREVIOUS_VALID_FOR),
+            }
+        });
+        let lives = |entry: &Previous| {
+            entry
+                .of
+                .endpoint_id
+                .as_deref()
+                .is_some_and(|id| live.contains(&id))
+        };
+        let previous = replaced
+            .into_iter()
+            .chain(self.previous)
+            .filter(|entry| entry.valid_until > now || lives(entry))
+            .filter(|entry| entry.of.secret.expose_secret() != new.secret.expose_secret())
+            .take(PREVIOUS_MAX)
+            .collect();
+        Self {
+            current: Some(new),
+            previous,
+        }
+    }
+
+    /// As stored.
+    pub fn print(&self) -> SecretString {
+        let previous: Vec<Value> = self
+            .previous
+            .iter()
+            .map(|Previous { of, valid_until }| {
+                json!({
+                    "endpoint_id": of.endpoint_id,
+                    "secret": of.secret.expose_secret(),
+                    "valid_until": valid_until,
+                })
+            })
+            .collect();
+        let current = self.current.as_ref();
+        json!({
+            "endpoint_id": current.and_then(|current| current.endpoint_id.as_deref()),
+            "signing_secret": current.map(|current| current.secret.expose_secret()),
+            "previous": previous,
+        })
+        .to_string()
+        .into()
+    }
+}
+
+fn secret(from: &Map<String, Value>, name: &str) -> Option<SecretString> {
+    let text = from.get(name)?.as_str()?.trim();
+    (!text.is_empty()).then(|| text.into())
+}
+
+fn endpoint_id(from: &Map<String, Value>) -> Option<String> {
+    from.get("endpoint_id")?.as_str().map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    fn given(more: &Value) -> Map<String, Value> {
+        let mut given = json!({"ServiceToken": "arn", "ServiceTimeout": "120", "Url": "https://x/webhooks/stripe", "SecretArn": "arn:s"});
+        let map = given.as_object_mut().unwrap();
+        map.extend(more.as_object().unwrap().clone());
+        map.clone()
+    }
+
+    fn properties(more: &Value) -> Properties {
+        Properties::parse(&given(more)).unwrap()
+    }
+
+    #[test]
+    fn what_is_not_given_has_its_default() {
+        let properties = properties(&json!({"RotationToken": "", "EnabledEvents": ""}));
+        assert!(!properties.connect);
+        assert_eq!(properties.api_version, API_VERSION);
+        assert_eq!(properties.enabled_events, HANDLED_TYPES);
+        assert_eq!(properties.rotation_token, "");
+    }
+
+    #[test]
+    fn strings_are_read_as_what_they_mean() {
+        let properties = properties(
+            &json!({"Connect": "true", "EnabledEvents": ["a.b", "c.d,e.f"], "RotationToken": "2"}),
+        );
+        assert!(properties.connect);
+        assert_eq!(properties.enabled_events, ["a.b", "c.d", "e.f"]);
+        assert_eq!(properties.rotation_token, "2");
+    }
+
+    #[test]
+    fn every_fault_is_reported_by_name() {
+        let wrong = json!({"Url": "ftp://x", "Connect": "yes", "EnabledEvents": [1], "Rotation": "2", "SecretArn": ["a"]});
+        assert_eq!(
+            Properties::parse(&given(&wrong)).unwrap_err().to_string(),
+            "properties: SecretArn must be a text; Connect must be true or false; Url must begin with https://; \
+             EnabledEvents must be a list of event types; Rotation is unknown"
+        );
+        assert_eq!(
+            Properties::parse(&Map::new()).unwrap_err().0,
+            ["Url is missing", "SecretArn is missing"]
+        );
+    }
+
+    #[rstest]
+    #[case::same(json!({}), json!({}), Plan::Nothing)]
+    #[case::timeout_only(json!({"ServiceTimeout": "60"}), json!({}), Plan::Nothing)]
+    #[case::url(json!({}), json!({"Url": "https://y"}), Plan::UpdateInPlace { endpoint_id: "we_1".into() })]
+    #[case::events(json!({}), json!({"EnabledEvents": ["a.b"]}), Plan::UpdateInPlace { endpoint_id: "we_1".into() })]
+    #[case::token(json!({}), json!({"RotationToken": "2"}), Plan::Replace { endpoint_id: "we_1".into() })]
+    #[case::connect(json!({}), json!({"Connect": "true"}), Plan::Replace { endpoint_id: "we_1".into() })]
+    #[case::version(json!({"ApiVersion": "2026-08-26.dahlia"}), json!({}), Plan::Replace { endpoint_id: "we_1".into() })]
+    #[case::secret(json!({}), json!({"SecretArn": "arn:t"}), Plan::Replace { endpoint_id: "we_1".into() })]
+    fn an_update_does_as_little_as_it_can(
+        #[case] before: Value,
+        #[case] wanted: Value,
+        #[case] expected: Plan,
+    ) {
+        let request = Request::Update {
+            physical_id: "we_1".to_owned(),
+            before: Some(properties(&before)),
+            wanted: properties(&wanted),
+        };
+        assert_eq!(plan(&request), expected);
+    }
+
+    #[rstest]
+    #[case("we_1", Plan::Replace { endpoint_id: "we_1".into() }, Plan::Remove { endpoint_id: "we_1".into() })]
+    #[case("unconfigured:Hook", Plan::Create, Plan::Nothing)]
+    #[case("create-failed:Hook:r1", Plan::Create, Plan::RemoveLeftovers { request_id: "r1".into() })]
+    #[case("create-failed:Hook", Plan::Create, Plan::Nothing)]
+    #[case("2026/11/21/[$LATEST]abc", Plan::Create, Plan::Nothing)]
+    #[case("", Plan::Create, Plan::Nothing)]
+    fn a_physical_id_decides_what_there_is(
+        #[case] physical_id: &str,
+        #[case] update: Plan,
+        #[case] delete: Plan,
+    ) {
+        let wanted = properties(&json!({}));
+        let physical_id = physical_id.to_owned();
+        let request = Request::Update {
+            physical_id: physical_id.clone(),
+            before: None,
+            wanted,
+        };
+        assert_eq!(plan(&request), update);
+        assert_eq!(plan(&Request::Delete { physical_id }), delete);
+    }
+
+    #[test]
+    fn markers_and_tags_read_back_as_written() {
+        assert_eq!(
+            PhysicalId::parse(&PhysicalId::unconfigured("Hook")),
+            PhysicalId::Unconfigured
+        );
+        assert_eq!(
+            PhysicalId::parse(&PhysicalId::create_failed("Hook", "r:1")),
+            PhysicalId::CreateFailed {
+                request_id: "r:1".to_owned()
+            }
+        );
+        let tags = Tags {
+            stack: "arn:stack".to_owned(),
+            logical_id: "Hook".to_owned(),
+            digest: properties(&json!({})).digest(),
+            request_id: "r1".to_owned(),
+        };
+        let mut metadata: BTreeMap<String, String> = tags
+            .metadata()
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .into();
+        assert_eq!(Tags::read(&metadata), Some(tags));
+        metadata.remove(STACK);
+        assert_eq!(Tags::read(&metadata), None);
+    }
+
+    fn new(id: &str) -> EndpointSecret {
+        EndpointSecret {
+            endpoint_id: Some(id.to_owned()),
+            secret: format!("whsec_{id}").into(),
+        }
+    }
+
+    fn at(hours: u64) -> Timestamp {
+        Timestamp::from_unix_s(1_781_000_000)
+            .unwrap()
+            .after(Duration::from_hours(hours))
+    }
+
+    #[test]
+    fn a_replaced_secret_is_kept_for_24_h_or_as_long_as_its_endpoint_lives() {
+        let first = SecretDocument::default().replaced_by(new("we_1"), None, &[], at(0));
+        let second = first.replaced_by(new("we_2"), Some("we_1"), &["we_1"], at(1));
+        let stored: Value = serde_json::from_str(second.print().expose_secret()).unwrap();
+        assert_eq!(
+            stored,
+            json!({
+                "endpoint_id": "we_2",
+                "signing_secret": "whsec_we_2",
+                "previous": [{"endpoint_id": "we_1", "secret": "whsec_we_1", "valid_until": at(25)}],
+            })
+        );
+        let read = SecretDocument::parse(second.print().expose_secret());
+        assert!(read.is_current("we_2") && !read.is_current("we_1"));
+        assert!(read.secret_of("we_1").is_some());
+
+        let alive = read
+            .clone()
+            .replaced_by(new("we_3"), None, &["we_1"], at(100));
+        assert!(alive.secret_of("we_1").is_some());
+        let gone = read.replaced_by(new("we_3"), None, &[], at(100));
+        assert!(gone.secret_of("we_1").is_none() && gone.secret_of("we_2").is_some());
+    }
+
+    #[test]
+    fn putting_the_same_secret_again_makes_no_second_entry() {
+        let first = SecretDocument::default().replaced_by(new("we_1"), None, &[], at(0));
+        let again = first.clone().replaced_by(new("we_1"), None, &[], at(1));
+        assert_eq!(first.print().expose_secret(), again.print().expose_secret());
+    }
+
+    #[rstest]
+    #[case(r#"{"webhookSecret":"whsec_x"}"#, true)]
+    #[case(r#"{"secretKey":" whsec_x\n"}"#, true)]
+    #[case("whsec_x\n", true)]
+    #[case("{}", false)]
+    #[case(r#"{"signing_secret":""}"#, false)]
+    #[case("set me", false)]
+    #[case("", false)]
+    fn a_secret_put_by_a_person_becomes_the_previous_one(#[case] stored: &str, #[case] kept: bool) {
+        let document =
+            SecretDocument::parse(stored).replaced_by(new("we_2"), Some("we_1"), &[], at(0));
+        let found = document.secret_of("we_1").map(ExposeSecret::expose_secret);
+        assert_eq!(found, kept.then_some("whsec_x"));
+    }
+
+    #[test]
+    fn debugging_a_document_shows_no_secret() {
+        let document = SecretDocument::default().replaced_by(new("we_1"), None, &[], at(0));
+        assert!(!format!("{document:?}").contains("whsec_we_1"));
+    }
+}
