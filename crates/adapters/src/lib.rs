@@ -13,3 +13,6 @@ pub mod clock;
 pub mod config;
 /// The sending half of a queue.
 pub mod sqs;
+//! All I/O: each module speaks to one neighbour and decides nothing.
+/// Stripe's API.
+pub mod stripe;

@@ -1,0 +1,346 @@
+use billhook_testkit::stripe::{Config, Fault, LocalStripe, TEST_KEY};
+use rstest::rstest;
+use serde_json::{Value, json};
+
+use super::*;
+
+async fn local() -> (LocalStripe, Stripe) {
+    let local = LocalStripe::start(Config::default()).await.unwrap();
+    let mut stripe = Stripe::new(&local.base_url(), TEST_KEY.into(), false).unwrap();
+    stripe.retry_delays = [Duration::ZERO; 2];
+    (local, stripe)
+}
+
+const METADATA: &[(&str, &str)] = &[("stack", "arn:aws:x/y"), ("id", "Hook")];
+
+fn events() -> Vec<String> {
+    vec!["charge.refunded".to_owned(), "charge.failed".to_owned()]
+}
+
+fn endpoint(enabled_events: &[String]) -> NewEndpoint<'_> {
+    NewEndpoint {
+        url: "http://127.0.0.1:1/webhooks/stripe?a=1&b=é",
+        connect: true,
+        enabled_events,
+        api_version: API_VERSION,
+        description: "of a test",
+        metadata: METADATA,
+    }
+}
+
+fn calls(local: &LocalStripe) -> usize {
+    local
+        .state()
+        .get("calls")
+        .and_then(Value::as_array)
+        .map_or(0, Vec::len)
+}
+
+fn fault(status: u16) -> Fault {
+    Fault {
+        status: Some(status),
+        ..Fault::default()
+    }
+}
+
+#[rstest]
+#[case("sk_live_x", true, "fits")]
+#[case("rk_live_x", true, "fits")]
+#[case("sk_test_x", false, "fits")]
+#[case("rk_test_x", false, "fits")]
+#[case(
+    "sk_live_x",
+    false,
+    "the stripe key is a live key and the stage is test"
+)]
+#[case(
+    "rk_test_x",
+    true,
+    "the stripe key is a test key and the stage is live"
+)]
+#[case("pk_test_x", false, "the stripe key is no secret or restricted key")]
+#[case("", true, "the stripe key is no secret or restricted key")]
+fn a_key_of_the_other_mode_is_refused(#[case] key: &str, #[case] live: bool, #[case] said: &str) {
+    let made = Stripe::new("http://127.0.0.1:1", key.into(), live);
+    assert_eq!(
+        made.map_or_else(|error| error.to_string(), |_| "fits".to_owned()),
+        said
+    );
+}
+
+#[tokio::test]
+async fn an_endpoint_is_made_listed_changed_and_deleted() {
+    let (_local, stripe) = local().await;
+    let made = stripe
+        .create_webhook_endpoint(&endpoint(&events()), "k1")
+        .await
+        .unwrap();
+    assert!(made.secret.unwrap().0.expose_secret().starts_with("whsec_"));
+
+    let listed = stripe.list_webhook_endpoints().await.unwrap();
+    assert_eq!(listed.len(), 1);
+    assert_eq!(listed[0].id, made.id);
+    assert_eq!(listed[0].url, endpoint(&[]).url);
+    assert_eq!(listed[0].enabled_events, events());
+    assert_eq!(listed[0].metadata["stack"], "arn:aws:x/y");
+
+    let all = ["*".to_owned()];
+    let url = "http://127.0.0.1:2/";
+    let changed = stripe
+        .update_webhook_endpoint(&made.id, url, &all, "k2")
+        .await;
+    assert_eq!(changed.unwrap(), Updated::Done);
+    assert_eq!(
+        stripe.list_webhook_endpoints().await.unwrap()[0].enabled_events,
+        all
+    );
+
+    stripe.delete_webhook_endpoint(&made.id).await.unwrap();
+    stripe.delete_webhook_endpoint(&made.id).await.unwrap();
+    let changed = stripe
+        .update_webhook_endpoint(&made.id, url, &all, "k3")
+        .await;
+    assert_eq!(changed.unwrap(), Updated::Gone);
+}
+
+#[tokio::test]
+async fn a_create_whose_answer_was_lost_makes_one_endpoint() {
+    let (local, stripe) = local().await;
+    local.fault(Fault {
+        carried_out: true,
+        ..Fault::default()
+    });
+    let made = stripe
+        .create_webhook_endpoint(&endpoint(&events()), "k1")
+        .await
+        .unwrap();
+    let listed = stripe.list_webhook_endpoints().await.unwrap();
+    assert_eq!(listed.iter().map(|e| &e.id).collect::<Vec<_>>(), [&made.id]);
+}
+
+#[tokio::test]
+async fn a_key_used_for_something_else_is_refused() {
+    let (_local, stripe) = local().await;
+    stripe
+        .create_webhook_endpoint(&endpoint(&events()), "k1")
+        .await
+        .unwrap();
+    let error = stripe
+        .create_webhook_endpoint(&endpoint(&["*".to_owned()]), "k1")
+        .await
+        .unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("400 idempotency_error (request req_local"),
+        "{error}"
+    );
+    assert_eq!(error.disposition(), Disposition::Permanent);
+}
+
+#[rstest]
+#[case(fault(500), None, 2)]
+#[case(fault(409), None, 2)]
+#[case(fault(429), None, 1)]
+#[case(fault(400), None, 1)]
+#[case(fault(503), Some(false), 1)]
+#[case(fault(429), Some(true), 2)]
+#[case(Fault { code: Some("lock_timeout".to_owned()), ..fault(429) }, None, 2)]
+#[case(Fault::default(), None, 2)]
+#[tokio::test]
+async fn stripe_says_what_is_tried_again(
+    #[case] fault: Fault,
+    #[case] should_retry: Option<bool>,
+    #[case] tries: usize,
+) {
+    let (local, stripe) = local().await;
+    local.fault(Fault {
+        should_retry,
+        ..fault
+    });
+    let listed = stripe.list_webhook_endpoints().await;
+    assert_eq!((calls(&local), listed.is_ok()), (tries, tries == 2));
+}
+
+#[tokio::test]
+async fn after_three_tries_it_ends() {
+    let (local, stripe) = local().await;
+    for _ in 0..5 {
+        local.fault(fault(503));
+    }
+    assert!(stripe.list_webhook_endpoints().await.is_err());
+    assert_eq!(calls(&local), 3);
+}
+
+#[tokio::test]
+async fn an_intent_is_cancelled_or_says_why_not() {
+    let (local, stripe) = local().await;
+    let intent = |status: &str| json!({"id": format!("pi_{status}"), "object": "payment_intent", "status": status});
+    let account = Some("acct_1");
+    for status in ["requires_action", "succeeded", "canceled", "processing"] {
+        local.put(account, intent(status));
+    }
+    let cancel = async |id: &str| stripe.cancel_payment_intent(id, account, id).await.unwrap();
+    assert_eq!(cancel("pi_requires_action").await, Canceled::Done);
+    assert_eq!(
+        cancel("pi_succeeded").await,
+        Canceled::StateForbids(IntentStatus::Succeeded)
+    );
+    assert_eq!(
+        cancel("pi_canceled").await,
+        Canceled::StateForbids(IntentStatus::Canceled)
+    );
+    assert_eq!(
+        cancel("pi_processing").await,
+        Canceled::StateForbids(IntentStatus::Processing)
+    );
+    let read = stripe
+        .payment_intent("pi_requires_action", account)
+        .await
+        .unwrap();
+    assert_eq!(read.status, IntentStatus::Canceled);
+
+    let error = stripe
+        .payment_intent("pi_succeeded", None)
+        .await
+        .unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .starts_with("get payment intent pi_succeeded: stripe answered 404 resource_missing"),
+        "{error}"
+    );
+    assert!(
+        stripe
+            .payment_intent("../../webhook_endpoints", account)
+            .await
+            .is_err()
+    );
+}
+
+#[tokio::test]
+async fn a_session_is_expired_or_says_where_it_stands() {
+    let (local, stripe) = local().await;
+    let session = |id: &str, status: &str| json!({"id": id, "object": "checkout.session", "status": status, "payment_intent": "pi_1"});
+    local.put(None, session("cs_open", "open"));
+    local.put(None, session("cs_done", "complete"));
+    let found = stripe.checkout_sessions_of("pi_1", None).await.unwrap();
+    assert_eq!(found.len(), 2);
+    assert!(
+        stripe
+            .checkout_sessions_of("pi_2", None)
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    let expire = async |id: &str| stripe.expire_checkout_session(id, None, id).await.unwrap();
+    assert_eq!(expire("cs_open").await, SessionStatus::Expired);
+    assert_eq!(expire("cs_done").await, SessionStatus::Complete);
+    assert!(
+        stripe
+            .expire_checkout_session("cs_none", None, "k")
+            .await
+            .is_err()
+    );
+}
+
+#[tokio::test]
+async fn nothing_is_repeated_that_may_hold_a_secret() {
+    let local = LocalStripe::start(Config::default()).await.unwrap();
+    let canary = "sk_test_canary0123456789";
+    let stripe = Stripe::new(&local.base_url(), canary.into(), false).unwrap();
+    let error = stripe.list_webhook_endpoints().await.unwrap_err();
+    let shown = format!("{stripe:?} {error} {error:?}");
+    assert!(shown.contains("401 invalid_request_error"), "{shown}");
+    assert!(
+        !shown.contains("canary") && !shown.contains("Invalid API Key"),
+        "{shown}"
+    );
+
+    assert!(!is_harmless("bad key sk_test_x") && !is_harmless("mail a@b") && !is_harmless("a\nb"));
+    assert_eq!(word(Some("sk_test_x")), "unknown");
+    assert_eq!(word(Some("what is this")), "unknown");
+}
+
+async fn no_answer() -> reqwest::Error {
+    Stripe::new("http://127.0.0.1:1", TEST_KEY.into(), false).unwrap();
+    reqwest::get("http://127.0.0.1:1").await.unwrap_err()
+}
+
+#[tokio::test]
+async fn every_failure_says_what_is_left_to_do() {
+    let refused = |status, mutates| {
+        StripeError::Refused(Box::new(Refusal {
+            doing: String::new(),
+            status,
+            code: String::new(),
+            request_id: String::new(),
+            message: String::new(),
+            mutates,
+        }))
+    };
+    let doing = String::new;
+    let request_id = String::new;
+    let source = no_answer().await;
+    let table = [
+        (
+            StripeError::KeyOfOtherMode { live_mode: true },
+            Disposition::Permanent,
+        ),
+        (StripeError::NoKey, Disposition::Permanent),
+        (
+            StripeError::TooMany { doing: doing() },
+            Disposition::Permanent,
+        ),
+        (
+            StripeError::SetUp(no_answer().await),
+            Disposition::Permanent,
+        ),
+        (
+            StripeError::Unreachable {
+                doing: doing(),
+                may_have_happened: true,
+                source,
+            },
+            Disposition::OutcomeUnknown,
+        ),
+        (
+            StripeError::Unreachable {
+                doing: doing(),
+                may_have_happened: false,
+                source: no_answer().await,
+            },
+            Disposition::RetryLater,
+        ),
+        (
+            StripeError::Unreadable {
+                doing: doing(),
+                may_have_happened: true,
+                request_id: request_id(),
+            },
+            Disposition::OutcomeUnknown,
+        ),
+        (
+            StripeError::Unreadable {
+                doing: doing(),
+                may_have_happened: false,
+                request_id: request_id(),
+            },
+            Disposition::RetryLater,
+        ),
+        (refused(400, true), Disposition::Permanent),
+        (refused(401, false), Disposition::Permanent),
+        (refused(402, true), Disposition::Permanent),
+        (refused(403, false), Disposition::Permanent),
+        (refused(404, true), Disposition::Permanent),
+        (refused(409, true), Disposition::RetryLater),
+        (refused(424, true), Disposition::OutcomeUnknown),
+        (refused(429, true), Disposition::RetryLater),
+        (refused(500, true), Disposition::OutcomeUnknown),
+        (refused(500, false), Disposition::RetryLater),
+        (refused(302, false), Disposition::Permanent),
+    ];
+    for (error, expected) in table {
+        assert_eq!(error.disposition(), expected, "{error:?}");
+    }
+}
