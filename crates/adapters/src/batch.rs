@@ -8,9 +8,11 @@ use aws_lambda_events::event::sqs::SqsEvent;
 use billhook_core::ids::CorrelationId;
 use billhook_core::inbox::Verdict;
 use billhook_core::ports::{Clock, Ledger, Pause};
-use billhook_core::time::Timestamp;
 use billhook_core::worker::{Done, Received, Report, Worker};
+use lambda_runtime::LambdaEvent;
 use serde::Serialize;
+
+use crate::lambda::deadline;
 
 /// The answer of a worker.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -33,16 +35,25 @@ pub struct ItemFailure {
 #[error("a record of the batch has no messageId")]
 pub struct NoMessageId;
 
+/// Connections to open during init: DynamoDB speaks HTTP/1.1, so each transaction under way needs its own.
+pub const CONNECTIONS: usize = billhook_core::worker::COMMITS_AT_ONCE;
+
 /// Works a batch off and tells what became of each message.
 pub async fn settle<L: Ledger, C: Clock + Pause>(
     worker: &Worker<L, C>,
-    batch: SqsEvent,
-    deadline: Timestamp,
+    event: LambdaEvent<SqsEvent>,
 ) -> Result<BatchResponse, NoMessageId> {
-    let messages = batch.records.into_iter().map(|record| {
-        let receive_count = record.attributes.get("ApproximateReceiveCount").and_then(|count| count.parse().ok());
+    let deadline = deadline(&event.context);
+    let messages = event.payload.records.into_iter().map(|record| {
+        let receive_count = record
+            .attributes
+            .get("ApproximateReceiveCount")
+            .and_then(|count| count.parse().ok());
         Ok(Received {
-            message_id: record.message_id.filter(|id| !id.is_empty()).ok_or(NoMessageId)?,
+            message_id: record
+                .message_id
+                .filter(|id| !id.is_empty())
+                .ok_or(NoMessageId)?,
             body: record.body.unwrap_or_default(),
             receive_count: receive_count.unwrap_or(1),
         })
@@ -53,7 +64,9 @@ pub async fn settle<L: Ledger, C: Clock + Pause>(
     for report in reports {
         log(&report);
         if report.result.is_err() {
-            response.batch_item_failures.push(ItemFailure { item_identifier: report.message_id });
+            response.batch_item_failures.push(ItemFailure {
+                item_identifier: report.message_id,
+            });
         }
     }
     Ok(response)
@@ -61,11 +74,18 @@ pub async fn settle<L: Ledger, C: Clock + Pause>(
 
 fn log(report: &Report) {
     let stored = report.stored.as_ref();
-    let correlation_id = stored.and_then(|stored| stored.correlation_id).as_ref().map(CorrelationId::to_string);
+    let correlation_id = stored
+        .and_then(|stored| stored.correlation_id)
+        .as_ref()
+        .map(CorrelationId::to_string);
     let correlation_id = correlation_id.unwrap_or_default();
     let event_id = report.event.as_ref().map_or("", |id| id.as_str());
     let event_type = stored.map_or("", |stored| stored.event_type.as_str());
-    let entity = report.entity.as_ref().map(ToString::to_string).unwrap_or_default();
+    let entity = report
+        .entity
+        .as_ref()
+        .map(ToString::to_string)
+        .unwrap_or_default();
     macro_rules! tell {
         ($level:ident, $name:literal, $reason:expr) => {
             tracing::$level!(
@@ -101,10 +121,15 @@ mod tests {
     #[test]
     fn the_answer_has_the_shape_that_aws_wants() {
         let response = BatchResponse {
-            batch_item_failures: vec![ItemFailure { item_identifier: "m-1".to_owned() }],
+            batch_item_failures: vec![ItemFailure {
+                item_identifier: "m-1".to_owned(),
+            }],
         };
         let expected = r#"{"batchItemFailures":[{"itemIdentifier":"m-1"}]}"#;
         assert_eq!(serde_json::to_string(&response).unwrap(), expected);
-        assert_eq!(serde_json::to_string(&BatchResponse::default()).unwrap(), r#"{"batchItemFailures":[]}"#);
+        assert_eq!(
+            serde_json::to_string(&BatchResponse::default()).unwrap(),
+            r#"{"batchItemFailures":[]}"#
+        );
     }
 }

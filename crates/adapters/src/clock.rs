@@ -1,8 +1,8 @@
 //! The wall clock and fresh identifiers. The only place that reads either: everyone else takes `now`.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use billhook_core::ports::Clock;
+use billhook_core::ports::{Clock, Pause};
 use billhook_core::time::Timestamp;
 use uuid::Uuid;
 
@@ -30,6 +30,12 @@ impl Clock for SystemClock {
         let mut random = [0; 10];
         getrandom::fill(&mut random).expect("the system has a source of random bytes");
         uuid::Builder::from_unix_timestamp_millis(unix_ms(), &random).into_uuid()
+    }
+}
+
+impl Pause for SystemClock {
+    async fn pause(&self, span: Duration) {
+        tokio::time::sleep(span).await;
     }
 }
 

@@ -5,6 +5,8 @@
 
 use aws_sdk_sqs::error::SdkError;
 use aws_sdk_sqs::operation::send_message::SendMessageError;
+use billhook_core::ids::Provider;
+use billhook_core::ports::{SendMessage, Unavailable};
 use billhook_core::retry::Disposition;
 
 /// One queue.
@@ -56,6 +58,38 @@ impl Queue {
         self.url
             .rsplit_once('/')
             .map_or(self.url.as_str(), |(_, name)| name)
+    }
+}
+
+/// Both providers' queues.
+#[derive(Clone, Debug)]
+pub struct Queues {
+    /// Stripe's events.
+    pub stripe: Queue,
+    /// Lob's events.
+    pub lob: Queue,
+}
+
+impl SendMessage for Queues {
+    async fn send(
+        &self,
+        provider: Provider,
+        group: &str,
+        deduplication_id: &str,
+        body: &str,
+    ) -> Result<(), Unavailable> {
+        let queue = match provider {
+            Provider::Stripe => &self.stripe,
+            Provider::Lob => &self.lob,
+        };
+        queue
+            .send(group, deduplication_id, body)
+            .await
+            .map_err(|error| Unavailable {
+                doing: error.to_string(),
+                disposition: error.disposition(),
+                cause: error.source,
+            })
     }
 }
 

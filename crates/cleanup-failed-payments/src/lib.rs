@@ -10,7 +10,9 @@ use std::time::Duration;
 use billhook_core::cleanup::{Due, OpenPayment, cancelled, due};
 use billhook_core::entity::{Entity, EntityKey};
 use billhook_core::ids::Provider;
-use billhook_core::ports::{Clock, Commit, CommitError, EndPayment, Ended, FindFailedOrders, Ledger};
+use billhook_core::ports::{
+    Clock, Commit, CommitError, EndPayment, Ended, FindFailedOrders, Ledger,
+};
 use billhook_core::time::Timestamp;
 use billhook_core::worker::chain;
 use serde::{Deserialize, Serialize};
@@ -65,6 +67,21 @@ pub struct Summary {
     pub dry_run: bool,
 }
 
+/// A run that could not look at any order.
+#[derive(Debug, thiserror::Error)]
+#[error("could not {doing}: {cause}")]
+pub struct Failed {
+    doing: &'static str,
+    cause: String,
+}
+
+impl Failed {
+    /// With the whole chain of causes, because whoever ran it by hand sees nothing else.
+    pub fn because(doing: &'static str, cause: &(dyn std::error::Error + 'static)) -> Self {
+        Self { doing, cause: chain(cause) }
+    }
+}
+
 /// Everything the function needs.
 #[derive(Debug)]
 pub struct Cleanup<L, P, C> {
@@ -86,17 +103,26 @@ enum Finding {
 
 impl<L: Ledger + FindFailedOrders, P: EndPayment, C: Clock> Cleanup<L, P, C> {
     /// One run. Fails only if the orders cannot be found at all; what one order meets is counted.
-    pub async fn run(&self, input: &Input, deadline: Timestamp) -> Result<Summary, String> {
-        let grace = input.minutes.map_or(self.grace, |minutes| Duration::from_secs(minutes.saturating_mul(60)));
+    pub async fn run(&self, input: &Input, deadline: Timestamp) -> Result<Summary, Failed> {
+        let grace = input.minutes.map_or(self.grace, |minutes| {
+            Duration::from_secs(minutes.saturating_mul(60))
+        });
         let limit = input.limit.unwrap_or(LIMIT);
-        let mut summary = Summary { dry_run: input.dry_run, ..Summary::default() };
+        let mut summary = Summary {
+            dry_run: input.dry_run,
+            ..Summary::default()
+        };
         let mut after = None;
         loop {
             let left = limit.saturating_sub(summary.scanned).min(PAGE);
             if left == 0 {
                 break;
             }
-            let page = self.ledger.failed_orders(after.as_ref(), left).await.map_err(|error| chain(&error))?;
+            let page = self
+                .ledger
+                .failed_orders(after.as_ref(), left)
+                .await
+                .map_err(|error| Failed::because("find failed orders", &error))?;
             for key in page.orders {
                 if self.clock.now().after(TIME_TO_FINISH) > deadline {
                     return Ok(summary);
@@ -120,8 +146,17 @@ impl<L: Ledger + FindFailedOrders, P: EndPayment, C: Clock> Cleanup<L, P, C> {
         Ok(summary)
     }
 
-    async fn order(&self, key: &EntityKey, grace: Duration, dry_run: bool) -> Result<Finding, String> {
-        let rows = self.ledger.rows(&[key.clone()].into(), &[].into()).await.map_err(|error| chain(&error))?;
+    async fn order(
+        &self,
+        key: &EntityKey,
+        grace: Duration,
+        dry_run: bool,
+    ) -> Result<Finding, String> {
+        let rows = self
+            .ledger
+            .rows(&[key.clone()].into(), &[].into())
+            .await
+            .map_err(|error| chain(&error))?;
         if let Some(reason) = rows.unreadable.get(key) {
             return Err(format!("the row cannot be read: {reason}"));
         }
@@ -136,7 +171,11 @@ impl<L: Ledger + FindFailedOrders, P: EndPayment, C: Clock> Cleanup<L, P, C> {
             return Ok(Finding::Cancelled);
         }
         for payment in &payments {
-            match self.payments.end(payment, &idempotency_key(order, payment)).await {
+            match self
+                .payments
+                .end(payment, &idempotency_key(order, payment))
+                .await
+            {
                 Ok(Ended::ForGood) => {}
                 Ok(Ended::PaidOrProcessing) => return Ok(Finding::HasMoney),
                 Err(error) => return Err(chain(&error)),
@@ -148,7 +187,12 @@ impl<L: Ledger + FindFailedOrders, P: EndPayment, C: Clock> Cleanup<L, P, C> {
     async fn cancel(&self, order: &Entity, row: &L::Row) -> Result<Finding, String> {
         let now = self.clock.now();
         let next = order.with(cancelled(now), now);
-        let commit = Commit { entity: Some((order, row, &next)), events: Vec::new(), payments: Vec::new(), now };
+        let commit = Commit {
+            entity: Some((order, row, &next)),
+            events: Vec::new(),
+            payments: Vec::new(),
+            now,
+        };
         match self.ledger.commit(Provider::Stripe, commit).await {
             Ok(()) => {
                 tracing::info!(order = %order.key, "order_cancelled {}", order.key);
@@ -164,5 +208,8 @@ impl<L: Ledger + FindFailedOrders, P: EndPayment, C: Clock> Cleanup<L, P, C> {
 /// The same for every try at this state of the order, another once the order has changed: Stripe repeats a saved answer,
 /// a failure too, for 24 h.
 fn idempotency_key(order: &Entity, payment: &OpenPayment) -> String {
-    format!("billhook-cleanup-{}-{}-{}", order.key, order.version, payment.intent)
+    format!(
+        "billhook-cleanup-{}-{}-{}",
+        order.key, order.version, payment.intent
+    )
 }

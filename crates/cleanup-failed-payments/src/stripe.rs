@@ -1,7 +1,8 @@
 //! Ending a payment at Stripe: asked first, by its Checkout Session where it has one.
 
-use billhook_adapters::stripe::{Canceled, IntentStatus, SessionStatus, Stripe, StripeError};
+use billhook_adapters::stripe::{Canceled, Stripe, StripeError};
 use billhook_core::cleanup::OpenPayment;
+use billhook_core::event::stripe_types::{IntentStatus, SessionStatus};
 use billhook_core::ids::AccountId;
 use billhook_core::ports::{EndPayment, Ended};
 
@@ -12,7 +13,11 @@ pub struct Payments(pub Option<Stripe>);
 impl EndPayment for Payments {
     type Error = StripeError;
 
-    async fn end(&self, payment: &OpenPayment, idempotency_key: &str) -> Result<Ended, StripeError> {
+    async fn end(
+        &self,
+        payment: &OpenPayment,
+        idempotency_key: &str,
+    ) -> Result<Ended, StripeError> {
         let stripe = self.0.as_ref().ok_or(StripeError::NoKey)?;
         let account = payment.account.as_ref().map(AccountId::as_str);
         let intent = payment.intent.as_str();
@@ -23,17 +28,29 @@ impl EndPayment for Payments {
         for session in stripe.checkout_sessions_of(intent, account).await? {
             if session.status == SessionStatus::Open {
                 let key = format!("{idempotency_key}-{}", session.id);
-                return Ok(match stripe.expire_checkout_session(&session.id, account, &key).await? {
-                    SessionStatus::Expired => Ended::ForGood,
-                    SessionStatus::Open | SessionStatus::Complete | SessionStatus::Other => Ended::PaidOrProcessing,
-                });
+                return Ok(
+                    match stripe
+                        .expire_checkout_session(&session.id, account, &key)
+                        .await?
+                    {
+                        SessionStatus::Expired => Ended::ForGood,
+                        SessionStatus::Open | SessionStatus::Complete | SessionStatus::Other(_) => {
+                            Ended::PaidOrProcessing
+                        }
+                    },
+                );
             }
         }
-        Ok(match stripe.cancel_payment_intent(intent, account, idempotency_key).await? {
-            Canceled::Done => Ended::ForGood,
-            // Faster than we: whatever is not cancelled may bring money.
-            Canceled::StateForbids(status) => ended(status).unwrap_or(Ended::PaidOrProcessing),
-        })
+        Ok(
+            match stripe
+                .cancel_payment_intent(intent, account, idempotency_key)
+                .await?
+            {
+                Canceled::Done => Ended::ForGood,
+                // Faster than we: whatever is not cancelled may bring money.
+                Canceled::StateForbids(status) => ended(status).unwrap_or(Ended::PaidOrProcessing),
+            },
+        )
     }
 }
 
@@ -47,6 +64,6 @@ fn ended(status: IntentStatus) -> Option<Ended> {
         | IntentStatus::RequiresAction
         | IntentStatus::RequiresCapture => None,
         // A state made after this was written: not ours to end.
-        IntentStatus::Other => Some(Ended::PaidOrProcessing),
+        IntentStatus::Other(_) => Some(Ended::PaidOrProcessing),
     }
 }

@@ -46,7 +46,10 @@ pub fn due(order: &Entity, grace: Duration, now: Timestamp) -> Due {
         payments
             .filter_map(|(id, payment)| {
                 let intent = PaymentIntentId::parse(id.as_str()).ok()?;
-                Some(OpenPayment { intent, account: payment.account.clone().map(|account| account.0) })
+                Some(OpenPayment {
+                    intent,
+                    account: payment.account.clone().map(|account| account.0),
+                })
             })
             .collect(),
     )
@@ -55,7 +58,10 @@ pub fn due(order: &Entity, grace: Duration, now: Timestamp) -> Due {
 /// The fact that an order was given up.
 pub fn cancelled(now: Timestamp) -> Facts {
     Facts {
-        payment: PaymentFacts { cancelled: Some(Least(now)), ..PaymentFacts::default() },
+        payment: PaymentFacts {
+            cancelled: Some(Least(now)),
+            ..PaymentFacts::default()
+        },
         ..Facts::default()
     }
 }

@@ -3,26 +3,29 @@
 //! No clock, no environment, no I/O: `now` and every row are arguments, and `ports` says what the edges bring.
 #![warn(missing_docs)]
 
-// In reading order.
-pub mod entity;
-pub mod event;
-/// What becomes of a webhook endpoint at Stripe, and of its secret.
-pub mod endpoint;
-/// What providers tell us.
-/// One newtype per identifier.
+// Words that everything else is made of.
 pub mod ids;
-pub mod inbox;
 pub mod json;
+pub mod money;
+pub mod retry;
+pub mod time;
+
+// A delivery comes in.
+pub mod event;
+pub mod inbox;
+pub mod pointer;
+pub mod signature;
+
+// What events mean: facts, merged, derived.
+pub mod entity;
 pub mod mail;
 pub mod merge;
-pub mod money;
 pub mod payment;
-pub mod pointer;
-pub mod ports;
-pub mod retry;
 pub mod route;
-pub mod signature;
-pub mod time;
 pub mod timeline;
-pub mod worker;
+
+// What is done with that.
 pub mod cleanup;
+pub mod endpoint;
+pub mod ports;
+pub mod worker;

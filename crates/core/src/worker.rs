@@ -31,7 +31,7 @@ const ROUNDS_MAX: u32 = 5;
 /// Events of one entity in one transaction; the rest comes in the next round.
 const EVENTS_PER_COMMIT_MAX: usize = 50;
 /// Transactions under way at once: as many as there are connections to keep warm.
-const COMMITS_AT_ONCE: usize = 4;
+pub const COMMITS_AT_ONCE: usize = 4;
 /// What a last transaction and the marking of failures may need.
 const TIME_TO_FINISH: Duration = Duration::from_secs(2);
 

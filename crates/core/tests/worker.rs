@@ -5,14 +5,17 @@ use std::time::Duration;
 
 use billhook_core::entity::{Columns, Derived, Entity, EntityKey, Facts};
 use billhook_core::event;
-use billhook_core::ids::{AccountId, CorrelationId, EventId, OrderId, PieceId, Provider, StatementId, TenantId};
+use billhook_core::ids::{
+    AccountId, CorrelationId, EventId, OrderId, PieceId, Provider, StatementId, TenantId,
+};
 use billhook_core::inbox::{NewEvent, Outcome};
 use billhook_core::money::{Currency, Money};
 use billhook_core::ports::RecordEvent as _;
 use billhook_core::time::Timestamp;
 use billhook_core::worker::{Done, Failure, Received, Report, Worker};
 use billhook_testkit::events::{
-    charge_refunded, from_account, intent_failed, intent_succeeded, letter, session_completed, stripe,
+    charge_refunded, from_account, intent_failed, intent_succeeded, letter, session_completed,
+    stripe,
 };
 use billhook_testkit::memory::{Fault, FixedClock, MemoryTables};
 use proptest::prelude::*;
@@ -40,12 +43,16 @@ fn tables() -> MemoryTables {
         (order("ord_a"), Some("ten_a")),
         (statement("st_1"), Some("ten_a")),
     ] {
-        let mailed = matches!(key, EntityKey::Statement(_)).then(|| PieceId::parse("ltr_1").unwrap());
+        let mailed =
+            matches!(key, EntityKey::Statement(_)).then(|| PieceId::parse("ltr_1").unwrap());
         let row = Entity {
             key: key.clone(),
             version: 0,
             tenant: tenant.map(|id| TenantId::parse(id).unwrap()),
-            due: Some(Money { amount: 4200, currency: Currency::parse("usd").unwrap() }),
+            due: Some(Money {
+                amount: 4200,
+                currency: Currency::parse("usd").unwrap(),
+            }),
             intent: None,
             mailed,
             columns: Columns::default(),
@@ -54,8 +61,16 @@ fn tables() -> MemoryTables {
         };
         tables.entities.lock().unwrap().insert(key, row);
     }
-    for (account, tenant) in [("acct_a", "ten_a"), ("acct_b", "ten_b"), ("acct_two", "ten_c"), ("acct_two", "ten_d")] {
-        let pair = (AccountId::parse(account).unwrap(), TenantId::parse(tenant).unwrap());
+    for (account, tenant) in [
+        ("acct_a", "ten_a"),
+        ("acct_b", "ten_b"),
+        ("acct_two", "ten_c"),
+        ("acct_two", "ten_d"),
+    ] {
+        let pair = (
+            AccountId::parse(account).unwrap(),
+            TenantId::parse(tenant).unwrap(),
+        );
         tables.tenants.lock().unwrap().push(pair);
     }
     tables
@@ -66,19 +81,46 @@ async fn keep(tables: &MemoryTables, provider: Provider, body: &Value) -> Receiv
     let envelope = event::envelope(provider, &raw_body).unwrap();
     let id = envelope.id.to_string();
     let correlation_id = CorrelationId::parse("01930000-0000-7000-8000-000000000001").unwrap();
-    let new = NewEvent { envelope, raw_body: &raw_body, correlation_id, received_at: now() };
+    let new = NewEvent {
+        envelope,
+        raw_body: &raw_body,
+        correlation_id,
+        received_at: now(),
+    };
     (&tables).record(&new).await.unwrap();
-    Received { message_id: format!("m-{id}"), body: json!({ "event_id": id }).to_string(), receive_count: 1 }
+    Received {
+        message_id: format!("m-{id}"),
+        body: json!({ "event_id": id }).to_string(),
+        receive_count: 1,
+    }
 }
 
-async fn work(tables: &MemoryTables, provider: Provider, messages: &[Received]) -> BTreeMap<String, Report> {
-    let worker = Worker { provider, live_mode: false, ledger: tables, clock: FixedClock::at(now()) };
-    let reports = worker.work(messages, now().after(Duration::from_secs(10))).await;
-    reports.into_iter().map(|report| (report.message_id.clone(), report)).collect()
+async fn work(
+    tables: &MemoryTables,
+    provider: Provider,
+    messages: &[Received],
+) -> BTreeMap<String, Report> {
+    let worker = Worker {
+        provider,
+        live_mode: false,
+        ledger: tables,
+        clock: FixedClock::at(now()),
+    };
+    let reports = worker
+        .work(messages, now().after(Duration::from_secs(10)))
+        .await;
+    reports
+        .into_iter()
+        .map(|report| (report.message_id.clone(), report))
+        .collect()
 }
 
 /// Keeps the events and works them off in one batch.
-async fn deliver(tables: &MemoryTables, provider: Provider, bodies: &[Value]) -> BTreeMap<String, Report> {
+async fn deliver(
+    tables: &MemoryTables,
+    provider: Provider,
+    bodies: &[Value],
+) -> BTreeMap<String, Report> {
     let mut messages = Vec::new();
     for body in bodies {
         messages.push(keep(tables, provider, body).await);
@@ -106,7 +148,10 @@ fn entity(tables: &MemoryTables, key: &EntityKey) -> Entity {
 
 fn status(tables: &MemoryTables, id: &str) -> (String, String) {
     let columns = entity(tables, &order(id)).columns;
-    (columns.status.unwrap_or_default(), columns.payment_status.unwrap_or_default())
+    (
+        columns.status.unwrap_or_default(),
+        columns.payment_status.unwrap_or_default(),
+    )
 }
 
 /// What a reader of the row sees: facts, columns and timeline.
@@ -125,31 +170,75 @@ fn named(order: &str) -> Value {
 #[tokio::test]
 async fn a_payment_completes_its_order_and_a_refund_gives_it_back() {
     let tables = tables();
-    deliver(&tables, Provider::Stripe, &[intent_succeeded("evt_1", T, "pi_1", named("ord_1"), 4200)]).await;
-    assert_eq!(status(&tables, "ord_1"), ("completed".into(), "paid".into()));
-    deliver(&tables, Provider::Stripe, &[charge_refunded("evt_2", T + 1, "ch_1", Some("pi_1"), 1000)]).await;
-    assert_eq!(status(&tables, "ord_1"), ("completed".into(), "paid".into()));
-    deliver(&tables, Provider::Stripe, &[charge_refunded("evt_3", T + 2, "ch_1", Some("pi_1"), 4200)]).await;
-    assert_eq!(status(&tables, "ord_1"), ("refunded".into(), "refunded".into()));
+    deliver(
+        &tables,
+        Provider::Stripe,
+        &[intent_succeeded("evt_1", T, "pi_1", named("ord_1"), 4200)],
+    )
+    .await;
+    assert_eq!(
+        status(&tables, "ord_1"),
+        ("completed".into(), "paid".into())
+    );
+    deliver(
+        &tables,
+        Provider::Stripe,
+        &[charge_refunded("evt_2", T + 1, "ch_1", Some("pi_1"), 1000)],
+    )
+    .await;
+    assert_eq!(
+        status(&tables, "ord_1"),
+        ("completed".into(), "paid".into())
+    );
+    deliver(
+        &tables,
+        Provider::Stripe,
+        &[charge_refunded("evt_3", T + 2, "ch_1", Some("pi_1"), 4200)],
+    )
+    .await;
+    assert_eq!(
+        status(&tables, "ord_1"),
+        ("refunded".into(), "refunded".into())
+    );
 }
 
 #[tokio::test]
 async fn what_comes_before_its_link_waits_and_is_decided_with_it() {
     let tables = tables();
-    deliver(&tables, Provider::Stripe, &[charge_refunded("evt_r", T + 9, "ch_1", Some("pi_1"), 4200)]).await;
-    deliver(&tables, Provider::Stripe, &[intent_succeeded("evt_s", T, "pi_1", json!({}), 4200)]).await;
+    deliver(
+        &tables,
+        Provider::Stripe,
+        &[charge_refunded("evt_r", T + 9, "ch_1", Some("pi_1"), 4200)],
+    )
+    .await;
+    deliver(
+        &tables,
+        Provider::Stripe,
+        &[intent_succeeded("evt_s", T, "pi_1", json!({}), 4200)],
+    )
+    .await;
     assert_eq!(outcome(&tables, "evt_r"), parked("unlinked"));
     assert_eq!(outcome(&tables, "evt_s"), parked("unlinked"));
     deliver(
         &tables,
         Provider::Stripe,
-        &[session_completed("evt_c", T + 1, "cs_1", Some("pi_1"), named("ord_1"), "unpaid")],
+        &[session_completed(
+            "evt_c",
+            T + 1,
+            "cs_1",
+            Some("pi_1"),
+            named("ord_1"),
+            "unpaid",
+        )],
     )
     .await;
     for id in ["evt_r", "evt_s", "evt_c"] {
         assert_eq!(outcome(&tables, id), processed(), "{id}");
     }
-    assert_eq!(status(&tables, "ord_1"), ("refunded".into(), "refunded".into()));
+    assert_eq!(
+        status(&tables, "ord_1"),
+        ("refunded".into(), "refunded".into())
+    );
     let payments = tables.payments.lock().unwrap();
     assert_eq!(payments["platform#pi_1"].entity, Some(order("ord_1")));
     assert!(payments["platform#pi_1"].waiting.is_empty());
@@ -158,18 +247,38 @@ async fn what_comes_before_its_link_waits_and_is_decided_with_it() {
 #[tokio::test]
 async fn another_tenants_order_is_never_touched() {
     let tables = tables();
-    let forged = from_account(intent_succeeded("evt_f", T, "pi_9", named("ord_a"), 4200), "acct_b");
-    let unknown = from_account(intent_succeeded("evt_u", T, "pi_8", named("ord_a"), 4200), "acct_unknown");
-    let ambiguous = from_account(intent_succeeded("evt_2", T, "pi_7", named("ord_a"), 4200), "acct_two");
-    let platforms = from_account(intent_succeeded("evt_p", T, "pi_6", named("ord_1"), 4200), "acct_a");
-    deliver(&tables, Provider::Stripe, &[forged, unknown, ambiguous, platforms]).await;
+    let forged = from_account(
+        intent_succeeded("evt_f", T, "pi_9", named("ord_a"), 4200),
+        "acct_b",
+    );
+    let unknown = from_account(
+        intent_succeeded("evt_u", T, "pi_8", named("ord_a"), 4200),
+        "acct_unknown",
+    );
+    let ambiguous = from_account(
+        intent_succeeded("evt_2", T, "pi_7", named("ord_a"), 4200),
+        "acct_two",
+    );
+    let platforms = from_account(
+        intent_succeeded("evt_p", T, "pi_6", named("ord_1"), 4200),
+        "acct_a",
+    );
+    deliver(
+        &tables,
+        Provider::Stripe,
+        &[forged, unknown, ambiguous, platforms],
+    )
+    .await;
     assert_eq!(outcome(&tables, "evt_f"), parked("cross_tenant"));
     assert_eq!(outcome(&tables, "evt_u"), parked("tenant_unknown"));
     assert_eq!(outcome(&tables, "evt_2"), parked("tenant_ambiguous"));
     assert_eq!(outcome(&tables, "evt_p"), parked("cross_tenant"));
     assert_eq!(entity(&tables, &order("ord_a")).version, 0);
     assert_eq!(entity(&tables, &order("ord_1")).version, 0);
-    let own = from_account(intent_succeeded("evt_o", T, "pi_5", named("ord_a"), 4200), "acct_a");
+    let own = from_account(
+        intent_succeeded("evt_o", T, "pi_5", named("ord_a"), 4200),
+        "acct_a",
+    );
     deliver(&tables, Provider::Stripe, &[own]).await;
     assert_eq!(outcome(&tables, "evt_o"), processed());
     assert_eq!(status(&tables, "ord_a").0, "completed");
@@ -187,8 +296,13 @@ async fn each_event_that_means_nothing_or_cannot_be_placed_says_why() {
     let mut huge = intent_succeeded("evt_huge", T, "pi_1", named("ord_1"), 4200);
     huge["data"]["object"]["amount_received"] = json!(9_007_199_254_740_993_i64);
     let long_name = intent_succeeded("evt_long", T, "pi_1", named(&"x".repeat(10_000)), 4200);
-    let nameless = stripe("evt_nameless", "charge.refunded", T, json!({ "id": "ch_1", "object": "charge",
-        "amount_captured": 1, "amount_refunded": 1, "currency": "usd" }));
+    let nameless = stripe(
+        "evt_nameless",
+        "charge.refunded",
+        T,
+        json!({ "id": "ch_1", "object": "charge",
+        "amount_captured": 1, "amount_refunded": 1, "currency": "usd" }),
+    );
     let mut thin = stripe("evt_thin", "v2.core.account.updated", T, json!(null));
     thin["object"] = json!("v2.core.event");
     let cases = [
@@ -197,18 +311,33 @@ async fn each_event_that_means_nothing_or_cannot_be_placed_says_why() {
         (negative, parked("amount_malformed")),
         (huge, parked("amount_malformed")),
         (long_name, parked("field_malformed")),
-        (intent_succeeded("evt_gone", T, "pi_1", named("ord_gone"), 4200), parked("order_unknown")),
         (
-            intent_succeeded("evt_nost", T, "pi_1", json!({ "statement_id": "st_gone" }), 4200),
+            intent_succeeded("evt_gone", T, "pi_1", named("ord_gone"), 4200),
+            parked("order_unknown"),
+        ),
+        (
+            intent_succeeded(
+                "evt_nost",
+                T,
+                "pi_1",
+                json!({ "statement_id": "st_gone" }),
+                4200,
+            ),
             parked("statement_unknown"),
         ),
-        (stripe("evt_type", "customer.created", T, json!({})), (Outcome::Ignored, Some("unhandled_type".into()))),
+        (
+            stripe("evt_type", "customer.created", T, json!({})),
+            (Outcome::Ignored, Some("unhandled_type".into())),
+        ),
         (thin, (Outcome::Ignored, Some("thin_event".into()))),
         (nameless, (Outcome::Ignored, Some("nothing_named".into()))),
     ];
     let bodies: Vec<Value> = cases.iter().map(|(body, _)| body.clone()).collect();
     let reports = deliver(&tables, Provider::Stripe, &bodies).await;
-    assert!(reports.values().all(|report| report.result.is_ok()), "{reports:?}");
+    assert!(
+        reports.values().all(|report| report.result.is_ok()),
+        "{reports:?}"
+    );
     for (body, expected) in cases {
         let id = body["id"].as_str().unwrap();
         assert_eq!(outcome(&tables, id), expected, "{id}");
@@ -219,8 +348,18 @@ async fn each_event_that_means_nothing_or_cannot_be_placed_says_why() {
 #[tokio::test]
 async fn a_payment_belongs_to_one_order_whatever_a_later_event_says() {
     let tables = tables();
-    deliver(&tables, Provider::Stripe, &[intent_failed("evt_1", T, "pi_1", named("ord_1"), "ch_1")]).await;
-    deliver(&tables, Provider::Stripe, &[intent_succeeded("evt_2", T, "pi_1", named("ord_2"), 4200)]).await;
+    deliver(
+        &tables,
+        Provider::Stripe,
+        &[intent_failed("evt_1", T, "pi_1", named("ord_1"), "ch_1")],
+    )
+    .await;
+    deliver(
+        &tables,
+        Provider::Stripe,
+        &[intent_succeeded("evt_2", T, "pi_1", named("ord_2"), 4200)],
+    )
+    .await;
     assert_eq!(outcome(&tables, "evt_2"), parked("link_conflict"));
     assert_eq!(entity(&tables, &order("ord_2")).version, 0);
 }
@@ -232,8 +371,15 @@ async fn amounts_that_do_not_fit_complete_nothing() {
         let mut paid = intent_succeeded("evt_1", T, "pi_1", named("ord_1"), amount);
         paid["data"]["object"]["currency"] = json!(currency);
         deliver(&tables, Provider::Stripe, &[paid]).await;
-        assert_eq!(status(&tables, "ord_1"), ("pending".into(), "unpaid".into()), "{amount} {currency}");
-        assert_eq!(entity(&tables, &order("ord_1")).columns.requires_review, Some(true));
+        assert_eq!(
+            status(&tables, "ord_1"),
+            ("pending".into(), "unpaid".into()),
+            "{amount} {currency}"
+        );
+        assert_eq!(
+            entity(&tables, &order("ord_1")).columns.requires_review,
+            Some(true)
+        );
     }
 }
 
@@ -241,13 +387,34 @@ async fn amounts_that_do_not_fit_complete_nothing() {
 async fn a_poison_message_fails_alone_and_the_reports_are_exact() {
     let tables = tables();
     let mut messages = vec![
-        keep(&tables, Provider::Stripe, &intent_succeeded("evt_1", T, "pi_1", named("ord_1"), 4200)).await,
-        Received { message_id: "m-poison".into(), body: "not json".into(), receive_count: 3 },
-        Received { message_id: "m-lost".into(), body: r#"{"event_id":"evt_lost"}"#.into(), receive_count: 1 },
-        keep(&tables, Provider::Stripe, &intent_succeeded("evt_2", T, "pi_2", named("ord_2"), 4200)).await,
+        keep(
+            &tables,
+            Provider::Stripe,
+            &intent_succeeded("evt_1", T, "pi_1", named("ord_1"), 4200),
+        )
+        .await,
+        Received {
+            message_id: "m-poison".into(),
+            body: "not json".into(),
+            receive_count: 3,
+        },
+        Received {
+            message_id: "m-lost".into(),
+            body: r#"{"event_id":"evt_lost"}"#.into(),
+            receive_count: 1,
+        },
+        keep(
+            &tables,
+            Provider::Stripe,
+            &intent_succeeded("evt_2", T, "pi_2", named("ord_2"), 4200),
+        )
+        .await,
     ];
     // The same event twice in one batch.
-    messages.push(Received { message_id: "m-again".into(), ..messages[0].clone() });
+    messages.push(Received {
+        message_id: "m-again".into(),
+        ..messages[0].clone()
+    });
     let reports = work(&tables, Provider::Stripe, &messages).await;
     assert_eq!(reports.len(), 5);
     assert_eq!(reports["m-poison"].result, Err(Failure::Unreadable));
@@ -257,17 +424,31 @@ async fn a_poison_message_fails_alone_and_the_reports_are_exact() {
     }
     assert_eq!(entity(&tables, &order("ord_1")).version, 1);
     let again = work(&tables, Provider::Stripe, &messages[..1]).await;
-    assert_eq!(again["m-evt_1"].result, Ok(Done::Already(Outcome::Processed)));
+    assert_eq!(
+        again["m-evt_1"].result,
+        Ok(Done::Already(Outcome::Processed))
+    );
 }
 
 #[tokio::test]
 async fn a_lost_race_reads_again_and_decides_again() {
     let tables = tables();
     let edit: fn(&MemoryTables) = |tables| {
-        tables.entities.lock().unwrap().get_mut(&order("ord_1")).unwrap().version += 1;
+        tables
+            .entities
+            .lock()
+            .unwrap()
+            .get_mut(&order("ord_1"))
+            .unwrap()
+            .version += 1;
     };
     tables.before_commit.lock().unwrap().extend([edit, edit]);
-    deliver(&tables, Provider::Stripe, &[intent_succeeded("evt_1", T, "pi_1", named("ord_1"), 4200)]).await;
+    deliver(
+        &tables,
+        Provider::Stripe,
+        &[intent_succeeded("evt_1", T, "pi_1", named("ord_1"), 4200)],
+    )
+    .await;
     assert_eq!(outcome(&tables, "evt_1"), processed());
     assert_eq!(entity(&tables, &order("ord_1")).version, 3);
 }
@@ -276,23 +457,45 @@ async fn a_lost_race_reads_again_and_decides_again() {
 async fn a_commit_whose_answer_was_lost_is_not_applied_twice() {
     let tables = tables();
     tables.writes.then([None, Some(Fault::AnswerLost)]);
-    let reports =
-        deliver(&tables, Provider::Stripe, &[intent_succeeded("evt_1", T, "pi_1", named("ord_1"), 4200)]).await;
-    assert_eq!(reports["m-evt_1"].result, Ok(Done::Already(Outcome::Processed)));
+    let reports = deliver(
+        &tables,
+        Provider::Stripe,
+        &[intent_succeeded("evt_1", T, "pi_1", named("ord_1"), 4200)],
+    )
+    .await;
+    assert_eq!(
+        reports["m-evt_1"].result,
+        Ok(Done::Already(Outcome::Processed))
+    );
     assert_eq!(entity(&tables, &order("ord_1")).version, 1);
 }
 
 #[tokio::test]
 async fn an_outage_fails_the_message_and_marks_the_event_only_on_its_last_receive() {
     let tables = tables();
-    let mut message =
-        keep(&tables, Provider::Stripe, &intent_succeeded("evt_1", T, "pi_1", named("ord_1"), 4200)).await;
-    for (receive_count, expected) in [(1, Outcome::Pending), (2, Outcome::Pending), (3, Outcome::Failed)] {
+    let mut message = keep(
+        &tables,
+        Provider::Stripe,
+        &intent_succeeded("evt_1", T, "pi_1", named("ord_1"), 4200),
+    )
+    .await;
+    for (receive_count, expected) in [
+        (1, Outcome::Pending),
+        (2, Outcome::Pending),
+        (3, Outcome::Failed),
+    ] {
         message.receive_count = receive_count;
         tables.writes.then([Some(Fault::Before); 5]);
         let reports = work(&tables, Provider::Stripe, &[message.clone()]).await;
-        assert!(matches!(reports["m-evt_1"].result, Err(Failure::Infrastructure(_))));
-        assert_eq!(outcome(&tables, "evt_1").0, expected, "receive {receive_count}");
+        assert!(matches!(
+            reports["m-evt_1"].result,
+            Err(Failure::Infrastructure(_))
+        ));
+        assert_eq!(
+            outcome(&tables, "evt_1").0,
+            expected,
+            "receive {receive_count}"
+        );
     }
     // Redriven, it is decided afresh.
     message.receive_count = 1;
@@ -304,10 +507,21 @@ async fn an_outage_fails_the_message_and_marks_the_event_only_on_its_last_receiv
 #[tokio::test]
 async fn nothing_is_started_when_the_time_is_nearly_up() {
     let tables = tables();
-    let message = keep(&tables, Provider::Stripe, &intent_succeeded("evt_1", T, "pi_1", named("ord_1"), 4200)).await;
-    let worker =
-        Worker { provider: Provider::Stripe, live_mode: false, ledger: &tables, clock: FixedClock::at(now()) };
-    let reports = worker.work(&[message], now().after(Duration::from_secs(1))).await;
+    let message = keep(
+        &tables,
+        Provider::Stripe,
+        &intent_succeeded("evt_1", T, "pi_1", named("ord_1"), 4200),
+    )
+    .await;
+    let worker = Worker {
+        provider: Provider::Stripe,
+        live_mode: false,
+        ledger: &tables,
+        clock: FixedClock::at(now()),
+    };
+    let reports = worker
+        .work(&[message], now().after(Duration::from_secs(1)))
+        .await;
     assert_eq!(reports[0].result, Err(Failure::OutOfTime));
     assert_eq!(outcome(&tables, "evt_1").0, Outcome::Pending);
 }
@@ -316,7 +530,15 @@ async fn nothing_is_started_when_the_time_is_nearly_up() {
 async fn a_batch_for_one_order_is_two_reads_and_one_transaction() {
     let tables = tables();
     let bodies: Vec<Value> = (0..10)
-        .map(|i| intent_failed(&format!("evt_{i}"), T + i, "pi_1", named("ord_1"), &format!("ch_{i}")))
+        .map(|i| {
+            intent_failed(
+                &format!("evt_{i}"),
+                T + i,
+                "pi_1",
+                named("ord_1"),
+                &format!("ch_{i}"),
+            )
+        })
         .collect();
     deliver(&tables, Provider::Stripe, &bodies).await;
     let calls = tables.calls.lock().unwrap();
@@ -327,36 +549,98 @@ async fn a_batch_for_one_order_is_two_reads_and_one_transaction() {
 #[tokio::test]
 async fn a_persons_repair_stands() {
     let tables = tables();
-    deliver(&tables, Provider::Stripe, &[intent_succeeded("evt_1", T, "pi_1", named("ord_1"), 1)]).await;
+    deliver(
+        &tables,
+        Provider::Stripe,
+        &[intent_succeeded("evt_1", T, "pi_1", named("ord_1"), 1)],
+    )
+    .await;
     let edit = |change: fn(&mut Columns)| {
-        change(&mut tables.entities.lock().unwrap().get_mut(&order("ord_1")).unwrap().columns);
+        change(
+            &mut tables
+                .entities
+                .lock()
+                .unwrap()
+                .get_mut(&order("ord_1"))
+                .unwrap()
+                .columns,
+        );
     };
     edit(|columns| columns.requires_review = Some(false));
-    deliver(&tables, Provider::Stripe, &[intent_failed("evt_2", T, "pi_2", named("ord_1"), "ch_2")]).await;
-    assert_eq!(entity(&tables, &order("ord_1")).columns.requires_review, Some(false));
+    deliver(
+        &tables,
+        Provider::Stripe,
+        &[intent_failed("evt_2", T, "pi_2", named("ord_1"), "ch_2")],
+    )
+    .await;
+    assert_eq!(
+        entity(&tables, &order("ord_1")).columns.requires_review,
+        Some(false)
+    );
     edit(|columns| columns.status = Some("refunded".to_owned()));
-    deliver(&tables, Provider::Stripe, &[intent_failed("evt_3", T, "pi_2", named("ord_1"), "ch_3")]).await;
-    assert_eq!(status(&tables, "ord_1"), ("refunded".into(), "refunded".into()));
+    deliver(
+        &tables,
+        Provider::Stripe,
+        &[intent_failed("evt_3", T, "pi_2", named("ord_1"), "ch_3")],
+    )
+    .await;
+    assert_eq!(
+        status(&tables, "ord_1"),
+        ("refunded".into(), "refunded".into())
+    );
     // A new reason flags again.
-    deliver(&tables, Provider::Stripe, &[intent_succeeded("evt_4", T, "pi_4", named("ord_1"), 2)]).await;
-    assert_eq!(entity(&tables, &order("ord_1")).columns.requires_review, Some(true));
+    deliver(
+        &tables,
+        Provider::Stripe,
+        &[intent_succeeded("evt_4", T, "pi_4", named("ord_1"), 2)],
+    )
+    .await;
+    assert_eq!(
+        entity(&tables, &order("ord_1")).columns.requires_review,
+        Some(true)
+    );
 }
 
 #[tokio::test]
 async fn a_letters_life_in_reverse_ends_delivered() {
     let tables = tables();
-    let stages = ["delivered", "processed_for_delivery", "in_transit", "mailed", "rendered_pdf", "created"];
+    let stages = [
+        "delivered",
+        "processed_for_delivery",
+        "in_transit",
+        "mailed",
+        "rendered_pdf",
+        "created",
+    ];
     for (i, stage) in stages.iter().enumerate() {
         let at = format!("2026-11-{:02}T08:00:00.000Z", 20 - i);
-        deliver(&tables, Provider::Lob, &[letter(&format!("evt_{i}"), &at, "ltr_1", stage)]).await;
+        deliver(
+            &tables,
+            Provider::Lob,
+            &[letter(&format!("evt_{i}"), &at, "ltr_1", stage)],
+        )
+        .await;
     }
     let statement = entity(&tables, &statement("st_1"));
     assert_eq!(statement.columns.mail_status.as_deref(), Some("delivered"));
     assert_eq!(statement.columns.needs_attention, Some(false));
     let next = statement.with(Facts::default(), now());
     assert_eq!(next.mail.timeline.len(), stages.len());
-    assert_eq!(next.mail.expected_delivery_date.as_deref(), Some("2026-11-27"));
-    deliver(&tables, Provider::Lob, &[letter("evt_x", "2026-11-01T00:00:00Z", "ltr_unknown", "mailed")]).await;
+    assert_eq!(
+        next.mail.expected_delivery_date.as_deref(),
+        Some("2026-11-27")
+    );
+    deliver(
+        &tables,
+        Provider::Lob,
+        &[letter(
+            "evt_x",
+            "2026-11-01T00:00:00Z",
+            "ltr_unknown",
+            "mailed",
+        )],
+    )
+    .await;
     assert_eq!(outcome(&tables, "evt_x"), parked("letter_unknown"));
 }
 
@@ -368,7 +652,14 @@ fn history() -> Vec<Value> {
         // Two events for one attempt.
         intent_failed("evt_03", T + 5, "pi_1", named("ord_1"), "ch_2"),
         intent_succeeded("evt_04", T + 20, "pi_2", json!({}), 4200),
-        session_completed("evt_05", T + 21, "cs_1", Some("pi_2"), named("ord_1"), "paid"),
+        session_completed(
+            "evt_05",
+            T + 21,
+            "cs_1",
+            Some("pi_2"),
+            named("ord_1"),
+            "paid",
+        ),
         charge_refunded("evt_06", T + 40, "ch_3", Some("pi_2"), 1000),
         charge_refunded("evt_07", T + 50, "ch_3", Some("pi_2"), 4200),
         intent_succeeded("evt_08", T + 60, "pi_3", named("ord_1"), 4200),
@@ -376,7 +667,10 @@ fn history() -> Vec<Value> {
 }
 
 fn run<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+    tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap()
+        .block_on(future)
 }
 
 proptest! {

@@ -25,7 +25,13 @@ pub fn from_account(mut event: Value, account: &str) -> Value {
 }
 
 /// A `PaymentIntent` that was paid.
-pub fn intent_succeeded(id: &str, created: i64, intent: &str, metadata: Value, amount: i64) -> Value {
+pub fn intent_succeeded(
+    id: &str,
+    created: i64,
+    intent: &str,
+    metadata: Value,
+    amount: i64,
+) -> Value {
     let object = json!({
         "id": intent, "object": "payment_intent", "status": "succeeded", "amount": amount,
         "amount_received": amount, "currency": "usd", "metadata": metadata,
@@ -60,7 +66,13 @@ pub fn session_completed(
 }
 
 /// A Charge of which `refunded` in all has gone back.
-pub fn charge_refunded(id: &str, created: i64, charge: &str, intent: Option<&str>, refunded: i64) -> Value {
+pub fn charge_refunded(
+    id: &str,
+    created: i64,
+    charge: &str,
+    intent: Option<&str>,
+    refunded: i64,
+) -> Value {
     let object = json!({
         "id": charge, "object": "charge", "payment_intent": intent, "amount": 4200, "amount_captured": 4200,
         "amount_refunded": refunded, "refunded": refunded == 4200, "currency": "usd", "metadata": {},

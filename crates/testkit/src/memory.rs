@@ -8,8 +8,8 @@ use billhook_core::entity::{Entity, EntityKey};
 use billhook_core::ids::{AccountId, EventId, PaymentIntentId, PieceId, Provider, TenantId};
 use billhook_core::inbox::{NewEvent, Outcome, Recorded, Stored};
 use billhook_core::ports::{
-    Clock, Commit, CommitError, Kept, Ledger, Pause, Payload, PaymentKey, PaymentRow, PaymentWrite, ReadSigningKeys,
-    RecordEvent, Rows, SendMessage, Unavailable,
+    Clock, Commit, CommitError, Kept, Ledger, Pause, Payload, PaymentKey, PaymentRow, PaymentWrite,
+    ReadSigningKeys, RecordEvent, Rows, SendMessage, Unavailable,
 };
 use billhook_core::retry::Disposition;
 use billhook_core::signature::{SigningKey, SigningKeys};
@@ -43,11 +43,17 @@ impl Plan {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 fn unreachable(doing: &str) -> Unavailable {
-    Unavailable { doing: doing.to_owned(), disposition: Disposition::OutcomeUnknown, cause: "planned failure".into() }
+    Unavailable {
+        doing: doing.to_owned(),
+        disposition: Disposition::OutcomeUnknown,
+        cause: "planned failure".into(),
+    }
 }
 
 /// A clock that stands until it is moved; pauses move it.
@@ -93,7 +99,13 @@ impl KnownKeys {
     /// One good secret.
     pub fn one(secret: &str) -> Self {
         let keys = SigningKey::usable("test", secret).into_iter().collect();
-        Self { cached: SigningKeys { keys, unreadable: Vec::new() }, fresh: None }
+        Self {
+            cached: SigningKeys {
+                keys,
+                unreadable: Vec::new(),
+            },
+            fresh: None,
+        }
     }
 }
 
@@ -130,8 +142,16 @@ impl SendMessage for MemoryQueue {
         let fault = self.plan.next();
         if fault != Some(Fault::Before) {
             let mut sent = lock(&self.sent);
-            if !sent.iter().any(|message| message.1 == group && message.2 == deduplication_id) {
-                sent.push((provider, group.to_owned(), deduplication_id.to_owned(), body.to_owned()));
+            if !sent
+                .iter()
+                .any(|message| message.1 == group && message.2 == deduplication_id)
+            {
+                sent.push((
+                    provider,
+                    group.to_owned(),
+                    deduplication_id.to_owned(),
+                    body.to_owned(),
+                ));
             }
         }
         match fault {
@@ -228,34 +248,64 @@ impl Ledger for &MemoryTables {
         Ok(ids
             .iter()
             .filter_map(|id| events.get(id))
-            .map(|row| Kept { stored: row.stored.clone(), payload: Payload::Intact(row.payload.clone()) })
+            .map(|row| Kept {
+                stored: row.stored.clone(),
+                payload: Payload::Intact(row.payload.clone()),
+            })
             .collect())
     }
 
-    async fn rows(&self, entities: &BTreeSet<EntityKey>, payments: &BTreeSet<PaymentKey>) -> Result<Rows<()>, Unavailable> {
+    async fn rows(
+        &self,
+        entities: &BTreeSet<EntityKey>,
+        payments: &BTreeSet<PaymentKey>,
+    ) -> Result<Rows<()>, Unavailable> {
         self.read("rows")?;
         let all = lock(&self.entities);
-        let found = entities.iter().filter_map(|key| Some((key.clone(), (all.get(key)?.clone(), ()))));
+        let found = entities
+            .iter()
+            .filter_map(|key| Some((key.clone(), (all.get(key)?.clone(), ()))));
         let rows = lock(&self.payments);
-        let linked = payments.iter().filter_map(|key| Some((key.clone(), rows.get(&key.row_key())?.clone())));
-        Ok(Rows { entities: found.collect(), unreadable: BTreeMap::new(), payments: linked.collect() })
+        let linked = payments
+            .iter()
+            .filter_map(|key| Some((key.clone(), rows.get(&key.row_key())?.clone())));
+        Ok(Rows {
+            entities: found.collect(),
+            unreadable: BTreeMap::new(),
+            payments: linked.collect(),
+        })
     }
 
-    async fn bearing_intent(&self, intent: &PaymentIntentId) -> Result<Vec<EntityKey>, Unavailable> {
+    async fn bearing_intent(
+        &self,
+        intent: &PaymentIntentId,
+    ) -> Result<Vec<EntityKey>, Unavailable> {
         self.read("bearing_intent")?;
         let all = lock(&self.entities);
-        Ok(all.values().filter(|entity| entity.intent.as_ref() == Some(intent)).map(|e| e.key.clone()).collect())
+        Ok(all
+            .values()
+            .filter(|entity| entity.intent.as_ref() == Some(intent))
+            .map(|e| e.key.clone())
+            .collect())
     }
 
     async fn bearing_piece(&self, piece: &PieceId) -> Result<Vec<EntityKey>, Unavailable> {
         self.read("bearing_piece")?;
         let all = lock(&self.entities);
-        Ok(all.values().filter(|entity| entity.mailed.as_ref() == Some(piece)).map(|e| e.key.clone()).collect())
+        Ok(all
+            .values()
+            .filter(|entity| entity.mailed.as_ref() == Some(piece))
+            .map(|e| e.key.clone())
+            .collect())
     }
 
     async fn tenants_of(&self, account: &AccountId) -> Result<Vec<TenantId>, Unavailable> {
         self.read("tenants_of")?;
-        Ok(lock(&self.tenants).iter().filter(|(known, _)| known == account).map(|(_, tenant)| tenant.clone()).collect())
+        Ok(lock(&self.tenants)
+            .iter()
+            .filter(|(known, _)| known == account)
+            .map(|(_, tenant)| tenant.clone())
+            .collect())
     }
 
     async fn commit(&self, _: Provider, commit: Commit<'_, ()>) -> Result<(), CommitError> {
@@ -273,14 +323,18 @@ impl Ledger for &MemoryTables {
         let mut payments = lock(&self.payments);
         let entity_stands = commit.entity.as_ref().is_none_or(|(read, ..)| {
             entities.get(&read.key).is_some_and(|row| {
-                row.version == read.version && row.columns == read.columns && row.tenant == read.tenant
+                row.version == read.version
+                    && row.columns == read.columns
+                    && row.tenant == read.tenant
             })
         });
         let events_stand = commit.events.iter().all(|concluded| {
-            events.get(&concluded.event).is_some_and(|row| match concluded.waited {
-                true => row.stored.outcome != Outcome::Processed,
-                false => !row.stored.processed,
-            })
+            events
+                .get(&concluded.event)
+                .is_some_and(|row| match concluded.waited {
+                    true => row.stored.outcome != Outcome::Processed,
+                    false => !row.stored.processed,
+                })
         });
         let payments_stand = commit.payments.iter().all(|(key, write)| {
             let (PaymentWrite::Link { version, .. } | PaymentWrite::Wait { version, .. }) = write;

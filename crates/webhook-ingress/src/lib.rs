@@ -45,7 +45,10 @@ pub struct Ingress<I, Q, K, C> {
 
 /// How a request ends.
 enum Answer {
-    Accepted { duplicate: bool, envelope: Box<Envelope> },
+    Accepted {
+        duplicate: bool,
+        envelope: Box<Envelope>,
+    },
     Health,
     Refused(Refusal),
 }
@@ -75,18 +78,31 @@ impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> Ingress<I, Q,
     /// Answers one request. Never fails: whatever goes wrong is an answer.
     pub async fn handle(&self, request: Request) -> Response {
         let correlation_id = CorrelationId(self.clock.new_id());
-        let answer = self.answer(&request, correlation_id).await.unwrap_or_else(Answer::Refused);
+        let answer = self
+            .answer(&request, correlation_id)
+            .await
+            .unwrap_or_else(Answer::Refused);
         response(answer, correlation_id)
     }
 
-    async fn answer(&self, request: &Request, correlation_id: CorrelationId) -> Result<Answer, Refusal> {
-        let route = request.resource.as_deref().or(request.path.as_deref()).unwrap_or_default();
+    async fn answer(
+        &self,
+        request: &Request,
+        correlation_id: CorrelationId,
+    ) -> Result<Answer, Refusal> {
+        let route = request
+            .resource
+            .as_deref()
+            .or(request.path.as_deref())
+            .unwrap_or_default();
         let method = request.http_method.as_deref().unwrap_or_default();
         let provider = match (route, method) {
             ("/webhooks/stripe", "POST") => Provider::Stripe,
             ("/webhooks/lob", "POST") => Provider::Lob,
             ("/health", "GET") => return Ok(Answer::Health),
-            ("/webhooks/stripe" | "/webhooks/lob", _) => return Err(Refusal::MethodNotAllowed("POST")),
+            ("/webhooks/stripe" | "/webhooks/lob", _) => {
+                return Err(Refusal::MethodNotAllowed("POST"));
+            }
             ("/health", _) => return Err(Refusal::MethodNotAllowed("GET")),
             _ => return Err(Refusal::NotFound),
         };
@@ -103,7 +119,12 @@ impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> Ingress<I, Q,
         let now = self.clock.now();
         let secret = self.verify(provider, request, &raw_body, now).await?;
         let envelope = event::envelope(provider, &raw_body)?;
-        let new = NewEvent { envelope, raw_body: &raw_body, correlation_id, received_at: now };
+        let new = NewEvent {
+            envelope,
+            raw_body: &raw_body,
+            correlation_id,
+            received_at: now,
+        };
         let duplicate = self.keep_and_send(&new).await?;
         tracing::info!(
             correlation_id = %correlation_id,
@@ -118,7 +139,10 @@ impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> Ingress<I, Q,
                 (false, Provider::Lob) => "lob_webhook_received",
             },
         );
-        Ok(Answer::Accepted { duplicate, envelope: Box::new(new.envelope) })
+        Ok(Answer::Accepted {
+            duplicate,
+            envelope: Box::new(new.envelope),
+        })
     }
 
     /// The label of the secret that proves the call.
@@ -147,9 +171,9 @@ impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> Ingress<I, Q,
             Err(Reason::NoMatch) if !known.unreadable.is_empty() => {
                 Err(Refusal::Unavailable(known.unreadable.join("; ")))
             }
-            Err(Reason::NoMatch) if known.keys.is_empty() => {
-                Err(Refusal::Unavailable(format!("no signing secret of {provider} is set")))
-            }
+            Err(Reason::NoMatch) if known.keys.is_empty() => Err(Refusal::Unavailable(format!(
+                "no signing secret of {provider} is set"
+            ))),
             other => Ok(other?),
         }
     }
@@ -161,7 +185,9 @@ impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> Ingress<I, Q,
         known: &SigningKeys,
         now: Timestamp,
     ) -> Result<String, Reason> {
-        claim.verify(raw_body, &known.keys, now, self.tolerance).map(str::to_owned)
+        claim
+            .verify(raw_body, &known.keys, now, self.tolerance)
+            .map(str::to_owned)
     }
 
     /// Whether the event was processed before.
@@ -187,7 +213,10 @@ impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> Ingress<I, Q,
         };
         let provider = new.envelope.provider;
         let body = Pointer::to(&stored, provider.into());
-        self.queue.send(provider, &stored.group, &deduplication_id, &body).await.map_err(failed)?;
+        self.queue
+            .send(provider, &stored.group, &deduplication_id, &body)
+            .await
+            .map_err(failed)?;
         Ok(false)
     }
 }
@@ -196,7 +225,10 @@ fn claim(provider: Provider, request: &Request) -> Result<UnverifiedClaim, Reaso
     let header = |header| request.header(header).map_err(|_| Reason::HeaderMalformed);
     match provider {
         Provider::Stripe => stripe::claim(header(Header::StripeSignature)?),
-        Provider::Lob => lob::claim(header(Header::LobSignature)?, header(Header::LobSignatureTimestamp)?),
+        Provider::Lob => lob::claim(
+            header(Header::LobSignature)?,
+            header(Header::LobSignatureTimestamp)?,
+        ),
     }
 }
 
@@ -209,7 +241,9 @@ fn raw_body(request: &Request) -> Result<Vec<u8>, Refusal> {
     }
     let raw_body = if request.is_base64_encoded {
         let decoded = data_encoding::BASE64.decode(body.as_bytes());
-        decoded.map_err(|_| Refusal::BodyMalformed("the gateway's base64 cannot be decoded".to_owned()))?
+        decoded.map_err(|_| {
+            Refusal::BodyMalformed("the gateway's base64 cannot be decoded".to_owned())
+        })?
     } else {
         body.as_bytes().to_vec()
     };
@@ -226,10 +260,16 @@ fn response(answer: Answer, correlation_id: CorrelationId) -> Response {
         ("X-Correlation-ID", correlation.clone()),
     ]);
     let refused = |status, code: &str, message: String| {
-        (status, json!({ "error": code, "message": message, "correlation_id": correlation }))
+        (
+            status,
+            json!({ "error": code, "message": message, "correlation_id": correlation }),
+        )
     };
     let (status_code, body) = match answer {
-        Answer::Accepted { duplicate, envelope } => (
+        Answer::Accepted {
+            duplicate,
+            envelope,
+        } => (
             200,
             json!({
                 "received": true,
@@ -238,31 +278,53 @@ fn response(answer: Answer, correlation_id: CorrelationId) -> Response {
                 "correlation_id": correlation,
             }),
         ),
-        Answer::Health => (200, json!({ "status": "ok", "version": env!("CARGO_PKG_VERSION") })),
+        Answer::Health => (
+            200,
+            json!({ "status": "ok", "version": env!("CARGO_PKG_VERSION") }),
+        ),
         Answer::Refused(refusal) => {
             log(&refusal, correlation_id);
             match refusal {
-                Refusal::NotFound => refused(404, "not_found", "there is nothing at this path".to_owned()),
+                Refusal::NotFound => {
+                    refused(404, "not_found", "there is nothing at this path".to_owned())
+                }
                 Refusal::MethodNotAllowed(allowed) => {
                     headers.insert("Allow", allowed.to_owned());
-                    refused(405, "method_not_allowed", format!("only {allowed} is allowed here"))
+                    refused(
+                        405,
+                        "method_not_allowed",
+                        format!("only {allowed} is allowed here"),
+                    )
                 }
-                Refusal::BodyTooLarge => {
-                    refused(413, "body_too_large", format!("the body has more than {BODY_BYTES_MAX} bytes"))
-                }
+                Refusal::BodyTooLarge => refused(
+                    413,
+                    "body_too_large",
+                    format!("the body has more than {BODY_BYTES_MAX} bytes"),
+                ),
                 // One answer, whatever is wrong: it must not help a forger.
-                Refusal::SignatureInvalid(_) => {
-                    refused(400, "signature_invalid", "the signature does not prove this request".to_owned())
-                }
+                Refusal::SignatureInvalid(_) => refused(
+                    400,
+                    "signature_invalid",
+                    "the signature does not prove this request".to_owned(),
+                ),
                 Refusal::BodyMalformed(message) => refused(400, "body_malformed", message),
                 Refusal::Unavailable(_) => {
                     headers.insert("Retry-After", RETRY_AFTER_S.to_owned());
-                    refused(503, "unavailable", "this could not be taken in now; send it again".to_owned())
+                    refused(
+                        503,
+                        "unavailable",
+                        "this could not be taken in now; send it again".to_owned(),
+                    )
                 }
             }
         }
     };
-    Response { status_code, headers, body: body.to_string(), is_base64_encoded: false }
+    Response {
+        status_code,
+        headers,
+        body: body.to_string(),
+        is_base64_encoded: false,
+    }
 }
 
 fn log(refusal: &Refusal, correlation_id: CorrelationId) {

@@ -47,8 +47,10 @@ fn signature(secret: &str, timestamp: &str, body: &[u8]) -> String {
 
 /// As API Gateway sends it with `BinaryMediaTypes: */*`.
 fn request(path: &str, headers: &[(&str, &str)], body: &[u8]) -> Request {
-    let headers: serde_json::Map<String, Value> =
-        headers.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
+    let headers: serde_json::Map<String, Value> = headers
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), json!(value)))
+        .collect();
     let event = json!({
         "resource": path,
         "path": format!("/base{path}"),
@@ -64,16 +66,24 @@ fn request(path: &str, headers: &[(&str, &str)], body: &[u8]) -> Request {
 }
 
 fn signed(body: &[u8]) -> Request {
-    let header = format!("t={NOW_S},v1={}", signature(SECRET, &NOW_S.to_string(), body));
+    let header = format!(
+        "t={NOW_S},v1={}",
+        signature(SECRET, &NOW_S.to_string(), body)
+    );
     request("/webhooks/stripe", &[("Stripe-Signature", &header)], body)
 }
 
 fn paid() -> Vec<u8> {
-    intent_succeeded("evt_1", NOW_S, "pi_1", json!({ "order_id": "ord_1" }), 4200).to_string().into_bytes()
+    intent_succeeded("evt_1", NOW_S, "pi_1", json!({ "order_id": "ord_1" }), 4200)
+        .to_string()
+        .into_bytes()
 }
 
 fn run<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+    tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap()
+        .block_on(future)
 }
 
 fn body(response: &Response) -> Value {
@@ -85,7 +95,10 @@ fn check_refused(response: &Response, status: u16, code: &str) {
     assert_eq!(response.status_code, status, "{response:?}");
     let body = body(response);
     assert_eq!(body["error"], code);
-    assert_eq!(body["correlation_id"], json!(response.headers["X-Correlation-ID"]));
+    assert_eq!(
+        body["correlation_id"],
+        json!(response.headers["X-Correlation-ID"])
+    );
     assert!(!body["message"].as_str().unwrap().is_empty());
 }
 
@@ -107,7 +120,10 @@ fn an_accepted_delivery_is_kept_and_queued_in_two_calls() {
     assert_eq!(calls(&tables, &ingress), 2);
     let sent = ingress.queue.sent.lock().unwrap();
     let (provider, group, deduplication_id, message) = &sent[0];
-    assert_eq!((*provider, deduplication_id.as_str()), (Provider::Stripe, "evt_1"));
+    assert_eq!(
+        (*provider, deduplication_id.as_str()),
+        (Provider::Stripe, "evt_1")
+    );
     assert_eq!(group.len(), 64);
     assert_eq!(
         serde_json::from_str::<Value>(message).unwrap(),
@@ -142,7 +158,11 @@ fn a_repeat_is_answered_by_what_the_row_says() {
         assert_eq!(calls(&tables, &ingress) - before, calls_made, "{outcome}");
         let sent = ingress.queue.sent.lock().unwrap();
         assert_eq!(sent.len(), if sent_again { 2 } else { 1 }, "{outcome}");
-        assert!(sent.iter().skip(1).all(|message| message.2.starts_with("evt_1.r.")));
+        assert!(
+            sent.iter()
+                .skip(1)
+                .all(|message| message.2.starts_with("evt_1.r."))
+        );
     }
 }
 
@@ -172,8 +192,15 @@ fn what_is_ours_to_answer_for_is_503_and_the_next_delivery_heals_it() {
         check_refused(&response, 503, "unavailable");
         assert_eq!(response.headers["Retry-After"], "5");
         let response = run(ingress.handle(signed(&paid())));
-        assert_eq!((response.status_code, &body(&response)["duplicate"]), (200, &json!(false)));
-        assert_eq!(ingress.queue.sent.lock().unwrap().len(), 1, "{store:?} {queue:?}");
+        assert_eq!(
+            (response.status_code, &body(&response)["duplicate"]),
+            (200, &json!(false))
+        );
+        assert_eq!(
+            ingress.queue.sent.lock().unwrap().len(),
+            1,
+            "{store:?} {queue:?}"
+        );
     }
 }
 
@@ -181,7 +208,9 @@ fn what_is_ours_to_answer_for_is_503_and_the_next_delivery_heals_it() {
 fn a_missing_or_unreadable_secret_is_our_fault_only_where_it_might_have_matched() {
     let no_keys = KnownKeys::default();
     let unreadable = |mut keys: KnownKeys| {
-        keys.cached.unreadable.push("arn:…:StripeWebhook is out of reach".to_owned());
+        keys.cached
+            .unreadable
+            .push("arn:…:StripeWebhook is out of reach".to_owned());
         keys
     };
     for (keys, expected) in [
@@ -191,7 +220,10 @@ fn a_missing_or_unreadable_secret_is_our_fault_only_where_it_might_have_matched(
         (KnownKeys::one("whsec_other"), 400),
     ] {
         let tables = MemoryTables::default();
-        let ingress = Ingress { stripe_keys: keys, ..ingress(&tables) };
+        let ingress = Ingress {
+            stripe_keys: keys,
+            ..ingress(&tables)
+        };
         assert_eq!(run(ingress.handle(signed(&paid()))).status_code, expected);
     }
 }
@@ -200,17 +232,36 @@ fn a_missing_or_unreadable_secret_is_our_fault_only_where_it_might_have_matched(
 fn a_mismatch_looks_for_a_newer_secret_once() {
     let tables = MemoryTables::default();
     let keys = SigningKey::usable("new", SECRET).into_iter().collect();
-    let stripe_keys =
-        KnownKeys { fresh: Some(SigningKeys { keys, unreadable: Vec::new() }), ..KnownKeys::one("whsec_old") };
-    let ingress = Ingress { stripe_keys, ..ingress(&tables) };
+    let stripe_keys = KnownKeys {
+        fresh: Some(SigningKeys {
+            keys,
+            unreadable: Vec::new(),
+        }),
+        ..KnownKeys::one("whsec_old")
+    };
+    let ingress = Ingress {
+        stripe_keys,
+        ..ingress(&tables)
+    };
     assert_eq!(run(ingress.handle(signed(&paid()))).status_code, 200);
 }
 
 #[test]
 fn all_failures_of_proof_get_one_answer_and_leave_nothing() {
-    let good = format!("t={NOW_S},v1={}", signature(SECRET, &NOW_S.to_string(), &paid()));
-    let old = format!("t={0},v1={1}", NOW_S - 301, signature(SECRET, &(NOW_S - 301).to_string(), &paid()));
-    let new = format!("t={0},v1={1}", NOW_S + 301, signature(SECRET, &(NOW_S + 301).to_string(), &paid()));
+    let good = format!(
+        "t={NOW_S},v1={}",
+        signature(SECRET, &NOW_S.to_string(), &paid())
+    );
+    let old = format!(
+        "t={0},v1={1}",
+        NOW_S - 301,
+        signature(SECRET, &(NOW_S - 301).to_string(), &paid())
+    );
+    let new = format!(
+        "t={0},v1={1}",
+        NOW_S + 301,
+        signature(SECRET, &(NOW_S + 301).to_string(), &paid())
+    );
     let tables = MemoryTables::default();
     let ingress = ingress(&tables);
     let mut bodies = std::collections::BTreeSet::new();
@@ -219,14 +270,20 @@ fn all_failures_of_proof_get_one_answer_and_leave_nothing() {
         vec![("Stripe-Signature", "nonsense")],
         vec![("Stripe-Signature", &*old)],
         vec![("Stripe-Signature", &*new)],
-        vec![("Stripe-Signature", &*good), ("stripe-signature", "t=1,v1=00")],
+        vec![
+            ("Stripe-Signature", &*good),
+            ("stripe-signature", "t=1,v1=00"),
+        ],
         vec![("Lob-Signature", &*good)],
     ] {
         let response = run(ingress.handle(request("/webhooks/stripe", &headers, &paid())));
         check_refused(&response, 400, "signature_invalid");
         let mut body = body(&response);
         body["correlation_id"] = Value::Null;
-        bodies.insert((body.to_string(), response.headers.keys().copied().collect::<Vec<_>>()));
+        bodies.insert((
+            body.to_string(),
+            response.headers.keys().copied().collect::<Vec<_>>(),
+        ));
     }
     assert_eq!(bodies.len(), 1);
     assert_eq!(calls(&tables, &ingress), 0);
@@ -234,16 +291,29 @@ fn all_failures_of_proof_get_one_answer_and_leave_nothing() {
 
 #[test]
 fn header_names_are_matched_in_any_case_and_in_either_map() {
-    let good = format!("t={NOW_S},v1={}", signature(SECRET, &NOW_S.to_string(), &paid()));
+    let good = format!(
+        "t={NOW_S},v1={}",
+        signature(SECRET, &NOW_S.to_string(), &paid())
+    );
     for name in ["stripe-signature", "STRIPE-SIGNATURE", "Stripe-Signature"] {
         let tables = MemoryTables::default();
         let request = request("/webhooks/stripe", &[(name, &good)], &paid());
         for request in [
-            Request { headers: None, ..request.clone() },
-            Request { multi_value_headers: None, ..request.clone() },
+            Request {
+                headers: None,
+                ..request.clone()
+            },
+            Request {
+                multi_value_headers: None,
+                ..request.clone()
+            },
             request,
         ] {
-            assert_eq!(run(ingress(&tables).handle(request)).status_code, 200, "{name}");
+            assert_eq!(
+                run(ingress(&tables).handle(request)).status_code,
+                200,
+                "{name}"
+            );
         }
     }
 }
@@ -252,7 +322,10 @@ fn header_names_are_matched_in_any_case_and_in_either_map() {
 fn paths_methods_and_sizes_are_answered_as_promised() {
     let tables = MemoryTables::default();
     let ingress = ingress(&tables);
-    let get = |path: &str, method: &str| Request { http_method: Some(method.to_owned()), ..request(path, &[], b"") };
+    let get = |path: &str, method: &str| Request {
+        http_method: Some(method.to_owned()),
+        ..request(path, &[], b"")
+    };
     for path in ["/webhooks/stripe", "/webhooks/lob"] {
         for method in ["GET", "PUT", "DELETE", "OPTIONS", "post"] {
             let response = run(ingress.handle(get(path, method)));
@@ -260,13 +333,26 @@ fn paths_methods_and_sizes_are_answered_as_promised() {
             assert_eq!(response.headers["Allow"], "POST");
         }
     }
-    for path in ["/", "/webhooks", "/webhooks/stripe/", "/webhooks/stripex", "/Health"] {
+    for path in [
+        "/",
+        "/webhooks",
+        "/webhooks/stripe/",
+        "/webhooks/stripex",
+        "/Health",
+    ] {
         check_refused(&run(ingress.handle(get(path, "POST"))), 404, "not_found");
     }
     let health = run(ingress.handle(get("/health", "GET")));
-    assert_eq!((health.status_code, body(&health)["status"].clone()), (200, json!("ok")));
+    assert_eq!(
+        (health.status_code, body(&health)["status"].clone()),
+        (200, json!("ok"))
+    );
     let largest = vec![b' '; BODY_BYTES_MAX];
-    check_refused(&run(ingress.handle(signed(&largest))), 400, "body_malformed");
+    check_refused(
+        &run(ingress.handle(signed(&largest))),
+        400,
+        "body_malformed",
+    );
     let larger = vec![b' '; BODY_BYTES_MAX + 1];
     check_refused(&run(ingress.handle(signed(&larger))), 413, "body_too_large");
     assert_eq!(calls(&tables, &ingress), 0);
@@ -275,7 +361,11 @@ fn paths_methods_and_sizes_are_answered_as_promised() {
 #[test]
 fn a_genuine_body_that_is_no_event_is_malformed_and_says_where() {
     let tables = MemoryTables::default();
-    let deep = format!(r#"{{"id":"evt_1","type":"x","data":{}{}}}"#, "[".repeat(200), "]".repeat(200));
+    let deep = format!(
+        r#"{{"id":"evt_1","type":"x","data":{}{}}}"#,
+        "[".repeat(200),
+        "]".repeat(200)
+    );
     let long = format!(r#"{{"id":"evt_{}","type":"x"}}"#, "1".repeat(10_000));
     for malformed in [
         &b""[..],
@@ -301,19 +391,30 @@ fn a_genuine_body_that_is_no_event_is_malformed_and_says_where() {
 
 #[test]
 fn the_published_stripe_vectors_end_through_handle_as_they_should() {
-    let all: Value = serde_json::from_str(include_str!("../../core/tests/vectors/stripe-signature-vectors.json")).unwrap();
+    let all: Value = serde_json::from_str(include_str!(
+        "../../core/tests/vectors/stripe-signature-vectors.json"
+    ))
+    .unwrap();
     for vector in all["vectors"].as_array().unwrap() {
         let tables = MemoryTables::default();
         let now = Timestamp::from_unix_s(vector["now"].as_i64().unwrap()).unwrap();
-        let raw_body = BASE64.decode(vector["body_b64"].as_str().unwrap().as_bytes()).unwrap();
-        let headers: Vec<_> = vector["header"].as_str().map(|header| ("Stripe-Signature", header)).into_iter().collect();
+        let raw_body = BASE64
+            .decode(vector["body_b64"].as_str().unwrap().as_bytes())
+            .unwrap();
+        let headers: Vec<_> = vector["header"]
+            .as_str()
+            .map(|header| ("Stripe-Signature", header))
+            .into_iter()
+            .collect();
         let secret = vector["secret"].as_str().unwrap();
         let response =
             run(at(&tables, now, secret).handle(request("/webhooks/stripe", &headers, &raw_body)));
         let readable = billhook_core::event::envelope(Provider::Stripe, &raw_body).is_ok();
         let proven = match vector["recommended"].as_str().unwrap() {
             "accept" => true,
-            "choice" => ["whitespace_body", "utf8_bom_body"].contains(&vector["name"].as_str().unwrap()),
+            "choice" => {
+                ["whitespace_body", "utf8_bom_body"].contains(&vector["name"].as_str().unwrap())
+            }
             // Refused as no event, after its signature.
             _ => vector["name"] == "empty_body",
         };
@@ -324,28 +425,48 @@ fn the_published_stripe_vectors_end_through_handle_as_they_should() {
             (false, _, false) => (400, json!("signature_invalid")),
         };
         let error = body(&response)["error"].clone();
-        assert_eq!((response.status_code, error), expected, "{}", vector["name"]);
-        assert_eq!(tables.events.lock().unwrap().len(), usize::from(expected.0 == 200));
+        assert_eq!(
+            (response.status_code, error),
+            expected,
+            "{}",
+            vector["name"]
+        );
+        assert_eq!(
+            tables.events.lock().unwrap().len(),
+            usize::from(expected.0 == 200)
+        );
     }
 }
 
 #[test]
 fn the_lob_vectors_end_through_handle_as_they_should() {
-    let all: Value = serde_json::from_str(include_str!("../../core/tests/vectors/lob-signature-vectors.json")).unwrap();
+    let all: Value = serde_json::from_str(include_str!(
+        "../../core/tests/vectors/lob-signature-vectors.json"
+    ))
+    .unwrap();
     for vector in all["vectors"].as_array().unwrap() {
         let tables = MemoryTables::default();
         let now = Timestamp::from_unix_ms(vector["now_ms"].as_i64().unwrap()).unwrap();
-        let raw_body = BASE64.decode(vector["body_b64"].as_str().unwrap().as_bytes()).unwrap();
+        let raw_body = BASE64
+            .decode(vector["body_b64"].as_str().unwrap().as_bytes())
+            .unwrap();
         let names = ["Lob-Signature", "Lob-Signature-Timestamp"];
-        let headers: Vec<_> =
-            names.iter().filter_map(|name| Some((*name, vector["headers"][name].as_str()?))).collect();
+        let headers: Vec<_> = names
+            .iter()
+            .filter_map(|name| Some((*name, vector["headers"][name].as_str()?)))
+            .collect();
         let secret = vector["secret"].as_str().unwrap();
-        let response = run(at(&tables, now, secret).handle(request("/webhooks/lob", &headers, &raw_body)));
+        let response =
+            run(at(&tables, now, secret).handle(request("/webhooks/lob", &headers, &raw_body)));
         let accepted = ["accept", "choice"].contains(&vector["expected"].as_str().unwrap());
         // One vector's body is genuine and no event.
         let readable = billhook_core::event::envelope(Provider::Lob, &raw_body).is_ok();
         let expected = if accepted && readable { 200 } else { 400 };
-        assert_eq!(response.status_code, expected, "{}: {}", vector["name"], response.body);
+        assert_eq!(
+            response.status_code, expected,
+            "{}: {}",
+            vector["name"], response.body
+        );
         let not_proven = body(&response)["error"] == "signature_invalid";
         assert_eq!(not_proven, !accepted, "{}", vector["name"]);
     }

@@ -80,12 +80,18 @@ fn item(event: &NewEvent<'_>) -> Item {
         ("event_id".to_owned(), s(envelope.id.as_str())),
         ("event_type".to_owned(), s(envelope.event_type.as_str())),
         ("source".to_owned(), s(envelope.provider.as_str())),
-        ("correlation_id".to_owned(), s(event.correlation_id.to_string())),
+        (
+            "correlation_id".to_owned(),
+            s(event.correlation_id.to_string()),
+        ),
         ("group".to_owned(), s(&envelope.group)),
         ("received_at".to_owned(), s(received_at.to_string())),
         ("received_day".to_owned(), s(received_at.day())),
         ("processed".to_owned(), AttributeValue::Bool(false)),
-        ("processing_outcome".to_owned(), s(Outcome::Pending.as_str())),
+        (
+            "processing_outcome".to_owned(),
+            s(Outcome::Pending.as_str()),
+        ),
         ("open".to_owned(), s(Outcome::Pending.as_str())),
         ("attempts".to_owned(), n(0)),
         ("expires_at".to_owned(), n(received_at.after(KEPT).unix_s())),
@@ -94,13 +100,20 @@ fn item(event: &NewEvent<'_>) -> Item {
         item.insert("stripe_event_id".to_owned(), s(envelope.id.as_str()));
     }
     let optional = [
-        ("connected_account_id", envelope.account.as_ref().map(|account| s(account.as_str()))),
+        (
+            "connected_account_id",
+            envelope.account.as_ref().map(|account| s(account.as_str())),
+        ),
         ("api_version", envelope.api_version.as_deref().map(s)),
         ("object_id", envelope.object_id.as_deref().map(s)),
         ("tenant_hint", envelope.tenant_hint.as_deref().map(s)),
         ("livemode", envelope.livemode.map(AttributeValue::Bool)),
     ];
-    item.extend(optional.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
+    item.extend(
+        optional
+            .into_iter()
+            .filter_map(|(name, value)| Some((name.to_owned(), value?))),
+    );
     keep_payload(&mut item, envelope.provider, event.raw_body);
     item
 }
@@ -129,7 +142,10 @@ fn insert_payload(item: &mut Item, payload: &[u8], compressed: Vec<u8>) {
             item.insert("payload".to_owned(), s(text));
         }
         _ => {
-            item.insert("payload_gz".to_owned(), AttributeValue::B(Blob::new(compressed)));
+            item.insert(
+                "payload_gz".to_owned(),
+                AttributeValue::B(Blob::new(compressed)),
+            );
         }
     }
 }
@@ -215,7 +231,9 @@ mod tests {
         let mut state = 1_u64;
         let mut text = String::new();
         while text.len() < bytes {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
             text.push_str(&format!("{:08x}", state >> 32));
         }
         text
@@ -243,7 +261,10 @@ mod tests {
             panic!("not intact");
         };
         use billhook_core::event::stripe::Event;
-        assert_eq!(Event::parse(&projected).unwrap(), Event::parse(&raw).unwrap());
+        assert_eq!(
+            Event::parse(&projected).unwrap(),
+            Event::parse(&raw).unwrap()
+        );
     }
 
     #[test]

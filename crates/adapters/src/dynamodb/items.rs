@@ -35,7 +35,9 @@ pub fn truth(item: &Item, name: &str) -> Option<bool> {
 /// What DynamoDB counts for a row: names in UTF-8, values by kind.
 /// Source: DynamoDB Developer Guide, "Item sizes and formats", read 2026-11.
 pub fn size(item: &Item) -> usize {
-    item.iter().map(|(name, value)| name.len() + size_of(value)).sum()
+    item.iter()
+        .map(|(name, value)| name.len() + size_of(value))
+        .sum()
 }
 
 fn size_of(value: &AttributeValue) -> usize {
@@ -46,7 +48,9 @@ fn size_of(value: &AttributeValue) -> usize {
         AttributeValue::N(number) => number.len().div_ceil(2) + 2,
         AttributeValue::B(bytes) => bytes.as_ref().len(),
         AttributeValue::Bool(_) | AttributeValue::Null(_) => 1,
-        AttributeValue::Ss(texts) | AttributeValue::Ns(texts) => texts.iter().map(String::len).sum(),
+        AttributeValue::Ss(texts) | AttributeValue::Ns(texts) => {
+            texts.iter().map(String::len).sum()
+        }
         AttributeValue::Bs(blobs) => blobs.iter().map(|blob| blob.as_ref().len()).sum(),
         AttributeValue::L(items) => 3 + items.iter().map(|item| 1 + size_of(item)).sum::<usize>(),
         AttributeValue::M(members) => 3 + members.len() + size(members),

@@ -8,13 +8,17 @@ use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes, TransactWriteItem, Update};
 use billhook_core::entity::{Derived, Entity, EntityKey, Facts, Next};
-use billhook_core::ids::{AccountId, EventId, OrderId, PaymentIntentId, PieceId, Provider, StatementId, TenantId};
+use billhook_core::ids::{
+    AccountId, EventId, OrderId, PaymentIntentId, PieceId, Provider, StatementId, TenantId,
+};
 use billhook_core::inbox::Outcome;
 use billhook_core::mail::facts::MailFacts;
 use billhook_core::money::{Currency, Money};
+use billhook_core::payment::derive::OrderStatus;
 use billhook_core::payment::facts::PaymentFacts;
 use billhook_core::ports::{
-    Clock, Commit, CommitError, Concluded, Kept, Ledger, PaymentKey, PaymentRow, PaymentWrite, Rows, Unavailable,
+    Clock, Commit, CommitError, Concluded, FindFailedOrders, Kept, Ledger, Nominated, PaymentKey,
+    PaymentRow, PaymentWrite, Rows, Unavailable,
 };
 use billhook_core::retry::Disposition;
 use billhook_core::time::Timestamp;
@@ -78,12 +82,22 @@ struct Schema {
 }
 
 const ORDER_GUARDS: [&str; 3] = ["status", "paymentStatus", "requiresReview"];
-const STATEMENT_GUARDS: [&str; 4] = ["payment_status", "requires_review", "mail_status", "needs_attention"];
+const STATEMENT_GUARDS: [&str; 4] = [
+    "payment_status",
+    "requires_review",
+    "mail_status",
+    "needs_attention",
+];
 
 impl<C: Clock> DynamoLedger<C> {
     /// Over a client and its tables.
     pub fn new(client: Client, tables: Tables, clock: C) -> Self {
-        Self { client, tables, clock, tenants: Mutex::default() }
+        Self {
+            client,
+            tables,
+            clock,
+            tenants: Mutex::default(),
+        }
     }
 
     fn schema(&self, key: &EntityKey) -> Result<Schema, Unavailable> {
@@ -110,7 +124,10 @@ impl<C: Clock> DynamoLedger<C> {
     }
 
     /// Consistent reads of many keys, asking again for what was left unprocessed.
-    async fn batch_get(&self, mut wanted: HashMap<String, Vec<Item>>) -> Result<Vec<(String, Item)>, Unavailable> {
+    async fn batch_get(
+        &self,
+        mut wanted: HashMap<String, Vec<Item>>,
+    ) -> Result<Vec<(String, Item)>, Unavailable> {
         wanted.retain(|_, keys| !keys.is_empty());
         let doing = format!("read {} rows", wanted.values().map(Vec::len).sum::<usize>());
         let mut found = Vec::new();
@@ -123,10 +140,18 @@ impl<C: Clock> DynamoLedger<C> {
             }
             let mut request = HashMap::new();
             for (table, keys) in wanted.drain() {
-                let keys = KeysAndAttributes::builder().set_keys(Some(keys)).consistent_read(true).build();
+                let keys = KeysAndAttributes::builder()
+                    .set_keys(Some(keys))
+                    .consistent_read(true)
+                    .build();
                 request.insert(table, keys.map_err(|e| invalid(&doing, e))?);
             }
-            let got = self.client.batch_get_item().set_request_items(Some(request)).send().await;
+            let got = self
+                .client
+                .batch_get_item()
+                .set_request_items(Some(request))
+                .send()
+                .await;
             let got = got.map_err(|error| unavailable(doing.clone(), error))?;
             for (table, items) in got.responses.unwrap_or_default() {
                 found.extend(items.into_iter().map(|item| (table.clone(), item)));
@@ -168,10 +193,20 @@ impl<C: Clock> DynamoLedger<C> {
             .send()
             .await
             .map_err(|error| unavailable(format!("query {index} of {table}"), error))?;
-        Ok(answer.items().iter().filter_map(|item| text(item, key).map(str::to_owned)).collect())
+        Ok(answer
+            .items()
+            .iter()
+            .filter_map(|item| text(item, key).map(str::to_owned))
+            .collect())
     }
 
-    fn entity_update(&self, entity: &Entity, row: &Row, next: &Next, now: Timestamp) -> Result<Update, CommitError> {
+    fn entity_update(
+        &self,
+        entity: &Entity,
+        row: &Row,
+        next: &Next,
+        now: Timestamp,
+    ) -> Result<Update, CommitError> {
         let schema = self.schema(&entity.key)?;
         let columns = columns(entity, row, next, now)?;
         let mut kept: Item = row.item.clone();
@@ -183,7 +218,10 @@ impl<C: Clock> DynamoLedger<C> {
         }
         let bytes = items::size(&kept);
         if bytes > ROW_BYTES_MAX {
-            return Err(CommitError::Refused(format!("{} would take {bytes} of {ROW_BYTES_MAX} bytes", entity.key)));
+            return Err(CommitError::Refused(format!(
+                "{} would take {bytes} of {ROW_BYTES_MAX} bytes",
+                entity.key
+            )));
         }
         let mut update = Expression::default();
         for (name, value) in columns {
@@ -213,7 +251,10 @@ impl<C: Clock> DynamoLedger<C> {
         update.set("processed", Some(AttributeValue::Bool(outcome.is_done())));
         update.set("processing_outcome", Some(s(outcome.as_str())));
         update.set("processing_error", concluded.verdict.reason().map(s));
-        update.set("processed_at", outcome.is_done().then(|| s(now.to_string())));
+        update.set(
+            "processed_at",
+            outcome.is_done().then(|| s(now.to_string())),
+        );
         update.set("open", (!outcome.is_done()).then(|| s(outcome.as_str())));
         if let Some(tenant) = &concluded.tenant {
             update.set("tenant_id", Some(s(tenant.as_str())));
@@ -227,7 +268,11 @@ impl<C: Clock> DynamoLedger<C> {
         update.build(&self.tables.events, "event_id", concluded.event.as_str())
     }
 
-    fn payment_update(&self, payment: &PaymentKey, write: &PaymentWrite) -> Result<Update, CommitError> {
+    fn payment_update(
+        &self,
+        payment: &PaymentKey,
+        write: &PaymentWrite,
+    ) -> Result<Update, CommitError> {
         let table = configured(self.tables.payments.as_ref(), "PAYMENTS_TABLE")?;
         let mut update = Expression::default();
         let version = match write {
@@ -258,7 +303,11 @@ fn configured(table: Option<&String>, variable: &str) -> Result<String, Unavaila
 }
 
 fn invalid(doing: &str, error: impl std::error::Error + Send + Sync + 'static) -> Unavailable {
-    Unavailable { doing: doing.to_owned(), disposition: Disposition::Permanent, cause: Box::new(error) }
+    Unavailable {
+        doing: doing.to_owned(),
+        disposition: Disposition::Permanent,
+        cause: Box::new(error),
+    }
 }
 
 impl<C: Clock> Ledger for DynamoLedger<C> {
@@ -268,8 +317,13 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
         let mut events = Vec::new();
         let ids: Vec<&EventId> = ids.iter().collect();
         for ids in ids.chunks(KEYS_MAX) {
-            let keys = ids.iter().map(|id| Item::from([("event_id".to_owned(), s(id.as_str()))])).collect();
-            let found = self.batch_get(HashMap::from([(self.tables.events.clone(), keys)])).await?;
+            let keys = ids
+                .iter()
+                .map(|id| Item::from([("event_id".to_owned(), s(id.as_str()))]))
+                .collect();
+            let found = self
+                .batch_get(HashMap::from([(self.tables.events.clone(), keys)]))
+                .await?;
             events.extend(found.iter().filter_map(|(_, item)| kept(item)));
         }
         Ok(events)
@@ -287,25 +341,40 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
                 EntityKey::Order(id) => id.as_str(),
                 EntityKey::Statement(id) => id.as_str(),
             };
-            wanted.entry(schema.table).or_default().push(Item::from([(schema.key.to_owned(), s(id))]));
+            wanted
+                .entry(schema.table)
+                .or_default()
+                .push(Item::from([(schema.key.to_owned(), s(id))]));
         }
-        let by_row_key: BTreeMap<String, &PaymentKey> = payments.iter().map(|p| (p.row_key(), p)).collect();
+        let by_row_key: BTreeMap<String, &PaymentKey> =
+            payments.iter().map(|p| (p.row_key(), p)).collect();
         if !by_row_key.is_empty() {
             let table = configured(self.tables.payments.as_ref(), "PAYMENTS_TABLE")?;
-            let keys = by_row_key.keys().map(|key| Item::from([("payment_id".to_owned(), s(key))]));
+            let keys = by_row_key
+                .keys()
+                .map(|key| Item::from([("payment_id".to_owned(), s(key))]));
             wanted.entry(table).or_default().extend(keys);
         }
-        let mut rows = Rows { entities: BTreeMap::new(), unreadable: BTreeMap::new(), payments: BTreeMap::new() };
+        let mut rows = Rows {
+            entities: BTreeMap::new(),
+            unreadable: BTreeMap::new(),
+            payments: BTreeMap::new(),
+        };
         for (table, item) in self.batch_get(wanted).await? {
             if Some(&table) == self.tables.payments.as_ref() {
                 let key = text(&item, "payment_id").and_then(|key| by_row_key.get(key));
-                rows.payments.extend(key.map(|key| ((*key).clone(), payment_row(&item))));
+                rows.payments
+                    .extend(key.map(|key| ((*key).clone(), payment_row(&item))));
                 continue;
             }
             let key = if table == self.tables.statements {
-                text(&item, "statement_id").and_then(|id| StatementId::parse(id).ok()).map(EntityKey::Statement)
+                text(&item, "statement_id")
+                    .and_then(|id| StatementId::parse(id).ok())
+                    .map(EntityKey::Statement)
             } else {
-                text(&item, "id").and_then(|id| OrderId::parse(id).ok()).map(EntityKey::Order)
+                text(&item, "id")
+                    .and_then(|id| OrderId::parse(id).ok())
+                    .map(EntityKey::Order)
             };
             let Some(key) = key else { continue };
             match entity(&key, &self.schema(&key)?, item) {
@@ -320,20 +389,40 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
         Ok(rows)
     }
 
-    async fn bearing_intent(&self, intent: &PaymentIntentId) -> Result<Vec<EntityKey>, Unavailable> {
+    async fn bearing_intent(
+        &self,
+        intent: &PaymentIntentId,
+    ) -> Result<Vec<EntityKey>, Unavailable> {
         let orders = configured(self.tables.orders.as_ref(), "ORDERS_TABLE")?;
         let (index, intent) = ("PaymentIntentIndex", intent.as_str());
         let (orders, statements) = tokio::join!(
             self.nominated(&orders, index, "stripePaymentIntentId", intent, "id"),
-            self.nominated(&self.tables.statements, index, "stripe_payment_intent_id", intent, "statement_id"),
+            self.nominated(
+                &self.tables.statements,
+                index,
+                "stripe_payment_intent_id",
+                intent,
+                "statement_id"
+            ),
         );
-        let orders = orders?.into_iter().filter_map(|id| OrderId::parse(&id).ok()).map(EntityKey::Order);
+        let orders = orders?
+            .into_iter()
+            .filter_map(|id| OrderId::parse(&id).ok())
+            .map(EntityKey::Order);
         Ok(orders.chain(statement_keys(statements?)).collect())
     }
 
     async fn bearing_piece(&self, piece: &PieceId) -> Result<Vec<EntityKey>, Unavailable> {
         let table = &self.tables.statements;
-        let found = self.nominated(table, "LobLetterIndex", "lob_letter_id", piece.as_str(), "statement_id").await?;
+        let found = self
+            .nominated(
+                table,
+                "LobLetterIndex",
+                "lob_letter_id",
+                piece.as_str(),
+                "statement_id",
+            )
+            .await?;
         Ok(statement_keys(found).collect())
     }
 
@@ -347,8 +436,13 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
         }
         let table = configured(self.tables.tenants.as_ref(), "TENANTS_TABLE")?;
         let column = "stripe_connected_account_id";
-        let found = self.nominated(&table, column, column, account.as_str(), "tenant_id").await?;
-        let tenants: Vec<_> = found.iter().filter_map(|id| TenantId::parse(id).ok()).collect();
+        let found = self
+            .nominated(&table, column, column, account.as_str(), "tenant_id")
+            .await?;
+        let tenants: Vec<_> = found
+            .iter()
+            .filter_map(|id| TenantId::parse(id).ok())
+            .collect();
         if let (false, Ok(mut known)) = (tenants.is_empty(), self.tenants.lock()) {
             if known.len() >= TENANTS_KEPT_MAX {
                 known.clear();
@@ -377,6 +471,47 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
     }
 }
 
+impl<C: Clock> FindFailedOrders for DynamoLedger<C> {
+    async fn failed_orders(
+        &self,
+        after: Option<&EntityKey>,
+        limit: usize,
+    ) -> Result<Nominated, Unavailable> {
+        let table = configured(self.tables.orders.as_ref(), "ORDERS_TABLE")?;
+        let failed = OrderStatus::PaymentFailed.as_str();
+        let start = after.and_then(|key| match key {
+            EntityKey::Order(id) => Some(Item::from([
+                ("id".to_owned(), s(id.as_str())),
+                ("status".to_owned(), s(failed)),
+            ])),
+            EntityKey::Statement(_) => None,
+        });
+        let page = self
+            .client
+            .query()
+            .table_name(&table)
+            .index_name("StatusIndex")
+            .key_condition_expression("#status = :failed")
+            .expression_attribute_names("#status", "status")
+            .expression_attribute_values(":failed", s(failed))
+            .projection_expression("id")
+            .set_exclusive_start_key(start)
+            .limit(i32::try_from(limit).unwrap_or(i32::MAX))
+            .send()
+            .await
+            .map_err(|error| unavailable(format!("query StatusIndex of {table}"), error))?;
+        let order = |item: &Item| {
+            text(item, "id")
+                .and_then(|id| OrderId::parse(id).ok())
+                .map(EntityKey::Order)
+        };
+        Ok(Nominated {
+            orders: page.items().iter().filter_map(order).collect(),
+            next: page.last_evaluated_key().and_then(order),
+        })
+    }
+}
+
 impl<C: Clock> DynamoLedger<C> {
     async fn update_one(&self, update: Update) -> Result<(), CommitError> {
         let doing = format!("update a row of {}", update.table_name);
@@ -393,14 +528,22 @@ impl<C: Clock> DynamoLedger<C> {
             .await;
         match sent {
             Ok(_) => Ok(()),
-            Err(error) => Err(refusal(error.code().unwrap_or_default()).unwrap_or_else(|| unavailable(doing, error).into())),
+            Err(error) => Err(refusal(error.code().unwrap_or_default())
+                .unwrap_or_else(|| unavailable(doing, error).into())),
         }
     }
 
     async fn update_all(&self, updates: Vec<Update>) -> Result<(), CommitError> {
         let doing = format!("commit {} rows", updates.len());
-        let actions = updates.into_iter().map(|update| TransactWriteItem::builder().update(update).build());
-        let sent = self.client.transact_write_items().set_transact_items(Some(actions.collect())).send().await;
+        let actions = updates
+            .into_iter()
+            .map(|update| TransactWriteItem::builder().update(update).build());
+        let sent = self
+            .client
+            .transact_write_items()
+            .set_transact_items(Some(actions.collect()))
+            .send()
+            .await;
         let error = match sent {
             Ok(_) => return Ok(()),
             Err(error) => error,
@@ -408,10 +551,17 @@ impl<C: Clock> DynamoLedger<C> {
         if let SdkError::ServiceError(answer) = &error {
             use aws_sdk_dynamodb::operation::transact_write_items::TransactWriteItemsError as Failed;
             if let Failed::TransactionCanceledException(cancelled) = answer.err() {
-                let reasons: BTreeSet<&str> =
-                    cancelled.cancellation_reasons().iter().filter_map(|reason| reason.code()).collect();
+                let reasons: BTreeSet<&str> = cancelled
+                    .cancellation_reasons()
+                    .iter()
+                    .filter_map(|reason| reason.code())
+                    .collect();
                 // A changed row wins over a conflict: it must be read again in any case.
-                for code in ["ConditionalCheckFailed", "ValidationError", "ItemCollectionSizeLimitExceeded"] {
+                for code in [
+                    "ConditionalCheckFailed",
+                    "ValidationError",
+                    "ItemCollectionSizeLimitExceeded",
+                ] {
                     if let (true, Some(refusal)) = (reasons.contains(code), refusal(code)) {
                         return Err(refusal);
                     }
@@ -420,7 +570,8 @@ impl<C: Clock> DynamoLedger<C> {
                 return Err(CommitError::Busy(codes.join(", ")));
             }
         }
-        Err(refusal(error.code().unwrap_or_default()).unwrap_or_else(|| unavailable(doing, error).into()))
+        Err(refusal(error.code().unwrap_or_default())
+            .unwrap_or_else(|| unavailable(doing, error).into()))
     }
 }
 
@@ -428,23 +579,34 @@ impl<C: Clock> DynamoLedger<C> {
 fn refusal(code: &str) -> Option<CommitError> {
     match code {
         "ConditionalCheckFailed" | "ConditionalCheckFailedException" => Some(CommitError::LostRace),
-        "ValidationError" | "ValidationException" | "ItemCollectionSizeLimitExceeded"
+        "ValidationError"
+        | "ValidationException"
+        | "ItemCollectionSizeLimitExceeded"
         | "ItemCollectionSizeLimitExceededException" => Some(CommitError::Refused(code.to_owned())),
-        "TransactionConflictException" | "TransactionInProgressException" | "ThrottlingException"
-        | "ProvisionedThroughputExceededException" | "RequestLimitExceeded" => Some(CommitError::Busy(code.to_owned())),
+        "TransactionConflictException"
+        | "TransactionInProgressException"
+        | "ThrottlingException"
+        | "ProvisionedThroughputExceededException"
+        | "RequestLimitExceeded" => Some(CommitError::Busy(code.to_owned())),
         _ => None,
     }
 }
 
 fn statement_keys(ids: Vec<String>) -> impl Iterator<Item = EntityKey> {
-    ids.into_iter().filter_map(|id| StatementId::parse(&id).ok()).map(EntityKey::Statement)
+    ids.into_iter()
+        .filter_map(|id| StatementId::parse(&id).ok())
+        .map(EntityKey::Statement)
 }
 
 fn payment_row(item: &Item) -> PaymentRow {
     let waiting = item.get("waiting").and_then(|waiting| waiting.as_ss().ok());
     PaymentRow {
         entity: text(item, "entity").and_then(EntityKey::parse),
-        waiting: waiting.into_iter().flatten().filter_map(|id| EventId::parse(id).ok()).collect(),
+        waiting: waiting
+            .into_iter()
+            .flatten()
+            .filter_map(|id| EventId::parse(id).ok())
+            .collect(),
         version: items::integer(item, "version").unwrap_or(0),
     }
 }
@@ -456,13 +618,22 @@ fn entity(key: &EntityKey, schema: &Schema, item: Item) -> Result<(Entity, Row),
         Some(value) => read_facts(key, value)?,
     };
     let theirs = match item.get("timeline") {
-        Some(AttributeValue::L(entries)) => entries.iter().filter(|entry| !is_ours(entry)).cloned().collect(),
+        Some(AttributeValue::L(entries)) => entries
+            .iter()
+            .filter(|entry| !is_ours(entry))
+            .cloned()
+            .collect(),
         None => Vec::new(),
         Some(_) => return Err("the timeline is no list".to_owned()),
     };
-    let due = items::integer(&item, schema.amount).zip(text(&item, "currency")).and_then(|(amount, currency)| {
-        Some(Money { amount, currency: Currency::parse(currency).ok()? })
-    });
+    let due = items::integer(&item, schema.amount)
+        .zip(text(&item, "currency"))
+        .and_then(|(amount, currency)| {
+            Some(Money {
+                amount,
+                currency: Currency::parse(currency).ok()?,
+            })
+        });
     let column = |name: &str| text(&item, name).map(str::to_owned);
     let mut columns = billhook_core::entity::Columns::default();
     match key {
@@ -496,10 +667,18 @@ fn read_facts(key: &EntityKey, value: &AttributeValue) -> Result<(Facts, Derived
     let AttributeValue::M(members) = value else {
         return Err("the facts are no map".to_owned());
     };
-    let part = |name: &str| members.get(name).cloned().unwrap_or_else(|| AttributeValue::M(HashMap::new()));
+    let part = |name: &str| {
+        members
+            .get(name)
+            .cloned()
+            .unwrap_or_else(|| AttributeValue::M(HashMap::new()))
+    };
     let derived: Derived = from_attribute(part("derived"))?;
     let facts = match key {
-        EntityKey::Order(_) => Facts { payment: from_attribute(value.clone())?, mail: MailFacts::default() },
+        EntityKey::Order(_) => Facts {
+            payment: from_attribute(value.clone())?,
+            mail: MailFacts::default(),
+        },
         EntityKey::Statement(_) => Facts {
             payment: from_attribute(part("payment"))?,
             mail: from_attribute(part("mail"))?,
@@ -509,7 +688,8 @@ fn read_facts(key: &EntityKey, value: &AttributeValue) -> Result<(Facts, Derived
 }
 
 fn from_attribute<T: serde::de::DeserializeOwned>(value: AttributeValue) -> Result<T, String> {
-    serde_dynamo::from_attribute_value(value).map_err(|error| format!("the facts cannot be read: {error}"))
+    serde_dynamo::from_attribute_value(value)
+        .map_err(|error| format!("the facts cannot be read: {error}"))
 }
 
 fn to_attribute<T: serde::Serialize>(value: &T) -> Result<AttributeValue, CommitError> {
@@ -517,16 +697,27 @@ fn to_attribute<T: serde::Serialize>(value: &T) -> Result<AttributeValue, Commit
 }
 
 fn is_ours(entry: &AttributeValue) -> bool {
-    entry.as_m().is_ok_and(|members| text(members, "actor") == Some(timeline::ACTOR))
+    entry
+        .as_m()
+        .is_ok_and(|members| text(members, "actor") == Some(timeline::ACTOR))
 }
 
 type Columns = Vec<(&'static str, Option<AttributeValue>)>;
 
 /// Every column that billhook owns, as it shall stand; `None` removes it.
-fn columns(entity: &Entity, row: &Row, next: &Next, now: Timestamp) -> Result<Columns, CommitError> {
+fn columns(
+    entity: &Entity,
+    row: &Row,
+    next: &Next,
+    now: Timestamp,
+) -> Result<Columns, CommitError> {
     let standing = &next.standing;
     let woven = timeline::weave(next.timeline(), row.theirs.clone(), |entry| {
-        entry.as_m().ok().and_then(|members| text(members, "at")).map(str::to_owned)
+        entry
+            .as_m()
+            .ok()
+            .and_then(|members| text(members, "at"))
+            .map(str::to_owned)
     });
     let mut entries = Vec::new();
     for entry in woven {
@@ -563,7 +754,9 @@ fn columns(entity: &Entity, row: &Row, next: &Next, now: Timestamp) -> Result<Co
             if let Some(intent) = &next.derived.intent {
                 columns.push(("stripePaymentIntentId", Some(s(intent.as_str()))));
             }
-            if let (None, Some(session)) = (row.item.get("stripeCheckoutSessionId"), &standing.session) {
+            if let (None, Some(session)) =
+                (row.item.get("stripeCheckoutSessionId"), &standing.session)
+            {
                 columns.push(("stripeCheckoutSessionId", Some(s(session.as_str()))));
             }
         }
@@ -593,8 +786,14 @@ fn columns(entity: &Entity, row: &Row, next: &Next, now: Timestamp) -> Result<Co
                 columns.extend([
                     ("mail_status", mail.status.map(|stage| s(stage.as_str()))),
                     ("mail_status_at", moment(mail.status_at)),
-                    ("needs_attention", Some(AttributeValue::Bool(mail.attention_reason.is_some()))),
-                    ("attention_reason", mail.attention_reason.map(|stage| s(stage.as_str()))),
+                    (
+                        "needs_attention",
+                        Some(AttributeValue::Bool(mail.attention_reason.is_some())),
+                    ),
+                    (
+                        "attention_reason",
+                        mail.attention_reason.map(|stage| s(stage.as_str())),
+                    ),
                 ]);
                 // What no event told is left as the application wrote it.
                 for (name, value) in [
@@ -676,7 +875,8 @@ impl Expression {
 
     fn require_other(&mut self, name: &str, value: AttributeValue) {
         let (name, value) = (self.name(name), self.value(value));
-        self.conditions.push(format!("attribute_exists({name}) AND {name} <> {value}"));
+        self.conditions
+            .push(format!("attribute_exists({name}) AND {name} <> {value}"));
     }
 
     fn require_size(&mut self, name: &str, size: usize) {
@@ -686,9 +886,15 @@ impl Expression {
     }
 
     fn build(self, table: &str, key_name: &str, key: &str) -> Result<Update, CommitError> {
-        let clauses = [("SET", self.sets), ("REMOVE", self.removes), ("ADD", self.adds)];
+        let clauses = [
+            ("SET", self.sets),
+            ("REMOVE", self.removes),
+            ("ADD", self.adds),
+        ];
         let clauses = clauses.iter().filter(|(_, parts)| !parts.is_empty());
-        let clauses: Vec<String> = clauses.map(|(verb, parts)| format!("{verb} {}", parts.join(", "))).collect();
+        let clauses: Vec<String> = clauses
+            .map(|(verb, parts)| format!("{verb} {}", parts.join(", ")))
+            .collect();
         Update::builder()
             .table_name(table)
             .key(key_name, s(key))

@@ -18,8 +18,14 @@ where
     R: std::fmt::Debug + Send + Sync + 'static,
 {
     let disposition = match error.code() {
-        Some("ValidationException" | "ResourceNotFoundException" | "AccessDeniedException") => Disposition::Permanent,
+        Some("ValidationException" | "ResourceNotFoundException" | "AccessDeniedException") => {
+            Disposition::Permanent
+        }
         _ => Disposition::OutcomeUnknown,
     };
-    Unavailable { doing, disposition, cause: Box::new(error) }
+    Unavailable {
+        doing,
+        disposition,
+        cause: Box::new(error),
+    }
 }

@@ -13,6 +13,7 @@ use crate::json::NotJson;
 
 pub mod lob;
 pub mod stripe;
+pub mod stripe_types;
 
 /// The provider's name of what happened: 1 to 128 printable ASCII characters. Unknown ones are legal.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -96,6 +97,3 @@ fn group(provider: Provider, account: Option<&AccountId>, object: &str) -> Strin
     let digest = Sha256::digest(format!("{provider}|{account}|{object}"));
     data_encoding::HEXLOWER.encode(&digest)
 }
-//! What providers tell us, as far as we rely on it.
-/// Stripe's words: event types and states.
-pub mod stripe_types;

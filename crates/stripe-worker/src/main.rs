@@ -1,0 +1,34 @@
+//! `stripe-worker`: turns Stripe's stored events into the state of orders and statements.
+//!
+//! Only wiring. What events mean is `billhook_core::payment`, how a batch is settled `billhook_core::worker`, how rows
+//! are read and written `billhook_adapters::dynamodb::ledger`.
+
+use std::process::ExitCode;
+
+use billhook_adapters::batch::{CONNECTIONS, settle};
+use billhook_adapters::clock::SystemClock;
+use billhook_adapters::config::StripeWorkerConfig;
+use billhook_adapters::dynamodb::ledger::{DynamoLedger, Tables};
+use billhook_adapters::lambda::{run, serve};
+use billhook_core::ids::Provider;
+use billhook_core::worker::Worker;
+
+fn main() -> ExitCode {
+    run("stripe-worker", StripeWorkerConfig::from_env, async |config, aws| {
+        aws.warm(CONNECTIONS, 0).await;
+        let tables = Tables {
+            events: config.stripe_events_table,
+            orders: Some(config.orders_table),
+            statements: config.statements_table,
+            tenants: Some(config.tenants_table),
+            payments: Some(config.payments_table),
+        };
+        let worker = Worker {
+            provider: Provider::Stripe,
+            live_mode: config.stage.live,
+            ledger: DynamoLedger::new(aws.dynamodb().clone(), tables, SystemClock),
+            clock: SystemClock,
+        };
+        serve(async |event| settle(&worker, event).await).await
+    })
+}
