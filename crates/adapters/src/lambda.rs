@@ -1,0 +1,135 @@
+//! From process start to the last event: the same few lines for every function.
+//!
+//! Guarantees: one thread; a start that cannot work is refused with one line that says everything; a failed
+//! invocation is one line with the whole chain of causes, and the caller learns its first sentence only.
+//! A panic of a handler ends that invocation, not the process.
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use lambda_runtime::{Diagnostic, LambdaEvent, service_fn};
+use serde::{Deserialize, Serialize};
+
+use crate::aws::Aws;
+use crate::config::{self, ConfigError, Lookup, Reader, both, process_variable};
+use crate::telemetry;
+
+/// What `main` returns: sets up the log, reads the configuration, then lets `start` make its clients and call `serve`.
+pub fn run<C>(
+    function: &'static str,
+    read: fn(&Lookup<'_>) -> Result<C, ConfigError>,
+    start: impl AsyncFnOnce(C, Aws) -> Result<(), lambda_runtime::Error>,
+) -> ExitCode {
+    let lookup = Lookup(&process_variable);
+    telemetry::init(function, config::log_level(&lookup));
+    match started(&lookup, read, start) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("start_refused: {}", chain(&*error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn started<C>(
+    lookup: &Lookup<'_>,
+    read: fn(&Lookup<'_>) -> Result<C, ConfigError>,
+    start: impl AsyncFnOnce(C, Aws) -> Result<(), lambda_runtime::Error>,
+) -> Result<(), lambda_runtime::Error> {
+    let outside = both(Aws::from_env(lookup), runtime_is_there(lookup));
+    let (config, (aws, ())) = both(read(lookup), outside)?;
+    // One thread: a function has a fraction of a CPU, and waking workers would use it up.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()?;
+    runtime.block_on(start(config, aws))
+}
+
+/// What `lambda_runtime` would otherwise panic about.
+fn runtime_is_there(lookup: &Lookup<'_>) -> Result<(), ConfigError> {
+    let mut read = Reader::new(lookup);
+    for name in [
+        "AWS_LAMBDA_RUNTIME_API",
+        "AWS_LAMBDA_FUNCTION_NAME",
+        "AWS_LAMBDA_FUNCTION_MEMORY_SIZE",
+        "AWS_LAMBDA_FUNCTION_VERSION",
+    ] {
+        read.required(name);
+    }
+    read.finish(())
+}
+
+/// Takes events until the process is ended. An `Err` of `handle` fails the invocation.
+pub async fn serve<Q, A, E>(
+    handle: impl AsyncFn(LambdaEvent<Q>) -> Result<A, E>,
+) -> Result<(), lambda_runtime::Error>
+where
+    Q: for<'de> Deserialize<'de>,
+    A: Serialize,
+    E: Error + 'static,
+{
+    let handle = &handle;
+    lambda_runtime::run(service_fn(move |event| async move {
+        handle(event).await.map_err(|error| failed(&error))
+    }))
+    .await
+}
+
+fn failed(error: &(dyn Error + 'static)) -> Diagnostic {
+    tracing::error!("invocation_failed: {}", chain(error));
+    Diagnostic {
+        error_type: "InvocationFailed".to_owned(),
+        error_message: error.to_string(),
+    }
+}
+
+/// An error and all its causes, in one line. Printed once, at the edge.
+pub fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        // Some libraries repeat the cause in their own text.
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        next = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::LobWorkerConfig;
+
+    #[test]
+    fn a_refused_start_tells_the_faults_of_config_aws_and_runtime_in_one_line() {
+        let refused = started(
+            &Lookup(&|_| None),
+            LobWorkerConfig::from_env,
+            async |_, _| Ok(()),
+        );
+        let line = refused.unwrap_err().to_string();
+        for name in ["LOB_EVENTS_TABLE", "AWS_REGION", "AWS_LAMBDA_RUNTIME_API"] {
+            assert!(line.contains(&format!("{name} is missing")), "{line}");
+        }
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    enum Layered {
+        #[error("cannot store evt_1")]
+        Store(#[source] Box<Layered>),
+        #[error("table: throttled")]
+        Wordy(#[source] std::io::Error),
+    }
+
+    #[test]
+    fn a_chain_names_every_cause_once() {
+        let cause = Layered::Wordy(std::io::Error::other("throttled"));
+        let error = Layered::Store(Box::new(cause));
+        assert_eq!(chain(&error), "cannot store evt_1: table: throttled");
+    }
+}

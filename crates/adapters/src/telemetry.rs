@@ -1,0 +1,381 @@
+//! Log lines: one JSON object each, for people and for CloudWatch Logs Insights alike.
+//!
+//! Guarantees: one line per event whatever the values hold (control characters escaped, values cut at 1,000 bytes),
+//! the fields of the surrounding spans in every line, no name twice (the innermost value wins), and of other crates
+//! only warnings and errors: their finer lines may hold headers and bodies. A panic is a line too.
+//! Does not keep secrets out of values that are handed to it, and makes no metrics.
+
+use std::cell::RefCell;
+use std::error::Error;
+use std::fmt::{self, Debug, Display, Write as _};
+use std::io::Write as _;
+
+use billhook_core::ports::Clock;
+use tracing::field::{Field, Visit};
+use tracing::level_filters::LevelFilter;
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Metadata, Subscriber};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
+
+use crate::clock::SystemClock;
+use crate::lambda::chain;
+
+/// Beyond this a value tells no more; a line stays far below the 1 MB that one log event may have.
+const VALUE_BYTES_MAX: usize = 1000;
+
+/// Beginnings of the targets whose lines follow `LOG_LEVEL`.
+const OURS: [&str; 6] = [
+    "billhook",
+    "webhook_ingress",
+    "stripe_worker",
+    "lob_worker",
+    "cleanup_failed_payments",
+    "webhook_secret",
+];
+
+/// Repeats what the panic hook and `lambda::serve` have said, in a form that may hold a payload.
+const SILENCED: &str = "lambda_runtime::layers::panic";
+
+/// Sends this process's lines to standard output. The first call counts; later ones change nothing.
+pub fn init(function: &'static str, level: LevelFilter) {
+    let lines = JsonLines {
+        function,
+        level,
+        clock: SystemClock,
+        // A log that cannot be written has no better place to say so.
+        write: |line: &[u8]| drop(std::io::stdout().lock().write_all(line)),
+    };
+    let subscriber = tracing_subscriber::registry().with(lines);
+    if tracing::subscriber::set_global_default(subscriber).is_ok() {
+        std::panic::set_hook(Box::new(|panic| {
+            // A literal holds no data; a formatted message may hold any, such as the value that failed to parse.
+            let literal = panic.payload().downcast_ref::<&'static str>();
+            let message = literal.copied().unwrap_or("(message withheld)");
+            let location = panic.location().map(ToString::to_string);
+            tracing::error!(location = location.unwrap_or_default(), "panic: {message}");
+        }));
+    }
+}
+
+/// Writes each event as a line.
+struct JsonLines<C, W> {
+    function: &'static str,
+    level: LevelFilter,
+    clock: C,
+    write: W,
+}
+
+/// A span's fields, each value as JSON already: spans are entered once and read by every line inside.
+#[derive(Default)]
+struct SpanFields(Vec<(&'static str, String)>);
+
+#[derive(Default)]
+struct Scratch {
+    line: String,
+    names: Vec<&'static str>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+impl<S, C, W> Layer<S> for JsonLines<C, W>
+where
+    S: Subscriber + for<'l> LookupSpan<'l>,
+    C: Clock + 'static,
+    W: Fn(&[u8]) + 'static,
+{
+    fn enabled(&self, metadata: &Metadata<'_>, _: Context<'_, S>) -> bool {
+        let target = metadata.target();
+        if OURS.iter().any(|ours| target.starts_with(ours)) {
+            return *metadata.level() <= self.level;
+        }
+        *metadata.level() <= self.level.min(LevelFilter::WARN) && target != SILENCED
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(self.level)
+    }
+
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        if let Some(span) = context.span(id) {
+            let mut fields = SpanFields::default();
+            attributes.record(&mut Each(|name, value: Value<'_>| fields.set(name, value)));
+            span.extensions_mut().insert(fields);
+        }
+    }
+
+    fn on_record(&self, id: &Id, values: &Record<'_>, context: Context<'_, S>) {
+        if let Some(span) = context.span(id)
+            && let Some(fields) = span.extensions_mut().get_mut::<SpanFields>()
+        {
+            values.record(&mut Each(|name, value: Value<'_>| fields.set(name, value)));
+        }
+    }
+
+    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
+        SCRATCH.with(|scratch| match scratch.try_borrow_mut() {
+            Ok(mut scratch) => self.write_line(event, &context, &mut scratch),
+            // A value's own Debug logged, or panicked, while its line was being written.
+            Err(_) => self.write_line(event, &context, &mut Scratch::default()),
+        });
+    }
+}
+
+impl<C: Clock, W: Fn(&[u8])> JsonLines<C, W> {
+    fn write_line<S>(&self, event: &Event<'_>, context: &Context<'_, S>, scratch: &mut Scratch)
+    where
+        S: Subscriber + for<'l> LookupSpan<'l>,
+    {
+        let Scratch { line, names } = scratch;
+        line.clear();
+        names.clear();
+        names.extend(["timestamp", "level", "message", "function"]);
+        let (now, level) = (self.clock.now(), event.metadata().level());
+        // Writing to a String cannot fail.
+        let _ = write!(
+            line,
+            r#"{{"timestamp":"{now}","level":"{level}","message":"#
+        );
+        let before = line.len();
+        event.record(&mut Each(|name, value: Value<'_>| {
+            if name == "message" {
+                value.write(line);
+            }
+        }));
+        if line.len() == before {
+            line.push_str("\"\"");
+        }
+        line.push_str(r#","function":"#);
+        Value::Text(self.function).write(line);
+        event.record(&mut Each(|name, value: Value<'_>| {
+            if is_new(names, name) {
+                push_name(line, name);
+                value.write(line);
+            }
+        }));
+        for span in context.event_scope(event).into_iter().flatten() {
+            if let Some(SpanFields(fields)) = span.extensions().get() {
+                for (name, json) in fields {
+                    if is_new(names, name) {
+                        push_name(line, name);
+                        line.push_str(json);
+                    }
+                }
+            }
+        }
+        line.push_str("}\n");
+        (self.write)(line.as_bytes());
+    }
+}
+
+impl SpanFields {
+    fn set(&mut self, name: &'static str, value: Value<'_>) {
+        let mut json = String::new();
+        value.write(&mut json);
+        match self.0.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, old)) => *old = json,
+            None => self.0.push((name, json)),
+        }
+    }
+}
+
+fn is_new(names: &mut Vec<&'static str>, name: &'static str) -> bool {
+    let new = !names.contains(&name);
+    if new {
+        names.push(name);
+    }
+    new
+}
+
+fn push_name(line: &mut String, name: &str) {
+    line.push(',');
+    Value::Text(name).write(line);
+    line.push(':');
+}
+
+/// A field's value on its way to JSON.
+enum Value<'a> {
+    /// JSON as it prints: a number, a boolean.
+    Plain(&'a dyn Display),
+    Text(&'a str),
+    Debug(&'a dyn Debug),
+}
+
+impl Value<'_> {
+    fn write(&self, line: &mut String) {
+        if let Self::Plain(value) = self {
+            let _ = write!(line, "{value}");
+            return;
+        }
+        line.push('"');
+        let mut quoted = Quoted {
+            line,
+            bytes_left: Some(VALUE_BYTES_MAX),
+        };
+        let _ = match self {
+            Self::Text(text) => quoted.write_str(text),
+            Self::Plain(value) => write!(quoted, "{value}"),
+            Self::Debug(value) => write!(quoted, "{value:?}"),
+        };
+        line.push('"');
+    }
+}
+
+/// The inside of a JSON string; `None` once it was cut.
+struct Quoted<'a> {
+    line: &'a mut String,
+    bytes_left: Option<usize>,
+}
+
+impl fmt::Write for Quoted<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for character in text.chars() {
+            let Some(left) = self.bytes_left else {
+                return Ok(());
+            };
+            self.bytes_left = left.checked_sub(character.len_utf8());
+            match character {
+                _ if self.bytes_left.is_none() => self.line.push('…'),
+                '"' => self.line.push_str("\\\""),
+                '\\' => self.line.push_str("\\\\"),
+                '\n' => self.line.push_str("\\n"),
+                // The separators are line ends to some readers of JSON lines.
+                c if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') => {
+                    write!(self.line, "\\u{:04x}", u32::from(c))?;
+                }
+                c => self.line.push(c),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Calls a function with each field.
+struct Each<F>(F);
+
+impl<F: FnMut(&'static str, Value<'_>)> Visit for Each<F> {
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        (self.0)(field.name(), Value::Plain(&value));
+    }
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        (self.0)(field.name(), Value::Plain(&value));
+    }
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        (self.0)(field.name(), Value::Plain(&value));
+    }
+    fn record_str(&mut self, field: &Field, value: &str) {
+        (self.0)(field.name(), Value::Text(value));
+    }
+    fn record_error(&mut self, field: &Field, value: &(dyn Error + 'static)) {
+        (self.0)(field.name(), Value::Text(&chain(value)));
+    }
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        (self.0)(field.name(), Value::Debug(value));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use billhook_core::time::Timestamp;
+    use serde_json::{Value as Json, json};
+    use uuid::Uuid;
+
+    use super::*;
+
+    struct Fixed;
+
+    impl Clock for Fixed {
+        fn now(&self) -> Timestamp {
+            Timestamp::from_unix_ms(1_781_000_000_042).unwrap()
+        }
+        fn new_id(&self) -> Uuid {
+            Uuid::nil()
+        }
+    }
+
+    fn lines(level: LevelFilter, act: impl FnOnce()) -> Vec<String> {
+        let written = Arc::new(Mutex::new(Vec::new()));
+        let sink = Arc::clone(&written);
+        let layer = JsonLines {
+            function: "stripe-worker",
+            level,
+            clock: Fixed,
+            write: move |line: &[u8]| sink.lock().unwrap().extend_from_slice(line),
+        };
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), act);
+        let text = String::from_utf8(written.lock().unwrap().clone()).unwrap();
+        text.split_terminator('\n').map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn a_line_is_one_flat_object_in_a_fixed_order() {
+        let lines = lines(LevelFilter::INFO, || {
+            let span = tracing::info_span!(
+                "message",
+                correlation_id = "c-1",
+                tenant_id = tracing::field::Empty
+            );
+            span.record("tenant_id", "t-0");
+            span.record("tenant_id", "t-1");
+            let _outer = span.entered();
+            let _inner = tracing::info_span!("record", attempt = 2, tenant_id = "t-2").entered();
+            tracing::info!(event_id = %"evt_1", live = true, amount = -5, "event_processed id={}", 7);
+        });
+        assert_eq!(
+            lines,
+            [concat!(
+                r#"{"timestamp":"2026-06-09T10:13:20.042Z","level":"INFO","message":"event_processed id=7","#,
+                r#""function":"stripe-worker","event_id":"evt_1","live":true,"amount":-5,"attempt":2,"#,
+                r#""tenant_id":"t-2","correlation_id":"c-1"}"#
+            )]
+        );
+    }
+
+    #[test]
+    fn hostile_values_stay_within_their_line_and_their_field() {
+        let hostile = "\",\"level\":\"INFO\n\r\0\u{1b}[0m\u{2028}\\ ü";
+        let long = "é".repeat(600);
+        let lines = lines(LevelFilter::INFO, || {
+            tracing::error!(hostile, long = long.as_str(), level = "forged", "{hostile}");
+        });
+        assert_eq!(lines.len(), 1);
+        assert!(!lines[0].contains(|c: char| c.is_control() || c == '\u{2028}'));
+        let line: Json = serde_json::from_str(&lines[0]).unwrap();
+        assert_eq!(line["hostile"], json!(hostile));
+        assert_eq!(line["message"], json!(hostile));
+        assert_eq!(line["level"], "ERROR");
+        assert_eq!(line["long"], json!(format!("{}…", "é".repeat(500))));
+    }
+
+    #[test]
+    fn other_crates_speak_only_to_warn_and_never_in_the_panic_layer() {
+        let lines = lines(LevelFilter::TRACE, || {
+            tracing::trace!("ours");
+            tracing::info!(target: "hyper::proto", "a header");
+            tracing::error!(target: "lambda_runtime::layers::panic", "a payload");
+            tracing::warn!(target: "aws_smithy_runtime", "theirs");
+        });
+        let messages: Vec<Json> = lines
+            .iter()
+            .map(|line| serde_json::from_str::<Json>(line).unwrap()["message"].clone())
+            .collect();
+        assert_eq!(messages, ["ours", "theirs"]);
+        assert!(super::tests::lines(LevelFilter::WARN, || tracing::info!("quiet")).is_empty());
+    }
+
+    #[test]
+    fn an_error_shows_its_chain_and_a_failing_number_is_no_json_number() {
+        let lines = lines(LevelFilter::INFO, || {
+            let error: &dyn Error = &std::io::Error::other("out of reach");
+            tracing::info!(error, ratio = f64::NAN);
+        });
+        let line: Json = serde_json::from_str(&lines[0]).unwrap();
+        assert_eq!(line["error"], "out of reach");
+        assert_eq!(line["ratio"], "NaN");
+        assert_eq!(line["message"], "");
+    }
+}
