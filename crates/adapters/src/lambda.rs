@@ -6,11 +6,16 @@
 
 use std::error::Error;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use lambda_runtime::{Diagnostic, LambdaEvent, service_fn};
+use billhook_core::ports::Clock as _;
+use billhook_core::retry::chain;
+use billhook_core::time::Timestamp;
+use lambda_runtime::{Context, Diagnostic, LambdaEvent, service_fn};
 use serde::{Deserialize, Serialize};
 
 use crate::aws::Aws;
+use crate::clock::SystemClock;
 use crate::config::{self, ConfigError, Lookup, Reader, both, process_variable};
 use crate::telemetry;
 
@@ -84,20 +89,11 @@ fn failed(error: &(dyn Error + 'static)) -> Diagnostic {
     }
 }
 
-/// An error and all its causes, in one line. Printed once, at the edge.
-pub fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        // Some libraries repeat the cause in their own text.
-        if !text.ends_with(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        next = cause.source();
-    }
-    text
+/// When Lambda ends this invocation.
+pub fn deadline(context: &Context) -> Timestamp {
+    let unix_ms = i64::try_from(context.deadline).unwrap_or(i64::MAX);
+    // A deadline beyond the calendar is none.
+    Timestamp::from_unix_ms(unix_ms).unwrap_or_else(|_| SystemClock.now().after(Duration::MAX))
 }
 
 #[cfg(test)]
@@ -116,20 +112,5 @@ mod tests {
         for name in ["LOB_EVENTS_TABLE", "AWS_REGION", "AWS_LAMBDA_RUNTIME_API"] {
             assert!(line.contains(&format!("{name} is missing")), "{line}");
         }
-    }
-
-    #[derive(Debug, thiserror::Error)]
-    enum Layered {
-        #[error("cannot store evt_1")]
-        Store(#[source] Box<Layered>),
-        #[error("table: throttled")]
-        Wordy(#[source] std::io::Error),
-    }
-
-    #[test]
-    fn a_chain_names_every_cause_once() {
-        let cause = Layered::Wordy(std::io::Error::other("throttled"));
-        let error = Layered::Store(Box::new(cause));
-        assert_eq!(chain(&error), "cannot store evt_1: table: throttled");
     }
 }

@@ -19,7 +19,7 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 
 use crate::clock::SystemClock;
-use crate::lambda::chain;
+use billhook_core::retry::chain;
 
 /// Beyond this a value tells no more; a line stays far below the 1 MB that one log event may have.
 const VALUE_BYTES_MAX: usize = 1000;

@@ -13,8 +13,8 @@ use billhook_core::ids::Provider;
 use billhook_core::ports::{
     Clock, Commit, CommitError, EndPayment, Ended, FindFailedOrders, Ledger,
 };
+use billhook_core::retry::chain;
 use billhook_core::time::Timestamp;
-use billhook_core::worker::chain;
 use serde::{Deserialize, Serialize};
 
 pub mod stripe;
@@ -78,7 +78,10 @@ pub struct Failed {
 impl Failed {
     /// With the whole chain of causes, because whoever ran it by hand sees nothing else.
     pub fn because(doing: &'static str, cause: &(dyn std::error::Error + 'static)) -> Self {
-        Self { doing, cause: chain(cause) }
+        Self {
+            doing,
+            cause: chain(cause),
+        }
     }
 }
 

@@ -13,22 +13,35 @@ use cleanup_failed_payments::{Cleanup, Failed, Input};
 use lambda_runtime::LambdaEvent;
 
 fn main() -> ExitCode {
-    run("cleanup-failed-payments", CleanupConfig::from_env, async |config, aws| {
-        let secrets = SecretsManager::new(aws.secrets_manager().clone());
-        let tables = Tables { orders: Some(config.orders_table.clone()), ..Tables::default() };
-        serve(async |event: LambdaEvent<Option<Input>>| {
-            // The key is read anew each run, four times an hour: a replaced one is known at once.
-            let key = secrets::api_key(&secrets, &config.stripe_key).await;
-            let key = key.map_err(|error| Failed::because("read Stripe's key", &error))?;
-            let stripe = key.map(|key| Stripe::new(&config.stripe_api_base, key, config.stage.live)).transpose();
-            let cleanup = Cleanup {
-                ledger: DynamoLedger::new(aws.dynamodb().clone(), tables.clone(), SystemClock),
-                payments: Payments(stripe.map_err(|error| Failed::because("use Stripe's key", &error))?),
-                clock: SystemClock,
-                grace: config.failed_payment_age,
+    run(
+        "cleanup-failed-payments",
+        CleanupConfig::from_env,
+        async |config, aws| {
+            let secrets = SecretsManager::new(aws.secrets_manager().clone());
+            let tables = Tables {
+                orders: Some(config.orders_table.clone()),
+                ..Tables::default()
             };
-            cleanup.run(&event.payload.unwrap_or_default(), deadline(&event.context)).await
-        })
-        .await
-    })
+            serve(async |event: LambdaEvent<Option<Input>>| {
+                // The key is read anew each run, four times an hour: a replaced one is known at once.
+                let key = secrets::api_key(&secrets, &config.stripe_key).await;
+                let key = key.map_err(|error| Failed::because("read Stripe's key", &error))?;
+                let stripe = key
+                    .map(|key| Stripe::new(&config.stripe_api_base, key, config.stage.live))
+                    .transpose();
+                let cleanup = Cleanup {
+                    ledger: DynamoLedger::new(aws.dynamodb().clone(), tables.clone(), SystemClock),
+                    payments: Payments(
+                        stripe.map_err(|error| Failed::because("use Stripe's key", &error))?,
+                    ),
+                    clock: SystemClock,
+                    grace: config.failed_payment_age,
+                };
+                cleanup
+                    .run(&event.payload.unwrap_or_default(), deadline(&event.context))
+                    .await
+            })
+            .await
+        },
+    )
 }

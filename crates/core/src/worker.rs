@@ -21,6 +21,7 @@ use crate::ports::{
     Clock, Commit, CommitError, Concluded, Kept, Ledger, Pause, Payload, PaymentKey, PaymentRow,
     PaymentWrite, Rows, Unavailable,
 };
+use crate::retry::chain;
 use crate::route::{self, Claim};
 use crate::time::Timestamp;
 
@@ -165,12 +166,6 @@ impl From<Unavailable> for Failure {
     fn from(error: Unavailable) -> Self {
         Self::Infrastructure(chain(&error))
     }
-}
-
-/// An error and its causes on one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 impl<L: Ledger, C: Clock + Pause> Worker<L, C> {

@@ -14,19 +14,23 @@ use billhook_core::ids::Provider;
 use billhook_core::worker::Worker;
 
 fn main() -> ExitCode {
-    run("lob-worker", LobWorkerConfig::from_env, async |config, aws| {
-        aws.warm(CONNECTIONS, 0).await;
-        let tables = Tables {
-            events: config.lob_events_table,
-            statements: config.statements_table,
-            ..Tables::default()
-        };
-        let worker = Worker {
-            provider: Provider::Lob,
-            live_mode: config.stage.live,
-            ledger: DynamoLedger::new(aws.dynamodb().clone(), tables, SystemClock),
-            clock: SystemClock,
-        };
-        serve(async |event| settle(&worker, event).await).await
-    })
+    run(
+        "lob-worker",
+        LobWorkerConfig::from_env,
+        async |config, aws| {
+            aws.warm(CONNECTIONS, 0).await;
+            let tables = Tables {
+                events: config.lob_events_table,
+                statements: config.statements_table,
+                ..Tables::default()
+            };
+            let worker = Worker {
+                provider: Provider::Lob,
+                live_mode: config.stage.live,
+                ledger: DynamoLedger::new(aws.dynamodb().clone(), tables, SystemClock),
+                clock: SystemClock,
+            };
+            serve(async |event| settle(&worker, event).await).await
+        },
+    )
 }

@@ -14,21 +14,25 @@ use billhook_core::ids::Provider;
 use billhook_core::worker::Worker;
 
 fn main() -> ExitCode {
-    run("stripe-worker", StripeWorkerConfig::from_env, async |config, aws| {
-        aws.warm(CONNECTIONS, 0).await;
-        let tables = Tables {
-            events: config.stripe_events_table,
-            orders: Some(config.orders_table),
-            statements: config.statements_table,
-            tenants: Some(config.tenants_table),
-            payments: Some(config.payments_table),
-        };
-        let worker = Worker {
-            provider: Provider::Stripe,
-            live_mode: config.stage.live,
-            ledger: DynamoLedger::new(aws.dynamodb().clone(), tables, SystemClock),
-            clock: SystemClock,
-        };
-        serve(async |event| settle(&worker, event).await).await
-    })
+    run(
+        "stripe-worker",
+        StripeWorkerConfig::from_env,
+        async |config, aws| {
+            aws.warm(CONNECTIONS, 0).await;
+            let tables = Tables {
+                events: config.stripe_events_table,
+                orders: Some(config.orders_table),
+                statements: config.statements_table,
+                tenants: Some(config.tenants_table),
+                payments: Some(config.payments_table),
+            };
+            let worker = Worker {
+                provider: Provider::Stripe,
+                live_mode: config.stage.live,
+                ledger: DynamoLedger::new(aws.dynamodb().clone(), tables, SystemClock),
+                clock: SystemClock,
+            };
+            serve(async |event| settle(&worker, event).await).await
+        },
+    )
 }

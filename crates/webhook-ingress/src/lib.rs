@@ -12,9 +12,9 @@ use billhook_core::inbox::{NewEvent, Recorded, Repeat};
 use billhook_core::json::NotJson;
 use billhook_core::pointer::Pointer;
 use billhook_core::ports::{Clock, ReadSigningKeys, RecordEvent, SendMessage};
+use billhook_core::retry::chain;
 use billhook_core::signature::{Reason, SigningKeys, UnverifiedClaim, lob, stripe};
 use billhook_core::time::Timestamp;
-use billhook_core::worker::chain;
 use serde_json::json;
 
 use crate::proxy::{Header, Request, Response};
