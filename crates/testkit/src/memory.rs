@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Mutex;
 use std::time::Duration;
 
+use billhook_core::cleanup::OpenPayment;
 use billhook_core::entity::{Entity, EntityKey};
 use billhook_core::ids::{AccountId, EventId, PaymentIntentId, PieceId, Provider, TenantId};
 use billhook_core::inbox::{NewEvent, Outcome, Recorded, Stored};
 use billhook_core::ports::{
-    Clock, Commit, CommitError, Kept, Ledger, Pause, Payload, PaymentKey, PaymentRow, PaymentWrite,
-    ReadSigningKeys, RecordEvent, Rows, SendMessage, Unavailable,
+    Clock, Commit, CommitError, EndPayment, Ended, FindFailedOrders, Kept, Ledger, Nominated,
+    Pause, Payload, PaymentKey, PaymentRow, PaymentWrite, ReadSigningKeys, RecordEvent, Rows,
+    SendMessage, Unavailable,
 };
 use billhook_core::retry::Disposition;
 use billhook_core::signature::{SigningKey, SigningKeys};
@@ -235,6 +237,58 @@ impl RecordEvent for &MemoryTables {
         match fault {
             Some(Fault::AnswerLost) => Err(unreachable("record")),
             _ => Ok(known.map_or(Recorded::New, Recorded::Known)),
+        }
+    }
+}
+
+impl FindFailedOrders for &MemoryTables {
+    async fn failed_orders(
+        &self,
+        after: Option<&EntityKey>,
+        limit: usize,
+    ) -> Result<Nominated, Unavailable> {
+        self.read("failed_orders")?;
+        let all = lock(&self.entities);
+        let failed = all
+            .values()
+            .filter(|row| row.columns.status.as_deref() == Some("payment_failed"))
+            .map(|row| row.key.clone())
+            .filter(|key| after.is_none_or(|after| key > after));
+        let orders: Vec<EntityKey> = failed.take(limit).collect();
+        let next = orders.last().filter(|_| orders.len() == limit).cloned();
+        Ok(Nominated { orders, next })
+    }
+}
+
+/// What Stripe says of each payment; one that is not named is open, and ends when asked to.
+#[derive(Debug, Default)]
+pub struct Payments {
+    /// By intent.
+    pub states: Mutex<BTreeMap<String, Ended>>,
+    /// Every call, with its idempotency key.
+    pub calls: Mutex<Vec<(String, String)>>,
+    /// Failures to come.
+    pub plan: Plan,
+}
+
+impl EndPayment for &Payments {
+    type Error = Unavailable;
+
+    async fn end(
+        &self,
+        payment: &OpenPayment,
+        idempotency_key: &str,
+    ) -> Result<Ended, Unavailable> {
+        let intent = payment.intent.to_string();
+        lock(&self.calls).push((intent.clone(), idempotency_key.to_owned()));
+        let fault = self.plan.next();
+        if fault == Some(Fault::Before) {
+            return Err(unreachable("end"));
+        }
+        let ended = *lock(&self.states).entry(intent).or_insert(Ended::ForGood);
+        match fault {
+            Some(Fault::AnswerLost) => Err(unreachable("end")),
+            _ => Ok(ended),
         }
     }
 }
