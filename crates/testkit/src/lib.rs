@@ -4,3 +4,5 @@ pub mod events;
 pub mod memory;
 pub mod sign;
 pub mod stripe;
+//! What tests and local runs need, and nothing that is deployed.
+pub mod local;

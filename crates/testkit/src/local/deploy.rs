@@ -1,0 +1,256 @@
+//! Deploys `template.yaml`, byte for byte as it is, with `sam deploy`.
+//!
+//! The staging folder holds the template and, where each function's `CodeUri` points, its built binary as `bootstrap`.
+//! That is the layout `sam build` would make, so nothing has to be built twice.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde::Deserialize;
+
+use super::{LocalAws, POLL_INTERVAL, clean_command, repository, tail, tool};
+
+/// A first deploy takes about 8 s on a quiet machine.
+const DEPLOY_TIMEOUT: Duration = Duration::from_secs(300);
+const OUTPUTS_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The functions of the template: package, binary and folder under `crates/` have one name.
+pub const FUNCTIONS: [&str; 5] = [
+    "webhook-ingress",
+    "stripe-worker",
+    "lob-worker",
+    "cleanup-failed-payments",
+    "webhook-secret",
+];
+
+/// What to deploy.
+#[derive(Debug, Clone)]
+pub struct DeployOptions {
+    /// Also the id of its API, so that the URLs are known before the stack is. One `AppName` and `Env` each.
+    pub stack_name: String,
+    /// Parameters of the template; `Architecture` and `WebhookBaseUrl` have local values unless given.
+    pub parameters: BTreeMap<String, String>,
+}
+
+impl DeployOptions {
+    /// A stack with these parameters.
+    #[must_use]
+    pub fn new(stack_name: &str, parameters: &[(&str, &str)]) -> Self {
+        let parameters = parameters
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect();
+        Self {
+            stack_name: stack_name.to_owned(),
+            parameters,
+        }
+    }
+}
+
+/// A deployed stack.
+#[derive(Debug, Clone)]
+pub struct Stack {
+    /// Its name.
+    pub name: String,
+    /// Its outputs, by key.
+    pub outputs: BTreeMap<String, String>,
+    base_url: String,
+}
+
+impl Stack {
+    /// Local URL of a path of the API, as `/webhooks/stripe`.
+    #[must_use]
+    pub fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.base_url)
+    }
+
+    /// An output.
+    ///
+    /// # Errors
+    /// If the stack has no output of that name.
+    pub fn output(&self, key: &str) -> Result<&str> {
+        self.outputs
+            .get(key)
+            .map(String::as_str)
+            .ok_or_else(|| anyhow!("stack {} has no output {key}", self.name))
+    }
+}
+
+/// Deploys the stack, or updates it; without changes it is quick.
+///
+/// # Errors
+/// If a binary is not built, or the stack fails; the text ends with the last lines of `sam deploy`.
+pub fn deploy(aws: &LocalAws, options: &DeployOptions) -> Result<Stack> {
+    let name = &options.stack_name;
+    let staged = stage(&aws.dir().join("stage").join(name))?;
+    let base_url = format!("{}/_aws/execute-api/{name}/v1", aws.endpoint());
+    let mut parameters = options.parameters.clone();
+    parameters
+        .entry("Architecture".into())
+        .or_insert_with(|| host_architecture().into());
+    parameters
+        .entry("WebhookBaseUrl".into())
+        .or_insert_with(|| base_url.clone());
+    let overrides = parameters
+        .iter()
+        .map(|(key, value)| format!("ParameterKey={key},ParameterValue={value}"));
+
+    let mut arguments: Vec<String> = [
+        "deploy",
+        "--template-file",
+        "template.yaml",
+        "--stack-name",
+        name,
+    ]
+    .map(Into::into)
+    .into();
+    arguments.extend(
+        [
+            "--resolve-s3",
+            "--no-confirm-changeset",
+            "--no-fail-on-empty-changeset",
+            "--no-progressbar",
+        ]
+        .map(Into::into),
+    );
+    arguments
+        .extend(["--capabilities", "CAPABILITY_IAM", "CAPABILITY_AUTO_EXPAND"].map(Into::into));
+    // The emulator takes the API's id from this tag.
+    arguments.extend([
+        "--tags".into(),
+        format!("ms-custom-id={name}"),
+        "--parameter-overrides".into(),
+    ]);
+    arguments.extend(overrides);
+    sam(aws, name, &staged, &arguments, DEPLOY_TIMEOUT)?;
+
+    let list = [
+        "list",
+        "stack-outputs",
+        "--stack-name",
+        name,
+        "--output",
+        "json",
+    ]
+    .map(String::from);
+    let text = sam(aws, name, &staged, &list, OUTPUTS_TIMEOUT)?;
+    let outputs: Vec<Output> = serde_json::from_str(&text)
+        .with_context(|| format!("read the outputs of {name} in {text:?}"))?;
+    let outputs = outputs
+        .into_iter()
+        .map(|output| (output.key, output.value))
+        .collect();
+    Ok(Stack {
+        name: name.clone(),
+        outputs,
+        base_url,
+    })
+}
+
+#[derive(Deserialize)]
+struct Output {
+    #[serde(rename = "OutputKey")]
+    key: String,
+    #[serde(rename = "OutputValue")]
+    value: String,
+}
+
+/// Folder of the built function binaries: that of the running program (`deps` below it for tests).
+///
+/// # Errors
+/// If the running program's own path is unknown.
+pub fn binaries_dir() -> Result<PathBuf> {
+    let program = std::env::current_exe().context("find the running program")?;
+    let dir = program.parent().unwrap_or(&program);
+    Ok(if dir.ends_with("deps") {
+        dir.parent().unwrap_or(dir)
+    } else {
+        dir
+    }
+    .to_owned())
+}
+
+fn stage(dir: &Path) -> Result<PathBuf> {
+    let binaries = binaries_dir()?;
+    for function in FUNCTIONS {
+        let target = dir.join("crates").join(function);
+        fs::create_dir_all(&target).with_context(|| format!("create {}", target.display()))?;
+        let binary = binaries.join(function);
+        fs::copy(&binary, target.join("bootstrap")).with_context(|| {
+            format!(
+                "copy {}: run `cargo build --workspace` first",
+                binary.display()
+            )
+        })?;
+    }
+    fs::copy(
+        repository().join("template.yaml"),
+        dir.join("template.yaml"),
+    )
+    .context("copy template.yaml")?;
+    Ok(dir.to_owned())
+}
+
+/// Runs the SAM CLI against the local AWS and gives back its standard output.
+fn sam(
+    aws: &LocalAws,
+    stack: &str,
+    dir: &Path,
+    arguments: &[String],
+    timeout: Duration,
+) -> Result<String> {
+    let command = arguments.first().map_or("", String::as_str);
+    let log = aws.dir().join(format!("{command}-{stack}.log"));
+    let out = fs::File::create(&log).with_context(|| format!("create {}", log.display()))?;
+    let errors = if command == "deploy" {
+        Stdio::from(out.try_clone()?)
+    } else {
+        Stdio::null()
+    };
+    let mut sam = clean_command(&tool("sam")?, aws.dir())
+        .envs(aws.env())
+        .env("SAM_CLI_TELEMETRY", "0")
+        .env("HTTPS_PROXY", "http://127.0.0.1:1") // no look for newer versions of itself
+        .current_dir(dir)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(out)
+        .stderr(errors)
+        .spawn()
+        .context("start sam")?;
+    let deadline = Instant::now() + timeout;
+    let status = loop {
+        if let Some(status) = sam.try_wait()? {
+            break status;
+        }
+        if Instant::now() > deadline {
+            sam.kill()?;
+            sam.wait()?;
+            bail!(
+                "sam {command} of {stack} took longer than {timeout:?}:\n{}",
+                tail(&log)
+            );
+        }
+        std::thread::sleep(POLL_INTERVAL);
+    };
+    if !status.success() {
+        bail!(
+            "sam {command} of {stack} failed ({status}):\n{}",
+            tail(&log)
+        );
+    }
+    fs::read_to_string(&log).with_context(|| format!("read {}", log.display()))
+}
+
+/// The host's processor, as the template names it.
+fn host_architecture() -> &'static str {
+    if cfg!(target_arch = "aarch64") {
+        "arm64"
+    } else {
+        "x86_64"
+    }
+}
