@@ -1,8 +1,7 @@
-//! What tests need and nothing else uses: a dev-dependency, never part of a function.
+//! What tests and local runs need, and nothing that is deployed.
 
 pub mod events;
+pub mod local;
 pub mod memory;
 pub mod sign;
 pub mod stripe;
-//! What tests and local runs need, and nothing that is deployed.
-pub mod local;
