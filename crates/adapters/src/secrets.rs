@@ -1,0 +1,934 @@
+//! Secrets: Secrets Manager, what people write there, and the cache that the signature check reads.
+//!
+//! Guarantees: a value appears in no error, log line or `Debug`; a secret that is not set is told apart from one that
+//! cannot be read; while Secrets Manager is out of reach the last values serve for 15 minutes, and no longer.
+//! Does not verify signatures (`billhook_core::signature`) and does not rotate (`webhook-secret`).
+
+use std::future::Future;
+use std::time::Duration;
+
+use aws_sdk_secretsmanager::Client;
+use aws_sdk_secretsmanager::operation::get_secret_value::GetSecretValueError;
+use billhook_core::ports::{Clock, ReadSigningKeys};
+use billhook_core::retry::Disposition;
+use billhook_core::signature::{SigningKey, SigningKeys};
+use billhook_core::time::Timestamp;
+use futures_util::future::join_all;
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::{Map, Value};
+use tokio::sync::Mutex;
+
+use crate::config::{SecretAt, SecretSource};
+use crate::lambda::chain;
+
+/// A secret that was read serves no longer than this, whatever happens: a revoked one is refused within 15 minutes.
+const STALE_MAX: Duration = Duration::from_secs(900);
+/// Mismatches, outages and missing values ask Secrets Manager no more often than this, so that forged deliveries
+/// cannot make us call it.
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(10);
+/// How long the version that was replaced still proves a delivery: Stripe's own limit for a rolled secret.
+const PREVIOUS_VALID: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Which of a secret's two labelled versions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// `AWSCURRENT`.
+    Current,
+    /// `AWSPREVIOUS`: what was current before.
+    Previous,
+}
+
+/// A version of a secret.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// The whole text, as it was put.
+    pub text: SecretString,
+    /// When this version was put.
+    pub created_at: Option<Timestamp>,
+}
+
+/// Reads a secret; `None` where it has no such version, or does not exist.
+pub trait FetchSecret: Send + Sync {
+    /// The text of a version.
+    fn fetch(
+        &self,
+        arn: &str,
+        version: Version,
+    ) -> impl Future<Output = Result<Option<Stored>, SecretsError>> + Send;
+}
+
+/// Why a secret could not be read or written. Names the secret, never its value.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretsError {
+    /// Secrets Manager refused or did not answer.
+    #[error("cannot read {arn}: {cause}")]
+    Read {
+        /// The secret.
+        arn: String,
+        /// As text, because the SDK's error would show the answer's body.
+        cause: String,
+    },
+    /// The same, while writing.
+    #[error("cannot write {arn}: {cause}")]
+    Write {
+        /// The secret.
+        arn: String,
+        /// As text.
+        cause: String,
+    },
+    /// The secret's text cannot be used.
+    #[error("{name}: {fault}")]
+    Unusable {
+        /// The secret's ARN, or the variable that holds it.
+        name: String,
+        /// What is wrong.
+        fault: String,
+    },
+}
+
+impl SecretsError {
+    /// What is left to do. Reading or writing the same once more is harmless.
+    pub fn disposition(&self) -> Disposition {
+        match self {
+            Self::Read { .. } | Self::Write { .. } => Disposition::RetryLater,
+            Self::Unusable { .. } => Disposition::Permanent,
+        }
+    }
+}
+
+/// AWS Secrets Manager.
+#[derive(Clone, Debug)]
+pub struct SecretsManager {
+    client: Client,
+}
+
+impl SecretsManager {
+    /// Over a client of `Aws`.
+    pub fn new(client: Client) -> Self {
+        Self { client }
+    }
+
+    /// The current text; `None` where there is none.
+    pub async fn get(&self, arn: &str) -> Result<Option<SecretString>, SecretsError> {
+        let stored = self.fetch(arn, Version::Current).await?;
+        Ok(stored.map(|stored| stored.text))
+    }
+
+    /// Makes `value` the current text. The one before becomes `AWSPREVIOUS`.
+    pub async fn put(&self, arn: &str, value: &SecretString) -> Result<(), SecretsError> {
+        let call = self.client.put_secret_value().secret_id(arn);
+        match call.secret_string(value.expose_secret()).send().await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(SecretsError::Write {
+                arn: arn.to_owned(),
+                cause: chain(&error),
+            }),
+        }
+    }
+}
+
+impl FetchSecret for SecretsManager {
+    async fn fetch(&self, arn: &str, version: Version) -> Result<Option<Stored>, SecretsError> {
+        let call = self.client.get_secret_value().secret_id(arn);
+        let stage = match version {
+            Version::Current => "AWSCURRENT",
+            Version::Previous => "AWSPREVIOUS",
+        };
+        match call.version_stage(stage).send().await {
+            Ok(answer) => {
+                let created_ms = answer.created_date().and_then(|at| at.to_millis().ok());
+                Ok(Some(Stored {
+                    // A binary secret counts as blank: not set.
+                    text: SecretString::from(answer.secret_string.unwrap_or_default()),
+                    created_at: created_ms.and_then(|ms| Timestamp::from_unix_ms(ms).ok()),
+                }))
+            }
+            Err(error) => match error.as_service_error() {
+                Some(GetSecretValueError::ResourceNotFoundException(_)) => Ok(None),
+                _ => Err(SecretsError::Read {
+                    arn: arn.to_owned(),
+                    cause: chain(&error),
+                }),
+            },
+        }
+    }
+}
+
+/// What is looked for in a secret's text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// The secret that signs Stripe's deliveries.
+    StripeSigning,
+    /// The secret that signs Lob's deliveries.
+    LobSigning,
+    /// The key to Stripe's API.
+    StripeKey,
+}
+
+impl Wanted {
+    /// Member names, ours first, then those of secrets that people bring along.
+    fn members(self) -> &'static [&'static str] {
+        match self {
+            Self::StripeSigning => &["signing_secret", "webhookSecret", "secretKey"],
+            Self::LobSigning => &["lob_webhook_secret", "webhookSecret"],
+            Self::StripeKey => &["stripe_secret_key", "secretKey"],
+        }
+    }
+
+    /// Several secrets may share one ARN, so a bare text must not pass for another's.
+    fn fits_bare(self, text: &str) -> bool {
+        let is_key = text.starts_with("sk_") || text.starts_with("rk_");
+        match self {
+            Self::StripeSigning => !is_key,
+            Self::LobSigning => !is_key && !text.starts_with("whsec_"),
+            Self::StripeKey => is_key,
+        }
+    }
+}
+
+/// What a secret's text says.
+#[derive(Debug, Default)]
+pub struct Contents {
+    /// The value looked for; `None` while it is not set (absent, empty, blank).
+    pub current: Option<SecretString>,
+    /// Stripe's id of the endpoint that `current` signs for, where our writers put it.
+    pub endpoint_id: Option<String>,
+    /// Signing secrets that were replaced. Past `valid_until` they verify nothing.
+    pub previous: Vec<Replaced>,
+    /// What cannot be understood, without values. The rest counts nevertheless.
+    pub faults: Vec<String>,
+}
+
+/// A signing secret that was replaced.
+#[derive(Debug)]
+pub struct Replaced {
+    /// Stripe's id of its endpoint.
+    pub endpoint_id: Option<String>,
+    /// Its value.
+    pub secret: SecretString,
+    /// Until when it proves a delivery.
+    pub valid_until: Timestamp,
+}
+
+/// Reads the documented shapes: our JSON, `{"secretKey"}`, `{"webhookSecret"}`, a bare text. Blank and `{}` are what
+/// Secrets Manager makes of a secret that nobody has set.
+pub fn parse(text: &str, wanted: Wanted) -> Contents {
+    let text = text.trim();
+    let mut contents = Contents::default();
+    if text.starts_with('{') {
+        match serde_json::from_str::<Map<String, Value>>(text) {
+            Ok(object) => contents.read_object(&object, wanted),
+            // The parser's own message might repeat what it met.
+            Err(error) => contents.faults.push(format!(
+                "no valid JSON at line {}, column {}",
+                error.line(),
+                error.column()
+            )),
+        }
+    } else if wanted.fits_bare(text) {
+        contents.current = set(text);
+    } else if !text.is_empty() {
+        contents
+            .faults
+            .push(format!("a bare text that cannot be {wanted:?}"));
+    }
+    contents
+}
+
+impl Contents {
+    fn read_object(&mut self, object: &Map<String, Value>, wanted: Wanted) {
+        for name in wanted.members() {
+            match object.get(*name) {
+                _ if self.current.is_some() => break,
+                Some(Value::String(value)) => self.current = set(value),
+                Some(Value::Null) | None => {}
+                Some(_) => self.faults.push(format!("{name} must be a string")),
+            }
+        }
+        if wanted == Wanted::StripeKey {
+            return;
+        }
+        self.endpoint_id = string(object, "endpoint_id");
+        match object.get("previous") {
+            Some(Value::Array(entries)) => {
+                for (at, entry) in entries.iter().enumerate() {
+                    match replaced(entry) {
+                        Some(entry) => self.previous.push(entry),
+                        None => self.faults.push(format!(
+                            "previous[{at}] must have a secret and valid_until (RFC 3339)"
+                        )),
+                    }
+                }
+            }
+            Some(Value::Null) | None => {}
+            Some(_) => self.faults.push("previous must be a list".to_owned()),
+        }
+    }
+}
+
+fn replaced(entry: &Value) -> Option<Replaced> {
+    let entry = entry.as_object()?;
+    Some(Replaced {
+        endpoint_id: string(entry, "endpoint_id"),
+        secret: set(entry.get("secret")?.as_str()?)?,
+        valid_until: Timestamp::parse(entry.get("valid_until")?.as_str()?).ok()?,
+    })
+}
+
+fn string(object: &Map<String, Value>, name: &str) -> Option<String> {
+    object.get(name)?.as_str().map(str::to_owned)
+}
+
+/// No provider's secret has white space around it; an editor's newline does.
+fn set(value: &str) -> Option<SecretString> {
+    let value = value.trim();
+    (!value.is_empty()).then(|| SecretString::from(value))
+}
+
+/// The key to Stripe's API, read anew each time (its users run seldom); `None` while it is not set. A key of the other
+/// mode is refused.
+pub async fn stripe_key(
+    fetch: &impl FetchSecret,
+    source: &SecretSource,
+    live: bool,
+) -> Result<Option<SecretString>, SecretsError> {
+    let (name, contents) = match &source.at {
+        SecretAt::Here(value) => (
+            source.variable,
+            parse(value.expose_secret(), Wanted::StripeKey),
+        ),
+        SecretAt::Arn(arn) => {
+            let stored = fetch.fetch(arn, Version::Current).await?;
+            let contents = stored.map(|s| parse(s.text.expose_secret(), Wanted::StripeKey));
+            (arn.as_str(), contents.unwrap_or_default())
+        }
+    };
+    let unusable = |fault: String| SecretsError::Unusable {
+        name: name.to_owned(),
+        fault,
+    };
+    if let Some(fault) = contents.faults.into_iter().next() {
+        return Err(unusable(fault));
+    }
+    let is_live = |key: &SecretString| key.expose_secret().contains("_live_");
+    match contents.current {
+        Some(key) if is_live(&key) != live => Err(unusable(format!(
+            "the Stripe key is {}a live one, refused because LIVE_MODE={live}",
+            if live { "not " } else { "" }
+        ))),
+        key => Ok(key),
+    }
+}
+
+/// The signing secrets of one provider, through a cache. One fetch is in flight at a time; who asks meanwhile waits
+/// for its result.
+pub struct SigningKeysReader<F, C> {
+    fetch: F,
+    clock: C,
+    wanted: Wanted,
+    live: bool,
+    fresh_for: Duration,
+    /// From variables: never change.
+    fixed: SigningKeys,
+    sources: Vec<Source>,
+    held: Mutex<Held>,
+}
+
+struct Source {
+    label: &'static str,
+    arn: String,
+}
+
+#[derive(Default)]
+struct Held {
+    /// One for each source, in their order.
+    reads: Vec<Slot>,
+    asked_at: Option<Timestamp>,
+}
+
+/// What is known of one source.
+#[derive(Default)]
+struct Slot {
+    read: Option<Read>,
+    /// Why the last try failed; `None` after a success.
+    error: Option<String>,
+}
+
+struct Read {
+    at: Timestamp,
+    keys: Vec<Key>,
+    faults: Vec<String>,
+    /// Until when `AWSPREVIOUS` would count, if it has not been read yet.
+    previous_unread_until: Option<Timestamp>,
+}
+
+struct Key {
+    key: SigningKey,
+    valid_until: Option<Timestamp>,
+}
+
+impl<F: FetchSecret, C: Clock> SigningKeysReader<F, C> {
+    /// `fresh_for` is `SECRETS_TTL_SECONDS`; `live` refuses the secret that Lob's debugger signs with.
+    pub fn new(
+        wanted: Wanted,
+        sources: Vec<SecretSource>,
+        fresh_for: Duration,
+        live: bool,
+        fetch: F,
+        clock: C,
+    ) -> Self {
+        let mut fixed = SigningKeys::default();
+        let mut remote = Vec::new();
+        for SecretSource { variable, at } in sources {
+            match at {
+                SecretAt::Here(value) => fixed
+                    .keys
+                    .extend(SigningKey::usable(variable, value.expose_secret())),
+                SecretAt::Arn(arn) => remote.push(Source {
+                    label: variable,
+                    arn,
+                }),
+            }
+        }
+        let reads = remote.iter().map(|_| Slot::default()).collect();
+        Self {
+            fetch,
+            clock,
+            wanted,
+            live,
+            fresh_for,
+            fixed,
+            sources: remote,
+            held: Mutex::new(Held {
+                reads,
+                asked_at: None,
+            }),
+        }
+    }
+
+    /// Reads anew every source that `which` names.
+    async fn read_again(&self, held: &mut Held, now: Timestamp, which: impl Fn(&Slot) -> bool) {
+        held.asked_at = Some(now);
+        let slots = self.sources.iter().zip(&mut held.reads);
+        let due = slots.filter(|(_, slot)| which(slot));
+        join_all(due.map(|(source, slot)| async move {
+            match self.fetch.fetch(&source.arn, Version::Current).await {
+                Ok(stored) => {
+                    slot.read = Some(self.understood(source, stored, now));
+                    slot.error = None;
+                }
+                Err(failed) => slot.error = Some(told(&failed)),
+            }
+        }))
+        .await;
+    }
+
+    /// Adds `AWSPREVIOUS` where the current version is so young that its predecessor still counts.
+    async fn read_previous(&self, held: &mut Held, now: Timestamp) {
+        let slots = self.sources.iter().zip(&mut held.reads);
+        let young = slots.filter_map(|(source, Slot { read, error })| {
+            let read = read.as_mut()?;
+            // Taken: asked for once after each reading of the current version, even where that fails.
+            let until = read.previous_unread_until.take()?;
+            (now < until).then_some((source, read, error, until))
+        });
+        join_all(young.map(|(source, read, error, until)| async move {
+            match self.fetch.fetch(&source.arn, Version::Previous).await {
+                Ok(stored) => {
+                    let text = stored.map(|stored| stored.text).unwrap_or_default();
+                    if let Some(secret) = parse(text.expose_secret(), self.wanted).current {
+                        let label = format!("{} (AWSPREVIOUS)", source.label);
+                        self.add(read, source, &label, &secret, Some(until));
+                    }
+                }
+                Err(failed) => *error = Some(told(&failed)),
+            }
+        }))
+        .await;
+    }
+
+    fn understood(&self, source: &Source, stored: Option<Stored>, now: Timestamp) -> Read {
+        let created_at = stored.as_ref().and_then(|stored| stored.created_at);
+        let text = stored.map(|stored| stored.text).unwrap_or_default();
+        let contents = parse(text.expose_secret(), self.wanted);
+        let mut read = Read {
+            at: now,
+            keys: Vec::new(),
+            faults: Vec::new(),
+            previous_unread_until: created_at.map(|at| at.after(PREVIOUS_VALID)),
+        };
+        for fault in &contents.faults {
+            read.faults.push(format!("{}: {fault}", source.arn));
+        }
+        match contents.current {
+            Some(secret) => self.add(&mut read, source, source.label, &secret, None),
+            None if contents.faults.is_empty() => {
+                read.faults.push(format!("{}: not set", source.arn));
+            }
+            None => {}
+        }
+        for entry in contents.previous {
+            let label = format!("{} (previous)", source.label);
+            self.add(
+                &mut read,
+                source,
+                &label,
+                &entry.secret,
+                Some(entry.valid_until),
+            );
+        }
+        read
+    }
+
+    fn add(
+        &self,
+        read: &mut Read,
+        source: &Source,
+        label: &str,
+        secret: &SecretString,
+        valid_until: Option<Timestamp>,
+    ) {
+        let value = secret.expose_secret();
+        // Lob's debugger signs with this word, and so can anybody.
+        if self.live && self.wanted == Wanted::LobSigning && value == "secret" {
+            read.faults.push(format!(
+                "{}: the word that Lob's debugger signs with, refused because LIVE_MODE=true",
+                source.arn
+            ));
+            return;
+        }
+        if let Some(key) = SigningKey::usable(label, value) {
+            read.keys.push(Key { key, valid_until });
+        }
+    }
+
+    fn answer(&self, held: &Held, now: Timestamp) -> SigningKeys {
+        let mut answer = self.fixed.clone();
+        for slot in &held.reads {
+            if let Some(read) = slot.read.as_ref().filter(|read| read.serves(now)) {
+                let valid = read.keys.iter().filter(|key| key.is_valid(now));
+                answer.keys.extend(valid.map(|key| key.key.clone()));
+                answer.unreadable.extend(read.faults.iter().cloned());
+            }
+            answer.unreadable.extend(slot.error.clone());
+        }
+        answer
+    }
+}
+
+fn told(failed: &SecretsError) -> String {
+    tracing::warn!("secret_unreadable: {failed}");
+    failed.to_string()
+}
+
+impl Held {
+    fn asked_just_now(&self, now: Timestamp) -> bool {
+        self.asked_at
+            .is_some_and(|at| at.until(now) < ASK_AGAIN_AFTER)
+    }
+}
+
+impl Slot {
+    fn serves(&self, now: Timestamp) -> bool {
+        self.read.as_ref().is_some_and(|read| read.serves(now))
+    }
+
+    fn is_fresh(&self, now: Timestamp, fresh_for: Duration) -> bool {
+        self.read.as_ref().is_some_and(|read| {
+            // A secret that was not set is expected any moment.
+            let fresh_for = if read.keys.is_empty() {
+                ASK_AGAIN_AFTER
+            } else {
+                fresh_for
+            };
+            read.at.until(now) < fresh_for
+        })
+    }
+}
+
+impl Read {
+    fn serves(&self, now: Timestamp) -> bool {
+        self.at.until(now) < STALE_MAX
+    }
+}
+
+impl Key {
+    fn is_valid(&self, now: Timestamp) -> bool {
+        self.valid_until.is_none_or(|until| now < until)
+    }
+}
+
+impl<F: FetchSecret, C: Clock> ReadSigningKeys for SigningKeysReader<F, C> {
+    async fn signing_keys(&self) -> SigningKeys {
+        let mut held = self.held.lock().await;
+        let now = self.clock.now();
+        let due = |slot: &Slot| !slot.is_fresh(now, self.fresh_for);
+        // Where nothing serves, every delivery is worth a try; where old values serve, outages are not asked about
+        // with every delivery.
+        let worth_it = !held.asked_just_now(now) || !held.reads.iter().all(|s| s.serves(now));
+        if worth_it && held.reads.iter().any(due) {
+            self.read_again(&mut held, now, due).await;
+        }
+        self.answer(&held, now)
+    }
+
+    async fn refreshed(&self) -> Option<SigningKeys> {
+        if self.sources.is_empty() {
+            return None;
+        }
+        let mut held = self.held.lock().await;
+        let now = self.clock.now();
+        let previous_counts = |slot: &Slot| {
+            let until = slot.read.as_ref().and_then(|r| r.previous_unread_until);
+            until.is_some_and(|until| now < until)
+        };
+        if held.asked_just_now(now) {
+            // The current values are known; their predecessors, which nobody needed until now, may not be.
+            if !held.reads.iter().any(previous_counts) {
+                return None;
+            }
+        } else {
+            self.read_again(&mut held, now, |_| true).await;
+        }
+        self.read_previous(&mut held, now).await;
+        tracing::info!("secret_refreshed: asked again because no known secret proved a delivery");
+        Some(self.answer(&held, now))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::sync::Mutex as StdMutex;
+    use std::sync::atomic::{AtomicI64, Ordering};
+
+    use super::*;
+
+    const ARN: &str = "arn:stripe";
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_unix_s(1_781_000_000 + seconds).unwrap()
+    }
+
+    fn exposed(secret: Option<&SecretString>) -> Option<&str> {
+        secret.map(ExposeSecret::expose_secret)
+    }
+
+    #[test]
+    fn every_shape_that_people_write_is_understood() {
+        use Wanted::{LobSigning, StripeKey, StripeSigning};
+        let app = r#"{"stripe_secret_key":"sk_test_1","lob_webhook_secret":" lob_1\n","lob_api_key":"x"}"#;
+        let table = [
+            (
+                StripeSigning,
+                r#"{"endpoint_id":"we_1","signing_secret":"whsec_1"}"#,
+                Ok(Some("whsec_1")),
+            ),
+            (
+                StripeSigning,
+                r#"{"webhookSecret":"whsec_2","secretKey":"sk_test_1"}"#,
+                Ok(Some("whsec_2")),
+            ),
+            (
+                StripeSigning,
+                r#"{"secretKey":"whsec_3"}"#,
+                Ok(Some("whsec_3")),
+            ),
+            (StripeSigning, " whsec_4\n", Ok(Some("whsec_4"))),
+            (StripeSigning, "", Ok(None)),
+            (StripeSigning, " \n", Ok(None)),
+            (StripeSigning, "{}", Ok(None)),
+            (StripeSigning, r#"{"signing_secret":""}"#, Ok(None)),
+            (StripeSigning, r#"{"signing_secret":null}"#, Ok(None)),
+            (
+                StripeSigning,
+                r#"{"signing_secret":5}"#,
+                Err("signing_secret must be a string"),
+            ),
+            (
+                StripeSigning,
+                r#"{"signing_secret":"canary"#,
+                Err("no valid JSON at line 1, column 25"),
+            ),
+            (
+                StripeSigning,
+                "sk_live_canary",
+                Err("a bare text that cannot be StripeSigning"),
+            ),
+            (LobSigning, app, Ok(Some("lob_1"))),
+            (LobSigning, "lob_2", Ok(Some("lob_2"))),
+            (
+                LobSigning,
+                "whsec_canary",
+                Err("a bare text that cannot be LobSigning"),
+            ),
+            (StripeKey, app, Ok(Some("sk_test_1"))),
+            (
+                StripeKey,
+                r#"{"secretKey":"sk_test_2"}"#,
+                Ok(Some("sk_test_2")),
+            ),
+            (StripeKey, "rk_test_3", Ok(Some("rk_test_3"))),
+            (
+                StripeKey,
+                "lob_canary",
+                Err("a bare text that cannot be StripeKey"),
+            ),
+        ];
+        for (wanted, text, expected) in table {
+            let contents = parse(text, wanted);
+            let found = match contents.faults.first() {
+                Some(fault) => Err(fault.as_str()),
+                None => Ok(exposed(contents.current.as_ref())),
+            };
+            assert_eq!(found, expected, "{wanted:?} {text}");
+        }
+    }
+
+    #[test]
+    fn a_previous_entry_that_cannot_be_read_spoils_nothing_else() {
+        let text = r#"{"endpoint_id":"we_2","signing_secret":"whsec_new","previous":[
+            {"endpoint_id":"we_1","secret":"whsec_old","valid_until":"2026-06-10T10:13:20Z"},
+            {"secret":"whsec_canary","valid_until":"tomorrow"}]}"#;
+        let contents = parse(text, Wanted::StripeSigning);
+        assert_eq!(exposed(contents.current.as_ref()), Some("whsec_new"));
+        assert_eq!(contents.endpoint_id.as_deref(), Some("we_2"));
+        assert_eq!(contents.previous.len(), 1);
+        assert_eq!(contents.previous[0].valid_until, at(86_400));
+        assert_eq!(
+            contents.faults,
+            ["previous[1] must have a secret and valid_until (RFC 3339)"]
+        );
+        assert!(!format!("{contents:?}").contains("whsec"));
+    }
+
+    /// Secrets Manager and the clock, both in the test's hands.
+    #[derive(Default)]
+    struct World {
+        seconds: AtomicI64,
+        texts: StdMutex<HashMap<&'static str, (String, i64)>>,
+        asked: StdMutex<Vec<Version>>,
+        is_down: StdMutex<bool>,
+    }
+
+    impl World {
+        fn put(&self, stage: &'static str, text: &str, created_s: i64) {
+            let mut texts = self.texts.lock().unwrap();
+            texts.insert(stage, (text.to_owned(), created_s));
+        }
+        fn pass(&self, seconds: i64) {
+            self.seconds.fetch_add(seconds, Ordering::SeqCst);
+        }
+        fn asked(&self) -> usize {
+            std::mem::take(&mut *self.asked.lock().unwrap()).len()
+        }
+        fn reader(&self) -> SigningKeysReader<&Self, &Self> {
+            self.reader_of(Wanted::StripeSigning, true)
+        }
+        fn reader_of(&self, wanted: Wanted, live: bool) -> SigningKeysReader<&Self, &Self> {
+            let source = SecretSource {
+                variable: "SECRET_ARN",
+                at: SecretAt::Arn(ARN.to_owned()),
+            };
+            let ttl = Duration::from_secs(300);
+            SigningKeysReader::new(wanted, vec![source], ttl, live, self, self)
+        }
+    }
+
+    impl FetchSecret for &World {
+        async fn fetch(&self, arn: &str, version: Version) -> Result<Option<Stored>, SecretsError> {
+            self.asked.lock().unwrap().push(version);
+            if *self.is_down.lock().unwrap() {
+                return Err(SecretsError::Read {
+                    arn: arn.to_owned(),
+                    cause: "down".to_owned(),
+                });
+            }
+            let stage = match version {
+                Version::Current => "current",
+                Version::Previous => "previous",
+            };
+            let texts = self.texts.lock().unwrap();
+            Ok(texts.get(stage).map(|(text, created_s)| Stored {
+                text: SecretString::from(text.as_str()),
+                created_at: Some(at(*created_s)),
+            }))
+        }
+    }
+
+    impl Clock for &World {
+        fn now(&self) -> Timestamp {
+            at(self.seconds.load(Ordering::SeqCst))
+        }
+        fn new_id(&self) -> uuid::Uuid {
+            uuid::Uuid::nil()
+        }
+    }
+
+    #[track_caller]
+    fn check(keys: &SigningKeys, values: &[&str], unreadable: &[&str]) {
+        let found: Vec<_> = keys.keys.iter().map(|k| k.secret.expose_secret()).collect();
+        assert_eq!(found, values);
+        assert_eq!(keys.unreadable, unreadable);
+    }
+
+    const LONG_AGO: i64 = -1_000_000;
+
+    #[tokio::test]
+    async fn a_read_serves_for_its_time_and_is_then_read_again() {
+        let world = World::default();
+        world.put("current", "whsec_1", LONG_AGO);
+        let reader = world.reader();
+        for _ in 0..3 {
+            check(&reader.signing_keys().await, &["whsec_1"], &[]);
+            world.pass(99);
+        }
+        assert_eq!(world.asked(), 1);
+        world.put("current", "whsec_2", LONG_AGO);
+        world.pass(3);
+        check(&reader.signing_keys().await, &["whsec_2"], &[]);
+        assert_eq!(world.asked(), 1);
+    }
+
+    #[tokio::test]
+    async fn an_outage_is_bridged_for_15_minutes_and_asked_about_every_10_s() {
+        let world = World::default();
+        world.put("current", "whsec_1", LONG_AGO);
+        let reader = world.reader();
+        reader.signing_keys().await;
+        *world.is_down.lock().unwrap() = true;
+        world.pass(301);
+        let down = "cannot read arn:stripe: down";
+        for _ in 0..5 {
+            check(&reader.signing_keys().await, &["whsec_1"], &[down]);
+        }
+        assert_eq!(world.asked(), 2);
+        world.pass(599);
+        check(&reader.signing_keys().await, &[], &[down]);
+        *world.is_down.lock().unwrap() = false;
+        check(&reader.signing_keys().await, &["whsec_1"], &[]);
+    }
+
+    #[tokio::test]
+    async fn a_mismatch_asks_again_at_most_every_10_s() {
+        let world = World::default();
+        world.put("current", "whsec_1", LONG_AGO);
+        let reader = world.reader();
+        reader.signing_keys().await;
+        assert!(reader.refreshed().await.is_none(), "just read");
+        world.put("current", "whsec_2", LONG_AGO);
+        world.pass(10);
+        check(&reader.refreshed().await.unwrap(), &["whsec_2"], &[]);
+        assert!(reader.refreshed().await.is_none());
+        assert_eq!(world.asked(), 2);
+    }
+
+    #[tokio::test]
+    async fn the_version_before_proves_for_24_h_and_is_read_only_when_needed() {
+        let world = World::default();
+        world.put("current", "whsec_2", 0);
+        world.put("previous", "whsec_1", LONG_AGO);
+        let reader = world.reader();
+        check(&reader.signing_keys().await, &["whsec_2"], &[]);
+        // Even in the first seconds of a container: a function that is seldom called has no others.
+        let both = ["whsec_2", "whsec_1"];
+        check(&reader.refreshed().await.unwrap(), &both, &[]);
+        assert!(reader.refreshed().await.is_none());
+        assert_eq!(world.asked(), 2);
+        world.pass(86_400);
+        check(&reader.signing_keys().await, &["whsec_2"], &[]);
+        world.pass(10);
+        check(&reader.refreshed().await.unwrap(), &["whsec_2"], &[]);
+        assert_eq!(*world.asked.lock().unwrap(), [Version::Current; 2]);
+    }
+
+    #[tokio::test]
+    async fn a_previous_entry_verifies_nothing_past_its_time() {
+        let world = World::default();
+        let text = format!(
+            r#"{{"signing_secret":"whsec_2","previous":[{{"secret":"whsec_1","valid_until":"{}"}}]}}"#,
+            at(100)
+        );
+        world.put("current", &text, LONG_AGO);
+        let reader = world.reader();
+        check(&reader.signing_keys().await, &["whsec_2", "whsec_1"], &[]);
+        world.pass(100);
+        check(&reader.signing_keys().await, &["whsec_2"], &[]);
+        assert_eq!(world.asked(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_secret_that_is_not_set_yet_is_told_and_looked_for_every_10_s() {
+        let world = World::default();
+        world.put("current", "{}", LONG_AGO);
+        let reader = world.reader();
+        check(&reader.signing_keys().await, &[], &["arn:stripe: not set"]);
+        world.put("current", "whsec_1", LONG_AGO);
+        world.pass(9);
+        check(&reader.signing_keys().await, &[], &["arn:stripe: not set"]);
+        world.pass(1);
+        check(&reader.signing_keys().await, &["whsec_1"], &[]);
+    }
+
+    #[tokio::test]
+    async fn the_debuggers_word_proves_nothing_at_a_live_stage() {
+        let world = World::default();
+        world.put("current", r#"{"lob_webhook_secret":"secret"}"#, LONG_AGO);
+        let live = world.reader_of(Wanted::LobSigning, true);
+        check(
+            &live.signing_keys().await,
+            &[],
+            &[
+                "arn:stripe: the word that Lob's debugger signs with, refused because LIVE_MODE=true",
+            ],
+        );
+        let test = world.reader_of(Wanted::LobSigning, false);
+        check(&test.signing_keys().await, &["secret"], &[]);
+    }
+
+    #[tokio::test]
+    async fn a_key_of_the_other_mode_is_refused_without_being_repeated() {
+        let world = World::default();
+        let source = SecretSource {
+            variable: "APP_SECRETS_ARN",
+            at: SecretAt::Arn(ARN.to_owned()),
+        };
+        let table = [
+            ("{}", true, Ok(None)),
+            ("sk_live_1", true, Ok(Some("sk_live_1"))),
+            ("sk_test_1", false, Ok(Some("sk_test_1"))),
+            (
+                "sk_test_1",
+                true,
+                Err("arn:stripe: the Stripe key is not a live one, refused because LIVE_MODE=true"),
+            ),
+            (
+                "rk_live_1",
+                false,
+                Err("arn:stripe: the Stripe key is a live one, refused because LIVE_MODE=false"),
+            ),
+        ];
+        for (text, live, expected) in table {
+            world.put("current", text, LONG_AGO);
+            let found = stripe_key(&&world, &source, live).await;
+            let found = found.map_err(|error| error.to_string());
+            let found = found.as_ref().map(|key| exposed(key.as_ref()));
+            assert_eq!(found.map_err(String::as_str), expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn values_from_variables_need_no_fetch_and_no_refresh() {
+        let world = World::default();
+        let source = SecretSource {
+            variable: "STRIPE_WEBHOOK_SECRET",
+            at: SecretAt::Here(SecretString::from("whsec_local")),
+        };
+        let ttl = Duration::from_secs(300);
+        let wanted = Wanted::StripeSigning;
+        let reader = SigningKeysReader::new(wanted, vec![source], ttl, false, &world, &world);
+        check(&reader.signing_keys().await, &["whsec_local"], &[]);
+        assert!(reader.refreshed().await.is_none());
+        assert_eq!(world.asked(), 0);
+    }
+}
