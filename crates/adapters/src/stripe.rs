@@ -500,6 +500,12 @@ impl Stripe {
                 }
                 query.finish()
             };
+            let last = all.last().map(|last| ("starting_after", id(last)));
+            let query = form_urlencoded::Serializer::new(String::new())
+                .append_pair("limit", PAGE_SIZE)
+                .extend_pairs(filter)
+                .extend_pairs(last)
+                .finish();
             let path = format!("{path}?{query}");
             let call = Call {
                 account,
