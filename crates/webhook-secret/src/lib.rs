@@ -1,1 +1,111 @@
-//! skeleton
+//! The custom resource behind both webhook endpoints: makes the endpoint at Stripe, stores its signing secret, and
+//! answers `CloudFormation`.
+//!
+//! Guarantees: every request that can be read is answered, once per run, also after a panic and before the function's
+//! time is up; a repeated request ends with the same id; an endpoint that is not tagged as ours is never deleted; no
+//! secret and no response URL is logged or answered.
+//! Not here: what to do about a request (`billhook_core::endpoint`), the calls (`billhook_adapters::stripe`).
+
+use std::error::Error;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use secrecy::SecretString;
+use serde_json::Value;
+
+mod carry_out;
+mod envelope;
+/// What it needs from the world.
+pub mod ports;
+
+pub use carry_out::Failure;
+pub use envelope::Envelope;
+use ports::{EdgeError, OpenStripe, RespondToCloudFormation, Time, WebhookSecretStore};
+
+/// How long before the function's end the work is given up, so that the answer still leaves.
+pub const ANSWER_RESERVE: Duration = Duration::from_secs(5);
+/// Tries to answer, and the wait between: all of them fit the reserve where each is refused at once.
+const ANSWERS_MAX: u32 = 5;
+const ANSWER_DELAY: Duration = Duration::from_millis(500);
+
+/// Everything it works with.
+pub struct Deps<S, W, R, T> {
+    /// The way to Stripe.
+    pub stripe: S,
+    /// Where signing secrets are kept.
+    pub secrets: W,
+    /// Who waits for the answer.
+    pub cloudformation: R,
+    /// The moment, and waiting.
+    pub time: T,
+    /// `APP_NAME`, for the endpoint's description.
+    pub app_name: String,
+    /// `ENV`, likewise.
+    pub env: String,
+}
+
+/// No answer was taken: the invocation fails, so that Lambda repeats it.
+#[derive(Debug, thiserror::Error)]
+pub enum Unanswered {
+    /// Without a response URL there is nobody to answer.
+    #[error("not a request of CloudFormation")]
+    NoRequest(#[source] serde_json::Error),
+    /// `CloudFormation` did not take the answer.
+    #[error("cloudformation did not take the answer in {ANSWERS_MAX} tries")]
+    NotTaken(#[source] EdgeError),
+}
+
+/// Carries a request out and answers it. `time_is_up` comes [`ANSWER_RESERVE`] before the function's end.
+pub async fn handle<S, W, R, T>(
+    payload: Value,
+    time_is_up: impl Future<Output = ()>,
+    deps: &Deps<S, W, R, T>,
+) -> Result<(), Unanswered>
+where
+    S: OpenStripe,
+    W: WebhookSecretStore,
+    R: RespondToCloudFormation,
+    T: Time,
+{
+    let envelope: Envelope = serde_json::from_value(payload).map_err(Unanswered::NoRequest)?;
+    let work = AssertUnwindSafe(carry_out::carry_out(&envelope, deps)).catch_unwind();
+    let outcome = tokio::select! {
+        biased;
+        done = work => done.unwrap_or(Err(Failure::Panicked)),
+        () = time_is_up => Err(Failure::OutOfTime),
+    };
+    let outcome = outcome.map_err(|failure| chain(&failure));
+    let request_id = &envelope.request_id;
+    match &outcome {
+        Ok(id) => tracing::info!(request_id, "webhook_endpoint_settled physical_id={id}"),
+        Err(reason) => tracing::error!(request_id, "webhook_endpoint_failed {reason}"),
+    }
+    let answer = envelope.answer(outcome.as_deref().map_err(String::as_str));
+    respond(&envelope.response_url.0, answer, deps).await
+}
+
+async fn respond<S, W, R: RespondToCloudFormation, T: Time>(
+    url: &SecretString,
+    answer: String,
+    deps: &Deps<S, W, R, T>,
+) -> Result<(), Unanswered> {
+    let mut tries = 1;
+    loop {
+        let Err(error) = deps.cloudformation.put(url, answer.clone()).await else {
+            return Ok(());
+        };
+        if tries == ANSWERS_MAX {
+            return Err(Unanswered::NotTaken(error));
+        }
+        tries += 1;
+        deps.time.sleep(ANSWER_DELAY).await;
+    }
+}
+
+/// An error with its causes, in one line.
+pub fn chain(error: &dyn Error) -> String {
+    let causes = std::iter::successors(error.source(), |&cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}

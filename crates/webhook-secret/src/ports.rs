@@ -1,0 +1,105 @@
+//! What the custom resource needs from the world.
+
+use std::future::Future;
+use std::time::Duration;
+
+use billhook_adapters::stripe::{
+    CreatedEndpoint, Endpoint, NewEndpoint, Stripe, StripeError, Updated,
+};
+use billhook_core::time::Timestamp;
+use secrecy::SecretString;
+
+/// An edge's own error; its text holds no secret.
+pub type EdgeError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The way to Stripe, with the key as it is now.
+pub trait OpenStripe: Send + Sync {
+    /// Stripe's endpoints.
+    type Endpoints: StripeEndpoints;
+    /// `None` while there is no key.
+    fn open(&self) -> impl Future<Output = Result<Option<Self::Endpoints>, EdgeError>> + Send;
+}
+
+/// Webhook endpoints at Stripe.
+pub trait StripeEndpoints: Send + Sync {
+    /// Makes one; the same key answers for the same one.
+    fn create(
+        &self,
+        new: &NewEndpoint<'_>,
+        idempotency_key: &str,
+    ) -> impl Future<Output = Result<CreatedEndpoint, StripeError>> + Send;
+    /// Sets url and events.
+    fn update(
+        &self,
+        id: &str,
+        url: &str,
+        enabled_events: &[String],
+        idempotency_key: &str,
+    ) -> impl Future<Output = Result<Updated, StripeError>> + Send;
+    /// Deletes one; gone already is a success.
+    fn delete(&self, id: &str) -> impl Future<Output = Result<(), StripeError>> + Send;
+    /// All of the account.
+    fn list(&self) -> impl Future<Output = Result<Vec<Endpoint>, StripeError>> + Send;
+}
+
+impl StripeEndpoints for Stripe {
+    async fn create(
+        &self,
+        new: &NewEndpoint<'_>,
+        idempotency_key: &str,
+    ) -> Result<CreatedEndpoint, StripeError> {
+        self.create_webhook_endpoint(new, idempotency_key).await
+    }
+
+    async fn update(
+        &self,
+        id: &str,
+        url: &str,
+        enabled_events: &[String],
+        idempotency_key: &str,
+    ) -> Result<Updated, StripeError> {
+        self.update_webhook_endpoint(id, url, enabled_events, idempotency_key)
+            .await
+    }
+
+    async fn delete(&self, id: &str) -> Result<(), StripeError> {
+        self.delete_webhook_endpoint(id).await
+    }
+
+    async fn list(&self) -> Result<Vec<Endpoint>, StripeError> {
+        self.list_webhook_endpoints().await
+    }
+}
+
+/// Where signing secrets are kept.
+pub trait WebhookSecretStore: Send + Sync {
+    /// The stored text; `None` where there is no value yet.
+    fn get(
+        &self,
+        arn: &str,
+    ) -> impl Future<Output = Result<Option<SecretString>, EdgeError>> + Send;
+    /// Makes `value` the current one.
+    fn put(
+        &self,
+        arn: &str,
+        value: &SecretString,
+    ) -> impl Future<Output = Result<(), EdgeError>> + Send;
+}
+
+/// Who waits for the answer.
+pub trait RespondToCloudFormation: Send + Sync {
+    /// One try. The URL is a credential.
+    fn put(
+        &self,
+        response_url: &SecretString,
+        body: String,
+    ) -> impl Future<Output = Result<(), EdgeError>> + Send;
+}
+
+/// The moment, and waiting.
+pub trait Time: Send + Sync {
+    /// The wall clock.
+    fn now(&self) -> Timestamp;
+    /// Comes back after `span`.
+    fn sleep(&self, span: Duration) -> impl Future<Output = ()> + Send;
+}

@@ -1,0 +1,647 @@
+//! Every request, failing at every step in every way, and repeated: over ports in memory that keep Stripe's rules for
+//! idempotency keys. One more runs against the local Stripe through the real client.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "helpers of tests, outside test functions"
+)]
+
+use std::collections::HashMap;
+use std::future::{pending, ready};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use billhook_adapters::stripe::{
+    CreatedEndpoint, Endpoint, NewEndpoint, Refusal, SecretText, Stripe, StripeError, Updated,
+};
+use billhook_core::time::Timestamp;
+use billhook_testkit::stripe::{Config, LocalStripe, TEST_KEY};
+use rstest::rstest;
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::{Value, json};
+use webhook_secret::ports::*;
+use webhook_secret::{Deps, handle};
+
+const ARN: &str = "arn:aws:secretsmanager:eu-west-1:1:secret:hook";
+const URL: &str = "https://cloudformation.invalid/?X-Amz-Signature=canary";
+/// More than any request takes.
+const STEPS: u32 = 16;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum How {
+    Before,
+    After,
+    Panics,
+    Hangs,
+    HangsAfter,
+}
+
+#[derive(Default)]
+struct World {
+    no_key: bool,
+    endpoints: Vec<Endpoint>,
+    saved: HashMap<String, (String, String)>,
+    replays_keep_secrets: bool,
+    stored: HashMap<String, String>,
+    answers: Vec<Value>,
+    made: u32,
+    steps: u32,
+    fault: Option<(u32, How)>,
+}
+
+#[derive(Clone, Default)]
+struct Ports(Arc<Mutex<World>>);
+
+impl Ports {
+    fn world(&self) -> MutexGuard<'_, World> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One call to the outside: carried out, or not, or half.
+    async fn step<T>(&self, run: impl FnOnce(&mut World) -> T) -> Result<T, ()> {
+        let fault = {
+            let mut world = self.world();
+            world.steps += 1;
+            let step = world.steps;
+            world
+                .fault
+                .filter(|(at, _)| *at == step)
+                .map(|(_, how)| how)
+        };
+        match fault {
+            None => Ok(run(&mut self.world())),
+            Some(How::Before) => Err(()),
+            Some(How::After) => {
+                run(&mut self.world());
+                Err(())
+            }
+            Some(How::Panics) => panic!("ordered by the test"),
+            Some(How::Hangs) => pending().await,
+            Some(How::HangsAfter) => {
+                run(&mut self.world());
+                pending().await
+            }
+        }
+    }
+}
+
+fn edge(_: ()) -> EdgeError {
+    "out of reach".into()
+}
+
+fn stripe_error(_: ()) -> StripeError {
+    StripeError::Refused(Box::new(Refusal {
+        doing: "speak to stripe".to_owned(),
+        status: 500,
+        code: "api_error".to_owned(),
+        request_id: "req_1".to_owned(),
+        message: String::new(),
+        mutates: true,
+    }))
+}
+
+impl OpenStripe for Ports {
+    type Endpoints = Self;
+    async fn open(&self) -> Result<Option<Self>, EdgeError> {
+        let no_key = self.step(|world| world.no_key).await.map_err(edge)?;
+        Ok((!no_key).then(|| self.clone()))
+    }
+}
+
+impl StripeEndpoints for Ports {
+    async fn create(
+        &self,
+        new: &NewEndpoint<'_>,
+        key: &str,
+    ) -> Result<CreatedEndpoint, StripeError> {
+        let create = |world: &mut World| {
+            let keeps = world.replays_keep_secrets;
+            if let Some((id, secret)) = world.saved.get(key) {
+                return (id.clone(), keeps.then(|| secret.clone()));
+            }
+            world.made += 1;
+            let (id, secret) = (
+                format!("we_{}", world.made),
+                format!("whsec_{}", world.made),
+            );
+            world.endpoints.push(Endpoint {
+                id: id.clone(),
+                url: new.url.to_owned(),
+                enabled_events: new.enabled_events.to_vec(),
+                metadata: new
+                    .metadata
+                    .iter()
+                    .map(|&(k, v)| (k.to_owned(), v.to_owned()))
+                    .collect(),
+            });
+            world
+                .saved
+                .insert(key.to_owned(), (id.clone(), secret.clone()));
+            (id, Some(secret))
+        };
+        let (id, secret) = self.step(create).await.map_err(stripe_error)?;
+        let secret = secret.map(|text| SecretText(text.into()));
+        Ok(CreatedEndpoint { id, secret })
+    }
+
+    async fn update(
+        &self,
+        id: &str,
+        url: &str,
+        events: &[String],
+        _: &str,
+    ) -> Result<Updated, StripeError> {
+        let update = |world: &mut World| match world.endpoints.iter_mut().find(|e| e.id == id) {
+            None => Updated::Gone,
+            Some(endpoint) => {
+                endpoint.url = url.to_owned();
+                endpoint.enabled_events = events.to_vec();
+                Updated::Done
+            }
+        };
+        self.step(update).await.map_err(stripe_error)
+    }
+
+    async fn delete(&self, id: &str) -> Result<(), StripeError> {
+        let delete = |world: &mut World| world.endpoints.retain(|e| e.id != id);
+        self.step(delete).await.map_err(stripe_error)
+    }
+
+    async fn list(&self) -> Result<Vec<Endpoint>, StripeError> {
+        self.step(|world| world.endpoints.clone())
+            .await
+            .map_err(stripe_error)
+    }
+}
+
+impl WebhookSecretStore for Ports {
+    async fn get(&self, arn: &str) -> Result<Option<SecretString>, EdgeError> {
+        let get = |world: &mut World| world.stored.get(arn).map(|text| text.as_str().into());
+        self.step(get).await.map_err(edge)
+    }
+
+    async fn put(&self, arn: &str, value: &SecretString) -> Result<(), EdgeError> {
+        let text = value.expose_secret().to_owned();
+        let put = |world: &mut World| world.stored.insert(arn.to_owned(), text);
+        self.step(put).await.map(|_| ()).map_err(edge)
+    }
+}
+
+impl RespondToCloudFormation for Ports {
+    async fn put(&self, url: &SecretString, body: String) -> Result<(), EdgeError> {
+        assert_eq!(url.expose_secret(), URL);
+        assert!(
+            body.len() <= 4096 && !body.contains("whsec_") && !body.contains("canary"),
+            "{body}"
+        );
+        // A panic or a hang while answering ends the invocation as an error: Lambda's part, not ours.
+        if let Some((_, how @ (How::Panics | How::Hangs | How::HangsAfter))) =
+            &mut self.world().fault
+        {
+            *how = How::Before;
+        }
+        let answer = |world: &mut World| world.answers.push(serde_json::from_str(&body).unwrap());
+        self.step(answer).await.map_err(edge)
+    }
+}
+
+impl Time for Ports {
+    fn now(&self) -> Timestamp {
+        Timestamp::from_unix_s(1_781_000_000).unwrap()
+    }
+    async fn sleep(&self, _: Duration) {}
+}
+
+fn deps<S: OpenStripe>(stripe: S, ports: &Ports) -> Deps<S, Ports, Ports, Ports> {
+    Deps {
+        stripe,
+        secrets: ports.clone(),
+        cloudformation: ports.clone(),
+        time: ports.clone(),
+        app_name: "billhook".to_owned(),
+        env: "test".to_owned(),
+    }
+}
+
+/// What a template says, at one revision.
+fn properties(revision: &str) -> Value {
+    let (url, token) = revision.split_once('/').unwrap();
+    json!({"ServiceToken": "arn", "Url": format!("https://{url}"), "SecretArn": ARN, "RotationToken": token})
+}
+
+fn request(kind: &str, id: &str, physical_id: &str, old: &str, new: &str) -> Value {
+    json!({
+        "RequestType": kind,
+        "ResponseURL": URL,
+        "StackId": "arn:aws:cloudformation:eu-west-1:1:stack/one/1",
+        "RequestId": id,
+        "ResourceType": "Custom::StripeWebhookEndpoint",
+        "LogicalResourceId": "Hook",
+        "PhysicalResourceId": physical_id,
+        "OldResourceProperties": properties(old),
+        "ResourceProperties": properties(new),
+    })
+}
+
+fn create() -> Value {
+    request("Create", "r1", "", "a/1", "a/1")
+}
+
+fn update(id: &str, physical_id: &str, old: &str, new: &str) -> Value {
+    request("Update", id, physical_id, old, new)
+}
+
+fn delete(physical_id: &str) -> Value {
+    request("Delete", "r9", physical_id, "a/1", "a/1")
+}
+
+impl Ports {
+    /// The last answer's status and id, with everything said within the rules.
+    async fn run(&self, payload: &Value) -> Option<(String, String)> {
+        self.world().steps = 0;
+        let hangs = matches!(self.world().fault, Some((_, How::Hangs | How::HangsAfter)));
+        let before = self.world().answers.len();
+        let deps = deps(self.clone(), self);
+        let handled = if hangs {
+            handle(payload.clone(), ready(()), &deps).await
+        } else {
+            handle(payload.clone(), pending(), &deps).await
+        };
+        let world = self.world();
+        assert_eq!(
+            handled.is_ok(),
+            world.answers.len() > before,
+            "answered, or an error so that it is repeated"
+        );
+        let answer = world.answers.get(before..)?.last()?;
+        let text = |name: &str| answer.get(name).and_then(Value::as_str).unwrap().to_owned();
+        assert_eq!(
+            (text("RequestId"), text("LogicalResourceId")),
+            (
+                payload["RequestId"].as_str().unwrap().to_owned(),
+                "Hook".to_owned()
+            )
+        );
+        assert_eq!(answer.get("Reason").is_some(), text("Status") == "FAILED");
+        Some((text("Status"), text("PhysicalResourceId")))
+    }
+
+    async fn succeeds(&self, payload: &Value) -> String {
+        let (status, id) = self.run(payload).await.unwrap();
+        assert_eq!(status, "SUCCESS", "{:?}", self.world().answers.last());
+        id
+    }
+
+    fn fault(&self, fault: Option<(u32, How)>) {
+        self.world().fault = fault;
+    }
+
+    fn ids(&self) -> Vec<String> {
+        self.world()
+            .endpoints
+            .iter()
+            .map(|e| e.id.clone())
+            .collect()
+    }
+
+    fn document(&self) -> Value {
+        serde_json::from_str(&self.world().stored[ARN]).unwrap()
+    }
+
+    /// The one endpoint, and its own secret stored as current.
+    #[track_caller]
+    fn is_settled_with(&self, id: &str) {
+        assert_eq!(self.ids(), [id]);
+        let document = self.document();
+        assert_eq!(document["endpoint_id"], id);
+        assert_eq!(document["signing_secret"], id.replace("we_", "whsec_"));
+    }
+
+    async fn created() -> Self {
+        let ports = Self::default();
+        assert_eq!(ports.succeeds(&create()).await, "we_1");
+        ports
+    }
+}
+
+/// What a run leaves that ends by itself, its failure included.
+fn answered_faults() -> impl Iterator<Item = (u32, How)> {
+    faults().filter(|(_, how)| matches!(how, How::Before | How::After))
+}
+
+fn faults() -> impl Iterator<Item = (u32, How)> {
+    let ways = [
+        How::Before,
+        How::After,
+        How::Panics,
+        How::Hangs,
+        How::HangsAfter,
+    ];
+    (1..=STEPS).flat_map(move |step| ways.map(|how| (step, how)))
+}
+
+#[tokio::test]
+async fn a_repeated_creation_ends_with_one_endpoint_wherever_the_first_failed() {
+    for (fault, replays_keep_secrets) in faults().flat_map(|fault| [(fault, true), (fault, false)])
+    {
+        let ports = Ports::default();
+        ports.world().replays_keep_secrets = replays_keep_secrets;
+        ports.fault(Some(fault));
+        ports.run(&create()).await;
+        ports.fault(None);
+        let id = ports.succeeds(&create()).await;
+        assert_eq!(ports.succeeds(&create()).await, id, "{fault:?}");
+        ports.is_settled_with(&id);
+    }
+}
+
+#[tokio::test]
+async fn deleting_a_failed_creation_leaves_nothing_wherever_it_failed() {
+    for fault in faults() {
+        let ports = Ports::default();
+        ports.fault(Some(fault));
+        let answer = ports.run(&create()).await;
+        ports.fault(None);
+        if let Some((_, id)) = answer {
+            assert_eq!(ports.succeeds(&delete(&id)).await, id);
+            assert!(ports.ids().is_empty(), "{fault:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_replacement_is_repeated_rolled_back_and_cleaned_up_wherever_it_failed() {
+    for fault in faults() {
+        // Repeated: both endpoints live until the old one is deleted, and both secrets are known.
+        let ports = Ports::created().await;
+        let replace = update("r2", "we_1", "a/1", "b/2");
+        ports.fault(Some(fault));
+        ports.run(&replace).await;
+        ports.fault(None);
+        let id = ports.succeeds(&replace).await;
+        assert_ne!(id, "we_1");
+        assert_eq!(ports.ids(), ["we_1", &id], "{fault:?}");
+        let previous = &ports.document()["previous"];
+        assert!(
+            previous
+                .as_array()
+                .unwrap()
+                .iter()
+                .any(|entry| entry["endpoint_id"] == "we_1"),
+            "{fault:?}"
+        );
+        ports.succeeds(&delete("we_1")).await;
+        ports.is_settled_with(&id);
+
+        // Rolled back.
+        let ports = Ports::created().await;
+        ports.fault(Some(fault));
+        let answer = ports.run(&replace).await;
+        ports.fault(None);
+        let Some((_, there)) = answer else { continue };
+        assert_eq!(
+            ports.succeeds(&update("r3", &there, "b/2", "a/1")).await,
+            "we_1"
+        );
+        if there != "we_1" {
+            ports.succeeds(&delete(&there)).await;
+        }
+        ports.is_settled_with("we_1");
+        assert_eq!(ports.world().endpoints[0].url, "https://a");
+    }
+}
+
+#[tokio::test]
+async fn a_failure_leaves_no_new_endpoint_and_no_dead_one_as_current() {
+    for fault in answered_faults() {
+        let ports = Ports::default();
+        ports.fault(Some(fault));
+        if ports.run(&create()).await.unwrap().0 == "FAILED" {
+            assert!(ports.ids().is_empty(), "{fault:?}");
+        }
+
+        let ports = Ports::created().await;
+        ports.fault(Some(fault));
+        if ports
+            .run(&update("r2", "we_1", "a/1", "b/2"))
+            .await
+            .unwrap()
+            .0
+            == "FAILED"
+        {
+            assert_eq!(ports.ids(), ["we_1"], "{fault:?}");
+        }
+        let current = ports.document()["endpoint_id"].as_str().unwrap().to_owned();
+        assert!(ports.ids().contains(&current), "{fault:?}");
+    }
+}
+
+#[tokio::test]
+async fn deleting_a_failed_creation_does_not_touch_a_later_success() {
+    for fault in faults() {
+        let ports = Ports::default();
+        ports.fault(Some(fault));
+        let Some((_, failed)) = ports.run(&create()).await else {
+            continue;
+        };
+        ports.fault(None);
+        if !failed.starts_with("create-failed:") {
+            continue;
+        }
+        let id = ports
+            .succeeds(&request("Create", "r2", "", "a/1", "a/1"))
+            .await;
+        ports.succeeds(&delete(&failed)).await;
+        ports.is_settled_with(&id);
+    }
+}
+
+#[tokio::test]
+async fn the_rollback_itself_may_fail_and_be_repeated() {
+    for fault in faults() {
+        let ports = Ports::created().await;
+        let there = ports.succeeds(&update("r2", "we_1", "a/1", "b/2")).await;
+        let back = update("r3", &there, "b/2", "a/1");
+        ports.fault(Some(fault));
+        ports.run(&back).await;
+        ports.fault(None);
+        assert_eq!(ports.succeeds(&back).await, "we_1", "{fault:?}");
+        ports.succeeds(&delete(&there)).await;
+        ports.is_settled_with("we_1");
+    }
+}
+
+#[tokio::test]
+async fn an_update_in_place_keeps_id_and_secret_wherever_it_failed() {
+    for fault in faults() {
+        let ports = Ports::created().await;
+        let change = update("r2", "we_1", "a/1", "b/1");
+        ports.fault(Some(fault));
+        if let Some((_, id)) = ports.run(&change).await {
+            assert_eq!(id, "we_1");
+        }
+        ports.fault(None);
+        assert_eq!(ports.succeeds(&change).await, "we_1");
+        ports.is_settled_with("we_1");
+        assert_eq!(ports.world().endpoints[0].url, "https://b");
+    }
+}
+
+#[tokio::test]
+async fn a_deletion_is_repeated_wherever_it_failed() {
+    for fault in faults() {
+        let ports = Ports::created().await;
+        ports.fault(Some(fault));
+        ports.run(&delete("we_1")).await;
+        ports.fault(None);
+        ports.succeeds(&delete("we_1")).await;
+        assert!(ports.ids().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn an_endpoint_deleted_by_hand_is_made_anew() {
+    let ports = Ports::created().await;
+    ports.world().endpoints.clear();
+    let id = ports.succeeds(&update("r2", "we_1", "a/1", "b/1")).await;
+    assert_eq!(id, "we_2");
+    ports.succeeds(&delete("we_1")).await;
+    ports.is_settled_with("we_2");
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_not_ours_is_left_alone() {
+    let ports = Ports::created().await;
+    for change in [
+        ("billhook_stack", "another"),
+        ("billhook_logical_id", "Other"),
+    ] {
+        ports.world().endpoints[0]
+            .metadata
+            .insert(change.0.to_owned(), change.1.to_owned());
+        ports.succeeds(&delete("we_1")).await;
+        assert_eq!(ports.ids(), ["we_1"]);
+        ports.world().endpoints[0].metadata.clear();
+        ports.succeeds(&delete("we_1")).await;
+        assert_eq!(ports.ids(), ["we_1"]);
+    }
+    assert_eq!(ports.succeeds(&delete("we_unknown")).await, "we_unknown");
+    assert_eq!(
+        ports.succeeds(&delete("something else")).await,
+        "something else"
+    );
+}
+
+#[tokio::test]
+async fn without_a_key_the_first_deploy_goes_through_and_a_rotation_makes_the_endpoint() {
+    let ports = Ports::default();
+    ports.world().no_key = true;
+    assert_eq!(ports.succeeds(&create()).await, "unconfigured:Hook");
+    assert_eq!(
+        ports
+            .succeeds(&update("r2", "unconfigured:Hook", "a/1", "a/2"))
+            .await,
+        "unconfigured:Hook"
+    );
+    ports.world().no_key = false;
+    assert_eq!(
+        ports
+            .succeeds(&update("r3", "unconfigured:Hook", "a/2", "a/3"))
+            .await,
+        "we_1"
+    );
+    ports.succeeds(&delete("unconfigured:Hook")).await;
+    ports.is_settled_with("we_1");
+
+    ports.world().no_key = true;
+    for change in [
+        update("r4", "we_1", "a/3", "a/4"),
+        update("r5", "we_1", "a/3", "b/3"),
+        delete("we_1"),
+    ] {
+        assert_eq!(
+            ports.run(&change).await.unwrap(),
+            ("FAILED".to_owned(), "we_1".to_owned())
+        );
+    }
+}
+
+#[rstest]
+#[case(json!({"Url": "https://a", "SecretArn": ARN, "Rotation": "2"}), "properties: Rotation is unknown")]
+#[case(json!({}), "properties: Url is missing; SecretArn is missing")]
+#[tokio::test]
+async fn a_wrong_template_fails_by_name_and_can_be_deleted(
+    #[case] properties: Value,
+    #[case] reason: &str,
+) {
+    let ports = Ports::default();
+    let mut wrong = create();
+    wrong["ResourceProperties"] = properties;
+    let (status, id) = ports.run(&wrong).await.unwrap();
+    assert_eq!(
+        (status.as_str(), id.as_str()),
+        ("FAILED", "create-failed:Hook:r1")
+    );
+    assert_eq!(ports.world().answers[0]["Reason"], reason);
+    wrong["RequestType"] = json!("Delete");
+    wrong["PhysicalResourceId"] = json!(id);
+    ports.succeeds(&wrong).await;
+}
+
+#[tokio::test]
+async fn a_reason_of_any_size_fits_the_answer() {
+    let ports = Ports::default();
+    let mut wrong = create();
+    wrong["ResourceProperties"][format!("\u{1}é{}", "x\u{2}".repeat(5_000))] = json!("");
+    assert_eq!(ports.run(&wrong).await.unwrap().0, "FAILED");
+}
+
+#[tokio::test]
+async fn what_is_no_request_is_an_error_that_names_no_url() {
+    let ports = Ports::default();
+    let payload = json!({"ResponseURL": URL, "RequestType": "Create"});
+    let error = handle(payload, pending(), &deps(ports.clone(), &ports))
+        .await
+        .unwrap_err();
+    assert!(!webhook_secret::chain(&error).contains("canary"));
+}
+
+struct Real(Stripe);
+
+impl OpenStripe for Real {
+    type Endpoints = Stripe;
+    async fn open(&self) -> Result<Option<Stripe>, EdgeError> {
+        Ok(Some(self.0.clone()))
+    }
+}
+
+#[tokio::test]
+async fn it_works_against_the_local_stripe() {
+    let local = LocalStripe::start(Config::default()).await.unwrap();
+    let ports = Ports::default();
+    let deps = deps(
+        Real(Stripe::new(&local.base_url(), TEST_KEY.into(), false).unwrap()),
+        &ports,
+    );
+    let run = async |payload: Value| {
+        handle(payload, pending(), &deps).await.unwrap();
+        let answer = ports.world().answers.last().unwrap().clone();
+        assert_eq!(answer["Status"], "SUCCESS", "{answer}");
+        answer["PhysicalResourceId"].as_str().unwrap().to_owned()
+    };
+    let first = run(create()).await;
+    assert_eq!(run(create()).await, first);
+    let second = run(update("r2", &first, "a/1", "b/2")).await;
+    assert_ne!(first, second);
+    run(delete(&first)).await;
+    let endpoints = local.state()["endpoints"].clone();
+    assert_eq!(endpoints.as_object().unwrap().len(), 1);
+    assert_eq!(
+        endpoints[&second]["secret"],
+        ports.document()["signing_secret"]
+    );
+    run(delete(&second)).await;
+    assert_eq!(local.state()["endpoints"], json!({}));
+}
