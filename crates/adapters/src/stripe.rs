@@ -100,6 +100,13 @@ pub struct Refusal {
     pub mutates: bool,
 }
 
+/// Lets `reqwest` speak TLS on ring, once for the process; whoever comes second finds it installed, which is as good.
+pub fn install_tls() {
+    rustls::crypto::ring::default_provider()
+        .install_default()
+        .ok();
+}
+
 fn mode(live: bool) -> &'static str {
     if live { "live" } else { "test" }
 }
@@ -282,10 +289,7 @@ impl Stripe {
             }
             _ => {}
         }
-        // Whoever comes second finds it installed, which is as good.
-        rustls::crypto::ring::default_provider()
-            .install_default()
-            .ok();
+        install_tls();
         let http = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(TOTAL_TIMEOUT)

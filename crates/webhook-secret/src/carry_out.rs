@@ -80,6 +80,9 @@ where
         request_id = envelope.request_id,
         "webhook_endpoint_planned {plan:?}"
     );
+    if plan == Plan::Nothing {
+        return Ok(envelope.physical_id().to_owned());
+    }
     let stripe = deps.stripe.open().await.map_err(Failure::OpenStripe);
     let run = |stripe| Run {
         envelope,
@@ -90,7 +93,6 @@ where
         endpoint_id: endpoint_id.to_owned(),
     };
     match (plan, request) {
-        (Plan::Nothing, _) => Ok(envelope.physical_id().to_owned()),
         (Plan::Create, Request::Create { wanted } | Request::Update { wanted, .. }) => {
             match stripe? {
                 Some(stripe) => run(stripe).make(&wanted, None).await,
@@ -117,9 +119,9 @@ where
             }
             Ok(envelope.physical_id().to_owned())
         }
-        (Plan::Create | Plan::Replace { .. } | Plan::UpdateInPlace { .. }, request) => {
-            // `plan` makes these of creations and updates only.
-            tracing::error!("webhook_endpoint_plan_unexpected {request:?}");
+        (plan, request) => {
+            // `plan` makes nothing else of them.
+            tracing::error!("webhook_endpoint_plan_unexpected {plan:?} {request:?}");
             Err(Failure::Panicked)
         }
     }
