@@ -115,6 +115,8 @@ impl LocalStripe {
             let Ok((stream, _)) = listener.accept().await else {
                 continue;
             };
+            // Else every small answer waits 40 ms for an acknowledgement.
+            stream.set_nodelay(true).ok();
             let stripe = self.clone();
             tokio::spawn(async move {
                 let service = service_fn(|request| stripe.respond(request));
