@@ -12,7 +12,7 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 use serde_json::Value;
 
 mod carry_out;
@@ -106,39 +106,8 @@ async fn respond<S, W, R: RespondToCloudFormation, T: Time>(
     }
 }
 
-/// The key in the stored JSON of the application's secrets; `None` while nobody has put one there.
-pub fn stripe_key(stored: &SecretString) -> Option<SecretString> {
-    let document: Value = serde_json::from_str(stored.expose_secret()).ok()?;
-    let key = document.get("stripe_secret_key")?.as_str()?.trim();
-    (!key.is_empty()).then(|| key.into())
-}
-
 /// An error with its causes, in one line.
 pub fn chain(error: &dyn Error) -> String {
     let causes = std::iter::successors(error.source(), |&cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_key_is_found_once_somebody_has_put_one() {
-        let key =
-            |stored: &str| stripe_key(&stored.into()).map(|key| key.expose_secret().to_owned());
-        assert_eq!(
-            key(r#"{"stripe_secret_key":" sk_test_x\n"}"#).as_deref(),
-            Some("sk_test_x")
-        );
-        for stored in [
-            "",
-            "{}",
-            "sk_test_x",
-            r#"{"stripe_secret_key":""}"#,
-            r#"{"stripe_secret_key":1}"#,
-        ] {
-            assert_eq!(key(stored), None, "{stored}");
-        }
-    }
 }
