@@ -76,7 +76,10 @@ where
 {
     let handle = &handle;
     lambda_runtime::run(service_fn(move |event| async move {
-        handle(event).await.map_err(|error| failed(&error))
+        // Boxed, because the whole tree of calls below is too deep a type for the compiler.
+        Box::pin(handle(event))
+            .await
+            .map_err(|error| failed(&error))
     }))
     .await
 }

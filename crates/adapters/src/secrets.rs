@@ -19,7 +19,7 @@ use serde_json::{Map, Value};
 use tokio::sync::Mutex;
 
 use crate::config::{SecretAt, SecretSource};
-use crate::lambda::chain;
+use billhook_core::retry::chain;
 
 /// A secret that was read serves no longer than this, whatever happens: a revoked one is refused within 15 minutes.
 const STALE_MAX: Duration = Duration::from_secs(900);

@@ -495,15 +495,6 @@ impl Stripe {
     ) -> Result<Vec<T>, StripeError> {
         let mut all: Vec<T> = Vec::new();
         for _ in 0..PAGES_MAX {
-            let query = {
-                // Not held across the call: the serializer is not `Send`.
-                let mut query = form_urlencoded::Serializer::new(String::new());
-                query.append_pair("limit", PAGE_SIZE).extend_pairs(filter);
-                if let Some(last) = all.last() {
-                    query.append_pair("starting_after", id(last));
-                }
-                query.finish()
-            };
             let last = all.last().map(|last| ("starting_after", id(last)));
             let query = form_urlencoded::Serializer::new(String::new())
                 .append_pair("limit", PAGE_SIZE)

@@ -24,7 +24,8 @@ fn main() -> ExitCode {
             };
             serve(async |event: LambdaEvent<Option<Input>>| {
                 // The key is read anew each run, four times an hour: a replaced one is known at once.
-                let key = secrets::stripe_key(&secrets, &config.stripe_key, config.stage.live).await;
+                let key =
+                    secrets::stripe_key(&secrets, &config.stripe_key, config.stage.live).await;
                 let key = key.map_err(|error| Failed::because("read Stripe's key", &error))?;
                 let stripe = key
                     .map(|key| Stripe::new(&config.stripe_api_base, key, config.stage.live))

@@ -14,31 +14,49 @@ use webhook_ingress::Ingress;
 use webhook_ingress::proxy::Request;
 
 fn main() -> ExitCode {
-    run("webhook-ingress", IngressConfig::from_env, async |config, aws| {
-        let reader = |wanted, sources| {
-            let secrets = SecretsManager::new(aws.secrets_manager().clone());
-            SigningKeysReader::new(wanted, sources, config.secrets_ttl, config.stage.live, secrets, SystemClock)
-        };
-        let queue = |url| Queue::new(aws.sqs().clone(), url);
-        let ingress = Ingress {
-            stripe_keys: reader(Wanted::StripeSigning, config.stripe_signing_secrets),
-            lob_keys: reader(Wanted::LobSigning, config.lob_signing_secrets),
-            inbox: Inbox {
-                client: aws.dynamodb().clone(),
-                stripe_table: config.stripe_events_table,
-                lob_table: config.lob_events_table,
-            },
-            queue: Queues {
-                stripe: queue(config.stripe_events_queue_url),
-                lob: queue(config.lob_events_queue_url),
-            },
-            clock: SystemClock,
-            tolerance: config.signature_tolerance,
-        };
-        // During init the CPU is not throttled: what the first event needs is read and opened now. What fails here is
-        // tried again by that event.
-        tokio::join!(aws.warm(1, 1), ingress.stripe_keys.signing_keys(), ingress.lob_keys.signing_keys());
-        serve(async |event: LambdaEvent<Request>| Ok::<_, std::convert::Infallible>(ingress.handle(event.payload).await))
+    run(
+        "webhook-ingress",
+        IngressConfig::from_env,
+        async |config, aws| {
+            let reader = |wanted, sources| {
+                let secrets = SecretsManager::new(aws.secrets_manager().clone());
+                SigningKeysReader::new(
+                    wanted,
+                    sources,
+                    config.secrets_ttl,
+                    config.stage.live,
+                    secrets,
+                    SystemClock,
+                )
+            };
+            let queue = |url| Queue::new(aws.sqs().clone(), url);
+            let ingress = Ingress {
+                stripe_keys: reader(Wanted::StripeSigning, config.stripe_signing_secrets),
+                lob_keys: reader(Wanted::LobSigning, config.lob_signing_secrets),
+                inbox: Inbox {
+                    client: aws.dynamodb().clone(),
+                    stripe_table: config.stripe_events_table,
+                    lob_table: config.lob_events_table,
+                },
+                queue: Queues {
+                    stripe: queue(config.stripe_events_queue_url),
+                    lob: queue(config.lob_events_queue_url),
+                },
+                clock: SystemClock,
+                tolerance: config.signature_tolerance,
+            };
+            // During init the CPU is not throttled: what the first event needs is read and opened now. What fails here is
+            // tried again by that event.
+            tokio::join!(
+                aws.warm(1, 1),
+                ingress.stripe_keys.signing_keys(),
+                ingress.lob_keys.signing_keys()
+            );
+            serve(async |event: LambdaEvent<Request>| {
+                // Boxed, because the whole tree of calls below is too deep a type for the compiler.
+                Ok::<_, std::convert::Infallible>(Box::pin(ingress.handle(event.payload)).await)
+            })
             .await
-    })
+        },
+    )
 }

@@ -8,11 +8,12 @@ use billhook_core::endpoint::{
 };
 use secrecy::{ExposeSecret, SecretString};
 
+use crate::Deps;
 use crate::envelope::Envelope;
 use crate::ports::{
     EdgeError, OpenStripe, RespondToCloudFormation, StripeEndpoints, Time, WebhookSecretStore,
 };
-use crate::{Deps, chain};
+use billhook_core::retry::chain;
 
 /// A key whose saved answer names an endpoint that is gone is followed by the next: a run that failed and cleaned up,
 /// and one that ran beside it, use up two.

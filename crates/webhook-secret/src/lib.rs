@@ -6,11 +6,11 @@
 //! secret and no response URL is logged or answered.
 //! Not here: what to do about a request (`billhook_core::endpoint`), the calls (`billhook_adapters::stripe`).
 
-use std::error::Error;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
+use billhook_core::retry::chain;
 use futures_util::FutureExt;
 use secrecy::SecretString;
 use serde_json::Value;
@@ -104,10 +104,4 @@ async fn respond<S, W, R: RespondToCloudFormation, T: Time>(
         tries += 1;
         deps.time.sleep(ANSWER_DELAY).await;
     }
-}
-
-/// An error with its causes, in one line.
-pub fn chain(error: &dyn Error) -> String {
-    let causes = std::iter::successors(error.source(), |&cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

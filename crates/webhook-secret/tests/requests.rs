@@ -605,7 +605,7 @@ async fn what_is_no_request_is_an_error_that_names_no_url() {
     let error = handle(payload, pending(), &deps(ports.clone(), &ports))
         .await
         .unwrap_err();
-    assert!(!webhook_secret::chain(&error).contains("canary"));
+    assert!(!billhook_core::retry::chain(&error).contains("canary"));
 }
 
 struct Real(Stripe);
