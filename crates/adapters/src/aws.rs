@@ -168,3 +168,100 @@ fn tell_unless_answered<T, E>(service: &str, answer: Result<T, SdkError<E>>) {
         tracing::warn!("warm_up_failed: {service} did not answer; the first call will connect");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    use super::*;
+
+    /// An AWS that answers everything with `{}`; tells each connection's number with each request's head.
+    fn server() -> (String, Receiver<(usize, String)>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let (seen, heads) = channel();
+        std::thread::spawn(move || {
+            for (number, stream) in listener.incoming().enumerate() {
+                let seen = seen.clone();
+                std::thread::spawn(move || converse(stream.unwrap(), number, &seen));
+            }
+        });
+        (url, heads)
+    }
+
+    fn converse(mut stream: TcpStream, number: usize, seen: &Sender<(usize, String)>) {
+        let (mut buffer, mut head) = ([0; 4096], String::new());
+        while let Ok(read @ 1..) = stream.read(&mut buffer) {
+            head.push_str(&String::from_utf8_lossy(&buffer[..read]));
+            let Some((begin, body)) = head.split_once("\r\n\r\n") else {
+                continue;
+            };
+            let wanted = begin
+                .split_once("content-length: ")
+                .map_or(0, |(_, rest)| rest.lines().next().unwrap().parse().unwrap());
+            if body.len() == wanted {
+                seen.send((number, begin.to_owned())).unwrap();
+                head.clear();
+                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
+                stream.write_all(answer).unwrap();
+            }
+        }
+    }
+
+    fn aws(endpoint: &str, sqs: &str) -> Result<Aws, ConfigError> {
+        Aws::from_env(&Lookup(&|name| {
+            Some(match name {
+                "AWS_ENDPOINT_URL" => endpoint.to_owned(),
+                "AWS_ENDPOINT_URL_SQS" => sqs.to_owned(),
+                "AWS_DEFAULT_REGION" => "eu-central-1".to_owned(),
+                "AWS_ACCESS_KEY_ID" | "AWS_SECRET_ACCESS_KEY" => "test".to_owned(),
+                _ => return None,
+            })
+        }))
+    }
+
+    #[tokio::test]
+    async fn warmed_connections_named_no_operation_and_serve_the_first_calls() {
+        let ((url, heads), (sqs_url, sqs_heads)) = (server(), server());
+        let aws = aws(&url, &sqs_url).unwrap();
+        aws.warm(2, 1).await;
+        let warmed: Vec<_> = heads.try_iter().chain(sqs_heads.try_iter()).collect();
+        assert_eq!(warmed.len(), 3);
+        for (_, head) in warmed {
+            assert!(head.starts_with("GET / HTTP/1.1\r\n"), "{head}");
+            assert!(!head.contains("x-amz-target"), "{head}");
+            assert!(head.contains("/eu-central-1/"), "{head}");
+        }
+
+        aws.dynamodb().list_tables().send().await.unwrap();
+        aws.sqs().list_queues().send().await.unwrap();
+        let (connection, head) = heads.recv().unwrap();
+        assert!(connection < 2 && head.contains("DynamoDB_20120810.ListTables"));
+        let (connection, head) = sqs_heads.recv().unwrap();
+        assert!(connection == 0 && head.contains("AmazonSQS.ListQueues"));
+        let secrets = aws.secrets_manager().list_secrets().send().await;
+        assert!(secrets.is_ok() && heads.recv().unwrap().1.contains("ListSecrets"));
+    }
+
+    #[tokio::test]
+    async fn a_service_out_of_reach_does_not_fail_the_start() {
+        let closed = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", closed.local_addr().unwrap());
+        drop(closed);
+        aws(&url, &url).unwrap().warm(1, 1).await;
+    }
+
+    #[test]
+    fn missing_credentials_and_bad_endpoints_are_told_together() {
+        let read = Aws::from_env(&Lookup(&|name| {
+            (name == "AWS_ENDPOINT_URL_DYNAMODB").then(|| "localhost:8000".to_owned())
+        }));
+        assert_eq!(
+            read.unwrap_err().to_string(),
+            "configuration refused: AWS_REGION is missing; AWS_ACCESS_KEY_ID is missing; \
+             AWS_SECRET_ACCESS_KEY is missing; AWS_ENDPOINT_URL_DYNAMODB must begin with https:// or http://"
+        );
+    }
+}
