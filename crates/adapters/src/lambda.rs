@@ -5,6 +5,7 @@
 //! A panic of a handler ends that invocation, not the process.
 
 use std::error::Error;
+use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -12,6 +13,8 @@ use billhook_core::ports::Clock as _;
 use billhook_core::retry::chain;
 use billhook_core::time::Timestamp;
 use lambda_runtime::{Context, Diagnostic, LambdaEvent, service_fn};
+use futures_util::FutureExt;
+use lambda_runtime::{Diagnostic, LambdaEvent, service_fn};
 use serde::{Deserialize, Serialize};
 
 use crate::aws::Aws;
@@ -80,15 +83,24 @@ where
         Box::pin(handle(event))
             .await
             .map_err(|error| failed(&error))
+        // The panic hook has told the place; the message, which may hold data, goes to nobody.
+        match AssertUnwindSafe(handle(event)).catch_unwind().await {
+            Ok(answer) => answer.map_err(|error| failed(&error)),
+            Err(_) => Err(invocation_failed("panic".to_owned())),
+        }
     }))
     .await
 }
 
 fn failed(error: &(dyn Error + 'static)) -> Diagnostic {
     tracing::error!("invocation_failed: {}", chain(error));
+    invocation_failed(error.to_string())
+}
+
+fn invocation_failed(error_message: String) -> Diagnostic {
     Diagnostic {
         error_type: "InvocationFailed".to_owned(),
-        error_message: error.to_string(),
+        error_message,
     }
 }
 
