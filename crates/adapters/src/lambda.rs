@@ -12,9 +12,8 @@ use std::time::Duration;
 use billhook_core::ports::Clock as _;
 use billhook_core::retry::chain;
 use billhook_core::time::Timestamp;
+use futures_util::FutureExt as _;
 use lambda_runtime::{Context, Diagnostic, LambdaEvent, service_fn};
-use futures_util::FutureExt;
-use lambda_runtime::{Diagnostic, LambdaEvent, service_fn};
 use serde::{Deserialize, Serialize};
 
 use crate::aws::Aws;
@@ -79,12 +78,12 @@ where
 {
     let handle = &handle;
     lambda_runtime::run(service_fn(move |event| async move {
-        // Boxed, because the whole tree of calls below is too deep a type for the compiler.
-        Box::pin(handle(event))
-            .await
-            .map_err(|error| failed(&error))
         // The panic hook has told the place; the message, which may hold data, goes to nobody.
-        match AssertUnwindSafe(handle(event)).catch_unwind().await {
+        // Boxed, because the whole tree of calls below is too deep a type for the compiler.
+        match AssertUnwindSafe(Box::pin(handle(event)))
+            .catch_unwind()
+            .await
+        {
             Ok(answer) => answer.map_err(|error| failed(&error)),
             Err(_) => Err(invocation_failed("panic".to_owned())),
         }

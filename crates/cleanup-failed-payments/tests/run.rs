@@ -1,4 +1,10 @@
 //! Runs of the cleanup over tables in memory and a Stripe that says what the test wants.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
 use std::time::Duration;
 

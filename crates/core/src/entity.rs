@@ -106,7 +106,6 @@ pub struct Entity {
     /// What the application asked for.
     pub due: Option<Money>,
     /// The PaymentIntent in its column.
-    #[expect(clippy::doc_markdown, reason = "Stripe's own noun")]
     pub intent: Option<PaymentIntentId>,
     /// The letter that the application says it mailed.
     pub mailed: Option<PieceId>,

@@ -243,10 +243,8 @@ reasons! {
         /// Several statements bear its letter, or several entities its payment.
         EntityAmbiguous = "entity_ambiguous",
         /// Nothing bears its PaymentIntent yet.
-        #[expect(clippy::doc_markdown, reason = "Stripe's own noun")]
         Unlinked = "unlinked",
         /// Its PaymentIntent belongs to another entity than it names.
-        #[expect(clippy::doc_markdown, reason = "Stripe's own noun")]
         LinkConflict = "link_conflict",
         /// A live event at a test stage.
         LiveEventOnTestStage = "live_event_on_test_stage",

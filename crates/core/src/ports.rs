@@ -72,7 +72,6 @@ pub trait SendMessage: Send + Sync {
 }
 
 /// The name of a payments row: a PaymentIntent belongs to one account.
-#[expect(clippy::doc_markdown, reason = "Stripe's own noun")]
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PaymentKey {
     /// None is the platform.

@@ -1,4 +1,10 @@
 //! The worker over tables in memory: where events go, what they leave, and what failures do not change.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
 use std::collections::BTreeMap;
 use std::time::Duration;

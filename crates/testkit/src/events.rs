@@ -20,7 +20,9 @@ pub fn stripe(id: &str, event_type: &str, created: i64, object: Value) -> Value 
 /// The same from a connected account.
 #[must_use]
 pub fn from_account(mut event: Value, account: &str) -> Value {
-    event["account"] = json!(account);
+    if let Some(members) = event.as_object_mut() {
+        members.insert("account".to_owned(), json!(account));
+    }
     event
 }
 

@@ -60,7 +60,6 @@ pub(super) use lenient;
 
 lenient! {
     /// The fields we read of PaymentIntents, Checkout Sessions and Charges.
-    #[expect(clippy::doc_markdown, reason = "Stripe's own nouns")]
     Resource {
         /// The object's id.
         id: String,
@@ -186,7 +185,6 @@ impl Resource {
     }
 
     /// The PaymentIntent this is or belongs to.
-    #[expect(clippy::doc_markdown, reason = "Stripe's own noun")]
     pub fn intent(&self) -> Result<Option<PaymentIntentId>, json::Malformed> {
         if self
             .object

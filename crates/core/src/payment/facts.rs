@@ -20,7 +20,6 @@ use crate::time::Timestamp;
 #[serde(default, rename_all = "camelCase")]
 pub struct PaymentFacts {
     /// By PaymentIntent; by Checkout Session where that has none (nothing to pay, or a subscription's).
-    #[expect(clippy::doc_markdown, reason = "Stripe's own nouns")]
     pub payments: BTreeMap<ObjectId, Payment>,
     /// Finished Checkout Sessions.
     pub sessions: BTreeMap<CheckoutSessionId, Session>,
@@ -128,7 +127,6 @@ merge_fields!(Charge {
 
 impl PaymentFacts {
     /// Whether this PaymentIntent is already known here.
-    #[expect(clippy::doc_markdown, reason = "Stripe's own noun")]
     pub fn bears(&self, intent: &PaymentIntentId) -> bool {
         self.payments
             .keys()
