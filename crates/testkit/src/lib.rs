@@ -3,5 +3,6 @@
 pub mod events;
 pub mod local;
 pub mod memory;
+pub mod proxy;
 pub mod sign;
 pub mod stripe;

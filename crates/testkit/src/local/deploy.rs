@@ -62,6 +62,33 @@ pub struct Stack {
 }
 
 impl Stack {
+    /// A stack that was deployed before.
+    ///
+    /// # Errors
+    /// If there is none of that name.
+    pub fn read(aws: &LocalAws, name: &str) -> Result<Self> {
+        let list = [
+            "list",
+            "stack-outputs",
+            "--stack-name",
+            name,
+            "--output",
+            "json",
+        ]
+        .map(String::from);
+        let text = sam(aws, name, aws.dir(), &list, OUTPUTS_TIMEOUT)?;
+        let outputs: Vec<Output> = serde_json::from_str(&text)
+            .with_context(|| format!("read the outputs of {name} in {text:?}"))?;
+        Ok(Self {
+            name: name.to_owned(),
+            outputs: outputs
+                .into_iter()
+                .map(|output| (output.key, output.value))
+                .collect(),
+            base_url: base_url(aws, name),
+        })
+    }
+
     /// Local URL of a path of the API, as `/webhooks/stripe`.
     #[must_use]
     pub fn url(&self, path: &str) -> String {
@@ -87,14 +114,14 @@ impl Stack {
 pub fn deploy(aws: &LocalAws, options: &DeployOptions) -> Result<Stack> {
     let name = &options.stack_name;
     let staged = stage(&aws.dir().join("stage").join(name))?;
-    let base_url = format!("{}/_aws/execute-api/{name}/v1", aws.endpoint());
+    let base_url = base_url(aws, name);
     let mut parameters = options.parameters.clone();
     parameters
         .entry("Architecture".into())
         .or_insert_with(|| host_architecture().into());
     parameters
         .entry("WebhookBaseUrl".into())
-        .or_insert_with(|| base_url.clone());
+        .or_insert(base_url);
     let overrides = parameters
         .iter()
         .map(|(key, value)| format!("ParameterKey={key},ParameterValue={value}"));
@@ -128,27 +155,11 @@ pub fn deploy(aws: &LocalAws, options: &DeployOptions) -> Result<Stack> {
     arguments.extend(overrides);
     sam(aws, name, &staged, &arguments, DEPLOY_TIMEOUT)?;
 
-    let list = [
-        "list",
-        "stack-outputs",
-        "--stack-name",
-        name,
-        "--output",
-        "json",
-    ]
-    .map(String::from);
-    let text = sam(aws, name, &staged, &list, OUTPUTS_TIMEOUT)?;
-    let outputs: Vec<Output> = serde_json::from_str(&text)
-        .with_context(|| format!("read the outputs of {name} in {text:?}"))?;
-    let outputs = outputs
-        .into_iter()
-        .map(|output| (output.key, output.value))
-        .collect();
-    Ok(Stack {
-        name: name.clone(),
-        outputs,
-        base_url,
-    })
+    Stack::read(aws, name)
+}
+
+fn base_url(aws: &LocalAws, name: &str) -> String {
+    format!("{}/_aws/execute-api/{name}/v1", aws.endpoint())
 }
 
 #[derive(Deserialize)]

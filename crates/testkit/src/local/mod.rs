@@ -186,6 +186,25 @@ impl LocalAws {
         Ok(true)
     }
 
+    /// Starts another program beside a kept instance, to be ended with it.
+    ///
+    /// # Errors
+    /// If the instance or the program cannot be found.
+    pub fn accompany(&self, program: &Path, arguments: &[&str]) -> Result<()> {
+        let (pid, _) = recorded(&self.dir).context("find the running local AWS")?;
+        let name = arguments.first().unwrap_or(&"companion");
+        let out = fs::File::create(self.dir.join(format!("{name}.log")))?;
+        clean_command(program, &self.dir)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(out.try_clone()?)
+            .stderr(out)
+            .process_group(i32::try_from(pid)?)
+            .spawn()
+            .with_context(|| format!("start {}", program.display()))?;
+        Ok(())
+    }
+
     /// Base URL of every AWS API.
     #[must_use]
     pub fn endpoint(&self) -> String {

@@ -71,6 +71,13 @@ struct Inner {
     retry_delays: Vec<Duration>,
 }
 
+/// Names ring as the TLS of this process. A second caller finds it named: that is as good.
+pub fn install_tls() {
+    rustls::crypto::ring::default_provider()
+        .install_default()
+        .ok();
+}
+
 /// Serves on `127.0.0.1:port` until the process ends.
 pub async fn serve(port: u16) -> anyhow::Result<()> {
     let (stripe, listener) = LocalStripe::bind(port, Config::default()).await?;
@@ -87,10 +94,7 @@ impl LocalStripe {
     }
 
     async fn bind(port: u16, config: Config) -> anyhow::Result<(Self, TcpListener)> {
-        // A second caller finds it installed: that is as good.
-        rustls::crypto::ring::default_provider()
-            .install_default()
-            .ok();
+        install_tls();
         let http = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .timeout(DELIVERY_TIMEOUT)

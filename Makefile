@@ -1,0 +1,74 @@
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.PHONY: help run stop setup fmt lint test build deploy
+
+# No tool may fetch a Rust target or report home behind our back.
+export RUSTUP_DIST_SERVER := http://127.0.0.1:1
+export SAM_CLI_TELEMETRY := 0
+
+TOOLS := tests/tools
+VENV := .venv
+LOCAL := cargo run --quiet --package billhook-tests --bin billhook-local --
+# Architecture of `make build`: this machine's, which needs no further Rust target.
+ARCH ?= $(if $(filter arm64 aarch64,$(shell uname -m)),arm64,x86_64)
+# Environment of `make deploy`: default (dev), staging or prod, as in samconfig.toml.
+ENV ?= default
+
+help: ## this list
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+run: setup ## build, start the local AWS, deploy to it, deliver webhooks and show what became of them
+	cargo build --workspace
+	$(LOCAL) run
+
+stop: ## end the local AWS
+	$(LOCAL) stop
+
+setup: $(VENV)/.installed $(TOOLS)/node_modules/.installed ## install the pinned tools, if they changed
+
+fmt: ## format the code
+	cargo fmt --all
+
+lint: setup ## check format, code and template
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	$(VENV)/bin/cfn-lint template.yaml
+	$(VENV)/bin/sam validate --lint --region eu-west-1
+
+test: lint ## everything CI runs
+	cargo build --workspace
+	cargo test --workspace
+	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps
+
+build: $(VENV)/.installed-build ## build the functions as they are deployed (ARCH=arm64|x86_64)
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" sam build --parameter-overrides Architecture=$(ARCH)
+
+deploy: $(VENV)/.installed-build ## build and deploy to AWS (ENV=default|staging|prod)
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" sam build --config-env $(ENV)
+	$(VENV)/bin/sam deploy --config-env $(ENV)
+
+# ---- tools
+
+need = @command -v $(1) >/dev/null || { echo 'missing: $(1) ($(2))' >&2; exit 1; }
+
+.PHONY: machine
+machine:
+	$(call need,cargo,Rust 1.95 or newer)
+	$(call need,cc,a C compiler)
+	$(call need,python3,3.10 or newer with venv)
+	$(call need,npm,Node.js 18 or newer)
+
+$(VENV)/.installed: $(TOOLS)/requirements.txt | machine
+	python3 -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
+
+$(VENV)/.installed-build: $(TOOLS)/requirements-build.txt $(VENV)/.installed
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
+
+$(TOOLS)/node_modules/.installed: $(TOOLS)/package-lock.json | machine
+	npm ci --prefix $(TOOLS) --ignore-scripts --no-audit --no-fund --silent
+	touch $@

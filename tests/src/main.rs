@@ -1,0 +1,177 @@
+//! `billhook-local`: the local AWS and the local Stripe behind `make run` and `make stop`.
+//!
+//! `run` starts both, or finds them running, deploys what changed, and shows deliveries and what became of them; `stop`
+//! ends both. What a person's own tools need is left in `.local/env`, ready for `source`.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::net::{Ipv4Addr, TcpListener};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use billhook_testkit::local::{FUNCTIONS, LocalAws, Options, Stack, binaries_dir, repository};
+use billhook_testkit::stripe;
+use billhook_tests::demo;
+use billhook_tests::world::World;
+
+const STACK_NAME: &str = "billhook-dev";
+const USAGE: &str = "usage: billhook-local run | stop";
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let done = match arguments.as_slice() {
+        ["run"] => run().await,
+        ["stop"] => stop(),
+        // The local Stripe itself, started by `run`.
+        ["stripe", port] => match port.parse() {
+            Ok(port) => stripe::serve(port).await,
+            Err(_) => Err(anyhow!("not a port: {port}")),
+        },
+        _ => Err(anyhow!(USAGE)),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run() -> Result<()> {
+    let began = Instant::now();
+    let options = Options::kept();
+    let deployed_file = options.dir.join("deployed");
+    let inputs = inputs()?;
+    let known = fs::read_to_string(&deployed_file).ok();
+    let known = known
+        .as_deref()
+        .and_then(|text| text.split_once('\n'))
+        .filter(|(_, known)| *known == inputs);
+    let running = LocalAws::running(&options.dir).zip(known);
+    let world = match running {
+        Some((local, (stripe_base, _))) if answers(stripe_base).await => {
+            progress(began, "already running, nothing has changed");
+            World::around(&local, Stack::read(&local, STACK_NAME)?, stripe_base)?
+        }
+        _ => {
+            stop_quietly()?;
+            progress(began, "starting the local AWS and the local Stripe");
+            let local = LocalAws::start(&options)?;
+            let stripe_base = start_stripe(&local)?;
+            progress(
+                began,
+                &format!(
+                    "deploying template.yaml to {} as {STACK_NAME} (logs: {})",
+                    local.endpoint(),
+                    local.dir().display()
+                ),
+            );
+            let world = World::deploy(&local, STACK_NAME, &[("Env", "dev")], &stripe_base).await?;
+            fs::write(repository().join(".local/env"), env_text(&local, &world)?)?;
+            fs::write(&deployed_file, format!("{stripe_base}\n{inputs}"))?;
+            world
+        }
+    };
+    progress(began, "sending deliveries");
+    demo::show(&world).await?;
+    println!(
+        "\nIt stays up. Try next:\n  \
+         source .local/env; curl -i \"$HEALTH_URL\"\n  \
+         curl -i -X POST \"$WEBHOOK_URL_STRIPE\" -d '{{}}'      a delivery that nobody signed\n  \
+         make run                                        another story; seconds, once it is up\n  \
+         make stop                                       end it"
+    );
+    progress(began, "done");
+    Ok(())
+}
+
+fn progress(began: Instant, text: &str) {
+    eprintln!("[{:>3} s] {text}", began.elapsed().as_secs());
+}
+
+/// Starts the local Stripe as a process of its own, on a free port; it ends with the local AWS.
+fn start_stripe(local: &LocalAws) -> Result<String> {
+    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
+        .local_addr()?
+        .port();
+    local.accompany(&std::env::current_exe()?, &["stripe", &port.to_string()])?;
+    Ok(format!("http://127.0.0.1:{port}"))
+}
+
+async fn answers(stripe_base: &str) -> bool {
+    stripe::install_tls();
+    reqwest::get(format!("{stripe_base}/_local/state"))
+        .await
+        .is_ok()
+}
+
+fn stop_quietly() -> Result<bool> {
+    let options = Options::kept();
+    let stopped = LocalAws::stop(&options.dir)?;
+    // State is in memory only, so files of an earlier run say nothing.
+    for gone in [
+        fs::remove_dir_all(&options.dir),
+        fs::remove_file(repository().join(".local/env")),
+    ] {
+        if let Err(error) = gone
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            bail!("clear .local: {error}");
+        }
+    }
+    Ok(stopped)
+}
+
+fn stop() -> Result<()> {
+    let stopped = stop_quietly()?;
+    eprintln!(
+        "{}",
+        if stopped {
+            "stopped"
+        } else {
+            "was not running"
+        }
+    );
+    Ok(())
+}
+
+/// What a deploy depends on, cheap to compare: size and time of the template and of every binary.
+fn inputs() -> Result<String> {
+    let binaries = binaries_dir()?;
+    let mut text = String::new();
+    let binaries = FUNCTIONS.map(|function| binaries.join(function));
+    for file in binaries.iter().chain([&repository().join("template.yaml")]) {
+        let metadata = fs::metadata(file).with_context(|| format!("look at {}", file.display()))?;
+        writeln!(
+            text,
+            "{} {} {:?}",
+            file.display(),
+            metadata.len(),
+            metadata.modified()?
+        )?;
+    }
+    Ok(text)
+}
+
+/// Assignments for a shell; no value needs quoting beyond the single quotes.
+fn env_text(local: &LocalAws, world: &World) -> Result<String> {
+    let mut text = String::new();
+    let urls = [
+        ("STACK_NAME", world.stack.name.clone()),
+        ("WEBHOOK_URL_STRIPE", world.stack.url("/webhooks/stripe")),
+        ("WEBHOOK_URL_LOB", world.stack.url("/webhooks/lob")),
+        ("HEALTH_URL", world.stack.url("/health")),
+        ("STRIPE_API_BASE", world.stripe_base.clone()),
+    ];
+    for (key, value) in local.env().into_iter().chain(urls) {
+        if value.contains('\'') {
+            bail!("{key} holds a quote: {value}");
+        }
+        writeln!(text, "export {key}='{value}'")?;
+    }
+    Ok(text)
+}

@@ -1,0 +1,332 @@
+//! A deployed stack and everything around it: the application's rows, the providers' deliveries, and what became of
+//! them.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use aws_sdk_dynamodb::types::AttributeValue;
+use aws_sdk_sqs::types::QueueAttributeName;
+use billhook_adapters::aws::Aws;
+use billhook_adapters::clock::SystemClock;
+use billhook_adapters::config::Lookup;
+use billhook_core::ports::Clock as _;
+use billhook_testkit::local::{DeployOptions, LocalAws, Stack, deploy};
+use billhook_testkit::sign::sign_lob;
+use billhook_testkit::stripe::TEST_KEY;
+use serde_json::{Value, json};
+
+/// Lob's secret of every local stage.
+pub const LOB_SECRET: &str = "local_lob_webhook_secret_0001";
+/// A local stack settles in well under a second; a loaded CI machine needs more.
+const SETTLE_MAX: Duration = Duration::from_secs(60);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// A stage with its stack, its Stripe and its AWS.
+#[derive(Debug)]
+pub struct World {
+    /// The clients.
+    pub aws: Aws,
+    /// The deployed stack.
+    pub stack: Stack,
+    /// The local Stripe.
+    pub stripe_base: String,
+    http: reqwest::Client,
+}
+
+/// An answer of the API.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    /// The status.
+    pub status: u16,
+    /// The body; a text where it is no JSON.
+    pub body: Value,
+}
+
+impl World {
+    /// Deploys a stage as a team would: the stack, then the keys, then the rotation that makes Stripe's endpoints.
+    pub async fn deploy(
+        local: &LocalAws,
+        name: &str,
+        parameters: &[(&str, &str)],
+        stripe_base: &str,
+    ) -> Result<Self> {
+        let mut options = DeployOptions::new(name, parameters);
+        options
+            .parameters
+            .insert("StripeApiBase".to_owned(), stripe_base.to_owned());
+        options
+            .parameters
+            .insert("StripeEndpoints".to_owned(), "both".to_owned());
+        let world = Self::around(local, deploy(local, &options)?, stripe_base)?;
+        let keys = json!({ "stripe_secret_key": TEST_KEY, "lob_webhook_secret": LOB_SECRET });
+        let arn = world.stack.output("AppSecretArn")?;
+        let put = world
+            .aws
+            .secrets_manager()
+            .put_secret_value()
+            .secret_id(arn)
+            .secret_string(keys.to_string());
+        put.send().await.context("put the App secret")?;
+        options
+            .parameters
+            .insert("RotationToken".to_owned(), "2".to_owned());
+        Ok(Self {
+            stack: deploy(local, &options)?,
+            ..world
+        })
+    }
+
+    /// Around a stack that is there.
+    pub fn around(local: &LocalAws, stack: Stack, stripe_base: &str) -> Result<Self> {
+        let env: BTreeMap<&str, String> = local.env().into_iter().collect();
+        let aws = Aws::from_env(&Lookup(&|name| env.get(name).cloned()))?;
+        billhook_testkit::stripe::install_tls();
+        let http = reqwest::Client::builder()
+            .timeout(Duration::from_secs(35))
+            .build()?;
+        Ok(Self {
+            aws,
+            stack,
+            stripe_base: stripe_base.to_owned(),
+            http,
+        })
+    }
+
+    /// Now, in Unix seconds: what a provider's clock says.
+    pub fn now_s(&self) -> i64 {
+        SystemClock.now().unix_s()
+    }
+
+    /// Any request to the API.
+    pub async fn request(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Result<Answer> {
+        let method = reqwest::Method::from_bytes(method.as_bytes())?;
+        let mut request = self
+            .http
+            .request(method, self.stack.url(path))
+            .body(body.to_vec());
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        answer(request).await
+    }
+
+    /// Lets the local Stripe deliver an event to the endpoints that want it, signed with their secrets, until it is
+    /// taken; the answers of each delivery's last attempt.
+    pub async fn stripe(&self, event: &Value, copies: usize) -> Result<Vec<Answer>> {
+        let delivery = json!({ "event": event, "copies": copies }).to_string();
+        let request = self
+            .http
+            .post(format!("{}/_local/deliver", self.stripe_base))
+            .body(delivery);
+        let report = answer(request).await?.body;
+        let deliveries = report.get("deliveries").and_then(Value::as_array);
+        let deliveries = deliveries.filter(|all| !all.is_empty());
+        let deliveries =
+            deliveries.ok_or_else(|| anyhow!("no endpoint at Stripe wants {event}: {report}"))?;
+        deliveries
+            .iter()
+            .map(|delivery| {
+                let attempts = delivery.get("attempts").and_then(Value::as_array);
+                let last = attempts
+                    .and_then(|attempts| attempts.last())
+                    .context("a delivery without attempts")?;
+                let status = last
+                    .get("status")
+                    .and_then(Value::as_u64)
+                    .unwrap_or_default();
+                let body = last.get("body").and_then(Value::as_str).unwrap_or_default();
+                Ok(Answer {
+                    status: u16::try_from(status)?,
+                    body: parsed(body),
+                })
+            })
+            .collect()
+    }
+
+    /// Delivers an event of Lob, signed as Lob does.
+    pub async fn lob(&self, event: &Value) -> Result<Answer> {
+        let body = event.to_string();
+        let timestamp = SystemClock.now().unix_ms().to_string();
+        let signature = sign_lob(body.as_bytes(), LOB_SECRET, &timestamp);
+        let headers = [
+            ("Lob-Signature", &*signature),
+            ("Lob-Signature-Timestamp", &*timestamp),
+        ];
+        self.request("POST", "/webhooks/lob", &headers, body.as_bytes())
+            .await
+    }
+
+    /// Writes a row as the application does.
+    pub async fn put(&self, table: &str, row: Value) -> Result<()> {
+        let item = serde_dynamo::to_item(row)?;
+        let put = self
+            .aws
+            .dynamodb()
+            .put_item()
+            .table_name(self.stack.output(table)?)
+            .set_item(Some(item));
+        put.send()
+            .await
+            .with_context(|| format!("put a row into {table}"))?;
+        Ok(())
+    }
+
+    /// Reads a row; a compressed payload is left out, JSON has no bytes.
+    pub async fn row(&self, table: &str, key: &str, id: &str) -> Result<Option<Value>> {
+        let get = self
+            .aws
+            .dynamodb()
+            .get_item()
+            .table_name(self.stack.output(table)?);
+        let got = get
+            .key(key, AttributeValue::S(id.to_owned()))
+            .consistent_read(true)
+            .send()
+            .await;
+        let mut item = got.with_context(|| format!("read {id} of {table}"))?.item;
+        if let Some(item) = &mut item {
+            item.retain(|_, value| !value.is_b());
+        }
+        Ok(item.map(serde_dynamo::from_item).transpose()?)
+    }
+
+    /// An order.
+    pub async fn order(&self, id: &str) -> Result<Value> {
+        self.row("OrdersTable", "id", id)
+            .await?
+            .with_context(|| format!("there is no order {id}"))
+    }
+
+    /// A statement.
+    pub async fn statement(&self, id: &str) -> Result<Value> {
+        self.row("StatementsTable", "statement_id", id)
+            .await?
+            .with_context(|| format!("there is no statement {id}"))
+    }
+
+    /// An event of either provider.
+    pub async fn event(&self, table: &str, id: &str) -> Result<Option<Value>> {
+        self.row(table, "event_id", id).await
+    }
+
+    /// Waits until the events have this outcome.
+    pub async fn settled(&self, table: &str, outcome: &str, ids: &[&str]) -> Result<()> {
+        for id in ids {
+            let mut last = None;
+            let done = self
+                .until(async || {
+                    last = self.event(table, id).await?;
+                    Ok(last.as_ref().and_then(|row| row.get("processing_outcome"))
+                        == Some(&json!(outcome)))
+                })
+                .await?;
+            if !done {
+                bail!(
+                    "{id} is not {outcome} after {SETTLE_MAX:?}: {}",
+                    last.unwrap_or_default()
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until no message is left in any queue, the dead-letter queues included.
+    pub async fn drained(&self) -> Result<()> {
+        let mut depths = BTreeMap::new();
+        let done = self
+            .until(async || {
+                for queue in [
+                    "StripeEventsQueueUrl",
+                    "LobEventsQueueUrl",
+                    "StripeEventsDlqUrl",
+                    "LobEventsDlqUrl",
+                ] {
+                    depths.insert(queue, self.depth(queue).await?);
+                }
+                Ok(depths.values().all(|depth| *depth == 0))
+            })
+            .await?;
+        if !done {
+            bail!("messages are left in the queues: {depths:?}");
+        }
+        Ok(())
+    }
+
+    /// Messages in a queue, those in flight included.
+    pub async fn depth(&self, queue: &str) -> Result<u64> {
+        use QueueAttributeName::{
+            ApproximateNumberOfMessages as Visible, ApproximateNumberOfMessagesNotVisible as Hidden,
+        };
+        let get = self
+            .aws
+            .sqs()
+            .get_queue_attributes()
+            .queue_url(self.stack.output(queue)?);
+        let got = get
+            .attribute_names(Visible)
+            .attribute_names(Hidden)
+            .send()
+            .await?;
+        let attributes = got.attributes.unwrap_or_default();
+        Ok(attributes
+            .values()
+            .filter_map(|count| count.parse::<u64>().ok())
+            .sum())
+    }
+
+    /// Puts a message on a queue by hand.
+    pub async fn send(
+        &self,
+        queue: &str,
+        group: &str,
+        deduplication_id: &str,
+        body: &str,
+    ) -> Result<()> {
+        let send = self
+            .aws
+            .sqs()
+            .send_message()
+            .queue_url(self.stack.output(queue)?);
+        let send = send
+            .message_group_id(group)
+            .message_deduplication_id(deduplication_id);
+        send.message_body(body)
+            .send()
+            .await
+            .context("send a message by hand")?;
+        Ok(())
+    }
+
+    /// Asks again until it holds, or the time is up.
+    pub async fn until(&self, mut holds: impl AsyncFnMut() -> Result<bool>) -> Result<bool> {
+        let mut waited = Duration::ZERO;
+        while !holds().await? {
+            if waited >= SETTLE_MAX {
+                return Ok(false);
+            }
+            tokio::time::sleep(POLL_INTERVAL).await;
+            waited += POLL_INTERVAL;
+        }
+        Ok(true)
+    }
+}
+
+async fn answer(request: reqwest::RequestBuilder) -> Result<Answer> {
+    let response = request.send().await?;
+    let status = response.status().as_u16();
+    Ok(Answer {
+        status,
+        body: parsed(&response.text().await?),
+    })
+}
+
+fn parsed(body: &str) -> Value {
+    serde_json::from_str(body).unwrap_or_else(|_| json!(body))
+}
