@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -60,7 +61,7 @@ async fn run() -> Result<()> {
         _ => {
             stop_quietly()?;
             progress(began, "starting the local AWS and the local Stripe");
-            let local = LocalAws::start(&options)?;
+            let local = Arc::new(LocalAws::start(&options)?);
             let stripe_base = start_stripe(&local)?;
             progress(
                 began,

@@ -2,6 +2,7 @@
 //! them.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -11,7 +12,7 @@ use billhook_adapters::aws::Aws;
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::config::Lookup;
 use billhook_core::ports::Clock as _;
-use billhook_testkit::local::{DeployOptions, LocalAws, Stack, deploy};
+use billhook_testkit::local::{ACCESS_KEY_ID, DeployOptions, LocalAws, REGION, Stack, deploy};
 use billhook_testkit::sign::sign_lob;
 use billhook_testkit::stripe::TEST_KEY;
 use serde_json::{Value, json};
@@ -31,6 +32,7 @@ pub struct World {
     pub stack: Stack,
     /// The local Stripe.
     pub stripe_base: String,
+    endpoint: String,
     http: reqwest::Client,
 }
 
@@ -46,7 +48,7 @@ pub struct Answer {
 impl World {
     /// Deploys a stage as a team would: the stack, then the keys, then the rotation that makes Stripe's endpoints.
     pub async fn deploy(
-        local: &LocalAws,
+        local: &Arc<LocalAws>,
         name: &str,
         parameters: &[(&str, &str)],
         stripe_base: &str,
@@ -58,7 +60,7 @@ impl World {
         options
             .parameters
             .insert("StripeEndpoints".to_owned(), "both".to_owned());
-        let world = Self::around(local, deploy(local, &options)?, stripe_base)?;
+        let world = Self::around(local, deployed(local, &options).await?, stripe_base)?;
         let keys = json!({ "stripe_secret_key": TEST_KEY, "lob_webhook_secret": LOB_SECRET });
         let arn = world.stack.output("AppSecretArn")?;
         let put = world
@@ -72,7 +74,7 @@ impl World {
             .parameters
             .insert("RotationToken".to_owned(), "2".to_owned());
         Ok(Self {
-            stack: deploy(local, &options)?,
+            stack: deployed(local, &options).await?,
             ..world
         })
     }
@@ -89,6 +91,7 @@ impl World {
             aws,
             stack,
             stripe_base: stripe_base.to_owned(),
+            endpoint: local.endpoint(),
             http,
         })
     }
@@ -304,6 +307,25 @@ impl World {
         Ok(())
     }
 
+    /// Invokes a function and waits for its result, as the console's test button does.
+    pub async fn invoke(&self, function: &str, input: &Value) -> Result<Value> {
+        let url = format!(
+            "{}/2015-03-31/functions/{function}/invocations",
+            self.endpoint
+        );
+        // The local AWS looks at the key id and checks no signature.
+        let signed = format!(
+            "AWS4-HMAC-SHA256 Credential={ACCESS_KEY_ID}/20260101/{REGION}/lambda/aws4_request, SignedHeaders=host, \
+             Signature=0"
+        );
+        let request = self
+            .http
+            .post(url)
+            .header("Authorization", signed)
+            .body(input.to_string());
+        Ok(answer(request).await?.body)
+    }
+
     /// Asks again until it holds, or the time is up.
     pub async fn until(&self, mut holds: impl AsyncFnMut() -> Result<bool>) -> Result<bool> {
         let mut waited = Duration::ZERO;
@@ -316,6 +338,12 @@ impl World {
         }
         Ok(true)
     }
+}
+
+/// In a thread of its own: a local Stripe on this runtime has to answer meanwhile.
+async fn deployed(local: &Arc<LocalAws>, options: &DeployOptions) -> Result<Stack> {
+    let (local, options) = (Arc::clone(local), options.clone());
+    tokio::task::spawn_blocking(move || deploy(&local, &options)).await?
 }
 
 async fn answer(request: reqwest::RequestBuilder) -> Result<Answer> {

@@ -203,18 +203,6 @@ pub struct CleanupConfig {
     pub stage: Stage,
     /// `ORDERS_TABLE`.
     pub orders_table: String,
-    /// `TENANTS_TABLE`.
-    pub tenants_table: String,
-    /// `JOBS_TABLE`.
-    pub jobs_table: String,
-    /// `STRIPE_EVENTS_TABLE`.
-    pub stripe_events_table: String,
-    /// `LOB_EVENTS_TABLE`.
-    pub lob_events_table: String,
-    /// `STRIPE_EVENTS_QUEUE_URL`.
-    pub stripe_events_queue_url: String,
-    /// `LOB_EVENTS_QUEUE_URL`.
-    pub lob_events_queue_url: String,
     /// `STRIPE_SECRET_KEY` where it is set, else `APP_SECRETS_ARN`.
     pub stripe_key: SecretSource,
     /// `CLEANUP_FAILED_PAYMENT_MINUTES`: how long a payment has failed before its order is cancelled.
@@ -230,12 +218,6 @@ impl CleanupConfig {
         let stage = read.stage();
         let config = Self {
             orders_table: read.required("ORDERS_TABLE"),
-            tenants_table: read.required("TENANTS_TABLE"),
-            jobs_table: read.required("JOBS_TABLE"),
-            stripe_events_table: read.required("STRIPE_EVENTS_TABLE"),
-            lob_events_table: read.required("LOB_EVENTS_TABLE"),
-            stripe_events_queue_url: read.queue_url("STRIPE_EVENTS_QUEUE_URL"),
-            lob_events_queue_url: read.queue_url("LOB_EVENTS_QUEUE_URL"),
             stripe_key: read.stripe_key(&stage),
             // Up to 30 days: Stripe keeps an event, and so the reason to ask it again, no longer.
             failed_payment_age: Duration::from_secs(
@@ -255,8 +237,6 @@ pub struct WebhookSecretConfig {
     pub stage: Stage,
     /// `APP_SECRETS_ARN`, where Stripe's key lies.
     pub app_secrets_arn: String,
-    /// `JOBS_TABLE`.
-    pub jobs_table: String,
     /// `STRIPE_API_BASE`, without a slash at its end.
     pub stripe_api_base: String,
 }
@@ -268,7 +248,6 @@ impl WebhookSecretConfig {
         let stage = read.stage();
         let config = Self {
             app_secrets_arn: read.required("APP_SECRETS_ARN"),
-            jobs_table: read.required("JOBS_TABLE"),
             stripe_api_base: read.stripe_api_base(&stage),
             stage,
         };
@@ -578,11 +557,11 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "configuration refused: APP_NAME is missing; ENV is missing; LIVE_MODE is missing; \
-             APP_SECRETS_ARN is missing; JOBS_TABLE is missing"
+             APP_SECRETS_ARN is missing"
         );
         let other = LobWorkerConfig::from_env(&Lookup(&|_| None)).unwrap_err();
         let faults = both::<(), ()>(Err(error), Err(other)).unwrap_err().faults;
-        assert_eq!(faults.len(), 10);
+        assert_eq!(faults.len(), 9);
     }
 
     #[test]
