@@ -53,13 +53,8 @@ impl World {
         parameters: &[(&str, &str)],
         stripe_base: &str,
     ) -> Result<Self> {
-        let mut options = DeployOptions::new(name, parameters);
-        options
-            .parameters
-            .insert("StripeApiBase".to_owned(), stripe_base.to_owned());
-        options
-            .parameters
-            .insert("StripeEndpoints".to_owned(), "both".to_owned());
+        let defaults = [("StripeApiBase", stripe_base), ("StripeEndpoints", "both")];
+        let mut options = DeployOptions::new(name, &[parameters, &defaults].concat());
         let world = Self::around(local, deployed(local, &options).await?, stripe_base)?;
         let keys = json!({ "stripe_secret_key": TEST_KEY, "lob_webhook_secret": LOB_SECRET });
         let arn = world.stack.output("AppSecretArn")?;
@@ -77,6 +72,20 @@ impl World {
             stack: deployed(local, &options).await?,
             ..world
         })
+    }
+
+    /// Updates the stack: the same parameters, these changed.
+    pub async fn update(
+        &self,
+        local: &Arc<LocalAws>,
+        parameters: &[(&str, &str)],
+    ) -> Result<Stack> {
+        let defaults = [
+            ("StripeApiBase", self.stripe_base.as_str()),
+            ("StripeEndpoints", "both"),
+        ];
+        let options = DeployOptions::new(&self.stack.name, &[parameters, &defaults].concat());
+        deployed(local, &options).await
     }
 
     /// Around a stack that is there.

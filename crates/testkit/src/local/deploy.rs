@@ -158,6 +158,15 @@ pub fn deploy(aws: &LocalAws, options: &DeployOptions) -> Result<Stack> {
     Stack::read(aws, name)
 }
 
+/// Deletes the stack and waits until it is gone.
+///
+/// # Errors
+/// If a resource cannot be deleted; the text ends with the last lines of `sam delete`.
+pub fn delete(aws: &LocalAws, name: &str) -> Result<()> {
+    let arguments = ["delete", "--stack-name", name, "--no-prompts"].map(String::from);
+    sam(aws, name, aws.dir(), &arguments, DEPLOY_TIMEOUT).map(drop)
+}
+
 fn base_url(aws: &LocalAws, name: &str) -> String {
     format!("{}/_aws/execute-api/{name}/v1", aws.endpoint())
 }

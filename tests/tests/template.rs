@@ -1,0 +1,376 @@
+//! `template.yaml` against the code and the contract: numbers that both hold must agree, every queue has its dead-letter
+//! queue and alarm, and no policy says more than its function needs.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+
+use billhook_adapters::config::{
+    CleanupConfig, ConfigError, IngressConfig, LobWorkerConfig, Lookup, StripeWorkerConfig,
+    WebhookSecretConfig,
+};
+use billhook_core::event::stripe_types::{API_VERSION, HANDLED_TYPES};
+use billhook_core::worker::RECEIVES_MAX;
+use serde_json::{Value, json};
+use serde_yaml_ng::Value as Yaml;
+
+/// The template as JSON; `!Sub x` becomes `{"!Sub": x}`.
+fn template() -> Value {
+    fn plain(yaml: Yaml) -> Value {
+        match yaml {
+            Yaml::Null => Value::Null,
+            Yaml::Bool(truth) => json!(truth),
+            Yaml::Number(number) => json!(number.as_i64().unwrap()),
+            Yaml::String(text) => json!(text),
+            Yaml::Sequence(items) => items.into_iter().map(plain).collect(),
+            Yaml::Mapping(members) => members
+                .into_iter()
+                .map(|(key, value)| {
+                    (
+                        plain(key)
+                            .as_str()
+                            .map_or_else(|| "?".to_owned(), str::to_owned),
+                        plain(value),
+                    )
+                })
+                .collect(),
+            Yaml::Tagged(tagged) => json!({ tagged.tag.to_string(): plain(tagged.value) }),
+        }
+    }
+    plain(serde_yaml_ng::from_str(include_str!("../../template.yaml")).unwrap())
+}
+
+fn resources(template: &Value, kind: &str) -> BTreeMap<String, Value> {
+    let all = template["Resources"].as_object().unwrap();
+    let wanted = all.iter().filter(|(_, resource)| resource["Type"] == kind);
+    wanted
+        .map(|(name, resource)| (name.clone(), resource["Properties"].clone()))
+        .collect()
+}
+
+fn texts(list: &Value) -> BTreeSet<&str> {
+    list.as_array()
+        .unwrap()
+        .iter()
+        .map(|text| text.as_str().unwrap())
+        .collect()
+}
+
+#[test]
+fn endpoints_ask_for_the_types_and_the_version_that_the_code_knows() {
+    let template = template();
+    let endpoints = resources(&template, "Custom::StripeWebhookEndpoint");
+    let connect: BTreeMap<&str, &Value> = endpoints
+        .iter()
+        .map(|(name, endpoint)| (name.as_str(), &endpoint["Connect"]))
+        .collect();
+    let expected = [
+        ("StripePlatformWebhookEndpoint", &json!("false")),
+        ("StripeWebhookEndpoint", &json!("true")),
+    ];
+    assert_eq!(connect, expected.into());
+    for endpoint in endpoints.values() {
+        assert_eq!(
+            texts(&endpoint["EnabledEvents"]),
+            HANDLED_TYPES.iter().copied().collect()
+        );
+        assert_eq!(endpoint["ServiceTimeout"], 120);
+    }
+    assert_eq!(
+        template["Parameters"]["StripeApiVersion"]["Default"],
+        API_VERSION
+    );
+}
+
+#[test]
+fn every_queue_has_its_dead_letter_queue_its_alarm_and_the_numbers_of_the_code() {
+    let template = template();
+    let queues = resources(&template, "AWS::SQS::Queue");
+    let alarms = resources(&template, "AWS::CloudWatch::Alarm");
+    assert_eq!(queues.len(), 4);
+    for (name, queue) in &queues {
+        assert_eq!(queue["FifoQueue"], true, "{name}");
+        assert_eq!(queue["SqsManagedSseEnabled"], true, "{name}");
+        assert_eq!(queue["MessageRetentionPeriod"], 14 * 24 * 60 * 60, "{name}");
+        if name.ends_with("Dlq") {
+            assert!(queue.get("RedriveAllowPolicy").is_some(), "{name}");
+            let watching = alarms.values().filter(|alarm| {
+                alarm["Dimensions"][0]["Value"] == json!({ "!GetAtt": format!("{name}.QueueName") })
+            });
+            let watching: Vec<_> = watching.collect();
+            assert_eq!(watching.len(), 1, "{name}");
+            assert_eq!(
+                (
+                    &watching[0]["Threshold"],
+                    &watching[0]["ComparisonOperator"]
+                ),
+                (&json!(1), &json!("GreaterThanOrEqualToThreshold"))
+            );
+            continue;
+        }
+        assert_eq!(
+            queue["RedrivePolicy"]["maxReceiveCount"], RECEIVES_MAX,
+            "{name}"
+        );
+        assert_eq!(queue["VisibilityTimeout"], 60, "{name}");
+        assert_eq!(queue["DeduplicationScope"], "messageGroup", "{name}");
+        assert_eq!(queue["FifoThroughputLimit"], "perMessageGroupId", "{name}");
+    }
+    let functions = resources(&template, "AWS::Serverless::Function");
+    for worker in ["StripeWorkerFunction", "LobWorkerFunction"] {
+        let source = &functions[worker]["Events"]["Queue"]["Properties"];
+        assert_eq!(source["BatchSize"], 10, "{worker}");
+        assert_eq!(
+            source["FunctionResponseTypes"],
+            json!(["ReportBatchItemFailures"]),
+            "{worker}"
+        );
+        assert!(
+            source["ScalingConfig"]["MaximumConcurrency"]
+                .as_i64()
+                .unwrap()
+                >= 2,
+            "{worker}"
+        );
+        // AWS refuses a visibility below six times the function's time-out to be safe.
+        assert!(
+            functions[worker]["Timeout"].as_i64().unwrap() * 6 <= 60,
+            "{worker}"
+        );
+        assert!(
+            functions[worker]
+                .get("ReservedConcurrentExecutions")
+                .is_none(),
+            "it would burn receives"
+        );
+    }
+    assert!(
+        functions["WebhookIngressFunction"]["Timeout"]
+            .as_i64()
+            .unwrap()
+            < 29,
+        "the gateway waits 29 s"
+    );
+}
+
+/// Starts a function's configuration on what the template sets, and looks which variables it asked for.
+fn check_variables<C>(
+    function: &str,
+    read: fn(&Lookup<'_>) -> Result<C, ConfigError>,
+    optional: &[&str],
+) {
+    let template = template();
+    let of = |value: &Value| {
+        value
+            .as_object()
+            .unwrap()
+            .keys()
+            .cloned()
+            .collect::<BTreeSet<_>>()
+    };
+    let mut set = of(&template["Globals"]["Function"]["Environment"]["Variables"]);
+    set.extend(of(
+        &resources(&template, "AWS::Serverless::Function")[function]["Environment"]["Variables"]
+    ));
+    let asked = RefCell::new(BTreeSet::new());
+    let read = read(&Lookup(&|name| {
+        asked.borrow_mut().insert(name.to_owned());
+        let value = match name {
+            "LIVE_MODE" => "false",
+            "LOG_LEVEL" => "info",
+            "STRIPE_API_BASE" => "https://api.stripe.com",
+            "CLEANUP_FAILED_PAYMENT_MINUTES" => "60",
+            "SECRETS_TTL_SECONDS" | "SIGNATURE_TOLERANCE_SECONDS" => "300",
+            url if url.ends_with("_QUEUE_URL") => "https://sqs.example.com/1/q.fifo",
+            _ => "x",
+        };
+        set.contains(name).then(|| value.to_owned())
+    }));
+    if let Err(refused) = read {
+        panic!("{function} would refuse its start: {refused}");
+    }
+    let asked: BTreeSet<String> = asked
+        .into_inner()
+        .into_iter()
+        .filter(|name| !optional.contains(&name.as_str()))
+        .collect();
+    assert_eq!(
+        set, asked,
+        "{function}: set in the template, and read by the code"
+    );
+}
+
+#[test]
+fn each_function_gets_the_variables_it_reads_and_no_others() {
+    let never = "ENABLE_BILLING_STREAM";
+    check_variables(
+        "WebhookIngressFunction",
+        IngressConfig::from_env,
+        &[never, "STRIPE_WEBHOOK_SECRET", "LOB_WEBHOOK_SECRET"],
+    );
+    check_variables(
+        "StripeWorkerFunction",
+        StripeWorkerConfig::from_env,
+        &[never],
+    );
+    check_variables("LobWorkerFunction", LobWorkerConfig::from_env, &[never]);
+    check_variables(
+        "CleanupFailedPaymentsFunction",
+        CleanupConfig::from_env,
+        &[never, "STRIPE_SECRET_KEY"],
+    );
+    check_variables(
+        "WebhookSecretFunction",
+        WebhookSecretConfig::from_env,
+        &[never],
+    );
+}
+
+#[test]
+fn tables_have_the_keys_and_indexes_of_the_contract() {
+    let template = template();
+    let tables = resources(&template, "AWS::DynamoDB::Table");
+    let events = "event_id | DayIndex(received_day,received_at) OpenIndex(open,received_at)";
+    let expected = BTreeMap::from([
+        ("StripeEventsTable", events),
+        ("LobEventsTable", events),
+        (
+            "OrdersTable",
+            "id | PaymentIntentIndex(stripePaymentIntentId) SellerIndex(sellerId) StatusIndex(status) UserIndex(userId)",
+        ),
+        (
+            "StatementsTable",
+            "statement_id | LobLetterIndex(lob_letter_id) PaymentIntentIndex(stripe_payment_intent_id) TenantIndex(tenant_id)",
+        ),
+        (
+            "TenantsTable",
+            "tenant_id | stripe_connected_account_id(stripe_connected_account_id)",
+        ),
+        ("PaymentsTable", "payment_id | "),
+        ("JobsTable", "job_id | "),
+    ]);
+    assert_eq!(
+        tables.keys().map(String::as_str).collect::<BTreeSet<_>>(),
+        expected.keys().copied().collect()
+    );
+    let keys = |schema: &Value| {
+        let names = schema
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|key| key["AttributeName"].as_str().unwrap());
+        names.collect::<Vec<_>>().join(",")
+    };
+    for (name, table) in &tables {
+        let mut indexes: Vec<String> = table
+            .get("GlobalSecondaryIndexes")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+            .map(|index| {
+                format!(
+                    "{}({})",
+                    index["IndexName"].as_str().unwrap(),
+                    keys(&index["KeySchema"])
+                )
+            })
+            .collect();
+        indexes.sort();
+        let found = format!("{} | {}", keys(&table["KeySchema"]), indexes.join(" "));
+        assert_eq!(found, expected[name.as_str()], "{name}");
+        assert_eq!(table["BillingMode"], "PAY_PER_REQUEST", "{name}");
+        assert_eq!(table["SSESpecification"]["SSEEnabled"], true, "{name}");
+        assert_eq!(
+            table["PointInTimeRecoverySpecification"]["PointInTimeRecoveryEnabled"], true,
+            "{name}"
+        );
+        let retained = json!({ "!If": ["KeepData", "Retain", "Delete"] });
+        assert_eq!(
+            template["Resources"][name]["DeletionPolicy"], retained,
+            "{name}"
+        );
+        assert_eq!(
+            template["Resources"][name]["UpdateReplacePolicy"], retained,
+            "{name}"
+        );
+    }
+    for table in ["StripeEventsTable", "LobEventsTable", "JobsTable"] {
+        assert_eq!(
+            tables[table]["TimeToLiveSpecification"]["AttributeName"], "expires_at",
+            "{table}"
+        );
+    }
+}
+
+#[test]
+fn policies_name_single_actions_on_single_resources() {
+    let template = template();
+    let roles = resources(&template, "AWS::IAM::Role");
+    assert_eq!(roles.len(), 5, "one role per function");
+    for (role, properties) in roles {
+        for statement in properties["Policies"][0]["PolicyDocument"]["Statement"]
+            .as_array()
+            .unwrap()
+        {
+            let actions = match &statement["Action"] {
+                Value::String(action) => vec![action.as_str()],
+                list => texts(list).into_iter().collect(),
+            };
+            for action in actions {
+                assert!(!action.contains('*'), "{role}: {action}");
+                let writes_a_secret = action == "secretsmanager:PutSecretValue";
+                assert!(
+                    !writes_a_secret || role == "WebhookSecretRole",
+                    "{role} may write secrets"
+                );
+            }
+            let resource = &statement["Resource"];
+            assert!(
+                resource.is_object() && !resource.to_string().contains('*'),
+                "{role}: {resource}"
+            );
+        }
+    }
+}
+
+#[test]
+fn outputs_are_those_that_tools_rely_on() {
+    let template = template();
+    let outputs = template["Outputs"].as_object().unwrap();
+    for name in [
+        "WebhookUrlStripe",
+        "WebhookUrlLob",
+        "HealthUrl",
+        "StripeEventsTable",
+        "LobEventsTable",
+        "OrdersTable",
+        "StatementsTable",
+        "TenantsTable",
+        "PaymentsTable",
+        "JobsTable",
+        "StripeEventsQueueUrl",
+        "LobEventsQueueUrl",
+        "StripeEventsDlqUrl",
+        "LobEventsDlqUrl",
+        "AppSecretArn",
+        "StripeWebhookSecretArn",
+        "StripePlatformWebhookSecretArn",
+        "WebhookIngressFunction",
+        "StripeWorkerFunction",
+        "LobWorkerFunction",
+        "CleanupFailedPaymentsFunction",
+        "WebhookSecretFunction",
+    ] {
+        assert!(outputs.contains_key(name), "{name}");
+    }
+    let text = outputs.values().map(Value::to_string).collect::<String>();
+    assert!(
+        !text.contains("resolve:secretsmanager"),
+        "outputs hold ARNs, never secrets"
+    );
+}
