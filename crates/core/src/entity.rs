@@ -88,6 +88,7 @@ pub struct Derived {
     #[serde(flatten)]
     pub columns: Columns,
     /// The reasons that then stood.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub review_reasons: Vec<String>,
     /// The payment that was written into the entity's column, so that one put there by the application is kept.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -906,3 +906,182 @@ impl Expression {
             .map_err(|error| CommitError::Refused(error.to_string()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use aws_sdk_dynamodb::config::BehaviorVersion;
+    use billhook_core::event::stripe;
+    use billhook_core::inbox::{IgnoreReason, ParkReason, Verdict};
+    use billhook_core::payment;
+    use serde_json::json;
+
+    use super::*;
+    use crate::clock::SystemClock;
+
+    fn ledger() -> DynamoLedger<SystemClock> {
+        let config = aws_sdk_dynamodb::Config::builder()
+            .behavior_version(BehaviorVersion::v2026_01_12())
+            .build();
+        let tables = Tables {
+            events: "events".to_owned(),
+            orders: Some("orders".to_owned()),
+            statements: "statements".to_owned(),
+            tenants: Some("tenants".to_owned()),
+            payments: Some("payments".to_owned()),
+        };
+        DynamoLedger::new(Client::from_conf(config), tables, SystemClock)
+    }
+
+    fn row(json: serde_json::Value) -> Item {
+        serde_dynamo::to_item(json).unwrap()
+    }
+
+    fn now() -> Timestamp {
+        Timestamp::from_unix_s(1_781_000_000).unwrap()
+    }
+
+    /// An update as a reviewer wants to read it: values in place of their placeholders.
+    fn shown(update: Result<Update, CommitError>) -> String {
+        let update = update.unwrap();
+        let values = update.expression_attribute_values.unwrap_or_default();
+        let names: BTreeMap<_, _> = update
+            .expression_attribute_names
+            .unwrap_or_default()
+            .into_iter()
+            .collect();
+        let show = |value: &AttributeValue| {
+            let json: serde_json::Value =
+                serde_dynamo::from_attribute_value(value.clone()).unwrap();
+            json.to_string()
+        };
+        let mut text = format!(
+            "{} {:?}\n{}\nIF {}\n",
+            update.table_name,
+            update.key.values().map(show).collect::<Vec<_>>(),
+            update.update_expression,
+            update.condition_expression.unwrap_or_default()
+        );
+        // The longer placeholder first: `:v1` is the beginning of `:v12`.
+        let mut placeholders: Vec<_> = values.keys().collect();
+        placeholders.sort_by_key(|placeholder| std::cmp::Reverse(placeholder.len()));
+        for placeholder in placeholders {
+            text = text.replace(placeholder.as_str(), &show(&values[placeholder]));
+        }
+        for (placeholder, name) in names {
+            assert_eq!(placeholder, format!("#{name}"));
+        }
+        text.replace(", #", ",\n  #").replace(" AND ", "\n  AND ")
+    }
+
+    fn paid() -> Facts {
+        let event = json!({ "id": "evt_1", "type": "payment_intent.succeeded", "created": 1_781_000_000,
+            "account": "acct_1", "data": { "object": { "id": "pi_1", "object": "payment_intent",
+            "amount_received": 4100, "currency": "usd" } } });
+        let event = stripe::Event::parse(event.to_string().as_bytes()).unwrap();
+        let payment = payment::facts::read(&event).unwrap().unwrap();
+        Facts {
+            payment,
+            ..Facts::default()
+        }
+    }
+
+    fn next_write(
+        ledger: &DynamoLedger<SystemClock>,
+        key: &EntityKey,
+        item: Item,
+    ) -> Result<Update, CommitError> {
+        let schema = ledger.schema(key).unwrap();
+        let (entity, row) = super::entity(key, &schema, item).unwrap();
+        ledger.entity_update(&entity, &row, &entity.with(paid(), now()), now())
+    }
+
+    #[test]
+    fn an_orders_write_holds_its_row_as_loaded() {
+        let key = EntityKey::Order(OrderId::parse("ord_1").unwrap());
+        let item = row(
+            json!({ "id": "ord_1", "tenantId": "ten_1", "status": "pending", "amountTotal": 4200,
+            "currency": "usd", "timeline": [{ "type": "note", "at": "2026-01-01", "actor": "application" }] }),
+        );
+        insta::assert_snapshot!(shown(next_write(&ledger(), &key, item)));
+    }
+
+    #[test]
+    fn a_statements_write_leaves_its_mail_alone_while_only_money_is_known() {
+        let key = EntityKey::Statement(StatementId::parse("st_1").unwrap());
+        let item = row(
+            json!({ "statement_id": "st_1", "amount_due": 4100, "currency": "usd", "version": 7,
+            "mail_status": "mailed" }),
+        );
+        insta::assert_snapshot!(shown(next_write(&ledger(), &key, item)));
+    }
+
+    #[test]
+    fn an_events_end_is_conditional_on_nobody_having_ended_it() {
+        let ledger = ledger();
+        let end = |verdict, waited| {
+            let concluded = Concluded {
+                event: EventId::parse("evt_1").unwrap(),
+                tenant: Some(TenantId::parse("ten_1").unwrap()),
+                verdict,
+                waited,
+            };
+            shown(ledger.event_update(&concluded, now()))
+        };
+        insta::assert_snapshot!(
+            [
+                end(Verdict::Processed, false),
+                end(Verdict::Processed, true),
+                end(Verdict::Ignored(IgnoreReason::UnhandledType), false),
+                end(Verdict::Parked(ParkReason::Unlinked), false),
+            ]
+            .join("\n")
+        );
+    }
+
+    #[test]
+    fn a_payments_row_is_linked_once_and_waits_until_then() {
+        let ledger = ledger();
+        let payment = PaymentKey {
+            account: Some(AccountId::parse("acct_1").unwrap()),
+            intent: PaymentIntentId::parse("pi_1").unwrap(),
+        };
+        let link = |version| PaymentWrite::Link {
+            entity: EntityKey::Order(OrderId::parse("ord_1").unwrap()),
+            version,
+        };
+        let wait = PaymentWrite::Wait {
+            event: EventId::parse("evt_1").unwrap(),
+            version: 2,
+        };
+        insta::assert_snapshot!(
+            [link(0), link(3), wait]
+                .map(|write| shown(ledger.payment_update(&payment, &write)))
+                .join("\n")
+        );
+    }
+
+    #[test]
+    fn a_row_that_would_grow_too_large_is_refused_by_its_size() {
+        let key = EntityKey::Order(OrderId::parse("ord_1").unwrap());
+        let item = row(json!({ "id": "ord_1", "notes": "x".repeat(ROW_BYTES_MAX) }));
+        let refused = next_write(&ledger(), &key, item);
+        assert!(
+            matches!(refused, Err(CommitError::Refused(_))),
+            "{refused:?}"
+        );
+    }
+
+    #[test]
+    fn a_row_that_is_not_ours_to_read_says_why() {
+        let key = EntityKey::Order(OrderId::parse("ord_1").unwrap());
+        let schema = ledger().schema(&key).unwrap();
+        for (item, reason) in [
+            (json!({ "timeline": "none" }), "the timeline is no list"),
+            (json!({ "stripe": "none" }), "the facts are no map"),
+        ] {
+            assert_eq!(super::entity(&key, &schema, row(item)).unwrap_err(), reason);
+        }
+    }
+}

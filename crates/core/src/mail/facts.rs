@@ -16,6 +16,7 @@ use crate::time::Timestamp;
 #[serde(default)]
 pub struct MailFacts {
     /// By piece: a statement mailed again has two.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub pieces: BTreeMap<PieceId, Piece>,
 }
 
@@ -27,14 +28,19 @@ type Latest<T> = Option<Greatest<(Timestamp, T)>>;
 #[serde(default)]
 pub struct Piece {
     /// What happened to it, by the last part of the event's type.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub stages: BTreeMap<Stage, Seen>,
     /// The carrier's estimate, a date.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected_delivery_date: Latest<String>,
     /// The carrier's number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tracking_number: Latest<String>,
     /// The template it was printed from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template_version: Latest<String>,
     /// The carrier's scans, by their id.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub scans: BTreeMap<ObjectId, Scan>,
 }
 
@@ -52,10 +58,13 @@ pub struct Seen {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Scan {
     /// Such as `In Transit`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<Least<String>>,
     /// When, as the carrier writes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time: Option<Least<String>>,
     /// A ZIP code.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub location: Option<Least<String>>,
 }
 

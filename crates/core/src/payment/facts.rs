@@ -20,14 +20,19 @@ use crate::time::Timestamp;
 #[serde(default, rename_all = "camelCase")]
 pub struct PaymentFacts {
     /// By PaymentIntent; by Checkout Session where that has none (nothing to pay, or a subscription's).
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub payments: BTreeMap<ObjectId, Payment>,
     /// Finished Checkout Sessions.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub sessions: BTreeMap<CheckoutSessionId, Session>,
     /// Charges, as far as money went back.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub charges: BTreeMap<ChargeId, Charge>,
     /// When the cleanup, or a person, gave the order up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cancelled: Option<Least<Timestamp>>,
     /// What people changed by hand.
+    #[serde(skip_serializing_if = "Manual::is_none")]
     pub manual: Manual,
 }
 
@@ -36,10 +41,13 @@ pub struct PaymentFacts {
 #[serde(default, rename_all = "camelCase")]
 pub struct Manual {
     /// The order was set to refunded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refunded: Option<Least<Timestamp>>,
     /// Review reasons that were cleared; others flag again.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub cleared: BTreeMap<String, Least<Timestamp>>,
     /// A review was asked for.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub flagged: BTreeSet<Timestamp>,
 }
 
@@ -48,12 +56,16 @@ pub struct Manual {
 #[serde(default, rename_all = "camelCase")]
 pub struct Payment {
     /// The connected account it lives on; none for the platform's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub account: Option<Least<AccountId>>,
     /// It was paid.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub succeeded: Option<Stated>,
     /// The amounts that were said to be received: one, unless the provider contradicts itself.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub received: BTreeSet<Money>,
     /// Attempts that failed, by their charge where one was made.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub failures: BTreeMap<ObjectId, Failure>,
 }
 
@@ -65,8 +77,10 @@ pub struct Failure {
     #[serde(flatten)]
     pub stated: Stated,
     /// Such as `card_declined`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<Least<String>>,
     /// Such as `insufficient_funds`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decline_code: Option<Least<String>>,
 }
 
@@ -75,8 +89,10 @@ pub struct Failure {
 #[serde(rename_all = "camelCase")]
 pub struct Session {
     /// When it was completed, paid or not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completed: Option<Stated>,
     /// The payment it made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub intent: Option<Least<PaymentIntentId>>,
 }
 
@@ -85,10 +101,13 @@ pub struct Session {
 #[serde(rename_all = "camelCase")]
 pub struct Charge {
     /// The payment it belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub intent: Option<Least<PaymentIntentId>>,
     /// When money first went back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refunded: Option<Stated>,
     /// What was captured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub captured: Option<Greatest<Money>>,
     /// What has gone back so far: cumulative, so the greatest is the newest.
     pub amount_refunded: Greatest<i64>,
@@ -124,6 +143,12 @@ merge_fields!(Charge {
     captured,
     amount_refunded
 });
+
+impl Manual {
+    fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+}
 
 impl PaymentFacts {
     /// Whether this PaymentIntent is already known here.
