@@ -1,0 +1,40 @@
+//! The sample invocations in `events/cleanup-failed-payments` read as this table says.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use cleanup_failed_payments::Input;
+
+#[test]
+fn every_sample_reads_as_the_table_says() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../events/cleanup-failed-payments");
+    let read: BTreeMap<String, Option<Input>> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .map(|path| {
+            let stem = path.file_stem().unwrap().to_str().unwrap().to_owned();
+            let input = serde_json::from_slice(&fs::read(&path).unwrap());
+            (stem, input.ok())
+        })
+        .collect();
+    let dry_run = Input {
+        dry_run: true,
+        ..Input::default()
+    };
+    let by_hand = Input {
+        minutes: Some(30),
+        limit: Some(10),
+        ..dry_run.clone()
+    };
+    let expected = [
+        ("by-hand", Some(by_hand)),
+        ("dry-run", Some(dry_run)),
+        ("misspelt-is-refused", None),
+        ("scheduled", Some(Input::default())),
+        ("task", Some(Input::default())),
+    ];
+    let expected = expected.map(|(file, input)| (file.to_owned(), input));
+    assert_eq!(read, expected.into());
+}

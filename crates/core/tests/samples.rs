@@ -1,0 +1,232 @@
+//! What is in `events` reads as this table says: the providers' payloads, and the workers' messages about them.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use billhook_core::event::{self, Envelope};
+use billhook_core::ids::Provider;
+use billhook_core::pointer::Message;
+use billhook_core::route;
+use serde_json::Value;
+
+/// File, and what a worker makes of it: the ids its claim names, or its verdict. Test events are read at a test stage,
+/// live ones at a live stage.
+const STRIPE: [(&str, &str); 39] = [
+    ("charge_dispute_closed_lost", "ignored unhandled_type"),
+    ("charge_dispute_created", "ignored unhandled_type"),
+    ("charge_dispute_funds_reinstated", "ignored unhandled_type"),
+    ("charge_dispute_funds_withdrawn", "ignored unhandled_type"),
+    ("charge_failed", "ignored unhandled_type"),
+    ("charge_refunded_full", ORDER),
+    ("charge_refunded_partial", ORDER),
+    ("charge_succeeded", "ignored unhandled_type"),
+    (
+        "checkout_session_async_payment_failed",
+        "ignored unhandled_type",
+    ),
+    (
+        "checkout_session_async_payment_succeeded",
+        "ignored unhandled_type",
+    ),
+    ("checkout_session_completed_paid", ORDER),
+    ("checkout_session_completed_subscription", "order#ord_2041"),
+    ("checkout_session_completed_unpaid_delayed_method", ORDER),
+    ("checkout_session_expired", "ignored unhandled_type"),
+    (
+        "connect_account_application_authorized",
+        "ignored unhandled_type",
+    ),
+    (
+        "connect_account_application_deauthorized",
+        "ignored unhandled_type",
+    ),
+    ("connect_account_updated", "ignored unhandled_type"),
+    (
+        "connect_payment_intent_succeeded_direct_charge",
+        "order#ord_2041 pi_3RzCnctSAMPLE0001",
+    ),
+    ("connect_payout_failed", "ignored unhandled_type"),
+    ("connect_payout_paid", "ignored unhandled_type"),
+    (
+        "connect_test_event_at_live_endpoint",
+        "ignored unhandled_type",
+    ),
+    ("customer_subscription_created", "ignored unhandled_type"),
+    ("customer_subscription_deleted", "ignored unhandled_type"),
+    ("customer_subscription_updated", "ignored unhandled_type"),
+    ("invoice_paid", "ignored unhandled_type"),
+    ("invoice_payment_failed", "ignored unhandled_type"),
+    ("payment_intent_canceled", "ignored unhandled_type"),
+    ("payment_intent_payment_failed", ORDER),
+    ("payment_intent_processing", "ignored unhandled_type"),
+    ("payment_intent_requires_action", "ignored unhandled_type"),
+    ("payment_intent_succeeded", ORDER),
+    ("refund_created", "ignored unhandled_type"),
+    ("refund_failed", "ignored unhandled_type"),
+    ("refund_updated", "ignored unhandled_type"),
+    ("unknown_future_type", "ignored unhandled_type"),
+    ("v2_thin_account_requirements_updated", "ignored thin_event"),
+    ("v2_thin_billing_meter_error", "ignored thin_event"),
+    ("v2_thin_event_destination_ping", "ignored thin_event"),
+    (
+        "v2_thin_unknown_type_no_related_object",
+        "ignored thin_event",
+    ),
+];
+const ORDER: &str = "order#ord_2041 pi_3RzWhkK9mQ2tLf0SAMPLE01";
+
+const LOB: [(&str, &str); 23] = [
+    ("address_created", "ignored unhandled_type"),
+    ("bank_account_verified", "ignored unhandled_type"),
+    ("check_mailed", "chk_534f10783683daa0"),
+    ("letter_certified_delivered", LETTER),
+    ("letter_certified_issue", LETTER),
+    ("letter_created", LETTER),
+    ("letter_deleted", LETTER),
+    ("letter_delivered", LETTER),
+    ("letter_failed", LETTER),
+    ("letter_in_local_area", LETTER),
+    ("letter_in_transit", LETTER),
+    ("letter_mailed", LETTER),
+    ("letter_processed_for_delivery", LETTER),
+    ("letter_processed_for_delivery_redacted", LETTER),
+    ("letter_re-routed", LETTER),
+    ("letter_rendered_pdf", LETTER),
+    ("letter_rendered_thumbnails", LETTER),
+    (
+        "letter_return_envelope_in_transit",
+        "ignored unhandled_type",
+    ),
+    ("letter_returned_to_sender", LETTER),
+    ("letter_viewed", LETTER),
+    ("postcard_created", "psc_208e45b48d271294"),
+    ("postcard_delivered", "psc_208e45b48d271294"),
+    ("self_mailer_returned_to_sender", "sfm_8ffbe811dea49dcf"),
+];
+const LETTER: &str = "ltr_4a1b2c3d4e5f6071";
+
+fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../events")
+        .join(name)
+}
+
+/// The files of a folder, by name without `.json`.
+fn files(name: &str) -> BTreeMap<String, Vec<u8>> {
+    fs::read_dir(folder(name))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .map(|path| {
+            let stem = path.file_stem().unwrap().to_str().unwrap().to_owned();
+            (stem, fs::read(&path).unwrap())
+        })
+        .collect()
+}
+
+fn payloads(provider: Provider) -> BTreeMap<String, Vec<u8>> {
+    files(&format!("payloads/{provider}"))
+}
+
+fn read(provider: Provider, live_mode: bool, envelope: &Envelope, payload: &[u8]) -> String {
+    match route::read(provider, live_mode, envelope.account.as_ref(), payload) {
+        Ok(claim) => [
+            claim.names.map(|key| key.to_string()),
+            claim.intent.map(|id| id.to_string()),
+            claim.piece.map(|id| id.to_string()),
+        ]
+        .into_iter()
+        .flatten()
+        .collect::<Vec<_>>()
+        .join(" "),
+        Err(verdict) => format!("{} {}", verdict.outcome(), verdict.reason().unwrap()),
+    }
+}
+
+#[track_caller]
+fn check(provider: Provider, expected: &[(&str, &str)]) {
+    let payloads = payloads(provider);
+    let listed: BTreeSet<&str> = expected.iter().map(|(file, _)| *file).collect();
+    assert_eq!(
+        payloads.keys().map(String::as_str).collect::<BTreeSet<_>>(),
+        listed
+    );
+    for (file, expected) in expected {
+        let payload = &payloads[*file];
+        let envelope = event::envelope(provider, payload).unwrap();
+        let live = envelope.livemode.unwrap_or(false);
+        assert_eq!(
+            read(provider, live, &envelope, payload),
+            *expected,
+            "{file}"
+        );
+    }
+}
+
+#[test]
+fn every_payload_of_stripe_reads_as_the_table_says() {
+    check(Provider::Stripe, &STRIPE);
+}
+
+#[test]
+fn every_payload_of_lob_reads_as_the_table_says() {
+    check(Provider::Lob, &LOB);
+}
+
+#[test]
+fn no_payload_of_stripe_passes_at_a_stage_of_the_other_mode() {
+    for (file, payload) in payloads(Provider::Stripe) {
+        let envelope = event::envelope(Provider::Stripe, &payload).unwrap();
+        let (other, expected) = match envelope.livemode {
+            Some(true) => (false, "parked live_event_on_test_stage"),
+            Some(false) | None => (true, "ignored test_event_on_live_stage"),
+        };
+        assert_eq!(
+            read(Provider::Stripe, other, &envelope, &payload),
+            expected,
+            "{file}"
+        );
+    }
+}
+
+#[test]
+fn every_message_points_at_a_payload_of_its_group() {
+    for provider in [Provider::Stripe, Provider::Lob] {
+        let known: BTreeMap<String, Envelope> = payloads(provider)
+            .values()
+            .map(|payload| event::envelope(provider, payload).unwrap())
+            .map(|envelope| (envelope.id.to_string(), envelope))
+            .collect();
+        let mut unreadable = Vec::new();
+        for (file, sample) in files(&format!("{provider}-worker")) {
+            let sample: Value = serde_json::from_slice(&sample).unwrap();
+            for record in sample["Records"].as_array().unwrap() {
+                let text = |value: &Value| value.as_str().unwrap().to_owned();
+                assert!(
+                    text(&record["eventSourceARN"]).ends_with(&format!("-{provider}-events.fifo"))
+                );
+                let body = text(&record["body"]);
+                let Ok(message) = Message::parse(&body) else {
+                    unreadable.push(file.clone());
+                    continue;
+                };
+                let envelope = &known[message.event_id.as_str()];
+                let body: Value = serde_json::from_str(&body).unwrap();
+                assert_eq!(body["event_type"], envelope.event_type.as_str(), "{file}");
+                assert_eq!(
+                    body.get("connected_account_id").and_then(Value::as_str),
+                    envelope.account.as_ref().map(|account| account.as_str()),
+                    "{file}"
+                );
+                let group = text(&record["attributes"]["MessageGroupId"]);
+                assert_eq!(group, envelope.group, "{file}");
+            }
+        }
+        assert_eq!(unreadable, ["with-unreadable"], "{provider}");
+    }
+}

@@ -1,0 +1,146 @@
+//! The sample invocations in `events/webhook-ingress` are answered as this table says, at the moment they were signed.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use billhook_core::signature::{SigningKey, SigningKeys};
+use billhook_core::time::Timestamp;
+use billhook_testkit::memory::{FixedClock, KnownKeys, MemoryQueue, MemoryTables};
+use serde_json::Value;
+use webhook_ingress::Ingress;
+use webhook_ingress::proxy::{Request, Response};
+
+/// The samples were signed at 2026-06-09T10:13:20Z.
+const NOW_S: i64 = 1_781_000_000;
+const STRIPE: &str = "whsec_sample_apigw_secret_0001";
+/// Signs beside `STRIPE` while a secret is replaced.
+const STRIPE_OLD: &str = "whsec_sample_apigw_secret_0000_old";
+const LOB: &str = "sample_lob_webhook_secret_0001";
+
+/// File, status, and the event's id or the error's code.
+const ANSWERS: [(&str, u16, &str); 13] = [
+    ("health.json", 200, "ok"),
+    ("lob-delivery.json", 200, "evt_d95ff8ffd2b50009"),
+    ("lob-unsigned.json", 400, "signature_invalid"),
+    (
+        "stripe-connect-two-signatures.json",
+        200,
+        "evt_1RzWhk31K9mQ2tLfSAMPLE",
+    ),
+    ("stripe-forged.json", 400, "signature_invalid"),
+    ("stripe-get.json", 405, "method_not_allowed"),
+    (
+        "stripe-lowercase-headers.json",
+        200,
+        "evt_1RzWhk07K9mQ2tLfSAMPLE",
+    ),
+    ("stripe-no-event.json", 400, "body_malformed"),
+    (
+        "stripe-paid-plain-text.json",
+        200,
+        "evt_1RzWhk07K9mQ2tLfSAMPLE",
+    ),
+    ("stripe-paid.json", 200, "evt_1RzWhk07K9mQ2tLfSAMPLE"),
+    ("stripe-stale.json", 400, "signature_invalid"),
+    ("stripe-unsigned.json", 400, "signature_invalid"),
+    ("unknown-path.json", 404, "not_found"),
+];
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../events/webhook-ingress")
+}
+
+fn request(file: &str) -> Request {
+    serde_json::from_slice(&fs::read(folder().join(file)).unwrap()).unwrap()
+}
+
+fn keys(secrets: &[&str]) -> KnownKeys {
+    KnownKeys {
+        cached: SigningKeys {
+            keys: secrets
+                .iter()
+                .filter_map(|secret| SigningKey::usable("sample", secret))
+                .collect(),
+            unreadable: Vec::new(),
+        },
+        fresh: None,
+    }
+}
+
+/// The answer, and how many events were stored and messages sent.
+fn answer(request: Request, stripe: &[&str], now_s: i64) -> (Response, usize, usize) {
+    let tables = MemoryTables::default();
+    let ingress = Ingress {
+        inbox: &tables,
+        queue: MemoryQueue::default(),
+        stripe_keys: keys(stripe),
+        lob_keys: keys(&[LOB]),
+        clock: FixedClock::at(Timestamp::from_unix_s(now_s).unwrap()),
+        tolerance: Duration::from_secs(300),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    let response = runtime.block_on(ingress.handle(request));
+    let stored = tables.events.lock().unwrap().len();
+    let sent = ingress.queue.sent.lock().unwrap().len();
+    (response, stored, sent)
+}
+
+#[test]
+fn every_sample_is_answered_as_the_table_says() {
+    let files: BTreeSet<String> = fs::read_dir(folder())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    let listed: BTreeSet<String> = ANSWERS.map(|(file, ..)| file.to_owned()).into();
+    assert_eq!(files, listed);
+    for (file, status, word) in ANSWERS {
+        let (response, stored, sent) = answer(request(file), &[STRIPE], NOW_S);
+        let body: Value = serde_json::from_str(&response.body).unwrap();
+        let said = ["event_id", "error", "status"]
+            .iter()
+            .find_map(|member| body[member].as_str());
+        assert_eq!((response.status_code, said), (status, Some(word)), "{file}");
+        let taken_in = usize::from(word.starts_with("evt_"));
+        assert_eq!((stored, sent), (taken_in, taken_in), "{file}");
+    }
+}
+
+#[test]
+fn a_body_in_base64_and_the_same_as_text_are_one_event() {
+    let [encoded, plain] = ["stripe-paid.json", "stripe-paid-plain-text.json"].map(request);
+    assert!(encoded.is_base64_encoded && !plain.is_base64_encoded);
+    let decoded = data_encoding::BASE64
+        .decode(encoded.body.unwrap().as_bytes())
+        .unwrap();
+    assert_eq!(decoded, plain.body.unwrap().into_bytes());
+}
+
+#[test]
+fn either_of_two_secrets_proves_the_delivery_that_both_signed() {
+    for known in [STRIPE, STRIPE_OLD] {
+        let two = request("stripe-connect-two-signatures.json");
+        assert_eq!(answer(two, &[known], NOW_S).0.status_code, 200, "{known}");
+    }
+    let one = request("stripe-paid.json");
+    assert_eq!(answer(one, &[STRIPE_OLD], NOW_S).0.status_code, 400);
+}
+
+#[test]
+fn a_sample_is_proven_for_300_s_either_side_of_its_moment() {
+    for file in ["stripe-paid.json", "lob-delivery.json"] {
+        // Lob's timestamp has 123 ms more.
+        for (off_s, status) in [(-299, 200), (300, 200), (-301, 400), (301, 400)] {
+            let (response, ..) = answer(request(file), &[STRIPE], NOW_S + off_s);
+            assert_eq!(response.status_code, status, "{file} {off_s}");
+        }
+    }
+}
