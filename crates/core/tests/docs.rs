@@ -1,0 +1,389 @@
+//! The tables of `docs/SEMANTICS.md` are what the code does: each is rendered here from the code's own answers.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use billhook_core::cleanup::cancelled;
+use billhook_core::event::stripe::Event;
+use billhook_core::event::stripe_types::HANDLED_TYPES;
+use billhook_core::ids::{EventId, PieceId};
+use billhook_core::inbox::{IgnoreReason, Outcome, ParkReason, Repeat, Stored};
+use billhook_core::mail::derive::derive as derive_mail;
+use billhook_core::mail::facts::{MailFacts, Piece, Seen, Stage};
+use billhook_core::merge::{Greatest, Merge as _, Stated};
+use billhook_core::money::{Currency, Money};
+use billhook_core::payment;
+use billhook_core::payment::derive::{Standing, derive};
+use billhook_core::payment::facts::PaymentFacts;
+use billhook_core::signature::Reason;
+use billhook_core::time::Timestamp;
+use billhook_testkit::events::{charge_refunded, intent_failed, intent_succeeded, stripe};
+use serde_json::{Value, json};
+
+const SEMANTICS: &str = include_str!("../../../docs/SEMANTICS.md");
+const T: i64 = 1_781_000_000;
+
+/// The cells of the first table under a heading, without its two head lines.
+#[track_caller]
+fn table(heading: &str) -> Vec<Vec<String>> {
+    let heading = format!("\n{heading}\n");
+    let Some((_, section)) = SEMANTICS.split_once(&heading) else {
+        panic!("no heading {heading:?}");
+    };
+    let rows: Vec<Vec<String>> = section
+        .lines()
+        .take_while(|line| !line.starts_with('#'))
+        .skip_while(|line| !line.starts_with('|'))
+        .take_while(|line| line.starts_with('|'))
+        .skip(2)
+        .map(|line| {
+            let cells = line.trim_matches('|').split('|');
+            cells.map(|cell| cell.trim().to_owned()).collect()
+        })
+        .collect();
+    assert!(!rows.is_empty(), "no table under {heading:?}");
+    rows
+}
+
+fn columns(heading: &str, which: std::ops::Range<usize>) -> Vec<Vec<String>> {
+    table(heading)
+        .iter()
+        .map(|row| row[which.clone()].to_vec())
+        .collect()
+}
+
+fn words(heading: &str) -> Vec<String> {
+    columns(heading, 0..1).concat()
+}
+
+fn code(word: &str) -> String {
+    format!("`{word}`")
+}
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_unix_s(T + second).unwrap()
+}
+
+fn due() -> Option<Money> {
+    let currency = Currency::parse("usd").unwrap();
+    Some(Money {
+        amount: 4200,
+        currency,
+    })
+}
+
+fn facts(events: &[Value]) -> PaymentFacts {
+    let mut facts = PaymentFacts::default();
+    for event in events {
+        let event = Event::parse(event.to_string().as_bytes()).unwrap();
+        facts.merge(payment::facts::read(&event).unwrap().unwrap());
+    }
+    facts
+}
+
+fn paid(id: &str, intent: &str, amount: i64) -> Value {
+    intent_succeeded(id, T, intent, json!({}), amount)
+}
+
+fn given_up(mut facts: PaymentFacts) -> PaymentFacts {
+    facts.merge(cancelled(at(10)).payment);
+    facts
+}
+
+#[test]
+fn the_types_with_a_meaning_are_those_of_the_table() {
+    let meant: Vec<String> = HANDLED_TYPES
+        .iter()
+        .filter(|kind| {
+            let event = stripe("evt_1", kind, T, json!({})).to_string();
+            payment::facts::read(&Event::parse(event.as_bytes()).unwrap()).is_some()
+        })
+        .map(|kind| code(kind))
+        .collect();
+    assert_eq!(words("### Stripe"), meant);
+}
+
+#[test]
+fn the_payment_table_is_what_is_derived() {
+    let failed = intent_failed("evt_1", T, "pi_1", json!({}), "ch_1");
+    let full = charge_refunded("evt_3", T + 5, "ch_2", Some("pi_1"), 4200);
+    let evidence = [
+        vec![],
+        vec![failed.clone()],
+        vec![failed.clone(), paid("evt_2", "pi_1", 4200)],
+        vec![failed, paid("evt_2", "pi_1", 4200), full],
+    ];
+    let derived: Vec<Vec<String>> = evidence
+        .iter()
+        .map(|events| {
+            let plain = derive(&facts(events), due());
+            let given_up = derive(&given_up(facts(events)), due());
+            // A cancel says nothing of payments.
+            assert_eq!(given_up.payment_status, plain.payment_status);
+            let words = [
+                plain.status.as_str(),
+                given_up.status.as_str(),
+                plain.payment_status.as_str(),
+            ];
+            words.map(code).into()
+        })
+        .collect();
+    assert_eq!(columns("## Payment", 1..4), derived);
+    let misfit = derive(&facts(&[paid("evt_2", "pi_1", 4100)]), due());
+    let words = [misfit.status.as_str(), misfit.payment_status.as_str()];
+    assert_eq!(words, ["pending", "unpaid"]);
+}
+
+#[test]
+fn the_review_table_names_every_reason_that_can_be_derived() {
+    let mut flagged = PaymentFacts::default();
+    flagged.manual.flagged.insert(at(0));
+    let twice = [paid("evt_1", "pi_1", 4200), paid("evt_2", "pi_2", 4200)];
+    let exceeding = charge_refunded("evt_3", T, "ch_1", Some("pi_1"), 4300);
+    let reasons: BTreeSet<String> = [
+        facts(&[paid("evt_1", "pi_1", 4100)]),
+        facts(&twice),
+        given_up(facts(&twice)),
+        facts(&[exceeding]),
+        flagged,
+    ]
+    .iter()
+    .flat_map(|facts| derive(facts, due()).review_reasons)
+    .map(|reason| code(reason.split_once(':').unwrap().0))
+    .collect();
+    assert_eq!(words("### Review"), Vec::from_iter(reasons));
+}
+
+#[test]
+fn the_refund_arithmetic_is_as_told() {
+    let refund = |id: &str, second: i64, charge: &str, intent: &str, refunded: i64| {
+        charge_refunded(id, T + second, charge, Some(intent), refunded)
+    };
+    let told = |standing: &Standing| -> Vec<String> {
+        let refunds = standing
+            .timeline
+            .iter()
+            .filter(|entry| entry.kind.starts_with("refund_"));
+        refunds
+            .map(|entry| format!("{} {}", entry.kind, entry.fact))
+            .collect()
+    };
+    // Cumulative: the greatest counts, in either order, and is never added up.
+    for events in [
+        [
+            refund("evt_2", 1, "ch_1", "pi_1", 1000),
+            refund("evt_3", 2, "ch_1", "pi_1", 1500),
+        ],
+        [
+            refund("evt_3", 2, "ch_1", "pi_1", 1500),
+            refund("evt_2", 1, "ch_1", "pi_1", 1000),
+        ],
+    ] {
+        let standing = derive(
+            &facts(&[&[paid("evt_1", "pi_1", 4200)][..], &events].concat()),
+            due(),
+        );
+        assert_eq!(standing.amount_refunded, 1500);
+        assert_eq!(
+            (standing.status.as_str(), standing.payment_status.as_str()),
+            ("completed", "paid")
+        );
+        assert_eq!(told(&standing), ["refund_partial ch_1"]);
+    }
+    // Two payments: full only with the charge that completes the sum, in the order of the first refunds.
+    let two = [
+        paid("evt_1", "pi_1", 4200),
+        paid("evt_2", "pi_2", 4200),
+        refund("evt_3", 9, "ch_1", "pi_1", 4200),
+    ];
+    let one_back = derive(&facts(&two), due());
+    assert_eq!(
+        (one_back.amount_refunded, one_back.status.as_str()),
+        (4200, "completed")
+    );
+    let both = [&two[..], &[refund("evt_4", 3, "ch_2", "pi_2", 4200)]].concat();
+    let both_back = derive(&facts(&both), due());
+    assert_eq!(
+        (both_back.amount_refunded, both_back.status.as_str()),
+        (8400, "refunded")
+    );
+    assert_eq!(
+        told(&both_back),
+        ["refund_partial ch_2", "refund_full ch_1"]
+    );
+}
+
+/// One piece's stages, each at its second.
+fn mail(stages: &[(Stage, i64)]) -> MailFacts {
+    let seen = |second| Seen {
+        first: Stated {
+            at: at(second),
+            event: EventId::parse("evt_1").unwrap(),
+        },
+        last_at: Greatest(at(second)),
+    };
+    let piece = Piece {
+        stages: stages
+            .iter()
+            .map(|(stage, second)| (*stage, seen(*second)))
+            .collect(),
+        ..Piece::default()
+    };
+    MailFacts {
+        pieces: BTreeMap::from([(PieceId::parse("ltr_1").unwrap(), piece)]),
+    }
+}
+
+fn mail_status(stages: &[(Stage, i64)]) -> Option<Stage> {
+    derive_mail(&mail(stages), None).status
+}
+
+#[test]
+fn the_mail_table_is_what_is_derived() {
+    let stages = Stage::ALL;
+    let beside = |stage: Stage| mail_status(&[(stage, 0)]).is_none();
+    // What ends a piece's life counts before anything that comes later on the way.
+    let furthest = Stage::ProcessedForDelivery;
+    let ends = |stage: Stage| {
+        stage != furthest && mail_status(&[(stage, 0), (furthest, 1)]) == Some(stage)
+    };
+    let weaker = |kin: &[Stage], stage: Stage| {
+        let beaten = |other: &&Stage| {
+            **other != stage && mail_status(&[(stage, 0), (**other, 0)]) == Some(stage)
+        };
+        kin.iter().filter(beaten).count()
+    };
+    let (ending, rest): (Vec<Stage>, Vec<Stage>) = stages.into_iter().partition(|s| ends(*s));
+    let (beside, on_the_way): (Vec<Stage>, Vec<Stage>) = rest.into_iter().partition(|s| beside(*s));
+    let row = |stage: Stage, bears: String| {
+        let attention = derive_mail(&mail(&[(stage, 0)]), None).attention_reason;
+        assert!(attention.is_none_or(|reason| reason == stage));
+        let yes = if attention.is_some() { "yes" } else { "" };
+        vec![code(stage.as_str()), bears, yes.to_owned()]
+    };
+    let ranked = |kin: &[Stage], word: &str| {
+        let mut ranked: Vec<_> = kin
+            .iter()
+            .map(|stage| (weaker(kin, *stage), *stage))
+            .collect();
+        ranked.sort();
+        ranked
+            .into_iter()
+            .map(|(rank, stage)| row(stage, format!("{word}, {rank}")))
+            .collect::<Vec<_>>()
+    };
+    let rendered = [
+        ranked(&on_the_way, "on the way"),
+        ranked(&ending, "ends it"),
+        beside
+            .into_iter()
+            .map(|stage| row(stage, "beside the way".to_owned()))
+            .collect(),
+    ]
+    .concat();
+    assert_eq!(table("## Mail"), rendered);
+
+    // Of two that end it the later counts, whatever the numbers.
+    for one in &ending {
+        for other in ending.iter().filter(|other| *other != one) {
+            assert_eq!(mail_status(&[(*one, 0), (*other, 1)]), Some(*other));
+        }
+    }
+    let issue = derive_mail(&mail(&[(Stage::Issue, 0), (Stage::Delivered, 1)]), None);
+    assert_eq!(issue.attention_reason, Some(Stage::Issue));
+}
+
+#[test]
+fn the_outcome_table_is_what_a_repeat_reads_from_the_row() {
+    let outcomes = [
+        Outcome::Pending,
+        Outcome::Processed,
+        Outcome::Ignored,
+        Outcome::Parked,
+        Outcome::Failed,
+    ];
+    let rendered: Vec<Vec<String>> = outcomes
+        .into_iter()
+        .map(|outcome| {
+            let stored = Stored {
+                id: EventId::parse("evt_1").unwrap(),
+                event_type: "x".to_owned().try_into().unwrap(),
+                account: None,
+                group: String::new(),
+                correlation_id: None,
+                received_at: None,
+                processed: outcome.is_done(),
+                outcome,
+            };
+            let repeat = match stored.repeat() {
+                Repeat::Duplicate => "duplicate",
+                Repeat::SendAgain => "sends the same message again",
+                Repeat::Retry => "sends a new message",
+            };
+            vec![
+                code(outcome.as_str()),
+                outcome.is_done().to_string(),
+                repeat.to_owned(),
+            ]
+        })
+        .collect();
+    let told: Vec<Vec<String>> = table("## Outcomes")
+        .into_iter()
+        .map(|row| vec![row[0].clone(), row[1].clone(), row[3].clone()])
+        .collect();
+    assert_eq!(told, rendered);
+}
+
+/// All variants, in their order; one that is added and not listed here fails to compile.
+macro_rules! all {
+    ($name:ident { $($variant:ident),* $(,)? }) => {{
+        fn _is_complete(reason: $name) {
+            match reason { $($name::$variant => {})* }
+        }
+        [$($name::$variant.as_str()),*].map(code)
+    }};
+}
+
+#[test]
+fn every_reason_has_a_row() {
+    let ignored = all!(IgnoreReason {
+        UnhandledType,
+        ThinEvent,
+        TestEventOnLiveStage,
+        NothingNamed
+    });
+    assert_eq!(words("### Ignored"), ignored);
+    let parked = all!(ParkReason {
+        TenantUnknown,
+        TenantAmbiguous,
+        CrossTenant,
+        OrderUnknown,
+        StatementUnknown,
+        LetterUnknown,
+        EntityAmbiguous,
+        Unlinked,
+        LinkConflict,
+        LiveEventOnTestStage,
+        Tampered,
+        PayloadUnreadable,
+        FieldMalformed,
+        AmountMalformed,
+        EntityTooLarge,
+        EntityUnreadable,
+    });
+    assert_eq!(words("### Parked"), parked);
+    let rejected = all!(Reason {
+        HeaderMissing,
+        HeaderMalformed,
+        TimestampMalformed,
+        TimestampTooOld,
+        TimestampTooNew,
+        NoMatch,
+    });
+    assert_eq!(words("## Signatures"), rejected);
+}
