@@ -145,11 +145,14 @@ fn the_review_table_names_every_reason_that_can_be_derived() {
     flagged.manual.flagged.insert(at(0));
     let twice = [paid("evt_1", "pi_1", 4200), paid("evt_2", "pi_2", 4200)];
     let exceeding = charge_refunded("evt_3", T, "ch_1", Some("pi_1"), 4300);
+    let mut foreign = charge_refunded("evt_4", T, "ch_1", Some("pi_1"), 4200);
+    foreign["data"]["object"]["currency"] = json!("jpy");
     let reasons: BTreeSet<String> = [
         facts(&[paid("evt_1", "pi_1", 4100)]),
         facts(&twice),
         given_up(facts(&twice)),
         facts(&[exceeding]),
+        facts(&[foreign]),
         flagged,
     ]
     .iter()

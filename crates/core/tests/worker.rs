@@ -390,6 +390,26 @@ async fn amounts_that_do_not_fit_complete_nothing() {
 }
 
 #[tokio::test]
+async fn amounts_of_two_currencies_are_never_added() {
+    let tables = tables();
+    let paid = intent_succeeded("evt_1", T, "pi_1", named("ord_1"), 4200);
+    let mut other = charge_refunded("evt_2", T + 1, "ch_2", Some("pi_1"), 4200);
+    other["data"]["object"]["currency"] = json!("jpy");
+    deliver(&tables, Provider::Stripe, &[paid, other]).await;
+    let order = entity(&tables, &order("ord_1"));
+    let standing = order.with(Facts::default(), now()).standing;
+    assert_eq!(
+        (standing.amount_refunded, standing.status.as_str()),
+        (0, "completed")
+    );
+    assert!(
+        standing
+            .review_reasons
+            .contains("refund_currency_mismatch:ch_2")
+    );
+}
+
+#[tokio::test]
 async fn a_poison_message_fails_alone_and_the_reports_are_exact() {
     let tables = tables();
     let mut messages = vec![

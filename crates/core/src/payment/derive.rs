@@ -181,7 +181,7 @@ pub fn derive(facts: &PaymentFacts, due: Option<Money>) -> Standing {
             );
         }
     }
-    let (amount_refunded, refunded_in_full) = refunds(facts, &mut story);
+    let (amount_refunded, refunded_in_full) = refunds(facts, due, &mut story);
     if let Some(at) = &facts.cancelled {
         story.note("cancelled", "cancel", at.0, None);
     }
@@ -236,10 +236,24 @@ fn successes(facts: &PaymentFacts) -> Vec<(&ObjectId, &Payment, &Stated)> {
 }
 
 /// What went back in all, and whether that is everything. A charge that was never seen by itself counts with what its
-/// payment received.
-fn refunds(facts: &PaymentFacts, story: &mut Story) -> (i64, bool) {
-    let captured_by_charge =
-        |charge: &Charge| charge.captured.as_ref().map_or(0, |money| money.0.amount);
+/// payment received. Amounts of another currency than was due are told and reviewed, and added to nothing.
+fn refunds(facts: &PaymentFacts, due: Option<Money>, story: &mut Story) -> (i64, bool) {
+    let captured_by_charge = |charge: &Charge| charge.captured.as_ref().map(|money| money.0);
+    let received = |payment: &Payment| payment.received.last().copied();
+    let of_charges = facts.charges.values().filter_map(captured_by_charge);
+    let mut all = due
+        .into_iter()
+        .chain(of_charges)
+        .chain(facts.payments.values().filter_map(received));
+    let Some(currency) = all.next().map(|money| money.currency) else {
+        return (0, false);
+    };
+    let counted = |money: Option<Money>| {
+        money
+            .filter(|money| money.currency == currency)
+            .map_or(0, |money| money.amount)
+    };
+
     let mut captured: BTreeMap<&str, i64> = BTreeMap::new();
     for (id, charge) in &facts.charges {
         let payment = charge
@@ -247,12 +261,11 @@ fn refunds(facts: &PaymentFacts, story: &mut Story) -> (i64, bool) {
             .as_ref()
             .map_or(id.as_str(), |intent| intent.0.as_str());
         let sum = captured.entry(payment).or_default();
-        *sum = sum.saturating_add(captured_by_charge(charge));
+        *sum = sum.saturating_add(counted(captured_by_charge(charge)));
     }
     for (id, payment) in &facts.payments {
-        let received = payment.received.last().map_or(0, |money| money.amount);
         let known = captured.entry(id.as_str()).or_default();
-        *known = received.max(*known);
+        *known = counted(received(payment)).max(*known);
     }
     let captured = captured
         .values()
@@ -261,34 +274,38 @@ fn refunds(facts: &PaymentFacts, story: &mut Story) -> (i64, bool) {
     let mut by_time: Vec<_> = facts
         .charges
         .iter()
-        .filter_map(|(id, charge)| Some((charge.refunded.as_ref()?, id, charge)))
-        .filter(|(_, _, charge)| charge.amount_refunded.0 > 0)
+        .filter_map(|(id, charge)| {
+            let captured = captured_by_charge(charge)?;
+            Some((
+                charge.refunded.as_ref()?,
+                id,
+                charge.amount_refunded.0,
+                captured,
+            ))
+        })
+        .filter(|(_, _, refunded, _)| *refunded > 0)
         .collect();
-    by_time.sort_by_key(|(stated, id, _)| (stated.at, *id));
+    by_time.sort_by_key(|(stated, id, ..)| (stated.at, *id));
     let mut refunded = 0_i64;
     let mut told_full = false;
-    for (stated, id, charge) in by_time {
-        let amount = charge.amount_refunded.0.min(captured_by_charge(charge));
-        if amount < charge.amount_refunded.0 {
+    for (stated, id, stated_amount, of) in by_time {
+        let amount = stated_amount.min(of.amount);
+        if amount < stated_amount {
             story.review("refund_exceeds_captured", id.as_str(), stated);
         }
-        refunded = refunded.saturating_add(amount);
+        if of.currency != currency {
+            story.review("refund_currency_mismatch", id.as_str(), stated);
+        }
+        refunded = refunded.saturating_add(counted(Some(Money { amount, ..of })));
         let full = refunded > 0 && refunded >= captured && !told_full;
         told_full |= full;
-        story.tell(
-            if full {
-                "refund_full"
-            } else {
-                "refund_partial"
-            },
-            id.as_str(),
-            stated,
-            json!({
-                "chargeId": id.as_str(),
-                "amount": amount,
-                "currency": charge.captured.as_ref().map(|money| money.0.currency),
-            }),
-        );
+        let kind = if full {
+            "refund_full"
+        } else {
+            "refund_partial"
+        };
+        let meta = json!({ "chargeId": id.as_str(), "amount": amount, "currency": of.currency });
+        story.tell(kind, id.as_str(), stated, meta);
     }
     (refunded, told_full)
 }
