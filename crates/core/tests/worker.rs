@@ -12,7 +12,8 @@ use std::time::Duration;
 use billhook_core::entity::{Columns, Derived, Entity, EntityKey, Facts};
 use billhook_core::event;
 use billhook_core::ids::{
-    AccountId, CorrelationId, EventId, OrderId, PieceId, Provider, StatementId, TenantId,
+    AccountId, CorrelationId, EventId, OrderId, PaymentIntentId, PieceId, Provider, StatementId,
+    TenantId,
 };
 use billhook_core::inbox::{NewEvent, Outcome};
 use billhook_core::money::{Currency, Money};
@@ -248,6 +249,60 @@ async fn what_comes_before_its_link_waits_and_is_decided_with_it() {
     let payments = tables.payments.lock().unwrap();
     assert_eq!(payments["platform#pi_1"].entity, Some(order("ord_1")));
     assert!(payments["platform#pi_1"].waiting.is_empty());
+}
+
+#[tokio::test]
+async fn what_comes_in_one_batch_with_its_link_never_waits() {
+    let tables = tables();
+    let batch = [
+        charge_refunded("evt_r", T + 9, "ch_1", Some("pi_1"), 1000),
+        session_completed("evt_c", T + 1, "cs_1", Some("pi_1"), named("ord_1"), "paid"),
+    ];
+    deliver(&tables, Provider::Stripe, &batch).await;
+    assert_eq!(
+        (outcome(&tables, "evt_r"), outcome(&tables, "evt_c")),
+        (processed(), processed())
+    );
+    assert_eq!(entity(&tables, &order("ord_1")).version, 1);
+    assert_eq!(tables.calls.lock().unwrap()["commit"], 1);
+    // One whose link names another tenant's order waits for its own.
+    let batch = [
+        from_account(
+            charge_refunded("evt_r2", T, "ch_2", Some("pi_2"), 1000),
+            "acct_a",
+        ),
+        from_account(
+            intent_succeeded("evt_f", T, "pi_2", named("ord_2"), 4200),
+            "acct_a",
+        ),
+    ];
+    deliver(&tables, Provider::Stripe, &batch).await;
+    assert_eq!(outcome(&tables, "evt_r2"), parked("unlinked"));
+    assert_eq!(outcome(&tables, "evt_f"), parked("cross_tenant"));
+}
+
+#[tokio::test]
+async fn a_waiting_event_that_comes_again_stands_once_in_the_transaction() {
+    let tables = tables();
+    let refund = charge_refunded("evt_r", T, "ch_1", Some("pi_1"), 1000);
+    deliver(&tables, Provider::Stripe, std::slice::from_ref(&refund)).await;
+    assert_eq!(outcome(&tables, "evt_r"), parked("unlinked"));
+    // The application notes the payment itself; the event is sent again.
+    let intent = PaymentIntentId::parse("pi_1").unwrap();
+    tables
+        .entities
+        .lock()
+        .unwrap()
+        .get_mut(&order("ord_1"))
+        .unwrap()
+        .intent = Some(intent);
+    let message = Received {
+        message_id: "m".into(),
+        body: json!({ "event_id": "evt_r" }).to_string(),
+        receive_count: 1,
+    };
+    work(&tables, Provider::Stripe, &[message]).await;
+    assert_eq!(outcome(&tables, "evt_r"), processed());
 }
 
 #[tokio::test]

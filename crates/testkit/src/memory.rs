@@ -372,6 +372,15 @@ impl Ledger for &MemoryTables {
         if fault == Some(Fault::Before) {
             return Err(unreachable("commit").into());
         }
+        // As DynamoDB: no two actions of a transaction on one row.
+        let ids: BTreeSet<&EventId> = commit
+            .events
+            .iter()
+            .map(|concluded| &concluded.event)
+            .collect();
+        if ids.len() != commit.events.len() {
+            return Err(CommitError::Refused("two actions on one row".to_owned()));
+        }
         let mut events = lock(&self.events);
         let mut entities = lock(&self.entities);
         let mut payments = lock(&self.payments);

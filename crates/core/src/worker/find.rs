@@ -1,0 +1,219 @@
+//! Who events belong to: the tenant by the account, the entity by what an event names. Reads are gathered, so that a
+//! batch costs one of each kind however many events it has; the decision itself is [`target`], and pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
+
+use super::{Candidate, Failure, Finding, READS_AT_ONCE, Worker};
+use crate::entity::{Entity, EntityKey};
+use crate::ids::{AccountId, PaymentIntentId, PieceId};
+use crate::inbox::{IgnoreReason, ParkReason, Verdict};
+use crate::ports::{Clock, Concluded, Ledger, Pause, PaymentKey, Rows, Unavailable};
+use crate::retry::chain;
+
+/// Where a candidate's facts go.
+pub(super) enum Target {
+    Entity(EntityKey),
+    Nowhere(Verdict),
+}
+
+/// What else than the rows tells whose an event is.
+struct Hints {
+    /// Payments that an event of this batch links to an entity of its own tenant: what comes with it is decided with it.
+    linked_here: BTreeMap<PaymentKey, EntityKey>,
+    /// Entities whose column names the payment.
+    by_intent: BTreeMap<PaymentIntentId, Vec<EntityKey>>,
+    /// Statements whose column names the piece.
+    by_piece: BTreeMap<PieceId, Vec<EntityKey>>,
+}
+
+impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
+    /// Gives each candidate its account's tenant; parks those whose account has none, or several.
+    pub(super) async fn with_tenants(
+        &self,
+        candidates: Vec<Candidate>,
+        verdicts: &mut Vec<Concluded>,
+        findings: &mut Vec<Finding>,
+    ) -> Vec<Candidate> {
+        let accounts: BTreeSet<&AccountId> = candidates
+            .iter()
+            .filter_map(|c| c.stored.account.as_ref())
+            .collect();
+        let mut tenants = BTreeMap::new();
+        for account in accounts {
+            tenants.insert(account.clone(), self.ledger.tenants_of(account).await);
+        }
+        let mut known = Vec::new();
+        for mut candidate in candidates {
+            let Some(found) = candidate
+                .stored
+                .account
+                .as_ref()
+                .and_then(|account| tenants.get(account))
+            else {
+                known.push(candidate);
+                continue;
+            };
+            match found.as_deref() {
+                Ok([tenant]) => {
+                    candidate.tenant = Some(tenant.clone());
+                    known.push(candidate);
+                }
+                Ok([]) => {
+                    verdicts.push(candidate.concluded(Verdict::Parked(ParkReason::TenantUnknown)))
+                }
+                Ok(_) => {
+                    verdicts.push(candidate.concluded(Verdict::Parked(ParkReason::TenantAmbiguous)))
+                }
+                Err(error) => {
+                    let failure = Failure::Infrastructure(chain(error));
+                    findings.push(Finding::failed(&candidate.stored.id, failure));
+                }
+            }
+        }
+        known
+    }
+
+    /// Finds each candidate's entity, and reads all rows that the decision needs: what is named in one read, what is
+    /// found through it in another.
+    pub(super) async fn targets(
+        &self,
+        candidates: &[Candidate],
+    ) -> Result<(Vec<Target>, Rows<L::Row>), Unavailable> {
+        let named = candidates
+            .iter()
+            .filter(|c| c.claim.piece.is_none())
+            .filter_map(|c| c.claim.names.clone());
+        let payments = candidates.iter().filter_map(Candidate::payment).collect();
+        let mut rows = self.rows(named.collect(), &payments).await?;
+        let hints = self.hints(candidates, &rows).await?;
+        let targets: Vec<Target> = candidates
+            .iter()
+            .map(|candidate| target(candidate, &rows, &hints))
+            .collect();
+        let found = targets.iter().filter_map(|target| match target {
+            Target::Entity(key) if !rows.entities.contains_key(key) => Some(key.clone()),
+            Target::Entity(_) | Target::Nowhere(_) => None,
+        });
+        let more = self.rows(found.collect(), &BTreeSet::new()).await?;
+        rows.entities.extend(more.entities);
+        rows.unreadable.extend(more.unreadable);
+        Ok((targets, rows))
+    }
+
+    async fn rows(
+        &self,
+        entities: BTreeSet<EntityKey>,
+        payments: &BTreeSet<PaymentKey>,
+    ) -> Result<Rows<L::Row>, Unavailable> {
+        if entities.is_empty() && payments.is_empty() {
+            return Ok(Rows {
+                entities: BTreeMap::new(),
+                unreadable: BTreeMap::new(),
+                payments: BTreeMap::new(),
+            });
+        }
+        self.ledger.rows(&entities, payments).await
+    }
+
+    /// Asks the indexes, once for each payment and piece that the rows do not place.
+    async fn hints(
+        &self,
+        candidates: &[Candidate],
+        rows: &Rows<L::Row>,
+    ) -> Result<Hints, Unavailable> {
+        let linked_here = linked_here(candidates, rows);
+        let unplaced = |payment: &PaymentKey| {
+            linked(rows, payment).is_none() && !linked_here.contains_key(payment)
+        };
+        let intents: BTreeSet<PaymentIntentId> = candidates
+            .iter()
+            .filter(|candidate| candidate.claim.names.is_none())
+            .filter_map(Candidate::payment)
+            .filter(unplaced)
+            .map(|payment| payment.intent)
+            .collect();
+        let pieces: BTreeSet<PieceId> = candidates
+            .iter()
+            .filter_map(|candidate| candidate.claim.piece.clone())
+            .collect();
+        let asked = stream::iter(intents).map(async |intent| {
+            let bearing = self.ledger.bearing_intent(&intent).await?;
+            Ok((intent, bearing))
+        });
+        let by_intent = asked.buffer_unordered(READS_AT_ONCE).try_collect().await?;
+        let asked = stream::iter(pieces).map(async |piece| {
+            let bearing = self.ledger.bearing_piece(&piece).await?;
+            Ok((piece, bearing))
+        });
+        let by_piece = asked.buffer_unordered(READS_AT_ONCE).try_collect().await?;
+        Ok(Hints {
+            linked_here,
+            by_intent,
+            by_piece,
+        })
+    }
+}
+
+fn linked<'r, R>(rows: &'r Rows<R>, payment: &PaymentKey) -> Option<&'r EntityKey> {
+    rows.payments.get(payment)?.entity.as_ref()
+}
+
+/// The payments that this batch links, as far as it does not contradict itself.
+fn linked_here<R>(candidates: &[Candidate], rows: &Rows<R>) -> BTreeMap<PaymentKey, EntityKey> {
+    let mut named: BTreeMap<PaymentKey, BTreeSet<&EntityKey>> = BTreeMap::new();
+    for candidate in candidates {
+        let Some((payment, key)) = candidate.payment().zip(candidate.claim.names.as_ref()) else {
+            continue;
+        };
+        let is_theirs = rows
+            .entities
+            .get(key)
+            .is_some_and(|(entity, _)| is_owners(entity, candidate));
+        if is_theirs && linked(rows, &payment).is_none() {
+            named.entry(payment).or_default().insert(key);
+        }
+    }
+    named
+        .into_iter()
+        .filter(|(_, keys)| keys.len() == 1)
+        .filter_map(|(payment, keys)| Some((payment, keys.into_iter().next()?.clone())))
+        .collect()
+}
+
+/// Whose an event is: its piece's statement, the entity it names, or the one that bears its payment.
+fn target<R>(candidate: &Candidate, rows: &Rows<R>, hints: &Hints) -> Target {
+    let parked = |reason| Target::Nowhere(Verdict::Parked(reason));
+    let one_of = |bearing: Option<&Vec<EntityKey>>, named: Option<&EntityKey>, unknown| match (
+        bearing.map_or(&[][..], Vec::as_slice),
+        named,
+    ) {
+        ([key], _) => Target::Entity(key.clone()),
+        ([], Some(key)) => Target::Entity(key.clone()),
+        ([], None) => parked(unknown),
+        _ => parked(ParkReason::EntityAmbiguous),
+    };
+    let named = candidate.claim.names.as_ref();
+    if let Some(piece) = &candidate.claim.piece {
+        return one_of(hints.by_piece.get(piece), named, ParkReason::LetterUnknown);
+    }
+    let payment = candidate.payment();
+    let linked = payment.as_ref().and_then(|payment| linked(rows, payment));
+    match (named, linked, payment) {
+        (Some(named), Some(linked), _) if named != linked => parked(ParkReason::LinkConflict),
+        (Some(key), ..) | (None, Some(key), _) => Target::Entity(key.clone()),
+        (None, None, Some(payment)) => one_of(
+            hints.by_intent.get(&payment.intent),
+            hints.linked_here.get(&payment),
+            ParkReason::Unlinked,
+        ),
+        (None, None, None) => Target::Nowhere(Verdict::Ignored(IgnoreReason::NothingNamed)),
+    }
+}
+
+/// A connected account's event concerns its own tenant's entities only; the platform's may concern any.
+pub(super) fn is_owners(entity: &Entity, candidate: &Candidate) -> bool {
+    candidate.stored.account.is_none()
+        || (candidate.tenant.is_some() && candidate.tenant == entity.tenant)
+}

@@ -1,0 +1,374 @@
+//! The worker: a batch of messages in, one report per message out.
+//!
+//! A batch is settled in rounds. Each round reads what is still open, decides, and commits one transaction per entity;
+//! whoever loses a race, or learns that something changed, is simply open in the next round. Guarantees: a message is
+//! reported done only if its event was seen done or made so; one bad record never keeps another from being tried.
+//! It does not keep order: merging makes order irrelevant. `find` says whose an event is, `settle` writes it.
+
+mod find;
+mod settle;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use futures_util::stream::{self, StreamExt as _};
+
+use self::find::Target;
+use crate::entity::EntityKey;
+use crate::ids::{EventId, Provider, TenantId};
+use crate::inbox::{Outcome, ParkReason, Stored, Verdict};
+use crate::pointer::Message;
+use crate::ports::{Clock, Concluded, Kept, Ledger, Pause, Payload, PaymentKey, Unavailable};
+use crate::retry::chain;
+use crate::route::{self, Claim};
+use crate::time::Timestamp;
+
+/// A message goes to the dead-letter queue after so many receives; `template.yaml` says the same.
+pub const RECEIVES_MAX: u32 = 3;
+/// A lost race is decided again at most so often within one receive.
+const ROUNDS_MAX: u32 = 5;
+/// Events of one entity in one transaction; the rest comes in the next round.
+const EVENTS_PER_COMMIT_MAX: usize = 50;
+/// Transactions under way at once: as many as there are connections to keep warm.
+pub const COMMITS_AT_ONCE: usize = 4;
+/// Index queries under way at once.
+const READS_AT_ONCE: usize = COMMITS_AT_ONCE;
+/// What a last transaction and the marking of failures may need.
+const TIME_TO_FINISH: Duration = Duration::from_secs(2);
+
+/// A message as the queue handed it over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Received {
+    /// The queue's id for this message, reported back if it failed.
+    pub message_id: String,
+    /// The pointer.
+    pub body: String,
+    /// How often it was received, this time included.
+    pub receive_count: u32,
+}
+
+/// What became of a message.
+#[derive(Debug)]
+pub struct Report {
+    /// The queue's id.
+    pub message_id: String,
+    /// The event it names, if it could be read.
+    pub event: Option<EventId>,
+    /// What the row said when it was read, if it was.
+    pub stored: Option<Stored>,
+    /// The entity that its facts went into, and whose it is.
+    pub entity: Option<EntityKey>,
+    /// Done or not.
+    pub result: Result<Done, Failure>,
+}
+
+/// A message that needs no further receive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Done {
+    /// This worker wrote the verdict.
+    Concluded(Verdict),
+    /// It was done before.
+    Already(Outcome),
+}
+
+/// A message to be received again, or given up.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// Not JSON, or without an event id.
+    #[error("the message is no pointer to an event")]
+    Unreadable,
+    /// The row is not there (yet).
+    #[error("the event is not stored")]
+    NotStored,
+    /// A bug met by this record.
+    #[error("deciding it panicked")]
+    Panicked,
+    /// The store did not answer, or kept changing.
+    #[error("{0}")]
+    Infrastructure(String),
+    /// Little time was left.
+    #[error("no time was left in this invocation")]
+    OutOfTime,
+}
+
+/// One provider's worker.
+#[derive(Debug)]
+pub struct Worker<L, C> {
+    /// Whose events.
+    pub provider: Provider,
+    /// Whether the stage takes live events.
+    pub live_mode: bool,
+    /// The rows.
+    pub ledger: L,
+    /// Time.
+    pub clock: C,
+}
+
+/// An event that is not settled yet.
+struct Open {
+    receive_count: u32,
+    stored: Option<Stored>,
+    failure: Failure,
+}
+
+/// An event read and ready to be decided.
+#[derive(Clone)]
+struct Candidate {
+    stored: Stored,
+    claim: Claim,
+    tenant: Option<TenantId>,
+    waited: bool,
+}
+
+impl Candidate {
+    fn payment(&self) -> Option<PaymentKey> {
+        let intent = self.claim.intent.clone()?;
+        Some(PaymentKey {
+            account: self.stored.account.clone(),
+            intent,
+        })
+    }
+
+    fn concluded(&self, verdict: Verdict) -> Concluded {
+        Concluded {
+            event: self.stored.id.clone(),
+            tenant: self.tenant.clone(),
+            verdict,
+            waited: self.waited,
+        }
+    }
+}
+
+/// What a round found out about an event.
+struct Finding {
+    event: EventId,
+    entity: Option<EntityKey>,
+    result: Result<Done, Failure>,
+}
+
+impl Finding {
+    fn failed(event: &EventId, failure: Failure) -> Self {
+        Self {
+            event: event.clone(),
+            entity: None,
+            result: Err(failure),
+        }
+    }
+}
+
+impl From<Unavailable> for Failure {
+    fn from(error: Unavailable) -> Self {
+        Self::Infrastructure(chain(&error))
+    }
+}
+
+impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
+    /// Settles a batch. Nothing new is started once `deadline` is near.
+    pub async fn work(&self, messages: &[Received], deadline: Timestamp) -> Vec<Report> {
+        let mut named: BTreeMap<EventId, Vec<&Received>> = BTreeMap::new();
+        let mut reports = Vec::new();
+        for message in messages {
+            match Message::parse(&message.body) {
+                Ok(pointer) => named.entry(pointer.event_id).or_default().push(message),
+                Err(_) => reports.push(Report {
+                    message_id: message.message_id.clone(),
+                    event: None,
+                    stored: None,
+                    entity: None,
+                    result: Err(Failure::Unreadable),
+                }),
+            }
+        }
+        let mut open: BTreeMap<EventId, Open> = named
+            .iter()
+            .map(|(id, messages)| {
+                let receive_count = messages.iter().map(|m| m.receive_count).max().unwrap_or(1);
+                (
+                    id.clone(),
+                    Open {
+                        receive_count,
+                        stored: None,
+                        failure: Failure::OutOfTime,
+                    },
+                )
+            })
+            .collect();
+        let mut settled: BTreeMap<EventId, (Option<Stored>, Option<EntityKey>, Done)> =
+            BTreeMap::new();
+        for round in 0..ROUNDS_MAX {
+            if open.is_empty() || self.is_late(deadline) {
+                break;
+            }
+            if round > 0 {
+                // 50, 100, 200, 400 ms: losers of one race do not meet again at once.
+                self.clock.pause(Duration::from_millis(25 << round)).await;
+            }
+            for finding in self.round(&mut open, deadline).await {
+                match finding.result {
+                    Ok(done) => {
+                        let stored = open.remove(&finding.event).and_then(|open| open.stored);
+                        settled.insert(finding.event, (stored, finding.entity, done));
+                    }
+                    Err(failure) => {
+                        if let Some(open) = open.get_mut(&finding.event) {
+                            open.failure = failure;
+                        }
+                    }
+                }
+            }
+        }
+        self.mark_failed(&open).await;
+        for (id, messages) in named {
+            for message in messages {
+                let (stored, entity, result) = match (settled.get(&id), open.get(&id)) {
+                    (Some((stored, entity, done)), _) => {
+                        (stored.clone(), entity.clone(), Ok(done.clone()))
+                    }
+                    (None, Some(open)) => (open.stored.clone(), None, Err(open.failure.clone())),
+                    (None, None) => (None, None, Err(Failure::NotStored)),
+                };
+                reports.push(Report {
+                    message_id: message.message_id.clone(),
+                    event: Some(id.clone()),
+                    stored,
+                    entity,
+                    result,
+                });
+            }
+        }
+        reports
+    }
+
+    fn is_late(&self, deadline: Timestamp) -> bool {
+        self.clock.now().after(TIME_TO_FINISH) > deadline
+    }
+
+    async fn round(&self, open: &mut BTreeMap<EventId, Open>, deadline: Timestamp) -> Vec<Finding> {
+        let ids: BTreeSet<EventId> = open.keys().cloned().collect();
+        let all_failed = |ids: &BTreeSet<EventId>, failure: &Failure| {
+            ids.iter()
+                .map(|id| Finding::failed(id, failure.clone()))
+                .collect::<Vec<_>>()
+        };
+        let kept = match self.ledger.events(self.provider, &ids).await {
+            Ok(kept) => kept,
+            Err(error) => return all_failed(&ids, &error.into()),
+        };
+        for (id, open) in open.iter_mut() {
+            open.stored = kept
+                .iter()
+                .find(|kept| kept.stored.id == *id)
+                .map(|kept| kept.stored.clone());
+        }
+        let mut findings = all_failed(
+            &ids.into_iter()
+                .filter(|id| !kept.iter().any(|kept| kept.stored.id == *id))
+                .collect(),
+            &Failure::NotStored,
+        );
+
+        let mut candidates = Vec::new();
+        let mut verdicts = Vec::new();
+        for kept in kept {
+            let id = kept.stored.id.clone();
+            if kept.stored.processed {
+                let done = Done::Already(kept.stored.outcome);
+                findings.push(Finding {
+                    event: id,
+                    entity: None,
+                    result: Ok(done),
+                });
+                continue;
+            }
+            match catch_unwind(AssertUnwindSafe(|| self.read(&kept))) {
+                Ok(Ok(claim)) => {
+                    candidates.push(Candidate {
+                        stored: kept.stored,
+                        claim,
+                        tenant: None,
+                        waited: false,
+                    });
+                }
+                Ok(Err(verdict)) => verdicts.push(Concluded {
+                    event: id,
+                    tenant: None,
+                    verdict,
+                    waited: false,
+                }),
+                Err(_) => findings.push(Finding::failed(&id, Failure::Panicked)),
+            }
+        }
+        let candidates = self
+            .with_tenants(candidates, &mut verdicts, &mut findings)
+            .await;
+        match self.targets(&candidates).await {
+            Ok((targets, rows)) => {
+                let mut groups: BTreeMap<EntityKey, Vec<Candidate>> = BTreeMap::new();
+                for (candidate, target) in candidates.into_iter().zip(targets) {
+                    match target {
+                        Target::Entity(key) => groups.entry(key).or_default().push(candidate),
+                        Target::Nowhere(Verdict::Parked(ParkReason::Unlinked)) => {
+                            findings.push(self.wait(&candidate, &rows).await);
+                        }
+                        Target::Nowhere(verdict) => verdicts.push(candidate.concluded(verdict)),
+                    }
+                }
+                let settling: Vec<_> = stream::iter(groups)
+                    .map(|(key, group)| self.settle_isolated(key, group, &rows, deadline))
+                    .buffer_unordered(COMMITS_AT_ONCE)
+                    .collect()
+                    .await;
+                findings.extend(settling.into_iter().flatten());
+            }
+            Err(error) => {
+                let ids = candidates
+                    .into_iter()
+                    .map(|candidate| candidate.stored.id)
+                    .collect();
+                findings.extend(all_failed(&ids, &error.into()));
+            }
+        }
+        let concluding = verdicts
+            .into_iter()
+            .map(|concluded| self.conclude(concluded));
+        findings.extend(
+            stream::iter(concluding)
+                .buffer_unordered(COMMITS_AT_ONCE)
+                .collect::<Vec<_>>()
+                .await,
+        );
+        findings
+    }
+
+    fn read(&self, kept: &Kept) -> Result<Claim, Verdict> {
+        match &kept.payload {
+            Payload::Intact(payload) => route::read(
+                self.provider,
+                self.live_mode,
+                kept.stored.account.as_ref(),
+                payload,
+            ),
+            Payload::Tampered => Err(Verdict::Parked(ParkReason::Tampered)),
+            Payload::Unreadable => Err(Verdict::Parked(ParkReason::PayloadUnreadable)),
+        }
+    }
+
+    /// On its last receive a message leaves for the dead-letter queue: then its event says why. If even that cannot be
+    /// written, the event stays pending and the sweep finds it.
+    async fn mark_failed(&self, open: &BTreeMap<EventId, Open>) {
+        for (id, open) in open {
+            if open.receive_count < RECEIVES_MAX || open.stored.is_none() {
+                continue;
+            }
+            let verdict = Verdict::Failed(open.failure.to_string());
+            self.conclude(Concluded {
+                event: id.clone(),
+                tenant: None,
+                verdict,
+                waited: false,
+            })
+            .await;
+        }
+    }
+}
