@@ -35,7 +35,7 @@ fn order(tables: &MemoryTables, id: &str, events: &[Value]) -> EntityKey {
         let event = Event::parse(event.to_string().as_bytes()).unwrap();
         facts
             .payment
-            .merge(payment::facts::read(&event).unwrap().unwrap());
+            .merge(payment::read::facts(&event).unwrap().unwrap());
     }
     let mut row = Entity {
         key: key.clone(),
@@ -224,7 +224,7 @@ async fn a_payment_after_the_cancel_completes_the_order_and_asks_for_a_review() 
     run(&tables, &payments, "{}").await;
     let row = tables.entities.lock().unwrap()[&key].clone();
     let paid = intent_succeeded("evt_late", T + 9_000, "pi_late", json!({}), 4200);
-    let paid = payment::facts::read(&Event::parse(paid.to_string().as_bytes()).unwrap())
+    let paid = payment::read::facts(&Event::parse(paid.to_string().as_bytes()).unwrap())
         .unwrap()
         .unwrap();
     let next = row.with(

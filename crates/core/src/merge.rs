@@ -35,6 +35,36 @@ pub struct Stated {
     pub event: EventId,
 }
 
+/// A state that something was in: when first, and when last. Of several states the one seen last is believed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Seen {
+    /// First.
+    #[serde(flatten)]
+    pub first: Stated,
+    /// Last.
+    pub last_at: Greatest<Timestamp>,
+}
+
+impl Seen {
+    /// Seen once.
+    pub fn once(stated: Stated) -> Self {
+        let last_at = Greatest(stated.at);
+        Self {
+            first: stated,
+            last_at,
+        }
+    }
+}
+
+/// The state seen last; of those seen at one moment (a provider's grain is a second) the greatest.
+pub fn latest<S: Ord + Copy>(states: &BTreeMap<S, Seen>) -> Option<S> {
+    let last = states
+        .iter()
+        .max_by_key(|(state, seen)| (seen.last_at.0, **state));
+    last.map(|(state, _)| *state)
+}
+
 impl<T: Ord> Merge for Least<T> {
     fn merge(&mut self, other: Self) {
         if other.0 < self.0 {
@@ -103,3 +133,5 @@ macro_rules! merge_fields {
     };
 }
 pub(crate) use merge_fields;
+
+merge_fields!(Seen { first, last_at });

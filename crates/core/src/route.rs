@@ -53,7 +53,7 @@ fn read_stripe(
         return Err(Verdict::Ignored(IgnoreReason::ThinEvent));
     }
     let facts =
-        payment::facts::read(&event).ok_or(Verdict::Ignored(IgnoreReason::UnhandledType))?;
+        payment::read::facts(&event).ok_or(Verdict::Ignored(IgnoreReason::UnhandledType))?;
     let facts = facts.map_err(Verdict::Parked)?;
     let resource = event.resource();
     let malformed = |_| Verdict::Parked(ParkReason::FieldMalformed);

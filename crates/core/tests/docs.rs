@@ -14,15 +14,17 @@ use billhook_core::event::stripe_types::HANDLED_TYPES;
 use billhook_core::ids::{EventId, PieceId};
 use billhook_core::inbox::{IgnoreReason, Outcome, ParkReason, Repeat, Stored};
 use billhook_core::mail::derive::derive as derive_mail;
-use billhook_core::mail::facts::{MailFacts, Piece, Seen, Stage};
-use billhook_core::merge::{Greatest, Merge as _, Stated};
+use billhook_core::mail::facts::{MailFacts, Piece, Stage};
+use billhook_core::merge::{Greatest, Merge as _, Seen, Stated};
 use billhook_core::money::{Currency, Money};
 use billhook_core::payment;
 use billhook_core::payment::derive::{Standing, derive};
 use billhook_core::payment::facts::PaymentFacts;
 use billhook_core::signature::Reason;
 use billhook_core::time::Timestamp;
-use billhook_testkit::events::{charge_refunded, intent_failed, intent_succeeded, stripe};
+use billhook_testkit::events::{
+    charge_refunded, dispute, intent_failed, intent_is, intent_succeeded, refund, stripe,
+};
 use serde_json::{Value, json};
 
 const SEMANTICS: &str = include_str!("../../../docs/SEMANTICS.md");
@@ -81,7 +83,7 @@ fn facts(events: &[Value]) -> PaymentFacts {
     let mut facts = PaymentFacts::default();
     for event in events {
         let event = Event::parse(event.to_string().as_bytes()).unwrap();
-        facts.merge(payment::facts::read(&event).unwrap().unwrap());
+        facts.merge(payment::read::facts(&event).unwrap().unwrap());
     }
     facts
 }
@@ -101,7 +103,7 @@ fn the_types_with_a_meaning_are_those_of_the_table() {
         .iter()
         .filter(|kind| {
             let event = stripe("evt_1", kind, T, json!({})).to_string();
-            payment::facts::read(&Event::parse(event.as_bytes()).unwrap()).is_some()
+            payment::read::facts(&Event::parse(event.as_bytes()).unwrap()).is_some()
         })
         .map(|kind| code(kind))
         .collect();
@@ -112,9 +114,11 @@ fn the_types_with_a_meaning_are_those_of_the_table() {
 fn the_payment_table_is_what_is_derived() {
     let failed = intent_failed("evt_1", T, "pi_1", json!({}), "ch_1");
     let full = charge_refunded("evt_3", T + 5, "ch_2", Some("pi_1"), 4200);
+    let processing = intent_is("evt_4", T + 1, "pi_1", json!({}), "processing");
     let evidence = [
         vec![],
         vec![failed.clone()],
+        vec![failed.clone(), processing],
         vec![failed.clone(), paid("evt_2", "pi_1", 4200)],
         vec![failed, paid("evt_2", "pi_1", 4200), full],
     ];
@@ -140,6 +144,22 @@ fn the_payment_table_is_what_is_derived() {
 }
 
 #[test]
+fn the_dispute_table_is_what_is_derived() {
+    for row in table("### Disputes") {
+        let status = row[0].trim_matches('`');
+        let disputed = dispute("evt_2", T + 5, "dp_1", "pi_1", status);
+        let standing = derive(&facts(&[paid("evt_1", "pi_1", 4200), disputed]), due());
+        assert_eq!(standing.status.as_str(), "completed", "{status}");
+        assert_eq!(row[1], code(standing.payment_status.as_str()), "{status}");
+        let reasons = standing.review_reasons.iter();
+        let reasons: Vec<_> = reasons
+            .map(|r| code(r.split_once(':').unwrap().0))
+            .collect();
+        assert_eq!(row[2], reasons.concat(), "{status}");
+    }
+}
+
+#[test]
 fn the_review_table_names_every_reason_that_can_be_derived() {
     let mut flagged = PaymentFacts::default();
     flagged.manual.flagged.insert(at(0));
@@ -153,6 +173,28 @@ fn the_review_table_names_every_reason_that_can_be_derived() {
         given_up(facts(&twice)),
         facts(&[exceeding]),
         facts(&[foreign]),
+        facts(&[dispute(
+            "evt_5",
+            T,
+            "dp_1",
+            "pi_1",
+            "warning_needs_response",
+        )]),
+        facts(&[dispute("evt_5", T, "dp_1", "pi_1", "needs_response")]),
+        facts(&[dispute("evt_5", T, "dp_1", "pi_1", "lost")]),
+        facts(&[refund("evt_6", T, "re_1", ("pi_1", "ch_1"), 1000, "failed")]),
+        facts(&[stripe(
+            "evt_7",
+            "radar.early_fraud_warning.created",
+            T,
+            json!({ "id": "issfr_1" }),
+        )]),
+        facts(&[stripe(
+            "evt_8",
+            "review.opened",
+            T,
+            json!({ "id": "prv_1", "open": true }),
+        )]),
         flagged,
     ]
     .iter()
@@ -164,7 +206,7 @@ fn the_review_table_names_every_reason_that_can_be_derived() {
 
 #[test]
 fn the_refund_arithmetic_is_as_told() {
-    let refund = |id: &str, second: i64, charge: &str, intent: &str, refunded: i64| {
+    let of_charge = |id: &str, second: i64, charge: &str, intent: &str, refunded: i64| {
         charge_refunded(id, T + second, charge, Some(intent), refunded)
     };
     let told = |standing: &Standing| -> Vec<String> {
@@ -179,12 +221,12 @@ fn the_refund_arithmetic_is_as_told() {
     // Cumulative: the greatest counts, in either order, and is never added up.
     for events in [
         [
-            refund("evt_2", 1, "ch_1", "pi_1", 1000),
-            refund("evt_3", 2, "ch_1", "pi_1", 1500),
+            of_charge("evt_2", 1, "ch_1", "pi_1", 1000),
+            of_charge("evt_3", 2, "ch_1", "pi_1", 1500),
         ],
         [
-            refund("evt_3", 2, "ch_1", "pi_1", 1500),
-            refund("evt_2", 1, "ch_1", "pi_1", 1000),
+            of_charge("evt_3", 2, "ch_1", "pi_1", 1500),
+            of_charge("evt_2", 1, "ch_1", "pi_1", 1000),
         ],
     ] {
         let standing = derive(
@@ -202,14 +244,14 @@ fn the_refund_arithmetic_is_as_told() {
     let two = [
         paid("evt_1", "pi_1", 4200),
         paid("evt_2", "pi_2", 4200),
-        refund("evt_3", 9, "ch_1", "pi_1", 4200),
+        of_charge("evt_3", 9, "ch_1", "pi_1", 4200),
     ];
     let one_back = derive(&facts(&two), due());
     assert_eq!(
         (one_back.amount_refunded, one_back.status.as_str()),
         (4200, "completed")
     );
-    let both = [&two[..], &[refund("evt_4", 3, "ch_2", "pi_2", 4200)]].concat();
+    let both = [&two[..], &[of_charge("evt_4", 3, "ch_2", "pi_2", 4200)]].concat();
     let both_back = derive(&facts(&both), due());
     assert_eq!(
         (both_back.amount_refunded, both_back.status.as_str()),
@@ -219,6 +261,35 @@ fn the_refund_arithmetic_is_as_told() {
         told(&both_back),
         ["refund_partial ch_2", "refund_full ch_1"]
     );
+    // By id and cumulative: the larger counts, a failed one neither way.
+    let by_id = |id: &str, second: i64, refunded: &str, amount: i64, status: &str| {
+        refund(id, T + second, refunded, ("pi_1", "ch_1"), amount, status)
+    };
+    let known = |events: &[Value]| {
+        derive(
+            &facts(&[&[paid("evt_1", "pi_1", 4200)][..], events].concat()),
+            due(),
+        )
+    };
+    let one = by_id("evt_2", 1, "re_1", 1000, "pending");
+    let other = by_id("evt_3", 2, "re_2", 500, "succeeded");
+    let cumulative = of_charge("evt_4", 3, "ch_1", "pi_1", 1800);
+    let failed = by_id("evt_5", 4, "re_1", 1000, "failed");
+    let two = known(&[one.clone(), other.clone()]);
+    assert_eq!((two.amount_refunded, told(&two).len()), (1500, 2));
+    let three = known(&[one.clone(), other.clone(), cumulative.clone()]);
+    assert_eq!(three.amount_refunded, 1800);
+    assert_eq!(
+        told(&three),
+        [
+            "refund_partial re_1",
+            "refund_partial re_2",
+            "refund_partial ch_1"
+        ]
+    );
+    let after = known(&[failed, cumulative, other, one]);
+    assert_eq!(after.amount_refunded, 800);
+    assert!(after.review_reasons.contains("refund_failed:re_1"));
 }
 
 /// One piece's stages, each at its second.

@@ -18,26 +18,20 @@ use serde_json::Value;
 /// File, and what a worker makes of it: the ids its claim names, or its verdict. Test events are read at a test stage,
 /// live ones at a live stage.
 const STRIPE: [(&str, &str); 39] = [
-    ("charge_dispute_closed_lost", "ignored unhandled_type"),
-    ("charge_dispute_created", "ignored unhandled_type"),
-    ("charge_dispute_funds_reinstated", "ignored unhandled_type"),
-    ("charge_dispute_funds_withdrawn", "ignored unhandled_type"),
+    ("charge_dispute_closed_lost", PAYMENT),
+    ("charge_dispute_created", PAYMENT),
+    ("charge_dispute_funds_reinstated", PAYMENT),
+    ("charge_dispute_funds_withdrawn", PAYMENT),
     ("charge_failed", "ignored unhandled_type"),
     ("charge_refunded_full", ORDER),
     ("charge_refunded_partial", ORDER),
     ("charge_succeeded", "ignored unhandled_type"),
-    (
-        "checkout_session_async_payment_failed",
-        "ignored unhandled_type",
-    ),
-    (
-        "checkout_session_async_payment_succeeded",
-        "ignored unhandled_type",
-    ),
+    ("checkout_session_async_payment_failed", ORDER),
+    ("checkout_session_async_payment_succeeded", ORDER),
     ("checkout_session_completed_paid", ORDER),
     ("checkout_session_completed_subscription", "order#ord_2041"),
     ("checkout_session_completed_unpaid_delayed_method", ORDER),
-    ("checkout_session_expired", "ignored unhandled_type"),
+    ("checkout_session_expired", "order#ord_2041"),
     (
         "connect_account_application_authorized",
         "ignored unhandled_type",
@@ -62,14 +56,14 @@ const STRIPE: [(&str, &str); 39] = [
     ("customer_subscription_updated", "ignored unhandled_type"),
     ("invoice_paid", "ignored unhandled_type"),
     ("invoice_payment_failed", "ignored unhandled_type"),
-    ("payment_intent_canceled", "ignored unhandled_type"),
+    ("payment_intent_canceled", ORDER),
     ("payment_intent_payment_failed", ORDER),
-    ("payment_intent_processing", "ignored unhandled_type"),
+    ("payment_intent_processing", ORDER),
     ("payment_intent_requires_action", "ignored unhandled_type"),
     ("payment_intent_succeeded", ORDER),
-    ("refund_created", "ignored unhandled_type"),
-    ("refund_failed", "ignored unhandled_type"),
-    ("refund_updated", "ignored unhandled_type"),
+    ("refund_created", ORDER),
+    ("refund_failed", ORDER),
+    ("refund_updated", ORDER),
     ("unknown_future_type", "ignored unhandled_type"),
     ("v2_thin_account_requirements_updated", "ignored thin_event"),
     ("v2_thin_billing_meter_error", "ignored thin_event"),
@@ -79,6 +73,8 @@ const STRIPE: [(&str, &str); 39] = [
         "ignored thin_event",
     ),
 ];
+/// Disputes name the payment only.
+const PAYMENT: &str = "pi_3RzWhkK9mQ2tLf0SAMPLE01";
 const ORDER: &str = "order#ord_2041 pi_3RzWhkK9mQ2tLf0SAMPLE01";
 
 const LOB: [(&str, &str); 23] = [

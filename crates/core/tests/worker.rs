@@ -21,8 +21,8 @@ use billhook_core::ports::RecordEvent as _;
 use billhook_core::time::Timestamp;
 use billhook_core::worker::{Done, Failure, Received, Report, Worker};
 use billhook_testkit::events::{
-    charge_refunded, from_account, intent_failed, intent_succeeded, letter, session_completed,
-    stripe,
+    charge_refunded, dispute, from_account, intent_failed, intent_is, intent_succeeded, letter,
+    refund, session_completed, stripe,
 };
 use billhook_testkit::memory::{Fault, FixedClock, MemoryTables};
 use proptest::prelude::*;
@@ -725,7 +725,98 @@ async fn a_letters_life_in_reverse_ends_delivered() {
     assert_eq!(outcome(&tables, "evt_x"), parked("letter_unknown"));
 }
 
-/// Everything that can happen to an order with two payments, one of which nothing names but its session.
+const EVENTS: usize = 17;
+
+#[tokio::test]
+async fn of_several_states_the_one_told_last_is_believed() {
+    let paid = intent_succeeded("evt_0", T, "pi_1", named("ord_1"), 4200);
+    let story = [
+        ("needs_response", "disputed", true),
+        ("lost", "charged_back", true),
+        ("appeal_under_review", "disputed", true),
+        ("won", "paid", false),
+    ];
+    for known in 1..=story.len() {
+        let tables = tables();
+        deliver(&tables, Provider::Stripe, std::slice::from_ref(&paid)).await;
+        // Told in the wrong order; the provider's clock decides.
+        for (n, (state, ..)) in story.iter().enumerate().take(known).rev() {
+            let at = T + i64::try_from(n).unwrap();
+            let event = dispute(&format!("evt_{}", n + 1), at, "dp_1", "pi_1", state);
+            deliver(&tables, Provider::Stripe, &[event]).await;
+        }
+        let (state, payment_status, review) = story[known - 1];
+        let columns = entity(&tables, &order("ord_1")).columns;
+        assert_eq!(columns.status.as_deref(), Some("completed"), "{state}");
+        assert_eq!(
+            columns.payment_status.as_deref(),
+            Some(payment_status),
+            "{state}"
+        );
+        assert_eq!(columns.requires_review, Some(review), "{state}");
+    }
+}
+
+#[tokio::test]
+async fn a_refund_that_fails_days_later_no_longer_counts() {
+    let tables = tables();
+    let of = ("pi_1", "ch_1");
+    let events = [
+        intent_succeeded("evt_0", T, "pi_1", named("ord_1"), 4200),
+        refund("evt_1", T + 1, "re_1", of, 4200, "succeeded"),
+        refund("evt_2", T + 9, "re_1", of, 4200, "failed"),
+    ];
+    deliver(&tables, Provider::Stripe, &events[..2]).await;
+    assert_eq!(
+        status(&tables, "ord_1"),
+        ("refunded".into(), "refunded".into())
+    );
+    deliver(&tables, Provider::Stripe, &events[2..]).await;
+    assert_eq!(
+        status(&tables, "ord_1"),
+        ("completed".into(), "paid".into())
+    );
+    assert_eq!(
+        entity(&tables, &order("ord_1")).columns.requires_review,
+        Some(true)
+    );
+}
+
+#[tokio::test]
+async fn money_on_its_way_is_neither_failed_nor_paid() {
+    let tables = tables();
+    let named = || named("ord_1");
+    deliver(
+        &tables,
+        Provider::Stripe,
+        &[intent_failed("evt_1", T, "pi_1", named(), "ch_1")],
+    )
+    .await;
+    let processing = intent_is("evt_2", T + 1, "pi_1", named(), "processing");
+    deliver(&tables, Provider::Stripe, &[processing]).await;
+    assert_eq!(
+        status(&tables, "ord_1"),
+        ("pending".into(), "processing".into())
+    );
+    deliver(
+        &tables,
+        Provider::Stripe,
+        &[intent_failed("evt_3", T + 2, "pi_1", named(), "ch_2")],
+    )
+    .await;
+    assert_eq!(
+        status(&tables, "ord_1"),
+        ("payment_failed".into(), "failed".into())
+    );
+    let canceled = intent_is("evt_4", T + 3, "pi_1", named(), "canceled");
+    deliver(&tables, Provider::Stripe, &[canceled]).await;
+    assert_eq!(
+        status(&tables, "ord_1"),
+        ("payment_failed".into(), "failed".into())
+    );
+}
+
+/// Everything that can happen to an order with three payments, one of which nothing names but its session.
 fn history() -> Vec<Value> {
     vec![
         intent_failed("evt_01", T, "pi_1", named("ord_1"), "ch_1"),
@@ -744,6 +835,30 @@ fn history() -> Vec<Value> {
         charge_refunded("evt_06", T + 40, "ch_3", Some("pi_2"), 1000),
         charge_refunded("evt_07", T + 50, "ch_3", Some("pi_2"), 4200),
         intent_succeeded("evt_08", T + 60, "pi_3", named("ord_1"), 4200),
+        intent_is("evt_09", T + 10, "pi_2", json!({}), "processing"),
+        intent_is("evt_10", T + 8, "pi_1", named("ord_1"), "canceled"),
+        refund("evt_11", T + 39, "re_1", ("pi_2", "ch_3"), 1000, "pending"),
+        refund(
+            "evt_12",
+            T + 45,
+            "re_1",
+            ("pi_2", "ch_3"),
+            1000,
+            "succeeded",
+        ),
+        // Told in the same second: the later state is believed.
+        refund(
+            "evt_13",
+            T + 70,
+            "re_2",
+            ("pi_2", "ch_3"),
+            3200,
+            "succeeded",
+        ),
+        refund("evt_14", T + 70, "re_2", ("pi_2", "ch_3"), 3200, "failed"),
+        dispute("evt_15", T + 80, "dp_1", "pi_3", "needs_response"),
+        dispute("evt_16", T + 90, "dp_1", "pi_3", "won"),
+        dispute("evt_17", T + 85, "dp_1", "pi_3", "under_review"),
     ]
 }
 
@@ -759,12 +874,13 @@ proptest! {
 
     #[test]
     fn any_order_multiplicity_and_batching_ends_in_the_same_row(
-        present in prop::collection::vec(any::<bool>(), 8),
-        order_of_arrival in prop::collection::vec((0_usize..8, 1_usize..4), 8..40),
+        present in prop::collection::vec(any::<bool>(), EVENTS),
+        order_of_arrival in prop::collection::vec((0..EVENTS, 1_usize..11), EVENTS..60),
         naturally in Just(history()),
     ) {
-        // The link must be among them, else some wait: that is its own test above.
-        let set: Vec<usize> = (0..8).filter(|i| *i == 4 || present[*i]).collect();
+        // The links must be among them, else some wait: that is its own test above.
+        let links = |i: usize| ["evt_05", "evt_08"].contains(&naturally[i]["id"].as_str().unwrap());
+        let set: Vec<usize> = (0..EVENTS).filter(|i| links(*i) || present[*i]).collect();
         let (expected, actual) = run(async {
             let expected = tables();
             for i in &set {

@@ -82,6 +82,41 @@ pub fn charge_refunded(
     stripe(id, "charge.refunded", created, object)
 }
 
+/// A PaymentIntent in any other state: `processing`, `canceled`.
+pub fn intent_is(id: &str, created: i64, intent: &str, metadata: Value, status: &str) -> Value {
+    let object = json!({
+        "id": intent, "object": "payment_intent", "status": status, "amount": 4200, "amount_received": 0,
+        "currency": "usd", "metadata": metadata,
+    });
+    stripe(id, &format!("payment_intent.{status}"), created, object)
+}
+
+/// A Refund by its own id.
+pub fn refund(
+    id: &str,
+    created: i64,
+    refund: &str,
+    of: (&str, &str),
+    amount: i64,
+    status: &str,
+) -> Value {
+    let (intent, charge) = of;
+    let object = json!({
+        "id": refund, "object": "refund", "payment_intent": intent, "charge": charge, "amount": amount,
+        "currency": "usd", "status": status, "metadata": {},
+    });
+    stripe(id, "refund.updated", created, object)
+}
+
+/// A dispute about a payment.
+pub fn dispute(id: &str, created: i64, dispute: &str, intent: &str, status: &str) -> Value {
+    let object = json!({
+        "id": dispute, "object": "dispute", "payment_intent": intent, "charge": "ch_1", "amount": 4200,
+        "currency": "usd", "status": status, "metadata": {},
+    });
+    stripe(id, "charge.dispute.updated", created, object)
+}
+
 /// Lob's event about a letter, with metadata redacted as it is by default.
 pub fn letter(id: &str, created: &str, letter: &str, stage: &str) -> Value {
     json!({

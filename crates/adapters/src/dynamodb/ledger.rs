@@ -980,7 +980,7 @@ mod tests {
             "account": "acct_1", "data": { "object": { "id": "pi_1", "object": "payment_intent",
             "amount_received": 4100, "currency": "usd" } } });
         let event = stripe::Event::parse(event.to_string().as_bytes()).unwrap();
-        let payment = payment::facts::read(&event).unwrap().unwrap();
+        let payment = payment::read::facts(&event).unwrap().unwrap();
         Facts {
             payment,
             ..Facts::default()

@@ -59,7 +59,7 @@ macro_rules! lenient {
 pub(super) use lenient;
 
 lenient! {
-    /// The fields we read of PaymentIntents, Checkout Sessions and Charges.
+    /// The fields we read of PaymentIntents, Checkout Sessions, Charges, Refunds, disputes, warnings and reviews.
     Resource {
         /// The object's id.
         id: String,
@@ -71,6 +71,14 @@ lenient! {
         subscription: String,
         /// The customer it belongs to.
         customer: String,
+        /// The charge it belongs to.
+        charge: ChargeId,
+        /// A refund's and a dispute's state.
+        status: String,
+        /// Whether a review is still open.
+        open: bool,
+        /// A refund's amount.
+        amount: i64,
         /// A session's: `paid`, `unpaid`, `no_payment_required`.
         payment_status: String,
         /// An intent's: what was received.

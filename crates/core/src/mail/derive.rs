@@ -2,8 +2,9 @@
 
 use serde_json::{Map, json};
 
-use super::facts::{MailFacts, Piece, Seen, Stage};
+use super::facts::{MailFacts, Piece, Stage};
 use crate::ids::PieceId;
+use crate::merge::Seen;
 use crate::time::Timestamp;
 use crate::timeline::Entry;
 

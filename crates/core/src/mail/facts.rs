@@ -8,7 +8,7 @@ use crate::event::lob::{Event, Metadata};
 use crate::ids::{ObjectId, PieceId};
 use crate::inbox::ParkReason;
 use crate::json::Object;
-use crate::merge::{Greatest, Least, Stated, merge_fields};
+use crate::merge::{Greatest, Least, Seen, Stated, merge_fields};
 use crate::time::Timestamp;
 
 /// Everything known of the pieces printed for one statement.
@@ -44,16 +44,6 @@ pub struct Piece {
     pub scans: BTreeMap<ObjectId, Scan>,
 }
 
-/// A stage that was reached.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Seen {
-    /// First.
-    #[serde(flatten)]
-    pub first: Stated,
-    /// Last: of two terminal stages the later is believed.
-    pub last_at: Greatest<Timestamp>,
-}
-
 /// One scan of the carrier's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Scan {
@@ -76,7 +66,6 @@ merge_fields!(Piece {
     template_version,
     scans
 });
-merge_fields!(Seen { first, last_at });
 merge_fields!(Scan {
     name,
     time,
@@ -197,13 +186,7 @@ fn read_stage(event: &Event, stage: Stage) -> Result<MailFacts, ParkReason> {
         event: event.id.clone(),
     };
     let mut piece = Piece::default();
-    piece.stages.insert(
-        stage,
-        Seen {
-            first,
-            last_at: Greatest(at),
-        },
-    );
+    piece.stages.insert(stage, Seen::once(first));
     if let Some(body) = event.piece() {
         let latest = |text: Option<&String>| text.map(|text| Greatest((at, text.clone())));
         piece.expected_delivery_date = latest(body.expected_delivery_date.value());

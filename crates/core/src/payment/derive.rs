@@ -1,13 +1,15 @@
 //! What an order or statement is, by its merged facts. A function of the facts and of what was due; never of the order
 //! in which they came.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use serde_json::{Map, json};
+use serde_json::json;
 
-use super::facts::{Charge, Payment, PaymentFacts};
+use super::facts::{DisputeState, Payment, PaymentFacts};
+use super::refunds::refunds;
+use super::story::{self, Story};
 use crate::ids::{CheckoutSessionId, ObjectId, PaymentIntentId};
-use crate::merge::Stated;
+use crate::merge::{Stated, latest};
 use crate::money::Money;
 use crate::time::Timestamp;
 use crate::timeline::Entry;
@@ -32,12 +34,18 @@ pub enum OrderStatus {
 pub enum PaymentStatus {
     /// Nothing was paid yet.
     Unpaid,
+    /// Money is on its way.
+    Processing,
     /// An attempt failed, none succeeded.
     Failed,
     /// Paid in full.
     Paid,
     /// Given back in full.
     Refunded,
+    /// The customer's bank asks for it back.
+    Disputed,
+    /// The customer's bank took it back.
+    ChargedBack,
 }
 
 impl OrderStatus {
@@ -58,9 +66,12 @@ impl PaymentStatus {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Unpaid => "unpaid",
+            Self::Processing => "processing",
             Self::Failed => "failed",
             Self::Paid => "paid",
             Self::Refunded => "refunded",
+            Self::Disputed => "disputed",
+            Self::ChargedBack => "charged_back",
         }
     }
 }
@@ -73,6 +84,8 @@ pub enum Evidence {
     Nothing,
     /// A failed attempt, and no money.
     Failed,
+    /// Money on its way.
+    Processing,
     /// Given up by the cleanup.
     Cancelled,
     /// The amount that was due.
@@ -85,7 +98,7 @@ pub enum Evidence {
 /// own evidence counts.
 pub fn order_status(evidence: Evidence) -> OrderStatus {
     match evidence {
-        Evidence::Nothing => OrderStatus::Pending,
+        Evidence::Nothing | Evidence::Processing => OrderStatus::Pending,
         Evidence::Failed => OrderStatus::PaymentFailed,
         Evidence::Cancelled => OrderStatus::Cancelled,
         Evidence::Paid => OrderStatus::Completed,
@@ -93,13 +106,38 @@ pub fn order_status(evidence: Evidence) -> OrderStatus {
     }
 }
 
-fn payment_status(payment_evidence: Evidence) -> PaymentStatus {
-    match payment_evidence {
-        Evidence::Nothing | Evidence::Cancelled => PaymentStatus::Unpaid,
-        Evidence::Failed => PaymentStatus::Failed,
-        Evidence::Paid => PaymentStatus::Paid,
-        Evidence::RefundedInFull => PaymentStatus::Refunded,
+/// The same for payments. A dispute says who holds the money; once all of it went back there is nothing to hold.
+fn payment_status(payment_evidence: Evidence, dispute: Option<DisputeState>) -> PaymentStatus {
+    match (payment_evidence, dispute) {
+        (Evidence::RefundedInFull, _) => PaymentStatus::Refunded,
+        (_, Some(DisputeState::Lost)) => PaymentStatus::ChargedBack,
+        (_, Some(DisputeState::Open)) => PaymentStatus::Disputed,
+        (Evidence::Nothing | Evidence::Cancelled, _) => PaymentStatus::Unpaid,
+        (Evidence::Failed, _) => PaymentStatus::Failed,
+        (Evidence::Processing, _) => PaymentStatus::Processing,
+        (Evidence::Paid, _) => PaymentStatus::Paid,
     }
+}
+
+/// The gravest of the disputes as they stand: a lost one, else an open one.
+fn dispute(facts: &PaymentFacts) -> Option<DisputeState> {
+    let standing = facts
+        .disputes
+        .values()
+        .filter_map(|dispute| latest(&dispute.states));
+    standing
+        .filter(|state| matches!(state, DisputeState::Open | DisputeState::Lost))
+        .max()
+}
+
+/// Money is on its way: nothing later says that it failed or was given up.
+fn is_processing(payment: &Payment) -> bool {
+    let failed = payment.failures.values().map(|failure| failure.stated.at);
+    let ended = failed
+        .chain(payment.canceled.as_ref().map(|stated| stated.at))
+        .max();
+    let processing = payment.processing.as_ref().map(|seen| seen.last_at.0);
+    processing.is_some() && processing > ended
 }
 
 /// What follows from the facts.
@@ -121,7 +159,7 @@ pub struct Standing {
     pub payment_failed_at: Option<Timestamp>,
     /// The payment that counts: the first that succeeded, else the least known.
     pub intent: Option<PaymentIntentId>,
-    /// The least finished session.
+    /// The least finished session, else the least known.
     pub session: Option<CheckoutSessionId>,
     /// One entry per fact.
     pub timeline: Vec<Entry>,
@@ -158,34 +196,14 @@ pub fn derive(facts: &PaymentFacts, due: Option<Money>) -> Standing {
             story.review("paid_after_cancel", id.as_str(), stated);
         }
     }
-    for payment in facts.payments.values() {
-        for (attempt, failure) in &payment.failures {
-            story.tell(
-                "payment_failed",
-                attempt.as_str(),
-                &failure.stated,
-                json!({
-                    "code": failure.code.as_ref().map(|code| &code.0),
-                    "declineCode": failure.decline_code.as_ref().map(|code| &code.0),
-                }),
-            );
-        }
-    }
-    for (id, session) in &facts.sessions {
-        if let Some(completed) = &session.completed {
-            story.tell(
-                "checkout_completed",
-                id.as_str(),
-                completed,
-                json!({ "checkoutSessionId": id.as_str() }),
-            );
-        }
-    }
+    story::failures(facts, &mut story);
+    story::sessions(facts, &mut story);
+    story::doubts(facts, &mut story);
     let (amount_refunded, refunded_in_full) = refunds(facts, due, &mut story);
     if let Some(at) = &facts.cancelled {
         story.note("cancelled", "cancel", at.0, None);
     }
-    manual(facts, &mut story);
+    story::manual(facts, &mut story);
 
     let payment_failed_at = facts
         .payments
@@ -197,7 +215,12 @@ pub fn derive(facts: &PaymentFacts, due: Option<Money>) -> Standing {
         Evidence::RefundedInFull
     } else if paid_by.is_some() {
         Evidence::Paid
-    } else if payment_failed_at.is_some() && successes.is_empty() {
+    } else if !successes.is_empty() {
+        // Money that does not fit: neither paid nor failed.
+        Evidence::Nothing
+    } else if facts.payments.values().any(is_processing) {
+        Evidence::Processing
+    } else if payment_failed_at.is_some() {
         Evidence::Failed
     } else {
         Evidence::Nothing
@@ -208,7 +231,7 @@ pub fn derive(facts: &PaymentFacts, due: Option<Money>) -> Standing {
         .map_or(Evidence::Nothing, |_| Evidence::Cancelled);
     Standing {
         status: order_status(payment_evidence.max(cancel_evidence)),
-        payment_status: payment_status(payment_evidence),
+        payment_status: payment_status(payment_evidence, dispute(facts)),
         review_reasons: story.reasons,
         amount_paid: paid_by.and(due).map_or(0, |due| due.amount),
         amount_refunded,
@@ -219,7 +242,11 @@ pub fn derive(facts: &PaymentFacts, due: Option<Money>) -> Standing {
             .map(|(id, ..)| *id)
             .chain(facts.payments.keys())
             .find_map(|id| PaymentIntentId::parse(id.as_str()).ok()),
-        session: facts.sessions.keys().next().cloned(),
+        session: facts
+            .sessions
+            .iter()
+            .min_by_key(|(id, session)| (session.completed.is_none(), *id))
+            .map(|(id, _)| id.clone()),
         timeline: story.timeline,
     }
 }
@@ -233,148 +260,4 @@ fn successes(facts: &PaymentFacts) -> Vec<(&ObjectId, &Payment, &Stated)> {
         .collect();
     successes.sort_by_key(|(id, _, stated)| (stated.at, *id));
     successes
-}
-
-/// What went back in all, and whether that is everything. A charge that was never seen by itself counts with what its
-/// payment received. Amounts of another currency than was due are told and reviewed, and added to nothing.
-fn refunds(facts: &PaymentFacts, due: Option<Money>, story: &mut Story) -> (i64, bool) {
-    let captured_by_charge = |charge: &Charge| charge.captured.as_ref().map(|money| money.0);
-    let received = |payment: &Payment| payment.received.last().copied();
-    let of_charges = facts.charges.values().filter_map(captured_by_charge);
-    let mut all = due
-        .into_iter()
-        .chain(of_charges)
-        .chain(facts.payments.values().filter_map(received));
-    let Some(currency) = all.next().map(|money| money.currency) else {
-        return (0, false);
-    };
-    let counted = |money: Option<Money>| {
-        money
-            .filter(|money| money.currency == currency)
-            .map_or(0, |money| money.amount)
-    };
-
-    let mut captured: BTreeMap<&str, i64> = BTreeMap::new();
-    for (id, charge) in &facts.charges {
-        let payment = charge
-            .intent
-            .as_ref()
-            .map_or(id.as_str(), |intent| intent.0.as_str());
-        let sum = captured.entry(payment).or_default();
-        *sum = sum.saturating_add(counted(captured_by_charge(charge)));
-    }
-    for (id, payment) in &facts.payments {
-        let known = captured.entry(id.as_str()).or_default();
-        *known = counted(received(payment)).max(*known);
-    }
-    let captured = captured
-        .values()
-        .fold(0_i64, |sum, amount| sum.saturating_add(*amount));
-
-    let mut by_time: Vec<_> = facts
-        .charges
-        .iter()
-        .filter_map(|(id, charge)| {
-            let captured = captured_by_charge(charge)?;
-            Some((
-                charge.refunded.as_ref()?,
-                id,
-                charge.amount_refunded.0,
-                captured,
-            ))
-        })
-        .filter(|(_, _, refunded, _)| *refunded > 0)
-        .collect();
-    by_time.sort_by_key(|(stated, id, ..)| (stated.at, *id));
-    let mut refunded = 0_i64;
-    let mut told_full = false;
-    for (stated, id, stated_amount, of) in by_time {
-        let amount = stated_amount.min(of.amount);
-        if amount < stated_amount {
-            story.review("refund_exceeds_captured", id.as_str(), stated);
-        }
-        if of.currency != currency {
-            story.review("refund_currency_mismatch", id.as_str(), stated);
-        }
-        refunded = refunded.saturating_add(counted(Some(Money { amount, ..of })));
-        let full = refunded > 0 && refunded >= captured && !told_full;
-        told_full |= full;
-        let kind = if full {
-            "refund_full"
-        } else {
-            "refund_partial"
-        };
-        let meta = json!({ "chargeId": id.as_str(), "amount": amount, "currency": of.currency });
-        story.tell(kind, id.as_str(), stated, meta);
-    }
-    (refunded, told_full)
-}
-
-/// Timeline entries and review reasons as they are found.
-#[derive(Default)]
-struct Story {
-    timeline: Vec<Entry>,
-    reasons: BTreeSet<String>,
-}
-
-impl Story {
-    fn tell(&mut self, kind: &str, fact: &str, stated: &Stated, meta: serde_json::Value) {
-        let meta = match meta {
-            serde_json::Value::Object(members) => members
-                .into_iter()
-                .filter(|(_, value)| !value.is_null())
-                .collect(),
-            _ => Map::new(),
-        };
-        self.timeline.push(Entry {
-            at: stated.at,
-            kind: kind.to_owned(),
-            fact: fact.to_owned(),
-            told_by: "stripe",
-            event: Some(stated.event.clone()),
-            meta,
-        });
-    }
-
-    fn review(&mut self, reason: &str, fact: &str, stated: &Stated) {
-        let reason = format!("{reason}:{fact}");
-        self.tell(
-            "review_flagged",
-            &reason,
-            stated,
-            json!({ "reason": reason }),
-        );
-        self.reasons.insert(reason);
-    }
-
-    /// An entry that no event states.
-    fn note(&mut self, kind: &str, fact: &str, at: Timestamp, reason: Option<&str>) {
-        self.timeline.push(Entry {
-            at,
-            kind: kind.to_owned(),
-            fact: fact.to_owned(),
-            told_by: "billhook",
-            event: None,
-            meta: reason
-                .map(|reason| ("reason".to_owned(), json!(reason)))
-                .into_iter()
-                .collect(),
-        });
-    }
-}
-
-/// What people decided: it is told, and it stands.
-fn manual(facts: &PaymentFacts, story: &mut Story) {
-    for at in &facts.manual.flagged {
-        let reason = format!("flagged_by_hand:{at}");
-        story.note("review_flagged", &reason, *at, Some(&reason));
-        story.reasons.insert(reason);
-    }
-    if let Some(at) = &facts.manual.refunded {
-        story.note("refund_full", "by_hand", at.0, Some("by_hand"));
-    }
-    for (reason, at) in &facts.manual.cleared {
-        story.note("review_cleared", reason, at.0, Some(reason));
-        story.reasons.remove(reason);
-    }
 }

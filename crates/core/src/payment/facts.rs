@@ -1,4 +1,4 @@
-//! What an event of Stripe states, and how statements add up.
+//! What Stripe's events state about payments, and how statements add up. `read` makes facts of an event.
 //!
 //! Facts carry the provider's own ids and merge by them, because two different events may describe one change, and
 //! amounts are kept as the provider's cumulative figures, never as differences.
@@ -7,12 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::event::stripe::{Event, Resource};
-use crate::ids::{AccountId, ChargeId, CheckoutSessionId, ObjectId, PaymentIntentId};
-use crate::inbox::ParkReason;
-use crate::json::{Field, Malformed, Object};
-use crate::merge::{Greatest, Least, Stated, merge_fields};
-use crate::money::{Currency, Money};
+use crate::ids::{AccountId, ChargeId, CheckoutSessionId, ObjectId, PaymentIntentId, RefundId};
+use crate::merge::{Greatest, Least, Seen, Stated, merge_fields};
+use crate::money::Money;
 use crate::time::Timestamp;
 
 /// Everything known of the payments for one order or statement.
@@ -22,12 +19,24 @@ pub struct PaymentFacts {
     /// By PaymentIntent; by Checkout Session where that has none (nothing to pay, or a subscription's).
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub payments: BTreeMap<ObjectId, Payment>,
-    /// Finished Checkout Sessions.
+    /// Checkout Sessions.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub sessions: BTreeMap<CheckoutSessionId, Session>,
     /// Charges, as far as money went back.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub charges: BTreeMap<ChargeId, Charge>,
+    /// Refunds that are known by their own id.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub refunds: BTreeMap<RefundId, Refund>,
+    /// Disputes, inquiries included.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub disputes: BTreeMap<ObjectId, Dispute>,
+    /// Early fraud warnings.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub warnings: BTreeMap<ObjectId, Stated>,
+    /// Stripe's own reviews.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub reviews: BTreeMap<ObjectId, Review>,
     /// When the cleanup, or a person, gave the order up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cancelled: Option<Least<Timestamp>>,
@@ -64,7 +73,13 @@ pub struct Payment {
     /// The amounts that were said to be received: one, unless the provider contradicts itself.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub received: BTreeSet<Money>,
-    /// Attempts that failed, by their charge where one was made.
+    /// Money was on its way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub processing: Option<Seen>,
+    /// It can no longer be paid.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canceled: Option<Stated>,
+    /// Attempts that failed, by their charge; by the payment itself where no charge is named.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub failures: BTreeMap<ObjectId, Failure>,
 }
@@ -84,10 +99,13 @@ pub struct Failure {
     pub decline_code: Option<Least<String>>,
 }
 
-/// A finished Checkout Session.
+/// A Checkout Session.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Session {
+    /// Nobody can pay with it any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expired: Option<Stated>,
     /// When it was completed, paid or not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completed: Option<Stated>,
@@ -113,10 +131,118 @@ pub struct Charge {
     pub amount_refunded: Greatest<i64>,
 }
 
+/// A refund.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Refund {
+    /// The charge it is of; the payment, where none is named.
+    pub of: Least<ObjectId>,
+    /// The payment it is of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub intent: Option<Least<PaymentIntentId>>,
+    /// How much.
+    pub amount: Greatest<Money>,
+    /// The states it was in.
+    pub states: BTreeMap<RefundState, Seen>,
+}
+
+/// A refund's state. A later one in this order is believed of two that are told in the same second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefundState {
+    /// On its way.
+    Pending,
+    /// Waits for the customer.
+    RequiresAction,
+    /// Arrived; it may still fail days later.
+    Succeeded,
+    /// Withdrawn.
+    Canceled,
+    /// Came back.
+    Failed,
+}
+
+impl RefundState {
+    pub(super) fn of(status: &str) -> Option<Self> {
+        Some(match status {
+            "pending" => Self::Pending,
+            "requires_action" => Self::RequiresAction,
+            "succeeded" => Self::Succeeded,
+            "canceled" => Self::Canceled,
+            "failed" => Self::Failed,
+            _ => return None,
+        })
+    }
+
+    /// Whether its amount counts as gone back.
+    pub fn counts(self) -> bool {
+        match self {
+            Self::Pending | Self::RequiresAction | Self::Succeeded => true,
+            Self::Canceled | Self::Failed => false,
+        }
+    }
+}
+
+/// A dispute.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Dispute {
+    /// The states it was in.
+    pub states: BTreeMap<DisputeState, Seen>,
+}
+
+/// A dispute's state, from its `status`. A later one in this order is believed of two told in the same second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DisputeState {
+    /// An inquiry: no money was taken.
+    Inquiry,
+    /// Open, an appeal included; also a status that is not known here.
+    Open,
+    /// The inquiry was closed.
+    InquiryClosed,
+    /// Ended before it began.
+    Prevented,
+    /// The money stays.
+    Won,
+    /// The money is gone.
+    Lost,
+}
+
+impl DisputeState {
+    pub(super) fn of(status: &str) -> Self {
+        match status {
+            "warning_needs_response" | "warning_under_review" => Self::Inquiry,
+            "warning_closed" => Self::InquiryClosed,
+            "prevented" => Self::Prevented,
+            "won" => Self::Won,
+            "lost" => Self::Lost,
+            // `needs_response`, `under_review`, `appeal_…`, and whatever Stripe thinks of next: a person looks.
+            _ => Self::Open,
+        }
+    }
+}
+
+/// A review of Stripe's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Review {
+    /// It was opened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub opened: Option<Stated>,
+    /// It was closed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub closed: Option<Stated>,
+}
+
 merge_fields!(PaymentFacts {
     payments,
     sessions,
     charges,
+    refunds,
+    disputes,
+    warnings,
+    reviews,
     cancelled,
     manual
 });
@@ -129,6 +255,8 @@ merge_fields!(Payment {
     account,
     succeeded,
     received,
+    processing,
+    canceled,
     failures
 });
 merge_fields!(Failure {
@@ -136,7 +264,19 @@ merge_fields!(Failure {
     code,
     decline_code
 });
-merge_fields!(Session { completed, intent });
+merge_fields!(Session {
+    completed,
+    expired,
+    intent
+});
+merge_fields!(Refund {
+    of,
+    intent,
+    amount,
+    states
+});
+merge_fields!(Dispute { states });
+merge_fields!(Review { opened, closed });
 merge_fields!(Charge {
     intent,
     refunded,
@@ -156,155 +296,5 @@ impl PaymentFacts {
         self.payments
             .keys()
             .any(|key| key.as_str() == intent.as_str())
-    }
-}
-
-/// The types that have a meaning, and how each is read.
-const MEANINGS: [(&str, Reader); 4] = [
-    ("payment_intent.succeeded", intent_succeeded),
-    ("payment_intent.payment_failed", intent_failed),
-    ("checkout.session.completed", session_completed),
-    ("charge.refunded", charge_refunded),
-];
-
-type Reader = fn(&Resource, Stated, &mut PaymentFacts) -> Result<(), ParkReason>;
-
-/// What the event states; `None` where its type has no meaning here.
-pub fn read(event: &Event) -> Option<Result<PaymentFacts, ParkReason>> {
-    let (_, reader) = MEANINGS
-        .iter()
-        .find(|(event_type, _)| *event_type == event.event_type.as_str())?;
-    Some(read_with(*reader, event))
-}
-
-fn read_with(reader: Reader, event: &Event) -> Result<PaymentFacts, ParkReason> {
-    let resource = event.resource().ok_or(ParkReason::FieldMalformed)?;
-    let stated = Stated {
-        at: event.created().ok_or(ParkReason::FieldMalformed)?,
-        event: event.id.clone(),
-    };
-    let mut facts = PaymentFacts::default();
-    if let Some(intent) = resource.intent()? {
-        // Every event of an intent makes it known, so that the cleanup can ask for all of an order's.
-        let payment = facts.payments.entry(key(intent.as_str())?).or_default();
-        payment.account = event.account.clone().map(Least);
-    }
-    reader(resource, stated, &mut facts)?;
-    Ok(facts)
-}
-
-fn intent_succeeded(
-    intent: &Resource,
-    stated: Stated,
-    facts: &mut PaymentFacts,
-) -> Result<(), ParkReason> {
-    let received = money(&intent.amount_received, &intent.currency)?;
-    paid(facts, key_of(intent)?, stated, received);
-    Ok(())
-}
-
-fn intent_failed(
-    intent: &Resource,
-    stated: Stated,
-    facts: &mut PaymentFacts,
-) -> Result<(), ParkReason> {
-    let error = intent.last_payment_error.value().map(|Object(error)| error);
-    let payment = key_of(intent)?;
-    let attempt = error
-        .and_then(|e| e.charge.value())
-        .or_else(|| intent.latest_charge.value())
-        .map_or(Ok(payment.clone()), |charge| key(charge.as_str()))?;
-    let failure = Failure {
-        stated,
-        code: error.and_then(|e| e.code.value().cloned()).map(Least),
-        decline_code: error
-            .and_then(|e| e.decline_code.value().cloned())
-            .map(Least),
-    };
-    facts
-        .payments
-        .entry(payment)
-        .or_default()
-        .failures
-        .insert(attempt, failure);
-    Ok(())
-}
-
-fn session_completed(
-    session: &Resource,
-    stated: Stated,
-    facts: &mut PaymentFacts,
-) -> Result<(), ParkReason> {
-    let id = session.session()?;
-    let intent = session.intent()?;
-    match session.payment_status.value().map(String::as_str) {
-        // Paid here says the same as the intent's own success; a delayed method is paid later, by that.
-        Some("paid" | "no_payment_required") => {
-            let total = money(&session.amount_total, &session.currency)?;
-            let payment = key(intent.as_ref().map_or(id.as_str(), PaymentIntentId::as_str))?;
-            paid(facts, payment, stated.clone(), total);
-        }
-        Some("unpaid") => {}
-        _ => return Err(ParkReason::FieldMalformed),
-    }
-    let completed = Some(stated);
-    facts.sessions.insert(
-        id,
-        Session {
-            completed,
-            intent: intent.map(Least),
-        },
-    );
-    Ok(())
-}
-
-fn charge_refunded(
-    charge: &Resource,
-    stated: Stated,
-    facts: &mut PaymentFacts,
-) -> Result<(), ParkReason> {
-    let id = charge.id.value().ok_or(ParkReason::FieldMalformed)?;
-    let id = ChargeId::parse(id).map_err(|_| ParkReason::FieldMalformed)?;
-    let captured = money(&charge.amount_captured, &charge.currency)?;
-    let refunded = money(&charge.amount_refunded, &charge.currency)?;
-    facts.charges.insert(
-        id,
-        Charge {
-            intent: charge.intent()?.map(Least),
-            refunded: Some(stated),
-            captured: Some(Greatest(captured)),
-            amount_refunded: Greatest(refunded.amount),
-        },
-    );
-    Ok(())
-}
-
-fn paid(facts: &mut PaymentFacts, payment: ObjectId, stated: Stated, received: Money) {
-    let payment = facts.payments.entry(payment).or_default();
-    payment.succeeded = Some(stated);
-    payment.received.insert(received);
-}
-
-fn key_of(intent: &Resource) -> Result<ObjectId, ParkReason> {
-    let intent = intent.intent()?.ok_or(ParkReason::FieldMalformed)?;
-    key(intent.as_str())
-}
-
-fn key(id: &str) -> Result<ObjectId, ParkReason> {
-    ObjectId::parse(id).map_err(|_| ParkReason::FieldMalformed)
-}
-
-fn money(amount: &Field<i64>, currency: &Field<String>) -> Result<Money, ParkReason> {
-    let amount = amount.value().copied().filter(|amount| *amount >= 0);
-    let currency = currency.value().and_then(|code| Currency::parse(code).ok());
-    match (amount, currency) {
-        (Some(amount), Some(currency)) => Ok(Money { amount, currency }),
-        _ => Err(ParkReason::AmountMalformed),
-    }
-}
-
-impl From<Malformed> for ParkReason {
-    fn from(_: Malformed) -> Self {
-        Self::FieldMalformed
     }
 }

@@ -1,0 +1,157 @@
+//! What a person shall see: timeline entries and review reasons, as `derive` and `refunds` find them.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Map, json};
+
+use super::facts::{DisputeState, PaymentFacts};
+use crate::merge::{Stated, latest};
+use crate::time::Timestamp;
+use crate::timeline::Entry;
+
+/// Timeline entries and review reasons as they are found.
+#[derive(Default)]
+pub(super) struct Story {
+    pub(super) timeline: Vec<Entry>,
+    pub(super) reasons: BTreeSet<String>,
+}
+
+impl Story {
+    pub(super) fn tell(
+        &mut self,
+        kind: &str,
+        fact: &str,
+        stated: &Stated,
+        meta: serde_json::Value,
+    ) {
+        let meta = match meta {
+            serde_json::Value::Object(members) => members
+                .into_iter()
+                .filter(|(_, value)| !value.is_null())
+                .collect(),
+            _ => Map::new(),
+        };
+        self.timeline.push(Entry {
+            at: stated.at,
+            kind: kind.to_owned(),
+            fact: fact.to_owned(),
+            told_by: "stripe",
+            event: Some(stated.event.clone()),
+            meta,
+        });
+    }
+
+    pub(super) fn review(&mut self, reason: &str, fact: &str, stated: &Stated) {
+        let reason = format!("{reason}:{fact}");
+        self.tell(
+            "review_flagged",
+            &reason,
+            stated,
+            json!({ "reason": reason }),
+        );
+        self.reasons.insert(reason);
+    }
+
+    /// An entry that no event states.
+    pub(super) fn note(&mut self, kind: &str, fact: &str, at: Timestamp, reason: Option<&str>) {
+        self.timeline.push(Entry {
+            at,
+            kind: kind.to_owned(),
+            fact: fact.to_owned(),
+            told_by: "billhook",
+            event: None,
+            meta: reason
+                .map(|reason| ("reason".to_owned(), json!(reason)))
+                .into_iter()
+                .collect(),
+        });
+    }
+}
+
+/// Attempts that failed. A session's own failure is the same as that of its charge, where one is known.
+pub(super) fn failures(facts: &PaymentFacts, story: &mut Story) {
+    for (id, payment) in &facts.payments {
+        let by_charge = payment.failures.keys().any(|attempt| attempt != id);
+        for (attempt, failure) in &payment.failures {
+            if by_charge && attempt == id {
+                continue;
+            }
+            let meta = json!({
+                "code": failure.code.as_ref().map(|code| &code.0),
+                "declineCode": failure.decline_code.as_ref().map(|code| &code.0),
+            });
+            story.tell("payment_failed", attempt.as_str(), &failure.stated, meta);
+        }
+        // A payment that is under way is told once, whatever became of it.
+        if let Some(processing) = &payment.processing {
+            let meta = json!({ "paymentIntentId": id.as_str() });
+            story.tell("payment_processing", id.as_str(), &processing.first, meta);
+        }
+    }
+}
+
+/// Sessions that ended.
+pub(super) fn sessions(facts: &PaymentFacts, story: &mut Story) {
+    for (id, session) in &facts.sessions {
+        for (kind, ended) in [
+            ("checkout_completed", &session.completed),
+            ("checkout_expired", &session.expired),
+        ] {
+            if let Some(stated) = ended {
+                let meta = json!({ "checkoutSessionId": id.as_str() });
+                story.tell(kind, id.as_str(), stated, meta);
+            }
+        }
+    }
+}
+
+/// Disputes, warnings and reviews: what is open, or was lost, is a reason to look.
+pub(super) fn doubts(facts: &PaymentFacts, story: &mut Story) {
+    for (id, dispute) in &facts.disputes {
+        let first = dispute.states.values().map(|seen| &seen.first);
+        let Some(opened) = first.min_by_key(|stated| (stated.at, &stated.event)) else {
+            continue;
+        };
+        let id = id.as_str();
+        story.tell("dispute_opened", id, opened, json!({ "disputeId": id }));
+        for (state, kind) in [
+            (DisputeState::Won, "dispute_won"),
+            (DisputeState::Lost, "dispute_lost"),
+        ] {
+            if let Some(seen) = dispute.states.get(&state) {
+                story.tell(kind, id, &seen.first, json!({ "disputeId": id }));
+            }
+        }
+        match latest(&dispute.states) {
+            Some(DisputeState::Inquiry) => story.review("inquiry_open", id, opened),
+            Some(DisputeState::Open) => story.review("dispute_open", id, opened),
+            Some(DisputeState::Lost) => story.review("dispute_lost", id, opened),
+            Some(DisputeState::InquiryClosed | DisputeState::Prevented | DisputeState::Won)
+            | None => {}
+        }
+    }
+    for (id, stated) in &facts.warnings {
+        story.review("fraud_warning", id.as_str(), stated);
+    }
+    for (id, review) in &facts.reviews {
+        if let (Some(opened), None) = (&review.opened, &review.closed) {
+            story.review("stripe_review", id.as_str(), opened);
+        }
+    }
+}
+
+/// What people decided: it is told, and it stands.
+pub(super) fn manual(facts: &PaymentFacts, story: &mut Story) {
+    for at in &facts.manual.flagged {
+        let reason = format!("flagged_by_hand:{at}");
+        story.note("review_flagged", &reason, *at, Some(&reason));
+        story.reasons.insert(reason);
+    }
+    if let Some(at) = &facts.manual.refunded {
+        story.note("refund_full", "by_hand", at.0, Some("by_hand"));
+    }
+    for (reason, at) in &facts.manual.cleared {
+        story.note("review_cleared", reason, at.0, Some(reason));
+        story.reasons.remove(reason);
+    }
+}
