@@ -910,6 +910,229 @@ fn the_cleanup_ends_the_payment_at_stripe_and_then_cancels_the_order() {
     });
 }
 
+/// A provider's sample, with ids of its own so that no two samples meet.
+fn sample(provider: &str, name: &str, own: &str) -> Value {
+    let path = repository().join(format!("events/payloads/{provider}/{name}.json"));
+    let text = std::fs::read_to_string(path).unwrap();
+    let text = text
+        .replace("SAMPLE", own)
+        .replace("ord_2041", &format!("ord_{own}"));
+    serde_json::from_str(&text.replace("4a1b2c3d4e5f6071", own)).unwrap()
+}
+
+#[test]
+fn every_sample_of_stripe_leaves_the_row_of_this_table() {
+    // Sample, and of its order: status, paymentStatus, requiresReview, amountRefunded, timeline.
+    const ROWS: [(&str, &str); 20] = [
+        (
+            "checkout_session_completed_paid",
+            "completed paid false 0 checkout_completed,payment_succeeded",
+        ),
+        (
+            "checkout_session_completed_unpaid_delayed_method",
+            "pending unpaid false 0 checkout_completed",
+        ),
+        (
+            "checkout_session_completed_subscription",
+            "completed paid false 0 checkout_completed,payment_succeeded",
+        ),
+        (
+            "checkout_session_async_payment_succeeded",
+            "completed paid false 0 payment_succeeded",
+        ),
+        (
+            "checkout_session_async_payment_failed",
+            "payment_failed failed false 0 payment_failed",
+        ),
+        (
+            "checkout_session_expired",
+            "pending unpaid false 0 checkout_expired",
+        ),
+        (
+            "payment_intent_processing",
+            "pending processing false 0 payment_processing",
+        ),
+        (
+            "payment_intent_succeeded",
+            "completed paid false 0 payment_succeeded",
+        ),
+        (
+            "payment_intent_payment_failed",
+            "payment_failed failed false 0 payment_failed",
+        ),
+        ("payment_intent_canceled", "pending unpaid false 0 "),
+        (
+            "connect_payment_intent_succeeded_direct_charge",
+            "completed paid false 0 payment_succeeded",
+        ),
+        (
+            "charge_refunded_partial",
+            "pending unpaid false 1500 refund_partial",
+        ),
+        (
+            "charge_refunded_full",
+            "refunded refunded false 4200 refund_full",
+        ),
+        ("refund_created", "pending unpaid false 4200 refund_partial"),
+        ("refund_updated", "pending unpaid false 4200 refund_partial"),
+        (
+            "refund_failed",
+            "pending unpaid true 0 refund_failed,review_flagged",
+        ),
+        (
+            "charge_dispute_created",
+            "pending disputed true 0 dispute_opened,review_flagged",
+        ),
+        (
+            "charge_dispute_funds_withdrawn",
+            "pending disputed true 0 dispute_opened,review_flagged",
+        ),
+        (
+            "charge_dispute_funds_reinstated",
+            "pending unpaid false 0 dispute_opened,dispute_won",
+        ),
+        (
+            "charge_dispute_closed_lost",
+            "pending charged_back true 0 dispute_lost,dispute_opened,review_flagged",
+        ),
+    ];
+    flow(false, async |stage| {
+        let world = &stage.world;
+        let mut found = Vec::new();
+        for (n, (name, _)) in ROWS.iter().enumerate() {
+            let own = format!("S{n:02}");
+            let mut event = sample("stripe", name, &own);
+            event["livemode"] = json!(false);
+            let mut row = json!({ "id": format!("ord_{own}"), "status": "pending", "amountTotal": 4200, "currency": "usd" });
+            // A dispute names its payment only.
+            let object = &event["data"]["object"];
+            if let Some(intent) = object["payment_intent"].as_str() {
+                row["stripePaymentIntentId"] = json!(intent);
+            }
+            if let Some(account) = event["account"].as_str() {
+                row["tenantId"] = json!(own);
+                let tenant = json!({ "tenant_id": own, "stripe_connected_account_id": account });
+                world.put("TenantsTable", tenant).await?;
+            }
+            world.put("OrdersTable", row).await?;
+            world.stripe(&event, 1).await?;
+            world
+                .settled(STRIPE, "processed", &[event["id"].as_str().unwrap()])
+                .await?;
+            let row = world.order(&format!("ord_{own}")).await?;
+            found.push(format!(
+                "{} {} {} {} {}",
+                row["status"].as_str().unwrap(),
+                row["paymentStatus"].as_str().unwrap(),
+                row["requiresReview"],
+                row["amountRefunded"],
+                types(&row).join(",")
+            ));
+        }
+        for ((name, expected), found) in ROWS.iter().zip(&found) {
+            assert_eq!(found, expected, "{name}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn every_sample_of_lob_leaves_the_row_of_this_table() {
+    // Sample, and of its statement: mail_status, attention_reason, expected_delivery_date, tracking_number, timeline.
+    const ROWS: [(&str, &str); 20] = [
+        ("letter_created", "created - 2026-06-17 - mail_created"),
+        (
+            "letter_rendered_pdf",
+            "rendered_pdf - 2026-06-17 - mail_rendered_pdf",
+        ),
+        (
+            "letter_rendered_thumbnails",
+            "rendered_thumbnails - 2026-06-17 - mail_rendered_thumbnails",
+        ),
+        ("letter_mailed", "mailed - 2026-06-17 - mail_mailed"),
+        (
+            "letter_in_transit",
+            "in_transit - 2026-06-17 - mail_in_transit",
+        ),
+        (
+            "letter_in_local_area",
+            "in_local_area - 2026-06-17 - mail_in_local_area",
+        ),
+        (
+            "letter_processed_for_delivery",
+            "processed_for_delivery - 2026-06-17 - mail_processed_for_delivery",
+        ),
+        (
+            "letter_processed_for_delivery_redacted",
+            "processed_for_delivery - 2026-06-17 - mail_processed_for_delivery",
+        ),
+        (
+            "letter_delivered",
+            "delivered - 2026-06-17 - mail_delivered",
+        ),
+        (
+            "letter_returned_to_sender",
+            "returned_to_sender returned_to_sender 2026-06-17 - mail_returned_to_sender",
+        ),
+        ("letter_re-routed", "- - 2026-06-17 - mail_re_routed"),
+        ("letter_failed", "failed failed 2026-06-17 - mail_failed"),
+        ("letter_deleted", "deleted - - - mail_deleted"),
+        ("letter_viewed", "- - 2026-06-17 - mail_viewed"),
+        (
+            "letter_certified_delivered",
+            "delivered - 2026-06-17 92071902358909000011275538 mail_delivered",
+        ),
+        (
+            "letter_certified_issue",
+            "- issue 2026-06-17 92071902358909000011275538 mail_issue",
+        ),
+        ("postcard_created", "created - 2026-06-17 - mail_created"),
+        (
+            "postcard_delivered",
+            "delivered - 2026-06-17 - mail_delivered",
+        ),
+        (
+            "self_mailer_returned_to_sender",
+            "returned_to_sender returned_to_sender 2026-06-24 - mail_returned_to_sender",
+        ),
+        ("check_mailed", "mailed - 2026-06-17 - mail_mailed"),
+    ];
+    flow(false, async |stage| {
+        let world = &stage.world;
+        let mut found = Vec::new();
+        for (n, (name, _)) in ROWS.iter().enumerate() {
+            let own = format!("{n:016x}");
+            let mut event = sample("lob", name, &own);
+            event["id"] = json!(format!("evt_sample_{n}"));
+            let statement = format!("st_{own}");
+            let row = json!({ "statement_id": statement, "lob_letter_id": event["reference_id"] });
+            world.put("StatementsTable", row).await?;
+            assert_eq!(world.lob(&event).await?.status, 200, "{name}");
+            world
+                .settled(LOB, "processed", &[event["id"].as_str().unwrap()])
+                .await?;
+            let row = world.statement(&statement).await?;
+            let text = |column: &str| row[column].as_str().unwrap_or("-").to_owned();
+            found.push(format!(
+                "{} {} {} {} {}",
+                text("mail_status"),
+                text("attention_reason"),
+                text("expected_delivery_date"),
+                text("tracking_number"),
+                types(&row).join(",")
+            ));
+            // The next sample of the same piece is another statement's.
+            world
+                .put("StatementsTable", json!({ "statement_id": statement }))
+                .await?;
+        }
+        for ((name, expected), found) in ROWS.iter().zip(&found) {
+            assert_eq!(found, expected, "{name}");
+        }
+        Ok(())
+    });
+}
+
 /// Invokes a function by hand, as the console's test button does.
 async fn invoke(world: &World, output: &str, input: &Value) -> Result<Value> {
     world.invoke(world.stack.output(output)?, input).await

@@ -177,16 +177,18 @@ pub fn derive(facts: &PaymentFacts, due: Option<Money>) -> Standing {
 
     for (id, payment, stated) in &successes {
         let first = payment.received.first();
-        story.tell(
-            "payment_succeeded",
-            id.as_str(),
-            stated,
-            json!({
-                "paymentIntentId": id.as_str(),
-                "amount": first.map(|money| money.amount),
-                "currency": first.map(|money| money.currency),
-            }),
-        );
+        let is_intent = PaymentIntentId::parse(id.as_str()).is_ok();
+        let key = if is_intent {
+            "paymentIntentId"
+        } else {
+            "checkoutSessionId"
+        };
+        let meta = json!({
+            key: id.as_str(),
+            "amount": first.map(|money| money.amount),
+            "currency": first.map(|money| money.currency),
+        });
+        story.tell("payment_succeeded", id.as_str(), stated, meta);
         if !fits(payment) {
             story.review("amount_mismatch", id.as_str(), stated);
         } else if paid_by.is_some_and(|(paid_id, ..)| paid_id != id) {
