@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{OrderId, PaymentIntentId, PieceId, StatementId, TenantId};
+use crate::ids::{CheckoutSessionId, OrderId, PaymentIntentId, PieceId, StatementId, TenantId};
 use crate::mail::derive::MailStanding;
 use crate::mail::facts::MailFacts;
 use crate::merge::{Least, Merge, merge_fields};
@@ -93,6 +93,9 @@ pub struct Derived {
     /// The payment that was written into the entity's column, so that one put there by the application is kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub intent: Option<PaymentIntentId>,
+    /// The same for the session.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session: Option<CheckoutSessionId>,
 }
 
 /// A row as it was loaded.
@@ -167,6 +170,7 @@ impl Entity {
             columns,
             review_reasons: standing.review_reasons.iter().cloned().collect(),
             intent: standing.intent.clone().filter(|_| ours),
+            session: standing.session.clone(),
         };
         Next {
             facts,

@@ -9,7 +9,8 @@ use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes, TransactWriteItem, Update};
 use billhook_core::entity::{Derived, Entity, EntityKey, Facts, Next};
 use billhook_core::ids::{
-    AccountId, EventId, OrderId, PaymentIntentId, PieceId, Provider, StatementId, TenantId,
+    AccountId, CheckoutSessionId, EventId, OrderId, PaymentIntentId, PieceId, Provider,
+    StatementId, TenantId,
 };
 use billhook_core::inbox::Outcome;
 use billhook_core::mail::facts::MailFacts;
@@ -754,8 +755,15 @@ fn columns(
             if let Some(intent) = &next.derived.intent {
                 columns.push(("stripePaymentIntentId", Some(s(intent.as_str()))));
             }
-            if let (None, Some(session)) =
-                (row.item.get("stripeCheckoutSessionId"), &standing.session)
+            // One that the application put there stays.
+            let column = text(&row.item, "stripeCheckoutSessionId");
+            let written = entity
+                .derived
+                .session
+                .as_ref()
+                .map(CheckoutSessionId::as_str);
+            if let (Some(session), true) =
+                (&standing.session, column.is_none() || column == written)
             {
                 columns.push(("stripeCheckoutSessionId", Some(s(session.as_str()))));
             }
