@@ -7,26 +7,23 @@ use std::time::Duration;
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes, TransactWriteItem, Update};
-use billhook_core::entity::{Derived, Entity, EntityKey, Facts, Next};
+use billhook_core::entity::{Entity, EntityKey, Next};
 use billhook_core::ids::{
-    AccountId, CheckoutSessionId, EventId, OrderId, PaymentIntentId, PieceId, Provider,
-    StatementId, TenantId,
+    AccountId, EventId, OrderId, PaymentIntentId, PieceId, Provider, StatementId, TenantId,
 };
 use billhook_core::inbox::Outcome;
-use billhook_core::mail::facts::MailFacts;
-use billhook_core::money::{Currency, Money};
 use billhook_core::payment::derive::OrderStatus;
-use billhook_core::payment::facts::PaymentFacts;
 use billhook_core::ports::{
     Clock, Commit, CommitError, Concluded, FindFailedOrders, Kept, Ledger, Nominated, PaymentKey,
-    PaymentRow, PaymentWrite, Rows, Unavailable,
+    PaymentWrite, Rows, Unavailable,
 };
 use billhook_core::retry::Disposition;
 use billhook_core::time::Timestamp;
-use billhook_core::timeline::{self, Entry, Woven};
 
+use super::expression::Expression;
 use super::inbox::kept;
 use super::items::{self, Item, n, s, text};
+use super::rows::{self, ORDER_GUARDS, Row, STATEMENT_GUARDS, Schema};
 use super::unavailable;
 
 /// A row beyond this is not written: the rest of DynamoDB's 400 KB is the application's.
@@ -62,33 +59,6 @@ pub struct DynamoLedger<C> {
     clock: C,
     tenants: Mutex<HashMap<AccountId, (Timestamp, Vec<TenantId>)>>,
 }
-
-/// What the write's condition needs of a loaded row beside the entity: the attributes as they stood.
-#[derive(Debug)]
-pub struct Row {
-    item: Item,
-    theirs: Vec<AttributeValue>,
-}
-
-/// The column names of orders and statements, which differ only in case.
-struct Schema {
-    table: String,
-    key: &'static str,
-    tenant: &'static str,
-    amount: &'static str,
-    intent: &'static str,
-    facts: &'static str,
-    /// The columns that a person may edit and the write's condition holds.
-    guarded: &'static [&'static str],
-}
-
-const ORDER_GUARDS: [&str; 3] = ["status", "paymentStatus", "requiresReview"];
-const STATEMENT_GUARDS: [&str; 4] = [
-    "payment_status",
-    "requires_review",
-    "mail_status",
-    "needs_attention",
-];
 
 impl<C: Clock> DynamoLedger<C> {
     /// Over a client and its tables.
@@ -209,7 +179,7 @@ impl<C: Clock> DynamoLedger<C> {
         now: Timestamp,
     ) -> Result<Update, CommitError> {
         let schema = self.schema(&entity.key)?;
-        let columns = columns(entity, row, next, now)?;
+        let columns = rows::columns(entity, row, next, now)?;
         let mut kept: Item = row.item.clone();
         for (name, value) in &columns {
             match value {
@@ -365,7 +335,7 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
             if Some(&table) == self.tables.payments.as_ref() {
                 let key = text(&item, "payment_id").and_then(|key| by_row_key.get(key));
                 rows.payments
-                    .extend(key.map(|key| ((*key).clone(), payment_row(&item))));
+                    .extend(key.map(|key| ((*key).clone(), rows::payment_row(&item))));
                 continue;
             }
             let key = if table == self.tables.statements {
@@ -378,7 +348,7 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
                     .map(EntityKey::Order)
             };
             let Some(key) = key else { continue };
-            match entity(&key, &self.schema(&key)?, item) {
+            match rows::entity(&key, &self.schema(&key)?, item) {
                 Ok(loaded) => {
                     rows.entities.insert(key, loaded);
                 }
@@ -599,327 +569,12 @@ fn statement_keys(ids: Vec<String>) -> impl Iterator<Item = EntityKey> {
         .map(EntityKey::Statement)
 }
 
-fn payment_row(item: &Item) -> PaymentRow {
-    let waiting = item.get("waiting").and_then(|waiting| waiting.as_ss().ok());
-    PaymentRow {
-        entity: text(item, "entity").and_then(EntityKey::parse),
-        waiting: waiting
-            .into_iter()
-            .flatten()
-            .filter_map(|id| EventId::parse(id).ok())
-            .collect(),
-        version: items::integer(item, "version").unwrap_or(0),
-    }
-}
-
-/// Reads an entity's row. What the application owns is read leniently, what is ours exactly.
-fn entity(key: &EntityKey, schema: &Schema, item: Item) -> Result<(Entity, Row), String> {
-    let facts_and_derived = match item.get(schema.facts) {
-        None => (Facts::default(), Derived::default()),
-        Some(value) => read_facts(key, value)?,
-    };
-    let theirs = match item.get("timeline") {
-        Some(AttributeValue::L(entries)) => entries
-            .iter()
-            .filter(|entry| !is_ours(entry))
-            .cloned()
-            .collect(),
-        None => Vec::new(),
-        Some(_) => return Err("the timeline is no list".to_owned()),
-    };
-    let due = items::integer(&item, schema.amount)
-        .zip(text(&item, "currency"))
-        .and_then(|(amount, currency)| {
-            Some(Money {
-                amount,
-                currency: Currency::parse(currency).ok()?,
-            })
-        });
-    let column = |name: &str| text(&item, name).map(str::to_owned);
-    let mut columns = billhook_core::entity::Columns::default();
-    match key {
-        EntityKey::Order(_) => {
-            columns.status = column("status");
-            columns.payment_status = column("paymentStatus");
-            columns.requires_review = items::truth(&item, "requiresReview");
-        }
-        EntityKey::Statement(_) => {
-            columns.payment_status = column("payment_status");
-            columns.requires_review = items::truth(&item, "requires_review");
-            columns.mail_status = column("mail_status");
-            columns.needs_attention = items::truth(&item, "needs_attention");
-        }
-    }
-    let entity = Entity {
-        key: key.clone(),
-        version: items::integer(&item, "version").unwrap_or(0),
-        tenant: text(&item, schema.tenant).and_then(|id| TenantId::parse(id).ok()),
-        due,
-        intent: text(&item, schema.intent).and_then(|id| PaymentIntentId::parse(id).ok()),
-        mailed: text(&item, "lob_letter_id").and_then(|id| PieceId::parse(id).ok()),
-        columns,
-        derived: facts_and_derived.1,
-        facts: facts_and_derived.0,
-    };
-    Ok((entity, Row { item, theirs }))
-}
-
-fn read_facts(key: &EntityKey, value: &AttributeValue) -> Result<(Facts, Derived), String> {
-    let AttributeValue::M(members) = value else {
-        return Err("the facts are no map".to_owned());
-    };
-    let part = |name: &str| {
-        members
-            .get(name)
-            .cloned()
-            .unwrap_or_else(|| AttributeValue::M(HashMap::new()))
-    };
-    let derived: Derived = from_attribute(part("derived"))?;
-    let facts = match key {
-        EntityKey::Order(_) => Facts {
-            payment: from_attribute(value.clone())?,
-            mail: MailFacts::default(),
-        },
-        EntityKey::Statement(_) => Facts {
-            payment: from_attribute(part("payment"))?,
-            mail: from_attribute(part("mail"))?,
-        },
-    };
-    Ok((facts, derived))
-}
-
-fn from_attribute<T: serde::de::DeserializeOwned>(value: AttributeValue) -> Result<T, String> {
-    serde_dynamo::from_attribute_value(value)
-        .map_err(|error| format!("the facts cannot be read: {error}"))
-}
-
-fn to_attribute<T: serde::Serialize>(value: &T) -> Result<AttributeValue, CommitError> {
-    serde_dynamo::to_attribute_value(value).map_err(|error| CommitError::Refused(error.to_string()))
-}
-
-fn is_ours(entry: &AttributeValue) -> bool {
-    entry
-        .as_m()
-        .is_ok_and(|members| text(members, "actor") == Some(timeline::ACTOR))
-}
-
-type Columns = Vec<(&'static str, Option<AttributeValue>)>;
-
-/// Every column that billhook owns, as it shall stand; `None` removes it.
-fn columns(
-    entity: &Entity,
-    row: &Row,
-    next: &Next,
-    now: Timestamp,
-) -> Result<Columns, CommitError> {
-    let standing = &next.standing;
-    let woven = timeline::weave(next.timeline(), row.theirs.clone(), |entry| {
-        entry
-            .as_m()
-            .ok()
-            .and_then(|members| text(members, "at"))
-            .map(str::to_owned)
-    });
-    let mut entries = Vec::new();
-    for entry in woven {
-        entries.push(match entry {
-            Woven::Ours(entry) => entry_value(&entry)?,
-            Woven::Theirs(entry) => entry,
-        });
-    }
-    let reasons: Vec<String> = standing.review_reasons.iter().cloned().collect();
-    let reasons = (!reasons.is_empty()).then_some(AttributeValue::Ss(reasons));
-    let requires_review = Some(AttributeValue::Bool(!standing.review_reasons.is_empty()));
-    let moment = |at: Option<Timestamp>| at.map(|at| s(at.to_string()));
-    let derived = to_attribute(&next.derived)?;
-    let mut columns: Columns = vec![
-        ("version", Some(n(entity.version.saturating_add(1)))),
-        ("timeline", Some(AttributeValue::L(entries))),
-    ];
-    match entity.key {
-        EntityKey::Order(_) => {
-            let mut facts = to_attribute(&next.facts.payment)?;
-            if let AttributeValue::M(members) = &mut facts {
-                members.insert("derived".to_owned(), derived);
-            }
-            columns.extend([
-                ("stripe", Some(facts)),
-                ("status", Some(s(standing.status.as_str()))),
-                ("paymentStatus", Some(s(standing.payment_status.as_str()))),
-                ("requiresReview", requires_review),
-                ("reviewReasons", reasons),
-                ("amountRefunded", Some(n(standing.amount_refunded))),
-                ("paymentFailedAt", moment(standing.payment_failed_at)),
-                ("updatedAt", Some(s(now.to_string()))),
-            ]);
-            if let Some(intent) = &next.derived.intent {
-                columns.push(("stripePaymentIntentId", Some(s(intent.as_str()))));
-            }
-            // One that the application put there stays.
-            let column = text(&row.item, "stripeCheckoutSessionId");
-            let written = entity
-                .derived
-                .session
-                .as_ref()
-                .map(CheckoutSessionId::as_str);
-            if let (Some(session), true) =
-                (&standing.session, column.is_none() || column == written)
-            {
-                columns.push(("stripeCheckoutSessionId", Some(s(session.as_str()))));
-            }
-        }
-        EntityKey::Statement(_) => {
-            let facts = HashMap::from([
-                ("payment".to_owned(), to_attribute(&next.facts.payment)?),
-                ("mail".to_owned(), to_attribute(&next.facts.mail)?),
-                ("derived".to_owned(), derived),
-            ]);
-            columns.push(("facts", Some(AttributeValue::M(facts))));
-            // A half without facts is not ours to write: a statement may be paid by other means than Stripe.
-            if next.facts.payment != PaymentFacts::default() {
-                columns.extend([
-                    ("payment_status", Some(s(standing.payment_status.as_str()))),
-                    ("requires_review", requires_review),
-                    ("review_reasons", reasons),
-                    ("amount_paid", Some(n(standing.amount_paid))),
-                    ("amount_refunded", Some(n(standing.amount_refunded))),
-                    ("paid_at", moment(standing.paid_at)),
-                ]);
-            }
-            if let Some(intent) = &next.derived.intent {
-                columns.push(("stripe_payment_intent_id", Some(s(intent.as_str()))));
-            }
-            let mail = &next.mail;
-            if next.facts.mail != MailFacts::default() {
-                columns.extend([
-                    ("mail_status", mail.status.map(|stage| s(stage.as_str()))),
-                    ("mail_status_at", moment(mail.status_at)),
-                    (
-                        "needs_attention",
-                        Some(AttributeValue::Bool(mail.attention_reason.is_some())),
-                    ),
-                    (
-                        "attention_reason",
-                        mail.attention_reason.map(|stage| s(stage.as_str())),
-                    ),
-                ]);
-                // What no event told is left as the application wrote it.
-                for (name, value) in [
-                    ("expected_delivery_date", &mail.expected_delivery_date),
-                    ("tracking_number", &mail.tracking_number),
-                    ("template_version", &mail.template_version),
-                ] {
-                    columns.extend(value.as_ref().map(|value| (name, Some(s(value)))));
-                }
-            }
-        }
-    }
-    Ok(columns)
-}
-
-fn entry_value(entry: &Entry) -> Result<AttributeValue, CommitError> {
-    let mut members = HashMap::from([
-        ("type".to_owned(), s(&entry.kind)),
-        ("at".to_owned(), s(entry.at.to_string())),
-        ("actor".to_owned(), s(timeline::ACTOR)),
-        ("actorType".to_owned(), s("system")),
-        ("actorId".to_owned(), s(entry.told_by)),
-        ("meta".to_owned(), to_attribute(&entry.meta)?),
-    ]);
-    if let Some(event) = &entry.event {
-        members.insert("eventId".to_owned(), s(event.as_str()));
-    }
-    Ok(AttributeValue::M(members))
-}
-
-/// An update with its condition, every name and value by placeholder.
-#[derive(Default)]
-struct Expression {
-    sets: Vec<String>,
-    removes: Vec<String>,
-    adds: Vec<String>,
-    conditions: Vec<String>,
-    names: HashMap<String, String>,
-    values: HashMap<String, AttributeValue>,
-}
-
-impl Expression {
-    fn name(&mut self, name: &str) -> String {
-        let placeholder = format!("#{name}");
-        self.names.insert(placeholder.clone(), name.to_owned());
-        placeholder
-    }
-
-    fn value(&mut self, value: AttributeValue) -> String {
-        let placeholder = format!(":v{}", self.values.len());
-        self.values.insert(placeholder.clone(), value);
-        placeholder
-    }
-
-    fn set(&mut self, name: &str, value: Option<AttributeValue>) {
-        let name = self.name(name);
-        match value {
-            Some(value) => {
-                let value = self.value(value);
-                self.sets.push(format!("{name} = {value}"));
-            }
-            None => self.removes.push(name),
-        }
-    }
-
-    fn add(&mut self, name: &str, value: AttributeValue) {
-        let (name, value) = (self.name(name), self.value(value));
-        self.adds.push(format!("{name} {value}"));
-    }
-
-    fn require_as_loaded(&mut self, name: &str, loaded: Option<&AttributeValue>) {
-        let name = self.name(name);
-        let condition = match loaded {
-            Some(value) => format!("{name} = {}", self.value(value.clone())),
-            None => format!("attribute_not_exists({name})"),
-        };
-        self.conditions.push(condition);
-    }
-
-    fn require_other(&mut self, name: &str, value: AttributeValue) {
-        let (name, value) = (self.name(name), self.value(value));
-        self.conditions
-            .push(format!("attribute_exists({name}) AND {name} <> {value}"));
-    }
-
-    fn require_size(&mut self, name: &str, size: usize) {
-        let name = self.name(name);
-        let size = self.value(AttributeValue::N(size.to_string()));
-        self.conditions.push(format!("size({name}) = {size}"));
-    }
-
-    fn build(self, table: &str, key_name: &str, key: &str) -> Result<Update, CommitError> {
-        let clauses = [
-            ("SET", self.sets),
-            ("REMOVE", self.removes),
-            ("ADD", self.adds),
-        ];
-        let clauses = clauses.iter().filter(|(_, parts)| !parts.is_empty());
-        let clauses: Vec<String> = clauses
-            .map(|(verb, parts)| format!("{verb} {}", parts.join(", ")))
-            .collect();
-        Update::builder()
-            .table_name(table)
-            .key(key_name, s(key))
-            .update_expression(clauses.join(" "))
-            .condition_expression(self.conditions.join(" AND "))
-            .set_expression_attribute_names(Some(self.names))
-            .set_expression_attribute_values(Some(self.values))
-            .build()
-            .map_err(|error| CommitError::Refused(error.to_string()))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
     use aws_sdk_dynamodb::config::BehaviorVersion;
+    use billhook_core::entity::Facts;
     use billhook_core::event::stripe;
     use billhook_core::inbox::{IgnoreReason, ParkReason, Verdict};
     use billhook_core::payment;
@@ -1001,7 +656,7 @@ mod tests {
         item: Item,
     ) -> Result<Update, CommitError> {
         let schema = ledger.schema(key).unwrap();
-        let (entity, row) = super::entity(key, &schema, item).unwrap();
+        let (entity, row) = rows::entity(key, &schema, item).unwrap();
         ledger.entity_update(&entity, &row, &entity.with(paid(), now()), now())
     }
 
@@ -1089,7 +744,7 @@ mod tests {
             (json!({ "timeline": "none" }), "the timeline is no list"),
             (json!({ "stripe": "none" }), "the facts are no map"),
         ] {
-            assert_eq!(super::entity(&key, &schema, row(item)).unwrap_err(), reason);
+            assert_eq!(rows::entity(&key, &schema, row(item)).unwrap_err(), reason);
         }
     }
 }

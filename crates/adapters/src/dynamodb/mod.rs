@@ -1,11 +1,13 @@
-//! The tables. `items` says how values stand in a row, `inbox` keeps events, `ledger` reads and writes entities with
-//! their events in one transaction.
+//! The tables. `items` says how values stand in a row, `inbox` keeps events, `rows` how entities
+//! stand in theirs, `ledger` reads and writes them with their events in one transaction.
 //!
 //! Every read that decides is consistent; every write carries the condition that makes a repeat or a race harmless.
 
+mod expression;
 pub mod inbox;
 pub mod items;
 pub mod ledger;
+pub mod rows;
 
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 use billhook_core::ports::Unavailable;

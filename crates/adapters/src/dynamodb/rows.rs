@@ -1,0 +1,280 @@
+//! How orders, statements and payments stand in their rows: read leniently where the application owns a column, exactly
+//! where we do, and written column by column.
+
+use std::collections::HashMap;
+
+use aws_sdk_dynamodb::types::AttributeValue;
+use billhook_core::entity::{Derived, Entity, EntityKey, Facts, Next};
+use billhook_core::ids::{CheckoutSessionId, EventId, PaymentIntentId, PieceId, TenantId};
+use billhook_core::mail::facts::MailFacts;
+use billhook_core::money::{Currency, Money};
+use billhook_core::payment::facts::PaymentFacts;
+use billhook_core::ports::{CommitError, PaymentRow};
+use billhook_core::time::Timestamp;
+use billhook_core::timeline::{self, Entry, Woven};
+
+use super::items::{self, Item, n, s, text};
+
+/// What the write's condition needs of a loaded row beside the entity: the attributes as they stood.
+#[derive(Debug)]
+pub struct Row {
+    pub(super) item: Item,
+    theirs: Vec<AttributeValue>,
+}
+
+/// The column names of orders and statements, which differ only in case.
+pub(super) struct Schema {
+    pub(super) table: String,
+    pub(super) key: &'static str,
+    pub(super) tenant: &'static str,
+    pub(super) amount: &'static str,
+    pub(super) intent: &'static str,
+    pub(super) facts: &'static str,
+    /// The columns that a person may edit and the write's condition holds.
+    pub(super) guarded: &'static [&'static str],
+}
+
+pub(super) const ORDER_GUARDS: [&str; 3] = ["status", "paymentStatus", "requiresReview"];
+pub(super) const STATEMENT_GUARDS: [&str; 4] = [
+    "payment_status",
+    "requires_review",
+    "mail_status",
+    "needs_attention",
+];
+
+pub(super) fn payment_row(item: &Item) -> PaymentRow {
+    let waiting = item.get("waiting").and_then(|waiting| waiting.as_ss().ok());
+    PaymentRow {
+        entity: text(item, "entity").and_then(EntityKey::parse),
+        waiting: waiting
+            .into_iter()
+            .flatten()
+            .filter_map(|id| EventId::parse(id).ok())
+            .collect(),
+        version: items::integer(item, "version").unwrap_or(0),
+    }
+}
+
+/// Reads an entity's row. What the application owns is read leniently, what is ours exactly.
+pub(super) fn entity(
+    key: &EntityKey,
+    schema: &Schema,
+    item: Item,
+) -> Result<(Entity, Row), String> {
+    let facts_and_derived = match item.get(schema.facts) {
+        None => (Facts::default(), Derived::default()),
+        Some(value) => read_facts(key, value)?,
+    };
+    let theirs = match item.get("timeline") {
+        Some(AttributeValue::L(entries)) => entries
+            .iter()
+            .filter(|entry| !is_ours(entry))
+            .cloned()
+            .collect(),
+        None => Vec::new(),
+        Some(_) => return Err("the timeline is no list".to_owned()),
+    };
+    let due = items::integer(&item, schema.amount)
+        .zip(text(&item, "currency"))
+        .and_then(|(amount, currency)| {
+            Some(Money {
+                amount,
+                currency: Currency::parse(currency).ok()?,
+            })
+        });
+    let column = |name: &str| text(&item, name).map(str::to_owned);
+    let mut columns = billhook_core::entity::Columns::default();
+    match key {
+        EntityKey::Order(_) => {
+            columns.status = column("status");
+            columns.payment_status = column("paymentStatus");
+            columns.requires_review = items::truth(&item, "requiresReview");
+        }
+        EntityKey::Statement(_) => {
+            columns.payment_status = column("payment_status");
+            columns.requires_review = items::truth(&item, "requires_review");
+            columns.mail_status = column("mail_status");
+            columns.needs_attention = items::truth(&item, "needs_attention");
+        }
+    }
+    let entity = Entity {
+        key: key.clone(),
+        version: items::integer(&item, "version").unwrap_or(0),
+        tenant: text(&item, schema.tenant).and_then(|id| TenantId::parse(id).ok()),
+        due,
+        intent: text(&item, schema.intent).and_then(|id| PaymentIntentId::parse(id).ok()),
+        mailed: text(&item, "lob_letter_id").and_then(|id| PieceId::parse(id).ok()),
+        columns,
+        derived: facts_and_derived.1,
+        facts: facts_and_derived.0,
+    };
+    Ok((entity, Row { item, theirs }))
+}
+
+fn read_facts(key: &EntityKey, value: &AttributeValue) -> Result<(Facts, Derived), String> {
+    let AttributeValue::M(members) = value else {
+        return Err("the facts are no map".to_owned());
+    };
+    let part = |name: &str| {
+        members
+            .get(name)
+            .cloned()
+            .unwrap_or_else(|| AttributeValue::M(HashMap::new()))
+    };
+    let derived: Derived = from_attribute(part("derived"))?;
+    let facts = match key {
+        EntityKey::Order(_) => Facts {
+            payment: from_attribute(value.clone())?,
+            mail: MailFacts::default(),
+        },
+        EntityKey::Statement(_) => Facts {
+            payment: from_attribute(part("payment"))?,
+            mail: from_attribute(part("mail"))?,
+        },
+    };
+    Ok((facts, derived))
+}
+
+fn from_attribute<T: serde::de::DeserializeOwned>(value: AttributeValue) -> Result<T, String> {
+    serde_dynamo::from_attribute_value(value)
+        .map_err(|error| format!("the facts cannot be read: {error}"))
+}
+
+fn to_attribute<T: serde::Serialize>(value: &T) -> Result<AttributeValue, CommitError> {
+    serde_dynamo::to_attribute_value(value).map_err(|error| CommitError::Refused(error.to_string()))
+}
+
+fn is_ours(entry: &AttributeValue) -> bool {
+    entry
+        .as_m()
+        .is_ok_and(|members| text(members, "actor") == Some(timeline::ACTOR))
+}
+
+pub(super) type Columns = Vec<(&'static str, Option<AttributeValue>)>;
+
+/// Every column that billhook owns, as it shall stand; `None` removes it.
+pub(super) fn columns(
+    entity: &Entity,
+    row: &Row,
+    next: &Next,
+    now: Timestamp,
+) -> Result<Columns, CommitError> {
+    let standing = &next.standing;
+    let woven = timeline::weave(next.timeline(), row.theirs.clone(), |entry| {
+        entry
+            .as_m()
+            .ok()
+            .and_then(|members| text(members, "at"))
+            .map(str::to_owned)
+    });
+    let mut entries = Vec::new();
+    for entry in woven {
+        entries.push(match entry {
+            Woven::Ours(entry) => entry_value(&entry)?,
+            Woven::Theirs(entry) => entry,
+        });
+    }
+    let reasons: Vec<String> = standing.review_reasons.iter().cloned().collect();
+    let reasons = (!reasons.is_empty()).then_some(AttributeValue::Ss(reasons));
+    let requires_review = Some(AttributeValue::Bool(!standing.review_reasons.is_empty()));
+    let moment = |at: Option<Timestamp>| at.map(|at| s(at.to_string()));
+    let derived = to_attribute(&next.derived)?;
+    let mut columns: Columns = vec![
+        ("version", Some(n(entity.version.saturating_add(1)))),
+        ("timeline", Some(AttributeValue::L(entries))),
+    ];
+    match entity.key {
+        EntityKey::Order(_) => {
+            let mut facts = to_attribute(&next.facts.payment)?;
+            if let AttributeValue::M(members) = &mut facts {
+                members.insert("derived".to_owned(), derived);
+            }
+            columns.extend([
+                ("stripe", Some(facts)),
+                ("status", Some(s(standing.status.as_str()))),
+                ("paymentStatus", Some(s(standing.payment_status.as_str()))),
+                ("requiresReview", requires_review),
+                ("reviewReasons", reasons),
+                ("amountRefunded", Some(n(standing.amount_refunded))),
+                ("paymentFailedAt", moment(standing.payment_failed_at)),
+                ("updatedAt", Some(s(now.to_string()))),
+            ]);
+            if let Some(intent) = &next.derived.intent {
+                columns.push(("stripePaymentIntentId", Some(s(intent.as_str()))));
+            }
+            // One that the application put there stays.
+            let column = text(&row.item, "stripeCheckoutSessionId");
+            let written = entity
+                .derived
+                .session
+                .as_ref()
+                .map(CheckoutSessionId::as_str);
+            if let (Some(session), true) =
+                (&standing.session, column.is_none() || column == written)
+            {
+                columns.push(("stripeCheckoutSessionId", Some(s(session.as_str()))));
+            }
+        }
+        EntityKey::Statement(_) => {
+            let facts = HashMap::from([
+                ("payment".to_owned(), to_attribute(&next.facts.payment)?),
+                ("mail".to_owned(), to_attribute(&next.facts.mail)?),
+                ("derived".to_owned(), derived),
+            ]);
+            columns.push(("facts", Some(AttributeValue::M(facts))));
+            // A half without facts is not ours to write: a statement may be paid by other means than Stripe.
+            if next.facts.payment != PaymentFacts::default() {
+                columns.extend([
+                    ("payment_status", Some(s(standing.payment_status.as_str()))),
+                    ("requires_review", requires_review),
+                    ("review_reasons", reasons),
+                    ("amount_paid", Some(n(standing.amount_paid))),
+                    ("amount_refunded", Some(n(standing.amount_refunded))),
+                    ("paid_at", moment(standing.paid_at)),
+                ]);
+            }
+            if let Some(intent) = &next.derived.intent {
+                columns.push(("stripe_payment_intent_id", Some(s(intent.as_str()))));
+            }
+            let mail = &next.mail;
+            if next.facts.mail != MailFacts::default() {
+                columns.extend([
+                    ("mail_status", mail.status.map(|stage| s(stage.as_str()))),
+                    ("mail_status_at", moment(mail.status_at)),
+                    (
+                        "needs_attention",
+                        Some(AttributeValue::Bool(mail.attention_reason.is_some())),
+                    ),
+                    (
+                        "attention_reason",
+                        mail.attention_reason.map(|stage| s(stage.as_str())),
+                    ),
+                ]);
+                // What no event told is left as the application wrote it.
+                for (name, value) in [
+                    ("expected_delivery_date", &mail.expected_delivery_date),
+                    ("tracking_number", &mail.tracking_number),
+                    ("template_version", &mail.template_version),
+                ] {
+                    columns.extend(value.as_ref().map(|value| (name, Some(s(value)))));
+                }
+            }
+        }
+    }
+    Ok(columns)
+}
+
+fn entry_value(entry: &Entry) -> Result<AttributeValue, CommitError> {
+    let mut members = HashMap::from([
+        ("type".to_owned(), s(&entry.kind)),
+        ("at".to_owned(), s(entry.at.to_string())),
+        ("actor".to_owned(), s(timeline::ACTOR)),
+        ("actorType".to_owned(), s("system")),
+        ("actorId".to_owned(), s(entry.told_by)),
+        ("meta".to_owned(), to_attribute(&entry.meta)?),
+    ]);
+    if let Some(event) = &entry.event {
+        members.insert("eventId".to_owned(), s(event.as_str()));
+    }
+    Ok(AttributeValue::M(members))
+}
