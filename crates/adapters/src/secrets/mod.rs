@@ -1,0 +1,181 @@
+//! Secrets: Secrets Manager, what people write there, and the cache that the signature check reads.
+//!
+//! Guarantees: a value appears in no error, log line or `Debug`; a secret that is not set is told apart from one that
+//! cannot be read; while Secrets Manager is out of reach the last values serve for 15 minutes, and no longer.
+//! `shapes` reads a secret's text, `cache` keeps the signing secrets.
+//! Does not verify signatures (`billhook_core::signature`) and does not rotate (`webhook-secret`).
+
+mod cache;
+mod shapes;
+
+use std::future::Future;
+
+use aws_sdk_secretsmanager::Client;
+use aws_sdk_secretsmanager::operation::get_secret_value::GetSecretValueError;
+use billhook_core::retry::{Disposition, chain};
+use billhook_core::time::Timestamp;
+use secrecy::{ExposeSecret, SecretString};
+
+pub use self::cache::SigningKeysReader;
+pub use self::shapes::{Contents, Replaced, Wanted, parse};
+use crate::config::{SecretAt, SecretSource};
+
+/// Which of a secret's two labelled versions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// `AWSCURRENT`.
+    Current,
+    /// `AWSPREVIOUS`: what was current before.
+    Previous,
+}
+
+/// A version of a secret.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// The whole text, as it was put.
+    pub text: SecretString,
+    /// When this version was put.
+    pub created_at: Option<Timestamp>,
+}
+
+/// Reads a secret; `None` where it has no such version, or does not exist.
+pub trait FetchSecret: Send + Sync {
+    /// The text of a version.
+    fn fetch(
+        &self,
+        arn: &str,
+        version: Version,
+    ) -> impl Future<Output = Result<Option<Stored>, SecretsError>> + Send;
+}
+
+/// Why a secret could not be read or written. Names the secret, never its value.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretsError {
+    /// Secrets Manager refused or did not answer.
+    #[error("cannot read {arn}: {cause}")]
+    Read {
+        /// The secret.
+        arn: String,
+        /// As text, because the SDK's error would show the answer's body.
+        cause: String,
+    },
+    /// The same, while writing.
+    #[error("cannot write {arn}: {cause}")]
+    Write {
+        /// The secret.
+        arn: String,
+        /// As text.
+        cause: String,
+    },
+    /// The secret's text cannot be used.
+    #[error("{name}: {fault}")]
+    Unusable {
+        /// The secret's ARN, or the variable that holds it.
+        name: String,
+        /// What is wrong.
+        fault: String,
+    },
+}
+
+impl SecretsError {
+    /// What is left to do. Reading or writing the same once more is harmless.
+    pub fn disposition(&self) -> Disposition {
+        match self {
+            Self::Read { .. } | Self::Write { .. } => Disposition::RetryLater,
+            Self::Unusable { .. } => Disposition::Permanent,
+        }
+    }
+}
+
+/// AWS Secrets Manager.
+#[derive(Clone, Debug)]
+pub struct SecretsManager {
+    client: Client,
+}
+
+impl SecretsManager {
+    /// Over a client of `Aws`.
+    pub fn new(client: Client) -> Self {
+        Self { client }
+    }
+
+    /// The current text; `None` where there is none.
+    pub async fn get(&self, arn: &str) -> Result<Option<SecretString>, SecretsError> {
+        let stored = self.fetch(arn, Version::Current).await?;
+        Ok(stored.map(|stored| stored.text))
+    }
+
+    /// Makes `value` the current text. The one before becomes `AWSPREVIOUS`.
+    pub async fn put(&self, arn: &str, value: &SecretString) -> Result<(), SecretsError> {
+        let call = self.client.put_secret_value().secret_id(arn);
+        match call.secret_string(value.expose_secret()).send().await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(SecretsError::Write {
+                arn: arn.to_owned(),
+                cause: chain(&error),
+            }),
+        }
+    }
+}
+
+impl FetchSecret for SecretsManager {
+    async fn fetch(&self, arn: &str, version: Version) -> Result<Option<Stored>, SecretsError> {
+        let call = self.client.get_secret_value().secret_id(arn);
+        let stage = match version {
+            Version::Current => "AWSCURRENT",
+            Version::Previous => "AWSPREVIOUS",
+        };
+        match call.version_stage(stage).send().await {
+            Ok(answer) => {
+                let created_ms = answer.created_date().and_then(|at| at.to_millis().ok());
+                Ok(Some(Stored {
+                    // A binary secret counts as blank: not set.
+                    text: SecretString::from(answer.secret_string.unwrap_or_default()),
+                    created_at: created_ms.and_then(|ms| Timestamp::from_unix_ms(ms).ok()),
+                }))
+            }
+            Err(error) => match error.as_service_error() {
+                Some(GetSecretValueError::ResourceNotFoundException(_)) => Ok(None),
+                _ => Err(SecretsError::Read {
+                    arn: arn.to_owned(),
+                    cause: chain(&error),
+                }),
+            },
+        }
+    }
+}
+
+/// The key to Stripe's API, read anew each time (its users run seldom); `None` while it is not set. A key of the other
+/// mode is refused.
+pub async fn stripe_key(
+    fetch: &impl FetchSecret,
+    source: &SecretSource,
+    live: bool,
+) -> Result<Option<SecretString>, SecretsError> {
+    let (name, contents) = match &source.at {
+        SecretAt::Here(value) => (
+            source.variable,
+            parse(value.expose_secret(), Wanted::StripeKey),
+        ),
+        SecretAt::Arn(arn) => {
+            let stored = fetch.fetch(arn, Version::Current).await?;
+            let contents = stored.map(|s| parse(s.text.expose_secret(), Wanted::StripeKey));
+            (arn.as_str(), contents.unwrap_or_default())
+        }
+    };
+    let unusable = |fault: String| SecretsError::Unusable {
+        name: name.to_owned(),
+        fault,
+    };
+    if let Some(fault) = contents.faults.into_iter().next() {
+        return Err(unusable(fault));
+    }
+    let is_live = |key: &SecretString| key.expose_secret().contains("_live_");
+    match contents.current {
+        Some(key) if is_live(&key) != live => Err(unusable(format!(
+            "the Stripe key is {}a live one, refused because LIVE_MODE={live}",
+            if live { "not " } else { "" }
+        ))),
+        key => Ok(key),
+    }
+}
