@@ -11,9 +11,10 @@ use crate::merge::{Least, Merge, merge_fields};
 use crate::money::Money;
 use crate::payment::derive::{OrderStatus, PaymentStatus, Standing};
 use crate::payment::facts::PaymentFacts;
+use crate::tenant::{AccountFacts, AccountStanding};
 use crate::time::Timestamp;
 use crate::timeline::Entry;
-use crate::{mail, payment};
+use crate::{mail, payment, tenant};
 
 /// Which row.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -22,6 +23,8 @@ pub enum EntityKey {
     Order(OrderId),
     /// Of the application's statements.
     Statement(StatementId),
+    /// Of the application's tenants.
+    Tenant(TenantId),
 }
 
 impl EntityKey {
@@ -30,6 +33,7 @@ impl EntityKey {
         match text.split_once('#')? {
             ("order", id) => OrderId::parse(id).ok().map(Self::Order),
             ("statement", id) => StatementId::parse(id).ok().map(Self::Statement),
+            ("tenant", id) => TenantId::parse(id).ok().map(Self::Tenant),
             _ => None,
         }
     }
@@ -40,11 +44,12 @@ impl fmt::Display for EntityKey {
         match self {
             Self::Order(id) => write!(f, "order#{id}"),
             Self::Statement(id) => write!(f, "statement#{id}"),
+            Self::Tenant(id) => write!(f, "tenant#{id}"),
         }
     }
 }
 
-/// Everything known about an entity. An order has no mail.
+/// Everything known about an entity: an order has payments, a statement payments and mail, a tenant its account.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Facts {
@@ -54,9 +59,16 @@ pub struct Facts {
     /// What Lob stated.
     #[serde(flatten)]
     pub mail: MailFacts,
+    /// What Stripe stated of the tenant's account.
+    #[serde(flatten)]
+    pub account: AccountFacts,
 }
 
-merge_fields!(Facts { payment, mail });
+merge_fields!(Facts {
+    payment,
+    mail,
+    account
+});
 
 /// The columns that billhook owns and a person may edit. They are part of the write's condition, and of the row's
 /// memory of what was last derived: a difference between the two is a person's repair.
@@ -130,6 +142,8 @@ pub struct Next {
     pub standing: Standing,
     /// What they mean for mail.
     pub mail: MailStanding,
+    /// What they mean for a tenant.
+    pub account: AccountStanding,
     /// What the row shall remember as derived.
     pub derived: Derived,
 }
@@ -154,7 +168,9 @@ impl Entity {
         facts.merge(new);
         let standing = payment::derive::derive(&facts.payment, self.due);
         let mail = mail::derive::derive(&facts.mail, self.mailed.as_ref());
+        let account = tenant::derive(&facts.account);
         let columns = match self.key {
+            EntityKey::Tenant(_) => Columns::default(),
             EntityKey::Order(_) => Columns {
                 status: Some(standing.status.as_str().to_owned()),
                 ..payment_columns(&standing)
@@ -176,6 +192,7 @@ impl Entity {
             facts,
             standing,
             mail,
+            account,
             derived,
         }
     }
@@ -219,7 +236,7 @@ impl Entity {
         }
         Facts {
             payment: facts,
-            mail: MailFacts::default(),
+            ..Facts::default()
         }
     }
 }

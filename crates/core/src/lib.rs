@@ -22,6 +22,7 @@ pub mod mail;
 pub mod merge;
 pub mod payment;
 pub mod route;
+pub mod tenant;
 pub mod timeline;
 
 // What is done with that.

@@ -4,9 +4,8 @@ use crate::entity::{EntityKey, Facts};
 use crate::event::{lob, stripe};
 use crate::ids::{AccountId, OrderId, PaymentIntentId, PieceId, Provider, StatementId};
 use crate::inbox::{IgnoreReason, ParkReason, Verdict};
-use crate::mail::facts::MailFacts;
-use crate::payment::facts::PaymentFacts;
-use crate::{mail, payment};
+use crate::tenant::AccountFacts;
+use crate::{mail, payment, tenant};
 
 /// The facts of an event, and everything it names by which an entity may be found.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,6 +16,8 @@ pub struct Claim {
     pub intent: Option<PaymentIntentId>,
     /// The printed piece it is about.
     pub piece: Option<PieceId>,
+    /// It is about the account itself, and so about its tenant.
+    pub about_account: bool,
     /// What it states.
     pub facts: Facts,
 }
@@ -52,6 +53,9 @@ fn read_stripe(
     if event.is_thin() {
         return Err(Verdict::Ignored(IgnoreReason::ThinEvent));
     }
+    if let Some(facts) = tenant::facts(&event) {
+        return about_account(account, facts);
+    }
     let facts =
         payment::read::facts(&event).ok_or(Verdict::Ignored(IgnoreReason::UnhandledType))?;
     let facts = facts.map_err(Verdict::Parked)?;
@@ -66,15 +70,36 @@ fn read_stripe(
             .map_or(Ok(None), stripe::Resource::intent)
             .map_err(malformed)?,
         piece: None,
+        about_account: false,
         facts: Facts {
             payment: facts,
-            mail: MailFacts::default(),
+            ..Facts::default()
         },
     };
     if claim.names.is_none() && claim.intent.is_none() {
         return Err(Verdict::Ignored(IgnoreReason::NothingNamed));
     }
     Ok(claim)
+}
+
+/// The platform's own account is no tenant's.
+fn about_account(
+    account: Option<&AccountId>,
+    facts: Result<AccountFacts, ParkReason>,
+) -> Result<Claim, Verdict> {
+    if account.is_none() {
+        return Err(Verdict::Ignored(IgnoreReason::NothingNamed));
+    }
+    Ok(Claim {
+        names: None,
+        intent: None,
+        piece: None,
+        about_account: true,
+        facts: Facts {
+            account: facts.map_err(Verdict::Parked)?,
+            ..Facts::default()
+        },
+    })
 }
 
 fn named(metadata: &stripe::Metadata) -> Result<Option<EntityKey>, ParkReason> {
@@ -112,9 +137,10 @@ fn read_lob(payload: &[u8]) -> Result<Claim, Verdict> {
         names,
         intent: None,
         piece: event.piece_id().cloned(),
+        about_account: false,
         facts: Facts {
-            payment: PaymentFacts::default(),
             mail: facts.map_err(Verdict::Parked)?,
+            ..Facts::default()
         },
     })
 }

@@ -32,15 +32,9 @@ const STRIPE: [(&str, &str); 39] = [
     ("checkout_session_completed_subscription", "order#ord_2041"),
     ("checkout_session_completed_unpaid_delayed_method", ORDER),
     ("checkout_session_expired", "order#ord_2041"),
-    (
-        "connect_account_application_authorized",
-        "ignored unhandled_type",
-    ),
-    (
-        "connect_account_application_deauthorized",
-        "ignored unhandled_type",
-    ),
-    ("connect_account_updated", "ignored unhandled_type"),
+    ("connect_account_application_authorized", "its account"),
+    ("connect_account_application_deauthorized", "its account"),
+    ("connect_account_updated", "its account"),
     (
         "connect_payment_intent_succeeded_direct_charge",
         "order#ord_2041 pi_3RzCnctSAMPLE0001",
@@ -135,6 +129,7 @@ fn read(provider: Provider, live_mode: bool, envelope: &Envelope, payload: &[u8]
             claim.names.map(|key| key.to_string()),
             claim.intent.map(|id| id.to_string()),
             claim.piece.map(|id| id.to_string()),
+            claim.about_account.then(|| "its account".to_owned()),
         ]
         .into_iter()
         .flatten()

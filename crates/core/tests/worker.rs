@@ -816,6 +816,54 @@ async fn money_on_its_way_is_neither_failed_nor_paid() {
     );
 }
 
+#[tokio::test]
+async fn an_accounts_own_events_keep_its_tenants_row() {
+    let key = EntityKey::Tenant(TenantId::parse("ten_a").unwrap());
+    let about = |id: &str, at: i64, kind: &str, charges: bool| {
+        let account = json!({ "id": "acct_a", "object": "account", "charges_enabled": charges,
+            "payouts_enabled": true, "metadata": { "order_id": "ord_a" } });
+        from_account(stripe(id, kind, T + at, account), "acct_a")
+    };
+    let story = [
+        about("evt_1", 0, "account.application.authorized", true),
+        about("evt_2", 1, "account.updated", false),
+        about("evt_3", 2, "account.updated", true),
+        about("evt_4", 3, "account.application.deauthorized", true),
+        about("evt_5", 9, "account.application.authorized", true),
+    ];
+    let statuses = [
+        "connected",
+        "restricted",
+        "connected",
+        "deauthorized",
+        "connected",
+    ];
+    for (known, status) in (1..).zip(statuses) {
+        let tables = tables();
+        let mut row = entity(&tables, &order("ord_a"));
+        row.key = key.clone();
+        tables.entities.lock().unwrap().insert(key.clone(), row);
+        for event in story[..known].iter().rev() {
+            deliver(&tables, Provider::Stripe, std::slice::from_ref(event)).await;
+        }
+        let next = entity(&tables, &key).with(Facts::default(), now());
+        assert_eq!(next.account.status.as_str(), status);
+        assert_eq!(
+            entity(&tables, &order("ord_a")).version,
+            0,
+            "its metadata names nothing"
+        );
+    }
+    // The platform's own account is no tenant's.
+    let tables = tables();
+    let own = stripe("evt_own", "account.updated", T, json!({ "id": "acct_p" }));
+    deliver(&tables, Provider::Stripe, &[own]).await;
+    assert_eq!(
+        outcome(&tables, "evt_own"),
+        (Outcome::Ignored, Some("nothing_named".into()))
+    );
+}
+
 /// Everything that can happen to an order with three payments, one of which nothing names but its session.
 fn history() -> Vec<Value> {
     vec![

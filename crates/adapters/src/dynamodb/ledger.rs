@@ -23,7 +23,7 @@ use billhook_core::time::Timestamp;
 use super::expression::Expression;
 use super::inbox::kept;
 use super::items::{self, Item, n, s, text};
-use super::rows::{self, ORDER_GUARDS, Row, STATEMENT_GUARDS, Schema};
+use super::rows::{self, ORDER_GUARDS, Row, STATEMENT_GUARDS, Schema, TENANT_GUARDS};
 use super::unavailable;
 
 /// A row beyond this is not written: the rest of DynamoDB's 400 KB is the application's.
@@ -77,17 +77,26 @@ impl<C: Clock> DynamoLedger<C> {
                 table: configured(self.tables.orders.as_ref(), "ORDERS_TABLE")?,
                 key: "id",
                 tenant: "tenantId",
-                amount: "amountTotal",
-                intent: "stripePaymentIntentId",
+                amount: Some("amountTotal"),
+                intent: Some("stripePaymentIntentId"),
                 facts: "stripe",
                 guarded: &ORDER_GUARDS,
+            },
+            EntityKey::Tenant(_) => Schema {
+                table: configured(self.tables.tenants.as_ref(), "TENANTS_TABLE")?,
+                key: "tenant_id",
+                tenant: "tenant_id",
+                amount: None,
+                intent: None,
+                facts: "stripe",
+                guarded: &TENANT_GUARDS,
             },
             EntityKey::Statement(_) => Schema {
                 table: self.tables.statements.clone(),
                 key: "statement_id",
                 tenant: "tenant_id",
-                amount: "amount_due",
-                intent: "stripe_payment_intent_id",
+                amount: Some("amount_due"),
+                intent: Some("stripe_payment_intent_id"),
                 facts: "facts",
                 guarded: &STATEMENT_GUARDS,
             },
@@ -212,6 +221,7 @@ impl<C: Clock> DynamoLedger<C> {
         let key = match &entity.key {
             EntityKey::Order(id) => id.as_str(),
             EntityKey::Statement(id) => id.as_str(),
+            EntityKey::Tenant(id) => id.as_str(),
         };
         update.build(&schema.table, schema.key, key)
     }
@@ -311,6 +321,7 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
             let id = match key {
                 EntityKey::Order(id) => id.as_str(),
                 EntityKey::Statement(id) => id.as_str(),
+                EntityKey::Tenant(id) => id.as_str(),
             };
             wanted
                 .entry(schema.table)
@@ -342,6 +353,10 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
                 text(&item, "statement_id")
                     .and_then(|id| StatementId::parse(id).ok())
                     .map(EntityKey::Statement)
+            } else if Some(&table) == self.tables.tenants.as_ref() {
+                text(&item, "tenant_id")
+                    .and_then(|id| TenantId::parse(id).ok())
+                    .map(EntityKey::Tenant)
             } else {
                 text(&item, "id")
                     .and_then(|id| OrderId::parse(id).ok())
@@ -455,7 +470,7 @@ impl<C: Clock> FindFailedOrders for DynamoLedger<C> {
                 ("id".to_owned(), s(id.as_str())),
                 ("status".to_owned(), s(failed)),
             ])),
-            EntityKey::Statement(_) => None,
+            EntityKey::Statement(_) | EntityKey::Tenant(_) => None,
         });
         let page = self
             .client

@@ -22,19 +22,20 @@ pub struct Row {
     theirs: Vec<AttributeValue>,
 }
 
-/// The column names of orders and statements, which differ only in case.
+/// The column names of orders, statements and tenants.
 pub(super) struct Schema {
     pub(super) table: String,
     pub(super) key: &'static str,
     pub(super) tenant: &'static str,
-    pub(super) amount: &'static str,
-    pub(super) intent: &'static str,
+    pub(super) amount: Option<&'static str>,
+    pub(super) intent: Option<&'static str>,
     pub(super) facts: &'static str,
     /// The columns that a person may edit and the write's condition holds.
     pub(super) guarded: &'static [&'static str],
 }
 
 pub(super) const ORDER_GUARDS: [&str; 3] = ["status", "paymentStatus", "requiresReview"];
+pub(super) const TENANT_GUARDS: [&str; 3] = ["charges_enabled", "payouts_enabled", "stripe_status"];
 pub(super) const STATEMENT_GUARDS: [&str; 4] = [
     "payment_status",
     "requires_review",
@@ -74,7 +75,9 @@ pub(super) fn entity(
         None => Vec::new(),
         Some(_) => return Err("the timeline is no list".to_owned()),
     };
-    let due = items::integer(&item, schema.amount)
+    let due = schema
+        .amount
+        .and_then(|amount| items::integer(&item, amount))
         .zip(text(&item, "currency"))
         .and_then(|(amount, currency)| {
             Some(Money {
@@ -96,13 +99,17 @@ pub(super) fn entity(
             columns.mail_status = column("mail_status");
             columns.needs_attention = items::truth(&item, "needs_attention");
         }
+        EntityKey::Tenant(_) => {}
     }
     let entity = Entity {
         key: key.clone(),
         version: items::integer(&item, "version").unwrap_or(0),
         tenant: text(&item, schema.tenant).and_then(|id| TenantId::parse(id).ok()),
         due,
-        intent: text(&item, schema.intent).and_then(|id| PaymentIntentId::parse(id).ok()),
+        intent: schema
+            .intent
+            .and_then(|intent| text(&item, intent))
+            .and_then(|id| PaymentIntentId::parse(id).ok()),
         mailed: text(&item, "lob_letter_id").and_then(|id| PieceId::parse(id).ok()),
         columns,
         derived: facts_and_derived.1,
@@ -125,11 +132,16 @@ fn read_facts(key: &EntityKey, value: &AttributeValue) -> Result<(Facts, Derived
     let facts = match key {
         EntityKey::Order(_) => Facts {
             payment: from_attribute(value.clone())?,
-            mail: MailFacts::default(),
+            ..Facts::default()
         },
         EntityKey::Statement(_) => Facts {
             payment: from_attribute(part("payment"))?,
             mail: from_attribute(part("mail"))?,
+            ..Facts::default()
+        },
+        EntityKey::Tenant(_) => Facts {
+            account: from_attribute(value.clone())?,
+            ..Facts::default()
         },
     };
     Ok((facts, derived))
@@ -179,12 +191,21 @@ pub(super) fn columns(
     let requires_review = Some(AttributeValue::Bool(!standing.review_reasons.is_empty()));
     let moment = |at: Option<Timestamp>| at.map(|at| s(at.to_string()));
     let derived = to_attribute(&next.derived)?;
-    let mut columns: Columns = vec![
-        ("version", Some(n(entity.version.saturating_add(1)))),
-        ("timeline", Some(AttributeValue::L(entries))),
-    ];
+    let mut columns: Columns = vec![("version", Some(n(entity.version.saturating_add(1))))];
+    let timeline = ("timeline", Some(AttributeValue::L(entries)));
     match entity.key {
+        EntityKey::Tenant(_) => {
+            columns.push(("stripe", Some(to_attribute(&next.facts.account)?)));
+            let standing = &next.account;
+            columns.push(("stripe_status", Some(s(standing.status.as_str()))));
+            if let Some(able) = standing.abilities {
+                let truth = |truth| Some(AttributeValue::Bool(truth));
+                columns.push(("charges_enabled", truth(able.charges_enabled)));
+                columns.push(("payouts_enabled", truth(able.payouts_enabled)));
+            }
+        }
         EntityKey::Order(_) => {
+            columns.push(timeline);
             let mut facts = to_attribute(&next.facts.payment)?;
             if let AttributeValue::M(members) = &mut facts {
                 members.insert("derived".to_owned(), derived);
@@ -216,6 +237,7 @@ pub(super) fn columns(
             }
         }
         EntityKey::Statement(_) => {
+            columns.push(timeline);
             let facts = HashMap::from([
                 ("payment".to_owned(), to_attribute(&next.facts.payment)?),
                 ("mail".to_owned(), to_attribute(&next.facts.mail)?),

@@ -77,6 +77,10 @@ lenient! {
         status: String,
         /// Whether a review is still open.
         open: bool,
+        /// An account's: whether it may take payments.
+        charges_enabled: bool,
+        /// An account's: whether it may pay out.
+        payouts_enabled: bool,
         /// A refund's amount.
         amount: i64,
         /// A session's: `paid`, `unpaid`, `no_payment_required`.

@@ -194,6 +194,10 @@ fn target<R>(candidate: &Candidate, rows: &Rows<R>, hints: &Hints) -> Target {
         ([], None) => parked(unknown),
         _ => parked(ParkReason::EntityAmbiguous),
     };
+    if candidate.claim.about_account {
+        let tenant = candidate.tenant.clone().map(EntityKey::Tenant);
+        return tenant.map_or(parked(ParkReason::TenantUnknown), Target::Entity);
+    }
     let named = candidate.claim.names.as_ref();
     if let Some(piece) = &candidate.claim.piece {
         return one_of(hints.by_piece.get(piece), named, ParkReason::LetterUnknown);

@@ -240,6 +240,8 @@ fn unknown(provider: Provider, key: &EntityKey) -> ParkReason {
         (Provider::Lob, _) => ParkReason::LetterUnknown,
         (Provider::Stripe, EntityKey::Order(_)) => ParkReason::OrderUnknown,
         (Provider::Stripe, EntityKey::Statement(_)) => ParkReason::StatementUnknown,
+        // Its index still named it: the row is gone since.
+        (Provider::Stripe, EntityKey::Tenant(_)) => ParkReason::TenantUnknown,
     }
 }
 
