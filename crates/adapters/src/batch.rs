@@ -8,10 +8,11 @@ use aws_lambda_events::event::sqs::SqsEvent;
 use billhook_core::ids::CorrelationId;
 use billhook_core::inbox::Verdict;
 use billhook_core::ports::{Clock, Ledger, Pause};
-use billhook_core::worker::{Done, Received, Report, Worker};
+use billhook_core::worker::{Done, Received, Report, TIME_TO_FINISH, Worker};
 use lambda_runtime::LambdaEvent;
 use serde::Serialize;
 
+use crate::clock::SystemClock;
 use crate::lambda::deadline;
 
 /// The answer of a worker.
@@ -59,7 +60,9 @@ pub async fn settle<L: Ledger, C: Clock + Pause>(
         })
     });
     let messages = messages.collect::<Result<Vec<_>, NoMessageId>>()?;
-    let reports = worker.work(&messages, deadline).await;
+    let left = SystemClock.now().until(deadline.before(TIME_TO_FINISH));
+    let late = tokio::time::sleep(left);
+    let reports = worker.work(&messages, deadline, late).await;
     let mut response = BatchResponse::default();
     for report in reports {
         log(&report);

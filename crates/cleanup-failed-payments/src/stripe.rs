@@ -58,11 +58,13 @@ impl EndPayment for Payments {
 fn ended(status: IntentStatus) -> Option<Ended> {
     match status {
         IntentStatus::Canceled => Some(Ended::ForGood),
-        IntentStatus::Succeeded | IntentStatus::Processing => Some(Ended::PaidOrProcessing),
+        // Money that is authorised waits for the merchant to capture it.
+        IntentStatus::Succeeded | IntentStatus::Processing | IntentStatus::RequiresCapture => {
+            Some(Ended::PaidOrProcessing)
+        }
         IntentStatus::RequiresPaymentMethod
         | IntentStatus::RequiresConfirmation
-        | IntentStatus::RequiresAction
-        | IntentStatus::RequiresCapture => None,
+        | IntentStatus::RequiresAction => None,
         // A state made after this was written: not ours to end.
         IntentStatus::Other(_) => Some(Ended::PaidOrProcessing),
     }

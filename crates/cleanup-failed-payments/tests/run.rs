@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use billhook_core::entity::{Columns, Derived, Entity, EntityKey, Facts};
 use billhook_core::event::stripe::Event;
-use billhook_core::ids::OrderId;
+use billhook_core::ids::{OrderId, PaymentIntentId};
 use billhook_core::merge::Merge as _;
 use billhook_core::money::{Currency, Money};
 use billhook_core::payment;
@@ -46,6 +46,7 @@ fn order(tables: &MemoryTables, id: &str, events: &[Value]) -> EntityKey {
             currency: Currency::parse("usd").unwrap(),
         }),
         intent: None,
+        session: None,
         mailed: None,
         columns: Columns::default(),
         derived: Derived::default(),
@@ -163,6 +164,27 @@ async fn money_at_stripe_or_in_the_facts_forbids_the_cancel() {
     );
     assert_eq!(status(&tables, &paying), "payment_failed");
     assert_eq!(payments.calls.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_payment_that_only_the_application_knows_is_asked_about_too() {
+    let (tables, payments) = (MemoryTables::default(), Payments::default());
+    let key = failed(&tables, "again", 0);
+    let intent = PaymentIntentId::parse("pi_second").unwrap();
+    tables
+        .entities
+        .lock()
+        .unwrap()
+        .get_mut(&key)
+        .unwrap()
+        .intent = Some(intent);
+    payments
+        .states
+        .lock()
+        .unwrap()
+        .insert("pi_second".into(), Ended::PaidOrProcessing);
+    let summary = run(&tables, &payments, "{}").await;
+    assert_eq!((summary.cancelled, summary.reconciled), (0, 1));
 }
 
 #[tokio::test]

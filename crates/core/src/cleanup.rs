@@ -42,6 +42,24 @@ pub fn due(order: &Entity, grace: Duration, now: Timestamp) -> Due {
         Some(_) | None => return Due::TooYoung,
     }
     let payments = next.facts.payment.payments.iter();
+    // One that the application put into its column and that no event told of yet lives where the others do.
+    let accounts = || {
+        next.facts
+            .payment
+            .payments
+            .values()
+            .map(|payment| &payment.account)
+    };
+    let account = accounts()
+        .next()
+        .cloned()
+        .flatten()
+        .map(|account| account.0);
+    let noted = order
+        .intent
+        .clone()
+        .map(|intent| OpenPayment { intent, account });
+    let noted = noted.filter(|noted| !next.facts.payment.bears(&noted.intent));
     Due::Cancel(
         payments
             .filter_map(|(id, payment)| {
@@ -51,6 +69,7 @@ pub fn due(order: &Entity, grace: Duration, now: Timestamp) -> Due {
                     account: payment.account.clone().map(|account| account.0),
                 })
             })
+            .chain(noted)
             .collect(),
     )
 }

@@ -123,6 +123,8 @@ pub struct Entity {
     pub due: Option<Money>,
     /// The PaymentIntent in its column.
     pub intent: Option<PaymentIntentId>,
+    /// The Checkout Session in its column.
+    pub session: Option<CheckoutSessionId>,
     /// The letter that the application says it mailed.
     pub mailed: Option<PieceId>,
     /// The columns as they stand.
@@ -182,11 +184,12 @@ impl Entity {
             },
         };
         let ours = self.intent.is_none() || self.intent == self.derived.intent;
+        let ours_too = self.session.is_none() || self.session == self.derived.session;
         let derived = Derived {
             columns,
             review_reasons: standing.review_reasons.iter().cloned().collect(),
             intent: standing.intent.clone().filter(|_| ours),
-            session: standing.session.clone(),
+            session: standing.session.clone().filter(|_| ours_too),
         };
         Next {
             facts,

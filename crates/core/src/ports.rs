@@ -166,10 +166,10 @@ pub enum PaymentWrite {
         /// As read.
         version: i64,
     },
-    /// This event waits for the link.
+    /// These events wait for the link.
     Wait {
         /// Which.
-        event: EventId,
+        events: BTreeSet<EventId>,
         /// As read.
         version: i64,
     },

@@ -45,9 +45,11 @@ fn read_stripe(
     event.account = account.cloned();
     match (event.livemode, live_mode) {
         (Some(true), false) => return Err(Verdict::Parked(ParkReason::LiveEventOnTestStage)),
-        (Some(false) | None, true) => {
+        (Some(false), true) => {
             return Err(Verdict::Ignored(IgnoreReason::TestEventOnLiveStage));
         }
+        // Live money is not given up on a missing field.
+        (None, true) => return Err(Verdict::Parked(ParkReason::FieldMalformed)),
         (Some(true), true) | (Some(false) | None, false) => {}
     }
     if event.is_thin() {
@@ -58,28 +60,29 @@ fn read_stripe(
     }
     let facts =
         payment::read::facts(&event).ok_or(Verdict::Ignored(IgnoreReason::UnhandledType))?;
-    let facts = facts.map_err(Verdict::Parked)?;
     let resource = event.resource();
     let malformed = |_| Verdict::Parked(ParkReason::FieldMalformed);
-    let claim = Claim {
-        names: resource
-            .and_then(stripe::Resource::metadata)
-            .map_or(Ok(None), named)
-            .map_err(Verdict::Parked)?,
-        intent: resource
-            .map_or(Ok(None), stripe::Resource::intent)
-            .map_err(malformed)?,
+    let names = resource
+        .and_then(stripe::Resource::metadata)
+        .map_or(Ok(None), named)
+        .map_err(Verdict::Parked)?;
+    let intent = resource
+        .map_or(Ok(None), stripe::Resource::intent)
+        .map_err(malformed)?;
+    // Before its facts: what concerns nothing of ours is not looked at for faults.
+    if names.is_none() && intent.is_none() {
+        return Err(Verdict::Ignored(IgnoreReason::NothingNamed));
+    }
+    Ok(Claim {
+        names,
+        intent,
         piece: None,
         about_account: false,
         facts: Facts {
-            payment: facts,
+            payment: facts.map_err(Verdict::Parked)?,
             ..Facts::default()
         },
-    };
-    if claim.names.is_none() && claim.intent.is_none() {
-        return Err(Verdict::Ignored(IgnoreReason::NothingNamed));
-    }
-    Ok(claim)
+    })
 }
 
 /// The platform's own account is no tenant's.

@@ -61,6 +61,7 @@ fn tables() -> MemoryTables {
                 currency: Currency::parse("usd").unwrap(),
             }),
             intent: None,
+            session: None,
             mailed,
             columns: Columns::default(),
             derived: Derived::default(),
@@ -114,7 +115,11 @@ async fn work(
         clock: FixedClock::at(now()),
     };
     let reports = worker
-        .work(messages, now().after(Duration::from_secs(10)))
+        .work(
+            messages,
+            now().after(Duration::from_secs(10)),
+            std::future::pending(),
+        )
         .await;
     reports
         .into_iter()
@@ -303,6 +308,74 @@ async fn a_waiting_event_that_comes_again_stands_once_in_the_transaction() {
     };
     work(&tables, Provider::Stripe, &[message]).await;
     assert_eq!(outcome(&tables, "evt_r"), processed());
+}
+
+#[tokio::test]
+async fn all_that_wait_for_one_payment_are_parked_in_one_transaction() {
+    let tables = tables();
+    let batch: Vec<Value> = (0..10)
+        .map(|n| charge_refunded(&format!("evt_{n}"), T, "ch_1", Some("pi_1"), n))
+        .collect();
+    let reports = deliver(&tables, Provider::Stripe, &batch).await;
+    assert!(reports.values().all(|report| report.result.is_ok()));
+    assert_eq!(tables.calls.lock().unwrap()["commit"], 1);
+    let payments = tables.payments.lock().unwrap();
+    assert_eq!(payments["platform#pi_1"].waiting.len(), 10);
+}
+
+#[tokio::test]
+async fn an_index_that_does_not_answer_fails_only_those_that_need_it() {
+    let tables = tables();
+    let batch = [
+        charge_refunded("evt_1", T, "ch_1", Some("pi_1"), 1000),
+        intent_succeeded("evt_2", T, "pi_2", named("ord_1"), 4200),
+    ];
+    // Events and rows are read; the index fails in each of the five rounds.
+    let round = [None, None, Some(Fault::Before)];
+    tables.reads.then(round.into_iter().cycle().take(15));
+    let reports = deliver(&tables, Provider::Stripe, &batch).await;
+    assert!(matches!(
+        reports["m-evt_1"].result,
+        Err(Failure::Infrastructure(_))
+    ));
+    assert_eq!(outcome(&tables, "evt_2"), processed());
+}
+
+#[tokio::test]
+async fn attempts_that_no_charge_tells_apart_count_by_the_last() {
+    let tables = tables();
+    let failed = |id: &str, at: i64| {
+        let mut event = intent_failed(id, at, "pi_1", named("ord_1"), "ch_1");
+        event["data"]["object"]["last_payment_error"]["charge"] = Value::Null;
+        event["data"]["object"]["latest_charge"] = Value::Null;
+        event
+    };
+    let events = [
+        failed("evt_1", T),
+        intent_is("evt_2", T + 5, "pi_1", named("ord_1"), "processing"),
+        failed("evt_3", T + 90),
+    ];
+    deliver(&tables, Provider::Stripe, &events).await;
+    let standing = entity(&tables, &order("ord_1"))
+        .with(Facts::default(), now())
+        .standing;
+    assert_eq!(standing.status.as_str(), "payment_failed");
+    assert_eq!(
+        standing.payment_failed_at,
+        Timestamp::from_unix_s(T + 90).ok()
+    );
+}
+
+#[tokio::test]
+async fn a_session_that_only_saves_a_card_concerns_nothing() {
+    let tables = tables();
+    let mut session = session_completed("evt_1", T, "cs_1", None, json!({}), "no_payment_required");
+    session["data"]["object"]["amount_total"] = Value::Null;
+    deliver(&tables, Provider::Stripe, &[session]).await;
+    assert_eq!(
+        outcome(&tables, "evt_1"),
+        (Outcome::Ignored, Some("nothing_named".into()))
+    );
 }
 
 #[tokio::test]
@@ -601,10 +674,42 @@ async fn nothing_is_started_when_the_time_is_nearly_up() {
         clock: FixedClock::at(now()),
     };
     let reports = worker
-        .work(&[message], now().after(Duration::from_secs(1)))
+        .work(
+            &[message],
+            now().after(Duration::from_secs(1)),
+            std::future::pending(),
+        )
         .await;
     assert_eq!(reports[0].result, Err(Failure::OutOfTime));
     assert_eq!(outcome(&tables, "evt_1").0, Outcome::Pending);
+}
+
+#[tokio::test]
+async fn a_call_that_hangs_costs_only_its_own_message_a_receive() {
+    let tables = tables();
+    let good = intent_succeeded("evt_1", T, "pi_1", named("ord_1"), 4200);
+    let mut messages = vec![keep(&tables, Provider::Stripe, &good).await];
+    messages.push(Received {
+        message_id: "m-poison".into(),
+        body: "not json".into(),
+        receive_count: 1,
+    });
+    let worker = Worker {
+        provider: Provider::Stripe,
+        live_mode: false,
+        ledger: &tables,
+        clock: FixedClock::at(now()),
+    };
+    // The round hangs: it is late before anything is known.
+    tables
+        .hangs
+        .store(true, std::sync::atomic::Ordering::SeqCst);
+    let deadline = now().after(Duration::from_secs(10));
+    let reports = worker
+        .work(&messages, deadline, std::future::ready(()))
+        .await;
+    let results: Vec<_> = reports.into_iter().map(|report| report.result).collect();
+    assert_eq!(results, [Err(Failure::Unreadable), Err(Failure::OutOfTime)]);
 }
 
 #[tokio::test]

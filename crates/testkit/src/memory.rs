@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use billhook_core::cleanup::OpenPayment;
@@ -189,6 +190,8 @@ pub struct MemoryTables {
     pub tenants: Mutex<Vec<(AccountId, TenantId)>>,
     /// Calls, by name.
     pub calls: Mutex<BTreeMap<&'static str, usize>>,
+    /// Reads of events never come back.
+    pub hangs: AtomicBool,
     /// What writes meet.
     pub writes: Plan,
     /// What reads meet.
@@ -298,6 +301,9 @@ impl Ledger for &MemoryTables {
 
     async fn events(&self, _: Provider, ids: &BTreeSet<EventId>) -> Result<Vec<Kept>, Unavailable> {
         self.read("events")?;
+        if self.hangs.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
         let events = lock(&self.events);
         Ok(ids
             .iter()
@@ -432,8 +438,8 @@ impl Ledger for &MemoryTables {
                     row.entity = Some(entity);
                     row.waiting.clear();
                 }
-                PaymentWrite::Wait { event, .. } => {
-                    row.waiting.insert(event);
+                PaymentWrite::Wait { events, .. } => {
+                    row.waiting.extend(events);
                 }
             }
         }

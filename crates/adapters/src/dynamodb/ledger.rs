@@ -262,8 +262,11 @@ impl<C: Clock> DynamoLedger<C> {
                 update.set("waiting", None);
                 version
             }
-            PaymentWrite::Wait { event, version } => {
-                update.add("waiting", AttributeValue::Ss(vec![event.to_string()]));
+            PaymentWrite::Wait { events, version } => {
+                update.add(
+                    "waiting",
+                    AttributeValue::Ss(events.iter().map(EventId::to_string).collect()),
+                );
                 version
             }
         };
@@ -730,7 +733,7 @@ mod tests {
             version,
         };
         let wait = PaymentWrite::Wait {
-            event: EventId::parse("evt_1").unwrap(),
+            events: [EventId::parse("evt_1").unwrap()].into(),
             version: 2,
         };
         insta::assert_snapshot!(

@@ -30,17 +30,29 @@ pub(super) struct Schema {
     pub(super) amount: Option<&'static str>,
     pub(super) intent: Option<&'static str>,
     pub(super) facts: &'static str,
-    /// The columns that a person may edit and the write's condition holds.
+    /// The columns that a person or the application may change and the decision rests on: the write's condition.
     pub(super) guarded: &'static [&'static str],
 }
 
-pub(super) const ORDER_GUARDS: [&str; 3] = ["status", "paymentStatus", "requiresReview"];
+pub(super) const ORDER_GUARDS: [&str; 7] = [
+    "status",
+    "paymentStatus",
+    "requiresReview",
+    "amountTotal",
+    "currency",
+    "stripePaymentIntentId",
+    "stripeCheckoutSessionId",
+];
 pub(super) const TENANT_GUARDS: [&str; 3] = ["charges_enabled", "payouts_enabled", "stripe_status"];
-pub(super) const STATEMENT_GUARDS: [&str; 4] = [
+pub(super) const STATEMENT_GUARDS: [&str; 8] = [
     "payment_status",
     "requires_review",
     "mail_status",
     "needs_attention",
+    "amount_due",
+    "currency",
+    "stripe_payment_intent_id",
+    "lob_letter_id",
 ];
 
 pub(super) fn payment_row(item: &Item) -> PaymentRow {
@@ -110,6 +122,8 @@ pub(super) fn entity(
             .intent
             .and_then(|intent| text(&item, intent))
             .and_then(|id| PaymentIntentId::parse(id).ok()),
+        session: text(&item, "stripeCheckoutSessionId")
+            .and_then(|id| CheckoutSessionId::parse(id).ok()),
         mailed: text(&item, "lob_letter_id").and_then(|id| PieceId::parse(id).ok()),
         columns,
         derived: facts_and_derived.1,
@@ -188,6 +202,7 @@ pub(super) fn columns(
     }
     let reasons: Vec<String> = standing.review_reasons.iter().cloned().collect();
     let reasons = (!reasons.is_empty()).then_some(AttributeValue::Ss(reasons));
+    let reasons_again = reasons.clone();
     let requires_review = Some(AttributeValue::Bool(!standing.review_reasons.is_empty()));
     let moment = |at: Option<Timestamp>| at.map(|at| s(at.to_string()));
     let derived = to_attribute(&next.derived)?;
@@ -223,16 +238,7 @@ pub(super) fn columns(
             if let Some(intent) = &next.derived.intent {
                 columns.push(("stripePaymentIntentId", Some(s(intent.as_str()))));
             }
-            // One that the application put there stays.
-            let column = text(&row.item, "stripeCheckoutSessionId");
-            let written = entity
-                .derived
-                .session
-                .as_ref()
-                .map(CheckoutSessionId::as_str);
-            if let (Some(session), true) =
-                (&standing.session, column.is_none() || column == written)
-            {
+            if let Some(session) = &next.derived.session {
                 columns.push(("stripeCheckoutSessionId", Some(s(session.as_str()))));
             }
         }
@@ -245,7 +251,7 @@ pub(super) fn columns(
             ]);
             columns.push(("facts", Some(AttributeValue::M(facts))));
             // A half without facts is not ours to write: a statement may be paid by other means than Stripe.
-            if next.facts.payment != PaymentFacts::default() {
+            if next.facts.payment.is_stated() {
                 columns.extend([
                     ("payment_status", Some(s(standing.payment_status.as_str()))),
                     ("requires_review", requires_review),
@@ -253,6 +259,16 @@ pub(super) fn columns(
                     ("amount_paid", Some(n(standing.amount_paid))),
                     ("amount_refunded", Some(n(standing.amount_refunded))),
                     ("paid_at", moment(standing.paid_at)),
+                ]);
+            }
+            if !next.facts.payment.is_stated() && next.facts.payment != PaymentFacts::default() {
+                // Only a person spoke: the review is ours, the payment is not.
+                columns.extend([
+                    (
+                        "requires_review",
+                        Some(AttributeValue::Bool(!standing.review_reasons.is_empty())),
+                    ),
+                    ("review_reasons", reasons_again),
                 ]);
             }
             if let Some(intent) = &next.derived.intent {

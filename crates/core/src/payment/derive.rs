@@ -132,7 +132,10 @@ fn dispute(facts: &PaymentFacts) -> Option<DisputeState> {
 
 /// Money is on its way: nothing later says that it failed or was given up.
 fn is_processing(payment: &Payment) -> bool {
-    let failed = payment.failures.values().map(|failure| failure.stated.at);
+    let failed = payment
+        .failures
+        .values()
+        .map(|failure| failure.seen.last_at.0);
     let ended = failed
         .chain(payment.canceled.as_ref().map(|stated| stated.at))
         .max();
@@ -211,7 +214,7 @@ pub fn derive(facts: &PaymentFacts, due: Option<Money>) -> Standing {
         .payments
         .values()
         .flat_map(|payment| payment.failures.values())
-        .map(|failure| failure.stated.at)
+        .map(|failure| failure.seen.last_at.0)
         .max();
     let payment_evidence = if refunded_in_full || facts.manual.refunded.is_some() {
         Evidence::RefundedInFull

@@ -88,9 +88,9 @@ pub struct Payment {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Failure {
-    /// When.
+    /// When; more than once, where no charge tells the attempts apart.
     #[serde(flatten)]
-    pub stated: Stated,
+    pub seen: Seen,
     /// Such as `card_declined`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<Least<String>>,
@@ -260,7 +260,7 @@ merge_fields!(Payment {
     failures
 });
 merge_fields!(Failure {
-    stated,
+    seen,
     code,
     decline_code
 });
@@ -291,6 +291,16 @@ impl Manual {
 }
 
 impl PaymentFacts {
+    /// Whether Stripe stated anything; a person's repair alone is no payment.
+    pub fn is_stated(&self) -> bool {
+        let manual = self.manual.clone();
+        *self
+            != Self {
+                manual,
+                ..Self::default()
+            }
+    }
+
     /// Whether this PaymentIntent is already known here.
     pub fn bears(&self, intent: &PaymentIntentId) -> bool {
         self.payments

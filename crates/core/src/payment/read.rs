@@ -85,7 +85,7 @@ fn intent_failed(
         .or_else(|| intent.latest_charge.value())
         .map_or(Ok(payment.clone()), |charge| key(charge.as_str()))?;
     let failure = Failure {
-        stated,
+        seen: Seen::once(stated),
         code: error.and_then(|e| e.code.value().cloned()).map(Least),
         decline_code: error
             .and_then(|e| e.decline_code.value().cloned())
@@ -127,8 +127,12 @@ fn session_completed(
 ) -> Result<(), ParkReason> {
     match session.payment_status.value().map(String::as_str) {
         // Paid here says the same as the intent's own success; a delayed method is paid later, by that.
-        Some("paid" | "no_payment_required") => session_paid(session, stated.clone(), facts)?,
-        Some("unpaid") => {}
+        Some("paid") => session_paid(session, stated.clone(), facts)?,
+        Some("no_payment_required") if !session.amount_total.is_absent() => {
+            session_paid(session, stated.clone(), facts)?;
+        }
+        // A session that only saves a card has no total.
+        Some("unpaid" | "no_payment_required") => {}
         _ => return Err(ParkReason::FieldMalformed),
     }
     known_session(session, facts)?.completed = Some(stated);
@@ -154,7 +158,7 @@ fn session_failed(
     known_session(session, facts)?;
     let payment = session_payment(session)?;
     let failure = Failure {
-        stated,
+        seen: Seen::once(stated),
         code: None,
         decline_code: None,
     };

@@ -80,7 +80,12 @@ pub(super) fn failures(facts: &PaymentFacts, story: &mut Story) {
                 "code": failure.code.as_ref().map(|code| &code.0),
                 "declineCode": failure.decline_code.as_ref().map(|code| &code.0),
             });
-            story.tell("payment_failed", attempt.as_str(), &failure.stated, meta);
+            story.tell(
+                "payment_failed",
+                attempt.as_str(),
+                &failure.seen.first,
+                meta,
+            );
         }
         // A payment that is under way is told once, whatever became of it.
         if let Some(processing) = &payment.processing {

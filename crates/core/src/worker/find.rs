@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
+use futures_util::stream::{self, StreamExt as _};
 
 use super::{Candidate, Failure, Finding, READS_AT_ONCE, Worker};
 use crate::entity::{Entity, EntityKey};
@@ -16,17 +16,22 @@ use crate::retry::chain;
 pub(super) enum Target {
     Entity(EntityKey),
     Nowhere(Verdict),
+    /// The index that would tell did not answer.
+    NotFound(String),
 }
 
 /// What else than the rows tells whose an event is.
 struct Hints {
     /// Payments that an event of this batch links to an entity of its own tenant: what comes with it is decided with it.
     linked_here: BTreeMap<PaymentKey, EntityKey>,
-    /// Entities whose column names the payment.
-    by_intent: BTreeMap<PaymentIntentId, Vec<EntityKey>>,
-    /// Statements whose column names the piece.
-    by_piece: BTreeMap<PieceId, Vec<EntityKey>>,
+    /// Entities whose column names the payment, by the index.
+    by_intent: BTreeMap<PaymentIntentId, Nominated>,
+    /// Statements whose column names the piece, by the index.
+    by_piece: BTreeMap<PieceId, Nominated>,
 }
+
+/// An index's answer; one that failed fails only the events that need it.
+type Nominated = Result<Vec<EntityKey>, String>;
 
 impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
     /// Gives each candidate its account's tenant; parks those whose account has none, or several.
@@ -87,18 +92,27 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
             .filter_map(|c| c.claim.names.clone());
         let payments = candidates.iter().filter_map(Candidate::payment).collect();
         let mut rows = self.rows(named.collect(), &payments).await?;
-        let hints = self.hints(candidates, &rows).await?;
-        let targets: Vec<Target> = candidates
+        let hints = self.hints(candidates, &rows).await;
+        let mut targets: Vec<Target> = candidates
             .iter()
             .map(|candidate| target(candidate, &rows, &hints))
             .collect();
         let found = targets.iter().filter_map(|target| match target {
             Target::Entity(key) if !rows.entities.contains_key(key) => Some(key.clone()),
-            Target::Entity(_) | Target::Nowhere(_) => None,
+            Target::Entity(_) | Target::Nowhere(_) | Target::NotFound(_) => None,
         });
         let more = self.rows(found.collect(), &BTreeSet::new()).await?;
         rows.entities.extend(more.entities);
         rows.unreadable.extend(more.unreadable);
+        for (candidate, target) in candidates.iter().zip(&mut targets) {
+            if is_stale(candidate, target, &rows, &hints) {
+                let reason = match candidate.claim.piece {
+                    Some(_) => ParkReason::LetterUnknown,
+                    None => ParkReason::Unlinked,
+                };
+                *target = Target::Nowhere(Verdict::Parked(reason));
+            }
+        }
         Ok((targets, rows))
     }
 
@@ -118,11 +132,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
     }
 
     /// Asks the indexes, once for each payment and piece that the rows do not place.
-    async fn hints(
-        &self,
-        candidates: &[Candidate],
-        rows: &Rows<L::Row>,
-    ) -> Result<Hints, Unavailable> {
+    async fn hints(&self, candidates: &[Candidate], rows: &Rows<L::Row>) -> Hints {
         let linked_here = linked_here(candidates, rows);
         let unplaced = |payment: &PaymentKey| {
             linked(rows, payment).is_none() && !linked_here.contains_key(payment)
@@ -139,21 +149,49 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
             .filter_map(|candidate| candidate.claim.piece.clone())
             .collect();
         let asked = stream::iter(intents).map(async |intent| {
-            let bearing = self.ledger.bearing_intent(&intent).await?;
-            Ok((intent, bearing))
+            let bearing = self.ledger.bearing_intent(&intent).await;
+            (intent, bearing.map_err(|error| chain(&error)))
         });
-        let by_intent = asked.buffer_unordered(READS_AT_ONCE).try_collect().await?;
+        let by_intent = asked.buffer_unordered(READS_AT_ONCE).collect().await;
         let asked = stream::iter(pieces).map(async |piece| {
-            let bearing = self.ledger.bearing_piece(&piece).await?;
-            Ok((piece, bearing))
+            let bearing = self.ledger.bearing_piece(&piece).await;
+            (piece, bearing.map_err(|error| chain(&error)))
         });
-        let by_piece = asked.buffer_unordered(READS_AT_ONCE).try_collect().await?;
-        Ok(Hints {
+        let by_piece = asked.buffer_unordered(READS_AT_ONCE).collect().await;
+        Hints {
             linked_here,
             by_intent,
             by_piece,
-        })
+        }
     }
+}
+
+/// An index lags behind its table: it only nominates, and the row as read decides.
+fn is_stale<R>(candidate: &Candidate, target: &Target, rows: &Rows<R>, hints: &Hints) -> bool {
+    let Target::Entity(key) = target else {
+        return false;
+    };
+    let nominated = |answer: Option<&Nominated>| {
+        answer.is_some_and(|answer| answer.as_ref().is_ok_and(|keys| keys.contains(key)))
+    };
+    let Some((entity, _)) = rows.entities.get(key) else {
+        return false;
+    };
+    let claim = &candidate.claim;
+    if let Some(piece) = &claim.piece {
+        return nominated(hints.by_piece.get(piece))
+            && claim.names.as_ref() != Some(key)
+            && entity.mailed.as_ref() != Some(piece);
+    }
+    let by_intent = claim
+        .intent
+        .as_ref()
+        .and_then(|intent| hints.by_intent.get(intent));
+    let is_placed_otherwise = claim.names.is_some()
+        || candidate.payment().is_some_and(|payment| {
+            linked(rows, &payment).is_some() || hints.linked_here.contains_key(&payment)
+        });
+    !is_placed_otherwise && nominated(by_intent) && entity.intent != claim.intent
 }
 
 fn linked<'r, R>(rows: &'r Rows<R>, payment: &PaymentKey) -> Option<&'r EntityKey> {
@@ -185,14 +223,18 @@ fn linked_here<R>(candidates: &[Candidate], rows: &Rows<R>) -> BTreeMap<PaymentK
 /// Whose an event is: its piece's statement, the entity it names, or the one that bears its payment.
 fn target<R>(candidate: &Candidate, rows: &Rows<R>, hints: &Hints) -> Target {
     let parked = |reason| Target::Nowhere(Verdict::Parked(reason));
-    let one_of = |bearing: Option<&Vec<EntityKey>>, named: Option<&EntityKey>, unknown| match (
-        bearing.map_or(&[][..], Vec::as_slice),
-        named,
-    ) {
-        ([key], _) => Target::Entity(key.clone()),
-        ([], Some(key)) => Target::Entity(key.clone()),
-        ([], None) => parked(unknown),
-        _ => parked(ParkReason::EntityAmbiguous),
+    let one_of = |answer: Option<&Nominated>, named: Option<&EntityKey>, unknown| {
+        let bearing = match answer {
+            Some(Ok(bearing)) => bearing.as_slice(),
+            Some(Err(cause)) => return Target::NotFound(cause.clone()),
+            None => &[],
+        };
+        match (bearing, named) {
+            ([key], _) => Target::Entity(key.clone()),
+            ([], Some(key)) => Target::Entity(key.clone()),
+            ([], None) => parked(unknown),
+            _ => parked(ParkReason::EntityAmbiguous),
+        }
     };
     if candidate.claim.about_account {
         let tenant = candidate.tenant.clone().map(EntityKey::Tenant);

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
+use futures_util::future::{Either, select};
 use futures_util::stream::{self, StreamExt as _};
 
 use self::find::Target;
@@ -35,7 +36,7 @@ pub const COMMITS_AT_ONCE: usize = 4;
 /// Index queries under way at once.
 const READS_AT_ONCE: usize = COMMITS_AT_ONCE;
 /// What a last transaction and the marking of failures may need.
-const TIME_TO_FINISH: Duration = Duration::from_secs(2);
+pub const TIME_TO_FINISH: Duration = Duration::from_secs(2);
 
 /// A message as the queue handed it over.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -164,8 +165,16 @@ impl From<Unavailable> for Failure {
 }
 
 impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
-    /// Settles a batch. Nothing new is started once `deadline` is near.
-    pub async fn work(&self, messages: &[Received], deadline: Timestamp) -> Vec<Report> {
+    /// Settles a batch. Nothing new is started once `deadline` is near, and what is under way when `late` comes is
+    /// reported as not done: a call that hangs must not cost the others their report.
+    pub async fn work(
+        &self,
+        messages: &[Received],
+        deadline: Timestamp,
+        late: impl Future<Output = ()>,
+    ) -> Vec<Report> {
+        let mut late = std::pin::pin!(late);
+        let mut is_late = false;
         let mut named: BTreeMap<EventId, Vec<&Received>> = BTreeMap::new();
         let mut reports = Vec::new();
         for message in messages {
@@ -204,7 +213,17 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                 // 50, 100, 200, 400 ms: losers of one race do not meet again at once.
                 self.clock.pause(Duration::from_millis(25 << round)).await;
             }
-            for finding in self.round(&mut open, deadline).await {
+            let findings = {
+                let round = std::pin::pin!(self.round(&mut open, deadline));
+                match select(round, late.as_mut()).await {
+                    Either::Left((findings, _)) => findings,
+                    Either::Right(_) => {
+                        is_late = true;
+                        break;
+                    }
+                }
+            };
+            for finding in findings {
                 match finding.result {
                     Ok(done) => {
                         let stored = open.remove(&finding.event).and_then(|open| open.stored);
@@ -218,7 +237,10 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                 }
             }
         }
-        self.mark_failed(&open).await;
+        // Without time for it they stay pending, where the sweep finds them.
+        if !is_late {
+            self.mark_failed(&open).await;
+        }
         for (id, messages) in named {
             for message in messages {
                 let (stored, entity, result) = match (settled.get(&id), open.get(&id)) {
@@ -305,14 +327,25 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         match self.targets(&candidates).await {
             Ok((targets, rows)) => {
                 let mut groups: BTreeMap<EntityKey, Vec<Candidate>> = BTreeMap::new();
+                let mut waits: BTreeMap<Option<PaymentKey>, Vec<Candidate>> = BTreeMap::new();
                 for (candidate, target) in candidates.into_iter().zip(targets) {
                     match target {
                         Target::Entity(key) => groups.entry(key).or_default().push(candidate),
                         Target::Nowhere(Verdict::Parked(ParkReason::Unlinked)) => {
-                            findings.push(self.wait(&candidate, &rows).await);
+                            waits
+                                .entry(candidate.payment())
+                                .or_default()
+                                .push(candidate);
+                        }
+                        Target::NotFound(cause) => {
+                            let failure = Failure::Infrastructure(cause);
+                            findings.push(Finding::failed(&candidate.stored.id, failure));
                         }
                         Target::Nowhere(verdict) => verdicts.push(candidate.concluded(verdict)),
                     }
+                }
+                for (payment, group) in waits {
+                    findings.extend(self.wait(payment, group, &rows).await);
                 }
                 let settling: Vec<_> = stream::iter(groups)
                     .map(|(key, group)| self.settle_isolated(key, group, &rows, deadline))

@@ -92,32 +92,14 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                 return findings;
             }
         }
-        let mut facts = Facts::default();
-        for candidate in &group {
-            facts.merge(candidate.claim.facts.clone());
-        }
-        let now = self.clock.now();
-        let next = entity.with(facts, now);
-        let commit = Commit {
-            entity: Some((entity, row, &next)),
-            events: group
-                .iter()
-                .map(|candidate| candidate.concluded(Verdict::Processed))
-                .collect(),
-            payments: links
-                .into_iter()
-                .map(|(payment, row)| {
-                    let link = PaymentWrite::Link {
-                        entity: key.clone(),
-                        version: row.version,
-                    };
-                    (payment, link)
-                })
-                .collect(),
-            now,
-        };
+        let mut committed = self.commit(entity, row, &group, &links).await;
+        let waited = group.len() > own;
         group.truncate(own);
-        match self.ledger.commit(self.provider, commit).await {
+        if waited && matches!(committed, Err(CommitError::Refused(_))) {
+            // What waited may have made it too large: then it is left to the sweep.
+            committed = self.commit(entity, row, &group, &links).await;
+        }
+        match committed {
             Ok(()) => findings.extend(group.iter().map(|candidate| Finding {
                 event: candidate.stored.id.clone(),
                 entity: Some(key.clone()),
@@ -136,6 +118,36 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
             }
         }
         findings
+    }
+
+    async fn commit(
+        &self,
+        entity: &Entity,
+        row: &L::Row,
+        group: &[Candidate],
+        links: &[(PaymentKey, PaymentRow)],
+    ) -> Result<(), CommitError> {
+        let mut facts = Facts::default();
+        for candidate in group {
+            facts.merge(candidate.claim.facts.clone());
+        }
+        let now = self.clock.now();
+        let next = entity.with(facts, now);
+        let link = |(payment, row): &(PaymentKey, PaymentRow)| {
+            let link = PaymentWrite::Link {
+                entity: entity.key.clone(),
+                version: row.version,
+            };
+            (payment.clone(), link)
+        };
+        let concluded = |candidate: &Candidate| candidate.concluded(Verdict::Processed);
+        let commit = Commit {
+            entity: Some((entity, row, &next)),
+            events: group.iter().map(concluded).collect(),
+            payments: links.iter().map(link).collect(),
+            now,
+        };
+        self.ledger.commit(self.provider, commit).await
     }
 
     /// The events that waited for these links, as if they had come in the same batch. One that can no longer be read,
@@ -200,26 +212,44 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         self.finding(concluded, commit).await
     }
 
-    /// Parks an event until something links its payment, and leaves its id where that will be found.
-    pub(super) async fn wait(&self, candidate: &Candidate, rows: &Rows<L::Row>) -> Finding {
-        let concluded = candidate.concluded(Verdict::Parked(ParkReason::Unlinked));
-        let payments = candidate.payment().map(|payment| {
+    /// Parks events until something links their payment, and leaves their ids where that will be found.
+    pub(super) async fn wait(
+        &self,
+        payment: Option<PaymentKey>,
+        group: Vec<Candidate>,
+        rows: &Rows<L::Row>,
+    ) -> Vec<Finding> {
+        let parked =
+            |candidate: &Candidate| candidate.concluded(Verdict::Parked(ParkReason::Unlinked));
+        let events: Vec<Concluded> = group.iter().map(parked).collect();
+        let payments = payment.map(|payment| {
             let version = rows.payments.get(&payment).map_or(0, |row| row.version);
-            (
-                payment,
-                PaymentWrite::Wait {
-                    event: candidate.stored.id.clone(),
-                    version,
-                },
-            )
+            let ids = events.iter().map(|concluded| concluded.event.clone());
+            let wait = PaymentWrite::Wait {
+                events: ids.collect(),
+                version,
+            };
+            (payment, wait)
         });
         let commit = Commit {
             entity: None,
-            events: vec![concluded.clone()],
+            events: events.clone(),
             payments: payments.into_iter().collect(),
             now: self.clock.now(),
         };
-        self.finding(concluded, commit).await
+        let committed = self.ledger.commit(self.provider, commit).await;
+        let failed = committed
+            .err()
+            .map(|error| Failure::Infrastructure(chain(&error)));
+        let finding = |concluded: Concluded| Finding {
+            event: concluded.event,
+            entity: None,
+            result: match &failed {
+                None => Ok(Done::Concluded(concluded.verdict)),
+                Some(failure) => Err(failure.clone()),
+            },
+        };
+        events.into_iter().map(finding).collect()
     }
 
     async fn finding(&self, concluded: Concluded, commit: Commit<'_, L::Row>) -> Finding {
