@@ -23,7 +23,8 @@ pub mod stripe;
 const PAGE: usize = 25;
 /// A run looks at no more orders than this unless its input says so.
 const LIMIT: usize = 1_000;
-/// What an order under way may need: three tries of 10 s at Stripe, and a write.
+/// No order is begun with less left than this: a few calls to Stripe of 10 s each, and a write. One that needs longer
+/// is cut, and found again by the next run.
 const TIME_TO_FINISH: Duration = Duration::from_secs(45);
 
 /// What the schedule or a person asks for. Everything may be left out; what is not known is refused, because a
