@@ -761,6 +761,10 @@ mod tests {
         for (item, reason) in [
             (json!({ "timeline": "none" }), "the timeline is no list"),
             (json!({ "stripe": "none" }), "the facts are no map"),
+            (
+                json!({ "stripe": { "schema": 2 } }),
+                "the facts are of a newer form than 1",
+            ),
         ] {
             assert_eq!(rows::entity(&key, &schema, row(item)).unwrap_err(), reason);
         }

@@ -34,6 +34,10 @@ pub(super) struct Schema {
     pub(super) guarded: &'static [&'static str],
 }
 
+/// The form of the stored facts; one more whenever a kind of fact is added, so that a function that is not updated yet
+/// parks the event instead of dropping what it does not know.
+const FACTS_SCHEMA: i64 = 1;
+
 pub(super) const ORDER_GUARDS: [&str; 7] = [
     "status",
     "paymentStatus",
@@ -142,6 +146,10 @@ fn read_facts(key: &EntityKey, value: &AttributeValue) -> Result<(Facts, Derived
             .cloned()
             .unwrap_or_else(|| AttributeValue::M(HashMap::new()))
     };
+    if items::integer(members, "schema").unwrap_or(0) > FACTS_SCHEMA {
+        // Writing it back would drop what a newer function put there.
+        return Err(format!("the facts are of a newer form than {FACTS_SCHEMA}"));
+    }
     let derived: Derived = from_attribute(part("derived"))?;
     let facts = match key {
         EntityKey::Order(_) => Facts {
@@ -206,11 +214,16 @@ pub(super) fn columns(
     let requires_review = Some(AttributeValue::Bool(!standing.review_reasons.is_empty()));
     let moment = |at: Option<Timestamp>| at.map(|at| s(at.to_string()));
     let derived = to_attribute(&next.derived)?;
+    let schema = || ("schema".to_owned(), n(FACTS_SCHEMA));
     let mut columns: Columns = vec![("version", Some(n(entity.version.saturating_add(1))))];
     let timeline = ("timeline", Some(AttributeValue::L(entries)));
     match entity.key {
         EntityKey::Tenant(_) => {
-            columns.push(("stripe", Some(to_attribute(&next.facts.account)?)));
+            let mut facts = to_attribute(&next.facts.account)?;
+            if let AttributeValue::M(members) = &mut facts {
+                members.extend([schema()]);
+            }
+            columns.push(("stripe", Some(facts)));
             let standing = &next.account;
             columns.push(("stripe_status", Some(s(standing.status.as_str()))));
             if let Some(able) = standing.abilities {
@@ -223,7 +236,7 @@ pub(super) fn columns(
             columns.push(timeline);
             let mut facts = to_attribute(&next.facts.payment)?;
             if let AttributeValue::M(members) = &mut facts {
-                members.insert("derived".to_owned(), derived);
+                members.extend([schema(), ("derived".to_owned(), derived)]);
             }
             columns.extend([
                 ("stripe", Some(facts)),
@@ -248,6 +261,7 @@ pub(super) fn columns(
                 ("payment".to_owned(), to_attribute(&next.facts.payment)?),
                 ("mail".to_owned(), to_attribute(&next.facts.mail)?),
                 ("derived".to_owned(), derived),
+                schema(),
             ]);
             columns.push(("facts", Some(AttributeValue::M(facts))));
             // A half without facts is not ours to write: a statement may be paid by other means than Stripe.
