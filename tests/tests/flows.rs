@@ -16,6 +16,7 @@ use aws_sdk_dynamodb::types::AttributeValue;
 use aws_sdk_sqs::types::QueueAttributeName;
 use billhook_testkit::events::{
     charge_refunded, from_account, intent_failed, intent_succeeded, letter, session_completed,
+    stripe,
 };
 use billhook_testkit::local::{LocalAws, Options, delete, repository};
 use billhook_testkit::proxy::{Fault, Proxy};
@@ -904,6 +905,80 @@ fn the_cleanup_ends_the_payment_at_stripe_and_then_cancels_the_order() {
             (&json!("completed"), &json!(true))
         );
         assert_eq!(row["reviewReasons"], json!(["paid_after_cancel:pi_stale"]));
+        Ok(())
+    });
+}
+
+#[test]
+fn an_accounts_own_events_keep_its_tenants_row() {
+    flow(false, async |stage| {
+        let world = &stage.world;
+        let tenant = json!({ "tenant_id": "ten_acct", "name": "Acct", "stripe_connected_account_id": "acct_own" });
+        world.put("TenantsTable", tenant).await?;
+        for (id, kind, at, charges, status) in [
+            ("evt_acct_1", "account.updated", 0, false, "restricted"),
+            ("evt_acct_2", "account.updated", 1, true, "connected"),
+            (
+                "evt_acct_3",
+                "account.application.deauthorized",
+                2,
+                true,
+                "deauthorized",
+            ),
+        ] {
+            let account =
+                json!({ "id": "acct_own", "charges_enabled": charges, "payouts_enabled": true });
+            let event = stripe(id, kind, world.now_s() + at, account);
+            world.stripe(&from_account(event, "acct_own"), 1).await?;
+            world.settled(STRIPE, "processed", &[id]).await?;
+            let row = world
+                .row("TenantsTable", "tenant_id", "ten_acct")
+                .await?
+                .unwrap();
+            assert_eq!(
+                (&row["stripe_status"], &row["charges_enabled"]),
+                (&json!(status), &json!(charges))
+            );
+            assert_eq!(row["name"], "Acct");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_statement_paid_through_stripe_has_both_its_halves() {
+    flow(false, async |stage| {
+        let world = &stage.world;
+        let row = json!({ "statement_id": "st_both", "amount_due": 4200, "currency": "usd", "lob_letter_id": "ltr_both" });
+        world.put("StatementsTable", row).await?;
+        let metadata = json!({ "statement_id": "st_both" });
+        world
+            .stripe(
+                &intent_succeeded("evt_both_p", world.now_s(), "pi_both", metadata, 4200),
+                1,
+            )
+            .await?;
+        world
+            .lob(&letter(
+                "evt_both_l",
+                "2026-11-20T08:00:00.000Z",
+                "ltr_both",
+                "mailed",
+            ))
+            .await?;
+        world.settled(STRIPE, "processed", &["evt_both_p"]).await?;
+        world.settled(LOB, "processed", &["evt_both_l"]).await?;
+        let row = world.statement("st_both").await?;
+        assert_eq!(
+            (&row["payment_status"], &row["amount_paid"]),
+            (&json!("paid"), &json!(4200))
+        );
+        assert_eq!(
+            (&row["mail_status"], &row["version"]),
+            (&json!("mailed"), &json!(2))
+        );
+        assert_eq!(row["stripe_payment_intent_id"], "pi_both");
+        assert_eq!(types(&row), ["mail_mailed", "payment_succeeded"]);
         Ok(())
     });
 }
