@@ -183,13 +183,13 @@ impl Entity {
                 ..payment_columns(&standing)
             },
         };
-        let ours = self.intent.is_none() || self.intent == self.derived.intent;
-        let ours_too = self.session.is_none() || self.session == self.derived.session;
+        let is_our_intent = self.intent.is_none() || self.intent == self.derived.intent;
+        let is_our_session = self.session.is_none() || self.session == self.derived.session;
         let derived = Derived {
             columns,
             review_reasons: standing.review_reasons.iter().cloned().collect(),
-            intent: standing.intent.clone().filter(|_| ours),
-            session: standing.session.clone().filter(|_| ours_too),
+            intent: standing.intent.clone().filter(|_| is_our_intent),
+            session: standing.session.clone().filter(|_| is_our_session),
         };
         Next {
             facts,

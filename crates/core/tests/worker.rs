@@ -324,6 +324,30 @@ async fn all_that_wait_for_one_payment_are_parked_in_one_transaction() {
 }
 
 #[tokio::test]
+async fn what_a_lagging_index_names_is_not_believed_against_the_row() {
+    let tables = tables();
+    let stale = [("pi_1", order("ord_1")), ("ltr_old", statement("st_1"))];
+    *tables.stale.lock().unwrap() = stale.map(|(id, key)| (id.to_owned(), key)).into();
+    deliver(
+        &tables,
+        Provider::Stripe,
+        &[intent_succeeded("evt_1", T, "pi_1", json!({}), 4200)],
+    )
+    .await;
+    let at = "2026-11-20T08:00:00Z";
+    deliver(
+        &tables,
+        Provider::Lob,
+        &[letter("evt_2", at, "ltr_old", "mailed")],
+    )
+    .await;
+    assert_eq!(outcome(&tables, "evt_1"), parked("unlinked"));
+    assert_eq!(outcome(&tables, "evt_2"), parked("letter_unknown"));
+    assert_eq!(entity(&tables, &order("ord_1")).version, 0);
+    assert_eq!(entity(&tables, &statement("st_1")).version, 0);
+}
+
+#[tokio::test]
 async fn an_index_that_does_not_answer_fails_only_those_that_need_it() {
     let tables = tables();
     let batch = [

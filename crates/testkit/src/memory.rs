@@ -190,6 +190,8 @@ pub struct MemoryTables {
     pub tenants: Mutex<Vec<(AccountId, TenantId)>>,
     /// Calls, by name.
     pub calls: Mutex<BTreeMap<&'static str, usize>>,
+    /// What an index still answers for a payment or a piece, whatever the rows say: it lags.
+    pub stale: Mutex<BTreeMap<String, EntityKey>>,
     /// Reads of events never come back.
     pub hangs: AtomicBool,
     /// What writes meet.
@@ -341,6 +343,9 @@ impl Ledger for &MemoryTables {
         intent: &PaymentIntentId,
     ) -> Result<Vec<EntityKey>, Unavailable> {
         self.read("bearing_intent")?;
+        if let Some(key) = lock(&self.stale).get(intent.as_str()) {
+            return Ok(vec![key.clone()]);
+        }
         let all = lock(&self.entities);
         Ok(all
             .values()
@@ -351,6 +356,9 @@ impl Ledger for &MemoryTables {
 
     async fn bearing_piece(&self, piece: &PieceId) -> Result<Vec<EntityKey>, Unavailable> {
         self.read("bearing_piece")?;
+        if let Some(key) = lock(&self.stale).get(piece.as_str()) {
+            return Ok(vec![key.clone()]);
+        }
         let all = lock(&self.entities);
         Ok(all
             .values()

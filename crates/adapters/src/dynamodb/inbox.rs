@@ -150,7 +150,7 @@ fn insert_payload(item: &mut Item, payload: &[u8], compressed: Vec<u8>) {
     }
 }
 
-/// Level 1: 8 µs for 2.6 KB, and cheaper than not compressing at 60 KB (`docs` on speed).
+/// Level 1: a few microseconds for a small event, and cheaper than sending a large one whole.
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
     // Writing into memory does not fail; were it to, the empty result would be longer than nothing and never be used.

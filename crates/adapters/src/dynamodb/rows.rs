@@ -210,7 +210,6 @@ pub(super) fn columns(
     }
     let reasons: Vec<String> = standing.review_reasons.iter().cloned().collect();
     let reasons = (!reasons.is_empty()).then_some(AttributeValue::Ss(reasons));
-    let reasons_again = reasons.clone();
     let requires_review = Some(AttributeValue::Bool(!standing.review_reasons.is_empty()));
     let moment = |at: Option<Timestamp>| at.map(|at| s(at.to_string()));
     let derived = to_attribute(&next.derived)?;
@@ -264,25 +263,20 @@ pub(super) fn columns(
                 schema(),
             ]);
             columns.push(("facts", Some(AttributeValue::M(facts))));
-            // A half without facts is not ours to write: a statement may be paid by other means than Stripe.
+            // A half without facts is not ours to write: a statement may be paid by other means than Stripe. Where only a
+            // person spoke, the review is ours and the payment is not.
+            if next.facts.payment != PaymentFacts::default() {
+                columns.extend([
+                    ("requires_review", requires_review),
+                    ("review_reasons", reasons),
+                ]);
+            }
             if next.facts.payment.is_stated() {
                 columns.extend([
                     ("payment_status", Some(s(standing.payment_status.as_str()))),
-                    ("requires_review", requires_review),
-                    ("review_reasons", reasons),
                     ("amount_paid", Some(n(standing.amount_paid))),
                     ("amount_refunded", Some(n(standing.amount_refunded))),
                     ("paid_at", moment(standing.paid_at)),
-                ]);
-            }
-            if !next.facts.payment.is_stated() && next.facts.payment != PaymentFacts::default() {
-                // Only a person spoke: the review is ours, the payment is not.
-                columns.extend([
-                    (
-                        "requires_review",
-                        Some(AttributeValue::Bool(!standing.review_reasons.is_empty())),
-                    ),
-                    ("review_reasons", reasons_again),
                 ]);
             }
             if let Some(intent) = &next.derived.intent {
