@@ -1,0 +1,167 @@
+//! Every flow, end to end: the real template and the real function binaries on the local AWS with enforced policies,
+//! real HTTP, a Stripe that signs, and a proxy at the wire that counts and breaks the functions' calls.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+mod faults;
+mod http;
+mod letters;
+mod payments;
+mod rotation;
+mod scheduled;
+
+use std::collections::BTreeMap;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, LazyLock};
+
+use anyhow::Result;
+use aws_sdk_dynamodb::types::AttributeValue;
+use aws_sdk_sqs::types::QueueAttributeName;
+use billhook_testkit::events::{
+    charge_refunded, from_account, intent_failed, intent_succeeded, letter, session_completed,
+    stripe,
+};
+use billhook_testkit::local::{LocalAws, Options, delete, repository};
+use billhook_testkit::proxy::{Fault, Proxy};
+use billhook_testkit::sign::sign_stripe;
+use billhook_testkit::stripe::{Config, LocalStripe};
+use billhook_tests::world::World;
+use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+use tokio::sync::RwLock;
+
+const STRIPE: &str = "StripeEventsTable";
+const LOB: &str = "LobEventsTable";
+
+/// One stage for all tests of this file; it ends with the process.
+struct Stage {
+    world: World,
+    proxy: Proxy,
+    name: String,
+    stripe: LocalStripe,
+    /// Tests that count calls, plan faults or fill a dead-letter queue have the stage to themselves.
+    alone: RwLock<()>,
+    aws: Arc<LocalAws>,
+}
+
+static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+});
+
+static STAGE: LazyLock<Stage> = LazyLock::new(|| RUNTIME.block_on(stage()).unwrap());
+
+async fn stage() -> Result<Stage> {
+    // No other process on the machine may have functions of this name: one test kills by it.
+    let app = format!("flows{}", std::process::id());
+    let proxy = Proxy::start().await?;
+    let stripe = LocalStripe::start(Config::default()).await?;
+    let mut options = Options::temporary("flows");
+    options.functions_endpoint = Some(proxy.endpoint());
+    let starting = tokio::task::spawn_blocking(move || LocalAws::start(&options));
+    let aws = Arc::new(starting.await??);
+    proxy.set_upstream(&aws.endpoint());
+    let base = stripe.base_url();
+    let name = format!("{app}-test");
+    let world = World::deploy(&aws, &name, &[("AppName", &app), ("Env", "test")], &base).await?;
+    // Three receives at 60 s each would be most of the run; that the template says 60 is tested on the template.
+    for queue in ["StripeEventsQueueUrl", "LobEventsQueueUrl"] {
+        let set = world
+            .aws
+            .sqs()
+            .set_queue_attributes()
+            .queue_url(world.stack.output(queue)?);
+        set.attributes(QueueAttributeName::VisibilityTimeout, "1")
+            .send()
+            .await?;
+    }
+    for (tenant, account) in [("ten_a", "acct_a"), ("ten_b", "acct_b")] {
+        let row = json!({ "tenant_id": tenant, "stripe_connected_account_id": account });
+        world.put("TenantsTable", row).await?;
+    }
+    Ok(Stage {
+        world,
+        proxy,
+        name,
+        stripe,
+        alone: RwLock::new(()),
+        aws,
+    })
+}
+
+/// Runs a flow beside others, or alone, and then looks whether anything is left in a queue.
+fn flow(alone: bool, run: impl AsyncFnOnce(&'static Stage) -> Result<()>) {
+    let stage = &*STAGE;
+    RUNTIME
+        .block_on(async {
+            if alone {
+                let _held = stage.alone.write().await;
+                run(stage).await?;
+                stage.world.drained().await
+            } else {
+                let _held = stage.alone.read().await;
+                run(stage).await?;
+                stage.world.drained().await
+            }
+        })
+        .unwrap();
+}
+
+async fn order(world: &World, id: &str, tenant: Option<&str>) -> Result<()> {
+    let mut row = json!({ "id": id, "userId": "user_1", "status": "pending", "amountTotal": 4200, "currency": "usd",
+        "timeline": [{ "type": "note", "at": "2026-01-01T00:00:00.000Z", "actor": "application" }] });
+    if let Some(tenant) = tenant {
+        row["tenantId"] = json!(tenant);
+    }
+    world.put("OrdersTable", row).await
+}
+
+fn named(order: &str) -> Value {
+    json!({ "order_id": order })
+}
+
+async fn event(world: &World, table: &str, id: &str) -> Result<Value> {
+    Ok(world.event(table, id).await?.unwrap_or_default())
+}
+
+fn types(row: &Value) -> Vec<&str> {
+    row["timeline"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| entry["type"].as_str().unwrap())
+        .collect()
+}
+
+async fn signing_secret(world: &World, output: &str) -> Result<String> {
+    let get = world
+        .aws
+        .secrets_manager()
+        .get_secret_value()
+        .secret_id(world.stack.output(output)?);
+    let text = get.send().await?.secret_string.unwrap_or_default();
+    Ok(serde_json::from_str::<Value>(&text)?["signing_secret"]
+        .as_str()
+        .unwrap()
+        .to_owned())
+}
+
+fn sample(provider: &str, name: &str, own: &str) -> Value {
+    let path = repository().join(format!("events/payloads/{provider}/{name}.json"));
+    let text = std::fs::read_to_string(path).unwrap();
+    let text = text
+        .replace("SAMPLE", own)
+        .replace("ord_2041", &format!("ord_{own}"));
+    serde_json::from_str(&text.replace("4a1b2c3d4e5f6071", own)).unwrap()
+}
+
+/// Invokes a function by hand, as the console's test button does.
+async fn invoke(world: &World, output: &str, input: &Value) -> Result<Value> {
+    world.invoke(world.stack.output(output)?, input).await
+}

@@ -1,0 +1,430 @@
+//! Stripe's events: orders, statements, tenants, and the row that each sample leaves.
+
+use super::*;
+
+#[test]
+fn a_payment_its_duplicate_and_its_refund() {
+    flow(false, async |stage| {
+        let world = &stage.world;
+        let now = world.now_s();
+        order(world, "ord_plain", None).await?;
+        let paid = intent_succeeded("evt_plain", now, "pi_plain", named("ord_plain"), 4200);
+        let answers = world.stripe(&paid, 1).await?;
+        assert_eq!(
+            (answers[0].status, &answers[0].body["duplicate"]),
+            (200, &json!(false))
+        );
+        assert_eq!(answers[0].body["event_id"], "evt_plain");
+        world.settled(STRIPE, "processed", &["evt_plain"]).await?;
+        let again = world.stripe(&paid, 1).await?;
+        assert_eq!(
+            (again[0].status, &again[0].body["duplicate"]),
+            (200, &json!(true))
+        );
+        world
+            .stripe(
+                &charge_refunded("evt_plain_r", now + 1, "ch_plain", Some("pi_plain"), 4200),
+                1,
+            )
+            .await?;
+        world.settled(STRIPE, "processed", &["evt_plain_r"]).await?;
+
+        let row = world.order("ord_plain").await?;
+        assert_eq!(
+            (&row["status"], &row["paymentStatus"]),
+            (&json!("refunded"), &json!("refunded"))
+        );
+        assert_eq!(
+            (&row["amountRefunded"], &row["version"]),
+            (&json!(4200), &json!(2))
+        );
+        assert_eq!(
+            (&row["stripePaymentIntentId"], &row["requiresReview"]),
+            (&json!("pi_plain"), &json!(false))
+        );
+        assert_eq!(types(&row), ["note", "payment_succeeded", "refund_full"]);
+        assert_eq!(row["timeline"][1]["eventId"], "evt_plain");
+        // What the application wrote is as it was.
+        assert_eq!(
+            (&row["userId"], &row["amountTotal"]),
+            (&json!("user_1"), &json!(4200))
+        );
+        let kept = event(world, STRIPE, "evt_plain").await?;
+        assert_eq!(
+            (&kept["processed"], &kept["attempts"], &kept["open"]),
+            (&json!(true), &json!(1), &Value::Null)
+        );
+        assert_eq!(kept["correlation_id"], answers[0].body["correlation_id"]);
+        Ok(())
+    });
+}
+
+#[test]
+fn fifty_deliveries_of_one_event_at_once_have_one_effect() {
+    flow(false, async |stage| {
+        let world = &stage.world;
+        order(world, "ord_fifty", None).await?;
+        let paid = intent_succeeded(
+            "evt_fifty",
+            world.now_s(),
+            "pi_fifty",
+            named("ord_fifty"),
+            4200,
+        );
+        let answers = world.stripe(&paid, 50).await?;
+        assert_eq!(answers.len(), 50);
+        assert!(
+            answers.iter().all(|answer| answer.status == 200),
+            "{answers:?}"
+        );
+        world.settled(STRIPE, "processed", &["evt_fifty"]).await?;
+        world.drained().await?;
+        let row = world.order("ord_fifty").await?;
+        assert_eq!(
+            (&row["status"], &row["version"]),
+            (&json!("completed"), &json!(1))
+        );
+        assert_eq!(types(&row), ["note", "payment_succeeded"]);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_refund_and_a_success_before_anything_names_their_order() {
+    flow(false, async |stage| {
+        let world = &stage.world;
+        let now = world.now_s();
+        order(world, "ord_late", Some("ten_a")).await?;
+        let of_tenant = |event| from_account(event, "acct_a");
+        let refund = of_tenant(charge_refunded(
+            "evt_late_r",
+            now + 2,
+            "ch_late",
+            Some("pi_late"),
+            1000,
+        ));
+        let paid = of_tenant(intent_succeeded(
+            "evt_late_s",
+            now,
+            "pi_late",
+            json!({}),
+            4200,
+        ));
+        world.stripe(&refund, 1).await?;
+        world.stripe(&paid, 1).await?;
+        world
+            .settled(STRIPE, "parked", &["evt_late_r", "evt_late_s"])
+            .await?;
+        assert_eq!(
+            event(world, STRIPE, "evt_late_r").await?["processing_error"],
+            "unlinked"
+        );
+        let waiting = world
+            .row("PaymentsTable", "payment_id", "acct_a#pi_late")
+            .await?
+            .unwrap();
+        assert_eq!(waiting["waiting"].as_array().unwrap().len(), 2);
+
+        let session = session_completed(
+            "evt_late_c",
+            now + 1,
+            "cs_late",
+            Some("pi_late"),
+            named("ord_late"),
+            "unpaid",
+        );
+        world.stripe(&of_tenant(session), 1).await?;
+        world
+            .settled(
+                STRIPE,
+                "processed",
+                &["evt_late_c", "evt_late_r", "evt_late_s"],
+            )
+            .await?;
+        let row = world.order("ord_late").await?;
+        assert_eq!(
+            (&row["status"], &row["amountRefunded"]),
+            (&json!("completed"), &json!(1000))
+        );
+        assert_eq!(
+            types(&row),
+            [
+                "note",
+                "payment_succeeded",
+                "checkout_completed",
+                "refund_partial"
+            ]
+        );
+        assert_eq!(row["stripeCheckoutSessionId"], "cs_late");
+        let linked = world
+            .row("PaymentsTable", "payment_id", "acct_a#pi_late")
+            .await?
+            .unwrap();
+        assert_eq!(
+            (&linked["entity"], &linked["waiting"]),
+            (&json!("order#ord_late"), &Value::Null)
+        );
+        assert_eq!(
+            event(world, STRIPE, "evt_late_r").await?["tenant_id"],
+            "ten_a"
+        );
+        Ok(())
+    });
+}
+
+#[test]
+fn a_payment_is_found_by_the_orders_own_column() {
+    flow(false, async |stage| {
+        let world = &stage.world;
+        order(world, "ord_column", None).await?;
+        let row = json!({ "id": "ord_column", "status": "pending", "amountTotal": 4200, "currency": "usd",
+            "stripePaymentIntentId": "pi_column" });
+        world.put("OrdersTable", row).await?;
+        world
+            .stripe(
+                &intent_succeeded("evt_column", world.now_s(), "pi_column", json!({}), 4200),
+                1,
+            )
+            .await?;
+        world.settled(STRIPE, "processed", &["evt_column"]).await?;
+        assert_eq!(world.order("ord_column").await?["status"], "completed");
+        Ok(())
+    });
+}
+
+#[test]
+fn another_tenants_order_is_parked_and_untouched() {
+    flow(false, async |stage| {
+        let world = &stage.world;
+        order(world, "ord_theirs", Some("ten_a")).await?;
+        let before = world.order("ord_theirs").await?;
+        let forged = intent_succeeded(
+            "evt_theirs",
+            world.now_s(),
+            "pi_theirs",
+            named("ord_theirs"),
+            4200,
+        );
+        world
+            .stripe(&from_account(forged.clone(), "acct_b"), 1)
+            .await?;
+        let mut unknown = from_account(forged, "acct_nobody");
+        unknown["id"] = json!("evt_nobody");
+        world.stripe(&unknown, 1).await?;
+        world
+            .settled(STRIPE, "parked", &["evt_theirs", "evt_nobody"])
+            .await?;
+        assert_eq!(
+            event(world, STRIPE, "evt_theirs").await?["processing_error"],
+            "cross_tenant"
+        );
+        assert_eq!(
+            event(world, STRIPE, "evt_nobody").await?["processing_error"],
+            "tenant_unknown"
+        );
+        assert_eq!(world.order("ord_theirs").await?, before);
+        // Released by the tenant's row and another delivery: decided as if it had never waited.
+        let row = json!({ "tenant_id": "ten_n", "stripe_connected_account_id": "acct_nobody" });
+        world.put("TenantsTable", row).await?;
+        world.stripe(&unknown, 1).await?;
+        let decided = world
+            .until(async || {
+                Ok(event(world, STRIPE, "evt_nobody").await?["processing_error"] == "cross_tenant")
+            })
+            .await?;
+        assert!(decided);
+        Ok(())
+    });
+}
+
+#[test]
+fn an_accounts_own_events_keep_its_tenants_row() {
+    flow(false, async |stage| {
+        let world = &stage.world;
+        let tenant = json!({ "tenant_id": "ten_acct", "name": "Acct", "stripe_connected_account_id": "acct_own" });
+        world.put("TenantsTable", tenant).await?;
+        for (id, kind, at, charges, status) in [
+            ("evt_acct_1", "account.updated", 0, false, "restricted"),
+            ("evt_acct_2", "account.updated", 1, true, "connected"),
+            (
+                "evt_acct_3",
+                "account.application.deauthorized",
+                2,
+                true,
+                "deauthorized",
+            ),
+        ] {
+            let account =
+                json!({ "id": "acct_own", "charges_enabled": charges, "payouts_enabled": true });
+            let event = stripe(id, kind, world.now_s() + at, account);
+            world.stripe(&from_account(event, "acct_own"), 1).await?;
+            world.settled(STRIPE, "processed", &[id]).await?;
+            let row = world
+                .row("TenantsTable", "tenant_id", "ten_acct")
+                .await?
+                .unwrap();
+            assert_eq!(
+                (&row["stripe_status"], &row["charges_enabled"]),
+                (&json!(status), &json!(charges))
+            );
+            assert_eq!(row["name"], "Acct");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_statement_paid_through_stripe_has_both_its_halves() {
+    flow(false, async |stage| {
+        let world = &stage.world;
+        let row = json!({ "statement_id": "st_both", "amount_due": 4200, "currency": "usd", "lob_letter_id": "ltr_both" });
+        world.put("StatementsTable", row).await?;
+        let metadata = json!({ "statement_id": "st_both" });
+        world
+            .stripe(
+                &intent_succeeded("evt_both_p", world.now_s(), "pi_both", metadata, 4200),
+                1,
+            )
+            .await?;
+        world
+            .lob(&letter(
+                "evt_both_l",
+                "2026-11-20T08:00:00.000Z",
+                "ltr_both",
+                "mailed",
+            ))
+            .await?;
+        world.settled(STRIPE, "processed", &["evt_both_p"]).await?;
+        world.settled(LOB, "processed", &["evt_both_l"]).await?;
+        let row = world.statement("st_both").await?;
+        assert_eq!(
+            (&row["payment_status"], &row["amount_paid"]),
+            (&json!("paid"), &json!(4200))
+        );
+        assert_eq!(
+            (&row["mail_status"], &row["version"]),
+            (&json!("mailed"), &json!(2))
+        );
+        assert_eq!(row["stripe_payment_intent_id"], "pi_both");
+        assert_eq!(types(&row), ["mail_mailed", "payment_succeeded"]);
+        Ok(())
+    });
+}
+
+/// A provider's sample, with ids of its own so that no two samples meet.
+
+#[test]
+fn every_sample_of_stripe_leaves_the_row_of_this_table() {
+    // Sample, and of its order: status, paymentStatus, requiresReview, amountRefunded, timeline.
+    const ROWS: [(&str, &str); 20] = [
+        (
+            "checkout_session_completed_paid",
+            "completed paid false 0 checkout_completed,payment_succeeded",
+        ),
+        (
+            "checkout_session_completed_unpaid_delayed_method",
+            "pending unpaid false 0 checkout_completed",
+        ),
+        (
+            "checkout_session_completed_subscription",
+            "completed paid false 0 checkout_completed,payment_succeeded",
+        ),
+        (
+            "checkout_session_async_payment_succeeded",
+            "completed paid false 0 payment_succeeded",
+        ),
+        (
+            "checkout_session_async_payment_failed",
+            "payment_failed failed false 0 payment_failed",
+        ),
+        (
+            "checkout_session_expired",
+            "pending unpaid false 0 checkout_expired",
+        ),
+        (
+            "payment_intent_processing",
+            "pending processing false 0 payment_processing",
+        ),
+        (
+            "payment_intent_succeeded",
+            "completed paid false 0 payment_succeeded",
+        ),
+        (
+            "payment_intent_payment_failed",
+            "payment_failed failed false 0 payment_failed",
+        ),
+        ("payment_intent_canceled", "pending unpaid false 0 "),
+        (
+            "connect_payment_intent_succeeded_direct_charge",
+            "completed paid false 0 payment_succeeded",
+        ),
+        (
+            "charge_refunded_partial",
+            "pending unpaid false 1500 refund_partial",
+        ),
+        (
+            "charge_refunded_full",
+            "refunded refunded false 4200 refund_full",
+        ),
+        ("refund_created", "pending unpaid false 4200 refund_partial"),
+        ("refund_updated", "pending unpaid false 4200 refund_partial"),
+        (
+            "refund_failed",
+            "pending unpaid true 0 refund_failed,review_flagged",
+        ),
+        (
+            "charge_dispute_created",
+            "pending disputed true 0 dispute_opened,review_flagged",
+        ),
+        (
+            "charge_dispute_funds_withdrawn",
+            "pending disputed true 0 dispute_opened,review_flagged",
+        ),
+        (
+            "charge_dispute_funds_reinstated",
+            "pending unpaid false 0 dispute_opened,dispute_won",
+        ),
+        (
+            "charge_dispute_closed_lost",
+            "pending charged_back true 0 dispute_lost,dispute_opened,review_flagged",
+        ),
+    ];
+    flow(false, async |stage| {
+        let world = &stage.world;
+        let mut found = Vec::new();
+        for (n, (name, _)) in ROWS.iter().enumerate() {
+            let own = format!("S{n:02}");
+            let mut event = sample("stripe", name, &own);
+            event["livemode"] = json!(false);
+            let mut row = json!({ "id": format!("ord_{own}"), "status": "pending", "amountTotal": 4200, "currency": "usd" });
+            // A dispute names its payment only.
+            let object = &event["data"]["object"];
+            if let Some(intent) = object["payment_intent"].as_str() {
+                row["stripePaymentIntentId"] = json!(intent);
+            }
+            if let Some(account) = event["account"].as_str() {
+                row["tenantId"] = json!(own);
+                let tenant = json!({ "tenant_id": own, "stripe_connected_account_id": account });
+                world.put("TenantsTable", tenant).await?;
+            }
+            world.put("OrdersTable", row).await?;
+            world.stripe(&event, 1).await?;
+            world
+                .settled(STRIPE, "processed", &[event["id"].as_str().unwrap()])
+                .await?;
+            let row = world.order(&format!("ord_{own}")).await?;
+            found.push(format!(
+                "{} {} {} {} {}",
+                row["status"].as_str().unwrap(),
+                row["paymentStatus"].as_str().unwrap(),
+                row["requiresReview"],
+                row["amountRefunded"],
+                types(&row).join(",")
+            ));
+        }
+        for ((name, expected), found) in ROWS.iter().zip(&found) {
+            assert_eq!(found, expected, "{name}");
+        }
+        Ok(())
+    });
+}
