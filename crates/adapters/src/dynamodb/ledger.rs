@@ -22,6 +22,7 @@ use billhook_core::time::Timestamp;
 
 use super::expression::Expression;
 use super::inbox::kept;
+use super::index::Index;
 use super::items::{self, Item, n, s, text};
 use super::rows::{self, ORDER_GUARDS, Row, STATEMENT_GUARDS, Schema, TENANT_GUARDS};
 use super::unavailable;
@@ -150,34 +151,24 @@ impl<C: Clock> DynamoLedger<C> {
         })
     }
 
-    /// The keys that an index holds for a value. Two are enough to know that it is not one.
+    /// The keys that hold a value. Two are enough to know that it is not one.
     async fn nominated(
         &self,
         table: &str,
-        index: &str,
+        name: &str,
         column: &str,
         value: &str,
         key: &str,
     ) -> Result<Vec<String>, Unavailable> {
-        let answer = self
-            .client
-            .query()
-            .table_name(table)
-            .index_name(index)
-            .key_condition_expression("#c = :v")
-            .expression_attribute_names("#c", column)
-            .expression_attribute_names("#k", key)
-            .expression_attribute_values(":v", s(value))
-            .projection_expression("#k")
-            .limit(2)
-            .send()
-            .await
-            .map_err(|error| unavailable(format!("query {index} of {table}"), error))?;
-        Ok(answer
-            .items()
-            .iter()
-            .filter_map(|item| text(item, key).map(str::to_owned))
-            .collect())
+        let client = &self.client;
+        let index = Index {
+            client,
+            table,
+            name,
+            column,
+            key,
+        };
+        index.find(value, 2).await
     }
 
     fn entity_update(
@@ -456,7 +447,18 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
         match <[Update; 1]>::try_from(updates) {
             Ok([update]) => self.update_one(update).await,
             Err(updates) => self.update_all(updates).await,
+        }?;
+        if let Some((entity, _, next)) = commit.entity {
+            let event_id = commit
+                .events
+                .first()
+                .map_or("", |event| event.event.as_str());
+            for edit in &next.overruled {
+                let (column, found, written) = (edit.column, &edit.found, &edit.written);
+                tracing::warn!(entity = %entity.key, column, found, written, event_id, "edit_overruled");
+            }
         }
+        Ok(())
     }
 }
 
@@ -762,8 +764,8 @@ mod tests {
             (json!({ "timeline": "none" }), "the timeline is no list"),
             (json!({ "stripe": "none" }), "the facts are no map"),
             (
-                json!({ "stripe": { "schema": 2 } }),
-                "the facts are of a newer form than 1",
+                json!({ "stripe": { "schema": 3 } }),
+                "the facts are of a newer form than 2",
             ),
         ] {
             assert_eq!(rows::entity(&key, &schema, row(item)).unwrap_err(), reason);

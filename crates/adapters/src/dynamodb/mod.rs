@@ -1,10 +1,11 @@
 //! The tables. `items` says how values stand in a row, `inbox` keeps events, `rows` how entities
-//! stand in theirs, `ledger` reads and writes them with their events in one transaction.
+//! stand in theirs, `index` finds rows by a column, `ledger` reads and writes them with their events in one transaction.
 //!
 //! Every read that decides is consistent; every write carries the condition that makes a repeat or a race harmless.
 
 mod expression;
 pub mod inbox;
+mod index;
 pub mod items;
 pub mod ledger;
 pub mod rows;
