@@ -47,6 +47,7 @@ fn order(tables: &MemoryTables, id: &str, events: &[Value]) -> EntityKey {
         }),
         intent: None,
         session: None,
+        user: None,
         mailed: None,
         columns: Columns::default(),
         derived: Derived::default(),

@@ -4,7 +4,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{CheckoutSessionId, OrderId, PaymentIntentId, PieceId, StatementId, TenantId};
+use crate::ids::{
+    CheckoutSessionId, OrderId, PaymentIntentId, PieceId, StatementId, TenantId, UserId,
+};
 use crate::mail::derive::MailStanding;
 use crate::mail::facts::MailFacts;
 use crate::merge::{Least, Merge, merge_fields};
@@ -92,6 +94,30 @@ pub struct Columns {
     pub needs_attention: Option<bool>,
 }
 
+impl Columns {
+    /// What a column that was never written counts as.
+    fn initial(column: &str) -> Option<String> {
+        let word = match column {
+            "status" => OrderStatus::Pending.as_str(),
+            "paymentStatus" => PaymentStatus::Unpaid.as_str(),
+            "requiresReview" | "needsAttention" => "false",
+            _ => return None,
+        };
+        Some(word.to_owned())
+    }
+
+    fn named(&self) -> [(&'static str, Option<String>); 5] {
+        let truth = |truth: Option<bool>| truth.map(|truth| truth.to_string());
+        [
+            ("status", self.status.clone()),
+            ("paymentStatus", self.payment_status.clone()),
+            ("requiresReview", truth(self.requires_review)),
+            ("mailStatus", self.mail_status.clone()),
+            ("needsAttention", truth(self.needs_attention)),
+        ]
+    }
+}
+
 /// What was last derived, as the row remembers it.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -108,6 +134,9 @@ pub struct Derived {
     /// The same for the session.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub session: Option<CheckoutSessionId>,
+    /// The same for an order's user.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<UserId>,
 }
 
 /// A row as it was loaded.
@@ -125,6 +154,8 @@ pub struct Entity {
     pub intent: Option<PaymentIntentId>,
     /// The Checkout Session in its column.
     pub session: Option<CheckoutSessionId>,
+    /// The user in an order's column.
+    pub user: Option<UserId>,
     /// The letter that the application says it mailed.
     pub mailed: Option<PieceId>,
     /// The columns as they stand.
@@ -148,6 +179,19 @@ pub struct Next {
     pub account: AccountStanding,
     /// What the row shall remember as derived.
     pub derived: Derived,
+    /// What a person changed that is no repair, and so does not stand.
+    pub overruled: Vec<Overruled>,
+}
+
+/// A column that somebody changed and that is derived again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Overruled {
+    /// By its name in `derived`.
+    pub column: &'static str,
+    /// As it was found.
+    pub found: String,
+    /// As it is written.
+    pub written: String,
 }
 
 impl Next {
@@ -184,20 +228,44 @@ impl Entity {
             },
         };
         let is_our_intent = self.intent.is_none() || self.intent == self.derived.intent;
+        let is_our_user = self.user.is_none() || self.user == self.derived.user;
         let is_our_session = self.session.is_none() || self.session == self.derived.session;
         let derived = Derived {
             columns,
             review_reasons: standing.review_reasons.iter().cloned().collect(),
             intent: standing.intent.clone().filter(|_| is_our_intent),
             session: standing.session.clone().filter(|_| is_our_session),
+            user: standing.user.clone().filter(|_| is_our_user),
         };
         Next {
             facts,
             standing,
             mail,
             account,
+            overruled: self.overruled(&derived.columns),
             derived,
         }
+    }
+
+    /// The columns that somebody changed since the last write and that become something else now.
+    fn overruled(&self, next: &Columns) -> Vec<Overruled> {
+        let columns = self
+            .columns
+            .named()
+            .into_iter()
+            .zip(self.derived.columns.named())
+            .zip(next.named());
+        columns
+            .filter_map(|(((column, found), (_, was)), (_, written))| {
+                let was = was.or_else(|| Columns::initial(column));
+                let is_overruled = found.is_some() && found != was && found != written;
+                is_overruled.then(|| Overruled {
+                    column,
+                    found: found.unwrap_or_default(),
+                    written: written.unwrap_or_default(),
+                })
+            })
+            .collect()
     }
 
     /// What a person changed since the last write, as facts: a repair stands, and is not undone by the next event.

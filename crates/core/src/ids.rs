@@ -113,6 +113,8 @@ ids! {
     StatementId = "", 255;
     /// The application's tenant.
     TenantId = "", 255;
+    /// The application's user.
+    UserId = "", 255;
 }
 
 /// Names one delivery's story through logs, rows and messages: a `UUIDv7` of ours.

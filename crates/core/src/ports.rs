@@ -106,6 +106,8 @@ pub struct Kept {
     pub stored: Stored,
     /// The payload, if it is the one that was verified.
     pub payload: Payload,
+    /// What the whole row takes of a transaction.
+    pub row_bytes: usize,
 }
 
 /// The state of a stored payload.

@@ -10,10 +10,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use billhook_core::event::{self, Envelope};
-use billhook_core::ids::Provider;
+use billhook_core::ids::{AccountId, Provider};
 use billhook_core::pointer::Message;
 use billhook_core::route;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// File, and what a worker makes of it: the ids its claim names, or its verdict. Test events are read at a test stage,
 /// live ones at a live stage.
@@ -220,4 +220,62 @@ fn every_message_points_at_a_payload_of_its_group() {
         }
         assert_eq!(unreadable, ["with-unreadable"], "{provider}");
     }
+}
+
+/// The same event as an endpoint of a version before 2025-03-31 ("basil") gets it: what Stripe has removed since is
+/// there, references are expanded, and what is new is not. Source: Stripe's API changelog, read 2026-11.
+fn rendered_before_basil(event: &Value) -> Value {
+    let mut event = event.clone();
+    event["api_version"] = json!("2022-08-01");
+    let object = &mut event["data"]["object"];
+    match object["object"].as_str().unwrap() {
+        "payment_intent" => {
+            let charge = object.as_object_mut().unwrap().remove("latest_charge");
+            object["charges"] =
+                json!({ "object": "list", "data": [{ "id": charge, "object": "charge" }] });
+            object["invoice"] = Value::Null;
+        }
+        "charge" => {
+            object["refunds"] = json!({ "object": "list", "data": [{ "id": "re_1", "object": "refund", "amount": 1 }] });
+            object["invoice"] = json!("in_1");
+        }
+        _ => {
+            if let Some(intent) = object["payment_intent"].as_str().map(str::to_owned) {
+                object["payment_intent"] = json!({ "id": intent, "object": "payment_intent" });
+            }
+        }
+    }
+    event
+}
+
+#[test]
+fn payloads_of_older_and_newer_api_versions_state_the_same() {
+    let mut compared = 0;
+    for (name, payload) in payloads(Provider::Stripe) {
+        let event: Value = serde_json::from_slice(&payload).unwrap();
+        let claim = |event: &Value| {
+            let live = event["livemode"] == true;
+            let account = event["account"]
+                .as_str()
+                .map(|id| AccountId::parse(id).unwrap());
+            route::read(
+                Provider::Stripe,
+                live,
+                account.as_ref(),
+                event.to_string().as_bytes(),
+            )
+        };
+        let Ok(now) = claim(&event) else { continue };
+        let before = rendered_before_basil(&event);
+        assert_ne!(before, event, "{name}");
+        assert_eq!(claim(&before).unwrap(), now, "{name}");
+        let mut after = event.clone();
+        after["api_version"] = json!("2031-01-01.yew");
+        after["data"]["object"]["invented_since"] = json!({ "amount_received": "of another kind" });
+        assert_eq!(claim(&after).unwrap(), now, "{name}");
+        let stored = event::envelope(Provider::Stripe, before.to_string().as_bytes()).unwrap();
+        assert_eq!(stored.api_version.as_deref(), Some("2022-08-01"));
+        compared += 1;
+    }
+    assert!(compared > 20, "{compared}");
 }

@@ -62,6 +62,7 @@ fn tables() -> MemoryTables {
             }),
             intent: None,
             session: None,
+            user: None,
             mailed,
             columns: Columns::default(),
             derived: Derived::default(),
@@ -754,6 +755,46 @@ async fn a_batch_for_one_order_is_two_reads_and_one_transaction() {
     let calls = tables.calls.lock().unwrap();
     assert_eq!((calls["events"], calls["rows"], calls["commit"]), (1, 1, 1));
     assert_eq!(calls.get("bearing_intent"), None);
+}
+
+#[tokio::test]
+async fn what_does_not_fit_one_transaction_goes_into_the_next() {
+    let tables = tables();
+    let batch: Vec<Value> = (0..10)
+        .map(|n| {
+            let mut event = charge_refunded(
+                &format!("evt_{n}"),
+                T + n,
+                &format!("ch_{n}"),
+                Some("pi_1"),
+                100,
+            );
+            event["data"]["object"]["metadata"] =
+                json!({ "order_id": "ord_1", "ballast": "x".repeat(400_000) });
+            event
+        })
+        .collect();
+    let reports = deliver(&tables, Provider::Stripe, &batch).await;
+    assert!(reports.values().all(|report| report.result.is_ok()));
+    // 10 rows of 400 kB: 7 fit 3 MB, the rest comes in the second round.
+    assert_eq!(tables.calls.lock().unwrap()["commit"], 2);
+    let standing = entity(&tables, &order("ord_1")).with(Facts::default(), now());
+    assert_eq!(standing.standing.amount_refunded, 1000);
+}
+
+#[tokio::test]
+async fn what_waited_and_does_not_fit_is_left_parked() {
+    let tables = tables();
+    for n in 0..10 {
+        let mut event = charge_refunded(&format!("evt_{n}"), T, "ch_1", Some("pi_1"), n);
+        event["data"]["object"]["description"] = json!("x".repeat(400_000));
+        deliver(&tables, Provider::Stripe, &[event]).await;
+    }
+    let paid = intent_succeeded("evt_s", T, "pi_1", named("ord_1"), 4200);
+    deliver(&tables, Provider::Stripe, &[paid]).await;
+    let ids = (0..10).map(|n| format!("evt_{n}"));
+    let taken = ids.filter(|id| outcome(&tables, id) == processed()).count();
+    assert_eq!((taken, outcome(&tables, "evt_s")), (7, processed()));
 }
 
 #[tokio::test]

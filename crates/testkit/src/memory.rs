@@ -313,6 +313,7 @@ impl Ledger for &MemoryTables {
             .map(|row| Kept {
                 stored: row.stored.clone(),
                 payload: Payload::Intact(row.payload.clone()),
+                row_bytes: row.payload.len(),
             })
             .collect())
     }
@@ -427,6 +428,8 @@ impl Ledger for &MemoryTables {
             row.facts = next.facts.clone();
             row.columns = next.derived.columns.clone();
             row.intent = next.derived.intent.clone().or(row.intent);
+            row.session = next.derived.session.clone().or(row.session);
+            row.user = next.derived.user.clone().or(row.user);
             row.derived = next.derived.clone();
             entities.insert(row.key.clone(), row);
         }

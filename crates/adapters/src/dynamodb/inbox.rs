@@ -196,7 +196,11 @@ pub fn kept(item: &Item) -> Option<Kept> {
             }
         }
     };
-    Some(Kept { stored, payload })
+    Some(Kept {
+        stored,
+        payload,
+        row_bytes: items::size(item),
+    })
 }
 
 fn gunzip(compressed: &[u8]) -> Option<Vec<u8>> {

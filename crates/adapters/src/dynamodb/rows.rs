@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use billhook_core::entity::{Derived, Entity, EntityKey, Facts, Next};
-use billhook_core::ids::{CheckoutSessionId, EventId, PaymentIntentId, PieceId, TenantId};
+use billhook_core::ids::{CheckoutSessionId, EventId, PaymentIntentId, PieceId, TenantId, UserId};
 use billhook_core::mail::facts::MailFacts;
 use billhook_core::money::{Currency, Money};
 use billhook_core::payment::facts::PaymentFacts;
@@ -36,9 +36,9 @@ pub(super) struct Schema {
 
 /// The form of the stored facts; one more whenever a kind of fact is added, so that a function that is not updated yet
 /// parks the event instead of dropping what it does not know.
-const FACTS_SCHEMA: i64 = 1;
+const FACTS_SCHEMA: i64 = 2;
 
-pub(super) const ORDER_GUARDS: [&str; 7] = [
+pub(super) const ORDER_GUARDS: [&str; 8] = [
     "status",
     "paymentStatus",
     "requiresReview",
@@ -46,6 +46,7 @@ pub(super) const ORDER_GUARDS: [&str; 7] = [
     "currency",
     "stripePaymentIntentId",
     "stripeCheckoutSessionId",
+    "userId",
 ];
 pub(super) const TENANT_GUARDS: [&str; 3] = ["charges_enabled", "payouts_enabled", "stripe_status"];
 pub(super) const STATEMENT_GUARDS: [&str; 8] = [
@@ -128,6 +129,7 @@ pub(super) fn entity(
             .and_then(|id| PaymentIntentId::parse(id).ok()),
         session: text(&item, "stripeCheckoutSessionId")
             .and_then(|id| CheckoutSessionId::parse(id).ok()),
+        user: text(&item, "userId").and_then(|id| UserId::parse(id).ok()),
         mailed: text(&item, "lob_letter_id").and_then(|id| PieceId::parse(id).ok()),
         columns,
         derived: facts_and_derived.1,
@@ -252,6 +254,9 @@ pub(super) fn columns(
             }
             if let Some(session) = &next.derived.session {
                 columns.push(("stripeCheckoutSessionId", Some(s(session.as_str()))));
+            }
+            if let Some(user) = &next.derived.user {
+                columns.push(("userId", Some(s(user.as_str()))));
             }
         }
         EntityKey::Statement(_) => {

@@ -89,6 +89,8 @@ lenient! {
         amount_received: i64,
         /// A session's total.
         amount_total: i64,
+        /// A session's: what the application calls the customer, or the cart.
+        client_reference_id: String,
         /// A charge's: what was captured.
         amount_captured: i64,
         /// A charge's: what was given back so far, cumulative.
@@ -131,6 +133,11 @@ lenient! {
         /// The same.
         #[serde(rename = "tenantId")]
         tenant_id_camel: String,
+        /// The user who pays, as a hint.
+        user_id: String,
+        /// The same.
+        #[serde(rename = "userId")]
+        user_id_camel: String,
     }
 }
 

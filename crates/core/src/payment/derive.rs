@@ -8,7 +8,7 @@ use serde_json::json;
 use super::facts::{DisputeState, Payment, PaymentFacts};
 use super::refunds::refunds;
 use super::story::{self, Story};
-use crate::ids::{CheckoutSessionId, ObjectId, PaymentIntentId};
+use crate::ids::{CheckoutSessionId, ObjectId, PaymentIntentId, UserId};
 use crate::merge::{Stated, latest};
 use crate::money::Money;
 use crate::time::Timestamp;
@@ -164,6 +164,8 @@ pub struct Standing {
     pub intent: Option<PaymentIntentId>,
     /// The least finished session, else the least known.
     pub session: Option<CheckoutSessionId>,
+    /// Who pays, as far as it was hinted.
+    pub user: Option<UserId>,
     /// One entry per fact.
     pub timeline: Vec<Entry>,
 }
@@ -252,6 +254,7 @@ pub fn derive(facts: &PaymentFacts, due: Option<Money>) -> Standing {
             .iter()
             .min_by_key(|(id, session)| (session.completed.is_none(), *id))
             .map(|(id, _)| id.clone()),
+        user: facts.user.as_ref().map(|hint| hint.0.id().clone()),
         timeline: story.timeline,
     }
 }

@@ -7,7 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{AccountId, ChargeId, CheckoutSessionId, ObjectId, PaymentIntentId, RefundId};
+use crate::ids::{
+    AccountId, ChargeId, CheckoutSessionId, ObjectId, PaymentIntentId, RefundId, UserId,
+};
 use crate::merge::{Greatest, Least, Seen, Stated, merge_fields};
 use crate::money::Money;
 use crate::time::Timestamp;
@@ -37,12 +39,34 @@ pub struct PaymentFacts {
     /// Stripe's own reviews.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub reviews: BTreeMap<ObjectId, Review>,
+    /// Who pays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<Least<UserHint>>,
     /// When the cleanup, or a person, gave the order up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cancelled: Option<Least<Timestamp>>,
     /// What people changed by hand.
     #[serde(skip_serializing_if = "Manual::is_none")]
     pub manual: Manual,
+}
+
+/// Who pays, as an event hints it. Of several the least counts: what the application told Checkout comes before metadata.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum UserHint {
+    /// A session's `client_reference_id`.
+    ClientReference(UserId),
+    /// Metadata's `userId` or `user_id`.
+    Metadata(UserId),
+}
+
+impl UserHint {
+    /// The user.
+    pub fn id(&self) -> &UserId {
+        match self {
+            Self::ClientReference(id) | Self::Metadata(id) => id,
+        }
+    }
 }
 
 /// A person's repairs, with the moments at which they were found.
@@ -243,6 +267,7 @@ merge_fields!(PaymentFacts {
     disputes,
     warnings,
     reviews,
+    user,
     cancelled,
     manual
 });

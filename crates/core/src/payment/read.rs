@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use super::facts::{
     Charge, Dispute, DisputeState, Failure, PaymentFacts, Refund, RefundState, Review, Session,
+    UserHint,
 };
-use crate::event::stripe::{Event, Resource};
-use crate::ids::{ChargeId, ObjectId, RefundId};
+use crate::event::stripe::{Event, Metadata, Resource};
+use crate::ids::{ChargeId, ObjectId, RefundId, UserId};
 use crate::inbox::ParkReason;
 use crate::json::{Field, Malformed, Object};
 use crate::merge::{Greatest, Least, Seen, Stated};
@@ -53,7 +54,10 @@ fn read_with(reader: Reader, event: &Event) -> Result<PaymentFacts, ParkReason> 
         at: event.created().ok_or(ParkReason::FieldMalformed)?,
         event: event.id.clone(),
     };
-    let mut facts = PaymentFacts::default();
+    let mut facts = PaymentFacts {
+        user: user(resource).map(Least),
+        ..PaymentFacts::default()
+    };
     if let Some(intent) = resource.intent()? {
         // Every event of an intent makes it known, so that the cleanup can ask for all of an order's.
         let payment = facts.payments.entry(key(intent.as_str())?).or_default();
@@ -61,6 +65,31 @@ fn read_with(reader: Reader, event: &Event) -> Result<PaymentFacts, ParkReason> 
     }
     reader(resource, stated, &mut facts)?;
     Ok(facts)
+}
+
+/// A hint is never a reason to park. Some put the order's own id into `client_reference_id`: that is no user.
+fn user(resource: &Resource) -> Option<UserHint> {
+    let metadata = resource.metadata();
+    let reference = resource.client_reference_id.value();
+    let names = |metadata: &Metadata| {
+        [
+            &metadata.order_id,
+            &metadata.order_id_camel,
+            &metadata.statement_id,
+        ]
+        .iter()
+        .any(|id| id.value() == reference)
+    };
+    let id = |text: &String| UserId::parse(text).ok();
+    let told = reference
+        .filter(|_| !metadata.is_some_and(names))
+        .and_then(id)
+        .map(UserHint::ClientReference);
+    told.or_else(|| {
+        let metadata = metadata?;
+        let user = metadata.user_id_camel.value().or(metadata.user_id.value());
+        user.and_then(id).map(UserHint::Metadata)
+    })
 }
 
 fn intent_succeeded(

@@ -31,6 +31,8 @@ pub const RECEIVES_MAX: u32 = 3;
 const ROUNDS_MAX: u32 = 5;
 /// Events of one entity in one transaction; the rest comes in the next round.
 const EVENTS_PER_COMMIT_MAX: usize = 50;
+/// Their rows together: DynamoDB takes 4 MB in one transaction, and the entity's row is in it too.
+const BYTES_PER_COMMIT_MAX: usize = 3_000_000;
 /// Transactions under way at once: as many as there are connections to keep warm.
 pub const COMMITS_AT_ONCE: usize = 4;
 /// Index queries under way at once.
@@ -120,6 +122,7 @@ struct Candidate {
     claim: Claim,
     tenant: Option<TenantId>,
     waited: bool,
+    row_bytes: usize,
 }
 
 impl Candidate {
@@ -310,6 +313,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                         claim,
                         tenant: None,
                         waited: false,
+                        row_bytes: kept.row_bytes,
                     });
                 }
                 Ok(Err(verdict)) => verdicts.push(Concluded {

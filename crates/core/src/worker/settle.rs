@@ -6,7 +6,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use futures_util::FutureExt as _;
 
 use super::find::is_owners;
-use super::{Candidate, Done, EVENTS_PER_COMMIT_MAX, Failure, Finding, Worker};
+use super::{
+    BYTES_PER_COMMIT_MAX, Candidate, Done, EVENTS_PER_COMMIT_MAX, Failure, Finding, Worker,
+};
 use crate::entity::{Entity, EntityKey, Facts};
 use crate::ids::{EventId, Provider};
 use crate::inbox::{Outcome, ParkReason, Verdict};
@@ -67,7 +69,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
             .partition(|candidate| is_owners(entity, candidate));
         let mut findings = self.conclude_each(foreign, ParkReason::CrossTenant).await;
         // What does not fit stays open for the next round.
-        let over = group.split_off(group.len().min(EVENTS_PER_COMMIT_MAX));
+        let over = group.split_off(fitting(&group));
         let busy =
             Failure::Infrastructure("more events of one entity than fit a transaction".to_owned());
         findings.extend(
@@ -81,7 +83,10 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         let links = new_links(entity, &group, rows);
         let own = group.len();
         match self.released(entity, &group, &links).await {
-            Ok(waiting) => group.extend(waiting.into_iter().take(EVENTS_PER_COMMIT_MAX - own)),
+            Ok(waiting) => {
+                group.extend(waiting);
+                group.truncate(fitting(&group).max(own));
+            }
             Err(error) => {
                 let failure = Failure::from(error);
                 findings.extend(
@@ -185,6 +190,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                     claim,
                     tenant,
                     waited: true,
+                    row_bytes: kept.row_bytes,
                 })
             })
             .collect())
@@ -263,6 +269,16 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
             result,
         }
     }
+}
+
+/// How many of the first events fit one transaction; a single one always does.
+fn fitting(group: &[Candidate]) -> usize {
+    let mut bytes = 0_usize;
+    let fit = group.iter().take(EVENTS_PER_COMMIT_MAX).take_while(|next| {
+        bytes = bytes.saturating_add(next.row_bytes);
+        bytes <= BYTES_PER_COMMIT_MAX
+    });
+    fit.count().max(1).min(group.len())
 }
 
 fn unknown(provider: Provider, key: &EntityKey) -> ParkReason {

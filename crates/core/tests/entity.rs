@@ -1,0 +1,163 @@
+//! What one write makes of a row: the columns that the application or a person may have touched.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use billhook_core::entity::{Columns, Derived, Entity, EntityKey, Facts, Next};
+use billhook_core::event::stripe::Event;
+use billhook_core::ids::{OrderId, UserId};
+use billhook_core::merge::Merge as _;
+use billhook_core::money::{Currency, Money};
+use billhook_core::payment;
+use billhook_core::time::Timestamp;
+use billhook_testkit::events::{intent_failed, intent_succeeded, session_completed};
+use serde_json::{Value, json};
+
+const T: i64 = 1_781_000_000;
+
+fn now() -> Timestamp {
+    Timestamp::from_unix_s(T + 1_000).unwrap()
+}
+
+fn order() -> Entity {
+    Entity {
+        key: EntityKey::Order(OrderId::parse("ord_1").unwrap()),
+        version: 0,
+        tenant: None,
+        due: Some(Money {
+            amount: 4200,
+            currency: Currency::parse("usd").unwrap(),
+        }),
+        intent: None,
+        session: None,
+        user: None,
+        mailed: None,
+        columns: Columns::default(),
+        derived: Derived::default(),
+        facts: Facts::default(),
+    }
+}
+
+fn facts(events: &[&Value]) -> Facts {
+    let mut facts = Facts::default();
+    for event in events {
+        let event = Event::parse(event.to_string().as_bytes()).unwrap();
+        let payment = payment::read::facts(&event).unwrap().unwrap();
+        facts.merge(Facts {
+            payment,
+            ..Facts::default()
+        });
+    }
+    facts
+}
+
+/// The row as it stands after a write.
+fn written(entity: &Entity, next: Next) -> Entity {
+    Entity {
+        version: entity.version + 1,
+        columns: next.derived.columns.clone(),
+        user: next.derived.user.clone().or(entity.user.clone()),
+        derived: next.derived,
+        facts: next.facts,
+        ..entity.clone()
+    }
+}
+
+fn session(reference: &str, metadata: Value) -> Value {
+    let mut event = session_completed("evt_c", T, "cs_1", Some("pi_1"), metadata, "paid");
+    event["data"]["object"]["client_reference_id"] = json!(reference);
+    event
+}
+
+#[test]
+fn a_missing_user_is_filled_by_the_best_hint_in_any_order() {
+    let by_reference = session("user_r", json!({ "order_id": "ord_1" }));
+    let by_metadata = intent_succeeded(
+        "evt_i",
+        T,
+        "pi_1",
+        json!({ "order_id": "ord_1", "userId": "user_m" }),
+        4200,
+    );
+    for events in [[&by_reference, &by_metadata], [&by_metadata, &by_reference]] {
+        // In one write, and in two: a later, better hint replaces our own.
+        let at_once = order().with(facts(&events), now());
+        assert_eq!(at_once.derived.user.unwrap().as_str(), "user_r");
+        let mut row = order();
+        for event in events {
+            let next = row.with(facts(&[event]), now());
+            row = written(&row, next);
+        }
+        assert_eq!(row.user.unwrap().as_str(), "user_r");
+    }
+    let of_the_application = Entity {
+        user: UserId::parse("user_theirs").ok(),
+        ..order()
+    };
+    let next = of_the_application.with(facts(&[&by_reference]), now());
+    assert_eq!(next.derived.user, None);
+}
+
+#[test]
+fn what_is_no_user_is_no_hint() {
+    for (reference, metadata, user) in [
+        ("ord_1", json!({ "order_id": "ord_1" }), None),
+        (
+            "ord_1",
+            json!({ "orderId": "ord_1", "user_id": "user_m" }),
+            Some("user_m"),
+        ),
+        ("", json!({ "order_id": "ord_1" }), None),
+        (&*"x".repeat(10_000), json!({ "order_id": "ord_1" }), None),
+    ] {
+        let next = order().with(facts(&[&session(reference, metadata)]), now());
+        assert_eq!(next.derived.user.as_ref().map(UserId::as_str), user);
+    }
+}
+
+#[test]
+fn an_edit_that_is_no_repair_is_derived_again_and_told() {
+    let failed = intent_failed("evt_f", T, "pi_1", json!({}), "ch_1");
+    let paid = intent_succeeded("evt_i", T + 5, "pi_1", json!({}), 4200);
+    let row = order();
+    let row = written(&row, row.with(facts(&[&failed]), now()));
+    let edited = |edit: fn(&mut Columns)| {
+        let mut row = row.clone();
+        edit(&mut row.columns);
+        let next = row.with(facts(&[&paid]), now());
+        let told = next.overruled.iter();
+        told.map(|edit| format!("{} {} {}", edit.column, edit.found, edit.written))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(edited(|_| {}), [""; 0]);
+    assert_eq!(
+        edited(|columns| columns.status = Some("pending".to_owned())),
+        ["status pending completed"]
+    );
+    assert_eq!(
+        edited(|columns| columns.payment_status = Some("unpaid".to_owned())),
+        ["paymentStatus unpaid paid"]
+    );
+    // What somebody wrote ahead of us is so, and repairs stand.
+    assert_eq!(
+        edited(|columns| columns.status = Some("completed".to_owned())),
+        [""; 0]
+    );
+    assert_eq!(
+        edited(|columns| columns.status = Some("refunded".to_owned())),
+        [""; 0]
+    );
+    assert_eq!(
+        edited(|columns| columns.requires_review = Some(true)),
+        [""; 0]
+    );
+}
+
+#[test]
+fn a_first_write_overrules_only_what_is_not_the_initial_state() {
+    let paid = intent_succeeded("evt_i", T, "pi_1", json!({}), 4200);
+    for (status, overruled) in [("pending", 0), ("draft", 1)] {
+        let mut row = order();
+        row.columns.status = Some(status.to_owned());
+        let next = row.with(facts(&[&paid]), now());
+        assert_eq!(next.overruled.len(), overruled, "{status}");
+    }
+}
