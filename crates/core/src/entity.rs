@@ -221,11 +221,20 @@ impl Entity {
                 status: Some(standing.status.as_str().to_owned()),
                 ..payment_columns(&standing)
             },
-            EntityKey::Statement(_) => Columns {
-                mail_status: mail.status.map(|stage| stage.as_str().to_owned()),
-                needs_attention: Some(mail.attention_reason.is_some()),
-                ..payment_columns(&standing)
-            },
+            // A half without facts is not ours to write: a statement may be paid by other means than Stripe. Where only
+            // a person spoke, the review is ours and the payment is not.
+            EntityKey::Statement(_) => {
+                let payment = payment_columns(&standing);
+                let has_mail = facts.mail != MailFacts::default();
+                let has_review = facts.payment != PaymentFacts::default();
+                Columns {
+                    status: None,
+                    payment_status: payment.payment_status.filter(|_| facts.payment.is_stated()),
+                    requires_review: payment.requires_review.filter(|_| has_review),
+                    mail_status: mail.status.map(|stage| stage.as_str().to_owned()),
+                    needs_attention: has_mail.then_some(mail.attention_reason.is_some()),
+                }
+            }
         };
         let is_our_intent = self.intent.is_none() || self.intent == self.derived.intent;
         let is_our_user = self.user.is_none() || self.user == self.derived.user;
@@ -258,7 +267,8 @@ impl Entity {
         columns
             .filter_map(|(((column, found), (_, was)), (_, written))| {
                 let was = was.or_else(|| Columns::initial(column));
-                let is_overruled = found.is_some() && found != was && found != written;
+                let is_overruled =
+                    found.is_some() && written.is_some() && found != was && found != written;
                 is_overruled.then(|| Overruled {
                     column,
                     found: found.unwrap_or_default(),

@@ -463,3 +463,159 @@ fn every_reason_has_a_row() {
     });
     assert_eq!(words("## Signatures"), rejected);
 }
+
+/// Every handled event about the payment, as it finds each state: the last word is what the order becomes.
+#[test]
+fn every_event_leaves_every_state_as_the_table_says() {
+    let failed = || intent_failed("evt_1", T, "pi_1", json!({}), "ch_1");
+    let processing = || intent_is("evt_2", T + 1, "pi_1", json!({}), "processing");
+    let success = || paid("evt_3", "pi_1", 4200);
+    let full = || charge_refunded("evt_4", T + 2, "ch_2", Some("pi_1"), 4200);
+    let states = [
+        facts(&[]),
+        facts(&[failed(), processing()]),
+        facts(&[failed()]),
+        given_up(facts(&[failed()])),
+        facts(&[success()]),
+        facts(&[success(), full()]),
+        facts(&[
+            success(),
+            dispute("evt_5", T + 2, "dp_1", "pi_1", "needs_response"),
+        ]),
+        facts(&[success(), dispute("evt_5", T + 2, "dp_1", "pi_1", "lost")]),
+    ];
+    let words = |standing: &Standing| {
+        let (order, payment) = (standing.status.as_str(), standing.payment_status.as_str());
+        let reasons = standing.review_reasons.iter();
+        let reasons = reasons.map(|r| r.split_once(':').unwrap().0);
+        let known: BTreeSet<&str> = reasons.collect();
+        (
+            format!("{order}/{payment}"),
+            known.into_iter().map(str::to_owned).collect::<Vec<_>>(),
+        )
+    };
+    let rendered = |object: Value, event_type: &str| {
+        let facts = facts(&[stripe("evt_9", event_type, T + 60, object)]);
+        let cells = states.iter().map(|state| {
+            let before = words(&derive(state, due()));
+            let mut state = state.clone();
+            state.merge(facts.clone());
+            let after = words(&derive(&state, due()));
+            let mut cell = Vec::new();
+            if before.0 != after.0 {
+                cell.push(after.0.clone());
+            }
+            let flagged = after.1.iter().filter(|reason| !before.1.contains(reason));
+            cell.extend(flagged.map(|reason| format!("+{reason}")));
+            let cleared = before.1.iter().filter(|reason| !after.1.contains(reason));
+            cell.extend(cleared.map(|reason| format!("-{reason}")));
+            match cell.is_empty() {
+                true => String::new(),
+                false => code(&cell.join(" ")),
+            }
+        });
+        cells.collect::<Vec<_>>()
+    };
+    let intent = |received: i64| json!({ "id": "pi_1", "object": "payment_intent", "amount_received": received, "currency": "usd" });
+    let session = |status: &str| {
+        json!({ "id": "cs_1", "object": "checkout.session", "payment_intent": "pi_1",
+            "payment_status": status, "amount_total": 4200, "currency": "usd" })
+    };
+    let charge = |refunded: i64| {
+        json!({ "id": "ch_2", "object": "charge", "payment_intent": "pi_1", "amount_captured": 4200,
+            "amount_refunded": refunded, "currency": "usd" })
+    };
+    let refund = |status: &str| {
+        json!({ "id": "re_1", "object": "refund", "payment_intent": "pi_1", "charge": "ch_2", "amount": 4200,
+            "currency": "usd", "status": status })
+    };
+    let dispute = |status: &str| {
+        json!({ "id": "dp_1", "object": "dispute", "payment_intent": "pi_1", "charge": "ch_2",
+            "status": status })
+    };
+    let review = |open: bool| json!({ "id": "prv_1", "payment_intent": "pi_1", "open": open });
+    let cases = [
+        ("checkout.session.completed", "paid", session("paid")),
+        ("checkout.session.completed", "unpaid", session("unpaid")),
+        (
+            "checkout.session.async_payment_succeeded",
+            "",
+            session("paid"),
+        ),
+        (
+            "checkout.session.async_payment_failed",
+            "",
+            session("unpaid"),
+        ),
+        ("checkout.session.expired", "", session("unpaid")),
+        ("payment_intent.processing", "", intent(0)),
+        ("payment_intent.succeeded", "", intent(4200)),
+        ("payment_intent.succeeded", "another amount", intent(4100)),
+        ("payment_intent.payment_failed", "", intent(0)),
+        ("payment_intent.canceled", "", intent(0)),
+        ("charge.refunded", "in part", charge(1000)),
+        ("charge.refunded", "in full", charge(4200)),
+        (
+            "charge.refund.updated",
+            "in full, `failed`",
+            refund("failed"),
+        ),
+        ("refund.created", "in full, `pending`", refund("pending")),
+        (
+            "refund.updated",
+            "in full, `succeeded`",
+            refund("succeeded"),
+        ),
+        ("refund.failed", "in full, `failed`", refund("failed")),
+        (
+            "charge.dispute.created",
+            "`needs_response`",
+            dispute("needs_response"),
+        ),
+        (
+            "charge.dispute.updated",
+            "`under_review`",
+            dispute("under_review"),
+        ),
+        ("charge.dispute.closed", "`won`", dispute("won")),
+        ("charge.dispute.closed", "`lost`", dispute("lost")),
+        (
+            "charge.dispute.funds_withdrawn",
+            "`needs_response`",
+            dispute("needs_response"),
+        ),
+        ("charge.dispute.funds_reinstated", "`won`", dispute("won")),
+        (
+            "radar.early_fraud_warning.created",
+            "",
+            json!({ "id": "issfr_1", "payment_intent": "pi_1" }),
+        ),
+        ("review.opened", "", review(true)),
+        ("review.closed", "", review(false)),
+    ];
+    let told: Vec<Vec<String>> = cases
+        .iter()
+        .map(|(kind, how, object)| {
+            let head = match how.is_empty() {
+                true => code(kind),
+                false => format!("{} {how}", code(kind)),
+            };
+            [vec![head], rendered(object.clone(), kind)].concat()
+        })
+        .collect();
+    let of_payments = HANDLED_TYPES
+        .iter()
+        .filter(|kind| !kind.starts_with("account."));
+    let shown: BTreeSet<&str> = cases.iter().map(|(kind, ..)| *kind).collect();
+    assert_eq!(BTreeSet::from_iter(of_payments.copied()), shown);
+    let lines: Vec<String> = told
+        .iter()
+        .map(|row| format!("| {} |", row.join(" | ")))
+        .collect();
+    assert_eq!(
+        table("### Every event in every state"),
+        told,
+        "\n{}",
+        lines.join("\n")
+    );
+}

@@ -1,5 +1,9 @@
 //! What one write makes of a row: the columns that the application or a person may have touched.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
 use billhook_core::entity::{Columns, Derived, Entity, EntityKey, Facts, Next};
 use billhook_core::event::stripe::Event;

@@ -1,5 +1,13 @@
 //! Poison, calls counted at the wire, lost answers and killed functions.
 
+use std::collections::BTreeSet;
+
+use billhook_adapters::clock::SystemClock;
+use billhook_adapters::dynamodb::ledger::{DynamoLedger, Tables};
+use billhook_core::entity::{EntityKey, Facts};
+use billhook_core::ids::{OrderId, Provider, StatementId};
+use billhook_core::ports::{Clock as _, Commit, CommitError, Ledger as _};
+
 use super::*;
 
 #[test]
@@ -266,6 +274,143 @@ fn a_worker_killed_in_the_middle_leaves_one_effect() {
         world.settled(STRIPE, "processed", &["evt_wkilled"]).await?;
         assert_eq!(stage.proxy.left(), 0, "the kill happened");
         assert_eq!(world.order("ord_wkilled").await?["version"], 1);
+        Ok(())
+    });
+}
+
+/// The messages of a batch, as the queue hands them to the worker.
+fn batch(ids: &[String]) -> Value {
+    let record = |id: &String| {
+        json!({ "messageId": format!("m-{id}"), "receiptHandle": "r", "eventSource": "aws:sqs",
+            "attributes": { "ApproximateReceiveCount": "1" }, "messageAttributes": {},
+            "body": json!({ "event_id": id }).to_string() })
+    };
+    json!({ "Records": ids.iter().map(record).collect::<Vec<_>>() })
+}
+
+#[test]
+fn a_batch_costs_the_worker_so_many_calls_and_no_more() {
+    flow(true, async |stage| {
+        let world = &stage.world;
+        let now = world.now_s();
+        // Their orders are not there yet, or do not name the payment yet: parked, and decided afresh below.
+        let mut ids = BTreeMap::new();
+        for (kind, count) in [("ten", 10), ("one", 10), ("unnamed", 10)] {
+            for n in 0..count {
+                let (id, intent) = (format!("evt_cost_{kind}{n}"), format!("pi_cost_{kind}{n}"));
+                let metadata = match kind {
+                    "ten" => named(&format!("ord_cost_ten{n}")),
+                    "one" => named("ord_cost_one"),
+                    _ => json!({}),
+                };
+                let body = intent_succeeded(&id, now, &intent, metadata, 4200);
+                world.stripe(&body, 1).await?;
+                ids.entry(kind).or_insert_with(Vec::new).push(id);
+            }
+        }
+        for ids in ids.values() {
+            let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+            world.settled(STRIPE, "parked", &ids).await?;
+        }
+        world.drained().await?;
+        order(world, "ord_cost_one", None).await?;
+        for n in 0..10 {
+            order(world, &format!("ord_cost_ten{n}"), None).await?;
+            let row = json!({ "id": format!("ord_cost_unnamed{n}"), "status": "pending", "amountTotal": 4200,
+                "currency": "usd", "stripePaymentIntentId": format!("pi_cost_unnamed{n}") });
+            world.put("OrdersTable", row).await?;
+        }
+        // Reads in batches, queries of indexes, transactions, single writes.
+        for (kind, calls) in [
+            ("ten", [2, 0, 10, 0]),
+            ("one", [2, 0, 1, 0]),
+            ("unnamed", [3, 20, 10, 0]),
+        ] {
+            let count = || {
+                let all = stage.proxy.calls();
+                ["BatchGetItem", "Query", "TransactWriteItems", "UpdateItem"]
+                    .map(|operation| all.get(operation).copied().unwrap_or_default())
+            };
+            let before = count();
+            let answer = invoke(world, "StripeWorkerFunction", &batch(&ids[kind])).await?;
+            assert_eq!(answer, json!({ "batchItemFailures": [] }), "{kind}");
+            let mut since = count();
+            for (now, before) in since.iter_mut().zip(before) {
+                *now -= before;
+            }
+            assert_eq!(since, calls, "{kind}");
+            let ids: Vec<&str> = ids[kind].iter().map(String::as_str).collect();
+            world.settled(STRIPE, "processed", &ids).await?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn an_edit_between_read_and_write_is_a_lost_race_whichever_column_it_is() {
+    flow(false, async |stage| {
+        let world = &stage.world;
+        let output = |name: &str| world.stack.output(name).map(str::to_owned);
+        let tables = Tables {
+            events: output(STRIPE)?,
+            orders: Some(output("OrdersTable")?),
+            statements: output("StatementsTable")?,
+            tenants: Some(output("TenantsTable")?),
+            payments: Some(output("PaymentsTable")?),
+        };
+        let ledger = DynamoLedger::new(world.aws.dynamodb().clone(), tables, SystemClock);
+        let order = json!({ "id": "ord_race", "tenantId": "ten_a", "status": "pending", "paymentStatus": "unpaid",
+            "requiresReview": false, "amountTotal": 4200, "currency": "usd", "userId": "user_1",
+            "stripePaymentIntentId": "pi_race", "stripeCheckoutSessionId": "cs_race", "version": 3,
+            "timeline": [] });
+        let statement = json!({ "statement_id": "st_race", "tenant_id": "ten_a", "payment_status": "unpaid",
+            "requires_review": false, "mail_status": "mailed", "needs_attention": false, "amount_due": 4200,
+            "currency": "usd", "stripe_payment_intent_id": "pi_race", "lob_letter_id": "ltr_race",
+            "version": 3, "timeline": [] });
+        for (table, key, row) in [
+            ("OrdersTable", "id", order),
+            ("StatementsTable", "statement_id", statement),
+        ] {
+            let id = row[key].as_str().unwrap();
+            let entity = match table {
+                "OrdersTable" => EntityKey::Order(OrderId::parse(id)?),
+                _ => EntityKey::Statement(StatementId::parse(id)?),
+            };
+            let columns = row.as_object().unwrap().keys();
+            for column in columns.filter(|column| *column != key) {
+                for edit in [Some(json!("edited")), None] {
+                    world.put(table, row.clone()).await?;
+                    let read = ledger
+                        .rows(&[entity.clone()].into(), &BTreeSet::new())
+                        .await?;
+                    let (loaded, memory) = &read.entities[&entity];
+                    let now = SystemClock.now();
+                    let next = loaded.with(Facts::default(), now);
+                    let mut edited = row.clone();
+                    match &edit {
+                        Some(_) if column == "timeline" => {
+                            edited[column] = json!([{ "type": "note", "at": "2026-01-01" }]);
+                        }
+                        Some(value) => edited[column] = value.clone(),
+                        None => drop(edited.as_object_mut().unwrap().remove(column)),
+                    }
+                    world.put(table, edited).await?;
+                    let commit = || Commit {
+                        entity: Some((loaded, memory, &next)),
+                        events: Vec::new(),
+                        payments: Vec::new(),
+                        now,
+                    };
+                    let lost = ledger.commit(Provider::Stripe, commit()).await;
+                    assert!(
+                        matches!(lost, Err(CommitError::LostRace)),
+                        "{id} {column} {edit:?}: {lost:?}"
+                    );
+                    world.put(table, row.clone()).await?;
+                    ledger.commit(Provider::Stripe, commit()).await?;
+                }
+            }
+        }
         Ok(())
     });
 }

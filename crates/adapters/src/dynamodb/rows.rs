@@ -6,9 +6,7 @@ use std::collections::HashMap;
 use aws_sdk_dynamodb::types::AttributeValue;
 use billhook_core::entity::{Derived, Entity, EntityKey, Facts, Next};
 use billhook_core::ids::{CheckoutSessionId, EventId, PaymentIntentId, PieceId, TenantId, UserId};
-use billhook_core::mail::facts::MailFacts;
 use billhook_core::money::{Currency, Money};
-use billhook_core::payment::facts::PaymentFacts;
 use billhook_core::ports::{CommitError, PaymentRow};
 use billhook_core::time::Timestamp;
 use billhook_core::timeline::{self, Entry, Woven};
@@ -268,15 +266,14 @@ pub(super) fn columns(
                 schema(),
             ]);
             columns.push(("facts", Some(AttributeValue::M(facts))));
-            // A half without facts is not ours to write: a statement may be paid by other means than Stripe. Where only a
-            // person spoke, the review is ours and the payment is not.
-            if next.facts.payment != PaymentFacts::default() {
+            let ours = &next.derived.columns;
+            if ours.requires_review.is_some() {
                 columns.extend([
                     ("requires_review", requires_review),
                     ("review_reasons", reasons),
                 ]);
             }
-            if next.facts.payment.is_stated() {
+            if ours.payment_status.is_some() {
                 columns.extend([
                     ("payment_status", Some(s(standing.payment_status.as_str()))),
                     ("amount_paid", Some(n(standing.amount_paid))),
@@ -288,7 +285,7 @@ pub(super) fn columns(
                 columns.push(("stripe_payment_intent_id", Some(s(intent.as_str()))));
             }
             let mail = &next.mail;
-            if next.facts.mail != MailFacts::default() {
+            if ours.needs_attention.is_some() {
                 columns.extend([
                     ("mail_status", mail.status.map(|stage| s(stage.as_str()))),
                     ("mail_status_at", moment(mail.status_at)),
