@@ -89,10 +89,7 @@ const LOB: [(&str, &str); 23] = [
     ("letter_re-routed", LETTER),
     ("letter_rendered_pdf", LETTER),
     ("letter_rendered_thumbnails", LETTER),
-    (
-        "letter_return_envelope_in_transit",
-        "ignored unhandled_type",
-    ),
+    ("letter_return_envelope_in_transit", LETTER),
     ("letter_returned_to_sender", LETTER),
     ("letter_viewed", LETTER),
     ("postcard_created", "psc_208e45b48d271294"),

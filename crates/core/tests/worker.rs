@@ -6,7 +6,7 @@
     reason = "a test fails by panicking"
 )]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use billhook_core::entity::{Columns, Derived, Entity, EntityKey, Facts};
@@ -16,6 +16,7 @@ use billhook_core::ids::{
     TenantId,
 };
 use billhook_core::inbox::{NewEvent, Outcome};
+use billhook_core::mail::facts::Stage;
 use billhook_core::money::{Currency, Money};
 use billhook_core::ports::RecordEvent as _;
 use billhook_core::time::Timestamp;
@@ -1122,6 +1123,40 @@ proptest! {
             let id = naturally[i]["id"].as_str().unwrap();
             prop_assert_eq!(outcome(&actual, id), processed(), "{}", id);
         }
+    }
+
+    #[test]
+    fn any_order_and_multiplicity_of_letters_events_ends_in_the_same_statement(
+        life in prop::collection::vec((0..Stage::ALL.len(), 0..6_i64, 1..3), 1..14),
+        order_of_arrival in prop::collection::vec(0..14_usize, 0..30),
+    ) {
+        let event = |n: usize| {
+            let (stage, day, piece) = life[n];
+            let at = format!("2026-11-{:02}T08:00:00.000Z", 10 + day);
+            let mut event = letter(&format!("evt_{n:02}"), &at, &format!("ltr_{piece}"), Stage::ALL[stage].as_str());
+            // The statement bears the first piece only; the other names it.
+            event["body"]["metadata"] = json!({ "statement_id": "st_1", "template_version": format!("v{day}") });
+            event["body"]["tracking_number"] = json!(format!("n{}", n % 3));
+            event["body"]["tracking_events"] = json!([{ "id": format!("evnt_{}", n % 4), "name": format!("scan {}", n % 4) }]);
+            event
+        };
+        let (expected, actual) = run(async {
+            let (expected, actual) = (tables(), tables());
+            let all: Vec<Value> = (0..life.len()).map(event).collect();
+            deliver(&expected, Provider::Lob, &all).await;
+            for n in order_of_arrival.iter().filter(|n| **n < life.len()) {
+                deliver(&actual, Provider::Lob, &[event(*n)]).await;
+            }
+            for event in all.iter().rev() {
+                deliver(&actual, Provider::Lob, std::slice::from_ref(event)).await;
+            }
+            (expected, actual)
+        });
+        prop_assert_eq!(view(&expected, &statement("st_1")), view(&actual, &statement("st_1")));
+        let statement = entity(&actual, &statement("st_1"));
+        let mail = statement.with(Facts::default(), now()).mail;
+        let told: BTreeSet<_> = life.iter().map(|(stage, _, piece)| (*stage, *piece)).collect();
+        prop_assert_eq!(mail.timeline.len(), told.len());
     }
 
     #[test]

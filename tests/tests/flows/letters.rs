@@ -71,7 +71,7 @@ fn a_letters_life_in_reverse() {
 #[test]
 fn every_sample_of_lob_leaves_the_row_of_this_table() {
     // Sample, and of its statement: mail_status, attention_reason, expected_delivery_date, tracking_number, timeline.
-    const ROWS: [(&str, &str); 20] = [
+    const ROWS: [(&str, &str); 21] = [
         ("letter_created", "created - 2026-06-17 - mail_created"),
         (
             "letter_rendered_pdf",
@@ -118,6 +118,10 @@ fn every_sample_of_lob_leaves_the_row_of_this_table() {
             "letter_certified_issue",
             "- issue 2026-06-17 92071902358909000011275538 mail_issue",
         ),
+        (
+            "letter_return_envelope_in_transit",
+            "- - 2026-06-17 - mail_return_envelope_in_transit",
+        ),
         ("postcard_created", "created - 2026-06-17 - mail_created"),
         (
             "postcard_delivered",
@@ -161,6 +165,68 @@ fn every_sample_of_lob_leaves_the_row_of_this_table() {
         for ((name, expected), found) in ROWS.iter().zip(&found) {
             assert_eq!(found, expected, "{name}");
         }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_statement_mailed_again_begins_a_new_life_and_keeps_the_old_one() {
+    flow(false, async |stage| {
+        let world = &stage.world;
+        let row = |letter: &str| json!({ "statement_id": "st_again", "lob_letter_id": letter });
+        world.put("StatementsTable", row("ltr_first")).await?;
+        let lob = async |id: &str, at: &str, of: &str, stage: &str| {
+            world.lob(&letter(id, at, of, stage)).await?;
+            world.settled(LOB, "processed", &[id]).await?;
+            world.statement("st_again").await
+        };
+        lob("evt_again_1", "2026-11-01T08:00:00Z", "ltr_first", "mailed").await?;
+        let back = lob(
+            "evt_again_2",
+            "2026-11-05T08:00:00Z",
+            "ltr_first",
+            "returned_to_sender",
+        )
+        .await?;
+        assert_eq!(
+            (&back["mail_status"], &back["needs_attention"]),
+            (&json!("returned_to_sender"), &json!(true))
+        );
+        let update = world.aws.dynamodb().update_item();
+        update
+            .table_name(world.stack.output("StatementsTable")?)
+            .key("statement_id", AttributeValue::S("st_again".into()))
+            .update_expression("SET lob_letter_id = :second")
+            .expression_attribute_values(":second", AttributeValue::S("ltr_second".into()))
+            .send()
+            .await?;
+        let again = lob(
+            "evt_again_3",
+            "2026-11-06T08:00:00Z",
+            "ltr_second",
+            "created",
+        )
+        .await?;
+        assert_eq!(
+            (&again["mail_status"], &again["needs_attention"]),
+            (&json!("created"), &json!(false))
+        );
+        assert_eq!(again["attention_reason"], Value::Null);
+        assert_eq!(
+            types(&again),
+            ["mail_mailed", "mail_returned_to_sender", "mail_created"]
+        );
+        // The limit that is written down: nothing bears the first letter any more.
+        let late = letter(
+            "evt_again_4",
+            "2026-11-07T08:00:00Z",
+            "ltr_first",
+            "in_transit",
+        );
+        world.lob(&late).await?;
+        world.settled(LOB, "parked", &["evt_again_4"]).await?;
+        let late = event(world, LOB, "evt_again_4").await?;
+        assert_eq!(late["processing_error"], "letter_unknown");
         Ok(())
     });
 }

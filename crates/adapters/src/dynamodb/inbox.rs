@@ -106,6 +106,10 @@ fn item(event: &NewEvent<'_>) -> Item {
         ),
         ("api_version", envelope.api_version.as_deref().map(s)),
         ("object_id", envelope.object_id.as_deref().map(s)),
+        (
+            "template_version",
+            envelope.template_version.as_deref().map(s),
+        ),
         ("tenant_hint", envelope.tenant_hint.as_deref().map(s)),
         ("livemode", envelope.livemode.map(AttributeValue::Bool)),
     ];

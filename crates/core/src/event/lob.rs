@@ -130,6 +130,9 @@ impl Event {
             livemode: None,
             api_version: None,
             object_id,
+            template_version: self
+                .metadata()
+                .and_then(|metadata| Metadata::told(&metadata.template_version).cloned()),
             tenant_hint: self
                 .metadata()
                 .and_then(|metadata| Metadata::told(&metadata.tenant_id).cloned()),

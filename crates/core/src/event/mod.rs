@@ -69,6 +69,8 @@ pub struct Envelope {
     pub api_version: Option<String>,
     /// The object the event is about.
     pub object_id: Option<String>,
+    /// The template that a piece was printed from, where Lob tells it.
+    pub template_version: Option<String>,
     /// A tenant that the object's metadata names. A hint for people and logs, never proof.
     pub tenant_hint: Option<String>,
     /// Hex SHA-256 of `provider|account|object`: messages of one group are handed out one at a time.

@@ -189,6 +189,7 @@ impl Event {
             livemode: self.livemode,
             api_version: self.api_version.value().cloned(),
             object_id,
+            template_version: None,
             tenant_hint: resource
                 .and_then(Resource::metadata)
                 .and_then(|m| m.tenant_id.value().or(m.tenant_id_camel.value()).cloned()),

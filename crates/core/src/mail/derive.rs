@@ -56,7 +56,18 @@ fn weight(stage: Stage) -> Weight {
         | Stage::InternationalExit
         | Stage::Viewed
         | Stage::PickupAvailable
-        | Stage::Issue => Weight::Side,
+        | Stage::Issue
+        | Stage::ReturnEnvelopeCreated
+        | Stage::ReturnEnvelopeInTransit
+        | Stage::ReturnEnvelopeInLocalArea
+        | Stage::ReturnEnvelopeProcessedForDelivery
+        | Stage::ReturnEnvelopeReRouted
+        | Stage::ReturnEnvelopeInternationalExit
+        | Stage::ReturnEnvelopeReturnedToSender
+        | Stage::ReturnEnvelopeDelivered
+        | Stage::InformedDeliveryEmailSent
+        | Stage::InformedDeliveryEmailOpened
+        | Stage::InformedDeliveryEmailClickedThrough => Weight::Side,
     }
 }
 

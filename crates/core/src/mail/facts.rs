@@ -110,6 +110,28 @@ pub enum Stage {
     PickupAvailable,
     /// A problem with a certified piece.
     Issue,
+    /// The envelope for the answer was made.
+    ReturnEnvelopeCreated,
+    /// It is on its way back.
+    ReturnEnvelopeInTransit,
+    /// Near the sender.
+    ReturnEnvelopeInLocalArea,
+    /// On the last mile.
+    ReturnEnvelopeProcessedForDelivery,
+    /// Sent on to another address.
+    ReturnEnvelopeReRouted,
+    /// Left the country.
+    ReturnEnvelopeInternationalExit,
+    /// Came back to whoever posted it.
+    ReturnEnvelopeReturnedToSender,
+    /// Arrived at the sender.
+    ReturnEnvelopeDelivered,
+    /// The carrier announced the piece by e-mail.
+    InformedDeliveryEmailSent,
+    /// Its e-mail was opened.
+    InformedDeliveryEmailOpened,
+    /// Its link was followed.
+    InformedDeliveryEmailClickedThrough,
 }
 
 impl Stage {
@@ -133,11 +155,22 @@ impl Stage {
             Self::Viewed => "viewed",
             Self::PickupAvailable => "pickup_available",
             Self::Issue => "issue",
+            Self::ReturnEnvelopeCreated => "return_envelope_created",
+            Self::ReturnEnvelopeInTransit => "return_envelope_in_transit",
+            Self::ReturnEnvelopeInLocalArea => "return_envelope_in_local_area",
+            Self::ReturnEnvelopeProcessedForDelivery => "return_envelope_processed_for_delivery",
+            Self::ReturnEnvelopeReRouted => "return_envelope_re_routed",
+            Self::ReturnEnvelopeInternationalExit => "return_envelope_international_exit",
+            Self::ReturnEnvelopeReturnedToSender => "return_envelope_returned_to_sender",
+            Self::ReturnEnvelopeDelivered => "return_envelope_delivered",
+            Self::InformedDeliveryEmailSent => "informed_delivery_email_sent",
+            Self::InformedDeliveryEmailOpened => "informed_delivery_email_opened",
+            Self::InformedDeliveryEmailClickedThrough => "informed_delivery_email_clicked_through",
         }
     }
 
     /// All of them, in rank order.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 28] = [
         Self::Created,
         Self::RenderedPdf,
         Self::RenderedThumbnails,
@@ -155,10 +188,21 @@ impl Stage {
         Self::Viewed,
         Self::PickupAvailable,
         Self::Issue,
+        Self::ReturnEnvelopeCreated,
+        Self::ReturnEnvelopeInTransit,
+        Self::ReturnEnvelopeInLocalArea,
+        Self::ReturnEnvelopeProcessedForDelivery,
+        Self::ReturnEnvelopeReRouted,
+        Self::ReturnEnvelopeInternationalExit,
+        Self::ReturnEnvelopeReturnedToSender,
+        Self::ReturnEnvelopeDelivered,
+        Self::InformedDeliveryEmailSent,
+        Self::InformedDeliveryEmailOpened,
+        Self::InformedDeliveryEmailClickedThrough,
     ];
 
-    /// The stage that an event type names; `None` for types that are not about a piece's own way (addresses, bank
-    /// accounts, return envelopes, informed delivery). Lob spells re-routing with a hyphen or an underscore.
+    /// The stage that an event type names; `None` for types that are not about a piece (addresses, bank accounts). Lob
+    /// spells re-routing with a hyphen or an underscore.
     pub fn of_type(event_type: &str) -> Option<Self> {
         let (piece, stage) = event_type.split_once('.')?;
         if !["letter", "postcard", "self_mailer", "check"].contains(&piece) {
@@ -167,7 +211,7 @@ impl Stage {
         let stage = stage
             .strip_prefix("certified.")
             .unwrap_or(stage)
-            .replace('-', "_");
+            .replace(['-', '.'], "_");
         Self::ALL.into_iter().find(|known| known.as_str() == stage)
     }
 }
@@ -212,4 +256,57 @@ fn read_stage(event: &Event, stage: Stage) -> Result<MailFacts, ParkReason> {
     Ok(MailFacts {
         pieces: BTreeMap::from([(id.clone(), piece)]),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every event type of Lob's API and its stage. Source: lob-openapi, event types, read 2026-11.
+    #[test]
+    fn every_type_of_the_api_is_known() {
+        let base = "created rejected rendered_pdf rendered_thumbnails deleted failed viewed mailed in_transit \
+                    in_local_area processed_for_delivery delivered re-routed returned_to_sender international_exit";
+        let certified = "mailed in_transit in_local_area processed_for_delivery re-routed returned_to_sender delivered \
+                         pickup_available issue";
+        let envelope = "created in_transit in_local_area processed_for_delivery re_routed re-routed returned_to_sender \
+                        delivered international_exit";
+        let informed = "email_sent email_opened email_clicked_through";
+        let mut seen = std::collections::BTreeSet::new();
+        for (pieces, between, stages, prefix) in [
+            ("letter postcard self_mailer check", "", base, ""),
+            ("letter", "certified.", certified, ""),
+            ("letter", "return_envelope.", envelope, "return_envelope_"),
+            (
+                "letter postcard self_mailer",
+                "informed_delivery.",
+                informed,
+                "informed_delivery_",
+            ),
+        ] {
+            for piece in pieces.split(' ') {
+                for stage in stages.split_ascii_whitespace() {
+                    let found = Stage::of_type(&format!("{piece}.{between}{stage}"));
+                    let word = format!("{prefix}{}", stage.replace('-', "_"));
+                    assert_eq!(
+                        found.map(Stage::as_str),
+                        Some(&*word),
+                        "{piece}.{between}{stage}"
+                    );
+                    seen.extend(found);
+                }
+            }
+        }
+        assert_eq!(seen.len(), Stage::ALL.len());
+        for other in [
+            "address.created",
+            "address.deleted",
+            "bank_account.verified",
+            "letter.teleported",
+            "letter",
+            "",
+        ] {
+            assert_eq!(Stage::of_type(other), None, "{other}");
+        }
+    }
 }
