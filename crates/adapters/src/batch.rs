@@ -5,7 +5,7 @@
 //! Source: `Handling errors for an SQS event source in Lambda`, read 2026-11.
 
 use aws_lambda_events::event::sqs::SqsEvent;
-use billhook_core::ids::CorrelationId;
+use billhook_core::ids::{EventId, Provider, TenantId};
 use billhook_core::inbox::Verdict;
 use billhook_core::ports::{Clock, Ledger, Pause};
 use billhook_core::worker::{Done, Received, Report, TIME_TO_FINISH, Worker};
@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use crate::clock::SystemClock;
 use crate::lambda::deadline;
+use crate::metrics;
 
 /// The answer of a worker.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -65,53 +66,48 @@ pub async fn settle<L: Ledger, C: Clock + Pause>(
     let reports = worker.work(&messages, deadline, late).await;
     let mut response = BatchResponse::default();
     for report in reports {
-        log(&report);
-        if report.result.is_err() {
+        log(worker.provider, &report);
+        metrics::reported(worker.provider, &report, worker.clock.now());
+        if let (Err(_), Some(message)) = (report.result, report.message) {
             response.batch_item_failures.push(ItemFailure {
-                item_identifier: report.message_id,
+                item_identifier: message.message_id,
             });
         }
     }
     Ok(response)
 }
 
-fn log(report: &Report) {
+fn log(provider: Provider, report: &Report) {
     let stored = report.stored.as_ref();
-    let correlation_id = stored
-        .and_then(|stored| stored.correlation_id)
-        .as_ref()
-        .map(CorrelationId::to_string);
-    let correlation_id = correlation_id.unwrap_or_default();
-    let event_id = report.event.as_ref().map_or("", |id| id.as_str());
-    let event_type = stored.map_or("", |stored| stored.event_type.as_str());
-    let entity = report
-        .entity
-        .as_ref()
-        .map(ToString::to_string)
-        .unwrap_or_default();
+    let correlation_id = report.correlation_id.map(|id| id.to_string());
+    let correlation_id = correlation_id.as_deref();
+    let event_id = report.event.as_ref().map(EventId::as_str);
+    let message = report.message.as_ref();
     macro_rules! tell {
         ($level:ident, $name:literal, $reason:expr) => {
             tracing::$level!(
                 correlation_id,
                 event_id,
-                event_type,
-                entity,
+                stripe_event_id = event_id.filter(|_| provider == Provider::Stripe),
+                event_type = stored.map(|stored| stored.event_type.as_str()),
+                tenant_hint = stored.and_then(|stored| stored.tenant_hint.as_deref()),
+                tenant_id = report.tenant.as_ref().map(TenantId::as_str),
+                entity = report.entity.as_ref().map(ToString::to_string),
+                attempt = message.map(|message| message.receive_count),
+                message_id = message.map(|message| message.message_id.as_str()),
                 reason = $reason,
                 concat!($name, " correlation_id={}"),
-                correlation_id
+                correlation_id.unwrap_or_default()
             )
         };
     }
     match &report.result {
-        Ok(Done::Concluded(verdict)) => {
-            let reason = verdict.reason().unwrap_or_default();
-            match verdict {
-                Verdict::Processed => tell!(info, "event_processed", reason),
-                Verdict::Ignored(_) => tell!(info, "event_ignored", reason),
-                Verdict::Parked(_) => tell!(warn, "event_parked", reason),
-                Verdict::Failed(_) => tell!(error, "event_failed", reason),
-            }
-        }
+        Ok(Done::Concluded(verdict)) => match verdict {
+            Verdict::Processed => tell!(info, "event_processed", verdict.reason()),
+            Verdict::Ignored(_) => tell!(info, "event_ignored", verdict.reason()),
+            Verdict::Parked(_) => tell!(warn, "event_parked", verdict.reason()),
+            Verdict::Failed(_) => tell!(error, "event_failed", verdict.reason()),
+        },
         Ok(Done::Already(outcome)) => tell!(info, "event_processed_before", outcome.as_str()),
         Err(failure) => tell!(error, "event_failed", failure.to_string()),
     }

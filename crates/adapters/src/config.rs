@@ -268,6 +268,12 @@ pub fn log_level(lookup: &Lookup<'_>) -> LevelFilter {
     Reader::new(lookup).log_level()
 }
 
+/// `APP_NAME` and `ENV` alone, for the same reason; empty where they are missing, and then the start is refused.
+pub fn stage_name(lookup: &Lookup<'_>) -> (String, String) {
+    let mut read = Reader::new(lookup);
+    (read.required("APP_NAME"), read.required("ENV"))
+}
+
 /// Collects faults while reading. After a fault it goes on with an empty value that `finish` never lets out.
 pub(crate) struct Reader<'a> {
     lookup: &'a Lookup<'a>,

@@ -2,7 +2,7 @@
 //!
 //! Guarantees: one thread; a start that cannot work is refused with one line that says everything; a failed
 //! invocation is one line with the whole chain of causes, and the caller learns its first sentence only.
-//! A panic of a handler ends that invocation, not the process.
+//! A panic of a handler ends that invocation, not the process. However an invocation ends, its metrics are written.
 
 use std::error::Error;
 use std::panic::AssertUnwindSafe;
@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::aws::Aws;
 use crate::clock::SystemClock;
-use crate::config::{self, ConfigError, Lookup, Reader, both, process_variable};
+use crate::config::{ConfigError, Lookup, Reader, both, process_variable};
 use crate::telemetry;
 
 /// What `main` returns: sets up the log, reads the configuration, then lets `start` make its clients and call `serve`.
@@ -28,7 +28,7 @@ pub fn run<C>(
     start: impl AsyncFnOnce(C, Aws) -> Result<(), lambda_runtime::Error>,
 ) -> ExitCode {
     let lookup = Lookup(&process_variable);
-    telemetry::init(function, config::log_level(&lookup));
+    telemetry::init(function, &lookup);
     match started(&lookup, read, start) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -77,16 +77,19 @@ where
     E: Error + 'static,
 {
     let handle = &handle;
-    lambda_runtime::run(service_fn(move |event| async move {
+    lambda_runtime::run(service_fn(move |event: LambdaEvent<Q>| async move {
+        telemetry::begin(event.context.xray_trace_id.clone());
         // The panic hook has told the place; the message, which may hold data, goes to nobody.
         // Boxed, because the whole tree of calls below is too deep a type for the compiler.
-        match AssertUnwindSafe(Box::pin(handle(event)))
+        let ended = AssertUnwindSafe(Box::pin(handle(event)))
             .catch_unwind()
-            .await
-        {
+            .await;
+        let answer = match ended {
             Ok(answer) => answer.map_err(|error| failed(&error)),
             Err(_) => Err(invocation_failed("panic".to_owned())),
-        }
+        };
+        telemetry::flush();
+        answer
     }))
     .await
 }

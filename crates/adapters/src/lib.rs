@@ -7,6 +7,7 @@ pub mod aws;
 pub mod clock;
 pub mod config;
 pub mod lambda;
+pub mod metrics;
 pub mod telemetry;
 
 // What it talks to.

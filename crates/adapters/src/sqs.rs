@@ -3,11 +3,17 @@
 //! Guarantees: `Ok` means that the queue has the message or has had it (a repeated deduplication id within 5 minutes is
 //! swallowed, and that is a success). Does not build bodies or ids: see `billhook_core`.
 
+use std::collections::HashMap;
+
 use aws_sdk_sqs::error::SdkError;
 use aws_sdk_sqs::operation::send_message::SendMessageError;
+use aws_sdk_sqs::operation::send_message::builders::SendMessageFluentBuilder;
+use aws_sdk_sqs::types::{MessageSystemAttributeNameForSends, MessageSystemAttributeValue};
 use billhook_core::ids::Provider;
 use billhook_core::ports::{SendMessage, Unavailable};
 use billhook_core::retry::Disposition;
+
+use crate::telemetry;
 
 /// One queue.
 #[derive(Clone, Debug)]
@@ -39,11 +45,8 @@ impl Queue {
         deduplication_id: &str,
         body: &str,
     ) -> Result<(), SendError> {
-        let call = self.client.send_message().queue_url(&self.url);
-        let call = call
-            .message_group_id(group)
-            .message_deduplication_id(deduplication_id);
-        match call.message_body(body).send().await {
+        let call = self.message(group, deduplication_id, body);
+        match call.send().await {
             Ok(_) => Ok(()),
             Err(source) => Err(SendError {
                 queue: self.name().to_owned(),
@@ -51,6 +54,17 @@ impl Queue {
                 source: Box::new(source),
             }),
         }
+    }
+
+    fn message(&self, group: &str, deduplication_id: &str, body: &str) -> SendMessageFluentBuilder {
+        let trace = telemetry::trace().and_then(|header| trace_header(&header));
+        self.client
+            .send_message()
+            .queue_url(&self.url)
+            .message_group_id(group)
+            .message_deduplication_id(deduplication_id)
+            .message_body(body)
+            .set_message_system_attributes(trace)
     }
 
     /// The last part of the URL.
@@ -93,6 +107,19 @@ impl SendMessage for Queues {
     }
 }
 
+/// The one system attribute that a sender may set: X-Ray links the worker's trace by it.
+fn trace_header(
+    header: &str,
+) -> Option<HashMap<MessageSystemAttributeNameForSends, MessageSystemAttributeValue>> {
+    let value = MessageSystemAttributeValue::builder()
+        .data_type("String")
+        .string_value(header)
+        .build()
+        .ok()?;
+    let name = MessageSystemAttributeNameForSends::AwsTraceHeader;
+    Some(HashMap::from([(name, value)]))
+}
+
 impl SendError {
     /// What is left to do. Sending again under the same deduplication id is harmless for 5 minutes, and later a
     /// repeat that the worker absorbs.
@@ -119,6 +146,26 @@ mod tests {
     use aws_sdk_sqs::config::http::HttpResponse;
     use aws_sdk_sqs::types::error::{InvalidMessageContents, QueueDoesNotExist};
     use aws_smithy_types::body::SdkBody;
+
+    #[test]
+    fn a_message_goes_on_with_the_trace_of_its_invocation() {
+        let config = aws_sdk_sqs::Config::builder()
+            .behavior_version(aws_sdk_sqs::config::BehaviorVersion::latest())
+            .build();
+        let client = aws_sdk_sqs::Client::from_conf(config);
+        let queue = Queue::new(client, "https://sqs.example.com/1/stripe.fifo".into());
+        let header = "Root=1-67890abc-0123456789abcdef01234567;Parent=0123456789abcdef;Sampled=1";
+        for trace in [Some(header), None] {
+            telemetry::begin(trace.map(str::to_owned));
+            let message = queue.message("group", "evt_1", "{}");
+            let attributes = message.get_message_system_attributes().as_ref();
+            let sent = attributes.map(|attributes| {
+                let name = MessageSystemAttributeNameForSends::AwsTraceHeader;
+                attributes[&name].string_value().unwrap()
+            });
+            assert_eq!(sent, trace);
+        }
+    }
 
     #[track_caller]
     fn check(source: SdkError<SendMessageError>, expected: Disposition) {

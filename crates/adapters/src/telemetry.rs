@@ -1,14 +1,17 @@
-//! Log lines: one JSON object each, for people and for CloudWatch Logs Insights alike.
+//! What a function lets be seen of it: log lines, the lines of its metrics, and the trace that its messages go on with.
+//! Each line is one JSON object, for people and for CloudWatch Logs Insights alike.
 //!
 //! Guarantees: one line per event whatever the values hold (control characters escaped, values cut at 1,000 bytes),
 //! the fields of the surrounding spans in every line, no name twice (the innermost value wins), and of other crates
 //! only warnings and errors: their finer lines may hold headers and bodies. A panic is a line too.
-//! Does not keep secrets out of values that are handed to it, and makes no metrics.
+//! Does not keep secrets out of values that are handed to it. Which metrics there are stands in `metrics`.
 
 use std::cell::RefCell;
 use std::error::Error;
 use std::fmt::{self, Debug, Display, Write as _};
 use std::io::Write as _;
+use std::panic::PanicHookInfo;
+use std::sync::OnceLock;
 
 use billhook_core::ports::Clock;
 use tracing::field::{Field, Visit};
@@ -19,6 +22,8 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 
 use crate::clock::SystemClock;
+use crate::config::{Lookup, log_level, stage_name};
+use crate::metrics;
 use billhook_core::retry::chain;
 
 /// Beyond this a value tells no more; a line stays far below the 1 MB that one log event may have.
@@ -37,25 +42,65 @@ const OURS: [&str; 6] = [
 /// Repeats what the panic hook and `lambda::serve` have said, in a form that may hold a payload.
 const SILENCED: &str = "lambda_runtime::layers::panic";
 
+/// `APP_NAME` and `ENV`: the namespace and the first dimension of every metric.
+static STAGE: OnceLock<(String, String)> = OnceLock::new();
+
+thread_local! {
+    static TRACE: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
 /// Sends this process's lines to standard output. The first call counts; later ones change nothing.
-pub fn init(function: &'static str, level: LevelFilter) {
-    let lines = JsonLines {
+pub fn init(function: &'static str, lookup: &Lookup<'_>) {
+    let lines = subscriber(function, log_level(lookup), SystemClock, print);
+    if tracing::subscriber::set_global_default(lines).is_ok() {
+        std::panic::set_hook(Box::new(panicked));
+    }
+    STAGE.get_or_init(|| stage_name(lookup));
+}
+
+/// One invocation begins: `trace` is its X-Ray header, which messages sent from now on carry.
+pub fn begin(trace: Option<String>) {
+    TRACE.set(trace);
+}
+
+/// The X-Ray header of this invocation.
+pub fn trace() -> Option<String> {
+    TRACE.with_borrow(Clone::clone)
+}
+
+/// One invocation ends: writes what it counted, after its log lines.
+pub fn flush() {
+    if let Some((app_name, env)) = STAGE.get() {
+        print(metrics::take(app_name, env, SystemClock.now()).as_bytes());
+    }
+}
+
+fn print(lines: &[u8]) {
+    // A log that cannot be written has no better place to say so.
+    drop(std::io::stdout().lock().write_all(lines));
+}
+
+fn panicked(panic: &PanicHookInfo<'_>) {
+    // A literal holds no data; a formatted message may hold any, such as the value that failed to parse.
+    let literal = panic.payload().downcast_ref::<&'static str>();
+    let message = literal.copied().unwrap_or("(message withheld)");
+    let location = panic.location().map(ToString::to_string);
+    tracing::error!(location = location.unwrap_or_default(), "panic: {message}");
+}
+
+/// Writes the lines of `function` with `write`, one call each.
+pub fn subscriber<C: Clock + 'static>(
+    function: &'static str,
+    level: LevelFilter,
+    clock: C,
+    write: impl Fn(&[u8]) + Send + Sync + 'static,
+) -> impl Subscriber + Send + Sync {
+    tracing_subscriber::registry().with(JsonLines {
         function,
         level,
-        clock: SystemClock,
-        // A log that cannot be written has no better place to say so.
-        write: |line: &[u8]| drop(std::io::stdout().lock().write_all(line)),
-    };
-    let subscriber = tracing_subscriber::registry().with(lines);
-    if tracing::subscriber::set_global_default(subscriber).is_ok() {
-        std::panic::set_hook(Box::new(|panic| {
-            // A literal holds no data; a formatted message may hold any, such as the value that failed to parse.
-            let literal = panic.payload().downcast_ref::<&'static str>();
-            let message = literal.copied().unwrap_or("(message withheld)");
-            let location = panic.location().map(ToString::to_string);
-            tracing::error!(location = location.unwrap_or_default(), "panic: {message}");
-        }));
-    }
+        clock,
+        write,
+    })
 }
 
 /// Writes each event as a line.
@@ -300,13 +345,9 @@ mod tests {
     fn lines(level: LevelFilter, act: impl FnOnce()) -> Vec<String> {
         let written = Arc::new(Mutex::new(Vec::new()));
         let sink = Arc::clone(&written);
-        let layer = JsonLines {
-            function: "stripe-worker",
-            level,
-            clock: Fixed,
-            write: move |line: &[u8]| sink.lock().unwrap().extend_from_slice(line),
-        };
-        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), act);
+        let write = move |line: &[u8]| sink.lock().unwrap().extend_from_slice(line);
+        let subscriber = subscriber("stripe-worker", level, Fixed, write);
+        tracing::subscriber::with_default(subscriber, act);
         let text = String::from_utf8(written.lock().unwrap().clone()).unwrap();
         text.split_terminator('\n').map(str::to_owned).collect()
     }
@@ -365,6 +406,36 @@ mod tests {
             .collect();
         assert_eq!(messages, ["ours", "theirs"]);
         assert!(super::tests::lines(LevelFilter::WARN, || tracing::info!("quiet")).is_empty());
+    }
+
+    #[test]
+    fn a_panic_is_one_error_line_without_what_it_may_hold() {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(panicked));
+        let lines = lines(LevelFilter::ERROR, || {
+            let _delivery = tracing::error_span!("delivery", correlation_id = "c-1").entered();
+            let value = "jane@example.com";
+            for panic in [|_| panic!("no row"), |value| panic!("bad {value}\n{value}")] {
+                let _ = std::panic::catch_unwind(|| panic(value));
+            }
+        });
+        std::panic::set_hook(before);
+        let lines: Vec<Json> = lines
+            .iter()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        let told = |line: &Json| {
+            assert!(line["location"].as_str().unwrap().contains("telemetry.rs"));
+            [&line["level"], &line["message"], &line["correlation_id"]]
+                .map(|v| v.as_str().unwrap().to_owned())
+        };
+        assert_eq!(
+            lines.iter().map(told).collect::<Vec<_>>(),
+            [
+                ["ERROR", "panic: no row", "c-1"],
+                ["ERROR", "panic: (message withheld)", "c-1"]
+            ]
+        );
     }
 
     #[test]

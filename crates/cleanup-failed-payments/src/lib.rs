@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use billhook_adapters::metrics;
 use billhook_core::cleanup::{Due, OpenPayment, cancelled, due};
 use billhook_core::entity::{Entity, EntityKey};
 use billhook_core::ids::Provider;
@@ -138,6 +139,7 @@ impl<L: Ledger + FindFailedOrders, P: EndPayment, C: Clock> Cleanup<L, P, C> {
                     Ok(Finding::Skipped) => summary.skipped += 1,
                     Err(cause) => {
                         summary.failed += 1;
+                        metrics::CLEANUP_FAILED.count(Provider::Stripe);
                         tracing::error!(order = %key, cause, "cleanup_failed {key}: {cause}");
                     }
                 }

@@ -194,7 +194,66 @@ pub struct Overruled {
     pub written: String,
 }
 
+/// What a write newly says of an entity, for whoever counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// An order was paid in full.
+    Completed,
+    /// An order was given up.
+    Cancelled,
+    /// The last attempt to pay failed.
+    PaymentFailed,
+    /// All that was captured went back.
+    RefundedInFull,
+    /// A person should look, and needed not before.
+    RequiresReview,
+    /// A payment that is not what was due.
+    AmountMismatch,
+    /// A payment of a cancelled order.
+    PaidAfterCancel,
+    /// A statement's mail went wrong.
+    NeedsAttention,
+}
+
 impl Next {
+    /// What it says that the row did not say before. What a person put there is not news.
+    pub fn news(&self, was: &Entity) -> Vec<News> {
+        let (old, new) = (&was.columns, &self.derived.columns);
+        let became = |new: &Option<String>, old: &Option<String>, word: &str| {
+            new.as_deref() == Some(word) && new != old
+        };
+        let status = |status: OrderStatus| became(&new.status, &old.status, status.as_str());
+        let payment = |status: PaymentStatus| {
+            became(&new.payment_status, &old.payment_status, status.as_str())
+        };
+        let holds = |new: Option<bool>, old: Option<bool>| new == Some(true) && old != new;
+        let reason = |reason: &str| {
+            let known = &was.derived.review_reasons;
+            let added = |told: &&String| !known.contains(told);
+            let mut added = self.derived.review_reasons.iter().filter(added);
+            added.any(|told| told.split(':').next() == Some(reason))
+        };
+        [
+            (News::Completed, status(OrderStatus::Completed)),
+            (News::Cancelled, status(OrderStatus::Cancelled)),
+            (News::PaymentFailed, payment(PaymentStatus::Failed)),
+            (News::RefundedInFull, payment(PaymentStatus::Refunded)),
+            (
+                News::RequiresReview,
+                holds(new.requires_review, old.requires_review),
+            ),
+            (News::AmountMismatch, reason("amount_mismatch")),
+            (News::PaidAfterCancel, reason("paid_after_cancel")),
+            (
+                News::NeedsAttention,
+                holds(new.needs_attention, old.needs_attention),
+            ),
+        ]
+        .into_iter()
+        .filter_map(|(news, is_new)| is_new.then_some(news))
+        .collect()
+    }
+
     /// Both halves' entries.
     pub fn timeline(&self) -> Vec<Entry> {
         self.standing

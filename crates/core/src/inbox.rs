@@ -88,6 +88,7 @@ impl NewEvent<'_> {
             id: self.envelope.id.clone(),
             event_type: self.envelope.event_type.clone(),
             account: self.envelope.account.clone(),
+            tenant_hint: self.envelope.tenant_hint.clone(),
             group: self.envelope.group.clone(),
             correlation_id: Some(self.correlation_id),
             received_at: Some(self.received_at),
@@ -106,6 +107,8 @@ pub struct Stored {
     pub event_type: EventType,
     /// The connected account, from the signed body or the question that was asked of Stripe.
     pub account: Option<AccountId>,
+    /// A tenant that the metadata names: for people and logs, never proof.
+    pub tenant_hint: Option<String>,
     /// The message group.
     pub group: String,
     /// The first delivery's.
@@ -282,6 +285,7 @@ mod tests {
                 id: EventId::parse("evt_1").unwrap(),
                 event_type: "charge.refunded".to_owned().try_into().unwrap(),
                 account: None,
+                tenant_hint: None,
                 group: String::new(),
                 correlation_id: None,
                 received_at: None,

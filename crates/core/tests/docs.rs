@@ -390,6 +390,7 @@ fn the_outcome_table_is_what_a_repeat_reads_from_the_row() {
                 id: EventId::parse("evt_1").unwrap(),
                 event_type: "x".to_owned().try_into().unwrap(),
                 account: None,
+                tenant_hint: None,
                 group: String::new(),
                 correlation_id: None,
                 received_at: None,

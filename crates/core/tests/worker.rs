@@ -9,18 +9,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use billhook_core::entity::{Columns, Derived, Entity, EntityKey, Facts};
-use billhook_core::event;
+use billhook_core::cleanup::cancelled;
+use billhook_core::entity::{Columns, Derived, Entity, EntityKey, Facts, News};
+use billhook_core::event::stripe::Event;
+use billhook_core::event::{self, lob};
 use billhook_core::ids::{
     AccountId, CorrelationId, EventId, OrderId, PaymentIntentId, PieceId, Provider, StatementId,
     TenantId,
 };
-use billhook_core::inbox::{NewEvent, Outcome};
+use billhook_core::inbox::{NewEvent, Outcome, Verdict};
 use billhook_core::mail::facts::Stage;
+use billhook_core::merge::Merge as _;
 use billhook_core::money::{Currency, Money};
 use billhook_core::ports::RecordEvent as _;
 use billhook_core::time::Timestamp;
 use billhook_core::worker::{Done, Failure, Received, Report, Worker};
+use billhook_core::{mail, payment};
 use billhook_testkit::events::{
     charge_refunded, dispute, from_account, intent_failed, intent_is, intent_succeeded, letter,
     refund, session_completed, stripe,
@@ -125,7 +129,14 @@ async fn work(
         .await;
     reports
         .into_iter()
-        .map(|report| (report.message_id.clone(), report))
+        .map(|report| {
+            let message = report.message.as_ref().map(|m| m.message_id.clone());
+            let event = report.event.as_ref().map(ToString::to_string);
+            (
+                message.unwrap_or_else(|| format!("released {}", event.unwrap())),
+                report,
+            )
+        })
         .collect()
 }
 
@@ -1179,4 +1190,143 @@ proptest! {
         let _ = event::envelope(Provider::Stripe, &body);
         let _ = event::envelope(Provider::Lob, &body);
     }
+}
+
+#[tokio::test]
+async fn an_event_that_waited_is_reported_with_the_one_that_released_it() {
+    let tables = tables();
+    let refund = from_account(
+        charge_refunded("evt_1", T, "ch_1", Some("pi_1"), 1000),
+        "acct_a",
+    );
+    deliver(&tables, Provider::Stripe, &[refund]).await;
+    assert_eq!(outcome(&tables, "evt_1"), parked("unlinked"));
+    let paid = from_account(
+        intent_succeeded("evt_2", T, "pi_1", named("ord_a"), 4200),
+        "acct_a",
+    );
+    let reports = deliver(&tables, Provider::Stripe, &[paid]).await;
+    for key in ["m-evt_2", "released evt_1"] {
+        let report = &reports[key];
+        assert_eq!(report.result, Ok(Done::Concluded(Verdict::Processed)));
+        assert_eq!(report.entity, Some(order("ord_a")), "{key}");
+        let tenant = report.tenant.as_ref().map(TenantId::as_str);
+        assert_eq!(tenant, Some("ten_a"), "{key}");
+        assert!(report.stored.is_some() && report.correlation_id.is_some());
+    }
+    assert_eq!(reports.len(), 2);
+}
+
+#[tokio::test]
+async fn a_replay_is_followed_by_its_own_correlation_id() {
+    let tables = tables();
+    let paid = intent_succeeded("evt_1", T, "pi_1", named("ord_1"), 4200);
+    let first = keep(&tables, Provider::Stripe, &paid).await;
+    let (of_row, of_replay) = (
+        "01930000-0000-7000-8000-000000000001",
+        "01930000-0000-7000-8000-000000000002",
+    );
+    let of = |message_id: &str, correlation_id: Option<&str>| Received {
+        message_id: message_id.into(),
+        body: json!({ "event_id": "evt_1", "correlation_id": correlation_id }).to_string(),
+        ..first.clone()
+    };
+    let messages = [
+        of("m-silent", None),
+        of("m-replay", Some(of_replay)),
+        of("m-nonsense", Some("c-1")),
+    ];
+    let reports = work(&tables, Provider::Stripe, &messages).await;
+    for (message, expected) in [
+        ("m-silent", of_row),
+        ("m-replay", of_replay),
+        ("m-nonsense", of_row),
+    ] {
+        let told = reports[message].correlation_id.map(|id| id.to_string());
+        assert_eq!(told.as_deref(), Some(expected), "{message}");
+    }
+}
+
+#[test]
+fn news_is_what_a_write_says_that_the_row_did_not() {
+    let facts = |events: &[Value]| {
+        let mut facts = Facts::default();
+        for event in events {
+            let event = Event::parse(event.to_string().as_bytes()).unwrap();
+            let read = payment::read::facts(&event).unwrap().unwrap();
+            facts.payment.merge(read);
+        }
+        facts
+    };
+    let letter = |stage: &str| {
+        let event = letter("evt_9", "2026-06-09T10:13:20.000Z", "ltr_1", stage);
+        let event = lob::Event::parse(event.to_string().as_bytes()).unwrap();
+        let mail = mail::facts::read(&event).unwrap().unwrap();
+        Facts {
+            mail,
+            ..Facts::default()
+        }
+    };
+    let paid = || intent_succeeded("evt_1", T, "pi_1", json!({}), 4200);
+    let failed = facts(&[intent_failed("evt_2", T, "pi_1", json!({}), "ch_1")]);
+    let less = facts(&[intent_succeeded("evt_3", T, "pi_1", json!({}), 4100)]);
+    let back = facts(&[charge_refunded("evt_4", T, "ch_1", Some("pi_1"), 4200)]);
+    let paid = || facts(&[paid()]);
+    let given_up = || cancelled(now());
+    let cases: [(&str, Vec<Facts>, &[News]); 8] = [
+        ("ord_1", vec![paid()], &[News::Completed]),
+        (
+            "ord_1",
+            vec![failed, paid()],
+            &[News::PaymentFailed, News::Completed],
+        ),
+        (
+            "ord_1",
+            vec![paid(), back],
+            &[News::Completed, News::RefundedInFull],
+        ),
+        (
+            "ord_1",
+            vec![less],
+            &[News::RequiresReview, News::AmountMismatch],
+        ),
+        (
+            "ord_1",
+            vec![given_up(), paid(), paid()],
+            &[
+                News::Cancelled,
+                News::Completed,
+                News::RequiresReview,
+                News::PaidAfterCancel,
+            ],
+        ),
+        ("st_1", vec![letter("mailed")], &[]),
+        (
+            "st_1",
+            vec![letter("returned_to_sender")],
+            &[News::NeedsAttention],
+        ),
+        ("st_1", vec![paid(), paid()], &[]),
+    ];
+    for (id, steps, expected) in cases {
+        let key = if id == "st_1" {
+            statement(id)
+        } else {
+            order(id)
+        };
+        let mut row = entity(&tables(), &key);
+        let mut news = Vec::new();
+        for step in steps {
+            let next = row.with(step, now());
+            news.extend(next.news(&row));
+            row.facts = next.facts;
+            row.columns = next.derived.columns.clone();
+            row.derived = next.derived;
+        }
+        assert_eq!(news, expected, "{id}");
+    }
+    // What a person did is not news of ours.
+    let mut row = entity(&tables(), &order("ord_1"));
+    row.columns.status = Some("cancelled".into());
+    assert_eq!(row.with(Facts::default(), now()).news(&row), []);
 }

@@ -1,5 +1,6 @@
 //! What tests and local runs need, and nothing that is deployed.
 
+pub mod emf;
 pub mod events;
 pub mod local;
 pub mod memory;

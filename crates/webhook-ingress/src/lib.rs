@@ -6,9 +6,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use billhook_adapters::metrics;
 use billhook_core::event::{self, Envelope};
 use billhook_core::ids::{CorrelationId, Provider};
-use billhook_core::inbox::{NewEvent, Recorded, Repeat};
+use billhook_core::inbox::{NewEvent, Recorded, Repeat, Stored};
 use billhook_core::json::NotJson;
 use billhook_core::pointer::Pointer;
 use billhook_core::ports::{Clock, ReadSigningKeys, RecordEvent, SendMessage};
@@ -16,6 +17,8 @@ use billhook_core::retry::chain;
 use billhook_core::signature::{Reason, SigningKeys, UnverifiedClaim, lob, stripe};
 use billhook_core::time::Timestamp;
 use serde_json::json;
+use tracing::Instrument as _;
+use tracing::field::Empty;
 
 use crate::proxy::{Header, Request, Response};
 
@@ -77,36 +80,35 @@ impl From<NotJson> for Refusal {
 impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> Ingress<I, Q, K, C> {
     /// Answers one request. Never fails: whatever goes wrong is an answer.
     pub async fn handle(&self, request: Request) -> Response {
+        let arrived_at = self.clock.now();
         let correlation_id = CorrelationId(self.clock.new_id());
-        let answer = self
-            .answer(&request, correlation_id)
-            .await
-            .unwrap_or_else(Answer::Refused);
-        response(answer, correlation_id)
-    }
-
-    async fn answer(
-        &self,
-        request: &Request,
-        correlation_id: CorrelationId,
-    ) -> Result<Answer, Refusal> {
-        let route = request
-            .resource
-            .as_deref()
-            .or(request.path.as_deref())
-            .unwrap_or_default();
-        let method = request.http_method.as_deref().unwrap_or_default();
-        let provider = match (route, method) {
-            ("/webhooks/stripe", "POST") => Provider::Stripe,
-            ("/webhooks/lob", "POST") => Provider::Lob,
-            ("/health", "GET") => return Ok(Answer::Health),
-            ("/webhooks/stripe" | "/webhooks/lob", _) => {
-                return Err(Refusal::MethodNotAllowed("POST"));
+        // Of the highest level, so that its fields stand in every line that is written.
+        let delivery = tracing::error_span!(
+            "delivery",
+            %correlation_id,
+            event_id = Empty,
+            stripe_event_id = Empty,
+            event_type = Empty,
+            tenant_hint = Empty,
+        );
+        let route = route(&request);
+        let provider = route.as_ref().ok().copied().flatten();
+        let answer = match route {
+            Ok(None) => Ok(Answer::Health),
+            Ok(Some(provider)) => {
+                let delivering = self.deliver(provider, &request, correlation_id);
+                delivering.instrument(delivery.clone()).await
             }
-            ("/health", _) => return Err(Refusal::MethodNotAllowed("GET")),
-            _ => return Err(Refusal::NotFound),
+            Err(refusal) => Err(refusal),
         };
-        self.deliver(provider, request, correlation_id).await
+        let answer = answer.unwrap_or_else(Answer::Refused);
+        if let Answer::Refused(refusal) = &answer {
+            delivery.in_scope(|| log(refusal, correlation_id));
+        }
+        if let Some(provider) = provider {
+            count(provider, &answer, arrived_at.until(self.clock.now()));
+        }
+        response(answer, correlation_id)
     }
 
     async fn deliver(
@@ -125,12 +127,16 @@ impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> Ingress<I, Q,
             correlation_id,
             received_at: now,
         };
-        let duplicate = self.keep_and_send(&new).await?;
+        name(&new.envelope);
+        let kept = self.keep_and_send(&new).await;
+        let result = match kept {
+            Ok(true) => "duplicate",
+            Ok(false) => "accepted",
+            Err(_) => "failed",
+        };
+        metrics::genuine(provider, &new.envelope.event_type, result);
+        let duplicate = kept?;
         tracing::info!(
-            correlation_id = %correlation_id,
-            event_id = %new.envelope.id,
-            event_type = %new.envelope.event_type,
-            tenant_hint = new.envelope.tenant_hint,
             secret,
             "{} correlation_id={correlation_id}",
             match (duplicate, provider) {
@@ -199,17 +205,20 @@ impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> Ingress<I, Q,
                 let first = stored.first_message();
                 (stored, first)
             }
-            Recorded::Known(stored) => match stored.repeat() {
-                Repeat::Duplicate => return Ok(true),
-                Repeat::SendAgain => {
-                    let first = stored.first_message();
-                    (stored, first)
-                }
-                Repeat::Retry => {
-                    let another = stored.another_message(self.clock.new_id());
-                    (stored, another)
-                }
-            },
+            Recorded::Known(stored) => {
+                let id = match stored.repeat() {
+                    Repeat::Duplicate => return Ok(true),
+                    Repeat::SendAgain => stored.first_message(),
+                    Repeat::Retry => stored.another_message(self.clock.new_id()),
+                };
+                // The row keeps the first delivery's; the message tells whose it is.
+                let correlation_id = Some(new.correlation_id);
+                let stored = Stored {
+                    correlation_id,
+                    ..stored
+                };
+                (stored, id)
+            }
         };
         let provider = new.envelope.provider;
         let body = Pointer::to(&stored, provider.into());
@@ -218,6 +227,37 @@ impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> Ingress<I, Q,
             .await
             .map_err(failed)?;
         Ok(false)
+    }
+}
+
+/// Whose delivery it is; `None` asks for our health.
+fn route(request: &Request) -> Result<Option<Provider>, Refusal> {
+    let route = request
+        .resource
+        .as_deref()
+        .or(request.path.as_deref())
+        .unwrap_or_default();
+    let method = request.http_method.as_deref().unwrap_or_default();
+    match (route, method) {
+        ("/webhooks/stripe", "POST") => Ok(Some(Provider::Stripe)),
+        ("/webhooks/lob", "POST") => Ok(Some(Provider::Lob)),
+        ("/health", "GET") => Ok(None),
+        ("/webhooks/stripe" | "/webhooks/lob", _) => Err(Refusal::MethodNotAllowed("POST")),
+        ("/health", _) => Err(Refusal::MethodNotAllowed("GET")),
+        _ => Err(Refusal::NotFound),
+    }
+}
+
+/// Names the event in every line that follows.
+fn name(envelope: &Envelope) {
+    let delivery = tracing::Span::current();
+    delivery.record("event_id", envelope.id.as_str());
+    if envelope.provider == Provider::Stripe {
+        delivery.record("stripe_event_id", envelope.id.as_str());
+    }
+    delivery.record("event_type", envelope.event_type.as_str());
+    if let Some(tenant_hint) = &envelope.tenant_hint {
+        delivery.record("tenant_hint", tenant_hint.as_str());
     }
 }
 
@@ -283,7 +323,6 @@ fn response(answer: Answer, correlation_id: CorrelationId) -> Response {
             json!({ "status": "ok", "version": env!("CARGO_PKG_VERSION") }),
         ),
         Answer::Refused(refusal) => {
-            log(&refusal, correlation_id);
             match refusal {
                 Refusal::NotFound => {
                     refused(404, "not_found", "there is nothing at this path".to_owned())
@@ -329,14 +368,13 @@ fn response(answer: Answer, correlation_id: CorrelationId) -> Response {
 
 fn log(refusal: &Refusal, correlation_id: CorrelationId) {
     let (code, reason) = match refusal {
-        Refusal::NotFound => ("not_found", ""),
-        Refusal::MethodNotAllowed(_) => ("method_not_allowed", ""),
-        Refusal::BodyTooLarge => ("body_too_large", ""),
-        Refusal::SignatureInvalid(reason) => ("signature_invalid", reason.as_str()),
-        Refusal::BodyMalformed(message) => ("body_malformed", message.as_str()),
+        Refusal::NotFound => ("not_found", None),
+        Refusal::MethodNotAllowed(_) => ("method_not_allowed", None),
+        Refusal::BodyTooLarge => ("body_too_large", None),
+        Refusal::SignatureInvalid(reason) => ("signature_invalid", Some(reason.as_str())),
+        Refusal::BodyMalformed(message) => ("body_malformed", Some(message.as_str())),
         Refusal::Unavailable(cause) => {
             tracing::error!(
-                correlation_id = %correlation_id,
                 code = "unavailable",
                 reason = cause,
                 "webhook_rejected correlation_id={correlation_id}: {cause}"
@@ -345,9 +383,28 @@ fn log(refusal: &Refusal, correlation_id: CorrelationId) {
         }
     };
     tracing::warn!(
-        correlation_id = %correlation_id,
         code,
         reason,
         "webhook_rejected correlation_id={correlation_id}"
     );
+}
+
+fn count(provider: Provider, answer: &Answer, taken: Duration) {
+    let milliseconds = u64::try_from(taken.as_millis()).unwrap_or(u64::MAX);
+    metrics::WEBHOOK_PROCESSING_TIME.add(provider, milliseconds);
+    let accepted = matches!(answer, Answer::Accepted { .. });
+    metrics::WEBHOOK_SUCCESS.add(provider, u64::from(accepted));
+    match answer {
+        Answer::Accepted {
+            duplicate: true, ..
+        } => metrics::WEBHOOK_DUPLICATE.count(provider),
+        Answer::Refused(Refusal::SignatureInvalid(reason)) => {
+            metrics::invalid_signature(provider, reason.as_str());
+        }
+        Answer::Refused(_) => metrics::WEBHOOK_ERROR.count(provider),
+        Answer::Accepted {
+            duplicate: false, ..
+        }
+        | Answer::Health => {}
+    }
 }

@@ -10,6 +10,8 @@ use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
+use billhook_adapters::metrics;
+use billhook_core::ids::Provider;
 use billhook_core::retry::chain;
 use futures_util::FutureExt;
 use secrecy::SecretString;
@@ -82,7 +84,10 @@ where
     let request_id = &envelope.request_id;
     match &outcome {
         Ok(id) => tracing::info!(request_id, "webhook_endpoint_settled physical_id={id}"),
-        Err(reason) => tracing::error!(request_id, "webhook_endpoint_failed {reason}"),
+        Err(reason) => {
+            tracing::error!(request_id, "webhook_endpoint_failed {reason}");
+            metrics::ENDPOINT_FAILED.count(Provider::Stripe);
+        }
     }
     let answer = envelope.answer(outcome.as_deref().map_err(String::as_str));
     respond(&envelope.response_url.0, answer, deps).await

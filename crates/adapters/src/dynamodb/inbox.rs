@@ -173,6 +173,7 @@ pub fn stored(item: &Item) -> Option<Stored> {
             Some(account) => Some(AccountId::parse(account).ok()?),
             None => None,
         },
+        tenant_hint: items::text(item, "tenant_hint").map(str::to_owned),
         group: items::text(item, "group")?.to_owned(),
         correlation_id: items::text(item, "correlation_id").and_then(CorrelationId::parse),
         received_at: items::text(item, "received_at").and_then(|at| Timestamp::parse(at).ok()),

@@ -26,6 +26,7 @@ use super::index::Index;
 use super::items::{self, Item, n, s, text};
 use super::rows::{self, ORDER_GUARDS, Row, STATEMENT_GUARDS, Schema, TENANT_GUARDS};
 use super::unavailable;
+use crate::metrics;
 
 /// A row beyond this is not written: the rest of DynamoDB's 400 KB is the application's.
 const ROW_BYTES_MAX: usize = 300 * 1024;
@@ -432,7 +433,7 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
         Ok(tenants)
     }
 
-    async fn commit(&self, _: Provider, commit: Commit<'_, Row>) -> Result<(), CommitError> {
+    async fn commit(&self, provider: Provider, commit: Commit<'_, Row>) -> Result<(), CommitError> {
         let mut updates = Vec::new();
         if let Some((entity, row, next)) = commit.entity {
             updates.push(self.entity_update(entity, row, next, commit.now)?);
@@ -449,6 +450,7 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
             Err(updates) => self.update_all(updates).await,
         }?;
         if let Some((entity, _, next)) = commit.entity {
+            metrics::written(provider, entity, next);
             let event_id = commit
                 .events
                 .first()

@@ -1,4 +1,4 @@
-//! The worker: a batch of messages in, one report per message out.
+//! The worker: a batch of messages in, one report per message out, and one per event that was settled along with them.
 //!
 //! A batch is settled in rounds. Each round reads what is still open, decides, and commits one transaction per entity;
 //! whoever loses a race, or learns that something changed, is simply open in the next round. Guarantees: a message is
@@ -17,7 +17,7 @@ use futures_util::stream::{self, StreamExt as _};
 
 use self::find::Target;
 use crate::entity::EntityKey;
-use crate::ids::{EventId, Provider, TenantId};
+use crate::ids::{CorrelationId, EventId, Provider, TenantId};
 use crate::inbox::{Outcome, ParkReason, Stored, Verdict};
 use crate::pointer::Message;
 use crate::ports::{Clock, Concluded, Kept, Ledger, Pause, Payload, PaymentKey, Unavailable};
@@ -51,16 +51,20 @@ pub struct Received {
     pub receive_count: u32,
 }
 
-/// What became of a message.
+/// What became of a message, or of an event that waited for one.
 #[derive(Debug)]
 pub struct Report {
-    /// The queue's id.
-    pub message_id: String,
+    /// The message; none where the event waited for a payment that another's message linked.
+    pub message: Option<Received>,
     /// The event it names, if it could be read.
     pub event: Option<EventId>,
+    /// The story it belongs to: of the delivery or replay that sent the message, else of the event's first delivery.
+    pub correlation_id: Option<CorrelationId>,
     /// What the row said when it was read, if it was.
     pub stored: Option<Stored>,
-    /// The entity that its facts went into, and whose it is.
+    /// Whose it is, where its account says so.
+    pub tenant: Option<TenantId>,
+    /// The entity that its facts went into.
     pub entity: Option<EntityKey>,
     /// Done or not.
     pub result: Result<Done, Failure>,
@@ -134,6 +138,16 @@ impl Candidate {
         })
     }
 
+    fn processed_into(&self, entity: &EntityKey) -> Finding {
+        Finding {
+            event: self.stored.id.clone(),
+            released: self.waited.then(|| self.stored.clone()),
+            tenant: self.tenant.clone(),
+            entity: Some(entity.clone()),
+            result: Ok(Done::Concluded(Verdict::Processed)),
+        }
+    }
+
     fn concluded(&self, verdict: Verdict) -> Concluded {
         Concluded {
             event: self.stored.id.clone(),
@@ -147,18 +161,35 @@ impl Candidate {
 /// What a round found out about an event.
 struct Finding {
     event: EventId,
+    /// Its row, where no message of this batch brought it.
+    released: Option<Stored>,
+    tenant: Option<TenantId>,
     entity: Option<EntityKey>,
     result: Result<Done, Failure>,
 }
 
 impl Finding {
-    fn failed(event: &EventId, failure: Failure) -> Self {
+    fn of(event: &EventId, result: Result<Done, Failure>) -> Self {
         Self {
             event: event.clone(),
+            released: None,
+            tenant: None,
             entity: None,
-            result: Err(failure),
+            result,
         }
     }
+
+    fn failed(event: &EventId, failure: Failure) -> Self {
+        Self::of(event, Err(failure))
+    }
+}
+
+/// An event that is settled.
+struct Settled {
+    stored: Option<Stored>,
+    tenant: Option<TenantId>,
+    entity: Option<EntityKey>,
+    done: Done,
 }
 
 impl From<Unavailable> for Failure {
@@ -178,15 +209,24 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
     ) -> Vec<Report> {
         let mut late = std::pin::pin!(late);
         let mut is_late = false;
-        let mut named: BTreeMap<EventId, Vec<&Received>> = BTreeMap::new();
+        let mut named: BTreeMap<EventId, Vec<(&Received, Option<CorrelationId>)>> = BTreeMap::new();
         let mut reports = Vec::new();
         for message in messages {
             match Message::parse(&message.body) {
-                Ok(pointer) => named.entry(pointer.event_id).or_default().push(message),
+                Ok(pointer) => {
+                    let told = pointer.correlation_id.as_deref();
+                    let told = told.and_then(CorrelationId::parse);
+                    named
+                        .entry(pointer.event_id)
+                        .or_default()
+                        .push((message, told));
+                }
                 Err(_) => reports.push(Report {
-                    message_id: message.message_id.clone(),
+                    message: Some(message.clone()),
                     event: None,
+                    correlation_id: None,
                     stored: None,
+                    tenant: None,
                     entity: None,
                     result: Err(Failure::Unreadable),
                 }),
@@ -195,7 +235,11 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         let mut open: BTreeMap<EventId, Open> = named
             .iter()
             .map(|(id, messages)| {
-                let receive_count = messages.iter().map(|m| m.receive_count).max().unwrap_or(1);
+                let receive_count = messages
+                    .iter()
+                    .map(|(m, _)| m.receive_count)
+                    .max()
+                    .unwrap_or(1);
                 (
                     id.clone(),
                     Open {
@@ -206,8 +250,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                 )
             })
             .collect();
-        let mut settled: BTreeMap<EventId, (Option<Stored>, Option<EntityKey>, Done)> =
-            BTreeMap::new();
+        let mut settled: BTreeMap<EventId, Settled> = BTreeMap::new();
         for round in 0..ROUNDS_MAX {
             if open.is_empty() || self.is_late(deadline) {
                 break;
@@ -230,7 +273,13 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                 match finding.result {
                     Ok(done) => {
                         let stored = open.remove(&finding.event).and_then(|open| open.stored);
-                        settled.insert(finding.event, (stored, finding.entity, done));
+                        let end = Settled {
+                            stored: stored.or(finding.released),
+                            tenant: finding.tenant,
+                            entity: finding.entity,
+                            done,
+                        };
+                        settled.insert(finding.event, end);
                     }
                     Err(failure) => {
                         if let Some(open) = open.get_mut(&finding.event) {
@@ -245,22 +294,16 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
             self.mark_failed(&open).await;
         }
         for (id, messages) in named {
-            for message in messages {
-                let (stored, entity, result) = match (settled.get(&id), open.get(&id)) {
-                    (Some((stored, entity, done)), _) => {
-                        (stored.clone(), entity.clone(), Ok(done.clone()))
-                    }
-                    (None, Some(open)) => (open.stored.clone(), None, Err(open.failure.clone())),
-                    (None, None) => (None, None, Err(Failure::NotStored)),
-                };
+            let end = settled.remove(&id);
+            for (message, correlation_id) in messages {
                 reports.push(Report {
-                    message_id: message.message_id.clone(),
-                    event: Some(id.clone()),
-                    stored,
-                    entity,
-                    result,
+                    message: Some(message.clone()),
+                    ..report(id.clone(), correlation_id, end.as_ref(), open.get(&id))
                 });
             }
+        }
+        for (id, end) in &settled {
+            reports.push(report(id.clone(), None, Some(end), None));
         }
         reports
     }
@@ -299,11 +342,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
             let id = kept.stored.id.clone();
             if kept.stored.processed {
                 let done = Done::Already(kept.stored.outcome);
-                findings.push(Finding {
-                    event: id,
-                    entity: None,
-                    result: Ok(done),
-                });
+                findings.push(Finding::of(&id, Ok(done)));
                 continue;
             }
             match catch_unwind(AssertUnwindSafe(|| self.read(&kept))) {
@@ -407,5 +446,31 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
             })
             .await;
         }
+    }
+}
+
+fn report(
+    event: EventId,
+    told: Option<CorrelationId>,
+    settled: Option<&Settled>,
+    open: Option<&Open>,
+) -> Report {
+    let stored = match (settled, open) {
+        (Some(end), _) => end.stored.clone(),
+        (None, open) => open.and_then(|open| open.stored.clone()),
+    };
+    let first = stored.as_ref().and_then(|stored| stored.correlation_id);
+    Report {
+        message: None,
+        event: Some(event),
+        correlation_id: told.or(first),
+        tenant: settled.and_then(|end| end.tenant.clone()),
+        entity: settled.and_then(|end| end.entity.clone()),
+        result: match (settled, open) {
+            (Some(end), _) => Ok(end.done.clone()),
+            (None, Some(open)) => Err(open.failure.clone()),
+            (None, None) => Err(Failure::NotStored),
+        },
+        stored,
     }
 }

@@ -98,18 +98,19 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
             }
         }
         let mut committed = self.commit(entity, row, &group, &links).await;
-        let waited = group.len() > own;
-        group.truncate(own);
-        if waited && matches!(committed, Err(CommitError::Refused(_))) {
+        let mut released = group.split_off(own);
+        if !released.is_empty() && matches!(committed, Err(CommitError::Refused(_))) {
             // What waited may have made it too large: then it is left to the sweep.
+            released.clear();
             committed = self.commit(entity, row, &group, &links).await;
         }
         match committed {
-            Ok(()) => findings.extend(group.iter().map(|candidate| Finding {
-                event: candidate.stored.id.clone(),
-                entity: Some(key.clone()),
-                result: Ok(Done::Concluded(Verdict::Processed)),
-            })),
+            Ok(()) => findings.extend(
+                group
+                    .iter()
+                    .chain(&released)
+                    .map(|candidate| candidate.processed_into(&key)),
+            ),
             Err(CommitError::Refused(_)) => {
                 findings.extend(self.conclude_each(group, ParkReason::EntityTooLarge).await);
             }
@@ -247,26 +248,20 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         let failed = committed
             .err()
             .map(|error| Failure::Infrastructure(chain(&error)));
-        let finding = |concluded: Concluded| Finding {
-            event: concluded.event,
-            entity: None,
-            result: match &failed {
-                None => Ok(Done::Concluded(concluded.verdict)),
-                Some(failure) => Err(failure.clone()),
-            },
+        let finding = |concluded: Concluded| match &failed {
+            None => ended(concluded),
+            Some(failure) => Finding::failed(&concluded.event, failure.clone()),
         };
         events.into_iter().map(finding).collect()
     }
 
     async fn finding(&self, concluded: Concluded, commit: Commit<'_, L::Row>) -> Finding {
-        let result = match self.ledger.commit(self.provider, commit).await {
-            Ok(()) => Ok(Done::Concluded(concluded.verdict)),
-            Err(error) => Err(Failure::Infrastructure(chain(&error))),
-        };
-        Finding {
-            event: concluded.event,
-            entity: None,
-            result,
+        match self.ledger.commit(self.provider, commit).await {
+            Ok(()) => ended(concluded),
+            Err(error) => {
+                let failure = Failure::Infrastructure(chain(&error));
+                Finding::failed(&concluded.event, failure)
+            }
         }
     }
 }
@@ -279,6 +274,13 @@ fn fitting(group: &[Candidate]) -> usize {
         bytes <= BYTES_PER_COMMIT_MAX
     });
     fit.count().max(1).min(group.len())
+}
+
+fn ended(concluded: Concluded) -> Finding {
+    Finding {
+        tenant: concluded.tenant,
+        ..Finding::of(&concluded.event, Ok(Done::Concluded(concluded.verdict)))
+    }
 }
 
 fn unknown(provider: Provider, key: &EntityKey) -> ParkReason {

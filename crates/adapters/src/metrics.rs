@@ -1,0 +1,476 @@
+//! Every metric: its name, unit, dimensions, meaning and the alarms that read it, and the recorder that turns what an
+//! invocation counted into lines of `CloudWatch`'s embedded metric format.
+//!
+//! Guarantees: one line per provider and set of labels, written once per invocation (`telemetry::flush`); no dimension
+//! but those named here, so that no id becomes a custom metric. Recording is in memory, per thread: a function has one.
+//! Does not survive an invocation that is cut at its time-out. `docs/runbook/metrics.md` mirrors the list.
+//! Source: `Specification: Embedded metric format`, read 2026-11.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use billhook_core::entity::{Entity, News, Next};
+use billhook_core::event::EventType;
+use billhook_core::event::stripe_types::HANDLED_TYPES;
+use billhook_core::ids::Provider;
+use billhook_core::inbox::{IgnoreReason, ParkReason, Verdict};
+use billhook_core::time::Timestamp;
+use billhook_core::worker::{Done, Report};
+use serde_json::{Map, Value, json};
+
+/// A metric takes at most so many values in one line.
+const VALUES_MAX: usize = 100;
+/// The dimensions of every metric.
+const ENVIRONMENT: &str = "Environment";
+const PROVIDER: &str = "Provider";
+
+/// What a metric is measured in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// Values of one invocation are added up.
+    Count,
+    /// Each value counts.
+    Milliseconds,
+    /// Each value counts.
+    Seconds,
+}
+
+/// Which dimensions a metric has beside `Environment` and `Provider`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum By {
+    /// None.
+    Provider,
+    /// It is there without and with `Reason`.
+    Reason,
+    /// It is there with `event_type` and `result` only.
+    TypeAndResult,
+}
+
+/// A metric.
+#[derive(Debug)]
+pub struct Metric {
+    /// Its name.
+    pub name: &'static str,
+    /// Its unit.
+    pub unit: Unit,
+    /// Its dimensions.
+    pub by: By,
+    /// What one more of it means.
+    pub meaning: &'static str,
+    /// The alarms that read it, without `${AppName}-${Env}-`; without any it is for the dashboard.
+    pub alarms: &'static [&'static str],
+}
+
+macro_rules! metrics {
+    ($($constant:ident = $name:literal, $unit:ident, $by:ident, [$($alarm:literal),*], $meaning:literal;)*) => {
+        $(
+            #[doc = $meaning]
+            pub static $constant: Metric = Metric {
+                name: $name,
+                unit: Unit::$unit,
+                by: By::$by,
+                meaning: $meaning,
+                alarms: &[$($alarm),*],
+            };
+        )*
+        /// All of them.
+        pub static ALL: &[&Metric] = &[$(&$constant),*];
+    };
+}
+
+metrics! {
+    WEBHOOK_SUCCESS = "WebhookSuccess", Count, Provider, ["stripe-none-accepted", "lob-none-accepted", "no-deliveries"],
+        "of each delivery: 1 if it was answered 200, duplicates included, else 0";
+    WEBHOOK_DUPLICATE = "WebhookDuplicate", Count, Provider, [],
+        "a delivery of an event that was processed or ignored before";
+    WEBHOOK_INVALID_SIGNATURE = "WebhookInvalidSignature", Count, Reason,
+        ["stripe-invalid-signatures", "lob-invalid-signatures"],
+        "a delivery answered 400 `signature_invalid`";
+    WEBHOOK_ERROR = "WebhookError", Count, Provider, [],
+        "any other delivery: genuine and no event, too large, or not taken in by our fault";
+    WEBHOOK_PROCESSING_TIME = "WebhookProcessingTime", Milliseconds, Provider, [],
+        "from a delivery's arrival in `webhook-ingress` to its answer";
+    STRIPE_WEBHOOK_EVENTS_TOTAL = "stripe_webhook_events_total", Count, TypeAndResult, [],
+        "a genuine delivery of Stripe's: `accepted`, `duplicate`, or `failed` to be stored and queued";
+    WEBHOOK_PROCESSED = "WebhookProcessed", Count, Provider, [],
+        "an event that a worker ended as processed or ignored";
+    WEBHOOK_PARKED = "WebhookParked", Count, Reason,
+        ["stripe-tampered", "lob-tampered", "live-event-on-test-stage"],
+        "an event that a worker parked, each time it does";
+    WEBHOOK_PARKED_FOR_PERSON = "WebhookParkedForPerson", Count, Provider, ["stripe-parked", "lob-parked"],
+        "the same, for a reason that neither time nor another event removes";
+    WEBHOOK_FAILED = "WebhookFailed", Count, Provider, ["stripe-worker-errors", "lob-worker-errors"],
+        "a message whose receive failed: it comes again, or becomes a dead letter";
+    WEBHOOK_END_TO_END_TIME = "WebhookEndToEndTime", Milliseconds, Provider, [],
+        "from an event's first arrival to its processing";
+    REQUIRES_REVIEW = "RequiresReview", Count, Provider, [],
+        "an order or statement that a person should look at, and needed none before";
+    REFUND_FULL = "RefundFull", Count, Provider, [],
+        "an order or statement whose payment went back in full";
+    PAYMENT_FAILED = "PaymentFailed", Count, Provider, [],
+        "an order or statement whose last attempt to pay failed";
+    AMOUNT_MISMATCH = "AmountMismatch", Count, Provider, [],
+        "money received that is not what was due";
+    PAID_AFTER_CANCEL = "PaidAfterCancel", Count, Provider, [],
+        "money received for a cancelled order";
+    ORDERS_COMPLETED = "OrdersCompleted", Count, Provider, [],
+        "an order paid in full";
+    ORDERS_CANCELLED = "OrdersCancelled", Count, Provider, [],
+        "an order given up by the cleanup";
+    NEEDS_ATTENTION = "NeedsAttention", Count, Provider, [],
+        "a statement whose mail went wrong";
+    CROSS_TENANT = "CrossTenant", Count, Provider, ["cross-tenant"],
+        "an event that names another tenant's entity; nothing was written";
+    TENANT_UNKNOWN = "TenantUnknown", Count, Provider, [],
+        "an event of an account that no tenant has";
+    LIVEMODE_IGNORED = "LivemodeIgnored", Count, Provider, [],
+        "a test event at a live stage";
+    STUCK_EVENTS = "StuckEvents", Count, Provider, ["stripe-stuck-events", "lob-stuck-events"],
+        "events pending for more than an hour, at each sweep";
+    OVERDUE_EVENTS = "OverdueEvents", Count, Provider, ["stripe-overdue", "lob-overdue"],
+        "events parked for more than 24 h for an order, statement, letter or tenant that is not there, at each sweep";
+    EVENT_GAP = "EventGap", Count, Provider, ["event-gap"],
+        "an event that Stripe has, older than 15 minutes, and that never arrived";
+    RECONCILED_THROUGH = "ReconciledThrough", Seconds, Provider, [],
+        "how far the comparison with Stripe is behind, at its end";
+    CLEANUP_FAILED = "CleanupFailed", Count, Provider, ["cleanup-failures"],
+        "an order that the cleanup could not decide or write";
+    INDEX_FALLBACK_SCAN = "IndexFallbackScan", Count, Provider, ["index-fallback"],
+        "a run that scanned the orders because `StatusIndex` is not there";
+    ENDPOINT_FAILED = "EndpointFailed", Count, Provider, ["endpoint-failures"],
+        "a request of CloudFormation about an endpoint at Stripe that failed";
+    SECRET_REFRESH = "SecretRefresh", Count, Provider, [],
+        "secrets read again because no known one proved a delivery";
+}
+
+struct Series {
+    metric: &'static Metric,
+    provider: Provider,
+    labels: Vec<&'static str>,
+    values: Vec<u64>,
+}
+
+thread_local! {
+    static RECORDED: RefCell<Vec<Series>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Unit {
+    /// The word in the line, in alarms and in the dashboard.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Count => "Count",
+            Self::Milliseconds => "Milliseconds",
+            Self::Seconds => "Seconds",
+        }
+    }
+}
+
+impl By {
+    fn labels(self) -> &'static [&'static str] {
+        match self {
+            Self::Provider => &[],
+            Self::Reason => &["Reason"],
+            Self::TypeAndResult => &["event_type", "result"],
+        }
+    }
+
+    /// The dimension sets that it is published under.
+    pub fn sets(self) -> &'static [&'static [&'static str]] {
+        match self {
+            Self::Provider => &[&[ENVIRONMENT, PROVIDER]],
+            Self::Reason => &[&[ENVIRONMENT, PROVIDER], &[ENVIRONMENT, PROVIDER, "Reason"]],
+            Self::TypeAndResult => &[&[ENVIRONMENT, PROVIDER, "event_type", "result"]],
+        }
+    }
+}
+
+impl Metric {
+    /// One more.
+    pub fn count(&'static self, provider: Provider) {
+        self.record(provider, &[], 1);
+    }
+
+    /// So many more, or one more measurement.
+    pub fn add(&'static self, provider: Provider, value: u64) {
+        self.record(provider, &[], value);
+    }
+
+    fn record(&'static self, provider: Provider, labels: &[&'static str], value: u64) {
+        RECORDED.with_borrow_mut(|recorded| {
+            let known = recorded.iter_mut().find(|series| {
+                std::ptr::eq(series.metric, self)
+                    && series.provider == provider
+                    && series.labels == labels
+                    && series.values.len() < VALUES_MAX
+            });
+            match (known, self.unit) {
+                (Some(series), Unit::Count) => {
+                    series.values.iter_mut().for_each(|sum| *sum += value);
+                }
+                (Some(series), Unit::Milliseconds | Unit::Seconds) => series.values.push(value),
+                (None, _) => recorded.push(Series {
+                    metric: self,
+                    provider,
+                    labels: labels.to_vec(),
+                    values: vec![value],
+                }),
+            }
+        });
+    }
+}
+
+/// A delivery that no known secret proves.
+pub fn invalid_signature(provider: Provider, reason: &'static str) {
+    WEBHOOK_INVALID_SIGNATURE.record(provider, &[reason], 1);
+}
+
+/// A genuine delivery: taken in, a duplicate, or not taken in.
+pub fn genuine(provider: Provider, event_type: &EventType, result: &'static str) {
+    if provider == Provider::Stripe {
+        let event_type = HANDLED_TYPES
+            .iter()
+            .find(|handled| **handled == event_type.as_str());
+        let labels = [event_type.copied().unwrap_or("other"), result];
+        STRIPE_WEBHOOK_EVENTS_TOTAL.record(provider, &labels, 1);
+    }
+}
+
+/// What became of a message or an event.
+pub fn reported(provider: Provider, report: &Report, now: Timestamp) {
+    let verdict = match &report.result {
+        Ok(Done::Already(_)) => return,
+        Ok(Done::Concluded(verdict)) => verdict,
+        Err(_) => return WEBHOOK_FAILED.count(provider),
+    };
+    match verdict {
+        Verdict::Processed => {
+            WEBHOOK_PROCESSED.count(provider);
+            if let Some(received_at) = report.stored.as_ref().and_then(|s| s.received_at) {
+                let taken = received_at.until(now).as_millis();
+                WEBHOOK_END_TO_END_TIME.add(provider, u64::try_from(taken).unwrap_or(u64::MAX));
+            }
+        }
+        Verdict::Ignored(reason) => {
+            WEBHOOK_PROCESSED.count(provider);
+            if *reason == IgnoreReason::TestEventOnLiveStage {
+                LIVEMODE_IGNORED.count(provider);
+            }
+        }
+        Verdict::Parked(reason) => {
+            WEBHOOK_PARKED.record(provider, &[reason.as_str()], 1);
+            if wants_person(*reason) {
+                WEBHOOK_PARKED_FOR_PERSON.count(provider);
+            }
+            match reason {
+                ParkReason::CrossTenant => CROSS_TENANT.count(provider),
+                ParkReason::TenantUnknown => TENANT_UNKNOWN.count(provider),
+                _ => {}
+            }
+        }
+        Verdict::Failed(_) => WEBHOOK_FAILED.count(provider),
+    }
+}
+
+/// Whether only a person can remove the reason: what is not there yet may come by itself, and is looked for again.
+fn wants_person(reason: ParkReason) -> bool {
+    match reason {
+        ParkReason::TenantUnknown
+        | ParkReason::OrderUnknown
+        | ParkReason::StatementUnknown
+        | ParkReason::LetterUnknown
+        | ParkReason::Unlinked => false,
+        ParkReason::TenantAmbiguous
+        | ParkReason::CrossTenant
+        | ParkReason::EntityAmbiguous
+        | ParkReason::LinkConflict
+        | ParkReason::LiveEventOnTestStage
+        | ParkReason::Tampered
+        | ParkReason::PayloadUnreadable
+        | ParkReason::FieldMalformed
+        | ParkReason::AmountMalformed
+        | ParkReason::EntityTooLarge
+        | ParkReason::EntityUnreadable => true,
+    }
+}
+
+/// What a write that happened newly says of an entity.
+pub fn written(provider: Provider, was: &Entity, next: &Next) {
+    for news in next.news(was) {
+        let metric = match news {
+            News::Completed => &ORDERS_COMPLETED,
+            News::Cancelled => &ORDERS_CANCELLED,
+            News::PaymentFailed => &PAYMENT_FAILED,
+            News::RefundedInFull => &REFUND_FULL,
+            News::RequiresReview => &REQUIRES_REVIEW,
+            News::AmountMismatch => &AMOUNT_MISMATCH,
+            News::PaidAfterCancel => &PAID_AFTER_CANCEL,
+            News::NeedsAttention => &NEEDS_ATTENTION,
+        };
+        metric.count(provider);
+    }
+}
+
+/// What goes into one line: series of one provider whose labels agree, no metric twice.
+struct Document {
+    provider: Provider,
+    labels: BTreeMap<&'static str, &'static str>,
+    series: Vec<Series>,
+}
+
+/// Takes what was recorded since the last call, as lines.
+pub fn take(app_name: &str, env: &str, now: Timestamp) -> String {
+    let mut documents: Vec<Document> = Vec::new();
+    for series in RECORDED.take() {
+        let labels = series.metric.by.labels().iter().copied();
+        let labels: Vec<_> = labels.zip(series.labels.iter().copied()).collect();
+        let fitting = documents.iter_mut().find(|document| {
+            document.provider == series.provider
+                && labels.iter().all(|(name, value)| {
+                    let known = document.labels.get(name);
+                    known.is_none_or(|known| known == value)
+                })
+                && !document
+                    .series
+                    .iter()
+                    .any(|known| std::ptr::eq(known.metric, series.metric))
+        });
+        match fitting {
+            Some(document) => {
+                document.labels.extend(labels);
+                document.series.push(series);
+            }
+            None => documents.push(Document {
+                provider: series.provider,
+                labels: labels.into_iter().collect(),
+                series: vec![series],
+            }),
+        }
+    }
+    documents
+        .iter()
+        .map(|document| format!("{}\n", document.json(app_name, env, now)))
+        .collect()
+}
+
+impl Document {
+    fn json(&self, app_name: &str, env: &str, now: Timestamp) -> Value {
+        let mut directives: BTreeMap<By, Vec<Value>> = BTreeMap::new();
+        let mut members = Map::new();
+        for series in &self.series {
+            let metric = series.metric;
+            let named = json!({ "Name": metric.name, "Unit": metric.unit.as_str() });
+            directives.entry(metric.by).or_default().push(named);
+            let value = match series.values.as_slice() {
+                [one] => json!(one),
+                several => json!(several),
+            };
+            members.insert(metric.name.to_owned(), value);
+        }
+        let directives: Vec<Value> = directives
+            .into_iter()
+            .map(|(by, metrics)| {
+                json!({
+                    "Namespace": namespace(app_name),
+                    "Dimensions": by.sets(),
+                    "Metrics": metrics,
+                })
+            })
+            .collect();
+        members.insert(
+            "_aws".to_owned(),
+            json!({ "Timestamp": now.unix_ms(), "CloudWatchMetrics": directives }),
+        );
+        members.insert(ENVIRONMENT.to_owned(), json!(env));
+        members.insert(PROVIDER.to_owned(), json!(self.provider.as_str()));
+        for (name, value) in &self.labels {
+            members.insert((*name).to_owned(), json!(value));
+        }
+        Value::Object(members)
+    }
+}
+
+/// `${AppName}/Webhooks`.
+fn namespace(app_name: &str) -> String {
+    format!("{app_name}/Webhooks")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines() -> Vec<Value> {
+        let now = Timestamp::from_unix_ms(1_781_000_000_042).unwrap();
+        take("billhook", "test", now)
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn one_invocation_is_one_line_unless_labels_differ() {
+        let handled = EventType::try_from("charge.refunded".to_owned()).unwrap();
+        let foreign = EventType::try_from("evt_secret.acct_1".to_owned()).unwrap();
+        WEBHOOK_SUCCESS.count(Provider::Stripe);
+        WEBHOOK_SUCCESS.count(Provider::Stripe);
+        genuine(Provider::Stripe, &handled, "accepted");
+        genuine(Provider::Stripe, &foreign, "accepted");
+        genuine(Provider::Lob, &handled, "accepted");
+        invalid_signature(Provider::Stripe, "no_match");
+        WEBHOOK_PROCESSING_TIME.add(Provider::Stripe, 7);
+        WEBHOOK_PROCESSING_TIME.add(Provider::Stripe, 9);
+        STUCK_EVENTS.add(Provider::Lob, 0);
+        let provider = ["Environment", "Provider"];
+        let base = json!([provider]);
+        let directive = |dimensions: Value, names: &[(&str, &str)]| {
+            let metrics: Vec<_> = names
+                .iter()
+                .map(|(name, unit)| json!({ "Name": name, "Unit": unit }))
+                .collect();
+            json!({ "Namespace": "billhook/Webhooks", "Dimensions": dimensions, "Metrics": metrics })
+        };
+        let by_type = json!([["Environment", "Provider", "event_type", "result"]]);
+        let total = [("stripe_webhook_events_total", "Count")];
+        let aws = |directives: &[Value]| json!({ "Timestamp": 1_781_000_000_042_i64, "CloudWatchMetrics": directives });
+        assert_eq!(
+            lines(),
+            [
+                json!({
+                    "_aws": aws(&[
+                        directive(base.clone(), &[("WebhookSuccess", "Count"), ("WebhookProcessingTime", "Milliseconds")]),
+                        directive(
+                            json!([provider, ["Environment", "Provider", "Reason"]]),
+                            &[("WebhookInvalidSignature", "Count")],
+                        ),
+                        directive(by_type.clone(), &total),
+                    ]),
+                    "Environment": "test", "Provider": "stripe", "Reason": "no_match",
+                    "event_type": "charge.refunded", "result": "accepted",
+                    "WebhookSuccess": 2, "WebhookProcessingTime": [7, 9], "WebhookInvalidSignature": 1,
+                    "stripe_webhook_events_total": 1,
+                }),
+                json!({
+                    "_aws": aws(&[directive(by_type, &total)]),
+                    "Environment": "test", "Provider": "stripe", "event_type": "other", "result": "accepted",
+                    "stripe_webhook_events_total": 1,
+                }),
+                json!({
+                    "_aws": aws(&[directive(base, &[("StuckEvents", "Count")])]),
+                    "Environment": "test", "Provider": "lob", "StuckEvents": 0,
+                }),
+            ]
+        );
+        assert!(lines().is_empty(), "taken once");
+    }
+
+    #[test]
+    fn more_values_than_a_line_takes_go_into_the_next() {
+        for value in 0..150 {
+            WEBHOOK_END_TO_END_TIME.add(Provider::Lob, value);
+        }
+        let counts: Vec<usize> = lines()
+            .iter()
+            .map(|line| line["WebhookEndToEndTime"].as_array().unwrap().len())
+            .collect();
+        assert_eq!(counts, [100, 50]);
+    }
+}

@@ -1,0 +1,245 @@
+//! What a function lets be seen of a delivery's life, line by line: its log, and its metrics, which no emulator reads.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use aws_lambda_events::event::sqs::SqsEvent;
+use billhook_adapters::{batch, metrics, telemetry};
+use billhook_core::entity::{Columns, Derived, Entity, EntityKey, Facts};
+use billhook_core::ids::{OrderId, Provider};
+use billhook_core::money::{Currency, Money};
+use billhook_core::time::Timestamp;
+use billhook_core::worker::Worker;
+use billhook_testkit::emf;
+use billhook_testkit::events::{intent_succeeded, letter};
+use billhook_testkit::memory::{Fault, FixedClock, KnownKeys, MemoryQueue, MemoryTables};
+use billhook_testkit::sign::{sign_lob, sign_stripe};
+use lambda_runtime::{Context, LambdaEvent};
+use serde_json::{Value, json};
+use tracing::level_filters::LevelFilter;
+use webhook_ingress::Ingress;
+
+const NOW_S: i64 = 1_781_000_000;
+const SECRET: &str = "whsec_golden";
+
+/// One stage in memory, and everything that its functions wrote.
+struct Stage {
+    ingress: Ingress<&'static MemoryTables, MemoryQueue, KnownKeys, FixedClock>,
+    tables: &'static MemoryTables,
+    seen: Arc<Mutex<Vec<u8>>>,
+}
+
+fn now() -> Timestamp {
+    Timestamp::from_unix_s(NOW_S).unwrap()
+}
+
+impl Stage {
+    fn new() -> Self {
+        let tables: &MemoryTables = Box::leak(Box::default());
+        let key = EntityKey::Order(OrderId::parse("ord_1").unwrap());
+        let order = Entity {
+            key: key.clone(),
+            version: 0,
+            tenant: None,
+            due: Some(Money {
+                amount: 4200,
+                currency: Currency::parse("usd").unwrap(),
+            }),
+            intent: None,
+            session: None,
+            mailed: None,
+            columns: Columns::default(),
+            derived: Derived::default(),
+            facts: Facts::default(),
+        };
+        tables.entities.lock().unwrap().insert(key, order);
+        Self {
+            ingress: Ingress {
+                inbox: tables,
+                queue: MemoryQueue::default(),
+                stripe_keys: KnownKeys::one(SECRET),
+                lob_keys: KnownKeys::one(SECRET),
+                clock: FixedClock::at(now()),
+                tolerance: Duration::from_secs(300),
+            },
+            tables,
+            seen: Arc::default(),
+        }
+    }
+
+    /// Runs one invocation of a function, as `lambda::serve` does, and keeps what it writes.
+    fn invocation<T>(&self, function: &'static str, work: impl Future<Output = T>) -> T {
+        let seen = Arc::clone(&self.seen);
+        let write = move |line: &[u8]| seen.lock().unwrap().extend_from_slice(line);
+        let lines =
+            telemetry::subscriber(function, LevelFilter::INFO, FixedClock::at(now()), write);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
+        let done = tracing::subscriber::with_default(lines, || runtime.block_on(work));
+        let metrics = metrics::take("billhook", "test", now());
+        self.seen
+            .lock()
+            .unwrap()
+            .extend_from_slice(metrics.as_bytes());
+        done
+    }
+
+    /// Delivers an event of a provider; the status of the answer.
+    fn deliver(&self, provider: Provider, secret: &str, event: &Value) -> u16 {
+        let body = event.to_string();
+        let at = NOW_S.to_string();
+        let headers = match provider {
+            Provider::Stripe => {
+                json!({ "Stripe-Signature": sign_stripe(body.as_bytes(), secret, NOW_S) })
+            }
+            Provider::Lob => json!({
+                "Lob-Signature": sign_lob(body.as_bytes(), secret, &at),
+                "Lob-Signature-Timestamp": at,
+            }),
+        };
+        let request = json!({ "resource": format!("/webhooks/{provider}"), "httpMethod": "POST", "headers": headers, "body": body });
+        let request = serde_json::from_value(request).unwrap();
+        self.invocation("webhook-ingress", self.ingress.handle(request))
+            .status_code
+    }
+
+    /// Lets a worker work off what is queued, 1.5 s later, at its so many-th receive.
+    fn work(&self, provider: Provider, receive_count: u32) {
+        let sent = std::mem::take(&mut *self.ingress.queue.sent.lock().unwrap());
+        let records: Vec<Value> = sent
+            .iter()
+            .enumerate()
+            .map(|(n, (.., body))| {
+                let attributes = json!({ "ApproximateReceiveCount": receive_count.to_string() });
+                json!({ "messageId": format!("m-{n}"), "body": body, "attributes": attributes })
+            })
+            .collect();
+        let batch: SqsEvent = serde_json::from_value(json!({ "Records": records })).unwrap();
+        let mut context = Context::default();
+        context.deadline = u64::MAX;
+        let worker = Worker {
+            provider,
+            live_mode: false,
+            ledger: self.tables,
+            clock: FixedClock::at(now().after(Duration::from_millis(1500))),
+        };
+        let (function, settling) = match provider {
+            Provider::Stripe => (
+                "stripe-worker",
+                batch::settle(&worker, LambdaEvent::new(batch, context)),
+            ),
+            Provider::Lob => (
+                "lob-worker",
+                batch::settle(&worker, LambdaEvent::new(batch, context)),
+            ),
+        };
+        self.invocation(function, settling).unwrap();
+    }
+
+    /// Every line that was written. Each is a log line with the contract's fields, or metrics as they are listed.
+    fn seen(&self) -> String {
+        let text = String::from_utf8(self.seen.lock().unwrap().clone()).unwrap();
+        for line in text.lines() {
+            let parsed: Value = serde_json::from_str(line).unwrap();
+            if parsed.get("_aws").is_none() {
+                for field in [
+                    "timestamp",
+                    "level",
+                    "message",
+                    "function",
+                    "correlation_id",
+                ] {
+                    assert!(parsed[field].is_string(), "{field} of {line}");
+                }
+                let told = format!(
+                    "correlation_id={}",
+                    parsed["correlation_id"].as_str().unwrap()
+                );
+                assert!(
+                    parsed["message"].as_str().unwrap().contains(&told),
+                    "{line}"
+                );
+                continue;
+            }
+            for (namespace, name, unit, sets) in emf::check(line).unwrap() {
+                let metric = metrics::ALL.iter().find(|metric| metric.name == name);
+                let metric = metric.unwrap_or_else(|| panic!("{name} is not listed"));
+                assert_eq!(
+                    (namespace.as_str(), unit.as_str()),
+                    ("billhook/Webhooks", metric.unit.as_str())
+                );
+                let listed: Vec<BTreeSet<String>> = metric
+                    .by
+                    .sets()
+                    .iter()
+                    .map(|set| set.iter().map(|name| (*name).to_owned()).collect())
+                    .collect();
+                assert_eq!(sets, listed, "{name}");
+            }
+        }
+        text
+    }
+}
+
+fn paid(order: &str) -> Value {
+    let metadata = json!({ "order_id": order, "tenant_id": "ten_hint" });
+    intent_succeeded("evt_1", NOW_S, "pi_1", metadata, 4200)
+}
+
+#[test]
+fn a_delivery_and_its_duplicate() {
+    let stage = Stage::new();
+    assert_eq!(stage.deliver(Provider::Stripe, SECRET, &paid("ord_1")), 200);
+    stage.work(Provider::Stripe, 1);
+    assert_eq!(stage.deliver(Provider::Stripe, SECRET, &paid("ord_1")), 200);
+    insta::assert_snapshot!(stage.seen());
+}
+
+#[test]
+fn a_bad_signature() {
+    let stage = Stage::new();
+    assert_eq!(
+        stage.deliver(Provider::Stripe, "whsec_forged", &paid("ord_1")),
+        400
+    );
+    insta::assert_snapshot!(stage.seen());
+}
+
+#[test]
+fn a_delivery_that_we_could_not_take_in() {
+    let stage = Stage::new();
+    stage.ingress.queue.plan.then([Some(Fault::Before)]);
+    assert_eq!(stage.deliver(Provider::Stripe, SECRET, &paid("ord_1")), 503);
+    insta::assert_snapshot!(stage.seen());
+}
+
+#[test]
+fn a_parked_event_that_waits_and_one_that_wants_a_person() {
+    let stage = Stage::new();
+    let letter = letter("evt_2", "2026-06-09T10:13:20.000Z", "ltr_1", "mailed");
+    assert_eq!(stage.deliver(Provider::Lob, SECRET, &letter), 200);
+    stage.work(Provider::Lob, 1);
+    let mut live = paid("ord_1");
+    live["livemode"] = json!(true);
+    assert_eq!(stage.deliver(Provider::Stripe, SECRET, &live), 200);
+    stage.work(Provider::Stripe, 1);
+    insta::assert_snapshot!(stage.seen());
+}
+
+#[test]
+fn a_failed_event() {
+    let stage = Stage::new();
+    assert_eq!(stage.deliver(Provider::Stripe, SECRET, &paid("ord_1")), 200);
+    stage.tables.writes.then([Some(Fault::Before); 5]);
+    stage.work(Provider::Stripe, 3);
+    insta::assert_snapshot!(stage.seen());
+}
