@@ -318,21 +318,52 @@ impl World {
 
     /// Invokes a function and waits for its result, as the console's test button does.
     pub async fn invoke(&self, function: &str, input: &Value) -> Result<Value> {
-        let url = format!(
-            "{}/2015-03-31/functions/{function}/invocations",
-            self.endpoint
-        );
-        // The local AWS looks at the key id and checks no signature.
-        let signed = format!(
-            "AWS4-HMAC-SHA256 Credential={ACCESS_KEY_ID}/20260101/{REGION}/lambda/aws4_request, SignedHeaders=host, \
-             Signature=0"
-        );
-        let request = self
-            .http
-            .post(url)
-            .header("Authorization", signed)
-            .body(input.to_string());
+        let path = format!("/2015-03-31/functions/{function}/invocations");
+        let request = self.call("lambda", &path).body(input.to_string());
         Ok(answer(request).await?.body)
+    }
+
+    /// Every line that a function has written; those of the platform are left out.
+    pub async fn logs(&self, function: &str) -> Result<Vec<String>> {
+        let group = format!("/aws/lambda/{}", self.stack.output(function)?);
+        let (mut lines, mut token) = (Vec::new(), Value::Null);
+        loop {
+            let mut filter = json!({ "logGroupName": group });
+            if let (Some(filter), Value::String(_)) = (filter.as_object_mut(), &token) {
+                filter.insert("nextToken".to_owned(), token);
+            }
+            let request = self
+                .call("logs", "/")
+                .header("X-Amz-Target", "Logs_20140328.FilterLogEvents")
+                .header("Content-Type", "application/x-amz-json-1.1")
+                .body(filter.to_string());
+            let page = answer(request).await?.body;
+            let events = page.get("events").and_then(Value::as_array);
+            let events = events.ok_or_else(|| anyhow!("no log events of {group}: {page}"))?;
+            let messages = events
+                .iter()
+                .filter_map(|event| event.get("message").and_then(Value::as_str));
+            lines.extend(
+                messages
+                    .flat_map(str::lines)
+                    .filter(|line| line.starts_with('{'))
+                    .map(str::to_owned),
+            );
+            token = page.get("nextToken").cloned().unwrap_or_default();
+            if token.is_null() {
+                return Ok(lines);
+            }
+        }
+    }
+
+    /// A call to the local AWS, which looks at the key id and checks no signature.
+    fn call(&self, service: &str, path: &str) -> reqwest::RequestBuilder {
+        let signed = format!(
+            "AWS4-HMAC-SHA256 Credential={ACCESS_KEY_ID}/20260101/{REGION}/{service}/aws4_request, \
+             SignedHeaders=host, Signature=0"
+        );
+        let url = format!("{}{path}", self.endpoint);
+        self.http.post(url).header("Authorization", signed)
     }
 
     /// Asks again until it holds, or the time is up.

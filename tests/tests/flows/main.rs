@@ -10,6 +10,7 @@
 mod faults;
 mod http;
 mod letters;
+mod observability;
 mod payments;
 mod rotation;
 mod scheduled;

@@ -1,0 +1,495 @@
+//! What is measured, what watches it and what is shown: the list in `metrics.rs`, the alarms and the dashboard of the
+//! template, and the runbook have to tell the same.
+
+use std::fs;
+use std::path::PathBuf;
+
+use billhook_adapters::metrics::{self, Metric};
+use billhook_core::inbox::ParkReason;
+
+use super::*;
+
+/// The commands of the operator's tool. An alarm's command has to be one of them.
+const COMMANDS: [&str; 24] = [
+    "cleanup run",
+    "dlq list",
+    "dlq purge",
+    "dlq redrive",
+    "dlq show",
+    "doctor",
+    "events annotate",
+    "events list",
+    "events park",
+    "events release",
+    "events show",
+    "logs",
+    "orders show",
+    "reconcile run",
+    "replay",
+    "secrets put",
+    "secrets rollback",
+    "secrets rotate",
+    "secrets status",
+    "sig explain",
+    "sweep run",
+    "tenants add",
+    "tenants list",
+    "trace",
+];
+
+/// Read by alarms or shown, and recorded by nothing: the sweep, the comparison with Stripe and the scan are not there.
+const NOT_RECORDED: [&str; 6] = [
+    "EventGap",
+    "IndexFallbackScan",
+    "OverdueEvents",
+    "ReconciledThrough",
+    "SecretRefresh",
+    "StuckEvents",
+];
+
+const OWN: &str = "${AppName}/Webhooks";
+
+fn repository(path: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("..")
+        .join(path)
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(repository(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+fn metric(name: &str) -> &'static Metric {
+    let found = metrics::ALL.iter().find(|metric| metric.name == name);
+    found.unwrap_or_else(|| panic!("{name} is not listed in metrics.rs"))
+}
+
+/// `!Sub text`, or a text that needs none.
+fn sub(value: &Value) -> &str {
+    value["!Sub"]
+        .as_str()
+        .or(value.as_str())
+        .unwrap_or_else(|| panic!("no text: {value}"))
+}
+
+/// A metric that an alarm or the dashboard reads.
+#[derive(Debug)]
+struct Read {
+    namespace: String,
+    name: String,
+    unit: Option<String>,
+    dimensions: BTreeMap<String, String>,
+}
+
+fn dimensions(of: &Value) -> BTreeMap<String, String> {
+    let all = of["Dimensions"].as_array().unwrap().iter();
+    all.map(|dimension| {
+        let value = &dimension["Value"];
+        let text = match value["!Ref"].as_str() {
+            Some(parameter) => format!("${{{parameter}}}"),
+            None => sub(value).to_owned(),
+        };
+        (dimension["Name"].as_str().unwrap().to_owned(), text)
+    })
+    .collect()
+}
+
+/// The metric of an alarm. One, because the local AWS knows no expressions.
+fn read_by(alarm: &Value) -> Read {
+    Read {
+        namespace: sub(&alarm["Namespace"]).to_owned(),
+        name: alarm["MetricName"].as_str().unwrap().to_owned(),
+        unit: alarm["Unit"].as_str().map(str::to_owned),
+        dimensions: dimensions(alarm),
+    }
+}
+
+/// That somebody publishes the metric under these dimensions.
+fn check_published(read: &Read, template: &Value) {
+    let names = |kind: &str, property: &str| -> BTreeSet<String> {
+        let all = resources(template, kind);
+        all.values()
+            .map(|resource| sub(&resource[property]).to_owned())
+            .collect()
+    };
+    let is = |dimension: &str, values: BTreeSet<String>| {
+        assert!(
+            values.contains(&read.dimensions[dimension]),
+            "{read:?}, of {values:?}"
+        );
+    };
+    let keys: Vec<&str> = read.dimensions.keys().map(String::as_str).collect();
+    match (read.namespace.as_str(), keys.as_slice()) {
+        (OWN, _) => {
+            let metric = metric(&read.name);
+            let sets = metric.by.sets().iter();
+            let mut sets = sets.map(|set| set.iter().copied().collect::<BTreeSet<_>>());
+            assert!(
+                sets.any(|set| set == keys.iter().copied().collect()),
+                "{read:?}"
+            );
+            assert!(
+                read.unit
+                    .as_deref()
+                    .is_none_or(|unit| unit == metric.unit.as_str()),
+                "{read:?}"
+            );
+            assert_eq!(read.dimensions["Environment"], "${Env}");
+            assert!(
+                ["stripe", "lob"].contains(&read.dimensions["Provider"].as_str()),
+                "{read:?}"
+            );
+            if let Some(reason) = read.dimensions.get("Reason") {
+                let words = [ParkReason::Tampered, ParkReason::LiveEventOnTestStage]
+                    .map(ParkReason::as_str);
+                assert!(words.contains(&reason.as_str()), "{read:?}");
+            }
+        }
+        ("AWS/SQS", ["QueueName"]) => is("QueueName", names("AWS::SQS::Queue", "QueueName")),
+        ("AWS/Lambda", ["FunctionName"]) => is(
+            "FunctionName",
+            names("AWS::Serverless::Function", "FunctionName"),
+        ),
+        ("AWS/ApiGateway", ["ApiName", "Stage"]) => {
+            is("ApiName", names("AWS::Serverless::Api", "Name"));
+            is("Stage", names("AWS::Serverless::Api", "StageName"));
+        }
+        other => panic!("nobody publishes {other:?}"),
+    }
+}
+
+/// The alarms by their names, without `${AppName}-${Env}-`.
+fn alarms(template: &Value) -> BTreeMap<String, Value> {
+    let all = resources(template, "AWS::CloudWatch::Alarm").into_values();
+    all.map(|alarm| {
+        let name = sub(&alarm["AlarmName"])
+            .strip_prefix("${AppName}-${Env}-")
+            .unwrap();
+        (name.to_owned(), alarm)
+    })
+    .collect()
+}
+
+#[test]
+fn there_is_an_alarm_for_everything_that_a_person_has_to_hear_of() {
+    let of_each = [
+        "dlq-depth",
+        "invalid-signatures",
+        "message-age",
+        "no-deliveries",
+        "none-accepted",
+        "overdue",
+        "parked",
+        "stuck-events",
+        "tampered",
+        "worker-errors",
+        "worker-failures",
+        "worker-throttles",
+    ];
+    let mut expected: BTreeSet<String> = of_each
+        .iter()
+        .flat_map(|name| [format!("lob-{name}"), format!("stripe-{name}")])
+        .collect();
+    expected.extend(
+        [
+            "cleanup-errors",
+            "cleanup-failures",
+            "cleanup-throttles",
+            "cross-tenant",
+            "endpoint-errors",
+            "endpoint-failures",
+            "endpoint-throttles",
+            "event-gap",
+            "index-fallback",
+            "ingress-5xx",
+            "ingress-latency",
+            "ingress-throttles",
+            "live-event-on-test-stage",
+        ]
+        .map(str::to_owned),
+    );
+    let template = template();
+    assert_eq!(
+        alarms(&template).into_keys().collect::<BTreeSet<_>>(),
+        expected
+    );
+}
+
+#[test]
+fn every_alarm_reads_a_metric_that_is_published_and_listed_as_read_by_it() {
+    let template = template();
+    let mut readers: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (name, alarm) in alarms(&template) {
+        let read = read_by(&alarm);
+        check_published(&read, &template);
+        if read.namespace == OWN {
+            assert!(read.unit.is_some(), "{name}: {read:?}");
+            readers.entry(read.name).or_default().insert(name.clone());
+        }
+        for property in [
+            "ComparisonOperator",
+            "EvaluationPeriods",
+            "Threshold",
+            "TreatMissingData",
+        ] {
+            assert!(alarm.get(property).is_some(), "{name} has no {property}");
+        }
+        for property in ["AlarmActions", "OKActions"] {
+            assert_eq!(alarm[property], json!([{ "!Ref": "AlarmTopic" }]), "{name}");
+        }
+    }
+    for metric in metrics::ALL {
+        let listed: BTreeSet<String> = metric
+            .alarms
+            .iter()
+            .map(|name| (*name).to_owned())
+            .collect();
+        assert_eq!(
+            readers.remove(metric.name).unwrap_or_default(),
+            listed,
+            "{}",
+            metric.name
+        );
+    }
+}
+
+#[test]
+fn every_alarm_says_what_it_means_where_to_read_on_and_what_to_type() {
+    let mut pages = BTreeSet::from(["metrics.md".to_owned()]);
+    for (name, alarm) in alarms(&template()) {
+        let description = alarm["AlarmDescription"].as_str().unwrap();
+        let told = description.split_once(" Runbook: docs/runbook/");
+        let told = told
+            .and_then(|(meaning, rest)| Some((meaning, rest.split_once(". Command: billhook ")?)));
+        let (meaning, (page, command)) = told.unwrap_or_else(|| panic!("{name}: {description}"));
+        assert!(
+            meaning.ends_with('.') && !meaning.contains(". ") && description.len() <= 1024,
+            "{name}"
+        );
+        assert!(
+            COMMANDS
+                .iter()
+                .any(|known| *known == command || command.starts_with(&format!("{known} "))),
+            "{command}"
+        );
+        let text = read(&format!("docs/runbook/{page}"));
+        assert!(
+            text.contains(&format!("`${{AppName}}-${{Env}}-{name}`")),
+            "{page} does not name {name}"
+        );
+        let headings: Vec<&str> = text
+            .lines()
+            .filter(|line| line.starts_with("## "))
+            .collect();
+        assert_eq!(
+            headings,
+            ["## What it means", "## Look at", "## Do", "## Undo"],
+            "{page}"
+        );
+        pages.insert(page.to_owned());
+    }
+    let there: BTreeSet<String> = fs::read_dir(repository("docs/runbook"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    assert_eq!(there, pages);
+}
+
+#[test]
+fn every_command_of_the_runbook_is_one() {
+    for entry in fs::read_dir(repository("docs/runbook")).unwrap() {
+        let path = entry.unwrap().path();
+        for piece in fs::read_to_string(&path).unwrap().split(['\n', '`']) {
+            let Some(command) = piece.strip_prefix("billhook ") else {
+                continue;
+            };
+            let known = COMMANDS
+                .iter()
+                .any(|known| *known == command || command.starts_with(&format!("{known} ")));
+            assert!(known, "{}: {command}", path.display());
+        }
+    }
+}
+
+#[test]
+fn every_metric_is_recorded_somewhere() {
+    let mut sources = Vec::new();
+    let mut folders = vec![repository("crates")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let is_source = path.extension().is_some_and(|kind| kind == "rs")
+                && path.iter().any(|part| part == "src");
+            if path.is_dir() {
+                folders.push(path);
+            } else if is_source {
+                let text = fs::read_to_string(path).unwrap();
+                sources.push(text.split("#[cfg(test)]").next().unwrap().to_owned());
+            }
+        }
+    }
+    let silent = metrics::ALL.iter().filter(|metric| {
+        let mut constant = String::new();
+        for character in metric.name.chars() {
+            if character.is_uppercase() && !constant.is_empty() {
+                constant.push('_');
+            }
+            constant.push(character.to_ascii_uppercase());
+        }
+        let recorded =
+            [".count(", ".add(", ".record(", ",\n"].map(|call| format!("{constant}{call}"));
+        let records = |source: &&String| recorded.iter().any(|call| source.contains(call));
+        !sources.iter().any(|source| records(&source))
+    });
+    let silent: BTreeSet<&str> = silent.map(|metric| metric.name).collect();
+    assert_eq!(silent, NOT_RECORDED.into());
+}
+
+#[test]
+fn the_names_of_the_contract_are_there() {
+    let names: BTreeSet<&str> = metrics::ALL.iter().map(|metric| metric.name).collect();
+    assert_eq!(names.len(), metrics::ALL.len());
+    for name in [
+        "WebhookProcessed",
+        "WebhookSuccess",
+        "WebhookError",
+        "WebhookInvalidSignature",
+        "WebhookDuplicate",
+        "WebhookParked",
+        "WebhookProcessingTime",
+        "WebhookEndToEndTime",
+        "stripe_webhook_events_total",
+        "RequiresReview",
+        "RefundFull",
+        "PaymentFailed",
+        "OrdersCancelled",
+        "IndexFallbackScan",
+        "EventGap",
+        "ReconciledThrough",
+        "StuckEvents",
+        "CrossTenant",
+        "TenantUnknown",
+        "LivemodeIgnored",
+        "AmountMismatch",
+        "PaidAfterCancel",
+        "NeedsAttention",
+        "SecretRefresh",
+    ] {
+        assert!(names.contains(name), "{name}");
+    }
+}
+
+#[test]
+fn the_table_of_metrics_is_the_list_in_the_code() {
+    let mut table = "| metric | unit | dimensions | what it counts or measures | alarms |\n|---|---|---|---|---|\n".to_owned();
+    for metric in metrics::ALL {
+        let sets = metric.by.sets().iter().map(|set| set.join(", "));
+        let alarms = metric.alarms.iter().map(|name| format!("`{name}`"));
+        table += &format!(
+            "| `{}` | {} | {} | {} | {} |\n",
+            metric.name,
+            metric.unit.as_str(),
+            sets.collect::<Vec<_>>().join("; also "),
+            metric.meaning,
+            match metric.alarms {
+                [] => "none, it is on the dashboard".to_owned(),
+                _ => alarms.collect::<Vec<_>>().join(", "),
+            }
+        );
+    }
+    let page = read("docs/runbook/metrics.md");
+    assert!(
+        page.contains(&table),
+        "docs/runbook/metrics.md has to hold\n{table}"
+    );
+}
+
+#[test]
+fn the_dashboard_is_json_and_shows_every_metric() {
+    let template = template();
+    let dashboards = resources(&template, "AWS::CloudWatch::Dashboard");
+    let body = sub(&dashboards["Dashboard"]["DashboardBody"]);
+    let rendered = body
+        .replace("${AppName}", "billhook")
+        .replace("${Env}", "prod")
+        .replace("${AWS::Region}", "eu-west-1");
+    assert!(
+        !rendered.contains("${"),
+        "a value that the template does not have"
+    );
+    serde_json::from_str::<Value>(&rendered).unwrap();
+    // Checked as it stands, so that the names are those of the template.
+    let body: Value = serde_json::from_str(body).unwrap();
+    let mut shown = BTreeSet::new();
+    let mut places = BTreeSet::new();
+    for widget in body["widgets"].as_array().unwrap() {
+        let properties = &widget["properties"];
+        let title = properties["title"].as_str().unwrap();
+        let side = |name: &str| widget[name].as_u64().unwrap();
+        assert!(side("x") + side("width") <= 24, "{title} does not fit");
+        assert!(
+            places.insert((side("x"), side("y"))),
+            "{title} covers another"
+        );
+        assert_eq!(properties["region"], "${AWS::Region}");
+        for row in properties["metrics"].as_array().unwrap() {
+            let row = row.as_array().unwrap();
+            if let Some(expression) = row[0]["expression"].as_str() {
+                let name = expression.split('"').nth(1).unwrap();
+                let sets = metric(name).by.sets();
+                let searched = sets
+                    .iter()
+                    .any(|set| expression.contains(&format!("{{{OWN},{}}}", set.join(","))));
+                assert!(searched, "{title}: {expression}");
+                shown.insert(name.to_owned());
+                continue;
+            }
+            let texts: Vec<&str> = row.iter().filter_map(Value::as_str).collect();
+            let pairs = texts[2..]
+                .chunks(2)
+                .map(|pair| (pair[0].to_owned(), pair[1].to_owned()));
+            let read = Read {
+                namespace: texts[0].to_owned(),
+                name: texts[1].to_owned(),
+                unit: None,
+                dimensions: pairs.collect(),
+            };
+            check_published(&read, &template);
+            shown.insert(read.name);
+        }
+    }
+    for metric in metrics::ALL {
+        assert!(shown.contains(metric.name), "{} is not shown", metric.name);
+    }
+}
+
+#[test]
+fn what_is_written_and_traced_belongs_to_the_stack() {
+    let template = template();
+    assert_eq!(template["Globals"]["Function"]["Tracing"], "Active");
+    let api = &resources(&template, "AWS::Serverless::Api")["Api"];
+    assert_eq!(api["TracingEnabled"], true);
+    let groups = resources(&template, "AWS::Logs::LogGroup");
+    let roles = resources(&template, "AWS::IAM::Role");
+    for (name, function) in resources(&template, "AWS::Serverless::Function") {
+        let group = function["LoggingConfig"]["LogGroup"]["!Ref"]
+            .as_str()
+            .unwrap();
+        let of_function = format!("/aws/lambda/{}", sub(&function["FunctionName"]));
+        assert_eq!(sub(&groups[group]["LogGroupName"]), of_function, "{name}");
+        assert_eq!(
+            groups[group]["RetentionInDays"],
+            json!({ "!Ref": "LogRetentionDays" })
+        );
+        let role = function["Role"]["!GetAtt"]
+            .as_str()
+            .unwrap()
+            .strip_suffix(".Arn")
+            .unwrap();
+        assert!(
+            roles[role].to_string().contains("xray:PutTraceSegments"),
+            "{name}"
+        );
+    }
+    assert_eq!(groups.len(), 5);
+}
