@@ -136,8 +136,8 @@ metrics! {
         "how far the comparison with Stripe is behind, at its end";
     CLEANUP_FAILED = "CleanupFailed", Count, Provider, ["cleanup-failures"],
         "an order that the cleanup could not decide or write";
-    INDEX_FALLBACK_SCAN = "IndexFallbackScan", Count, Provider, ["index-fallback"],
-        "a run that scanned the orders because `StatusIndex` is not there";
+    INDEX_FALLBACK_SCAN = "IndexFallbackScan", Count, Provider, ["stripe-index-fallback", "lob-index-fallback"],
+        "a scan of a whole table because an index of it is not active";
     ENDPOINT_FAILED = "EndpointFailed", Count, Provider, ["endpoint-failures"],
         "a request of CloudFormation about an endpoint at Stripe that failed";
     SECRET_REFRESH = "SecretRefresh", Count, Provider, [],

@@ -37,10 +37,9 @@ const COMMANDS: [&str; 24] = [
     "trace",
 ];
 
-/// Read by alarms or shown, and recorded by nothing: the sweep, the comparison with Stripe and the scan are not there.
-const NOT_RECORDED: [&str; 6] = [
+/// Read by alarms or shown, and recorded by nothing: the sweep and the comparison with Stripe are not there.
+const NOT_RECORDED: [&str; 5] = [
     "EventGap",
-    "IndexFallbackScan",
     "OverdueEvents",
     "ReconciledThrough",
     "SecretRefresh",
@@ -174,6 +173,7 @@ fn alarms(template: &Value) -> BTreeMap<String, Value> {
 fn there_is_an_alarm_for_everything_that_a_person_has_to_hear_of() {
     let of_each = [
         "dlq-depth",
+        "index-fallback",
         "invalid-signatures",
         "message-age",
         "no-deliveries",
@@ -200,7 +200,6 @@ fn there_is_an_alarm_for_everything_that_a_person_has_to_hear_of() {
             "endpoint-failures",
             "endpoint-throttles",
             "event-gap",
-            "index-fallback",
             "ingress-5xx",
             "ingress-latency",
             "ingress-throttles",
@@ -363,7 +362,6 @@ fn the_names_of_the_contract_are_there() {
         "RefundFull",
         "PaymentFailed",
         "OrdersCancelled",
-        "IndexFallbackScan",
         "EventGap",
         "ReconciledThrough",
         "StuckEvents",

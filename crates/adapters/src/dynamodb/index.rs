@@ -4,10 +4,12 @@
 
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::ProvideErrorMetadata;
+use billhook_core::ids::Provider;
 use billhook_core::ports::Unavailable;
 
 use super::items::{Item, s, text};
 use super::unavailable;
+use crate::metrics;
 
 /// An index by one column.
 pub(super) struct Index<'a> {
@@ -75,6 +77,11 @@ impl Index<'_> {
             Ok(answer) => Ok(self.read(answer.items(), answer.last_evaluated_key(), most)),
             Err(error) if is_inactive(error.code(), error.message()) => {
                 let (index, table) = (self.name, self.table);
+                // Letters are Lob's; all other indexes serve Stripe's events.
+                metrics::INDEX_FALLBACK_SCAN.count(match index {
+                    "LobLetterIndex" => Provider::Lob,
+                    _ => Provider::Stripe,
+                });
                 tracing::warn!(
                     index,
                     table,
