@@ -48,6 +48,7 @@ impl Stage {
             key: key.clone(),
             version: 0,
             tenant: None,
+            user: None,
             due: Some(Money {
                 amount: 4200,
                 currency: Currency::parse("usd").unwrap(),
