@@ -221,7 +221,9 @@ fn no_secret_and_nothing_personal_is_ever_written() {
         let mut written: Vec<String> = Vec::new();
         for function in FUNCTIONS {
             let lines = world.logs(function).await?;
-            assert!(!lines.is_empty(), "{function} wrote nothing");
+            // A dry run has nothing to say.
+            let is_silent = lines.is_empty() && function != "CleanupFailedPaymentsFunction";
+            assert!(!is_silent, "{function} wrote nothing");
             written.extend(lines);
         }
         written.extend(
