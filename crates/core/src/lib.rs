@@ -28,5 +28,6 @@ pub mod timeline;
 // What is done with that.
 pub mod cleanup;
 pub mod endpoint;
+pub mod jobs;
 pub mod ports;
 pub mod worker;
