@@ -237,6 +237,8 @@ pub struct WebhookSecretConfig {
     pub stage: Stage,
     /// `APP_SECRETS_ARN`, where Stripe's key lies.
     pub app_secrets_arn: String,
+    /// `JOBS_TABLE`, where the cursors of `reconcile` stand.
+    pub jobs_table: String,
     /// `STRIPE_API_BASE`, without a slash at its end.
     pub stripe_api_base: String,
 }
@@ -248,6 +250,7 @@ impl WebhookSecretConfig {
         let stage = read.stage();
         let config = Self {
             app_secrets_arn: read.required("APP_SECRETS_ARN"),
+            jobs_table: read.required("JOBS_TABLE"),
             stripe_api_base: read.stripe_api_base(&stage),
             stage,
         };
@@ -563,11 +566,11 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "configuration refused: APP_NAME is missing; ENV is missing; LIVE_MODE is missing; \
-             APP_SECRETS_ARN is missing"
+             APP_SECRETS_ARN is missing; JOBS_TABLE is missing"
         );
         let other = LobWorkerConfig::from_env(&Lookup(&|_| None)).unwrap_err();
         let faults = both::<(), ()>(Err(error), Err(other)).unwrap_err().faults;
-        assert_eq!(faults.len(), 9);
+        assert_eq!(faults.len(), 10);
     }
 
     #[test]

@@ -1,25 +1,23 @@
-//! A webhook endpoint at Stripe as a resource of the stack: what is asked for, what to do about it, by which tags we
-//! know it again, and the document its secret is kept in.
+//! A webhook endpoint at Stripe as a resource of the stack: what is asked for, what to do about it, and by which tags
+//! we know it again. Its secret is kept by `secret`.
 //!
 //! Pure: `webhook-secret` carries the plan out. An endpoint is *ours* only by its tags, never by its URL. Stripe
 //! returns a secret once, at creation, and fixes `connect` and `api_version` then: another value of either, or of the
 //! rotation token, is another endpoint.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use data_encoding::HEXLOWER;
-use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::event::stripe_types::{API_VERSION, HANDLED_TYPES};
-use crate::time::Timestamp;
 
-/// How long a replaced secret still verifies: Stripe's own limit for a rolled secret.
-pub const PREVIOUS_VALID_FOR: Duration = Duration::from_hours(24);
-/// More previous secrets than this are dropped, oldest first; Stripe allows 16 endpoints.
-const PREVIOUS_MAX: usize = 16;
+/// How many endpoints Stripe allows an account in one mode.
+pub const ENDPOINTS_MAX: usize = 16;
+/// What a replacement asks for until ingress knows its secret: a type that every API version has, that hardly ever
+/// happens, and that nothing here handles, so that a refused delivery of it costs nothing.
+pub const QUIET_TYPE: &str = "coupon.deleted";
 
 /// What the template asks for, read from `CloudFormation`'s strings.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -307,158 +305,6 @@ impl Tags {
     }
 }
 
-/// One signing secret, and the endpoint it belongs to.
-#[derive(Clone, Debug)]
-pub struct EndpointSecret {
-    /// Unknown where a person put the secret.
-    pub endpoint_id: Option<String>,
-    /// `whsec_…`
-    pub secret: SecretString,
-}
-
-#[derive(Clone, Debug)]
-struct Previous {
-    of: EndpointSecret,
-    valid_until: Timestamp,
-}
-
-/// The JSON kept in Secrets Manager: `endpoint_id`, `signing_secret`, `previous`.
-#[derive(Clone, Debug, Default)]
-pub struct SecretDocument {
-    current: Option<EndpointSecret>,
-    previous: Vec<Previous>,
-}
-
-impl SecretDocument {
-    /// Reads what is stored. Understands the forms people migrate from (`{"webhookSecret"}`, `{"secretKey"}`, a plain
-    /// text); what holds no secret is an empty document, because a new secret is about to be written anyway.
-    pub fn parse(stored: &str) -> Self {
-        let Ok(Value::Object(document)) = serde_json::from_str(stored) else {
-            let plain = stored.trim();
-            let current = plain.starts_with("whsec_").then(|| EndpointSecret {
-                endpoint_id: None,
-                secret: plain.into(),
-            });
-            return Self {
-                current,
-                previous: Vec::new(),
-            };
-        };
-        let current = ["signing_secret", "webhookSecret", "secretKey"]
-            .iter()
-            .find_map(|name| secret(&document, name))
-            .map(|secret| EndpointSecret {
-                endpoint_id: endpoint_id(&document),
-                secret,
-            });
-        let previous = document
-            .get("previous")
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten()
-            .filter_map(|entry| {
-                let entry = entry.as_object()?;
-                let valid_until = entry.get("valid_until")?.as_str()?;
-                Some(Previous {
-                    of: EndpointSecret {
-                        endpoint_id: endpoint_id(entry),
-                        secret: secret(entry, "secret")?,
-                    },
-                    valid_until: Timestamp::parse(valid_until).ok()?,
-                })
-            })
-            .collect();
-        Self { current, previous }
-    }
-
-    /// The secret known for an endpoint, current or previous.
-    pub fn secret_of(&self, endpoint_id: &str) -> Option<&SecretString> {
-        self.current
-            .iter()
-            .chain(self.previous.iter().map(|previous| &previous.of))
-            .find(|known| known.endpoint_id.as_deref() == Some(endpoint_id))
-            .map(|known| &known.secret)
-    }
-
-    /// Whether this endpoint's secret is the current one.
-    pub fn is_current(&self, endpoint_id: &str) -> bool {
-        self.current
-            .as_ref()
-            .and_then(|current| current.endpoint_id.as_deref())
-            == Some(endpoint_id)
-    }
-
-    /// With `new` as current. The replaced secret verifies for another 24 h; of the earlier ones those stay that
-    /// still verify or whose endpoint still lives (for a rollback). `old_id` names the replaced endpoint where the
-    /// document does not.
-    #[must_use]
-    pub fn replaced_by(
-        self,
-        new: EndpointSecret,
-        old_id: Option<&str>,
-        live: &[&str],
-        now: Timestamp,
-    ) -> Self {
-        let replaced = self.current.map(|mut of| {
-            of.endpoint_id = of.endpoint_id.or_else(|| old_id.map(str::to_owned));
-            Previous {
-                of,
-                valid_until: now.after(PREVIOUS_VALID_FOR),
-            }
-        });
-        let lives = |entry: &Previous| {
-            entry
-                .of
-                .endpoint_id
-                .as_deref()
-                .is_some_and(|id| live.contains(&id))
-        };
-        let previous = replaced
-            .into_iter()
-            .chain(self.previous)
-            .filter(|entry| entry.valid_until > now || lives(entry))
-            .filter(|entry| entry.of.secret.expose_secret() != new.secret.expose_secret())
-            .take(PREVIOUS_MAX)
-            .collect();
-        Self {
-            current: Some(new),
-            previous,
-        }
-    }
-
-    /// As stored.
-    pub fn print(&self) -> SecretString {
-        let previous: Vec<Value> = self
-            .previous
-            .iter()
-            .map(|Previous { of, valid_until }| {
-                json!({
-                    "endpoint_id": of.endpoint_id,
-                    "secret": of.secret.expose_secret(),
-                    "valid_until": valid_until,
-                })
-            })
-            .collect();
-        let current = self.current.as_ref();
-        json!({
-            "endpoint_id": current.and_then(|current| current.endpoint_id.as_deref()),
-            "signing_secret": current.map(|current| current.secret.expose_secret()),
-            "previous": previous,
-        })
-        .to_string()
-        .into()
-    }
-}
-
-fn secret(from: &Map<String, Value>, name: &str) -> Option<SecretString> {
-    let text = from.get(name)?.as_str()?.trim();
-    (!text.is_empty()).then(|| text.into())
-}
-
-fn endpoint_id(from: &Map<String, Value>) -> Option<String> {
-    from.get("endpoint_id")?.as_str().map(str::to_owned)
-}
-
 #[cfg(test)]
 mod tests {
     use rstest::rstest;
@@ -579,71 +425,5 @@ mod tests {
         assert_eq!(Tags::read(&metadata), Some(tags));
         metadata.remove(STACK);
         assert_eq!(Tags::read(&metadata), None);
-    }
-
-    fn new(id: &str) -> EndpointSecret {
-        EndpointSecret {
-            endpoint_id: Some(id.to_owned()),
-            secret: format!("whsec_{id}").into(),
-        }
-    }
-
-    fn at(hours: u64) -> Timestamp {
-        Timestamp::from_unix_s(1_781_000_000)
-            .unwrap()
-            .after(Duration::from_hours(hours))
-    }
-
-    #[test]
-    fn a_replaced_secret_is_kept_for_24_h_or_as_long_as_its_endpoint_lives() {
-        let first = SecretDocument::default().replaced_by(new("we_1"), None, &[], at(0));
-        let second = first.replaced_by(new("we_2"), Some("we_1"), &["we_1"], at(1));
-        let stored: Value = serde_json::from_str(second.print().expose_secret()).unwrap();
-        assert_eq!(
-            stored,
-            json!({
-                "endpoint_id": "we_2",
-                "signing_secret": "whsec_we_2",
-                "previous": [{"endpoint_id": "we_1", "secret": "whsec_we_1", "valid_until": at(25)}],
-            })
-        );
-        let read = SecretDocument::parse(second.print().expose_secret());
-        assert!(read.is_current("we_2") && !read.is_current("we_1"));
-        assert!(read.secret_of("we_1").is_some());
-
-        let alive = read
-            .clone()
-            .replaced_by(new("we_3"), None, &["we_1"], at(100));
-        assert!(alive.secret_of("we_1").is_some());
-        let gone = read.replaced_by(new("we_3"), None, &[], at(100));
-        assert!(gone.secret_of("we_1").is_none() && gone.secret_of("we_2").is_some());
-    }
-
-    #[test]
-    fn putting_the_same_secret_again_makes_no_second_entry() {
-        let first = SecretDocument::default().replaced_by(new("we_1"), None, &[], at(0));
-        let again = first.clone().replaced_by(new("we_1"), None, &[], at(1));
-        assert_eq!(first.print().expose_secret(), again.print().expose_secret());
-    }
-
-    #[rstest]
-    #[case(r#"{"webhookSecret":"whsec_x"}"#, true)]
-    #[case(r#"{"secretKey":" whsec_x\n"}"#, true)]
-    #[case("whsec_x\n", true)]
-    #[case("{}", false)]
-    #[case(r#"{"signing_secret":""}"#, false)]
-    #[case("set me", false)]
-    #[case("", false)]
-    fn a_secret_put_by_a_person_becomes_the_previous_one(#[case] stored: &str, #[case] kept: bool) {
-        let document =
-            SecretDocument::parse(stored).replaced_by(new("we_2"), Some("we_1"), &[], at(0));
-        let found = document.secret_of("we_1").map(ExposeSecret::expose_secret);
-        assert_eq!(found, kept.then_some("whsec_x"));
-    }
-
-    #[test]
-    fn debugging_a_document_shows_no_secret() {
-        let document = SecretDocument::default().replaced_by(new("we_1"), None, &[], at(0));
-        assert!(!format!("{document:?}").contains("whsec_we_1"));
     }
 }

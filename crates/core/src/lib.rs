@@ -14,6 +14,7 @@ pub mod time;
 pub mod event;
 pub mod inbox;
 pub mod pointer;
+pub mod secret;
 pub mod signature;
 
 // What events mean: facts, merged, derived.

@@ -35,6 +35,8 @@ pub trait ReadSigningKeys: Send + Sync {
     fn signing_keys(&self) -> impl Future<Output = SigningKeys> + Send;
     /// After a mismatch: the current values again, unless they were fetched less than 10 s ago (then `None`).
     fn refreshed(&self) -> impl Future<Output = Option<SigningKeys>> + Send;
+    /// What was read last, without asking anybody.
+    fn held(&self) -> impl Future<Output = SigningKeys> + Send;
 }
 
 /// A call to a store or queue that failed: what was being done to what, and what is left to do.

@@ -461,6 +461,8 @@ fn every_reason_has_a_row() {
         TimestampTooOld,
         TimestampTooNew,
         NoMatch,
+        SecretExpired,
+        OtherEndpoint,
     });
     assert_eq!(words("## Signatures"), rejected);
 }

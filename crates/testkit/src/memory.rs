@@ -105,7 +105,7 @@ impl KnownKeys {
         Self {
             cached: SigningKeys {
                 keys,
-                unreadable: Vec::new(),
+                ..SigningKeys::default()
             },
             fresh: None,
         }
@@ -119,6 +119,10 @@ impl ReadSigningKeys for KnownKeys {
 
     async fn refreshed(&self) -> Option<SigningKeys> {
         self.fresh.clone()
+    }
+
+    async fn held(&self) -> SigningKeys {
+        self.cached.clone()
     }
 }
 

@@ -60,14 +60,21 @@ enum Refusal {
     NotFound,
     MethodNotAllowed(&'static str),
     BodyTooLarge,
-    SignatureInvalid(Reason),
+    SignatureInvalid {
+        reason: Reason,
+        /// The label of the secret that made the signature, where that is known.
+        secret: Option<String>,
+    },
     BodyMalformed(String),
     Unavailable(String),
 }
 
 impl From<Reason> for Refusal {
     fn from(reason: Reason) -> Self {
-        Self::SignatureInvalid(reason)
+        Self::SignatureInvalid {
+            reason,
+            secret: None,
+        }
     }
 }
 
@@ -160,9 +167,9 @@ impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> Ingress<I, Q,
         now: Timestamp,
     ) -> Result<String, Refusal> {
         let claim = claim(provider, request)?;
-        let reader = match provider {
-            Provider::Stripe => &self.stripe_keys,
-            Provider::Lob => &self.lob_keys,
+        let (reader, other) = match provider {
+            Provider::Stripe => (&self.stripe_keys, &self.lob_keys),
+            Provider::Lob => (&self.lob_keys, &self.stripe_keys),
         };
         let mut known = reader.signing_keys().await;
         let mut verdict = self.proven_by(&claim, raw_body, &known, now);
@@ -180,7 +187,10 @@ impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> Ingress<I, Q,
             Err(Reason::NoMatch) if known.keys.is_empty() => Err(Refusal::Unavailable(format!(
                 "no signing secret of {provider} is set"
             ))),
-            other => Ok(other?),
+            Err(Reason::NoMatch) => {
+                Err(why_no_match(&claim, raw_body, &known, &other.held().await))
+            }
+            verdict => Ok(verdict?),
         }
     }
 
@@ -259,6 +269,25 @@ fn name(envelope: &Envelope) {
     if let Some(tenant_hint) = &envelope.tenant_hint {
         delivery.record("tenant_hint", tenant_hint.as_str());
     }
+}
+
+/// Told for who looks into it; the sender gets one answer for all of them.
+fn why_no_match(
+    claim: &UnverifiedClaim,
+    raw_body: &[u8],
+    known: &SigningKeys,
+    other: &SigningKeys,
+) -> Refusal {
+    let found = |keys, reason| {
+        let key = claim.signed_with(raw_body, keys)?;
+        Some(Refusal::SignatureInvalid {
+            reason,
+            secret: Some(key.label.clone()),
+        })
+    };
+    found(&known.expired, Reason::SecretExpired)
+        .or_else(|| found(&other.keys, Reason::OtherEndpoint))
+        .unwrap_or(Reason::NoMatch.into())
 }
 
 fn claim(provider: Provider, request: &Request) -> Result<UnverifiedClaim, Reason> {
@@ -341,7 +370,7 @@ fn response(answer: Answer, correlation_id: CorrelationId) -> Response {
                     format!("the body has more than {BODY_BYTES_MAX} bytes"),
                 ),
                 // One answer, whatever is wrong: it must not help a forger.
-                Refusal::SignatureInvalid(_) => refused(
+                Refusal::SignatureInvalid { .. } => refused(
                     400,
                     "signature_invalid",
                     "the signature does not prove this request".to_owned(),
@@ -367,12 +396,16 @@ fn response(answer: Answer, correlation_id: CorrelationId) -> Response {
 }
 
 fn log(refusal: &Refusal, correlation_id: CorrelationId) {
-    let (code, reason) = match refusal {
-        Refusal::NotFound => ("not_found", None),
-        Refusal::MethodNotAllowed(_) => ("method_not_allowed", None),
-        Refusal::BodyTooLarge => ("body_too_large", None),
-        Refusal::SignatureInvalid(reason) => ("signature_invalid", Some(reason.as_str())),
-        Refusal::BodyMalformed(message) => ("body_malformed", Some(message.as_str())),
+    let (code, reason, secret) = match refusal {
+        Refusal::NotFound => ("not_found", None, None),
+        Refusal::MethodNotAllowed(_) => ("method_not_allowed", None, None),
+        Refusal::BodyTooLarge => ("body_too_large", None, None),
+        Refusal::SignatureInvalid { reason, secret } => (
+            "signature_invalid",
+            Some(reason.as_str()),
+            secret.as_deref(),
+        ),
+        Refusal::BodyMalformed(message) => ("body_malformed", Some(message.as_str()), None),
         Refusal::Unavailable(cause) => {
             tracing::error!(
                 code = "unavailable",
@@ -385,6 +418,7 @@ fn log(refusal: &Refusal, correlation_id: CorrelationId) {
     tracing::warn!(
         code,
         reason,
+        secret,
         "webhook_rejected correlation_id={correlation_id}"
     );
 }
@@ -398,7 +432,7 @@ fn count(provider: Provider, answer: &Answer, taken: Duration) {
         Answer::Accepted {
             duplicate: true, ..
         } => metrics::WEBHOOK_DUPLICATE.count(provider),
-        Answer::Refused(Refusal::SignatureInvalid(reason)) => {
+        Answer::Refused(Refusal::SignatureInvalid { reason, .. }) => {
             metrics::invalid_signature(provider, reason.as_str());
         }
         Answer::Refused(_) => metrics::WEBHOOK_ERROR.count(provider),
@@ -406,5 +440,41 @@ fn count(provider: Provider, answer: &Answer, taken: Duration) {
             duplicate: false, ..
         }
         | Answer::Health => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use billhook_core::signature::SigningKey;
+    use billhook_testkit::sign::sign_stripe;
+
+    use super::*;
+
+    #[test]
+    fn a_mismatch_says_why_and_which_secret_it_was() {
+        let keys = |label: &str, secret: &str| Vec::from_iter(SigningKey::usable(label, secret));
+        let known = SigningKeys {
+            keys: keys("STRIPE we_2", "whsec_2"),
+            expired: keys("STRIPE we_1 (previous)", "whsec_1"),
+            unreadable: Vec::new(),
+        };
+        let other = SigningKeys {
+            keys: keys("APP", "lob"),
+            ..SigningKeys::default()
+        };
+        for (secret, reason, label) in [
+            ("whsec_1", "secret_expired", Some("STRIPE we_1 (previous)")),
+            ("lob", "other_endpoint", Some("APP")),
+            ("guessed", "no_match", None),
+        ] {
+            let header = sign_stripe(b"{}", secret, 1);
+            let claim = stripe::claim(Some(&header)).unwrap();
+            match why_no_match(&claim, b"{}", &known, &other) {
+                Refusal::SignatureInvalid { reason: r, secret } => {
+                    assert_eq!((r.as_str(), secret.as_deref()), (reason, label));
+                }
+                _ => panic!("another refusal"),
+            }
+        }
     }
 }

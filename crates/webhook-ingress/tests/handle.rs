@@ -241,7 +241,7 @@ fn a_mismatch_looks_for_a_newer_secret_once() {
     let stripe_keys = KnownKeys {
         fresh: Some(SigningKeys {
             keys,
-            unreadable: Vec::new(),
+            ..SigningKeys::default()
         }),
         ..KnownKeys::one("whsec_old")
     };

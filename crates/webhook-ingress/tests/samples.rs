@@ -68,7 +68,7 @@ fn keys(secrets: &[&str]) -> KnownKeys {
                 .iter()
                 .filter_map(|secret| SigningKey::usable("sample", secret))
                 .collect(),
-            unreadable: Vec::new(),
+            ..SigningKeys::default()
         },
         fresh: None,
     }

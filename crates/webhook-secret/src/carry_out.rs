@@ -1,23 +1,30 @@
 //! Carries the plan out, step by step. Each step may fail, and the whole may be repeated with the same request: a
 //! repeat finds the endpoint that the first run made, by its tags and its idempotency key, and ends with the same id.
 
+use std::time::Duration;
+
 use billhook_adapters::stripe::{Endpoint, NewEndpoint, StripeError, Updated};
 use billhook_core::endpoint::{
-    BadProperties, EndpointSecret, PhysicalId, Plan, Properties, Request, SecretDocument, Tags,
-    plan,
+    BadProperties, ENDPOINTS_MAX, PhysicalId, Plan, Properties, QUIET_TYPE, Request, Tags, plan,
 };
-use secrecy::{ExposeSecret, SecretString};
+use billhook_core::jobs::set_back_to_s;
+use billhook_core::ports::{Clock, Pause};
+use billhook_core::retry::chain;
+use billhook_core::secret::{Document, EndpointSecret};
 
 use crate::Deps;
 use crate::envelope::Envelope;
 use crate::ports::{
-    EdgeError, OpenStripe, RespondToCloudFormation, StripeEndpoints, Time, WebhookSecretStore,
+    EdgeError, OpenStripe, RespondToCloudFormation, SetCursorsBack, StripeEndpoints,
+    WebhookSecretStore,
 };
-use billhook_core::retry::chain;
 
 /// A key whose saved answer names an endpoint that is gone is followed by the next: a run that failed and cleaned up,
 /// and one that ran beside it, use up two.
 const CREATIONS_MAX: u32 = 3;
+/// From storing a new secret until its endpoint is sent real events: longer than the 10 s in which ingress may be
+/// forbidden to ask again.
+pub const KNOWN_AFTER: Duration = Duration::from_secs(15);
 
 /// Why a request was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -39,13 +46,39 @@ pub enum Failure {
     /// A call failed.
     #[error(transparent)]
     Stripe(#[from] StripeError),
+    /// The account is full.
+    #[error(
+        "the stripe account has {live} of at most {ENDPOINTS_MAX} webhook endpoints and takes no other, while a \
+         replacement needs one more until the old one is deleted: delete one that is not used (`stripe \
+         webhook_endpoints list`, `stripe webhook_endpoints delete we_…`), then deploy again"
+    )]
+    NoRoom {
+        /// How many there are.
+        live: usize,
+        /// What Stripe said.
+        #[source]
+        source: StripeError,
+    },
+    /// Somebody deleted it while it was being set up.
+    #[error("the new endpoint {endpoint_id} is gone from stripe again: deploy again")]
+    Gone {
+        /// The endpoint.
+        endpoint_id: String,
+    },
+    /// Without that, what Stripe still owed the endpoint would be lost with it.
+    #[error("cannot set the cursors of reconcile back, so {endpoint_id} is not deleted")]
+    SetCursorsBack {
+        /// The endpoint.
+        endpoint_id: String,
+        /// Why.
+        #[source]
+        source: EdgeError,
+    },
     /// The stored document cannot be read.
     #[error("cannot read the stored signing secret")]
     ReadSecret(#[source] EdgeError),
-    /// The new secret cannot be stored.
-    #[error(
-        "cannot store the signing secret of the new endpoint {endpoint_id}; it is removed again"
-    )]
+    /// The secret that is to be current cannot be stored; a new endpoint is removed again.
+    #[error("cannot store the signing secret of {endpoint_id}")]
     StoreSecret {
         /// The endpoint.
         endpoint_id: String,
@@ -65,15 +98,16 @@ pub enum Failure {
 }
 
 /// The physical id to answer with.
-pub(crate) async fn carry_out<S, W, R, T>(
+pub(crate) async fn carry_out<S, W, J, R, T>(
     envelope: &Envelope,
-    deps: &Deps<S, W, R, T>,
+    deps: &Deps<S, W, J, R, T>,
 ) -> Result<String, Failure>
 where
     S: OpenStripe,
     W: WebhookSecretStore,
+    J: SetCursorsBack,
     R: RespondToCloudFormation,
-    T: Time,
+    T: Clock + Pause,
 {
     let request = envelope.request()?;
     let plan = plan(&request);
@@ -128,18 +162,19 @@ where
     }
 }
 
-struct Run<'a, S: OpenStripe, W, R, T> {
+struct Run<'a, S: OpenStripe, W, J, R, T> {
     envelope: &'a Envelope,
-    deps: &'a Deps<S, W, R, T>,
+    deps: &'a Deps<S, W, J, R, T>,
     stripe: S::Endpoints,
 }
 
-impl<S, W, R, T> Run<'_, S, W, R, T>
+impl<S, W, J, R, T> Run<'_, S, W, J, R, T>
 where
     S: OpenStripe,
     W: WebhookSecretStore,
+    J: SetCursorsBack,
     R: RespondToCloudFormation,
-    T: Time,
+    T: Clock + Pause,
 {
     /// Ends with one endpoint as wanted and its secret stored as current, or with nothing new.
     async fn make(&self, wanted: &Properties, replaced: Option<&str>) -> Result<String, Failure> {
@@ -152,7 +187,7 @@ where
     }
 
     async fn made(&self, wanted: &Properties, replaced: Option<&str>) -> Result<String, Failure> {
-        let document = self.document(wanted).await?;
+        let document = self.document(&wanted.secret_arn).await?.known_as(replaced);
         let live = self.stripe.list().await?;
         let tags = self.tags(wanted);
         let ours = |endpoint: &Endpoint| {
@@ -169,33 +204,32 @@ where
         });
         // `CloudFormation` sends one request after the other, so beside what it knows, what fits and what this very
         // request made, anything tagged as this resource was left by a run that was cut short.
-        for endpoint in &live {
-            let is_leftover = ours(endpoint).is_some_and(|its| its.request_id != tags.request_id)
-                && replaced != Some(endpoint.id.as_str())
-                && fitting != Some(endpoint);
-            if is_leftover {
-                self.stripe.delete(&endpoint.id).await?;
-            }
-        }
+        let leftovers: Vec<&Endpoint> = live
+            .iter()
+            .filter(|endpoint| {
+                ours(endpoint).is_some_and(|its| its.request_id != tags.request_id)
+                    && replaced != Some(endpoint.id.as_str())
+                    && fitting != Some(endpoint)
+            })
+            .collect();
         if let Some(endpoint) = fitting {
-            return self
-                .take_again(endpoint, wanted, document, replaced, &live)
-                .await;
+            self.take_again(endpoint, wanted, document, &live).await?;
+            self.delete_all(&leftovers).await?;
+            return Ok(endpoint.id.clone());
         }
-        let new = self.create(wanted, &tags).await?;
-        let endpoint_id = new.endpoint_id.clone().unwrap_or_default();
-        self.store(wanted, document, new, replaced, &live).await?;
-        Ok(endpoint_id)
+        self.delete_all(&leftovers).await?;
+        let live_count = live.len().saturating_sub(leftovers.len());
+        self.make_new(wanted, &tags, document, &live, live_count)
+            .await
     }
 
     async fn take_again(
         &self,
         endpoint: &Endpoint,
         wanted: &Properties,
-        document: SecretDocument,
-        replaced: Option<&str>,
+        document: Document,
         live: &[Endpoint],
-    ) -> Result<String, Failure> {
+    ) -> Result<(), Failure> {
         if let Some(secret) = document.secret_of(&endpoint.id).cloned()
             && !document.is_current(&endpoint.id)
         {
@@ -203,25 +237,65 @@ where
                 endpoint_id: Some(endpoint.id.clone()),
                 secret,
             };
-            self.store(wanted, document, again, replaced, live).await?;
-        }
-        if endpoint.url != wanted.url || endpoint.enabled_events != wanted.enabled_events {
-            let key = self.key("update");
-            self.stripe
-                .update(&endpoint.id, &wanted.url, &wanted.enabled_events, &key)
+            self.store(&wanted.secret_arn, document, again, live)
                 .await?;
         }
-        Ok(endpoint.id.clone())
+        if endpoint.url != wanted.url || endpoint.enabled_events != wanted.enabled_events {
+            // Still quiet: the run that stored its secret may have ended at that very moment.
+            if endpoint.enabled_events == [QUIET_TYPE] {
+                self.deps.time.pause(KNOWN_AFTER).await;
+            }
+            self.set(&endpoint.id, wanted).await?;
+        }
+        Ok(())
+    }
+
+    /// Where another secret is in use, the endpoint begins quietly: it is sent real events once every ingress can know
+    /// its secret.
+    async fn make_new(
+        &self,
+        wanted: &Properties,
+        tags: &Tags,
+        document: Document,
+        live: &[Endpoint],
+        live_count: usize,
+    ) -> Result<String, Failure> {
+        let begins_quietly = document.current.is_some();
+        let quiet = [QUIET_TYPE.to_owned()];
+        let at_first = match begins_quietly {
+            true => &quiet[..],
+            false => &wanted.enabled_events,
+        };
+        let created = self.create(wanted, tags, at_first).await;
+        let new = created.map_err(|failure| match failure {
+            Failure::Stripe(source) if live_count >= ENDPOINTS_MAX => Failure::NoRoom {
+                live: live_count,
+                source,
+            },
+            other => other,
+        })?;
+        let endpoint_id = new.endpoint_id.clone().unwrap_or_default();
+        self.store(&wanted.secret_arn, document, new, live).await?;
+        if begins_quietly {
+            self.deps.time.pause(KNOWN_AFTER).await;
+            self.set(&endpoint_id, wanted).await?;
+        }
+        Ok(endpoint_id)
     }
 
     /// A live endpoint with its secret. Stripe answers a repeated key with what it made before, even if that was
     /// deleted since; whether that answer still holds the secret is not documented. So both are looked at.
-    async fn create(&self, wanted: &Properties, tags: &Tags) -> Result<EndpointSecret, Failure> {
+    async fn create(
+        &self,
+        wanted: &Properties,
+        tags: &Tags,
+        enabled_events: &[String],
+    ) -> Result<EndpointSecret, Failure> {
         let description = format!("billhook {} {}", self.deps.app_name, self.deps.env);
         let new = NewEndpoint {
             url: &wanted.url,
             connect: wanted.connect,
-            enabled_events: &wanted.enabled_events,
+            enabled_events,
             api_version: &wanted.api_version,
             description: &description,
             metadata: &tags.metadata(),
@@ -244,7 +318,7 @@ where
                         secret: secret.0,
                     });
                 }
-                (None, true) => self.stripe.delete(&created.id).await?,
+                (None, true) => self.delete(&created.id).await?,
                 (_, false) => {}
             }
         }
@@ -253,25 +327,19 @@ where
 
     async fn store(
         &self,
-        wanted: &Properties,
-        document: SecretDocument,
+        secret_arn: &str,
+        document: Document,
         new: EndpointSecret,
-        replaced: Option<&str>,
         live: &[Endpoint],
     ) -> Result<(), Failure> {
         let endpoint_id = new.endpoint_id.clone().unwrap_or_default();
         let live: Vec<&str> = live.iter().map(|endpoint| endpoint.id.as_str()).collect();
-        let document = document.replaced_by(new, replaced, &live, self.deps.time.now());
-        let Err(source) = self
-            .deps
-            .secrets
-            .put(&wanted.secret_arn, &document.print())
-            .await
-        else {
+        let document = document.replaced_by(new, &live, self.deps.time.now());
+        let Err(source) = self.deps.secrets.put(secret_arn, &document.print()).await else {
             return Ok(());
         };
         // The write may have happened and only its answer be lost.
-        match self.document(wanted).await {
+        match self.document(secret_arn).await {
             Ok(stored) if stored.is_current(&endpoint_id) => Ok(()),
             _ => Err(Failure::StoreSecret {
                 endpoint_id,
@@ -281,15 +349,25 @@ where
     }
 
     async fn update(&self, endpoint_id: String, wanted: &Properties) -> Result<String, Failure> {
-        let key = self.key("update");
+        match self.set(&endpoint_id, wanted).await {
+            Ok(()) => Ok(endpoint_id),
+            // Somebody deleted it by hand.
+            Err(Failure::Gone { .. }) => self.make(wanted, Some(&endpoint_id)).await,
+            Err(failure) => Err(failure),
+        }
+    }
+
+    async fn set(&self, endpoint_id: &str, wanted: &Properties) -> Result<(), Failure> {
+        let key = self.key(&format!("set:{endpoint_id}"));
         let updated = self
             .stripe
-            .update(&endpoint_id, &wanted.url, &wanted.enabled_events, &key)
+            .update(endpoint_id, &wanted.url, &wanted.enabled_events, &key)
             .await?;
         match updated {
-            Updated::Done => Ok(endpoint_id),
-            // Somebody deleted it by hand.
-            Updated::Gone => self.make(wanted, Some(&endpoint_id)).await,
+            Updated::Done => Ok(()),
+            Updated::Gone => Err(Failure::Gone {
+                endpoint_id: endpoint_id.to_owned(),
+            }),
         }
     }
 
@@ -305,44 +383,93 @@ where
             );
             return Ok(());
         }
-        Ok(self.stripe.delete(endpoint_id).await?)
+        self.hand_over(endpoint_id, &live).await?;
+        self.delete(endpoint_id).await
+    }
+
+    /// Where the secret of an endpoint about to go is the current one, and another of ours lives whose secret is known,
+    /// makes that one current: nobody else will.
+    async fn hand_over(&self, endpoint_id: &str, live: &[Endpoint]) -> Result<(), Failure> {
+        let others = live
+            .iter()
+            .filter(|other| other.id != endpoint_id && self.is_ours(other));
+        let others: Vec<&Endpoint> = others.collect();
+        let Some(secret_arn) = self.envelope.secret_arn().filter(|_| !others.is_empty()) else {
+            return Ok(());
+        };
+        let document = self.document(secret_arn).await?;
+        let heir = others.iter().find_map(|other| {
+            let secret = document.secret_of(&other.id)?.clone();
+            let endpoint_id = Some(other.id.clone());
+            Some(EndpointSecret {
+                endpoint_id,
+                secret,
+            })
+        });
+        match heir.filter(|_| document.is_current(endpoint_id)) {
+            Some(heir) => self.store(secret_arn, document, heir, live).await,
+            None => Ok(()),
+        }
     }
 
     /// Removes what one request made, as far as that goes; what stays is named in the log.
     async fn remove_made_by(&self, request_id: &str, except: Option<&str>) {
+        let failed = |endpoint_id: &str, failure: &Failure| {
+            tracing::warn!(
+                endpoint_id,
+                "webhook_endpoint_cleanup_failed {}",
+                chain(failure)
+            );
+        };
         let live = match self.stripe.list().await {
             Ok(live) => live,
-            Err(error) => {
-                tracing::warn!("webhook_endpoint_cleanup_failed {}", chain(&error));
-                return;
-            }
+            Err(error) => return failed("", &error.into()),
         };
         let made_by = |endpoint: &&Endpoint| {
             self.is_ours(endpoint)
                 && Tags::read(&endpoint.metadata).is_some_and(|its| its.request_id == request_id)
                 && except != Some(endpoint.id.as_str())
         };
-        for endpoint in live.iter().filter(made_by) {
-            if let Err(error) = self.stripe.delete(&endpoint.id).await {
-                tracing::warn!(
-                    endpoint_id = endpoint.id,
-                    "webhook_endpoint_cleanup_failed {}",
-                    chain(&error)
-                );
+        for Endpoint { id, .. } in live.iter().filter(made_by) {
+            // Each as far as it goes: an endpoint left behind would be worse than what the others prevent.
+            if let Err(failure) = self.hand_over(id, &live).await {
+                failed(id, &failure);
+            }
+            if let Err(failure) = self.set_cursors_back(id).await {
+                failed(id, &failure);
+            }
+            if let Err(error) = self.stripe.delete(id).await {
+                failed(id, &error.into());
             }
         }
     }
 
-    async fn document(&self, wanted: &Properties) -> Result<SecretDocument, Failure> {
-        let stored = self
-            .deps
-            .secrets
-            .get(&wanted.secret_arn)
-            .await
-            .map_err(Failure::ReadSecret)?;
-        Ok(SecretDocument::parse(
-            stored.as_ref().map_or("", SecretString::expose_secret),
-        ))
+    async fn delete_all(&self, endpoints: &[&Endpoint]) -> Result<(), Failure> {
+        for endpoint in endpoints {
+            self.delete(&endpoint.id).await?;
+        }
+        Ok(())
+    }
+
+    /// Deleting an endpoint ends Stripe's retries to it: what it still owed is fetched by `reconcile`.
+    async fn delete(&self, endpoint_id: &str) -> Result<(), Failure> {
+        self.set_cursors_back(endpoint_id).await?;
+        Ok(self.stripe.delete(endpoint_id).await?)
+    }
+
+    async fn set_cursors_back(&self, endpoint_id: &str) -> Result<(), Failure> {
+        let to_s = set_back_to_s(self.deps.time.now());
+        let set = self.deps.cursors.set_back(to_s).await;
+        set.map_err(|source| Failure::SetCursorsBack {
+            endpoint_id: endpoint_id.to_owned(),
+            source,
+        })
+    }
+
+    async fn document(&self, secret_arn: &str) -> Result<Document, Failure> {
+        let now = self.deps.time.now();
+        let read = self.deps.secrets.read(secret_arn, now).await;
+        read.map_err(Failure::ReadSecret)
     }
 
     fn tags(&self, wanted: &Properties) -> Tags {

@@ -68,6 +68,11 @@ impl Envelope {
         &self.physical_resource_id
     }
 
+    /// The secret that takes the signing secret, even where the other properties make no sense.
+    pub(crate) fn secret_arn(&self) -> Option<&str> {
+        self.resource_properties.get("SecretArn")?.as_str()
+    }
+
     /// The answer's body. It carries the secret's ARN, never a secret.
     pub(crate) fn answer(&self, outcome: Result<&str, &str>) -> String {
         let failed_id = self.id_of_failure();
@@ -75,7 +80,6 @@ impl Envelope {
             Ok(id) => ("SUCCESS", id, None),
             Err(reason) => ("FAILED", failed_id.as_str(), Some(cut(reason))),
         };
-        let secret_arn = self.resource_properties.get("SecretArn");
         let answer = Answer {
             status,
             reason,
@@ -85,7 +89,7 @@ impl Envelope {
             logical_resource_id: &self.logical_resource_id,
             data: Data {
                 endpoint_id: physical_id,
-                secret_arn: secret_arn.and_then(Value::as_str).unwrap_or_default(),
+                secret_arn: self.secret_arn().unwrap_or_default(),
             },
         };
         // Texts and one nested struct of texts: there is nothing here that could fail to print.

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use billhook_adapters::metrics;
 use billhook_core::ids::Provider;
+use billhook_core::ports::{Clock, Pause};
 use billhook_core::retry::chain;
 use futures_util::FutureExt;
 use secrecy::SecretString;
@@ -24,9 +25,9 @@ pub mod http;
 /// What it needs from the world.
 pub mod ports;
 
-pub use carry_out::Failure;
+pub use carry_out::{Failure, KNOWN_AFTER};
 pub use envelope::Envelope;
-use ports::{EdgeError, OpenStripe, RespondToCloudFormation, Time, WebhookSecretStore};
+use ports::{EdgeError, OpenStripe, RespondToCloudFormation, SetCursorsBack, WebhookSecretStore};
 
 /// How long before the function's end the work is given up, so that the answer still leaves.
 pub const ANSWER_RESERVE: Duration = Duration::from_secs(5);
@@ -35,11 +36,13 @@ const ANSWERS_MAX: u32 = 5;
 const ANSWER_DELAY: Duration = Duration::from_millis(500);
 
 /// Everything it works with.
-pub struct Deps<S, W, R, T> {
+pub struct Deps<S, W, J, R, T> {
     /// The way to Stripe.
     pub stripe: S,
     /// Where signing secrets are kept.
     pub secrets: W,
+    /// Where `reconcile` goes on reading.
+    pub cursors: J,
     /// Who waits for the answer.
     pub cloudformation: R,
     /// The moment, and waiting.
@@ -62,16 +65,17 @@ pub enum Unanswered {
 }
 
 /// Carries a request out and answers it. `time_is_up` comes [`ANSWER_RESERVE`] before the function's end.
-pub async fn handle<S, W, R, T>(
+pub async fn handle<S, W, J, R, T>(
     payload: Value,
     time_is_up: impl Future<Output = ()>,
-    deps: &Deps<S, W, R, T>,
+    deps: &Deps<S, W, J, R, T>,
 ) -> Result<(), Unanswered>
 where
     S: OpenStripe,
     W: WebhookSecretStore,
+    J: SetCursorsBack,
     R: RespondToCloudFormation,
-    T: Time,
+    T: Clock + Pause,
 {
     let envelope: Envelope = serde_json::from_value(payload).map_err(Unanswered::NoRequest)?;
     let work = AssertUnwindSafe(carry_out::carry_out(&envelope, deps)).catch_unwind();
@@ -93,10 +97,10 @@ where
     respond(&envelope.response_url.0, answer, deps).await
 }
 
-async fn respond<S, W, R: RespondToCloudFormation, T: Time>(
+async fn respond<S, W, J, R: RespondToCloudFormation, T: Pause>(
     url: &SecretString,
     answer: String,
-    deps: &Deps<S, W, R, T>,
+    deps: &Deps<S, W, J, R, T>,
 ) -> Result<(), Unanswered> {
     let mut tries = 1;
     loop {
@@ -107,6 +111,6 @@ async fn respond<S, W, R: RespondToCloudFormation, T: Time>(
             return Err(Unanswered::NotTaken(error));
         }
         tries += 1;
-        deps.time.sleep(ANSWER_DELAY).await;
+        deps.time.pause(ANSWER_DELAY).await;
     }
 }

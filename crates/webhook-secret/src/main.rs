@@ -1,21 +1,22 @@
 //! Wires the custom resource: variables, clients, deadline.
 
 use std::process::ExitCode;
-use std::time::Duration;
 
 use billhook_adapters::aws::Aws;
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::config::{SecretSource, WebhookSecretConfig};
-use billhook_adapters::lambda::{run, serve};
-use billhook_adapters::secrets::{SecretsManager, stripe_key};
+use billhook_adapters::dynamodb::cursors::Cursors;
+use billhook_adapters::lambda::{deadline, run, serve};
+use billhook_adapters::secrets::{PutSecret as _, SecretsManager, document, stripe_key};
 use billhook_adapters::stripe::Stripe;
-use billhook_core::ports::Clock;
+use billhook_core::ports::Clock as _;
+use billhook_core::secret::{Document, Wanted};
 use billhook_core::time::Timestamp;
 use lambda_runtime::LambdaEvent;
 use secrecy::SecretString;
 use serde_json::Value;
 use webhook_secret::http::Answers;
-use webhook_secret::ports::{EdgeError, OpenStripe, Time, WebhookSecretStore};
+use webhook_secret::ports::{EdgeError, OpenStripe, SetCursorsBack, WebhookSecretStore};
 use webhook_secret::{ANSWER_RESERVE, Deps, handle};
 
 fn main() -> ExitCode {
@@ -32,16 +33,14 @@ async fn start(config: WebhookSecretConfig, aws: Aws) -> Result<(), lambda_runti
             live: config.stage.live,
         },
         secrets: Secrets(secrets),
+        cursors: Jobs(Cursors::new(aws.dynamodb().clone(), config.jobs_table)),
         cloudformation: Answers::new()?,
-        time: Real,
+        time: SystemClock,
         app_name: config.stage.app_name,
         env: config.stage.env,
     };
     serve(async |event: LambdaEvent<Value>| {
-        let end = i64::try_from(event.context.deadline)
-            .ok()
-            .and_then(|ms| Timestamp::from_unix_ms(ms).ok())
-            .unwrap_or(deps.time.now());
+        let end = deadline(&event.context);
         let time_left = deps.time.now().until(end).saturating_sub(ANSWER_RESERVE);
         // Boxed, because the compiler gives up on the layout of the SDK's futures this deep.
         Box::pin(handle(event.payload, tokio::time::sleep(time_left), deps)).await
@@ -72,8 +71,8 @@ impl OpenStripe for StoredKey {
 struct Secrets(SecretsManager);
 
 impl WebhookSecretStore for Secrets {
-    async fn get(&self, arn: &str) -> Result<Option<SecretString>, EdgeError> {
-        Ok(self.0.get(arn).await?)
+    async fn read(&self, arn: &str, now: Timestamp) -> Result<Document, EdgeError> {
+        Ok(document(&self.0, arn, Wanted::StripeSigning, now).await?)
     }
 
     async fn put(&self, arn: &str, value: &SecretString) -> Result<(), EdgeError> {
@@ -81,14 +80,10 @@ impl WebhookSecretStore for Secrets {
     }
 }
 
-struct Real;
+struct Jobs(Cursors);
 
-impl Time for Real {
-    fn now(&self) -> Timestamp {
-        SystemClock.now()
-    }
-
-    async fn sleep(&self, span: Duration) {
-        tokio::time::sleep(span).await;
+impl SetCursorsBack for Jobs {
+    async fn set_back(&self, to_s: i64) -> Result<(), EdgeError> {
+        Ok(self.0.set_back(to_s).await?)
     }
 }

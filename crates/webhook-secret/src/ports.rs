@@ -1,11 +1,11 @@
 //! What the custom resource needs from the world.
 
 use std::future::Future;
-use std::time::Duration;
 
 use billhook_adapters::stripe::{
     CreatedEndpoint, Endpoint, NewEndpoint, Stripe, StripeError, Updated,
 };
+use billhook_core::secret::Document;
 use billhook_core::time::Timestamp;
 use secrecy::SecretString;
 
@@ -73,11 +73,12 @@ impl StripeEndpoints for Stripe {
 
 /// Where signing secrets are kept.
 pub trait WebhookSecretStore: Send + Sync {
-    /// The stored text; `None` where there is no value yet.
-    fn get(
+    /// What is stored, with what the version before still proves; an empty document where there is no value yet.
+    fn read(
         &self,
         arn: &str,
-    ) -> impl Future<Output = Result<Option<SecretString>, EdgeError>> + Send;
+        now: Timestamp,
+    ) -> impl Future<Output = Result<Document, EdgeError>> + Send;
     /// Makes `value` the current one.
     fn put(
         &self,
@@ -96,10 +97,8 @@ pub trait RespondToCloudFormation: Send + Sync {
     ) -> impl Future<Output = Result<(), EdgeError>> + Send;
 }
 
-/// The moment, and waiting.
-pub trait Time: Send + Sync {
-    /// The wall clock.
-    fn now(&self) -> Timestamp;
-    /// Comes back after `span`.
-    fn sleep(&self, span: Duration) -> impl Future<Output = ()> + Send;
+/// The cursors of `reconcile`.
+pub trait SetCursorsBack: Send + Sync {
+    /// Lowers each that is above `to_s`, a Unix second; none is raised or made.
+    fn set_back(&self, to_s: i64) -> impl Future<Output = Result<(), EdgeError>> + Send;
 }

@@ -16,18 +16,24 @@ use std::time::Duration;
 use billhook_adapters::stripe::{
     CreatedEndpoint, Endpoint, NewEndpoint, Refusal, SecretText, Stripe, StripeError, Updated,
 };
+use billhook_core::endpoint::{ENDPOINTS_MAX, QUIET_TYPE};
+use billhook_core::jobs::set_back_to_s;
+use billhook_core::ports::{Clock, Pause};
+use billhook_core::secret::{Document, Wanted};
 use billhook_core::time::Timestamp;
-use billhook_testkit::stripe::{Config, LocalStripe, TEST_KEY};
+use billhook_testkit::stripe::{Config, Fault, LocalStripe, TEST_KEY};
 use rstest::rstest;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 use webhook_secret::ports::*;
-use webhook_secret::{Deps, handle};
+use webhook_secret::{Deps, KNOWN_AFTER, handle};
 
 const ARN: &str = "arn:aws:secretsmanager:eu-west-1:1:secret:hook";
 const URL: &str = "https://cloudformation.invalid/?X-Amz-Signature=canary";
 /// More than any request takes.
 const STEPS: u32 = 16;
+const NOW_S: i64 = 1_781_000_000;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum How {
@@ -36,10 +42,17 @@ enum How {
     Panics,
     Hangs,
     HangsAfter,
+    /// The process is gone, and nobody answers.
+    Dies,
+    DiesAfter,
 }
 
 #[derive(Default)]
 struct World {
+    waited: Duration,
+    /// Since when a secret can be read.
+    known_since: HashMap<String, Timestamp>,
+    cursor_s: i64,
     no_key: bool,
     endpoints: Vec<Endpoint>,
     saved: HashMap<String, (String, String)>,
@@ -51,8 +64,14 @@ struct World {
     fault: Option<(u32, How)>,
 }
 
+impl World {
+    fn now(&self) -> Timestamp {
+        Timestamp::from_unix_s(NOW_S).unwrap().after(self.waited)
+    }
+}
+
 #[derive(Clone, Default)]
-struct Ports(Arc<Mutex<World>>);
+struct Ports(Arc<Mutex<World>>, Arc<Notify>);
 
 impl Ports {
     fn world(&self) -> MutexGuard<'_, World> {
@@ -81,6 +100,15 @@ impl Ports {
             Some(How::Hangs) => pending().await,
             Some(How::HangsAfter) => {
                 run(&mut self.world());
+                pending().await
+            }
+            Some(How::Dies) => {
+                self.1.notify_one();
+                pending().await
+            }
+            Some(How::DiesAfter) => {
+                run(&mut self.world());
+                self.1.notify_one();
                 pending().await
             }
         }
@@ -122,6 +150,12 @@ impl StripeEndpoints for Ports {
                 return (id.clone(), keeps.then(|| secret.clone()));
             }
             world.made += 1;
+            let begins_quietly = new.enabled_events == [QUIET_TYPE];
+            assert_eq!(
+                begins_quietly,
+                world.stored.contains_key(ARN),
+                "a replacement, and nothing else"
+            );
             let (id, secret) = (
                 format!("we_{}", world.made),
                 format!("whsec_{}", world.made),
@@ -156,6 +190,12 @@ impl StripeEndpoints for Ports {
         let update = |world: &mut World| match world.endpoints.iter_mut().find(|e| e.id == id) {
             None => Updated::Gone,
             Some(endpoint) => {
+                // Real events only once every ingress can know the secret.
+                if endpoint.enabled_events == [QUIET_TYPE] {
+                    let since = world.known_since[&id.replace("we_", "whsec_")];
+                    let now = Timestamp::from_unix_s(NOW_S).unwrap().after(world.waited);
+                    assert!(since.until(now) >= KNOWN_AFTER);
+                }
                 endpoint.url = url.to_owned();
                 endpoint.enabled_events = events.to_vec();
                 Updated::Done
@@ -177,15 +217,29 @@ impl StripeEndpoints for Ports {
 }
 
 impl WebhookSecretStore for Ports {
-    async fn get(&self, arn: &str) -> Result<Option<SecretString>, EdgeError> {
-        let get = |world: &mut World| world.stored.get(arn).map(|text| text.as_str().into());
-        self.step(get).await.map_err(edge)
+    async fn read(&self, arn: &str, _: Timestamp) -> Result<Document, EdgeError> {
+        let read = |world: &mut World| world.stored.get(arn).cloned().unwrap_or_default();
+        let text = self.step(read).await.map_err(edge)?;
+        Ok(Document::parse(&text, Wanted::StripeSigning))
     }
 
     async fn put(&self, arn: &str, value: &SecretString) -> Result<(), EdgeError> {
         let text = value.expose_secret().to_owned();
-        let put = |world: &mut World| world.stored.insert(arn.to_owned(), text);
-        self.step(put).await.map(|_| ()).map_err(edge)
+        let put = |world: &mut World| {
+            let document: Value = serde_json::from_str(&text).unwrap();
+            let current = document["signing_secret"].as_str().unwrap().to_owned();
+            let now = world.now();
+            world.known_since.entry(current).or_insert(now);
+            world.stored.insert(arn.to_owned(), text);
+        };
+        self.step(put).await.map_err(edge)
+    }
+}
+
+impl SetCursorsBack for Ports {
+    async fn set_back(&self, to_s: i64) -> Result<(), EdgeError> {
+        let set = |world: &mut World| world.cursor_s = world.cursor_s.min(to_s);
+        self.step(set).await.map_err(edge)
     }
 }
 
@@ -197,8 +251,10 @@ impl RespondToCloudFormation for Ports {
             "{body}"
         );
         // A panic or a hang while answering ends the invocation as an error: Lambda's part, not ours.
-        if let Some((_, how @ (How::Panics | How::Hangs | How::HangsAfter))) =
-            &mut self.world().fault
+        if let Some((
+            _,
+            how @ (How::Panics | How::Hangs | How::HangsAfter | How::Dies | How::DiesAfter),
+        )) = &mut self.world().fault
         {
             *how = How::Before;
         }
@@ -207,17 +263,26 @@ impl RespondToCloudFormation for Ports {
     }
 }
 
-impl Time for Ports {
+impl Clock for Ports {
     fn now(&self) -> Timestamp {
-        Timestamp::from_unix_s(1_781_000_000).unwrap()
+        self.world().now()
     }
-    async fn sleep(&self, _: Duration) {}
+    fn new_id(&self) -> uuid::Uuid {
+        uuid::Uuid::nil()
+    }
 }
 
-fn deps<S: OpenStripe>(stripe: S, ports: &Ports) -> Deps<S, Ports, Ports, Ports> {
+impl Pause for Ports {
+    async fn pause(&self, span: Duration) {
+        self.world().waited += span;
+    }
+}
+
+fn deps<S: OpenStripe>(stripe: S, ports: &Ports) -> Deps<S, Ports, Ports, Ports, Ports> {
     Deps {
         stripe,
         secrets: ports.clone(),
+        cursors: ports.clone(),
         cloudformation: ports.clone(),
         time: ports.clone(),
         app_name: "billhook".to_owned(),
@@ -260,21 +325,32 @@ fn delete(physical_id: &str) -> Value {
 impl Ports {
     /// The last answer's status and id, with everything said within the rules.
     async fn run(&self, payload: &Value) -> Option<(String, String)> {
-        self.world().steps = 0;
+        {
+            let mut world = self.world();
+            world.steps = 0;
+            world.cursor_s = NOW_S;
+        }
         let hangs = matches!(self.world().fault, Some((_, How::Hangs | How::HangsAfter)));
         let before = self.world().answers.len();
         let deps = deps(self.clone(), self);
-        let handled = if hangs {
-            handle(payload.clone(), ready(()), &deps).await
-        } else {
-            handle(payload.clone(), pending(), &deps).await
+        let handling = async {
+            match hangs {
+                true => handle(payload.clone(), ready(()), &deps).await,
+                false => handle(payload.clone(), pending(), &deps).await,
+            }
+        };
+        let handled = tokio::select! {
+            handled = handling => Some(handled),
+            () = self.1.notified() => None,
         };
         let world = self.world();
-        assert_eq!(
-            handled.is_ok(),
-            world.answers.len() > before,
-            "answered, or an error so that it is repeated"
-        );
+        if let Some(handled) = handled {
+            assert_eq!(
+                handled.is_ok(),
+                world.answers.len() > before,
+                "answered, or an error so that it is repeated"
+            );
+        }
         let answer = world.answers.get(before..)?.last()?;
         let text = |name: &str| answer.get(name).and_then(Value::as_str).unwrap().to_owned();
         assert_eq!(
@@ -338,6 +414,8 @@ fn faults() -> impl Iterator<Item = (u32, How)> {
         How::Panics,
         How::Hangs,
         How::HangsAfter,
+        How::Dies,
+        How::DiesAfter,
     ];
     (1..=STEPS).flat_map(move |step| ways.map(|how| (step, how)))
 }
@@ -395,12 +473,12 @@ async fn a_replacement_is_repeated_rolled_back_and_cleaned_up_wherever_it_failed
         ports.succeeds(&delete("we_1")).await;
         ports.is_settled_with(&id);
 
-        // Rolled back.
+        // Rolled back; without an answer CloudFormation knows of nothing but the old one.
         let ports = Ports::created().await;
         ports.fault(Some(fault));
         let answer = ports.run(&replace).await;
         ports.fault(None);
-        let Some((_, there)) = answer else { continue };
+        let there = answer.map_or("we_1".to_owned(), |(_, id)| id);
         assert_eq!(
             ports.succeeds(&update("r3", &there, "b/2", "a/1")).await,
             "we_1"
@@ -410,7 +488,89 @@ async fn a_replacement_is_repeated_rolled_back_and_cleaned_up_wherever_it_failed
         }
         ports.is_settled_with("we_1");
         assert_eq!(ports.world().endpoints[0].url, "https://a");
+
+        // Rolled back while nobody can tell CloudFormation so, and deployed again.
+        let ports = Ports::created().await;
+        ports.fault(Some(fault));
+        ports.run(&replace).await;
+        ports.fault(None);
+        let id = ports.succeeds(&update("r3", "we_1", "a/1", "c/3")).await;
+        ports.succeeds(&delete("we_1")).await;
+        ports.is_settled_with(&id);
+        assert_eq!(ports.world().endpoints[0].url, "https://c");
     }
+}
+
+#[tokio::test]
+async fn a_creation_that_nobody_answered_is_made_good_by_the_next() {
+    for fault in faults() {
+        let ports = Ports::default();
+        ports.fault(Some(fault));
+        let answer = ports.run(&create()).await;
+        ports.fault(None);
+        let unknown = answer.map_or("stack-Hook-1ABC".to_owned(), |(_, id)| id);
+        ports.succeeds(&delete(&unknown)).await;
+        ports.world().stored.clear();
+        let id = ports
+            .succeeds(&request("Create", "r2", "", "a/1", "a/1"))
+            .await;
+        ports.is_settled_with(&id);
+    }
+}
+
+#[tokio::test]
+async fn a_replacement_begins_quietly_and_ends_with_every_type() {
+    let ports = Ports::created().await;
+    assert_eq!(
+        ports.world().waited,
+        Duration::ZERO,
+        "the first waits for nothing"
+    );
+    ports.succeeds(&update("r2", "we_1", "a/1", "a/2")).await;
+    let world = ports.world();
+    assert_eq!(world.waited, KNOWN_AFTER);
+    let events = |at: usize| world.endpoints[at].enabled_events.clone();
+    assert_eq!(events(1), events(0));
+    assert!(!events(0).contains(&QUIET_TYPE.to_owned()));
+}
+
+#[tokio::test]
+async fn deleting_an_endpoint_first_sets_the_cursors_back_wherever_it_failed() {
+    for fault in faults() {
+        let ports = Ports::created().await;
+        ports.fault(Some(fault));
+        ports.run(&delete("we_1")).await;
+        if ports.ids().is_empty() {
+            let now = Timestamp::from_unix_s(NOW_S).unwrap();
+            assert_eq!(ports.world().cursor_s, set_back_to_s(now), "{fault:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn deleting_the_current_one_makes_the_other_live_one_current_wherever_it_failed() {
+    for fault in faults() {
+        let ports = Ports::created().await;
+        let there = ports.succeeds(&update("r2", "we_1", "a/1", "b/2")).await;
+        ports.fault(Some(fault));
+        ports.run(&delete(&there)).await;
+        let current = ports.document()["endpoint_id"].as_str().unwrap().to_owned();
+        assert!(ports.ids().contains(&current), "{fault:?}");
+        ports.fault(None);
+        ports.succeeds(&delete(&there)).await;
+        ports.is_settled_with("we_1");
+    }
+}
+
+#[tokio::test]
+async fn a_rollback_takes_the_old_endpoint_again_even_after_its_secret_ran_out() {
+    let ports = Ports::created().await;
+    let there = ports.succeeds(&update("r2", "we_1", "a/1", "b/2")).await;
+    ports.world().waited += Duration::from_hours(25);
+    let back = update("r3", &there, "b/2", "a/1");
+    assert_eq!(ports.succeeds(&back).await, "we_1");
+    ports.succeeds(&delete(&there)).await;
+    ports.is_settled_with("we_1");
 }
 
 #[tokio::test]
@@ -606,6 +766,72 @@ async fn what_is_no_request_is_an_error_that_names_no_url() {
         .await
         .unwrap_err();
     assert!(!billhook_core::retry::chain(&error).contains("canary"));
+}
+
+#[tokio::test]
+async fn a_full_account_is_told_with_the_limit_and_the_way_out() {
+    let local = LocalStripe::start(Config::default()).await.unwrap();
+    let stripe = Stripe::new(&local.base_url(), TEST_KEY.into(), false).unwrap();
+    for number in 0..ENDPOINTS_MAX {
+        let new = NewEndpoint {
+            url: "https://other",
+            connect: false,
+            enabled_events: &["charge.refunded".to_owned()],
+            api_version: "2026-10-28.endive",
+            description: "",
+            metadata: &[],
+        };
+        let key = number.to_string();
+        stripe.create_webhook_endpoint(&new, &key).await.unwrap();
+    }
+    let ports = Ports::default();
+    let deps = deps(Real(stripe), &ports);
+    handle(create(), pending(), &deps).await.unwrap();
+    let answer = ports.world().answers[0].clone();
+    assert_eq!(answer["Status"], "FAILED");
+    let reason = answer["Reason"].as_str().unwrap();
+    assert!(
+        reason.starts_with("the stripe account has 16 of at most 16 webhook endpoints")
+            && reason.contains("stripe webhook_endpoints delete"),
+        "{reason}"
+    );
+}
+
+#[tokio::test]
+async fn a_stripe_that_fails_or_drops_the_connection_leaves_the_old_endpoint_at_work() {
+    for (after, status, carried_out) in
+        (0..4).flat_map(|after| [(after, Some(500), false), (after, None, true)])
+    {
+        let local = LocalStripe::start(Config::default()).await.unwrap();
+        let stripe = Stripe::new(&local.base_url(), TEST_KEY.into(), false).unwrap();
+        let ports = Ports::default();
+        let deps = deps(Real(stripe), &ports);
+        let run = async |payload: Value| {
+            handle(payload, pending(), &deps).await.unwrap();
+            let answer = ports.world().answers.last().unwrap().clone();
+            answer["PhysicalResourceId"].as_str().unwrap().to_owned()
+        };
+        let first = run(create()).await;
+        // All tries of one call.
+        for fault in 0..3 {
+            local.fault(Fault {
+                status,
+                carried_out,
+                after: if fault == 0 { after } else { 0 },
+                ..Fault::default()
+            });
+        }
+        let there = run(update("r2", &first, "a/1", "b/2")).await;
+        let back = run(update("r3", &there, "b/2", "a/1")).await;
+        assert_eq!(back, first, "{after} {status:?}");
+        if there != first {
+            run(delete(&there)).await;
+        }
+        let endpoints = local.state()["endpoints"].clone();
+        let ids: Vec<&String> = endpoints.as_object().unwrap().keys().collect();
+        assert_eq!(ids, [&first], "{after} {status:?}");
+        assert_eq!(ports.document()["endpoint_id"], json!(first));
+    }
 }
 
 struct Real(Stripe);

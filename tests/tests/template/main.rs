@@ -84,12 +84,26 @@ fn endpoints_ask_for_the_types_and_the_version_that_the_code_knows() {
             texts(&endpoint["EnabledEvents"]),
             HANDLED_TYPES.iter().copied().collect()
         );
-        assert_eq!(endpoint["ServiceTimeout"], 120);
     }
     assert_eq!(
         template["Parameters"]["StripeApiVersion"]["Default"],
         API_VERSION
     );
+}
+
+#[test]
+fn no_try_of_an_endpoints_request_outlasts_what_cloudformation_waits() {
+    let template = template();
+    let function = &resources(&template, "AWS::Serverless::Function")["WebhookSecretFunction"];
+    let repeated = &function["EventInvokeConfig"];
+    assert_eq!(repeated["MaximumRetryAttempts"], 1);
+    let begins_s = repeated["MaximumEventAgeInSeconds"].as_i64().unwrap();
+    let runs_s = function["Timeout"].as_i64().unwrap();
+    for endpoint in resources(&template, "Custom::StripeWebhookEndpoint").values() {
+        assert!(begins_s + runs_s <= endpoint["ServiceTimeout"].as_i64().unwrap());
+    }
+    // Lambda repeats after a minute: the first try must have room to die late.
+    assert!(begins_s >= 60 + runs_s);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //!
 //! Every read that decides is consistent; every write carries the condition that makes a repeat or a race harmless.
 
+pub mod cursors;
 mod expression;
 pub mod inbox;
 mod index;

@@ -4,13 +4,14 @@
 use std::time::Duration;
 
 use billhook_core::ports::{Clock, ReadSigningKeys};
+use billhook_core::secret::{Document, EndpointSecret, PREVIOUS_VALID_FOR, Wanted};
 use billhook_core::signature::{SigningKey, SigningKeys};
 use billhook_core::time::Timestamp;
 use futures_util::future::join_all;
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use tokio::sync::Mutex;
 
-use super::{FetchSecret, SecretsError, Stored, Version, Wanted, parse};
+use super::{FetchSecret, SecretsError, Stored, Version};
 use crate::config::{SecretAt, SecretSource};
 
 /// A secret that was read serves no longer than this, whatever happens: a revoked one is refused within 15 minutes.
@@ -18,8 +19,6 @@ const STALE_MAX: Duration = Duration::from_secs(900);
 /// Mismatches, outages and missing values ask Secrets Manager no more often than this, so that forged deliveries
 /// cannot make us call it.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(10);
-/// How long the version that was replaced still proves a delivery: Stripe's own limit for a rolled secret.
-const PREVIOUS_VALID: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The signing secrets of one provider, through a cache. One fetch is in flight at a time; who asks meanwhile waits
 /// for its result.
@@ -137,9 +136,9 @@ impl<F: FetchSecret, C: Clock> SigningKeysReader<F, C> {
             match self.fetch.fetch(&source.arn, Version::Previous).await {
                 Ok(stored) => {
                     let text = stored.map(|stored| stored.text).unwrap_or_default();
-                    if let Some(secret) = parse(text.expose_secret(), self.wanted).current {
-                        let label = format!("{} (AWSPREVIOUS)", source.label);
-                        self.add(read, source, &label, &secret, Some(until));
+                    let before = Document::parse(text.expose_secret(), self.wanted);
+                    if let Some(of) = before.current {
+                        self.add(read, source, &of, Some((until, "AWSPREVIOUS")));
                     }
                 }
                 Err(failed) => *error = Some(told(&failed)),
@@ -151,45 +150,41 @@ impl<F: FetchSecret, C: Clock> SigningKeysReader<F, C> {
     fn understood(&self, source: &Source, stored: Option<Stored>, now: Timestamp) -> Read {
         let created_at = stored.as_ref().and_then(|stored| stored.created_at);
         let text = stored.map(|stored| stored.text).unwrap_or_default();
-        let contents = parse(text.expose_secret(), self.wanted);
+        let document = Document::parse(text.expose_secret(), self.wanted);
         let mut read = Read {
             at: now,
             keys: Vec::new(),
             faults: Vec::new(),
-            previous_unread_until: created_at.map(|at| at.after(PREVIOUS_VALID)),
+            previous_unread_until: created_at.map(|at| at.after(PREVIOUS_VALID_FOR)),
         };
-        for fault in &contents.faults {
+        for fault in &document.faults {
             read.faults.push(format!("{}: {fault}", source.arn));
         }
-        match contents.current {
-            Some(secret) => self.add(&mut read, source, source.label, &secret, None),
-            None if contents.faults.is_empty() => {
-                read.faults.push(format!("{}: not set", source.arn));
-            }
+        match &document.current {
+            Some(of) => self.add(&mut read, source, of, None),
+            None if document.faults.is_empty() => read.faults.push(format!(
+                "{}: {} is not set",
+                source.arn,
+                self.wanted.member()
+            )),
             None => {}
         }
-        for entry in contents.previous {
-            let label = format!("{} (previous)", source.label);
-            self.add(
-                &mut read,
-                source,
-                &label,
-                &entry.secret,
-                Some(entry.valid_until),
-            );
+        for entry in &document.previous {
+            let until = Some((entry.valid_until, "previous"));
+            self.add(&mut read, source, &entry.of, until);
         }
         read
     }
 
+    /// Labelled by the variable, the endpoint where it is known, and as what it stands there.
     fn add(
         &self,
         read: &mut Read,
         source: &Source,
-        label: &str,
-        secret: &SecretString,
-        valid_until: Option<Timestamp>,
+        of: &EndpointSecret,
+        replaced: Option<(Timestamp, &str)>,
     ) {
-        let value = secret.expose_secret();
+        let value = of.secret.expose_secret();
         // Lob's debugger signs with this word, and so can anybody.
         if self.live && self.wanted == Wanted::LobSigning && value == "secret" {
             read.faults.push(format!(
@@ -198,7 +193,15 @@ impl<F: FetchSecret, C: Clock> SigningKeysReader<F, C> {
             ));
             return;
         }
-        if let Some(key) = SigningKey::usable(label, value) {
+        let mut label = source.label.to_owned();
+        if let Some(id) = &of.endpoint_id {
+            label = format!("{label} {id}");
+        }
+        if let Some((_, how)) = replaced {
+            label = format!("{label} ({how})");
+        }
+        if let Some(key) = SigningKey::usable(&label, value) {
+            let valid_until = replaced.map(|(until, _)| until);
             read.keys.push(Key { key, valid_until });
         }
     }
@@ -207,8 +210,12 @@ impl<F: FetchSecret, C: Clock> SigningKeysReader<F, C> {
         let mut answer = self.fixed.clone();
         for slot in &held.reads {
             if let Some(read) = slot.read.as_ref().filter(|read| read.serves(now)) {
-                let valid = read.keys.iter().filter(|key| key.is_valid(now));
-                answer.keys.extend(valid.map(|key| key.key.clone()));
+                for key in &read.keys {
+                    match key.is_valid(now) {
+                        true => answer.keys.push(key.key.clone()),
+                        false => answer.expired.push(key.key.clone()),
+                    }
+                }
                 answer.unreadable.extend(read.faults.iter().cloned());
             }
             answer.unreadable.extend(slot.error.clone());
@@ -295,6 +302,11 @@ impl<F: FetchSecret, C: Clock> ReadSigningKeys for SigningKeysReader<F, C> {
         tracing::info!("secret_refreshed: asked again because no known secret proved a delivery");
         Some(self.answer(&held, now))
     }
+
+    async fn held(&self) -> SigningKeys {
+        let held = self.held.lock().await;
+        self.answer(&held, self.clock.now())
+    }
 }
 
 #[cfg(test)]
@@ -305,6 +317,7 @@ mod tests {
 
     use super::*;
     use crate::secrets::stripe_key;
+    use secrecy::SecretString;
 
     const ARN: &str = "arn:stripe";
 
@@ -476,10 +489,18 @@ mod tests {
         let world = World::default();
         world.put("current", "{}", LONG_AGO);
         let reader = world.reader();
-        check(&reader.signing_keys().await, &[], &["arn:stripe: not set"]);
+        check(
+            &reader.signing_keys().await,
+            &[],
+            &["arn:stripe: signing_secret is not set"],
+        );
         world.put("current", "whsec_1", LONG_AGO);
         world.pass(9);
-        check(&reader.signing_keys().await, &[], &["arn:stripe: not set"]);
+        check(
+            &reader.signing_keys().await,
+            &[],
+            &["arn:stripe: signing_secret is not set"],
+        );
         world.pass(1);
         check(&reader.signing_keys().await, &["whsec_1"], &[]);
     }

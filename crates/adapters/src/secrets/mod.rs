@@ -1,23 +1,24 @@
-//! Secrets: Secrets Manager, what people write there, and the cache that the signature check reads.
+//! Secrets: Secrets Manager, and the cache that the signature check reads.
 //!
 //! Guarantees: a value appears in no error, log line or `Debug`; a secret that is not set is told apart from one that
 //! cannot be read; while Secrets Manager is out of reach the last values serve for 15 minutes, and no longer.
-//! `shapes` reads a secret's text, `cache` keeps the signing secrets.
-//! Does not verify signatures (`billhook_core::signature`) and does not rotate (`webhook-secret`).
+//! `cache` keeps the signing secrets, `write` changes, revokes and rolls back. What a secret's text means is decided
+//! in `billhook_core::secret`, whether it proves a delivery in `billhook_core::signature`.
 
 mod cache;
-mod shapes;
+mod write;
 
 use std::future::Future;
 
 use aws_sdk_secretsmanager::Client;
 use aws_sdk_secretsmanager::operation::get_secret_value::GetSecretValueError;
 use billhook_core::retry::{Disposition, chain};
+use billhook_core::secret::{Document, Wanted};
 use billhook_core::time::Timestamp;
 use secrecy::{ExposeSecret, SecretString};
 
 pub use self::cache::SigningKeysReader;
-pub use self::shapes::{Contents, Replaced, Wanted, parse};
+pub use self::write::{PutSecret, change, document, revoke, roll_back};
 use crate::config::{SecretAt, SecretSource};
 
 /// Which of a secret's two labelled versions.
@@ -98,15 +99,10 @@ impl SecretsManager {
     pub fn new(client: Client) -> Self {
         Self { client }
     }
+}
 
-    /// The current text; `None` where there is none.
-    pub async fn get(&self, arn: &str) -> Result<Option<SecretString>, SecretsError> {
-        let stored = self.fetch(arn, Version::Current).await?;
-        Ok(stored.map(|stored| stored.text))
-    }
-
-    /// Makes `value` the current text. The one before becomes `AWSPREVIOUS`.
-    pub async fn put(&self, arn: &str, value: &SecretString) -> Result<(), SecretsError> {
+impl PutSecret for SecretsManager {
+    async fn put(&self, arn: &str, value: &SecretString) -> Result<(), SecretsError> {
         let call = self.client.put_secret_value().secret_id(arn);
         match call.secret_string(value.expose_secret()).send().await {
             Ok(_) => Ok(()),
@@ -128,9 +124,12 @@ impl FetchSecret for SecretsManager {
         match call.version_stage(stage).send().await {
             Ok(answer) => {
                 let created_ms = answer.created_date().and_then(|at| at.to_millis().ok());
+                let text = answer.secret_string.ok_or_else(|| SecretsError::Unusable {
+                    name: arn.to_owned(),
+                    fault: "a binary value; put it as text (--secret-string)".to_owned(),
+                })?;
                 Ok(Some(Stored {
-                    // A binary secret counts as blank: not set.
-                    text: SecretString::from(answer.secret_string.unwrap_or_default()),
+                    text: SecretString::from(text),
                     created_at: created_ms.and_then(|ms| Timestamp::from_unix_ms(ms).ok()),
                 }))
             }
@@ -152,30 +151,44 @@ pub async fn stripe_key(
     source: &SecretSource,
     live: bool,
 ) -> Result<Option<SecretString>, SecretsError> {
-    let (name, contents) = match &source.at {
+    let (name, document) = match &source.at {
         SecretAt::Here(value) => (
             source.variable,
-            parse(value.expose_secret(), Wanted::StripeKey),
+            Document::parse(value.expose_secret(), Wanted::StripeKey),
         ),
-        SecretAt::Arn(arn) => {
-            let stored = fetch.fetch(arn, Version::Current).await?;
-            let contents = stored.map(|s| parse(s.text.expose_secret(), Wanted::StripeKey));
-            (arn.as_str(), contents.unwrap_or_default())
-        }
+        SecretAt::Arn(arn) => (
+            arn.as_str(),
+            read(fetch, arn, Wanted::StripeKey, Version::Current)
+                .await?
+                .0,
+        ),
     };
     let unusable = |fault: String| SecretsError::Unusable {
         name: name.to_owned(),
         fault,
     };
-    if let Some(fault) = contents.faults.into_iter().next() {
+    if let Some(fault) = document.faults.into_iter().next() {
         return Err(unusable(fault));
     }
     let is_live = |key: &SecretString| key.expose_secret().contains("_live_");
-    match contents.current {
+    match document.current.map(|current| current.secret) {
         Some(key) if is_live(&key) != live => Err(unusable(format!(
             "the Stripe key is {}a live one, refused because LIVE_MODE={live}",
             if live { "not " } else { "" }
         ))),
         key => Ok(key),
     }
+}
+
+/// A version of a secret, understood, and when it was put. One that is not there is an empty document.
+async fn read(
+    fetch: &impl FetchSecret,
+    arn: &str,
+    wanted: Wanted,
+    version: Version,
+) -> Result<(Document, Option<Timestamp>), SecretsError> {
+    let stored = fetch.fetch(arn, version).await?;
+    let created_at = stored.as_ref().and_then(|stored| stored.created_at);
+    let text = stored.map(|stored| stored.text).unwrap_or_default();
+    Ok((Document::parse(text.expose_secret(), wanted), created_at))
 }

@@ -40,6 +40,8 @@ impl SigningKey {
 pub struct SigningKeys {
     /// Keys that may prove a delivery; never an empty or blank one.
     pub keys: Vec<SigningKey>,
+    /// Replaced ones past their time. They prove nothing and say why a delivery is refused.
+    pub expired: Vec<SigningKey>,
     /// What could not be read, and why (never a value). A delivery that no key proves is then ours to answer for.
     pub unreadable: Vec<String>,
 }
@@ -59,6 +61,10 @@ pub enum Reason {
     TimestampTooNew,
     /// No known secret makes this signature.
     NoMatch,
+    /// A secret makes it that was replaced more than 24 h ago.
+    SecretExpired,
+    /// The other provider's secret makes it.
+    OtherEndpoint,
 }
 
 impl Reason {
@@ -71,6 +77,8 @@ impl Reason {
             Self::TimestampTooOld => "timestamp_too_old",
             Self::TimestampTooNew => "timestamp_too_new",
             Self::NoMatch => "no_match",
+            Self::SecretExpired => "secret_expired",
+            Self::OtherEndpoint => "other_endpoint",
         }
     }
 }
@@ -96,10 +104,7 @@ impl UnverifiedClaim {
         now: Timestamp,
         tolerance: Duration,
     ) -> Result<&'k str, Reason> {
-        let key = keys
-            .iter()
-            .find(|key| self.is_signed_by(key, raw_body))
-            .ok_or(Reason::NoMatch)?;
+        let key = self.signed_with(raw_body, keys).ok_or(Reason::NoMatch)?;
         if self.at.after(tolerance) < now {
             return Err(Reason::TimestampTooOld);
         }
@@ -107,6 +112,15 @@ impl UnverifiedClaim {
             return Err(Reason::TimestampTooNew);
         }
         Ok(&key.label)
+    }
+
+    /// The key that makes one of the signatures, whatever its age.
+    pub fn signed_with<'k>(
+        &self,
+        raw_body: &[u8],
+        keys: &'k [SigningKey],
+    ) -> Option<&'k SigningKey> {
+        keys.iter().find(|key| self.is_signed_by(key, raw_body))
     }
 
     fn is_signed_by(&self, key: &SigningKey, raw_body: &[u8]) -> bool {

@@ -1,0 +1,328 @@
+//! Changes of a secret that drop nothing: what is replaced goes on proving deliveries, whoever wrote it. Each puts a
+//! new version; none moves a label.
+
+use std::future::Future;
+
+use billhook_core::secret::{Document, PREVIOUS_VALID_FOR, Wanted};
+use billhook_core::time::Timestamp;
+use secrecy::SecretString;
+
+use super::{FetchSecret, SecretsError, Version, read};
+
+/// Writes a secret.
+pub trait PutSecret: Send + Sync {
+    /// Makes `value` the current text. The one before becomes `AWSPREVIOUS`.
+    fn put(
+        &self,
+        arn: &str,
+        value: &SecretString,
+    ) -> impl Future<Output = Result<(), SecretsError>> + Send;
+}
+
+/// The current document, with what `AWSPREVIOUS` still proves: the next version pushes that out.
+pub async fn document(
+    store: &impl FetchSecret,
+    arn: &str,
+    wanted: Wanted,
+    now: Timestamp,
+) -> Result<Document, SecretsError> {
+    let (current, created_at) = read(store, arn, wanted, Version::Current).await?;
+    match created_at.map(|at| at.after(PREVIOUS_VALID_FOR)) {
+        Some(until) if now < until => {
+            let (before, _) = read(store, arn, wanted, Version::Previous).await?;
+            Ok(current.with_version_before(before, until))
+        }
+        _ => Ok(current),
+    }
+}
+
+/// Gives members of a secret other values: the Lob secret, or any other key of the same JSON.
+pub async fn change(
+    store: &(impl FetchSecret + PutSecret),
+    arn: &str,
+    wanted: Wanted,
+    members: &[(&str, SecretString)],
+    now: Timestamp,
+) -> Result<(), SecretsError> {
+    let (current, next) = changed(store, arn, wanted, members, now).await?;
+    let next = current.succeeded_by(next, &[], now);
+    store.put(arn, &next.print()).await
+}
+
+/// The same for a leaked secret: nothing that was replaced proves anything any more, once every cache has read it.
+/// Put twice, so that `AWSPREVIOUS` is the new value too. Without `members` the current secret stays.
+pub async fn revoke(
+    store: &(impl FetchSecret + PutSecret),
+    arn: &str,
+    wanted: Wanted,
+    members: &[(&str, SecretString)],
+    now: Timestamp,
+) -> Result<(), SecretsError> {
+    let (_, next) = changed(store, arn, wanted, members, now).await?;
+    let value = next.revoked().print();
+    store.put(arn, &value).await?;
+    store.put(arn, &value).await
+}
+
+/// Puts what `AWSPREVIOUS` says as a new version.
+pub async fn roll_back(
+    store: &(impl FetchSecret + PutSecret),
+    arn: &str,
+    wanted: Wanted,
+    now: Timestamp,
+) -> Result<(), SecretsError> {
+    let current = document(store, arn, wanted, now).await?;
+    let (before, _) = read(store, arn, wanted, Version::Previous).await?;
+    let before = sound(before, arn)?;
+    if before.current.is_none() {
+        return Err(unusable(
+            arn,
+            format!("the version before has no {}", wanted.member()),
+        ));
+    }
+    let next = current.succeeded_by(before, &[], now);
+    store.put(arn, &next.print()).await
+}
+
+async fn changed(
+    store: &impl FetchSecret,
+    arn: &str,
+    wanted: Wanted,
+    members: &[(&str, SecretString)],
+    now: Timestamp,
+) -> Result<(Document, Document), SecretsError> {
+    // What cannot be understood would be lost by writing over it.
+    let current = sound(document(store, arn, wanted, now).await?, arn)?;
+    let next = members.iter().fold(current.clone(), |next, (name, value)| {
+        next.with(name, value)
+    });
+    Ok((current, next))
+}
+
+fn sound(document: Document, arn: &str) -> Result<Document, SecretsError> {
+    match document.faults.first() {
+        Some(fault) => Err(unusable(arn, fault.clone())),
+        None => Ok(document),
+    }
+}
+
+fn unusable(arn: &str, fault: String) -> SecretsError {
+    SecretsError::Unusable {
+        name: arn.to_owned(),
+        fault,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::Mutex;
+    use std::time::Duration;
+
+    use billhook_core::ports::{Clock, ReadSigningKeys as _};
+    use billhook_core::signature::SigningKeys;
+    use secrecy::ExposeSecret as _;
+
+    use super::*;
+    use crate::config::{SecretAt, SecretSource};
+    use crate::secrets::{SigningKeysReader, Stored};
+
+    const ARN: &str = "arn:app";
+
+    /// Secrets Manager's versions, newest last, and the clock.
+    #[derive(Default)]
+    struct World {
+        versions: Mutex<Vec<(String, Timestamp)>>,
+        minutes: Mutex<u64>,
+    }
+
+    impl World {
+        fn pass(&self, minutes: u64) {
+            *self.minutes.lock().unwrap() += minutes;
+        }
+
+        fn by_hand(&self, text: &str) {
+            self.versions
+                .lock()
+                .unwrap()
+                .push((text.to_owned(), self.now()));
+        }
+
+        /// A reader of a container that starts now.
+        fn reader(&self) -> SigningKeysReader<&Self, &Self> {
+            let at = SecretAt::Arn(ARN.to_owned());
+            let source = SecretSource {
+                variable: "APP",
+                at,
+            };
+            let ttl = Duration::from_secs(300);
+            SigningKeysReader::new(Wanted::LobSigning, vec![source], ttl, true, self, self)
+        }
+
+        /// What proves a delivery now, as far as it takes a mismatch to learn it.
+        async fn accepted(&self) -> String {
+            let reader = self.reader();
+            let known = reader.signing_keys().await;
+            let known = reader.refreshed().await.unwrap_or(known);
+            let values = known.keys.iter().map(|k| k.secret.expose_secret());
+            let values: BTreeSet<_> = values.collect();
+            values.into_iter().collect::<Vec<_>>().join(" ")
+        }
+
+        async fn change(&self, member: &str, value: &str) {
+            let members = [(member, SecretString::from(value))];
+            change(&self, ARN, Wanted::LobSigning, &members, self.now())
+                .await
+                .unwrap();
+        }
+    }
+
+    impl Clock for &World {
+        fn now(&self) -> Timestamp {
+            World::now(self)
+        }
+        fn new_id(&self) -> uuid::Uuid {
+            uuid::Uuid::nil()
+        }
+    }
+
+    impl World {
+        fn now(&self) -> Timestamp {
+            let minutes = *self.minutes.lock().unwrap();
+            let start = Timestamp::from_unix_s(1_781_000_000).unwrap();
+            start.after(Duration::from_secs(60 * minutes))
+        }
+    }
+
+    impl FetchSecret for &World {
+        async fn fetch(&self, _: &str, version: Version) -> Result<Option<Stored>, SecretsError> {
+            let versions = self.versions.lock().unwrap();
+            let back = match version {
+                Version::Current => 1,
+                Version::Previous => 2,
+            };
+            let at = versions.len().checked_sub(back);
+            Ok(at.map(|at| Stored {
+                text: versions[at].0.as_str().into(),
+                created_at: Some(versions[at].1),
+            }))
+        }
+    }
+
+    impl PutSecret for &World {
+        async fn put(&self, _: &str, value: &SecretString) -> Result<(), SecretsError> {
+            self.by_hand(value.expose_secret());
+            Ok(())
+        }
+    }
+
+    const HOUR: u64 = 60;
+
+    #[tokio::test]
+    async fn another_key_changed_after_a_secret_was_put_by_hand_drops_nothing() {
+        let world = World::default();
+        world.by_hand(r#"{"lob_webhook_secret":"lob_1","telnyx_api_key":"KEY1"}"#);
+        world.pass(100 * HOUR);
+        world.by_hand(r#"{"lob_webhook_secret":"lob_2","telnyx_api_key":"KEY1"}"#);
+        assert_eq!(world.accepted().await, "lob_1 lob_2");
+        world.pass(HOUR);
+        world.change("telnyx_api_key", "KEY2").await;
+        assert_eq!(world.accepted().await, "lob_1 lob_2");
+        world.pass(HOUR);
+        world.change("telnyx_api_key", "KEY3").await;
+        assert_eq!(world.accepted().await, "lob_1 lob_2");
+        assert!(
+            world.versions.lock().unwrap()[3]
+                .0
+                .contains(r#""telnyx_api_key":"KEY3""#)
+        );
+        // 24 h after the replacement it proves nothing, however often the rest was changed.
+        world.pass(22 * HOUR);
+        assert_eq!(world.accepted().await, "lob_2");
+    }
+
+    #[tokio::test]
+    async fn a_typo_is_corrected_without_dropping_what_was_there_before_it() {
+        let world = World::default();
+        world.by_hand(r#"{"lob_webhook_secret":"lob_1"}"#);
+        world.change("lob_webhook_secret", "lob_typo").await;
+        world.change("lob_webhook_secret", "lob_2").await;
+        assert_eq!(world.accepted().await, "lob_1 lob_2 lob_typo");
+    }
+
+    #[tokio::test]
+    async fn a_revoked_secret_is_refused_by_every_container_within_15_minutes() {
+        let world = World::default();
+        world.by_hand(r#"{"lob_webhook_secret":"lob_leaked","lob_api_key":"x"}"#);
+        let old_container = world.reader();
+        old_container.signing_keys().await;
+        let members = [("lob_webhook_secret", SecretString::from("lob_2"))];
+        revoke(&&world, ARN, Wanted::LobSigning, &members, world.now())
+            .await
+            .unwrap();
+        assert_eq!(world.accepted().await, "lob_2");
+        assert!(world.versions.lock().unwrap()[2].0.contains("lob_api_key"));
+        world.pass(15);
+        let known = old_container.signing_keys().await;
+        let values: Vec<_> = known
+            .keys
+            .iter()
+            .map(|k| k.secret.expose_secret())
+            .collect();
+        assert_eq!((values, known.expired.len()), (vec!["lob_2"], 0));
+        let after = old_container.refreshed().await;
+        let proves = |known: &SigningKeys, value| {
+            let mut keys = known.keys.iter();
+            keys.any(|key| key.secret.expose_secret() == value)
+        };
+        assert!(after.is_none_or(|known| !proves(&known, "lob_leaked")));
+
+        // A leaked predecessor alone: the current one stays.
+        let world = World::default();
+        world.by_hand(r#"{"lob_webhook_secret":"lob_leaked"}"#);
+        world.change("lob_webhook_secret", "lob_2").await;
+        revoke(&&world, ARN, Wanted::LobSigning, &[], world.now())
+            .await
+            .unwrap();
+        assert_eq!(world.accepted().await, "lob_2");
+    }
+
+    #[tokio::test]
+    async fn rolling_back_puts_a_new_version_and_drops_nothing() {
+        let world = World::default();
+        world.by_hand(r#"{"lob_webhook_secret":"lob_1","telnyx_api_key":"KEY1"}"#);
+        world.pass(100 * HOUR);
+        world.by_hand(r#"{"lob_webhook_secret":"lob_wrong","telnyx_api_key":"KEY2"}"#);
+        world.pass(30 * HOUR);
+        roll_back(&&world, ARN, Wanted::LobSigning, world.now())
+            .await
+            .unwrap();
+        assert_eq!(world.versions.lock().unwrap().len(), 3);
+        assert_eq!(world.accepted().await, "lob_1 lob_wrong");
+        assert!(world.versions.lock().unwrap()[2].0.contains("KEY1"));
+        world.pass(25 * HOUR);
+        assert_eq!(world.accepted().await, "lob_1");
+
+        let world = World::default();
+        world.by_hand("{}");
+        world.by_hand(r#"{"lob_webhook_secret":"lob_1"}"#);
+        let refused = roll_back(&&world, ARN, Wanted::LobSigning, world.now()).await;
+        assert_eq!(
+            refused.unwrap_err().to_string(),
+            "arn:app: the version before has no lob_webhook_secret"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_understood_is_not_written_over() {
+        let world = World::default();
+        world.by_hand(r#"{"lob_webhook_secret":"canary""#);
+        let members = [("telnyx_api_key", SecretString::from("canary"))];
+        let refused = change(&&world, ARN, Wanted::LobSigning, &members, world.now()).await;
+        assert_eq!(
+            refused.unwrap_err().to_string(),
+            "arn:app: no valid JSON at line 1, column 30"
+        );
+        assert_eq!(world.versions.lock().unwrap().len(), 1);
+    }
+}
