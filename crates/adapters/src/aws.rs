@@ -39,6 +39,8 @@ pub struct Aws {
     dynamodb: aws_sdk_dynamodb::Client,
     sqs: aws_sdk_sqs::Client,
     secrets_manager: aws_sdk_secretsmanager::Client,
+    shared: SdkConfig,
+    ssm_endpoint: Option<String>,
 }
 
 impl Aws {
@@ -66,6 +68,7 @@ impl Aws {
         let dynamodb = endpoint("AWS_ENDPOINT_URL_DYNAMODB");
         let sqs = endpoint("AWS_ENDPOINT_URL_SQS");
         let secrets_manager = endpoint("AWS_ENDPOINT_URL_SECRETS_MANAGER");
+        let ssm_endpoint = endpoint("AWS_ENDPOINT_URL_SSM");
 
         let shared = shared_settings(region, credentials);
         macro_rules! client {
@@ -79,6 +82,8 @@ impl Aws {
             dynamodb: client!(aws_sdk_dynamodb, dynamodb),
             sqs: client!(aws_sdk_sqs, sqs),
             secrets_manager: client!(aws_sdk_secretsmanager, secrets_manager),
+            shared,
+            ssm_endpoint,
         };
         read.finish(aws)
     }
@@ -96,6 +101,13 @@ impl Aws {
     /// The secrets.
     pub fn secrets_manager(&self) -> &aws_sdk_secretsmanager::Client {
         &self.secrets_manager
+    }
+
+    /// The Parameter Store, made when it is asked for: few have anything there, and everybody pays for the start.
+    pub fn ssm(&self) -> aws_sdk_ssm::Client {
+        let mut settings = aws_sdk_ssm::config::Builder::from(&self.shared);
+        settings.set_endpoint_url(self.ssm_endpoint.clone());
+        aws_sdk_ssm::Client::from_conf(settings.build())
     }
 
     /// Opens that many connections to each service, all at the same time: the start runs unthrottled, the first event

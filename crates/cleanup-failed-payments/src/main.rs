@@ -17,7 +17,7 @@ fn main() -> ExitCode {
         "cleanup-failed-payments",
         CleanupConfig::from_env,
         async |config, aws| {
-            let secrets = SecretsManager::new(aws.secrets_manager().clone());
+            let secrets = SecretsManager::new(&aws);
             let tables = Tables {
                 orders: Some(config.orders_table.clone()),
                 ..Tables::default()

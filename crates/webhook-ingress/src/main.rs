@@ -20,7 +20,7 @@ fn main() -> ExitCode {
         IngressConfig::from_env,
         async |config, aws| {
             let reader = |wanted, sources| {
-                let secrets = SecretsManager::new(aws.secrets_manager().clone());
+                let secrets = SecretsManager::new(&aws);
                 SigningKeysReader::new(
                     wanted,
                     sources,

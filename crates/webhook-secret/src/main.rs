@@ -24,7 +24,7 @@ fn main() -> ExitCode {
 }
 
 async fn start(config: WebhookSecretConfig, aws: Aws) -> Result<(), lambda_runtime::Error> {
-    let secrets = SecretsManager::new(aws.secrets_manager().clone());
+    let secrets = SecretsManager::new(&aws);
     let deps = &Deps {
         stripe: StoredKey {
             secrets: secrets.clone(),

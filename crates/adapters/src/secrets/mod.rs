@@ -1,4 +1,4 @@
-//! Secrets: Secrets Manager, and the cache that the signature check reads.
+//! Secrets: where they lie, and the cache that the signature check reads.
 //!
 //! Guarantees: a value appears in no error, log line or `Debug`; a secret that is not set is told apart from one that
 //! cannot be read; while Secrets Manager is out of reach the last values serve for 15 minutes, and no longer.
@@ -10,8 +10,8 @@ mod write;
 
 use std::future::Future;
 
-use aws_sdk_secretsmanager::Client;
 use aws_sdk_secretsmanager::operation::get_secret_value::GetSecretValueError;
+use aws_sdk_ssm::operation::get_parameter::GetParameterError;
 use billhook_core::retry::{Disposition, chain};
 use billhook_core::secret::{Document, Wanted};
 use billhook_core::time::Timestamp;
@@ -19,7 +19,11 @@ use secrecy::{ExposeSecret, SecretString};
 
 pub use self::cache::SigningKeysReader;
 pub use self::write::{PutSecret, change, document, revoke, roll_back};
+use crate::aws::Aws;
 use crate::config::{SecretAt, SecretSource};
+
+/// Before the path of a parameter, where the others have an ARN.
+const PARAMETER: &str = "ssm:";
 
 /// Which of a secret's two labelled versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,22 +92,46 @@ impl SecretsError {
     }
 }
 
-/// AWS Secrets Manager.
+/// AWS Secrets Manager; for a name `ssm:/path` the Parameter Store, from which people migrate: read only, and without a
+/// version before.
 #[derive(Clone, Debug)]
 pub struct SecretsManager {
-    client: Client,
+    aws: Aws,
 }
 
 impl SecretsManager {
-    /// Over a client of `Aws`.
-    pub fn new(client: Client) -> Self {
-        Self { client }
+    /// Over the clients of `aws`.
+    pub fn new(aws: &Aws) -> Self {
+        Self { aws: aws.clone() }
+    }
+
+    async fn parameter(&self, name: &str, path: &str) -> Result<Option<Stored>, SecretsError> {
+        let call = self.aws.ssm().get_parameter().name(path);
+        match call.with_decryption(true).send().await {
+            Ok(answer) => Ok(answer.parameter.map(|parameter| Stored {
+                text: SecretString::from(parameter.value.unwrap_or_default()),
+                created_at: None,
+            })),
+            Err(error) => match error.as_service_error() {
+                Some(GetParameterError::ParameterNotFound(_)) => Ok(None),
+                _ => Err(SecretsError::Read {
+                    arn: name.to_owned(),
+                    cause: chain(&error),
+                }),
+            },
+        }
     }
 }
 
 impl PutSecret for SecretsManager {
     async fn put(&self, arn: &str, value: &SecretString) -> Result<(), SecretsError> {
-        let call = self.client.put_secret_value().secret_id(arn);
+        if arn.starts_with(PARAMETER) {
+            return Err(SecretsError::Unusable {
+                name: arn.to_owned(),
+                fault: "a parameter is only read: move the value to Secrets Manager".to_owned(),
+            });
+        }
+        let call = self.aws.secrets_manager().put_secret_value().secret_id(arn);
         match call.secret_string(value.expose_secret()).send().await {
             Ok(_) => Ok(()),
             Err(error) => Err(SecretsError::Write {
@@ -116,7 +144,13 @@ impl PutSecret for SecretsManager {
 
 impl FetchSecret for SecretsManager {
     async fn fetch(&self, arn: &str, version: Version) -> Result<Option<Stored>, SecretsError> {
-        let call = self.client.get_secret_value().secret_id(arn);
+        if let Some(path) = arn.strip_prefix(PARAMETER) {
+            return match version {
+                Version::Current => self.parameter(arn, path).await,
+                Version::Previous => Ok(None),
+            };
+        }
+        let call = self.aws.secrets_manager().get_secret_value().secret_id(arn);
         let stage = match version {
             Version::Current => "AWSCURRENT",
             Version::Previous => "AWSPREVIOUS",
@@ -191,4 +225,97 @@ async fn read(
     let created_at = stored.as_ref().and_then(|stored| stored.created_at);
     let text = stored.map(|stored| stored.text).unwrap_or_default();
     Ok((Document::parse(text.expose_secret(), wanted), created_at))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+    use std::net::TcpListener;
+    use std::thread;
+
+    use super::*;
+    use crate::config::Lookup;
+
+    /// An AWS that answers one call; what it was asked.
+    async fn asked(
+        name: &str,
+        status: &'static str,
+        answer: &'static str,
+    ) -> (Result<Option<Stored>, SecretsError>, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let served = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut lines = BufReader::new(&stream);
+            let (mut head, mut length) = (String::new(), 0);
+            while !head.ends_with("\r\n\r\n") {
+                let from = head.len();
+                lines.read_line(&mut head).unwrap();
+                if let Some(value) = head[from..].strip_prefix("content-length: ") {
+                    length = value.trim().parse().unwrap();
+                }
+            }
+            let mut body = vec![0; length];
+            lines.read_exact(&mut body).unwrap();
+            let length = answer.len();
+            write!(
+                stream,
+                "HTTP/1.1 {status}\r\ncontent-length: {length}\r\n\r\n{answer}"
+            )
+            .unwrap();
+            head + &String::from_utf8(body).unwrap()
+        });
+        let aws = Aws::from_env(&Lookup(&|name| {
+            Some(match name {
+                "AWS_ENDPOINT_URL" => url.clone(),
+                "AWS_REGION" => "eu-central-1".to_owned(),
+                "AWS_ACCESS_KEY_ID" | "AWS_SECRET_ACCESS_KEY" => "test".to_owned(),
+                _ => return None,
+            })
+        }));
+        let manager = SecretsManager::new(&aws.unwrap());
+        let fetched = manager.fetch(name, Version::Current).await;
+        (fetched, served.join().unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_secure_string_of_the_parameter_store_is_read_decrypted() {
+        let answer = r#"{"Parameter":{"Type":"SecureString","Value":"whsec_ssm"}}"#;
+        let (stored, asked) = asked("ssm:/billhook/stripe", "200 OK", answer).await;
+        let text = stored.unwrap().unwrap().text;
+        assert_eq!(text.expose_secret(), "whsec_ssm");
+        for part in [
+            "x-amz-target: AmazonSSM.GetParameter",
+            "/eu-central-1/ssm/aws4_request",
+            r#""Name":"/billhook/stripe""#,
+            r#""WithDecryption":true"#,
+        ] {
+            assert!(asked.contains(part), "{asked}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_not_there_is_told_apart_from_what_cannot_be_read_or_used() {
+        let none = [
+            ("ssm:/x", r#"{"__type":"ParameterNotFound"}"#),
+            ("arn:x", r#"{"__type":"ResourceNotFoundException"}"#),
+        ];
+        for (name, answer) in none {
+            let (stored, _) = asked(name, "400 Bad Request", answer).await;
+            assert!(stored.unwrap().is_none(), "{name}");
+        }
+        let denied = r#"{"__type":"AccessDeniedException","message":"not authorized"}"#;
+        for name in ["ssm:/x", "arn:x"] {
+            let (stored, _) = asked(name, "400 Bad Request", denied).await;
+            let told = stored.unwrap_err().to_string();
+            assert!(told.starts_with(&format!("cannot read {name}: ")), "{told}");
+        }
+        let binary = r#"{"SecretBinary":"Y2FuYXJ5"}"#;
+        let (stored, _) = asked("arn:x", "200 OK", binary).await;
+        let told = stored.unwrap_err().to_string();
+        assert_eq!(
+            told,
+            "arn:x: a binary value; put it as text (--secret-string)"
+        );
+    }
 }
