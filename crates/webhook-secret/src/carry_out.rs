@@ -22,6 +22,10 @@ use crate::ports::{
 /// A key whose saved answer names an endpoint that is gone is followed by the next: a run that failed and cleaned up,
 /// and one that ran beside it, use up two.
 const CREATIONS_MAX: u32 = 3;
+/// Tries to remove an endpoint, and the wait between: `CloudFormation` cleans up after an update only once, and what it
+/// could not delete then would stay.
+const REMOVALS_MAX: u32 = 5;
+const REMOVAL_DELAY: Duration = Duration::from_secs(10);
 /// From storing a new secret until its endpoint is sent real events: longer than the 10 s in which ingress may be
 /// forbidden to ask again.
 pub const KNOWN_AFTER: Duration = Duration::from_secs(15);
@@ -372,6 +376,21 @@ where
     }
 
     async fn remove(&self, endpoint_id: &str) -> Result<(), Failure> {
+        let mut tries = 1;
+        loop {
+            let Err(failure) = self.remove_once(endpoint_id).await else {
+                return Ok(());
+            };
+            if tries == REMOVALS_MAX {
+                return Err(failure);
+            }
+            tracing::warn!(endpoint_id, "webhook_endpoint_stays {}", chain(&failure));
+            tries += 1;
+            self.deps.time.pause(REMOVAL_DELAY).await;
+        }
+    }
+
+    async fn remove_once(&self, endpoint_id: &str) -> Result<(), Failure> {
         let live = self.stripe.list().await?;
         let Some(endpoint) = live.iter().find(|endpoint| endpoint.id == endpoint_id) else {
             return Ok(());
