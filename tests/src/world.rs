@@ -19,9 +19,19 @@ use serde_json::{Value, json};
 
 /// Lob's secret of every local stage.
 pub const LOB_SECRET: &str = "local_lob_webhook_secret_0001";
+/// What no log line, answer, output or error may hold: Stripe's key, Lob's secret, and how Stripe's secrets begin.
+const CANARIES: [&str; 3] = [TEST_KEY, "local_lob_webhook_secret", "whsec_"];
 /// A local stack settles in well under a second; a loaded CI machine needs more.
 const SETTLE_MAX: Duration = Duration::from_secs(60);
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
+
+const FUNCTION_OUTPUTS: [&str; 5] = [
+    "WebhookIngressFunction",
+    "StripeWorkerFunction",
+    "LobWorkerFunction",
+    "CleanupFailedPaymentsFunction",
+    "WebhookSecretFunction",
+];
 
 /// A stage with its stack, its Stripe and its AWS.
 #[derive(Debug)]
@@ -164,9 +174,14 @@ impl World {
 
     /// Delivers an event of Lob, signed as Lob does.
     pub async fn lob(&self, event: &Value) -> Result<Answer> {
+        self.lob_with(LOB_SECRET, event).await
+    }
+
+    /// The same, signed with this secret.
+    pub async fn lob_with(&self, secret: &str, event: &Value) -> Result<Answer> {
         let body = event.to_string();
         let timestamp = SystemClock.now().unix_ms().to_string();
-        let signature = sign_lob(body.as_bytes(), LOB_SECRET, &timestamp);
+        let signature = sign_lob(body.as_bytes(), secret, &timestamp);
         let headers = [
             ("Lob-Signature", &*signature),
             ("Lob-Signature-Timestamp", &*timestamp),
@@ -366,6 +381,39 @@ impl World {
         self.http.post(url).header("Authorization", signed)
     }
 
+    /// The log lines of a function that hold a text.
+    pub async fn logged(&self, function: &str, text: &str) -> Result<Vec<String>> {
+        let group = format!("/aws/lambda/{}", self.stack.output(function)?);
+        let wanted = json!({ "logGroupName": group, "filterPattern": format!("\"{text}\"") });
+        let request = self
+            .call("logs", "/")
+            .header("X-Amz-Target", "Logs_20140328.FilterLogEvents")
+            .header("Content-Type", "application/x-amz-json-1.1")
+            .body(wanted.to_string());
+        let found = parsed(&request.send().await?.text().await?);
+        let events = found.get("events").and_then(Value::as_array);
+        let events = events.with_context(|| format!("no log of {group}: {found}"))?;
+        let lines = events
+            .iter()
+            .filter_map(|event| event.get("message")?.as_str());
+        // The emulator may read a pattern otherwise than AWS does.
+        let lines = lines.filter(|line| line.contains(text));
+        Ok(lines.map(str::to_owned).collect())
+    }
+
+    /// Looks for secrets in all that the functions logged so far, their panics included, and in the stack's outputs.
+    pub async fn keeps_its_secrets(&self) -> Result<()> {
+        for function in FUNCTION_OUTPUTS {
+            for canary in CANARIES {
+                let lines = self.logged(function, canary).await?;
+                if let Some(line) = lines.first() {
+                    bail!("{function} logged a secret: {line}");
+                }
+            }
+        }
+        no_secret(&format!("{:?}", self.stack.outputs))
+    }
+
     /// Asks again until it holds, or the time is up.
     pub async fn until(&self, mut holds: impl AsyncFnMut() -> Result<bool>) -> Result<bool> {
         let mut waited = Duration::ZERO;
@@ -380,18 +428,32 @@ impl World {
     }
 }
 
+fn no_secret(text: &str) -> Result<()> {
+    match CANARIES.iter().find(|canary| text.contains(**canary)) {
+        Some(canary) => bail!("{canary} stands where no secret may: {text}"),
+        None => Ok(()),
+    }
+}
+
 /// In a thread of its own: a local Stripe on this runtime has to answer meanwhile.
 async fn deployed(local: &Arc<LocalAws>, options: &DeployOptions) -> Result<Stack> {
     let (local, options) = (Arc::clone(local), options.clone());
-    tokio::task::spawn_blocking(move || deploy(&local, &options)).await?
+    let deployed = tokio::task::spawn_blocking(move || deploy(&local, &options)).await?;
+    // A failed deployment tells the reasons that our custom resource gave.
+    if let Err(failed) = &deployed {
+        no_secret(&format!("{failed:#}"))?;
+    }
+    deployed
 }
 
 async fn answer(request: reqwest::RequestBuilder) -> Result<Answer> {
     let response = request.send().await?;
     let status = response.status().as_u16();
+    let text = response.text().await?;
+    no_secret(&text)?;
     Ok(Answer {
         status,
-        body: parsed(&response.text().await?),
+        body: parsed(&text),
     })
 }
 

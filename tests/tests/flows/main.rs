@@ -96,7 +96,8 @@ async fn stage() -> Result<Stage> {
     })
 }
 
-/// Runs a flow beside others, or alone, and then looks whether anything is left in a queue.
+/// Runs a flow beside others, or alone, and then looks whether anything is left in a queue and whether any secret was
+/// told.
 fn flow(alone: bool, run: impl AsyncFnOnce(&'static Stage) -> Result<()>) {
     let stage = &*STAGE;
     RUNTIME
@@ -104,12 +105,13 @@ fn flow(alone: bool, run: impl AsyncFnOnce(&'static Stage) -> Result<()>) {
             if alone {
                 let _held = stage.alone.write().await;
                 run(stage).await?;
-                stage.world.drained().await
+                stage.world.drained().await?;
             } else {
                 let _held = stage.alone.read().await;
                 run(stage).await?;
-                stage.world.drained().await
+                stage.world.drained().await?;
             }
+            stage.world.keeps_its_secrets().await
         })
         .unwrap();
 }

@@ -1,0 +1,294 @@
+//! Ingress and the custom resource on one clock that the test moves: the real handlers, cache, plan and document over a
+//! local Stripe and Secrets Manager's versions in memory.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+use std::future::pending;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use billhook_adapters::config::{SecretAt, SecretSource};
+use billhook_adapters::secrets::{
+    FetchSecret, SecretsError, SigningKeysReader, Stored, Version, document,
+};
+use billhook_adapters::stripe::Stripe;
+use billhook_core::ports::{Clock, Pause};
+use billhook_core::secret::{Document, Wanted};
+use billhook_core::time::Timestamp;
+use billhook_testkit::events::intent_succeeded;
+use billhook_testkit::memory::{MemoryQueue, MemoryTables};
+use billhook_testkit::sign::sign_stripe;
+use billhook_testkit::stripe::{Config, LocalStripe, TEST_KEY};
+use secrecy::{ExposeSecret as _, SecretString};
+use serde_json::{Value, json};
+use webhook_ingress::Ingress;
+use webhook_secret::ports::{
+    EdgeError, OpenStripe, RespondToCloudFormation, SetCursorsBack, WebhookSecretStore,
+};
+use webhook_secret::{Deps, handle};
+
+const ARN: &str = "arn:hook";
+
+struct Shared {
+    now: Timestamp,
+    versions: Vec<(String, Timestamp)>,
+    answer: Value,
+}
+
+#[derive(Clone)]
+struct World(Arc<Mutex<Shared>>, Stripe);
+
+type Container =
+    Ingress<&'static MemoryTables, MemoryQueue, SigningKeysReader<World, World>, World>;
+
+impl FetchSecret for World {
+    async fn fetch(&self, _: &str, version: Version) -> Result<Option<Stored>, SecretsError> {
+        let shared = self.0.lock().unwrap();
+        let back = match version {
+            Version::Current => 1,
+            Version::Previous => 2,
+        };
+        let at = shared.versions.len().checked_sub(back);
+        Ok(at.map(|at| Stored {
+            text: shared.versions[at].0.as_str().into(),
+            created_at: Some(shared.versions[at].1),
+        }))
+    }
+}
+
+impl WebhookSecretStore for World {
+    async fn read(&self, arn: &str, now: Timestamp) -> Result<Document, EdgeError> {
+        Ok(document(self, arn, Wanted::StripeSigning, now).await?)
+    }
+
+    async fn put(&self, _: &str, value: &SecretString) -> Result<(), EdgeError> {
+        let mut shared = self.0.lock().unwrap();
+        let version = (value.expose_secret().to_owned(), shared.now);
+        shared.versions.push(version);
+        Ok(())
+    }
+}
+
+impl OpenStripe for World {
+    type Endpoints = Stripe;
+    async fn open(&self) -> Result<Option<Stripe>, EdgeError> {
+        Ok(Some(self.1.clone()))
+    }
+}
+
+impl SetCursorsBack for World {
+    async fn set_back(&self, _: i64) -> Result<(), EdgeError> {
+        Ok(())
+    }
+}
+
+impl RespondToCloudFormation for World {
+    async fn put(&self, _: &SecretString, body: String) -> Result<(), EdgeError> {
+        self.0.lock().unwrap().answer = serde_json::from_str(&body)?;
+        Ok(())
+    }
+}
+
+impl Clock for World {
+    fn now(&self) -> Timestamp {
+        self.0.lock().unwrap().now
+    }
+    fn new_id(&self) -> uuid::Uuid {
+        uuid::Uuid::nil()
+    }
+}
+
+impl Pause for World {
+    async fn pause(&self, span: Duration) {
+        let mut shared = self.0.lock().unwrap();
+        shared.now = shared.now.after(span);
+    }
+}
+
+fn properties(token: &str) -> Value {
+    json!({ "Url": "https://a/webhooks/stripe", "SecretArn": ARN, "RotationToken": token })
+}
+
+struct Scene {
+    world: World,
+    stripe: LocalStripe,
+    /// One that runs from the beginning, and asks Secrets Manager only when it has to.
+    old_container: Container,
+}
+
+impl Scene {
+    async fn begin() -> Self {
+        let stripe = LocalStripe::start(Config::default()).await.unwrap();
+        let shared = Shared {
+            now: Timestamp::from_unix_s(1_781_000_000).unwrap(),
+            versions: vec![(
+                "{}".to_owned(),
+                Timestamp::from_unix_s(1_780_000_000).unwrap(),
+            )],
+            answer: Value::Null,
+        };
+        let client = Stripe::new(&stripe.base_url(), TEST_KEY.into(), false).unwrap();
+        let world = World(Arc::new(Mutex::new(shared)), client);
+        Self {
+            old_container: container(&world),
+            world,
+            stripe,
+        }
+    }
+
+    /// The physical id that a request ends with.
+    async fn request(&self, kind: &str, id: &str, at: &str, old: &str, new: &str) -> String {
+        let request = json!({
+            "RequestType": kind, "RequestId": id, "ResponseURL": "https://x", "StackId": "arn:stack",
+            "LogicalResourceId": "Hook", "PhysicalResourceId": at,
+            "OldResourceProperties": properties(old), "ResourceProperties": properties(new),
+        });
+        let world = self.world.clone();
+        let deps = Deps {
+            stripe: world.clone(),
+            secrets: world.clone(),
+            cursors: world.clone(),
+            cloudformation: world.clone(),
+            time: world.clone(),
+            app_name: "billhook".to_owned(),
+            env: "test".to_owned(),
+        };
+        handle(request, pending(), &deps).await.unwrap();
+        let answer = world.0.lock().unwrap().answer.clone();
+        assert_eq!(answer["Status"], "SUCCESS", "{answer}");
+        answer["PhysicalResourceId"].as_str().unwrap().to_owned()
+    }
+
+    fn pass(&self, span: Duration) {
+        let mut shared = self.world.0.lock().unwrap();
+        shared.now = shared.now.after(span);
+    }
+
+    /// What each endpoint that is sent payments gets for one: from the container that is old, then from a new one.
+    async fn answers(&self) -> Vec<(String, [u16; 2])> {
+        let state = self.stripe.state();
+        let mut answers = Vec::new();
+        for object in state["spaces"][0]["objects"].as_array().unwrap() {
+            let kinds = object["enabled_events"].as_array().unwrap();
+            if !kinds.contains(&json!("payment_intent.succeeded")) {
+                continue;
+            }
+            let id = object["id"].as_str().unwrap();
+            let secret = state["endpoints"][id]["secret"].as_str().unwrap();
+            let new_container = container(&self.world);
+            let statuses = [
+                self.answer(&self.old_container, secret).await,
+                self.answer(&new_container, secret).await,
+            ];
+            answers.push((id.to_owned(), statuses));
+        }
+        answers
+    }
+
+    async fn answer(&self, container: &Container, secret: &str) -> u16 {
+        let now_s = self.world.now().unix_s();
+        let body = intent_succeeded("evt_1", now_s, "pi_1", json!({}), 4200).to_string();
+        let header = sign_stripe(body.as_bytes(), secret, now_s);
+        let request = json!({
+            "resource": "/webhooks/stripe", "httpMethod": "POST",
+            "headers": { "Stripe-Signature": header }, "body": body, "isBase64Encoded": false,
+        });
+        let request = serde_json::from_value(request).unwrap();
+        container.handle(request).await.status_code
+    }
+}
+
+fn container(world: &World) -> Container {
+    let keys = |wanted, at| {
+        let source = SecretSource {
+            variable: "STRIPE",
+            at,
+        };
+        let ttl = Duration::from_secs(300);
+        SigningKeysReader::new(
+            wanted,
+            vec![source],
+            ttl,
+            false,
+            world.clone(),
+            world.clone(),
+        )
+    };
+    Ingress {
+        inbox: Box::leak(Box::default()),
+        queue: MemoryQueue::default(),
+        stripe_keys: keys(Wanted::StripeSigning, SecretAt::Arn(ARN.to_owned())),
+        lob_keys: keys(Wanted::LobSigning, SecretAt::Here("lob".into())),
+        clock: world.clone(),
+        tolerance: Duration::from_secs(300),
+    }
+}
+
+fn all(ids: &[&str]) -> Vec<(String, [u16; 2])> {
+    ids.iter().map(|id| ((*id).to_owned(), [200; 2])).collect()
+}
+
+#[tokio::test]
+async fn a_rotation_and_its_rollback_reject_nothing_then_and_25_h_later() {
+    let scene = Scene::begin().await;
+    let first = scene.request("Create", "r1", "", "1", "1").await;
+    assert_eq!(scene.answers().await, all(&[&first]));
+    scene.pass(Duration::from_hours(100));
+    assert_eq!(scene.answers().await, all(&[&first]));
+
+    // Whoever guesses just before the secret is stored has used up the leave to look again.
+    assert_eq!(scene.answer(&scene.old_container, "guessed").await, 400);
+    let second = scene.request("Update", "r2", &first, "1", "2").await;
+    assert_eq!(scene.answers().await, all(&[&first, &second]));
+    // Something else of the stack fails: CloudFormation asks for what was there, and deletes what is too many.
+    assert_eq!(
+        scene.request("Update", "r3", &second, "2", "1").await,
+        first
+    );
+    assert_eq!(scene.answers().await, all(&[&first, &second]));
+    scene.request("Delete", "r4", &second, "2", "2").await;
+    assert_eq!(scene.answers().await, all(&[&first]));
+    scene.pass(Duration::from_hours(25));
+    assert_eq!(scene.answers().await, all(&[&first]));
+}
+
+#[tokio::test]
+async fn a_rotation_that_is_kept_refuses_the_old_secret_after_24_h() {
+    let scene = Scene::begin().await;
+    let first = scene.request("Create", "r1", "", "1", "1").await;
+    let state = scene.stripe.state();
+    let secret = state["endpoints"][&first]["secret"].as_str().unwrap();
+    let second = scene.request("Update", "r2", &first, "1", "2").await;
+    scene.request("Delete", "r3", &first, "1", "1").await;
+    scene.pass(Duration::from_hours(23));
+    assert_eq!(scene.answer(&scene.old_container, secret).await, 200);
+    assert_eq!(scene.answers().await, all(&[&second]));
+    scene.pass(Duration::from_hours(2));
+    assert_eq!(scene.answer(&scene.old_container, secret).await, 400);
+    assert_eq!(scene.answers().await, all(&[&second]));
+}
+
+#[tokio::test]
+async fn a_rollback_25_h_late_makes_the_old_endpoint_work_again() {
+    let scene = Scene::begin().await;
+    let first = scene.request("Create", "r1", "", "1", "1").await;
+    let second = scene.request("Update", "r2", &first, "1", "2").await;
+    scene.pass(Duration::from_hours(25));
+    // Both get every event: the old one's copies are refused, the new one's are taken.
+    let refused = (first.clone(), [400; 2]);
+    let taken = (second.clone(), [200; 2]);
+    assert_eq!(scene.answers().await, [refused, taken]);
+    scene.pass(Duration::from_secs(10));
+    assert_eq!(
+        scene.request("Update", "r3", &second, "2", "1").await,
+        first
+    );
+    assert_eq!(scene.answers().await, all(&[&first, &second]));
+    scene.request("Delete", "r4", &second, "2", "2").await;
+    scene.pass(Duration::from_hours(25));
+    assert_eq!(scene.answers().await, all(&[&first]));
+}
