@@ -66,6 +66,10 @@ impl World {
         let defaults = [("StripeApiBase", stripe_base), ("StripeEndpoints", "both")];
         let mut options = DeployOptions::new(name, &[parameters, &defaults].concat());
         let world = Self::around(local, deployed(local, &options).await?, stripe_base)?;
+        let state = world.stack.output("StripeWebhookEndpointState")?;
+        if !state.contains("RotationToken") {
+            bail!("the first deployment does not say how to make the endpoint: {state}");
+        }
         let keys = json!({ "stripe_secret_key": TEST_KEY, "lob_webhook_secret": LOB_SECRET });
         let arn = world.stack.output("AppSecretArn")?;
         let put = world

@@ -11,6 +11,10 @@ use serde_json::{Map, Value};
 /// "The body is at most 4,096 bytes." The parts copied from the request are far below 2,000 of them.
 const REASON_BYTES_MAX: usize = 1_000;
 
+/// What is left to do where there was no key yet.
+const MAKE_IT: &str =
+    "not made yet: put stripe_secret_key into the App secret, then give RotationToken a new value";
+
 /// A request as it arrives.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -90,6 +94,10 @@ impl Envelope {
             data: Data {
                 endpoint_id: physical_id,
                 secret_arn: self.secret_arn().unwrap_or_default(),
+                state: match PhysicalId::parse(physical_id) {
+                    PhysicalId::Unconfigured => MAKE_IT,
+                    _ => physical_id,
+                },
             },
         };
         // Texts and one nested struct of texts: there is nothing here that could fail to print.
@@ -124,4 +132,6 @@ struct Answer<'a> {
 struct Data<'a> {
     endpoint_id: &'a str,
     secret_arn: &'a str,
+    /// What the stack's outputs show.
+    state: &'a str,
 }

@@ -710,6 +710,9 @@ async fn without_a_key_the_first_deploy_goes_through_and_a_rotation_makes_the_en
     let ports = Ports::default();
     ports.world().no_key = true;
     assert_eq!(ports.succeeds(&create()).await, "unconfigured:Hook");
+    let state = ports.world().answers[0]["Data"]["State"].clone();
+    let state = state.as_str().unwrap();
+    assert!(state.contains("give RotationToken a new value"), "{state}");
     assert_eq!(
         ports
             .succeeds(&update("r2", "unconfigured:Hook", "a/1", "a/2"))

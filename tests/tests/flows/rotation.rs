@@ -249,6 +249,12 @@ fn a_stacks_endpoints_are_made_and_removed_with_it() {
         assert_eq!(made.len(), 2);
         let of_accounts = made.values().filter(|connect| **connect);
         assert_eq!(of_accounts.count(), 1, "{made:?}");
+        for (output, connect) in [
+            ("StripeWebhookEndpointState", true),
+            ("StripePlatformWebhookEndpointState", false),
+        ] {
+            assert_eq!(made.get(world.stack.output(output)?), Some(&connect));
+        }
         world.keeps_its_secrets().await?;
 
         let (aws, stack) = (Arc::clone(&stage.aws), name.clone());
