@@ -263,6 +263,13 @@ fn the_refund_arithmetic_is_as_told() {
         told(&both_back),
         ["refund_partial ch_2", "refund_full ch_1"]
     );
+    // What went back of a payment whose success is not known yet gives nothing back of the other.
+    let unknown = [
+        paid("evt_1", "pi_1", 4200),
+        of_charge("evt_3", 9, "ch_2", "pi_2", 4200),
+        refund("evt_4", T + 9, "re_3", ("pi_3", "ch_3"), 4200, "succeeded"),
+    ];
+    assert_eq!(derive(&facts(&unknown), due()).status.as_str(), "completed");
     // By id and cumulative: the larger counts, a failed one neither way.
     let by_id = |id: &str, second: i64, refunded: &str, amount: i64, status: &str| {
         refund(id, T + second, refunded, ("pi_1", "ch_1"), amount, status)

@@ -85,8 +85,11 @@ pub(super) fn refunds(facts: &PaymentFacts, due: Option<Money>, story: &mut Stor
             Some(_) | None => {}
         }
     }
+    // Each payment for itself: what went back of one, captured or not yet known to be, gives nothing back of another.
+    let is_back = |(payment, most): (&&str, &i64)| refunded.get(payment).unwrap_or(&0) >= most;
+    let all_back = captured.iter().all(is_back);
     let (captured, refunded) = (sum(&captured), sum(&refunded));
-    let is_full = refunded > 0 && captured > 0 && refunded >= captured;
+    let is_full = captured > 0 && all_back;
     tell(told, is_full.then_some(captured), currency, story);
     (refunded, is_full)
 }
