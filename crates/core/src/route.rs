@@ -60,15 +60,13 @@ fn read_stripe(
     }
     let facts =
         payment::read::facts(&event).ok_or(Verdict::Ignored(IgnoreReason::UnhandledType))?;
-    let resource = event.resource();
-    let malformed = |_| Verdict::Parked(ParkReason::FieldMalformed);
+    let malformed = || Verdict::Parked(ParkReason::FieldMalformed);
+    let resource = event.resource().ok_or_else(malformed)?;
     let names = resource
-        .and_then(stripe::Resource::metadata)
+        .metadata()
         .map_or(Ok(None), named)
         .map_err(Verdict::Parked)?;
-    let intent = resource
-        .map_or(Ok(None), stripe::Resource::intent)
-        .map_err(malformed)?;
+    let intent = resource.intent().map_err(|_| malformed())?;
     // Before its facts: what concerns nothing of ours is not looked at for faults.
     if names.is_none() && intent.is_none() {
         return Err(Verdict::Ignored(IgnoreReason::NothingNamed));

@@ -474,11 +474,17 @@ async fn each_event_that_means_nothing_or_cannot_be_placed_says_why() {
         json!({ "id": "ch_1", "object": "charge",
         "amount_captured": 1, "amount_refunded": 1, "currency": "usd" }),
     );
+    let mut hollow = intent_succeeded("evt_hollow", T, "pi_1", named("ord_1"), 4200);
+    hollow["data"] = json!({});
+    let mut flat = intent_succeeded("evt_flat", T, "pi_1", named("ord_1"), 4200);
+    flat["data"]["object"] = json!("REDACTED");
     let mut thin = stripe("evt_thin", "v2.core.account.updated", T, json!(null));
     thin["object"] = json!("v2.core.event");
     let cases = [
         (live, parked("live_event_on_test_stage")),
         (undated, parked("field_malformed")),
+        (hollow, parked("field_malformed")),
+        (flat, parked("field_malformed")),
         (negative, parked("amount_malformed")),
         (huge, parked("amount_malformed")),
         (long_name, parked("field_malformed")),
