@@ -39,6 +39,15 @@ impl EntityKey {
             _ => None,
         }
     }
+
+    /// The row's key.
+    pub fn id(&self) -> &str {
+        match self {
+            Self::Order(id) => id.as_str(),
+            Self::Statement(id) => id.as_str(),
+            Self::Tenant(id) => id.as_str(),
+        }
+    }
 }
 
 impl fmt::Display for EntityKey {
@@ -154,8 +163,8 @@ pub struct Entity {
     pub intent: Option<PaymentIntentId>,
     /// The Checkout Session in its column.
     pub session: Option<CheckoutSessionId>,
-    /// The user in an order's column.
-    pub user: Option<UserId>,
+    /// The user in an order's column, in whatever form the application has ids of users.
+    pub user: Option<String>,
     /// The letter that the application says it mailed.
     pub mailed: Option<PieceId>,
     /// The columns as they stand.
@@ -267,7 +276,10 @@ impl Next {
 
 impl Entity {
     /// Facts → merge → derive. `now` dates a person's repair that is found on the way.
-    pub fn with(&self, new: Facts, now: Timestamp) -> Next {
+    pub fn with(&self, mut new: Facts, now: Timestamp) -> Next {
+        // Some put the order's own id into `client_reference_id`: that is no user.
+        let is_own = |told: &mut Least<UserId>| told.0.as_str() == self.key.id();
+        new.payment.reference.take_if(is_own);
         let mut facts = self.facts.clone();
         facts.merge(self.repairs(now));
         facts.merge(new);
@@ -296,7 +308,8 @@ impl Entity {
             }
         };
         let is_our_intent = self.intent.is_none() || self.intent == self.derived.intent;
-        let is_our_user = self.user.is_none() || self.user == self.derived.user;
+        let our_user = self.derived.user.as_ref().map(UserId::as_str);
+        let is_our_user = self.user.is_none() || self.user.as_deref() == our_user;
         let is_our_session = self.session.is_none() || self.session == self.derived.session;
         let derived = Derived {
             columns,

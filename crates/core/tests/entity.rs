@@ -12,7 +12,7 @@ use billhook_core::merge::Merge as _;
 use billhook_core::money::{Currency, Money};
 use billhook_core::payment;
 use billhook_core::time::Timestamp;
-use billhook_testkit::events::{intent_failed, intent_succeeded, session_completed};
+use billhook_testkit::events::{intent_failed, intent_succeeded, refund, session_completed};
 use serde_json::{Value, json};
 
 const T: i64 = 1_781_000_000;
@@ -58,7 +58,12 @@ fn written(entity: &Entity, next: Next) -> Entity {
     Entity {
         version: entity.version + 1,
         columns: next.derived.columns.clone(),
-        user: next.derived.user.clone().or(entity.user.clone()),
+        user: next
+            .derived
+            .user
+            .as_ref()
+            .map(UserId::to_string)
+            .or(entity.user.clone()),
         derived: next.derived,
         facts: next.facts,
         ..entity.clone()
@@ -92,12 +97,15 @@ fn a_missing_user_is_filled_by_the_best_hint_in_any_order() {
         }
         assert_eq!(row.user.unwrap().as_str(), "user_r");
     }
-    let of_the_application = Entity {
-        user: UserId::parse("user_theirs").ok(),
-        ..order()
-    };
-    let next = of_the_application.with(facts(&[&by_reference]), now());
-    assert_eq!(next.derived.user, None);
+    // Theirs stays, in a form that is none of ours too.
+    for theirs in ["user_theirs", "Pat Sample"] {
+        let of_the_application = Entity {
+            user: Some(theirs.to_owned()),
+            ..order()
+        };
+        let next = of_the_application.with(facts(&[&by_reference]), now());
+        assert_eq!(next.derived.user, None, "{theirs}");
+    }
 }
 
 #[test]
@@ -109,12 +117,18 @@ fn what_is_no_user_is_no_hint() {
             json!({ "orderId": "ord_1", "user_id": "user_m" }),
             Some("user_m"),
         ),
+        // Its order is found by its payment only.
+        ("ord_1", json!({}), None),
         ("", json!({ "order_id": "ord_1" }), None),
         (&*"x".repeat(10_000), json!({ "order_id": "ord_1" }), None),
     ] {
         let next = order().with(facts(&[&session(reference, metadata)]), now());
         assert_eq!(next.derived.user.as_ref().map(UserId::as_str), user);
     }
+    // Who gave money back is not who paid.
+    let mut back = refund("evt_r", T, "re_1", ("pi_1", "ch_1"), 4200, "succeeded");
+    back["data"]["object"]["metadata"] = json!({ "user_id": "agent_7" });
+    assert_eq!(order().with(facts(&[&back]), now()).derived.user, None);
 }
 
 #[test]

@@ -433,7 +433,12 @@ impl Ledger for &MemoryTables {
             row.columns = next.derived.columns.clone();
             row.intent = next.derived.intent.clone().or(row.intent);
             row.session = next.derived.session.clone().or(row.session);
-            row.user = next.derived.user.clone().or(row.user);
+            row.user = next
+                .derived
+                .user
+                .as_ref()
+                .map(ToString::to_string)
+                .or(row.user);
             row.derived = next.derived.clone();
             entities.insert(row.key.clone(), row);
         }

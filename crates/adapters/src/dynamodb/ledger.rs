@@ -210,12 +210,7 @@ impl<C: Clock> DynamoLedger<C> {
             Some(AttributeValue::L(entries)) => update.require_size("timeline", entries.len()),
             other => update.require_as_loaded("timeline", other),
         }
-        let key = match &entity.key {
-            EntityKey::Order(id) => id.as_str(),
-            EntityKey::Statement(id) => id.as_str(),
-            EntityKey::Tenant(id) => id.as_str(),
-        };
-        update.build(&schema.table, schema.key, key)
+        update.build(&schema.table, schema.key, entity.key.id())
     }
 
     fn event_update(&self, concluded: &Concluded, now: Timestamp) -> Result<Update, CommitError> {
@@ -313,15 +308,10 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
         let mut wanted: HashMap<String, Vec<Item>> = HashMap::new();
         for key in entities {
             let schema = self.schema(key)?;
-            let id = match key {
-                EntityKey::Order(id) => id.as_str(),
-                EntityKey::Statement(id) => id.as_str(),
-                EntityKey::Tenant(id) => id.as_str(),
-            };
             wanted
                 .entry(schema.table)
                 .or_default()
-                .push(Item::from([(schema.key.to_owned(), s(id))]));
+                .push(Item::from([(schema.key.to_owned(), s(key.id()))]));
         }
         let by_row_key: BTreeMap<String, &PaymentKey> =
             payments.iter().map(|p| (p.row_key(), p)).collect();

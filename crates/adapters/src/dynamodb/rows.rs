@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use billhook_core::entity::{Derived, Entity, EntityKey, Facts, Next};
-use billhook_core::ids::{CheckoutSessionId, EventId, PaymentIntentId, PieceId, TenantId, UserId};
+use billhook_core::ids::{CheckoutSessionId, EventId, PaymentIntentId, PieceId, TenantId};
 use billhook_core::money::{Currency, Money};
 use billhook_core::ports::{CommitError, PaymentRow};
 use billhook_core::time::Timestamp;
@@ -127,7 +127,7 @@ pub(super) fn entity(
             .and_then(|id| PaymentIntentId::parse(id).ok()),
         session: text(&item, "stripeCheckoutSessionId")
             .and_then(|id| CheckoutSessionId::parse(id).ok()),
-        user: text(&item, "userId").and_then(|id| UserId::parse(id).ok()),
+        user: text(&item, "userId").map(str::to_owned),
         mailed: text(&item, "lob_letter_id").and_then(|id| PieceId::parse(id).ok()),
         columns,
         derived: facts_and_derived.1,

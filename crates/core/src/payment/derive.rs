@@ -254,7 +254,11 @@ pub fn derive(facts: &PaymentFacts, due: Option<Money>) -> Standing {
             .iter()
             .min_by_key(|(id, session)| (session.completed.is_none(), *id))
             .map(|(id, _)| id.clone()),
-        user: facts.user.as_ref().map(|hint| hint.0.id().clone()),
+        user: facts
+            .reference
+            .as_ref()
+            .or(facts.user.as_ref())
+            .map(|hint| hint.0.clone()),
         timeline: story.timeline,
     }
 }

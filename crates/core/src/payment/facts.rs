@@ -39,34 +39,18 @@ pub struct PaymentFacts {
     /// Stripe's own reviews.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub reviews: BTreeMap<ObjectId, Review>,
-    /// Who pays.
+    /// Who pays, as the application told Checkout: a session's `client_reference_id`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub user: Option<Least<UserHint>>,
+    pub reference: Option<Least<UserId>>,
+    /// Who pays, as the metadata of a session or intent says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<Least<UserId>>,
     /// When the cleanup, or a person, gave the order up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cancelled: Option<Least<Timestamp>>,
     /// What people changed by hand.
     #[serde(skip_serializing_if = "Manual::is_none")]
     pub manual: Manual,
-}
-
-/// Who pays, as an event hints it. Of several the least counts: what the application told Checkout comes before metadata.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum UserHint {
-    /// A session's `client_reference_id`.
-    ClientReference(UserId),
-    /// Metadata's `userId` or `user_id`.
-    Metadata(UserId),
-}
-
-impl UserHint {
-    /// The user.
-    pub fn id(&self) -> &UserId {
-        match self {
-            Self::ClientReference(id) | Self::Metadata(id) => id,
-        }
-    }
 }
 
 /// A person's repairs, with the moments at which they were found.
@@ -267,6 +251,7 @@ merge_fields!(PaymentFacts {
     disputes,
     warnings,
     reviews,
+    reference,
     user,
     cancelled,
     manual

@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 
 use super::facts::{
     Charge, Dispute, DisputeState, Failure, PaymentFacts, Refund, RefundState, Review, Session,
-    UserHint,
 };
-use crate::event::stripe::{Event, Metadata, Resource};
+use crate::event::stripe::{Event, Resource};
 use crate::ids::{ChargeId, ObjectId, RefundId, UserId};
 use crate::inbox::ParkReason;
 use crate::json::{Field, Malformed, Object};
@@ -55,7 +54,8 @@ fn read_with(reader: Reader, event: &Event) -> Result<PaymentFacts, ParkReason> 
         event: event.id.clone(),
     };
     let mut facts = PaymentFacts {
-        user: user(resource).map(Least),
+        reference: user(resource.client_reference_id.value()),
+        user: paying_user(resource),
         ..PaymentFacts::default()
     };
     if let Some(intent) = resource.intent()? {
@@ -67,29 +67,19 @@ fn read_with(reader: Reader, event: &Event) -> Result<PaymentFacts, ParkReason> 
     Ok(facts)
 }
 
-/// A hint is never a reason to park. Some put the order's own id into `client_reference_id`: that is no user.
-fn user(resource: &Resource) -> Option<UserHint> {
-    let metadata = resource.metadata();
-    let reference = resource.client_reference_id.value();
-    let names = |metadata: &Metadata| {
-        [
-            &metadata.order_id,
-            &metadata.order_id_camel,
-            &metadata.statement_id,
-        ]
-        .iter()
-        .any(|id| id.value() == reference)
-    };
-    let id = |text: &String| UserId::parse(text).ok();
-    let told = reference
-        .filter(|_| !metadata.is_some_and(names))
-        .and_then(id)
-        .map(UserHint::ClientReference);
-    told.or_else(|| {
-        let metadata = metadata?;
-        let user = metadata.user_id_camel.value().or(metadata.user_id.value());
-        user.and_then(id).map(UserHint::Metadata)
-    })
+/// A refund's metadata may name who gave the money back: only what the customer pays by says who pays.
+fn paying_user(resource: &Resource) -> Option<Least<UserId>> {
+    let kind = resource.object.value()?;
+    if !["checkout.session", "payment_intent"].contains(&kind.as_str()) {
+        return None;
+    }
+    let metadata = resource.metadata()?;
+    user(metadata.user_id_camel.value().or(metadata.user_id.value()))
+}
+
+/// A hint is never a reason to park.
+fn user(hint: Option<&String>) -> Option<Least<UserId>> {
+    UserId::parse(hint?).ok().map(Least)
 }
 
 fn intent_succeeded(
