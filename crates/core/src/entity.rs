@@ -109,18 +109,18 @@ impl Columns {
         let word = match column {
             "status" => OrderStatus::Pending.as_str(),
             "paymentStatus" => PaymentStatus::Unpaid.as_str(),
-            "requiresReview" | "needsAttention" => "false",
+            "needsAttention" => "false",
             _ => return None,
         };
         Some(word.to_owned())
     }
 
-    fn named(&self) -> [(&'static str, Option<String>); 5] {
+    /// Those of which an edit may be overruled: one of the review always stands.
+    fn named(&self) -> [(&'static str, Option<String>); 4] {
         let truth = |truth: Option<bool>| truth.map(|truth| truth.to_string());
         [
             ("status", self.status.clone()),
             ("paymentStatus", self.payment_status.clone()),
-            ("requiresReview", truth(self.requires_review)),
             ("mailStatus", self.mail_status.clone()),
             ("needsAttention", truth(self.needs_attention)),
         ]

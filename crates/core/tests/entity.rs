@@ -12,7 +12,9 @@ use billhook_core::merge::Merge as _;
 use billhook_core::money::{Currency, Money};
 use billhook_core::payment;
 use billhook_core::time::Timestamp;
-use billhook_testkit::events::{intent_failed, intent_succeeded, refund, session_completed};
+use billhook_testkit::events::{
+    dispute, intent_failed, intent_succeeded, refund, session_completed,
+};
 use serde_json::{Value, json};
 
 const T: i64 = 1_781_000_000;
@@ -167,6 +169,18 @@ fn an_edit_that_is_no_repair_is_derived_again_and_told() {
         edited(|columns| columns.requires_review = Some(true)),
         [""; 0]
     );
+}
+
+#[test]
+fn a_cleared_review_that_a_new_reason_flags_again_is_no_overruled_edit() {
+    let open = |id: &str, at: i64, of: &str| dispute(id, at, of, "pi_1", "needs_response");
+    let row = order();
+    let row = written(&row, row.with(facts(&[&open("evt_1", T, "dp_1")]), now()));
+    let mut cleared = row.clone();
+    cleared.columns.requires_review = Some(false);
+    let next = cleared.with(facts(&[&open("evt_2", T + 5, "dp_2")]), now());
+    assert_eq!(next.derived.review_reasons, ["dispute_open:dp_2"]);
+    assert_eq!(next.overruled, []);
 }
 
 #[test]
