@@ -361,6 +361,19 @@ async fn what_a_lagging_index_names_is_not_believed_against_the_row() {
 }
 
 #[tokio::test]
+async fn what_a_lagging_index_names_and_is_gone_does_not_keep_an_event_from_its_link() {
+    let tables = tables();
+    let gone = ("pi_1".to_owned(), order("ord_gone"));
+    tables.stale.lock().unwrap().extend([gone]);
+    let back = charge_refunded("evt_r", T, "ch_1", Some("pi_1"), 1000);
+    deliver(&tables, Provider::Stripe, &[back]).await;
+    assert_eq!(outcome(&tables, "evt_r"), parked("unlinked"));
+    let paid = intent_succeeded("evt_p", T, "pi_1", named("ord_1"), 4200);
+    deliver(&tables, Provider::Stripe, &[paid]).await;
+    assert_eq!(outcome(&tables, "evt_r"), processed());
+}
+
+#[tokio::test]
 async fn an_index_that_does_not_answer_fails_only_those_that_need_it() {
     let tables = tables();
     let batch = [

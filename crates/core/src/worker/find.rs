@@ -174,14 +174,16 @@ fn is_stale<R>(candidate: &Candidate, target: &Target, rows: &Rows<R>, hints: &H
     let nominated = |answer: Option<&Nominated>| {
         answer.is_some_and(|answer| answer.as_ref().is_ok_and(|keys| keys.contains(key)))
     };
-    let Some((entity, _)) = rows.entities.get(key) else {
+    if rows.unreadable.contains_key(key) {
         return false;
-    };
+    }
+    // A row that is gone names nothing any more.
+    let entity = rows.entities.get(key).map(|(entity, _)| entity);
     let claim = &candidate.claim;
     if let Some(piece) = &claim.piece {
         return nominated(hints.by_piece.get(piece))
             && claim.names.as_ref() != Some(key)
-            && entity.mailed.as_ref() != Some(piece);
+            && entity.and_then(|entity| entity.mailed.as_ref()) != Some(piece);
     }
     let by_intent = claim
         .intent
@@ -191,7 +193,9 @@ fn is_stale<R>(candidate: &Candidate, target: &Target, rows: &Rows<R>, hints: &H
         || candidate.payment().is_some_and(|payment| {
             linked(rows, &payment).is_some() || hints.linked_here.contains_key(&payment)
         });
-    !is_placed_otherwise && nominated(by_intent) && entity.intent != claim.intent
+    !is_placed_otherwise
+        && nominated(by_intent)
+        && entity.and_then(|entity| entity.intent.as_ref()) != claim.intent.as_ref()
 }
 
 fn linked<'r, R>(rows: &'r Rows<R>, payment: &PaymentKey) -> Option<&'r EntityKey> {
