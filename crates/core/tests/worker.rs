@@ -814,6 +814,33 @@ async fn what_does_not_fit_one_transaction_goes_into_the_next() {
 }
 
 #[tokio::test]
+async fn an_event_that_is_too_large_for_its_row_is_parked_alone() {
+    for large in 0..10 {
+        let tables = tables();
+        *tables.facts_bytes_max.lock().unwrap() = Some(50_000);
+        let event = |n: usize| {
+            let stage = Stage::ALL[n].as_str();
+            let id = format!("evt_{n}");
+            let mut event = letter(&id, "2026-11-10T08:00:00.000Z", "ltr_1", stage);
+            let scans = if n == large { 100 } else { 1 };
+            let scan = |k| json!({ "id": format!("evnt_{k}"), "location": "x".repeat(1_000) });
+            event["body"]["tracking_events"] = (0..scans).map(scan).collect();
+            event
+        };
+        let all: Vec<Value> = (0..10).map(event).collect();
+        let reports = deliver(&tables, Provider::Lob, &all).await;
+        assert!(reports.values().all(|report| report.result.is_ok()));
+        for n in 0..10 {
+            let expected = match n == large {
+                true => parked("entity_too_large"),
+                false => processed(),
+            };
+            assert_eq!(outcome(&tables, &format!("evt_{n}")), expected, "{large}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_waited_and_does_not_fit_is_left_parked() {
     let tables = tables();
     for n in 0..10 {

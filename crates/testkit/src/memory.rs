@@ -198,6 +198,8 @@ pub struct MemoryTables {
     pub stale: Mutex<BTreeMap<String, EntityKey>>,
     /// Reads of events never come back.
     pub hangs: AtomicBool,
+    /// A row whose facts are longer than this, as JSON, is refused.
+    pub facts_bytes_max: Mutex<Option<usize>>,
     /// What writes meet.
     pub writes: Plan,
     /// What reads meet.
@@ -399,6 +401,12 @@ impl Ledger for &MemoryTables {
             .collect();
         if ids.len() != commit.events.len() {
             return Err(CommitError::Refused("two actions on one row".to_owned()));
+        }
+        if let (Some((_, (), next)), Some(most)) = (&commit.entity, *lock(&self.facts_bytes_max)) {
+            let facts = serde_json::to_string(&next.facts).unwrap_or_default();
+            if facts.len() > most {
+                return Err(CommitError::Refused("the row is too large".to_owned()));
+            }
         }
         let mut events = lock(&self.events);
         let mut entities = lock(&self.entities);

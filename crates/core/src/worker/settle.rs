@@ -104,6 +104,16 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
             released.clear();
             committed = self.commit(entity, row, &group, &links).await;
         }
+        // Too large together: half of them, until the one that is too large stands alone.
+        while group.len() > 1 && matches!(committed, Err(CommitError::Refused(_))) {
+            let rest = group.split_off(group.len() / 2);
+            findings.extend(
+                rest.iter()
+                    .map(|c| Finding::failed(&c.stored.id, busy.clone())),
+            );
+            let links = new_links(entity, &group, rows);
+            committed = self.commit(entity, row, &group, &links).await;
+        }
         match committed {
             Ok(()) => findings.extend(
                 group
