@@ -17,8 +17,9 @@ const DEPTH_MAX: usize = 64;
 const TEXT_BYTES_MAX: usize = 1_000;
 /// Integers are exact in every reader up to here (2^53); amounts beyond it are malformed.
 const INTEGER_MAX: i64 = 1 << 53;
-/// More items of a list than this are not kept.
-const ITEMS_MAX: usize = 200;
+/// More items of a list than this are not kept: with four full texts each they still fit a row of DynamoDB. A letter has
+/// about ten scans.
+const ITEMS_MAX: usize = 50;
 
 /// Why a body is no JSON we accept. Says where, never what: bodies hold personal data.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -171,7 +172,7 @@ impl<'de, T: Deserialize<'de>> Lenient<'de> for Object<T> {
     }
 }
 
-/// The good items of a list, at most 200.
+/// The good items of a list, at most 50.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct List<T>(pub Vec<T>);
 

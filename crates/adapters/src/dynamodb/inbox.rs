@@ -277,6 +277,28 @@ mod tests {
     }
 
     #[test]
+    fn the_largest_body_leaves_a_row_that_dynamodb_takes() {
+        let text = noise(2_000 * 1_000);
+        let mut texts = (0..2_000).map(|n| &text[n * 1_000..(n + 1) * 1_000]);
+        let mut next = || texts.next().unwrap();
+        let scans: Vec<_> = (0..250)
+            .map(|_| serde_json::json!({ "id": next(), "name": next(), "time": next(), "location": next() }))
+            .collect();
+        let body = serde_json::json!({ "id": "evt_1", "event_type": { "id": "letter.in_transit" },
+            "reference_id": "ltr_1", "body": { "tracking_events": scans } });
+        let raw_body = body.to_string().into_bytes();
+        assert!(raw_body.len() > 1_000_000);
+        let row = item(&NewEvent {
+            envelope: billhook_core::event::envelope(Provider::Lob, &raw_body).unwrap(),
+            raw_body: &raw_body,
+            correlation_id: CorrelationId::parse("01936d3c-0000-7000-8000-000000000000").unwrap(),
+            received_at: Timestamp::from_unix_s(1_781_000_000).unwrap(),
+        });
+        assert_eq!(row["payload_truncated"], AttributeValue::Bool(true));
+        assert!(items::size(&row) < 400_000, "{}", items::size(&row));
+    }
+
+    #[test]
     fn a_changed_payload_is_seen() {
         let mut row = event(&body("x"));
         row.insert("payload".to_owned(), s("{}"));
