@@ -176,6 +176,7 @@ impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> Ingress<I, Q,
         if verdict == Err(Reason::NoMatch)
             && let Some(refreshed) = reader.refreshed().await
         {
+            metrics::SECRET_REFRESH.count(provider);
             known = refreshed;
             verdict = self.proven_by(&claim, raw_body, &known, now);
         }

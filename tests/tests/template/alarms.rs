@@ -38,11 +38,10 @@ const COMMANDS: [&str; 24] = [
 ];
 
 /// Read by alarms or shown, and recorded by nothing: the sweep and the comparison with Stripe are not there.
-const NOT_RECORDED: [&str; 5] = [
+const NOT_RECORDED: [&str; 4] = [
     "EventGap",
     "OverdueEvents",
     "ReconciledThrough",
-    "SecretRefresh",
     "StuckEvents",
 ];
 
