@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{
-    CheckoutSessionId, OrderId, PaymentIntentId, PieceId, StatementId, TenantId, UserId,
+    AccountId, CheckoutSessionId, OrderId, PaymentIntentId, PieceId, StatementId, TenantId, UserId,
 };
 use crate::mail::derive::MailStanding;
 use crate::mail::facts::MailFacts;
@@ -167,6 +167,8 @@ pub struct Entity {
     pub user: Option<String>,
     /// The letter that the application says it mailed.
     pub mailed: Option<PieceId>,
+    /// A tenant's connected account.
+    pub account: Option<AccountId>,
     /// The columns as they stand.
     pub columns: Columns,
     /// The columns as they were last derived.
@@ -281,11 +283,11 @@ impl Entity {
         let is_own = |told: &mut Least<UserId>| told.0.as_str() == self.key.id();
         new.payment.reference.take_if(is_own);
         let mut facts = self.facts.clone();
-        facts.merge(self.repairs(now));
+        facts.merge(self.repairs(&new, now));
         facts.merge(new);
         let standing = payment::derive::derive(&facts.payment, self.due);
         let mail = mail::derive::derive(&facts.mail, self.mailed.as_ref());
-        let account = tenant::derive(&facts.account);
+        let account = tenant::derive(&facts.account, self.account.as_ref());
         let columns = match self.key {
             EntityKey::Tenant(_) => Columns::default(),
             EntityKey::Order(_) => Columns {
@@ -351,18 +353,33 @@ impl Entity {
     }
 
     /// What a person changed since the last write, as facts: a repair stands, and is not undone by the next event.
-    fn repairs(&self, now: Timestamp) -> Facts {
+    fn repairs(&self, new: &Facts, now: Timestamp) -> Facts {
         let mut facts = PaymentFacts::default();
         let was = &self.derived.columns;
         let changed_to = |column: &Option<String>, derived: &Option<String>, word: &str| {
             column.as_deref() == Some(word) && column != derived
         };
-        let refunded = PaymentStatus::Refunded.as_str();
-        if changed_to(
-            &self.columns.status,
-            &was.status,
-            OrderStatus::Refunded.as_str(),
-        ) || changed_to(&self.columns.payment_status, &was.payment_status, refunded)
+        // A statement's payment is the application's own until Stripe states something of it.
+        let is_ours = match self.key {
+            EntityKey::Statement(_) => self.facts.payment.is_stated() || new.payment.is_stated(),
+            EntityKey::Order(_) | EntityKey::Tenant(_) => true,
+        };
+        let refunded = [
+            (
+                &self.columns.status,
+                &was.status,
+                OrderStatus::Refunded.as_str(),
+            ),
+            (
+                &self.columns.payment_status,
+                &was.payment_status,
+                PaymentStatus::Refunded.as_str(),
+            ),
+        ];
+        if is_ours
+            && refunded
+                .iter()
+                .any(|(column, was, word)| changed_to(column, was, word))
         {
             facts.manual.refunded = Some(Least(now));
         }

@@ -1,6 +1,7 @@
 //! What a stored event says and whom it may concern: the pure half of "who it belongs to".
 
 use crate::entity::{EntityKey, Facts};
+use crate::event::stripe_types::HANDLED_TYPES;
 use crate::event::{lob, stripe};
 use crate::ids::{AccountId, OrderId, PaymentIntentId, PieceId, Provider, StatementId};
 use crate::inbox::{IgnoreReason, ParkReason, Verdict};
@@ -48,12 +49,17 @@ fn read_stripe(
         (Some(false), true) => {
             return Err(Verdict::Ignored(IgnoreReason::TestEventOnLiveStage));
         }
-        // Live money is not given up on a missing field.
-        (None, true) => return Err(Verdict::Parked(ParkReason::FieldMalformed)),
-        (Some(true), true) | (Some(false) | None, false) => {}
+        (Some(true), true) | (Some(false), false) | (None, _) => {}
     }
     if event.is_thin() {
         return Err(Verdict::Ignored(IgnoreReason::ThinEvent));
+    }
+    if !HANDLED_TYPES.contains(&event.event_type.as_str()) {
+        return Err(Verdict::Ignored(IgnoreReason::UnhandledType));
+    }
+    // Live money is not given up on a missing field.
+    if live_mode && event.livemode.is_none() {
+        return Err(Verdict::Parked(ParkReason::FieldMalformed));
     }
     if let Some(facts) = tenant::facts(&event) {
         return about_account(account, facts);

@@ -1,16 +1,28 @@
 //! A tenant's connected account: what Stripe's events state of it, and what the tenant's row says by that.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::event::stripe::Event;
+use crate::ids::AccountId;
 use crate::inbox::ParkReason;
 use crate::merge::{Greatest, merge_fields};
 use crate::time::Timestamp;
 
-/// Everything known of the account.
+/// Everything known of the accounts that the tenant has had.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AccountFacts {
+    /// By account: what was true of one says nothing of the next.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub accounts: BTreeMap<AccountId, Account>,
+}
+
+/// Everything known of one account.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-pub struct AccountFacts {
+pub struct Account {
     /// What it may do, as told last.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub abilities: Option<Greatest<(Timestamp, Abilities)>>,
@@ -22,7 +34,8 @@ pub struct AccountFacts {
     pub deauthorized: Option<Greatest<Timestamp>>,
 }
 
-merge_fields!(AccountFacts {
+merge_fields!(AccountFacts { accounts });
+merge_fields!(Account {
     abilities,
     authorized,
     deauthorized
@@ -71,29 +84,36 @@ impl StripeStatus {
 
 /// What the event states of its account; `None` where its type is about something else.
 pub fn facts(event: &Event) -> Option<Result<AccountFacts, ParkReason>> {
-    let read = |make: fn(&Event, Timestamp) -> Result<AccountFacts, ParkReason>| {
-        let at = event.created().ok_or(ParkReason::FieldMalformed);
-        Some(at.and_then(|at| make(event, at)))
-    };
-    match event.event_type.as_str() {
-        "account.updated" => read(updated),
-        "account.application.authorized" => read(|_, at| {
-            Ok(AccountFacts {
+    let read = match event.event_type.as_str() {
+        "account.updated" => updated,
+        "account.application.authorized" => |_: &Event, at| {
+            Ok(Account {
                 authorized: Some(Greatest(at)),
-                ..AccountFacts::default()
+                ..Account::default()
             })
-        }),
-        "account.application.deauthorized" => read(|_, at| {
-            Ok(AccountFacts {
+        },
+        "account.application.deauthorized" => |_: &Event, at| {
+            Ok(Account {
                 deauthorized: Some(Greatest(at)),
-                ..AccountFacts::default()
+                ..Account::default()
             })
-        }),
-        _ => None,
-    }
+        },
+        _ => return None,
+    };
+    let at = event.created().ok_or(ParkReason::FieldMalformed);
+    let stated = at.and_then(|at| read(event, at));
+    Some(stated.map(|account| {
+        AccountFacts {
+            accounts: event
+                .account
+                .iter()
+                .map(|id| (id.clone(), account.clone()))
+                .collect(),
+        }
+    }))
 }
 
-fn updated(event: &Event, at: Timestamp) -> Result<AccountFacts, ParkReason> {
+fn updated(event: &Event, at: Timestamp) -> Result<Account, ParkReason> {
     let account = event.resource().ok_or(ParkReason::FieldMalformed)?;
     let told = account
         .charges_enabled
@@ -104,17 +124,23 @@ fn updated(event: &Event, at: Timestamp) -> Result<AccountFacts, ParkReason> {
         charges_enabled,
         payouts_enabled,
     };
-    Ok(AccountFacts {
+    Ok(Account {
         abilities: Some(Greatest((at, abilities))),
-        ..AccountFacts::default()
+        ..Account::default()
     })
 }
 
-/// Derives it. In the second of a disconnection, it is disconnected.
-pub fn derive(facts: &AccountFacts) -> AccountStanding {
-    let abilities = facts.abilities.as_ref().map(|told| told.0.1);
+/// Derives it for the account in the tenant's row. In the second of a disconnection, it is disconnected.
+pub fn derive(facts: &AccountFacts, account: Option<&AccountId>) -> AccountStanding {
+    let known = account.and_then(|account| facts.accounts.get(account));
+    let Account {
+        abilities,
+        authorized,
+        deauthorized,
+    } = known.cloned().unwrap_or_default();
+    let abilities = abilities.map(|told| told.0.1);
     let is_able = abilities.is_none_or(|able| able.charges_enabled && able.payouts_enabled);
-    let status = if facts.deauthorized.is_some() && facts.deauthorized >= facts.authorized {
+    let status = if deauthorized.is_some() && deauthorized >= authorized {
         StripeStatus::Deauthorized
     } else if is_able {
         StripeStatus::Connected

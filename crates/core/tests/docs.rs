@@ -377,8 +377,11 @@ fn the_mail_table_is_what_is_derived() {
             assert_eq!(mail_status(&[(*one, 0), (*other, 1)]), Some(*other));
         }
     }
-    let issue = derive_mail(&mail(&[(Stage::Issue, 0), (Stage::Delivered, 1)]), None);
-    assert_eq!(issue.attention_reason, Some(Stage::Issue));
+    // An issue counts until a later stage ends the piece's life.
+    for (delivered_at, reason) in [(0, Some(Stage::Issue)), (1, None), (2, None)] {
+        let life = mail(&[(Stage::Issue, 1), (Stage::Delivered, delivered_at)]);
+        assert_eq!(derive_mail(&life, None).attention_reason, reason);
+    }
 }
 
 #[test]

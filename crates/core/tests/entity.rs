@@ -36,6 +36,7 @@ fn order() -> Entity {
         session: None,
         user: None,
         mailed: None,
+        account: None,
         columns: Columns::default(),
         derived: Derived::default(),
         facts: Facts::default(),

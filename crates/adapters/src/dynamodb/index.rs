@@ -32,18 +32,19 @@ pub(super) struct Page {
 impl Index<'_> {
     /// The keys that hold a value, at most `most`.
     pub(super) async fn find(&self, value: &str, most: usize) -> Result<Vec<String>, Unavailable> {
-        let mut found = Vec::new();
-        let mut after = None;
-        loop {
-            let page = self
-                .page(value, after.as_deref(), most - found.len())
-                .await?;
+        let Page {
+            keys: mut found,
+            mut next,
+        } = self.page(value, None, most).await?;
+        // Only a scan finds less than it may in a page that is not the last.
+        while found.len() < most
+            && let Some(after) = next
+        {
+            let page = self.scan(value, Some(&after), most - found.len()).await?;
             found.extend(page.keys);
-            match page.next {
-                Some(next) if found.len() < most => after = Some(next),
-                _ => return Ok(found),
-            }
+            next = page.next;
         }
+        Ok(found)
     }
 
     /// At most `most` keys after `after`. A page may be empty and still have a next one.

@@ -5,7 +5,9 @@ use std::collections::HashMap;
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use billhook_core::entity::{Derived, Entity, EntityKey, Facts, Next};
-use billhook_core::ids::{CheckoutSessionId, EventId, PaymentIntentId, PieceId, TenantId};
+use billhook_core::ids::{
+    AccountId, CheckoutSessionId, EventId, PaymentIntentId, PieceId, TenantId,
+};
 use billhook_core::money::{Currency, Money};
 use billhook_core::ports::{CommitError, PaymentRow};
 use billhook_core::time::Timestamp;
@@ -46,7 +48,12 @@ pub(super) const ORDER_GUARDS: [&str; 8] = [
     "stripeCheckoutSessionId",
     "userId",
 ];
-pub(super) const TENANT_GUARDS: [&str; 3] = ["charges_enabled", "payouts_enabled", "stripe_status"];
+pub(super) const TENANT_GUARDS: [&str; 4] = [
+    "stripe_connected_account_id",
+    "charges_enabled",
+    "payouts_enabled",
+    "stripe_status",
+];
 pub(super) const STATEMENT_GUARDS: [&str; 8] = [
     "payment_status",
     "requires_review",
@@ -129,6 +136,8 @@ pub(super) fn entity(
             .and_then(|id| CheckoutSessionId::parse(id).ok()),
         user: text(&item, "userId").map(str::to_owned),
         mailed: text(&item, "lob_letter_id").and_then(|id| PieceId::parse(id).ok()),
+        account: text(&item, "stripe_connected_account_id")
+            .and_then(|id| AccountId::parse(id).ok()),
         columns,
         derived: facts_and_derived.1,
         facts: facts_and_derived.0,

@@ -71,11 +71,19 @@ fn weight(stage: Stage) -> Weight {
     }
 }
 
-fn wants_attention(stage: Stage) -> bool {
-    matches!(
-        stage,
-        Stage::Failed | Stage::Rejected | Stage::ReturnedToSender | Stage::Issue
-    )
+/// Why a person should look: the piece ended badly, or had an issue and nothing has ended it since.
+fn attention(piece: &Piece, status: Option<(Stage, &Seen)>) -> Option<Stage> {
+    let ended = status.filter(|(stage, _)| matches!(weight(*stage), Weight::Terminal(_)));
+    match ended {
+        Some((stage @ (Stage::Failed | Stage::Rejected | Stage::ReturnedToSender), _)) => {
+            Some(stage)
+        }
+        _ => piece
+            .stages
+            .get(&Stage::Issue)
+            .filter(|issue| ended.is_none_or(|(_, end)| end.last_at.0 < issue.last_at.0))
+            .map(|_| Stage::Issue),
+    }
 }
 
 /// Derives it. `mailed` is the piece that the application says it mailed; without it, or while nothing is known of that
@@ -107,17 +115,7 @@ pub fn derive(facts: &MailFacts, mailed: Option<&PieceId>) -> MailStanding {
     MailStanding {
         status: status.map(|(stage, _)| stage),
         status_at: status.map(|(_, seen)| seen.last_at.0),
-        attention_reason: status
-            .map(|(stage, _)| stage)
-            .into_iter()
-            .chain(
-                piece
-                    .stages
-                    .keys()
-                    .copied()
-                    .filter(|stage| *stage == Stage::Issue),
-            )
-            .find(|stage| wants_attention(*stage)),
+        attention_reason: attention(piece, status),
         expected_delivery_date: latest(&piece.expected_delivery_date),
         tracking_number: latest(&piece.tracking_number),
         template_version: latest(&piece.template_version),

@@ -240,11 +240,11 @@ fn charge_refunded(
 fn refund(refund: &Resource, stated: Stated, facts: &mut PaymentFacts) -> Result<(), ParkReason> {
     let id = refund.id.value().ok_or(ParkReason::FieldMalformed)?;
     let id = RefundId::parse(id).map_err(|_| ParkReason::FieldMalformed)?;
-    let state = refund
-        .status
-        .value()
-        .and_then(|status| RefundState::of(status));
-    let state = state.ok_or(ParkReason::FieldMalformed)?;
+    // Stripe's own library has it nullable; money that has left counts until it is said to have come back.
+    let state = match refund.status.checked()? {
+        Some(status) => RefundState::of(status).ok_or(ParkReason::FieldMalformed)?,
+        None => RefundState::Pending,
+    };
     let intent = refund.intent()?;
     let of = match (refund.charge.checked()?, &intent) {
         (Some(charge), _) => key(charge.as_str())?,

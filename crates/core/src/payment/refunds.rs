@@ -17,6 +17,8 @@ struct Tally<'f> {
     captured: Option<i64>,
     cumulative: i64,
     cumulative_stated: Option<&'f Stated>,
+    /// Of its refunds by id.
+    last: Option<&'f Stated>,
     /// Refunds by id that are pending, wait for the customer, or succeeded.
     counted: i64,
     /// Refunds by id that failed or were canceled: the cumulative figure may still hold them.
@@ -80,14 +82,27 @@ pub(super) fn refunds(facts: &PaymentFacts, due: Option<Money>, story: &mut Stor
     }
     // A refund that came before anything says what was captured counts in full until then.
     for (payment, amount) in &mut refunded {
-        match captured.get(payment) {
-            Some(&most) if most > 0 => *amount = most.min(*amount),
-            Some(_) | None => {}
+        let most = captured.get(payment).copied().filter(|most| *most > 0);
+        let Some(most) = most.filter(|most| most < amount) else {
+            continue;
+        };
+        *amount = most;
+        let last = tallies.values().filter(|tally| tally.payment == *payment);
+        if let Some(stated) = last.filter_map(|tally| tally.last).max() {
+            story.review("refund_exceeds_captured", payment, stated);
         }
     }
-    // Each payment for itself: what went back of one, captured or not yet known to be, gives nothing back of another.
-    let is_back = |(payment, most): (&&str, &i64)| refunded.get(payment).unwrap_or(&0) >= most;
-    let all_back = captured.iter().all(is_back);
+    // Each payment for itself: what went back of one gives nothing back of another, and one of which it is not known what
+    // was captured, or in what we do not count, may not be back in full.
+    let is_back = |payment: &str, most: i64| refunded.get(payment).copied().unwrap_or(0) == most;
+    let is_foreign = |payment| received(payment).is_some_and(|money| money.currency != currency);
+    let all_back = captured
+        .iter()
+        .all(|(payment, most)| is_back(payment, *most))
+        && refunded
+            .keys()
+            .all(|payment| captured.contains_key(payment))
+        && !facts.payments.values().any(is_foreign);
     let (captured, refunded) = (sum(&captured), sum(&refunded));
     let is_full = captured > 0 && all_back;
     tell(told, is_full.then_some(captured), currency, story);
@@ -193,6 +208,7 @@ fn tallies<'f>(
                 .as_ref()
                 .map_or(of, |intent| intent.0.as_str());
         }
+        tally.last = tally.last.max(Some(stated));
         let sum = if state.counts() {
             &mut tally.counted
         } else {

@@ -86,33 +86,33 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         &self,
         candidates: &[Candidate],
     ) -> Result<(Vec<Target>, Rows<L::Row>), Unavailable> {
-        let named = candidates
-            .iter()
-            .filter(|c| c.claim.piece.is_none())
-            .filter_map(|c| c.claim.names.clone());
+        // What a piece's metadata names is the second way to its statement: read with what the index names.
+        let (of_pieces, named): (Vec<&Candidate>, Vec<&Candidate>) =
+            candidates.iter().partition(|c| c.claim.piece.is_some());
+        let names = |candidate: &Candidate| candidate.claim.names.clone();
         let payments = candidates.iter().filter_map(Candidate::payment).collect();
-        let mut rows = self.rows(named.collect(), &payments).await?;
-        let hints = self.hints(candidates, &rows).await;
-        let mut targets: Vec<Target> = candidates
+        let mut rows = self
+            .rows(named.into_iter().filter_map(names).collect(), &payments)
+            .await?;
+        let mut hints = self.hints(candidates, &rows).await;
+        let tenants = candidates
             .iter()
-            .map(|candidate| target(candidate, &rows, &hints))
-            .collect();
-        let found = targets.iter().filter_map(|target| match target {
-            Target::Entity(key) if !rows.entities.contains_key(key) => Some(key.clone()),
-            Target::Entity(_) | Target::Nowhere(_) | Target::NotFound(_) => None,
-        });
+            .filter(|candidate| candidate.claim.about_account)
+            .filter_map(|candidate| candidate.tenant.clone().map(EntityKey::Tenant));
+        let linked = rows.payments.values().filter_map(|row| row.entity.clone());
+        let found = tenants
+            .chain(linked)
+            .chain(hints.nominated())
+            .chain(of_pieces.into_iter().filter_map(names));
+        let found = found.filter(|key| !rows.entities.contains_key(key));
         let more = self.rows(found.collect(), &BTreeSet::new()).await?;
         rows.entities.extend(more.entities);
         rows.unreadable.extend(more.unreadable);
-        for (candidate, target) in candidates.iter().zip(&mut targets) {
-            if is_stale(candidate, target, &rows, &hints) {
-                let reason = match candidate.claim.piece {
-                    Some(_) => ParkReason::LetterUnknown,
-                    None => ParkReason::Unlinked,
-                };
-                *target = Target::Nowhere(Verdict::Parked(reason));
-            }
-        }
+        hints.believe_only(&rows);
+        let targets = candidates
+            .iter()
+            .map(|candidate| target(candidate, &rows, &hints))
+            .collect();
         Ok((targets, rows))
     }
 
@@ -166,36 +166,34 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
     }
 }
 
-/// An index lags behind its table: it only nominates, and the row as read decides.
-fn is_stale<R>(candidate: &Candidate, target: &Target, rows: &Rows<R>, hints: &Hints) -> bool {
-    let Target::Entity(key) = target else {
-        return false;
-    };
-    let nominated = |answer: Option<&Nominated>| {
-        answer.is_some_and(|answer| answer.as_ref().is_ok_and(|keys| keys.contains(key)))
-    };
-    if rows.unreadable.contains_key(key) {
-        return false;
+impl Hints {
+    /// Every entity that an index named.
+    fn nominated(&self) -> impl Iterator<Item = EntityKey> {
+        let answers = self.by_intent.values().chain(self.by_piece.values());
+        answers.flatten().flatten().cloned()
     }
-    // A row that is gone names nothing any more.
-    let entity = rows.entities.get(key).map(|(entity, _)| entity);
-    let claim = &candidate.claim;
-    if let Some(piece) = &claim.piece {
-        return nominated(hints.by_piece.get(piece))
-            && claim.names.as_ref() != Some(key)
-            && entity.and_then(|entity| entity.mailed.as_ref()) != Some(piece);
+
+    /// An index lags behind its table: it only nominates, and the row as read decides. A row that is gone names nothing
+    /// any more; one that cannot be read may.
+    fn believe_only<R>(&mut self, rows: &Rows<R>) {
+        let bears = |key: &EntityKey, names: &dyn Fn(&Entity) -> bool| {
+            rows.unreadable.contains_key(key)
+                || rows
+                    .entities
+                    .get(key)
+                    .is_some_and(|(entity, _)| names(entity))
+        };
+        for (intent, nominated) in &mut self.by_intent {
+            if let Ok(keys) = nominated {
+                keys.retain(|key| bears(key, &|entity| entity.intent.as_ref() == Some(intent)));
+            }
+        }
+        for (piece, nominated) in &mut self.by_piece {
+            if let Ok(keys) = nominated {
+                keys.retain(|key| bears(key, &|entity| entity.mailed.as_ref() == Some(piece)));
+            }
+        }
     }
-    let by_intent = claim
-        .intent
-        .as_ref()
-        .and_then(|intent| hints.by_intent.get(intent));
-    let is_placed_otherwise = claim.names.is_some()
-        || candidate.payment().is_some_and(|payment| {
-            linked(rows, &payment).is_some() || hints.linked_here.contains_key(&payment)
-        });
-    !is_placed_otherwise
-        && nominated(by_intent)
-        && entity.and_then(|entity| entity.intent.as_ref()) != claim.intent.as_ref()
 }
 
 fn linked<'r, R>(rows: &'r Rows<R>, payment: &PaymentKey) -> Option<&'r EntityKey> {

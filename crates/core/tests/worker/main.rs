@@ -6,31 +6,30 @@
     reason = "a test fails by panicking"
 )]
 
+mod laws;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use billhook_core::cleanup::cancelled;
 use billhook_core::entity::{Columns, Derived, Entity, EntityKey, Facts, News};
-use billhook_core::event::stripe::Event;
 use billhook_core::event::{self, lob};
 use billhook_core::ids::{
     AccountId, CorrelationId, EventId, OrderId, PaymentIntentId, PieceId, Provider, StatementId,
     TenantId,
 };
 use billhook_core::inbox::{NewEvent, Outcome, Verdict};
+use billhook_core::mail;
 use billhook_core::mail::facts::Stage;
-use billhook_core::merge::Merge as _;
 use billhook_core::money::{Currency, Money};
 use billhook_core::ports::RecordEvent as _;
 use billhook_core::time::Timestamp;
 use billhook_core::worker::{Done, Failure, Received, Report, Worker};
-use billhook_core::{mail, payment};
 use billhook_testkit::events::{
     charge_refunded, dispute, from_account, intent_failed, intent_is, intent_succeeded, letter,
     refund, session_completed, stripe,
 };
 use billhook_testkit::memory::{Fault, FixedClock, MemoryTables};
-use proptest::prelude::*;
 use serde_json::{Value, json};
 
 const T: i64 = 1_781_000_000;
@@ -69,6 +68,7 @@ fn tables() -> MemoryTables {
             session: None,
             user: None,
             mailed,
+            account: None,
             columns: Columns::default(),
             derived: Derived::default(),
             facts: Facts::default(),
@@ -953,8 +953,6 @@ async fn a_letters_life_in_reverse_ends_delivered() {
     assert_eq!(outcome(&tables, "evt_x"), parked("letter_unknown"));
 }
 
-const EVENTS: usize = 17;
-
 #[tokio::test]
 async fn of_several_states_the_one_told_last_is_believed() {
     let paid = intent_succeeded("evt_0", T, "pi_1", named("ord_1"), 4200);
@@ -1070,12 +1068,21 @@ async fn an_accounts_own_events_keep_its_tenants_row() {
         let tables = tables();
         let mut row = entity(&tables, &order("ord_a"));
         row.key = key.clone();
+        row.account = AccountId::parse("acct_a").ok();
         tables.entities.lock().unwrap().insert(key.clone(), row);
         for event in story[..known].iter().rev() {
             deliver(&tables, Provider::Stripe, std::slice::from_ref(event)).await;
         }
-        let next = entity(&tables, &key).with(Facts::default(), now());
-        assert_eq!(next.account.status.as_str(), status);
+        let mut row = entity(&tables, &key);
+        let standing = row.with(Facts::default(), now()).account;
+        assert_eq!(standing.status.as_str(), status);
+        // Another account in the row begins anew.
+        row.account = AccountId::parse("acct_b").ok();
+        let standing = row.with(Facts::default(), now()).account;
+        assert_eq!(
+            (standing.status.as_str(), standing.abilities),
+            ("connected", None)
+        );
         assert_eq!(
             entity(&tables, &order("ord_a")).version,
             0,
@@ -1090,289 +1097,4 @@ async fn an_accounts_own_events_keep_its_tenants_row() {
         outcome(&tables, "evt_own"),
         (Outcome::Ignored, Some("nothing_named".into()))
     );
-}
-
-/// Everything that can happen to an order with three payments, one of which nothing names but its session.
-fn history() -> Vec<Value> {
-    vec![
-        intent_failed("evt_01", T, "pi_1", named("ord_1"), "ch_1"),
-        intent_failed("evt_02", T + 5, "pi_1", named("ord_1"), "ch_2"),
-        // Two events for one attempt.
-        intent_failed("evt_03", T + 5, "pi_1", named("ord_1"), "ch_2"),
-        intent_succeeded("evt_04", T + 20, "pi_2", json!({}), 4200),
-        session_completed(
-            "evt_05",
-            T + 21,
-            "cs_1",
-            Some("pi_2"),
-            named("ord_1"),
-            "paid",
-        ),
-        charge_refunded("evt_06", T + 40, "ch_3", Some("pi_2"), 1000),
-        charge_refunded("evt_07", T + 50, "ch_3", Some("pi_2"), 4200),
-        intent_succeeded("evt_08", T + 60, "pi_3", named("ord_1"), 4200),
-        intent_is("evt_09", T + 10, "pi_2", json!({}), "processing"),
-        intent_is("evt_10", T + 8, "pi_1", named("ord_1"), "canceled"),
-        refund("evt_11", T + 39, "re_1", ("pi_2", "ch_3"), 1000, "pending"),
-        refund(
-            "evt_12",
-            T + 45,
-            "re_1",
-            ("pi_2", "ch_3"),
-            1000,
-            "succeeded",
-        ),
-        // Told in the same second: the later state is believed.
-        refund(
-            "evt_13",
-            T + 70,
-            "re_2",
-            ("pi_2", "ch_3"),
-            3200,
-            "succeeded",
-        ),
-        refund("evt_14", T + 70, "re_2", ("pi_2", "ch_3"), 3200, "failed"),
-        dispute("evt_15", T + 80, "dp_1", "pi_3", "needs_response"),
-        dispute("evt_16", T + 90, "dp_1", "pi_3", "won"),
-        dispute("evt_17", T + 85, "dp_1", "pi_3", "under_review"),
-    ]
-}
-
-fn run<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread()
-        .build()
-        .unwrap()
-        .block_on(future)
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
-
-    #[test]
-    fn any_order_multiplicity_and_batching_ends_in_the_same_row(
-        present in prop::collection::vec(any::<bool>(), EVENTS),
-        order_of_arrival in prop::collection::vec((0..EVENTS, 1_usize..11), EVENTS..60),
-        naturally in Just(history()),
-    ) {
-        // The links must be among them, else some wait: that is its own test above.
-        let links = |i: usize| ["evt_05", "evt_08"].contains(&naturally[i]["id"].as_str().unwrap());
-        let set: Vec<usize> = (0..EVENTS).filter(|i| links(*i) || present[*i]).collect();
-        let (expected, actual) = run(async {
-            let expected = tables();
-            for i in &set {
-                deliver(&expected, Provider::Stripe, &[naturally[*i].clone()]).await;
-            }
-            let actual = tables();
-            let mut arrivals: Vec<(usize, usize)> =
-                order_of_arrival.into_iter().filter(|(i, _)| set.contains(i)).collect();
-            arrivals.extend(set.iter().map(|i| (*i, 1)));
-            let mut rest = arrivals.as_slice();
-            while let Some((_, size)) = rest.first() {
-                let (batch, later) = rest.split_at((*size).min(rest.len()));
-                let bodies: Vec<Value> = batch.iter().map(|(i, _)| naturally[*i].clone()).collect();
-                deliver(&actual, Provider::Stripe, &bodies).await;
-                rest = later;
-            }
-            (expected, actual)
-        });
-        prop_assert_eq!(view(&expected, &order("ord_1")), view(&actual, &order("ord_1")));
-        for i in set {
-            let id = naturally[i]["id"].as_str().unwrap();
-            prop_assert_eq!(outcome(&actual, id), processed(), "{}", id);
-        }
-    }
-
-    #[test]
-    fn any_order_and_multiplicity_of_letters_events_ends_in_the_same_statement(
-        life in prop::collection::vec((0..Stage::ALL.len(), 0..6_i64, 1..3), 1..14),
-        order_of_arrival in prop::collection::vec(0..14_usize, 0..30),
-    ) {
-        let event = |n: usize| {
-            let (stage, day, piece) = life[n];
-            let at = format!("2026-11-{:02}T08:00:00.000Z", 10 + day);
-            let mut event = letter(&format!("evt_{n:02}"), &at, &format!("ltr_{piece}"), Stage::ALL[stage].as_str());
-            // The statement bears the first piece only; the other names it.
-            event["body"]["metadata"] = json!({ "statement_id": "st_1", "template_version": format!("v{day}") });
-            event["body"]["tracking_number"] = json!(format!("n{}", n % 3));
-            event["body"]["tracking_events"] = json!([{ "id": format!("evnt_{}", n % 4), "name": format!("scan {}", n % 4) }]);
-            event
-        };
-        let (expected, actual) = run(async {
-            let (expected, actual) = (tables(), tables());
-            let all: Vec<Value> = (0..life.len()).map(event).collect();
-            deliver(&expected, Provider::Lob, &all).await;
-            for n in order_of_arrival.iter().filter(|n| **n < life.len()) {
-                deliver(&actual, Provider::Lob, &[event(*n)]).await;
-            }
-            for event in all.iter().rev() {
-                deliver(&actual, Provider::Lob, std::slice::from_ref(event)).await;
-            }
-            (expected, actual)
-        });
-        prop_assert_eq!(view(&expected, &statement("st_1")), view(&actual, &statement("st_1")));
-        let statement = entity(&actual, &statement("st_1"));
-        let mail = statement.with(Facts::default(), now()).mail;
-        let told: BTreeSet<_> = life.iter().map(|(stage, _, piece)| (*stage, *piece)).collect();
-        prop_assert_eq!(mail.timeline.len(), told.len());
-    }
-
-    #[test]
-    fn no_money_appears_or_vanishes(refunds in prop::collection::vec((0_i64..6000, 0_usize..3), 1..12)) {
-        let tables = tables();
-        run(async {
-            deliver(&tables, Provider::Stripe, &[intent_succeeded("evt_p", T, "pi_1", named("ord_1"), 4200)]).await;
-            for (n, (amount, charge)) in refunds.iter().enumerate() {
-                let refund = charge_refunded(&format!("evt_{n}"), T, &format!("ch_{charge}"), Some("pi_1"), *amount);
-                deliver(&tables, Provider::Stripe, &[refund]).await;
-            }
-        });
-        let standing = entity(&tables, &order("ord_1")).with(Facts::default(), now()).standing;
-        let greatest = |charge: usize| refunds.iter().filter(|r| r.1 == charge).map(|r| r.0.min(4200)).max().unwrap_or(0);
-        prop_assert_eq!(standing.amount_refunded, greatest(0) + greatest(1) + greatest(2));
-    }
-
-    #[test]
-    fn no_body_makes_the_reading_panic(body in prop::collection::vec(any::<u8>(), 0..300)) {
-        let _ = event::envelope(Provider::Stripe, &body);
-        let _ = event::envelope(Provider::Lob, &body);
-    }
-}
-
-#[tokio::test]
-async fn an_event_that_waited_is_reported_with_the_one_that_released_it() {
-    let tables = tables();
-    let refund = from_account(
-        charge_refunded("evt_1", T, "ch_1", Some("pi_1"), 1000),
-        "acct_a",
-    );
-    deliver(&tables, Provider::Stripe, &[refund]).await;
-    assert_eq!(outcome(&tables, "evt_1"), parked("unlinked"));
-    let paid = from_account(
-        intent_succeeded("evt_2", T, "pi_1", named("ord_a"), 4200),
-        "acct_a",
-    );
-    let reports = deliver(&tables, Provider::Stripe, &[paid]).await;
-    for key in ["m-evt_2", "released evt_1"] {
-        let report = &reports[key];
-        assert_eq!(report.result, Ok(Done::Concluded(Verdict::Processed)));
-        assert_eq!(report.entity, Some(order("ord_a")), "{key}");
-        let tenant = report.tenant.as_ref().map(TenantId::as_str);
-        assert_eq!(tenant, Some("ten_a"), "{key}");
-        assert!(report.stored.is_some() && report.correlation_id.is_some());
-    }
-    assert_eq!(reports.len(), 2);
-}
-
-#[tokio::test]
-async fn a_replay_is_followed_by_its_own_correlation_id() {
-    let tables = tables();
-    let paid = intent_succeeded("evt_1", T, "pi_1", named("ord_1"), 4200);
-    let first = keep(&tables, Provider::Stripe, &paid).await;
-    let (of_row, of_replay) = (
-        "01930000-0000-7000-8000-000000000001",
-        "01930000-0000-7000-8000-000000000002",
-    );
-    let of = |message_id: &str, correlation_id: Option<&str>| Received {
-        message_id: message_id.into(),
-        body: json!({ "event_id": "evt_1", "correlation_id": correlation_id }).to_string(),
-        ..first.clone()
-    };
-    let messages = [
-        of("m-silent", None),
-        of("m-replay", Some(of_replay)),
-        of("m-nonsense", Some("c-1")),
-    ];
-    let reports = work(&tables, Provider::Stripe, &messages).await;
-    for (message, expected) in [
-        ("m-silent", of_row),
-        ("m-replay", of_replay),
-        ("m-nonsense", of_row),
-    ] {
-        let told = reports[message].correlation_id.map(|id| id.to_string());
-        assert_eq!(told.as_deref(), Some(expected), "{message}");
-    }
-}
-
-#[test]
-fn news_is_what_a_write_says_that_the_row_did_not() {
-    let facts = |events: &[Value]| {
-        let mut facts = Facts::default();
-        for event in events {
-            let event = Event::parse(event.to_string().as_bytes()).unwrap();
-            let read = payment::read::facts(&event).unwrap().unwrap();
-            facts.payment.merge(read);
-        }
-        facts
-    };
-    let letter = |stage: &str| {
-        let event = letter("evt_9", "2026-06-09T10:13:20.000Z", "ltr_1", stage);
-        let event = lob::Event::parse(event.to_string().as_bytes()).unwrap();
-        let mail = mail::facts::read(&event).unwrap().unwrap();
-        Facts {
-            mail,
-            ..Facts::default()
-        }
-    };
-    let paid = || intent_succeeded("evt_1", T, "pi_1", json!({}), 4200);
-    let failed = facts(&[intent_failed("evt_2", T, "pi_1", json!({}), "ch_1")]);
-    let less = facts(&[intent_succeeded("evt_3", T, "pi_1", json!({}), 4100)]);
-    let back = facts(&[charge_refunded("evt_4", T, "ch_1", Some("pi_1"), 4200)]);
-    let paid = || facts(&[paid()]);
-    let given_up = || cancelled(now());
-    let cases: [(&str, Vec<Facts>, &[News]); 8] = [
-        ("ord_1", vec![paid()], &[News::Completed]),
-        (
-            "ord_1",
-            vec![failed, paid()],
-            &[News::PaymentFailed, News::Completed],
-        ),
-        (
-            "ord_1",
-            vec![paid(), back],
-            &[News::Completed, News::RefundedInFull],
-        ),
-        (
-            "ord_1",
-            vec![less],
-            &[News::RequiresReview, News::AmountMismatch],
-        ),
-        (
-            "ord_1",
-            vec![given_up(), paid(), paid()],
-            &[
-                News::Cancelled,
-                News::Completed,
-                News::RequiresReview,
-                News::PaidAfterCancel,
-            ],
-        ),
-        ("st_1", vec![letter("mailed")], &[]),
-        (
-            "st_1",
-            vec![letter("returned_to_sender")],
-            &[News::NeedsAttention],
-        ),
-        ("st_1", vec![paid(), paid()], &[]),
-    ];
-    for (id, steps, expected) in cases {
-        let key = if id == "st_1" {
-            statement(id)
-        } else {
-            order(id)
-        };
-        let mut row = entity(&tables(), &key);
-        let mut news = Vec::new();
-        for step in steps {
-            let next = row.with(step, now());
-            news.extend(next.news(&row));
-            row.facts = next.facts;
-            row.columns = next.derived.columns.clone();
-            row.derived = next.derived;
-        }
-        assert_eq!(news, expected, "{id}");
-    }
-    // What a person did is not news of ours.
-    let mut row = entity(&tables(), &order("ord_1"));
-    row.columns.status = Some("cancelled".into());
-    assert_eq!(row.with(Facts::default(), now()).news(&row), []);
 }
