@@ -326,6 +326,13 @@ fn an_accounts_own_events_keep_its_tenants_row() {
                 true,
                 "deauthorized",
             ),
+            (
+                "evt_acct_4",
+                "account.application.authorized",
+                3,
+                true,
+                "connected",
+            ),
         ] {
             let account =
                 json!({ "id": "acct_own", "charges_enabled": charges, "payouts_enabled": true });
@@ -383,8 +390,6 @@ fn a_statement_paid_through_stripe_has_both_its_halves() {
         Ok(())
     });
 }
-
-/// A provider's sample, with ids of its own so that no two samples meet.
 
 #[test]
 fn every_sample_of_stripe_leaves_the_row_of_this_table() {
