@@ -1,4 +1,4 @@
-//! The inbox: every event taken in, and what became of it. Transitions only; `adapters::dynamodb` keeps the rows.
+//! The inbox: how an event is taken in, whoever brings it, and what became of it. `adapters::dynamodb` keeps the rows.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,6 +7,8 @@ use uuid::Uuid;
 
 use crate::event::{Envelope, EventType};
 use crate::ids::{AccountId, CorrelationId, EventId};
+use crate::pointer::{Pointer, Source};
+use crate::ports::{Clock, RecordEvent, SendMessage, Unavailable};
 use crate::time::Timestamp;
 
 /// How long an event is kept: longer than any redelivery (Stripe's resend by hand ends after 30 days) and than a
@@ -71,6 +73,8 @@ impl fmt::Display for Outcome {
 /// A genuine event on its way into the store.
 #[derive(Clone, Debug)]
 pub struct NewEvent<'a> {
+    /// How it came: a delivery, or an answer to a question.
+    pub source: Source,
     /// What was read of it.
     pub envelope: Envelope,
     /// The body exactly as received.
@@ -162,6 +166,47 @@ impl Stored {
     pub fn another_message(&self, unique: Uuid) -> String {
         format!("{}.r.{}", self.id, unique.hyphenated())
     }
+}
+
+/// Keeps a genuine event and puts its pointer on the queue; `Ok` means that both are done. Whether it is a duplicate, of
+/// which nothing is left to do.
+pub async fn take_in(
+    inbox: &impl RecordEvent,
+    queue: &impl SendMessage,
+    clock: &impl Clock,
+    new: &NewEvent<'_>,
+) -> Result<bool, Unavailable> {
+    let (stored, deduplication_id) = match inbox.record(new).await? {
+        Recorded::New => {
+            let stored = new.stored();
+            let first = stored.first_message();
+            (stored, first)
+        }
+        Recorded::Known(stored) => {
+            let id = match stored.repeat() {
+                Repeat::Duplicate => return Ok(true),
+                Repeat::SendAgain => stored.first_message(),
+                Repeat::Retry => stored.another_message(clock.new_id()),
+            };
+            // The row keeps the first delivery's; the message tells whose it is.
+            let correlation_id = Some(new.correlation_id);
+            let stored = Stored {
+                correlation_id,
+                ..stored
+            };
+            (stored, id)
+        }
+    };
+    let body = Pointer::to(&stored, new.source);
+    queue
+        .send(
+            new.envelope.provider,
+            &stored.group,
+            &deduplication_id,
+            &body,
+        )
+        .await?;
+    Ok(false)
 }
 
 /// What a worker writes into a row: the end of an event, or the reason why it waits for a person.

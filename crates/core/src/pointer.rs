@@ -7,8 +7,7 @@ use crate::ids::{AccountId, CorrelationId, EventId, Provider};
 use crate::inbox::Stored;
 
 /// Who put the message on the queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
     /// Ingress, for a delivery of Stripe's.
     Stripe,
@@ -20,6 +19,25 @@ pub enum Source {
     Sweep,
     /// The reconciliation with Stripe.
     Reconcile,
+}
+
+impl Source {
+    /// The word in row and message.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stripe => "stripe",
+            Self::Lob => "lob",
+            Self::ManualReplay => "manual_replay",
+            Self::Sweep => "sweep",
+            Self::Reconcile => "reconcile",
+        }
+    }
+}
+
+impl Serialize for Source {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(self.as_str())
+    }
 }
 
 impl From<Provider> for Source {

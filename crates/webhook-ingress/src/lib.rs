@@ -9,9 +9,8 @@ use std::time::Duration;
 use billhook_adapters::metrics;
 use billhook_core::event::{self, Envelope};
 use billhook_core::ids::{CorrelationId, Provider};
-use billhook_core::inbox::{NewEvent, Recorded, Repeat, Stored};
+use billhook_core::inbox::{NewEvent, take_in};
 use billhook_core::json::NotJson;
-use billhook_core::pointer::Pointer;
 use billhook_core::ports::{Clock, ReadSigningKeys, RecordEvent, SendMessage};
 use billhook_core::retry::chain;
 use billhook_core::signature::{Reason, SigningKeys, UnverifiedClaim, lob, stripe};
@@ -129,20 +128,21 @@ impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> Ingress<I, Q,
         let secret = self.verify(provider, request, &raw_body, now).await?;
         let envelope = event::envelope(provider, &raw_body)?;
         let new = NewEvent {
+            source: provider.into(),
             envelope,
             raw_body: &raw_body,
             correlation_id,
             received_at: now,
         };
         name(&new.envelope);
-        let kept = self.keep_and_send(&new).await;
+        let kept = take_in(&self.inbox, &self.queue, &self.clock, &new).await;
         let result = match kept {
             Ok(true) => "duplicate",
             Ok(false) => "accepted",
             Err(_) => "failed",
         };
         metrics::genuine(provider, &new.envelope.event_type, result);
-        let duplicate = kept?;
+        let duplicate = kept.map_err(|error| Refusal::Unavailable(chain(&error)))?;
         tracing::info!(
             secret,
             "{} correlation_id={correlation_id}",
@@ -205,39 +205,6 @@ impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> Ingress<I, Q,
         claim
             .verify(raw_body, &known.keys, now, self.tolerance)
             .map(str::to_owned)
-    }
-
-    /// Whether the event was processed before.
-    async fn keep_and_send(&self, new: &NewEvent<'_>) -> Result<bool, Refusal> {
-        let failed = |error: billhook_core::ports::Unavailable| Refusal::Unavailable(chain(&error));
-        let (stored, deduplication_id) = match self.inbox.record(new).await.map_err(failed)? {
-            Recorded::New => {
-                let stored = new.stored();
-                let first = stored.first_message();
-                (stored, first)
-            }
-            Recorded::Known(stored) => {
-                let id = match stored.repeat() {
-                    Repeat::Duplicate => return Ok(true),
-                    Repeat::SendAgain => stored.first_message(),
-                    Repeat::Retry => stored.another_message(self.clock.new_id()),
-                };
-                // The row keeps the first delivery's; the message tells whose it is.
-                let correlation_id = Some(new.correlation_id);
-                let stored = Stored {
-                    correlation_id,
-                    ..stored
-                };
-                (stored, id)
-            }
-        };
-        let provider = new.envelope.provider;
-        let body = Pointer::to(&stored, provider.into());
-        self.queue
-            .send(provider, &stored.group, &deduplication_id, &body)
-            .await
-            .map_err(failed)?;
-        Ok(false)
     }
 }
 

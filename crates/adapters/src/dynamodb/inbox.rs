@@ -79,7 +79,7 @@ fn item(event: &NewEvent<'_>) -> Item {
     let mut item = Item::from([
         ("event_id".to_owned(), s(envelope.id.as_str())),
         ("event_type".to_owned(), s(envelope.event_type.as_str())),
-        ("source".to_owned(), s(envelope.provider.as_str())),
+        ("source".to_owned(), s(event.source.as_str())),
         (
             "correlation_id".to_owned(),
             s(event.correlation_id.to_string()),
@@ -221,6 +221,7 @@ mod tests {
 
     fn event(raw_body: &[u8]) -> Item {
         item(&NewEvent {
+            source: Provider::Stripe.into(),
             envelope: billhook_core::event::envelope(Provider::Stripe, raw_body).unwrap(),
             raw_body,
             correlation_id: CorrelationId::parse("01936d3c-0000-7000-8000-000000000000").unwrap(),

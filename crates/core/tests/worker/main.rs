@@ -96,6 +96,7 @@ async fn keep(tables: &MemoryTables, provider: Provider, body: &Value) -> Receiv
     let id = envelope.id.to_string();
     let correlation_id = CorrelationId::parse("01930000-0000-7000-8000-000000000001").unwrap();
     let new = NewEvent {
+        source: provider.into(),
         envelope,
         raw_body: &raw_body,
         correlation_id,
