@@ -201,8 +201,24 @@ impl LobWorkerConfig {
 pub struct CleanupConfig {
     /// App, environment, mode, log level.
     pub stage: Stage,
+    /// `STRIPE_EVENTS_TABLE`.
+    pub stripe_events_table: String,
+    /// `LOB_EVENTS_TABLE`.
+    pub lob_events_table: String,
     /// `ORDERS_TABLE`.
     pub orders_table: String,
+    /// `STATEMENTS_TABLE`.
+    pub statements_table: String,
+    /// `TENANTS_TABLE`.
+    pub tenants_table: String,
+    /// `PAYMENTS_TABLE`.
+    pub payments_table: String,
+    /// `JOBS_TABLE`.
+    pub jobs_table: String,
+    /// `STRIPE_EVENTS_QUEUE_URL`.
+    pub stripe_events_queue_url: String,
+    /// `LOB_EVENTS_QUEUE_URL`.
+    pub lob_events_queue_url: String,
     /// `STRIPE_SECRET_KEY` where it is set, else `APP_SECRETS_ARN`.
     pub stripe_key: SecretSource,
     /// `CLEANUP_FAILED_PAYMENT_MINUTES`: how long a payment has failed before its order is cancelled.
@@ -217,7 +233,15 @@ impl CleanupConfig {
         let mut read = Reader::new(lookup);
         let stage = read.stage();
         let config = Self {
+            stripe_events_table: read.required("STRIPE_EVENTS_TABLE"),
+            lob_events_table: read.required("LOB_EVENTS_TABLE"),
             orders_table: read.required("ORDERS_TABLE"),
+            statements_table: read.required("STATEMENTS_TABLE"),
+            tenants_table: read.required("TENANTS_TABLE"),
+            payments_table: read.required("PAYMENTS_TABLE"),
+            jobs_table: read.required("JOBS_TABLE"),
+            stripe_events_queue_url: read.queue_url("STRIPE_EVENTS_QUEUE_URL"),
+            lob_events_queue_url: read.queue_url("LOB_EVENTS_QUEUE_URL"),
             stripe_key: read.stripe_key(&stage),
             // Up to 30 days: Stripe keeps an event, and so the reason to ask it again, no longer.
             failed_payment_age: Duration::from_secs(

@@ -129,7 +129,7 @@ metrics! {
     STUCK_EVENTS = "StuckEvents", Count, Provider, ["stripe-stuck-events", "lob-stuck-events"],
         "events pending for more than an hour, at each sweep";
     OVERDUE_EVENTS = "OverdueEvents", Count, Provider, ["stripe-overdue", "lob-overdue"],
-        "events parked for more than 24 h for an order, statement, letter or tenant that is not there, at each sweep";
+        "an event that has now been parked for 24 h for an order, statement, letter or tenant that is not there";
     EVENT_GAP = "EventGap", Count, Provider, ["event-gap"],
         "an event that Stripe has, older than 15 minutes, and that never arrived";
     RECONCILED_THROUGH = "ReconciledThrough", Seconds, Provider, [],

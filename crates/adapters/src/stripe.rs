@@ -5,15 +5,19 @@
 //! It does not decide anything: what a state means is `billhook_core`'s business. The queue is the long retry.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use billhook_core::event::stripe_types::{API_VERSION, IntentStatus, SessionStatus};
+use billhook_core::ports::EventsPage;
 use billhook_core::retry::Disposition;
 use reqwest::header::HeaderMap;
 use reqwest::{Method, Response, StatusCode};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+use tokio::time::Instant;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const TOTAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -33,6 +37,26 @@ pub struct Stripe {
     base: String,
     key: SecretString,
     retry_delays: [Duration; 2],
+    pace: Option<Arc<Pace>>,
+}
+
+/// Lets calls begin at even distances, however many want to.
+#[derive(Debug)]
+struct Pace {
+    distance: Duration,
+    next: Mutex<Instant>,
+}
+
+impl Pace {
+    async fn turn(&self) {
+        let mine = {
+            let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+            let mine = Instant::now().max(*next);
+            *next = mine + self.distance;
+            mine
+        };
+        tokio::time::sleep_until(mine).await;
+    }
 }
 
 /// Why a call did not do what it should.
@@ -302,7 +326,21 @@ impl Stripe {
             base: base.trim_end_matches('/').to_owned(),
             key,
             retry_delays: RETRY_DELAYS,
+            pace: None,
         })
+    }
+
+    /// The same, beginning no more calls in a second than this.
+    #[must_use]
+    pub fn paced(self, calls_per_second: u32) -> Self {
+        let pace = Pace {
+            distance: Duration::from_secs(1) / calls_per_second.max(1),
+            next: Mutex::new(Instant::now()),
+        };
+        Self {
+            pace: Some(Arc::new(pace)),
+            ..self
+        }
     }
 
     /// Makes an endpoint. The same key within 24 h answers for the endpoint it made before, gone or not.
@@ -485,6 +523,35 @@ impl Stripe {
         Ok(sessions.into_iter().map(Session::from).collect())
     }
 
+    /// One page of the events of these types that were made in this span, the newest first, each as Stripe wrote it.
+    pub async fn events(
+        &self,
+        account: Option<&str>,
+        types: &[&str],
+        from_s: i64,
+        until_s: i64,
+        after: Option<&str>,
+    ) -> Result<EventsPage, StripeError> {
+        let query = form_urlencoded::Serializer::new(String::new())
+            .append_pair("limit", PAGE_SIZE)
+            .append_pair("created[gte]", &from_s.to_string())
+            .append_pair("created[lte]", &until_s.to_string())
+            .extend_pairs(types.iter().map(|kind| ("types[]", kind)))
+            .extend_pairs(after.map(|after| ("starting_after", after)))
+            .finish();
+        let doing = format!("list events of {}", account.unwrap_or("the platform"));
+        let call = Call {
+            account,
+            ..Call::get(doing, format!("/v1/events?{query}"))
+        };
+        let page: Page<Box<RawValue>> = self.call(&call).await?;
+        let body = |event: Box<RawValue>| String::from(Box::<str>::from(event));
+        Ok(EventsPage {
+            bodies: page.data.into_iter().map(body).collect(),
+            has_more: page.has_more,
+        })
+    }
+
     async fn list<T: DeserializeOwned>(
         &self,
         doing: &str,
@@ -551,6 +618,9 @@ impl Stripe {
             };
             (error, true)
         };
+        if let Some(pace) = &self.pace {
+            pace.turn().await;
+        }
         let answer = self.send(call).await.map_err(unreachable)?;
         let status = answer.status();
         let headers = answer.headers().clone();

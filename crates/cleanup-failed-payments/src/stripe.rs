@@ -1,71 +1,102 @@
-//! Ending a payment at Stripe: asked first, by its Checkout Session where it has one.
+//! Stripe as the tasks need it.
 
 use billhook_adapters::stripe::{Canceled, Stripe, StripeError};
 use billhook_core::cleanup::OpenPayment;
 use billhook_core::event::stripe_types::{IntentStatus, SessionStatus};
-use billhook_core::ids::AccountId;
-use billhook_core::ports::{EndPayment, Ended};
+use billhook_core::ids::{AccountId, CheckoutSessionId};
+use billhook_core::ports::{EventsPage, ListEvents, ListEventsError, PaymentsAtStripe};
+use billhook_core::reconcile::Span;
+use billhook_core::retry::chain;
 
-/// Stripe, or nothing while its key is not set: then no payment can be ended, and no order given up.
-#[derive(Debug)]
-pub struct Payments(pub Option<Stripe>);
+/// Calls begun in a second. Stripe takes 100 for a live account and 25 for a test account, 25 of one kind, and the
+/// application has to live on them too: this leaves it two fifths and a fifth, and is at most 20 of one kind.
+pub fn calls_per_second(live_mode: bool) -> u32 {
+    if live_mode { 60 } else { 20 }
+}
 
-impl EndPayment for Payments {
+/// Stripe, called with one key.
+#[derive(Clone, Debug)]
+pub struct AtStripe(pub Stripe);
+
+fn account(payment: &OpenPayment) -> Option<&str> {
+    payment.account.as_ref().map(AccountId::as_str)
+}
+
+impl PaymentsAtStripe for AtStripe {
     type Error = StripeError;
 
-    async fn end(
+    async fn status(&self, payment: &OpenPayment) -> Result<IntentStatus, StripeError> {
+        let intent = payment.intent.as_str();
+        let intent = self.0.payment_intent(intent, account(payment)).await?;
+        Ok(intent.status)
+    }
+
+    async fn open_session(
+        &self,
+        payment: &OpenPayment,
+    ) -> Result<Option<CheckoutSessionId>, StripeError> {
+        let intent = payment.intent.as_str();
+        let sessions = self
+            .0
+            .checkout_sessions_of(intent, account(payment))
+            .await?;
+        let open = sessions
+            .into_iter()
+            .find(|session| session.status == SessionStatus::Open);
+        Ok(open.and_then(|session| CheckoutSessionId::parse(&session.id).ok()))
+    }
+
+    async fn expire(
+        &self,
+        payment: &OpenPayment,
+        session: &CheckoutSessionId,
+        idempotency_key: &str,
+    ) -> Result<SessionStatus, StripeError> {
+        self.0
+            .expire_checkout_session(session.as_str(), account(payment), idempotency_key)
+            .await
+    }
+
+    async fn cancel(
         &self,
         payment: &OpenPayment,
         idempotency_key: &str,
-    ) -> Result<Ended, StripeError> {
-        let stripe = self.0.as_ref().ok_or(StripeError::NoKey)?;
-        let account = payment.account.as_ref().map(AccountId::as_str);
+    ) -> Result<IntentStatus, StripeError> {
         let intent = payment.intent.as_str();
-        if let Some(ended) = ended(stripe.payment_intent(intent, account).await?.status) {
-            return Ok(ended);
-        }
-        // Stripe refuses to cancel the intent of an open session; the session's end is the intent's.
-        for session in stripe.checkout_sessions_of(intent, account).await? {
-            if session.status == SessionStatus::Open {
-                let key = format!("{idempotency_key}-{}", session.id);
-                return Ok(
-                    match stripe
-                        .expire_checkout_session(&session.id, account, &key)
-                        .await?
-                    {
-                        SessionStatus::Expired => Ended::ForGood,
-                        SessionStatus::Open | SessionStatus::Complete | SessionStatus::Other(_) => {
-                            Ended::PaidOrProcessing
-                        }
-                    },
-                );
-            }
-        }
-        Ok(
-            match stripe
-                .cancel_payment_intent(intent, account, idempotency_key)
-                .await?
-            {
-                Canceled::Done => Ended::ForGood,
-                // Faster than we: whatever is not cancelled may bring money.
-                Canceled::StateForbids(status) => ended(status).unwrap_or(Ended::PaidOrProcessing),
-            },
-        )
+        let cancelled = self
+            .0
+            .cancel_payment_intent(intent, account(payment), idempotency_key)
+            .await?;
+        Ok(match cancelled {
+            Canceled::Done => IntentStatus::Canceled,
+            Canceled::StateForbids(status) => status,
+        })
     }
 }
 
-/// `None` while it can still be paid.
-fn ended(status: IntentStatus) -> Option<Ended> {
-    match status {
-        IntentStatus::Canceled => Some(Ended::ForGood),
-        // Money that is authorised waits for the merchant to capture it.
-        IntentStatus::Succeeded | IntentStatus::Processing | IntentStatus::RequiresCapture => {
-            Some(Ended::PaidOrProcessing)
-        }
-        IntentStatus::RequiresPaymentMethod
-        | IntentStatus::RequiresConfirmation
-        | IntentStatus::RequiresAction => None,
-        // A state made after this was written: not ours to end.
-        IntentStatus::Other(_) => Some(Ended::PaidOrProcessing),
+impl ListEvents for AtStripe {
+    async fn events(
+        &self,
+        account: Option<&AccountId>,
+        types: &[&str],
+        span: &Span,
+    ) -> Result<EventsPage, ListEventsError> {
+        let account = account.map(AccountId::as_str);
+        let after = span.after.as_deref();
+        let page = self
+            .0
+            .events(account, types, span.from_s, span.until_s, after)
+            .await;
+        page.map_err(|error| {
+            let text = chain(&error);
+            match error {
+                StripeError::Refused(refusal) => match refusal.status {
+                    401 | 403 => ListEventsError::Refused(text),
+                    400 | 404 => ListEventsError::Unplaced(text),
+                    _ => ListEventsError::Failed(text),
+                },
+                _ => ListEventsError::Failed(text),
+            }
+        })
     }
 }

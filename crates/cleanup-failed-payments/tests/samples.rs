@@ -6,6 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use cleanup_failed_payments::Input;
+use cleanup_failed_payments::cleanup::Options;
 
 #[test]
 fn every_sample_reads_as_the_table_says() {
@@ -19,20 +20,23 @@ fn every_sample_reads_as_the_table_says() {
             (stem, input.ok())
         })
         .collect();
-    let dry_run = Input {
+    let dry_run = Options {
         dry_run: true,
-        ..Input::default()
+        ..Options::default()
     };
-    let by_hand = Input {
+    let by_hand = Options {
         minutes: Some(30),
         limit: Some(10),
         ..dry_run.clone()
     };
     let expected = [
-        ("by-hand", Some(by_hand)),
-        ("dry-run", Some(dry_run)),
+        ("by-hand", Some(Input::Cleanup(by_hand))),
+        ("dry-run", Some(Input::Cleanup(dry_run))),
         ("misspelt-is-refused", None),
+        ("minutes-of-another-task-are-refused", None),
+        ("reconcile", Some(Input::Reconcile)),
         ("scheduled", Some(Input::default())),
+        ("sweep", Some(Input::Sweep)),
         ("task", Some(Input::default())),
     ];
     let expected = expected.map(|(file, input)| (file.to_owned(), input));

@@ -3,7 +3,12 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use data_encoding::HEXLOWER;
+use sha2::{Digest as _, Sha256};
+use uuid::Uuid;
+
 use crate::entity::{Entity, Facts};
+use crate::event::stripe_types::{IntentStatus, SessionStatus};
 use crate::ids::{AccountId, PaymentIntentId};
 use crate::merge::Least;
 use crate::payment::derive::OrderStatus;
@@ -72,6 +77,52 @@ pub fn due(order: &Entity, grace: Duration, now: Timestamp) -> Due {
             .chain(noted)
             .collect(),
     )
+}
+
+/// The key of a call that ends a payment: the same for every try of that call, another in the next run, because Stripe
+/// repeats a saved answer, a failure too, for 24 h. Hashed, since an order's id may be as long as a key.
+pub fn idempotency_key(order: &Entity, payment: &OpenPayment, run: Uuid) -> String {
+    let (key, version, intent) = (&order.key, order.version, &payment.intent);
+    let digest = Sha256::digest(format!("{key}|{version}|{intent}|{run}"));
+    format!("billhook-cleanup-{}", HEXLOWER.encode(&digest))
+}
+
+/// What Stripe's word means for a payment that is to be ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It can still be made.
+    NotYet,
+    /// It can never be made again.
+    ForGood,
+    /// It was made, or may be being made.
+    PaidOrProcessing,
+}
+
+impl From<IntentStatus> for Ended {
+    fn from(status: IntentStatus) -> Self {
+        match status {
+            IntentStatus::Canceled => Self::ForGood,
+            IntentStatus::RequiresPaymentMethod
+            | IntentStatus::RequiresConfirmation
+            | IntentStatus::RequiresAction => Self::NotYet,
+            // Money that is authorised waits for the merchant to capture it; a state made after this was written is not
+            // ours to end.
+            IntentStatus::Succeeded
+            | IntentStatus::Processing
+            | IntentStatus::RequiresCapture
+            | IntentStatus::Other(_) => Self::PaidOrProcessing,
+        }
+    }
+}
+
+impl From<SessionStatus> for Ended {
+    fn from(status: SessionStatus) -> Self {
+        match status {
+            SessionStatus::Expired => Self::ForGood,
+            SessionStatus::Open => Self::NotYet,
+            SessionStatus::Complete | SessionStatus::Other(_) => Self::PaidOrProcessing,
+        }
+    }
 }
 
 /// The fact that an order was given up.

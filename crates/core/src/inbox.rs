@@ -270,6 +270,10 @@ reasons! {
         TestEventOnLiveStage = "test_event_on_live_stage",
         /// It names neither an entity nor a payment.
         NothingNamed = "nothing_named",
+        /// Nothing came to bear its PaymentIntent in 4 days.
+        NeverLinked = "never_linked",
+        /// What it names was not there in 30 days.
+        NeverFound = "never_found",
     }
 }
 

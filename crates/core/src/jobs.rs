@@ -1,5 +1,5 @@
-//! Rows of the jobs table that more than one function knows: the cursors of `reconcile`, which `webhook-secret` sets
-//! back before it deletes an endpoint, because Stripe then ends its retries to it.
+//! What the scheduled tasks remember between their runs. The cursors of `reconcile` are known to another function too:
+//! `webhook-secret` sets them back before it deletes an endpoint, because Stripe then ends its retries to it.
 //!
 //! A cursor only says from where to read on, so a lower one costs calls and never an event. Whoever raises one does so
 //! on condition that it stands where it was read.
@@ -8,6 +8,50 @@ use std::time::Duration;
 
 use crate::ids::AccountId;
 use crate::time::Timestamp;
+
+/// The cleanup's row.
+pub const CLEANUP: &str = "cleanup";
+/// The sweep's row.
+pub const SWEEP: &str = "sweep";
+/// The row of reconcile's way through the accounts.
+pub const RECONCILE: &str = "reconcile";
+
+/// How far a job came.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// The Unix second up to which everything is done; none before the first pass came to its end.
+    pub created_s: Option<i64>,
+    /// The pass that was cut, if one was.
+    pub cut: Option<Cut>,
+}
+
+/// Where a pass goes on that was cut by its time or its limit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// The second that it is to bring `created_s` to.
+    pub until_s: i64,
+    /// What it came to, in the task's own words.
+    pub after: String,
+}
+
+impl Progress {
+    /// The pass has come to its end.
+    pub fn done(until_s: i64) -> Self {
+        Self {
+            created_s: Some(until_s),
+            cut: None,
+        }
+    }
+
+    /// The same, with the pass cut here.
+    #[must_use]
+    pub fn cut(&self, until_s: i64, after: String) -> Self {
+        Self {
+            created_s: self.created_s,
+            cut: Some(Cut { until_s, after }),
+        }
+    }
+}
 
 /// The table's key.
 pub const JOB_ID: &str = "job_id";

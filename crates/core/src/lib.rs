@@ -31,4 +31,6 @@ pub mod cleanup;
 pub mod endpoint;
 pub mod jobs;
 pub mod ports;
+pub mod reconcile;
+pub mod sweep;
 pub mod worker;

@@ -7,9 +7,15 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use crate::cleanup::OpenPayment;
 use crate::entity::{Entity, EntityKey, Next};
-use crate::ids::{AccountId, EventId, PaymentIntentId, PieceId, Provider, TenantId};
-use crate::inbox::{NewEvent, Recorded, Stored, Verdict};
+use crate::event::stripe_types::{IntentStatus, SessionStatus};
+use crate::ids::{
+    AccountId, CheckoutSessionId, EventId, OrderId, PaymentIntentId, PieceId, Provider, TenantId,
+};
+use crate::inbox::{NewEvent, Outcome, Recorded, Stored, Verdict};
+use crate::jobs::Progress;
+use crate::reconcile::Span;
 use crate::retry::Disposition;
 use crate::signature::SigningKeys;
 use crate::time::Timestamp;
@@ -52,7 +58,7 @@ pub struct Unavailable {
     pub cause: Box<dyn std::error::Error + Send + Sync>,
 }
 
-/// Ingress: keeps an event, once.
+/// Ingress and reconcile: keeps an event, once.
 pub trait RecordEvent: Send + Sync {
     /// One conditional write. The failed condition brings back the row that is there.
     fn record(
@@ -61,7 +67,7 @@ pub trait RecordEvent: Send + Sync {
     ) -> impl Future<Output = Result<Recorded, Unavailable>> + Send;
 }
 
-/// Ingress, sweep and replay: puts a pointer on a provider's queue.
+/// Ingress, sweep, reconcile and replay: puts a pointer on a provider's queue.
 pub trait SendMessage: Send + Sync {
     /// Returns once the queue has it, or knows its deduplication id from the last 5 minutes.
     fn send(
@@ -245,9 +251,9 @@ pub trait Ledger: Send + Sync {
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Nominated {
     /// The orders.
-    pub orders: Vec<EntityKey>,
+    pub orders: Vec<OrderId>,
     /// The last one read, if there may be more.
-    pub next: Option<EntityKey>,
+    pub next: Option<OrderId>,
 }
 
 /// Cleanup: the orders whose status column says that a payment failed.
@@ -255,29 +261,160 @@ pub trait FindFailedOrders: Send + Sync {
     /// At most `limit` of them, after `after`.
     fn failed_orders(
         &self,
-        after: Option<&EntityKey>,
+        after: Option<&OrderId>,
         limit: usize,
     ) -> impl Future<Output = Result<Nominated, Unavailable>> + Send;
 }
 
-/// Whether a payment can still be made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
-    /// Never again: it is cancelled, or its session expired.
-    ForGood,
-    /// It was made, or is being made.
-    PaidOrProcessing,
-}
-
-/// Cleanup: ends a payment at Stripe. Harmless to repeat.
-pub trait EndPayment: Send + Sync {
+/// Cleanup: what Stripe knows of a payment, and how it is ended there. Each call is harmless to repeat.
+pub trait PaymentsAtStripe: Send + Sync {
     /// What went wrong; its text names the payment.
     type Error: std::error::Error + Send + Sync + 'static;
 
-    /// Asks for its state first; ends it by its Checkout Session where it has one.
-    fn end(
+    /// Where the payment stands.
+    fn status(
         &self,
-        payment: &crate::cleanup::OpenPayment,
+        payment: &OpenPayment,
+    ) -> impl Future<Output = Result<IntentStatus, Self::Error>> + Send;
+
+    /// The session it can be made in, if it belongs to one that is open.
+    fn open_session(
+        &self,
+        payment: &OpenPayment,
+    ) -> impl Future<Output = Result<Option<CheckoutSessionId>, Self::Error>> + Send;
+
+    /// Ends a session, and answers where it stands then.
+    fn expire(
+        &self,
+        payment: &OpenPayment,
+        session: &CheckoutSessionId,
         idempotency_key: &str,
-    ) -> impl Future<Output = Result<Ended, Self::Error>> + Send;
+    ) -> impl Future<Output = Result<SessionStatus, Self::Error>> + Send;
+
+    /// Ends a payment, and answers where it stands then.
+    fn cancel(
+        &self,
+        payment: &OpenPayment,
+        idempotency_key: &str,
+    ) -> impl Future<Output = Result<IntentStatus, Self::Error>> + Send;
+}
+
+/// Scheduled tasks: how far they came.
+pub trait KeepProgress: Send + Sync {
+    /// As it was kept last; nothing for a job that never ran.
+    fn progress(&self, job: &str) -> impl Future<Output = Result<Progress, Unavailable>> + Send;
+
+    /// Keeps it if `created_s` stands as it was read, and answers whether it did: else another run came to its end, or
+    /// somebody set it back, and what this run came to means nothing.
+    fn keep(
+        &self,
+        job: &str,
+        read: &Progress,
+        next: &Progress,
+    ) -> impl Future<Output = Result<bool, Unavailable>> + Send;
+}
+
+/// An event that is not done, as the index has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenEvent {
+    /// Which.
+    pub id: EventId,
+    /// When it came.
+    pub received_at: Timestamp,
+}
+
+/// A page of open events, the oldest first, and where the next one begins.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct OpenPage {
+    /// The events.
+    pub events: Vec<OpenEvent>,
+    /// The last one read, if there may be more.
+    pub next: Option<OpenEvent>,
+}
+
+/// Sweep: one provider's events that are not done.
+pub trait FindOpenEvents: Send + Sync {
+    /// At most `limit` of those with this outcome that came until then, after `after`.
+    fn open_events(
+        &self,
+        outcome: Outcome,
+        until: Timestamp,
+        after: Option<&OpenEvent>,
+        limit: usize,
+    ) -> impl Future<Output = Result<OpenPage, Unavailable>> + Send;
+
+    /// How many of this outcome came until then.
+    fn count_open(
+        &self,
+        outcome: Outcome,
+        until: Timestamp,
+    ) -> impl Future<Output = Result<usize, Unavailable>> + Send;
+
+    /// Those that are there, consistently read without their payload, with their `processing_error`.
+    fn reasons(
+        &self,
+        ids: &BTreeSet<EventId>,
+    ) -> impl Future<Output = Result<Vec<(Stored, Option<String>)>, Unavailable>> + Send;
+}
+
+/// Reconcile: which of Stripe's events are there.
+pub trait FindKnownEvents: Send + Sync {
+    /// Those of these that are there, consistently read.
+    fn known(
+        &self,
+        ids: &BTreeSet<EventId>,
+    ) -> impl Future<Output = Result<BTreeSet<EventId>, Unavailable>> + Send;
+}
+
+/// A page of connected accounts, and where the next one begins.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct AccountsPage {
+    /// Each once.
+    pub accounts: BTreeSet<AccountId>,
+    /// The last tenant read, if there may be more.
+    pub next: Option<TenantId>,
+}
+
+/// Reconcile: the accounts of the tenants.
+pub trait ListAccounts: Send + Sync {
+    /// Those of at most `limit` tenants, after `after`.
+    fn accounts(
+        &self,
+        after: Option<&TenantId>,
+        limit: usize,
+    ) -> impl Future<Output = Result<AccountsPage, Unavailable>> + Send;
+}
+
+/// A page of Stripe's events, the newest first.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct EventsPage {
+    /// Each event's JSON as Stripe wrote it.
+    pub bodies: Vec<String>,
+    /// Whether older ones follow.
+    pub has_more: bool,
+}
+
+/// Why Stripe did not list its events.
+#[derive(Debug, thiserror::Error)]
+pub enum ListEventsError {
+    /// 401 or 403: the key is not, or no longer, the account's.
+    #[error("stripe refuses the account: {0}")]
+    Refused(String),
+    /// The event that the question began after is not listed any more.
+    #[error("stripe does not know the event to go on after: {0}")]
+    Unplaced(String),
+    /// Anything else.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Reconcile: asks Stripe for its events.
+pub trait ListEvents: Send + Sync {
+    /// One page of an account's; none is the platform.
+    fn events(
+        &self,
+        account: Option<&AccountId>,
+        types: &[&str],
+        span: &Span,
+    ) -> impl Future<Output = Result<EventsPage, ListEventsError>> + Send;
 }

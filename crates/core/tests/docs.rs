@@ -442,7 +442,9 @@ fn every_reason_has_a_row() {
         UnhandledType,
         ThinEvent,
         TestEventOnLiveStage,
-        NothingNamed
+        NothingNamed,
+        NeverLinked,
+        NeverFound,
     });
     assert_eq!(words("### Ignored"), ignored);
     let parked = all!(ParkReason {

@@ -2,21 +2,28 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use billhook_core::cleanup::OpenPayment;
 use billhook_core::entity::{Entity, EntityKey};
-use billhook_core::ids::{AccountId, EventId, PaymentIntentId, PieceId, Provider, TenantId};
-use billhook_core::inbox::{NewEvent, Outcome, Recorded, Stored};
-use billhook_core::ports::{
-    Clock, Commit, CommitError, EndPayment, Ended, FindFailedOrders, Kept, Ledger, Nominated,
-    Pause, Payload, PaymentKey, PaymentRow, PaymentWrite, ReadSigningKeys, RecordEvent, Rows,
-    SendMessage, Unavailable,
+use billhook_core::event::stripe_types::{IntentStatus, SessionStatus};
+use billhook_core::ids::{
+    AccountId, CheckoutSessionId, EventId, OrderId, PaymentIntentId, PieceId, Provider, TenantId,
 };
+use billhook_core::inbox::{NewEvent, Outcome, Recorded, Stored};
+use billhook_core::jobs::Progress;
+use billhook_core::ports::{
+    AccountsPage, Clock, Commit, CommitError, EventsPage, FindFailedOrders, FindKnownEvents,
+    FindOpenEvents, KeepProgress, Kept, Ledger, ListAccounts, ListEvents, ListEventsError,
+    Nominated, OpenEvent, OpenPage, Pause, Payload, PaymentKey, PaymentRow, PaymentWrite,
+    PaymentsAtStripe, ReadSigningKeys, RecordEvent, Rows, SendMessage, Unavailable,
+};
+use billhook_core::reconcile::Span;
 use billhook_core::retry::Disposition;
 use billhook_core::signature::{SigningKey, SigningKeys};
 use billhook_core::time::Timestamp;
+use serde_json::Value;
 use uuid::Uuid;
 
 /// What happens to a call.
@@ -67,6 +74,21 @@ impl FixedClock {
     /// Standing at `now`.
     pub fn at(now: Timestamp) -> Self {
         Self(Mutex::new((now, 0)))
+    }
+
+    /// Moves it.
+    pub fn set(&self, now: Timestamp) {
+        lock(&self.0).0 = now;
+    }
+}
+
+impl Clock for &FixedClock {
+    fn now(&self) -> Timestamp {
+        (*self).now()
+    }
+
+    fn new_id(&self) -> Uuid {
+        (*self).new_id()
     }
 }
 
@@ -168,6 +190,18 @@ impl SendMessage for MemoryQueue {
     }
 }
 
+impl SendMessage for &MemoryQueue {
+    async fn send(
+        &self,
+        provider: Provider,
+        group: &str,
+        deduplication_id: &str,
+        body: &str,
+    ) -> Result<(), Unavailable> {
+        (*self).send(provider, group, deduplication_id, body).await
+    }
+}
+
 /// An event's row.
 #[derive(Clone, Debug)]
 pub struct EventRow {
@@ -206,10 +240,41 @@ pub struct MemoryTables {
     pub reads: Plan,
     /// Runs before each commit takes effect, to lose a race.
     pub before_commit: Mutex<VecDeque<fn(&MemoryTables)>>,
+    /// How far each job came.
+    pub jobs: Mutex<BTreeMap<String, Progress>>,
+    /// Runs as each call begins.
+    pub hook: Hook,
+}
+
+/// What a test does while another call begins.
+#[derive(Default)]
+pub struct Hook(Mutex<Option<Box<dyn FnMut() + Send>>>);
+
+impl std::fmt::Debug for Hook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Hook")
+    }
+}
+
+impl Hook {
+    /// From now on.
+    pub fn set(&self, run: impl FnMut() + Send + 'static) {
+        *lock(&self.0) = Some(Box::new(run));
+    }
+
+    /// A call begins. What the hook itself calls does not run it again.
+    fn run(&self) {
+        let hook = lock(&self.0).take();
+        if let Some(mut hook) = hook {
+            hook();
+            lock(&self.0).get_or_insert(hook);
+        }
+    }
 }
 
 impl MemoryTables {
     fn count(&self, call: &'static str) {
+        self.hook.run();
         *lock(&self.calls).entry(call).or_default() += 1;
     }
 
@@ -255,7 +320,7 @@ impl RecordEvent for &MemoryTables {
 impl FindFailedOrders for &MemoryTables {
     async fn failed_orders(
         &self,
-        after: Option<&EntityKey>,
+        after: Option<&OrderId>,
         limit: usize,
     ) -> Result<Nominated, Unavailable> {
         self.read("failed_orders")?;
@@ -263,44 +328,283 @@ impl FindFailedOrders for &MemoryTables {
         let failed = all
             .values()
             .filter(|row| row.columns.status.as_deref() == Some("payment_failed"))
-            .map(|row| row.key.clone())
-            .filter(|key| after.is_none_or(|after| key > after));
-        let orders: Vec<EntityKey> = failed.take(limit).collect();
+            .filter_map(|row| match &row.key {
+                EntityKey::Order(id) => Some(id.clone()),
+                EntityKey::Statement(_) | EntityKey::Tenant(_) => None,
+            })
+            .filter(|id| after.is_none_or(|after| id > after));
+        let orders: Vec<OrderId> = failed.take(limit).collect();
         let next = orders.last().filter(|_| orders.len() == limit).cloned();
         Ok(Nominated { orders, next })
     }
 }
 
-/// What Stripe says of each payment; one that is not named is open, and ends when asked to.
-#[derive(Debug, Default)]
-pub struct Payments {
-    /// By intent.
-    pub states: Mutex<BTreeMap<String, Ended>>,
-    /// Every call, with its idempotency key.
-    pub calls: Mutex<Vec<(String, String)>>,
-    /// Failures to come.
-    pub plan: Plan,
+impl KeepProgress for &MemoryTables {
+    async fn progress(&self, job: &str) -> Result<Progress, Unavailable> {
+        self.read("progress")?;
+        Ok(lock(&self.jobs).get(job).cloned().unwrap_or_default())
+    }
+
+    async fn keep(&self, job: &str, read: &Progress, next: &Progress) -> Result<bool, Unavailable> {
+        self.read("keep")?;
+        let mut jobs = lock(&self.jobs);
+        let stands = jobs.entry(job.to_owned()).or_default();
+        let is_as_read = stands.created_s == read.created_s;
+        if is_as_read {
+            *stands = next.clone();
+        }
+        Ok(is_as_read)
+    }
 }
 
-impl EndPayment for &Payments {
+impl FindOpenEvents for &MemoryTables {
+    async fn open_events(
+        &self,
+        outcome: Outcome,
+        until: Timestamp,
+        after: Option<&OpenEvent>,
+        limit: usize,
+    ) -> Result<OpenPage, Unavailable> {
+        self.read("open_events")?;
+        let key = |event: &OpenEvent| (event.received_at, event.id.clone());
+        let mut events: Vec<OpenEvent> = lock(&self.events)
+            .values()
+            .filter(|row| !row.stored.processed && row.stored.outcome == outcome)
+            .filter_map(|row| {
+                Some(OpenEvent {
+                    id: row.stored.id.clone(),
+                    received_at: row.stored.received_at?,
+                })
+            })
+            .filter(|event| event.received_at <= until)
+            .filter(|event| after.is_none_or(|after| key(event) > key(after)))
+            .collect();
+        events.sort_by_key(key);
+        events.truncate(limit);
+        let next = events.last().filter(|_| events.len() == limit).cloned();
+        Ok(OpenPage { events, next })
+    }
+
+    async fn count_open(&self, outcome: Outcome, until: Timestamp) -> Result<usize, Unavailable> {
+        let page = self.open_events(outcome, until, None, usize::MAX).await?;
+        Ok(page.events.len())
+    }
+
+    async fn reasons(
+        &self,
+        ids: &BTreeSet<EventId>,
+    ) -> Result<Vec<(Stored, Option<String>)>, Unavailable> {
+        self.read("reasons")?;
+        let events = lock(&self.events);
+        let rows = ids.iter().filter_map(|id| events.get(id));
+        Ok(rows
+            .map(|row| (row.stored.clone(), row.error.clone()))
+            .collect())
+    }
+}
+
+impl FindKnownEvents for &MemoryTables {
+    async fn known(&self, ids: &BTreeSet<EventId>) -> Result<BTreeSet<EventId>, Unavailable> {
+        self.read("known")?;
+        let events = lock(&self.events);
+        Ok(ids
+            .iter()
+            .filter(|id| events.contains_key(id))
+            .cloned()
+            .collect())
+    }
+}
+
+impl ListAccounts for &MemoryTables {
+    async fn accounts(
+        &self,
+        after: Option<&TenantId>,
+        limit: usize,
+    ) -> Result<AccountsPage, Unavailable> {
+        self.read("accounts")?;
+        let mut tenants = lock(&self.tenants).clone();
+        tenants.sort_by(|one, other| one.1.cmp(&other.1));
+        tenants.retain(|(_, tenant)| after.is_none_or(|after| tenant > after));
+        tenants.truncate(limit);
+        let next = tenants.last().filter(|_| tenants.len() == limit);
+        Ok(AccountsPage {
+            next: next.map(|(_, tenant)| tenant.clone()),
+            accounts: tenants.into_iter().map(|(account, _)| account).collect(),
+        })
+    }
+}
+
+/// A Stripe by its rules for payments and lists of events, with planned failures. A payment that is not named requires a
+/// payment method.
+#[derive(Debug, Default)]
+pub struct MemoryStripe {
+    /// By intent.
+    pub intents: Mutex<BTreeMap<String, IntentStatus>>,
+    /// By session: its intent, and where it stands.
+    pub sessions: Mutex<BTreeMap<String, (String, SessionStatus)>>,
+    /// Every call: what, of what, and its idempotency key or account.
+    pub calls: Mutex<Vec<(&'static str, String, String)>>,
+    /// By account, empty for the platform.
+    pub events: Mutex<BTreeMap<String, Vec<Value>>>,
+    /// Accounts that answer 403.
+    pub refused: Mutex<BTreeSet<String>>,
+    /// Events on a page.
+    pub page: AtomicUsize,
+    /// Failures to come.
+    pub plan: Plan,
+    /// Runs as each call begins.
+    pub hook: Hook,
+}
+
+fn can_end(status: &IntentStatus) -> bool {
+    matches!(
+        status,
+        IntentStatus::RequiresPaymentMethod
+            | IntentStatus::RequiresConfirmation
+            | IntentStatus::RequiresAction
+    )
+}
+
+impl MemoryStripe {
+    fn begin(&self, call: &'static str, of: &str, with: &str) -> Result<(), Unavailable> {
+        self.hook.run();
+        lock(&self.calls).push((call, of.to_owned(), with.to_owned()));
+        match self.plan.next() {
+            Some(Fault::Before) => Err(unreachable(call)),
+            Some(Fault::AnswerLost | Fault::Repeated) | None => Ok(()),
+        }
+    }
+
+    /// Where an intent stands.
+    pub fn intent(&self, id: &str) -> IntentStatus {
+        let open = || IntentStatus::RequiresPaymentMethod;
+        lock(&self.intents)
+            .entry(id.to_owned())
+            .or_insert_with(open)
+            .clone()
+    }
+
+    /// The customer pays; whether it can still be done. A payment goes through its session.
+    pub fn pay(&self, id: &str) -> bool {
+        let can = can_end(&self.intent(id));
+        if can {
+            lock(&self.intents).insert(id.to_owned(), IntentStatus::Succeeded);
+            for (intent, status) in lock(&self.sessions).values_mut() {
+                if intent == id {
+                    *status = SessionStatus::Complete;
+                }
+            }
+        }
+        can
+    }
+
+    fn end(&self, id: &str) {
+        if can_end(&self.intent(id)) {
+            lock(&self.intents).insert(id.to_owned(), IntentStatus::Canceled);
+        }
+    }
+}
+
+impl PaymentsAtStripe for &MemoryStripe {
     type Error = Unavailable;
 
-    async fn end(
+    async fn status(&self, payment: &OpenPayment) -> Result<IntentStatus, Unavailable> {
+        let intent = payment.intent.as_str();
+        self.begin("status", intent, "")?;
+        Ok(self.intent(intent))
+    }
+
+    async fn open_session(
+        &self,
+        payment: &OpenPayment,
+    ) -> Result<Option<CheckoutSessionId>, Unavailable> {
+        let intent = payment.intent.as_str();
+        self.begin("open_session", intent, "")?;
+        let sessions = lock(&self.sessions);
+        let open = sessions
+            .iter()
+            .find(|(_, (of, status))| of == intent && *status == SessionStatus::Open);
+        Ok(open.and_then(|(id, _)| CheckoutSessionId::parse(id).ok()))
+    }
+
+    async fn expire(
+        &self,
+        payment: &OpenPayment,
+        session: &CheckoutSessionId,
+        idempotency_key: &str,
+    ) -> Result<SessionStatus, Unavailable> {
+        self.begin("expire", session.as_str(), idempotency_key)?;
+        let mut sessions = lock(&self.sessions);
+        let Some((_, status)) = sessions.get_mut(session.as_str()) else {
+            return Err(unreachable("expire"));
+        };
+        if *status == SessionStatus::Open {
+            *status = SessionStatus::Expired;
+            self.end(payment.intent.as_str());
+        }
+        Ok(status.clone())
+    }
+
+    async fn cancel(
         &self,
         payment: &OpenPayment,
         idempotency_key: &str,
-    ) -> Result<Ended, Unavailable> {
-        let intent = payment.intent.to_string();
-        lock(&self.calls).push((intent.clone(), idempotency_key.to_owned()));
-        let fault = self.plan.next();
-        if fault == Some(Fault::Before) {
-            return Err(unreachable("end"));
+    ) -> Result<IntentStatus, Unavailable> {
+        let intent = payment.intent.as_str();
+        self.begin("cancel", intent, idempotency_key)?;
+        let of_open_session = lock(&self.sessions)
+            .values()
+            .any(|(of, status)| of == intent && *status == SessionStatus::Open);
+        if !of_open_session {
+            self.end(intent);
         }
-        let ended = *lock(&self.states).entry(intent).or_insert(Ended::ForGood);
-        match fault {
-            Some(Fault::AnswerLost) => Err(unreachable("end")),
-            _ => Ok(ended),
+        Ok(self.intent(intent))
+    }
+}
+
+impl ListEvents for &MemoryStripe {
+    async fn events(
+        &self,
+        account: Option<&AccountId>,
+        types: &[&str],
+        span: &Span,
+    ) -> Result<EventsPage, ListEventsError> {
+        let account = account.map_or("", AccountId::as_str);
+        let failed = |error: Unavailable| ListEventsError::Failed(error.doing);
+        self.begin("events", types.first().unwrap_or(&""), account)
+            .map_err(failed)?;
+        if lock(&self.refused).contains(account) {
+            return Err(ListEventsError::Refused("403".to_owned()));
         }
+        let all = lock(&self.events);
+        let created_s = |event: &Value| event.get("created").and_then(Value::as_i64);
+        let text = |event: &Value, name: &str| {
+            let text = event.get(name).and_then(Value::as_str);
+            text.unwrap_or_default().to_owned()
+        };
+        let mut listed: Vec<&Value> = all
+            .get(account)
+            .into_iter()
+            .flatten()
+            .filter(|event| types.contains(&text(event, "type").as_str()))
+            .filter(|event| {
+                created_s(event).is_some_and(|at| (span.from_s..=span.until_s).contains(&at))
+            })
+            .collect();
+        listed.sort_by_key(|event| std::cmp::Reverse(created_s(event)));
+        let from = match &span.after {
+            None => 0,
+            Some(after) => {
+                let at = listed.iter().position(|event| text(event, "id") == *after);
+                at.ok_or_else(|| ListEventsError::Unplaced("resource_missing".to_owned()))? + 1
+            }
+        };
+        let limit = self.page.load(Ordering::SeqCst).max(1);
+        let page = listed.get(from..).unwrap_or_default();
+        Ok(EventsPage {
+            bodies: page.iter().take(limit).map(ToString::to_string).collect(),
+            has_more: page.len() > limit,
+        })
     }
 }
 

@@ -111,9 +111,11 @@ fn every_queue_has_its_dead_letter_queue_its_alarm_and_the_numbers_of_the_code()
     let template = template();
     let queues = resources(&template, "AWS::SQS::Queue");
     let alarms = resources(&template, "AWS::CloudWatch::Alarm");
-    assert_eq!(queues.len(), 4);
+    assert_eq!(queues.len(), 5);
     for (name, queue) in &queues {
-        assert_eq!(queue["FifoQueue"], true, "{name}");
+        // Neither EventBridge nor Lambda takes a FIFO queue for what fails.
+        let is_fifo = queue.get("FifoQueue") == Some(&json!(true));
+        assert_eq!(is_fifo, name != "ScheduleDlq", "{name}");
         assert_eq!(queue["SqsManagedSseEnabled"], true, "{name}");
         assert_eq!(queue["MessageRetentionPeriod"], 14 * 24 * 60 * 60, "{name}");
         if name.ends_with("Dlq") {
@@ -175,6 +177,47 @@ fn every_queue_has_its_dead_letter_queue_its_alarm_and_the_numbers_of_the_code()
             < 29,
         "the gateway waits 29 s"
     );
+}
+
+#[test]
+fn every_scheduled_task_has_one_rule_with_its_input_retries_and_dead_letter_queue() {
+    let template = template();
+    let function =
+        &resources(&template, "AWS::Serverless::Function")["CleanupFailedPaymentsFunction"];
+    let dlq = json!({ "!GetAtt": "ScheduleDlq.Arn" });
+    let rules: BTreeSet<(&str, &str)> = function["Events"]
+        .as_object()
+        .unwrap()
+        .values()
+        .map(|rule| {
+            assert_eq!(rule["Type"], "Schedule");
+            let rule = &rule["Properties"];
+            assert_eq!(rule["DeadLetterConfig"]["Arn"], dlq);
+            assert!(rule["RetryPolicy"]["MaximumRetryAttempts"].as_i64() >= Some(1));
+            (
+                rule["Schedule"].as_str().unwrap(),
+                rule["Input"].as_str().unwrap(),
+            )
+        })
+        .collect();
+    let expected = [
+        ("rate(1 hour)", r#"{"task":"reconcile"}"#),
+        ("rate(10 minutes)", r#"{"task":"sweep"}"#),
+        ("rate(15 minutes)", r#"{"task":"cleanup"}"#),
+    ];
+    assert_eq!(rules, expected.into());
+    assert_eq!(function["DeadLetterQueue"]["TargetArn"], dlq);
+    assert_eq!(
+        function["EventInvokeConfig"]["MaximumRetryAttempts"], 1,
+        "the next run makes up for it"
+    );
+    let policy = &resources(&template, "AWS::SQS::QueuePolicy")["ScheduleDlqPolicy"];
+    let statement = &policy["PolicyDocument"]["Statement"][0];
+    assert_eq!(
+        (&statement["Principal"]["Service"], &statement["Action"]),
+        (&json!("events.amazonaws.com"), &json!("sqs:SendMessage"))
+    );
+    assert!(statement["Condition"]["ArnLike"]["aws:SourceArn"].is_object());
 }
 
 /// Starts a function's configuration on what the template sets, and looks which variables it asked for.

@@ -89,7 +89,8 @@ impl Expression {
             .update_expression(clauses.join(" "))
             .condition_expression(self.conditions.join(" AND "))
             .set_expression_attribute_names(Some(self.names))
-            .set_expression_attribute_values(Some(self.values))
+            // DynamoDB takes no empty map.
+            .set_expression_attribute_values(Some(self.values).filter(|values| !values.is_empty()))
             .build()
             .map_err(|error| CommitError::Refused(error.to_string()))
     }

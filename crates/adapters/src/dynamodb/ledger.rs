@@ -25,13 +25,13 @@ use super::inbox::kept;
 use super::index::Index;
 use super::items::{self, Item, n, s, text};
 use super::rows::{self, ORDER_GUARDS, Row, STATEMENT_GUARDS, Schema, TENANT_GUARDS};
-use super::unavailable;
+use super::{invalid, unavailable};
 use crate::metrics;
 
 /// A row beyond this is not written: the rest of DynamoDB's 400 KB is the application's.
 const ROW_BYTES_MAX: usize = 300 * 1024;
 /// DynamoDB takes 100 keys in one read.
-const KEYS_MAX: usize = 100;
+pub(super) const KEYS_MAX: usize = 100;
 /// How often keys are asked for again that DynamoDB left unprocessed.
 const UNPROCESSED_TRIES_MAX: u32 = 5;
 /// How long a tenant is remembered. Misses never are.
@@ -56,8 +56,8 @@ pub struct Tables {
 /// The ledger on DynamoDB.
 #[derive(Debug)]
 pub struct DynamoLedger<C> {
-    client: Client,
-    tables: Tables,
+    pub(super) client: Client,
+    pub(super) tables: Tables,
     clock: C,
     tenants: Mutex<HashMap<AccountId, (Timestamp, Vec<TenantId>)>>,
 }
@@ -102,53 +102,6 @@ impl<C: Clock> DynamoLedger<C> {
                 facts: "facts",
                 guarded: &STATEMENT_GUARDS,
             },
-        })
-    }
-
-    /// Consistent reads of many keys, asking again for what was left unprocessed.
-    async fn batch_get(
-        &self,
-        mut wanted: HashMap<String, Vec<Item>>,
-    ) -> Result<Vec<(String, Item)>, Unavailable> {
-        wanted.retain(|_, keys| !keys.is_empty());
-        let doing = format!("read {} rows", wanted.values().map(Vec::len).sum::<usize>());
-        let mut found = Vec::new();
-        for tries in 0..UNPROCESSED_TRIES_MAX {
-            if wanted.is_empty() {
-                return Ok(found);
-            }
-            if tries > 0 {
-                tokio::time::sleep(Duration::from_millis(25 << tries)).await;
-            }
-            let mut request = HashMap::new();
-            for (table, keys) in wanted.drain() {
-                let keys = KeysAndAttributes::builder()
-                    .set_keys(Some(keys))
-                    .consistent_read(true)
-                    .build();
-                request.insert(table, keys.map_err(|e| invalid(&doing, e))?);
-            }
-            let got = self
-                .client
-                .batch_get_item()
-                .set_request_items(Some(request))
-                .send()
-                .await;
-            let got = got.map_err(|error| unavailable(doing.clone(), error))?;
-            for (table, items) in got.responses.unwrap_or_default() {
-                found.extend(items.into_iter().map(|item| (table.clone(), item)));
-            }
-            for (table, left) in got.unprocessed_keys.unwrap_or_default() {
-                wanted.insert(table, left.keys);
-            }
-        }
-        if wanted.is_empty() {
-            return Ok(found);
-        }
-        Err(Unavailable {
-            doing,
-            disposition: Disposition::RetryLater,
-            cause: format!("rows left unprocessed {UNPROCESSED_TRIES_MAX} times").into(),
         })
     }
 
@@ -265,20 +218,70 @@ impl<C: Clock> DynamoLedger<C> {
     }
 }
 
+/// Consistent reads of many keys, asking again for what was left unprocessed.
+pub(super) async fn batch_get(
+    client: &Client,
+    mut wanted: HashMap<String, Vec<Item>>,
+    projection: Option<&str>,
+) -> Result<Vec<(String, Item)>, Unavailable> {
+    wanted.retain(|_, keys| !keys.is_empty());
+    let doing = format!("read {} rows", wanted.values().map(Vec::len).sum::<usize>());
+    let mut found = Vec::new();
+    for tries in 0..UNPROCESSED_TRIES_MAX {
+        if wanted.is_empty() {
+            return Ok(found);
+        }
+        if tries > 0 {
+            tokio::time::sleep(Duration::from_millis(25 << tries)).await;
+        }
+        let mut request = HashMap::new();
+        for (table, keys) in wanted.drain() {
+            let keys = KeysAndAttributes::builder()
+                .set_keys(Some(keys))
+                .consistent_read(true)
+                .set_projection_expression(projection.map(str::to_owned))
+                .set_expression_attribute_names(projection.and_then(reserved_names))
+                .build();
+            request.insert(table, keys.map_err(|e| invalid(&doing, e))?);
+        }
+        let got = client
+            .batch_get_item()
+            .set_request_items(Some(request))
+            .send()
+            .await;
+        let got = got.map_err(|error| unavailable(doing.clone(), error))?;
+        for (table, items) in got.responses.unwrap_or_default() {
+            found.extend(items.into_iter().map(|item| (table.clone(), item)));
+        }
+        for (table, left) in got.unprocessed_keys.unwrap_or_default() {
+            wanted.insert(table, left.keys);
+        }
+    }
+    if wanted.is_empty() {
+        return Ok(found);
+    }
+    Err(Unavailable {
+        doing,
+        disposition: Disposition::RetryLater,
+        cause: format!("rows left unprocessed {UNPROCESSED_TRIES_MAX} times").into(),
+    })
+}
+
+/// DynamoDB's own words in a projection stand behind a `#`; only names that are used may be given.
+fn reserved_names(projection: &str) -> Option<HashMap<String, String>> {
+    let names = projection
+        .split(", ")
+        .filter_map(|name| Some((name.to_owned(), name.strip_prefix('#')?.to_owned())));
+    let names: HashMap<String, String> = names.collect();
+    (!names.is_empty()).then_some(names)
+}
+
 fn configured(table: Option<&String>, variable: &str) -> Result<String, Unavailable> {
     table.cloned().ok_or_else(|| Unavailable {
         doing: "find the table".to_owned(),
         disposition: Disposition::Permanent,
         cause: format!("{variable} is not set for this function").into(),
     })
-}
-
-fn invalid(doing: &str, error: impl std::error::Error + Send + Sync + 'static) -> Unavailable {
-    Unavailable {
-        doing: doing.to_owned(),
-        disposition: Disposition::Permanent,
-        cause: Box::new(error),
-    }
 }
 
 impl<C: Clock> Ledger for DynamoLedger<C> {
@@ -292,9 +295,8 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
                 .iter()
                 .map(|id| Item::from([("event_id".to_owned(), s(id.as_str()))]))
                 .collect();
-            let found = self
-                .batch_get(HashMap::from([(self.tables.events.clone(), keys)]))
-                .await?;
+            let wanted = HashMap::from([(self.tables.events.clone(), keys)]);
+            let found = batch_get(&self.client, wanted, None).await?;
             events.extend(found.iter().filter_map(|(_, item)| kept(item)));
         }
         Ok(events)
@@ -327,7 +329,7 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
             unreadable: BTreeMap::new(),
             payments: BTreeMap::new(),
         };
-        for (table, item) in self.batch_get(wanted).await? {
+        for (table, item) in batch_get(&self.client, wanted, None).await? {
             if Some(&table) == self.tables.payments.as_ref() {
                 let key = text(&item, "payment_id").and_then(|key| by_row_key.get(key));
                 rows.payments
@@ -457,40 +459,25 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
 impl<C: Clock> FindFailedOrders for DynamoLedger<C> {
     async fn failed_orders(
         &self,
-        after: Option<&EntityKey>,
+        after: Option<&OrderId>,
         limit: usize,
     ) -> Result<Nominated, Unavailable> {
         let table = configured(self.tables.orders.as_ref(), "ORDERS_TABLE")?;
-        let failed = OrderStatus::PaymentFailed.as_str();
-        let start = after.and_then(|key| match key {
-            EntityKey::Order(id) => Some(Item::from([
-                ("id".to_owned(), s(id.as_str())),
-                ("status".to_owned(), s(failed)),
-            ])),
-            EntityKey::Statement(_) | EntityKey::Tenant(_) => None,
-        });
-        let page = self
-            .client
-            .query()
-            .table_name(&table)
-            .index_name("StatusIndex")
-            .key_condition_expression("#status = :failed")
-            .expression_attribute_names("#status", "status")
-            .expression_attribute_values(":failed", s(failed))
-            .projection_expression("id")
-            .set_exclusive_start_key(start)
-            .limit(i32::try_from(limit).unwrap_or(i32::MAX))
-            .send()
-            .await
-            .map_err(|error| unavailable(format!("query StatusIndex of {table}"), error))?;
-        let order = |item: &Item| {
-            text(item, "id")
-                .and_then(|id| OrderId::parse(id).ok())
-                .map(EntityKey::Order)
+        let index = Index {
+            client: &self.client,
+            table: &table,
+            name: "StatusIndex",
+            column: "status",
+            key: "id",
         };
+        let failed = OrderStatus::PaymentFailed.as_str();
+        let page = index
+            .page(failed, after.map(OrderId::as_str), limit)
+            .await?;
+        let orders = page.keys.iter().filter_map(|id| OrderId::parse(id).ok());
         Ok(Nominated {
-            orders: page.items().iter().filter_map(order).collect(),
-            next: page.last_evaluated_key().and_then(order),
+            orders: orders.collect(),
+            next: page.next.and_then(|id| OrderId::parse(&id).ok()),
         })
     }
 }

@@ -1,5 +1,6 @@
 //! The tables. `items` says how values stand in a row, `inbox` keeps events, `rows` how entities
 //! stand in theirs, `index` finds rows by a column, `ledger` reads and writes them with their events in one transaction.
+//! For the scheduled tasks `open` finds events that are not done, and `jobs` keeps how far they came.
 //!
 //! Every read that decides is consistent; every write carries the condition that makes a repeat or a race harmless.
 
@@ -8,7 +9,9 @@ mod expression;
 pub mod inbox;
 mod index;
 pub mod items;
+pub mod jobs;
 pub mod ledger;
+mod open;
 pub mod rows;
 
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
@@ -30,6 +33,15 @@ where
     Unavailable {
         doing,
         disposition,
+        cause: Box::new(error),
+    }
+}
+
+/// A call that cannot even be made.
+fn invalid(doing: &str, error: impl std::error::Error + Send + Sync + 'static) -> Unavailable {
+    Unavailable {
+        doing: doing.to_owned(),
+        disposition: Disposition::Permanent,
         cause: Box::new(error),
     }
 }

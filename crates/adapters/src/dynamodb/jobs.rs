@@ -1,0 +1,167 @@
+//! What the scheduled tasks remember, and the accounts they go through.
+
+use aws_sdk_dynamodb::Client;
+use aws_sdk_dynamodb::error::ProvideErrorMetadata as _;
+use billhook_core::ids::{AccountId, TenantId};
+use billhook_core::jobs::{CREATED_S, Cut, JOB_ID, Progress};
+use billhook_core::ports::{AccountsPage, CommitError, KeepProgress, ListAccounts, Unavailable};
+
+use super::expression::Expression;
+use super::items::{self, Item, n, s, text};
+use super::unavailable;
+
+const UNTIL_S: &str = "until_s";
+const AFTER: &str = "after";
+const ACCOUNT: &str = "stripe_connected_account_id";
+
+/// The jobs and the tenants.
+#[derive(Clone, Debug)]
+pub struct Jobs {
+    /// The client.
+    pub client: Client,
+    /// How far each job came.
+    pub table: String,
+    /// The application's tenants.
+    pub tenants_table: String,
+}
+
+impl KeepProgress for Jobs {
+    async fn progress(&self, job: &str) -> Result<Progress, Unavailable> {
+        let got = self
+            .client
+            .get_item()
+            .table_name(&self.table)
+            .key(JOB_ID, s(job))
+            .consistent_read(true)
+            .send()
+            .await;
+        let row = got.map_err(|error| unavailable(self.doing("read", job), error))?;
+        Ok(row.item.as_ref().map(progress).unwrap_or_default())
+    }
+
+    async fn keep(&self, job: &str, read: &Progress, next: &Progress) -> Result<bool, Unavailable> {
+        let doing = self.doing("write", job);
+        let update = match update(&self.table, job, read, next) {
+            Ok(update) => update,
+            Err(error) => return Err(super::invalid(&doing, error)),
+        };
+        let sent = self
+            .client
+            .update_item()
+            .table_name(update.table_name)
+            .set_key(Some(update.key))
+            .update_expression(update.update_expression)
+            .set_condition_expression(update.condition_expression)
+            .set_expression_attribute_names(update.expression_attribute_names)
+            .set_expression_attribute_values(update.expression_attribute_values)
+            .send()
+            .await;
+        match sent {
+            Ok(_) => Ok(true),
+            // It may be the SDK's own first try that stands there: then the row is as it was to be.
+            Err(error) if error.code() == Some("ConditionalCheckFailedException") => {
+                Ok(self.progress(job).await? == *next)
+            }
+            Err(error) => Err(unavailable(doing, error)),
+        }
+    }
+}
+
+impl Jobs {
+    fn doing(&self, what: &str, job: &str) -> String {
+        format!("{what} {job} of {}", self.table)
+    }
+}
+
+fn progress(row: &Item) -> Progress {
+    let cut = items::integer(row, UNTIL_S).zip(text(row, AFTER));
+    Progress {
+        created_s: items::integer(row, CREATED_S),
+        cut: cut.map(|(until_s, after)| Cut {
+            until_s,
+            after: after.to_owned(),
+        }),
+    }
+}
+
+fn update(
+    table: &str,
+    job: &str,
+    read: &Progress,
+    next: &Progress,
+) -> Result<aws_sdk_dynamodb::types::Update, CommitError> {
+    let mut update = Expression::default();
+    update.set(CREATED_S, next.created_s.map(n));
+    update.set(UNTIL_S, next.cut.as_ref().map(|cut| n(cut.until_s)));
+    update.set(AFTER, next.cut.as_ref().map(|cut| s(&cut.after)));
+    update.require_as_loaded(CREATED_S, read.created_s.map(n).as_ref());
+    update.build(table, JOB_ID, job)
+}
+
+impl ListAccounts for Jobs {
+    async fn accounts(
+        &self,
+        after: Option<&TenantId>,
+        limit: usize,
+    ) -> Result<AccountsPage, Unavailable> {
+        let table = &self.tenants_table;
+        let start = after.map(|tenant| Item::from([("tenant_id".to_owned(), s(tenant.as_str()))]));
+        let page = self
+            .client
+            .scan()
+            .table_name(table)
+            .projection_expression("tenant_id, #account")
+            .expression_attribute_names("#account", ACCOUNT)
+            .set_exclusive_start_key(start)
+            .limit(i32::try_from(limit).unwrap_or(i32::MAX))
+            .send()
+            .await
+            .map_err(|error| unavailable(format!("scan {table}"), error))?;
+        let account = |row: &Item| AccountId::parse(text(row, ACCOUNT)?).ok();
+        let tenant = |row: &Item| TenantId::parse(text(row, "tenant_id")?).ok();
+        Ok(AccountsPage {
+            accounts: page.items().iter().filter_map(account).collect(),
+            next: page.last_evaluated_key().and_then(tenant),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_reads_back_as_written_on_condition_of_what_was_read() {
+        let cut = Progress::done(1_000).cut(2_000, "evt_1".to_owned());
+        let row = Item::from([
+            (CREATED_S.to_owned(), n(1_000)),
+            (UNTIL_S.to_owned(), n(2_000)),
+            (AFTER.to_owned(), s("evt_1")),
+        ]);
+        assert_eq!(progress(&row), cut);
+        assert_eq!(progress(&Item::new()), Progress::default());
+        let first = update("jobs", "sweep", &Progress::default(), &cut).unwrap();
+        assert_eq!(
+            first.condition_expression.as_deref(),
+            Some("attribute_not_exists(#created_s)")
+        );
+        let done = update("jobs", "sweep", &cut, &Progress::done(2_000)).unwrap();
+        assert_eq!(
+            done.condition_expression.as_deref(),
+            Some("#created_s = :v1")
+        );
+        assert_eq!(
+            done.update_expression,
+            "SET #created_s = :v0 REMOVE #until_s, #after"
+        );
+        let cleared = update(
+            "jobs",
+            "cleanup",
+            &Progress::default(),
+            &Progress::default(),
+        );
+        assert_eq!(cleared.unwrap().expression_attribute_values, None);
+        let values = done.expression_attribute_values.unwrap();
+        assert_eq!((&values[":v0"], &values[":v1"]), (&n(2_000), &n(1_000)));
+    }
+}

@@ -1,0 +1,394 @@
+//! What Stripe has and we do not is taken in.
+//!
+//! Guarantees: everything that Stripe lists for an account the key may ask about, up to 30 days back, is stored and
+//! queued by the same path as a delivery, once; a cursor is raised only after all before it was read. A fetch with our
+//! own key over TLS is as authentic as a signature.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use billhook_adapters::metrics;
+use billhook_core::event::stripe::Event;
+use billhook_core::ids::{AccountId, CorrelationId, EventId, Provider, TenantId};
+use billhook_core::inbox::{NewEvent, take_in};
+use billhook_core::jobs::{Progress, RECONCILE, reconcile_row};
+use billhook_core::pointer::Source;
+use billhook_core::ports::{
+    Clock, FindKnownEvents, KeepProgress, ListAccounts, ListEvents, ListEventsError, RecordEvent,
+    SendMessage, Unavailable,
+};
+use billhook_core::reconcile::{is_gap, span, type_sets};
+use billhook_core::retry::chain;
+use billhook_core::time::Timestamp;
+use futures_util::stream::{self, StreamExt as _};
+use serde::Serialize;
+
+use crate::{Failed, is_late, unavailable};
+
+/// Tenants read at once.
+const TENANTS: usize = 25;
+/// Accounts asked about at once.
+const ACCOUNTS_AT_ONCE: usize = 4;
+/// Events stored and sent at once, for each of those.
+const EVENTS_AT_ONCE: usize = 4;
+/// Refused accounts that the answer names; the log names all.
+const NAMED_MAX: usize = 20;
+
+/// What a run did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Summary {
+    /// `reconcile`.
+    pub task: &'static str,
+    /// Accounts asked about, the platform included.
+    pub accounts: usize,
+    /// Events that Stripe listed.
+    pub events: usize,
+    /// Of these, the ones that were missing and are now stored and queued.
+    pub taken_in: usize,
+    /// Of these, the ones that should have come long before.
+    pub gaps: usize,
+    /// Accounts that answered 401 or 403, the first 20 of them: skipped.
+    pub refused: Vec<AccountId>,
+    /// Accounts whose questions failed, and events that could not be read; a later run tries again.
+    pub failed: usize,
+    /// Up to when everything was read, of every account that could be.
+    pub reconciled_through: Option<Timestamp>,
+    /// Whether the run came to the end; else the next goes on.
+    pub completed: bool,
+}
+
+/// Everything the task needs.
+#[derive(Debug)]
+pub struct Reconcile<I, Q, J, S, C> {
+    /// Where events are kept.
+    pub inbox: I,
+    /// Where pointers go.
+    pub queue: Q,
+    /// How far earlier runs came, and the accounts.
+    pub jobs: J,
+    /// Stripe; none while no key is set.
+    pub stripe: Option<S>,
+    /// Time and identifiers.
+    pub clock: C,
+}
+
+/// What one account's questions came to.
+#[derive(Default)]
+struct Account {
+    events: usize,
+    taken_in: usize,
+    gaps: usize,
+    failed: usize,
+    /// Of its cursors, the least.
+    through_s: Option<i64>,
+    was_cut: bool,
+}
+
+enum AccountError {
+    Refused(String),
+    Failed(String),
+}
+
+impl From<Unavailable> for AccountError {
+    fn from(error: Unavailable) -> Self {
+        Self::Failed(chain(&error))
+    }
+}
+
+impl<I, Q, J, S, C> Reconcile<I, Q, J, S, C>
+where
+    I: RecordEvent + FindKnownEvents,
+    Q: SendMessage,
+    J: KeepProgress + ListAccounts,
+    S: ListEvents,
+    C: Clock,
+{
+    /// One run: the platform, then the accounts behind the one that the last run was cut at, or all.
+    pub async fn run(&self, deadline: Timestamp) -> Result<Summary, Failed> {
+        let stripe = self.stripe.as_ref().ok_or_else(Failed::no_key)?;
+        let mut summary = Summary {
+            task: "reconcile",
+            ..Summary::default()
+        };
+        let platform = self.account(stripe, None, deadline).await;
+        if let (Err(AccountError::Refused(cause)), _) = platform {
+            // The key itself: every account would answer the same.
+            return Err(Failed {
+                doing: "list the platform's events",
+                cause,
+            });
+        }
+        summary.add(None, platform.0.err(), &platform.1);
+        let read = self.jobs.progress(RECONCILE).await;
+        let progress = read.map_err(unavailable("read how far the last run came"))?;
+        let cut = progress.cut.as_ref();
+        let mut after = cut.and_then(|cut| TenantId::parse(&cut.after).ok());
+        summary.completed = self
+            .accounts(stripe, &mut after, &mut summary, deadline)
+            .await?;
+        let next = match &after {
+            Some(tenant) => progress.cut(self.clock.now().unix_s(), tenant.to_string()),
+            None => Progress::default(),
+        };
+        if next != progress {
+            let kept = self.jobs.keep(RECONCILE, &progress, &next).await;
+            kept.map_err(unavailable("keep how far this run came"))?;
+        }
+        metrics::EVENT_GAP.add(
+            Provider::Stripe,
+            u64::try_from(summary.gaps).unwrap_or(u64::MAX),
+        );
+        if let Some(through) = summary.reconciled_through {
+            let behind = through.until(self.clock.now()).as_secs();
+            metrics::RECONCILED_THROUGH.add(Provider::Stripe, behind);
+        }
+        tracing::info!(
+            gaps = summary.gaps,
+            taken_in = summary.taken_in,
+            "reconciled {} accounts",
+            summary.accounts
+        );
+        Ok(summary)
+    }
+
+    /// Goes through the accounts, and says whether it came to the end; `after` is the last tenant that was done.
+    async fn accounts(
+        &self,
+        stripe: &S,
+        after: &mut Option<TenantId>,
+        summary: &mut Summary,
+        deadline: Timestamp,
+    ) -> Result<bool, Failed> {
+        loop {
+            if is_late(&self.clock, deadline) {
+                return Ok(false);
+            }
+            let page = self.jobs.accounts(after.as_ref(), TENANTS).await;
+            let page = page.map_err(unavailable("list the tenants' accounts"))?;
+            let asked: Vec<_> = stream::iter(&page.accounts)
+                .map(async |account| {
+                    let answer = self.account(stripe, Some(account), deadline).await;
+                    (account, answer)
+                })
+                .buffer_unordered(ACCOUNTS_AT_ONCE)
+                .collect()
+                .await;
+            let mut was_cut = false;
+            for (account, (answer, did)) in asked {
+                was_cut |= did.was_cut;
+                summary.add(Some(account), answer.err(), &did);
+            }
+            if was_cut {
+                return Ok(false);
+            }
+            *after = page.next;
+            if after.is_none() {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// All questions about one account, and what they came to before one of them failed.
+    async fn account(
+        &self,
+        stripe: &S,
+        account: Option<&AccountId>,
+        deadline: Timestamp,
+    ) -> (Result<(), AccountError>, Account) {
+        let mut did = Account::default();
+        for (set, types) in type_sets().enumerate() {
+            let job = reconcile_row(account, set);
+            let done = self.set(stripe, account, &job, types, deadline, &mut did);
+            if let Err(error) = done.await {
+                return (Err(error), did);
+            }
+        }
+        (Ok(()), did)
+    }
+
+    /// One cursor: from where it stands, with what is read again, up to now.
+    async fn set(
+        &self,
+        stripe: &S,
+        account: Option<&AccountId>,
+        job: &str,
+        types: &[&str],
+        deadline: Timestamp,
+        did: &mut Account,
+    ) -> Result<(), AccountError> {
+        let progress = self.jobs.progress(job).await?;
+        let mut span = span(&progress, self.clock.now());
+        let passed = loop {
+            if is_late(&self.clock, deadline) {
+                did.was_cut = true;
+                break Ok(false);
+            }
+            let page = match stripe.events(account, types, &span).await {
+                Ok(page) => page,
+                // The pass was cut so long ago that Stripe has forgotten the event: it begins again.
+                Err(ListEventsError::Unplaced(_)) if span.after.is_some() => {
+                    span.after = None;
+                    continue;
+                }
+                Err(ListEventsError::Refused(cause)) => break Err(AccountError::Refused(cause)),
+                Err(error) => break Err(AccountError::Failed(chain(&error))),
+            };
+            did.events += page.bodies.len();
+            match self.page(account, &progress, &page.bodies, did).await {
+                Ok(Some(last)) => span.after = Some(last.to_string()),
+                Ok(None) if page.has_more => {
+                    break Err(AccountError::Failed(
+                        "stripe's page has no event to go on after".to_owned(),
+                    ));
+                }
+                Ok(None) => {}
+                Err(error) => break Err(error),
+            }
+            if !page.has_more {
+                break Ok(true);
+            }
+        };
+        let next = match (&passed, span.after) {
+            (Ok(true), _) => Progress::done(span.until_s),
+            (Ok(false) | Err(_), Some(after)) => progress.cut(span.until_s, after),
+            (Ok(false) | Err(_), None) => progress.clone(),
+        };
+        // If it does not stand any more as it was read, it was set back or raised: the next run begins there.
+        let is_kept = next == progress || self.jobs.keep(job, &progress, &next).await?;
+        let through_s = match is_kept {
+            true => next.created_s,
+            false => progress.created_s,
+        };
+        did.through_s = match (did.through_s, through_s) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        };
+        passed.map(|_| ())
+    }
+
+    /// Takes in what is missing of a page; the last event of it.
+    async fn page(
+        &self,
+        account: Option<&AccountId>,
+        progress: &Progress,
+        bodies: &[String],
+        did: &mut Account,
+    ) -> Result<Option<EventId>, AccountError> {
+        let mut last = None;
+        let mut listed: BTreeMap<EventId, (&str, Event)> = BTreeMap::new();
+        for body in bodies {
+            match Event::parse(body.as_bytes()) {
+                Ok(mut event) => {
+                    // Whose it is, is who was asked.
+                    event.account = account.cloned();
+                    last = Some(event.id.clone());
+                    listed.insert(event.id.clone(), (body, event));
+                }
+                Err(error) => {
+                    did.failed += 1;
+                    tracing::error!(
+                        account = name(account),
+                        "event_unreadable of {}: {error}",
+                        name(account)
+                    );
+                }
+            }
+        }
+        let ids: BTreeSet<EventId> = listed.keys().cloned().collect();
+        if ids.is_empty() {
+            return Ok(last);
+        }
+        let known = self.inbox.known(&ids).await?;
+        listed.retain(|id, _| !known.contains(id));
+        let taken: Vec<Result<bool, Unavailable>> = stream::iter(listed.into_values())
+            .map(|(body, event)| self.take_in(account, progress, body, event))
+            .buffer_unordered(EVENTS_AT_ONCE)
+            .collect()
+            .await;
+        for taken in taken {
+            did.gaps += usize::from(taken?);
+            did.taken_in += 1;
+        }
+        Ok(last)
+    }
+
+    /// Whether it should have come long before.
+    async fn take_in(
+        &self,
+        account: Option<&AccountId>,
+        progress: &Progress,
+        body: &str,
+        event: Event,
+    ) -> Result<bool, Unavailable> {
+        let now = self.clock.now();
+        let new = NewEvent {
+            source: Source::Reconcile,
+            envelope: event.envelope(),
+            raw_body: body.as_bytes(),
+            correlation_id: CorrelationId(self.clock.new_id()),
+            received_at: now,
+        };
+        take_in(&self.inbox, &self.queue, &self.clock, &new).await?;
+        let is_gap = is_gap(progress, event.created(), now);
+        tracing::warn!(
+            correlation_id = %new.correlation_id,
+            event_id = %event.id,
+            event_type = %event.event_type,
+            account = name(account),
+            is_gap,
+            "event_reconciled {} of {} correlation_id={}",
+            event.id,
+            name(account),
+            new.correlation_id
+        );
+        Ok(is_gap)
+    }
+}
+
+fn name(account: Option<&AccountId>) -> &str {
+    account.map_or("platform", AccountId::as_str)
+}
+
+impl Summary {
+    fn add(&mut self, account: Option<&AccountId>, error: Option<AccountError>, did: &Account) {
+        self.accounts += 1;
+        self.events += did.events;
+        self.taken_in += did.taken_in;
+        self.gaps += did.gaps;
+        self.failed += did.failed;
+        let through = did
+            .through_s
+            .and_then(|second| Timestamp::from_unix_s(second).ok());
+        match error {
+            Some(AccountError::Refused(cause)) => {
+                tracing::warn!(
+                    account = name(account),
+                    cause,
+                    "account_refused {}: {cause}",
+                    name(account)
+                );
+                self.refused
+                    .extend(account.filter(|_| self.refused.len() < NAMED_MAX).cloned());
+                return;
+            }
+            Some(AccountError::Failed(cause)) => {
+                self.failed += 1;
+                tracing::error!(
+                    account = name(account),
+                    cause,
+                    "reconcile_failed {}: {cause}",
+                    name(account)
+                );
+            }
+            None => tracing::info!(
+                account = name(account),
+                through = through.map(tracing::field::display),
+                "reconciled {}",
+                name(account)
+            ),
+        }
+        self.reconciled_through = match (self.reconciled_through, through) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        };
+    }
+}

@@ -1,0 +1,600 @@
+//! Runs of the cleanup over tables and a Stripe in memory, and payments that come at every moment of one.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use billhook_core::entity::{Columns, Derived, Entity, EntityKey, Facts};
+use billhook_core::event::stripe::Event;
+use billhook_core::event::stripe_types::{IntentStatus, SessionStatus};
+use billhook_core::ids::{OrderId, PaymentIntentId};
+use billhook_core::jobs::{CLEANUP, Progress};
+use billhook_core::merge::Merge as _;
+use billhook_core::money::{Currency, Money};
+use billhook_core::payment;
+use billhook_core::time::Timestamp;
+use billhook_testkit::events::{intent_failed, intent_is, intent_succeeded};
+use billhook_testkit::memory::{Fault, FixedClock, MemoryStripe, MemoryTables};
+use cleanup_failed_payments::Input;
+use cleanup_failed_payments::cleanup::{Cleanup, Options, Summary};
+use serde_json::{Value, json};
+
+const T: i64 = 1_781_000_000;
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_unix_s(T + second).unwrap()
+}
+
+fn facts(events: &[Value]) -> Facts {
+    let mut facts = Facts::default();
+    for event in events {
+        let event = Event::parse(event.to_string().as_bytes()).unwrap();
+        facts
+            .payment
+            .merge(payment::read::facts(&event).unwrap().unwrap());
+    }
+    facts
+}
+
+/// What the worker does when an event comes.
+fn deliver(tables: &MemoryTables, key: &EntityKey, event: &Value) {
+    let mut entities = tables.entities.lock().unwrap();
+    let row = entities.get_mut(key).unwrap();
+    let next = row.with(facts(std::slice::from_ref(event)), at(9_000));
+    row.version += 1;
+    row.facts = next.facts.clone();
+    row.columns = next.derived.columns.clone();
+    row.derived = next.derived;
+}
+
+/// Puts an order into the tables as the worker leaves it after these events.
+fn order(tables: &MemoryTables, id: &str, events: &[Value]) -> EntityKey {
+    let key = EntityKey::Order(OrderId::parse(id).unwrap());
+    let mut row = Entity {
+        key: key.clone(),
+        version: 1,
+        tenant: None,
+        due: Some(Money {
+            amount: 4200,
+            currency: Currency::parse("usd").unwrap(),
+        }),
+        intent: None,
+        session: None,
+        user: None,
+        mailed: None,
+        columns: Columns::default(),
+        derived: Derived::default(),
+        facts: Facts::default(),
+    };
+    let next = row.with(facts(events), at(0));
+    row.facts = next.facts;
+    row.columns = next.derived.columns.clone();
+    row.derived = next.derived;
+    tables.entities.lock().unwrap().insert(key.clone(), row);
+    key
+}
+
+fn failed(tables: &MemoryTables, id: &str, second: i64) -> EntityKey {
+    let event = intent_failed(
+        &format!("evt_{id}"),
+        T + second,
+        &format!("pi_{id}"),
+        json!({}),
+        &format!("ch_{id}"),
+    );
+    order(tables, id, &[event])
+}
+
+fn status(tables: &MemoryTables, key: &EntityKey) -> String {
+    tables.entities.lock().unwrap()[key]
+        .columns
+        .status
+        .clone()
+        .unwrap()
+}
+
+/// Two hours after everything.
+fn cleanup<'a>(
+    tables: &'a MemoryTables,
+    stripe: &'a MemoryStripe,
+) -> Cleanup<&'a MemoryTables, &'a MemoryStripe, &'a MemoryTables, FixedClock> {
+    Cleanup {
+        ledger: tables,
+        payments: Some(stripe),
+        jobs: tables,
+        clock: FixedClock::at(at(7_200)),
+        grace: Duration::from_secs(3_600),
+    }
+}
+
+async fn run(tables: &MemoryTables, stripe: &MemoryStripe, input: &str) -> Summary {
+    let Input::Cleanup(options) = serde_json::from_str(input).unwrap() else {
+        panic!("{input} is another task's");
+    };
+    cleanup(tables, stripe)
+        .run(&options, at(9_000))
+        .await
+        .unwrap()
+}
+
+fn stands(stripe: &MemoryStripe, intent: &str, status: IntentStatus) {
+    stripe
+        .intents
+        .lock()
+        .unwrap()
+        .insert(intent.to_owned(), status);
+}
+
+#[tokio::test]
+async fn a_stale_failed_order_is_given_up_after_its_payments_are_ended() {
+    let (tables, stripe) = (MemoryTables::default(), MemoryStripe::default());
+    let stale = failed(&tables, "old", 0);
+    let young = failed(&tables, "young", 7_000);
+    let summary = run(&tables, &stripe, "{}").await;
+    assert_eq!(
+        summary,
+        Summary {
+            scanned: 2,
+            cancelled: 1,
+            skipped: 1,
+            ..Summary::default()
+        }
+    );
+    assert_eq!(
+        (status(&tables, &stale), status(&tables, &young)),
+        ("cancelled".into(), "payment_failed".into())
+    );
+    assert_eq!(stripe.intent("pi_old"), IntentStatus::Canceled);
+    let calls = stripe.calls.lock().unwrap();
+    let calls: Vec<_> = calls
+        .iter()
+        .map(|(call, of, _)| (*call, of.as_str()))
+        .collect();
+    assert_eq!(
+        calls,
+        [
+            ("status", "pi_old"),
+            ("open_session", "pi_old"),
+            ("cancel", "pi_old")
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_payment_of_an_open_session_ends_by_the_session() {
+    let (tables, stripe) = (MemoryTables::default(), MemoryStripe::default());
+    let key = failed(&tables, "old", 0);
+    let session = ("pi_old".to_owned(), SessionStatus::Open);
+    stripe
+        .sessions
+        .lock()
+        .unwrap()
+        .insert("cs_1".to_owned(), session);
+    let summary = run(&tables, &stripe, "{}").await;
+    assert_eq!(
+        (summary.cancelled, status(&tables, &key)),
+        (1, "cancelled".into())
+    );
+    assert_eq!(stripe.intent("pi_old"), IntentStatus::Canceled);
+    assert_eq!(stripe.calls.lock().unwrap().last().unwrap().0, "expire");
+}
+
+#[tokio::test]
+async fn money_at_stripe_or_in_the_facts_forbids_the_cancel() {
+    for word in [
+        "processing",
+        "succeeded",
+        "requires_capture",
+        "invented_tomorrow",
+    ] {
+        let (tables, stripe) = (MemoryTables::default(), MemoryStripe::default());
+        let paying = failed(&tables, "paying", 0);
+        stands(&stripe, "pi_paying", IntentStatus::parse(word));
+        // Its column was put back by somebody; the facts know of money.
+        let events = [
+            intent_failed("evt_1", T, "pi_1", json!({}), "ch_1"),
+            intent_succeeded("evt_2", T, "pi_2", json!({}), 1),
+        ];
+        let underpaid = order(&tables, "underpaid", &events);
+        tables
+            .entities
+            .lock()
+            .unwrap()
+            .get_mut(&underpaid)
+            .unwrap()
+            .columns
+            .status = Some("payment_failed".into());
+        let summary = run(&tables, &stripe, "{}").await;
+        assert_eq!(
+            summary,
+            Summary {
+                scanned: 2,
+                reconciled: 1,
+                skipped: 1,
+                ..Summary::default()
+            },
+            "{word}"
+        );
+        assert_eq!(status(&tables, &paying), "payment_failed");
+        assert_eq!(stripe.calls.lock().unwrap().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_payment_that_only_the_application_knows_is_asked_about_too() {
+    let (tables, stripe) = (MemoryTables::default(), MemoryStripe::default());
+    let key = failed(&tables, "again", 0);
+    let intent = PaymentIntentId::parse("pi_second").unwrap();
+    tables
+        .entities
+        .lock()
+        .unwrap()
+        .get_mut(&key)
+        .unwrap()
+        .intent = Some(intent);
+    stands(&stripe, "pi_second", IntentStatus::Succeeded);
+    let summary = run(&tables, &stripe, "{}").await;
+    assert_eq!((summary.cancelled, summary.reconciled), (0, 1));
+}
+
+/// The whole story of one order, the customer's payment and its event at every moment of a run.
+#[tokio::test]
+async fn a_payment_at_any_moment_is_never_cancelled_and_never_leaves_a_cancelled_order() {
+    let mut seen = (0, 0, 0);
+    for with_session in [false, true] {
+        // (the call before which the customer pays, that before which the event comes); the last is after the run.
+        for paid_at in 0..=8 {
+            for told_at in paid_at..=8 {
+                let tables = Arc::new(MemoryTables::default());
+                let stripe = Arc::new(MemoryStripe::default());
+                let key = failed(&tables, "raced", 0);
+                if with_session {
+                    let session = ("pi_raced".to_owned(), SessionStatus::Open);
+                    stripe
+                        .sessions
+                        .lock()
+                        .unwrap()
+                        .insert("cs_1".to_owned(), session);
+                }
+                // Calls begun, whether it was paid, whether that was told.
+                let story = Arc::new(Mutex::new((0, false, false)));
+                let step = {
+                    let (tables, stripe, story) = (tables.clone(), stripe.clone(), story.clone());
+                    let key = key.clone();
+                    move || {
+                        let (call, paid, told) = &mut *story.lock().unwrap();
+                        if *call == paid_at {
+                            *paid = stripe.pay("pi_raced");
+                        }
+                        if *call >= told_at && *paid && !*told {
+                            *told = true;
+                            let event = intent_succeeded(
+                                "evt_paid",
+                                T + 8_000,
+                                "pi_raced",
+                                json!({}),
+                                4200,
+                            );
+                            deliver(&tables, &key, &event);
+                        }
+                        *call += 1;
+                    }
+                };
+                tables.hook.set(step.clone());
+                stripe.hook.set(step.clone());
+                run(&tables, &stripe, "{}").await;
+                let calls = story.lock().unwrap().0;
+                assert!((1..=9).contains(&calls), "{calls} calls");
+                let before = tables.entities.lock().unwrap()[&key].clone();
+                let paid = story.lock().unwrap().1;
+                let at = format!("session {with_session}, paid {paid_at}, told {told_at}");
+                if paid {
+                    assert_eq!(stripe.intent("pi_raced"), IntentStatus::Succeeded, "{at}");
+                    assert_eq!(before.facts.payment.cancelled, None, "{at}");
+                    seen.0 += 1;
+                } else if calls > paid_at {
+                    // Too late: Stripe takes no money for what was ended.
+                    assert_eq!(stripe.intent("pi_raced"), IntentStatus::Canceled, "{at}");
+                    assert_eq!(status(&tables, &key), "cancelled", "{at}");
+                    seen.1 += 1;
+                }
+                // Whatever has not happened yet happens now.
+                while story.lock().unwrap().0 <= 9 {
+                    step();
+                }
+                if story.lock().unwrap().1 {
+                    assert_eq!(status(&tables, &key), "completed", "{at}");
+                } else {
+                    assert_eq!(status(&tables, &key), "cancelled", "{at}");
+                    seen.2 += 1;
+                }
+            }
+        }
+    }
+    // Only between the cancel at Stripe and the write is a payment too late, and nothing else goes wrong there.
+    assert_eq!(seen, (78, 6, 12));
+}
+
+/// The application made a second payment that no event and no column tells of: money still wins.
+#[tokio::test]
+async fn money_from_a_payment_nobody_knew_of_completes_the_order_at_any_moment() {
+    for told_at in 0..=8 {
+        let tables = Arc::new(MemoryTables::default());
+        let stripe = MemoryStripe::default();
+        let key = failed(&tables, "raced", 0);
+        let calls = Arc::new(Mutex::new(0));
+        let step = {
+            let (tables, key, calls) = (tables.clone(), key.clone(), calls.clone());
+            move || {
+                let mut calls = calls.lock().unwrap();
+                if *calls == told_at {
+                    let event = intent_succeeded("evt_2", T + 8_000, "pi_2", json!({}), 4200);
+                    deliver(&tables, &key, &event);
+                }
+                *calls += 1;
+            }
+        };
+        tables.hook.set(step.clone());
+        stripe.hook.set(step.clone());
+        run(&tables, &stripe, "{}").await;
+        while *calls.lock().unwrap() <= 8 {
+            step();
+        }
+        assert_eq!(status(&tables, &key), "completed", "{told_at}");
+    }
+}
+
+#[tokio::test]
+async fn the_webhook_of_our_own_cancel_does_not_keep_the_order_open() {
+    let (tables, stripe) = (Arc::new(MemoryTables::default()), MemoryStripe::default());
+    let key = failed(&tables, "old", 0);
+    // The worker writes between our read and our write, once.
+    let rival: fn(&MemoryTables) = |tables| {
+        let canceled = intent_is("evt_c", T + 7_200, "pi_old", json!({}), "canceled");
+        let key = EntityKey::Order(OrderId::parse("old").unwrap());
+        deliver(tables, &key, &canceled);
+    };
+    tables.before_commit.lock().unwrap().push_back(rival);
+    let summary = run(&tables, &stripe, "{}").await;
+    assert_eq!((summary.cancelled, summary.skipped), (1, 0));
+    assert_eq!(status(&tables, &key), "cancelled");
+}
+
+#[tokio::test]
+async fn a_write_whose_answer_was_lost_counts_as_what_it_is() {
+    for (fault, counted) in [(Fault::AnswerLost, (1, 0)), (Fault::Before, (0, 1))] {
+        let (tables, stripe) = (MemoryTables::default(), MemoryStripe::default());
+        let key = failed(&tables, "old", 0);
+        tables.writes.then([Some(fault)]);
+        let summary = run(&tables, &stripe, "{}").await;
+        assert_eq!((summary.cancelled, summary.failed), counted, "{fault:?}");
+        let written = status(&tables, &key) == "cancelled";
+        assert_eq!(written, fault == Fault::AnswerLost);
+    }
+}
+
+#[tokio::test]
+async fn what_fails_is_counted_and_found_again_by_the_next_run() {
+    for failing in 0..3 {
+        let (tables, stripe) = (MemoryTables::default(), MemoryStripe::default());
+        let keys = [failed(&tables, "a", 0), failed(&tables, "b", 0)];
+        stripe
+            .plan
+            .then((0..failing).map(|_| None).chain([Some(Fault::Before)]));
+        let summary = run(&tables, &stripe, "{}").await;
+        assert_eq!(
+            summary,
+            Summary {
+                scanned: 2,
+                cancelled: 1,
+                failed: 1,
+                ..Summary::default()
+            },
+            "{failing}"
+        );
+        let summary = run(&tables, &stripe, "{}").await;
+        assert_eq!(
+            summary,
+            Summary {
+                scanned: 1,
+                cancelled: 1,
+                ..Summary::default()
+            }
+        );
+        assert!(keys.iter().all(|key| status(&tables, key) == "cancelled"));
+    }
+}
+
+#[tokio::test]
+async fn a_repeated_call_of_a_later_run_has_another_key() {
+    let (tables, stripe) = (MemoryTables::default(), MemoryStripe::default());
+    let event = intent_failed("evt_1", T, "pi_1", json!({}), "ch_1");
+    let key = order(&tables, &"x".repeat(255), &[event]);
+    // The cancel is carried out, and its answer lost with the write.
+    tables.writes.then([Some(Fault::Before)]);
+    run(&tables, &stripe, "{}").await;
+    stands(&stripe, "pi_1", IntentStatus::RequiresAction);
+    assert_eq!(status(&tables, &key), "payment_failed");
+    let other = cleanup(&tables, &stripe);
+    other.clock.set(at(7_300));
+    // Another container: its identifiers are others.
+    billhook_core::ports::Clock::new_id(&other.clock);
+    other.run(&Options::default(), at(9_000)).await.unwrap();
+    let calls = stripe.calls.lock().unwrap();
+    let keys: Vec<&String> = calls
+        .iter()
+        .filter(|(call, ..)| *call == "cancel")
+        .map(|(.., key)| key)
+        .collect();
+    assert_eq!(keys.len(), 2);
+    assert_ne!(keys[0], keys[1]);
+    assert!(keys.iter().all(|key| key.len() <= 255));
+}
+
+#[tokio::test]
+async fn a_payment_after_the_cancel_completes_the_order_and_asks_for_a_review() {
+    let (tables, stripe) = (MemoryTables::default(), MemoryStripe::default());
+    let key = failed(&tables, "late", 0);
+    run(&tables, &stripe, "{}").await;
+    let paid = intent_succeeded("evt_late", T + 9_000, "pi_late", json!({}), 4200);
+    let row = tables.entities.lock().unwrap()[&key].clone();
+    let next = row.with(facts(&[paid]), at(9_000));
+    assert_eq!(next.standing.status.as_str(), "completed");
+    assert!(
+        next.standing
+            .review_reasons
+            .contains("paid_after_cancel:pi_late")
+    );
+}
+
+#[tokio::test]
+async fn without_a_key_a_run_with_something_to_do_is_refused_once() {
+    let (tables, stripe) = (MemoryTables::default(), MemoryStripe::default());
+    let without = || Cleanup {
+        payments: None,
+        ..cleanup(&tables, &stripe)
+    };
+    let nothing = without().run(&Options::default(), at(9_000)).await.unwrap();
+    assert_eq!(nothing, Summary::default());
+    failed(&tables, "a", 0);
+    failed(&tables, "b", 0);
+    let refused = without()
+        .run(&Options::default(), at(9_000))
+        .await
+        .unwrap_err();
+    let text = refused.to_string();
+    assert!(
+        text.contains("no stripe_secret_key") && text.contains("put-secret-value"),
+        "{text}"
+    );
+    let preview = Options {
+        dry_run: true,
+        ..Options::default()
+    };
+    let preview = without().run(&preview, at(9_000)).await.unwrap();
+    assert_eq!(preview.cancelled, 2);
+}
+
+#[tokio::test]
+async fn a_dry_run_and_the_minutes_do_what_they_say() {
+    let (tables, stripe) = (MemoryTables::default(), MemoryStripe::default());
+    for id in ["a", "b", "c"] {
+        failed(&tables, id, 0);
+    }
+    let summary = run(
+        &tables,
+        &stripe,
+        r#"{"task":"cleanup","dry_run":true,"limit":2}"#,
+    )
+    .await;
+    assert_eq!(
+        summary,
+        Summary {
+            scanned: 2,
+            cancelled: 2,
+            dry_run: true,
+            ..Summary::default()
+        }
+    );
+    assert!(stripe.calls.lock().unwrap().is_empty());
+    assert!(tables.jobs.lock().unwrap().is_empty());
+    let summary = run(&tables, &stripe, r#"{"minutes":180}"#).await;
+    assert_eq!(
+        summary,
+        Summary {
+            scanned: 3,
+            skipped: 3,
+            ..Summary::default()
+        }
+    );
+}
+
+#[tokio::test]
+async fn a_run_that_is_cut_goes_on_behind_the_orders_that_it_came_to() {
+    let (tables, stripe) = (MemoryTables::default(), MemoryStripe::default());
+    for id in ["a", "b", "c", "d", "e"] {
+        failed(&tables, id, 0);
+        // None of them can be ended: without a place to go on at, only the first two would ever be tried.
+        stands(&stripe, &format!("pi_{id}"), IntentStatus::Processing);
+    }
+    let tried = async || {
+        stripe.calls.lock().unwrap().clear();
+        run(&tables, &stripe, r#"{"limit":2}"#).await;
+        let calls = stripe.calls.lock().unwrap();
+        calls
+            .iter()
+            .map(|(_, of, _)| of.clone())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(tried().await, ["pi_a", "pi_b"]);
+    assert_eq!(tried().await, ["pi_c", "pi_d"]);
+    assert_eq!(tried().await, ["pi_e"]);
+    assert_eq!(tried().await, ["pi_a", "pi_b"]);
+}
+
+#[tokio::test]
+async fn the_deadline_cuts_a_run_between_two_orders() {
+    let (tables, stripe) = (Arc::new(MemoryTables::default()), MemoryStripe::default());
+    for id in ["a", "b", "c", "d"] {
+        failed(&tables, id, 0);
+    }
+    let clock = Arc::new(FixedClock::at(at(7_200)));
+    let mut calls = 0;
+    stripe.hook.set({
+        let clock = clock.clone();
+        move || {
+            calls += 1;
+            if calls == 4 {
+                clock.set(at(8_990));
+            }
+        }
+    });
+    let cleanup = Cleanup {
+        ledger: &*tables,
+        payments: Some(&stripe),
+        jobs: &*tables,
+        clock: &*clock,
+        grace: Duration::from_secs(3_600),
+    };
+    let first = cleanup.run(&Options::default(), at(9_000)).await.unwrap();
+    assert!((1..4).contains(&first.cancelled), "{first:?}");
+    assert!(tables.jobs.lock().unwrap()[CLEANUP].cut.is_some());
+    let late = cleanup.run(&Options::default(), at(9_000)).await.unwrap();
+    assert_eq!(late, Summary::default());
+    let rest = cleanup.run(&Options::default(), at(10_000)).await.unwrap();
+    assert_eq!(
+        (first.cancelled + rest.cancelled, rest.scanned),
+        (4, 4 - first.scanned)
+    );
+    assert_eq!(tables.jobs.lock().unwrap()[CLEANUP], Progress::default());
+}
+
+#[test]
+fn a_misspelt_input_is_refused_instead_of_cancelling_orders() {
+    for (wrong, told) in [
+        (
+            r#"{"dryrun":true}"#,
+            "unknown field `dryrun`, expected one of `task`, `dry_run`, `minutes`, `limit`",
+        ),
+        (
+            r#"{"task":"clean"}"#,
+            "unknown variant `clean`, expected one of `cleanup`, `sweep`, `reconcile`",
+        ),
+        (
+            r#"{"task":"sweep","minutes":5}"#,
+            "task `sweep` takes no field `minutes`: expected `task` alone",
+        ),
+        (r#"{"minutes":-1}"#, "invalid value: integer `-1`"),
+        (r#"{"minutes":"60"}"#, "invalid type: string"),
+    ] {
+        let error = serde_json::from_str::<Input>(wrong)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(told), "{wrong}: {error}");
+    }
+}

@@ -1,0 +1,418 @@
+//! Runs of the reconciliation over tables, queues and a Stripe in memory.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use billhook_core::event::stripe_types::HANDLED_TYPES;
+use billhook_core::ids::{AccountId, EventId, Provider, TenantId};
+use billhook_core::inbox::Outcome;
+use billhook_core::jobs::{Progress, RECONCILE, reconcile_row};
+use billhook_core::time::Timestamp;
+use billhook_testkit::events::{from_account, stripe};
+use billhook_testkit::memory::{Fault, FixedClock, MemoryQueue, MemoryStripe, MemoryTables};
+use cleanup_failed_payments::reconcile::{Reconcile, Summary};
+use serde_json::{Value, json};
+
+const NOW: i64 = 1_781_000_000;
+const HOUR: i64 = 3_600;
+const DAY: i64 = 24 * HOUR;
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_unix_s(second).unwrap()
+}
+
+fn account(id: &str) -> AccountId {
+    AccountId::parse(id).unwrap()
+}
+
+#[derive(Default)]
+struct World {
+    tables: MemoryTables,
+    queue: MemoryQueue,
+    stripe: MemoryStripe,
+}
+
+type Task<'a> = Reconcile<
+    &'a MemoryTables,
+    &'a MemoryQueue,
+    &'a MemoryTables,
+    &'a MemoryStripe,
+    &'a FixedClock,
+>;
+
+impl World {
+    fn with_accounts(accounts: &[&str]) -> Self {
+        let world = Self::default();
+        for id in accounts {
+            let tenant = TenantId::parse(&format!("ten_{id}")).unwrap();
+            world
+                .tables
+                .tenants
+                .lock()
+                .unwrap()
+                .push((account(id), tenant));
+        }
+        world.stripe.page.store(100, Ordering::SeqCst);
+        world
+    }
+
+    /// Stripe lists an event; empty is the platform.
+    fn lists(&self, account: &str, id: &str, kind: &str, created_s: i64) {
+        let object = json!({ "id": "pi_1", "object": "payment_intent", "amount_received": 4200, "currency": "usd" });
+        let event = stripe(id, kind, created_s, object);
+        let mut events = self.stripe.events.lock().unwrap();
+        events.entry(account.to_owned()).or_default().push(event);
+    }
+
+    /// All was read up to then.
+    fn read_through(&self, account: Option<&AccountId>, second: i64) {
+        for set in 0..2 {
+            let job = reconcile_row(account, set);
+            self.tables
+                .jobs
+                .lock()
+                .unwrap()
+                .insert(job, Progress::done(second));
+        }
+    }
+
+    fn task<'a>(&'a self, clock: &'a FixedClock) -> Task<'a> {
+        Reconcile {
+            inbox: &self.tables,
+            queue: &self.queue,
+            jobs: &self.tables,
+            stripe: Some(&self.stripe),
+            clock,
+        }
+    }
+
+    async fn run(&self, second: i64) -> Summary {
+        let clock = FixedClock::at(at(second));
+        self.task(&clock).run(at(second + 900)).await.unwrap()
+    }
+
+    fn stored(&self) -> BTreeSet<String> {
+        let events = self.tables.events.lock().unwrap();
+        events.keys().map(ToString::to_string).collect()
+    }
+
+    fn asked(&self) -> Vec<String> {
+        let mut calls = self.stripe.calls.lock().unwrap();
+        calls.drain(..).map(|(.., account)| account).collect()
+    }
+}
+
+#[tokio::test]
+async fn a_missing_event_comes_in_as_if_it_had_been_delivered() {
+    let world = World::with_accounts(&["acct_1"]);
+    world.read_through(None, NOW - HOUR);
+    world.read_through(Some(&account("acct_1")), NOW - HOUR);
+    world.lists(
+        "",
+        "evt_platform",
+        "payment_intent.succeeded",
+        NOW - 30 * 60,
+    );
+    // The body of a connected account's list says nothing of the account, or something else.
+    world.lists("acct_1", "evt_connect", "refund.created", NOW - 60);
+    let lying = stripe(
+        "evt_lying",
+        "review.closed",
+        NOW - 60,
+        json!({ "id": "prv_1" }),
+    );
+    let lying = from_account(lying, "acct_2");
+    world
+        .stripe
+        .events
+        .lock()
+        .unwrap()
+        .get_mut("acct_1")
+        .unwrap()
+        .push(lying);
+    let summary = world.run(NOW).await;
+    assert_eq!(
+        summary,
+        Summary {
+            task: "reconcile",
+            accounts: 2,
+            events: 3,
+            taken_in: 3,
+            gaps: 1,
+            refused: Vec::new(),
+            failed: 0,
+            reconciled_through: Some(at(NOW)),
+            completed: true,
+        }
+    );
+    let events = world.tables.events.lock().unwrap();
+    for (id, of) in [
+        ("evt_platform", None),
+        ("evt_connect", Some(account("acct_1"))),
+        ("evt_lying", Some(account("acct_1"))),
+    ] {
+        let row = &events[&EventId::parse(id).unwrap()];
+        assert_eq!(
+            (&row.stored.account, row.stored.outcome),
+            (&of, Outcome::Pending)
+        );
+        // The same group as a delivery's.
+        let mut delivered: Value = serde_json::from_slice(&row.payload).unwrap();
+        delivered["account"] = json!(of);
+        let delivered =
+            billhook_core::event::envelope(Provider::Stripe, delivered.to_string().as_bytes());
+        assert_eq!(row.stored.group, delivered.unwrap().group, "{id}");
+    }
+    let sent = world.queue.sent.lock().unwrap();
+    assert_eq!(sent.len(), 3);
+    for (_, _, deduplication_id, body) in sent.iter() {
+        let body: Value = serde_json::from_str(body).unwrap();
+        assert_eq!(body["source"], "reconcile");
+        assert_eq!(body["event_id"], **deduplication_id);
+    }
+}
+
+#[tokio::test]
+async fn what_is_there_is_neither_written_nor_sent_again() {
+    let world = World::with_accounts(&[]);
+    world.read_through(None, NOW - HOUR);
+    world.lists("", "evt_1", "payment_intent.succeeded", NOW - 60);
+    assert_eq!(world.run(NOW).await.taken_in, 1);
+    let again = world.run(NOW + 60).await;
+    assert_eq!((again.events, again.taken_in, again.gaps), (1, 0, 0));
+    assert_eq!(*world.queue.calls.lock().unwrap(), 1);
+    assert_eq!(world.tables.calls.lock().unwrap()["record"], 1);
+    // Out of what is read again, it is not even listed.
+    assert_eq!(world.run(NOW + 3 * HOUR).await.events, 1);
+    assert_eq!(world.run(NOW + 6 * HOUR).await.events, 0);
+}
+
+#[tokio::test]
+async fn every_type_is_asked_for_and_each_set_has_its_cursor() {
+    let world = World::with_accounts(&["acct_1"]);
+    for (n, kind) in (0..).zip(HANDLED_TYPES) {
+        world.lists("", &format!("evt_{n}"), kind, NOW - n);
+    }
+    world.lists("", "evt_other", "customer.created", NOW);
+    assert_eq!(world.run(NOW).await.taken_in, HANDLED_TYPES.len());
+    let jobs = world.tables.jobs.lock().unwrap();
+    let names: Vec<&str> = jobs.keys().map(String::as_str).collect();
+    assert_eq!(
+        names,
+        [
+            "reconcile#acct_1#0",
+            "reconcile#acct_1#1",
+            "reconcile#platform#0",
+            "reconcile#platform#1"
+        ]
+    );
+    assert!(
+        jobs.values()
+            .all(|progress| *progress == Progress::done(NOW))
+    );
+}
+
+#[tokio::test]
+async fn the_first_reading_goes_back_three_days_and_counts_no_gap() {
+    let world = World::with_accounts(&[]);
+    world.lists("", "evt_old", "payment_intent.succeeded", NOW - 4 * DAY);
+    world.lists("", "evt_new", "payment_intent.succeeded", NOW - 2 * DAY);
+    let summary = world.run(NOW).await;
+    assert_eq!((summary.taken_in, summary.gaps), (1, 0));
+    assert_eq!(world.stored(), ["evt_new".to_owned()].into());
+}
+
+#[tokio::test]
+async fn a_cursor_that_was_set_back_or_left_for_long_is_followed_as_far_as_stripe_lists() {
+    let world = World::with_accounts(&[]);
+    world.lists(
+        "",
+        "evt_too_old",
+        "payment_intent.succeeded",
+        NOW - 31 * DAY,
+    );
+    world.lists("", "evt_old", "payment_intent.succeeded", NOW - 29 * DAY);
+    world.read_through(None, NOW - 60 * DAY);
+    let summary = world.run(NOW).await;
+    assert_eq!((summary.taken_in, summary.gaps), (1, 1));
+    assert_eq!(world.stored(), ["evt_old".to_owned()].into());
+}
+
+#[tokio::test]
+async fn a_refused_account_is_named_and_skipped_and_a_failing_one_is_tried_again() {
+    let world = World::with_accounts(&["acct_1", "acct_2", "acct_3"]);
+    for id in ["acct_1", "acct_2", "acct_3"] {
+        world.lists(
+            id,
+            &format!("evt_{id}"),
+            "payment_intent.succeeded",
+            NOW - 60,
+        );
+        world.read_through(Some(&account(id)), NOW - HOUR);
+    }
+    world
+        .stripe
+        .refused
+        .lock()
+        .unwrap()
+        .insert("acct_2".to_owned());
+    // Two questions about the platform, then the first about one of the accounts.
+    world.stripe.plan.then([None, None, Some(Fault::Before)]);
+    let summary = world.run(NOW).await;
+    assert_eq!(summary.refused, [account("acct_2")]);
+    assert_eq!((summary.failed, summary.taken_in), (1, 1));
+    assert!(summary.completed);
+    assert_eq!(summary.reconciled_through, Some(at(NOW - HOUR)));
+    let summary = world.run(NOW + 60).await;
+    assert_eq!((summary.failed, summary.taken_in), (0, 1));
+    assert_eq!(summary.reconciled_through, Some(at(NOW + 60)));
+    assert_eq!(
+        world.stored(),
+        ["evt_acct_1".to_owned(), "evt_acct_3".to_owned()].into()
+    );
+}
+
+#[tokio::test]
+async fn a_key_that_stripe_refuses_or_none_at_all_refuses_the_run_once() {
+    let world = World::with_accounts(&["acct_1"]);
+    world.stripe.refused.lock().unwrap().insert(String::new());
+    let clock = FixedClock::at(at(NOW));
+    let refused = world.task(&clock).run(at(NOW + 900)).await.unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "could not list the platform's events: 403"
+    );
+    assert_eq!(world.asked().len(), 1);
+    let without = Reconcile {
+        stripe: None,
+        ..world.task(&clock)
+    };
+    let refused = without.run(at(NOW + 900)).await.unwrap_err().to_string();
+    assert!(refused.contains("no stripe_secret_key"), "{refused}");
+}
+
+#[tokio::test]
+async fn what_cannot_be_stored_or_sent_holds_the_cursor() {
+    for (at_store, fault) in [
+        (true, Fault::Before),
+        (true, Fault::AnswerLost),
+        (false, Fault::Before),
+        (false, Fault::AnswerLost),
+    ] {
+        let world = World::with_accounts(&[]);
+        world.read_through(None, NOW - HOUR);
+        world.lists("", "evt_1", "payment_intent.succeeded", NOW - 60);
+        let plan = if at_store {
+            &world.tables.writes
+        } else {
+            &world.queue.plan
+        };
+        plan.then([Some(fault)]);
+        let summary = world.run(NOW).await;
+        assert_eq!((summary.failed, summary.taken_in), (1, 0), "{fault:?}");
+        let job = reconcile_row(None, 0);
+        let stands = world.tables.jobs.lock().unwrap()[&job].clone();
+        assert_eq!(stands, Progress::done(NOW - HOUR), "{fault:?}");
+        world.run(NOW + 60).await;
+        assert_eq!(world.stored().len(), 1, "{fault:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_pass_that_is_cut_is_continued_behind_the_event_it_came_to() {
+    let world = Arc::new(World::with_accounts(&["acct_1"]));
+    world.stripe.page.store(2, Ordering::SeqCst);
+    world.read_through(None, NOW - HOUR);
+    world.read_through(Some(&account("acct_1")), NOW - HOUR);
+    for n in 0..10 {
+        world.lists("", &format!("evt_{n}"), "payment_intent.succeeded", NOW - n);
+    }
+    let mut listed = Vec::new();
+    for run in 0..4 {
+        let clock = Arc::new(FixedClock::at(at(NOW)));
+        let mut calls = 0;
+        // Each run has time for two pages.
+        world.stripe.hook.set({
+            let clock = clock.clone();
+            move || {
+                calls += 1;
+                if calls == 2 && run < 2 {
+                    clock.set(at(NOW + 890));
+                }
+            }
+        });
+        let summary = world.task(&clock).run(at(NOW + 900)).await.unwrap();
+        listed.push(summary.events);
+        if run < 2 {
+            assert!(!summary.completed);
+            assert_eq!(summary.reconciled_through, Some(at(NOW - HOUR)));
+        }
+    }
+    // The third ends the pass and turns to the account; the fourth reads the last two hours again.
+    assert_eq!(listed, [4, 4, 2, 10]);
+    assert_eq!(world.stored().len(), 10);
+    // The event to go on after is forgotten: the pass begins again.
+    let job = reconcile_row(None, 0);
+    let cut = Progress::done(NOW - HOUR).cut(NOW, "evt_gone".to_owned());
+    world.tables.jobs.lock().unwrap().insert(job.clone(), cut);
+    assert_eq!(world.run(NOW + 60).await.failed, 0);
+    assert_eq!(world.tables.jobs.lock().unwrap()[&job], Progress::done(NOW));
+}
+
+#[tokio::test]
+async fn a_cursor_set_back_during_a_run_stays_where_it_was_put() {
+    let world = Arc::new(World::with_accounts(&[]));
+    world.read_through(None, NOW - HOUR);
+    let job = reconcile_row(None, 0);
+    let set_back = Progress::done(NOW - 3 * DAY);
+    world.stripe.hook.set({
+        let (world, job, set_back) = (world.clone(), job.clone(), set_back.clone());
+        move || {
+            world
+                .tables
+                .jobs
+                .lock()
+                .unwrap()
+                .insert(job.clone(), set_back.clone());
+        }
+    });
+    world.run(NOW).await;
+    assert_eq!(world.tables.jobs.lock().unwrap()[&job], set_back);
+}
+
+#[tokio::test]
+async fn a_run_cut_among_the_accounts_is_continued_there() {
+    let accounts: Vec<String> = (0..60).map(|n| format!("acct_{n:02}")).collect();
+    let accounts: Vec<&str> = accounts.iter().map(String::as_str).collect();
+    let world = World::with_accounts(&accounts);
+    let clock = Arc::new(FixedClock::at(at(NOW)));
+    let mut calls = 0;
+    world.stripe.hook.set({
+        let clock = clock.clone();
+        move || {
+            calls += 1;
+            // In the second page of 25 tenants.
+            if calls == 2 + 2 * 30 {
+                clock.set(at(NOW + 890));
+            }
+        }
+    });
+    let first = world.task(&clock).run(at(NOW + 900)).await.unwrap();
+    assert!(!first.completed);
+    assert!(world.tables.jobs.lock().unwrap()[RECONCILE].cut.is_some());
+    world.asked();
+    world.stripe.hook.set(|| {});
+    let second = world.run(NOW + 900).await;
+    assert!(second.completed);
+    let asked: BTreeSet<String> = world.asked().into_iter().collect();
+    assert_eq!(asked.len(), 1 + 35, "{asked:?}");
+    assert!(asked.contains("") && asked.contains("acct_25") && !asked.contains("acct_24"));
+    assert_eq!(world.run(NOW + HOUR).await.accounts, 61);
+}

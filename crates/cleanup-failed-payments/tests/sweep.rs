@@ -1,0 +1,402 @@
+//! Runs of the sweep over tables and queues in memory.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use billhook_core::entity::EntityKey;
+use billhook_core::event;
+use billhook_core::ids::{CorrelationId, EventId, OrderId, Provider};
+use billhook_core::inbox::{NewEvent, Outcome};
+use billhook_core::jobs::{Progress, SWEEP};
+use billhook_core::ports::{PaymentRow, RecordEvent as _};
+use billhook_core::time::Timestamp;
+use billhook_testkit::events::{charge_refunded, from_account, intent_succeeded, letter};
+use billhook_testkit::memory::{Fault, FixedClock, MemoryQueue, MemoryTables};
+use cleanup_failed_payments::sweep::{Summary, Sweep};
+use serde_json::{Value, json};
+
+const T: i64 = 1_781_000_000;
+const MINUTE: i64 = 60;
+const DAY: i64 = 24 * 60 * MINUTE;
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_unix_s(T + second).unwrap()
+}
+
+#[derive(Default)]
+struct World {
+    stripe: MemoryTables,
+    lob: MemoryTables,
+    queue: MemoryQueue,
+}
+
+impl World {
+    /// Takes an event in at `second`, as ingress does, and parks it for a reason.
+    async fn open(&self, provider: Provider, body: Value, second: i64, reason: Option<&str>) {
+        let raw_body = body.to_string().into_bytes();
+        let new = NewEvent {
+            source: provider.into(),
+            envelope: event::envelope(provider, &raw_body).unwrap(),
+            raw_body: &raw_body,
+            correlation_id: CorrelationId::parse("01930000-0000-7000-8000-000000000001").unwrap(),
+            received_at: at(second),
+        };
+        let tables = self.tables(provider);
+        (&tables).record(&new).await.unwrap();
+        if reason.is_some() {
+            let mut events = tables.events.lock().unwrap();
+            let row = events.get_mut(&new.envelope.id).unwrap();
+            row.stored.outcome = Outcome::Parked;
+            row.error = reason.map(str::to_owned);
+        }
+    }
+
+    async fn paid(&self, id: &str, second: i64, reason: Option<&str>) {
+        let event = intent_succeeded(id, T, "pi_1", json!({ "order_id": "ord_1" }), 4200);
+        self.open(Provider::Stripe, event, second, reason).await;
+    }
+
+    /// A refund of a payment that nothing names.
+    async fn unlinked(&self, id: &str, second: i64) {
+        let event = charge_refunded(id, T, "ch_1", Some("pi_1"), 100);
+        self.open(Provider::Stripe, event, second, Some("unlinked"))
+            .await;
+    }
+
+    fn tables(&self, provider: Provider) -> &MemoryTables {
+        match provider {
+            Provider::Stripe => &self.stripe,
+            Provider::Lob => &self.lob,
+        }
+    }
+
+    fn sweep<'a>(
+        &'a self,
+        clock: &'a FixedClock,
+    ) -> Sweep<&'a MemoryTables, &'a MemoryQueue, &'a MemoryTables, &'a FixedClock> {
+        Sweep {
+            stripe: &self.stripe,
+            lob: &self.lob,
+            queue: &self.queue,
+            jobs: &self.stripe,
+            clock,
+            live_mode: false,
+        }
+    }
+
+    async fn run(&self, second: i64) -> Summary {
+        let clock = FixedClock::at(at(second));
+        self.sweep(&clock).run(at(second + 900)).await.unwrap()
+    }
+
+    /// Ids of the messages since the last look.
+    fn sent(&self) -> BTreeSet<String> {
+        let mut sent = self.queue.sent.lock().unwrap();
+        let ids = sent.drain(..).map(|(_, _, _, body)| {
+            let body: Value = serde_json::from_str(&body).unwrap();
+            body["event_id"].as_str().unwrap().to_owned()
+        });
+        ids.collect()
+    }
+}
+
+fn ids(ids: &[&str]) -> BTreeSet<String> {
+    ids.iter().map(|id| (*id).to_owned()).collect()
+}
+
+#[tokio::test]
+async fn a_lost_message_is_sent_again_as_another_one_in_its_group() {
+    let world = World::default();
+    world.paid("evt_1", 0, None).await;
+    world.paid("evt_young", 5 * MINUTE, None).await;
+    let summary = world.run(11 * MINUTE).await;
+    assert_eq!(
+        summary,
+        Summary {
+            task: "sweep",
+            looked_at: 1,
+            sent: 1,
+            completed: true,
+            ..Summary::default()
+        }
+    );
+    let stored = world.stripe.events.lock().unwrap()[&EventId::parse("evt_1").unwrap()]
+        .stored
+        .clone();
+    let sent = world.queue.sent.lock().unwrap().clone();
+    let (provider, group, deduplication_id, body) = &sent[0];
+    assert_eq!((*provider, group), (Provider::Stripe, &stored.group));
+    assert!(
+        deduplication_id.starts_with("evt_1.r."),
+        "{deduplication_id}"
+    );
+    let body: Value = serde_json::from_str(body).unwrap();
+    assert_eq!(
+        (&body["source"], &body["event_id"]),
+        (&json!("sweep"), &json!("evt_1"))
+    );
+    assert_eq!(
+        stored.outcome,
+        Outcome::Pending,
+        "only its worker says what it is"
+    );
+}
+
+#[tokio::test]
+async fn each_age_is_acted_upon_once_however_the_runs_fall() {
+    let world = World::default();
+    world.paid("evt_1", 0, Some("order_unknown")).await;
+    let mut sent_at = Vec::new();
+    // Every ten minutes for a day, then not for a week, then twice in a minute.
+    let runs = (1..=144).map(|run| run * 10 * MINUTE);
+    for second in runs.chain([8 * DAY, 8 * DAY + 1, 20 * DAY]) {
+        world.run(second).await;
+        if !world.sent().is_empty() {
+            sent_at.push(second / MINUTE);
+        }
+    }
+    assert_eq!(
+        sent_at,
+        [10, 20, 40, 80, 160, 320, 640, 1_280, 11_520, 28_800]
+    );
+}
+
+#[tokio::test]
+async fn what_can_come_right_is_sent_and_what_a_person_has_to_mend_is_left() {
+    let world = World::default();
+    for (id, reason) in [
+        ("evt_order", "order_unknown"),
+        ("evt_statement", "statement_unknown"),
+        ("evt_tenant", "tenant_unknown"),
+        ("evt_cross", "cross_tenant"),
+        ("evt_tampered", "tampered"),
+    ] {
+        world.paid(id, 0, Some(reason)).await;
+    }
+    let delivered = letter(
+        "evt_letter",
+        "2026-06-09T10:13:20.000Z",
+        "ltr_1",
+        "delivered",
+    );
+    world
+        .open(Provider::Lob, delivered, 0, Some("letter_unknown"))
+        .await;
+    let summary = world.run(10 * MINUTE).await;
+    assert_eq!((summary.looked_at, summary.sent), (4, 4));
+    assert_eq!(
+        world.sent(),
+        ids(&["evt_order", "evt_statement", "evt_tenant", "evt_letter"])
+    );
+    // After a day they alarm, once; after 30 days those that name what is not there are given up.
+    assert_eq!(world.run(DAY - 1).await.unknown_for_a_day, 0);
+    assert_eq!(world.run(DAY).await.unknown_for_a_day, 4);
+    assert_eq!(world.run(DAY + 1).await.unknown_for_a_day, 0);
+    let summary = world.run(30 * DAY).await;
+    assert_eq!(summary.ignored, 3);
+    for (id, provider, outcome, error) in [
+        (
+            "evt_order",
+            Provider::Stripe,
+            Outcome::Ignored,
+            "never_found",
+        ),
+        ("evt_letter", Provider::Lob, Outcome::Ignored, "never_found"),
+        (
+            "evt_tenant",
+            Provider::Stripe,
+            Outcome::Parked,
+            "tenant_unknown",
+        ),
+        (
+            "evt_cross",
+            Provider::Stripe,
+            Outcome::Parked,
+            "cross_tenant",
+        ),
+    ] {
+        let events = world.tables(provider).events.lock().unwrap();
+        let row = &events[&EventId::parse(id).unwrap()];
+        assert_eq!(
+            (row.stored.outcome, row.error.as_deref()),
+            (outcome, Some(error)),
+            "{id}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_unlinked_event_is_sent_only_once_something_bears_its_payment() {
+    let world = World::default();
+    world.unlinked("evt_refund", 0).await;
+    let summary = world.run(10 * MINUTE).await;
+    assert_eq!((summary.waiting, summary.sent), (1, 0));
+    let key = EntityKey::Order(OrderId::parse("ord_1").unwrap());
+    // By an index, or by its payments row: of its own account only.
+    world
+        .stripe
+        .stale
+        .lock()
+        .unwrap()
+        .insert("pi_1".to_owned(), key.clone());
+    assert_eq!(world.run(20 * MINUTE).await.sent, 1);
+    world.stripe.stale.lock().unwrap().clear();
+    let linked = PaymentRow {
+        entity: Some(key),
+        ..PaymentRow::default()
+    };
+    let rows = &world.stripe.payments;
+    rows.lock()
+        .unwrap()
+        .insert("acct_1#pi_1".to_owned(), linked.clone());
+    assert_eq!(world.run(40 * MINUTE).await.sent, 0);
+    rows.lock()
+        .unwrap()
+        .insert("platform#pi_1".to_owned(), linked);
+    assert_eq!(world.run(80 * MINUTE).await.sent, 1);
+}
+
+#[tokio::test]
+async fn an_unlinked_event_is_given_up_after_four_days() {
+    let world = World::default();
+    world.unlinked("evt_refund", 0).await;
+    assert_eq!(world.run(4 * DAY - 1).await.ignored, 0);
+    assert_eq!(world.run(4 * DAY).await.ignored, 1);
+    let events = world.stripe.events.lock().unwrap();
+    let row = &events[&EventId::parse("evt_refund").unwrap()];
+    assert_eq!(row.error.as_deref(), Some("never_linked"));
+    assert!(row.stored.processed);
+}
+
+#[tokio::test]
+async fn events_pending_for_more_than_an_hour_are_counted_by_every_run() {
+    let world = World::default();
+    world.paid("evt_1", 0, None).await;
+    world.paid("evt_2", 0, Some("order_unknown")).await;
+    let lob = letter("evt_3", "2026-06-09T10:13:20.000Z", "ltr_1", "mailed");
+    world.open(Provider::Lob, lob, 0, None).await;
+    let mut stuck = Vec::new();
+    for minute in [59, 61, 62] {
+        stuck.push(world.run(minute * MINUTE).await.stuck);
+    }
+    assert_eq!(stuck, [0, 2, 2]);
+}
+
+#[tokio::test]
+async fn a_run_that_is_cut_is_continued_and_nothing_is_looked_at_twice_or_missed() {
+    let world = World::default();
+    let all: Vec<String> = (0..350).map(|n| format!("evt_{n:03}")).collect();
+    for (n, id) in (0..).zip(&all) {
+        world
+            .paid(id, n, (n % 2 == 0).then_some("order_unknown"))
+            .await;
+    }
+    let (mut seen, mut messages) = (BTreeSet::new(), Vec::new());
+    // Each run has time for two pages, the last for all.
+    for run in 0..6 {
+        let begun = DAY + run * 60;
+        let clock = Arc::new(FixedClock::at(at(begun)));
+        let mut calls = 0;
+        world.stripe.hook.set({
+            let clock = clock.clone();
+            move || {
+                calls += 1;
+                if calls > 6 && run < 5 {
+                    clock.set(at(begun + 890));
+                }
+            }
+        });
+        let summary = world.sweep(&clock).run(at(begun + 900)).await.unwrap();
+        messages.push(summary.sent);
+        seen.extend(world.sent());
+        assert_eq!(summary.completed, run == 5);
+        let progress = world.stripe.jobs.lock().unwrap()[SWEEP].clone();
+        assert_eq!(progress.cut.is_none(), run == 5);
+    }
+    assert!(messages[0] < 350, "it was never cut");
+    assert_eq!(messages.iter().sum::<usize>(), 350, "{messages:?}");
+    assert_eq!(seen, all.into_iter().collect());
+}
+
+#[tokio::test]
+async fn what_could_not_be_sent_is_sent_by_the_next_run() {
+    let world = World::default();
+    world.paid("evt_1", 0, None).await;
+    world.queue.plan.then([Some(Fault::Before)]);
+    let clock = FixedClock::at(at(10 * MINUTE));
+    let refused = world.sweep(&clock).run(at(900 + 10 * MINUTE)).await;
+    assert!(
+        refused
+            .unwrap_err()
+            .to_string()
+            .contains("look at open events")
+    );
+    // At 15 minutes no age is passed, but the one that failed still stands.
+    assert_eq!(world.run(15 * MINUTE).await.sent, 1);
+    assert_eq!(world.run(16 * MINUTE).await.sent, 0);
+}
+
+#[tokio::test]
+async fn a_run_that_another_one_overtook_keeps_nothing() {
+    let world = World::default();
+    world.paid("evt_1", 0, None).await;
+    let tables = &world.stripe;
+    let overtaken = Progress::done(T + 11 * MINUTE);
+    // Between this run's reading and its keeping.
+    let faster: fn(&MemoryTables, &Progress) = |tables, done| {
+        tables
+            .jobs
+            .lock()
+            .unwrap()
+            .insert(SWEEP.to_owned(), done.clone());
+    };
+    let clock = FixedClock::at(at(10 * MINUTE));
+    let jobs = MemoryTables::default();
+    let jobs = Arc::new(jobs);
+    jobs.hook.set({
+        let (jobs, overtaken) = (jobs.clone(), overtaken.clone());
+        let mut calls = 0;
+        move || {
+            calls += 1;
+            if calls == 2 {
+                faster(&jobs, &overtaken);
+            }
+        }
+    });
+    let sweep = Sweep {
+        stripe: tables,
+        lob: &world.lob,
+        queue: &world.queue,
+        jobs: &*jobs,
+        clock: &clock,
+        live_mode: false,
+    };
+    sweep.run(at(900 + 10 * MINUTE)).await.unwrap();
+    assert_eq!(jobs.jobs.lock().unwrap()[SWEEP], overtaken);
+}
+
+#[tokio::test]
+async fn an_unlinked_event_of_an_account_is_asked_about_as_the_accounts() {
+    let world = World::default();
+    let refund = charge_refunded("evt_refund", T, "ch_1", Some("pi_1"), 100);
+    let refund = from_account(refund, "acct_1");
+    world
+        .open(Provider::Stripe, refund, 0, Some("unlinked"))
+        .await;
+    let key = EntityKey::Order(OrderId::parse("ord_1").unwrap());
+    let linked = PaymentRow {
+        entity: Some(key),
+        ..PaymentRow::default()
+    };
+    let rows = &world.stripe.payments;
+    rows.lock()
+        .unwrap()
+        .insert("acct_1#pi_1".to_owned(), linked);
+    assert_eq!(world.run(10 * MINUTE).await.sent, 1);
+}

@@ -1,0 +1,251 @@
+//! Which open events are looked at again, when, and what is done with them. Pure: `cleanup-failed-payments` reads and
+//! sends.
+//!
+//! Each age is passed once, so that an event is looked at once per age however the runs of the sweep fall.
+
+use std::time::Duration;
+
+use crate::inbox::{IgnoreReason, Outcome, ParkReason};
+use crate::time::Timestamp;
+
+const DAY: Duration = Duration::from_hours(24);
+/// An event younger than this is on its way.
+pub const FIRST_LOOK: Duration = Duration::from_mins(10);
+/// The ages at which an event is looked at: 10 min × 2^k, as long as it is looked at at all. The last is 28.4 days.
+const LOOKS: u32 = 13;
+/// What an event names may be written so late; then nobody will.
+const UNKNOWN_KEPT: Duration = DAY.saturating_mul(30);
+/// Stripe's retries of whatever would link a payment end after 3 days.
+const UNLINKED_KEPT: Duration = DAY.saturating_mul(4);
+/// A message that was sent is worked off in minutes: one that waits longer is stuck.
+pub const STUCK: Duration = Duration::from_hours(1);
+/// What an event names is written soon after it, or somebody has to look.
+const UNKNOWN_ALARMS: Duration = DAY;
+
+/// The time between two runs of the sweep: what passes an age in it is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// Exclusive: the end of the last completed window. Before the first, no age was passed.
+    pub after: Option<Timestamp>,
+    /// Inclusive.
+    pub until: Timestamp,
+}
+
+impl Window {
+    /// Whether an event received then passes an age at which anything may be done with it.
+    pub fn concerns(&self, received_at: Timestamp) -> bool {
+        self.looks_at(received_at)
+            || [UNKNOWN_ALARMS, UNLINKED_KEPT, UNKNOWN_KEPT]
+                .iter()
+                .any(|age| self.passes(received_at, *age))
+    }
+
+    fn looks_at(&self, received_at: Timestamp) -> bool {
+        (0..LOOKS).any(|k| self.passes(received_at, FIRST_LOOK * 2_u32.pow(k)))
+    }
+
+    fn passes(&self, received_at: Timestamp, age: Duration) -> bool {
+        let at = received_at.after(age);
+        at <= self.until && self.after.is_none_or(|after| after < at)
+    }
+}
+
+/// What is done with an event that a window concerns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// It goes to its worker again.
+    Send,
+    /// The same, if something bears its PaymentIntent by now: without that, it would only be parked again.
+    SendIfBorne,
+    /// Nobody waits for it any longer.
+    Ignore(IgnoreReason),
+    /// Nothing, now or ever: a person's, or done meanwhile.
+    Leave,
+}
+
+/// An open event as its row has it.
+#[derive(Clone, Copy, Debug)]
+pub struct Open<'a> {
+    /// The row's outcome.
+    pub outcome: Outcome,
+    /// The row's `processing_error`.
+    pub reason: Option<&'a str>,
+    /// When it came.
+    pub received_at: Timestamp,
+}
+
+impl Open<'_> {
+    fn is_parked_as(&self, reasons: &[ParkReason]) -> bool {
+        let reason = reasons
+            .iter()
+            .find(|reason| self.reason == Some(reason.as_str()));
+        self.outcome == Outcome::Parked && reason.is_some()
+    }
+
+    fn names_what_is_not_there(&self) -> bool {
+        self.is_parked_as(&[
+            ParkReason::OrderUnknown,
+            ParkReason::StatementUnknown,
+            ParkReason::LetterUnknown,
+        ])
+    }
+
+    /// Decides about it. Never that it failed: that is its worker's to say.
+    pub fn step(&self, window: Window) -> Step {
+        let is_older_than = |age| self.received_at.after(age) <= window.until;
+        let look = |step| match window.looks_at(self.received_at) {
+            true => step,
+            false => Step::Leave,
+        };
+        if self.outcome == Outcome::Pending || self.is_parked_as(&[ParkReason::TenantUnknown]) {
+            return look(Step::Send);
+        }
+        if self.names_what_is_not_there() {
+            return match is_older_than(UNKNOWN_KEPT) {
+                true => Step::Ignore(IgnoreReason::NeverFound),
+                false => look(Step::Send),
+            };
+        }
+        if self.is_parked_as(&[ParkReason::Unlinked]) {
+            return match is_older_than(UNLINKED_KEPT) {
+                true => Step::Ignore(IgnoreReason::NeverLinked),
+                false => look(Step::SendIfBorne),
+            };
+        }
+        Step::Leave
+    }
+
+    /// Whether it has now waited a day for a row that the application owes.
+    pub fn alarms(&self, window: Window) -> bool {
+        let waits =
+            self.names_what_is_not_there() || self.is_parked_as(&[ParkReason::TenantUnknown]);
+        waits && window.passes(self.received_at, UNKNOWN_ALARMS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_unix_s(second).unwrap()
+    }
+
+    fn window(after: Option<i64>, until: i64) -> Window {
+        Window {
+            after: after.map(at),
+            until: at(until),
+        }
+    }
+
+    const MINUTE: i64 = 60;
+    const A_DAY: i64 = 24 * 60 * MINUTE;
+
+    #[test]
+    fn an_event_is_looked_at_at_ten_minutes_and_each_time_its_age_has_doubled() {
+        let ages: Vec<i64> = (0..60 * A_DAY / MINUTE)
+            .filter(|minute| window(Some((minute - 1) * MINUTE), minute * MINUTE).looks_at(at(0)))
+            .collect();
+        assert_eq!(
+            ages,
+            [
+                10, 20, 40, 80, 160, 320, 640, 1_280, 2_560, 5_120, 10_240, 20_480, 40_960
+            ]
+        );
+        assert!(FIRST_LOOK * 2_u32.pow(LOOKS - 1) <= UNKNOWN_KEPT);
+        assert!(FIRST_LOOK * 2_u32.pow(LOOKS) > UNKNOWN_KEPT);
+    }
+
+    #[test]
+    fn what_is_done_is_read_from_outcome_reason_and_age() {
+        use ParkReason::*;
+        let never_found = Step::Ignore(IgnoreReason::NeverFound);
+        let never_linked = Step::Ignore(IgnoreReason::NeverLinked);
+        // After ten minutes, after an age at which nothing is looked at, after 4 days, after 30.
+        let parked = |reason| (Outcome::Parked, Some(reason));
+        let (send, ask, leave) = (Step::Send, Step::SendIfBorne, Step::Leave);
+        let mut table = vec![
+            ((Outcome::Pending, None), [send, leave, leave, leave]),
+            (parked(OrderUnknown), [send, leave, leave, never_found]),
+            (parked(StatementUnknown), [send, leave, leave, never_found]),
+            (parked(LetterUnknown), [send, leave, leave, never_found]),
+            (parked(TenantUnknown), [send, leave, leave, leave]),
+            (parked(Unlinked), [ask, leave, never_linked, never_linked]),
+            ((Outcome::Failed, Some(Unlinked)), [leave; 4]),
+            ((Outcome::Processed, None), [leave; 4]),
+            ((Outcome::Ignored, None), [leave; 4]),
+        ];
+        for persons in [
+            TenantAmbiguous,
+            CrossTenant,
+            EntityAmbiguous,
+            LinkConflict,
+            LiveEventOnTestStage,
+            Tampered,
+            PayloadUnreadable,
+            FieldMalformed,
+            AmountMalformed,
+            EntityTooLarge,
+            EntityUnreadable,
+        ] {
+            table.push((parked(persons), [leave; 4]));
+        }
+        for ((outcome, reason), expected) in table {
+            let open = Open {
+                outcome,
+                reason: reason.map(ParkReason::as_str),
+                received_at: at(0),
+            };
+            let steps = [10 * MINUTE, 30 * MINUTE, 4 * A_DAY, 30 * A_DAY]
+                .map(|age| open.step(window(Some(age - 1), age)));
+            assert_eq!(steps, expected, "{outcome} {reason:?}");
+            let alarms = open.alarms(window(Some(A_DAY - 1), A_DAY));
+            let owed = [OrderUnknown, StatementUnknown, LetterUnknown, TenantUnknown];
+            let is_owed = outcome == Outcome::Parked && reason.is_some_and(|r| owed.contains(&r));
+            assert_eq!(alarms, is_owed, "{outcome} {reason:?}");
+            assert!(!open.alarms(window(Some(A_DAY), A_DAY + 1)));
+        }
+    }
+
+    #[test]
+    fn the_first_window_takes_everything_that_is_no_longer_on_its_way() {
+        for (age, concerned) in [(9 * MINUTE, false), (11 * MINUTE, true), (90 * A_DAY, true)] {
+            assert_eq!(window(None, age).concerns(at(0)), concerned, "{age}");
+        }
+    }
+
+    proptest! {
+        /// Whenever the runs fall, the windows between them meet, and each age lies in one of them.
+        #[test]
+        fn every_age_is_met_once(received in 0..40 * A_DAY, gaps in prop::collection::vec(1..9 * A_DAY, 1..60)) {
+            let open = Open { outcome: Outcome::Pending, reason: None, received_at: at(received) };
+            let mut after = -A_DAY;
+            let (mut looks, mut concerned) = (0, 0);
+            for gap in gaps {
+                let window = window(Some(after), after + gap);
+                if open.step(window) == Step::Send {
+                    looks += 1;
+                    prop_assert!(window.concerns(at(received)));
+                }
+                if window.concerns(at(received)) {
+                    concerned += 1;
+                }
+                // Cut into two anywhere, the window holds the same ages, each once.
+                let middle = after + gap / 2;
+                for age in (0..LOOKS).map(|k| FIRST_LOOK * 2_u32.pow(k)) {
+                    let parts = [self::window(Some(after), middle), self::window(Some(middle), after + gap)];
+                    let in_parts = parts.iter().filter(|part| part.passes(at(received), age)).count();
+                    prop_assert_eq!(in_parts, usize::from(window.passes(at(received), age)));
+                }
+                after += gap;
+            }
+            let passed = (0..LOOKS).filter(|k| at(received).after(FIRST_LOOK * 2_u32.pow(*k)) <= at(after)).count();
+            // Ages that one window holds together are one look.
+            prop_assert!(looks <= passed);
+            prop_assert!(passed == 0 || looks > 0);
+            prop_assert!(concerned >= looks && concerned <= passed + 3);
+        }
+    }
+}
