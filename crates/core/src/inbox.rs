@@ -176,26 +176,25 @@ pub async fn take_in(
     clock: &impl Clock,
     new: &NewEvent<'_>,
 ) -> Result<bool, Unavailable> {
-    let (stored, deduplication_id) = match inbox.record(new).await? {
-        Recorded::New => {
-            let stored = new.stored();
-            let first = stored.first_message();
-            (stored, first)
-        }
+    let (stored, repeat) = match inbox.record(new).await? {
+        Recorded::New => (new.stored(), Repeat::SendAgain),
         Recorded::Known(stored) => {
-            let id = match stored.repeat() {
-                Repeat::Duplicate => return Ok(true),
-                Repeat::SendAgain => stored.first_message(),
-                Repeat::Retry => stored.another_message(clock.new_id()),
-            };
+            let repeat = stored.repeat();
             // The row keeps the first delivery's; the message tells whose it is.
             let correlation_id = Some(new.correlation_id);
             let stored = Stored {
                 correlation_id,
                 ..stored
             };
-            (stored, id)
+            (stored, repeat)
         }
+    };
+    let deduplication_id = match (repeat, new.source) {
+        (Repeat::Duplicate, _) => return Ok(true),
+        (Repeat::SendAgain, Source::Stripe | Source::Lob) => stored.first_message(),
+        // Nobody repeats what is no delivery, and the queue may still know a delivery's message whose row is gone.
+        (Repeat::SendAgain, Source::ManualReplay | Source::Sweep | Source::Reconcile)
+        | (Repeat::Retry, _) => stored.another_message(clock.new_id()),
     };
     let body = Pointer::to(&stored, new.source);
     queue

@@ -22,6 +22,7 @@ use std::sync::{Arc, LazyLock};
 use anyhow::Result;
 use aws_sdk_dynamodb::types::AttributeValue;
 use aws_sdk_sqs::types::QueueAttributeName;
+use billhook_core::time::Timestamp;
 use billhook_testkit::events::{
     charge_refunded, from_account, intent_failed, intent_succeeded, letter, session_completed,
     stripe,

@@ -2,6 +2,242 @@
 
 use super::*;
 
+/// What the schedule of a task sends, as the template has it.
+fn scheduled(task: &str) -> Value {
+    let template = std::fs::read_to_string(repository().join("template.yaml")).unwrap();
+    let inputs = template.lines().filter_map(|line| {
+        let input = line.trim().strip_prefix("Input: '")?.strip_suffix('\'')?;
+        serde_json::from_str::<Value>(input).ok()
+    });
+    let of_task = inputs.filter(|input| input["task"] == task);
+    let [input] = of_task.collect::<Vec<_>>().try_into().unwrap();
+    input
+}
+
+async fn run(world: &World, input: &Value) -> Result<Value> {
+    invoke(world, "CleanupFailedPaymentsFunction", input).await
+}
+
+async fn delete_row(world: &World, table: &str, key: &str, id: &str) -> Result<()> {
+    let delete = world
+        .aws
+        .dynamodb()
+        .delete_item()
+        .table_name(world.stack.output(table)?)
+        .key(key, AttributeValue::S(id.to_owned()));
+    delete.send().await?;
+    Ok(())
+}
+
+async fn delay(world: &World, seconds: &str) -> Result<()> {
+    let set = world
+        .aws
+        .sqs()
+        .set_queue_attributes()
+        .queue_url(world.stack.output("StripeEventsQueueUrl")?)
+        .attributes(QueueAttributeName::DelaySeconds, seconds);
+    set.send().await?;
+    Ok(())
+}
+
+/// As if the event had come so long ago.
+async fn age(world: &World, id: &str, seconds: i64) -> Result<()> {
+    let received_at = Timestamp::from_unix_s(world.now_s() - seconds)?;
+    let update = world
+        .aws
+        .dynamodb()
+        .update_item()
+        .table_name(world.stack.output(STRIPE)?)
+        .key("event_id", AttributeValue::S(id.to_owned()))
+        .update_expression("SET received_at = :at")
+        .expression_attribute_values(":at", AttributeValue::S(received_at.to_string()));
+    update.send().await?;
+    Ok(())
+}
+
+#[test]
+fn an_event_whose_message_was_purged_comes_back_by_the_sweep() {
+    flow(true, async |stage| {
+        let world = &stage.world;
+        order(world, "ord_purged", None).await?;
+        delay(world, "900").await?;
+        let paid = intent_succeeded(
+            "evt_purged",
+            world.now_s(),
+            "pi_purged",
+            named("ord_purged"),
+            4200,
+        );
+        world.stripe(&paid, 1).await?;
+        let purge = world.aws.sqs().purge_queue();
+        let url = world.stack.output("StripeEventsQueueUrl")?;
+        purge.queue_url(url).send().await?;
+        delay(world, "0").await?;
+        world.drained().await?;
+        // Young, it is on its way for all the sweep knows.
+        delete_row(world, "JobsTable", "job_id", "sweep").await?;
+        let young = run(world, &json!({ "task": "sweep" })).await?;
+        assert_eq!(
+            (&young["sent"], &young["completed"]),
+            (&json!(0), &json!(true)),
+            "{young}"
+        );
+        assert_eq!(
+            event(world, STRIPE, "evt_purged").await?["processing_outcome"],
+            "pending"
+        );
+        age(world, "evt_purged", 2 * 60 * 60).await?;
+        delete_row(world, "JobsTable", "job_id", "sweep").await?;
+        let swept = run(world, &scheduled("sweep")).await?;
+        assert_eq!(
+            swept,
+            json!({ "task": "sweep", "looked_at": 1, "sent": 1, "waiting": 0, "ignored": 0, "stuck": 1,
+                "unknown_for_a_day": 0, "completed": true })
+        );
+        world.settled(STRIPE, "processed", &["evt_purged"]).await?;
+        assert_eq!(world.order("ord_purged").await?["status"], "completed");
+        // The ages that it passed are passed.
+        let again = run(world, &scheduled("sweep")).await?;
+        assert_eq!(
+            (&again["looked_at"], &again["stuck"]),
+            (&json!(0), &json!(0)),
+            "{again}"
+        );
+        Ok(())
+    });
+}
+
+#[test]
+fn parked_events_are_released_or_given_up_by_the_sweep() {
+    flow(true, async |stage| {
+        let world = &stage.world;
+        let now = world.now_s();
+        let early = intent_succeeded("evt_early", now, "pi_early", named("ord_early"), 4200);
+        let never = intent_succeeded("evt_never", now, "pi_never", named("ord_never"), 4200);
+        let refund = charge_refunded("evt_loose", now, "ch_loose", Some("pi_loose"), 100);
+        let borne = charge_refunded("evt_borne", now, "ch_borne", Some("pi_borne"), 100);
+        for event in [&early, &never, &refund, &borne] {
+            world.stripe(event, 1).await?;
+        }
+        let ids = ["evt_early", "evt_never", "evt_loose", "evt_borne"];
+        world.settled(STRIPE, "parked", &ids).await?;
+        order(world, "ord_early", None).await?;
+        // The application writes the payment into its column, and no event links it.
+        order(world, "ord_borne", None).await?;
+        let row = world.order("ord_borne").await?;
+        let mut row = row.as_object().unwrap().clone();
+        row.insert("stripePaymentIntentId".to_owned(), json!("pi_borne"));
+        world.put("OrdersTable", Value::Object(row)).await?;
+        age(world, "evt_early", 11 * 60).await?;
+        age(world, "evt_borne", 11 * 60).await?;
+        age(world, "evt_never", 31 * 24 * 60 * 60).await?;
+        age(world, "evt_loose", 5 * 24 * 60 * 60).await?;
+        delete_row(world, "JobsTable", "job_id", "sweep").await?;
+        let swept = run(world, &scheduled("sweep")).await?;
+        assert_eq!(
+            (
+                &swept["sent"],
+                &swept["ignored"],
+                &swept["unknown_for_a_day"]
+            ),
+            (&json!(2), &json!(2), &json!(1)),
+            "{swept}"
+        );
+        world
+            .settled(STRIPE, "processed", &["evt_early", "evt_borne"])
+            .await?;
+        for (id, reason) in [("evt_never", "never_found"), ("evt_loose", "never_linked")] {
+            let row = event(world, STRIPE, id).await?;
+            assert_eq!(
+                (&row["processing_outcome"], &row["processing_error"]),
+                (&json!("ignored"), &json!(reason))
+            );
+        }
+        // A link that comes later still counts it.
+        order(world, "ord_loose", None).await?;
+        let paid = intent_succeeded("evt_linking", now, "pi_loose", named("ord_loose"), 4200);
+        world.stripe(&paid, 1).await?;
+        world
+            .settled(STRIPE, "processed", &["evt_linking", "evt_loose"])
+            .await?;
+        assert_eq!(world.order("ord_loose").await?["amountRefunded"], 100);
+        Ok(())
+    });
+}
+
+#[test]
+fn what_stripe_has_and_we_have_not_comes_in_by_reconcile() {
+    flow(true, async |stage| {
+        let world = &stage.world;
+        let now = world.now_s();
+        order(world, "ord_gone", None).await?;
+        order(world, "ord_gap", Some("ten_a")).await?;
+        let paid = intent_succeeded("evt_gone", now - 60, "pi_gone", named("ord_gone"), 4200);
+        world.stripe(&paid, 1).await?;
+        world.settled(STRIPE, "processed", &["evt_gone"]).await?;
+        // So that what comes below counts as a gap; other flows' events are in by now.
+        run(world, &json!({ "task": "reconcile" })).await?;
+        world.drained().await?;
+        let before = world.order("ord_gone").await?;
+        delete_row(world, STRIPE, "event_id", "evt_gone").await?;
+        // Never delivered at all; and more than a page of them.
+        let gap = intent_succeeded("evt_gap", now - 20 * 60, "pi_gap", named("ord_gap"), 4200);
+        stage.stripe.put(Some("acct_a"), gap);
+        for n in 0..120 {
+            let id = format!("evt_page{n}");
+            let object = json!({ "id": format!("prv_page{n}"), "object": "review", "open": false });
+            stage
+                .stripe
+                .put(None, stripe(&id, "review.closed", now - n, object));
+        }
+        let done = run(world, &scheduled("reconcile")).await?;
+        assert_eq!(
+            (
+                &done["task"],
+                &done["taken_in"],
+                &done["gaps"],
+                &done["failed"]
+            ),
+            (&json!("reconcile"), &json!(122), &json!(1), &json!(0)),
+            "{done}"
+        );
+        assert_eq!(
+            (&done["refused"], &done["completed"]),
+            (&json!([]), &json!(true)),
+            "{done}"
+        );
+        assert!(
+            done["reconciled_through"].as_str() >= Some("2026"),
+            "{done}"
+        );
+        world
+            .settled(STRIPE, "processed", &["evt_gone", "evt_gap"])
+            .await?;
+        world
+            .settled(STRIPE, "ignored", &["evt_page0", "evt_page119"])
+            .await?;
+        let row = event(world, STRIPE, "evt_gone").await?;
+        assert_eq!(row["source"], "reconcile");
+        let row = event(world, STRIPE, "evt_gap").await?;
+        assert_eq!(
+            (
+                &row["source"],
+                &row["connected_account_id"],
+                &row["tenant_id"]
+            ),
+            (&json!("reconcile"), &json!("acct_a"), &json!("ten_a"))
+        );
+        assert_eq!(world.order("ord_gap").await?["status"], "completed");
+        let after = world.order("ord_gone").await?;
+        for column in ["status", "paymentStatus", "timeline", "stripe"] {
+            assert_eq!(after[column], before[column], "{column}");
+        }
+        let again = run(world, &scheduled("reconcile")).await?;
+        assert_eq!(again["taken_in"], 0, "{again}");
+        Ok(())
+    });
+}
+
 #[test]
 fn the_cleanup_ends_the_payment_at_stripe_and_then_cancels_the_order() {
     flow(true, async |stage| {
@@ -33,33 +269,39 @@ fn the_cleanup_ends_the_payment_at_stripe_and_then_cancels_the_order() {
             world.settled(STRIPE, "processed", &[&id]).await?;
             assert_eq!(world.order(order_id).await?["status"], "payment_failed");
         }
-        let preview = invoke(
-            world,
-            "CleanupFailedPaymentsFunction",
-            &json!({ "dry_run": true }),
-        )
-        .await?;
+        let preview = run(world, &json!({ "dry_run": true })).await?;
         assert_eq!(preview["dry_run"], true);
         assert_eq!(world.order("ord_stale").await?["status"], "payment_failed");
-        let done = invoke(world, "CleanupFailedPaymentsFunction", &json!({})).await?;
+        let done = run(world, &scheduled("cleanup")).await?;
         // Other tests leave stale orders too, of payments that the local Stripe does not know.
         assert!(done["cancelled"].as_u64() >= Some(1), "{done}");
         assert!(done["reconciled"].as_u64() >= Some(1), "{done}");
         assert_eq!(world.order("ord_stale").await?["status"], "cancelled");
         assert_eq!(world.order("ord_paying").await?["status"], "payment_failed");
-        let refused = invoke(
-            world,
-            "CleanupFailedPaymentsFunction",
-            &json!({ "dryrun": true }),
-        )
-        .await?;
-        assert!(
-            refused["errorMessage"]
-                .as_str()
-                .unwrap()
-                .contains("unknown field `dryrun`"),
-            "{refused}"
+        // By hand with nothing at all: the same task, with nothing left that it can do.
+        let by_hand = run(world, &json!({})).await?;
+        assert_eq!(
+            (&by_hand["cancelled"], &by_hand["dry_run"]),
+            (&json!(0), &json!(false))
         );
+        for (wrong, told) in [
+            (
+                json!({ "dryrun": true }),
+                "unknown field `dryrun`, expected one of",
+            ),
+            (
+                json!({ "task": "tidy" }),
+                "unknown variant `tidy`, expected one of `cleanup`, `sweep`, `reconcile`",
+            ),
+            (
+                json!({ "task": "sweep", "limit": 1 }),
+                "task `sweep` takes no field `limit`",
+            ),
+        ] {
+            let refused = run(world, &wrong).await?;
+            let message = refused["errorMessage"].as_str().unwrap();
+            assert!(message.contains(told), "{refused}");
+        }
         // The money came nevertheless: it wins, and a person looks.
         let paid = intent_succeeded(
             "evt_stale_paid",
