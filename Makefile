@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help run stop setup fmt lint test build deploy
+.PHONY: help run stop setup fmt lint test measure build deploy
 
 # No tool may fetch a Rust target or report home behind our back.
 export RUSTUP_DIST_SERVER := http://127.0.0.1:1
@@ -41,6 +41,10 @@ test: lint ## everything CI runs
 	cargo build --workspace
 	cargo test --workspace
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps
+
+measure: setup ## run time, calls and memory of the cleanup with thousands of orders (11 minutes)
+	cargo build --workspace
+	cargo test --package billhook-tests --test measure -- --ignored --nocapture --test-threads=1
 
 build: $(VENV)/.installed-build ## build the functions as they are deployed (ARCH=arm64|x86_64)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" sam build --parameter-overrides Architecture=$(ARCH)

@@ -2,6 +2,7 @@
 
 pub mod emf;
 pub mod events;
+pub mod function;
 pub mod local;
 pub mod memory;
 pub mod proxy;

@@ -265,14 +265,18 @@ fn response(
         .map_err(|_| Dropped)
 }
 
+fn unix_s() -> i64 {
+    unix_ms().div_euclid(1_000)
+}
+
 #[expect(
     clippy::disallowed_methods,
     reason = "a server lives in real time, as Stripe does; nothing of billhook calls this"
 )]
-fn unix_s() -> i64 {
+pub(crate) fn unix_ms() -> i64 {
     std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .ok()
-        .and_then(|since| i64::try_from(since.as_secs()).ok())
+        .and_then(|since| i64::try_from(since.as_millis()).ok())
         .unwrap_or(0)
 }

@@ -1,0 +1,198 @@
+//! What a cleanup of thousands of orders costs: the function's real binary against the local AWS and a local Stripe with
+//! Stripe's limits. Prints its figures; `make measure` runs it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use aws_sdk_dynamodb::types::{AttributeValue, PutRequest, Select, WriteRequest};
+use billhook_testkit::events::intent_failed;
+use billhook_testkit::function::Function;
+use billhook_testkit::local::{LocalAws, Options, binaries_dir};
+use billhook_testkit::stripe::{Config, LocalStripe, TEST_KEY};
+use billhook_tests::world::World;
+use serde_json::{Value, json};
+
+const LIVE_KEY: &str = "sk_live_local0123456789";
+
+/// A stage whose cleanup function is run by hand.
+struct Stage {
+    world: World,
+    local: Arc<LocalAws>,
+    stripe: LocalStripe,
+    live: bool,
+}
+
+impl Stage {
+    async fn deploy(name: &str, live: bool, calls_per_second: u32) -> Result<Self> {
+        let stripe = LocalStripe::start(Config {
+            keys: vec![TEST_KEY.to_owned(), LIVE_KEY.to_owned()],
+            requests_per_second: Some(calls_per_second),
+            ..Config::default()
+        })
+        .await?;
+        let options = Options::temporary(name);
+        let starting = tokio::task::spawn_blocking(move || LocalAws::start(&options));
+        let local = Arc::new(starting.await??);
+        let parameters = [("AppName", name), ("Env", "test")];
+        let world = World::deploy(&local, name, &parameters, &stripe.base_url()).await?;
+        if live {
+            let put = world.aws.secrets_manager().put_secret_value();
+            let put = put.secret_id(world.stack.output("AppSecretArn")?);
+            let keys = json!({ "stripe_secret_key": LIVE_KEY });
+            put.secret_string(keys.to_string()).send().await?;
+        }
+        Ok(Self {
+            world,
+            local,
+            stripe,
+            live,
+        })
+    }
+
+    /// Makes stale failed orders as the worker leaves one, and their open payments at Stripe.
+    async fn fill(&self, orders: usize) -> Result<()> {
+        let world = &self.world;
+        let row = json!({ "id": "ord_stale", "status": "pending", "amountTotal": 4200, "currency": "usd" });
+        world.put("OrdersTable", row).await?;
+        let long_ago = world.now_s() - 2 * 60 * 60;
+        let named = json!({ "order_id": "ord_stale" });
+        let failed = intent_failed("evt_stale", long_ago, "pi_stale", named, "ch_stale");
+        world.stripe(&failed, 1).await?;
+        world
+            .settled("StripeEventsTable", "processed", &["evt_stale"])
+            .await?;
+        let one = world.order("ord_stale").await?.to_string();
+        let table = world.stack.output("OrdersTable")?;
+        let ids: Vec<String> = (1..orders).map(|n| format!("{n}")).collect();
+        for ids in ids.chunks(25) {
+            let mut writes = Vec::new();
+            for id in ids {
+                let row: Value = serde_json::from_str(&one.replace("_stale", &format!("_{id}")))?;
+                let put = PutRequest::builder().set_item(Some(serde_dynamo::to_item(row)?));
+                writes.push(WriteRequest::builder().put_request(put.build()?).build());
+            }
+            let write = world.aws.dynamodb().batch_write_item();
+            write.request_items(table, writes).send().await?;
+        }
+        for id in ids.iter().map(String::as_str).chain(["stale"]) {
+            let intent = json!({ "id": format!("pi_{id}"), "object": "payment_intent", "livemode": self.live,
+                "status": "requires_payment_method", "amount": 4200, "currency": "usd", "metadata": {} });
+            self.stripe.put(None, intent);
+        }
+        Ok(())
+    }
+
+    async fn function(&self) -> Result<Function> {
+        let mut variables: Vec<(&str, String)> = self.local.env().into_iter().collect();
+        variables.extend([
+            ("APP_NAME", "measure".to_owned()),
+            ("ENV", "test".to_owned()),
+            ("LIVE_MODE", self.live.to_string()),
+            ("LOG_LEVEL", "warn".to_owned()),
+            ("CLEANUP_FAILED_PAYMENT_MINUTES", "60".to_owned()),
+            ("STRIPE_API_BASE", self.stripe.base_url()),
+        ]);
+        for (variable, output) in [
+            ("STRIPE_EVENTS_TABLE", "StripeEventsTable"),
+            ("LOB_EVENTS_TABLE", "LobEventsTable"),
+            ("ORDERS_TABLE", "OrdersTable"),
+            ("STATEMENTS_TABLE", "StatementsTable"),
+            ("TENANTS_TABLE", "TenantsTable"),
+            ("PAYMENTS_TABLE", "PaymentsTable"),
+            ("JOBS_TABLE", "JobsTable"),
+            ("STRIPE_EVENTS_QUEUE_URL", "StripeEventsQueueUrl"),
+            ("LOB_EVENTS_QUEUE_URL", "LobEventsQueueUrl"),
+            ("APP_SECRETS_ARN", "AppSecretArn"),
+        ] {
+            variables.push((variable, self.world.stack.output(output)?.to_owned()));
+        }
+        Function::start(&binaries_dir()?.join("cleanup-failed-payments"), &variables).await
+    }
+
+    fn calls(&self) -> usize {
+        self.stripe.state()["calls"].as_array().unwrap().len()
+    }
+
+    async fn cancelled(&self) -> Result<usize> {
+        let query = self.world.aws.dynamodb().query();
+        let query = query
+            .table_name(self.world.stack.output("OrdersTable")?)
+            .index_name("StatusIndex")
+            .key_condition_expression("#s = :s")
+            .expression_attribute_names("#s", "status")
+            .expression_attribute_values(":s", AttributeValue::S("cancelled".to_owned()))
+            .select(Select::Count);
+        let mut count = 0;
+        let mut pages = query.into_paginator().send();
+        while let Some(page) = pages.next().await {
+            count += usize::try_from(page?.count)?;
+        }
+        Ok(count)
+    }
+}
+
+/// Cleans up in runs with this much time left each, and prints what they took.
+async fn measure(stage: &Stage, orders: usize, runs: &[u64]) -> Result<()> {
+    stage.fill(orders).await?;
+    let mut function = stage.function().await?;
+    let calls_before = stage.calls();
+    let mut cancelled = 0;
+    for (n, seconds) in runs.iter().enumerate() {
+        let (begun, calls) = (Instant::now(), stage.calls());
+        let input = json!({ "task": "cleanup" });
+        let answer = function
+            .invoke(&input, Duration::from_secs(*seconds))
+            .await?;
+        let (took, calls) = (begun.elapsed(), stage.calls() - calls);
+        println!(
+            "{orders} orders, run {n} with {seconds} s: {} ms, {calls} calls to Stripe, {} KiB at most, {answer}",
+            took.as_millis(),
+            function.peak_rss_kib()?,
+        );
+        assert!(took < Duration::from_secs(*seconds), "{answer}");
+        assert_eq!(
+            (&answer["failed"], &answer["skipped"]),
+            (&json!(0), &json!(0))
+        );
+        cancelled += answer["cancelled"].as_u64().unwrap();
+    }
+    assert_eq!(cancelled, u64::try_from(orders)?);
+    assert_eq!(stage.cancelled().await?, orders);
+    assert_eq!(
+        stage.calls() - calls_before,
+        3 * orders,
+        "no call is in vain"
+    );
+    Ok(())
+}
+
+fn run(work: impl Future<Output = Result<()>>) {
+    let runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = { runtime }.enable_all().build().unwrap();
+    runtime.block_on(work).unwrap();
+}
+
+#[test]
+#[ignore = "takes two minutes"]
+fn five_hundred_orders_in_test_mode() {
+    run(async {
+        let stage = Stage::deploy("measuretest", false, 25).await?;
+        measure(&stage, 500, &[900]).await
+    });
+}
+
+#[test]
+#[ignore = "takes ten minutes"]
+fn ten_thousand_orders_in_live_mode_with_a_run_that_is_cut() {
+    run(async {
+        let stage = Stage::deploy("measurelive", true, 100).await?;
+        measure(&stage, 10_000, &[245, 900]).await
+    });
+}
