@@ -48,14 +48,12 @@ struct Pace {
 }
 
 impl Pace {
-    async fn turn(&self) {
-        let mine = {
-            let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-            let mine = Instant::now().max(*next);
-            *next = mine + self.distance;
-            mine
-        };
-        tokio::time::sleep_until(mine).await;
+    /// When the call that asks now begins. Time that nobody used is not saved up.
+    fn turn(&self, now: Instant) -> Instant {
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let mine = now.max(*next);
+        *next = mine + self.distance;
+        mine
     }
 }
 
@@ -619,7 +617,7 @@ impl Stripe {
             (error, true)
         };
         if let Some(pace) = &self.pace {
-            pace.turn().await;
+            tokio::time::sleep_until(pace.turn(Instant::now())).await;
         }
         let answer = self.send(call).await.map_err(unreachable)?;
         let status = answer.status();

@@ -344,3 +344,63 @@ async fn every_failure_says_what_is_left_to_do() {
         assert_eq!(error.disposition(), expected, "{error:?}");
     }
 }
+
+#[tokio::test]
+async fn events_are_listed_by_type_time_and_account_page_by_page_as_stripe_wrote_them() {
+    let (local, stripe) = local().await;
+    let event = |id: &str, kind: &str, created: i64| {
+        json!({ "id": id, "object": "event", "type": kind, "created": created, "livemode": false,
+            "data": { "object": { "id": "ch_1", "amount": 1_u64 << 60, "rate": "0.10" } } })
+    };
+    for n in 0..150 {
+        let event = event(&format!("evt_{n}"), "charge.refunded", 1_000 + n);
+        local.put(None, event);
+    }
+    local.put(None, event("evt_other", "customer.created", 1_100));
+    local.put(
+        Some("acct_1"),
+        event("evt_theirs", "charge.refunded", 1_100),
+    );
+    let types = ["charge.refunded", "review.opened"];
+    let (from_s, until_s) = (1_010, 1_139);
+    let first = stripe.events(None, &types, from_s, until_s, None);
+    let first = first.await.unwrap();
+    assert_eq!((first.bodies.len(), first.has_more), (100, true));
+    let ids = |page: &EventsPage| {
+        let id = |body: &String| serde_json::from_str::<Value>(body).unwrap()["id"].to_string();
+        page.bodies.iter().map(id).collect::<Vec<_>>()
+    };
+    assert_eq!(ids(&first)[0], "\"evt_139\"");
+    let after = Some("evt_40");
+    let rest = stripe.events(None, &types, from_s, until_s, after);
+    let rest = rest.await.unwrap();
+    assert_eq!((rest.bodies.len(), rest.has_more), (30, false));
+    assert_eq!(ids(&rest)[29], "\"evt_10\"");
+    let theirs = stripe.events(Some("acct_1"), &types, 0, 2_000, None);
+    assert_eq!(ids(&theirs.await.unwrap()), ["\"evt_theirs\""]);
+    let forgotten = stripe.events(None, &types, 0, 2_000, Some("evt_gone"));
+    let StripeError::Refused(refusal) = forgotten.await.unwrap_err() else {
+        panic!("not refused");
+    };
+    assert_eq!((refusal.status, &*refusal.code), (400, "resource_missing"));
+}
+
+#[test]
+fn calls_that_want_to_begin_at_once_begin_at_even_distances() {
+    let begun = Instant::now();
+    let pace = Pace {
+        distance: Duration::from_secs(1) / 20,
+        next: Mutex::new(begun),
+    };
+    let turns: Vec<_> = (0..41).map(|_| pace.turn(begun) - begun).collect();
+    assert!(
+        turns
+            .windows(2)
+            .all(|pair| pair[1] - pair[0] == Duration::from_millis(50))
+    );
+    assert_eq!(turns[40], Duration::from_secs(2));
+    // Time that nobody used is not saved up.
+    let later = begun + Duration::from_secs(10);
+    let turns = [(); 3].map(|()| pace.turn(later) - later);
+    assert_eq!(turns, [0, 50, 100].map(Duration::from_millis));
+}
