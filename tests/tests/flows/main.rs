@@ -20,7 +20,11 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, LazyLock};
 
 use anyhow::Result;
-use aws_sdk_dynamodb::types::AttributeValue;
+use aws_sdk_dynamodb::types::{
+    AttributeDefinition, AttributeValue, CreateGlobalSecondaryIndexAction,
+    DeleteGlobalSecondaryIndexAction, GlobalSecondaryIndexUpdate, IndexStatus, KeySchemaElement,
+    KeyType, Projection, ProjectionType, ScalarAttributeType,
+};
 use aws_sdk_sqs::types::QueueAttributeName;
 use billhook_core::time::Timestamp;
 use billhook_testkit::events::{
@@ -168,4 +172,56 @@ fn sample(provider: &str, name: &str, own: &str) -> Value {
 /// Invokes a function by hand, as the console's test button does.
 async fn invoke(world: &World, output: &str, input: &Value) -> Result<Value> {
     world.invoke(world.stack.output(output)?, input).await
+}
+
+async fn is_indexed(world: &World, name: &str, active: bool) -> Result<bool> {
+    let table = world.stack.output("OrdersTable")?;
+    world
+        .until(async || {
+            let described = world.aws.dynamodb().describe_table().table_name(table);
+            let table = described.send().await?.table.unwrap();
+            let mut indexes = table.global_secondary_indexes().iter();
+            let index = indexes.find(|index| index.index_name() == Some(name));
+            let status = index.and_then(|index| index.index_status());
+            Ok(active == (status == Some(&IndexStatus::Active)))
+        })
+        .await
+}
+
+/// Takes an index of the orders away, as a change of the table does for a while.
+async fn remove_orders_index(world: &World, name: &str) -> Result<()> {
+    let removal = DeleteGlobalSecondaryIndexAction::builder().index_name(name);
+    let removal = GlobalSecondaryIndexUpdate::builder().delete(removal.build()?);
+    let update = world.aws.dynamodb().update_table();
+    update
+        .table_name(world.stack.output("OrdersTable")?)
+        .global_secondary_index_updates(removal.build())
+        .send()
+        .await?;
+    assert!(is_indexed(world, name, false).await?);
+    Ok(())
+}
+
+async fn restore_orders_index(world: &World, name: &str, column: &str) -> Result<()> {
+    let key = KeySchemaElement::builder()
+        .attribute_name(column)
+        .key_type(KeyType::Hash);
+    let all = Projection::builder().projection_type(ProjectionType::All);
+    let index = CreateGlobalSecondaryIndexAction::builder()
+        .index_name(name)
+        .key_schema(key.build()?)
+        .projection(all.build());
+    let column = AttributeDefinition::builder()
+        .attribute_name(column)
+        .attribute_type(ScalarAttributeType::S);
+    let creation = GlobalSecondaryIndexUpdate::builder().create(index.build()?);
+    let update = world.aws.dynamodb().update_table();
+    update
+        .table_name(world.stack.output("OrdersTable")?)
+        .attribute_definitions(column.build()?)
+        .global_secondary_index_updates(creation.build())
+        .send()
+        .await?;
+    assert!(is_indexed(world, name, true).await?);
+    Ok(())
 }

@@ -1,11 +1,5 @@
 //! Stripe's events: orders, statements, tenants, and the row that each sample leaves.
 
-use aws_sdk_dynamodb::types::{
-    AttributeDefinition, CreateGlobalSecondaryIndexAction, DeleteGlobalSecondaryIndexAction,
-    GlobalSecondaryIndexUpdate, IndexStatus, KeySchemaElement, KeyType, Projection, ProjectionType,
-    ScalarAttributeType,
-};
-
 use super::*;
 
 #[test]
@@ -182,28 +176,7 @@ fn a_refund_and_a_success_before_anything_names_their_order() {
 fn a_payment_is_found_while_its_index_is_not_active() {
     flow(true, async |stage| {
         let world = &stage.world;
-        let table = world.stack.output("OrdersTable")?;
-        let update = || world.aws.dynamodb().update_table().table_name(table);
-        let indexed = |active: bool| {
-            world.until(async move || {
-                let described = world.aws.dynamodb().describe_table().table_name(table);
-                let table = described.send().await?.table.unwrap();
-                let index = table
-                    .global_secondary_indexes()
-                    .iter()
-                    .find(|index| index.index_name() == Some("PaymentIntentIndex"));
-                let status = index.and_then(|index| index.index_status());
-                Ok(active == (status == Some(&IndexStatus::Active)))
-            })
-        };
-        let removal = DeleteGlobalSecondaryIndexAction::builder().index_name("PaymentIntentIndex");
-        let removal = GlobalSecondaryIndexUpdate::builder().delete(removal.build()?);
-        update()
-            .global_secondary_index_updates(removal.build())
-            .send()
-            .await?;
-        assert!(indexed(false).await?);
-
+        remove_orders_index(world, "PaymentIntentIndex").await?;
         let row = json!({ "id": "ord_scan", "status": "pending", "amountTotal": 4200, "currency": "usd",
             "stripePaymentIntentId": "pi_scan" });
         world.put("OrdersTable", row).await?;
@@ -215,24 +188,7 @@ fn a_payment_is_found_while_its_index_is_not_active() {
         let scans = stage.proxy.calls().get("Scan").copied();
         assert!(scans.is_some(), "the whole table is read");
 
-        let key = KeySchemaElement::builder()
-            .attribute_name("stripePaymentIntentId")
-            .key_type(KeyType::Hash);
-        let all = Projection::builder().projection_type(ProjectionType::All);
-        let index = CreateGlobalSecondaryIndexAction::builder()
-            .index_name("PaymentIntentIndex")
-            .key_schema(key.build()?)
-            .projection(all.build());
-        let column = AttributeDefinition::builder()
-            .attribute_name("stripePaymentIntentId")
-            .attribute_type(ScalarAttributeType::S);
-        let creation = GlobalSecondaryIndexUpdate::builder().create(index.build()?);
-        update()
-            .attribute_definitions(column.build()?)
-            .global_secondary_index_updates(creation.build())
-            .send()
-            .await?;
-        assert!(indexed(true).await?);
+        restore_orders_index(world, "PaymentIntentIndex", "stripePaymentIntentId").await?;
         // Found by the index again.
         let row = json!({ "id": "ord_index", "status": "pending", "amountTotal": 4200, "currency": "usd",
             "stripePaymentIntentId": "pi_index" });

@@ -56,6 +56,35 @@ async fn age(world: &World, id: &str, seconds: i64) -> Result<()> {
 }
 
 #[test]
+fn the_cleanup_scans_while_its_index_is_not_there() {
+    flow(true, async |stage| {
+        let world = &stage.world;
+        let long_ago = world.now_s() - 2 * 60 * 60;
+        order(world, "ord_unindexed", None).await?;
+        let intent = json!({ "id": "pi_unindexed", "object": "payment_intent", "status": "requires_payment_method",
+            "amount": 4200, "currency": "usd", "metadata": {} });
+        stage.stripe.put(None, intent);
+        let failed = intent_failed(
+            "evt_unindexed",
+            long_ago,
+            "pi_unindexed",
+            named("ord_unindexed"),
+            "ch_unindexed",
+        );
+        world.stripe(&failed, 1).await?;
+        world
+            .settled(STRIPE, "processed", &["evt_unindexed"])
+            .await?;
+        remove_orders_index(world, "StatusIndex").await?;
+        let done = run(world, &scheduled("cleanup")).await;
+        restore_orders_index(world, "StatusIndex", "status").await?;
+        assert!(done?["cancelled"].as_u64() >= Some(1));
+        assert_eq!(world.order("ord_unindexed").await?["status"], "cancelled");
+        Ok(())
+    });
+}
+
+#[test]
 fn an_event_whose_message_was_purged_comes_back_by_the_sweep() {
     flow(true, async |stage| {
         let world = &stage.world;
