@@ -29,6 +29,8 @@ const PAGE: usize = 100;
 const PAYLOADS: usize = 10;
 /// Messages and updates under way at once.
 const STEPS_AT_ONCE: usize = 8;
+/// The rest of the pass that was cut, and one up to now.
+const PASSES_MAX: u32 = 2;
 /// What is gone through, in this order.
 const LANES: [(Provider, Outcome); 4] = [
     (Provider::Stripe, Outcome::Pending),
@@ -129,7 +131,7 @@ where
         self.count_stuck(&mut summary).await?;
         let read = self.jobs.progress(SWEEP).await;
         let mut progress = read.map_err(unavailable("read how far the last run came"))?;
-        loop {
+        for _ in 0..PASSES_MAX {
             let was_cut = progress.cut.is_some();
             let now_s = self.clock.now().unix_s();
             let cut = progress.cut.as_ref();
@@ -147,12 +149,13 @@ where
             let kept = self.jobs.keep(SWEEP, &progress, &next).await;
             let is_kept = kept.map_err(unavailable("keep how far this run came"))?;
             summary.completed = passed?;
-            // Another run was faster, and the rest is its business.
+            // Where another run was faster, the rest is its business.
             if !(summary.completed && was_cut && is_kept) {
-                return Ok(summary);
+                break;
             }
             progress = next;
         }
+        Ok(summary)
     }
 
     async fn count_stuck(&self, summary: &mut Summary) -> Result<(), Failed> {
