@@ -55,7 +55,7 @@ pub struct Summary {
     /// Events that are pending for more than an hour.
     pub stuck: usize,
     /// Events that have now waited a day for a tenant, an order, a statement or a letter.
-    pub unknown_for_a_day: usize,
+    pub overdue: usize,
     /// Whether the run came to the end; else the next goes on.
     pub completed: bool,
 }
@@ -250,12 +250,12 @@ where
                 received_at,
             };
             if open.alarms(window) {
-                summary.unknown_for_a_day += 1;
+                summary.overdue += 1;
                 metrics::OVERDUE_EVENTS.count(provider);
                 tracing::error!(
                     event_id = %stored.id,
                     reason,
-                    "event_unknown_for_a_day {}: {}",
+                    "event_overdue {}: {}",
                     stored.id,
                     reason.as_deref().unwrap_or_default()
                 );

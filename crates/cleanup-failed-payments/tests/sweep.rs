@@ -195,9 +195,9 @@ async fn what_can_come_right_is_sent_and_what_a_person_has_to_mend_is_left() {
         ids(&["evt_order", "evt_statement", "evt_tenant", "evt_letter"])
     );
     // After a day they alarm, once; after 30 days those that name what is not there are given up.
-    assert_eq!(world.run(DAY - 1).await.unknown_for_a_day, 0);
-    assert_eq!(world.run(DAY).await.unknown_for_a_day, 4);
-    assert_eq!(world.run(DAY + 1).await.unknown_for_a_day, 0);
+    assert_eq!(world.run(DAY - 1).await.overdue, 0);
+    assert_eq!(world.run(DAY).await.overdue, 4);
+    assert_eq!(world.run(DAY + 1).await.overdue, 0);
     let summary = world.run(30 * DAY).await;
     assert_eq!(summary.ignored, 3);
     for (id, provider, outcome, error) in [

@@ -121,7 +121,7 @@ fn an_event_whose_message_was_purged_comes_back_by_the_sweep() {
         assert_eq!(
             swept,
             json!({ "task": "sweep", "looked_at": 1, "sent": 1, "waiting": 0, "ignored": 0, "stuck": 1,
-                "unknown_for_a_day": 0, "completed": true })
+                "overdue": 0, "completed": true })
         );
         world.settled(STRIPE, "processed", &["evt_purged"]).await?;
         assert_eq!(world.order("ord_purged").await?["status"], "completed");
@@ -164,11 +164,7 @@ fn parked_events_are_released_or_given_up_by_the_sweep() {
         delete_row(world, "JobsTable", "job_id", "sweep").await?;
         let swept = run(world, &scheduled("sweep")).await?;
         assert_eq!(
-            (
-                &swept["sent"],
-                &swept["ignored"],
-                &swept["unknown_for_a_day"]
-            ),
+            (&swept["sent"], &swept["ignored"], &swept["overdue"]),
             (&json!(2), &json!(2), &json!(1)),
             "{swept}"
         );
