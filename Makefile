@@ -44,7 +44,7 @@ test: lint ## everything CI runs
 
 measure: setup ## run time, calls and memory of the cleanup with thousands of orders (11 minutes)
 	cargo build --workspace
-	cargo test --package billhook-tests --test measure -- --ignored --nocapture --test-threads=1
+	cargo test --package billhook-tests --package cleanup-failed-payments --test measure -- --ignored --nocapture
 
 build: $(VENV)/.installed-build ## build the functions as they are deployed (ARCH=arm64|x86_64)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" sam build --parameter-overrides Architecture=$(ARCH)

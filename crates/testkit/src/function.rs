@@ -74,7 +74,8 @@ impl Function {
         let left_ms = i64::try_from(time_left.as_millis())?;
         let deadline_ms = super::stripe::unix_ms().saturating_add(left_ms);
         self.invocations.send((input.to_string(), deadline_ms))?;
-        self.answers.recv().await.context("the function is gone")
+        let answer = tokio::time::timeout(time_left, self.answers.recv()).await;
+        answer.ok().flatten().context("no answer in time")
     }
 
     /// The most memory that the process ever had resident.
