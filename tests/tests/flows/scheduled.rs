@@ -303,6 +303,13 @@ fn the_cleanup_ends_the_payment_at_stripe_and_then_cancels_the_order() {
         assert!(done["reconciled"].as_u64() >= Some(1), "{done}");
         assert_eq!(world.order("ord_stale").await?["status"], "cancelled");
         assert_eq!(world.order("ord_paying").await?["status"], "payment_failed");
+        // A run that its limit cuts keeps its place, and one that comes to the end clears it.
+        run(world, &json!({ "limit": 1 })).await?;
+        let place = world.row("JobsTable", "job_id", "cleanup").await?;
+        assert!(place.is_some_and(|row| row["after"].is_string()));
+        run(world, &json!({})).await?;
+        let place = world.row("JobsTable", "job_id", "cleanup").await?;
+        assert!(place.is_none_or(|row| row.get("after").is_none()));
         // By hand with nothing at all: the same task, with nothing left that it can do.
         let by_hand = run(world, &json!({})).await?;
         assert_eq!(

@@ -290,6 +290,7 @@ mod tests {
         let raw_body = body.to_string().into_bytes();
         assert!(raw_body.len() > 1_000_000);
         let row = item(&NewEvent {
+            source: Provider::Lob.into(),
             envelope: billhook_core::event::envelope(Provider::Lob, &raw_body).unwrap(),
             raw_body: &raw_body,
             correlation_id: CorrelationId::parse("01936d3c-0000-7000-8000-000000000000").unwrap(),
