@@ -49,6 +49,7 @@ impl Stage {
             version: 0,
             tenant: None,
             user: None,
+            account: None,
             due: Some(Money {
                 amount: 4200,
                 currency: Currency::parse("usd").unwrap(),

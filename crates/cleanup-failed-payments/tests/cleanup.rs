@@ -66,6 +66,7 @@ fn order(tables: &MemoryTables, id: &str, events: &[Value]) -> EntityKey {
         intent: None,
         session: None,
         user: None,
+        account: None,
         mailed: None,
         columns: Columns::default(),
         derived: Derived::default(),

@@ -54,6 +54,7 @@ fn stale(id: &str) -> Entity {
         intent: None,
         session: None,
         user: None,
+        account: None,
         mailed: None,
         columns: Columns::default(),
         derived: Derived::default(),
