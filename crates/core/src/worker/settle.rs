@@ -51,10 +51,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         deadline: Timestamp,
     ) -> Vec<Finding> {
         if self.is_late(deadline) {
-            return group
-                .iter()
-                .map(|c| Finding::failed(&c.stored.id, Failure::OutOfTime))
-                .collect();
+            return failed(&group, &Failure::OutOfTime).collect();
         }
         let Some((entity, row)) = rows.entities.get(&key) else {
             let reason = if rows.unreadable.contains_key(&key) {
@@ -72,10 +69,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         let over = group.split_off(fitting(&group));
         let busy =
             Failure::Infrastructure("more events of one entity than fit a transaction".to_owned());
-        findings.extend(
-            over.iter()
-                .map(|c| Finding::failed(&c.stored.id, busy.clone())),
-        );
+        findings.extend(failed(&over, &busy));
         if group.is_empty() {
             return findings;
         }
@@ -88,12 +82,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                 group.truncate(fitting(&group).max(own));
             }
             Err(error) => {
-                let failure = Failure::from(error);
-                findings.extend(
-                    group
-                        .iter()
-                        .map(|c| Finding::failed(&c.stored.id, failure.clone())),
-                );
+                findings.extend(failed(&group, &error.into()));
                 return findings;
             }
         }
@@ -107,10 +96,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         // Too large together: half of them, until the one that is too large stands alone.
         while group.len() > 1 && matches!(committed, Err(CommitError::Refused(_))) {
             let rest = group.split_off(group.len() / 2);
-            findings.extend(
-                rest.iter()
-                    .map(|c| Finding::failed(&c.stored.id, busy.clone())),
-            );
+            findings.extend(failed(&rest, &busy));
             let links = new_links(entity, &group, rows);
             committed = self.commit(entity, row, &group, &links).await;
         }
@@ -126,11 +112,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
             }
             Err(error) => {
                 let failure = Failure::Infrastructure(chain(&error));
-                findings.extend(
-                    group
-                        .iter()
-                        .map(|c| Finding::failed(&c.stored.id, failure.clone())),
-                );
+                findings.extend(failed(&group, &failure));
             }
         }
         findings
@@ -284,6 +266,12 @@ fn fitting(group: &[Candidate]) -> usize {
         bytes <= BYTES_PER_COMMIT_MAX
     });
     fit.count().max(1).min(group.len())
+}
+
+fn failed(group: &[Candidate], failure: &Failure) -> impl Iterator<Item = Finding> {
+    group
+        .iter()
+        .map(|candidate| Finding::failed(&candidate.stored.id, failure.clone()))
 }
 
 fn ended(concluded: Concluded) -> Finding {
