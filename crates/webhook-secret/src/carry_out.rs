@@ -154,7 +154,7 @@ where
         (Plan::RemoveLeftovers { request_id }, _) => {
             // Whatever made the creation fail may make this fail too, and must not keep the stack from going.
             if let Ok(Some(stripe)) = stripe {
-                run(stripe).remove_made_by(&request_id, None).await;
+                run(stripe).remove_made_by(&request_id).await;
             }
             Ok(envelope.physical_id().to_owned())
         }
@@ -182,15 +182,6 @@ where
 {
     /// Ends with one endpoint as wanted and its secret stored as current, or with nothing new.
     async fn make(&self, wanted: &Properties, replaced: Option<&str>) -> Result<String, Failure> {
-        let made = self.made(wanted, replaced).await;
-        if made.is_err() {
-            self.remove_made_by(&self.envelope.request_id, replaced)
-                .await;
-        }
-        made
-    }
-
-    async fn made(&self, wanted: &Properties, replaced: Option<&str>) -> Result<String, Failure> {
         let document = self.document(&wanted.secret_arn).await?.known_as(replaced);
         let live = self.stripe.list().await?;
         let tags = self.tags(wanted);
@@ -223,8 +214,18 @@ where
         }
         self.delete_all(&leftovers).await?;
         let live_count = live.len().saturating_sub(leftovers.len());
-        self.make_new(wanted, &tags, document, &live, live_count)
-            .await
+        let made = self
+            .make_new(wanted, &tags, document, &live, live_count)
+            .await;
+        // What an earlier run of the request made stays: `CloudFormation` may have taken that run's answer, and if not,
+        // it asks for the way back.
+        let is_repeat = live
+            .iter()
+            .any(|endpoint| ours(endpoint).is_some_and(|its| its.request_id == tags.request_id));
+        if made.is_err() && !is_repeat {
+            self.remove_made_by(&tags.request_id).await;
+        }
+        made
     }
 
     async fn take_again(
@@ -432,7 +433,7 @@ where
     }
 
     /// Removes what one request made, as far as that goes; what stays is named in the log.
-    async fn remove_made_by(&self, request_id: &str, except: Option<&str>) {
+    async fn remove_made_by(&self, request_id: &str) {
         let failed = |endpoint_id: &str, failure: &Failure| {
             tracing::warn!(
                 endpoint_id,
@@ -447,7 +448,6 @@ where
         let made_by = |endpoint: &&Endpoint| {
             self.is_ours(endpoint)
                 && Tags::read(&endpoint.metadata).is_some_and(|its| its.request_id == request_id)
-                && except != Some(endpoint.id.as_str())
         };
         for Endpoint { id, .. } in live.iter().filter(made_by) {
             // Each as far as it goes: an endpoint left behind would be worse than what the others prevent.

@@ -885,3 +885,24 @@ async fn it_works_against_the_local_stripe() {
     run(delete(&second)).await;
     assert_eq!(local.state()["endpoints"], json!({}));
 }
+
+/// Lambda repeats what ended in an error: also where the answer was taken and only that was not learnt.
+#[tokio::test]
+async fn a_repeat_that_fails_takes_nothing_away_from_the_run_that_was_believed() {
+    for fault in faults() {
+        let ports = Ports::default();
+        assert_eq!(ports.succeeds(&create()).await, "we_1");
+        ports.fault(Some(fault));
+        ports.run(&create()).await;
+        ports.is_settled_with("we_1");
+
+        let ports = Ports::created().await;
+        let replace = update("r2", "we_1", "a/1", "b/2");
+        let there = ports.succeeds(&replace).await;
+        ports.fault(Some(fault));
+        ports.run(&replace).await;
+        ports.fault(None);
+        ports.succeeds(&delete("we_1")).await;
+        ports.is_settled_with(&there);
+    }
+}
