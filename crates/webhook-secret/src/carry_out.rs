@@ -19,9 +19,8 @@ use crate::ports::{
     WebhookSecretStore,
 };
 
-/// A key whose saved answer names an endpoint that is gone is followed by the next: a run that failed and cleaned up,
-/// and one that ran beside it, use up two.
-const CREATIONS_MAX: u32 = 3;
+/// A saved answer without its secret takes a key of its own.
+const CREATIONS_MAX: u32 = 2;
 /// Tries to remove an endpoint, and the wait between: `CloudFormation` cleans up after an update only once, and what it
 /// could not delete then would stay.
 const REMOVALS_MAX: u32 = 5;
@@ -63,7 +62,7 @@ pub enum Failure {
         #[source]
         source: StripeError,
     },
-    /// Somebody deleted it while it was being set up.
+    /// It was deleted while it was being set up, or this request was over before.
     #[error("the new endpoint {endpoint_id} is gone from stripe again: deploy again")]
     Gone {
         /// The endpoint.
@@ -289,7 +288,8 @@ where
     }
 
     /// A live endpoint with its secret. Stripe answers a repeated key with what it made before, even if that was
-    /// deleted since; whether that answer still holds the secret is not documented. So both are looked at.
+    /// deleted since: then an earlier run of this request came to its end, and `CloudFormation` may be past it, so that
+    /// another endpoint would be nobody's. Whether such an answer still holds the secret is not documented.
     async fn create(
         &self,
         wanted: &Properties,
@@ -324,7 +324,11 @@ where
                     });
                 }
                 (None, true) => self.delete(&created.id).await?,
-                (_, false) => {}
+                (_, false) => {
+                    return Err(Failure::Gone {
+                        endpoint_id: created.id,
+                    });
+                }
             }
         }
         Err(Failure::NoSecret)
