@@ -172,10 +172,11 @@ pub enum Plan {
         /// The endpoint.
         endpoint_id: String,
     },
-    /// Delete what a failed creation may have left: endpoints tagged with that request.
+    /// Delete what a failed creation may have left.
     RemoveLeftovers {
-        /// The request that failed.
-        request_id: String,
+        /// The request that failed; `None` where nobody answered it, and then whatever is tagged as this resource goes:
+        /// `CloudFormation` gives a resource an id of its own only while it has never had another.
+        request_id: Option<String>,
     },
     /// Answer with the id as it is.
     Nothing,
@@ -197,8 +198,11 @@ pub fn plan(request: &Request) -> Plan {
         },
         Request::Delete { physical_id } => match PhysicalId::parse(physical_id) {
             PhysicalId::Endpoint(endpoint_id) => Plan::Remove { endpoint_id },
-            PhysicalId::CreateFailed { request_id } => Plan::RemoveLeftovers { request_id },
-            PhysicalId::Unconfigured | PhysicalId::Foreign => Plan::Nothing,
+            PhysicalId::CreateFailed { request_id } => Plan::RemoveLeftovers {
+                request_id: Some(request_id),
+            },
+            PhysicalId::Foreign => Plan::RemoveLeftovers { request_id: None },
+            PhysicalId::Unconfigured => Plan::Nothing,
         },
     }
 }
@@ -380,10 +384,10 @@ mod tests {
     #[rstest]
     #[case("we_1", Plan::Replace { endpoint_id: "we_1".into() }, Plan::Remove { endpoint_id: "we_1".into() })]
     #[case("unconfigured:Hook", Plan::Create, Plan::Nothing)]
-    #[case("create-failed:Hook:r1", Plan::Create, Plan::RemoveLeftovers { request_id: "r1".into() })]
-    #[case("create-failed:Hook", Plan::Create, Plan::Nothing)]
-    #[case("2026/11/21/[$LATEST]abc", Plan::Create, Plan::Nothing)]
-    #[case("", Plan::Create, Plan::Nothing)]
+    #[case("create-failed:Hook:r1", Plan::Create, Plan::RemoveLeftovers { request_id: Some("r1".into()) })]
+    #[case("create-failed:Hook", Plan::Create, Plan::RemoveLeftovers { request_id: None })]
+    #[case("stack-Hook-1ABC", Plan::Create, Plan::RemoveLeftovers { request_id: None })]
+    #[case("", Plan::Create, Plan::RemoveLeftovers { request_id: None })]
     fn a_physical_id_decides_what_there_is(
         #[case] physical_id: &str,
         #[case] update: Plan,

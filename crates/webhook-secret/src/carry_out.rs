@@ -153,7 +153,7 @@ where
         (Plan::RemoveLeftovers { request_id }, _) => {
             // Whatever made the creation fail may make this fail too, and must not keep the stack from going.
             if let Ok(Some(stripe)) = stripe {
-                run(stripe).remove_made_by(&request_id).await;
+                run(stripe).remove_made_by(request_id.as_deref()).await;
             }
             Ok(envelope.physical_id().to_owned())
         }
@@ -222,7 +222,7 @@ where
             .iter()
             .any(|endpoint| ours(endpoint).is_some_and(|its| its.request_id == tags.request_id));
         if made.is_err() && !is_repeat {
-            self.remove_made_by(&tags.request_id).await;
+            self.remove_made_by(Some(&tags.request_id)).await;
         }
         made
     }
@@ -436,8 +436,8 @@ where
         }
     }
 
-    /// Removes what one request made, as far as that goes; what stays is named in the log.
-    async fn remove_made_by(&self, request_id: &str) {
+    /// Removes what one request made, or any, as far as that goes; what stays is named in the log.
+    async fn remove_made_by(&self, request_id: Option<&str>) {
         let failed = |endpoint_id: &str, failure: &Failure| {
             tracing::warn!(
                 endpoint_id,
@@ -450,8 +450,8 @@ where
             Err(error) => return failed("", &error.into()),
         };
         let made_by = |endpoint: &&Endpoint| {
-            self.is_ours(endpoint)
-                && Tags::read(&endpoint.metadata).is_some_and(|its| its.request_id == request_id)
+            let its = Tags::read(&endpoint.metadata).filter(|_| self.is_ours(endpoint));
+            its.is_some_and(|its| request_id.is_none_or(|id| its.request_id == id))
         };
         for Endpoint { id, .. } in live.iter().filter(made_by) {
             // Each as far as it goes: an endpoint left behind would be worse than what the others prevent.

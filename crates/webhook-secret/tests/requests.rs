@@ -924,6 +924,20 @@ async fn a_repeat_that_fails_takes_nothing_away_from_the_run_that_was_believed()
 }
 
 #[tokio::test]
+async fn deleting_a_creation_that_nobody_answered_leaves_nothing_wherever_it_ended() {
+    for fault in faults() {
+        let ports = Ports::default();
+        ports.fault(Some(fault));
+        let answer = ports.run(&create()).await;
+        ports.fault(None);
+        if answer.is_none() {
+            ports.succeeds(&delete("stack-Hook-1ABC")).await;
+            assert!(ports.ids().is_empty(), "{fault:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_repeat_that_comes_after_the_rollback_makes_nothing() {
     let ports = Ports::created().await;
     let replace = update("r2", "we_1", "a/1", "b/2");

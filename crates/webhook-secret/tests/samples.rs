@@ -34,7 +34,7 @@ fn every_sample_leads_to_the_plan_that_the_table_says() {
         endpoint_id: endpoint_id(),
     };
     let leftovers = Plan::RemoveLeftovers {
-        request_id: "49347ca5-c603-44e5-a34b-10cf1854a887".to_owned(),
+        request_id: Some("49347ca5-c603-44e5-a34b-10cf1854a887".to_owned()),
     };
     let misspelt = "properties: RotationTokn is unknown".to_owned();
     let expected = [
