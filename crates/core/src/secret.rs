@@ -140,7 +140,7 @@ impl Document {
 
     fn read(&mut self, members: Map<String, Value>) {
         self.others = members;
-        let endpoint_id = self.signs().then(|| self.text("endpoint_id")).flatten();
+        let endpoint_id = self.signs().then(|| endpoint_id(&self.others)).flatten();
         let ours = self.wanted.member();
         match self.others.remove(ours) {
             Some(Value::String(value)) => {
@@ -204,10 +204,6 @@ impl Document {
 
     fn signs(&self) -> bool {
         self.wanted != Wanted::StripeKey
-    }
-
-    fn text(&self, name: &str) -> Option<String> {
-        self.others.get(name)?.as_str().map(str::to_owned)
     }
 
     /// The secret known for an endpoint, current or previous.
@@ -346,11 +342,17 @@ fn previous(entry: &Value) -> Option<Previous> {
     let text = |name: &str| entry.get(name).and_then(Value::as_str);
     Some(Previous {
         of: EndpointSecret {
-            endpoint_id: text("endpoint_id").map(str::to_owned),
+            endpoint_id: endpoint_id(entry),
             secret: set(text("secret")?)?,
         },
         valid_until: Timestamp::parse(text("valid_until")?).ok()?,
     })
+}
+
+/// It is shown in logs, so that what is no id (a secret put into the wrong member) is not taken for one.
+fn endpoint_id(members: &Map<String, Value>) -> Option<String> {
+    let id = members.get("endpoint_id")?.as_str()?;
+    id.starts_with("we_").then(|| id.to_owned())
 }
 
 /// No provider's secret has white space around it; an editor's newline does.
@@ -448,6 +450,14 @@ mod tests {
             !shown.contains("canary") && !shown.contains("sk_test"),
             "{shown}"
         );
+    }
+
+    #[test]
+    fn a_secret_put_where_the_endpoints_id_belongs_is_not_shown() {
+        let text = r#"{"endpoint_id":"whsec_canary","signing_secret":"whsec_canary","previous":[
+            {"endpoint_id":"whsec_canary","secret":"whsec_old","valid_until":"2026-06-10T10:13:20Z"}]}"#;
+        let shown = format!("{:?}", Document::parse(text, StripeSigning));
+        assert!(!shown.contains("canary"), "{shown}");
     }
 
     #[test]
