@@ -19,6 +19,8 @@ const STALE_MAX: Duration = Duration::from_secs(900);
 /// Mismatches, outages and missing values ask Secrets Manager no more often than this, so that forged deliveries
 /// cannot make us call it.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(10);
+/// The same while a secret can neither be read nor served from before, and each delivery that it signs is turned away.
+const ASK_IN_NEED_AFTER: Duration = Duration::from_secs(1);
 
 /// The signing secrets of one provider, through a cache. One fetch is in flight at a time; who asks meanwhile waits
 /// for its result.
@@ -230,9 +232,8 @@ fn told(failed: &SecretsError) -> String {
 }
 
 impl Held {
-    fn asked_just_now(&self, now: Timestamp) -> bool {
-        self.asked_at
-            .is_some_and(|at| at.until(now) < ASK_AGAIN_AFTER)
+    fn asked_within(&self, span: Duration, now: Timestamp) -> bool {
+        self.asked_at.is_some_and(|at| at.until(now) < span)
     }
 }
 
@@ -271,10 +272,11 @@ impl<F: FetchSecret, C: Clock> ReadSigningKeys for SigningKeysReader<F, C> {
         let mut held = self.held.lock().await;
         let now = self.clock.now();
         let due = |slot: &Slot| !slot.is_fresh(now, self.fresh_for);
-        // Where nothing serves, every delivery is worth a try; where old values serve, outages are not asked about
-        // with every delivery.
-        let worth_it = !held.asked_just_now(now) || !held.reads.iter().all(|s| s.serves(now));
-        if worth_it && held.reads.iter().any(due) {
+        let ask_after = match held.reads.iter().all(|slot| slot.serves(now)) {
+            true => ASK_AGAIN_AFTER,
+            false => ASK_IN_NEED_AFTER,
+        };
+        if !held.asked_within(ask_after, now) && held.reads.iter().any(due) {
             self.read_again(&mut held, now, due).await;
         }
         self.answer(&held, now)
@@ -290,7 +292,7 @@ impl<F: FetchSecret, C: Clock> ReadSigningKeys for SigningKeysReader<F, C> {
             let until = slot.read.as_ref().and_then(|r| r.previous_unread_until);
             until.is_some_and(|until| now < until)
         };
-        if held.asked_just_now(now) {
+        if held.asked_within(ASK_AGAIN_AFTER, now) {
             // The current values are known; their predecessors, which nobody needed until now, may not be.
             if !held.reads.iter().any(previous_counts) {
                 return None;
@@ -433,6 +435,7 @@ mod tests {
         world.pass(599);
         check(&reader.signing_keys().await, &[], &[down]);
         *world.is_down.lock().unwrap() = false;
+        world.pass(1);
         check(&reader.signing_keys().await, &["whsec_1"], &[]);
     }
 
@@ -503,6 +506,21 @@ mod tests {
         );
         world.pass(1);
         check(&reader.signing_keys().await, &["whsec_1"], &[]);
+    }
+
+    #[tokio::test]
+    async fn forged_deliveries_ask_once_a_second_at_most_where_a_secret_cannot_be_read() {
+        let world = World::default();
+        *world.is_down.lock().unwrap() = true;
+        let reader = world.reader();
+        for _ in 0..20 {
+            reader.signing_keys().await;
+            reader.refreshed().await;
+        }
+        assert_eq!(world.asked(), 1);
+        world.pass(1);
+        reader.signing_keys().await;
+        assert_eq!(world.asked(), 1);
     }
 
     #[tokio::test]
