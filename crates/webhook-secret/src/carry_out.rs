@@ -213,8 +213,10 @@ where
         }
         self.delete_all(&leftovers).await?;
         let live_count = live.len().saturating_sub(leftovers.len());
+        // A replaced endpoint's secret is in use, even where it stands elsewhere or a person spoilt the document.
+        let begins_quietly = replaced.is_some() || document.current.is_some();
         let made = self
-            .make_new(wanted, &tags, document, &live, live_count)
+            .make_new(wanted, &tags, document, &live, live_count, begins_quietly)
             .await;
         // What an earlier run of the request made stays: `CloudFormation` may have taken that run's answer, and if not,
         // it asks for the way back.
@@ -263,8 +265,8 @@ where
         document: Document,
         live: &[Endpoint],
         live_count: usize,
+        begins_quietly: bool,
     ) -> Result<String, Failure> {
-        let begins_quietly = document.current.is_some();
         let quiet = [QUIET_TYPE.to_owned()];
         let at_first = match begins_quietly {
             true => &quiet[..],

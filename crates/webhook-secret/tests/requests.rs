@@ -948,3 +948,14 @@ async fn a_repeat_that_comes_after_the_rollback_makes_nothing() {
     ports.run(&replace).await;
     ports.is_settled_with("we_1");
 }
+
+#[tokio::test]
+async fn a_replacement_begins_quietly_even_where_a_person_spoilt_the_secret() {
+    let ports = Ports::created().await;
+    let spoilt = r#"{"signing_secret":"whsec_1""#.to_owned();
+    ports.world().stored.insert(ARN.to_owned(), spoilt);
+    let there = ports.succeeds(&update("r2", "we_1", "a/1", "a/2")).await;
+    assert_eq!(ports.world().waited, KNOWN_AFTER);
+    ports.succeeds(&delete("we_1")).await;
+    ports.is_settled_with(&there);
+}
