@@ -250,15 +250,23 @@ where
         let Some(stripe) = &self.payments else {
             return Ok(Some(Finding::NoKey));
         };
+        // All are asked about before one is ended: money on one of them leaves the others to the customer.
+        let mut open = Vec::new();
         for payment in &payments {
+            let status = stripe.status(payment).await;
+            match Ended::from(status.map_err(|error| chain(&error))?) {
+                Ended::ForGood => {}
+                Ended::PaidOrProcessing => return Ok(Some(Finding::HasMoney)),
+                Ended::NotYet => open.push(payment),
+            }
+        }
+        for payment in open {
             let key = idempotency_key(order, payment, run.id);
-            match end(stripe, payment, &key).await {
-                Ok(Ended::ForGood) => {}
-                Ok(Ended::PaidOrProcessing) => return Ok(Some(Finding::HasMoney)),
-                Ok(Ended::NotYet) => {
-                    return Err(format!("{} was not ended by Stripe", payment.intent));
-                }
-                Err(error) => return Err(chain(&error)),
+            let ended = end(stripe, payment, &key).await;
+            match ended.map_err(|error| chain(&error))? {
+                Ended::ForGood => {}
+                Ended::PaidOrProcessing => return Ok(Some(Finding::HasMoney)),
+                Ended::NotYet => return Err(format!("{} was not ended by Stripe", payment.intent)),
             }
         }
         self.cancel(order, row).await
@@ -291,16 +299,12 @@ where
     }
 }
 
-/// Ends a payment at Stripe: asked first, by its Checkout Session where it has one.
+/// Ends an open payment at Stripe: by its Checkout Session where it has one.
 async fn end<P: PaymentsAtStripe>(
     stripe: &P,
     payment: &OpenPayment,
     idempotency_key: &str,
 ) -> Result<Ended, P::Error> {
-    let stands = Ended::from(stripe.status(payment).await?);
-    if stands != Ended::NotYet {
-        return Ok(stands);
-    }
     // Stripe refuses to cancel the intent of an open session; the session's end is the intent's.
     Ok(match stripe.open_session(payment).await? {
         Some(session) => stripe

@@ -227,6 +227,24 @@ async fn money_at_stripe_or_in_the_facts_forbids_the_cancel() {
 }
 
 #[tokio::test]
+async fn no_payment_is_ended_while_another_one_of_the_order_may_bring_money() {
+    let (tables, stripe) = (MemoryTables::default(), MemoryStripe::default());
+    let events = [
+        intent_failed("evt_1", T, "pi_1", json!({}), "ch_1"),
+        intent_failed("evt_2", T, "pi_2", json!({}), "ch_2"),
+    ];
+    order(&tables, "twice", &events);
+    stands(&stripe, "pi_2", IntentStatus::Processing);
+    let summary = run(&tables, &stripe, "{}").await;
+    assert_eq!((summary.reconciled, summary.cancelled), (1, 0));
+    assert_eq!(
+        stripe.intent("pi_1"),
+        IntentStatus::RequiresPaymentMethod,
+        "the customer may need it if the other one fails"
+    );
+}
+
+#[tokio::test]
 async fn a_payment_that_only_the_application_knows_is_asked_about_too() {
     let (tables, stripe) = (MemoryTables::default(), MemoryStripe::default());
     let key = failed(&tables, "again", 0);
