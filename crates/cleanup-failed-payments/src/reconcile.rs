@@ -217,6 +217,7 @@ where
     ) -> Result<(), AccountError> {
         let progress = self.jobs.progress(job).await?;
         let mut span = span(&progress, self.clock.now());
+        let mut may_begin_again = span.after.is_some();
         let passed = loop {
             if is_late(&self.clock, deadline) {
                 did.was_cut = true;
@@ -224,8 +225,9 @@ where
             }
             let page = match stripe.events(account, types, &span).await {
                 Ok(page) => page,
-                // The pass was cut so long ago that Stripe has forgotten the event: it begins again.
-                Err(ListEventsError::Unplaced(_)) if span.after.is_some() => {
+                // The pass was cut so long ago that Stripe has forgotten the event: it begins again, once.
+                Err(ListEventsError::Unplaced(_)) if may_begin_again => {
+                    may_begin_again = false;
                     span.after = None;
                     continue;
                 }

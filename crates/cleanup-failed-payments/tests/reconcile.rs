@@ -420,3 +420,32 @@ async fn a_run_cut_among_the_accounts_is_continued_there() {
     assert!(asked.contains("") && asked.contains("acct_25") && !asked.contains("acct_24"));
     assert_eq!(world.run(NOW + HOUR).await.accounts, 61);
 }
+
+#[tokio::test]
+async fn a_page_that_stripe_refuses_again_ends_the_pass_instead_of_the_time() {
+    let world = World::with_accounts(&["acct_1"]);
+    world.stripe.page.store(2, Ordering::SeqCst);
+    world.read_through(None, NOW - HOUR);
+    for n in 0..4 {
+        world.lists("", &format!("evt_{n}"), "payment_intent.succeeded", NOW - n);
+    }
+    let world = Arc::new(world);
+    let mut calls = 0;
+    world.stripe.hook.set({
+        let world = world.clone();
+        move || {
+            calls += 1;
+            assert!(calls < 20, "asked without end");
+            // What the first page ended with is forgotten before the second is asked for.
+            let mut events = world.stripe.events.lock().unwrap();
+            if let Some(of_platform) = events.get_mut("") {
+                for (n, event) in of_platform.iter_mut().enumerate() {
+                    event["id"] = json!(format!("evt_{calls}_{n}"));
+                }
+            }
+        }
+    });
+    let summary = world.run(NOW).await;
+    assert_eq!((summary.failed, summary.completed), (1, true));
+    assert_eq!(summary.reconciled_through, Some(at(NOW - HOUR)));
+}
