@@ -118,17 +118,14 @@ where
                 .await
                 .map_err(unavailable("read how far the last run came"))?,
         };
-        let mut after = progress
-            .cut
-            .as_ref()
-            .and_then(|cut| OrderId::parse(&cut.after).ok());
+        let mut after = progress.cut.as_ref().map(|cut| cut.after.clone());
         let ended = self
             .pages(&run, options.limit, &mut after, &mut summary)
             .await;
         // What was done is kept in any case: it must not be in the way of what was not.
         if !options.dry_run {
             let next = match &after {
-                Some(order) => progress.cut(self.clock.now().unix_s(), order.to_string()),
+                Some(order) => progress.cut(self.clock.now().unix_s(), order.clone()),
                 None => Progress::default(),
             };
             if next.cut.is_some() || progress.cut.is_some() {
@@ -144,7 +141,7 @@ where
         &self,
         run: &Run,
         limit: Option<usize>,
-        after: &mut Option<OrderId>,
+        after: &mut Option<String>,
         summary: &mut Summary,
     ) -> Result<(), Failed> {
         loop {
@@ -156,7 +153,7 @@ where
             }
             let page = self
                 .ledger
-                .failed_orders(after.as_ref(), left)
+                .failed_orders(after.as_deref(), left)
                 .await
                 .map_err(unavailable("find failed orders"))?;
             let keys = page.orders.iter().cloned().map(EntityKey::Order).collect();
@@ -187,7 +184,7 @@ where
                     }
                 }
                 summary.scanned += 1;
-                *after = Some(id.clone());
+                *after = Some(id.to_string());
             }
             *after = page.next;
             if after.is_none() {

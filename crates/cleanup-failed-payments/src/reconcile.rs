@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use billhook_adapters::metrics;
 use billhook_core::event::stripe::Event;
-use billhook_core::ids::{AccountId, CorrelationId, EventId, Provider, TenantId};
+use billhook_core::ids::{AccountId, CorrelationId, EventId, Provider};
 use billhook_core::inbox::{NewEvent, take_in};
 use billhook_core::jobs::{Progress, RECONCILE, reconcile_row};
 use billhook_core::pointer::Source;
@@ -121,12 +121,12 @@ where
         let read = self.jobs.progress(RECONCILE).await;
         let progress = read.map_err(unavailable("read how far the last run came"))?;
         let cut = progress.cut.as_ref();
-        let mut after = cut.and_then(|cut| TenantId::parse(&cut.after).ok());
+        let mut after = cut.map(|cut| cut.after.clone());
         summary.completed = self
             .accounts(stripe, &mut after, &mut summary, deadline)
             .await?;
         let next = match &after {
-            Some(tenant) => progress.cut(self.clock.now().unix_s(), tenant.to_string()),
+            Some(tenant) => progress.cut(self.clock.now().unix_s(), tenant.clone()),
             None => Progress::default(),
         };
         if next != progress {
@@ -154,7 +154,7 @@ where
     async fn accounts(
         &self,
         stripe: &S,
-        after: &mut Option<TenantId>,
+        after: &mut Option<String>,
         summary: &mut Summary,
         deadline: Timestamp,
     ) -> Result<bool, Failed> {
@@ -162,7 +162,7 @@ where
             if is_late(&self.clock, deadline) {
                 return Ok(false);
             }
-            let page = self.jobs.accounts(after.as_ref(), TENANTS).await;
+            let page = self.jobs.accounts(after.as_deref(), TENANTS).await;
             let page = page.map_err(unavailable("list the tenants' accounts"))?;
             let asked: Vec<_> = stream::iter(&page.accounts)
                 .map(async |account| {

@@ -252,8 +252,8 @@ pub trait Ledger: Send + Sync {
 pub struct Nominated {
     /// The orders.
     pub orders: Vec<OrderId>,
-    /// The last one read, if there may be more.
-    pub next: Option<OrderId>,
+    /// The key of the last row read, if there may be more; it need not be an order's id as we take them.
+    pub next: Option<String>,
 }
 
 /// Cleanup: the orders whose status column says that a payment failed.
@@ -261,7 +261,7 @@ pub trait FindFailedOrders: Send + Sync {
     /// At most `limit` of them, after `after`.
     fn failed_orders(
         &self,
-        after: Option<&OrderId>,
+        after: Option<&str>,
         limit: usize,
     ) -> impl Future<Output = Result<Nominated, Unavailable>> + Send;
 }
@@ -371,8 +371,8 @@ pub trait FindKnownEvents: Send + Sync {
 pub struct AccountsPage {
     /// Each once.
     pub accounts: BTreeSet<AccountId>,
-    /// The last tenant read, if there may be more.
-    pub next: Option<TenantId>,
+    /// The key of the last tenant read, if there may be more.
+    pub next: Option<String>,
 }
 
 /// Reconcile: the accounts of the tenants.
@@ -380,7 +380,7 @@ pub trait ListAccounts: Send + Sync {
     /// Those of at most `limit` tenants, after `after`.
     fn accounts(
         &self,
-        after: Option<&TenantId>,
+        after: Option<&str>,
         limit: usize,
     ) -> impl Future<Output = Result<AccountsPage, Unavailable>> + Send;
 }

@@ -320,7 +320,7 @@ impl RecordEvent for &MemoryTables {
 impl FindFailedOrders for &MemoryTables {
     async fn failed_orders(
         &self,
-        after: Option<&OrderId>,
+        after: Option<&str>,
         limit: usize,
     ) -> Result<Nominated, Unavailable> {
         self.read("failed_orders")?;
@@ -332,9 +332,10 @@ impl FindFailedOrders for &MemoryTables {
                 EntityKey::Order(id) => Some(id.clone()),
                 EntityKey::Statement(_) | EntityKey::Tenant(_) => None,
             })
-            .filter(|id| after.is_none_or(|after| id > after));
+            .filter(|id| after.is_none_or(|after| id.as_str() > after));
         let orders: Vec<OrderId> = failed.take(limit).collect();
-        let next = orders.last().filter(|_| orders.len() == limit).cloned();
+        let last = orders.last().filter(|_| orders.len() == limit);
+        let next = last.map(ToString::to_string);
         Ok(Nominated { orders, next })
     }
 }
@@ -418,17 +419,17 @@ impl FindKnownEvents for &MemoryTables {
 impl ListAccounts for &MemoryTables {
     async fn accounts(
         &self,
-        after: Option<&TenantId>,
+        after: Option<&str>,
         limit: usize,
     ) -> Result<AccountsPage, Unavailable> {
         self.read("accounts")?;
         let mut tenants = lock(&self.tenants).clone();
         tenants.sort_by(|one, other| one.1.cmp(&other.1));
-        tenants.retain(|(_, tenant)| after.is_none_or(|after| tenant > after));
+        tenants.retain(|(_, tenant)| after.is_none_or(|after| tenant.as_str() > after));
         tenants.truncate(limit);
         let next = tenants.last().filter(|_| tenants.len() == limit);
         Ok(AccountsPage {
-            next: next.map(|(_, tenant)| tenant.clone()),
+            next: next.map(|(_, tenant)| tenant.to_string()),
             accounts: tenants.into_iter().map(|(account, _)| account).collect(),
         })
     }

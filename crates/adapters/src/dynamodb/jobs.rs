@@ -2,7 +2,7 @@
 
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::ProvideErrorMetadata as _;
-use billhook_core::ids::{AccountId, TenantId};
+use billhook_core::ids::AccountId;
 use billhook_core::jobs::{CREATED_S, Cut, JOB_ID, Progress};
 use billhook_core::ports::{AccountsPage, CommitError, KeepProgress, ListAccounts, Unavailable};
 
@@ -12,6 +12,7 @@ use super::unavailable;
 
 const UNTIL_S: &str = "until_s";
 const AFTER: &str = "after";
+const TENANT: &str = "tenant_id";
 const ACCOUNT: &str = "stripe_connected_account_id";
 
 /// The jobs and the tenants.
@@ -101,11 +102,11 @@ fn update(
 impl ListAccounts for Jobs {
     async fn accounts(
         &self,
-        after: Option<&TenantId>,
+        after: Option<&str>,
         limit: usize,
     ) -> Result<AccountsPage, Unavailable> {
         let table = &self.tenants_table;
-        let start = after.map(|tenant| Item::from([("tenant_id".to_owned(), s(tenant.as_str()))]));
+        let start = after.map(|tenant| Item::from([(TENANT.to_owned(), s(tenant))]));
         let page = self
             .client
             .scan()
@@ -117,18 +118,29 @@ impl ListAccounts for Jobs {
             .send()
             .await
             .map_err(|error| unavailable(format!("scan {table}"), error))?;
-        let account = |row: &Item| AccountId::parse(text(row, ACCOUNT)?).ok();
-        let tenant = |row: &Item| TenantId::parse(text(row, "tenant_id")?).ok();
-        Ok(AccountsPage {
-            accounts: page.items().iter().filter_map(account).collect(),
-            next: page.last_evaluated_key().and_then(tenant),
-        })
+        Ok(accounts_page(page.items(), page.last_evaluated_key()))
+    }
+}
+
+fn accounts_page(rows: &[Item], last: Option<&Item>) -> AccountsPage {
+    let account = |row: &Item| AccountId::parse(text(row, ACCOUNT)?).ok();
+    AccountsPage {
+        accounts: rows.iter().filter_map(account).collect(),
+        next: last.and_then(|row| Some(text(row, TENANT)?.to_owned())),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_accounts_behind_a_tenant_with_any_key_are_listed() {
+        let last = Item::from([(TENANT.to_owned(), s("Bäckerei Müller"))]);
+        let page = accounts_page(&[], Some(&last));
+        assert_eq!(page.next.as_deref(), Some("Bäckerei Müller"));
+        assert_eq!(accounts_page(&[], None).next, None);
+    }
 
     #[test]
     fn progress_reads_back_as_written_on_condition_of_what_was_read() {

@@ -459,7 +459,7 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
 impl<C: Clock> FindFailedOrders for DynamoLedger<C> {
     async fn failed_orders(
         &self,
-        after: Option<&OrderId>,
+        after: Option<&str>,
         limit: usize,
     ) -> Result<Nominated, Unavailable> {
         let table = configured(self.tables.orders.as_ref(), "ORDERS_TABLE")?;
@@ -471,13 +471,11 @@ impl<C: Clock> FindFailedOrders for DynamoLedger<C> {
             key: "id",
         };
         let failed = OrderStatus::PaymentFailed.as_str();
-        let page = index
-            .page(failed, after.map(OrderId::as_str), limit)
-            .await?;
+        let page = index.page(failed, after, limit).await?;
         let orders = page.keys.iter().filter_map(|id| OrderId::parse(id).ok());
         Ok(Nominated {
             orders: orders.collect(),
-            next: page.next.and_then(|id| OrderId::parse(&id).ok()),
+            next: page.next,
         })
     }
 }
