@@ -28,6 +28,9 @@ const ORDERS_AT_ONCE: usize = 16;
 /// A lost race is decided again at most so often; the webhook of our own cancel is one that often comes between.
 const ROUNDS_MAX: u32 = 3;
 
+/// So much before the deadline everything is let go, to keep how far it came.
+const TIME_TO_KEEP: Duration = Duration::from_secs(5);
+
 /// What a person may ask for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
@@ -119,9 +122,11 @@ where
                 .map_err(unavailable("read how far the last run came"))?,
         };
         let mut after = progress.cut.as_ref().map(|cut| cut.after.clone());
-        let ended = self
-            .pages(&run, options.limit, &mut after, &mut summary)
-            .await;
+        // An order of several payments, each slow to be ended, would go on beyond the deadline: what was done stands.
+        let time_left = self.clock.now().until(deadline);
+        let pages = self.pages(&run, options.limit, &mut after, &mut summary);
+        let ended = tokio::time::timeout(time_left.saturating_sub(TIME_TO_KEEP), pages).await;
+        let ended = ended.unwrap_or(Ok(()));
         // What was done is kept in any case: it must not be in the way of what was not.
         if !options.dry_run {
             let next = match &after {

@@ -9,14 +9,16 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use billhook_core::cleanup::OpenPayment;
 use billhook_core::entity::{Columns, Derived, Entity, EntityKey, Facts};
 use billhook_core::event::stripe::Event;
 use billhook_core::event::stripe_types::{IntentStatus, SessionStatus};
-use billhook_core::ids::{OrderId, PaymentIntentId};
+use billhook_core::ids::{CheckoutSessionId, OrderId, PaymentIntentId};
 use billhook_core::jobs::{CLEANUP, Progress};
 use billhook_core::merge::Merge as _;
 use billhook_core::money::{Currency, Money};
 use billhook_core::payment;
+use billhook_core::ports::{PaymentsAtStripe, Unavailable};
 use billhook_core::time::Timestamp;
 use billhook_testkit::events::{intent_failed, intent_is, intent_succeeded};
 use billhook_testkit::memory::{Fault, FixedClock, MemoryStripe, MemoryTables};
@@ -616,4 +618,62 @@ fn a_misspelt_input_is_refused_instead_of_cancelling_orders() {
             .to_string();
         assert!(error.contains(told), "{wrong}: {error}");
     }
+}
+
+/// A Stripe that takes nearly all the time that a call may take.
+struct Slow<'a>(&'a MemoryStripe);
+
+const SLOW: Duration = Duration::from_secs(30);
+
+impl PaymentsAtStripe for Slow<'_> {
+    type Error = Unavailable;
+
+    async fn status(&self, payment: &OpenPayment) -> Result<IntentStatus, Unavailable> {
+        tokio::time::sleep(SLOW).await;
+        self.0.status(payment).await
+    }
+
+    async fn open_session(
+        &self,
+        payment: &OpenPayment,
+    ) -> Result<Option<CheckoutSessionId>, Unavailable> {
+        tokio::time::sleep(SLOW).await;
+        self.0.open_session(payment).await
+    }
+
+    async fn expire(
+        &self,
+        payment: &OpenPayment,
+        session: &CheckoutSessionId,
+        key: &str,
+    ) -> Result<SessionStatus, Unavailable> {
+        tokio::time::sleep(SLOW).await;
+        self.0.expire(payment, session, key).await
+    }
+
+    async fn cancel(&self, payment: &OpenPayment, key: &str) -> Result<IntentStatus, Unavailable> {
+        tokio::time::sleep(SLOW).await;
+        self.0.cancel(payment, key).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_stripe_does_not_keep_a_run_beyond_its_deadline() {
+    let (tables, stripe) = (MemoryTables::default(), MemoryStripe::default());
+    let mut keys = Vec::new();
+    for id in ["a", "b", "c", "d"] {
+        keys.push(failed(&tables, id, 0));
+    }
+    let begun = tokio::time::Instant::now();
+    let slow = Cleanup {
+        payments: Some(Slow(&stripe)),
+        ledger: &tables,
+        jobs: &tables,
+        clock: FixedClock::at(at(7_200)),
+        grace: Duration::from_secs(3_600),
+    };
+    slow.run(&Options::default(), at(7_260)).await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(60));
+    run(&tables, &stripe, "{}").await;
+    assert!(keys.iter().all(|key| status(&tables, key) == "cancelled"));
 }
