@@ -39,13 +39,13 @@ const COMMANDS: [&str; 24] = [
 
 const OWN: &str = "${AppName}/Webhooks";
 
-fn repository(path: &str) -> PathBuf {
+pub(super) fn repository(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
         .join("..")
         .join(path)
 }
 
-fn read(path: &str) -> String {
+pub(super) fn read(path: &str) -> String {
     fs::read_to_string(repository(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
@@ -140,6 +140,20 @@ fn check_published(read: &Read, template: &Value) {
             "FunctionName",
             names("AWS::Serverless::Function", "FunctionName"),
         ),
+        ("AWS/WAFV2", ["LabelName", "LabelNamespace", "Region", "WebACL"]) => {
+            is("WebACL", names("AWS::WAFv2::WebACL", "Name"));
+            assert_eq!(read.dimensions["Region"], "${AWS::Region}");
+            // A rule's own label stands in the namespace of its web ACL.
+            let (namespace, label) = ("LabelNamespace", "LabelName");
+            let own = read.dimensions[namespace]
+                .strip_prefix("awswaf:${AWS::AccountId}:webacl:${AppName}-${Env}:")
+                .unwrap();
+            let own = format!("{own}:{}", read.dimensions[label]);
+            let acls = resources(template, "AWS::WAFv2::WebACL");
+            let rules = acls["WebAcl"]["Rules"].as_array().unwrap();
+            let mut labels = rules.iter().map(|rule| &rule["RuleLabels"][0]["Name"]);
+            assert!(labels.any(|label| *label == own), "no rule adds {own}");
+        }
         ("AWS/ApiGateway", ["ApiName", "Stage"]) => {
             is("ApiName", names("AWS::Serverless::Api", "Name"));
             is("Stage", names("AWS::Serverless::Api", "StageName"));
@@ -173,6 +187,7 @@ fn there_is_an_alarm_for_everything_that_a_person_has_to_hear_of() {
         "parked",
         "stuck-events",
         "tampered",
+        "waf-blocked",
         "worker-errors",
         "worker-failures",
         "worker-throttles",
@@ -208,11 +223,14 @@ fn there_is_an_alarm_for_everything_that_a_person_has_to_hear_of() {
 
 #[test]
 fn every_alarm_reads_a_metric_that_is_published_and_listed_as_read_by_it() {
-    let template = template();
+    check_alarms(&template());
+}
+
+pub(super) fn check_alarms(template: &Value) {
     let mut readers: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for (name, alarm) in alarms(&template) {
+    for (name, alarm) in alarms(template) {
         let read = read_by(&alarm);
-        check_published(&read, &template);
+        check_published(&read, template);
         if read.namespace == OWN {
             assert!(read.unit.is_some(), "{name}: {read:?}");
             readers.entry(read.name).or_default().insert(name.clone());
@@ -463,22 +481,25 @@ fn the_dashboard_is_json_and_shows_every_metric() {
 
 #[test]
 fn what_is_written_and_traced_belongs_to_the_stack() {
-    let template = template();
+    check_logs(&template());
+}
+
+pub(super) fn check_logs(template: &Value) {
     assert_eq!(template["Globals"]["Function"]["Tracing"], "Active");
-    let api = &resources(&template, "AWS::Serverless::Api")["Api"];
+    let api = &resources(template, "AWS::Serverless::Api")["Api"];
     assert_eq!(api["TracingEnabled"], true);
-    let groups = resources(&template, "AWS::Logs::LogGroup");
-    let roles = resources(&template, "AWS::IAM::Role");
-    for (name, function) in resources(&template, "AWS::Serverless::Function") {
+    let groups = resources(template, "AWS::Logs::LogGroup");
+    let roles = resources(template, "AWS::IAM::Role");
+    for (name, group) in &groups {
+        let days = json!({ "!Ref": "LogRetentionDays" });
+        assert_eq!(group["RetentionInDays"], days, "{name}");
+    }
+    for (name, function) in resources(template, "AWS::Serverless::Function") {
         let group = function["LoggingConfig"]["LogGroup"]["!Ref"]
             .as_str()
             .unwrap();
         let of_function = format!("/aws/lambda/{}", sub(&function["FunctionName"]));
         assert_eq!(sub(&groups[group]["LogGroupName"]), of_function, "{name}");
-        assert_eq!(
-            groups[group]["RetentionInDays"],
-            json!({ "!Ref": "LogRetentionDays" })
-        );
         let role = function["Role"]["!GetAtt"]
             .as_str()
             .unwrap()
@@ -489,5 +510,6 @@ fn what_is_written_and_traced_belongs_to_the_stack() {
             "{name}"
         );
     }
-    assert_eq!(groups.len(), 5);
+    // Those of the functions, the gateway and the firewall.
+    assert_eq!(groups.len(), 7);
 }

@@ -32,7 +32,8 @@ pub const FUNCTIONS: [&str; 5] = [
 pub struct DeployOptions {
     /// Also the id of its API, so that the URLs are known before the stack is. One `AppName` and `Env` each.
     pub stack_name: String,
-    /// Parameters of the template; `Architecture` and `WebhookBaseUrl` have local values unless given.
+    /// Parameters of the template; `Architecture`, `WebhookBaseUrl` and `Waf` (of which the emulator knows little) have
+    /// local values unless given.
     pub parameters: BTreeMap<String, String>,
 }
 
@@ -122,6 +123,9 @@ pub fn deploy(aws: &LocalAws, options: &DeployOptions) -> Result<Stack> {
     parameters
         .entry("WebhookBaseUrl".into())
         .or_insert(base_url);
+    parameters
+        .entry("Waf".into())
+        .or_insert_with(|| "false".into());
     let overrides = parameters
         .iter()
         .map(|(key, value)| format!("ParameterKey={key},ParameterValue={value}"));

@@ -1,0 +1,23 @@
+"""Prints a template with its SAM resources expanded, as JSON: what CloudFormation makes of it, and so what linters judge."""
+
+import json
+import logging
+import sys
+
+from samcli.lib.translate.sam_template_validator import SamTemplateValidator
+from samcli.yamlhelper import yaml_parse
+
+
+class NoManagedPolicies:
+    def load(self):
+        return {}
+
+
+logging.disable()
+with open(sys.argv[1], encoding="utf-8") as file:
+    source = yaml_parse(file.read())
+validator = SamTemplateValidator(source, NoManagedPolicies(), region="eu-west-1")
+expanded = yaml_parse(validator.get_translated_template_if_valid())
+# SAM is done; a function in DeletionPolicy still needs the other one.
+expanded["Transform"] = "AWS::LanguageExtensions"
+json.dump(expanded, sys.stdout, indent=1)
