@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help run stop setup fmt lint test measure build deploy
+.PHONY: help run stop setup fmt lint lint-template test measure build deploy
 
 # No tool may fetch a Rust target or report home behind our back.
 export RUSTUP_DIST_SERVER := http://127.0.0.1:1
@@ -10,6 +10,7 @@ export SAM_CLI_TELEMETRY := 0
 
 TOOLS := tests/tools
 VENV := .venv
+LINT_VENV := .venv-lint
 LOCAL := cargo run --quiet --package billhook-tests --bin billhook-local --
 # Architecture of `make build`: this machine's, which needs no further Rust target.
 ARCH ?= $(if $(filter arm64 aarch64,$(shell uname -m)),arm64,x86_64)
@@ -17,7 +18,7 @@ ARCH ?= $(if $(filter arm64 aarch64,$(shell uname -m)),arm64,x86_64)
 ENV ?= default
 
 help: ## this list
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 run: setup ## build, start the local AWS, deploy to it, deliver webhooks and show what became of them
 	cargo build --workspace
@@ -37,7 +38,16 @@ lint: setup ## check format, code and template
 	$(VENV)/bin/cfn-lint template.yaml
 	$(VENV)/bin/sam validate --lint --region eu-west-1
 
-test: lint ## everything CI runs
+# cfn-lint and checkov miss what stands inside SAM's resources, so they see the expanded template too.
+lint-template: setup $(LINT_VENV)/.installed ## check the template, as it is written and as SAM expands it
+	mkdir -p target
+	$(VENV)/bin/python $(TOOLS)/expand.py template.yaml > target/template.json
+	$(VENV)/bin/cfn-lint template.yaml target/template.json
+	$(LINT_VENV)/bin/checkov --skip-download --quiet --compact --framework cloudformation \
+	  --skip-check "$$(sed -nE 's/^ +- \{ id: (CKV_[A-Z0-9_]+),.*/\1/p' template.yaml | paste -sd,)" \
+	  --file template.yaml target/template.json
+
+test: lint ## everything but lint-template that CI runs
 	cargo build --workspace
 	cargo test --workspace
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps
@@ -67,6 +77,11 @@ machine:
 $(VENV)/.installed: $(TOOLS)/requirements.txt | machine
 	python3 -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
+
+$(LINT_VENV)/.installed: $(TOOLS)/requirements-lint.txt | machine
+	python3 -m venv $(LINT_VENV)
+	$(LINT_VENV)/bin/pip install --quiet --disable-pip-version-check --requirement $<
 	touch $@
 
 $(VENV)/.installed-build: $(TOOLS)/requirements-build.txt $(VENV)/.installed
