@@ -452,3 +452,33 @@ fn check_outputs(template: &Value) {
         "outputs hold ARNs, never secrets"
     );
 }
+
+#[test]
+fn every_stage_of_samconfig_sets_parameters_that_are_there() {
+    let template = template();
+    let mut stages = Vec::new();
+    let lines = include_str!("../../../samconfig.toml").lines();
+    for line in lines.filter(|line| line.starts_with("parameter_overrides")) {
+        let given = line.split('"').skip(1).step_by(2);
+        let given: BTreeMap<&str, &str> =
+            given.map(|given| given.split_once('=').unwrap()).collect();
+        for (name, value) in &given {
+            let parameter = &template["Parameters"][name];
+            assert!(parameter.is_object(), "{name}");
+            let allowed = parameter["AllowedValues"].as_array();
+            let fits = |allowed: &Value| match allowed.as_i64() {
+                Some(number) => value.parse() == Ok(number),
+                None => allowed == value,
+            };
+            assert!(
+                allowed.is_none_or(|all| all.iter().any(fits)),
+                "{name}={value}"
+            );
+        }
+        stages.push((given["Env"], given["LiveMode"]));
+    }
+    assert_eq!(
+        stages,
+        [("dev", "false"), ("staging", "false"), ("prod", "true")]
+    );
+}
