@@ -7,6 +7,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod deploy;
 mod faults;
 mod http;
 mod letters;

@@ -1,0 +1,162 @@
+//! The life of stacks beside each other: made, updated, rolled back, deleted.
+
+use std::collections::BTreeSet;
+
+use billhook_testkit::local::{DeployOptions, Stack, deploy};
+use billhook_testkit::stripe::TEST_KEY;
+
+use super::*;
+
+/// Everything in the account whose name has this in it, as `kind name`; tables with their protection.
+fn inventory(stage: &Stage, having: &str) -> Result<BTreeSet<String>> {
+    let program = r#"
+import boto3, sys
+def all(service, call, key, name):
+    for page in boto3.client(service).get_paginator(call).paginate():
+        for item in page[key]:
+            yield item[name] if name else item
+dynamodb, found = boto3.client("dynamodb"), []
+for table in all("dynamodb", "list_tables", "TableNames", None):
+    protected = dynamodb.describe_table(TableName=table)["Table"].get("DeletionProtectionEnabled")
+    found.append("table " + table + (" protected" if protected else ""))
+for kind, *where in [
+    ("secret", "secretsmanager", "list_secrets", "SecretList", "Name"),
+    ("function", "lambda", "list_functions", "Functions", "FunctionName"),
+    ("mapping", "lambda", "list_event_source_mappings", "EventSourceMappings", "FunctionArn"),
+    ("log group", "logs", "describe_log_groups", "logGroups", "logGroupName"),
+    ("alarm", "cloudwatch", "describe_alarms", "MetricAlarms", "AlarmName"),
+    ("dashboard", "cloudwatch", "list_dashboards", "DashboardEntries", "DashboardName"),
+    ("topic", "sns", "list_topics", "Topics", "TopicArn"),
+    ("role", "iam", "list_roles", "Roles", "RoleName"),
+    ("rule", "events", "list_rules", "Rules", "Name"),
+    ("api", "apigateway", "get_rest_apis", "items", "name"),
+]:
+    found += [kind + " " + name for name in all(*where)]
+found += ["queue " + url for url in boto3.client("sqs").list_queues().get("QueueUrls", [])]
+for line in found:
+    if sys.argv[1] in line:
+        print(line)
+"#;
+    let output = Command::new(repository().join(".venv/bin/python"))
+        .args(["-c", program, having])
+        .env_clear()
+        .envs(stage.aws.env())
+        .output()?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    let text = String::from_utf8(output.stdout)?;
+    Ok(text.lines().map(str::to_owned).collect())
+}
+
+/// As a team would, before it has put any key anywhere.
+async fn deploy_stack(stage: &Stage, name: &str, parameters: &[(&str, &str)]) -> Result<World> {
+    let base = stage.stripe.base_url();
+    let local = [("StripeApiBase", base.as_str())];
+    let options = DeployOptions::new(name, &[&local, parameters].concat());
+    let aws = Arc::clone(&stage.aws);
+    let stack = tokio::task::spawn_blocking(move || deploy(&aws, &options)).await??;
+    World::around(&stage.aws, stack, &base)
+}
+
+#[test]
+fn stacks_stand_beside_each_other_and_leave_only_what_is_kept() {
+    flow(false, async |stage| {
+        let app = format!("bank{}", std::process::id());
+        let (second_app, live_env) = (format!("{app}-second"), format!("l{app}"));
+        let own_orders = format!("{app}-own-orders");
+        // Environments of their own names, so that no other stack has their orders tables.
+        let test = [("AppName", &*app), ("Env", &*app), ("LobQuietHours", "5")];
+        let live = [
+            ("AppName", &*app),
+            ("Env", &*live_env),
+            ("LiveMode", "true"), // kept, whatever its name
+            ("StripeApiBase", "https://127.0.0.1:1"),
+            ("ApiGatewayLogRole", "existing"),
+        ];
+        let second = [
+            ("AppName", &*second_app),
+            ("Env", &*app),
+            ("OrdersTableName", &*own_orders),
+            ("ApiGatewayLogRole", "existing"),
+        ];
+        let names = ["test", "live", "second"].map(|stack| format!("{app}-stack-{stack}"));
+        assert_eq!(inventory(stage, &app)?, BTreeSet::new());
+
+        let (first, other, beside) = tokio::join!(
+            deploy_stack(stage, &names[0], &test),
+            deploy_stack(stage, &names[1], &live),
+            deploy_stack(stage, &names[2], &second),
+        );
+        let worlds = [first?, other?, beside?];
+        let [first, other, beside] = &worlds;
+        for world in &worlds {
+            assert_eq!(world.request("GET", "/health", &[], b"").await?.status, 200);
+            let step = world.stack.output("Step1PutKeys")?;
+            assert!(step.contains(world.stack.output("AppSecretArn")?), "{step}");
+            order(world, &format!("ord_of_{}", world.stack.name), None).await?;
+        }
+        assert_eq!(beside.stack.output("OrdersTable")?, own_orders);
+        // Each has its own rows and none of the others'.
+        for (world, whose) in worlds
+            .iter()
+            .flat_map(|world| worlds.each_ref().map(|whose| (world, whose)))
+        {
+            let row = world.order(&format!("ord_of_{}", whose.stack.name)).await;
+            assert_eq!(row.is_ok(), world.stack.name == whose.stack.name);
+        }
+
+        let before = inventory(stage, &app)?;
+        let changed = [&test[..2], &[("LobQuietHours", "0")]].concat();
+        deploy_stack(stage, &first.stack.name, &changed).await?;
+        let quiet = format!("alarm {app}-{app}-lob-no-deliveries");
+        let gone: Vec<_> = before
+            .difference(&inventory(stage, &app)?)
+            .cloned()
+            .collect();
+        assert_eq!(gone, [quiet]);
+
+        // A test key at a live stage: its endpoints cannot be made, and nothing else of the update stays either.
+        let keys = json!({ "stripe_secret_key": TEST_KEY }).to_string();
+        let put = other.aws.secrets_manager().put_secret_value();
+        let arn = other.stack.output("AppSecretArn")?;
+        put.secret_id(arn).secret_string(keys).send().await?;
+        let before = inventory(stage, &app)?;
+        let failing = [
+            &live[..],
+            &[("RotationToken", "2"), ("StripeQuietHours", "0")],
+        ]
+        .concat();
+        let failed = deploy_stack(stage, &other.stack.name, &failing).await;
+        let failed = format!("{:#}", failed.unwrap_err());
+        assert!(failed.contains("ROLLBACK"), "{failed}");
+        assert_eq!(inventory(stage, &app)?, before);
+        let after = Stack::read(&stage.aws, &other.stack.name)?;
+        assert_eq!(after.outputs, other.stack.outputs);
+
+        for world in &worlds {
+            let row = world.order(&format!("ord_of_{}", world.stack.name)).await?;
+            assert_eq!(row["amountTotal"], 4200);
+            let (aws, stack) = (Arc::clone(&stage.aws), world.stack.name.clone());
+            tokio::task::spawn_blocking(move || delete(&aws, &stack)).await??;
+        }
+        let tables = [
+            "jobs",
+            "lob-events",
+            "payments",
+            "statements",
+            "stripe-events",
+            "tenants",
+        ];
+        let tables = tables.map(|table| format!("table {app}-{live_env}-{table} protected"));
+        let mut kept = BTreeSet::from(tables);
+        kept.insert(format!("table Orders-{live_env} protected"));
+        kept.insert(format!("secret {app}/{live_env}/App"));
+        let mut left = inventory(stage, &app)?;
+        // The account's, by which other APIs may be logging.
+        left.retain(|line| !line.contains("ApiGatewayLogsRole"));
+        assert_eq!(left, kept);
+        let row = other.order(&format!("ord_of_{}", other.stack.name)).await?;
+        assert_eq!(row["amountTotal"], 4200);
+        Ok(())
+    });
+}
