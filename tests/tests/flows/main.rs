@@ -11,6 +11,7 @@ mod deploy;
 mod faults;
 mod http;
 mod letters;
+mod migrate;
 mod observability;
 mod payments;
 mod rotation;

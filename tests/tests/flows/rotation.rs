@@ -21,7 +21,7 @@ const EVENT_INTERVAL: Duration = Duration::from_millis(40);
 const EVENTS_MAX: usize = 50;
 
 /// The endpoints that Stripe holds for a URL, by id, with whether they are for connected accounts.
-fn endpoints(stage: &Stage, url: &str) -> BTreeMap<String, bool> {
+pub(super) fn endpoints(stage: &Stage, url: &str) -> BTreeMap<String, bool> {
     let state = stage.stripe.state();
     let spaces = state["spaces"].as_array().unwrap().iter();
     let objects = spaces.flat_map(|space| space["objects"].as_array().unwrap());
