@@ -279,7 +279,9 @@ fn wants_person(reason: ParkReason) -> bool {
         | ParkReason::OrderUnknown
         | ParkReason::StatementUnknown
         | ParkReason::LetterUnknown
-        | ParkReason::Unlinked => false,
+        | ParkReason::Unlinked
+        // The person who set it aside knows.
+        | ParkReason::ByHand => false,
         ParkReason::TenantAmbiguous
         | ParkReason::CrossTenant
         | ParkReason::EntityAmbiguous

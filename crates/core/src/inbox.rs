@@ -307,6 +307,8 @@ reasons! {
         FieldMalformed = "field_malformed",
         /// An amount is negative, a fraction or beyond 2^53, or the currency is none.
         AmountMalformed = "amount_malformed",
+        /// A person set it aside.
+        ByHand = "by_hand",
         /// The row would pass what is kept of it.
         EntityTooLarge = "entity_too_large",
         /// The row holds facts or a timeline that are not ours.

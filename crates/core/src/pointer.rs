@@ -49,7 +49,7 @@ impl From<Provider> for Source {
     }
 }
 
-/// The message as written. All of it is ASCII.
+/// The message as written. All of it is ASCII, but for what a person wrote.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Pointer<'a> {
     source: Source,
@@ -59,6 +59,17 @@ pub struct Pointer<'a> {
     correlation_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     connected_account_id: Option<&'a AccountId>,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    by: Option<By<'a>>,
+}
+
+/// Who had an event decided again, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct By<'a> {
+    /// As AWS knows them.
+    pub actor: &'a str,
+    /// In their words.
+    pub reason: &'a str,
 }
 
 /// The message as read. Unknown members are ignored and only the event's id is needed, so that one written by hand
@@ -75,12 +86,27 @@ pub struct Message {
 impl Pointer<'_> {
     /// The message for a stored event.
     pub fn to(stored: &Stored, source: Source) -> String {
+        Self::written(stored, source, stored.correlation_id, None)
+    }
+
+    /// The message by which a person has a stored event decided again: a story of its own.
+    pub fn replay(stored: &Stored, correlation_id: CorrelationId, by: By<'_>) -> String {
+        Self::written(stored, Source::ManualReplay, Some(correlation_id), Some(by))
+    }
+
+    fn written(
+        stored: &Stored,
+        source: Source,
+        correlation_id: Option<CorrelationId>,
+        by: Option<By<'_>>,
+    ) -> String {
         let pointer = Pointer {
             source,
             event_id: &stored.id,
             event_type: &stored.event_type,
-            correlation_id: stored.correlation_id.as_ref().map(CorrelationId::to_string),
+            correlation_id: correlation_id.as_ref().map(CorrelationId::to_string),
             connected_account_id: stored.account.as_ref(),
+            by,
         };
         // Strings and enums only: there is nothing in it that could fail to be written.
         serde_json::to_string(&pointer).unwrap_or_default()

@@ -462,6 +462,7 @@ fn every_reason_has_a_row() {
         PayloadUnreadable,
         FieldMalformed,
         AmountMalformed,
+        ByHand,
         EntityTooLarge,
         EntityUnreadable,
     });
