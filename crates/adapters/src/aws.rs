@@ -88,6 +88,17 @@ impl Aws {
         read.finish(aws)
     }
 
+    /// From a configuration that somebody else made: the operator's tool, with profiles and roles.
+    pub fn over(config: &SdkConfig) -> Self {
+        Self {
+            dynamodb: aws_sdk_dynamodb::Client::new(config),
+            sqs: aws_sdk_sqs::Client::new(config),
+            secrets_manager: aws_sdk_secretsmanager::Client::new(config),
+            shared: config.clone(),
+            ssm_endpoint: config.endpoint_url().map(str::to_owned),
+        }
+    }
+
     /// The tables.
     pub fn dynamodb(&self) -> &aws_sdk_dynamodb::Client {
         &self.dynamodb
