@@ -1,0 +1,48 @@
+//! A payload as it may be shown: the fields that billhook reads, by the same code that reads them, and nothing else. So
+//! a field that a provider adds, or a name, address or card, is never shown by accident.
+
+use billhook_core::event::projection;
+use billhook_core::ids::Provider;
+use billhook_core::ports::Payload;
+use serde_json::{Value, json};
+
+pub(crate) fn shown(provider: Provider, payload: &Payload, raw: bool) -> Value {
+    match payload {
+        Payload::Intact(body) => {
+            let body = if raw {
+                Some(body.clone())
+            } else {
+                projection(provider, body).ok()
+            };
+            body.and_then(|body| serde_json::from_slice(&body).ok())
+                .unwrap_or_else(|| json!("(no event that billhook can read)"))
+        }
+        Payload::Tampered => {
+            json!("(not what was verified: its digest differs from payload_sha256)")
+        }
+        Payload::Unreadable => json!("(missing)"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_fields_that_are_read_are_shown() {
+        let body = br#"{"id":"evt_1","type":"payment_intent.succeeded","livemode":false,"created":1781000000,
+            "data":{"object":{"id":"pi_1","object":"payment_intent","amount_received":4200,"currency":"usd",
+            "receipt_email":"jo@example.com","shipping":{"name":"Jo Doe"},
+            "metadata":{"order_id":"ord_1","birthday":"1990-01-01"}}}}"#;
+        let payload = Payload::Intact(body.to_vec());
+        let redacted = shown(Provider::Stripe, &payload, false).to_string();
+        for kept in ["evt_1", "pi_1", "4200", "ord_1"] {
+            assert!(redacted.contains(kept), "{redacted}");
+        }
+        for hidden in ["jo@example.com", "Jo Doe", "birthday", "1990", "shipping"] {
+            assert!(!redacted.contains(hidden), "{redacted}");
+        }
+        let raw = shown(Provider::Stripe, &payload, true).to_string();
+        assert!(raw.contains("jo@example.com"));
+    }
+}

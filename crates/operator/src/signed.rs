@@ -1,0 +1,164 @@
+//! Calls to the few services that need no client of their own: one signed request, one text back.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result, anyhow};
+use aws_config::SdkConfig;
+use aws_credential_types::provider::ProvideCredentials as _;
+use aws_sigv4::http_request::{SignableBody, SignableRequest, SigningSettings, sign};
+use aws_sigv4::sign::v4;
+use billhook_adapters::clock::SystemClock;
+use billhook_adapters::config::process_variable;
+use billhook_core::ports::Clock as _;
+
+/// A function may run for 15 minutes.
+const TOTAL_MAX: Duration = Duration::from_secs(15 * 60 + 30);
+
+/// Signs and sends.
+#[derive(Debug)]
+pub(crate) struct Caller {
+    config: SdkConfig,
+    /// `--endpoint-url`, which wins over the variables.
+    endpoint: Option<String>,
+    http: reqwest::Client,
+}
+
+/// A service by the name it signs with and the one its endpoint's variable has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Service {
+    pub(crate) name: &'static str,
+    pub(crate) variable: &'static str,
+}
+
+/// The stack.
+pub(crate) const CLOUDFORMATION: Service = Service {
+    name: "cloudformation",
+    variable: "AWS_ENDPOINT_URL_CLOUDFORMATION",
+};
+
+/// The functions.
+pub(crate) const LAMBDA: Service = Service {
+    name: "lambda",
+    variable: "AWS_ENDPOINT_URL_LAMBDA",
+};
+
+/// The functions' lines.
+pub(crate) const LOGS: Service = Service {
+    name: "logs",
+    variable: "AWS_ENDPOINT_URL_CLOUDWATCH_LOGS",
+};
+
+impl Caller {
+    pub(crate) fn new(config: SdkConfig, endpoint: Option<String>) -> Result<Self> {
+        billhook_adapters::stripe::install_tls();
+        let http = reqwest::Client::builder()
+            .timeout(TOTAL_MAX)
+            .redirect(reqwest::redirect::Policy::none())
+            .build()?;
+        Ok(Self {
+            config,
+            endpoint,
+            http,
+        })
+    }
+
+    /// Posts `body` and answers the text of a success.
+    pub(crate) async fn post(
+        &self,
+        service: Service,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: String,
+    ) -> Result<String> {
+        let name = service.name;
+        let region = self.config.region().context(
+            "no region is known: give --region, or set AWS_REGION or the profile's region",
+        )?;
+        let url = format!("{}{path}", self.base(service, region.as_ref()));
+        let credentials = self
+            .config
+            .credentials_provider()
+            .context("no credentials")?;
+        let credentials = credentials
+            .provide_credentials()
+            .await
+            .context("no credentials: log in (`aws sso login`), or give --profile")?;
+        let identity = credentials.into();
+        let now = SystemClock.now().unix_ms();
+        let parameters = v4::SigningParams::builder()
+            .identity(&identity)
+            .region(region.as_ref())
+            .name(name)
+            .time(UNIX_EPOCH + Duration::from_millis(u64::try_from(now)?))
+            .settings(SigningSettings::default())
+            .build()?
+            .into();
+        let signable = SignableRequest::new(
+            "POST",
+            &url,
+            headers.iter().copied(),
+            SignableBody::Bytes(body.as_bytes()),
+        )?;
+        let (instructions, _) = sign(signable, &parameters)?.into_parts();
+        let mut request = self.http.post(&url);
+        for (header, value) in headers.iter().copied().chain(instructions.headers()) {
+            request = request.header(header, value);
+        }
+        let answer = request
+            .body(body)
+            .send()
+            .await
+            .with_context(|| format!("{name} did not answer"))?;
+        let status = answer.status();
+        let text = answer.text().await?;
+        if status.is_success() {
+            return Ok(text);
+        }
+        Err(anyhow!("{name} answered {status}: {}", said(&text)))
+    }
+
+    fn base(&self, service: Service, region: &str) -> String {
+        let given = self.endpoint.clone();
+        let given = given.or_else(|| process_variable(service.variable));
+        match given.or_else(|| self.config.endpoint_url().map(str::to_owned)) {
+            Some(base) => base.trim_end_matches('/').to_owned(),
+            None => {
+                let china = if region.starts_with("cn-") { ".cn" } else { "" };
+                format!("https://{}.{region}.amazonaws.com{china}", service.name)
+            }
+        }
+    }
+}
+
+/// The message of an error, in whichever of AWS's two forms.
+fn said(text: &str) -> String {
+    if let Ok(document) = roxmltree::Document::parse(text) {
+        let message = document
+            .descendants()
+            .find(|node| node.tag_name().name() == "Message");
+        if let Some(message) = message.and_then(|node| node.text()) {
+            return message.to_owned();
+        }
+    }
+    let json: Option<serde_json::Value> = serde_json::from_str(text).ok();
+    let message = json.as_ref().and_then(|json| {
+        ["message", "Message"]
+            .iter()
+            .find_map(|name| json.get(name)?.as_str())
+    });
+    message.unwrap_or("(no message)").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_errors_message_is_found_in_either_form() {
+        let xml = r#"<ErrorResponse xmlns="http://cloudformation.amazonaws.com/doc/2010-05-15/"><Error><Code>ValidationError</Code><Message>Stack with id x does not exist</Message></Error></ErrorResponse>"#;
+        assert_eq!(said(xml), "Stack with id x does not exist");
+        assert_eq!(said(r#"{"__type":"X","message":"denied"}"#), "denied");
+        assert_eq!(said(r#"{"Message":"denied"}"#), "denied");
+        assert_eq!(said("<html>"), "(no message)");
+    }
+}
