@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help run stop setup fmt lint lint-template test measure build deploy
+.PHONY: help run stop setup fmt lint lint-template test measure replay build deploy
 
 # No tool may fetch a Rust target or report home behind our back.
 export RUSTUP_DIST_SERVER := http://127.0.0.1:1
@@ -55,6 +55,10 @@ test: lint ## everything CI runs
 measure: setup ## run time, calls and memory of the cleanup with thousands of orders (11 minutes)
 	cargo build --workspace
 	cargo test --package billhook-tests --package cleanup-failed-payments --test measure -- --ignored --nocapture
+
+replay: setup ## replay 5,000 events on the local AWS, cut by Ctrl-C and continued, and show the figures
+	cargo build --workspace
+	cargo test --workspace --test flows -- --ignored --nocapture a_bulk_replay
 
 build: $(VENV)/.installed-build ## build the functions as they are deployed (ARCH=arm64|x86_64)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" sam build --parameter-overrides Architecture=$(ARCH)

@@ -13,6 +13,7 @@ mod http;
 mod letters;
 mod migrate;
 mod observability;
+mod operator;
 mod payments;
 mod rotation;
 mod scheduled;
