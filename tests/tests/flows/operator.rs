@@ -952,7 +952,7 @@ fn the_scheduled_tasks_are_run_by_hand() {
 }
 
 #[test]
-fn secrets_show_their_ages_and_are_rotated() {
+fn secrets_show_their_ages_and_a_rotation_is_previewed() {
     flow(true, async |stage| {
         let world = &stage.world;
         let before = signing_secret(world, "StripeWebhookSecretArn").await?;
@@ -972,16 +972,6 @@ fn secrets_show_their_ages_and_are_rotated() {
             preview.told
         );
         assert_eq!(
-            signing_secret(world, "StripeWebhookSecretArn").await?,
-            before
-        );
-        let rotated = billhook(stage, &["secrets", "rotate", "stripe", "--yes"]).await?;
-        assert!(
-            rotated.code == 0 && rotated.told.contains("endpoints of Stripe are replaced"),
-            "{}",
-            rotated.told
-        );
-        assert_ne!(
             signing_secret(world, "StripeWebhookSecretArn").await?,
             before
         );

@@ -335,6 +335,20 @@ fn a_lob_secret_put_by_hand_is_known_within_10_s_and_no_change_drops_one() {
             .await?;
         assert!(refused);
         assert_eq!(delivered(LOB_SECRET).await?, 200);
+
+        // A change that is taken back: the one before is current again, and both prove.
+        let members = [("lob_webhook_secret", secret(5).into())];
+        secrets::change(&store, arn, wanted, &members, SystemClock.now()).await?;
+        secrets::roll_back(&store, arn, wanted, SystemClock.now()).await?;
+        let current = world.aws.secrets_manager().get_secret_value();
+        let current = current.secret_id(arn).send().await?.secret_string.unwrap();
+        let current: Value = serde_json::from_str(&current)?;
+        assert_eq!(current["lob_webhook_secret"], LOB_SECRET);
+        let both = world
+            .until(async || Ok(delivered(&secret(5)).await? == 200))
+            .await?;
+        assert!(both);
+        assert_eq!(delivered(LOB_SECRET).await?, 200);
         let logged = world
             .logged("WebhookIngressFunction", "secret_refreshed")
             .await?;
