@@ -952,7 +952,7 @@ fn the_scheduled_tasks_are_run_by_hand() {
 }
 
 #[test]
-fn secrets_show_their_ages_and_a_rotation_is_previewed() {
+fn secrets_show_their_ages_and_are_rotated() {
     flow(true, async |stage| {
         let world = &stage.world;
         let before = signing_secret(world, "StripeWebhookSecretArn").await?;
@@ -974,6 +974,22 @@ fn secrets_show_their_ages_and_a_rotation_is_previewed() {
         assert_eq!(
             signing_secret(world, "StripeWebhookSecretArn").await?,
             before
+        );
+        let old = stage.endpoints();
+        let rotated = billhook(stage, &["secrets", "rotate", "stripe", "--yes"]).await?;
+        assert!(
+            rotated.code == 0 && rotated.told.contains("endpoints of Stripe are replaced"),
+            "{}",
+            rotated.told
+        );
+        assert_ne!(
+            signing_secret(world, "StripeWebhookSecretArn").await?,
+            before
+        );
+        let new = stage.endpoints();
+        assert!(
+            new.len() == 2 && new.keys().all(|id| !old.contains_key(id)),
+            "{old:?} {new:?}"
         );
         Ok(())
     });

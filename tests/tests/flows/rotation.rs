@@ -21,8 +21,8 @@ const EVENT_INTERVAL: Duration = Duration::from_millis(40);
 const EVENTS_MAX: usize = 50;
 
 /// The endpoints that Stripe holds for a URL, by id, with whether they are for connected accounts.
-pub(super) fn endpoints(stage: &Stage, url: &str) -> BTreeMap<String, bool> {
-    let state = stage.stripe.state();
+pub(super) fn endpoints(stripe: &LocalStripe, url: &str) -> BTreeMap<String, bool> {
+    let state = stripe.state();
     let spaces = state["spaces"].as_array().unwrap().iter();
     let objects = spaces.flat_map(|space| space["objects"].as_array().unwrap());
     objects
@@ -35,8 +35,8 @@ pub(super) fn endpoints(stage: &Stage, url: &str) -> BTreeMap<String, bool> {
 }
 
 impl Stage {
-    fn endpoints(&self) -> BTreeMap<String, bool> {
-        endpoints(self, &self.world.stack.url("/webhooks/stripe"))
+    pub(super) fn endpoints(&self) -> BTreeMap<String, bool> {
+        endpoints(&self.stripe, &self.world.stack.url("/webhooks/stripe"))
     }
 
     /// The parameters of the stage's own stack, and another token.
@@ -242,10 +242,12 @@ fn a_stacks_endpoints_are_made_and_removed_with_it() {
             ("Env", "test"),
             ("OrdersTableName", app.as_str()),
         ];
+        // A Stripe of its own: the stage's sends to every endpoint it has.
+        let stripe = LocalStripe::start(Config::default()).await?;
         // Without a key first, then with it, then rotated.
-        let world = World::deploy(&stage.aws, &name, &parameters, &stage.stripe.base_url()).await?;
+        let world = World::deploy(&stage.aws, &name, &parameters, &stripe.base_url()).await?;
         let url = world.stack.url("/webhooks/stripe");
-        let made = endpoints(stage, &url);
+        let made = endpoints(&stripe, &url);
         assert_eq!(made.len(), 2);
         let of_accounts = made.values().filter(|connect| **connect);
         assert_eq!(of_accounts.count(), 1, "{made:?}");
@@ -259,7 +261,7 @@ fn a_stacks_endpoints_are_made_and_removed_with_it() {
 
         let (aws, stack) = (Arc::clone(&stage.aws), name.clone());
         tokio::task::spawn_blocking(move || delete(&aws, &stack)).await??;
-        assert_eq!(endpoints(stage, &url).len(), 0);
+        assert_eq!(endpoints(&stripe, &url).len(), 0);
         Ok(())
     });
 }
