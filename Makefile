@@ -47,8 +47,9 @@ lint-template: setup $(LINT_VENV)/.installed ## check the template, as it is wri
 	  --skip-check "$$(sed -nE 's/^ +- \{ id: (CKV_[A-Z0-9_]+),.*/\1/p' template.yaml | paste -sd,)" \
 	  --file template.yaml target/template.json
 
+# Built with the tests' own features at once: without them every dependency would be built twice.
 test: lint ## everything CI runs
-	cargo build --workspace
+	cargo build --workspace --all-targets
 	cargo test --workspace
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps
 
