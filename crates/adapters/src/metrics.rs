@@ -13,7 +13,7 @@ use billhook_core::entity::{Entity, News, Next};
 use billhook_core::event::EventType;
 use billhook_core::event::stripe_types::HANDLED_TYPES;
 use billhook_core::ids::Provider;
-use billhook_core::inbox::{IgnoreReason, ParkReason, Verdict};
+use billhook_core::inbox::{Awaited, IgnoreReason, ParkReason, Verdict};
 use billhook_core::time::Timestamp;
 use billhook_core::worker::{Done, Report};
 use serde_json::json;
@@ -259,7 +259,7 @@ pub fn reported(provider: Provider, report: &Report, now: Timestamp) {
         }
         Verdict::Parked(reason) => {
             WEBHOOK_PARKED.record(provider, &[reason.as_str()], 1);
-            if wants_person(*reason) {
+            if reason.awaits() == Awaited::Person {
                 WEBHOOK_PARKED_FOR_PERSON.count(provider);
             }
             match reason {
@@ -269,30 +269,6 @@ pub fn reported(provider: Provider, report: &Report, now: Timestamp) {
             }
         }
         Verdict::Failed(_) => WEBHOOK_FAILED.count(provider),
-    }
-}
-
-/// Whether only a person can remove the reason: what is not there yet may come by itself, and is looked for again.
-fn wants_person(reason: ParkReason) -> bool {
-    match reason {
-        ParkReason::TenantUnknown
-        | ParkReason::OrderUnknown
-        | ParkReason::StatementUnknown
-        | ParkReason::LetterUnknown
-        | ParkReason::Unlinked
-        // The person who set it aside knows.
-        | ParkReason::ByHand => false,
-        ParkReason::TenantAmbiguous
-        | ParkReason::CrossTenant
-        | ParkReason::EntityAmbiguous
-        | ParkReason::LinkConflict
-        | ParkReason::LiveEventOnTestStage
-        | ParkReason::Tampered
-        | ParkReason::PayloadUnreadable
-        | ParkReason::FieldMalformed
-        | ParkReason::AmountMalformed
-        | ParkReason::EntityTooLarge
-        | ParkReason::EntityUnreadable => true,
     }
 }
 

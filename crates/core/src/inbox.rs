@@ -250,6 +250,9 @@ macro_rules! reasons {
         pub enum $name { $($(#[$variant_doc])* $variant,)* }
 
         impl $name {
+            /// Each of them.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
             /// The word in row, log and metric.
             pub fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $word,)* }
@@ -313,6 +316,52 @@ reasons! {
         EntityTooLarge = "entity_too_large",
         /// The row holds facts or a timeline that are not ours.
         EntityUnreadable = "entity_unreadable",
+    }
+}
+
+/// What would take away the reason to wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Awaited {
+    /// A tenant with the account.
+    Tenant,
+    /// The row that the event is about.
+    Row,
+    /// Whatever comes to bear the payment.
+    Link,
+    /// The release by the person who set it aside.
+    Release,
+    /// A person: nothing else removes it.
+    Person,
+}
+
+impl ParkReason {
+    /// Reads the word.
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|reason| reason.as_str() == word)
+    }
+
+    /// What would take it away.
+    pub fn awaits(self) -> Awaited {
+        match self {
+            Self::TenantUnknown => Awaited::Tenant,
+            Self::OrderUnknown | Self::StatementUnknown | Self::LetterUnknown => Awaited::Row,
+            Self::Unlinked => Awaited::Link,
+            Self::ByHand => Awaited::Release,
+            Self::TenantAmbiguous
+            | Self::CrossTenant
+            | Self::EntityAmbiguous
+            | Self::LinkConflict
+            | Self::LiveEventOnTestStage
+            | Self::Tampered
+            | Self::PayloadUnreadable
+            | Self::FieldMalformed
+            | Self::AmountMalformed
+            | Self::EntityTooLarge
+            | Self::EntityUnreadable => Awaited::Person,
+        }
     }
 }
 

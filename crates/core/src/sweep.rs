@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::inbox::{IgnoreReason, Outcome, ParkReason};
+use crate::inbox::{Awaited, IgnoreReason, Outcome, ParkReason};
 use crate::time::Timestamp;
 
 const DAY: Duration = Duration::from_hours(24);
@@ -79,50 +79,36 @@ pub struct Open<'a> {
 }
 
 impl Open<'_> {
-    fn is_parked_as(&self, reasons: &[ParkReason]) -> bool {
-        let reason = reasons
-            .iter()
-            .find(|reason| self.reason == Some(reason.as_str()));
-        self.outcome == Outcome::Parked && reason.is_some()
-    }
-
-    fn names_what_is_not_there(&self) -> bool {
-        self.is_parked_as(&[
-            ParkReason::OrderUnknown,
-            ParkReason::StatementUnknown,
-            ParkReason::LetterUnknown,
-        ])
+    /// None for what is not parked.
+    fn awaits(&self) -> Option<Awaited> {
+        let reason = self.reason.filter(|_| self.outcome == Outcome::Parked)?;
+        Some(ParkReason::parse(reason)?.awaits())
     }
 
     /// Decides about it. Never that it failed: that is its worker's to say.
     pub fn step(&self, window: Window) -> Step {
         let is_older_than = |age| self.received_at.after(age) <= window.until;
-        let look = |step| match window.looks_at(self.received_at) {
+        let step = match (self.outcome, self.awaits()) {
+            (Outcome::Pending, _) | (_, Some(Awaited::Tenant)) => Step::Send,
+            (_, Some(Awaited::Row)) if is_older_than(UNKNOWN_KEPT) => {
+                return Step::Ignore(IgnoreReason::NeverFound);
+            }
+            (_, Some(Awaited::Row)) => Step::Send,
+            (_, Some(Awaited::Link)) if is_older_than(UNLINKED_KEPT) => {
+                return Step::Ignore(IgnoreReason::NeverLinked);
+            }
+            (_, Some(Awaited::Link)) => Step::SendIfBorne,
+            (_, Some(Awaited::Release | Awaited::Person) | None) => Step::Leave,
+        };
+        match window.looks_at(self.received_at) {
             true => step,
             false => Step::Leave,
-        };
-        if self.outcome == Outcome::Pending || self.is_parked_as(&[ParkReason::TenantUnknown]) {
-            return look(Step::Send);
         }
-        if self.names_what_is_not_there() {
-            return match is_older_than(UNKNOWN_KEPT) {
-                true => Step::Ignore(IgnoreReason::NeverFound),
-                false => look(Step::Send),
-            };
-        }
-        if self.is_parked_as(&[ParkReason::Unlinked]) {
-            return match is_older_than(UNLINKED_KEPT) {
-                true => Step::Ignore(IgnoreReason::NeverLinked),
-                false => look(Step::SendIfBorne),
-            };
-        }
-        Step::Leave
     }
 
     /// Whether it has now waited a day for a row that the application owes.
     pub fn alarms(&self, window: Window) -> bool {
-        let waits =
-            self.names_what_is_not_there() || self.is_parked_as(&[ParkReason::TenantUnknown]);
+        let waits = matches!(self.awaits(), Some(Awaited::Tenant | Awaited::Row));
         waits && window.passes(self.received_at, UNKNOWN_ALARMS)
     }
 }
@@ -177,23 +163,13 @@ mod tests {
             (parked(LetterUnknown), [send, leave, leave, never_found]),
             (parked(TenantUnknown), [send, leave, leave, leave]),
             (parked(Unlinked), [ask, leave, never_linked, never_linked]),
+            (parked(ByHand), [leave; 4]),
             ((Outcome::Failed, Some(Unlinked)), [leave; 4]),
             ((Outcome::Processed, None), [leave; 4]),
             ((Outcome::Ignored, None), [leave; 4]),
         ];
-        for persons in [
-            TenantAmbiguous,
-            CrossTenant,
-            EntityAmbiguous,
-            LinkConflict,
-            LiveEventOnTestStage,
-            Tampered,
-            PayloadUnreadable,
-            FieldMalformed,
-            AmountMalformed,
-            EntityTooLarge,
-            EntityUnreadable,
-        ] {
+        let persons = ParkReason::ALL.iter().copied();
+        for persons in persons.filter(|reason| reason.awaits() == Awaited::Person) {
             table.push((parked(persons), [leave; 4]));
         }
         for ((outcome, reason), expected) in table {
