@@ -198,6 +198,12 @@ pub struct Endpoint {
     pub url: String,
     /// Which events.
     pub enabled_events: Vec<String>,
+    /// `enabled` or `disabled`.
+    #[serde(default)]
+    pub status: String,
+    /// The version they are rendered in; the account's own where it is none.
+    #[serde(default)]
+    pub api_version: Option<String>,
     /// Tags.
     #[serde(default)]
     pub metadata: BTreeMap<String, String>,

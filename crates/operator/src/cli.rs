@@ -102,10 +102,7 @@ enum Command {
     #[command(subcommand)]
     Secrets(secrets::Command),
     /// Look a deployed stack over, one line for each check with what to do
-    #[command(
-        after_help = "The exit code is 4 if a check found something.\n\nExample:\n  billhook doctor"
-    )]
-    Doctor,
+    Doctor(doctor::Doctor),
     /// Counters: export
     #[command(subcommand)]
     Metrics(metrics::Command),
@@ -150,7 +147,7 @@ pub(crate) async fn run(cli: Cli) -> Result<()> {
             functions::run(&json!({ "task": "reconcile" }), &open().await?, output).await
         }
         Command::Secrets(command) => secrets::run(command, &open().await?, output).await,
-        Command::Doctor => doctor::run(&open().await?, output).await,
+        Command::Doctor(doctor) => doctor::run(doctor, &open().await?, output).await,
         Command::Metrics(command) => metrics::run(command, &open().await?).await,
         Command::Logs(logs) => logs::run(logs, &open().await?, output).await,
         Command::Completions { shell } => {

@@ -18,7 +18,7 @@ use crate::replay::interrupted;
 use crate::session::Session;
 use crate::signed::LOGS;
 
-const FUNCTIONS: [&str; 5] = [
+pub(crate) const FUNCTIONS: [&str; 5] = [
     "WebhookIngressFunction",
     "StripeWorkerFunction",
     "LobWorkerFunction",
@@ -85,7 +85,7 @@ pub(crate) async fn run(logs: Logs, session: &Session, output: Output) -> Result
 }
 
 /// A function's lines, each with what tells it from all others: its moment first.
-async fn events(
+pub(crate) async fn events(
     session: &Session,
     function: &str,
     since: Timestamp,

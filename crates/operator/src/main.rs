@@ -7,6 +7,7 @@ mod audit;
 mod cli;
 mod dlq;
 mod doctor;
+mod endpoints;
 mod entity;
 mod events;
 mod filter;
@@ -29,6 +30,7 @@ mod store;
 mod tenants;
 mod trace;
 mod what_if;
+mod xml;
 
 use std::process::ExitCode;
 

@@ -18,7 +18,7 @@ use billhook_core::pointer::Pointer;
 use billhook_core::ports::{Clock as _, SendMessage as _};
 use clap::Args;
 use futures_util::FutureExt as _;
-use futures_util::future::{join_all, select};
+use futures_util::future::{join_all, select, select_all};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -385,15 +385,17 @@ fn progress(job: &Job) {
     }
 }
 
-/// Ctrl-C, or the end that a process manager asks for.
-pub(crate) async fn interrupted() {
+/// Ctrl-C, or the end that a process manager asks for; noticed from this call on, not from the first poll.
+pub(crate) fn interrupted() -> impl Future<Output = ()> {
     use tokio::signal::unix::{SignalKind, signal};
-    let Ok(mut terminate) = signal(SignalKind::terminate()) else {
-        return std::future::pending().await;
-    };
-    let asked = pin!(tokio::signal::ctrl_c());
-    let told = pin!(terminate.recv());
-    select(asked, told).await;
+    let asked = [SignalKind::interrupt(), SignalKind::terminate()].map(signal);
+    async {
+        let mut asked: Vec<_> = asked.into_iter().flatten().collect();
+        if asked.is_empty() {
+            std::future::pending().await
+        }
+        select_all(asked.iter_mut().map(|signal| Box::pin(signal.recv()))).await;
+    }
 }
 
 #[cfg(test)]

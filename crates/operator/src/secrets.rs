@@ -4,13 +4,15 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use billhook_adapters::clock::SystemClock;
-use billhook_adapters::secrets::{change, revoke, roll_back};
+use billhook_adapters::config::{SecretAt, SecretSource};
+use billhook_adapters::secrets::{change, revoke, roll_back, stripe_key};
 use billhook_core::ports::Clock as _;
 use billhook_core::secret::Wanted;
 use billhook_core::time::Timestamp;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
+use crate::endpoints::{self, ENDPOINTS, Seen};
 use crate::input;
 use crate::output::Output;
 use crate::session::Session;
@@ -25,7 +27,7 @@ const OF_STRIPE: [&str; 2] = ["StripeWebhookSecretArn", "StripePlatformWebhookSe
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Show each secret's versions and their ages, never a value
+    /// Show each secret's versions and their ages, never a value, and whether the endpoints at Stripe are as deployed
     #[command(after_help = "Example:\n  billhook secrets status")]
     Status,
     /// Replace Stripe's endpoints, and with them their signing secrets
@@ -35,10 +37,12 @@ pub(crate) enum Command {
         Example:\n  billhook secrets rotate stripe --yes"
     )]
     Rotate(Rotate),
-    /// Put the secret that Lob shows in its dashboard; the replaced one is taken for another 24 hours
+    /// Put the secret that Lob shows in its dashboard, or the key to Stripe's API
     #[command(
-        after_help = "The value is the first line of standard input, or is asked for; it is never shown.\n\n\
-        Examples:\n  billhook secrets put lob\n  pass show lob/webhook | billhook secrets put lob --revoke"
+        after_help = "The value is the first line of standard input, or is asked for; it is never shown.\n\
+        A replaced secret of Lob is taken for another 24 hours; a replaced key is ended at Stripe.\n\n\
+        Examples:\n  billhook secrets put lob\n  pass show lob/webhook | billhook secrets put lob --revoke\n  \
+        billhook secrets put stripe-key"
     )]
     Put(Put),
     /// Put back what a secret was before, as a new version
@@ -50,10 +54,10 @@ pub(crate) enum Command {
 
 #[derive(Args, Debug)]
 pub(crate) struct Put {
-    /// Whose
-    #[arg(value_parser = ["lob"])]
-    provider: String,
-    /// It leaked: the replaced one is refused within 15 minutes
+    /// Which: lob's signing secret, or the key to Stripe's API
+    #[arg(value_parser = ["lob", "stripe-key"])]
+    secret: String,
+    /// It leaked: Lob's replaced one is refused within 15 minutes
     #[arg(long)]
     revoke: bool,
 }
@@ -85,10 +89,36 @@ pub(crate) async fn run(command: Command, session: &Session, output: Output) -> 
             for key in OF_LOB.iter().chain(&OF_STRIPE) {
                 rows.extend(versions(session, key).await?);
             }
+            let (seen, strays) = match endpoints::seen(session).await {
+                Ok(seen) => seen,
+                Err(error) => {
+                    Output::tell(&format!(
+                        "the endpoints at Stripe cannot be looked at: {error:#}"
+                    ));
+                    Default::default()
+                }
+            };
+            for row in &mut rows {
+                endpoint(row, &seen);
+            }
             output.list(
-                &["secret", "stage", "created_at", "age_days", "version"],
+                &[
+                    "secret",
+                    "stage",
+                    "created_at",
+                    "age_days",
+                    "version",
+                    "endpoint",
+                    "drift",
+                ],
                 &rows,
             );
+            if !strays.is_empty() {
+                let strays = strays.join(", ");
+                Output::tell(&format!(
+                    "at Stripe there are other endpoints of this stack: {strays}"
+                ));
+            }
         }
         Command::Rotate(rotate) => {
             let name = &session.stack.name;
@@ -108,18 +138,7 @@ pub(crate) async fn run(command: Command, session: &Session, output: Output) -> 
             updated(session).await?;
             Output::tell("done: the endpoints of Stripe are replaced");
         }
-        Command::Put(put) => {
-            let (arn, now) = (session.stack.output("AppSecretArn")?, SystemClock.now());
-            let value = input::secret("the secret that Lob's dashboard shows")?;
-            let members = [(Wanted::LobSigning.member(), value)];
-            if put.revoke {
-                revoke(&session.secrets, arn, Wanted::LobSigning, &members, now).await?;
-                Output::tell("put; the replaced secret is refused within 15 minutes");
-            } else {
-                change(&session.secrets, arn, Wanted::LobSigning, &members, now).await?;
-                Output::tell("put; the replaced secret is taken for another 24 hours");
-            }
-        }
+        Command::Put(given) => put(&given, session).await?,
         Command::Rollback(rollback) => {
             let (keys, wanted): (&[&str], _) = match rollback.provider.as_str() {
                 "stripe" => (&OF_STRIPE, Wanted::StripeSigning),
@@ -145,6 +164,62 @@ pub(crate) async fn run(command: Command, session: &Session, output: Output) -> 
         }
     }
     Ok(())
+}
+
+async fn put(put: &Put, session: &Session) -> Result<()> {
+    let (arn, now) = (session.stack.output("AppSecretArn")?, SystemClock.now());
+    // One document holds both: whichever is changed, what Lob's replaced secret still proves stays in it.
+    let of = Wanted::LobSigning;
+    if put.secret == "stripe-key" {
+        if put.revoke {
+            bail!(
+                "a key that leaked is ended at Stripe (Developers, API keys, Roll key): put the new one without --revoke"
+            );
+        }
+        let source = SecretSource {
+            variable: "the key",
+            at: SecretAt::Here(input::secret("the key to Stripe's API, sk_… or rk_…")?),
+        };
+        let key = stripe_key(&session.secrets, &source, session.stack.is_live()).await?;
+        let members = [(Wanted::StripeKey.member(), key.context("no key came")?)];
+        change(&session.secrets, arn, of, &members, now).await?;
+        Output::tell("put; have the endpoints made with it: billhook secrets rotate stripe --yes");
+        return Ok(());
+    }
+    let members = [(
+        of.member(),
+        input::secret("the secret that Lob's dashboard shows")?,
+    )];
+    if put.revoke {
+        revoke(&session.secrets, arn, of, &members, now).await?;
+        Output::tell("put; the replaced secret is refused within 15 minutes");
+    } else {
+        change(&session.secrets, arn, of, &members, now).await?;
+        Output::tell("put; the replaced secret is taken for another 24 hours");
+    }
+    Ok(())
+}
+
+/// Names beside a current signing secret the endpoint that it is of, and what is wrong with that at Stripe.
+fn endpoint(row: &mut Value, seen: &[Seen]) {
+    let of = |name: &str| row.get(name).and_then(Value::as_str);
+    let is_of = |seen: &&Seen| {
+        ENDPOINTS.iter().any(|(output, secret)| {
+            *output == seen.output && of("secret") == Some(secret.trim_end_matches("Arn"))
+        })
+    };
+    let seen = seen
+        .iter()
+        .find(is_of)
+        .filter(|_| of("stage") == Some("AWSCURRENT"));
+    if let (Some(seen), Some(row)) = (seen, row.as_object_mut()) {
+        let drift = match seen.drift.is_empty() {
+            true => "none".to_owned(),
+            false => seen.drift.join("; "),
+        };
+        row.insert("endpoint".to_owned(), json!(seen.id));
+        row.insert("drift".to_owned(), json!(drift));
+    }
 }
 
 async fn versions(session: &Session, key: &str) -> Result<Vec<Value>> {

@@ -141,13 +141,9 @@ pub(crate) async fn send(
         (Some(url), true) => (url.clone(), vec![input::secret("the signing secret")?]),
         (url, secret_stdin) => {
             let session = session().await?;
-            let output = match provider {
-                Provider::Stripe => "WebhookUrlStripe",
-                Provider::Lob => "WebhookUrlLob",
-            };
             let url = url
                 .as_deref()
-                .map_or_else(|| session.stack.output(output), Ok)?;
+                .map_or_else(|| session.stack.output(webhook_url(provider)), Ok)?;
             let secrets = if secret_stdin {
                 vec![input::secret("the signing secret")?]
             } else {
@@ -156,6 +152,44 @@ pub(crate) async fn send(
             (url.to_owned(), secrets)
         }
     };
+    let (status, text) = deliver(provider, &url, &secrets, body).await?;
+    let said = serde_json::from_str(&text).unwrap_or_else(|_| json!(text));
+    output.one(&json!({ "event_id": id, "event_type": event_type, "url": url, "status": status, "answer": said }));
+    if status == 200 {
+        return Ok(());
+    }
+    Err(Stop::No(format!("{url} answered {status}")).into())
+}
+
+/// The output that says where a provider delivers.
+pub(crate) fn webhook_url(provider: Provider) -> &'static str {
+    match provider {
+        Provider::Stripe => "WebhookUrlStripe",
+        Provider::Lob => "WebhookUrlLob",
+    }
+}
+
+/// An event of a type of its own: its id and its body.
+pub(crate) fn test_event(provider: Provider, event_type: &str) -> Result<(String, String)> {
+    let known = samples(provider);
+    let (_, sample) = known.first().context("there are no samples")?;
+    let id = format!("evt_{}", SystemClock.new_id().simple());
+    let member = match provider {
+        Provider::Stripe => "type",
+        Provider::Lob => "event_type.id",
+    };
+    let set = format!("{member}={event_type}");
+    let body = made(provider, sample, &id, SystemClock.now(), &[set])?;
+    Ok((id, body))
+}
+
+/// Posts a body, signed with the first of the secrets; the status and what was said.
+pub(crate) async fn deliver(
+    provider: Provider,
+    url: &str,
+    secrets: &[SecretString],
+    body: String,
+) -> Result<(u16, String)> {
     let secret = secrets
         .first()
         .context("the stack has no signing secret yet")?;
@@ -164,8 +198,8 @@ pub(crate) async fn send(
         .timeout(Duration::from_secs(30))
         .redirect(reqwest::redirect::Policy::none())
         .build()?
-        .post(&url);
-    for (name, value) in signed(provider, secret, body.as_bytes(), now) {
+        .post(url);
+    for (name, value) in signed(provider, secret, body.as_bytes(), SystemClock.now()) {
         request = request.header(name, value);
     }
     let answer = request
@@ -174,13 +208,7 @@ pub(crate) async fn send(
         .await
         .with_context(|| format!("{url} did not answer"))?;
     let status = answer.status().as_u16();
-    let text = answer.text().await?;
-    let said = serde_json::from_str(&text).unwrap_or_else(|_| json!(text));
-    output.one(&json!({ "event_id": id, "event_type": event_type, "url": url, "status": status, "answer": said }));
-    if status == 200 {
-        return Ok(());
-    }
-    Err(Stop::No(format!("{url} answered {status}")).into())
+    Ok((status, answer.text().await?))
 }
 
 pub(crate) async fn sig(

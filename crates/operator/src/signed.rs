@@ -10,6 +10,7 @@ use aws_sigv4::sign::v4;
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::config::process_variable;
 use billhook_core::ports::Clock as _;
+use reqwest::Method;
 
 /// A function may run for 15 minutes.
 const TOTAL_MAX: Duration = Duration::from_secs(15 * 60 + 30);
@@ -48,6 +49,30 @@ pub(crate) const LOGS: Service = Service {
     variable: "AWS_ENDPOINT_URL_CLOUDWATCH_LOGS",
 };
 
+/// Alarms.
+pub(crate) const CLOUDWATCH: Service = Service {
+    name: "monitoring",
+    variable: "AWS_ENDPOINT_URL_CLOUDWATCH",
+};
+
+/// Who hears of alarms.
+pub(crate) const SNS: Service = Service {
+    name: "sns",
+    variable: "AWS_ENDPOINT_URL_SNS",
+};
+
+/// The API.
+pub(crate) const APIGATEWAY: Service = Service {
+    name: "apigateway",
+    variable: "AWS_ENDPOINT_URL_API_GATEWAY",
+};
+
+/// The firewall.
+pub(crate) const WAF: Service = Service {
+    name: "wafv2",
+    variable: "AWS_ENDPOINT_URL_WAFV2",
+};
+
 impl Caller {
     pub(crate) fn new(config: SdkConfig, endpoint: Option<String>) -> Result<Self> {
         billhook_adapters::stripe::install_tls();
@@ -62,9 +87,41 @@ impl Caller {
         })
     }
 
+    /// Gets the text of a success.
+    pub(crate) async fn get(&self, service: Service, path: &str) -> Result<String> {
+        self.call(Method::GET, service, path, &[], String::new())
+            .await
+    }
+
     /// Posts `body` and answers the text of a success.
     pub(crate) async fn post(
         &self,
+        service: Service,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: String,
+    ) -> Result<String> {
+        self.call(Method::POST, service, path, headers, body).await
+    }
+
+    /// Asks a service of the older kind, which takes a form and answers in XML.
+    pub(crate) async fn query(
+        &self,
+        service: Service,
+        version: &str,
+        pairs: &[(&str, &str)],
+    ) -> Result<String> {
+        let body = form_urlencoded::Serializer::new(String::new())
+            .append_pair("Version", version)
+            .extend_pairs(pairs)
+            .finish();
+        let form = [("content-type", "application/x-www-form-urlencoded")];
+        self.post(service, "/", &form, body).await
+    }
+
+    async fn call(
+        &self,
+        method: Method,
         service: Service,
         path: &str,
         headers: &[(&str, &str)],
@@ -94,13 +151,13 @@ impl Caller {
             .build()?
             .into();
         let signable = SignableRequest::new(
-            "POST",
+            method.as_str(),
             &url,
             headers.iter().copied(),
             SignableBody::Bytes(body.as_bytes()),
         )?;
         let (instructions, _) = sign(signable, &parameters)?.into_parts();
-        let mut request = self.http.post(&url);
+        let mut request = self.http.request(method.clone(), &url);
         for (header, value) in headers.iter().copied().chain(instructions.headers()) {
             request = request.header(header, value);
         }

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
+use roxmltree::Document;
 
 use crate::signed::{CLOUDFORMATION, Caller};
+use crate::xml;
 
 /// What `DescribeStacks` says of a stack.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,34 +28,47 @@ impl Stack {
     }
 
     fn parse(name: &str, answer: &str) -> Result<Self> {
-        let document = roxmltree::Document::parse(answer).context("CloudFormation's answer")?;
-        let pairs = |list: &str, key: &str, value: &str| {
-            let members = document
-                .descendants()
-                .filter(|node| node.tag_name().name() == list)
-                .flat_map(|list| list.children());
-            members
+        let document = Document::parse(answer).context("CloudFormation's answer")?;
+        let pairs = |list, key, value| {
+            xml::members(&document, list)
                 .filter_map(|member| {
-                    let text = |name: &str| {
-                        let child = member.children().find(|c| c.tag_name().name() == name)?;
-                        Some(child.text().unwrap_or_default().to_owned())
-                    };
-                    Some((text(key)?, text(value)?))
+                    let pair = (xml::text(member, key)?, xml::text(member, value)?);
+                    Some((pair.0.to_owned(), pair.1.to_owned()))
                 })
                 .collect()
         };
-        let status = document
-            .descendants()
-            .find(|node| node.tag_name().name() == "StackStatus");
         Ok(Self {
             name: name.to_owned(),
-            status: status
-                .and_then(|node| node.text())
+            status: xml::first(&document, "StackStatus")
                 .unwrap_or_default()
                 .to_owned(),
             outputs: pairs("Outputs", "OutputKey", "OutputValue"),
             parameters: pairs("Parameters", "ParameterKey", "ParameterValue"),
         })
+    }
+
+    /// The names of the stack's resources of one type, as `AWS::CloudWatch::Alarm`.
+    pub(crate) async fn resources(&self, caller: &Caller, of_type: &str) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        let mut next: Option<String> = None;
+        loop {
+            let mut form = vec![
+                ("Action", "ListStackResources"),
+                ("StackName", self.name.as_str()),
+            ];
+            form.extend(next.as_deref().map(|token| ("NextToken", token)));
+            let answer = call(caller, &form).await?;
+            let document = Document::parse(&answer).context("CloudFormation's answer")?;
+            let listed = xml::members(&document, "StackResourceSummaries");
+            let wanted = listed.filter(|it| xml::text(*it, "ResourceType") == Some(of_type));
+            names.extend(
+                wanted.filter_map(|it| Some(xml::text(it, "PhysicalResourceId")?.to_owned())),
+            );
+            next = xml::first(&document, "NextToken").map(str::to_owned);
+            if next.is_none() {
+                return Ok(names);
+            }
+        }
     }
 
     /// Updates the stack: its template and its other parameters stay as they are.
@@ -97,19 +112,17 @@ impl Stack {
     }
 
     pub(crate) fn is_live(&self) -> bool {
-        self.parameters
-            .get("LiveMode")
-            .is_some_and(|mode| mode == "true")
+        self.parameter("LiveMode") == "true"
+    }
+
+    /// Empty where the stack has no such parameter.
+    pub(crate) fn parameter(&self, key: &str) -> &str {
+        self.parameters.get(key).map_or("", String::as_str)
     }
 }
 
 async fn call(caller: &Caller, pairs: &[(&str, &str)]) -> Result<String> {
-    let body = form_urlencoded::Serializer::new(String::new())
-        .append_pair("Version", "2010-05-15")
-        .extend_pairs(pairs)
-        .finish();
-    let form = [("content-type", "application/x-www-form-urlencoded")];
-    caller.post(CLOUDFORMATION, "/", &form, body).await
+    caller.query(CLOUDFORMATION, "2010-05-15", pairs).await
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ use crate::entity::{ORDERS, STATEMENTS, TENANTS, Table};
 use crate::events;
 use crate::filter::{Filter, text};
 use crate::job::Jobs;
+use crate::logs;
 use crate::moment::Moment;
 use crate::output::Output;
 use crate::session::Session;
@@ -31,8 +32,8 @@ use crate::what_if::changed;
 #[command(
     after_help = "The id may be an event's, a correlation id, a replay's, a PaymentIntent's, a letter's, an order's, a \
     statement's or a tenant's.\nAny other object (charge, session, refund) is looked for in the events of a span, see --since.\n\
-    Duplicate deliveries leave no trace but in the log of webhook-ingress.\n\nExamples:\n  billhook trace ord_1\n  \
-    billhook trace evt_1\n  billhook trace ch_1 --since 30d"
+    Duplicate deliveries and single attempts leave no trace but in the functions' logs, see --logs.\n\nExamples:\n  \
+    billhook trace ord_1\n  billhook trace evt_1 --logs\n  billhook trace ch_1 --since 30d"
 )]
 pub(crate) struct Trace {
     /// The id
@@ -40,6 +41,9 @@ pub(crate) struct Trace {
     /// How far back to look where no index leads to it
     #[arg(long, default_value = "7d", value_parser = Moment::parse)]
     since: Moment,
+    /// With the functions' lines about each event: every delivery, also a duplicate, and every attempt
+    #[arg(long)]
+    logs: bool,
 }
 
 /// An event with what it states.
@@ -105,6 +109,9 @@ pub(crate) async fn run(trace: Trace, session: &Session, output: Output) -> Resu
     for (entity, row) in &entities {
         lines.extend(told_of_entity(entity, row));
         lines.extend(steps(entity, found.events.values()));
+    }
+    if trace.logs {
+        lines.extend(logged(session, found.events.values()).await?);
     }
     lines.sort();
     let rows: Vec<Value> = lines
@@ -364,6 +371,52 @@ fn told_of_event(row: &Value) -> Vec<Line> {
     lines
 }
 
+/// What the functions wrote about the events, from the first one's arrival on.
+async fn logged(session: &Session, events: impl Iterator<Item = &Told>) -> Result<Vec<Line>> {
+    let stored: Vec<_> = events.map(|told| &told.listed.stored).collect();
+    let ids: BTreeSet<&str> = stored.iter().map(|stored| stored.id.as_str()).collect();
+    let Some(since) = stored.iter().filter_map(|stored| stored.received_at).min() else {
+        return Ok(Vec::new());
+    };
+    // One is asked for by name; of several all lines are read and sorted out here.
+    let wanted = ids.first().filter(|_| ids.len() == 1).copied();
+    let mut lines = Vec::new();
+    for key in logs::FUNCTIONS {
+        let function = session.stack.output(key)?;
+        let found = logs::events(session, function, since, wanted).await?;
+        lines.extend(
+            found
+                .iter()
+                .filter_map(|(_, line)| told_of_line(line, &ids)),
+        );
+    }
+    Ok(lines)
+}
+
+/// One of a function's lines, if it is about one of these events.
+fn told_of_line(line: &Value, ids: &BTreeSet<&str>) -> Option<Line> {
+    let of = |name: &str| text(line, name);
+    let id = of("event_id").filter(|id| ids.contains(id))?;
+    let told = ["timestamp", "level", "function", "message", "event_id"];
+    let members = line.as_object()?.iter().filter(|(name, value)| {
+        !told.contains(&name.as_str()) && !value.is_object() && !value.is_array()
+    });
+    let members: Vec<String> = members
+        .map(|(name, value)| format!("{name} {value}"))
+        .collect();
+    Some(Line {
+        at: of("timestamp")?.to_owned(),
+        rank: 6,
+        id: id.to_owned(),
+        what: of("message")?.to_owned(),
+        detail: format!(
+            "{} {}",
+            of("function").unwrap_or_default(),
+            members.join(" ")
+        ),
+    })
+}
+
 fn told_of_entity(entity: &Entity, row: &Value) -> Vec<Line> {
     let of = |entry: &Value, name: &str| text(entry, name).unwrap_or_default().to_owned();
     let timeline = row
@@ -445,6 +498,18 @@ mod tests {
             "timeline": [{ "eventId": "evt_1" }, { "eventId": "evt_2", "meta": { "note": "no evt_ here" } }] });
         let ids: Vec<_> = named(&facts).into_iter().map(|id| id.to_string()).collect();
         assert_eq!(ids, ["evt_1", "evt_2"]);
+    }
+
+    #[test]
+    fn a_functions_line_is_told_where_it_is_about_one_of_the_events() {
+        let line = json!({ "timestamp": "2026-11-21T08:00:00.000Z", "level": "info", "function": "webhook-ingress",
+            "message": "stripe_webhook_received", "event_id": "evt_1", "duplicate": true, "_aws": { "Timestamp": 1 } });
+        let told = told_of_line(&line, &BTreeSet::from(["evt_1"])).unwrap();
+        assert_eq!(
+            (told.what.as_str(), told.detail.as_str()),
+            ("stripe_webhook_received", "webhook-ingress duplicate true")
+        );
+        assert_eq!(told_of_line(&line, &BTreeSet::from(["evt_2"])), None);
     }
 
     #[test]

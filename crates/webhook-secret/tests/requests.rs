@@ -164,6 +164,8 @@ impl StripeEndpoints for Ports {
                 id: id.clone(),
                 url: new.url.to_owned(),
                 enabled_events: new.enabled_events.to_vec(),
+                status: "enabled".to_owned(),
+                api_version: Some(new.api_version.to_owned()),
                 metadata: new
                     .metadata
                     .iter()

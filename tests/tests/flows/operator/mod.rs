@@ -1,0 +1,569 @@
+//! The operator's tool: the real binary, asked as a person asks it.
+
+mod replay;
+mod stack;
+
+use std::io::Write as _;
+use std::process::Child;
+
+use billhook_core::time::Timestamp;
+use billhook_testkit::local::binaries_dir;
+
+use super::*;
+
+/// What a command said.
+struct Said {
+    code: i32,
+    /// The answer, moments and our own ids made steady.
+    out: String,
+    /// What was said on the way, made steady too.
+    told: String,
+    /// The same as it was.
+    raw: String,
+}
+
+impl Said {
+    /// It ended so, and said so.
+    #[track_caller]
+    fn says(&self, code: i32, text: &str) {
+        assert!(
+            self.code == code && self.told.contains(text),
+            "{}: {}",
+            self.code,
+            self.told
+        );
+    }
+
+    #[track_caller]
+    fn json(&self) -> Value {
+        assert_eq!(self.code, 0, "{}", self.told);
+        serde_json::from_str(&self.out).unwrap()
+    }
+}
+
+/// As a person types it: words, and phrases in single quotes.
+fn command(stage: &'static Stage, line: &str) -> Command {
+    let parts = line.split('\'').enumerate();
+    let arguments = parts.flat_map(|(number, part)| match number % 2 {
+        1 => vec![part],
+        _ => part.split_whitespace().collect(),
+    });
+    let mut command = Command::new(binaries_dir().unwrap().join("billhook"));
+    command
+        .args(arguments)
+        .env_clear()
+        .envs(stage.aws.env())
+        .env("BILLHOOK_STACK", &stage.name)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+/// Runs it to its end.
+async fn billhook(stage: &'static Stage, line: &str) -> Result<Said> {
+    told(stage, line, "").await
+}
+
+/// The same, with something on its standard input.
+async fn told(stage: &'static Stage, line: &str, input: &'static str) -> Result<Said> {
+    let mut command = command(stage, line);
+    let mut child = command.stdin(Stdio::piped()).spawn()?;
+    // A command that reads nothing may be gone already.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    ended(child).await
+}
+
+/// One that goes on for a while.
+fn begun(stage: &'static Stage, line: &str) -> Result<Child> {
+    Ok(command(stage, line).spawn()?)
+}
+
+/// Ends it as Ctrl-C does.
+async fn interrupted(child: Child) -> Result<Said> {
+    let pid = child.id().to_string();
+    assert!(
+        Command::new("kill")
+            .args(["-INT", &pid])
+            .status()?
+            .success()
+    );
+    ended(child).await
+}
+
+/// Awaited in a thread of its own: what answers it runs on this one.
+async fn ended(child: Child) -> Result<Said> {
+    let done = tokio::task::spawn_blocking(move || child.wait_with_output()).await??;
+    let raw = String::from_utf8(done.stderr)?;
+    Ok(Said {
+        code: done.status.code().unwrap_or(-1),
+        out: steady(&String::from_utf8(done.stdout)?),
+        told: steady(&raw),
+        raw,
+    })
+}
+
+/// Moments, ids of ours and names of this run replaced by others of the same length.
+fn steady(text: &str) -> String {
+    let is_of_word = |c: char| c.is_ascii_alphanumeric() || "-:.".contains(c);
+    let mut steady = String::new();
+    let mut word = String::new();
+    for c in text.chars().chain(['\0']) {
+        if is_of_word(c) {
+            word.push(c);
+            continue;
+        }
+        let is_uuid = word.len() == 36 && word.matches('-').count() == 4;
+        if is_uuid {
+            steady.push_str("01936d3c-0000-7000-8000-000000000000");
+        } else if word.len() == 24 && Timestamp::parse(&word).is_ok() {
+            steady.push_str("2026-11-21T08:00:00.000Z");
+        } else {
+            steady.push_str(&word);
+        }
+        word.clear();
+        if c != '\0' {
+            steady.push(c);
+        }
+    }
+    steady
+}
+
+/// An event that is parked because its order is not there.
+async fn too_early(stage: &'static Stage, own: &str) -> Result<String> {
+    let (id, now) = (format!("evt_{own}"), stage.world.now_s());
+    let named = named(&format!("ord_{own}"));
+    let paid = intent_succeeded(&id, now, &format!("pi_{own}"), named, 4200);
+    stage.world.stripe(&paid, 1).await?;
+    stage.world.settled(STRIPE, "parked", &[&id]).await?;
+    Ok(id)
+}
+
+#[test]
+fn events_are_listed_shown_annotated_set_aside_and_released() {
+    flow(false, async |stage| {
+        let world = &stage.world;
+        let id = too_early(stage, "op_early").await?;
+        let listed = "events list --outcome parked --object pi_op_early";
+        let table = billhook(stage, listed).await?;
+        insta::assert_snapshot!("events_list", table.out);
+        let lines = billhook(stage, &format!("{listed} --output jsonl")).await?;
+        assert_eq!(lines.out.lines().count(), 1);
+        assert_eq!(lines.json()["processing_error"], "order_unknown");
+
+        let shown = billhook(stage, &format!("events show {id} --output json")).await?;
+        let mut row = shown.json();
+        row["payload"]["created"] = json!(0);
+        row["expires_at"] = json!(0);
+        row["received_day"] = json!("2026-11-21");
+        row["payload_sha256"] = json!("of the payload");
+        insta::assert_snapshot!("events_show", format!("{row:#}"));
+        assert!(
+            row["payload"]["data"]["object"]
+                .get("client_secret")
+                .is_none()
+        );
+
+        let said = billhook(stage, &format!("events annotate {id} 'asked the shop'")).await?;
+        assert_eq!(
+            (said.code, said.told.as_str()),
+            (0, "noted on evt_op_early\n")
+        );
+        let said = billhook(
+            stage,
+            &format!("events park {id} --reason 'waits for the shop'"),
+        )
+        .await?;
+        assert_eq!(said.code, 0, "{}", said.told);
+        assert_eq!(
+            event(world, STRIPE, &id).await?["processing_error"],
+            "by_hand"
+        );
+
+        order(world, "ord_op_early", None).await?;
+        let said = billhook(
+            stage,
+            &format!("events release {id} --reason 'order is there'"),
+        )
+        .await?;
+        assert_eq!(said.code, 0, "{}", said.told);
+        world.settled(STRIPE, "processed", &[&id]).await?;
+        let row = event(world, STRIPE, &id).await?;
+        let notes: Vec<_> = row["notes"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|note| {
+                (
+                    note["action"].as_str().unwrap(),
+                    note["reason"].as_str().unwrap(),
+                )
+            })
+            .collect();
+        assert_eq!(
+            notes,
+            [
+                ("annotate", "asked the shop"),
+                ("park", "waits for the shop"),
+                ("replay", "order is there")
+            ]
+        );
+        assert!(
+            row["notes"][0]["actor"]
+                .as_str()
+                .unwrap()
+                .starts_with("arn:aws:"),
+            "{row}"
+        );
+        assert_eq!(world.order("ord_op_early").await?["status"], "completed");
+
+        // What is done is neither set aside nor released, and what is not there is said so.
+        for refused in ["park", "release"] {
+            let said = billhook(stage, &format!("events {refused} {id} --reason again")).await?;
+            said.says(1, "is done already");
+        }
+        let missing = billhook(stage, "events show evt_op_nowhere").await?;
+        missing.says(3, "there is no event evt_op_nowhere");
+        let wrong = billhook(stage, "--stack nowhere events list").await?;
+        wrong.says(1, "check --stack, --region and --profile");
+        Ok(())
+    });
+}
+
+#[test]
+fn orders_are_reviewed_repaired_and_backfilled_and_access_follows() {
+    flow(false, async |stage| {
+        let world = &stage.world;
+        let now = world.now_s();
+        for own in ["op_order", "op_backfill"] {
+            order(world, &format!("ord_{own}"), None).await?;
+        }
+        let paid = intent_succeeded(
+            "evt_op_order",
+            now,
+            "pi_op_order",
+            named("ord_op_order"),
+            4200,
+        );
+        world.stripe(&paid, 1).await?;
+        let dispute = json!({ "id": "du_op_order", "object": "dispute", "payment_intent": "pi_op_order", "charge": "ch_op_order",
+            "amount": 4200, "currency": "usd", "status": "needs_response", "metadata": {} });
+        let dispute = stripe("evt_op_dispute", "charge.dispute.created", now + 1, dispute);
+        world
+            .settled(STRIPE, "processed", &["evt_op_order"])
+            .await?;
+        let access = "orders access ord_op_order";
+        assert_eq!(
+            billhook(stage, &format!("{access} --output json"))
+                .await?
+                .json()["status"],
+            200
+        );
+        world.stripe(&dispute, 1).await?;
+        world
+            .settled(STRIPE, "processed", &["evt_op_dispute"])
+            .await?;
+
+        let locked = billhook(stage, access).await?;
+        assert_eq!(locked.code, 4);
+        insta::assert_snapshot!("orders_access_locked", locked.out);
+        let listed = billhook(stage, "orders review list --limit 1000 --output json")
+            .await?
+            .json();
+        assert!(
+            listed
+                .as_array()
+                .unwrap()
+                .iter()
+                .any(|row| row["id"] == "ord_op_order"),
+            "{listed}"
+        );
+        let clear = "orders review clear ord_op_order --reason 'answered at Stripe'";
+        let cleared = billhook(stage, clear).await?;
+        assert_eq!(
+            (cleared.code, cleared.told.as_str()),
+            (0, "the review of order#ord_op_order is cleared\n")
+        );
+        assert_eq!(billhook(stage, access).await?.code, 0);
+        let again = billhook(stage, clear).await?;
+        assert!(
+            again.code == 1
+                && again
+                    .told
+                    .contains("no review of order#ord_op_order stands"),
+            "{}",
+            again.told
+        );
+
+        let refund = "orders mark-refunded ord_op_order --reason 'paid back by bank transfer'";
+        assert_eq!(billhook(stage, refund).await?.code, 0);
+        let refused = billhook(stage, &format!("{access} --output jsonl")).await?;
+        assert_eq!(
+            (
+                refused.code,
+                serde_json::from_str::<Value>(&refused.out)?["status"].clone()
+            ),
+            (4, json!(403))
+        );
+        // A later event of Stripe's does not undo it.
+        let late = charge_refunded(
+            "evt_op_late",
+            now + 5,
+            "ch_op_order",
+            Some("pi_op_order"),
+            100,
+        );
+        world.stripe(&late, 1).await?;
+        world.settled(STRIPE, "processed", &["evt_op_late"]).await?;
+        let shown = billhook(stage, "orders show ord_op_order --output json")
+            .await?
+            .json();
+        assert_eq!(
+            (&shown["status"], shown.get("stripe")),
+            (&json!("refunded"), None)
+        );
+        let told: Vec<_> = shown["timeline"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|entry| entry["actor"] == "operator")
+            .map(|entry| {
+                (
+                    entry["meta"]["action"].as_str().unwrap(),
+                    entry["meta"]["reason"].as_str().unwrap(),
+                )
+            })
+            .collect();
+        assert_eq!(
+            told,
+            [
+                ("review clear", "answered at Stripe"),
+                ("mark-refunded", "paid back by bank transfer")
+            ]
+        );
+
+        // A session without metadata and without an order that bears its payment waits, until the order is told.
+        let lost = session_completed(
+            "evt_op_lost",
+            now,
+            "cs_op_lost",
+            Some("pi_op_lost"),
+            json!({}),
+            "paid",
+        );
+        world.stripe(&lost, 1).await?;
+        world.settled(STRIPE, "parked", &["evt_op_lost"]).await?;
+        let backfill =
+            "orders backfill-payment-intent ord_op_backfill pi_op_lost --reason 'checkout crashed'";
+        let said = billhook(stage, backfill).await?;
+        assert_eq!(said.code, 0, "{}", said.told);
+        world.settled(STRIPE, "processed", &["evt_op_lost"]).await?;
+        assert_eq!(world.order("ord_op_backfill").await?["status"], "completed");
+        let other = "orders backfill-payment-intent ord_op_backfill pi_other --reason guess";
+        let said = billhook(stage, other).await?;
+        said.says(1, "bears pi_op_lost already");
+        assert_eq!(billhook(stage, "orders show ord_op_nowhere").await?.code, 3);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_statements_mail_that_needs_attention_is_listed() {
+    flow(false, async |stage| {
+        let world = &stage.world;
+        let row = json!({ "statement_id": "st_op", "amount_due": 4200, "currency": "usd", "lob_letter_id": "ltr_op",
+            "recipient": "Jo Doe" });
+        world.put("StatementsTable", row).await?;
+        world
+            .lob(&letter(
+                "evt_op_returned",
+                "2026-11-20T10:00:00.000Z",
+                "ltr_op",
+                "returned_to_sender",
+            ))
+            .await?;
+        world
+            .settled(LOB, "processed", &["evt_op_returned"])
+            .await?;
+        let listed = billhook(stage, "statements attention --output json")
+            .await?
+            .json();
+        assert!(
+            listed
+                .as_array()
+                .unwrap()
+                .iter()
+                .any(|row| row["statement_id"] == "st_op"),
+            "{listed}"
+        );
+        let shown = billhook(stage, "statements show st_op").await?;
+        insta::assert_snapshot!("statements_show", shown.out);
+        let raw = billhook(stage, "statements show st_op --raw").await?;
+        assert!(raw.out.contains("Jo Doe"), "{}", raw.out);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_tenant_that_is_added_releases_its_events() {
+    flow(false, async |stage| {
+        let world = &stage.world;
+        order(world, "ord_op_tenant", Some("ten_op")).await?;
+        let paid = intent_succeeded(
+            "evt_op_tenant",
+            world.now_s(),
+            "pi_op_tenant",
+            named("ord_op_tenant"),
+            4200,
+        );
+        world.stripe(&from_account(paid, "acct_op"), 1).await?;
+        world.settled(STRIPE, "parked", &["evt_op_tenant"]).await?;
+        let add = "tenants add ten_op --name Shop --account acct_op";
+        let added = billhook(stage, add).await?;
+        assert_eq!(added.code, 0, "{}", added.told);
+        world
+            .settled(STRIPE, "processed", &["evt_op_tenant"])
+            .await?;
+        assert_eq!(world.order("ord_op_tenant").await?["status"], "completed");
+
+        let shown = billhook(stage, "tenants show ten_op --output jsonl").await?;
+        let file = std::env::temp_dir().join(format!("{}-tenants.jsonl", stage.name));
+        std::fs::write(&file, &shown.out)?;
+        let again = billhook(stage, &format!("tenants import {}", file.display())).await?;
+        std::fs::remove_file(&file)?;
+        assert_eq!(
+            (again.code, again.told.as_str()),
+            (0, "ten_op is there already\n")
+        );
+        let listed = billhook(stage, "tenants list").await?;
+        assert!(listed.out.contains("ten_op"), "{}", listed.out);
+        let taken = billhook(stage, "tenants add ten_other --account acct_op").await?;
+        taken.says(1, "acct_op belongs to ten_op");
+        Ok(())
+    });
+}
+
+#[test]
+fn an_ids_story_is_told_from_each_of_its_ids() {
+    flow(false, async |stage| {
+        let world = &stage.world;
+        let now = world.now_s();
+        order(world, "ord_op_trace", None).await?;
+        let paid = intent_succeeded(
+            "evt_op_trace",
+            now - 120,
+            "pi_op_trace",
+            named("ord_op_trace"),
+            4200,
+        );
+        let answer = world.stripe(&paid, 1).await?;
+        world
+            .settled(STRIPE, "processed", &["evt_op_trace"])
+            .await?;
+        let refund = charge_refunded(
+            "evt_op_trace_r",
+            now - 60,
+            "ch_op_trace",
+            Some("pi_op_trace"),
+            4200,
+        );
+        world.stripe(&refund, 1).await?;
+        world
+            .settled(STRIPE, "processed", &["evt_op_trace_r"])
+            .await?;
+        let story = billhook(stage, "trace ord_op_trace").await?;
+        insta::assert_snapshot!("trace", story.out.replace(&stage.name, "stack"));
+        for id in [
+            "evt_op_trace",
+            "evt_op_trace_r",
+            "pi_op_trace",
+            "ch_op_trace",
+        ] {
+            assert_eq!(
+                billhook(stage, &format!("trace {id}")).await?.out,
+                story.out,
+                "{id}"
+            );
+        }
+        let correlation = answer[0].body["correlation_id"].as_str().unwrap();
+        assert_eq!(
+            billhook(stage, &format!("trace {correlation}")).await?.out,
+            story.out
+        );
+        // With the lines of the functions: each delivery, the second one a duplicate, and the attempt.
+        world.stripe(&paid, 1).await?;
+        let with_logs = world
+            .until(async || {
+                let told = billhook(stage, "trace evt_op_trace --logs").await?.out;
+                Ok(told.matches("stripe_webhook_received").count() == 2
+                    && told.contains("webhook_duplicate")
+                    && told.contains("event_processed"))
+            })
+            .await?;
+        assert!(
+            with_logs,
+            "{}",
+            billhook(stage, "trace evt_op_trace --logs").await?.out
+        );
+        let nothing = billhook(stage, "trace re_op_nowhere").await?;
+        nothing.says(3, "nothing is known of re_op_nowhere");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_sample_is_sent_and_a_wrong_signature_explained() {
+    flow(false, async |stage| {
+        let world = &stage.world;
+        order(world, "ord_op_send", None).await?;
+        let sent = billhook(
+            stage,
+            "send stripe --type payment_intent.succeeded --output json --set data.object.metadata.order_id=ord_op_send --set data.object.id=pi_op_send --set data.object.amount_received=4200 --set data.object.currency=usd",
+        )
+        .await?
+        .json();
+        assert_eq!(
+            (&sent["status"], &sent["answer"]["duplicate"]),
+            (&json!(200), &json!(false)),
+            "{sent}"
+        );
+        world
+            .settled(STRIPE, "processed", &[sent["event_id"].as_str().unwrap()])
+            .await?;
+        assert_eq!(world.order("ord_op_send").await?["status"], "completed");
+        let sent = billhook(stage, "send lob --type letter.delivered --output json")
+            .await?
+            .json();
+        world
+            .settled(LOB, "parked", &[sent["event_id"].as_str().unwrap()])
+            .await?;
+
+        let (now, secret) = (
+            world.now_s(),
+            signing_secret(world, "StripeWebhookSecretArn").await?,
+        );
+        let header = format!(
+            "Stripe-Signature: {}",
+            sign_stripe(b"{\"a\":1}", &secret, now)
+        );
+        let body = std::env::temp_dir().join(format!("{}-body.json", stage.name));
+        std::fs::write(&body, "{\"a\":1}\n")?;
+        let explained = billhook(
+            stage,
+            &format!(
+                "sig explain stripe --header '{header}' --body {}",
+                body.display()
+            ),
+        )
+        .await?;
+        std::fs::remove_file(&body)?;
+        assert_eq!(explained.code, 4, "{}", explained.told);
+        // How many were tried depends on the rotations of other tests.
+        let told = explained
+            .out
+            .lines()
+            .filter(|line| !line.starts_with("secrets_tried"));
+        insta::assert_snapshot!("sig_explain", told.collect::<Vec<_>>().join("\n"));
+        Ok(())
+    });
+}
