@@ -281,7 +281,7 @@ impl WebhookSecretConfig {
         read.finish(config)
     }
 
-    /// Where Stripe's key lies, for `secrets::api_key`.
+    /// Where Stripe's key lies, for `secrets::stripe_key`.
     pub fn stripe_key(&self) -> SecretSource {
         SecretSource {
             variable: "APP_SECRETS_ARN",

@@ -8,7 +8,7 @@ use billhook_core::ports::{AccountsPage, CommitError, KeepProgress, ListAccounts
 
 use super::expression::Expression;
 use super::items::{self, Item, n, s, text};
-use super::unavailable;
+use super::{unavailable, update_item};
 
 const UNTIL_S: &str = "until_s";
 const AFTER: &str = "after";
@@ -46,19 +46,8 @@ impl KeepProgress for Jobs {
             Ok(update) => update,
             Err(error) => return Err(super::invalid(&doing, error)),
         };
-        let sent = self
-            .client
-            .update_item()
-            .table_name(update.table_name)
-            .set_key(Some(update.key))
-            .update_expression(update.update_expression)
-            .set_condition_expression(update.condition_expression)
-            .set_expression_attribute_names(update.expression_attribute_names)
-            .set_expression_attribute_values(update.expression_attribute_values)
-            .send()
-            .await;
-        match sent {
-            Ok(_) => Ok(true),
+        match update_item(&self.client, update).await {
+            Ok(()) => Ok(true),
             // It may be the SDK's own first try that stands there: then the row is as it was to be.
             Err(error) if error.code() == Some("ConditionalCheckFailedException") => {
                 Ok(self.progress(job).await? == *next)

@@ -25,13 +25,13 @@ use super::inbox::kept;
 use super::index::Index;
 use super::items::{self, Item, n, s, text};
 use super::rows::{self, ORDER_GUARDS, Row, STATEMENT_GUARDS, Schema, TENANT_GUARDS};
-use super::{invalid, unavailable};
+use super::{invalid, unavailable, update_item};
 use crate::metrics;
 
 /// A row beyond this is not written: the rest of DynamoDB's 400 KB is the application's.
 const ROW_BYTES_MAX: usize = 300 * 1024;
 /// DynamoDB takes 100 keys in one read.
-pub(super) const KEYS_MAX: usize = 100;
+const KEYS_MAX: usize = 100;
 /// How often keys are asked for again that DynamoDB left unprocessed.
 const UNPROCESSED_TRIES_MAX: u32 = 5;
 /// How long a tenant is remembered. Misses never are.
@@ -219,7 +219,7 @@ impl<C: Clock> DynamoLedger<C> {
 }
 
 /// Consistent reads of many keys, asking again for what was left unprocessed.
-pub(super) async fn batch_get(
+async fn batch_get(
     client: &Client,
     mut wanted: HashMap<String, Vec<Item>>,
     projection: Option<&str>,
@@ -276,6 +276,27 @@ fn reserved_names(projection: &str) -> Option<HashMap<String, String>> {
     (!names.is_empty()).then_some(names)
 }
 
+/// The rows of events that are there.
+pub(super) async fn event_rows(
+    client: &Client,
+    table: &str,
+    ids: &BTreeSet<EventId>,
+    projection: Option<&'static str>,
+) -> Result<Vec<Item>, Unavailable> {
+    let mut rows = Vec::new();
+    let ids: Vec<&EventId> = ids.iter().collect();
+    for ids in ids.chunks(KEYS_MAX) {
+        let keys = ids
+            .iter()
+            .map(|id| Item::from([("event_id".to_owned(), s(id.as_str()))]))
+            .collect();
+        let wanted = HashMap::from([(table.to_owned(), keys)]);
+        let found = batch_get(client, wanted, projection).await?;
+        rows.extend(found.into_iter().map(|(_, row)| row));
+    }
+    Ok(rows)
+}
+
 fn configured(table: Option<&String>, variable: &str) -> Result<String, Unavailable> {
     table.cloned().ok_or_else(|| Unavailable {
         doing: "find the table".to_owned(),
@@ -288,18 +309,8 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
     type Row = Row;
 
     async fn events(&self, _: Provider, ids: &BTreeSet<EventId>) -> Result<Vec<Kept>, Unavailable> {
-        let mut events = Vec::new();
-        let ids: Vec<&EventId> = ids.iter().collect();
-        for ids in ids.chunks(KEYS_MAX) {
-            let keys = ids
-                .iter()
-                .map(|id| Item::from([("event_id".to_owned(), s(id.as_str()))]))
-                .collect();
-            let wanted = HashMap::from([(self.tables.events.clone(), keys)]);
-            let found = batch_get(&self.client, wanted, None).await?;
-            events.extend(found.iter().filter_map(|(_, item)| kept(item)));
-        }
-        Ok(events)
+        let rows = event_rows(&self.client, &self.tables.events, ids, None).await?;
+        Ok(rows.iter().filter_map(kept).collect())
     }
 
     async fn rows(
@@ -483,19 +494,8 @@ impl<C: Clock> FindFailedOrders for DynamoLedger<C> {
 impl<C: Clock> DynamoLedger<C> {
     async fn update_one(&self, update: Update) -> Result<(), CommitError> {
         let doing = format!("update a row of {}", update.table_name);
-        let sent = self
-            .client
-            .update_item()
-            .table_name(update.table_name)
-            .set_key(Some(update.key))
-            .update_expression(update.update_expression)
-            .set_condition_expression(update.condition_expression)
-            .set_expression_attribute_names(update.expression_attribute_names)
-            .set_expression_attribute_values(update.expression_attribute_values)
-            .send()
-            .await;
-        match sent {
-            Ok(_) => Ok(()),
+        match update_item(&self.client, update).await {
+            Ok(()) => Ok(()),
             Err(error) => Err(refusal(error.code().unwrap_or_default())
                 .unwrap_or_else(|| unavailable(doing, error).into())),
         }

@@ -14,7 +14,10 @@ pub mod ledger;
 mod open;
 pub mod rows;
 
+use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
+use aws_sdk_dynamodb::types::Update;
 use billhook_core::ports::Unavailable;
 use billhook_core::retry::Disposition;
 
@@ -35,6 +38,21 @@ where
         disposition,
         cause: Box::new(error),
     }
+}
+
+/// An update by itself, without a transaction, which would cost twice.
+async fn update_item(client: &Client, update: Update) -> Result<(), SdkError<UpdateItemError>> {
+    client
+        .update_item()
+        .table_name(update.table_name)
+        .set_key(Some(update.key))
+        .update_expression(update.update_expression)
+        .set_condition_expression(update.condition_expression)
+        .set_expression_attribute_names(update.expression_attribute_names)
+        .set_expression_attribute_values(update.expression_attribute_values)
+        .send()
+        .await
+        .map(drop)
 }
 
 /// A call that cannot even be made.

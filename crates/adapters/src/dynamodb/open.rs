@@ -1,6 +1,6 @@
 //! Events that are not done, for the sweep, and which events are there at all, for reconcile.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 use aws_sdk_dynamodb::types::Select;
 use billhook_core::ids::EventId;
@@ -12,7 +12,7 @@ use billhook_core::time::Timestamp;
 
 use super::inbox::{Inbox, stored};
 use super::items::{Item, s, text};
-use super::ledger::{DynamoLedger, KEYS_MAX, batch_get};
+use super::ledger::{DynamoLedger, event_rows};
 use super::unavailable;
 
 const INDEX: &str = "OpenIndex";
@@ -89,7 +89,13 @@ impl<C: Clock> FindOpenEvents for DynamoLedger<C> {
         &self,
         ids: &BTreeSet<EventId>,
     ) -> Result<Vec<(Stored, Option<String>)>, Unavailable> {
-        let rows = read(&self.client, &self.tables.events, ids, WITHOUT_PAYLOAD).await?;
+        let rows = event_rows(
+            &self.client,
+            &self.tables.events,
+            ids,
+            Some(WITHOUT_PAYLOAD),
+        )
+        .await?;
         let with_reason = |row: &Item| {
             let reason = text(row, "processing_error").map(str::to_owned);
             Some((stored(row)?, reason))
@@ -116,28 +122,8 @@ fn open_event(row: &Item) -> Option<OpenEvent> {
 
 impl FindKnownEvents for Inbox {
     async fn known(&self, ids: &BTreeSet<EventId>) -> Result<BTreeSet<EventId>, Unavailable> {
-        let rows = read(&self.client, &self.stripe_table, ids, "event_id").await?;
+        let rows = event_rows(&self.client, &self.stripe_table, ids, Some("event_id")).await?;
         let id = |row: &Item| EventId::parse(text(row, "event_id")?).ok();
         Ok(rows.iter().filter_map(id).collect())
     }
-}
-
-async fn read(
-    client: &aws_sdk_dynamodb::Client,
-    table: &str,
-    ids: &BTreeSet<EventId>,
-    projection: &'static str,
-) -> Result<Vec<Item>, Unavailable> {
-    let mut rows = Vec::new();
-    let ids: Vec<&EventId> = ids.iter().collect();
-    for ids in ids.chunks(KEYS_MAX) {
-        let keys = ids
-            .iter()
-            .map(|id| Item::from([("event_id".to_owned(), s(id.as_str()))]))
-            .collect();
-        let wanted = HashMap::from([(table.to_owned(), keys)]);
-        let found = batch_get(client, wanted, Some(projection)).await?;
-        rows.extend(found.into_iter().map(|(_, row)| row));
-    }
-    Ok(rows)
 }
