@@ -12,14 +12,13 @@ use std::time::Duration;
 
 use aws_lambda_events::event::sqs::SqsEvent;
 use billhook_adapters::{batch, metrics, telemetry};
-use billhook_core::entity::{Columns, Derived, Entity, EntityKey, Facts};
+use billhook_core::entity::EntityKey;
 use billhook_core::ids::{OrderId, Provider};
-use billhook_core::money::{Currency, Money};
 use billhook_core::time::Timestamp;
 use billhook_core::worker::Worker;
 use billhook_testkit::emf;
 use billhook_testkit::events::{intent_succeeded, letter};
-use billhook_testkit::memory::{Fault, FixedClock, KnownKeys, MemoryQueue, MemoryTables};
+use billhook_testkit::memory::{self, Fault, FixedClock, KnownKeys, MemoryQueue, MemoryTables};
 use billhook_testkit::sign::{sign_lob, sign_stripe};
 use lambda_runtime::{Context, LambdaEvent};
 use serde_json::{Value, json};
@@ -44,23 +43,7 @@ impl Stage {
     fn new() -> Self {
         let tables: &MemoryTables = Box::leak(Box::default());
         let key = EntityKey::Order(OrderId::parse("ord_1").unwrap());
-        let order = Entity {
-            key: key.clone(),
-            version: 0,
-            tenant: None,
-            user: None,
-            account: None,
-            due: Some(Money {
-                amount: 4200,
-                currency: Currency::parse("usd").unwrap(),
-            }),
-            intent: None,
-            session: None,
-            mailed: None,
-            columns: Columns::default(),
-            derived: Derived::default(),
-            facts: Facts::default(),
-        };
+        let order = memory::entity(key.clone());
         tables.entities.lock().unwrap().insert(key, order);
         Self {
             ingress: Ingress {

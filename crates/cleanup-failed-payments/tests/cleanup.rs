@@ -10,18 +10,17 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use billhook_core::cleanup::OpenPayment;
-use billhook_core::entity::{Columns, Derived, Entity, EntityKey, Facts};
+use billhook_core::entity::{Entity, EntityKey, Facts};
 use billhook_core::event::stripe::Event;
 use billhook_core::event::stripe_types::{IntentStatus, SessionStatus};
 use billhook_core::ids::{CheckoutSessionId, OrderId, PaymentIntentId};
 use billhook_core::jobs::{CLEANUP, Progress};
 use billhook_core::merge::Merge as _;
-use billhook_core::money::{Currency, Money};
 use billhook_core::payment;
 use billhook_core::ports::{PaymentsAtStripe, Unavailable};
 use billhook_core::time::Timestamp;
 use billhook_testkit::events::{intent_failed, intent_is, intent_succeeded};
-use billhook_testkit::memory::{Fault, FixedClock, MemoryStripe, MemoryTables};
+use billhook_testkit::memory::{self, Fault, FixedClock, MemoryStripe, MemoryTables};
 use cleanup_failed_payments::Input;
 use cleanup_failed_payments::cleanup::{Cleanup, Options, Summary};
 use serde_json::{Value, json};
@@ -58,21 +57,8 @@ fn deliver(tables: &MemoryTables, key: &EntityKey, event: &Value) {
 fn order(tables: &MemoryTables, id: &str, events: &[Value]) -> EntityKey {
     let key = EntityKey::Order(OrderId::parse(id).unwrap());
     let mut row = Entity {
-        key: key.clone(),
         version: 1,
-        tenant: None,
-        due: Some(Money {
-            amount: 4200,
-            currency: Currency::parse("usd").unwrap(),
-        }),
-        intent: None,
-        session: None,
-        user: None,
-        account: None,
-        mailed: None,
-        columns: Columns::default(),
-        derived: Derived::default(),
-        facts: Facts::default(),
+        ..memory::entity(key.clone())
     };
     let next = row.with(facts(events), at(0));
     row.facts = next.facts;

@@ -11,15 +11,14 @@ use std::time::{Duration, Instant};
 
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::stripe::Stripe;
-use billhook_core::entity::{Columns, Derived, Entity, EntityKey, Facts};
+use billhook_core::entity::{Entity, EntityKey, Facts};
 use billhook_core::event::stripe::Event;
 use billhook_core::ids::OrderId;
 use billhook_core::merge::Merge as _;
-use billhook_core::money::{Currency, Money};
 use billhook_core::payment;
 use billhook_core::ports::Clock as _;
 use billhook_testkit::events::intent_failed;
-use billhook_testkit::memory::MemoryTables;
+use billhook_testkit::memory::{self, MemoryTables};
 use billhook_testkit::stripe::{Config, LocalStripe};
 use cleanup_failed_payments::cleanup::{Cleanup, Options};
 use cleanup_failed_payments::stripe::{AtStripe, calls_per_second};
@@ -44,21 +43,8 @@ fn stale(id: &str) -> Entity {
         .payment
         .merge(payment::read::facts(&event).unwrap().unwrap());
     let mut row = Entity {
-        key: EntityKey::Order(OrderId::parse(id).unwrap()),
         version: 1,
-        tenant: None,
-        due: Some(Money {
-            amount: 4200,
-            currency: Currency::parse("usd").unwrap(),
-        }),
-        intent: None,
-        session: None,
-        user: None,
-        account: None,
-        mailed: None,
-        columns: Columns::default(),
-        derived: Derived::default(),
-        facts: Facts::default(),
+        ..memory::entity(EntityKey::Order(OrderId::parse(id).unwrap()))
     };
     let next = row.with(facts, hours_ago);
     row.facts = next.facts;

@@ -5,16 +5,16 @@
     reason = "a test fails by panicking"
 )]
 
-use billhook_core::entity::{Columns, Derived, Entity, EntityKey, Facts, Next};
+use billhook_core::entity::{Columns, Entity, EntityKey, Facts, Next};
 use billhook_core::event::stripe::Event;
 use billhook_core::ids::{OrderId, UserId};
 use billhook_core::merge::Merge as _;
-use billhook_core::money::{Currency, Money};
 use billhook_core::payment;
 use billhook_core::time::Timestamp;
 use billhook_testkit::events::{
     dispute, intent_failed, intent_succeeded, refund, session_completed,
 };
+use billhook_testkit::memory;
 use serde_json::{Value, json};
 
 const T: i64 = 1_781_000_000;
@@ -24,23 +24,7 @@ fn now() -> Timestamp {
 }
 
 fn order() -> Entity {
-    Entity {
-        key: EntityKey::Order(OrderId::parse("ord_1").unwrap()),
-        version: 0,
-        tenant: None,
-        due: Some(Money {
-            amount: 4200,
-            currency: Currency::parse("usd").unwrap(),
-        }),
-        intent: None,
-        session: None,
-        user: None,
-        mailed: None,
-        account: None,
-        columns: Columns::default(),
-        derived: Derived::default(),
-        facts: Facts::default(),
-    }
+    memory::entity(EntityKey::Order(OrderId::parse("ord_1").unwrap()))
 }
 
 fn facts(events: &[&Value]) -> Facts {

@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use billhook_core::cleanup::OpenPayment;
-use billhook_core::entity::{Entity, EntityKey};
+use billhook_core::entity::{Columns, Derived, Entity, EntityKey, Facts};
 use billhook_core::event::stripe_types::{IntentStatus, SessionStatus};
 use billhook_core::ids::{
     AccountId, CheckoutSessionId, EventId, OrderId, PaymentIntentId, PieceId, Provider, TenantId,
 };
 use billhook_core::inbox::{NewEvent, Outcome, Recorded, Stored};
 use billhook_core::jobs::Progress;
+use billhook_core::money::{Currency, Money};
 use billhook_core::ports::{
     AccountsPage, Clock, Commit, CommitError, EventsPage, FindFailedOrders, FindKnownEvents,
     FindOpenEvents, KeepProgress, Kept, Ledger, ListAccounts, ListEvents, ListEventsError,
@@ -25,6 +26,27 @@ use billhook_core::signature::{SigningKey, SigningKeys};
 use billhook_core::time::Timestamp;
 use serde_json::Value;
 use uuid::Uuid;
+
+/// A row as the application makes it: 42.00 usd are due, and nothing else is known.
+pub fn entity(key: EntityKey) -> Entity {
+    Entity {
+        key,
+        version: 0,
+        tenant: None,
+        due: Currency::parse("usd").ok().map(|currency| Money {
+            amount: 4200,
+            currency,
+        }),
+        intent: None,
+        session: None,
+        user: None,
+        mailed: None,
+        account: None,
+        columns: Columns::default(),
+        derived: Derived::default(),
+        facts: Facts::default(),
+    }
+}
 
 /// What happens to a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use billhook_core::cleanup::cancelled;
-use billhook_core::entity::{Columns, Derived, Entity, EntityKey, Facts, News};
+use billhook_core::entity::{Columns, Entity, EntityKey, Facts, News};
 use billhook_core::event::{self, lob};
 use billhook_core::ids::{
     AccountId, CorrelationId, EventId, OrderId, PaymentIntentId, PieceId, Provider, StatementId,
@@ -21,7 +21,6 @@ use billhook_core::ids::{
 use billhook_core::inbox::{NewEvent, Outcome, Verdict};
 use billhook_core::mail;
 use billhook_core::mail::facts::Stage;
-use billhook_core::money::{Currency, Money};
 use billhook_core::ports::RecordEvent as _;
 use billhook_core::time::Timestamp;
 use billhook_core::worker::{Done, Failure, Received, Report, Worker};
@@ -29,7 +28,7 @@ use billhook_testkit::events::{
     charge_refunded, dispute, from_account, intent_failed, intent_is, intent_succeeded, letter,
     refund, session_completed, stripe,
 };
-use billhook_testkit::memory::{Fault, FixedClock, MemoryTables};
+use billhook_testkit::memory::{self, Fault, FixedClock, MemoryTables};
 use serde_json::{Value, json};
 
 const T: i64 = 1_781_000_000;
@@ -57,21 +56,9 @@ fn tables() -> MemoryTables {
         let mailed =
             matches!(key, EntityKey::Statement(_)).then(|| PieceId::parse("ltr_1").unwrap());
         let row = Entity {
-            key: key.clone(),
-            version: 0,
             tenant: tenant.map(|id| TenantId::parse(id).unwrap()),
-            due: Some(Money {
-                amount: 4200,
-                currency: Currency::parse("usd").unwrap(),
-            }),
-            intent: None,
-            session: None,
-            user: None,
             mailed,
-            account: None,
-            columns: Columns::default(),
-            derived: Derived::default(),
-            facts: Facts::default(),
+            ..memory::entity(key.clone())
         };
         tables.entities.lock().unwrap().insert(key, row);
     }
