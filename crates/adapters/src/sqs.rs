@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use aws_sdk_sqs::error::SdkError;
+use aws_sdk_sqs::error::{ProvideErrorMetadata as _, SdkError};
 use aws_sdk_sqs::operation::send_message::SendMessageError;
 use aws_sdk_sqs::operation::send_message::builders::SendMessageFluentBuilder;
 use aws_sdk_sqs::types::{MessageSystemAttributeNameForSends, MessageSystemAttributeValue};
@@ -131,6 +131,8 @@ impl SendError {
             | SdkError::ResponseError(_) => Disposition::OutcomeUnknown,
             SdkError::ServiceError(answer) => match answer.err() {
                 SendMessageError::InvalidMessageContents(_) => Disposition::Permanent,
+                // Such as a group that no queue takes, from a row that somebody spoilt.
+                error if error.code().is_some_and(is_about_the_message) => Disposition::Permanent,
                 // Throttled, refused, or no such queue: nothing was sent, and it works once that is mended.
                 _ => Disposition::RetryLater,
             },
@@ -140,10 +142,15 @@ impl SendError {
     }
 }
 
+fn is_about_the_message(code: &str) -> bool {
+    code.starts_with("InvalidParameterValue") || code.starts_with("MissingParameter")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use aws_sdk_sqs::config::http::HttpResponse;
+    use aws_sdk_sqs::error::ErrorMetadata;
     use aws_sdk_sqs::types::error::{InvalidMessageContents, QueueDoesNotExist};
     use aws_smithy_types::body::SdkBody;
 
@@ -203,6 +210,13 @@ mod tests {
         check(
             SdkError::service_error(SendMessageError::unhandled("throttled"), raw(503)),
             Disposition::RetryLater,
+        );
+        let group = ErrorMetadata::builder()
+            .code("InvalidParameterValue")
+            .build();
+        check(
+            SdkError::service_error(SendMessageError::generic(group), raw(400)),
+            Disposition::Permanent,
         );
     }
 }

@@ -48,6 +48,8 @@ pub struct Summary {
     pub looked_at: usize,
     /// Sent to their worker again.
     pub sent: usize,
+    /// What no queue takes: their rows are spoilt.
+    pub refused: usize,
     /// `unlinked` ones that nothing bears yet.
     pub waiting: usize,
     /// Given up on.
@@ -274,12 +276,14 @@ where
         let borne = self.borne(provider, asking).await?;
         summary.waiting += asked - borne.len();
         sending.extend(borne);
-        summary.sent += sending.len();
-        stream::iter(sending)
+        let sent: Vec<bool> = stream::iter(sending)
             .map(|stored| self.send(provider, stored))
             .buffer_unordered(STEPS_AT_ONCE)
-            .try_collect::<()>()
+            .try_collect()
             .await?;
+        let done = sent.iter().filter(|sent| **sent).count();
+        summary.sent += done;
+        summary.refused += sent.len() - done;
         let ignored: Vec<bool> = stream::iter(giving_up)
             .map(|(stored, reason)| self.ignore(provider, stored, reason))
             .buffer_unordered(STEPS_AT_ONCE)
@@ -289,12 +293,27 @@ where
         Ok(())
     }
 
-    async fn send(&self, provider: Provider, stored: Stored) -> Result<(), Unavailable> {
+    /// Whether the queue took it. One that it never will must not keep the others from being sent.
+    async fn send(&self, provider: Provider, stored: Stored) -> Result<bool, Unavailable> {
         let deduplication_id = stored.another_message(self.clock.new_id());
         let body = Pointer::to(&stored, Source::Sweep);
-        self.queue
-            .send(provider, &stored.group, &deduplication_id, &body)
-            .await?;
+        let sent = self
+            .queue
+            .send(provider, &stored.group, &deduplication_id, &body);
+        match sent.await {
+            Ok(()) => {}
+            Err(error) if error.disposition == Disposition::Permanent => {
+                tracing::error!(
+                    event_id = %stored.id,
+                    "event_not_sent {}: {}; look at its row: billhook events show {}",
+                    stored.id,
+                    chain(&error),
+                    stored.id
+                );
+                return Ok(false);
+            }
+            Err(error) => return Err(error),
+        }
         tracing::info!(
             event_id = %stored.id,
             event_type = %stored.event_type,
@@ -302,7 +321,7 @@ where
             "event_sent_again {}",
             stored.id
         );
-        Ok(())
+        Ok(true)
     }
 
     /// Those whose PaymentIntent is borne by something now, and those of which that cannot be told: their worker says

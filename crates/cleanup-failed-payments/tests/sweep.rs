@@ -14,10 +14,11 @@ use billhook_core::event;
 use billhook_core::ids::{CorrelationId, EventId, OrderId, Provider};
 use billhook_core::inbox::{NewEvent, Outcome};
 use billhook_core::jobs::{Progress, SWEEP};
-use billhook_core::ports::{PaymentRow, RecordEvent as _};
+use billhook_core::ports::{PaymentRow, RecordEvent as _, SendMessage, Unavailable};
+use billhook_core::retry::Disposition;
 use billhook_core::time::Timestamp;
 use billhook_testkit::events::{charge_refunded, from_account, intent_succeeded, letter};
-use billhook_testkit::memory::{Fault, FixedClock, MemoryQueue, MemoryTables};
+use billhook_testkit::memory::{EventRow, Fault, FixedClock, MemoryQueue, MemoryTables};
 use cleanup_failed_payments::sweep::{Summary, Sweep};
 use serde_json::{Value, json};
 
@@ -340,6 +341,59 @@ async fn what_could_not_be_sent_is_sent_by_the_next_run() {
     // At 15 minutes no age is passed, but the one that failed still stands.
     assert_eq!(world.run(15 * MINUTE).await.sent, 1);
     assert_eq!(world.run(16 * MINUTE).await.sent, 0);
+}
+
+/// A queue that never takes one group.
+struct Picky<'a>(&'a MemoryQueue, &'static str);
+
+impl SendMessage for Picky<'_> {
+    async fn send(
+        &self,
+        provider: Provider,
+        group: &str,
+        deduplication_id: &str,
+        body: &str,
+    ) -> Result<(), Unavailable> {
+        if group != self.1 {
+            return self.0.send(provider, group, deduplication_id, body).await;
+        }
+        Err(Unavailable {
+            doing: "send".to_owned(),
+            disposition: Disposition::Permanent,
+            cause: "InvalidParameterValue".into(),
+        })
+    }
+}
+
+#[tokio::test]
+async fn a_message_that_no_queue_takes_holds_up_no_other() {
+    let world = World::default();
+    for id in ["evt_1", "evt_2"] {
+        world.paid(id, 0, None).await;
+    }
+    let spoilt = EventId::parse("evt_1").unwrap();
+    let bad = "a group with spaces";
+    let set = |row: &mut EventRow| row.stored.group = bad.to_owned();
+    world
+        .stripe
+        .events
+        .lock()
+        .unwrap()
+        .entry(spoilt)
+        .and_modify(set);
+    let clock = FixedClock::at(at(10 * MINUTE));
+    let sweep = Sweep {
+        stripe: &world.stripe,
+        lob: &world.lob,
+        queue: Picky(&world.queue, bad),
+        jobs: &world.stripe,
+        clock: &clock,
+        live_mode: false,
+    };
+    let summary = sweep.run(at(900 + 10 * MINUTE)).await.unwrap();
+    assert_eq!((summary.sent, summary.refused), (1, 1));
+    assert!(summary.completed);
+    assert_eq!(world.sent(), ids(&["evt_2"]));
 }
 
 #[tokio::test]

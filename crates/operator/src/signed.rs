@@ -27,51 +27,37 @@ pub(crate) struct Caller {
 /// A service by the name it signs with and the one its endpoint's variable has.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Service {
-    pub(crate) name: &'static str,
-    pub(crate) variable: &'static str,
+    name: &'static str,
+    variable: &'static str,
+}
+
+impl Service {
+    const fn new(name: &'static str, variable: &'static str) -> Self {
+        Self { name, variable }
+    }
 }
 
 /// The stack.
-pub(crate) const CLOUDFORMATION: Service = Service {
-    name: "cloudformation",
-    variable: "AWS_ENDPOINT_URL_CLOUDFORMATION",
-};
+pub(crate) const CLOUDFORMATION: Service =
+    Service::new("cloudformation", "AWS_ENDPOINT_URL_CLOUDFORMATION");
 
 /// The functions.
-pub(crate) const LAMBDA: Service = Service {
-    name: "lambda",
-    variable: "AWS_ENDPOINT_URL_LAMBDA",
-};
+pub(crate) const LAMBDA: Service = Service::new("lambda", "AWS_ENDPOINT_URL_LAMBDA");
 
 /// The functions' lines.
-pub(crate) const LOGS: Service = Service {
-    name: "logs",
-    variable: "AWS_ENDPOINT_URL_CLOUDWATCH_LOGS",
-};
+pub(crate) const LOGS: Service = Service::new("logs", "AWS_ENDPOINT_URL_CLOUDWATCH_LOGS");
 
 /// Alarms.
-pub(crate) const CLOUDWATCH: Service = Service {
-    name: "monitoring",
-    variable: "AWS_ENDPOINT_URL_CLOUDWATCH",
-};
+pub(crate) const CLOUDWATCH: Service = Service::new("monitoring", "AWS_ENDPOINT_URL_CLOUDWATCH");
 
 /// Who hears of alarms.
-pub(crate) const SNS: Service = Service {
-    name: "sns",
-    variable: "AWS_ENDPOINT_URL_SNS",
-};
+pub(crate) const SNS: Service = Service::new("sns", "AWS_ENDPOINT_URL_SNS");
 
 /// The API.
-pub(crate) const APIGATEWAY: Service = Service {
-    name: "apigateway",
-    variable: "AWS_ENDPOINT_URL_API_GATEWAY",
-};
+pub(crate) const APIGATEWAY: Service = Service::new("apigateway", "AWS_ENDPOINT_URL_API_GATEWAY");
 
 /// The firewall.
-pub(crate) const WAF: Service = Service {
-    name: "wafv2",
-    variable: "AWS_ENDPOINT_URL_WAFV2",
-};
+pub(crate) const WAF: Service = Service::new("wafv2", "AWS_ENDPOINT_URL_WAFV2");
 
 impl Caller {
     pub(crate) fn new(config: SdkConfig, endpoint: Option<String>) -> Result<Self> {
