@@ -303,13 +303,7 @@ where
         match sent.await {
             Ok(()) => {}
             Err(error) if error.disposition == Disposition::Permanent => {
-                tracing::error!(
-                    event_id = %stored.id,
-                    "event_not_sent {}: {}; look at its row: billhook events show {}",
-                    stored.id,
-                    chain(&error),
-                    stored.id
-                );
+                told(&stored, "event_not_sent", &chain(&error));
                 return Ok(false);
             }
             Err(error) => return Err(error),
@@ -413,13 +407,23 @@ where
             // A worker was faster.
             Err(CommitError::LostRace) => Ok(false),
             Err(CommitError::Unavailable(error)) => Err(error),
-            Err(error @ (CommitError::Busy(_) | CommitError::Refused(_))) => Err(Unavailable {
+            // Its row is spoilt, which is no reason to leave others alone.
+            Err(error @ CommitError::Refused(_)) => {
+                told(&stored, "event_not_ignored", &chain(&error));
+                Ok(false)
+            }
+            Err(error @ CommitError::Busy(_)) => Err(Unavailable {
                 doing: format!("ignore {}", stored.id),
                 disposition: Disposition::RetryLater,
                 cause: chain(&error).into(),
             }),
         }
     }
+}
+
+fn told(stored: &Stored, what: &str, cause: &str) {
+    let id = &stored.id;
+    tracing::error!(event_id = %id, "{what} {id}: {cause}; look at its row: billhook events show {id}");
 }
 
 #[cfg(test)]

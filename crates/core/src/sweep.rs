@@ -168,8 +168,22 @@ mod tests {
             ((Outcome::Processed, None), [leave; 4]),
             ((Outcome::Ignored, None), [leave; 4]),
         ];
-        let persons = ParkReason::ALL.iter().copied();
-        for persons in persons.filter(|reason| reason.awaits() == Awaited::Person) {
+        let persons = [
+            TenantAmbiguous,
+            CrossTenant,
+            EntityAmbiguous,
+            LinkConflict,
+            LiveEventOnTestStage,
+            Tampered,
+            PayloadUnreadable,
+            FieldMalformed,
+            AmountMalformed,
+            EntityTooLarge,
+            EntityUnreadable,
+        ];
+        assert_eq!(ParkReason::ALL.len(), persons.len() + 6);
+        for persons in persons {
+            assert_eq!(persons.awaits(), Awaited::Person);
             table.push((parked(persons), [leave; 4]));
         }
         for ((outcome, reason), expected) in table {

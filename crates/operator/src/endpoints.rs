@@ -1,11 +1,14 @@
 //! The stack's endpoints at Stripe, and whether somebody changed them there.
 
 use anyhow::{Context as _, Result};
+use billhook_adapters::clock::SystemClock;
 use billhook_adapters::config::{SecretAt, SecretSource};
-use billhook_adapters::secrets::stripe_key;
+use billhook_adapters::secrets::{document, stripe_key};
 use billhook_adapters::stripe::{Endpoint, Stripe};
 use billhook_core::endpoint::Tags;
 use billhook_core::event::stripe_types::HANDLED_TYPES;
+use billhook_core::ports::Clock as _;
+use billhook_core::secret::Wanted;
 
 use crate::session::Session;
 
@@ -34,17 +37,24 @@ pub(crate) async fn seen(session: &Session) -> Result<(Vec<Seen>, Vec<String>)> 
     let live = list(session).await?;
     let url = stack.output("WebhookUrlStripe")?;
     let mut seen = Vec::new();
-    for (output, _) in ENDPOINTS {
+    for (output, secret) in ENDPOINTS {
         // The parameter StripeEndpoints may want only one.
         let Ok(id) = stack.output(output) else {
             continue;
         };
         let endpoint = live.iter().find(|endpoint| endpoint.id == id);
-        let drift = match endpoint {
+        let mut drift = match endpoint {
             Some(endpoint) => drift(endpoint, url, stack.parameter("StripeApiVersion")),
             None if id.starts_with("we_") => vec!["it is gone from Stripe".to_owned()],
             None => vec!["it was not made yet".to_owned()],
         };
+        let arn = stack.output(secret)?;
+        let now = SystemClock.now();
+        let document = document(&session.secrets, arn, Wanted::StripeSigning, now).await?;
+        let signed_by = document.current.and_then(|current| current.endpoint_id);
+        if endpoint.is_some() && signed_by.as_ref().is_some_and(|signed_by| signed_by != id) {
+            drift.push("its deliveries are not signed with the secret that is current".to_owned());
+        }
         seen.push(Seen {
             output,
             id: id.to_owned(),
@@ -53,7 +63,7 @@ pub(crate) async fn seen(session: &Session) -> Result<(Vec<Seen>, Vec<String>)> 
     }
     let strays = live.iter().filter(|endpoint| {
         let tags = Tags::read(&endpoint.metadata);
-        tags.is_some_and(|tags| is_of(&tags.stack, &stack.name))
+        tags.is_some_and(|tags| is_of(&tags.stack, &stack.id))
             && seen.iter().all(|seen| seen.id != endpoint.id)
     });
     let strays = strays.map(|endpoint| endpoint.id.clone()).collect();
@@ -72,9 +82,11 @@ async fn list(session: &Session) -> Result<Vec<Endpoint>> {
     Ok(stripe.list_webhook_endpoints().await?)
 }
 
-/// `arn:aws:cloudformation:eu-west-1:111122223333:stack/billhook-prod/…`
-fn is_of(arn: &str, name: &str) -> bool {
-    arn.split('/').nth(1) == Some(name)
+/// Whether two ARNs, as `arn:aws:cloudformation:eu-west-1:111122223333:stack/billhook-prod/…`, are of one stack: of the
+/// same account, region and name, also after it was deleted and made again.
+fn is_of(arn: &str, other: &str) -> bool {
+    let named = |arn: &str| arn.rsplit_once('/').map(|(named, _)| named.to_owned());
+    named(arn).is_some() && named(arn) == named(other)
 }
 
 fn drift(endpoint: &Endpoint, url: &str, api_version: &str) -> Vec<String> {
@@ -99,7 +111,10 @@ fn drift(endpoint: &Endpoint, url: &str, api_version: &str) -> Vec<String> {
         .filter(|wanted| !sends(wanted))
         .collect();
     if !missing.is_empty() && !sends(&"*") {
-        drift.push(format!("it does not send {}", missing.join(", ")));
+        drift.push(format!(
+            "it does not send {}, which this tool's release handles: deploy that release",
+            missing.join(", ")
+        ));
     }
     drift
 }
@@ -141,16 +156,24 @@ mod tests {
         assert_eq!(
             told(&other),
             format!(
-                "it is disabled; it sends to https://old; it sends version of the account; it does not send {}",
+                "it is disabled; it sends to https://old; it sends version of the account; it does not send {}, which this tool's release handles: deploy that release",
                 HANDLED_TYPES[0]
             )
         );
     }
 
     #[test]
-    fn a_stack_is_known_by_its_whole_name() {
+    fn a_stack_is_known_by_account_region_and_name() {
         let arn = "arn:aws:cloudformation:eu-west-1:111122223333:stack/billhook-prod/0a";
-        assert!(is_of(arn, "billhook-prod"));
-        assert!(!is_of(arn, "billhook"));
+        let is = |other: &str| is_of(arn, other);
+        assert!(is(&arn.replace("/0a", "/0b")), "made again");
+        for (from, to) in [
+            ("eu-west-1", "eu-west-2"),
+            ("1111", "2222"),
+            ("-prod", "-dev"),
+        ] {
+            assert!(!is(&arn.replace(from, to)), "{to}");
+        }
+        assert!(!is(""));
     }
 }

@@ -18,7 +18,7 @@ use crate::replay::interrupted;
 use crate::session::Session;
 use crate::signed::LOGS;
 
-pub(crate) const FUNCTIONS: [&str; 5] = [
+const FUNCTIONS: [&str; 5] = [
     "WebhookIngressFunction",
     "StripeWorkerFunction",
     "LobWorkerFunction",

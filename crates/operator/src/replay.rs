@@ -16,6 +16,7 @@ use billhook_adapters::sqs::Queues;
 use billhook_core::ids::{CorrelationId, EventId, Provider};
 use billhook_core::pointer::Pointer;
 use billhook_core::ports::{Clock as _, SendMessage as _};
+use billhook_core::retry::{Disposition, chain};
 use clap::Args;
 use futures_util::FutureExt as _;
 use futures_util::future::{join_all, select, select_all};
@@ -338,7 +339,7 @@ async fn carry_out(
     jobs.keep(&job).await?;
     let seconds = begun.until(SystemClock.now()).as_secs();
     Output::tell(&format!(
-        "done: {} sent, {} were done meanwhile, {seconds} s; follow it with: billhook trace {id}",
+        "done: {} sent, {} were done meanwhile or left out, {seconds} s; follow it with: billhook trace {id}",
         job.sent, job.skipped
     ));
     Ok(())
@@ -364,10 +365,16 @@ async fn send(
     }
     let body = Pointer::replay(stored, CorrelationId(job), by.in_message());
     let deduplication_id = stored.another_message(job);
-    queues
-        .send(listed.provider, &stored.group, &deduplication_id, &body)
-        .await?;
-    Ok(true)
+    let sent = queues.send(listed.provider, &stored.group, &deduplication_id, &body);
+    match sent.await {
+        Ok(()) => Ok(true),
+        // Its row is spoilt, which is no reason to leave the others alone.
+        Err(error) if error.disposition == Disposition::Permanent => {
+            Output::tell(&format!("{} is left out: {}", stored.id, chain(&error)));
+            Ok(false)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn progress(job: &Job) {

@@ -22,8 +22,11 @@ use crate::stack::Stack;
 const UPDATE_MAX: Duration = Duration::from_secs(15 * 60);
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
-const OF_LOB: [&str; 1] = ["AppSecretArn"];
-const OF_STRIPE: [&str; 2] = ["StripeWebhookSecretArn", "StripePlatformWebhookSecretArn"];
+const SECRETS: [&str; 3] = [
+    "AppSecretArn",
+    "StripeWebhookSecretArn",
+    "StripePlatformWebhookSecretArn",
+];
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -45,9 +48,9 @@ pub(crate) enum Command {
         billhook secrets put stripe-key"
     )]
     Put(Put),
-    /// Put back what a secret was before, as a new version
+    /// Put back Lob's secret as it was before, as a new version
     #[command(
-        after_help = "Both are taken for 24 hours. Stripe's is better rotated.\n\nExample:\n  billhook secrets rollback lob --yes"
+        after_help = "Both are taken for 24 hours. Stripe's go with their endpoints: rotate those.\n\nExample:\n  billhook secrets rollback lob --yes"
     )]
     Rollback(Rollback),
 }
@@ -65,7 +68,7 @@ pub(crate) struct Put {
 #[derive(Args, Debug)]
 pub(crate) struct Rollback {
     /// Whose
-    #[arg(default_value = "lob", value_parser = ["stripe", "lob"])]
+    #[arg(value_parser = ["lob"])]
     provider: String,
     /// Do it
     #[arg(long)]
@@ -86,7 +89,7 @@ pub(crate) async fn run(command: Command, session: &Session, output: Output) -> 
     match command {
         Command::Status => {
             let mut rows = Vec::new();
-            for key in OF_LOB.iter().chain(&OF_STRIPE) {
+            for key in SECRETS {
                 rows.extend(versions(session, key).await?);
             }
             let (seen, strays) = match endpoints::seen(session).await {
@@ -140,27 +143,15 @@ pub(crate) async fn run(command: Command, session: &Session, output: Output) -> 
         }
         Command::Put(given) => put(&given, session).await?,
         Command::Rollback(rollback) => {
-            let (keys, wanted): (&[&str], _) = match rollback.provider.as_str() {
-                "stripe" => (&OF_STRIPE, Wanted::StripeSigning),
-                _ => (&OF_LOB, Wanted::LobSigning),
-            };
-            for key in keys {
-                let secret = key.trim_end_matches("Arn");
-                if !rollback.yes {
-                    Output::tell(&format!(
-                        "{secret} would be put as it was before. Nothing was done: repeat with --yes"
-                    ));
-                    continue;
-                }
-                roll_back(
-                    &session.secrets,
-                    session.stack.output(key)?,
-                    wanted,
-                    SystemClock.now(),
-                )
-                .await?;
-                Output::tell(&format!("{secret} is as it was before"));
+            if !rollback.yes {
+                Output::tell(
+                    "Lob's secret would be put as it was before. Nothing was done: repeat with --yes",
+                );
+                return Ok(());
             }
+            let (arn, now) = (session.stack.output("AppSecretArn")?, SystemClock.now());
+            roll_back(&session.secrets, arn, Wanted::LobSigning, now).await?;
+            Output::tell("put; both are taken for another 24 hours");
         }
     }
     Ok(())
@@ -182,7 +173,8 @@ async fn put(put: &Put, session: &Session) -> Result<()> {
         };
         let key = stripe_key(&session.secrets, &source, session.stack.is_live()).await?;
         let members = [(Wanted::StripeKey.member(), key.context("no key came")?)];
-        change(&session.secrets, arn, of, &members, now).await?;
+        let put = change(&session.secrets, arn, of, &members, now).await;
+        put.context("the App secret has to be a JSON object before a key can be put into it")?;
         Output::tell("put; have the endpoints made with it: billhook secrets rotate stripe --yes");
         return Ok(());
     }

@@ -75,7 +75,9 @@ impl Caller {
 
     /// Gets the text of a success.
     pub(crate) async fn get(&self, service: Service, path: &str) -> Result<String> {
-        self.call(Method::GET, service, path, &[], String::new())
+        // Without it API Gateway may answer in another JSON.
+        let json = [("accept", "application/json")];
+        self.call(Method::GET, service, path, &json, String::new())
             .await
     }
 

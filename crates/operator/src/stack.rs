@@ -12,6 +12,8 @@ use crate::xml;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Stack {
     pub(crate) name: String,
+    /// Its ARN.
+    pub(crate) id: String,
     /// As `UPDATE_COMPLETE`.
     pub(crate) status: String,
     outputs: BTreeMap<String, String>,
@@ -39,6 +41,9 @@ impl Stack {
         };
         Ok(Self {
             name: name.to_owned(),
+            id: xml::first(&document, "StackId")
+                .unwrap_or_default()
+                .to_owned(),
             status: xml::first(&document, "StackStatus")
                 .unwrap_or_default()
                 .to_owned(),

@@ -28,6 +28,9 @@ use crate::session::Session;
 use crate::store::Listed;
 use crate::what_if::changed;
 
+/// Events whose lines are read: each is a question to three log groups.
+const LOGGED_MAX: usize = 10;
+
 #[derive(Args, Debug)]
 #[command(
     after_help = "The id may be an event's, a correlation id, a replay's, a PaymentIntent's, a letter's, an order's, a \
@@ -111,7 +114,10 @@ pub(crate) async fn run(trace: Trace, session: &Session, output: Output) -> Resu
         lines.extend(steps(entity, found.events.values()));
     }
     if trace.logs {
-        lines.extend(logged(session, found.events.values()).await?);
+        match logged(session, found.events.values()).await {
+            Ok(logged) => lines.extend(logged),
+            Err(error) => Output::tell(&format!("the logs cannot be read: {error:#}")),
+        }
     }
     lines.sort();
     let rows: Vec<Value> = lines
@@ -371,35 +377,46 @@ fn told_of_event(row: &Value) -> Vec<Line> {
     lines
 }
 
-/// What the functions wrote about the events, from the first one's arrival on.
+/// What the functions wrote about the events, each from its arrival on.
 async fn logged(session: &Session, events: impl Iterator<Item = &Told>) -> Result<Vec<Line>> {
-    let stored: Vec<_> = events.map(|told| &told.listed.stored).collect();
-    let ids: BTreeSet<&str> = stored.iter().map(|stored| stored.id.as_str()).collect();
-    let Some(since) = stored.iter().filter_map(|stored| stored.received_at).min() else {
-        return Ok(Vec::new());
-    };
-    // One is asked for by name; of several all lines are read and sorted out here.
-    let wanted = ids.first().filter(|_| ids.len() == 1).copied();
+    let mut arrived: Vec<_> = events
+        .filter_map(|told| Some((told.listed.stored.received_at?, &told.listed)))
+        .collect();
+    arrived.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
+    if arrived.len() > LOGGED_MAX {
+        Output::tell(&format!(
+            "only the lines of the latest {LOGGED_MAX} events are read"
+        ));
+    }
     let mut lines = Vec::new();
-    for key in logs::FUNCTIONS {
-        let function = session.stack.output(key)?;
-        let found = logs::events(session, function, since, wanted).await?;
-        lines.extend(
-            found
-                .iter()
-                .filter_map(|(_, line)| told_of_line(line, &ids)),
-        );
+    for (at, listed) in arrived.into_iter().take(LOGGED_MAX) {
+        let worker = match listed.provider {
+            Provider::Stripe => "StripeWorkerFunction",
+            Provider::Lob => "LobWorkerFunction",
+        };
+        let id = listed.stored.id.as_str();
+        for key in [
+            "WebhookIngressFunction",
+            worker,
+            "CleanupFailedPaymentsFunction",
+        ] {
+            let function = session.stack.output(key)?;
+            let found = logs::events(session, function, at, Some(id)).await?;
+            lines.extend(found.iter().filter_map(|(_, line)| told_of_line(line, id)));
+        }
     }
     Ok(lines)
 }
 
-/// One of a function's lines, if it is about one of these events.
-fn told_of_line(line: &Value, ids: &BTreeSet<&str>) -> Option<Line> {
+/// One of a function's lines, if it is about this event: without what the invocation counted, which is of all of its
+/// events.
+fn told_of_line(line: &Value, id: &str) -> Option<Line> {
     let of = |name: &str| text(line, name);
-    let id = of("event_id").filter(|id| ids.contains(id))?;
+    of("event_id").filter(|of| *of == id)?;
     let told = ["timestamp", "level", "function", "message", "event_id"];
     let members = line.as_object()?.iter().filter(|(name, value)| {
-        !told.contains(&name.as_str()) && !value.is_object() && !value.is_array()
+        let is_counted = value.is_number() && name.starts_with(char::is_uppercase);
+        !told.contains(&name.as_str()) && !is_counted && !value.is_object() && !value.is_array()
     });
     let members: Vec<String> = members
         .map(|(name, value)| format!("{name} {value}"))
@@ -503,13 +520,13 @@ mod tests {
     #[test]
     fn a_functions_line_is_told_where_it_is_about_one_of_the_events() {
         let line = json!({ "timestamp": "2026-11-21T08:00:00.000Z", "level": "info", "function": "webhook-ingress",
-            "message": "stripe_webhook_received", "event_id": "evt_1", "duplicate": true, "_aws": { "Timestamp": 1 } });
-        let told = told_of_line(&line, &BTreeSet::from(["evt_1"])).unwrap();
+            "message": "stripe_webhook_received", "event_id": "evt_1", "duplicate": true, "_aws": { "Timestamp": 1 }, "WebhookSuccess": 1 });
+        let told = told_of_line(&line, "evt_1").unwrap();
         assert_eq!(
             (told.what.as_str(), told.detail.as_str()),
             ("stripe_webhook_received", "webhook-ingress duplicate true")
         );
-        assert_eq!(told_of_line(&line, &BTreeSet::from(["evt_2"])), None);
+        assert_eq!(told_of_line(&line, "evt_2"), None);
     }
 
     #[test]

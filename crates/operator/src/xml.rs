@@ -14,6 +14,18 @@ pub(crate) fn members<'a>(
         .filter(Node::is_element)
 }
 
+/// The members of a member's own list.
+pub(crate) fn children<'a>(
+    member: Node<'a, 'a>,
+    list: &'a str,
+) -> impl Iterator<Item = Node<'a, 'a>> {
+    member
+        .children()
+        .filter(move |child| child.tag_name().name() == list)
+        .flat_map(|list| list.children())
+        .filter(Node::is_element)
+}
+
 /// The text of a member's child; empty where the child is.
 pub(crate) fn text<'a>(member: Node<'a, 'a>, name: &str) -> Option<&'a str> {
     let child = member

@@ -120,7 +120,7 @@ fn an_event_whose_message_was_purged_comes_back_by_the_sweep() {
         let swept = run(world, &scheduled("sweep")).await?;
         assert_eq!(
             swept,
-            json!({ "task": "sweep", "looked_at": 1, "sent": 1, "waiting": 0, "ignored": 0, "stuck": 1,
+            json!({ "task": "sweep", "looked_at": 1, "sent": 1, "refused": 0, "waiting": 0, "ignored": 0, "stuck": 1,
                 "overdue": 0, "completed": true })
         );
         world.settled(STRIPE, "processed", &["evt_purged"]).await?;

@@ -5,7 +5,7 @@ use std::future::Future;
 
 use billhook_core::secret::{Document, PREVIOUS_VALID_FOR, Wanted};
 use billhook_core::time::Timestamp;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 
 use super::{FetchSecret, SecretsError, Version, read};
 
@@ -64,23 +64,30 @@ pub async fn revoke(
     store.put(arn, &value).await
 }
 
-/// Puts what `AWSPREVIOUS` says as a new version.
+/// Puts the secret of `AWSPREVIOUS` as a new version; the other members stay.
 pub async fn roll_back(
     store: &(impl FetchSecret + PutSecret),
     arn: &str,
     wanted: Wanted,
     now: Timestamp,
 ) -> Result<(), SecretsError> {
-    let current = document(store, arn, wanted, now).await?;
+    let current = sound(document(store, arn, wanted, now).await?, arn)?;
     let (before, _) = read(store, arn, wanted, Version::Previous).await?;
     let before = sound(before, arn)?;
-    if before.current.is_none() {
-        return Err(unusable(
-            arn,
-            format!("the version before has no {}", wanted.member()),
-        ));
+    let Some(secret) = before.current.map(|before| before.secret) else {
+        let fault = format!("the version before has no {}", wanted.member());
+        return Err(unusable(arn, fault));
+    };
+    let stands = current
+        .current
+        .as_ref()
+        .map(|current| current.secret.expose_secret());
+    if stands == Some(secret.expose_secret()) {
+        let fault = format!("the version before has the same {}", wanted.member());
+        return Err(unusable(arn, fault));
     }
-    let next = current.succeeded_by(before, &[], now);
+    let next = current.clone().with(wanted.member(), &secret);
+    let next = current.succeeded_by(next, &[], now);
     store.put(arn, &next.print()).await
 }
 
@@ -299,9 +306,17 @@ mod tests {
             .unwrap();
         assert_eq!(world.versions.lock().unwrap().len(), 3);
         assert_eq!(world.accepted().await, "lob_1 lob_wrong");
-        assert!(world.versions.lock().unwrap()[2].0.contains("KEY1"));
+        // Other keys of the same document are not its business.
+        assert!(world.versions.lock().unwrap()[2].0.contains("KEY2"));
         world.pass(25 * HOUR);
         assert_eq!(world.accepted().await, "lob_1");
+
+        world.change("telnyx_api_key", "KEY3").await;
+        let same = roll_back(&&world, ARN, Wanted::LobSigning, world.now()).await;
+        assert_eq!(
+            same.unwrap_err().to_string(),
+            "arn:app: the version before has the same lob_webhook_secret"
+        );
 
         let world = World::default();
         world.by_hand("{}");

@@ -1,7 +1,11 @@
 //! The stack's resources as AWS has them.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result};
-use aws_sdk_dynamodb::types::{IndexStatus, PointInTimeRecoveryStatus, TableDescription};
+use aws_sdk_dynamodb::types::{
+    GlobalSecondaryIndexDescription, IndexStatus, PointInTimeRecoveryStatus, TableDescription,
+};
 use aws_sdk_sqs::types::QueueAttributeName as Attribute;
 use roxmltree::Document;
 use serde_json::{Value, json};
@@ -17,19 +21,22 @@ const QUEUES: [&str; 4] = [
     "StripeEventsDlqUrl",
     "LobEventsDlqUrl",
 ];
-const TABLES: [&str; 7] = [
-    "StripeEventsTable",
-    "LobEventsTable",
-    "OrdersTable",
-    "StatementsTable",
-    "TenantsTable",
-    "PaymentsTable",
-    "JobsTable",
+/// Each with the indexes that functions and this tool read.
+const TABLES: [(&str, &[&str]); 7] = [
+    ("StripeEventsTable", &["OpenIndex", "DayIndex"]),
+    ("LobEventsTable", &["OpenIndex", "DayIndex"]),
+    ("OrdersTable", &["PaymentIntentIndex", "StatusIndex"]),
+    ("StatementsTable", &["LobLetterIndex", "PaymentIntentIndex"]),
+    ("TenantsTable", &["stripe_connected_account_id"]),
+    ("PaymentsTable", &[]),
+    ("JobsTable", &[]),
 ];
 /// As the template has it.
 const STAGE: &str = "v1";
 /// `CloudWatch` takes no more names at once.
 const ALARMS_MAX: usize = 100;
+/// How long Stripe's list is waited for.
+const PUBLISHED_MAX: Duration = Duration::from_secs(10);
 /// Where Stripe publishes the addresses it delivers from, one a line.
 const STRIPE_ADDRESSES: &str = "https://stripe.com/files/ips/ips_webhooks.txt";
 
@@ -38,13 +45,14 @@ pub(super) async fn areas(session: &Session) -> Vec<(&'static str, Result<Vec<Fo
     for queue in QUEUES {
         areas.push(("queues", queue_checks(session, queue).await));
     }
-    for table in TABLES {
-        areas.push(("tables", table_checks(session, table).await));
+    for (table, indexes) in TABLES {
+        areas.push(("tables", table_checks(session, table, indexes).await));
     }
     areas.push(("alarms", alarms(session).await));
     areas.push(("alarm topic", subscribers(session).await));
     areas.push(("API stage", throttles(session).await));
     areas.push(("firewall", firewall(session).await));
+    areas.push(("Stripe's addresses", addresses(session).await));
     areas
 }
 
@@ -72,7 +80,10 @@ async fn queue_checks(session: &Session, key: &str) -> Result<Vec<Found>> {
     )];
     if name.ends_with("Dlq") {
         let depth = text(Attribute::ApproximateNumberOfMessages);
-        let fix = "billhook dlq list --queue stripe|lob";
+        let fix = match name {
+            "LobEventsDlq" => "billhook dlq list --queue lob",
+            _ => "billhook dlq list --queue stripe",
+        };
         found.push(Found::new(
             format!("{name} empty"),
             depth == "0" || depth.is_empty(),
@@ -91,7 +102,7 @@ async fn queue_checks(session: &Session, key: &str) -> Result<Vec<Found>> {
     Ok(found)
 }
 
-async fn table_checks(session: &Session, key: &str) -> Result<Vec<Found>> {
+async fn table_checks(session: &Session, key: &str, indexes: &[&str]) -> Result<Vec<Found>> {
     let table = session.stack.output(key)?;
     let described = session
         .dynamodb
@@ -99,7 +110,9 @@ async fn table_checks(session: &Session, key: &str) -> Result<Vec<Found>> {
         .table_name(table)
         .send()
         .await?;
-    let inactive = described.table.as_ref().map(inactive).unwrap_or_default();
+    let described = described.table.as_ref();
+    let there = described.map(TableDescription::global_secondary_indexes);
+    let inactive = inactive(there, indexes);
     let wait = "wait until it is filled; if it is missing, deploy template.yaml again";
     let mut found = vec![Found::new(
         format!("{key} indexes ACTIVE"),
@@ -121,22 +134,25 @@ async fn table_checks(session: &Session, key: &str) -> Result<Vec<Found>> {
         format!("{key} recovers to a point in time"),
         recovery == Some(PointInTimeRecoveryStatus::Enabled),
         "",
-        "somebody turned it off: deploy template.yaml again",
+        DEPLOY,
     ));
     Ok(found)
 }
 
-fn inactive(table: &TableDescription) -> Vec<String> {
-    table
-        .global_secondary_indexes()
-        .iter()
-        .filter(|index| {
-            // The local AWS does not tell it of every index.
-            let status = index.index_status.as_ref();
-            status.is_some_and(|status| *status != IndexStatus::Active)
+/// Those of the wanted indexes that are missing or not yet filled.
+fn inactive(there: Option<&[GlobalSecondaryIndexDescription]>, wanted: &[&str]) -> Vec<String> {
+    let is_active = |name: &&&str| {
+        there.unwrap_or_default().iter().any(|index| {
+            // The local AWS does not tell the status of every index.
+            index.index_name() == Some(name)
+                && index
+                    .index_status
+                    .as_ref()
+                    .is_none_or(|it| *it == IndexStatus::Active)
         })
-        .filter_map(|index| index.index_name.clone())
-        .collect()
+    };
+    let missing = wanted.iter().filter(|name| !is_active(name));
+    missing.map(|name| (*name).to_owned()).collect()
 }
 
 /// The stack's alarms are there and act, and each that rings is named with its page of the runbook.
@@ -169,7 +185,10 @@ fn told_of_alarms(names: &[String], answers: &[String]) -> Result<Vec<Found>> {
         for alarm in xml::members(&document, "MetricAlarms") {
             let of = |name| xml::text(alarm, name).unwrap_or_default();
             let name = of("AlarmName");
-            if of("ActionsEnabled") != "false" {
+            // The local AWS does not tell them.
+            let acts = xml::text(alarm, "AlarmActions").is_none()
+                || xml::children(alarm, "AlarmActions").next().is_some();
+            if of("ActionsEnabled") != "false" && acts {
                 mute.retain(|mute| mute != name);
             }
             if of("StateValue") == "ALARM" {
@@ -255,28 +274,30 @@ async fn firewall(session: &Session) -> Result<Vec<Found>> {
     let answer = session.caller.post(WAF, "/", &headers, question).await?;
     let answer: Value = serde_json::from_str(&answer).context("WAF's answer")?;
     let name = answer.pointer("/WebACL/Name").and_then(Value::as_str);
-    let mut found = vec![Found::new(
+    Ok(vec![Found::new(
         check,
         name.is_some(),
         name.unwrap_or_default(),
         DEPLOY,
-    )];
+    )])
+}
+
+/// The firewall's list of Stripe's addresses against the one that Stripe publishes.
+async fn addresses(session: &Session) -> Result<Vec<Found>> {
     let listed = session.stack.parameter("StripeAddresses");
-    if !listed.is_empty() {
-        let published = reqwest::get(STRIPE_ADDRESSES)
-            .await?
-            .error_for_status()?
-            .text()
-            .await?;
-        let missing = missing(listed, &published);
-        found.push(Found::new(
-            "StripeAddresses has all that Stripe publishes",
-            missing.is_empty(),
-            missing.join(", "),
-            "add them to the parameter StripeAddresses as ADDRESS/32 and deploy",
-        ));
+    if session.stack.parameter("Waf") != "true" || listed.is_empty() {
+        return Ok(Vec::new());
     }
-    Ok(found)
+    let http = reqwest::Client::builder().timeout(PUBLISHED_MAX).build()?;
+    let published = http.get(STRIPE_ADDRESSES).send().await?;
+    let published = published.error_for_status()?.text().await?;
+    let missing = missing(listed, &published);
+    Ok(vec![Found::new(
+        "StripeAddresses has all that Stripe publishes",
+        missing.is_empty(),
+        missing.join(", "),
+        "add them to the parameter StripeAddresses as ADDRESS/32 and deploy",
+    )])
 }
 
 /// Published addresses that the parameter has not, which are held to the rate of anybody.
@@ -295,30 +316,32 @@ fn missing<'a>(listed: &str, published: &'a str) -> Vec<&'a str> {
 
 #[cfg(test)]
 mod tests {
-    use aws_sdk_dynamodb::types::GlobalSecondaryIndexDescription as Index;
-
     use super::*;
 
     #[test]
-    fn an_index_that_is_being_filled_is_named() {
+    fn an_index_that_is_being_filled_or_missing_is_named() {
         let index = |name: &str, status| {
-            Index::builder()
+            GlobalSecondaryIndexDescription::builder()
                 .index_name(name)
                 .index_status(status)
                 .build()
         };
-        let table = TableDescription::builder()
-            .global_secondary_indexes(index("DayIndex", IndexStatus::Active))
-            .global_secondary_indexes(index("OpenIndex", IndexStatus::Creating))
-            .build();
-        assert_eq!(inactive(&table), ["OpenIndex"]);
+        let there = [
+            index("DayIndex", IndexStatus::Active),
+            index("OpenIndex", IndexStatus::Creating),
+        ];
+        let wanted = ["DayIndex", "OpenIndex", "StatusIndex"];
+        assert_eq!(
+            inactive(Some(&there), &wanted),
+            ["OpenIndex", "StatusIndex"]
+        );
     }
 
     #[test]
     fn an_alarm_that_rings_or_is_mute_or_gone_is_named() {
         let member = |name: &str, acts: &str, state: &str| {
             format!(
-                "<member><AlarmName>{name}</AlarmName><ActionsEnabled>{acts}</ActionsEnabled><StateValue>{state}</StateValue>\
+                "<member><AlarmName>{name}</AlarmName><ActionsEnabled>{acts}</ActionsEnabled><StateValue>{state}</StateValue><AlarmActions><member>arn</member></AlarmActions>\
                  <AlarmDescription>It rings. Runbook: docs/runbook/a.md. Command: billhook doctor</AlarmDescription></member>"
             )
         };

@@ -6,6 +6,7 @@ use anyhow::Result;
 use billhook_adapters::clock::SystemClock;
 use billhook_core::ids::{EventId, Provider};
 use billhook_core::ports::Clock as _;
+use billhook_core::retry::chain;
 
 use super::Found;
 use crate::filter::text;
@@ -35,7 +36,7 @@ pub(super) async fn health(session: &Session) -> Result<Vec<Found>> {
             return Ok(vec![Found::new(
                 "API answers",
                 false,
-                error.to_string(),
+                chain(&error),
                 "look at the API's stage, and at DNS",
             )]);
         }

@@ -23,7 +23,7 @@ use crate::session::Session;
 const STUCK: Duration = Duration::from_secs(60 * 60);
 /// A signing secret is replaced at least once a year.
 const SECRET_AGE_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
-const DEPLOY: &str = "somebody changed it: deploy template.yaml again";
+const DEPLOY: &str = "somebody changed it, and deploying the same template changes nothing: set it back, or execute a change set made with --use-previous-template --deployment-mode REVERT_DRIFT";
 
 #[derive(Args, Debug)]
 #[command(
@@ -156,7 +156,7 @@ async fn at_stripe(session: &Session) -> Result<Vec<Found>> {
         "no other endpoint of this stack at Stripe",
         strays.is_empty(),
         strays.join(", "),
-        "delete it: stripe webhook_endpoints delete ID; then billhook reconcile run",
+        "if nothing is being deployed: stripe webhook_endpoints delete ID, then billhook reconcile run",
     ));
     Ok(found)
 }
