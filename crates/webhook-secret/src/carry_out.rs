@@ -68,6 +68,15 @@ pub enum Failure {
         /// The endpoint.
         endpoint_id: String,
     },
+    /// A repeat that came after `CloudFormation` had gone on to later requests.
+    #[error(
+        "{endpoint_id} is in use and was made by a later request, so nothing is changed: if no other deployment is \
+         running, delete it (`stripe webhook_endpoints delete {endpoint_id}`) and deploy again"
+    )]
+    Overtaken {
+        /// The endpoint that is in use.
+        endpoint_id: String,
+    },
     /// Without that, what Stripe still owed the endpoint would be lost with it.
     #[error("cannot set the cursors of reconcile back, so {endpoint_id} is not deleted")]
     SetCursorsBack {
@@ -206,6 +215,16 @@ where
                     && fitting != Some(endpoint)
             })
             .collect();
+        // What an update names is deleted only after `CloudFormation` has gone on: then the one in use is no leftover.
+        let is_gone = |id: &str| live.iter().all(|endpoint| endpoint.id != id);
+        let in_use = leftovers.iter().find(|it| document.is_current(&it.id));
+        if let Some(endpoint) = in_use
+            && replaced.is_some_and(is_gone)
+        {
+            return Err(Failure::Overtaken {
+                endpoint_id: endpoint.id.clone(),
+            });
+        }
         if let Some(endpoint) = fitting {
             self.take_again(endpoint, wanted, document, &live).await?;
             self.delete_all(&leftovers).await?;

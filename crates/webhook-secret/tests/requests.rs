@@ -952,6 +952,34 @@ async fn a_repeat_that_comes_after_the_rollback_makes_nothing() {
 }
 
 #[tokio::test]
+async fn a_repeat_that_later_requests_have_overtaken_leaves_their_endpoint_alone() {
+    let ports = Ports::created().await;
+    let replace = update("r2", "we_1", "a/1", "b/2");
+    let second = ports.succeeds(&replace).await;
+    let overtaken = |answer: Option<(String, String)>| {
+        assert_eq!(answer.unwrap().0, "FAILED");
+        let reason = ports.world().answers.last().unwrap()["Reason"].to_string();
+        assert!(
+            reason.contains("is in use and was made by a later request"),
+            "{reason}"
+        );
+    };
+    ports.succeeds(&delete("we_1")).await;
+
+    let third = ports.succeeds(&update("r4", &second, "b/2", "c/3")).await;
+    let back = update("r5", &third, "c/3", "b/2");
+    assert_eq!(ports.succeeds(&back).await, second);
+    ports.succeeds(&delete(&third)).await;
+    let fourth = ports.succeeds(&update("r7", &second, "b/2", "d/4")).await;
+    ports.succeeds(&delete(&second)).await;
+    // Neither made an endpoint that still lives: one replaced, the other only went back.
+    for request in [&replace, &back] {
+        overtaken(ports.run(request).await);
+        ports.is_settled_with(&fourth);
+    }
+}
+
+#[tokio::test]
 async fn a_replacement_begins_quietly_even_where_a_person_spoilt_the_secret() {
     let ports = Ports::created().await;
     let spoilt = r#"{"signing_secret":"whsec_1""#.to_owned();
