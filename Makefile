@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help run stop setup fmt lint lint-template test measure replay build deploy
+.PHONY: help run stop setup fmt lint lint-template test measure simulate replay build deploy
 
 # No tool may fetch a Rust target or report home behind our back.
 export RUSTUP_DIST_SERVER := http://127.0.0.1:1
@@ -56,6 +56,10 @@ test: lint ## everything CI runs
 measure: setup ## run time, calls and memory of the cleanup with thousands of orders (11 minutes)
 	cargo build --workspace
 	cargo test --package billhook-tests --package cleanup-failed-payments --test measure -- --ignored --nocapture
+
+SEEDS ?= 10000
+simulate: ## run the simulation over SEEDS=10000 seeds, and show every deliberate defect being seen
+	BILLHOOK_SIM_SEEDS=$(SEEDS) cargo test --workspace --test simulation -- --nocapture --test-threads 1
 
 replay: setup ## replay 5,000 events on the local AWS, cut by Ctrl-C and continued, and show the figures
 	cargo build --workspace

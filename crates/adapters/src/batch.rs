@@ -12,7 +12,6 @@ use billhook_core::worker::{Done, Received, Report, TIME_TO_FINISH, Worker};
 use lambda_runtime::LambdaEvent;
 use serde::Serialize;
 
-use crate::clock::SystemClock;
 use crate::lambda::deadline;
 use crate::metrics;
 
@@ -61,7 +60,7 @@ pub async fn settle<L: Ledger, C: Clock + Pause>(
         })
     });
     let messages = messages.collect::<Result<Vec<_>, NoMessageId>>()?;
-    let left = SystemClock.now().until(deadline.before(TIME_TO_FINISH));
+    let left = worker.clock.now().until(deadline.before(TIME_TO_FINISH));
     let late = tokio::time::sleep(left);
     let reports = worker.work(&messages, deadline, late).await;
     let mut response = BatchResponse::default();

@@ -7,4 +7,5 @@ pub mod local;
 pub mod memory;
 pub mod proxy;
 pub mod sign;
+pub mod sim;
 pub mod stripe;

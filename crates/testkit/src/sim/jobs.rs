@@ -1,0 +1,179 @@
+//! What the scheduled tasks read and keep.
+
+use std::collections::BTreeSet;
+
+use billhook_core::entity::EntityKey;
+use billhook_core::ids::{EventId, OrderId, Provider};
+use billhook_core::inbox::{Outcome, Stored};
+use billhook_core::jobs::{Progress, RECONCILE_PREFIX};
+use billhook_core::ports::{
+    AccountsPage, FindFailedOrders, FindKnownEvents, FindOpenEvents, KeepProgress, ListAccounts,
+    Nominated, OpenEvent, OpenPage, Unavailable,
+};
+use billhook_core::time::Timestamp;
+
+use super::{Port, World};
+
+impl World {
+    /// Lowers the cursors of `reconcile`.
+    pub fn set_cursors_back(&mut self, to_s: i64) {
+        for (job, progress) in &mut self.store.jobs {
+            if job.starts_with(RECONCILE_PREFIX) && progress.created_s.is_some_and(|at| at > to_s) {
+                *progress = Progress::done(to_s);
+            }
+        }
+    }
+
+    fn open_events(
+        &mut self,
+        provider: Provider,
+        outcome: Outcome,
+        until: Timestamp,
+        after: Option<&OpenEvent>,
+        limit: usize,
+    ) -> OpenPage {
+        let key = |event: &OpenEvent| (event.received_at, event.id.clone());
+        let then = self.lagging();
+        let all = self.store.events.all_as_of(then);
+        let rows = all.filter(|((of, _), row)| {
+            *of == provider.as_str() && !row.stored.processed && row.stored.outcome == outcome
+        });
+        let mut events: Vec<OpenEvent> = rows
+            .filter_map(|(_, row)| {
+                Some(OpenEvent {
+                    id: row.stored.id.clone(),
+                    received_at: row.stored.received_at?,
+                })
+            })
+            .filter(|event| event.received_at <= until)
+            .filter(|event| after.is_none_or(|after| key(event) > key(after)))
+            .collect();
+        events.sort_by_key(key);
+        events.truncate(limit);
+        let next = events.last().filter(|_| events.len() == limit).cloned();
+        OpenPage { events, next }
+    }
+}
+
+impl FindOpenEvents for Port {
+    async fn open_events(
+        &self,
+        outcome: Outcome,
+        until: Timestamp,
+        after: Option<&OpenEvent>,
+        limit: usize,
+    ) -> Result<OpenPage, Unavailable> {
+        let (provider, after) = (self.provider, after.cloned());
+        self.read("open_events", outcome.as_str(), move |world| {
+            world.open_events(provider, outcome, until, after.as_ref(), limit)
+        })
+        .await
+    }
+
+    async fn count_open(&self, outcome: Outcome, until: Timestamp) -> Result<usize, Unavailable> {
+        let provider = self.provider;
+        self.read("count_open", outcome.as_str(), move |world| {
+            let page = world.open_events(provider, outcome, until, None, usize::MAX);
+            page.events.len()
+        })
+        .await
+    }
+
+    async fn reasons(
+        &self,
+        ids: &BTreeSet<EventId>,
+    ) -> Result<Vec<(Stored, Option<String>)>, Unavailable> {
+        let (provider, ids) = (self.provider.as_str(), ids.clone());
+        self.read("reasons", "", move |world| {
+            let keys = ids.iter().map(|id| (provider, id.clone()));
+            let rows = keys.filter_map(|key| world.store.events.get(&key));
+            rows.map(|row| (row.stored.clone(), row.error.clone()))
+                .collect()
+        })
+        .await
+    }
+}
+
+impl FindKnownEvents for Port {
+    async fn known(&self, ids: &BTreeSet<EventId>) -> Result<BTreeSet<EventId>, Unavailable> {
+        let ids = ids.clone();
+        self.read("known", "", move |world| {
+            let stripe = Provider::Stripe.as_str();
+            let is_known =
+                |id: &&EventId| world.store.events.get(&(stripe, (*id).clone())).is_some();
+            ids.iter().filter(is_known).cloned().collect()
+        })
+        .await
+    }
+}
+
+impl FindFailedOrders for Port {
+    async fn failed_orders(
+        &self,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Nominated, Unavailable> {
+        let after = after.map(str::to_owned);
+        self.read("failed_orders", "", move |world| {
+            let then = world.lagging();
+            let all = world.store.entities.all_as_of(then);
+            let failed = all
+                .filter(|(_, row)| row.entity.columns.status.as_deref() == Some("payment_failed"));
+            let ids = failed.filter_map(|(key, _)| match key {
+                EntityKey::Order(id) => Some(id.clone()),
+                EntityKey::Statement(_) | EntityKey::Tenant(_) => None,
+            });
+            let orders = ids.filter(|id| after.as_deref().is_none_or(|after| id.as_str() > after));
+            let orders: Vec<OrderId> = orders.take(limit).collect();
+            let last = orders.last().filter(|_| orders.len() == limit);
+            let next = last.map(ToString::to_string);
+            Nominated { orders, next }
+        })
+        .await
+    }
+}
+
+impl KeepProgress for Port {
+    async fn progress(&self, job: &str) -> Result<Progress, Unavailable> {
+        let own = job.to_owned();
+        self.read("progress", job, move |world| {
+            world.store.jobs.get(&own).cloned().unwrap_or_default()
+        })
+        .await
+    }
+
+    async fn keep(&self, job: &str, read: &Progress, next: &Progress) -> Result<bool, Unavailable> {
+        let (own, read, next) = (job.to_owned(), read.clone(), next.clone());
+        self.write("keep", job, move |world| {
+            let stands = world.store.jobs.entry(own.clone()).or_default();
+            let is_as_read = stands.created_s == read.created_s;
+            if is_as_read {
+                *stands = next.clone();
+            }
+            is_as_read
+        })
+        .await
+    }
+}
+
+impl ListAccounts for Port {
+    async fn accounts(
+        &self,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<AccountsPage, Unavailable> {
+        let after = after.map(str::to_owned);
+        self.read("accounts", "", move |world| {
+            let all = world.store.accounts.all();
+            let rows =
+                all.filter(|(id, _)| after.as_deref().is_none_or(|after| id.as_str() > after));
+            let rows: Vec<_> = rows.take(limit).collect();
+            let last = rows.last().filter(|_| rows.len() == limit);
+            AccountsPage {
+                next: last.map(|(tenant, _)| tenant.to_string()),
+                accounts: rows.iter().map(|(_, account)| (*account).clone()).collect(),
+            }
+        })
+        .await
+    }
+}

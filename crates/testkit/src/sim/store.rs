@@ -1,0 +1,534 @@
+//! The tables: conditional writes, transactions that happen as a whole, and indexes that show what was true a moment
+//! ago.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use billhook_core::entity::{Columns, Entity, EntityKey, Facts, Next};
+use billhook_core::ids::{AccountId, EventId, PaymentIntentId, PieceId, Provider, TenantId};
+use billhook_core::inbox::{NewEvent, Outcome, Recorded, Stored};
+use billhook_core::jobs::Progress;
+use billhook_core::ports::{
+    Commit, CommitError, Concluded, Kept, Ledger, Payload, PaymentKey, PaymentRow, PaymentWrite,
+    RecordEvent, Rows, Unavailable,
+};
+use billhook_core::time::Timestamp;
+
+use super::{Call, Mutant, Port, Service, World};
+
+/// The most that an index is behind.
+const LAG: Duration = Duration::from_secs(3);
+/// For the mutant that forgets.
+const KEPT_TOO_SHORT: Duration = Duration::from_secs(10);
+
+/// A row with everything that it ever was.
+#[derive(Clone, Debug)]
+pub struct Row<T>(Vec<(Timestamp, T)>);
+
+impl<T> Row<T> {
+    /// As it is.
+    pub fn current(&self) -> Option<&T> {
+        self.0.last().map(|(_, row)| row)
+    }
+
+    /// As it was then.
+    pub fn as_of(&self, then: Timestamp) -> Option<&T> {
+        let before = self.0.iter().rev().find(|(at, _)| *at <= then);
+        before.map(|(_, row)| row)
+    }
+}
+
+/// Rows by their key.
+#[derive(Clone, Debug)]
+pub struct Table<K, T>(BTreeMap<K, Row<T>>);
+
+impl<K, T> Default for Table<K, T> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<K: Ord, T> Table<K, T> {
+    /// One row, consistently read.
+    pub fn get(&self, key: &K) -> Option<&T> {
+        self.0.get(key)?.current()
+    }
+
+    /// Writes a row.
+    pub fn put(&mut self, now: Timestamp, key: K, row: T) {
+        let versions = self.0.entry(key).or_insert_with(|| Row(Vec::new()));
+        versions.0.push((now, row));
+    }
+
+    /// Every row as it is.
+    pub fn all(&self) -> impl Iterator<Item = (&K, &T)> {
+        let rows = self.0.iter();
+        rows.filter_map(|(key, row)| Some((key, row.current()?)))
+    }
+
+    /// Every row as it was then.
+    pub fn all_as_of(&self, then: Timestamp) -> impl Iterator<Item = (&K, &T)> {
+        let rows = self.0.iter();
+        rows.filter_map(move |(key, row)| Some((key, row.as_of(then)?)))
+    }
+
+    fn remove(&mut self, key: &K) {
+        self.0.remove(key);
+    }
+}
+
+/// An event's row.
+#[derive(Clone, Debug)]
+pub struct EventRow {
+    /// Without the payload.
+    pub stored: Stored,
+    /// The payload.
+    pub payload: Vec<u8>,
+    /// `processing_error`.
+    pub error: Option<String>,
+}
+
+/// An order's, a statement's or a tenant's row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EntityRow {
+    /// What is loaded of it.
+    pub entity: Entity,
+    /// `amountRefunded`.
+    pub amount_refunded: i64,
+    /// The ids of the events that its timeline names, with the kind and the fact.
+    pub timeline: Vec<(String, String, Option<String>)>,
+}
+
+/// A write that happened, for whoever checks.
+#[derive(Clone, Debug)]
+pub struct Written {
+    /// When.
+    pub at: Timestamp,
+    /// By whom.
+    pub by: String,
+    /// The entity, before and after.
+    pub entity: Option<(EntityRow, EntityRow)>,
+    /// The events that were concluded: before and after.
+    pub events: Vec<(Provider, Stored, Outcome)>,
+}
+
+/// All tables.
+#[derive(Debug, Default)]
+pub struct Store {
+    /// By provider and id.
+    pub events: Table<(&'static str, EventId), EventRow>,
+    /// Orders, statements and tenants.
+    pub entities: Table<EntityKey, EntityRow>,
+    /// By row key.
+    pub payments: Table<String, PaymentRow>,
+    /// By tenant.
+    pub accounts: Table<TenantId, AccountId>,
+    /// By job.
+    pub jobs: BTreeMap<String, Progress>,
+    /// Every event that was taken in as new.
+    pub recorded: Vec<(&'static str, EventId)>,
+    /// Every transaction.
+    pub written: Vec<Written>,
+}
+
+impl Store {
+    /// A row that the application wrote.
+    pub fn add(&mut self, now: Timestamp, entity: Entity) {
+        let row = EntityRow {
+            entity,
+            amount_refunded: 0,
+            timeline: Vec::new(),
+        };
+        self.entities.put(now, row.entity.key.clone(), row);
+    }
+
+    /// A provider's events as they are.
+    pub fn events_of(&self, provider: Provider) -> impl Iterator<Item = &EventRow> {
+        let all = self.events.all();
+        let its = all.filter(move |((of, _), _)| *of == provider.as_str());
+        its.map(|(_, row)| row)
+    }
+}
+
+/// A row of an entity that nobody has written to yet.
+pub fn fresh(key: EntityKey) -> Entity {
+    Entity {
+        key,
+        version: 0,
+        tenant: None,
+        due: None,
+        intent: None,
+        session: None,
+        user: None,
+        mailed: None,
+        account: None,
+        columns: Columns::default(),
+        derived: Default::default(),
+        facts: Facts::default(),
+    }
+}
+
+fn reads(name: &'static str) -> Call {
+    Call {
+        service: Service::Tables,
+        name,
+        writes: false,
+    }
+}
+
+fn writes(name: &'static str) -> Call {
+    Call {
+        service: Service::Tables,
+        name,
+        writes: true,
+    }
+}
+
+impl World {
+    /// A moment that an index may still show.
+    pub(super) fn lagging(&mut self) -> Timestamp {
+        let lag = self.rng.span(Duration::ZERO, LAG);
+        self.now().before(lag)
+    }
+
+    fn record(&mut self, provider: Provider, row: &EventRow) -> Recorded {
+        let key = (provider.as_str(), row.stored.id.clone());
+        let now = self.now();
+        if let Some(known) = self.store.events.get(&key) {
+            let came = known.stored.received_at.unwrap_or(now);
+            if self.mutant == Some(Mutant::EventsExpire) && came.after(KEPT_TOO_SHORT) < now {
+                self.store.events.remove(&key);
+            } else {
+                let known = known.stored.clone();
+                self.sometimes("delivered again");
+                return Recorded::Known(known);
+            }
+        }
+        self.store.recorded.push(key.clone());
+        self.store.events.put(now, key, row.clone());
+        Recorded::New
+    }
+
+    fn kept(&self, row: &EventRow) -> Kept {
+        let mut payload = row.payload.clone();
+        if self.mutant == Some(Mutant::RefundsRenamed) {
+            let text = String::from_utf8_lossy(&payload);
+            let own = format!("\"id\":\"re_{}_", row.stored.id);
+            payload = text.replace("\"id\":\"re_", &own).into_bytes();
+        }
+        Kept {
+            stored: row.stored.clone(),
+            row_bytes: payload.len(),
+            payload: Payload::Intact(payload),
+        }
+    }
+
+    fn loaded(&self, row: &EntityRow) -> Entity {
+        let mut entity = row.entity.clone();
+        match self.mutant {
+            Some(Mutant::FactsForgotten) => entity.facts = Facts::default(),
+            Some(Mutant::SuccessForgotten) => {
+                for payment in entity.facts.payment.payments.values_mut() {
+                    payment.succeeded = None;
+                    payment.received.clear();
+                }
+            }
+            _ => {}
+        }
+        entity
+    }
+
+    fn stands(&self, provider: Provider, commit: &OwnCommit) -> bool {
+        if self.mutant == Some(Mutant::Unconditional) {
+            return true;
+        }
+        let entity = commit.entity.as_ref().is_none_or(|(read, _)| {
+            let row = self.store.entities.get(&read.key).map(|row| &row.entity);
+            row.is_some_and(|row| {
+                (&row.version, &row.columns, &row.tenant)
+                    == (&read.version, &read.columns, &read.tenant)
+            })
+        });
+        let events = commit.events.iter().all(|concluded| {
+            let key = (provider.as_str(), concluded.event.clone());
+            let row = self.store.events.get(&key);
+            row.is_some_and(|row| match concluded.waited {
+                true => row.stored.outcome != Outcome::Processed,
+                false => !row.stored.processed,
+            })
+        });
+        let payments = commit.payments.iter().all(|(key, write)| {
+            let (PaymentWrite::Link { version, .. } | PaymentWrite::Wait { version, .. }) = write;
+            let row = self.store.payments.get(&key.row_key()).cloned();
+            let row = row.unwrap_or_default();
+            row.version == *version && row.entity.is_none()
+        });
+        entity && events && payments
+    }
+
+    fn commit(
+        &mut self,
+        provider: Provider,
+        by: &str,
+        commit: &OwnCommit,
+    ) -> Result<(), CommitError> {
+        if !self.stands(provider, commit) {
+            self.sometimes("lost race");
+            self.tell(|| format!("{by:<14} lost a race"));
+            return Err(CommitError::LostRace);
+        }
+        let now = self.now();
+        let mut written = Written {
+            at: now,
+            by: by.to_owned(),
+            entity: None,
+            events: Vec::new(),
+        };
+        for concluded in &commit.events {
+            let key = (provider.as_str(), concluded.event.clone());
+            let Some(mut row) = self.store.events.get(&key).cloned() else {
+                continue;
+            };
+            let before = row.stored.clone();
+            row.stored.outcome = concluded.verdict.outcome();
+            row.stored.processed = row.stored.outcome.is_done();
+            row.error = concluded.verdict.reason().map(str::to_owned);
+            written.events.push((provider, before, row.stored.outcome));
+            let (id, outcome) = (row.stored.id.clone(), row.stored.outcome);
+            let reason = row.error.clone().unwrap_or_default();
+            self.tell(|| format!("{by:<14} {id} is {outcome} {reason}"));
+            self.store.events.put(now, key, row);
+        }
+        // Between the two writes, something fails.
+        let is_torn = self.mutant == Some(Mutant::TornCommit) && self.rng.chance(200);
+        if let Some((read, next)) = commit.entity.as_ref().filter(|_| !is_torn) {
+            written.entity = self.move_entity(now, read, next);
+            let columns = &next.derived.columns;
+            let text = format!("{:?} {:?}", columns.status, columns.payment_status);
+            self.tell(|| format!("{by:<14} {} is {text}", read.key));
+        }
+        for (key, write) in &commit.payments {
+            let mut row = self.store.payments.get(&key.row_key()).cloned();
+            let row = row.get_or_insert_default();
+            row.version += 1;
+            match write {
+                PaymentWrite::Link { entity, .. } => {
+                    row.entity = Some(entity.clone());
+                    row.waiting.clear();
+                }
+                PaymentWrite::Wait { events, .. } => row.waiting.extend(events.iter().cloned()),
+            }
+            self.store.payments.put(now, key.row_key(), row.clone());
+        }
+        self.store.written.push(written);
+        Ok(())
+    }
+
+    fn move_entity(
+        &mut self,
+        now: Timestamp,
+        read: &Entity,
+        next: &Next,
+    ) -> Option<(EntityRow, EntityRow)> {
+        let before = self.store.entities.get(&read.key)?.clone();
+        let mut entity = read.clone();
+        entity.version += 1;
+        entity.facts = next.facts.clone();
+        entity.columns = next.derived.columns.clone();
+        entity.intent = next.derived.intent.clone().or(entity.intent);
+        entity.session = next.derived.session.clone().or(entity.session);
+        let user = next.derived.user.as_ref().map(ToString::to_string);
+        entity.user = user.or(entity.user);
+        entity.derived = next.derived.clone();
+        let mut amount_refunded = next.standing.amount_refunded;
+        if self.mutant == Some(Mutant::RefundsAdded) {
+            amount_refunded += before.amount_refunded;
+        }
+        let told = next.timeline().into_iter().map(|entry| {
+            let event = entry.event.map(|event| event.to_string());
+            (entry.kind, entry.fact, event)
+        });
+        let row = EntityRow {
+            entity,
+            amount_refunded,
+            timeline: told.collect(),
+        };
+        self.store.entities.put(now, read.key.clone(), row.clone());
+        Some((before, row))
+    }
+}
+
+/// A transaction that may still be on its way when its caller is gone.
+struct OwnCommit {
+    entity: Option<(Entity, Next)>,
+    events: Vec<Concluded>,
+    payments: Vec<(PaymentKey, PaymentWrite)>,
+}
+
+impl RecordEvent for Port {
+    async fn record(&self, event: &NewEvent<'_>) -> Result<Recorded, Unavailable> {
+        let provider = event.envelope.provider;
+        let row = EventRow {
+            stored: event.stored(),
+            payload: event.raw_body.to_vec(),
+            error: None,
+        };
+        let id = row.stored.id.to_string();
+        if self.sim.world().mutant == Some(Mutant::PanicsOnUnicode) {
+            assert!(row.payload.is_ascii(), "deliberate defect");
+        }
+        let recorded = self.call(writes("record"), &id, move |world| {
+            world.record(provider, &row)
+        });
+        Ok(recorded.await?)
+    }
+}
+
+impl Ledger for Port {
+    type Row = ();
+
+    async fn events(
+        &self,
+        provider: Provider,
+        ids: &BTreeSet<EventId>,
+    ) -> Result<Vec<Kept>, Unavailable> {
+        let ids = ids.clone();
+        let found = self.call(reads("events"), "", move |world| {
+            let keys = ids.iter().map(|id| (provider.as_str(), id.clone()));
+            let rows = keys.filter_map(|key| world.store.events.get(&key));
+            rows.map(|row| world.kept(row)).collect()
+        });
+        Ok(found.await?)
+    }
+
+    async fn rows(
+        &self,
+        entities: &BTreeSet<EntityKey>,
+        payments: &BTreeSet<PaymentKey>,
+    ) -> Result<Rows<()>, Unavailable> {
+        let (entities, payments) = (entities.clone(), payments.clone());
+        let found = self.call(reads("rows"), "", move |world| {
+            let found = entities.iter().filter_map(|key| {
+                let row = world.store.entities.get(key)?;
+                Some((key.clone(), (world.loaded(row), ())))
+            });
+            let linked = payments.iter().filter_map(|key| {
+                let row = world.store.payments.get(&key.row_key())?;
+                Some((key.clone(), row.clone()))
+            });
+            Rows {
+                entities: found.collect(),
+                unreadable: BTreeMap::new(),
+                payments: linked.collect(),
+            }
+        });
+        Ok(found.await?)
+    }
+
+    async fn bearing_intent(
+        &self,
+        intent: &PaymentIntentId,
+    ) -> Result<Vec<EntityKey>, Unavailable> {
+        let own = intent.clone();
+        self.bearing(intent.as_str(), move |entity| {
+            entity.intent.as_ref() == Some(&own)
+        })
+        .await
+    }
+
+    async fn bearing_piece(&self, piece: &PieceId) -> Result<Vec<EntityKey>, Unavailable> {
+        let own = piece.clone();
+        self.bearing(piece.as_str(), move |entity| {
+            entity.mailed.as_ref() == Some(&own)
+        })
+        .await
+    }
+
+    async fn tenants_of(&self, account: &AccountId) -> Result<Vec<TenantId>, Unavailable> {
+        let own = account.clone();
+        let found = self.call(reads("tenants_of"), account.as_str(), move |world| {
+            let then = world.lagging();
+            let any = world.mutant == Some(Mutant::AnyTenant);
+            let all = world.store.accounts.all_as_of(then);
+            let its = all.filter(|(_, account)| any || **account == own);
+            let mut its: Vec<TenantId> = its.map(|(tenant, _)| tenant.clone()).collect();
+            if any {
+                its.truncate(1);
+            }
+            if its.is_empty() {
+                world.sometimes("index miss");
+            }
+            its
+        });
+        Ok(found.await?)
+    }
+
+    async fn commit(&self, provider: Provider, commit: Commit<'_, ()>) -> Result<(), CommitError> {
+        let own = OwnCommit {
+            entity: commit
+                .entity
+                .map(|(read, (), next)| (read.clone(), next.clone())),
+            events: commit.events,
+            payments: commit.payments,
+        };
+        let key = own.entity.as_ref().map(|(read, _)| read.key.to_string());
+        let of = key.unwrap_or_default();
+        let by = self.name().to_owned();
+        let mut is_done = false;
+        let answer = self.call(writes("commit"), &of, move |world| {
+            // The SDK's repetition carries the token of the first try.
+            if !is_done {
+                world.commit(provider, &by, &own)?;
+            }
+            is_done = true;
+            Ok(())
+        });
+        match answer.await {
+            Ok(Err(error)) => {
+                self.fault();
+                Err(error)
+            }
+            Ok(Ok(())) => Ok(()),
+            Err(lost) if lost.is_throttled => Err(CommitError::Busy(lost.told())),
+            Err(lost) => Err(Unavailable::from(lost).into()),
+        }
+    }
+}
+
+impl Port {
+    async fn bearing(
+        &self,
+        of: &str,
+        is_it: impl Fn(&Entity) -> bool + Send + 'static,
+    ) -> Result<Vec<EntityKey>, Unavailable> {
+        let found = self.call(reads("index"), of, move |world| {
+            let then = world.lagging();
+            let all = world.store.entities.all_as_of(then);
+            let its = all.filter(|(_, row)| is_it(&row.entity));
+            let its: Vec<EntityKey> = its.map(|(key, _)| key.clone()).collect();
+            if its.is_empty() {
+                world.sometimes("index miss");
+            }
+            its
+        });
+        Ok(found.await?)
+    }
+
+    pub(super) async fn read<T>(
+        &self,
+        name: &'static str,
+        of: &str,
+        look: impl FnMut(&mut World) -> T + Send + 'static,
+    ) -> Result<T, Unavailable> {
+        Ok(self.call(reads(name), of, look).await?)
+    }
+
+    pub(super) async fn write<T>(
+        &self,
+        name: &'static str,
+        of: &str,
+        effect: impl FnMut(&mut World) -> T + Send + 'static,
+    ) -> Result<T, Unavailable> {
+        Ok(self.call(writes(name), of, effect).await?)
+    }
+}

@@ -1,0 +1,468 @@
+//! The invariants, by their numbers in `docs/reliability.md`, over what was seen while a seed ran and what it left.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::time::Duration;
+
+use billhook_core::entity::EntityKey;
+use billhook_core::event::stripe_types::IntentStatus;
+use billhook_core::ids::{EventId, Provider};
+use billhook_core::inbox::Outcome;
+use billhook_core::time::Timestamp;
+use billhook_core::worker::RECEIVES_MAX;
+use billhook_testkit::sim::World;
+use billhook_testkit::sim::store::{EntityRow, Written};
+use billhook_testkit::sim::stripe::{Emitted, End, Says};
+use webhook_secret::KNOWN_AFTER;
+
+use crate::customers::tenant;
+use crate::edges::STRIPE_ARN;
+use crate::functions::{Functions, Seen};
+use crate::logs;
+use crate::oracle::expected;
+use crate::senders::{Answered, Call};
+
+/// An invariant that does not hold.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Violation {
+    pub(crate) invariant: u8,
+    pub(crate) what: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "invariant {}: {}", self.invariant, self.what)
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct Found(pub(crate) BTreeSet<Violation>);
+
+impl Found {
+    pub(crate) fn add(&mut self, invariant: u8, what: impl fmt::Display) {
+        let what = what.to_string();
+        self.0.insert(Violation { invariant, what });
+    }
+
+    fn unless(&mut self, holds: bool, invariant: u8, what: impl FnOnce() -> String) {
+        if !holds {
+            self.add(invariant, what());
+        }
+    }
+}
+
+type Key = (Provider, String);
+
+fn by_id(world: &World) -> BTreeMap<(&'static str, &str), &Emitted> {
+    let all = world.stripe.events.iter();
+    all.map(|event| ((event.provider.as_str(), event.id.as_str()), event))
+        .collect()
+}
+
+/// What must hold once everything is quiet.
+pub(crate) fn at_the_end(functions: &Functions, found: &mut Found) {
+    let world = functions.sim.world();
+    let seen = functions.seen();
+    answers(&world, &seen, found);
+    writes(&world, found);
+    batches(&seen, found);
+    events(&world, &seen, found);
+    rows(&world, found);
+    for line in logs::told() {
+        found.add(19, format!("the log says {line}"));
+    }
+    for name in &seen.panics {
+        found.add(18, format!("{name} panicked"));
+    }
+    for provider in [Provider::Stripe, Provider::Lob] {
+        for sent in &world.queues[provider.as_str()].sent {
+            let is_pointer = sent.body.is_ascii() && !sent.body.contains("CANARY");
+            found.unless(is_pointer, 19, || format!("a message holds {}", sent.body));
+        }
+    }
+    for answer in &world.stack_answers {
+        found.unless(!answer.to_string().contains("CANARY"), 19, || {
+            format!("an answer holds {answer}")
+        });
+    }
+}
+
+/// What must hold a quarter of an hour after the last fault.
+pub(crate) fn drained(functions: &Functions, healed: Timestamp, found: &mut Found) {
+    let world = functions.sim.world();
+    for provider in [Provider::Stripe, Provider::Lob] {
+        for message in &world.queues[provider.as_str()].messages {
+            let is_old = message.sent_at < healed.after(Duration::from_mins(8));
+            found.unless(!is_old, 12, || {
+                format!("{} is still on the queue", message.body)
+            });
+        }
+    }
+}
+
+fn answers(world: &World, seen: &Seen, found: &mut Found) {
+    for answered in &seen.answers {
+        let status = answered.status();
+        let body = answered
+            .answer
+            .as_ref()
+            .map_or("", |(_, body)| body.as_str());
+        found.unless(!body.contains("CANARY"), 19, || {
+            format!("an answer says {body}")
+        });
+        match &answered.call {
+            Call::Forged(how, statuses) => {
+                let is_right = status.is_none_or(|status| statuses.contains(&status));
+                let invariant = if status == Some(200) { 2 } else { 17 };
+                let excused =
+                    status == Some(503) && (answered.faults > 0 || !is_set_up(world, answered));
+                found.unless(is_right || excused, invariant, || {
+                    format!("{how}: answered {status:?}")
+                });
+            }
+            Call::Genuine(provider, id, secret) => {
+                genuine(world, answered, *provider, id, found);
+                if status == Some(400) && stood(world, secret, answered.began) {
+                    found.add(
+                        16,
+                        format!("{id}: a secret that counts was refused at {}", answered.at),
+                    );
+                }
+            }
+        }
+    }
+}
+
+fn genuine(
+    world: &World,
+    answered: &Answered,
+    provider: Provider,
+    id: &EventId,
+    found: &mut Found,
+) {
+    let status = answered.status();
+    let is_known = matches!(status, None | Some(200 | 400 | 503));
+    found.unless(is_known, 17, || {
+        format!("{id} at {}: answered {status:?}", answered.at)
+    });
+    let excused = answered.faults > 0 || status != Some(503) || !is_set_up(world, answered);
+    found.unless(excused, 17, || {
+        format!("{id}: 503 from {}, to which nothing happened", answered.by)
+    });
+    if status != Some(200) {
+        return;
+    }
+    let Some((processed, _)) = answered.after else {
+        return found.add(1, format!("{id} was accepted and is not stored"));
+    };
+    let is_duplicate = answered
+        .answer
+        .as_ref()
+        .is_some_and(|(_, body)| body.contains("\"duplicate\":true"));
+    if is_duplicate {
+        return found.unless(processed, 1, || format!("{id} is a duplicate and not done"));
+    }
+    let names = format!("\"event_id\":\"{id}\"");
+    let mut sent = world.queues[provider.as_str()].sent.iter().filter(|sent| {
+        sent.by == answered.by && sent.at >= answered.began && sent.body.contains(&names)
+    });
+    let first = sent.next();
+    found.unless(first.is_some(), 1, || {
+        format!("{id} was accepted and not queued")
+    });
+    let was_given_up = matches!(
+        answered.before,
+        Some((false, Outcome::Parked | Outcome::Failed))
+    );
+    let is_swallowed =
+        first.is_some_and(|first| first.is_swallowed) && sent.all(|sent| sent.is_swallowed);
+    found.unless(!(was_given_up && is_swallowed), 14, || {
+        format!("{id} was sent again and swallowed")
+    });
+}
+
+/// Before the stack has made its endpoint there is no secret, and so it is our fault.
+fn is_set_up(world: &World, answered: &Answered) -> bool {
+    let first = world
+        .secrets
+        .get(STRIPE_ARN)
+        .and_then(|versions| versions.first());
+    first.is_some_and(|(_, at)| *at <= answered.began.before(KNOWN_AFTER))
+}
+
+/// Whether every ingress had time to know that this secret counts.
+fn stood(world: &World, secret: &str, now: Timestamp) -> bool {
+    let holds = |then: Timestamp| {
+        world.secrets.values().any(|versions| {
+            let current = versions.iter().rev().find(|(_, at)| *at <= then);
+            current.is_some_and(|(text, _)| text.contains(secret))
+        })
+    };
+    holds(now.before(KNOWN_AFTER)) && holds(now)
+}
+
+fn writes(world: &World, found: &mut Found) {
+    let emitted = by_id(world);
+    let mut processed: BTreeSet<Key> = BTreeSet::new();
+    let mut applied: BTreeMap<&EntityKey, Vec<&Emitted>> = BTreeMap::new();
+    for written in &world.store.written {
+        for (provider, before, outcome) in &written.events {
+            if *outcome != Outcome::Processed {
+                continue;
+            }
+            let id = before.id.to_string();
+            let event = emitted.get(&(provider.as_str(), id.as_str()));
+            found.unless(processed.insert((*provider, id.clone())), 3, || {
+                format!("{id} was applied twice")
+            });
+            let Some((_, row)) = &written.entity else {
+                found.add(9, format!("{id} is processed and moved no entity"));
+                continue;
+            };
+            isolation(event.copied(), row, found);
+            let set = applied.entry(&row.entity.key).or_default();
+            set.extend(event.copied().filter(|event| !set.contains(event)));
+        }
+        if let Some((before, after)) = &written.entity {
+            let set = applied.entry(&after.entity.key).or_default();
+            as_the_set_says(after, set, found);
+            cancelling(world, written, before, after, found);
+        }
+    }
+}
+
+/// 7 and 8: an event moves the entity of its own account's tenant, and of its mode.
+fn isolation(event: Option<&Emitted>, row: &EntityRow, found: &mut Found) {
+    let Some(event) = event else {
+        return found.add(
+            2,
+            format!("{} was moved by an event that nobody made", row.entity.key),
+        );
+    };
+    let (id, key) = (&event.id, &row.entity.key);
+    if let Some(account) = &event.account {
+        let owner = row.entity.tenant.as_ref();
+        let is_owners = ["a", "b", "c"].iter().any(|name| {
+            let (of, its) = tenant(name);
+            its.as_str() == account && Some(&of) == owner
+        });
+        found.unless(is_owners, 7, || {
+            format!("{id} of {account} moved {key}, which is {owner:?}'s")
+        });
+    }
+    let is_live = event.end == End::Parked("live_event_on_test_stage");
+    found.unless(!is_live, 8, || format!("{id} is live and moved {key}"));
+    let is_its = event.end == End::In(key.clone());
+    found.unless(is_its || is_live || event.account.is_some(), 4, || {
+        format!("{id} moved {key} instead of {:?}", event.end)
+    });
+}
+
+/// 4, 6, 10: whatever came so far, the row is what the set of it says; what it lowers must be what the set lowers.
+fn as_the_set_says(row: &EntityRow, applied: &[&Emitted], found: &mut Found) {
+    let (key, columns) = (&row.entity.key, &row.entity.columns);
+    if matches!(key, EntityKey::Tenant(_)) || applied.is_empty() {
+        return;
+    }
+    let is_cancelled = row.entity.facts.payment.cancelled.is_some();
+    let wanted = expected(key, applied, is_cancelled);
+    let rank = |status: Option<&str>| match status {
+        Some("cancelled") => 1,
+        Some("completed") => 2,
+        Some("refunded") => 3,
+        _ => 0,
+    };
+    let differs = |what: &str, is: &dyn fmt::Debug, should: &dyn fmt::Debug| {
+        format!("{key}: {what} is {is:?} and should be {should:?}")
+    };
+    let status = columns.status.as_deref();
+    let invariant = if rank(status) < rank(wanted.status) {
+        6
+    } else {
+        4
+    };
+    found.unless(status == wanted.status, invariant, || {
+        differs("status", &status, &wanted.status)
+    });
+    let texts = [
+        (
+            "payment status",
+            columns.payment_status.as_deref(),
+            wanted.payment_status,
+        ),
+        (
+            "mail status",
+            columns.mail_status.as_deref(),
+            wanted.mail_status,
+        ),
+    ];
+    for (what, is, should) in texts {
+        found.unless(is == should, 4, || differs(what, &is, &should));
+    }
+    let (is, should) = (columns.requires_review, wanted.requires_review);
+    found.unless(is == should, 4, || differs("review", &is, &should));
+    let (is, should) = (row.amount_refunded, wanted.amount_refunded);
+    found.unless(is == should, 10, || differs("what went back", &is, &should));
+    let told = applied.iter().filter_map(|event| match &event.says {
+        Says::Refund(id, ..) => Some(id.as_str()),
+        _ => None,
+    });
+    let (is, should) = (
+        row.entity.facts.payment.refunds.len(),
+        told.collect::<BTreeSet<_>>().len(),
+    );
+    found.unless(is == should, 5, || {
+        differs("the number of refunds", &is, &should)
+    });
+    let mut once = BTreeSet::new();
+    for (kind, fact, _) in &row.timeline {
+        found.unless(once.insert((kind, fact)), 3, || {
+            format!("{key} tells {kind} of {fact} twice")
+        });
+    }
+}
+
+/// 11: an order is given up only where every payment that was known of it can never be made.
+fn cancelling(
+    world: &World,
+    written: &Written,
+    before: &EntityRow,
+    after: &EntityRow,
+    found: &mut Found,
+) {
+    let is_cancelled = |row: &EntityRow| row.entity.facts.payment.cancelled.is_some();
+    if is_cancelled(before) || !is_cancelled(after) {
+        return;
+    }
+    let facts = &before.entity.facts.payment;
+    let known = facts.payments.keys().map(ToString::to_string);
+    let noted = before.entity.intent.iter().map(ToString::to_string);
+    for id in known.chain(noted) {
+        let Some(intent) = world.stripe.intents.get(&id) else {
+            continue;
+        };
+        let then = intent
+            .statuses
+            .iter()
+            .rev()
+            .find(|(at, _)| *at <= written.at);
+        let status = then.map(|(_, status)| status);
+        found.unless(status == Some(&IntentStatus::Canceled), 11, || {
+            format!(
+                "{} was cancelled while {id} was {status:?}",
+                before.entity.key
+            )
+        });
+    }
+}
+
+/// 13: a message fails only where something went wrong, or by itself.
+fn batches(seen: &Seen, found: &mut Found) {
+    for batch in &seen.batches {
+        for (message, is_failed) in &batch.messages {
+            let is_poison = message.body.contains("poison");
+            found.unless(!is_failed || is_poison || batch.faults > 0, 13, || {
+                format!("{} failed where nothing went wrong", message.body)
+            });
+            found.unless(message.receives <= RECEIVES_MAX, 13, || {
+                format!("{} was tried {} times", message.body, message.receives)
+            });
+        }
+    }
+}
+
+fn events(world: &World, seen: &Seen, found: &mut Found) {
+    let emitted = by_id(world);
+    let linked: BTreeSet<&str> = world
+        .stripe
+        .events
+        .iter()
+        .filter(|event| event.links)
+        .map(|event| event.of.as_str())
+        .collect();
+    for provider in [Provider::Stripe, Provider::Lob] {
+        for row in world.store.events_of(provider) {
+            let (stored, reason) = (&row.stored, row.error.as_deref().unwrap_or_default());
+            let id = &stored.id;
+            let Some(event) = emitted.get(&(provider.as_str(), id.as_str())) else {
+                found.add(2, format!("{id} is stored and nobody made it"));
+                continue;
+            };
+            found.unless(stored.outcome != Outcome::Pending, 1, || {
+                format!("{id} is still pending")
+            });
+            found.unless(stored.outcome != Outcome::Failed, 14, || {
+                format!("{id} is still failed: {reason}")
+            });
+            let is_right = match &event.end {
+                End::In(key) => {
+                    let in_column = world.store.entities.get(key).is_some_and(|row| {
+                        row.entity
+                            .intent
+                            .as_ref()
+                            .is_some_and(|intent| intent.as_str() == event.of)
+                    });
+                    let is_linked = linked.contains(event.of.as_str()) || in_column;
+                    match is_linked {
+                        true => stored.outcome == Outcome::Processed,
+                        false => (stored.outcome, reason) == (Outcome::Parked, "unlinked"),
+                    }
+                }
+                End::Ignored => stored.outcome == Outcome::Ignored,
+                End::Parked(why) => {
+                    stored.outcome == Outcome::Parked && (why.is_empty() || reason == *why)
+                }
+            };
+            let is_open = matches!(stored.outcome, Outcome::Pending | Outcome::Failed);
+            found.unless(is_right || is_open, 4, || {
+                format!("{id} is {} {reason}, not {:?}", stored.outcome, event.end)
+            });
+        }
+    }
+    let mut recorded = BTreeSet::new();
+    for id in &world.store.recorded {
+        found.unless(recorded.insert(id), 15, || {
+            format!("{id:?} was forgotten and taken in again")
+        });
+    }
+    for answered in &seen.answers {
+        if let (Call::Genuine(provider, id, _), Some(200)) = (&answered.call, answered.status()) {
+            let is_there = world
+                .store
+                .events
+                .get(&(provider.as_str(), id.clone()))
+                .is_some();
+            found.unless(is_there, 15, || {
+                format!("{id} was accepted and is no longer stored")
+            });
+        }
+    }
+    // What Stripe made is there, whoever brought it.
+    for event in &world.stripe.events {
+        let id = EventId::parse(&event.id).unwrap();
+        let is_there = world
+            .store
+            .events
+            .get(&(event.provider.as_str(), id))
+            .is_some();
+        let is_asked_for = event.provider == Provider::Stripe && matches!(event.end, End::In(_));
+        found.unless(is_there || !is_asked_for, 1, || {
+            format!("{} never came", event.id)
+        });
+    }
+}
+
+fn rows(world: &World, found: &mut Found) {
+    let mut by_entity: BTreeMap<&EntityKey, Vec<&Emitted>> = BTreeMap::new();
+    for event in &world.stripe.events {
+        let id = EventId::parse(&event.id).unwrap();
+        let row = world.store.events.get(&(event.provider.as_str(), id));
+        let is_in = row.is_some_and(|row| row.stored.outcome == Outcome::Processed);
+        if let (End::In(key), true) = (&event.end, is_in) {
+            by_entity.entry(key).or_default().push(event);
+        }
+    }
+    for (key, row) in world.store.entities.all() {
+        as_the_set_says(row, &by_entity.remove(key).unwrap_or_default(), found);
+    }
+}

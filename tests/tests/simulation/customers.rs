@@ -1,0 +1,402 @@
+//! What happens at Stripe, at Lob and in the application: rows appear, customers pay, money goes back, letters travel.
+
+use std::time::Duration;
+
+use billhook_core::entity::EntityKey;
+use billhook_core::event::stripe_types::{IntentStatus, SessionStatus};
+use billhook_core::ids::{
+    AccountId, OrderId, PaymentIntentId, PieceId, Provider, StatementId, TenantId,
+};
+use billhook_core::money::{Currency, Money};
+use billhook_core::ports::Clock as _;
+use billhook_core::time::Timestamp;
+use billhook_testkit::events::{
+    charge_refunded, dispute, from_account, intent_failed, letter, refund, session_completed,
+    stripe,
+};
+use billhook_testkit::sim::Sim;
+use billhook_testkit::sim::store::fresh;
+use billhook_testkit::sim::stripe::{Emitted, End, Intent, Says, naming};
+use serde_json::{Value, json};
+
+/// What every order and statement asks for.
+pub(crate) const DUE: i64 = 4200;
+/// Two things that happen to one payment never happen in the same second.
+const APART: Duration = Duration::from_millis(1001);
+
+/// Everything that a customer's side does by itself.
+#[derive(Clone)]
+pub(crate) struct Customers {
+    pub(crate) sim: Sim,
+    pub(crate) until: Timestamp,
+    /// The most that passes between two steps of a payment.
+    pub(crate) pace: Duration,
+}
+
+pub(crate) fn tenant(name: &str) -> (TenantId, AccountId) {
+    let id = TenantId::parse(&format!("ten_{name}")).unwrap();
+    (id, AccountId::parse(&format!("acct_{name}")).unwrap())
+}
+
+impl Customers {
+    fn is_over(&self) -> bool {
+        self.sim.now() >= self.until
+    }
+
+    async fn step(&self) {
+        self.sim.wait(APART, self.pace).await;
+    }
+
+    fn chance(&self, per_mille: u64) -> bool {
+        self.sim.world().rng.chance(per_mille)
+    }
+
+    /// A tenant and its account are known from now on.
+    pub(crate) fn add_tenant(&self, name: &str) {
+        let (id, account) = tenant(name);
+        let mut world = self.sim.world();
+        let now = world.now();
+        let mut row = fresh(EntityKey::Tenant(id.clone()));
+        row.tenant = Some(id.clone());
+        row.account = Some(account.clone());
+        world.store.add(now, row);
+        world.store.accounts.put(now, id, account);
+        world.tell(|| format!("application    adds tenant {name}"));
+    }
+
+    /// An order with its payments; `owner` is its tenant's name, none for the platform's own.
+    pub(crate) async fn order(self, name: String, owner: Option<&'static str>, payments: u64) {
+        let key = EntityKey::Order(OrderId::parse(&format!("ord_{name}")).unwrap());
+        let mut row = fresh(key.clone());
+        row.columns.status = Some("pending".to_owned());
+        self.with_payments(row, owner, payments).await;
+    }
+
+    /// A statement that is paid and mailed.
+    pub(crate) async fn statement(self, name: String, owner: Option<&'static str>, payments: u64) {
+        let key = EntityKey::Statement(StatementId::parse(&format!("stm_{name}")).unwrap());
+        let piece = format!("ltr_{name}");
+        let mut row = fresh(key.clone());
+        row.mailed = Some(PieceId::parse(&piece).unwrap());
+        tokio::task::spawn_local(self.clone().mail(key, piece));
+        self.with_payments(row, owner, payments).await;
+    }
+
+    async fn with_payments(
+        &self,
+        mut row: billhook_core::entity::Entity,
+        owner: Option<&'static str>,
+        payments: u64,
+    ) {
+        let key = row.key.clone();
+        row.tenant = owner.map(|name| tenant(name).0);
+        row.due = Some(Money {
+            amount: DUE,
+            currency: Currency::parse("usd").unwrap(),
+        });
+        let intents: Vec<String> = (0..payments)
+            .map(|_| self.sim.world().stripe.id("pi"))
+            .collect();
+        // One way to tell whose a payment is: in the application's own column.
+        let in_column = self.chance(250);
+        if in_column && let Some(first) = intents.first() {
+            row.intent = Some(PaymentIntentId::parse(first).unwrap());
+        }
+        let is_late = self.chance(250);
+        let late = self.clone();
+        let adding = async move {
+            if is_late {
+                late.sim.wait(APART, Duration::from_mins(12)).await;
+            }
+            let mut world = late.sim.world();
+            let now = world.now();
+            world.tell(|| format!("application    adds {}", row.key));
+            world.store.add(now, row);
+        };
+        match is_late {
+            true => drop(tokio::task::spawn_local(adding)),
+            false => adding.await,
+        }
+        for (number, intent) in intents.into_iter().enumerate() {
+            let is_noted = in_column && number == 0;
+            let is_named = !is_noted && self.chance(600);
+            let needs_session = !is_named && !is_noted;
+            let session = (intent.replace("pi_", "cs_"), SessionStatus::Open);
+            let payment = Intent {
+                pays: key.clone(),
+                account: owner.map(|name| tenant(name).1),
+                amount: if self.chance(60) { DUE - 100 } else { DUE },
+                is_named,
+                session: needs_session.then_some(session),
+                statuses: Vec::new(),
+            };
+            self.insert(&intent, payment);
+            tokio::task::spawn_local(self.clone().payment(intent));
+            self.step().await;
+        }
+    }
+
+    fn insert(&self, id: &str, payment: Intent) {
+        let mut world = self.sim.world();
+        world.stripe.intents.insert(id.to_owned(), payment);
+    }
+
+    fn intent(&self, id: &str) -> Intent {
+        self.sim.world().stripe.intents[id].clone()
+    }
+
+    async fn payment(self, id: String) {
+        let charge = id.replace("pi_", "ch_");
+        while !self.is_over() {
+            self.step().await;
+            let payment = self.intent(&id);
+            match payment.status() {
+                IntentStatus::Canceled => return,
+                IntentStatus::Succeeded => {
+                    return self.afterwards(&id, &charge, payment.amount).await;
+                }
+                _ if !self.tries(&id, &payment) => return,
+                _ => {}
+            }
+        }
+    }
+
+    /// The next step of a payment that is open; whether there will be another.
+    fn tries(&self, id: &str, payment: &Intent) -> bool {
+        let mut world = self.sim.world();
+        match (payment.status(), world.rng.below(10)) {
+            (IntentStatus::Processing, 0..=4) | (_, 5..=7) => self.pay(&mut world, id, payment),
+            (_, 0..=3) => {
+                let attempt = world.stripe.id("ch");
+                let now = world.now();
+                let open = IntentStatus::RequiresPaymentMethod;
+                if let Some(known) = world.stripe.intents.get_mut(id) {
+                    known.statuses.push((now, open));
+                }
+                let (metadata, named) = (payment.metadata(), payment.is_named);
+                world.emit_about(id, Says::Failed, named, |event, at| {
+                    intent_failed(event, at, id, metadata, &attempt)
+                });
+            }
+            (_, 4) => world.move_intent(id, IntentStatus::Processing, Says::Processing),
+            // The customer goes away.
+            _ => return false,
+        }
+        true
+    }
+
+    fn pay(&self, world: &mut billhook_testkit::sim::World, id: &str, payment: &Intent) {
+        let says = Says::Paid(payment.amount);
+        let again = says.clone();
+        world.move_intent(id, IntentStatus::Succeeded, says);
+        if let Some((session, _)) = &payment.session {
+            let known = world.stripe.intents.get_mut(id).unwrap();
+            known.session = Some((session.clone(), SessionStatus::Complete));
+            let (pays, amount) = (payment.pays.clone(), payment.amount);
+            world.emit_about(id, again, true, |event, at| {
+                let names = naming(&pays);
+                let mut body = session_completed(event, at, session, Some(id), names, "paid");
+                body["data"]["object"]["amount_total"] = json!(amount);
+                body
+            });
+        } else if world.rng.chance(150) {
+            // The same fact under another id.
+            let metadata = payment.metadata();
+            let amount = payment.amount;
+            world.emit_about(id, again, payment.is_named, |event, at| {
+                billhook_testkit::events::intent_succeeded(event, at, id, metadata, amount)
+            });
+        }
+    }
+
+    /// Money goes back, comes back, is asked for.
+    async fn afterwards(self, id: &str, charge: &str, amount: i64) {
+        let (mut left, mut total) = (amount, 0);
+        let mut given: Vec<(String, i64)> = Vec::new();
+        let mut disputed = None;
+        while !self.is_over() {
+            self.step().await;
+            let mut world = self.sim.world();
+            match world.rng.below(10) {
+                // Charges of the builder have captured what was due.
+                0..=3 if left > 0 && amount == DUE => {
+                    let part = if world.rng.chance(500) {
+                        left
+                    } else {
+                        left.min(1000)
+                    };
+                    (left, total) = (left - part, total + part);
+                    let refund_id = world.stripe.id("re");
+                    given.push((refund_id.clone(), part));
+                    let says = Says::Refund(refund_id.clone(), part, "succeeded");
+                    world.emit_about(id, says, false, |event, at| {
+                        refund(event, at, &refund_id, (id, charge), part, "succeeded")
+                    });
+                    if world.rng.chance(700) {
+                        world.emit_about(id, Says::Refunded(total), false, |event, at| {
+                            charge_refunded(event, at, charge, Some(id), total)
+                        });
+                    }
+                }
+                4 if !given.is_empty() => {
+                    let (refund_id, part) = given.remove(0);
+                    (left, total) = (left + part, total - part);
+                    let says = Says::Refund(refund_id.clone(), part, "failed");
+                    world.emit_about(id, says, false, |event, at| {
+                        refund(event, at, &refund_id, (id, charge), part, "failed")
+                    });
+                }
+                5 => {
+                    let known = disputed.take();
+                    let state = match known {
+                        None => "needs_response",
+                        Some(_) => world.rng.pick(&["under_review", "won", "lost"]),
+                    };
+                    let dispute_id = known.unwrap_or_else(|| world.stripe.id("dp"));
+                    disputed =
+                        Some(dispute_id.clone()).filter(|_| !["won", "lost"].contains(&state));
+                    let says = Says::Dispute(dispute_id.clone(), state);
+                    world.emit_about(id, says, false, |event, at| {
+                        dispute(event, at, &dispute_id, id, state)
+                    });
+                }
+                6 if world.rng.chance(300) => {
+                    let object = json!({ "id": format!("issfr_{id}"), "payment_intent": id });
+                    world.emit_about(id, Says::Warning, false, |event, at| {
+                        stripe(event, "radar.early_fraud_warning.created", at, object)
+                    });
+                }
+                9 => return,
+                _ => {}
+            }
+        }
+    }
+
+    async fn mail(self, key: EntityKey, piece: String) {
+        let ends = ["delivered", "returned_to_sender"];
+        let end = self.sim.world().rng.pick(&ends);
+        let way = [
+            "created",
+            "mailed",
+            "in_transit",
+            "processed_for_delivery",
+            end,
+        ];
+        for (number, stage) in way.into_iter().enumerate() {
+            self.step().await;
+            if self.is_over() {
+                return;
+            }
+            let mut world = self.sim.world();
+            let now = world.now();
+            // Beside Stripe's of the same id.
+            let id = format!("evt_{:04}", number + 1 + 10 * piece.len());
+            let id = match world
+                .stripe
+                .events
+                .iter()
+                .any(|e| e.provider == Provider::Lob && e.id == id)
+            {
+                true => world.stripe.id("evt_lob"),
+                false => id,
+            };
+            let mut body = letter(&id, &now.to_string(), &piece, stage);
+            body["body"]["to"] = json!(billhook_testkit::sim::stripe::PERSONAL_CANARY);
+            world.tell(|| format!("lob            {id} {stage} of {piece}"));
+            world.stripe.emit(Emitted {
+                provider: Provider::Lob,
+                id,
+                kind: format!("letter.{stage}"),
+                account: None,
+                created_s: now.unix_s(),
+                body: body.to_string(),
+                of: piece.clone(),
+                links: true,
+                says: Says::Mail(stage),
+                end: End::In(key.clone()),
+            });
+        }
+    }
+
+    /// Events of a tenant that means harm, and events that nobody expects.
+    pub(crate) async fn oddities(self) {
+        while !self.is_over() {
+            self.sim.wait(APART, self.pace).await;
+            let mut world = self.sim.world();
+            let (now_s, id) = (world.now().unix_s(), world.stripe.id("evt"));
+            let victim = world.stripe.intents.iter().find(|(_, intent)| {
+                intent.account.is_some() && intent.account != Some(tenant("b").1)
+            });
+            let Some((victim, names)) = victim.map(|(id, it)| (id.clone(), naming(&it.pays)))
+            else {
+                continue;
+            };
+            let object = |amount: i64, metadata: Value| {
+                json!({
+                    "id": format!("pi_{id}"), "object": "payment_intent", "status": "succeeded",
+                    "amount": amount, "amount_received": amount, "currency": "usd", "metadata": metadata,
+                })
+            };
+            let paid = |amount, metadata| {
+                stripe(
+                    &id,
+                    "payment_intent.succeeded",
+                    now_s,
+                    object(amount, metadata),
+                )
+            };
+            let (event, end) = match world.rng.below(7) {
+                // Tenant B names another's order.
+                0 => (
+                    from_account(paid(DUE, names), "acct_b"),
+                    End::Parked("cross_tenant"),
+                ),
+                // Tenant B speaks of another's payment.
+                1 => {
+                    let event = refund(
+                        &id,
+                        now_s,
+                        &format!("re_{id}"),
+                        (&victim, "ch_b"),
+                        700,
+                        "succeeded",
+                    );
+                    (from_account(event, "acct_b"), End::Parked(""))
+                }
+                2 => {
+                    let mut event = paid(DUE, names);
+                    event["livemode"] = json!(true);
+                    (event, End::Parked("live_event_on_test_stage"))
+                }
+                3 => (
+                    from_account(paid(DUE, names), "acct_ghost"),
+                    End::Parked("tenant_unknown"),
+                ),
+                4 => (paid(-1, names), End::Parked("amount_malformed")),
+                5 => {
+                    let odd = json!({ "note": "\u{1f4b8}\u{0}\u{ffff}" });
+                    (stripe(&id, "customer.updated", now_s, odd), End::Ignored)
+                }
+                _ => (
+                    paid(DUE, json!({ "orderId": "ord_gone" })),
+                    End::Parked("order_unknown"),
+                ),
+            };
+            let text = |name: &str| event.get(name).and_then(Value::as_str).map(str::to_owned);
+            let (kind, account) = (text("type").unwrap(), text("account"));
+            world.tell(|| format!("stripe         {id} {kind} of {account:?}, odd: {end:?}"));
+            world.stripe.emit(Emitted {
+                provider: Provider::Stripe,
+                id: id.clone(),
+                kind,
+                account,
+                created_s: now_s,
+                body: event.to_string(),
+                of: format!("pi_{id}"),
+                links: false,
+                says: Says::Nothing,
+                end,
+            });
+        }
+    }
+}

@@ -1,0 +1,344 @@
+//! The real functions, over ports of the simulated world, and what starts them: the gateway, the queues, the schedule.
+
+use std::collections::BTreeSet;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use billhook_adapters::batch::settle;
+use billhook_adapters::config::{SecretAt, SecretSource};
+use billhook_adapters::secrets::SigningKeysReader;
+use billhook_core::ids::Provider;
+use billhook_core::ports::Clock as _;
+use billhook_core::secret::Wanted;
+use billhook_core::time::Timestamp;
+use billhook_core::worker::Worker;
+use billhook_testkit::sim::queue::Message;
+use billhook_testkit::sim::{Mutant, Port, Sim};
+use cleanup_failed_payments::cleanup::{Cleanup, Options};
+use cleanup_failed_payments::reconcile::Reconcile;
+use cleanup_failed_payments::sweep::Sweep;
+use futures_util::FutureExt as _;
+use lambda_runtime::{Context, LambdaEvent};
+use serde_json::{Value, json};
+use webhook_ingress::Ingress;
+
+use crate::edges::{Edge, LOB_ARN, STRIPE_ARN};
+use crate::senders::Answered;
+
+/// As in `template.yaml`.
+const INGRESS_MAX: Duration = Duration::from_secs(25);
+const WORKER_MAX: Duration = Duration::from_secs(10);
+const TASK_MAX: Duration = Duration::from_secs(900);
+const TOLERANCE: Duration = Duration::from_secs(300);
+const SECRETS_FRESH: Duration = Duration::from_secs(300);
+
+/// What the checks look at, beside the world.
+#[derive(Default)]
+pub(crate) struct Seen {
+    pub(crate) answers: Vec<Answered>,
+    pub(crate) batches: Vec<Batch>,
+    pub(crate) panics: Vec<String>,
+}
+
+/// A batch that a worker was given.
+pub(crate) struct Batch {
+    /// What went wrong for this worker.
+    pub(crate) faults: u64,
+    /// Each message, and whether it was reported as failed.
+    pub(crate) messages: Vec<(Message, bool)>,
+}
+
+/// How an invocation ended.
+pub(crate) enum Ended<T> {
+    Returned(T),
+    Crashed,
+    TimedOut,
+    Panicked,
+}
+
+type Keys = SigningKeysReader<Edge, Sim>;
+
+/// A warm container of ingress.
+struct Container {
+    port: Port,
+    ingress: Ingress<Port, Port, Keys, Sim>,
+}
+
+/// All functions.
+#[derive(Clone)]
+pub(crate) struct Functions {
+    pub(crate) sim: Sim,
+    pub(crate) seen: Arc<Mutex<Seen>>,
+    idle: Arc<Mutex<Vec<Container>>>,
+    runs: Arc<Mutex<u64>>,
+    grace: Duration,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Functions {
+    pub(crate) fn new(sim: &Sim, grace: Duration) -> Self {
+        Self {
+            sim: sim.clone(),
+            seen: Arc::default(),
+            idle: Arc::default(),
+            runs: Arc::default(),
+            grace,
+        }
+    }
+
+    pub(crate) fn seen(&self) -> std::sync::MutexGuard<'_, Seen> {
+        lock(&self.seen)
+    }
+
+    pub(crate) fn port(&self, function: &str, provider: Provider) -> Port {
+        let mut runs = lock(&self.runs);
+        *runs += 1;
+        Port::new(&self.sim, provider, format!("{function}#{runs}"))
+    }
+
+    /// Lets an invocation run until it returns, its process ends, or its time is up.
+    pub(crate) async fn run<T>(
+        &self,
+        port: &Port,
+        most: Duration,
+        work: impl Future<Output = T>,
+    ) -> Ended<T> {
+        let work = AssertUnwindSafe(work).catch_unwind();
+        let ended = tokio::select! {
+            biased;
+            () = port.crashed() => Ended::Crashed,
+            returned = work => returned.map_or(Ended::Panicked, Ended::Returned),
+            () = tokio::time::sleep(most) => Ended::TimedOut,
+        };
+        let how = match &ended {
+            Ended::Returned(_) => return ended,
+            Ended::Crashed => "crashed",
+            Ended::TimedOut => "timed out",
+            Ended::Panicked => "panicked",
+        };
+        let mut world = self.sim.world();
+        world.tell(|| format!("{:<14} {how}", port.name()));
+        if let Ended::TimedOut = ended {
+            world.sometimes("function timed out");
+        }
+        if let Ended::Panicked = ended {
+            self.seen().panics.push(port.name().to_owned());
+        }
+        ended
+    }
+
+    fn container(&self) -> Container {
+        let idle = lock(&self.idle).pop();
+        if let Some(container) = idle {
+            return container;
+        }
+        let port = self.port("ingress", Provider::Stripe);
+        let keys = |wanted, arn: &str| {
+            let at = SecretAt::Arn(arn.to_owned());
+            let source = SecretSource {
+                variable: "SECRET_ARN",
+                at,
+            };
+            let edge = Edge(port.clone());
+            SigningKeysReader::new(
+                wanted,
+                vec![source],
+                SECRETS_FRESH,
+                false,
+                edge,
+                self.sim.clone(),
+            )
+        };
+        let endless = self.sim.world().mutant == Some(Mutant::EndlessTolerance);
+        let ingress = Ingress {
+            inbox: port.clone(),
+            queue: port.clone(),
+            stripe_keys: keys(Wanted::StripeSigning, STRIPE_ARN),
+            lob_keys: keys(Wanted::LobSigning, LOB_ARN),
+            clock: self.sim.clone(),
+            tolerance: if endless { Duration::MAX } else { TOLERANCE },
+        };
+        Container { port, ingress }
+    }
+
+    /// One request: the status and body of its answer, none where the gateway got none, who answered, and what went
+    /// wrong for that container so far.
+    pub(crate) async fn request(&self, request: Value) -> (Option<(u16, String)>, String, u64) {
+        let container = self.container();
+        let request = serde_json::from_value(request).unwrap();
+        let answering = container.ingress.handle(request);
+        let ended = self.run(&container.port, INGRESS_MAX, answering).await;
+        let (name, faults) = (container.port.name().to_owned(), container.port.faults());
+        match ended {
+            Ended::Returned(response) => {
+                // Some containers are not needed again.
+                if !self.sim.world().rng.chance(20) {
+                    lock(&self.idle).push(container);
+                }
+                (Some((response.status_code, response.body)), name, faults)
+            }
+            Ended::Crashed | Ended::TimedOut | Ended::Panicked => (None, name, faults.max(1)),
+        }
+    }
+
+    /// Hands a provider's messages to workers, for ever.
+    pub(crate) async fn poll(self, provider: Provider) {
+        let arrived = self.sim.world().queue(provider).arrived.clone();
+        loop {
+            let batch = self.sim.world().receive(provider);
+            if !batch.is_empty() {
+                tokio::task::spawn_local(self.clone().work(provider, batch));
+            }
+            let now = self.sim.now();
+            let next = self.sim.world().queue(provider).next_visible();
+            let next = next.unwrap_or(now.after(Duration::from_hours(24)));
+            tokio::select! {
+                biased;
+                () = arrived.notified() => {}
+                () = tokio::time::sleep(now.until(next)) => {}
+            }
+            // What comes meanwhile is handed over together.
+            self.sim
+                .wait(Duration::from_millis(1), Duration::from_millis(400))
+                .await;
+        }
+    }
+
+    async fn work(self, provider: Provider, batch: Vec<Message>) {
+        let port = self.port(&format!("{}-worker", provider.as_str()), provider);
+        let worker = Worker {
+            provider,
+            live_mode: self.sim.world().mutant == Some(Mutant::LiveTaken),
+            ledger: port.clone(),
+            clock: self.sim.clone(),
+        };
+        let record = |message: &Message| {
+            json!({
+                "messageId": message.id, "body": message.body, "messageAttributes": {},
+                "attributes": { "ApproximateReceiveCount": message.receives.to_string() },
+            })
+        };
+        let records: Vec<Value> = batch.iter().map(record).collect();
+        let payload = serde_json::from_value(json!({ "Records": records })).unwrap();
+        let mut context = Context::default();
+        let deadline = self.sim.now().after(WORKER_MAX);
+        context.deadline = u64::try_from(deadline.unix_ms()).unwrap();
+        let settling = settle(&worker, LambdaEvent { payload, context });
+        let ended = self.run(&port, WORKER_MAX, settling).await;
+        let failed: BTreeSet<String> = match ended {
+            Ended::Returned(Ok(response)) => {
+                let failures = response.batch_item_failures.into_iter();
+                failures.map(|failure| failure.item_identifier).collect()
+            }
+            _ => batch.iter().map(|message| message.id.clone()).collect(),
+        };
+        let mut world = self.sim.world();
+        let all_fail = world.mutant == Some(Mutant::BatchFails) && !failed.is_empty();
+        let is_lost = !all_fail && world.now() < world.faults.until && world.rng.chance(5);
+        if is_lost {
+            world.sometimes("batch answer lost");
+        }
+        let is_failed = |message: &Message| all_fail || failed.contains(&message.id);
+        for message in &batch {
+            if !is_failed(message) && !is_lost {
+                world.delete(provider, message);
+            }
+        }
+        let messages = batch
+            .iter()
+            .map(|message| (message.clone(), is_failed(message)));
+        let batch = Batch {
+            faults: port.faults() + u64::from(is_lost),
+            messages: messages.collect(),
+        };
+        drop(world);
+        self.seen().batches.push(batch);
+    }
+
+    /// Runs a task again and again, sometimes twice at once.
+    pub(crate) async fn schedule(self, task: Task, every: Duration) {
+        let start = self.sim.world().rng.span(Duration::ZERO, every);
+        tokio::time::sleep(start).await;
+        loop {
+            tokio::task::spawn_local(self.clone().task(task));
+            if self.sim.world().rng.chance(50) {
+                tokio::task::spawn_local(self.clone().task(task));
+            }
+            tokio::time::sleep(every).await;
+        }
+    }
+
+    /// One run of a task.
+    pub(crate) async fn task(self, task: Task) {
+        let port = self.port(task.name(), Provider::Stripe);
+        let deadline = self.sim.now().after(TASK_MAX);
+        let ran = self
+            .run(&port, TASK_MAX, self.carry_out(task, &port, deadline))
+            .await;
+        if let Ended::Returned(Err(failed)) = ran {
+            self.sim
+                .world()
+                .tell(|| format!("{:<14} {failed}", port.name()));
+        }
+    }
+
+    async fn carry_out(&self, task: Task, port: &Port, deadline: Timestamp) -> Result<(), String> {
+        let clock = self.sim.clone();
+        let ran = match task {
+            Task::Cleanup => {
+                let cleanup = Cleanup {
+                    ledger: port.clone(),
+                    payments: Some(port.clone()),
+                    jobs: port.clone(),
+                    clock,
+                    grace: self.grace,
+                };
+                cleanup.run(&Options::default(), deadline).await.map(drop)
+            }
+            Task::Sweep => {
+                let sweep = Sweep {
+                    stripe: port.clone(),
+                    lob: port.of(Provider::Lob),
+                    queue: port.clone(),
+                    jobs: port.clone(),
+                    clock,
+                    live_mode: false,
+                };
+                sweep.run(deadline).await.map(drop)
+            }
+            Task::Reconcile => {
+                let reconcile = Reconcile {
+                    inbox: port.clone(),
+                    queue: port.clone(),
+                    jobs: port.clone(),
+                    stripe: Some(port.clone()),
+                    clock,
+                };
+                reconcile.run(deadline).await.map(drop)
+            }
+        };
+        ran.map_err(|failed| failed.to_string())
+    }
+}
+
+/// What is done by the clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Task {
+    Cleanup,
+    Sweep,
+    Reconcile,
+}
+
+impl Task {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Cleanup => "cleanup",
+            Self::Sweep => "sweep",
+            Self::Reconcile => "reconcile",
+        }
+    }
+}

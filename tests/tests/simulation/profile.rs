@@ -1,0 +1,302 @@
+//! What a seed runs: who does what for how long, what goes wrong meanwhile, and the quiet time after it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use billhook_core::ids::Provider;
+use billhook_core::ports::Clock as _;
+use billhook_core::time::Timestamp;
+use billhook_testkit::sim::stripe::Endpoint;
+use billhook_testkit::sim::{Faults, Mutant, SECRET_CANARY, Service, Sim};
+use serde_json::json;
+
+use crate::check::{Found, Violation, at_the_end, drained};
+use crate::customers::Customers;
+use crate::edges::{LOB_ARN, STRIPE_ARN};
+use crate::functions::{Functions, Task};
+use crate::logs;
+use crate::senders::lob_secret;
+use crate::stack::deployed;
+
+/// Longest of all ages between two looks of the sweep at what came in the active time.
+const SETTLES: Duration = Duration::from_hours(3);
+
+/// A way of running.
+pub(crate) struct Profile {
+    pub(crate) name: &'static str,
+    /// How long customers are active and things go wrong.
+    active: Duration,
+    faults: u64,
+    late: u64,
+    crashes: u64,
+    has_outage: bool,
+    /// The most between two steps of a payment.
+    pace: Duration,
+    orders: u64,
+    statements: u64,
+    payments: u64,
+    cleanup_every: Duration,
+    grace: Duration,
+    is_adversarial: bool,
+    /// The stack makes and replaces its endpoint.
+    rotates: bool,
+}
+
+const ORDINARY: Profile = Profile {
+    name: "ordinary",
+    active: Duration::from_mins(40),
+    faults: 15,
+    late: 100,
+    crashes: 200,
+    has_outage: false,
+    pace: Duration::from_mins(4),
+    orders: 3,
+    statements: 1,
+    payments: 2,
+    cleanup_every: Duration::from_mins(15),
+    grace: Duration::from_mins(10),
+    is_adversarial: false,
+    rotates: false,
+};
+
+pub(crate) const PROFILES: &[Profile] = &[
+    ORDINARY,
+    Profile {
+        name: "heavy",
+        faults: 150,
+        has_outage: true,
+        ..ORDINARY
+    },
+    Profile {
+        name: "contention",
+        active: Duration::from_mins(15),
+        faults: 60,
+        late: 600,
+        pace: Duration::from_secs(15),
+        orders: 2,
+        statements: 0,
+        payments: 5,
+        cleanup_every: Duration::from_secs(30),
+        grace: Duration::from_secs(5),
+        ..ORDINARY
+    },
+    Profile {
+        name: "rotation",
+        faults: 60,
+        orders: 2,
+        rotates: true,
+        ..ORDINARY
+    },
+    Profile {
+        name: "adversarial",
+        faults: 30,
+        is_adversarial: true,
+        ..ORDINARY
+    },
+];
+
+/// What a seed came to.
+pub(crate) struct Outcome {
+    pub(crate) violations: Vec<Violation>,
+    pub(crate) sometimes: BTreeMap<&'static str, u64>,
+    pub(crate) trace: Vec<String>,
+}
+
+/// Runs a seed. The same seed does the same.
+pub(crate) fn run(profile: &Profile, seed: u64, mutant: Option<Mutant>, traced: bool) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime, play(profile, seed, mutant, traced))
+}
+
+async fn play(profile: &Profile, seed: u64, mutant: Option<Mutant>, traced: bool) -> Outcome {
+    let faults = Faults {
+        per_mille: profile.faults,
+        late: profile.late,
+        crashes: profile.crashes,
+        until: Timestamp::from_unix_s(0).unwrap(),
+        outage: None,
+    };
+    let sim = Sim::new(seed, faults, mutant, traced);
+    let until = sim.now().after(profile.active);
+    {
+        let mut world = sim.world();
+        let now = world.now();
+        world.faults.until = until;
+        if profile.has_outage {
+            let services = [
+                Service::Tables,
+                Service::Queues,
+                Service::Secrets,
+                Service::Stripe,
+            ];
+            let service = world.rng.pick(&services);
+            let from = now.after(world.rng.span(Duration::ZERO, profile.active));
+            world.faults.outage = Some((service, from, from.after(Duration::from_mins(1))));
+        }
+        let long_ago = now.before(Duration::from_hours(1000));
+        let document = json!({ "lob_webhook_secret": lob_secret() }).to_string();
+        world
+            .secrets
+            .insert(LOB_ARN.to_owned(), vec![(document, long_ago)]);
+        if !profile.rotates {
+            let secret = format!("whsec_{SECRET_CANARY}_0");
+            let document = json!({ "endpoint_id": "we_0", "signing_secret": secret }).to_string();
+            world
+                .secrets
+                .insert(STRIPE_ARN.to_owned(), vec![(document, long_ago)]);
+            world.stripe.endpoints.push(Endpoint {
+                id: "we_0".to_owned(),
+                url: String::new(),
+                types: vec!["*".to_owned()],
+                metadata: BTreeMap::new(),
+                secret,
+                deleted_at: None,
+            });
+        }
+    }
+    let functions = Functions::new(&sim, profile.grace);
+    logs::told();
+    logs::refreshes();
+    start(profile, &functions, until);
+    let stack = match profile.rotates {
+        true => Some(tokio::task::spawn_local(deployed(functions.clone(), until))),
+        false => None,
+    };
+    tokio::time::sleep(profile.active).await;
+
+    let mut found = Found::default();
+    tokio::time::sleep(Duration::from_mins(15)).await;
+    drained(&functions, until, &mut found);
+    redrive(&functions);
+    tokio::time::sleep(SETTLES).await;
+    if let Some(stack) = stack {
+        stack.await.unwrap().check(&mut found).await;
+    }
+    at_the_end(&functions, &mut found);
+    let trace = sim.trace();
+    let mut sometimes = sim.world().sometimes.clone();
+    if let refreshes @ 1.. = logs::refreshes() {
+        sometimes.insert("refresh on a mismatch", refreshes);
+    }
+    Outcome {
+        violations: found.0.into_iter().collect(),
+        sometimes,
+        trace,
+    }
+}
+
+fn start(profile: &Profile, functions: &Functions, until: Timestamp) {
+    let sim = &functions.sim;
+    for provider in [Provider::Stripe, Provider::Lob] {
+        tokio::task::spawn_local(functions.clone().poll(provider));
+    }
+    tokio::task::spawn_local(functions.clone().deliver());
+    tokio::task::spawn_local(functions.clone().forge(until));
+    let tasks = [
+        (Task::Cleanup, profile.cleanup_every),
+        (Task::Sweep, Duration::from_mins(10)),
+        (Task::Reconcile, Duration::from_hours(1)),
+    ];
+    for (task, every) in tasks {
+        let every_then = every.max(Duration::from_mins(10));
+        let functions = functions.clone();
+        tokio::task::spawn_local(async move {
+            let active = functions.clone().schedule(task, every);
+            let left = functions.sim.now().until(until);
+            tokio::time::timeout(left, active).await.ok();
+            functions.schedule(task, every_then).await;
+        });
+    }
+    tokio::task::spawn_local(operator(functions.clone(), until));
+    let customers = Customers {
+        sim: sim.clone(),
+        until,
+        pace: profile.pace,
+    };
+    customers.add_tenant("a");
+    customers.add_tenant("b");
+    let late = customers.clone();
+    tokio::task::spawn_local(async move {
+        late.sim.wait(Duration::ZERO, Duration::from_mins(15)).await;
+        late.add_tenant("c");
+    });
+    let owners = [None, Some("a"), Some("b"), Some("c")];
+    for number in 0..profile.orders {
+        let owner = sim.world().rng.pick(&owners);
+        let order = customers
+            .clone()
+            .order(number.to_string(), owner, profile.payments);
+        tokio::task::spawn_local(order);
+    }
+    for number in 0..profile.statements {
+        let owner = sim.world().rng.pick(&owners);
+        let statement = customers.clone().statement(number.to_string(), owner, 1);
+        tokio::task::spawn_local(statement);
+    }
+    if profile.is_adversarial {
+        tokio::task::spawn_local(customers.oddities());
+    }
+}
+
+/// A person who replays events, and puts messages on the queue by hand that are none.
+async fn operator(functions: Functions, until: Timestamp) {
+    while functions.sim.now() < until {
+        functions
+            .sim
+            .wait(Duration::from_mins(1), Duration::from_mins(8))
+            .await;
+        let mut world = functions.sim.world();
+        let now = world.now();
+        let provider = world.rng.pick(&[Provider::Stripe, Provider::Lob]);
+        let rows: Vec<_> = world
+            .store
+            .events_of(provider)
+            .map(|row| row.stored.clone())
+            .collect();
+        let unique = world.rng.below(u64::MAX);
+        if world.rng.chance(300) || rows.is_empty() {
+            let body = world.rng.pick(&["poison", "{\"event_id\":\"evt_poison\"}"]);
+            let group = rows.first().map_or("by hand", |row| row.group.as_str());
+            world
+                .queue(provider)
+                .send(now, "operator", group, &unique.to_string(), body);
+            world.sometimes("poison message");
+        } else {
+            let row = world.rng.pick(&rows);
+            let body = json!({ "event_id": row.id.as_str() }).to_string();
+            let id = format!("{}.r.{unique}", row.id);
+            world
+                .queue(provider)
+                .send(now, "operator", &row.group, &id, &body);
+            world.sometimes(if row.processed {
+                "replay of a done event"
+            } else {
+                "replay of an open event"
+            });
+        }
+    }
+}
+
+/// What a person does with dead letters once everything is well again.
+fn redrive(functions: &Functions) {
+    let mut world = functions.sim.world();
+    let now = world.now();
+    for provider in [Provider::Stripe, Provider::Lob] {
+        let dead = std::mem::take(&mut world.queue(provider).dead);
+        for message in dead {
+            if message.body.contains("poison") {
+                continue;
+            }
+            let id = format!("{}.redriven", message.id);
+            world
+                .queue(provider)
+                .send(now, "operator", &message.group, &id, &message.body);
+            world.sometimes("redrive");
+        }
+    }
+}
