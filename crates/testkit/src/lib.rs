@@ -6,6 +6,7 @@ pub mod function;
 pub mod local;
 pub mod memory;
 pub mod proxy;
+pub mod random;
 pub mod sign;
 pub mod sim;
 pub mod stripe;

@@ -1,16 +1,23 @@
-//! A proxy in front of the local AWS, for its functions: counts their calls at the wire, where retries show as well, and
-//! lets planned ones fail.
+//! A proxy in front of the local AWS (or Stripe), for its functions: counts their calls at the wire, where retries show as
+//! well, and lets them fail: planned ones, some by chance, or all of a service for a while.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
+use serde_json::json;
 use tokio::net::TcpListener;
+
+use crate::random::Random;
+
+/// Longer than any client waits for an answer.
+const HANG: Duration = Duration::from_secs(5);
 
 /// What happens to a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,11 +26,46 @@ pub enum Fault {
     Before,
     /// The call takes effect; the connection closes without its answer.
     AnswerLost,
+    /// The call is refused, as by a service that is asked too often.
+    Throttled,
+    /// The call is answered 500.
+    ServerError,
+    /// Nothing answers, until the client has given up.
+    Hang,
     /// The process of this function is killed before the call is passed on.
     Kill {
         /// `AWS_LAMBDA_FUNCTION_NAME` of the process.
         function: String,
     },
+    /// The same once the call has taken effect.
+    KillAfter {
+        /// `AWS_LAMBDA_FUNCTION_NAME` of the process.
+        function: String,
+    },
+}
+
+impl Fault {
+    /// What happens by chance.
+    const BY_CHANCE: [Self; 4] = [
+        Self::Before,
+        Self::AnswerLost,
+        Self::Throttled,
+        Self::ServerError,
+    ];
+    /// How a service is out of reach.
+    const OUTAGE: [Self; 3] = [Self::Before, Self::ServerError, Self::Hang];
+
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Before => "connection closed before",
+            Self::AnswerLost => "answer lost",
+            Self::Throttled => "throttled",
+            Self::ServerError => "500",
+            Self::Hang => "hang",
+            Self::Kill { .. } => "kill -9 before",
+            Self::KillAfter { .. } => "kill -9 after",
+        }
+    }
 }
 
 /// A running proxy; it ends with the runtime it was started on.
@@ -39,6 +81,10 @@ struct Shared {
     http: reqwest::Client,
     calls: Mutex<BTreeMap<String, usize>>,
     plans: Mutex<BTreeMap<String, VecDeque<Fault>>>,
+    chance: Mutex<Option<(Random, usize)>>,
+    outage: Mutex<Option<String>>,
+    faults: Mutex<BTreeMap<&'static str, BTreeMap<String, usize>>>,
+    messages: Mutex<Vec<String>>,
 }
 
 /// The answer is withheld.
@@ -71,6 +117,10 @@ impl Proxy {
                     .build()?,
                 calls: Mutex::default(),
                 plans: Mutex::default(),
+                chance: Mutex::default(),
+                outage: Mutex::default(),
+                faults: Mutex::default(),
+                messages: Mutex::default(),
             }),
         };
         let accepting = proxy.clone();
@@ -115,35 +165,92 @@ impl Proxy {
         lock(&self.shared.plans).values().map(VecDeque::len).sum()
     }
 
+    /// Lets so many of 1,000 calls fail from now on, in every way in turn, as the seed says.
+    pub fn disturb(&self, seed: u64, per_mille: usize) {
+        *lock(&self.shared.chance) = Some((Random::new(seed), per_mille));
+    }
+
+    /// Takes a service out of reach: calls whose `X-Amz-Target` begins so, or every call for an empty text.
+    pub fn cut(&self, service: &str) {
+        *lock(&self.shared.outage) = Some(service.to_owned());
+    }
+
+    /// From now on nothing fails but what is planned.
+    pub fn heal(&self) {
+        *lock(&self.shared.outage) = None;
+        *lock(&self.shared.chance) = None;
+    }
+
+    /// Calls that failed so far: by kind, then by operation.
+    pub fn faults(&self) -> BTreeMap<&'static str, BTreeMap<String, usize>> {
+        lock(&self.shared.faults).clone()
+    }
+
+    /// Every message that was put on a queue, as it stood on the wire.
+    pub fn messages(&self) -> Vec<String> {
+        lock(&self.shared.messages).clone()
+    }
+
     /// Calls so far, by operation.
     pub fn calls(&self) -> BTreeMap<String, usize> {
         lock(&self.shared.calls).clone()
     }
 
+    /// What this call meets.
+    fn fault(&self, target: &str) -> Option<Fault> {
+        let operation = target.rsplit('.').next().unwrap_or_default();
+        *lock(&self.shared.calls)
+            .entry(operation.to_owned())
+            .or_default() += 1;
+        let planned = lock(&self.shared.plans)
+            .get_mut(operation)
+            .and_then(VecDeque::pop_front);
+        let by_chance = || {
+            let mut chance = lock(&self.shared.chance);
+            let (random, per_mille) = chance.as_mut()?;
+            random.per_mille(*per_mille).then_some(())?;
+            random.pick(&Fault::BY_CHANCE).cloned()
+        };
+        let cut = || {
+            let outage = lock(&self.shared.outage);
+            target.starts_with(outage.as_ref()?).then_some(())?;
+            let faults = lock(&self.shared.faults);
+            let so_far: usize = faults.values().flat_map(BTreeMap::values).sum();
+            Fault::OUTAGE.get(so_far % Fault::OUTAGE.len()).cloned()
+        };
+        let fault = planned.or_else(cut).or_else(by_chance)?;
+        *lock(&self.shared.faults)
+            .entry(fault.name())
+            .or_default()
+            .entry(operation.to_owned())
+            .or_default() += 1;
+        Some(fault)
+    }
+
     async fn pass(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Closed> {
         let (head, body) = request.into_parts();
-        let target = head
-            .headers
-            .get("x-amz-target")
-            .and_then(|target| target.to_str().ok());
-        let operation = target
-            .and_then(|target| target.rsplit('.').next())
-            .map(str::to_owned);
-        let fault = operation.as_ref().and_then(|operation| {
-            *lock(&self.shared.calls)
-                .entry(operation.clone())
-                .or_default() += 1;
-            lock(&self.shared.plans).get_mut(operation)?.pop_front()
-        });
+        let target = head.headers.get("x-amz-target");
+        let target = target.and_then(|target| target.to_str().ok());
+        let is_message = target == Some("AmazonSQS.SendMessage");
+        let fault = self.fault(target.unwrap_or_default());
         match &fault {
             Some(Fault::Before) => return Err(Closed),
+            Some(Fault::Hang) => {
+                tokio::time::sleep(HANG).await;
+                return Err(Closed);
+            }
+            Some(Fault::Throttled) => return refusal(400, "ThrottlingException"),
+            Some(Fault::ServerError) => return refusal(500, "InternalServerError"),
             Some(Fault::Kill { function }) => {
                 kill(function);
                 return Err(Closed);
             }
-            Some(Fault::AnswerLost) | None => {}
+            Some(Fault::AnswerLost | Fault::KillAfter { .. }) | None => {}
         }
         let body = body.collect().await.map_err(|_| Closed)?.to_bytes();
+        if is_message {
+            lock(&self.shared.messages).push(String::from_utf8_lossy(&body).into_owned());
+        }
         let url = format!("{}{}", lock(&self.shared.upstream), head.uri);
         let answer = self
             .shared
@@ -161,15 +268,30 @@ impl Proxy {
             }
         }
         let body = answer.bytes().await.map_err(|_| Closed)?;
-        if fault.is_some() {
-            return Err(Closed);
+        match fault {
+            Some(fault) => {
+                if let Fault::KillAfter { function } = &fault {
+                    kill(function);
+                }
+                Err(Closed)
+            }
+            None => response.body(Full::new(body)).map_err(|_| Closed),
         }
-        response.body(Full::new(body)).map_err(|_| Closed)
     }
 }
 
+/// An error as every service of AWS with a JSON protocol tells it.
+fn refusal(status: u16, code: &str) -> Result<Response<Full<Bytes>>, Closed> {
+    let body = json!({ "__type": code, "message": "as planned" });
+    Response::builder()
+        .status(status)
+        .header("content-type", "application/x-amz-json-1.0")
+        .body(Full::from(body.to_string()))
+        .map_err(|_| Closed)
+}
+
 /// Ends every process of a local function, as a crash would: found by the variable that only functions have.
-fn kill(function: &str) {
+pub fn kill(function: &str) {
     let wanted = format!("AWS_LAMBDA_FUNCTION_NAME={function}");
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Ok(environment) = std::fs::read(entry.path().join("environ")) else {
