@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help run stop setup fmt lint lint-template test measure simulate replay build deploy
+.PHONY: help run stop setup fmt lint lint-template test chaos fuzz measure simulate replay build deploy
 
 # No tool may fetch a Rust target or report home behind our back.
 export RUSTUP_DIST_SERVER := http://127.0.0.1:1
@@ -16,6 +16,14 @@ LOCAL := cargo run --quiet --package billhook-tests --bin billhook-local --
 ARCH ?= $(if $(filter arm64 aarch64,$(shell uname -m)),arm64,x86_64)
 # Environment of `make deploy`: default (dev), staging or prod, as in samconfig.toml.
 ENV ?= default
+
+# What `make fuzz` runs, for how many seconds each.
+TARGETS := header body proxy_event queue_batch custom_resource stripe_mapping lob_mapping
+TIME ?= 60
+FUZZ := $(CURDIR)/target/fuzz
+HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+COVERAGE := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+  -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -52,6 +60,21 @@ test: lint ## everything CI runs
 	cargo build --workspace --all-targets
 	cargo test --workspace
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps
+
+chaos: setup ## 10,000 events in a storm of faults, and an outage of each dependency, on the local AWS (20 minutes)
+	cargo build --workspace
+	cargo test --workspace --test flows -- --ignored --nocapture --test-threads 1 in_a_storm out_of_reach
+
+# Coverage without a sanitizer, which the stable toolchain has: these are the flags that cargo-fuzz gives.
+fuzz: machine ## libFuzzer on every target (TARGET=one) for TIME=60 seconds each, or on one INPUT=file
+	$(call need,c++,for libFuzzer)
+	cp Cargo.lock tests/fuzz/Cargo.lock
+	cd tests/fuzz && RUSTFLAGS='$(COVERAGE)' cargo build --target-dir '$(FUZZ)' --target '$(HOST)'
+	for target in $(or $(TARGET),$(TARGETS)); do \
+	  mkdir -p '$(FUZZ)/corpus/'$$target; \
+	  TARGET=$$target '$(FUZZ)/$(HOST)/debug/billhook-fuzz' $(if $(INPUT),'$(abspath $(INPUT))',-max_total_time=$(TIME) -timeout=10 \
+	    -max_len=100000 -print_final_stats=1 -artifact_prefix='$(FUZZ)/found-'$$target- '$(FUZZ)/corpus/'$$target); \
+	done
 
 measure: setup ## run time, calls and memory of the cleanup with thousands of orders (11 minutes)
 	cargo build --workspace

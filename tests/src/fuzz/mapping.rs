@@ -1,0 +1,135 @@
+//! What events mean: facts, merged, derived. The input is up to eight bodies, between record separators.
+
+use billhook_core::entity::{Columns, Derived, Entity, EntityKey, Facts};
+use billhook_core::event::{envelope, projection};
+use billhook_core::ids::{OrderId, PieceId, Provider, StatementId};
+use billhook_core::merge::Merge as _;
+use billhook_core::money::{Currency, Money};
+use billhook_core::route::{self, Claim};
+use billhook_core::time::Timestamp;
+use serde_json::Value;
+
+use super::{NOW_S, payloads_of};
+
+const SEPARATOR: u8 = 0x1e;
+const BODIES_MAX: usize = 8;
+/// An entity keeps the facts of what few bodies can state.
+const FACTS_BYTES_MAX: usize = 64 * 1024;
+
+pub(super) fn histories_of_stripe() -> Vec<Vec<u8>> {
+    histories(Provider::Stripe)
+}
+
+pub(super) fn histories_of_lob() -> Vec<Vec<u8>> {
+    histories(Provider::Lob)
+}
+
+/// Each body alone, and each with some of the others: they are of one order, or of one letter.
+fn histories(provider: Provider) -> Vec<Vec<u8>> {
+    let alone = payloads_of(provider);
+    let some = |from: usize, step: usize| {
+        let picked = alone.iter().cycle().skip(from).step_by(step).take(5);
+        picked.cloned().collect::<Vec<_>>().join(&SEPARATOR)
+    };
+    let together = (0..alone.len()).flat_map(|n| [some(n, 1), some(n, 3)]);
+    let together: Vec<_> = together.collect();
+    [alone, together].concat()
+}
+
+pub(super) fn stripe(input: &[u8]) -> bool {
+    let order = OrderId::parse("ord_2041").unwrap();
+    check(Provider::Stripe, &EntityKey::Order(order), input)
+}
+
+pub(super) fn lob(input: &[u8]) -> bool {
+    let statement = StatementId::parse("st_2041").unwrap();
+    check(Provider::Lob, &EntityKey::Statement(statement), input)
+}
+
+/// Reads a body as the worker does.
+fn read(provider: Provider, body: &[u8]) -> Option<Claim> {
+    let envelope = envelope(provider, body).ok()?;
+    let live = envelope.livemode.unwrap_or(false);
+    let account = envelope.account.as_ref();
+    let claim = route::read(provider, live, account, body).ok();
+    // What is kept of a body that is too large to keep whole states the same.
+    let kept = projection(provider, body).unwrap();
+    assert_eq!(route::read(provider, live, account, &kept).ok(), claim);
+    claim
+}
+
+fn check(provider: Provider, key: &EntityKey, input: &[u8]) -> bool {
+    let bodies = input.split(|byte| *byte == SEPARATOR).take(BODIES_MAX);
+    let stated: Vec<Facts> = bodies
+        .filter_map(|body| read(provider, body))
+        .map(|claim| claim.facts)
+        .collect();
+    let merged = |facts: &mut dyn Iterator<Item = &Facts>| {
+        facts.fold(Facts::default(), |mut all, facts| {
+            all.merge(facts.clone());
+            all
+        })
+    };
+    let forwards = merged(&mut stated.iter());
+    assert_eq!(forwards, merged(&mut stated.iter().rev()), "in any order");
+    assert_eq!(
+        forwards,
+        merged(&mut stated.iter().chain(&stated)),
+        "repeated"
+    );
+
+    let text = serde_json::to_string(&forwards).unwrap();
+    let largest = input.len().saturating_mul(4).max(FACTS_BYTES_MAX);
+    assert!(text.len() <= largest, "{} of {}", text.len(), input.len());
+    let row: Value = serde_json::from_str(&text).unwrap();
+    let kept: Facts = serde_json::from_value(row).unwrap();
+    assert_eq!(kept, forwards, "as the row keeps them");
+
+    let now = Timestamp::from_unix_s(NOW_S).unwrap();
+    let entity = row_of(key);
+    let next = entity.with(forwards.clone(), now);
+    assert!(next.standing.amount_refunded >= 0 && next.standing.amount_paid >= 0);
+    let columns = next.derived.columns.clone();
+    assert_eq!(
+        columns.requires_review.unwrap_or(false),
+        !next.standing.review_reasons.is_empty() && columns.requires_review.is_some()
+    );
+    // One by one, each on the row that the one before left.
+    let mut row = entity;
+    for facts in &stated {
+        let step = row.with(facts.clone(), now);
+        row = Entity {
+            columns: step.derived.columns.clone(),
+            derived: step.derived,
+            facts: step.facts,
+            ..row
+        };
+    }
+    if !stated.is_empty() {
+        assert_eq!(row.facts, forwards, "one by one");
+        assert_eq!(row.columns, columns, "one by one");
+        assert_eq!(row.derived.review_reasons, next.derived.review_reasons);
+    }
+    forwards != Facts::default()
+}
+
+/// As the application wrote it.
+pub(super) fn row_of(key: &EntityKey) -> Entity {
+    Entity {
+        key: key.clone(),
+        version: 0,
+        tenant: None,
+        due: Some(Money {
+            amount: 4200,
+            currency: Currency::parse("usd").unwrap(),
+        }),
+        intent: None,
+        session: None,
+        user: None,
+        mailed: PieceId::parse("ltr_4a1b2c3d4e5f6071").ok(),
+        account: None,
+        columns: Columns::default(),
+        derived: Derived::default(),
+        facts: Facts::default(),
+    }
+}

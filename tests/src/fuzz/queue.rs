@@ -1,0 +1,124 @@
+//! A batch of the queue, worked off by both workers over tables in memory that hold the samples.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
+
+use aws_lambda_events::event::sqs::{SqsEvent, SqsMessage};
+use billhook_adapters::batch::settle;
+use billhook_core::entity::EntityKey;
+use billhook_core::event::envelope;
+use billhook_core::ids::{CorrelationId, EventId, OrderId, Provider, StatementId};
+use billhook_core::inbox::NewEvent;
+use billhook_core::ports::RecordEvent as _;
+use billhook_core::time::Timestamp;
+use billhook_core::worker::Worker;
+use billhook_testkit::memory::{FixedClock, MemoryTables};
+use lambda_runtime::{Context, LambdaEvent};
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::mapping::row_of;
+use super::{NOW_S, payloads_of, watched};
+
+/// By provider and id.
+static STORED: LazyLock<BTreeMap<(Provider, String), Vec<u8>>> = LazyLock::new(|| {
+    let of = |provider| {
+        payloads_of(provider).into_iter().map(move |payload| {
+            let id = envelope(provider, &payload).unwrap().id.to_string();
+            ((provider, id), payload)
+        })
+    };
+    of(Provider::Stripe).chain(of(Provider::Lob)).collect()
+});
+
+fn tables(provider: Provider, named: &BTreeSet<String>) -> MemoryTables {
+    let tables = MemoryTables::default();
+    let rows = [
+        EntityKey::Order(OrderId::parse("ord_2041").unwrap()),
+        EntityKey::Statement(StatementId::parse("st_2041").unwrap()),
+    ];
+    let entities = rows.map(|key| (key.clone(), row_of(&key)));
+    tables.entities.lock().unwrap().extend(entities);
+    for ((of, id), payload) in STORED.iter() {
+        if *of != provider || !named.contains(id) {
+            continue;
+        }
+        let new = NewEvent {
+            source: provider.into(),
+            envelope: envelope(provider, payload).unwrap(),
+            raw_body: payload,
+            correlation_id: CorrelationId(Uuid::nil()),
+            received_at: Timestamp::from_unix_s(NOW_S).unwrap(),
+        };
+        watched((&tables).record(&new)).unwrap();
+    }
+    tables
+}
+
+/// The input is what the queue hands a worker.
+pub(super) fn batch(input: &[u8]) -> bool {
+    // The queue makes the batch's shape, anybody who may send to it the rest.
+    let Ok(event) = serde_json::from_slice::<SqsEvent>(input) else {
+        return false;
+    };
+    let ids: Option<BTreeSet<&str>> = event
+        .records
+        .iter()
+        .map(|record| record.message_id.as_deref().filter(|id| !id.is_empty()))
+        .collect();
+    let named = event.records.iter().filter_map(|record| {
+        let text = record.body.as_deref()?;
+        // A member that stands twice is refused.
+        (text.matches("event_id").count() == 1).then_some(())?;
+        let body: Value = serde_json::from_str(text).ok()?;
+        let id = body.get("event_id")?.as_str()?.to_owned();
+        Some((record.message_id.clone().unwrap_or_default(), id))
+    });
+    let named: Vec<(String, String)> = named.collect();
+    let events: BTreeSet<String> = named.iter().map(|(_, id)| id.clone()).collect();
+    let mut came_through = false;
+    for provider in [Provider::Stripe, Provider::Lob] {
+        let tables = tables(provider, &events);
+        let worker = Worker {
+            provider,
+            live_mode: false,
+            ledger: &tables,
+            clock: FixedClock::at(Timestamp::from_unix_s(NOW_S).unwrap()),
+        };
+        let mut context = Context::default();
+        context.deadline = u64::MAX;
+        let settled = watched(settle(&worker, LambdaEvent::new(event.clone(), context)));
+        let Some(ids) = &ids else {
+            assert!(settled.is_err(), "a message that cannot be reported");
+            continue;
+        };
+        let failed: BTreeSet<String> = settled
+            .unwrap()
+            .batch_item_failures
+            .into_iter()
+            .map(|failure| failure.item_identifier)
+            .collect();
+        assert!(
+            failed.iter().all(|id| ids.contains(id.as_str())),
+            "{failed:?}"
+        );
+        let kept = tables.events.lock().unwrap();
+        let is_stored = |id: &str| EventId::parse(id).is_ok_and(|id| kept.contains_key(&id));
+        for (message, id) in &named {
+            let its = |record: &&SqsMessage| record.message_id.as_ref() == Some(message);
+            let is_only = event.records.iter().filter(its).count() == 1;
+            if is_only && is_stored(id) {
+                assert!(!failed.contains(message), "{id} was there to be decided");
+            }
+        }
+        for row in kept.values() {
+            came_through |= row.attempts > 0;
+            assert!(row.attempts <= 1, "written twice: {row:?}");
+        }
+        for entity in tables.entities.lock().unwrap().values() {
+            let events = i64::try_from(events.len()).unwrap();
+            assert!(entity.version <= events, "{entity:?}");
+        }
+    }
+    came_through
+}
