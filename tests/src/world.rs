@@ -247,6 +247,25 @@ impl World {
         self.row(table, "event_id", id).await
     }
 
+    /// Every row of a table; compressed payloads are left out.
+    pub async fn rows(&self, table: &str) -> Result<Vec<Value>> {
+        let scan = self.aws.dynamodb().scan();
+        let scan = scan.table_name(self.stack.output(table)?);
+        let mut rows = Vec::new();
+        let mut pages = scan.into_paginator().send();
+        while let Some(page) = pages.next().await {
+            for mut item in page
+                .with_context(|| format!("scan {table}"))?
+                .items
+                .unwrap_or_default()
+            {
+                item.retain(|_, value| !value.is_b());
+                rows.push(serde_dynamo::from_item(item)?);
+            }
+        }
+        Ok(rows)
+    }
+
     /// Waits until the events have this outcome.
     pub async fn settled(&self, table: &str, outcome: &str, ids: &[&str]) -> Result<()> {
         for id in ids {

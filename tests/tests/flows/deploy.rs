@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 
 use billhook_testkit::local::{DeployOptions, Stack, deploy};
-use billhook_testkit::stripe::TEST_KEY;
 
 use super::*;
 

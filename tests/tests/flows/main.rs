@@ -7,6 +7,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod chaos;
 mod deploy;
 mod faults;
 mod http;
@@ -35,10 +36,10 @@ use billhook_testkit::events::{
     stripe,
 };
 use billhook_testkit::local::{LocalAws, Options, delete, repository};
-use billhook_testkit::proxy::{Fault, Proxy};
+use billhook_testkit::proxy::{Fault, Proxy, kill};
 use billhook_testkit::sign::sign_stripe;
-use billhook_testkit::stripe::{Config, LocalStripe};
-use billhook_tests::world::World;
+use billhook_testkit::stripe::{Config, LocalStripe, TEST_KEY};
+use billhook_tests::world::{LOB_SECRET, World};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tokio::sync::RwLock;

@@ -41,7 +41,7 @@ async fn delay(world: &World, seconds: &str) -> Result<()> {
 }
 
 /// As if the event had come so long ago.
-async fn age(world: &World, id: &str, seconds: i64) -> Result<()> {
+pub(super) async fn age(world: &World, id: &str, seconds: i64) -> Result<()> {
     let received_at = Timestamp::from_unix_s(world.now_s() - seconds)?;
     let update = world
         .aws
