@@ -216,8 +216,8 @@ impl StripeEndpoints for Edge {
                     url: endpoint.url.clone(),
                     enabled_events: endpoint.types.clone(),
                     metadata: endpoint.metadata.clone(),
-                status: "enabled".to_owned(),
-                api_version: None,
+                    status: "enabled".to_owned(),
+                    api_version: None,
                 });
                 shown.collect()
             },

@@ -2,9 +2,6 @@
 
 use std::io::{BufRead as _, BufReader};
 
-use billhook_testkit::stripe::TEST_KEY;
-use billhook_tests::world::LOB_SECRET;
-
 use super::*;
 
 #[test]
