@@ -1,12 +1,12 @@
 //! What events mean: facts, merged, derived. The input is up to eight bodies, between record separators.
 
-use billhook_core::entity::{Columns, Derived, Entity, EntityKey, Facts};
+use billhook_core::entity::{Entity, EntityKey, Facts};
 use billhook_core::event::{envelope, projection};
 use billhook_core::ids::{OrderId, PieceId, Provider, StatementId};
 use billhook_core::merge::Merge as _;
-use billhook_core::money::{Currency, Money};
 use billhook_core::route::{self, Claim};
 use billhook_core::time::Timestamp;
+use billhook_testkit::memory;
 use serde_json::Value;
 
 use super::{NOW_S, payloads_of};
@@ -90,10 +90,9 @@ fn check(provider: Provider, key: &EntityKey, input: &[u8]) -> bool {
     let next = entity.with(forwards.clone(), now);
     assert!(next.standing.amount_refunded >= 0 && next.standing.amount_paid >= 0);
     let columns = next.derived.columns.clone();
-    assert_eq!(
-        columns.requires_review.unwrap_or(false),
-        !next.standing.review_reasons.is_empty() && columns.requires_review.is_some()
-    );
+    if let Some(flag) = columns.requires_review {
+        assert_eq!(flag, !next.standing.review_reasons.is_empty());
+    }
     // One by one, each on the row that the one before left.
     let mut row = entity;
     for facts in &stated {
@@ -116,20 +115,7 @@ fn check(provider: Provider, key: &EntityKey, input: &[u8]) -> bool {
 /// As the application wrote it.
 pub(super) fn row_of(key: &EntityKey) -> Entity {
     Entity {
-        key: key.clone(),
-        version: 0,
-        tenant: None,
-        due: Some(Money {
-            amount: 4200,
-            currency: Currency::parse("usd").unwrap(),
-        }),
-        intent: None,
-        session: None,
-        user: None,
         mailed: PieceId::parse("ltr_4a1b2c3d4e5f6071").ok(),
-        account: None,
-        columns: Columns::default(),
-        derived: Derived::default(),
-        facts: Facts::default(),
+        ..memory::entity(key.clone())
     }
 }
