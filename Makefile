@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help run stop setup fmt lint lint-template test chaos fuzz measure simulate replay build deploy
+.PHONY: help run stop setup fmt lint lint-template test bench chaos fuzz measure simulate replay build deploy
 
 # No tool may fetch a Rust target or report home behind our back.
 export RUSTUP_DIST_SERVER := http://127.0.0.1:1
@@ -75,6 +75,13 @@ fuzz: machine ## libFuzzer on every target (TARGET=one) for TIME=60 seconds each
 	  TARGET=$$target '$(FUZZ)/$(HOST)/debug/billhook-fuzz' $(if $(INPUT),'$(abspath $(INPUT))',-max_total_time=$(TIME) -timeout=10 \
 	    -max_len=100000 -print_final_stats=1 -artifact_prefix='$(FUZZ)/found-'$$target- '$(FUZZ)/corpus/'$$target); \
 	done
+
+# Needs no local AWS and no tools of Python or Node, so that it runs wherever Rust does.
+FUNCTIONS := webhook-ingress stripe-worker lob-worker cleanup-failed-payments webhook-secret
+bench: ## what an event costs in the release binaries: time, CPU, instructions, memory, calls, write units, log (BENCH=options)
+	cargo build --release $(addprefix --package ,$(FUNCTIONS))
+	cargo build --release --package billhook-tests --example echo --example bench
+	$${CARGO_TARGET_DIR:-target}/release/examples/bench $(BENCH)
 
 measure: setup ## run time, calls and memory of the cleanup with thousands of orders (11 minutes)
 	cargo build --workspace

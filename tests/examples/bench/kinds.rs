@@ -1,0 +1,329 @@
+//! The events that are measured: what is sent to which function, over which rows.
+
+use billhook_adapters::aws::Aws;
+use billhook_adapters::config::Lookup;
+use billhook_adapters::dynamodb::inbox::Inbox;
+use billhook_core::event::envelope;
+use billhook_core::ids::{CorrelationId, Provider};
+use billhook_core::inbox::NewEvent;
+use billhook_core::pointer::Pointer;
+use billhook_core::ports::{Clock as _, RecordEvent as _};
+use billhook_testkit::sign::sign_stripe;
+use billhook_testkit::stripe::{LocalStripe, TEST_KEY};
+use serde_json::{Value, json};
+
+use crate::aws::Stub;
+use billhook_adapters::clock::SystemClock;
+
+const SECRET: &str = "whsec_bench";
+pub(crate) const SMALL: usize = 2_636;
+pub(crate) const LARGE: usize = 59_445;
+
+/// An event to measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Echo,
+    Accepted(usize),
+    Duplicate,
+    Pending,
+    BadSignature,
+    Stale,
+    StripeBatch(usize),
+    LobBatch,
+    CleanupIdle,
+    Create,
+}
+
+pub(crate) const ALL: [Kind; 12] = [
+    Kind::Echo,
+    Kind::Accepted(SMALL),
+    Kind::Accepted(LARGE),
+    Kind::Duplicate,
+    Kind::Pending,
+    Kind::BadSignature,
+    Kind::Stale,
+    Kind::StripeBatch(SMALL),
+    Kind::StripeBatch(LARGE),
+    Kind::LobBatch,
+    Kind::CleanupIdle,
+    Kind::Create,
+];
+
+/// Where the functions find everything.
+pub(crate) struct World {
+    pub(crate) stub: Stub,
+    pub(crate) stripe: LocalStripe,
+    inbox: Inbox,
+}
+
+impl Kind {
+    pub(crate) fn name(self) -> String {
+        let kb = |bytes: usize| format!("{:.1} KB", bytes as f64 / 1000.0);
+        match self {
+            Self::Echo => "bare echo".to_owned(),
+            Self::Accepted(bytes) => format!("ingress: accepted {}", kb(bytes)),
+            Self::Duplicate => "ingress: duplicate, processed".to_owned(),
+            Self::Pending => "ingress: repeat, still pending".to_owned(),
+            Self::BadSignature => "ingress: bad signature".to_owned(),
+            Self::Stale => "ingress: stale timestamp".to_owned(),
+            Self::StripeBatch(bytes) => format!("stripe-worker: 10 x {}", kb(bytes)),
+            Self::LobBatch => "lob-worker: 10 letters".to_owned(),
+            Self::CleanupIdle => "cleanup: nothing to do".to_owned(),
+            Self::Create => "webhook-secret: create".to_owned(),
+        }
+    }
+
+    pub(crate) fn binary(self) -> &'static str {
+        match self {
+            Self::Echo => "examples/echo",
+            Self::Accepted(_)
+            | Self::Duplicate
+            | Self::Pending
+            | Self::BadSignature
+            | Self::Stale => "webhook-ingress",
+            Self::StripeBatch(_) => "stripe-worker",
+            Self::LobBatch => "lob-worker",
+            Self::CleanupIdle => "cleanup-failed-payments",
+            Self::Create => "webhook-secret",
+        }
+    }
+
+    /// As in the template.
+    pub(crate) fn memory_mb(self) -> u64 {
+        match self {
+            Self::CleanupIdle | Self::Create => 256,
+            _ => 128,
+        }
+    }
+
+    /// Deliveries in one event.
+    pub(crate) fn records(self) -> usize {
+        match self {
+            Self::StripeBatch(_) | Self::LobBatch => 10,
+            _ => 1,
+        }
+    }
+
+    /// The `n`th event, with the rows that it is about.
+    pub(crate) async fn input(self, world: &World, n: usize) -> String {
+        let event = match self {
+            Self::Echo | Self::Accepted(SMALL) => delivery(&paid(n, SMALL), SECRET, 0),
+            Self::Accepted(bytes) => delivery(&paid(n, bytes), SECRET, 0),
+            Self::BadSignature => delivery(&paid(n, SMALL), "whsec_forged", 0),
+            Self::Stale => delivery(&paid(n, SMALL), SECRET, 400),
+            Self::Duplicate | Self::Pending => {
+                let done = json!({ "BOOL": self == Self::Duplicate });
+                world.record(Provider::Stripe, &paid(0, SMALL)).await;
+                world
+                    .stub
+                    .set("StripeEventsTable", &event_id(0), "processed", done);
+                delivery(&paid(0, SMALL), SECRET, 0)
+            }
+            Self::StripeBatch(bytes) => {
+                let mut records = Vec::new();
+                for n in n * 10..n * 10 + 10 {
+                    world.stub.put("OrdersTable", json!({
+                        "id": { "S": format!("ord_{n:08}") }, "status": { "S": "pending" },
+                        "userId": { "S": format!("usr_{n:08}") }, "sellerId": { "S": "seller_1" },
+                        "amountTotal": { "N": "4200" }, "currency": { "S": "usd" },
+                        "createdAt": { "S": "2026-11-21T10:00:00.000Z" },
+                    }));
+                    records.push(world.record(Provider::Stripe, &paid(n, bytes)).await);
+                }
+                json!({ "Records": records })
+            }
+            Self::LobBatch => {
+                let mut records = Vec::new();
+                for n in n * 10..n * 10 + 10 {
+                    world.stub.put("StatementsTable", json!({
+                        "statement_id": { "S": format!("stm_{n:08}") }, "tenant_id": { "S": "tenant_1" },
+                        "lob_letter_id": { "S": letter_id(n) },
+                    }));
+                    records.push(world.record(Provider::Lob, &mailed(n)).await);
+                }
+                json!({ "Records": records })
+            }
+            Self::CleanupIdle => json!({ "task": "cleanup" }),
+            Self::Create => {
+                let sample = include_str!("../../../events/webhook-secret/create-platform.json");
+                let mut request: Value = serde_json::from_str(sample).unwrap();
+                request["ResponseURL"] = json!(format!("{}/answer", world.stub.http));
+                request["ResourceProperties"]["SecretArn"] = json!("arn:platform");
+                request
+            }
+        };
+        event.to_string()
+    }
+}
+
+impl World {
+    pub(crate) async fn start(stub: Stub) -> Self {
+        let stripe = LocalStripe::start(billhook_testkit::stripe::Config::default());
+        let endpoint = stub.http.clone();
+        let aws = Aws::from_env(&Lookup(&|name| match name {
+            "AWS_ENDPOINT_URL" => Some(endpoint.clone()),
+            _ => (!name.contains("ENDPOINT")).then(|| "test".to_owned()),
+        }));
+        let world = Self {
+            stripe: stripe.await.unwrap(),
+            inbox: Inbox {
+                client: aws.unwrap().dynamodb().clone(),
+                stripe_table: "StripeEventsTable".to_owned(),
+                lob_table: "LobEventsTable".to_owned(),
+            },
+            stub,
+        };
+        world.reset();
+        world
+    }
+
+    /// As after a deployment.
+    pub(crate) fn reset(&self) {
+        self.stub.clear();
+        self.stub.taken();
+        let signing = json!({ "endpoint_id": "we_1", "signing_secret": SECRET });
+        self.stub.set_secret("arn:stripe", &signing);
+        self.stub.set_secret(
+            "arn:platform",
+            &json!({ "endpoint_id": "we_2", "signing_secret": "whsec_2" }),
+        );
+        let app = json!({ "stripe_secret_key": TEST_KEY, "lob_webhook_secret": "lob_bench" });
+        self.stub.set_secret("arn:app", &app);
+    }
+
+    /// The variables of every function, over one of the stub's endpoints.
+    pub(crate) fn variables(&self, endpoint: &str, roots: &str) -> Vec<(&'static str, String)> {
+        let queue = |name: &str| format!("{}/1/{name}.fifo", self.stub.http);
+        let mut variables: Vec<(&'static str, String)> = [
+            ("APP_NAME", "billhook"),
+            ("ENV", "bench"),
+            ("LIVE_MODE", "false"),
+            ("AWS_REGION", "us-east-1"),
+            ("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE"),
+            ("AWS_SECRET_ACCESS_KEY", "secret"),
+            ("AWS_SESSION_TOKEN", "token"),
+            ("STRIPE_EVENTS_TABLE", "StripeEventsTable"),
+            ("LOB_EVENTS_TABLE", "LobEventsTable"),
+            ("ORDERS_TABLE", "OrdersTable"),
+            ("STATEMENTS_TABLE", "StatementsTable"),
+            ("TENANTS_TABLE", "TenantsTable"),
+            ("PAYMENTS_TABLE", "PaymentsTable"),
+            ("JOBS_TABLE", "JobsTable"),
+            ("APP_SECRETS_ARN", "arn:app"),
+            ("STRIPE_WEBHOOK_SECRET_ARN", "arn:stripe"),
+            ("STRIPE_PLATFORM_WEBHOOK_SECRET_ARN", "arn:platform"),
+            ("AWS_ENDPOINT_URL", endpoint),
+            ("SSL_CERT_FILE", roots),
+        ]
+        .map(|(name, value)| (name, value.to_owned()))
+        .into();
+        variables.push(("STRIPE_EVENTS_QUEUE_URL", queue("stripe")));
+        variables.push(("LOB_EVENTS_QUEUE_URL", queue("lob")));
+        variables.push(("STRIPE_API_BASE", self.stripe.base_url()));
+        variables
+    }
+
+    /// Stores an event as ingress does; its message, as the queue hands it over.
+    async fn record(&self, provider: Provider, raw_body: &[u8]) -> Value {
+        let new = NewEvent {
+            source: provider.into(),
+            envelope: envelope(provider, raw_body).unwrap(),
+            raw_body,
+            correlation_id: CorrelationId(SystemClock.new_id()),
+            received_at: SystemClock.now(),
+        };
+        self.inbox.record(&new).await.unwrap();
+        let id = &new.envelope.id;
+        json!({
+            "messageId": format!("m-{id}"), "receiptHandle": "AQEBsampleReceiptHandle1==",
+            "body": Pointer::to(&new.stored(), new.source), "messageAttributes": {},
+            "attributes": {
+                "ApproximateReceiveCount": "1", "SentTimestamp": "1781000001001",
+                "MessageGroupId": new.envelope.group, "MessageDeduplicationId": id.as_str(),
+                "AWSTraceHeader": "Root=1-6a27e0c0-1de4d666d4dd26aced652b6c;Parent=53995c3f42cd8ad8;Sampled=1",
+            },
+            "md5OfBody": "3d6ae91a63eed00fa4862adefc9b6529", "eventSource": "aws:sqs", "awsRegion": "us-east-1",
+            "eventSourceARN": "arn:aws:sqs:us-east-1:111122223333:billhook-dev-stripe-events.fifo",
+        })
+    }
+}
+
+fn event_id(n: usize) -> String {
+    format!("evt_1RzWhk07K9mQ2t{n:08}")
+}
+
+fn letter_id(n: usize) -> String {
+    format!("ltr_4868c3b754{n:08}")
+}
+
+/// A paid PaymentIntent of an order, as Stripe prints it, of exactly so many bytes.
+pub(crate) fn paid(n: usize, bytes: usize) -> Vec<u8> {
+    let sample = include_str!("../../../events/payloads/stripe/payment_intent_succeeded.json");
+    let mut event: Value = serde_json::from_str(sample).unwrap();
+    event["id"] = json!(event_id(n));
+    let object = &mut event["data"]["object"];
+    object["id"] = json!(format!("pi_3RzWhkK9mQ2t{n:08}"));
+    object["latest_charge"] = json!(format!("ch_3RzWhkK9mQ2t{n:08}"));
+    object["metadata"] = json!({ "order_id": format!("ord_{n:08}"), "cart": "" });
+    let printed = |event: &Value| serde_json::to_vec_pretty(event).unwrap();
+    let mut lines = Vec::new();
+    let mut random = Random(u64::try_from(n).unwrap() + 1);
+    // Lines of a large cart, then a text that fills up to the byte.
+    while printed(&event).len() + 900 < bytes {
+        lines.push(json!({
+            "id": format!("li_1{}", random.text(22)), "object": "item", "amount": random.next() % 90_000,
+            "currency": "usd", "description": "1 x Statement delivery (at $1.25 / each)", "discountable": true,
+            "price": { "id": format!("price_1{}", random.text(20)), "active": true, "type": "one_time" },
+            "period": { "start": 1_780_000_000 + random.next() % 999_999, "end": 1_782_592_000 },
+            "quantity": 1, "proration": false, "tax_amounts": [],
+        }));
+        event["data"]["object"]["lines"] = json!(lines);
+    }
+    let missing = bytes - printed(&event).len();
+    event["data"]["object"]["metadata"]["cart"] = json!(random.text(missing));
+    let body = printed(&event);
+    assert_eq!(body.len(), bytes);
+    body
+}
+
+/// A letter on its way.
+fn mailed(n: usize) -> Vec<u8> {
+    let sample = include_str!("../../../events/payloads/lob/letter_mailed.json");
+    let mut event: Value = serde_json::from_str(sample).unwrap();
+    event["id"] = json!(format!("evt_b9e2f5{n:010}"));
+    event["reference_id"] = json!(letter_id(n));
+    event["body"]["id"] = json!(letter_id(n));
+    event.to_string().into_bytes()
+}
+
+/// The gateway's event around a body that was signed so many seconds ago.
+fn delivery(body: &[u8], secret: &str, ago_s: i64) -> Value {
+    let sample = include_str!("../../../events/webhook-ingress/stripe-paid.json");
+    let mut event: Value = serde_json::from_str(sample).unwrap();
+    let signature = sign_stripe(body, secret, crate::unix_ms() / 1000 - ago_s);
+    event["headers"]["Stripe-Signature"] = json!(signature);
+    event["multiValueHeaders"]["Stripe-Signature"] = json!([signature]);
+    event["body"] = json!(data_encoding::BASE64.encode(body));
+    event
+}
+
+/// Texts that compress as ids do.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        self.0 >> 33
+    }
+
+    fn text(&mut self, characters: usize) -> String {
+        const LETTERS: &[u8; 62] =
+            b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+        (0..characters)
+            .map(|_| char::from(LETTERS[usize::try_from(self.next() % 62).unwrap()]))
+            .collect()
+    }
+}

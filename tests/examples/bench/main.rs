@@ -1,0 +1,310 @@
+//! `make bench`: what an event costs. Speaks the Lambda Runtime API to the release binaries, in front of a stub of AWS,
+//! with a function that only echoes (`echo.rs`) measured beside them in every round, because machines are noisy.
+//!
+//! Prints tables, and writes `bench.json` and `bench.svg` into the target directory. Options: `--only TEXT` (kinds whose
+//! name holds it), `--rounds N`, `--steady N` (instead: so many events in one process, and its memory on the way).
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::as_conversions,
+    clippy::float_arithmetic,
+    reason = "a harness fails by panicking, and prints figures for people"
+)]
+
+mod aws;
+mod certificate;
+mod kinds;
+mod lambda;
+mod micro;
+mod report;
+mod units;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use billhook_adapters::clock::SystemClock;
+use billhook_core::ports::Clock as _;
+
+use aws::{Asked, Stub};
+use kinds::{Kind, LARGE, SMALL, World};
+use lambda::{Counter, Event, Process, Run};
+
+/// Added to each call where a measurement is to be as in a region.
+const DELAY: Duration = Duration::from_millis(3);
+/// Deliveries before those that count: caches fill, allocators settle.
+const WARM_UP: usize = 50;
+const DELIVERIES: usize = 400;
+/// Under a quota they take longer, and there is less to learn from many.
+const LIMITED_DELIVERIES: usize = 100;
+/// An emulated CPU is slow, and counts the same each time.
+const COUNTED_DELIVERIES: usize = 40;
+
+/// What was measured of one kind; each list has one figure for each event or process.
+#[derive(Default)]
+struct Figures {
+    /// Plain HTTP, no delay, no quota: what the function itself does.
+    wall_us: Vec<f64>,
+    cpu_us: Vec<f64>,
+    /// Threads that used the CPU in warm events.
+    threads: usize,
+    /// Of all warm events.
+    asked: Asked,
+    log_bytes: u64,
+    log_lines: usize,
+    warm_events: usize,
+    /// TLS, delay, the CPU of the function's memory after init.
+    init_ms: Vec<f64>,
+    first_ms: Vec<f64>,
+    cold_cpu_ms: Vec<f64>,
+    limited_ms: Vec<f64>,
+    peak_kib: u64,
+    first_calls: usize,
+    limited: bool,
+    /// Instructions.
+    warm_kinstr: Option<f64>,
+    cold_minstr: Option<f64>,
+}
+
+struct Bench {
+    world: World,
+    release: PathBuf,
+    roots: String,
+    log: PathBuf,
+}
+
+fn unix_ms() -> i64 {
+    SystemClock.now().unix_ms()
+}
+
+fn main() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime.unwrap().block_on(run());
+}
+
+async fn run() {
+    let mut options: BTreeMap<String, String> = BTreeMap::new();
+    let mut arguments = std::env::args().skip(1);
+    while let Some(name) = arguments.next() {
+        let value = arguments
+            .next()
+            .unwrap_or_else(|| panic!("{name} takes a value"));
+        let known = ["--only", "--rounds", "--steady"].contains(&name.as_str());
+        assert!(known, "{name} is none of --only, --rounds, --steady");
+        options.insert(name, value);
+    }
+    let number = |name, default| {
+        options
+            .get(name)
+            .map_or(default, |value| value.parse().expect("a number"))
+    };
+    // This program is target/release/examples/bench.
+    let this = std::env::current_exe().unwrap();
+    let release = this.parent().unwrap().parent().unwrap().to_owned();
+    let out = release.parent().unwrap().join("bench");
+    fs::create_dir_all(&out).unwrap();
+    let bundle = out.join("roots.pem");
+    let schemas = units::schemas(include_str!("../../../template.yaml"));
+    let stub = Stub::start(schemas, &bundle).await;
+    let bench = Bench {
+        world: World::start(stub).await,
+        release,
+        roots: bundle.to_str().unwrap().to_owned(),
+        log: out.join("log"),
+    };
+    match options.get("--steady") {
+        Some(events) => bench.steady(events.parse().expect("a number")).await,
+        None => {
+            let only = options.get("--only").map_or("", String::as_str);
+            let chosen = |kind: &Kind| *kind == Kind::Echo || kind.name().contains(only);
+            let kinds: Vec<Kind> = kinds::ALL.into_iter().filter(chosen).collect();
+            bench.measure(&kinds, number("--rounds", 5)).await;
+        }
+    }
+}
+
+impl Bench {
+    async fn start(&self, kind: Kind, endpoint: &str, counter: Counter) -> (Process, Event) {
+        let binary = self.release.join(kind.binary());
+        let run = Run {
+            binary: &binary,
+            variables: self.world.variables(endpoint, &self.roots),
+            log: &self.log,
+            counter,
+        };
+        Process::start(run).await
+    }
+
+    async fn invoke(&self, process: &mut Process, kind: Kind, n: usize) -> Event {
+        let input = kind.input(&self.world, n).await;
+        let (event, answer) = process.invoke(input).await;
+        let answer = String::from_utf8_lossy(&answer);
+        let well = match kind {
+            Kind::Echo => answer.contains("stripe-paid") || answer.contains("/webhooks/stripe"),
+            Kind::Accepted(_) | Kind::Pending => answer.contains(r#"\"duplicate\":false"#),
+            Kind::Duplicate => answer.contains(r#"\"duplicate\":true"#),
+            Kind::BadSignature | Kind::Stale => answer.contains("signature_invalid"),
+            Kind::StripeBatch(_) | Kind::LobBatch => answer == r#"{"batchItemFailures":[]}"#,
+            Kind::CleanupIdle => answer.contains(r#""scanned":0"#),
+            Kind::Create => answer == "null",
+        };
+        assert!(
+            well,
+            "{}: {answer}\n{}",
+            kind.name(),
+            fs::read_to_string(&self.log).unwrap()
+        );
+        event
+    }
+
+    async fn measure(&self, kinds: &[Kind], rounds: usize) {
+        let mut all: Vec<(Kind, Figures)> = kinds
+            .iter()
+            .map(|kind| (*kind, Figures::default()))
+            .collect();
+        for round in 0..rounds {
+            for (kind, figures) in &mut all {
+                eprintln!("round {} of {rounds}: {}", round + 1, kind.name());
+                self.world.reset();
+                self.plain(*kind, figures).await;
+                self.world.reset();
+                self.as_in_lambda(*kind, figures).await;
+            }
+        }
+        let counter = Counter::find();
+        if counter != Counter::Nothing {
+            for (kind, figures) in &mut all {
+                eprintln!("instructions: {}", kind.name());
+                self.count(*kind, figures, counter).await;
+            }
+        }
+        report::write(&all, counter, &self.release, &micro::measure());
+    }
+
+    /// What the function itself does.
+    async fn plain(&self, kind: Kind, figures: &mut Figures) {
+        let stub = &self.world.stub;
+        let (mut process, _) = self.start(kind, &stub.http, Counter::Nothing).await;
+        let warm_up = WARM_UP.div_ceil(kind.records());
+        let events = DELIVERIES / kind.records();
+        for n in 0..warm_up {
+            self.invoke(&mut process, kind, n).await;
+        }
+        let log = fs::read(&self.log).unwrap().len();
+        let threads: BTreeMap<_, _> = process.threads().collect();
+        for n in warm_up..warm_up + events {
+            let input = kind.input(&self.world, n).await;
+            stub.taken();
+            let (event, _) = process.invoke(input).await;
+            figures.asked += stub.taken();
+            figures.wall_us.push(event.wall.as_secs_f64() * 1e6);
+            figures.cpu_us.push(event.cpu.as_secs_f64() * 1e6);
+        }
+        let ran = process
+            .threads()
+            .filter(|(thread, used)| threads.get(thread) != Some(used));
+        figures.threads = ran.count();
+        let log = &fs::read(&self.log).unwrap()[log..];
+        figures.log_bytes += log.len() as u64;
+        figures.log_lines += log.iter().filter(|byte| **byte == b'\n').count();
+        figures.warm_events += events;
+    }
+
+    /// As in Lambda: a new process, and the CPU of its memory once it has started.
+    async fn as_in_lambda(&self, kind: Kind, figures: &mut Figures) {
+        let ms = |span: Duration| span.as_secs_f64() * 1e3;
+        let stub = &self.world.stub;
+        stub.set_delay(DELAY);
+        let (mut process, init) = self.start(kind, &stub.https, Counter::Nothing).await;
+        figures.limited = process.limit(kind.memory_mb());
+        stub.set_delay(Duration::ZERO);
+        let input = kind.input(&self.world, 0).await;
+        stub.set_delay(DELAY);
+        stub.taken();
+        let (first, _) = process.invoke(input).await;
+        figures.first_calls = stub.taken().calls.values().sum();
+        figures.init_ms.push(ms(init.wall));
+        figures.first_ms.push(ms(first.wall));
+        figures.cold_cpu_ms.push(ms(init.cpu + first.cpu));
+        for n in 1..LIMITED_DELIVERIES / kind.records() {
+            stub.set_delay(Duration::ZERO);
+            let input = kind.input(&self.world, n).await;
+            stub.set_delay(DELAY);
+            let (event, _) = process.invoke(input).await;
+            figures.limited_ms.push(ms(event.wall));
+        }
+        stub.set_delay(Duration::ZERO);
+        figures.peak_kib = figures.peak_kib.max(process.memory_kib("VmHWM"));
+    }
+
+    /// Two processes that differ by so many events differ by their instructions.
+    async fn count(&self, kind: Kind, figures: &mut Figures, counter: Counter) {
+        let mut taken = Vec::new();
+        let (few, more) = (2, 2 + COUNTED_DELIVERIES / kind.records());
+        for (events, endpoint) in [
+            (1, &self.world.stub.https),
+            (few, &self.world.stub.http),
+            (more, &self.world.stub.http),
+        ] {
+            self.world.reset();
+            let (mut process, _) = self.start(kind, endpoint, counter).await;
+            for n in 0..events {
+                self.invoke(&mut process, kind, n).await;
+            }
+            taken.push(process.end(counter) as f64);
+        }
+        figures.cold_minstr = Some(taken[0] / 1e6);
+        figures.warm_kinstr = Some((taken[2] - taken[1]) / (more - few) as f64 / 1e3);
+    }
+
+    /// Whether memory grows with the events that a process has seen.
+    async fn steady(&self, events: usize) {
+        println!("memory of one process over {events} deliveries, MB resident");
+        for kind in [
+            Kind::Accepted(SMALL),
+            Kind::Accepted(LARGE),
+            Kind::StripeBatch(SMALL),
+        ] {
+            self.world.reset();
+            let (mut process, _) = self
+                .start(kind, &self.world.stub.http, Counter::Nothing)
+                .await;
+            let marks = [1, 2, 5, 10, 20, 50, 100].map(|percent| events * percent / 100);
+            let mut line = String::new();
+            let (mut n, mut delivered) = (0, 0);
+            for mark in marks {
+                while delivered < mark {
+                    self.invoke(&mut process, kind, n).await;
+                    (n, delivered) = (n + 1, delivered + kind.records());
+                    if n.is_multiple_of(100) {
+                        self.world.reset();
+                        // The log would fill the disk.
+                        fs::write(&self.log, "").unwrap();
+                    }
+                }
+                line += &format!(
+                    "  {mark}: {:.2}",
+                    process.memory_kib("VmRSS") as f64 / 1024.0
+                );
+            }
+            println!("{:32}{line}", kind.name());
+        }
+    }
+}
+
+impl std::ops::AddAssign for Asked {
+    fn add_assign(&mut self, other: Self) {
+        for (operation, calls) in other.calls {
+            *self.calls.entry(operation).or_default() += calls;
+        }
+        for (table, units) in other.units {
+            *self.units.entry(table).or_default() += units;
+        }
+        self.message_bytes += other.message_bytes;
+    }
+}

@@ -1,0 +1,64 @@
+//! What no delivery avoids, one by one.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use billhook_core::event::{envelope, stripe::Event};
+use billhook_core::ids::Provider;
+use billhook_core::signature::{SigningKey, stripe};
+use billhook_core::time::Timestamp;
+use billhook_testkit::sign::sign_stripe;
+
+use crate::kinds::paid;
+
+const ROUNDS: usize = 15;
+const ROUND: Duration = Duration::from_millis(20);
+
+/// Nanoseconds of each step, at each size.
+pub(crate) fn measure() -> Vec<(&'static str, usize, f64)> {
+    let mut figures = Vec::new();
+    let keys: Vec<_> = SigningKey::usable("bench", "whsec_bench")
+        .into_iter()
+        .collect();
+    let now = Timestamp::from_unix_s(1_781_000_000).unwrap();
+    for bytes in [3_000, 60_000] {
+        let body = paid(1, bytes);
+        let header = sign_stripe(&body, "whsec_bench", now.unix_s());
+        let base64 = data_encoding::BASE64.encode(&body);
+        let mut time = |name, step: &dyn Fn()| figures.push((name, bytes, median(step)));
+        time("decode the gateway's base64", &|| {
+            black_box(
+                data_encoding::BASE64
+                    .decode(black_box(base64.as_bytes()))
+                    .unwrap(),
+            );
+        });
+        time("verify the signature", &|| {
+            let claim = stripe::claim(Some(black_box(&header))).unwrap();
+            let verified = claim.verify(black_box(&body), &keys, now, Duration::from_secs(300));
+            assert_eq!(verified, Ok("bench"));
+        });
+        time("read the envelope (ingress)", &|| {
+            black_box(envelope(Provider::Stripe, black_box(&body)).unwrap());
+        });
+        time("read the event (worker)", &|| {
+            black_box(Event::parse(black_box(&body)).unwrap());
+        });
+    }
+    figures
+}
+
+/// The median of rounds of the step.
+fn median(step: &dyn Fn()) -> f64 {
+    let mut rounds: Vec<f64> = (0..ROUNDS)
+        .map(|_| {
+            let (begun, mut times) = (Instant::now(), 0_u32);
+            while begun.elapsed() < ROUND {
+                step();
+                times += 1;
+            }
+            begun.elapsed().as_secs_f64() * 1e9 / f64::from(times)
+        })
+        .collect();
+    crate::report::percentile(&mut rounds, 50)
+}
