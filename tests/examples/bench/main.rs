@@ -2,7 +2,7 @@
 //! with a function that only echoes (`echo.rs`) measured beside them in every round, because machines are noisy.
 //!
 //! Prints tables, and writes `bench.json` and `bench.svg` into the target directory. Options: `--only TEXT` (kinds whose
-//! name holds it), `--rounds N`, `--steady N` (instead: so many events in one process, and its memory on the way).
+//! name holds it), `--rounds N`, `--steady N` (instead: so many deliveries to one process, and its memory on the way).
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -30,7 +30,7 @@ use billhook_adapters::clock::SystemClock;
 use billhook_core::ports::Clock as _;
 
 use aws::{Asked, Stub};
-use kinds::{Kind, LARGE, SMALL, World};
+use kinds::{Kind, World};
 use lambda::{Counter, Event, Process, Run};
 
 /// Added to each call where a measurement is to be as in a region.
@@ -117,14 +117,12 @@ async fn run() {
         roots: bundle.to_str().unwrap().to_owned(),
         log: out.join("log"),
     };
-    match options.get("--steady") {
-        Some(events) => bench.steady(events.parse().expect("a number")).await,
-        None => {
-            let only = options.get("--only").map_or("", String::as_str);
-            let chosen = |kind: &Kind| *kind == Kind::Echo || kind.name().contains(only);
-            let kinds: Vec<Kind> = kinds::ALL.into_iter().filter(chosen).collect();
-            bench.measure(&kinds, number("--rounds", 5)).await;
-        }
+    let only = options.get("--only").map_or("", String::as_str);
+    let chosen = |kind: &Kind| *kind == Kind::Echo || kind.name().contains(only);
+    let kinds: Vec<Kind> = kinds::ALL.into_iter().filter(chosen).collect();
+    match number("--steady", 0) {
+        0 => bench.measure(&kinds, number("--rounds", 5)).await,
+        deliveries => bench.steady(&kinds, deliveries).await,
     }
 }
 
@@ -263,18 +261,14 @@ impl Bench {
     }
 
     /// Whether memory grows with the events that a process has seen.
-    async fn steady(&self, events: usize) {
-        println!("memory of one process over {events} deliveries, MB resident");
-        for kind in [
-            Kind::Accepted(SMALL),
-            Kind::Accepted(LARGE),
-            Kind::StripeBatch(SMALL),
-        ] {
+    async fn steady(&self, kinds: &[Kind], deliveries: usize) {
+        println!("memory of one process over {deliveries} deliveries, MB resident");
+        for kind in kinds.iter().copied() {
             self.world.reset();
             let (mut process, _) = self
                 .start(kind, &self.world.stub.http, Counter::Nothing)
                 .await;
-            let marks = [1, 2, 5, 10, 20, 50, 100].map(|percent| events * percent / 100);
+            let marks = [1, 2, 5, 10, 20, 50, 100].map(|percent| deliveries * percent / 100);
             let mut line = String::new();
             let (mut n, mut delivered) = (0, 0);
             for mark in marks {
