@@ -1,6 +1,7 @@
 //! The events' rows: written once by a conditional put, read back by workers.
 
-use std::io::{Read as _, Write as _};
+use std::cell::RefCell;
+use std::io::Read as _;
 
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::operation::put_item::PutItemError;
@@ -13,9 +14,8 @@ use billhook_core::ports::{Kept, Payload, RecordEvent, Unavailable};
 use billhook_core::retry::Disposition;
 use billhook_core::time::Timestamp;
 use data_encoding::HEXLOWER;
-use flate2::Compression;
 use flate2::read::GzDecoder;
-use flate2::write::GzEncoder;
+use flate2::{Compress, Compression, Crc, FlushCompress, Status};
 use sha2::{Digest as _, Sha256};
 
 use super::items::{self, Item, n, s};
@@ -154,13 +154,33 @@ fn insert_payload(item: &mut Item, payload: &[u8], compressed: Vec<u8>) {
     }
 }
 
-/// Level 1: a few microseconds for a small event, and cheaper than sending a large one whole.
+/// Ten times the time of compressing a small event is the making of the compressor's tables (300 KB), so that they are
+/// kept. Level 4 takes 10 us more than level 1 of a small event and 110 us of 60 KB, and saves a write unit of the latter
+/// in each of three writes.
+const LEVEL: Compression = Compression::new(4);
+/// RFC 1952: deflate, no flags, no time, no hint, an unknown system.
+const GZIP_HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff];
+
+thread_local! {
+    static COMPRESSOR: RefCell<Compress> = RefCell::new(Compress::new(LEVEL, false));
+}
+
 fn gzip(bytes: &[u8]) -> Vec<u8> {
-    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
-    // Writing into memory does not fail; were it to, the empty result would be longer than nothing and never be used.
-    match encoder.write_all(bytes).and_then(|()| encoder.finish()) {
-        Ok(compressed) => compressed,
-        Err(_) => bytes.to_vec(),
+    // What cannot be compressed grows by a few bytes in each block of some KB.
+    let mut compressed = Vec::with_capacity(bytes.len() + bytes.len() / 8 + 64);
+    compressed.extend(GZIP_HEADER);
+    let ended = COMPRESSOR.with_borrow_mut(|compressor| {
+        compressor.reset();
+        compressor.compress_vec(bytes, &mut compressed, FlushCompress::Finish)
+    });
+    let mut crc = Crc::new();
+    crc.update(bytes);
+    compressed.extend(crc.sum().to_le_bytes());
+    compressed.extend(crc.amount().to_le_bytes());
+    match ended {
+        Ok(Status::StreamEnd) => compressed,
+        // Into memory that suffices this does not fail; were it to, the body is taken for one that is not compressible.
+        _ => bytes.to_vec(),
     }
 }
 
@@ -258,6 +278,17 @@ mod tests {
         assert_eq!(items::write_units(items::size(&large)), 1);
         for (item, filler) in [(small, "x".to_owned()), (large, "x".repeat(5_000))] {
             assert_eq!(kept(&item).unwrap().payload, Payload::Intact(body(&filler)));
+        }
+    }
+
+    #[test]
+    fn what_the_kept_compressor_makes_is_gzip_whatever_came_before() {
+        let noise: Vec<u8> = noise(200_000)
+            .bytes()
+            .map(|byte| byte.wrapping_mul(37))
+            .collect();
+        for bytes in [b"".as_slice(), &noise, &body("x"), &noise, b"{}"] {
+            assert_eq!(gunzip(&gzip(bytes)).unwrap(), bytes);
         }
     }
 
