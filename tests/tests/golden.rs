@@ -63,14 +63,16 @@ impl Stage {
     fn invocation<T>(&self, function: &'static str, work: impl Future<Output = T>) -> T {
         let seen = Arc::clone(&self.seen);
         let write = move |line: &[u8]| seen.lock().unwrap().extend_from_slice(line);
-        let lines =
-            telemetry::subscriber(function, LevelFilter::INFO, FixedClock::at(now()), write);
+        let stage = metrics::Stage::new("billhook", "test");
+        let level = LevelFilter::INFO;
+        let clock = FixedClock::at(now());
+        let lines = telemetry::subscriber(function, stage.clone(), level, clock, write);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .build()
             .unwrap();
         let done = tracing::subscriber::with_default(lines, || runtime.block_on(work));
-        let metrics = metrics::take("billhook", "test", now());
+        let metrics = metrics::take(&stage, now());
         self.seen
             .lock()
             .unwrap()
@@ -130,12 +132,13 @@ impl Stage {
         self.invocation(function, settling).unwrap();
     }
 
-    /// Every line that was written. Each is a log line with the contract's fields, or metrics as they are listed.
+    /// Every line that was written. Each is a log line with the contract's fields, metrics as they are listed, or both.
     fn seen(&self) -> String {
         let text = String::from_utf8(self.seen.lock().unwrap().clone()).unwrap();
         for line in text.lines() {
             let parsed: Value = serde_json::from_str(line).unwrap();
-            if parsed.get("_aws").is_none() {
+            let counted = parsed.get("_aws").is_some();
+            if !counted || parsed.get("message").is_some() {
                 for field in [
                     "timestamp",
                     "level",
@@ -153,6 +156,8 @@ impl Stage {
                     parsed["message"].as_str().unwrap().contains(&told),
                     "{line}"
                 );
+            }
+            if !counted {
                 continue;
             }
             for (namespace, name, unit, sets) in emf::check(line).unwrap() {

@@ -13,7 +13,7 @@ use lambda_runtime::LambdaEvent;
 use serde::Serialize;
 
 use crate::lambda::deadline;
-use crate::metrics;
+use crate::{metrics, telemetry};
 
 /// The answer of a worker.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -63,10 +63,18 @@ pub async fn settle<L: Ledger, C: Clock + Pause>(
     let left = worker.clock.now().until(deadline.before(TIME_TO_FINISH));
     let late = tokio::time::sleep(left);
     let reports = worker.work(&messages, deadline, late).await;
+    let now = worker.clock.now();
+    for report in &reports {
+        metrics::reported(worker.provider, report, now);
+    }
+    if let Some((last, before)) = reports.split_last() {
+        before
+            .iter()
+            .for_each(|report| log(worker.provider, report));
+        telemetry::closing(|| log(worker.provider, last));
+    }
     let mut response = BatchResponse::default();
     for report in reports {
-        log(worker.provider, &report);
-        metrics::reported(worker.provider, &report, worker.clock.now());
         if let (Err(_), Some(message)) = (report.result, report.message) {
             response.batch_item_failures.push(ItemFailure {
                 item_identifier: message.message_id,

@@ -1,8 +1,9 @@
 //! Every metric: its name, unit, dimensions, meaning and the alarms that read it, and the recorder that turns what an
 //! invocation counted into lines of `CloudWatch`'s embedded metric format.
 //!
-//! Guarantees: one line per provider and set of labels, written once per invocation (`telemetry::flush`); no dimension
-//! but those named here, so that no id becomes a custom metric. Recording is in memory, per thread: a function has one.
+//! Guarantees: one document per provider and set of labels, written once per invocation, into its last log line where
+//! names agree (`telemetry::closing`) and else as a line (`telemetry::flush`); no dimension but those named here, so that
+//! no id becomes a custom metric. Recording is in memory, per thread: a function has one.
 //! Does not survive an invocation that is cut at its time-out. `docs/runbook/metrics.md` mirrors the list.
 //! Source: `Specification: Embedded metric format`, read 2026-11.
 
@@ -327,8 +328,24 @@ impl Series {
     }
 }
 
-/// Takes what was recorded since the last call, as lines.
-pub fn take(app_name: &str, env: &str, now: Timestamp) -> String {
+/// `${AppName}/Webhooks` and the value of `Environment`, as JSON.
+#[derive(Clone, Debug)]
+pub struct Stage {
+    namespace: String,
+    env: String,
+}
+
+impl Stage {
+    /// Of `APP_NAME` and `ENV`.
+    pub fn new(app_name: &str, env: &str) -> Self {
+        Self {
+            namespace: json!(format!("{app_name}/Webhooks")).to_string(),
+            env: json!(env).to_string(),
+        }
+    }
+}
+
+fn documents() -> Vec<Document> {
     let mut documents: Vec<Document> = Vec::new();
     for series in RECORDED.take() {
         match documents.iter_mut().find(|known| known.takes(&series)) {
@@ -344,22 +361,51 @@ pub fn take(app_name: &str, env: &str, now: Timestamp) -> String {
             }
         }
     }
-    let namespace = json!(format!("{app_name}/Webhooks")).to_string();
-    let env = json!(env).to_string();
+    documents
+}
+
+/// Takes what was recorded since the last call, as lines.
+pub fn take(stage: &Stage, now: Timestamp) -> String {
     let mut lines = String::new();
-    for document in &documents {
-        document.write(&mut lines, &namespace, &env, now);
+    for document in documents() {
+        lines.push('{');
+        document.write(&mut lines, stage, now);
+        lines.push_str("}\n");
     }
     lines
 }
 
+/// Takes of what was recorded one document into a JSON object that is open at its end, unless a label means something
+/// else there: a type that no dimension names is `other` as a label, and itself as the event's type.
+pub fn take_into(line: &mut String, stage: &Stage, now: Timestamp) {
+    let mut documents = documents().into_iter();
+    if let Some(mut document) = documents.next() {
+        // A quote within a value is escaped, so that this finds members only.
+        let has = |text: String| line.contains(&text);
+        let labels = document.labels.iter();
+        let agrees = |(name, value): &(&str, &str)| {
+            !has(format!(",\"{name}\":")) || has(format!(",\"{name}\":\"{value}\""))
+        };
+        if labels.copied().all(|label| agrees(&label)) {
+            let is_new = |(name, _): &(&str, &str)| !has(format!(",\"{name}\":"));
+            document.labels.retain(is_new);
+            line.push(',');
+            document.write(line, stage, now);
+        } else {
+            RECORDED.with_borrow_mut(|recorded| recorded.extend(document.series));
+        }
+    }
+    let rest = documents.flat_map(|document| document.series);
+    RECORDED.with_borrow_mut(|recorded| recorded.extend(rest));
+}
+
 impl Document {
     /// By hand: of all names and labels none needs an escape, and a tree of values costs every delivery ten times this.
-    fn write(&self, line: &mut String, namespace: &str, env: &str, now: Timestamp) {
+    fn write(&self, line: &mut String, Stage { namespace, env }: &Stage, now: Timestamp) {
         // Writing to a String cannot fail.
         let _ = write!(
             line,
-            r#"{{"_aws":{{"Timestamp":{},"CloudWatchMetrics":["#,
+            r#""_aws":{{"Timestamp":{},"CloudWatchMetrics":["#,
             now.unix_ms()
         );
         let mut between = "";
@@ -402,7 +448,6 @@ impl Document {
                 several => write!(line, "{several:?}"),
             };
         }
-        line.push_str("}\n");
     }
 }
 
@@ -420,7 +465,7 @@ mod tests {
 
     fn lines() -> Vec<Value> {
         let now = Timestamp::from_unix_ms(1_781_000_000_042).unwrap();
-        take("billhook", "test", now)
+        take(&Stage::new("billhook", "test"), now)
             .lines()
             .map(|line| serde_json::from_str(line).unwrap())
             .collect()
@@ -480,6 +525,46 @@ mod tests {
             ]
         );
         assert!(lines().is_empty(), "taken once");
+    }
+
+    #[test]
+    fn a_line_takes_what_agrees_with_it_and_leaves_the_rest() {
+        let stage = Stage::new("billhook", "test");
+        let now = Timestamp::from_unix_ms(1_781_000_000_042).unwrap();
+        let taken = |line: &str| {
+            let mut line = line.to_owned();
+            take_into(&mut line, &stage, now);
+            line + "}"
+        };
+        let handled = EventType::try_from("charge.refunded".to_owned()).unwrap();
+        let line = r#"{"message":"a,\"event_type\":\"b","event_type":"charge.refunded""#;
+        assert_eq!(taken(line), format!("{line}}}"), "nothing was counted");
+
+        genuine(Provider::Stripe, &handled, "accepted");
+        WEBHOOK_SUCCESS.count(Provider::Stripe);
+        WEBHOOK_SUCCESS.count(Provider::Lob);
+        let merged = taken(line);
+        assert_eq!(
+            merged.matches(r#""event_type":"charge.refunded""#).count(),
+            1
+        );
+        let merged: Value = serde_json::from_str(&merged).unwrap();
+        assert_eq!(merged["stripe_webhook_events_total"], 1);
+        assert_eq!(
+            (&merged["WebhookSuccess"], &merged["result"]),
+            (&json!(1), &json!("accepted"))
+        );
+        let left = lines();
+        assert_eq!((left.len(), &left[0]["Provider"]), (1, &json!("lob")));
+
+        genuine(
+            Provider::Stripe,
+            &EventType::try_from("evt.new".to_owned()).unwrap(),
+            "accepted",
+        );
+        let line = r#"{"message":"","event_type":"evt.new""#;
+        assert_eq!(taken(line), format!("{line}}}"), "its label is `other`");
+        assert_eq!(lines()[0]["event_type"], "other");
     }
 
     #[test]

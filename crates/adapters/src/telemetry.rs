@@ -2,11 +2,11 @@
 //! Each line is one JSON object, for people and for CloudWatch Logs Insights alike.
 //!
 //! Guarantees: one line per event whatever the values hold (control characters escaped, values cut at 1,000 bytes),
-//! the fields of the surrounding spans in every line, no name twice (the innermost value wins), and of other crates
+//! the fields of the surrounding spans in every line, no name twice (the innermost value wins), what was counted in the last line or one of its own, and of other crates
 //! only warnings and errors: their finer lines may hold headers and bodies. A panic is a line too.
 //! Does not keep secrets out of values that are handed to it. Which metrics there are stands in `metrics`.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::error::Error;
 use std::fmt::{self, Debug, Display, Write as _};
 use std::io::Write as _;
@@ -42,20 +42,23 @@ const OURS: [&str; 6] = [
 /// Repeats what the panic hook and `lambda::serve` have said, in a form that may hold a payload.
 const SILENCED: &str = "lambda_runtime::layers::panic";
 
-/// `APP_NAME` and `ENV`: the namespace and the first dimension of every metric.
-static STAGE: OnceLock<(String, String)> = OnceLock::new();
+/// The namespace and the first dimension of every metric.
+static STAGE: OnceLock<metrics::Stage> = OnceLock::new();
 
 thread_local! {
+    static CLOSING: Cell<bool> = const { Cell::new(false) };
     static TRACE: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
 /// Sends this process's lines to standard output. The first call counts; later ones change nothing.
 pub fn init(function: &'static str, lookup: &Lookup<'_>) {
-    let lines = subscriber(function, log_level(lookup), SystemClock, print);
+    let (app_name, env) = stage_name(lookup);
+    let stage = STAGE.get_or_init(|| metrics::Stage::new(&app_name, &env));
+    let level = log_level(lookup);
+    let lines = subscriber(function, stage.clone(), level, SystemClock, print);
     if tracing::subscriber::set_global_default(lines).is_ok() {
         std::panic::set_hook(Box::new(panicked));
     }
-    STAGE.get_or_init(|| stage_name(lookup));
 }
 
 /// One invocation begins: `trace` is its X-Ray header, which messages sent from now on carry.
@@ -68,14 +71,25 @@ pub fn trace() -> Option<String> {
     TRACE.with_borrow(Clone::clone)
 }
 
-/// One invocation ends: writes what it counted, after its log lines.
+/// Writes an invocation's last line, into which goes what was counted: one line costs less than two. Only for a line
+/// after which no work is left, because nothing that is counted later can go along.
+pub fn closing(write_line: impl FnOnce()) {
+    CLOSING.set(true);
+    write_line();
+    CLOSING.set(false);
+}
+
+/// One invocation ends: writes what it counted and no line took along.
 pub fn flush() {
-    if let Some((app_name, env)) = STAGE.get() {
-        print(metrics::take(app_name, env, SystemClock.now()).as_bytes());
+    if let Some(stage) = STAGE.get() {
+        print(metrics::take(stage, SystemClock.now()).as_bytes());
     }
 }
 
 fn print(lines: &[u8]) {
+    if lines.is_empty() {
+        return;
+    }
     // A log that cannot be written has no better place to say so.
     drop(std::io::stdout().lock().write_all(lines));
 }
@@ -91,12 +105,14 @@ fn panicked(panic: &PanicHookInfo<'_>) {
 /// Writes the lines of `function` with `write`, one call each.
 pub fn subscriber<C: Clock + 'static>(
     function: &'static str,
+    stage: metrics::Stage,
     level: LevelFilter,
     clock: C,
     write: impl Fn(&[u8]) + Send + Sync + 'static,
 ) -> impl Subscriber + Send + Sync {
     tracing_subscriber::registry().with(JsonLines {
         function,
+        stage,
         level,
         clock,
         write,
@@ -106,6 +122,7 @@ pub fn subscriber<C: Clock + 'static>(
 /// Writes each event as a line.
 struct JsonLines<C, W> {
     function: &'static str,
+    stage: metrics::Stage,
     level: LevelFilter,
     clock: C,
     write: W,
@@ -209,6 +226,9 @@ impl<C: Clock, W: Fn(&[u8])> JsonLines<C, W> {
                     }
                 }
             }
+        }
+        if CLOSING.get() {
+            metrics::take_into(line, &self.stage, now);
         }
         line.push_str("}\n");
         (self.write)(line.as_bytes());
@@ -346,7 +366,8 @@ mod tests {
         let written = Arc::new(Mutex::new(Vec::new()));
         let sink = Arc::clone(&written);
         let write = move |line: &[u8]| sink.lock().unwrap().extend_from_slice(line);
-        let subscriber = subscriber("stripe-worker", level, Fixed, write);
+        let stage = metrics::Stage::new("billhook", "test");
+        let subscriber = subscriber("stripe-worker", stage, level, Fixed, write);
         tracing::subscriber::with_default(subscriber, act);
         let text = String::from_utf8(written.lock().unwrap().clone()).unwrap();
         text.split_terminator('\n').map(str::to_owned).collect()
@@ -374,6 +395,25 @@ mod tests {
                 r#""tenant_id":"t-2","correlation_id":"c-1"}"#
             )]
         );
+    }
+
+    #[test]
+    fn the_closing_line_takes_what_was_counted_and_no_other_does() {
+        let lines = lines(LevelFilter::INFO, || {
+            metrics::STUCK_EVENTS.add(billhook_core::ids::Provider::Lob, 3);
+            tracing::info!("first");
+            closing(|| tracing::debug!("of no interest"));
+            closing(|| tracing::info!("last"));
+            tracing::info!("after it");
+        });
+        let lines: Vec<Json> = lines
+            .iter()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        let stuck: Vec<_> = lines.iter().map(|line| line.get("StuckEvents")).collect();
+        assert_eq!(stuck, [None, Some(&json!(3)), None]);
+        assert_eq!(lines[1]["message"], "last");
+        assert_eq!(lines[1]["_aws"]["Timestamp"], 1_781_000_000_042_i64);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use billhook_adapters::metrics;
+use billhook_adapters::{metrics, telemetry};
 use billhook_core::event::{self, Envelope};
 use billhook_core::ids::{CorrelationId, Provider};
 use billhook_core::inbox::{NewEvent, take_in};
@@ -50,6 +50,8 @@ enum Answer {
     Accepted {
         duplicate: bool,
         envelope: Box<Envelope>,
+        /// The label of the secret that proved it.
+        secret: String,
     },
     Health,
     Refused(Refusal),
@@ -108,12 +110,10 @@ impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> Ingress<I, Q,
             Err(refusal) => Err(refusal),
         };
         let answer = answer.unwrap_or_else(Answer::Refused);
-        if let Answer::Refused(refusal) = &answer {
-            delivery.in_scope(|| log(refusal, correlation_id));
-        }
         if let Some(provider) = provider {
             count(provider, &answer, arrived_at.until(self.clock.now()));
         }
+        telemetry::closing(|| delivery.in_scope(|| log(&answer, correlation_id)));
         response(answer, correlation_id)
     }
 
@@ -143,18 +143,10 @@ impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> Ingress<I, Q,
         };
         metrics::genuine(provider, &new.envelope.event_type, result);
         let duplicate = kept.map_err(|error| Refusal::Unavailable(chain(&error)))?;
-        tracing::info!(
-            secret,
-            "{} correlation_id={correlation_id}",
-            match (duplicate, provider) {
-                (true, _) => "webhook_duplicate",
-                (false, Provider::Stripe) => "stripe_webhook_received",
-                (false, Provider::Lob) => "lob_webhook_received",
-            },
-        );
         Ok(Answer::Accepted {
             duplicate,
             envelope: Box::new(new.envelope),
+            secret,
         })
     }
 
@@ -306,6 +298,7 @@ fn response(answer: Answer, correlation_id: CorrelationId) -> Response {
         Answer::Accepted {
             duplicate,
             envelope,
+            ..
         } => (
             200,
             json!({
@@ -363,7 +356,27 @@ fn response(answer: Answer, correlation_id: CorrelationId) -> Response {
     }
 }
 
-fn log(refusal: &Refusal, correlation_id: CorrelationId) {
+fn log(answer: &Answer, correlation_id: CorrelationId) {
+    match answer {
+        Answer::Health => {}
+        Answer::Refused(refusal) => log_refusal(refusal, correlation_id),
+        Answer::Accepted {
+            duplicate,
+            envelope,
+            secret,
+        } => tracing::info!(
+            secret,
+            "{} correlation_id={correlation_id}",
+            match (duplicate, envelope.provider) {
+                (true, _) => "webhook_duplicate",
+                (false, Provider::Stripe) => "stripe_webhook_received",
+                (false, Provider::Lob) => "lob_webhook_received",
+            },
+        ),
+    }
+}
+
+fn log_refusal(refusal: &Refusal, correlation_id: CorrelationId) {
     let (code, reason, secret) = match refusal {
         Refusal::NotFound => ("not_found", None, None),
         Refusal::MethodNotAllowed(_) => ("method_not_allowed", None, None),
