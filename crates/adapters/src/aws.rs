@@ -25,8 +25,9 @@ const CONNECT_MAX: Duration = Duration::from_secs(1);
 const READ_MAX: Duration = Duration::from_secs(3);
 /// One try: connecting, sending, and reading the whole answer.
 const ATTEMPT_MAX: Duration = Duration::from_millis(3500);
-/// All tries together. Below the workers' 10 s, so that a failure is told instead of cut off.
-const OPERATION_MAX: Duration = Duration::from_secs(7);
+/// All tries together. Below the workers' 10 s, so that a failure is told instead of cut off, and three of them, as a
+/// delivery has at most (secrets, put, send), below ingress's 25 s.
+pub const OPERATION_MAX: Duration = Duration::from_secs(7);
 const ATTEMPTS_MAX: u32 = 3;
 /// AWS drops connections that idle for about a minute; after a freeze an older one is surely dead.
 const IDLE_MAX: Duration = Duration::from_secs(50);
@@ -266,6 +267,49 @@ mod tests {
         assert!(connection == 0 && head.contains("AmazonSQS.ListQueues"));
         let secrets = aws.secrets_manager().list_secrets().send().await;
         assert!(secrets.is_ok() && heads.recv().unwrap().1.contains("ListSecrets"));
+    }
+
+    /// An AWS that answers the first request of each connection, and takes the second for its end: as after a freeze,
+    /// when the other side has long forgotten what the pool still holds. `silently` it never says so.
+    fn forgetful(silently: bool) -> (String, Receiver<usize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let (seen, requests) = channel();
+        std::thread::spawn(move || {
+            let mut kept = Vec::new();
+            for (number, stream) in listener.incoming().enumerate() {
+                let (mut stream, seen) = (stream.unwrap(), seen.clone());
+                if silently {
+                    kept.push(stream.try_clone().unwrap());
+                }
+                std::thread::spawn(move || {
+                    let mut buffer = [0; 4096];
+                    for answer in [
+                        Some(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"),
+                        None,
+                    ] {
+                        if matches!(stream.read(&mut buffer), Ok(1..)) {
+                            seen.send(number).unwrap();
+                            answer.map(|answer| stream.write_all(answer).unwrap());
+                        }
+                    }
+                });
+            }
+        });
+        (url, requests)
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_died_in_a_freeze_costs_one_more_try_on_a_fresh_one() {
+        for silently in [false, true] {
+            let (url, requests) = forgetful(silently);
+            let aws = aws(&url, &url).unwrap();
+            for _ in 0..2 {
+                aws.dynamodb().list_tables().send().await.unwrap();
+            }
+            // The second call went into the dead connection, and then into a new one.
+            assert_eq!(requests.try_iter().collect::<Vec<_>>(), [0, 0, 1]);
+        }
     }
 
     #[tokio::test]

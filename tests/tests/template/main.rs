@@ -16,13 +16,15 @@ mod security;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
+use billhook_adapters::aws::OPERATION_MAX;
 use billhook_adapters::config::{
     CleanupConfig, ConfigError, IngressConfig, LobWorkerConfig, Lookup, StripeWorkerConfig,
     WebhookSecretConfig,
 };
 use billhook_core::event::stripe_types::{API_VERSION, HANDLED_TYPES};
-use billhook_core::worker::RECEIVES_MAX;
+use billhook_core::worker::{RECEIVES_MAX, TIME_TO_FINISH};
 use serde_json::{Value, json};
 use serde_yaml_ng::Value as Yaml;
 
@@ -61,6 +63,10 @@ fn resources(template: &Value, kind: &str) -> BTreeMap<String, Value> {
     wanted
         .map(|(name, resource)| (name.clone(), resource["Properties"].clone()))
         .collect()
+}
+
+fn seconds(whole: i64) -> Duration {
+    Duration::from_secs(whole.try_into().unwrap())
 }
 
 fn texts(list: &Value) -> BTreeSet<&str> {
@@ -187,9 +193,12 @@ fn check_queues(template: &Value) {
             "{worker}"
         );
         // AWS refuses a visibility below six times the function's time-out to be safe.
+        let timeout_s = functions[worker]["Timeout"].as_i64().unwrap();
+        assert!(timeout_s * 6 <= 60, "{worker}");
+        let call_max = OPERATION_MAX + TIME_TO_FINISH;
         assert!(
-            functions[worker]["Timeout"].as_i64().unwrap() * 6 <= 60,
-            "{worker}"
+            seconds(timeout_s) > call_max,
+            "{worker}: a call is told, not cut off"
         );
         assert!(
             functions[worker]
@@ -198,12 +207,12 @@ fn check_queues(template: &Value) {
             "it would burn receives"
         );
     }
+    let ingress_s = functions["WebhookIngressFunction"]["Timeout"].as_i64();
+    let ingress = seconds(ingress_s.unwrap());
+    assert!(ingress < seconds(29), "the gateway waits 29 s");
     assert!(
-        functions["WebhookIngressFunction"]["Timeout"]
-            .as_i64()
-            .unwrap()
-            < 29,
-        "the gateway waits 29 s"
+        ingress > OPERATION_MAX * 3,
+        "secrets, put and send, each told"
     );
 }
 
