@@ -60,19 +60,19 @@ pub fn parse<'a, T: Deserialize<'a>>(raw: &'a [u8]) -> Result<T, NotJson> {
 fn depth(raw: &[u8]) -> usize {
     let (mut depth, mut deepest) = (0_usize, 0);
     let mut bytes = raw.iter();
-    let mut in_text = false;
-    while let Some(byte) = bytes.next() {
+    while let Some(byte) = bytes.find(|byte| matches!(byte, b'"' | b'{' | b'[' | b'}' | b']')) {
         match byte {
-            b'"' => in_text = !in_text,
-            b'\\' if in_text => {
-                bytes.next();
+            // On to the end of the text, which a byte behind a backslash is not.
+            b'"' => {
+                while let Some(b'\\') = bytes.find(|byte| matches!(byte, b'"' | b'\\')) {
+                    bytes.next();
+                }
             }
-            b'{' | b'[' if !in_text => {
+            b'{' | b'[' => {
                 depth += 1;
                 deepest = deepest.max(depth);
             }
-            b'}' | b']' if !in_text => depth = depth.saturating_sub(1),
-            _ => {}
+            _ => depth = depth.saturating_sub(1),
         }
     }
     deepest
