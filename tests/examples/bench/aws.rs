@@ -19,13 +19,15 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
-use crate::units::{Item, Schema, Units};
+use crate::units::{self, Item, Schema, Units};
 
 /// What was asked of the stub since the last `taken`.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Asked {
     pub(crate) calls: BTreeMap<String, usize>,
     pub(crate) units: BTreeMap<String, Units>,
+    /// Read units, in halves: that is what an eventually consistent read of 4 KB takes.
+    pub(crate) read_halves: usize,
     pub(crate) message_bytes: usize,
 }
 
@@ -196,7 +198,8 @@ impl State {
             }
             "GetItem" => {
                 let table = body["TableName"].as_str().unwrap();
-                let row = self.row(table, &body["Key"]);
+                let row = self.row(table, &body["Key"]).cloned();
+                self.asked.read_halves += read_halves(row.as_ref(), &body["ConsistentRead"]);
                 Ok(row.map_or(json!({}), |row| json!({ "Item": row })))
             }
             "BatchGetItem" => {
@@ -207,10 +210,21 @@ impl State {
                     (table.clone(), rows.map(Value::Object).collect())
                 });
                 let found: serde_json::Map<String, Value> = found.collect();
+                for (table, wanted) in wanted {
+                    for key in wanted["Keys"].as_array().unwrap() {
+                        let halves = read_halves(self.row(table, key), &wanted["ConsistentRead"]);
+                        self.asked.read_halves += halves;
+                    }
+                }
                 Ok(json!({ "Responses": found, "UnprocessedKeys": {} }))
             }
-            "Query" => Ok(self.query(body)),
-            "Scan" => Ok(json!({ "Items": [], "Count": 0, "ScannedCount": 0 })),
+            "Query" | "Scan" => {
+                self.asked.read_halves += read_halves(None, &body["ConsistentRead"]);
+                match operation {
+                    "Query" => Ok(self.query(body)),
+                    _ => Ok(json!({ "Items": [], "Count": 0, "ScannedCount": 0 })),
+                }
+            }
             "SendMessage" => {
                 self.asked.message_bytes += body["MessageBody"].as_str().unwrap().len();
                 Ok(json!({ "MessageId": "m", "MD5OfMessageBody": "", "SequenceNumber": "1" }))
@@ -325,6 +339,12 @@ impl State {
         let rows = self.rows.entry(table.to_owned()).or_default();
         rows.insert(key, after);
     }
+}
+
+/// A row that is not there is charged like the smallest.
+fn read_halves(row: Option<&Item>, consistent: &Value) -> usize {
+    let units = row.map_or(0, units::size).div_ceil(4096).max(1);
+    units * if *consistent == true { 2 } else { 1 }
 }
 
 fn text(item: &Item, name: &str) -> String {

@@ -15,6 +15,7 @@
 
 mod aws;
 mod certificate;
+mod cost;
 mod kinds;
 mod lambda;
 mod micro;
@@ -299,6 +300,7 @@ impl std::ops::AddAssign for Asked {
         for (table, units) in other.units {
             *self.units.entry(table).or_default() += units;
         }
+        self.read_halves += other.read_halves;
         self.message_bytes += other.message_bytes;
     }
 }

@@ -9,7 +9,8 @@ use flate2::write::ZlibEncoder;
 use serde_json::{Value, json};
 
 use crate::Figures;
-use crate::kinds::Kind;
+use crate::cost;
+use crate::kinds::{Kind, LARGE, SMALL};
 use crate::lambda::Counter;
 use crate::units::Units;
 
@@ -70,6 +71,7 @@ pub(crate) fn write(
         ("calls", "calls"),
         ("units: tables", "table_units"),
         ("indexes", "index_units"),
+        ("read units", "read_units"),
         ("message bytes", "message_bytes"),
         ("log bytes", "log_bytes"),
         ("lines", "log_lines"),
@@ -85,6 +87,16 @@ pub(crate) fn write(
                 units[0],
                 units[1]
             );
+        }
+    }
+    for bytes in [SMALL, LARGE] {
+        let find = |kind: Kind| kinds.iter().find(|known| known["name"] == kind.name());
+        let worker = find(Kind::StripeBatch(bytes));
+        if let (Some(ingress), Some(worker)) = (find(Kind::Accepted(bytes)), worker) {
+            println!("\nDollars for a million deliveries of {bytes} bytes");
+            for (component, dollars) in cost::bill(ingress, worker) {
+                println!("  {component:40} {dollars:6.2}");
+            }
         }
     }
     println!("\nBinaries, MB: stripped, deflated");
@@ -174,6 +186,7 @@ fn summary(kind: Kind, figures: &Figures) -> Value {
         "threads": figures.threads,
         "calls": each(figures.asked.calls.values().sum()), "calls_by_operation": by_operation,
         "table_units": each(sum.table), "index_units": each(sum.indexes), "units": units,
+        "read_units": rounded(figures.asked.read_halves as f64 / 2.0 / figures.warm_events as f64),
         "message_bytes": each(figures.asked.message_bytes),
         "log_bytes": each(usize::try_from(figures.log_bytes).unwrap()), "log_lines": each(figures.log_lines),
     })
