@@ -290,7 +290,9 @@ mod tests {
                     ] {
                         if matches!(stream.read(&mut buffer), Ok(1..)) {
                             seen.send(number).unwrap();
-                            answer.map(|answer| stream.write_all(answer).unwrap());
+                            if let Some(answer) = answer {
+                                stream.write_all(answer).unwrap();
+                            }
                         }
                     }
                 });
