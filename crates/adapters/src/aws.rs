@@ -25,9 +25,9 @@ const CONNECT_MAX: Duration = Duration::from_secs(1);
 const READ_MAX: Duration = Duration::from_secs(3);
 /// One try: connecting, sending, and reading the whole answer.
 const ATTEMPT_MAX: Duration = Duration::from_millis(3500);
-/// All tries together. Below the workers' 10 s, so that a failure is told instead of cut off, and three of them, as a
-/// delivery has at most (secrets, put, send), below ingress's 25 s.
-pub const OPERATION_MAX: Duration = Duration::from_secs(7);
+/// All tries together. Below the workers' 10 s, so that a failure is told instead of cut off, and four of them, as a
+/// delivery has at most (a secret, its version before, put, send), below ingress's 25 s.
+pub const OPERATION_MAX: Duration = Duration::from_secs(6);
 const ATTEMPTS_MAX: u32 = 3;
 /// AWS drops connections that idle for about a minute; after a freeze an older one is surely dead.
 const IDLE_MAX: Duration = Duration::from_secs(50);

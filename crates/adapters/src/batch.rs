@@ -67,11 +67,10 @@ pub async fn settle<L: Ledger, C: Clock + Pause>(
     for report in &reports {
         metrics::reported(worker.provider, report, now);
     }
-    if let Some((last, before)) = reports.split_last() {
-        before
-            .iter()
-            .for_each(|report| log(worker.provider, report));
-        telemetry::closing(|| log(worker.provider, last));
+    match reports.as_slice() {
+        // What was counted is of this event alone, and goes into its line.
+        [only] => telemetry::closing(|| log(worker.provider, only)),
+        all => all.iter().for_each(|report| log(worker.provider, report)),
     }
     let mut response = BatchResponse::default();
     for report in reports {

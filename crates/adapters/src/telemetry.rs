@@ -2,8 +2,9 @@
 //! Each line is one JSON object, for people and for CloudWatch Logs Insights alike.
 //!
 //! Guarantees: one line per event whatever the values hold (control characters escaped, values cut at 1,000 bytes),
-//! the fields of the surrounding spans in every line, no name twice (the innermost value wins), what was counted in the last line or one of its own, and of other crates
-//! only warnings and errors: their finer lines may hold headers and bodies. A panic is a line too.
+//! the fields of the surrounding spans in every line, no name twice (the innermost value wins), what was counted in the
+//! last line or one of its own, and of other crates only warnings and errors: their finer lines may hold headers and
+//! bodies. A panic is a line too.
 //! Does not keep secrets out of values that are handed to it. Which metrics there are stands in `metrics`.
 
 use std::cell::{Cell, RefCell};
@@ -74,9 +75,16 @@ pub fn trace() -> Option<String> {
 /// Writes an invocation's last line, into which goes what was counted: one line costs less than two. Only for a line
 /// after which no work is left, because nothing that is counted later can go along.
 pub fn closing(write_line: impl FnOnce()) {
+    /// Also where writing panics: a later line must not take what is counted after it.
+    struct Closed;
+    impl Drop for Closed {
+        fn drop(&mut self) {
+            CLOSING.set(false);
+        }
+    }
     CLOSING.set(true);
+    let _closed = Closed;
     write_line();
-    CLOSING.set(false);
 }
 
 /// One invocation ends: writes what it counted and no line took along.

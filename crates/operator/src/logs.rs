@@ -133,13 +133,21 @@ fn line(function: &str, event: &Value) -> Option<((i64, String), Value)> {
     let at = event.get("timestamp")?.as_i64()?;
     let message = text(event, "message")?.trim_end();
     let id = text(event, "eventId").unwrap_or(message);
+    let lambdas = |message: &str| {
+        let timestamp = Timestamp::from_unix_ms(at).ok().map(|at| at.to_string());
+        json!({ "timestamp": timestamp, "level": "WARN", "function": function, "message": message })
+    };
     let line = match serde_json::from_str(message) {
-        Ok(line @ Value::Object(_)) => line,
-        // Lambda's own lines.
-        _ => {
-            let timestamp = Timestamp::from_unix_ms(at).ok().map(|at| at.to_string());
-            json!({ "timestamp": timestamp, "function": function, "message": message })
-        }
+        Ok(line @ Value::Object(_)) => match text(&line, "type") {
+            // A time-out or a crash: `record` says which.
+            Some(kind) if kind.starts_with("platform.") => {
+                let of = |name: &str| line.get("record").and_then(|record| text(record, name));
+                let told = [Some(kind), of("status"), of("errorType")];
+                lambdas(&told.into_iter().flatten().collect::<Vec<_>>().join(" "))
+            }
+            _ => line,
+        },
+        _ => lambdas(message),
     };
     Some(((at, id.to_owned()), line))
 }
@@ -164,7 +172,14 @@ mod tests {
         let (_, shown) = line("f", &lambdas).unwrap();
         assert_eq!(
             shown,
-            json!({ "timestamp": "2026-06-09T10:13:20.000Z", "function": "f", "message": "START RequestId: 1" })
+            json!({ "timestamp": "2026-06-09T10:13:20.000Z", "level": "WARN", "function": "f", "message": "START RequestId: 1" })
+        );
+        let cut = json!({ "time": "2026-06-09T10:13:20.000Z", "type": "platform.report",
+            "record": { "requestId": "1", "status": "timeout", "metrics": { "durationMs": 10_000 } } });
+        let cut = json!({ "timestamp": 1_781_000_000_000_i64, "message": cut.to_string() });
+        assert_eq!(
+            line("f", &cut).unwrap().1["message"],
+            "platform.report timeout"
         );
     }
 }

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::config::IngressConfig;
-use billhook_adapters::dynamodb::inbox::Inbox;
+use billhook_adapters::dynamodb::inbox::{self, Inbox};
 use billhook_adapters::lambda::{run, serve};
 use billhook_adapters::secrets::{SecretsManager, SigningKeysReader};
 use billhook_adapters::sqs::{Queue, Queues};
@@ -48,6 +48,7 @@ fn main() -> ExitCode {
             };
             // During init the CPU is not throttled: what the first event needs is read and opened now. What fails here is
             // tried again by that event.
+            inbox::warm();
             tokio::join!(
                 aws.warm(1, 1),
                 ingress.stripe_keys.signing_keys(),

@@ -57,6 +57,10 @@ const NAMES: [&str; 7] = [
 ];
 const LINE_BYTES_MAX: usize = 16 * 1024;
 
+fn stage() -> metrics::Stage {
+    metrics::Stage::new("app", "test")
+}
+
 /// One way in.
 pub struct Target {
     /// `make fuzz TARGET=…`
@@ -120,14 +124,14 @@ fn watched<T>(handler: impl Future<Output = T>) -> T {
     LOG.call_once(|| {
         // The finest level that an operator can choose.
         let level = tracing::level_filters::LevelFilter::TRACE;
-        let lines = telemetry::subscriber("fuzzed", level, SystemClock, |line| {
+        let lines = telemetry::subscriber("fuzzed", stage(), level, SystemClock, |line| {
             LINES.with_borrow_mut(|lines| lines.extend_from_slice(line));
         });
         tracing::subscriber::set_global_default(lines).unwrap();
     });
     let done = RUNTIME.with(|runtime| runtime.block_on(handler));
     let lines = LINES.take();
-    let metrics = metrics::take("app", "test", SystemClock.now());
+    let metrics = metrics::take(&stage(), SystemClock.now());
     let lines = String::from_utf8(lines).unwrap();
     for line in lines.lines().chain(metrics.lines()) {
         check_line(line);

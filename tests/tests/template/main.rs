@@ -211,9 +211,16 @@ fn check_queues(template: &Value) {
     let ingress = seconds(ingress_s.unwrap());
     assert!(ingress < seconds(29), "the gateway waits 29 s");
     assert!(
-        ingress > OPERATION_MAX * 3,
-        "secrets, put and send, each told"
+        ingress > OPERATION_MAX * 4,
+        "a secret, its version before, put and send, each told"
     );
+}
+
+#[test]
+fn lambda_lets_our_lines_pass_and_tells_only_of_failures() {
+    let logging = &template()["Globals"]["Function"]["LoggingConfig"];
+    let levels = ["LogFormat", "ApplicationLogLevel", "SystemLogLevel"].map(|name| &logging[name]);
+    assert_eq!(levels, ["JSON", "TRACE", "WARN"]);
 }
 
 #[test]

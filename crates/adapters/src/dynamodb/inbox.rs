@@ -165,6 +165,11 @@ thread_local! {
     static COMPRESSOR: RefCell<Compress> = RefCell::new(Compress::new(LEVEL, false));
 }
 
+/// Makes the compressor, which the first event would otherwise wait for.
+pub fn warm() {
+    COMPRESSOR.with_borrow_mut(Compress::reset);
+}
+
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     // What cannot be compressed grows by a few bytes in each block of some KB.
     let mut compressed = Vec::with_capacity(bytes.len() + bytes.len() / 8 + 64);
