@@ -120,7 +120,7 @@ fn no_secret_and_nothing_personal_is_ever_written() {
         let now = world.now_s();
         let person = json!({ "name": "Zaphod Canarybrox", "email": "zaphod@canary.example", "phone": "+15550147777",
             "address": { "line1": "42 Canary Lane", "city": "Canaryville", "postal_code": "CN4 2RY" } });
-        let card = json!({ "card": { "last4": "4747", "fingerprint": "canaryfingerprint" } });
+        let card = json!({ "card": { "last4": "0047", "fingerprint": "canaryfingerprint" } });
         order(world, "ord_person", None).await?;
         let mut answers = Vec::new();
         // Taken in and processed; parked; failed payment with what the bank said.
@@ -240,7 +240,7 @@ fn no_secret_and_nothing_personal_is_ever_written() {
             "Canary Lane",
             "Canaryville",
             "CN4 2RY",
-            "4747",
+            "0047",
             "canaryfingerprint",
             "canaryheader",
             "whsec_",
@@ -251,9 +251,19 @@ fn no_secret_and_nothing_personal_is_ever_written() {
             "X-Amz-Signature",
         ];
         forbidden.extend(signatures.iter().map(String::as_str));
+        // A word by itself: four digits may well be part of an id or of a moment.
+        let is_inside =
+            |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || "-.".contains(c));
+        let told = |line: &str, word: &str| {
+            line.match_indices(word).any(|(at, _)| {
+                let (before, after) = (&line[..at], &line[at + word.len()..]);
+                !is_inside(before.chars().next_back()) && !is_inside(after.chars().next())
+            })
+        };
         for line in &written {
             for word in &forbidden {
-                assert!(!line.contains(word), "{word} in {line}");
+                let is_told = told(line, word) || word.len() > 4 && line.contains(word);
+                assert!(!is_told, "{word} in {line}");
             }
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! The operator's tool: the real binary, asked as a person asks it.
 
 mod replay;
+mod runbook;
 mod stack;
 
 use std::io::Write as _;
