@@ -89,6 +89,27 @@ impl Stack {
                 self.delete_unless(&at, &id, was).await;
                 return self.delete_unless(&old, &id, was).await;
             }
+            self.do_as_told();
+        }
+    }
+
+    /// Where the way back is refused, because an overtaken repeat left another endpoint in use, the operator deletes
+    /// that one, as the reason says, and has the stack go on.
+    fn do_as_told(&self) {
+        let now = self.functions.sim.now();
+        let mut world = self.functions.sim.world();
+        let reason = world
+            .stack_answers
+            .last()
+            .and_then(|answer| answer["Reason"].as_str());
+        let Some((id, _)) = reason.and_then(|reason| reason.split_once(" is in use and")) else {
+            return;
+        };
+        let id = id.to_owned();
+        for endpoint in &mut world.stripe.endpoints {
+            if endpoint.id == id {
+                endpoint.deleted_at.get_or_insert(now);
+            }
         }
     }
 
