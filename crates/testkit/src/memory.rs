@@ -27,6 +27,32 @@ use billhook_core::time::Timestamp;
 use serde_json::Value;
 use uuid::Uuid;
 
+/// The page of those of these events that are open so, as the index has it.
+pub(crate) fn open_page<'a>(
+    stored: impl Iterator<Item = &'a Stored>,
+    outcome: Outcome,
+    until: Timestamp,
+    after: Option<&OpenEvent>,
+    limit: usize,
+) -> OpenPage {
+    let key = |event: &OpenEvent| (event.received_at, event.id.clone());
+    let mut events: Vec<OpenEvent> = stored
+        .filter(|stored| !stored.processed && stored.outcome == outcome)
+        .filter_map(|stored| {
+            Some(OpenEvent {
+                id: stored.id.clone(),
+                received_at: stored.received_at?,
+            })
+        })
+        .filter(|event| event.received_at <= until)
+        .filter(|event| after.is_none_or(|after| key(event) > key(after)))
+        .collect();
+    events.sort_by_key(key);
+    events.truncate(limit);
+    let next = events.last().filter(|_| events.len() == limit).cloned();
+    OpenPage { events, next }
+}
+
 /// A row as the application makes it: 42.00 usd are due, and nothing else is known.
 pub fn entity(key: EntityKey) -> Entity {
     Entity {
@@ -389,23 +415,9 @@ impl FindOpenEvents for &MemoryTables {
         limit: usize,
     ) -> Result<OpenPage, Unavailable> {
         self.read("open_events")?;
-        let key = |event: &OpenEvent| (event.received_at, event.id.clone());
-        let mut events: Vec<OpenEvent> = lock(&self.events)
-            .values()
-            .filter(|row| !row.stored.processed && row.stored.outcome == outcome)
-            .filter_map(|row| {
-                Some(OpenEvent {
-                    id: row.stored.id.clone(),
-                    received_at: row.stored.received_at?,
-                })
-            })
-            .filter(|event| event.received_at <= until)
-            .filter(|event| after.is_none_or(|after| key(event) > key(after)))
-            .collect();
-        events.sort_by_key(key);
-        events.truncate(limit);
-        let next = events.last().filter(|_| events.len() == limit).cloned();
-        Ok(OpenPage { events, next })
+        let rows = lock(&self.events);
+        let stored = rows.values().map(|row| &row.stored);
+        Ok(open_page(stored, outcome, until, after, limit))
     }
 
     async fn count_open(&self, outcome: Outcome, until: Timestamp) -> Result<usize, Unavailable> {

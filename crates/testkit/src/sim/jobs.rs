@@ -12,6 +12,8 @@ use billhook_core::ports::{
 };
 use billhook_core::time::Timestamp;
 
+use crate::memory::open_page;
+
 use super::{Port, World};
 
 impl World {
@@ -32,26 +34,11 @@ impl World {
         after: Option<&OpenEvent>,
         limit: usize,
     ) -> OpenPage {
-        let key = |event: &OpenEvent| (event.received_at, event.id.clone());
         let then = self.lagging();
         let all = self.store.events.all_as_of(then);
-        let rows = all.filter(|((of, _), row)| {
-            *of == provider.as_str() && !row.stored.processed && row.stored.outcome == outcome
-        });
-        let mut events: Vec<OpenEvent> = rows
-            .filter_map(|(_, row)| {
-                Some(OpenEvent {
-                    id: row.stored.id.clone(),
-                    received_at: row.stored.received_at?,
-                })
-            })
-            .filter(|event| event.received_at <= until)
-            .filter(|event| after.is_none_or(|after| key(event) > key(after)))
-            .collect();
-        events.sort_by_key(key);
-        events.truncate(limit);
-        let next = events.last().filter(|_| events.len() == limit).cloned();
-        OpenPage { events, next }
+        let rows = all.filter(|((of, _), _)| *of == provider.as_str());
+        let stored = rows.map(|(_, row)| &row.stored);
+        open_page(stored, outcome, until, after, limit)
     }
 }
 
