@@ -36,8 +36,8 @@ pub struct ItemFailure {
 #[error("a record of the batch has no messageId")]
 pub struct NoMessageId;
 
-/// Connections to open during init: DynamoDB speaks HTTP/1.1, so each transaction under way needs its own.
-pub const CONNECTIONS: usize = billhook_core::worker::COMMITS_AT_ONCE;
+/// Connections to open during init: DynamoDB speaks HTTP/1.1, so each call under way needs its own.
+pub const CONNECTIONS: usize = billhook_core::worker::CALLS_AT_ONCE;
 
 /// Works a batch off and tells what became of each message.
 pub async fn settle<L: Ledger, C: Clock + Pause>(

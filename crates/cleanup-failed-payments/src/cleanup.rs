@@ -283,7 +283,7 @@ where
             payments: Vec::new(),
             now,
         };
-        if let Err(error) = self.ledger.commit(Provider::Stripe, commit).await {
+        if let Err(error) = self.ledger.commit(Provider::Stripe, &[commit]).await {
             // The answer of a write that happened may have been lost, and its repetition by the SDK refused: the row
             // tells.
             let rows = self.read_again(&order.key).await?;

@@ -393,7 +393,7 @@ where
             payments: Vec::new(),
             now: self.clock.now(),
         };
-        match self.ledger(provider).commit(provider, commit).await {
+        match self.ledger(provider).commit(provider, &[commit]).await {
             Ok(()) => {
                 let word = reason.as_str();
                 tracing::info!(

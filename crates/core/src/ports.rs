@@ -140,7 +140,7 @@ pub struct Rows<R> {
     pub payments: BTreeMap<PaymentKey, PaymentRow>,
 }
 
-/// One transaction of a worker: all of it, or nothing.
+/// What belongs together in a transaction: all of it is written, or nothing.
 #[derive(Debug)]
 pub struct Commit<'a, R> {
     /// The entity moves from the version read to the next.
@@ -239,11 +239,11 @@ pub trait Ledger: Send + Sync {
         account: &AccountId,
     ) -> impl Future<Output = Result<Vec<TenantId>, Unavailable>> + Send;
 
-    /// The one transaction.
+    /// All of these in one transaction, which takes no row twice.
     fn commit(
         &self,
         provider: Provider,
-        commit: Commit<'_, Self::Row>,
+        commits: &[Commit<'_, Self::Row>],
     ) -> impl Future<Output = Result<(), CommitError>> + Send;
 }
 

@@ -206,7 +206,7 @@ pub(crate) async fn repair(
             payments: Vec::new(),
             now,
         };
-        match ledger.commit(Provider::Stripe, commit).await {
+        match ledger.commit(Provider::Stripe, &[commit]).await {
             Ok(()) => return Ok(()),
             Err(CommitError::LostRace | CommitError::Busy(_)) => {}
             Err(error) => return Err(error).with_context(|| format!("cannot write {key}")),

@@ -110,32 +110,37 @@ impl<L: Ledger> Ledger for Shown<L> {
         self.ledger.tenants_of(account).await
     }
 
-    async fn commit(&self, _: Provider, commit: Commit<'_, L::Row>) -> Result<(), CommitError> {
-        let changes = commit
-            .entity
-            .map(|(entity, _, next)| (entity.key.to_string(), changed(entity, next, commit.now)));
-        let (entity, changes) = changes.unwrap_or_default();
-        let mut rows = Vec::new();
-        for concluded in &commit.events {
-            let outcome = concluded.verdict.outcome().as_str();
-            let row = |column: &str, before: &Value, after: &Value| {
-                json!({ "event_id": concluded.event.as_str(), "outcome": outcome, "reason": concluded.verdict.reason(),
-                    "entity": (!entity.is_empty()).then_some(&entity), "column": column, "before": before, "after": after })
-            };
-            if changes.is_empty() {
-                rows.push(row("-", &Value::Null, &Value::Null));
-            }
-            rows.extend(
-                changes
-                    .iter()
-                    .map(|(column, before, after)| row(column, before, after)),
-            );
-        }
+    async fn commit(&self, _: Provider, commits: &[Commit<'_, L::Row>]) -> Result<(), CommitError> {
         if let Ok(mut shown) = self.rows.lock() {
-            shown.extend(rows);
+            shown.extend(commits.iter().flat_map(rows));
         }
         Ok(())
     }
+}
+
+/// What a commit would change: a row for each column, and for each of its events.
+fn rows<R>(commit: &Commit<'_, R>) -> Vec<Value> {
+    let changes = commit
+        .entity
+        .map(|(entity, _, next)| (entity.key.to_string(), changed(entity, next, commit.now)));
+    let (entity, changes) = changes.unwrap_or_default();
+    let mut rows = Vec::new();
+    for concluded in &commit.events {
+        let outcome = concluded.verdict.outcome().as_str();
+        let row = |column: &str, before: &Value, after: &Value| {
+            json!({ "event_id": concluded.event.as_str(), "outcome": outcome, "reason": concluded.verdict.reason(),
+                    "entity": (!entity.is_empty()).then_some(&entity), "column": column, "before": before, "after": after })
+        };
+        if changes.is_empty() {
+            rows.push(row("-", &Value::Null, &Value::Null));
+        }
+        rows.extend(
+            changes
+                .iter()
+                .map(|(column, before, after)| row(column, before, after)),
+        );
+    }
+    rows
 }
 
 /// The columns of an entity that differ, before and after.

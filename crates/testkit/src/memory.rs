@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use billhook_core::cleanup::OpenPayment;
-use billhook_core::entity::{Columns, Derived, Entity, EntityKey, Facts};
+use billhook_core::entity::{Columns, Derived, Entity, EntityKey, Facts, Next};
 use billhook_core::event::stripe_types::{IntentStatus, SessionStatus};
 use billhook_core::ids::{
     AccountId, CheckoutSessionId, EventId, OrderId, PaymentIntentId, PieceId, Provider, TenantId,
@@ -722,7 +722,7 @@ impl Ledger for &MemoryTables {
             .collect())
     }
 
-    async fn commit(&self, _: Provider, commit: Commit<'_, ()>) -> Result<(), CommitError> {
+    async fn commit(&self, _: Provider, commits: &[Commit<'_, ()>]) -> Result<(), CommitError> {
         self.count("commit");
         let first = lock(&self.before_commit).pop_front();
         if let Some(rival) = first {
@@ -732,32 +732,30 @@ impl Ledger for &MemoryTables {
         if fault == Some(Fault::Before) {
             return Err(unreachable("commit").into());
         }
-        // As DynamoDB: no two actions of a transaction on one row.
-        let ids: BTreeSet<&EventId> = commit
-            .events
-            .iter()
-            .map(|concluded| &concluded.event)
-            .collect();
-        if ids.len() != commit.events.len() {
-            return Err(CommitError::Refused("two actions on one row".to_owned()));
+        if let Some(refusal) = refusal(commits) {
+            return Err(CommitError::Refused(refusal.to_owned()));
         }
-        if let (Some((_, (), next)), Some(most)) = (&commit.entity, *lock(&self.facts_bytes_max)) {
-            let facts = serde_json::to_string(&next.facts).unwrap_or_default();
-            if facts.len() > most {
+        let moves = || commits.iter().filter_map(|commit| commit.entity);
+        let concluded = || commits.iter().flat_map(|commit| &commit.events);
+        let writes = || commits.iter().flat_map(|commit| &commit.payments);
+        if let Some(most) = *lock(&self.facts_bytes_max) {
+            let bytes =
+                |next: &Next| serde_json::to_string(&next.facts).map_or(0, |facts| facts.len());
+            if moves().any(|(.., next)| bytes(next) > most) {
                 return Err(CommitError::Refused("the row is too large".to_owned()));
             }
         }
         let mut events = lock(&self.events);
         let mut entities = lock(&self.entities);
         let mut payments = lock(&self.payments);
-        let entity_stands = commit.entity.as_ref().is_none_or(|(read, ..)| {
+        let entities_stand = moves().all(|(read, ..)| {
             entities.get(&read.key).is_some_and(|row| {
                 row.version == read.version
                     && row.columns == read.columns
                     && row.tenant == read.tenant
             })
         });
-        let events_stand = commit.events.iter().all(|concluded| {
+        let events_stand = concluded().all(|concluded| {
             events
                 .get(&concluded.event)
                 .is_some_and(|row| match concluded.waited {
@@ -765,15 +763,15 @@ impl Ledger for &MemoryTables {
                     false => !row.stored.processed,
                 })
         });
-        let payments_stand = commit.payments.iter().all(|(key, write)| {
+        let payments_stand = writes().all(|(key, write)| {
             let (PaymentWrite::Link { version, .. } | PaymentWrite::Wait { version, .. }) = write;
             let row = payments.get(&key.row_key()).cloned().unwrap_or_default();
             row.version == *version && row.entity.is_none()
         });
-        if !(entity_stands && events_stand && payments_stand) {
+        if !(entities_stand && events_stand && payments_stand) {
             return Err(CommitError::LostRace);
         }
-        if let Some((read, (), next)) = commit.entity {
+        for (read, (), next) in moves() {
             let mut row = read.clone();
             row.version += 1;
             row.facts = next.facts.clone();
@@ -789,7 +787,7 @@ impl Ledger for &MemoryTables {
             row.derived = next.derived.clone();
             entities.insert(row.key.clone(), row);
         }
-        for concluded in commit.events {
+        for concluded in concluded() {
             if let Some(row) = events.get_mut(&concluded.event) {
                 row.stored.outcome = concluded.verdict.outcome();
                 row.stored.processed = row.stored.outcome.is_done();
@@ -797,16 +795,16 @@ impl Ledger for &MemoryTables {
                 row.attempts += 1;
             }
         }
-        for (key, write) in commit.payments {
+        for (key, write) in writes() {
             let row = payments.entry(key.row_key()).or_default();
             row.version += 1;
             match write {
                 PaymentWrite::Link { entity, .. } => {
-                    row.entity = Some(entity);
+                    row.entity = Some(entity.clone());
                     row.waiting.clear();
                 }
                 PaymentWrite::Wait { events, .. } => {
-                    row.waiting.extend(events);
+                    row.waiting.extend(events.iter().cloned());
                 }
             }
         }
@@ -815,4 +813,23 @@ impl Ledger for &MemoryTables {
             _ => Ok(()),
         }
     }
+}
+
+/// What DynamoDB refuses whatever the rows hold: two actions of a transaction on one row, or more than 100.
+pub(crate) fn refusal<R>(commits: &[Commit<'_, R>]) -> Option<&'static str> {
+    let mut rows = BTreeSet::new();
+    for commit in commits {
+        let entity = commit.entity.iter().map(|(read, ..)| read.key.to_string());
+        let events = commit
+            .events
+            .iter()
+            .map(|concluded| concluded.event.to_string());
+        let payments = commit.payments.iter().map(|(key, _)| key.row_key());
+        for row in entity.chain(events).chain(payments) {
+            if !rows.insert(row) {
+                return Some("two actions on one row");
+            }
+        }
+    }
+    (rows.len() > 100).then_some("more than 100 actions")
 }

@@ -436,23 +436,32 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
         Ok(tenants)
     }
 
-    async fn commit(&self, provider: Provider, commit: Commit<'_, Row>) -> Result<(), CommitError> {
+    async fn commit(
+        &self,
+        provider: Provider,
+        commits: &[Commit<'_, Row>],
+    ) -> Result<(), CommitError> {
         let mut updates = Vec::new();
-        if let Some((entity, row, next)) = commit.entity {
-            updates.push(self.entity_update(entity, row, next, commit.now)?);
-        }
-        for concluded in &commit.events {
-            updates.push(self.event_update(concluded, commit.now)?);
-        }
-        for (payment, write) in &commit.payments {
-            updates.push(self.payment_update(payment, write)?);
+        for commit in commits {
+            if let Some((entity, row, next)) = commit.entity {
+                updates.push(self.entity_update(entity, row, next, commit.now)?);
+            }
+            for concluded in &commit.events {
+                updates.push(self.event_update(concluded, commit.now)?);
+            }
+            for (payment, write) in &commit.payments {
+                updates.push(self.payment_update(payment, write)?);
+            }
         }
         // One row alone needs no transaction, which costs twice.
         match <[Update; 1]>::try_from(updates) {
             Ok([update]) => self.update_one(update).await,
             Err(updates) => self.update_all(updates).await,
         }?;
-        if let Some((entity, _, next)) = commit.entity {
+        for commit in commits {
+            let Some((entity, _, next)) = commit.entity else {
+                continue;
+            };
             metrics::written(provider, entity, next);
             let event_id = commit
                 .events

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::stream::{self, StreamExt as _};
 
-use super::{Candidate, Failure, Finding, READS_AT_ONCE, Worker};
+use super::{CALLS_AT_ONCE, Candidate, Failure, Finding, Worker};
 use crate::entity::{Entity, EntityKey};
 use crate::ids::{AccountId, PaymentIntentId, PieceId};
 use crate::inbox::{IgnoreReason, ParkReason, Verdict};
@@ -152,12 +152,12 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
             let bearing = self.ledger.bearing_intent(&intent).await;
             (intent, bearing.map_err(|error| chain(&error)))
         });
-        let by_intent = asked.buffer_unordered(READS_AT_ONCE).collect().await;
+        let by_intent = asked.buffer_unordered(CALLS_AT_ONCE).collect().await;
         let asked = stream::iter(pieces).map(async |piece| {
             let bearing = self.ledger.bearing_piece(&piece).await;
             (piece, bearing.map_err(|error| chain(&error)))
         });
-        let by_piece = asked.buffer_unordered(READS_AT_ONCE).collect().await;
+        let by_piece = asked.buffer_unordered(CALLS_AT_ONCE).collect().await;
         Hints {
             linked_here,
             by_intent,

@@ -1,9 +1,10 @@
 //! The worker: a batch of messages in, one report per message out, and one per event that was settled along with them.
 //!
-//! A batch is settled in rounds. Each round reads what is still open, decides, and commits one transaction per entity;
-//! whoever loses a race, or learns that something changed, is simply open in the next round. Guarantees: a message is
-//! reported done only if its event was seen done or made so; one bad record never keeps another from being tried.
-//! It does not keep order: merging makes order irrelevant. `find` says whose an event is, `settle` writes it.
+//! A batch is settled in rounds. Each round reads what is still open, decides, and commits all entities in one
+//! transaction, or each in its own where that fails; whoever loses a race, or learns that something changed, is simply
+//! open in the next round. Guarantees: a message is reported done only if its event was seen done or made so; one bad
+//! record never keeps another from being tried. It does not keep order: merging makes order irrelevant. `find` says
+//! whose an event is, `settle` writes it.
 
 mod find;
 mod settle;
@@ -33,10 +34,10 @@ const ROUNDS_MAX: u32 = 5;
 const EVENTS_PER_COMMIT_MAX: usize = 50;
 /// Their rows together: DynamoDB takes 4 MB in one transaction, and the entity's row is in it too.
 const BYTES_PER_COMMIT_MAX: usize = 3_000_000;
-/// Transactions under way at once: as many as there are connections to keep warm.
-pub const COMMITS_AT_ONCE: usize = 4;
-/// Index queries under way at once.
-const READS_AT_ONCE: usize = COMMITS_AT_ONCE;
+/// DynamoDB takes so many rows in one transaction.
+const ROWS_PER_COMMIT_MAX: usize = 100;
+/// Calls under way at once: as many as there are connections to keep warm.
+pub const CALLS_AT_ONCE: usize = 4;
 /// What a last transaction and the marking of failures may need.
 pub const TIME_TO_FINISH: Duration = Duration::from_secs(2);
 
@@ -390,12 +391,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                 for (payment, group) in waits {
                     findings.extend(self.wait(payment, group, &rows).await);
                 }
-                let settling: Vec<_> = stream::iter(groups)
-                    .map(|(key, group)| self.settle_isolated(key, group, &rows, deadline))
-                    .buffer_unordered(COMMITS_AT_ONCE)
-                    .collect()
-                    .await;
-                findings.extend(settling.into_iter().flatten());
+                findings.extend(self.settle(groups, &rows, deadline).await);
             }
             Err(error) => {
                 let ids = candidates
@@ -410,7 +406,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
             .map(|concluded| self.conclude(concluded));
         findings.extend(
             stream::iter(concluding)
-                .buffer_unordered(COMMITS_AT_ONCE)
+                .buffer_unordered(CALLS_AT_ONCE)
                 .collect::<Vec<_>>()
                 .await,
         );

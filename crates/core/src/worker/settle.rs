@@ -1,15 +1,19 @@
-//! One entity's part of a round: its events decided together, committed in one transaction.
+//! The entities' part of a round: each one's events are decided together, and all are committed in one transaction.
+//! Where that fails, whatever the reason, each entity is tried by itself, so that none fails for another's sake.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::slice;
 
 use futures_util::FutureExt as _;
+use futures_util::stream::{self, StreamExt as _};
 
 use super::find::is_owners;
 use super::{
-    BYTES_PER_COMMIT_MAX, Candidate, Done, EVENTS_PER_COMMIT_MAX, Failure, Finding, Worker,
+    BYTES_PER_COMMIT_MAX, CALLS_AT_ONCE, Candidate, Done, EVENTS_PER_COMMIT_MAX, Failure, Finding,
+    ROWS_PER_COMMIT_MAX, Worker,
 };
-use crate::entity::{Entity, EntityKey, Facts};
+use crate::entity::{Entity, EntityKey, Facts, Next};
 use crate::ids::{EventId, Provider};
 use crate::inbox::{Outcome, ParkReason, Verdict};
 use crate::merge::Merge as _;
@@ -20,38 +24,104 @@ use crate::ports::{
 use crate::retry::chain;
 use crate::time::Timestamp;
 
-impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
-    pub(super) async fn settle_isolated(
-        &self,
-        key: EntityKey,
-        group: Vec<Candidate>,
-        rows: &Rows<L::Row>,
-        deadline: Timestamp,
-    ) -> Vec<Finding> {
-        let ids: Vec<EventId> = group
-            .iter()
-            .map(|candidate| candidate.stored.id.clone())
-            .collect();
-        let settling = AssertUnwindSafe(self.settle(key, group, rows, deadline)).catch_unwind();
-        match settling.await {
-            Ok(findings) => findings,
-            Err(_) => ids
-                .iter()
-                .map(|id| Finding::failed(id, Failure::Panicked))
-                .collect(),
+/// What one entity's transaction is made of.
+struct Plan<'a, R> {
+    entity: &'a Entity,
+    row: &'a R,
+    /// The batch's own events, then those that waited for its payments.
+    group: Vec<Candidate>,
+    /// How many are the batch's own.
+    own: usize,
+    links: Vec<(PaymentKey, PaymentRow)>,
+}
+
+impl<R> Plan<'_, R> {
+    fn rows(&self) -> usize {
+        1 + self.group.len() + self.links.len()
+    }
+
+    fn bytes(&self) -> usize {
+        self.group.iter().map(|candidate| candidate.row_bytes).sum()
+    }
+
+    fn next(&self, now: Timestamp) -> Next {
+        let mut facts = Facts::default();
+        for candidate in &self.group {
+            facts.merge(candidate.claim.facts.clone());
+        }
+        self.entity.with(facts, now)
+    }
+
+    fn commit<'b>(&'b self, next: &'b Next, now: Timestamp) -> Commit<'b, R> {
+        let link = |(payment, row): &(PaymentKey, PaymentRow)| {
+            let link = PaymentWrite::Link {
+                entity: self.entity.key.clone(),
+                version: row.version,
+            };
+            (payment.clone(), link)
+        };
+        let concluded = |candidate: &Candidate| candidate.concluded(Verdict::Processed);
+        Commit {
+            entity: Some((self.entity, self.row, next)),
+            events: self.group.iter().map(concluded).collect(),
+            payments: self.links.iter().map(link).collect(),
+            now,
         }
     }
 
-    /// Decides the events of one entity together and commits them in one transaction.
-    async fn settle(
+    fn processed(&self) -> impl Iterator<Item = Finding> {
+        self.group
+            .iter()
+            .map(|candidate| candidate.processed_into(&self.entity.key))
+    }
+}
+
+impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
+    pub(super) async fn settle(
         &self,
-        key: EntityKey,
-        mut group: Vec<Candidate>,
+        groups: BTreeMap<EntityKey, Vec<Candidate>>,
         rows: &Rows<L::Row>,
         deadline: Timestamp,
     ) -> Vec<Finding> {
+        let planning = groups.into_iter().map(|(key, group)| async move {
+            let ids = ids(&group);
+            let planned = caught(self.plan(key, group, rows, deadline)).await;
+            planned.unwrap_or_else(|| (None, panicked(&ids)))
+        });
+        let planned: Vec<_> = stream::iter(planning)
+            .buffer_unordered(CALLS_AT_ONCE)
+            .collect()
+            .await;
+        let (plans, findings): (Vec<_>, Vec<_>) = planned.into_iter().unzip();
+        let plans: Vec<Plan<'_, L::Row>> = plans.into_iter().flatten().collect();
+        let mut findings: Vec<Finding> = findings.into_iter().flatten().collect();
+        if caught(self.is_committed_together(&plans)).await == Some(true) {
+            findings.extend(plans.iter().flat_map(Plan::processed));
+            return findings;
+        }
+        let settling = plans.into_iter().map(|plan| async move {
+            let ids = ids(&plan.group);
+            let settled = caught(self.settle_alone(plan, rows, deadline)).await;
+            settled.unwrap_or_else(|| panicked(&ids))
+        });
+        let settled: Vec<_> = stream::iter(settling)
+            .buffer_unordered(CALLS_AT_ONCE)
+            .collect()
+            .await;
+        findings.extend(settled.into_iter().flatten());
+        findings
+    }
+
+    /// What is to be committed for one entity; and what became of the events that are not part of it.
+    async fn plan<'a>(
+        &self,
+        key: EntityKey,
+        group: Vec<Candidate>,
+        rows: &'a Rows<L::Row>,
+        deadline: Timestamp,
+    ) -> (Option<Plan<'a, L::Row>>, Vec<Finding>) {
         if self.is_late(deadline) {
-            return failed(&group, &Failure::OutOfTime).collect();
+            return (None, failed(&group, &Failure::OutOfTime).collect());
         }
         let Some((entity, row)) = rows.entities.get(&key) else {
             let reason = if rows.unreadable.contains_key(&key) {
@@ -59,21 +129,18 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
             } else {
                 unknown(self.provider, &key)
             };
-            return self.conclude_each(group, reason).await;
+            return (None, self.conclude_each(group, reason).await);
         };
         let (mut group, foreign): (Vec<_>, Vec<_>) = group
-            .drain(..)
+            .into_iter()
             .partition(|candidate| is_owners(entity, candidate));
         let mut findings = self.conclude_each(foreign, ParkReason::CrossTenant).await;
         // What does not fit stays open for the next round.
         let over = group.split_off(fitting(&group));
-        let busy =
-            Failure::Infrastructure("more events of one entity than fit a transaction".to_owned());
-        findings.extend(failed(&over, &busy));
+        findings.extend(failed(&over, &too_many()));
         if group.is_empty() {
-            return findings;
+            return (None, findings);
         }
-
         let links = new_links(entity, &group, rows);
         let own = group.len();
         match self.released(entity, &group, &links).await {
@@ -83,69 +150,70 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
             }
             Err(error) => {
                 findings.extend(failed(&group, &error.into()));
-                return findings;
+                return (None, findings);
             }
         }
-        let mut committed = self.commit(entity, row, &group, &links).await;
-        let mut released = group.split_off(own);
-        if !released.is_empty() && matches!(committed, Err(CommitError::Refused(_))) {
+        let plan = Plan {
+            entity,
+            row,
+            group,
+            own,
+            links,
+        };
+        (Some(plan), findings)
+    }
+
+    async fn is_committed_together(&self, plans: &[Plan<'_, L::Row>]) -> bool {
+        let rows: usize = plans.iter().map(Plan::rows).sum();
+        let bytes: usize = plans.iter().map(Plan::bytes).sum();
+        let fit = rows <= ROWS_PER_COMMIT_MAX && bytes <= BYTES_PER_COMMIT_MAX;
+        plans.len() > 1 && fit && self.commit(plans).await.is_ok()
+    }
+
+    /// Commits the events of one entity: all of them, or as many as the store takes.
+    async fn settle_alone(
+        &self,
+        mut plan: Plan<'_, L::Row>,
+        rows: &Rows<L::Row>,
+        deadline: Timestamp,
+    ) -> Vec<Finding> {
+        if self.is_late(deadline) {
+            return failed(&plan.group, &Failure::OutOfTime).collect();
+        }
+        let mut findings = Vec::new();
+        let mut committed = self.commit(slice::from_ref(&plan)).await;
+        if plan.group.len() > plan.own && matches!(committed, Err(CommitError::Refused(_))) {
             // What waited may have made it too large: then it is left to the sweep.
-            released.clear();
-            committed = self.commit(entity, row, &group, &links).await;
+            plan.group.truncate(plan.own);
+            committed = self.commit(slice::from_ref(&plan)).await;
         }
         // Too large together: half of them, until the one that is too large stands alone.
-        while group.len() > 1 && matches!(committed, Err(CommitError::Refused(_))) {
-            let rest = group.split_off(group.len() / 2);
-            findings.extend(failed(&rest, &busy));
-            let links = new_links(entity, &group, rows);
-            committed = self.commit(entity, row, &group, &links).await;
+        while plan.group.len() > 1 && matches!(committed, Err(CommitError::Refused(_))) {
+            let rest = plan.group.split_off(plan.group.len() / 2);
+            findings.extend(failed(&rest, &too_many()));
+            plan.links = new_links(plan.entity, &plan.group, rows);
+            committed = self.commit(slice::from_ref(&plan)).await;
         }
         match committed {
-            Ok(()) => findings.extend(
-                group
-                    .iter()
-                    .chain(&released)
-                    .map(|candidate| candidate.processed_into(&key)),
-            ),
+            Ok(()) => findings.extend(plan.processed()),
             Err(CommitError::Refused(_)) => {
-                findings.extend(self.conclude_each(group, ParkReason::EntityTooLarge).await);
+                let reason = ParkReason::EntityTooLarge;
+                findings.extend(self.conclude_each(plan.group, reason).await);
             }
             Err(error) => {
                 let failure = Failure::Infrastructure(chain(&error));
-                findings.extend(failed(&group, &failure));
+                findings.extend(failed(&plan.group, &failure));
             }
         }
         findings
     }
 
-    async fn commit(
-        &self,
-        entity: &Entity,
-        row: &L::Row,
-        group: &[Candidate],
-        links: &[(PaymentKey, PaymentRow)],
-    ) -> Result<(), CommitError> {
-        let mut facts = Facts::default();
-        for candidate in group {
-            facts.merge(candidate.claim.facts.clone());
-        }
+    async fn commit(&self, plans: &[Plan<'_, L::Row>]) -> Result<(), CommitError> {
         let now = self.clock.now();
-        let next = entity.with(facts, now);
-        let link = |(payment, row): &(PaymentKey, PaymentRow)| {
-            let link = PaymentWrite::Link {
-                entity: entity.key.clone(),
-                version: row.version,
-            };
-            (payment.clone(), link)
-        };
-        let concluded = |candidate: &Candidate| candidate.concluded(Verdict::Processed);
-        let commit = Commit {
-            entity: Some((entity, row, &next)),
-            events: group.iter().map(concluded).collect(),
-            payments: links.iter().map(link).collect(),
-            now,
-        };
-        self.ledger.commit(self.provider, commit).await
+        let nexts: Vec<Next> = plans.iter().map(|plan| plan.next(now)).collect();
+        let commits = plans.iter().zip(&nexts);
+        let commits: Vec<_> = commits.map(|(plan, next)| plan.commit(next, now)).collect();
+        self.ledger.commit(self.provider, &commits).await
     }
 
     /// The events that waited for these links, as if they had come in the same batch. One that can no longer be read,
@@ -236,7 +304,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
             payments: payments.into_iter().collect(),
             now: self.clock.now(),
         };
-        let committed = self.ledger.commit(self.provider, commit).await;
+        let committed = self.ledger.commit(self.provider, &[commit]).await;
         let failed = committed
             .err()
             .map(|error| Failure::Infrastructure(chain(&error)));
@@ -248,7 +316,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
     }
 
     async fn finding(&self, concluded: Concluded, commit: Commit<'_, L::Row>) -> Finding {
-        match self.ledger.commit(self.provider, commit).await {
+        match self.ledger.commit(self.provider, &[commit]).await {
             Ok(()) => ended(concluded),
             Err(error) => {
                 let failure = Failure::Infrastructure(chain(&error));
@@ -272,6 +340,25 @@ fn failed(group: &[Candidate], failure: &Failure) -> impl Iterator<Item = Findin
     group
         .iter()
         .map(|candidate| Finding::failed(&candidate.stored.id, failure.clone()))
+}
+
+fn too_many() -> Failure {
+    Failure::Infrastructure("more events of one entity than fit a transaction".to_owned())
+}
+
+fn ids(group: &[Candidate]) -> Vec<EventId> {
+    let ids = group.iter().map(|candidate| candidate.stored.id.clone());
+    ids.collect()
+}
+
+fn panicked(ids: &[EventId]) -> Vec<Finding> {
+    let failed = |id| Finding::failed(id, Failure::Panicked);
+    ids.iter().map(failed).collect()
+}
+
+/// Nothing where it panicked: what one record does must not end the others.
+async fn caught<T>(future: impl Future<Output = T>) -> Option<T> {
+    AssertUnwindSafe(future).catch_unwind().await.ok()
 }
 
 fn ended(concluded: Concluded) -> Finding {

@@ -776,6 +776,105 @@ async fn a_batch_for_one_order_is_two_reads_and_one_transaction() {
     assert_eq!(calls.get("bearing_intent"), None);
 }
 
+const THREE: [&str; 3] = ["ord_1", "ord_2", "ord_a"];
+
+fn payments_of_three_orders() -> [Value; 3] {
+    let paid = |n: usize| {
+        let (event, payment) = (format!("evt_{n}"), format!("pi_{n}"));
+        intent_succeeded(&event, T, &payment, named(THREE[n]), 4200)
+    };
+    [0, 1, 2].map(paid)
+}
+
+fn commits(tables: &MemoryTables) -> usize {
+    tables.calls.lock().unwrap()["commit"]
+}
+
+#[tokio::test]
+async fn a_batch_for_several_entities_is_two_reads_and_one_transaction() {
+    let tables = tables();
+    deliver(&tables, Provider::Stripe, &payments_of_three_orders()).await;
+    for id in THREE {
+        assert_eq!(status(&tables, id), ("completed".into(), "paid".into()));
+    }
+    let calls = tables.calls.lock().unwrap();
+    assert_eq!((calls["events"], calls["rows"], calls["commit"]), (1, 1, 1));
+}
+
+#[tokio::test]
+async fn an_edited_row_keeps_no_other_entity_from_its_transaction() {
+    let tables = tables();
+    tables.before_commit.lock().unwrap().push_back(|tables| {
+        let mut entities = tables.entities.lock().unwrap();
+        entities.get_mut(&order("ord_2")).unwrap().version += 1;
+    });
+    deliver(&tables, Provider::Stripe, &payments_of_three_orders()).await;
+    let versions = THREE.map(|id| entity(&tables, &order(id)).version);
+    // All three together, each alone, and the edited one as it stands now.
+    assert_eq!((versions, commits(&tables)), ([1, 2, 1], 1 + 3 + 1));
+}
+
+#[tokio::test]
+async fn a_row_that_is_too_large_keeps_no_other_entity_from_its_transaction() {
+    let tables = tables();
+    let failed = |n: i64| {
+        let (event, charge) = (format!("evt_f{n}"), format!("ch_{n}"));
+        intent_failed(&event, T + n, "pi_f", named("ord_2"), &charge)
+    };
+    deliver(&tables, Provider::Stripe, &[1, 2, 3, 4, 5].map(failed)).await;
+    let facts = serde_json::to_string(&entity(&tables, &order("ord_2")).facts).unwrap();
+    *tables.facts_bytes_max.lock().unwrap() = Some(facts.len());
+    deliver(&tables, Provider::Stripe, &payments_of_three_orders()).await;
+    let outcomes = ["evt_0", "evt_1", "evt_2"].map(|id| outcome(&tables, id));
+    let large = parked("entity_too_large");
+    assert_eq!(outcomes, [processed(), large, processed()]);
+}
+
+#[tokio::test]
+async fn two_orders_that_claim_one_payment_are_not_settled_together() {
+    let tables = tables();
+    let claims = ["ord_1", "ord_2"].map(|id| {
+        let event = format!("evt_{id}");
+        intent_succeeded(&event, T, "pi_1", named(id), 4200)
+    });
+    deliver(&tables, Provider::Stripe, &claims).await;
+    let mut outcomes = ["evt_ord_1", "evt_ord_2"].map(|id| outcome(&tables, id));
+    outcomes.sort_by_key(|(outcome, _)| *outcome != Outcome::Processed);
+    assert_eq!(outcomes, [processed(), parked("link_conflict")]);
+}
+
+#[tokio::test]
+async fn a_transaction_of_several_whose_answer_was_lost_is_not_applied_twice() {
+    let tables = tables();
+    tables
+        .writes
+        .then([None, None, None, Some(Fault::AnswerLost)]);
+    let reports = deliver(&tables, Provider::Stripe, &payments_of_three_orders()).await;
+    let done = Ok(Done::Already(Outcome::Processed));
+    assert!(reports.values().all(|report| report.result == done));
+    let versions = THREE.map(|id| entity(&tables, &order(id)).version);
+    assert_eq!(versions, [1, 1, 1]);
+}
+
+#[tokio::test]
+async fn entities_that_do_not_fit_one_transaction_together_get_one_each() {
+    let tables = tables();
+    let large = |n: usize| {
+        let mut event = payments_of_three_orders()[n % 2].clone();
+        event["id"] = json!(format!("evt_{n}"));
+        event["data"]["object"]["description"] = json!("x".repeat(400_000));
+        event
+    };
+    deliver(
+        &tables,
+        Provider::Stripe,
+        &[0, 1, 2, 3, 4, 5, 6, 7].map(large),
+    )
+    .await;
+    let versions = THREE.map(|id| entity(&tables, &order(id)).version);
+    assert_eq!((versions, commits(&tables)), ([1, 1, 0], 2));
+}
+
 #[tokio::test]
 async fn what_does_not_fit_one_transaction_goes_into_the_next() {
     let tables = tables();

@@ -15,6 +15,7 @@ use billhook_core::ports::{
 use billhook_core::time::Timestamp;
 
 use super::{Call, Mutant, Port, Service, World};
+use crate::memory::refusal;
 
 /// The most that an index is behind.
 const LAG: Duration = Duration::from_secs(3);
@@ -270,13 +271,23 @@ impl World {
         &mut self,
         provider: Provider,
         by: &str,
-        commit: &OwnCommit,
+        commits: &[OwnCommit],
     ) -> Result<(), CommitError> {
-        if !self.stands(provider, commit) {
+        if !commits.iter().all(|commit| self.stands(provider, commit)) {
             self.sometimes("lost race");
             self.tell(|| format!("{by:<14} lost a race"));
             return Err(CommitError::LostRace);
         }
+        if commits.len() > 1 {
+            self.sometimes("several entities in one transaction");
+        }
+        for commit in commits {
+            self.write(provider, by, commit);
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, provider: Provider, by: &str, commit: &OwnCommit) {
         let now = self.now();
         let mut written = Written {
             at: now,
@@ -321,7 +332,6 @@ impl World {
             self.store.payments.put(now, key.row_key(), row.clone());
         }
         self.store.written.push(written);
-        Ok(())
     }
 
     fn move_entity(
@@ -463,16 +473,27 @@ impl Ledger for Port {
         Ok(found.await?)
     }
 
-    async fn commit(&self, provider: Provider, commit: Commit<'_, ()>) -> Result<(), CommitError> {
-        let own = OwnCommit {
-            entity: commit
-                .entity
-                .map(|(read, (), next)| (read.clone(), next.clone())),
-            events: commit.events,
-            payments: commit.payments,
-        };
-        let key = own.entity.as_ref().map(|(read, _)| read.key.to_string());
-        let of = key.unwrap_or_default();
+    async fn commit(
+        &self,
+        provider: Provider,
+        commits: &[Commit<'_, ()>],
+    ) -> Result<(), CommitError> {
+        if let Some(refusal) = refusal(commits) {
+            return Err(CommitError::Refused(refusal.to_owned()));
+        }
+        let own: Vec<OwnCommit> = commits
+            .iter()
+            .map(|commit| OwnCommit {
+                entity: commit
+                    .entity
+                    .map(|(read, (), next)| (read.clone(), next.clone())),
+                events: commit.events.clone(),
+                payments: commit.payments.clone(),
+            })
+            .collect();
+        let moved = own.iter().filter_map(|own| own.entity.as_ref());
+        let of: Vec<String> = moved.map(|(read, _)| read.key.to_string()).collect();
+        let of = of.join(" ");
         let by = self.name().to_owned();
         let mut is_done = false;
         let answer = self.call(writes("commit"), &of, move |world| {
