@@ -7,30 +7,24 @@ use std::time::Duration;
 
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::SharedCredentialsProvider;
+use aws_sdk_sqs::config::SharedHttpClient;
 use aws_sdk_sqs::config::http::HttpRequest;
 use aws_sdk_sqs::config::retry::RetryConfig;
 use aws_sdk_sqs::config::timeout::TimeoutConfig;
 use aws_sdk_sqs::config::{BehaviorVersion, Region};
 use aws_sdk_sqs::error::SdkError;
-use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use aws_smithy_types::body::SdkBody;
 use aws_types::SdkConfig;
 use futures_util::future::{join, join_all};
 
 use crate::config::{ConfigError, Lookup, Reader};
 
-/// A connection within a region stands in about a millisecond; a second means that the address does not answer.
-const CONNECT_MAX: Duration = Duration::from_secs(1);
-/// Until the first byte of the answer.
-const READ_MAX: Duration = Duration::from_secs(3);
 /// One try: connecting, sending, and reading the whole answer.
 const ATTEMPT_MAX: Duration = Duration::from_millis(3500);
 /// All tries together. Below the workers' 10 s, so that a failure is told instead of cut off, and four of them, as a
 /// delivery has at most (a secret, its version before, put, send), below ingress's 25 s.
 pub const OPERATION_MAX: Duration = Duration::from_secs(6);
 const ATTEMPTS_MAX: u32 = 3;
-/// AWS drops connections that idle for about a minute; after a freeze an older one is surely dead.
-const IDLE_MAX: Duration = Duration::from_secs(50);
 /// Opening connections is a favour to the first event and must not hold up the start, which Lambda ends after 10 s.
 const WARM_MAX: Duration = Duration::from_secs(2);
 
@@ -71,7 +65,9 @@ impl Aws {
         let secrets_manager = endpoint("AWS_ENDPOINT_URL_SECRETS_MANAGER");
         let ssm_endpoint = endpoint("AWS_ENDPOINT_URL_SSM");
 
-        let shared = shared_settings(region, credentials);
+        let http = crate::http::client();
+        let http = http.map_err(|error| read.fault(format!("TLS cannot be set up: {error}")));
+        let shared = shared_settings(region, credentials, http.ok());
         macro_rules! client {
             ($sdk:ident, $endpoint:expr) => {{
                 let mut settings = $sdk::config::Builder::from(&shared);
@@ -154,25 +150,23 @@ impl Aws {
     }
 }
 
-fn shared_settings(region: String, credentials: Credentials) -> SdkConfig {
-    let http = aws_smithy_http_client::Builder::new()
-        .pool_idle_timeout(IDLE_MAX)
-        .tls_provider(Provider::Rustls(CryptoMode::Ring))
-        .build_https();
+fn shared_settings(
+    region: String,
+    credentials: Credentials,
+    http: Option<SharedHttpClient>,
+) -> SdkConfig {
     let limits = TimeoutConfig::builder()
-        .connect_timeout(CONNECT_MAX)
-        .read_timeout(READ_MAX)
         .operation_attempt_timeout(ATTEMPT_MAX)
         .operation_timeout(OPERATION_MAX)
         .build();
-    SdkConfig::builder()
+    let mut settings = SdkConfig::builder()
         .behavior_version(BehaviorVersion::v2026_01_12())
         .region(Region::new(region))
         .credentials_provider(SharedCredentialsProvider::new(credentials))
-        .http_client(http)
         .timeout_config(limits)
-        .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS_MAX))
-        .build()
+        .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS_MAX));
+    settings.set_http_client(http);
+    settings.build()
 }
 
 fn name_no_operation(request: &mut HttpRequest) {

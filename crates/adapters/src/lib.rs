@@ -13,6 +13,7 @@ pub mod telemetry;
 // What it talks to.
 pub mod batch;
 pub mod dynamodb;
+mod http;
 pub mod secrets;
 pub mod sqs;
 pub mod stripe;

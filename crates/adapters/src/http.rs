@@ -1,0 +1,86 @@
+//! The HTTP client beneath the SDK: HTTP/1.1 over hyper's pool, TLS by rustls on ring with the system's roots.
+//!
+//! Stands for `aws-smithy-http-client`, which brings HTTP/2 and proxies, a megabyte that no call of a function uses
+//! (`docs/adr/0001`). The operator's tool has that crate, because its users may sit behind a proxy.
+//! Does not time whole calls or repeat them: the SDK does, by what `aws` sets.
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_smithy_runtime_api::client::http::{
+    HttpConnector, HttpConnectorFuture, SharedHttpClient, SharedHttpConnector, http_client_fn,
+};
+use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
+use aws_smithy_runtime_api::client::result::ConnectorError;
+use aws_smithy_types::body::SdkBody;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector as Tcp;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use rustls::{ClientConfig, RootCertStore};
+
+/// A connection within a region stands in about a millisecond; a second means that the address does not answer.
+const CONNECT_MAX: Duration = Duration::from_secs(1);
+/// From the request, or the connecting before it, to the first byte of the answer.
+const READ_MAX: Duration = Duration::from_secs(3);
+/// AWS drops connections that idle for about a minute; after a freeze an older one is surely dead.
+const IDLE_MAX: Duration = Duration::from_secs(50);
+
+/// One pool of connections for all that is made with this client and its clones.
+pub(crate) fn client() -> Result<SharedHttpClient, rustls::Error> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    let tls =
+        ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+    let mut tcp = Tcp::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(CONNECT_MAX));
+    let connector = HttpsConnectorBuilder::new()
+        .with_tls_config(tls)
+        .https_or_http()
+        .enable_http1()
+        .wrap_connector(tcp);
+    let pooled = Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(IDLE_MAX)
+        .build(connector);
+    let connector = SharedHttpConnector::new(Http1(pooled));
+    Ok(http_client_fn(move |_, _| connector.clone()))
+}
+
+#[derive(Debug)]
+struct Http1(Client<HttpsConnector<Tcp>, SdkBody>);
+
+impl HttpConnector for Http1 {
+    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        let request = match request.try_into_http1x() {
+            Ok(request) => request,
+            Err(error) => {
+                return HttpConnectorFuture::ready(Err(ConnectorError::user(error.into())));
+            }
+        };
+        let answer = tokio::time::timeout(READ_MAX, self.0.request(request));
+        HttpConnectorFuture::new(async move {
+            let answer = answer
+                .await
+                .map_err(|late| ConnectorError::timeout(late.into()))?
+                .map_err(failed)?;
+            HttpResponse::try_from(answer.map(SdkBody::from_body_1_x))
+                .map_err(|error| ConnectorError::other(error.into(), None))
+        })
+    }
+}
+
+/// What kind of failure the SDK is told: it repeats calls after a time-out and after input and output that failed.
+fn failed(error: hyper_util::client::legacy::Error) -> ConnectorError {
+    let hyper: Option<&hyper::Error> = error.source().and_then(|cause| cause.downcast_ref());
+    match hyper.is_some_and(hyper::Error::is_user) {
+        true => ConnectorError::user(error.into()),
+        false => ConnectorError::io(error.into()),
+    }
+}
