@@ -286,6 +286,8 @@ pub struct MemoryTables {
     pub writes: Plan,
     /// What reads meet.
     pub reads: Plan,
+    /// Its commits never end.
+    pub stuck: Mutex<Option<EntityKey>>,
     /// Runs before each commit takes effect, to lose a race.
     pub before_commit: Mutex<VecDeque<fn(&MemoryTables)>>,
     /// How far each job came.
@@ -724,6 +726,13 @@ impl Ledger for &MemoryTables {
 
     async fn commit(&self, _: Provider, commits: &[Commit<'_, ()>]) -> Result<(), CommitError> {
         self.count("commit");
+        let stuck = lock(&self.stuck).clone();
+        let keys = commits
+            .iter()
+            .filter_map(|commit| Some(&commit.entity?.0.key));
+        if stuck.is_some_and(|stuck| keys.into_iter().any(|key| *key == stuck)) {
+            std::future::pending::<()>().await;
+        }
         let first = lock(&self.before_commit).pop_front();
         if let Some(rival) = first {
             rival(self);

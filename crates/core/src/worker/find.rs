@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::stream::{self, StreamExt as _};
 
-use super::{CALLS_AT_ONCE, Candidate, Failure, Finding, Worker};
+use super::{CALLS_AT_ONCE, Candidate, Failure, Finding, Found, Worker};
 use crate::entity::{Entity, EntityKey};
 use crate::ids::{AccountId, PaymentIntentId, PieceId};
 use crate::inbox::{IgnoreReason, ParkReason, Verdict};
@@ -39,7 +39,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         &self,
         candidates: Vec<Candidate>,
         verdicts: &mut Vec<Concluded>,
-        findings: &mut Vec<Finding>,
+        found: &Found,
     ) -> Vec<Candidate> {
         let accounts: BTreeSet<&AccountId> = candidates
             .iter()
@@ -51,7 +51,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         }
         let mut known = Vec::new();
         for mut candidate in candidates {
-            let Some(found) = candidate
+            let Some(its) = candidate
                 .stored
                 .account
                 .as_ref()
@@ -60,7 +60,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                 known.push(candidate);
                 continue;
             };
-            match found.as_deref() {
+            match its.as_deref() {
                 Ok([tenant]) => {
                     candidate.tenant = Some(tenant.clone());
                     known.push(candidate);
@@ -73,7 +73,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                 }
                 Err(error) => {
                     let failure = Failure::Infrastructure(chain(error));
-                    findings.push(Finding::failed(&candidate.stored.id, failure));
+                    found.add([Finding::failed(&candidate.stored.id, failure)]);
                 }
             }
         }

@@ -10,11 +10,13 @@ mod find;
 mod settle;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::ready;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
-use futures_util::stream::{self, StreamExt as _};
+use futures_util::stream::{self, Stream, StreamExt as _};
 
 use self::find::Target;
 use crate::entity::EntityKey;
@@ -36,6 +38,10 @@ const EVENTS_PER_COMMIT_MAX: usize = 50;
 const BYTES_PER_COMMIT_MAX: usize = 3_000_000;
 /// DynamoDB takes so many rows in one transaction.
 const ROWS_PER_COMMIT_MAX: usize = 100;
+/// Events' rows in a transaction of several entities: ten of those, of at most 300 KB, are in it too.
+const BYTES_TOGETHER_MAX: usize = 1_000_000;
+/// How long a transaction of several entities is waited for, so that time is left for each by itself.
+const TOGETHER_MAX: Duration = Duration::from_secs(2);
 /// Calls under way at once: as many as there are connections to keep warm.
 pub const CALLS_AT_ONCE: usize = 4;
 /// What a last transaction and the marking of failures may need.
@@ -185,6 +191,34 @@ impl Finding {
     }
 }
 
+/// What a round found out so far. It outlives the round: a call that hangs takes back nothing that was committed.
+#[derive(Default)]
+struct Found(Mutex<Vec<Finding>>);
+
+impl Found {
+    fn add(&self, findings: impl IntoIterator<Item = Finding>) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.extend(findings);
+    }
+
+    /// Of futures, some under way at once, each as it ends.
+    async fn add_each<F: Future<Output: IntoIterator<Item = Finding>>>(
+        &self,
+        futures: impl Stream<Item = F>,
+    ) {
+        let ended = futures.buffer_unordered(CALLS_AT_ONCE);
+        let adding = ended.for_each(|findings| {
+            self.add(findings);
+            ready(())
+        });
+        adding.await;
+    }
+
+    fn into_all(self) -> Vec<Finding> {
+        self.0.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// An event that is settled.
 struct Settled {
     stored: Option<Stored>,
@@ -260,17 +294,12 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                 // 50, 100, 200, 400 ms: losers of one race do not meet again at once.
                 self.clock.pause(Duration::from_millis(25 << round)).await;
             }
-            let findings = {
-                let round = std::pin::pin!(self.round(&mut open, deadline));
-                match select(round, late.as_mut()).await {
-                    Either::Left((findings, _)) => findings,
-                    Either::Right(_) => {
-                        is_late = true;
-                        break;
-                    }
-                }
-            };
-            for finding in findings {
+            let found = Found::default();
+            {
+                let round = std::pin::pin!(self.round(&mut open, deadline, &found));
+                is_late = matches!(select(round, late.as_mut()).await, Either::Right(_));
+            }
+            for finding in found.into_all() {
                 match finding.result {
                     Ok(done) => {
                         let stored = open.remove(&finding.event).and_then(|open| open.stored);
@@ -288,6 +317,9 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                         }
                     }
                 }
+            }
+            if is_late {
+                break;
             }
         }
         // Without time for it they stay pending, where the sweep finds them.
@@ -313,7 +345,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         self.clock.now().after(TIME_TO_FINISH) > deadline
     }
 
-    async fn round(&self, open: &mut BTreeMap<EventId, Open>, deadline: Timestamp) -> Vec<Finding> {
+    async fn round(&self, open: &mut BTreeMap<EventId, Open>, deadline: Timestamp, found: &Found) {
         let ids: BTreeSet<EventId> = open.keys().cloned().collect();
         let all_failed = |ids: &BTreeSet<EventId>, failure: &Failure| {
             ids.iter()
@@ -322,7 +354,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         };
         let kept = match self.ledger.events(self.provider, &ids).await {
             Ok(kept) => kept,
-            Err(error) => return all_failed(&ids, &error.into()),
+            Err(error) => return found.add(all_failed(&ids, &error.into())),
         };
         for (id, open) in open.iter_mut() {
             open.stored = kept
@@ -330,12 +362,12 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                 .find(|kept| kept.stored.id == *id)
                 .map(|kept| kept.stored.clone());
         }
-        let mut findings = all_failed(
+        found.add(all_failed(
             &ids.into_iter()
                 .filter(|id| !kept.iter().any(|kept| kept.stored.id == *id))
                 .collect(),
             &Failure::NotStored,
-        );
+        ));
 
         let mut candidates = Vec::new();
         let mut verdicts = Vec::new();
@@ -343,7 +375,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
             let id = kept.stored.id.clone();
             if kept.stored.processed {
                 let done = Done::Already(kept.stored.outcome);
-                findings.push(Finding::of(&id, Ok(done)));
+                found.add([Finding::of(&id, Ok(done))]);
                 continue;
             }
             match catch_unwind(AssertUnwindSafe(|| self.read(&kept))) {
@@ -362,12 +394,10 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                     verdict,
                     waited: false,
                 }),
-                Err(_) => findings.push(Finding::failed(&id, Failure::Panicked)),
+                Err(_) => found.add([Finding::failed(&id, Failure::Panicked)]),
             }
         }
-        let candidates = self
-            .with_tenants(candidates, &mut verdicts, &mut findings)
-            .await;
+        let candidates = self.with_tenants(candidates, &mut verdicts, found).await;
         match self.targets(&candidates).await {
             Ok((targets, rows)) => {
                 let mut groups: BTreeMap<EntityKey, Vec<Candidate>> = BTreeMap::new();
@@ -383,34 +413,30 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                         }
                         Target::NotFound(cause) => {
                             let failure = Failure::Infrastructure(cause);
-                            findings.push(Finding::failed(&candidate.stored.id, failure));
+                            found.add([Finding::failed(&candidate.stored.id, failure)]);
                         }
                         Target::Nowhere(verdict) => verdicts.push(candidate.concluded(verdict)),
                     }
                 }
                 for (payment, group) in waits {
-                    findings.extend(self.wait(payment, group, &rows).await);
+                    found.add(self.wait(payment, group, &rows).await);
                 }
-                findings.extend(self.settle(groups, &rows, deadline).await);
+                verdicts.extend(self.settle(groups, &rows, deadline, found).await);
             }
             Err(error) => {
                 let ids = candidates
                     .into_iter()
                     .map(|candidate| candidate.stored.id)
                     .collect();
-                findings.extend(all_failed(&ids, &error.into()));
+                found.add(all_failed(&ids, &error.into()));
             }
         }
         let concluding = verdicts
             .into_iter()
             .map(|concluded| self.conclude(concluded));
-        findings.extend(
-            stream::iter(concluding)
-                .buffer_unordered(CALLS_AT_ONCE)
-                .collect::<Vec<_>>()
-                .await,
-        );
-        findings
+        found
+            .add_each(stream::iter(concluding).map(|ending| async { [ending.await] }))
+            .await;
     }
 
     fn read(&self, kept: &Kept) -> Result<Claim, Verdict> {

@@ -6,12 +6,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::slice;
 
 use futures_util::FutureExt as _;
+use futures_util::future::{Either, select};
 use futures_util::stream::{self, StreamExt as _};
 
 use super::find::is_owners;
 use super::{
-    BYTES_PER_COMMIT_MAX, CALLS_AT_ONCE, Candidate, Done, EVENTS_PER_COMMIT_MAX, Failure, Finding,
-    ROWS_PER_COMMIT_MAX, Worker,
+    BYTES_PER_COMMIT_MAX, BYTES_TOGETHER_MAX, CALLS_AT_ONCE, Candidate, Done,
+    EVENTS_PER_COMMIT_MAX, Failure, Finding, Found, ROWS_PER_COMMIT_MAX, TOGETHER_MAX, Worker,
 };
 use crate::entity::{Entity, EntityKey, Facts, Next};
 use crate::ids::{EventId, Provider};
@@ -77,69 +78,68 @@ impl<R> Plan<'_, R> {
 }
 
 impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
+    /// Decides and commits the events of these entities. Returns what ends without touching one.
     pub(super) async fn settle(
         &self,
         groups: BTreeMap<EntityKey, Vec<Candidate>>,
         rows: &Rows<L::Row>,
         deadline: Timestamp,
-    ) -> Vec<Finding> {
+        found: &Found,
+    ) -> Vec<Concluded> {
         let planning = groups.into_iter().map(|(key, group)| async move {
             let ids = ids(&group);
-            let planned = caught(self.plan(key, group, rows, deadline)).await;
-            planned.unwrap_or_else(|| (None, panicked(&ids)))
+            let mut verdicts = Vec::new();
+            let planned = caught(self.plan(key, group, rows, &mut verdicts, found)).await;
+            (planned.ok_or_else(|| panicked(&ids)), verdicts)
         });
-        let planned: Vec<_> = stream::iter(planning)
-            .buffer_unordered(CALLS_AT_ONCE)
-            .collect()
-            .await;
-        let (plans, findings): (Vec<_>, Vec<_>) = planned.into_iter().unzip();
-        let plans: Vec<Plan<'_, L::Row>> = plans.into_iter().flatten().collect();
-        let mut findings: Vec<Finding> = findings.into_iter().flatten().collect();
-        if caught(self.is_committed_together(&plans)).await == Some(true) {
-            findings.extend(plans.iter().flat_map(Plan::processed));
-            return findings;
+        let mut planning = stream::iter(planning).buffer_unordered(CALLS_AT_ONCE);
+        let (mut plans, mut all_verdicts) = (Vec::new(), Vec::new());
+        while let Some((planned, verdicts)) = planning.next().await {
+            all_verdicts.extend(verdicts);
+            match planned {
+                Ok(plan) => plans.extend(plan),
+                Err(panicked) => found.add(panicked),
+            }
+        }
+        if caught(self.is_committed_together(&plans, deadline)).await == Some(true) {
+            found.add(plans.iter().flat_map(Plan::processed));
+            return all_verdicts;
         }
         let settling = plans.into_iter().map(|plan| async move {
             let ids = ids(&plan.group);
             let settled = caught(self.settle_alone(plan, rows, deadline)).await;
             settled.unwrap_or_else(|| panicked(&ids))
         });
-        let settled: Vec<_> = stream::iter(settling)
-            .buffer_unordered(CALLS_AT_ONCE)
-            .collect()
-            .await;
-        findings.extend(settled.into_iter().flatten());
-        findings
+        found.add_each(stream::iter(settling)).await;
+        all_verdicts
     }
 
-    /// What is to be committed for one entity; and what became of the events that are not part of it.
+    /// What is to be committed for one entity, if anything is.
     async fn plan<'a>(
         &self,
         key: EntityKey,
-        group: Vec<Candidate>,
+        mut group: Vec<Candidate>,
         rows: &'a Rows<L::Row>,
-        deadline: Timestamp,
-    ) -> (Option<Plan<'a, L::Row>>, Vec<Finding>) {
-        if self.is_late(deadline) {
-            return (None, failed(&group, &Failure::OutOfTime).collect());
-        }
+        verdicts: &mut Vec<Concluded>,
+        found: &Found,
+    ) -> Option<Plan<'a, L::Row>> {
+        let parked = |reason| move |event: Candidate| event.concluded(Verdict::Parked(reason));
         let Some((entity, row)) = rows.entities.get(&key) else {
             let reason = if rows.unreadable.contains_key(&key) {
                 ParkReason::EntityUnreadable
             } else {
                 unknown(self.provider, &key)
             };
-            return (None, self.conclude_each(group, reason).await);
+            verdicts.extend(group.into_iter().map(parked(reason)));
+            return None;
         };
-        let (mut group, foreign): (Vec<_>, Vec<_>) = group
-            .into_iter()
-            .partition(|candidate| is_owners(entity, candidate));
-        let mut findings = self.conclude_each(foreign, ParkReason::CrossTenant).await;
+        let foreign = group.extract_if(.., |candidate| !is_owners(entity, candidate));
+        verdicts.extend(foreign.map(parked(ParkReason::CrossTenant)));
         // What does not fit stays open for the next round.
         let over = group.split_off(fitting(&group));
-        findings.extend(failed(&over, &too_many()));
+        found.add(failed(&over, &too_many()));
         if group.is_empty() {
-            return (None, findings);
+            return None;
         }
         let links = new_links(entity, &group, rows);
         let own = group.len();
@@ -149,25 +149,29 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                 group.truncate(fitting(&group).max(own));
             }
             Err(error) => {
-                findings.extend(failed(&group, &error.into()));
-                return (None, findings);
+                found.add(failed(&group, &error.into()));
+                return None;
             }
         }
-        let plan = Plan {
+        Some(Plan {
             entity,
             row,
             group,
             own,
             links,
-        };
-        (Some(plan), findings)
+        })
     }
 
-    async fn is_committed_together(&self, plans: &[Plan<'_, L::Row>]) -> bool {
+    async fn is_committed_together(&self, plans: &[Plan<'_, L::Row>], deadline: Timestamp) -> bool {
         let rows: usize = plans.iter().map(Plan::rows).sum();
         let bytes: usize = plans.iter().map(Plan::bytes).sum();
-        let fit = rows <= ROWS_PER_COMMIT_MAX && bytes <= BYTES_PER_COMMIT_MAX;
-        plans.len() > 1 && fit && self.commit(plans).await.is_ok()
+        let fit = rows <= ROWS_PER_COMMIT_MAX && bytes <= BYTES_TOGETHER_MAX;
+        if plans.len() < 2 || !fit || self.is_late(deadline) {
+            return false;
+        }
+        let committing = std::pin::pin!(self.commit(plans));
+        let waiting = std::pin::pin!(self.clock.pause(TOGETHER_MAX));
+        matches!(select(committing, waiting).await, Either::Left((Ok(()), _)))
     }
 
     /// Commits the events of one entity: all of them, or as many as the store takes.

@@ -831,6 +831,29 @@ async fn a_row_that_is_too_large_keeps_no_other_entity_from_its_transaction() {
 }
 
 #[tokio::test]
+async fn a_row_that_does_not_answer_takes_back_nothing_that_was_committed() {
+    let tables = tables();
+    *tables.stuck.lock().unwrap() = Some(order("ord_2"));
+    let mut messages = Vec::new();
+    for event in payments_of_three_orders() {
+        messages.push(keep(&tables, Provider::Stripe, &event).await);
+    }
+    let worker = Worker {
+        provider: Provider::Stripe,
+        live_mode: false,
+        ledger: &tables,
+        clock: FixedClock::at(now()),
+    };
+    // It is late as soon as nothing but the stuck row is left to wait for.
+    let deadline = now().after(Duration::from_secs(10));
+    let late = std::future::ready(());
+    let reports = worker.work(&messages, deadline, late).await;
+    let results: Vec<_> = reports.into_iter().map(|report| report.result).collect();
+    let done = || Ok(Done::Concluded(Verdict::Processed));
+    assert_eq!(results, [done(), Err(Failure::OutOfTime), done()]);
+}
+
+#[tokio::test]
 async fn two_orders_that_claim_one_payment_are_not_settled_together() {
     let tables = tables();
     let claims = ["ord_1", "ord_2"].map(|id| {
