@@ -309,6 +309,30 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn after_a_transient_error_the_next_try_takes_another_connection() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let (seen, requests) = channel();
+        std::thread::spawn(move || {
+            for (number, stream) in listener.incoming().enumerate() {
+                let (mut stream, seen) = (stream.unwrap(), seen.clone());
+                std::thread::spawn(move || {
+                    let status = if number == 0 { "500 Oh" } else { "200 OK" };
+                    let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 2\r\n\r\n{{}}");
+                    let mut buffer = [0; 4096];
+                    while let Ok(1..) = stream.read(&mut buffer) {
+                        seen.send(number).unwrap();
+                        stream.write_all(answer.as_bytes()).unwrap();
+                    }
+                });
+            }
+        });
+        let aws = aws(&url, &url).unwrap();
+        aws.dynamodb().list_tables().send().await.unwrap();
+        assert_eq!(requests.try_iter().collect::<Vec<_>>(), [0, 1]);
+    }
+
+    #[tokio::test]
     async fn a_service_out_of_reach_does_not_fail_the_start() {
         let closed = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", closed.local_addr().unwrap());

@@ -2,25 +2,36 @@
 //!
 //! Stands for `aws-smithy-http-client`, which brings HTTP/2 and proxies, a megabyte that no call of a function uses
 //! (`docs/adr/0001`). The operator's tool has that crate, because its users may sit behind a proxy.
-//! Does not time whole calls or repeat them: the SDK does, by what `aws` sets.
+//! A connection is limited to 1 s, an answer to 3 s, whatever the SDK's settings say of these two; a connection over
+//! which a transient error came is not used again. Does not time whole calls or repeat them: the SDK does, by what `aws`
+//! sets.
 
 use std::error::Error;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use aws_smithy_runtime_api::box_error::BoxError;
+use aws_smithy_runtime_api::client::connection::{CaptureSmithyConnection, ConnectionMetadata};
 use aws_smithy_runtime_api::client::http::{
     HttpConnector, HttpConnectorFuture, SharedHttpClient, SharedHttpConnector, http_client_fn,
 };
 use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
 use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_types::body::SdkBody;
+use hyper::Uri;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector as Tcp;
+use hyper_util::client::legacy::connect::{
+    CaptureConnection, HttpConnector as Tcp, capture_connection,
+};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::{ClientConfig, RootCertStore};
+use rustls_native_certs::load_native_certs;
+use tower_service::Service;
 
-/// A connection within a region stands in about a millisecond; a second means that the address does not answer.
+/// Name, TCP and TLS. Within a region that takes some milliseconds; a second means that the address does not answer.
 const CONNECT_MAX: Duration = Duration::from_secs(1);
 /// From the request, or the connecting before it, to the first byte of the answer.
 const READ_MAX: Duration = Duration::from_secs(3);
@@ -29,8 +40,12 @@ const IDLE_MAX: Duration = Duration::from_secs(50);
 
 /// One pool of connections for all that is made with this client and its clones.
 pub(crate) fn client() -> Result<SharedHttpClient, rustls::Error> {
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    let (mut roots, system) = (RootCertStore::empty(), load_native_certs());
+    roots.add_parsable_certificates(system.certs);
+    if roots.is_empty() || !system.errors.is_empty() {
+        let (count, errors) = (roots.len(), system.errors);
+        tracing::warn!("tls_roots: {count} of the system's could be read, errors: {errors:?}");
+    }
     let tls =
         ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()?
@@ -39,7 +54,6 @@ pub(crate) fn client() -> Result<SharedHttpClient, rustls::Error> {
     let mut tcp = Tcp::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
-    tcp.set_connect_timeout(Some(CONNECT_MAX));
     let connector = HttpsConnectorBuilder::new()
         .with_tls_config(tls)
         .https_or_http()
@@ -48,22 +62,48 @@ pub(crate) fn client() -> Result<SharedHttpClient, rustls::Error> {
     let pooled = Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(IDLE_MAX)
-        .build(connector);
+        .build(Limited(connector));
     let connector = SharedHttpConnector::new(Http1(pooled));
     Ok(http_client_fn(move |_, _| connector.clone()))
 }
 
+/// A connector that gives up after `CONNECT_MAX`.
+#[derive(Clone, Debug)]
+struct Limited<C>(C);
+
+impl<C> Service<Uri> for Limited<C>
+where
+    C: Service<Uri, Error: Into<BoxError>, Future: Send + 'static>,
+{
+    type Response = C::Response;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<C::Response, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.0.poll_ready(context).map_err(Into::into)
+    }
+
+    fn call(&mut self, to: Uri) -> Self::Future {
+        let connecting = tokio::time::timeout(CONNECT_MAX, self.0.call(to));
+        Box::pin(async move { connecting.await?.map_err(Into::into) })
+    }
+}
+
 #[derive(Debug)]
-struct Http1(Client<HttpsConnector<Tcp>, SdkBody>);
+struct Http1(Client<Limited<HttpsConnector<Tcp>>, SdkBody>);
 
 impl HttpConnector for Http1 {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
-        let request = match request.try_into_http1x() {
+        let mut request = match request.try_into_http1x() {
             Ok(request) => request,
             Err(error) => {
                 return HttpConnectorFuture::ready(Err(ConnectorError::user(error.into())));
             }
         };
+        let connection = capture_connection(&mut request);
+        if let Some(asked) = request.extensions().get::<CaptureSmithyConnection>() {
+            asked.set_connection_retriever(move || closable(&connection));
+        }
         let answer = tokio::time::timeout(READ_MAX, self.0.request(request));
         HttpConnectorFuture::new(async move {
             let answer = answer
@@ -74,6 +114,23 @@ impl HttpConnector for Http1 {
                 .map_err(|error| ConnectorError::other(error.into(), None))
         })
     }
+}
+
+/// By which the SDK has a connection closed, once it stands.
+fn closable(connection: &CaptureConnection) -> Option<ConnectionMetadata> {
+    connection.connection_metadata().as_ref()?;
+    let connection = connection.clone();
+    let close = move || {
+        if let Some(connection) = connection.connection_metadata().as_ref() {
+            connection.poison();
+        }
+    };
+    Some(
+        ConnectionMetadata::builder()
+            .proxied(false)
+            .poison_fn(close)
+            .build(),
+    )
 }
 
 /// What kind of failure the SDK is told: it repeats calls after a time-out and after input and output that failed.
