@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help run stop setup fmt lint lint-template test bench chaos fuzz measure simulate replay build deploy
+.PHONY: help run stop setup fmt lint lint-template test bench peers chaos fuzz measure simulate replay build deploy
 
 # No tool may fetch a Rust target or report home behind our back.
 export RUSTUP_DIST_SERVER := http://127.0.0.1:1
@@ -82,6 +82,11 @@ bench: ## what an event costs in the release binaries: time, CPU, instructions, 
 	cargo build --release $(addprefix --package ,$(FUNCTIONS))
 	cargo build --release --package billhook-tests --example echo --example bench
 	$${CARGO_TARGET_DIR:-target}/release/examples/bench $(BENCH)
+
+peers: ## build ingress's job in Node and in untuned Rust, which `make bench` then measures beside ours (8 minutes)
+	$(call need,npm,Node.js 18 or newer)
+	cargo build --release --locked --manifest-path tests/peers/naive/Cargo.toml --target-dir "$${CARGO_TARGET_DIR:-target}/peers"
+	npm ci --prefix tests/peers/node --ignore-scripts --no-audit --no-fund --silent
 
 measure: setup ## run time, calls and memory of the cleanup with thousands of orders (11 minutes)
 	cargo build --workspace

@@ -23,6 +23,10 @@ pub(crate) const LARGE: usize = 59_445;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Echo,
+    /// A peer: ingress's job in Rust with nothing tuned.
+    Naive(usize),
+    /// A peer: the same in Node.
+    Node(usize),
     Accepted(usize),
     Duplicate,
     Pending,
@@ -34,8 +38,12 @@ pub(crate) enum Kind {
     Create,
 }
 
-pub(crate) const ALL: [Kind; 12] = [
+pub(crate) const ALL: [Kind; 16] = [
     Kind::Echo,
+    Kind::Naive(SMALL),
+    Kind::Naive(LARGE),
+    Kind::Node(SMALL),
+    Kind::Node(LARGE),
     Kind::Accepted(SMALL),
     Kind::Accepted(LARGE),
     Kind::Duplicate,
@@ -61,6 +69,8 @@ impl Kind {
         let kb = |bytes: usize| format!("{:.1} KB", bytes as f64 / 1000.0);
         match self {
             Self::Echo => "bare echo".to_owned(),
+            Self::Naive(bytes) => format!("naive Rust: accepted {}", kb(bytes)),
+            Self::Node(bytes) => format!("Node: accepted {}", kb(bytes)),
             Self::Accepted(bytes) => format!("ingress: accepted {}", kb(bytes)),
             Self::Duplicate => "ingress: duplicate, processed".to_owned(),
             Self::Pending => "ingress: repeat, still pending".to_owned(),
@@ -73,9 +83,12 @@ impl Kind {
         }
     }
 
+    /// From the release directory.
     pub(crate) fn binary(self) -> &'static str {
         match self {
             Self::Echo => "examples/echo",
+            Self::Naive(_) => "../peers/release/naive",
+            Self::Node(_) => concat!(env!("CARGO_MANIFEST_DIR"), "/peers/node/index.mjs"),
             Self::Accepted(_)
             | Self::Duplicate
             | Self::Pending
@@ -107,8 +120,10 @@ impl Kind {
     /// The `n`th event, with the rows that it is about.
     pub(crate) async fn input(self, world: &World, n: usize) -> String {
         let event = match self {
-            Self::Echo | Self::Accepted(SMALL) => delivery(&paid(n, SMALL), SECRET, 0),
-            Self::Accepted(bytes) => delivery(&paid(n, bytes), SECRET, 0),
+            Self::Echo => delivery(&paid(n, SMALL), SECRET, 0),
+            Self::Accepted(bytes) | Self::Naive(bytes) | Self::Node(bytes) => {
+                delivery(&paid(n, bytes), SECRET, 0)
+            }
             Self::BadSignature => delivery(&paid(n, SMALL), "whsec_forged", 0),
             Self::Stale => delivery(&paid(n, SMALL), SECRET, 400),
             Self::Duplicate | Self::Pending => {
@@ -193,7 +208,7 @@ impl World {
 
     /// The variables of every function, over one of the stub's endpoints.
     pub(crate) fn variables(&self, endpoint: &str, roots: &str) -> Vec<(&'static str, String)> {
-        let queue = |name: &str| format!("{}/1/{name}.fifo", self.stub.http);
+        let queue = |name: &str| format!("{endpoint}/1/{name}.fifo");
         let mut variables: Vec<(&'static str, String)> = [
             ("APP_NAME", "billhook"),
             ("ENV", "bench"),
@@ -214,6 +229,7 @@ impl World {
             ("STRIPE_PLATFORM_WEBHOOK_SECRET_ARN", "arn:platform"),
             ("AWS_ENDPOINT_URL", endpoint),
             ("SSL_CERT_FILE", roots),
+            ("NODE_EXTRA_CA_CERTS", roots),
         ]
         .map(|(name, value)| (name, value.to_owned()))
         .into();

@@ -1,5 +1,6 @@
 //! What no delivery avoids, one by one.
 
+use std::cell::RefCell;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,7 @@ use billhook_core::ids::Provider;
 use billhook_core::signature::{SigningKey, stripe};
 use billhook_core::time::Timestamp;
 use billhook_testkit::sign::sign_stripe;
+use flate2::{Compress, Compression, FlushCompress, Status};
 
 use crate::kinds::paid;
 
@@ -44,6 +46,25 @@ pub(crate) fn measure() -> Vec<(&'static str, usize, f64)> {
         time("read the event (worker)", &|| {
             black_box(Event::parse(black_box(&body)).unwrap());
         });
+        // As ingress does, with a compressor that is kept.
+        for (name, level) in [
+            ("compress at level 1", 1),
+            ("compress at level 4", 4),
+            ("compress at level 6", 6),
+        ] {
+            let compressor = RefCell::new(Compress::new(Compression::new(level), false));
+            time(name, &|| {
+                let mut compressed = Vec::with_capacity(bytes);
+                let mut compressor = compressor.borrow_mut();
+                compressor.reset();
+                let ended = compressor.compress_vec(
+                    black_box(&body),
+                    &mut compressed,
+                    FlushCompress::Finish,
+                );
+                assert_eq!(ended.unwrap(), Status::StreamEnd);
+            });
+        }
     }
     figures
 }

@@ -12,6 +12,7 @@ use crate::Figures;
 use crate::cost;
 use crate::kinds::{Kind, LARGE, SMALL};
 use crate::lambda::Counter;
+use crate::peers;
 use crate::units::Units;
 
 pub(crate) fn write(
@@ -78,6 +79,21 @@ pub(crate) fn write(
     ];
     println!("\nOf one event (a worker's is a batch of 10)");
     print!("{}", table(&kinds, &columns));
+    if all
+        .iter()
+        .any(|(kind, _)| matches!(kind, Kind::Naive(_) | Kind::Node(_)))
+    {
+        println!(
+            "\nIngress, accepted 2.6 KB, against the peers: theirs, our share, and the most it is to be"
+        );
+        println!(
+            "{:32} {:>10} | {:>10} {:25} | {:>10}",
+            "", "ours", "Node", "", "naive Rust"
+        );
+        peers::table(&kinds)
+            .iter()
+            .for_each(|line| println!("{line}"));
+    }
     println!("\nWrite units by table: of the rows, and of their indexes");
     for kind in &kinds {
         for (name, units) in kind["units"].as_object().into_iter().flatten() {
@@ -223,8 +239,12 @@ pub(crate) fn percentile(list: &mut [f64], percent: usize) -> f64 {
     list.get(last * percent / 100).copied().unwrap_or(f64::NAN)
 }
 
-/// Bars: the first event and the median as in Lambda.
+/// Bars: the first event and the median as in Lambda, of all but the making of an endpoint, which waits 15 s on purpose.
 fn plot(kinds: &[Value]) -> String {
+    let kinds = kinds
+        .iter()
+        .filter(|kind| kind["name"] != Kind::Create.name());
+    let kinds: Vec<&Value> = kinds.collect();
     let ms = |kind: &Value, name: &str| kind[name].as_f64().unwrap();
     let most = kinds
         .iter()
