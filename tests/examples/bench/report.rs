@@ -209,7 +209,10 @@ fn summary(kind: Kind, figures: &Figures) -> Value {
 }
 
 fn binaries(all: &[(Kind, Figures)], release: &Path) -> Vec<Value> {
-    let mut names: Vec<&str> = all.iter().map(|(kind, _)| kind.binary()).collect();
+    // Node's is a script.
+    let kinds = all.iter().map(|(kind, _)| kind);
+    let kinds = kinds.filter(|kind| !matches!(kind, Kind::Node(_)));
+    let mut names: Vec<&str> = kinds.map(|kind| kind.binary()).collect();
     names.dedup();
     names
         .into_iter()
