@@ -11,7 +11,8 @@ export SAM_CLI_TELEMETRY := 0
 TOOLS := tests/tools
 VENV := .venv
 LINT_VENV := .venv-lint
-LOCAL := cargo run --quiet --package billhook-tests --bin billhook-local --
+# As `cargo build --workspace` leaves it: `cargo run --package` would build every dependency once more, with other features.
+LOCAL := $${CARGO_TARGET_DIR:-target}/debug/billhook-local
 # Architecture of `make build`: this machine's, which needs no further Rust target.
 ARCH ?= $(if $(filter arm64 aarch64,$(shell uname -m)),arm64,x86_64)
 # Environment of `make deploy`: default (dev), staging or prod, as in samconfig.toml.
@@ -33,7 +34,7 @@ run: setup ## build, start the local AWS, deploy to it, deliver webhooks and sho
 	$(LOCAL) run
 
 stop: ## end the local AWS
-	$(LOCAL) stop
+	test ! -x $(LOCAL) || $(LOCAL) stop
 
 setup: $(VENV)/.installed $(TOOLS)/node_modules/.installed ## install the pinned tools, if they changed
 
