@@ -61,7 +61,7 @@ pub(crate) fn table(kinds: &[Value]) -> Vec<String> {
         let ours = figure(Kind::Accepted(bytes), name)?;
         let against = |peer, most: Option<f64>| {
             let Some(theirs) = figure(peer, name) else {
-                return format!("{:>10} {:>7} {:>15}", "-", "", "");
+                return format!("{:>10} {:>7} {:>16}", "-", "", "");
             };
             let share = ours / theirs;
             let verdict = most.map_or(String::new(), |most| match share <= most {
