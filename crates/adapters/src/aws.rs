@@ -11,7 +11,7 @@ use aws_sdk_sqs::config::SharedHttpClient;
 use aws_sdk_sqs::config::http::HttpRequest;
 use aws_sdk_sqs::config::retry::RetryConfig;
 use aws_sdk_sqs::config::timeout::TimeoutConfig;
-use aws_sdk_sqs::config::{BehaviorVersion, Region};
+use aws_sdk_sqs::config::{BehaviorVersion, Intercept, Region};
 use aws_sdk_sqs::error::SdkError;
 use aws_smithy_types::body::SdkBody;
 use aws_types::SdkConfig;
@@ -111,11 +111,12 @@ impl Aws {
         &self.secrets_manager
     }
 
-    /// The Parameter Store, made when it is asked for: few have anything there, and everybody pays for the start.
-    pub fn ssm(&self) -> aws_sdk_ssm::Client {
-        let mut settings = aws_sdk_ssm::config::Builder::from(&self.shared);
+    /// For `secrets` to ask the Parameter Store with. Made when it is needed: few have anything there, and everybody
+    /// pays for the start.
+    pub(crate) fn ssm(&self, call: impl Intercept + 'static) -> aws_sdk_secretsmanager::Client {
+        let mut settings = aws_sdk_secretsmanager::config::Builder::from(&self.shared);
         settings.set_endpoint_url(self.ssm_endpoint.clone());
-        aws_sdk_ssm::Client::from_conf(settings.build())
+        aws_sdk_secretsmanager::Client::from_conf(settings.interceptor(call).build())
     }
 
     /// Opens that many connections to each service, all at the same time: the start runs unthrottled, the first event

@@ -6,18 +6,19 @@
 //! in `billhook_core::secret`, whether it proves a delivery in `billhook_core::signature`.
 
 mod cache;
+mod parameter;
 mod write;
 
 use std::future::Future;
 
-use aws_sdk_secretsmanager::operation::get_secret_value::GetSecretValueError;
-use aws_sdk_ssm::operation::get_parameter::GetParameterError;
+use aws_sdk_secretsmanager::error::ProvideErrorMetadata as _;
 use billhook_core::retry::{Disposition, chain};
 use billhook_core::secret::{Document, Wanted};
 use billhook_core::time::Timestamp;
 use secrecy::{ExposeSecret, SecretString};
 
 pub use self::cache::SigningKeysReader;
+use self::parameter::GetParameter;
 pub use self::write::{PutSecret, change, document, revoke, roll_back};
 use crate::aws::Aws;
 use crate::config::{SecretAt, SecretSource};
@@ -104,23 +105,6 @@ impl SecretsManager {
     pub fn new(aws: &Aws) -> Self {
         Self { aws: aws.clone() }
     }
-
-    async fn parameter(&self, name: &str, path: &str) -> Result<Option<Stored>, SecretsError> {
-        let call = self.aws.ssm().get_parameter().name(path);
-        match call.with_decryption(true).send().await {
-            Ok(answer) => Ok(answer.parameter.map(|parameter| Stored {
-                text: SecretString::from(parameter.value.unwrap_or_default()),
-                created_at: None,
-            })),
-            Err(error) => match error.as_service_error() {
-                Some(GetParameterError::ParameterNotFound(_)) => Ok(None),
-                _ => Err(SecretsError::Read {
-                    arn: name.to_owned(),
-                    cause: chain(&error),
-                }),
-            },
-        }
-    }
 }
 
 impl PutSecret for SecretsManager {
@@ -144,18 +128,21 @@ impl PutSecret for SecretsManager {
 
 impl FetchSecret for SecretsManager {
     async fn fetch(&self, arn: &str, version: Version) -> Result<Option<Stored>, SecretsError> {
-        if let Some(path) = arn.strip_prefix(PARAMETER) {
-            return match version {
-                Version::Current => self.parameter(arn, path).await,
-                Version::Previous => Ok(None),
-            };
-        }
-        let call = self.aws.secrets_manager().get_secret_value().secret_id(arn);
-        let stage = match version {
-            Version::Current => "AWSCURRENT",
-            Version::Previous => "AWSPREVIOUS",
+        let call = match (arn.strip_prefix(PARAMETER), version) {
+            (Some(_), Version::Previous) => return Ok(None),
+            (Some(path), Version::Current) => {
+                let path = path.to_owned();
+                self.aws.ssm(GetParameter { path }).get_secret_value()
+            }
+            (None, _) => {
+                let call = self.aws.secrets_manager().get_secret_value().secret_id(arn);
+                call.version_stage(match version {
+                    Version::Current => "AWSCURRENT",
+                    Version::Previous => "AWSPREVIOUS",
+                })
+            }
         };
-        match call.version_stage(stage).send().await {
+        match call.send().await {
             Ok(answer) => {
                 let created_ms = answer.created_date().and_then(|at| at.to_millis().ok());
                 let text = answer.secret_string.ok_or_else(|| SecretsError::Unusable {
@@ -167,8 +154,8 @@ impl FetchSecret for SecretsManager {
                     created_at: created_ms.and_then(|ms| Timestamp::from_unix_ms(ms).ok()),
                 }))
             }
-            Err(error) => match error.as_service_error() {
-                Some(GetSecretValueError::ResourceNotFoundException(_)) => Ok(None),
+            Err(error) => match error.code() {
+                Some("ResourceNotFoundException" | "ParameterNotFound") => Ok(None),
                 _ => Err(SecretsError::Read {
                     arn: arn.to_owned(),
                     cause: chain(&error),
@@ -309,6 +296,12 @@ mod tests {
             let (stored, _) = asked(name, "400 Bad Request", denied).await;
             let told = stored.unwrap_err().to_string();
             assert!(told.starts_with(&format!("cannot read {name}: ")), "{told}");
+        }
+        for answer in ["{}", r#"{"Parameter":{"Value":["canary"]}}"#] {
+            let (stored, _) = asked("ssm:/x", "200 OK", answer).await;
+            let told = stored.unwrap_err().to_string();
+            let no_value = told.contains("the answer has no Parameter with a Value");
+            assert!(no_value && !told.contains("canary"), "{told}");
         }
         let binary = r#"{"SecretBinary":"Y2FuYXJ5"}"#;
         let (stored, _) = asked("arn:x", "200 OK", binary).await;

@@ -1,0 +1,133 @@
+//! One call of the Parameter Store, made with the client of Secrets Manager.
+//!
+//! Both speak AWS's JSON 1.1, so the call differs in host, target, signing name and body alone. The Parameter Store's
+//! own client registers each of its 140 errors, and made every function a megabyte larger for a call that few make.
+
+use aws_sdk_secretsmanager::config::interceptors::{
+    BeforeTransmitInterceptorContextMut, FinalizerInterceptorContextMut,
+};
+use aws_sdk_secretsmanager::config::{ConfigBag, Intercept, RuntimeComponents};
+use aws_sdk_secretsmanager::operation::get_secret_value::GetSecretValueOutput;
+use aws_smithy_runtime_api::box_error::BoxError;
+use aws_smithy_runtime_api::client::interceptors::context::Output;
+use aws_smithy_types::body::SdkBody;
+use aws_types::SigningName;
+use serde::Deserialize;
+use serde_json::json;
+
+/// Makes of `GetSecretValue` a `GetParameter`, and of the answer a secret's.
+#[derive(Debug)]
+pub(super) struct GetParameter {
+    pub(super) path: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Answer {
+    parameter: Parameter,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Parameter {
+    value: String,
+}
+
+impl Intercept for GetParameter {
+    fn name(&self) -> &'static str {
+        "GetParameter"
+    }
+
+    fn modify_before_signing(
+        &self,
+        context: &mut BeforeTransmitInterceptorContextMut<'_>,
+        _: &RuntimeComponents,
+        config: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let body = json!({ "Name": self.path, "WithDecryption": true }).to_string();
+        let request = context.request_mut();
+        // An endpoint of a variable's is the Parameter Store's already.
+        let uri = request.uri().replacen("://secretsmanager", "://ssm", 1);
+        request.set_uri(uri)?;
+        let headers = request.headers_mut();
+        headers.insert("x-amz-target", "AmazonSSM.GetParameter");
+        headers.insert("content-length", body.len().to_string());
+        *request.body_mut() = SdkBody::from(body);
+        config
+            .interceptor_state()
+            .store_put(SigningName::from_static("ssm"));
+        Ok(())
+    }
+
+    fn modify_before_attempt_completion(
+        &self,
+        context: &mut FinalizerInterceptorContextMut<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let body = context.response().and_then(|answer| answer.body().bytes());
+        let answer = body.map(serde_json::from_slice);
+        if let Some(Ok(output)) = context.output_or_error_mut() {
+            let Some(Ok(Answer { parameter })) = answer else {
+                // Not the reader's own words, which may hold the value.
+                return Err("the answer has no Parameter with a Value".into());
+            };
+            let secret = GetSecretValueOutput::builder().secret_string(parameter.value);
+            *output = Output::erase(secret.build());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Sender, channel};
+
+    use aws_credential_types::Credentials;
+    use aws_credential_types::provider::SharedCredentialsProvider;
+    use aws_sdk_secretsmanager::config::http::{HttpRequest, HttpResponse};
+    use aws_sdk_secretsmanager::config::{BehaviorVersion, Region};
+    use aws_smithy_runtime_api::client::http::{
+        HttpConnector, HttpConnectorFuture, SharedHttpConnector, http_client_fn,
+    };
+    use aws_types::SdkConfig;
+    use secrecy::ExposeSecret as _;
+
+    use crate::aws::Aws;
+    use crate::secrets::{FetchSecret as _, SecretsManager, Version};
+
+    /// Answers every call, and tells where it went.
+    #[derive(Debug)]
+    struct Anywhere(Sender<String>);
+
+    impl HttpConnector for Anywhere {
+        fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+            self.0.send(request.uri().to_owned()).unwrap();
+            let answer = r#"{"Parameter":{"Value":"found"}}"#;
+            let status = 200.try_into().unwrap();
+            HttpConnectorFuture::ready(Ok(HttpResponse::new(status, answer.into())))
+        }
+    }
+
+    #[tokio::test]
+    async fn the_parameter_store_of_the_region_is_asked() {
+        for (region, host) in [
+            ("eu-central-1", "https://ssm.eu-central-1.amazonaws.com/"),
+            ("cn-north-1", "https://ssm.cn-north-1.amazonaws.com.cn/"),
+        ] {
+            let (sender, asked) = channel();
+            let anywhere = SharedHttpConnector::new(Anywhere(sender));
+            let credentials = Credentials::new("test", "test", None, None, "test");
+            let config = SdkConfig::builder()
+                .behavior_version(BehaviorVersion::latest())
+                .region(Region::new(region))
+                .credentials_provider(SharedCredentialsProvider::new(credentials))
+                .http_client(http_client_fn(move |_, _| anywhere.clone()))
+                .build();
+            let manager = SecretsManager::new(&Aws::over(&config));
+            let stored = manager.fetch("ssm:/x", Version::Current).await;
+            assert_eq!(stored.unwrap().unwrap().text.expose_secret(), "found");
+            assert_eq!(asked.try_iter().collect::<Vec<_>>(), [host]);
+        }
+    }
+}
