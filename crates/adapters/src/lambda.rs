@@ -15,6 +15,7 @@ use billhook_core::time::Timestamp;
 use futures_util::FutureExt as _;
 use lambda_runtime::{Context, Diagnostic, LambdaEvent, service_fn};
 use serde::{Deserialize, Serialize};
+use tokio::runtime::LocalOptions;
 
 use crate::aws::Aws;
 use crate::clock::SystemClock;
@@ -22,10 +23,10 @@ use crate::config::{ConfigError, Lookup, Reader, both, process_variable};
 use crate::telemetry;
 
 /// What `main` returns: sets up the log, reads the configuration, then lets `start` make its clients and call `serve`.
-pub fn run<C>(
+pub fn run<C: 'static>(
     function: &'static str,
     read: fn(&Lookup<'_>) -> Result<C, ConfigError>,
-    start: impl AsyncFnOnce(C, Aws) -> Result<(), lambda_runtime::Error>,
+    start: impl AsyncFnOnce(C, Aws) -> Result<(), lambda_runtime::Error> + 'static,
 ) -> ExitCode {
     let lookup = Lookup(&process_variable);
     telemetry::init(function, &lookup);
@@ -38,10 +39,10 @@ pub fn run<C>(
     }
 }
 
-fn started<C>(
+fn started<C: 'static>(
     lookup: &Lookup<'_>,
     read: fn(&Lookup<'_>) -> Result<C, ConfigError>,
-    start: impl AsyncFnOnce(C, Aws) -> Result<(), lambda_runtime::Error>,
+    start: impl AsyncFnOnce(C, Aws) -> Result<(), lambda_runtime::Error> + 'static,
 ) -> Result<(), lambda_runtime::Error> {
     let outside = both(Aws::from_env(lookup), runtime_is_there(lookup));
     let (config, (aws, ())) = both(read(lookup), outside)?;
@@ -49,8 +50,9 @@ fn started<C>(
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
-        .build()?;
-    runtime.block_on(start(config, aws))
+        .build_local(LocalOptions::default())?;
+    // As a task, because waking what `block_on` was given costs a turn of the event loop each time.
+    runtime.block_on(async { tokio::task::spawn_local(start(config, aws)).await? })
 }
 
 /// What `lambda_runtime` would otherwise panic about.
