@@ -14,7 +14,7 @@ use billhook_core::ports::{Kept, Payload, RecordEvent, Unavailable};
 use billhook_core::retry::Disposition;
 use billhook_core::time::Timestamp;
 use data_encoding::HEXLOWER;
-use flate2::read::GzDecoder;
+use flate2::bufread::GzDecoder;
 use flate2::{Compress, Compression, Crc, FlushCompress, Status};
 use sha2::{Digest as _, Sha256};
 
