@@ -8,7 +8,7 @@ use std::time::Duration;
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_sdk_sqs::config::interceptors::BeforeTransmitInterceptorContextMut;
-use aws_sdk_sqs::config::retry::RetryConfig;
+use aws_sdk_sqs::config::retry::{RetryConfig, RetryPartition};
 use aws_sdk_sqs::config::timeout::TimeoutConfig;
 use aws_sdk_sqs::config::{
     BehaviorVersion, ConfigBag, Intercept, Region, RuntimeComponents, SharedHttpClient,
@@ -17,7 +17,7 @@ use aws_sdk_sqs::error::SdkError;
 use aws_smithy_runtime_api::box_error::BoxError;
 use aws_smithy_types::body::SdkBody;
 use aws_types::SdkConfig;
-use futures_util::future::{FutureExt as _, join, join_all};
+use futures_util::future::{join, join_all};
 
 use crate::config::{ConfigError, Lookup, Reader};
 
@@ -118,6 +118,8 @@ impl Aws {
     pub(crate) fn ssm(&self, call: impl Intercept + 'static) -> aws_sdk_secretsmanager::Client {
         let mut settings = aws_sdk_secretsmanager::config::Builder::from(&self.shared);
         settings.set_endpoint_url(self.ssm_endpoint.clone());
+        // An outage of the one must not use up the other's retries.
+        let settings = settings.retry_partition(RetryPartition::new("ssm"));
         aws_sdk_secretsmanager::Client::from_conf(settings.interceptor(call).build())
     }
 
@@ -129,16 +131,20 @@ impl Aws {
     /// answer will do; a failure is logged and never fails the start.
     pub async fn warm(&self, dynamodb: usize, sqs: usize) {
         macro_rules! touch {
-            ($service:ident, $sdk:ident, $call:ident) => {{
-                let settings = self.$service.config().to_builder();
-                let settings = settings.retry_config(RetryConfig::disabled());
-                let client = $sdk::Client::from_conf(settings.interceptor(NoOperation).build());
-                join_all((0..$service).map(|_| client.$call().send())).map(|answers| {
-                    for answer in answers {
-                        tell_unless_answered(stringify!($service), answer);
+            ($service:ident, $sdk:ident, $call:ident) => {
+                async {
+                    if $service == 0 {
+                        return;
                     }
-                })
-            }};
+                    let settings = self.$service.config().to_builder();
+                    let settings = settings.retry_config(RetryConfig::disabled());
+                    let client = $sdk::Client::from_conf(settings.interceptor(NoOperation).build());
+                    let touch = async || {
+                        tell_unless_answered(stringify!($service), client.$call().send().await);
+                    };
+                    join_all((0..$service).map(|_| touch())).await;
+                }
+            };
         }
         let dynamodb = touch!(dynamodb, aws_sdk_dynamodb, list_tables);
         let sqs = touch!(sqs, aws_sdk_sqs, list_queues);

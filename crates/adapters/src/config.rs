@@ -397,10 +397,8 @@ impl<'a> Reader<'a> {
             "error" => LevelFilter::ERROR,
             "warn" => LevelFilter::WARN,
             "" | "info" => LevelFilter::INFO,
-            "debug" => LevelFilter::DEBUG,
-            "trace" => LevelFilter::TRACE,
             _ => {
-                self.fault("LOG_LEVEL must be error, warn, info, debug or trace".into());
+                self.fault("LOG_LEVEL must be error, warn or info".into());
                 LevelFilter::INFO
             }
         }
@@ -537,11 +535,7 @@ mod tests {
             ),
             ("LIVE_MODE", "yes", "LIVE_MODE must be true or false"),
             ("LIVE_MODE", "-", "LIVE_MODE is missing"),
-            (
-                "LOG_LEVEL",
-                "loud",
-                "LOG_LEVEL must be error, warn, info, debug or trace",
-            ),
+            ("LOG_LEVEL", "loud", "LOG_LEVEL must be error, warn or info"),
             (
                 "ENABLE_BILLING_STREAM",
                 "true",
@@ -621,7 +615,7 @@ mod tests {
                         "LIVE_MODE" => live,
                         "STRIPE_API_BASE" => "http://localhost:12111/",
                         "ENABLE_BILLING_STREAM" => "false",
-                        "LOG_LEVEL" => "debug",
+                        "LOG_LEVEL" => "warn",
                         _ => "x",
                     }
                     .to_owned(),

@@ -5,7 +5,7 @@
 //! A panic of a handler ends that invocation, not the process. However an invocation ends, its metrics are written.
 
 use std::error::Error;
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -51,8 +51,12 @@ fn started<C: 'static>(
         .enable_io()
         .enable_time()
         .build_local(LocalOptions::default())?;
-    // As a task, because waking what `block_on` was given costs a turn of the event loop each time.
-    runtime.block_on(async { tokio::task::spawn_local(start(config, aws)).await? })
+    runtime.block_on(async {
+        // As a task, because another task that wakes what `block_on` was given costs a turn of the event loop.
+        let started = tokio::task::spawn_local(start(config, aws)).await;
+        // Nobody aborts it, so that it can only have panicked, of which the hook has told.
+        started.unwrap_or_else(|gone| resume_unwind(gone.into_panic()))
+    })
 }
 
 /// What `lambda_runtime` would otherwise panic about.
@@ -131,5 +135,24 @@ mod tests {
         for name in ["LOB_EVENTS_TABLE", "AWS_REGION", "AWS_LAMBDA_RUNTIME_API"] {
             assert!(line.contains(&format!("{name} is missing")), "{line}");
         }
+    }
+
+    #[test]
+    fn a_panic_of_the_start_is_told_by_the_hook_alone() {
+        let panics = || {
+            started(
+                &Lookup(&|name| match name {
+                    "AWS_LAMBDA_FUNCTION_MEMORY_SIZE" => Some("128".to_owned()),
+                    "LIVE_MODE" | "ENABLE_BILLING_STREAM" => Some("false".to_owned()),
+                    "LOG_LEVEL" => None,
+                    _ if name.starts_with("AWS_ENDPOINT_URL") => None,
+                    _ => Some("x".to_owned()),
+                }),
+                LobWorkerConfig::from_env,
+                async |_, _| panic!("{}", "canary".to_owned()),
+            )
+        };
+        let panic = std::panic::catch_unwind(panics).unwrap_err();
+        assert_eq!(panic.downcast_ref::<String>().unwrap(), "canary");
     }
 }

@@ -443,7 +443,7 @@ mod tests {
     #[test]
     fn other_crates_speak_only_to_warn_and_never_in_the_panic_layer() {
         let lines = lines(LevelFilter::TRACE, || {
-            tracing::trace!("ours");
+            tracing::info!("ours");
             tracing::info!(target: "hyper::proto", "a header");
             tracing::error!(target: "lambda_runtime::layers::panic", "a payload");
             tracing::warn!(target: "aws_smithy_runtime", "theirs");

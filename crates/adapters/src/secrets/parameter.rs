@@ -12,6 +12,7 @@ use aws_smithy_runtime_api::box_error::BoxError;
 use aws_smithy_runtime_api::client::interceptors::context::Output;
 use aws_smithy_types::body::SdkBody;
 use aws_types::SigningName;
+use aws_types::endpoint_config::EndpointUrl;
 use serde::Deserialize;
 use serde_json::json;
 
@@ -46,9 +47,10 @@ impl Intercept for GetParameter {
     ) -> Result<(), BoxError> {
         let body = json!({ "Name": self.path, "WithDecryption": true }).to_string();
         let request = context.request_mut();
-        // An endpoint of a variable's is the Parameter Store's already.
-        let uri = request.uri().replacen("://secretsmanager", "://ssm", 1);
-        request.set_uri(uri)?;
+        if config.load::<EndpointUrl>().is_none() {
+            let uri = request.uri().replacen("://secretsmanager", "://ssm", 1);
+            request.set_uri(uri)?;
+        }
         let headers = request.headers_mut();
         headers.insert("x-amz-target", "AmazonSSM.GetParameter");
         headers.insert("content-length", body.len().to_string());
@@ -110,15 +112,27 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_parameter_store_of_the_region_is_asked() {
-        for (region, host) in [
-            ("eu-central-1", "https://ssm.eu-central-1.amazonaws.com/"),
-            ("cn-north-1", "https://ssm.cn-north-1.amazonaws.com.cn/"),
+    async fn the_parameter_store_of_the_region_or_the_variable_is_asked() {
+        let own = "http://secretsmanager.test:4566/";
+        for (region, endpoint, url) in [
+            (
+                "eu-central-1",
+                None,
+                "https://ssm.eu-central-1.amazonaws.com/",
+            ),
+            (
+                "cn-north-1",
+                None,
+                "https://ssm.cn-north-1.amazonaws.com.cn/",
+            ),
+            ("eu-central-1", Some(own), own),
         ] {
             let (sender, asked) = channel();
             let anywhere = SharedHttpConnector::new(Anywhere(sender));
             let credentials = Credentials::new("test", "test", None, None, "test");
-            let config = SdkConfig::builder()
+            let mut config = SdkConfig::builder();
+            config.set_endpoint_url(endpoint.map(str::to_owned));
+            let config = config
                 .behavior_version(BehaviorVersion::latest())
                 .region(Region::new(region))
                 .credentials_provider(SharedCredentialsProvider::new(credentials))
@@ -127,7 +141,7 @@ mod tests {
             let manager = SecretsManager::new(&Aws::over(&config));
             let stored = manager.fetch("ssm:/x", Version::Current).await;
             assert_eq!(stored.unwrap().unwrap().text.expose_secret(), "found");
-            assert_eq!(asked.try_iter().collect::<Vec<_>>(), [host]);
+            assert_eq!(asked.try_iter().collect::<Vec<_>>(), [url]);
         }
     }
 }
