@@ -8,19 +8,30 @@ use billhook_core::ports::CommitError;
 use super::items::s;
 
 /// An update with its condition, every name and value by placeholder.
-#[derive(Default)]
 pub(super) struct Expression {
-    sets: Vec<String>,
-    removes: Vec<String>,
-    adds: Vec<String>,
-    conditions: Vec<String>,
+    set: String,
+    remove: String,
+    add: String,
+    condition: String,
     names: HashMap<String, String>,
     values: HashMap<String, AttributeValue>,
 }
 
 impl Expression {
+    pub(super) fn new() -> Self {
+        // An order's update has some twenty of each; growing to that took longer than filling it.
+        Self {
+            set: String::new(),
+            remove: String::new(),
+            add: String::new(),
+            condition: String::new(),
+            names: HashMap::with_capacity(28),
+            values: HashMap::with_capacity(28),
+        }
+    }
+
     fn name(&mut self, name: &str) -> String {
-        let placeholder = format!("#{name}");
+        let placeholder = ["#", name].concat();
         self.names.insert(placeholder.clone(), name.to_owned());
         placeholder
     }
@@ -36,36 +47,42 @@ impl Expression {
         match value {
             Some(value) => {
                 let value = self.value(value);
-                self.sets.push(format!("{name} = {value}"));
+                append(&mut self.set, ", ", [&name, " = ", &value]);
             }
-            None => self.removes.push(name),
+            None => append(&mut self.remove, ", ", [&*name]),
         }
     }
 
     pub(super) fn add(&mut self, name: &str, value: AttributeValue) {
         let (name, value) = (self.name(name), self.value(value));
-        self.adds.push(format!("{name} {value}"));
+        append(&mut self.add, ", ", [&name, " ", &value]);
     }
 
     pub(super) fn require_as_loaded(&mut self, name: &str, loaded: Option<&AttributeValue>) {
         let name = self.name(name);
-        let condition = match loaded {
-            Some(value) => format!("{name} = {}", self.value(value.clone())),
-            None => format!("attribute_not_exists({name})"),
-        };
-        self.conditions.push(condition);
+        match loaded {
+            Some(value) => {
+                let value = self.value(value.clone());
+                self.require([&name, " = ", &value]);
+            }
+            None => self.require(["attribute_not_exists(", &name, ")"]),
+        }
     }
 
     pub(super) fn require_other(&mut self, name: &str, value: AttributeValue) {
         let (name, value) = (self.name(name), self.value(value));
-        self.conditions
-            .push(format!("attribute_exists({name}) AND {name} <> {value}"));
+        self.require(["attribute_exists(", &name, ")"]);
+        self.require([&name, " <> ", &value]);
     }
 
     pub(super) fn require_size(&mut self, name: &str, size: usize) {
         let name = self.name(name);
         let size = self.value(AttributeValue::N(size.to_string()));
-        self.conditions.push(format!("size({name}) = {size}"));
+        self.require(["size(", &name, ") = ", &size]);
+    }
+
+    fn require<const N: usize>(&mut self, parts: [&str; N]) {
+        append(&mut self.condition, " AND ", parts);
     }
 
     pub(super) fn build(
@@ -74,24 +91,33 @@ impl Expression {
         key_name: &str,
         key: &str,
     ) -> Result<Update, CommitError> {
-        let clauses = [
-            ("SET", self.sets),
-            ("REMOVE", self.removes),
-            ("ADD", self.adds),
-        ];
-        let clauses = clauses.iter().filter(|(_, parts)| !parts.is_empty());
-        let clauses: Vec<String> = clauses
-            .map(|(verb, parts)| format!("{verb} {}", parts.join(", ")))
-            .collect();
+        let mut update = String::new();
+        for (verb, clause) in [
+            ("SET ", self.set),
+            ("REMOVE ", self.remove),
+            ("ADD ", self.add),
+        ] {
+            if !clause.is_empty() {
+                append(&mut update, " ", [verb, &clause]);
+            }
+        }
         Update::builder()
             .table_name(table)
             .key(key_name, s(key))
-            .update_expression(clauses.join(" "))
-            .condition_expression(self.conditions.join(" AND "))
+            .update_expression(update)
+            .condition_expression(self.condition)
             .set_expression_attribute_names(Some(self.names))
             // DynamoDB takes no empty map.
             .set_expression_attribute_values(Some(self.values).filter(|values| !values.is_empty()))
             .build()
             .map_err(|error| CommitError::Refused(error.to_string()))
     }
+}
+
+/// Adds `parts` as one more term.
+fn append<const N: usize>(terms: &mut String, separator: &str, parts: [&str; N]) {
+    if !terms.is_empty() {
+        terms.push_str(separator);
+    }
+    terms.extend(parts);
 }

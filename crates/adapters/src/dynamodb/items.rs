@@ -36,8 +36,13 @@ pub fn truth(item: &Item, name: &str) -> Option<bool> {
 /// Source: DynamoDB Developer Guide, "Item sizes and formats", read 2026-11.
 pub fn size(item: &Item) -> usize {
     item.iter()
-        .map(|(name, value)| name.len() + size_of(value))
+        .map(|(name, value)| attribute_size(name, value))
         .sum()
+}
+
+/// The same of one attribute, its name with it.
+pub fn attribute_size(name: &str, value: &AttributeValue) -> usize {
+    name.len() + size_of(value)
 }
 
 fn size_of(value: &AttributeValue) -> usize {

@@ -80,7 +80,7 @@ fn update(
     read: &Progress,
     next: &Progress,
 ) -> Result<aws_sdk_dynamodb::types::Update, CommitError> {
-    let mut update = Expression::default();
+    let mut update = Expression::new();
     update.set(CREATED_S, next.created_s.map(n));
     update.set(UNTIL_S, next.cut.as_ref().map(|cut| n(cut.until_s)));
     update.set(AFTER, next.cut.as_ref().map(|cut| s(&cut.after)));

@@ -134,21 +134,18 @@ impl<C: Clock> DynamoLedger<C> {
     ) -> Result<Update, CommitError> {
         let schema = self.schema(&entity.key)?;
         let columns = rows::columns(entity, row, next, now)?;
-        let mut kept: Item = row.item.clone();
-        for (name, value) in &columns {
-            match value {
-                Some(value) => kept.insert((*name).to_owned(), value.clone()),
-                None => kept.remove(*name),
-            };
-        }
-        let bytes = items::size(&kept);
+        let before = items::size(&row.item);
+        let bytes = columns.iter().fold(before, |bytes, (name, value)| {
+            let size = |value| items::attribute_size(name, value);
+            bytes - row.item.get(*name).map_or(0, size) + value.as_ref().map_or(0, size)
+        });
         if bytes > ROW_BYTES_MAX {
             return Err(CommitError::Refused(format!(
                 "{} would take {bytes} of {ROW_BYTES_MAX} bytes",
                 entity.key
             )));
         }
-        let mut update = Expression::default();
+        let mut update = Expression::new();
         for (name, value) in columns {
             update.set(name, value);
         }
@@ -168,7 +165,7 @@ impl<C: Clock> DynamoLedger<C> {
 
     fn event_update(&self, concluded: &Concluded, now: Timestamp) -> Result<Update, CommitError> {
         let outcome = concluded.verdict.outcome();
-        let mut update = Expression::default();
+        let mut update = Expression::new();
         update.set("processed", Some(AttributeValue::Bool(outcome.is_done())));
         update.set("processing_outcome", Some(s(outcome.as_str())));
         update.set("processing_error", concluded.verdict.reason().map(s));
@@ -195,7 +192,7 @@ impl<C: Clock> DynamoLedger<C> {
         write: &PaymentWrite,
     ) -> Result<Update, CommitError> {
         let table = configured(self.tables.payments.as_ref(), "PAYMENTS_TABLE")?;
-        let mut update = Expression::default();
+        let mut update = Expression::new();
         let version = match write {
             PaymentWrite::Link { entity, version } => {
                 update.set("entity", Some(s(entity.to_string())));
@@ -734,12 +731,21 @@ mod tests {
     #[test]
     fn a_row_that_would_grow_too_large_is_refused_by_its_size() {
         let key = EntityKey::Order(OrderId::parse("ord_1").unwrap());
-        let item = row(json!({ "id": "ord_1", "notes": "x".repeat(ROW_BYTES_MAX) }));
-        let refused = next_write(&ledger(), &key, item);
-        assert!(
-            matches!(refused, Err(CommitError::Refused(_))),
-            "{refused:?}"
-        );
+        let large = |notes, updated: usize| {
+            row(
+                json!({ "id": "ord_1", "notes": "x".repeat(notes), "updatedAt": "x".repeat(updated) }),
+            )
+        };
+        for item in [large(ROW_BYTES_MAX, 0), large(ROW_BYTES_MAX - 200, 0)] {
+            let refused = next_write(&ledger(), &key, item);
+            let Err(CommitError::Refused(reason)) = refused else {
+                panic!("{refused:?}");
+            };
+            assert!(reason.contains("of 307200 bytes"), "{reason}");
+        }
+        // What is written over counts no more.
+        let shrinks = large(ROW_BYTES_MAX - 4_000, 5_000);
+        assert!(next_write(&ledger(), &key, shrinks).is_ok());
     }
 
     #[test]
