@@ -19,7 +19,7 @@ pub(super) struct Expression {
 
 impl Expression {
     pub(super) fn new() -> Self {
-        // An order's update has some twenty of each; growing to that took longer than filling it.
+        // An order's update has 17 names and up to 25 values; a table that grows to them takes longer than its filling.
         Self {
             set: String::new(),
             remove: String::new(),
