@@ -2,7 +2,8 @@
 //! with a function that only echoes (`echo.rs`) measured beside them in every round, because machines are noisy.
 //!
 //! Prints tables, and writes `bench.json` and `bench.svg` into the target directory. Options: `--only TEXT` (kinds whose
-//! name holds it), `--rounds N`, `--steady N` (instead: so many deliveries to one process, and its memory on the way).
+//! name holds it), `--rounds N`; instead of all that `--blocks N` (the CPU of an event, the kinds taking short turns) or
+//! `--steady N` (so many deliveries to one process, and its memory on the way).
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -40,6 +41,8 @@ const DELAY: Duration = Duration::from_millis(3);
 /// Deliveries before those that count: caches fill, allocators settle.
 const WARM_UP: usize = 50;
 const DELIVERIES: usize = 400;
+/// Of one kind before the next one's turn.
+const BLOCK: usize = 40;
 /// Under a quota they take longer, and there is less to learn from many.
 const LIMITED_DELIVERIES: usize = 100;
 /// An emulated CPU is slow, and counts the same each time.
@@ -96,8 +99,11 @@ async fn run() {
         let value = arguments
             .next()
             .unwrap_or_else(|| panic!("{name} takes a value"));
-        let known = ["--only", "--rounds", "--steady"].contains(&name.as_str());
-        assert!(known, "{name} is none of --only, --rounds, --steady");
+        let known = ["--blocks", "--only", "--rounds", "--steady"].contains(&name.as_str());
+        assert!(
+            known,
+            "{name} is none of --blocks, --only, --rounds, --steady"
+        );
         options.insert(name, value);
     }
     let number = |name, default| {
@@ -130,9 +136,10 @@ async fn run() {
         is_built && (*kind == Kind::Echo || kind.name().contains(only))
     };
     let kinds: Vec<Kind> = kinds::ALL.into_iter().filter(chosen).collect();
-    match number("--steady", 0) {
-        0 => bench.measure(&kinds, number("--rounds", 5)).await,
-        deliveries => bench.steady(&kinds, deliveries).await,
+    match (number("--steady", 0), number("--blocks", 0)) {
+        (0, 0) => bench.measure(&kinds, number("--rounds", 5)).await,
+        (0, blocks) => bench.by_turns(&kinds, blocks).await,
+        (deliveries, _) => bench.steady(&kinds, deliveries).await,
     }
 }
 
@@ -278,6 +285,41 @@ impl Bench {
         }
         figures.cold_minstr = Some(taken[0] / 1e6);
         figures.warm_kinstr = Some((taken[2] - taken[1]) / (more - few) as f64 / 1e3);
+    }
+
+    /// The CPU of an event, in blocks so short that all kinds meet the same moods of the machine.
+    async fn by_turns(&self, kinds: &[Kind], blocks: usize) {
+        let mut all = Vec::new();
+        for kind in kinds.iter().copied() {
+            let endpoint = &self.world.stub.http;
+            let (process, _) = self.start(kind, endpoint, Counter::Nothing).await;
+            all.push((kind, process, Vec::new()));
+        }
+        // As many as the others have in all: what compiles while it runs has then done so.
+        let warm_up = DELIVERIES / BLOCK;
+        for block in 0..warm_up + blocks {
+            for (kind, process, cpu_us) in &mut all {
+                self.world.reset();
+                let events = BLOCK.div_ceil(kind.records());
+                let mut cpu = Duration::ZERO;
+                for n in 0..events {
+                    cpu += self.invoke(process, *kind, block * events + n).await.cpu;
+                }
+                if block >= warm_up {
+                    cpu_us.push(cpu.as_secs_f64() * 1e6 / events as f64);
+                }
+            }
+            // The log would fill the disk.
+            fs::write(&self.log, "").unwrap();
+        }
+        println!(
+            "CPU us of an event, in {blocks} blocks of {BLOCK} by turns: median, lowest tenth"
+        );
+        for (kind, _, cpu_us) in &mut all {
+            cpu_us.sort_by(f64::total_cmp);
+            let at = |tenths| cpu_us[cpu_us.len() * tenths / 10];
+            println!("{:32} {:8.0} {:8.0}", kind.name(), at(5), at(1));
+        }
     }
 
     /// Whether memory grows with the events that a process has seen.
