@@ -2,8 +2,9 @@
 //!
 //! Guarantees: a value appears in no error, log line or `Debug`; a secret that is not set is told apart from one that
 //! cannot be read; while Secrets Manager is out of reach the last values serve for 15 minutes, and no longer.
-//! `cache` keeps the signing secrets, `write` changes, revokes and rolls back. What a secret's text means is decided
-//! in `billhook_core::secret`, whether it proves a delivery in `billhook_core::signature`.
+//! `cache` keeps the signing secrets, `write` changes, revokes and rolls back, `parameter` asks the Parameter Store. What
+//! a secret's text means is decided in `billhook_core::secret`, whether it proves a delivery in
+//! `billhook_core::signature`.
 
 mod cache;
 mod parameter;
