@@ -8,9 +8,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow, bail};
 use aws_sdk_dynamodb::types::AttributeValue;
 use aws_sdk_sqs::types::QueueAttributeName;
-use billhook_adapters::aws::Aws;
+use billhook_adapters::aws::AwsClients;
 use billhook_adapters::clock::SystemClock;
-use billhook_adapters::config::Lookup;
+use billhook_adapters::config::EnvLookup;
 use billhook_core::ports::Clock as _;
 use billhook_testkit::local::{ACCESS_KEY_ID, DeployOptions, LocalAws, REGION, Stack, deploy};
 use billhook_testkit::sign::sign_lob;
@@ -37,7 +37,7 @@ const FUNCTION_OUTPUTS: [&str; 5] = [
 #[derive(Debug)]
 pub struct World {
     /// The clients.
-    pub aws: Aws,
+    pub aws: AwsClients,
     /// The deployed stack.
     pub stack: Stack,
     /// The local Stripe.
@@ -105,7 +105,7 @@ impl World {
     /// Around a stack that is there.
     pub fn around(local: &LocalAws, stack: Stack, stripe_base: &str) -> Result<Self> {
         let env: BTreeMap<&str, String> = local.env().into_iter().collect();
-        let aws = Aws::from_env(&Lookup(&|name| env.get(name).cloned()))?;
+        let aws = AwsClients::from_env(&EnvLookup(&|name| env.get(name).cloned()))?;
         billhook_testkit::stripe::install_tls();
         let http = reqwest::Client::builder()
             .timeout(Duration::from_secs(35))

@@ -13,7 +13,7 @@ use std::time::Duration;
 use aws_lambda_events::event::sqs::SqsEvent;
 use billhook_adapters::{batch, metrics, telemetry};
 use billhook_core::entity::EntityKey;
-use billhook_core::ids::{OrderId, Provider};
+use billhook_core::ids::{OrderId, ProviderId};
 use billhook_core::time::Timestamp;
 use billhook_core::worker::Worker;
 use billhook_testkit::emf;
@@ -23,14 +23,14 @@ use billhook_testkit::sign::{sign_lob, sign_stripe};
 use lambda_runtime::{Context, LambdaEvent};
 use serde_json::{Value, json};
 use tracing::level_filters::LevelFilter;
-use webhook_ingress::Ingress;
+use webhook_ingress::WebhookIngress;
 
 const NOW_S: i64 = 1_781_000_000;
 const SECRET: &str = "whsec_golden";
 
 /// One stage in memory, and everything that its functions wrote.
 struct Stage {
-    ingress: Ingress<&'static MemoryTables, MemoryQueue, KnownKeys, FixedClock>,
+    ingress: WebhookIngress<&'static MemoryTables, MemoryQueue, KnownKeys, FixedClock>,
     tables: &'static MemoryTables,
     seen: Arc<Mutex<Vec<u8>>>,
 }
@@ -46,7 +46,7 @@ impl Stage {
         let order = memory::entity(key.clone());
         tables.entities.lock().unwrap().insert(key, order);
         Self {
-            ingress: Ingress {
+            ingress: WebhookIngress {
                 inbox: tables,
                 queue: MemoryQueue::default(),
                 stripe_keys: KnownKeys::one(SECRET),
@@ -63,16 +63,16 @@ impl Stage {
     fn invocation<T>(&self, function: &'static str, work: impl Future<Output = T>) -> T {
         let seen = Arc::clone(&self.seen);
         let write = move |line: &[u8]| seen.lock().unwrap().extend_from_slice(line);
-        let stage = metrics::Stage::new("billhook", "test");
+        let stage = metrics::MetricEnvironment::new("billhook", "test");
         let level = LevelFilter::INFO;
         let clock = FixedClock::at(now());
-        let lines = telemetry::subscriber(function, stage.clone(), level, clock, write);
+        let lines = telemetry::build_subscriber(function, stage.clone(), level, clock, write);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .build()
             .unwrap();
         let done = tracing::subscriber::with_default(lines, || runtime.block_on(work));
-        let metrics = metrics::take(&stage, now());
+        let metrics = metrics::drain_lines(&stage, now());
         self.seen
             .lock()
             .unwrap()
@@ -81,14 +81,14 @@ impl Stage {
     }
 
     /// Delivers an event of a provider; the status of the answer.
-    fn deliver(&self, provider: Provider, secret: &str, event: &Value) -> u16 {
+    fn deliver(&self, provider: ProviderId, secret: &str, event: &Value) -> u16 {
         let body = event.to_string();
         let at = NOW_S.to_string();
         let headers = match provider {
-            Provider::Stripe => {
+            ProviderId::Stripe => {
                 json!({ "Stripe-Signature": sign_stripe(body.as_bytes(), secret, NOW_S) })
             }
-            Provider::Lob => json!({
+            ProviderId::Lob => json!({
                 "Lob-Signature": sign_lob(body.as_bytes(), secret, &at),
                 "Lob-Signature-Timestamp": at,
             }),
@@ -100,7 +100,7 @@ impl Stage {
     }
 
     /// Lets a worker work off what is queued, 1.5 s later, at its so many-th receive.
-    fn work(&self, provider: Provider, receive_count: u32) {
+    fn process_batch(&self, provider: ProviderId, receive_count: u32) {
         let sent = std::mem::take(&mut *self.ingress.queue.sent.lock().unwrap());
         let records: Vec<Value> = sent
             .iter()
@@ -120,13 +120,13 @@ impl Stage {
             clock: FixedClock::at(now().after(Duration::from_millis(1500))),
         };
         let (function, settling) = match provider {
-            Provider::Stripe => (
+            ProviderId::Stripe => (
                 "stripe-worker",
-                batch::settle(&worker, LambdaEvent::new(batch, context)),
+                batch::handle_batch(&worker, LambdaEvent::new(batch, context)),
             ),
-            Provider::Lob => (
+            ProviderId::Lob => (
                 "lob-worker",
-                batch::settle(&worker, LambdaEvent::new(batch, context)),
+                batch::handle_batch(&worker, LambdaEvent::new(batch, context)),
             ),
         };
         self.invocation(function, settling).unwrap();
@@ -188,9 +188,15 @@ fn paid(order: &str) -> Value {
 #[test]
 fn a_delivery_and_its_duplicate() {
     let stage = Stage::new();
-    assert_eq!(stage.deliver(Provider::Stripe, SECRET, &paid("ord_1")), 200);
-    stage.work(Provider::Stripe, 1);
-    assert_eq!(stage.deliver(Provider::Stripe, SECRET, &paid("ord_1")), 200);
+    assert_eq!(
+        stage.deliver(ProviderId::Stripe, SECRET, &paid("ord_1")),
+        200
+    );
+    stage.process_batch(ProviderId::Stripe, 1);
+    assert_eq!(
+        stage.deliver(ProviderId::Stripe, SECRET, &paid("ord_1")),
+        200
+    );
     insta::assert_snapshot!(stage.seen());
 }
 
@@ -198,7 +204,7 @@ fn a_delivery_and_its_duplicate() {
 fn a_bad_signature() {
     let stage = Stage::new();
     assert_eq!(
-        stage.deliver(Provider::Stripe, "whsec_forged", &paid("ord_1")),
+        stage.deliver(ProviderId::Stripe, "whsec_forged", &paid("ord_1")),
         400
     );
     insta::assert_snapshot!(stage.seen());
@@ -208,7 +214,10 @@ fn a_bad_signature() {
 fn a_delivery_that_we_could_not_take_in() {
     let stage = Stage::new();
     stage.ingress.queue.plan.then([Some(Fault::Before)]);
-    assert_eq!(stage.deliver(Provider::Stripe, SECRET, &paid("ord_1")), 503);
+    assert_eq!(
+        stage.deliver(ProviderId::Stripe, SECRET, &paid("ord_1")),
+        503
+    );
     insta::assert_snapshot!(stage.seen());
 }
 
@@ -216,20 +225,23 @@ fn a_delivery_that_we_could_not_take_in() {
 fn a_parked_event_that_waits_and_one_that_wants_a_person() {
     let stage = Stage::new();
     let letter = letter("evt_2", "2026-06-09T10:13:20.000Z", "ltr_1", "mailed");
-    assert_eq!(stage.deliver(Provider::Lob, SECRET, &letter), 200);
-    stage.work(Provider::Lob, 1);
+    assert_eq!(stage.deliver(ProviderId::Lob, SECRET, &letter), 200);
+    stage.process_batch(ProviderId::Lob, 1);
     let mut live = paid("ord_1");
     live["livemode"] = json!(true);
-    assert_eq!(stage.deliver(Provider::Stripe, SECRET, &live), 200);
-    stage.work(Provider::Stripe, 1);
+    assert_eq!(stage.deliver(ProviderId::Stripe, SECRET, &live), 200);
+    stage.process_batch(ProviderId::Stripe, 1);
     insta::assert_snapshot!(stage.seen());
 }
 
 #[test]
 fn a_failed_event() {
     let stage = Stage::new();
-    assert_eq!(stage.deliver(Provider::Stripe, SECRET, &paid("ord_1")), 200);
+    assert_eq!(
+        stage.deliver(ProviderId::Stripe, SECRET, &paid("ord_1")),
+        200
+    );
     stage.tables.writes.then([Some(Fault::Before); 5]);
-    stage.work(Provider::Stripe, 3);
+    stage.process_batch(ProviderId::Stripe, 3);
     insta::assert_snapshot!(stage.seen());
 }

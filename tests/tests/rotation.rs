@@ -11,13 +11,13 @@ use std::future::pending;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use billhook_adapters::config::{SecretAt, SecretSource};
+use billhook_adapters::config::{SecretLocation, SecretSource};
 use billhook_adapters::secrets::{
-    FetchSecret, SecretsError, SigningKeysReader, Stored, Version, document,
+    FetchSecret, SecretVersion, SecretsError, SigningKeyCache, StoredSecret, load_document,
 };
-use billhook_adapters::stripe::Stripe;
+use billhook_adapters::stripe::StripeClient;
 use billhook_core::ports::{Clock, Pause};
-use billhook_core::secret::{Document, Wanted};
+use billhook_core::secret::{SecretDocument, SecretKind};
 use billhook_core::time::Timestamp;
 use billhook_testkit::events::intent_succeeded;
 use billhook_testkit::memory::{MemoryQueue, MemoryTables};
@@ -25,11 +25,11 @@ use billhook_testkit::sign::sign_stripe;
 use billhook_testkit::stripe::{Config, LocalStripe, TEST_KEY};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
-use webhook_ingress::Ingress;
+use webhook_ingress::WebhookIngress;
 use webhook_secret::ports::{
-    EdgeError, OpenStripe, RespondToCloudFormation, SetCursorsBack, WebhookSecretStore,
+    EdgeError, OpenStripe, ResetCursors, RespondToCloudFormation, WebhookSecretStore,
 };
-use webhook_secret::{Deps, handle};
+use webhook_secret::{ResourceDependencies, handle_request};
 
 const ARN: &str = "arn:hook";
 
@@ -40,20 +40,24 @@ struct Shared {
 }
 
 #[derive(Clone)]
-struct World(Arc<Mutex<Shared>>, Stripe);
+struct World(Arc<Mutex<Shared>>, StripeClient);
 
 type Container =
-    Ingress<&'static MemoryTables, MemoryQueue, SigningKeysReader<World, World>, World>;
+    WebhookIngress<&'static MemoryTables, MemoryQueue, SigningKeyCache<World, World>, World>;
 
 impl FetchSecret for World {
-    async fn fetch(&self, _: &str, version: Version) -> Result<Option<Stored>, SecretsError> {
+    async fn fetch(
+        &self,
+        _: &str,
+        version: SecretVersion,
+    ) -> Result<Option<StoredSecret>, SecretsError> {
         let shared = self.0.lock().unwrap();
         let back = match version {
-            Version::Current => 1,
-            Version::Previous => 2,
+            SecretVersion::Current => 1,
+            SecretVersion::Previous => 2,
         };
         let at = shared.versions.len().checked_sub(back);
-        Ok(at.map(|at| Stored {
+        Ok(at.map(|at| StoredSecret {
             text: shared.versions[at].0.as_str().into(),
             created_at: Some(shared.versions[at].1),
         }))
@@ -61,8 +65,8 @@ impl FetchSecret for World {
 }
 
 impl WebhookSecretStore for World {
-    async fn read(&self, arn: &str, now: Timestamp) -> Result<Document, EdgeError> {
-        Ok(document(self, arn, Wanted::StripeSigning, now).await?)
+    async fn read(&self, arn: &str, now: Timestamp) -> Result<SecretDocument, EdgeError> {
+        Ok(load_document(self, arn, SecretKind::StripeSigning, now).await?)
     }
 
     async fn put(&self, _: &str, value: &SecretString) -> Result<(), EdgeError> {
@@ -74,13 +78,13 @@ impl WebhookSecretStore for World {
 }
 
 impl OpenStripe for World {
-    type Endpoints = Stripe;
-    async fn open(&self) -> Result<Option<Stripe>, EdgeError> {
+    type Endpoints = StripeClient;
+    async fn open(&self) -> Result<Option<StripeClient>, EdgeError> {
         Ok(Some(self.1.clone()))
     }
 }
 
-impl SetCursorsBack for World {
+impl ResetCursors for World {
     async fn set_back(&self, _: i64) -> Result<(), EdgeError> {
         Ok(())
     }
@@ -131,7 +135,7 @@ impl Scene {
             )],
             answer: Value::Null,
         };
-        let client = Stripe::new(&stripe.base_url(), TEST_KEY.into(), false).unwrap();
+        let client = StripeClient::new(&stripe.base_url(), TEST_KEY.into(), false).unwrap();
         let world = World(Arc::new(Mutex::new(shared)), client);
         Self {
             old_container: container(&world),
@@ -148,7 +152,7 @@ impl Scene {
             "OldResourceProperties": properties(old), "ResourceProperties": properties(new),
         });
         let world = self.world.clone();
-        let deps = Deps {
+        let deps = ResourceDependencies {
             stripe: world.clone(),
             secrets: world.clone(),
             cursors: world.clone(),
@@ -157,7 +161,7 @@ impl Scene {
             app_name: "billhook".to_owned(),
             env: "test".to_owned(),
         };
-        handle(request, pending(), &deps).await.unwrap();
+        handle_request(request, pending(), &deps).await.unwrap();
         let answer = world.0.lock().unwrap().answer.clone();
         assert_eq!(answer["Status"], "SUCCESS", "{answer}");
         answer["PhysicalResourceId"].as_str().unwrap().to_owned()
@@ -209,7 +213,7 @@ fn container(world: &World) -> Container {
             at,
         };
         let ttl = Duration::from_secs(300);
-        SigningKeysReader::new(
+        SigningKeyCache::new(
             wanted,
             vec![source],
             ttl,
@@ -218,11 +222,14 @@ fn container(world: &World) -> Container {
             world.clone(),
         )
     };
-    Ingress {
+    WebhookIngress {
         inbox: Box::leak(Box::default()),
         queue: MemoryQueue::default(),
-        stripe_keys: keys(Wanted::StripeSigning, SecretAt::Arn(ARN.to_owned())),
-        lob_keys: keys(Wanted::LobSigning, SecretAt::Here("lob".into())),
+        stripe_keys: keys(
+            SecretKind::StripeSigning,
+            SecretLocation::Arn(ARN.to_owned()),
+        ),
+        lob_keys: keys(SecretKind::LobSigning, SecretLocation::Here("lob".into())),
         clock: world.clone(),
         tolerance: Duration::from_secs(300),
     }

@@ -19,7 +19,7 @@ use aws_smithy_types::body::SdkBody;
 use aws_types::SdkConfig;
 use futures_util::future::{join, join_all};
 
-use crate::config::{ConfigError, Lookup, Reader};
+use crate::config::{ConfigError, EnvLookup, EnvReader};
 
 /// One try: connecting, sending, and reading the whole answer.
 const ATTEMPT_MAX: Duration = Duration::from_millis(3500);
@@ -32,7 +32,7 @@ const WARM_MAX: Duration = Duration::from_secs(2);
 
 /// The clients of one process. They share connections and settings; a clone is cheap.
 #[derive(Clone, Debug)]
-pub struct Aws {
+pub struct AwsClients {
     dynamodb: aws_sdk_dynamodb::Client,
     sqs: aws_sdk_sqs::Client,
     secrets_manager: aws_sdk_secretsmanager::Client,
@@ -40,11 +40,11 @@ pub struct Aws {
     ssm_endpoint: Option<String>,
 }
 
-impl Aws {
+impl AwsClients {
     /// From `AWS_REGION` (or `AWS_DEFAULT_REGION`), `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`,
     /// and `AWS_ENDPOINT_URL` with its forms for one service.
-    pub fn from_env(lookup: &Lookup<'_>) -> Result<Self, ConfigError> {
-        let mut read = Reader::new(lookup);
+    pub fn from_env(lookup: &EnvLookup<'_>) -> Result<Self, ConfigError> {
+        let mut read = EnvReader::new(lookup);
         let region = match read.optional("AWS_REGION") {
             Some(region) => region,
             None => read.optional("AWS_DEFAULT_REGION").unwrap_or_else(|| {
@@ -67,9 +67,9 @@ impl Aws {
         let secrets_manager = endpoint("AWS_ENDPOINT_URL_SECRETS_MANAGER");
         let ssm_endpoint = endpoint("AWS_ENDPOINT_URL_SSM");
 
-        let http = crate::http::client();
+        let http = crate::http::build_http_client();
         let http = http.map_err(|error| read.fault(format!("TLS cannot be set up: {error}")));
-        let shared = shared_settings(region, credentials, http.ok());
+        let shared = build_sdk_config(region, credentials, http.ok());
         macro_rules! client {
             ($sdk:ident, $endpoint:expr) => {{
                 let mut settings = $sdk::config::Builder::from(&shared);
@@ -140,7 +140,7 @@ impl Aws {
                     let settings = settings.retry_config(RetryConfig::disabled());
                     let client = $sdk::Client::from_conf(settings.interceptor(NoOperation).build());
                     let touch = async || {
-                        tell_unless_answered(stringify!($service), client.$call().send().await);
+                        warn_unless_answered(stringify!($service), client.$call().send().await);
                     };
                     join_all((0..$service).map(|_| touch())).await;
                 }
@@ -157,7 +157,7 @@ impl Aws {
     }
 }
 
-fn shared_settings(
+fn build_sdk_config(
     region: String,
     credentials: Credentials,
     http: Option<SharedHttpClient>,
@@ -202,7 +202,7 @@ impl Intercept for NoOperation {
     }
 }
 
-fn tell_unless_answered<T, E>(service: &str, answer: Result<T, SdkError<E>>) {
+fn warn_unless_answered<T, E>(service: &str, answer: Result<T, SdkError<E>>) {
     if let Err(
         SdkError::ConstructionFailure(_) | SdkError::TimeoutError(_) | SdkError::DispatchFailure(_),
     ) = answer
@@ -252,8 +252,8 @@ mod tests {
         }
     }
 
-    fn aws(endpoint: &str, sqs: &str) -> Result<Aws, ConfigError> {
-        Aws::from_env(&Lookup(&|name| {
+    fn aws(endpoint: &str, sqs: &str) -> Result<AwsClients, ConfigError> {
+        AwsClients::from_env(&EnvLookup(&|name| {
             Some(match name {
                 "AWS_ENDPOINT_URL" => endpoint.to_owned(),
                 "AWS_ENDPOINT_URL_SQS" => sqs.to_owned(),
@@ -366,7 +366,7 @@ mod tests {
 
     #[test]
     fn missing_credentials_and_bad_endpoints_are_told_together() {
-        let read = Aws::from_env(&Lookup(&|name| {
+        let read = AwsClients::from_env(&EnvLookup(&|name| {
             (name == "AWS_ENDPOINT_URL_DYNAMODB").then(|| "localhost:8000".to_owned())
         }));
         assert_eq!(

@@ -5,14 +5,16 @@
 //! Source: `Handling errors for an SQS event source in Lambda`, read 2026-11.
 
 use aws_lambda_events::event::sqs::SqsEvent;
-use billhook_core::ids::{EventId, Provider, TenantId};
-use billhook_core::inbox::Verdict;
+use billhook_core::ids::{EventId, ProviderId, TenantId};
+use billhook_core::inbox::EventVerdict;
 use billhook_core::ports::{Clock, Ledger, Pause};
-use billhook_core::worker::{Done, Received, Report, TIME_TO_FINISH, Worker};
+use billhook_core::worker::{
+    EventCompletion, MessageReport, ReceivedMessage, TIME_TO_FINISH, Worker,
+};
 use lambda_runtime::LambdaEvent;
 use serde::Serialize;
 
-use crate::lambda::deadline;
+use crate::lambda::invocation_deadline;
 use crate::{metrics, telemetry};
 
 /// The answer of a worker.
@@ -40,17 +42,17 @@ pub struct NoMessageId;
 pub const CONNECTIONS: usize = billhook_core::worker::CALLS_AT_ONCE;
 
 /// Works a batch off and tells what became of each message.
-pub async fn settle<L: Ledger, C: Clock + Pause>(
+pub async fn handle_batch<L: Ledger, C: Clock + Pause>(
     worker: &Worker<L, C>,
     event: LambdaEvent<SqsEvent>,
 ) -> Result<BatchResponse, NoMessageId> {
-    let deadline = deadline(&event.context);
+    let deadline = invocation_deadline(&event.context);
     let messages = event.payload.records.into_iter().map(|record| {
         let receive_count = record
             .attributes
             .get("ApproximateReceiveCount")
             .and_then(|count| count.parse().ok());
-        Ok(Received {
+        Ok(ReceivedMessage {
             message_id: record
                 .message_id
                 .filter(|id| !id.is_empty())
@@ -62,15 +64,17 @@ pub async fn settle<L: Ledger, C: Clock + Pause>(
     let messages = messages.collect::<Result<Vec<_>, NoMessageId>>()?;
     let left = worker.clock.now().until(deadline.before(TIME_TO_FINISH));
     let late = tokio::time::sleep(left);
-    let reports = worker.work(&messages, deadline, late).await;
+    let reports = worker.process_batch(&messages, deadline, late).await;
     let now = worker.clock.now();
     for report in &reports {
-        metrics::reported(worker.provider, report, now);
+        metrics::count_report(worker.provider, report, now);
     }
     match reports.as_slice() {
         // What was counted is of this event alone, and goes into its line.
-        [only] => telemetry::closing(|| log(worker.provider, only)),
-        all => all.iter().for_each(|report| log(worker.provider, report)),
+        [only] => telemetry::write_final_line(|| log_report(worker.provider, only)),
+        all => all
+            .iter()
+            .for_each(|report| log_report(worker.provider, report)),
     }
     let mut response = BatchResponse::default();
     for report in reports {
@@ -83,7 +87,7 @@ pub async fn settle<L: Ledger, C: Clock + Pause>(
     Ok(response)
 }
 
-fn log(provider: Provider, report: &Report) {
+fn log_report(provider: ProviderId, report: &MessageReport) {
     let stored = report.stored.as_ref();
     let correlation_id = report.correlation_id.map(|id| id.to_string());
     let correlation_id = correlation_id.as_deref();
@@ -94,7 +98,7 @@ fn log(provider: Provider, report: &Report) {
             tracing::$level!(
                 correlation_id,
                 event_id,
-                stripe_event_id = event_id.filter(|_| provider == Provider::Stripe),
+                stripe_event_id = event_id.filter(|_| provider == ProviderId::Stripe),
                 event_type = stored.map(|stored| stored.event_type.as_str()),
                 tenant_hint = stored.and_then(|stored| stored.tenant_hint.as_deref()),
                 tenant_id = report.tenant.as_ref().map(TenantId::as_str),
@@ -108,13 +112,15 @@ fn log(provider: Provider, report: &Report) {
         };
     }
     match &report.result {
-        Ok(Done::Concluded(verdict)) => match verdict {
-            Verdict::Processed => tell!(info, "event_processed", verdict.reason()),
-            Verdict::Ignored(_) => tell!(info, "event_ignored", verdict.reason()),
-            Verdict::Parked(_) => tell!(warn, "event_parked", verdict.reason()),
-            Verdict::Failed(_) => tell!(error, "event_failed", verdict.reason()),
+        Ok(EventCompletion::Concluded(verdict)) => match verdict {
+            EventVerdict::Processed => tell!(info, "event_processed", verdict.reason()),
+            EventVerdict::Ignored(_) => tell!(info, "event_ignored", verdict.reason()),
+            EventVerdict::Parked(_) => tell!(warn, "event_parked", verdict.reason()),
+            EventVerdict::Failed(_) => tell!(error, "event_failed", verdict.reason()),
         },
-        Ok(Done::Already(outcome)) => tell!(info, "event_processed_before", outcome.as_str()),
+        Ok(EventCompletion::Already(outcome)) => {
+            tell!(info, "event_processed_before", outcome.as_str())
+        }
         Err(failure) => tell!(error, "event_failed", failure.to_string()),
     }
 }

@@ -16,7 +16,7 @@ impl Clock for SystemClock {
         reason = "a clock beyond the year 9999 is no state to go on in"
     )]
     fn now(&self) -> Timestamp {
-        i64::try_from(unix_ms())
+        i64::try_from(read_clock_ms())
             .ok()
             .and_then(|ms| Timestamp::from_unix_ms(ms).ok())
             .expect("the clock shows a year before 10000")
@@ -29,7 +29,7 @@ impl Clock for SystemClock {
     fn new_id(&self) -> Uuid {
         let mut random = [0; 10];
         getrandom::fill(&mut random).expect("the system has a source of random bytes");
-        uuid::Builder::from_unix_timestamp_millis(unix_ms(), &random).into_uuid()
+        uuid::Builder::from_unix_timestamp_millis(read_clock_ms(), &random).into_uuid()
     }
 }
 
@@ -43,7 +43,7 @@ impl Pause for SystemClock {
     clippy::disallowed_methods,
     reason = "the one place that reads the clock"
 )]
-fn unix_ms() -> u64 {
+fn read_clock_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
 }

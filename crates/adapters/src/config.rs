@@ -12,14 +12,14 @@ use tracing::level_filters::LevelFilter;
 
 /// Reads one variable by name.
 #[derive(Clone, Copy)]
-pub struct Lookup<'a>(pub &'a dyn Fn(&str) -> Option<String>);
+pub struct EnvLookup<'a>(pub &'a dyn Fn(&str) -> Option<String>);
 
-/// The variables of this process, for `Lookup`.
+/// The variables of this process, for `EnvLookup`.
 #[expect(
     clippy::disallowed_methods,
     reason = "the one place that reads the environment"
 )]
-pub fn process_variable(name: &str) -> Option<String> {
+pub fn read_process_variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
@@ -38,7 +38,7 @@ impl fmt::Display for ConfigError {
 impl std::error::Error for ConfigError {}
 
 /// Both, or the faults of both.
-pub fn both<A, B>(
+pub fn combine_faults<A, B>(
     a: Result<A, ConfigError>,
     b: Result<B, ConfigError>,
 ) -> Result<(A, B), ConfigError> {
@@ -54,7 +54,7 @@ pub fn both<A, B>(
 
 /// What every function knows of its stage.
 #[derive(Debug)]
-pub struct Stage {
+pub struct EnvironmentConfig {
     /// `APP_NAME`: the first part of every resource's name.
     pub app_name: String,
     /// `ENV`: the second part.
@@ -71,12 +71,12 @@ pub struct SecretSource {
     /// The variable that names it: its label in logs.
     pub variable: &'static str,
     /// The secret, or where it lies.
-    pub at: SecretAt,
+    pub at: SecretLocation,
 }
 
 /// A secret's place.
 #[derive(Clone, Debug)]
-pub enum SecretAt {
+pub enum SecretLocation {
     /// In Secrets Manager.
     Arn(String),
     /// In the variable itself: tests and local runs only.
@@ -87,7 +87,7 @@ pub enum SecretAt {
 #[derive(Debug)]
 pub struct IngressConfig {
     /// App, environment, mode, log level.
-    pub stage: Stage,
+    pub environment: EnvironmentConfig,
     /// `STRIPE_EVENTS_TABLE`.
     pub stripe_events_table: String,
     /// `LOB_EVENTS_TABLE`.
@@ -108,23 +108,27 @@ pub struct IngressConfig {
 
 impl IngressConfig {
     /// Reads and checks all its variables.
-    pub fn from_env(lookup: &Lookup<'_>) -> Result<Self, ConfigError> {
-        let mut read = Reader::new(lookup);
-        let stage = read.stage();
+    pub fn from_env(lookup: &EnvLookup<'_>) -> Result<Self, ConfigError> {
+        let mut read = EnvReader::new(lookup);
+        let environment = read.environment();
         let config = Self {
             stripe_events_table: read.required("STRIPE_EVENTS_TABLE"),
             lob_events_table: read.required("LOB_EVENTS_TABLE"),
             stripe_events_queue_url: read.queue_url("STRIPE_EVENTS_QUEUE_URL"),
             lob_events_queue_url: read.queue_url("LOB_EVENTS_QUEUE_URL"),
             stripe_signing_secrets: read.secrets(
-                &stage,
+                &environment,
                 &[
                     "STRIPE_WEBHOOK_SECRET_ARN",
                     "STRIPE_PLATFORM_WEBHOOK_SECRET_ARN",
                 ],
                 "STRIPE_WEBHOOK_SECRET",
             ),
-            lob_signing_secrets: read.secrets(&stage, &["APP_SECRETS_ARN"], "LOB_WEBHOOK_SECRET"),
+            lob_signing_secrets: read.secrets(
+                &environment,
+                &["APP_SECRETS_ARN"],
+                "LOB_WEBHOOK_SECRET",
+            ),
             // Beyond 900 s a revoked secret would be accepted for longer than the 15 minutes that are promised.
             secrets_ttl: Duration::from_secs(read.number("SECRETS_TTL_SECONDS", 300, 1..=900)),
             // Stripe and Lob recommend 300 s; more would weaken the protection against replays.
@@ -133,7 +137,7 @@ impl IngressConfig {
                 300,
                 1..=300,
             )),
-            stage,
+            environment,
         };
         read.finish(config)
     }
@@ -143,7 +147,7 @@ impl IngressConfig {
 #[derive(Debug)]
 pub struct StripeWorkerConfig {
     /// App, environment, mode, log level.
-    pub stage: Stage,
+    pub environment: EnvironmentConfig,
     /// `STRIPE_EVENTS_TABLE`.
     pub stripe_events_table: String,
     /// `ORDERS_TABLE`.
@@ -158,10 +162,10 @@ pub struct StripeWorkerConfig {
 
 impl StripeWorkerConfig {
     /// Reads and checks all its variables.
-    pub fn from_env(lookup: &Lookup<'_>) -> Result<Self, ConfigError> {
-        let mut read = Reader::new(lookup);
+    pub fn from_env(lookup: &EnvLookup<'_>) -> Result<Self, ConfigError> {
+        let mut read = EnvReader::new(lookup);
         let config = Self {
-            stage: read.stage(),
+            environment: read.environment(),
             stripe_events_table: read.required("STRIPE_EVENTS_TABLE"),
             orders_table: read.required("ORDERS_TABLE"),
             statements_table: read.required("STATEMENTS_TABLE"),
@@ -176,7 +180,7 @@ impl StripeWorkerConfig {
 #[derive(Debug)]
 pub struct LobWorkerConfig {
     /// App, environment, mode, log level.
-    pub stage: Stage,
+    pub environment: EnvironmentConfig,
     /// `LOB_EVENTS_TABLE`.
     pub lob_events_table: String,
     /// `STATEMENTS_TABLE`.
@@ -185,10 +189,10 @@ pub struct LobWorkerConfig {
 
 impl LobWorkerConfig {
     /// Reads and checks all its variables.
-    pub fn from_env(lookup: &Lookup<'_>) -> Result<Self, ConfigError> {
-        let mut read = Reader::new(lookup);
+    pub fn from_env(lookup: &EnvLookup<'_>) -> Result<Self, ConfigError> {
+        let mut read = EnvReader::new(lookup);
         let config = Self {
-            stage: read.stage(),
+            environment: read.environment(),
             lob_events_table: read.required("LOB_EVENTS_TABLE"),
             statements_table: read.required("STATEMENTS_TABLE"),
         };
@@ -200,7 +204,7 @@ impl LobWorkerConfig {
 #[derive(Debug)]
 pub struct CleanupConfig {
     /// App, environment, mode, log level.
-    pub stage: Stage,
+    pub environment: EnvironmentConfig,
     /// `STRIPE_EVENTS_TABLE`.
     pub stripe_events_table: String,
     /// `LOB_EVENTS_TABLE`.
@@ -229,9 +233,9 @@ pub struct CleanupConfig {
 
 impl CleanupConfig {
     /// Reads and checks all its variables.
-    pub fn from_env(lookup: &Lookup<'_>) -> Result<Self, ConfigError> {
-        let mut read = Reader::new(lookup);
-        let stage = read.stage();
+    pub fn from_env(lookup: &EnvLookup<'_>) -> Result<Self, ConfigError> {
+        let mut read = EnvReader::new(lookup);
+        let environment = read.environment();
         let config = Self {
             stripe_events_table: read.required("STRIPE_EVENTS_TABLE"),
             lob_events_table: read.required("LOB_EVENTS_TABLE"),
@@ -242,13 +246,13 @@ impl CleanupConfig {
             jobs_table: read.required("JOBS_TABLE"),
             stripe_events_queue_url: read.queue_url("STRIPE_EVENTS_QUEUE_URL"),
             lob_events_queue_url: read.queue_url("LOB_EVENTS_QUEUE_URL"),
-            stripe_key: read.stripe_key(&stage),
+            stripe_key: read.stripe_key(&environment),
             // Up to 30 days: Stripe keeps an event, and so the reason to ask it again, no longer.
             failed_payment_age: Duration::from_secs(
                 60 * read.number("CLEANUP_FAILED_PAYMENT_MINUTES", 60, 1..=43_200),
             ),
-            stripe_api_base: read.stripe_api_base(&stage),
-            stage,
+            stripe_api_base: read.stripe_api_base(&environment),
+            environment,
         };
         read.finish(config)
     }
@@ -258,7 +262,7 @@ impl CleanupConfig {
 #[derive(Debug)]
 pub struct WebhookSecretConfig {
     /// App, environment, mode, log level.
-    pub stage: Stage,
+    pub environment: EnvironmentConfig,
     /// `APP_SECRETS_ARN`, where Stripe's key lies.
     pub app_secrets_arn: String,
     /// `JOBS_TABLE`, where the cursors of `reconcile` stand.
@@ -269,14 +273,14 @@ pub struct WebhookSecretConfig {
 
 impl WebhookSecretConfig {
     /// Reads and checks all its variables.
-    pub fn from_env(lookup: &Lookup<'_>) -> Result<Self, ConfigError> {
-        let mut read = Reader::new(lookup);
-        let stage = read.stage();
+    pub fn from_env(lookup: &EnvLookup<'_>) -> Result<Self, ConfigError> {
+        let mut read = EnvReader::new(lookup);
+        let environment = read.environment();
         let config = Self {
             app_secrets_arn: read.required("APP_SECRETS_ARN"),
             jobs_table: read.required("JOBS_TABLE"),
-            stripe_api_base: read.stripe_api_base(&stage),
-            stage,
+            stripe_api_base: read.stripe_api_base(&environment),
+            environment,
         };
         read.finish(config)
     }
@@ -285,30 +289,30 @@ impl WebhookSecretConfig {
     pub fn stripe_key(&self) -> SecretSource {
         SecretSource {
             variable: "APP_SECRETS_ARN",
-            at: SecretAt::Arn(self.app_secrets_arn.clone()),
+            at: SecretLocation::Arn(self.app_secrets_arn.clone()),
         }
     }
 }
 
 /// `LOG_LEVEL` alone, for the log lines before the rest is known; `info` where it is missing or malformed.
-pub fn log_level(lookup: &Lookup<'_>) -> LevelFilter {
-    Reader::new(lookup).log_level()
+pub fn read_log_level(lookup: &EnvLookup<'_>) -> LevelFilter {
+    EnvReader::new(lookup).log_level()
 }
 
 /// `APP_NAME` and `ENV` alone, for the same reason; empty where they are missing, and then the start is refused.
-pub fn stage_name(lookup: &Lookup<'_>) -> (String, String) {
-    let mut read = Reader::new(lookup);
+pub fn read_environment_name(lookup: &EnvLookup<'_>) -> (String, String) {
+    let mut read = EnvReader::new(lookup);
     (read.required("APP_NAME"), read.required("ENV"))
 }
 
 /// Collects faults while reading. After a fault it goes on with an empty value that `finish` never lets out.
-pub(crate) struct Reader<'a> {
-    lookup: &'a Lookup<'a>,
+pub(crate) struct EnvReader<'a> {
+    lookup: &'a EnvLookup<'a>,
     faults: Vec<String>,
 }
 
-impl<'a> Reader<'a> {
-    pub(crate) fn new(lookup: &'a Lookup<'a>) -> Self {
+impl<'a> EnvReader<'a> {
+    pub(crate) fn new(lookup: &'a EnvLookup<'a>) -> Self {
         Self {
             lookup,
             faults: Vec::new(),
@@ -361,14 +365,14 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn stage(&mut self) -> Stage {
+    fn environment(&mut self) -> EnvironmentConfig {
         if self
             .optional("ENABLE_BILLING_STREAM")
             .is_some_and(|value| value != "false")
         {
             self.fault("ENABLE_BILLING_STREAM must be false: there is no such stream yet".into());
         }
-        Stage {
+        EnvironmentConfig {
             app_name: self.required("APP_NAME"),
             env: self.required("ENV"),
             live: self.live_mode(),
@@ -432,12 +436,12 @@ impl<'a> Reader<'a> {
         url
     }
 
-    fn stripe_api_base(&mut self, stage: &Stage) -> String {
+    fn stripe_api_base(&mut self, environment: &EnvironmentConfig) -> String {
         let name = "STRIPE_API_BASE";
         let Some(url) = self.optional_url(name) else {
             return "https://api.stripe.com".to_owned();
         };
-        if stage.live && url.starts_with("http://") {
+        if environment.live && url.starts_with("http://") {
             self.fault(format!("{name} must be https when LIVE_MODE=true"));
         }
         url
@@ -445,12 +449,12 @@ impl<'a> Reader<'a> {
 
     fn secrets(
         &mut self,
-        stage: &Stage,
+        environment: &EnvironmentConfig,
         arns: &[&'static str],
         here: &'static str,
     ) -> Vec<SecretSource> {
         let mut sources: Vec<_> = arns.iter().filter_map(|name| self.by_arn(name)).collect();
-        sources.extend(self.directly(stage, here));
+        sources.extend(self.directly(environment, here));
         if sources.is_empty() {
             let arns = arns.join(", ");
             self.fault(format!("at least one of {arns}, {here} must be set"));
@@ -458,32 +462,36 @@ impl<'a> Reader<'a> {
         sources
     }
 
-    fn stripe_key(&mut self, stage: &Stage) -> SecretSource {
+    fn stripe_key(&mut self, environment: &EnvironmentConfig) -> SecretSource {
         let by_arn = self.by_arn("APP_SECRETS_ARN");
-        let source = self.directly(stage, "STRIPE_SECRET_KEY").or(by_arn);
+        let source = self.directly(environment, "STRIPE_SECRET_KEY").or(by_arn);
         source.unwrap_or_else(|| {
             self.fault("APP_SECRETS_ARN or STRIPE_SECRET_KEY must be set".into());
             SecretSource {
                 variable: "APP_SECRETS_ARN",
-                at: SecretAt::Arn(String::new()),
+                at: SecretLocation::Arn(String::new()),
             }
         })
     }
 
     fn by_arn(&mut self, variable: &'static str) -> Option<SecretSource> {
         self.optional(variable)?;
-        let at = SecretAt::Arn(self.required(variable));
+        let at = SecretLocation::Arn(self.required(variable));
         Some(SecretSource { variable, at })
     }
 
-    fn directly(&mut self, stage: &Stage, variable: &'static str) -> Option<SecretSource> {
+    fn directly(
+        &mut self,
+        environment: &EnvironmentConfig,
+        variable: &'static str,
+    ) -> Option<SecretSource> {
         let value = self.optional(variable)?;
-        if stage.live {
+        if environment.live {
             self.fault(format!(
                 "{variable} must not be set when LIVE_MODE=true: a live secret lies in Secrets Manager"
             ));
         }
-        let at = SecretAt::Here(SecretString::from(value));
+        let at = SecretLocation::Here(SecretString::from(value));
         Some(SecretSource { variable, at })
     }
 }
@@ -511,7 +519,7 @@ mod tests {
             let value = all.into_iter().find(|(known, _)| *known == name)?.1;
             (value != "-").then(|| value.to_owned())
         };
-        IngressConfig::from_env(&Lookup(&lookup)).map_err(|error| error.to_string())
+        IngressConfig::from_env(&EnvLookup(&lookup)).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -519,7 +527,7 @@ mod tests {
         let config = ingress(&[("LOG_LEVEL", "")]).unwrap();
         assert_eq!(config.secrets_ttl, Duration::from_secs(300));
         assert_eq!(config.signature_tolerance, Duration::from_secs(300));
-        assert_eq!(config.stage.log_level, LevelFilter::INFO);
+        assert_eq!(config.environment.log_level, LevelFilter::INFO);
         assert_eq!(config.stripe_signing_secrets.len(), 1);
     }
 
@@ -580,14 +588,16 @@ mod tests {
 
     #[test]
     fn all_faults_are_told_together() {
-        let error = WebhookSecretConfig::from_env(&Lookup(&|_| None)).unwrap_err();
+        let error = WebhookSecretConfig::from_env(&EnvLookup(&|_| None)).unwrap_err();
         assert_eq!(
             error.to_string(),
             "configuration refused: APP_NAME is missing; ENV is missing; LIVE_MODE is missing; \
              APP_SECRETS_ARN is missing; JOBS_TABLE is missing"
         );
-        let other = LobWorkerConfig::from_env(&Lookup(&|_| None)).unwrap_err();
-        let faults = both::<(), ()>(Err(error), Err(other)).unwrap_err().faults;
+        let other = LobWorkerConfig::from_env(&EnvLookup(&|_| None)).unwrap_err();
+        let faults = combine_faults::<(), ()>(Err(error), Err(other))
+            .unwrap_err()
+            .faults;
         assert_eq!(faults.len(), 10);
     }
 
@@ -622,8 +632,8 @@ mod tests {
                 )
             }
         };
-        let config = WebhookSecretConfig::from_env(&Lookup(&lookup("false"))).unwrap();
+        let config = WebhookSecretConfig::from_env(&EnvLookup(&lookup("false"))).unwrap();
         assert_eq!(config.stripe_api_base, "http://localhost:12111");
-        assert!(WebhookSecretConfig::from_env(&Lookup(&lookup("true"))).is_err());
+        assert!(WebhookSecretConfig::from_env(&EnvLookup(&lookup("true"))).is_err());
     }
 }

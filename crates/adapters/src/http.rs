@@ -1,6 +1,6 @@
 //! The HTTP client beneath the SDK: HTTP/1.1 over hyper's pool, TLS by rustls on ring with the system's roots.
 //!
-//! Stands for `aws-smithy-http-client`, which brings HTTP/2 and proxies, a megabyte that no call of a function uses
+//! Stands for `aws-smithy-http-build_http_client`, which brings HTTP/2 and proxies, a megabyte that no call of a function uses
 //! (`docs/adr/0001`). The operator's tool has that crate, because its users may sit behind a proxy.
 //! A connection is limited to 1 s, an answer to 3 s, whatever the SDK's settings say of these two; a connection over
 //! which a transient error came is not used again. Does not time whole calls or repeat them: the SDK does, by what `aws`
@@ -39,7 +39,7 @@ const READ_MAX: Duration = Duration::from_secs(3);
 const IDLE_MAX: Duration = Duration::from_secs(50);
 
 /// One pool of connections for all that is made with this client and its clones.
-pub(crate) fn client() -> Result<SharedHttpClient, rustls::Error> {
+pub(crate) fn build_http_client() -> Result<SharedHttpClient, rustls::Error> {
     let (mut roots, system) = (RootCertStore::empty(), load_native_certs());
     roots.add_parsable_certificates(system.certs);
     if roots.is_empty() || !system.errors.is_empty() {
@@ -62,16 +62,16 @@ pub(crate) fn client() -> Result<SharedHttpClient, rustls::Error> {
     let pooled = Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(IDLE_MAX)
-        .build(Limited(connector));
-    let connector = SharedHttpConnector::new(Http1(pooled));
+        .build(TimedConnector(connector));
+    let connector = SharedHttpConnector::new(Http1Connector(pooled));
     Ok(http_client_fn(move |_, _| connector.clone()))
 }
 
 /// A connector that gives up after `CONNECT_MAX`.
 #[derive(Clone, Debug)]
-struct Limited<C>(C);
+struct TimedConnector<C>(C);
 
-impl<C> Service<Uri> for Limited<C>
+impl<C> Service<Uri> for TimedConnector<C>
 where
     C: Service<Uri, Error: Into<BoxError>, Future: Send + 'static>,
 {
@@ -90,9 +90,9 @@ where
 }
 
 #[derive(Debug)]
-struct Http1(Client<Limited<HttpsConnector<Tcp>>, SdkBody>);
+struct Http1Connector(Client<TimedConnector<HttpsConnector<Tcp>>, SdkBody>);
 
-impl HttpConnector for Http1 {
+impl HttpConnector for Http1Connector {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
         let mut request = match request.try_into_http1x() {
             Ok(request) => request,
@@ -102,14 +102,14 @@ impl HttpConnector for Http1 {
         };
         let connection = capture_connection(&mut request);
         if let Some(asked) = request.extensions().get::<CaptureSmithyConnection>() {
-            asked.set_connection_retriever(move || closable(&connection));
+            asked.set_connection_retriever(move || closable_connection(&connection));
         }
         let answer = tokio::time::timeout(READ_MAX, self.0.request(request));
         HttpConnectorFuture::new(async move {
             let answer = answer
                 .await
                 .map_err(|late| ConnectorError::timeout(late.into()))?
-                .map_err(failed)?;
+                .map_err(classify_failure)?;
             HttpResponse::try_from(answer.map(SdkBody::from_body_1_x))
                 .map_err(|error| ConnectorError::other(error.into(), None))
         })
@@ -117,7 +117,7 @@ impl HttpConnector for Http1 {
 }
 
 /// By which the SDK has a connection closed, once it stands.
-fn closable(connection: &CaptureConnection) -> Option<ConnectionMetadata> {
+fn closable_connection(connection: &CaptureConnection) -> Option<ConnectionMetadata> {
     connection.connection_metadata().as_ref()?;
     let connection = connection.clone();
     let close = move || {
@@ -134,7 +134,7 @@ fn closable(connection: &CaptureConnection) -> Option<ConnectionMetadata> {
 }
 
 /// What kind of failure the SDK is told: it repeats calls after a time-out and after input and output that failed.
-fn failed(error: hyper_util::client::legacy::Error) -> ConnectorError {
+fn classify_failure(error: hyper_util::client::legacy::Error) -> ConnectorError {
     let hyper: Option<&hyper::Error> = error.source().and_then(|cause| cause.downcast_ref());
     match hyper.is_some_and(hyper::Error::is_user) {
         true => ConnectorError::user(error.into()),

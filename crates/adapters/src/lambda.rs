@@ -10,42 +10,45 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use billhook_core::ports::Clock as _;
-use billhook_core::retry::chain;
+use billhook_core::retry::error_chain;
 use billhook_core::time::Timestamp;
 use futures_util::FutureExt as _;
 use lambda_runtime::{Context, Diagnostic, LambdaEvent, service_fn};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::LocalOptions;
 
-use crate::aws::Aws;
+use crate::aws::AwsClients;
 use crate::clock::SystemClock;
-use crate::config::{ConfigError, Lookup, Reader, both, process_variable};
+use crate::config::{ConfigError, EnvLookup, EnvReader, combine_faults, read_process_variable};
 use crate::telemetry;
 
-/// What `main` returns: sets up the log, reads the configuration, then lets `start` make its clients and call `serve`.
-pub fn run<C: 'static>(
+/// What `main` returns: sets up the log, reads the configuration, then lets `start` make its clients and call `serve_events`.
+pub fn run_function<C: 'static>(
     function: &'static str,
-    read: fn(&Lookup<'_>) -> Result<C, ConfigError>,
-    start: impl AsyncFnOnce(C, Aws) -> Result<(), lambda_runtime::Error> + 'static,
+    read: fn(&EnvLookup<'_>) -> Result<C, ConfigError>,
+    start: impl AsyncFnOnce(C, AwsClients) -> Result<(), lambda_runtime::Error> + 'static,
 ) -> ExitCode {
-    let lookup = Lookup(&process_variable);
-    telemetry::init(function, &lookup);
-    match started(&lookup, read, start) {
+    let lookup = EnvLookup(&read_process_variable);
+    telemetry::init_logging(function, &lookup);
+    match start_function(&lookup, read, start) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("start_refused: {}", chain(&*error));
+            tracing::error!("start_refused: {}", error_chain(&*error));
             ExitCode::FAILURE
         }
     }
 }
 
-fn started<C: 'static>(
-    lookup: &Lookup<'_>,
-    read: fn(&Lookup<'_>) -> Result<C, ConfigError>,
-    start: impl AsyncFnOnce(C, Aws) -> Result<(), lambda_runtime::Error> + 'static,
+fn start_function<C: 'static>(
+    lookup: &EnvLookup<'_>,
+    read: fn(&EnvLookup<'_>) -> Result<C, ConfigError>,
+    start: impl AsyncFnOnce(C, AwsClients) -> Result<(), lambda_runtime::Error> + 'static,
 ) -> Result<(), lambda_runtime::Error> {
-    let outside = both(Aws::from_env(lookup), runtime_is_there(lookup));
-    let (config, (aws, ())) = both(read(lookup), outside)?;
+    let outside = combine_faults(
+        AwsClients::from_env(lookup),
+        check_runtime_variables(lookup),
+    );
+    let (config, (aws, ())) = combine_faults(read(lookup), outside)?;
     // One thread: a function has a fraction of a CPU, and waking workers would use it up.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
@@ -60,8 +63,8 @@ fn started<C: 'static>(
 }
 
 /// What `lambda_runtime` would otherwise panic about.
-fn runtime_is_there(lookup: &Lookup<'_>) -> Result<(), ConfigError> {
-    let mut read = Reader::new(lookup);
+fn check_runtime_variables(lookup: &EnvLookup<'_>) -> Result<(), ConfigError> {
+    let mut read = EnvReader::new(lookup);
     for name in [
         "AWS_LAMBDA_RUNTIME_API",
         "AWS_LAMBDA_FUNCTION_NAME",
@@ -74,7 +77,7 @@ fn runtime_is_there(lookup: &Lookup<'_>) -> Result<(), ConfigError> {
 }
 
 /// Takes events until the process is ended. An `Err` of `handle` fails the invocation.
-pub async fn serve<Q, A, E>(
+pub async fn serve_events<Q, A, E>(
     handle: impl AsyncFn(LambdaEvent<Q>) -> Result<A, E>,
 ) -> Result<(), lambda_runtime::Error>
 where
@@ -84,28 +87,28 @@ where
 {
     let handle = &handle;
     lambda_runtime::run(service_fn(move |event: LambdaEvent<Q>| async move {
-        telemetry::begin(event.context.xray_trace_id.clone());
+        telemetry::begin_invocation(event.context.xray_trace_id.clone());
         // The panic hook has told the place; the message, which may hold data, goes to nobody.
         // Boxed, because the whole tree of calls below is too deep a type for the compiler.
         let ended = AssertUnwindSafe(Box::pin(handle(event)))
             .catch_unwind()
             .await;
         let answer = match ended {
-            Ok(answer) => answer.map_err(|error| failed(&error)),
-            Err(_) => Err(invocation_failed("panic".to_owned())),
+            Ok(answer) => answer.map_err(|error| report_failure(&error)),
+            Err(_) => Err(build_diagnostic("panic".to_owned())),
         };
-        telemetry::flush();
+        telemetry::flush_metrics();
         answer
     }))
     .await
 }
 
-fn failed(error: &(dyn Error + 'static)) -> Diagnostic {
-    tracing::error!("invocation_failed: {}", chain(error));
-    invocation_failed(error.to_string())
+fn report_failure(error: &(dyn Error + 'static)) -> Diagnostic {
+    tracing::error!("invocation_failed: {}", error_chain(error));
+    build_diagnostic(error.to_string())
 }
 
-fn invocation_failed(error_message: String) -> Diagnostic {
+fn build_diagnostic(error_message: String) -> Diagnostic {
     Diagnostic {
         error_type: "InvocationFailed".to_owned(),
         error_message,
@@ -113,7 +116,7 @@ fn invocation_failed(error_message: String) -> Diagnostic {
 }
 
 /// When Lambda ends this invocation.
-pub fn deadline(context: &Context) -> Timestamp {
+pub fn invocation_deadline(context: &Context) -> Timestamp {
     let unix_ms = i64::try_from(context.deadline).unwrap_or(i64::MAX);
     // A deadline beyond the calendar is none.
     Timestamp::from_unix_ms(unix_ms).unwrap_or_else(|_| SystemClock.now().after(Duration::MAX))
@@ -126,8 +129,8 @@ mod tests {
 
     #[test]
     fn a_refused_start_tells_the_faults_of_config_aws_and_runtime_in_one_line() {
-        let refused = started(
-            &Lookup(&|_| None),
+        let refused = start_function(
+            &EnvLookup(&|_| None),
             LobWorkerConfig::from_env,
             async |_, _| Ok(()),
         );
@@ -140,8 +143,8 @@ mod tests {
     #[test]
     fn a_panic_of_the_start_is_told_by_the_hook_alone() {
         let panics = || {
-            started(
-                &Lookup(&|name| match name {
+            start_function(
+                &EnvLookup(&|name| match name {
                     "AWS_LAMBDA_FUNCTION_MEMORY_SIZE" => Some("128".to_owned()),
                     "LIVE_MODE" | "ENABLE_BILLING_STREAM" => Some("false".to_owned()),
                     "LOG_LEVEL" => None,

@@ -10,13 +10,13 @@
 use std::cell::RefCell;
 use std::fmt::Write as _;
 
-use billhook_core::entity::{Entity, News, Next};
+use billhook_core::entity::{Entity, EntityChange, EntityUpdate};
 use billhook_core::event::EventType;
 use billhook_core::event::stripe_types::HANDLED_TYPES;
-use billhook_core::ids::Provider;
-use billhook_core::inbox::{Awaited, IgnoreReason, ParkReason, Verdict};
+use billhook_core::ids::ProviderId;
+use billhook_core::inbox::{BlockedOn, EventVerdict, IgnoreReason, ParkReason};
 use billhook_core::time::Timestamp;
-use billhook_core::worker::{Done, Report};
+use billhook_core::worker::{EventCompletion, MessageReport};
 use serde_json::json;
 
 /// A metric takes at most so many values in one line.
@@ -27,7 +27,7 @@ const PROVIDER: &str = "Provider";
 
 /// What a metric is measured in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unit {
+pub enum MetricUnit {
     /// Values of one invocation are added up.
     Count,
     /// Each value counts.
@@ -36,9 +36,9 @@ pub enum Unit {
     Seconds,
 }
 
-/// Which dimensions a metric has beside `Environment` and `Provider`.
+/// Which dimensions a metric has beside `Environment` and `ProviderId`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum By {
+pub enum MetricDimensions {
     /// None.
     Provider,
     /// It is there without and with `Reason`.
@@ -53,9 +53,9 @@ pub struct Metric {
     /// Its name.
     pub name: &'static str,
     /// Its unit.
-    pub unit: Unit,
+    pub unit: MetricUnit,
     /// Its dimensions.
-    pub by: By,
+    pub by: MetricDimensions,
     /// What one more of it means.
     pub meaning: &'static str,
     /// The alarms that read it, without `${AppName}-${Env}-`; without any it is for the dashboard.
@@ -68,8 +68,8 @@ macro_rules! metrics {
             #[doc = $meaning]
             pub static $constant: Metric = Metric {
                 name: $name,
-                unit: Unit::$unit,
-                by: By::$by,
+                unit: MetricUnit::$unit,
+                by: MetricDimensions::$by,
                 meaning: $meaning,
                 alarms: &[$($alarm),*],
             };
@@ -145,18 +145,18 @@ metrics! {
         "secrets read again because no known one proved a delivery";
 }
 
-struct Series {
+struct MetricSeries {
     metric: &'static Metric,
-    provider: Provider,
+    provider: ProviderId,
     labels: Vec<&'static str>,
     values: Vec<u64>,
 }
 
 thread_local! {
-    static RECORDED: RefCell<Vec<Series>> = const { RefCell::new(Vec::new()) };
+    static RECORDED: RefCell<Vec<MetricSeries>> = const { RefCell::new(Vec::new()) };
 }
 
-impl Unit {
+impl MetricUnit {
     /// The word in the line, in alarms and in the dashboard.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -167,7 +167,7 @@ impl Unit {
     }
 }
 
-impl By {
+impl MetricDimensions {
     fn labels(self) -> &'static [&'static str] {
         match self {
             Self::Provider => &[],
@@ -188,16 +188,16 @@ impl By {
 
 impl Metric {
     /// One more.
-    pub fn count(&'static self, provider: Provider) {
+    pub fn count(&'static self, provider: ProviderId) {
         self.record(provider, &[], 1);
     }
 
     /// So many more, or one more measurement.
-    pub fn add(&'static self, provider: Provider, value: u64) {
+    pub fn add(&'static self, provider: ProviderId, value: u64) {
         self.record(provider, &[], value);
     }
 
-    fn record(&'static self, provider: Provider, labels: &[&'static str], value: u64) {
+    fn record(&'static self, provider: ProviderId, labels: &[&'static str], value: u64) {
         RECORDED.with_borrow_mut(|recorded| {
             let known = recorded.iter_mut().find(|series| {
                 std::ptr::eq(series.metric, self)
@@ -206,11 +206,13 @@ impl Metric {
                     && series.values.len() < VALUES_MAX
             });
             match (known, self.unit) {
-                (Some(series), Unit::Count) => {
+                (Some(series), MetricUnit::Count) => {
                     series.values.iter_mut().for_each(|sum| *sum += value);
                 }
-                (Some(series), Unit::Milliseconds | Unit::Seconds) => series.values.push(value),
-                (None, _) => recorded.push(Series {
+                (Some(series), MetricUnit::Milliseconds | MetricUnit::Seconds) => {
+                    series.values.push(value)
+                }
+                (None, _) => recorded.push(MetricSeries {
                     metric: self,
                     provider,
                     labels: labels.to_vec(),
@@ -222,13 +224,13 @@ impl Metric {
 }
 
 /// A delivery that no known secret proves.
-pub fn invalid_signature(provider: Provider, reason: &'static str) {
+pub fn count_invalid_signature(provider: ProviderId, reason: &'static str) {
     WEBHOOK_INVALID_SIGNATURE.record(provider, &[reason], 1);
 }
 
 /// A genuine delivery: taken in, a duplicate, or not taken in.
-pub fn genuine(provider: Provider, event_type: &EventType, result: &'static str) {
-    if provider == Provider::Stripe {
+pub fn count_genuine_delivery(provider: ProviderId, event_type: &EventType, result: &'static str) {
+    if provider == ProviderId::Stripe {
         let event_type = HANDLED_TYPES
             .iter()
             .find(|handled| **handled == event_type.as_str());
@@ -238,29 +240,29 @@ pub fn genuine(provider: Provider, event_type: &EventType, result: &'static str)
 }
 
 /// What became of a message or an event.
-pub fn reported(provider: Provider, report: &Report, now: Timestamp) {
+pub fn count_report(provider: ProviderId, report: &MessageReport, now: Timestamp) {
     let verdict = match &report.result {
-        Ok(Done::Already(_)) => return,
-        Ok(Done::Concluded(verdict)) => verdict,
+        Ok(EventCompletion::Already(_)) => return,
+        Ok(EventCompletion::Concluded(verdict)) => verdict,
         Err(_) => return WEBHOOK_FAILED.count(provider),
     };
     match verdict {
-        Verdict::Processed => {
+        EventVerdict::Processed => {
             WEBHOOK_PROCESSED.count(provider);
             if let Some(received_at) = report.stored.as_ref().and_then(|s| s.received_at) {
                 let taken = received_at.until(now).as_millis();
                 WEBHOOK_END_TO_END_TIME.add(provider, u64::try_from(taken).unwrap_or(u64::MAX));
             }
         }
-        Verdict::Ignored(reason) => {
+        EventVerdict::Ignored(reason) => {
             WEBHOOK_PROCESSED.count(provider);
             if *reason == IgnoreReason::TestEventOnLiveStage {
                 LIVEMODE_IGNORED.count(provider);
             }
         }
-        Verdict::Parked(reason) => {
+        EventVerdict::Parked(reason) => {
             WEBHOOK_PARKED.record(provider, &[reason.as_str()], 1);
-            if reason.awaits() == Awaited::Person {
+            if reason.blocked_on() == BlockedOn::Person {
                 WEBHOOK_PARKED_FOR_PERSON.count(provider);
             }
             match reason {
@@ -269,36 +271,36 @@ pub fn reported(provider: Provider, report: &Report, now: Timestamp) {
                 _ => {}
             }
         }
-        Verdict::Failed(_) => WEBHOOK_FAILED.count(provider),
+        EventVerdict::Failed(_) => WEBHOOK_FAILED.count(provider),
     }
 }
 
 /// What a write that happened newly says of an entity.
-pub fn written(provider: Provider, was: &Entity, next: &Next) {
-    for news in next.news(was) {
+pub fn count_entity_changes(provider: ProviderId, was: &Entity, next: &EntityUpdate) {
+    for news in next.changes(was) {
         let metric = match news {
-            News::Completed => &ORDERS_COMPLETED,
-            News::Cancelled => &ORDERS_CANCELLED,
-            News::PaymentFailed => &PAYMENT_FAILED,
-            News::RefundedInFull => &REFUND_FULL,
-            News::RequiresReview => &REQUIRES_REVIEW,
-            News::AmountMismatch => &AMOUNT_MISMATCH,
-            News::PaidAfterCancel => &PAID_AFTER_CANCEL,
-            News::NeedsAttention => &NEEDS_ATTENTION,
+            EntityChange::Completed => &ORDERS_COMPLETED,
+            EntityChange::Cancelled => &ORDERS_CANCELLED,
+            EntityChange::PaymentFailed => &PAYMENT_FAILED,
+            EntityChange::RefundedInFull => &REFUND_FULL,
+            EntityChange::RequiresReview => &REQUIRES_REVIEW,
+            EntityChange::AmountMismatch => &AMOUNT_MISMATCH,
+            EntityChange::PaidAfterCancel => &PAID_AFTER_CANCEL,
+            EntityChange::NeedsAttention => &NEEDS_ATTENTION,
         };
         metric.count(provider);
     }
 }
 
 /// What goes into one line: series of one provider whose labels agree, no metric twice.
-struct Document {
-    provider: Provider,
+struct MetricDocument {
+    provider: ProviderId,
     labels: Vec<(&'static str, &'static str)>,
-    series: Vec<Series>,
+    series: Vec<MetricSeries>,
 }
 
-impl Document {
-    fn takes(&self, series: &Series) -> bool {
+impl MetricDocument {
+    fn takes(&self, series: &MetricSeries) -> bool {
         let agrees = |(name, value): (&str, &str)| {
             let known = self.labels.iter().find(|(known, _)| *known == name);
             known.is_none_or(|(_, known)| *known == value)
@@ -311,7 +313,7 @@ impl Document {
                 .any(|known| std::ptr::eq(known.metric, series.metric))
     }
 
-    fn put(&mut self, series: Series) {
+    fn put(&mut self, series: MetricSeries) {
         for label in series.labels() {
             if !self.labels.contains(&label) {
                 self.labels.push(label);
@@ -321,7 +323,7 @@ impl Document {
     }
 }
 
-impl Series {
+impl MetricSeries {
     fn labels(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
         let names = self.metric.by.labels().iter().copied();
         names.zip(self.labels.iter().copied())
@@ -330,12 +332,12 @@ impl Series {
 
 /// `${AppName}/Webhooks` and the value of `Environment`, as JSON.
 #[derive(Clone, Debug)]
-pub struct Stage {
+pub struct MetricEnvironment {
     namespace: String,
     env: String,
 }
 
-impl Stage {
+impl MetricEnvironment {
     /// Of `APP_NAME` and `ENV`.
     pub fn new(app_name: &str, env: &str) -> Self {
         Self {
@@ -345,13 +347,13 @@ impl Stage {
     }
 }
 
-fn documents() -> Vec<Document> {
-    let mut documents: Vec<Document> = Vec::new();
+fn drain_documents() -> Vec<MetricDocument> {
+    let mut documents: Vec<MetricDocument> = Vec::new();
     for series in RECORDED.take() {
         match documents.iter_mut().find(|known| known.takes(&series)) {
             Some(document) => document.put(series),
             None => {
-                let mut document = Document {
+                let mut document = MetricDocument {
                     provider: series.provider,
                     labels: Vec::new(),
                     series: Vec::new(),
@@ -365,11 +367,11 @@ fn documents() -> Vec<Document> {
 }
 
 /// Takes what was recorded since the last call, as lines.
-pub fn take(stage: &Stage, now: Timestamp) -> String {
+pub fn drain_lines(environment: &MetricEnvironment, now: Timestamp) -> String {
     let mut lines = String::new();
-    for document in documents() {
+    for document in drain_documents() {
         lines.push('{');
-        document.write(&mut lines, stage, now);
+        document.write(&mut lines, environment, now);
         lines.push_str("}\n");
     }
     lines
@@ -377,8 +379,8 @@ pub fn take(stage: &Stage, now: Timestamp) -> String {
 
 /// Takes of what was recorded one document into a JSON object that is open at its end, unless a label means something
 /// else there: a type that no dimension names is `other` as a label, and itself as the event's type.
-pub fn take_into(line: &mut String, stage: &Stage, now: Timestamp) {
-    let mut documents = documents().into_iter();
+pub fn drain_into_line(line: &mut String, environment: &MetricEnvironment, now: Timestamp) {
+    let mut documents = drain_documents().into_iter();
     if let Some(mut document) = documents.next() {
         // A quote within a value is escaped, so that this finds members only.
         let has = |text: String| line.contains(&text);
@@ -390,7 +392,7 @@ pub fn take_into(line: &mut String, stage: &Stage, now: Timestamp) {
             let is_new = |(name, _): &(&str, &str)| !has(format!(",\"{name}\":"));
             document.labels.retain(is_new);
             line.push(',');
-            document.write(line, stage, now);
+            document.write(line, environment, now);
         } else {
             RECORDED.with_borrow_mut(|recorded| recorded.extend(document.series));
         }
@@ -399,9 +401,14 @@ pub fn take_into(line: &mut String, stage: &Stage, now: Timestamp) {
     RECORDED.with_borrow_mut(|recorded| recorded.extend(rest));
 }
 
-impl Document {
+impl MetricDocument {
     /// By hand: of all names and labels none needs an escape, and a tree of values costs every delivery ten times this.
-    fn write(&self, line: &mut String, Stage { namespace, env }: &Stage, now: Timestamp) {
+    fn write(
+        &self,
+        line: &mut String,
+        MetricEnvironment { namespace, env }: &MetricEnvironment,
+        now: Timestamp,
+    ) {
         // Writing to a String cannot fail.
         let _ = write!(
             line,
@@ -409,13 +416,17 @@ impl Document {
             now.unix_ms()
         );
         let mut between = "";
-        for by in [By::Provider, By::Reason, By::TypeAndResult] {
+        for by in [
+            MetricDimensions::Provider,
+            MetricDimensions::Reason,
+            MetricDimensions::TypeAndResult,
+        ] {
             let metrics = self.series.iter().map(|series| series.metric);
             let mut metrics = metrics.filter(|metric| metric.by == by).peekable();
             if metrics.peek().is_none() {
                 continue;
             }
-            push(
+            push_all(
                 line,
                 [between, r#"{"Namespace":"#, namespace, r#","Dimensions":["#],
             );
@@ -423,26 +434,26 @@ impl Document {
                 line.push_str(if n == 0 { "[" } else { ",[" });
                 for (n, name) in set.iter().enumerate() {
                     let comma = if n == 0 { "" } else { "," };
-                    push(line, [comma, "\"", name, "\""]);
+                    push_all(line, [comma, "\"", name, "\""]);
                 }
                 line.push(']');
             }
             line.push_str(r#"],"Metrics":["#);
             for (n, metric) in metrics.enumerate() {
                 let comma = if n == 0 { "" } else { "," };
-                push(line, [comma, r#"{"Name":""#, metric.name, r#"","Unit":""#]);
-                push(line, [metric.unit.as_str(), r#""}"#]);
+                push_all(line, [comma, r#"{"Name":""#, metric.name, r#"","Unit":""#]);
+                push_all(line, [metric.unit.as_str(), r#""}"#]);
             }
             line.push_str("]}");
             between = ",";
         }
-        push(line, [r#"]},"Environment":"#, env]);
-        push(line, [r#","Provider":""#, self.provider.as_str(), "\""]);
+        push_all(line, [r#"]},"Environment":"#, env]);
+        push_all(line, [r#","Provider":""#, self.provider.as_str(), "\""]);
         for (name, value) in &self.labels {
-            push(line, [",\"", name, "\":\"", value, "\""]);
+            push_all(line, [",\"", name, "\":\"", value, "\""]);
         }
         for series in &self.series {
-            push(line, [",\"", series.metric.name, "\":"]);
+            push_all(line, [",\"", series.metric.name, "\":"]);
             let _ = match series.values.as_slice() {
                 [one] => write!(line, "{one}"),
                 several => write!(line, "{several:?}"),
@@ -451,7 +462,7 @@ impl Document {
     }
 }
 
-fn push<const N: usize>(line: &mut String, texts: [&str; N]) {
+fn push_all<const N: usize>(line: &mut String, texts: [&str; N]) {
     for text in texts {
         line.push_str(text);
     }
@@ -465,7 +476,7 @@ mod tests {
 
     fn lines() -> Vec<Value> {
         let now = Timestamp::from_unix_ms(1_781_000_000_042).unwrap();
-        take(&Stage::new("billhook", "test"), now)
+        drain_lines(&MetricEnvironment::new("billhook", "test"), now)
             .lines()
             .map(|line| serde_json::from_str(line).unwrap())
             .collect()
@@ -475,15 +486,15 @@ mod tests {
     fn one_invocation_is_one_line_unless_labels_differ() {
         let handled = EventType::try_from("charge.refunded".to_owned()).unwrap();
         let foreign = EventType::try_from("evt_secret.acct_1".to_owned()).unwrap();
-        WEBHOOK_SUCCESS.count(Provider::Stripe);
-        WEBHOOK_SUCCESS.count(Provider::Stripe);
-        genuine(Provider::Stripe, &handled, "accepted");
-        genuine(Provider::Stripe, &foreign, "accepted");
-        genuine(Provider::Lob, &handled, "accepted");
-        invalid_signature(Provider::Stripe, "no_match");
-        WEBHOOK_PROCESSING_TIME.add(Provider::Stripe, 7);
-        WEBHOOK_PROCESSING_TIME.add(Provider::Stripe, 9);
-        STUCK_EVENTS.add(Provider::Lob, 0);
+        WEBHOOK_SUCCESS.count(ProviderId::Stripe);
+        WEBHOOK_SUCCESS.count(ProviderId::Stripe);
+        count_genuine_delivery(ProviderId::Stripe, &handled, "accepted");
+        count_genuine_delivery(ProviderId::Stripe, &foreign, "accepted");
+        count_genuine_delivery(ProviderId::Lob, &handled, "accepted");
+        count_invalid_signature(ProviderId::Stripe, "no_match");
+        WEBHOOK_PROCESSING_TIME.add(ProviderId::Stripe, 7);
+        WEBHOOK_PROCESSING_TIME.add(ProviderId::Stripe, 9);
+        STUCK_EVENTS.add(ProviderId::Lob, 0);
         let provider = ["Environment", "Provider"];
         let base = json!([provider]);
         let directive = |dimensions: Value, names: &[(&str, &str)]| {
@@ -529,20 +540,20 @@ mod tests {
 
     #[test]
     fn a_line_takes_what_agrees_with_it_and_leaves_the_rest() {
-        let stage = Stage::new("billhook", "test");
+        let stage = MetricEnvironment::new("billhook", "test");
         let now = Timestamp::from_unix_ms(1_781_000_000_042).unwrap();
         let taken = |line: &str| {
             let mut line = line.to_owned();
-            take_into(&mut line, &stage, now);
+            drain_into_line(&mut line, &stage, now);
             line + "}"
         };
         let handled = EventType::try_from("charge.refunded".to_owned()).unwrap();
         let line = r#"{"message":"a,\"event_type\":\"b","event_type":"charge.refunded""#;
         assert_eq!(taken(line), format!("{line}}}"), "nothing was counted");
 
-        genuine(Provider::Stripe, &handled, "accepted");
-        WEBHOOK_SUCCESS.count(Provider::Stripe);
-        WEBHOOK_SUCCESS.count(Provider::Lob);
+        count_genuine_delivery(ProviderId::Stripe, &handled, "accepted");
+        WEBHOOK_SUCCESS.count(ProviderId::Stripe);
+        WEBHOOK_SUCCESS.count(ProviderId::Lob);
         let merged = taken(line);
         assert_eq!(
             merged.matches(r#""event_type":"charge.refunded""#).count(),
@@ -557,8 +568,8 @@ mod tests {
         let left = lines();
         assert_eq!((left.len(), &left[0]["Provider"]), (1, &json!("lob")));
 
-        genuine(
-            Provider::Stripe,
+        count_genuine_delivery(
+            ProviderId::Stripe,
             &EventType::try_from("evt.new".to_owned()).unwrap(),
             "accepted",
         );
@@ -570,7 +581,7 @@ mod tests {
     #[test]
     fn more_values_than_a_line_takes_go_into_the_next() {
         for value in 0..150 {
-            WEBHOOK_END_TO_END_TIME.add(Provider::Lob, value);
+            WEBHOOK_END_TO_END_TIME.add(ProviderId::Lob, value);
         }
         let counts: Vec<usize> = lines()
             .iter()

@@ -9,15 +9,15 @@ use aws_sdk_sqs::error::{ProvideErrorMetadata as _, SdkError};
 use aws_sdk_sqs::operation::send_message::SendMessageError;
 use aws_sdk_sqs::operation::send_message::builders::SendMessageFluentBuilder;
 use aws_sdk_sqs::types::{MessageSystemAttributeNameForSends, MessageSystemAttributeValue};
-use billhook_core::ids::Provider;
-use billhook_core::ports::{SendMessage, Unavailable};
+use billhook_core::ids::ProviderId;
+use billhook_core::ports::{DependencyError, SendMessage};
 use billhook_core::retry::Disposition;
 
 use crate::telemetry;
 
 /// One queue.
 #[derive(Clone, Debug)]
-pub struct Queue {
+pub struct FifoQueue {
     client: aws_sdk_sqs::Client,
     url: String,
 }
@@ -31,7 +31,7 @@ pub struct SendError {
     source: Box<SdkError<SendMessageError>>,
 }
 
-impl Queue {
+impl FifoQueue {
     /// The queue at `url`.
     pub fn new(client: aws_sdk_sqs::Client, url: String) -> Self {
         Self { client, url }
@@ -57,7 +57,7 @@ impl Queue {
     }
 
     fn message(&self, group: &str, deduplication_id: &str, body: &str) -> SendMessageFluentBuilder {
-        let trace = telemetry::trace().and_then(|header| trace_header(&header));
+        let trace = telemetry::current_trace().and_then(|header| build_trace_attribute(&header));
         self.client
             .send_message()
             .queue_url(&self.url)
@@ -77,29 +77,29 @@ impl Queue {
 
 /// Both providers' queues.
 #[derive(Clone, Debug)]
-pub struct Queues {
+pub struct EventQueues {
     /// Stripe's events.
-    pub stripe: Queue,
+    pub stripe: FifoQueue,
     /// Lob's events.
-    pub lob: Queue,
+    pub lob: FifoQueue,
 }
 
-impl SendMessage for Queues {
+impl SendMessage for EventQueues {
     async fn send(
         &self,
-        provider: Provider,
+        provider: ProviderId,
         group: &str,
         deduplication_id: &str,
         body: &str,
-    ) -> Result<(), Unavailable> {
+    ) -> Result<(), DependencyError> {
         let queue = match provider {
-            Provider::Stripe => &self.stripe,
-            Provider::Lob => &self.lob,
+            ProviderId::Stripe => &self.stripe,
+            ProviderId::Lob => &self.lob,
         };
         queue
             .send(group, deduplication_id, body)
             .await
-            .map_err(|error| Unavailable {
+            .map_err(|error| DependencyError {
                 doing: error.to_string(),
                 disposition: error.disposition(),
                 cause: error.source,
@@ -108,7 +108,7 @@ impl SendMessage for Queues {
 }
 
 /// The one system attribute that a sender may set: X-Ray links the worker's trace by it.
-fn trace_header(
+fn build_trace_attribute(
     header: &str,
 ) -> Option<HashMap<MessageSystemAttributeNameForSends, MessageSystemAttributeValue>> {
     let value = MessageSystemAttributeValue::builder()
@@ -132,7 +132,7 @@ impl SendError {
             SdkError::ServiceError(answer) => match answer.err() {
                 SendMessageError::InvalidMessageContents(_) => Disposition::Permanent,
                 // Such as a group that no queue takes, from a row that somebody spoilt.
-                error if error.code().is_some_and(is_about_the_message) => Disposition::Permanent,
+                error if error.code().is_some_and(is_message_fault) => Disposition::Permanent,
                 // Throttled, refused, or no such queue: nothing was sent, and it works once that is mended.
                 _ => Disposition::RetryLater,
             },
@@ -142,7 +142,7 @@ impl SendError {
     }
 }
 
-fn is_about_the_message(code: &str) -> bool {
+fn is_message_fault(code: &str) -> bool {
     code.starts_with("InvalidParameterValue") || code.starts_with("MissingParameter")
 }
 
@@ -160,10 +160,10 @@ mod tests {
             .behavior_version(aws_sdk_sqs::config::BehaviorVersion::latest())
             .build();
         let client = aws_sdk_sqs::Client::from_conf(config);
-        let queue = Queue::new(client, "https://sqs.example.com/1/stripe.fifo".into());
+        let queue = FifoQueue::new(client, "https://sqs.example.com/1/stripe.fifo".into());
         let header = "Root=1-67890abc-0123456789abcdef01234567;Parent=0123456789abcdef;Sampled=1";
         for trace in [Some(header), None] {
-            telemetry::begin(trace.map(str::to_owned));
+            telemetry::begin_invocation(trace.map(str::to_owned));
             let message = queue.message("group", "evt_1", "{}");
             let attributes = message.get_message_system_attributes().as_ref();
             let sent = attributes.map(|attributes| {

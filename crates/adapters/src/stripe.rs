@@ -32,24 +32,24 @@ const MESSAGE_CHARS_MAX: usize = 200;
 
 /// Stripe, called with one key.
 #[derive(Clone, Debug)]
-pub struct Stripe {
+pub struct StripeClient {
     http: reqwest::Client,
     base: String,
     key: SecretString,
     retry_delays: [Duration; 2],
-    pace: Option<Arc<Pace>>,
+    pace: Option<Arc<RateLimiter>>,
 }
 
 /// Lets calls begin at even distances, however many want to.
 #[derive(Debug)]
-struct Pace {
+struct RateLimiter {
     distance: Duration,
     next: Mutex<Instant>,
 }
 
-impl Pace {
+impl RateLimiter {
     /// When the call that asks now begins. Time that nobody used is not saved up.
-    fn turn(&self, now: Instant) -> Instant {
+    fn next_slot(&self, now: Instant) -> Instant {
         let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
         let mine = now.max(*next);
         *next = mine + self.distance;
@@ -61,7 +61,7 @@ impl Pace {
 #[derive(Debug, thiserror::Error)]
 pub enum StripeError {
     /// A test key at a live stage, or the other way round.
-    #[error("the stripe key is a {} key and the stage is {}", mode(!*.live_mode), mode(*.live_mode))]
+    #[error("the stripe key is a {} key and the stage is {}", mode_name(!*.live_mode), mode_name(*.live_mode))]
     KeyOfOtherMode {
         /// What the stage wants.
         live_mode: bool,
@@ -85,7 +85,7 @@ pub enum StripeError {
     },
     /// Stripe said no.
     #[error("{0}")]
-    Refused(Box<Refusal>),
+    Refused(Box<StripeRefusal>),
     /// A success that cannot be read.
     #[error("{doing}: stripe's answer is not as documented (request {request_id})")]
     Unreadable {
@@ -107,7 +107,7 @@ pub enum StripeError {
 /// How Stripe said no.
 #[derive(Debug, thiserror::Error)]
 #[error("{doing}: stripe answered {status} {code} (request {request_id}){message}")]
-pub struct Refusal {
+pub struct StripeRefusal {
     /// What was being done, and to what.
     pub doing: String,
     /// The HTTP status.
@@ -129,7 +129,7 @@ pub fn install_tls() {
         .ok();
 }
 
-fn mode(live: bool) -> &'static str {
+fn mode_name(live: bool) -> &'static str {
     if live { "live" } else { "test" }
 }
 
@@ -145,18 +145,18 @@ impl StripeError {
             }
             | Self::Unreadable {
                 may_have_happened, ..
-            } => unless_it_happened(*may_have_happened),
+            } => retry_unless_happened(*may_have_happened),
             Self::Refused(refusal) => match refusal.status {
                 // A lock, or too many calls: nothing was begun.
                 409 | 429 => Disposition::RetryLater,
                 // "Treat 5xx as indeterminate."
-                424 | 500.. => unless_it_happened(refusal.mutates),
+                424 | 500.. => retry_unless_happened(refusal.mutates),
                 _ => Disposition::Permanent,
             },
         }
     }
 
-    fn refused(self, status: u16) -> Result<Refusal, Self> {
+    fn refused(self, status: u16) -> Result<StripeRefusal, Self> {
         match self {
             Self::Refused(refusal) if refusal.status == status => Ok(*refusal),
             other => Err(other),
@@ -164,7 +164,7 @@ impl StripeError {
     }
 }
 
-fn unless_it_happened(may_have_happened: bool) -> Disposition {
+fn retry_unless_happened(may_have_happened: bool) -> Disposition {
     if may_have_happened {
         Disposition::OutcomeUnknown
     } else {
@@ -191,7 +191,7 @@ pub struct NewEndpoint<'a> {
 
 /// An endpoint as Stripe shows it after creation: without its secret.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct Endpoint {
+pub struct WebhookEndpoint {
     /// `we_…`
     pub id: String,
     /// Where Stripe sends to.
@@ -232,7 +232,7 @@ impl From<String> for SecretText {
 
 /// Whether an object was there to be changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Updated {
+pub enum UpdateResult {
     /// It is as asked for.
     Done,
     /// It is gone.
@@ -241,7 +241,7 @@ pub enum Updated {
 
 /// What became of a cancel.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Canceled {
+pub enum CancelResult {
     /// It is cancelled.
     Done,
     /// Its state does not allow it (`payment_intent_unexpected_state`): cancelled before, paid, on its way, or to be
@@ -251,7 +251,7 @@ pub enum Canceled {
 
 /// A `PaymentIntent`, as far as it is read.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Intent {
+pub struct RetrievedIntent {
     /// `pi_…`
     pub id: String,
     /// Where it stands.
@@ -260,7 +260,7 @@ pub struct Intent {
 
 /// A Checkout Session, as far as it is read.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Session {
+pub struct RetrievedSession {
     /// `cs_…`
     pub id: String,
     /// Where it stands.
@@ -268,7 +268,7 @@ pub struct Session {
 }
 
 /// One call. `account` acts for a connected account; `idempotency_key` makes it one that changes something.
-struct Call<'a> {
+struct StripeCall<'a> {
     doing: String,
     method: Method,
     path: String,
@@ -277,7 +277,7 @@ struct Call<'a> {
     idempotency_key: Option<&'a str>,
 }
 
-impl<'a> Call<'a> {
+impl<'a> StripeCall<'a> {
     fn get(doing: String, path: String) -> Self {
         Self {
             doing,
@@ -302,7 +302,7 @@ impl<'a> Call<'a> {
     }
 }
 
-impl Stripe {
+impl StripeClient {
     /// Calls `base` with `key`, which must be a secret or restricted key of the stage's mode.
     pub fn new(base: &str, key: SecretString, live_mode: bool) -> Result<Self, StripeError> {
         let is = |mode: &str| {
@@ -336,8 +336,8 @@ impl Stripe {
 
     /// The same, beginning no more calls in a second than this.
     #[must_use]
-    pub fn paced(self, calls_per_second: u32) -> Self {
-        let pace = Pace {
+    pub fn with_rate_limit(self, calls_per_second: u32) -> Self {
+        let pace = RateLimiter {
             distance: Duration::from_secs(1) / calls_per_second.max(1),
             next: Mutex::new(Instant::now()),
         };
@@ -371,8 +371,8 @@ impl Stripe {
         );
         form.extend(metadata.iter().map(|(name, value)| (name.as_str(), *value)));
         let doing = format!("create a webhook endpoint for {}", new.url);
-        let call = Call::post(doing, "/v1/webhook_endpoints".to_owned(), idempotency_key);
-        self.call(&Call {
+        let call = StripeCall::post(doing, "/v1/webhook_endpoints".to_owned(), idempotency_key);
+        self.call(&StripeCall {
             form: &form,
             ..call
         })
@@ -386,70 +386,72 @@ impl Stripe {
         url: &str,
         enabled_events: &[String],
         idempotency_key: &str,
-    ) -> Result<Updated, StripeError> {
+    ) -> Result<UpdateResult, StripeError> {
         let mut form = vec![("url", url), ("disabled", "false")];
         form.extend(
             enabled_events
                 .iter()
                 .map(|kind| ("enabled_events[]", kind.as_str())),
         );
-        let path = format!("/v1/webhook_endpoints/{}", encoded(id));
-        let call = Call::post(
+        let path = format!("/v1/webhook_endpoints/{}", encode_path_segment(id));
+        let call = StripeCall::post(
             format!("update webhook endpoint {id}"),
             path,
             idempotency_key,
         );
         match self
-            .call::<Endpoint>(&Call {
+            .call::<WebhookEndpoint>(&StripeCall {
                 form: &form,
                 ..call
             })
             .await
         {
-            Ok(_) => Ok(Updated::Done),
-            Err(error) => error.refused(404).map(|_| Updated::Gone),
+            Ok(_) => Ok(UpdateResult::Done),
+            Err(error) => error.refused(404).map(|_| UpdateResult::Gone),
         }
     }
 
     /// Deletes an endpoint; one that is gone already is a success. Stripe takes no idempotency key here.
     pub async fn delete_webhook_endpoint(&self, id: &str) -> Result<(), StripeError> {
         #[derive(Deserialize)]
-        struct Deleted {}
-        let path = format!("/v1/webhook_endpoints/{}", encoded(id));
-        let call = Call {
+        struct DeletedObject {}
+        let path = format!("/v1/webhook_endpoints/{}", encode_path_segment(id));
+        let call = StripeCall {
             method: Method::DELETE,
-            ..Call::get(format!("delete webhook endpoint {id}"), path)
+            ..StripeCall::get(format!("delete webhook endpoint {id}"), path)
         };
-        match self.call::<Deleted>(&call).await {
-            Ok(Deleted {}) => Ok(()),
+        match self.call::<DeletedObject>(&call).await {
+            Ok(DeletedObject {}) => Ok(()),
             Err(error) => error.refused(404).map(|_| ()),
         }
     }
 
     /// Every endpoint of the key's account and mode.
-    pub async fn list_webhook_endpoints(&self) -> Result<Vec<Endpoint>, StripeError> {
-        self.list(
+    pub async fn list_webhook_endpoints(&self) -> Result<Vec<WebhookEndpoint>, StripeError> {
+        self.list_all(
             "list webhook endpoints",
             "/v1/webhook_endpoints",
             &[],
             None,
-            |endpoint: &Endpoint| &endpoint.id,
+            |endpoint: &WebhookEndpoint| &endpoint.id,
         )
         .await
     }
 
     /// Reads an intent.
-    pub async fn payment_intent(
+    pub async fn get_payment_intent(
         &self,
         id: &str,
         account: Option<&str>,
-    ) -> Result<Intent, StripeError> {
-        let path = format!("/v1/payment_intents/{}", encoded(id));
-        let call = Call {
+    ) -> Result<RetrievedIntent, StripeError> {
+        let path = format!("/v1/payment_intents/{}", encode_path_segment(id));
+        let call = StripeCall {
             account,
-            ..Call::get(format!("get payment intent {id}"), path)
+            ..StripeCall::get(format!("get payment intent {id}"), path)
         };
-        self.call::<WithStatus>(&call).await.map(Intent::from)
+        self.call::<StatusObject>(&call)
+            .await
+            .map(RetrievedIntent::from)
     }
 
     /// Cancels an intent, as abandoned.
@@ -458,24 +460,24 @@ impl Stripe {
         id: &str,
         account: Option<&str>,
         idempotency_key: &str,
-    ) -> Result<Canceled, StripeError> {
+    ) -> Result<CancelResult, StripeError> {
         let doing = format!("cancel payment intent {id}");
-        let path = format!("/v1/payment_intents/{}/cancel", encoded(id));
-        let call = Call {
+        let path = format!("/v1/payment_intents/{}/cancel", encode_path_segment(id));
+        let call = StripeCall {
             form: &[("cancellation_reason", "abandoned")],
             account,
-            ..Call::post(doing, path, idempotency_key)
+            ..StripeCall::post(doing, path, idempotency_key)
         };
-        match self.call::<WithStatus>(&call).await {
-            Ok(_) => Ok(Canceled::Done),
+        match self.call::<StatusObject>(&call).await {
+            Ok(_) => Ok(CancelResult::Done),
             Err(error) => {
                 let refusal = error.refused(400)?;
                 if refusal.code != "payment_intent_unexpected_state" {
                     return Err(StripeError::Refused(Box::new(refusal)));
                 }
                 // The error holds the intent as well, but perhaps from the first of two tries: ask.
-                let intent = self.payment_intent(id, account).await?;
-                Ok(Canceled::StateForbids(intent.status))
+                let intent = self.get_payment_intent(id, account).await?;
+                Ok(CancelResult::StateForbids(intent.status))
             }
         }
     }
@@ -487,23 +489,23 @@ impl Stripe {
         account: Option<&str>,
         idempotency_key: &str,
     ) -> Result<SessionStatus, StripeError> {
-        let path = format!("/v1/checkout/sessions/{}", encoded(id));
+        let path = format!("/v1/checkout/sessions/{}", encode_path_segment(id));
         let doing = format!("expire checkout session {id}");
-        let call = Call {
+        let call = StripeCall {
             account,
-            ..Call::post(doing, format!("{path}/expire"), idempotency_key)
+            ..StripeCall::post(doing, format!("{path}/expire"), idempotency_key)
         };
-        let error = match self.call::<WithStatus>(&call).await {
-            Ok(session) => return Ok(Session::from(session).status),
+        let error = match self.call::<StatusObject>(&call).await {
+            Ok(session) => return Ok(RetrievedSession::from(session).status),
             Err(error) => error,
         };
         // Stripe documents no code for a session that is not open, so its state decides.
         let refusal = error.refused(400)?;
-        let call = Call {
+        let call = StripeCall {
             account,
-            ..Call::get(format!("get checkout session {id}"), path)
+            ..StripeCall::get(format!("get checkout session {id}"), path)
         };
-        match Session::from(self.call::<WithStatus>(&call).await?).status {
+        match RetrievedSession::from(self.call::<StatusObject>(&call).await?).status {
             SessionStatus::Open => Err(StripeError::Refused(Box::new(refusal))),
             ended => Ok(ended),
         }
@@ -514,21 +516,21 @@ impl Stripe {
         &self,
         intent: &str,
         account: Option<&str>,
-    ) -> Result<Vec<Session>, StripeError> {
-        let sessions: Vec<WithStatus> = self
-            .list(
+    ) -> Result<Vec<RetrievedSession>, StripeError> {
+        let sessions: Vec<StatusObject> = self
+            .list_all(
                 &format!("list the checkout sessions of {intent}"),
                 "/v1/checkout/sessions",
                 &[("payment_intent", intent)],
                 account,
-                |session: &WithStatus| &session.id,
+                |session: &StatusObject| &session.id,
             )
             .await?;
-        Ok(sessions.into_iter().map(Session::from).collect())
+        Ok(sessions.into_iter().map(RetrievedSession::from).collect())
     }
 
     /// One page of the events of these types that were made in this span, the newest first, each as Stripe wrote it.
-    pub async fn events(
+    pub async fn list_events(
         &self,
         account: Option<&str>,
         types: &[&str],
@@ -544,11 +546,11 @@ impl Stripe {
             .extend_pairs(after.map(|after| ("starting_after", after)))
             .finish();
         let doing = format!("list events of {}", account.unwrap_or("the platform"));
-        let call = Call {
+        let call = StripeCall {
             account,
-            ..Call::get(doing, format!("/v1/events?{query}"))
+            ..StripeCall::get(doing, format!("/v1/events?{query}"))
         };
-        let page: Page<Box<RawValue>> = self.call(&call).await?;
+        let page: StripeList<Box<RawValue>> = self.call(&call).await?;
         let body = |event: Box<RawValue>| String::from(Box::<str>::from(event));
         Ok(EventsPage {
             bodies: page.data.into_iter().map(body).collect(),
@@ -556,7 +558,7 @@ impl Stripe {
         })
     }
 
-    async fn list<T: DeserializeOwned>(
+    async fn list_all<T: DeserializeOwned>(
         &self,
         doing: &str,
         path: &str,
@@ -573,11 +575,11 @@ impl Stripe {
                 .extend_pairs(last)
                 .finish();
             let path = format!("{path}?{query}");
-            let call = Call {
+            let call = StripeCall {
                 account,
-                ..Call::get(doing.to_owned(), path)
+                ..StripeCall::get(doing.to_owned(), path)
             };
-            let page: Page<T> = self.call(&call).await?;
+            let page: StripeList<T> = self.call(&call).await?;
             let is_last = !page.has_more || page.data.is_empty();
             all.extend(page.data);
             if is_last {
@@ -589,12 +591,12 @@ impl Stripe {
         })
     }
 
-    /// Up to three tries, obeying `Stripe-Should-Retry`.
-    async fn call<T: DeserializeOwned>(&self, call: &Call<'_>) -> Result<T, StripeError> {
+    /// Up to three tries, obeying `StripeClient-Should-Retry`.
+    async fn call<T: DeserializeOwned>(&self, call: &StripeCall<'_>) -> Result<T, StripeError> {
         let mut delays = self.retry_delays.iter();
         let mut earlier_may_have_happened = false;
         loop {
-            let (mut error, again) = match self.once(call).await {
+            let (mut error, again) = match self.call_once(call).await {
                 Ok(value) => return Ok(value),
                 Err(failed) => failed,
             };
@@ -613,7 +615,10 @@ impl Stripe {
     }
 
     /// One try; a failure says whether Stripe would have it tried again.
-    async fn once<T: DeserializeOwned>(&self, call: &Call<'_>) -> Result<T, (StripeError, bool)> {
+    async fn call_once<T: DeserializeOwned>(
+        &self,
+        call: &StripeCall<'_>,
+    ) -> Result<T, (StripeError, bool)> {
         let unreachable = |source: reqwest::Error| {
             let error = StripeError::Unreachable {
                 doing: call.doing.clone(),
@@ -623,19 +628,19 @@ impl Stripe {
             (error, true)
         };
         if let Some(pace) = &self.pace {
-            tokio::time::sleep_until(pace.turn(Instant::now())).await;
+            tokio::time::sleep_until(pace.next_slot(Instant::now())).await;
         }
         let answer = self.send(call).await.map_err(unreachable)?;
         let status = answer.status();
         let headers = answer.headers().clone();
-        let request_id = word(
+        let request_id = known_word(
             headers
                 .get("request-id")
                 .and_then(|value| value.to_str().ok()),
         );
         let body = answer.bytes().await.map_err(unreachable)?;
         if !status.is_success() {
-            let refusal = refusal(call, status, request_id, &body);
+            let refusal = parse_refusal(call, status, request_id, &body);
             let again = should_retry(&headers, status, &refusal.code);
             return Err((StripeError::Refused(Box::new(refusal)), again));
         }
@@ -649,7 +654,7 @@ impl Stripe {
         })
     }
 
-    async fn send(&self, call: &Call<'_>) -> Result<Response, reqwest::Error> {
+    async fn send(&self, call: &StripeCall<'_>) -> Result<Response, reqwest::Error> {
         let mut request = self
             .http
             .request(call.method.clone(), format!("{}{}", self.base, call.path))
@@ -672,19 +677,19 @@ impl Stripe {
 }
 
 #[derive(Deserialize)]
-struct Page<T> {
+struct StripeList<T> {
     data: Vec<T>,
     has_more: bool,
 }
 
 #[derive(Deserialize)]
-struct WithStatus {
+struct StatusObject {
     id: String,
     status: String,
 }
 
-impl From<WithStatus> for Intent {
-    fn from(WithStatus { id, status }: WithStatus) -> Self {
+impl From<StatusObject> for RetrievedIntent {
+    fn from(StatusObject { id, status }: StatusObject) -> Self {
         Self {
             id,
             status: IntentStatus::parse(&status),
@@ -692,8 +697,8 @@ impl From<WithStatus> for Intent {
     }
 }
 
-impl From<WithStatus> for Session {
-    fn from(WithStatus { id, status }: WithStatus) -> Self {
+impl From<StatusObject> for RetrievedSession {
+    fn from(StatusObject { id, status }: StatusObject) -> Self {
         Self {
             id,
             status: SessionStatus::parse(&status),
@@ -702,7 +707,7 @@ impl From<WithStatus> for Session {
 }
 
 /// Ids come from events and rows: none may reach into the path.
-fn encoded(id: &str) -> String {
+fn encode_path_segment(id: &str) -> String {
     form_urlencoded::byte_serialize(id.as_bytes()).collect()
 }
 
@@ -718,28 +723,33 @@ fn should_retry(headers: &HeaderMap, status: StatusCode, code: &str) -> bool {
     }
 }
 
-fn refusal(call: &Call<'_>, status: StatusCode, request_id: String, body: &[u8]) -> Refusal {
+fn parse_refusal(
+    call: &StripeCall<'_>,
+    status: StatusCode,
+    request_id: String,
+    body: &[u8],
+) -> StripeRefusal {
     #[derive(Deserialize, Default)]
-    struct Body {
-        error: Fields,
+    struct ErrorBody {
+        error: ErrorFields,
     }
     #[derive(Deserialize, Default)]
-    struct Fields {
+    struct ErrorFields {
         code: Option<String>,
         #[serde(rename = "type")]
         kind: Option<String>,
         message: Option<String>,
     }
-    let Body { error } = serde_json::from_slice(body).unwrap_or_default();
+    let ErrorBody { error } = serde_json::from_slice(body).unwrap_or_default();
     let speaks_of_parameters = matches!(status.as_u16(), 400 | 404);
-    Refusal {
+    StripeRefusal {
         doing: call.doing.clone(),
         status: status.as_u16(),
-        code: word(error.code.or(error.kind).as_deref()),
+        code: known_word(error.code.or(error.kind).as_deref()),
         request_id,
         message: error
             .message
-            .filter(|text| speaks_of_parameters && is_harmless(text))
+            .filter(|text| speaks_of_parameters && is_safe_to_log(text))
             .map(|text| {
                 format!(
                     ": {}",
@@ -751,18 +761,18 @@ fn refusal(call: &Call<'_>, status: StatusCode, request_id: String, body: &[u8])
     }
 }
 
-fn is_harmless(text: &str) -> bool {
+fn is_safe_to_log(text: &str) -> bool {
     let telling = ["sk_", "rk_", "pk_", "whsec_", "_secret", "@"];
     !text.chars().any(char::is_control) && !telling.iter().any(|mark| text.contains(mark))
 }
 
 /// A word of Stripe's vocabulary, or `unknown`: what is not one is not printed.
-fn word(text: Option<&str>) -> String {
+fn known_word(text: Option<&str>) -> String {
     text.filter(|text| {
         !text.is_empty()
             && text.len() <= 64
             && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
-            && is_harmless(text)
+            && is_safe_to_log(text)
     })
     .unwrap_or("unknown")
     .to_owned()

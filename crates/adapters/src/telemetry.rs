@@ -23,9 +23,9 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 
 use crate::clock::SystemClock;
-use crate::config::{Lookup, log_level, stage_name};
+use crate::config::{EnvLookup, read_environment_name, read_log_level};
 use crate::metrics;
-use billhook_core::retry::chain;
+use billhook_core::retry::error_chain;
 
 /// Beyond this a value tells no more; a line stays far below the 1 MB that one log event may have.
 const VALUE_BYTES_MAX: usize = 1000;
@@ -44,7 +44,7 @@ const OURS: [&str; 6] = [
 const SILENCED: &str = "lambda_runtime::layers::panic";
 
 /// The namespace and the first dimension of every metric.
-static STAGE: OnceLock<metrics::Stage> = OnceLock::new();
+static ENVIRONMENT: OnceLock<metrics::MetricEnvironment> = OnceLock::new();
 
 thread_local! {
     static CLOSING: Cell<bool> = const { Cell::new(false) };
@@ -52,49 +52,55 @@ thread_local! {
 }
 
 /// Sends this process's lines to standard output. The first call counts; later ones change nothing.
-pub fn init(function: &'static str, lookup: &Lookup<'_>) {
-    let (app_name, env) = stage_name(lookup);
-    let stage = STAGE.get_or_init(|| metrics::Stage::new(&app_name, &env));
-    let level = log_level(lookup);
-    let lines = subscriber(function, stage.clone(), level, SystemClock, print);
+pub fn init_logging(function: &'static str, lookup: &EnvLookup<'_>) {
+    let (app_name, env) = read_environment_name(lookup);
+    let environment = ENVIRONMENT.get_or_init(|| metrics::MetricEnvironment::new(&app_name, &env));
+    let level = read_log_level(lookup);
+    let lines = build_subscriber(
+        function,
+        environment.clone(),
+        level,
+        SystemClock,
+        write_stdout,
+    );
     if tracing::subscriber::set_global_default(lines).is_ok() {
-        std::panic::set_hook(Box::new(panicked));
+        std::panic::set_hook(Box::new(log_panic));
     }
 }
 
-/// One invocation begins: `trace` is its X-Ray header, which messages sent from now on carry.
-pub fn begin(trace: Option<String>) {
+/// One invocation begins: `current_trace` is its X-Ray header, which messages sent from now on carry.
+pub fn begin_invocation(trace: Option<String>) {
     TRACE.set(trace);
 }
 
 /// The X-Ray header of this invocation.
-pub fn trace() -> Option<String> {
+pub fn current_trace() -> Option<String> {
     TRACE.with_borrow(Clone::clone)
 }
 
 /// Writes an invocation's last line, into which goes what was counted: one line costs less than two. Only for a line
 /// after which no work is left, because nothing that is counted later can go along.
-pub fn closing(write_line: impl FnOnce()) {
+pub fn write_final_line(write_line: impl FnOnce()) {
     /// Also where writing panics: a later line must not take what is counted after it.
-    struct Closed;
-    impl Drop for Closed {
+    struct FinalLineGuard;
+    impl Drop for FinalLineGuard {
         fn drop(&mut self) {
             CLOSING.set(false);
         }
     }
     CLOSING.set(true);
-    let _closed = Closed;
+    let _closed = FinalLineGuard;
     write_line();
 }
 
 /// One invocation ends: writes what it counted and no line took along.
-pub fn flush() {
-    if let Some(stage) = STAGE.get() {
-        print(metrics::take(stage, SystemClock.now()).as_bytes());
+pub fn flush_metrics() {
+    if let Some(environment) = ENVIRONMENT.get() {
+        write_stdout(metrics::drain_lines(environment, SystemClock.now()).as_bytes());
     }
 }
 
-fn print(lines: &[u8]) {
+fn write_stdout(lines: &[u8]) {
     if lines.is_empty() {
         return;
     }
@@ -102,7 +108,7 @@ fn print(lines: &[u8]) {
     drop(std::io::stdout().lock().write_all(lines));
 }
 
-fn panicked(panic: &PanicHookInfo<'_>) {
+fn log_panic(panic: &PanicHookInfo<'_>) {
     // A literal holds no data; a formatted message may hold any, such as the value that failed to parse.
     let literal = panic.payload().downcast_ref::<&'static str>();
     let message = literal.copied().unwrap_or("(message withheld)");
@@ -111,16 +117,16 @@ fn panicked(panic: &PanicHookInfo<'_>) {
 }
 
 /// Writes the lines of `function` with `write`, one call each.
-pub fn subscriber<C: Clock + 'static>(
+pub fn build_subscriber<C: Clock + 'static>(
     function: &'static str,
-    stage: metrics::Stage,
+    environment: metrics::MetricEnvironment,
     level: LevelFilter,
     clock: C,
     write: impl Fn(&[u8]) + Send + Sync + 'static,
 ) -> impl Subscriber + Send + Sync {
-    tracing_subscriber::registry().with(JsonLines {
+    tracing_subscriber::registry().with(JsonLineLayer {
         function,
-        stage,
+        environment,
         level,
         clock,
         write,
@@ -128,9 +134,9 @@ pub fn subscriber<C: Clock + 'static>(
 }
 
 /// Writes each event as a line.
-struct JsonLines<C, W> {
+struct JsonLineLayer<C, W> {
     function: &'static str,
-    stage: metrics::Stage,
+    environment: metrics::MetricEnvironment,
     level: LevelFilter,
     clock: C,
     write: W,
@@ -141,16 +147,16 @@ struct JsonLines<C, W> {
 struct SpanFields(Vec<(&'static str, String)>);
 
 #[derive(Default)]
-struct Scratch {
+struct LineScratch {
     line: String,
     names: Vec<&'static str>,
 }
 
 thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
+    static SCRATCH: RefCell<LineScratch> = RefCell::default();
 }
 
-impl<S, C, W> Layer<S> for JsonLines<C, W>
+impl<S, C, W> Layer<S> for JsonLineLayer<C, W>
 where
     S: Subscriber + for<'l> LookupSpan<'l>,
     C: Clock + 'static,
@@ -171,7 +177,9 @@ where
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
         if let Some(span) = context.span(id) {
             let mut fields = SpanFields::default();
-            attributes.record(&mut Each(|name, value: Value<'_>| fields.set(name, value)));
+            attributes.record(&mut FieldVisitor(|name, value: FieldValue<'_>| {
+                fields.set(name, value)
+            }));
             span.extensions_mut().insert(fields);
         }
     }
@@ -180,7 +188,9 @@ where
         if let Some(span) = context.span(id)
             && let Some(fields) = span.extensions_mut().get_mut::<SpanFields>()
         {
-            values.record(&mut Each(|name, value: Value<'_>| fields.set(name, value)));
+            values.record(&mut FieldVisitor(|name, value: FieldValue<'_>| {
+                fields.set(name, value)
+            }));
         }
     }
 
@@ -188,17 +198,17 @@ where
         SCRATCH.with(|scratch| match scratch.try_borrow_mut() {
             Ok(mut scratch) => self.write_line(event, &context, &mut scratch),
             // A value's own Debug logged, or panicked, while its line was being written.
-            Err(_) => self.write_line(event, &context, &mut Scratch::default()),
+            Err(_) => self.write_line(event, &context, &mut LineScratch::default()),
         });
     }
 }
 
-impl<C: Clock, W: Fn(&[u8])> JsonLines<C, W> {
-    fn write_line<S>(&self, event: &Event<'_>, context: &Context<'_, S>, scratch: &mut Scratch)
+impl<C: Clock, W: Fn(&[u8])> JsonLineLayer<C, W> {
+    fn write_line<S>(&self, event: &Event<'_>, context: &Context<'_, S>, scratch: &mut LineScratch)
     where
         S: Subscriber + for<'l> LookupSpan<'l>,
     {
-        let Scratch { line, names } = scratch;
+        let LineScratch { line, names } = scratch;
         line.clear();
         names.clear();
         names.extend(["timestamp", "level", "message", "function"]);
@@ -209,7 +219,7 @@ impl<C: Clock, W: Fn(&[u8])> JsonLines<C, W> {
             r#"{{"timestamp":"{now}","level":"{level}","message":"#
         );
         let before = line.len();
-        event.record(&mut Each(|name, value: Value<'_>| {
+        event.record(&mut FieldVisitor(|name, value: FieldValue<'_>| {
             if name == "message" {
                 value.write(line);
             }
@@ -218,25 +228,25 @@ impl<C: Clock, W: Fn(&[u8])> JsonLines<C, W> {
             line.push_str("\"\"");
         }
         line.push_str(r#","function":"#);
-        Value::Text(self.function).write(line);
-        event.record(&mut Each(|name, value: Value<'_>| {
-            if is_new(names, name) {
-                push_name(line, name);
+        FieldValue::Text(self.function).write(line);
+        event.record(&mut FieldVisitor(|name, value: FieldValue<'_>| {
+            if claim_name(names, name) {
+                push_member_name(line, name);
                 value.write(line);
             }
         }));
         for span in context.event_scope(event).into_iter().flatten() {
             if let Some(SpanFields(fields)) = span.extensions().get() {
                 for (name, json) in fields {
-                    if is_new(names, name) {
-                        push_name(line, name);
+                    if claim_name(names, name) {
+                        push_member_name(line, name);
                         line.push_str(json);
                     }
                 }
             }
         }
         if CLOSING.get() {
-            metrics::take_into(line, &self.stage, now);
+            metrics::drain_into_line(line, &self.environment, now);
         }
         line.push_str("}\n");
         (self.write)(line.as_bytes());
@@ -244,7 +254,7 @@ impl<C: Clock, W: Fn(&[u8])> JsonLines<C, W> {
 }
 
 impl SpanFields {
-    fn set(&mut self, name: &'static str, value: Value<'_>) {
+    fn set(&mut self, name: &'static str, value: FieldValue<'_>) {
         let mut json = String::new();
         value.write(&mut json);
         match self.0.iter_mut().find(|(known, _)| *known == name) {
@@ -254,7 +264,7 @@ impl SpanFields {
     }
 }
 
-fn is_new(names: &mut Vec<&'static str>, name: &'static str) -> bool {
+fn claim_name(names: &mut Vec<&'static str>, name: &'static str) -> bool {
     let new = !names.contains(&name);
     if new {
         names.push(name);
@@ -262,28 +272,28 @@ fn is_new(names: &mut Vec<&'static str>, name: &'static str) -> bool {
     new
 }
 
-fn push_name(line: &mut String, name: &str) {
+fn push_member_name(line: &mut String, name: &str) {
     line.push(',');
-    Value::Text(name).write(line);
+    FieldValue::Text(name).write(line);
     line.push(':');
 }
 
 /// A field's value on its way to JSON.
-enum Value<'a> {
+enum FieldValue<'a> {
     /// JSON as it prints: a number, a boolean.
     Plain(&'a dyn Display),
     Text(&'a str),
     Debug(&'a dyn Debug),
 }
 
-impl Value<'_> {
+impl FieldValue<'_> {
     fn write(&self, line: &mut String) {
         if let Self::Plain(value) = self {
             let _ = write!(line, "{value}");
             return;
         }
         line.push('"');
-        let mut quoted = Quoted {
+        let mut quoted = QuotedWriter {
             line,
             bytes_left: Some(VALUE_BYTES_MAX),
         };
@@ -297,12 +307,12 @@ impl Value<'_> {
 }
 
 /// The inside of a JSON string; `None` once it was cut.
-struct Quoted<'a> {
+struct QuotedWriter<'a> {
     line: &'a mut String,
     bytes_left: Option<usize>,
 }
 
-impl fmt::Write for Quoted<'_> {
+impl fmt::Write for QuotedWriter<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for character in text.chars() {
             let Some(left) = self.bytes_left else {
@@ -326,26 +336,26 @@ impl fmt::Write for Quoted<'_> {
 }
 
 /// Calls a function with each field.
-struct Each<F>(F);
+struct FieldVisitor<F>(F);
 
-impl<F: FnMut(&'static str, Value<'_>)> Visit for Each<F> {
+impl<F: FnMut(&'static str, FieldValue<'_>)> Visit for FieldVisitor<F> {
     fn record_i64(&mut self, field: &Field, value: i64) {
-        (self.0)(field.name(), Value::Plain(&value));
+        (self.0)(field.name(), FieldValue::Plain(&value));
     }
     fn record_u64(&mut self, field: &Field, value: u64) {
-        (self.0)(field.name(), Value::Plain(&value));
+        (self.0)(field.name(), FieldValue::Plain(&value));
     }
     fn record_bool(&mut self, field: &Field, value: bool) {
-        (self.0)(field.name(), Value::Plain(&value));
+        (self.0)(field.name(), FieldValue::Plain(&value));
     }
     fn record_str(&mut self, field: &Field, value: &str) {
-        (self.0)(field.name(), Value::Text(value));
+        (self.0)(field.name(), FieldValue::Text(value));
     }
     fn record_error(&mut self, field: &Field, value: &(dyn Error + 'static)) {
-        (self.0)(field.name(), Value::Text(&chain(value)));
+        (self.0)(field.name(), FieldValue::Text(&error_chain(value)));
     }
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        (self.0)(field.name(), Value::Debug(value));
+        (self.0)(field.name(), FieldValue::Debug(value));
     }
 }
 
@@ -374,8 +384,8 @@ mod tests {
         let written = Arc::new(Mutex::new(Vec::new()));
         let sink = Arc::clone(&written);
         let write = move |line: &[u8]| sink.lock().unwrap().extend_from_slice(line);
-        let stage = metrics::Stage::new("billhook", "test");
-        let subscriber = subscriber("stripe-worker", stage, level, Fixed, write);
+        let stage = metrics::MetricEnvironment::new("billhook", "test");
+        let subscriber = build_subscriber("stripe-worker", stage, level, Fixed, write);
         tracing::subscriber::with_default(subscriber, act);
         let text = String::from_utf8(written.lock().unwrap().clone()).unwrap();
         text.split_terminator('\n').map(str::to_owned).collect()
@@ -408,10 +418,10 @@ mod tests {
     #[test]
     fn the_closing_line_takes_what_was_counted_and_no_other_does() {
         let lines = lines(LevelFilter::INFO, || {
-            metrics::STUCK_EVENTS.add(billhook_core::ids::Provider::Lob, 3);
+            metrics::STUCK_EVENTS.add(billhook_core::ids::ProviderId::Lob, 3);
             tracing::info!("first");
-            closing(|| tracing::debug!("of no interest"));
-            closing(|| tracing::info!("last"));
+            write_final_line(|| tracing::debug!("of no interest"));
+            write_final_line(|| tracing::info!("last"));
             tracing::info!("after it");
         });
         let lines: Vec<Json> = lines
@@ -459,7 +469,7 @@ mod tests {
     #[test]
     fn a_panic_is_one_error_line_without_what_it_may_hold() {
         let before = std::panic::take_hook();
-        std::panic::set_hook(Box::new(panicked));
+        std::panic::set_hook(Box::new(log_panic));
         let lines = lines(LevelFilter::ERROR, || {
             let _delivery = tracing::error_span!("delivery", correlation_id = "c-1").entered();
             let value = "jane@example.com";

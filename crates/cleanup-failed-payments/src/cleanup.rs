@@ -6,20 +6,24 @@
 use std::time::Duration;
 
 use billhook_adapters::metrics;
-use billhook_core::cleanup::{Due, Ended, OpenPayment, cancelled, due, idempotency_key};
-use billhook_core::entity::{Entity, EntityKey};
-use billhook_core::ids::{OrderId, Provider};
-use billhook_core::jobs::{CLEANUP, Progress};
-use billhook_core::ports::{
-    Clock, Commit, CommitError, FindFailedOrders, KeepProgress, Ledger, PaymentsAtStripe, Rows,
+use billhook_core::cleanup::{
+    CancellablePayment, CleanupDecision, PaymentEnd, cancellation_fact, cleanup_idempotency_key,
+    decide_cleanup,
 };
-use billhook_core::retry::chain;
+use billhook_core::entity::{Entity, EntityKey};
+use billhook_core::ids::{OrderId, ProviderId};
+use billhook_core::jobs::{CLEANUP_JOB, Checkpoint};
+use billhook_core::ports::{
+    CheckpointStore, Clock, CommitError, CommitPart, FindFailedOrders, Ledger, LoadedRows,
+    PaymentsAtStripe,
+};
+use billhook_core::retry::error_chain;
 use billhook_core::time::Timestamp;
 use futures_util::stream::{self, StreamExt as _};
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::{Failed, is_late, unavailable};
+use crate::{TaskFailed, fail_task, is_past_deadline};
 
 /// Orders read from the index, and from the table, at once.
 const PAGE: usize = 50;
@@ -33,7 +37,7 @@ const TIME_TO_KEEP: Duration = Duration::from_secs(5);
 
 /// What a person may ask for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Options {
+pub struct CleanupOptions {
     /// Count what would be tried, and do nothing: Stripe is not asked either.
     pub dry_run: bool,
     /// Instead of the configured grace.
@@ -44,7 +48,7 @@ pub struct Options {
 
 /// What a run did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Summary {
+pub struct CleanupSummary {
     /// Orders looked at.
     pub scanned: usize,
     /// Given up; in a dry run, those that would be tried.
@@ -61,7 +65,7 @@ pub struct Summary {
 
 /// Everything the task needs.
 #[derive(Debug)]
-pub struct Cleanup<L, P, J, C> {
+pub struct CleanupTask<L, P, J, C> {
     /// The orders.
     pub ledger: L,
     /// Stripe; none while no key is set.
@@ -74,7 +78,7 @@ pub struct Cleanup<L, P, J, C> {
     pub grace: Duration,
 }
 
-enum Finding {
+enum CleanupResult {
     Cancelled,
     HasMoney,
     Skipped,
@@ -83,25 +87,29 @@ enum Finding {
 }
 
 /// What one run does the same with every order.
-struct Run {
+struct CleanupRun {
     id: Uuid,
     grace: Duration,
     dry_run: bool,
     deadline: Timestamp,
 }
 
-impl<L, P, J, C> Cleanup<L, P, J, C>
+impl<L, P, J, C> CleanupTask<L, P, J, C>
 where
     L: Ledger + FindFailedOrders,
     P: PaymentsAtStripe,
-    J: KeepProgress,
+    J: CheckpointStore,
     C: Clock,
 {
     /// One run. Fails only if nothing can be done at all; what one order meets is counted. A run that is cut, by its
     /// deadline or its limit, keeps the last order it came to, and the next begins behind it: orders that fail again and
     /// again never keep others from their turn. A dry run begins at the beginning and keeps nothing.
-    pub async fn run(&self, options: &Options, deadline: Timestamp) -> Result<Summary, Failed> {
-        let run = Run {
+    pub async fn run(
+        &self,
+        options: &CleanupOptions,
+        deadline: Timestamp,
+    ) -> Result<CleanupSummary, TaskFailed> {
+        let run = CleanupRun {
             id: self.clock.new_id(),
             grace: options.minutes.map_or(self.grace, |minutes| {
                 Duration::from_secs(minutes.saturating_mul(60))
@@ -109,67 +117,70 @@ where
             dry_run: options.dry_run,
             deadline,
         };
-        let mut summary = Summary {
+        let mut summary = CleanupSummary {
             dry_run: options.dry_run,
-            ..Summary::default()
+            ..CleanupSummary::default()
         };
         let progress = match options.dry_run {
-            true => Progress::default(),
+            true => Checkpoint::default(),
             false => self
                 .jobs
-                .progress(CLEANUP)
+                .load_checkpoint(CLEANUP_JOB)
                 .await
-                .map_err(unavailable("read how far the last run came"))?,
+                .map_err(fail_task("read how far the last run came"))?,
         };
-        let mut after = progress.cut.as_ref().map(|cut| cut.after.clone());
+        let mut after = progress.resume_at.as_ref().map(|cut| cut.after.clone());
         // An order of several payments, each slow to be ended, would go on beyond the deadline: what was done stands.
         let time_left = self.clock.now().until(deadline);
-        let pages = self.pages(&run, options.limit, &mut after, &mut summary);
+        let pages = self.process_pages(&run, options.limit, &mut after, &mut summary);
         let ended = tokio::time::timeout(time_left.saturating_sub(TIME_TO_KEEP), pages).await;
         let ended = ended.unwrap_or(Ok(()));
         // What was done is kept in any case: it must not be in the way of what was not.
         if !options.dry_run {
             let next = match &after {
-                Some(order) => progress.cut(self.clock.now().unix_s(), order.clone()),
-                None => Progress::default(),
+                Some(order) => progress.interrupted_at(self.clock.now().unix_s(), order.clone()),
+                None => Checkpoint::default(),
             };
-            if next.cut.is_some() || progress.cut.is_some() {
-                let kept = self.jobs.keep(CLEANUP, &progress, &next).await;
-                kept.map_err(unavailable("keep how far this run came"))?;
+            if next.resume_at.is_some() || progress.resume_at.is_some() {
+                let kept = self
+                    .jobs
+                    .save_checkpoint(CLEANUP_JOB, &progress, &next)
+                    .await;
+                kept.map_err(fail_task("keep how far this run came"))?;
             }
         }
         ended.map(|()| summary)
     }
 
     /// Goes through the orders; `after` is the last that was done, none once all were.
-    async fn pages(
+    async fn process_pages(
         &self,
-        run: &Run,
+        run: &CleanupRun,
         limit: Option<usize>,
         after: &mut Option<String>,
-        summary: &mut Summary,
-    ) -> Result<(), Failed> {
+        summary: &mut CleanupSummary,
+    ) -> Result<(), TaskFailed> {
         loop {
             let left = limit.map_or(PAGE, |limit| {
                 limit.saturating_sub(summary.scanned).min(PAGE)
             });
-            if left == 0 || is_late(&self.clock, run.deadline) {
+            if left == 0 || is_past_deadline(&self.clock, run.deadline) {
                 return Ok(());
             }
             let page = self
                 .ledger
                 .failed_orders(after.as_deref(), left)
                 .await
-                .map_err(unavailable("find failed orders"))?;
+                .map_err(fail_task("find failed orders"))?;
             let keys = page.orders.iter().cloned().map(EntityKey::Order).collect();
             let rows = self
                 .ledger
-                .rows(&keys, &[].into())
+                .load_rows(&keys, &[].into())
                 .await
-                .map_err(unavailable("read failed orders"))?;
+                .map_err(fail_task("read failed orders"))?;
             // One that is late is not begun, and neither are those behind it: where the run was cut must be one place.
-            let findings: Vec<(&OrderId, Option<Finding>)> = stream::iter(&page.orders)
-                .map(async |id| (id, self.order(id, &rows, run).await))
+            let findings: Vec<(&OrderId, Option<CleanupResult>)> = stream::iter(&page.orders)
+                .map(async |id| (id, self.process_order(id, &rows, run).await))
                 .buffered(ORDERS_AT_ONCE)
                 .collect()
                 .await;
@@ -178,13 +189,13 @@ where
                     return Ok(());
                 };
                 match finding {
-                    Finding::NoKey => return Err(Failed::no_key()),
-                    Finding::Cancelled => summary.cancelled += 1,
-                    Finding::HasMoney => summary.reconciled += 1,
-                    Finding::Skipped => summary.skipped += 1,
-                    Finding::Failed(cause) => {
+                    CleanupResult::NoKey => return Err(TaskFailed::no_key()),
+                    CleanupResult::Cancelled => summary.cancelled += 1,
+                    CleanupResult::HasMoney => summary.reconciled += 1,
+                    CleanupResult::Skipped => summary.skipped += 1,
+                    CleanupResult::Failed(cause) => {
                         summary.failed += 1;
-                        metrics::CLEANUP_FAILED.count(Provider::Stripe);
+                        metrics::CLEANUP_FAILED.count(ProviderId::Stripe);
                         tracing::error!(order = %id, cause, "cleanup_failed {id}: {cause}");
                     }
                 }
@@ -199,91 +210,111 @@ where
     }
 
     /// One order; `None` if there is no time left for it.
-    async fn order(&self, id: &OrderId, rows: &Rows<L::Row>, run: &Run) -> Option<Finding> {
-        if is_late(&self.clock, run.deadline) {
+    async fn process_order(
+        &self,
+        id: &OrderId,
+        rows: &LoadedRows<L::Row>,
+        run: &CleanupRun,
+    ) -> Option<CleanupResult> {
+        if is_past_deadline(&self.clock, run.deadline) {
             return None;
         }
         let key = EntityKey::Order(id.clone());
-        let finding = match self.round(&key, rows, run).await {
+        let finding = match self.try_order(&key, rows, run).await {
             Ok(Some(finding)) => Ok(finding),
-            Ok(None) => self.again(&key, run).await,
+            Ok(None) => self.retry_order(&key, run).await,
             Err(cause) => Err(cause),
         };
-        Some(finding.unwrap_or_else(Finding::Failed))
+        Some(finding.unwrap_or_else(CleanupResult::Failed))
     }
 
     /// Somebody wrote meanwhile: the row is read again and decided again.
-    async fn again(&self, key: &EntityKey, run: &Run) -> Result<Finding, String> {
+    async fn retry_order(
+        &self,
+        key: &EntityKey,
+        run: &CleanupRun,
+    ) -> Result<CleanupResult, String> {
         for _ in 1..ROUNDS_MAX {
             let rows = self.read_again(key).await?;
-            if let Some(finding) = self.round(key, &rows, run).await? {
+            if let Some(finding) = self.try_order(key, &rows, run).await? {
                 return Ok(finding);
             }
         }
         // Not ours to win; the next run looks again.
-        Ok(Finding::Skipped)
+        Ok(CleanupResult::Skipped)
     }
 
-    async fn read_again(&self, key: &EntityKey) -> Result<Rows<L::Row>, String> {
-        let rows = self.ledger.rows(&[key.clone()].into(), &[].into()).await;
-        rows.map_err(|error| chain(&error))
+    async fn read_again(&self, key: &EntityKey) -> Result<LoadedRows<L::Row>, String> {
+        let rows = self
+            .ledger
+            .load_rows(&[key.clone()].into(), &[].into())
+            .await;
+        rows.map_err(|error| error_chain(&error))
     }
 
     /// Decides about one order as read, and does it; `None` if it lost a race.
-    async fn round(
+    async fn try_order(
         &self,
         key: &EntityKey,
-        rows: &Rows<L::Row>,
-        run: &Run,
-    ) -> Result<Option<Finding>, String> {
+        rows: &LoadedRows<L::Row>,
+        run: &CleanupRun,
+    ) -> Result<Option<CleanupResult>, String> {
         if let Some(reason) = rows.unreadable.get(key) {
             return Err(format!("the row cannot be read: {reason}"));
         }
         let Some((order, row)) = rows.entities.get(key) else {
-            return Ok(Some(Finding::Skipped));
+            return Ok(Some(CleanupResult::Skipped));
         };
-        let payments = match due(order, run.grace, self.clock.now()) {
-            Due::Cancel(payments) => payments,
-            Due::NotFailed | Due::TooYoung => return Ok(Some(Finding::Skipped)),
+        let payments = match decide_cleanup(order, run.grace, self.clock.now()) {
+            CleanupDecision::Cancel(payments) => payments,
+            CleanupDecision::NotFailed | CleanupDecision::TooYoung => {
+                return Ok(Some(CleanupResult::Skipped));
+            }
         };
         if run.dry_run {
-            return Ok(Some(Finding::Cancelled));
+            return Ok(Some(CleanupResult::Cancelled));
         }
         let Some(stripe) = &self.payments else {
-            return Ok(Some(Finding::NoKey));
+            return Ok(Some(CleanupResult::NoKey));
         };
         // All are asked about before one is ended: money on one of them leaves the others to the customer.
         let mut open = Vec::new();
         for payment in &payments {
             let status = stripe.status(payment).await;
-            match Ended::from(status.map_err(|error| chain(&error))?) {
-                Ended::ForGood => {}
-                Ended::PaidOrProcessing => return Ok(Some(Finding::HasMoney)),
-                Ended::NotYet => open.push(payment),
+            match PaymentEnd::from(status.map_err(|error| error_chain(&error))?) {
+                PaymentEnd::ForGood => {}
+                PaymentEnd::PaidOrProcessing => return Ok(Some(CleanupResult::HasMoney)),
+                PaymentEnd::NotYet => open.push(payment),
             }
         }
         for payment in open {
-            let key = idempotency_key(order, payment, run.id);
-            let ended = end(stripe, payment, &key).await;
-            match ended.map_err(|error| chain(&error))? {
-                Ended::ForGood => {}
-                Ended::PaidOrProcessing => return Ok(Some(Finding::HasMoney)),
-                Ended::NotYet => return Err(format!("{} was not ended by Stripe", payment.intent)),
+            let key = cleanup_idempotency_key(order, payment, run.id);
+            let ended = end_payment(stripe, payment, &key).await;
+            match ended.map_err(|error| error_chain(&error))? {
+                PaymentEnd::ForGood => {}
+                PaymentEnd::PaidOrProcessing => return Ok(Some(CleanupResult::HasMoney)),
+                PaymentEnd::NotYet => {
+                    return Err(format!("{} was not ended by Stripe", payment.intent));
+                }
             }
         }
-        self.cancel(order, row).await
+        self.cancel_order(order, row).await
     }
 
-    async fn cancel(&self, order: &Entity, row: &L::Row) -> Result<Option<Finding>, String> {
+    async fn cancel_order(
+        &self,
+        order: &Entity,
+        row: &L::Row,
+    ) -> Result<Option<CleanupResult>, String> {
         let now = self.clock.now();
-        let next = order.with(cancelled(now), now);
-        let commit = Commit {
+        let next = order.apply_facts(cancellation_fact(now), now);
+        let commit = CommitPart {
             entity: Some((order, row, &next)),
             events: Vec::new(),
             payments: Vec::new(),
             now,
         };
-        if let Err(error) = self.ledger.commit(Provider::Stripe, &[commit]).await {
+        if let Err(error) = self.ledger.commit(ProviderId::Stripe, &[commit]).await {
             // The answer of a write that happened may have been lost, and its repetition by the SDK refused: the row
             // tells.
             let rows = self.read_again(&order.key).await?;
@@ -293,20 +324,20 @@ where
             match error {
                 _ if is_written => {}
                 CommitError::LostRace => return Ok(None),
-                error => return Err(chain(&error)),
+                error => return Err(error_chain(&error)),
             }
         }
         tracing::info!(order = %order.key, "order_cancelled {}", order.key);
-        Ok(Some(Finding::Cancelled))
+        Ok(Some(CleanupResult::Cancelled))
     }
 }
 
 /// Ends an open payment at Stripe: by its Checkout Session where it has one.
-async fn end<P: PaymentsAtStripe>(
+async fn end_payment<P: PaymentsAtStripe>(
     stripe: &P,
-    payment: &OpenPayment,
+    payment: &CancellablePayment,
     idempotency_key: &str,
-) -> Result<Ended, P::Error> {
+) -> Result<PaymentEnd, P::Error> {
     // Stripe refuses to cancel the intent of an open session; the session's end is the intent's.
     Ok(match stripe.open_session(payment).await? {
         Some(session) => stripe

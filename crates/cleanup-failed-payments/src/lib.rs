@@ -7,8 +7,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use billhook_core::ports::{Clock, Unavailable};
-use billhook_core::retry::chain;
+use billhook_core::ports::{Clock, DependencyError};
+use billhook_core::retry::error_chain;
 use billhook_core::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -23,27 +23,27 @@ const TIME_TO_FINISH: Duration = Duration::from_secs(45);
 /// What the schedule or a person asks for. What is not known is refused, because a misspelt `dry_run` would cancel
 /// orders.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "Fields")]
-pub enum Input {
+#[serde(try_from = "InputFields")]
+pub enum TaskInput {
     /// Give up stale failed orders.
-    Cleanup(cleanup::Options),
+    Cleanup(cleanup::CleanupOptions),
     /// Look again at open events.
     Sweep,
     /// Compare with Stripe.
     Reconcile,
 }
 
-impl Default for Input {
+impl Default for TaskInput {
     fn default() -> Self {
-        Self::Cleanup(cleanup::Options::default())
+        Self::Cleanup(cleanup::CleanupOptions::default())
     }
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Fields {
+struct InputFields {
     #[serde(default)]
-    task: Task,
+    task: TaskName,
     dry_run: Option<bool>,
     minutes: Option<u64>,
     limit: Option<usize>,
@@ -51,14 +51,14 @@ struct Fields {
 
 #[derive(Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Task {
+enum TaskName {
     #[default]
     Cleanup,
     Sweep,
     Reconcile,
 }
 
-impl fmt::Display for Task {
+impl fmt::Display for TaskName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Cleanup => "cleanup",
@@ -68,11 +68,11 @@ impl fmt::Display for Task {
     }
 }
 
-impl TryFrom<Fields> for Input {
+impl TryFrom<InputFields> for TaskInput {
     type Error = String;
 
-    fn try_from(fields: Fields) -> Result<Self, String> {
-        let Fields {
+    fn try_from(fields: InputFields) -> Result<Self, String> {
+        let InputFields {
             task,
             dry_run,
             minutes,
@@ -84,15 +84,15 @@ impl TryFrom<Fields> for Input {
             ("limit", limit.is_some()),
         ];
         let input = match task {
-            Task::Cleanup => {
-                return Ok(Self::Cleanup(cleanup::Options {
+            TaskName::Cleanup => {
+                return Ok(Self::Cleanup(cleanup::CleanupOptions {
                     dry_run: dry_run.unwrap_or(false),
                     minutes,
                     limit,
                 }));
             }
-            Task::Sweep => Self::Sweep,
-            Task::Reconcile => Self::Reconcile,
+            TaskName::Sweep => Self::Sweep,
+            TaskName::Reconcile => Self::Reconcile,
         };
         match given.iter().find(|(_, is_given)| *is_given) {
             Some((field, _)) => Err(format!(
@@ -106,29 +106,29 @@ impl TryFrom<Fields> for Input {
 /// What a run did; as JSON the task's own form.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
-pub enum Report {
+pub enum TaskReport {
     /// Of `cleanup`.
-    Cleanup(cleanup::Summary),
+    Cleanup(cleanup::CleanupSummary),
     /// Of `sweep`.
-    Sweep(sweep::Summary),
+    Sweep(sweep::SweepSummary),
     /// Of `reconcile`.
-    Reconcile(reconcile::Summary),
+    Reconcile(reconcile::ReconcileSummary),
 }
 
 /// A run that could not do its work.
 #[derive(Debug, thiserror::Error)]
 #[error("could not {doing}: {cause}")]
-pub struct Failed {
+pub struct TaskFailed {
     doing: &'static str,
     cause: String,
 }
 
-impl Failed {
+impl TaskFailed {
     /// With the whole chain of causes, because whoever ran it by hand sees nothing else.
     pub fn because(doing: &'static str, cause: &(dyn std::error::Error + 'static)) -> Self {
         Self {
             doing,
-            cause: chain(cause),
+            cause: error_chain(cause),
         }
     }
 
@@ -142,11 +142,11 @@ impl Failed {
 }
 
 /// Fails the run as a whole; the next one goes on where this one came to.
-fn unavailable(doing: &'static str) -> impl Fn(Unavailable) -> Failed {
-    move |error| Failed::because(doing, &error)
+fn fail_task(doing: &'static str) -> impl Fn(DependencyError) -> TaskFailed {
+    move |error| TaskFailed::because(doing, &error)
 }
 
 /// Whether nothing more may be begun.
-fn is_late(clock: &impl Clock, deadline: Timestamp) -> bool {
+fn is_past_deadline(clock: &impl Clock, deadline: Timestamp) -> bool {
     clock.now().after(TIME_TO_FINISH) > deadline
 }

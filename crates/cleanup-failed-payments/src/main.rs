@@ -2,56 +2,56 @@
 
 use std::process::ExitCode;
 
-use billhook_adapters::aws::Aws;
+use billhook_adapters::aws::AwsClients;
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::config::CleanupConfig;
-use billhook_adapters::dynamodb::inbox::Inbox;
-use billhook_adapters::dynamodb::jobs::Jobs;
-use billhook_adapters::dynamodb::ledger::{DynamoLedger, Tables};
-use billhook_adapters::lambda::{deadline, run, serve};
+use billhook_adapters::dynamodb::inbox::DynamoInbox;
+use billhook_adapters::dynamodb::jobs::JobsTable;
+use billhook_adapters::dynamodb::ledger::{DynamoLedger, TableNames};
+use billhook_adapters::lambda::{invocation_deadline, run_function, serve_events};
 use billhook_adapters::secrets::{self, SecretsManager};
-use billhook_adapters::sqs::{Queue, Queues};
-use billhook_adapters::stripe::Stripe;
+use billhook_adapters::sqs::{EventQueues, FifoQueue};
+use billhook_adapters::stripe::StripeClient;
 use billhook_core::time::Timestamp;
-use cleanup_failed_payments::cleanup::Cleanup;
-use cleanup_failed_payments::reconcile::Reconcile;
-use cleanup_failed_payments::stripe::{AtStripe, calls_per_second};
-use cleanup_failed_payments::sweep::Sweep;
-use cleanup_failed_payments::{Failed, Input, Report};
+use cleanup_failed_payments::cleanup::CleanupTask;
+use cleanup_failed_payments::reconcile::ReconcileTask;
+use cleanup_failed_payments::stripe::{StripePayments, stripe_calls_per_second};
+use cleanup_failed_payments::sweep::SweepTask;
+use cleanup_failed_payments::{TaskFailed, TaskInput, TaskReport};
 use lambda_runtime::LambdaEvent;
 
 fn main() -> ExitCode {
-    run(
+    run_function(
         "cleanup-failed-payments",
         CleanupConfig::from_env,
         async |config, aws| {
-            serve(async |event: LambdaEvent<Option<Input>>| {
-                let deadline = deadline(&event.context);
-                done(&config, &aws, event.payload.unwrap_or_default(), deadline).await
+            serve_events(async |event: LambdaEvent<Option<TaskInput>>| {
+                let deadline = invocation_deadline(&event.context);
+                run_task(&config, &aws, event.payload.unwrap_or_default(), deadline).await
             })
             .await
         },
     )
 }
 
-async fn done(
+async fn run_task(
     config: &CleanupConfig,
-    aws: &Aws,
-    input: Input,
+    aws: &AwsClients,
+    input: TaskInput,
     deadline: Timestamp,
-) -> Result<Report, Failed> {
+) -> Result<TaskReport, TaskFailed> {
     let clock = SystemClock;
-    let jobs = Jobs {
+    let jobs = JobsTable {
         client: aws.dynamodb().clone(),
         table: config.jobs_table.clone(),
         tenants_table: config.tenants_table.clone(),
     };
-    let queue = Queues {
-        stripe: Queue::new(aws.sqs().clone(), config.stripe_events_queue_url.clone()),
-        lob: Queue::new(aws.sqs().clone(), config.lob_events_queue_url.clone()),
+    let queue = EventQueues {
+        stripe: FifoQueue::new(aws.sqs().clone(), config.stripe_events_queue_url.clone()),
+        lob: FifoQueue::new(aws.sqs().clone(), config.lob_events_queue_url.clone()),
     };
     let ledger = |events: &String| {
-        let tables = Tables {
+        let tables = TableNames {
             events: events.clone(),
             orders: Some(config.orders_table.clone()),
             statements: config.statements_table.clone(),
@@ -61,53 +61,59 @@ async fn done(
         DynamoLedger::new(aws.dynamodb().clone(), tables, clock)
     };
     match input {
-        Input::Cleanup(options) => {
-            let cleanup = Cleanup {
+        TaskInput::Cleanup(options) => {
+            let cleanup = CleanupTask {
                 ledger: ledger(&config.stripe_events_table),
-                payments: at_stripe(config, aws).await?,
+                payments: open_stripe(config, aws).await?,
                 jobs,
                 clock,
                 grace: config.failed_payment_age,
             };
-            cleanup.run(&options, deadline).await.map(Report::Cleanup)
+            cleanup
+                .run(&options, deadline)
+                .await
+                .map(TaskReport::Cleanup)
         }
-        Input::Sweep => {
-            let sweep = Sweep {
+        TaskInput::Sweep => {
+            let sweep = SweepTask {
                 stripe: ledger(&config.stripe_events_table),
                 lob: ledger(&config.lob_events_table),
                 queue,
                 jobs,
                 clock,
-                live_mode: config.stage.live,
+                live_mode: config.environment.live,
             };
-            sweep.run(deadline).await.map(Report::Sweep)
+            sweep.run(deadline).await.map(TaskReport::Sweep)
         }
-        Input::Reconcile => {
-            let reconcile = Reconcile {
-                inbox: Inbox {
+        TaskInput::Reconcile => {
+            let reconcile = ReconcileTask {
+                inbox: DynamoInbox {
                     client: aws.dynamodb().clone(),
                     stripe_table: config.stripe_events_table.clone(),
                     lob_table: config.lob_events_table.clone(),
                 },
                 queue,
                 jobs,
-                stripe: at_stripe(config, aws).await?,
+                stripe: open_stripe(config, aws).await?,
                 clock,
             };
-            reconcile.run(deadline).await.map(Report::Reconcile)
+            reconcile.run(deadline).await.map(TaskReport::Reconcile)
         }
     }
 }
 
 /// Nothing while no key is set. The key is read anew each run: a replaced one is known at once.
-async fn at_stripe(config: &CleanupConfig, aws: &Aws) -> Result<Option<AtStripe>, Failed> {
-    let live = config.stage.live;
+async fn open_stripe(
+    config: &CleanupConfig,
+    aws: &AwsClients,
+) -> Result<Option<StripePayments>, TaskFailed> {
+    let live = config.environment.live;
     let secrets = SecretsManager::new(aws);
-    let key = secrets::stripe_key(&secrets, &config.stripe_key, live).await;
-    let key = key.map_err(|error| Failed::because("read Stripe's key", &error))?;
+    let key = secrets::read_stripe_key(&secrets, &config.stripe_key, live).await;
+    let key = key.map_err(|error| TaskFailed::because("read Stripe's key", &error))?;
     let stripe = key
-        .map(|key| Stripe::new(&config.stripe_api_base, key, live))
+        .map(|key| StripeClient::new(&config.stripe_api_base, key, live))
         .transpose()
-        .map_err(|error| Failed::because("use Stripe's key", &error))?;
-    Ok(stripe.map(|stripe| AtStripe(stripe.paced(calls_per_second(live)))))
+        .map_err(|error| TaskFailed::because("use Stripe's key", &error))?;
+    Ok(stripe.map(|stripe| StripePayments(stripe.with_rate_limit(stripe_calls_per_second(live)))))
 }

@@ -7,22 +7,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use billhook_adapters::metrics;
-use billhook_core::event::stripe::Event;
-use billhook_core::ids::{AccountId, CorrelationId, EventId, Provider};
-use billhook_core::inbox::{NewEvent, take_in};
-use billhook_core::jobs::{Progress, RECONCILE, reconcile_row};
-use billhook_core::pointer::Source;
+use billhook_core::event::stripe::StripeEvent;
+use billhook_core::ids::{AccountId, CorrelationId, EventId, ProviderId};
+use billhook_core::inbox::{NewEvent, accept_event};
+use billhook_core::jobs::{Checkpoint, RECONCILE_JOB, reconcile_cursor_key};
+use billhook_core::pointer::EventSource;
 use billhook_core::ports::{
-    Clock, FindKnownEvents, KeepProgress, ListAccounts, ListEvents, ListEventsError, RecordEvent,
-    SendMessage, Unavailable,
+    CheckpointStore, Clock, DependencyError, FindKnownEvents, ListAccounts, ListEvents,
+    ListEventsError, RecordEvent, SendMessage,
 };
-use billhook_core::reconcile::{is_gap, span, type_sets};
-use billhook_core::retry::chain;
+use billhook_core::reconcile::{event_type_sets, is_event_gap, next_listing_span};
+use billhook_core::retry::error_chain;
 use billhook_core::time::Timestamp;
 use futures_util::stream::{self, StreamExt as _};
 use serde::Serialize;
 
-use crate::{Failed, is_late, unavailable};
+use crate::{TaskFailed, fail_task, is_past_deadline};
 
 /// Tenants read at once.
 const TENANTS: usize = 25;
@@ -35,7 +35,7 @@ const NAMED_MAX: usize = 20;
 
 /// What a run did.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Summary {
+pub struct ReconcileSummary {
     /// `reconcile`.
     pub task: &'static str,
     /// Accounts asked about, the platform included.
@@ -58,7 +58,7 @@ pub struct Summary {
 
 /// Everything the task needs.
 #[derive(Debug)]
-pub struct Reconcile<I, Q, J, S, C> {
+pub struct ReconcileTask<I, Q, J, S, C> {
     /// Where events are kept.
     pub inbox: I,
     /// Where pointers go.
@@ -73,7 +73,7 @@ pub struct Reconcile<I, Q, J, S, C> {
 
 /// What one account's questions came to.
 #[derive(Default)]
-struct Account {
+struct AccountProgress {
     events: usize,
     taken_in: usize,
     gaps: usize,
@@ -88,58 +88,61 @@ enum AccountError {
     Failed(String),
 }
 
-impl From<Unavailable> for AccountError {
-    fn from(error: Unavailable) -> Self {
-        Self::Failed(chain(&error))
+impl From<DependencyError> for AccountError {
+    fn from(error: DependencyError) -> Self {
+        Self::Failed(error_chain(&error))
     }
 }
 
-impl<I, Q, J, S, C> Reconcile<I, Q, J, S, C>
+impl<I, Q, J, S, C> ReconcileTask<I, Q, J, S, C>
 where
     I: RecordEvent + FindKnownEvents,
     Q: SendMessage,
-    J: KeepProgress + ListAccounts,
+    J: CheckpointStore + ListAccounts,
     S: ListEvents,
     C: Clock,
 {
     /// One run: the platform, then the accounts behind the one that the last run was cut at, or all.
-    pub async fn run(&self, deadline: Timestamp) -> Result<Summary, Failed> {
-        let stripe = self.stripe.as_ref().ok_or_else(Failed::no_key)?;
-        let mut summary = Summary {
+    pub async fn run(&self, deadline: Timestamp) -> Result<ReconcileSummary, TaskFailed> {
+        let stripe = self.stripe.as_ref().ok_or_else(TaskFailed::no_key)?;
+        let mut summary = ReconcileSummary {
             task: "reconcile",
-            ..Summary::default()
+            ..ReconcileSummary::default()
         };
-        let platform = self.account(stripe, None, deadline).await;
+        let platform = self.read_account(stripe, None, deadline).await;
         if let (Err(AccountError::Refused(cause)), _) = platform {
             // The key itself: every account would answer the same.
-            return Err(Failed {
+            return Err(TaskFailed {
                 doing: "list the platform's events",
                 cause,
             });
         }
         summary.add(None, platform.0.err(), &platform.1);
-        let read = self.jobs.progress(RECONCILE).await;
-        let progress = read.map_err(unavailable("read how far the last run came"))?;
-        let cut = progress.cut.as_ref();
+        let read = self.jobs.load_checkpoint(RECONCILE_JOB).await;
+        let progress = read.map_err(fail_task("read how far the last run came"))?;
+        let cut = progress.resume_at.as_ref();
         let mut after = cut.map(|cut| cut.after.clone());
         summary.completed = self
-            .accounts(stripe, &mut after, &mut summary, deadline)
+            .read_accounts(stripe, &mut after, &mut summary, deadline)
             .await?;
         let next = match &after {
-            Some(tenant) => progress.cut(self.clock.now().unix_s(), tenant.clone()),
-            None => Progress::default(),
+            Some(tenant) => progress.interrupted_at(self.clock.now().unix_s(), tenant.clone()),
+            None => Checkpoint::default(),
         };
         if next != progress {
-            let kept = self.jobs.keep(RECONCILE, &progress, &next).await;
-            kept.map_err(unavailable("keep how far this run came"))?;
+            let kept = self
+                .jobs
+                .save_checkpoint(RECONCILE_JOB, &progress, &next)
+                .await;
+            kept.map_err(fail_task("keep how far this run came"))?;
         }
         metrics::EVENT_GAP.add(
-            Provider::Stripe,
+            ProviderId::Stripe,
             u64::try_from(summary.gaps).unwrap_or(u64::MAX),
         );
         if let Some(through) = summary.reconciled_through {
             let behind = through.until(self.clock.now()).as_secs();
-            metrics::RECONCILED_THROUGH.add(Provider::Stripe, behind);
+            metrics::RECONCILED_THROUGH.add(ProviderId::Stripe, behind);
         }
         tracing::info!(
             gaps = summary.gaps,
@@ -151,22 +154,22 @@ where
     }
 
     /// Goes through the accounts, and says whether it came to the end; `after` is the last tenant that was done.
-    async fn accounts(
+    async fn read_accounts(
         &self,
         stripe: &S,
         after: &mut Option<String>,
-        summary: &mut Summary,
+        summary: &mut ReconcileSummary,
         deadline: Timestamp,
-    ) -> Result<bool, Failed> {
+    ) -> Result<bool, TaskFailed> {
         loop {
-            if is_late(&self.clock, deadline) {
+            if is_past_deadline(&self.clock, deadline) {
                 return Ok(false);
             }
             let page = self.jobs.accounts(after.as_deref(), TENANTS).await;
-            let page = page.map_err(unavailable("list the tenants' accounts"))?;
+            let page = page.map_err(fail_task("list the tenants' accounts"))?;
             let asked: Vec<_> = stream::iter(&page.accounts)
                 .map(async |account| {
-                    let answer = self.account(stripe, Some(account), deadline).await;
+                    let answer = self.read_account(stripe, Some(account), deadline).await;
                     (account, answer)
                 })
                 .buffer_unordered(ACCOUNTS_AT_ONCE)
@@ -188,16 +191,16 @@ where
     }
 
     /// All questions about one account, and what they came to before one of them failed.
-    async fn account(
+    async fn read_account(
         &self,
         stripe: &S,
         account: Option<&AccountId>,
         deadline: Timestamp,
-    ) -> (Result<(), AccountError>, Account) {
-        let mut did = Account::default();
-        for (set, types) in type_sets().enumerate() {
-            let job = reconcile_row(account, set);
-            let done = self.set(stripe, account, &job, types, deadline, &mut did);
+    ) -> (Result<(), AccountError>, AccountProgress) {
+        let mut did = AccountProgress::default();
+        for (set, types) in event_type_sets().enumerate() {
+            let job = reconcile_cursor_key(account, set);
+            let done = self.read_cursor(stripe, account, &job, types, deadline, &mut did);
             if let Err(error) = done.await {
                 return (Err(error), did);
             }
@@ -206,24 +209,24 @@ where
     }
 
     /// One cursor: from where it stands, with what is read again, up to now.
-    async fn set(
+    async fn read_cursor(
         &self,
         stripe: &S,
         account: Option<&AccountId>,
         job: &str,
         types: &[&str],
         deadline: Timestamp,
-        did: &mut Account,
+        did: &mut AccountProgress,
     ) -> Result<(), AccountError> {
-        let progress = self.jobs.progress(job).await?;
-        let mut span = span(&progress, self.clock.now());
+        let progress = self.jobs.load_checkpoint(job).await?;
+        let mut span = next_listing_span(&progress, self.clock.now());
         let mut may_begin_again = span.after.is_some();
         let passed = loop {
-            if is_late(&self.clock, deadline) {
+            if is_past_deadline(&self.clock, deadline) {
                 did.was_cut = true;
                 break Ok(false);
             }
-            let page = match stripe.events(account, types, &span).await {
+            let page = match stripe.list_events(account, types, &span).await {
                 Ok(page) => page,
                 // The pass was cut so long ago that Stripe has forgotten the event: it begins again, once.
                 Err(ListEventsError::Unplaced(_)) if may_begin_again => {
@@ -232,10 +235,13 @@ where
                     continue;
                 }
                 Err(ListEventsError::Refused(cause)) => break Err(AccountError::Refused(cause)),
-                Err(error) => break Err(AccountError::Failed(chain(&error))),
+                Err(error) => break Err(AccountError::Failed(error_chain(&error))),
             };
             did.events += page.bodies.len();
-            match self.page(account, &progress, &page.bodies, did).await {
+            match self
+                .accept_page(account, &progress, &page.bodies, did)
+                .await
+            {
                 Ok(Some(last)) => span.after = Some(last.to_string()),
                 Ok(None) if page.has_more => {
                     break Err(AccountError::Failed(
@@ -250,15 +256,15 @@ where
             }
         };
         let next = match (&passed, span.after) {
-            (Ok(true), _) => Progress::done(span.until_s),
-            (Ok(false) | Err(_), Some(after)) => progress.cut(span.until_s, after),
+            (Ok(true), _) => Checkpoint::completed_through(span.until_s),
+            (Ok(false) | Err(_), Some(after)) => progress.interrupted_at(span.until_s, after),
             (Ok(false) | Err(_), None) => progress.clone(),
         };
         // If it does not stand any more as it was read, it was set back or raised: the next run begins there.
-        let is_kept = next == progress || self.jobs.keep(job, &progress, &next).await?;
+        let is_kept = next == progress || self.jobs.save_checkpoint(job, &progress, &next).await?;
         let through_s = match is_kept {
-            true => next.created_s,
-            false => progress.created_s,
+            true => next.done_through_s,
+            false => progress.done_through_s,
         };
         did.through_s = match (did.through_s, through_s) {
             (Some(one), Some(other)) => Some(one.min(other)),
@@ -268,17 +274,17 @@ where
     }
 
     /// Takes in what is missing of a page; the last event of it.
-    async fn page(
+    async fn accept_page(
         &self,
         account: Option<&AccountId>,
-        progress: &Progress,
+        progress: &Checkpoint,
         bodies: &[String],
-        did: &mut Account,
+        did: &mut AccountProgress,
     ) -> Result<Option<EventId>, AccountError> {
         let mut last = None;
-        let mut listed: BTreeMap<EventId, (&str, Event)> = BTreeMap::new();
+        let mut listed: BTreeMap<EventId, (&str, StripeEvent)> = BTreeMap::new();
         for body in bodies {
-            match Event::parse(body.as_bytes()) {
+            match StripeEvent::parse(body.as_bytes()) {
                 Ok(mut event) => {
                     // Whose it is, is who was asked.
                     event.account = account.cloned();
@@ -288,9 +294,9 @@ where
                 Err(error) => {
                     did.failed += 1;
                     tracing::error!(
-                        account = name(account),
+                        account = account_name(account),
                         "event_unreadable of {}: {error}",
-                        name(account)
+                        account_name(account)
                     );
                 }
             }
@@ -299,10 +305,10 @@ where
         if ids.is_empty() {
             return Ok(last);
         }
-        let known = self.inbox.known(&ids).await?;
+        let known = self.inbox.known_events(&ids).await?;
         listed.retain(|id, _| !known.contains(id));
-        let taken: Vec<Result<bool, Unavailable>> = stream::iter(listed.into_values())
-            .map(|(body, event)| self.take_in(account, progress, body, event))
+        let taken: Vec<Result<bool, DependencyError>> = stream::iter(listed.into_values())
+            .map(|(body, event)| self.accept_missing(account, progress, body, event))
             .buffer_unordered(EVENTS_AT_ONCE)
             .collect()
             .await;
@@ -314,44 +320,49 @@ where
     }
 
     /// Whether it should have come long before.
-    async fn take_in(
+    async fn accept_missing(
         &self,
         account: Option<&AccountId>,
-        progress: &Progress,
+        progress: &Checkpoint,
         body: &str,
-        event: Event,
-    ) -> Result<bool, Unavailable> {
+        event: StripeEvent,
+    ) -> Result<bool, DependencyError> {
         let now = self.clock.now();
         let new = NewEvent {
-            source: Source::Reconcile,
+            source: EventSource::Reconcile,
             envelope: event.envelope(),
             raw_body: body.as_bytes(),
             correlation_id: CorrelationId(self.clock.new_id()),
             received_at: now,
         };
-        take_in(&self.inbox, &self.queue, &self.clock, &new).await?;
-        let is_gap = is_gap(progress, event.created(), now);
+        accept_event(&self.inbox, &self.queue, &self.clock, &new).await?;
+        let is_gap = is_event_gap(progress, event.created(), now);
         tracing::warn!(
             correlation_id = %new.correlation_id,
             event_id = %event.id,
             event_type = %event.event_type,
-            account = name(account),
+            account = account_name(account),
             is_gap,
             "event_reconciled {} of {} correlation_id={}",
             event.id,
-            name(account),
+            account_name(account),
             new.correlation_id
         );
         Ok(is_gap)
     }
 }
 
-fn name(account: Option<&AccountId>) -> &str {
+fn account_name(account: Option<&AccountId>) -> &str {
     account.map_or("platform", AccountId::as_str)
 }
 
-impl Summary {
-    fn add(&mut self, account: Option<&AccountId>, error: Option<AccountError>, did: &Account) {
+impl ReconcileSummary {
+    fn add(
+        &mut self,
+        account: Option<&AccountId>,
+        error: Option<AccountError>,
+        did: &AccountProgress,
+    ) {
         self.accounts += 1;
         self.events += did.events;
         self.taken_in += did.taken_in;
@@ -363,10 +374,10 @@ impl Summary {
         match error {
             Some(AccountError::Refused(cause)) => {
                 tracing::warn!(
-                    account = name(account),
+                    account = account_name(account),
                     cause,
                     "account_refused {}: {cause}",
-                    name(account)
+                    account_name(account)
                 );
                 self.refused
                     .extend(account.filter(|_| self.refused.len() < NAMED_MAX).cloned());
@@ -375,17 +386,17 @@ impl Summary {
             Some(AccountError::Failed(cause)) => {
                 self.failed += 1;
                 tracing::error!(
-                    account = name(account),
+                    account = account_name(account),
                     cause,
                     "reconcile_failed {}: {cause}",
-                    name(account)
+                    account_name(account)
                 );
             }
             None => tracing::info!(
-                account = name(account),
+                account = account_name(account),
                 through = through.map(tracing::field::display),
                 "reconciled {}",
-                name(account)
+                account_name(account)
             ),
         }
         self.reconciled_through = match (self.reconciled_through, through) {

@@ -1,44 +1,47 @@
 //! Stripe as the tasks need it.
 
-use billhook_adapters::stripe::{Canceled, Stripe, StripeError};
-use billhook_core::cleanup::OpenPayment;
+use billhook_adapters::stripe::{CancelResult, StripeClient, StripeError};
+use billhook_core::cleanup::CancellablePayment;
 use billhook_core::event::stripe_types::{IntentStatus, SessionStatus};
 use billhook_core::ids::{AccountId, CheckoutSessionId};
 use billhook_core::ports::{EventsPage, ListEvents, ListEventsError, PaymentsAtStripe};
-use billhook_core::reconcile::Span;
-use billhook_core::retry::chain;
+use billhook_core::reconcile::ListingSpan;
+use billhook_core::retry::error_chain;
 
 /// Calls begun in a second. Stripe takes 100 for a live account and 25 for a test account, 25 of one kind, and the
 /// application has to live on them too: this leaves it two fifths and a fifth, and is at most 20 of one kind.
-pub fn calls_per_second(live_mode: bool) -> u32 {
+pub fn stripe_calls_per_second(live_mode: bool) -> u32 {
     if live_mode { 60 } else { 20 }
 }
 
 /// Stripe, called with one key.
 #[derive(Clone, Debug)]
-pub struct AtStripe(pub Stripe);
+pub struct StripePayments(pub StripeClient);
 
-fn account(payment: &OpenPayment) -> Option<&str> {
+fn account_of(payment: &CancellablePayment) -> Option<&str> {
     payment.account.as_ref().map(AccountId::as_str)
 }
 
-impl PaymentsAtStripe for AtStripe {
+impl PaymentsAtStripe for StripePayments {
     type Error = StripeError;
 
-    async fn status(&self, payment: &OpenPayment) -> Result<IntentStatus, StripeError> {
+    async fn status(&self, payment: &CancellablePayment) -> Result<IntentStatus, StripeError> {
         let intent = payment.intent.as_str();
-        let intent = self.0.payment_intent(intent, account(payment)).await?;
+        let intent = self
+            .0
+            .get_payment_intent(intent, account_of(payment))
+            .await?;
         Ok(intent.status)
     }
 
     async fn open_session(
         &self,
-        payment: &OpenPayment,
+        payment: &CancellablePayment,
     ) -> Result<Option<CheckoutSessionId>, StripeError> {
         let intent = payment.intent.as_str();
         let sessions = self
             .0
-            .checkout_sessions_of(intent, account(payment))
+            .checkout_sessions_of(intent, account_of(payment))
             .await?;
         let open = sessions
             .into_iter()
@@ -48,47 +51,47 @@ impl PaymentsAtStripe for AtStripe {
 
     async fn expire(
         &self,
-        payment: &OpenPayment,
+        payment: &CancellablePayment,
         session: &CheckoutSessionId,
         idempotency_key: &str,
     ) -> Result<SessionStatus, StripeError> {
         self.0
-            .expire_checkout_session(session.as_str(), account(payment), idempotency_key)
+            .expire_checkout_session(session.as_str(), account_of(payment), idempotency_key)
             .await
     }
 
     async fn cancel(
         &self,
-        payment: &OpenPayment,
+        payment: &CancellablePayment,
         idempotency_key: &str,
     ) -> Result<IntentStatus, StripeError> {
         let intent = payment.intent.as_str();
         let cancelled = self
             .0
-            .cancel_payment_intent(intent, account(payment), idempotency_key)
+            .cancel_payment_intent(intent, account_of(payment), idempotency_key)
             .await?;
         Ok(match cancelled {
-            Canceled::Done => IntentStatus::Canceled,
-            Canceled::StateForbids(status) => status,
+            CancelResult::Done => IntentStatus::Canceled,
+            CancelResult::StateForbids(status) => status,
         })
     }
 }
 
-impl ListEvents for AtStripe {
-    async fn events(
+impl ListEvents for StripePayments {
+    async fn list_events(
         &self,
         account: Option<&AccountId>,
         types: &[&str],
-        span: &Span,
+        span: &ListingSpan,
     ) -> Result<EventsPage, ListEventsError> {
         let account = account.map(AccountId::as_str);
         let after = span.after.as_deref();
         let page = self
             .0
-            .events(account, types, span.from_s, span.until_s, after)
+            .list_events(account, types, span.from_s, span.until_s, after)
             .await;
         page.map_err(|error| {
-            let text = chain(&error);
+            let text = error_chain(&error);
             match error {
                 StripeError::Refused(refusal) => match refusal.status {
                     401 | 403 => ListEventsError::Refused(text),

@@ -6,22 +6,25 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use billhook_adapters::metrics;
-use billhook_core::ids::{EventId, Provider};
-use billhook_core::inbox::{IgnoreReason, Outcome, Stored, Verdict};
-use billhook_core::jobs::{Progress, SWEEP};
-use billhook_core::pointer::{Pointer, Source};
+use billhook_core::ids::{EventId, ProviderId};
+use billhook_core::inbox::{EventOutcome, EventRecord, EventVerdict, IgnoreReason};
+use billhook_core::jobs::{Checkpoint, SWEEP_JOB};
+use billhook_core::pointer::{EventPointer, EventSource};
 use billhook_core::ports::{
-    Clock, Commit, CommitError, Concluded, FindOpenEvents, KeepProgress, Kept, Ledger, OpenEvent,
-    Payload, PaymentKey, SendMessage, Unavailable,
+    CheckpointStore, Clock, CommitError, CommitPart, DependencyError, EventUpdate,
+    FindUnfinishedEvents, Ledger, PaymentKey, SendMessage, StoredEvent, StoredPayload,
+    UnfinishedEvent,
 };
-use billhook_core::retry::{Disposition, chain};
+use billhook_core::retry::{Disposition, error_chain};
 use billhook_core::route;
-use billhook_core::sweep::{FIRST_LOOK, Open, STUCK, Step, Window};
+use billhook_core::sweep::{
+    FIRST_RETRY_AFTER, STUCK_AFTER, SweepAction, SweepCandidate, SweepWindow,
+};
 use billhook_core::time::Timestamp;
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use serde::Serialize;
 
-use crate::{Failed, is_late, unavailable};
+use crate::{TaskFailed, fail_task, is_past_deadline};
 
 /// Events read from the index at once; those that a run concerns are then read from the table.
 const PAGE: usize = 100;
@@ -32,16 +35,16 @@ const STEPS_AT_ONCE: usize = 8;
 /// The rest of the pass that was cut, and one up to now.
 const PASSES_MAX: u32 = 2;
 /// What is gone through, in this order.
-const LANES: [(Provider, Outcome); 4] = [
-    (Provider::Stripe, Outcome::Pending),
-    (Provider::Stripe, Outcome::Parked),
-    (Provider::Lob, Outcome::Pending),
-    (Provider::Lob, Outcome::Parked),
+const LANES: [(ProviderId, EventOutcome); 4] = [
+    (ProviderId::Stripe, EventOutcome::Pending),
+    (ProviderId::Stripe, EventOutcome::Parked),
+    (ProviderId::Lob, EventOutcome::Pending),
+    (ProviderId::Lob, EventOutcome::Parked),
 ];
 
 /// What a run did.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Summary {
+pub struct SweepSummary {
     /// `sweep`.
     pub task: &'static str,
     /// Open events whose time had come.
@@ -64,7 +67,7 @@ pub struct Summary {
 
 /// Everything the task needs.
 #[derive(Debug)]
-pub struct Sweep<L, Q, J, C> {
+pub struct SweepTask<L, Q, J, C> {
     /// Stripe's events and what they concern.
     pub stripe: L,
     /// Lob's.
@@ -81,12 +84,12 @@ pub struct Sweep<L, Q, J, C> {
 
 /// Where a pass stands: in a lane, after an event of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Place {
-    lane: (Provider, Outcome),
-    after: Option<OpenEvent>,
+struct SweepPosition {
+    lane: (ProviderId, EventOutcome),
+    after: Option<UnfinishedEvent>,
 }
 
-impl Place {
+impl SweepPosition {
     const FIRST: Self = Self {
         lane: LANES[0],
         after: None,
@@ -99,7 +102,7 @@ impl Place {
             .into_iter()
             .find(|lane| (lane.0.as_str(), lane.1.as_str()) == (provider, outcome))?;
         let after = match (parts.next(), parts.next()) {
-            (Some(received_at), Some(id)) => Some(OpenEvent {
+            (Some(received_at), Some(id)) => Some(UnfinishedEvent {
                 id: EventId::parse(id).ok()?,
                 received_at: Timestamp::parse(received_at).ok()?,
             }),
@@ -108,7 +111,7 @@ impl Place {
         Some(Self { lane, after })
     }
 
-    fn text(&self) -> String {
+    fn encode(&self) -> String {
         let lane = format!("{}#{}", self.lane.0, self.lane.1);
         match &self.after {
             Some(event) => format!("{lane}#{}#{}", event.received_at, event.id),
@@ -117,39 +120,39 @@ impl Place {
     }
 }
 
-impl<L, Q, J, C> Sweep<L, Q, J, C>
+impl<L, Q, J, C> SweepTask<L, Q, J, C>
 where
-    L: Ledger + FindOpenEvents,
+    L: Ledger + FindUnfinishedEvents,
     Q: SendMessage,
-    J: KeepProgress,
+    J: CheckpointStore,
     C: Clock,
 {
     /// One run: the rest of the pass that was cut, if one was, and then a pass up to now.
-    pub async fn run(&self, deadline: Timestamp) -> Result<Summary, Failed> {
-        let mut summary = Summary {
+    pub async fn run(&self, deadline: Timestamp) -> Result<SweepSummary, TaskFailed> {
+        let mut summary = SweepSummary {
             task: "sweep",
-            ..Summary::default()
+            ..SweepSummary::default()
         };
         self.count_stuck(&mut summary).await?;
-        let read = self.jobs.progress(SWEEP).await;
-        let mut progress = read.map_err(unavailable("read how far the last run came"))?;
+        let read = self.jobs.load_checkpoint(SWEEP_JOB).await;
+        let mut progress = read.map_err(fail_task("read how far the last run came"))?;
         for _ in 0..PASSES_MAX {
-            let was_cut = progress.cut.is_some();
+            let was_cut = progress.resume_at.is_some();
             let now_s = self.clock.now().unix_s();
-            let cut = progress.cut.as_ref();
+            let cut = progress.resume_at.as_ref();
             let until_s = cut.map_or(now_s, |cut| cut.until_s);
             let mut place = cut
-                .and_then(|cut| Place::parse(&cut.after))
-                .unwrap_or(Place::FIRST);
+                .and_then(|cut| SweepPosition::parse(&cut.after))
+                .unwrap_or(SweepPosition::FIRST);
             let passed = self
                 .pass(&progress, until_s, &mut place, &mut summary, deadline)
                 .await;
             let next = match &passed {
-                Ok(true) => Progress::done(until_s),
-                Ok(false) | Err(_) => progress.cut(until_s, place.text()),
+                Ok(true) => Checkpoint::completed_through(until_s),
+                Ok(false) | Err(_) => progress.interrupted_at(until_s, place.encode()),
             };
-            let kept = self.jobs.keep(SWEEP, &progress, &next).await;
-            let is_kept = kept.map_err(unavailable("keep how far this run came"))?;
+            let kept = self.jobs.save_checkpoint(SWEEP_JOB, &progress, &next).await;
+            let is_kept = kept.map_err(fail_task("keep how far this run came"))?;
             summary.completed = passed?;
             // Where another run was faster, the rest is its business.
             if !(summary.completed && was_cut && is_kept) {
@@ -160,11 +163,13 @@ where
         Ok(summary)
     }
 
-    async fn count_stuck(&self, summary: &mut Summary) -> Result<(), Failed> {
-        let until = self.clock.now().before(STUCK);
-        for provider in [Provider::Stripe, Provider::Lob] {
-            let count = self.ledger(provider).count_open(Outcome::Pending, until);
-            let count = count.await.map_err(unavailable("count stuck events"))?;
+    async fn count_stuck(&self, summary: &mut SweepSummary) -> Result<(), TaskFailed> {
+        let until = self.clock.now().before(STUCK_AFTER);
+        for provider in [ProviderId::Stripe, ProviderId::Lob] {
+            let count = self
+                .ledger(provider)
+                .count_unfinished(EventOutcome::Pending, until);
+            let count = count.await.map_err(fail_task("count stuck events"))?;
             if count > 0 {
                 tracing::error!(
                     provider = %provider,
@@ -182,39 +187,42 @@ where
     /// Goes on from `place`, and says whether it came to the end. `place` is where everything before is done.
     async fn pass(
         &self,
-        progress: &Progress,
+        progress: &Checkpoint,
         until_s: i64,
-        place: &mut Place,
-        summary: &mut Summary,
+        place: &mut SweepPosition,
+        summary: &mut SweepSummary,
         deadline: Timestamp,
-    ) -> Result<bool, Failed> {
+    ) -> Result<bool, TaskFailed> {
         let moment = |second| Timestamp::from_unix_s(second).ok();
-        let window = Window {
-            after: progress.created_s.and_then(moment),
+        let window = SweepWindow {
+            after: progress.done_through_s.and_then(moment),
             until: moment(until_s).unwrap_or_else(|| self.clock.now()),
         };
         let first = place.lane;
         for lane in LANES.into_iter().skip_while(|lane| *lane != first) {
             if place.lane != lane {
-                *place = Place { lane, after: None };
+                *place = SweepPosition { lane, after: None };
             }
             loop {
-                if is_late(&self.clock, deadline) {
+                if is_past_deadline(&self.clock, deadline) {
                     return Ok(false);
                 }
-                let until = window.until.before(FIRST_LOOK);
-                let open =
-                    self.ledger(lane.0)
-                        .open_events(lane.1, until, place.after.as_ref(), PAGE);
-                let page = open.await.map_err(unavailable("find open events"))?;
+                let until = window.until.before(FIRST_RETRY_AFTER);
+                let open = self.ledger(lane.0).unfinished_events(
+                    lane.1,
+                    until,
+                    place.after.as_ref(),
+                    PAGE,
+                );
+                let page = open.await.map_err(fail_task("find open events"))?;
                 let concerned = page.events.iter();
                 let concerned = concerned
-                    .filter(|event| window.concerns(event.received_at))
+                    .filter(|event| window.includes(event.received_at))
                     .map(|event| event.id.clone())
                     .collect();
-                self.look_at(lane.0, concerned, window, summary)
+                self.handle_due(lane.0, concerned, window, summary)
                     .await
-                    .map_err(unavailable("look at open events"))?;
+                    .map_err(fail_task("look at open events"))?;
                 place.after = page.next;
                 if place.after.is_none() {
                     break;
@@ -224,34 +232,34 @@ where
         Ok(true)
     }
 
-    fn ledger(&self, provider: Provider) -> &L {
+    fn ledger(&self, provider: ProviderId) -> &L {
         match provider {
-            Provider::Stripe => &self.stripe,
-            Provider::Lob => &self.lob,
+            ProviderId::Stripe => &self.stripe,
+            ProviderId::Lob => &self.lob,
         }
     }
 
-    async fn look_at(
+    async fn handle_due(
         &self,
-        provider: Provider,
+        provider: ProviderId,
         ids: BTreeSet<EventId>,
-        window: Window,
-        summary: &mut Summary,
-    ) -> Result<(), Unavailable> {
+        window: SweepWindow,
+        summary: &mut SweepSummary,
+    ) -> Result<(), DependencyError> {
         if ids.is_empty() {
             return Ok(());
         }
         let (mut sending, mut asking, mut giving_up) = (Vec::new(), BTreeMap::new(), Vec::new());
-        for (stored, reason) in self.ledger(provider).reasons(&ids).await? {
+        for (stored, reason) in self.ledger(provider).load_with_reasons(&ids).await? {
             let Some(received_at) = stored.received_at.filter(|_| !stored.processed) else {
                 continue;
             };
-            let open = Open {
+            let open = SweepCandidate {
                 outcome: stored.outcome,
                 reason: reason.as_deref(),
                 received_at,
             };
-            if open.alarms(window) {
+            if open.is_overdue(window) {
                 summary.overdue += 1;
                 metrics::OVERDUE_EVENTS.count(provider);
                 tracing::error!(
@@ -262,18 +270,18 @@ where
                     reason.as_deref().unwrap_or_default()
                 );
             }
-            match open.step(window) {
-                Step::Leave => continue,
-                Step::Send => sending.push(stored),
-                Step::SendIfBorne => {
+            match open.action(window) {
+                SweepAction::Leave => continue,
+                SweepAction::Send => sending.push(stored),
+                SweepAction::SendIfBorne => {
                     asking.insert(stored.id.clone(), stored);
                 }
-                Step::Ignore(reason) => giving_up.push((stored, reason)),
+                SweepAction::Ignore(reason) => giving_up.push((stored, reason)),
             }
             summary.looked_at += 1;
         }
         let asked = asking.len();
-        let borne = self.borne(provider, asking).await?;
+        let borne = self.filter_linked(provider, asking).await?;
         summary.waiting += asked - borne.len();
         sending.extend(borne);
         let sent: Vec<bool> = stream::iter(sending)
@@ -294,16 +302,20 @@ where
     }
 
     /// Whether the queue took it. One that it never will must not keep the others from being sent.
-    async fn send(&self, provider: Provider, stored: Stored) -> Result<bool, Unavailable> {
-        let deduplication_id = stored.another_message(self.clock.new_id());
-        let body = Pointer::to(&stored, Source::Sweep);
+    async fn send(
+        &self,
+        provider: ProviderId,
+        stored: EventRecord,
+    ) -> Result<bool, DependencyError> {
+        let deduplication_id = stored.fresh_deduplication_id(self.clock.new_id());
+        let body = EventPointer::message_for(&stored, EventSource::Sweep);
         let sent = self
             .queue
             .send(provider, &stored.group, &deduplication_id, &body);
         match sent.await {
             Ok(()) => {}
             Err(error) if error.disposition == Disposition::Permanent => {
-                told(&stored, "event_not_sent", &chain(&error));
+                log_event_error(&stored, "event_not_sent", &error_chain(&error));
                 return Ok(false);
             }
             Err(error) => return Err(error),
@@ -320,18 +332,18 @@ where
 
     /// Those whose PaymentIntent is borne by something now, and those of which that cannot be told: their worker says
     /// what is wrong with them.
-    async fn borne(
+    async fn filter_linked(
         &self,
-        provider: Provider,
-        mut asking: BTreeMap<EventId, Stored>,
-    ) -> Result<Vec<Stored>, Unavailable> {
+        provider: ProviderId,
+        mut asking: BTreeMap<EventId, EventRecord>,
+    ) -> Result<Vec<EventRecord>, DependencyError> {
         let ledger = self.ledger(provider);
-        let mut by_payment: BTreeMap<PaymentKey, Vec<Stored>> = BTreeMap::new();
+        let mut by_payment: BTreeMap<PaymentKey, Vec<EventRecord>> = BTreeMap::new();
         let mut borne = Vec::new();
         let ids: Vec<EventId> = asking.keys().cloned().collect();
         for ids in ids.chunks(PAYLOADS) {
             let kept = ledger
-                .events(provider, &ids.iter().cloned().collect())
+                .load_events(provider, &ids.iter().cloned().collect())
                 .await?;
             for kept in kept {
                 let Some(stored) = asking.remove(&kept.stored.id) else {
@@ -344,17 +356,20 @@ where
             }
         }
         let rows = ledger
-            .rows(&[].into(), &by_payment.keys().cloned().collect())
+            .load_rows(&[].into(), &by_payment.keys().cloned().collect())
             .await?;
         let is_linked = |payment: &PaymentKey| {
             let row = rows.payments.get(payment);
             row.is_some_and(|row| row.entity.is_some())
         };
-        let found: Vec<Vec<Stored>> = stream::iter(by_payment)
+        let found: Vec<Vec<EventRecord>> = stream::iter(by_payment)
             .map(async |(payment, events)| {
                 let is_borne = is_linked(&payment)
-                    || !ledger.bearing_intent(&payment.intent).await?.is_empty();
-                Ok::<_, Unavailable>(if is_borne { events } else { Vec::new() })
+                    || !ledger
+                        .entities_by_payment_intent(&payment.intent)
+                        .await?
+                        .is_empty();
+                Ok::<_, DependencyError>(if is_borne { events } else { Vec::new() })
             })
             .buffer_unordered(STEPS_AT_ONCE)
             .try_collect()
@@ -363,12 +378,12 @@ where
         Ok(borne)
     }
 
-    fn payment(&self, provider: Provider, kept: &Kept) -> Option<PaymentKey> {
-        let Payload::Intact(payload) = &kept.payload else {
+    fn payment(&self, provider: ProviderId, kept: &StoredEvent) -> Option<PaymentKey> {
+        let StoredPayload::Intact(payload) = &kept.payload else {
             return None;
         };
         let account = kept.stored.account.as_ref();
-        let claim = route::read(provider, self.live_mode, account, payload).ok()?;
+        let claim = route::interpret(provider, self.live_mode, account, payload).ok()?;
         Some(PaymentKey {
             account: account.cloned(),
             intent: claim.intent?,
@@ -378,16 +393,16 @@ where
     /// Whether it was still open.
     async fn ignore(
         &self,
-        provider: Provider,
-        stored: Stored,
+        provider: ProviderId,
+        stored: EventRecord,
         reason: IgnoreReason,
-    ) -> Result<bool, Unavailable> {
-        let commit = Commit {
+    ) -> Result<bool, DependencyError> {
+        let commit = CommitPart {
             entity: None,
-            events: vec![Concluded {
+            events: vec![EventUpdate {
                 event: stored.id.clone(),
                 tenant: None,
-                verdict: Verdict::Ignored(reason),
+                verdict: EventVerdict::Ignored(reason),
                 waited: false,
             }],
             payments: Vec::new(),
@@ -409,19 +424,19 @@ where
             Err(CommitError::Unavailable(error)) => Err(error),
             // Its row is spoilt, which is no reason to leave others alone.
             Err(error @ CommitError::Refused(_)) => {
-                told(&stored, "event_not_ignored", &chain(&error));
+                log_event_error(&stored, "event_not_ignored", &error_chain(&error));
                 Ok(false)
             }
-            Err(error @ CommitError::Busy(_)) => Err(Unavailable {
+            Err(error @ CommitError::Busy(_)) => Err(DependencyError {
                 doing: format!("ignore {}", stored.id),
                 disposition: Disposition::RetryLater,
-                cause: chain(&error).into(),
+                cause: error_chain(&error).into(),
             }),
         }
     }
 }
 
-fn told(stored: &Stored, what: &str, cause: &str) {
+fn log_event_error(stored: &EventRecord, what: &str, cause: &str) {
     let id = &stored.id;
     tracing::error!(event_id = %id, "{what} {id}: {cause}; look at its row: billhook events show {id}");
 }
@@ -436,8 +451,8 @@ mod tests {
             "stripe#pending",
             "lob#parked#2026-06-09T10:13:20.000Z#evt_1#2",
         ] {
-            assert_eq!(Place::parse(text).unwrap().text(), text);
+            assert_eq!(SweepPosition::parse(text).unwrap().encode(), text);
         }
-        assert_eq!(Place::parse("stripe#failed"), None);
+        assert_eq!(SweepPosition::parse("stripe#failed"), None);
     }
 }

@@ -9,20 +9,20 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use billhook_core::cleanup::OpenPayment;
-use billhook_core::entity::{Entity, EntityKey, Facts};
-use billhook_core::event::stripe::Event;
+use billhook_core::cleanup::CancellablePayment;
+use billhook_core::entity::{Entity, EntityFacts, EntityKey};
+use billhook_core::event::stripe::StripeEvent;
 use billhook_core::event::stripe_types::{IntentStatus, SessionStatus};
 use billhook_core::ids::{CheckoutSessionId, OrderId, PaymentIntentId};
-use billhook_core::jobs::{CLEANUP, Progress};
+use billhook_core::jobs::{CLEANUP_JOB, Checkpoint};
 use billhook_core::merge::Merge as _;
 use billhook_core::payment;
-use billhook_core::ports::{PaymentsAtStripe, Unavailable};
+use billhook_core::ports::{DependencyError, PaymentsAtStripe};
 use billhook_core::time::Timestamp;
 use billhook_testkit::events::{intent_failed, intent_is, intent_succeeded};
 use billhook_testkit::memory::{self, Fault, FixedClock, MemoryStripe, MemoryTables};
-use cleanup_failed_payments::Input;
-use cleanup_failed_payments::cleanup::{Cleanup, Options, Summary};
+use cleanup_failed_payments::TaskInput;
+use cleanup_failed_payments::cleanup::{CleanupOptions, CleanupSummary, CleanupTask};
 use serde_json::{Value, json};
 
 const T: i64 = 1_781_000_000;
@@ -31,13 +31,13 @@ fn at(second: i64) -> Timestamp {
     Timestamp::from_unix_s(T + second).unwrap()
 }
 
-fn facts(events: &[Value]) -> Facts {
-    let mut facts = Facts::default();
+fn facts(events: &[Value]) -> EntityFacts {
+    let mut facts = EntityFacts::default();
     for event in events {
-        let event = Event::parse(event.to_string().as_bytes()).unwrap();
+        let event = StripeEvent::parse(event.to_string().as_bytes()).unwrap();
         facts
             .payment
-            .merge(payment::read::facts(&event).unwrap().unwrap());
+            .merge(payment::read::read_payment_facts(&event).unwrap().unwrap());
     }
     facts
 }
@@ -46,7 +46,7 @@ fn facts(events: &[Value]) -> Facts {
 fn deliver(tables: &MemoryTables, key: &EntityKey, event: &Value) {
     let mut entities = tables.entities.lock().unwrap();
     let row = entities.get_mut(key).unwrap();
-    let next = row.with(facts(std::slice::from_ref(event)), at(9_000));
+    let next = row.apply_facts(facts(std::slice::from_ref(event)), at(9_000));
     row.version += 1;
     row.facts = next.facts.clone();
     row.columns = next.derived.columns.clone();
@@ -60,7 +60,7 @@ fn order(tables: &MemoryTables, id: &str, events: &[Value]) -> EntityKey {
         version: 1,
         ..memory::entity(key.clone())
     };
-    let next = row.with(facts(events), at(0));
+    let next = row.apply_facts(facts(events), at(0));
     row.facts = next.facts;
     row.columns = next.derived.columns.clone();
     row.derived = next.derived;
@@ -91,8 +91,8 @@ fn status(tables: &MemoryTables, key: &EntityKey) -> String {
 fn cleanup<'a>(
     tables: &'a MemoryTables,
     stripe: &'a MemoryStripe,
-) -> Cleanup<&'a MemoryTables, &'a MemoryStripe, &'a MemoryTables, FixedClock> {
-    Cleanup {
+) -> CleanupTask<&'a MemoryTables, &'a MemoryStripe, &'a MemoryTables, FixedClock> {
+    CleanupTask {
         ledger: tables,
         payments: Some(stripe),
         jobs: tables,
@@ -101,8 +101,8 @@ fn cleanup<'a>(
     }
 }
 
-async fn run(tables: &MemoryTables, stripe: &MemoryStripe, input: &str) -> Summary {
-    let Input::Cleanup(options) = serde_json::from_str(input).unwrap() else {
+async fn run(tables: &MemoryTables, stripe: &MemoryStripe, input: &str) -> CleanupSummary {
+    let TaskInput::Cleanup(options) = serde_json::from_str(input).unwrap() else {
         panic!("{input} is another task's");
     };
     cleanup(tables, stripe)
@@ -127,11 +127,11 @@ async fn a_stale_failed_order_is_given_up_after_its_payments_are_ended() {
     let summary = run(&tables, &stripe, "{}").await;
     assert_eq!(
         summary,
-        Summary {
+        CleanupSummary {
             scanned: 2,
             cancelled: 1,
             skipped: 1,
-            ..Summary::default()
+            ..CleanupSummary::default()
         }
     );
     assert_eq!(
@@ -201,11 +201,11 @@ async fn money_at_stripe_or_in_the_facts_forbids_the_cancel() {
         let summary = run(&tables, &stripe, "{}").await;
         assert_eq!(
             summary,
-            Summary {
+            CleanupSummary {
                 scanned: 2,
                 reconciled: 1,
                 skipped: 1,
-                ..Summary::default()
+                ..CleanupSummary::default()
             },
             "{word}"
         );
@@ -396,21 +396,21 @@ async fn what_fails_is_counted_and_found_again_by_the_next_run() {
         let summary = run(&tables, &stripe, "{}").await;
         assert_eq!(
             summary,
-            Summary {
+            CleanupSummary {
                 scanned: 2,
                 cancelled: 1,
                 failed: 1,
-                ..Summary::default()
+                ..CleanupSummary::default()
             },
             "{failing}"
         );
         let summary = run(&tables, &stripe, "{}").await;
         assert_eq!(
             summary,
-            Summary {
+            CleanupSummary {
                 scanned: 1,
                 cancelled: 1,
-                ..Summary::default()
+                ..CleanupSummary::default()
             }
         );
         assert!(keys.iter().all(|key| status(&tables, key) == "cancelled"));
@@ -431,7 +431,10 @@ async fn a_repeated_call_of_a_later_run_has_another_key() {
     other.clock.set(at(7_300));
     // Another container: its identifiers are others.
     billhook_core::ports::Clock::new_id(&other.clock);
-    other.run(&Options::default(), at(9_000)).await.unwrap();
+    other
+        .run(&CleanupOptions::default(), at(9_000))
+        .await
+        .unwrap();
     let calls = stripe.calls.lock().unwrap();
     let keys: Vec<&String> = calls
         .iter()
@@ -450,7 +453,7 @@ async fn a_payment_after_the_cancel_completes_the_order_and_asks_for_a_review() 
     run(&tables, &stripe, "{}").await;
     let paid = intent_succeeded("evt_late", T + 9_000, "pi_late", json!({}), 4200);
     let row = tables.entities.lock().unwrap()[&key].clone();
-    let next = row.with(facts(&[paid]), at(9_000));
+    let next = row.apply_facts(facts(&[paid]), at(9_000));
     assert_eq!(next.standing.status.as_str(), "completed");
     assert!(
         next.standing
@@ -462,16 +465,19 @@ async fn a_payment_after_the_cancel_completes_the_order_and_asks_for_a_review() 
 #[tokio::test]
 async fn without_a_key_a_run_with_something_to_do_is_refused_once() {
     let (tables, stripe) = (MemoryTables::default(), MemoryStripe::default());
-    let without = || Cleanup {
+    let without = || CleanupTask {
         payments: None,
         ..cleanup(&tables, &stripe)
     };
-    let nothing = without().run(&Options::default(), at(9_000)).await.unwrap();
-    assert_eq!(nothing, Summary::default());
+    let nothing = without()
+        .run(&CleanupOptions::default(), at(9_000))
+        .await
+        .unwrap();
+    assert_eq!(nothing, CleanupSummary::default());
     failed(&tables, "a", 0);
     failed(&tables, "b", 0);
     let refused = without()
-        .run(&Options::default(), at(9_000))
+        .run(&CleanupOptions::default(), at(9_000))
         .await
         .unwrap_err();
     let text = refused.to_string();
@@ -479,9 +485,9 @@ async fn without_a_key_a_run_with_something_to_do_is_refused_once() {
         text.contains("no stripe_secret_key") && text.contains("put-secret-value"),
         "{text}"
     );
-    let preview = Options {
+    let preview = CleanupOptions {
         dry_run: true,
-        ..Options::default()
+        ..CleanupOptions::default()
     };
     let preview = without().run(&preview, at(9_000)).await.unwrap();
     assert_eq!(preview.cancelled, 2);
@@ -501,11 +507,11 @@ async fn a_dry_run_and_the_minutes_do_what_they_say() {
     .await;
     assert_eq!(
         summary,
-        Summary {
+        CleanupSummary {
             scanned: 2,
             cancelled: 2,
             dry_run: true,
-            ..Summary::default()
+            ..CleanupSummary::default()
         }
     );
     assert!(stripe.calls.lock().unwrap().is_empty());
@@ -513,10 +519,10 @@ async fn a_dry_run_and_the_minutes_do_what_they_say() {
     let summary = run(&tables, &stripe, r#"{"minutes":180}"#).await;
     assert_eq!(
         summary,
-        Summary {
+        CleanupSummary {
             scanned: 3,
             skipped: 3,
-            ..Summary::default()
+            ..CleanupSummary::default()
         }
     );
 }
@@ -561,24 +567,36 @@ async fn the_deadline_cuts_a_run_between_two_orders() {
             }
         }
     });
-    let cleanup = Cleanup {
+    let cleanup = CleanupTask {
         ledger: &*tables,
         payments: Some(&stripe),
         jobs: &*tables,
         clock: &*clock,
         grace: Duration::from_secs(3_600),
     };
-    let first = cleanup.run(&Options::default(), at(9_000)).await.unwrap();
+    let first = cleanup
+        .run(&CleanupOptions::default(), at(9_000))
+        .await
+        .unwrap();
     assert!((1..4).contains(&first.cancelled), "{first:?}");
-    assert!(tables.jobs.lock().unwrap()[CLEANUP].cut.is_some());
-    let late = cleanup.run(&Options::default(), at(9_000)).await.unwrap();
-    assert_eq!(late, Summary::default());
-    let rest = cleanup.run(&Options::default(), at(10_000)).await.unwrap();
+    assert!(tables.jobs.lock().unwrap()[CLEANUP_JOB].resume_at.is_some());
+    let late = cleanup
+        .run(&CleanupOptions::default(), at(9_000))
+        .await
+        .unwrap();
+    assert_eq!(late, CleanupSummary::default());
+    let rest = cleanup
+        .run(&CleanupOptions::default(), at(10_000))
+        .await
+        .unwrap();
     assert_eq!(
         (first.cancelled + rest.cancelled, rest.scanned),
         (4, 4 - first.scanned)
     );
-    assert_eq!(tables.jobs.lock().unwrap()[CLEANUP], Progress::default());
+    assert_eq!(
+        tables.jobs.lock().unwrap()[CLEANUP_JOB],
+        Checkpoint::default()
+    );
 }
 
 #[test]
@@ -599,7 +617,7 @@ fn a_misspelt_input_is_refused_instead_of_cancelling_orders() {
         (r#"{"minutes":-1}"#, "invalid value: integer `-1`"),
         (r#"{"minutes":"60"}"#, "invalid type: string"),
     ] {
-        let error = serde_json::from_str::<Input>(wrong)
+        let error = serde_json::from_str::<TaskInput>(wrong)
             .unwrap_err()
             .to_string();
         assert!(error.contains(told), "{wrong}: {error}");
@@ -612,32 +630,36 @@ struct Slow<'a>(&'a MemoryStripe);
 const SLOW: Duration = Duration::from_secs(30);
 
 impl PaymentsAtStripe for Slow<'_> {
-    type Error = Unavailable;
+    type Error = DependencyError;
 
-    async fn status(&self, payment: &OpenPayment) -> Result<IntentStatus, Unavailable> {
+    async fn status(&self, payment: &CancellablePayment) -> Result<IntentStatus, DependencyError> {
         tokio::time::sleep(SLOW).await;
         self.0.status(payment).await
     }
 
     async fn open_session(
         &self,
-        payment: &OpenPayment,
-    ) -> Result<Option<CheckoutSessionId>, Unavailable> {
+        payment: &CancellablePayment,
+    ) -> Result<Option<CheckoutSessionId>, DependencyError> {
         tokio::time::sleep(SLOW).await;
         self.0.open_session(payment).await
     }
 
     async fn expire(
         &self,
-        payment: &OpenPayment,
+        payment: &CancellablePayment,
         session: &CheckoutSessionId,
         key: &str,
-    ) -> Result<SessionStatus, Unavailable> {
+    ) -> Result<SessionStatus, DependencyError> {
         tokio::time::sleep(SLOW).await;
         self.0.expire(payment, session, key).await
     }
 
-    async fn cancel(&self, payment: &OpenPayment, key: &str) -> Result<IntentStatus, Unavailable> {
+    async fn cancel(
+        &self,
+        payment: &CancellablePayment,
+        key: &str,
+    ) -> Result<IntentStatus, DependencyError> {
         tokio::time::sleep(SLOW).await;
         self.0.cancel(payment, key).await
     }
@@ -651,14 +673,16 @@ async fn a_slow_stripe_does_not_keep_a_run_beyond_its_deadline() {
         keys.push(failed(&tables, id, 0));
     }
     let begun = tokio::time::Instant::now();
-    let slow = Cleanup {
+    let slow = CleanupTask {
         payments: Some(Slow(&stripe)),
         ledger: &tables,
         jobs: &tables,
         clock: FixedClock::at(at(7_200)),
         grace: Duration::from_secs(3_600),
     };
-    slow.run(&Options::default(), at(7_260)).await.unwrap();
+    slow.run(&CleanupOptions::default(), at(7_260))
+        .await
+        .unwrap();
     assert!(begun.elapsed() < Duration::from_secs(60));
     run(&tables, &stripe, "{}").await;
     assert!(keys.iter().all(|key| status(&tables, key) == "cancelled"));

@@ -10,9 +10,9 @@
 use std::time::{Duration, Instant};
 
 use billhook_adapters::clock::SystemClock;
-use billhook_adapters::stripe::Stripe;
-use billhook_core::entity::{Entity, EntityKey, Facts};
-use billhook_core::event::stripe::Event;
+use billhook_adapters::stripe::StripeClient;
+use billhook_core::entity::{Entity, EntityFacts, EntityKey};
+use billhook_core::event::stripe::StripeEvent;
 use billhook_core::ids::OrderId;
 use billhook_core::merge::Merge as _;
 use billhook_core::payment;
@@ -20,8 +20,8 @@ use billhook_core::ports::Clock as _;
 use billhook_testkit::events::intent_failed;
 use billhook_testkit::memory::{self, MemoryTables};
 use billhook_testkit::stripe::{Config, LocalStripe};
-use cleanup_failed_payments::cleanup::{Cleanup, Options};
-use cleanup_failed_payments::stripe::{AtStripe, calls_per_second};
+use cleanup_failed_payments::cleanup::{CleanupOptions, CleanupTask};
+use cleanup_failed_payments::stripe::{StripePayments, stripe_calls_per_second};
 use serde_json::json;
 
 const ORDERS: usize = 10_000;
@@ -37,16 +37,16 @@ fn stale(id: &str) -> Entity {
         named,
         "ch_1",
     );
-    let event = Event::parse(event.to_string().as_bytes()).unwrap();
-    let mut facts = Facts::default();
+    let event = StripeEvent::parse(event.to_string().as_bytes()).unwrap();
+    let mut facts = EntityFacts::default();
     facts
         .payment
-        .merge(payment::read::facts(&event).unwrap().unwrap());
+        .merge(payment::read::read_payment_facts(&event).unwrap().unwrap());
     let mut row = Entity {
         version: 1,
         ..memory::entity(EntityKey::Order(OrderId::parse(id).unwrap()))
     };
-    let next = row.with(facts, hours_ago);
+    let next = row.apply_facts(facts, hours_ago);
     row.facts = next.facts;
     row.columns = next.derived.columns.clone();
     row.derived = next.derived;
@@ -79,10 +79,12 @@ async fn ten_thousand_orders_in_live_mode_with_a_run_that_is_cut() {
             "status": "requires_payment_method", "amount": 4200, "currency": "usd", "metadata": {} });
         stripe.put(None, intent);
     }
-    let client = Stripe::new(&stripe.base_url(), KEY.into(), true).unwrap();
-    let cleanup = Cleanup {
+    let client = StripeClient::new(&stripe.base_url(), KEY.into(), true).unwrap();
+    let cleanup = CleanupTask {
         ledger: &tables,
-        payments: Some(AtStripe(client.paced(calls_per_second(true)))),
+        payments: Some(StripePayments(
+            client.with_rate_limit(stripe_calls_per_second(true)),
+        )),
         jobs: &tables,
         clock: SystemClock,
         grace: Duration::from_secs(3_600),
@@ -94,7 +96,10 @@ async fn ten_thousand_orders_in_live_mode_with_a_run_that_is_cut() {
         let (begun, before) = (Instant::now(), calls());
         let time_left = Duration::from_secs(seconds);
         let deadline = SystemClock.now().after(time_left);
-        let done = cleanup.run(&Options::default(), deadline).await.unwrap();
+        let done = cleanup
+            .run(&CleanupOptions::default(), deadline)
+            .await
+            .unwrap();
         let (took, calls) = (begun.elapsed(), calls() - before);
         println!(
             "{ORDERS} orders, a run with {seconds} s: {} ms, {calls} calls to Stripe, {} KiB at most, {done:?}",

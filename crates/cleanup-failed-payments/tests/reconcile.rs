@@ -11,13 +11,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use billhook_core::event::stripe_types::HANDLED_TYPES;
-use billhook_core::ids::{AccountId, EventId, Provider, TenantId};
-use billhook_core::inbox::Outcome;
-use billhook_core::jobs::{Progress, RECONCILE, reconcile_row};
+use billhook_core::ids::{AccountId, EventId, ProviderId, TenantId};
+use billhook_core::inbox::EventOutcome;
+use billhook_core::jobs::{Checkpoint, RECONCILE_JOB, reconcile_cursor_key};
 use billhook_core::time::Timestamp;
 use billhook_testkit::events::{from_account, stripe};
 use billhook_testkit::memory::{Fault, FixedClock, MemoryQueue, MemoryStripe, MemoryTables};
-use cleanup_failed_payments::reconcile::{Reconcile, Summary};
+use cleanup_failed_payments::reconcile::{ReconcileSummary, ReconcileTask};
 use serde_json::{Value, json};
 
 const NOW: i64 = 1_781_000_000;
@@ -39,7 +39,7 @@ struct World {
     stripe: MemoryStripe,
 }
 
-type Task<'a> = Reconcile<
+type Task<'a> = ReconcileTask<
     &'a MemoryTables,
     &'a MemoryQueue,
     &'a MemoryTables,
@@ -74,17 +74,17 @@ impl World {
     /// All was read up to then.
     fn read_through(&self, account: Option<&AccountId>, second: i64) {
         for set in 0..2 {
-            let job = reconcile_row(account, set);
+            let job = reconcile_cursor_key(account, set);
             self.tables
                 .jobs
                 .lock()
                 .unwrap()
-                .insert(job, Progress::done(second));
+                .insert(job, Checkpoint::completed_through(second));
         }
     }
 
     fn task<'a>(&'a self, clock: &'a FixedClock) -> Task<'a> {
-        Reconcile {
+        ReconcileTask {
             inbox: &self.tables,
             queue: &self.queue,
             jobs: &self.tables,
@@ -93,7 +93,7 @@ impl World {
         }
     }
 
-    async fn run(&self, second: i64) -> Summary {
+    async fn run(&self, second: i64) -> ReconcileSummary {
         let clock = FixedClock::at(at(second));
         self.task(&clock).run(at(second + 900)).await.unwrap()
     }
@@ -140,7 +140,7 @@ async fn a_missing_event_comes_in_as_if_it_had_been_delivered() {
     let summary = world.run(NOW).await;
     assert_eq!(
         summary,
-        Summary {
+        ReconcileSummary {
             task: "reconcile",
             accounts: 2,
             events: 3,
@@ -161,13 +161,15 @@ async fn a_missing_event_comes_in_as_if_it_had_been_delivered() {
         let row = &events[&EventId::parse(id).unwrap()];
         assert_eq!(
             (&row.stored.account, row.stored.outcome),
-            (&of, Outcome::Pending)
+            (&of, EventOutcome::Pending)
         );
         // The same group as a delivery's.
         let mut delivered: Value = serde_json::from_slice(&row.payload).unwrap();
         delivered["account"] = json!(of);
-        let delivered =
-            billhook_core::event::envelope(Provider::Stripe, delivered.to_string().as_bytes());
+        let delivered = billhook_core::event::read_envelope(
+            ProviderId::Stripe,
+            delivered.to_string().as_bytes(),
+        );
         assert_eq!(row.stored.group, delivered.unwrap().group, "{id}");
     }
     let sent = world.queue.sent.lock().unwrap();
@@ -219,7 +221,7 @@ async fn every_type_is_asked_for_and_each_set_has_its_cursor() {
     );
     assert!(
         jobs.values()
-            .all(|progress| *progress == Progress::done(NOW))
+            .all(|progress| *progress == Checkpoint::completed_through(NOW))
     );
 }
 
@@ -294,7 +296,7 @@ async fn a_key_that_stripe_refuses_or_none_at_all_refuses_the_run_once() {
         "could not list the platform's events: 403"
     );
     assert_eq!(world.asked().len(), 1);
-    let without = Reconcile {
+    let without = ReconcileTask {
         stripe: None,
         ..world.task(&clock)
     };
@@ -321,9 +323,13 @@ async fn what_cannot_be_stored_or_sent_holds_the_cursor() {
         plan.then([Some(fault)]);
         let summary = world.run(NOW).await;
         assert_eq!((summary.failed, summary.taken_in), (1, 0), "{fault:?}");
-        let job = reconcile_row(None, 0);
+        let job = reconcile_cursor_key(None, 0);
         let stands = world.tables.jobs.lock().unwrap()[&job].clone();
-        assert_eq!(stands, Progress::done(NOW - HOUR), "{fault:?}");
+        assert_eq!(
+            stands,
+            Checkpoint::completed_through(NOW - HOUR),
+            "{fault:?}"
+        );
         world.run(NOW + 60).await;
         assert_eq!(world.stored().len(), 1, "{fault:?}");
     }
@@ -363,19 +369,22 @@ async fn a_pass_that_is_cut_is_continued_behind_the_event_it_came_to() {
     assert_eq!(listed, [4, 4, 2, 10]);
     assert_eq!(world.stored().len(), 10);
     // The event to go on after is forgotten: the pass begins again.
-    let job = reconcile_row(None, 0);
-    let cut = Progress::done(NOW - HOUR).cut(NOW, "evt_gone".to_owned());
+    let job = reconcile_cursor_key(None, 0);
+    let cut = Checkpoint::completed_through(NOW - HOUR).interrupted_at(NOW, "evt_gone".to_owned());
     world.tables.jobs.lock().unwrap().insert(job.clone(), cut);
     assert_eq!(world.run(NOW + 60).await.failed, 0);
-    assert_eq!(world.tables.jobs.lock().unwrap()[&job], Progress::done(NOW));
+    assert_eq!(
+        world.tables.jobs.lock().unwrap()[&job],
+        Checkpoint::completed_through(NOW)
+    );
 }
 
 #[tokio::test]
 async fn a_cursor_set_back_during_a_run_stays_where_it_was_put() {
     let world = Arc::new(World::with_accounts(&[]));
     world.read_through(None, NOW - HOUR);
-    let job = reconcile_row(None, 0);
-    let set_back = Progress::done(NOW - 3 * DAY);
+    let job = reconcile_cursor_key(None, 0);
+    let set_back = Checkpoint::completed_through(NOW - 3 * DAY);
     world.stripe.hook.set({
         let (world, job, set_back) = (world.clone(), job.clone(), set_back.clone());
         move || {
@@ -410,7 +419,11 @@ async fn a_run_cut_among_the_accounts_is_continued_there() {
     });
     let first = world.task(&clock).run(at(NOW + 900)).await.unwrap();
     assert!(!first.completed);
-    assert!(world.tables.jobs.lock().unwrap()[RECONCILE].cut.is_some());
+    assert!(
+        world.tables.jobs.lock().unwrap()[RECONCILE_JOB]
+            .resume_at
+            .is_some()
+    );
     world.asked();
     world.stripe.hook.set(|| {});
     let second = world.run(NOW + 900).await;

@@ -11,15 +11,15 @@ use std::sync::Arc;
 
 use billhook_core::entity::EntityKey;
 use billhook_core::event;
-use billhook_core::ids::{CorrelationId, EventId, OrderId, Provider};
-use billhook_core::inbox::{NewEvent, Outcome};
-use billhook_core::jobs::{Progress, SWEEP};
-use billhook_core::ports::{PaymentRow, RecordEvent as _, SendMessage, Unavailable};
+use billhook_core::ids::{CorrelationId, EventId, OrderId, ProviderId};
+use billhook_core::inbox::{EventOutcome, NewEvent};
+use billhook_core::jobs::{Checkpoint, SWEEP_JOB};
+use billhook_core::ports::{DependencyError, PaymentRow, RecordEvent as _, SendMessage};
 use billhook_core::retry::Disposition;
 use billhook_core::time::Timestamp;
 use billhook_testkit::events::{charge_refunded, from_account, intent_succeeded, letter};
 use billhook_testkit::memory::{EventRow, Fault, FixedClock, MemoryQueue, MemoryTables};
-use cleanup_failed_payments::sweep::{Summary, Sweep};
+use cleanup_failed_payments::sweep::{SweepSummary, SweepTask};
 use serde_json::{Value, json};
 
 const T: i64 = 1_781_000_000;
@@ -39,11 +39,11 @@ struct World {
 
 impl World {
     /// Takes an event in at `second`, as ingress does, and parks it for a reason.
-    async fn open(&self, provider: Provider, body: Value, second: i64, reason: Option<&str>) {
+    async fn open(&self, provider: ProviderId, body: Value, second: i64, reason: Option<&str>) {
         let raw_body = body.to_string().into_bytes();
         let new = NewEvent {
             source: provider.into(),
-            envelope: event::envelope(provider, &raw_body).unwrap(),
+            envelope: event::read_envelope(provider, &raw_body).unwrap(),
             raw_body: &raw_body,
             correlation_id: CorrelationId::parse("01930000-0000-7000-8000-000000000001").unwrap(),
             received_at: at(second),
@@ -53,35 +53,35 @@ impl World {
         if reason.is_some() {
             let mut events = tables.events.lock().unwrap();
             let row = events.get_mut(&new.envelope.id).unwrap();
-            row.stored.outcome = Outcome::Parked;
+            row.stored.outcome = EventOutcome::Parked;
             row.error = reason.map(str::to_owned);
         }
     }
 
     async fn paid(&self, id: &str, second: i64, reason: Option<&str>) {
         let event = intent_succeeded(id, T, "pi_1", json!({ "order_id": "ord_1" }), 4200);
-        self.open(Provider::Stripe, event, second, reason).await;
+        self.open(ProviderId::Stripe, event, second, reason).await;
     }
 
     /// A refund of a payment that nothing names.
     async fn unlinked(&self, id: &str, second: i64) {
         let event = charge_refunded(id, T, "ch_1", Some("pi_1"), 100);
-        self.open(Provider::Stripe, event, second, Some("unlinked"))
+        self.open(ProviderId::Stripe, event, second, Some("unlinked"))
             .await;
     }
 
-    fn tables(&self, provider: Provider) -> &MemoryTables {
+    fn tables(&self, provider: ProviderId) -> &MemoryTables {
         match provider {
-            Provider::Stripe => &self.stripe,
-            Provider::Lob => &self.lob,
+            ProviderId::Stripe => &self.stripe,
+            ProviderId::Lob => &self.lob,
         }
     }
 
     fn sweep<'a>(
         &'a self,
         clock: &'a FixedClock,
-    ) -> Sweep<&'a MemoryTables, &'a MemoryQueue, &'a MemoryTables, &'a FixedClock> {
-        Sweep {
+    ) -> SweepTask<&'a MemoryTables, &'a MemoryQueue, &'a MemoryTables, &'a FixedClock> {
+        SweepTask {
             stripe: &self.stripe,
             lob: &self.lob,
             queue: &self.queue,
@@ -91,7 +91,7 @@ impl World {
         }
     }
 
-    async fn run(&self, second: i64) -> Summary {
+    async fn run(&self, second: i64) -> SweepSummary {
         let clock = FixedClock::at(at(second));
         self.sweep(&clock).run(at(second + 900)).await.unwrap()
     }
@@ -119,12 +119,12 @@ async fn a_lost_message_is_sent_again_as_another_one_in_its_group() {
     let summary = world.run(11 * MINUTE).await;
     assert_eq!(
         summary,
-        Summary {
+        SweepSummary {
             task: "sweep",
             looked_at: 1,
             sent: 1,
             completed: true,
-            ..Summary::default()
+            ..SweepSummary::default()
         }
     );
     let stored = world.stripe.events.lock().unwrap()[&EventId::parse("evt_1").unwrap()]
@@ -132,7 +132,7 @@ async fn a_lost_message_is_sent_again_as_another_one_in_its_group() {
         .clone();
     let sent = world.queue.sent.lock().unwrap().clone();
     let (provider, group, deduplication_id, body) = &sent[0];
-    assert_eq!((*provider, group), (Provider::Stripe, &stored.group));
+    assert_eq!((*provider, group), (ProviderId::Stripe, &stored.group));
     assert!(
         deduplication_id.starts_with("evt_1.r."),
         "{deduplication_id}"
@@ -144,7 +144,7 @@ async fn a_lost_message_is_sent_again_as_another_one_in_its_group() {
     );
     assert_eq!(
         stored.outcome,
-        Outcome::Pending,
+        EventOutcome::Pending,
         "only its worker says what it is"
     );
 }
@@ -187,7 +187,7 @@ async fn what_can_come_right_is_sent_and_what_a_person_has_to_mend_is_left() {
         "delivered",
     );
     world
-        .open(Provider::Lob, delivered, 0, Some("letter_unknown"))
+        .open(ProviderId::Lob, delivered, 0, Some("letter_unknown"))
         .await;
     let summary = world.run(10 * MINUTE).await;
     assert_eq!((summary.looked_at, summary.sent), (4, 4));
@@ -204,21 +204,26 @@ async fn what_can_come_right_is_sent_and_what_a_person_has_to_mend_is_left() {
     for (id, provider, outcome, error) in [
         (
             "evt_order",
-            Provider::Stripe,
-            Outcome::Ignored,
+            ProviderId::Stripe,
+            EventOutcome::Ignored,
             "never_found",
         ),
-        ("evt_letter", Provider::Lob, Outcome::Ignored, "never_found"),
+        (
+            "evt_letter",
+            ProviderId::Lob,
+            EventOutcome::Ignored,
+            "never_found",
+        ),
         (
             "evt_tenant",
-            Provider::Stripe,
-            Outcome::Parked,
+            ProviderId::Stripe,
+            EventOutcome::Parked,
             "tenant_unknown",
         ),
         (
             "evt_cross",
-            Provider::Stripe,
-            Outcome::Parked,
+            ProviderId::Stripe,
+            EventOutcome::Parked,
             "cross_tenant",
         ),
     ] {
@@ -281,7 +286,7 @@ async fn events_pending_for_more_than_an_hour_are_counted_by_every_run() {
     world.paid("evt_1", 0, None).await;
     world.paid("evt_2", 0, Some("order_unknown")).await;
     let lob = letter("evt_3", "2026-06-09T10:13:20.000Z", "ltr_1", "mailed");
-    world.open(Provider::Lob, lob, 0, None).await;
+    world.open(ProviderId::Lob, lob, 0, None).await;
     let mut stuck = Vec::new();
     for minute in [59, 61, 62] {
         stuck.push(world.run(minute * MINUTE).await.stuck);
@@ -317,8 +322,8 @@ async fn a_run_that_is_cut_is_continued_and_nothing_is_looked_at_twice_or_missed
         messages.push(summary.sent);
         seen.extend(world.sent());
         assert_eq!(summary.completed, run == 5);
-        let progress = world.stripe.jobs.lock().unwrap()[SWEEP].clone();
-        assert_eq!(progress.cut.is_none(), run == 5);
+        let progress = world.stripe.jobs.lock().unwrap()[SWEEP_JOB].clone();
+        assert_eq!(progress.resume_at.is_none(), run == 5);
     }
     assert!(messages[0] < 350, "it was never cut");
     assert_eq!(messages.iter().sum::<usize>(), 350, "{messages:?}");
@@ -349,15 +354,15 @@ struct Picky<'a>(&'a MemoryQueue, &'static str);
 impl SendMessage for Picky<'_> {
     async fn send(
         &self,
-        provider: Provider,
+        provider: ProviderId,
         group: &str,
         deduplication_id: &str,
         body: &str,
-    ) -> Result<(), Unavailable> {
+    ) -> Result<(), DependencyError> {
         if group != self.1 {
             return self.0.send(provider, group, deduplication_id, body).await;
         }
-        Err(Unavailable {
+        Err(DependencyError {
             doing: "send".to_owned(),
             disposition: Disposition::Permanent,
             cause: "InvalidParameterValue".into(),
@@ -382,7 +387,7 @@ async fn a_message_that_no_queue_takes_holds_up_no_other() {
         .entry(spoilt)
         .and_modify(set);
     let clock = FixedClock::at(at(10 * MINUTE));
-    let sweep = Sweep {
+    let sweep = SweepTask {
         stripe: &world.stripe,
         lob: &world.lob,
         queue: Picky(&world.queue, bad),
@@ -401,14 +406,14 @@ async fn a_run_that_another_one_overtook_keeps_nothing() {
     let world = World::default();
     world.paid("evt_1", 0, None).await;
     let tables = &world.stripe;
-    let overtaken = Progress::done(T + 11 * MINUTE);
+    let overtaken = Checkpoint::completed_through(T + 11 * MINUTE);
     // Between this run's reading and its keeping.
-    let faster: fn(&MemoryTables, &Progress) = |tables, done| {
+    let faster: fn(&MemoryTables, &Checkpoint) = |tables, done| {
         tables
             .jobs
             .lock()
             .unwrap()
-            .insert(SWEEP.to_owned(), done.clone());
+            .insert(SWEEP_JOB.to_owned(), done.clone());
     };
     let clock = FixedClock::at(at(10 * MINUTE));
     let jobs = MemoryTables::default();
@@ -423,7 +428,7 @@ async fn a_run_that_another_one_overtook_keeps_nothing() {
             }
         }
     });
-    let sweep = Sweep {
+    let sweep = SweepTask {
         stripe: tables,
         lob: &world.lob,
         queue: &world.queue,
@@ -432,7 +437,7 @@ async fn a_run_that_another_one_overtook_keeps_nothing() {
         live_mode: false,
     };
     sweep.run(at(900 + 10 * MINUTE)).await.unwrap();
-    assert_eq!(jobs.jobs.lock().unwrap()[SWEEP], overtaken);
+    assert_eq!(jobs.jobs.lock().unwrap()[SWEEP_JOB], overtaken);
 }
 
 #[tokio::test]
@@ -441,7 +446,7 @@ async fn an_unlinked_event_of_an_account_is_asked_about_as_the_accounts() {
     let refund = charge_refunded("evt_refund", T, "ch_1", Some("pi_1"), 100);
     let refund = from_account(refund, "acct_1");
     world
-        .open(Provider::Stripe, refund, 0, Some("unlinked"))
+        .open(ProviderId::Stripe, refund, 0, Some("unlinked"))
         .await;
     let key = EntityKey::Order(OrderId::parse("ord_1").unwrap());
     let linked = PaymentRow {

@@ -7,17 +7,17 @@ use data_encoding::HEXLOWER;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-use crate::entity::{Entity, Facts};
+use crate::entity::{Entity, EntityFacts};
 use crate::event::stripe_types::{IntentStatus, SessionStatus};
 use crate::ids::{AccountId, PaymentIntentId};
-use crate::merge::Least;
+use crate::merge::MinRegister;
 use crate::payment::derive::OrderStatus;
 use crate::payment::facts::PaymentFacts;
 use crate::time::Timestamp;
 
 /// A payment to be ended at Stripe before its order is cancelled.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct OpenPayment {
+pub struct CancellablePayment {
     /// Which.
     pub intent: PaymentIntentId,
     /// Where it lives; none is the platform.
@@ -26,9 +26,9 @@ pub struct OpenPayment {
 
 /// What the row says about a candidate that an index nominated.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Due {
+pub enum CleanupDecision {
     /// Give it up, once these can no longer be paid.
-    Cancel(BTreeSet<OpenPayment>),
+    Cancel(BTreeSet<CancellablePayment>),
     /// It has another status by its facts: money, an earlier cancel, a person's repair.
     NotFailed,
     /// Its last attempt is younger than the grace.
@@ -37,14 +37,14 @@ pub enum Due {
 
 /// Decides about one order. The facts decide, never the index or the column: money that does not fit what was due has
 /// another status too.
-pub fn due(order: &Entity, grace: Duration, now: Timestamp) -> Due {
-    let next = order.with(Facts::default(), now);
+pub fn decide_cleanup(order: &Entity, grace: Duration, now: Timestamp) -> CleanupDecision {
+    let next = order.apply_facts(EntityFacts::default(), now);
     if next.standing.status != OrderStatus::PaymentFailed {
-        return Due::NotFailed;
+        return CleanupDecision::NotFailed;
     }
     match next.standing.payment_failed_at {
         Some(failed_at) if failed_at.after(grace) <= now => {}
-        Some(_) | None => return Due::TooYoung,
+        Some(_) | None => return CleanupDecision::TooYoung,
     }
     let payments = next.facts.payment.payments.iter();
     // One that the application put into its column and that no event told of yet lives where the others do.
@@ -63,13 +63,13 @@ pub fn due(order: &Entity, grace: Duration, now: Timestamp) -> Due {
     let noted = order
         .intent
         .clone()
-        .map(|intent| OpenPayment { intent, account });
-    let noted = noted.filter(|noted| !next.facts.payment.bears(&noted.intent));
-    Due::Cancel(
+        .map(|intent| CancellablePayment { intent, account });
+    let noted = noted.filter(|noted| !next.facts.payment.has_payment_intent(&noted.intent));
+    CleanupDecision::Cancel(
         payments
             .filter_map(|(id, payment)| {
                 let intent = PaymentIntentId::parse(id.as_str()).ok()?;
-                Some(OpenPayment {
+                Some(CancellablePayment {
                     intent,
                     account: payment.account.clone().map(|account| account.0),
                 })
@@ -81,7 +81,7 @@ pub fn due(order: &Entity, grace: Duration, now: Timestamp) -> Due {
 
 /// The key of a call that ends a payment: the same for every try of that call, another in the next run, because Stripe
 /// repeats a saved answer, a failure too, for 24 h. Hashed, since an order's id may be as long as a key.
-pub fn idempotency_key(order: &Entity, payment: &OpenPayment, run: Uuid) -> String {
+pub fn cleanup_idempotency_key(order: &Entity, payment: &CancellablePayment, run: Uuid) -> String {
     let (key, version, intent) = (&order.key, order.version, &payment.intent);
     let digest = Sha256::digest(format!("{key}|{version}|{intent}|{run}"));
     format!("billhook-cleanup-{}", HEXLOWER.encode(&digest))
@@ -89,7 +89,7 @@ pub fn idempotency_key(order: &Entity, payment: &OpenPayment, run: Uuid) -> Stri
 
 /// What Stripe's word means for a payment that is to be ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
+pub enum PaymentEnd {
     /// It can still be made.
     NotYet,
     /// It can never be made again.
@@ -98,7 +98,7 @@ pub enum Ended {
     PaidOrProcessing,
 }
 
-impl From<IntentStatus> for Ended {
+impl From<IntentStatus> for PaymentEnd {
     fn from(status: IntentStatus) -> Self {
         match status {
             IntentStatus::Canceled => Self::ForGood,
@@ -115,7 +115,7 @@ impl From<IntentStatus> for Ended {
     }
 }
 
-impl From<SessionStatus> for Ended {
+impl From<SessionStatus> for PaymentEnd {
     fn from(status: SessionStatus) -> Self {
         match status {
             SessionStatus::Expired => Self::ForGood,
@@ -126,12 +126,12 @@ impl From<SessionStatus> for Ended {
 }
 
 /// The fact that an order was given up.
-pub fn cancelled(now: Timestamp) -> Facts {
-    Facts {
+pub fn cancellation_fact(now: Timestamp) -> EntityFacts {
+    EntityFacts {
         payment: PaymentFacts {
-            cancelled: Some(Least(now)),
+            cancelled: Some(MinRegister(now)),
             ..PaymentFacts::default()
         },
-        ..Facts::default()
+        ..EntityFacts::default()
     }
 }

@@ -21,7 +21,7 @@ pub const QUIET_TYPE: &str = "coupon.deleted";
 
 /// What the template asks for, read from `CloudFormation`'s strings.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Properties {
+pub struct EndpointProperties {
     /// Where Stripe sends to.
     pub url: String,
     /// Events of connected accounts, instead of the platform's own.
@@ -39,14 +39,14 @@ pub struct Properties {
 /// Everything that is wrong with the properties, together.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("properties: {}", .0.join("; "))]
-pub struct BadProperties(pub Vec<String>);
+pub struct InvalidProperties(pub Vec<String>);
 
 /// Read by `CloudFormation` or the function itself; of no consequence here.
 const IGNORED: &[&str] = &["ServiceToken", "ServiceTimeout"];
 
-impl Properties {
+impl EndpointProperties {
     /// Reads `ResourceProperties`. An unknown property is refused by name: a misspelt one would be a silent default.
-    pub fn parse(given: &Map<String, Value>) -> Result<Self, BadProperties> {
+    pub fn parse(given: &Map<String, Value>) -> Result<Self, InvalidProperties> {
         let mut faults = Vec::new();
         let mut rest: BTreeMap<&str, &Value> = given
             .iter()
@@ -72,7 +72,7 @@ impl Properties {
             api_version: text("ApiVersion", Some(API_VERSION)),
             secret_arn: text("SecretArn", None),
             rotation_token: text("RotationToken", Some("")),
-            enabled_events: enabled_events(events),
+            enabled_events: parse_enabled_events(events),
         };
         if !matches!(
             given.get("Connect").and_then(Value::as_str),
@@ -93,7 +93,7 @@ impl Properties {
         if faults.is_empty() {
             Ok(properties)
         } else {
-            Err(BadProperties(faults))
+            Err(InvalidProperties(faults))
         }
     }
 
@@ -107,7 +107,7 @@ impl Properties {
 }
 
 /// A list, or one text with commas; absent or empty means the handled types. Nothing usable is an empty list.
-fn enabled_events(given: Option<&Value>) -> Vec<String> {
+fn parse_enabled_events(given: Option<&Value>) -> Vec<String> {
     let handled = || HANDLED_TYPES.iter().map(|&kind| kind.to_owned()).collect();
     let one = |text: &str| -> Vec<String> {
         text.split(',')
@@ -133,20 +133,20 @@ fn enabled_events(given: Option<&Value>) -> Vec<String> {
 
 /// What `CloudFormation` asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Request {
+pub enum EndpointRequest {
     /// There is nothing yet.
     Create {
         /// As wanted.
-        wanted: Properties,
+        wanted: EndpointProperties,
     },
     /// Something is there, perhaps only a marker.
     Update {
         /// What the last answer named.
         physical_id: String,
         /// As it was wanted before; `None` where that cannot be read.
-        before: Option<Properties>,
+        before: Option<EndpointProperties>,
         /// As wanted now.
-        wanted: Properties,
+        wanted: EndpointProperties,
     },
     /// It is no longer wanted. Properties do not matter: what could not be created must still be deletable.
     Delete {
@@ -157,7 +157,7 @@ pub enum Request {
 
 /// What to do about a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Plan {
+pub enum EndpointPlan {
     /// Make the endpoint; its id becomes the physical id.
     Create,
     /// Set url and events; the id stays.
@@ -186,38 +186,44 @@ pub enum Plan {
 }
 
 /// Pure.
-pub fn plan(request: &Request) -> Plan {
+pub fn plan_endpoint(request: &EndpointRequest) -> EndpointPlan {
     match request {
-        Request::Create { .. } => Plan::Create,
-        Request::Update {
+        EndpointRequest::Create { .. } => EndpointPlan::Create,
+        EndpointRequest::Update {
             physical_id,
             before,
             wanted,
         } => match PhysicalId::parse(physical_id) {
             PhysicalId::Unconfigured | PhysicalId::CreateFailed { .. } | PhysicalId::Foreign => {
-                Plan::Create
+                EndpointPlan::Create
             }
-            PhysicalId::Endpoint(endpoint_id) => update(endpoint_id, before.as_ref(), wanted),
+            PhysicalId::Endpoint(endpoint_id) => plan_update(endpoint_id, before.as_ref(), wanted),
         },
-        Request::Delete { physical_id } => match PhysicalId::parse(physical_id) {
-            PhysicalId::Endpoint(endpoint_id) => Plan::Remove { endpoint_id },
-            PhysicalId::CreateFailed { request_id } => Plan::RemoveLeftovers {
+        EndpointRequest::Delete { physical_id } => match PhysicalId::parse(physical_id) {
+            PhysicalId::Endpoint(endpoint_id) => EndpointPlan::Remove { endpoint_id },
+            PhysicalId::CreateFailed { request_id } => EndpointPlan::RemoveLeftovers {
                 request_id: Some(request_id),
             },
-            PhysicalId::Foreign => Plan::RemoveLeftovers { request_id: None },
-            PhysicalId::Unconfigured => Plan::Nothing,
+            PhysicalId::Foreign => EndpointPlan::RemoveLeftovers { request_id: None },
+            PhysicalId::Unconfigured => EndpointPlan::Nothing,
         },
     }
 }
 
-fn update(endpoint_id: String, before: Option<&Properties>, wanted: &Properties) -> Plan {
+fn plan_update(
+    endpoint_id: String,
+    before: Option<&EndpointProperties>,
+    wanted: &EndpointProperties,
+) -> EndpointPlan {
     match before {
         // A new endpoint is right whatever the old one was; and a secret that is to stand elsewhere is not known.
-        None => Plan::Replace { endpoint_id },
-        Some(before) if before.digest() != wanted.digest() => Plan::Replace { endpoint_id },
-        Some(before) if before.secret_arn != wanted.secret_arn => Plan::Replace { endpoint_id },
-        Some(before) if before == wanted => Plan::Nothing,
-        Some(_) => Plan::UpdateInPlace { endpoint_id },
+        None => EndpointPlan::Replace { endpoint_id },
+        Some(before) if before.digest() != wanted.digest() => EndpointPlan::Replace { endpoint_id },
+        Some(before) if before.secret_arn != wanted.secret_arn => {
+            EndpointPlan::Replace { endpoint_id }
+        }
+        Some(before) if before == wanted => EndpointPlan::Nothing,
+        Some(_) => EndpointPlan::UpdateInPlace { endpoint_id },
     }
 }
 
@@ -268,12 +274,12 @@ impl PhysicalId {
 
 /// By what we know an endpoint again: kept in its metadata at Stripe.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tags {
+pub struct EndpointTags {
     /// The stack's ARN.
     pub stack: String,
     /// The resource in it.
     pub logical_id: String,
-    /// [`Properties::digest`].
+    /// [`EndpointProperties::digest`].
     pub digest: String,
     /// The request that made it.
     pub request_id: String,
@@ -284,7 +290,7 @@ const LOGICAL_ID: &str = "billhook_logical_id";
 const DIGEST: &str = "billhook_digest";
 const REQUEST: &str = "billhook_request";
 
-impl Tags {
+impl EndpointTags {
     /// As metadata: 4 keys of at most 40 characters, values of at most 500.
     pub fn metadata(&self) -> [(&'static str, &str); 4] {
         [
@@ -296,7 +302,7 @@ impl Tags {
     }
 
     /// From metadata; `None` where any is missing, and the endpoint therefore not ours.
-    pub fn read(metadata: &BTreeMap<String, String>) -> Option<Self> {
+    pub fn from_metadata(metadata: &BTreeMap<String, String>) -> Option<Self> {
         let get = |key: &str| metadata.get(key).cloned();
         Some(Self {
             stack: get(STACK)?,
@@ -307,7 +313,7 @@ impl Tags {
     }
 
     /// The same resource of the same stack.
-    pub fn same_resource(&self, other: &Self) -> bool {
+    pub fn is_same_resource(&self, other: &Self) -> bool {
         self.stack == other.stack && self.logical_id == other.logical_id
     }
 }
@@ -325,8 +331,8 @@ mod tests {
         map.clone()
     }
 
-    fn properties(more: &Value) -> Properties {
-        Properties::parse(&given(more)).unwrap()
+    fn properties(more: &Value) -> EndpointProperties {
+        EndpointProperties::parse(&given(more)).unwrap()
     }
 
     #[test]
@@ -352,59 +358,64 @@ mod tests {
     fn every_fault_is_reported_by_name() {
         let wrong = json!({"Url": "http://x", "Connect": "yes", "EnabledEvents": [1], "Rotation": "2", "SecretArn": ["a"]});
         assert_eq!(
-            Properties::parse(&given(&wrong)).unwrap_err().to_string(),
+            EndpointProperties::parse(&given(&wrong))
+                .unwrap_err()
+                .to_string(),
             "properties: SecretArn must be a text; Connect must be true or false; Url must begin with https://; \
              EnabledEvents must be a list of event types; Rotation is unknown"
         );
         assert_eq!(
-            Properties::parse(&Map::new()).unwrap_err().0,
+            EndpointProperties::parse(&Map::new()).unwrap_err().0,
             ["Url is missing", "SecretArn is missing"]
         );
     }
 
     #[rstest]
-    #[case::same(json!({}), json!({}), Plan::Nothing)]
-    #[case::timeout_only(json!({"ServiceTimeout": "60"}), json!({}), Plan::Nothing)]
-    #[case::url(json!({}), json!({"Url": "https://y"}), Plan::UpdateInPlace { endpoint_id: "we_1".into() })]
-    #[case::events(json!({}), json!({"EnabledEvents": ["a.b"]}), Plan::UpdateInPlace { endpoint_id: "we_1".into() })]
-    #[case::token(json!({}), json!({"RotationToken": "2"}), Plan::Replace { endpoint_id: "we_1".into() })]
-    #[case::connect(json!({}), json!({"Connect": "true"}), Plan::Replace { endpoint_id: "we_1".into() })]
-    #[case::version(json!({"ApiVersion": "2026-08-26.dahlia"}), json!({}), Plan::Replace { endpoint_id: "we_1".into() })]
-    #[case::secret(json!({}), json!({"SecretArn": "arn:t"}), Plan::Replace { endpoint_id: "we_1".into() })]
+    #[case::same(json!({}), json!({}), EndpointPlan::Nothing)]
+    #[case::timeout_only(json!({"ServiceTimeout": "60"}), json!({}), EndpointPlan::Nothing)]
+    #[case::url(json!({}), json!({"Url": "https://y"}), EndpointPlan::UpdateInPlace { endpoint_id: "we_1".into() })]
+    #[case::events(json!({}), json!({"EnabledEvents": ["a.b"]}), EndpointPlan::UpdateInPlace { endpoint_id: "we_1".into() })]
+    #[case::token(json!({}), json!({"RotationToken": "2"}), EndpointPlan::Replace { endpoint_id: "we_1".into() })]
+    #[case::connect(json!({}), json!({"Connect": "true"}), EndpointPlan::Replace { endpoint_id: "we_1".into() })]
+    #[case::version(json!({"ApiVersion": "2026-08-26.dahlia"}), json!({}), EndpointPlan::Replace { endpoint_id: "we_1".into() })]
+    #[case::secret(json!({}), json!({"SecretArn": "arn:t"}), EndpointPlan::Replace { endpoint_id: "we_1".into() })]
     fn an_update_does_as_little_as_it_can(
         #[case] before: Value,
         #[case] wanted: Value,
-        #[case] expected: Plan,
+        #[case] expected: EndpointPlan,
     ) {
-        let request = Request::Update {
+        let request = EndpointRequest::Update {
             physical_id: "we_1".to_owned(),
             before: Some(properties(&before)),
             wanted: properties(&wanted),
         };
-        assert_eq!(plan(&request), expected);
+        assert_eq!(plan_endpoint(&request), expected);
     }
 
     #[rstest]
-    #[case("we_1", Plan::Replace { endpoint_id: "we_1".into() }, Plan::Remove { endpoint_id: "we_1".into() })]
-    #[case("unconfigured:Hook", Plan::Create, Plan::Nothing)]
-    #[case("create-failed:Hook:r1", Plan::Create, Plan::RemoveLeftovers { request_id: Some("r1".into()) })]
-    #[case("create-failed:Hook", Plan::Create, Plan::RemoveLeftovers { request_id: None })]
-    #[case("stack-Hook-1ABC", Plan::Create, Plan::RemoveLeftovers { request_id: None })]
-    #[case("", Plan::Create, Plan::RemoveLeftovers { request_id: None })]
+    #[case("we_1", EndpointPlan::Replace { endpoint_id: "we_1".into() }, EndpointPlan::Remove { endpoint_id: "we_1".into() })]
+    #[case("unconfigured:Hook", EndpointPlan::Create, EndpointPlan::Nothing)]
+    #[case("create-failed:Hook:r1", EndpointPlan::Create, EndpointPlan::RemoveLeftovers { request_id: Some("r1".into()) })]
+    #[case("create-failed:Hook", EndpointPlan::Create, EndpointPlan::RemoveLeftovers { request_id: None })]
+    #[case("stack-Hook-1ABC", EndpointPlan::Create, EndpointPlan::RemoveLeftovers { request_id: None })]
+    #[case("", EndpointPlan::Create, EndpointPlan::RemoveLeftovers { request_id: None })]
     fn a_physical_id_decides_what_there_is(
         #[case] physical_id: &str,
-        #[case] update: Plan,
-        #[case] delete: Plan,
+        #[case] update: EndpointPlan,
+        #[case] delete: EndpointPlan,
     ) {
         let wanted = properties(&json!({}));
         let physical_id = physical_id.to_owned();
-        let request = Request::Update {
+        let request = EndpointRequest::Update {
             physical_id: physical_id.clone(),
             before: None,
             wanted,
         };
-        assert_eq!(plan(&request), update);
-        assert_eq!(plan(&Request::Delete { physical_id }), delete);
+        assert_eq!(plan_endpoint(&request), update);
+        assert_eq!(
+            plan_endpoint(&EndpointRequest::Delete { physical_id }),
+            delete
+        );
     }
 
     #[test]
@@ -419,7 +430,7 @@ mod tests {
                 request_id: "r:1".to_owned()
             }
         );
-        let tags = Tags {
+        let tags = EndpointTags {
             stack: "arn:stack".to_owned(),
             logical_id: "Hook".to_owned(),
             digest: properties(&json!({})).digest(),
@@ -429,8 +440,8 @@ mod tests {
             .metadata()
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
             .into();
-        assert_eq!(Tags::read(&metadata), Some(tags));
+        assert_eq!(EndpointTags::from_metadata(&metadata), Some(tags));
         metadata.remove(STACK);
-        assert_eq!(Tags::read(&metadata), None);
+        assert_eq!(EndpointTags::from_metadata(&metadata), None);
     }
 }

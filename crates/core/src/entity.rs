@@ -7,15 +7,15 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{
     AccountId, CheckoutSessionId, OrderId, PaymentIntentId, PieceId, StatementId, TenantId, UserId,
 };
-use crate::mail::derive::MailStanding;
+use crate::mail::derive::DerivedMail;
 use crate::mail::facts::MailFacts;
-use crate::merge::{Least, Merge, merge_fields};
+use crate::merge::{Merge, MinRegister, merge_fields};
 use crate::money::Money;
-use crate::payment::derive::{OrderStatus, PaymentStatus, Standing};
+use crate::payment::derive::{DerivedPayment, OrderStatus, PaymentStatus};
 use crate::payment::facts::PaymentFacts;
-use crate::tenant::{AccountFacts, AccountStanding};
+use crate::tenant::{AccountFacts, DerivedAccount};
 use crate::time::Timestamp;
-use crate::timeline::Entry;
+use crate::timeline::DerivedEntry;
 use crate::{mail, payment, tenant};
 
 /// Which row.
@@ -63,7 +63,7 @@ impl fmt::Display for EntityKey {
 /// Everything known about an entity: an order has payments, a statement payments and mail, a tenant its account.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Facts {
+pub struct EntityFacts {
     /// What Stripe and the cleanup stated.
     #[serde(flatten)]
     pub payment: PaymentFacts,
@@ -75,7 +75,7 @@ pub struct Facts {
     pub account: AccountFacts,
 }
 
-merge_fields!(Facts {
+merge_fields!(EntityFacts {
     payment,
     mail,
     account
@@ -85,7 +85,7 @@ merge_fields!(Facts {
 /// memory of what was last derived: a difference between the two is a person's repair.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-pub struct Columns {
+pub struct GuardedColumns {
     /// Orders only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<String>,
@@ -103,7 +103,7 @@ pub struct Columns {
     pub needs_attention: Option<bool>,
 }
 
-impl Columns {
+impl GuardedColumns {
     /// What a column that was never written counts as.
     fn initial(column: &str) -> Option<String> {
         let word = match column {
@@ -116,7 +116,7 @@ impl Columns {
     }
 
     /// Those of which an edit may be overruled: one of the review always stands.
-    fn named(&self) -> [(&'static str, Option<String>); 4] {
+    fn by_name(&self) -> [(&'static str, Option<String>); 4] {
         let truth = |truth: Option<bool>| truth.map(|truth| truth.to_string());
         [
             ("status", self.status.clone()),
@@ -130,10 +130,10 @@ impl Columns {
 /// What was last derived, as the row remembers it.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-pub struct Derived {
+pub struct LastDerived {
     /// The columns as written.
     #[serde(flatten)]
-    pub columns: Columns,
+    pub columns: GuardedColumns,
     /// The reasons that then stood.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub review_reasons: Vec<String>,
@@ -170,33 +170,33 @@ pub struct Entity {
     /// A tenant's connected account.
     pub account: Option<AccountId>,
     /// The columns as they stand.
-    pub columns: Columns,
+    pub columns: GuardedColumns,
     /// The columns as they were last derived.
-    pub derived: Derived,
+    pub derived: LastDerived,
     /// The merged facts.
-    pub facts: Facts,
+    pub facts: EntityFacts,
 }
 
 /// What a row becomes.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Next {
+pub struct EntityUpdate {
     /// All facts, the new ones merged in.
-    pub facts: Facts,
+    pub facts: EntityFacts,
     /// What they mean for payment.
-    pub standing: Standing,
+    pub standing: DerivedPayment,
     /// What they mean for mail.
-    pub mail: MailStanding,
+    pub mail: DerivedMail,
     /// What they mean for a tenant.
-    pub account: AccountStanding,
+    pub account: DerivedAccount,
     /// What the row shall remember as derived.
-    pub derived: Derived,
+    pub derived: LastDerived,
     /// What a person changed that is no repair, and so does not stand.
-    pub overruled: Vec<Overruled>,
+    pub discarded_edits: Vec<DiscardedEdit>,
 }
 
 /// A column that somebody changed and that is derived again.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Overruled {
+pub struct DiscardedEdit {
     /// By its name in `derived`.
     pub column: &'static str,
     /// As it was found.
@@ -207,7 +207,7 @@ pub struct Overruled {
 
 /// What a write newly says of an entity, for whoever counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum News {
+pub enum EntityChange {
     /// An order was paid in full.
     Completed,
     /// An order was given up.
@@ -226,9 +226,9 @@ pub enum News {
     NeedsAttention,
 }
 
-impl Next {
+impl EntityUpdate {
     /// What it says that the row did not say before. What a person put there is not news.
-    pub fn news(&self, was: &Entity) -> Vec<News> {
+    pub fn changes(&self, was: &Entity) -> Vec<EntityChange> {
         let (old, new) = (&was.columns, &self.derived.columns);
         let became = |new: &Option<String>, old: &Option<String>, word: &str| {
             new.as_deref() == Some(word) && new != old
@@ -245,18 +245,21 @@ impl Next {
             added.any(|told| told.split(':').next() == Some(reason))
         };
         [
-            (News::Completed, status(OrderStatus::Completed)),
-            (News::Cancelled, status(OrderStatus::Cancelled)),
-            (News::PaymentFailed, payment(PaymentStatus::Failed)),
-            (News::RefundedInFull, payment(PaymentStatus::Refunded)),
+            (EntityChange::Completed, status(OrderStatus::Completed)),
+            (EntityChange::Cancelled, status(OrderStatus::Cancelled)),
+            (EntityChange::PaymentFailed, payment(PaymentStatus::Failed)),
             (
-                News::RequiresReview,
+                EntityChange::RefundedInFull,
+                payment(PaymentStatus::Refunded),
+            ),
+            (
+                EntityChange::RequiresReview,
                 holds(new.requires_review, old.requires_review),
             ),
-            (News::AmountMismatch, reason("amount_mismatch")),
-            (News::PaidAfterCancel, reason("paid_after_cancel")),
+            (EntityChange::AmountMismatch, reason("amount_mismatch")),
+            (EntityChange::PaidAfterCancel, reason("paid_after_cancel")),
             (
-                News::NeedsAttention,
+                EntityChange::NeedsAttention,
                 holds(new.needs_attention, old.needs_attention),
             ),
         ]
@@ -266,7 +269,7 @@ impl Next {
     }
 
     /// Both halves' entries.
-    pub fn timeline(&self) -> Vec<Entry> {
+    pub fn timeline(&self) -> Vec<DerivedEntry> {
         self.standing
             .timeline
             .iter()
@@ -278,31 +281,33 @@ impl Next {
 
 impl Entity {
     /// Facts → merge → derive. `now` dates a person's repair that is found on the way.
-    pub fn with(&self, mut new: Facts, now: Timestamp) -> Next {
+    pub fn apply_facts(&self, mut new: EntityFacts, now: Timestamp) -> EntityUpdate {
         // Some put the order's own id into `client_reference_id`: that is no user.
-        let is_own = |told: &mut Least<UserId>| told.0.as_str() == self.key.id();
+        let is_own = |told: &mut MinRegister<UserId>| told.0.as_str() == self.key.id();
         new.payment.reference.take_if(is_own);
         let mut facts = self.facts.clone();
-        facts.merge(self.repairs(&new, now));
+        facts.merge(self.find_manual_edits(&new, now));
         facts.merge(new);
-        let standing = payment::derive::derive(&facts.payment, self.due);
-        let mail = mail::derive::derive(&facts.mail, self.mailed.as_ref());
-        let account = tenant::derive(&facts.account, self.account.as_ref());
+        let standing = payment::derive::derive_payment(&facts.payment, self.due);
+        let mail = mail::derive::derive_mail(&facts.mail, self.mailed.as_ref());
+        let account = tenant::derive_account(&facts.account, self.account.as_ref());
         let columns = match self.key {
-            EntityKey::Tenant(_) => Columns::default(),
-            EntityKey::Order(_) => Columns {
+            EntityKey::Tenant(_) => GuardedColumns::default(),
+            EntityKey::Order(_) => GuardedColumns {
                 status: Some(standing.status.as_str().to_owned()),
-                ..payment_columns(&standing)
+                ..guarded_payment_columns(&standing)
             },
             // A half without facts is not ours to write: a statement may be paid by other means than Stripe. Where only
             // a person spoke, the review is ours and the payment is not.
             EntityKey::Statement(_) => {
-                let payment = payment_columns(&standing);
+                let payment = guarded_payment_columns(&standing);
                 let has_mail = facts.mail != MailFacts::default();
                 let has_review = facts.payment != PaymentFacts::default();
-                Columns {
+                GuardedColumns {
                     status: None,
-                    payment_status: payment.payment_status.filter(|_| facts.payment.is_stated()),
+                    payment_status: payment
+                        .payment_status
+                        .filter(|_| facts.payment.has_stripe_facts()),
                     requires_review: payment.requires_review.filter(|_| has_review),
                     mail_status: mail.status.map(|stage| stage.as_str().to_owned()),
                     needs_attention: has_mail.then_some(mail.attention_reason.is_some()),
@@ -313,37 +318,37 @@ impl Entity {
         let our_user = self.derived.user.as_ref().map(UserId::as_str);
         let is_our_user = self.user.is_none() || self.user.as_deref() == our_user;
         let is_our_session = self.session.is_none() || self.session == self.derived.session;
-        let derived = Derived {
+        let derived = LastDerived {
             columns,
             review_reasons: standing.review_reasons.iter().cloned().collect(),
             intent: standing.intent.clone().filter(|_| is_our_intent),
             session: standing.session.clone().filter(|_| is_our_session),
             user: standing.user.clone().filter(|_| is_our_user),
         };
-        Next {
+        EntityUpdate {
             facts,
             standing,
             mail,
             account,
-            overruled: self.overruled(&derived.columns),
+            discarded_edits: self.discarded_edits(&derived.columns),
             derived,
         }
     }
 
     /// The columns that somebody changed since the last write and that become something else now.
-    fn overruled(&self, next: &Columns) -> Vec<Overruled> {
+    fn discarded_edits(&self, next: &GuardedColumns) -> Vec<DiscardedEdit> {
         let columns = self
             .columns
-            .named()
+            .by_name()
             .into_iter()
-            .zip(self.derived.columns.named())
-            .zip(next.named());
+            .zip(self.derived.columns.by_name())
+            .zip(next.by_name());
         columns
             .filter_map(|(((column, found), (_, was)), (_, written))| {
-                let was = was.or_else(|| Columns::initial(column));
+                let was = was.or_else(|| GuardedColumns::initial(column));
                 let is_overruled =
                     found.is_some() && written.is_some() && found != was && found != written;
-                is_overruled.then(|| Overruled {
+                is_overruled.then(|| DiscardedEdit {
                     column,
                     found: found.unwrap_or_default(),
                     written: written.unwrap_or_default(),
@@ -353,7 +358,7 @@ impl Entity {
     }
 
     /// What a person changed since the last write, as facts: a repair stands, and is not undone by the next event.
-    fn repairs(&self, new: &Facts, now: Timestamp) -> Facts {
+    fn find_manual_edits(&self, new: &EntityFacts, now: Timestamp) -> EntityFacts {
         let mut facts = PaymentFacts::default();
         let was = &self.derived.columns;
         let changed_to = |column: &Option<String>, derived: &Option<String>, word: &str| {
@@ -361,7 +366,9 @@ impl Entity {
         };
         // A statement's payment is the application's own until Stripe states something of it.
         let is_ours = match self.key {
-            EntityKey::Statement(_) => self.facts.payment.is_stated() || new.payment.is_stated(),
+            EntityKey::Statement(_) => {
+                self.facts.payment.has_stripe_facts() || new.payment.has_stripe_facts()
+            }
             EntityKey::Order(_) | EntityKey::Tenant(_) => true,
         };
         let refunded = [
@@ -381,14 +388,14 @@ impl Entity {
                 .iter()
                 .any(|(column, was, word)| changed_to(column, was, word))
         {
-            facts.manual.refunded = Some(Least(now));
+            facts.manual.refunded = Some(MinRegister(now));
         }
         if changed_to(
             &self.columns.status,
             &was.status,
             OrderStatus::Cancelled.as_str(),
         ) {
-            facts.cancelled = Some(Least(now));
+            facts.cancelled = Some(MinRegister(now));
         }
         match (self.columns.requires_review, was.requires_review) {
             (Some(false), Some(true)) => {
@@ -396,7 +403,7 @@ impl Entity {
                     .derived
                     .review_reasons
                     .iter()
-                    .map(|r| (r.clone(), Least(now)))
+                    .map(|r| (r.clone(), MinRegister(now)))
                     .collect();
             }
             (Some(true), None | Some(false)) => {
@@ -404,17 +411,17 @@ impl Entity {
             }
             _ => {}
         }
-        Facts {
+        EntityFacts {
             payment: facts,
-            ..Facts::default()
+            ..EntityFacts::default()
         }
     }
 }
 
-fn payment_columns(standing: &Standing) -> Columns {
-    Columns {
+fn guarded_payment_columns(standing: &DerivedPayment) -> GuardedColumns {
+    GuardedColumns {
         payment_status: Some(standing.payment_status.as_str().to_owned()),
         requires_review: Some(!standing.review_reasons.is_empty()),
-        ..Columns::default()
+        ..GuardedColumns::default()
     }
 }

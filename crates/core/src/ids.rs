@@ -8,13 +8,18 @@ use serde::{Deserialize, Serialize};
 /// Why a text is no identifier of the wanted kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{kind} must be {rule}, got {got}")]
-pub struct BadId {
+pub struct InvalidId {
     kind: &'static str,
     rule: String,
     got: String,
 }
 
-fn check(kind: &'static str, prefix: &str, bytes_max: usize, text: &str) -> Result<(), BadId> {
+fn check_id(
+    kind: &'static str,
+    prefix: &str,
+    bytes_max: usize,
+    text: &str,
+) -> Result<(), InvalidId> {
     let fits = text.starts_with(prefix)
         && text.len() > prefix.len()
         && text.len() <= bytes_max
@@ -23,7 +28,7 @@ fn check(kind: &'static str, prefix: &str, bytes_max: usize, text: &str) -> Resu
         return Ok(());
     }
     // What came in may be hostile or huge: its length says enough.
-    Err(BadId {
+    Err(InvalidId {
         kind,
         rule: format!("at most {bytes_max} printable ASCII characters beginning with {prefix:?}"),
         got: format!("{} bytes", text.len()),
@@ -31,9 +36,9 @@ fn check(kind: &'static str, prefix: &str, bytes_max: usize, text: &str) -> Resu
 }
 
 #[derive(Deserialize)]
-struct Expanded {
+struct ExpandedReference {
     #[serde(default)]
-    id: crate::json::Field<String>,
+    id: crate::json::LenientField<String>,
 }
 
 macro_rules! ids {
@@ -45,8 +50,8 @@ macro_rules! ids {
 
         impl $name {
             /// Checks prefix, length and alphabet.
-            pub fn parse(text: &str) -> Result<Self, BadId> {
-                check(stringify!($name), $prefix, $bytes_max, text).map(|()| Self(text.to_owned()))
+            pub fn parse(text: &str) -> Result<Self, InvalidId> {
+                check_id(stringify!($name), $prefix, $bytes_max, text).map(|()| Self(text.to_owned()))
             }
 
             /// The identifier as its owner writes it.
@@ -62,21 +67,21 @@ macro_rules! ids {
         }
 
         // In a provider's object a reference is the id, or the object itself where it was expanded.
-        impl<'de> $crate::json::Lenient<'de> for $name {
+        impl<'de> $crate::json::LenientValue<'de> for $name {
             fn from_text(text: &str) -> Option<Self> {
                 Self::parse(text).ok()
             }
             fn from_object<A: serde::de::MapAccess<'de>>(
                 object: A,
             ) -> Result<Option<Self>, A::Error> {
-                let expanded = Expanded::deserialize(serde::de::value::MapAccessDeserializer::new(object))?;
+                let expanded = ExpandedReference::deserialize(serde::de::value::MapAccessDeserializer::new(object))?;
                 Ok(expanded.id.value().and_then(|id| Self::parse(id).ok()))
             }
         }
 
         impl TryFrom<String> for $name {
-            type Error = BadId;
-            fn try_from(text: String) -> Result<Self, BadId> {
+            type Error = InvalidId;
+            fn try_from(text: String) -> Result<Self, InvalidId> {
                 Self::parse(&text)
             }
         }
@@ -136,14 +141,14 @@ impl fmt::Display for CorrelationId {
 
 /// Who sent an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Provider {
+pub enum ProviderId {
     /// Stripe: payments.
     Stripe,
     /// Lob: printed mail.
     Lob,
 }
 
-impl Provider {
+impl ProviderId {
     /// The lower-case word used in rows, messages, logs and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -153,7 +158,7 @@ impl Provider {
     }
 }
 
-impl fmt::Display for Provider {
+impl fmt::Display for ProviderId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }

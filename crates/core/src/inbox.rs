@@ -5,19 +5,19 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use crate::event::{Envelope, EventType};
+use crate::event::{EventEnvelope, EventType};
 use crate::ids::{AccountId, CorrelationId, EventId};
-use crate::pointer::{Pointer, Source};
-use crate::ports::{Clock, RecordEvent, SendMessage, Unavailable};
+use crate::pointer::{EventPointer, EventSource};
+use crate::ports::{Clock, DependencyError, RecordEvent, SendMessage};
 use crate::time::Timestamp;
 
 /// How long an event is kept: longer than any redelivery (Stripe's resend by hand ends after 30 days) and than a
 /// year's books. 400 days.
-pub const KEPT: Duration = Duration::from_secs(400 * 24 * 60 * 60);
+pub const EVENT_RETENTION: Duration = Duration::from_secs(400 * 24 * 60 * 60);
 
 /// What became of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum EventOutcome {
     /// Taken in, not yet decided.
     Pending,
     /// Its facts are in the entity.
@@ -30,7 +30,7 @@ pub enum Outcome {
     Failed,
 }
 
-impl Outcome {
+impl EventOutcome {
     /// The word in the row.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -64,7 +64,7 @@ impl Outcome {
     }
 }
 
-impl fmt::Display for Outcome {
+impl fmt::Display for EventOutcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
@@ -74,9 +74,9 @@ impl fmt::Display for Outcome {
 #[derive(Clone, Debug)]
 pub struct NewEvent<'a> {
     /// How it came: a delivery, or an answer to a question.
-    pub source: Source,
+    pub source: EventSource,
     /// What was read of it.
-    pub envelope: Envelope,
+    pub envelope: EventEnvelope,
     /// The body exactly as received.
     pub raw_body: &'a [u8],
     /// The delivery's.
@@ -87,8 +87,8 @@ pub struct NewEvent<'a> {
 
 impl NewEvent<'_> {
     /// What the row will say of it, for the message.
-    pub fn stored(&self) -> Stored {
-        Stored {
+    pub fn to_record(&self) -> EventRecord {
+        EventRecord {
             id: self.envelope.id.clone(),
             event_type: self.envelope.event_type.clone(),
             account: self.envelope.account.clone(),
@@ -97,14 +97,14 @@ impl NewEvent<'_> {
             correlation_id: Some(self.correlation_id),
             received_at: Some(self.received_at),
             processed: false,
-            outcome: Outcome::Pending,
+            outcome: EventOutcome::Pending,
         }
     }
 }
 
 /// A row of the inbox, without its payload.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stored {
+pub struct EventRecord {
     /// The key.
     pub id: EventId,
     /// What happened.
@@ -122,21 +122,21 @@ pub struct Stored {
     /// Whether a repeat has nothing to do. By hand it may be set to false for another try.
     pub processed: bool,
     /// What became of it.
-    pub outcome: Outcome,
+    pub outcome: EventOutcome,
 }
 
 /// The answer of the store to a new event.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Recorded {
+pub enum RecordResult {
     /// It was not there before.
     New,
     /// It was: by an earlier delivery, or by the first try of this very write whose answer was lost.
-    Known(Stored),
+    Known(EventRecord),
 }
 
 /// What a repeated delivery leaves to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Repeat {
+pub enum RedeliveryAction {
     /// Nothing.
     Duplicate,
     /// The message may never have reached the queue: the same message again, which the queue swallows if it did.
@@ -145,44 +145,48 @@ pub enum Repeat {
     Retry,
 }
 
-impl Stored {
+impl EventRecord {
     /// A stored event's answer to its own repetition. The stored state decides, never the failed condition alone.
-    pub fn repeat(&self) -> Repeat {
+    pub fn redelivery_action(&self) -> RedeliveryAction {
         match (self.processed, self.outcome) {
-            (true, _) => Repeat::Duplicate,
-            (false, Outcome::Pending) => Repeat::SendAgain,
-            (false, Outcome::Processed | Outcome::Ignored | Outcome::Parked | Outcome::Failed) => {
-                Repeat::Retry
-            }
+            (true, _) => RedeliveryAction::Duplicate,
+            (false, EventOutcome::Pending) => RedeliveryAction::SendAgain,
+            (
+                false,
+                EventOutcome::Processed
+                | EventOutcome::Ignored
+                | EventOutcome::Parked
+                | EventOutcome::Failed,
+            ) => RedeliveryAction::Retry,
         }
     }
 
     /// The deduplication id of the first message about this event, and of its repetition.
-    pub fn first_message(&self) -> String {
+    pub fn first_deduplication_id(&self) -> String {
         self.id.to_string()
     }
 
     /// The deduplication id of a message that must not be taken for an earlier one.
-    pub fn another_message(&self, unique: Uuid) -> String {
+    pub fn fresh_deduplication_id(&self, unique: Uuid) -> String {
         format!("{}.r.{}", self.id, unique.hyphenated())
     }
 }
 
 /// Keeps a genuine event and puts its pointer on the queue; `Ok` means that both are done. Whether it is a duplicate, of
 /// which nothing is left to do.
-pub async fn take_in(
+pub async fn accept_event(
     inbox: &impl RecordEvent,
     queue: &impl SendMessage,
     clock: &impl Clock,
     new: &NewEvent<'_>,
-) -> Result<bool, Unavailable> {
+) -> Result<bool, DependencyError> {
     let (stored, repeat) = match inbox.record(new).await? {
-        Recorded::New => (new.stored(), Repeat::SendAgain),
-        Recorded::Known(stored) => {
-            let repeat = stored.repeat();
+        RecordResult::New => (new.to_record(), RedeliveryAction::SendAgain),
+        RecordResult::Known(stored) => {
+            let repeat = stored.redelivery_action();
             // The row keeps the first delivery's; the message tells whose it is.
             let correlation_id = Some(new.correlation_id);
-            let stored = Stored {
+            let stored = EventRecord {
                 correlation_id,
                 ..stored
             };
@@ -190,13 +194,18 @@ pub async fn take_in(
         }
     };
     let deduplication_id = match (repeat, new.source) {
-        (Repeat::Duplicate, _) => return Ok(true),
-        (Repeat::SendAgain, Source::Stripe | Source::Lob) => stored.first_message(),
+        (RedeliveryAction::Duplicate, _) => return Ok(true),
+        (RedeliveryAction::SendAgain, EventSource::Stripe | EventSource::Lob) => {
+            stored.first_deduplication_id()
+        }
         // Nobody repeats what is no delivery, and the queue may still know a delivery's message whose row is gone.
-        (Repeat::SendAgain, Source::ManualReplay | Source::Sweep | Source::Reconcile)
-        | (Repeat::Retry, _) => stored.another_message(clock.new_id()),
+        (
+            RedeliveryAction::SendAgain,
+            EventSource::ManualReplay | EventSource::Sweep | EventSource::Reconcile,
+        )
+        | (RedeliveryAction::Retry, _) => stored.fresh_deduplication_id(clock.new_id()),
     };
-    let body = Pointer::to(&stored, new.source);
+    let body = EventPointer::message_for(&stored, new.source);
     queue
         .send(
             new.envelope.provider,
@@ -210,7 +219,7 @@ pub async fn take_in(
 
 /// What a worker writes into a row: the end of an event, or the reason why it waits for a person.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum EventVerdict {
     /// Its facts are in the entity.
     Processed,
     /// It means nothing to us.
@@ -221,14 +230,14 @@ pub enum Verdict {
     Failed(String),
 }
 
-impl Verdict {
+impl EventVerdict {
     /// The row's outcome.
-    pub fn outcome(&self) -> Outcome {
+    pub fn outcome(&self) -> EventOutcome {
         match self {
-            Self::Processed => Outcome::Processed,
-            Self::Ignored(_) => Outcome::Ignored,
-            Self::Parked(_) => Outcome::Parked,
-            Self::Failed(_) => Outcome::Failed,
+            Self::Processed => EventOutcome::Processed,
+            Self::Ignored(_) => EventOutcome::Ignored,
+            Self::Parked(_) => EventOutcome::Parked,
+            Self::Failed(_) => EventOutcome::Failed,
         }
     }
 
@@ -321,7 +330,7 @@ reasons! {
 
 /// What would take away the reason to wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Awaited {
+pub enum BlockedOn {
     /// A tenant with the account.
     Tenant,
     /// The row that the event is about.
@@ -344,12 +353,12 @@ impl ParkReason {
     }
 
     /// What would take it away.
-    pub fn awaits(self) -> Awaited {
+    pub fn blocked_on(self) -> BlockedOn {
         match self {
-            Self::TenantUnknown => Awaited::Tenant,
-            Self::OrderUnknown | Self::StatementUnknown | Self::LetterUnknown => Awaited::Row,
-            Self::Unlinked => Awaited::Link,
-            Self::ByHand => Awaited::Release,
+            Self::TenantUnknown => BlockedOn::Tenant,
+            Self::OrderUnknown | Self::StatementUnknown | Self::LetterUnknown => BlockedOn::Row,
+            Self::Unlinked => BlockedOn::Link,
+            Self::ByHand => BlockedOn::Release,
             Self::TenantAmbiguous
             | Self::CrossTenant
             | Self::EntityAmbiguous
@@ -360,7 +369,7 @@ impl ParkReason {
             | Self::FieldMalformed
             | Self::AmountMalformed
             | Self::EntityTooLarge
-            | Self::EntityUnreadable => Awaited::Person,
+            | Self::EntityUnreadable => BlockedOn::Person,
         }
     }
 }
@@ -372,15 +381,15 @@ mod tests {
     #[test]
     fn what_a_repeat_leaves_to_do_is_read_from_the_row() {
         for (processed, outcome, expected) in [
-            (true, Outcome::Processed, Repeat::Duplicate),
-            (true, Outcome::Ignored, Repeat::Duplicate),
-            (false, Outcome::Pending, Repeat::SendAgain),
-            (false, Outcome::Parked, Repeat::Retry),
-            (false, Outcome::Failed, Repeat::Retry),
+            (true, EventOutcome::Processed, RedeliveryAction::Duplicate),
+            (true, EventOutcome::Ignored, RedeliveryAction::Duplicate),
+            (false, EventOutcome::Pending, RedeliveryAction::SendAgain),
+            (false, EventOutcome::Parked, RedeliveryAction::Retry),
+            (false, EventOutcome::Failed, RedeliveryAction::Retry),
             // An operator set `processed` back by hand.
-            (false, Outcome::Processed, Repeat::Retry),
+            (false, EventOutcome::Processed, RedeliveryAction::Retry),
         ] {
-            let stored = Stored {
+            let stored = EventRecord {
                 id: EventId::parse("evt_1").unwrap(),
                 event_type: "charge.refunded".to_owned().try_into().unwrap(),
                 account: None,
@@ -391,21 +400,25 @@ mod tests {
                 processed,
                 outcome,
             };
-            assert_eq!(stored.repeat(), expected, "{processed} {outcome}");
+            assert_eq!(
+                stored.redelivery_action(),
+                expected,
+                "{processed} {outcome}"
+            );
         }
     }
 
     #[test]
     fn outcomes_read_their_own_word() {
         for outcome in [
-            Outcome::Pending,
-            Outcome::Processed,
-            Outcome::Ignored,
-            Outcome::Parked,
-            Outcome::Failed,
+            EventOutcome::Pending,
+            EventOutcome::Processed,
+            EventOutcome::Ignored,
+            EventOutcome::Parked,
+            EventOutcome::Failed,
         ] {
-            assert_eq!(Outcome::parse(outcome.as_str()), Some(outcome));
+            assert_eq!(EventOutcome::parse(outcome.as_str()), Some(outcome));
         }
-        assert_eq!(Outcome::parse("done"), None);
+        assert_eq!(EventOutcome::parse("done"), None);
     }
 }

@@ -1,8 +1,8 @@
 //! One strict parser for everything a provider sends, the same in ingress and workers: UTF-8, nested at most 64 deep,
 //! no duplicate keys among the fields we read (serde's derived structs refuse them), integers exact.
 //!
-//! Inside that, single fields are read leniently through [`Field`], because providers change and redact their objects:
-//! a wrong type never fails the whole event, it is `Malformed`, and whoever needs that field decides.
+//! Inside that, single fields are read leniently through [`LenientField`], because providers change and redact their objects:
+//! a wrong type never fails the whole event, it is `MalformedField`, and whoever needs that field decides.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -23,7 +23,7 @@ const ITEMS_MAX: usize = 50;
 
 /// Why a body is no JSON we accept. Says where, never what: bodies hold personal data.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NotJson {
+pub enum JsonError {
     /// Bytes that are not UTF-8.
     #[error("the body is not UTF-8 from byte {at}")]
     NotUtf8 {
@@ -44,20 +44,20 @@ pub enum NotJson {
 }
 
 /// Parses a whole body.
-pub fn parse<'a, T: Deserialize<'a>>(raw: &'a [u8]) -> Result<T, NotJson> {
-    let text = std::str::from_utf8(raw).map_err(|e| NotJson::NotUtf8 {
+pub fn parse_body<'a, T: Deserialize<'a>>(raw: &'a [u8]) -> Result<T, JsonError> {
+    let text = std::str::from_utf8(raw).map_err(|e| JsonError::NotUtf8 {
         at: e.valid_up_to(),
     })?;
-    if depth(raw) > DEPTH_MAX {
-        return Err(NotJson::TooDeep);
+    if nesting_depth(raw) > DEPTH_MAX {
+        return Err(JsonError::TooDeep);
     }
-    serde_json::from_str(text).map_err(|e| NotJson::Unreadable {
+    serde_json::from_str(text).map_err(|e| JsonError::Unreadable {
         line: e.line(),
         column: e.column(),
     })
 }
 
-fn depth(raw: &[u8]) -> usize {
+fn nesting_depth(raw: &[u8]) -> usize {
     let (mut depth, mut deepest) = (0_usize, 0);
     let mut bytes = raw.iter();
     while let Some(byte) = bytes.find(|byte| matches!(byte, b'"' | b'{' | b'[' | b'}' | b']')) {
@@ -80,7 +80,7 @@ fn depth(raw: &[u8]) -> usize {
 
 /// A field of a provider's object, read without trusting its type.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub enum Field<T> {
+pub enum LenientField<T> {
     /// Missing or null.
     #[default]
     Absent,
@@ -90,7 +90,7 @@ pub enum Field<T> {
     Value(T),
 }
 
-impl<T> Field<T> {
+impl<T> LenientField<T> {
     /// The value, where there is a good one.
     pub fn value(&self) -> Option<&T> {
         match self {
@@ -105,21 +105,21 @@ impl<T> Field<T> {
     }
 
     /// The value or nothing; an error where the field is there and wrong.
-    pub fn checked(&self) -> Result<Option<&T>, Malformed> {
+    pub fn checked(&self) -> Result<Option<&T>, MalformedField> {
         match self {
             Self::Value(value) => Ok(Some(value)),
             Self::Absent => Ok(None),
-            Self::Malformed => Err(Malformed),
+            Self::Malformed => Err(MalformedField),
         }
     }
 }
 
 /// A field was there and of another kind than documented.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Malformed;
+pub struct MalformedField;
 
 /// What a type makes of the kinds of JSON value; whatever it does not take is malformed.
-pub trait Lenient<'de>: Sized {
+pub trait LenientValue<'de>: Sized {
     /// From a text.
     fn from_text(_: &str) -> Option<Self> {
         None
@@ -144,19 +144,19 @@ pub trait Lenient<'de>: Sized {
     }
 }
 
-impl Lenient<'_> for String {
+impl LenientValue<'_> for String {
     fn from_text(text: &str) -> Option<Self> {
         (text.len() <= TEXT_BYTES_MAX).then(|| text.to_owned())
     }
 }
 
-impl Lenient<'_> for i64 {
+impl LenientValue<'_> for i64 {
     fn from_integer(integer: i64) -> Option<Self> {
         Some(integer)
     }
 }
 
-impl Lenient<'_> for bool {
+impl LenientValue<'_> for bool {
     fn from_bool(truth: bool) -> Option<Self> {
         Some(truth)
     }
@@ -164,9 +164,9 @@ impl Lenient<'_> for bool {
 
 /// A nested object of which `T` names the fields we read.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct Object<T>(pub T);
+pub struct NestedObject<T>(pub T);
 
-impl<'de, T: Deserialize<'de>> Lenient<'de> for Object<T> {
+impl<'de, T: Deserialize<'de>> LenientValue<'de> for NestedObject<T> {
     fn from_object<A: MapAccess<'de>>(object: A) -> Result<Option<Self>, A::Error> {
         T::deserialize(MapAccessDeserializer::new(object)).map(|read| Some(Self(read)))
     }
@@ -174,13 +174,13 @@ impl<'de, T: Deserialize<'de>> Lenient<'de> for Object<T> {
 
 /// The good items of a list, at most 50.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct List<T>(pub Vec<T>);
+pub struct BoundedList<T>(pub Vec<T>);
 
-impl<'de, T: Lenient<'de>> Lenient<'de> for List<T> {
+impl<'de, T: LenientValue<'de>> LenientValue<'de> for BoundedList<T> {
     fn from_list<A: SeqAccess<'de>>(mut list: A) -> Result<Option<Self>, A::Error> {
         let mut items = Vec::new();
-        while let Some(item) = list.next_element::<Field<T>>()? {
-            if let (Field::Value(item), true) = (item, items.len() < ITEMS_MAX) {
+        while let Some(item) = list.next_element::<LenientField<T>>()? {
+            if let (LenientField::Value(item), true) = (item, items.len() < ITEMS_MAX) {
                 items.push(item);
             }
         }
@@ -188,54 +188,56 @@ impl<'de, T: Lenient<'de>> Lenient<'de> for List<T> {
     }
 }
 
-impl<'de, T: Lenient<'de>> Deserialize<'de> for Field<T> {
+impl<'de, T: LenientValue<'de>> Deserialize<'de> for LenientField<T> {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        from.deserialize_any(AnyKind(PhantomData))
+        from.deserialize_any(LenientVisitor(PhantomData))
     }
 }
 
-struct AnyKind<T>(PhantomData<T>);
+struct LenientVisitor<T>(PhantomData<T>);
 
-fn field<T>(read: Option<T>) -> Field<T> {
-    read.map_or(Field::Malformed, Field::Value)
+fn value_or_malformed<T>(read: Option<T>) -> LenientField<T> {
+    read.map_or(LenientField::Malformed, LenientField::Value)
 }
 
-impl<'de, T: Lenient<'de>> Visitor<'de> for AnyKind<T> {
-    type Value = Field<T>;
+impl<'de, T: LenientValue<'de>> Visitor<'de> for LenientVisitor<T> {
+    type Value = LenientField<T>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("any JSON value")
     }
-    fn visit_unit<E>(self) -> Result<Field<T>, E> {
-        Ok(Field::Absent)
+    fn visit_unit<E>(self) -> Result<LenientField<T>, E> {
+        Ok(LenientField::Absent)
     }
-    fn visit_bool<E>(self, truth: bool) -> Result<Field<T>, E> {
-        Ok(field(T::from_bool(truth)))
+    fn visit_bool<E>(self, truth: bool) -> Result<LenientField<T>, E> {
+        Ok(value_or_malformed(T::from_bool(truth)))
     }
-    fn visit_i64<E: serde::de::Error>(self, integer: i64) -> Result<Field<T>, E> {
+    fn visit_i64<E: serde::de::Error>(self, integer: i64) -> Result<LenientField<T>, E> {
         let exact = (-INTEGER_MAX..=INTEGER_MAX).contains(&integer);
-        Ok(field(exact.then(|| T::from_integer(integer)).flatten()))
+        Ok(value_or_malformed(
+            exact.then(|| T::from_integer(integer)).flatten(),
+        ))
     }
-    fn visit_u64<E: serde::de::Error>(self, integer: u64) -> Result<Field<T>, E> {
+    fn visit_u64<E: serde::de::Error>(self, integer: u64) -> Result<LenientField<T>, E> {
         self.visit_i64(i64::try_from(integer).unwrap_or(i64::MAX))
     }
-    fn visit_f64<E>(self, _: f64) -> Result<Field<T>, E> {
-        Ok(Field::Malformed)
+    fn visit_f64<E>(self, _: f64) -> Result<LenientField<T>, E> {
+        Ok(LenientField::Malformed)
     }
-    fn visit_str<E>(self, text: &str) -> Result<Field<T>, E> {
-        Ok(field(T::from_text(text)))
+    fn visit_str<E>(self, text: &str) -> Result<LenientField<T>, E> {
+        Ok(value_or_malformed(T::from_text(text)))
     }
-    fn visit_map<A: MapAccess<'de>>(self, object: A) -> Result<Field<T>, A::Error> {
-        T::from_object(object).map(field)
+    fn visit_map<A: MapAccess<'de>>(self, object: A) -> Result<LenientField<T>, A::Error> {
+        T::from_object(object).map(value_or_malformed)
     }
-    fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Field<T>, A::Error> {
-        T::from_list(list).map(field)
+    fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<LenientField<T>, A::Error> {
+        T::from_list(list).map(value_or_malformed)
     }
 }
 
 // Written back only for bodies too large to keep whole: what was read is what a later reading finds, a malformed
 // field included (a fraction is malformed for every kind we read).
-impl<T: Serialize> Serialize for Field<T> {
+impl<T: Serialize> Serialize for LenientField<T> {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::Absent => to.serialize_unit(),
@@ -245,13 +247,13 @@ impl<T: Serialize> Serialize for Field<T> {
     }
 }
 
-impl<T: Serialize> Serialize for Object<T> {
+impl<T: Serialize> Serialize for NestedObject<T> {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         self.0.serialize(to)
     }
 }
 
-impl<T: Serialize> Serialize for List<T> {
+impl<T: Serialize> Serialize for BoundedList<T> {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         let mut list = to.serialize_seq(Some(self.0.len()))?;
         for item in &self.0 {
@@ -268,24 +270,27 @@ mod tests {
     #[derive(Debug, PartialEq, serde::Deserialize)]
     struct Sample {
         #[serde(default)]
-        amount: Field<i64>,
+        amount: LenientField<i64>,
         #[serde(default)]
-        name: Field<String>,
+        name: LenientField<String>,
     }
 
     #[track_caller]
-    fn check(json: &str, amount: Field<i64>) {
-        let read: Sample = parse(json.as_bytes()).unwrap();
+    fn check(json: &str, amount: LenientField<i64>) {
+        let read: Sample = parse_body(json.as_bytes()).unwrap();
         assert_eq!(read.amount, amount, "{json}");
     }
 
     #[test]
     fn integers_are_exact_or_malformed() {
-        check(r#"{"amount":4200}"#, Field::Value(4200));
-        check(r#"{"amount":-1}"#, Field::Value(-1));
-        check(r#"{}"#, Field::Absent);
-        check(r#"{"amount":null}"#, Field::Absent);
-        check(r#"{"amount":9007199254740992}"#, Field::Value(1 << 53));
+        check(r#"{"amount":4200}"#, LenientField::Value(4200));
+        check(r#"{"amount":-1}"#, LenientField::Value(-1));
+        check(r#"{}"#, LenientField::Absent);
+        check(r#"{"amount":null}"#, LenientField::Absent);
+        check(
+            r#"{"amount":9007199254740992}"#,
+            LenientField::Value(1 << 53),
+        );
         for wrong in [
             "9007199254740993",
             "1e3",
@@ -296,36 +301,39 @@ mod tests {
             "{}",
             "[1]",
         ] {
-            check(&format!(r#"{{"amount":{wrong}}}"#), Field::Malformed);
+            check(&format!(r#"{{"amount":{wrong}}}"#), LenientField::Malformed);
         }
     }
 
     #[test]
     fn duplicate_keys_in_fields_we_read_are_refused_and_elsewhere_ignored() {
-        assert!(parse::<Sample>(br#"{"amount":1,"amount":2}"#).is_err());
-        assert!(parse::<Sample>(br#"{"amount":1,"x":2,"x":3}"#).is_ok());
+        assert!(parse_body::<Sample>(br#"{"amount":1,"amount":2}"#).is_err());
+        assert!(parse_body::<Sample>(br#"{"amount":1,"x":2,"x":3}"#).is_ok());
     }
 
     #[test]
     fn depth_is_counted_outside_texts_only() {
         let nested =
             |levels: usize| format!(r#"{{"x":{}{}}}"#, "[".repeat(levels), "]".repeat(levels));
-        assert!(parse::<Sample>(nested(63).as_bytes()).is_ok());
+        assert!(parse_body::<Sample>(nested(63).as_bytes()).is_ok());
         assert_eq!(
-            parse::<Sample>(nested(64).as_bytes()),
-            Err(NotJson::TooDeep)
+            parse_body::<Sample>(nested(64).as_bytes()),
+            Err(JsonError::TooDeep)
         );
         let text = format!(r#"{{"name":"\"{}"}}"#, "[".repeat(100));
-        assert!(parse::<Sample>(text.as_bytes()).is_ok());
+        assert!(parse_body::<Sample>(text.as_bytes()).is_ok());
     }
 
     #[test]
     fn errors_say_where_and_never_what() {
-        let error = parse::<Sample>(b"{\"name\":\"Pat\" Sample}").unwrap_err();
+        let error = parse_body::<Sample>(b"{\"name\":\"Pat\" Sample}").unwrap_err();
         assert_eq!(
             error.to_string(),
             "the body is no event we can read: line 1, column 15"
         );
-        assert_eq!(parse::<Sample>(b"\xff{}"), Err(NotJson::NotUtf8 { at: 0 }));
+        assert_eq!(
+            parse_body::<Sample>(b"\xff{}"),
+            Err(JsonError::NotUtf8 { at: 0 })
+        );
     }
 }

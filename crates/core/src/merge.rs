@@ -19,16 +19,16 @@ pub trait Merge {
 /// The least value seen.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Least<T>(pub T);
+pub struct MinRegister<T>(pub T);
 
 /// The greatest value seen. With a moment first in a pair it is the latest statement, ties settled by the value.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Greatest<T>(pub T);
+pub struct MaxRegister<T>(pub T);
 
 /// When a fact was first true by the provider's clock, and the least event that states it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Stated {
+pub struct FactSource {
     /// The provider's time.
     pub at: Timestamp,
     /// The least id, so that it does not depend on which event came first.
@@ -38,18 +38,18 @@ pub struct Stated {
 /// A state that something was in: when first, and when last. Of several states the one seen last is believed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Seen {
+pub struct SeenInterval {
     /// First.
     #[serde(flatten)]
-    pub first: Stated,
+    pub first: FactSource,
     /// Last.
-    pub last_at: Greatest<Timestamp>,
+    pub last_at: MaxRegister<Timestamp>,
 }
 
-impl Seen {
+impl SeenInterval {
     /// Seen once.
-    pub fn once(stated: Stated) -> Self {
-        let last_at = Greatest(stated.at);
+    pub fn once(stated: FactSource) -> Self {
+        let last_at = MaxRegister(stated.at);
         Self {
             first: stated,
             last_at,
@@ -58,14 +58,14 @@ impl Seen {
 }
 
 /// The state seen last; of those seen at one moment (a provider's grain is a second) the greatest.
-pub fn latest<S: Ord + Copy>(states: &BTreeMap<S, Seen>) -> Option<S> {
+pub fn latest_state<S: Ord + Copy>(states: &BTreeMap<S, SeenInterval>) -> Option<S> {
     let last = states
         .iter()
         .max_by_key(|(state, seen)| (seen.last_at.0, **state));
     last.map(|(state, _)| *state)
 }
 
-impl<T: Ord> Merge for Least<T> {
+impl<T: Ord> Merge for MinRegister<T> {
     fn merge(&mut self, other: Self) {
         if other.0 < self.0 {
             *self = other;
@@ -73,7 +73,7 @@ impl<T: Ord> Merge for Least<T> {
     }
 }
 
-impl<T: Ord> Merge for Greatest<T> {
+impl<T: Ord> Merge for MaxRegister<T> {
     fn merge(&mut self, other: Self) {
         if other.0 > self.0 {
             *self = other;
@@ -81,7 +81,7 @@ impl<T: Ord> Merge for Greatest<T> {
     }
 }
 
-impl Merge for Stated {
+impl Merge for FactSource {
     fn merge(&mut self, other: Self) {
         self.at = self.at.min(other.at);
         if other.event < self.event {
@@ -134,4 +134,4 @@ macro_rules! merge_fields {
 }
 pub(crate) use merge_fields;
 
-merge_fields!(Seen { first, last_at });
+merge_fields!(SeenInterval { first, last_at });

@@ -12,16 +12,16 @@ pub struct Currency([u8; 3]);
 /// The text is not three ASCII letters.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a currency is three letters such as usd")]
-pub struct NotACurrency;
+pub struct InvalidCurrency;
 
 impl Currency {
     /// Reads a code in either case.
-    pub fn parse(text: &str) -> Result<Self, NotACurrency> {
+    pub fn parse(text: &str) -> Result<Self, InvalidCurrency> {
         match text.as_bytes() {
             &[a, b, c] if text.bytes().all(|b| b.is_ascii_alphabetic()) => {
                 Ok(Self([a, b, c].map(|letter| letter.to_ascii_lowercase())))
             }
-            _ => Err(NotACurrency),
+            _ => Err(InvalidCurrency),
         }
     }
 }
@@ -35,8 +35,8 @@ impl fmt::Display for Currency {
 }
 
 impl TryFrom<String> for Currency {
-    type Error = NotACurrency;
-    fn try_from(text: String) -> Result<Self, NotACurrency> {
+    type Error = InvalidCurrency;
+    fn try_from(text: String) -> Result<Self, InvalidCurrency> {
         Self::parse(&text)
     }
 }
@@ -70,7 +70,7 @@ mod tests {
     fn currencies_are_three_letters_in_lower_case() {
         assert_eq!(Currency::parse("USD").unwrap().to_string(), "usd");
         for bad in ["", "us", "usdx", "u$d", "é€"] {
-            assert_eq!(Currency::parse(bad), Err(NotACurrency), "{bad:?}");
+            assert_eq!(Currency::parse(bad), Err(InvalidCurrency), "{bad:?}");
         }
     }
 }

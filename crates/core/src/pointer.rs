@@ -3,12 +3,12 @@
 use serde::{Deserialize, Serialize};
 
 use crate::event::EventType;
-use crate::ids::{AccountId, CorrelationId, EventId, Provider};
-use crate::inbox::Stored;
+use crate::ids::{AccountId, CorrelationId, EventId, ProviderId};
+use crate::inbox::EventRecord;
 
 /// Who put the message on the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum EventSource {
     /// Ingress, for a delivery of Stripe's.
     Stripe,
     /// Ingress, for a delivery of Lob's.
@@ -21,7 +21,7 @@ pub enum Source {
     Reconcile,
 }
 
-impl Source {
+impl EventSource {
     /// The word in row and message.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -34,25 +34,25 @@ impl Source {
     }
 }
 
-impl Serialize for Source {
+impl Serialize for EventSource {
     fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_str(self.as_str())
     }
 }
 
-impl From<Provider> for Source {
-    fn from(provider: Provider) -> Self {
+impl From<ProviderId> for EventSource {
+    fn from(provider: ProviderId) -> Self {
         match provider {
-            Provider::Stripe => Self::Stripe,
-            Provider::Lob => Self::Lob,
+            ProviderId::Stripe => Self::Stripe,
+            ProviderId::Lob => Self::Lob,
         }
     }
 }
 
 /// The message as written. All of it is ASCII, but for what a person wrote.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Pointer<'a> {
-    source: Source,
+pub struct EventPointer<'a> {
+    source: EventSource,
     event_id: &'a EventId,
     event_type: &'a EventType,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -60,12 +60,12 @@ pub struct Pointer<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     connected_account_id: Option<&'a AccountId>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    by: Option<By<'a>>,
+    by: Option<ReplayedBy<'a>>,
 }
 
 /// Who had an event decided again, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct By<'a> {
+pub struct ReplayedBy<'a> {
     /// As AWS knows them.
     pub actor: &'a str,
     /// In their words.
@@ -75,7 +75,7 @@ pub struct By<'a> {
 /// The message as read. Unknown members are ignored and only the event's id is needed, so that one written by hand
 /// works.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct Message {
+pub struct ReceivedPointer {
     /// The event to look at.
     pub event_id: EventId,
     /// The delivery's, if the message says it.
@@ -83,24 +83,33 @@ pub struct Message {
     pub correlation_id: Option<String>,
 }
 
-impl Pointer<'_> {
+impl EventPointer<'_> {
     /// The message for a stored event.
-    pub fn to(stored: &Stored, source: Source) -> String {
-        Self::written(stored, source, stored.correlation_id, None)
+    pub fn message_for(stored: &EventRecord, source: EventSource) -> String {
+        Self::encode(stored, source, stored.correlation_id, None)
     }
 
     /// The message by which a person has a stored event decided again: a story of its own.
-    pub fn replay(stored: &Stored, correlation_id: CorrelationId, by: By<'_>) -> String {
-        Self::written(stored, Source::ManualReplay, Some(correlation_id), Some(by))
+    pub fn replay_message(
+        stored: &EventRecord,
+        correlation_id: CorrelationId,
+        by: ReplayedBy<'_>,
+    ) -> String {
+        Self::encode(
+            stored,
+            EventSource::ManualReplay,
+            Some(correlation_id),
+            Some(by),
+        )
     }
 
-    fn written(
-        stored: &Stored,
-        source: Source,
+    fn encode(
+        stored: &EventRecord,
+        source: EventSource,
         correlation_id: Option<CorrelationId>,
-        by: Option<By<'_>>,
+        by: Option<ReplayedBy<'_>>,
     ) -> String {
-        let pointer = Pointer {
+        let pointer = EventPointer {
             source,
             event_id: &stored.id,
             event_type: &stored.event_type,
@@ -113,7 +122,7 @@ impl Pointer<'_> {
     }
 }
 
-impl Message {
+impl ReceivedPointer {
     /// Reads a message's body.
     pub fn parse(body: &str) -> Result<Self, serde_json::Error> {
         serde_json::from_str(body)
@@ -127,7 +136,10 @@ mod tests {
     #[test]
     fn a_message_written_by_hand_is_enough() {
         let by_hand = r#"{"source":"manual_replay","event_id":"evt_1","reason":"asked by support","event_type":7}"#;
-        assert_eq!(Message::parse(by_hand).unwrap().event_id.as_str(), "evt_1");
+        assert_eq!(
+            ReceivedPointer::parse(by_hand).unwrap().event_id.as_str(),
+            "evt_1"
+        );
         for unreadable in [
             "",
             "evt_1",
@@ -135,7 +147,7 @@ mod tests {
             r#"{"event_id":"pi_1"}"#,
             r#"{"event_id":null}"#,
         ] {
-            assert!(Message::parse(unreadable).is_err(), "{unreadable}");
+            assert!(ReceivedPointer::parse(unreadable).is_err(), "{unreadable}");
         }
     }
 }

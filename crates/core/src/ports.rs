@@ -7,15 +7,15 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use crate::cleanup::OpenPayment;
-use crate::entity::{Entity, EntityKey, Next};
+use crate::cleanup::CancellablePayment;
+use crate::entity::{Entity, EntityKey, EntityUpdate};
 use crate::event::stripe_types::{IntentStatus, SessionStatus};
 use crate::ids::{
-    AccountId, CheckoutSessionId, EventId, OrderId, PaymentIntentId, PieceId, Provider, TenantId,
+    AccountId, CheckoutSessionId, EventId, OrderId, PaymentIntentId, PieceId, ProviderId, TenantId,
 };
-use crate::inbox::{NewEvent, Outcome, Recorded, Stored, Verdict};
-use crate::jobs::Progress;
-use crate::reconcile::Span;
+use crate::inbox::{EventOutcome, EventRecord, EventVerdict, NewEvent, RecordResult};
+use crate::jobs::Checkpoint;
+use crate::reconcile::ListingSpan;
 use crate::retry::Disposition;
 use crate::signature::SigningKeys;
 use crate::time::Timestamp;
@@ -40,15 +40,15 @@ pub trait ReadSigningKeys: Send + Sync {
     /// part of the answer, because the keys that could be read may still prove a delivery.
     fn signing_keys(&self) -> impl Future<Output = SigningKeys> + Send;
     /// After a mismatch: the current values again, unless they were fetched less than 10 s ago (then `None`).
-    fn refreshed(&self) -> impl Future<Output = Option<SigningKeys>> + Send;
+    fn refresh_after_mismatch(&self) -> impl Future<Output = Option<SigningKeys>> + Send;
     /// What was read last, without asking anybody.
-    fn held(&self) -> impl Future<Output = SigningKeys> + Send;
+    fn cached_keys(&self) -> impl Future<Output = SigningKeys> + Send;
 }
 
 /// A call to a store or queue that failed: what was being done to what, and what is left to do.
 #[derive(Debug, thiserror::Error)]
 #[error("{doing}")]
-pub struct Unavailable {
+pub struct DependencyError {
     /// Such as `put evt_1 into billhook-dev-stripe-events`.
     pub doing: String,
     /// Whether a repeat may help.
@@ -64,7 +64,7 @@ pub trait RecordEvent: Send + Sync {
     fn record(
         &self,
         event: &NewEvent<'_>,
-    ) -> impl Future<Output = Result<Recorded, Unavailable>> + Send;
+    ) -> impl Future<Output = Result<RecordResult, DependencyError>> + Send;
 }
 
 /// Ingress, sweep, reconcile and replay: puts a pointer on a provider's queue.
@@ -72,11 +72,11 @@ pub trait SendMessage: Send + Sync {
     /// Returns once the queue has it, or knows its deduplication id from the last 5 minutes.
     fn send(
         &self,
-        provider: Provider,
+        provider: ProviderId,
         group: &str,
         deduplication_id: &str,
         body: &str,
-    ) -> impl Future<Output = Result<(), Unavailable>> + Send;
+    ) -> impl Future<Output = Result<(), DependencyError>> + Send;
 }
 
 /// The name of a payments row: a PaymentIntent belongs to one account.
@@ -109,18 +109,18 @@ pub struct PaymentRow {
 
 /// An event's row with its payload.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Kept {
+pub struct StoredEvent {
     /// What stands beside the payload.
-    pub stored: Stored,
+    pub stored: EventRecord,
     /// The payload, if it is the one that was verified.
-    pub payload: Payload,
+    pub payload: StoredPayload,
     /// What the whole row takes of a transaction.
     pub row_bytes: usize,
 }
 
 /// The state of a stored payload.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Payload {
+pub enum StoredPayload {
     /// As it was verified.
     Intact(Vec<u8>),
     /// Its digest differs from the row's.
@@ -131,7 +131,7 @@ pub enum Payload {
 
 /// Entities and payments rows that were found, each as it is at this moment.
 #[derive(Debug)]
-pub struct Rows<R> {
+pub struct LoadedRows<R> {
     /// Present ones only, each with the edge's own memory of the row.
     pub entities: BTreeMap<EntityKey, (Entity, R)>,
     /// Those that are there and cannot be read, with the reason.
@@ -142,11 +142,11 @@ pub struct Rows<R> {
 
 /// What belongs together in a transaction: all of it is written, or nothing.
 #[derive(Debug)]
-pub struct Commit<'a, R> {
+pub struct CommitPart<'a, R> {
     /// The entity moves from the version read to the next.
-    pub entity: Option<(&'a Entity, &'a R, &'a Next)>,
+    pub entity: Option<(&'a Entity, &'a R, &'a EntityUpdate)>,
     /// Each event moves from not processed to its verdict.
-    pub events: Vec<Concluded>,
+    pub events: Vec<EventUpdate>,
     /// Payments rows move from the version read to the next.
     pub payments: Vec<(PaymentKey, PaymentWrite)>,
     /// The moment written into the rows.
@@ -155,13 +155,13 @@ pub struct Commit<'a, R> {
 
 /// The end of one event.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Concluded {
+pub struct EventUpdate {
     /// Which.
     pub event: EventId,
     /// Whose, where an account says so.
     pub tenant: Option<TenantId>,
     /// How.
-    pub verdict: Verdict,
+    pub verdict: EventVerdict,
     /// The event waited for its payment's link: then also an `ignored` one is taken in.
     pub waited: bool,
 }
@@ -199,7 +199,7 @@ pub enum CommitError {
     Refused(String),
     /// Anything else; it may have happened.
     #[error(transparent)]
-    Unavailable(#[from] Unavailable),
+    Unavailable(#[from] DependencyError),
 }
 
 /// Workers: the rows, consistently read and conditionally written.
@@ -208,48 +208,48 @@ pub trait Ledger: Send + Sync {
     type Row: Send + Sync;
 
     /// The events that are there.
-    fn events(
+    fn load_events(
         &self,
-        provider: Provider,
+        provider: ProviderId,
         ids: &BTreeSet<EventId>,
-    ) -> impl Future<Output = Result<Vec<Kept>, Unavailable>> + Send;
+    ) -> impl Future<Output = Result<Vec<StoredEvent>, DependencyError>> + Send;
 
     /// The entities and payments rows that are there.
-    fn rows(
+    fn load_rows(
         &self,
         entities: &BTreeSet<EntityKey>,
         payments: &BTreeSet<PaymentKey>,
-    ) -> impl Future<Output = Result<Rows<Self::Row>, Unavailable>> + Send;
+    ) -> impl Future<Output = Result<LoadedRows<Self::Row>, DependencyError>> + Send;
 
     /// The entities whose column names this payment, by the indexes: nominated only.
-    fn bearing_intent(
+    fn entities_by_payment_intent(
         &self,
         intent: &PaymentIntentId,
-    ) -> impl Future<Output = Result<Vec<EntityKey>, Unavailable>> + Send;
+    ) -> impl Future<Output = Result<Vec<EntityKey>, DependencyError>> + Send;
 
     /// The statements whose column names this piece, by the index: nominated only.
-    fn bearing_piece(
+    fn statements_by_piece(
         &self,
         piece: &PieceId,
-    ) -> impl Future<Output = Result<Vec<EntityKey>, Unavailable>> + Send;
+    ) -> impl Future<Output = Result<Vec<EntityKey>, DependencyError>> + Send;
 
     /// The tenants that have this account.
-    fn tenants_of(
+    fn tenants_by_account(
         &self,
         account: &AccountId,
-    ) -> impl Future<Output = Result<Vec<TenantId>, Unavailable>> + Send;
+    ) -> impl Future<Output = Result<Vec<TenantId>, DependencyError>> + Send;
 
     /// All of these in one transaction, which takes no row twice.
     fn commit(
         &self,
-        provider: Provider,
-        commits: &[Commit<'_, Self::Row>],
+        provider: ProviderId,
+        commits: &[CommitPart<'_, Self::Row>],
     ) -> impl Future<Output = Result<(), CommitError>> + Send;
 }
 
 /// A page of orders that an index nominates, and where the next one begins.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct Nominated {
+pub struct FailedOrderPage {
     /// The orders.
     pub orders: Vec<OrderId>,
     /// The key of the last row read, if there may be more; it need not be an order's id as we take them.
@@ -263,7 +263,7 @@ pub trait FindFailedOrders: Send + Sync {
         &self,
         after: Option<&str>,
         limit: usize,
-    ) -> impl Future<Output = Result<Nominated, Unavailable>> + Send;
+    ) -> impl Future<Output = Result<FailedOrderPage, DependencyError>> + Send;
 }
 
 /// Cleanup: what Stripe knows of a payment, and how it is ended there. Each call is harmless to repeat.
@@ -274,19 +274,19 @@ pub trait PaymentsAtStripe: Send + Sync {
     /// Where the payment stands.
     fn status(
         &self,
-        payment: &OpenPayment,
+        payment: &CancellablePayment,
     ) -> impl Future<Output = Result<IntentStatus, Self::Error>> + Send;
 
     /// The session it can be made in, if it belongs to one that is open.
     fn open_session(
         &self,
-        payment: &OpenPayment,
+        payment: &CancellablePayment,
     ) -> impl Future<Output = Result<Option<CheckoutSessionId>, Self::Error>> + Send;
 
     /// Ends a session, and answers where it stands then.
     fn expire(
         &self,
-        payment: &OpenPayment,
+        payment: &CancellablePayment,
         session: &CheckoutSessionId,
         idempotency_key: &str,
     ) -> impl Future<Output = Result<SessionStatus, Self::Error>> + Send;
@@ -294,29 +294,32 @@ pub trait PaymentsAtStripe: Send + Sync {
     /// Ends a payment, and answers where it stands then.
     fn cancel(
         &self,
-        payment: &OpenPayment,
+        payment: &CancellablePayment,
         idempotency_key: &str,
     ) -> impl Future<Output = Result<IntentStatus, Self::Error>> + Send;
 }
 
 /// Scheduled tasks: how far they came.
-pub trait KeepProgress: Send + Sync {
+pub trait CheckpointStore: Send + Sync {
     /// As it was kept last; nothing for a job that never ran.
-    fn progress(&self, job: &str) -> impl Future<Output = Result<Progress, Unavailable>> + Send;
+    fn load_checkpoint(
+        &self,
+        job: &str,
+    ) -> impl Future<Output = Result<Checkpoint, DependencyError>> + Send;
 
     /// Keeps it if `created_s` stands as it was read, and answers whether it did: else another run came to its end, or
     /// somebody set it back, and what this run came to means nothing.
-    fn keep(
+    fn save_checkpoint(
         &self,
         job: &str,
-        read: &Progress,
-        next: &Progress,
-    ) -> impl Future<Output = Result<bool, Unavailable>> + Send;
+        read: &Checkpoint,
+        next: &Checkpoint,
+    ) -> impl Future<Output = Result<bool, DependencyError>> + Send;
 }
 
 /// An event that is not done, as the index has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OpenEvent {
+pub struct UnfinishedEvent {
     /// Which.
     pub id: EventId,
     /// When it came.
@@ -325,45 +328,45 @@ pub struct OpenEvent {
 
 /// A page of open events, the oldest first, and where the next one begins.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct OpenPage {
+pub struct UnfinishedPage {
     /// The events.
-    pub events: Vec<OpenEvent>,
+    pub events: Vec<UnfinishedEvent>,
     /// The last one read, if there may be more.
-    pub next: Option<OpenEvent>,
+    pub next: Option<UnfinishedEvent>,
 }
 
 /// Sweep: one provider's events that are not done.
-pub trait FindOpenEvents: Send + Sync {
+pub trait FindUnfinishedEvents: Send + Sync {
     /// At most `limit` of those with this outcome that came until then, after `after`.
-    fn open_events(
+    fn unfinished_events(
         &self,
-        outcome: Outcome,
+        outcome: EventOutcome,
         until: Timestamp,
-        after: Option<&OpenEvent>,
+        after: Option<&UnfinishedEvent>,
         limit: usize,
-    ) -> impl Future<Output = Result<OpenPage, Unavailable>> + Send;
+    ) -> impl Future<Output = Result<UnfinishedPage, DependencyError>> + Send;
 
     /// How many of this outcome came until then.
-    fn count_open(
+    fn count_unfinished(
         &self,
-        outcome: Outcome,
+        outcome: EventOutcome,
         until: Timestamp,
-    ) -> impl Future<Output = Result<usize, Unavailable>> + Send;
+    ) -> impl Future<Output = Result<usize, DependencyError>> + Send;
 
     /// Those that are there, consistently read without their payload, with their `processing_error`.
-    fn reasons(
+    fn load_with_reasons(
         &self,
         ids: &BTreeSet<EventId>,
-    ) -> impl Future<Output = Result<Vec<(Stored, Option<String>)>, Unavailable>> + Send;
+    ) -> impl Future<Output = Result<Vec<(EventRecord, Option<String>)>, DependencyError>> + Send;
 }
 
 /// Reconcile: which of Stripe's events are there.
 pub trait FindKnownEvents: Send + Sync {
     /// Those of these that are there, consistently read.
-    fn known(
+    fn known_events(
         &self,
         ids: &BTreeSet<EventId>,
-    ) -> impl Future<Output = Result<BTreeSet<EventId>, Unavailable>> + Send;
+    ) -> impl Future<Output = Result<BTreeSet<EventId>, DependencyError>> + Send;
 }
 
 /// A page of connected accounts, and where the next one begins.
@@ -382,7 +385,7 @@ pub trait ListAccounts: Send + Sync {
         &self,
         after: Option<&str>,
         limit: usize,
-    ) -> impl Future<Output = Result<AccountsPage, Unavailable>> + Send;
+    ) -> impl Future<Output = Result<AccountsPage, DependencyError>> + Send;
 }
 
 /// A page of Stripe's events, the newest first.
@@ -411,10 +414,10 @@ pub enum ListEventsError {
 /// Reconcile: asks Stripe for its events.
 pub trait ListEvents: Send + Sync {
     /// One page of an account's; none is the platform.
-    fn events(
+    fn list_events(
         &self,
         account: Option<&AccountId>,
         types: &[&str],
-        span: &Span,
+        span: &ListingSpan,
     ) -> impl Future<Output = Result<EventsPage, ListEventsError>> + Send;
 }

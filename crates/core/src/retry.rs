@@ -14,7 +14,7 @@ pub enum Disposition {
 }
 
 /// An error and all its causes, in one line. Printed once, at the edge.
-pub fn chain(error: &(dyn Error + 'static)) -> String {
+pub fn error_chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
@@ -45,6 +45,6 @@ mod tests {
     fn a_chain_names_every_cause_once() {
         let cause = Layered::Wordy(std::io::Error::other("throttled"));
         let error = Layered::Store(Box::new(cause));
-        assert_eq!(chain(&error), "cannot store evt_1: table: throttled");
+        assert_eq!(error_chain(&error), "cannot store evt_1: table: throttled");
     }
 }

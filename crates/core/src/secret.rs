@@ -17,7 +17,7 @@ pub const PREVIOUS_VALID_FOR: Duration = Duration::from_hours(24);
 
 /// What is looked for in a secret's text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wanted {
+pub enum SecretKind {
     /// The secret that signs Stripe's deliveries.
     StripeSigning,
     /// The secret that signs Lob's deliveries.
@@ -26,7 +26,7 @@ pub enum Wanted {
     StripeKey,
 }
 
-impl Wanted {
+impl SecretKind {
     /// Our name of the member.
     pub fn member(self) -> &'static str {
         match self {
@@ -37,7 +37,7 @@ impl Wanted {
     }
 
     /// Names in secrets that people bring along.
-    fn members_brought_along(self) -> &'static [&'static str] {
+    fn foreign_member_names(self) -> &'static [&'static str] {
         match self {
             Self::StripeSigning => &["webhookSecret", "secretKey"],
             Self::LobSigning => &["webhookSecret"],
@@ -74,7 +74,7 @@ pub struct EndpointSecret {
 
 /// A signing secret that was replaced. Past `valid_until` it proves nothing; what is left of it then serves a rollback.
 #[derive(Clone, Debug)]
-pub struct Previous {
+pub struct ReplacedSecret {
     /// What was replaced.
     pub of: EndpointSecret,
     /// Until when it proves a delivery.
@@ -83,19 +83,19 @@ pub struct Previous {
 
 /// A secret's text, understood.
 #[derive(Clone)]
-pub struct Document {
-    wanted: Wanted,
+pub struct SecretDocument {
+    wanted: SecretKind,
     /// The value looked for; `None` while it is not set (absent, empty, blank).
     pub current: Option<EndpointSecret>,
     /// Signing secrets that were replaced.
-    pub previous: Vec<Previous>,
+    pub previous: Vec<ReplacedSecret>,
     /// What cannot be understood, without values. The rest counts nevertheless.
     pub faults: Vec<String>,
     /// The other members of the same JSON, which are carried on as they are.
     others: Map<String, Value>,
 }
 
-impl fmt::Debug for Document {
+impl fmt::Debug for SecretDocument {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Document")
             .field("current", &self.current)
@@ -105,9 +105,9 @@ impl fmt::Debug for Document {
     }
 }
 
-impl Document {
+impl SecretDocument {
     /// Nothing is set.
-    pub fn empty(wanted: Wanted) -> Self {
+    pub fn empty(wanted: SecretKind) -> Self {
         Self {
             wanted,
             current: None,
@@ -119,12 +119,12 @@ impl Document {
 
     /// Reads the documented shapes: our JSON, `{"secretKey"}`, `{"webhookSecret"}`, a bare text. Blank and `{}` are
     /// what Secrets Manager makes of a secret that nobody has set.
-    pub fn parse(text: &str, wanted: Wanted) -> Self {
+    pub fn parse(text: &str, wanted: SecretKind) -> Self {
         let text = text.trim();
         let mut document = Self::empty(wanted);
         if text.starts_with('{') {
             match serde_json::from_str(text) {
-                Ok(members) => document.read(members),
+                Ok(members) => document.read_members(members),
                 // The parser's own message might repeat what it met.
                 Err(error) => document.faults.push(format!(
                     "no valid JSON at line {}, column {}",
@@ -132,19 +132,22 @@ impl Document {
                     error.column()
                 )),
             }
-        } else if let Some(secret) = set(text) {
-            document.take("the bare text", secret, None);
+        } else if let Some(secret) = non_blank_secret(text) {
+            document.accept_unnamed("the bare text", secret, None);
         }
         document
     }
 
-    fn read(&mut self, members: Map<String, Value>) {
+    fn read_members(&mut self, members: Map<String, Value>) {
         self.others = members;
-        let endpoint_id = self.signs().then(|| endpoint_id(&self.others)).flatten();
+        let endpoint_id = self
+            .is_signing_secret()
+            .then(|| parse_endpoint_id(&self.others))
+            .flatten();
         let ours = self.wanted.member();
         match self.others.remove(ours) {
             Some(Value::String(value)) => {
-                self.current = set(&value).map(|secret| EndpointSecret {
+                self.current = non_blank_secret(&value).map(|secret| EndpointSecret {
                     endpoint_id: endpoint_id.clone(),
                     secret,
                 });
@@ -152,12 +155,12 @@ impl Document {
             Some(Value::Null) | None => {}
             Some(_) => self.faults.push(format!("{ours} must be a string")),
         }
-        for name in self.wanted.members_brought_along() {
+        for name in self.wanted.foreign_member_names() {
             match self.others.get(*name) {
                 _ if self.current.is_some() => break,
                 Some(Value::String(value)) => {
-                    if let Some(secret) = set(value)
-                        && self.take(name, secret, endpoint_id.clone())
+                    if let Some(secret) = non_blank_secret(value)
+                        && self.accept_unnamed(name, secret, endpoint_id.clone())
                     {
                         self.others.remove(*name);
                     }
@@ -166,7 +169,7 @@ impl Document {
                 Some(_) => self.faults.push(format!("{name} must be a string")),
             }
         }
-        if self.signs() {
+        if self.is_signing_secret() {
             self.others.remove("endpoint_id");
             self.read_previous();
         }
@@ -176,7 +179,7 @@ impl Document {
         match self.others.remove("previous") {
             Some(Value::Array(entries)) => {
                 for (at, entry) in entries.iter().enumerate() {
-                    match previous(entry) {
+                    match parse_replaced_secret(entry) {
                         Some(entry) => self.previous.push(entry),
                         None => self.faults.push(format!(
                             "previous[{at}] must have a secret and valid_until (RFC 3339)"
@@ -190,7 +193,12 @@ impl Document {
     }
 
     /// A value that stands under no name of ours; whether it can be the one looked for.
-    fn take(&mut self, place: &str, secret: SecretString, endpoint_id: Option<String>) -> bool {
+    fn accept_unnamed(
+        &mut self,
+        place: &str,
+        secret: SecretString,
+        endpoint_id: Option<String>,
+    ) -> bool {
         if let Some(misfit) = self.wanted.misfit(secret.expose_secret()) {
             self.faults.push(format!("{place} {misfit}"));
             return false;
@@ -202,12 +210,12 @@ impl Document {
         true
     }
 
-    fn signs(&self) -> bool {
-        self.wanted != Wanted::StripeKey
+    fn is_signing_secret(&self) -> bool {
+        self.wanted != SecretKind::StripeKey
     }
 
     /// The secret known for an endpoint, current or previous.
-    pub fn secret_of(&self, endpoint_id: &str) -> Option<&SecretString> {
+    pub fn find_secret(&self, endpoint_id: &str) -> Option<&SecretString> {
         self.current
             .iter()
             .chain(self.previous.iter().map(|previous| &previous.of))
@@ -226,20 +234,22 @@ impl Document {
     /// With the version before (`AWSPREVIOUS`) among the previous ones: where a person put the current one, it stands
     /// nowhere else, and the next version would push it out.
     #[must_use]
-    pub fn with_version_before(mut self, before: Self, valid_until: Timestamp) -> Self {
+    pub fn with_previous_version(mut self, before: Self, valid_until: Timestamp) -> Self {
         let is_known = |of: &EndpointSecret| {
             let known = self.previous.iter().map(|previous| &previous.of);
-            known.chain(&self.current).any(|known| same(known, of))
+            known
+                .chain(&self.current)
+                .any(|known| is_same_secret(known, of))
         };
         if let Some(of) = before.current.filter(|of| !is_known(of)) {
-            self.previous.push(Previous { of, valid_until });
+            self.previous.push(ReplacedSecret { of, valid_until });
         }
         self
     }
 
     /// With the endpoint of the current secret named, where the document does not.
     #[must_use]
-    pub fn known_as(mut self, endpoint_id: Option<&str>) -> Self {
+    pub fn with_endpoint_id(mut self, endpoint_id: Option<&str>) -> Self {
         if let Some(current) = &mut self.current
             && current.endpoint_id.is_none()
         {
@@ -250,9 +260,9 @@ impl Document {
 
     /// With one member of another value.
     #[must_use]
-    pub fn with(mut self, member: &str, value: &SecretString) -> Self {
+    pub fn with_member(mut self, member: &str, value: &SecretString) -> Self {
         if member == self.wanted.member() {
-            self.current = set(value.expose_secret()).map(|secret| EndpointSecret {
+            self.current = non_blank_secret(value.expose_secret()).map(|secret| EndpointSecret {
                 endpoint_id: None,
                 secret,
             });
@@ -265,29 +275,29 @@ impl Document {
 
     /// With `new` as current, else the same.
     #[must_use]
-    pub fn replaced_by(self, new: EndpointSecret, live: &[&str], now: Timestamp) -> Self {
+    pub fn with_replacement(self, new: EndpointSecret, live: &[&str], now: Timestamp) -> Self {
         let next = Self {
             current: Some(new),
             ..self.clone()
         };
-        self.succeeded_by(next, live, now)
+        self.prepare_successor(next, live, now)
     }
 
     /// `next` as it is to be written over this one: the replaced secret proves deliveries for another 24 h; of the
     /// earlier ones those stay that still do or whose endpoint still lives (for a rollback).
     #[must_use]
-    pub fn succeeded_by(self, next: Self, live: &[&str], now: Timestamp) -> Self {
-        let replaced = self.current.map(|of| Previous {
+    pub fn prepare_successor(self, next: Self, live: &[&str], now: Timestamp) -> Self {
+        let replaced = self.current.map(|of| ReplacedSecret {
             of,
             valid_until: now.after(PREVIOUS_VALID_FOR),
         });
-        let lives = |entry: &Previous| {
+        let lives = |entry: &ReplacedSecret| {
             let id = entry.of.endpoint_id.as_deref();
             id.is_some_and(|id| live.contains(&id))
         };
-        let is_next = |entry: &Previous| {
+        let is_next = |entry: &ReplacedSecret| {
             let next = next.current.as_ref();
-            next.is_some_and(|next| same(next, &entry.of))
+            next.is_some_and(|next| is_same_secret(next, &entry.of))
         };
         let previous = replaced
             .into_iter()
@@ -302,13 +312,13 @@ impl Document {
     /// Without anything that was replaced. Put twice, so that it is its own version before, it refuses a leaked secret
     /// once every cache has read it.
     #[must_use]
-    pub fn revoked(mut self) -> Self {
+    pub fn without_replaced(mut self) -> Self {
         self.previous.clear();
         self
     }
 
     /// As stored.
-    pub fn print(&self) -> SecretString {
+    pub fn encode(&self) -> SecretString {
         let mut members = self.others.clone();
         let current = self.current.as_ref();
         let mut put = |name: &str, value: Value| members.insert(name.to_owned(), value);
@@ -318,45 +328,48 @@ impl Document {
         if let Some(id) = current.and_then(|current| current.endpoint_id.as_deref()) {
             put("endpoint_id", json!(id));
         }
-        if self.signs() {
-            let previous = self.previous.iter().map(|Previous { of, valid_until }| {
-                let mut entry =
-                    json!({ "secret": of.secret.expose_secret(), "valid_until": valid_until });
-                if let (Some(id), Some(entry)) = (&of.endpoint_id, entry.as_object_mut()) {
-                    entry.insert("endpoint_id".to_owned(), json!(id));
-                }
-                entry
-            });
+        if self.is_signing_secret() {
+            let previous = self
+                .previous
+                .iter()
+                .map(|ReplacedSecret { of, valid_until }| {
+                    let mut entry =
+                        json!({ "secret": of.secret.expose_secret(), "valid_until": valid_until });
+                    if let (Some(id), Some(entry)) = (&of.endpoint_id, entry.as_object_mut()) {
+                        entry.insert("endpoint_id".to_owned(), json!(id));
+                    }
+                    entry
+                });
             put("previous", previous.collect());
         }
         Value::Object(members).to_string().into()
     }
 }
 
-fn same(one: &EndpointSecret, other: &EndpointSecret) -> bool {
+fn is_same_secret(one: &EndpointSecret, other: &EndpointSecret) -> bool {
     one.secret.expose_secret() == other.secret.expose_secret()
 }
 
-fn previous(entry: &Value) -> Option<Previous> {
+fn parse_replaced_secret(entry: &Value) -> Option<ReplacedSecret> {
     let entry = entry.as_object()?;
     let text = |name: &str| entry.get(name).and_then(Value::as_str);
-    Some(Previous {
+    Some(ReplacedSecret {
         of: EndpointSecret {
-            endpoint_id: endpoint_id(entry),
-            secret: set(text("secret")?)?,
+            endpoint_id: parse_endpoint_id(entry),
+            secret: non_blank_secret(text("secret")?)?,
         },
         valid_until: Timestamp::parse(text("valid_until")?).ok()?,
     })
 }
 
 /// It is shown in logs, so that what is no id (a secret put into the wrong member) is not taken for one.
-fn endpoint_id(members: &Map<String, Value>) -> Option<String> {
+fn parse_endpoint_id(members: &Map<String, Value>) -> Option<String> {
     let id = members.get("endpoint_id")?.as_str()?;
     id.starts_with("we_").then(|| id.to_owned())
 }
 
 /// No provider's secret has white space around it; an editor's newline does.
-fn set(value: &str) -> Option<SecretString> {
+fn non_blank_secret(value: &str) -> Option<SecretString> {
     let value = value.trim();
     (!value.is_empty()).then(|| SecretString::from(value))
 }
@@ -365,13 +378,13 @@ fn set(value: &str) -> Option<SecretString> {
 mod tests {
     use rstest::rstest;
 
-    use super::Wanted::{LobSigning, StripeKey, StripeSigning};
+    use super::SecretKind::{LobSigning, StripeKey, StripeSigning};
     use super::*;
 
     const APP: &str =
         r#"{"stripe_secret_key":"sk_test_1","lob_webhook_secret":" lob_1\n","lob_api_key":"x"}"#;
 
-    fn value(document: &Document) -> Option<&str> {
+    fn value(document: &SecretDocument) -> Option<&str> {
         let current = document.current.as_ref();
         current.map(|current| current.secret.expose_secret())
     }
@@ -435,11 +448,11 @@ mod tests {
         Err("the bare text does not begin with sk_ or rk_, as Stripe's keys do")
     )]
     fn every_shape_that_people_write_is_understood(
-        #[case] wanted: Wanted,
+        #[case] wanted: SecretKind,
         #[case] text: &str,
         #[case] expected: Result<Option<&str>, &str>,
     ) {
-        let document = Document::parse(text, wanted);
+        let document = SecretDocument::parse(text, wanted);
         let found = match document.faults.first() {
             Some(fault) => Err(fault.as_str()),
             None => Ok(value(&document)),
@@ -456,7 +469,7 @@ mod tests {
     fn a_secret_put_where_the_endpoints_id_belongs_is_not_shown() {
         let text = r#"{"endpoint_id":"whsec_canary","signing_secret":"whsec_canary","previous":[
             {"endpoint_id":"whsec_canary","secret":"whsec_old","valid_until":"2026-06-10T10:13:20Z"}]}"#;
-        let shown = format!("{:?}", Document::parse(text, StripeSigning));
+        let shown = format!("{:?}", SecretDocument::parse(text, StripeSigning));
         assert!(!shown.contains("canary"), "{shown}");
     }
 
@@ -465,7 +478,7 @@ mod tests {
         let text = r#"{"endpoint_id":"we_2","signing_secret":"whsec_new","previous":[
             {"endpoint_id":"we_1","secret":"whsec_old","valid_until":"2026-06-10T10:13:20Z"},
             {"secret":"whsec_canary","valid_until":"tomorrow"}]}"#;
-        let document = Document::parse(text, StripeSigning);
+        let document = SecretDocument::parse(text, StripeSigning);
         assert!(document.is_current("we_2") && value(&document) == Some("whsec_new"));
         assert_eq!(document.previous.len(), 1);
         assert_eq!(document.previous[0].valid_until, at(24));
@@ -488,14 +501,14 @@ mod tests {
             .after(Duration::from_hours(hours))
     }
 
-    fn first() -> Document {
-        Document::empty(StripeSigning).replaced_by(new("we_1"), &[], at(0))
+    fn first() -> SecretDocument {
+        SecretDocument::empty(StripeSigning).with_replacement(new("we_1"), &[], at(0))
     }
 
     #[test]
     fn a_replaced_secret_is_kept_for_24_h_or_as_long_as_its_endpoint_lives() {
-        let second = first().replaced_by(new("we_2"), &["we_1"], at(1));
-        let stored: Value = serde_json::from_str(second.print().expose_secret()).unwrap();
+        let second = first().with_replacement(new("we_2"), &["we_1"], at(1));
+        let stored: Value = serde_json::from_str(second.encode().expose_secret()).unwrap();
         assert_eq!(
             stored,
             json!({
@@ -504,22 +517,24 @@ mod tests {
                 "previous": [{"endpoint_id": "we_1", "secret": "whsec_we_1", "valid_until": at(25)}],
             })
         );
-        let read = Document::parse(second.print().expose_secret(), StripeSigning);
+        let read = SecretDocument::parse(second.encode().expose_secret(), StripeSigning);
         assert!(read.is_current("we_2") && !read.is_current("we_1"));
-        assert!(read.secret_of("we_1").is_some());
+        assert!(read.find_secret("we_1").is_some());
 
-        let alive = read.clone().replaced_by(new("we_3"), &["we_1"], at(100));
-        assert!(alive.secret_of("we_1").is_some());
-        let gone = read.replaced_by(new("we_3"), &[], at(100));
-        assert!(gone.secret_of("we_1").is_none() && gone.secret_of("we_2").is_some());
+        let alive = read
+            .clone()
+            .with_replacement(new("we_3"), &["we_1"], at(100));
+        assert!(alive.find_secret("we_1").is_some());
+        let gone = read.with_replacement(new("we_3"), &[], at(100));
+        assert!(gone.find_secret("we_1").is_none() && gone.find_secret("we_2").is_some());
     }
 
     #[test]
     fn putting_the_same_secret_again_makes_no_second_entry() {
-        let again = first().replaced_by(new("we_1"), &[], at(1));
+        let again = first().with_replacement(new("we_1"), &[], at(1));
         assert_eq!(
-            first().print().expose_secret(),
-            again.print().expose_secret()
+            first().encode().expose_secret(),
+            again.encode().expose_secret()
         );
     }
 
@@ -532,12 +547,14 @@ mod tests {
     #[case("set me", false)]
     #[case("", false)]
     fn a_secret_put_by_a_person_becomes_the_previous_one(#[case] stored: &str, #[case] kept: bool) {
-        let document = Document::parse(stored, StripeSigning)
-            .known_as(Some("we_1"))
-            .replaced_by(new("we_2"), &[], at(0));
-        let found = document.secret_of("we_1").map(ExposeSecret::expose_secret);
+        let document = SecretDocument::parse(stored, StripeSigning)
+            .with_endpoint_id(Some("we_1"))
+            .with_replacement(new("we_2"), &[], at(0));
+        let found = document
+            .find_secret("we_1")
+            .map(ExposeSecret::expose_secret);
         assert_eq!(found, kept.then_some("whsec_x"));
-        let printed = document.print();
+        let printed = document.encode();
         assert_eq!(
             printed.expose_secret().matches("whsec_x").count(),
             usize::from(kept)
@@ -547,12 +564,12 @@ mod tests {
     /// The App secret through changes: (lob's secret, the previous ones, a telnyx key) after each.
     #[test]
     fn a_change_of_another_key_of_the_same_json_drops_nothing() {
-        let show = |document: &Document| {
+        let show = |document: &SecretDocument| {
             let previous = document.previous.iter();
             let previous: Vec<_> = previous
                 .map(|p| p.of.secret.expose_secret().to_owned())
                 .collect();
-            let stored: Value = serde_json::from_str(document.print().expose_secret()).unwrap();
+            let stored: Value = serde_json::from_str(document.encode().expose_secret()).unwrap();
             assert_eq!(stored["lob_api_key"], "x");
             (
                 value(document).unwrap().to_owned(),
@@ -565,12 +582,12 @@ mod tests {
         };
         let texts =
             |one: &str, two: &str, three: &str| (one.to_owned(), two.to_owned(), three.to_owned());
-        let put = |document: &Document, member: &str, value: &str, hours| {
-            let next = document.clone().with(member, &value.into());
-            document.clone().succeeded_by(next, &[], at(hours))
+        let put = |document: &SecretDocument, member: &str, value: &str, hours| {
+            let next = document.clone().with_member(member, &value.into());
+            document.clone().prepare_successor(next, &[], at(hours))
         };
         let second = put(
-            &Document::parse(APP, LobSigning),
+            &SecretDocument::parse(APP, LobSigning),
             "lob_webhook_secret",
             "lob_2",
             0,
@@ -584,22 +601,28 @@ mod tests {
         let later = put(&corrected, "telnyx_api_key", "KEY2", 25);
         assert_eq!(show(&later), texts("lob_3", "lob_2", "KEY2"));
         // The way back: the version before as a new version, and what was current is no less known.
-        let back = corrected.clone().succeeded_by(telnyx, &[], at(3));
+        let back = corrected.clone().prepare_successor(telnyx, &[], at(3));
         assert_eq!(show(&back), texts("lob_2", "lob_3,lob_1", "KEY1"));
-        assert_eq!(show(&corrected.revoked()), texts("lob_3", "", "KEY1"));
+        assert_eq!(
+            show(&corrected.without_replaced()),
+            texts("lob_3", "", "KEY1")
+        );
     }
 
     #[test]
     fn a_version_before_that_a_person_replaced_is_carried_on_once() {
-        let by_hand = || Document::parse(r#"{"lob_webhook_secret":"lob_2"}"#, LobSigning);
-        let before = || Document::parse("lob_1", LobSigning);
-        let read = by_hand().with_version_before(before(), at(24));
+        let by_hand = || SecretDocument::parse(r#"{"lob_webhook_secret":"lob_2"}"#, LobSigning);
+        let before = || SecretDocument::parse("lob_1", LobSigning);
+        let read = by_hand().with_previous_version(before(), at(24));
         assert_eq!(read.previous.len(), 1);
         assert_eq!(read.previous[0].of.secret.expose_secret(), "lob_1");
-        assert_eq!(read.with_version_before(before(), at(25)).previous.len(), 1);
+        assert_eq!(
+            read.with_previous_version(before(), at(25)).previous.len(),
+            1
+        );
         assert!(
             by_hand()
-                .with_version_before(by_hand(), at(24))
+                .with_previous_version(by_hand(), at(24))
                 .previous
                 .is_empty()
         );

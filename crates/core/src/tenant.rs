@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::event::stripe::Event;
+use crate::event::stripe::StripeEvent;
 use crate::ids::AccountId;
 use crate::inbox::ParkReason;
-use crate::merge::{Greatest, merge_fields};
+use crate::merge::{MaxRegister, merge_fields};
 use crate::time::Timestamp;
 
 /// Everything known of the accounts that the tenant has had.
@@ -16,26 +16,26 @@ use crate::time::Timestamp;
 pub struct AccountFacts {
     /// By account: what was true of one says nothing of the next.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub accounts: BTreeMap<AccountId, Account>,
+    pub accounts: BTreeMap<AccountId, ConnectedAccount>,
 }
 
 /// Everything known of one account.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-pub struct Account {
+pub struct ConnectedAccount {
     /// What it may do, as told last.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub abilities: Option<Greatest<(Timestamp, Abilities)>>,
+    pub abilities: Option<MaxRegister<(Timestamp, AccountCapabilities)>>,
     /// When it was connected last.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub authorized: Option<Greatest<Timestamp>>,
+    pub authorized: Option<MaxRegister<Timestamp>>,
     /// When it was disconnected last.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub deauthorized: Option<Greatest<Timestamp>>,
+    pub deauthorized: Option<MaxRegister<Timestamp>>,
 }
 
 merge_fields!(AccountFacts { accounts });
-merge_fields!(Account {
+merge_fields!(ConnectedAccount {
     abilities,
     authorized,
     deauthorized
@@ -44,7 +44,7 @@ merge_fields!(Account {
 /// What an account may do. Of two statements of one second the one that allows less is not believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Abilities {
+pub struct AccountCapabilities {
     /// Take payments.
     pub charges_enabled: bool,
     /// Pay out.
@@ -53,9 +53,9 @@ pub struct Abilities {
 
 /// What follows for the tenant's columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AccountStanding {
+pub struct DerivedAccount {
     /// `charges_enabled` and `payouts_enabled`, once told.
-    pub abilities: Option<Abilities>,
+    pub abilities: Option<AccountCapabilities>,
     /// `stripe_status`.
     pub status: StripeStatus,
 }
@@ -83,19 +83,19 @@ impl StripeStatus {
 }
 
 /// What the event states of its account; `None` where its type is about something else.
-pub fn facts(event: &Event) -> Option<Result<AccountFacts, ParkReason>> {
+pub fn read_account_facts(event: &StripeEvent) -> Option<Result<AccountFacts, ParkReason>> {
     let read = match event.event_type.as_str() {
-        "account.updated" => updated,
-        "account.application.authorized" => |_: &Event, at| {
-            Ok(Account {
-                authorized: Some(Greatest(at)),
-                ..Account::default()
+        "account.updated" => read_account_updated,
+        "account.application.authorized" => |_: &StripeEvent, at| {
+            Ok(ConnectedAccount {
+                authorized: Some(MaxRegister(at)),
+                ..ConnectedAccount::default()
             })
         },
-        "account.application.deauthorized" => |_: &Event, at| {
-            Ok(Account {
-                deauthorized: Some(Greatest(at)),
-                ..Account::default()
+        "account.application.deauthorized" => |_: &StripeEvent, at| {
+            Ok(ConnectedAccount {
+                deauthorized: Some(MaxRegister(at)),
+                ..ConnectedAccount::default()
             })
         },
         _ => return None,
@@ -113,27 +113,30 @@ pub fn facts(event: &Event) -> Option<Result<AccountFacts, ParkReason>> {
     }))
 }
 
-fn updated(event: &Event, at: Timestamp) -> Result<Account, ParkReason> {
+fn read_account_updated(
+    event: &StripeEvent,
+    at: Timestamp,
+) -> Result<ConnectedAccount, ParkReason> {
     let account = event.resource().ok_or(ParkReason::FieldMalformed)?;
     let told = account
         .charges_enabled
         .value()
         .zip(account.payouts_enabled.value());
     let (&charges_enabled, &payouts_enabled) = told.ok_or(ParkReason::FieldMalformed)?;
-    let abilities = Abilities {
+    let abilities = AccountCapabilities {
         charges_enabled,
         payouts_enabled,
     };
-    Ok(Account {
-        abilities: Some(Greatest((at, abilities))),
-        ..Account::default()
+    Ok(ConnectedAccount {
+        abilities: Some(MaxRegister((at, abilities))),
+        ..ConnectedAccount::default()
     })
 }
 
 /// Derives it for the account in the tenant's row. In the second of a disconnection, it is disconnected.
-pub fn derive(facts: &AccountFacts, account: Option<&AccountId>) -> AccountStanding {
+pub fn derive_account(facts: &AccountFacts, account: Option<&AccountId>) -> DerivedAccount {
     let known = account.and_then(|account| facts.accounts.get(account));
-    let Account {
+    let ConnectedAccount {
         abilities,
         authorized,
         deauthorized,
@@ -147,5 +150,5 @@ pub fn derive(facts: &AccountFacts, account: Option<&AccountId>) -> AccountStand
     } else {
         StripeStatus::Restricted
     };
-    AccountStanding { abilities, status }
+    DerivedAccount { abilities, status }
 }

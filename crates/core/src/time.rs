@@ -12,26 +12,26 @@ pub struct Timestamp(jiff::Timestamp);
 /// The text is no RFC 3339 moment, or the number lies outside the years 1 to 9999.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a moment: expected RFC 3339 such as 2026-11-21T08:00:00.000Z")]
-pub struct NotAMoment;
+pub struct InvalidTimestamp;
 
 impl Timestamp {
     /// From Unix seconds, the form of Stripe's `created`.
-    pub fn from_unix_s(seconds: i64) -> Result<Self, NotAMoment> {
+    pub fn from_unix_s(seconds: i64) -> Result<Self, InvalidTimestamp> {
         jiff::Timestamp::from_second(seconds)
             .map(Self)
-            .map_err(|_| NotAMoment)
+            .map_err(|_| InvalidTimestamp)
     }
 
     /// From Unix milliseconds.
-    pub fn from_unix_ms(milliseconds: i64) -> Result<Self, NotAMoment> {
+    pub fn from_unix_ms(milliseconds: i64) -> Result<Self, InvalidTimestamp> {
         jiff::Timestamp::from_millisecond(milliseconds)
             .map(Self)
-            .map_err(|_| NotAMoment)
+            .map_err(|_| InvalidTimestamp)
     }
 
     /// From RFC 3339 text, cut to milliseconds.
-    pub fn parse(text: &str) -> Result<Self, NotAMoment> {
-        let exact: jiff::Timestamp = text.parse().map_err(|_| NotAMoment)?;
+    pub fn parse(text: &str) -> Result<Self, InvalidTimestamp> {
+        let exact: jiff::Timestamp = text.parse().map_err(|_| InvalidTimestamp)?;
         Self::from_unix_ms(exact.as_millisecond())
     }
 
@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        assert_eq!(Timestamp::parse("yesterday"), Err(NotAMoment));
-        assert_eq!(Timestamp::from_unix_s(i64::MAX), Err(NotAMoment));
+        assert_eq!(Timestamp::parse("yesterday"), Err(InvalidTimestamp));
+        assert_eq!(Timestamp::from_unix_s(i64::MAX), Err(InvalidTimestamp));
     }
 }

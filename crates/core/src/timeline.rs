@@ -14,7 +14,7 @@ pub const ACTOR: &str = "billhook";
 
 /// One derived entry.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Entry {
+pub struct DerivedEntry {
     /// When it was first true, by the provider's clock.
     pub at: Timestamp,
     /// What happened, `payment_succeeded`.
@@ -31,29 +31,29 @@ pub struct Entry {
 
 /// An entry of the written timeline.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Woven<T> {
+pub enum TimelineEntry<T> {
     /// Derived.
-    Ours(Entry),
+    Ours(DerivedEntry),
     /// Somebody else's, as it stood.
     Theirs(T),
 }
 
 /// Our newest entries and everybody else's, in the order of their moments. `at` reads the moment of a foreign entry
 /// as it is written there; one without any comes first. The foreign ones keep their order among themselves.
-pub fn weave<T>(
-    mut ours: Vec<Entry>,
+pub fn merge_timelines<T>(
+    mut ours: Vec<DerivedEntry>,
     theirs: Vec<T>,
     at: impl Fn(&T) -> Option<String>,
-) -> Vec<Woven<T>> {
+) -> Vec<TimelineEntry<T>> {
     ours.sort_by(|a, b| (a.at, &a.kind, &a.fact).cmp(&(b.at, &b.kind, &b.fact)));
     let older = ours.len().saturating_sub(DERIVED_MAX);
-    let mut woven: Vec<(String, Woven<T>)> = theirs
+    let mut woven: Vec<(String, TimelineEntry<T>)> = theirs
         .into_iter()
-        .map(|entry| (at(&entry).unwrap_or_default(), Woven::Theirs(entry)))
+        .map(|entry| (at(&entry).unwrap_or_default(), TimelineEntry::Theirs(entry)))
         .chain(
             ours.into_iter()
                 .skip(older)
-                .map(|entry| (entry.at.to_string(), Woven::Ours(entry))),
+                .map(|entry| (entry.at.to_string(), TimelineEntry::Ours(entry))),
         )
         .collect();
     woven.sort_by(|a, b| a.0.cmp(&b.0));
@@ -64,8 +64,8 @@ pub fn weave<T>(
 mod tests {
     use super::*;
 
-    fn ours(second: i64, kind: &str) -> Entry {
-        Entry {
+    fn ours(second: i64, kind: &str) -> DerivedEntry {
+        DerivedEntry {
             at: Timestamp::from_unix_s(second).unwrap(),
             kind: kind.to_owned(),
             fact: "ch_1".to_owned(),
@@ -81,18 +81,18 @@ mod tests {
             .rev()
             .map(|second| ours(second, "payment_failed"))
             .collect();
-        let woven = weave(many, vec!["1970-01-01T00:04:00.500Z", "nonsense"], |at| {
+        let woven = merge_timelines(many, vec!["1970-01-01T00:04:00.500Z", "nonsense"], |at| {
             Some((*at).to_owned())
         });
         assert_eq!(woven.len(), 202);
         assert_eq!(
             woven.first(),
-            Some(&Woven::Ours(ours(50, "payment_failed")))
+            Some(&TimelineEntry::Ours(ours(50, "payment_failed")))
         );
         assert_eq!(
             woven.get(191),
-            Some(&Woven::Theirs("1970-01-01T00:04:00.500Z"))
+            Some(&TimelineEntry::Theirs("1970-01-01T00:04:00.500Z"))
         );
-        assert_eq!(woven.last(), Some(&Woven::Theirs("nonsense")));
+        assert_eq!(woven.last(), Some(&TimelineEntry::Theirs("nonsense")));
     }
 }

@@ -8,19 +8,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use billhook_core::cleanup::cancelled;
-use billhook_core::event::stripe::Event;
+use billhook_core::cleanup::cancellation_fact;
+use billhook_core::event::stripe::StripeEvent;
 use billhook_core::event::stripe_types::HANDLED_TYPES;
 use billhook_core::ids::{EventId, PieceId};
-use billhook_core::inbox::{IgnoreReason, Outcome, ParkReason, Repeat, Stored};
-use billhook_core::mail::derive::derive as derive_mail;
-use billhook_core::mail::facts::{MailFacts, Piece, Stage};
-use billhook_core::merge::{Greatest, Merge as _, Seen, Stated};
+use billhook_core::inbox::{EventOutcome, EventRecord, IgnoreReason, ParkReason, RedeliveryAction};
+use billhook_core::mail::derive::derive_mail;
+use billhook_core::mail::facts::{MailFacts, MailStage, PieceFacts};
+use billhook_core::merge::{FactSource, MaxRegister, Merge as _, SeenInterval};
 use billhook_core::money::{Currency, Money};
 use billhook_core::payment;
-use billhook_core::payment::derive::{Standing, derive};
+use billhook_core::payment::derive::{DerivedPayment, derive_payment};
 use billhook_core::payment::facts::PaymentFacts;
-use billhook_core::signature::Reason;
+use billhook_core::signature::SignatureFailure;
 use billhook_core::tenant;
 use billhook_core::time::Timestamp;
 use billhook_testkit::events::{
@@ -83,8 +83,8 @@ fn due() -> Option<Money> {
 fn facts(events: &[Value]) -> PaymentFacts {
     let mut facts = PaymentFacts::default();
     for event in events {
-        let event = Event::parse(event.to_string().as_bytes()).unwrap();
-        facts.merge(payment::read::facts(&event).unwrap().unwrap());
+        let event = StripeEvent::parse(event.to_string().as_bytes()).unwrap();
+        facts.merge(payment::read::read_payment_facts(&event).unwrap().unwrap());
     }
     facts
 }
@@ -94,7 +94,7 @@ fn paid(id: &str, intent: &str, amount: i64) -> Value {
 }
 
 fn given_up(mut facts: PaymentFacts) -> PaymentFacts {
-    facts.merge(cancelled(at(10)).payment);
+    facts.merge(cancellation_fact(at(10)).payment);
     facts
 }
 
@@ -104,8 +104,9 @@ fn the_types_with_a_meaning_are_those_of_the_table() {
         .iter()
         .filter(|kind| {
             let event = stripe("evt_1", kind, T, json!({})).to_string();
-            let event = Event::parse(event.as_bytes()).unwrap();
-            payment::read::facts(&event).is_some() || tenant::facts(&event).is_some()
+            let event = StripeEvent::parse(event.as_bytes()).unwrap();
+            payment::read::read_payment_facts(&event).is_some()
+                || tenant::read_account_facts(&event).is_some()
         })
         .map(|kind| code(kind))
         .collect();
@@ -127,8 +128,8 @@ fn the_payment_table_is_what_is_derived() {
     let derived: Vec<Vec<String>> = evidence
         .iter()
         .map(|events| {
-            let plain = derive(&facts(events), due());
-            let given_up = derive(&given_up(facts(events)), due());
+            let plain = derive_payment(&facts(events), due());
+            let given_up = derive_payment(&given_up(facts(events)), due());
             // A cancel says nothing of payments.
             assert_eq!(given_up.payment_status, plain.payment_status);
             let words = [
@@ -140,7 +141,7 @@ fn the_payment_table_is_what_is_derived() {
         })
         .collect();
     assert_eq!(columns("## Payment", 1..4), derived);
-    let misfit = derive(&facts(&[paid("evt_2", "pi_1", 4100)]), due());
+    let misfit = derive_payment(&facts(&[paid("evt_2", "pi_1", 4100)]), due());
     let words = [misfit.status.as_str(), misfit.payment_status.as_str()];
     assert_eq!(words, ["pending", "unpaid"]);
 }
@@ -150,7 +151,7 @@ fn the_dispute_table_is_what_is_derived() {
     for row in table("### Disputes") {
         let status = row[0].trim_matches('`');
         let disputed = dispute("evt_2", T + 5, "dp_1", "pi_1", status);
-        let standing = derive(&facts(&[paid("evt_1", "pi_1", 4200), disputed]), due());
+        let standing = derive_payment(&facts(&[paid("evt_1", "pi_1", 4200), disputed]), due());
         assert_eq!(standing.status.as_str(), "completed", "{status}");
         assert_eq!(row[1], code(standing.payment_status.as_str()), "{status}");
         let reasons = standing.review_reasons.iter();
@@ -200,7 +201,7 @@ fn the_review_table_names_every_reason_that_can_be_derived() {
         flagged,
     ]
     .iter()
-    .flat_map(|facts| derive(facts, due()).review_reasons)
+    .flat_map(|facts| derive_payment(facts, due()).review_reasons)
     .map(|reason| code(reason.split_once(':').unwrap().0))
     .collect();
     assert_eq!(words("### Review"), Vec::from_iter(reasons));
@@ -211,7 +212,7 @@ fn the_refund_arithmetic_is_as_told() {
     let of_charge = |id: &str, second: i64, charge: &str, intent: &str, refunded: i64| {
         charge_refunded(id, T + second, charge, Some(intent), refunded)
     };
-    let told = |standing: &Standing| -> Vec<String> {
+    let told = |standing: &DerivedPayment| -> Vec<String> {
         let refunds = standing
             .timeline
             .iter()
@@ -231,7 +232,7 @@ fn the_refund_arithmetic_is_as_told() {
             of_charge("evt_2", 1, "ch_1", "pi_1", 1000),
         ],
     ] {
-        let standing = derive(
+        let standing = derive_payment(
             &facts(&[&[paid("evt_1", "pi_1", 4200)][..], &events].concat()),
             due(),
         );
@@ -248,13 +249,13 @@ fn the_refund_arithmetic_is_as_told() {
         paid("evt_2", "pi_2", 4200),
         of_charge("evt_3", 9, "ch_1", "pi_1", 4200),
     ];
-    let one_back = derive(&facts(&two), due());
+    let one_back = derive_payment(&facts(&two), due());
     assert_eq!(
         (one_back.amount_refunded, one_back.status.as_str()),
         (4200, "completed")
     );
     let both = [&two[..], &[of_charge("evt_4", 3, "ch_2", "pi_2", 4200)]].concat();
-    let both_back = derive(&facts(&both), due());
+    let both_back = derive_payment(&facts(&both), due());
     assert_eq!(
         (both_back.amount_refunded, both_back.status.as_str()),
         (8400, "refunded")
@@ -269,13 +270,16 @@ fn the_refund_arithmetic_is_as_told() {
         of_charge("evt_3", 9, "ch_2", "pi_2", 4200),
         refund("evt_4", T + 9, "re_3", ("pi_3", "ch_3"), 4200, "succeeded"),
     ];
-    assert_eq!(derive(&facts(&unknown), due()).status.as_str(), "completed");
+    assert_eq!(
+        derive_payment(&facts(&unknown), due()).status.as_str(),
+        "completed"
+    );
     // By id and cumulative: the larger counts, a failed one neither way.
     let by_id = |id: &str, second: i64, refunded: &str, amount: i64, status: &str| {
         refund(id, T + second, refunded, ("pi_1", "ch_1"), amount, status)
     };
     let known = |events: &[Value]| {
-        derive(
+        derive_payment(
             &facts(&[&[paid("evt_1", "pi_1", 4200)][..], events].concat()),
             due(),
         )
@@ -302,54 +306,56 @@ fn the_refund_arithmetic_is_as_told() {
 }
 
 /// One piece's stages, each at its second.
-fn mail(stages: &[(Stage, i64)]) -> MailFacts {
-    let seen = |second| Seen {
-        first: Stated {
+fn mail(stages: &[(MailStage, i64)]) -> MailFacts {
+    let seen = |second| SeenInterval {
+        first: FactSource {
             at: at(second),
             event: EventId::parse("evt_1").unwrap(),
         },
-        last_at: Greatest(at(second)),
+        last_at: MaxRegister(at(second)),
     };
-    let piece = Piece {
+    let piece = PieceFacts {
         stages: stages
             .iter()
             .map(|(stage, second)| (*stage, seen(*second)))
             .collect(),
-        ..Piece::default()
+        ..PieceFacts::default()
     };
     MailFacts {
         pieces: BTreeMap::from([(PieceId::parse("ltr_1").unwrap(), piece)]),
     }
 }
 
-fn mail_status(stages: &[(Stage, i64)]) -> Option<Stage> {
+fn mail_status(stages: &[(MailStage, i64)]) -> Option<MailStage> {
     derive_mail(&mail(stages), None).status
 }
 
 #[test]
 fn the_mail_table_is_what_is_derived() {
-    let stages = Stage::ALL;
-    let beside = |stage: Stage| mail_status(&[(stage, 0)]).is_none();
+    let stages = MailStage::ALL;
+    let beside = |stage: MailStage| mail_status(&[(stage, 0)]).is_none();
     // What ends a piece's life counts before anything that comes later on the way.
-    let furthest = Stage::ProcessedForDelivery;
-    let ends = |stage: Stage| {
+    let furthest = MailStage::ProcessedForDelivery;
+    let ends = |stage: MailStage| {
         stage != furthest && mail_status(&[(stage, 0), (furthest, 1)]) == Some(stage)
     };
-    let weaker = |kin: &[Stage], stage: Stage| {
-        let beaten = |other: &&Stage| {
+    let weaker = |kin: &[MailStage], stage: MailStage| {
+        let beaten = |other: &&MailStage| {
             **other != stage && mail_status(&[(stage, 0), (**other, 0)]) == Some(stage)
         };
         kin.iter().filter(beaten).count()
     };
-    let (ending, rest): (Vec<Stage>, Vec<Stage>) = stages.into_iter().partition(|s| ends(*s));
-    let (beside, on_the_way): (Vec<Stage>, Vec<Stage>) = rest.into_iter().partition(|s| beside(*s));
-    let row = |stage: Stage, bears: String| {
+    let (ending, rest): (Vec<MailStage>, Vec<MailStage>) =
+        stages.into_iter().partition(|s| ends(*s));
+    let (beside, on_the_way): (Vec<MailStage>, Vec<MailStage>) =
+        rest.into_iter().partition(|s| beside(*s));
+    let row = |stage: MailStage, bears: String| {
         let attention = derive_mail(&mail(&[(stage, 0)]), None).attention_reason;
         assert!(attention.is_none_or(|reason| reason == stage));
         let yes = if attention.is_some() { "yes" } else { "" };
         vec![code(stage.as_str()), bears, yes.to_owned()]
     };
-    let ranked = |kin: &[Stage], word: &str| {
+    let ranked = |kin: &[MailStage], word: &str| {
         let mut ranked: Vec<_> = kin
             .iter()
             .map(|stage| (weaker(kin, *stage), *stage))
@@ -378,8 +384,8 @@ fn the_mail_table_is_what_is_derived() {
         }
     }
     // An issue counts until a later stage ends the piece's life.
-    for (delivered_at, reason) in [(0, Some(Stage::Issue)), (1, None), (2, None)] {
-        let life = mail(&[(Stage::Issue, 1), (Stage::Delivered, delivered_at)]);
+    for (delivered_at, reason) in [(0, Some(MailStage::Issue)), (1, None), (2, None)] {
+        let life = mail(&[(MailStage::Issue, 1), (MailStage::Delivered, delivered_at)]);
         assert_eq!(derive_mail(&life, None).attention_reason, reason);
     }
 }
@@ -387,16 +393,16 @@ fn the_mail_table_is_what_is_derived() {
 #[test]
 fn the_outcome_table_is_what_a_repeat_reads_from_the_row() {
     let outcomes = [
-        Outcome::Pending,
-        Outcome::Processed,
-        Outcome::Ignored,
-        Outcome::Parked,
-        Outcome::Failed,
+        EventOutcome::Pending,
+        EventOutcome::Processed,
+        EventOutcome::Ignored,
+        EventOutcome::Parked,
+        EventOutcome::Failed,
     ];
     let rendered: Vec<Vec<String>> = outcomes
         .into_iter()
         .map(|outcome| {
-            let stored = Stored {
+            let stored = EventRecord {
                 id: EventId::parse("evt_1").unwrap(),
                 event_type: "x".to_owned().try_into().unwrap(),
                 account: None,
@@ -407,10 +413,10 @@ fn the_outcome_table_is_what_a_repeat_reads_from_the_row() {
                 processed: outcome.is_done(),
                 outcome,
             };
-            let repeat = match stored.repeat() {
-                Repeat::Duplicate => "duplicate",
-                Repeat::SendAgain => "sends the same message again",
-                Repeat::Retry => "sends a new message",
+            let repeat = match stored.redelivery_action() {
+                RedeliveryAction::Duplicate => "duplicate",
+                RedeliveryAction::SendAgain => "sends the same message again",
+                RedeliveryAction::Retry => "sends a new message",
             };
             vec![
                 code(outcome.as_str()),
@@ -442,7 +448,7 @@ fn every_reason_has_a_row() {
     assert_eq!(words("### Ignored"), ignored.collect::<Vec<_>>());
     let parked = ParkReason::ALL.iter().map(|reason| code(reason.as_str()));
     assert_eq!(words("### Parked"), parked.collect::<Vec<_>>());
-    let rejected = all!(Reason {
+    let rejected = all!(SignatureFailure {
         HeaderMissing,
         HeaderMalformed,
         TimestampMalformed,
@@ -475,7 +481,7 @@ fn every_event_leaves_every_state_as_the_table_says() {
         ]),
         facts(&[success(), dispute("evt_5", T + 2, "dp_1", "pi_1", "lost")]),
     ];
-    let words = |standing: &Standing| {
+    let words = |standing: &DerivedPayment| {
         let (order, payment) = (standing.status.as_str(), standing.payment_status.as_str());
         let reasons = standing.review_reasons.iter();
         let reasons = reasons.map(|r| r.split_once(':').unwrap().0);
@@ -488,10 +494,10 @@ fn every_event_leaves_every_state_as_the_table_says() {
     let rendered = |object: Value, event_type: &str| {
         let facts = facts(&[stripe("evt_9", event_type, T + 60, object)]);
         let cells = states.iter().map(|state| {
-            let before = words(&derive(state, due()));
+            let before = words(&derive_payment(state, due()));
             let mut state = state.clone();
             state.merge(facts.clone());
-            let after = words(&derive(&state, due()));
+            let after = words(&derive_payment(&state, due()));
             let mut cell = Vec::new();
             if before.0 != after.0 {
                 cell.push(after.0.clone());

@@ -5,8 +5,8 @@
     reason = "a test fails by panicking"
 )]
 
-use billhook_core::entity::{Columns, Entity, EntityKey, Facts, Next};
-use billhook_core::event::stripe::Event;
+use billhook_core::entity::{Entity, EntityFacts, EntityKey, EntityUpdate, GuardedColumns};
+use billhook_core::event::stripe::StripeEvent;
 use billhook_core::ids::{OrderId, UserId};
 use billhook_core::merge::Merge as _;
 use billhook_core::payment;
@@ -27,21 +27,21 @@ fn order() -> Entity {
     memory::entity(EntityKey::Order(OrderId::parse("ord_1").unwrap()))
 }
 
-fn facts(events: &[&Value]) -> Facts {
-    let mut facts = Facts::default();
+fn facts(events: &[&Value]) -> EntityFacts {
+    let mut facts = EntityFacts::default();
     for event in events {
-        let event = Event::parse(event.to_string().as_bytes()).unwrap();
-        let payment = payment::read::facts(&event).unwrap().unwrap();
-        facts.merge(Facts {
+        let event = StripeEvent::parse(event.to_string().as_bytes()).unwrap();
+        let payment = payment::read::read_payment_facts(&event).unwrap().unwrap();
+        facts.merge(EntityFacts {
             payment,
-            ..Facts::default()
+            ..EntityFacts::default()
         });
     }
     facts
 }
 
 /// The row as it stands after a write.
-fn written(entity: &Entity, next: Next) -> Entity {
+fn written(entity: &Entity, next: EntityUpdate) -> Entity {
     Entity {
         version: entity.version + 1,
         columns: next.derived.columns.clone(),
@@ -75,11 +75,11 @@ fn a_missing_user_is_filled_by_the_best_hint_in_any_order() {
     );
     for events in [[&by_reference, &by_metadata], [&by_metadata, &by_reference]] {
         // In one write, and in two: a later, better hint replaces our own.
-        let at_once = order().with(facts(&events), now());
+        let at_once = order().apply_facts(facts(&events), now());
         assert_eq!(at_once.derived.user.unwrap().as_str(), "user_r");
         let mut row = order();
         for event in events {
-            let next = row.with(facts(&[event]), now());
+            let next = row.apply_facts(facts(&[event]), now());
             row = written(&row, next);
         }
         assert_eq!(row.user.unwrap().as_str(), "user_r");
@@ -90,7 +90,7 @@ fn a_missing_user_is_filled_by_the_best_hint_in_any_order() {
             user: Some(theirs.to_owned()),
             ..order()
         };
-        let next = of_the_application.with(facts(&[&by_reference]), now());
+        let next = of_the_application.apply_facts(facts(&[&by_reference]), now());
         assert_eq!(next.derived.user, None, "{theirs}");
     }
 }
@@ -109,13 +109,16 @@ fn what_is_no_user_is_no_hint() {
         ("", json!({ "order_id": "ord_1" }), None),
         (&*"x".repeat(10_000), json!({ "order_id": "ord_1" }), None),
     ] {
-        let next = order().with(facts(&[&session(reference, metadata)]), now());
+        let next = order().apply_facts(facts(&[&session(reference, metadata)]), now());
         assert_eq!(next.derived.user.as_ref().map(UserId::as_str), user);
     }
     // Who gave money back is not who paid.
     let mut back = refund("evt_r", T, "re_1", ("pi_1", "ch_1"), 4200, "succeeded");
     back["data"]["object"]["metadata"] = json!({ "user_id": "agent_7" });
-    assert_eq!(order().with(facts(&[&back]), now()).derived.user, None);
+    assert_eq!(
+        order().apply_facts(facts(&[&back]), now()).derived.user,
+        None
+    );
 }
 
 #[test]
@@ -123,12 +126,12 @@ fn an_edit_that_is_no_repair_is_derived_again_and_told() {
     let failed = intent_failed("evt_f", T, "pi_1", json!({}), "ch_1");
     let paid = intent_succeeded("evt_i", T + 5, "pi_1", json!({}), 4200);
     let row = order();
-    let row = written(&row, row.with(facts(&[&failed]), now()));
-    let edited = |edit: fn(&mut Columns)| {
+    let row = written(&row, row.apply_facts(facts(&[&failed]), now()));
+    let edited = |edit: fn(&mut GuardedColumns)| {
         let mut row = row.clone();
         edit(&mut row.columns);
-        let next = row.with(facts(&[&paid]), now());
-        let told = next.overruled.iter();
+        let next = row.apply_facts(facts(&[&paid]), now());
+        let told = next.discarded_edits.iter();
         told.map(|edit| format!("{} {} {}", edit.column, edit.found, edit.written))
             .collect::<Vec<_>>()
     };
@@ -160,12 +163,15 @@ fn an_edit_that_is_no_repair_is_derived_again_and_told() {
 fn a_cleared_review_that_a_new_reason_flags_again_is_no_overruled_edit() {
     let open = |id: &str, at: i64, of: &str| dispute(id, at, of, "pi_1", "needs_response");
     let row = order();
-    let row = written(&row, row.with(facts(&[&open("evt_1", T, "dp_1")]), now()));
+    let row = written(
+        &row,
+        row.apply_facts(facts(&[&open("evt_1", T, "dp_1")]), now()),
+    );
     let mut cleared = row.clone();
     cleared.columns.requires_review = Some(false);
-    let next = cleared.with(facts(&[&open("evt_2", T + 5, "dp_2")]), now());
+    let next = cleared.apply_facts(facts(&[&open("evt_2", T + 5, "dp_2")]), now());
     assert_eq!(next.derived.review_reasons, ["dispute_open:dp_2"]);
-    assert_eq!(next.overruled, []);
+    assert_eq!(next.discarded_edits, []);
 }
 
 #[test]
@@ -174,7 +180,7 @@ fn a_first_write_overrules_only_what_is_not_the_initial_state() {
     for (status, overruled) in [("pending", 0), ("draft", 1)] {
         let mut row = order();
         row.columns.status = Some(status.to_owned());
-        let next = row.with(facts(&[&paid]), now());
-        assert_eq!(next.overruled.len(), overruled, "{status}");
+        let next = row.apply_facts(facts(&[&paid]), now());
+        assert_eq!(next.discarded_edits.len(), overruled, "{status}");
     }
 }

@@ -9,9 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use billhook_core::event::{self, Envelope};
-use billhook_core::ids::{AccountId, Provider};
-use billhook_core::pointer::Message;
+use billhook_core::event::{self, EventEnvelope};
+use billhook_core::ids::{AccountId, ProviderId};
+use billhook_core::pointer::ReceivedPointer;
 use billhook_core::route;
 use serde_json::{Value, json};
 
@@ -116,12 +116,12 @@ fn files(name: &str) -> BTreeMap<String, Vec<u8>> {
         .collect()
 }
 
-fn payloads(provider: Provider) -> BTreeMap<String, Vec<u8>> {
+fn payloads(provider: ProviderId) -> BTreeMap<String, Vec<u8>> {
     files(&format!("payloads/{provider}"))
 }
 
-fn read(provider: Provider, live_mode: bool, envelope: &Envelope, payload: &[u8]) -> String {
-    match route::read(provider, live_mode, envelope.account.as_ref(), payload) {
+fn read(provider: ProviderId, live_mode: bool, envelope: &EventEnvelope, payload: &[u8]) -> String {
+    match route::interpret(provider, live_mode, envelope.account.as_ref(), payload) {
         Ok(claim) => [
             claim.names.map(|key| key.to_string()),
             claim.intent.map(|id| id.to_string()),
@@ -137,7 +137,7 @@ fn read(provider: Provider, live_mode: bool, envelope: &Envelope, payload: &[u8]
 }
 
 #[track_caller]
-fn check(provider: Provider, expected: &[(&str, &str)]) {
+fn check(provider: ProviderId, expected: &[(&str, &str)]) {
     let payloads = payloads(provider);
     let listed: BTreeSet<&str> = expected.iter().map(|(file, _)| *file).collect();
     assert_eq!(
@@ -146,7 +146,7 @@ fn check(provider: Provider, expected: &[(&str, &str)]) {
     );
     for (file, expected) in expected {
         let payload = &payloads[*file];
-        let envelope = event::envelope(provider, payload).unwrap();
+        let envelope = event::read_envelope(provider, payload).unwrap();
         let live = envelope.livemode.unwrap_or(false);
         assert_eq!(
             read(provider, live, &envelope, payload),
@@ -158,24 +158,24 @@ fn check(provider: Provider, expected: &[(&str, &str)]) {
 
 #[test]
 fn every_payload_of_stripe_reads_as_the_table_says() {
-    check(Provider::Stripe, &STRIPE);
+    check(ProviderId::Stripe, &STRIPE);
 }
 
 #[test]
 fn every_payload_of_lob_reads_as_the_table_says() {
-    check(Provider::Lob, &LOB);
+    check(ProviderId::Lob, &LOB);
 }
 
 #[test]
 fn no_payload_of_stripe_passes_at_a_stage_of_the_other_mode() {
-    for (file, payload) in payloads(Provider::Stripe) {
-        let envelope = event::envelope(Provider::Stripe, &payload).unwrap();
+    for (file, payload) in payloads(ProviderId::Stripe) {
+        let envelope = event::read_envelope(ProviderId::Stripe, &payload).unwrap();
         let (other, expected) = match envelope.livemode {
             Some(true) => (false, "parked live_event_on_test_stage"),
             Some(false) | None => (true, "ignored test_event_on_live_stage"),
         };
         assert_eq!(
-            read(Provider::Stripe, other, &envelope, &payload),
+            read(ProviderId::Stripe, other, &envelope, &payload),
             expected,
             "{file}"
         );
@@ -184,10 +184,10 @@ fn no_payload_of_stripe_passes_at_a_stage_of_the_other_mode() {
 
 #[test]
 fn every_message_points_at_a_payload_of_its_group() {
-    for provider in [Provider::Stripe, Provider::Lob] {
-        let known: BTreeMap<String, Envelope> = payloads(provider)
+    for provider in [ProviderId::Stripe, ProviderId::Lob] {
+        let known: BTreeMap<String, EventEnvelope> = payloads(provider)
             .values()
-            .map(|payload| event::envelope(provider, payload).unwrap())
+            .map(|payload| event::read_envelope(provider, payload).unwrap())
             .map(|envelope| (envelope.id.to_string(), envelope))
             .collect();
         let mut unreadable = Vec::new();
@@ -199,7 +199,7 @@ fn every_message_points_at_a_payload_of_its_group() {
                     text(&record["eventSourceARN"]).ends_with(&format!("-{provider}-events.fifo"))
                 );
                 let body = text(&record["body"]);
-                let Ok(message) = Message::parse(&body) else {
+                let Ok(message) = ReceivedPointer::parse(&body) else {
                     unreadable.push(file.clone());
                     continue;
                 };
@@ -248,15 +248,15 @@ fn rendered_before_basil(event: &Value) -> Value {
 #[test]
 fn payloads_of_older_and_newer_api_versions_state_the_same() {
     let mut compared = 0;
-    for (name, payload) in payloads(Provider::Stripe) {
+    for (name, payload) in payloads(ProviderId::Stripe) {
         let event: Value = serde_json::from_slice(&payload).unwrap();
         let claim = |event: &Value| {
             let live = event["livemode"] == true;
             let account = event["account"]
                 .as_str()
                 .map(|id| AccountId::parse(id).unwrap());
-            route::read(
-                Provider::Stripe,
+            route::interpret(
+                ProviderId::Stripe,
                 live,
                 account.as_ref(),
                 event.to_string().as_bytes(),
@@ -270,7 +270,8 @@ fn payloads_of_older_and_newer_api_versions_state_the_same() {
         after["api_version"] = json!("2031-01-01.yew");
         after["data"]["object"]["invented_since"] = json!({ "amount_received": "of another kind" });
         assert_eq!(claim(&after).unwrap(), now, "{name}");
-        let stored = event::envelope(Provider::Stripe, before.to_string().as_bytes()).unwrap();
+        let stored =
+            event::read_envelope(ProviderId::Stripe, before.to_string().as_bytes()).unwrap();
         assert_eq!(stored.api_version.as_deref(), Some("2022-08-01"));
         compared += 1;
     }

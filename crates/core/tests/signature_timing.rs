@@ -9,7 +9,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use billhook_core::signature::{SigningKey, UnverifiedClaim, stripe};
+use billhook_core::signature::{SigningKey, UnverifiedSignature, stripe};
 use billhook_core::time::Timestamp;
 use billhook_testkit::random::Random;
 use billhook_testkit::sign::sign_stripe;
@@ -64,9 +64,11 @@ fn leak_ns<T>(first: &[T], last: &[T], is_good: impl Fn(&T) -> bool) -> i64 {
 
 #[test]
 fn the_place_of_the_first_wrong_digit_does_not_show() {
-    let claims = |digit| -> Vec<UnverifiedClaim> {
+    let claims = |digit| -> Vec<UnverifiedSignature> {
         let headers = wrong_at(digit);
-        let claims = headers.iter().map(|header| stripe::claim(Some(header)));
+        let claims = headers
+            .iter()
+            .map(|header| stripe::parse_signature_header(Some(header)));
         claims.map(Result::unwrap).collect()
     };
     let keys: Vec<_> = SigningKey::usable("timing", SECRET).into_iter().collect();

@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use billhook_core::signature::{Reason, SigningKey, UnverifiedClaim, lob, stripe};
+use billhook_core::signature::{SignatureFailure, SigningKey, UnverifiedSignature, lob, stripe};
 use billhook_core::time::Timestamp;
 use data_encoding::BASE64;
 use serde_json::Value;
@@ -19,10 +19,10 @@ fn vectors(file: &str) -> Vec<Value> {
 }
 
 fn verdict(
-    claim: Result<UnverifiedClaim, Reason>,
+    claim: Result<UnverifiedSignature, SignatureFailure>,
     vector: &Value,
     now: Timestamp,
-) -> Result<(), Reason> {
+) -> Result<(), SignatureFailure> {
     let body = BASE64
         .decode(vector["body_b64"].as_str().unwrap().as_bytes())
         .unwrap();
@@ -39,7 +39,11 @@ fn every_stripe_vector_ends_as_the_official_libraries_agree() {
     assert_eq!(all.len(), 54);
     for vector in all {
         let now = Timestamp::from_unix_s(vector["now"].as_i64().unwrap()).unwrap();
-        let verdict = verdict(stripe::claim(vector["header"].as_str()), &vector, now);
+        let verdict = verdict(
+            stripe::parse_signature_header(vector["header"].as_str()),
+            &vector,
+            now,
+        );
         match vector["recommended"].as_str().unwrap() {
             "accept" => assert_eq!(verdict, Ok(()), "{}", vector["name"]),
             // An empty body is refused as no JSON, after its signature.
@@ -64,7 +68,7 @@ fn every_lob_vector_ends_as_the_documented_rule_says() {
     for vector in all {
         let now = Timestamp::from_unix_ms(vector["now_ms"].as_i64().unwrap()).unwrap();
         let headers = &vector["headers"];
-        let claim = lob::claim(
+        let claim = lob::parse_signature_headers(
             headers["Lob-Signature"].as_str(),
             headers["Lob-Signature-Timestamp"].as_str(),
         );

@@ -5,32 +5,32 @@
 
 use std::process::ExitCode;
 
-use billhook_adapters::batch::{CONNECTIONS, settle};
+use billhook_adapters::batch::{CONNECTIONS, handle_batch};
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::config::LobWorkerConfig;
-use billhook_adapters::dynamodb::ledger::{DynamoLedger, Tables};
-use billhook_adapters::lambda::{run, serve};
-use billhook_core::ids::Provider;
+use billhook_adapters::dynamodb::ledger::{DynamoLedger, TableNames};
+use billhook_adapters::lambda::{run_function, serve_events};
+use billhook_core::ids::ProviderId;
 use billhook_core::worker::Worker;
 
 fn main() -> ExitCode {
-    run(
+    run_function(
         "lob-worker",
         LobWorkerConfig::from_env,
         async |config, aws| {
             aws.warm(CONNECTIONS, 0).await;
-            let tables = Tables {
+            let tables = TableNames {
                 events: config.lob_events_table,
                 statements: config.statements_table,
-                ..Tables::default()
+                ..TableNames::default()
             };
             let worker = Worker {
-                provider: Provider::Lob,
-                live_mode: config.stage.live,
+                provider: ProviderId::Lob,
+                live_mode: config.environment.live,
                 ledger: DynamoLedger::new(aws.dynamodb().clone(), tables, SystemClock),
                 clock: SystemClock,
             };
-            serve(async |event| settle(&worker, event).await).await
+            serve_events(async |event| handle_batch(&worker, event).await).await
         },
     )
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use aws_sdk_dynamodb::types::AttributeValue;
-use billhook_adapters::dynamodb::items::s;
+use billhook_adapters::dynamodb::items::string_value;
 use billhook_core::pointer;
 use billhook_core::time::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -19,8 +19,8 @@ pub(crate) struct By {
 }
 
 impl By {
-    pub(crate) fn in_message(&self) -> pointer::By<'_> {
-        pointer::By {
+    pub(crate) fn in_message(&self) -> pointer::ReplayedBy<'_> {
+        pointer::ReplayedBy {
             actor: &self.actor,
             reason: &self.reason,
         }
@@ -34,13 +34,13 @@ impl By {
         correlation_id: Option<&str>,
     ) -> AttributeValue {
         let mut note = HashMap::from([
-            ("at".to_owned(), s(now.to_string())),
-            ("actor".to_owned(), s(&self.actor)),
-            ("action".to_owned(), s(action)),
-            ("reason".to_owned(), s(&self.reason)),
+            ("at".to_owned(), string_value(now.to_string())),
+            ("actor".to_owned(), string_value(&self.actor)),
+            ("action".to_owned(), string_value(action)),
+            ("reason".to_owned(), string_value(&self.reason)),
         ]);
         if let Some(id) = correlation_id {
-            note.insert("correlation_id".to_owned(), s(id));
+            note.insert("correlation_id".to_owned(), string_value(id));
         }
         AttributeValue::M(note)
     }

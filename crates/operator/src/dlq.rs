@@ -10,8 +10,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use aws_sdk_sqs::types::MessageSystemAttributeName as Attribute;
 use billhook_adapters::clock::SystemClock;
-use billhook_core::ids::{CorrelationId, EventId, Provider};
-use billhook_core::pointer::{Message, Pointer};
+use billhook_core::ids::{CorrelationId, EventId, ProviderId};
+use billhook_core::pointer::{EventPointer, ReceivedPointer};
 use billhook_core::ports::{Clock as _, SendMessage as _};
 use billhook_core::time::Timestamp;
 use clap::{Args, Subcommand};
@@ -244,8 +244,12 @@ async fn act_on(act: Act, session: &Session, output: Output, again: bool) -> Res
                         .change(&stored.id, Change::Send, note)
                         .await?
                     {
-                        let body = Pointer::replay(stored, CorrelationId(job), by.in_message());
-                        let deduplication_id = stored.another_message(job);
+                        let body = EventPointer::replay_message(
+                            stored,
+                            CorrelationId(job),
+                            by.in_message(),
+                        );
+                        let deduplication_id = stored.fresh_deduplication_id(job);
                         queues
                             .send(listed.provider, &stored.group, &deduplication_id, &body)
                             .await?;
@@ -293,8 +297,8 @@ async fn act_on(act: Act, session: &Session, output: Output, again: bool) -> Res
 impl<'a> Letters<'a> {
     fn of(session: &'a Session, queue: &Queue) -> Result<Self> {
         let (provider, output) = match queue.queue.as_str() {
-            "lob" => (Provider::Lob, "LobEventsDlqUrl"),
-            _ => (Provider::Stripe, "StripeEventsDlqUrl"),
+            "lob" => (ProviderId::Lob, "LobEventsDlqUrl"),
+            _ => (ProviderId::Stripe, "StripeEventsDlqUrl"),
         };
         Ok(Self {
             client: &session.sqs,
@@ -339,7 +343,9 @@ impl<'a> Letters<'a> {
                 Some(Letter {
                     message_id: message.message_id?,
                     receipt: message.receipt_handle?,
-                    event: Message::parse(&body).ok().map(|pointer| pointer.event_id),
+                    event: ReceivedPointer::parse(&body)
+                        .ok()
+                        .map(|pointer| pointer.event_id),
                     body,
                     sent_at: sent.and_then(|ms| Timestamp::from_unix_ms(ms).ok()),
                     listed: None,

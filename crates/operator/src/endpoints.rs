@@ -2,13 +2,13 @@
 
 use anyhow::{Context as _, Result};
 use billhook_adapters::clock::SystemClock;
-use billhook_adapters::config::{SecretAt, SecretSource};
-use billhook_adapters::secrets::{document, stripe_key};
-use billhook_adapters::stripe::{Endpoint, Stripe};
-use billhook_core::endpoint::Tags;
+use billhook_adapters::config::{SecretLocation, SecretSource};
+use billhook_adapters::secrets::{load_document, read_stripe_key};
+use billhook_adapters::stripe::{StripeClient, WebhookEndpoint};
+use billhook_core::endpoint::EndpointTags;
 use billhook_core::event::stripe_types::HANDLED_TYPES;
 use billhook_core::ports::Clock as _;
-use billhook_core::secret::Wanted;
+use billhook_core::secret::SecretKind;
 
 use crate::session::Session;
 
@@ -50,7 +50,7 @@ pub(crate) async fn seen(session: &Session) -> Result<(Vec<Seen>, Vec<String>)> 
         };
         let arn = stack.output(secret)?;
         let now = SystemClock.now();
-        let document = document(&session.secrets, arn, Wanted::StripeSigning, now).await?;
+        let document = load_document(&session.secrets, arn, SecretKind::StripeSigning, now).await?;
         let signed_by = document.current.and_then(|current| current.endpoint_id);
         if endpoint.is_some() && signed_by.as_ref().is_some_and(|signed_by| signed_by != id) {
             drift.push("its deliveries are not signed with the secret that is current".to_owned());
@@ -62,7 +62,7 @@ pub(crate) async fn seen(session: &Session) -> Result<(Vec<Seen>, Vec<String>)> 
         });
     }
     let strays = live.iter().filter(|endpoint| {
-        let tags = Tags::read(&endpoint.metadata);
+        let tags = EndpointTags::from_metadata(&endpoint.metadata);
         tags.is_some_and(|tags| is_of(&tags.stack, &stack.id))
             && seen.iter().all(|seen| seen.id != endpoint.id)
     });
@@ -70,15 +70,15 @@ pub(crate) async fn seen(session: &Session) -> Result<(Vec<Seen>, Vec<String>)> 
     Ok((seen, strays))
 }
 
-async fn list(session: &Session) -> Result<Vec<Endpoint>> {
+async fn list(session: &Session) -> Result<Vec<WebhookEndpoint>> {
     let stack = &session.stack;
     let source = SecretSource {
         variable: "AppSecretArn",
-        at: SecretAt::Arn(stack.output("AppSecretArn")?.to_owned()),
+        at: SecretLocation::Arn(stack.output("AppSecretArn")?.to_owned()),
     };
-    let key = stripe_key(&session.secrets, &source, stack.is_live()).await?;
+    let key = read_stripe_key(&session.secrets, &source, stack.is_live()).await?;
     let key = key.context("the App secret holds no stripe_secret_key")?;
-    let stripe = Stripe::new(stack.parameter("StripeApiBase"), key, stack.is_live())?;
+    let stripe = StripeClient::new(stack.parameter("StripeApiBase"), key, stack.is_live())?;
     Ok(stripe.list_webhook_endpoints().await?)
 }
 
@@ -89,7 +89,7 @@ fn is_of(arn: &str, other: &str) -> bool {
     named(arn).is_some() && named(arn) == named(other)
 }
 
-fn drift(endpoint: &Endpoint, url: &str, api_version: &str) -> Vec<String> {
+fn drift(endpoint: &WebhookEndpoint, url: &str, api_version: &str) -> Vec<String> {
     let mut drift = Vec::new();
     if endpoint.status != "enabled" {
         drift.push(format!("it is {}", endpoint.status));
@@ -123,8 +123,8 @@ fn drift(endpoint: &Endpoint, url: &str, api_version: &str) -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn endpoint() -> Endpoint {
-        Endpoint {
+    fn endpoint() -> WebhookEndpoint {
+        WebhookEndpoint {
             id: "we_1".to_owned(),
             url: "https://hooks".to_owned(),
             status: "enabled".to_owned(),
@@ -139,14 +139,14 @@ mod tests {
 
     #[test]
     fn each_difference_is_named() {
-        let told = |endpoint: &Endpoint| drift(endpoint, "https://hooks", "v1").join("; ");
+        let told = |endpoint: &WebhookEndpoint| drift(endpoint, "https://hooks", "v1").join("; ");
         assert_eq!(told(&endpoint()), "");
-        let all = Endpoint {
+        let all = WebhookEndpoint {
             enabled_events: vec!["*".to_owned()],
             ..endpoint()
         };
         assert_eq!(told(&all), "");
-        let other = Endpoint {
+        let other = WebhookEndpoint {
             status: "disabled".to_owned(),
             url: "https://old".to_owned(),
             api_version: None,

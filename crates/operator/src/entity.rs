@@ -4,10 +4,10 @@
 use anyhow::{Context as _, Result, bail};
 use aws_sdk_dynamodb::types::AttributeValue;
 use billhook_adapters::clock::SystemClock;
-use billhook_adapters::dynamodb::items::{Item, s};
-use billhook_core::entity::{Entity, EntityKey, Facts};
-use billhook_core::ids::Provider;
-use billhook_core::ports::{Clock as _, Commit, CommitError, Ledger as _};
+use billhook_adapters::dynamodb::items::{Item, string_value};
+use billhook_core::entity::{Entity, EntityFacts, EntityKey};
+use billhook_core::ids::ProviderId;
+use billhook_core::ports::{Clock as _, CommitError, CommitPart, Ledger as _};
 use serde_json::{Value, json};
 use std::collections::{BTreeSet, HashMap};
 
@@ -114,7 +114,11 @@ impl Table {
     ) -> Result<Option<Value>> {
         let table = session.stack.output(self.output)?;
         let get = session.dynamodb.get_item().table_name(table);
-        let got = get.key(self.key, s(id)).consistent_read(true).send().await;
+        let got = get
+            .key(self.key, string_value(id))
+            .consistent_read(true)
+            .send()
+            .await;
         let item = got
             .with_context(|| format!("cannot read {id} of {table}"))?
             .item;
@@ -179,13 +183,13 @@ pub(crate) async fn repair(
     key: &EntityKey,
     action: &str,
     by: &By,
-    state: impl Fn(&Entity) -> Result<Facts>,
+    state: impl Fn(&Entity) -> Result<EntityFacts>,
 ) -> Result<()> {
-    let ledger = session.ledger(Provider::Stripe)?;
+    let ledger = session.ledger(ProviderId::Stripe)?;
     let keys = BTreeSet::from([key.clone()]);
     let mut is_noted = false;
     for _ in 0..TRIES_MAX {
-        let mut rows = ledger.rows(&keys, &BTreeSet::new()).await?;
+        let mut rows = ledger.load_rows(&keys, &BTreeSet::new()).await?;
         if let Some(reason) = rows.unreadable.remove(key) {
             bail!("{key} cannot be read, {reason}: restore it from a backup");
         }
@@ -199,14 +203,14 @@ pub(crate) async fn repair(
             continue;
         }
         let now = SystemClock.now();
-        let next = entity.with(facts, now);
-        let commit = Commit {
+        let next = entity.apply_facts(facts, now);
+        let commit = CommitPart {
             entity: Some((&entity, &row, &next)),
             events: Vec::new(),
             payments: Vec::new(),
             now,
         };
-        match ledger.commit(Provider::Stripe, &[commit]).await {
+        match ledger.commit(ProviderId::Stripe, &[commit]).await {
             Ok(()) => return Ok(()),
             Err(CommitError::LostRace | CommitError::Busy(_)) => {}
             Err(error) => return Err(error).with_context(|| format!("cannot write {key}")),
@@ -222,22 +226,22 @@ async fn note(session: &Session, key: &EntityKey, action: &str, by: &By) -> Resu
         EntityKey::Tenant(id) => (TENANTS, id.as_str()),
     };
     let meta = HashMap::from([
-        ("action".to_owned(), s(action)),
-        ("reason".to_owned(), s(&by.reason)),
+        ("action".to_owned(), string_value(action)),
+        ("reason".to_owned(), string_value(&by.reason)),
     ]);
     let entry = AttributeValue::M(HashMap::from([
-        ("type".to_owned(), s("note")),
-        ("at".to_owned(), s(SystemClock.now().to_string())),
-        ("actor".to_owned(), s("operator")),
-        ("actorType".to_owned(), s("user")),
-        ("actorId".to_owned(), s(&by.actor)),
+        ("type".to_owned(), string_value("note")),
+        ("at".to_owned(), string_value(SystemClock.now().to_string())),
+        ("actor".to_owned(), string_value("operator")),
+        ("actorType".to_owned(), string_value("user")),
+        ("actorId".to_owned(), string_value(&by.actor)),
         ("meta".to_owned(), AttributeValue::M(meta)),
     ]));
     session
         .dynamodb
         .update_item()
         .table_name(session.stack.output(table.output)?)
-        .key(table.key, s(id))
+        .key(table.key, string_value(id))
         .update_expression("SET timeline = list_append(if_not_exists(timeline, :none), :entry)")
         .condition_expression("attribute_exists(#key)")
         .expression_attribute_names("#key", table.key)

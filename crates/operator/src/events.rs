@@ -2,9 +2,9 @@
 
 use anyhow::{Context as _, Result, bail};
 use billhook_adapters::clock::SystemClock;
-use billhook_adapters::dynamodb::inbox::kept;
+use billhook_adapters::dynamodb::inbox::read_stored_event;
 use billhook_adapters::dynamodb::items::Item;
-use billhook_core::ids::{EventId, Provider};
+use billhook_core::ids::{EventId, ProviderId};
 use billhook_core::ports::Clock as _;
 use clap::{Args, Subcommand};
 use serde_json::Value;
@@ -159,7 +159,7 @@ pub(crate) async fn run(command: Command, session: &Session, output: Output) -> 
 
 /// An event of either provider.
 pub(crate) async fn find(session: &Session, id: &EventId) -> Result<(Events, Item)> {
-    for provider in [Provider::Stripe, Provider::Lob] {
+    for provider in [ProviderId::Stripe, ProviderId::Lob] {
         let events = session.events(provider)?;
         if let Some(item) = events.item(id).await? {
             return Ok((events, item));
@@ -173,9 +173,9 @@ pub(crate) async fn find(session: &Session, id: &EventId) -> Result<(Events, Ite
     .into())
 }
 
-fn shown(provider: Provider, item: &Item, raw: bool) -> Value {
+fn shown(provider: ProviderId, item: &Item, raw: bool) -> Value {
     let mut row = json(item);
-    if let (Some(members), Some(kept)) = (row.as_object_mut(), kept(item)) {
+    if let (Some(members), Some(kept)) = (row.as_object_mut(), read_stored_event(item)) {
         members.insert(
             "payload".to_owned(),
             payload::shown(provider, &kept.payload, raw),

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use billhook_core::ids::{AccountId, EventId, Provider};
-use billhook_core::inbox::{Outcome, ParkReason};
+use billhook_core::ids::{AccountId, EventId, ProviderId};
+use billhook_core::inbox::{EventOutcome, ParkReason};
 use billhook_core::time::Timestamp;
 use clap::Args;
 use serde::{Deserialize, Serialize};
@@ -95,7 +95,7 @@ impl Filter {
     /// What should be done by now: of parked events a person knows, and the sweep.
     pub(crate) fn stuck() -> Self {
         Self {
-            outcome: [Outcome::Pending, Outcome::Failed]
+            outcome: [EventOutcome::Pending, EventOutcome::Failed]
                 .map(|outcome| outcome.to_string())
                 .into(),
             ..Self::default()
@@ -137,8 +137,8 @@ impl Selection {
     /// All that is parked for a reason, of an account.
     pub(crate) fn parked(account: &AccountId, reason: ParkReason, now: Timestamp) -> Self {
         let filter = Filter {
-            provider: Some(Provider::Stripe.to_string()),
-            outcome: vec![Outcome::Parked.to_string()],
+            provider: Some(ProviderId::Stripe.to_string()),
+            outcome: vec![EventOutcome::Parked.to_string()],
             error: Some(reason.as_str().to_owned()),
             account: Some(account.to_string()),
             ..Filter::default()
@@ -146,8 +146,8 @@ impl Selection {
         filter.select(Vec::new(), now)
     }
 
-    pub(crate) fn providers(&self) -> Vec<Provider> {
-        [Provider::Stripe, Provider::Lob]
+    pub(crate) fn providers(&self) -> Vec<ProviderId> {
+        [ProviderId::Stripe, ProviderId::Lob]
             .into_iter()
             .filter(|provider| {
                 self.provider
@@ -160,7 +160,7 @@ impl Selection {
     /// The newest first. The index of what is open needs no span; the one by day does.
     pub(crate) fn partitions(&self) -> Vec<Partition> {
         let is_open =
-            |word: &String| Outcome::parse(word).is_some_and(|outcome| !outcome.is_done());
+            |word: &String| EventOutcome::parse(word).is_some_and(|outcome| !outcome.is_done());
         if !self.outcome.is_empty() && self.outcome.iter().all(is_open) {
             return self.outcome.iter().cloned().map(Partition::Open).collect();
         }

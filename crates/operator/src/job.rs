@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::ProvideErrorMetadata as _;
-use billhook_adapters::dynamodb::items::{n, s};
+use billhook_adapters::dynamodb::items::{number_value, string_value};
 use billhook_core::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -15,7 +15,7 @@ use crate::audit::By;
 use crate::filter::Selection;
 
 /// As long as the events it is about.
-const KEPT: Duration = billhook_core::inbox::KEPT;
+const KEPT: Duration = billhook_core::inbox::EVENT_RETENTION;
 
 /// Where a job is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,7 +101,7 @@ impl Jobs {
     pub(crate) async fn read(&self, id: Uuid) -> Result<Job> {
         let get = self.client.get_item().table_name(&self.table);
         let got = get
-            .key("job_id", s(format!("replay#{id}")))
+            .key("job_id", string_value(format!("replay#{id}")))
             .consistent_read(true)
             .send()
             .await;
@@ -142,7 +142,7 @@ impl Jobs {
             .client
             .update_item()
             .table_name(&self.table)
-            .key("job_id", s(&job.job_id))
+            .key("job_id", string_value(&job.job_id))
             .update_expression(
                 "SET #state = :state, #cursor = :cursor, sent = :sent, skipped = :skipped",
             )
@@ -151,9 +151,9 @@ impl Jobs {
             .expression_attribute_names("#cursor", "cursor")
             .expression_attribute_values(":state", state)
             .expression_attribute_values(":cursor", serde_dynamo::to_attribute_value(&job.cursor)?)
-            .expression_attribute_values(":sent", n(i64::try_from(job.sent)?))
-            .expression_attribute_values(":skipped", n(i64::try_from(job.skipped)?))
-            .expression_attribute_values(":run", s(&job.run))
+            .expression_attribute_values(":sent", number_value(i64::try_from(job.sent)?))
+            .expression_attribute_values(":skipped", number_value(i64::try_from(job.skipped)?))
+            .expression_attribute_values(":run", string_value(&job.run))
             .send()
             .await;
         match update {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use billhook_adapters::clock::SystemClock;
-use billhook_core::ids::Provider;
+use billhook_core::ids::ProviderId;
 use billhook_core::ports::Clock as _;
 use clap::{Args, Subcommand};
 
@@ -56,7 +56,7 @@ fn exposition(events: &[Listed]) -> String {
     for listed in events {
         let of = |name: &str| label(text(&listed.row, name).unwrap_or_default());
         let (event_type, outcome) = (of("event_type"), of("processing_outcome"));
-        if listed.provider == Provider::Stripe {
+        if listed.provider == ProviderId::Stripe {
             *accepted
                 .entry((event_type.clone(), "accepted"))
                 .or_default() += 1;
@@ -96,7 +96,7 @@ fn label(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use aws_sdk_dynamodb::types::AttributeValue;
-    use billhook_adapters::dynamodb::items::{Item, s};
+    use billhook_adapters::dynamodb::items::{Item, string_value};
 
     use super::*;
 
@@ -104,21 +104,21 @@ mod tests {
     fn events_are_counted_by_type_and_by_what_became_of_them() {
         let listed = |provider, id: &str, event_type: &str, outcome: &str| {
             let item = Item::from([
-                ("event_id".to_owned(), s(id)),
-                ("event_type".to_owned(), s(event_type)),
-                ("group".to_owned(), s("g")),
+                ("event_id".to_owned(), string_value(id)),
+                ("event_type".to_owned(), string_value(event_type)),
+                ("group".to_owned(), string_value("g")),
                 (
                     "processed".to_owned(),
                     AttributeValue::Bool(outcome == "processed"),
                 ),
-                ("processing_outcome".to_owned(), s(outcome)),
+                ("processing_outcome".to_owned(), string_value(outcome)),
             ]);
             Listed::read(provider, &item).unwrap()
         };
         let events = [
-            listed(Provider::Stripe, "evt_1", "charge.refunded", "processed"),
-            listed(Provider::Stripe, "evt_2", "charge.refunded", "failed"),
-            listed(Provider::Lob, "evt_3", "letter.\"x\"", "parked"),
+            listed(ProviderId::Stripe, "evt_1", "charge.refunded", "processed"),
+            listed(ProviderId::Stripe, "evt_2", "charge.refunded", "failed"),
+            listed(ProviderId::Lob, "evt_3", "letter.\"x\"", "parked"),
         ];
         insta::assert_snapshot!(exposition(&events));
     }

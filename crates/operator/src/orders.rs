@@ -3,11 +3,11 @@
 use anyhow::{Context as _, Result, bail};
 use aws_sdk_dynamodb::error::ProvideErrorMetadata as _;
 use billhook_adapters::clock::SystemClock;
-use billhook_adapters::dynamodb::items::s;
-use billhook_core::entity::{Entity, EntityKey, Facts};
-use billhook_core::ids::{EventId, OrderId, PaymentIntentId, Provider, StatementId};
-use billhook_core::merge::Least;
-use billhook_core::payment::facts::{Manual, PaymentFacts};
+use billhook_adapters::dynamodb::items::string_value;
+use billhook_core::entity::{Entity, EntityFacts, EntityKey};
+use billhook_core::ids::{EventId, OrderId, PaymentIntentId, ProviderId, StatementId};
+use billhook_core::merge::MinRegister;
+use billhook_core::payment::facts::{ManualEdits, PaymentFacts};
 use billhook_core::ports::Clock as _;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -192,38 +192,38 @@ async fn by(session: &Session, reason: String) -> Result<By> {
     Ok(By { actor, reason })
 }
 
-fn cleared(entity: &Entity) -> Result<Facts> {
+fn cleared(entity: &Entity) -> Result<EntityFacts> {
     let standing = &entity.derived.review_reasons;
     if entity.columns.requires_review != Some(true) {
         bail!("no review of {} stands", entity.key);
     }
-    let now = Least(SystemClock.now());
-    Ok(stated(Manual {
+    let now = MinRegister(SystemClock.now());
+    Ok(stated(ManualEdits {
         cleared: standing
             .iter()
             .map(|reason| (reason.clone(), now.clone()))
             .collect(),
-        ..Manual::default()
+        ..ManualEdits::default()
     }))
 }
 
-fn refunded(entity: &Entity) -> Result<Facts> {
+fn refunded(entity: &Entity) -> Result<EntityFacts> {
     if entity.facts.payment.manual.refunded.is_some() {
         bail!("{} was marked as refunded before", entity.key);
     }
-    Ok(stated(Manual {
-        refunded: Some(Least(SystemClock.now())),
-        ..Manual::default()
+    Ok(stated(ManualEdits {
+        refunded: Some(MinRegister(SystemClock.now())),
+        ..ManualEdits::default()
     }))
 }
 
-fn stated(manual: Manual) -> Facts {
-    Facts {
+fn stated(manual: ManualEdits) -> EntityFacts {
+    EntityFacts {
         payment: PaymentFacts {
             manual,
             ..PaymentFacts::default()
         },
-        ..Facts::default()
+        ..EntityFacts::default()
     }
 }
 
@@ -276,12 +276,12 @@ async fn backfilled(session: &Session, backfill: Backfill) -> Result<()> {
         .dynamodb
         .update_item()
         .table_name(table)
-        .key("id", s(id.as_str()))
+        .key("id", string_value(id.as_str()))
         .update_expression("SET stripePaymentIntentId = :intent")
         .condition_expression(
             "attribute_exists(id) AND (attribute_not_exists(stripePaymentIntentId) OR stripePaymentIntentId = :intent)",
         )
-        .expression_attribute_values(":intent", s(intent.as_str()))
+        .expression_attribute_values(":intent", string_value(intent.as_str()))
         .send()
         .await;
     match update {
@@ -292,7 +292,7 @@ async fn backfilled(session: &Session, backfill: Backfill) -> Result<()> {
         Err(error) => return Err(error).with_context(|| format!("cannot write {id} of {table}")),
     }
     let waiting = waiting(session, intent, &column(&row, "tenantId")).await?;
-    let events = session.events(Provider::Stripe)?.rows(&waiting).await?;
+    let events = session.events(ProviderId::Stripe)?.rows(&waiting).await?;
     let events: Vec<_> = events
         .into_iter()
         .filter(|listed| !listed.stored.processed)
@@ -319,7 +319,7 @@ async fn waiting(
     for account in accounts {
         let get = session.dynamodb.get_item().table_name(table);
         let got = get
-            .key("payment_id", s(format!("{account}#{intent}")))
+            .key("payment_id", string_value(format!("{account}#{intent}")))
             .consistent_read(true)
             .send()
             .await;

@@ -3,7 +3,7 @@
 
 use std::io::{IsTerminal as _, Write as _};
 
-use billhook_adapters::config::process_variable;
+use billhook_adapters::config::read_process_variable;
 use serde_json::Value;
 
 /// `--output`.
@@ -26,7 +26,7 @@ pub(crate) struct Output {
 
 impl Output {
     pub(crate) fn new(format: Format) -> Self {
-        let wanted = process_variable("NO_COLOR").is_none_or(|value| value.is_empty());
+        let wanted = read_process_variable("NO_COLOR").is_none_or(|value| value.is_empty());
         Self {
             format,
             colour: wanted && std::io::stdout().is_terminal(),

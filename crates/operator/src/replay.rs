@@ -12,11 +12,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use billhook_adapters::clock::SystemClock;
-use billhook_adapters::sqs::Queues;
-use billhook_core::ids::{CorrelationId, EventId, Provider};
-use billhook_core::pointer::Pointer;
+use billhook_adapters::sqs::EventQueues;
+use billhook_core::ids::{CorrelationId, EventId, ProviderId};
+use billhook_core::pointer::EventPointer;
 use billhook_core::ports::{Clock as _, SendMessage as _};
-use billhook_core::retry::{Disposition, chain};
+use billhook_core::retry::{Disposition, error_chain};
 use clap::Args;
 use futures_util::FutureExt as _;
 use futures_util::future::{join_all, select, select_all};
@@ -229,7 +229,7 @@ async fn found(session: &Session, selection: &Selection) -> Result<Vec<Listed>> 
         }
         return Ok(found);
     }
-    for provider in [Provider::Stripe, Provider::Lob] {
+    for provider in [ProviderId::Stripe, ProviderId::Lob] {
         found.extend(session.events(provider)?.rows(&selection.ids).await?);
     }
     for id in &selection.ids {
@@ -276,8 +276,8 @@ async fn carry_out(
 ) -> Result<()> {
     let (id, queues) = (job.id()?, session.queues()?);
     let stores = [
-        session.events(Provider::Stripe)?,
-        session.events(Provider::Lob)?,
+        session.events(ProviderId::Stripe)?,
+        session.events(ProviderId::Lob)?,
     ];
     let again = format!(
         "billhook --stack {} replay --resume {id}",
@@ -295,8 +295,8 @@ async fn carry_out(
         let sending = step.iter().map(|listed| {
             let [stripe, lob] = &stores;
             let store = match listed.provider {
-                Provider::Stripe => stripe,
-                Provider::Lob => lob,
+                ProviderId::Stripe => stripe,
+                ProviderId::Lob => lob,
             };
             send(store, &queues, listed, id, &job.by)
         });
@@ -348,7 +348,7 @@ async fn carry_out(
 /// Notes it on the event, then puts its pointer on the queue; false where the event is done.
 async fn send(
     store: &Events,
-    queues: &Queues,
+    queues: &EventQueues,
     listed: &Listed,
     job: Uuid,
     by: &By,
@@ -363,14 +363,18 @@ async fn send(
     if !store.change(&stored.id, change, note).await? {
         return Ok(false);
     }
-    let body = Pointer::replay(stored, CorrelationId(job), by.in_message());
-    let deduplication_id = stored.another_message(job);
+    let body = EventPointer::replay_message(stored, CorrelationId(job), by.in_message());
+    let deduplication_id = stored.fresh_deduplication_id(job);
     let sent = queues.send(listed.provider, &stored.group, &deduplication_id, &body);
     match sent.await {
         Ok(()) => Ok(true),
         // Its row is spoilt, which is no reason to leave the others alone.
         Err(error) if error.disposition == Disposition::Permanent => {
-            Output::tell(&format!("{} is left out: {}", stored.id, chain(&error)));
+            Output::tell(&format!(
+                "{} is left out: {}",
+                stored.id,
+                error_chain(&error)
+            ));
             Ok(false)
         }
         Err(error) => Err(error.into()),
@@ -407,19 +411,19 @@ pub(crate) fn interrupted() -> impl Future<Output = ()> {
 
 #[cfg(test)]
 mod tests {
-    use billhook_adapters::dynamodb::items::{Item, s};
+    use billhook_adapters::dynamodb::items::{Item, string_value};
     use proptest::prelude::*;
 
     use super::*;
 
     fn listed(second: u32, id: u32, processed: bool) -> Listed {
         let item = Item::from([
-            ("event_id".to_owned(), s(format!("evt_{id}"))),
-            ("event_type".to_owned(), s("charge.refunded")),
-            ("group".to_owned(), s("g")),
+            ("event_id".to_owned(), string_value(format!("evt_{id}"))),
+            ("event_type".to_owned(), string_value("charge.refunded")),
+            ("group".to_owned(), string_value("g")),
             (
                 "received_at".to_owned(),
-                s(format!("2026-11-21T08:00:{second:02}.000Z")),
+                string_value(format!("2026-11-21T08:00:{second:02}.000Z")),
             ),
             (
                 "processed".to_owned(),
@@ -427,10 +431,10 @@ mod tests {
             ),
             (
                 "processing_outcome".to_owned(),
-                s(if processed { "processed" } else { "failed" }),
+                string_value(if processed { "processed" } else { "failed" }),
             ),
         ]);
-        Listed::read(Provider::Stripe, &item).unwrap()
+        Listed::read(ProviderId::Stripe, &item).unwrap()
     }
 
     #[test]

@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use billhook_adapters::clock::SystemClock;
-use billhook_adapters::config::{SecretAt, SecretSource};
-use billhook_adapters::secrets::{change, revoke, roll_back, stripe_key};
+use billhook_adapters::config::{SecretLocation, SecretSource};
+use billhook_adapters::secrets::{
+    change_members, read_stripe_key, revoke_replaced, roll_back_secret,
+};
 use billhook_core::ports::Clock as _;
-use billhook_core::secret::Wanted;
+use billhook_core::secret::SecretKind;
 use billhook_core::time::Timestamp;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -150,7 +152,7 @@ pub(crate) async fn run(command: Command, session: &Session, output: Output) -> 
                 return Ok(());
             }
             let (arn, now) = (session.stack.output("AppSecretArn")?, SystemClock.now());
-            roll_back(&session.secrets, arn, Wanted::LobSigning, now).await?;
+            roll_back_secret(&session.secrets, arn, SecretKind::LobSigning, now).await?;
             Output::tell("put; both are taken for another 24 hours");
         }
     }
@@ -160,7 +162,7 @@ pub(crate) async fn run(command: Command, session: &Session, output: Output) -> 
 async fn put(put: &Put, session: &Session) -> Result<()> {
     let (arn, now) = (session.stack.output("AppSecretArn")?, SystemClock.now());
     // One document holds both: whichever is changed, what Lob's replaced secret still proves stays in it.
-    let of = Wanted::LobSigning;
+    let of = SecretKind::LobSigning;
     if put.secret == "stripe-key" {
         if put.revoke {
             bail!(
@@ -169,11 +171,11 @@ async fn put(put: &Put, session: &Session) -> Result<()> {
         }
         let source = SecretSource {
             variable: "the key",
-            at: SecretAt::Here(input::secret("the key to Stripe's API, sk_… or rk_…")?),
+            at: SecretLocation::Here(input::secret("the key to Stripe's API, sk_… or rk_…")?),
         };
-        let key = stripe_key(&session.secrets, &source, session.stack.is_live()).await?;
-        let members = [(Wanted::StripeKey.member(), key.context("no key came")?)];
-        let put = change(&session.secrets, arn, of, &members, now).await;
+        let key = read_stripe_key(&session.secrets, &source, session.stack.is_live()).await?;
+        let members = [(SecretKind::StripeKey.member(), key.context("no key came")?)];
+        let put = change_members(&session.secrets, arn, of, &members, now).await;
         put.context("the App secret has to be a JSON object before a key can be put into it")?;
         Output::tell("put; have the endpoints made with it: billhook secrets rotate stripe --yes");
         return Ok(());
@@ -183,10 +185,10 @@ async fn put(put: &Put, session: &Session) -> Result<()> {
         input::secret("the secret that Lob's dashboard shows")?,
     )];
     if put.revoke {
-        revoke(&session.secrets, arn, of, &members, now).await?;
+        revoke_replaced(&session.secrets, arn, of, &members, now).await?;
         Output::tell("put; the replaced secret is refused within 15 minutes");
     } else {
-        change(&session.secrets, arn, of, &members, now).await?;
+        change_members(&session.secrets, arn, of, &members, now).await?;
         Output::tell("put; the replaced secret is taken for another 24 hours");
     }
     Ok(())

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use billhook_adapters::clock::SystemClock;
-use billhook_core::ids::Provider;
+use billhook_core::ids::ProviderId;
 use billhook_core::ports::Clock as _;
-use billhook_core::signature::{Reason, SigningKey, lob, stripe};
+use billhook_core::signature::{SignatureFailure, SigningKey, lob, stripe};
 use billhook_core::time::Timestamp;
 use clap::{Args, Subcommand};
 use data_encoding::HEXLOWER;
@@ -107,10 +107,10 @@ fn header(text: &str) -> Result<(String, String), String> {
     Ok((name.trim().to_lowercase(), value.trim().to_owned()))
 }
 
-fn provider(name: &str) -> Provider {
+fn provider(name: &str) -> ProviderId {
     match name {
-        "lob" => Provider::Lob,
-        _ => Provider::Stripe,
+        "lob" => ProviderId::Lob,
+        _ => ProviderId::Stripe,
     }
 }
 
@@ -162,21 +162,21 @@ pub(crate) async fn send(
 }
 
 /// The output that says where a provider delivers.
-pub(crate) fn webhook_url(provider: Provider) -> &'static str {
+pub(crate) fn webhook_url(provider: ProviderId) -> &'static str {
     match provider {
-        Provider::Stripe => "WebhookUrlStripe",
-        Provider::Lob => "WebhookUrlLob",
+        ProviderId::Stripe => "WebhookUrlStripe",
+        ProviderId::Lob => "WebhookUrlLob",
     }
 }
 
 /// An event of a type of its own: its id and its body.
-pub(crate) fn test_event(provider: Provider, event_type: &str) -> Result<(String, String)> {
+pub(crate) fn test_event(provider: ProviderId, event_type: &str) -> Result<(String, String)> {
     let known = samples(provider);
     let (_, sample) = known.first().context("there are no samples")?;
     let id = format!("evt_{}", SystemClock.new_id().simple());
     let member = match provider {
-        Provider::Stripe => "type",
-        Provider::Lob => "event_type.id",
+        ProviderId::Stripe => "type",
+        ProviderId::Lob => "event_type.id",
     };
     let set = format!("{member}={event_type}");
     let body = made(provider, sample, &id, SystemClock.now(), &[set])?;
@@ -185,7 +185,7 @@ pub(crate) fn test_event(provider: Provider, event_type: &str) -> Result<(String
 
 /// Posts a body, signed with the first of the secrets; the status and what was said.
 pub(crate) async fn deliver(
-    provider: Provider,
+    provider: ProviderId,
     url: &str,
     secrets: &[SecretString],
     body: String,
@@ -237,10 +237,10 @@ pub(crate) async fn sig(
 }
 
 /// The samples by their type.
-fn samples(provider: Provider) -> Vec<(String, Value)> {
+fn samples(provider: ProviderId) -> Vec<(String, Value)> {
     let texts = match provider {
-        Provider::Stripe => STRIPE,
-        Provider::Lob => LOB,
+        ProviderId::Stripe => STRIPE,
+        ProviderId::Lob => LOB,
     };
     let parsed = texts
         .iter()
@@ -248,8 +248,8 @@ fn samples(provider: Provider) -> Vec<(String, Value)> {
     parsed
         .filter_map(|sample: Value| {
             let name = match provider {
-                Provider::Stripe => sample.get("type")?.as_str()?,
-                Provider::Lob => sample.get("event_type")?.get("id")?.as_str()?,
+                ProviderId::Stripe => sample.get("type")?.as_str()?,
+                ProviderId::Lob => sample.get("event_type")?.get("id")?.as_str()?,
             };
             Some((name.to_owned(), sample))
         })
@@ -257,7 +257,7 @@ fn samples(provider: Provider) -> Vec<(String, Value)> {
 }
 
 fn made(
-    provider: Provider,
+    provider: ProviderId,
     sample: &Value,
     id: &str,
     now: Timestamp,
@@ -265,8 +265,8 @@ fn made(
 ) -> Result<String> {
     let mut body = sample.clone();
     let created = match provider {
-        Provider::Stripe => ("created", json!(now.unix_s())),
-        Provider::Lob => ("date_created", json!(now.to_string())),
+        ProviderId::Stripe => ("created", json!(now.unix_s())),
+        ProviderId::Lob => ("date_created", json!(now.to_string())),
     };
     for (name, value) in [("id", json!(id)), created] {
         put(&mut body, name, value)?;
@@ -300,18 +300,18 @@ fn put(body: &mut Value, path: &str, value: Value) -> Result<()> {
 }
 
 fn signed(
-    provider: Provider,
+    provider: ProviderId,
     secret: &SecretString,
     body: &[u8],
     now: Timestamp,
 ) -> Vec<(&'static str, String)> {
     match provider {
-        Provider::Stripe => {
+        ProviderId::Stripe => {
             let at = now.unix_s().to_string();
             let signature = signature(secret, &at, body);
             vec![("Stripe-Signature", format!("t={at},v1={signature}"))]
         }
-        Provider::Lob => {
+        ProviderId::Lob => {
             let at = now.unix_ms().to_string();
             let signature = signature(secret, &at, body);
             vec![
@@ -335,7 +335,7 @@ fn signature(secret: &SecretString, timestamp: &str, body: &[u8]) -> String {
 
 /// The verdict of ingress, and where it is `no_match`, which change of body or secret would have matched.
 fn explained(
-    provider: Provider,
+    provider: ProviderId,
     headers: &[(String, String)],
     body: &[u8],
     secrets: &[SecretString],
@@ -348,8 +348,10 @@ fn explained(
             .map(|(_, value)| value.as_str())
     };
     let claim = match provider {
-        Provider::Stripe => stripe::claim(one("stripe-signature")),
-        Provider::Lob => lob::claim(one("lob-signature"), one("lob-signature-timestamp")),
+        ProviderId::Stripe => stripe::parse_signature_header(one("stripe-signature")),
+        ProviderId::Lob => {
+            lob::parse_signature_headers(one("lob-signature"), one("lob-signature-timestamp"))
+        }
     };
     let keys = |secrets: &[SecretString]| -> Vec<SigningKey> {
         let usable = secrets
@@ -364,19 +366,19 @@ fn explained(
         .and_then(|claim| claim.verify(body, &known, now, TOLERANCE).map(|_| ()));
     let reason = verdict.err();
     let fits = |body: &[u8], keys: &[SigningKey]| {
-        claim
-            .as_ref()
-            .is_ok_and(|claim| claim.verify(body, keys, now, TOLERANCE) != Err(Reason::NoMatch))
+        claim.as_ref().is_ok_and(|claim| {
+            claim.verify(body, keys, now, TOLERANCE) != Err(SignatureFailure::NoMatch)
+        })
     };
     let because = reason.map(|reason| match reason {
-        Reason::HeaderMissing => "the signature's header is not there: was it dropped by a proxy, or not copied?".to_owned(),
-        Reason::HeaderMalformed => "the header is not of the documented form: was it cut, or joined with another?".to_owned(),
-        Reason::TimestampMalformed => "the timestamp is no number of seconds (Stripe) or milliseconds (Lob)".to_owned(),
-        Reason::TimestampTooOld => "signed with a known secret, more than 300 s before it was received: a repeat, or a slow clock".to_owned(),
-        Reason::TimestampTooNew => "signed with a known secret, more than 300 s after it was received: a clock is wrong".to_owned(),
-        Reason::SecretExpired => "signed with a secret that was replaced more than 24 hours ago".to_owned(),
-        Reason::OtherEndpoint => "signed with the other provider's secret: it was sent to the wrong path".to_owned(),
-        Reason::NoMatch => changed_body(body)
+        SignatureFailure::HeaderMissing => "the signature's header is not there: was it dropped by a proxy, or not copied?".to_owned(),
+        SignatureFailure::HeaderMalformed => "the header is not of the documented form: was it cut, or joined with another?".to_owned(),
+        SignatureFailure::TimestampMalformed => "the timestamp is no number of seconds (Stripe) or milliseconds (Lob)".to_owned(),
+        SignatureFailure::TimestampTooOld => "signed with a known secret, more than 300 s before it was received: a repeat, or a slow clock".to_owned(),
+        SignatureFailure::TimestampTooNew => "signed with a known secret, more than 300 s after it was received: a clock is wrong".to_owned(),
+        SignatureFailure::SecretExpired => "signed with a secret that was replaced more than 24 hours ago".to_owned(),
+        SignatureFailure::OtherEndpoint => "signed with the other provider's secret: it was sent to the wrong path".to_owned(),
+        SignatureFailure::NoMatch => changed_body(body)
             .into_iter()
             .find(|(_, body)| fits(body, &known))
             .map(|(what, _)| format!("the body was changed after it was signed: {what} would match"))
@@ -390,7 +392,7 @@ fn explained(
             }),
     });
     json!({ "provider": provider.as_str(), "verdict": if reason.is_none() { "genuine" } else { "refused" },
-        "reason": reason.map(Reason::as_str), "because": because, "body_bytes": body.len(), "secrets_tried": known.len() })
+        "reason": reason.map(SignatureFailure::as_str), "because": because, "body_bytes": body.len(), "secrets_tried": known.len() })
 }
 
 /// What often happens to a body on its way.
@@ -429,13 +431,13 @@ mod tests {
 
     fn because(body: &[u8], secret: &str, at: Timestamp, sent: &[u8]) -> (Value, String) {
         let real = SecretString::from("whsec_1");
-        let headers = signed(Provider::Stripe, &real, sent, now());
+        let headers = signed(ProviderId::Stripe, &real, sent, now());
         let headers: Vec<_> = headers
             .into_iter()
             .map(|(n, v)| (n.to_lowercase(), v))
             .collect();
         let told = explained(
-            Provider::Stripe,
+            ProviderId::Stripe,
             &headers,
             body,
             &[SecretString::from(secret)],
@@ -485,18 +487,25 @@ mod tests {
             assert!(told.1.contains(text), "{told:?}");
             assert!(!told.1.contains("whsec"), "{told:?}");
         }
-        let nothing = explained(Provider::Lob, &[], sent, &[SecretString::from("x")], now());
+        let nothing = explained(
+            ProviderId::Lob,
+            &[],
+            sent,
+            &[SecretString::from("x")],
+            now(),
+        );
         assert_eq!(nothing["reason"], "header_missing");
     }
 
     #[test]
     fn every_sample_has_a_type_and_takes_values() {
-        for (provider, texts) in [(Provider::Stripe, STRIPE), (Provider::Lob, LOB)] {
+        for (provider, texts) in [(ProviderId::Stripe, STRIPE), (ProviderId::Lob, LOB)] {
             let known = samples(provider);
             assert_eq!(known.len(), texts.len());
             for (name, sample) in &known {
                 let body = made(provider, sample, "evt_new", now(), &[]).unwrap();
-                let envelope = billhook_core::event::envelope(provider, body.as_bytes()).unwrap();
+                let envelope =
+                    billhook_core::event::read_envelope(provider, body.as_bytes()).unwrap();
                 assert_eq!(
                     (envelope.id.as_str(), envelope.event_type.as_str()),
                     ("evt_new", name.as_str())

@@ -3,14 +3,14 @@
 use anyhow::{Context as _, Result, bail};
 use aws_config::{BehaviorVersion, Region};
 use aws_smithy_http_client::tls::{Provider as Tls, rustls_provider::CryptoMode};
-use billhook_adapters::aws::Aws;
+use billhook_adapters::aws::AwsClients;
 use billhook_adapters::clock::SystemClock;
-use billhook_adapters::dynamodb::ledger::{DynamoLedger, Tables};
-use billhook_adapters::secrets::{SecretsManager, document};
-use billhook_adapters::sqs::{Queue, Queues};
-use billhook_core::ids::Provider;
+use billhook_adapters::dynamodb::ledger::{DynamoLedger, TableNames};
+use billhook_adapters::secrets::{SecretsManager, load_document};
+use billhook_adapters::sqs::{EventQueues, FifoQueue};
+use billhook_core::ids::ProviderId;
 use billhook_core::ports::Clock as _;
-use billhook_core::secret::Wanted;
+use billhook_core::secret::SecretKind;
 use secrecy::SecretString;
 
 use crate::cli::Where;
@@ -52,7 +52,7 @@ impl Session {
         if config.region().is_none() {
             bail!("no region is known: give --region, or set AWS_REGION or the profile's region");
         }
-        let aws = Aws::over(&config);
+        let aws = AwsClients::over(&config);
         let caller = Caller::new(config.clone(), place.endpoint_url.clone())?;
         Ok(Self {
             stack: Stack::read(&caller, name).await?,
@@ -76,18 +76,19 @@ impl Session {
     }
 
     /// The secrets that sign a provider's deliveries, those in use now before those that were replaced.
-    pub(crate) async fn signing_secrets(&self, provider: Provider) -> Result<Vec<SecretString>> {
+    pub(crate) async fn signing_secrets(&self, provider: ProviderId) -> Result<Vec<SecretString>> {
         let (keys, wanted): (&[&str], _) = match provider {
-            Provider::Stripe => (
+            ProviderId::Stripe => (
                 &["StripePlatformWebhookSecretArn", "StripeWebhookSecretArn"],
-                Wanted::StripeSigning,
+                SecretKind::StripeSigning,
             ),
-            Provider::Lob => (&["AppSecretArn"], Wanted::LobSigning),
+            ProviderId::Lob => (&["AppSecretArn"], SecretKind::LobSigning),
         };
         let now = SystemClock.now();
         let (mut current, mut replaced) = (Vec::new(), Vec::new());
         for key in keys {
-            let document = document(&self.secrets, self.stack.output(key)?, wanted, now).await?;
+            let document =
+                load_document(&self.secrets, self.stack.output(key)?, wanted, now).await?;
             current.extend(document.current.map(|of| of.secret));
             let valid = document
                 .previous
@@ -102,10 +103,10 @@ impl Session {
         Ok(current)
     }
 
-    pub(crate) fn events(&self, provider: Provider) -> Result<Events> {
+    pub(crate) fn events(&self, provider: ProviderId) -> Result<Events> {
         let output = match provider {
-            Provider::Stripe => "StripeEventsTable",
-            Provider::Lob => "LobEventsTable",
+            ProviderId::Stripe => "StripeEventsTable",
+            ProviderId::Lob => "LobEventsTable",
         };
         Ok(Events {
             client: self.dynamodb.clone(),
@@ -115,9 +116,9 @@ impl Session {
     }
 
     /// The rows as that provider's worker sees them.
-    pub(crate) fn ledger(&self, provider: Provider) -> Result<DynamoLedger<SystemClock>> {
+    pub(crate) fn ledger(&self, provider: ProviderId) -> Result<DynamoLedger<SystemClock>> {
         let output = |key| self.stack.output(key).map(str::to_owned);
-        let tables = Tables {
+        let tables = TableNames {
             events: self.events(provider)?.table,
             orders: Some(output("OrdersTable")?),
             statements: output("StatementsTable")?,
@@ -131,12 +132,12 @@ impl Session {
         ))
     }
 
-    pub(crate) fn queues(&self) -> Result<Queues> {
+    pub(crate) fn queues(&self) -> Result<EventQueues> {
         let queue = |key| {
             let url = self.stack.output(key)?.to_owned();
-            anyhow::Ok(Queue::new(self.sqs.clone(), url))
+            anyhow::Ok(FifoQueue::new(self.sqs.clone(), url))
         };
-        Ok(Queues {
+        Ok(EventQueues {
             stripe: queue("StripeEventsQueueUrl")?,
             lob: queue("LobEventsQueueUrl")?,
         })

@@ -8,7 +8,7 @@ use aws_credential_types::provider::ProvideCredentials as _;
 use aws_sigv4::http_request::{SignableBody, SignableRequest, SigningSettings, sign};
 use aws_sigv4::sign::v4;
 use billhook_adapters::clock::SystemClock;
-use billhook_adapters::config::process_variable;
+use billhook_adapters::config::read_process_variable;
 use billhook_core::ports::Clock as _;
 use reqwest::Method;
 
@@ -164,7 +164,7 @@ impl Caller {
 
     fn base(&self, service: Service, region: &str) -> String {
         let given = self.endpoint.clone();
-        let given = given.or_else(|| process_variable(service.variable));
+        let given = given.or_else(|| read_process_variable(service.variable));
         match given.or_else(|| self.config.endpoint_url().map(str::to_owned)) {
             Some(base) => base.trim_end_matches('/').to_owned(),
             None => {

@@ -6,10 +6,10 @@ use anyhow::{Context as _, Result, bail};
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::ProvideErrorMetadata as _;
 use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes};
-use billhook_adapters::dynamodb::inbox::stored;
-use billhook_adapters::dynamodb::items::{Item, s, text};
-use billhook_core::ids::{EventId, Provider};
-use billhook_core::inbox::{Outcome, ParkReason, Stored};
+use billhook_adapters::dynamodb::inbox::read_event_record;
+use billhook_adapters::dynamodb::items::{Item, read_text, string_value};
+use billhook_core::ids::{EventId, ProviderId};
+use billhook_core::inbox::{EventOutcome, EventRecord, ParkReason};
 use serde_json::{Value, json};
 
 use crate::filter::{Partition, Selection};
@@ -47,22 +47,22 @@ const WITHOUT_PAYLOAD: [&str; 20] = [
 pub(crate) struct Events {
     pub(crate) client: Client,
     pub(crate) table: String,
-    pub(crate) provider: Provider,
+    pub(crate) provider: ProviderId,
 }
 
 /// An event without its payload.
 #[derive(Clone, Debug)]
 pub(crate) struct Listed {
-    pub(crate) provider: Provider,
-    pub(crate) stored: Stored,
+    pub(crate) provider: ProviderId,
+    pub(crate) stored: EventRecord,
     pub(crate) row: Value,
 }
 
 impl Listed {
-    pub(crate) fn read(provider: Provider, item: &Item) -> Option<Self> {
+    pub(crate) fn read(provider: ProviderId, item: &Item) -> Option<Self> {
         Some(Self {
             provider,
-            stored: stored(item)?,
+            stored: read_event_record(item)?,
             row: json(item),
         })
     }
@@ -105,7 +105,7 @@ impl Events {
     pub(crate) async fn item(&self, id: &EventId) -> Result<Option<Item>> {
         let get = self.client.get_item().table_name(&self.table);
         let got = get
-            .key("event_id", s(id.as_str()))
+            .key("event_id", string_value(id.as_str()))
             .consistent_read(true)
             .send()
             .await;
@@ -130,7 +130,7 @@ impl Events {
                 let wanted: Vec<EventId> = entries
                     .iter()
                     .filter(|entry| selection.may_match(&json(entry)))
-                    .filter_map(|entry| EventId::parse(text(entry, "event_id")?).ok())
+                    .filter_map(|entry| EventId::parse(read_text(entry, "event_id")?).ok())
                     .collect();
                 let rows = self.rows(&wanted).await?;
                 let rows = rows
@@ -174,9 +174,9 @@ impl Events {
                 "#partition = :partition AND received_at BETWEEN :since AND :until",
             )
             .expression_attribute_names("#partition", column)
-            .expression_attribute_values(":partition", s(value))
-            .expression_attribute_values(":since", s(since))
-            .expression_attribute_values(":until", s(selection.until.to_string()))
+            .expression_attribute_values(":partition", string_value(value))
+            .expression_attribute_values(":since", string_value(since))
+            .expression_attribute_values(":until", string_value(selection.until.to_string()))
             .scan_index_forward(false)
             .set_exclusive_start_key(start)
             .send()
@@ -194,7 +194,8 @@ impl Events {
             .collect();
         let projection = WITHOUT_PAYLOAD.map(|name| format!("#{name}")).join(", ");
         for ids in ids.chunks(KEYS_MAX) {
-            let key = |id: &EventId| Item::from([("event_id".to_owned(), s(id.as_str()))]);
+            let key =
+                |id: &EventId| Item::from([("event_id".to_owned(), string_value(id.as_str()))]);
             let mut keys: Vec<Item> = ids.iter().map(key).collect();
             let mut tries = 0;
             while !keys.is_empty() {
@@ -236,15 +237,18 @@ impl Events {
     ) -> Result<bool> {
         let outcome = match change {
             Change::Annotate | Change::Send => None,
-            Change::Reopen => Some((Outcome::Pending, None)),
-            Change::Park => Some((Outcome::Parked, Some(ParkReason::ByHand.as_str()))),
-            Change::Fail => Some((Outcome::Failed, Some("its dead letter was purged by hand"))),
+            Change::Reopen => Some((EventOutcome::Pending, None)),
+            Change::Park => Some((EventOutcome::Parked, Some(ParkReason::ByHand.as_str()))),
+            Change::Fail => Some((
+                EventOutcome::Failed,
+                Some("its dead letter was purged by hand"),
+            )),
         };
         let mut update = self
             .client
             .update_item()
             .table_name(&self.table)
-            .key("event_id", s(id.as_str()))
+            .key("event_id", string_value(id.as_str()))
             .expression_attribute_values(":note", AttributeValue::L(vec![note]))
             .expression_attribute_values(":none", AttributeValue::L(Vec::new()));
         let mut sets = "SET notes = list_append(if_not_exists(notes, :none), :note)".to_owned();
@@ -252,12 +256,12 @@ impl Events {
             sets.push_str(", #open = :outcome, processing_outcome = :outcome, #processed = :false");
             update = update
                 .expression_attribute_names("#open", "open")
-                .expression_attribute_values(":outcome", s(outcome.as_str()))
+                .expression_attribute_values(":outcome", string_value(outcome.as_str()))
                 .expression_attribute_values(":false", AttributeValue::Bool(false));
             match reason {
                 Some(reason) => {
                     sets.push_str(", processing_error = :reason");
-                    update = update.expression_attribute_values(":reason", s(reason));
+                    update = update.expression_attribute_values(":reason", string_value(reason));
                 }
                 None => sets.push_str(" REMOVE processing_error, processed_at"),
             }

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, bail};
 use aws_sdk_dynamodb::error::ProvideErrorMetadata as _;
 use billhook_adapters::clock::SystemClock;
-use billhook_adapters::dynamodb::items::{Item, s};
-use billhook_core::ids::{AccountId, Provider, TenantId};
+use billhook_adapters::dynamodb::items::{Item, string_value};
+use billhook_core::ids::{AccountId, ProviderId, TenantId};
 use billhook_core::inbox::ParkReason;
 use billhook_core::ports::{Clock as _, Ledger as _};
 use clap::{Args, Subcommand};
@@ -140,8 +140,8 @@ fn tenants(text: &str) -> Result<Vec<Tenant>> {
 async fn put(session: &Session, tenant: &Tenant) -> Result<()> {
     let (id, account) = (&tenant.tenant_id, &tenant.stripe_connected_account_id);
     let others = session
-        .ledger(Provider::Stripe)?
-        .tenants_of(account)
+        .ledger(ProviderId::Stripe)?
+        .tenants_by_account(account)
         .await?;
     if let Some(other) = others.iter().find(|other| *other != id) {
         bail!(
@@ -150,14 +150,14 @@ async fn put(session: &Session, tenant: &Tenant) -> Result<()> {
     }
     let table = session.stack.output(TENANTS.output)?;
     let mut item = Item::from([
-        ("tenant_id".to_owned(), s(id.as_str())),
+        ("tenant_id".to_owned(), string_value(id.as_str())),
         (
             "stripe_connected_account_id".to_owned(),
-            s(account.as_str()),
+            string_value(account.as_str()),
         ),
     ]);
     if let Some(name) = &tenant.name {
-        item.insert("name".to_owned(), s(name));
+        item.insert("name".to_owned(), string_value(name));
     }
     let put = session
         .dynamodb

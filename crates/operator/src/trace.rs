@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result};
 use billhook_adapters::clock::SystemClock;
-use billhook_adapters::dynamodb::inbox::kept;
-use billhook_core::entity::{Columns, Derived, Entity, EntityKey, Facts};
+use billhook_adapters::dynamodb::inbox::read_stored_event;
+use billhook_core::entity::{Entity, EntityFacts, EntityKey, GuardedColumns, LastDerived};
 use billhook_core::ids::{
-    EventId, OrderId, PaymentIntentId, PieceId, Provider, StatementId, TenantId,
+    EventId, OrderId, PaymentIntentId, PieceId, ProviderId, StatementId, TenantId,
 };
-use billhook_core::ports::{Clock as _, Kept, Ledger as _, Payload, PaymentKey};
-use billhook_core::route::{self, Claim};
+use billhook_core::ports::{Clock as _, Ledger as _, PaymentKey, StoredEvent, StoredPayload};
+use billhook_core::route::{self, EventFacts};
 use billhook_core::time::Timestamp;
 use clap::Args;
 use serde_json::{Value, json};
@@ -52,7 +52,7 @@ pub(crate) struct Trace {
 /// An event with what it states.
 struct Told {
     listed: Listed,
-    claim: Option<Claim>,
+    claim: Option<EventFacts>,
 }
 
 /// One line of the story.
@@ -85,9 +85,9 @@ pub(crate) async fn run(trace: Trace, session: &Session, output: Output) -> Resu
     }
     let mut entities = Vec::new();
     for key in found.entities.clone() {
-        let ledger = session.ledger(Provider::Stripe)?;
+        let ledger = session.ledger(ProviderId::Stripe)?;
         let mut rows = ledger
-            .rows(&BTreeSet::from([key.clone()]), &BTreeSet::new())
+            .load_rows(&BTreeSet::from([key.clone()]), &BTreeSet::new())
             .await?;
         let Some((entity, _)) = rows.entities.remove(&key) else {
             continue;
@@ -139,14 +139,15 @@ impl Found {
             return self.by_correlation(session, uuid).await;
         }
         if let Ok(intent) = PaymentIntentId::parse(id) {
-            let ledger = session.ledger(Provider::Stripe)?;
-            self.entities.extend(ledger.bearing_intent(&intent).await?);
+            let ledger = session.ledger(ProviderId::Stripe)?;
+            self.entities
+                .extend(ledger.entities_by_payment_intent(&intent).await?);
             let payment = PaymentKey {
                 account: None,
                 intent,
             };
             let rows = ledger
-                .rows(&BTreeSet::new(), &BTreeSet::from([payment]))
+                .load_rows(&BTreeSet::new(), &BTreeSet::from([payment]))
                 .await?;
             for row in rows.payments.into_values() {
                 self.entities.extend(row.entity);
@@ -160,9 +161,9 @@ impl Found {
             .iter()
             .any(|kind| id.starts_with(kind))
         {
-            let ledger = session.ledger(Provider::Lob)?;
+            let ledger = session.ledger(ProviderId::Lob)?;
             self.entities
-                .extend(ledger.bearing_piece(&PieceId::parse(id)?).await?);
+                .extend(ledger.statements_by_piece(&PieceId::parse(id)?).await?);
             return self.by_object(session, trace).await;
         }
         for (table, key) in [
@@ -187,13 +188,13 @@ impl Found {
         if self.events.contains_key(id) {
             return Ok(());
         }
-        for provider in [Provider::Stripe, Provider::Lob] {
+        for provider in [ProviderId::Stripe, ProviderId::Lob] {
             let Some(item) = session.events(provider)?.item(id).await? else {
                 continue;
             };
             let listed =
                 Listed::read(provider, &item).context("the event's row is none of ours")?;
-            let claim = kept(&item).and_then(|kept| claim(session, provider, &kept));
+            let claim = read_stored_event(&item).and_then(|kept| claim(session, provider, &kept));
             self.events.insert(id.clone(), Told { listed, claim });
         }
         Ok(())
@@ -242,7 +243,7 @@ impl Found {
             return Ok(());
         };
         let selection = Filter::around(at);
-        for provider in [Provider::Stripe, Provider::Lob] {
+        for provider in [ProviderId::Stripe, ProviderId::Lob] {
             for listed in session
                 .events(provider)?
                 .list(&selection, usize::MAX)
@@ -257,12 +258,12 @@ impl Found {
     }
 }
 
-fn claim(session: &Session, provider: Provider, kept: &Kept) -> Option<Claim> {
-    let Payload::Intact(body) = &kept.payload else {
+fn claim(session: &Session, provider: ProviderId, kept: &StoredEvent) -> Option<EventFacts> {
+    let StoredPayload::Intact(body) = &kept.payload else {
         return None;
     };
     let account = kept.stored.account.as_ref();
-    route::read(provider, session.stack.is_live(), account, body).ok()
+    route::interpret(provider, session.stack.is_live(), account, body).ok()
 }
 
 /// The entity that an event went into, or would.
@@ -275,11 +276,11 @@ async fn whose(session: &Session, told: &Told) -> Result<Option<EntityKey>> {
     }
     let ledger = session.ledger(told.listed.provider)?;
     if let Some(piece) = &claim.piece {
-        return Ok(ledger.bearing_piece(piece).await?.into_iter().next());
+        return Ok(ledger.statements_by_piece(piece).await?.into_iter().next());
     }
     if claim.about_account {
         let tenants = match &told.listed.stored.account {
-            Some(account) => ledger.tenants_of(account).await?,
+            Some(account) => ledger.tenants_by_account(account).await?,
             None => Vec::new(),
         };
         return Ok(tenants.into_iter().next().map(EntityKey::Tenant));
@@ -292,12 +293,16 @@ async fn whose(session: &Session, told: &Told) -> Result<Option<EntityKey>> {
         intent: intent.clone(),
     };
     let rows = ledger
-        .rows(&BTreeSet::new(), &BTreeSet::from([payment]))
+        .load_rows(&BTreeSet::new(), &BTreeSet::from([payment]))
         .await?;
     if let Some(entity) = rows.payments.into_values().find_map(|row| row.entity) {
         return Ok(Some(entity));
     }
-    Ok(ledger.bearing_intent(&intent).await?.into_iter().next())
+    Ok(ledger
+        .entities_by_payment_intent(&intent)
+        .await?
+        .into_iter()
+        .next())
 }
 
 fn table(key: &EntityKey) -> Table {
@@ -391,8 +396,8 @@ async fn logged(session: &Session, events: impl Iterator<Item = &Told>) -> Resul
     let mut lines = Vec::new();
     for (at, listed) in arrived.into_iter().take(LOGGED_MAX) {
         let worker = match listed.provider {
-            Provider::Stripe => "StripeWorkerFunction",
-            Provider::Lob => "LobWorkerFunction",
+            ProviderId::Stripe => "StripeWorkerFunction",
+            ProviderId::Lob => "LobWorkerFunction",
         };
         let id = listed.stored.id.as_str();
         for key in [
@@ -469,9 +474,9 @@ fn told_of_entity(entity: &Entity, row: &Value) -> Vec<Line> {
 fn steps<'a>(entity: &Entity, events: impl Iterator<Item = &'a Told>) -> Vec<Line> {
     let mut entity = Entity {
         version: 0,
-        columns: Columns::default(),
-        derived: Derived::default(),
-        facts: Facts::default(),
+        columns: GuardedColumns::default(),
+        derived: LastDerived::default(),
+        facts: EntityFacts::default(),
         ..entity.clone()
     };
     let mut processed: Vec<(Timestamp, &Told)> = events
@@ -485,7 +490,7 @@ fn steps<'a>(entity: &Entity, events: impl Iterator<Item = &'a Told>) -> Vec<Lin
     let mut lines = Vec::new();
     for (at, told) in processed {
         let Some(claim) = &told.claim else { continue };
-        let next = entity.with(claim.facts.clone(), at);
+        let next = entity.apply_facts(claim.facts.clone(), at);
         for (column, before, after) in changed(&entity, &next, at) {
             if column == "timeline" {
                 continue;

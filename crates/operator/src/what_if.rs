@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use anyhow::Result;
 use billhook_adapters::clock::SystemClock;
-use billhook_core::entity::{Derived, Entity, EntityKey, Facts, Next};
-use billhook_core::ids::{AccountId, EventId, PaymentIntentId, PieceId, Provider, TenantId};
-use billhook_core::pointer::{Pointer, Source};
+use billhook_core::entity::{Entity, EntityFacts, EntityKey, EntityUpdate, LastDerived};
+use billhook_core::ids::{AccountId, EventId, PaymentIntentId, PieceId, ProviderId, TenantId};
+use billhook_core::pointer::{EventPointer, EventSource};
 use billhook_core::ports::{
-    Clock as _, Commit, CommitError, Kept, Ledger, PaymentKey, Rows, Unavailable,
+    Clock as _, CommitError, CommitPart, DependencyError, Ledger, LoadedRows, PaymentKey,
+    StoredEvent,
 };
 use billhook_core::time::Timestamp;
-use billhook_core::worker::{Received, Worker};
+use billhook_core::worker::{ReceivedMessage, Worker};
 use serde_json::{Value, json};
 
 use crate::session::Session;
@@ -43,14 +44,14 @@ pub(crate) async fn differences(
             },
             clock: SystemClock,
         };
-        let message = Received {
+        let message = ReceivedMessage {
             message_id: listed.stored.id.to_string(),
-            body: Pointer::to(&listed.stored, Source::ManualReplay),
+            body: EventPointer::message_for(&listed.stored, EventSource::ManualReplay),
             receive_count: 1,
         };
         let deadline = SystemClock.now().after(DEADLINE);
         let reports = worker
-            .work(&[message], deadline, std::future::pending())
+            .process_batch(&[message], deadline, std::future::pending())
             .await;
         for report in reports {
             if let Err(failure) = report.result {
@@ -73,12 +74,12 @@ struct Shown<L> {
 impl<L: Ledger> Ledger for Shown<L> {
     type Row = L::Row;
 
-    async fn events(
+    async fn load_events(
         &self,
-        provider: Provider,
+        provider: ProviderId,
         ids: &BTreeSet<EventId>,
-    ) -> Result<Vec<Kept>, Unavailable> {
-        let mut events = self.ledger.events(provider, ids).await?;
+    ) -> Result<Vec<StoredEvent>, DependencyError> {
+        let mut events = self.ledger.load_events(provider, ids).await?;
         if self.force {
             for kept in &mut events {
                 kept.stored.processed = false;
@@ -87,39 +88,49 @@ impl<L: Ledger> Ledger for Shown<L> {
         Ok(events)
     }
 
-    async fn rows(
+    async fn load_rows(
         &self,
         entities: &BTreeSet<EntityKey>,
         payments: &BTreeSet<PaymentKey>,
-    ) -> Result<Rows<L::Row>, Unavailable> {
-        self.ledger.rows(entities, payments).await
+    ) -> Result<LoadedRows<L::Row>, DependencyError> {
+        self.ledger.load_rows(entities, payments).await
     }
 
-    async fn bearing_intent(
+    async fn entities_by_payment_intent(
         &self,
         intent: &PaymentIntentId,
-    ) -> Result<Vec<EntityKey>, Unavailable> {
-        self.ledger.bearing_intent(intent).await
+    ) -> Result<Vec<EntityKey>, DependencyError> {
+        self.ledger.entities_by_payment_intent(intent).await
     }
 
-    async fn bearing_piece(&self, piece: &PieceId) -> Result<Vec<EntityKey>, Unavailable> {
-        self.ledger.bearing_piece(piece).await
+    async fn statements_by_piece(
+        &self,
+        piece: &PieceId,
+    ) -> Result<Vec<EntityKey>, DependencyError> {
+        self.ledger.statements_by_piece(piece).await
     }
 
-    async fn tenants_of(&self, account: &AccountId) -> Result<Vec<TenantId>, Unavailable> {
-        self.ledger.tenants_of(account).await
+    async fn tenants_by_account(
+        &self,
+        account: &AccountId,
+    ) -> Result<Vec<TenantId>, DependencyError> {
+        self.ledger.tenants_by_account(account).await
     }
 
-    async fn commit(&self, _: Provider, commits: &[Commit<'_, L::Row>]) -> Result<(), CommitError> {
+    async fn commit(
+        &self,
+        _: ProviderId,
+        commits: &[CommitPart<'_, L::Row>],
+    ) -> Result<(), CommitError> {
         if let Ok(mut shown) = self.rows.lock() {
-            shown.extend(commits.iter().flat_map(rows));
+            shown.extend(commits.iter().flat_map(load_rows));
         }
         Ok(())
     }
 }
 
 /// What a commit would change: a row for each column, and for each of its events.
-fn rows<R>(commit: &Commit<'_, R>) -> Vec<Value> {
+fn load_rows<R>(commit: &CommitPart<'_, R>) -> Vec<Value> {
     let changes = commit
         .entity
         .map(|(entity, _, next)| (entity.key.to_string(), changed(entity, next, commit.now)));
@@ -144,8 +155,12 @@ fn rows<R>(commit: &Commit<'_, R>) -> Vec<Value> {
 }
 
 /// The columns of an entity that differ, before and after.
-pub(crate) fn changed(entity: &Entity, next: &Next, now: Timestamp) -> Vec<(String, Value, Value)> {
-    let was = entity.with(Facts::default(), now);
+pub(crate) fn changed(
+    entity: &Entity,
+    next: &EntityUpdate,
+    now: Timestamp,
+) -> Vec<(String, Value, Value)> {
+    let was = entity.apply_facts(EntityFacts::default(), now);
     let mut changes = Vec::new();
     let mut change = |column: &str, before: Value, after: Value| {
         if before != after {
@@ -161,17 +176,17 @@ pub(crate) fn changed(entity: &Entity, next: &Next, now: Timestamp) -> Vec<(Stri
         let before = before.get(column).cloned().unwrap_or(Value::Null);
         change(column, before, after.clone());
     }
-    let reasons = |derived: &Derived| json!(derived.review_reasons);
+    let reasons = |derived: &LastDerived| json!(derived.review_reasons);
     change(
         "reviewReasons",
         reasons(&entity.derived),
         reasons(&next.derived),
     );
-    let refunded = |next: &Next| json!(next.standing.amount_refunded);
+    let refunded = |next: &EntityUpdate| json!(next.standing.amount_refunded);
     change("amountRefunded", refunded(&was), refunded(next));
-    let tenants = |next: &Next| json!(next.account.status.as_str());
+    let tenants = |next: &EntityUpdate| json!(next.account.status.as_str());
     change("stripeStatus", tenants(&was), tenants(next));
-    let kinds = |next: &Next| -> Value {
+    let kinds = |next: &EntityUpdate| -> Value {
         next.timeline()
             .into_iter()
             .map(|entry| entry.kind)
@@ -183,7 +198,7 @@ pub(crate) fn changed(entity: &Entity, next: &Next, now: Timestamp) -> Vec<(Stri
 
 #[cfg(test)]
 mod tests {
-    use billhook_core::entity::Columns;
+    use billhook_core::entity::GuardedColumns;
     use billhook_core::event::stripe;
     use billhook_core::ids::OrderId;
     use billhook_core::money::{Currency, Money};
@@ -194,13 +209,13 @@ mod tests {
     fn a_payment_shows_what_it_changes_and_the_same_again_changes_nothing() {
         let event = br#"{"id":"evt_1","type":"payment_intent.succeeded","created":1781000000,"data":{"object":{"id":"pi_1",
             "object":"payment_intent","amount_received":4200,"currency":"usd"}}}"#;
-        let event = stripe::Event::parse(event).unwrap();
-        let payment = billhook_core::payment::read::facts(&event)
+        let event = stripe::StripeEvent::parse(event).unwrap();
+        let payment = billhook_core::payment::read::read_payment_facts(&event)
             .unwrap()
             .unwrap();
-        let paid = Facts {
+        let paid = EntityFacts {
             payment,
-            ..Facts::default()
+            ..EntityFacts::default()
         };
         let now = Timestamp::from_unix_s(1_781_000_000).unwrap();
         let due = Money {
@@ -217,14 +232,14 @@ mod tests {
             session: None,
             user: None,
             mailed: None,
-            columns: Columns {
+            columns: GuardedColumns {
                 status: Some("pending".to_owned()),
-                ..Columns::default()
+                ..GuardedColumns::default()
             },
-            derived: Derived::default(),
-            facts: Facts::default(),
+            derived: LastDerived::default(),
+            facts: EntityFacts::default(),
         };
-        let next = order.with(paid.clone(), now);
+        let next = order.apply_facts(paid.clone(), now);
         let changes = changed(&order, &next, now);
         assert!(
             changes.contains(&("status".to_owned(), json!("pending"), json!("completed"))),
@@ -241,6 +256,6 @@ mod tests {
         order.columns = next.derived.columns.clone();
         order.derived = next.derived.clone();
         order.facts = next.facts.clone();
-        assert_eq!(changed(&order, &order.with(paid, now), now), []);
+        assert_eq!(changed(&order, &order.apply_facts(paid, now), now), []);
     }
 }

@@ -5,21 +5,21 @@
 
 use std::process::ExitCode;
 
-use billhook_adapters::batch::{CONNECTIONS, settle};
+use billhook_adapters::batch::{CONNECTIONS, handle_batch};
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::config::StripeWorkerConfig;
-use billhook_adapters::dynamodb::ledger::{DynamoLedger, Tables};
-use billhook_adapters::lambda::{run, serve};
-use billhook_core::ids::Provider;
+use billhook_adapters::dynamodb::ledger::{DynamoLedger, TableNames};
+use billhook_adapters::lambda::{run_function, serve_events};
+use billhook_core::ids::ProviderId;
 use billhook_core::worker::Worker;
 
 fn main() -> ExitCode {
-    run(
+    run_function(
         "stripe-worker",
         StripeWorkerConfig::from_env,
         async |config, aws| {
             aws.warm(CONNECTIONS, 0).await;
-            let tables = Tables {
+            let tables = TableNames {
                 events: config.stripe_events_table,
                 orders: Some(config.orders_table),
                 statements: config.statements_table,
@@ -27,12 +27,12 @@ fn main() -> ExitCode {
                 payments: Some(config.payments_table),
             };
             let worker = Worker {
-                provider: Provider::Stripe,
-                live_mode: config.stage.live,
+                provider: ProviderId::Stripe,
+                live_mode: config.environment.live,
                 ledger: DynamoLedger::new(aws.dynamodb().clone(), tables, SystemClock),
                 clock: SystemClock,
             };
-            serve(async |event| settle(&worker, event).await).await
+            serve_events(async |event| handle_batch(&worker, event).await).await
         },
     )
 }

@@ -5,22 +5,25 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use billhook_core::cleanup::OpenPayment;
-use billhook_core::entity::{Columns, Derived, Entity, EntityKey, Facts, Next};
+use billhook_core::cleanup::CancellablePayment;
+use billhook_core::entity::{
+    Entity, EntityFacts, EntityKey, EntityUpdate, GuardedColumns, LastDerived,
+};
 use billhook_core::event::stripe_types::{IntentStatus, SessionStatus};
 use billhook_core::ids::{
-    AccountId, CheckoutSessionId, EventId, OrderId, PaymentIntentId, PieceId, Provider, TenantId,
+    AccountId, CheckoutSessionId, EventId, OrderId, PaymentIntentId, PieceId, ProviderId, TenantId,
 };
-use billhook_core::inbox::{NewEvent, Outcome, Recorded, Stored};
-use billhook_core::jobs::Progress;
+use billhook_core::inbox::{EventOutcome, EventRecord, NewEvent, RecordResult};
+use billhook_core::jobs::Checkpoint;
 use billhook_core::money::{Currency, Money};
 use billhook_core::ports::{
-    AccountsPage, Clock, Commit, CommitError, EventsPage, FindFailedOrders, FindKnownEvents,
-    FindOpenEvents, KeepProgress, Kept, Ledger, ListAccounts, ListEvents, ListEventsError,
-    Nominated, OpenEvent, OpenPage, Pause, Payload, PaymentKey, PaymentRow, PaymentWrite,
-    PaymentsAtStripe, ReadSigningKeys, RecordEvent, Rows, SendMessage, Unavailable,
+    AccountsPage, CheckpointStore, Clock, CommitError, CommitPart, DependencyError, EventsPage,
+    FailedOrderPage, FindFailedOrders, FindKnownEvents, FindUnfinishedEvents, Ledger, ListAccounts,
+    ListEvents, ListEventsError, LoadedRows, Pause, PaymentKey, PaymentRow, PaymentWrite,
+    PaymentsAtStripe, ReadSigningKeys, RecordEvent, SendMessage, StoredEvent, StoredPayload,
+    UnfinishedEvent, UnfinishedPage,
 };
-use billhook_core::reconcile::Span;
+use billhook_core::reconcile::ListingSpan;
 use billhook_core::retry::Disposition;
 use billhook_core::signature::{SigningKey, SigningKeys};
 use billhook_core::time::Timestamp;
@@ -29,17 +32,17 @@ use uuid::Uuid;
 
 /// The page of those of these events that are open so, as the index has it.
 pub(crate) fn open_page<'a>(
-    stored: impl Iterator<Item = &'a Stored>,
-    outcome: Outcome,
+    stored: impl Iterator<Item = &'a EventRecord>,
+    outcome: EventOutcome,
     until: Timestamp,
-    after: Option<&OpenEvent>,
+    after: Option<&UnfinishedEvent>,
     limit: usize,
-) -> OpenPage {
-    let key = |event: &OpenEvent| (event.received_at, event.id.clone());
-    let mut events: Vec<OpenEvent> = stored
+) -> UnfinishedPage {
+    let key = |event: &UnfinishedEvent| (event.received_at, event.id.clone());
+    let mut events: Vec<UnfinishedEvent> = stored
         .filter(|stored| !stored.processed && stored.outcome == outcome)
         .filter_map(|stored| {
-            Some(OpenEvent {
+            Some(UnfinishedEvent {
                 id: stored.id.clone(),
                 received_at: stored.received_at?,
             })
@@ -50,7 +53,7 @@ pub(crate) fn open_page<'a>(
     events.sort_by_key(key);
     events.truncate(limit);
     let next = events.last().filter(|_| events.len() == limit).cloned();
-    OpenPage { events, next }
+    UnfinishedPage { events, next }
 }
 
 /// A row as the application makes it: 42.00 usd are due, and nothing else is known.
@@ -68,9 +71,9 @@ pub fn entity(key: EntityKey) -> Entity {
         user: None,
         mailed: None,
         account: None,
-        columns: Columns::default(),
-        derived: Derived::default(),
-        facts: Facts::default(),
+        columns: GuardedColumns::default(),
+        derived: LastDerived::default(),
+        facts: EntityFacts::default(),
     }
 }
 
@@ -106,8 +109,8 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
         .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-fn unreachable(doing: &str) -> Unavailable {
-    Unavailable {
+fn unreachable(doing: &str) -> DependencyError {
+    DependencyError {
         doing: doing.to_owned(),
         disposition: Disposition::OutcomeUnknown,
         cause: "planned failure".into(),
@@ -187,11 +190,11 @@ impl ReadSigningKeys for KnownKeys {
         self.cached.clone()
     }
 
-    async fn refreshed(&self) -> Option<SigningKeys> {
+    async fn refresh_after_mismatch(&self) -> Option<SigningKeys> {
         self.fresh.clone()
     }
 
-    async fn held(&self) -> SigningKeys {
+    async fn cached_keys(&self) -> SigningKeys {
         self.cached.clone()
     }
 }
@@ -200,7 +203,7 @@ impl ReadSigningKeys for KnownKeys {
 #[derive(Debug, Default)]
 pub struct MemoryQueue {
     /// (provider, group, deduplication id, body)
-    pub sent: Mutex<Vec<(Provider, String, String, String)>>,
+    pub sent: Mutex<Vec<(ProviderId, String, String, String)>>,
     /// Calls, the failed ones too.
     pub calls: Mutex<usize>,
     /// Failures to come.
@@ -210,11 +213,11 @@ pub struct MemoryQueue {
 impl SendMessage for MemoryQueue {
     async fn send(
         &self,
-        provider: Provider,
+        provider: ProviderId,
         group: &str,
         deduplication_id: &str,
         body: &str,
-    ) -> Result<(), Unavailable> {
+    ) -> Result<(), DependencyError> {
         *lock(&self.calls) += 1;
         let fault = self.plan.next();
         if fault != Some(Fault::Before) {
@@ -241,11 +244,11 @@ impl SendMessage for MemoryQueue {
 impl SendMessage for &MemoryQueue {
     async fn send(
         &self,
-        provider: Provider,
+        provider: ProviderId,
         group: &str,
         deduplication_id: &str,
         body: &str,
-    ) -> Result<(), Unavailable> {
+    ) -> Result<(), DependencyError> {
         (*self).send(provider, group, deduplication_id, body).await
     }
 }
@@ -254,7 +257,7 @@ impl SendMessage for &MemoryQueue {
 #[derive(Clone, Debug)]
 pub struct EventRow {
     /// Without the payload.
-    pub stored: Stored,
+    pub stored: EventRecord,
     /// The payload.
     pub payload: Vec<u8>,
     /// `processing_error`.
@@ -291,7 +294,7 @@ pub struct MemoryTables {
     /// Runs before each commit takes effect, to lose a race.
     pub before_commit: Mutex<VecDeque<fn(&MemoryTables)>>,
     /// How far each job came.
-    pub jobs: Mutex<BTreeMap<String, Progress>>,
+    pub jobs: Mutex<BTreeMap<String, Checkpoint>>,
     /// Runs as each call begins.
     pub hook: Hook,
 }
@@ -328,7 +331,7 @@ impl MemoryTables {
         *lock(&self.calls).entry(call).or_default() += 1;
     }
 
-    fn read(&self, call: &'static str) -> Result<(), Unavailable> {
+    fn read(&self, call: &'static str) -> Result<(), DependencyError> {
         self.count(call);
         match self.reads.next() {
             Some(_) => Err(unreachable(call)),
@@ -338,7 +341,7 @@ impl MemoryTables {
 }
 
 impl RecordEvent for &MemoryTables {
-    async fn record(&self, event: &NewEvent<'_>) -> Result<Recorded, Unavailable> {
+    async fn record(&self, event: &NewEvent<'_>) -> Result<RecordResult, DependencyError> {
         self.count("record");
         let fault = self.writes.next();
         if fault == Some(Fault::Before) {
@@ -346,7 +349,7 @@ impl RecordEvent for &MemoryTables {
         }
         let mut events = lock(&self.events);
         let row = EventRow {
-            stored: event.stored(),
+            stored: event.to_record(),
             payload: event.raw_body.to_vec(),
             error: None,
             attempts: 0,
@@ -362,7 +365,7 @@ impl RecordEvent for &MemoryTables {
         };
         match fault {
             Some(Fault::AnswerLost) => Err(unreachable("record")),
-            _ => Ok(known.map_or(Recorded::New, Recorded::Known)),
+            _ => Ok(known.map_or(RecordResult::New, RecordResult::Known)),
         }
     }
 }
@@ -372,7 +375,7 @@ impl FindFailedOrders for &MemoryTables {
         &self,
         after: Option<&str>,
         limit: usize,
-    ) -> Result<Nominated, Unavailable> {
+    ) -> Result<FailedOrderPage, DependencyError> {
         self.read("failed_orders")?;
         let all = lock(&self.entities);
         let failed = all
@@ -386,21 +389,26 @@ impl FindFailedOrders for &MemoryTables {
         let orders: Vec<OrderId> = failed.take(limit).collect();
         let last = orders.last().filter(|_| orders.len() == limit);
         let next = last.map(ToString::to_string);
-        Ok(Nominated { orders, next })
+        Ok(FailedOrderPage { orders, next })
     }
 }
 
-impl KeepProgress for &MemoryTables {
-    async fn progress(&self, job: &str) -> Result<Progress, Unavailable> {
+impl CheckpointStore for &MemoryTables {
+    async fn load_checkpoint(&self, job: &str) -> Result<Checkpoint, DependencyError> {
         self.read("progress")?;
         Ok(lock(&self.jobs).get(job).cloned().unwrap_or_default())
     }
 
-    async fn keep(&self, job: &str, read: &Progress, next: &Progress) -> Result<bool, Unavailable> {
+    async fn save_checkpoint(
+        &self,
+        job: &str,
+        read: &Checkpoint,
+        next: &Checkpoint,
+    ) -> Result<bool, DependencyError> {
         self.read("keep")?;
         let mut jobs = lock(&self.jobs);
         let stands = jobs.entry(job.to_owned()).or_default();
-        let is_as_read = stands.created_s == read.created_s;
+        let is_as_read = stands.done_through_s == read.done_through_s;
         if is_as_read {
             *stands = next.clone();
         }
@@ -408,29 +416,35 @@ impl KeepProgress for &MemoryTables {
     }
 }
 
-impl FindOpenEvents for &MemoryTables {
-    async fn open_events(
+impl FindUnfinishedEvents for &MemoryTables {
+    async fn unfinished_events(
         &self,
-        outcome: Outcome,
+        outcome: EventOutcome,
         until: Timestamp,
-        after: Option<&OpenEvent>,
+        after: Option<&UnfinishedEvent>,
         limit: usize,
-    ) -> Result<OpenPage, Unavailable> {
+    ) -> Result<UnfinishedPage, DependencyError> {
         self.read("open_events")?;
         let rows = lock(&self.events);
         let stored = rows.values().map(|row| &row.stored);
         Ok(open_page(stored, outcome, until, after, limit))
     }
 
-    async fn count_open(&self, outcome: Outcome, until: Timestamp) -> Result<usize, Unavailable> {
-        let page = self.open_events(outcome, until, None, usize::MAX).await?;
+    async fn count_unfinished(
+        &self,
+        outcome: EventOutcome,
+        until: Timestamp,
+    ) -> Result<usize, DependencyError> {
+        let page = self
+            .unfinished_events(outcome, until, None, usize::MAX)
+            .await?;
         Ok(page.events.len())
     }
 
-    async fn reasons(
+    async fn load_with_reasons(
         &self,
         ids: &BTreeSet<EventId>,
-    ) -> Result<Vec<(Stored, Option<String>)>, Unavailable> {
+    ) -> Result<Vec<(EventRecord, Option<String>)>, DependencyError> {
         self.read("reasons")?;
         let events = lock(&self.events);
         let rows = ids.iter().filter_map(|id| events.get(id));
@@ -441,7 +455,10 @@ impl FindOpenEvents for &MemoryTables {
 }
 
 impl FindKnownEvents for &MemoryTables {
-    async fn known(&self, ids: &BTreeSet<EventId>) -> Result<BTreeSet<EventId>, Unavailable> {
+    async fn known_events(
+        &self,
+        ids: &BTreeSet<EventId>,
+    ) -> Result<BTreeSet<EventId>, DependencyError> {
         self.read("known")?;
         let events = lock(&self.events);
         Ok(ids
@@ -457,7 +474,7 @@ impl ListAccounts for &MemoryTables {
         &self,
         after: Option<&str>,
         limit: usize,
-    ) -> Result<AccountsPage, Unavailable> {
+    ) -> Result<AccountsPage, DependencyError> {
         self.read("accounts")?;
         let mut tenants = lock(&self.tenants).clone();
         tenants.sort_by(|one, other| one.1.cmp(&other.1));
@@ -503,7 +520,7 @@ fn can_end(status: &IntentStatus) -> bool {
 }
 
 impl MemoryStripe {
-    fn begin(&self, call: &'static str, of: &str, with: &str) -> Result<(), Unavailable> {
+    fn begin(&self, call: &'static str, of: &str, with: &str) -> Result<(), DependencyError> {
         self.hook.run();
         lock(&self.calls).push((call, of.to_owned(), with.to_owned()));
         match self.plan.next() {
@@ -543,9 +560,9 @@ impl MemoryStripe {
 }
 
 impl PaymentsAtStripe for &MemoryStripe {
-    type Error = Unavailable;
+    type Error = DependencyError;
 
-    async fn status(&self, payment: &OpenPayment) -> Result<IntentStatus, Unavailable> {
+    async fn status(&self, payment: &CancellablePayment) -> Result<IntentStatus, DependencyError> {
         let intent = payment.intent.as_str();
         self.begin("status", intent, "")?;
         Ok(self.intent(intent))
@@ -553,8 +570,8 @@ impl PaymentsAtStripe for &MemoryStripe {
 
     async fn open_session(
         &self,
-        payment: &OpenPayment,
-    ) -> Result<Option<CheckoutSessionId>, Unavailable> {
+        payment: &CancellablePayment,
+    ) -> Result<Option<CheckoutSessionId>, DependencyError> {
         let intent = payment.intent.as_str();
         self.begin("open_session", intent, "")?;
         let sessions = lock(&self.sessions);
@@ -566,10 +583,10 @@ impl PaymentsAtStripe for &MemoryStripe {
 
     async fn expire(
         &self,
-        payment: &OpenPayment,
+        payment: &CancellablePayment,
         session: &CheckoutSessionId,
         idempotency_key: &str,
-    ) -> Result<SessionStatus, Unavailable> {
+    ) -> Result<SessionStatus, DependencyError> {
         self.begin("expire", session.as_str(), idempotency_key)?;
         let mut sessions = lock(&self.sessions);
         let Some((_, status)) = sessions.get_mut(session.as_str()) else {
@@ -584,9 +601,9 @@ impl PaymentsAtStripe for &MemoryStripe {
 
     async fn cancel(
         &self,
-        payment: &OpenPayment,
+        payment: &CancellablePayment,
         idempotency_key: &str,
-    ) -> Result<IntentStatus, Unavailable> {
+    ) -> Result<IntentStatus, DependencyError> {
         let intent = payment.intent.as_str();
         self.begin("cancel", intent, idempotency_key)?;
         let of_open_session = lock(&self.sessions)
@@ -600,14 +617,14 @@ impl PaymentsAtStripe for &MemoryStripe {
 }
 
 impl ListEvents for &MemoryStripe {
-    async fn events(
+    async fn list_events(
         &self,
         account: Option<&AccountId>,
         types: &[&str],
-        span: &Span,
+        span: &ListingSpan,
     ) -> Result<EventsPage, ListEventsError> {
         let account = account.map_or("", AccountId::as_str);
-        let failed = |error: Unavailable| ListEventsError::Failed(error.doing);
+        let failed = |error: DependencyError| ListEventsError::Failed(error.doing);
         self.begin("events", types.first().unwrap_or(&""), account)
             .map_err(failed)?;
         if lock(&self.refused).contains(account) {
@@ -648,7 +665,11 @@ impl ListEvents for &MemoryStripe {
 impl Ledger for &MemoryTables {
     type Row = ();
 
-    async fn events(&self, _: Provider, ids: &BTreeSet<EventId>) -> Result<Vec<Kept>, Unavailable> {
+    async fn load_events(
+        &self,
+        _: ProviderId,
+        ids: &BTreeSet<EventId>,
+    ) -> Result<Vec<StoredEvent>, DependencyError> {
         self.read("events")?;
         if self.hangs.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
@@ -657,19 +678,19 @@ impl Ledger for &MemoryTables {
         Ok(ids
             .iter()
             .filter_map(|id| events.get(id))
-            .map(|row| Kept {
+            .map(|row| StoredEvent {
                 stored: row.stored.clone(),
-                payload: Payload::Intact(row.payload.clone()),
+                payload: StoredPayload::Intact(row.payload.clone()),
                 row_bytes: row.payload.len(),
             })
             .collect())
     }
 
-    async fn rows(
+    async fn load_rows(
         &self,
         entities: &BTreeSet<EntityKey>,
         payments: &BTreeSet<PaymentKey>,
-    ) -> Result<Rows<()>, Unavailable> {
+    ) -> Result<LoadedRows<()>, DependencyError> {
         self.read("rows")?;
         let all = lock(&self.entities);
         let found = entities
@@ -679,17 +700,17 @@ impl Ledger for &MemoryTables {
         let linked = payments
             .iter()
             .filter_map(|key| Some((key.clone(), rows.get(&key.row_key())?.clone())));
-        Ok(Rows {
+        Ok(LoadedRows {
             entities: found.collect(),
             unreadable: BTreeMap::new(),
             payments: linked.collect(),
         })
     }
 
-    async fn bearing_intent(
+    async fn entities_by_payment_intent(
         &self,
         intent: &PaymentIntentId,
-    ) -> Result<Vec<EntityKey>, Unavailable> {
+    ) -> Result<Vec<EntityKey>, DependencyError> {
         self.read("bearing_intent")?;
         if let Some(key) = lock(&self.stale).get(intent.as_str()) {
             return Ok(vec![key.clone()]);
@@ -702,7 +723,10 @@ impl Ledger for &MemoryTables {
             .collect())
     }
 
-    async fn bearing_piece(&self, piece: &PieceId) -> Result<Vec<EntityKey>, Unavailable> {
+    async fn statements_by_piece(
+        &self,
+        piece: &PieceId,
+    ) -> Result<Vec<EntityKey>, DependencyError> {
         self.read("bearing_piece")?;
         if let Some(key) = lock(&self.stale).get(piece.as_str()) {
             return Ok(vec![key.clone()]);
@@ -715,7 +739,10 @@ impl Ledger for &MemoryTables {
             .collect())
     }
 
-    async fn tenants_of(&self, account: &AccountId) -> Result<Vec<TenantId>, Unavailable> {
+    async fn tenants_by_account(
+        &self,
+        account: &AccountId,
+    ) -> Result<Vec<TenantId>, DependencyError> {
         self.read("tenants_of")?;
         Ok(lock(&self.tenants)
             .iter()
@@ -724,7 +751,11 @@ impl Ledger for &MemoryTables {
             .collect())
     }
 
-    async fn commit(&self, _: Provider, commits: &[Commit<'_, ()>]) -> Result<(), CommitError> {
+    async fn commit(
+        &self,
+        _: ProviderId,
+        commits: &[CommitPart<'_, ()>],
+    ) -> Result<(), CommitError> {
         self.count("commit");
         let stuck = lock(&self.stuck).clone();
         let keys = commits
@@ -748,8 +779,9 @@ impl Ledger for &MemoryTables {
         let concluded = || commits.iter().flat_map(|commit| &commit.events);
         let writes = || commits.iter().flat_map(|commit| &commit.payments);
         if let Some(most) = *lock(&self.facts_bytes_max) {
-            let bytes =
-                |next: &Next| serde_json::to_string(&next.facts).map_or(0, |facts| facts.len());
+            let bytes = |next: &EntityUpdate| {
+                serde_json::to_string(&next.facts).map_or(0, |facts| facts.len())
+            };
             if moves().any(|(.., next)| bytes(next) > most) {
                 return Err(CommitError::Refused("the row is too large".to_owned()));
             }
@@ -768,7 +800,7 @@ impl Ledger for &MemoryTables {
             events
                 .get(&concluded.event)
                 .is_some_and(|row| match concluded.waited {
-                    true => row.stored.outcome != Outcome::Processed,
+                    true => row.stored.outcome != EventOutcome::Processed,
                     false => !row.stored.processed,
                 })
         });
@@ -825,7 +857,7 @@ impl Ledger for &MemoryTables {
 }
 
 /// What DynamoDB refuses whatever the rows hold: two actions of a transaction on one row, or more than 100.
-pub(crate) fn refusal<R>(commits: &[Commit<'_, R>]) -> Option<&'static str> {
+pub(crate) fn refusal<R>(commits: &[CommitPart<'_, R>]) -> Option<&'static str> {
     let mut rows = BTreeSet::new();
     for commit in commits {
         let entity = commit.entity.iter().map(|(read, ..)| read.key.to_string());

@@ -47,11 +47,12 @@ mod tests {
         let tolerance = Duration::from_secs(300);
 
         let header = sign_stripe(b"{}", "whsec_x", now.unix_s());
-        let claim = stripe::claim(Some(&header)).unwrap();
+        let claim = stripe::parse_signature_header(Some(&header)).unwrap();
         assert_eq!(claim.verify(b"{}", &keys, now, tolerance), Ok("test"));
 
         let at = now.unix_ms().to_string();
-        let claim = lob::claim(Some(&sign_lob(b"{}", "whsec_x", &at)), Some(&at)).unwrap();
+        let claim = lob::parse_signature_headers(Some(&sign_lob(b"{}", "whsec_x", &at)), Some(&at))
+            .unwrap();
         assert_eq!(claim.verify(b"{}", &keys, now, tolerance), Ok("test"));
     }
 }

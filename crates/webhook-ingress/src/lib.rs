@@ -7,19 +7,19 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use billhook_adapters::{metrics, telemetry};
-use billhook_core::event::{self, Envelope};
-use billhook_core::ids::{CorrelationId, Provider};
-use billhook_core::inbox::{NewEvent, take_in};
-use billhook_core::json::NotJson;
+use billhook_core::event::{self, EventEnvelope};
+use billhook_core::ids::{CorrelationId, ProviderId};
+use billhook_core::inbox::{NewEvent, accept_event};
+use billhook_core::json::JsonError;
 use billhook_core::ports::{Clock, ReadSigningKeys, RecordEvent, SendMessage};
-use billhook_core::retry::chain;
-use billhook_core::signature::{Reason, SigningKeys, UnverifiedClaim, lob, stripe};
+use billhook_core::retry::error_chain;
+use billhook_core::signature::{SignatureFailure, SigningKeys, UnverifiedSignature, lob, stripe};
 use billhook_core::time::Timestamp;
 use serde_json::json;
 use tracing::Instrument as _;
 use tracing::field::Empty;
 
-use crate::proxy::{Header, Request, Response};
+use crate::proxy::{ProxyRequest, ProxyResponse, SignatureHeader};
 
 pub mod proxy;
 
@@ -30,7 +30,7 @@ const RETRY_AFTER_S: &str = "5";
 
 /// Everything the function needs.
 #[derive(Debug)]
-pub struct Ingress<I, Q, K, C> {
+pub struct WebhookIngress<I, Q, K, C> {
     /// Where events are kept.
     pub inbox: I,
     /// Where pointers go.
@@ -46,23 +46,23 @@ pub struct Ingress<I, Q, K, C> {
 }
 
 /// How a request ends.
-enum Answer {
+enum IngressAnswer {
     Accepted {
         duplicate: bool,
-        envelope: Box<Envelope>,
+        envelope: Box<EventEnvelope>,
         /// The label of the secret that proved it.
         secret: String,
     },
     Health,
-    Refused(Refusal),
+    Refused(IngressRefusal),
 }
 
-enum Refusal {
+enum IngressRefusal {
     NotFound,
     MethodNotAllowed(&'static str),
     BodyTooLarge,
     SignatureInvalid {
-        reason: Reason,
+        reason: SignatureFailure,
         /// The label of the secret that made the signature, where that is known.
         secret: Option<String>,
     },
@@ -70,8 +70,8 @@ enum Refusal {
     Unavailable(String),
 }
 
-impl From<Reason> for Refusal {
-    fn from(reason: Reason) -> Self {
+impl From<SignatureFailure> for IngressRefusal {
+    fn from(reason: SignatureFailure) -> Self {
         Self::SignatureInvalid {
             reason,
             secret: None,
@@ -79,15 +79,15 @@ impl From<Reason> for Refusal {
     }
 }
 
-impl From<NotJson> for Refusal {
-    fn from(error: NotJson) -> Self {
+impl From<JsonError> for IngressRefusal {
+    fn from(error: JsonError) -> Self {
         Self::BodyMalformed(error.to_string())
     }
 }
 
-impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> Ingress<I, Q, K, C> {
+impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> WebhookIngress<I, Q, K, C> {
     /// Answers one request. Never fails: whatever goes wrong is an answer.
-    pub async fn handle(&self, request: Request) -> Response {
+    pub async fn handle(&self, request: ProxyRequest) -> ProxyResponse {
         let arrived_at = self.clock.now();
         let correlation_id = CorrelationId(self.clock.new_id());
         // Of the highest level, so that its fields stand in every line that is written.
@@ -99,34 +99,34 @@ impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> Ingress<I, Q,
             event_type = Empty,
             tenant_hint = Empty,
         );
-        let route = route(&request);
+        let route = route_request(&request);
         let provider = route.as_ref().ok().copied().flatten();
         let answer = match route {
-            Ok(None) => Ok(Answer::Health),
+            Ok(None) => Ok(IngressAnswer::Health),
             Ok(Some(provider)) => {
                 let delivering = self.deliver(provider, &request, correlation_id);
                 delivering.instrument(delivery.clone()).await
             }
             Err(refusal) => Err(refusal),
         };
-        let answer = answer.unwrap_or_else(Answer::Refused);
+        let answer = answer.unwrap_or_else(IngressAnswer::Refused);
         if let Some(provider) = provider {
-            count(provider, &answer, arrived_at.until(self.clock.now()));
+            count_answer(provider, &answer, arrived_at.until(self.clock.now()));
         }
-        telemetry::closing(|| delivery.in_scope(|| log(&answer, correlation_id)));
-        response(answer, correlation_id)
+        telemetry::write_final_line(|| delivery.in_scope(|| log_answer(&answer, correlation_id)));
+        build_response(answer, correlation_id)
     }
 
     async fn deliver(
         &self,
-        provider: Provider,
-        request: &Request,
+        provider: ProviderId,
+        request: &ProxyRequest,
         correlation_id: CorrelationId,
-    ) -> Result<Answer, Refusal> {
-        let raw_body = raw_body(request)?;
+    ) -> Result<IngressAnswer, IngressRefusal> {
+        let raw_body = decode_body(request)?;
         let now = self.clock.now();
         let secret = self.verify(provider, request, &raw_body, now).await?;
-        let envelope = event::envelope(provider, &raw_body)?;
+        let envelope = event::read_envelope(provider, &raw_body)?;
         let new = NewEvent {
             source: provider.into(),
             envelope,
@@ -134,16 +134,16 @@ impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> Ingress<I, Q,
             correlation_id,
             received_at: now,
         };
-        name(&new.envelope);
-        let kept = take_in(&self.inbox, &self.queue, &self.clock, &new).await;
+        record_event_fields(&new.envelope);
+        let kept = accept_event(&self.inbox, &self.queue, &self.clock, &new).await;
         let result = match kept {
             Ok(true) => "duplicate",
             Ok(false) => "accepted",
             Err(_) => "failed",
         };
-        metrics::genuine(provider, &new.envelope.event_type, result);
-        let duplicate = kept.map_err(|error| Refusal::Unavailable(chain(&error)))?;
-        Ok(Answer::Accepted {
+        metrics::count_genuine_delivery(provider, &new.envelope.event_type, result);
+        let duplicate = kept.map_err(|error| IngressRefusal::Unavailable(error_chain(&error)))?;
+        Ok(IngressAnswer::Accepted {
             duplicate,
             envelope: Box::new(new.envelope),
             secret,
@@ -153,20 +153,20 @@ impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> Ingress<I, Q,
     /// The label of the secret that proves the call.
     async fn verify(
         &self,
-        provider: Provider,
-        request: &Request,
+        provider: ProviderId,
+        request: &ProxyRequest,
         raw_body: &[u8],
         now: Timestamp,
-    ) -> Result<String, Refusal> {
-        let claim = claim(provider, request)?;
+    ) -> Result<String, IngressRefusal> {
+        let claim = read_signature(provider, request)?;
         let (reader, other) = match provider {
-            Provider::Stripe => (&self.stripe_keys, &self.lob_keys),
-            Provider::Lob => (&self.lob_keys, &self.stripe_keys),
+            ProviderId::Stripe => (&self.stripe_keys, &self.lob_keys),
+            ProviderId::Lob => (&self.lob_keys, &self.stripe_keys),
         };
         let mut known = reader.signing_keys().await;
         let mut verdict = self.proven_by(&claim, raw_body, &known, now);
-        if verdict == Err(Reason::NoMatch)
-            && let Some(refreshed) = reader.refreshed().await
+        if verdict == Err(SignatureFailure::NoMatch)
+            && let Some(refreshed) = reader.refresh_after_mismatch().await
         {
             metrics::SECRET_REFRESH.count(provider);
             known = refreshed;
@@ -174,26 +174,29 @@ impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> Ingress<I, Q,
         }
         match verdict {
             // The key that would have proven it may be the one we could not read, or do not have yet: our fault.
-            Err(Reason::NoMatch) if !known.unreadable.is_empty() => {
-                Err(Refusal::Unavailable(known.unreadable.join("; ")))
+            Err(SignatureFailure::NoMatch) if !known.unreadable.is_empty() => {
+                Err(IngressRefusal::Unavailable(known.unreadable.join("; ")))
             }
-            Err(Reason::NoMatch) if known.keys.is_empty() => Err(Refusal::Unavailable(format!(
-                "no signing secret of {provider} is set"
-            ))),
-            Err(Reason::NoMatch) => {
-                Err(why_no_match(&claim, raw_body, &known, &other.held().await))
-            }
+            Err(SignatureFailure::NoMatch) if known.keys.is_empty() => Err(
+                IngressRefusal::Unavailable(format!("no signing secret of {provider} is set")),
+            ),
+            Err(SignatureFailure::NoMatch) => Err(explain_mismatch(
+                &claim,
+                raw_body,
+                &known,
+                &other.cached_keys().await,
+            )),
             verdict => Ok(verdict?),
         }
     }
 
     fn proven_by(
         &self,
-        claim: &UnverifiedClaim,
+        claim: &UnverifiedSignature,
         raw_body: &[u8],
         known: &SigningKeys,
         now: Timestamp,
-    ) -> Result<String, Reason> {
+    ) -> Result<String, SignatureFailure> {
         claim
             .verify(raw_body, &known.keys, now, self.tolerance)
             .map(str::to_owned)
@@ -201,7 +204,7 @@ impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> Ingress<I, Q,
 }
 
 /// Whose delivery it is; `None` asks for our health.
-fn route(request: &Request) -> Result<Option<Provider>, Refusal> {
+fn route_request(request: &ProxyRequest) -> Result<Option<ProviderId>, IngressRefusal> {
     let route = request
         .resource
         .as_deref()
@@ -209,20 +212,20 @@ fn route(request: &Request) -> Result<Option<Provider>, Refusal> {
         .unwrap_or_default();
     let method = request.http_method.as_deref().unwrap_or_default();
     match (route, method) {
-        ("/webhooks/stripe", "POST") => Ok(Some(Provider::Stripe)),
-        ("/webhooks/lob", "POST") => Ok(Some(Provider::Lob)),
+        ("/webhooks/stripe", "POST") => Ok(Some(ProviderId::Stripe)),
+        ("/webhooks/lob", "POST") => Ok(Some(ProviderId::Lob)),
         ("/health", "GET") => Ok(None),
-        ("/webhooks/stripe" | "/webhooks/lob", _) => Err(Refusal::MethodNotAllowed("POST")),
-        ("/health", _) => Err(Refusal::MethodNotAllowed("GET")),
-        _ => Err(Refusal::NotFound),
+        ("/webhooks/stripe" | "/webhooks/lob", _) => Err(IngressRefusal::MethodNotAllowed("POST")),
+        ("/health", _) => Err(IngressRefusal::MethodNotAllowed("GET")),
+        _ => Err(IngressRefusal::NotFound),
     }
 }
 
 /// Names the event in every line that follows.
-fn name(envelope: &Envelope) {
+fn record_event_fields(envelope: &EventEnvelope) {
     let delivery = tracing::Span::current();
     delivery.record("event_id", envelope.id.as_str());
-    if envelope.provider == Provider::Stripe {
+    if envelope.provider == ProviderId::Stripe {
         delivery.record("stripe_event_id", envelope.id.as_str());
     }
     delivery.record("event_type", envelope.event_type.as_str());
@@ -232,57 +235,66 @@ fn name(envelope: &Envelope) {
 }
 
 /// Told for who looks into it; the sender gets one answer for all of them.
-fn why_no_match(
-    claim: &UnverifiedClaim,
+fn explain_mismatch(
+    claim: &UnverifiedSignature,
     raw_body: &[u8],
     known: &SigningKeys,
     other: &SigningKeys,
-) -> Refusal {
+) -> IngressRefusal {
     let found = |keys, reason| {
         let key = claim.signed_with(raw_body, keys)?;
-        Some(Refusal::SignatureInvalid {
+        Some(IngressRefusal::SignatureInvalid {
             reason,
             secret: Some(key.label.clone()),
         })
     };
-    found(&known.expired, Reason::SecretExpired)
-        .or_else(|| found(&other.keys, Reason::OtherEndpoint))
-        .unwrap_or(Reason::NoMatch.into())
+    found(&known.expired, SignatureFailure::SecretExpired)
+        .or_else(|| found(&other.keys, SignatureFailure::OtherEndpoint))
+        .unwrap_or(SignatureFailure::NoMatch.into())
 }
 
-fn claim(provider: Provider, request: &Request) -> Result<UnverifiedClaim, Reason> {
-    let header = |header| request.header(header).map_err(|_| Reason::HeaderMalformed);
+fn read_signature(
+    provider: ProviderId,
+    request: &ProxyRequest,
+) -> Result<UnverifiedSignature, SignatureFailure> {
+    let header = |header| {
+        request
+            .header(header)
+            .map_err(|_| SignatureFailure::HeaderMalformed)
+    };
     match provider {
-        Provider::Stripe => stripe::claim(header(Header::StripeSignature)?),
-        Provider::Lob => lob::claim(
-            header(Header::LobSignature)?,
-            header(Header::LobSignatureTimestamp)?,
+        ProviderId::Stripe => {
+            stripe::parse_signature_header(header(SignatureHeader::StripeSignature)?)
+        }
+        ProviderId::Lob => lob::parse_signature_headers(
+            header(SignatureHeader::LobSignature)?,
+            header(SignatureHeader::LobSignatureTimestamp)?,
         ),
     }
 }
 
 /// The exact bytes that were sent.
-fn raw_body(request: &Request) -> Result<Vec<u8>, Refusal> {
+fn decode_body(request: &ProxyRequest) -> Result<Vec<u8>, IngressRefusal> {
     let body = request.body.as_deref().unwrap_or_default();
     // Checked before decoding too: base64 takes four characters for three bytes.
     if body.len() > BODY_BYTES_MAX.div_ceil(3) * 4 {
-        return Err(Refusal::BodyTooLarge);
+        return Err(IngressRefusal::BodyTooLarge);
     }
     let raw_body = if request.is_base64_encoded {
         let decoded = base64_simd::STANDARD.decode_to_vec(body);
         decoded.map_err(|_| {
-            Refusal::BodyMalformed("the gateway's base64 cannot be decoded".to_owned())
+            IngressRefusal::BodyMalformed("the gateway's base64 cannot be decoded".to_owned())
         })?
     } else {
         body.as_bytes().to_vec()
     };
     if raw_body.len() > BODY_BYTES_MAX {
-        return Err(Refusal::BodyTooLarge);
+        return Err(IngressRefusal::BodyTooLarge);
     }
     Ok(raw_body)
 }
 
-fn response(answer: Answer, correlation_id: CorrelationId) -> Response {
+fn build_response(answer: IngressAnswer, correlation_id: CorrelationId) -> ProxyResponse {
     let correlation = correlation_id.to_string();
     let mut headers = BTreeMap::from([
         ("Content-Type", "application/json".to_owned()),
@@ -295,7 +307,7 @@ fn response(answer: Answer, correlation_id: CorrelationId) -> Response {
         )
     };
     let (status_code, body) = match answer {
-        Answer::Accepted {
+        IngressAnswer::Accepted {
             duplicate,
             envelope,
             ..
@@ -308,16 +320,16 @@ fn response(answer: Answer, correlation_id: CorrelationId) -> Response {
                 "correlation_id": correlation,
             }),
         ),
-        Answer::Health => (
+        IngressAnswer::Health => (
             200,
             json!({ "status": "ok", "version": env!("CARGO_PKG_VERSION") }),
         ),
-        Answer::Refused(refusal) => {
+        IngressAnswer::Refused(refusal) => {
             match refusal {
-                Refusal::NotFound => {
+                IngressRefusal::NotFound => {
                     refused(404, "not_found", "there is nothing at this path".to_owned())
                 }
-                Refusal::MethodNotAllowed(allowed) => {
+                IngressRefusal::MethodNotAllowed(allowed) => {
                     headers.insert("Allow", allowed.to_owned());
                     refused(
                         405,
@@ -325,19 +337,19 @@ fn response(answer: Answer, correlation_id: CorrelationId) -> Response {
                         format!("only {allowed} is allowed here"),
                     )
                 }
-                Refusal::BodyTooLarge => refused(
+                IngressRefusal::BodyTooLarge => refused(
                     413,
                     "body_too_large",
                     format!("the body has more than {BODY_BYTES_MAX} bytes"),
                 ),
                 // One answer, whatever is wrong: it must not help a forger.
-                Refusal::SignatureInvalid { .. } => refused(
+                IngressRefusal::SignatureInvalid { .. } => refused(
                     400,
                     "signature_invalid",
                     "the signature does not prove this request".to_owned(),
                 ),
-                Refusal::BodyMalformed(message) => refused(400, "body_malformed", message),
-                Refusal::Unavailable(_) => {
+                IngressRefusal::BodyMalformed(message) => refused(400, "body_malformed", message),
+                IngressRefusal::Unavailable(_) => {
                     headers.insert("Retry-After", RETRY_AFTER_S.to_owned());
                     refused(
                         503,
@@ -348,7 +360,7 @@ fn response(answer: Answer, correlation_id: CorrelationId) -> Response {
             }
         }
     };
-    Response {
+    ProxyResponse {
         status_code,
         headers,
         body: body.to_string(),
@@ -356,11 +368,11 @@ fn response(answer: Answer, correlation_id: CorrelationId) -> Response {
     }
 }
 
-fn log(answer: &Answer, correlation_id: CorrelationId) {
+fn log_answer(answer: &IngressAnswer, correlation_id: CorrelationId) {
     match answer {
-        Answer::Health => {}
-        Answer::Refused(refusal) => log_refusal(refusal, correlation_id),
-        Answer::Accepted {
+        IngressAnswer::Health => {}
+        IngressAnswer::Refused(refusal) => log_refusal(refusal, correlation_id),
+        IngressAnswer::Accepted {
             duplicate,
             envelope,
             secret,
@@ -369,25 +381,25 @@ fn log(answer: &Answer, correlation_id: CorrelationId) {
             "{} correlation_id={correlation_id}",
             match (duplicate, envelope.provider) {
                 (true, _) => "webhook_duplicate",
-                (false, Provider::Stripe) => "stripe_webhook_received",
-                (false, Provider::Lob) => "lob_webhook_received",
+                (false, ProviderId::Stripe) => "stripe_webhook_received",
+                (false, ProviderId::Lob) => "lob_webhook_received",
             },
         ),
     }
 }
 
-fn log_refusal(refusal: &Refusal, correlation_id: CorrelationId) {
+fn log_refusal(refusal: &IngressRefusal, correlation_id: CorrelationId) {
     let (code, reason, secret) = match refusal {
-        Refusal::NotFound => ("not_found", None, None),
-        Refusal::MethodNotAllowed(_) => ("method_not_allowed", None, None),
-        Refusal::BodyTooLarge => ("body_too_large", None, None),
-        Refusal::SignatureInvalid { reason, secret } => (
+        IngressRefusal::NotFound => ("not_found", None, None),
+        IngressRefusal::MethodNotAllowed(_) => ("method_not_allowed", None, None),
+        IngressRefusal::BodyTooLarge => ("body_too_large", None, None),
+        IngressRefusal::SignatureInvalid { reason, secret } => (
             "signature_invalid",
             Some(reason.as_str()),
             secret.as_deref(),
         ),
-        Refusal::BodyMalformed(message) => ("body_malformed", Some(message.as_str()), None),
-        Refusal::Unavailable(cause) => {
+        IngressRefusal::BodyMalformed(message) => ("body_malformed", Some(message.as_str()), None),
+        IngressRefusal::Unavailable(cause) => {
             tracing::error!(
                 code = "unavailable",
                 reason = cause,
@@ -404,23 +416,23 @@ fn log_refusal(refusal: &Refusal, correlation_id: CorrelationId) {
     );
 }
 
-fn count(provider: Provider, answer: &Answer, taken: Duration) {
+fn count_answer(provider: ProviderId, answer: &IngressAnswer, taken: Duration) {
     let milliseconds = u64::try_from(taken.as_millis()).unwrap_or(u64::MAX);
     metrics::WEBHOOK_PROCESSING_TIME.add(provider, milliseconds);
-    let accepted = matches!(answer, Answer::Accepted { .. });
+    let accepted = matches!(answer, IngressAnswer::Accepted { .. });
     metrics::WEBHOOK_SUCCESS.add(provider, u64::from(accepted));
     match answer {
-        Answer::Accepted {
+        IngressAnswer::Accepted {
             duplicate: true, ..
         } => metrics::WEBHOOK_DUPLICATE.count(provider),
-        Answer::Refused(Refusal::SignatureInvalid { reason, .. }) => {
-            metrics::invalid_signature(provider, reason.as_str());
+        IngressAnswer::Refused(IngressRefusal::SignatureInvalid { reason, .. }) => {
+            metrics::count_invalid_signature(provider, reason.as_str());
         }
-        Answer::Refused(_) => metrics::WEBHOOK_ERROR.count(provider),
-        Answer::Accepted {
+        IngressAnswer::Refused(_) => metrics::WEBHOOK_ERROR.count(provider),
+        IngressAnswer::Accepted {
             duplicate: false, ..
         }
-        | Answer::Health => {}
+        | IngressAnswer::Health => {}
     }
 }
 
@@ -449,9 +461,9 @@ mod tests {
             ("guessed", "no_match", None),
         ] {
             let header = sign_stripe(b"{}", secret, 1);
-            let claim = stripe::claim(Some(&header)).unwrap();
-            match why_no_match(&claim, b"{}", &known, &other) {
-                Refusal::SignatureInvalid { reason: r, secret } => {
+            let claim = stripe::parse_signature_header(Some(&header)).unwrap();
+            match explain_mismatch(&claim, b"{}", &known, &other) {
+                IngressRefusal::SignatureInvalid { reason: r, secret } => {
                     assert_eq!((r.as_str(), secret.as_deref()), (reason, label));
                 }
                 _ => panic!("another refusal"),

@@ -4,42 +4,42 @@ use std::process::ExitCode;
 
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::config::IngressConfig;
-use billhook_adapters::dynamodb::inbox::{self, Inbox};
-use billhook_adapters::lambda::{run, serve};
-use billhook_adapters::secrets::{SecretsManager, SigningKeysReader};
-use billhook_adapters::sqs::{Queue, Queues};
+use billhook_adapters::dynamodb::inbox::{self, DynamoInbox};
+use billhook_adapters::lambda::{run_function, serve_events};
+use billhook_adapters::secrets::{SecretsManager, SigningKeyCache};
+use billhook_adapters::sqs::{EventQueues, FifoQueue};
 use billhook_core::ports::ReadSigningKeys as _;
-use billhook_core::secret::Wanted;
+use billhook_core::secret::SecretKind;
 use lambda_runtime::LambdaEvent;
-use webhook_ingress::Ingress;
-use webhook_ingress::proxy::Request;
+use webhook_ingress::WebhookIngress;
+use webhook_ingress::proxy::ProxyRequest;
 
 fn main() -> ExitCode {
-    run(
+    run_function(
         "webhook-ingress",
         IngressConfig::from_env,
         async |config, aws| {
             let reader = |wanted, sources| {
                 let secrets = SecretsManager::new(&aws);
-                SigningKeysReader::new(
+                SigningKeyCache::new(
                     wanted,
                     sources,
                     config.secrets_ttl,
-                    config.stage.live,
+                    config.environment.live,
                     secrets,
                     SystemClock,
                 )
             };
-            let queue = |url| Queue::new(aws.sqs().clone(), url);
-            let ingress = Ingress {
-                stripe_keys: reader(Wanted::StripeSigning, config.stripe_signing_secrets),
-                lob_keys: reader(Wanted::LobSigning, config.lob_signing_secrets),
-                inbox: Inbox {
+            let queue = |url| FifoQueue::new(aws.sqs().clone(), url);
+            let ingress = WebhookIngress {
+                stripe_keys: reader(SecretKind::StripeSigning, config.stripe_signing_secrets),
+                lob_keys: reader(SecretKind::LobSigning, config.lob_signing_secrets),
+                inbox: DynamoInbox {
                     client: aws.dynamodb().clone(),
                     stripe_table: config.stripe_events_table,
                     lob_table: config.lob_events_table,
                 },
-                queue: Queues {
+                queue: EventQueues {
                     stripe: queue(config.stripe_events_queue_url),
                     lob: queue(config.lob_events_queue_url),
                 },
@@ -48,13 +48,13 @@ fn main() -> ExitCode {
             };
             // During init the CPU is not throttled: what the first event needs is read and opened now. What fails here is
             // tried again by that event.
-            inbox::warm();
+            inbox::warm_compressor();
             tokio::join!(
                 aws.warm(1, 1),
                 ingress.stripe_keys.signing_keys(),
                 ingress.lob_keys.signing_keys()
             );
-            serve(async |event: LambdaEvent<Request>| {
+            serve_events(async |event: LambdaEvent<ProxyRequest>| {
                 // Boxed, because the whole tree of calls below is too deep a type for the compiler.
                 Ok::<_, std::convert::Infallible>(Box::pin(ingress.handle(event.payload)).await)
             })

@@ -12,7 +12,7 @@ use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 /// A request as the gateway hands it over.
 #[derive(Clone, Debug, Default, serde::Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct Request {
+pub struct ProxyRequest {
     /// The route, without stage or base path.
     pub resource: Option<String>,
     /// The path; used where there is no route.
@@ -20,9 +20,9 @@ pub struct Request {
     /// The verb.
     pub http_method: Option<String>,
     /// The last value of each header.
-    pub headers: Option<Headers>,
+    pub headers: Option<SignatureHeaders>,
     /// Every value of each header.
-    pub multi_value_headers: Option<Headers>,
+    pub multi_value_headers: Option<SignatureHeaders>,
     /// Text, or base64 if flagged.
     pub body: Option<String>,
     /// The flag.
@@ -31,15 +31,15 @@ pub struct Request {
 
 /// The headers that we read, with all their values.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Headers {
+pub struct SignatureHeaders {
     stripe_signature: Vec<String>,
     lob_signature: Vec<String>,
     lob_signature_timestamp: Vec<String>,
 }
 
-/// A header of [`Headers`].
+/// A header of [`SignatureHeaders`].
 #[derive(Clone, Copy, Debug)]
-pub enum Header {
+pub enum SignatureHeader {
     /// `Stripe-Signature`
     StripeSignature,
     /// `Lob-Signature`
@@ -50,11 +50,11 @@ pub enum Header {
 
 /// A header came more than once, with different values.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Repeated;
+pub struct RepeatedHeader;
 
-impl Request {
+impl ProxyRequest {
     /// The one value of a header.
-    pub fn header(&self, header: Header) -> Result<Option<&str>, Repeated> {
+    pub fn header(&self, header: SignatureHeader) -> Result<Option<&str>, RepeatedHeader> {
         let mut values = [&self.multi_value_headers, &self.headers]
             .into_iter()
             .flatten()
@@ -62,18 +62,18 @@ impl Request {
             .map(String::as_str);
         let first = values.next();
         if values.any(|other| Some(other) != first) {
-            return Err(Repeated);
+            return Err(RepeatedHeader);
         }
         Ok(first)
     }
 }
 
-impl Headers {
-    fn values(&self, header: Header) -> &[String] {
+impl SignatureHeaders {
+    fn values(&self, header: SignatureHeader) -> &[String] {
         match header {
-            Header::StripeSignature => &self.stripe_signature,
-            Header::LobSignature => &self.lob_signature,
-            Header::LobSignatureTimestamp => &self.lob_signature_timestamp,
+            SignatureHeader::StripeSignature => &self.stripe_signature,
+            SignatureHeader::LobSignature => &self.lob_signature,
+            SignatureHeader::LobSignatureTimestamp => &self.lob_signature_timestamp,
         }
     }
 
@@ -94,44 +94,47 @@ impl Headers {
 /// One value or several; anything else is no header.
 #[derive(serde::Deserialize)]
 #[serde(untagged)]
-enum Values {
+enum HeaderValues {
     One(String),
     Several(Vec<String>),
     Neither(IgnoredAny),
 }
 
-impl<'de> Deserialize<'de> for Headers {
+impl<'de> Deserialize<'de> for SignatureHeaders {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct Map;
-        impl<'de> Visitor<'de> for Map {
-            type Value = Headers;
+        struct HeadersVisitor;
+        impl<'de> Visitor<'de> for HeadersVisitor {
+            type Value = SignatureHeaders;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a map of headers")
             }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Headers, A::Error> {
-                let mut headers = Headers::default();
+            fn visit_map<A: MapAccess<'de>>(
+                self,
+                mut map: A,
+            ) -> Result<SignatureHeaders, A::Error> {
+                let mut headers = SignatureHeaders::default();
                 while let Some(name) = map.next_key::<String>()? {
                     let Some(values) = headers.values_named(&name) else {
                         map.next_value::<IgnoredAny>()?;
                         continue;
                     };
-                    match map.next_value::<Values>()? {
-                        Values::One(value) => values.push(value),
-                        Values::Several(several) => values.extend(several),
-                        Values::Neither(_) => {}
+                    match map.next_value::<HeaderValues>()? {
+                        HeaderValues::One(value) => values.push(value),
+                        HeaderValues::Several(several) => values.extend(several),
+                        HeaderValues::Neither(_) => {}
                     }
                 }
                 Ok(headers)
             }
         }
-        from.deserialize_map(Map)
+        from.deserialize_map(HeadersVisitor)
     }
 }
 
 /// An answer as the gateway wants it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Response {
+pub struct ProxyResponse {
     /// The status.
     pub status_code: u16,
     /// Names as written, one value each.

@@ -8,8 +8,8 @@
 
 use std::time::Duration;
 
-use billhook_core::ids::Provider;
-use billhook_core::inbox::Outcome;
+use billhook_core::ids::ProviderId;
+use billhook_core::inbox::EventOutcome;
 use billhook_core::signature::{SigningKey, SigningKeys};
 use billhook_core::time::Timestamp;
 use billhook_testkit::events::intent_succeeded;
@@ -18,20 +18,20 @@ use data_encoding::{BASE64, HEXLOWER};
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use webhook_ingress::proxy::{Request, Response};
-use webhook_ingress::{BODY_BYTES_MAX, Ingress};
+use webhook_ingress::proxy::{ProxyRequest, ProxyResponse};
+use webhook_ingress::{BODY_BYTES_MAX, WebhookIngress};
 
 const NOW_S: i64 = 1_781_000_000;
 const SECRET: &str = "whsec_test";
 
-type InMemory<'a> = Ingress<&'a MemoryTables, MemoryQueue, KnownKeys, FixedClock>;
+type InMemory<'a> = WebhookIngress<&'a MemoryTables, MemoryQueue, KnownKeys, FixedClock>;
 
 fn at<'a>(tables: &'a MemoryTables, now: Timestamp, secret: &str) -> InMemory<'a> {
     let keys = |secret: &str| match secret.trim().is_empty() {
         true => KnownKeys::default(),
         false => KnownKeys::one(secret),
     };
-    Ingress {
+    WebhookIngress {
         inbox: tables,
         queue: MemoryQueue::default(),
         stripe_keys: keys(secret),
@@ -52,7 +52,7 @@ fn signature(secret: &str, timestamp: &str, body: &[u8]) -> String {
 }
 
 /// As API Gateway sends it with `BinaryMediaTypes: */*`.
-fn request(path: &str, headers: &[(&str, &str)], body: &[u8]) -> Request {
+fn request(path: &str, headers: &[(&str, &str)], body: &[u8]) -> ProxyRequest {
     let headers: serde_json::Map<String, Value> = headers
         .iter()
         .map(|(name, value)| ((*name).to_owned(), json!(value)))
@@ -71,7 +71,7 @@ fn request(path: &str, headers: &[(&str, &str)], body: &[u8]) -> Request {
     serde_json::from_value(event).unwrap()
 }
 
-fn signed(body: &[u8]) -> Request {
+fn signed(body: &[u8]) -> ProxyRequest {
     let header = format!(
         "t={NOW_S},v1={}",
         signature(SECRET, &NOW_S.to_string(), body)
@@ -92,12 +92,12 @@ fn run<T>(future: impl Future<Output = T>) -> T {
         .block_on(future)
 }
 
-fn body(response: &Response) -> Value {
+fn body(response: &ProxyResponse) -> Value {
     serde_json::from_str(&response.body).unwrap()
 }
 
 #[track_caller]
-fn check_refused(response: &Response, status: u16, code: &str) {
+fn check_refused(response: &ProxyResponse, status: u16, code: &str) {
     assert_eq!(response.status_code, status, "{response:?}");
     let body = body(response);
     assert_eq!(body["error"], code);
@@ -128,7 +128,7 @@ fn an_accepted_delivery_is_kept_and_queued_in_two_calls() {
     let (provider, group, deduplication_id, message) = &sent[0];
     assert_eq!(
         (*provider, deduplication_id.as_str()),
-        (Provider::Stripe, "evt_1")
+        (ProviderId::Stripe, "evt_1")
     );
     assert_eq!(group.len(), 64);
     assert_eq!(
@@ -142,13 +142,13 @@ fn an_accepted_delivery_is_kept_and_queued_in_two_calls() {
 #[test]
 fn a_repeat_is_answered_by_what_the_row_says() {
     for (processed, outcome, duplicate, calls_made, sent_again) in [
-        (true, Outcome::Processed, true, 1, false),
-        (true, Outcome::Ignored, true, 1, false),
+        (true, EventOutcome::Processed, true, 1, false),
+        (true, EventOutcome::Ignored, true, 1, false),
         // The message may never have arrived: the same one, which the queue swallows if it did.
-        (false, Outcome::Pending, false, 2, false),
-        (false, Outcome::Parked, false, 2, true),
-        (false, Outcome::Failed, false, 2, true),
-        (false, Outcome::Processed, false, 2, true),
+        (false, EventOutcome::Pending, false, 2, false),
+        (false, EventOutcome::Parked, false, 2, true),
+        (false, EventOutcome::Failed, false, 2, true),
+        (false, EventOutcome::Processed, false, 2, true),
     ] {
         let tables = MemoryTables::default();
         let ingress = ingress(&tables);
@@ -226,7 +226,7 @@ fn a_missing_or_unreadable_secret_is_our_fault_only_where_it_might_have_matched(
         (KnownKeys::one("whsec_other"), 400),
     ] {
         let tables = MemoryTables::default();
-        let ingress = Ingress {
+        let ingress = WebhookIngress {
             stripe_keys: keys,
             ..ingress(&tables)
         };
@@ -245,7 +245,7 @@ fn a_mismatch_looks_for_a_newer_secret_once() {
         }),
         ..KnownKeys::one("whsec_old")
     };
-    let ingress = Ingress {
+    let ingress = WebhookIngress {
         stripe_keys,
         ..ingress(&tables)
     };
@@ -305,11 +305,11 @@ fn header_names_are_matched_in_any_case_and_in_either_map() {
         let tables = MemoryTables::default();
         let request = request("/webhooks/stripe", &[(name, &good)], &paid());
         for request in [
-            Request {
+            ProxyRequest {
                 headers: None,
                 ..request.clone()
             },
-            Request {
+            ProxyRequest {
                 multi_value_headers: None,
                 ..request.clone()
             },
@@ -328,7 +328,7 @@ fn header_names_are_matched_in_any_case_and_in_either_map() {
 fn paths_methods_and_sizes_are_answered_as_promised() {
     let tables = MemoryTables::default();
     let ingress = ingress(&tables);
-    let get = |path: &str, method: &str| Request {
+    let get = |path: &str, method: &str| ProxyRequest {
         http_method: Some(method.to_owned()),
         ..request(path, &[], b"")
     };
@@ -415,7 +415,7 @@ fn the_published_stripe_vectors_end_through_handle_as_they_should() {
         let secret = vector["secret"].as_str().unwrap();
         let response =
             run(at(&tables, now, secret).handle(request("/webhooks/stripe", &headers, &raw_body)));
-        let readable = billhook_core::event::envelope(Provider::Stripe, &raw_body).is_ok();
+        let readable = billhook_core::event::read_envelope(ProviderId::Stripe, &raw_body).is_ok();
         let proven = match vector["recommended"].as_str().unwrap() {
             "accept" => true,
             "choice" => {
@@ -466,7 +466,7 @@ fn the_lob_vectors_end_through_handle_as_they_should() {
             run(at(&tables, now, secret).handle(request("/webhooks/lob", &headers, &raw_body)));
         let accepted = ["accept", "choice"].contains(&vector["expected"].as_str().unwrap());
         // One vector's body is genuine and no event.
-        let readable = billhook_core::event::envelope(Provider::Lob, &raw_body).is_ok();
+        let readable = billhook_core::event::read_envelope(ProviderId::Lob, &raw_body).is_ok();
         let expected = if accepted && readable { 200 } else { 400 };
         assert_eq!(
             response.status_code, expected,
@@ -504,7 +504,7 @@ proptest! {
         prop_assert!([200, 400].contains(&status));
         let status = run(ingress(&tables).handle(request("/webhooks/lob", &[("Lob-Signature", &text), ("Lob-Signature-Timestamp", &text)], &raw))).status_code;
         prop_assert_eq!(status, 400);
-        let unflagged = Request { body: Some(text), is_base64_encoded: true, ..signed(&raw) };
+        let unflagged = ProxyRequest { body: Some(text), is_base64_encoded: true, ..signed(&raw) };
         prop_assert_eq!(run(ingress(&tables).handle(unflagged)).status_code, 400);
     }
 }

@@ -14,8 +14,8 @@ use billhook_core::signature::{SigningKey, SigningKeys};
 use billhook_core::time::Timestamp;
 use billhook_testkit::memory::{FixedClock, KnownKeys, MemoryQueue, MemoryTables};
 use serde_json::Value;
-use webhook_ingress::Ingress;
-use webhook_ingress::proxy::{Request, Response};
+use webhook_ingress::WebhookIngress;
+use webhook_ingress::proxy::{ProxyRequest, ProxyResponse};
 
 /// The samples were signed at 2026-06-09T10:13:20Z.
 const NOW_S: i64 = 1_781_000_000;
@@ -57,7 +57,7 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../events/webhook-ingress")
 }
 
-fn request(file: &str) -> Request {
+fn request(file: &str) -> ProxyRequest {
     serde_json::from_slice(&fs::read(folder().join(file)).unwrap()).unwrap()
 }
 
@@ -75,9 +75,9 @@ fn keys(secrets: &[&str]) -> KnownKeys {
 }
 
 /// The answer, and how many events were stored and messages sent.
-fn answer(request: Request, stripe: &[&str], now_s: i64) -> (Response, usize, usize) {
+fn answer(request: ProxyRequest, stripe: &[&str], now_s: i64) -> (ProxyResponse, usize, usize) {
     let tables = MemoryTables::default();
-    let ingress = Ingress {
+    let ingress = WebhookIngress {
         inbox: &tables,
         queue: MemoryQueue::default(),
         stripe_keys: keys(stripe),

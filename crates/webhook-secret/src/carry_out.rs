@@ -3,19 +3,20 @@
 
 use std::time::Duration;
 
-use billhook_adapters::stripe::{Endpoint, NewEndpoint, StripeError, Updated};
+use billhook_adapters::stripe::{NewEndpoint, StripeError, UpdateResult, WebhookEndpoint};
 use billhook_core::endpoint::{
-    BadProperties, ENDPOINTS_MAX, PhysicalId, Plan, Properties, QUIET_TYPE, Request, Tags, plan,
+    ENDPOINTS_MAX, EndpointPlan, EndpointProperties, EndpointRequest, EndpointTags,
+    InvalidProperties, PhysicalId, QUIET_TYPE, plan_endpoint,
 };
-use billhook_core::jobs::set_back_to_s;
+use billhook_core::jobs::cursor_limit_after_delete_s;
 use billhook_core::ports::{Clock, Pause};
-use billhook_core::retry::chain;
-use billhook_core::secret::{Document, EndpointSecret};
+use billhook_core::retry::error_chain;
+use billhook_core::secret::{EndpointSecret, SecretDocument};
 
-use crate::Deps;
-use crate::envelope::Envelope;
+use crate::ResourceDependencies;
+use crate::envelope::ResourceRequest;
 use crate::ports::{
-    EdgeError, OpenStripe, RespondToCloudFormation, SetCursorsBack, StripeEndpoints,
+    EdgeError, OpenStripe, ResetCursors, RespondToCloudFormation, StripeEndpoints,
     WebhookSecretStore,
 };
 
@@ -31,10 +32,10 @@ pub const KNOWN_AFTER: Duration = Duration::from_secs(15);
 
 /// Why a request was not carried out.
 #[derive(Debug, thiserror::Error)]
-pub enum Failure {
+pub enum EndpointFailure {
     /// The template is wrong.
     #[error(transparent)]
-    Properties(#[from] BadProperties),
+    Properties(#[from] InvalidProperties),
     /// There is an endpoint, and nothing to reach it with.
     #[error(
         "no stripe_secret_key is stored, and without it {endpoint_id} cannot be changed or removed: store the key and try again"
@@ -110,56 +111,61 @@ pub enum Failure {
 }
 
 /// The physical id to answer with.
-pub(crate) async fn carry_out<S, W, J, R, T>(
-    envelope: &Envelope,
-    deps: &Deps<S, W, J, R, T>,
-) -> Result<String, Failure>
+pub(crate) async fn execute_plan<S, W, J, R, T>(
+    envelope: &ResourceRequest,
+    deps: &ResourceDependencies<S, W, J, R, T>,
+) -> Result<String, EndpointFailure>
 where
     S: OpenStripe,
     W: WebhookSecretStore,
-    J: SetCursorsBack,
+    J: ResetCursors,
     R: RespondToCloudFormation,
     T: Clock + Pause,
 {
     let request = envelope.request()?;
-    let plan = plan(&request);
+    let plan = plan_endpoint(&request);
     tracing::info!(
         request_id = envelope.request_id,
         "webhook_endpoint_planned {plan:?}"
     );
-    if plan == Plan::Nothing {
+    if plan == EndpointPlan::Nothing {
         return Ok(envelope.physical_id().to_owned());
     }
-    let stripe = deps.stripe.open().await.map_err(Failure::OpenStripe);
-    let run = |stripe| Run {
+    let stripe = deps
+        .stripe
+        .open()
+        .await
+        .map_err(EndpointFailure::OpenStripe);
+    let run = |stripe| EndpointRun {
         envelope,
         deps,
         stripe,
     };
-    let no_key = |endpoint_id: &str| Failure::NoKey {
+    let no_key = |endpoint_id: &str| EndpointFailure::NoKey {
         endpoint_id: endpoint_id.to_owned(),
     };
     match (plan, request) {
-        (Plan::Create, Request::Create { wanted } | Request::Update { wanted, .. }) => {
-            match stripe? {
-                Some(stripe) => run(stripe).make(&wanted, None).await,
-                None => Ok(PhysicalId::unconfigured(&envelope.logical_resource_id)),
-            }
-        }
-        (Plan::Replace { endpoint_id }, Request::Update { wanted, .. }) => {
+        (
+            EndpointPlan::Create,
+            EndpointRequest::Create { wanted } | EndpointRequest::Update { wanted, .. },
+        ) => match stripe? {
+            Some(stripe) => run(stripe).make(&wanted, None).await,
+            None => Ok(PhysicalId::unconfigured(&envelope.logical_resource_id)),
+        },
+        (EndpointPlan::Replace { endpoint_id }, EndpointRequest::Update { wanted, .. }) => {
             let stripe = stripe?.ok_or_else(|| no_key(&endpoint_id))?;
             run(stripe).make(&wanted, Some(&endpoint_id)).await
         }
-        (Plan::UpdateInPlace { endpoint_id }, Request::Update { wanted, .. }) => {
+        (EndpointPlan::UpdateInPlace { endpoint_id }, EndpointRequest::Update { wanted, .. }) => {
             let stripe = stripe?.ok_or_else(|| no_key(&endpoint_id))?;
             run(stripe).update(endpoint_id, &wanted).await
         }
-        (Plan::Remove { endpoint_id }, _) => {
+        (EndpointPlan::Remove { endpoint_id }, _) => {
             let stripe = stripe?.ok_or_else(|| no_key(&endpoint_id))?;
             run(stripe).remove(&endpoint_id).await?;
             Ok(endpoint_id)
         }
-        (Plan::RemoveLeftovers { request_id }, _) => {
+        (EndpointPlan::RemoveLeftovers { request_id }, _) => {
             // Whatever made the creation fail may make this fail too, and must not keep the stack from going.
             if let Ok(Some(stripe)) = stripe {
                 run(stripe).remove_made_by(request_id.as_deref()).await;
@@ -167,39 +173,47 @@ where
             Ok(envelope.physical_id().to_owned())
         }
         (plan, request) => {
-            // `plan` makes nothing else of them.
+            // `plan_endpoint` makes nothing else of them.
             tracing::error!("webhook_endpoint_plan_unexpected {plan:?} {request:?}");
-            Err(Failure::Panicked)
+            Err(EndpointFailure::Panicked)
         }
     }
 }
 
-struct Run<'a, S: OpenStripe, W, J, R, T> {
-    envelope: &'a Envelope,
-    deps: &'a Deps<S, W, J, R, T>,
+struct EndpointRun<'a, S: OpenStripe, W, J, R, T> {
+    envelope: &'a ResourceRequest,
+    deps: &'a ResourceDependencies<S, W, J, R, T>,
     stripe: S::Endpoints,
 }
 
-impl<S, W, J, R, T> Run<'_, S, W, J, R, T>
+impl<S, W, J, R, T> EndpointRun<'_, S, W, J, R, T>
 where
     S: OpenStripe,
     W: WebhookSecretStore,
-    J: SetCursorsBack,
+    J: ResetCursors,
     R: RespondToCloudFormation,
     T: Clock + Pause,
 {
     /// Ends with one endpoint as wanted and its secret stored as current, or with nothing new.
-    async fn make(&self, wanted: &Properties, replaced: Option<&str>) -> Result<String, Failure> {
-        let document = self.document(&wanted.secret_arn).await?.known_as(replaced);
+    async fn make(
+        &self,
+        wanted: &EndpointProperties,
+        replaced: Option<&str>,
+    ) -> Result<String, EndpointFailure> {
+        let document = self
+            .document(&wanted.secret_arn)
+            .await?
+            .with_endpoint_id(replaced);
         let live = self.stripe.list().await?;
         let tags = self.tags(wanted);
-        let ours = |endpoint: &Endpoint| {
-            Tags::read(&endpoint.metadata).filter(|its| its.same_resource(&tags))
+        let ours = |endpoint: &WebhookEndpoint| {
+            EndpointTags::from_metadata(&endpoint.metadata)
+                .filter(|its| its.is_same_resource(&tags))
         };
 
         // A repeated request, or the way back from a replacement: what fits and whose secret is known is taken again.
         let fitting = live.iter().find(|endpoint| {
-            document.secret_of(&endpoint.id).is_some()
+            document.find_secret(&endpoint.id).is_some()
                 && ours(endpoint).is_some_and(|its| {
                     its.digest == tags.digest
                         && (replaced.is_some() || its.request_id == tags.request_id)
@@ -207,7 +221,7 @@ where
         });
         // `CloudFormation` sends one request after the other, so beside what it knows, what fits and what this very
         // request made, anything tagged as this resource was left by a run that was cut short.
-        let leftovers: Vec<&Endpoint> = live
+        let leftovers: Vec<&WebhookEndpoint> = live
             .iter()
             .filter(|endpoint| {
                 ours(endpoint).is_some_and(|its| its.request_id != tags.request_id)
@@ -221,7 +235,7 @@ where
         if let Some(endpoint) = in_use
             && replaced.is_some_and(is_gone)
         {
-            return Err(Failure::Overtaken {
+            return Err(EndpointFailure::Overtaken {
                 endpoint_id: endpoint.id.clone(),
             });
         }
@@ -250,12 +264,12 @@ where
 
     async fn take_again(
         &self,
-        endpoint: &Endpoint,
-        wanted: &Properties,
-        document: Document,
-        live: &[Endpoint],
-    ) -> Result<(), Failure> {
-        if let Some(secret) = document.secret_of(&endpoint.id).cloned()
+        endpoint: &WebhookEndpoint,
+        wanted: &EndpointProperties,
+        document: SecretDocument,
+        live: &[WebhookEndpoint],
+    ) -> Result<(), EndpointFailure> {
+        if let Some(secret) = document.find_secret(&endpoint.id).cloned()
             && !document.is_current(&endpoint.id)
         {
             let again = EndpointSecret {
@@ -279,13 +293,13 @@ where
     /// its secret.
     async fn make_new(
         &self,
-        wanted: &Properties,
-        tags: &Tags,
-        document: Document,
-        live: &[Endpoint],
+        wanted: &EndpointProperties,
+        tags: &EndpointTags,
+        document: SecretDocument,
+        live: &[WebhookEndpoint],
         live_count: usize,
         begins_quietly: bool,
-    ) -> Result<String, Failure> {
+    ) -> Result<String, EndpointFailure> {
         let quiet = [QUIET_TYPE.to_owned()];
         let at_first = match begins_quietly {
             true => &quiet[..],
@@ -293,10 +307,12 @@ where
         };
         let created = self.create(wanted, tags, at_first).await;
         let new = created.map_err(|failure| match failure {
-            Failure::Stripe(source) if live_count >= ENDPOINTS_MAX => Failure::NoRoom {
-                live: live_count,
-                source,
-            },
+            EndpointFailure::Stripe(source) if live_count >= ENDPOINTS_MAX => {
+                EndpointFailure::NoRoom {
+                    live: live_count,
+                    source,
+                }
+            }
             other => other,
         })?;
         let endpoint_id = new.endpoint_id.clone().unwrap_or_default();
@@ -313,10 +329,10 @@ where
     /// another endpoint would be nobody's. Whether such an answer still holds the secret is not documented.
     async fn create(
         &self,
-        wanted: &Properties,
-        tags: &Tags,
+        wanted: &EndpointProperties,
+        tags: &EndpointTags,
         enabled_events: &[String],
-    ) -> Result<EndpointSecret, Failure> {
+    ) -> Result<EndpointSecret, EndpointFailure> {
         let description = format!("billhook {} {}", self.deps.app_name, self.deps.env);
         let new = NewEndpoint {
             url: &wanted.url,
@@ -346,62 +362,70 @@ where
                 }
                 (None, true) => self.delete(&created.id).await?,
                 (_, false) => {
-                    return Err(Failure::Gone {
+                    return Err(EndpointFailure::Gone {
                         endpoint_id: created.id,
                     });
                 }
             }
         }
-        Err(Failure::NoSecret)
+        Err(EndpointFailure::NoSecret)
     }
 
     async fn store(
         &self,
         secret_arn: &str,
-        document: Document,
+        document: SecretDocument,
         new: EndpointSecret,
-        live: &[Endpoint],
-    ) -> Result<(), Failure> {
+        live: &[WebhookEndpoint],
+    ) -> Result<(), EndpointFailure> {
         let endpoint_id = new.endpoint_id.clone().unwrap_or_default();
         let live: Vec<&str> = live.iter().map(|endpoint| endpoint.id.as_str()).collect();
-        let document = document.replaced_by(new, &live, self.deps.time.now());
-        let Err(source) = self.deps.secrets.put(secret_arn, &document.print()).await else {
+        let document = document.with_replacement(new, &live, self.deps.time.now());
+        let Err(source) = self.deps.secrets.put(secret_arn, &document.encode()).await else {
             return Ok(());
         };
         // The write may have happened and only its answer be lost.
         match self.document(secret_arn).await {
             Ok(stored) if stored.is_current(&endpoint_id) => Ok(()),
-            _ => Err(Failure::StoreSecret {
+            _ => Err(EndpointFailure::StoreSecret {
                 endpoint_id,
                 source,
             }),
         }
     }
 
-    async fn update(&self, endpoint_id: String, wanted: &Properties) -> Result<String, Failure> {
+    async fn update(
+        &self,
+        endpoint_id: String,
+        wanted: &EndpointProperties,
+    ) -> Result<String, EndpointFailure> {
         match self.set(&endpoint_id, wanted).await {
             Ok(()) => Ok(endpoint_id),
             // Somebody deleted it by hand.
-            Err(Failure::Gone { .. }) => self.make(wanted, Some(&endpoint_id)).await,
+            Err(EndpointFailure::Gone { .. }) => self.make(wanted, Some(&endpoint_id)).await,
             Err(failure) => Err(failure),
         }
     }
 
-    async fn set(&self, endpoint_id: &str, wanted: &Properties) -> Result<(), Failure> {
+    async fn set(
+        &self,
+        endpoint_id: &str,
+        wanted: &EndpointProperties,
+    ) -> Result<(), EndpointFailure> {
         let key = self.key(&format!("set:{endpoint_id}"));
         let updated = self
             .stripe
             .update(endpoint_id, &wanted.url, &wanted.enabled_events, &key)
             .await?;
         match updated {
-            Updated::Done => Ok(()),
-            Updated::Gone => Err(Failure::Gone {
+            UpdateResult::Done => Ok(()),
+            UpdateResult::Gone => Err(EndpointFailure::Gone {
                 endpoint_id: endpoint_id.to_owned(),
             }),
         }
     }
 
-    async fn remove(&self, endpoint_id: &str) -> Result<(), Failure> {
+    async fn remove(&self, endpoint_id: &str) -> Result<(), EndpointFailure> {
         let mut tries = 1;
         loop {
             let Err(failure) = self.remove_once(endpoint_id).await else {
@@ -410,13 +434,17 @@ where
             if tries == REMOVALS_MAX {
                 return Err(failure);
             }
-            tracing::warn!(endpoint_id, "webhook_endpoint_stays {}", chain(&failure));
+            tracing::warn!(
+                endpoint_id,
+                "webhook_endpoint_stays {}",
+                error_chain(&failure)
+            );
             tries += 1;
             self.deps.time.pause(REMOVAL_DELAY).await;
         }
     }
 
-    async fn remove_once(&self, endpoint_id: &str) -> Result<(), Failure> {
+    async fn remove_once(&self, endpoint_id: &str) -> Result<(), EndpointFailure> {
         let live = self.stripe.list().await?;
         let Some(endpoint) = live.iter().find(|endpoint| endpoint.id == endpoint_id) else {
             return Ok(());
@@ -434,17 +462,21 @@ where
 
     /// Where the secret of an endpoint about to go is the current one, and another of ours lives whose secret is known,
     /// makes that one current: nobody else will.
-    async fn hand_over(&self, endpoint_id: &str, live: &[Endpoint]) -> Result<(), Failure> {
+    async fn hand_over(
+        &self,
+        endpoint_id: &str,
+        live: &[WebhookEndpoint],
+    ) -> Result<(), EndpointFailure> {
         let others = live
             .iter()
             .filter(|other| other.id != endpoint_id && self.is_ours(other));
-        let others: Vec<&Endpoint> = others.collect();
+        let others: Vec<&WebhookEndpoint> = others.collect();
         let Some(secret_arn) = self.envelope.secret_arn().filter(|_| !others.is_empty()) else {
             return Ok(());
         };
         let document = self.document(secret_arn).await?;
         let heir = others.iter().find_map(|other| {
-            let secret = document.secret_of(&other.id)?.clone();
+            let secret = document.find_secret(&other.id)?.clone();
             let endpoint_id = Some(other.id.clone());
             Some(EndpointSecret {
                 endpoint_id,
@@ -459,22 +491,23 @@ where
 
     /// Removes what one request made, or any, as far as that goes; what stays is named in the log.
     async fn remove_made_by(&self, request_id: Option<&str>) {
-        let failed = |endpoint_id: &str, failure: &Failure| {
+        let failed = |endpoint_id: &str, failure: &EndpointFailure| {
             tracing::warn!(
                 endpoint_id,
                 "webhook_endpoint_cleanup_failed {}",
-                chain(failure)
+                error_chain(failure)
             );
         };
         let live = match self.stripe.list().await {
             Ok(live) => live,
             Err(error) => return failed("", &error.into()),
         };
-        let made_by = |endpoint: &&Endpoint| {
-            let its = Tags::read(&endpoint.metadata).filter(|_| self.is_ours(endpoint));
+        let made_by = |endpoint: &&WebhookEndpoint| {
+            let its =
+                EndpointTags::from_metadata(&endpoint.metadata).filter(|_| self.is_ours(endpoint));
             its.is_some_and(|its| request_id.is_none_or(|id| its.request_id == id))
         };
-        for Endpoint { id, .. } in live.iter().filter(made_by) {
+        for WebhookEndpoint { id, .. } in live.iter().filter(made_by) {
             // Each as far as it goes: an endpoint left behind would be worse than what the others prevent.
             if let Err(failure) = self.hand_over(id, &live).await {
                 failed(id, &failure);
@@ -488,7 +521,7 @@ where
         }
     }
 
-    async fn delete_all(&self, endpoints: &[&Endpoint]) -> Result<(), Failure> {
+    async fn delete_all(&self, endpoints: &[&WebhookEndpoint]) -> Result<(), EndpointFailure> {
         for endpoint in endpoints {
             self.delete(&endpoint.id).await?;
         }
@@ -496,28 +529,28 @@ where
     }
 
     /// Deleting an endpoint ends Stripe's retries to it: what it still owed is fetched by `reconcile`.
-    async fn delete(&self, endpoint_id: &str) -> Result<(), Failure> {
+    async fn delete(&self, endpoint_id: &str) -> Result<(), EndpointFailure> {
         self.set_cursors_back(endpoint_id).await?;
         Ok(self.stripe.delete(endpoint_id).await?)
     }
 
-    async fn set_cursors_back(&self, endpoint_id: &str) -> Result<(), Failure> {
-        let to_s = set_back_to_s(self.deps.time.now());
+    async fn set_cursors_back(&self, endpoint_id: &str) -> Result<(), EndpointFailure> {
+        let to_s = cursor_limit_after_delete_s(self.deps.time.now());
         let set = self.deps.cursors.set_back(to_s).await;
-        set.map_err(|source| Failure::SetCursorsBack {
+        set.map_err(|source| EndpointFailure::SetCursorsBack {
             endpoint_id: endpoint_id.to_owned(),
             source,
         })
     }
 
-    async fn document(&self, secret_arn: &str) -> Result<Document, Failure> {
+    async fn document(&self, secret_arn: &str) -> Result<SecretDocument, EndpointFailure> {
         let now = self.deps.time.now();
         let read = self.deps.secrets.read(secret_arn, now).await;
-        read.map_err(Failure::ReadSecret)
+        read.map_err(EndpointFailure::ReadSecret)
     }
 
-    fn tags(&self, wanted: &Properties) -> Tags {
-        Tags {
+    fn tags(&self, wanted: &EndpointProperties) -> EndpointTags {
+        EndpointTags {
             stack: self.envelope.stack_id.clone(),
             logical_id: self.envelope.logical_resource_id.clone(),
             digest: wanted.digest(),
@@ -525,8 +558,8 @@ where
         }
     }
 
-    fn is_ours(&self, endpoint: &Endpoint) -> bool {
-        Tags::read(&endpoint.metadata).is_some_and(|its| {
+    fn is_ours(&self, endpoint: &WebhookEndpoint) -> bool {
+        EndpointTags::from_metadata(&endpoint.metadata).is_some_and(|its| {
             its.stack == self.envelope.stack_id
                 && its.logical_id == self.envelope.logical_resource_id
         })

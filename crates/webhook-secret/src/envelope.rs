@@ -4,7 +4,7 @@
 //! Source: `CloudFormation custom resource request objects` and `… response objects`, read 2026-11.
 
 use billhook_adapters::stripe::SecretText;
-use billhook_core::endpoint::{BadProperties, PhysicalId, Properties, Request};
+use billhook_core::endpoint::{EndpointProperties, EndpointRequest, InvalidProperties, PhysicalId};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -18,7 +18,7 @@ const MAKE_IT: &str =
 /// A request as it arrives.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-pub struct Envelope {
+pub struct ResourceRequest {
     request_type: RequestType,
     #[serde(rename = "ResponseURL")]
     pub(crate) response_url: SecretText,
@@ -40,20 +40,20 @@ enum RequestType {
     Delete,
 }
 
-impl Envelope {
+impl ResourceRequest {
     /// What is asked.
-    pub fn request(&self) -> Result<Request, BadProperties> {
+    pub fn request(&self) -> Result<EndpointRequest, InvalidProperties> {
         let physical_id = self.physical_resource_id.clone();
         Ok(match self.request_type {
-            RequestType::Create => Request::Create {
-                wanted: Properties::parse(&self.resource_properties)?,
+            RequestType::Create => EndpointRequest::Create {
+                wanted: EndpointProperties::parse(&self.resource_properties)?,
             },
-            RequestType::Update => Request::Update {
+            RequestType::Update => EndpointRequest::Update {
                 physical_id,
-                before: Properties::parse(&self.old_resource_properties).ok(),
-                wanted: Properties::parse(&self.resource_properties)?,
+                before: EndpointProperties::parse(&self.old_resource_properties).ok(),
+                wanted: EndpointProperties::parse(&self.resource_properties)?,
             },
-            RequestType::Delete => Request::Delete { physical_id },
+            RequestType::Delete => EndpointRequest::Delete { physical_id },
         })
     }
 
@@ -82,16 +82,16 @@ impl Envelope {
         let failed_id = self.id_of_failure();
         let (status, physical_id, reason) = match outcome {
             Ok(id) => ("SUCCESS", id, None),
-            Err(reason) => ("FAILED", failed_id.as_str(), Some(cut(reason))),
+            Err(reason) => ("FAILED", failed_id.as_str(), Some(truncate_reason(reason))),
         };
-        let answer = Answer {
+        let answer = ResourceResponse {
             status,
             reason,
             physical_resource_id: physical_id,
             stack_id: &self.stack_id,
             request_id: &self.request_id,
             logical_resource_id: &self.logical_resource_id,
-            data: Data {
+            data: ResponseAttributes {
                 endpoint_id: physical_id,
                 secret_arn: self.secret_arn().unwrap_or_default(),
                 state: match PhysicalId::parse(physical_id) {
@@ -106,7 +106,7 @@ impl Envelope {
 }
 
 /// JSON may write a byte as six: cut so that even then the body fits.
-fn cut(reason: &str) -> &str {
+fn truncate_reason(reason: &str) -> &str {
     let mut end = reason.len().min(REASON_BYTES_MAX);
     while !reason.is_char_boundary(end) {
         end -= 1;
@@ -116,7 +116,7 @@ fn cut(reason: &str) -> &str {
 
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
-struct Answer<'a> {
+struct ResourceResponse<'a> {
     status: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'a str>,
@@ -124,12 +124,12 @@ struct Answer<'a> {
     stack_id: &'a str,
     request_id: &'a str,
     logical_resource_id: &'a str,
-    data: Data<'a>,
+    data: ResponseAttributes<'a>,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
-struct Data<'a> {
+struct ResponseAttributes<'a> {
     endpoint_id: &'a str,
     secret_arn: &'a str,
     /// What the stack's outputs show.

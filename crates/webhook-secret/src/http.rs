@@ -12,9 +12,9 @@ const TOTAL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Answers over HTTP.
 #[derive(Clone, Debug)]
-pub struct Answers(reqwest::Client);
+pub struct ResponseSender(reqwest::Client);
 
-impl Answers {
+impl ResponseSender {
     /// Sets up the client, on ring as everything else is.
     pub fn new() -> Result<Self, reqwest::Error> {
         billhook_adapters::stripe::install_tls();
@@ -27,7 +27,7 @@ impl Answers {
     }
 }
 
-impl RespondToCloudFormation for Answers {
+impl RespondToCloudFormation for ResponseSender {
     async fn put(&self, response_url: &SecretString, body: String) -> Result<(), EdgeError> {
         let answer = self
             .0
@@ -72,7 +72,7 @@ mod tests {
             write!(stream, "HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n").unwrap();
             String::from_utf8(received).unwrap()
         });
-        let answers = Answers::new().unwrap();
+        let answers = ResponseSender::new().unwrap();
         let answered = answers.put(&url.into(), "{answer}".to_owned()).await;
         (answered, served.join().unwrap())
     }
@@ -103,7 +103,7 @@ mod tests {
             );
         }
         let nobody: SecretString = "http://127.0.0.1:1/?canary".into();
-        let error = Answers::new()
+        let error = ResponseSender::new()
             .unwrap()
             .put(&nobody, String::new())
             .await

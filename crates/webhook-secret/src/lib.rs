@@ -11,9 +11,9 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use billhook_adapters::metrics;
-use billhook_core::ids::Provider;
+use billhook_core::ids::ProviderId;
 use billhook_core::ports::{Clock, Pause};
-use billhook_core::retry::chain;
+use billhook_core::retry::error_chain;
 use futures_util::FutureExt;
 use secrecy::SecretString;
 use serde_json::Value;
@@ -25,9 +25,9 @@ pub mod http;
 /// What it needs from the world.
 pub mod ports;
 
-pub use carry_out::{Failure, KNOWN_AFTER};
-pub use envelope::Envelope;
-use ports::{EdgeError, OpenStripe, RespondToCloudFormation, SetCursorsBack, WebhookSecretStore};
+pub use carry_out::{EndpointFailure, KNOWN_AFTER};
+pub use envelope::ResourceRequest;
+use ports::{EdgeError, OpenStripe, ResetCursors, RespondToCloudFormation, WebhookSecretStore};
 
 /// How long before the function's end the work is given up, so that the answer still leaves.
 pub const ANSWER_RESERVE: Duration = Duration::from_secs(5);
@@ -36,7 +36,7 @@ const ANSWERS_MAX: u32 = 5;
 const ANSWER_DELAY: Duration = Duration::from_millis(500);
 
 /// Everything it works with.
-pub struct Deps<S, W, J, R, T> {
+pub struct ResourceDependencies<S, W, J, R, T> {
     /// The way to Stripe.
     pub stripe: S,
     /// Where signing secrets are kept.
@@ -55,7 +55,7 @@ pub struct Deps<S, W, J, R, T> {
 
 /// No answer was taken: the invocation fails, so that Lambda repeats it.
 #[derive(Debug, thiserror::Error)]
-pub enum Unanswered {
+pub enum RequestUnanswered {
     /// Without a response URL there is nobody to answer.
     #[error("not a request of CloudFormation")]
     NoRequest(#[source] serde_json::Error),
@@ -65,50 +65,51 @@ pub enum Unanswered {
 }
 
 /// Carries a request out and answers it. `time_is_up` comes [`ANSWER_RESERVE`] before the function's end.
-pub async fn handle<S, W, J, R, T>(
+pub async fn handle_request<S, W, J, R, T>(
     payload: Value,
     time_is_up: impl Future<Output = ()>,
-    deps: &Deps<S, W, J, R, T>,
-) -> Result<(), Unanswered>
+    deps: &ResourceDependencies<S, W, J, R, T>,
+) -> Result<(), RequestUnanswered>
 where
     S: OpenStripe,
     W: WebhookSecretStore,
-    J: SetCursorsBack,
+    J: ResetCursors,
     R: RespondToCloudFormation,
     T: Clock + Pause,
 {
-    let envelope: Envelope = serde_json::from_value(payload).map_err(Unanswered::NoRequest)?;
-    let work = AssertUnwindSafe(carry_out::carry_out(&envelope, deps)).catch_unwind();
+    let envelope: ResourceRequest =
+        serde_json::from_value(payload).map_err(RequestUnanswered::NoRequest)?;
+    let work = AssertUnwindSafe(carry_out::execute_plan(&envelope, deps)).catch_unwind();
     let outcome = tokio::select! {
         biased;
-        done = work => done.unwrap_or(Err(Failure::Panicked)),
-        () = time_is_up => Err(Failure::OutOfTime),
+        done = work => done.unwrap_or(Err(EndpointFailure::Panicked)),
+        () = time_is_up => Err(EndpointFailure::OutOfTime),
     };
-    let outcome = outcome.map_err(|failure| chain(&failure));
+    let outcome = outcome.map_err(|failure| error_chain(&failure));
     let request_id = &envelope.request_id;
     match &outcome {
         Ok(id) => tracing::info!(request_id, "webhook_endpoint_settled physical_id={id}"),
         Err(reason) => {
             tracing::error!(request_id, "webhook_endpoint_failed {reason}");
-            metrics::ENDPOINT_FAILED.count(Provider::Stripe);
+            metrics::ENDPOINT_FAILED.count(ProviderId::Stripe);
         }
     }
     let answer = envelope.answer(outcome.as_deref().map_err(String::as_str));
-    respond(&envelope.response_url.0, answer, deps).await
+    send_response(&envelope.response_url.0, answer, deps).await
 }
 
-async fn respond<S, W, J, R: RespondToCloudFormation, T: Pause>(
+async fn send_response<S, W, J, R: RespondToCloudFormation, T: Pause>(
     url: &SecretString,
     answer: String,
-    deps: &Deps<S, W, J, R, T>,
-) -> Result<(), Unanswered> {
+    deps: &ResourceDependencies<S, W, J, R, T>,
+) -> Result<(), RequestUnanswered> {
     let mut tries = 1;
     loop {
         let Err(error) = deps.cloudformation.put(url, answer.clone()).await else {
             return Ok(());
         };
         if tries == ANSWERS_MAX {
-            return Err(Unanswered::NotTaken(error));
+            return Err(RequestUnanswered::NotTaken(error));
         }
         tries += 1;
         deps.time.pause(ANSWER_DELAY).await;

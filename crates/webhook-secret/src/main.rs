@@ -2,77 +2,92 @@
 
 use std::process::ExitCode;
 
-use billhook_adapters::aws::Aws;
+use billhook_adapters::aws::AwsClients;
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::config::{SecretSource, WebhookSecretConfig};
-use billhook_adapters::dynamodb::cursors::Cursors;
-use billhook_adapters::lambda::{deadline, run, serve};
-use billhook_adapters::secrets::{PutSecret as _, SecretsManager, document, stripe_key};
-use billhook_adapters::stripe::Stripe;
+use billhook_adapters::dynamodb::cursors::ReconcileCursors;
+use billhook_adapters::lambda::{invocation_deadline, run_function, serve_events};
+use billhook_adapters::secrets::{PutSecret as _, SecretsManager, load_document, read_stripe_key};
+use billhook_adapters::stripe::StripeClient;
 use billhook_core::ports::Clock as _;
-use billhook_core::secret::{Document, Wanted};
+use billhook_core::secret::{SecretDocument, SecretKind};
 use billhook_core::time::Timestamp;
 use lambda_runtime::LambdaEvent;
 use secrecy::SecretString;
 use serde_json::Value;
-use webhook_secret::http::Answers;
-use webhook_secret::ports::{EdgeError, OpenStripe, SetCursorsBack, WebhookSecretStore};
-use webhook_secret::{ANSWER_RESERVE, Deps, handle};
+use webhook_secret::http::ResponseSender;
+use webhook_secret::ports::{EdgeError, OpenStripe, ResetCursors, WebhookSecretStore};
+use webhook_secret::{ANSWER_RESERVE, ResourceDependencies, handle_request};
 
 fn main() -> ExitCode {
-    run("webhook-secret", WebhookSecretConfig::from_env, start)
+    run_function(
+        "webhook-secret",
+        WebhookSecretConfig::from_env,
+        start_function,
+    )
 }
 
-async fn start(config: WebhookSecretConfig, aws: Aws) -> Result<(), lambda_runtime::Error> {
+async fn start_function(
+    config: WebhookSecretConfig,
+    aws: AwsClients,
+) -> Result<(), lambda_runtime::Error> {
     let secrets = SecretsManager::new(&aws);
-    let deps = &Deps {
-        stripe: StoredKey {
+    let deps = &ResourceDependencies {
+        stripe: StoredStripeKey {
             secrets: secrets.clone(),
             source: config.stripe_key(),
             base: config.stripe_api_base,
-            live: config.stage.live,
+            live: config.environment.live,
         },
-        secrets: Secrets(secrets),
-        cursors: Jobs(Cursors::new(aws.dynamodb().clone(), config.jobs_table)),
-        cloudformation: Answers::new()?,
+        secrets: SigningSecretStore(secrets),
+        cursors: CursorStore(ReconcileCursors::new(
+            aws.dynamodb().clone(),
+            config.jobs_table,
+        )),
+        cloudformation: ResponseSender::new()?,
         time: SystemClock,
-        app_name: config.stage.app_name,
-        env: config.stage.env,
+        app_name: config.environment.app_name,
+        env: config.environment.env,
     };
-    serve(async |event: LambdaEvent<Value>| {
-        let end = deadline(&event.context);
+    serve_events(async |event: LambdaEvent<Value>| {
+        let end = invocation_deadline(&event.context);
         let time_left = deps.time.now().until(end).saturating_sub(ANSWER_RESERVE);
         // Boxed, because the compiler gives up on the layout of the SDK's futures this deep.
-        Box::pin(handle(event.payload, tokio::time::sleep(time_left), deps)).await
+        Box::pin(handle_request(
+            event.payload,
+            tokio::time::sleep(time_left),
+            deps,
+        ))
+        .await
     })
     .await
 }
 
 /// Stripe, opened for each request with the key as it is stored then: requests are rare, and the key may just have
 /// been put.
-struct StoredKey {
+struct StoredStripeKey {
     secrets: SecretsManager,
     source: SecretSource,
     base: String,
     live: bool,
 }
 
-impl OpenStripe for StoredKey {
-    type Endpoints = Stripe;
+impl OpenStripe for StoredStripeKey {
+    type Endpoints = StripeClient;
 
-    async fn open(&self) -> Result<Option<Stripe>, EdgeError> {
-        let Some(key) = stripe_key(&self.secrets, &self.source, self.live).await? else {
+    async fn open(&self) -> Result<Option<StripeClient>, EdgeError> {
+        let Some(key) = read_stripe_key(&self.secrets, &self.source, self.live).await? else {
             return Ok(None);
         };
-        Ok(Some(Stripe::new(&self.base, key, self.live)?))
+        Ok(Some(StripeClient::new(&self.base, key, self.live)?))
     }
 }
 
-struct Secrets(SecretsManager);
+struct SigningSecretStore(SecretsManager);
 
-impl WebhookSecretStore for Secrets {
-    async fn read(&self, arn: &str, now: Timestamp) -> Result<Document, EdgeError> {
-        Ok(document(&self.0, arn, Wanted::StripeSigning, now).await?)
+impl WebhookSecretStore for SigningSecretStore {
+    async fn read(&self, arn: &str, now: Timestamp) -> Result<SecretDocument, EdgeError> {
+        Ok(load_document(&self.0, arn, SecretKind::StripeSigning, now).await?)
     }
 
     async fn put(&self, arn: &str, value: &SecretString) -> Result<(), EdgeError> {
@@ -80,9 +95,9 @@ impl WebhookSecretStore for Secrets {
     }
 }
 
-struct Jobs(Cursors);
+struct CursorStore(ReconcileCursors);
 
-impl SetCursorsBack for Jobs {
+impl ResetCursors for CursorStore {
     async fn set_back(&self, to_s: i64) -> Result<(), EdgeError> {
         Ok(self.0.set_back(to_s).await?)
     }

@@ -3,9 +3,9 @@
 use std::future::Future;
 
 use billhook_adapters::stripe::{
-    CreatedEndpoint, Endpoint, NewEndpoint, Stripe, StripeError, Updated,
+    CreatedEndpoint, NewEndpoint, StripeClient, StripeError, UpdateResult, WebhookEndpoint,
 };
-use billhook_core::secret::Document;
+use billhook_core::secret::SecretDocument;
 use billhook_core::time::Timestamp;
 use secrecy::SecretString;
 
@@ -35,14 +35,14 @@ pub trait StripeEndpoints: Send + Sync {
         url: &str,
         enabled_events: &[String],
         idempotency_key: &str,
-    ) -> impl Future<Output = Result<Updated, StripeError>> + Send;
+    ) -> impl Future<Output = Result<UpdateResult, StripeError>> + Send;
     /// Deletes one; gone already is a success.
     fn delete(&self, id: &str) -> impl Future<Output = Result<(), StripeError>> + Send;
     /// All of the account.
-    fn list(&self) -> impl Future<Output = Result<Vec<Endpoint>, StripeError>> + Send;
+    fn list(&self) -> impl Future<Output = Result<Vec<WebhookEndpoint>, StripeError>> + Send;
 }
 
-impl StripeEndpoints for Stripe {
+impl StripeEndpoints for StripeClient {
     async fn create(
         &self,
         new: &NewEndpoint<'_>,
@@ -57,7 +57,7 @@ impl StripeEndpoints for Stripe {
         url: &str,
         enabled_events: &[String],
         idempotency_key: &str,
-    ) -> Result<Updated, StripeError> {
+    ) -> Result<UpdateResult, StripeError> {
         self.update_webhook_endpoint(id, url, enabled_events, idempotency_key)
             .await
     }
@@ -66,7 +66,7 @@ impl StripeEndpoints for Stripe {
         self.delete_webhook_endpoint(id).await
     }
 
-    async fn list(&self) -> Result<Vec<Endpoint>, StripeError> {
+    async fn list(&self) -> Result<Vec<WebhookEndpoint>, StripeError> {
         self.list_webhook_endpoints().await
     }
 }
@@ -78,7 +78,7 @@ pub trait WebhookSecretStore: Send + Sync {
         &self,
         arn: &str,
         now: Timestamp,
-    ) -> impl Future<Output = Result<Document, EdgeError>> + Send;
+    ) -> impl Future<Output = Result<SecretDocument, EdgeError>> + Send;
     /// Makes `value` the current one.
     fn put(
         &self,
@@ -98,7 +98,7 @@ pub trait RespondToCloudFormation: Send + Sync {
 }
 
 /// The cursors of `reconcile`.
-pub trait SetCursorsBack: Send + Sync {
+pub trait ResetCursors: Send + Sync {
     /// Lowers each that is above `to_s`, a Unix second; none is raised or made.
     fn set_back(&self, to_s: i64) -> impl Future<Output = Result<(), EdgeError>> + Send;
 }

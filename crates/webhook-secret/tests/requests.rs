@@ -14,12 +14,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use billhook_adapters::stripe::{
-    CreatedEndpoint, Endpoint, NewEndpoint, Refusal, SecretText, Stripe, StripeError, Updated,
+    CreatedEndpoint, NewEndpoint, SecretText, StripeClient, StripeError, StripeRefusal,
+    UpdateResult, WebhookEndpoint,
 };
 use billhook_core::endpoint::{ENDPOINTS_MAX, QUIET_TYPE};
-use billhook_core::jobs::set_back_to_s;
+use billhook_core::jobs::cursor_limit_after_delete_s;
 use billhook_core::ports::{Clock, Pause};
-use billhook_core::secret::{Document, Wanted};
+use billhook_core::secret::{SecretDocument, SecretKind};
 use billhook_core::time::Timestamp;
 use billhook_testkit::stripe::{Config, Fault, LocalStripe, TEST_KEY};
 use rstest::rstest;
@@ -27,7 +28,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 use webhook_secret::ports::*;
-use webhook_secret::{Deps, KNOWN_AFTER, handle};
+use webhook_secret::{KNOWN_AFTER, ResourceDependencies, handle_request};
 
 const ARN: &str = "arn:aws:secretsmanager:eu-west-1:1:secret:hook";
 const URL: &str = "https://cloudformation.invalid/?X-Amz-Signature=canary";
@@ -54,7 +55,7 @@ struct World {
     known_since: HashMap<String, Timestamp>,
     cursor_s: i64,
     no_key: bool,
-    endpoints: Vec<Endpoint>,
+    endpoints: Vec<WebhookEndpoint>,
     saved: HashMap<String, (String, String)>,
     replays_keep_secrets: bool,
     stored: HashMap<String, String>,
@@ -120,7 +121,7 @@ fn edge(_: ()) -> EdgeError {
 }
 
 fn stripe_error(_: ()) -> StripeError {
-    StripeError::Refused(Box::new(Refusal {
+    StripeError::Refused(Box::new(StripeRefusal {
         doing: "speak to stripe".to_owned(),
         status: 500,
         code: "api_error".to_owned(),
@@ -160,7 +161,7 @@ impl StripeEndpoints for Ports {
                 format!("we_{}", world.made),
                 format!("whsec_{}", world.made),
             );
-            world.endpoints.push(Endpoint {
+            world.endpoints.push(WebhookEndpoint {
                 id: id.clone(),
                 url: new.url.to_owned(),
                 enabled_events: new.enabled_events.to_vec(),
@@ -188,9 +189,9 @@ impl StripeEndpoints for Ports {
         url: &str,
         events: &[String],
         _: &str,
-    ) -> Result<Updated, StripeError> {
+    ) -> Result<UpdateResult, StripeError> {
         let update = |world: &mut World| match world.endpoints.iter_mut().find(|e| e.id == id) {
-            None => Updated::Gone,
+            None => UpdateResult::Gone,
             Some(endpoint) => {
                 // Real events only once every ingress can know the secret.
                 if endpoint.enabled_events == [QUIET_TYPE] {
@@ -200,7 +201,7 @@ impl StripeEndpoints for Ports {
                 }
                 endpoint.url = url.to_owned();
                 endpoint.enabled_events = events.to_vec();
-                Updated::Done
+                UpdateResult::Done
             }
         };
         self.step(update).await.map_err(stripe_error)
@@ -211,7 +212,7 @@ impl StripeEndpoints for Ports {
         self.step(delete).await.map_err(stripe_error)
     }
 
-    async fn list(&self) -> Result<Vec<Endpoint>, StripeError> {
+    async fn list(&self) -> Result<Vec<WebhookEndpoint>, StripeError> {
         self.step(|world| world.endpoints.clone())
             .await
             .map_err(stripe_error)
@@ -219,10 +220,10 @@ impl StripeEndpoints for Ports {
 }
 
 impl WebhookSecretStore for Ports {
-    async fn read(&self, arn: &str, _: Timestamp) -> Result<Document, EdgeError> {
+    async fn read(&self, arn: &str, _: Timestamp) -> Result<SecretDocument, EdgeError> {
         let read = |world: &mut World| world.stored.get(arn).cloned().unwrap_or_default();
         let text = self.step(read).await.map_err(edge)?;
-        Ok(Document::parse(&text, Wanted::StripeSigning))
+        Ok(SecretDocument::parse(&text, SecretKind::StripeSigning))
     }
 
     async fn put(&self, arn: &str, value: &SecretString) -> Result<(), EdgeError> {
@@ -238,7 +239,7 @@ impl WebhookSecretStore for Ports {
     }
 }
 
-impl SetCursorsBack for Ports {
+impl ResetCursors for Ports {
     async fn set_back(&self, to_s: i64) -> Result<(), EdgeError> {
         let set = |world: &mut World| world.cursor_s = world.cursor_s.min(to_s);
         self.step(set).await.map_err(edge)
@@ -280,8 +281,11 @@ impl Pause for Ports {
     }
 }
 
-fn deps<S: OpenStripe>(stripe: S, ports: &Ports) -> Deps<S, Ports, Ports, Ports, Ports> {
-    Deps {
+fn deps<S: OpenStripe>(
+    stripe: S,
+    ports: &Ports,
+) -> ResourceDependencies<S, Ports, Ports, Ports, Ports> {
+    ResourceDependencies {
         stripe,
         secrets: ports.clone(),
         cursors: ports.clone(),
@@ -337,8 +341,8 @@ impl Ports {
         let deps = deps(self.clone(), self);
         let handling = async {
             match hangs {
-                true => handle(payload.clone(), ready(()), &deps).await,
-                false => handle(payload.clone(), pending(), &deps).await,
+                true => handle_request(payload.clone(), ready(()), &deps).await,
+                false => handle_request(payload.clone(), pending(), &deps).await,
             }
         };
         let handled = tokio::select! {
@@ -560,7 +564,10 @@ async fn deleting_an_endpoint_first_sets_the_cursors_back_wherever_it_failed() {
         ports.run(&delete("we_1")).await;
         if ports.ids().is_empty() {
             let world = ports.world();
-            assert!(world.cursor_s <= set_back_to_s(world.now()), "{fault:?}");
+            assert!(
+                world.cursor_s <= cursor_limit_after_delete_s(world.now()),
+                "{fault:?}"
+            );
         }
     }
 }
@@ -794,16 +801,16 @@ async fn a_reason_of_any_size_fits_the_answer() {
 async fn what_is_no_request_is_an_error_that_names_no_url() {
     let ports = Ports::default();
     let payload = json!({"ResponseURL": URL, "RequestType": "Create"});
-    let error = handle(payload, pending(), &deps(ports.clone(), &ports))
+    let error = handle_request(payload, pending(), &deps(ports.clone(), &ports))
         .await
         .unwrap_err();
-    assert!(!billhook_core::retry::chain(&error).contains("canary"));
+    assert!(!billhook_core::retry::error_chain(&error).contains("canary"));
 }
 
 #[tokio::test]
 async fn a_full_account_is_told_with_the_limit_and_the_way_out() {
     let local = LocalStripe::start(Config::default()).await.unwrap();
-    let stripe = Stripe::new(&local.base_url(), TEST_KEY.into(), false).unwrap();
+    let stripe = StripeClient::new(&local.base_url(), TEST_KEY.into(), false).unwrap();
     for number in 0..ENDPOINTS_MAX {
         let new = NewEndpoint {
             url: "https://other",
@@ -818,7 +825,7 @@ async fn a_full_account_is_told_with_the_limit_and_the_way_out() {
     }
     let ports = Ports::default();
     let deps = deps(Real(stripe), &ports);
-    handle(create(), pending(), &deps).await.unwrap();
+    handle_request(create(), pending(), &deps).await.unwrap();
     let answer = ports.world().answers[0].clone();
     assert_eq!(answer["Status"], "FAILED");
     let reason = answer["Reason"].as_str().unwrap();
@@ -835,11 +842,11 @@ async fn a_stripe_that_fails_or_drops_the_connection_leaves_the_old_endpoint_at_
         (0..4).flat_map(|after| [(after, Some(500), false), (after, None, true)])
     {
         let local = LocalStripe::start(Config::default()).await.unwrap();
-        let stripe = Stripe::new(&local.base_url(), TEST_KEY.into(), false).unwrap();
+        let stripe = StripeClient::new(&local.base_url(), TEST_KEY.into(), false).unwrap();
         let ports = Ports::default();
         let deps = deps(Real(stripe), &ports);
         let run = async |payload: Value| {
-            handle(payload, pending(), &deps).await.unwrap();
+            handle_request(payload, pending(), &deps).await.unwrap();
             let answer = ports.world().answers.last().unwrap().clone();
             answer["PhysicalResourceId"].as_str().unwrap().to_owned()
         };
@@ -866,11 +873,11 @@ async fn a_stripe_that_fails_or_drops_the_connection_leaves_the_old_endpoint_at_
     }
 }
 
-struct Real(Stripe);
+struct Real(StripeClient);
 
 impl OpenStripe for Real {
-    type Endpoints = Stripe;
-    async fn open(&self) -> Result<Option<Stripe>, EdgeError> {
+    type Endpoints = StripeClient;
+    async fn open(&self) -> Result<Option<StripeClient>, EdgeError> {
         Ok(Some(self.0.clone()))
     }
 }
@@ -880,11 +887,11 @@ async fn it_works_against_the_local_stripe() {
     let local = LocalStripe::start(Config::default()).await.unwrap();
     let ports = Ports::default();
     let deps = deps(
-        Real(Stripe::new(&local.base_url(), TEST_KEY.into(), false).unwrap()),
+        Real(StripeClient::new(&local.base_url(), TEST_KEY.into(), false).unwrap()),
         &ports,
     );
     let run = async |payload: Value| {
-        handle(payload, pending(), &deps).await.unwrap();
+        handle_request(payload, pending(), &deps).await.unwrap();
         let answer = ports.world().answers.last().unwrap().clone();
         assert_eq!(answer["Status"], "SUCCESS", "{answer}");
         answer["PhysicalResourceId"].as_str().unwrap().to_owned()

@@ -5,48 +5,49 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use billhook_core::endpoint::{Plan, plan};
+use billhook_core::endpoint::{EndpointPlan, plan_endpoint};
 use billhook_core::event::stripe_types::HANDLED_TYPES;
 use serde_json::Value;
-use webhook_secret::Envelope;
+use webhook_secret::ResourceRequest;
 
 #[test]
 fn every_sample_leads_to_the_plan_that_the_table_says() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../events/webhook-secret");
-    let planned: BTreeMap<String, Result<Plan, String>> = fs::read_dir(folder)
+    let planned: BTreeMap<String, Result<EndpointPlan, String>> = fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().path())
         .map(|path| {
             let stem = path.file_stem().unwrap().to_str().unwrap().to_owned();
-            let envelope: Envelope = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-            let planned = envelope.request().map(|request| plan(&request));
+            let envelope: ResourceRequest =
+                serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+            let planned = envelope.request().map(|request| plan_endpoint(&request));
             (stem, planned.map_err(|error| error.to_string()))
         })
         .collect();
     let endpoint_id = || "we_1RzWhkK9mQ2tLfSAMPLE001".to_owned();
-    let replace = || Plan::Replace {
+    let replace = || EndpointPlan::Replace {
         endpoint_id: endpoint_id(),
     };
-    let in_place = Plan::UpdateInPlace {
+    let in_place = EndpointPlan::UpdateInPlace {
         endpoint_id: endpoint_id(),
     };
-    let remove = Plan::Remove {
+    let remove = EndpointPlan::Remove {
         endpoint_id: endpoint_id(),
     };
-    let leftovers = Plan::RemoveLeftovers {
+    let leftovers = EndpointPlan::RemoveLeftovers {
         request_id: Some("49347ca5-c603-44e5-a34b-10cf1854a887".to_owned()),
     };
     let misspelt = "properties: RotationTokn is unknown".to_owned();
     let expected = [
-        ("create-connect", Ok(Plan::Create)),
-        ("create-platform", Ok(Plan::Create)),
+        ("create-connect", Ok(EndpointPlan::Create)),
+        ("create-platform", Ok(EndpointPlan::Create)),
         ("delete", Ok(remove)),
         ("delete-after-failed-create", Ok(leftovers)),
-        ("delete-unconfigured", Ok(Plan::Nothing)),
+        ("delete-unconfigured", Ok(EndpointPlan::Nothing)),
         ("update-api-version", Ok(replace())),
         ("update-events-in-place", Ok(in_place)),
         ("update-misspelt-property", Err(misspelt)),
-        ("update-once-there-is-a-key", Ok(Plan::Create)),
+        ("update-once-there-is-a-key", Ok(EndpointPlan::Create)),
         ("update-rotation-token", Ok(replace())),
     ];
     let expected = expected.map(|(file, plan)| (file.to_owned(), plan));

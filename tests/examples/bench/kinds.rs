@@ -1,12 +1,12 @@
 //! The events that are measured: what is sent to which function, over which rows.
 
-use billhook_adapters::aws::Aws;
-use billhook_adapters::config::Lookup;
-use billhook_adapters::dynamodb::inbox::Inbox;
-use billhook_core::event::envelope;
-use billhook_core::ids::{CorrelationId, Provider};
+use billhook_adapters::aws::AwsClients;
+use billhook_adapters::config::EnvLookup;
+use billhook_adapters::dynamodb::inbox::DynamoInbox;
+use billhook_core::event::read_envelope;
+use billhook_core::ids::{CorrelationId, ProviderId};
 use billhook_core::inbox::NewEvent;
-use billhook_core::pointer::Pointer;
+use billhook_core::pointer::EventPointer;
 use billhook_core::ports::{Clock as _, RecordEvent as _};
 use billhook_testkit::sign::sign_stripe;
 use billhook_testkit::stripe::{LocalStripe, TEST_KEY};
@@ -61,7 +61,7 @@ pub(crate) const ALL: [Kind; 16] = [
 pub(crate) struct World {
     pub(crate) stub: Stub,
     pub(crate) stripe: LocalStripe,
-    inbox: Inbox,
+    inbox: DynamoInbox,
 }
 
 impl Kind {
@@ -128,7 +128,7 @@ impl Kind {
             Self::Stale => delivery(&paid(n, SMALL), SECRET, 400),
             Self::Duplicate | Self::Pending => {
                 let done = json!({ "BOOL": self == Self::Duplicate });
-                world.record(Provider::Stripe, &paid(0, SMALL)).await;
+                world.record(ProviderId::Stripe, &paid(0, SMALL)).await;
                 world
                     .stub
                     .set("StripeEventsTable", &event_id(0), "processed", done);
@@ -143,7 +143,7 @@ impl Kind {
                         "amountTotal": { "N": "4200" }, "currency": { "S": "usd" },
                         "createdAt": { "S": "2026-11-21T10:00:00.000Z" },
                     }));
-                    records.push(world.record(Provider::Stripe, &paid(n, bytes)).await);
+                    records.push(world.record(ProviderId::Stripe, &paid(n, bytes)).await);
                 }
                 json!({ "Records": records })
             }
@@ -154,7 +154,7 @@ impl Kind {
                         "statement_id": { "S": format!("stm_{n:08}") }, "tenant_id": { "S": "tenant_1" },
                         "lob_letter_id": { "S": letter_id(n) },
                     }));
-                    records.push(world.record(Provider::Lob, &mailed(n)).await);
+                    records.push(world.record(ProviderId::Lob, &mailed(n)).await);
                 }
                 json!({ "Records": records })
             }
@@ -175,13 +175,13 @@ impl World {
     pub(crate) async fn start(stub: Stub) -> Self {
         let stripe = LocalStripe::start(billhook_testkit::stripe::Config::default());
         let endpoint = stub.http.clone();
-        let aws = Aws::from_env(&Lookup(&|name| match name {
+        let aws = AwsClients::from_env(&EnvLookup(&|name| match name {
             "AWS_ENDPOINT_URL" => Some(endpoint.clone()),
             _ => (!name.contains("ENDPOINT")).then(|| "test".to_owned()),
         }));
         let world = Self {
             stripe: stripe.await.unwrap(),
-            inbox: Inbox {
+            inbox: DynamoInbox {
                 client: aws.unwrap().dynamodb().clone(),
                 stripe_table: "StripeEventsTable".to_owned(),
                 lob_table: "LobEventsTable".to_owned(),
@@ -240,10 +240,10 @@ impl World {
     }
 
     /// Stores an event as ingress does; its message, as the queue hands it over.
-    async fn record(&self, provider: Provider, raw_body: &[u8]) -> Value {
+    async fn record(&self, provider: ProviderId, raw_body: &[u8]) -> Value {
         let new = NewEvent {
             source: provider.into(),
-            envelope: envelope(provider, raw_body).unwrap(),
+            envelope: read_envelope(provider, raw_body).unwrap(),
             raw_body,
             correlation_id: CorrelationId(SystemClock.new_id()),
             received_at: SystemClock.now(),
@@ -252,7 +252,7 @@ impl World {
         let id = &new.envelope.id;
         json!({
             "messageId": format!("m-{id}"), "receiptHandle": "AQEBsampleReceiptHandle1==",
-            "body": Pointer::to(&new.stored(), new.source), "messageAttributes": {},
+            "body": EventPointer::message_for(&new.to_record(), new.source), "messageAttributes": {},
             "attributes": {
                 "ApproximateReceiveCount": "1", "SentTimestamp": "1781000001001",
                 "MessageGroupId": new.envelope.group, "MessageDeduplicationId": id.as_str(),

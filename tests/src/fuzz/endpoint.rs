@@ -6,19 +6,19 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use billhook_adapters::stripe::{
-    CreatedEndpoint, Endpoint, NewEndpoint, SecretText, StripeError, Updated,
+    CreatedEndpoint, NewEndpoint, SecretText, StripeError, UpdateResult, WebhookEndpoint,
 };
 use billhook_core::ports::{Clock, Pause};
-use billhook_core::secret::{Document, Wanted};
+use billhook_core::secret::{SecretDocument, SecretKind};
 use billhook_core::time::Timestamp;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
 use uuid::Uuid;
 use webhook_secret::ports::{
-    EdgeError, OpenStripe, RespondToCloudFormation, SetCursorsBack, StripeEndpoints,
+    EdgeError, OpenStripe, ResetCursors, RespondToCloudFormation, StripeEndpoints,
     WebhookSecretStore,
 };
-use webhook_secret::{Deps, Envelope, handle};
+use webhook_secret::{ResourceDependencies, ResourceRequest, handle_request};
 
 use super::{NOW_S, check_secrets, watched};
 
@@ -27,7 +27,7 @@ const REASON_BYTES_MAX: usize = 4096;
 
 #[derive(Default)]
 struct World {
-    endpoints: Vec<Endpoint>,
+    endpoints: Vec<WebhookEndpoint>,
     stored: BTreeMap<String, String>,
     answers: Vec<String>,
     waited: Duration,
@@ -54,7 +54,7 @@ impl StripeEndpoints for Ports {
         let mut world = self.world();
         let id = format!("we_{}", world.endpoints.len());
         let metadata = new.metadata.iter();
-        world.endpoints.push(Endpoint {
+        world.endpoints.push(WebhookEndpoint {
             id: id.clone(),
             url: new.url.to_owned(),
             enabled_events: new.enabled_events.to_vec(),
@@ -75,14 +75,14 @@ impl StripeEndpoints for Ports {
         url: &str,
         events: &[String],
         _: &str,
-    ) -> Result<Updated, StripeError> {
+    ) -> Result<UpdateResult, StripeError> {
         let mut world = self.world();
         let Some(endpoint) = world.endpoints.iter_mut().find(|its| its.id == id) else {
-            return Ok(Updated::Gone);
+            return Ok(UpdateResult::Gone);
         };
         endpoint.url = url.to_owned();
         endpoint.enabled_events = events.to_vec();
-        Ok(Updated::Done)
+        Ok(UpdateResult::Done)
     }
 
     async fn delete(&self, id: &str) -> Result<(), StripeError> {
@@ -90,15 +90,15 @@ impl StripeEndpoints for Ports {
         Ok(())
     }
 
-    async fn list(&self) -> Result<Vec<Endpoint>, StripeError> {
+    async fn list(&self) -> Result<Vec<WebhookEndpoint>, StripeError> {
         Ok(self.world().endpoints.clone())
     }
 }
 
 impl WebhookSecretStore for Ports {
-    async fn read(&self, arn: &str, _: Timestamp) -> Result<Document, EdgeError> {
+    async fn read(&self, arn: &str, _: Timestamp) -> Result<SecretDocument, EdgeError> {
         let text = self.world().stored.get(arn).cloned().unwrap_or_default();
-        Ok(Document::parse(&text, Wanted::StripeSigning))
+        Ok(SecretDocument::parse(&text, SecretKind::StripeSigning))
     }
 
     async fn put(&self, arn: &str, value: &SecretString) -> Result<(), EdgeError> {
@@ -108,7 +108,7 @@ impl WebhookSecretStore for Ports {
     }
 }
 
-impl SetCursorsBack for Ports {
+impl ResetCursors for Ports {
     async fn set_back(&self, _: i64) -> Result<(), EdgeError> {
         Ok(())
     }
@@ -143,7 +143,7 @@ pub(super) fn custom_resource(input: &[u8]) -> bool {
         return false;
     };
     let ports = Ports::default();
-    let deps = Deps {
+    let deps = ResourceDependencies {
         stripe: ports.clone(),
         secrets: ports.clone(),
         cursors: ports.clone(),
@@ -152,9 +152,9 @@ pub(super) fn custom_resource(input: &[u8]) -> bool {
         app_name: "app".to_owned(),
         env: "test".to_owned(),
     };
-    let run = || watched(handle(payload.clone(), pending(), &deps)).is_ok();
+    let run = || watched(handle_request(payload.clone(), pending(), &deps)).is_ok();
     let (first, again) = (run(), run());
-    let is_request = serde_json::from_value::<Envelope>(payload.clone()).is_ok();
+    let is_request = serde_json::from_value::<ResourceRequest>(payload.clone()).is_ok();
     assert_eq!((first, again), (is_request, is_request));
     let world = ports.world();
     assert_eq!(world.answers.len(), if is_request { 2 } else { 0 });

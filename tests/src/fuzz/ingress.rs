@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use billhook_core::ids::Provider;
+use billhook_core::ids::ProviderId;
 use billhook_core::time::Timestamp;
 use billhook_testkit::memory::{FixedClock, KnownKeys, MemoryQueue, MemoryTables};
 use billhook_testkit::sign::{sign_lob, sign_stripe};
 use serde_json::{Map, Value, json};
-use webhook_ingress::proxy::{Request, Response};
-use webhook_ingress::{BODY_BYTES_MAX, Ingress};
+use webhook_ingress::proxy::{ProxyRequest, ProxyResponse};
+use webhook_ingress::{BODY_BYTES_MAX, WebhookIngress};
 
 use super::{LOB_SECRET, NOW_S, STRIPE_SECRET, check_secrets, watched};
 
@@ -30,9 +30,9 @@ impl Kept {
     }
 
     /// Answers one request, and holds the answer against what was kept.
-    fn deliver(&self, request: Request) -> Response {
+    fn deliver(&self, request: ProxyRequest) -> ProxyResponse {
         let before = self.counts();
-        let ingress = Ingress {
+        let ingress = WebhookIngress {
             inbox: &self.tables,
             queue: QueueRef(&self.queue),
             stripe_keys: KnownKeys::one(STRIPE_SECRET),
@@ -63,16 +63,16 @@ struct QueueRef<'a>(&'a MemoryQueue);
 impl billhook_core::ports::SendMessage for QueueRef<'_> {
     async fn send(
         &self,
-        provider: Provider,
+        provider: ProviderId,
         group: &str,
         deduplication_id: &str,
         body: &str,
-    ) -> Result<(), billhook_core::ports::Unavailable> {
+    ) -> Result<(), billhook_core::ports::DependencyError> {
         self.0.send(provider, group, deduplication_id, body).await
     }
 }
 
-fn check_answer(answer: &Response) {
+fn check_answer(answer: &ProxyResponse) {
     assert!(
         matches!(answer.status_code, 200 | 400 | 404 | 405 | 413),
         "{answer:?}"
@@ -93,7 +93,7 @@ fn check_answer(answer: &Response) {
 }
 
 /// As the gateway sends it.
-fn request(provider: Provider, headers: &[(&str, &str)], body: &[u8]) -> Request {
+fn request(provider: ProviderId, headers: &[(&str, &str)], body: &[u8]) -> ProxyRequest {
     let headers: Map<String, Value> = headers
         .iter()
         .map(|(name, value)| ((*name).to_owned(), json!(value)))
@@ -103,13 +103,13 @@ fn request(provider: Provider, headers: &[(&str, &str)], body: &[u8]) -> Request
     serde_json::from_value(event).unwrap()
 }
 
-fn signed(provider: Provider, body: &[u8], secret: &str) -> Request {
+fn signed(provider: ProviderId, body: &[u8], secret: &str) -> ProxyRequest {
     match provider {
-        Provider::Stripe => {
+        ProviderId::Stripe => {
             let header = sign_stripe(body, secret, NOW_S);
             request(provider, &[("Stripe-Signature", &header)], body)
         }
-        Provider::Lob => {
+        ProviderId::Lob => {
             let at = (NOW_S * 1000).to_string();
             let signature = sign_lob(body, secret, &at);
             let headers = [
@@ -126,8 +126,8 @@ pub(super) fn body(input: &[u8]) -> bool {
     let mut came_through = false;
     let is_json = serde_json::from_slice::<serde::de::IgnoredAny>(input).is_ok();
     for (provider, secret) in [
-        (Provider::Stripe, STRIPE_SECRET),
-        (Provider::Lob, LOB_SECRET),
+        (ProviderId::Stripe, STRIPE_SECRET),
+        (ProviderId::Lob, LOB_SECRET),
     ] {
         let kept = Kept::default();
         let forged = kept.deliver(signed(provider, input, "guessed"));
@@ -178,9 +178,9 @@ pub(super) fn header(input: &[u8]) -> bool {
     let mut lines = text.splitn(3, '\n');
     let [stripe, lob, at] = [(); 3].map(|()| lines.next().unwrap_or_default());
     for (provider, headers) in [
-        (Provider::Stripe, vec![("stripe-signature", stripe)]),
+        (ProviderId::Stripe, vec![("stripe-signature", stripe)]),
         (
-            Provider::Lob,
+            ProviderId::Lob,
             vec![("Lob-Signature", lob), ("LOB-SIGNATURE-TIMESTAMP", at)],
         ),
     ] {
@@ -197,10 +197,10 @@ pub(super) fn header(input: &[u8]) -> bool {
 
 /// Whether these values of headers hold a signature of the body that is of now: by the documentation, and apart from the
 /// code. It may hold junk beside.
-fn proves(provider: Provider, values: &[&str], body: &[u8]) -> bool {
+fn proves(provider: ProviderId, values: &[&str], body: &[u8]) -> bool {
     let is_now = |at: i64| (NOW_S - TOLERANCE_S..=NOW_S + TOLERANCE_S).contains(&at);
     match provider {
-        Provider::Stripe => values.iter().any(|value| {
+        ProviderId::Stripe => values.iter().any(|value| {
             let elements: Vec<&str> = value.split(',').collect();
             let moments = elements
                 .iter()
@@ -211,7 +211,7 @@ fn proves(provider: Provider, values: &[&str], body: &[u8]) -> bool {
                 is_now(at) && elements.contains(&good)
             })
         }),
-        Provider::Lob => values.iter().any(|at| {
+        ProviderId::Lob => values.iter().any(|at| {
             let Ok(moment) = at.parse::<i64>() else {
                 return false;
             };
@@ -226,7 +226,7 @@ fn proves(provider: Provider, values: &[&str], body: &[u8]) -> bool {
 /// The input is the gateway's event.
 pub(super) fn proxy_event(input: &[u8]) -> bool {
     // The gateway makes the event's shape, its sender the rest.
-    let Ok(request) = serde_json::from_slice::<Request>(input) else {
+    let Ok(request) = serde_json::from_slice::<ProxyRequest>(input) else {
         return false;
     };
     // What we read of it may be fine where the rest is not.
@@ -261,7 +261,7 @@ pub(super) fn proxy_event(input: &[u8]) -> bool {
             );
         }
     }
-    let is_proven = [Provider::Stripe, Provider::Lob]
+    let is_proven = [ProviderId::Stripe, ProviderId::Lob]
         .iter()
         .any(|provider| proves(*provider, &values, &body));
     assert!(is_proven, "what nothing proves was kept: {event}");
@@ -275,9 +275,9 @@ mod tests {
     #[test]
     fn the_oracle_knows_a_proof() {
         let genuine = sign_stripe(BODY, STRIPE_SECRET, NOW_S);
-        assert!(proves(Provider::Stripe, &[&genuine], BODY));
-        assert!(!proves(Provider::Stripe, &[&genuine], b"{}"));
+        assert!(proves(ProviderId::Stripe, &[&genuine], BODY));
+        assert!(!proves(ProviderId::Stripe, &[&genuine], b"{}"));
         let old = sign_stripe(BODY, STRIPE_SECRET, NOW_S - 301);
-        assert!(!proves(Provider::Stripe, &[&old], BODY));
+        assert!(!proves(ProviderId::Stripe, &[&old], BODY));
     }
 }

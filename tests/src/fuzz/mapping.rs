@@ -1,10 +1,10 @@
 //! What events mean: facts, merged, derived. The input is up to eight bodies, between record separators.
 
-use billhook_core::entity::{Entity, EntityKey, Facts};
-use billhook_core::event::{envelope, projection};
-use billhook_core::ids::{OrderId, PieceId, Provider, StatementId};
+use billhook_core::entity::{Entity, EntityFacts, EntityKey};
+use billhook_core::event::{read_envelope, trim_payload};
+use billhook_core::ids::{OrderId, PieceId, ProviderId, StatementId};
 use billhook_core::merge::Merge as _;
-use billhook_core::route::{self, Claim};
+use billhook_core::route::{self, EventFacts};
 use billhook_core::time::Timestamp;
 use billhook_testkit::memory;
 use serde_json::Value;
@@ -17,15 +17,15 @@ const BODIES_MAX: usize = 8;
 const FACTS_BYTES_MAX: usize = 64 * 1024;
 
 pub(super) fn histories_of_stripe() -> Vec<Vec<u8>> {
-    histories(Provider::Stripe)
+    histories(ProviderId::Stripe)
 }
 
 pub(super) fn histories_of_lob() -> Vec<Vec<u8>> {
-    histories(Provider::Lob)
+    histories(ProviderId::Lob)
 }
 
 /// Each body alone, and each with some of the others: they are of one order, or of one letter.
-fn histories(provider: Provider) -> Vec<Vec<u8>> {
+fn histories(provider: ProviderId) -> Vec<Vec<u8>> {
     let alone = payloads_of(provider);
     let some = |from: usize, step: usize| {
         let picked = alone.iter().cycle().skip(from).step_by(step).take(5);
@@ -38,34 +38,34 @@ fn histories(provider: Provider) -> Vec<Vec<u8>> {
 
 pub(super) fn stripe(input: &[u8]) -> bool {
     let order = OrderId::parse("ord_2041").unwrap();
-    check(Provider::Stripe, &EntityKey::Order(order), input)
+    check(ProviderId::Stripe, &EntityKey::Order(order), input)
 }
 
 pub(super) fn lob(input: &[u8]) -> bool {
     let statement = StatementId::parse("st_2041").unwrap();
-    check(Provider::Lob, &EntityKey::Statement(statement), input)
+    check(ProviderId::Lob, &EntityKey::Statement(statement), input)
 }
 
 /// Reads a body as the worker does.
-fn read(provider: Provider, body: &[u8]) -> Option<Claim> {
-    let envelope = envelope(provider, body).ok()?;
+fn read(provider: ProviderId, body: &[u8]) -> Option<EventFacts> {
+    let envelope = read_envelope(provider, body).ok()?;
     let live = envelope.livemode.unwrap_or(false);
     let account = envelope.account.as_ref();
-    let claim = route::read(provider, live, account, body).ok();
+    let claim = route::interpret(provider, live, account, body).ok();
     // What is kept of a body that is too large to keep whole states the same.
-    let kept = projection(provider, body).unwrap();
-    assert_eq!(route::read(provider, live, account, &kept).ok(), claim);
+    let kept = trim_payload(provider, body).unwrap();
+    assert_eq!(route::interpret(provider, live, account, &kept).ok(), claim);
     claim
 }
 
-fn check(provider: Provider, key: &EntityKey, input: &[u8]) -> bool {
+fn check(provider: ProviderId, key: &EntityKey, input: &[u8]) -> bool {
     let bodies = input.split(|byte| *byte == SEPARATOR).take(BODIES_MAX);
-    let stated: Vec<Facts> = bodies
+    let stated: Vec<EntityFacts> = bodies
         .filter_map(|body| read(provider, body))
         .map(|claim| claim.facts)
         .collect();
-    let merged = |facts: &mut dyn Iterator<Item = &Facts>| {
-        facts.fold(Facts::default(), |mut all, facts| {
+    let merged = |facts: &mut dyn Iterator<Item = &EntityFacts>| {
+        facts.fold(EntityFacts::default(), |mut all, facts| {
             all.merge(facts.clone());
             all
         })
@@ -82,12 +82,12 @@ fn check(provider: Provider, key: &EntityKey, input: &[u8]) -> bool {
     let largest = input.len().saturating_mul(4).max(FACTS_BYTES_MAX);
     assert!(text.len() <= largest, "{} of {}", text.len(), input.len());
     let row: Value = serde_json::from_str(&text).unwrap();
-    let kept: Facts = serde_json::from_value(row).unwrap();
+    let kept: EntityFacts = serde_json::from_value(row).unwrap();
     assert_eq!(kept, forwards, "as the row keeps them");
 
     let now = Timestamp::from_unix_s(NOW_S).unwrap();
     let entity = row_of(key);
-    let next = entity.with(forwards.clone(), now);
+    let next = entity.apply_facts(forwards.clone(), now);
     assert!(next.standing.amount_refunded >= 0 && next.standing.amount_paid >= 0);
     let columns = next.derived.columns.clone();
     if let Some(flag) = columns.requires_review {
@@ -96,7 +96,7 @@ fn check(provider: Provider, key: &EntityKey, input: &[u8]) -> bool {
     // One by one, each on the row that the one before left.
     let mut row = entity;
     for facts in &stated {
-        let step = row.with(facts.clone(), now);
+        let step = row.apply_facts(facts.clone(), now);
         row = Entity {
             columns: step.derived.columns.clone(),
             derived: step.derived,
@@ -109,7 +109,7 @@ fn check(provider: Provider, key: &EntityKey, input: &[u8]) -> bool {
         assert_eq!(row.columns, columns, "one by one");
         assert_eq!(row.derived.review_reasons, next.derived.review_reasons);
     }
-    forwards != Facts::default()
+    forwards != EntityFacts::default()
 }
 
 /// As the application wrote it.

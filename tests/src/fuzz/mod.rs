@@ -19,7 +19,7 @@ use std::sync::Once;
 
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::{metrics, telemetry};
-use billhook_core::ids::Provider;
+use billhook_core::ids::ProviderId;
 use billhook_core::ports::Clock as _;
 use billhook_testkit::local::repository;
 use serde_json::Value;
@@ -57,8 +57,8 @@ const NAMES: [&str; 7] = [
 ];
 const LINE_BYTES_MAX: usize = 16 * 1024;
 
-fn stage() -> metrics::Stage {
-    metrics::Stage::new("app", "test")
+fn stage() -> metrics::MetricEnvironment {
+    metrics::MetricEnvironment::new("app", "test")
 }
 
 /// One way in.
@@ -124,14 +124,14 @@ fn watched<T>(handler: impl Future<Output = T>) -> T {
     LOG.call_once(|| {
         // The finest level that an operator can choose.
         let level = tracing::level_filters::LevelFilter::TRACE;
-        let lines = telemetry::subscriber("fuzzed", stage(), level, SystemClock, |line| {
+        let lines = telemetry::build_subscriber("fuzzed", stage(), level, SystemClock, |line| {
             LINES.with_borrow_mut(|lines| lines.extend_from_slice(line));
         });
         tracing::subscriber::set_global_default(lines).unwrap();
     });
     let done = RUNTIME.with(|runtime| runtime.block_on(handler));
     let lines = LINES.take();
-    let metrics = metrics::take(&stage(), SystemClock.now());
+    let metrics = metrics::drain_lines(&stage(), SystemClock.now());
     let lines = String::from_utf8(lines).unwrap();
     for line in lines.lines().chain(metrics.lines()) {
         check_line(line);
@@ -183,10 +183,12 @@ fn compact(json: &[u8]) -> Vec<u8> {
 
 /// The samples of both providers' events.
 fn payloads() -> Vec<Vec<u8>> {
-    [Provider::Stripe, Provider::Lob].map(payloads_of).concat()
+    [ProviderId::Stripe, ProviderId::Lob]
+        .map(payloads_of)
+        .concat()
 }
 
-fn payloads_of(provider: Provider) -> Vec<Vec<u8>> {
+fn payloads_of(provider: ProviderId) -> Vec<Vec<u8>> {
     let all = files(Path::new("payloads").join(provider.to_string()));
     all.iter().map(|file| compact(file)).collect()
 }

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
 use aws_lambda_events::event::sqs::{SqsEvent, SqsMessage};
-use billhook_adapters::batch::settle;
+use billhook_adapters::batch::handle_batch;
 use billhook_core::entity::EntityKey;
-use billhook_core::event::envelope;
-use billhook_core::ids::{CorrelationId, EventId, OrderId, Provider, StatementId};
+use billhook_core::event::read_envelope;
+use billhook_core::ids::{CorrelationId, EventId, OrderId, ProviderId, StatementId};
 use billhook_core::inbox::NewEvent;
 use billhook_core::ports::RecordEvent as _;
 use billhook_core::time::Timestamp;
@@ -21,17 +21,17 @@ use super::mapping::row_of;
 use super::{NOW_S, payloads_of, watched};
 
 /// By provider and id.
-static STORED: LazyLock<BTreeMap<(Provider, String), Vec<u8>>> = LazyLock::new(|| {
+static STORED: LazyLock<BTreeMap<(ProviderId, String), Vec<u8>>> = LazyLock::new(|| {
     let of = |provider| {
         payloads_of(provider).into_iter().map(move |payload| {
-            let id = envelope(provider, &payload).unwrap().id.to_string();
+            let id = read_envelope(provider, &payload).unwrap().id.to_string();
             ((provider, id), payload)
         })
     };
-    of(Provider::Stripe).chain(of(Provider::Lob)).collect()
+    of(ProviderId::Stripe).chain(of(ProviderId::Lob)).collect()
 });
 
-fn tables(provider: Provider, named: &BTreeSet<String>) -> MemoryTables {
+fn tables(provider: ProviderId, named: &BTreeSet<String>) -> MemoryTables {
     let tables = MemoryTables::default();
     let rows = [
         EntityKey::Order(OrderId::parse("ord_2041").unwrap()),
@@ -45,7 +45,7 @@ fn tables(provider: Provider, named: &BTreeSet<String>) -> MemoryTables {
         }
         let new = NewEvent {
             source: provider.into(),
-            envelope: envelope(provider, payload).unwrap(),
+            envelope: read_envelope(provider, payload).unwrap(),
             raw_body: payload,
             correlation_id: CorrelationId(Uuid::nil()),
             received_at: Timestamp::from_unix_s(NOW_S).unwrap(),
@@ -77,7 +77,7 @@ pub(super) fn batch(input: &[u8]) -> bool {
     let named: Vec<(String, String)> = named.collect();
     let events: BTreeSet<String> = named.iter().map(|(_, id)| id.clone()).collect();
     let mut came_through = false;
-    for provider in [Provider::Stripe, Provider::Lob] {
+    for provider in [ProviderId::Stripe, ProviderId::Lob] {
         let tables = tables(provider, &events);
         let worker = Worker {
             provider,
@@ -87,7 +87,10 @@ pub(super) fn batch(input: &[u8]) -> bool {
         };
         let mut context = Context::default();
         context.deadline = u64::MAX;
-        let settled = watched(settle(&worker, LambdaEvent::new(event.clone(), context)));
+        let settled = watched(handle_batch(
+            &worker,
+            LambdaEvent::new(event.clone(), context),
+        ));
         let Some(ids) = &ids else {
             assert!(settled.is_err(), "a message that cannot be reported");
             continue;

@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 
 use billhook_adapters::clock::SystemClock;
-use billhook_adapters::dynamodb::ledger::{DynamoLedger, Tables};
-use billhook_core::entity::{EntityKey, Facts};
-use billhook_core::ids::{OrderId, Provider, StatementId};
-use billhook_core::ports::{Clock as _, Commit, CommitError, Ledger as _};
+use billhook_adapters::dynamodb::ledger::{DynamoLedger, TableNames};
+use billhook_core::entity::{EntityFacts, EntityKey};
+use billhook_core::ids::{OrderId, ProviderId, StatementId};
+use billhook_core::ports::{Clock as _, CommitError, CommitPart, Ledger as _};
 
 use super::*;
 
@@ -359,7 +359,7 @@ fn an_edit_between_read_and_write_is_a_lost_race_whichever_column_it_is() {
     flow(false, async |stage| {
         let world = &stage.world;
         let output = |name: &str| world.stack.output(name).map(str::to_owned);
-        let tables = Tables {
+        let tables = TableNames {
             events: output(STRIPE)?,
             orders: Some(output("OrdersTable")?),
             statements: output("StatementsTable")?,
@@ -389,11 +389,11 @@ fn an_edit_between_read_and_write_is_a_lost_race_whichever_column_it_is() {
                 for edit in [Some(json!("edited")), None] {
                     world.put(table, row.clone()).await?;
                     let read = ledger
-                        .rows(&[entity.clone()].into(), &BTreeSet::new())
+                        .load_rows(&[entity.clone()].into(), &BTreeSet::new())
                         .await?;
                     let (loaded, memory) = &read.entities[&entity];
                     let now = SystemClock.now();
-                    let next = loaded.with(Facts::default(), now);
+                    let next = loaded.apply_facts(EntityFacts::default(), now);
                     let mut edited = row.clone();
                     match &edit {
                         Some(_) if column == "timeline" => {
@@ -403,19 +403,19 @@ fn an_edit_between_read_and_write_is_a_lost_race_whichever_column_it_is() {
                         None => drop(edited.as_object_mut().unwrap().remove(column)),
                     }
                     world.put(table, edited).await?;
-                    let commit = || Commit {
+                    let commit = || CommitPart {
                         entity: Some((loaded, memory, &next)),
                         events: Vec::new(),
                         payments: Vec::new(),
                         now,
                     };
-                    let lost = ledger.commit(Provider::Stripe, &[commit()]).await;
+                    let lost = ledger.commit(ProviderId::Stripe, &[commit()]).await;
                     assert!(
                         matches!(lost, Err(CommitError::LostRace)),
                         "{id} {column} {edit:?}: {lost:?}"
                     );
                     world.put(table, row.clone()).await?;
-                    ledger.commit(Provider::Stripe, &[commit()]).await?;
+                    ledger.commit(ProviderId::Stripe, &[commit()]).await?;
                 }
             }
         }

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::secrets::{self, SecretsManager};
-use billhook_core::jobs::{CREATED_S, JOB_ID, reconcile_row};
+use billhook_core::jobs::{DONE_THROUGH_S, JOB_ID, reconcile_cursor_key};
 use billhook_core::ports::Clock as _;
-use billhook_core::secret::Wanted;
+use billhook_core::secret::SecretKind;
 use billhook_testkit::stripe::{Delivered, Delivery, Fault as StripeFault};
 use billhook_tests::world::LOB_SECRET;
 use tokio::task::JoinSet;
@@ -130,7 +130,10 @@ fn two_thousand_deliveries_cross_a_rotation_and_none_is_rejected_or_lost() {
         assert_eq!(old.len(), 2, "{old:?}");
         let first = signing_secret(world, "StripeWebhookSecretArn").await?;
         let (ahead, behind) = (world.now_s(), world.now_s() - 10 * 86_400);
-        let (platform, account) = (reconcile_row(None, 0), "reconcile#acct_b#0".to_owned());
+        let (platform, account) = (
+            reconcile_cursor_key(None, 0),
+            "reconcile#acct_b#0".to_owned(),
+        );
         let rows = [
             (platform.as_str(), ahead),
             (&account, behind),
@@ -138,7 +141,7 @@ fn two_thousand_deliveries_cross_a_rotation_and_none_is_rejected_or_lost() {
         ];
         for (id, at) in rows {
             world
-                .put("JobsTable", json!({ JOB_ID: id, CREATED_S: at }))
+                .put("JobsTable", json!({ JOB_ID: id, DONE_THROUGH_S: at }))
                 .await?;
         }
 
@@ -180,7 +183,7 @@ fn two_thousand_deliveries_cross_a_rotation_and_none_is_rejected_or_lost() {
 
         for (id, at) in rows {
             let row = world.row("JobsTable", JOB_ID, id).await?.unwrap();
-            let stands = row[CREATED_S].as_i64().unwrap();
+            let stands = row[DONE_THROUGH_S].as_i64().unwrap();
             if id == platform {
                 let from = ahead - 3 * 86_400;
                 assert!((from..from + 300).contains(&stands), "{row}");
@@ -272,7 +275,7 @@ fn a_lob_secret_put_by_hand_is_known_within_10_s_and_no_change_drops_one() {
         let world = &stage.world;
         let arn = world.stack.output("AppSecretArn")?;
         let store = SecretsManager::new(&world.aws);
-        let wanted = Wanted::LobSigning;
+        let wanted = SecretKind::LobSigning;
         let secret = |number: u32| format!("local_lob_webhook_secret_100{number}");
         let delivered = async |secret: &str| -> Result<u16> {
             let at = "2026-11-21T08:00:00.000Z";
@@ -315,7 +318,7 @@ fn a_lob_secret_put_by_hand_is_known_within_10_s_and_no_change_drops_one() {
             ("lob_webhook_secret", secret(4)),
         ] {
             let members = [(member, value.into())];
-            secrets::change(&store, arn, wanted, &members, SystemClock.now()).await?;
+            secrets::change_members(&store, arn, wanted, &members, SystemClock.now()).await?;
         }
         let known = world
             .until(async || Ok(delivered(&secret(4)).await? == 200))
@@ -327,7 +330,7 @@ fn a_lob_secret_put_by_hand_is_known_within_10_s_and_no_change_drops_one() {
         assert_eq!(delivered(LOB_SECRET).await?, 200);
 
         let members = [("lob_webhook_secret", LOB_SECRET.into())];
-        secrets::revoke(&store, arn, wanted, &members, SystemClock.now()).await?;
+        secrets::revoke_replaced(&store, arn, wanted, &members, SystemClock.now()).await?;
         // Whoever guesses makes the function look again.
         let refused = world
             .until(async || {
@@ -340,8 +343,8 @@ fn a_lob_secret_put_by_hand_is_known_within_10_s_and_no_change_drops_one() {
 
         // A change that is taken back: the one before is current again, and both prove.
         let members = [("lob_webhook_secret", secret(5).into())];
-        secrets::change(&store, arn, wanted, &members, SystemClock.now()).await?;
-        secrets::roll_back(&store, arn, wanted, SystemClock.now()).await?;
+        secrets::change_members(&store, arn, wanted, &members, SystemClock.now()).await?;
+        secrets::roll_back_secret(&store, arn, wanted, SystemClock.now()).await?;
         let current = world.aws.secrets_manager().get_secret_value();
         let current = current.secret_id(arn).send().await?.secret_string.unwrap();
         let current: Value = serde_json::from_str(&current)?;

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use billhook_core::entity::EntityKey;
 use billhook_core::event::stripe_types::IntentStatus;
-use billhook_core::ids::{EventId, Provider};
-use billhook_core::inbox::Outcome;
+use billhook_core::ids::{EventId, ProviderId};
+use billhook_core::inbox::EventOutcome;
 use billhook_core::time::Timestamp;
 use billhook_core::worker::RECEIVES_MAX;
 use billhook_testkit::sim::World;
@@ -51,7 +51,7 @@ impl Found {
     }
 }
 
-type Key = (Provider, String);
+type Key = (ProviderId, String);
 
 fn by_id(world: &World) -> BTreeMap<(&'static str, &str), &Emitted> {
     let all = world.stripe.events.iter();
@@ -74,7 +74,7 @@ pub(crate) fn at_the_end(functions: &Functions, found: &mut Found) {
     for name in &seen.panics {
         found.add(18, format!("{name} panicked"));
     }
-    for provider in [Provider::Stripe, Provider::Lob] {
+    for provider in [ProviderId::Stripe, ProviderId::Lob] {
         for sent in &world.queues[provider.as_str()].sent {
             let is_pointer = sent.body.is_ascii() && !sent.body.contains("CANARY");
             found.unless(is_pointer, 19, || format!("a message holds {}", sent.body));
@@ -90,7 +90,7 @@ pub(crate) fn at_the_end(functions: &Functions, found: &mut Found) {
 /// What must hold a quarter of an hour after the last fault.
 pub(crate) fn drained(functions: &Functions, healed: Timestamp, found: &mut Found) {
     let world = functions.sim.world();
-    for provider in [Provider::Stripe, Provider::Lob] {
+    for provider in [ProviderId::Stripe, ProviderId::Lob] {
         for message in &world.queues[provider.as_str()].messages {
             let is_old = message.sent_at < healed.after(Duration::from_mins(8));
             found.unless(!is_old, 12, || {
@@ -136,7 +136,7 @@ fn answers(world: &World, seen: &Seen, found: &mut Found) {
 fn genuine(
     world: &World,
     answered: &Answered,
-    provider: Provider,
+    provider: ProviderId,
     id: &EventId,
     found: &mut Found,
 ) {
@@ -172,7 +172,7 @@ fn genuine(
     });
     let was_given_up = matches!(
         answered.before,
-        Some((false, Outcome::Parked | Outcome::Failed))
+        Some((false, EventOutcome::Parked | EventOutcome::Failed))
     );
     let is_swallowed =
         first.is_some_and(|first| first.is_swallowed) && sent.all(|sent| sent.is_swallowed);
@@ -207,7 +207,7 @@ fn writes(world: &World, found: &mut Found) {
     let mut applied: BTreeMap<&EntityKey, Vec<&Emitted>> = BTreeMap::new();
     for written in &world.store.written {
         for (provider, before, outcome) in &written.events {
-            if *outcome != Outcome::Processed {
+            if *outcome != EventOutcome::Processed {
                 continue;
             }
             let id = before.id.to_string();
@@ -380,7 +380,7 @@ fn events(world: &World, seen: &Seen, found: &mut Found) {
         .filter(|event| event.links)
         .map(|event| event.of.as_str())
         .collect();
-    for provider in [Provider::Stripe, Provider::Lob] {
+    for provider in [ProviderId::Stripe, ProviderId::Lob] {
         for row in world.store.events_of(provider) {
             let (stored, reason) = (&row.stored, row.error.as_deref().unwrap_or_default());
             let id = &stored.id;
@@ -388,10 +388,10 @@ fn events(world: &World, seen: &Seen, found: &mut Found) {
                 found.add(2, format!("{id} is stored and nobody made it"));
                 continue;
             };
-            found.unless(stored.outcome != Outcome::Pending, 1, || {
+            found.unless(stored.outcome != EventOutcome::Pending, 1, || {
                 format!("{id} is still pending")
             });
-            found.unless(stored.outcome != Outcome::Failed, 14, || {
+            found.unless(stored.outcome != EventOutcome::Failed, 14, || {
                 format!("{id} is still failed: {reason}")
             });
             let is_right = match &event.end {
@@ -404,16 +404,16 @@ fn events(world: &World, seen: &Seen, found: &mut Found) {
                     });
                     let is_linked = linked.contains(event.of.as_str()) || in_column;
                     match is_linked {
-                        true => stored.outcome == Outcome::Processed,
-                        false => (stored.outcome, reason) == (Outcome::Parked, "unlinked"),
+                        true => stored.outcome == EventOutcome::Processed,
+                        false => (stored.outcome, reason) == (EventOutcome::Parked, "unlinked"),
                     }
                 }
-                End::Ignored => stored.outcome == Outcome::Ignored,
+                End::Ignored => stored.outcome == EventOutcome::Ignored,
                 End::Parked(why) => {
-                    stored.outcome == Outcome::Parked && (why.is_empty() || reason == *why)
+                    stored.outcome == EventOutcome::Parked && (why.is_empty() || reason == *why)
                 }
             };
-            let is_open = matches!(stored.outcome, Outcome::Pending | Outcome::Failed);
+            let is_open = matches!(stored.outcome, EventOutcome::Pending | EventOutcome::Failed);
             found.unless(is_right || is_open, 4, || {
                 format!("{id} is {} {reason}, not {:?}", stored.outcome, event.end)
             });
@@ -445,7 +445,7 @@ fn events(world: &World, seen: &Seen, found: &mut Found) {
             .events
             .get(&(event.provider.as_str(), id))
             .is_some();
-        let is_asked_for = event.provider == Provider::Stripe && matches!(event.end, End::In(_));
+        let is_asked_for = event.provider == ProviderId::Stripe && matches!(event.end, End::In(_));
         found.unless(is_there || !is_asked_for, 1, || {
             format!("{} never came", event.id)
         });
@@ -457,7 +457,7 @@ fn rows(world: &World, found: &mut Found) {
     for event in &world.stripe.events {
         let id = EventId::parse(&event.id).unwrap();
         let row = world.store.events.get(&(event.provider.as_str(), id));
-        let is_in = row.is_some_and(|row| row.stored.outcome == Outcome::Processed);
+        let is_in = row.is_some_and(|row| row.stored.outcome == EventOutcome::Processed);
         if let (End::In(key), true) = (&event.end, is_in) {
             by_entity.entry(key).or_default().push(event);
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use billhook_core::entity::EntityKey;
 use billhook_core::event::stripe_types::{IntentStatus, SessionStatus};
 use billhook_core::ids::{
-    AccountId, OrderId, PaymentIntentId, PieceId, Provider, StatementId, TenantId,
+    AccountId, OrderId, PaymentIntentId, PieceId, ProviderId, StatementId, TenantId,
 };
 use billhook_core::money::{Currency, Money};
 use billhook_core::ports::Clock as _;
@@ -295,7 +295,7 @@ impl Customers {
                 .stripe
                 .events
                 .iter()
-                .any(|e| e.provider == Provider::Lob && e.id == id)
+                .any(|e| e.provider == ProviderId::Lob && e.id == id)
             {
                 true => world.stripe.id("evt_lob"),
                 false => id,
@@ -304,11 +304,11 @@ impl Customers {
             body["body"]["to"] = json!(billhook_testkit::sim::stripe::PERSONAL_CANARY);
             world.tell(|| format!("lob            {id} {stage} of {piece}"));
             world.stripe.emit(Emitted {
-                provider: Provider::Lob,
+                provider: ProviderId::Lob,
                 id,
                 kind: format!("letter.{stage}"),
                 account: None,
-                created_s: now.unix_s(),
+                done_through_s: now.unix_s(),
                 body: body.to_string(),
                 of: piece.clone(),
                 links: true,
@@ -386,11 +386,11 @@ impl Customers {
             let (kind, account) = (text("type").unwrap(), text("account"));
             world.tell(|| format!("stripe         {id} {kind} of {account:?}, odd: {end:?}"));
             world.stripe.emit(Emitted {
-                provider: Provider::Stripe,
+                provider: ProviderId::Stripe,
                 id: id.clone(),
                 kind,
                 account,
-                created_s: now_s,
+                done_through_s: now_s,
                 body: event.to_string(),
                 of: format!("pi_{id}"),
                 links: false,

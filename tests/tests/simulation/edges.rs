@@ -1,18 +1,21 @@
 //! Secrets Manager, Stripe's webhook endpoints and `CloudFormation`, for the ports that only adapters and
 //! `webhook-secret` know.
 
-use billhook_adapters::secrets::{FetchSecret, PutSecret, SecretsError, Stored, Version, document};
-use billhook_adapters::stripe::{
-    CreatedEndpoint, Endpoint, NewEndpoint, Refusal, SecretText, StripeError, Updated,
+use billhook_adapters::secrets::{
+    FetchSecret, PutSecret, SecretVersion, SecretsError, StoredSecret, load_document,
 };
-use billhook_core::secret::{Document, Wanted};
+use billhook_adapters::stripe::{
+    CreatedEndpoint, NewEndpoint, SecretText, StripeError, StripeRefusal, UpdateResult,
+    WebhookEndpoint,
+};
+use billhook_core::secret::{SecretDocument, SecretKind};
 use billhook_core::time::Timestamp;
 use billhook_testkit::sim::stripe as sim;
 use billhook_testkit::sim::{Call, Lost, Mutant, Port, SECRET_CANARY, Service};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
 use webhook_secret::ports::{
-    EdgeError, OpenStripe, RespondToCloudFormation, SetCursorsBack, StripeEndpoints,
+    EdgeError, OpenStripe, ResetCursors, RespondToCloudFormation, StripeEndpoints,
     WebhookSecretStore,
 };
 
@@ -33,7 +36,11 @@ fn call(service: Service, name: &'static str, writes: bool) -> Call {
 }
 
 impl FetchSecret for Edge {
-    async fn fetch(&self, arn: &str, version: Version) -> Result<Option<Stored>, SecretsError> {
+    async fn fetch(
+        &self,
+        arn: &str,
+        version: SecretVersion,
+    ) -> Result<Option<StoredSecret>, SecretsError> {
         let own = arn.to_owned();
         let fetched = self
             .0
@@ -44,15 +51,15 @@ impl FetchSecret for Edge {
                 let lags = world.mutant == Some(Mutant::SecretsLag);
                 let versions = world.secrets.get(&own)?;
                 let back = match version {
-                    Version::Current if !lags => 1,
-                    Version::Current | Version::Previous => 2,
+                    SecretVersion::Current if !lags => 1,
+                    SecretVersion::Current | SecretVersion::Previous => 2,
                 };
                 let at = versions.len().checked_sub(back);
                 let at = if lags { Some(at.unwrap_or(0)) } else { at };
                 versions.get(at?).cloned()
             });
         match fetched.await {
-            Ok(found) => Ok(found.map(|(text, created_at)| Stored {
+            Ok(found) => Ok(found.map(|(text, created_at)| StoredSecret {
                 text: text.into(),
                 created_at: Some(created_at),
             })),
@@ -65,8 +72,8 @@ impl FetchSecret for Edge {
 }
 
 impl WebhookSecretStore for Edge {
-    async fn read(&self, arn: &str, now: Timestamp) -> Result<Document, EdgeError> {
-        Ok(document(self, arn, Wanted::StripeSigning, now).await?)
+    async fn read(&self, arn: &str, now: Timestamp) -> Result<SecretDocument, EdgeError> {
+        Ok(load_document(self, arn, SecretKind::StripeSigning, now).await?)
     }
 
     async fn put(&self, arn: &str, value: &SecretString) -> Result<(), EdgeError> {
@@ -100,7 +107,7 @@ impl OpenStripe for Edge {
 }
 
 fn refused(lost: Lost) -> StripeError {
-    StripeError::Refused(Box::new(Refusal {
+    StripeError::Refused(Box::new(StripeRefusal {
         doing: lost.told(),
         status: if lost.is_throttled { 429 } else { 500 },
         code: "api_error".to_owned(),
@@ -166,7 +173,7 @@ impl StripeEndpoints for Edge {
         url: &str,
         enabled_events: &[String],
         _: &str,
-    ) -> Result<Updated, StripeError> {
+    ) -> Result<UpdateResult, StripeError> {
         let (own, url, types) = (id.to_owned(), url.to_owned(), enabled_events.to_vec());
         let updated = self.0.call(
             call(Service::Stripe, "update_endpoint", true),
@@ -175,11 +182,11 @@ impl StripeEndpoints for Edge {
                 let mut all = world.stripe.endpoints.iter_mut();
                 let found = all.find(|it| it.id == own && it.deleted_at.is_none());
                 let Some(endpoint) = found else {
-                    return Updated::Gone;
+                    return UpdateResult::Gone;
                 };
                 endpoint.url.clone_from(&url);
                 endpoint.types.clone_from(&types);
-                Updated::Done
+                UpdateResult::Done
             },
         );
         updated.await.map_err(refused)
@@ -204,14 +211,14 @@ impl StripeEndpoints for Edge {
         deleted.await.map_err(refused)
     }
 
-    async fn list(&self) -> Result<Vec<Endpoint>, StripeError> {
+    async fn list(&self) -> Result<Vec<WebhookEndpoint>, StripeError> {
         let listed = self.0.call(
             call(Service::Stripe, "list_endpoints", false),
             "",
             |world| {
                 let all = world.stripe.endpoints.iter();
                 let live = all.filter(|endpoint| endpoint.deleted_at.is_none());
-                let shown = live.map(|endpoint| Endpoint {
+                let shown = live.map(|endpoint| WebhookEndpoint {
                     id: endpoint.id.clone(),
                     url: endpoint.url.clone(),
                     enabled_events: endpoint.types.clone(),
@@ -226,7 +233,7 @@ impl StripeEndpoints for Edge {
     }
 }
 
-impl SetCursorsBack for Edge {
+impl ResetCursors for Edge {
     async fn set_back(&self, to_s: i64) -> Result<(), EdgeError> {
         let call = call(Service::Tables, "set_back", true);
         let set = self

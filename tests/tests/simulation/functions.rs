@@ -5,23 +5,23 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use billhook_adapters::batch::settle;
-use billhook_adapters::config::{SecretAt, SecretSource};
-use billhook_adapters::secrets::SigningKeysReader;
-use billhook_core::ids::Provider;
+use billhook_adapters::batch::handle_batch;
+use billhook_adapters::config::{SecretLocation, SecretSource};
+use billhook_adapters::secrets::SigningKeyCache;
+use billhook_core::ids::ProviderId;
 use billhook_core::ports::Clock as _;
-use billhook_core::secret::Wanted;
+use billhook_core::secret::SecretKind;
 use billhook_core::time::Timestamp;
 use billhook_core::worker::Worker;
 use billhook_testkit::sim::queue::Message;
 use billhook_testkit::sim::{Mutant, Port, Sim};
-use cleanup_failed_payments::cleanup::{Cleanup, Options};
-use cleanup_failed_payments::reconcile::Reconcile;
-use cleanup_failed_payments::sweep::Sweep;
+use cleanup_failed_payments::cleanup::{CleanupOptions, CleanupTask};
+use cleanup_failed_payments::reconcile::ReconcileTask;
+use cleanup_failed_payments::sweep::SweepTask;
 use futures_util::FutureExt as _;
 use lambda_runtime::{Context, LambdaEvent};
 use serde_json::{Value, json};
-use webhook_ingress::Ingress;
+use webhook_ingress::WebhookIngress;
 
 use crate::edges::{Edge, LOB_ARN, STRIPE_ARN};
 use crate::senders::Answered;
@@ -57,12 +57,12 @@ pub(crate) enum Ended<T> {
     Panicked,
 }
 
-type Keys = SigningKeysReader<Edge, Sim>;
+type Keys = SigningKeyCache<Edge, Sim>;
 
 /// A warm container of ingress.
 struct Container {
     port: Port,
-    ingress: Ingress<Port, Port, Keys, Sim>,
+    ingress: WebhookIngress<Port, Port, Keys, Sim>,
 }
 
 /// All functions.
@@ -94,7 +94,7 @@ impl Functions {
         lock(&self.seen)
     }
 
-    pub(crate) fn port(&self, function: &str, provider: Provider) -> Port {
+    pub(crate) fn port(&self, function: &str, provider: ProviderId) -> Port {
         let mut runs = lock(&self.runs);
         *runs += 1;
         Port::new(&self.sim, provider, format!("{function}#{runs}"))
@@ -136,15 +136,15 @@ impl Functions {
         if let Some(container) = idle {
             return container;
         }
-        let port = self.port("ingress", Provider::Stripe);
+        let port = self.port("ingress", ProviderId::Stripe);
         let keys = |wanted, arn: &str| {
-            let at = SecretAt::Arn(arn.to_owned());
+            let at = SecretLocation::Arn(arn.to_owned());
             let source = SecretSource {
                 variable: "SECRET_ARN",
                 at,
             };
             let edge = Edge(port.clone());
-            SigningKeysReader::new(
+            SigningKeyCache::new(
                 wanted,
                 vec![source],
                 SECRETS_FRESH,
@@ -154,11 +154,11 @@ impl Functions {
             )
         };
         let endless = self.sim.world().mutant == Some(Mutant::EndlessTolerance);
-        let ingress = Ingress {
+        let ingress = WebhookIngress {
             inbox: port.clone(),
             queue: port.clone(),
-            stripe_keys: keys(Wanted::StripeSigning, STRIPE_ARN),
-            lob_keys: keys(Wanted::LobSigning, LOB_ARN),
+            stripe_keys: keys(SecretKind::StripeSigning, STRIPE_ARN),
+            lob_keys: keys(SecretKind::LobSigning, LOB_ARN),
             clock: self.sim.clone(),
             tolerance: if endless { Duration::MAX } else { TOLERANCE },
         };
@@ -186,12 +186,12 @@ impl Functions {
     }
 
     /// Hands a provider's messages to workers, for ever.
-    pub(crate) async fn poll(self, provider: Provider) {
+    pub(crate) async fn poll(self, provider: ProviderId) {
         let arrived = self.sim.world().queue(provider).arrived.clone();
         loop {
             let batch = self.sim.world().receive(provider);
             if !batch.is_empty() {
-                tokio::task::spawn_local(self.clone().work(provider, batch));
+                tokio::task::spawn_local(self.clone().process_batch(provider, batch));
             }
             let now = self.sim.now();
             let next = self.sim.world().queue(provider).next_visible();
@@ -208,7 +208,7 @@ impl Functions {
         }
     }
 
-    async fn work(self, provider: Provider, batch: Vec<Message>) {
+    async fn process_batch(self, provider: ProviderId, batch: Vec<Message>) {
         let port = self.port(&format!("{}-worker", provider.as_str()), provider);
         let worker = Worker {
             provider,
@@ -227,7 +227,7 @@ impl Functions {
         let mut context = Context::default();
         let deadline = self.sim.now().after(WORKER_MAX);
         context.deadline = u64::try_from(deadline.unix_ms()).unwrap();
-        let settling = settle(&worker, LambdaEvent { payload, context });
+        let settling = handle_batch(&worker, LambdaEvent { payload, context });
         let ended = self.run(&port, WORKER_MAX, settling).await;
         let failed: BTreeSet<String> = match ended {
             Ended::Returned(Ok(response)) => {
@@ -274,7 +274,7 @@ impl Functions {
 
     /// One run of a task.
     pub(crate) async fn task(self, task: Task) {
-        let port = self.port(task.name(), Provider::Stripe);
+        let port = self.port(task.name(), ProviderId::Stripe);
         let deadline = self.sim.now().after(TASK_MAX);
         let ran = self
             .run(&port, TASK_MAX, self.carry_out(task, &port, deadline))
@@ -290,19 +290,22 @@ impl Functions {
         let clock = self.sim.clone();
         let ran = match task {
             Task::Cleanup => {
-                let cleanup = Cleanup {
+                let cleanup = CleanupTask {
                     ledger: port.clone(),
                     payments: Some(port.clone()),
                     jobs: port.clone(),
                     clock,
                     grace: self.grace,
                 };
-                cleanup.run(&Options::default(), deadline).await.map(drop)
+                cleanup
+                    .run(&CleanupOptions::default(), deadline)
+                    .await
+                    .map(drop)
             }
             Task::Sweep => {
-                let sweep = Sweep {
+                let sweep = SweepTask {
                     stripe: port.clone(),
-                    lob: port.of(Provider::Lob),
+                    lob: port.of(ProviderId::Lob),
                     queue: port.clone(),
                     jobs: port.clone(),
                     clock,
@@ -311,7 +314,7 @@ impl Functions {
                 sweep.run(deadline).await.map(drop)
             }
             Task::Reconcile => {
-                let reconcile = Reconcile {
+                let reconcile = ReconcileTask {
                     inbox: port.clone(),
                     queue: port.clone(),
                     jobs: port.clone(),

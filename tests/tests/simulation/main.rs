@@ -60,7 +60,7 @@ const SOMETIMES: [&str; 22] = [
 ];
 
 fn variable(name: &str) -> Option<String> {
-    billhook_adapters::config::process_variable(name)
+    billhook_adapters::config::read_process_variable(name)
 }
 
 fn replay(profile: &str, seed: u64) -> String {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use billhook_core::ids::Provider;
+use billhook_core::ids::ProviderId;
 use billhook_core::ports::Clock as _;
 use billhook_core::time::Timestamp;
 use billhook_testkit::sim::stripe::Endpoint;
@@ -192,7 +192,7 @@ async fn play(profile: &Profile, seed: u64, mutant: Option<Mutant>, traced: bool
 
 fn start(profile: &Profile, functions: &Functions, until: Timestamp) {
     let sim = &functions.sim;
-    for provider in [Provider::Stripe, Provider::Lob] {
+    for provider in [ProviderId::Stripe, ProviderId::Lob] {
         tokio::task::spawn_local(functions.clone().poll(provider));
     }
     tokio::task::spawn_local(functions.clone().deliver());
@@ -252,7 +252,7 @@ async fn operator(functions: Functions, until: Timestamp) {
             .await;
         let mut world = functions.sim.world();
         let now = world.now();
-        let provider = world.rng.pick(&[Provider::Stripe, Provider::Lob]);
+        let provider = world.rng.pick(&[ProviderId::Stripe, ProviderId::Lob]);
         let rows: Vec<_> = world
             .store
             .events_of(provider)
@@ -286,7 +286,7 @@ async fn operator(functions: Functions, until: Timestamp) {
 fn redrive(functions: &Functions) {
     let mut world = functions.sim.world();
     let now = world.now();
-    for provider in [Provider::Stripe, Provider::Lob] {
+    for provider in [ProviderId::Stripe, ProviderId::Lob] {
         let dead = std::mem::take(&mut world.queue(provider).dead);
         for message in dead {
             if message.body.contains("poison") {

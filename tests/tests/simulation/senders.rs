@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use billhook_core::ids::{EventId, Provider};
-use billhook_core::inbox::Outcome;
+use billhook_core::ids::{EventId, ProviderId};
+use billhook_core::inbox::EventOutcome;
 use billhook_core::ports::Clock as _;
 use billhook_core::time::Timestamp;
 use billhook_testkit::sign::{sign_lob, sign_stripe};
@@ -31,7 +31,7 @@ pub(crate) fn lob_secret() -> String {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Call {
     /// An event, signed with a secret that counts.
-    Genuine(Provider, EventId, String),
+    Genuine(ProviderId, EventId, String),
     /// Anything else, and the statuses that may answer it.
     Forged(&'static str, &'static [u16]),
 }
@@ -49,8 +49,8 @@ pub(crate) struct Answered {
     /// What went wrong for that container so far.
     pub(crate) faults: u64,
     /// What the event's row said before and after.
-    pub(crate) before: Option<(bool, Outcome)>,
-    pub(crate) after: Option<(bool, Outcome)>,
+    pub(crate) before: Option<(bool, EventOutcome)>,
+    pub(crate) after: Option<(bool, EventOutcome)>,
 }
 
 impl Answered {
@@ -118,7 +118,7 @@ impl Functions {
                 (world.stripe.events.len(), world.stripe.endpoints.len())
             };
             for event in done..count {
-                let is_lobs = self.sim.world().stripe.events[event].provider == Provider::Lob;
+                let is_lobs = self.sim.world().stripe.events[event].provider == ProviderId::Lob;
                 if is_lobs {
                     tokio::task::spawn_local(self.clone().deliver_one(event, None));
                     continue;
@@ -155,8 +155,8 @@ impl Functions {
                     None => lob_secret(),
                 };
                 let request = match event.provider {
-                    Provider::Stripe => stripe_request(&event.body, &secret, now_s),
-                    Provider::Lob => lob_request(&event.body, &secret, now_s),
+                    ProviderId::Stripe => stripe_request(&event.body, &secret, now_s),
+                    ProviderId::Lob => lob_request(&event.body, &secret, now_s),
                 };
                 let id = EventId::parse(&event.id).unwrap();
                 let call = Call::Genuine(event.provider, id, secret);
@@ -205,7 +205,7 @@ impl Functions {
             .stripe
             .events
             .iter()
-            .find(|e| e.provider == Provider::Stripe);
+            .find(|e| e.provider == ProviderId::Stripe);
         let known = known.map_or("{}".to_owned(), |event| event.body.clone());
         let forged = json!({ "id": "evt_forged", "object": "event", "type": "charge.refunded" });
         let forged = forged.to_string();

@@ -5,13 +5,13 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use billhook_adapters::secrets::revoke;
-use billhook_core::ids::Provider;
+use billhook_adapters::secrets::revoke_replaced;
+use billhook_core::ids::ProviderId;
 use billhook_core::ports::Clock as _;
-use billhook_core::secret::Wanted;
+use billhook_core::secret::SecretKind;
 use billhook_core::time::Timestamp;
 use serde_json::{Value, json};
-use webhook_secret::{ANSWER_RESERVE, Deps, handle};
+use webhook_secret::{ANSWER_RESERVE, ResourceDependencies, handle_request};
 
 use crate::check::Found;
 use crate::edges::{Edge, LOB_ARN, STRIPE_ARN};
@@ -182,12 +182,12 @@ impl Stack {
     pub(crate) async fn check(mut self, found: &mut Found) {
         self.at_rest(found);
         let functions = self.functions.clone();
-        let port = functions.port("operator", Provider::Lob);
+        let port = functions.port("operator", ProviderId::Lob);
         let fresh = [("lob_webhook_secret", "lob_another".into())];
-        revoke(
+        revoke_replaced(
             &Edge(port),
             LOB_ARN,
-            Wanted::LobSigning,
+            SecretKind::LobSigning,
             &fresh,
             functions.sim.now(),
         )
@@ -316,9 +316,9 @@ impl Delivery {
             if self.requests.get() > self.number {
                 functions.sim.world().sometimes("request overtaken");
             }
-            let port = functions.port("webhook-secret", Provider::Stripe);
+            let port = functions.port("webhook-secret", ProviderId::Stripe);
             let edge = Edge(port.clone());
-            let deps = Deps {
+            let deps = ResourceDependencies {
                 stripe: edge.clone(),
                 secrets: edge.clone(),
                 cursors: edge.clone(),
@@ -328,7 +328,7 @@ impl Delivery {
                 env: "test".to_owned(),
             };
             let time_is_up = tokio::time::sleep(FUNCTION_MAX - ANSWER_RESERVE);
-            let handling = handle(self.request.clone(), time_is_up, &deps);
+            let handling = handle_request(self.request.clone(), time_is_up, &deps);
             let ended = functions.run(&port, FUNCTION_MAX, handling).await;
             if matches!(ended, Ended::Returned(Ok(()))) {
                 return;

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use billhook_adapters::aws::OPERATION_MAX;
 use billhook_adapters::config::{
-    CleanupConfig, ConfigError, IngressConfig, LobWorkerConfig, Lookup, StripeWorkerConfig,
+    CleanupConfig, ConfigError, EnvLookup, IngressConfig, LobWorkerConfig, StripeWorkerConfig,
     WebhookSecretConfig,
 };
 use billhook_core::event::stripe_types::{API_VERSION, HANDLED_TYPES};
@@ -280,7 +280,7 @@ fn check_schedules(template: &Value) {
 fn check_variables_of<C>(
     template: &Value,
     function: &str,
-    read: fn(&Lookup<'_>) -> Result<C, ConfigError>,
+    read: fn(&EnvLookup<'_>) -> Result<C, ConfigError>,
     optional: &[&str],
 ) {
     let of = |value: &Value| {
@@ -296,7 +296,7 @@ fn check_variables_of<C>(
         &resources(template, "AWS::Serverless::Function")[function]["Environment"]["Variables"]
     ));
     let asked = RefCell::new(BTreeSet::new());
-    let read = read(&Lookup(&|name| {
+    let read = read(&EnvLookup(&|name| {
         asked.borrow_mut().insert(name.to_owned());
         let value = match name {
             "LIVE_MODE" | "ENABLE_BILLING_STREAM" => "false",

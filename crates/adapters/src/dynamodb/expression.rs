@@ -5,10 +5,10 @@ use std::collections::HashMap;
 use aws_sdk_dynamodb::types::{AttributeValue, Update};
 use billhook_core::ports::CommitError;
 
-use super::items::s;
+use super::items::string_value;
 
 /// An update with its condition, every name and value by placeholder.
-pub(super) struct Expression {
+pub(super) struct UpdateBuilder {
     set: String,
     remove: String,
     add: String,
@@ -17,7 +17,7 @@ pub(super) struct Expression {
     values: HashMap<String, AttributeValue>,
 }
 
-impl Expression {
+impl UpdateBuilder {
     pub(super) fn new() -> Self {
         // An order's update has 17 names and up to 25 values; a table that grows to them takes longer than its filling.
         Self {
@@ -47,15 +47,15 @@ impl Expression {
         match value {
             Some(value) => {
                 let value = self.value(value);
-                append(&mut self.set, ", ", [&name, " = ", &value]);
+                append_term(&mut self.set, ", ", [&name, " = ", &value]);
             }
-            None => append(&mut self.remove, ", ", [&*name]),
+            None => append_term(&mut self.remove, ", ", [&*name]),
         }
     }
 
     pub(super) fn add(&mut self, name: &str, value: AttributeValue) {
         let (name, value) = (self.name(name), self.value(value));
-        append(&mut self.add, ", ", [&name, " ", &value]);
+        append_term(&mut self.add, ", ", [&name, " ", &value]);
     }
 
     pub(super) fn require_as_loaded(&mut self, name: &str, loaded: Option<&AttributeValue>) {
@@ -82,7 +82,7 @@ impl Expression {
     }
 
     fn require<const N: usize>(&mut self, parts: [&str; N]) {
-        append(&mut self.condition, " AND ", parts);
+        append_term(&mut self.condition, " AND ", parts);
     }
 
     pub(super) fn build(
@@ -98,12 +98,12 @@ impl Expression {
             ("ADD ", self.add),
         ] {
             if !clause.is_empty() {
-                append(&mut update, " ", [verb, &clause]);
+                append_term(&mut update, " ", [verb, &clause]);
             }
         }
         Update::builder()
             .table_name(table)
-            .key(key_name, s(key))
+            .key(key_name, string_value(key))
             .update_expression(update)
             .condition_expression(self.condition)
             .set_expression_attribute_names(Some(self.names))
@@ -115,7 +115,7 @@ impl Expression {
 }
 
 /// Adds `parts` as one more term.
-fn append<const N: usize>(terms: &mut String, separator: &str, parts: [&str; N]) {
+fn append_term<const N: usize>(terms: &mut String, separator: &str, parts: [&str; N]) {
     if !terms.is_empty() {
         terms.push_str(separator);
     }

@@ -6,18 +6,18 @@ use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::operation::put_item::PutItemError;
 use aws_sdk_dynamodb::primitives::Blob;
 use aws_sdk_dynamodb::types::{AttributeValue, ReturnValuesOnConditionCheckFailure};
-use billhook_core::event::{EventType, projection};
-use billhook_core::ids::{AccountId, CorrelationId, EventId, Provider};
-use billhook_core::inbox::{KEPT, NewEvent, Outcome, Recorded, Stored};
-use billhook_core::ports::{Kept, Payload, RecordEvent, Unavailable};
+use billhook_core::event::{EventType, trim_payload};
+use billhook_core::ids::{AccountId, CorrelationId, EventId, ProviderId};
+use billhook_core::inbox::{EVENT_RETENTION, EventOutcome, EventRecord, NewEvent, RecordResult};
+use billhook_core::ports::{DependencyError, RecordEvent, StoredEvent, StoredPayload};
 use billhook_core::retry::Disposition;
 use billhook_core::time::Timestamp;
 use data_encoding::HEXLOWER;
 use libdeflater::{CompressionLvl, Compressor, Decompressor};
 use sha2::{Digest as _, Sha256};
 
-use super::items::{self, Item, n, s};
-use super::unavailable;
+use super::dependency_error;
+use super::items::{self, Item, number_value, string_value};
 
 /// Above this size, compressed, only the fields we read are kept: an item takes 400 KB in all.
 const COMPRESSED_BYTES_MAX: usize = 350 * 1024;
@@ -26,7 +26,7 @@ const INFLATED_BYTES_MAX: usize = 2 * 1024 * 1024;
 
 /// The two event tables, for ingress.
 #[derive(Clone, Debug)]
-pub struct Inbox {
+pub struct DynamoInbox {
     /// The client.
     pub client: Client,
     /// Table of Stripe's events.
@@ -35,17 +35,17 @@ pub struct Inbox {
     pub lob_table: String,
 }
 
-impl RecordEvent for Inbox {
-    async fn record(&self, event: &NewEvent<'_>) -> Result<Recorded, Unavailable> {
+impl RecordEvent for DynamoInbox {
+    async fn record(&self, event: &NewEvent<'_>) -> Result<RecordResult, DependencyError> {
         let table = match event.envelope.provider {
-            Provider::Stripe => &self.stripe_table,
-            Provider::Lob => &self.lob_table,
+            ProviderId::Stripe => &self.stripe_table,
+            ProviderId::Lob => &self.lob_table,
         };
         let put = self
             .client
             .put_item()
             .table_name(table)
-            .set_item(Some(item(event)))
+            .set_item(Some(build_event_item(event)))
             .condition_expression("attribute_not_exists(event_id)")
             // The row that is there comes back with the failure: no second call, and no guess.
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
@@ -53,62 +53,86 @@ impl RecordEvent for Inbox {
             .await;
         let doing = || format!("put {} into {table}", event.envelope.id);
         match put {
-            Ok(_) => Ok(Recorded::New),
+            Ok(_) => Ok(RecordResult::New),
             Err(error) => match error.as_service_error() {
                 Some(PutItemError::ConditionalCheckFailedException(failed)) => failed
                     .item()
-                    .and_then(stored)
-                    .map(Recorded::Known)
-                    .ok_or_else(|| Unavailable {
+                    .and_then(read_event_record)
+                    .map(RecordResult::Known)
+                    .ok_or_else(|| DependencyError {
                         doing: doing(),
                         disposition: Disposition::Permanent,
                         cause: "the row that is there is none of ours".into(),
                     }),
-                _ => Err(unavailable(doing(), error)),
+                _ => Err(dependency_error(doing(), error)),
             },
         }
     }
 }
 
 /// The row of a new event.
-fn item(event: &NewEvent<'_>) -> Item {
+fn build_event_item(event: &NewEvent<'_>) -> Item {
     let envelope = &event.envelope;
     let received_at = event.received_at;
     let mut item = Item::from([
-        ("event_id".to_owned(), s(envelope.id.as_str())),
-        ("event_type".to_owned(), s(envelope.event_type.as_str())),
-        ("source".to_owned(), s(event.source.as_str())),
+        ("event_id".to_owned(), string_value(envelope.id.as_str())),
+        (
+            "event_type".to_owned(),
+            string_value(envelope.event_type.as_str()),
+        ),
+        ("source".to_owned(), string_value(event.source.as_str())),
         (
             "correlation_id".to_owned(),
-            s(event.correlation_id.to_string()),
+            string_value(event.correlation_id.to_string()),
         ),
-        ("group".to_owned(), s(&envelope.group)),
-        ("received_at".to_owned(), s(received_at.to_string())),
-        ("received_day".to_owned(), s(received_at.day())),
+        ("group".to_owned(), string_value(&envelope.group)),
+        (
+            "received_at".to_owned(),
+            string_value(received_at.to_string()),
+        ),
+        ("received_day".to_owned(), string_value(received_at.day())),
         ("processed".to_owned(), AttributeValue::Bool(false)),
         (
             "processing_outcome".to_owned(),
-            s(Outcome::Pending.as_str()),
+            string_value(EventOutcome::Pending.as_str()),
         ),
-        ("open".to_owned(), s(Outcome::Pending.as_str())),
-        ("attempts".to_owned(), n(0)),
-        ("expires_at".to_owned(), n(received_at.after(KEPT).unix_s())),
+        (
+            "open".to_owned(),
+            string_value(EventOutcome::Pending.as_str()),
+        ),
+        ("attempts".to_owned(), number_value(0)),
+        (
+            "expires_at".to_owned(),
+            number_value(received_at.after(EVENT_RETENTION).unix_s()),
+        ),
     ]);
-    if envelope.provider == Provider::Stripe {
-        item.insert("stripe_event_id".to_owned(), s(envelope.id.as_str()));
+    if envelope.provider == ProviderId::Stripe {
+        item.insert(
+            "stripe_event_id".to_owned(),
+            string_value(envelope.id.as_str()),
+        );
     }
     let optional = [
         (
             "connected_account_id",
-            envelope.account.as_ref().map(|account| s(account.as_str())),
+            envelope
+                .account
+                .as_ref()
+                .map(|account| string_value(account.as_str())),
         ),
-        ("api_version", envelope.api_version.as_deref().map(s)),
-        ("object_id", envelope.object_id.as_deref().map(s)),
+        (
+            "api_version",
+            envelope.api_version.as_deref().map(string_value),
+        ),
+        ("object_id", envelope.object_id.as_deref().map(string_value)),
         (
             "template_version",
-            envelope.template_version.as_deref().map(s),
+            envelope.template_version.as_deref().map(string_value),
         ),
-        ("tenant_hint", envelope.tenant_hint.as_deref().map(s)),
+        (
+            "tenant_hint",
+            envelope.tenant_hint.as_deref().map(string_value),
+        ),
         ("livemode", envelope.livemode.map(AttributeValue::Bool)),
     ];
     item.extend(
@@ -116,32 +140,32 @@ fn item(event: &NewEvent<'_>) -> Item {
             .into_iter()
             .filter_map(|(name, value)| Some((name.to_owned(), value?))),
     );
-    keep_payload(&mut item, envelope.provider, event.raw_body);
+    add_payload(&mut item, envelope.provider, event.raw_body);
     item
 }
 
 /// Adds the payload, compressed wherever that saves a write unit, cut to what we read where it is too large.
-fn keep_payload(item: &mut Item, provider: Provider, raw_body: &[u8]) {
-    let compressed = gzip(raw_body);
+fn add_payload(item: &mut Item, provider: ProviderId, raw_body: &[u8]) {
+    let compressed = compress_gzip(raw_body);
     if compressed.len() > COMPRESSED_BYTES_MAX {
         // The body was parsed before it came here, so its projection exists.
-        if let Ok(projected) = projection(provider, raw_body) {
+        if let Ok(projected) = trim_payload(provider, raw_body) {
             item.insert("payload_truncated".to_owned(), AttributeValue::Bool(true));
-            return insert_payload(item, &projected, gzip(&projected));
+            return insert_smaller_form(item, &projected, compress_gzip(&projected));
         }
     }
-    insert_payload(item, raw_body, compressed);
+    insert_smaller_form(item, raw_body, compressed);
 }
 
-fn insert_payload(item: &mut Item, payload: &[u8], compressed: Vec<u8>) {
+fn insert_smaller_form(item: &mut Item, payload: &[u8], compressed: Vec<u8>) {
     let digest = HEXLOWER.encode(&Sha256::digest(payload));
-    item.insert("payload_sha256".to_owned(), s(digest));
-    let rest = items::size(item);
-    let units = |name: &str, bytes: usize| items::write_units(rest + name.len() + bytes);
+    item.insert("payload_sha256".to_owned(), string_value(digest));
+    let rest = items::item_size(item);
+    let units = |name: &str, bytes: usize| items::count_write_units(rest + name.len() + bytes);
     let raw_units = units("payload", payload.len());
     match std::str::from_utf8(payload) {
         Ok(text) if raw_units <= units("payload_gz", compressed.len()) => {
-            item.insert("payload".to_owned(), s(text));
+            item.insert("payload".to_owned(), string_value(text));
         }
         _ => {
             item.insert(
@@ -165,11 +189,11 @@ thread_local! {
 
 /// Makes the compressor and its tables, for which the first event would otherwise wait. Less than some 50 bytes are stored
 /// without them.
-pub fn warm() {
-    gzip(&[0; 64]);
+pub fn warm_compressor() {
+    compress_gzip(&[0; 64]);
 }
 
-fn gzip(bytes: &[u8]) -> Vec<u8> {
+fn compress_gzip(bytes: &[u8]) -> Vec<u8> {
     COMPRESSOR.with_borrow_mut(|compressor| {
         let mut compressed = vec![0; compressor.gzip_compress_bound(bytes.len())];
         match compressor.gzip_compress(bytes, &mut compressed) {
@@ -184,50 +208,50 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 }
 
 /// Reads a row without its payload; `None` where an attribute that must be there is not.
-pub fn stored(item: &Item) -> Option<Stored> {
-    Some(Stored {
-        id: EventId::parse(items::text(item, "event_id")?).ok()?,
-        event_type: EventType::try_from(items::text(item, "event_type")?.to_owned()).ok()?,
-        account: match items::text(item, "connected_account_id") {
+pub fn read_event_record(item: &Item) -> Option<EventRecord> {
+    Some(EventRecord {
+        id: EventId::parse(items::read_text(item, "event_id")?).ok()?,
+        event_type: EventType::try_from(items::read_text(item, "event_type")?.to_owned()).ok()?,
+        account: match items::read_text(item, "connected_account_id") {
             Some(account) => Some(AccountId::parse(account).ok()?),
             None => None,
         },
-        tenant_hint: items::text(item, "tenant_hint").map(str::to_owned),
-        group: items::text(item, "group")?.to_owned(),
-        correlation_id: items::text(item, "correlation_id").and_then(CorrelationId::parse),
-        received_at: items::text(item, "received_at").and_then(|at| Timestamp::parse(at).ok()),
-        processed: items::truth(item, "processed")?,
-        outcome: Outcome::parse(items::text(item, "processing_outcome")?)?,
+        tenant_hint: items::read_text(item, "tenant_hint").map(str::to_owned),
+        group: items::read_text(item, "group")?.to_owned(),
+        correlation_id: items::read_text(item, "correlation_id").and_then(CorrelationId::parse),
+        received_at: items::read_text(item, "received_at").and_then(|at| Timestamp::parse(at).ok()),
+        processed: items::read_bool(item, "processed")?,
+        outcome: EventOutcome::parse(items::read_text(item, "processing_outcome")?)?,
     })
 }
 
 /// Reads a row with its payload.
-pub fn kept(item: &Item) -> Option<Kept> {
-    let stored = stored(item)?;
+pub fn read_stored_event(item: &Item) -> Option<StoredEvent> {
+    let stored = read_event_record(item)?;
     let payload = match (item.get("payload"), item.get("payload_gz")) {
         (Some(AttributeValue::S(text)), _) => Some(text.clone().into_bytes()),
-        (None, Some(AttributeValue::B(compressed))) => gunzip(compressed.as_ref()),
+        (None, Some(AttributeValue::B(compressed))) => decompress_gzip(compressed.as_ref()),
         _ => None,
     };
     let payload = match payload {
-        None => Payload::Unreadable,
+        None => StoredPayload::Unreadable,
         Some(bytes) => {
             let digest = HEXLOWER.encode(&Sha256::digest(&bytes));
-            if items::text(item, "payload_sha256") == Some(&digest) {
-                Payload::Intact(bytes)
+            if items::read_text(item, "payload_sha256") == Some(&digest) {
+                StoredPayload::Intact(bytes)
             } else {
-                Payload::Tampered
+                StoredPayload::Tampered
             }
         }
     };
-    Some(Kept {
+    Some(StoredEvent {
         stored,
         payload,
-        row_bytes: items::size(item),
+        row_bytes: items::item_size(item),
     })
 }
 
-fn gunzip(compressed: &[u8]) -> Option<Vec<u8>> {
+fn decompress_gzip(compressed: &[u8]) -> Option<Vec<u8>> {
     // RFC 1952: the last four bytes are the length of what was compressed.
     let length = u32::from_le_bytes(*compressed.last_chunk()?);
     let length = usize::try_from(length).ok()?;
@@ -252,9 +276,9 @@ mod tests {
     use super::*;
 
     fn event(raw_body: &[u8]) -> Item {
-        item(&NewEvent {
-            source: Provider::Stripe.into(),
-            envelope: billhook_core::event::envelope(Provider::Stripe, raw_body).unwrap(),
+        build_event_item(&NewEvent {
+            source: ProviderId::Stripe.into(),
+            envelope: billhook_core::event::read_envelope(ProviderId::Stripe, raw_body).unwrap(),
             raw_body,
             correlation_id: CorrelationId::parse("01936d3c-0000-7000-8000-000000000000").unwrap(),
             received_at: Timestamp::from_unix_s(1_781_000_000).unwrap(),
@@ -287,9 +311,12 @@ mod tests {
         assert_eq!(small["payload"].as_s().unwrap().as_bytes(), body("x"));
         let large = event(&body(&"x".repeat(5_000)));
         assert!(!large.contains_key("payload"));
-        assert_eq!(items::write_units(items::size(&large)), 1);
+        assert_eq!(items::count_write_units(items::item_size(&large)), 1);
         for (item, filler) in [(small, "x".to_owned()), (large, "x".repeat(5_000))] {
-            assert_eq!(kept(&item).unwrap().payload, Payload::Intact(body(&filler)));
+            assert_eq!(
+                read_stored_event(&item).unwrap().payload,
+                StoredPayload::Intact(body(&filler))
+            );
         }
     }
 
@@ -300,8 +327,8 @@ mod tests {
             .map(|byte| byte.wrapping_mul(37))
             .collect();
         for bytes in [b"".as_slice(), &noise, &body("x"), &noise, b"{}"] {
-            let compressed = gzip(bytes);
-            assert_eq!(gunzip(&compressed).unwrap(), bytes);
+            let compressed = compress_gzip(bytes);
+            assert_eq!(decompress_gzip(&compressed).unwrap(), bytes);
             let mut read = Vec::new();
             GzDecoder::new(&*compressed).read_to_end(&mut read).unwrap();
             assert_eq!(read, bytes);
@@ -313,16 +340,19 @@ mod tests {
         let mut other = GzEncoder::new(Vec::new(), Compression::default());
         other.write_all(&body("x")).unwrap();
         let whole = other.finish().unwrap();
-        assert_eq!(gunzip(&whole).unwrap(), body("x"));
+        assert_eq!(decompress_gzip(&whole).unwrap(), body("x"));
         for end in 0..whole.len() {
-            assert!(gunzip(&whole[..end]).is_none(), "the first {end} bytes");
+            assert!(
+                decompress_gzip(&whole[..end]).is_none(),
+                "the first {end} bytes"
+            );
         }
         for at in [0, 20, whole.len() - 5, whole.len() - 1] {
             let mut broken = whole.clone();
             broken[at] ^= 0x55;
-            assert!(gunzip(&broken).is_none(), "another byte at {at}");
+            assert!(decompress_gzip(&broken).is_none(), "another byte at {at}");
         }
-        assert!(gunzip(&[&*whole, b"\x00\x02\x00\x00"].concat()).is_none());
+        assert!(decompress_gzip(&[&*whole, b"\x00\x02\x00\x00"].concat()).is_none());
     }
 
     #[test]
@@ -330,14 +360,14 @@ mod tests {
         let raw = body(&noise(900 * 1024));
         let row = event(&raw);
         assert_eq!(row["payload_truncated"], AttributeValue::Bool(true));
-        assert!(items::size(&row) < 2048);
-        let Payload::Intact(projected) = kept(&row).unwrap().payload else {
+        assert!(items::item_size(&row) < 2048);
+        let StoredPayload::Intact(projected) = read_stored_event(&row).unwrap().payload else {
             panic!("not intact");
         };
-        use billhook_core::event::stripe::Event;
+        use billhook_core::event::stripe::StripeEvent;
         assert_eq!(
-            Event::parse(&projected).unwrap(),
-            Event::parse(&raw).unwrap()
+            StripeEvent::parse(&projected).unwrap(),
+            StripeEvent::parse(&raw).unwrap()
         );
     }
 
@@ -353,23 +383,33 @@ mod tests {
             "reference_id": "ltr_1", "body": { "tracking_events": scans } });
         let raw_body = body.to_string().into_bytes();
         assert!(raw_body.len() > 1_000_000);
-        let row = item(&NewEvent {
-            source: Provider::Lob.into(),
-            envelope: billhook_core::event::envelope(Provider::Lob, &raw_body).unwrap(),
+        let row = build_event_item(&NewEvent {
+            source: ProviderId::Lob.into(),
+            envelope: billhook_core::event::read_envelope(ProviderId::Lob, &raw_body).unwrap(),
             raw_body: &raw_body,
             correlation_id: CorrelationId::parse("01936d3c-0000-7000-8000-000000000000").unwrap(),
             received_at: Timestamp::from_unix_s(1_781_000_000).unwrap(),
         });
         assert_eq!(row["payload_truncated"], AttributeValue::Bool(true));
-        assert!(items::size(&row) < 400_000, "{}", items::size(&row));
+        assert!(
+            items::item_size(&row) < 400_000,
+            "{}",
+            items::item_size(&row)
+        );
     }
 
     #[test]
     fn a_changed_payload_is_seen() {
         let mut row = event(&body("x"));
-        row.insert("payload".to_owned(), s("{}"));
-        assert_eq!(kept(&row).unwrap().payload, Payload::Tampered);
+        row.insert("payload".to_owned(), string_value("{}"));
+        assert_eq!(
+            read_stored_event(&row).unwrap().payload,
+            StoredPayload::Tampered
+        );
         row.remove("payload");
-        assert_eq!(kept(&row).unwrap().payload, Payload::Unreadable);
+        assert_eq!(
+            read_stored_event(&row).unwrap().payload,
+            StoredPayload::Unreadable
+        );
     }
 }

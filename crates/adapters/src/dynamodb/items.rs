@@ -8,33 +8,33 @@ use aws_sdk_dynamodb::types::AttributeValue;
 pub type Item = HashMap<String, AttributeValue>;
 
 /// A text.
-pub fn s(text: impl Into<String>) -> AttributeValue {
+pub fn string_value(text: impl Into<String>) -> AttributeValue {
     AttributeValue::S(text.into())
 }
 
 /// An integer.
-pub fn n(integer: i64) -> AttributeValue {
+pub fn number_value(integer: i64) -> AttributeValue {
     AttributeValue::N(integer.to_string())
 }
 
 /// The text of an attribute.
-pub fn text<'a>(item: &'a Item, name: &str) -> Option<&'a str> {
+pub fn read_text<'a>(item: &'a Item, name: &str) -> Option<&'a str> {
     item.get(name)?.as_s().ok().map(String::as_str)
 }
 
 /// The integer of an attribute; a fraction or a text is none.
-pub fn integer(item: &Item, name: &str) -> Option<i64> {
+pub fn read_integer(item: &Item, name: &str) -> Option<i64> {
     item.get(name)?.as_n().ok()?.parse().ok()
 }
 
 /// The truth of an attribute.
-pub fn truth(item: &Item, name: &str) -> Option<bool> {
+pub fn read_bool(item: &Item, name: &str) -> Option<bool> {
     item.get(name)?.as_bool().ok().copied()
 }
 
 /// What DynamoDB counts for a row: names in UTF-8, values by kind.
 /// Source: DynamoDB Developer Guide, "Item sizes and formats", read 2026-11.
-pub fn size(item: &Item) -> usize {
+pub fn item_size(item: &Item) -> usize {
     item.iter()
         .map(|(name, value)| attribute_size(name, value))
         .sum()
@@ -42,10 +42,10 @@ pub fn size(item: &Item) -> usize {
 
 /// The same of one attribute, its name with it.
 pub fn attribute_size(name: &str, value: &AttributeValue) -> usize {
-    name.len() + size_of(value)
+    name.len() + value_size(value)
 }
 
-fn size_of(value: &AttributeValue) -> usize {
+fn value_size(value: &AttributeValue) -> usize {
     // A list or map takes 3 bytes, and one more per element.
     match value {
         AttributeValue::S(text) => text.len(),
@@ -57,13 +57,15 @@ fn size_of(value: &AttributeValue) -> usize {
             texts.iter().map(String::len).sum()
         }
         AttributeValue::Bs(blobs) => blobs.iter().map(|blob| blob.as_ref().len()).sum(),
-        AttributeValue::L(items) => 3 + items.iter().map(|item| 1 + size_of(item)).sum::<usize>(),
-        AttributeValue::M(members) => 3 + members.len() + size(members),
+        AttributeValue::L(items) => {
+            3 + items.iter().map(|item| 1 + value_size(item)).sum::<usize>()
+        }
+        AttributeValue::M(members) => 3 + members.len() + item_size(members),
         _ => 0,
     }
 }
 
 /// Whole kibibytes, as writes are charged.
-pub fn write_units(bytes: usize) -> usize {
+pub fn count_write_units(bytes: usize) -> usize {
     bytes.div_ceil(1024)
 }

@@ -3,12 +3,14 @@
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::ProvideErrorMetadata as _;
 use billhook_core::ids::AccountId;
-use billhook_core::jobs::{CREATED_S, Cut, JOB_ID, Progress};
-use billhook_core::ports::{AccountsPage, CommitError, KeepProgress, ListAccounts, Unavailable};
+use billhook_core::jobs::{Checkpoint, DONE_THROUGH_S, JOB_ID, ResumeAt};
+use billhook_core::ports::{
+    AccountsPage, CheckpointStore, CommitError, DependencyError, ListAccounts,
+};
 
-use super::expression::Expression;
-use super::items::{self, Item, n, s, text};
-use super::{unavailable, update_item};
+use super::expression::UpdateBuilder;
+use super::items::{self, Item, number_value, read_text, string_value};
+use super::{dependency_error, send_update};
 
 const UNTIL_S: &str = "until_s";
 const AFTER: &str = "after";
@@ -17,7 +19,7 @@ const ACCOUNT: &str = "stripe_connected_account_id";
 
 /// The jobs and the tenants.
 #[derive(Clone, Debug)]
-pub struct Jobs {
+pub struct JobsTable {
     /// The client.
     pub client: Client,
     /// How far each job came.
@@ -26,76 +28,90 @@ pub struct Jobs {
     pub tenants_table: String,
 }
 
-impl KeepProgress for Jobs {
-    async fn progress(&self, job: &str) -> Result<Progress, Unavailable> {
+impl CheckpointStore for JobsTable {
+    async fn load_checkpoint(&self, job: &str) -> Result<Checkpoint, DependencyError> {
         let got = self
             .client
             .get_item()
             .table_name(&self.table)
-            .key(JOB_ID, s(job))
+            .key(JOB_ID, string_value(job))
             .consistent_read(true)
             .send()
             .await;
-        let row = got.map_err(|error| unavailable(self.doing("read", job), error))?;
-        Ok(row.item.as_ref().map(progress).unwrap_or_default())
+        let row = got.map_err(|error| dependency_error(self.doing("read", job), error))?;
+        Ok(row.item.as_ref().map(read_checkpoint).unwrap_or_default())
     }
 
-    async fn keep(&self, job: &str, read: &Progress, next: &Progress) -> Result<bool, Unavailable> {
+    async fn save_checkpoint(
+        &self,
+        job: &str,
+        read: &Checkpoint,
+        next: &Checkpoint,
+    ) -> Result<bool, DependencyError> {
         let doing = self.doing("write", job);
-        let update = match update(&self.table, job, read, next) {
+        let update = match build_checkpoint_update(&self.table, job, read, next) {
             Ok(update) => update,
-            Err(error) => return Err(super::invalid(&doing, error)),
+            Err(error) => return Err(super::invalid_call(&doing, error)),
         };
-        match update_item(&self.client, update).await {
+        match send_update(&self.client, update).await {
             Ok(()) => Ok(true),
             // It may be the SDK's own first try that stands there: then the row is as it was to be.
             Err(error) if error.code() == Some("ConditionalCheckFailedException") => {
-                Ok(self.progress(job).await? == *next)
+                Ok(self.load_checkpoint(job).await? == *next)
             }
-            Err(error) => Err(unavailable(doing, error)),
+            Err(error) => Err(dependency_error(doing, error)),
         }
     }
 }
 
-impl Jobs {
+impl JobsTable {
     fn doing(&self, what: &str, job: &str) -> String {
         format!("{what} {job} of {}", self.table)
     }
 }
 
-fn progress(row: &Item) -> Progress {
-    let cut = items::integer(row, UNTIL_S).zip(text(row, AFTER));
-    Progress {
-        created_s: items::integer(row, CREATED_S),
-        cut: cut.map(|(until_s, after)| Cut {
+fn read_checkpoint(row: &Item) -> Checkpoint {
+    let cut = items::read_integer(row, UNTIL_S).zip(read_text(row, AFTER));
+    Checkpoint {
+        done_through_s: items::read_integer(row, DONE_THROUGH_S),
+        resume_at: cut.map(|(until_s, after)| ResumeAt {
             until_s,
             after: after.to_owned(),
         }),
     }
 }
 
-fn update(
+fn build_checkpoint_update(
     table: &str,
     job: &str,
-    read: &Progress,
-    next: &Progress,
+    read: &Checkpoint,
+    next: &Checkpoint,
 ) -> Result<aws_sdk_dynamodb::types::Update, CommitError> {
-    let mut update = Expression::new();
-    update.set(CREATED_S, next.created_s.map(n));
-    update.set(UNTIL_S, next.cut.as_ref().map(|cut| n(cut.until_s)));
-    update.set(AFTER, next.cut.as_ref().map(|cut| s(&cut.after)));
-    update.require_as_loaded(CREATED_S, read.created_s.map(n).as_ref());
+    let mut update = UpdateBuilder::new();
+    update.set(DONE_THROUGH_S, next.done_through_s.map(number_value));
+    update.set(
+        UNTIL_S,
+        next.resume_at.as_ref().map(|cut| number_value(cut.until_s)),
+    );
+    update.set(
+        AFTER,
+        next.resume_at.as_ref().map(|cut| string_value(&cut.after)),
+    );
+    update.require_as_loaded(
+        DONE_THROUGH_S,
+        read.done_through_s.map(number_value).as_ref(),
+    );
     update.build(table, JOB_ID, job)
 }
 
-impl ListAccounts for Jobs {
+impl ListAccounts for JobsTable {
     async fn accounts(
         &self,
         after: Option<&str>,
         limit: usize,
-    ) -> Result<AccountsPage, Unavailable> {
+    ) -> Result<AccountsPage, DependencyError> {
         let table = &self.tenants_table;
-        let start = after.map(|tenant| Item::from([(TENANT.to_owned(), s(tenant))]));
+        let start = after.map(|tenant| Item::from([(TENANT.to_owned(), string_value(tenant))]));
         let page = self
             .client
             .scan()
@@ -106,16 +122,16 @@ impl ListAccounts for Jobs {
             .limit(i32::try_from(limit).unwrap_or(i32::MAX))
             .send()
             .await
-            .map_err(|error| unavailable(format!("scan {table}"), error))?;
-        Ok(accounts_page(page.items(), page.last_evaluated_key()))
+            .map_err(|error| dependency_error(format!("scan {table}"), error))?;
+        Ok(read_accounts_page(page.items(), page.last_evaluated_key()))
     }
 }
 
-fn accounts_page(rows: &[Item], last: Option<&Item>) -> AccountsPage {
-    let account = |row: &Item| AccountId::parse(text(row, ACCOUNT)?).ok();
+fn read_accounts_page(rows: &[Item], last: Option<&Item>) -> AccountsPage {
+    let account = |row: &Item| AccountId::parse(read_text(row, ACCOUNT)?).ok();
     AccountsPage {
         accounts: rows.iter().filter_map(account).collect(),
-        next: last.and_then(|row| Some(text(row, TENANT)?.to_owned())),
+        next: last.and_then(|row| Some(read_text(row, TENANT)?.to_owned())),
     }
 }
 
@@ -125,28 +141,30 @@ mod tests {
 
     #[test]
     fn the_accounts_behind_a_tenant_with_any_key_are_listed() {
-        let last = Item::from([(TENANT.to_owned(), s("Bäckerei Müller"))]);
-        let page = accounts_page(&[], Some(&last));
+        let last = Item::from([(TENANT.to_owned(), string_value("Bäckerei Müller"))]);
+        let page = read_accounts_page(&[], Some(&last));
         assert_eq!(page.next.as_deref(), Some("Bäckerei Müller"));
-        assert_eq!(accounts_page(&[], None).next, None);
+        assert_eq!(read_accounts_page(&[], None).next, None);
     }
 
     #[test]
     fn progress_reads_back_as_written_on_condition_of_what_was_read() {
-        let cut = Progress::done(1_000).cut(2_000, "evt_1".to_owned());
+        let cut = Checkpoint::completed_through(1_000).interrupted_at(2_000, "evt_1".to_owned());
         let row = Item::from([
-            (CREATED_S.to_owned(), n(1_000)),
-            (UNTIL_S.to_owned(), n(2_000)),
-            (AFTER.to_owned(), s("evt_1")),
+            (DONE_THROUGH_S.to_owned(), number_value(1_000)),
+            (UNTIL_S.to_owned(), number_value(2_000)),
+            (AFTER.to_owned(), string_value("evt_1")),
         ]);
-        assert_eq!(progress(&row), cut);
-        assert_eq!(progress(&Item::new()), Progress::default());
-        let first = update("jobs", "sweep", &Progress::default(), &cut).unwrap();
+        assert_eq!(read_checkpoint(&row), cut);
+        assert_eq!(read_checkpoint(&Item::new()), Checkpoint::default());
+        let first = build_checkpoint_update("jobs", "sweep", &Checkpoint::default(), &cut).unwrap();
         assert_eq!(
             first.condition_expression.as_deref(),
             Some("attribute_not_exists(#created_s)")
         );
-        let done = update("jobs", "sweep", &cut, &Progress::done(2_000)).unwrap();
+        let done =
+            build_checkpoint_update("jobs", "sweep", &cut, &Checkpoint::completed_through(2_000))
+                .unwrap();
         assert_eq!(
             done.condition_expression.as_deref(),
             Some("#created_s = :v1")
@@ -155,14 +173,17 @@ mod tests {
             done.update_expression,
             "SET #created_s = :v0 REMOVE #until_s, #after"
         );
-        let cleared = update(
+        let cleared = build_checkpoint_update(
             "jobs",
             "cleanup",
-            &Progress::default(),
-            &Progress::default(),
+            &Checkpoint::default(),
+            &Checkpoint::default(),
         );
         assert_eq!(cleared.unwrap().expression_attribute_values, None);
         let values = done.expression_attribute_values.unwrap();
-        assert_eq!((&values[":v0"], &values[":v1"]), (&n(2_000), &n(1_000)));
+        assert_eq!(
+            (&values[":v0"], &values[":v1"]),
+            (&number_value(2_000), &number_value(1_000))
+        );
     }
 }

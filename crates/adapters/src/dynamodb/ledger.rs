@@ -7,25 +7,25 @@ use std::time::Duration;
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes, TransactWriteItem, Update};
-use billhook_core::entity::{Entity, EntityKey, Next};
+use billhook_core::entity::{Entity, EntityKey, EntityUpdate};
 use billhook_core::ids::{
-    AccountId, EventId, OrderId, PaymentIntentId, PieceId, Provider, StatementId, TenantId,
+    AccountId, EventId, OrderId, PaymentIntentId, PieceId, ProviderId, StatementId, TenantId,
 };
-use billhook_core::inbox::Outcome;
+use billhook_core::inbox::EventOutcome;
 use billhook_core::payment::derive::OrderStatus;
 use billhook_core::ports::{
-    Clock, Commit, CommitError, Concluded, FindFailedOrders, Kept, Ledger, Nominated, PaymentKey,
-    PaymentWrite, Rows, Unavailable,
+    Clock, CommitError, CommitPart, DependencyError, EventUpdate, FailedOrderPage,
+    FindFailedOrders, Ledger, LoadedRows, PaymentKey, PaymentWrite, StoredEvent,
 };
 use billhook_core::retry::Disposition;
 use billhook_core::time::Timestamp;
 
-use super::expression::Expression;
-use super::inbox::kept;
-use super::index::Index;
-use super::items::{self, Item, n, s, text};
-use super::rows::{self, ORDER_GUARDS, Row, STATEMENT_GUARDS, Schema, TENANT_GUARDS};
-use super::{invalid, unavailable, update_item};
+use super::expression::UpdateBuilder;
+use super::inbox::read_stored_event;
+use super::index::ColumnIndex;
+use super::items::{self, Item, number_value, read_text, string_value};
+use super::rows::{self, LoadedRow, ORDER_GUARDS, RowSchema, STATEMENT_GUARDS, TENANT_GUARDS};
+use super::{dependency_error, invalid_call, send_update};
 use crate::metrics;
 
 /// A row beyond this is not written: the rest of DynamoDB's 400 KB is the application's.
@@ -40,7 +40,7 @@ const TENANTS_KEPT_MAX: usize = 1_000;
 
 /// The tables of one worker. Those of the other provider's half may be absent.
 #[derive(Clone, Debug, Default)]
-pub struct Tables {
+pub struct TableNames {
     /// The provider's events.
     pub events: String,
     /// The application's orders.
@@ -57,14 +57,14 @@ pub struct Tables {
 #[derive(Debug)]
 pub struct DynamoLedger<C> {
     pub(super) client: Client,
-    pub(super) tables: Tables,
+    pub(super) tables: TableNames,
     clock: C,
     tenants: Mutex<HashMap<AccountId, (Timestamp, Vec<TenantId>)>>,
 }
 
 impl<C: Clock> DynamoLedger<C> {
     /// Over a client and its tables.
-    pub fn new(client: Client, tables: Tables, clock: C) -> Self {
+    pub fn new(client: Client, tables: TableNames, clock: C) -> Self {
         Self {
             client,
             tables,
@@ -73,10 +73,10 @@ impl<C: Clock> DynamoLedger<C> {
         }
     }
 
-    fn schema(&self, key: &EntityKey) -> Result<Schema, Unavailable> {
+    fn schema(&self, key: &EntityKey) -> Result<RowSchema, DependencyError> {
         Ok(match key {
-            EntityKey::Order(_) => Schema {
-                table: configured(self.tables.orders.as_ref(), "ORDERS_TABLE")?,
+            EntityKey::Order(_) => RowSchema {
+                table: require_table(self.tables.orders.as_ref(), "ORDERS_TABLE")?,
                 key: "id",
                 tenant: "tenantId",
                 amount: Some("amountTotal"),
@@ -84,8 +84,8 @@ impl<C: Clock> DynamoLedger<C> {
                 facts: "stripe",
                 guarded: &ORDER_GUARDS,
             },
-            EntityKey::Tenant(_) => Schema {
-                table: configured(self.tables.tenants.as_ref(), "TENANTS_TABLE")?,
+            EntityKey::Tenant(_) => RowSchema {
+                table: require_table(self.tables.tenants.as_ref(), "TENANTS_TABLE")?,
                 key: "tenant_id",
                 tenant: "tenant_id",
                 amount: None,
@@ -93,7 +93,7 @@ impl<C: Clock> DynamoLedger<C> {
                 facts: "stripe",
                 guarded: &TENANT_GUARDS,
             },
-            EntityKey::Statement(_) => Schema {
+            EntityKey::Statement(_) => RowSchema {
                 table: self.tables.statements.clone(),
                 key: "statement_id",
                 tenant: "tenant_id",
@@ -106,35 +106,35 @@ impl<C: Clock> DynamoLedger<C> {
     }
 
     /// The keys that hold a value. Two are enough to know that it is not one.
-    async fn nominated(
+    async fn lookup_keys(
         &self,
         table: &str,
         name: &str,
         column: &str,
         value: &str,
         key: &str,
-    ) -> Result<Vec<String>, Unavailable> {
+    ) -> Result<Vec<String>, DependencyError> {
         let client = &self.client;
-        let index = Index {
+        let index = ColumnIndex {
             client,
             table,
             name,
             column,
             key,
         };
-        index.find(value, 2).await
+        index.find_keys(value, 2).await
     }
 
     fn entity_update(
         &self,
         entity: &Entity,
-        row: &Row,
-        next: &Next,
+        row: &LoadedRow,
+        next: &EntityUpdate,
         now: Timestamp,
     ) -> Result<Update, CommitError> {
         let schema = self.schema(&entity.key)?;
-        let columns = rows::columns(entity, row, next, now)?;
-        let before = items::size(&row.item);
+        let columns = rows::build_columns(entity, row, next, now)?;
+        let before = items::item_size(&row.item);
         let bytes = columns.iter().fold(before, |bytes, (name, value)| {
             let size = |value| items::attribute_size(name, value);
             bytes - row.item.get(*name).map_or(0, size) + value.as_ref().map_or(0, size)
@@ -145,7 +145,7 @@ impl<C: Clock> DynamoLedger<C> {
                 entity.key
             )));
         }
-        let mut update = Expression::new();
+        let mut update = UpdateBuilder::new();
         for (name, value) in columns {
             update.set(name, value);
         }
@@ -163,23 +163,32 @@ impl<C: Clock> DynamoLedger<C> {
         update.build(&schema.table, schema.key, entity.key.id())
     }
 
-    fn event_update(&self, concluded: &Concluded, now: Timestamp) -> Result<Update, CommitError> {
+    fn event_update(&self, concluded: &EventUpdate, now: Timestamp) -> Result<Update, CommitError> {
         let outcome = concluded.verdict.outcome();
-        let mut update = Expression::new();
+        let mut update = UpdateBuilder::new();
         update.set("processed", Some(AttributeValue::Bool(outcome.is_done())));
-        update.set("processing_outcome", Some(s(outcome.as_str())));
-        update.set("processing_error", concluded.verdict.reason().map(s));
+        update.set("processing_outcome", Some(string_value(outcome.as_str())));
+        update.set(
+            "processing_error",
+            concluded.verdict.reason().map(string_value),
+        );
         update.set(
             "processed_at",
-            outcome.is_done().then(|| s(now.to_string())),
+            outcome.is_done().then(|| string_value(now.to_string())),
         );
-        update.set("open", (!outcome.is_done()).then(|| s(outcome.as_str())));
+        update.set(
+            "open",
+            (!outcome.is_done()).then(|| string_value(outcome.as_str())),
+        );
         if let Some(tenant) = &concluded.tenant {
-            update.set("tenant_id", Some(s(tenant.as_str())));
+            update.set("tenant_id", Some(string_value(tenant.as_str())));
         }
-        update.add("attempts", n(1));
+        update.add("attempts", number_value(1));
         if concluded.waited {
-            update.require_other("processing_outcome", s(Outcome::Processed.as_str()));
+            update.require_other(
+                "processing_outcome",
+                string_value(EventOutcome::Processed.as_str()),
+            );
         } else {
             update.require_as_loaded("processed", Some(&AttributeValue::Bool(false)));
         }
@@ -191,11 +200,11 @@ impl<C: Clock> DynamoLedger<C> {
         payment: &PaymentKey,
         write: &PaymentWrite,
     ) -> Result<Update, CommitError> {
-        let table = configured(self.tables.payments.as_ref(), "PAYMENTS_TABLE")?;
-        let mut update = Expression::new();
+        let table = require_table(self.tables.payments.as_ref(), "PAYMENTS_TABLE")?;
+        let mut update = UpdateBuilder::new();
         let version = match write {
             PaymentWrite::Link { entity, version } => {
-                update.set("entity", Some(s(entity.to_string())));
+                update.set("entity", Some(string_value(entity.to_string())));
                 update.set("waiting", None);
                 version
             }
@@ -207,8 +216,8 @@ impl<C: Clock> DynamoLedger<C> {
                 version
             }
         };
-        update.set("version", Some(n(version.saturating_add(1))));
-        let loaded = (*version > 0).then(|| n(*version));
+        update.set("version", Some(number_value(version.saturating_add(1))));
+        let loaded = (*version > 0).then(|| number_value(*version));
         update.require_as_loaded("version", loaded.as_ref());
         update.require_as_loaded("entity", None);
         update.build(&table, "payment_id", &payment.row_key())
@@ -216,11 +225,11 @@ impl<C: Clock> DynamoLedger<C> {
 }
 
 /// Consistent reads of many keys, asking again for what was left unprocessed.
-async fn batch_get(
+async fn batch_get_rows(
     client: &Client,
     mut wanted: HashMap<String, Vec<Item>>,
     projection: Option<&str>,
-) -> Result<Vec<(String, Item)>, Unavailable> {
+) -> Result<Vec<(String, Item)>, DependencyError> {
     wanted.retain(|_, keys| !keys.is_empty());
     let doing = format!("read {} rows", wanted.values().map(Vec::len).sum::<usize>());
     let mut found = Vec::new();
@@ -237,16 +246,16 @@ async fn batch_get(
                 .set_keys(Some(keys))
                 .consistent_read(true)
                 .set_projection_expression(projection.map(str::to_owned))
-                .set_expression_attribute_names(projection.and_then(reserved_names))
+                .set_expression_attribute_names(projection.and_then(name_placeholders))
                 .build();
-            request.insert(table, keys.map_err(|e| invalid(&doing, e))?);
+            request.insert(table, keys.map_err(|e| invalid_call(&doing, e))?);
         }
         let got = client
             .batch_get_item()
             .set_request_items(Some(request))
             .send()
             .await;
-        let got = got.map_err(|error| unavailable(doing.clone(), error))?;
+        let got = got.map_err(|error| dependency_error(doing.clone(), error))?;
         for (table, items) in got.responses.unwrap_or_default() {
             found.extend(items.into_iter().map(|item| (table.clone(), item)));
         }
@@ -257,7 +266,7 @@ async fn batch_get(
     if wanted.is_empty() {
         return Ok(found);
     }
-    Err(Unavailable {
+    Err(DependencyError {
         doing,
         disposition: Disposition::RetryLater,
         cause: format!("rows left unprocessed {UNPROCESSED_TRIES_MAX} times").into(),
@@ -265,7 +274,7 @@ async fn batch_get(
 }
 
 /// DynamoDB's own words in a projection stand behind a `#`; only names that are used may be given.
-fn reserved_names(projection: &str) -> Option<HashMap<String, String>> {
+fn name_placeholders(projection: &str) -> Option<HashMap<String, String>> {
     let names = projection
         .split(", ")
         .filter_map(|name| Some((name.to_owned(), name.strip_prefix('#')?.to_owned())));
@@ -274,28 +283,28 @@ fn reserved_names(projection: &str) -> Option<HashMap<String, String>> {
 }
 
 /// The rows of events that are there.
-pub(super) async fn event_rows(
+pub(super) async fn load_event_items(
     client: &Client,
     table: &str,
     ids: &BTreeSet<EventId>,
     projection: Option<&'static str>,
-) -> Result<Vec<Item>, Unavailable> {
+) -> Result<Vec<Item>, DependencyError> {
     let mut rows = Vec::new();
     let ids: Vec<&EventId> = ids.iter().collect();
     for ids in ids.chunks(KEYS_MAX) {
         let keys = ids
             .iter()
-            .map(|id| Item::from([("event_id".to_owned(), s(id.as_str()))]))
+            .map(|id| Item::from([("event_id".to_owned(), string_value(id.as_str()))]))
             .collect();
         let wanted = HashMap::from([(table.to_owned(), keys)]);
-        let found = batch_get(client, wanted, projection).await?;
+        let found = batch_get_rows(client, wanted, projection).await?;
         rows.extend(found.into_iter().map(|(_, row)| row));
     }
     Ok(rows)
 }
 
-fn configured(table: Option<&String>, variable: &str) -> Result<String, Unavailable> {
-    table.cloned().ok_or_else(|| Unavailable {
+fn require_table(table: Option<&String>, variable: &str) -> Result<String, DependencyError> {
+    table.cloned().ok_or_else(|| DependencyError {
         doing: "find the table".to_owned(),
         disposition: Disposition::Permanent,
         cause: format!("{variable} is not set for this function").into(),
@@ -303,62 +312,66 @@ fn configured(table: Option<&String>, variable: &str) -> Result<String, Unavaila
 }
 
 impl<C: Clock> Ledger for DynamoLedger<C> {
-    type Row = Row;
+    type Row = LoadedRow;
 
-    async fn events(&self, _: Provider, ids: &BTreeSet<EventId>) -> Result<Vec<Kept>, Unavailable> {
-        let rows = event_rows(&self.client, &self.tables.events, ids, None).await?;
-        Ok(rows.iter().filter_map(kept).collect())
+    async fn load_events(
+        &self,
+        _: ProviderId,
+        ids: &BTreeSet<EventId>,
+    ) -> Result<Vec<StoredEvent>, DependencyError> {
+        let rows = load_event_items(&self.client, &self.tables.events, ids, None).await?;
+        Ok(rows.iter().filter_map(read_stored_event).collect())
     }
 
-    async fn rows(
+    async fn load_rows(
         &self,
         entities: &BTreeSet<EntityKey>,
         payments: &BTreeSet<PaymentKey>,
-    ) -> Result<Rows<Row>, Unavailable> {
+    ) -> Result<LoadedRows<LoadedRow>, DependencyError> {
         let mut wanted: HashMap<String, Vec<Item>> = HashMap::new();
         for key in entities {
             let schema = self.schema(key)?;
-            wanted
-                .entry(schema.table)
-                .or_default()
-                .push(Item::from([(schema.key.to_owned(), s(key.id()))]));
+            wanted.entry(schema.table).or_default().push(Item::from([(
+                schema.key.to_owned(),
+                string_value(key.id()),
+            )]));
         }
         let by_row_key: BTreeMap<String, &PaymentKey> =
             payments.iter().map(|p| (p.row_key(), p)).collect();
         if !by_row_key.is_empty() {
-            let table = configured(self.tables.payments.as_ref(), "PAYMENTS_TABLE")?;
+            let table = require_table(self.tables.payments.as_ref(), "PAYMENTS_TABLE")?;
             let keys = by_row_key
                 .keys()
-                .map(|key| Item::from([("payment_id".to_owned(), s(key))]));
+                .map(|key| Item::from([("payment_id".to_owned(), string_value(key))]));
             wanted.entry(table).or_default().extend(keys);
         }
-        let mut rows = Rows {
+        let mut rows = LoadedRows {
             entities: BTreeMap::new(),
             unreadable: BTreeMap::new(),
             payments: BTreeMap::new(),
         };
-        for (table, item) in batch_get(&self.client, wanted, None).await? {
+        for (table, item) in batch_get_rows(&self.client, wanted, None).await? {
             if Some(&table) == self.tables.payments.as_ref() {
-                let key = text(&item, "payment_id").and_then(|key| by_row_key.get(key));
+                let key = read_text(&item, "payment_id").and_then(|key| by_row_key.get(key));
                 rows.payments
-                    .extend(key.map(|key| ((*key).clone(), rows::payment_row(&item))));
+                    .extend(key.map(|key| ((*key).clone(), rows::read_payment_row(&item))));
                 continue;
             }
             let key = if table == self.tables.statements {
-                text(&item, "statement_id")
+                read_text(&item, "statement_id")
                     .and_then(|id| StatementId::parse(id).ok())
                     .map(EntityKey::Statement)
             } else if Some(&table) == self.tables.tenants.as_ref() {
-                text(&item, "tenant_id")
+                read_text(&item, "tenant_id")
                     .and_then(|id| TenantId::parse(id).ok())
                     .map(EntityKey::Tenant)
             } else {
-                text(&item, "id")
+                read_text(&item, "id")
                     .and_then(|id| OrderId::parse(id).ok())
                     .map(EntityKey::Order)
             };
             let Some(key) = key else { continue };
-            match rows::entity(&key, &self.schema(&key)?, item) {
+            match rows::read_entity(&key, &self.schema(&key)?, item) {
                 Ok(loaded) => {
                     rows.entities.insert(key, loaded);
                 }
@@ -370,15 +383,15 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
         Ok(rows)
     }
 
-    async fn bearing_intent(
+    async fn entities_by_payment_intent(
         &self,
         intent: &PaymentIntentId,
-    ) -> Result<Vec<EntityKey>, Unavailable> {
-        let orders = configured(self.tables.orders.as_ref(), "ORDERS_TABLE")?;
+    ) -> Result<Vec<EntityKey>, DependencyError> {
+        let orders = require_table(self.tables.orders.as_ref(), "ORDERS_TABLE")?;
         let (index, intent) = ("PaymentIntentIndex", intent.as_str());
         let (orders, statements) = tokio::join!(
-            self.nominated(&orders, index, "stripePaymentIntentId", intent, "id"),
-            self.nominated(
+            self.lookup_keys(&orders, index, "stripePaymentIntentId", intent, "id"),
+            self.lookup_keys(
                 &self.tables.statements,
                 index,
                 "stripe_payment_intent_id",
@@ -390,13 +403,16 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
             .into_iter()
             .filter_map(|id| OrderId::parse(&id).ok())
             .map(EntityKey::Order);
-        Ok(orders.chain(statement_keys(statements?)).collect())
+        Ok(orders.chain(parse_statement_keys(statements?)).collect())
     }
 
-    async fn bearing_piece(&self, piece: &PieceId) -> Result<Vec<EntityKey>, Unavailable> {
+    async fn statements_by_piece(
+        &self,
+        piece: &PieceId,
+    ) -> Result<Vec<EntityKey>, DependencyError> {
         let table = &self.tables.statements;
         let found = self
-            .nominated(
+            .lookup_keys(
                 table,
                 "LobLetterIndex",
                 "lob_letter_id",
@@ -404,10 +420,13 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
                 "statement_id",
             )
             .await?;
-        Ok(statement_keys(found).collect())
+        Ok(parse_statement_keys(found).collect())
     }
 
-    async fn tenants_of(&self, account: &AccountId) -> Result<Vec<TenantId>, Unavailable> {
+    async fn tenants_by_account(
+        &self,
+        account: &AccountId,
+    ) -> Result<Vec<TenantId>, DependencyError> {
         let now = self.clock.now();
         if let Ok(known) = self.tenants.lock()
             && let Some((until, tenants)) = known.get(account)
@@ -415,10 +434,10 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
         {
             return Ok(tenants.clone());
         }
-        let table = configured(self.tables.tenants.as_ref(), "TENANTS_TABLE")?;
+        let table = require_table(self.tables.tenants.as_ref(), "TENANTS_TABLE")?;
         let column = "stripe_connected_account_id";
         let found = self
-            .nominated(&table, column, column, account.as_str(), "tenant_id")
+            .lookup_keys(&table, column, column, account.as_str(), "tenant_id")
             .await?;
         let tenants: Vec<_> = found
             .iter()
@@ -435,8 +454,8 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
 
     async fn commit(
         &self,
-        provider: Provider,
-        commits: &[Commit<'_, Row>],
+        provider: ProviderId,
+        commits: &[CommitPart<'_, LoadedRow>],
     ) -> Result<(), CommitError> {
         let mut updates = Vec::new();
         for commit in commits {
@@ -459,12 +478,12 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
             let Some((entity, _, next)) = commit.entity else {
                 continue;
             };
-            metrics::written(provider, entity, next);
+            metrics::count_entity_changes(provider, entity, next);
             let event_id = commit
                 .events
                 .first()
                 .map_or("", |event| event.event.as_str());
-            for edit in &next.overruled {
+            for edit in &next.discarded_edits {
                 let (column, found, written) = (edit.column, &edit.found, &edit.written);
                 tracing::warn!(entity = %entity.key, column, found, written, event_id, "edit_overruled");
             }
@@ -478,9 +497,9 @@ impl<C: Clock> FindFailedOrders for DynamoLedger<C> {
         &self,
         after: Option<&str>,
         limit: usize,
-    ) -> Result<Nominated, Unavailable> {
-        let table = configured(self.tables.orders.as_ref(), "ORDERS_TABLE")?;
-        let index = Index {
+    ) -> Result<FailedOrderPage, DependencyError> {
+        let table = require_table(self.tables.orders.as_ref(), "ORDERS_TABLE")?;
+        let index = ColumnIndex {
             client: &self.client,
             table: &table,
             name: "StatusIndex",
@@ -488,9 +507,9 @@ impl<C: Clock> FindFailedOrders for DynamoLedger<C> {
             key: "id",
         };
         let failed = OrderStatus::PaymentFailed.as_str();
-        let page = index.page(failed, after, limit).await?;
+        let page = index.query_page(failed, after, limit).await?;
         let orders = page.keys.iter().filter_map(|id| OrderId::parse(id).ok());
-        Ok(Nominated {
+        Ok(FailedOrderPage {
             orders: orders.collect(),
             next: page.next,
         })
@@ -500,10 +519,10 @@ impl<C: Clock> FindFailedOrders for DynamoLedger<C> {
 impl<C: Clock> DynamoLedger<C> {
     async fn update_one(&self, update: Update) -> Result<(), CommitError> {
         let doing = format!("update a row of {}", update.table_name);
-        match update_item(&self.client, update).await {
+        match send_update(&self.client, update).await {
             Ok(()) => Ok(()),
-            Err(error) => Err(refusal(error.code().unwrap_or_default())
-                .unwrap_or_else(|| unavailable(doing, error).into())),
+            Err(error) => Err(classify_refusal(error.code().unwrap_or_default())
+                .unwrap_or_else(|| dependency_error(doing, error).into())),
         }
     }
 
@@ -536,7 +555,8 @@ impl<C: Clock> DynamoLedger<C> {
                     "ValidationError",
                     "ItemCollectionSizeLimitExceeded",
                 ] {
-                    if let (true, Some(refusal)) = (reasons.contains(code), refusal(code)) {
+                    if let (true, Some(refusal)) = (reasons.contains(code), classify_refusal(code))
+                    {
                         return Err(refusal);
                     }
                 }
@@ -544,13 +564,13 @@ impl<C: Clock> DynamoLedger<C> {
                 return Err(CommitError::Busy(codes.join(", ")));
             }
         }
-        Err(refusal(error.code().unwrap_or_default())
-            .unwrap_or_else(|| unavailable(doing, error).into()))
+        Err(classify_refusal(error.code().unwrap_or_default())
+            .unwrap_or_else(|| dependency_error(doing, error).into()))
     }
 }
 
 /// What an error code, or a cancellation reason, leaves to do; `None` where only a later try can tell.
-fn refusal(code: &str) -> Option<CommitError> {
+fn classify_refusal(code: &str) -> Option<CommitError> {
     match code {
         "ConditionalCheckFailed" | "ConditionalCheckFailedException" => Some(CommitError::LostRace),
         "ValidationError"
@@ -566,7 +586,7 @@ fn refusal(code: &str) -> Option<CommitError> {
     }
 }
 
-fn statement_keys(ids: Vec<String>) -> impl Iterator<Item = EntityKey> {
+fn parse_statement_keys(ids: Vec<String>) -> impl Iterator<Item = EntityKey> {
     ids.into_iter()
         .filter_map(|id| StatementId::parse(&id).ok())
         .map(EntityKey::Statement)
@@ -577,9 +597,9 @@ mod tests {
     use std::collections::BTreeMap;
 
     use aws_sdk_dynamodb::config::BehaviorVersion;
-    use billhook_core::entity::Facts;
+    use billhook_core::entity::EntityFacts;
     use billhook_core::event::stripe;
-    use billhook_core::inbox::{IgnoreReason, ParkReason, Verdict};
+    use billhook_core::inbox::{EventVerdict, IgnoreReason, ParkReason};
     use billhook_core::payment;
     use serde_json::json;
 
@@ -590,7 +610,7 @@ mod tests {
         let config = aws_sdk_dynamodb::Config::builder()
             .behavior_version(BehaviorVersion::v2026_01_12())
             .build();
-        let tables = Tables {
+        let tables = TableNames {
             events: "events".to_owned(),
             orders: Some("orders".to_owned()),
             statements: "statements".to_owned(),
@@ -641,15 +661,15 @@ mod tests {
         text.replace(", #", ",\n  #").replace(" AND ", "\n  AND ")
     }
 
-    fn paid() -> Facts {
+    fn paid() -> EntityFacts {
         let event = json!({ "id": "evt_1", "type": "payment_intent.succeeded", "created": 1_781_000_000,
             "account": "acct_1", "data": { "object": { "id": "pi_1", "object": "payment_intent",
             "amount_received": 4100, "currency": "usd" } } });
-        let event = stripe::Event::parse(event.to_string().as_bytes()).unwrap();
-        let payment = payment::read::facts(&event).unwrap().unwrap();
-        Facts {
+        let event = stripe::StripeEvent::parse(event.to_string().as_bytes()).unwrap();
+        let payment = payment::read::read_payment_facts(&event).unwrap().unwrap();
+        EntityFacts {
             payment,
-            ..Facts::default()
+            ..EntityFacts::default()
         }
     }
 
@@ -659,8 +679,8 @@ mod tests {
         item: Item,
     ) -> Result<Update, CommitError> {
         let schema = ledger.schema(key).unwrap();
-        let (entity, row) = rows::entity(key, &schema, item).unwrap();
-        ledger.entity_update(&entity, &row, &entity.with(paid(), now()), now())
+        let (entity, row) = rows::read_entity(key, &schema, item).unwrap();
+        ledger.entity_update(&entity, &row, &entity.apply_facts(paid(), now()), now())
     }
 
     #[test]
@@ -687,7 +707,7 @@ mod tests {
     fn an_events_end_is_conditional_on_nobody_having_ended_it() {
         let ledger = ledger();
         let end = |verdict, waited| {
-            let concluded = Concluded {
+            let concluded = EventUpdate {
                 event: EventId::parse("evt_1").unwrap(),
                 tenant: Some(TenantId::parse("ten_1").unwrap()),
                 verdict,
@@ -697,10 +717,10 @@ mod tests {
         };
         insta::assert_snapshot!(
             [
-                end(Verdict::Processed, false),
-                end(Verdict::Processed, true),
-                end(Verdict::Ignored(IgnoreReason::UnhandledType), false),
-                end(Verdict::Parked(ParkReason::Unlinked), false),
+                end(EventVerdict::Processed, false),
+                end(EventVerdict::Processed, true),
+                end(EventVerdict::Ignored(IgnoreReason::UnhandledType), false),
+                end(EventVerdict::Parked(ParkReason::Unlinked), false),
             ]
             .join("\n")
         );
@@ -760,7 +780,10 @@ mod tests {
                 "the facts are of a newer form than 2",
             ),
         ] {
-            assert_eq!(rows::entity(&key, &schema, row(item)).unwrap_err(), reason);
+            assert_eq!(
+                rows::read_entity(&key, &schema, row(item)).unwrap_err(),
+                reason
+            );
         }
     }
 }

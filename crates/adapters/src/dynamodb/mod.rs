@@ -18,11 +18,11 @@ use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
 use aws_sdk_dynamodb::types::Update;
-use billhook_core::ports::Unavailable;
+use billhook_core::ports::DependencyError;
 use billhook_core::retry::Disposition;
 
 /// A call that failed without an answer we know: what was done, and whether a repeat may help.
-fn unavailable<E, R>(doing: String, error: SdkError<E, R>) -> Unavailable
+fn dependency_error<E, R>(doing: String, error: SdkError<E, R>) -> DependencyError
 where
     E: std::error::Error + ProvideErrorMetadata + Send + Sync + 'static,
     R: std::fmt::Debug + Send + Sync + 'static,
@@ -33,7 +33,7 @@ where
         }
         _ => Disposition::OutcomeUnknown,
     };
-    Unavailable {
+    DependencyError {
         doing,
         disposition,
         cause: Box::new(error),
@@ -41,7 +41,7 @@ where
 }
 
 /// An update by itself, without a transaction, which would cost twice.
-async fn update_item(client: &Client, update: Update) -> Result<(), SdkError<UpdateItemError>> {
+async fn send_update(client: &Client, update: Update) -> Result<(), SdkError<UpdateItemError>> {
     client
         .update_item()
         .table_name(update.table_name)
@@ -56,8 +56,11 @@ async fn update_item(client: &Client, update: Update) -> Result<(), SdkError<Upd
 }
 
 /// A call that cannot even be made.
-fn invalid(doing: &str, error: impl std::error::Error + Send + Sync + 'static) -> Unavailable {
-    Unavailable {
+fn invalid_call(
+    doing: &str,
+    error: impl std::error::Error + Send + Sync + 'static,
+) -> DependencyError {
+    DependencyError {
         doing: doing.to_owned(),
         disposition: Disposition::Permanent,
         cause: Box::new(error),

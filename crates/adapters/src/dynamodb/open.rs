@@ -4,16 +4,16 @@ use std::collections::BTreeSet;
 
 use aws_sdk_dynamodb::types::Select;
 use billhook_core::ids::EventId;
-use billhook_core::inbox::{Outcome, Stored};
+use billhook_core::inbox::{EventOutcome, EventRecord};
 use billhook_core::ports::{
-    Clock, FindKnownEvents, FindOpenEvents, OpenEvent, OpenPage, Unavailable,
+    Clock, DependencyError, FindKnownEvents, FindUnfinishedEvents, UnfinishedEvent, UnfinishedPage,
 };
 use billhook_core::time::Timestamp;
 
-use super::inbox::{Inbox, stored};
-use super::items::{Item, s, text};
-use super::ledger::{DynamoLedger, event_rows};
-use super::unavailable;
+use super::dependency_error;
+use super::inbox::{DynamoInbox, read_event_record};
+use super::items::{Item, read_text, string_value};
+use super::ledger::{DynamoLedger, load_event_items};
 
 const INDEX: &str = "OpenIndex";
 /// What is read of a row where its payload is not needed.
@@ -23,7 +23,7 @@ const WITHOUT_PAYLOAD: &str = "event_id, event_type, connected_account_id, #grou
 impl<C: Clock> DynamoLedger<C> {
     fn query_open(
         &self,
-        outcome: Outcome,
+        outcome: EventOutcome,
         until: Timestamp,
     ) -> aws_sdk_dynamodb::operation::query::builders::QueryFluentBuilder {
         self.client
@@ -32,24 +32,27 @@ impl<C: Clock> DynamoLedger<C> {
             .index_name(INDEX)
             .key_condition_expression("#open = :outcome AND received_at <= :until")
             .expression_attribute_names("#open", "open")
-            .expression_attribute_values(":outcome", s(outcome.as_str()))
-            .expression_attribute_values(":until", s(until.to_string()))
+            .expression_attribute_values(":outcome", string_value(outcome.as_str()))
+            .expression_attribute_values(":until", string_value(until.to_string()))
     }
 }
 
-impl<C: Clock> FindOpenEvents for DynamoLedger<C> {
-    async fn open_events(
+impl<C: Clock> FindUnfinishedEvents for DynamoLedger<C> {
+    async fn unfinished_events(
         &self,
-        outcome: Outcome,
+        outcome: EventOutcome,
         until: Timestamp,
-        after: Option<&OpenEvent>,
+        after: Option<&UnfinishedEvent>,
         limit: usize,
-    ) -> Result<OpenPage, Unavailable> {
+    ) -> Result<UnfinishedPage, DependencyError> {
         let start = after.map(|after| {
             Item::from([
-                ("event_id".to_owned(), s(after.id.as_str())),
-                ("open".to_owned(), s(outcome.as_str())),
-                ("received_at".to_owned(), s(after.received_at.to_string())),
+                ("event_id".to_owned(), string_value(after.id.as_str())),
+                ("open".to_owned(), string_value(outcome.as_str())),
+                (
+                    "received_at".to_owned(),
+                    string_value(after.received_at.to_string()),
+                ),
             ])
         });
         let page = self
@@ -60,13 +63,21 @@ impl<C: Clock> FindOpenEvents for DynamoLedger<C> {
             .send()
             .await
             .map_err(|error| self.open_failed(error))?;
-        Ok(OpenPage {
-            events: page.items().iter().filter_map(open_event).collect(),
-            next: page.last_evaluated_key().and_then(open_event),
+        Ok(UnfinishedPage {
+            events: page
+                .items()
+                .iter()
+                .filter_map(read_unfinished_event)
+                .collect(),
+            next: page.last_evaluated_key().and_then(read_unfinished_event),
         })
     }
 
-    async fn count_open(&self, outcome: Outcome, until: Timestamp) -> Result<usize, Unavailable> {
+    async fn count_unfinished(
+        &self,
+        outcome: EventOutcome,
+        until: Timestamp,
+    ) -> Result<usize, DependencyError> {
         let mut count = 0_usize;
         let mut start = None;
         loop {
@@ -85,11 +96,11 @@ impl<C: Clock> FindOpenEvents for DynamoLedger<C> {
         }
     }
 
-    async fn reasons(
+    async fn load_with_reasons(
         &self,
         ids: &BTreeSet<EventId>,
-    ) -> Result<Vec<(Stored, Option<String>)>, Unavailable> {
-        let rows = event_rows(
+    ) -> Result<Vec<(EventRecord, Option<String>)>, DependencyError> {
+        let rows = load_event_items(
             &self.client,
             &self.tables.events,
             ids,
@@ -97,8 +108,8 @@ impl<C: Clock> FindOpenEvents for DynamoLedger<C> {
         )
         .await?;
         let with_reason = |row: &Item| {
-            let reason = text(row, "processing_error").map(str::to_owned);
-            Some((stored(row)?, reason))
+            let reason = read_text(row, "processing_error").map(str::to_owned);
+            Some((read_event_record(row)?, reason))
         };
         Ok(rows.iter().filter_map(with_reason).collect())
     }
@@ -108,22 +119,26 @@ impl<C: Clock> DynamoLedger<C> {
     fn open_failed(
         &self,
         error: aws_sdk_dynamodb::error::SdkError<aws_sdk_dynamodb::operation::query::QueryError>,
-    ) -> Unavailable {
-        unavailable(format!("query {INDEX} of {}", self.tables.events), error)
+    ) -> DependencyError {
+        dependency_error(format!("query {INDEX} of {}", self.tables.events), error)
     }
 }
 
-fn open_event(row: &Item) -> Option<OpenEvent> {
-    Some(OpenEvent {
-        id: EventId::parse(text(row, "event_id")?).ok()?,
-        received_at: Timestamp::parse(text(row, "received_at")?).ok()?,
+fn read_unfinished_event(row: &Item) -> Option<UnfinishedEvent> {
+    Some(UnfinishedEvent {
+        id: EventId::parse(read_text(row, "event_id")?).ok()?,
+        received_at: Timestamp::parse(read_text(row, "received_at")?).ok()?,
     })
 }
 
-impl FindKnownEvents for Inbox {
-    async fn known(&self, ids: &BTreeSet<EventId>) -> Result<BTreeSet<EventId>, Unavailable> {
-        let rows = event_rows(&self.client, &self.stripe_table, ids, Some("event_id")).await?;
-        let id = |row: &Item| EventId::parse(text(row, "event_id")?).ok();
+impl FindKnownEvents for DynamoInbox {
+    async fn known_events(
+        &self,
+        ids: &BTreeSet<EventId>,
+    ) -> Result<BTreeSet<EventId>, DependencyError> {
+        let rows =
+            load_event_items(&self.client, &self.stripe_table, ids, Some("event_id")).await?;
+        let id = |row: &Item| EventId::parse(read_text(row, "event_id")?).ok();
         Ok(rows.iter().filter_map(id).collect())
     }
 }

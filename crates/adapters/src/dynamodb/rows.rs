@@ -4,26 +4,26 @@
 use std::collections::HashMap;
 
 use aws_sdk_dynamodb::types::AttributeValue;
-use billhook_core::entity::{Derived, Entity, EntityKey, Facts, Next};
+use billhook_core::entity::{Entity, EntityFacts, EntityKey, EntityUpdate, LastDerived};
 use billhook_core::ids::{
     AccountId, CheckoutSessionId, EventId, PaymentIntentId, PieceId, TenantId,
 };
 use billhook_core::money::{Currency, Money};
 use billhook_core::ports::{CommitError, PaymentRow};
 use billhook_core::time::Timestamp;
-use billhook_core::timeline::{self, Entry, Woven};
+use billhook_core::timeline::{self, DerivedEntry, TimelineEntry};
 
-use super::items::{self, Item, n, s, text};
+use super::items::{self, Item, number_value, read_text, string_value};
 
 /// What the write's condition needs of a loaded row beside the entity: the attributes as they stood.
 #[derive(Debug)]
-pub struct Row {
+pub struct LoadedRow {
     pub(super) item: Item,
     theirs: Vec<AttributeValue>,
 }
 
 /// The column names of orders, statements and tenants.
-pub(super) struct Schema {
+pub(super) struct RowSchema {
     pub(super) table: String,
     pub(super) key: &'static str,
     pub(super) tenant: &'static str,
@@ -65,33 +65,33 @@ pub(super) const STATEMENT_GUARDS: [&str; 8] = [
     "lob_letter_id",
 ];
 
-pub(super) fn payment_row(item: &Item) -> PaymentRow {
+pub(super) fn read_payment_row(item: &Item) -> PaymentRow {
     let waiting = item.get("waiting").and_then(|waiting| waiting.as_ss().ok());
     PaymentRow {
-        entity: text(item, "entity").and_then(EntityKey::parse),
+        entity: read_text(item, "entity").and_then(EntityKey::parse),
         waiting: waiting
             .into_iter()
             .flatten()
             .filter_map(|id| EventId::parse(id).ok())
             .collect(),
-        version: items::integer(item, "version").unwrap_or(0),
+        version: items::read_integer(item, "version").unwrap_or(0),
     }
 }
 
 /// Reads an entity's row. What the application owns is read leniently, what is ours exactly.
-pub(super) fn entity(
+pub(super) fn read_entity(
     key: &EntityKey,
-    schema: &Schema,
+    schema: &RowSchema,
     item: Item,
-) -> Result<(Entity, Row), String> {
+) -> Result<(Entity, LoadedRow), String> {
     let facts_and_derived = match item.get(schema.facts) {
-        None => (Facts::default(), Derived::default()),
+        None => (EntityFacts::default(), LastDerived::default()),
         Some(value) => read_facts(key, value)?,
     };
     let theirs = match item.get("timeline") {
         Some(AttributeValue::L(entries)) => entries
             .iter()
-            .filter(|entry| !is_ours(entry))
+            .filter(|entry| !is_derived_entry(entry))
             .cloned()
             .collect(),
         None => Vec::new(),
@@ -99,53 +99,56 @@ pub(super) fn entity(
     };
     let due = schema
         .amount
-        .and_then(|amount| items::integer(&item, amount))
-        .zip(text(&item, "currency"))
+        .and_then(|amount| items::read_integer(&item, amount))
+        .zip(read_text(&item, "currency"))
         .and_then(|(amount, currency)| {
             Some(Money {
                 amount,
                 currency: Currency::parse(currency).ok()?,
             })
         });
-    let column = |name: &str| text(&item, name).map(str::to_owned);
-    let mut columns = billhook_core::entity::Columns::default();
+    let column = |name: &str| read_text(&item, name).map(str::to_owned);
+    let mut columns = billhook_core::entity::GuardedColumns::default();
     match key {
         EntityKey::Order(_) => {
             columns.status = column("status");
             columns.payment_status = column("paymentStatus");
-            columns.requires_review = items::truth(&item, "requiresReview");
+            columns.requires_review = items::read_bool(&item, "requiresReview");
         }
         EntityKey::Statement(_) => {
             columns.payment_status = column("payment_status");
-            columns.requires_review = items::truth(&item, "requires_review");
+            columns.requires_review = items::read_bool(&item, "requires_review");
             columns.mail_status = column("mail_status");
-            columns.needs_attention = items::truth(&item, "needs_attention");
+            columns.needs_attention = items::read_bool(&item, "needs_attention");
         }
         EntityKey::Tenant(_) => {}
     }
     let entity = Entity {
         key: key.clone(),
-        version: items::integer(&item, "version").unwrap_or(0),
-        tenant: text(&item, schema.tenant).and_then(|id| TenantId::parse(id).ok()),
+        version: items::read_integer(&item, "version").unwrap_or(0),
+        tenant: read_text(&item, schema.tenant).and_then(|id| TenantId::parse(id).ok()),
         due,
         intent: schema
             .intent
-            .and_then(|intent| text(&item, intent))
+            .and_then(|intent| read_text(&item, intent))
             .and_then(|id| PaymentIntentId::parse(id).ok()),
-        session: text(&item, "stripeCheckoutSessionId")
+        session: read_text(&item, "stripeCheckoutSessionId")
             .and_then(|id| CheckoutSessionId::parse(id).ok()),
-        user: text(&item, "userId").map(str::to_owned),
-        mailed: text(&item, "lob_letter_id").and_then(|id| PieceId::parse(id).ok()),
-        account: text(&item, "stripe_connected_account_id")
+        user: read_text(&item, "userId").map(str::to_owned),
+        mailed: read_text(&item, "lob_letter_id").and_then(|id| PieceId::parse(id).ok()),
+        account: read_text(&item, "stripe_connected_account_id")
             .and_then(|id| AccountId::parse(id).ok()),
         columns,
         derived: facts_and_derived.1,
         facts: facts_and_derived.0,
     };
-    Ok((entity, Row { item, theirs }))
+    Ok((entity, LoadedRow { item, theirs }))
 }
 
-fn read_facts(key: &EntityKey, value: &AttributeValue) -> Result<(Facts, Derived), String> {
+fn read_facts(
+    key: &EntityKey,
+    value: &AttributeValue,
+) -> Result<(EntityFacts, LastDerived), String> {
     let AttributeValue::M(members) = value else {
         return Err("the facts are no map".to_owned());
     };
@@ -155,24 +158,24 @@ fn read_facts(key: &EntityKey, value: &AttributeValue) -> Result<(Facts, Derived
             .cloned()
             .unwrap_or_else(|| AttributeValue::M(HashMap::new()))
     };
-    if items::integer(members, "schema").unwrap_or(0) > FACTS_SCHEMA {
+    if items::read_integer(members, "schema").unwrap_or(0) > FACTS_SCHEMA {
         // Writing it back would drop what a newer function put there.
         return Err(format!("the facts are of a newer form than {FACTS_SCHEMA}"));
     }
-    let derived: Derived = from_attribute(part("derived"))?;
+    let derived: LastDerived = from_attribute(part("derived"))?;
     let facts = match key {
-        EntityKey::Order(_) => Facts {
+        EntityKey::Order(_) => EntityFacts {
             payment: from_attribute(value.clone())?,
-            ..Facts::default()
+            ..EntityFacts::default()
         },
-        EntityKey::Statement(_) => Facts {
+        EntityKey::Statement(_) => EntityFacts {
             payment: from_attribute(part("payment"))?,
             mail: from_attribute(part("mail"))?,
-            ..Facts::default()
+            ..EntityFacts::default()
         },
-        EntityKey::Tenant(_) => Facts {
+        EntityKey::Tenant(_) => EntityFacts {
             account: from_attribute(value.clone())?,
-            ..Facts::default()
+            ..EntityFacts::default()
         },
     };
     Ok((facts, derived))
@@ -187,43 +190,46 @@ fn to_attribute<T: serde::Serialize>(value: &T) -> Result<AttributeValue, Commit
     serde_dynamo::to_attribute_value(value).map_err(|error| CommitError::Refused(error.to_string()))
 }
 
-fn is_ours(entry: &AttributeValue) -> bool {
+fn is_derived_entry(entry: &AttributeValue) -> bool {
     entry
         .as_m()
-        .is_ok_and(|members| text(members, "actor") == Some(timeline::ACTOR))
+        .is_ok_and(|members| read_text(members, "actor") == Some(timeline::ACTOR))
 }
 
-pub(super) type Columns = Vec<(&'static str, Option<AttributeValue>)>;
+pub(super) type ColumnUpdates = Vec<(&'static str, Option<AttributeValue>)>;
 
 /// Every column that billhook owns, as it shall stand; `None` removes it.
-pub(super) fn columns(
+pub(super) fn build_columns(
     entity: &Entity,
-    row: &Row,
-    next: &Next,
+    row: &LoadedRow,
+    next: &EntityUpdate,
     now: Timestamp,
-) -> Result<Columns, CommitError> {
+) -> Result<ColumnUpdates, CommitError> {
     let standing = &next.standing;
-    let woven = timeline::weave(next.timeline(), row.theirs.clone(), |entry| {
+    let woven = timeline::merge_timelines(next.timeline(), row.theirs.clone(), |entry| {
         entry
             .as_m()
             .ok()
-            .and_then(|members| text(members, "at"))
+            .and_then(|members| read_text(members, "at"))
             .map(str::to_owned)
     });
     let mut entries = Vec::new();
     for entry in woven {
         entries.push(match entry {
-            Woven::Ours(entry) => entry_value(&entry)?,
-            Woven::Theirs(entry) => entry,
+            TimelineEntry::Ours(entry) => build_entry_value(&entry)?,
+            TimelineEntry::Theirs(entry) => entry,
         });
     }
     let reasons: Vec<String> = standing.review_reasons.iter().cloned().collect();
     let reasons = (!reasons.is_empty()).then_some(AttributeValue::Ss(reasons));
     let requires_review = Some(AttributeValue::Bool(!standing.review_reasons.is_empty()));
-    let moment = |at: Option<Timestamp>| at.map(|at| s(at.to_string()));
+    let moment = |at: Option<Timestamp>| at.map(|at| string_value(at.to_string()));
     let derived = to_attribute(&next.derived)?;
-    let schema = || ("schema".to_owned(), n(FACTS_SCHEMA));
-    let mut columns: Columns = vec![("version", Some(n(entity.version.saturating_add(1))))];
+    let schema = || ("schema".to_owned(), number_value(FACTS_SCHEMA));
+    let mut columns: ColumnUpdates = vec![(
+        "version",
+        Some(number_value(entity.version.saturating_add(1))),
+    )];
     let timeline = ("timeline", Some(AttributeValue::L(entries)));
     match entity.key {
         EntityKey::Tenant(_) => {
@@ -233,7 +239,10 @@ pub(super) fn columns(
             }
             columns.push(("stripe", Some(facts)));
             let standing = &next.account;
-            columns.push(("stripe_status", Some(s(standing.status.as_str()))));
+            columns.push((
+                "stripe_status",
+                Some(string_value(standing.status.as_str())),
+            ));
             if let Some(able) = standing.abilities {
                 let truth = |truth| Some(AttributeValue::Bool(truth));
                 columns.push(("charges_enabled", truth(able.charges_enabled)));
@@ -248,22 +257,31 @@ pub(super) fn columns(
             }
             columns.extend([
                 ("stripe", Some(facts)),
-                ("status", Some(s(standing.status.as_str()))),
-                ("paymentStatus", Some(s(standing.payment_status.as_str()))),
+                ("status", Some(string_value(standing.status.as_str()))),
+                (
+                    "paymentStatus",
+                    Some(string_value(standing.payment_status.as_str())),
+                ),
                 ("requiresReview", requires_review),
                 ("reviewReasons", reasons),
-                ("amountRefunded", Some(n(standing.amount_refunded))),
+                (
+                    "amountRefunded",
+                    Some(number_value(standing.amount_refunded)),
+                ),
                 ("paymentFailedAt", moment(standing.payment_failed_at)),
-                ("updatedAt", Some(s(now.to_string()))),
+                ("updatedAt", Some(string_value(now.to_string()))),
             ]);
             if let Some(intent) = &next.derived.intent {
-                columns.push(("stripePaymentIntentId", Some(s(intent.as_str()))));
+                columns.push(("stripePaymentIntentId", Some(string_value(intent.as_str()))));
             }
             if let Some(session) = &next.derived.session {
-                columns.push(("stripeCheckoutSessionId", Some(s(session.as_str()))));
+                columns.push((
+                    "stripeCheckoutSessionId",
+                    Some(string_value(session.as_str())),
+                ));
             }
             if let Some(user) = &next.derived.user {
-                columns.push(("userId", Some(s(user.as_str()))));
+                columns.push(("userId", Some(string_value(user.as_str()))));
             }
         }
         EntityKey::Statement(_) => {
@@ -284,19 +302,31 @@ pub(super) fn columns(
             }
             if ours.payment_status.is_some() {
                 columns.extend([
-                    ("payment_status", Some(s(standing.payment_status.as_str()))),
-                    ("amount_paid", Some(n(standing.amount_paid))),
-                    ("amount_refunded", Some(n(standing.amount_refunded))),
+                    (
+                        "payment_status",
+                        Some(string_value(standing.payment_status.as_str())),
+                    ),
+                    ("amount_paid", Some(number_value(standing.amount_paid))),
+                    (
+                        "amount_refunded",
+                        Some(number_value(standing.amount_refunded)),
+                    ),
                     ("paid_at", moment(standing.paid_at)),
                 ]);
             }
             if let Some(intent) = &next.derived.intent {
-                columns.push(("stripe_payment_intent_id", Some(s(intent.as_str()))));
+                columns.push((
+                    "stripe_payment_intent_id",
+                    Some(string_value(intent.as_str())),
+                ));
             }
             let mail = &next.mail;
             if ours.needs_attention.is_some() {
                 columns.extend([
-                    ("mail_status", mail.status.map(|stage| s(stage.as_str()))),
+                    (
+                        "mail_status",
+                        mail.status.map(|stage| string_value(stage.as_str())),
+                    ),
                     ("mail_status_at", moment(mail.status_at)),
                     (
                         "needs_attention",
@@ -304,7 +334,8 @@ pub(super) fn columns(
                     ),
                     (
                         "attention_reason",
-                        mail.attention_reason.map(|stage| s(stage.as_str())),
+                        mail.attention_reason
+                            .map(|stage| string_value(stage.as_str())),
                     ),
                 ]);
                 // What no event told is left as the application wrote it.
@@ -313,7 +344,11 @@ pub(super) fn columns(
                     ("tracking_number", &mail.tracking_number),
                     ("template_version", &mail.template_version),
                 ] {
-                    columns.extend(value.as_ref().map(|value| (name, Some(s(value)))));
+                    columns.extend(
+                        value
+                            .as_ref()
+                            .map(|value| (name, Some(string_value(value)))),
+                    );
                 }
             }
         }
@@ -321,17 +356,17 @@ pub(super) fn columns(
     Ok(columns)
 }
 
-fn entry_value(entry: &Entry) -> Result<AttributeValue, CommitError> {
+fn build_entry_value(entry: &DerivedEntry) -> Result<AttributeValue, CommitError> {
     let mut members = HashMap::from([
-        ("type".to_owned(), s(&entry.kind)),
-        ("at".to_owned(), s(entry.at.to_string())),
-        ("actor".to_owned(), s(timeline::ACTOR)),
-        ("actorType".to_owned(), s("system")),
-        ("actorId".to_owned(), s(entry.told_by)),
+        ("type".to_owned(), string_value(&entry.kind)),
+        ("at".to_owned(), string_value(entry.at.to_string())),
+        ("actor".to_owned(), string_value(timeline::ACTOR)),
+        ("actorType".to_owned(), string_value("system")),
+        ("actorId".to_owned(), string_value(entry.told_by)),
         ("meta".to_owned(), to_attribute(&entry.meta)?),
     ]);
     if let Some(event) = &entry.event {
-        members.insert("eventId".to_owned(), s(event.as_str()));
+        members.insert("eventId".to_owned(), string_value(event.as_str()));
     }
     Ok(AttributeValue::M(members))
 }

@@ -4,15 +4,15 @@
 use std::time::Duration;
 
 use billhook_core::ports::{Clock, ReadSigningKeys};
-use billhook_core::secret::{Document, EndpointSecret, PREVIOUS_VALID_FOR, Wanted};
+use billhook_core::secret::{EndpointSecret, PREVIOUS_VALID_FOR, SecretDocument, SecretKind};
 use billhook_core::signature::{SigningKey, SigningKeys};
 use billhook_core::time::Timestamp;
 use futures_util::future::join_all;
 use secrecy::ExposeSecret;
 use tokio::sync::Mutex;
 
-use super::{FetchSecret, SecretsError, Stored, Version};
-use crate::config::{SecretAt, SecretSource};
+use super::{FetchSecret, SecretVersion, SecretsError, StoredSecret};
+use crate::config::{SecretLocation, SecretSource};
 
 /// A secret that was read serves no longer than this, whatever happens: a revoked one is refused within 15 minutes.
 const STALE_MAX: Duration = Duration::from_secs(900);
@@ -24,55 +24,55 @@ const ASK_IN_NEED_AFTER: Duration = Duration::from_secs(1);
 
 /// The signing secrets of one provider, through a cache. One fetch is in flight at a time; who asks meanwhile waits
 /// for its result.
-pub struct SigningKeysReader<F, C> {
+pub struct SigningKeyCache<F, C> {
     fetch: F,
     clock: C,
-    wanted: Wanted,
+    wanted: SecretKind,
     live: bool,
     fresh_for: Duration,
     /// From variables: never change.
     fixed: SigningKeys,
-    sources: Vec<Source>,
-    held: Mutex<Held>,
+    sources: Vec<CachedSource>,
+    held: Mutex<CacheState>,
 }
 
-struct Source {
+struct CachedSource {
     label: &'static str,
     arn: String,
 }
 
 #[derive(Default)]
-struct Held {
+struct CacheState {
     /// One for each source, in their order.
-    reads: Vec<Slot>,
+    reads: Vec<CacheSlot>,
     asked_at: Option<Timestamp>,
 }
 
 /// What is known of one source.
 #[derive(Default)]
-struct Slot {
-    read: Option<Read>,
+struct CacheSlot {
+    read: Option<CachedRead>,
     /// Why the last try failed; `None` after a success.
     error: Option<String>,
 }
 
-struct Read {
+struct CachedRead {
     at: Timestamp,
-    keys: Vec<Key>,
+    keys: Vec<CachedKey>,
     faults: Vec<String>,
     /// Until when `AWSPREVIOUS` would count, if it has not been read yet.
     previous_unread_until: Option<Timestamp>,
 }
 
-struct Key {
+struct CachedKey {
     key: SigningKey,
     valid_until: Option<Timestamp>,
 }
 
-impl<F: FetchSecret, C: Clock> SigningKeysReader<F, C> {
+impl<F: FetchSecret, C: Clock> SigningKeyCache<F, C> {
     /// `fresh_for` is `SECRETS_TTL_SECONDS`; `live` refuses the secret that Lob's debugger signs with.
     pub fn new(
-        wanted: Wanted,
+        wanted: SecretKind,
         sources: Vec<SecretSource>,
         fresh_for: Duration,
         live: bool,
@@ -83,16 +83,16 @@ impl<F: FetchSecret, C: Clock> SigningKeysReader<F, C> {
         let mut remote = Vec::new();
         for SecretSource { variable, at } in sources {
             match at {
-                SecretAt::Here(value) => fixed
+                SecretLocation::Here(value) => fixed
                     .keys
                     .extend(SigningKey::usable(variable, value.expose_secret())),
-                SecretAt::Arn(arn) => remote.push(Source {
+                SecretLocation::Arn(arn) => remote.push(CachedSource {
                     label: variable,
                     arn,
                 }),
             }
         }
-        let reads = remote.iter().map(|_| Slot::default()).collect();
+        let reads = remote.iter().map(|_| CacheSlot::default()).collect();
         Self {
             fetch,
             clock,
@@ -101,7 +101,7 @@ impl<F: FetchSecret, C: Clock> SigningKeysReader<F, C> {
             fresh_for,
             fixed,
             sources: remote,
-            held: Mutex::new(Held {
+            held: Mutex::new(CacheState {
                 reads,
                 asked_at: None,
             }),
@@ -109,51 +109,61 @@ impl<F: FetchSecret, C: Clock> SigningKeysReader<F, C> {
     }
 
     /// Reads anew every source that `which` names.
-    async fn read_again(&self, held: &mut Held, now: Timestamp, which: impl Fn(&Slot) -> bool) {
+    async fn read_again(
+        &self,
+        held: &mut CacheState,
+        now: Timestamp,
+        which: impl Fn(&CacheSlot) -> bool,
+    ) {
         held.asked_at = Some(now);
         let slots = self.sources.iter().zip(&mut held.reads);
         let due = slots.filter(|(_, slot)| which(slot));
         join_all(due.map(|(source, slot)| async move {
-            match self.fetch.fetch(&source.arn, Version::Current).await {
+            match self.fetch.fetch(&source.arn, SecretVersion::Current).await {
                 Ok(stored) => {
                     slot.read = Some(self.understood(source, stored, now));
                     slot.error = None;
                 }
-                Err(failed) => slot.error = Some(told(&failed)),
+                Err(failed) => slot.error = Some(log_unreadable(&failed)),
             }
         }))
         .await;
     }
 
     /// Adds `AWSPREVIOUS` where the current version is so young that its predecessor still counts.
-    async fn read_previous(&self, held: &mut Held, now: Timestamp) {
+    async fn read_previous(&self, held: &mut CacheState, now: Timestamp) {
         let slots = self.sources.iter().zip(&mut held.reads);
-        let young = slots.filter_map(|(source, Slot { read, error })| {
+        let young = slots.filter_map(|(source, CacheSlot { read, error })| {
             let read = read.as_mut()?;
             // Taken: asked for once after each reading of the current version, even where that fails.
             let until = read.previous_unread_until.take()?;
             (now < until).then_some((source, read, error, until))
         });
         join_all(young.map(|(source, read, error, until)| async move {
-            match self.fetch.fetch(&source.arn, Version::Previous).await {
+            match self.fetch.fetch(&source.arn, SecretVersion::Previous).await {
                 Ok(stored) => {
                     let text = stored.map(|stored| stored.text).unwrap_or_default();
-                    let before = Document::parse(text.expose_secret(), self.wanted);
+                    let before = SecretDocument::parse(text.expose_secret(), self.wanted);
                     if let Some(of) = before.current {
                         self.add(read, source, &of, Some((until, "AWSPREVIOUS")));
                     }
                 }
-                Err(failed) => *error = Some(told(&failed)),
+                Err(failed) => *error = Some(log_unreadable(&failed)),
             }
         }))
         .await;
     }
 
-    fn understood(&self, source: &Source, stored: Option<Stored>, now: Timestamp) -> Read {
+    fn understood(
+        &self,
+        source: &CachedSource,
+        stored: Option<StoredSecret>,
+        now: Timestamp,
+    ) -> CachedRead {
         let created_at = stored.as_ref().and_then(|stored| stored.created_at);
         let text = stored.map(|stored| stored.text).unwrap_or_default();
-        let document = Document::parse(text.expose_secret(), self.wanted);
-        let mut read = Read {
+        let document = SecretDocument::parse(text.expose_secret(), self.wanted);
+        let mut read = CachedRead {
             at: now,
             keys: Vec::new(),
             faults: Vec::new(),
@@ -181,14 +191,14 @@ impl<F: FetchSecret, C: Clock> SigningKeysReader<F, C> {
     /// Labelled by the variable, the endpoint where it is known, and as what it stands there.
     fn add(
         &self,
-        read: &mut Read,
-        source: &Source,
+        read: &mut CachedRead,
+        source: &CachedSource,
         of: &EndpointSecret,
         replaced: Option<(Timestamp, &str)>,
     ) {
         let value = of.secret.expose_secret();
         // Lob's debugger signs with this word, and so can anybody.
-        if self.live && self.wanted == Wanted::LobSigning && value == "secret" {
+        if self.live && self.wanted == SecretKind::LobSigning && value == "secret" {
             read.faults.push(format!(
                 "{}: the word that Lob's debugger signs with, refused because LIVE_MODE=true",
                 source.arn
@@ -204,11 +214,11 @@ impl<F: FetchSecret, C: Clock> SigningKeysReader<F, C> {
         }
         if let Some(key) = SigningKey::usable(&label, value) {
             let valid_until = replaced.map(|(until, _)| until);
-            read.keys.push(Key { key, valid_until });
+            read.keys.push(CachedKey { key, valid_until });
         }
     }
 
-    fn answer(&self, held: &Held, now: Timestamp) -> SigningKeys {
+    fn answer(&self, held: &CacheState, now: Timestamp) -> SigningKeys {
         let mut answer = self.fixed.clone();
         for slot in &held.reads {
             if let Some(read) = slot.read.as_ref().filter(|read| read.serves(now)) {
@@ -226,18 +236,18 @@ impl<F: FetchSecret, C: Clock> SigningKeysReader<F, C> {
     }
 }
 
-fn told(failed: &SecretsError) -> String {
+fn log_unreadable(failed: &SecretsError) -> String {
     tracing::warn!("secret_unreadable: {failed}");
     failed.to_string()
 }
 
-impl Held {
+impl CacheState {
     fn asked_within(&self, span: Duration, now: Timestamp) -> bool {
         self.asked_at.is_some_and(|at| at.until(now) < span)
     }
 }
 
-impl Slot {
+impl CacheSlot {
     fn serves(&self, now: Timestamp) -> bool {
         self.read.as_ref().is_some_and(|read| read.serves(now))
     }
@@ -255,23 +265,23 @@ impl Slot {
     }
 }
 
-impl Read {
+impl CachedRead {
     fn serves(&self, now: Timestamp) -> bool {
         self.at.until(now) < STALE_MAX
     }
 }
 
-impl Key {
+impl CachedKey {
     fn is_valid(&self, now: Timestamp) -> bool {
         self.valid_until.is_none_or(|until| now < until)
     }
 }
 
-impl<F: FetchSecret, C: Clock> ReadSigningKeys for SigningKeysReader<F, C> {
+impl<F: FetchSecret, C: Clock> ReadSigningKeys for SigningKeyCache<F, C> {
     async fn signing_keys(&self) -> SigningKeys {
         let mut held = self.held.lock().await;
         let now = self.clock.now();
-        let due = |slot: &Slot| !slot.is_fresh(now, self.fresh_for);
+        let due = |slot: &CacheSlot| !slot.is_fresh(now, self.fresh_for);
         let ask_after = match held.reads.iter().all(|slot| slot.serves(now)) {
             true => ASK_AGAIN_AFTER,
             false => ASK_IN_NEED_AFTER,
@@ -282,13 +292,13 @@ impl<F: FetchSecret, C: Clock> ReadSigningKeys for SigningKeysReader<F, C> {
         self.answer(&held, now)
     }
 
-    async fn refreshed(&self) -> Option<SigningKeys> {
+    async fn refresh_after_mismatch(&self) -> Option<SigningKeys> {
         if self.sources.is_empty() {
             return None;
         }
         let mut held = self.held.lock().await;
         let now = self.clock.now();
-        let previous_counts = |slot: &Slot| {
+        let previous_counts = |slot: &CacheSlot| {
             let until = slot.read.as_ref().and_then(|r| r.previous_unread_until);
             until.is_some_and(|until| now < until)
         };
@@ -305,7 +315,7 @@ impl<F: FetchSecret, C: Clock> ReadSigningKeys for SigningKeysReader<F, C> {
         Some(self.answer(&held, now))
     }
 
-    async fn held(&self) -> SigningKeys {
+    async fn cached_keys(&self) -> SigningKeys {
         let held = self.held.lock().await;
         self.answer(&held, self.clock.now())
     }
@@ -318,7 +328,7 @@ mod tests {
     use std::sync::atomic::{AtomicI64, Ordering};
 
     use super::*;
-    use crate::secrets::stripe_key;
+    use crate::secrets::read_stripe_key;
     use secrecy::SecretString;
 
     const ARN: &str = "arn:stripe";
@@ -336,7 +346,7 @@ mod tests {
     struct World {
         seconds: AtomicI64,
         texts: StdMutex<HashMap<&'static str, (String, i64)>>,
-        asked: StdMutex<Vec<Version>>,
+        asked: StdMutex<Vec<SecretVersion>>,
         is_down: StdMutex<bool>,
     }
 
@@ -351,21 +361,25 @@ mod tests {
         fn asked(&self) -> usize {
             std::mem::take(&mut *self.asked.lock().unwrap()).len()
         }
-        fn reader(&self) -> SigningKeysReader<&Self, &Self> {
-            self.reader_of(Wanted::StripeSigning, true)
+        fn reader(&self) -> SigningKeyCache<&Self, &Self> {
+            self.reader_of(SecretKind::StripeSigning, true)
         }
-        fn reader_of(&self, wanted: Wanted, live: bool) -> SigningKeysReader<&Self, &Self> {
+        fn reader_of(&self, wanted: SecretKind, live: bool) -> SigningKeyCache<&Self, &Self> {
             let source = SecretSource {
                 variable: "SECRET_ARN",
-                at: SecretAt::Arn(ARN.to_owned()),
+                at: SecretLocation::Arn(ARN.to_owned()),
             };
             let ttl = Duration::from_secs(300);
-            SigningKeysReader::new(wanted, vec![source], ttl, live, self, self)
+            SigningKeyCache::new(wanted, vec![source], ttl, live, self, self)
         }
     }
 
     impl FetchSecret for &World {
-        async fn fetch(&self, arn: &str, version: Version) -> Result<Option<Stored>, SecretsError> {
+        async fn fetch(
+            &self,
+            arn: &str,
+            version: SecretVersion,
+        ) -> Result<Option<StoredSecret>, SecretsError> {
             self.asked.lock().unwrap().push(version);
             if *self.is_down.lock().unwrap() {
                 return Err(SecretsError::Read {
@@ -374,11 +388,11 @@ mod tests {
                 });
             }
             let stage = match version {
-                Version::Current => "current",
-                Version::Previous => "previous",
+                SecretVersion::Current => "current",
+                SecretVersion::Previous => "previous",
             };
             let texts = self.texts.lock().unwrap();
-            Ok(texts.get(stage).map(|(text, created_s)| Stored {
+            Ok(texts.get(stage).map(|(text, created_s)| StoredSecret {
                 text: SecretString::from(text.as_str()),
                 created_at: Some(at(*created_s)),
             }))
@@ -445,11 +459,15 @@ mod tests {
         world.put("current", "whsec_1", LONG_AGO);
         let reader = world.reader();
         reader.signing_keys().await;
-        assert!(reader.refreshed().await.is_none(), "just read");
+        assert!(reader.refresh_after_mismatch().await.is_none(), "just read");
         world.put("current", "whsec_2", LONG_AGO);
         world.pass(10);
-        check(&reader.refreshed().await.unwrap(), &["whsec_2"], &[]);
-        assert!(reader.refreshed().await.is_none());
+        check(
+            &reader.refresh_after_mismatch().await.unwrap(),
+            &["whsec_2"],
+            &[],
+        );
+        assert!(reader.refresh_after_mismatch().await.is_none());
         assert_eq!(world.asked(), 2);
     }
 
@@ -462,14 +480,18 @@ mod tests {
         check(&reader.signing_keys().await, &["whsec_2"], &[]);
         // Even in the first seconds of a container: a function that is seldom called has no others.
         let both = ["whsec_2", "whsec_1"];
-        check(&reader.refreshed().await.unwrap(), &both, &[]);
-        assert!(reader.refreshed().await.is_none());
+        check(&reader.refresh_after_mismatch().await.unwrap(), &both, &[]);
+        assert!(reader.refresh_after_mismatch().await.is_none());
         assert_eq!(world.asked(), 2);
         world.pass(86_400);
         check(&reader.signing_keys().await, &["whsec_2"], &[]);
         world.pass(10);
-        check(&reader.refreshed().await.unwrap(), &["whsec_2"], &[]);
-        assert_eq!(*world.asked.lock().unwrap(), [Version::Current; 2]);
+        check(
+            &reader.refresh_after_mismatch().await.unwrap(),
+            &["whsec_2"],
+            &[],
+        );
+        assert_eq!(*world.asked.lock().unwrap(), [SecretVersion::Current; 2]);
     }
 
     #[tokio::test]
@@ -515,7 +537,7 @@ mod tests {
         let reader = world.reader();
         for _ in 0..20 {
             reader.signing_keys().await;
-            reader.refreshed().await;
+            reader.refresh_after_mismatch().await;
         }
         assert_eq!(world.asked(), 1);
         world.pass(1);
@@ -527,7 +549,7 @@ mod tests {
     async fn the_debuggers_word_proves_nothing_at_a_live_stage() {
         let world = World::default();
         world.put("current", r#"{"lob_webhook_secret":"secret"}"#, LONG_AGO);
-        let live = world.reader_of(Wanted::LobSigning, true);
+        let live = world.reader_of(SecretKind::LobSigning, true);
         check(
             &live.signing_keys().await,
             &[],
@@ -535,7 +557,7 @@ mod tests {
                 "arn:stripe: the word that Lob's debugger signs with, refused because LIVE_MODE=true",
             ],
         );
-        let test = world.reader_of(Wanted::LobSigning, false);
+        let test = world.reader_of(SecretKind::LobSigning, false);
         check(&test.signing_keys().await, &["secret"], &[]);
     }
 
@@ -544,7 +566,7 @@ mod tests {
         let world = World::default();
         let source = SecretSource {
             variable: "APP_SECRETS_ARN",
-            at: SecretAt::Arn(ARN.to_owned()),
+            at: SecretLocation::Arn(ARN.to_owned()),
         };
         let table = [
             ("{}", true, Ok(None)),
@@ -563,7 +585,7 @@ mod tests {
         ];
         for (text, live, expected) in table {
             world.put("current", text, LONG_AGO);
-            let found = stripe_key(&&world, &source, live).await;
+            let found = read_stripe_key(&&world, &source, live).await;
             let found = found.map_err(|error| error.to_string());
             let found = found.as_ref().map(|key| exposed(key.as_ref()));
             assert_eq!(found.map_err(String::as_str), expected);
@@ -575,13 +597,13 @@ mod tests {
         let world = World::default();
         let source = SecretSource {
             variable: "STRIPE_WEBHOOK_SECRET",
-            at: SecretAt::Here(SecretString::from("whsec_local")),
+            at: SecretLocation::Here(SecretString::from("whsec_local")),
         };
         let ttl = Duration::from_secs(300);
-        let wanted = Wanted::StripeSigning;
-        let reader = SigningKeysReader::new(wanted, vec![source], ttl, false, &world, &world);
+        let wanted = SecretKind::StripeSigning;
+        let reader = SigningKeyCache::new(wanted, vec![source], ttl, false, &world, &world);
         check(&reader.signing_keys().await, &["whsec_local"], &[]);
-        assert!(reader.refreshed().await.is_none());
+        assert!(reader.refresh_after_mismatch().await.is_none());
         assert_eq!(world.asked(), 0);
     }
 }

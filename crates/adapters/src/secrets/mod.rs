@@ -13,23 +13,25 @@ mod write;
 use std::future::Future;
 
 use aws_sdk_secretsmanager::error::ProvideErrorMetadata as _;
-use billhook_core::retry::{Disposition, chain};
-use billhook_core::secret::{Document, Wanted};
+use billhook_core::retry::{Disposition, error_chain};
+use billhook_core::secret::{SecretDocument, SecretKind};
 use billhook_core::time::Timestamp;
 use secrecy::{ExposeSecret, SecretString};
 
-pub use self::cache::SigningKeysReader;
+pub use self::cache::SigningKeyCache;
 use self::parameter::GetParameter;
-pub use self::write::{PutSecret, change, document, revoke, roll_back};
-use crate::aws::Aws;
-use crate::config::{SecretAt, SecretSource};
+pub use self::write::{
+    PutSecret, change_members, load_document, revoke_replaced, roll_back_secret,
+};
+use crate::aws::AwsClients;
+use crate::config::{SecretLocation, SecretSource};
 
 /// Before the path of a parameter, where the others have an ARN.
 const PARAMETER: &str = "ssm:";
 
 /// Which of a secret's two labelled versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Version {
+pub enum SecretVersion {
     /// `AWSCURRENT`.
     Current,
     /// `AWSPREVIOUS`: what was current before.
@@ -38,7 +40,7 @@ pub enum Version {
 
 /// A version of a secret.
 #[derive(Clone, Debug)]
-pub struct Stored {
+pub struct StoredSecret {
     /// The whole text, as it was put.
     pub text: SecretString,
     /// When this version was put.
@@ -51,8 +53,8 @@ pub trait FetchSecret: Send + Sync {
     fn fetch(
         &self,
         arn: &str,
-        version: Version,
-    ) -> impl Future<Output = Result<Option<Stored>, SecretsError>> + Send;
+        version: SecretVersion,
+    ) -> impl Future<Output = Result<Option<StoredSecret>, SecretsError>> + Send;
 }
 
 /// Why a secret could not be read or written. Names the secret, never its value.
@@ -98,12 +100,12 @@ impl SecretsError {
 /// version before.
 #[derive(Clone, Debug)]
 pub struct SecretsManager {
-    aws: Aws,
+    aws: AwsClients,
 }
 
 impl SecretsManager {
     /// Over the clients of `aws`.
-    pub fn new(aws: &Aws) -> Self {
+    pub fn new(aws: &AwsClients) -> Self {
         Self { aws: aws.clone() }
     }
 }
@@ -121,25 +123,29 @@ impl PutSecret for SecretsManager {
             Ok(_) => Ok(()),
             Err(error) => Err(SecretsError::Write {
                 arn: arn.to_owned(),
-                cause: chain(&error),
+                cause: error_chain(&error),
             }),
         }
     }
 }
 
 impl FetchSecret for SecretsManager {
-    async fn fetch(&self, arn: &str, version: Version) -> Result<Option<Stored>, SecretsError> {
+    async fn fetch(
+        &self,
+        arn: &str,
+        version: SecretVersion,
+    ) -> Result<Option<StoredSecret>, SecretsError> {
         let call = match (arn.strip_prefix(PARAMETER), version) {
-            (Some(_), Version::Previous) => return Ok(None),
-            (Some(path), Version::Current) => {
+            (Some(_), SecretVersion::Previous) => return Ok(None),
+            (Some(path), SecretVersion::Current) => {
                 let path = path.to_owned();
                 self.aws.ssm(GetParameter { path }).get_secret_value()
             }
             (None, _) => {
                 let call = self.aws.secrets_manager().get_secret_value().secret_id(arn);
                 call.version_stage(match version {
-                    Version::Current => "AWSCURRENT",
-                    Version::Previous => "AWSPREVIOUS",
+                    SecretVersion::Current => "AWSCURRENT",
+                    SecretVersion::Previous => "AWSPREVIOUS",
                 })
             }
         };
@@ -150,7 +156,7 @@ impl FetchSecret for SecretsManager {
                     name: arn.to_owned(),
                     fault: "a binary value; put it as text (--secret-string)".to_owned(),
                 })?;
-                Ok(Some(Stored {
+                Ok(Some(StoredSecret {
                     text: SecretString::from(text),
                     created_at: created_ms.and_then(|ms| Timestamp::from_unix_ms(ms).ok()),
                 }))
@@ -159,7 +165,7 @@ impl FetchSecret for SecretsManager {
                 Some("ResourceNotFoundException" | "ParameterNotFound") => Ok(None),
                 _ => Err(SecretsError::Read {
                     arn: arn.to_owned(),
-                    cause: chain(&error),
+                    cause: error_chain(&error),
                 }),
             },
         }
@@ -168,19 +174,19 @@ impl FetchSecret for SecretsManager {
 
 /// The key to Stripe's API, read anew each time (its users run seldom); `None` while it is not set. A key of the other
 /// mode is refused.
-pub async fn stripe_key(
+pub async fn read_stripe_key(
     fetch: &impl FetchSecret,
     source: &SecretSource,
     live: bool,
 ) -> Result<Option<SecretString>, SecretsError> {
     let (name, document) = match &source.at {
-        SecretAt::Here(value) => (
+        SecretLocation::Here(value) => (
             source.variable,
-            Document::parse(value.expose_secret(), Wanted::StripeKey),
+            SecretDocument::parse(value.expose_secret(), SecretKind::StripeKey),
         ),
-        SecretAt::Arn(arn) => (
+        SecretLocation::Arn(arn) => (
             arn.as_str(),
-            read(fetch, arn, Wanted::StripeKey, Version::Current)
+            read_document(fetch, arn, SecretKind::StripeKey, SecretVersion::Current)
                 .await?
                 .0,
         ),
@@ -203,16 +209,19 @@ pub async fn stripe_key(
 }
 
 /// A version of a secret, understood, and when it was put. One that is not there is an empty document.
-async fn read(
+async fn read_document(
     fetch: &impl FetchSecret,
     arn: &str,
-    wanted: Wanted,
-    version: Version,
-) -> Result<(Document, Option<Timestamp>), SecretsError> {
+    wanted: SecretKind,
+    version: SecretVersion,
+) -> Result<(SecretDocument, Option<Timestamp>), SecretsError> {
     let stored = fetch.fetch(arn, version).await?;
     let created_at = stored.as_ref().and_then(|stored| stored.created_at);
     let text = stored.map(|stored| stored.text).unwrap_or_default();
-    Ok((Document::parse(text.expose_secret(), wanted), created_at))
+    Ok((
+        SecretDocument::parse(text.expose_secret(), wanted),
+        created_at,
+    ))
 }
 
 #[cfg(test)]
@@ -222,14 +231,14 @@ mod tests {
     use std::thread;
 
     use super::*;
-    use crate::config::Lookup;
+    use crate::config::EnvLookup;
 
     /// An AWS that answers one call; what it was asked.
     async fn asked(
         name: &str,
         status: &'static str,
         answer: &'static str,
-    ) -> (Result<Option<Stored>, SecretsError>, String) {
+    ) -> (Result<Option<StoredSecret>, SecretsError>, String) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let served = thread::spawn(move || {
@@ -253,7 +262,7 @@ mod tests {
             .unwrap();
             head + &String::from_utf8(body).unwrap()
         });
-        let aws = Aws::from_env(&Lookup(&|name| {
+        let aws = AwsClients::from_env(&EnvLookup(&|name| {
             Some(match name {
                 "AWS_ENDPOINT_URL" => url.clone(),
                 "AWS_REGION" => "eu-central-1".to_owned(),
@@ -262,7 +271,7 @@ mod tests {
             })
         }));
         let manager = SecretsManager::new(&aws.unwrap());
-        let fetched = manager.fetch(name, Version::Current).await;
+        let fetched = manager.fetch(name, SecretVersion::Current).await;
         (fetched, served.join().unwrap())
     }
 

@@ -24,13 +24,13 @@ pub(super) struct GetParameter {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Answer {
-    parameter: Parameter,
+struct GetParameterAnswer {
+    parameter: ParameterValue,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Parameter {
+struct ParameterValue {
     value: String,
 }
 
@@ -70,7 +70,7 @@ impl Intercept for GetParameter {
         let body = context.response().and_then(|answer| answer.body().bytes());
         let answer = body.map(serde_json::from_slice);
         if let Some(Ok(output)) = context.output_or_error_mut() {
-            let Some(Ok(Answer { parameter })) = answer else {
+            let Some(Ok(GetParameterAnswer { parameter })) = answer else {
                 // Not the reader's own words, which may hold the value.
                 return Err("the answer has no Parameter with a Value".into());
             };
@@ -95,8 +95,8 @@ mod tests {
     use aws_types::SdkConfig;
     use secrecy::ExposeSecret as _;
 
-    use crate::aws::Aws;
-    use crate::secrets::{FetchSecret as _, SecretsManager, Version};
+    use crate::aws::AwsClients;
+    use crate::secrets::{FetchSecret as _, SecretVersion, SecretsManager};
 
     /// Answers every call, and tells where it went.
     #[derive(Debug)]
@@ -138,8 +138,8 @@ mod tests {
                 .credentials_provider(SharedCredentialsProvider::new(credentials))
                 .http_client(http_client_fn(move |_, _| anywhere.clone()))
                 .build();
-            let manager = SecretsManager::new(&Aws::over(&config));
-            let stored = manager.fetch("ssm:/x", Version::Current).await;
+            let manager = SecretsManager::new(&AwsClients::over(&config));
+            let stored = manager.fetch("ssm:/x", SecretVersion::Current).await;
             assert_eq!(stored.unwrap().unwrap().text.expose_secret(), "found");
             assert_eq!(asked.try_iter().collect::<Vec<_>>(), [url]);
         }

@@ -3,11 +3,11 @@
 
 use std::future::Future;
 
-use billhook_core::secret::{Document, PREVIOUS_VALID_FOR, Wanted};
+use billhook_core::secret::{PREVIOUS_VALID_FOR, SecretDocument, SecretKind};
 use billhook_core::time::Timestamp;
 use secrecy::{ExposeSecret as _, SecretString};
 
-use super::{FetchSecret, SecretsError, Version, read};
+use super::{FetchSecret, SecretVersion, SecretsError, read_document};
 
 /// Writes a secret.
 pub trait PutSecret: Send + Sync {
@@ -20,63 +20,63 @@ pub trait PutSecret: Send + Sync {
 }
 
 /// The current document, with what `AWSPREVIOUS` still proves: the next version pushes that out.
-pub async fn document(
+pub async fn load_document(
     store: &impl FetchSecret,
     arn: &str,
-    wanted: Wanted,
+    wanted: SecretKind,
     now: Timestamp,
-) -> Result<Document, SecretsError> {
-    let (current, created_at) = read(store, arn, wanted, Version::Current).await?;
+) -> Result<SecretDocument, SecretsError> {
+    let (current, created_at) = read_document(store, arn, wanted, SecretVersion::Current).await?;
     match created_at.map(|at| at.after(PREVIOUS_VALID_FOR)) {
         Some(until) if now < until => {
-            let (before, _) = read(store, arn, wanted, Version::Previous).await?;
-            Ok(current.with_version_before(before, until))
+            let (before, _) = read_document(store, arn, wanted, SecretVersion::Previous).await?;
+            Ok(current.with_previous_version(before, until))
         }
         _ => Ok(current),
     }
 }
 
 /// Gives members of a secret other values: the Lob secret, or any other key of the same JSON.
-pub async fn change(
+pub async fn change_members(
     store: &(impl FetchSecret + PutSecret),
     arn: &str,
-    wanted: Wanted,
+    wanted: SecretKind,
     members: &[(&str, SecretString)],
     now: Timestamp,
 ) -> Result<(), SecretsError> {
-    let (current, next) = changed(store, arn, wanted, members, now).await?;
-    let next = current.succeeded_by(next, &[], now);
-    store.put(arn, &next.print()).await
+    let (current, next) = apply_members(store, arn, wanted, members, now).await?;
+    let next = current.prepare_successor(next, &[], now);
+    store.put(arn, &next.encode()).await
 }
 
 /// The same for a leaked secret: nothing that was replaced proves anything any more, once every cache has read it.
 /// Put twice, so that `AWSPREVIOUS` is the new value too. Without `members` the current secret stays.
-pub async fn revoke(
+pub async fn revoke_replaced(
     store: &(impl FetchSecret + PutSecret),
     arn: &str,
-    wanted: Wanted,
+    wanted: SecretKind,
     members: &[(&str, SecretString)],
     now: Timestamp,
 ) -> Result<(), SecretsError> {
-    let (_, next) = changed(store, arn, wanted, members, now).await?;
-    let value = next.revoked().print();
+    let (_, next) = apply_members(store, arn, wanted, members, now).await?;
+    let value = next.without_replaced().encode();
     store.put(arn, &value).await?;
     store.put(arn, &value).await
 }
 
 /// Puts the secret of `AWSPREVIOUS` as a new version; the other members stay.
-pub async fn roll_back(
+pub async fn roll_back_secret(
     store: &(impl FetchSecret + PutSecret),
     arn: &str,
-    wanted: Wanted,
+    wanted: SecretKind,
     now: Timestamp,
 ) -> Result<(), SecretsError> {
-    let current = sound(document(store, arn, wanted, now).await?, arn)?;
-    let (before, _) = read(store, arn, wanted, Version::Previous).await?;
-    let before = sound(before, arn)?;
+    let current = require_sound(load_document(store, arn, wanted, now).await?, arn)?;
+    let (before, _) = read_document(store, arn, wanted, SecretVersion::Previous).await?;
+    let before = require_sound(before, arn)?;
     let Some(secret) = before.current.map(|before| before.secret) else {
         let fault = format!("the version before has no {}", wanted.member());
-        return Err(unusable(arn, fault));
+        return Err(unusable_secret(arn, fault));
     };
     let stands = current
         .current
@@ -84,36 +84,36 @@ pub async fn roll_back(
         .map(|current| current.secret.expose_secret());
     if stands == Some(secret.expose_secret()) {
         let fault = format!("the version before has the same {}", wanted.member());
-        return Err(unusable(arn, fault));
+        return Err(unusable_secret(arn, fault));
     }
-    let next = current.clone().with(wanted.member(), &secret);
-    let next = current.succeeded_by(next, &[], now);
-    store.put(arn, &next.print()).await
+    let next = current.clone().with_member(wanted.member(), &secret);
+    let next = current.prepare_successor(next, &[], now);
+    store.put(arn, &next.encode()).await
 }
 
-async fn changed(
+async fn apply_members(
     store: &impl FetchSecret,
     arn: &str,
-    wanted: Wanted,
+    wanted: SecretKind,
     members: &[(&str, SecretString)],
     now: Timestamp,
-) -> Result<(Document, Document), SecretsError> {
+) -> Result<(SecretDocument, SecretDocument), SecretsError> {
     // What cannot be understood would be lost by writing over it.
-    let current = sound(document(store, arn, wanted, now).await?, arn)?;
+    let current = require_sound(load_document(store, arn, wanted, now).await?, arn)?;
     let next = members.iter().fold(current.clone(), |next, (name, value)| {
-        next.with(name, value)
+        next.with_member(name, value)
     });
     Ok((current, next))
 }
 
-fn sound(document: Document, arn: &str) -> Result<Document, SecretsError> {
+fn require_sound(document: SecretDocument, arn: &str) -> Result<SecretDocument, SecretsError> {
     match document.faults.first() {
-        Some(fault) => Err(unusable(arn, fault.clone())),
+        Some(fault) => Err(unusable_secret(arn, fault.clone())),
         None => Ok(document),
     }
 }
 
-fn unusable(arn: &str, fault: String) -> SecretsError {
+fn unusable_secret(arn: &str, fault: String) -> SecretsError {
     SecretsError::Unusable {
         name: arn.to_owned(),
         fault,
@@ -131,8 +131,8 @@ mod tests {
     use secrecy::ExposeSecret as _;
 
     use super::*;
-    use crate::config::{SecretAt, SecretSource};
-    use crate::secrets::{SigningKeysReader, Stored};
+    use crate::config::{SecretLocation, SecretSource};
+    use crate::secrets::{SigningKeyCache, StoredSecret};
 
     const ARN: &str = "arn:app";
 
@@ -156,21 +156,21 @@ mod tests {
         }
 
         /// A reader of a container that starts now.
-        fn reader(&self) -> SigningKeysReader<&Self, &Self> {
-            let at = SecretAt::Arn(ARN.to_owned());
+        fn reader(&self) -> SigningKeyCache<&Self, &Self> {
+            let at = SecretLocation::Arn(ARN.to_owned());
             let source = SecretSource {
                 variable: "APP",
                 at,
             };
             let ttl = Duration::from_secs(300);
-            SigningKeysReader::new(Wanted::LobSigning, vec![source], ttl, true, self, self)
+            SigningKeyCache::new(SecretKind::LobSigning, vec![source], ttl, true, self, self)
         }
 
         /// What proves a delivery now, as far as it takes a mismatch to learn it.
         async fn accepted(&self) -> String {
             let reader = self.reader();
             let known = reader.signing_keys().await;
-            let known = reader.refreshed().await.unwrap_or(known);
+            let known = reader.refresh_after_mismatch().await.unwrap_or(known);
             let values = known.keys.iter().map(|k| k.secret.expose_secret());
             let values: BTreeSet<_> = values.collect();
             values.into_iter().collect::<Vec<_>>().join(" ")
@@ -178,7 +178,7 @@ mod tests {
 
         async fn change(&self, member: &str, value: &str) {
             let members = [(member, SecretString::from(value))];
-            change(&self, ARN, Wanted::LobSigning, &members, self.now())
+            change_members(&self, ARN, SecretKind::LobSigning, &members, self.now())
                 .await
                 .unwrap();
         }
@@ -202,14 +202,18 @@ mod tests {
     }
 
     impl FetchSecret for &World {
-        async fn fetch(&self, _: &str, version: Version) -> Result<Option<Stored>, SecretsError> {
+        async fn fetch(
+            &self,
+            _: &str,
+            version: SecretVersion,
+        ) -> Result<Option<StoredSecret>, SecretsError> {
             let versions = self.versions.lock().unwrap();
             let back = match version {
-                Version::Current => 1,
-                Version::Previous => 2,
+                SecretVersion::Current => 1,
+                SecretVersion::Previous => 2,
             };
             let at = versions.len().checked_sub(back);
-            Ok(at.map(|at| Stored {
+            Ok(at.map(|at| StoredSecret {
                 text: versions[at].0.as_str().into(),
                 created_at: Some(versions[at].1),
             }))
@@ -264,7 +268,7 @@ mod tests {
         let old_container = world.reader();
         old_container.signing_keys().await;
         let members = [("lob_webhook_secret", SecretString::from("lob_2"))];
-        revoke(&&world, ARN, Wanted::LobSigning, &members, world.now())
+        revoke_replaced(&&world, ARN, SecretKind::LobSigning, &members, world.now())
             .await
             .unwrap();
         assert_eq!(world.accepted().await, "lob_2");
@@ -277,7 +281,7 @@ mod tests {
             .map(|k| k.secret.expose_secret())
             .collect();
         assert_eq!((values, known.expired.len()), (vec!["lob_2"], 0));
-        let after = old_container.refreshed().await;
+        let after = old_container.refresh_after_mismatch().await;
         let proves = |known: &SigningKeys, value| {
             let mut keys = known.keys.iter();
             keys.any(|key| key.secret.expose_secret() == value)
@@ -288,7 +292,7 @@ mod tests {
         let world = World::default();
         world.by_hand(r#"{"lob_webhook_secret":"lob_leaked"}"#);
         world.change("lob_webhook_secret", "lob_2").await;
-        revoke(&&world, ARN, Wanted::LobSigning, &[], world.now())
+        revoke_replaced(&&world, ARN, SecretKind::LobSigning, &[], world.now())
             .await
             .unwrap();
         assert_eq!(world.accepted().await, "lob_2");
@@ -301,7 +305,7 @@ mod tests {
         world.pass(100 * HOUR);
         world.by_hand(r#"{"lob_webhook_secret":"lob_wrong","telnyx_api_key":"KEY2"}"#);
         world.pass(30 * HOUR);
-        roll_back(&&world, ARN, Wanted::LobSigning, world.now())
+        roll_back_secret(&&world, ARN, SecretKind::LobSigning, world.now())
             .await
             .unwrap();
         assert_eq!(world.versions.lock().unwrap().len(), 3);
@@ -312,7 +316,7 @@ mod tests {
         assert_eq!(world.accepted().await, "lob_1");
 
         world.change("telnyx_api_key", "KEY3").await;
-        let same = roll_back(&&world, ARN, Wanted::LobSigning, world.now()).await;
+        let same = roll_back_secret(&&world, ARN, SecretKind::LobSigning, world.now()).await;
         assert_eq!(
             same.unwrap_err().to_string(),
             "arn:app: the version before has the same lob_webhook_secret"
@@ -321,7 +325,7 @@ mod tests {
         let world = World::default();
         world.by_hand("{}");
         world.by_hand(r#"{"lob_webhook_secret":"lob_1"}"#);
-        let refused = roll_back(&&world, ARN, Wanted::LobSigning, world.now()).await;
+        let refused = roll_back_secret(&&world, ARN, SecretKind::LobSigning, world.now()).await;
         assert_eq!(
             refused.unwrap_err().to_string(),
             "arn:app: the version before has no lob_webhook_secret"
@@ -333,7 +337,8 @@ mod tests {
         let world = World::default();
         world.by_hand(r#"{"lob_webhook_secret":"canary""#);
         let members = [("telnyx_api_key", SecretString::from("canary"))];
-        let refused = change(&&world, ARN, Wanted::LobSigning, &members, world.now()).await;
+        let refused =
+            change_members(&&world, ARN, SecretKind::LobSigning, &members, world.now()).await;
         assert_eq!(
             refused.unwrap_err().to_string(),
             "arn:app: no valid JSON at line 1, column 30"

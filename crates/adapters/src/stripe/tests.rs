@@ -4,9 +4,9 @@ use serde_json::{Value, json};
 
 use super::*;
 
-async fn local() -> (LocalStripe, Stripe) {
+async fn local() -> (LocalStripe, StripeClient) {
     let local = LocalStripe::start(Config::default()).await.unwrap();
-    let mut stripe = Stripe::new(&local.base_url(), TEST_KEY.into(), false).unwrap();
+    let mut stripe = StripeClient::new(&local.base_url(), TEST_KEY.into(), false).unwrap();
     stripe.retry_delays = [Duration::ZERO; 2];
     (local, stripe)
 }
@@ -61,7 +61,7 @@ fn fault(status: u16) -> Fault {
 #[case("pk_test_x", false, "the stripe key is no secret or restricted key")]
 #[case("", true, "the stripe key is no secret or restricted key")]
 fn a_key_of_the_other_mode_is_refused(#[case] key: &str, #[case] live: bool, #[case] said: &str) {
-    let made = Stripe::new("http://127.0.0.1:1", key.into(), live);
+    let made = StripeClient::new("http://127.0.0.1:1", key.into(), live);
     assert_eq!(
         made.map_or_else(|error| error.to_string(), |_| "fits".to_owned()),
         said
@@ -89,7 +89,7 @@ async fn an_endpoint_is_made_listed_changed_and_deleted() {
     let changed = stripe
         .update_webhook_endpoint(&made.id, url, &all, "k2")
         .await;
-    assert_eq!(changed.unwrap(), Updated::Done);
+    assert_eq!(changed.unwrap(), UpdateResult::Done);
     assert_eq!(
         stripe.list_webhook_endpoints().await.unwrap()[0].enabled_events,
         all
@@ -100,7 +100,7 @@ async fn an_endpoint_is_made_listed_changed_and_deleted() {
     let changed = stripe
         .update_webhook_endpoint(&made.id, url, &all, "k3")
         .await;
-    assert_eq!(changed.unwrap(), Updated::Gone);
+    assert_eq!(changed.unwrap(), UpdateResult::Gone);
 }
 
 #[tokio::test]
@@ -181,27 +181,27 @@ async fn an_intent_is_cancelled_or_says_why_not() {
         local.put(account, intent(status));
     }
     let cancel = async |id: &str| stripe.cancel_payment_intent(id, account, id).await.unwrap();
-    assert_eq!(cancel("pi_requires_action").await, Canceled::Done);
+    assert_eq!(cancel("pi_requires_action").await, CancelResult::Done);
     assert_eq!(
         cancel("pi_succeeded").await,
-        Canceled::StateForbids(IntentStatus::Succeeded)
+        CancelResult::StateForbids(IntentStatus::Succeeded)
     );
     assert_eq!(
         cancel("pi_canceled").await,
-        Canceled::StateForbids(IntentStatus::Canceled)
+        CancelResult::StateForbids(IntentStatus::Canceled)
     );
     assert_eq!(
         cancel("pi_processing").await,
-        Canceled::StateForbids(IntentStatus::Processing)
+        CancelResult::StateForbids(IntentStatus::Processing)
     );
     let read = stripe
-        .payment_intent("pi_requires_action", account)
+        .get_payment_intent("pi_requires_action", account)
         .await
         .unwrap();
     assert_eq!(read.status, IntentStatus::Canceled);
 
     let error = stripe
-        .payment_intent("pi_succeeded", None)
+        .get_payment_intent("pi_succeeded", None)
         .await
         .unwrap_err();
     assert!(
@@ -212,7 +212,7 @@ async fn an_intent_is_cancelled_or_says_why_not() {
     );
     assert!(
         stripe
-            .payment_intent("../../webhook_endpoints", account)
+            .get_payment_intent("../../webhook_endpoints", account)
             .await
             .is_err()
     );
@@ -248,7 +248,7 @@ async fn a_session_is_expired_or_says_where_it_stands() {
 async fn nothing_is_repeated_that_may_hold_a_secret() {
     let local = LocalStripe::start(Config::default()).await.unwrap();
     let canary = "sk_test_canary0123456789";
-    let stripe = Stripe::new(&local.base_url(), canary.into(), false).unwrap();
+    let stripe = StripeClient::new(&local.base_url(), canary.into(), false).unwrap();
     let error = stripe.list_webhook_endpoints().await.unwrap_err();
     let shown = format!("{stripe:?} {error} {error:?}");
     assert!(shown.contains("401 invalid_request_error"), "{shown}");
@@ -257,20 +257,24 @@ async fn nothing_is_repeated_that_may_hold_a_secret() {
         "{shown}"
     );
 
-    assert!(!is_harmless("bad key sk_test_x") && !is_harmless("mail a@b") && !is_harmless("a\nb"));
-    assert_eq!(word(Some("sk_test_x")), "unknown");
-    assert_eq!(word(Some("what is this")), "unknown");
+    assert!(
+        !is_safe_to_log("bad key sk_test_x")
+            && !is_safe_to_log("mail a@b")
+            && !is_safe_to_log("a\nb")
+    );
+    assert_eq!(known_word(Some("sk_test_x")), "unknown");
+    assert_eq!(known_word(Some("what is this")), "unknown");
 }
 
 async fn no_answer() -> reqwest::Error {
-    Stripe::new("http://127.0.0.1:1", TEST_KEY.into(), false).unwrap();
+    StripeClient::new("http://127.0.0.1:1", TEST_KEY.into(), false).unwrap();
     reqwest::get("http://127.0.0.1:1").await.unwrap_err()
 }
 
 #[tokio::test]
 async fn every_failure_says_what_is_left_to_do() {
     let refused = |status, mutates| {
-        StripeError::Refused(Box::new(Refusal {
+        StripeError::Refused(Box::new(StripeRefusal {
             doing: String::new(),
             status,
             code: String::new(),
@@ -363,7 +367,7 @@ async fn events_are_listed_by_type_time_and_account_page_by_page_as_stripe_wrote
     );
     let types = ["charge.refunded", "review.opened"];
     let (from_s, until_s) = (1_010, 1_139);
-    let first = stripe.events(None, &types, from_s, until_s, None);
+    let first = stripe.list_events(None, &types, from_s, until_s, None);
     let first = first.await.unwrap();
     assert_eq!((first.bodies.len(), first.has_more), (100, true));
     let ids = |page: &EventsPage| {
@@ -372,13 +376,13 @@ async fn events_are_listed_by_type_time_and_account_page_by_page_as_stripe_wrote
     };
     assert_eq!(ids(&first)[0], "\"evt_139\"");
     let after = Some("evt_40");
-    let rest = stripe.events(None, &types, from_s, until_s, after);
+    let rest = stripe.list_events(None, &types, from_s, until_s, after);
     let rest = rest.await.unwrap();
     assert_eq!((rest.bodies.len(), rest.has_more), (30, false));
     assert_eq!(ids(&rest)[29], "\"evt_10\"");
-    let theirs = stripe.events(Some("acct_1"), &types, 0, 2_000, None);
+    let theirs = stripe.list_events(Some("acct_1"), &types, 0, 2_000, None);
     assert_eq!(ids(&theirs.await.unwrap()), ["\"evt_theirs\""]);
-    let forgotten = stripe.events(None, &types, 0, 2_000, Some("evt_gone"));
+    let forgotten = stripe.list_events(None, &types, 0, 2_000, Some("evt_gone"));
     let StripeError::Refused(refusal) = forgotten.await.unwrap_err() else {
         panic!("not refused");
     };
@@ -388,11 +392,11 @@ async fn events_are_listed_by_type_time_and_account_page_by_page_as_stripe_wrote
 #[test]
 fn calls_that_want_to_begin_at_once_begin_at_even_distances() {
     let begun = Instant::now();
-    let pace = Pace {
+    let pace = RateLimiter {
         distance: Duration::from_secs(1) / 20,
         next: Mutex::new(begun),
     };
-    let turns: Vec<_> = (0..41).map(|_| pace.turn(begun) - begun).collect();
+    let turns: Vec<_> = (0..41).map(|_| pace.next_slot(begun) - begun).collect();
     assert!(
         turns
             .windows(2)
@@ -401,6 +405,6 @@ fn calls_that_want_to_begin_at_once_begin_at_even_distances() {
     assert_eq!(turns[40], Duration::from_secs(2));
     // Time that nobody used is not saved up.
     let later = begun + Duration::from_secs(10);
-    let turns = [(); 3].map(|()| pace.turn(later) - later);
+    let turns = [(); 3].map(|()| pace.next_slot(later) - later);
     assert_eq!(turns, [0, 50, 100].map(Duration::from_millis));
 }

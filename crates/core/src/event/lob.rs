@@ -5,9 +5,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::stripe::lenient;
-use super::{Envelope, EventType, group};
-use crate::ids::{EventId, PieceId, Provider};
-use crate::json::{self, Field, List, NotJson, Object};
+use super::{EventEnvelope, EventType, message_group};
+use crate::ids::{EventId, PieceId, ProviderId};
+use crate::json::{self, BoundedList, JsonError, LenientField, NestedObject};
 use crate::time::Timestamp;
 
 /// What Lob puts in place of metadata values it keeps to itself.
@@ -15,32 +15,32 @@ const REDACTED: &str = "REDACTED";
 
 /// The strict envelope.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Event {
+pub struct LobEvent {
     /// `evt_…`, the same prefix as Stripe's.
     pub id: EventId,
     /// Holds the type's name.
-    pub event_type: Kind,
+    pub event_type: LobEventType,
     /// The piece it is about.
-    #[serde(default, skip_serializing_if = "Field::is_absent")]
-    pub reference_id: Field<PieceId>,
+    #[serde(default, skip_serializing_if = "LenientField::is_absent")]
+    pub reference_id: LenientField<PieceId>,
     /// RFC 3339.
-    #[serde(default, skip_serializing_if = "Field::is_absent")]
-    pub date_created: Field<String>,
+    #[serde(default, skip_serializing_if = "LenientField::is_absent")]
+    pub date_created: LenientField<String>,
     /// The piece as it was when the event was made.
-    #[serde(default, skip_serializing_if = "Field::is_absent")]
-    pub body: Field<Object<Piece>>,
+    #[serde(default, skip_serializing_if = "LenientField::is_absent")]
+    pub body: LenientField<NestedObject<LobPiece>>,
 }
 
 /// `event_type` of an event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Kind {
+pub struct LobEventType {
     /// Such as `letter.in_transit`.
     pub id: EventType,
 }
 
 lenient! {
     /// The fields we read of a printed piece.
-    Piece {
+    LobPiece {
         /// The piece's id, the same as `reference_id`.
         id: PieceId,
         /// A date, `2026-06-17`.
@@ -48,15 +48,15 @@ lenient! {
         /// The carrier's.
         tracking_number: String,
         /// What the carrier's scanners saw.
-        tracking_events: List<Object<Scan>>,
+        tracking_events: BoundedList<NestedObject<LobScan>>,
         /// Often redacted.
-        metadata: Object<Metadata>,
+        metadata: NestedObject<LobMetadata>,
     }
 }
 
 lenient! {
     /// One scan.
-    Scan {
+    LobScan {
         /// `evnt_…`
         id: String,
         /// Such as `In Transit`.
@@ -70,7 +70,7 @@ lenient! {
 
 lenient! {
     /// The keys of metadata that we know.
-    Metadata {
+    LobMetadata {
         /// The statement that was printed.
         statement_id: String,
         /// The tenant, as a hint.
@@ -80,22 +80,22 @@ lenient! {
     }
 }
 
-impl Metadata {
+impl LobMetadata {
     /// The value, unless Lob withheld it.
-    pub fn told(field: &Field<String>) -> Option<&String> {
+    pub fn unredacted(field: &LenientField<String>) -> Option<&String> {
         field.value().filter(|text| *text != REDACTED)
     }
 }
 
-impl Event {
+impl LobEvent {
     /// Reads a body.
-    pub fn parse(raw_body: &[u8]) -> Result<Self, NotJson> {
-        json::parse(raw_body)
+    pub fn parse(raw_body: &[u8]) -> Result<Self, JsonError> {
+        json::parse_body(raw_body)
     }
 
     /// The piece's fields, if `body` is an object.
-    pub fn piece(&self) -> Option<&Piece> {
-        self.body.value().map(|Object(piece)| piece)
+    pub fn piece(&self) -> Option<&LobPiece> {
+        self.body.value().map(|NestedObject(piece)| piece)
     }
 
     /// The piece's id.
@@ -111,19 +111,19 @@ impl Event {
     }
 
     /// The metadata, if it is an object.
-    pub fn metadata(&self) -> Option<&Metadata> {
+    pub fn metadata(&self) -> Option<&LobMetadata> {
         self.piece()?
             .metadata
             .value()
-            .map(|Object(metadata)| metadata)
+            .map(|NestedObject(metadata)| metadata)
     }
 
     /// What ingress stores beside the payload.
-    pub fn envelope(&self) -> Envelope {
+    pub fn envelope(&self) -> EventEnvelope {
         let object_id = self.piece_id().map(PieceId::to_string);
         let grouped_by = object_id.clone().unwrap_or_else(|| self.id.to_string());
-        Envelope {
-            provider: Provider::Lob,
+        EventEnvelope {
+            provider: ProviderId::Lob,
             id: self.id.clone(),
             event_type: self.event_type.id.clone(),
             account: None,
@@ -132,11 +132,11 @@ impl Event {
             object_id,
             template_version: self
                 .metadata()
-                .and_then(|metadata| Metadata::told(&metadata.template_version).cloned()),
+                .and_then(|metadata| LobMetadata::unredacted(&metadata.template_version).cloned()),
             tenant_hint: self
                 .metadata()
-                .and_then(|metadata| Metadata::told(&metadata.tenant_id).cloned()),
-            group: group(Provider::Lob, None, &grouped_by),
+                .and_then(|metadata| LobMetadata::unredacted(&metadata.tenant_id).cloned()),
+            group: message_group(ProviderId::Lob, None, &grouped_by),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A provider's event: a strict envelope that is checked once, and a lenient object of which few fields are read.
 //!
-//! `stripe` and `lob` describe the two shapes. What ingress needs of either is the [`Envelope`]; what an event means
+//! `stripe` and `lob` describe the two shapes. What ingress needs of either is the [`EventEnvelope`]; what an event means
 //! is decided in `payment` and `mail`.
 
 use std::fmt;
@@ -8,8 +8,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::ids::{AccountId, EventId, Provider};
-use crate::json::NotJson;
+use crate::ids::{AccountId, EventId, ProviderId};
+use crate::json::JsonError;
 
 pub mod lob;
 pub mod stripe;
@@ -30,13 +30,13 @@ impl EventType {
 /// The text is no event type.
 #[derive(Debug, thiserror::Error)]
 #[error("an event type has 1 to 128 printable ASCII characters")]
-pub struct NotAnEventType;
+pub struct InvalidEventType;
 
 impl TryFrom<String> for EventType {
-    type Error = NotAnEventType;
-    fn try_from(text: String) -> Result<Self, NotAnEventType> {
+    type Error = InvalidEventType;
+    fn try_from(text: String) -> Result<Self, InvalidEventType> {
         let fits = (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
-        fits.then_some(Self(text)).ok_or(NotAnEventType)
+        fits.then_some(Self(text)).ok_or(InvalidEventType)
     }
 }
 
@@ -54,9 +54,9 @@ impl fmt::Display for EventType {
 
 /// What is stored beside an event's payload, of either provider.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Envelope {
+pub struct EventEnvelope {
     /// Whose event it is.
-    pub provider: Provider,
+    pub provider: ProviderId,
     /// The same on every delivery and for every endpoint.
     pub id: EventId,
     /// What happened.
@@ -78,23 +78,23 @@ pub struct Envelope {
 }
 
 /// Reads the envelope of a genuine body.
-pub fn envelope(provider: Provider, raw_body: &[u8]) -> Result<Envelope, NotJson> {
+pub fn read_envelope(provider: ProviderId, raw_body: &[u8]) -> Result<EventEnvelope, JsonError> {
     match provider {
-        Provider::Stripe => stripe::Event::parse(raw_body).map(|event| event.envelope()),
-        Provider::Lob => lob::Event::parse(raw_body).map(|event| event.envelope()),
+        ProviderId::Stripe => stripe::StripeEvent::parse(raw_body).map(|event| event.envelope()),
+        ProviderId::Lob => lob::LobEvent::parse(raw_body).map(|event| event.envelope()),
     }
 }
 
 /// The fields we read and nothing else: what is kept of a body that is too large to keep whole.
-pub fn projection(provider: Provider, raw_body: &[u8]) -> Result<Vec<u8>, NotJson> {
+pub fn trim_payload(provider: ProviderId, raw_body: &[u8]) -> Result<Vec<u8>, JsonError> {
     let projected = match provider {
-        Provider::Stripe => serde_json::to_vec(&stripe::Event::parse(raw_body)?),
-        Provider::Lob => serde_json::to_vec(&lob::Event::parse(raw_body)?),
+        ProviderId::Stripe => serde_json::to_vec(&stripe::StripeEvent::parse(raw_body)?),
+        ProviderId::Lob => serde_json::to_vec(&lob::LobEvent::parse(raw_body)?),
     };
-    projected.map_err(|_| NotJson::Unreadable { line: 0, column: 0 })
+    projected.map_err(|_| JsonError::Unreadable { line: 0, column: 0 })
 }
 
-fn group(provider: Provider, account: Option<&AccountId>, object: &str) -> String {
+fn message_group(provider: ProviderId, account: Option<&AccountId>, object: &str) -> String {
     let account = account.map_or("", AccountId::as_str);
     let digest = Sha256::digest(format!("{provider}|{account}|{object}"));
     data_encoding::HEXLOWER.encode(&digest)

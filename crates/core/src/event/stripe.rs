@@ -5,19 +5,19 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Envelope, EventType, group};
-use crate::ids::{AccountId, ChargeId, CheckoutSessionId, EventId, PaymentIntentId, Provider};
-use crate::json::{self, Field, NotJson, Object};
+use super::{EventEnvelope, EventType, message_group};
+use crate::ids::{AccountId, ChargeId, CheckoutSessionId, EventId, PaymentIntentId, ProviderId};
+use crate::json::{self, JsonError, LenientField, NestedObject};
 use crate::time::Timestamp;
 
 /// The strict envelope.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Event {
+pub struct StripeEvent {
     /// `evt_…`
     pub id: EventId,
     /// `event`, or `v2.core.event` for a thin notification.
-    #[serde(default, skip_serializing_if = "Field::is_absent")]
-    pub object: Field<String>,
+    #[serde(default, skip_serializing_if = "LenientField::is_absent")]
+    pub object: LenientField<String>,
     /// Such as `payment_intent.succeeded`.
     #[serde(rename = "type")]
     pub event_type: EventType,
@@ -28,22 +28,22 @@ pub struct Event {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub livemode: Option<bool>,
     /// Seconds; a text on thin events.
-    #[serde(default, skip_serializing_if = "Field::is_absent")]
-    pub created: Field<i64>,
+    #[serde(default, skip_serializing_if = "LenientField::is_absent")]
+    pub created: LenientField<i64>,
     /// The version the payload was rendered with.
-    #[serde(default, skip_serializing_if = "Field::is_absent")]
-    pub api_version: Field<String>,
+    #[serde(default, skip_serializing_if = "LenientField::is_absent")]
+    pub api_version: LenientField<String>,
     /// Holds the object.
-    #[serde(default, skip_serializing_if = "Field::is_absent")]
-    pub data: Field<Object<Data>>,
+    #[serde(default, skip_serializing_if = "LenientField::is_absent")]
+    pub data: LenientField<NestedObject<EventSnapshot>>,
 }
 
 /// `data` of an event.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Data {
+pub struct EventSnapshot {
     /// The object as it was when the event was made.
-    #[serde(default, skip_serializing_if = "Field::is_absent")]
-    pub object: Field<Object<Resource>>,
+    #[serde(default, skip_serializing_if = "LenientField::is_absent")]
+    pub object: LenientField<NestedObject<StripeObject>>,
 }
 
 macro_rules! lenient {
@@ -51,8 +51,8 @@ macro_rules! lenient {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
         pub struct $name {
-            $($(#[$field_doc])* #[serde(default, skip_serializing_if = "Field::is_absent")]
-            pub $field: Field<$kind>,)*
+            $($(#[$field_doc])* #[serde(default, skip_serializing_if = "LenientField::is_absent")]
+            pub $field: LenientField<$kind>,)*
         }
     };
 }
@@ -60,7 +60,7 @@ pub(super) use lenient;
 
 lenient! {
     /// The fields we read of PaymentIntents, Checkout Sessions, Charges, Refunds, disputes, warnings and reviews.
-    Resource {
+    StripeObject {
         /// The object's id.
         id: String,
         /// Its kind: `payment_intent`, `checkout.session`, `charge`, …
@@ -100,9 +100,9 @@ lenient! {
         /// The newest charge of an intent.
         latest_charge: ChargeId,
         /// Why an intent failed last.
-        last_payment_error: Object<PaymentError>,
+        last_payment_error: NestedObject<PaymentError>,
         /// What the tenant wrote: names entities, proves nothing.
-        metadata: Object<Metadata>,
+        metadata: NestedObject<StripeMetadata>,
     }
 }
 
@@ -120,7 +120,7 @@ lenient! {
 
 lenient! {
     /// The keys of metadata that we know. Either spelling of the order's may be used.
-    Metadata {
+    StripeMetadata {
         /// The order this is for.
         order_id: String,
         /// The same.
@@ -141,16 +141,16 @@ lenient! {
     }
 }
 
-impl Event {
+impl StripeEvent {
     /// Reads a body.
-    pub fn parse(raw_body: &[u8]) -> Result<Self, NotJson> {
-        json::parse(raw_body)
+    pub fn parse(raw_body: &[u8]) -> Result<Self, JsonError> {
+        json::parse_body(raw_body)
     }
 
     /// The object the event is about, if it has one that is an object.
-    pub fn resource(&self) -> Option<&Resource> {
-        let Object(data) = self.data.value()?;
-        data.object.value().map(|Object(resource)| resource)
+    pub fn resource(&self) -> Option<&StripeObject> {
+        let NestedObject(data) = self.data.value()?;
+        data.object.value().map(|NestedObject(resource)| resource)
     }
 
     /// When Stripe made it.
@@ -167,7 +167,7 @@ impl Event {
     }
 
     /// What ingress stores beside the payload.
-    pub fn envelope(&self) -> Envelope {
+    pub fn envelope(&self) -> EventEnvelope {
         let resource = self.resource();
         let object_id = resource.and_then(|r| r.id.value().cloned());
         let grouped_by = resource
@@ -181,8 +181,8 @@ impl Event {
             })
             .or_else(|| object_id.clone())
             .unwrap_or_else(|| self.id.to_string());
-        Envelope {
-            provider: Provider::Stripe,
+        EventEnvelope {
+            provider: ProviderId::Stripe,
             id: self.id.clone(),
             event_type: self.event_type.clone(),
             account: self.account.clone(),
@@ -191,37 +191,37 @@ impl Event {
             object_id,
             template_version: None,
             tenant_hint: resource
-                .and_then(Resource::metadata)
+                .and_then(StripeObject::metadata)
                 .and_then(|m| m.tenant_id.value().or(m.tenant_id_camel.value()).cloned()),
-            group: group(Provider::Stripe, self.account.as_ref(), &grouped_by),
+            group: message_group(ProviderId::Stripe, self.account.as_ref(), &grouped_by),
         }
     }
 }
 
-impl Resource {
+impl StripeObject {
     /// The metadata, if it is an object.
-    pub fn metadata(&self) -> Option<&Metadata> {
-        self.metadata.value().map(|Object(metadata)| metadata)
+    pub fn metadata(&self) -> Option<&StripeMetadata> {
+        self.metadata.value().map(|NestedObject(metadata)| metadata)
     }
 
     /// The PaymentIntent this is or belongs to.
-    pub fn intent(&self) -> Result<Option<PaymentIntentId>, json::Malformed> {
+    pub fn intent(&self) -> Result<Option<PaymentIntentId>, json::MalformedField> {
         if self
             .object
             .value()
             .is_some_and(|kind| kind == "payment_intent")
         {
-            let id = self.id.checked()?.ok_or(json::Malformed)?;
+            let id = self.id.checked()?.ok_or(json::MalformedField)?;
             return PaymentIntentId::parse(id)
                 .map(Some)
-                .map_err(|_| json::Malformed);
+                .map_err(|_| json::MalformedField);
         }
         Ok(self.payment_intent.checked()?.cloned())
     }
 
     /// The Checkout Session's own id.
-    pub fn session(&self) -> Result<CheckoutSessionId, json::Malformed> {
-        let id = self.id.value().ok_or(json::Malformed)?;
-        CheckoutSessionId::parse(id).map_err(|_| json::Malformed)
+    pub fn session(&self) -> Result<CheckoutSessionId, json::MalformedField> {
+        let id = self.id.value().ok_or(json::MalformedField)?;
+        CheckoutSessionId::parse(id).map_err(|_| json::MalformedField)
     }
 }

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::event::lob::{Event, Metadata};
+use crate::event::lob::{LobEvent, LobMetadata};
 use crate::ids::{ObjectId, PieceId};
 use crate::inbox::ParkReason;
-use crate::json::Object;
-use crate::merge::{Greatest, Least, Seen, Stated, merge_fields};
+use crate::json::NestedObject;
+use crate::merge::{FactSource, MaxRegister, MinRegister, SeenInterval, merge_fields};
 use crate::time::Timestamp;
 
 /// Everything known of the pieces printed for one statement.
@@ -17,56 +17,56 @@ use crate::time::Timestamp;
 pub struct MailFacts {
     /// By piece: a statement mailed again has two.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub pieces: BTreeMap<PieceId, Piece>,
+    pub pieces: BTreeMap<PieceId, PieceFacts>,
 }
 
 /// A value that the newest event to name it decides.
-type Latest<T> = Option<Greatest<(Timestamp, T)>>;
+type LatestValue<T> = Option<MaxRegister<(Timestamp, T)>>;
 
 /// One piece's life.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Piece {
+pub struct PieceFacts {
     /// What happened to it, by the last part of the event's type.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub stages: BTreeMap<Stage, Seen>,
+    pub stages: BTreeMap<MailStage, SeenInterval>,
     /// The carrier's estimate, a date.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub expected_delivery_date: Latest<String>,
+    pub expected_delivery_date: LatestValue<String>,
     /// The carrier's number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tracking_number: Latest<String>,
+    pub tracking_number: LatestValue<String>,
     /// The template it was printed from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub template_version: Latest<String>,
+    pub template_version: LatestValue<String>,
     /// The carrier's scans, by their id.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub scans: BTreeMap<ObjectId, Scan>,
+    pub scans: BTreeMap<ObjectId, CarrierScan>,
 }
 
 /// One scan of the carrier's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Scan {
+pub struct CarrierScan {
     /// Such as `In Transit`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub name: Option<Least<String>>,
+    pub name: Option<MinRegister<String>>,
     /// When, as the carrier writes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub time: Option<Least<String>>,
+    pub time: Option<MinRegister<String>>,
     /// A ZIP code.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub location: Option<Least<String>>,
+    pub location: Option<MinRegister<String>>,
 }
 
 merge_fields!(MailFacts { pieces });
-merge_fields!(Piece {
+merge_fields!(PieceFacts {
     stages,
     expected_delivery_date,
     tracking_number,
     template_version,
     scans
 });
-merge_fields!(Scan {
+merge_fields!(CarrierScan {
     name,
     time,
     location
@@ -75,7 +75,7 @@ merge_fields!(Scan {
 /// What can happen to a piece. The declared order is the rank of those on the way; `derive` says which end it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Stage {
+pub enum MailStage {
     /// Accepted by Lob.
     Created,
     /// A proof was made.
@@ -134,7 +134,7 @@ pub enum Stage {
     InformedDeliveryEmailClickedThrough,
 }
 
-impl Stage {
+impl MailStage {
     /// The word in row and timeline, and the last part of Lob's event types.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -217,35 +217,35 @@ impl Stage {
 }
 
 /// What the event states; `None` where its type has no meaning here.
-pub fn read(event: &Event) -> Option<Result<MailFacts, ParkReason>> {
-    let stage = Stage::of_type(event.event_type.id.as_str())?;
-    Some(read_stage(event, stage))
+pub fn read_mail_facts(event: &LobEvent) -> Option<Result<MailFacts, ParkReason>> {
+    let stage = MailStage::of_type(event.event_type.id.as_str())?;
+    Some(read_stage_facts(event, stage))
 }
 
-fn read_stage(event: &Event, stage: Stage) -> Result<MailFacts, ParkReason> {
+fn read_stage_facts(event: &LobEvent, stage: MailStage) -> Result<MailFacts, ParkReason> {
     let id = event.piece_id().ok_or(ParkReason::FieldMalformed)?;
     let at = event.created().ok_or(ParkReason::FieldMalformed)?;
-    let first = Stated {
+    let first = FactSource {
         at,
         event: event.id.clone(),
     };
-    let mut piece = Piece::default();
-    piece.stages.insert(stage, Seen::once(first));
+    let mut piece = PieceFacts::default();
+    piece.stages.insert(stage, SeenInterval::once(first));
     if let Some(body) = event.piece() {
-        let latest = |text: Option<&String>| text.map(|text| Greatest((at, text.clone())));
+        let latest = |text: Option<&String>| text.map(|text| MaxRegister((at, text.clone())));
         piece.expected_delivery_date = latest(body.expected_delivery_date.value());
         piece.tracking_number = latest(body.tracking_number.value());
         piece.template_version = latest(
             event
                 .metadata()
-                .and_then(|metadata| Metadata::told(&metadata.template_version)),
+                .and_then(|metadata| LobMetadata::unredacted(&metadata.template_version)),
         );
-        for Object(scan) in body.tracking_events.value().iter().flat_map(|list| &list.0) {
+        for NestedObject(scan) in body.tracking_events.value().iter().flat_map(|list| &list.0) {
             let Some(id) = scan.id.value().and_then(|id| ObjectId::parse(id).ok()) else {
                 continue;
             };
-            let least = |text: Option<&String>| text.cloned().map(Least);
-            let scan = Scan {
+            let least = |text: Option<&String>| text.cloned().map(MinRegister);
+            let scan = CarrierScan {
                 name: least(scan.name.value()),
                 time: least(scan.time.value()),
                 location: least(scan.location.value()),
@@ -286,10 +286,10 @@ mod tests {
         ] {
             for piece in pieces.split(' ') {
                 for stage in stages.split_ascii_whitespace() {
-                    let found = Stage::of_type(&format!("{piece}.{between}{stage}"));
+                    let found = MailStage::of_type(&format!("{piece}.{between}{stage}"));
                     let word = format!("{prefix}{}", stage.replace('-', "_"));
                     assert_eq!(
-                        found.map(Stage::as_str),
+                        found.map(MailStage::as_str),
                         Some(&*word),
                         "{piece}.{between}{stage}"
                     );
@@ -297,7 +297,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(seen.len(), Stage::ALL.len());
+        assert_eq!(seen.len(), MailStage::ALL.len());
         for other in [
             "address.created",
             "address.deleted",
@@ -306,7 +306,7 @@ mod tests {
             "letter",
             "",
         ] {
-            assert_eq!(Stage::of_type(other), None, "{other}");
+            assert_eq!(MailStage::of_type(other), None, "{other}");
         }
     }
 }

@@ -5,14 +5,14 @@ use std::collections::BTreeSet;
 
 use serde_json::json;
 
-use super::facts::{DisputeState, Payment, PaymentFacts};
-use super::refunds::refunds;
-use super::story::{self, Story};
+use super::facts::{DisputeState, IntentFacts, PaymentFacts};
+use super::refunds::derive_refunds;
+use super::story::{self, TimelineBuilder};
 use crate::ids::{CheckoutSessionId, ObjectId, PaymentIntentId, UserId};
-use crate::merge::{Stated, latest};
+use crate::merge::{FactSource, latest_state};
 use crate::money::Money;
 use crate::time::Timestamp;
-use crate::timeline::Entry;
+use crate::timeline::DerivedEntry;
 
 /// An order's `status`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +29,7 @@ pub enum OrderStatus {
     Cancelled,
 }
 
-/// An order's `paymentStatus`, a statement's `payment_status`.
+/// An order's `paymentStatus`, a statement's `derive_payment_status`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PaymentStatus {
     /// Nothing was paid yet.
@@ -79,7 +79,7 @@ impl PaymentStatus {
 /// The strongest thing that the facts show, weakest first: a stronger one is never undone by a weaker one that comes
 /// late.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Evidence {
+pub enum PaymentEvidence {
     /// No payment, or money that does not fit what was due.
     Nothing,
     /// A failed attempt, and no money.
@@ -96,42 +96,45 @@ pub enum Evidence {
 
 /// The transition table, mirrored in `docs/SEMANTICS.md`. A cancel says nothing of payments, so there the payment's
 /// own evidence counts.
-pub fn order_status(evidence: Evidence) -> OrderStatus {
+pub fn derive_order_status(evidence: PaymentEvidence) -> OrderStatus {
     match evidence {
-        Evidence::Nothing | Evidence::Processing => OrderStatus::Pending,
-        Evidence::Failed => OrderStatus::PaymentFailed,
-        Evidence::Cancelled => OrderStatus::Cancelled,
-        Evidence::Paid => OrderStatus::Completed,
-        Evidence::RefundedInFull => OrderStatus::Refunded,
+        PaymentEvidence::Nothing | PaymentEvidence::Processing => OrderStatus::Pending,
+        PaymentEvidence::Failed => OrderStatus::PaymentFailed,
+        PaymentEvidence::Cancelled => OrderStatus::Cancelled,
+        PaymentEvidence::Paid => OrderStatus::Completed,
+        PaymentEvidence::RefundedInFull => OrderStatus::Refunded,
     }
 }
 
 /// The same for payments. A dispute says who holds the money; once all of it went back there is nothing to hold.
-fn payment_status(payment_evidence: Evidence, dispute: Option<DisputeState>) -> PaymentStatus {
+fn derive_payment_status(
+    payment_evidence: PaymentEvidence,
+    dispute: Option<DisputeState>,
+) -> PaymentStatus {
     match (payment_evidence, dispute) {
-        (Evidence::RefundedInFull, _) => PaymentStatus::Refunded,
+        (PaymentEvidence::RefundedInFull, _) => PaymentStatus::Refunded,
         (_, Some(DisputeState::Lost)) => PaymentStatus::ChargedBack,
         (_, Some(DisputeState::Open)) => PaymentStatus::Disputed,
-        (Evidence::Nothing | Evidence::Cancelled, _) => PaymentStatus::Unpaid,
-        (Evidence::Failed, _) => PaymentStatus::Failed,
-        (Evidence::Processing, _) => PaymentStatus::Processing,
-        (Evidence::Paid, _) => PaymentStatus::Paid,
+        (PaymentEvidence::Nothing | PaymentEvidence::Cancelled, _) => PaymentStatus::Unpaid,
+        (PaymentEvidence::Failed, _) => PaymentStatus::Failed,
+        (PaymentEvidence::Processing, _) => PaymentStatus::Processing,
+        (PaymentEvidence::Paid, _) => PaymentStatus::Paid,
     }
 }
 
 /// The gravest of the disputes as they stand: a lost one, else an open one.
-fn dispute(facts: &PaymentFacts) -> Option<DisputeState> {
+fn find_gravest_dispute(facts: &PaymentFacts) -> Option<DisputeState> {
     let standing = facts
         .disputes
         .values()
-        .filter_map(|dispute| latest(&dispute.states));
+        .filter_map(|dispute| latest_state(&dispute.states));
     standing
         .filter(|state| matches!(state, DisputeState::Open | DisputeState::Lost))
         .max()
 }
 
 /// Money is on its way: nothing later says that it failed or was given up.
-fn is_processing(payment: &Payment) -> bool {
+fn is_processing(payment: &IntentFacts) -> bool {
     let failed = payment
         .failures
         .values()
@@ -145,7 +148,7 @@ fn is_processing(payment: &Payment) -> bool {
 
 /// What follows from the facts.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Standing {
+pub struct DerivedPayment {
     /// Of an order.
     pub status: OrderStatus,
     /// Of an order or statement.
@@ -167,14 +170,14 @@ pub struct Standing {
     /// Who pays, as far as it was hinted.
     pub user: Option<UserId>,
     /// One entry per fact.
-    pub timeline: Vec<Entry>,
+    pub timeline: Vec<DerivedEntry>,
 }
 
 /// Derives it. `due` is what the application asked for; without it no payment fits.
-pub fn derive(facts: &PaymentFacts, due: Option<Money>) -> Standing {
-    let mut story = Story::default();
-    let successes = successes(facts);
-    let fits = |payment: &Payment| {
+pub fn derive_payment(facts: &PaymentFacts, due: Option<Money>) -> DerivedPayment {
+    let mut story = TimelineBuilder::default();
+    let successes = find_successes(facts);
+    let fits = |payment: &IntentFacts| {
         due.is_some_and(|due| payment.received.iter().all(|received| *received == due))
     };
     let mut fitting = successes.iter().filter(|(_, payment, _)| fits(payment));
@@ -193,24 +196,24 @@ pub fn derive(facts: &PaymentFacts, due: Option<Money>) -> Standing {
             "amount": first.map(|money| money.amount),
             "currency": first.map(|money| money.currency),
         });
-        story.tell("payment_succeeded", id.as_str(), stated, meta);
+        story.add("payment_succeeded", id.as_str(), stated, meta);
         if !fits(payment) {
-            story.review("amount_mismatch", id.as_str(), stated);
+            story.add_review("amount_mismatch", id.as_str(), stated);
         } else if paid_by.is_some_and(|(paid_id, ..)| paid_id != id) {
-            story.review("paid_twice", id.as_str(), stated);
+            story.add_review("paid_twice", id.as_str(), stated);
         }
         if facts.cancelled.is_some() {
-            story.review("paid_after_cancel", id.as_str(), stated);
+            story.add_review("paid_after_cancel", id.as_str(), stated);
         }
     }
-    story::failures(facts, &mut story);
-    story::sessions(facts, &mut story);
-    story::doubts(facts, &mut story);
-    let (amount_refunded, refunded_in_full) = refunds(facts, due, &mut story);
+    story::add_failures(facts, &mut story);
+    story::add_sessions(facts, &mut story);
+    story::add_disputes_and_reviews(facts, &mut story);
+    let (amount_refunded, refunded_in_full) = derive_refunds(facts, due, &mut story);
     if let Some(at) = &facts.cancelled {
-        story.note("cancelled", "cancel", at.0, None);
+        story.add_note("cancelled", "cancel", at.0, None);
     }
-    story::manual(facts, &mut story);
+    story::add_manual_edits(facts, &mut story);
 
     let payment_failed_at = facts
         .payments
@@ -219,26 +222,26 @@ pub fn derive(facts: &PaymentFacts, due: Option<Money>) -> Standing {
         .map(|failure| failure.seen.last_at.0)
         .max();
     let payment_evidence = if refunded_in_full || facts.manual.refunded.is_some() {
-        Evidence::RefundedInFull
+        PaymentEvidence::RefundedInFull
     } else if paid_by.is_some() {
-        Evidence::Paid
+        PaymentEvidence::Paid
     } else if !successes.is_empty() {
         // Money that does not fit: neither paid nor failed.
-        Evidence::Nothing
+        PaymentEvidence::Nothing
     } else if facts.payments.values().any(is_processing) {
-        Evidence::Processing
+        PaymentEvidence::Processing
     } else if payment_failed_at.is_some() {
-        Evidence::Failed
+        PaymentEvidence::Failed
     } else {
-        Evidence::Nothing
+        PaymentEvidence::Nothing
     };
     let cancel_evidence = facts
         .cancelled
         .as_ref()
-        .map_or(Evidence::Nothing, |_| Evidence::Cancelled);
-    Standing {
-        status: order_status(payment_evidence.max(cancel_evidence)),
-        payment_status: payment_status(payment_evidence, dispute(facts)),
+        .map_or(PaymentEvidence::Nothing, |_| PaymentEvidence::Cancelled);
+    DerivedPayment {
+        status: derive_order_status(payment_evidence.max(cancel_evidence)),
+        payment_status: derive_payment_status(payment_evidence, find_gravest_dispute(facts)),
         review_reasons: story.reasons,
         amount_paid: paid_by.and(due).map_or(0, |due| due.amount),
         amount_refunded,
@@ -264,7 +267,7 @@ pub fn derive(facts: &PaymentFacts, due: Option<Money>) -> Standing {
 }
 
 /// The payments that succeeded, first ones first.
-fn successes(facts: &PaymentFacts) -> Vec<(&ObjectId, &Payment, &Stated)> {
+fn find_successes(facts: &PaymentFacts) -> Vec<(&ObjectId, &IntentFacts, &FactSource)> {
     let mut successes: Vec<_> = facts
         .payments
         .iter()

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{
     AccountId, ChargeId, CheckoutSessionId, ObjectId, PaymentIntentId, RefundId, UserId,
 };
-use crate::merge::{Greatest, Least, Seen, Stated, merge_fields};
+use crate::merge::{FactSource, MaxRegister, MinRegister, SeenInterval, merge_fields};
 use crate::money::Money;
 use crate::time::Timestamp;
 
@@ -20,49 +20,49 @@ use crate::time::Timestamp;
 pub struct PaymentFacts {
     /// By PaymentIntent; by Checkout Session where that has none (nothing to pay, or a subscription's).
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub payments: BTreeMap<ObjectId, Payment>,
+    pub payments: BTreeMap<ObjectId, IntentFacts>,
     /// Checkout Sessions.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub sessions: BTreeMap<CheckoutSessionId, Session>,
+    pub sessions: BTreeMap<CheckoutSessionId, SessionFacts>,
     /// Charges, as far as money went back.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub charges: BTreeMap<ChargeId, Charge>,
+    pub charges: BTreeMap<ChargeId, ChargeFacts>,
     /// Refunds that are known by their own id.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub refunds: BTreeMap<RefundId, Refund>,
+    pub refunds: BTreeMap<RefundId, RefundFacts>,
     /// Disputes, inquiries included.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub disputes: BTreeMap<ObjectId, Dispute>,
+    pub disputes: BTreeMap<ObjectId, DisputeFacts>,
     /// Early fraud warnings.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub warnings: BTreeMap<ObjectId, Stated>,
+    pub warnings: BTreeMap<ObjectId, FactSource>,
     /// Stripe's own reviews.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub reviews: BTreeMap<ObjectId, Review>,
+    pub reviews: BTreeMap<ObjectId, ReviewFacts>,
     /// Who pays, as the application told Checkout: a session's `client_reference_id`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reference: Option<Least<UserId>>,
+    pub reference: Option<MinRegister<UserId>>,
     /// Who pays, as the metadata of a session or intent says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub user: Option<Least<UserId>>,
+    pub user: Option<MinRegister<UserId>>,
     /// When the cleanup, or a person, gave the order up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cancelled: Option<Least<Timestamp>>,
+    pub cancelled: Option<MinRegister<Timestamp>>,
     /// What people changed by hand.
-    #[serde(skip_serializing_if = "Manual::is_none")]
-    pub manual: Manual,
+    #[serde(skip_serializing_if = "ManualEdits::is_none")]
+    pub manual: ManualEdits,
 }
 
 /// A person's repairs, with the moments at which they were found.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-pub struct Manual {
+pub struct ManualEdits {
     /// The order was set to refunded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub refunded: Option<Least<Timestamp>>,
+    pub refunded: Option<MinRegister<Timestamp>>,
     /// Review reasons that were cleared; others flag again.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub cleared: BTreeMap<String, Least<Timestamp>>,
+    pub cleared: BTreeMap<String, MinRegister<Timestamp>>,
     /// A review was asked for.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub flagged: BTreeSet<Timestamp>,
@@ -71,87 +71,87 @@ pub struct Manual {
 /// One way of paying.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-pub struct Payment {
+pub struct IntentFacts {
     /// The connected account it lives on; none for the platform's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub account: Option<Least<AccountId>>,
+    pub account: Option<MinRegister<AccountId>>,
     /// It was paid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub succeeded: Option<Stated>,
+    pub succeeded: Option<FactSource>,
     /// The amounts that were said to be received: one, unless the provider contradicts itself.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub received: BTreeSet<Money>,
     /// Money was on its way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub processing: Option<Seen>,
+    pub processing: Option<SeenInterval>,
     /// It can no longer be paid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub canceled: Option<Stated>,
+    pub canceled: Option<FactSource>,
     /// Attempts that failed, by their charge; by the payment itself where no charge is named.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub failures: BTreeMap<ObjectId, Failure>,
+    pub failures: BTreeMap<ObjectId, FailedAttempt>,
 }
 
 /// An attempt that failed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Failure {
+pub struct FailedAttempt {
     /// When; more than once, where no charge tells the attempts apart.
     #[serde(flatten)]
-    pub seen: Seen,
+    pub seen: SeenInterval,
     /// Such as `card_declined`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub code: Option<Least<String>>,
+    pub code: Option<MinRegister<String>>,
     /// Such as `insufficient_funds`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub decline_code: Option<Least<String>>,
+    pub decline_code: Option<MinRegister<String>>,
 }
 
 /// A Checkout Session.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Session {
+pub struct SessionFacts {
     /// Nobody can pay with it any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub expired: Option<Stated>,
+    pub expired: Option<FactSource>,
     /// When it was completed, paid or not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub completed: Option<Stated>,
+    pub completed: Option<FactSource>,
     /// The payment it made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub intent: Option<Least<PaymentIntentId>>,
+    pub intent: Option<MinRegister<PaymentIntentId>>,
 }
 
 /// A charge of which money went back.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Charge {
+pub struct ChargeFacts {
     /// The payment it belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub intent: Option<Least<PaymentIntentId>>,
+    pub intent: Option<MinRegister<PaymentIntentId>>,
     /// When money first went back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub refunded: Option<Stated>,
+    pub refunded: Option<FactSource>,
     /// What was captured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub captured: Option<Greatest<Money>>,
+    pub captured: Option<MaxRegister<Money>>,
     /// What has gone back so far: cumulative, so the greatest is the newest.
-    pub amount_refunded: Greatest<i64>,
+    pub amount_refunded: MaxRegister<i64>,
 }
 
 /// A refund.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Refund {
+pub struct RefundFacts {
     /// The charge it is of; the payment, where none is named.
-    pub of: Least<ObjectId>,
+    pub of: MinRegister<ObjectId>,
     /// The payment it is of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub intent: Option<Least<PaymentIntentId>>,
+    pub intent: Option<MinRegister<PaymentIntentId>>,
     /// How much.
-    pub amount: Greatest<Money>,
+    pub amount: MaxRegister<Money>,
     /// The states it was in.
-    pub states: BTreeMap<RefundState, Seen>,
+    pub states: BTreeMap<RefundState, SeenInterval>,
 }
 
 /// A refund's state. A later one in this order is believed of two that are told in the same second.
@@ -171,7 +171,7 @@ pub enum RefundState {
 }
 
 impl RefundState {
-    pub(super) fn of(status: &str) -> Option<Self> {
+    pub(super) fn parse_status(status: &str) -> Option<Self> {
         Some(match status {
             "pending" => Self::Pending,
             "requires_action" => Self::RequiresAction,
@@ -183,7 +183,7 @@ impl RefundState {
     }
 
     /// Whether its amount counts as gone back.
-    pub fn counts(self) -> bool {
+    pub fn counts_as_refunded(self) -> bool {
         match self {
             Self::Pending | Self::RequiresAction | Self::Succeeded => true,
             Self::Canceled | Self::Failed => false,
@@ -194,9 +194,9 @@ impl RefundState {
 /// A dispute.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Dispute {
+pub struct DisputeFacts {
     /// The states it was in.
-    pub states: BTreeMap<DisputeState, Seen>,
+    pub states: BTreeMap<DisputeState, SeenInterval>,
 }
 
 /// A dispute's state, from its `status`. A later one in this order is believed of two told in the same second.
@@ -218,7 +218,7 @@ pub enum DisputeState {
 }
 
 impl DisputeState {
-    pub(super) fn of(status: &str) -> Self {
+    pub(super) fn parse_status(status: &str) -> Self {
         match status {
             "warning_needs_response" | "warning_under_review" => Self::Inquiry,
             "warning_closed" => Self::InquiryClosed,
@@ -234,13 +234,13 @@ impl DisputeState {
 /// A review of Stripe's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Review {
+pub struct ReviewFacts {
     /// It was opened.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub opened: Option<Stated>,
+    pub opened: Option<FactSource>,
     /// It was closed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub closed: Option<Stated>,
+    pub closed: Option<FactSource>,
 }
 
 merge_fields!(PaymentFacts {
@@ -256,12 +256,12 @@ merge_fields!(PaymentFacts {
     cancelled,
     manual
 });
-merge_fields!(Manual {
+merge_fields!(ManualEdits {
     refunded,
     cleared,
     flagged
 });
-merge_fields!(Payment {
+merge_fields!(IntentFacts {
     account,
     succeeded,
     received,
@@ -269,32 +269,32 @@ merge_fields!(Payment {
     canceled,
     failures
 });
-merge_fields!(Failure {
+merge_fields!(FailedAttempt {
     seen,
     code,
     decline_code
 });
-merge_fields!(Session {
+merge_fields!(SessionFacts {
     completed,
     expired,
     intent
 });
-merge_fields!(Refund {
+merge_fields!(RefundFacts {
     of,
     intent,
     amount,
     states
 });
-merge_fields!(Dispute { states });
-merge_fields!(Review { opened, closed });
-merge_fields!(Charge {
+merge_fields!(DisputeFacts { states });
+merge_fields!(ReviewFacts { opened, closed });
+merge_fields!(ChargeFacts {
     intent,
     refunded,
     captured,
     amount_refunded
 });
 
-impl Manual {
+impl ManualEdits {
     fn is_none(&self) -> bool {
         *self == Self::default()
     }
@@ -302,7 +302,7 @@ impl Manual {
 
 impl PaymentFacts {
     /// Whether Stripe stated anything; a person's repair alone is no payment.
-    pub fn is_stated(&self) -> bool {
+    pub fn has_stripe_facts(&self) -> bool {
         let manual = self.manual.clone();
         *self
             != Self {
@@ -312,7 +312,7 @@ impl PaymentFacts {
     }
 
     /// Whether this PaymentIntent is already known here.
-    pub fn bears(&self, intent: &PaymentIntentId) -> bool {
+    pub fn has_payment_intent(&self, intent: &PaymentIntentId) -> bool {
         self.payments
             .keys()
             .any(|key| key.as_str() == intent.as_str())

@@ -5,27 +5,27 @@ use std::collections::BTreeMap;
 
 use serde_json::json;
 
-use super::facts::{Charge, Payment, PaymentFacts, Refund, RefundState};
-use super::story::Story;
-use crate::merge::{Stated, latest};
+use super::facts::{ChargeFacts, IntentFacts, PaymentFacts, RefundFacts, RefundState};
+use super::story::TimelineBuilder;
+use crate::merge::{FactSource, latest_state};
 use crate::money::{Currency, Money};
 
 /// What is known of one charge's refunds; of a payment's, where they name no charge.
 #[derive(Default)]
-struct Tally<'f> {
+struct RefundTally<'f> {
     payment: &'f str,
     captured: Option<i64>,
     cumulative: i64,
-    cumulative_stated: Option<&'f Stated>,
+    cumulative_stated: Option<&'f FactSource>,
     /// Of its refunds by id.
-    last: Option<&'f Stated>,
+    last: Option<&'f FactSource>,
     /// Refunds by id that are pending, wait for the customer, or succeeded.
     counted: i64,
     /// Refunds by id that failed or were canceled: the cumulative figure may still hold them.
     undone: i64,
 }
 
-impl Tally<'_> {
+impl RefundTally<'_> {
     fn refunded(&self) -> i64 {
         self.counted
             .max(self.cumulative.saturating_sub(self.undone))
@@ -34,8 +34,8 @@ impl Tally<'_> {
 }
 
 /// One refund as the timeline tells it.
-struct Told<'f> {
-    stated: &'f Stated,
+struct TimelineRefund<'f> {
+    stated: &'f FactSource,
     /// What the id is, in `meta`.
     key: &'static str,
     id: &'f str,
@@ -45,20 +45,24 @@ struct Told<'f> {
 
 /// What went back in all, at most what was captured, and whether that is everything. Amounts of another currency than
 /// was due are told and reviewed, and added to nothing.
-pub(super) fn refunds(facts: &PaymentFacts, due: Option<Money>, story: &mut Story) -> (i64, bool) {
-    let Some(currency) = currency(facts, due) else {
+pub(super) fn derive_refunds(
+    facts: &PaymentFacts,
+    due: Option<Money>,
+    story: &mut TimelineBuilder,
+) -> (i64, bool) {
+    let Some(currency) = find_counted_currency(facts, due) else {
         return (0, false);
     };
     let mut told = Vec::new();
-    let tallies = tallies(facts, currency, &mut told, story);
-    let received = |payment: &Payment| payment.received.last().copied();
+    let tallies = tally_refunds(facts, currency, &mut told, story);
+    let received = |payment: &IntentFacts| payment.received.last().copied();
     let mut captured: BTreeMap<&str, i64> = BTreeMap::new();
     let mut refunded: BTreeMap<&str, i64> = BTreeMap::new();
     for (id, tally) in &tallies {
         let mut amount = tally.refunded();
         let unexplained = amount.saturating_sub(tally.counted);
         if let (Some(stated), true) = (tally.cumulative_stated, unexplained > 0) {
-            told.push(Told {
+            told.push(TimelineRefund {
                 stated,
                 key: "chargeId",
                 id,
@@ -67,13 +71,13 @@ pub(super) fn refunds(facts: &PaymentFacts, due: Option<Money>, story: &mut Stor
             });
         }
         if let Some(most) = tally.captured {
-            add(&mut captured, tally.payment, most);
+            add_amount(&mut captured, tally.payment, most);
             if let (Some(stated), true) = (tally.cumulative_stated, amount > most) {
-                story.review("refund_exceeds_captured", id, stated);
+                story.add_review("refund_exceeds_captured", id, stated);
             }
             amount = amount.min(most);
         }
-        add(&mut refunded, tally.payment, amount);
+        add_amount(&mut refunded, tally.payment, amount);
     }
     for (id, payment) in &facts.payments {
         let received = received(payment).filter(|money| money.currency == currency);
@@ -89,7 +93,7 @@ pub(super) fn refunds(facts: &PaymentFacts, due: Option<Money>, story: &mut Stor
         *amount = most;
         let last = tallies.values().filter(|tally| tally.payment == *payment);
         if let Some(stated) = last.filter_map(|tally| tally.last).max() {
-            story.review("refund_exceeds_captured", payment, stated);
+            story.add_review("refund_exceeds_captured", payment, stated);
         }
     }
     // Each payment for itself: what went back of one gives nothing back of another, and one of which it is not known what
@@ -103,15 +107,15 @@ pub(super) fn refunds(facts: &PaymentFacts, due: Option<Money>, story: &mut Stor
             .keys()
             .all(|payment| captured.contains_key(payment))
         && !facts.payments.values().any(is_foreign);
-    let (captured, refunded) = (sum(&captured), sum(&refunded));
+    let (captured, refunded) = (sum_amounts(&captured), sum_amounts(&refunded));
     let is_full = captured > 0 && all_back;
-    tell(told, is_full.then_some(captured), currency, story);
+    add_refund_entries(told, is_full.then_some(captured), currency, story);
     (refunded, is_full)
 }
 
 /// The currency that is counted: of what was due, else of whatever is known first.
-fn currency(facts: &PaymentFacts, due: Option<Money>) -> Option<Currency> {
-    let charged = facts.charges.values().filter_map(captured_by);
+fn find_counted_currency(facts: &PaymentFacts, due: Option<Money>) -> Option<Currency> {
+    let charged = facts.charges.values().filter_map(captured_amount);
     let received = facts
         .payments
         .values()
@@ -125,30 +129,30 @@ fn currency(facts: &PaymentFacts, due: Option<Money>) -> Option<Currency> {
     known.next().map(|money| money.currency)
 }
 
-fn captured_by(charge: &Charge) -> Option<Money> {
+fn captured_amount(charge: &ChargeFacts) -> Option<Money> {
     charge.captured.as_ref().map(|money| money.0)
 }
 
-fn tallies<'f>(
+fn tally_refunds<'f>(
     facts: &'f PaymentFacts,
     currency: Currency,
-    told: &mut Vec<Told<'f>>,
-    story: &mut Story,
-) -> BTreeMap<&'f str, Tally<'f>> {
-    let mut tallies: BTreeMap<&str, Tally<'_>> = BTreeMap::new();
+    told: &mut Vec<TimelineRefund<'f>>,
+    story: &mut TimelineBuilder,
+) -> BTreeMap<&'f str, RefundTally<'f>> {
+    let mut tallies: BTreeMap<&str, RefundTally<'_>> = BTreeMap::new();
     for (id, charge) in &facts.charges {
-        let Some((captured, stated)) = captured_by(charge).zip(charge.refunded.as_ref()) else {
+        let Some((captured, stated)) = captured_amount(charge).zip(charge.refunded.as_ref()) else {
             continue;
         };
         if captured.currency != currency {
-            told.push(Told {
+            told.push(TimelineRefund {
                 stated,
                 key: "chargeId",
                 id: id.as_str(),
                 amount: charge.amount_refunded.0,
                 currency: captured.currency,
             });
-            story.review("refund_currency_mismatch", id.as_str(), stated);
+            story.add_review("refund_currency_mismatch", id.as_str(), stated);
             continue;
         }
         let tally = tallies.entry(id.as_str()).or_default();
@@ -161,7 +165,7 @@ fn tallies<'f>(
         tally.cumulative_stated = Some(stated);
     }
     for (id, refund) in &facts.refunds {
-        let Some(state) = latest(&refund.states) else {
+        let Some(state) = latest_state(&refund.states) else {
             continue;
         };
         let firsts = refund
@@ -170,7 +174,7 @@ fn tallies<'f>(
             .map(|(state, seen)| (*state, &seen.first));
         let begun = firsts
             .clone()
-            .filter(|(state, _)| state.counts())
+            .filter(|(state, _)| state.counts_as_refunded())
             .map(|(_, stated)| stated);
         let Some(stated) = begun
             .min()
@@ -182,8 +186,8 @@ fn tallies<'f>(
             amount,
             currency: of,
         } = refund.amount.0;
-        if state.counts() {
-            told.push(Told {
+        if state.counts_as_refunded() {
+            told.push(TimelineRefund {
                 stated,
                 key: "refundId",
                 id: id.as_str(),
@@ -193,14 +197,14 @@ fn tallies<'f>(
         }
         if let Some(failed) = refund.states.get(&RefundState::Failed) {
             let meta = json!({ "refundId": id.as_str(), "amount": amount, "currency": of });
-            story.tell("refund_failed", id.as_str(), &failed.first, meta);
-            story.review("refund_failed", id.as_str(), &failed.first);
+            story.add("refund_failed", id.as_str(), &failed.first, meta);
+            story.add_review("refund_failed", id.as_str(), &failed.first);
         }
         if of != currency {
-            story.review("refund_currency_mismatch", id.as_str(), stated);
+            story.add_review("refund_currency_mismatch", id.as_str(), stated);
             continue;
         }
-        let of = charge_of(facts, refund);
+        let of = find_refunded_charge(facts, refund);
         let tally = tallies.entry(of).or_default();
         if tally.payment.is_empty() {
             tally.payment = refund
@@ -209,7 +213,7 @@ fn tallies<'f>(
                 .map_or(of, |intent| intent.0.as_str());
         }
         tally.last = tally.last.max(Some(stated));
-        let sum = if state.counts() {
+        let sum = if state.counts_as_refunded() {
             &mut tally.counted
         } else {
             &mut tally.undone
@@ -220,13 +224,14 @@ fn tallies<'f>(
 }
 
 /// The charge that a refund is of. One that names none is its payment's only charge, if that is known.
-fn charge_of<'f>(facts: &'f PaymentFacts, refund: &'f Refund) -> &'f str {
+fn find_refunded_charge<'f>(facts: &'f PaymentFacts, refund: &'f RefundFacts) -> &'f str {
     let of = refund.of.0.as_str();
     let intent = refund.intent.as_ref().map(|intent| intent.0.as_str());
     if intent != Some(of) {
         return of;
     }
-    let is_its = |charge: &Charge| charge.intent.as_ref().map(|intent| intent.0.as_str()) == intent;
+    let is_its =
+        |charge: &ChargeFacts| charge.intent.as_ref().map(|intent| intent.0.as_str()) == intent;
     let mut charges = facts.charges.iter().filter(|(_, charge)| is_its(charge));
     match (charges.next(), charges.next()) {
         (Some((charge, _)), None) => charge.as_str(),
@@ -234,22 +239,27 @@ fn charge_of<'f>(facts: &'f PaymentFacts, refund: &'f Refund) -> &'f str {
     }
 }
 
-fn add<'k>(sums: &mut BTreeMap<&'k str, i64>, key: &'k str, amount: i64) {
+fn add_amount<'k>(sums: &mut BTreeMap<&'k str, i64>, key: &'k str, amount: i64) {
     let sum = sums.entry(key).or_default();
     *sum = sum.saturating_add(amount);
 }
 
-fn sum(amounts: &BTreeMap<&str, i64>) -> i64 {
+fn sum_amounts(amounts: &BTreeMap<&str, i64>) -> i64 {
     amounts
         .values()
         .fold(0_i64, |sum, amount| sum.saturating_add(*amount))
 }
 
 /// One entry per refund, in the order of their moments; `refund_full` is the one that completes the captured amount.
-fn tell(mut told: Vec<Told<'_>>, complete_at: Option<i64>, currency: Currency, story: &mut Story) {
+fn add_refund_entries(
+    mut told: Vec<TimelineRefund<'_>>,
+    complete_at: Option<i64>,
+    currency: Currency,
+    story: &mut TimelineBuilder,
+) {
     told.retain(|refund| refund.amount > 0);
     told.sort_by_key(|refund| (refund.stated.at, refund.id));
-    let counts = |refund: &Told<'_>| refund.currency == currency;
+    let counts = |refund: &TimelineRefund<'_>| refund.currency == currency;
     let mut sum = 0_i64;
     let completing = complete_at.and_then(|complete_at| {
         let reached = told.iter().position(|refund| {
@@ -266,6 +276,6 @@ fn tell(mut told: Vec<Told<'_>>, complete_at: Option<i64>, currency: Currency, s
         };
         let meta =
             json!({ refund.key: refund.id, "amount": refund.amount, "currency": refund.currency });
-        story.tell(kind, refund.id, refund.stated, meta);
+        story.add(kind, refund.id, refund.stated, meta);
     }
 }

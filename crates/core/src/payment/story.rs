@@ -5,23 +5,23 @@ use std::collections::BTreeSet;
 use serde_json::{Map, json};
 
 use super::facts::{DisputeState, PaymentFacts};
-use crate::merge::{Stated, latest};
+use crate::merge::{FactSource, latest_state};
 use crate::time::Timestamp;
-use crate::timeline::Entry;
+use crate::timeline::DerivedEntry;
 
 /// Timeline entries and review reasons as they are found.
 #[derive(Default)]
-pub(super) struct Story {
-    pub(super) timeline: Vec<Entry>,
+pub(super) struct TimelineBuilder {
+    pub(super) timeline: Vec<DerivedEntry>,
     pub(super) reasons: BTreeSet<String>,
 }
 
-impl Story {
-    pub(super) fn tell(
+impl TimelineBuilder {
+    pub(super) fn add(
         &mut self,
         kind: &str,
         fact: &str,
-        stated: &Stated,
+        stated: &FactSource,
         meta: serde_json::Value,
     ) {
         let meta = match meta {
@@ -31,7 +31,7 @@ impl Story {
                 .collect(),
             _ => Map::new(),
         };
-        self.timeline.push(Entry {
+        self.timeline.push(DerivedEntry {
             at: stated.at,
             kind: kind.to_owned(),
             fact: fact.to_owned(),
@@ -41,9 +41,9 @@ impl Story {
         });
     }
 
-    pub(super) fn review(&mut self, reason: &str, fact: &str, stated: &Stated) {
+    pub(super) fn add_review(&mut self, reason: &str, fact: &str, stated: &FactSource) {
         let reason = format!("{reason}:{fact}");
-        self.tell(
+        self.add(
             "review_flagged",
             &reason,
             stated,
@@ -53,8 +53,8 @@ impl Story {
     }
 
     /// An entry that no event states.
-    pub(super) fn note(&mut self, kind: &str, fact: &str, at: Timestamp, reason: Option<&str>) {
-        self.timeline.push(Entry {
+    pub(super) fn add_note(&mut self, kind: &str, fact: &str, at: Timestamp, reason: Option<&str>) {
+        self.timeline.push(DerivedEntry {
             at,
             kind: kind.to_owned(),
             fact: fact.to_owned(),
@@ -69,7 +69,7 @@ impl Story {
 }
 
 /// Attempts that failed. A session's own failure is the same as that of its charge, where one is known.
-pub(super) fn failures(facts: &PaymentFacts, story: &mut Story) {
+pub(super) fn add_failures(facts: &PaymentFacts, story: &mut TimelineBuilder) {
     for (id, payment) in &facts.payments {
         let by_charge = payment.failures.keys().any(|attempt| attempt != id);
         for (attempt, failure) in &payment.failures {
@@ -80,7 +80,7 @@ pub(super) fn failures(facts: &PaymentFacts, story: &mut Story) {
                 "code": failure.code.as_ref().map(|code| &code.0),
                 "declineCode": failure.decline_code.as_ref().map(|code| &code.0),
             });
-            story.tell(
+            story.add(
                 "payment_failed",
                 attempt.as_str(),
                 &failure.seen.first,
@@ -90,13 +90,13 @@ pub(super) fn failures(facts: &PaymentFacts, story: &mut Story) {
         // A payment that is under way is told once, whatever became of it.
         if let Some(processing) = &payment.processing {
             let meta = json!({ "paymentIntentId": id.as_str() });
-            story.tell("payment_processing", id.as_str(), &processing.first, meta);
+            story.add("payment_processing", id.as_str(), &processing.first, meta);
         }
     }
 }
 
 /// Sessions that ended.
-pub(super) fn sessions(facts: &PaymentFacts, story: &mut Story) {
+pub(super) fn add_sessions(facts: &PaymentFacts, story: &mut TimelineBuilder) {
     for (id, session) in &facts.sessions {
         for (kind, ended) in [
             ("checkout_completed", &session.completed),
@@ -104,59 +104,59 @@ pub(super) fn sessions(facts: &PaymentFacts, story: &mut Story) {
         ] {
             if let Some(stated) = ended {
                 let meta = json!({ "checkoutSessionId": id.as_str() });
-                story.tell(kind, id.as_str(), stated, meta);
+                story.add(kind, id.as_str(), stated, meta);
             }
         }
     }
 }
 
 /// Disputes, warnings and reviews: what is open, or was lost, is a reason to look.
-pub(super) fn doubts(facts: &PaymentFacts, story: &mut Story) {
+pub(super) fn add_disputes_and_reviews(facts: &PaymentFacts, story: &mut TimelineBuilder) {
     for (id, dispute) in &facts.disputes {
         let first = dispute.states.values().map(|seen| &seen.first);
         let Some(opened) = first.min_by_key(|stated| (stated.at, &stated.event)) else {
             continue;
         };
         let id = id.as_str();
-        story.tell("dispute_opened", id, opened, json!({ "disputeId": id }));
+        story.add("dispute_opened", id, opened, json!({ "disputeId": id }));
         for (state, kind) in [
             (DisputeState::Won, "dispute_won"),
             (DisputeState::Lost, "dispute_lost"),
         ] {
             if let Some(seen) = dispute.states.get(&state) {
-                story.tell(kind, id, &seen.first, json!({ "disputeId": id }));
+                story.add(kind, id, &seen.first, json!({ "disputeId": id }));
             }
         }
-        match latest(&dispute.states) {
-            Some(DisputeState::Inquiry) => story.review("inquiry_open", id, opened),
-            Some(DisputeState::Open) => story.review("dispute_open", id, opened),
-            Some(DisputeState::Lost) => story.review("dispute_lost", id, opened),
+        match latest_state(&dispute.states) {
+            Some(DisputeState::Inquiry) => story.add_review("inquiry_open", id, opened),
+            Some(DisputeState::Open) => story.add_review("dispute_open", id, opened),
+            Some(DisputeState::Lost) => story.add_review("dispute_lost", id, opened),
             Some(DisputeState::InquiryClosed | DisputeState::Prevented | DisputeState::Won)
             | None => {}
         }
     }
     for (id, stated) in &facts.warnings {
-        story.review("fraud_warning", id.as_str(), stated);
+        story.add_review("fraud_warning", id.as_str(), stated);
     }
     for (id, review) in &facts.reviews {
         if let (Some(opened), None) = (&review.opened, &review.closed) {
-            story.review("stripe_review", id.as_str(), opened);
+            story.add_review("stripe_review", id.as_str(), opened);
         }
     }
 }
 
 /// What people decided: it is told, and it stands.
-pub(super) fn manual(facts: &PaymentFacts, story: &mut Story) {
+pub(super) fn add_manual_edits(facts: &PaymentFacts, story: &mut TimelineBuilder) {
     for at in &facts.manual.flagged {
         let reason = format!("flagged_by_hand:{at}");
-        story.note("review_flagged", &reason, *at, Some(&reason));
+        story.add_note("review_flagged", &reason, *at, Some(&reason));
         story.reasons.insert(reason);
     }
     if let Some(at) = &facts.manual.refunded {
-        story.note("refund_full", "by_hand", at.0, Some("by_hand"));
+        story.add_note("refund_full", "by_hand", at.0, Some("by_hand"));
     }
     for (reason, at) in &facts.manual.cleared {
-        story.note("review_cleared", reason, at.0, Some(reason));
+        story.add_note("review_cleared", reason, at.0, Some(reason));
         story.reasons.remove(reason);
     }
 }

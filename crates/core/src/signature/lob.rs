@@ -3,25 +3,28 @@
 //! Lob documents the timestamp only as a string; in practice it is milliseconds (a public client had to divide by
 //! 1,000). Below 1e11 it is read as seconds: that many milliseconds were 1973.
 
-use super::{Reason, UnverifiedClaim, digits, signature_bytes};
+use super::{SignatureFailure, UnverifiedSignature, decode_signature, parse_timestamp_digits};
 use crate::time::Timestamp;
 
 const MILLISECONDS_FROM: i64 = 100_000_000_000;
 
 /// Reads the two headers. The signed text is the header's own, whatever its unit.
-pub fn claim(signature: Option<&str>, timestamp: Option<&str>) -> Result<UnverifiedClaim, Reason> {
+pub fn parse_signature_headers(
+    signature: Option<&str>,
+    timestamp: Option<&str>,
+) -> Result<UnverifiedSignature, SignatureFailure> {
     let (Some(signature), Some(timestamp)) = (signature, timestamp) else {
-        return Err(Reason::HeaderMissing);
+        return Err(SignatureFailure::HeaderMissing);
     };
-    let number = digits(timestamp, 15)?;
+    let number = parse_timestamp_digits(timestamp, 15)?;
     let at = if number < MILLISECONDS_FROM {
         Timestamp::from_unix_s(number)
     } else {
         Timestamp::from_unix_ms(number)
     };
-    Ok(UnverifiedClaim {
+    Ok(UnverifiedSignature {
         signed_timestamp: timestamp.to_owned(),
-        at: at.map_err(|_| Reason::TimestampMalformed)?,
-        signatures: vec![signature_bytes(signature).ok_or(Reason::HeaderMalformed)?],
+        at: at.map_err(|_| SignatureFailure::TimestampMalformed)?,
+        signatures: vec![decode_signature(signature).ok_or(SignatureFailure::HeaderMalformed)?],
     })
 }

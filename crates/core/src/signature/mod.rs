@@ -48,7 +48,7 @@ pub struct SigningKeys {
 
 /// Why a delivery is not believed. One answer for all of them; the reason is for log and metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
+pub enum SignatureFailure {
     /// No signature header, or no timestamp header.
     HeaderMissing,
     /// Not the documented grammar, or more than one value.
@@ -67,7 +67,7 @@ pub enum Reason {
     OtherEndpoint,
 }
 
-impl Reason {
+impl SignatureFailure {
     /// The word in log and metric.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -85,7 +85,7 @@ impl Reason {
 
 /// What a delivery claims: read from its headers, not yet believed.
 #[derive(Debug, PartialEq, Eq)]
-pub struct UnverifiedClaim {
+pub struct UnverifiedSignature {
     /// The timestamp exactly as signed.
     signed_timestamp: String,
     /// The same as a moment.
@@ -94,7 +94,7 @@ pub struct UnverifiedClaim {
     signatures: Vec<[u8; 32]>,
 }
 
-impl UnverifiedClaim {
+impl UnverifiedSignature {
     /// The label of the key that proves the claim over `raw_body`. The signature is checked before the age, so that
     /// a stale delivery of ours and a forged one are told apart in the log.
     pub fn verify<'k>(
@@ -103,13 +103,15 @@ impl UnverifiedClaim {
         keys: &'k [SigningKey],
         now: Timestamp,
         tolerance: Duration,
-    ) -> Result<&'k str, Reason> {
-        let key = self.signed_with(raw_body, keys).ok_or(Reason::NoMatch)?;
+    ) -> Result<&'k str, SignatureFailure> {
+        let key = self
+            .signed_with(raw_body, keys)
+            .ok_or(SignatureFailure::NoMatch)?;
         if self.at.after(tolerance) < now {
-            return Err(Reason::TimestampTooOld);
+            return Err(SignatureFailure::TimestampTooOld);
         }
         if now.after(tolerance) < self.at {
-            return Err(Reason::TimestampTooNew);
+            return Err(SignatureFailure::TimestampTooNew);
         }
         Ok(&key.label)
     }
@@ -139,7 +141,7 @@ impl UnverifiedClaim {
 }
 
 /// 64 lower-case hex digits as 32 bytes. Upper case is refused, as Stripe's Python, Node and Ruby libraries do.
-fn signature_bytes(hex: &str) -> Option<[u8; 32]> {
+fn decode_signature(hex: &str) -> Option<[u8; 32]> {
     let mut bytes = [0; 32];
     let wanted = hex.len() == 64 && !hex.bytes().any(|b| b.is_ascii_uppercase());
     if !wanted {
@@ -151,11 +153,12 @@ fn signature_bytes(hex: &str) -> Option<[u8; 32]> {
     Some(bytes)
 }
 
-fn digits(text: &str, digits_max: usize) -> Result<i64, Reason> {
+fn parse_timestamp_digits(text: &str, digits_max: usize) -> Result<i64, SignatureFailure> {
     let fits =
         !text.is_empty() && text.len() <= digits_max && text.bytes().all(|b| b.is_ascii_digit());
     if !fits {
-        return Err(Reason::TimestampMalformed);
+        return Err(SignatureFailure::TimestampMalformed);
     }
-    text.parse().map_err(|_| Reason::TimestampMalformed)
+    text.parse()
+        .map_err(|_| SignatureFailure::TimestampMalformed)
 }

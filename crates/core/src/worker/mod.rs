@@ -18,14 +18,16 @@ use std::time::Duration;
 use futures_util::future::{Either, select};
 use futures_util::stream::{self, Stream, StreamExt as _};
 
-use self::find::Target;
+use self::find::EntityMatch;
 use crate::entity::EntityKey;
-use crate::ids::{CorrelationId, EventId, Provider, TenantId};
-use crate::inbox::{Outcome, ParkReason, Stored, Verdict};
-use crate::pointer::Message;
-use crate::ports::{Clock, Concluded, Kept, Ledger, Pause, Payload, PaymentKey, Unavailable};
-use crate::retry::chain;
-use crate::route::{self, Claim};
+use crate::ids::{CorrelationId, EventId, ProviderId, TenantId};
+use crate::inbox::{EventOutcome, EventRecord, EventVerdict, ParkReason};
+use crate::pointer::ReceivedPointer;
+use crate::ports::{
+    Clock, DependencyError, EventUpdate, Ledger, Pause, PaymentKey, StoredEvent, StoredPayload,
+};
+use crate::retry::error_chain;
+use crate::route::{self, EventFacts};
 use crate::time::Timestamp;
 
 /// A message goes to the dead-letter queue after so many receives; `template.yaml` says the same.
@@ -39,9 +41,9 @@ const BYTES_PER_COMMIT_MAX: usize = 3_000_000;
 /// DynamoDB takes so many rows in one transaction.
 const ROWS_PER_COMMIT_MAX: usize = 100;
 /// Events' rows in a transaction of several entities: ten of those, of at most 300 KB, are in it too.
-const BYTES_TOGETHER_MAX: usize = 1_000_000;
+const BYTES_PER_COMMON_COMMIT_MAX: usize = 1_000_000;
 /// How long a transaction of several entities is waited for, so that time is left for each by itself.
-const TOGETHER_MAX: Duration = Duration::from_secs(2);
+const COMMON_COMMIT_WAIT_MAX: Duration = Duration::from_secs(2);
 /// Calls under way at once: as many as there are connections to keep warm.
 pub const CALLS_AT_ONCE: usize = 4;
 /// What a last transaction and the marking of failures may need.
@@ -49,7 +51,7 @@ pub const TIME_TO_FINISH: Duration = Duration::from_secs(2);
 
 /// A message as the queue handed it over.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Received {
+pub struct ReceivedMessage {
     /// The queue's id for this message, reported back if it failed.
     pub message_id: String,
     /// The pointer.
@@ -60,35 +62,35 @@ pub struct Received {
 
 /// What became of a message, or of an event that waited for one.
 #[derive(Debug)]
-pub struct Report {
+pub struct MessageReport {
     /// The message; none where the event waited for a payment that another's message linked.
-    pub message: Option<Received>,
+    pub message: Option<ReceivedMessage>,
     /// The event it names, if it could be read.
     pub event: Option<EventId>,
     /// The story it belongs to: of the delivery or replay that sent the message, else of the event's first delivery.
     pub correlation_id: Option<CorrelationId>,
     /// What the row said when it was read, if it was.
-    pub stored: Option<Stored>,
+    pub stored: Option<EventRecord>,
     /// Whose it is, where its account says so.
     pub tenant: Option<TenantId>,
     /// The entity that its facts went into.
     pub entity: Option<EntityKey>,
     /// Done or not.
-    pub result: Result<Done, Failure>,
+    pub result: Result<EventCompletion, ProcessingFailure>,
 }
 
 /// A message that needs no further receive.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Done {
+pub enum EventCompletion {
     /// This worker wrote the verdict.
-    Concluded(Verdict),
+    Concluded(EventVerdict),
     /// It was done before.
-    Already(Outcome),
+    Already(EventOutcome),
 }
 
 /// A message to be received again, or given up.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Failure {
+pub enum ProcessingFailure {
     /// Not JSON, or without an event id.
     #[error("the message is no pointer to an event")]
     Unreadable,
@@ -110,7 +112,7 @@ pub enum Failure {
 #[derive(Debug)]
 pub struct Worker<L, C> {
     /// Whose events.
-    pub provider: Provider,
+    pub provider: ProviderId,
     /// Whether the stage takes live events.
     pub live_mode: bool,
     /// The rows.
@@ -120,43 +122,43 @@ pub struct Worker<L, C> {
 }
 
 /// An event that is not settled yet.
-struct Open {
+struct PendingEvent {
     receive_count: u32,
-    stored: Option<Stored>,
-    failure: Failure,
+    stored: Option<EventRecord>,
+    failure: ProcessingFailure,
 }
 
 /// An event read and ready to be decided.
 #[derive(Clone)]
-struct Candidate {
-    stored: Stored,
-    claim: Claim,
+struct EventCandidate {
+    stored: EventRecord,
+    event: EventFacts,
     tenant: Option<TenantId>,
     waited: bool,
     row_bytes: usize,
 }
 
-impl Candidate {
+impl EventCandidate {
     fn payment(&self) -> Option<PaymentKey> {
-        let intent = self.claim.intent.clone()?;
+        let intent = self.event.intent.clone()?;
         Some(PaymentKey {
             account: self.stored.account.clone(),
             intent,
         })
     }
 
-    fn processed_into(&self, entity: &EntityKey) -> Finding {
-        Finding {
+    fn processed_disposition(&self, entity: &EntityKey) -> EventDisposition {
+        EventDisposition {
             event: self.stored.id.clone(),
             released: self.waited.then(|| self.stored.clone()),
             tenant: self.tenant.clone(),
             entity: Some(entity.clone()),
-            result: Ok(Done::Concluded(Verdict::Processed)),
+            result: Ok(EventCompletion::Concluded(EventVerdict::Processed)),
         }
     }
 
-    fn concluded(&self, verdict: Verdict) -> Concluded {
-        Concluded {
+    fn event_update(&self, verdict: EventVerdict) -> EventUpdate {
+        EventUpdate {
             event: self.stored.id.clone(),
             tenant: self.tenant.clone(),
             verdict,
@@ -166,17 +168,17 @@ impl Candidate {
 }
 
 /// What a round found out about an event.
-struct Finding {
+struct EventDisposition {
     event: EventId,
     /// Its row, where no message of this batch brought it.
-    released: Option<Stored>,
+    released: Option<EventRecord>,
     tenant: Option<TenantId>,
     entity: Option<EntityKey>,
-    result: Result<Done, Failure>,
+    result: Result<EventCompletion, ProcessingFailure>,
 }
 
-impl Finding {
-    fn of(event: &EventId, result: Result<Done, Failure>) -> Self {
+impl EventDisposition {
+    fn new(event: &EventId, result: Result<EventCompletion, ProcessingFailure>) -> Self {
         Self {
             event: event.clone(),
             released: None,
@@ -186,23 +188,23 @@ impl Finding {
         }
     }
 
-    fn failed(event: &EventId, failure: Failure) -> Self {
-        Self::of(event, Err(failure))
+    fn failed(event: &EventId, failure: ProcessingFailure) -> Self {
+        Self::new(event, Err(failure))
     }
 }
 
 /// What a round found out so far. It outlives the round: a call that hangs takes back nothing that was committed.
 #[derive(Default)]
-struct Found(Mutex<Vec<Finding>>);
+struct RoundOutcome(Mutex<Vec<EventDisposition>>);
 
-impl Found {
-    fn add(&self, findings: impl IntoIterator<Item = Finding>) {
+impl RoundOutcome {
+    fn add(&self, findings: impl IntoIterator<Item = EventDisposition>) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.extend(findings);
     }
 
     /// Of futures, some under way at once, each as it ends.
-    async fn add_each<F: Future<Output: IntoIterator<Item = Finding>>>(
+    async fn add_each<F: Future<Output: IntoIterator<Item = EventDisposition>>>(
         &self,
         futures: impl Stream<Item = F>,
     ) {
@@ -214,40 +216,41 @@ impl Found {
         adding.await;
     }
 
-    fn into_all(self) -> Vec<Finding> {
+    fn into_all(self) -> Vec<EventDisposition> {
         self.0.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// An event that is settled.
-struct Settled {
-    stored: Option<Stored>,
+struct FinishedEvent {
+    stored: Option<EventRecord>,
     tenant: Option<TenantId>,
     entity: Option<EntityKey>,
-    done: Done,
+    done: EventCompletion,
 }
 
-impl From<Unavailable> for Failure {
-    fn from(error: Unavailable) -> Self {
-        Self::Infrastructure(chain(&error))
+impl From<DependencyError> for ProcessingFailure {
+    fn from(error: DependencyError) -> Self {
+        Self::Infrastructure(error_chain(&error))
     }
 }
 
 impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
     /// Settles a batch. Nothing new is started once `deadline` is near, and what is under way when `late` comes is
     /// reported as not done: a call that hangs must not cost the others their report.
-    pub async fn work(
+    pub async fn process_batch(
         &self,
-        messages: &[Received],
+        messages: &[ReceivedMessage],
         deadline: Timestamp,
         late: impl Future<Output = ()>,
-    ) -> Vec<Report> {
+    ) -> Vec<MessageReport> {
         let mut late = std::pin::pin!(late);
         let mut is_late = false;
-        let mut named: BTreeMap<EventId, Vec<(&Received, Option<CorrelationId>)>> = BTreeMap::new();
+        let mut named: BTreeMap<EventId, Vec<(&ReceivedMessage, Option<CorrelationId>)>> =
+            BTreeMap::new();
         let mut reports = Vec::new();
         for message in messages {
-            match Message::parse(&message.body) {
+            match ReceivedPointer::parse(&message.body) {
                 Ok(pointer) => {
                     let told = pointer.correlation_id.as_deref();
                     let told = told.and_then(CorrelationId::parse);
@@ -256,18 +259,18 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                         .or_default()
                         .push((message, told));
                 }
-                Err(_) => reports.push(Report {
+                Err(_) => reports.push(MessageReport {
                     message: Some(message.clone()),
                     event: None,
                     correlation_id: None,
                     stored: None,
                     tenant: None,
                     entity: None,
-                    result: Err(Failure::Unreadable),
+                    result: Err(ProcessingFailure::Unreadable),
                 }),
             }
         }
-        let mut open: BTreeMap<EventId, Open> = named
+        let mut open: BTreeMap<EventId, PendingEvent> = named
             .iter()
             .map(|(id, messages)| {
                 let receive_count = messages
@@ -277,15 +280,15 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                     .unwrap_or(1);
                 (
                     id.clone(),
-                    Open {
+                    PendingEvent {
                         receive_count,
                         stored: None,
-                        failure: Failure::OutOfTime,
+                        failure: ProcessingFailure::OutOfTime,
                     },
                 )
             })
             .collect();
-        let mut settled: BTreeMap<EventId, Settled> = BTreeMap::new();
+        let mut settled: BTreeMap<EventId, FinishedEvent> = BTreeMap::new();
         for round in 0..ROUNDS_MAX {
             if open.is_empty() || self.is_late(deadline) {
                 break;
@@ -294,16 +297,16 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                 // 50, 100, 200, 400 ms: losers of one race do not meet again at once.
                 self.clock.pause(Duration::from_millis(25 << round)).await;
             }
-            let found = Found::default();
+            let found = RoundOutcome::default();
             {
-                let round = std::pin::pin!(self.round(&mut open, deadline, &found));
+                let round = std::pin::pin!(self.run_round(&mut open, deadline, &found));
                 is_late = matches!(select(round, late.as_mut()).await, Either::Right(_));
             }
             for finding in found.into_all() {
                 match finding.result {
                     Ok(done) => {
                         let stored = open.remove(&finding.event).and_then(|open| open.stored);
-                        let end = Settled {
+                        let end = FinishedEvent {
                             stored: stored.or(finding.released),
                             tenant: finding.tenant,
                             entity: finding.entity,
@@ -329,14 +332,14 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         for (id, messages) in named {
             let end = settled.remove(&id);
             for (message, correlation_id) in messages {
-                reports.push(Report {
+                reports.push(MessageReport {
                     message: Some(message.clone()),
-                    ..report(id.clone(), correlation_id, end.as_ref(), open.get(&id))
+                    ..build_report(id.clone(), correlation_id, end.as_ref(), open.get(&id))
                 });
             }
         }
         for (id, end) in &settled {
-            reports.push(report(id.clone(), None, Some(end), None));
+            reports.push(build_report(id.clone(), None, Some(end), None));
         }
         reports
     }
@@ -345,14 +348,19 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         self.clock.now().after(TIME_TO_FINISH) > deadline
     }
 
-    async fn round(&self, open: &mut BTreeMap<EventId, Open>, deadline: Timestamp, found: &Found) {
+    async fn run_round(
+        &self,
+        open: &mut BTreeMap<EventId, PendingEvent>,
+        deadline: Timestamp,
+        found: &RoundOutcome,
+    ) {
         let ids: BTreeSet<EventId> = open.keys().cloned().collect();
-        let all_failed = |ids: &BTreeSet<EventId>, failure: &Failure| {
+        let all_failed = |ids: &BTreeSet<EventId>, failure: &ProcessingFailure| {
             ids.iter()
-                .map(|id| Finding::failed(id, failure.clone()))
+                .map(|id| EventDisposition::failed(id, failure.clone()))
                 .collect::<Vec<_>>()
         };
-        let kept = match self.ledger.events(self.provider, &ids).await {
+        let kept = match self.ledger.load_events(self.provider, &ids).await {
             Ok(kept) => kept,
             Err(error) => return found.add(all_failed(&ids, &error.into())),
         };
@@ -366,7 +374,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
             &ids.into_iter()
                 .filter(|id| !kept.iter().any(|kept| kept.stored.id == *id))
                 .collect(),
-            &Failure::NotStored,
+            &ProcessingFailure::NotStored,
         ));
 
         let mut candidates = Vec::new();
@@ -374,54 +382,56 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         for kept in kept {
             let id = kept.stored.id.clone();
             if kept.stored.processed {
-                let done = Done::Already(kept.stored.outcome);
-                found.add([Finding::of(&id, Ok(done))]);
+                let done = EventCompletion::Already(kept.stored.outcome);
+                found.add([EventDisposition::new(&id, Ok(done))]);
                 continue;
             }
-            match catch_unwind(AssertUnwindSafe(|| self.read(&kept))) {
-                Ok(Ok(claim)) => {
-                    candidates.push(Candidate {
+            match catch_unwind(AssertUnwindSafe(|| self.interpret_stored(&kept))) {
+                Ok(Ok(event)) => {
+                    candidates.push(EventCandidate {
                         stored: kept.stored,
-                        claim,
+                        event,
                         tenant: None,
                         waited: false,
                         row_bytes: kept.row_bytes,
                     });
                 }
-                Ok(Err(verdict)) => verdicts.push(Concluded {
+                Ok(Err(verdict)) => verdicts.push(EventUpdate {
                     event: id,
                     tenant: None,
                     verdict,
                     waited: false,
                 }),
-                Err(_) => found.add([Finding::failed(&id, Failure::Panicked)]),
+                Err(_) => found.add([EventDisposition::failed(&id, ProcessingFailure::Panicked)]),
             }
         }
-        let candidates = self.with_tenants(candidates, &mut verdicts, found).await;
-        match self.targets(&candidates).await {
+        let candidates = self.assign_tenants(candidates, &mut verdicts, found).await;
+        match self.resolve_batch(&candidates).await {
             Ok((targets, rows)) => {
-                let mut groups: BTreeMap<EntityKey, Vec<Candidate>> = BTreeMap::new();
-                let mut waits: BTreeMap<Option<PaymentKey>, Vec<Candidate>> = BTreeMap::new();
+                let mut groups: BTreeMap<EntityKey, Vec<EventCandidate>> = BTreeMap::new();
+                let mut waits: BTreeMap<Option<PaymentKey>, Vec<EventCandidate>> = BTreeMap::new();
                 for (candidate, target) in candidates.into_iter().zip(targets) {
                     match target {
-                        Target::Entity(key) => groups.entry(key).or_default().push(candidate),
-                        Target::Nowhere(Verdict::Parked(ParkReason::Unlinked)) => {
+                        EntityMatch::Entity(key) => groups.entry(key).or_default().push(candidate),
+                        EntityMatch::Nowhere(EventVerdict::Parked(ParkReason::Unlinked)) => {
                             waits
                                 .entry(candidate.payment())
                                 .or_default()
                                 .push(candidate);
                         }
-                        Target::NotFound(cause) => {
-                            let failure = Failure::Infrastructure(cause);
-                            found.add([Finding::failed(&candidate.stored.id, failure)]);
+                        EntityMatch::NotFound(cause) => {
+                            let failure = ProcessingFailure::Infrastructure(cause);
+                            found.add([EventDisposition::failed(&candidate.stored.id, failure)]);
                         }
-                        Target::Nowhere(verdict) => verdicts.push(candidate.concluded(verdict)),
+                        EntityMatch::Nowhere(verdict) => {
+                            verdicts.push(candidate.event_update(verdict))
+                        }
                     }
                 }
                 for (payment, group) in waits {
-                    found.add(self.wait(payment, group, &rows).await);
+                    found.add(self.park_unlinked(payment, group, &rows).await);
                 }
-                verdicts.extend(self.settle(groups, &rows, deadline, found).await);
+                verdicts.extend(self.commit_entities(groups, &rows, deadline, found).await);
             }
             Err(error) => {
                 let ids = candidates
@@ -433,34 +443,34 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         }
         let concluding = verdicts
             .into_iter()
-            .map(|concluded| self.conclude(concluded));
+            .map(|concluded| self.commit_event_update(concluded));
         found
             .add_each(stream::iter(concluding).map(|ending| async { [ending.await] }))
             .await;
     }
 
-    fn read(&self, kept: &Kept) -> Result<Claim, Verdict> {
+    fn interpret_stored(&self, kept: &StoredEvent) -> Result<EventFacts, EventVerdict> {
         match &kept.payload {
-            Payload::Intact(payload) => route::read(
+            StoredPayload::Intact(payload) => route::interpret(
                 self.provider,
                 self.live_mode,
                 kept.stored.account.as_ref(),
                 payload,
             ),
-            Payload::Tampered => Err(Verdict::Parked(ParkReason::Tampered)),
-            Payload::Unreadable => Err(Verdict::Parked(ParkReason::PayloadUnreadable)),
+            StoredPayload::Tampered => Err(EventVerdict::Parked(ParkReason::Tampered)),
+            StoredPayload::Unreadable => Err(EventVerdict::Parked(ParkReason::PayloadUnreadable)),
         }
     }
 
     /// On its last receive a message leaves for the dead-letter queue: then its event says why. If even that cannot be
     /// written, the event stays pending and the sweep finds it.
-    async fn mark_failed(&self, open: &BTreeMap<EventId, Open>) {
+    async fn mark_failed(&self, open: &BTreeMap<EventId, PendingEvent>) {
         for (id, open) in open {
             if open.receive_count < RECEIVES_MAX || open.stored.is_none() {
                 continue;
             }
-            let verdict = Verdict::Failed(open.failure.to_string());
-            self.conclude(Concluded {
+            let verdict = EventVerdict::Failed(open.failure.to_string());
+            self.commit_event_update(EventUpdate {
                 event: id.clone(),
                 tenant: None,
                 verdict,
@@ -471,18 +481,18 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
     }
 }
 
-fn report(
+fn build_report(
     event: EventId,
     told: Option<CorrelationId>,
-    settled: Option<&Settled>,
-    open: Option<&Open>,
-) -> Report {
+    settled: Option<&FinishedEvent>,
+    open: Option<&PendingEvent>,
+) -> MessageReport {
     let stored = match (settled, open) {
         (Some(end), _) => end.stored.clone(),
         (None, open) => open.and_then(|open| open.stored.clone()),
     };
     let first = stored.as_ref().and_then(|stored| stored.correlation_id);
-    Report {
+    MessageReport {
         message: None,
         event: Some(event),
         correlation_id: told.or(first),
@@ -491,7 +501,7 @@ fn report(
         result: match (settled, open) {
             (Some(end), _) => Ok(end.done.clone()),
             (None, Some(open)) => Err(open.failure.clone()),
-            (None, None) => Err(Failure::NotStored),
+            (None, None) => Err(ProcessingFailure::NotStored),
         },
         stored,
     }

@@ -1,6 +1,6 @@
 //! Laws: whatever the history, its order, repetition and batching, one set of events leaves one row.
 
-use billhook_core::event::stripe::Event;
+use billhook_core::event::stripe::StripeEvent;
 use billhook_core::merge::Merge as _;
 use billhook_core::payment;
 use billhook_core::payment::facts::PaymentFacts;
@@ -203,7 +203,7 @@ proptest! {
         let (expected, actual) = run(async {
             let expected = tables();
             for i in &set {
-                deliver(&expected, Provider::Stripe, &[naturally[*i].clone()]).await;
+                deliver(&expected, ProviderId::Stripe, &[naturally[*i].clone()]).await;
             }
             let actual = tables();
             let mut arrivals: Vec<(usize, usize)> =
@@ -213,7 +213,7 @@ proptest! {
             while let Some((_, size)) = rest.first() {
                 let (batch, later) = rest.split_at((*size).min(rest.len()));
                 let bodies: Vec<Value> = batch.iter().map(|(i, _)| naturally[*i].clone()).collect();
-                deliver(&actual, Provider::Stripe, &bodies).await;
+                deliver(&actual, ProviderId::Stripe, &bodies).await;
                 rest = later;
             }
             (expected, actual)
@@ -227,13 +227,13 @@ proptest! {
 
     #[test]
     fn any_order_and_multiplicity_of_letters_events_ends_in_the_same_statement(
-        life in prop::collection::vec((0..Stage::ALL.len(), 0..6_i64, 1..3), 1..14),
+        life in prop::collection::vec((0..MailStage::ALL.len(), 0..6_i64, 1..3), 1..14),
         order_of_arrival in prop::collection::vec(0..14_usize, 0..30),
     ) {
         let event = |n: usize| {
             let (stage, day, piece) = life[n];
             let at = format!("2026-11-{:02}T08:00:00.000Z", 10 + day);
-            let mut event = letter(&format!("evt_{n:02}"), &at, &format!("ltr_{piece}"), Stage::ALL[stage].as_str());
+            let mut event = letter(&format!("evt_{n:02}"), &at, &format!("ltr_{piece}"), MailStage::ALL[stage].as_str());
             // The statement bears the first piece only; the other names it.
             event["body"]["metadata"] = json!({ "statement_id": "st_1", "template_version": format!("v{day}") });
             event["body"]["tracking_number"] = json!(format!("n{}", n % 3));
@@ -243,18 +243,18 @@ proptest! {
         let (expected, actual) = run(async {
             let (expected, actual) = (tables(), tables());
             let all: Vec<Value> = (0..life.len()).map(event).collect();
-            deliver(&expected, Provider::Lob, &all).await;
+            deliver(&expected, ProviderId::Lob, &all).await;
             for n in order_of_arrival.iter().filter(|n| **n < life.len()) {
-                deliver(&actual, Provider::Lob, &[event(*n)]).await;
+                deliver(&actual, ProviderId::Lob, &[event(*n)]).await;
             }
             for event in all.iter().rev() {
-                deliver(&actual, Provider::Lob, std::slice::from_ref(event)).await;
+                deliver(&actual, ProviderId::Lob, std::slice::from_ref(event)).await;
             }
             (expected, actual)
         });
         prop_assert_eq!(view(&expected, &statement("st_1")), view(&actual, &statement("st_1")));
         let statement = entity(&actual, &statement("st_1"));
-        let mail = statement.with(Facts::default(), now()).mail;
+        let mail = statement.apply_facts(EntityFacts::default(), now()).mail;
         let told: BTreeSet<_> = life.iter().map(|(stage, _, piece)| (*stage, *piece)).collect();
         prop_assert_eq!(mail.timeline.len(), told.len());
     }
@@ -273,7 +273,7 @@ proptest! {
         let (expected, actual) = (tables(), tables());
         run(async {
             for event in &all {
-                deliver(&expected, Provider::Stripe, std::slice::from_ref(event)).await;
+                deliver(&expected, ProviderId::Stripe, std::slice::from_ref(event)).await;
             }
             let mut arrivals: Vec<(Value, usize)> =
                 arrivals.iter().map(|(which, size)| (which.get(&all).clone(), *size)).collect();
@@ -282,7 +282,7 @@ proptest! {
             while let Some((_, size)) = rest.first() {
                 let (batch, later) = rest.split_at((*size).min(rest.len()));
                 let bodies: Vec<Value> = batch.iter().map(|(event, _)| event.clone()).collect();
-                deliver(&actual, Provider::Stripe, &bodies).await;
+                deliver(&actual, ProviderId::Stripe, &bodies).await;
                 rest = later;
             }
         });
@@ -296,7 +296,7 @@ proptest! {
         prop_assert_eq!((&one.intent, &one.session, &one.user), (&other.intent, &other.session, &other.user));
 
         // Money is conserved, and the timeline tells each fact once.
-        let standing = one.with(Facts::default(), now()).standing;
+        let standing = one.apply_facts(EntityFacts::default(), now()).standing;
         let captured: i64 = one.facts.payment.payments.iter().map(|(id, payment)| {
             let of_charges = one.facts.payment.charges.values()
                 .filter(|charge| charge.intent.as_ref().is_some_and(|intent| intent.0.as_str() == id.as_str()))
@@ -316,8 +316,8 @@ proptest! {
     #[test]
     fn merging_commutes_is_associative_and_idempotent(drawn in prop::collection::vec(drawn(), 3)) {
         let facts: Vec<PaymentFacts> = drawn.iter().enumerate().map(|(n, drawn)| {
-            let event = Event::parse(generated(n, *drawn).to_string().as_bytes()).unwrap();
-            payment::read::facts(&event).unwrap().unwrap()
+            let event = StripeEvent::parse(generated(n, *drawn).to_string().as_bytes()).unwrap();
+            payment::read::read_payment_facts(&event).unwrap().unwrap()
         }).collect();
         let merged = |parts: &[&PaymentFacts]| {
             let mut all = PaymentFacts::default();
@@ -334,21 +334,21 @@ proptest! {
     fn no_money_appears_or_vanishes(refunds in prop::collection::vec((0_i64..6000, 0_usize..3), 1..12)) {
         let tables = tables();
         run(async {
-            deliver(&tables, Provider::Stripe, &[intent_succeeded("evt_p", T, "pi_1", named("ord_1"), 4200)]).await;
+            deliver(&tables, ProviderId::Stripe, &[intent_succeeded("evt_p", T, "pi_1", named("ord_1"), 4200)]).await;
             for (n, (amount, charge)) in refunds.iter().enumerate() {
                 let refund = charge_refunded(&format!("evt_{n}"), T, &format!("ch_{charge}"), Some("pi_1"), *amount);
-                deliver(&tables, Provider::Stripe, &[refund]).await;
+                deliver(&tables, ProviderId::Stripe, &[refund]).await;
             }
         });
-        let standing = entity(&tables, &order("ord_1")).with(Facts::default(), now()).standing;
+        let standing = entity(&tables, &order("ord_1")).apply_facts(EntityFacts::default(), now()).standing;
         let greatest = |charge: usize| refunds.iter().filter(|r| r.1 == charge).map(|r| r.0.min(4200)).max().unwrap_or(0);
         prop_assert_eq!(standing.amount_refunded, greatest(0) + greatest(1) + greatest(2));
     }
 
     #[test]
     fn no_body_makes_the_reading_panic(body in prop::collection::vec(any::<u8>(), 0..300)) {
-        let _ = event::envelope(Provider::Stripe, &body);
-        let _ = event::envelope(Provider::Lob, &body);
+        let _ = event::read_envelope(ProviderId::Stripe, &body);
+        let _ = event::read_envelope(ProviderId::Lob, &body);
     }
 }
 
@@ -359,16 +359,19 @@ async fn an_event_that_waited_is_reported_with_the_one_that_released_it() {
         charge_refunded("evt_1", T, "ch_1", Some("pi_1"), 1000),
         "acct_a",
     );
-    deliver(&tables, Provider::Stripe, &[refund]).await;
+    deliver(&tables, ProviderId::Stripe, &[refund]).await;
     assert_eq!(outcome(&tables, "evt_1"), parked("unlinked"));
     let paid = from_account(
         intent_succeeded("evt_2", T, "pi_1", named("ord_a"), 4200),
         "acct_a",
     );
-    let reports = deliver(&tables, Provider::Stripe, &[paid]).await;
+    let reports = deliver(&tables, ProviderId::Stripe, &[paid]).await;
     for key in ["m-evt_2", "released evt_1"] {
         let report = &reports[key];
-        assert_eq!(report.result, Ok(Done::Concluded(Verdict::Processed)));
+        assert_eq!(
+            report.result,
+            Ok(EventCompletion::Concluded(EventVerdict::Processed))
+        );
         assert_eq!(report.entity, Some(order("ord_a")), "{key}");
         let tenant = report.tenant.as_ref().map(TenantId::as_str);
         assert_eq!(tenant, Some("ten_a"), "{key}");
@@ -381,12 +384,12 @@ async fn an_event_that_waited_is_reported_with_the_one_that_released_it() {
 async fn a_replay_is_followed_by_its_own_correlation_id() {
     let tables = tables();
     let paid = intent_succeeded("evt_1", T, "pi_1", named("ord_1"), 4200);
-    let first = keep(&tables, Provider::Stripe, &paid).await;
+    let first = keep(&tables, ProviderId::Stripe, &paid).await;
     let (of_row, of_replay) = (
         "01930000-0000-7000-8000-000000000001",
         "01930000-0000-7000-8000-000000000002",
     );
-    let of = |message_id: &str, correlation_id: Option<&str>| Received {
+    let of = |message_id: &str, correlation_id: Option<&str>| ReceivedMessage {
         message_id: message_id.into(),
         body: json!({ "event_id": "evt_1", "correlation_id": correlation_id }).to_string(),
         ..first.clone()
@@ -396,7 +399,7 @@ async fn a_replay_is_followed_by_its_own_correlation_id() {
         of("m-replay", Some(of_replay)),
         of("m-nonsense", Some("c-1")),
     ];
-    let reports = work(&tables, Provider::Stripe, &messages).await;
+    let reports = work(&tables, ProviderId::Stripe, &messages).await;
     for (message, expected) in [
         ("m-silent", of_row),
         ("m-replay", of_replay),
@@ -410,21 +413,21 @@ async fn a_replay_is_followed_by_its_own_correlation_id() {
 #[test]
 fn news_is_what_a_write_says_that_the_row_did_not() {
     let facts = |events: &[Value]| {
-        let mut facts = Facts::default();
+        let mut facts = EntityFacts::default();
         for event in events {
-            let event = Event::parse(event.to_string().as_bytes()).unwrap();
-            let read = payment::read::facts(&event).unwrap().unwrap();
+            let event = StripeEvent::parse(event.to_string().as_bytes()).unwrap();
+            let read = payment::read::read_payment_facts(&event).unwrap().unwrap();
             facts.payment.merge(read);
         }
         facts
     };
     let letter = |stage: &str| {
         let event = letter("evt_9", "2026-06-09T10:13:20.000Z", "ltr_1", stage);
-        let event = lob::Event::parse(event.to_string().as_bytes()).unwrap();
-        let mail = mail::facts::read(&event).unwrap().unwrap();
-        Facts {
+        let event = lob::LobEvent::parse(event.to_string().as_bytes()).unwrap();
+        let mail = mail::facts::read_mail_facts(&event).unwrap().unwrap();
+        EntityFacts {
             mail,
-            ..Facts::default()
+            ..EntityFacts::default()
         }
     };
     let paid = || intent_succeeded("evt_1", T, "pi_1", json!({}), 4200);
@@ -432,39 +435,39 @@ fn news_is_what_a_write_says_that_the_row_did_not() {
     let less = facts(&[intent_succeeded("evt_3", T, "pi_1", json!({}), 4100)]);
     let back = facts(&[charge_refunded("evt_4", T, "ch_1", Some("pi_1"), 4200)]);
     let paid = || facts(&[paid()]);
-    let given_up = || cancelled(now());
-    let cases: [(&str, Vec<Facts>, &[News]); 8] = [
-        ("ord_1", vec![paid()], &[News::Completed]),
+    let given_up = || cancellation_fact(now());
+    let cases: [(&str, Vec<EntityFacts>, &[EntityChange]); 8] = [
+        ("ord_1", vec![paid()], &[EntityChange::Completed]),
         (
             "ord_1",
             vec![failed, paid()],
-            &[News::PaymentFailed, News::Completed],
+            &[EntityChange::PaymentFailed, EntityChange::Completed],
         ),
         (
             "ord_1",
             vec![paid(), back],
-            &[News::Completed, News::RefundedInFull],
+            &[EntityChange::Completed, EntityChange::RefundedInFull],
         ),
         (
             "ord_1",
             vec![less],
-            &[News::RequiresReview, News::AmountMismatch],
+            &[EntityChange::RequiresReview, EntityChange::AmountMismatch],
         ),
         (
             "ord_1",
             vec![given_up(), paid(), paid()],
             &[
-                News::Cancelled,
-                News::Completed,
-                News::RequiresReview,
-                News::PaidAfterCancel,
+                EntityChange::Cancelled,
+                EntityChange::Completed,
+                EntityChange::RequiresReview,
+                EntityChange::PaidAfterCancel,
             ],
         ),
         ("st_1", vec![letter("mailed")], &[]),
         (
             "st_1",
             vec![letter("returned_to_sender")],
-            &[News::NeedsAttention],
+            &[EntityChange::NeedsAttention],
         ),
         ("st_1", vec![paid(), paid()], &[]),
     ];
@@ -477,8 +480,8 @@ fn news_is_what_a_write_says_that_the_row_did_not() {
         let mut row = entity(&tables(), &key);
         let mut news = Vec::new();
         for step in steps {
-            let next = row.with(step, now());
-            news.extend(next.news(&row));
+            let next = row.apply_facts(step, now());
+            news.extend(next.changes(&row));
             row.facts = next.facts;
             row.columns = next.derived.columns.clone();
             row.derived = next.derived;
@@ -488,5 +491,8 @@ fn news_is_what_a_write_says_that_the_row_did_not() {
     // What a person did is not news of ours.
     let mut row = entity(&tables(), &order("ord_1"));
     row.columns.status = Some("cancelled".into());
-    assert_eq!(row.with(Facts::default(), now()).news(&row), []);
+    assert_eq!(
+        row.apply_facts(EntityFacts::default(), now()).changes(&row),
+        []
+    );
 }

@@ -11,19 +11,21 @@ mod laws;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use billhook_core::cleanup::cancelled;
-use billhook_core::entity::{Columns, Entity, EntityKey, Facts, News};
+use billhook_core::cleanup::cancellation_fact;
+use billhook_core::entity::{Entity, EntityChange, EntityFacts, EntityKey, GuardedColumns};
 use billhook_core::event::{self, lob};
 use billhook_core::ids::{
-    AccountId, CorrelationId, EventId, OrderId, PaymentIntentId, PieceId, Provider, StatementId,
+    AccountId, CorrelationId, EventId, OrderId, PaymentIntentId, PieceId, ProviderId, StatementId,
     TenantId,
 };
-use billhook_core::inbox::{NewEvent, Outcome, Verdict};
+use billhook_core::inbox::{EventOutcome, EventVerdict, NewEvent};
 use billhook_core::mail;
-use billhook_core::mail::facts::Stage;
+use billhook_core::mail::facts::MailStage;
 use billhook_core::ports::RecordEvent as _;
 use billhook_core::time::Timestamp;
-use billhook_core::worker::{Done, Failure, Received, Report, Worker};
+use billhook_core::worker::{
+    EventCompletion, MessageReport, ProcessingFailure, ReceivedMessage, Worker,
+};
 use billhook_testkit::events::{
     charge_refunded, dispute, from_account, intent_failed, intent_is, intent_succeeded, letter,
     refund, session_completed, stripe,
@@ -77,9 +79,9 @@ fn tables() -> MemoryTables {
     tables
 }
 
-async fn keep(tables: &MemoryTables, provider: Provider, body: &Value) -> Received {
+async fn keep(tables: &MemoryTables, provider: ProviderId, body: &Value) -> ReceivedMessage {
     let raw_body = body.to_string().into_bytes();
-    let envelope = event::envelope(provider, &raw_body).unwrap();
+    let envelope = event::read_envelope(provider, &raw_body).unwrap();
     let id = envelope.id.to_string();
     let correlation_id = CorrelationId::parse("01930000-0000-7000-8000-000000000001").unwrap();
     let new = NewEvent {
@@ -90,7 +92,7 @@ async fn keep(tables: &MemoryTables, provider: Provider, body: &Value) -> Receiv
         received_at: now(),
     };
     (&tables).record(&new).await.unwrap();
-    Received {
+    ReceivedMessage {
         message_id: format!("m-{id}"),
         body: json!({ "event_id": id }).to_string(),
         receive_count: 1,
@@ -99,9 +101,9 @@ async fn keep(tables: &MemoryTables, provider: Provider, body: &Value) -> Receiv
 
 async fn work(
     tables: &MemoryTables,
-    provider: Provider,
-    messages: &[Received],
-) -> BTreeMap<String, Report> {
+    provider: ProviderId,
+    messages: &[ReceivedMessage],
+) -> BTreeMap<String, MessageReport> {
     let worker = Worker {
         provider,
         live_mode: false,
@@ -109,7 +111,7 @@ async fn work(
         clock: FixedClock::at(now()),
     };
     let reports = worker
-        .work(
+        .process_batch(
             messages,
             now().after(Duration::from_secs(10)),
             std::future::pending(),
@@ -131,9 +133,9 @@ async fn work(
 /// Keeps the events and works them off in one batch.
 async fn deliver(
     tables: &MemoryTables,
-    provider: Provider,
+    provider: ProviderId,
     bodies: &[Value],
-) -> BTreeMap<String, Report> {
+) -> BTreeMap<String, MessageReport> {
     let mut messages = Vec::new();
     for body in bodies {
         messages.push(keep(tables, provider, body).await);
@@ -141,18 +143,18 @@ async fn deliver(
     work(tables, provider, &messages).await
 }
 
-fn outcome(tables: &MemoryTables, id: &str) -> (Outcome, Option<String>) {
+fn outcome(tables: &MemoryTables, id: &str) -> (EventOutcome, Option<String>) {
     let events = tables.events.lock().unwrap();
     let row = &events[&EventId::parse(id).unwrap()];
     (row.stored.outcome, row.error.clone())
 }
 
-fn parked(reason: &str) -> (Outcome, Option<String>) {
-    (Outcome::Parked, Some(reason.to_owned()))
+fn parked(reason: &str) -> (EventOutcome, Option<String>) {
+    (EventOutcome::Parked, Some(reason.to_owned()))
 }
 
-fn processed() -> (Outcome, Option<String>) {
-    (Outcome::Processed, None)
+fn processed() -> (EventOutcome, Option<String>) {
+    (EventOutcome::Processed, None)
 }
 
 fn entity(tables: &MemoryTables, key: &EntityKey) -> Entity {
@@ -168,9 +170,9 @@ fn status(tables: &MemoryTables, id: &str) -> (String, String) {
 }
 
 /// What a reader of the row sees: facts, columns and timeline.
-fn view(tables: &MemoryTables, key: &EntityKey) -> (Facts, Columns, Vec<String>) {
+fn view(tables: &MemoryTables, key: &EntityKey) -> (EntityFacts, GuardedColumns, Vec<String>) {
     let entity = entity(tables, key);
-    let next = entity.with(Facts::default(), now());
+    let next = entity.apply_facts(EntityFacts::default(), now());
     let mut timeline: Vec<String> = next.timeline().iter().map(|e| format!("{e:?}")).collect();
     timeline.sort();
     (entity.facts, entity.columns, timeline)
@@ -185,7 +187,7 @@ async fn a_payment_completes_its_order_and_a_refund_gives_it_back() {
     let tables = tables();
     deliver(
         &tables,
-        Provider::Stripe,
+        ProviderId::Stripe,
         &[intent_succeeded("evt_1", T, "pi_1", named("ord_1"), 4200)],
     )
     .await;
@@ -195,7 +197,7 @@ async fn a_payment_completes_its_order_and_a_refund_gives_it_back() {
     );
     deliver(
         &tables,
-        Provider::Stripe,
+        ProviderId::Stripe,
         &[charge_refunded("evt_2", T + 1, "ch_1", Some("pi_1"), 1000)],
     )
     .await;
@@ -205,7 +207,7 @@ async fn a_payment_completes_its_order_and_a_refund_gives_it_back() {
     );
     deliver(
         &tables,
-        Provider::Stripe,
+        ProviderId::Stripe,
         &[charge_refunded("evt_3", T + 2, "ch_1", Some("pi_1"), 4200)],
     )
     .await;
@@ -220,13 +222,13 @@ async fn what_comes_before_its_link_waits_and_is_decided_with_it() {
     let tables = tables();
     deliver(
         &tables,
-        Provider::Stripe,
+        ProviderId::Stripe,
         &[charge_refunded("evt_r", T + 9, "ch_1", Some("pi_1"), 4200)],
     )
     .await;
     deliver(
         &tables,
-        Provider::Stripe,
+        ProviderId::Stripe,
         &[intent_succeeded("evt_s", T, "pi_1", json!({}), 4200)],
     )
     .await;
@@ -234,7 +236,7 @@ async fn what_comes_before_its_link_waits_and_is_decided_with_it() {
     assert_eq!(outcome(&tables, "evt_s"), parked("unlinked"));
     deliver(
         &tables,
-        Provider::Stripe,
+        ProviderId::Stripe,
         &[session_completed(
             "evt_c",
             T + 1,
@@ -264,7 +266,7 @@ async fn what_comes_in_one_batch_with_its_link_never_waits() {
         charge_refunded("evt_r", T + 9, "ch_1", Some("pi_1"), 1000),
         session_completed("evt_c", T + 1, "cs_1", Some("pi_1"), named("ord_1"), "paid"),
     ];
-    deliver(&tables, Provider::Stripe, &batch).await;
+    deliver(&tables, ProviderId::Stripe, &batch).await;
     assert_eq!(
         (outcome(&tables, "evt_r"), outcome(&tables, "evt_c")),
         (processed(), processed())
@@ -282,7 +284,7 @@ async fn what_comes_in_one_batch_with_its_link_never_waits() {
             "acct_a",
         ),
     ];
-    deliver(&tables, Provider::Stripe, &batch).await;
+    deliver(&tables, ProviderId::Stripe, &batch).await;
     assert_eq!(outcome(&tables, "evt_r2"), parked("unlinked"));
     assert_eq!(outcome(&tables, "evt_f"), parked("cross_tenant"));
 }
@@ -291,7 +293,7 @@ async fn what_comes_in_one_batch_with_its_link_never_waits() {
 async fn a_waiting_event_that_comes_again_stands_once_in_the_transaction() {
     let tables = tables();
     let refund = charge_refunded("evt_r", T, "ch_1", Some("pi_1"), 1000);
-    deliver(&tables, Provider::Stripe, std::slice::from_ref(&refund)).await;
+    deliver(&tables, ProviderId::Stripe, std::slice::from_ref(&refund)).await;
     assert_eq!(outcome(&tables, "evt_r"), parked("unlinked"));
     // The application notes the payment itself; the event is sent again.
     let intent = PaymentIntentId::parse("pi_1").unwrap();
@@ -302,12 +304,12 @@ async fn a_waiting_event_that_comes_again_stands_once_in_the_transaction() {
         .get_mut(&order("ord_1"))
         .unwrap()
         .intent = Some(intent);
-    let message = Received {
+    let message = ReceivedMessage {
         message_id: "m".into(),
         body: json!({ "event_id": "evt_r" }).to_string(),
         receive_count: 1,
     };
-    work(&tables, Provider::Stripe, &[message]).await;
+    work(&tables, ProviderId::Stripe, &[message]).await;
     assert_eq!(outcome(&tables, "evt_r"), processed());
 }
 
@@ -317,7 +319,7 @@ async fn all_that_wait_for_one_payment_are_parked_in_one_transaction() {
     let batch: Vec<Value> = (0..10)
         .map(|n| charge_refunded(&format!("evt_{n}"), T, "ch_1", Some("pi_1"), n))
         .collect();
-    let reports = deliver(&tables, Provider::Stripe, &batch).await;
+    let reports = deliver(&tables, ProviderId::Stripe, &batch).await;
     assert!(reports.values().all(|report| report.result.is_ok()));
     assert_eq!(tables.calls.lock().unwrap()["commit"], 1);
     let payments = tables.payments.lock().unwrap();
@@ -331,14 +333,14 @@ async fn what_a_lagging_index_names_is_not_believed_against_the_row() {
     *tables.stale.lock().unwrap() = stale.map(|(id, key)| (id.to_owned(), key)).into();
     deliver(
         &tables,
-        Provider::Stripe,
+        ProviderId::Stripe,
         &[intent_succeeded("evt_1", T, "pi_1", json!({}), 4200)],
     )
     .await;
     let at = "2026-11-20T08:00:00Z";
     deliver(
         &tables,
-        Provider::Lob,
+        ProviderId::Lob,
         &[letter("evt_2", at, "ltr_old", "mailed")],
     )
     .await;
@@ -354,10 +356,10 @@ async fn what_a_lagging_index_names_and_is_gone_does_not_keep_an_event_from_its_
     let gone = ("pi_1".to_owned(), order("ord_gone"));
     tables.stale.lock().unwrap().extend([gone]);
     let back = charge_refunded("evt_r", T, "ch_1", Some("pi_1"), 1000);
-    deliver(&tables, Provider::Stripe, &[back]).await;
+    deliver(&tables, ProviderId::Stripe, &[back]).await;
     assert_eq!(outcome(&tables, "evt_r"), parked("unlinked"));
     let paid = intent_succeeded("evt_p", T, "pi_1", named("ord_1"), 4200);
-    deliver(&tables, Provider::Stripe, &[paid]).await;
+    deliver(&tables, ProviderId::Stripe, &[paid]).await;
     assert_eq!(outcome(&tables, "evt_r"), processed());
 }
 
@@ -371,10 +373,10 @@ async fn an_index_that_does_not_answer_fails_only_those_that_need_it() {
     // Events and rows are read; the index fails in each of the five rounds.
     let round = [None, None, Some(Fault::Before)];
     tables.reads.then(round.into_iter().cycle().take(15));
-    let reports = deliver(&tables, Provider::Stripe, &batch).await;
+    let reports = deliver(&tables, ProviderId::Stripe, &batch).await;
     assert!(matches!(
         reports["m-evt_1"].result,
-        Err(Failure::Infrastructure(_))
+        Err(ProcessingFailure::Infrastructure(_))
     ));
     assert_eq!(outcome(&tables, "evt_2"), processed());
 }
@@ -393,9 +395,9 @@ async fn attempts_that_no_charge_tells_apart_count_by_the_last() {
         intent_is("evt_2", T + 5, "pi_1", named("ord_1"), "processing"),
         failed("evt_3", T + 90),
     ];
-    deliver(&tables, Provider::Stripe, &events).await;
+    deliver(&tables, ProviderId::Stripe, &events).await;
     let standing = entity(&tables, &order("ord_1"))
-        .with(Facts::default(), now())
+        .apply_facts(EntityFacts::default(), now())
         .standing;
     assert_eq!(standing.status.as_str(), "payment_failed");
     assert_eq!(
@@ -409,10 +411,10 @@ async fn a_session_that_only_saves_a_card_concerns_nothing() {
     let tables = tables();
     let mut session = session_completed("evt_1", T, "cs_1", None, json!({}), "no_payment_required");
     session["data"]["object"]["amount_total"] = Value::Null;
-    deliver(&tables, Provider::Stripe, &[session]).await;
+    deliver(&tables, ProviderId::Stripe, &[session]).await;
     assert_eq!(
         outcome(&tables, "evt_1"),
-        (Outcome::Ignored, Some("nothing_named".into()))
+        (EventOutcome::Ignored, Some("nothing_named".into()))
     );
 }
 
@@ -437,7 +439,7 @@ async fn another_tenants_order_is_never_touched() {
     );
     deliver(
         &tables,
-        Provider::Stripe,
+        ProviderId::Stripe,
         &[forged, unknown, ambiguous, platforms],
     )
     .await;
@@ -451,7 +453,7 @@ async fn another_tenants_order_is_never_touched() {
         intent_succeeded("evt_o", T, "pi_5", named("ord_a"), 4200),
         "acct_a",
     );
-    deliver(&tables, Provider::Stripe, &[own]).await;
+    deliver(&tables, ProviderId::Stripe, &[own]).await;
     assert_eq!(outcome(&tables, "evt_o"), processed());
     assert_eq!(status(&tables, "ord_a").0, "completed");
 }
@@ -505,13 +507,16 @@ async fn each_event_that_means_nothing_or_cannot_be_placed_says_why() {
         ),
         (
             stripe("evt_type", "customer.created", T, json!({})),
-            (Outcome::Ignored, Some("unhandled_type".into())),
+            (EventOutcome::Ignored, Some("unhandled_type".into())),
         ),
-        (thin, (Outcome::Ignored, Some("thin_event".into()))),
-        (nameless, (Outcome::Ignored, Some("nothing_named".into()))),
+        (thin, (EventOutcome::Ignored, Some("thin_event".into()))),
+        (
+            nameless,
+            (EventOutcome::Ignored, Some("nothing_named".into())),
+        ),
     ];
     let bodies: Vec<Value> = cases.iter().map(|(body, _)| body.clone()).collect();
-    let reports = deliver(&tables, Provider::Stripe, &bodies).await;
+    let reports = deliver(&tables, ProviderId::Stripe, &bodies).await;
     assert!(
         reports.values().all(|report| report.result.is_ok()),
         "{reports:?}"
@@ -528,13 +533,13 @@ async fn a_payment_belongs_to_one_order_whatever_a_later_event_says() {
     let tables = tables();
     deliver(
         &tables,
-        Provider::Stripe,
+        ProviderId::Stripe,
         &[intent_failed("evt_1", T, "pi_1", named("ord_1"), "ch_1")],
     )
     .await;
     deliver(
         &tables,
-        Provider::Stripe,
+        ProviderId::Stripe,
         &[intent_succeeded("evt_2", T, "pi_1", named("ord_2"), 4200)],
     )
     .await;
@@ -548,7 +553,7 @@ async fn amounts_that_do_not_fit_complete_nothing() {
         let tables = tables();
         let mut paid = intent_succeeded("evt_1", T, "pi_1", named("ord_1"), amount);
         paid["data"]["object"]["currency"] = json!(currency);
-        deliver(&tables, Provider::Stripe, &[paid]).await;
+        deliver(&tables, ProviderId::Stripe, &[paid]).await;
         assert_eq!(
             status(&tables, "ord_1"),
             ("pending".into(), "unpaid".into()),
@@ -567,9 +572,9 @@ async fn amounts_of_two_currencies_are_never_added() {
     let paid = intent_succeeded("evt_1", T, "pi_1", named("ord_1"), 4200);
     let mut other = charge_refunded("evt_2", T + 1, "ch_2", Some("pi_1"), 4200);
     other["data"]["object"]["currency"] = json!("jpy");
-    deliver(&tables, Provider::Stripe, &[paid, other]).await;
+    deliver(&tables, ProviderId::Stripe, &[paid, other]).await;
     let order = entity(&tables, &order("ord_1"));
-    let standing = order.with(Facts::default(), now()).standing;
+    let standing = order.apply_facts(EntityFacts::default(), now()).standing;
     assert_eq!(
         (standing.amount_refunded, standing.status.as_str()),
         (0, "completed")
@@ -587,44 +592,47 @@ async fn a_poison_message_fails_alone_and_the_reports_are_exact() {
     let mut messages = vec![
         keep(
             &tables,
-            Provider::Stripe,
+            ProviderId::Stripe,
             &intent_succeeded("evt_1", T, "pi_1", named("ord_1"), 4200),
         )
         .await,
-        Received {
+        ReceivedMessage {
             message_id: "m-poison".into(),
             body: "not json".into(),
             receive_count: 3,
         },
-        Received {
+        ReceivedMessage {
             message_id: "m-lost".into(),
             body: r#"{"event_id":"evt_lost"}"#.into(),
             receive_count: 1,
         },
         keep(
             &tables,
-            Provider::Stripe,
+            ProviderId::Stripe,
             &intent_succeeded("evt_2", T, "pi_2", named("ord_2"), 4200),
         )
         .await,
     ];
     // The same event twice in one batch.
-    messages.push(Received {
+    messages.push(ReceivedMessage {
         message_id: "m-again".into(),
         ..messages[0].clone()
     });
-    let reports = work(&tables, Provider::Stripe, &messages).await;
+    let reports = work(&tables, ProviderId::Stripe, &messages).await;
     assert_eq!(reports.len(), 5);
-    assert_eq!(reports["m-poison"].result, Err(Failure::Unreadable));
-    assert_eq!(reports["m-lost"].result, Err(Failure::NotStored));
+    assert_eq!(
+        reports["m-poison"].result,
+        Err(ProcessingFailure::Unreadable)
+    );
+    assert_eq!(reports["m-lost"].result, Err(ProcessingFailure::NotStored));
     for good in ["m-evt_1", "m-evt_2", "m-again"] {
         assert!(reports[good].result.is_ok(), "{good}");
     }
     assert_eq!(entity(&tables, &order("ord_1")).version, 1);
-    let again = work(&tables, Provider::Stripe, &messages[..1]).await;
+    let again = work(&tables, ProviderId::Stripe, &messages[..1]).await;
     assert_eq!(
         again["m-evt_1"].result,
-        Ok(Done::Already(Outcome::Processed))
+        Ok(EventCompletion::Already(EventOutcome::Processed))
     );
 }
 
@@ -643,7 +651,7 @@ async fn a_lost_race_reads_again_and_decides_again() {
     tables.before_commit.lock().unwrap().extend([edit, edit]);
     deliver(
         &tables,
-        Provider::Stripe,
+        ProviderId::Stripe,
         &[intent_succeeded("evt_1", T, "pi_1", named("ord_1"), 4200)],
     )
     .await;
@@ -657,13 +665,13 @@ async fn a_commit_whose_answer_was_lost_is_not_applied_twice() {
     tables.writes.then([None, Some(Fault::AnswerLost)]);
     let reports = deliver(
         &tables,
-        Provider::Stripe,
+        ProviderId::Stripe,
         &[intent_succeeded("evt_1", T, "pi_1", named("ord_1"), 4200)],
     )
     .await;
     assert_eq!(
         reports["m-evt_1"].result,
-        Ok(Done::Already(Outcome::Processed))
+        Ok(EventCompletion::Already(EventOutcome::Processed))
     );
     assert_eq!(entity(&tables, &order("ord_1")).version, 1);
 }
@@ -673,21 +681,21 @@ async fn an_outage_fails_the_message_and_marks_the_event_only_on_its_last_receiv
     let tables = tables();
     let mut message = keep(
         &tables,
-        Provider::Stripe,
+        ProviderId::Stripe,
         &intent_succeeded("evt_1", T, "pi_1", named("ord_1"), 4200),
     )
     .await;
     for (receive_count, expected) in [
-        (1, Outcome::Pending),
-        (2, Outcome::Pending),
-        (3, Outcome::Failed),
+        (1, EventOutcome::Pending),
+        (2, EventOutcome::Pending),
+        (3, EventOutcome::Failed),
     ] {
         message.receive_count = receive_count;
         tables.writes.then([Some(Fault::Before); 5]);
-        let reports = work(&tables, Provider::Stripe, &[message.clone()]).await;
+        let reports = work(&tables, ProviderId::Stripe, &[message.clone()]).await;
         assert!(matches!(
             reports["m-evt_1"].result,
-            Err(Failure::Infrastructure(_))
+            Err(ProcessingFailure::Infrastructure(_))
         ));
         assert_eq!(
             outcome(&tables, "evt_1").0,
@@ -697,7 +705,7 @@ async fn an_outage_fails_the_message_and_marks_the_event_only_on_its_last_receiv
     }
     // Redriven, it is decided afresh.
     message.receive_count = 1;
-    work(&tables, Provider::Stripe, &[message]).await;
+    work(&tables, ProviderId::Stripe, &[message]).await;
     assert_eq!(outcome(&tables, "evt_1"), processed());
     assert_eq!(status(&tables, "ord_1").0, "completed");
 }
@@ -707,39 +715,39 @@ async fn nothing_is_started_when_the_time_is_nearly_up() {
     let tables = tables();
     let message = keep(
         &tables,
-        Provider::Stripe,
+        ProviderId::Stripe,
         &intent_succeeded("evt_1", T, "pi_1", named("ord_1"), 4200),
     )
     .await;
     let worker = Worker {
-        provider: Provider::Stripe,
+        provider: ProviderId::Stripe,
         live_mode: false,
         ledger: &tables,
         clock: FixedClock::at(now()),
     };
     let reports = worker
-        .work(
+        .process_batch(
             &[message],
             now().after(Duration::from_secs(1)),
             std::future::pending(),
         )
         .await;
-    assert_eq!(reports[0].result, Err(Failure::OutOfTime));
-    assert_eq!(outcome(&tables, "evt_1").0, Outcome::Pending);
+    assert_eq!(reports[0].result, Err(ProcessingFailure::OutOfTime));
+    assert_eq!(outcome(&tables, "evt_1").0, EventOutcome::Pending);
 }
 
 #[tokio::test]
 async fn a_call_that_hangs_costs_only_its_own_message_a_receive() {
     let tables = tables();
     let good = intent_succeeded("evt_1", T, "pi_1", named("ord_1"), 4200);
-    let mut messages = vec![keep(&tables, Provider::Stripe, &good).await];
-    messages.push(Received {
+    let mut messages = vec![keep(&tables, ProviderId::Stripe, &good).await];
+    messages.push(ReceivedMessage {
         message_id: "m-poison".into(),
         body: "not json".into(),
         receive_count: 1,
     });
     let worker = Worker {
-        provider: Provider::Stripe,
+        provider: ProviderId::Stripe,
         live_mode: false,
         ledger: &tables,
         clock: FixedClock::at(now()),
@@ -750,10 +758,16 @@ async fn a_call_that_hangs_costs_only_its_own_message_a_receive() {
         .store(true, std::sync::atomic::Ordering::SeqCst);
     let deadline = now().after(Duration::from_secs(10));
     let reports = worker
-        .work(&messages, deadline, std::future::ready(()))
+        .process_batch(&messages, deadline, std::future::ready(()))
         .await;
     let results: Vec<_> = reports.into_iter().map(|report| report.result).collect();
-    assert_eq!(results, [Err(Failure::Unreadable), Err(Failure::OutOfTime)]);
+    assert_eq!(
+        results,
+        [
+            Err(ProcessingFailure::Unreadable),
+            Err(ProcessingFailure::OutOfTime)
+        ]
+    );
 }
 
 #[tokio::test]
@@ -770,7 +784,7 @@ async fn a_batch_for_one_order_is_two_reads_and_one_transaction() {
             )
         })
         .collect();
-    deliver(&tables, Provider::Stripe, &bodies).await;
+    deliver(&tables, ProviderId::Stripe, &bodies).await;
     let calls = tables.calls.lock().unwrap();
     assert_eq!((calls["events"], calls["rows"], calls["commit"]), (1, 1, 1));
     assert_eq!(calls.get("bearing_intent"), None);
@@ -793,7 +807,7 @@ fn commits(tables: &MemoryTables) -> usize {
 #[tokio::test]
 async fn a_batch_for_several_entities_is_two_reads_and_one_transaction() {
     let tables = tables();
-    deliver(&tables, Provider::Stripe, &payments_of_three_orders()).await;
+    deliver(&tables, ProviderId::Stripe, &payments_of_three_orders()).await;
     for id in THREE {
         assert_eq!(status(&tables, id), ("completed".into(), "paid".into()));
     }
@@ -808,7 +822,7 @@ async fn an_edited_row_keeps_no_other_entity_from_its_transaction() {
         let mut entities = tables.entities.lock().unwrap();
         entities.get_mut(&order("ord_2")).unwrap().version += 1;
     });
-    deliver(&tables, Provider::Stripe, &payments_of_three_orders()).await;
+    deliver(&tables, ProviderId::Stripe, &payments_of_three_orders()).await;
     let versions = THREE.map(|id| entity(&tables, &order(id)).version);
     // All three together, each alone, and the edited one as it stands now.
     assert_eq!((versions, commits(&tables)), ([1, 2, 1], 1 + 3 + 1));
@@ -821,10 +835,10 @@ async fn a_row_that_is_too_large_keeps_no_other_entity_from_its_transaction() {
         let (event, charge) = (format!("evt_f{n}"), format!("ch_{n}"));
         intent_failed(&event, T + n, "pi_f", named("ord_2"), &charge)
     };
-    deliver(&tables, Provider::Stripe, &[1, 2, 3, 4, 5].map(failed)).await;
+    deliver(&tables, ProviderId::Stripe, &[1, 2, 3, 4, 5].map(failed)).await;
     let facts = serde_json::to_string(&entity(&tables, &order("ord_2")).facts).unwrap();
     *tables.facts_bytes_max.lock().unwrap() = Some(facts.len());
-    deliver(&tables, Provider::Stripe, &payments_of_three_orders()).await;
+    deliver(&tables, ProviderId::Stripe, &payments_of_three_orders()).await;
     let outcomes = ["evt_0", "evt_1", "evt_2"].map(|id| outcome(&tables, id));
     let large = parked("entity_too_large");
     assert_eq!(outcomes, [processed(), large, processed()]);
@@ -836,10 +850,10 @@ async fn a_row_that_does_not_answer_takes_back_nothing_that_was_committed() {
     *tables.stuck.lock().unwrap() = Some(order("ord_2"));
     let mut messages = Vec::new();
     for event in payments_of_three_orders() {
-        messages.push(keep(&tables, Provider::Stripe, &event).await);
+        messages.push(keep(&tables, ProviderId::Stripe, &event).await);
     }
     let worker = Worker {
-        provider: Provider::Stripe,
+        provider: ProviderId::Stripe,
         live_mode: false,
         ledger: &tables,
         clock: FixedClock::at(now()),
@@ -847,10 +861,10 @@ async fn a_row_that_does_not_answer_takes_back_nothing_that_was_committed() {
     // It is late as soon as nothing but the stuck row is left to wait for.
     let deadline = now().after(Duration::from_secs(10));
     let late = std::future::ready(());
-    let reports = worker.work(&messages, deadline, late).await;
+    let reports = worker.process_batch(&messages, deadline, late).await;
     let results: Vec<_> = reports.into_iter().map(|report| report.result).collect();
-    let done = || Ok(Done::Concluded(Verdict::Processed));
-    assert_eq!(results, [done(), Err(Failure::OutOfTime), done()]);
+    let done = || Ok(EventCompletion::Concluded(EventVerdict::Processed));
+    assert_eq!(results, [done(), Err(ProcessingFailure::OutOfTime), done()]);
 }
 
 #[tokio::test]
@@ -860,9 +874,9 @@ async fn two_orders_that_claim_one_payment_are_not_settled_together() {
         let event = format!("evt_{id}");
         intent_succeeded(&event, T, "pi_1", named(id), 4200)
     });
-    deliver(&tables, Provider::Stripe, &claims).await;
+    deliver(&tables, ProviderId::Stripe, &claims).await;
     let mut outcomes = ["evt_ord_1", "evt_ord_2"].map(|id| outcome(&tables, id));
-    outcomes.sort_by_key(|(outcome, _)| *outcome != Outcome::Processed);
+    outcomes.sort_by_key(|(outcome, _)| *outcome != EventOutcome::Processed);
     assert_eq!(outcomes, [processed(), parked("link_conflict")]);
 }
 
@@ -872,8 +886,8 @@ async fn a_transaction_of_several_whose_answer_was_lost_is_not_applied_twice() {
     tables
         .writes
         .then([None, None, None, Some(Fault::AnswerLost)]);
-    let reports = deliver(&tables, Provider::Stripe, &payments_of_three_orders()).await;
-    let done = Ok(Done::Already(Outcome::Processed));
+    let reports = deliver(&tables, ProviderId::Stripe, &payments_of_three_orders()).await;
+    let done = Ok(EventCompletion::Already(EventOutcome::Processed));
     assert!(reports.values().all(|report| report.result == done));
     let versions = THREE.map(|id| entity(&tables, &order(id)).version);
     assert_eq!(versions, [1, 1, 1]);
@@ -890,7 +904,7 @@ async fn entities_that_do_not_fit_one_transaction_together_get_one_each() {
     };
     deliver(
         &tables,
-        Provider::Stripe,
+        ProviderId::Stripe,
         &[0, 1, 2, 3, 4, 5, 6, 7].map(large),
     )
     .await;
@@ -915,11 +929,11 @@ async fn what_does_not_fit_one_transaction_goes_into_the_next() {
             event
         })
         .collect();
-    let reports = deliver(&tables, Provider::Stripe, &batch).await;
+    let reports = deliver(&tables, ProviderId::Stripe, &batch).await;
     assert!(reports.values().all(|report| report.result.is_ok()));
     // 10 rows of 400 kB: 7 fit 3 MB, the rest comes in the second round.
     assert_eq!(tables.calls.lock().unwrap()["commit"], 2);
-    let standing = entity(&tables, &order("ord_1")).with(Facts::default(), now());
+    let standing = entity(&tables, &order("ord_1")).apply_facts(EntityFacts::default(), now());
     assert_eq!(standing.standing.amount_refunded, 1000);
 }
 
@@ -929,7 +943,7 @@ async fn an_event_that_is_too_large_for_its_row_is_parked_alone() {
         let tables = tables();
         *tables.facts_bytes_max.lock().unwrap() = Some(50_000);
         let event = |n: usize| {
-            let stage = Stage::ALL[n].as_str();
+            let stage = MailStage::ALL[n].as_str();
             let id = format!("evt_{n}");
             let mut event = letter(&id, "2026-11-10T08:00:00.000Z", "ltr_1", stage);
             let scans = if n == large { 100 } else { 1 };
@@ -938,7 +952,7 @@ async fn an_event_that_is_too_large_for_its_row_is_parked_alone() {
             event
         };
         let all: Vec<Value> = (0..10).map(event).collect();
-        let reports = deliver(&tables, Provider::Lob, &all).await;
+        let reports = deliver(&tables, ProviderId::Lob, &all).await;
         assert!(reports.values().all(|report| report.result.is_ok()));
         for n in 0..10 {
             let expected = match n == large {
@@ -956,10 +970,10 @@ async fn what_waited_and_does_not_fit_is_left_parked() {
     for n in 0..10 {
         let mut event = charge_refunded(&format!("evt_{n}"), T, "ch_1", Some("pi_1"), n);
         event["data"]["object"]["description"] = json!("x".repeat(400_000));
-        deliver(&tables, Provider::Stripe, &[event]).await;
+        deliver(&tables, ProviderId::Stripe, &[event]).await;
     }
     let paid = intent_succeeded("evt_s", T, "pi_1", named("ord_1"), 4200);
-    deliver(&tables, Provider::Stripe, &[paid]).await;
+    deliver(&tables, ProviderId::Stripe, &[paid]).await;
     let ids = (0..10).map(|n| format!("evt_{n}"));
     let taken = ids.filter(|id| outcome(&tables, id) == processed()).count();
     assert_eq!((taken, outcome(&tables, "evt_s")), (7, processed()));
@@ -970,11 +984,11 @@ async fn a_persons_repair_stands() {
     let tables = tables();
     deliver(
         &tables,
-        Provider::Stripe,
+        ProviderId::Stripe,
         &[intent_succeeded("evt_1", T, "pi_1", named("ord_1"), 1)],
     )
     .await;
-    let edit = |change: fn(&mut Columns)| {
+    let edit = |change: fn(&mut GuardedColumns)| {
         change(
             &mut tables
                 .entities
@@ -988,7 +1002,7 @@ async fn a_persons_repair_stands() {
     edit(|columns| columns.requires_review = Some(false));
     deliver(
         &tables,
-        Provider::Stripe,
+        ProviderId::Stripe,
         &[intent_failed("evt_2", T, "pi_2", named("ord_1"), "ch_2")],
     )
     .await;
@@ -999,7 +1013,7 @@ async fn a_persons_repair_stands() {
     edit(|columns| columns.status = Some("refunded".to_owned()));
     deliver(
         &tables,
-        Provider::Stripe,
+        ProviderId::Stripe,
         &[intent_failed("evt_3", T, "pi_2", named("ord_1"), "ch_3")],
     )
     .await;
@@ -1010,7 +1024,7 @@ async fn a_persons_repair_stands() {
     // A new reason flags again.
     deliver(
         &tables,
-        Provider::Stripe,
+        ProviderId::Stripe,
         &[intent_succeeded("evt_4", T, "pi_4", named("ord_1"), 2)],
     )
     .await;
@@ -1035,7 +1049,7 @@ async fn a_letters_life_in_reverse_ends_delivered() {
         let at = format!("2026-11-{:02}T08:00:00.000Z", 20 - i);
         deliver(
             &tables,
-            Provider::Lob,
+            ProviderId::Lob,
             &[letter(&format!("evt_{i}"), &at, "ltr_1", stage)],
         )
         .await;
@@ -1043,7 +1057,7 @@ async fn a_letters_life_in_reverse_ends_delivered() {
     let statement = entity(&tables, &statement("st_1"));
     assert_eq!(statement.columns.mail_status.as_deref(), Some("delivered"));
     assert_eq!(statement.columns.needs_attention, Some(false));
-    let next = statement.with(Facts::default(), now());
+    let next = statement.apply_facts(EntityFacts::default(), now());
     assert_eq!(next.mail.timeline.len(), stages.len());
     assert_eq!(
         next.mail.expected_delivery_date.as_deref(),
@@ -1051,7 +1065,7 @@ async fn a_letters_life_in_reverse_ends_delivered() {
     );
     deliver(
         &tables,
-        Provider::Lob,
+        ProviderId::Lob,
         &[letter(
             "evt_x",
             "2026-11-01T00:00:00Z",
@@ -1074,12 +1088,12 @@ async fn of_several_states_the_one_told_last_is_believed() {
     ];
     for known in 1..=story.len() {
         let tables = tables();
-        deliver(&tables, Provider::Stripe, std::slice::from_ref(&paid)).await;
+        deliver(&tables, ProviderId::Stripe, std::slice::from_ref(&paid)).await;
         // Told in the wrong order; the provider's clock decides.
         for (n, (state, ..)) in story.iter().enumerate().take(known).rev() {
             let at = T + i64::try_from(n).unwrap();
             let event = dispute(&format!("evt_{}", n + 1), at, "dp_1", "pi_1", state);
-            deliver(&tables, Provider::Stripe, &[event]).await;
+            deliver(&tables, ProviderId::Stripe, &[event]).await;
         }
         let (state, payment_status, review) = story[known - 1];
         let columns = entity(&tables, &order("ord_1")).columns;
@@ -1102,12 +1116,12 @@ async fn a_refund_that_fails_days_later_no_longer_counts() {
         refund("evt_1", T + 1, "re_1", of, 4200, "succeeded"),
         refund("evt_2", T + 9, "re_1", of, 4200, "failed"),
     ];
-    deliver(&tables, Provider::Stripe, &events[..2]).await;
+    deliver(&tables, ProviderId::Stripe, &events[..2]).await;
     assert_eq!(
         status(&tables, "ord_1"),
         ("refunded".into(), "refunded".into())
     );
-    deliver(&tables, Provider::Stripe, &events[2..]).await;
+    deliver(&tables, ProviderId::Stripe, &events[2..]).await;
     assert_eq!(
         status(&tables, "ord_1"),
         ("completed".into(), "paid".into())
@@ -1124,19 +1138,19 @@ async fn money_on_its_way_is_neither_failed_nor_paid() {
     let named = || named("ord_1");
     deliver(
         &tables,
-        Provider::Stripe,
+        ProviderId::Stripe,
         &[intent_failed("evt_1", T, "pi_1", named(), "ch_1")],
     )
     .await;
     let processing = intent_is("evt_2", T + 1, "pi_1", named(), "processing");
-    deliver(&tables, Provider::Stripe, &[processing]).await;
+    deliver(&tables, ProviderId::Stripe, &[processing]).await;
     assert_eq!(
         status(&tables, "ord_1"),
         ("pending".into(), "processing".into())
     );
     deliver(
         &tables,
-        Provider::Stripe,
+        ProviderId::Stripe,
         &[intent_failed("evt_3", T + 2, "pi_1", named(), "ch_2")],
     )
     .await;
@@ -1145,7 +1159,7 @@ async fn money_on_its_way_is_neither_failed_nor_paid() {
         ("payment_failed".into(), "failed".into())
     );
     let canceled = intent_is("evt_4", T + 3, "pi_1", named(), "canceled");
-    deliver(&tables, Provider::Stripe, &[canceled]).await;
+    deliver(&tables, ProviderId::Stripe, &[canceled]).await;
     assert_eq!(
         status(&tables, "ord_1"),
         ("payment_failed".into(), "failed".into())
@@ -1181,14 +1195,14 @@ async fn an_accounts_own_events_keep_its_tenants_row() {
         row.account = AccountId::parse("acct_a").ok();
         tables.entities.lock().unwrap().insert(key.clone(), row);
         for event in story[..known].iter().rev() {
-            deliver(&tables, Provider::Stripe, std::slice::from_ref(event)).await;
+            deliver(&tables, ProviderId::Stripe, std::slice::from_ref(event)).await;
         }
         let mut row = entity(&tables, &key);
-        let standing = row.with(Facts::default(), now()).account;
+        let standing = row.apply_facts(EntityFacts::default(), now()).account;
         assert_eq!(standing.status.as_str(), status);
         // Another account in the row begins anew.
         row.account = AccountId::parse("acct_b").ok();
-        let standing = row.with(Facts::default(), now()).account;
+        let standing = row.apply_facts(EntityFacts::default(), now()).account;
         assert_eq!(
             (standing.status.as_str(), standing.abilities),
             ("connected", None)
@@ -1202,9 +1216,9 @@ async fn an_accounts_own_events_keep_its_tenants_row() {
     // The platform's own account is no tenant's.
     let tables = tables();
     let own = stripe("evt_own", "account.updated", T, json!({ "id": "acct_p" }));
-    deliver(&tables, Provider::Stripe, &[own]).await;
+    deliver(&tables, ProviderId::Stripe, &[own]).await;
     assert_eq!(
         outcome(&tables, "evt_own"),
-        (Outcome::Ignored, Some("nothing_named".into()))
+        (EventOutcome::Ignored, Some("nothing_named".into()))
     );
 }

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 use billhook_adapters::clock::SystemClock;
-use billhook_core::ids::{EventId, Provider};
+use billhook_core::ids::{EventId, ProviderId};
 use billhook_core::ports::Clock as _;
-use billhook_core::retry::chain;
+use billhook_core::retry::error_chain;
 
 use super::Found;
 use crate::filter::text;
@@ -36,7 +36,7 @@ pub(super) async fn health(session: &Session) -> Result<Vec<Found>> {
             return Ok(vec![Found::new(
                 "API answers",
                 false,
-                chain(&error),
+                error_chain(&error),
                 "look at the API's stage, and at DNS",
             )]);
         }
@@ -79,7 +79,7 @@ fn http_date_s(date: &str) -> Option<i64> {
 }
 
 /// A signed event is taken, stored, queued, and ended by its worker.
-pub(super) async fn test_event(session: &Session, provider: Provider) -> Result<Vec<Found>> {
+pub(super) async fn test_event(session: &Session, provider: ProviderId) -> Result<Vec<Found>> {
     let secrets = session.signing_secrets(provider).await?;
     let (id, body) = send::test_event(provider, TEST_TYPE)?;
     let url = session.stack.output(send::webhook_url(provider))?;
@@ -104,7 +104,7 @@ pub(super) async fn test_event(session: &Session, provider: Provider) -> Result<
     Ok(found)
 }
 
-async fn ended(session: &Session, provider: Provider, id: &EventId) -> Result<String> {
+async fn ended(session: &Session, provider: ProviderId, id: &EventId) -> Result<String> {
     let begun = SystemClock.now();
     loop {
         let item = session.events(provider)?.item(id).await?;

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use billhook_adapters::clock::SystemClock;
-use billhook_adapters::secrets::{FetchSecret as _, Version};
-use billhook_core::ids::Provider;
+use billhook_adapters::secrets::{FetchSecret as _, SecretVersion};
+use billhook_core::ids::ProviderId;
 use billhook_core::ports::Clock as _;
 use clap::Args;
 use serde_json::{Value, json};
@@ -74,7 +74,7 @@ pub(crate) async fn run(doctor: Doctor, session: &Session, output: Output) -> Re
     areas.push(("events", events(session).await));
     areas.push(("API", delivery::health(session).await));
     if !doctor.read_only {
-        for provider in [Provider::Stripe, Provider::Lob] {
+        for provider in [ProviderId::Stripe, ProviderId::Lob] {
             areas.push(("test event", delivery::test_event(session, provider).await));
         }
     }
@@ -105,17 +105,17 @@ fn unseen(area: &str, error: &anyhow::Error) -> Found {
 
 async fn secrets(session: &Session) -> Result<Vec<Found>> {
     let mut found = Vec::new();
-    for provider in [Provider::Stripe, Provider::Lob] {
+    for provider in [ProviderId::Stripe, ProviderId::Lob] {
         let secrets = session.signing_secrets(provider).await;
         let detail = secrets.as_ref().map_or_else(
             |error| format!("{error:#}"),
             |found| format!("{} set", found.len()),
         );
         let fix = match provider {
-            Provider::Stripe => {
+            ProviderId::Stripe => {
                 "put stripe_secret_key into the App secret, then: billhook secrets rotate stripe --yes"
             }
-            Provider::Lob => "billhook secrets put lob",
+            ProviderId::Lob => "billhook secrets put lob",
         };
         let check = format!("{provider} signing secret");
         found.push(Found::new(check, secrets.is_ok(), detail, fix));
@@ -123,7 +123,7 @@ async fn secrets(session: &Session) -> Result<Vec<Found>> {
     let keys = endpoints::ENDPOINTS.map(|(_, secret)| secret);
     for key in keys.into_iter().chain(["AppSecretArn"]) {
         let arn = session.stack.output(key)?;
-        let current = session.secrets.fetch(arn, Version::Current).await?;
+        let current = session.secrets.fetch(arn, SecretVersion::Current).await?;
         let Some(created_at) = current.and_then(|current| current.created_at) else {
             continue;
         };
@@ -163,7 +163,7 @@ async fn at_stripe(session: &Session) -> Result<Vec<Found>> {
 
 async fn events(session: &Session) -> Result<Vec<Found>> {
     let mut found = Vec::new();
-    for provider in [Provider::Stripe, Provider::Lob] {
+    for provider in [ProviderId::Stripe, ProviderId::Lob] {
         let selection = Filter::stuck().select(Vec::new(), SystemClock.now().before(STUCK));
         let stuck = session
             .events(provider)?

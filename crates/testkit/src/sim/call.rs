@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use billhook_core::ids::Provider;
-use billhook_core::ports::Unavailable;
+use billhook_core::ids::ProviderId;
+use billhook_core::ports::DependencyError;
 use billhook_core::retry::Disposition;
 use billhook_core::time::Timestamp;
 use tokio::sync::Notify;
@@ -117,7 +117,7 @@ impl Lost {
     }
 }
 
-impl From<Lost> for Unavailable {
+impl From<Lost> for DependencyError {
     fn from(lost: Lost) -> Self {
         Self {
             doing: lost.call.name.to_owned(),
@@ -139,7 +139,7 @@ pub struct Port {
     /// The world.
     pub sim: Sim,
     /// The provider whose table is meant, where a port does not say so itself.
-    pub provider: Provider,
+    pub provider: ProviderId,
     run: Arc<Run>,
 }
 
@@ -153,7 +153,7 @@ struct Run {
 
 impl Port {
     /// Of a process that begins now.
-    pub fn new(sim: &Sim, provider: Provider, name: String) -> Self {
+    pub fn new(sim: &Sim, provider: ProviderId, name: String) -> Self {
         Self {
             sim: sim.clone(),
             provider,
@@ -167,7 +167,7 @@ impl Port {
 
     /// The same process, another table.
     #[must_use]
-    pub fn of(&self, provider: Provider) -> Self {
+    pub fn of(&self, provider: ProviderId) -> Self {
         Self {
             provider,
             ..self.clone()

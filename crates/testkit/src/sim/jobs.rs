@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 
 use billhook_core::entity::EntityKey;
-use billhook_core::ids::{EventId, OrderId, Provider};
-use billhook_core::inbox::{Outcome, Stored};
-use billhook_core::jobs::{Progress, RECONCILE_PREFIX};
+use billhook_core::ids::{EventId, OrderId, ProviderId};
+use billhook_core::inbox::{EventOutcome, EventRecord};
+use billhook_core::jobs::{Checkpoint, RECONCILE_PREFIX};
 use billhook_core::ports::{
-    AccountsPage, FindFailedOrders, FindKnownEvents, FindOpenEvents, KeepProgress, ListAccounts,
-    Nominated, OpenEvent, OpenPage, Unavailable,
+    AccountsPage, CheckpointStore, DependencyError, FailedOrderPage, FindFailedOrders,
+    FindKnownEvents, FindUnfinishedEvents, ListAccounts, UnfinishedEvent, UnfinishedPage,
 };
 use billhook_core::time::Timestamp;
 
@@ -20,20 +20,22 @@ impl World {
     /// Lowers the cursors of `reconcile`.
     pub fn set_cursors_back(&mut self, to_s: i64) {
         for (job, progress) in &mut self.store.jobs {
-            if job.starts_with(RECONCILE_PREFIX) && progress.created_s.is_some_and(|at| at > to_s) {
-                *progress = Progress::done(to_s);
+            if job.starts_with(RECONCILE_PREFIX)
+                && progress.done_through_s.is_some_and(|at| at > to_s)
+            {
+                *progress = Checkpoint::completed_through(to_s);
             }
         }
     }
 
-    fn open_events(
+    fn unfinished_events(
         &mut self,
-        provider: Provider,
-        outcome: Outcome,
+        provider: ProviderId,
+        outcome: EventOutcome,
         until: Timestamp,
-        after: Option<&OpenEvent>,
+        after: Option<&UnfinishedEvent>,
         limit: usize,
-    ) -> OpenPage {
+    ) -> UnfinishedPage {
         let then = self.lagging();
         let all = self.store.events.all_as_of(then);
         let rows = all.filter(|((of, _), _)| *of == provider.as_str());
@@ -42,34 +44,38 @@ impl World {
     }
 }
 
-impl FindOpenEvents for Port {
-    async fn open_events(
+impl FindUnfinishedEvents for Port {
+    async fn unfinished_events(
         &self,
-        outcome: Outcome,
+        outcome: EventOutcome,
         until: Timestamp,
-        after: Option<&OpenEvent>,
+        after: Option<&UnfinishedEvent>,
         limit: usize,
-    ) -> Result<OpenPage, Unavailable> {
+    ) -> Result<UnfinishedPage, DependencyError> {
         let (provider, after) = (self.provider, after.cloned());
         self.read("open_events", outcome.as_str(), move |world| {
-            world.open_events(provider, outcome, until, after.as_ref(), limit)
+            world.unfinished_events(provider, outcome, until, after.as_ref(), limit)
         })
         .await
     }
 
-    async fn count_open(&self, outcome: Outcome, until: Timestamp) -> Result<usize, Unavailable> {
+    async fn count_unfinished(
+        &self,
+        outcome: EventOutcome,
+        until: Timestamp,
+    ) -> Result<usize, DependencyError> {
         let provider = self.provider;
         self.read("count_open", outcome.as_str(), move |world| {
-            let page = world.open_events(provider, outcome, until, None, usize::MAX);
+            let page = world.unfinished_events(provider, outcome, until, None, usize::MAX);
             page.events.len()
         })
         .await
     }
 
-    async fn reasons(
+    async fn load_with_reasons(
         &self,
         ids: &BTreeSet<EventId>,
-    ) -> Result<Vec<(Stored, Option<String>)>, Unavailable> {
+    ) -> Result<Vec<(EventRecord, Option<String>)>, DependencyError> {
         let (provider, ids) = (self.provider.as_str(), ids.clone());
         self.read("reasons", "", move |world| {
             let keys = ids.iter().map(|id| (provider, id.clone()));
@@ -82,10 +88,13 @@ impl FindOpenEvents for Port {
 }
 
 impl FindKnownEvents for Port {
-    async fn known(&self, ids: &BTreeSet<EventId>) -> Result<BTreeSet<EventId>, Unavailable> {
+    async fn known_events(
+        &self,
+        ids: &BTreeSet<EventId>,
+    ) -> Result<BTreeSet<EventId>, DependencyError> {
         let ids = ids.clone();
         self.read("known", "", move |world| {
-            let stripe = Provider::Stripe.as_str();
+            let stripe = ProviderId::Stripe.as_str();
             let is_known =
                 |id: &&EventId| world.store.events.get(&(stripe, (*id).clone())).is_some();
             ids.iter().filter(is_known).cloned().collect()
@@ -99,7 +108,7 @@ impl FindFailedOrders for Port {
         &self,
         after: Option<&str>,
         limit: usize,
-    ) -> Result<Nominated, Unavailable> {
+    ) -> Result<FailedOrderPage, DependencyError> {
         let after = after.map(str::to_owned);
         self.read("failed_orders", "", move |world| {
             let then = world.lagging();
@@ -114,14 +123,14 @@ impl FindFailedOrders for Port {
             let orders: Vec<OrderId> = orders.take(limit).collect();
             let last = orders.last().filter(|_| orders.len() == limit);
             let next = last.map(ToString::to_string);
-            Nominated { orders, next }
+            FailedOrderPage { orders, next }
         })
         .await
     }
 }
 
-impl KeepProgress for Port {
-    async fn progress(&self, job: &str) -> Result<Progress, Unavailable> {
+impl CheckpointStore for Port {
+    async fn load_checkpoint(&self, job: &str) -> Result<Checkpoint, DependencyError> {
         let own = job.to_owned();
         self.read("progress", job, move |world| {
             world.store.jobs.get(&own).cloned().unwrap_or_default()
@@ -129,11 +138,16 @@ impl KeepProgress for Port {
         .await
     }
 
-    async fn keep(&self, job: &str, read: &Progress, next: &Progress) -> Result<bool, Unavailable> {
+    async fn save_checkpoint(
+        &self,
+        job: &str,
+        read: &Checkpoint,
+        next: &Checkpoint,
+    ) -> Result<bool, DependencyError> {
         let (own, read, next) = (job.to_owned(), read.clone(), next.clone());
         self.write("keep", job, move |world| {
             let stands = world.store.jobs.entry(own.clone()).or_default();
-            let is_as_read = stands.created_s == read.created_s;
+            let is_as_read = stands.done_through_s == read.done_through_s;
             if is_as_read {
                 *stands = next.clone();
             }
@@ -148,7 +162,7 @@ impl ListAccounts for Port {
         &self,
         after: Option<&str>,
         limit: usize,
-    ) -> Result<AccountsPage, Unavailable> {
+    ) -> Result<AccountsPage, DependencyError> {
         let after = after.map(str::to_owned);
         self.read("accounts", "", move |world| {
             let all = world.store.accounts.all();

@@ -18,7 +18,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::Duration;
 
-use billhook_core::ids::Provider;
+use billhook_core::ids::ProviderId;
 use billhook_core::ports::{Clock, Pause};
 use billhook_core::time::Timestamp;
 use serde_json::Value;
@@ -130,7 +130,7 @@ impl World {
     /// # Panics
     /// Never: both are there from the beginning.
     #[expect(clippy::expect_used, reason = "both are there from the beginning")]
-    pub fn queue(&mut self, provider: Provider) -> &mut Queue {
+    pub fn queue(&mut self, provider: ProviderId) -> &mut Queue {
         self.queues.get_mut(provider.as_str()).expect("two queues")
     }
 
@@ -153,7 +153,7 @@ impl fmt::Debug for Sim {
 impl Sim {
     /// A world in which nothing has happened yet.
     pub fn new(seed: u64, faults: Faults, mutant: Option<Mutant>, traced: bool) -> Self {
-        let queues = [Provider::Stripe, Provider::Lob].map(|p| (p.as_str(), Queue::default()));
+        let queues = [ProviderId::Stripe, ProviderId::Lob].map(|p| (p.as_str(), Queue::default()));
         Self(Arc::new(Mutex::new(World {
             rng: Rng::new(seed),
             faults,

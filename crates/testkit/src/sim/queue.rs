@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use billhook_core::ids::Provider;
-use billhook_core::ports::{SendMessage, Unavailable};
+use billhook_core::ids::ProviderId;
+use billhook_core::ports::{DependencyError, SendMessage};
 use billhook_core::time::Timestamp;
 use billhook_core::worker::RECEIVES_MAX;
 use tokio::sync::Notify;
@@ -127,7 +127,7 @@ impl Queue {
 
 impl World {
     /// What a poller of the queue gets.
-    pub fn receive(&mut self, provider: Provider) -> Vec<Message> {
+    pub fn receive(&mut self, provider: ProviderId) -> Vec<Message> {
         let now = self.now();
         let visibility = match self.mutant {
             Some(Mutant::InvisibleForADay) => Duration::from_hours(24),
@@ -142,7 +142,7 @@ impl World {
     }
 
     /// Deletes what was received, unless it was received again since.
-    pub fn delete(&mut self, provider: Provider, message: &Message) {
+    pub fn delete(&mut self, provider: ProviderId, message: &Message) {
         let is_it = |other: &Message| other.id == message.id && other.receives == message.receives;
         self.queue(provider).messages.retain(|other| !is_it(other));
     }
@@ -151,11 +151,11 @@ impl World {
 impl SendMessage for Port {
     async fn send(
         &self,
-        provider: Provider,
+        provider: ProviderId,
         group: &str,
         deduplication_id: &str,
         body: &str,
-    ) -> Result<(), Unavailable> {
+    ) -> Result<(), DependencyError> {
         let call = Call {
             service: Service::Queues,
             name: "send",

@@ -4,13 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use billhook_core::entity::{Columns, Entity, EntityKey, Facts, Next};
-use billhook_core::ids::{AccountId, EventId, PaymentIntentId, PieceId, Provider, TenantId};
-use billhook_core::inbox::{NewEvent, Outcome, Recorded, Stored};
-use billhook_core::jobs::Progress;
+use billhook_core::entity::{Entity, EntityFacts, EntityKey, EntityUpdate, GuardedColumns};
+use billhook_core::ids::{AccountId, EventId, PaymentIntentId, PieceId, ProviderId, TenantId};
+use billhook_core::inbox::{EventOutcome, EventRecord, NewEvent, RecordResult};
+use billhook_core::jobs::Checkpoint;
 use billhook_core::ports::{
-    Commit, CommitError, Concluded, Kept, Ledger, Payload, PaymentKey, PaymentRow, PaymentWrite,
-    RecordEvent, Rows, Unavailable,
+    CommitError, CommitPart, DependencyError, EventUpdate, Ledger, LoadedRows, PaymentKey,
+    PaymentRow, PaymentWrite, RecordEvent, StoredEvent, StoredPayload,
 };
 use billhook_core::time::Timestamp;
 
@@ -82,7 +82,7 @@ impl<K: Ord, T> Table<K, T> {
 #[derive(Clone, Debug)]
 pub struct EventRow {
     /// Without the payload.
-    pub stored: Stored,
+    pub stored: EventRecord,
     /// The payload.
     pub payload: Vec<u8>,
     /// `processing_error`.
@@ -110,7 +110,7 @@ pub struct Written {
     /// The entity, before and after.
     pub entity: Option<(EntityRow, EntityRow)>,
     /// The events that were concluded: before and after.
-    pub events: Vec<(Provider, Stored, Outcome)>,
+    pub events: Vec<(ProviderId, EventRecord, EventOutcome)>,
 }
 
 /// All tables.
@@ -125,7 +125,7 @@ pub struct Store {
     /// By tenant.
     pub accounts: Table<TenantId, AccountId>,
     /// By job.
-    pub jobs: BTreeMap<String, Progress>,
+    pub jobs: BTreeMap<String, Checkpoint>,
     /// Every event that was taken in as new.
     pub recorded: Vec<(&'static str, EventId)>,
     /// Every transaction.
@@ -144,7 +144,7 @@ impl Store {
     }
 
     /// A provider's events as they are.
-    pub fn events_of(&self, provider: Provider) -> impl Iterator<Item = &EventRow> {
+    pub fn events_of(&self, provider: ProviderId) -> impl Iterator<Item = &EventRow> {
         let all = self.events.all();
         let its = all.filter(move |((of, _), _)| *of == provider.as_str());
         its.map(|(_, row)| row)
@@ -163,9 +163,9 @@ pub fn fresh(key: EntityKey) -> Entity {
         user: None,
         mailed: None,
         account: None,
-        columns: Columns::default(),
+        columns: GuardedColumns::default(),
         derived: Default::default(),
-        facts: Facts::default(),
+        facts: EntityFacts::default(),
     }
 }
 
@@ -192,7 +192,7 @@ impl World {
         self.now().before(lag)
     }
 
-    fn record(&mut self, provider: Provider, row: &EventRow) -> Recorded {
+    fn record(&mut self, provider: ProviderId, row: &EventRow) -> RecordResult {
         let key = (provider.as_str(), row.stored.id.clone());
         let now = self.now();
         if let Some(known) = self.store.events.get(&key) {
@@ -202,32 +202,32 @@ impl World {
             } else {
                 let known = known.stored.clone();
                 self.sometimes("delivered again");
-                return Recorded::Known(known);
+                return RecordResult::Known(known);
             }
         }
         self.store.recorded.push(key.clone());
         self.store.events.put(now, key, row.clone());
-        Recorded::New
+        RecordResult::New
     }
 
-    fn kept(&self, row: &EventRow) -> Kept {
+    fn kept(&self, row: &EventRow) -> StoredEvent {
         let mut payload = row.payload.clone();
         if self.mutant == Some(Mutant::RefundsRenamed) {
             let text = String::from_utf8_lossy(&payload);
             let own = format!("\"id\":\"re_{}_", row.stored.id);
             payload = text.replace("\"id\":\"re_", &own).into_bytes();
         }
-        Kept {
+        StoredEvent {
             stored: row.stored.clone(),
             row_bytes: payload.len(),
-            payload: Payload::Intact(payload),
+            payload: StoredPayload::Intact(payload),
         }
     }
 
     fn loaded(&self, row: &EntityRow) -> Entity {
         let mut entity = row.entity.clone();
         match self.mutant {
-            Some(Mutant::FactsForgotten) => entity.facts = Facts::default(),
+            Some(Mutant::FactsForgotten) => entity.facts = EntityFacts::default(),
             Some(Mutant::SuccessForgotten) => {
                 for payment in entity.facts.payment.payments.values_mut() {
                     payment.succeeded = None;
@@ -239,7 +239,7 @@ impl World {
         entity
     }
 
-    fn stands(&self, provider: Provider, commit: &OwnCommit) -> bool {
+    fn stands(&self, provider: ProviderId, commit: &OwnCommit) -> bool {
         if self.mutant == Some(Mutant::Unconditional) {
             return true;
         }
@@ -254,7 +254,7 @@ impl World {
             let key = (provider.as_str(), concluded.event.clone());
             let row = self.store.events.get(&key);
             row.is_some_and(|row| match concluded.waited {
-                true => row.stored.outcome != Outcome::Processed,
+                true => row.stored.outcome != EventOutcome::Processed,
                 false => !row.stored.processed,
             })
         });
@@ -269,7 +269,7 @@ impl World {
 
     fn commit(
         &mut self,
-        provider: Provider,
+        provider: ProviderId,
         by: &str,
         commits: &[OwnCommit],
     ) -> Result<(), CommitError> {
@@ -287,7 +287,7 @@ impl World {
         Ok(())
     }
 
-    fn write(&mut self, provider: Provider, by: &str, commit: &OwnCommit) {
+    fn write(&mut self, provider: ProviderId, by: &str, commit: &OwnCommit) {
         let now = self.now();
         let mut written = Written {
             at: now,
@@ -338,7 +338,7 @@ impl World {
         &mut self,
         now: Timestamp,
         read: &Entity,
-        next: &Next,
+        next: &EntityUpdate,
     ) -> Option<(EntityRow, EntityRow)> {
         let before = self.store.entities.get(&read.key)?.clone();
         let mut entity = read.clone();
@@ -370,16 +370,16 @@ impl World {
 
 /// A transaction that may still be on its way when its caller is gone.
 struct OwnCommit {
-    entity: Option<(Entity, Next)>,
-    events: Vec<Concluded>,
+    entity: Option<(Entity, EntityUpdate)>,
+    events: Vec<EventUpdate>,
     payments: Vec<(PaymentKey, PaymentWrite)>,
 }
 
 impl RecordEvent for Port {
-    async fn record(&self, event: &NewEvent<'_>) -> Result<Recorded, Unavailable> {
+    async fn record(&self, event: &NewEvent<'_>) -> Result<RecordResult, DependencyError> {
         let provider = event.envelope.provider;
         let row = EventRow {
-            stored: event.stored(),
+            stored: event.to_record(),
             payload: event.raw_body.to_vec(),
             error: None,
         };
@@ -397,11 +397,11 @@ impl RecordEvent for Port {
 impl Ledger for Port {
     type Row = ();
 
-    async fn events(
+    async fn load_events(
         &self,
-        provider: Provider,
+        provider: ProviderId,
         ids: &BTreeSet<EventId>,
-    ) -> Result<Vec<Kept>, Unavailable> {
+    ) -> Result<Vec<StoredEvent>, DependencyError> {
         let ids = ids.clone();
         let found = self.call(reads("events"), "", move |world| {
             let keys = ids.iter().map(|id| (provider.as_str(), id.clone()));
@@ -411,11 +411,11 @@ impl Ledger for Port {
         Ok(found.await?)
     }
 
-    async fn rows(
+    async fn load_rows(
         &self,
         entities: &BTreeSet<EntityKey>,
         payments: &BTreeSet<PaymentKey>,
-    ) -> Result<Rows<()>, Unavailable> {
+    ) -> Result<LoadedRows<()>, DependencyError> {
         let (entities, payments) = (entities.clone(), payments.clone());
         let found = self.call(reads("rows"), "", move |world| {
             let found = entities.iter().filter_map(|key| {
@@ -426,7 +426,7 @@ impl Ledger for Port {
                 let row = world.store.payments.get(&key.row_key())?;
                 Some((key.clone(), row.clone()))
             });
-            Rows {
+            LoadedRows {
                 entities: found.collect(),
                 unreadable: BTreeMap::new(),
                 payments: linked.collect(),
@@ -435,10 +435,10 @@ impl Ledger for Port {
         Ok(found.await?)
     }
 
-    async fn bearing_intent(
+    async fn entities_by_payment_intent(
         &self,
         intent: &PaymentIntentId,
-    ) -> Result<Vec<EntityKey>, Unavailable> {
+    ) -> Result<Vec<EntityKey>, DependencyError> {
         let own = intent.clone();
         self.bearing(intent.as_str(), move |entity| {
             entity.intent.as_ref() == Some(&own)
@@ -446,7 +446,10 @@ impl Ledger for Port {
         .await
     }
 
-    async fn bearing_piece(&self, piece: &PieceId) -> Result<Vec<EntityKey>, Unavailable> {
+    async fn statements_by_piece(
+        &self,
+        piece: &PieceId,
+    ) -> Result<Vec<EntityKey>, DependencyError> {
         let own = piece.clone();
         self.bearing(piece.as_str(), move |entity| {
             entity.mailed.as_ref() == Some(&own)
@@ -454,7 +457,10 @@ impl Ledger for Port {
         .await
     }
 
-    async fn tenants_of(&self, account: &AccountId) -> Result<Vec<TenantId>, Unavailable> {
+    async fn tenants_by_account(
+        &self,
+        account: &AccountId,
+    ) -> Result<Vec<TenantId>, DependencyError> {
         let own = account.clone();
         let found = self.call(reads("tenants_of"), account.as_str(), move |world| {
             let then = world.lagging();
@@ -475,8 +481,8 @@ impl Ledger for Port {
 
     async fn commit(
         &self,
-        provider: Provider,
-        commits: &[Commit<'_, ()>],
+        provider: ProviderId,
+        commits: &[CommitPart<'_, ()>],
     ) -> Result<(), CommitError> {
         if let Some(refusal) = refusal(commits) {
             return Err(CommitError::Refused(refusal.to_owned()));
@@ -511,7 +517,7 @@ impl Ledger for Port {
             }
             Ok(Ok(())) => Ok(()),
             Err(lost) if lost.is_throttled => Err(CommitError::Busy(lost.told())),
-            Err(lost) => Err(Unavailable::from(lost).into()),
+            Err(lost) => Err(DependencyError::from(lost).into()),
         }
     }
 }
@@ -521,7 +527,7 @@ impl Port {
         &self,
         of: &str,
         is_it: impl Fn(&Entity) -> bool + Send + 'static,
-    ) -> Result<Vec<EntityKey>, Unavailable> {
+    ) -> Result<Vec<EntityKey>, DependencyError> {
         let found = self.call(reads("index"), of, move |world| {
             let then = world.lagging();
             let all = world.store.entities.all_as_of(then);
@@ -540,7 +546,7 @@ impl Port {
         name: &'static str,
         of: &str,
         look: impl FnMut(&mut World) -> T + Send + 'static,
-    ) -> Result<T, Unavailable> {
+    ) -> Result<T, DependencyError> {
         Ok(self.call(reads(name), of, look).await?)
     }
 
@@ -549,7 +555,7 @@ impl Port {
         name: &'static str,
         of: &str,
         effect: impl FnMut(&mut World) -> T + Send + 'static,
-    ) -> Result<T, Unavailable> {
+    ) -> Result<T, DependencyError> {
         Ok(self.call(writes(name), of, effect).await?)
     }
 }

@@ -4,14 +4,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use billhook_core::cleanup::OpenPayment;
+use billhook_core::cleanup::CancellablePayment;
 use billhook_core::entity::EntityKey;
 use billhook_core::event::stripe_types::{IntentStatus, SessionStatus};
-use billhook_core::ids::{AccountId, CheckoutSessionId, Provider};
+use billhook_core::ids::{AccountId, CheckoutSessionId, ProviderId};
 use billhook_core::ports::{
-    EventsPage, ListEvents, ListEventsError, PaymentsAtStripe, Unavailable,
+    DependencyError, EventsPage, ListEvents, ListEventsError, PaymentsAtStripe,
 };
-use billhook_core::reconcile::Span;
+use billhook_core::reconcile::ListingSpan;
 use billhook_core::time::Timestamp;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -62,7 +62,7 @@ pub enum End {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Emitted {
     /// Whose.
-    pub provider: Provider,
+    pub provider: ProviderId,
     /// Its id.
     pub id: String,
     /// Its type.
@@ -70,7 +70,7 @@ pub struct Emitted {
     /// The connected account.
     pub account: Option<String>,
     /// The second in which it happened.
-    pub created_s: i64,
+    pub done_through_s: i64,
     /// Its JSON.
     pub body: String,
     /// The payment or piece that it is about.
@@ -208,11 +208,11 @@ impl World {
         let kind = kind.to_owned();
         self.tell(|| format!("stripe         {id} {kind} {intent} {says:?}"));
         self.stripe.emit(Emitted {
-            provider: Provider::Stripe,
+            provider: ProviderId::Stripe,
             id,
             kind,
             account,
-            created_s: now_s,
+            done_through_s: now_s,
             body: event.to_string(),
             of: intent.to_owned(),
             links,
@@ -269,9 +269,9 @@ fn call(name: &'static str, writes: bool) -> Call {
 }
 
 impl PaymentsAtStripe for Port {
-    type Error = Unavailable;
+    type Error = DependencyError;
 
-    async fn status(&self, payment: &OpenPayment) -> Result<IntentStatus, Unavailable> {
+    async fn status(&self, payment: &CancellablePayment) -> Result<IntentStatus, DependencyError> {
         let intent = payment.intent.to_string();
         let own = intent.clone();
         let status = self.call(call("status", false), &intent, move |world| {
@@ -289,8 +289,8 @@ impl PaymentsAtStripe for Port {
 
     async fn open_session(
         &self,
-        payment: &OpenPayment,
-    ) -> Result<Option<CheckoutSessionId>, Unavailable> {
+        payment: &CancellablePayment,
+    ) -> Result<Option<CheckoutSessionId>, DependencyError> {
         let intent = payment.intent.to_string();
         let own = intent.clone();
         let session = self.call(call("open_session", false), &intent, move |world| {
@@ -303,10 +303,10 @@ impl PaymentsAtStripe for Port {
 
     async fn expire(
         &self,
-        payment: &OpenPayment,
+        payment: &CancellablePayment,
         _: &CheckoutSessionId,
         _: &str,
-    ) -> Result<SessionStatus, Unavailable> {
+    ) -> Result<SessionStatus, DependencyError> {
         let intent = payment.intent.to_string();
         let own = intent.clone();
         let expired = self.call(call("expire", true), &intent, move |world| {
@@ -315,7 +315,11 @@ impl PaymentsAtStripe for Port {
         Ok(expired.await?)
     }
 
-    async fn cancel(&self, payment: &OpenPayment, _: &str) -> Result<IntentStatus, Unavailable> {
+    async fn cancel(
+        &self,
+        payment: &CancellablePayment,
+        _: &str,
+    ) -> Result<IntentStatus, DependencyError> {
         let intent = payment.intent.to_string();
         let own = intent.clone();
         let cancelled = self.call(call("cancel", true), &intent, move |world| {
@@ -335,11 +339,11 @@ impl PaymentsAtStripe for Port {
 }
 
 impl ListEvents for Port {
-    async fn events(
+    async fn list_events(
         &self,
         account: Option<&AccountId>,
         types: &[&str],
-        span: &Span,
+        span: &ListingSpan,
     ) -> Result<EventsPage, ListEventsError> {
         let account = account.map(ToString::to_string);
         let of = account.clone().unwrap_or_default();
@@ -349,9 +353,9 @@ impl ListEvents for Port {
         let page = self.call(call("list_events", false), &of, move |world| {
             let all = world.stripe.events.iter().rev();
             let listed: Vec<&Emitted> = all
-                .filter(|event| event.provider == Provider::Stripe && event.account == account)
+                .filter(|event| event.provider == ProviderId::Stripe && event.account == account)
                 .filter(|event| types.contains(&event.kind))
-                .filter(|event| (span.from_s..=span.until_s).contains(&event.created_s))
+                .filter(|event| (span.from_s..=span.until_s).contains(&event.done_through_s))
                 .collect();
             let from = match &span.after {
                 None => 0,
