@@ -4,21 +4,21 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .PHONY: help run stop setup fmt lint lint-template test bench peers chaos fuzz measure simulate replay build deploy
 
-# No tool may fetch a Rust target or report home behind our back.
+# No tool may download a Rust target or send telemetry without our knowledge.
 export RUSTUP_DIST_SERVER := http://127.0.0.1:1
 export SAM_CLI_TELEMETRY := 0
 
 TOOLS := tests/tools
 VENV := .venv
 LINT_VENV := .venv-lint
-# As `cargo build --workspace` leaves it: `cargo run --package` would build every dependency once more, with other features.
+# The binary that `cargo build --workspace` leaves: `cargo run --package` would build every dependency again, with other features.
 LOCAL := $${CARGO_TARGET_DIR:-target}/debug/billhook-local
-# Architecture of `make build`: this machine's, which needs no further Rust target.
+# Architecture of `make build`: this machine's, which needs no additional Rust target.
 ARCH ?= $(if $(filter arm64 aarch64,$(shell uname -m)),arm64,x86_64)
 # Environment of `make deploy`: default (dev), staging or prod, as in samconfig.toml.
 ENV ?= default
 
-# What `make fuzz` runs, for how many seconds each.
+# Targets of `make fuzz`, and the seconds for each.
 TARGETS := header body proxy_event queue_batch custom_resource stripe_mapping lob_mapping
 TIME ?= 60
 FUZZ := $(CURDIR)/target/fuzz
@@ -26,17 +26,17 @@ HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 COVERAGE := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
   -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1
 
-help: ## this list
+help: ## show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
-run: setup ## build, start the local AWS, deploy to it, deliver webhooks and show what became of them
+run: setup ## build, start the local AWS, deploy to it, deliver webhooks and show the results
 	cargo build --workspace
 	$(LOCAL) run
 
-stop: ## end the local AWS
+stop: ## stop the local AWS and the local Stripe
 	test ! -x $(LOCAL) || $(LOCAL) stop
 
-setup: $(VENV)/.installed $(TOOLS)/node_modules/.installed ## install the pinned tools, if they changed
+setup: $(VENV)/.installed $(TOOLS)/node_modules/.installed ## install the pinned tools if they changed
 
 fmt: ## format the code
 	cargo fmt --all
@@ -47,8 +47,8 @@ lint: setup ## check format, code and template
 	$(VENV)/bin/cfn-lint template.yaml
 	$(VENV)/bin/sam validate --lint --region eu-west-1
 
-# cfn-lint and checkov miss what stands inside SAM's resources, so they see the expanded template too.
-lint-template: setup $(LINT_VENV)/.installed ## check the template, as it is written and as SAM expands it
+# cfn-lint and checkov do not see inside SAM's resources, so they also check the expanded template.
+lint-template: setup $(LINT_VENV)/.installed ## check the template as it is written and as SAM expands it
 	mkdir -p target
 	$(VENV)/bin/python $(TOOLS)/expand.py template.yaml > target/template.json
 	$(VENV)/bin/cfn-lint template.yaml target/template.json
@@ -56,18 +56,18 @@ lint-template: setup $(LINT_VENV)/.installed ## check the template, as it is wri
 	  --skip-check "$$(sed -nE 's/^ +- \{ id: (CKV_[A-Z0-9_]+),.*/\1/p' template.yaml | paste -sd,)" \
 	  --file template.yaml target/template.json
 
-# Built with the tests' own features at once: without them every dependency would be built twice.
-test: lint ## everything CI runs
+# `--all-targets` builds with the features of the tests; otherwise every dependency would be built twice.
+test: lint ## run everything that CI runs
 	cargo build --workspace --all-targets
 	cargo test --workspace
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps
 
-chaos: setup ## 10,000 events in a storm of faults, and an outage of each dependency, on the local AWS (20 minutes)
+chaos: setup ## test 10,000 events in a storm of faults, and an outage of each dependency, on the local AWS (20 minutes)
 	cargo build --workspace
 	cargo test --workspace --test flows -- --ignored --nocapture --test-threads 1 in_a_storm out_of_reach
 
-# Coverage without a sanitizer, which the stable toolchain has: these are the flags that cargo-fuzz gives.
-fuzz: machine ## libFuzzer on every target (TARGET=one) for TIME=60 seconds each, or on one INPUT=file
+# Coverage without a sanitizer works on the stable toolchain: these are the flags that cargo-fuzz sets.
+fuzz: machine ## run libFuzzer on every target (TARGET=one) for TIME=60 seconds each, or on one INPUT=file
 	$(call need,c++,for libFuzzer)
 	cp Cargo.lock tests/fuzz/Cargo.lock
 	cd tests/fuzz && RUSTFLAGS='$(COVERAGE)' cargo build --target-dir '$(FUZZ)' --target '$(HOST)'
@@ -77,27 +77,27 @@ fuzz: machine ## libFuzzer on every target (TARGET=one) for TIME=60 seconds each
 	    -max_len=100000 -print_final_stats=1 -artifact_prefix='$(FUZZ)/found-'$$target- '$(FUZZ)/corpus/'$$target); \
 	done
 
-# Needs no local AWS and no tools of Python or Node, so that it runs wherever Rust does.
+# Needs no local AWS and no Python or Node tools, so it runs wherever Rust does.
 FUNCTIONS := webhook-ingress stripe-worker lob-worker cleanup-failed-payments webhook-secret
-bench: ## what an event costs in the release binaries: time, CPU, instructions, memory, calls, write units, log (BENCH=options)
+bench: ## measure what an event costs in the release binaries: time, CPU, instructions, memory, calls, write units, log (BENCH=options)
 	cargo build --release $(addprefix --package ,$(FUNCTIONS))
 	cargo build --release --package billhook-tests --example echo --example bench
 	$${CARGO_TARGET_DIR:-target}/release/examples/bench $(BENCH)
 
-peers: ## build ingress's job in Node and in untuned Rust, which `make bench` then measures beside ours (8 minutes)
+peers: ## build ingress's job in Node and in untuned Rust, for `make bench` to compare with ours (8 minutes)
 	$(call need,npm,Node.js 18 or newer)
 	cargo build --release --locked --manifest-path tests/peers/naive/Cargo.toml --target-dir "$${CARGO_TARGET_DIR:-target}/peers"
 	npm ci --prefix tests/peers/node --ignore-scripts --no-audit --no-fund --silent
 
-measure: setup ## run time, calls and memory of the cleanup with thousands of orders (11 minutes)
+measure: setup ## measure run time, calls and memory of the cleanup with thousands of orders (11 minutes)
 	cargo build --workspace
 	cargo test --package billhook-tests --package cleanup-failed-payments --test measure -- --ignored --nocapture
 
 SEEDS ?= 10000
-simulate: ## run the simulation over SEEDS=10000 seeds, and show every deliberate defect being seen
+simulate: ## run the simulation over SEEDS=10000 seeds, and show that it detects every deliberate defect
 	BILLHOOK_SIM_SEEDS=$(SEEDS) cargo test --workspace --test simulation -- --nocapture --test-threads 1
 
-replay: setup ## replay 5,000 events on the local AWS, cut by Ctrl-C and continued, and show the figures
+replay: setup ## replay 5,000 events on the local AWS, interrupt that with Ctrl-C, resume it, and show the figures
 	cargo build --workspace
 	cargo test --workspace --test flows -- --ignored --nocapture a_bulk_replay
 
