@@ -367,15 +367,15 @@ fn the_mail_table_is_what_is_derived() {
             .collect::<Vec<_>>()
     };
     let rendered = [
-        ranked(&on_the_way, "on the way"),
-        ranked(&ending, "ends it"),
+        ranked(&on_the_way, "progress"),
+        ranked(&ending, "final"),
         beside
             .into_iter()
-            .map(|stage| row(stage, "beside the way".to_owned()))
+            .map(|stage| row(stage, "none".to_owned()))
             .collect(),
     ]
     .concat();
-    assert_eq!(table("## Mail"), rendered);
+    assert_eq!(table("## Letters"), rendered);
 
     // Of two that end it the later counts, whatever the numbers.
     for one in &ending {
