@@ -65,10 +65,17 @@ lint-template: setup $(LINT_VENV)/.installed ## check the template as it is writ
 	  --skip-check "$$(sed -nE 's/^ +- \{ id: (CKV_[A-Z0-9_]+),.*/\1/p' template.yaml | paste -sd,)" \
 	  --file template.yaml target/template.json
 
+# Where insta notes which snapshots the tests asserted.
+SNAPSHOTS := $(CURDIR)/target/snapshots
 # `--all-targets` builds with the features of the tests; otherwise every dependency would be built twice.
 test: lint ## run everything that CI runs
 	cargo build --workspace --all-targets
-	cargo test --workspace
+	mkdir -p target
+	rm -f '$(SNAPSHOTS)'
+	INSTA_SNAPSHOT_REFERENCES_FILE='$(SNAPSHOTS)' cargo test --workspace
+	@stray=$$(comm -23 <(find crates tests -name node_modules -prune -o -name '*.snap' -print | sort) \
+	  <(sed 's|^$(CURDIR)/||' '$(SNAPSHOTS)' | sort -u)); \
+	for file in $$stray; do echo "$$file: no test asserts this snapshot" >&2; done; test -z "$$stray"
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps
 
 chaos: setup ## test 10,000 events in a storm of faults, and an outage of each dependency, on the local AWS (20 minutes)
