@@ -15,7 +15,7 @@ use billhook_adapters::{batch, metrics, telemetry};
 use billhook_core::entity::EntityKey;
 use billhook_core::ids::{OrderId, ProviderId};
 use billhook_core::time::Timestamp;
-use billhook_core::worker::Worker;
+use billhook_core::worker::batch::Worker;
 use billhook_testkit::emf;
 use billhook_testkit::events::{intent_succeeded, letter};
 use billhook_testkit::memory::{self, Fault, FixedClock, KnownKeys, MemoryQueue, MemoryTables};

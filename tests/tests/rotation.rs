@@ -16,8 +16,8 @@ use billhook_adapters::secrets::{
     FetchSecret, SecretVersion, SecretsError, SigningKeyCache, StoredSecret, load_document,
 };
 use billhook_adapters::stripe::StripeClient;
+use billhook_core::endpoint::secret::{SecretDocument, SecretKind};
 use billhook_core::ports::{Clock, Pause};
-use billhook_core::secret::{SecretDocument, SecretKind};
 use billhook_core::time::Timestamp;
 use billhook_testkit::events::intent_succeeded;
 use billhook_testkit::memory::{MemoryQueue, MemoryTables};

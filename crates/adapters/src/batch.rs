@@ -6,11 +6,12 @@
 
 use aws_lambda_events::event::sqs::SqsEvent;
 use billhook_core::ids::{EventId, ProviderId, TenantId};
-use billhook_core::inbox::EventVerdict;
-use billhook_core::ports::{Clock, Ledger, Pause};
-use billhook_core::worker::{
-    EventCompletion, MessageReport, ReceivedMessage, TIME_TO_FINISH, Worker,
+use billhook_core::outcome::EventVerdict;
+use billhook_core::ports::{Clock, Pause};
+use billhook_core::worker::batch::{
+    CALLS_AT_ONCE, EventCompletion, MessageReport, ReceivedMessage, TIME_TO_FINISH, Worker,
 };
+use billhook_core::worker::ports::Ledger;
 use lambda_runtime::LambdaEvent;
 use serde::Serialize;
 
@@ -39,7 +40,7 @@ pub struct ItemFailure {
 pub struct NoMessageId;
 
 /// Connections to open during init: DynamoDB speaks HTTP/1.1, so each call under way needs its own.
-pub const CONNECTIONS: usize = billhook_core::worker::CALLS_AT_ONCE;
+pub const CONNECTIONS: usize = CALLS_AT_ONCE;
 
 /// Works a batch off and tells what became of each message.
 pub async fn handle_batch<L: Ledger, C: Clock + Pause>(

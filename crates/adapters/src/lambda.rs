@@ -9,8 +9,8 @@ use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use billhook_core::error::error_chain;
 use billhook_core::ports::Clock as _;
-use billhook_core::retry::error_chain;
 use billhook_core::time::Timestamp;
 use futures_util::FutureExt as _;
 use lambda_runtime::{Context, Diagnostic, LambdaEvent, service_fn};

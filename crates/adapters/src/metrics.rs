@@ -11,12 +11,12 @@ use std::cell::RefCell;
 use std::fmt::Write as _;
 
 use billhook_core::entity::{Entity, EntityChange, EntityUpdate};
-use billhook_core::event::EventType;
-use billhook_core::event::stripe_types::HANDLED_TYPES;
 use billhook_core::ids::ProviderId;
-use billhook_core::inbox::{BlockedOn, EventVerdict, IgnoreReason, ParkReason};
+use billhook_core::outcome::{BlockedOn, EventVerdict, IgnoreReason, ParkReason};
+use billhook_core::provider::envelope::EventType;
+use billhook_core::provider::stripe::types::HANDLED_TYPES;
 use billhook_core::time::Timestamp;
-use billhook_core::worker::{EventCompletion, MessageReport};
+use billhook_core::worker::batch::{EventCompletion, MessageReport};
 use serde_json::json;
 
 /// A metric takes at most so many values in one line.

@@ -9,8 +9,9 @@ use aws_sdk_sqs::error::{ProvideErrorMetadata as _, SdkError};
 use aws_sdk_sqs::operation::send_message::SendMessageError;
 use aws_sdk_sqs::operation::send_message::builders::SendMessageFluentBuilder;
 use aws_sdk_sqs::types::{MessageSystemAttributeNameForSends, MessageSystemAttributeValue};
+use billhook_core::error::DependencyError;
 use billhook_core::ids::ProviderId;
-use billhook_core::ports::{DependencyError, SendMessage};
+use billhook_core::intake::ports::SendMessage;
 use billhook_core::retry::Disposition;
 
 use crate::telemetry;
@@ -148,11 +149,12 @@ fn is_message_fault(code: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use aws_sdk_sqs::config::http::HttpResponse;
     use aws_sdk_sqs::error::ErrorMetadata;
     use aws_sdk_sqs::types::error::{InvalidMessageContents, QueueDoesNotExist};
     use aws_smithy_types::body::SdkBody;
+
+    use super::*;
 
     #[test]
     fn a_message_goes_on_with_the_trace_of_its_invocation() {

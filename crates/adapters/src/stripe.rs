@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use billhook_core::event::stripe_types::{API_VERSION, IntentStatus, SessionStatus};
-use billhook_core::ports::EventsPage;
+use billhook_core::provider::stripe::types::{API_VERSION, IntentStatus, SessionStatus};
 use billhook_core::retry::Disposition;
+use billhook_core::tasks::ports::EventsPage;
 use reqwest::header::HeaderMap;
 use reqwest::{Method, Response, StatusCode};
 use secrecy::{ExposeSecret, SecretString};

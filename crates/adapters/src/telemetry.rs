@@ -14,6 +14,7 @@ use std::io::Write as _;
 use std::panic::PanicHookInfo;
 use std::sync::OnceLock;
 
+use billhook_core::error::error_chain;
 use billhook_core::ports::Clock;
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
@@ -25,7 +26,6 @@ use tracing_subscriber::registry::LookupSpan;
 use crate::clock::SystemClock;
 use crate::config::{EnvLookup, read_environment_name, read_log_level};
 use crate::metrics;
-use billhook_core::retry::error_chain;
 
 /// Beyond this a value tells no more; a line stays far below the 1 MB that one log event may have.
 const VALUE_BYTES_MAX: usize = 1000;
@@ -363,6 +363,7 @@ impl<F: FnMut(&'static str, FieldValue<'_>)> Visit for FieldVisitor<F> {
 mod tests {
     use std::sync::{Arc, Mutex};
 
+    use billhook_core::ids::ProviderId;
     use billhook_core::time::Timestamp;
     use serde_json::{Value as Json, json};
     use uuid::Uuid;
@@ -418,7 +419,7 @@ mod tests {
     #[test]
     fn the_closing_line_takes_what_was_counted_and_no_other_does() {
         let lines = lines(LevelFilter::INFO, || {
-            metrics::STUCK_EVENTS.add(billhook_core::ids::ProviderId::Lob, 3);
+            metrics::STUCK_EVENTS.add(ProviderId::Lob, 3);
             tracing::info!("first");
             write_final_line(|| tracing::debug!("of no interest"));
             write_final_line(|| tracing::info!("last"));

@@ -6,19 +6,18 @@
 use std::time::Duration;
 
 use billhook_adapters::metrics;
-use billhook_core::cleanup::{
+use billhook_core::entity::{Entity, EntityKey};
+use billhook_core::error::error_chain;
+use billhook_core::ids::{OrderId, ProviderId};
+use billhook_core::ports::Clock;
+use billhook_core::tasks::checkpoint::{CLEANUP_JOB, Checkpoint};
+use billhook_core::tasks::cleanup::{
     CancellablePayment, CleanupDecision, PaymentEnd, cancellation_fact, cleanup_idempotency_key,
     decide_cleanup,
 };
-use billhook_core::entity::{Entity, EntityKey};
-use billhook_core::ids::{OrderId, ProviderId};
-use billhook_core::jobs::{CLEANUP_JOB, Checkpoint};
-use billhook_core::ports::{
-    CheckpointStore, Clock, CommitError, CommitPart, FindFailedOrders, Ledger, LoadedRows,
-    PaymentsAtStripe,
-};
-use billhook_core::retry::error_chain;
+use billhook_core::tasks::ports::{CheckpointStore, FindFailedOrders, PaymentsAtStripe};
 use billhook_core::time::Timestamp;
+use billhook_core::worker::ports::{CommitError, CommitPart, Ledger, LoadedRows};
 use futures_util::stream::{self, StreamExt as _};
 use serde::Serialize;
 use uuid::Uuid;

@@ -7,8 +7,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use billhook_core::ports::{Clock, DependencyError};
-use billhook_core::retry::error_chain;
+use billhook_core::error::{DependencyError, error_chain};
+use billhook_core::ports::Clock;
 use billhook_core::time::Timestamp;
 use serde::{Deserialize, Serialize};
 

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use billhook_adapters::aws::AwsClients;
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::config::CleanupConfig;
-use billhook_adapters::dynamodb::inbox::DynamoInbox;
+use billhook_adapters::dynamodb::events::DynamoInbox;
 use billhook_adapters::dynamodb::jobs::JobsTable;
 use billhook_adapters::dynamodb::ledger::{DynamoLedger, TableNames};
 use billhook_adapters::lambda::{invocation_deadline, run_function, serve_events};

@@ -7,17 +7,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use billhook_adapters::metrics;
-use billhook_core::event::stripe::StripeEvent;
+use billhook_core::error::{DependencyError, error_chain};
 use billhook_core::ids::{AccountId, CorrelationId, EventId, ProviderId};
-use billhook_core::inbox::{NewEvent, accept_event};
-use billhook_core::jobs::{Checkpoint, RECONCILE_JOB, reconcile_cursor_key};
-use billhook_core::pointer::EventSource;
-use billhook_core::ports::{
-    CheckpointStore, Clock, DependencyError, FindKnownEvents, ListAccounts, ListEvents,
-    ListEventsError, RecordEvent, SendMessage,
+use billhook_core::intake::accept::accept_event;
+use billhook_core::intake::inbox::{EventSource, NewEvent};
+use billhook_core::intake::ports::{RecordEvent, SendMessage};
+use billhook_core::ports::Clock;
+use billhook_core::provider::stripe::event::StripeEvent;
+use billhook_core::tasks::checkpoint::{Checkpoint, RECONCILE_JOB, reconcile_cursor_key};
+use billhook_core::tasks::ports::{
+    CheckpointStore, FindKnownEvents, ListAccounts, ListEvents, ListEventsError,
 };
-use billhook_core::reconcile::{event_type_sets, is_event_gap, next_listing_span};
-use billhook_core::retry::error_chain;
+use billhook_core::tasks::reconcile::{event_type_sets, is_event_gap, next_listing_span};
 use billhook_core::time::Timestamp;
 use futures_util::stream::{self, StreamExt as _};
 use serde::Serialize;

@@ -1,12 +1,12 @@
 //! Stripe as the tasks need it.
 
 use billhook_adapters::stripe::{CancelResult, StripeClient, StripeError};
-use billhook_core::cleanup::CancellablePayment;
-use billhook_core::event::stripe_types::{IntentStatus, SessionStatus};
+use billhook_core::error::error_chain;
 use billhook_core::ids::{AccountId, CheckoutSessionId};
-use billhook_core::ports::{EventsPage, ListEvents, ListEventsError, PaymentsAtStripe};
-use billhook_core::reconcile::ListingSpan;
-use billhook_core::retry::error_chain;
+use billhook_core::provider::stripe::types::{IntentStatus, SessionStatus};
+use billhook_core::tasks::cleanup::CancellablePayment;
+use billhook_core::tasks::ports::{EventsPage, ListEvents, ListEventsError, PaymentsAtStripe};
+use billhook_core::tasks::reconcile::ListingSpan;
 
 /// Calls begun in a second. Stripe takes 100 for a live account and 25 for a test account, 25 of one kind, and the
 /// application has to live on them too: this leaves it two fifths and a fifth, and is at most 20 of one kind.

@@ -6,21 +6,24 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use billhook_adapters::metrics;
+use billhook_core::error::{DependencyError, error_chain};
 use billhook_core::ids::{EventId, ProviderId};
-use billhook_core::inbox::{EventOutcome, EventRecord, EventVerdict, IgnoreReason};
-use billhook_core::jobs::{Checkpoint, SWEEP_JOB};
-use billhook_core::pointer::{EventPointer, EventSource};
-use billhook_core::ports::{
-    CheckpointStore, Clock, CommitError, CommitPart, DependencyError, EventUpdate,
-    FindUnfinishedEvents, Ledger, PaymentKey, SendMessage, StoredEvent, StoredPayload,
-    UnfinishedEvent,
-};
-use billhook_core::retry::{Disposition, error_chain};
-use billhook_core::route;
-use billhook_core::sweep::{
+use billhook_core::intake::inbox::{EventRecord, EventSource};
+use billhook_core::intake::message::EventPointer;
+use billhook_core::intake::ports::SendMessage;
+use billhook_core::outcome::{EventOutcome, EventVerdict, IgnoreReason};
+use billhook_core::ports::Clock;
+use billhook_core::provider::interpret::interpret;
+use billhook_core::retry::Disposition;
+use billhook_core::tasks::checkpoint::{Checkpoint, SWEEP_JOB};
+use billhook_core::tasks::ports::{CheckpointStore, FindUnfinishedEvents, UnfinishedEvent};
+use billhook_core::tasks::sweep::{
     FIRST_RETRY_AFTER, STUCK_AFTER, SweepAction, SweepCandidate, SweepWindow,
 };
 use billhook_core::time::Timestamp;
+use billhook_core::worker::ports::{
+    CommitError, CommitPart, EventUpdate, Ledger, PaymentKey, StoredEvent, StoredPayload,
+};
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use serde::Serialize;
 
@@ -383,7 +386,7 @@ where
             return None;
         };
         let account = kept.stored.account.as_ref();
-        let claim = route::interpret(provider, self.live_mode, account, payload).ok()?;
+        let claim = interpret(provider, self.live_mode, account, payload).ok()?;
         Some(PaymentKey {
             account: account.cloned(),
             intent: claim.intent?,

@@ -9,15 +9,17 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use billhook_core::cleanup::CancellablePayment;
+use billhook_core::entity::merge::Merge as _;
 use billhook_core::entity::{Entity, EntityFacts, EntityKey};
-use billhook_core::event::stripe::StripeEvent;
-use billhook_core::event::stripe_types::{IntentStatus, SessionStatus};
+use billhook_core::error::DependencyError;
 use billhook_core::ids::{CheckoutSessionId, OrderId, PaymentIntentId};
-use billhook_core::jobs::{CLEANUP_JOB, Checkpoint};
-use billhook_core::merge::Merge as _;
-use billhook_core::payment;
-use billhook_core::ports::{DependencyError, PaymentsAtStripe};
+use billhook_core::ports::Clock;
+use billhook_core::provider::stripe::event::StripeEvent;
+use billhook_core::provider::stripe::payments::read_payment_facts;
+use billhook_core::provider::stripe::types::{IntentStatus, SessionStatus};
+use billhook_core::tasks::checkpoint::{CLEANUP_JOB, Checkpoint};
+use billhook_core::tasks::cleanup::CancellablePayment;
+use billhook_core::tasks::ports::PaymentsAtStripe;
 use billhook_core::time::Timestamp;
 use billhook_testkit::events::{intent_failed, intent_is, intent_succeeded};
 use billhook_testkit::memory::{self, Fault, FixedClock, MemoryStripe, MemoryTables};
@@ -37,7 +39,7 @@ fn facts(events: &[Value]) -> EntityFacts {
         let event = StripeEvent::parse(event.to_string().as_bytes()).unwrap();
         facts
             .payment
-            .merge(payment::read::read_payment_facts(&event).unwrap().unwrap());
+            .merge(read_payment_facts(&event).unwrap().unwrap());
     }
     facts
 }
@@ -430,7 +432,7 @@ async fn a_repeated_call_of_a_later_run_has_another_key() {
     let other = cleanup(&tables, &stripe);
     other.clock.set(at(7_300));
     // Another container: its identifiers are others.
-    billhook_core::ports::Clock::new_id(&other.clock);
+    Clock::new_id(&other.clock);
     other
         .run(&CleanupOptions::default(), at(9_000))
         .await
@@ -454,9 +456,9 @@ async fn a_payment_after_the_cancel_completes_the_order_and_asks_for_a_review() 
     let paid = intent_succeeded("evt_late", T + 9_000, "pi_late", json!({}), 4200);
     let row = tables.entities.lock().unwrap()[&key].clone();
     let next = row.apply_facts(facts(&[paid]), at(9_000));
-    assert_eq!(next.standing.status.as_str(), "completed");
+    assert_eq!(next.payment.status.as_str(), "completed");
     assert!(
-        next.standing
+        next.payment
             .review_reasons
             .contains("paid_after_cancel:pi_late")
     );

@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::stripe::StripeClient;
+use billhook_core::entity::merge::Merge as _;
 use billhook_core::entity::{Entity, EntityFacts, EntityKey};
-use billhook_core::event::stripe::StripeEvent;
 use billhook_core::ids::OrderId;
-use billhook_core::merge::Merge as _;
-use billhook_core::payment;
 use billhook_core::ports::Clock as _;
+use billhook_core::provider::stripe::event::StripeEvent;
+use billhook_core::provider::stripe::payments::read_payment_facts;
 use billhook_testkit::events::intent_failed;
 use billhook_testkit::memory::{self, MemoryTables};
 use billhook_testkit::stripe::{Config, LocalStripe};
@@ -41,7 +41,7 @@ fn stale(id: &str) -> Entity {
     let mut facts = EntityFacts::default();
     facts
         .payment
-        .merge(payment::read::read_payment_facts(&event).unwrap().unwrap());
+        .merge(read_payment_facts(&event).unwrap().unwrap());
     let mut row = Entity {
         version: 1,
         ..memory::entity(EntityKey::Order(OrderId::parse(id).unwrap()))

@@ -10,13 +10,16 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use billhook_core::entity::EntityKey;
-use billhook_core::event;
+use billhook_core::error::DependencyError;
 use billhook_core::ids::{CorrelationId, EventId, OrderId, ProviderId};
-use billhook_core::inbox::{EventOutcome, NewEvent};
-use billhook_core::jobs::{Checkpoint, SWEEP_JOB};
-use billhook_core::ports::{DependencyError, PaymentRow, RecordEvent as _, SendMessage};
+use billhook_core::intake::inbox::NewEvent;
+use billhook_core::intake::ports::{RecordEvent as _, SendMessage};
+use billhook_core::outcome::EventOutcome;
+use billhook_core::provider::read_envelope;
 use billhook_core::retry::Disposition;
+use billhook_core::tasks::checkpoint::{Checkpoint, SWEEP_JOB};
 use billhook_core::time::Timestamp;
+use billhook_core::worker::ports::PaymentRow;
 use billhook_testkit::events::{charge_refunded, from_account, intent_succeeded, letter};
 use billhook_testkit::memory::{EventRow, Fault, FixedClock, MemoryQueue, MemoryTables};
 use cleanup_failed_payments::sweep::{SweepSummary, SweepTask};
@@ -43,7 +46,7 @@ impl World {
         let raw_body = body.to_string().into_bytes();
         let new = NewEvent {
             source: provider.into(),
-            envelope: event::read_envelope(provider, &raw_body).unwrap(),
+            envelope: read_envelope(provider, &raw_body).unwrap(),
             raw_body: &raw_body,
             correlation_id: CorrelationId::parse("01930000-0000-7000-8000-000000000001").unwrap(),
             received_at: at(second),

@@ -235,6 +235,19 @@ impl<'de, T: LenientValue<'de>> Visitor<'de> for LenientVisitor<T> {
     }
 }
 
+/// A struct whose fields are all read leniently.
+macro_rules! lenient_struct {
+    ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $kind:ty,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+        pub struct $name {
+            $($(#[$field_doc])* #[serde(default, skip_serializing_if = "LenientField::is_absent")]
+            pub $field: $crate::json::LenientField<$kind>,)*
+        }
+    };
+}
+pub(crate) use lenient_struct;
+
 // Written back only for bodies too large to keep whole: what was read is what a later reading finds, a malformed
 // field included (a fraction is malformed for every kind we read).
 impl<T: Serialize> Serialize for LenientField<T> {

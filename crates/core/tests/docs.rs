@@ -8,20 +8,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use billhook_core::cleanup::cancellation_fact;
-use billhook_core::event::stripe::StripeEvent;
-use billhook_core::event::stripe_types::HANDLED_TYPES;
+use billhook_core::entity::mail::derive::derive_mail;
+use billhook_core::entity::mail::facts::{MailFacts, MailStage, PieceFacts};
+use billhook_core::entity::merge::{FactSource, MaxRegister, Merge as _, SeenInterval};
+use billhook_core::entity::payment::derive::{DerivedPayment, derive_payment};
+use billhook_core::entity::payment::facts::PaymentFacts;
 use billhook_core::ids::{EventId, PieceId};
-use billhook_core::inbox::{EventOutcome, EventRecord, IgnoreReason, ParkReason, RedeliveryAction};
-use billhook_core::mail::derive::derive_mail;
-use billhook_core::mail::facts::{MailFacts, MailStage, PieceFacts};
-use billhook_core::merge::{FactSource, MaxRegister, Merge as _, SeenInterval};
+use billhook_core::intake::inbox::{EventRecord, RedeliveryAction};
 use billhook_core::money::{Currency, Money};
-use billhook_core::payment;
-use billhook_core::payment::derive::{DerivedPayment, derive_payment};
-use billhook_core::payment::facts::PaymentFacts;
-use billhook_core::signature::SignatureFailure;
-use billhook_core::tenant;
+use billhook_core::outcome::{EventOutcome, IgnoreReason, ParkReason};
+use billhook_core::provider::signature::SignatureFailure;
+use billhook_core::provider::stripe::account::read_account_facts;
+use billhook_core::provider::stripe::event::StripeEvent;
+use billhook_core::provider::stripe::payments::read_payment_facts;
+use billhook_core::provider::stripe::types::HANDLED_TYPES;
+use billhook_core::tasks::cleanup::cancellation_fact;
 use billhook_core::time::Timestamp;
 use billhook_testkit::events::{
     charge_refunded, dispute, intent_failed, intent_is, intent_succeeded, refund, stripe,
@@ -84,7 +85,7 @@ fn facts(events: &[Value]) -> PaymentFacts {
     let mut facts = PaymentFacts::default();
     for event in events {
         let event = StripeEvent::parse(event.to_string().as_bytes()).unwrap();
-        facts.merge(payment::read::read_payment_facts(&event).unwrap().unwrap());
+        facts.merge(read_payment_facts(&event).unwrap().unwrap());
     }
     facts
 }
@@ -105,8 +106,7 @@ fn the_types_with_a_meaning_are_those_of_the_table() {
         .filter(|kind| {
             let event = stripe("evt_1", kind, T, json!({})).to_string();
             let event = StripeEvent::parse(event.as_bytes()).unwrap();
-            payment::read::read_payment_facts(&event).is_some()
-                || tenant::read_account_facts(&event).is_some()
+            read_payment_facts(&event).is_some() || read_account_facts(&event).is_some()
         })
         .map(|kind| code(kind))
         .collect();
@@ -151,10 +151,10 @@ fn the_dispute_table_is_what_is_derived() {
     for row in table("### Disputes") {
         let status = row[0].trim_matches('`');
         let disputed = dispute("evt_2", T + 5, "dp_1", "pi_1", status);
-        let standing = derive_payment(&facts(&[paid("evt_1", "pi_1", 4200), disputed]), due());
-        assert_eq!(standing.status.as_str(), "completed", "{status}");
-        assert_eq!(row[1], code(standing.payment_status.as_str()), "{status}");
-        let reasons = standing.review_reasons.iter();
+        let derived = derive_payment(&facts(&[paid("evt_1", "pi_1", 4200), disputed]), due());
+        assert_eq!(derived.status.as_str(), "completed", "{status}");
+        assert_eq!(row[1], code(derived.payment_status.as_str()), "{status}");
+        let reasons = derived.review_reasons.iter();
         let reasons: Vec<_> = reasons
             .map(|r| code(r.split_once(':').unwrap().0))
             .collect();
@@ -212,8 +212,8 @@ fn the_refund_arithmetic_is_as_told() {
     let of_charge = |id: &str, second: i64, charge: &str, intent: &str, refunded: i64| {
         charge_refunded(id, T + second, charge, Some(intent), refunded)
     };
-    let told = |standing: &DerivedPayment| -> Vec<String> {
-        let refunds = standing
+    let told = |derived: &DerivedPayment| -> Vec<String> {
+        let refunds = derived
             .timeline
             .iter()
             .filter(|entry| entry.kind.starts_with("refund_"));
@@ -232,16 +232,16 @@ fn the_refund_arithmetic_is_as_told() {
             of_charge("evt_2", 1, "ch_1", "pi_1", 1000),
         ],
     ] {
-        let standing = derive_payment(
+        let derived = derive_payment(
             &facts(&[&[paid("evt_1", "pi_1", 4200)][..], &events].concat()),
             due(),
         );
-        assert_eq!(standing.amount_refunded, 1500);
+        assert_eq!(derived.amount_refunded, 1500);
         assert_eq!(
-            (standing.status.as_str(), standing.payment_status.as_str()),
+            (derived.status.as_str(), derived.payment_status.as_str()),
             ("completed", "paid")
         );
-        assert_eq!(told(&standing), ["refund_partial ch_1"]);
+        assert_eq!(told(&derived), ["refund_partial ch_1"]);
     }
     // Two payments: full only with the charge that completes the sum, in the order of the first refunds.
     let two = [
@@ -481,9 +481,9 @@ fn every_event_leaves_every_state_as_the_table_says() {
         ]),
         facts(&[success(), dispute("evt_5", T + 2, "dp_1", "pi_1", "lost")]),
     ];
-    let words = |standing: &DerivedPayment| {
-        let (order, payment) = (standing.status.as_str(), standing.payment_status.as_str());
-        let reasons = standing.review_reasons.iter();
+    let words = |derived: &DerivedPayment| {
+        let (order, payment) = (derived.status.as_str(), derived.payment_status.as_str());
+        let reasons = derived.review_reasons.iter();
         let reasons = reasons.map(|r| r.split_once(':').unwrap().0);
         let known: BTreeSet<&str> = reasons.collect();
         (

@@ -5,11 +5,12 @@
     reason = "a test fails by panicking"
 )]
 
-use billhook_core::entity::{Entity, EntityFacts, EntityKey, EntityUpdate, GuardedColumns};
-use billhook_core::event::stripe::StripeEvent;
+use billhook_core::entity::merge::Merge as _;
+use billhook_core::entity::schema::GuardedColumns;
+use billhook_core::entity::{Entity, EntityFacts, EntityKey, EntityUpdate};
 use billhook_core::ids::{OrderId, UserId};
-use billhook_core::merge::Merge as _;
-use billhook_core::payment;
+use billhook_core::provider::stripe::event::StripeEvent;
+use billhook_core::provider::stripe::payments::read_payment_facts;
 use billhook_core::time::Timestamp;
 use billhook_testkit::events::{
     dispute, intent_failed, intent_succeeded, refund, session_completed,
@@ -31,7 +32,7 @@ fn facts(events: &[&Value]) -> EntityFacts {
     let mut facts = EntityFacts::default();
     for event in events {
         let event = StripeEvent::parse(event.to_string().as_bytes()).unwrap();
-        let payment = payment::read::read_payment_facts(&event).unwrap().unwrap();
+        let payment = read_payment_facts(&event).unwrap().unwrap();
         facts.merge(EntityFacts {
             payment,
             ..EntityFacts::default()

@@ -9,10 +9,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use billhook_core::event::{self, EventEnvelope};
 use billhook_core::ids::{AccountId, ProviderId};
-use billhook_core::pointer::ReceivedPointer;
-use billhook_core::route;
+use billhook_core::intake::message::ReceivedPointer;
+use billhook_core::provider::envelope::EventEnvelope;
+use billhook_core::provider::interpret::interpret;
+use billhook_core::provider::read_envelope;
 use serde_json::{Value, json};
 
 /// File, and what a worker makes of it: the ids its claim names, or its verdict. Test events are read at a test stage,
@@ -121,7 +122,7 @@ fn payloads(provider: ProviderId) -> BTreeMap<String, Vec<u8>> {
 }
 
 fn read(provider: ProviderId, live_mode: bool, envelope: &EventEnvelope, payload: &[u8]) -> String {
-    match route::interpret(provider, live_mode, envelope.account.as_ref(), payload) {
+    match interpret(provider, live_mode, envelope.account.as_ref(), payload) {
         Ok(claim) => [
             claim.names.map(|key| key.to_string()),
             claim.intent.map(|id| id.to_string()),
@@ -146,7 +147,7 @@ fn check(provider: ProviderId, expected: &[(&str, &str)]) {
     );
     for (file, expected) in expected {
         let payload = &payloads[*file];
-        let envelope = event::read_envelope(provider, payload).unwrap();
+        let envelope = read_envelope(provider, payload).unwrap();
         let live = envelope.livemode.unwrap_or(false);
         assert_eq!(
             read(provider, live, &envelope, payload),
@@ -169,7 +170,7 @@ fn every_payload_of_lob_reads_as_the_table_says() {
 #[test]
 fn no_payload_of_stripe_passes_at_a_stage_of_the_other_mode() {
     for (file, payload) in payloads(ProviderId::Stripe) {
-        let envelope = event::read_envelope(ProviderId::Stripe, &payload).unwrap();
+        let envelope = read_envelope(ProviderId::Stripe, &payload).unwrap();
         let (other, expected) = match envelope.livemode {
             Some(true) => (false, "parked live_event_on_test_stage"),
             Some(false) | None => (true, "ignored test_event_on_live_stage"),
@@ -187,7 +188,7 @@ fn every_message_points_at_a_payload_of_its_group() {
     for provider in [ProviderId::Stripe, ProviderId::Lob] {
         let known: BTreeMap<String, EventEnvelope> = payloads(provider)
             .values()
-            .map(|payload| event::read_envelope(provider, payload).unwrap())
+            .map(|payload| read_envelope(provider, payload).unwrap())
             .map(|envelope| (envelope.id.to_string(), envelope))
             .collect();
         let mut unreadable = Vec::new();
@@ -255,7 +256,7 @@ fn payloads_of_older_and_newer_api_versions_state_the_same() {
             let account = event["account"]
                 .as_str()
                 .map(|id| AccountId::parse(id).unwrap());
-            route::interpret(
+            interpret(
                 ProviderId::Stripe,
                 live,
                 account.as_ref(),
@@ -270,8 +271,7 @@ fn payloads_of_older_and_newer_api_versions_state_the_same() {
         after["api_version"] = json!("2031-01-01.yew");
         after["data"]["object"]["invented_since"] = json!({ "amount_received": "of another kind" });
         assert_eq!(claim(&after).unwrap(), now, "{name}");
-        let stored =
-            event::read_envelope(ProviderId::Stripe, before.to_string().as_bytes()).unwrap();
+        let stored = read_envelope(ProviderId::Stripe, before.to_string().as_bytes()).unwrap();
         assert_eq!(stored.api_version.as_deref(), Some("2022-08-01"));
         compared += 1;
     }

@@ -9,7 +9,8 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use billhook_core::signature::{SigningKey, UnverifiedSignature, stripe};
+use billhook_core::provider::signature::{SigningKey, UnverifiedSignature};
+use billhook_core::provider::stripe::signature::parse_signature_header;
 use billhook_core::time::Timestamp;
 use billhook_testkit::random::Random;
 use billhook_testkit::sign::sign_stripe;
@@ -68,7 +69,7 @@ fn the_place_of_the_first_wrong_digit_does_not_show() {
         let headers = wrong_at(digit);
         let claims = headers
             .iter()
-            .map(|header| stripe::parse_signature_header(Some(header)));
+            .map(|header| parse_signature_header(Some(header)));
         claims.map(Result::unwrap).collect()
     };
     let keys: Vec<_> = SigningKey::usable("timing", SECRET).into_iter().collect();

@@ -8,7 +8,9 @@
 
 use std::time::Duration;
 
-use billhook_core::signature::{SignatureFailure, SigningKey, UnverifiedSignature, lob, stripe};
+use billhook_core::provider::lob::signature::parse_signature_headers;
+use billhook_core::provider::signature::{SignatureFailure, SigningKey, UnverifiedSignature};
+use billhook_core::provider::stripe::signature::parse_signature_header;
 use billhook_core::time::Timestamp;
 use data_encoding::BASE64;
 use serde_json::Value;
@@ -40,7 +42,7 @@ fn every_stripe_vector_ends_as_the_official_libraries_agree() {
     for vector in all {
         let now = Timestamp::from_unix_s(vector["now"].as_i64().unwrap()).unwrap();
         let verdict = verdict(
-            stripe::parse_signature_header(vector["header"].as_str()),
+            parse_signature_header(vector["header"].as_str()),
             &vector,
             now,
         );
@@ -68,7 +70,7 @@ fn every_lob_vector_ends_as_the_documented_rule_says() {
     for vector in all {
         let now = Timestamp::from_unix_ms(vector["now_ms"].as_i64().unwrap()).unwrap();
         let headers = &vector["headers"];
-        let claim = lob::parse_signature_headers(
+        let claim = parse_signature_headers(
             headers["Lob-Signature"].as_str(),
             headers["Lob-Signature-Timestamp"].as_str(),
         );

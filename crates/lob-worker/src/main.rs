@@ -11,7 +11,7 @@ use billhook_adapters::config::LobWorkerConfig;
 use billhook_adapters::dynamodb::ledger::{DynamoLedger, TableNames};
 use billhook_adapters::lambda::{run_function, serve_events};
 use billhook_core::ids::ProviderId;
-use billhook_core::worker::Worker;
+use billhook_core::worker::batch::Worker;
 
 fn main() -> ExitCode {
     run_function(

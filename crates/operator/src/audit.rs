@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use aws_sdk_dynamodb::types::AttributeValue;
-use billhook_adapters::dynamodb::items::string_value;
-use billhook_core::pointer;
+use billhook_adapters::dynamodb::attributes::string_value;
+use billhook_core::intake::message::ReplayedBy;
 use billhook_core::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -19,8 +19,8 @@ pub(crate) struct By {
 }
 
 impl By {
-    pub(crate) fn in_message(&self) -> pointer::ReplayedBy<'_> {
-        pointer::ReplayedBy {
+    pub(crate) fn in_message(&self) -> ReplayedBy<'_> {
+        ReplayedBy {
             actor: &self.actor,
             reason: &self.reason,
         }

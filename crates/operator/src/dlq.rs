@@ -11,19 +11,19 @@ use anyhow::{Context as _, Result};
 use aws_sdk_sqs::types::MessageSystemAttributeName as Attribute;
 use billhook_adapters::clock::SystemClock;
 use billhook_core::ids::{CorrelationId, EventId, ProviderId};
-use billhook_core::pointer::{EventPointer, ReceivedPointer};
-use billhook_core::ports::{Clock as _, SendMessage as _};
+use billhook_core::intake::message::{EventPointer, ReceivedPointer};
+use billhook_core::intake::ports::SendMessage as _;
+use billhook_core::ports::Clock as _;
 use billhook_core::time::Timestamp;
 use clap::{Args, Subcommand};
 use futures_util::FutureExt as _;
 use serde_json::{Value, json};
 
-use crate::Stop;
 use crate::audit::{self, By};
 use crate::output::Output;
-use crate::replay;
 use crate::session::Session;
 use crate::store::{Change, Events, Listed};
+use crate::{Stop, replay};
 
 /// Letters of one receive.
 const BATCH: i32 = 10;

@@ -5,10 +5,10 @@ use billhook_adapters::clock::SystemClock;
 use billhook_adapters::config::{SecretLocation, SecretSource};
 use billhook_adapters::secrets::{load_document, read_stripe_key};
 use billhook_adapters::stripe::{StripeClient, WebhookEndpoint};
-use billhook_core::endpoint::EndpointTags;
-use billhook_core::event::stripe_types::HANDLED_TYPES;
+use billhook_core::endpoint::plan::EndpointTags;
+use billhook_core::endpoint::secret::SecretKind;
 use billhook_core::ports::Clock as _;
-use billhook_core::secret::SecretKind;
+use billhook_core::provider::stripe::types::HANDLED_TYPES;
 
 use crate::session::Session;
 

@@ -1,20 +1,21 @@
 //! Rows of the application's tables: reading and listing them, and repairs by the code that decides about events, so
 //! that status, review and timeline follow at once.
 
+use std::collections::{BTreeSet, HashMap};
+
 use anyhow::{Context as _, Result, bail};
 use aws_sdk_dynamodb::types::AttributeValue;
 use billhook_adapters::clock::SystemClock;
-use billhook_adapters::dynamodb::items::{Item, string_value};
+use billhook_adapters::dynamodb::attributes::{Item, string_value};
 use billhook_core::entity::{Entity, EntityFacts, EntityKey};
 use billhook_core::ids::ProviderId;
-use billhook_core::ports::{Clock as _, CommitError, CommitPart, Ledger as _};
+use billhook_core::ports::Clock as _;
+use billhook_core::worker::ports::{CommitError, CommitPart, Ledger as _};
 use serde_json::{Value, json};
-use std::collections::{BTreeSet, HashMap};
 
-use crate::Stop;
 use crate::audit::By;
 use crate::session::Session;
-use crate::store;
+use crate::{Stop, store};
 
 /// Others write the same row; a repair that loses so often is told to the person.
 const TRIES_MAX: usize = 5;

@@ -2,8 +2,8 @@
 
 use anyhow::{Context as _, Result, bail};
 use billhook_adapters::clock::SystemClock;
-use billhook_adapters::dynamodb::inbox::read_stored_event;
-use billhook_adapters::dynamodb::items::Item;
+use billhook_adapters::dynamodb::attributes::Item;
+use billhook_adapters::dynamodb::events::read_stored_event;
 use billhook_core::ids::{EventId, ProviderId};
 use billhook_core::ports::Clock as _;
 use clap::{Args, Subcommand};

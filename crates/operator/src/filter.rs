@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use billhook_core::ids::{AccountId, EventId, ProviderId};
-use billhook_core::inbox::{EventOutcome, ParkReason};
+use billhook_core::outcome::{EventOutcome, ParkReason};
 use billhook_core::time::Timestamp;
 use clap::Args;
 use serde::{Deserialize, Serialize};

@@ -5,7 +5,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::ProvideErrorMetadata as _;
-use billhook_adapters::dynamodb::items::{number_value, string_value};
+use billhook_adapters::dynamodb::attributes::{number_value, string_value};
+use billhook_core::intake::inbox::EVENT_RETENTION;
 use billhook_core::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -15,7 +16,7 @@ use crate::audit::By;
 use crate::filter::Selection;
 
 /// As long as the events it is about.
-const KEPT: Duration = billhook_core::inbox::EVENT_RETENTION;
+const KEPT: Duration = EVENT_RETENTION;
 
 /// Where a job is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

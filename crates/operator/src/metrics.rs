@@ -96,7 +96,7 @@ fn label(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use aws_sdk_dynamodb::types::AttributeValue;
-    use billhook_adapters::dynamodb::items::{Item, string_value};
+    use billhook_adapters::dynamodb::attributes::{Item, string_value};
 
     use super::*;
 

@@ -3,21 +3,20 @@
 use anyhow::{Context as _, Result, bail};
 use aws_sdk_dynamodb::error::ProvideErrorMetadata as _;
 use billhook_adapters::clock::SystemClock;
-use billhook_adapters::dynamodb::items::string_value;
+use billhook_adapters::dynamodb::attributes::string_value;
+use billhook_core::entity::merge::MinRegister;
+use billhook_core::entity::payment::facts::{ManualEdits, PaymentFacts};
 use billhook_core::entity::{Entity, EntityFacts, EntityKey};
 use billhook_core::ids::{EventId, OrderId, PaymentIntentId, ProviderId, StatementId};
-use billhook_core::merge::MinRegister;
-use billhook_core::payment::facts::{ManualEdits, PaymentFacts};
 use billhook_core::ports::Clock as _;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use crate::Stop;
 use crate::audit::{self, By};
 use crate::entity::{ORDERS, STATEMENTS, column, repair};
 use crate::output::Output;
-use crate::replay;
 use crate::session::Session;
+use crate::{Stop, replay};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Orders {

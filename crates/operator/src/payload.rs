@@ -1,9 +1,9 @@
 //! A payload as it may be shown: the fields that billhook reads, by the same code that reads them, and nothing else. So
 //! a field that a provider adds, or a name, address or card, is never shown by accident.
 
-use billhook_core::event::trim_payload;
 use billhook_core::ids::ProviderId;
-use billhook_core::ports::StoredPayload;
+use billhook_core::provider::trim_payload;
+use billhook_core::worker::ports::StoredPayload;
 use serde_json::{Value, json};
 
 pub(crate) fn shown(provider: ProviderId, payload: &StoredPayload, raw: bool) -> Value {

@@ -13,25 +13,25 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::sqs::EventQueues;
+use billhook_core::error::error_chain;
 use billhook_core::ids::{CorrelationId, EventId, ProviderId};
-use billhook_core::pointer::EventPointer;
-use billhook_core::ports::{Clock as _, SendMessage as _};
-use billhook_core::retry::{Disposition, error_chain};
+use billhook_core::intake::message::EventPointer;
+use billhook_core::intake::ports::SendMessage as _;
+use billhook_core::ports::Clock as _;
+use billhook_core::retry::Disposition;
 use clap::Args;
 use futures_util::FutureExt as _;
 use futures_util::future::{join_all, select, select_all};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::Stop;
 use crate::audit::{self, By};
-use crate::events;
 use crate::filter::{Filter, Selection};
 use crate::job::{Job, Jobs, State};
 use crate::output::Output;
 use crate::session::Session;
 use crate::store::{Change, Events, Listed};
-use crate::what_if;
+use crate::{Stop, events, what_if};
 
 /// Events sent between two looks at Ctrl-C, and two writes of the job's row.
 const STEP: usize = 10;
@@ -411,7 +411,7 @@ pub(crate) fn interrupted() -> impl Future<Output = ()> {
 
 #[cfg(test)]
 mod tests {
-    use billhook_adapters::dynamodb::items::{Item, string_value};
+    use billhook_adapters::dynamodb::attributes::{Item, string_value};
     use proptest::prelude::*;
 
     use super::*;

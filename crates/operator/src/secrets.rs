@@ -8,8 +8,8 @@ use billhook_adapters::config::{SecretLocation, SecretSource};
 use billhook_adapters::secrets::{
     change_members, read_stripe_key, revoke_replaced, roll_back_secret,
 };
+use billhook_core::endpoint::secret::SecretKind;
 use billhook_core::ports::Clock as _;
-use billhook_core::secret::SecretKind;
 use billhook_core::time::Timestamp;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};

@@ -7,7 +7,9 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use billhook_adapters::clock::SystemClock;
 use billhook_core::ids::ProviderId;
 use billhook_core::ports::Clock as _;
-use billhook_core::signature::{SignatureFailure, SigningKey, lob, stripe};
+use billhook_core::provider::lob::signature::parse_signature_headers;
+use billhook_core::provider::signature::{SignatureFailure, SigningKey};
+use billhook_core::provider::stripe::signature::parse_signature_header;
 use billhook_core::time::Timestamp;
 use clap::{Args, Subcommand};
 use data_encoding::HEXLOWER;
@@ -16,10 +18,9 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
 use sha2::Sha256;
 
-use crate::Stop;
-use crate::input;
 use crate::output::Output;
 use crate::session::Session;
+use crate::{Stop, input};
 
 /// As ingress has it.
 const TOLERANCE: Duration = Duration::from_secs(300);
@@ -348,9 +349,9 @@ fn explained(
             .map(|(_, value)| value.as_str())
     };
     let claim = match provider {
-        ProviderId::Stripe => stripe::parse_signature_header(one("stripe-signature")),
+        ProviderId::Stripe => parse_signature_header(one("stripe-signature")),
         ProviderId::Lob => {
-            lob::parse_signature_headers(one("lob-signature"), one("lob-signature-timestamp"))
+            parse_signature_headers(one("lob-signature"), one("lob-signature-timestamp"))
         }
     };
     let keys = |secrets: &[SecretString]| -> Vec<SigningKey> {
@@ -423,6 +424,8 @@ fn changed_body(body: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
 
 #[cfg(test)]
 mod tests {
+    use billhook_core::provider::read_envelope;
+
     use super::*;
 
     fn now() -> Timestamp {
@@ -504,8 +507,7 @@ mod tests {
             assert_eq!(known.len(), texts.len());
             for (name, sample) in &known {
                 let body = made(provider, sample, "evt_new", now(), &[]).unwrap();
-                let envelope =
-                    billhook_core::event::read_envelope(provider, body.as_bytes()).unwrap();
+                let envelope = read_envelope(provider, body.as_bytes()).unwrap();
                 assert_eq!(
                     (envelope.id.as_str(), envelope.event_type.as_str()),
                     ("evt_new", name.as_str())

@@ -2,15 +2,16 @@
 
 use anyhow::{Context as _, Result, bail};
 use aws_config::{BehaviorVersion, Region};
-use aws_smithy_http_client::tls::{Provider as Tls, rustls_provider::CryptoMode};
+use aws_smithy_http_client::tls::Provider as Tls;
+use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use billhook_adapters::aws::AwsClients;
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::dynamodb::ledger::{DynamoLedger, TableNames};
 use billhook_adapters::secrets::{SecretsManager, load_document};
 use billhook_adapters::sqs::{EventQueues, FifoQueue};
+use billhook_core::endpoint::secret::SecretKind;
 use billhook_core::ids::ProviderId;
 use billhook_core::ports::Clock as _;
-use billhook_core::secret::SecretKind;
 use secrecy::SecretString;
 
 use crate::cli::Where;

@@ -6,10 +6,11 @@ use anyhow::{Context as _, Result, bail};
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::ProvideErrorMetadata as _;
 use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes};
-use billhook_adapters::dynamodb::inbox::read_event_record;
-use billhook_adapters::dynamodb::items::{Item, read_text, string_value};
+use billhook_adapters::dynamodb::attributes::{Item, read_text, string_value};
+use billhook_adapters::dynamodb::events::read_event_record;
 use billhook_core::ids::{EventId, ProviderId};
-use billhook_core::inbox::{EventOutcome, EventRecord, ParkReason};
+use billhook_core::intake::inbox::EventRecord;
+use billhook_core::outcome::{EventOutcome, ParkReason};
 use serde_json::{Value, json};
 
 use crate::filter::{Partition, Selection};

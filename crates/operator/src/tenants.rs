@@ -6,10 +6,11 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, bail};
 use aws_sdk_dynamodb::error::ProvideErrorMetadata as _;
 use billhook_adapters::clock::SystemClock;
-use billhook_adapters::dynamodb::items::{Item, string_value};
+use billhook_adapters::dynamodb::attributes::{Item, string_value};
 use billhook_core::ids::{AccountId, ProviderId, TenantId};
-use billhook_core::inbox::ParkReason;
-use billhook_core::ports::{Clock as _, Ledger as _};
+use billhook_core::outcome::ParkReason;
+use billhook_core::ports::Clock as _;
+use billhook_core::worker::ports::Ledger as _;
 use clap::{Args, Subcommand};
 use serde::Deserialize;
 

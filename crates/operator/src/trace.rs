@@ -4,29 +4,29 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result};
 use billhook_adapters::clock::SystemClock;
-use billhook_adapters::dynamodb::inbox::read_stored_event;
-use billhook_core::entity::{Entity, EntityFacts, EntityKey, GuardedColumns, LastDerived};
+use billhook_adapters::dynamodb::events::read_stored_event;
+use billhook_core::entity::schema::{GuardedColumns, LastDerived};
+use billhook_core::entity::{Entity, EntityFacts, EntityKey};
 use billhook_core::ids::{
     EventId, OrderId, PaymentIntentId, PieceId, ProviderId, StatementId, TenantId,
 };
-use billhook_core::ports::{Clock as _, Ledger as _, PaymentKey, StoredEvent, StoredPayload};
-use billhook_core::route::{self, EventFacts};
+use billhook_core::ports::Clock as _;
+use billhook_core::provider::interpret::{EventFacts, interpret};
 use billhook_core::time::Timestamp;
+use billhook_core::worker::ports::{Ledger as _, PaymentKey, StoredEvent, StoredPayload};
 use clap::Args;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::Stop;
 use crate::entity::{ORDERS, STATEMENTS, TENANTS, Table};
-use crate::events;
 use crate::filter::{Filter, text};
 use crate::job::Jobs;
-use crate::logs;
 use crate::moment::Moment;
 use crate::output::Output;
 use crate::session::Session;
 use crate::store::Listed;
 use crate::what_if::changed;
+use crate::{Stop, events, logs};
 
 /// Events whose lines are read: each is a question to three log groups.
 const LOGGED_MAX: usize = 10;
@@ -263,7 +263,7 @@ fn claim(session: &Session, provider: ProviderId, kept: &StoredEvent) -> Option<
         return None;
     };
     let account = kept.stored.account.as_ref();
-    route::interpret(provider, session.stack.is_live(), account, body).ok()
+    interpret(provider, session.stack.is_live(), account, body).ok()
 }
 
 /// The entity that an event went into, or would.

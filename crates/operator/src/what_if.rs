@@ -6,15 +6,18 @@ use std::time::Duration;
 
 use anyhow::Result;
 use billhook_adapters::clock::SystemClock;
-use billhook_core::entity::{Entity, EntityFacts, EntityKey, EntityUpdate, LastDerived};
+use billhook_core::entity::schema::LastDerived;
+use billhook_core::entity::{Entity, EntityFacts, EntityKey, EntityUpdate};
+use billhook_core::error::DependencyError;
 use billhook_core::ids::{AccountId, EventId, PaymentIntentId, PieceId, ProviderId, TenantId};
-use billhook_core::pointer::{EventPointer, EventSource};
-use billhook_core::ports::{
-    Clock as _, CommitError, CommitPart, DependencyError, Ledger, LoadedRows, PaymentKey,
-    StoredEvent,
-};
+use billhook_core::intake::inbox::EventSource;
+use billhook_core::intake::message::EventPointer;
+use billhook_core::ports::Clock as _;
 use billhook_core::time::Timestamp;
-use billhook_core::worker::{ReceivedMessage, Worker};
+use billhook_core::worker::batch::{ReceivedMessage, Worker};
+use billhook_core::worker::ports::{
+    CommitError, CommitPart, Ledger, LoadedRows, PaymentKey, StoredEvent,
+};
 use serde_json::{Value, json};
 
 use crate::session::Session;
@@ -182,7 +185,7 @@ pub(crate) fn changed(
         reasons(&entity.derived),
         reasons(&next.derived),
     );
-    let refunded = |next: &EntityUpdate| json!(next.standing.amount_refunded);
+    let refunded = |next: &EntityUpdate| json!(next.payment.amount_refunded);
     change("amountRefunded", refunded(&was), refunded(next));
     let tenants = |next: &EntityUpdate| json!(next.account.status.as_str());
     change("stripeStatus", tenants(&was), tenants(next));
@@ -198,10 +201,11 @@ pub(crate) fn changed(
 
 #[cfg(test)]
 mod tests {
-    use billhook_core::entity::GuardedColumns;
-    use billhook_core::event::stripe;
+    use billhook_core::entity::schema::GuardedColumns;
     use billhook_core::ids::OrderId;
     use billhook_core::money::{Currency, Money};
+    use billhook_core::provider::stripe::event::StripeEvent;
+    use billhook_core::provider::stripe::payments::read_payment_facts;
 
     use super::*;
 
@@ -209,10 +213,8 @@ mod tests {
     fn a_payment_shows_what_it_changes_and_the_same_again_changes_nothing() {
         let event = br#"{"id":"evt_1","type":"payment_intent.succeeded","created":1781000000,"data":{"object":{"id":"pi_1",
             "object":"payment_intent","amount_received":4200,"currency":"usd"}}}"#;
-        let event = stripe::StripeEvent::parse(event).unwrap();
-        let payment = billhook_core::payment::read::read_payment_facts(&event)
-            .unwrap()
-            .unwrap();
+        let event = StripeEvent::parse(event).unwrap();
+        let payment = read_payment_facts(&event).unwrap().unwrap();
         let paid = EntityFacts {
             payment,
             ..EntityFacts::default()

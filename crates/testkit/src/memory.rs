@@ -5,28 +5,33 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use billhook_core::cleanup::CancellablePayment;
-use billhook_core::entity::{
-    Entity, EntityFacts, EntityKey, EntityUpdate, GuardedColumns, LastDerived,
-};
-use billhook_core::event::stripe_types::{IntentStatus, SessionStatus};
+use billhook_core::entity::schema::{GuardedColumns, LastDerived};
+use billhook_core::entity::{Entity, EntityFacts, EntityKey, EntityUpdate};
+use billhook_core::error::DependencyError;
 use billhook_core::ids::{
     AccountId, CheckoutSessionId, EventId, OrderId, PaymentIntentId, PieceId, ProviderId, TenantId,
 };
-use billhook_core::inbox::{EventOutcome, EventRecord, NewEvent, RecordResult};
-use billhook_core::jobs::Checkpoint;
+use billhook_core::intake::inbox::{EventRecord, NewEvent, RecordResult};
+use billhook_core::intake::ports::{ReadSigningKeys, RecordEvent, SendMessage};
 use billhook_core::money::{Currency, Money};
-use billhook_core::ports::{
-    AccountsPage, CheckpointStore, Clock, CommitError, CommitPart, DependencyError, EventsPage,
-    FailedOrderPage, FindFailedOrders, FindKnownEvents, FindUnfinishedEvents, Ledger, ListAccounts,
-    ListEvents, ListEventsError, LoadedRows, Pause, PaymentKey, PaymentRow, PaymentWrite,
-    PaymentsAtStripe, ReadSigningKeys, RecordEvent, SendMessage, StoredEvent, StoredPayload,
+use billhook_core::outcome::EventOutcome;
+use billhook_core::ports::{Clock, Pause};
+use billhook_core::provider::signature::{SigningKey, SigningKeys};
+use billhook_core::provider::stripe::types::{IntentStatus, SessionStatus};
+use billhook_core::retry::Disposition;
+use billhook_core::tasks::checkpoint::Checkpoint;
+use billhook_core::tasks::cleanup::CancellablePayment;
+use billhook_core::tasks::ports::{
+    AccountsPage, CheckpointStore, EventsPage, FailedOrderPage, FindFailedOrders, FindKnownEvents,
+    FindUnfinishedEvents, ListAccounts, ListEvents, ListEventsError, PaymentsAtStripe,
     UnfinishedEvent, UnfinishedPage,
 };
-use billhook_core::reconcile::ListingSpan;
-use billhook_core::retry::Disposition;
-use billhook_core::signature::{SigningKey, SigningKeys};
+use billhook_core::tasks::reconcile::ListingSpan;
 use billhook_core::time::Timestamp;
+use billhook_core::worker::ports::{
+    CommitError, CommitPart, Ledger, LoadedRows, PaymentKey, PaymentRow, PaymentWrite, StoredEvent,
+    StoredPayload,
+};
 use serde_json::Value;
 use uuid::Uuid;
 

@@ -35,7 +35,9 @@ fn signature(secret: &str, timestamp: &str, body: &[u8]) -> String {
 mod tests {
     use std::time::Duration;
 
-    use billhook_core::signature::{SigningKey, lob, stripe};
+    use billhook_core::provider::lob::signature::parse_signature_headers;
+    use billhook_core::provider::signature::SigningKey;
+    use billhook_core::provider::stripe::signature::parse_signature_header;
     use billhook_core::time::Timestamp;
 
     use super::*;
@@ -47,12 +49,12 @@ mod tests {
         let tolerance = Duration::from_secs(300);
 
         let header = sign_stripe(b"{}", "whsec_x", now.unix_s());
-        let claim = stripe::parse_signature_header(Some(&header)).unwrap();
+        let claim = parse_signature_header(Some(&header)).unwrap();
         assert_eq!(claim.verify(b"{}", &keys, now, tolerance), Ok("test"));
 
         let at = now.unix_ms().to_string();
-        let claim = lob::parse_signature_headers(Some(&sign_lob(b"{}", "whsec_x", &at)), Some(&at))
-            .unwrap();
+        let claim =
+            parse_signature_headers(Some(&sign_lob(b"{}", "whsec_x", &at)), Some(&at)).unwrap();
         assert_eq!(claim.verify(b"{}", &keys, now, tolerance), Ok("test"));
     }
 }

@@ -7,13 +7,18 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use billhook_adapters::{metrics, telemetry};
-use billhook_core::event::{self, EventEnvelope};
+use billhook_core::error::error_chain;
 use billhook_core::ids::{CorrelationId, ProviderId};
-use billhook_core::inbox::{NewEvent, accept_event};
+use billhook_core::intake::accept::accept_event;
+use billhook_core::intake::inbox::NewEvent;
+use billhook_core::intake::ports::{ReadSigningKeys, RecordEvent, SendMessage};
 use billhook_core::json::JsonError;
-use billhook_core::ports::{Clock, ReadSigningKeys, RecordEvent, SendMessage};
-use billhook_core::retry::error_chain;
-use billhook_core::signature::{SignatureFailure, SigningKeys, UnverifiedSignature, lob, stripe};
+use billhook_core::ports::Clock;
+use billhook_core::provider::envelope::EventEnvelope;
+use billhook_core::provider::lob::signature::parse_signature_headers;
+use billhook_core::provider::read_envelope;
+use billhook_core::provider::signature::{SignatureFailure, SigningKeys, UnverifiedSignature};
+use billhook_core::provider::stripe::signature::parse_signature_header;
 use billhook_core::time::Timestamp;
 use serde_json::json;
 use tracing::Instrument as _;
@@ -126,7 +131,7 @@ impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> WebhookIngres
         let raw_body = decode_body(request)?;
         let now = self.clock.now();
         let secret = self.verify(provider, request, &raw_body, now).await?;
-        let envelope = event::read_envelope(provider, &raw_body)?;
+        let envelope = read_envelope(provider, &raw_body)?;
         let new = NewEvent {
             source: provider.into(),
             envelope,
@@ -263,10 +268,8 @@ fn read_signature(
             .map_err(|_| SignatureFailure::HeaderMalformed)
     };
     match provider {
-        ProviderId::Stripe => {
-            stripe::parse_signature_header(header(SignatureHeader::StripeSignature)?)
-        }
-        ProviderId::Lob => lob::parse_signature_headers(
+        ProviderId::Stripe => parse_signature_header(header(SignatureHeader::StripeSignature)?),
+        ProviderId::Lob => parse_signature_headers(
             header(SignatureHeader::LobSignature)?,
             header(SignatureHeader::LobSignatureTimestamp)?,
         ),
@@ -438,7 +441,7 @@ fn count_answer(provider: ProviderId, answer: &IngressAnswer, taken: Duration) {
 
 #[cfg(test)]
 mod tests {
-    use billhook_core::signature::SigningKey;
+    use billhook_core::provider::signature::SigningKey;
     use billhook_testkit::sign::sign_stripe;
 
     use super::*;
@@ -461,7 +464,7 @@ mod tests {
             ("guessed", "no_match", None),
         ] {
             let header = sign_stripe(b"{}", secret, 1);
-            let claim = stripe::parse_signature_header(Some(&header)).unwrap();
+            let claim = parse_signature_header(Some(&header)).unwrap();
             match explain_mismatch(&claim, b"{}", &known, &other) {
                 IngressRefusal::SignatureInvalid { reason: r, secret } => {
                     assert_eq!((r.as_str(), secret.as_deref()), (reason, label));

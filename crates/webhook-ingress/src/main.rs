@@ -4,12 +4,12 @@ use std::process::ExitCode;
 
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::config::IngressConfig;
-use billhook_adapters::dynamodb::inbox::{self, DynamoInbox};
+use billhook_adapters::dynamodb::events::{self, DynamoInbox};
 use billhook_adapters::lambda::{run_function, serve_events};
 use billhook_adapters::secrets::{SecretsManager, SigningKeyCache};
 use billhook_adapters::sqs::{EventQueues, FifoQueue};
-use billhook_core::ports::ReadSigningKeys as _;
-use billhook_core::secret::SecretKind;
+use billhook_core::endpoint::secret::SecretKind;
+use billhook_core::intake::ports::ReadSigningKeys as _;
 use lambda_runtime::LambdaEvent;
 use webhook_ingress::WebhookIngress;
 use webhook_ingress::proxy::ProxyRequest;
@@ -48,7 +48,7 @@ fn main() -> ExitCode {
             };
             // During init the CPU is not throttled: what the first event needs is read and opened now. What fails here is
             // tried again by that event.
-            inbox::warm_compressor();
+            events::warm_compressor();
             tokio::join!(
                 aws.warm(1, 1),
                 ingress.stripe_keys.signing_keys(),

@@ -9,8 +9,9 @@
 use std::time::Duration;
 
 use billhook_core::ids::ProviderId;
-use billhook_core::inbox::EventOutcome;
-use billhook_core::signature::{SigningKey, SigningKeys};
+use billhook_core::outcome::EventOutcome;
+use billhook_core::provider::read_envelope;
+use billhook_core::provider::signature::{SigningKey, SigningKeys};
 use billhook_core::time::Timestamp;
 use billhook_testkit::events::intent_succeeded;
 use billhook_testkit::memory::{Fault, FixedClock, KnownKeys, MemoryQueue, MemoryTables};
@@ -415,7 +416,7 @@ fn the_published_stripe_vectors_end_through_handle_as_they_should() {
         let secret = vector["secret"].as_str().unwrap();
         let response =
             run(at(&tables, now, secret).handle(request("/webhooks/stripe", &headers, &raw_body)));
-        let readable = billhook_core::event::read_envelope(ProviderId::Stripe, &raw_body).is_ok();
+        let readable = read_envelope(ProviderId::Stripe, &raw_body).is_ok();
         let proven = match vector["recommended"].as_str().unwrap() {
             "accept" => true,
             "choice" => {
@@ -466,7 +467,7 @@ fn the_lob_vectors_end_through_handle_as_they_should() {
             run(at(&tables, now, secret).handle(request("/webhooks/lob", &headers, &raw_body)));
         let accepted = ["accept", "choice"].contains(&vector["expected"].as_str().unwrap());
         // One vector's body is genuine and no event.
-        let readable = billhook_core::event::read_envelope(ProviderId::Lob, &raw_body).is_ok();
+        let readable = read_envelope(ProviderId::Lob, &raw_body).is_ok();
         let expected = if accepted && readable { 200 } else { 400 };
         assert_eq!(
             response.status_code, expected,

@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use billhook_core::signature::{SigningKey, SigningKeys};
+use billhook_core::provider::signature::{SigningKey, SigningKeys};
 use billhook_core::time::Timestamp;
 use billhook_testkit::memory::{FixedClock, KnownKeys, MemoryQueue, MemoryTables};
 use serde_json::Value;

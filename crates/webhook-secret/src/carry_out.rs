@@ -4,14 +4,14 @@
 use std::time::Duration;
 
 use billhook_adapters::stripe::{NewEndpoint, StripeError, UpdateResult, WebhookEndpoint};
-use billhook_core::endpoint::{
+use billhook_core::endpoint::plan::{
     ENDPOINTS_MAX, EndpointPlan, EndpointProperties, EndpointRequest, EndpointTags,
     InvalidProperties, PhysicalId, QUIET_TYPE, plan_endpoint,
 };
-use billhook_core::jobs::cursor_limit_after_delete_s;
+use billhook_core::endpoint::secret::{EndpointSecret, SecretDocument};
+use billhook_core::error::error_chain;
 use billhook_core::ports::{Clock, Pause};
-use billhook_core::retry::error_chain;
-use billhook_core::secret::{EndpointSecret, SecretDocument};
+use billhook_core::tasks::checkpoint::cursor_limit_after_delete_s;
 
 use crate::ResourceDependencies;
 use crate::envelope::ResourceRequest;

@@ -4,7 +4,9 @@
 //! Source: `CloudFormation custom resource request objects` and `… response objects`, read 2026-11.
 
 use billhook_adapters::stripe::SecretText;
-use billhook_core::endpoint::{EndpointProperties, EndpointRequest, InvalidProperties, PhysicalId};
+use billhook_core::endpoint::plan::{
+    EndpointProperties, EndpointRequest, InvalidProperties, PhysicalId,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 

@@ -11,9 +11,9 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use billhook_adapters::metrics;
+use billhook_core::error::error_chain;
 use billhook_core::ids::ProviderId;
 use billhook_core::ports::{Clock, Pause};
-use billhook_core::retry::error_chain;
 use futures_util::FutureExt;
 use secrecy::SecretString;
 use serde_json::Value;

@@ -5,7 +5,7 @@ use std::future::Future;
 use billhook_adapters::stripe::{
     CreatedEndpoint, NewEndpoint, StripeClient, StripeError, UpdateResult, WebhookEndpoint,
 };
-use billhook_core::secret::SecretDocument;
+use billhook_core::endpoint::secret::SecretDocument;
 use billhook_core::time::Timestamp;
 use secrecy::SecretString;
 

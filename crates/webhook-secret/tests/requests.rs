@@ -17,10 +17,11 @@ use billhook_adapters::stripe::{
     CreatedEndpoint, NewEndpoint, SecretText, StripeClient, StripeError, StripeRefusal,
     UpdateResult, WebhookEndpoint,
 };
-use billhook_core::endpoint::{ENDPOINTS_MAX, QUIET_TYPE};
-use billhook_core::jobs::cursor_limit_after_delete_s;
+use billhook_core::endpoint::plan::{ENDPOINTS_MAX, QUIET_TYPE};
+use billhook_core::endpoint::secret::{SecretDocument, SecretKind};
+use billhook_core::error::error_chain;
 use billhook_core::ports::{Clock, Pause};
-use billhook_core::secret::{SecretDocument, SecretKind};
+use billhook_core::tasks::checkpoint::cursor_limit_after_delete_s;
 use billhook_core::time::Timestamp;
 use billhook_testkit::stripe::{Config, Fault, LocalStripe, TEST_KEY};
 use rstest::rstest;
@@ -804,7 +805,7 @@ async fn what_is_no_request_is_an_error_that_names_no_url() {
     let error = handle_request(payload, pending(), &deps(ports.clone(), &ports))
         .await
         .unwrap_err();
-    assert!(!billhook_core::retry::error_chain(&error).contains("canary"));
+    assert!(!error_chain(&error).contains("canary"));
 }
 
 #[tokio::test]

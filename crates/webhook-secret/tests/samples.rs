@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use billhook_core::endpoint::{EndpointPlan, plan_endpoint};
-use billhook_core::event::stripe_types::HANDLED_TYPES;
+use billhook_core::endpoint::plan::{EndpointPlan, plan_endpoint};
+use billhook_core::provider::stripe::types::HANDLED_TYPES;
 use serde_json::Value;
 use webhook_secret::ResourceRequest;
 

@@ -1,19 +1,20 @@
 //! The events that are measured: what is sent to which function, over which rows.
 
 use billhook_adapters::aws::AwsClients;
+use billhook_adapters::clock::SystemClock;
 use billhook_adapters::config::EnvLookup;
-use billhook_adapters::dynamodb::inbox::DynamoInbox;
-use billhook_core::event::read_envelope;
+use billhook_adapters::dynamodb::events::DynamoInbox;
 use billhook_core::ids::{CorrelationId, ProviderId};
-use billhook_core::inbox::NewEvent;
-use billhook_core::pointer::EventPointer;
-use billhook_core::ports::{Clock as _, RecordEvent as _};
+use billhook_core::intake::inbox::NewEvent;
+use billhook_core::intake::message::EventPointer;
+use billhook_core::intake::ports::RecordEvent as _;
+use billhook_core::ports::Clock as _;
+use billhook_core::provider::read_envelope;
 use billhook_testkit::sign::sign_stripe;
 use billhook_testkit::stripe::{LocalStripe, TEST_KEY};
 use serde_json::{Value, json};
 
 use crate::aws::Stub;
-use billhook_adapters::clock::SystemClock;
 
 const SECRET: &str = "whsec_bench";
 pub(crate) const SMALL: usize = 2_636;

@@ -4,9 +4,11 @@ use std::cell::RefCell;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use billhook_core::event::{read_envelope, stripe::StripeEvent};
 use billhook_core::ids::ProviderId;
-use billhook_core::signature::{SigningKey, stripe};
+use billhook_core::provider::read_envelope;
+use billhook_core::provider::signature::SigningKey;
+use billhook_core::provider::stripe::event::StripeEvent;
+use billhook_core::provider::stripe::signature::parse_signature_header;
 use billhook_core::time::Timestamp;
 use billhook_testkit::sign::sign_stripe;
 use libdeflater::{CompressionLvl, Compressor};
@@ -36,7 +38,7 @@ pub(crate) fn measure() -> Vec<(&'static str, usize, f64)> {
             );
         });
         time("verify the signature", &|| {
-            let claim = stripe::parse_signature_header(Some(black_box(&header))).unwrap();
+            let claim = parse_signature_header(Some(black_box(&header))).unwrap();
             let verified = claim.verify(black_box(&body), &keys, now, Duration::from_secs(300));
             assert_eq!(verified, Ok("bench"));
         });

@@ -8,8 +8,8 @@ use std::time::Duration;
 use billhook_adapters::stripe::{
     CreatedEndpoint, NewEndpoint, SecretText, StripeError, UpdateResult, WebhookEndpoint,
 };
+use billhook_core::endpoint::secret::{SecretDocument, SecretKind};
 use billhook_core::ports::{Clock, Pause};
-use billhook_core::secret::{SecretDocument, SecretKind};
 use billhook_core::time::Timestamp;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use billhook_core::error::DependencyError;
 use billhook_core::ids::ProviderId;
+use billhook_core::intake::ports::SendMessage;
 use billhook_core::time::Timestamp;
 use billhook_testkit::memory::{FixedClock, KnownKeys, MemoryQueue, MemoryTables};
 use billhook_testkit::sign::{sign_lob, sign_stripe};
@@ -60,14 +62,14 @@ impl Kept {
 /// The queue of all deliveries.
 struct QueueRef<'a>(&'a MemoryQueue);
 
-impl billhook_core::ports::SendMessage for QueueRef<'_> {
+impl SendMessage for QueueRef<'_> {
     async fn send(
         &self,
         provider: ProviderId,
         group: &str,
         deduplication_id: &str,
         body: &str,
-    ) -> Result<(), billhook_core::ports::DependencyError> {
+    ) -> Result<(), DependencyError> {
         self.0.send(provider, group, deduplication_id, body).await
     }
 }

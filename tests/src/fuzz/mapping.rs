@@ -1,10 +1,10 @@
 //! What events mean: facts, merged, derived. The input is up to eight bodies, between record separators.
 
+use billhook_core::entity::merge::Merge as _;
 use billhook_core::entity::{Entity, EntityFacts, EntityKey};
-use billhook_core::event::{read_envelope, trim_payload};
 use billhook_core::ids::{OrderId, PieceId, ProviderId, StatementId};
-use billhook_core::merge::Merge as _;
-use billhook_core::route::{self, EventFacts};
+use billhook_core::provider::interpret::{EventFacts, interpret};
+use billhook_core::provider::{read_envelope, trim_payload};
 use billhook_core::time::Timestamp;
 use billhook_testkit::memory;
 use serde_json::Value;
@@ -51,10 +51,10 @@ fn read(provider: ProviderId, body: &[u8]) -> Option<EventFacts> {
     let envelope = read_envelope(provider, body).ok()?;
     let live = envelope.livemode.unwrap_or(false);
     let account = envelope.account.as_ref();
-    let claim = route::interpret(provider, live, account, body).ok();
+    let claim = interpret(provider, live, account, body).ok();
     // What is kept of a body that is too large to keep whole states the same.
     let kept = trim_payload(provider, body).unwrap();
-    assert_eq!(route::interpret(provider, live, account, &kept).ok(), claim);
+    assert_eq!(interpret(provider, live, account, &kept).ok(), claim);
     claim
 }
 
@@ -88,10 +88,10 @@ fn check(provider: ProviderId, key: &EntityKey, input: &[u8]) -> bool {
     let now = Timestamp::from_unix_s(NOW_S).unwrap();
     let entity = row_of(key);
     let next = entity.apply_facts(forwards.clone(), now);
-    assert!(next.standing.amount_refunded >= 0 && next.standing.amount_paid >= 0);
+    assert!(next.payment.amount_refunded >= 0 && next.payment.amount_paid >= 0);
     let columns = next.derived.columns.clone();
     if let Some(flag) = columns.requires_review {
-        assert_eq!(flag, !next.standing.review_reasons.is_empty());
+        assert_eq!(flag, !next.payment.review_reasons.is_empty());
     }
     // One by one, each on the row that the one before left.
     let mut row = entity;

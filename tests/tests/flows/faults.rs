@@ -6,7 +6,8 @@ use billhook_adapters::clock::SystemClock;
 use billhook_adapters::dynamodb::ledger::{DynamoLedger, TableNames};
 use billhook_core::entity::{EntityFacts, EntityKey};
 use billhook_core::ids::{OrderId, ProviderId, StatementId};
-use billhook_core::ports::{Clock as _, CommitError, CommitPart, Ledger as _};
+use billhook_core::ports::Clock as _;
+use billhook_core::worker::ports::{CommitError, CommitPart, Ledger as _};
 
 use super::*;
 

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::secrets::{self, SecretsManager};
-use billhook_core::jobs::{DONE_THROUGH_S, JOB_ID, reconcile_cursor_key};
+use billhook_core::endpoint::secret::SecretKind;
 use billhook_core::ports::Clock as _;
-use billhook_core::secret::SecretKind;
+use billhook_core::tasks::checkpoint::{DONE_THROUGH_S, JOB_ID, reconcile_cursor_key};
 use billhook_testkit::stripe::{Delivered, Delivery, Fault as StripeFault};
 use billhook_tests::world::LOB_SECRET;
 use tokio::task::JoinSet;

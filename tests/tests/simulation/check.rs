@@ -5,11 +5,11 @@ use std::fmt;
 use std::time::Duration;
 
 use billhook_core::entity::EntityKey;
-use billhook_core::event::stripe_types::IntentStatus;
 use billhook_core::ids::{EventId, ProviderId};
-use billhook_core::inbox::EventOutcome;
+use billhook_core::outcome::EventOutcome;
+use billhook_core::provider::stripe::types::IntentStatus;
 use billhook_core::time::Timestamp;
-use billhook_core::worker::RECEIVES_MAX;
+use billhook_core::worker::batch::RECEIVES_MAX;
 use billhook_testkit::sim::World;
 use billhook_testkit::sim::store::{EntityRow, Written};
 use billhook_testkit::sim::stripe::{Emitted, End, Says};

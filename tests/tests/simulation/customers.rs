@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use billhook_core::entity::EntityKey;
-use billhook_core::event::stripe_types::{IntentStatus, SessionStatus};
+use billhook_core::entity::{Entity, EntityKey};
 use billhook_core::ids::{
     AccountId, OrderId, PaymentIntentId, PieceId, ProviderId, StatementId, TenantId,
 };
 use billhook_core::money::{Currency, Money};
 use billhook_core::ports::Clock as _;
+use billhook_core::provider::stripe::types::{IntentStatus, SessionStatus};
 use billhook_core::time::Timestamp;
 use billhook_testkit::events::{
     charge_refunded, dispute, from_account, intent_failed, letter, refund, session_completed,
@@ -82,12 +82,7 @@ impl Customers {
         self.with_payments(row, owner, payments).await;
     }
 
-    async fn with_payments(
-        &self,
-        mut row: billhook_core::entity::Entity,
-        owner: Option<&'static str>,
-        payments: u64,
-    ) {
+    async fn with_payments(&self, mut row: Entity, owner: Option<&'static str>, payments: u64) {
         let key = row.key.clone();
         row.tenant = owner.map(|name| tenant(name).0);
         row.due = Some(Money {

@@ -8,10 +8,9 @@ use billhook_adapters::stripe::{
     CreatedEndpoint, NewEndpoint, SecretText, StripeError, StripeRefusal, UpdateResult,
     WebhookEndpoint,
 };
-use billhook_core::secret::{SecretDocument, SecretKind};
+use billhook_core::endpoint::secret::{SecretDocument, SecretKind};
 use billhook_core::time::Timestamp;
-use billhook_testkit::sim::stripe as sim;
-use billhook_testkit::sim::{Call, Lost, Mutant, Port, SECRET_CANARY, Service};
+use billhook_testkit::sim::{Call, Lost, Mutant, Port, SECRET_CANARY, Service, stripe as sim};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
 use webhook_secret::ports::{

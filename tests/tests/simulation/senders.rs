@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use billhook_core::ids::{EventId, ProviderId};
-use billhook_core::inbox::EventOutcome;
+use billhook_core::outcome::EventOutcome;
 use billhook_core::ports::Clock as _;
 use billhook_core::time::Timestamp;
 use billhook_testkit::sign::{sign_lob, sign_stripe};

@@ -6,9 +6,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use billhook_adapters::secrets::revoke_replaced;
+use billhook_core::endpoint::secret::SecretKind;
 use billhook_core::ids::ProviderId;
 use billhook_core::ports::Clock as _;
-use billhook_core::secret::SecretKind;
 use billhook_core::time::Timestamp;
 use serde_json::{Value, json};
 use webhook_secret::{ANSWER_RESERVE, ResourceDependencies, handle_request};

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use billhook_adapters::metrics::{self, Metric};
-use billhook_core::inbox::ParkReason;
+use billhook_core::outcome::ParkReason;
 
 use super::*;
 

@@ -23,8 +23,8 @@ use billhook_adapters::config::{
     CleanupConfig, ConfigError, EnvLookup, IngressConfig, LobWorkerConfig, StripeWorkerConfig,
     WebhookSecretConfig,
 };
-use billhook_core::event::stripe_types::{API_VERSION, HANDLED_TYPES};
-use billhook_core::worker::{RECEIVES_MAX, TIME_TO_FINISH};
+use billhook_core::provider::stripe::types::{API_VERSION, HANDLED_TYPES};
+use billhook_core::worker::batch::{RECEIVES_MAX, TIME_TO_FINISH};
 use serde_json::{Value, json};
 use serde_yaml_ng::Value as Yaml;
 

@@ -4,11 +4,11 @@
 
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::ProvideErrorMetadata;
+use billhook_core::error::DependencyError;
 use billhook_core::ids::ProviderId;
-use billhook_core::ports::DependencyError;
 
+use super::attributes::{Item, read_text, string_value};
 use super::dependency_error;
-use super::items::{Item, read_text, string_value};
 use crate::metrics;
 
 /// An index by one column.

@@ -1,21 +1,22 @@
-//! What the scheduled tasks remember, and the accounts they go through.
+//! The jobs table: the checkpoints of the scheduled tasks, and the cursors of `reconcile` as far as the deletion of an
+//! endpoint sets them back.
 
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::ProvideErrorMetadata as _;
-use billhook_core::ids::AccountId;
-use billhook_core::jobs::{Checkpoint, DONE_THROUGH_S, JOB_ID, ResumeAt};
-use billhook_core::ports::{
-    AccountsPage, CheckpointStore, CommitError, DependencyError, ListAccounts,
+use aws_sdk_dynamodb::types::AttributeValue;
+use billhook_core::error::DependencyError;
+use billhook_core::tasks::checkpoint::{
+    Checkpoint, DONE_THROUGH_S, JOB_ID, RECONCILE_PREFIX, ResumeAt,
 };
+use billhook_core::tasks::ports::CheckpointStore;
+use billhook_core::worker::ports::CommitError;
 
-use super::expression::UpdateBuilder;
-use super::items::{self, Item, number_value, read_text, string_value};
+use super::attributes::{self, Item, number_value, read_text, string_value};
+use super::update::UpdateBuilder;
 use super::{dependency_error, send_update};
 
 const UNTIL_S: &str = "until_s";
 const AFTER: &str = "after";
-const TENANT: &str = "tenant_id";
-const ACCOUNT: &str = "stripe_connected_account_id";
 
 /// The jobs and the tenants.
 #[derive(Clone, Debug)]
@@ -71,9 +72,9 @@ impl JobsTable {
 }
 
 fn read_checkpoint(row: &Item) -> Checkpoint {
-    let cut = items::read_integer(row, UNTIL_S).zip(read_text(row, AFTER));
+    let cut = attributes::read_integer(row, UNTIL_S).zip(read_text(row, AFTER));
     Checkpoint {
-        done_through_s: items::read_integer(row, DONE_THROUGH_S),
+        done_through_s: attributes::read_integer(row, DONE_THROUGH_S),
         resume_at: cut.map(|(until_s, after)| ResumeAt {
             until_s,
             after: after.to_owned(),
@@ -104,48 +105,69 @@ fn build_checkpoint_update(
     update.build(table, JOB_ID, job)
 }
 
-impl ListAccounts for JobsTable {
-    async fn accounts(
-        &self,
-        after: Option<&str>,
-        limit: usize,
-    ) -> Result<AccountsPage, DependencyError> {
-        let table = &self.tenants_table;
-        let start = after.map(|tenant| Item::from([(TENANT.to_owned(), string_value(tenant))]));
-        let page = self
-            .client
-            .scan()
-            .table_name(table)
-            .projection_expression("tenant_id, #account")
-            .expression_attribute_names("#account", ACCOUNT)
-            .set_exclusive_start_key(start)
-            .limit(i32::try_from(limit).unwrap_or(i32::MAX))
-            .send()
-            .await
-            .map_err(|error| dependency_error(format!("scan {table}"), error))?;
-        Ok(read_accounts_page(page.items(), page.last_evaluated_key()))
-    }
+/// The jobs table.
+#[derive(Clone, Debug)]
+pub struct ReconcileCursors {
+    client: Client,
+    table: String,
 }
 
-fn read_accounts_page(rows: &[Item], last: Option<&Item>) -> AccountsPage {
-    let account = |row: &Item| AccountId::parse(read_text(row, ACCOUNT)?).ok();
-    AccountsPage {
-        accounts: rows.iter().filter_map(account).collect(),
-        next: last.and_then(|row| Some(read_text(row, TENANT)?.to_owned())),
+impl ReconcileCursors {
+    /// Over a client of `Aws`.
+    pub fn new(client: Client, table: String) -> Self {
+        Self { client, table }
+    }
+
+    /// Lowers each cursor that is above `to_s`; none is raised or made. The table holds few rows: a handful per account.
+    pub async fn set_back(&self, to_s: i64) -> Result<(), DependencyError> {
+        let scan = self.client.scan().table_name(&self.table);
+        let mut pages = scan
+            .filter_expression("begins_with(#id, :prefix) AND #at > :to")
+            .projection_expression("#id")
+            .expression_attribute_names("#id", JOB_ID)
+            .expression_attribute_names("#at", DONE_THROUGH_S)
+            .expression_attribute_values(":prefix", AttributeValue::S(RECONCILE_PREFIX.into()))
+            .expression_attribute_values(":to", number_value(to_s))
+            .consistent_read(true)
+            .into_paginator()
+            .send();
+        while let Some(page) = pages.next().await {
+            let doing = || format!("look for cursors in {}", self.table);
+            let page = page.map_err(|error| dependency_error(doing(), error))?;
+            for mut row in page.items.unwrap_or_default() {
+                if let Some(id) = row.remove(JOB_ID) {
+                    self.lower(id, to_s).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn lower(&self, id: AttributeValue, to_s: i64) -> Result<(), DependencyError> {
+        let name = id.as_s().map_or("a cursor", String::as_str);
+        let doing = format!("set {name} of {} back", self.table);
+        let update = self.client.update_item().table_name(&self.table);
+        let updated = update
+            .key(JOB_ID, id)
+            .update_expression("SET #at = :to")
+            .condition_expression("#at > :to")
+            .expression_attribute_names("#at", DONE_THROUGH_S)
+            .expression_attribute_values(":to", number_value(to_s))
+            .send()
+            .await;
+        match updated {
+            // Lower or gone meanwhile.
+            Err(error) if error.code() == Some("ConditionalCheckFailedException") => Ok(()),
+            other => other
+                .map(drop)
+                .map_err(|error| dependency_error(doing, error)),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_accounts_behind_a_tenant_with_any_key_are_listed() {
-        let last = Item::from([(TENANT.to_owned(), string_value("Bäckerei Müller"))]);
-        let page = read_accounts_page(&[], Some(&last));
-        assert_eq!(page.next.as_deref(), Some("Bäckerei Müller"));
-        assert_eq!(read_accounts_page(&[], None).next, None);
-    }
 
     #[test]
     fn progress_reads_back_as_written_on_condition_of_what_was_read() {

@@ -1,4 +1,5 @@
-//! Workers' rows: read consistently in batches, written in one transaction whose conditions are the rows as read.
+//! The worker's ledger: rows read consistently in batches, and written in one transaction whose conditions are the rows
+//! as read (an optimistic lock).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Mutex;
@@ -6,34 +7,31 @@ use std::time::Duration;
 
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
-use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes, TransactWriteItem, Update};
+use aws_sdk_dynamodb::types::{AttributeValue, TransactWriteItem, Update};
 use billhook_core::entity::{Entity, EntityKey, EntityUpdate};
+use billhook_core::error::DependencyError;
 use billhook_core::ids::{
     AccountId, EventId, OrderId, PaymentIntentId, PieceId, ProviderId, StatementId, TenantId,
 };
-use billhook_core::inbox::EventOutcome;
-use billhook_core::payment::derive::OrderStatus;
-use billhook_core::ports::{
-    Clock, CommitError, CommitPart, DependencyError, EventUpdate, FailedOrderPage,
-    FindFailedOrders, Ledger, LoadedRows, PaymentKey, PaymentWrite, StoredEvent,
-};
+use billhook_core::ports::Clock;
 use billhook_core::retry::Disposition;
 use billhook_core::time::Timestamp;
+use billhook_core::worker::ports::{
+    CommitError, CommitPart, Ledger, LoadedRows, PaymentKey, StoredEvent,
+};
 
-use super::expression::UpdateBuilder;
-use super::inbox::read_stored_event;
+use super::attributes::{self, Item, read_text, string_value};
+use super::batch_get::batch_get_rows;
+use super::events::{build_event_update, load_event_items, read_stored_event};
 use super::index::ColumnIndex;
-use super::items::{self, Item, number_value, read_text, string_value};
-use super::rows::{self, LoadedRow, ORDER_GUARDS, RowSchema, STATEMENT_GUARDS, TENANT_GUARDS};
-use super::{dependency_error, invalid_call, send_update};
+use super::payments::{build_payment_update, read_payment_row};
+use super::row::{LoadedRow, RowSchema};
+use super::update::UpdateBuilder;
+use super::{dependency_error, entities, orders, send_update, statements, tenants};
 use crate::metrics;
 
 /// A row beyond this is not written: the rest of DynamoDB's 400 KB is the application's.
 const ROW_BYTES_MAX: usize = 300 * 1024;
-/// DynamoDB takes 100 keys in one read.
-const KEYS_MAX: usize = 100;
-/// How often keys are asked for again that DynamoDB left unprocessed.
-const UNPROCESSED_TRIES_MAX: u32 = 5;
 /// How long a tenant is remembered. Misses never are.
 const TENANT_KEPT: Duration = Duration::from_secs(60);
 const TENANTS_KEPT_MAX: usize = 1_000;
@@ -73,35 +71,23 @@ impl<C: Clock> DynamoLedger<C> {
         }
     }
 
+    pub(super) fn orders_table(&self) -> Result<String, DependencyError> {
+        require_table(self.tables.orders.as_ref(), "ORDERS_TABLE")
+    }
+
+    fn tenants_table(&self) -> Result<String, DependencyError> {
+        require_table(self.tables.tenants.as_ref(), "TENANTS_TABLE")
+    }
+
+    fn payments_table(&self) -> Result<String, DependencyError> {
+        require_table(self.tables.payments.as_ref(), "PAYMENTS_TABLE")
+    }
+
     fn schema(&self, key: &EntityKey) -> Result<RowSchema, DependencyError> {
         Ok(match key {
-            EntityKey::Order(_) => RowSchema {
-                table: require_table(self.tables.orders.as_ref(), "ORDERS_TABLE")?,
-                key: "id",
-                tenant: "tenantId",
-                amount: Some("amountTotal"),
-                intent: Some("stripePaymentIntentId"),
-                facts: "stripe",
-                guarded: &ORDER_GUARDS,
-            },
-            EntityKey::Tenant(_) => RowSchema {
-                table: require_table(self.tables.tenants.as_ref(), "TENANTS_TABLE")?,
-                key: "tenant_id",
-                tenant: "tenant_id",
-                amount: None,
-                intent: None,
-                facts: "stripe",
-                guarded: &TENANT_GUARDS,
-            },
-            EntityKey::Statement(_) => RowSchema {
-                table: self.tables.statements.clone(),
-                key: "statement_id",
-                tenant: "tenant_id",
-                amount: Some("amount_due"),
-                intent: Some("stripe_payment_intent_id"),
-                facts: "facts",
-                guarded: &STATEMENT_GUARDS,
-            },
+            EntityKey::Order(_) => orders::schema(self.orders_table()?),
+            EntityKey::Statement(_) => statements::schema(self.tables.statements.clone()),
+            EntityKey::Tenant(_) => tenants::schema(self.tenants_table()?),
         })
     }
 
@@ -133,10 +119,10 @@ impl<C: Clock> DynamoLedger<C> {
         now: Timestamp,
     ) -> Result<Update, CommitError> {
         let schema = self.schema(&entity.key)?;
-        let columns = rows::build_columns(entity, row, next, now)?;
-        let before = items::item_size(&row.item);
+        let columns = entities::build_columns(entity, row, next, now)?;
+        let before = attributes::item_size(&row.item);
         let bytes = columns.iter().fold(before, |bytes, (name, value)| {
-            let size = |value| items::attribute_size(name, value);
+            let size = |value| attributes::attribute_size(name, value);
             bytes - row.item.get(*name).map_or(0, size) + value.as_ref().map_or(0, size)
         });
         if bytes > ROW_BYTES_MAX {
@@ -162,145 +148,6 @@ impl<C: Clock> DynamoLedger<C> {
         }
         update.build(&schema.table, schema.key, entity.key.id())
     }
-
-    fn event_update(&self, concluded: &EventUpdate, now: Timestamp) -> Result<Update, CommitError> {
-        let outcome = concluded.verdict.outcome();
-        let mut update = UpdateBuilder::new();
-        update.set("processed", Some(AttributeValue::Bool(outcome.is_done())));
-        update.set("processing_outcome", Some(string_value(outcome.as_str())));
-        update.set(
-            "processing_error",
-            concluded.verdict.reason().map(string_value),
-        );
-        update.set(
-            "processed_at",
-            outcome.is_done().then(|| string_value(now.to_string())),
-        );
-        update.set(
-            "open",
-            (!outcome.is_done()).then(|| string_value(outcome.as_str())),
-        );
-        if let Some(tenant) = &concluded.tenant {
-            update.set("tenant_id", Some(string_value(tenant.as_str())));
-        }
-        update.add("attempts", number_value(1));
-        if concluded.waited {
-            update.require_other(
-                "processing_outcome",
-                string_value(EventOutcome::Processed.as_str()),
-            );
-        } else {
-            update.require_as_loaded("processed", Some(&AttributeValue::Bool(false)));
-        }
-        update.build(&self.tables.events, "event_id", concluded.event.as_str())
-    }
-
-    fn payment_update(
-        &self,
-        payment: &PaymentKey,
-        write: &PaymentWrite,
-    ) -> Result<Update, CommitError> {
-        let table = require_table(self.tables.payments.as_ref(), "PAYMENTS_TABLE")?;
-        let mut update = UpdateBuilder::new();
-        let version = match write {
-            PaymentWrite::Link { entity, version } => {
-                update.set("entity", Some(string_value(entity.to_string())));
-                update.set("waiting", None);
-                version
-            }
-            PaymentWrite::Wait { events, version } => {
-                update.add(
-                    "waiting",
-                    AttributeValue::Ss(events.iter().map(EventId::to_string).collect()),
-                );
-                version
-            }
-        };
-        update.set("version", Some(number_value(version.saturating_add(1))));
-        let loaded = (*version > 0).then(|| number_value(*version));
-        update.require_as_loaded("version", loaded.as_ref());
-        update.require_as_loaded("entity", None);
-        update.build(&table, "payment_id", &payment.row_key())
-    }
-}
-
-/// Consistent reads of many keys, asking again for what was left unprocessed.
-async fn batch_get_rows(
-    client: &Client,
-    mut wanted: HashMap<String, Vec<Item>>,
-    projection: Option<&str>,
-) -> Result<Vec<(String, Item)>, DependencyError> {
-    wanted.retain(|_, keys| !keys.is_empty());
-    let doing = format!("read {} rows", wanted.values().map(Vec::len).sum::<usize>());
-    let mut found = Vec::new();
-    for tries in 0..UNPROCESSED_TRIES_MAX {
-        if wanted.is_empty() {
-            return Ok(found);
-        }
-        if tries > 0 {
-            tokio::time::sleep(Duration::from_millis(25 << tries)).await;
-        }
-        let mut request = HashMap::new();
-        for (table, keys) in wanted.drain() {
-            let keys = KeysAndAttributes::builder()
-                .set_keys(Some(keys))
-                .consistent_read(true)
-                .set_projection_expression(projection.map(str::to_owned))
-                .set_expression_attribute_names(projection.and_then(name_placeholders))
-                .build();
-            request.insert(table, keys.map_err(|e| invalid_call(&doing, e))?);
-        }
-        let got = client
-            .batch_get_item()
-            .set_request_items(Some(request))
-            .send()
-            .await;
-        let got = got.map_err(|error| dependency_error(doing.clone(), error))?;
-        for (table, items) in got.responses.unwrap_or_default() {
-            found.extend(items.into_iter().map(|item| (table.clone(), item)));
-        }
-        for (table, left) in got.unprocessed_keys.unwrap_or_default() {
-            wanted.insert(table, left.keys);
-        }
-    }
-    if wanted.is_empty() {
-        return Ok(found);
-    }
-    Err(DependencyError {
-        doing,
-        disposition: Disposition::RetryLater,
-        cause: format!("rows left unprocessed {UNPROCESSED_TRIES_MAX} times").into(),
-    })
-}
-
-/// DynamoDB's own words in a projection stand behind a `#`; only names that are used may be given.
-fn name_placeholders(projection: &str) -> Option<HashMap<String, String>> {
-    let names = projection
-        .split(", ")
-        .filter_map(|name| Some((name.to_owned(), name.strip_prefix('#')?.to_owned())));
-    let names: HashMap<String, String> = names.collect();
-    (!names.is_empty()).then_some(names)
-}
-
-/// The rows of events that are there.
-pub(super) async fn load_event_items(
-    client: &Client,
-    table: &str,
-    ids: &BTreeSet<EventId>,
-    projection: Option<&'static str>,
-) -> Result<Vec<Item>, DependencyError> {
-    let mut rows = Vec::new();
-    let ids: Vec<&EventId> = ids.iter().collect();
-    for ids in ids.chunks(KEYS_MAX) {
-        let keys = ids
-            .iter()
-            .map(|id| Item::from([("event_id".to_owned(), string_value(id.as_str()))]))
-            .collect();
-        let wanted = HashMap::from([(table.to_owned(), keys)]);
-        let found = batch_get_rows(client, wanted, projection).await?;
-        rows.extend(found.into_iter().map(|(_, row)| row));
-    }
-    Ok(rows)
 }
 
 fn require_table(table: Option<&String>, variable: &str) -> Result<String, DependencyError> {
@@ -339,7 +186,7 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
         let by_row_key: BTreeMap<String, &PaymentKey> =
             payments.iter().map(|p| (p.row_key(), p)).collect();
         if !by_row_key.is_empty() {
-            let table = require_table(self.tables.payments.as_ref(), "PAYMENTS_TABLE")?;
+            let table = self.payments_table()?;
             let keys = by_row_key
                 .keys()
                 .map(|key| Item::from([("payment_id".to_owned(), string_value(key))]));
@@ -354,7 +201,7 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
             if Some(&table) == self.tables.payments.as_ref() {
                 let key = read_text(&item, "payment_id").and_then(|key| by_row_key.get(key));
                 rows.payments
-                    .extend(key.map(|key| ((*key).clone(), rows::read_payment_row(&item))));
+                    .extend(key.map(|key| ((*key).clone(), read_payment_row(&item))));
                 continue;
             }
             let key = if table == self.tables.statements {
@@ -371,7 +218,7 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
                     .map(EntityKey::Order)
             };
             let Some(key) = key else { continue };
-            match rows::read_entity(&key, &self.schema(&key)?, item) {
+            match entities::read_entity(&key, &self.schema(&key)?, item) {
                 Ok(loaded) => {
                     rows.entities.insert(key, loaded);
                 }
@@ -387,7 +234,7 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
         &self,
         intent: &PaymentIntentId,
     ) -> Result<Vec<EntityKey>, DependencyError> {
-        let orders = require_table(self.tables.orders.as_ref(), "ORDERS_TABLE")?;
+        let orders = self.orders_table()?;
         let (index, intent) = ("PaymentIntentIndex", intent.as_str());
         let (orders, statements) = tokio::join!(
             self.lookup_keys(&orders, index, "stripePaymentIntentId", intent, "id"),
@@ -434,8 +281,8 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
         {
             return Ok(tenants.clone());
         }
-        let table = require_table(self.tables.tenants.as_ref(), "TENANTS_TABLE")?;
-        let column = "stripe_connected_account_id";
+        let table = self.tenants_table()?;
+        let column = tenants::ACCOUNT;
         let found = self
             .lookup_keys(&table, column, column, account.as_str(), "tenant_id")
             .await?;
@@ -463,10 +310,15 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
                 updates.push(self.entity_update(entity, row, next, commit.now)?);
             }
             for concluded in &commit.events {
-                updates.push(self.event_update(concluded, commit.now)?);
+                updates.push(build_event_update(
+                    &self.tables.events,
+                    concluded,
+                    commit.now,
+                )?);
             }
             for (payment, write) in &commit.payments {
-                updates.push(self.payment_update(payment, write)?);
+                let table = self.payments_table()?;
+                updates.push(build_payment_update(&table, payment, write)?);
             }
         }
         // One row alone needs no transaction, which costs twice.
@@ -489,30 +341,6 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
             }
         }
         Ok(())
-    }
-}
-
-impl<C: Clock> FindFailedOrders for DynamoLedger<C> {
-    async fn failed_orders(
-        &self,
-        after: Option<&str>,
-        limit: usize,
-    ) -> Result<FailedOrderPage, DependencyError> {
-        let table = require_table(self.tables.orders.as_ref(), "ORDERS_TABLE")?;
-        let index = ColumnIndex {
-            client: &self.client,
-            table: &table,
-            name: "StatusIndex",
-            column: "status",
-            key: "id",
-        };
-        let failed = OrderStatus::PaymentFailed.as_str();
-        let page = index.query_page(failed, after, limit).await?;
-        let orders = page.keys.iter().filter_map(|id| OrderId::parse(id).ok());
-        Ok(FailedOrderPage {
-            orders: orders.collect(),
-            next: page.next,
-        })
     }
 }
 
@@ -598,10 +426,12 @@ mod tests {
 
     use aws_sdk_dynamodb::config::BehaviorVersion;
     use billhook_core::entity::EntityFacts;
-    use billhook_core::event::stripe;
-    use billhook_core::inbox::{EventVerdict, IgnoreReason, ParkReason};
-    use billhook_core::payment;
+    use billhook_core::outcome::{EventVerdict, IgnoreReason, ParkReason};
+    use billhook_core::provider::stripe::event::StripeEvent;
+    use billhook_core::provider::stripe::payments::read_payment_facts;
     use serde_json::json;
+
+    use billhook_core::worker::ports::{EventUpdate, PaymentWrite};
 
     use super::*;
     use crate::clock::SystemClock;
@@ -665,8 +495,8 @@ mod tests {
         let event = json!({ "id": "evt_1", "type": "payment_intent.succeeded", "created": 1_781_000_000,
             "account": "acct_1", "data": { "object": { "id": "pi_1", "object": "payment_intent",
             "amount_received": 4100, "currency": "usd" } } });
-        let event = stripe::StripeEvent::parse(event.to_string().as_bytes()).unwrap();
-        let payment = payment::read::read_payment_facts(&event).unwrap().unwrap();
+        let event = StripeEvent::parse(event.to_string().as_bytes()).unwrap();
+        let payment = read_payment_facts(&event).unwrap().unwrap();
         EntityFacts {
             payment,
             ..EntityFacts::default()
@@ -679,7 +509,7 @@ mod tests {
         item: Item,
     ) -> Result<Update, CommitError> {
         let schema = ledger.schema(key).unwrap();
-        let (entity, row) = rows::read_entity(key, &schema, item).unwrap();
+        let (entity, row) = entities::read_entity(key, &schema, item).unwrap();
         ledger.entity_update(&entity, &row, &entity.apply_facts(paid(), now()), now())
     }
 
@@ -713,7 +543,7 @@ mod tests {
                 verdict,
                 waited,
             };
-            shown(ledger.event_update(&concluded, now()))
+            shown(build_event_update(&ledger.tables.events, &concluded, now()))
         };
         insta::assert_snapshot!(
             [
@@ -728,7 +558,7 @@ mod tests {
 
     #[test]
     fn a_payments_row_is_linked_once_and_waits_until_then() {
-        let ledger = ledger();
+        let table = ledger().payments_table().unwrap();
         let payment = PaymentKey {
             account: Some(AccountId::parse("acct_1").unwrap()),
             intent: PaymentIntentId::parse("pi_1").unwrap(),
@@ -743,7 +573,7 @@ mod tests {
         };
         insta::assert_snapshot!(
             [link(0), link(3), wait]
-                .map(|write| shown(ledger.payment_update(&payment, &write)))
+                .map(|write| shown(build_payment_update(&table, &payment, &write)))
                 .join("\n")
         );
     }
@@ -781,7 +611,7 @@ mod tests {
             ),
         ] {
             assert_eq!(
-                rows::read_entity(&key, &schema, row(item)).unwrap_err(),
+                entities::read_entity(&key, &schema, row(item)).unwrap_err(),
                 reason
             );
         }

@@ -1,24 +1,31 @@
-//! The tables. `items` says how values stand in a row, `inbox` keeps events, `rows` how entities
-//! stand in theirs, `index` finds rows by a column, `ledger` reads and writes them with their events in one transaction.
-//! For the scheduled tasks `open` finds events that are not done, and `jobs` keeps how far they came.
+//! The tables, one file each: `events` (with its index `unfinished_events`), `orders` (with its index
+//! `failed_orders`), `statements`, `tenants`, `payments`, `jobs`. `ledger` reads and writes entities with their events in one transaction, on the optimistic lock of
+//! the rows as read; `entities` and `row` are what the entities' rows share. `attributes`, `update`, `index` and
+//! `batch_get` are DynamoDB's own notions.
 //!
 //! Every read that decides is consistent; every write carries the condition that makes a repeat or a race harmless.
 
-pub mod cursors;
-mod expression;
-pub mod inbox;
+pub mod attributes;
+mod batch_get;
+mod entities;
+pub mod events;
+mod failed_orders;
 mod index;
-pub mod items;
 pub mod jobs;
 pub mod ledger;
-mod open;
-pub mod rows;
+mod orders;
+mod payments;
+pub mod row;
+mod statements;
+mod tenants;
+mod unfinished_events;
+mod update;
 
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
 use aws_sdk_dynamodb::types::Update;
-use billhook_core::ports::DependencyError;
+use billhook_core::error::DependencyError;
 use billhook_core::retry::Disposition;
 
 /// A call that failed without an answer we know: what was done, and whether a repeat may help.

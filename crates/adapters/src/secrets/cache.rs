@@ -3,15 +3,18 @@
 
 use std::time::Duration;
 
-use billhook_core::ports::{Clock, ReadSigningKeys};
-use billhook_core::secret::{EndpointSecret, PREVIOUS_VALID_FOR, SecretDocument, SecretKind};
-use billhook_core::signature::{SigningKey, SigningKeys};
+use billhook_core::endpoint::secret::{
+    EndpointSecret, PREVIOUS_VALID_FOR, SecretDocument, SecretKind,
+};
+use billhook_core::intake::ports::ReadSigningKeys;
+use billhook_core::ports::Clock;
+use billhook_core::provider::signature::{SigningKey, SigningKeys};
 use billhook_core::time::Timestamp;
 use futures_util::future::join_all;
 use secrecy::ExposeSecret;
 use tokio::sync::Mutex;
 
-use super::{FetchSecret, SecretVersion, SecretsError, StoredSecret};
+use super::store::{FetchSecret, SecretVersion, SecretsError, StoredSecret};
 use crate::config::{SecretLocation, SecretSource};
 
 /// A secret that was read serves no longer than this, whatever happens: a revoked one is refused within 15 minutes.
@@ -327,9 +330,10 @@ mod tests {
     use std::sync::Mutex as StdMutex;
     use std::sync::atomic::{AtomicI64, Ordering};
 
+    use secrecy::SecretString;
+
     use super::*;
     use crate::secrets::read_stripe_key;
-    use secrecy::SecretString;
 
     const ARN: &str = "arn:stripe";
 

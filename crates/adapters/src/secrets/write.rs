@@ -1,23 +1,11 @@
 //! Changes of a secret that drop nothing: what is replaced goes on proving deliveries, whoever wrote it. Each puts a
 //! new version; none moves a label.
 
-use std::future::Future;
-
-use billhook_core::secret::{PREVIOUS_VALID_FOR, SecretDocument, SecretKind};
+use billhook_core::endpoint::secret::{PREVIOUS_VALID_FOR, SecretDocument, SecretKind};
 use billhook_core::time::Timestamp;
 use secrecy::{ExposeSecret as _, SecretString};
 
-use super::{FetchSecret, SecretVersion, SecretsError, read_document};
-
-/// Writes a secret.
-pub trait PutSecret: Send + Sync {
-    /// Makes `value` the current text. The one before becomes `AWSPREVIOUS`.
-    fn put(
-        &self,
-        arn: &str,
-        value: &SecretString,
-    ) -> impl Future<Output = Result<(), SecretsError>> + Send;
-}
+use super::store::{FetchSecret, PutSecret, SecretVersion, SecretsError, read_document};
 
 /// The current document, with what `AWSPREVIOUS` still proves: the next version pushes that out.
 pub async fn load_document(
@@ -126,8 +114,9 @@ mod tests {
     use std::sync::Mutex;
     use std::time::Duration;
 
-    use billhook_core::ports::{Clock, ReadSigningKeys as _};
-    use billhook_core::signature::SigningKeys;
+    use billhook_core::intake::ports::ReadSigningKeys as _;
+    use billhook_core::ports::Clock;
+    use billhook_core::provider::signature::SigningKeys;
     use secrecy::ExposeSecret as _;
 
     use super::*;

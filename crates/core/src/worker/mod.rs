@@ -6,120 +6,35 @@
 //! record never keeps another from being tried. It does not keep order: merging makes order irrelevant. `find` says
 //! whose an event is, `settle` writes it.
 
-mod find;
-mod settle;
+pub mod batch;
+mod commit;
+pub mod ports;
+mod resolve;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::future::ready;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
-use futures_util::stream::{self, Stream, StreamExt as _};
+use futures_util::stream::{self, StreamExt as _};
 
-use self::find::EntityMatch;
 use crate::entity::EntityKey;
-use crate::ids::{CorrelationId, EventId, ProviderId, TenantId};
-use crate::inbox::{EventOutcome, EventRecord, EventVerdict, ParkReason};
-use crate::pointer::ReceivedPointer;
-use crate::ports::{
-    Clock, DependencyError, EventUpdate, Ledger, Pause, PaymentKey, StoredEvent, StoredPayload,
-};
-use crate::retry::error_chain;
-use crate::route::{self, EventFacts};
+use crate::ids::{CorrelationId, EventId, TenantId};
+use crate::intake::inbox::EventRecord;
+use crate::intake::message::ReceivedPointer;
+use crate::outcome::{EventVerdict, ParkReason};
+use crate::ports::{Clock, Pause};
+use crate::provider::interpret::{EventFacts, interpret};
 use crate::time::Timestamp;
+use crate::worker::batch::{
+    EventCandidate, EventCompletion, EventDisposition, MessageReport, ProcessingFailure,
+    RECEIVES_MAX, ReceivedMessage, RoundOutcome, TIME_TO_FINISH, Worker,
+};
+use crate::worker::ports::{EventUpdate, Ledger, PaymentKey, StoredEvent, StoredPayload};
+use crate::worker::resolve::EntityMatch;
 
-/// A message goes to the dead-letter queue after so many receives; `template.yaml` says the same.
-pub const RECEIVES_MAX: u32 = 3;
 /// A lost race is decided again at most so often within one receive.
 const ROUNDS_MAX: u32 = 5;
-/// Events of one entity in one transaction; the rest comes in the next round.
-const EVENTS_PER_COMMIT_MAX: usize = 50;
-/// Their rows together: DynamoDB takes 4 MB in one transaction, and the entity's row is in it too.
-const BYTES_PER_COMMIT_MAX: usize = 3_000_000;
-/// DynamoDB takes so many rows in one transaction.
-const ROWS_PER_COMMIT_MAX: usize = 100;
-/// Events' rows in a transaction of several entities: ten of those, of at most 300 KB, are in it too.
-const BYTES_PER_COMMON_COMMIT_MAX: usize = 1_000_000;
-/// How long a transaction of several entities is waited for, so that time is left for each by itself.
-const COMMON_COMMIT_WAIT_MAX: Duration = Duration::from_secs(2);
-/// Calls under way at once: as many as there are connections to keep warm.
-pub const CALLS_AT_ONCE: usize = 4;
-/// What a last transaction and the marking of failures may need.
-pub const TIME_TO_FINISH: Duration = Duration::from_secs(2);
-
-/// A message as the queue handed it over.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ReceivedMessage {
-    /// The queue's id for this message, reported back if it failed.
-    pub message_id: String,
-    /// The pointer.
-    pub body: String,
-    /// How often it was received, this time included.
-    pub receive_count: u32,
-}
-
-/// What became of a message, or of an event that waited for one.
-#[derive(Debug)]
-pub struct MessageReport {
-    /// The message; none where the event waited for a payment that another's message linked.
-    pub message: Option<ReceivedMessage>,
-    /// The event it names, if it could be read.
-    pub event: Option<EventId>,
-    /// The story it belongs to: of the delivery or replay that sent the message, else of the event's first delivery.
-    pub correlation_id: Option<CorrelationId>,
-    /// What the row said when it was read, if it was.
-    pub stored: Option<EventRecord>,
-    /// Whose it is, where its account says so.
-    pub tenant: Option<TenantId>,
-    /// The entity that its facts went into.
-    pub entity: Option<EntityKey>,
-    /// Done or not.
-    pub result: Result<EventCompletion, ProcessingFailure>,
-}
-
-/// A message that needs no further receive.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum EventCompletion {
-    /// This worker wrote the verdict.
-    Concluded(EventVerdict),
-    /// It was done before.
-    Already(EventOutcome),
-}
-
-/// A message to be received again, or given up.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ProcessingFailure {
-    /// Not JSON, or without an event id.
-    #[error("the message is no pointer to an event")]
-    Unreadable,
-    /// The row is not there (yet).
-    #[error("the event is not stored")]
-    NotStored,
-    /// A bug met by this record.
-    #[error("deciding it panicked")]
-    Panicked,
-    /// The store did not answer, or kept changing.
-    #[error("{0}")]
-    Infrastructure(String),
-    /// Little time was left.
-    #[error("no time was left in this invocation")]
-    OutOfTime,
-}
-
-/// One provider's worker.
-#[derive(Debug)]
-pub struct Worker<L, C> {
-    /// Whose events.
-    pub provider: ProviderId,
-    /// Whether the stage takes live events.
-    pub live_mode: bool,
-    /// The rows.
-    pub ledger: L,
-    /// Time.
-    pub clock: C,
-}
 
 /// An event that is not settled yet.
 struct PendingEvent {
@@ -128,111 +43,12 @@ struct PendingEvent {
     failure: ProcessingFailure,
 }
 
-/// An event read and ready to be decided.
-#[derive(Clone)]
-struct EventCandidate {
-    stored: EventRecord,
-    event: EventFacts,
-    tenant: Option<TenantId>,
-    waited: bool,
-    row_bytes: usize,
-}
-
-impl EventCandidate {
-    fn payment(&self) -> Option<PaymentKey> {
-        let intent = self.event.intent.clone()?;
-        Some(PaymentKey {
-            account: self.stored.account.clone(),
-            intent,
-        })
-    }
-
-    fn processed_disposition(&self, entity: &EntityKey) -> EventDisposition {
-        EventDisposition {
-            event: self.stored.id.clone(),
-            released: self.waited.then(|| self.stored.clone()),
-            tenant: self.tenant.clone(),
-            entity: Some(entity.clone()),
-            result: Ok(EventCompletion::Concluded(EventVerdict::Processed)),
-        }
-    }
-
-    fn event_update(&self, verdict: EventVerdict) -> EventUpdate {
-        EventUpdate {
-            event: self.stored.id.clone(),
-            tenant: self.tenant.clone(),
-            verdict,
-            waited: self.waited,
-        }
-    }
-}
-
-/// What a round found out about an event.
-struct EventDisposition {
-    event: EventId,
-    /// Its row, where no message of this batch brought it.
-    released: Option<EventRecord>,
-    tenant: Option<TenantId>,
-    entity: Option<EntityKey>,
-    result: Result<EventCompletion, ProcessingFailure>,
-}
-
-impl EventDisposition {
-    fn new(event: &EventId, result: Result<EventCompletion, ProcessingFailure>) -> Self {
-        Self {
-            event: event.clone(),
-            released: None,
-            tenant: None,
-            entity: None,
-            result,
-        }
-    }
-
-    fn failed(event: &EventId, failure: ProcessingFailure) -> Self {
-        Self::new(event, Err(failure))
-    }
-}
-
-/// What a round found out so far. It outlives the round: a call that hangs takes back nothing that was committed.
-#[derive(Default)]
-struct RoundOutcome(Mutex<Vec<EventDisposition>>);
-
-impl RoundOutcome {
-    fn add(&self, findings: impl IntoIterator<Item = EventDisposition>) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.extend(findings);
-    }
-
-    /// Of futures, some under way at once, each as it ends.
-    async fn add_each<F: Future<Output: IntoIterator<Item = EventDisposition>>>(
-        &self,
-        futures: impl Stream<Item = F>,
-    ) {
-        let ended = futures.buffer_unordered(CALLS_AT_ONCE);
-        let adding = ended.for_each(|findings| {
-            self.add(findings);
-            ready(())
-        });
-        adding.await;
-    }
-
-    fn into_all(self) -> Vec<EventDisposition> {
-        self.0.into_inner().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// An event that is settled.
 struct FinishedEvent {
     stored: Option<EventRecord>,
     tenant: Option<TenantId>,
     entity: Option<EntityKey>,
     done: EventCompletion,
-}
-
-impl From<DependencyError> for ProcessingFailure {
-    fn from(error: DependencyError) -> Self {
-        Self::Infrastructure(error_chain(&error))
-    }
 }
 
 impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
@@ -451,7 +267,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
 
     fn interpret_stored(&self, kept: &StoredEvent) -> Result<EventFacts, EventVerdict> {
         match &kept.payload {
-            StoredPayload::Intact(payload) => route::interpret(
+            StoredPayload::Intact(payload) => interpret(
                 self.provider,
                 self.live_mode,
                 kept.stored.account.as_ref(),

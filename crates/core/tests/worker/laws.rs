@@ -1,9 +1,9 @@
 //! Laws: whatever the history, its order, repetition and batching, one set of events leaves one row.
 
-use billhook_core::event::stripe::StripeEvent;
-use billhook_core::merge::Merge as _;
-use billhook_core::payment;
-use billhook_core::payment::facts::PaymentFacts;
+use billhook_core::entity::merge::Merge as _;
+use billhook_core::entity::payment::facts::PaymentFacts;
+use billhook_core::provider::stripe::event::StripeEvent;
+use billhook_core::provider::stripe::payments::read_payment_facts;
 use proptest::prelude::*;
 
 use super::*;
@@ -296,7 +296,7 @@ proptest! {
         prop_assert_eq!((&one.intent, &one.session, &one.user), (&other.intent, &other.session, &other.user));
 
         // Money is conserved, and the timeline tells each fact once.
-        let standing = one.apply_facts(EntityFacts::default(), now()).standing;
+        let derived = one.apply_facts(EntityFacts::default(), now()).payment;
         let captured: i64 = one.facts.payment.payments.iter().map(|(id, payment)| {
             let of_charges = one.facts.payment.charges.values()
                 .filter(|charge| charge.intent.as_ref().is_some_and(|intent| intent.0.as_str() == id.as_str()))
@@ -304,12 +304,12 @@ proptest! {
                 .map(|money| money.0.amount);
             of_charges.sum::<i64>().max(payment.received.last().map_or(0, |money| money.amount))
         }).sum();
-        prop_assert!(standing.amount_refunded >= 0);
-        let is_refunded = standing.status.as_str() == "refunded";
-        prop_assert!(!is_refunded || standing.amount_refunded <= captured);
-        let told: BTreeSet<_> = standing.timeline.iter().map(|entry| (&entry.kind, &entry.fact)).collect();
-        prop_assert_eq!(told.len(), standing.timeline.len());
-        let full = standing.timeline.iter().filter(|entry| entry.kind == "refund_full").count();
+        prop_assert!(derived.amount_refunded >= 0);
+        let is_refunded = derived.status.as_str() == "refunded";
+        prop_assert!(!is_refunded || derived.amount_refunded <= captured);
+        let told: BTreeSet<_> = derived.timeline.iter().map(|entry| (&entry.kind, &entry.fact)).collect();
+        prop_assert_eq!(told.len(), derived.timeline.len());
+        let full = derived.timeline.iter().filter(|entry| entry.kind == "refund_full").count();
         prop_assert_eq!(full, usize::from(is_refunded));
     }
 
@@ -317,7 +317,7 @@ proptest! {
     fn merging_commutes_is_associative_and_idempotent(drawn in prop::collection::vec(drawn(), 3)) {
         let facts: Vec<PaymentFacts> = drawn.iter().enumerate().map(|(n, drawn)| {
             let event = StripeEvent::parse(generated(n, *drawn).to_string().as_bytes()).unwrap();
-            payment::read::read_payment_facts(&event).unwrap().unwrap()
+            read_payment_facts(&event).unwrap().unwrap()
         }).collect();
         let merged = |parts: &[&PaymentFacts]| {
             let mut all = PaymentFacts::default();
@@ -340,15 +340,15 @@ proptest! {
                 deliver(&tables, ProviderId::Stripe, &[refund]).await;
             }
         });
-        let standing = entity(&tables, &order("ord_1")).apply_facts(EntityFacts::default(), now()).standing;
+        let derived = entity(&tables, &order("ord_1")).apply_facts(EntityFacts::default(), now()).payment;
         let greatest = |charge: usize| refunds.iter().filter(|r| r.1 == charge).map(|r| r.0.min(4200)).max().unwrap_or(0);
-        prop_assert_eq!(standing.amount_refunded, greatest(0) + greatest(1) + greatest(2));
+        prop_assert_eq!(derived.amount_refunded, greatest(0) + greatest(1) + greatest(2));
     }
 
     #[test]
     fn no_body_makes_the_reading_panic(body in prop::collection::vec(any::<u8>(), 0..300)) {
-        let _ = event::read_envelope(ProviderId::Stripe, &body);
-        let _ = event::read_envelope(ProviderId::Lob, &body);
+        let _ = read_envelope(ProviderId::Stripe, &body);
+        let _ = read_envelope(ProviderId::Lob, &body);
     }
 }
 
@@ -416,15 +416,19 @@ fn news_is_what_a_write_says_that_the_row_did_not() {
         let mut facts = EntityFacts::default();
         for event in events {
             let event = StripeEvent::parse(event.to_string().as_bytes()).unwrap();
-            let read = payment::read::read_payment_facts(&event).unwrap().unwrap();
+            let read = read_payment_facts(&event).unwrap().unwrap();
             facts.payment.merge(read);
         }
         facts
     };
     let letter = |stage: &str| {
         let event = letter("evt_9", "2026-06-09T10:13:20.000Z", "ltr_1", stage);
-        let event = lob::LobEvent::parse(event.to_string().as_bytes()).unwrap();
-        let mail = mail::facts::read_mail_facts(&event).unwrap().unwrap();
+        let event =
+            billhook_core::provider::lob::event::LobEvent::parse(event.to_string().as_bytes())
+                .unwrap();
+        let mail = billhook_core::provider::lob::mail::read_mail_facts(&event)
+            .unwrap()
+            .unwrap();
         EntityFacts {
             mail,
             ..EntityFacts::default()

@@ -11,19 +11,20 @@ mod laws;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use billhook_core::cleanup::cancellation_fact;
-use billhook_core::entity::{Entity, EntityChange, EntityFacts, EntityKey, GuardedColumns};
-use billhook_core::event::{self, lob};
+use billhook_core::entity::mail::facts::MailStage;
+use billhook_core::entity::schema::GuardedColumns;
+use billhook_core::entity::{Entity, EntityChange, EntityFacts, EntityKey};
 use billhook_core::ids::{
     AccountId, CorrelationId, EventId, OrderId, PaymentIntentId, PieceId, ProviderId, StatementId,
     TenantId,
 };
-use billhook_core::inbox::{EventOutcome, EventVerdict, NewEvent};
-use billhook_core::mail;
-use billhook_core::mail::facts::MailStage;
-use billhook_core::ports::RecordEvent as _;
+use billhook_core::intake::inbox::NewEvent;
+use billhook_core::intake::ports::RecordEvent as _;
+use billhook_core::outcome::{EventOutcome, EventVerdict};
+use billhook_core::provider::read_envelope;
+use billhook_core::tasks::cleanup::cancellation_fact;
 use billhook_core::time::Timestamp;
-use billhook_core::worker::{
+use billhook_core::worker::batch::{
     EventCompletion, MessageReport, ProcessingFailure, ReceivedMessage, Worker,
 };
 use billhook_testkit::events::{
@@ -81,7 +82,7 @@ fn tables() -> MemoryTables {
 
 async fn keep(tables: &MemoryTables, provider: ProviderId, body: &Value) -> ReceivedMessage {
     let raw_body = body.to_string().into_bytes();
-    let envelope = event::read_envelope(provider, &raw_body).unwrap();
+    let envelope = read_envelope(provider, &raw_body).unwrap();
     let id = envelope.id.to_string();
     let correlation_id = CorrelationId::parse("01930000-0000-7000-8000-000000000001").unwrap();
     let new = NewEvent {
@@ -396,12 +397,12 @@ async fn attempts_that_no_charge_tells_apart_count_by_the_last() {
         failed("evt_3", T + 90),
     ];
     deliver(&tables, ProviderId::Stripe, &events).await;
-    let standing = entity(&tables, &order("ord_1"))
+    let derived = entity(&tables, &order("ord_1"))
         .apply_facts(EntityFacts::default(), now())
-        .standing;
-    assert_eq!(standing.status.as_str(), "payment_failed");
+        .payment;
+    assert_eq!(derived.status.as_str(), "payment_failed");
     assert_eq!(
-        standing.payment_failed_at,
+        derived.payment_failed_at,
         Timestamp::from_unix_s(T + 90).ok()
     );
 }
@@ -574,13 +575,13 @@ async fn amounts_of_two_currencies_are_never_added() {
     other["data"]["object"]["currency"] = json!("jpy");
     deliver(&tables, ProviderId::Stripe, &[paid, other]).await;
     let order = entity(&tables, &order("ord_1"));
-    let standing = order.apply_facts(EntityFacts::default(), now()).standing;
+    let derived = order.apply_facts(EntityFacts::default(), now()).payment;
     assert_eq!(
-        (standing.amount_refunded, standing.status.as_str()),
+        (derived.amount_refunded, derived.status.as_str()),
         (0, "completed")
     );
     assert!(
-        standing
+        derived
             .review_reasons
             .contains("refund_currency_mismatch:ch_2")
     );
@@ -933,8 +934,8 @@ async fn what_does_not_fit_one_transaction_goes_into_the_next() {
     assert!(reports.values().all(|report| report.result.is_ok()));
     // 10 rows of 400 kB: 7 fit 3 MB, the rest comes in the second round.
     assert_eq!(tables.calls.lock().unwrap()["commit"], 2);
-    let standing = entity(&tables, &order("ord_1")).apply_facts(EntityFacts::default(), now());
-    assert_eq!(standing.standing.amount_refunded, 1000);
+    let derived = entity(&tables, &order("ord_1")).apply_facts(EntityFacts::default(), now());
+    assert_eq!(derived.payment.amount_refunded, 1000);
 }
 
 #[tokio::test]
@@ -1198,13 +1199,13 @@ async fn an_accounts_own_events_keep_its_tenants_row() {
             deliver(&tables, ProviderId::Stripe, std::slice::from_ref(event)).await;
         }
         let mut row = entity(&tables, &key);
-        let standing = row.apply_facts(EntityFacts::default(), now()).account;
-        assert_eq!(standing.status.as_str(), status);
+        let derived = row.apply_facts(EntityFacts::default(), now()).account;
+        assert_eq!(derived.status.as_str(), status);
         // Another account in the row begins anew.
         row.account = AccountId::parse("acct_b").ok();
-        let standing = row.apply_facts(EntityFacts::default(), now()).account;
+        let derived = row.apply_facts(EntityFacts::default(), now()).account;
         assert_eq!(
-            (standing.status.as_str(), standing.abilities),
+            (derived.status.as_str(), derived.abilities),
             ("connected", None)
         );
         assert_eq!(

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use anyhow::Result;
 use billhook_adapters::clock::SystemClock;
+use billhook_core::error::error_chain;
 use billhook_core::ids::{EventId, ProviderId};
 use billhook_core::ports::Clock as _;
-use billhook_core::retry::error_chain;
+use billhook_core::time::Timestamp;
 
 use super::Found;
 use crate::filter::text;
@@ -74,7 +75,7 @@ fn http_date_s(date: &str) -> Option<i64> {
     let (day, month, year, time) = (words.next()?, words.next()?, words.next()?, words.next()?);
     let month = MONTHS.iter().position(|name| *name == month)? + 1;
     let moment = format!("{year}-{month:02}-{day}T{time}Z");
-    let moment = billhook_core::time::Timestamp::parse(&moment).ok()?;
+    let moment = Timestamp::parse(&moment).ok()?;
     Some(moment.unix_s())
 }
 

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use billhook_core::error::DependencyError;
 use billhook_core::ids::ProviderId;
-use billhook_core::ports::DependencyError;
 use billhook_core::retry::Disposition;
 use billhook_core::time::Timestamp;
 use tokio::sync::Notify;

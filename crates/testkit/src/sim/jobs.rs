@@ -3,18 +3,19 @@
 use std::collections::BTreeSet;
 
 use billhook_core::entity::EntityKey;
+use billhook_core::error::DependencyError;
 use billhook_core::ids::{EventId, OrderId, ProviderId};
-use billhook_core::inbox::{EventOutcome, EventRecord};
-use billhook_core::jobs::{Checkpoint, RECONCILE_PREFIX};
-use billhook_core::ports::{
-    AccountsPage, CheckpointStore, DependencyError, FailedOrderPage, FindFailedOrders,
-    FindKnownEvents, FindUnfinishedEvents, ListAccounts, UnfinishedEvent, UnfinishedPage,
+use billhook_core::intake::inbox::EventRecord;
+use billhook_core::outcome::EventOutcome;
+use billhook_core::tasks::checkpoint::{Checkpoint, RECONCILE_PREFIX};
+use billhook_core::tasks::ports::{
+    AccountsPage, CheckpointStore, FailedOrderPage, FindFailedOrders, FindKnownEvents,
+    FindUnfinishedEvents, ListAccounts, UnfinishedEvent, UnfinishedPage,
 };
 use billhook_core::time::Timestamp;
 
-use crate::memory::open_page;
-
 use super::{Port, World};
+use crate::memory::open_page;
 
 impl World {
     /// Lowers the cursors of `reconcile`.

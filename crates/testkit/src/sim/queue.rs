@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use billhook_core::error::DependencyError;
 use billhook_core::ids::ProviderId;
-use billhook_core::ports::{DependencyError, SendMessage};
+use billhook_core::intake::ports::SendMessage;
 use billhook_core::time::Timestamp;
-use billhook_core::worker::RECEIVES_MAX;
+use billhook_core::worker::batch::RECEIVES_MAX;
 use tokio::sync::Notify;
 
 use super::{Call, Mutant, Port, Service, World};

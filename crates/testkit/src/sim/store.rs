@@ -4,15 +4,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use billhook_core::entity::{Entity, EntityFacts, EntityKey, EntityUpdate, GuardedColumns};
+use billhook_core::entity::schema::GuardedColumns;
+use billhook_core::entity::{Entity, EntityFacts, EntityKey, EntityUpdate};
+use billhook_core::error::DependencyError;
 use billhook_core::ids::{AccountId, EventId, PaymentIntentId, PieceId, ProviderId, TenantId};
-use billhook_core::inbox::{EventOutcome, EventRecord, NewEvent, RecordResult};
-use billhook_core::jobs::Checkpoint;
-use billhook_core::ports::{
-    CommitError, CommitPart, DependencyError, EventUpdate, Ledger, LoadedRows, PaymentKey,
-    PaymentRow, PaymentWrite, RecordEvent, StoredEvent, StoredPayload,
-};
+use billhook_core::intake::inbox::{EventRecord, NewEvent, RecordResult};
+use billhook_core::intake::ports::RecordEvent;
+use billhook_core::outcome::EventOutcome;
+use billhook_core::tasks::checkpoint::Checkpoint;
 use billhook_core::time::Timestamp;
+use billhook_core::worker::ports::{
+    CommitError, CommitPart, EventUpdate, Ledger, LoadedRows, PaymentKey, PaymentRow, PaymentWrite,
+    StoredEvent, StoredPayload,
+};
 
 use super::{Call, Mutant, Port, Service, World};
 use crate::memory::refusal;
@@ -350,7 +354,7 @@ impl World {
         let user = next.derived.user.as_ref().map(ToString::to_string);
         entity.user = user.or(entity.user);
         entity.derived = next.derived.clone();
-        let mut amount_refunded = next.standing.amount_refunded;
+        let mut amount_refunded = next.payment.amount_refunded;
         if self.mutant == Some(Mutant::RefundsAdded) {
             amount_refunded += before.amount_refunded;
         }

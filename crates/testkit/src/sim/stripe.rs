@@ -4,14 +4,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use billhook_core::cleanup::CancellablePayment;
 use billhook_core::entity::EntityKey;
-use billhook_core::event::stripe_types::{IntentStatus, SessionStatus};
+use billhook_core::error::DependencyError;
 use billhook_core::ids::{AccountId, CheckoutSessionId, ProviderId};
-use billhook_core::ports::{
-    DependencyError, EventsPage, ListEvents, ListEventsError, PaymentsAtStripe,
-};
-use billhook_core::reconcile::ListingSpan;
+use billhook_core::provider::stripe::types::{IntentStatus, SessionStatus};
+use billhook_core::tasks::cleanup::CancellablePayment;
+use billhook_core::tasks::ports::{EventsPage, ListEvents, ListEventsError, PaymentsAtStripe};
+use billhook_core::tasks::reconcile::ListingSpan;
 use billhook_core::time::Timestamp;
 use serde_json::{Value, json};
 use tokio::sync::Notify;

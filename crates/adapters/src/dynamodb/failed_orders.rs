@@ -1,0 +1,33 @@
+//! The orders table's index by status, for the cleanup.
+
+use billhook_core::entity::order::OrderStatus;
+use billhook_core::error::DependencyError;
+use billhook_core::ids::OrderId;
+use billhook_core::ports::Clock;
+use billhook_core::tasks::ports::{FailedOrderPage, FindFailedOrders};
+
+use super::index::ColumnIndex;
+use super::ledger::DynamoLedger;
+
+impl<C: Clock> FindFailedOrders for DynamoLedger<C> {
+    async fn failed_orders(
+        &self,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<FailedOrderPage, DependencyError> {
+        let index = ColumnIndex {
+            client: &self.client,
+            table: &self.orders_table()?,
+            name: "StatusIndex",
+            column: "status",
+            key: "id",
+        };
+        let failed = OrderStatus::PaymentFailed.as_str();
+        let page = index.query_page(failed, after, limit).await?;
+        let orders = page.keys.iter().filter_map(|id| OrderId::parse(id).ok());
+        Ok(FailedOrderPage {
+            orders: orders.collect(),
+            next: page.next,
+        })
+    }
+}

@@ -1,0 +1,123 @@
+//! Updates with their conditions, every name and value by placeholder.
+
+use std::collections::HashMap;
+
+use aws_sdk_dynamodb::types::{AttributeValue, Update};
+use billhook_core::worker::ports::CommitError;
+
+use super::attributes::string_value;
+
+/// An update with its condition, every name and value by placeholder.
+pub(super) struct UpdateBuilder {
+    set: String,
+    remove: String,
+    add: String,
+    condition: String,
+    names: HashMap<String, String>,
+    values: HashMap<String, AttributeValue>,
+}
+
+impl UpdateBuilder {
+    pub(super) fn new() -> Self {
+        // An order's update has 17 names and up to 25 values; a table that grows to them takes longer than its filling.
+        Self {
+            set: String::new(),
+            remove: String::new(),
+            add: String::new(),
+            condition: String::new(),
+            names: HashMap::with_capacity(28),
+            values: HashMap::with_capacity(28),
+        }
+    }
+
+    fn name(&mut self, name: &str) -> String {
+        let placeholder = ["#", name].concat();
+        self.names.insert(placeholder.clone(), name.to_owned());
+        placeholder
+    }
+
+    fn value(&mut self, value: AttributeValue) -> String {
+        let placeholder = format!(":v{}", self.values.len());
+        self.values.insert(placeholder.clone(), value);
+        placeholder
+    }
+
+    pub(super) fn set(&mut self, name: &str, value: Option<AttributeValue>) {
+        let name = self.name(name);
+        match value {
+            Some(value) => {
+                let value = self.value(value);
+                append_term(&mut self.set, ", ", [&name, " = ", &value]);
+            }
+            None => append_term(&mut self.remove, ", ", [&*name]),
+        }
+    }
+
+    pub(super) fn add(&mut self, name: &str, value: AttributeValue) {
+        let (name, value) = (self.name(name), self.value(value));
+        append_term(&mut self.add, ", ", [&name, " ", &value]);
+    }
+
+    pub(super) fn require_as_loaded(&mut self, name: &str, loaded: Option<&AttributeValue>) {
+        let name = self.name(name);
+        match loaded {
+            Some(value) => {
+                let value = self.value(value.clone());
+                self.require([&name, " = ", &value]);
+            }
+            None => self.require(["attribute_not_exists(", &name, ")"]),
+        }
+    }
+
+    pub(super) fn require_other(&mut self, name: &str, value: AttributeValue) {
+        let (name, value) = (self.name(name), self.value(value));
+        self.require(["attribute_exists(", &name, ")"]);
+        self.require([&name, " <> ", &value]);
+    }
+
+    pub(super) fn require_size(&mut self, name: &str, size: usize) {
+        let name = self.name(name);
+        let size = self.value(AttributeValue::N(size.to_string()));
+        self.require(["size(", &name, ") = ", &size]);
+    }
+
+    fn require<const N: usize>(&mut self, parts: [&str; N]) {
+        append_term(&mut self.condition, " AND ", parts);
+    }
+
+    pub(super) fn build(
+        self,
+        table: &str,
+        key_name: &str,
+        key: &str,
+    ) -> Result<Update, CommitError> {
+        let mut update = String::new();
+        for (verb, clause) in [
+            ("SET ", self.set),
+            ("REMOVE ", self.remove),
+            ("ADD ", self.add),
+        ] {
+            if !clause.is_empty() {
+                append_term(&mut update, " ", [verb, &clause]);
+            }
+        }
+        Update::builder()
+            .table_name(table)
+            .key(key_name, string_value(key))
+            .update_expression(update)
+            .condition_expression(self.condition)
+            .set_expression_attribute_names(Some(self.names))
+            // DynamoDB takes no empty map.
+            .set_expression_attribute_values(Some(self.values).filter(|values| !values.is_empty()))
+            .build()
+            .map_err(|error| CommitError::Refused(error.to_string()))
+    }
+}
+
+/// Adds `parts` as one more term.
+fn append_term<const N: usize>(terms: &mut String, separator: &str, parts: [&str; N]) {
+    if !terms.is_empty() {
+        terms.push_str(separator);
+    }
+    terms.extend(parts);
+}

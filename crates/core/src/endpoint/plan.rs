@@ -1,0 +1,451 @@
+//! A webhook endpoint at Stripe as a resource of the stack: what is asked for, what to do about it, and by which tags
+//! we know it again. Its secret is kept by `secret`.
+//!
+//! Pure: `webhook-secret` carries the plan out. An endpoint is *ours* only by its tags, never by its URL. Stripe
+//! returns a secret once, at creation, and fixes `connect` and `api_version` then: another value of either, or of the
+//! rotation token, is another endpoint.
+
+use std::collections::BTreeMap;
+
+use data_encoding::HEXLOWER;
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::provider::stripe::types::{API_VERSION, HANDLED_TYPES};
+
+/// How many endpoints Stripe allows an account in one mode.
+pub const ENDPOINTS_MAX: usize = 16;
+
+/// What a replacement asks for until ingress knows its secret: a type that every API version has, that hardly ever
+/// happens, and that nothing here handles, so that a refused delivery of it costs nothing.
+pub const QUIET_TYPE: &str = "coupon.deleted";
+
+/// What the template asks for, read from `CloudFormation`'s strings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointProperties {
+    /// Where Stripe sends to.
+    pub url: String,
+    /// Events of connected accounts, instead of the platform's own.
+    pub connect: bool,
+    /// Which events; [`HANDLED_TYPES`] unless given.
+    pub enabled_events: Vec<String>,
+    /// The version events are rendered in.
+    pub api_version: String,
+    /// The secret that takes the signing secret.
+    pub secret_arn: String,
+    /// Another value asks for another endpoint, and so for another secret.
+    pub rotation_token: String,
+}
+
+/// Everything that is wrong with the properties, together.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("properties: {}", .0.join("; "))]
+pub struct InvalidProperties(pub Vec<String>);
+
+/// Read by `CloudFormation` or the function itself; of no consequence here.
+const IGNORED: &[&str] = &["ServiceToken", "ServiceTimeout"];
+
+impl EndpointProperties {
+    /// Reads `ResourceProperties`. An unknown property is refused by name: a misspelt one would be a silent default.
+    pub fn parse(given: &Map<String, Value>) -> Result<Self, InvalidProperties> {
+        let mut faults = Vec::new();
+        let mut rest: BTreeMap<&str, &Value> = given
+            .iter()
+            .map(|(name, value)| (name.as_str(), value))
+            .collect();
+        rest.retain(|name, _| !IGNORED.contains(name));
+
+        let events = rest.remove("EnabledEvents");
+        let mut text = |name: &str, default: Option<&str>| {
+            match (rest.remove(name), default) {
+                (Some(Value::String(text)), _) if !text.trim().is_empty() => {
+                    return text.trim().to_owned();
+                }
+                (None | Some(Value::String(_)), Some(default)) => return default.to_owned(),
+                (None | Some(Value::String(_)), None) => faults.push(format!("{name} is missing")),
+                (Some(_), _) => faults.push(format!("{name} must be a text")),
+            }
+            String::new()
+        };
+        let properties = Self {
+            url: text("Url", None),
+            connect: text("Connect", Some("false")) == "true",
+            api_version: text("ApiVersion", Some(API_VERSION)),
+            secret_arn: text("SecretArn", None),
+            rotation_token: text("RotationToken", Some("")),
+            enabled_events: parse_enabled_events(events),
+        };
+        if !matches!(
+            given.get("Connect").and_then(Value::as_str),
+            None | Some("" | "true" | "false")
+        ) {
+            faults.push("Connect must be true or false".to_owned());
+        }
+        // Plain HTTP never leaves the machine.
+        let begins = ["https://", "http://127.0.0.1:", "http://localhost:"];
+        let has_scheme = begins.iter().any(|begin| properties.url.starts_with(begin));
+        if !properties.url.is_empty() && !has_scheme {
+            faults.push("Url must begin with https://".to_owned());
+        }
+        if properties.enabled_events.is_empty() {
+            faults.push("EnabledEvents must be a list of event types".to_owned());
+        }
+        faults.extend(rest.keys().map(|name| format!("{name} is unknown")));
+        if faults.is_empty() {
+            Ok(properties)
+        } else {
+            Err(InvalidProperties(faults))
+        }
+    }
+
+    /// Names what cannot be changed in place: connect, version, rotation token.
+    pub fn digest(&self) -> String {
+        let fixed = json!([self.connect, self.api_version, self.rotation_token]).to_string();
+        let mut hex = HEXLOWER.encode(&Sha256::digest(fixed));
+        hex.truncate(32);
+        hex
+    }
+}
+
+/// A list, or one text with commas; absent or empty means the handled types. Nothing usable is an empty list.
+fn parse_enabled_events(given: Option<&Value>) -> Vec<String> {
+    let handled = || HANDLED_TYPES.iter().map(|&kind| kind.to_owned()).collect();
+    let one = |text: &str| -> Vec<String> {
+        text.split(',')
+            .map(|kind| kind.trim().to_owned())
+            .filter(|kind| !kind.is_empty())
+            .collect()
+    };
+    match given {
+        None => handled(),
+        Some(Value::String(text)) if text.trim().is_empty() => handled(),
+        Some(Value::String(text)) => one(text),
+        Some(Value::Array(list)) if list.iter().all(Value::is_string) => {
+            let kinds: Vec<String> = list
+                .iter()
+                .filter_map(Value::as_str)
+                .flat_map(one)
+                .collect();
+            if kinds.is_empty() { handled() } else { kinds }
+        }
+        Some(_) => Vec::new(),
+    }
+}
+
+/// What `CloudFormation` asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EndpointRequest {
+    /// There is nothing yet.
+    Create {
+        /// As wanted.
+        wanted: EndpointProperties,
+    },
+    /// Something is there, perhaps only a marker.
+    Update {
+        /// What the last answer named.
+        physical_id: String,
+        /// As it was wanted before; `None` where that cannot be read.
+        before: Option<EndpointProperties>,
+        /// As wanted now.
+        wanted: EndpointProperties,
+    },
+    /// It is no longer wanted. Properties do not matter: what could not be created must still be deletable.
+    Delete {
+        /// What the last answer named.
+        physical_id: String,
+    },
+}
+
+/// What to do about a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EndpointPlan {
+    /// Make the endpoint; its id becomes the physical id.
+    Create,
+    /// Set url and events; the id stays.
+    UpdateInPlace {
+        /// The endpoint.
+        endpoint_id: String,
+    },
+    /// Make another endpoint. `CloudFormation` asks for the old one's deletion by itself, after the whole stack.
+    Replace {
+        /// The old one.
+        endpoint_id: String,
+    },
+    /// Delete the endpoint, if it is ours.
+    Remove {
+        /// The endpoint.
+        endpoint_id: String,
+    },
+    /// Delete what a failed creation may have left.
+    RemoveLeftovers {
+        /// The request that failed; `None` where nobody answered it, and then whatever is tagged as this resource goes:
+        /// `CloudFormation` gives a resource an id of its own only while it has never had another.
+        request_id: Option<String>,
+    },
+    /// Answer with the id as it is.
+    Nothing,
+}
+
+/// Pure.
+pub fn plan_endpoint(request: &EndpointRequest) -> EndpointPlan {
+    match request {
+        EndpointRequest::Create { .. } => EndpointPlan::Create,
+        EndpointRequest::Update {
+            physical_id,
+            before,
+            wanted,
+        } => match PhysicalId::parse(physical_id) {
+            PhysicalId::Unconfigured | PhysicalId::CreateFailed { .. } | PhysicalId::Foreign => {
+                EndpointPlan::Create
+            }
+            PhysicalId::Endpoint(endpoint_id) => plan_update(endpoint_id, before.as_ref(), wanted),
+        },
+        EndpointRequest::Delete { physical_id } => match PhysicalId::parse(physical_id) {
+            PhysicalId::Endpoint(endpoint_id) => EndpointPlan::Remove { endpoint_id },
+            PhysicalId::CreateFailed { request_id } => EndpointPlan::RemoveLeftovers {
+                request_id: Some(request_id),
+            },
+            PhysicalId::Foreign => EndpointPlan::RemoveLeftovers { request_id: None },
+            PhysicalId::Unconfigured => EndpointPlan::Nothing,
+        },
+    }
+}
+
+fn plan_update(
+    endpoint_id: String,
+    before: Option<&EndpointProperties>,
+    wanted: &EndpointProperties,
+) -> EndpointPlan {
+    match before {
+        // A new endpoint is right whatever the old one was; and a secret that is to stand elsewhere is not known.
+        None => EndpointPlan::Replace { endpoint_id },
+        Some(before) if before.digest() != wanted.digest() => EndpointPlan::Replace { endpoint_id },
+        Some(before) if before.secret_arn != wanted.secret_arn => {
+            EndpointPlan::Replace { endpoint_id }
+        }
+        Some(before) if before == wanted => EndpointPlan::Nothing,
+        Some(_) => EndpointPlan::UpdateInPlace { endpoint_id },
+    }
+}
+
+/// What a physical id says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PhysicalId {
+    /// Stripe's id.
+    Endpoint(String),
+    /// There was no key to make it with.
+    Unconfigured,
+    /// Creation failed; named after the request, so that its leftovers can be told from a later success.
+    CreateFailed {
+        /// That request.
+        request_id: String,
+    },
+    /// None of these.
+    Foreign,
+}
+
+impl PhysicalId {
+    /// Reads one; never fails.
+    pub fn parse(text: &str) -> Self {
+        if text.starts_with("we_") {
+            return Self::Endpoint(text.to_owned());
+        }
+        let mut parts = text.splitn(3, ':');
+        match (parts.next(), parts.next(), parts.next()) {
+            (Some("unconfigured"), Some(_), None) => Self::Unconfigured,
+            (Some("create-failed"), Some(_), Some(request_id)) if !request_id.is_empty() => {
+                Self::CreateFailed {
+                    request_id: request_id.to_owned(),
+                }
+            }
+            _ => Self::Foreign,
+        }
+    }
+
+    /// The marker of a resource without a key.
+    pub fn unconfigured(logical_id: &str) -> String {
+        format!("unconfigured:{logical_id}")
+    }
+
+    /// The marker of a failed creation.
+    pub fn create_failed(logical_id: &str, request_id: &str) -> String {
+        format!("create-failed:{logical_id}:{request_id}")
+    }
+}
+
+/// By what we know an endpoint again: kept in its metadata at Stripe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointTags {
+    /// The stack's ARN.
+    pub stack: String,
+    /// The resource in it.
+    pub logical_id: String,
+    /// [`EndpointProperties::digest`].
+    pub digest: String,
+    /// The request that made it.
+    pub request_id: String,
+}
+
+const STACK: &str = "billhook_stack";
+
+const LOGICAL_ID: &str = "billhook_logical_id";
+
+const DIGEST: &str = "billhook_digest";
+
+const REQUEST: &str = "billhook_request";
+
+impl EndpointTags {
+    /// As metadata: 4 keys of at most 40 characters, values of at most 500.
+    pub fn metadata(&self) -> [(&'static str, &str); 4] {
+        [
+            (STACK, &self.stack),
+            (LOGICAL_ID, &self.logical_id),
+            (DIGEST, &self.digest),
+            (REQUEST, &self.request_id),
+        ]
+    }
+
+    /// From metadata; `None` where any is missing, and the endpoint therefore not ours.
+    pub fn from_metadata(metadata: &BTreeMap<String, String>) -> Option<Self> {
+        let get = |key: &str| metadata.get(key).cloned();
+        Some(Self {
+            stack: get(STACK)?,
+            logical_id: get(LOGICAL_ID)?,
+            digest: get(DIGEST)?,
+            request_id: get(REQUEST)?,
+        })
+    }
+
+    /// The same resource of the same stack.
+    pub fn is_same_resource(&self, other: &Self) -> bool {
+        self.stack == other.stack && self.logical_id == other.logical_id
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    fn given(more: &Value) -> Map<String, Value> {
+        let mut given = json!({"ServiceToken": "arn", "ServiceTimeout": "120", "Url": "https://x/webhooks/stripe", "SecretArn": "arn:s"});
+        let map = given.as_object_mut().unwrap();
+        map.extend(more.as_object().unwrap().clone());
+        map.clone()
+    }
+
+    fn properties(more: &Value) -> EndpointProperties {
+        EndpointProperties::parse(&given(more)).unwrap()
+    }
+
+    #[test]
+    fn what_is_not_given_has_its_default() {
+        let properties = properties(&json!({"RotationToken": "", "EnabledEvents": ""}));
+        assert!(!properties.connect);
+        assert_eq!(properties.api_version, API_VERSION);
+        assert_eq!(properties.enabled_events, HANDLED_TYPES);
+        assert_eq!(properties.rotation_token, "");
+    }
+
+    #[test]
+    fn strings_are_read_as_what_they_mean() {
+        let properties = properties(
+            &json!({"Connect": "true", "EnabledEvents": ["a.b", "c.d,e.f"], "RotationToken": "2"}),
+        );
+        assert!(properties.connect);
+        assert_eq!(properties.enabled_events, ["a.b", "c.d", "e.f"]);
+        assert_eq!(properties.rotation_token, "2");
+    }
+
+    #[test]
+    fn every_fault_is_reported_by_name() {
+        let wrong = json!({"Url": "http://x", "Connect": "yes", "EnabledEvents": [1], "Rotation": "2", "SecretArn": ["a"]});
+        assert_eq!(
+            EndpointProperties::parse(&given(&wrong))
+                .unwrap_err()
+                .to_string(),
+            "properties: SecretArn must be a text; Connect must be true or false; Url must begin with https://; \
+             EnabledEvents must be a list of event types; Rotation is unknown"
+        );
+        assert_eq!(
+            EndpointProperties::parse(&Map::new()).unwrap_err().0,
+            ["Url is missing", "SecretArn is missing"]
+        );
+    }
+
+    #[rstest]
+    #[case::same(json!({}), json!({}), EndpointPlan::Nothing)]
+    #[case::timeout_only(json!({"ServiceTimeout": "60"}), json!({}), EndpointPlan::Nothing)]
+    #[case::url(json!({}), json!({"Url": "https://y"}), EndpointPlan::UpdateInPlace { endpoint_id: "we_1".into() })]
+    #[case::events(json!({}), json!({"EnabledEvents": ["a.b"]}), EndpointPlan::UpdateInPlace { endpoint_id: "we_1".into() })]
+    #[case::token(json!({}), json!({"RotationToken": "2"}), EndpointPlan::Replace { endpoint_id: "we_1".into() })]
+    #[case::connect(json!({}), json!({"Connect": "true"}), EndpointPlan::Replace { endpoint_id: "we_1".into() })]
+    #[case::version(json!({"ApiVersion": "2026-08-26.dahlia"}), json!({}), EndpointPlan::Replace { endpoint_id: "we_1".into() })]
+    #[case::secret(json!({}), json!({"SecretArn": "arn:t"}), EndpointPlan::Replace { endpoint_id: "we_1".into() })]
+    fn an_update_does_as_little_as_it_can(
+        #[case] before: Value,
+        #[case] wanted: Value,
+        #[case] expected: EndpointPlan,
+    ) {
+        let request = EndpointRequest::Update {
+            physical_id: "we_1".to_owned(),
+            before: Some(properties(&before)),
+            wanted: properties(&wanted),
+        };
+        assert_eq!(plan_endpoint(&request), expected);
+    }
+
+    #[rstest]
+    #[case("we_1", EndpointPlan::Replace { endpoint_id: "we_1".into() }, EndpointPlan::Remove { endpoint_id: "we_1".into() })]
+    #[case("unconfigured:Hook", EndpointPlan::Create, EndpointPlan::Nothing)]
+    #[case("create-failed:Hook:r1", EndpointPlan::Create, EndpointPlan::RemoveLeftovers { request_id: Some("r1".into()) })]
+    #[case("create-failed:Hook", EndpointPlan::Create, EndpointPlan::RemoveLeftovers { request_id: None })]
+    #[case("stack-Hook-1ABC", EndpointPlan::Create, EndpointPlan::RemoveLeftovers { request_id: None })]
+    #[case("", EndpointPlan::Create, EndpointPlan::RemoveLeftovers { request_id: None })]
+    fn a_physical_id_decides_what_there_is(
+        #[case] physical_id: &str,
+        #[case] update: EndpointPlan,
+        #[case] delete: EndpointPlan,
+    ) {
+        let wanted = properties(&json!({}));
+        let physical_id = physical_id.to_owned();
+        let request = EndpointRequest::Update {
+            physical_id: physical_id.clone(),
+            before: None,
+            wanted,
+        };
+        assert_eq!(plan_endpoint(&request), update);
+        assert_eq!(
+            plan_endpoint(&EndpointRequest::Delete { physical_id }),
+            delete
+        );
+    }
+
+    #[test]
+    fn markers_and_tags_read_back_as_written() {
+        assert_eq!(
+            PhysicalId::parse(&PhysicalId::unconfigured("Hook")),
+            PhysicalId::Unconfigured
+        );
+        assert_eq!(
+            PhysicalId::parse(&PhysicalId::create_failed("Hook", "r:1")),
+            PhysicalId::CreateFailed {
+                request_id: "r:1".to_owned()
+            }
+        );
+        let tags = EndpointTags {
+            stack: "arn:stack".to_owned(),
+            logical_id: "Hook".to_owned(),
+            digest: properties(&json!({})).digest(),
+            request_id: "r1".to_owned(),
+        };
+        let mut metadata: BTreeMap<String, String> = tags
+            .metadata()
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .into();
+        assert_eq!(EndpointTags::from_metadata(&metadata), Some(tags));
+        metadata.remove(STACK);
+        assert_eq!(EndpointTags::from_metadata(&metadata), None);
+    }
+}

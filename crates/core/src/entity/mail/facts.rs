@@ -1,0 +1,269 @@
+//! What an event of Lob states of a piece. Scans may be missing, repeated or out of order.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::entity::merge::{MaxRegister, MinRegister, SeenInterval, merge_fields};
+use crate::ids::{ObjectId, PieceId};
+use crate::time::Timestamp;
+
+/// Everything known of the pieces printed for one statement.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MailFacts {
+    /// By piece: a statement mailed again has two.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub pieces: BTreeMap<PieceId, PieceFacts>,
+}
+
+/// A value that the newest event to name it decides.
+type LatestValue<T> = Option<MaxRegister<(Timestamp, T)>>;
+
+/// One piece's life.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PieceFacts {
+    /// What happened to it, by the last part of the event's type.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub stages: BTreeMap<MailStage, SeenInterval>,
+    /// The carrier's estimate, a date.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_delivery_date: LatestValue<String>,
+    /// The carrier's number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tracking_number: LatestValue<String>,
+    /// The template it was printed from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template_version: LatestValue<String>,
+    /// The carrier's scans, by their id.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub scans: BTreeMap<ObjectId, CarrierScan>,
+}
+
+/// One scan of the carrier's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CarrierScan {
+    /// Such as `In Transit`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<MinRegister<String>>,
+    /// When, as the carrier writes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time: Option<MinRegister<String>>,
+    /// A ZIP code.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub location: Option<MinRegister<String>>,
+}
+
+merge_fields!(MailFacts { pieces });
+
+merge_fields!(PieceFacts {
+    stages,
+    expected_delivery_date,
+    tracking_number,
+    template_version,
+    scans
+});
+
+merge_fields!(CarrierScan {
+    name,
+    time,
+    location
+});
+
+/// What can happen to a piece. The declared order is the rank of those on the way; `derive` says which end it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MailStage {
+    /// Accepted by Lob.
+    Created,
+    /// A proof was made.
+    RenderedPdf,
+    /// Its pictures too.
+    RenderedThumbnails,
+    /// Handed to the carrier.
+    Mailed,
+    /// Scanned on its way.
+    InTransit,
+    /// Near its address.
+    InLocalArea,
+    /// On the last mile.
+    ProcessedForDelivery,
+    /// Arrived.
+    Delivered,
+    /// Came back.
+    ReturnedToSender,
+    /// Lob could not make it.
+    Failed,
+    /// Lob would not make it.
+    Rejected,
+    /// Withdrawn in time.
+    Deleted,
+    /// Sent on to another address.
+    ReRouted,
+    /// Left the country.
+    InternationalExit,
+    /// Somebody looked at its proof.
+    Viewed,
+    /// Waits at the post office.
+    PickupAvailable,
+    /// A problem with a certified piece.
+    Issue,
+    /// The envelope for the answer was made.
+    ReturnEnvelopeCreated,
+    /// It is on its way back.
+    ReturnEnvelopeInTransit,
+    /// Near the sender.
+    ReturnEnvelopeInLocalArea,
+    /// On the last mile.
+    ReturnEnvelopeProcessedForDelivery,
+    /// Sent on to another address.
+    ReturnEnvelopeReRouted,
+    /// Left the country.
+    ReturnEnvelopeInternationalExit,
+    /// Came back to whoever posted it.
+    ReturnEnvelopeReturnedToSender,
+    /// Arrived at the sender.
+    ReturnEnvelopeDelivered,
+    /// The carrier announced the piece by e-mail.
+    InformedDeliveryEmailSent,
+    /// Its e-mail was opened.
+    InformedDeliveryEmailOpened,
+    /// Its link was followed.
+    InformedDeliveryEmailClickedThrough,
+}
+
+impl MailStage {
+    /// The word in row and timeline, and the last part of Lob's event types.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::RenderedPdf => "rendered_pdf",
+            Self::RenderedThumbnails => "rendered_thumbnails",
+            Self::Mailed => "mailed",
+            Self::InTransit => "in_transit",
+            Self::InLocalArea => "in_local_area",
+            Self::ProcessedForDelivery => "processed_for_delivery",
+            Self::Delivered => "delivered",
+            Self::ReturnedToSender => "returned_to_sender",
+            Self::Failed => "failed",
+            Self::Rejected => "rejected",
+            Self::Deleted => "deleted",
+            Self::ReRouted => "re_routed",
+            Self::InternationalExit => "international_exit",
+            Self::Viewed => "viewed",
+            Self::PickupAvailable => "pickup_available",
+            Self::Issue => "issue",
+            Self::ReturnEnvelopeCreated => "return_envelope_created",
+            Self::ReturnEnvelopeInTransit => "return_envelope_in_transit",
+            Self::ReturnEnvelopeInLocalArea => "return_envelope_in_local_area",
+            Self::ReturnEnvelopeProcessedForDelivery => "return_envelope_processed_for_delivery",
+            Self::ReturnEnvelopeReRouted => "return_envelope_re_routed",
+            Self::ReturnEnvelopeInternationalExit => "return_envelope_international_exit",
+            Self::ReturnEnvelopeReturnedToSender => "return_envelope_returned_to_sender",
+            Self::ReturnEnvelopeDelivered => "return_envelope_delivered",
+            Self::InformedDeliveryEmailSent => "informed_delivery_email_sent",
+            Self::InformedDeliveryEmailOpened => "informed_delivery_email_opened",
+            Self::InformedDeliveryEmailClickedThrough => "informed_delivery_email_clicked_through",
+        }
+    }
+
+    /// All of them, in rank order.
+    pub const ALL: [Self; 28] = [
+        Self::Created,
+        Self::RenderedPdf,
+        Self::RenderedThumbnails,
+        Self::Mailed,
+        Self::InTransit,
+        Self::InLocalArea,
+        Self::ProcessedForDelivery,
+        Self::Delivered,
+        Self::ReturnedToSender,
+        Self::Failed,
+        Self::Rejected,
+        Self::Deleted,
+        Self::ReRouted,
+        Self::InternationalExit,
+        Self::Viewed,
+        Self::PickupAvailable,
+        Self::Issue,
+        Self::ReturnEnvelopeCreated,
+        Self::ReturnEnvelopeInTransit,
+        Self::ReturnEnvelopeInLocalArea,
+        Self::ReturnEnvelopeProcessedForDelivery,
+        Self::ReturnEnvelopeReRouted,
+        Self::ReturnEnvelopeInternationalExit,
+        Self::ReturnEnvelopeReturnedToSender,
+        Self::ReturnEnvelopeDelivered,
+        Self::InformedDeliveryEmailSent,
+        Self::InformedDeliveryEmailOpened,
+        Self::InformedDeliveryEmailClickedThrough,
+    ];
+
+    /// The stage that an event type names; `None` for types that are not about a piece (addresses, bank accounts). Lob
+    /// spells re-routing with a hyphen or an underscore.
+    pub fn of_type(event_type: &str) -> Option<Self> {
+        let (piece, stage) = event_type.split_once('.')?;
+        if !["letter", "postcard", "self_mailer", "check"].contains(&piece) {
+            return None;
+        }
+        let stage = stage
+            .strip_prefix("certified.")
+            .unwrap_or(stage)
+            .replace(['-', '.'], "_");
+        Self::ALL.into_iter().find(|known| known.as_str() == stage)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every event type of Lob's API and its stage. Source: lob-openapi, event types, read 2026-11.
+    #[test]
+    fn every_type_of_the_api_is_known() {
+        let base = "created rejected rendered_pdf rendered_thumbnails deleted failed viewed mailed in_transit \
+                    in_local_area processed_for_delivery delivered re-routed returned_to_sender international_exit";
+        let certified = "mailed in_transit in_local_area processed_for_delivery re-routed returned_to_sender delivered \
+                         pickup_available issue";
+        let envelope = "created in_transit in_local_area processed_for_delivery re_routed re-routed returned_to_sender \
+                        delivered international_exit";
+        let informed = "email_sent email_opened email_clicked_through";
+        let mut seen = std::collections::BTreeSet::new();
+        for (pieces, between, stages, prefix) in [
+            ("letter postcard self_mailer check", "", base, ""),
+            ("letter", "certified.", certified, ""),
+            ("letter", "return_envelope.", envelope, "return_envelope_"),
+            (
+                "letter postcard self_mailer",
+                "informed_delivery.",
+                informed,
+                "informed_delivery_",
+            ),
+        ] {
+            for piece in pieces.split(' ') {
+                for stage in stages.split_ascii_whitespace() {
+                    let found = MailStage::of_type(&format!("{piece}.{between}{stage}"));
+                    let word = format!("{prefix}{}", stage.replace('-', "_"));
+                    assert_eq!(
+                        found.map(MailStage::as_str),
+                        Some(&*word),
+                        "{piece}.{between}{stage}"
+                    );
+                    seen.extend(found);
+                }
+            }
+        }
+        assert_eq!(seen.len(), MailStage::ALL.len());
+        for other in [
+            "address.created",
+            "address.deleted",
+            "bank_account.verified",
+            "letter.teleported",
+            "letter",
+            "",
+        ] {
+            assert_eq!(MailStage::of_type(other), None, "{other}");
+        }
+    }
+}

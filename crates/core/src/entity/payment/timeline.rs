@@ -1,0 +1,162 @@
+//! What a person shall see: timeline entries and review reasons, as `derive` and `refunds` find them.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Map, json};
+
+use crate::entity::merge::{FactSource, latest_state};
+use crate::entity::payment::facts::{DisputeState, PaymentFacts};
+use crate::entity::timeline::DerivedEntry;
+use crate::time::Timestamp;
+
+/// Timeline entries and review reasons as they are found.
+#[derive(Default)]
+pub(super) struct TimelineBuilder {
+    pub(super) timeline: Vec<DerivedEntry>,
+    pub(super) reasons: BTreeSet<String>,
+}
+
+impl TimelineBuilder {
+    pub(super) fn add(
+        &mut self,
+        kind: &str,
+        fact: &str,
+        stated: &FactSource,
+        meta: serde_json::Value,
+    ) {
+        let meta = match meta {
+            serde_json::Value::Object(members) => members
+                .into_iter()
+                .filter(|(_, value)| !value.is_null())
+                .collect(),
+            _ => Map::new(),
+        };
+        self.timeline.push(DerivedEntry {
+            at: stated.at,
+            kind: kind.to_owned(),
+            fact: fact.to_owned(),
+            told_by: "stripe",
+            event: Some(stated.event.clone()),
+            meta,
+        });
+    }
+
+    pub(super) fn add_review(&mut self, reason: &str, fact: &str, stated: &FactSource) {
+        let reason = format!("{reason}:{fact}");
+        self.add(
+            "review_flagged",
+            &reason,
+            stated,
+            json!({ "reason": reason }),
+        );
+        self.reasons.insert(reason);
+    }
+
+    /// An entry that no event states.
+    pub(super) fn add_note(&mut self, kind: &str, fact: &str, at: Timestamp, reason: Option<&str>) {
+        self.timeline.push(DerivedEntry {
+            at,
+            kind: kind.to_owned(),
+            fact: fact.to_owned(),
+            told_by: "billhook",
+            event: None,
+            meta: reason
+                .map(|reason| ("reason".to_owned(), json!(reason)))
+                .into_iter()
+                .collect(),
+        });
+    }
+}
+
+/// Attempts that failed. A session's own failure is the same as that of its charge, where one is known.
+pub(super) fn add_failures(facts: &PaymentFacts, story: &mut TimelineBuilder) {
+    for (id, payment) in &facts.payments {
+        let by_charge = payment.failures.keys().any(|attempt| attempt != id);
+        for (attempt, failure) in &payment.failures {
+            if by_charge && attempt == id {
+                continue;
+            }
+            let meta = json!({
+                "code": failure.code.as_ref().map(|code| &code.0),
+                "declineCode": failure.decline_code.as_ref().map(|code| &code.0),
+            });
+            story.add(
+                "payment_failed",
+                attempt.as_str(),
+                &failure.seen.first,
+                meta,
+            );
+        }
+        // A payment that is under way is told once, whatever became of it.
+        if let Some(processing) = &payment.processing {
+            let meta = json!({ "paymentIntentId": id.as_str() });
+            story.add("payment_processing", id.as_str(), &processing.first, meta);
+        }
+    }
+}
+
+/// Sessions that ended.
+pub(super) fn add_sessions(facts: &PaymentFacts, story: &mut TimelineBuilder) {
+    for (id, session) in &facts.sessions {
+        for (kind, ended) in [
+            ("checkout_completed", &session.completed),
+            ("checkout_expired", &session.expired),
+        ] {
+            if let Some(stated) = ended {
+                let meta = json!({ "checkoutSessionId": id.as_str() });
+                story.add(kind, id.as_str(), stated, meta);
+            }
+        }
+    }
+}
+
+/// Disputes, warnings and reviews: what is open, or was lost, is a reason to look.
+pub(super) fn add_disputes_and_reviews(facts: &PaymentFacts, story: &mut TimelineBuilder) {
+    for (id, dispute) in &facts.disputes {
+        let first = dispute.states.values().map(|seen| &seen.first);
+        let Some(opened) = first.min_by_key(|stated| (stated.at, &stated.event)) else {
+            continue;
+        };
+        let id = id.as_str();
+        story.add("dispute_opened", id, opened, json!({ "disputeId": id }));
+        for (state, kind) in [
+            (DisputeState::Won, "dispute_won"),
+            (DisputeState::Lost, "dispute_lost"),
+        ] {
+            if let Some(seen) = dispute.states.get(&state) {
+                story.add(kind, id, &seen.first, json!({ "disputeId": id }));
+            }
+        }
+        match latest_state(&dispute.states) {
+            Some(DisputeState::Inquiry) => story.add_review("inquiry_open", id, opened),
+            Some(DisputeState::Open) => story.add_review("dispute_open", id, opened),
+            Some(DisputeState::Lost) => story.add_review("dispute_lost", id, opened),
+            Some(DisputeState::InquiryClosed | DisputeState::Prevented | DisputeState::Won)
+            | None => {}
+        }
+    }
+    for (id, stated) in &facts.warnings {
+        story.add_review("fraud_warning", id.as_str(), stated);
+    }
+    for (id, review) in &facts.reviews {
+        if let (Some(opened), None) = (&review.opened, &review.closed) {
+            story.add_review("stripe_review", id.as_str(), opened);
+        }
+    }
+}
+
+/// What people decided: it is told, and it stands.
+pub(super) fn add_manual_edits(facts: &PaymentFacts, story: &mut TimelineBuilder) {
+    for at in &facts.manual.flagged {
+        let reason = format!("flagged_by_hand:{at}");
+        story.add_note("review_flagged", &reason, *at, Some(&reason));
+        story.reasons.insert(reason);
+    }
+    if let Some(at) = &facts.manual.refunded {
+        story.add_note("refund_full", "by_hand", at.0, Some("by_hand"));
+    }
+    for (reason, at) in &facts.manual.cleared {
+        story.add_note("review_cleared", reason, at.0, Some(reason));
+        story.reasons.remove(reason);
+    }
+}

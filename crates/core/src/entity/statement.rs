@@ -1,0 +1,30 @@
+//! A statement's columns: which of them are billhook's to write.
+//!
+//! A half about which nothing is known (payment, letters) stays the application's, because a statement may be paid or
+//! mailed by other means than Stripe and Lob.
+
+use crate::entity::mail::derive::DerivedMail;
+use crate::entity::mail::facts::MailFacts;
+use crate::entity::payment::derive::DerivedPayment;
+use crate::entity::payment::facts::PaymentFacts;
+use crate::entity::schema::GuardedColumns;
+
+/// The columns that billhook writes. Where only a person's edit is known, the review is ours and the payment is not.
+pub(super) fn derive_statement_columns(
+    payment_facts: &PaymentFacts,
+    payment: &DerivedPayment,
+    mail_facts: &MailFacts,
+    mail: &DerivedMail,
+) -> GuardedColumns {
+    let columns = GuardedColumns::of_payment(payment);
+    let has_stripe_facts = payment_facts.has_stripe_facts();
+    let has_payment_facts = *payment_facts != PaymentFacts::default();
+    let has_mail_facts = *mail_facts != MailFacts::default();
+    GuardedColumns {
+        payment_status: columns.payment_status.filter(|_| has_stripe_facts),
+        requires_review: columns.requires_review.filter(|_| has_payment_facts),
+        mail_status: mail.status.map(|stage| stage.as_str().to_owned()),
+        needs_attention: has_mail_facts.then_some(mail.attention_reason.is_some()),
+        ..GuardedColumns::default()
+    }
+}

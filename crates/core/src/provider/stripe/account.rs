@@ -1,0 +1,58 @@
+//! What an event of Stripe states about a connected account.
+
+use crate::entity::merge::MaxRegister;
+use crate::entity::tenant::{AccountCapabilities, AccountFacts, ConnectedAccount};
+use crate::outcome::ParkReason;
+use crate::provider::stripe::event::StripeEvent;
+use crate::time::Timestamp;
+
+/// What the event states of its account; `None` where its type is about something else.
+pub fn read_account_facts(event: &StripeEvent) -> Option<Result<AccountFacts, ParkReason>> {
+    let read = match event.event_type.as_str() {
+        "account.updated" => read_account_updated,
+        "account.application.authorized" => |_: &StripeEvent, at| {
+            Ok(ConnectedAccount {
+                authorized: Some(MaxRegister(at)),
+                ..ConnectedAccount::default()
+            })
+        },
+        "account.application.deauthorized" => |_: &StripeEvent, at| {
+            Ok(ConnectedAccount {
+                deauthorized: Some(MaxRegister(at)),
+                ..ConnectedAccount::default()
+            })
+        },
+        _ => return None,
+    };
+    let at = event.created().ok_or(ParkReason::FieldMalformed);
+    let stated = at.and_then(|at| read(event, at));
+    Some(stated.map(|account| {
+        AccountFacts {
+            accounts: event
+                .account
+                .iter()
+                .map(|id| (id.clone(), account.clone()))
+                .collect(),
+        }
+    }))
+}
+
+fn read_account_updated(
+    event: &StripeEvent,
+    at: Timestamp,
+) -> Result<ConnectedAccount, ParkReason> {
+    let account = event.resource().ok_or(ParkReason::FieldMalformed)?;
+    let told = account
+        .charges_enabled
+        .value()
+        .zip(account.payouts_enabled.value());
+    let (&charges_enabled, &payouts_enabled) = told.ok_or(ParkReason::FieldMalformed)?;
+    let abilities = AccountCapabilities {
+        charges_enabled,
+        payouts_enabled,
+    };
+    Ok(ConnectedAccount {
+        abilities: Some(MaxRegister((at, abilities))),
+        ..ConnectedAccount::default()
+    })
+}

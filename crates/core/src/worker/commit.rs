@@ -1,0 +1,424 @@
+//! The entities' part of a round: each one's events are decided together, and all are committed in one transaction.
+//! Where that fails, whatever the reason, each entity is tried by itself, so that none fails for another's sake.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::slice;
+
+use futures_util::FutureExt as _;
+use futures_util::future::{Either, select};
+use futures_util::stream::{self, StreamExt as _};
+
+use crate::entity::merge::Merge as _;
+use crate::entity::{Entity, EntityFacts, EntityKey, EntityUpdate};
+use crate::error::{DependencyError, error_chain};
+use crate::ids::{EventId, ProviderId};
+use crate::outcome::{EventOutcome, EventVerdict, ParkReason};
+use crate::ports::{Clock, Pause};
+use crate::time::Timestamp;
+use crate::worker::batch::{
+    BYTES_PER_COMMIT_MAX, BYTES_PER_COMMON_COMMIT_MAX, CALLS_AT_ONCE, COMMON_COMMIT_WAIT_MAX,
+    EVENTS_PER_COMMIT_MAX, EventCandidate, EventCompletion, EventDisposition, ProcessingFailure,
+    ROWS_PER_COMMIT_MAX, RoundOutcome, Worker,
+};
+use crate::worker::ports::{
+    CommitError, CommitPart, EventUpdate, Ledger, LoadedRows, PaymentKey, PaymentRow, PaymentWrite,
+};
+use crate::worker::resolve::belongs_to_tenant;
+
+/// What one entity's transaction is made of.
+struct CommitPlan<'a, R> {
+    entity: &'a Entity,
+    row: &'a R,
+    /// The batch's own events, then those that waited for its payments.
+    group: Vec<EventCandidate>,
+    /// How many are the batch's own.
+    own: usize,
+    links: Vec<(PaymentKey, PaymentRow)>,
+}
+
+impl<R> CommitPlan<'_, R> {
+    fn row_count(&self) -> usize {
+        1 + self.group.len() + self.links.len()
+    }
+
+    fn byte_count(&self) -> usize {
+        self.group.iter().map(|candidate| candidate.row_bytes).sum()
+    }
+
+    fn derive_update(&self, now: Timestamp) -> EntityUpdate {
+        let mut facts = EntityFacts::default();
+        for candidate in &self.group {
+            facts.merge(candidate.event.facts.clone());
+        }
+        self.entity.apply_facts(facts, now)
+    }
+
+    fn commit<'b>(&'b self, next: &'b EntityUpdate, now: Timestamp) -> CommitPart<'b, R> {
+        let link = |(payment, row): &(PaymentKey, PaymentRow)| {
+            let link = PaymentWrite::Link {
+                entity: self.entity.key.clone(),
+                version: row.version,
+            };
+            (payment.clone(), link)
+        };
+        let concluded =
+            |candidate: &EventCandidate| candidate.event_update(EventVerdict::Processed);
+        CommitPart {
+            entity: Some((self.entity, self.row, next)),
+            events: self.group.iter().map(concluded).collect(),
+            payments: self.links.iter().map(link).collect(),
+            now,
+        }
+    }
+
+    fn processed(&self) -> impl Iterator<Item = EventDisposition> {
+        self.group
+            .iter()
+            .map(|candidate| candidate.processed_disposition(&self.entity.key))
+    }
+}
+
+impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
+    /// Decides and commits the events of these entities. Returns what ends without touching one.
+    pub(super) async fn commit_entities(
+        &self,
+        groups: BTreeMap<EntityKey, Vec<EventCandidate>>,
+        rows: &LoadedRows<L::Row>,
+        deadline: Timestamp,
+        found: &RoundOutcome,
+    ) -> Vec<EventUpdate> {
+        let planning = groups.into_iter().map(|(key, group)| async move {
+            let ids = event_ids(&group);
+            let mut verdicts = Vec::new();
+            let planned =
+                catch_panic(self.plan_commit(key, group, rows, &mut verdicts, found)).await;
+            (planned.ok_or_else(|| all_panicked(&ids)), verdicts)
+        });
+        let mut planning = stream::iter(planning).buffer_unordered(CALLS_AT_ONCE);
+        let (mut plans, mut all_verdicts) = (Vec::new(), Vec::new());
+        while let Some((planned, verdicts)) = planning.next().await {
+            all_verdicts.extend(verdicts);
+            match planned {
+                Ok(plan) => plans.extend(plan),
+                Err(panicked) => found.add(panicked),
+            }
+        }
+        if catch_panic(self.try_common_commit(&plans, deadline)).await == Some(true) {
+            found.add(plans.iter().flat_map(CommitPlan::processed));
+            return all_verdicts;
+        }
+        let settling = plans.into_iter().map(|plan| async move {
+            let ids = event_ids(&plan.group);
+            let settled = catch_panic(self.commit_alone(plan, rows, deadline)).await;
+            settled.unwrap_or_else(|| all_panicked(&ids))
+        });
+        found.add_each(stream::iter(settling)).await;
+        all_verdicts
+    }
+
+    /// What is to be committed for one entity, if anything is.
+    async fn plan_commit<'a>(
+        &self,
+        key: EntityKey,
+        mut group: Vec<EventCandidate>,
+        rows: &'a LoadedRows<L::Row>,
+        verdicts: &mut Vec<EventUpdate>,
+        found: &RoundOutcome,
+    ) -> Option<CommitPlan<'a, L::Row>> {
+        let parked =
+            |reason| move |event: EventCandidate| event.event_update(EventVerdict::Parked(reason));
+        let Some((entity, row)) = rows.entities.get(&key) else {
+            let reason = if rows.unreadable.contains_key(&key) {
+                ParkReason::EntityUnreadable
+            } else {
+                unknown_entity_reason(self.provider, &key)
+            };
+            verdicts.extend(group.into_iter().map(parked(reason)));
+            return None;
+        };
+        let foreign = group.extract_if(.., |candidate| !belongs_to_tenant(entity, candidate));
+        verdicts.extend(foreign.map(parked(ParkReason::CrossTenant)));
+        // What does not fit stays open for the next round.
+        let over = group.split_off(count_fitting(&group));
+        found.add(fail_all(&over, &too_many_events()));
+        if group.is_empty() {
+            return None;
+        }
+        let links = find_new_links(entity, &group, rows);
+        let own = group.len();
+        match self.load_waiting_events(entity, &group, &links).await {
+            Ok(waiting) => {
+                group.extend(waiting);
+                group.truncate(count_fitting(&group).max(own));
+            }
+            Err(error) => {
+                found.add(fail_all(&group, &error.into()));
+                return None;
+            }
+        }
+        Some(CommitPlan {
+            entity,
+            row,
+            group,
+            own,
+            links,
+        })
+    }
+
+    async fn try_common_commit(
+        &self,
+        plans: &[CommitPlan<'_, L::Row>],
+        deadline: Timestamp,
+    ) -> bool {
+        let rows: usize = plans.iter().map(CommitPlan::row_count).sum();
+        let bytes: usize = plans.iter().map(CommitPlan::byte_count).sum();
+        let fit = rows <= ROWS_PER_COMMIT_MAX && bytes <= BYTES_PER_COMMON_COMMIT_MAX;
+        if plans.len() < 2 || !fit || self.is_late(deadline) {
+            return false;
+        }
+        let committing = std::pin::pin!(self.commit(plans));
+        let waiting = std::pin::pin!(self.clock.pause(COMMON_COMMIT_WAIT_MAX));
+        matches!(select(committing, waiting).await, Either::Left((Ok(()), _)))
+    }
+
+    /// Commits the events of one entity: all of them, or as many as the store takes.
+    async fn commit_alone(
+        &self,
+        mut plan: CommitPlan<'_, L::Row>,
+        rows: &LoadedRows<L::Row>,
+        deadline: Timestamp,
+    ) -> Vec<EventDisposition> {
+        if self.is_late(deadline) {
+            return fail_all(&plan.group, &ProcessingFailure::OutOfTime).collect();
+        }
+        let mut findings = Vec::new();
+        let mut committed = self.commit(slice::from_ref(&plan)).await;
+        if plan.group.len() > plan.own && matches!(committed, Err(CommitError::Refused(_))) {
+            // What waited may have made it too large: then it is left to the sweep.
+            plan.group.truncate(plan.own);
+            committed = self.commit(slice::from_ref(&plan)).await;
+        }
+        // Too large together: half of them, until the one that is too large stands alone.
+        while plan.group.len() > 1 && matches!(committed, Err(CommitError::Refused(_))) {
+            let rest = plan.group.split_off(plan.group.len() / 2);
+            findings.extend(fail_all(&rest, &too_many_events()));
+            plan.links = find_new_links(plan.entity, &plan.group, rows);
+            committed = self.commit(slice::from_ref(&plan)).await;
+        }
+        match committed {
+            Ok(()) => findings.extend(plan.processed()),
+            Err(CommitError::Refused(_)) => {
+                let reason = ParkReason::EntityTooLarge;
+                findings.extend(self.park_each(plan.group, reason).await);
+            }
+            Err(error) => {
+                let failure = ProcessingFailure::Infrastructure(error_chain(&error));
+                findings.extend(fail_all(&plan.group, &failure));
+            }
+        }
+        findings
+    }
+
+    async fn commit(&self, plans: &[CommitPlan<'_, L::Row>]) -> Result<(), CommitError> {
+        let now = self.clock.now();
+        let nexts: Vec<EntityUpdate> = plans.iter().map(|plan| plan.derive_update(now)).collect();
+        let commits = plans.iter().zip(&nexts);
+        let commits: Vec<_> = commits.map(|(plan, next)| plan.commit(next, now)).collect();
+        self.ledger.commit(self.provider, &commits).await
+    }
+
+    /// The events that waited for these links, as if they had come in the same batch. One that can no longer be read,
+    /// or is another tenant's, is left to the sweep.
+    async fn load_waiting_events(
+        &self,
+        entity: &Entity,
+        group: &[EventCandidate],
+        links: &[(PaymentKey, PaymentRow)],
+    ) -> Result<Vec<EventCandidate>, DependencyError> {
+        let mut waiting: BTreeSet<EventId> = links
+            .iter()
+            .flat_map(|(_, row)| row.waiting.iter().cloned())
+            .collect();
+        // One that came again, and is in the batch itself, would stand twice in the transaction.
+        for own in group {
+            waiting.remove(&own.stored.id);
+        }
+        if waiting.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ids = waiting.into_iter().take(EVENTS_PER_COMMIT_MAX).collect();
+        let kept = self.ledger.load_events(self.provider, &ids).await?;
+        Ok(kept
+            .into_iter()
+            .filter(|kept| kept.stored.outcome != EventOutcome::Processed)
+            .filter_map(|kept| {
+                let event = catch_unwind(AssertUnwindSafe(|| self.interpret_stored(&kept)))
+                    .ok()?
+                    .ok()?;
+                // All that wait for a payment come from its account, and so have the owner's tenant.
+                let tenant = kept.stored.account.as_ref().and(entity.tenant.clone());
+                Some(EventCandidate {
+                    stored: kept.stored,
+                    event,
+                    tenant,
+                    waited: true,
+                    row_bytes: kept.row_bytes,
+                })
+            })
+            .collect())
+    }
+
+    async fn park_each(
+        &self,
+        group: Vec<EventCandidate>,
+        reason: ParkReason,
+    ) -> Vec<EventDisposition> {
+        let mut findings = Vec::new();
+        for candidate in group {
+            findings.push(
+                self.commit_event_update(candidate.event_update(EventVerdict::Parked(reason)))
+                    .await,
+            );
+        }
+        findings
+    }
+
+    /// Ends one event without touching anything else.
+    pub(super) async fn commit_event_update(&self, concluded: EventUpdate) -> EventDisposition {
+        let commit = CommitPart {
+            entity: None,
+            events: vec![concluded.clone()],
+            payments: Vec::new(),
+            now: self.clock.now(),
+        };
+        self.commit_and_report(concluded, commit).await
+    }
+
+    /// Parks events until something links their payment, and leaves their ids where that will be found.
+    pub(super) async fn park_unlinked(
+        &self,
+        payment: Option<PaymentKey>,
+        group: Vec<EventCandidate>,
+        rows: &LoadedRows<L::Row>,
+    ) -> Vec<EventDisposition> {
+        let parked = |candidate: &EventCandidate| {
+            candidate.event_update(EventVerdict::Parked(ParkReason::Unlinked))
+        };
+        let events: Vec<EventUpdate> = group.iter().map(parked).collect();
+        let payments = payment.map(|payment| {
+            let version = rows.payments.get(&payment).map_or(0, |row| row.version);
+            let ids = events.iter().map(|concluded| concluded.event.clone());
+            let wait = PaymentWrite::Wait {
+                events: ids.collect(),
+                version,
+            };
+            (payment, wait)
+        });
+        let commit = CommitPart {
+            entity: None,
+            events: events.clone(),
+            payments: payments.into_iter().collect(),
+            now: self.clock.now(),
+        };
+        let committed = self.ledger.commit(self.provider, &[commit]).await;
+        let failed = committed
+            .err()
+            .map(|error| ProcessingFailure::Infrastructure(error_chain(&error)));
+        let finding = |concluded: EventUpdate| match &failed {
+            None => finished_as(concluded),
+            Some(failure) => EventDisposition::failed(&concluded.event, failure.clone()),
+        };
+        events.into_iter().map(finding).collect()
+    }
+
+    async fn commit_and_report(
+        &self,
+        concluded: EventUpdate,
+        commit: CommitPart<'_, L::Row>,
+    ) -> EventDisposition {
+        match self.ledger.commit(self.provider, &[commit]).await {
+            Ok(()) => finished_as(concluded),
+            Err(error) => {
+                let failure = ProcessingFailure::Infrastructure(error_chain(&error));
+                EventDisposition::failed(&concluded.event, failure)
+            }
+        }
+    }
+}
+
+/// How many of the first events fit one transaction; a single one always does.
+fn count_fitting(group: &[EventCandidate]) -> usize {
+    let mut bytes = 0_usize;
+    let fit = group.iter().take(EVENTS_PER_COMMIT_MAX).take_while(|next| {
+        bytes = bytes.saturating_add(next.row_bytes);
+        bytes <= BYTES_PER_COMMIT_MAX
+    });
+    fit.count().max(1).min(group.len())
+}
+
+fn fail_all(
+    group: &[EventCandidate],
+    failure: &ProcessingFailure,
+) -> impl Iterator<Item = EventDisposition> {
+    group
+        .iter()
+        .map(|candidate| EventDisposition::failed(&candidate.stored.id, failure.clone()))
+}
+
+fn too_many_events() -> ProcessingFailure {
+    ProcessingFailure::Infrastructure("more events of one entity than fit a transaction".to_owned())
+}
+
+fn event_ids(group: &[EventCandidate]) -> Vec<EventId> {
+    let ids = group.iter().map(|candidate| candidate.stored.id.clone());
+    ids.collect()
+}
+
+fn all_panicked(ids: &[EventId]) -> Vec<EventDisposition> {
+    let failed = |id| EventDisposition::failed(id, ProcessingFailure::Panicked);
+    ids.iter().map(failed).collect()
+}
+
+/// Nothing where it panicked: what one record does must not end the others.
+async fn catch_panic<T>(future: impl Future<Output = T>) -> Option<T> {
+    AssertUnwindSafe(future).catch_unwind().await.ok()
+}
+
+fn finished_as(concluded: EventUpdate) -> EventDisposition {
+    EventDisposition {
+        tenant: concluded.tenant,
+        ..EventDisposition::new(
+            &concluded.event,
+            Ok(EventCompletion::Concluded(concluded.verdict)),
+        )
+    }
+}
+
+fn unknown_entity_reason(provider: ProviderId, key: &EntityKey) -> ParkReason {
+    match (provider, key) {
+        (ProviderId::Lob, _) => ParkReason::LetterUnknown,
+        (ProviderId::Stripe, EntityKey::Order(_)) => ParkReason::OrderUnknown,
+        (ProviderId::Stripe, EntityKey::Statement(_)) => ParkReason::StatementUnknown,
+        // Its index still named it: the row is gone since.
+        (ProviderId::Stripe, EntityKey::Tenant(_)) => ParkReason::TenantUnknown,
+    }
+}
+
+/// The payments that this group links to the entity for the first time, with their rows as read.
+fn find_new_links<R>(
+    entity: &Entity,
+    group: &[EventCandidate],
+    rows: &LoadedRows<R>,
+) -> Vec<(PaymentKey, PaymentRow)> {
+    let payments: BTreeSet<PaymentKey> = group.iter().filter_map(EventCandidate::payment).collect();
+    payments
+        .into_iter()
+        .filter(|payment| !entity.facts.payment.has_payment_intent(&payment.intent))
+        .map(|payment| {
+            let row = rows.payments.get(&payment).cloned().unwrap_or_default();
+            (payment, row)
+        })
+        .filter(|(_, row)| row.entity.is_none())
+        .collect()
+}

@@ -1,0 +1,290 @@
+//! Who events belong to: the tenant by the account, the entity by what an event names. Reads are gathered, so that a
+//! batch costs one of each kind however many events it has; the decision itself is [`resolve_entity`], and pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures_util::stream::{self, StreamExt as _};
+
+use crate::entity::{Entity, EntityKey};
+use crate::error::{DependencyError, error_chain};
+use crate::ids::{AccountId, PaymentIntentId, PieceId};
+use crate::outcome::{EventVerdict, IgnoreReason, ParkReason};
+use crate::ports::{Clock, Pause};
+use crate::worker::batch::{
+    CALLS_AT_ONCE, EventCandidate, EventDisposition, ProcessingFailure, RoundOutcome, Worker,
+};
+use crate::worker::ports::{EventUpdate, Ledger, LoadedRows, PaymentKey};
+
+/// Where a candidate's facts go.
+pub(super) enum EntityMatch {
+    Entity(EntityKey),
+    Nowhere(EventVerdict),
+    /// The index that would tell did not answer.
+    NotFound(String),
+}
+
+/// What else than the rows tells whose an event is.
+struct MatchHints {
+    /// Payments that an event of this batch links to an entity of its own tenant: what comes with it is decided with it.
+    linked_here: BTreeMap<PaymentKey, EntityKey>,
+    /// Entities whose column names the payment, by the index.
+    by_intent: BTreeMap<PaymentIntentId, IndexHits>,
+    /// Statements whose column names the piece, by the index.
+    by_piece: BTreeMap<PieceId, IndexHits>,
+}
+
+/// An index's answer; one that failed fails only the events that need it.
+type IndexHits = Result<Vec<EntityKey>, String>;
+
+impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
+    /// Gives each candidate its account's tenant; parks those whose account has none, or several.
+    pub(super) async fn assign_tenants(
+        &self,
+        candidates: Vec<EventCandidate>,
+        verdicts: &mut Vec<EventUpdate>,
+        found: &RoundOutcome,
+    ) -> Vec<EventCandidate> {
+        let accounts: BTreeSet<&AccountId> = candidates
+            .iter()
+            .filter_map(|c| c.stored.account.as_ref())
+            .collect();
+        let mut tenants = BTreeMap::new();
+        for account in accounts {
+            tenants.insert(
+                account.clone(),
+                self.ledger.tenants_by_account(account).await,
+            );
+        }
+        let mut known = Vec::new();
+        for mut candidate in candidates {
+            let Some(its) = candidate
+                .stored
+                .account
+                .as_ref()
+                .and_then(|account| tenants.get(account))
+            else {
+                known.push(candidate);
+                continue;
+            };
+            match its.as_deref() {
+                Ok([tenant]) => {
+                    candidate.tenant = Some(tenant.clone());
+                    known.push(candidate);
+                }
+                Ok([]) => verdicts
+                    .push(candidate.event_update(EventVerdict::Parked(ParkReason::TenantUnknown))),
+                Ok(_) => verdicts.push(
+                    candidate.event_update(EventVerdict::Parked(ParkReason::TenantAmbiguous)),
+                ),
+                Err(error) => {
+                    let failure = ProcessingFailure::Infrastructure(error_chain(error));
+                    found.add([EventDisposition::failed(&candidate.stored.id, failure)]);
+                }
+            }
+        }
+        known
+    }
+
+    /// Finds each candidate's entity, and reads all rows that the decision needs: what is named in one read, what is
+    /// found through it in another.
+    pub(super) async fn resolve_batch(
+        &self,
+        candidates: &[EventCandidate],
+    ) -> Result<(Vec<EntityMatch>, LoadedRows<L::Row>), DependencyError> {
+        // What a piece's metadata names is the second way to its statement: read with what the index names.
+        let (of_pieces, named): (Vec<&EventCandidate>, Vec<&EventCandidate>) =
+            candidates.iter().partition(|c| c.event.piece.is_some());
+        let names = |candidate: &EventCandidate| candidate.event.names.clone();
+        let payments = candidates
+            .iter()
+            .filter_map(EventCandidate::payment)
+            .collect();
+        let mut rows = self
+            .load_rows(named.into_iter().filter_map(names).collect(), &payments)
+            .await?;
+        let mut hints = self.gather_hints(candidates, &rows).await;
+        let tenants = candidates
+            .iter()
+            .filter(|candidate| candidate.event.about_account)
+            .filter_map(|candidate| candidate.tenant.clone().map(EntityKey::Tenant));
+        let linked = rows.payments.values().filter_map(|row| row.entity.clone());
+        let found = tenants
+            .chain(linked)
+            .chain(hints.index_hits())
+            .chain(of_pieces.into_iter().filter_map(names));
+        let found = found.filter(|key| !rows.entities.contains_key(key));
+        let more = self.load_rows(found.collect(), &BTreeSet::new()).await?;
+        rows.entities.extend(more.entities);
+        rows.unreadable.extend(more.unreadable);
+        hints.keep_confirmed(&rows);
+        let targets = candidates
+            .iter()
+            .map(|candidate| resolve_entity(candidate, &rows, &hints))
+            .collect();
+        Ok((targets, rows))
+    }
+
+    async fn load_rows(
+        &self,
+        entities: BTreeSet<EntityKey>,
+        payments: &BTreeSet<PaymentKey>,
+    ) -> Result<LoadedRows<L::Row>, DependencyError> {
+        if entities.is_empty() && payments.is_empty() {
+            return Ok(LoadedRows {
+                entities: BTreeMap::new(),
+                unreadable: BTreeMap::new(),
+                payments: BTreeMap::new(),
+            });
+        }
+        self.ledger.load_rows(&entities, payments).await
+    }
+
+    /// Asks the indexes, once for each payment and piece that the rows do not place.
+    async fn gather_hints(
+        &self,
+        candidates: &[EventCandidate],
+        rows: &LoadedRows<L::Row>,
+    ) -> MatchHints {
+        let linked_here = find_links_in_batch(candidates, rows);
+        let unplaced = |payment: &PaymentKey| {
+            linked_entity(rows, payment).is_none() && !linked_here.contains_key(payment)
+        };
+        let intents: BTreeSet<PaymentIntentId> = candidates
+            .iter()
+            .filter(|candidate| candidate.event.names.is_none())
+            .filter_map(EventCandidate::payment)
+            .filter(unplaced)
+            .map(|payment| payment.intent)
+            .collect();
+        let pieces: BTreeSet<PieceId> = candidates
+            .iter()
+            .filter_map(|candidate| candidate.event.piece.clone())
+            .collect();
+        let asked = stream::iter(intents).map(async |intent| {
+            let bearing = self.ledger.entities_by_payment_intent(&intent).await;
+            (intent, bearing.map_err(|error| error_chain(&error)))
+        });
+        let by_intent = asked.buffer_unordered(CALLS_AT_ONCE).collect().await;
+        let asked = stream::iter(pieces).map(async |piece| {
+            let bearing = self.ledger.statements_by_piece(&piece).await;
+            (piece, bearing.map_err(|error| error_chain(&error)))
+        });
+        let by_piece = asked.buffer_unordered(CALLS_AT_ONCE).collect().await;
+        MatchHints {
+            linked_here,
+            by_intent,
+            by_piece,
+        }
+    }
+}
+
+impl MatchHints {
+    /// Every entity that an index named.
+    fn index_hits(&self) -> impl Iterator<Item = EntityKey> {
+        let answers = self.by_intent.values().chain(self.by_piece.values());
+        answers.flatten().flatten().cloned()
+    }
+
+    /// An index lags behind its table: it only nominates, and the row as read decides. A row that is gone names nothing
+    /// any more; one that cannot be read may.
+    fn keep_confirmed<R>(&mut self, rows: &LoadedRows<R>) {
+        let bears = |key: &EntityKey, names: &dyn Fn(&Entity) -> bool| {
+            rows.unreadable.contains_key(key)
+                || rows
+                    .entities
+                    .get(key)
+                    .is_some_and(|(entity, _)| names(entity))
+        };
+        for (intent, nominated) in &mut self.by_intent {
+            if let Ok(keys) = nominated {
+                keys.retain(|key| bears(key, &|entity| entity.intent.as_ref() == Some(intent)));
+            }
+        }
+        for (piece, nominated) in &mut self.by_piece {
+            if let Ok(keys) = nominated {
+                keys.retain(|key| bears(key, &|entity| entity.mailed.as_ref() == Some(piece)));
+            }
+        }
+    }
+}
+
+fn linked_entity<'r, R>(rows: &'r LoadedRows<R>, payment: &PaymentKey) -> Option<&'r EntityKey> {
+    rows.payments.get(payment)?.entity.as_ref()
+}
+
+/// The payments that this batch links, as far as it does not contradict itself.
+fn find_links_in_batch<R>(
+    candidates: &[EventCandidate],
+    rows: &LoadedRows<R>,
+) -> BTreeMap<PaymentKey, EntityKey> {
+    let mut named: BTreeMap<PaymentKey, BTreeSet<&EntityKey>> = BTreeMap::new();
+    for candidate in candidates {
+        let Some((payment, key)) = candidate.payment().zip(candidate.event.names.as_ref()) else {
+            continue;
+        };
+        let is_theirs = rows
+            .entities
+            .get(key)
+            .is_some_and(|(entity, _)| belongs_to_tenant(entity, candidate));
+        if is_theirs && linked_entity(rows, &payment).is_none() {
+            named.entry(payment).or_default().insert(key);
+        }
+    }
+    named
+        .into_iter()
+        .filter(|(_, keys)| keys.len() == 1)
+        .filter_map(|(payment, keys)| Some((payment, keys.into_iter().next()?.clone())))
+        .collect()
+}
+
+/// Whose an event is: its piece's statement, the entity it names, or the one that bears its payment.
+fn resolve_entity<R>(
+    candidate: &EventCandidate,
+    rows: &LoadedRows<R>,
+    hints: &MatchHints,
+) -> EntityMatch {
+    let parked = |reason| EntityMatch::Nowhere(EventVerdict::Parked(reason));
+    let one_of = |answer: Option<&IndexHits>, named: Option<&EntityKey>, unknown| {
+        let bearing = match answer {
+            Some(Ok(bearing)) => bearing.as_slice(),
+            Some(Err(cause)) => return EntityMatch::NotFound(cause.clone()),
+            None => &[],
+        };
+        match (bearing, named) {
+            ([key], _) => EntityMatch::Entity(key.clone()),
+            ([], Some(key)) => EntityMatch::Entity(key.clone()),
+            ([], None) => parked(unknown),
+            _ => parked(ParkReason::EntityAmbiguous),
+        }
+    };
+    if candidate.event.about_account {
+        let tenant = candidate.tenant.clone().map(EntityKey::Tenant);
+        return tenant.map_or(parked(ParkReason::TenantUnknown), EntityMatch::Entity);
+    }
+    let named = candidate.event.names.as_ref();
+    if let Some(piece) = &candidate.event.piece {
+        return one_of(hints.by_piece.get(piece), named, ParkReason::LetterUnknown);
+    }
+    let payment = candidate.payment();
+    let linked = payment
+        .as_ref()
+        .and_then(|payment| linked_entity(rows, payment));
+    match (named, linked, payment) {
+        (Some(named), Some(linked), _) if named != linked => parked(ParkReason::LinkConflict),
+        (Some(key), ..) | (None, Some(key), _) => EntityMatch::Entity(key.clone()),
+        (None, None, Some(payment)) => one_of(
+            hints.by_intent.get(&payment.intent),
+            hints.linked_here.get(&payment),
+            ParkReason::Unlinked,
+        ),
+        (None, None, None) => {
+            EntityMatch::Nowhere(EventVerdict::Ignored(IgnoreReason::NothingNamed))
+        }
+    }
+}
+
+/// A connected account's event concerns its own tenant's entities only; the platform's may concern any.
+pub(super) fn belongs_to_tenant(entity: &Entity, candidate: &EventCandidate) -> bool {
+    candidate.stored.account.is_none()
+        || (candidate.tenant.is_some() && candidate.tenant == entity.tenant)
+}
