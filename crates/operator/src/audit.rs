@@ -1,4 +1,4 @@
-//! Who did what, when and why: a note on the row that it was done to.
+//! Audit trail: who did what, when and why, as a note on the row that was changed and in the message that was sent.
 
 use std::collections::HashMap;
 
@@ -8,26 +8,25 @@ use billhook_core::intake::message::ReplayedBy;
 use billhook_core::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// A reason is a sentence, not a report: it stands in every message and row that it concerns.
+/// The reason is copied into every message and row of a replay, so its length times 5,000 events is stored and sent.
 const REASON_CHARS_MAX: usize = 200;
 
-/// Who acts, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct By {
+pub(crate) struct AuditContext {
     pub(crate) actor: String,
     pub(crate) reason: String,
 }
 
-impl By {
-    pub(crate) fn in_message(&self) -> ReplayedBy<'_> {
+impl AuditContext {
+    pub(crate) fn for_message(&self) -> ReplayedBy<'_> {
         ReplayedBy {
             actor: &self.actor,
             reason: &self.reason,
         }
     }
 
-    /// An entry of a row's `notes`.
-    pub(crate) fn note(
+    /// Builds an entry of a row's `notes`.
+    pub(crate) fn build_note(
         &self,
         action: &str,
         now: Timestamp,
@@ -46,15 +45,16 @@ impl By {
     }
 }
 
-/// Checks what a person wrote: queues refuse control characters.
-pub(crate) fn reason(text: &str) -> Result<String, String> {
+/// SQS refuses a message with control characters, so a reason with a line break would fail at the first send, after its
+/// note was written.
+pub(crate) fn parse_reason(text: &str) -> Result<String, String> {
     let text = text.trim();
     if text.is_empty()
         || text.chars().count() > REASON_CHARS_MAX
         || text.chars().any(char::is_control)
     {
         return Err(format!(
-            "a reason has 1 to {REASON_CHARS_MAX} characters on one line"
+            "a reason must have 1 to {REASON_CHARS_MAX} characters and no line break"
         ));
     }
     Ok(text.to_owned())
@@ -67,11 +67,11 @@ mod tests {
     #[test]
     fn a_reason_is_one_short_line() {
         assert_eq!(
-            reason(" asked by support "),
+            parse_reason(" asked by support "),
             Ok("asked by support".to_owned())
         );
         for wrong in ["", "  ", "two\nlines", &"x".repeat(201)] {
-            assert!(reason(wrong).is_err(), "{wrong}");
+            assert!(parse_reason(wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -1,38 +1,31 @@
-//! What can be asked for, and who answers.
+//! The command line: the clap tree of subcommands, global options and exit codes, and the dispatch to `commands`.
 
 use anyhow::{Context as _, Result};
-use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use serde_json::json;
 
-use crate::dlq;
-use crate::doctor;
-use crate::events;
-use crate::functions;
-use crate::logs;
-use crate::metrics;
-use crate::orders;
-use crate::output::{Format, Output};
-use crate::replay;
-use crate::secrets;
-use crate::send;
-use crate::session::Session;
-use crate::tenants;
-use crate::trace;
+use crate::commands::{
+    dlq, doctor, events, logs, metrics, orders, replay, scheduled, secrets, send, signature,
+    statements, tenants, trace,
+};
+use crate::output::{OutputFormat, OutputWriter};
+use crate::session::StackSession;
+use crate::stack_options::StackOptions;
 
-const EXIT_CODES: &str = "Exit codes:\n  0    done, or a preview was shown\n  1    failed; the text says what to do\n  \
-    2    the command line is wrong\n  3    what was asked for is not there\n  \
-    4    the answer is no: access is not granted, a signature is wrong, a check found something\n  \
-    130  ended by Ctrl-C; what to run to go on was printed\n\n\
-    Credentials are found the usual way: variables, profile, SSO, role. Everything else about the stack is read from its outputs.\n\
-    NO_COLOR turns colour off.";
+const EXIT_CODES: &str = "Exit codes:\n  0    success, or a preview was shown\n  1    failure; the error message says what to do\n  \
+    2    the command line is invalid\n  3    the requested object does not exist\n  \
+    4    the answer is negative: access is not granted, a signature is wrong, a check failed\n  \
+    130  interrupted by Ctrl-C; the message says how to continue\n\n\
+    The tool finds AWS credentials as the AWS CLI does: environment variables, profile, SSO, role. It reads everything else \
+    from the outputs of the stack.\nNO_COLOR turns colour off.";
 
-/// The operator's tool of billhook: what became of webhooks, and what to do about it.
+/// Operate a billhook stack: find out what happened to webhooks, and repair what failed
 #[derive(Debug, Parser)]
 #[command(name = "billhook", version, after_help = EXIT_CODES, max_term_width = 120)]
-pub(crate) struct Cli {
+pub(crate) struct CommandLine {
     #[command(flatten)]
-    place: Where,
-    /// How answers are written
+    stack_options: StackOptions,
+    /// Output format
     #[arg(
         long,
         global = true,
@@ -41,126 +34,126 @@ pub(crate) struct Cli {
         env = "BILLHOOK_OUTPUT",
         hide_env_values = true
     )]
-    output: Format,
+    output: OutputFormat,
     #[command(subcommand)]
-    command: Command,
-}
-
-/// Which stack.
-#[derive(Args, Debug)]
-pub(crate) struct Where {
-    /// The CloudFormation stack, as billhook-prod
-    #[arg(long, global = true, env = "BILLHOOK_STACK")]
-    pub(crate) stack: Option<String>,
-    /// The profile of AWS's configuration files
-    #[arg(long, global = true)]
-    pub(crate) profile: Option<String>,
-    /// The region
-    #[arg(long, global = true)]
-    pub(crate) region: Option<String>,
-    /// Another endpoint for all services, as of a local AWS
-    #[arg(long, global = true, value_name = "URL")]
-    pub(crate) endpoint_url: Option<String>,
+    command: BillhookCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
-    /// Events: list, show, annotate, park, release
+enum BillhookCommand {
+    /// List, show, annotate, park and release stored events
     #[command(subcommand)]
-    Events(Box<events::Command>),
-    /// Have stored events decided again, one or many
-    Replay(Box<replay::Replay>),
-    /// Orders: show, review, repair
+    Events(Box<events::EventsCommand>),
+    /// Reprocess stored events
+    Replay(Box<replay::ReplayArgs>),
+    /// Show, review and repair orders
     #[command(subcommand)]
-    Orders(orders::Orders),
-    /// Statements: show, attention
+    Orders(orders::OrdersCommand),
+    /// Show statements, and list those that need attention
     #[command(subcommand)]
-    Statements(orders::Statements),
-    /// Tenants: add, show, list, import
+    Statements(statements::StatementsCommand),
+    /// Add, show, list and import tenants
     #[command(subcommand)]
-    Tenants(tenants::Command),
-    /// The whole story of an id, in order
-    Trace(trace::Trace),
-    /// Dead letters: list, show, redrive, purge
+    Tenants(tenants::TenantsCommand),
+    /// Show the history of an event, order, statement, tenant or payment
+    Trace(trace::TraceArgs),
+    /// List, show, redrive and purge messages of a dead-letter queue
     #[command(subcommand)]
-    Dlq(dlq::Command),
+    Dlq(dlq::DlqCommand),
     /// Deliver a signed sample event
-    Send(send::Send),
-    /// Signatures: explain
+    Send(send::SendArgs),
+    /// Explain why a signature is wrong
     #[command(subcommand)]
-    Sig(send::Sig),
-    /// The cleanup of failed payments
+    Sig(signature::SigCommand),
+    /// Cancel orders whose payment failed (cleanup)
     #[command(subcommand)]
-    Cleanup(functions::Cleanup),
-    /// The sweep, which looks at open events again
+    Cleanup(scheduled::CleanupCommand),
+    /// Retry events that are not done (sweep)
     #[command(subcommand)]
-    Sweep(functions::Task),
-    /// The comparison with what Stripe knows
+    Sweep(scheduled::ScheduledTaskCommand),
+    /// Fetch events from Stripe that were never delivered (reconciliation)
     #[command(subcommand)]
-    Reconcile(functions::Task),
-    /// Secrets: status, rotate, put, rollback
+    Reconcile(scheduled::ScheduledTaskCommand),
+    /// Show, rotate, replace and roll back secrets
     #[command(subcommand)]
-    Secrets(secrets::Command),
-    /// Look a deployed stack over, one line for each check with what to do
-    Doctor(doctor::Doctor),
-    /// Counters: export
+    Secrets(secrets::SecretsCommand),
+    /// Check a deployed stack, and show how to fix each problem
+    Doctor(doctor::DoctorArgs),
+    /// Export counters for Prometheus
     #[command(subcommand)]
-    Metrics(metrics::Command),
-    /// Show the functions' logs, filtered and followed
-    Logs(logs::Logs),
-    /// Print the completions of a shell
+    Metrics(metrics::MetricsCommand),
+    /// Show the logs of the functions
+    Logs(logs::LogsArgs),
+    /// Print shell completions
     #[command(
         after_help = "Example:\n  billhook completions bash > ~/.local/share/bash-completion/completions/billhook"
     )]
     Completions {
-        /// Which shell
+        /// The shell
         shell: clap_complete::Shell,
     },
-    /// Write the manual's pages into a folder
+    /// Write the manual pages into a folder
     #[command(
         after_help = "Example:\n  billhook man ~/.local/share/man/man1 && man billhook-replay"
     )]
     Man {
-        /// Where to
+        /// The folder; it must exist
         folder: std::path::PathBuf,
     },
 }
 
-pub(crate) async fn run(cli: Cli) -> Result<()> {
-    let output = Output::new(cli.output);
-    let open = || Session::open(&cli.place);
+pub(crate) async fn run_command(cli: CommandLine) -> Result<()> {
+    let output = OutputWriter::new(cli.output);
+    let open = || StackSession::open(&cli.stack_options);
     match cli.command {
-        Command::Events(command) => events::run(*command, &open().await?, output).await,
-        Command::Replay(replay) => replay::run(*replay, &open().await?, output).await,
-        Command::Orders(command) => orders::orders(command, &open().await?, output).await,
-        Command::Statements(command) => orders::statements(command, &open().await?, output).await,
-        Command::Tenants(command) => tenants::run(command, &open().await?, output).await,
-        Command::Trace(trace) => trace::run(trace, &open().await?, output).await,
-        Command::Dlq(command) => dlq::run(command, &open().await?, output).await,
-        Command::Send(send) => send::send(send, open, output).await,
-        Command::Sig(sig) => send::sig(sig, open, output).await,
-        Command::Cleanup(cleanup) => functions::run(&cleanup.input(), &open().await?, output).await,
-        Command::Sweep(functions::Task::Run) => {
-            functions::run(&json!({ "task": "sweep" }), &open().await?, output).await
+        BillhookCommand::Events(command) => {
+            events::run_events(*command, &open().await?, output).await
         }
-        Command::Reconcile(functions::Task::Run) => {
-            functions::run(&json!({ "task": "reconcile" }), &open().await?, output).await
+        BillhookCommand::Replay(replay) => {
+            replay::run_replay(*replay, &open().await?, output).await
         }
-        Command::Secrets(command) => secrets::run(command, &open().await?, output).await,
-        Command::Doctor(doctor) => doctor::run(doctor, &open().await?, output).await,
-        Command::Metrics(command) => metrics::run(command, &open().await?).await,
-        Command::Logs(logs) => logs::run(logs, &open().await?, output).await,
-        Command::Completions { shell } => {
+        BillhookCommand::Orders(command) => {
+            orders::run_orders(command, &open().await?, output).await
+        }
+        BillhookCommand::Statements(command) => {
+            statements::run_statements(command, &open().await?, output).await
+        }
+        BillhookCommand::Tenants(command) => {
+            tenants::run_tenants(command, &open().await?, output).await
+        }
+        BillhookCommand::Trace(trace) => trace::run_trace(trace, &open().await?, output).await,
+        BillhookCommand::Dlq(command) => dlq::run_dlq(command, &open().await?, output).await,
+        BillhookCommand::Send(send) => send::run_send(send, open, output).await,
+        BillhookCommand::Sig(sig) => signature::run_sig(sig, open, output).await,
+        BillhookCommand::Cleanup(cleanup) => {
+            scheduled::run_scheduled_task(&cleanup.build_input(), &open().await?, output).await
+        }
+        BillhookCommand::Sweep(scheduled::ScheduledTaskCommand::Run) => {
+            scheduled::run_scheduled_task(&json!({ "task": "sweep" }), &open().await?, output).await
+        }
+        BillhookCommand::Reconcile(scheduled::ScheduledTaskCommand::Run) => {
+            scheduled::run_scheduled_task(&json!({ "task": "reconcile" }), &open().await?, output)
+                .await
+        }
+        BillhookCommand::Secrets(command) => {
+            secrets::run_secrets(command, &open().await?, output).await
+        }
+        BillhookCommand::Doctor(doctor) => doctor::run_doctor(doctor, &open().await?, output).await,
+        BillhookCommand::Metrics(command) => metrics::run_metrics(command, &open().await?).await,
+        BillhookCommand::Logs(logs) => logs::run_logs(logs, &open().await?, output).await,
+        BillhookCommand::Completions { shell } => {
             clap_complete::generate(
                 shell,
-                &mut Cli::command(),
+                &mut CommandLine::command(),
                 "billhook",
                 &mut std::io::stdout(),
             );
             Ok(())
         }
-        Command::Man { folder } => clap_mangen::generate_to(Cli::command(), &folder)
-            .with_context(|| format!("cannot write into {}", folder.display())),
+        BillhookCommand::Man { folder } => {
+            clap_mangen::generate_to(CommandLine::command(), &folder)
+                .with_context(|| format!("cannot write into {}", folder.display()))
+        }
     }
 }
 
@@ -168,20 +161,20 @@ pub(crate) async fn run(cli: Cli) -> Result<()> {
 mod tests {
     use super::*;
 
-    /// Every command, those that only hold others left out.
-    fn leaves(command: &clap::Command, found: &mut Vec<clap::Command>) {
+    /// Every command that has no subcommands.
+    fn collect_leaf_commands(command: &clap::Command, found: &mut Vec<clap::Command>) {
         if command.has_subcommands() {
             for inner in command.get_subcommands() {
-                leaves(inner, found);
+                collect_leaf_commands(inner, found);
             }
         } else {
             found.push(command.clone());
         }
     }
 
-    /// A line of a document, as a shell would hand it over.
+    /// Parses a line of a document as a shell would pass it.
     #[track_caller]
-    fn check(line: &str) {
+    fn check_command_line(line: &str) {
         let line = line.replace('…', "1");
         let line = line.split(['|', '>', '&', '#']).next().unwrap_or_default();
         let mut words = Vec::new();
@@ -192,21 +185,21 @@ mod tests {
                 words.extend(part.split_whitespace());
             }
         }
-        if let Err(error) = Cli::try_parse_from(&words) {
+        if let Err(error) = CommandLine::try_parse_from(&words) {
             assert!(!error.use_stderr(), "{line}: {error}");
         }
     }
 
     #[test]
-    fn the_command_line_is_sound_and_each_example_is_one_of_it() {
-        Cli::command().debug_assert();
+    fn the_command_line_is_valid_and_so_is_every_example() {
+        CommandLine::command().debug_assert();
         let mut all = Vec::new();
-        leaves(&Cli::command(), &mut all);
+        collect_leaf_commands(&CommandLine::command(), &mut all);
         let mut examples = 0;
         for mut command in all {
             let help = command.render_long_help().to_string();
             for line in help.lines().filter(|line| line.starts_with("  billhook ")) {
-                check(line);
+                check_command_line(line);
                 examples += 1;
             }
         }
@@ -214,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn every_command_of_the_documents_is_one_of_the_line() {
+    fn every_command_in_the_documents_is_valid() {
         let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
         let mut files = vec![root.join("README.md"), root.join("docs/SEMANTICS.md")];
         let runbook = std::fs::read_dir(root.join("docs/runbook")).unwrap();
@@ -228,7 +221,7 @@ mod tests {
                 .flat_map(str::lines)
                 .filter(|line| line.starts_with("billhook "))
             {
-                check(line);
+                check_command_line(line);
                 commands += 1;
             }
         }

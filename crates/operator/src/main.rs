@@ -1,79 +1,61 @@
-//! `billhook`: what the person on call does about a deployed stack, each task one command.
+//! `billhook`: the command line for whoever operates a deployed stack. Each task is one command.
 //!
-//! Deciding stays where it is, in `billhook_core`; here are the command line, thin reads and writes, and plain text.
-//! `cli` says what can be asked for, `session` reaches the stack, the other modules are the commands.
+//! No rule about money or letters is decided here: the commands read rows, send pointers and write notes, and
+//! `billhook_core` decides. `cli` is the clap tree, `commands` has one module per command, `session` reaches the stack,
+//! and the other modules are what several commands share. Imports go from `cli` to the commands to the shared modules,
+//! never back.
 
 mod audit;
+mod aws_request;
+mod aws_xml;
 mod cli;
-mod dlq;
-mod doctor;
-mod endpoints;
-mod entity;
-mod events;
-mod filter;
-mod functions;
-mod input;
-mod job;
-mod logs;
-mod metrics;
-mod moment;
-mod orders;
+mod commands;
+mod dry_run;
+mod entity_repair;
+mod entity_tables;
+mod event_filter;
+mod event_lookup;
+mod events_table;
+mod exit;
+mod interrupt;
+mod log_lines;
 mod output;
-mod payload;
-mod replay;
-mod secrets;
-mod send;
+mod payload_redaction;
+mod provider_argument;
+mod replay_job;
+mod replay_run;
+mod row_json;
+mod sample_events;
+mod secret_input;
 mod session;
-mod signed;
 mod stack;
-mod store;
-mod tenants;
-mod trace;
-mod what_if;
-mod xml;
+mod stack_options;
+mod stripe_endpoints;
+mod time_argument;
+mod webhook_delivery;
 
 use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use crate::cli::Cli;
-use crate::output::Output;
-
-/// Why a command ends without having done what was asked, where that is no failure of the tool.
-#[derive(Debug, thiserror::Error)]
-enum Stop {
-    #[error("{0}")]
-    NotThere(String),
-    #[error("{0}")]
-    No(String),
-    #[error("{0}")]
-    Interrupted(String),
-}
-
-impl Stop {
-    fn exit_code(&self) -> u8 {
-        match self {
-            Self::NotThere(_) => 3,
-            Self::No(_) => 4,
-            Self::Interrupted(_) => 130,
-        }
-    }
-}
+use crate::cli::CommandLine;
+use crate::exit::CommandExit;
+use crate::output::print_notice;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = CommandLine::parse();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
-    let done = match runtime {
-        Ok(runtime) => runtime.block_on(cli::run(cli)),
+    let result = match runtime {
+        Ok(runtime) => runtime.block_on(cli::run_command(cli)),
         Err(error) => Err(error.into()),
     };
-    match done {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            Output::tell(&format!("billhook: {error:#}"));
-            ExitCode::from(error.downcast_ref().map_or(1, Stop::exit_code))
+            print_notice(&format!("billhook: {error:#}"));
+            ExitCode::from(error.downcast_ref().map_or(1, CommandExit::exit_code))
         }
     }
 }

@@ -1,31 +1,31 @@
-//! How answers are written: a table for people, JSON for programs. Answers go to standard output, everything said on
-//! the way to standard error.
+//! Output formats: tables for people, JSON and JSON lines for programs.
+//!
+//! Results go to standard output and notices to standard error, so that `billhook … --output jsonl | jq` never reads a
+//! notice.
 
 use std::io::{IsTerminal as _, Write as _};
 
 use billhook_adapters::config::read_process_variable;
 use serde_json::Value;
 
-/// `--output`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Format {
-    /// For people: columns, and colour on a terminal unless `NO_COLOR` is set
+pub(crate) enum OutputFormat {
+    /// Columns for people, with colour on a terminal unless `NO_COLOR` is set
     Table,
     /// One JSON document
     Json,
-    /// One JSON object a line
+    /// One JSON object per line
     Jsonl,
 }
 
-/// Where answers go.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Output {
-    format: Format,
+pub(crate) struct OutputWriter {
+    format: OutputFormat,
     colour: bool,
 }
 
-impl Output {
-    pub(crate) fn new(format: Format) -> Self {
+impl OutputWriter {
+    pub(crate) fn new(format: OutputFormat) -> Self {
         let wanted = read_process_variable("NO_COLOR").is_none_or(|value| value.is_empty());
         Self {
             format,
@@ -33,40 +33,28 @@ impl Output {
         }
     }
 
-    /// A list. The table has these columns; JSON has all members.
-    pub(crate) fn list(self, columns: &[&str], rows: &[Value]) {
-        write(&self.listed(columns, rows));
+    /// The table shows only `columns`; JSON has all members.
+    pub(crate) fn print_list(self, columns: &[&str], rows: &[Value]) {
+        write_stdout(&self.format_list(columns, rows));
     }
 
-    /// One thing, all of it.
-    pub(crate) fn one(self, thing: &Value) {
-        write(&match self.format {
-            Format::Table => described(thing),
-            Format::Json => format!("{thing:#}\n"),
-            Format::Jsonl => format!("{thing}\n"),
+    pub(crate) fn print_object(self, thing: &Value) {
+        write_stdout(&match self.format {
+            OutputFormat::Table => format_object(thing),
+            OutputFormat::Json => format!("{thing:#}\n"),
+            OutputFormat::Jsonl => format!("{thing}\n"),
         });
     }
 
-    /// A form of its own.
-    pub(crate) fn text(text: &str) {
-        write(text);
-    }
-
-    /// Said on the way: what is being done, what to do next.
-    pub(crate) fn tell(text: &str) {
-        // Where nobody listens there is nobody to tell that.
-        let _ = writeln!(std::io::stderr(), "{text}");
-    }
-
-    fn listed(self, columns: &[&str], rows: &[Value]) -> String {
+    fn format_list(self, columns: &[&str], rows: &[Value]) -> String {
         match self.format {
-            Format::Table => self.table(columns, rows),
-            Format::Json => format!("{:#}\n", Value::from(rows.to_vec())),
-            Format::Jsonl => rows.iter().map(|row| format!("{row}\n")).collect(),
+            OutputFormat::Table => self.format_table(columns, rows),
+            OutputFormat::Json => format!("{:#}\n", Value::from(rows.to_vec())),
+            OutputFormat::Jsonl => rows.iter().map(|row| format!("{row}\n")).collect(),
         }
     }
 
-    fn table(self, columns: &[&str], rows: &[Value]) -> String {
+    fn format_table(self, columns: &[&str], rows: &[Value]) -> String {
         let heads: Vec<String> = columns
             .iter()
             .map(|column| column.to_uppercase().replace('_', " "))
@@ -74,7 +62,7 @@ impl Output {
         let cells = rows.iter().map(|row| {
             columns
                 .iter()
-                .map(|column| cell(row.get(*column)))
+                .map(|column| format_cell(row.get(*column)))
                 .collect()
         });
         let lines: Vec<Vec<String>> = std::iter::once(heads).chain(cells).collect();
@@ -87,7 +75,7 @@ impl Output {
         for line in &lines {
             let mut shown = String::new();
             for (cell, width) in line.iter().zip(&widths) {
-                shown.push_str(&self.coloured(cell));
+                shown.push_str(&self.colour_cell(cell));
                 shown.extend(std::iter::repeat_n(' ', width - cell.chars().count() + 2));
             }
             text.push_str(shown.trim_end());
@@ -96,7 +84,7 @@ impl Output {
         text
     }
 
-    fn coloured(self, cell: &str) -> String {
+    fn colour_cell(self, cell: &str) -> String {
         let code = match cell {
             "failed" | "bad" => "31",
             "parked" | "warn" => "33",
@@ -111,27 +99,39 @@ impl Output {
     }
 }
 
-/// A reader that went away (`| head`) is no failure.
-fn write(text: &str) {
+/// Prints text that has a format of its own, such as Prometheus's.
+pub(crate) fn print_text(text: &str) {
+    write_stdout(text);
+}
+
+/// Writes to standard error what the command is doing, or what to run next.
+pub(crate) fn print_notice(text: &str) {
+    // If standard error is closed, there is nowhere to report that.
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// A closed pipe is no error: `billhook events list | head` closes it after ten lines.
+fn write_stdout(text: &str) {
     let _ = std::io::stdout().lock().write_all(text.as_bytes());
 }
 
-fn cell(value: Option<&Value>) -> String {
+fn format_cell(value: Option<&Value>) -> String {
     match value {
         None | Some(Value::Null) => "-".to_owned(),
-        Some(Value::String(text)) => text.chars().map(shown).collect(),
+        Some(Value::String(text)) => text.chars().map(mask_control_character).collect(),
         Some(other) => other.to_string(),
     }
 }
 
-/// What a stranger wrote must not move a terminal's cursor.
-fn shown(c: char) -> char {
+/// Rows hold text that strangers wrote, such as metadata of a payment. An escape sequence in it could clear the
+/// terminal or forge lines above, so control characters are replaced.
+fn mask_control_character(c: char) -> char {
     if c.is_control() { '\u{fffd}' } else { c }
 }
 
-fn described(thing: &Value) -> String {
+fn format_object(thing: &Value) -> String {
     let Some(members) = thing.as_object() else {
-        return format!("{}\n", cell(Some(thing)));
+        return format!("{}\n", format_cell(Some(thing)));
     };
     let width = members.keys().map(String::len).max().unwrap_or(0);
     let mut text = String::new();
@@ -140,7 +140,7 @@ fn described(thing: &Value) -> String {
             Value::Array(items) if items.iter().all(Value::is_object) && !items.is_empty() => {
                 text.push_str(&format!("{name}\n"));
                 for item in items {
-                    text.push_str(&format!("  {}\n", in_a_line(item)));
+                    text.push_str(&format!("  {}\n", format_on_one_line(item)));
                 }
             }
             Value::Object(_) => {
@@ -149,17 +149,17 @@ fn described(thing: &Value) -> String {
                     text.push_str(&format!("  {line}\n"));
                 }
             }
-            value => text.push_str(&format!("{name:<width$}  {}\n", cell(Some(value)))),
+            value => text.push_str(&format!("{name:<width$}  {}\n", format_cell(Some(value)))),
         }
     }
     text
 }
 
-fn in_a_line(item: &Value) -> String {
+fn format_on_one_line(item: &Value) -> String {
     let members = item.as_object().into_iter().flatten();
     let shown = members.filter(|(_, value)| !value.is_null());
     let parts: Vec<String> = shown
-        .map(|(name, value)| format!("{name}={}", cell(Some(value))))
+        .map(|(name, value)| format!("{name}={}", format_cell(Some(value))))
         .collect();
     parts.join("  ")
 }
@@ -170,8 +170,8 @@ mod tests {
 
     use super::*;
 
-    fn output(format: Format, colour: bool) -> Output {
-        Output { format, colour }
+    fn output(format: OutputFormat, colour: bool) -> OutputWriter {
+        OutputWriter { format, colour }
     }
 
     #[test]
@@ -182,10 +182,10 @@ mod tests {
         ];
         let columns = ["event_id", "outcome", "n"];
         assert_eq!(
-            output(Format::Table, false).listed(&columns, &rows),
+            output(OutputFormat::Table, false).format_list(&columns, &rows),
             "EVENT ID  OUTCOME  N\nevt_1     parked   7\nevt_\u{fffd}[2J  -        -\n"
         );
-        let coloured = output(Format::Table, true).listed(&columns, &rows);
+        let coloured = output(OutputFormat::Table, true).format_list(&columns, &rows);
         assert!(
             coloured.contains("\u{1b}[33mparked\u{1b}[0m   7"),
             "{coloured}"
@@ -193,23 +193,24 @@ mod tests {
     }
 
     #[test]
-    fn programs_get_all_members() {
+    fn json_output_has_all_members() {
         let rows = [json!({ "a": 1, "b": "x" })];
         assert_eq!(
-            output(Format::Jsonl, true).listed(&["a"], &rows),
+            output(OutputFormat::Jsonl, true).format_list(&["a"], &rows),
             "{\"a\":1,\"b\":\"x\"}\n"
         );
         let document: Value =
-            serde_json::from_str(&output(Format::Json, true).listed(&["a"], &rows)).unwrap();
+            serde_json::from_str(&output(OutputFormat::Json, true).format_list(&["a"], &rows))
+                .unwrap();
         assert_eq!(document, json!(rows));
     }
 
     #[test]
-    fn one_thing_is_described_member_by_member() {
+    fn an_object_is_printed_member_by_member() {
         let thing = json!({ "id": "ord_1", "requires_review": true, "timeline": [{ "type": "note", "meta": null }],
             "payload": { "a": 1 } });
         assert_eq!(
-            described(&thing),
+            format_object(&thing),
             "id               ord_1\npayload\n  {\n    \"a\": 1\n  }\nrequires_review  true\ntimeline\n  type=note\n"
         );
     }

@@ -1,4 +1,5 @@
-//! The way to a deployed stack: who asks, and the clients.
+//! A session with a deployed stack: AWS clients, the stack's outputs, and the identity of the operator for the audit
+//! trail.
 
 use anyhow::{Context as _, Result, bail};
 use aws_config::{BehaviorVersion, Region};
@@ -14,70 +15,83 @@ use billhook_core::ids::ProviderId;
 use billhook_core::ports::Clock as _;
 use secrecy::SecretString;
 
-use crate::cli::Where;
-use crate::signed::Caller;
-use crate::stack::Stack;
-use crate::store::Events;
+use crate::audit::AuditContext;
+use crate::aws_request::SignedAwsClient;
+use crate::events_table::EventsTable;
+use crate::replay_job::ReplayJobsTable;
+use crate::stack::DeployedStack;
+use crate::stack_options::StackOptions;
 
-/// A stack and the clients that reach it.
 #[derive(Debug)]
-pub(crate) struct Session {
-    pub(crate) stack: Stack,
+pub(crate) struct StackSession {
+    pub(crate) stack: DeployedStack,
     pub(crate) dynamodb: aws_sdk_dynamodb::Client,
     pub(crate) sqs: aws_sdk_sqs::Client,
     pub(crate) secrets_manager: aws_sdk_secretsmanager::Client,
     pub(crate) secrets: SecretsManager,
-    pub(crate) caller: Caller,
+    pub(crate) aws: SignedAwsClient,
     sts: aws_sdk_sts::Client,
 }
 
-impl Session {
-    pub(crate) async fn open(place: &Where) -> Result<Self> {
-        let Some(name) = &place.stack else {
-            bail!("no stack is named: give --stack, or set BILLHOOK_STACK");
+impl StackSession {
+    pub(crate) async fn open(options: &StackOptions) -> Result<Self> {
+        let Some(name) = &options.stack else {
+            bail!("the stack is not set: pass --stack, or set BILLHOOK_STACK");
         };
         let http = aws_smithy_http_client::Builder::new()
             .tls_provider(Tls::Rustls(CryptoMode::Ring))
             .build_https();
         let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12()).http_client(http);
-        if let Some(profile) = &place.profile {
+        if let Some(profile) = &options.profile {
             loader = loader.profile_name(profile);
         }
-        if let Some(region) = &place.region {
+        if let Some(region) = &options.region {
             loader = loader.region(Region::new(region.clone()));
         }
-        if let Some(endpoint) = &place.endpoint_url {
+        if let Some(endpoint) = &options.endpoint_url {
             loader = loader.endpoint_url(endpoint);
         }
         let config = loader.load().await;
         if config.region().is_none() {
-            bail!("no region is known: give --region, or set AWS_REGION or the profile's region");
+            bail!(
+                "the AWS region is not set: pass --region, or set AWS_REGION or the region of the profile"
+            );
         }
-        let aws = AwsClients::over(&config);
-        let caller = Caller::new(config.clone(), place.endpoint_url.clone())?;
+        let clients = AwsClients::over(&config);
+        let client = SignedAwsClient::new(config.clone(), options.endpoint_url.clone())?;
         Ok(Self {
-            stack: Stack::read(&caller, name).await?,
-            dynamodb: aws.dynamodb().clone(),
-            sqs: aws.sqs().clone(),
-            secrets_manager: aws.secrets_manager().clone(),
-            secrets: SecretsManager::new(&aws),
+            stack: DeployedStack::describe(&client, name).await?,
+            dynamodb: clients.dynamodb().clone(),
+            sqs: clients.sqs().clone(),
+            secrets_manager: clients.secrets_manager().clone(),
+            secrets: SecretsManager::new(&clients),
             sts: aws_sdk_sts::Client::new(&config),
-            caller,
+            aws: client,
         })
     }
 
-    /// Who acts, as AWS knows them: what an audit trail can rely on.
-    pub(crate) async fn actor(&self) -> Result<String> {
+    /// The ARN of the caller. AWS vouches for it; a user name of this machine could be anything.
+    async fn identify_actor(&self) -> Result<String> {
         let identity = self.sts.get_caller_identity().send().await;
-        let identity =
-            identity.context("cannot tell who you are, and nothing is done without that")?;
+        let identity = identity.context(
+            "cannot find out who you are (sts:GetCallerIdentity); the audit trail needs it",
+        )?;
         identity
             .arn
-            .context("AWS gave no ARN for these credentials")
+            .context("AWS returned no ARN for these credentials")
     }
 
-    /// The secrets that sign a provider's deliveries, those in use now before those that were replaced.
-    pub(crate) async fn signing_secrets(&self, provider: ProviderId) -> Result<Vec<SecretString>> {
+    pub(crate) async fn start_audit(&self, reason: String) -> Result<AuditContext> {
+        let actor = self.identify_actor().await?;
+        Ok(AuditContext { actor, reason })
+    }
+
+    /// All secrets that a genuine delivery may be signed with: the current ones first, then replaced ones that are
+    /// still valid after a rotation.
+    pub(crate) async fn read_signing_secrets(
+        &self,
+        provider: ProviderId,
+    ) -> Result<Vec<SecretString>> {
         let (keys, wanted): (&[&str], _) = match provider {
             ProviderId::Stripe => (
                 &["StripePlatformWebhookSecretArn", "StripeWebhookSecretArn"],
@@ -98,29 +112,36 @@ impl Session {
             replaced.extend(valid.map(|previous| previous.of.secret));
         }
         if current.is_empty() {
-            bail!("the stack has no {provider} signing secret yet: give one with --secret-stdin");
+            bail!("the stack has no {provider} signing secret yet: pass one with --secret-stdin");
         }
         current.extend(replaced);
         Ok(current)
     }
 
-    pub(crate) fn events(&self, provider: ProviderId) -> Result<Events> {
+    pub(crate) fn events_table(&self, provider: ProviderId) -> Result<EventsTable> {
         let output = match provider {
             ProviderId::Stripe => "StripeEventsTable",
             ProviderId::Lob => "LobEventsTable",
         };
-        Ok(Events {
+        Ok(EventsTable {
             client: self.dynamodb.clone(),
             table: self.stack.output(output)?.to_owned(),
             provider,
         })
     }
 
-    /// The rows as that provider's worker sees them.
+    pub(crate) fn replay_jobs(&self) -> Result<ReplayJobsTable> {
+        Ok(ReplayJobsTable {
+            client: self.dynamodb.clone(),
+            table: self.stack.output("JobsTable")?.to_owned(),
+        })
+    }
+
+    /// The ledger that the provider's worker uses.
     pub(crate) fn ledger(&self, provider: ProviderId) -> Result<DynamoLedger<SystemClock>> {
         let output = |key| self.stack.output(key).map(str::to_owned);
         let tables = TableNames {
-            events: self.events(provider)?.table,
+            events: self.events_table(provider)?.table,
             orders: Some(output("OrdersTable")?),
             statements: output("StatementsTable")?,
             tenants: Some(output("TenantsTable")?),

@@ -1,28 +1,29 @@
-//! The deployed stack: everything is found through its outputs.
+//! The deployed CloudFormation stack: the tool finds every table, queue, function and secret through the stack's
+//! outputs, so that it needs no configuration of its own and cannot mix up two environments.
 
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
 use roxmltree::Document;
 
-use crate::signed::{CLOUDFORMATION, Caller};
-use crate::xml;
+use crate::aws_request::{CLOUDFORMATION, SignedAwsClient};
+use crate::aws_xml::{find_list_members, read_child_text, read_first_text};
 
-/// What `DescribeStacks` says of a stack.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Stack {
+pub(crate) struct DeployedStack {
     pub(crate) name: String,
-    /// Its ARN.
+    /// The ARN.
     pub(crate) id: String,
-    /// As `UPDATE_COMPLETE`.
+    /// For example `UPDATE_COMPLETE`.
     pub(crate) status: String,
     outputs: BTreeMap<String, String>,
     parameters: BTreeMap<String, String>,
 }
 
-impl Stack {
-    pub(crate) async fn read(caller: &Caller, name: &str) -> Result<Self> {
-        let answer = call(caller, &[("Action", "DescribeStacks"), ("StackName", name)]).await;
+impl DeployedStack {
+    pub(crate) async fn describe(aws: &SignedAwsClient, name: &str) -> Result<Self> {
+        let answer =
+            call_cloudformation(aws, &[("Action", "DescribeStacks"), ("StackName", name)]).await;
         let answer = answer.with_context(|| {
             format!("cannot read the stack {name}: check --stack, --region and --profile")
         })?;
@@ -30,21 +31,25 @@ impl Stack {
     }
 
     fn parse(name: &str, answer: &str) -> Result<Self> {
-        let document = Document::parse(answer).context("CloudFormation's answer")?;
+        let document =
+            Document::parse(answer).context("cannot parse the response of CloudFormation")?;
         let pairs = |list, key, value| {
-            xml::members(&document, list)
+            find_list_members(&document, list)
                 .filter_map(|member| {
-                    let pair = (xml::text(member, key)?, xml::text(member, value)?);
+                    let pair = (
+                        read_child_text(member, key)?,
+                        read_child_text(member, value)?,
+                    );
                     Some((pair.0.to_owned(), pair.1.to_owned()))
                 })
                 .collect()
         };
         Ok(Self {
             name: name.to_owned(),
-            id: xml::first(&document, "StackId")
+            id: read_first_text(&document, "StackId")
                 .unwrap_or_default()
                 .to_owned(),
-            status: xml::first(&document, "StackStatus")
+            status: read_first_text(&document, "StackStatus")
                 .unwrap_or_default()
                 .to_owned(),
             outputs: pairs("Outputs", "OutputKey", "OutputValue"),
@@ -52,8 +57,12 @@ impl Stack {
         })
     }
 
-    /// The names of the stack's resources of one type, as `AWS::CloudWatch::Alarm`.
-    pub(crate) async fn resources(&self, caller: &Caller, of_type: &str) -> Result<Vec<String>> {
+    /// The names of the resources of one type, for example `AWS::CloudWatch::Alarm`.
+    pub(crate) async fn list_resources(
+        &self,
+        aws: &SignedAwsClient,
+        of_type: &str,
+    ) -> Result<Vec<String>> {
         let mut names = Vec::new();
         let mut next: Option<String> = None;
         loop {
@@ -62,22 +71,28 @@ impl Stack {
                 ("StackName", self.name.as_str()),
             ];
             form.extend(next.as_deref().map(|token| ("NextToken", token)));
-            let answer = call(caller, &form).await?;
-            let document = Document::parse(&answer).context("CloudFormation's answer")?;
-            let listed = xml::members(&document, "StackResourceSummaries");
-            let wanted = listed.filter(|it| xml::text(*it, "ResourceType") == Some(of_type));
+            let answer = call_cloudformation(aws, &form).await?;
+            let document =
+                Document::parse(&answer).context("cannot parse the response of CloudFormation")?;
+            let listed = find_list_members(&document, "StackResourceSummaries");
+            let wanted = listed.filter(|it| read_child_text(*it, "ResourceType") == Some(of_type));
             names.extend(
-                wanted.filter_map(|it| Some(xml::text(it, "PhysicalResourceId")?.to_owned())),
+                wanted.filter_map(|it| Some(read_child_text(it, "PhysicalResourceId")?.to_owned())),
             );
-            next = xml::first(&document, "NextToken").map(str::to_owned);
+            next = read_first_text(&document, "NextToken").map(str::to_owned);
             if next.is_none() {
                 return Ok(names);
             }
         }
     }
 
-    /// Updates the stack: its template and its other parameters stay as they are.
-    pub(crate) async fn update(&self, caller: &Caller, changes: &[(&str, &str)]) -> Result<()> {
+    /// Changes parameters; the template and the other parameters stay as deployed. Each of those has to be named with
+    /// `UsePreviousValue`: CloudFormation sets a parameter that an update leaves out back to the template's default.
+    pub(crate) async fn update_parameters(
+        &self,
+        aws: &SignedAwsClient,
+        changes: &[(&str, &str)],
+    ) -> Result<()> {
         let mut form = vec![
             ("Action".to_owned(), "UpdateStack".to_owned()),
             ("StackName".to_owned(), self.name.clone()),
@@ -104,7 +119,7 @@ impl Stack {
             .iter()
             .map(|(name, value)| (name.as_str(), value.as_str()))
             .collect();
-        call(caller, &form).await?;
+        call_cloudformation(aws, &form).await?;
         Ok(())
     }
 
@@ -112,7 +127,7 @@ impl Stack {
         let name = &self.name;
         let value = self.outputs.get(key).map(String::as_str);
         value.with_context(|| {
-            format!("the stack {name} has no output {key}: it is none of billhook's, or older than this tool")
+            format!("the stack {name} has no output {key}: it is not a billhook stack, or it was deployed by an older release; check --stack")
         })
     }
 
@@ -120,14 +135,14 @@ impl Stack {
         self.parameter("LiveMode") == "true"
     }
 
-    /// Empty where the stack has no such parameter.
+    /// Empty if the stack has no such parameter: one that was deployed by an older release may lack the newest.
     pub(crate) fn parameter(&self, key: &str) -> &str {
         self.parameters.get(key).map_or("", String::as_str)
     }
 }
 
-async fn call(caller: &Caller, pairs: &[(&str, &str)]) -> Result<String> {
-    caller.query(CLOUDFORMATION, "2010-05-15", pairs).await
+async fn call_cloudformation(aws: &SignedAwsClient, pairs: &[(&str, &str)]) -> Result<String> {
+    aws.query_xml(CLOUDFORMATION, "2010-05-15", pairs).await
 }
 
 #[cfg(test)]
@@ -135,17 +150,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn outputs_and_parameters_are_read_and_a_missing_one_is_named() {
+    fn outputs_and_parameters_are_parsed_and_a_missing_output_is_an_error() {
         let answer = r#"<DescribeStacksResponse xmlns="http://cloudformation.amazonaws.com/doc/2010-05-15/"><DescribeStacksResult><Stacks><member>
             <Parameters><member><ParameterKey>LiveMode</ParameterKey><ParameterValue>true</ParameterValue></member></Parameters>
             <Outputs><member><OutputKey>OrdersTable</OutputKey><OutputValue>Orders-prod</OutputValue></member></Outputs>
             </member></Stacks></DescribeStacksResult></DescribeStacksResponse>"#;
-        let stack = Stack::parse("billhook-prod", answer).unwrap();
+        let stack = DeployedStack::parse("billhook-prod", answer).unwrap();
         assert_eq!(stack.output("OrdersTable").unwrap(), "Orders-prod");
         assert!(stack.is_live());
         assert_eq!(
             stack.output("JobsTable").unwrap_err().to_string(),
-            "the stack billhook-prod has no output JobsTable: it is none of billhook's, or older than this tool"
+            "the stack billhook-prod has no output JobsTable: it is not a billhook stack, or it was deployed by an older release; check --stack"
         );
     }
 }

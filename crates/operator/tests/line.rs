@@ -9,7 +9,7 @@
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
 
-fn billhook(arguments: &[&str], input: &str) -> Output {
+fn run_billhook(arguments: &[&str], input: &str) -> Output {
     let mut child = Command::new(env!("CARGO_BIN_EXE_billhook"))
         .args(arguments)
         .env_clear()
@@ -23,38 +23,42 @@ fn billhook(arguments: &[&str], input: &str) -> Output {
     child.wait_with_output().unwrap()
 }
 
-fn told(output: &Output) -> String {
+fn stderr_text(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
 #[test]
 fn help_shows_every_command_and_every_exit_code() {
-    let help = billhook(&["--help"], "");
+    let help = run_billhook(&["--help"], "");
     insta::assert_snapshot!(String::from_utf8(help.stdout).unwrap());
 }
 
 #[test]
-fn errors_name_what_to_do_and_have_their_own_code() {
-    let unknown = billhook(&["events", "lst"], "");
+fn errors_say_what_to_do_and_have_their_own_exit_codes() {
+    let unknown = run_billhook(&["events", "lst"], "");
     assert_eq!(unknown.status.code(), Some(2));
-    assert!(told(&unknown).contains("'list'"), "{}", told(&unknown));
-    let nowhere = billhook(&["events", "list"], "");
+    assert!(
+        stderr_text(&unknown).contains("'list'"),
+        "{}",
+        stderr_text(&unknown)
+    );
+    let nowhere = run_billhook(&["events", "list"], "");
     assert_eq!(nowhere.status.code(), Some(1));
     assert_eq!(
-        told(&nowhere),
-        "billhook: no stack is named: give --stack, or set BILLHOOK_STACK\n"
+        stderr_text(&nowhere),
+        "billhook: the stack is not set: pass --stack, or set BILLHOOK_STACK\n"
     );
-    let nameless = billhook(&["events", "show", "pi_1"], "");
+    let nameless = run_billhook(&["events", "show", "pi_1"], "");
     assert!(
-        told(&nameless).contains("beginning with \"evt_\""),
+        stderr_text(&nameless).contains("beginning with \"evt_\""),
         "{}",
-        told(&nameless)
+        stderr_text(&nameless)
     );
 }
 
 #[test]
-fn completions_and_manual_are_made_of_the_same_line() {
-    let completions = billhook(&["completions", "bash"], "");
+fn completions_and_manual_cover_the_same_commands() {
+    let completions = run_billhook(&["completions", "bash"], "");
     assert!(
         String::from_utf8(completions.stdout)
             .unwrap()
@@ -62,8 +66,8 @@ fn completions_and_manual_are_made_of_the_same_line() {
     );
     let folder = std::env::temp_dir().join(format!("billhook-man-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
-    let man = billhook(&["man", folder.to_str().unwrap()], "");
-    assert!(man.status.success(), "{}", told(&man));
+    let man = run_billhook(&["man", folder.to_str().unwrap()], "");
+    assert!(man.status.success(), "{}", stderr_text(&man));
     let page = std::fs::read_to_string(folder.join("billhook-replay.1")).unwrap();
     std::fs::remove_dir_all(&folder).unwrap();
     assert!(page.contains("what\\-if"), "{page}");
@@ -83,18 +87,18 @@ fn a_signature_is_explained_without_a_stack_and_without_showing_the_secret() {
         "--header",
         "Stripe-Signature: t=1781000000,v1=00",
     ];
-    let wrong = billhook(&explain, "whsec_hidden\n");
-    let none = billhook(&explain, "\n");
+    let wrong = run_billhook(&explain, "whsec_hidden\n");
+    let none = run_billhook(&explain, "\n");
     std::fs::remove_file(&body).unwrap();
     let answer = String::from_utf8(wrong.stdout.clone()).unwrap();
-    assert_eq!(wrong.status.code(), Some(4), "{}", told(&wrong));
+    assert_eq!(wrong.status.code(), Some(4), "{}", stderr_text(&wrong));
     assert!(
         answer.contains("no_match") && !answer.contains("hidden"),
         "{answer}"
     );
     assert!(
-        told(&none).contains("no secret came on standard input"),
+        stderr_text(&none).contains("standard input has no secret"),
         "{}",
-        told(&none)
+        stderr_text(&none)
     );
 }

@@ -1,4 +1,4 @@
-//! The operator's tool: the real binary, asked as a person asks it.
+//! `billhook`, the operator's command line: the real binary against a deployed environment.
 
 mod replay;
 mod runbook;
@@ -12,38 +12,37 @@ use billhook_testkit::local::binaries_dir;
 
 use super::*;
 
-/// What a command said.
-struct Said {
+/// How a command ended and what it wrote.
+struct CommandOutcome {
     code: i32,
-    /// The answer, moments and our own ids made steady.
-    out: String,
-    /// What was said on the way, made steady too.
-    told: String,
-    /// The same as it was.
-    raw: String,
+    /// Timestamps and our own ids are replaced by fixed ones.
+    stdout: String,
+    /// The same replacements.
+    stderr: String,
+    /// Without replacements.
+    raw_stderr: String,
 }
 
-impl Said {
-    /// It ended so, and said so.
+impl CommandOutcome {
     #[track_caller]
-    fn says(&self, code: i32, text: &str) {
+    fn assert_exit(&self, code: i32, text: &str) {
         assert!(
-            self.code == code && self.told.contains(text),
+            self.code == code && self.stderr.contains(text),
             "{}: {}",
             self.code,
-            self.told
+            self.stderr
         );
     }
 
     #[track_caller]
     fn json(&self) -> Value {
-        assert_eq!(self.code, 0, "{}", self.told);
-        serde_json::from_str(&self.out).unwrap()
+        assert_eq!(self.code, 0, "{}", self.stderr);
+        serde_json::from_str(&self.stdout).unwrap()
     }
 }
 
-/// As a person types it: words, and phrases in single quotes.
-fn command(stage: &'static Stage, line: &str) -> Command {
+/// `line` is split as a shell does: words, and phrases in single quotes.
+fn build_command(stage: &'static Stage, line: &str) -> Command {
     let parts = line.split('\'').enumerate();
     let arguments = parts.flat_map(|(number, part)| match number % 2 {
         1 => vec![part],
@@ -61,27 +60,29 @@ fn command(stage: &'static Stage, line: &str) -> Command {
     command
 }
 
-/// Runs it to its end.
-async fn billhook(stage: &'static Stage, line: &str) -> Result<Said> {
-    told(stage, line, "").await
+async fn run_billhook(stage: &'static Stage, line: &str) -> Result<CommandOutcome> {
+    run_with_input(stage, line, "").await
 }
 
-/// The same, with something on its standard input.
-async fn told(stage: &'static Stage, line: &str, input: &'static str) -> Result<Said> {
-    let mut command = command(stage, line);
+async fn run_with_input(
+    stage: &'static Stage,
+    line: &str,
+    input: &'static str,
+) -> Result<CommandOutcome> {
+    let mut command = build_command(stage, line);
     let mut child = command.stdin(Stdio::piped()).spawn()?;
     // A command that reads nothing may be gone already.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
-    ended(child).await
+    wait_for_exit(child).await
 }
 
-/// One that goes on for a while.
-fn begun(stage: &'static Stage, line: &str) -> Result<Child> {
-    Ok(command(stage, line).spawn()?)
+/// Starts a command that runs for a while.
+fn start_billhook(stage: &'static Stage, line: &str) -> Result<Child> {
+    Ok(build_command(stage, line).spawn()?)
 }
 
-/// Ends it as Ctrl-C does.
-async fn interrupted(child: Child) -> Result<Said> {
+/// Sends SIGINT, as Ctrl-C does.
+async fn interrupt_billhook(child: Child) -> Result<CommandOutcome> {
     let pid = child.id().to_string();
     assert!(
         Command::new("kill")
@@ -89,25 +90,25 @@ async fn interrupted(child: Child) -> Result<Said> {
             .status()?
             .success()
     );
-    ended(child).await
+    wait_for_exit(child).await
 }
 
-/// Awaited in a thread of its own: what answers it runs on this one.
-async fn ended(child: Child) -> Result<Said> {
+/// Waits in a thread of its own: the proxy and the local Stripe that answer the command run on this one.
+async fn wait_for_exit(child: Child) -> Result<CommandOutcome> {
     let done = tokio::task::spawn_blocking(move || child.wait_with_output()).await??;
-    let raw = String::from_utf8(done.stderr)?;
-    Ok(Said {
+    let raw_stderr = String::from_utf8(done.stderr)?;
+    Ok(CommandOutcome {
         code: done.status.code().unwrap_or(-1),
-        out: steady(&String::from_utf8(done.stdout)?),
-        told: steady(&raw),
-        raw,
+        stdout: replace_volatile(&String::from_utf8(done.stdout)?),
+        stderr: replace_volatile(&raw_stderr),
+        raw_stderr,
     })
 }
 
-/// Moments, ids of ours and names of this run replaced by others of the same length.
-fn steady(text: &str) -> String {
+/// Replaces timestamps and our own ids by fixed ones of the same length, so that table columns keep their widths.
+fn replace_volatile(text: &str) -> String {
     let is_of_word = |c: char| c.is_ascii_alphanumeric() || "-:.".contains(c);
-    let mut steady = String::new();
+    let mut replaced = String::new();
     let mut word = String::new();
     for c in text.chars().chain(['\0']) {
         if is_of_word(c) {
@@ -116,22 +117,22 @@ fn steady(text: &str) -> String {
         }
         let is_uuid = word.len() == 36 && word.matches('-').count() == 4;
         if is_uuid {
-            steady.push_str("01936d3c-0000-7000-8000-000000000000");
+            replaced.push_str("01936d3c-0000-7000-8000-000000000000");
         } else if word.len() == 24 && Timestamp::parse(&word).is_ok() {
-            steady.push_str("2026-11-21T08:00:00.000Z");
+            replaced.push_str("2026-11-21T08:00:00.000Z");
         } else {
-            steady.push_str(&word);
+            replaced.push_str(&word);
         }
         word.clear();
         if c != '\0' {
-            steady.push(c);
+            replaced.push(c);
         }
     }
-    steady
+    replaced
 }
 
 /// An event that is parked because its order is not there.
-async fn too_early(stage: &'static Stage, own: &str) -> Result<String> {
+async fn park_early_payment(stage: &'static Stage, own: &str) -> Result<String> {
     let (id, now) = (format!("evt_{own}"), stage.world.now_s());
     let named = named(&format!("ord_{own}"));
     let paid = intent_succeeded(&id, now, &format!("pi_{own}"), named, 4200);
@@ -141,18 +142,18 @@ async fn too_early(stage: &'static Stage, own: &str) -> Result<String> {
 }
 
 #[test]
-fn events_are_listed_shown_annotated_set_aside_and_released() {
+fn events_are_listed_shown_annotated_parked_and_released() {
     flow(false, async |stage| {
         let world = &stage.world;
-        let id = too_early(stage, "op_early").await?;
+        let id = park_early_payment(stage, "op_early").await?;
         let listed = "events list --outcome parked --object pi_op_early";
-        let table = billhook(stage, listed).await?;
-        insta::assert_snapshot!("events_list", table.out);
-        let lines = billhook(stage, &format!("{listed} --output jsonl")).await?;
-        assert_eq!(lines.out.lines().count(), 1);
+        let table = run_billhook(stage, listed).await?;
+        insta::assert_snapshot!("events_list", table.stdout);
+        let lines = run_billhook(stage, &format!("{listed} --output jsonl")).await?;
+        assert_eq!(lines.stdout.lines().count(), 1);
         assert_eq!(lines.json()["processing_error"], "order_unknown");
 
-        let shown = billhook(stage, &format!("events show {id} --output json")).await?;
+        let shown = run_billhook(stage, &format!("events show {id} --output json")).await?;
         let mut row = shown.json();
         row["payload"]["created"] = json!(0);
         row["expires_at"] = json!(0);
@@ -165,29 +166,30 @@ fn events_are_listed_shown_annotated_set_aside_and_released() {
                 .is_none()
         );
 
-        let said = billhook(stage, &format!("events annotate {id} 'asked the shop'")).await?;
+        let outcome =
+            run_billhook(stage, &format!("events annotate {id} 'asked the shop'")).await?;
         assert_eq!(
-            (said.code, said.told.as_str()),
-            (0, "noted on evt_op_early\n")
+            (outcome.code, outcome.stderr.as_str()),
+            (0, "added the note to evt_op_early\n")
         );
-        let said = billhook(
+        let outcome = run_billhook(
             stage,
             &format!("events park {id} --reason 'waits for the shop'"),
         )
         .await?;
-        assert_eq!(said.code, 0, "{}", said.told);
+        assert_eq!(outcome.code, 0, "{}", outcome.stderr);
         assert_eq!(
             event(world, STRIPE, &id).await?["processing_error"],
             "by_hand"
         );
 
         order(world, "ord_op_early", None).await?;
-        let said = billhook(
+        let outcome = run_billhook(
             stage,
             &format!("events release {id} --reason 'order is there'"),
         )
         .await?;
-        assert_eq!(said.code, 0, "{}", said.told);
+        assert_eq!(outcome.code, 0, "{}", outcome.stderr);
         world.settled(STRIPE, "processed", &[&id]).await?;
         let row = event(world, STRIPE, &id).await?;
         let notes: Vec<_> = row["notes"]
@@ -218,15 +220,16 @@ fn events_are_listed_shown_annotated_set_aside_and_released() {
         );
         assert_eq!(world.order("ord_op_early").await?["status"], "completed");
 
-        // What is done is neither set aside nor released, and what is not there is said so.
+        // An event that is done is neither parked nor released; a missing event has its own exit code.
         for refused in ["park", "release"] {
-            let said = billhook(stage, &format!("events {refused} {id} --reason again")).await?;
-            said.says(1, "is done already");
+            let outcome =
+                run_billhook(stage, &format!("events {refused} {id} --reason again")).await?;
+            outcome.assert_exit(1, "is already done");
         }
-        let missing = billhook(stage, "events show evt_op_nowhere").await?;
-        missing.says(3, "there is no event evt_op_nowhere");
-        let wrong = billhook(stage, "--stack nowhere events list").await?;
-        wrong.says(1, "check --stack, --region and --profile");
+        let missing = run_billhook(stage, "events show evt_op_nowhere").await?;
+        missing.assert_exit(3, "there is no event evt_op_nowhere");
+        let wrong = run_billhook(stage, "--stack nowhere events list").await?;
+        wrong.assert_exit(1, "check --stack, --region and --profile");
         Ok(())
     });
 }
@@ -255,7 +258,7 @@ fn orders_are_reviewed_repaired_and_backfilled_and_access_follows() {
             .await?;
         let access = "orders access ord_op_order";
         assert_eq!(
-            billhook(stage, &format!("{access} --output json"))
+            run_billhook(stage, &format!("{access} --output json"))
                 .await?
                 .json()["status"],
             200
@@ -265,10 +268,10 @@ fn orders_are_reviewed_repaired_and_backfilled_and_access_follows() {
             .settled(STRIPE, "processed", &["evt_op_dispute"])
             .await?;
 
-        let locked = billhook(stage, access).await?;
+        let locked = run_billhook(stage, access).await?;
         assert_eq!(locked.code, 4);
-        insta::assert_snapshot!("orders_access_locked", locked.out);
-        let listed = billhook(stage, "orders review list --limit 1000 --output json")
+        insta::assert_snapshot!("orders_access_locked", locked.stdout);
+        let listed = run_billhook(stage, "orders review list --limit 1000 --output json")
             .await?
             .json();
         assert!(
@@ -280,29 +283,29 @@ fn orders_are_reviewed_repaired_and_backfilled_and_access_follows() {
             "{listed}"
         );
         let clear = "orders review clear ord_op_order --reason 'answered at Stripe'";
-        let cleared = billhook(stage, clear).await?;
+        let cleared = run_billhook(stage, clear).await?;
         assert_eq!(
-            (cleared.code, cleared.told.as_str()),
-            (0, "the review of order#ord_op_order is cleared\n")
+            (cleared.code, cleared.stderr.as_str()),
+            (0, "cleared the review of order#ord_op_order\n")
         );
-        assert_eq!(billhook(stage, access).await?.code, 0);
-        let again = billhook(stage, clear).await?;
+        assert_eq!(run_billhook(stage, access).await?.code, 0);
+        let again = run_billhook(stage, clear).await?;
         assert!(
             again.code == 1
                 && again
-                    .told
-                    .contains("no review of order#ord_op_order stands"),
+                    .stderr
+                    .contains("order#ord_op_order has no open review"),
             "{}",
-            again.told
+            again.stderr
         );
 
         let refund = "orders mark-refunded ord_op_order --reason 'paid back by bank transfer'";
-        assert_eq!(billhook(stage, refund).await?.code, 0);
-        let refused = billhook(stage, &format!("{access} --output jsonl")).await?;
+        assert_eq!(run_billhook(stage, refund).await?.code, 0);
+        let refused = run_billhook(stage, &format!("{access} --output jsonl")).await?;
         assert_eq!(
             (
                 refused.code,
-                serde_json::from_str::<Value>(&refused.out)?["status"].clone()
+                serde_json::from_str::<Value>(&refused.stdout)?["status"].clone()
             ),
             (4, json!(403))
         );
@@ -316,14 +319,14 @@ fn orders_are_reviewed_repaired_and_backfilled_and_access_follows() {
         );
         world.stripe(&late, 1).await?;
         world.settled(STRIPE, "processed", &["evt_op_late"]).await?;
-        let shown = billhook(stage, "orders show ord_op_order --output json")
+        let shown = run_billhook(stage, "orders show ord_op_order --output json")
             .await?
             .json();
         assert_eq!(
             (&shown["status"], shown.get("stripe")),
             (&json!("refunded"), None)
         );
-        let told: Vec<_> = shown["timeline"]
+        let notes: Vec<_> = shown["timeline"]
             .as_array()
             .unwrap()
             .iter()
@@ -336,14 +339,14 @@ fn orders_are_reviewed_repaired_and_backfilled_and_access_follows() {
             })
             .collect();
         assert_eq!(
-            told,
+            notes,
             [
                 ("review clear", "answered at Stripe"),
                 ("mark-refunded", "paid back by bank transfer")
             ]
         );
 
-        // A session without metadata and without an order that bears its payment waits, until the order is told.
+        // A session without metadata and without an order that has its PaymentIntent is parked until the id is backfilled.
         let lost = session_completed(
             "evt_op_lost",
             now,
@@ -356,20 +359,25 @@ fn orders_are_reviewed_repaired_and_backfilled_and_access_follows() {
         world.settled(STRIPE, "parked", &["evt_op_lost"]).await?;
         let backfill =
             "orders backfill-payment-intent ord_op_backfill pi_op_lost --reason 'checkout crashed'";
-        let said = billhook(stage, backfill).await?;
-        assert_eq!(said.code, 0, "{}", said.told);
+        let outcome = run_billhook(stage, backfill).await?;
+        assert_eq!(outcome.code, 0, "{}", outcome.stderr);
         world.settled(STRIPE, "processed", &["evt_op_lost"]).await?;
         assert_eq!(world.order("ord_op_backfill").await?["status"], "completed");
         let other = "orders backfill-payment-intent ord_op_backfill pi_other --reason guess";
-        let said = billhook(stage, other).await?;
-        said.says(1, "bears pi_op_lost already");
-        assert_eq!(billhook(stage, "orders show ord_op_nowhere").await?.code, 3);
+        let outcome = run_billhook(stage, other).await?;
+        outcome.assert_exit(1, "already has pi_op_lost");
+        assert_eq!(
+            run_billhook(stage, "orders show ord_op_nowhere")
+                .await?
+                .code,
+            3
+        );
         Ok(())
     });
 }
 
 #[test]
-fn a_statements_mail_that_needs_attention_is_listed() {
+fn statements_whose_mail_needs_attention_are_listed() {
     flow(false, async |stage| {
         let world = &stage.world;
         let row = json!({ "statement_id": "st_op", "amount_due": 4200, "currency": "usd", "lob_letter_id": "ltr_op",
@@ -386,7 +394,7 @@ fn a_statements_mail_that_needs_attention_is_listed() {
         world
             .settled(LOB, "processed", &["evt_op_returned"])
             .await?;
-        let listed = billhook(stage, "statements attention --output json")
+        let listed = run_billhook(stage, "statements attention --output json")
             .await?
             .json();
         assert!(
@@ -397,10 +405,10 @@ fn a_statements_mail_that_needs_attention_is_listed() {
                 .any(|row| row["statement_id"] == "st_op"),
             "{listed}"
         );
-        let shown = billhook(stage, "statements show st_op").await?;
-        insta::assert_snapshot!("statements_show", shown.out);
-        let raw = billhook(stage, "statements show st_op --raw").await?;
-        assert!(raw.out.contains("Jo Doe"), "{}", raw.out);
+        let shown = run_billhook(stage, "statements show st_op").await?;
+        insta::assert_snapshot!("statements_show", shown.stdout);
+        let raw = run_billhook(stage, "statements show st_op --raw").await?;
+        assert!(raw.stdout.contains("Jo Doe"), "{}", raw.stdout);
         Ok(())
     });
 }
@@ -420,32 +428,32 @@ fn a_tenant_that_is_added_releases_its_events() {
         world.stripe(&from_account(paid, "acct_op"), 1).await?;
         world.settled(STRIPE, "parked", &["evt_op_tenant"]).await?;
         let add = "tenants add ten_op --name Shop --account acct_op";
-        let added = billhook(stage, add).await?;
-        assert_eq!(added.code, 0, "{}", added.told);
+        let added = run_billhook(stage, add).await?;
+        assert_eq!(added.code, 0, "{}", added.stderr);
         world
             .settled(STRIPE, "processed", &["evt_op_tenant"])
             .await?;
         assert_eq!(world.order("ord_op_tenant").await?["status"], "completed");
 
-        let shown = billhook(stage, "tenants show ten_op --output jsonl").await?;
+        let shown = run_billhook(stage, "tenants show ten_op --output jsonl").await?;
         let file = std::env::temp_dir().join(format!("{}-tenants.jsonl", stage.name));
-        std::fs::write(&file, &shown.out)?;
-        let again = billhook(stage, &format!("tenants import {}", file.display())).await?;
+        std::fs::write(&file, &shown.stdout)?;
+        let again = run_billhook(stage, &format!("tenants import {}", file.display())).await?;
         std::fs::remove_file(&file)?;
         assert_eq!(
-            (again.code, again.told.as_str()),
-            (0, "ten_op is there already\n")
+            (again.code, again.stderr.as_str()),
+            (0, "ten_op already exists\n")
         );
-        let listed = billhook(stage, "tenants list").await?;
-        assert!(listed.out.contains("ten_op"), "{}", listed.out);
-        let taken = billhook(stage, "tenants add ten_other --account acct_op").await?;
-        taken.says(1, "acct_op belongs to ten_op");
+        let listed = run_billhook(stage, "tenants list").await?;
+        assert!(listed.stdout.contains("ten_op"), "{}", listed.stdout);
+        let taken = run_billhook(stage, "tenants add ten_other --account acct_op").await?;
+        taken.assert_exit(1, "acct_op already belongs to ten_op");
         Ok(())
     });
 }
 
 #[test]
-fn an_ids_story_is_told_from_each_of_its_ids() {
+fn a_trace_shows_the_same_history_for_each_of_its_ids() {
     flow(false, async |stage| {
         let world = &stage.world;
         let now = world.now_s();
@@ -472,8 +480,8 @@ fn an_ids_story_is_told_from_each_of_its_ids() {
         world
             .settled(STRIPE, "processed", &["evt_op_trace_r"])
             .await?;
-        let story = billhook(stage, "trace ord_op_trace").await?;
-        insta::assert_snapshot!("trace", story.out.replace(&stage.name, "stack"));
+        let history = run_billhook(stage, "trace ord_op_trace").await?;
+        insta::assert_snapshot!("trace", history.stdout.replace(&stage.name, "stack"));
         for id in [
             "evt_op_trace",
             "evt_op_trace_r",
@@ -481,33 +489,39 @@ fn an_ids_story_is_told_from_each_of_its_ids() {
             "ch_op_trace",
         ] {
             assert_eq!(
-                billhook(stage, &format!("trace {id}")).await?.out,
-                story.out,
+                run_billhook(stage, &format!("trace {id}")).await?.stdout,
+                history.stdout,
                 "{id}"
             );
         }
         let correlation = answer[0].body["correlation_id"].as_str().unwrap();
         assert_eq!(
-            billhook(stage, &format!("trace {correlation}")).await?.out,
-            story.out
+            run_billhook(stage, &format!("trace {correlation}"))
+                .await?
+                .stdout,
+            history.stdout
         );
         // With the lines of the functions: each delivery, the second one a duplicate, and the attempt.
         world.stripe(&paid, 1).await?;
         let with_logs = world
             .until(async || {
-                let told = billhook(stage, "trace evt_op_trace --logs").await?.out;
-                Ok(told.matches("stripe_webhook_received").count() == 2
-                    && told.contains("webhook_duplicate")
-                    && told.contains("event_processed"))
+                let trace = run_billhook(stage, "trace evt_op_trace --logs")
+                    .await?
+                    .stdout;
+                Ok(trace.matches("stripe_webhook_received").count() == 2
+                    && trace.contains("webhook_duplicate")
+                    && trace.contains("event_processed"))
             })
             .await?;
         assert!(
             with_logs,
             "{}",
-            billhook(stage, "trace evt_op_trace --logs").await?.out
+            run_billhook(stage, "trace evt_op_trace --logs")
+                .await?
+                .stdout
         );
-        let nothing = billhook(stage, "trace re_op_nowhere").await?;
-        nothing.says(3, "nothing is known of re_op_nowhere");
+        let nothing = run_billhook(stage, "trace re_op_nowhere").await?;
+        nothing.assert_exit(3, "found nothing about re_op_nowhere");
         Ok(())
     });
 }
@@ -517,7 +531,7 @@ fn a_sample_is_sent_and_a_wrong_signature_explained() {
     flow(false, async |stage| {
         let world = &stage.world;
         order(world, "ord_op_send", None).await?;
-        let sent = billhook(
+        let sent = run_billhook(
             stage,
             "send stripe --type payment_intent.succeeded --output json --set data.object.metadata.order_id=ord_op_send --set data.object.id=pi_op_send --set data.object.amount_received=4200 --set data.object.currency=usd",
         )
@@ -532,7 +546,7 @@ fn a_sample_is_sent_and_a_wrong_signature_explained() {
             .settled(STRIPE, "processed", &[sent["event_id"].as_str().unwrap()])
             .await?;
         assert_eq!(world.order("ord_op_send").await?["status"], "completed");
-        let sent = billhook(stage, "send lob --type letter.delivered --output json")
+        let sent = run_billhook(stage, "send lob --type letter.delivered --output json")
             .await?
             .json();
         world
@@ -549,7 +563,7 @@ fn a_sample_is_sent_and_a_wrong_signature_explained() {
         );
         let body = std::env::temp_dir().join(format!("{}-body.json", stage.name));
         std::fs::write(&body, "{\"a\":1}\n")?;
-        let explained = billhook(
+        let explained = run_billhook(
             stage,
             &format!(
                 "sig explain stripe --header '{header}' --body {}",
@@ -558,13 +572,13 @@ fn a_sample_is_sent_and_a_wrong_signature_explained() {
         )
         .await?;
         std::fs::remove_file(&body)?;
-        assert_eq!(explained.code, 4, "{}", explained.told);
+        assert_eq!(explained.code, 4, "{}", explained.stderr);
         // How many were tried depends on the rotations of other tests.
-        let told = explained
-            .out
+        let explanation = explained
+            .stdout
             .lines()
             .filter(|line| !line.starts_with("secrets_tried"));
-        insta::assert_snapshot!("sig_explain", told.collect::<Vec<_>>().join("\n"));
+        insta::assert_snapshot!("sig_explain", explanation.collect::<Vec<_>>().join("\n"));
         Ok(())
     });
 }

@@ -1,44 +1,48 @@
-//! Events decided again: replays and dead letters, previewed, done, cut and continued.
+//! Replays and redrives: previewed, run, interrupted and resumed.
 
 use super::*;
 
 #[test]
-fn a_replay_is_previewed_shown_done_and_forced() {
+fn a_replay_is_previewed_dry_run_done_and_forced() {
     flow(false, async |stage| {
         let world = &stage.world;
         let ids = [
-            too_early(stage, "op_replay_1").await?,
-            too_early(stage, "op_replay_2").await?,
+            park_early_payment(stage, "op_replay_1").await?,
+            park_early_payment(stage, "op_replay_2").await?,
         ];
         for own in ["op_replay_1", "op_replay_2"] {
             order(world, &format!("ord_{own}"), None).await?;
         }
         let both = format!("replay {} {}", ids[0], ids[1]);
-        let preview = billhook(stage, &both).await?;
-        insta::assert_snapshot!("replay_preview", format!("{}{}", preview.out, preview.told));
+        let preview = run_billhook(stage, &both).await?;
+        insta::assert_snapshot!(
+            "replay_preview",
+            format!("{}{}", preview.stdout, preview.stderr)
+        );
         assert_eq!(
             event(world, STRIPE, &ids[0]).await?["processing_outcome"],
             "parked"
         );
-        let shown = billhook(stage, &format!("replay {} --what-if", ids[0])).await?;
-        insta::assert_snapshot!("replay_what_if", shown.out);
+        let shown = run_billhook(stage, &format!("replay {} --what-if", ids[0])).await?;
+        insta::assert_snapshot!("replay_what_if", shown.stdout);
         assert_eq!(world.order("ord_op_replay_1").await?["status"], "pending");
 
-        let done = billhook(stage, &format!("{both} --yes --reason 'orders were late'")).await?;
-        done.says(0, "done: 2 sent");
+        let done =
+            run_billhook(stage, &format!("{both} --yes --reason 'orders were late'")).await?;
+        done.assert_exit(0, "done: 2 sent");
         world
             .settled(STRIPE, "processed", &[&ids[0], &ids[1]])
             .await?;
 
         // Done ones are left out, unless forced with a reason; and then nothing changes.
-        let left_out = billhook(stage, &format!("{both} --yes")).await?;
-        left_out.says(0, "done: 0 sent");
-        let unreasoned = billhook(stage, &format!("{both} --yes --force")).await?;
-        unreasoned.says(2, "--reason");
+        let left_out = run_billhook(stage, &format!("{both} --yes")).await?;
+        left_out.assert_exit(0, "done: 0 sent");
+        let unreasoned = run_billhook(stage, &format!("{both} --yes --force")).await?;
+        unreasoned.assert_exit(2, "--reason");
         let before = world.order("ord_op_replay_1").await?;
         let forced = format!("{both} --yes --force --reason 'to be sure'");
-        let forced = billhook(stage, &forced).await?;
-        forced.says(0, "done: 2 sent");
+        let forced = run_billhook(stage, &forced).await?;
+        forced.assert_exit(0, "done: 2 sent");
         world
             .settled(STRIPE, "processed", &[&ids[0], &ids[1]])
             .await?;
@@ -48,16 +52,16 @@ fn a_replay_is_previewed_shown_done_and_forced() {
             (&after["timeline"], &after["status"])
         );
         assert_eq!(event(world, STRIPE, &ids[0]).await?["attempts"], 3);
-        let everything = billhook(stage, "replay --yes").await?;
-        everything.says(1, "replaying everything");
+        let everything = run_billhook(stage, "replay --yes").await?;
+        everything.assert_exit(1, "does not replay everything");
         Ok(())
     });
 }
 
 #[test]
-fn a_replay_that_is_cut_is_continued_and_sends_each_event_once() {
+fn an_interrupted_replay_is_resumed_and_sends_each_event_once() {
     flow(false, async |stage| {
-        let before = cut_and_continued(stage, "op_cut", 60, "20", 10).await?;
+        let before = interrupt_and_resume(stage, "op_cut", 60, "20", 10).await?;
         assert!(
             (10..60).contains(&before),
             "{before} were sent before the cut"
@@ -69,9 +73,9 @@ fn a_replay_that_is_cut_is_continued_and_sends_each_event_once() {
 /// `make replay` runs it, and shows the figures.
 #[test]
 #[ignore = "takes minutes"]
-fn a_bulk_replay_of_5000_events_is_cut_and_continued() {
+fn a_bulk_replay_of_5000_events_is_interrupted_and_resumed() {
     flow(true, async |stage| {
-        let before = cut_and_continued(stage, "op_bulk", 5_000, "300", 1_000).await?;
+        let before = interrupt_and_resume(stage, "op_bulk", 5_000, "300", 1_000).await?;
         assert!(
             (1_000..5_000).contains(&before),
             "{before} were sent before the cut"
@@ -81,7 +85,7 @@ fn a_bulk_replay_of_5000_events_is_cut_and_continued() {
 }
 
 /// Stores parked events whose payload is none.
-async fn parked(world: &World, own: &str, events: usize) -> Result<()> {
+async fn store_parked_events(world: &World, own: &str, events: usize) -> Result<()> {
     let id = |n: usize| format!("evt_{own}_{n:04}");
     for n in 0..events {
         let row = json!({ "event_id": id(n), "source": "stripe", "event_type": "invoice.paid", "group": format!("{own}{n}"),
@@ -94,9 +98,9 @@ async fn parked(world: &World, own: &str, events: usize) -> Result<()> {
     Ok(())
 }
 
-/// Stores parked events, replays them, cuts that with Ctrl-C, goes on, and looks at each. Answers how many were sent
-/// before the cut.
-async fn cut_and_continued(
+/// Stores parked events, replays them, interrupts the replay with Ctrl-C, resumes it, and checks each event. Returns how
+/// many were sent before the interruption.
+async fn interrupt_and_resume(
     stage: &'static Stage,
     own: &str,
     events: usize,
@@ -105,9 +109,9 @@ async fn cut_and_continued(
 ) -> Result<u64> {
     let world = &stage.world;
     let id = |n: usize| format!("evt_{own}_{n:04}");
-    parked(world, own, events).await?;
+    store_parked_events(world, own, events).await?;
     let replay = format!("replay --outcome parked --error {own} --rate {rate} --yes");
-    let running = begun(stage, &replay)?;
+    let running = start_billhook(stage, &replay)?;
     let sent = async || -> Result<u64> {
         let mut sent = 0;
         for n in 0..events {
@@ -123,21 +127,21 @@ async fn cut_and_continued(
     let last = id(usize::try_from(enough)? - 1);
     let is_sent = async || Ok(event(world, STRIPE, &last).await?["notes"].is_array());
     assert!(world.until(is_sent).await?);
-    let cut = interrupted(running).await?;
-    assert_eq!(cut.code, 130, "{}", cut.told);
-    let told = cut.raw;
+    let cut = interrupt_billhook(running).await?;
+    assert_eq!(cut.code, 130, "{}", cut.stderr);
+    let stderr = cut.raw_stderr;
     let before = sent().await?;
-    let job = told.trim().rsplit_once("--resume ").unwrap().1.to_owned();
+    let job = stderr.trim().rsplit_once("--resume ").unwrap().1.to_owned();
     assert!(
-        told.contains(&format!("cut after {before} of {events} events")),
-        "{told}"
+        stderr.contains(&format!("interrupted after {before} of {events} events")),
+        "{stderr}"
     );
 
-    let resumed = billhook(stage, &format!("replay --resume {job}")).await?;
+    let resumed = run_billhook(stage, &format!("replay --resume {job}")).await?;
     assert!(
-        resumed.told.contains(&format!("done: {events} sent")),
+        resumed.stderr.contains(&format!("done: {events} sent")),
         "{}",
-        resumed.told
+        resumed.stderr
     );
     // Their payload is no event, so each is parked once more: by its one message.
     for n in 0..events {
@@ -152,17 +156,17 @@ async fn cut_and_continued(
             "{row}"
         );
     }
-    let again = billhook(stage, &format!("replay --resume {job}")).await?;
-    again.says(1, "is done, nothing is left");
+    let again = run_billhook(stage, &format!("replay --resume {job}")).await?;
+    again.assert_exit(1, "is done: nothing is left");
     println!(
         "{before} of {events} sent before the cut; {}",
-        resumed.told.trim()
+        resumed.stderr.trim()
     );
     Ok(before)
 }
 
 #[test]
-fn a_replay_that_is_cancelled_stops_and_is_not_gone_on_with() {
+fn a_cancelled_replay_stops_and_cannot_be_resumed() {
     flow(false, async |stage| {
         let world = &stage.world;
         let events = 60;
@@ -170,67 +174,67 @@ fn a_replay_that_is_cancelled_stops_and_is_not_gone_on_with() {
             let id = format!("evt_op_cancel_{n:04}");
             Ok(event(world, STRIPE, &id).await?["notes"].clone())
         };
-        parked(world, "op_cancel", events).await?;
+        store_parked_events(world, "op_cancel", events).await?;
         let replay = "replay --outcome parked --error op_cancel --rate 10 --yes";
-        let begun = begun(stage, replay)?;
+        let running = start_billhook(stage, replay)?;
         assert!(world.until(async || Ok(notes(0).await?.is_array())).await?);
         let first = notes(0).await?;
         let job = first[0]["correlation_id"].as_str().unwrap();
-        let cancelled = billhook(stage, &format!("replay --cancel {job}")).await?;
-        cancelled.says(0, "cancelled");
-        let stopped = ended(begun).await?;
-        stopped.says(1, "was cancelled or is run by another: it stops here");
-        let resumed = billhook(stage, &format!("replay --resume {job}")).await?;
-        resumed.says(1, "was cancelled: begin a new one");
+        let cancelled = run_billhook(stage, &format!("replay --cancel {job}")).await?;
+        cancelled.assert_exit(0, "cancelled");
+        let stopped = wait_for_exit(running).await?;
+        stopped.assert_exit(1, "was cancelled, or resumed elsewhere: this run stops");
+        let resumed = run_billhook(stage, &format!("replay --resume {job}")).await?;
+        resumed.assert_exit(1, "was cancelled: start a new one");
         assert_eq!(notes(events - 1).await?, Value::Null);
         Ok(())
     });
 }
 
 #[test]
-fn a_redrive_that_is_cut_goes_on_with_the_letters_that_are_left() {
+fn an_interrupted_redrive_continues_with_the_messages_that_are_left() {
     flow(true, async |stage| {
         let world = &stage.world;
         let dlq = "StripeEventsDlqUrl";
-        too_early(stage, "op_redrive").await?;
-        let letter = r#"{"source":"stripe","event_id":"evt_op_redrive"}"#;
+        park_early_payment(stage, "op_redrive").await?;
+        let body = r#"{"source":"stripe","event_id":"evt_op_redrive"}"#;
         for n in 0..12 {
             let own = format!("op_redrive_{n}");
-            world.send(dlq, &own, &own, letter).await?;
+            world.send(dlq, &own, &own, body).await?;
         }
         let redrive = "dlq redrive --queue stripe --reason again --yes";
-        let running = begun(stage, &format!("{redrive} --rate 4"))?;
+        let running = start_billhook(stage, &format!("{redrive} --rate 4"))?;
         assert!(
             world
                 .until(async || Ok(world.depth(dlq).await? < 12))
                 .await?
         );
-        let cut = interrupted(running).await?;
-        cut.says(130, "run the same again to go on");
+        let cut = interrupt_billhook(running).await?;
+        cut.assert_exit(130, "run the same command again to continue");
         let left = world.depth(dlq).await?;
         assert!((1..12).contains(&left), "{left}");
-        let rest = billhook(stage, redrive).await?;
-        rest.says(0, &format!("done: {left} letters sent again"));
+        let rest = run_billhook(stage, redrive).await?;
+        rest.assert_exit(0, &format!("done: {left} messages redriven"));
         assert_eq!(world.depth(dlq).await?, 0);
         Ok(())
     });
 }
 
 #[test]
-fn dead_letters_are_listed_sent_again_and_purged() {
+fn dead_letter_messages_are_listed_redriven_and_purged() {
     flow(true, async |stage| {
         let world = &stage.world;
         let dlq = "StripeEventsDlqUrl";
-        for own in ["op_letter", "op_purge"] {
-            too_early(stage, own).await?;
+        for own in ["op_message", "op_purge"] {
+            park_early_payment(stage, own).await?;
         }
-        order(world, "ord_op_letter", None).await?;
+        order(world, "ord_op_message", None).await?;
         world
             .send(
                 dlq,
                 "op_1",
                 "op_1",
-                r#"{"source":"stripe","event_id":"evt_op_letter"}"#,
+                r#"{"source":"stripe","event_id":"evt_op_message"}"#,
             )
             .await?;
         world.send(dlq, "op_2", "op_2", "nonsense").await?;
@@ -242,32 +246,35 @@ fn dead_letters_are_listed_sent_again_and_purged() {
                 r#"{"source":"stripe","event_id":"evt_op_nowhere"}"#,
             )
             .await?;
-        let listed = billhook(stage, "dlq list --queue stripe").await?;
-        insta::assert_snapshot!("dlq_list", sorted(&listed.out));
-        let shown = billhook(stage, "dlq show --queue stripe evt_op_letter --output json")
-            .await?
-            .json();
+        let listed = run_billhook(stage, "dlq list --queue stripe").await?;
+        insta::assert_snapshot!("dlq_list", sort_lines(&listed.stdout));
+        let shown = run_billhook(
+            stage,
+            "dlq show --queue stripe evt_op_message --output json",
+        )
+        .await?
+        .json();
         assert_eq!(
             shown["event"]["processing_error"], "order_unknown",
             "{shown}"
         );
 
         let redrive = "dlq redrive --queue stripe --reason 'the table is back'";
-        let preview = billhook(stage, redrive).await?;
+        let preview = run_billhook(stage, redrive).await?;
         insta::assert_snapshot!(
             "dlq_redrive_preview",
-            format!("{}{}", preview.out, preview.told)
+            format!("{}{}", preview.stdout, preview.stderr)
         );
         assert_eq!(world.depth(dlq).await?, 3);
-        let done = billhook(stage, &format!("{redrive} --yes")).await?;
-        done.says(
+        let done = run_billhook(stage, &format!("{redrive} --yes")).await?;
+        done.assert_exit(
             0,
-            "done: 1 letters sent again\n2 letters name no stored event",
+            "done: 1 messages redriven\n2 messages name no stored event",
         );
         world
-            .settled(STRIPE, "processed", &["evt_op_letter"])
+            .settled(STRIPE, "processed", &["evt_op_message"])
             .await?;
-        assert_eq!(world.order("ord_op_letter").await?["status"], "completed");
+        assert_eq!(world.order("ord_op_message").await?["status"], "completed");
 
         world
             .send(
@@ -277,25 +284,25 @@ fn dead_letters_are_listed_sent_again_and_purged() {
                 r#"{"source":"stripe","event_id":"evt_op_purge"}"#,
             )
             .await?;
-        let purge = "dlq purge --queue stripe --reason 'test letters'";
+        let purge = "dlq purge --queue stripe --reason 'test messages'";
         assert!(
-            billhook(stage, purge)
+            run_billhook(stage, purge)
                 .await?
-                .told
-                .contains("Nothing was done")
+                .stderr
+                .contains("nothing was changed")
         );
-        let done = billhook(stage, &format!("{purge} --yes")).await?;
-        done.says(0, "done: 3 letters purged");
+        let done = run_billhook(stage, &format!("{purge} --yes")).await?;
+        done.assert_exit(0, "done: 3 messages purged");
         let row = event(world, STRIPE, "evt_op_purge").await?;
         assert_eq!(
             (&row["processing_outcome"], &row["notes"][0]["reason"]),
-            (&json!("failed"), &json!("test letters"))
+            (&json!("failed"), &json!("test messages"))
         );
         Ok(())
     });
 }
 
-fn sorted(table: &str) -> String {
+fn sort_lines(table: &str) -> String {
     let mut lines: Vec<&str> = table.lines().collect();
     lines.sort_unstable();
     lines.join("\n")

@@ -1,14 +1,14 @@
-//! Every command of the runbook, run as it stands there: on a stage that has what the pages name.
+//! Runs every command of the runbook as it is written there, in an environment that has the ids which the pages name.
 
 use std::collections::BTreeSet;
 
 use super::*;
 
-/// How those end that do not end with 0 here.
-const ELSE: [(&str, i32); 7] = [
+/// The exit codes of commands that do not exit with 0 here.
+const OTHER_EXIT_CODES: [(&str, i32); 7] = [
     // The local AWS lacks some of what is looked for.
     ("doctor", 4),
-    // The pages' job is nobody's.
+    // The job id of the pages is an example.
     ("replay --resume", 3),
     ("replay --cancel", 3),
     ("trace 0193", 3),
@@ -33,7 +33,7 @@ fn every_command_of_the_runbook_does_its_work() {
         std::fs::write(folder.join("tenants.jsonl"), tenant)?;
 
         // So that there is one to go back to.
-        told(stage, "secrets put lob", "local_lob_webhook_secret_3001").await?;
+        run_with_input(stage, "secrets put lob", "local_lob_webhook_secret_3001").await?;
 
         let mut pages: Vec<_> = std::fs::read_dir(repository().join("docs/runbook"))?
             .map(|page| page.unwrap().path())
@@ -52,26 +52,28 @@ fn every_command_of_the_runbook_does_its_work() {
                     async || Ok(event(world, STRIPE, id).await?["processing_outcome"] != "pending");
                 assert!(world.until(is_decided).await?, "before {line}");
                 if line.starts_with("dlq") {
-                    let letter = r#"{"source":"stripe","event_id":"evt_1"}"#;
+                    let body = r#"{"source":"stripe","event_id":"evt_1"}"#;
                     let own = format!("runbook{}", done.len());
-                    world.send("StripeEventsDlqUrl", &own, &own, letter).await?;
+                    world.send("StripeEventsDlqUrl", &own, &own, body).await?;
                 }
                 let input = match line.contains("secrets put lob") {
                     true => LOB_SECRET,
                     false => "",
                 };
-                let mut command = command(stage, &line);
+                let mut command = build_command(stage, &line);
                 let mut child = command.current_dir(&folder).stdin(Stdio::piped()).spawn()?;
                 let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
-                let said = super::ended(child).await?;
-                ended.push((line, said.code, said.told));
+                let outcome = super::wait_for_exit(child).await?;
+                ended.push((line, outcome.code, outcome.stderr));
             }
         }
         std::fs::remove_dir_all(&folder)?;
         let purge = "dlq purge --queue stripe --reason 'a test' --yes";
-        billhook(stage, purge).await?.says(0, "purged");
+        run_billhook(stage, purge).await?.assert_exit(0, "purged");
         let expected = |line: &str| {
-            let other = ELSE.iter().find(|(begin, _)| line.starts_with(begin));
+            let other = OTHER_EXIT_CODES
+                .iter()
+                .find(|(begin, _)| line.starts_with(begin));
             other.map_or(0, |(_, code)| *code)
         };
         let wrong = ended

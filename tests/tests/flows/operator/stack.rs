@@ -5,21 +5,21 @@ use std::io::{BufRead as _, BufReader};
 use super::*;
 
 #[test]
-fn the_scheduled_tasks_are_run_by_hand() {
+fn scheduled_tasks_are_run_by_an_operator() {
     flow(true, async |stage| {
-        let counted = billhook(stage, "cleanup run --dry-run --output json")
+        let counted = run_billhook(stage, "cleanup run --dry-run --output json")
             .await?
             .json();
         assert_eq!(counted["dry_run"], true);
-        let refused = billhook(stage, "cleanup run --minutes 0").await?;
-        assert_eq!(refused.code, 2, "{}", refused.told);
+        let refused = run_billhook(stage, "cleanup run --minutes 0").await?;
+        assert_eq!(refused.code, 2, "{}", refused.stderr);
         for task in ["sweep", "reconcile"] {
-            let done = billhook(stage, &format!("{task} run --output json")).await?;
+            let done = run_billhook(stage, &format!("{task} run --output json")).await?;
             assert!(
                 done.code == 0 && done.json().is_object(),
                 "{task}: {}{}",
-                done.out,
-                done.told
+                done.stdout,
+                done.stderr
             );
         }
         Ok(())
@@ -31,8 +31,8 @@ fn secrets_show_their_ages_and_are_rotated() {
     flow(true, async |stage| {
         let world = &stage.world;
         let before = signing_secret(world, "StripeWebhookSecretArn").await?;
-        let status = billhook(stage, "secrets status --output json").await?;
-        assert!(!status.out.contains(&before) && !status.out.contains("sk_test"));
+        let status = run_billhook(stage, "secrets status --output json").await?;
+        assert!(!status.stdout.contains(&before) && !status.stdout.contains("sk_test"));
         let is_current = |row: &&Value| row["stage"] == "AWSCURRENT";
         let status = status.json();
         let current: Vec<&Value> = status
@@ -57,15 +57,15 @@ fn secrets_show_their_ages_and_are_rotated() {
                 "{status}"
             );
         }
-        let preview = billhook(stage, "secrets rotate stripe").await?;
-        preview.says(0, "Nothing was done");
+        let preview = run_billhook(stage, "secrets rotate stripe").await?;
+        preview.assert_exit(0, "Nothing was changed");
         assert_eq!(
             signing_secret(world, "StripeWebhookSecretArn").await?,
             before
         );
         let old = stage.endpoints();
-        let rotated = billhook(stage, "secrets rotate stripe --yes").await?;
-        rotated.says(0, "endpoints of Stripe are replaced");
+        let rotated = run_billhook(stage, "secrets rotate stripe --yes").await?;
+        rotated.assert_exit(0, "endpoints at Stripe are replaced");
         assert_ne!(
             signing_secret(world, "StripeWebhookSecretArn").await?,
             before
@@ -76,30 +76,31 @@ fn secrets_show_their_ages_and_are_rotated() {
             "{old:?} {new:?}"
         );
 
-        // What somebody changed at Stripe is seen, by the checks as well.
+        // `secrets status` and `doctor` both report the drift.
         let (id, url) = (
             new.keys().next().unwrap(),
             "https://elsewhere.example/hooks",
         );
         let moved = json!({ "object": "webhook_endpoint", "id": id, "url": url, "enabled_events": ["*"],
             "status": "disabled", "api_version": null, "metadata": {} });
-        let stood = at_stripe(stage, id);
+        let stood = find_stripe_object(stage, id);
         stage.stripe.put(None, moved);
-        let status = billhook(stage, "secrets status").await?;
-        let drift = format!("it is disabled; it sends to {url}; it sends version of the account");
-        assert!(status.out.contains(&drift), "{}", status.out);
-        let looked = billhook(stage, "doctor --read-only").await?;
+        let status = run_billhook(stage, "secrets status").await?;
+        let drift =
+            format!("it is disabled; it sends to {url}; it sends API version (account default)");
+        assert!(status.stdout.contains(&drift), "{}", status.stdout);
+        let looked = run_billhook(stage, "doctor --read-only").await?;
         assert!(
-            looked.code == 4 && looked.out.contains(&drift),
+            looked.code == 4 && looked.stdout.contains(&drift),
             "{}",
-            looked.out
+            looked.stdout
         );
         stage.stripe.put(None, stood);
         Ok(())
     });
 }
 
-fn at_stripe(stage: &Stage, id: &str) -> Value {
+fn find_stripe_object(stage: &Stage, id: &str) -> Value {
     let state = stage.stripe.state();
     let spaces = state["spaces"].as_array().unwrap().iter();
     let mut objects = spaces.flat_map(|space| space["objects"].as_array().unwrap());
@@ -111,35 +112,35 @@ fn keys_are_put_from_standard_input_and_a_wrong_one_is_refused() {
     flow(true, async |stage| {
         let world = &stage.world;
         let put = "secrets put stripe-key";
-        told(stage, put, TEST_KEY)
+        run_with_input(stage, put, TEST_KEY)
             .await?
-            .says(0, "have the endpoints made with it");
-        let live = told(stage, put, "sk_live_notofthisstage").await?;
-        live.says(1, "the Stripe key is a live one");
-        assert!(!live.told.contains("notofthisstage"), "{}", live.told);
-        told(stage, put, "whsec_1")
+            .assert_exit(0, "now create the endpoints with it");
+        let live = run_with_input(stage, put, "sk_live_notofthisstage").await?;
+        live.assert_exit(1, "the Stripe key is a live one");
+        assert!(!live.stderr.contains("notofthisstage"), "{}", live.stderr);
+        run_with_input(stage, put, "whsec_1")
             .await?
-            .says(1, "does not begin with sk_ or rk_");
-        told(stage, put, "")
+            .assert_exit(1, "does not begin with sk_ or rk_");
+        run_with_input(stage, put, "")
             .await?
-            .says(1, "no secret came on standard input");
+            .assert_exit(1, "standard input has no secret");
         let (put, back) = ("secrets put lob", "secrets rollback lob --yes");
-        told(stage, put, "local_lob_webhook_secret_2001")
+        run_with_input(stage, put, "local_lob_webhook_secret_2001")
             .await?
-            .says(0, "another 24 hours");
-        billhook(stage, back)
+            .assert_exit(0, "stays valid for 24 hours");
+        run_billhook(stage, back)
             .await?
-            .says(0, "both are taken for another 24 hours");
-        told(stage, "secrets put stripe-key", TEST_KEY)
+            .assert_exit(0, "both secrets stay valid for 24 hours");
+        run_with_input(stage, "secrets put stripe-key", TEST_KEY)
             .await?
-            .says(0, "put;");
-        billhook(stage, back)
+            .assert_exit(0, "stored;");
+        run_billhook(stage, back)
             .await?
-            .says(1, "the version before has the same lob_webhook_secret");
+            .assert_exit(1, "the version before has the same lob_webhook_secret");
         let put = "secrets put lob --revoke";
-        told(stage, put, LOB_SECRET)
+        run_with_input(stage, put, LOB_SECRET)
             .await?
-            .says(0, "refused within 15 minutes");
+            .assert_exit(0, "refused within 15 minutes");
         let arn = world.stack.output("AppSecretArn")?;
         let read = world
             .aws
@@ -154,11 +155,11 @@ fn keys_are_put_from_standard_input_and_a_wrong_one_is_refused() {
 }
 
 #[test]
-fn a_stack_is_looked_over_and_its_events_counted() {
+fn doctor_checks_a_stack_and_metrics_counts_its_events() {
     flow(true, async |stage| {
         let world = &stage.world;
-        let looked = billhook(stage, "doctor --output json").await?;
-        let found: Vec<Value> = serde_json::from_str(&looked.out)?;
+        let looked = run_billhook(stage, "doctor --output json").await?;
+        let found: Vec<Value> = serde_json::from_str(&looked.stdout)?;
         let result = |check: &str| {
             found
                 .iter()
@@ -175,35 +176,40 @@ fn a_stack_is_looked_over_and_its_events_counted() {
             "StripeWebhookEndpoint at Stripe",
             "StripePlatformWebhookEndpoint at Stripe",
             "no other endpoint of this stack at Stripe",
-            "alarms are there and act",
+            "alarms exist and have actions",
             "API ThrottleRate",
             "API ThrottleBurst",
-            "API has its firewall",
-            "API answers",
-            "stripe test event is taken",
-            "stripe test event comes through",
-            "lob test event is taken",
-            "lob test event comes through",
+            "API has a firewall",
+            "API responds",
+            "stripe test event is accepted",
+            "stripe test event is processed",
+            "lob test event is accepted",
+            "lob test event is processed",
         ] {
-            assert_eq!(result(check), Some(json!("ok")), "{check}: {}", looked.out);
+            assert_eq!(
+                result(check),
+                Some(json!("ok")),
+                "{check}: {}",
+                looked.stdout
+            );
         }
         // The local AWS does not turn on what the template asks for here.
         let recovery = result("OrdersTable recovers to a point in time");
-        assert_eq!(recovery, Some(json!("bad")), "{}", looked.out);
+        assert_eq!(recovery, Some(json!("bad")), "{}", looked.stdout);
         // Nobody gave an address.
-        let hears = result("somebody hears the alarms");
-        assert_eq!(hears, Some(json!("bad")), "{}", looked.out);
+        let hears = result("the alarm topic has a subscriber");
+        assert_eq!(hears, Some(json!("bad")), "{}", looked.stdout);
         world
             .send("LobEventsDlqUrl", "op_doctor", "op_doctor", "nonsense")
             .await?;
-        let looked = billhook(stage, "doctor").await?;
+        let looked = run_billhook(stage, "doctor").await?;
         assert!(
-            looked.code == 4 && looked.out.contains("bad     LobEventsDlq empty"),
+            looked.code == 4 && looked.stdout.contains("bad     LobEventsDlq empty"),
             "{}",
-            looked.out
+            looked.stdout
         );
         let purge = "dlq purge --queue lob --reason 'a test' --yes";
-        assert_eq!(billhook(stage, purge).await?.code, 0);
+        assert_eq!(run_billhook(stage, purge).await?.code, 0);
 
         let paid = intent_succeeded(
             "evt_op_counted",
@@ -214,14 +220,14 @@ fn a_stack_is_looked_over_and_its_events_counted() {
         );
         world.stripe(&paid, 1).await?;
         world.settled(STRIPE, "parked", &["evt_op_counted"]).await?;
-        let counted = billhook(stage, "metrics export --since 1h").await?;
-        assert!(counted.out.contains("stripe_webhook_events_total{event_type=\"payment_intent.succeeded\",result=\"accepted\"}"), "{}", counted.out);
+        let counted = run_billhook(stage, "metrics export --since 1h").await?;
+        assert!(counted.stdout.contains("stripe_webhook_events_total{event_type=\"payment_intent.succeeded\",result=\"accepted\"}"), "{}", counted.stdout);
         Ok(())
     });
 }
 
 #[test]
-fn the_functions_lines_are_found_by_their_correlation_id() {
+fn log_lines_are_found_by_correlation_id() {
     flow(false, async |stage| {
         let world = &stage.world;
         order(world, "ord_op_logs", None).await?;
@@ -237,21 +243,21 @@ fn the_functions_lines_are_found_by_their_correlation_id() {
         let correlation = answers[0].body["correlation_id"].as_str().unwrap();
         let asked = format!("logs --correlation {correlation} --output json");
         let mut lines = Value::Null;
-        let told = world
+        let are_found = world
             .until(async || {
-                lines = billhook(stage, &asked).await?.json();
+                lines = run_billhook(stage, &asked).await?.json();
                 Ok(["stripe_webhook_received", "event_processed"]
                     .iter()
                     .all(|name| lines.to_string().contains(name)))
             })
             .await?;
-        assert!(told, "{lines}");
+        assert!(are_found, "{lines}");
         // One may be about a secret that was read again, and so about no event.
         let is_of_story = |line: &Value| line.get("event_id").is_none_or(|id| id == "evt_op_logs");
         assert!(lines.as_array().unwrap().iter().all(is_of_story), "{lines}");
 
         // Followed, lines come as they are written, until Ctrl-C.
-        let mut following = begun(stage, "logs --since 1s --follow --output jsonl")?;
+        let mut following = start_billhook(stage, "logs --since 1s --follow --output jsonl")?;
         let mut followed = BufReader::new(following.stdout.take().unwrap()).lines();
         let later = intent_succeeded(
             "evt_op_later",
@@ -269,7 +275,7 @@ fn the_functions_lines_are_found_by_their_correlation_id() {
         })
         .await?
         .unwrap()?;
-        assert_eq!(interrupted(following).await?.code, 0);
+        assert_eq!(interrupt_billhook(following).await?.code, 0);
         Ok(())
     });
 }

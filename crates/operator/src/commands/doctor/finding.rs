@@ -1,0 +1,43 @@
+//! The result of a health check and the action that fixes it.
+
+use serde_json::{Value, json};
+
+pub(super) const REVERT_DRIFT_FIX: &str = "somebody changed this by hand, and deploying the same template does not repair it: change it back, or execute a change set created with --use-previous-template --deployment-mode REVERT_DRIFT";
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct CheckFinding {
+    pub(super) check: String,
+    pub(super) is_good: bool,
+    pub(super) detail: String,
+    pub(super) fix: String,
+}
+
+impl CheckFinding {
+    pub(super) fn from_check(
+        check: impl Into<String>,
+        is_good: bool,
+        detail: impl Into<String>,
+        fix: impl Into<String>,
+    ) -> Self {
+        Self {
+            check: check.into(),
+            is_good,
+            detail: detail.into(),
+            fix: if is_good { String::new() } else { fix.into() },
+        }
+    }
+
+    /// A finding that is bad in any case.
+    pub(super) fn problem(
+        check: impl Into<String>,
+        detail: impl Into<String>,
+        fix: impl Into<String>,
+    ) -> Self {
+        Self::from_check(check, false, detail, fix)
+    }
+
+    pub(super) fn render(&self) -> Value {
+        let result = if self.is_good { "ok" } else { "bad" };
+        json!({ "check": self.check, "result": result, "detail": self.detail, "fix": self.fix })
+    }
+}

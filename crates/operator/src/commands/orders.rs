@@ -1,0 +1,358 @@
+//! `billhook orders`: show orders, list and clear reviews, and the repairs that only a person can decide on: a refund
+//! outside Stripe, a PaymentIntent that the checkout failed to store.
+
+use anyhow::{Context as _, Result, bail};
+use aws_sdk_dynamodb::error::ProvideErrorMetadata as _;
+use billhook_adapters::clock::SystemClock;
+use billhook_adapters::dynamodb::attributes::string_value;
+use billhook_core::entity::merge::MinRegister;
+use billhook_core::entity::payment::facts::{ManualEdits, PaymentFacts};
+use billhook_core::entity::{Entity, EntityFacts, EntityKey};
+use billhook_core::ids::{EventId, OrderId, PaymentIntentId, ProviderId};
+use billhook_core::ports::Clock as _;
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use crate::audit::parse_reason;
+use crate::entity_repair::repair_entity;
+use crate::entity_tables::{ORDERS, TENANTS};
+use crate::exit::CommandExit;
+use crate::output::{OutputWriter, print_notice};
+use crate::replay_run::release_events;
+use crate::row_json::{RowDetail, read_column};
+use crate::session::StackSession;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum OrdersCommand {
+    /// Show an order and its timeline
+    #[command(
+        after_help = "Columns that billhook does not know belong to the application and may hold personal data; --raw shows them, \
+        and the merged facts.\n\nExample:\n  billhook orders show ord_1"
+    )]
+    Show(OrdersShowArgs),
+    /// List and clear reviews: orders that need manual action
+    #[command(subcommand)]
+    Review(OrdersReviewCommand),
+    /// Record that an order was refunded outside Stripe
+    #[command(
+        after_help = "From then on the order counts as refunded in full; no event of Stripe undoes that.\n\n\
+        Example:\n  billhook orders mark-refunded ord_1 --reason 'paid back by bank transfer'"
+    )]
+    MarkRefunded(OrderRepairArgs),
+    /// Store the PaymentIntent in an order that has none, and reprocess the events that wait for it
+    #[command(
+        after_help = "Example:\n  billhook orders backfill-payment-intent ord_1 pi_1 --reason 'checkout crashed'"
+    )]
+    BackfillPaymentIntent(OrdersBackfillArgs),
+    /// Show whether the customer may download what was ordered, and why
+    #[command(
+        after_help = "granted: the order is completed and has no open review. locked (423): the order is completed and has an open \
+        review. disabled (403): everything else.\nThe exit code is 4 unless access is granted.\n\nExample:\n  billhook orders access ord_1"
+    )]
+    Access(OrdersAccessArgs),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct OrdersAccessArgs {
+    /// The order id
+    #[arg(value_parser = OrderId::parse)]
+    id: OrderId,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct OrdersShowArgs {
+    /// The order id
+    id: String,
+    /// Show every column, personal data included
+    #[arg(long)]
+    raw: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum OrdersReviewCommand {
+    /// List orders with an open review; reads the whole table
+    #[command(after_help = "Example:\n  billhook orders review list --limit 20")]
+    List(OrdersReviewListArgs),
+    /// Clear the current review reasons; a new reason opens the review again
+    #[command(
+        after_help = "Example:\n  billhook orders review clear ord_1 --reason 'dispute answered'"
+    )]
+    Clear(OrderRepairArgs),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct OrdersReviewListArgs {
+    /// Show at most this many orders
+    #[arg(long, default_value_t = 100)]
+    limit: usize,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct OrderRepairArgs {
+    /// The order id
+    #[arg(value_parser = OrderId::parse)]
+    id: OrderId,
+    /// The reason; the command writes it to the order's timeline
+    #[arg(long, value_parser = parse_reason)]
+    reason: String,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct OrdersBackfillArgs {
+    /// The order id
+    #[arg(value_parser = OrderId::parse)]
+    id: OrderId,
+    /// The PaymentIntent id, from Stripe's dashboard
+    #[arg(value_parser = PaymentIntentId::parse)]
+    intent: PaymentIntentId,
+    /// The reason; the command writes it to the events' notes
+    #[arg(long, value_parser = parse_reason)]
+    reason: String,
+}
+
+pub(crate) async fn run_orders(
+    command: OrdersCommand,
+    session: &StackSession,
+    output: OutputWriter,
+) -> Result<()> {
+    match command {
+        OrdersCommand::Show(show) => output.print_object(
+            &ORDERS
+                .read_row(session, &show.id, RowDetail::by_flag(show.raw))
+                .await?,
+        ),
+        OrdersCommand::Review(OrdersReviewCommand::List(list)) => {
+            let rows = ORDERS
+                .scan_rows(session, &["requiresReview"], list.limit)
+                .await?;
+            let columns = [
+                "id",
+                "tenantId",
+                "status",
+                "paymentStatus",
+                "reviewReasons",
+                "updatedAt",
+            ];
+            output.print_list(&columns, &rows);
+        }
+        OrdersCommand::Review(OrdersReviewCommand::Clear(clear)) => {
+            let audit = session.start_audit(clear.reason).await?;
+            let key = EntityKey::Order(clear.id);
+            repair_entity(session, &key, "review clear", &audit, clear_review_facts).await?;
+            print_notice(&format!("cleared the review of {key}"));
+        }
+        OrdersCommand::MarkRefunded(refund) => {
+            let audit = session.start_audit(refund.reason).await?;
+            let key = EntityKey::Order(refund.id);
+            repair_entity(session, &key, "mark-refunded", &audit, mark_refunded_facts).await?;
+            print_notice(&format!("marked {key} as refunded"));
+        }
+        OrdersCommand::BackfillPaymentIntent(backfill) => {
+            backfill_payment_intent(session, backfill).await?
+        }
+        OrdersCommand::Access(args) => {
+            let row = ORDERS
+                .read_row(session, args.id.as_str(), RowDetail::Known)
+                .await?;
+            let access = DownloadAccess::from_row(&row);
+            output.print_object(&access.render(args.id.as_str()));
+            if access != DownloadAccess::Granted {
+                return Err(
+                    CommandExit::Refused(format!("access to {} is not granted", args.id)).into(),
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+fn clear_review_facts(entity: &Entity) -> Result<EntityFacts> {
+    let standing = &entity.derived.review_reasons;
+    if entity.columns.requires_review != Some(true) {
+        bail!("{} has no open review", entity.key);
+    }
+    let now = MinRegister(SystemClock.now());
+    Ok(build_manual_facts(ManualEdits {
+        cleared: standing
+            .iter()
+            .map(|reason| (reason.clone(), now.clone()))
+            .collect(),
+        ..ManualEdits::default()
+    }))
+}
+
+fn mark_refunded_facts(entity: &Entity) -> Result<EntityFacts> {
+    if entity.facts.payment.manual.refunded.is_some() {
+        bail!("{} is already marked as refunded", entity.key);
+    }
+    Ok(build_manual_facts(ManualEdits {
+        refunded: Some(MinRegister(SystemClock.now())),
+        ..ManualEdits::default()
+    }))
+}
+
+fn build_manual_facts(manual: ManualEdits) -> EntityFacts {
+    EntityFacts {
+        payment: PaymentFacts {
+            manual,
+            ..PaymentFacts::default()
+        },
+        ..EntityFacts::default()
+    }
+}
+
+/// Whether the application may grant a download: money first, review second. A charged-back order is
+/// disabled (403) and not locked (423), even if a review stands.
+#[derive(Debug, PartialEq, Eq)]
+enum DownloadAccess {
+    Granted,
+    Locked { reasons: String },
+    Disabled { because: String },
+}
+
+impl DownloadAccess {
+    fn from_row(row: &Value) -> Self {
+        let (status, payment) = (
+            read_column(row, "status"),
+            read_column(row, "paymentStatus"),
+        );
+        if status != "completed" || payment == "charged_back" || payment == "refunded" {
+            let because = format!("status {status}, paymentStatus {payment}");
+            return Self::Disabled { because };
+        }
+        if row.get("requiresReview") == Some(&json!(true)) {
+            let reasons = read_column(row, "reviewReasons");
+            return Self::Locked { reasons };
+        }
+        Self::Granted
+    }
+
+    fn render(&self, order: &str) -> Value {
+        match self {
+            Self::Granted => json!({ "order": order, "access": "granted", "status": 200 }),
+            Self::Locked { reasons } => {
+                json!({ "order": order, "access": "locked", "status": 423, "locked_by": order,
+                "reasons": reasons,
+                "do": format!("billhook orders review clear {order} --reason …") })
+            }
+            Self::Disabled { because } => {
+                json!({ "order": order, "access": "disabled", "status": 403, "because": because })
+            }
+        }
+    }
+}
+
+async fn backfill_payment_intent(
+    session: &StackSession,
+    backfill: OrdersBackfillArgs,
+) -> Result<()> {
+    let (id, intent) = (&backfill.id, &backfill.intent);
+    let row = ORDERS
+        .read_row(session, id.as_str(), RowDetail::Known)
+        .await?;
+    let current = read_column(&row, "stripePaymentIntentId");
+    if !current.is_empty() && current != intent.as_str() {
+        bail!(
+            "{id} already has {current}: find out at Stripe which of the two belongs to the order"
+        );
+    }
+    let table = session.stack.output(ORDERS.output)?;
+    let update = session
+        .dynamodb
+        .update_item()
+        .table_name(table)
+        .key("id", string_value(id.as_str()))
+        .update_expression("SET stripePaymentIntentId = :intent")
+        .condition_expression(
+            "attribute_exists(id) AND (attribute_not_exists(stripePaymentIntentId) OR stripePaymentIntentId = :intent)",
+        )
+        .expression_attribute_values(":intent", string_value(intent.as_str()))
+        .send()
+        .await;
+    match update {
+        Ok(_) => print_notice(&format!("{id} has {intent} now")),
+        Err(error) if error.code() == Some("ConditionalCheckFailedException") => {
+            bail!(
+                "{id} was changed by others meanwhile: check it with `billhook orders show {id}`, then try again"
+            )
+        }
+        Err(error) => return Err(error).with_context(|| format!("cannot write {id} to {table}")),
+    }
+    let waiting = find_waiting_events(session, intent, &read_column(&row, "tenantId")).await?;
+    let events = session
+        .events_table(ProviderId::Stripe)?
+        .get_summaries(&waiting)
+        .await?;
+    let events: Vec<_> = events
+        .into_iter()
+        .filter(|event| !event.record.processed)
+        .collect();
+    if events.is_empty() {
+        print_notice("no event waits for this PaymentIntent");
+    }
+    release_events(session, &events, backfill.reason).await
+}
+
+/// The events that wait for a PaymentIntent. Its payments row is keyed by account, and an order does not say whether it
+/// was paid through the platform or through the tenant's account, so both are looked up.
+async fn find_waiting_events(
+    session: &StackSession,
+    intent: &PaymentIntentId,
+    tenant: &str,
+) -> Result<Vec<EventId>> {
+    let mut accounts = vec!["platform".to_owned()];
+    if !tenant.is_empty() {
+        let row = TENANTS.find_row(session, tenant, RowDetail::Known).await?;
+        accounts.extend(row.map(|row| read_column(&row, "stripe_connected_account_id")));
+    }
+    let table = session.stack.output("PaymentsTable")?;
+    let mut events = Vec::new();
+    for account in accounts {
+        let get = session.dynamodb.get_item().table_name(table);
+        let got = get
+            .key("payment_id", string_value(format!("{account}#{intent}")))
+            .consistent_read(true)
+            .send()
+            .await;
+        let item = got
+            .with_context(|| format!("cannot read {table}"))?
+            .item
+            .unwrap_or_default();
+        let waiting = item.get("waiting").and_then(|waiting| waiting.as_ss().ok());
+        events.extend(
+            waiting
+                .into_iter()
+                .flatten()
+                .filter_map(|id| EventId::parse(id).ok()),
+        );
+    }
+    Ok(events)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn download_access_depends_on_payment_then_on_review() {
+        for (status, payment, review, expected) in [
+            ("completed", "paid", false, 200),
+            ("completed", "disputed", false, 200),
+            ("completed", "paid", true, 423),
+            ("completed", "disputed", true, 423),
+            ("completed", "charged_back", true, 403),
+            ("completed", "charged_back", false, 403),
+            ("refunded", "refunded", false, 403),
+            ("cancelled", "failed", false, 403),
+            ("payment_failed", "failed", false, 403),
+            ("pending", "unpaid", false, 403),
+            ("pending", "unpaid", true, 403),
+            ("", "", false, 403),
+        ] {
+            let row =
+                json!({ "status": status, "paymentStatus": payment, "requiresReview": review });
+            let shown = DownloadAccess::from_row(&row).render("ord_1");
+            assert_eq!(shown["status"], expected, "{row}");
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! `billhook secrets`: status, rotation, replacement and rollback of secrets. No value is ever printed or logged.
+//!
+//! A replaced secret stays valid for 24 hours, because the provider still retries deliveries that it signed with it;
+//! after a leak `--revoke_replaced` ends that.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use billhook_adapters::clock::SystemClock;
+use billhook_adapters::config::{SecretLocation, SecretSource};
+use billhook_adapters::secrets::{
+    change_members, read_stripe_key, revoke_replaced, roll_back_secret,
+};
+use billhook_core::endpoint::secret::SecretKind;
+use billhook_core::ports::Clock as _;
+use billhook_core::time::Timestamp;
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use crate::output::{OutputWriter, print_notice};
+use crate::secret_input::read_secret;
+use crate::session::StackSession;
+use crate::stack::DeployedStack;
+use crate::stripe_endpoints::{EndpointStatus, STACK_ENDPOINTS, compare_endpoints};
+
+/// The update creates two endpoints, waits for every ingress to know the new secrets, and removes the old ones.
+const UPDATE_MAX: Duration = Duration::from_secs(15 * 60);
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
+
+const SECRETS: [&str; 3] = [
+    "AppSecretArn",
+    "StripeWebhookSecretArn",
+    "StripePlatformWebhookSecretArn",
+];
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SecretsCommand {
+    /// Show versions and ages of the secrets, and drift of the webhook endpoints at Stripe; never shows a value
+    #[command(after_help = "Example:\n  billhook secrets status")]
+    Status,
+    /// Replace the webhook endpoints at Stripe and their signing secrets
+    #[command(
+        after_help = "Updates the stack with a new RotationToken and waits until the update is complete. Replaced secrets stay \
+        valid for 24 hours.\nWithout --yes the command only shows what it would do.\n\n\
+        Example:\n  billhook secrets rotate stripe --yes"
+    )]
+    Rotate(SecretsRotateArgs),
+    /// Store a new Lob signing secret or a new Stripe API key
+    #[command(
+        after_help = "The command reads the value from the first line of standard input, or asks for it; it never shows it.\n\
+        A replaced Lob secret stays valid for 24 hours. Revoke a replaced Stripe key in Stripe's dashboard.\n\n\
+        Examples:\n  billhook secrets put lob\n  pass show lob/webhook | billhook secrets put lob --revoke\n  \
+        billhook secrets put stripe-key"
+    )]
+    Put(SecretsPutArgs),
+    /// Restore the previous Lob secret as a new version
+    #[command(
+        after_help = "Both secrets stay valid for 24 hours. Stripe secrets belong to their endpoints and cannot be rolled back: rotate them.\n\nExample:\n  billhook secrets rollback lob --yes"
+    )]
+    Rollback(SecretsRollbackArgs),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct SecretsPutArgs {
+    /// `lob` for Lob's signing secret, `stripe-key` for the Stripe API key
+    #[arg(value_parser = ["lob", "stripe-key"])]
+    secret: String,
+    /// The old Lob secret leaked: refuse it within 15 minutes
+    #[arg(long)]
+    revoke: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct SecretsRollbackArgs {
+    /// The provider
+    #[arg(value_parser = ["lob"])]
+    provider: String,
+    /// Do it; without this flag the command only shows what it would do
+    #[arg(long)]
+    yes: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct SecretsRotateArgs {
+    /// The provider
+    #[arg(value_parser = ["stripe"])]
+    provider: String,
+    /// Do it; without this flag the command only shows what it would do
+    #[arg(long)]
+    yes: bool,
+}
+
+pub(crate) async fn run_secrets(
+    command: SecretsCommand,
+    session: &StackSession,
+    output: OutputWriter,
+) -> Result<()> {
+    match command {
+        SecretsCommand::Status => {
+            let mut rows = Vec::new();
+            for key in SECRETS {
+                rows.extend(list_secret_versions(session, key).await?);
+            }
+            let comparison = match compare_endpoints(session).await {
+                Ok(comparison) => comparison,
+                Err(error) => {
+                    print_notice(&format!("cannot read the endpoints at Stripe: {error:#}"));
+                    Default::default()
+                }
+            };
+            for row in &mut rows {
+                add_endpoint_columns(row, &comparison.endpoints);
+            }
+            output.print_list(
+                &[
+                    "secret",
+                    "stage",
+                    "created_at",
+                    "age_days",
+                    "version",
+                    "endpoint",
+                    "drift",
+                ],
+                &rows,
+            );
+            if !comparison.strays.is_empty() {
+                let strays = comparison.strays.join(", ");
+                print_notice(&format!(
+                    "Stripe has other endpoints with the tag of this stack: {strays}; run `billhook doctor`"
+                ));
+            }
+        }
+        SecretsCommand::Rotate(rotate) => {
+            let name = &session.stack.name;
+            if !rotate.yes {
+                print_notice(&format!(
+                    "the update of {name} would create new endpoints at Stripe, store their secrets, and remove the old endpoints. \
+                     Nothing was changed: repeat the command with --yes"
+                ));
+                return Ok(());
+            }
+            let token = SystemClock.new_id().to_string();
+            session
+                .stack
+                .update_parameters(&session.aws, &[("RotationToken", &token)])
+                .await?;
+            print_notice(&format!("updating {name}"));
+            wait_for_stack_update(session).await?;
+            print_notice("done: the endpoints at Stripe are replaced");
+        }
+        SecretsCommand::Put(args) => put_secret(&args, session).await?,
+        SecretsCommand::Rollback(rollback) => {
+            if !rollback.yes {
+                print_notice(
+                    "the previous Lob secret would become current. Nothing was changed: repeat the command with --yes",
+                );
+                return Ok(());
+            }
+            let (arn, now) = (session.stack.output("AppSecretArn")?, SystemClock.now());
+            roll_back_secret(&session.secrets, arn, SecretKind::LobSigning, now).await?;
+            print_notice("stored; both secrets stay valid for 24 hours");
+        }
+    }
+    Ok(())
+}
+
+async fn put_secret(args: &SecretsPutArgs, session: &StackSession) -> Result<()> {
+    let (arn, now) = (session.stack.output("AppSecretArn")?, SystemClock.now());
+    // The App secret holds both the key and Lob's secret, and each new version of it makes the last one AWSPREVIOUS.
+    // Whichever is changed, Lob's replaced secrets are carried over: otherwise two changes within 24 hours would drop
+    // one.
+    let of = SecretKind::LobSigning;
+    if args.secret == "stripe-key" {
+        if args.revoke {
+            bail!(
+                "--revoke is for Lob only: revoke a leaked key at Stripe (Developers, API keys, Roll key), then put the new one without --revoke"
+            );
+        }
+        let source = SecretSource {
+            variable: "the key",
+            at: SecretLocation::Here(read_secret("the Stripe API key, sk_… or rk_…")?),
+        };
+        let key = read_stripe_key(&session.secrets, &source, session.stack.is_live()).await?;
+        let members = [(
+            SecretKind::StripeKey.member(),
+            key.context("standard input has no key")?,
+        )];
+        let put = change_members(&session.secrets, arn, of, &members, now).await;
+        put.context("cannot put a key into the App secret: it must be a JSON object")?;
+        print_notice(
+            "stored; now create the endpoints with it: billhook secrets rotate stripe --yes",
+        );
+        return Ok(());
+    }
+    let members = [(
+        of.member(),
+        read_secret("the signing secret from Lob's dashboard")?,
+    )];
+    if args.revoke {
+        revoke_replaced(&session.secrets, arn, of, &members, now).await?;
+        print_notice("stored; the old secret is refused within 15 minutes");
+    } else {
+        change_members(&session.secrets, arn, of, &members, now).await?;
+        print_notice("stored; the old secret stays valid for 24 hours");
+    }
+    Ok(())
+}
+
+/// Adds the endpoint of a current signing secret and its drift.
+fn add_endpoint_columns(row: &mut Value, endpoints: &[EndpointStatus]) {
+    let of = |name: &str| row.get(name).and_then(Value::as_str);
+    let is_of = |status: &&EndpointStatus| {
+        STACK_ENDPOINTS.iter().any(|(output, secret)| {
+            *output == status.output && of("secret") == Some(secret.trim_end_matches("Arn"))
+        })
+    };
+    let status = endpoints
+        .iter()
+        .find(is_of)
+        .filter(|_| of("stage") == Some("AWSCURRENT"));
+    if let (Some(status), Some(row)) = (status, row.as_object_mut()) {
+        let drift = match status.drift.is_empty() {
+            true => "none".to_owned(),
+            false => status.drift.join("; "),
+        };
+        row.insert("endpoint".to_owned(), json!(status.id));
+        row.insert("drift".to_owned(), json!(drift));
+    }
+}
+
+async fn list_secret_versions(session: &StackSession, key: &str) -> Result<Vec<Value>> {
+    let arn = session.stack.output(key)?;
+    let listed = session
+        .secrets_manager
+        .list_secret_version_ids()
+        .secret_id(arn)
+        .send()
+        .await;
+    let listed = listed.with_context(|| format!("cannot read the versions of {arn}"))?;
+    let now = SystemClock.now();
+    let mut rows = Vec::new();
+    for version in listed.versions() {
+        let created = version
+            .created_date
+            .and_then(|at| Timestamp::from_unix_s(at.secs()).ok());
+        for stage in version.version_stages() {
+            rows.push(json!({ "secret": key.trim_end_matches("Arn"), "stage": stage, "version": version.version_id,
+                "created_at": created.map(|at| at.to_string()),
+                "age_days": created.map(|at| at.until(now).as_secs() / 86_400) }));
+        }
+    }
+    if rows.is_empty() {
+        rows.push(json!({ "secret": key.trim_end_matches("Arn"), "stage": "(not set)" }));
+    }
+    rows.sort_by_key(|row| row.get("stage").map(Value::to_string));
+    Ok(rows)
+}
+
+async fn wait_for_stack_update(session: &StackSession) -> Result<()> {
+    let started_at = SystemClock.now();
+    loop {
+        let stack = DeployedStack::describe(&session.aws, &session.stack.name).await?;
+        match stack.status.as_str() {
+            "UPDATE_COMPLETE" => return Ok(()),
+            "UPDATE_IN_PROGRESS" | "UPDATE_COMPLETE_CLEANUP_IN_PROGRESS" => {}
+            status => bail!(
+                "the update of {} ended with {status}: see `aws cloudformation describe-stack-events --stack-name {}`",
+                stack.name,
+                stack.name
+            ),
+        }
+        if started_at.until(SystemClock.now()) > UPDATE_MAX {
+            bail!(
+                "the update of {} is not complete after {UPDATE_MAX:?}: check again later with `billhook secrets status`",
+                stack.name
+            );
+        }
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+}

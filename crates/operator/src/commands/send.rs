@@ -1,0 +1,94 @@
+//! `billhook send`: delivers a signed sample event, to the stack's webhook or to any URL.
+
+use anyhow::{Context as _, Result};
+use billhook_adapters::clock::SystemClock;
+use billhook_core::ports::Clock as _;
+use clap::Args;
+use serde_json::{Value, json};
+
+use crate::exit::CommandExit;
+use crate::output::OutputWriter;
+use crate::provider_argument::parse_provider;
+use crate::sample_events::{build_sample_body, load_samples};
+use crate::secret_input::read_secret;
+use crate::session::StackSession;
+use crate::webhook_delivery::{post_signed_event, read_webhook_url};
+
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Each delivery has a new event id and the current time. It is signed with the secret of the stack, or with the \
+    first line of standard input if --secret-stdin is given.\n\nExamples:\n  \
+    billhook send stripe --type payment_intent.succeeded --set data.object.metadata.order_id=ord_1\n  \
+    billhook send lob --type letter.delivered --set reference_id=ltr_1\n  \
+    billhook send stripe --list\n  \
+    echo whsec_… | billhook send stripe --type refund.created --url http://127.0.0.1:3000/webhooks/stripe --secret-stdin"
+)]
+pub(crate) struct SendArgs {
+    /// The provider to act as
+    #[arg(value_parser = ["stripe", "lob"])]
+    provider: String,
+    /// The event type of the sample
+    #[arg(long = "type", value_name = "TYPE", required_unless_present = "list")]
+    event_type: Option<String>,
+    /// List the event types that have a sample
+    #[arg(long)]
+    list: bool,
+    /// Deliver to this URL instead of the webhook of the stack
+    #[arg(long)]
+    url: Option<String>,
+    /// Set a value in the body, for example data.object.amount=100; text needs no quotes; may be repeated
+    #[arg(long, value_name = "PATH=VALUE")]
+    set: Vec<String>,
+    /// Read the signing secret from standard input
+    #[arg(long)]
+    secret_stdin: bool,
+}
+
+/// `open_session` is called only if the stack is needed: with `--url` and `--secret-stdin` the command works without
+/// AWS.
+pub(crate) async fn run_send(
+    args: SendArgs,
+    session: impl AsyncFnOnce() -> Result<StackSession>,
+    output: OutputWriter,
+) -> Result<()> {
+    let provider = parse_provider(&args.provider);
+    let Some(event_type) = &args.event_type else {
+        let rows: Vec<Value> = load_samples(provider)
+            .iter()
+            .map(|(name, _)| json!({ "type": name }))
+            .collect();
+        output.print_list(&["type"], &rows);
+        return Ok(());
+    };
+    let known = load_samples(provider);
+    let sample = known.iter().find(|(name, _)| name == event_type);
+    let (_, sample) = sample.with_context(|| {
+        format!("there is no sample of {event_type}: see `billhook send {provider} --list`")
+    })?;
+    let now = SystemClock.now();
+    let id = format!("evt_{}", SystemClock.new_id().simple());
+    let body = build_sample_body(provider, sample, &id, now, &args.set)?;
+    let (url, secrets) = match (&args.url, args.secret_stdin) {
+        (Some(url), true) => (url.clone(), vec![read_secret("the signing secret")?]),
+        (url, secret_stdin) => {
+            let session = session().await?;
+            let url = url
+                .as_deref()
+                .map_or_else(|| read_webhook_url(&session.stack, provider), Ok)?;
+            let secrets = if secret_stdin {
+                vec![read_secret("the signing secret")?]
+            } else {
+                session.read_signing_secrets(provider).await?
+            };
+            (url.to_owned(), secrets)
+        }
+    };
+    let answer = post_signed_event(provider, &url, &secrets, body).await?;
+    let status = answer.status;
+    let answer = serde_json::from_str(&answer.body).unwrap_or_else(|_| json!(answer.body));
+    output.print_object(&json!({ "event_id": id, "event_type": event_type, "url": url, "status": status, "answer": answer }));
+    if status == 200 {
+        return Ok(());
+    }
+    Err(CommandExit::Refused(format!("{url} answered {status}")).into())
+}

@@ -1,0 +1,223 @@
+//! Finds the events and entities that belong to an id: by key, by index, or by a scan of the days given with `--since`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context as _, Result};
+use billhook_adapters::clock::SystemClock;
+use billhook_adapters::dynamodb::events::read_stored_event;
+use billhook_core::entity::EntityKey;
+use billhook_core::ids::{
+    EventId, OrderId, PaymentIntentId, PieceId, ProviderId, StatementId, TenantId,
+};
+use billhook_core::ports::Clock as _;
+use billhook_core::provider::interpret::{EventFacts, interpret};
+use billhook_core::time::Timestamp;
+use billhook_core::worker::ports::{Ledger as _, PaymentKey, StoredEvent, StoredPayload};
+use uuid::Uuid;
+
+use super::entries::{TraceEntry, TracedEvent};
+use crate::entity_tables::{ORDERS, STATEMENTS, TENANTS};
+use crate::event_filter::EventFilter;
+use crate::event_lookup;
+use crate::events_table::EventSummary;
+use crate::row_json::{RowDetail, read_text};
+use crate::session::StackSession;
+use crate::time_argument::TimeArgument;
+
+#[derive(Default)]
+pub(super) struct TraceSearch {
+    pub(super) events: BTreeMap<EventId, TracedEvent>,
+    pub(super) entities: BTreeSet<EntityKey>,
+    pub(super) entries: Vec<TraceEntry>,
+}
+
+impl TraceSearch {
+    pub(super) async fn start_from_id(
+        &mut self,
+        session: &StackSession,
+        id: &str,
+        since: TimeArgument,
+    ) -> Result<()> {
+        if let Ok(event) = EventId::parse(id) {
+            event_lookup::find_event(session, &event).await?;
+            return self.add_event(session, &event).await;
+        }
+        if let Ok(uuid) = id.parse::<Uuid>() {
+            return self.add_events_of_correlation(session, uuid).await;
+        }
+        if let Ok(intent) = PaymentIntentId::parse(id) {
+            let ledger = session.ledger(ProviderId::Stripe)?;
+            self.entities
+                .extend(ledger.entities_by_payment_intent(&intent).await?);
+            let payment = PaymentKey {
+                account: None,
+                intent,
+            };
+            let rows = ledger
+                .load_rows(&BTreeSet::new(), &BTreeSet::from([payment]))
+                .await?;
+            for row in rows.payments.into_values() {
+                self.entities.extend(row.entity);
+                for event in row.waiting {
+                    self.add_event(session, &event).await?;
+                }
+            }
+            return self.add_events_of_object(session, id, since).await;
+        }
+        if ["ltr_", "psc_", "sfm_", "chk_"]
+            .iter()
+            .any(|kind| id.starts_with(kind))
+        {
+            let ledger = session.ledger(ProviderId::Lob)?;
+            self.entities
+                .extend(ledger.statements_by_piece(&PieceId::parse(id)?).await?);
+            return self.add_events_of_object(session, id, since).await;
+        }
+        for (table, key) in [
+            (ORDERS, OrderId::parse(id).map(EntityKey::Order)?),
+            (
+                STATEMENTS,
+                StatementId::parse(id).map(EntityKey::Statement)?,
+            ),
+            (TENANTS, TenantId::parse(id).map(EntityKey::Tenant)?),
+        ] {
+            if table
+                .find_row(session, id, RowDetail::Known)
+                .await?
+                .is_some()
+            {
+                self.entities.insert(key);
+            }
+        }
+        if self.entities.is_empty() {
+            self.add_events_of_object(session, id, since).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn add_event(&mut self, session: &StackSession, id: &EventId) -> Result<()> {
+        if self.events.contains_key(id) {
+            return Ok(());
+        }
+        for provider in [ProviderId::Stripe, ProviderId::Lob] {
+            let Some(item) = session.events_table(provider)?.get_item(id).await? else {
+                continue;
+            };
+            let summary = EventSummary::from_item(provider, &item)
+                .context("the row is not an event of billhook")?;
+            let facts = read_stored_event(&item)
+                .and_then(|kept| read_event_facts(session, provider, &kept));
+            self.events
+                .insert(id.clone(), TracedEvent { summary, facts });
+        }
+        Ok(())
+    }
+
+    async fn add_events_of_object(
+        &mut self,
+        session: &StackSession,
+        id: &str,
+        since: TimeArgument,
+    ) -> Result<()> {
+        let now = SystemClock.now();
+        let selection = EventFilter::about_object(id, since).resolve(Vec::new(), now);
+        for event in event_lookup::list_events(session, &selection, usize::MAX).await? {
+            self.add_event(session, &event.record.id).await?;
+        }
+        Ok(())
+    }
+
+    async fn add_events_of_correlation(&mut self, session: &StackSession, id: Uuid) -> Result<()> {
+        let jobs = session.replay_jobs()?;
+        if let Ok(job) = jobs.read_job(id).await {
+            self.entries.push(TraceEntry {
+                at: job.created_at.to_string(),
+                rank: 0,
+                id: id.to_string(),
+                what: "replay".to_owned(),
+                detail: format!(
+                    "{} of {} sent, {:?}, by {}: {}",
+                    job.sent, job.total, job.state, job.audit.actor, job.audit.reason
+                ),
+            });
+            for event in &job.selection.ids {
+                self.add_event(session, event).await?;
+            }
+        }
+        // No index has correlation ids. But a UUIDv7 contains its time, so two minutes of the day index are enough.
+        let Some(at) = id.get_timestamp() else {
+            return Ok(());
+        };
+        let Ok(at) = Timestamp::from_unix_s(i64::try_from(at.to_unix().0)?) else {
+            return Ok(());
+        };
+        let selection = EventFilter::select_around(at);
+        for provider in [ProviderId::Stripe, ProviderId::Lob] {
+            for event in session
+                .events_table(provider)?
+                .list(&selection, usize::MAX)
+                .await?
+            {
+                if read_text(&event.row, "correlation_id") == Some(&id.to_string()) {
+                    self.add_event(session, &event.record.id).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn read_event_facts(
+    session: &StackSession,
+    provider: ProviderId,
+    kept: &StoredEvent,
+) -> Option<EventFacts> {
+    let StoredPayload::Intact(body) = &kept.payload else {
+        return None;
+    };
+    let account = kept.stored.account.as_ref();
+    interpret(provider, session.stack.is_live(), account, body).ok()
+}
+
+/// The entity that an event belongs to, found in the order in which a worker does: named by metadata, by letter, by
+/// account, by PaymentIntent.
+pub(super) async fn find_entity_of_event(
+    session: &StackSession,
+    event: &TracedEvent,
+) -> Result<Option<EntityKey>> {
+    let Some(facts) = &event.facts else {
+        return Ok(None);
+    };
+    if facts.names.is_some() {
+        return Ok(facts.names.clone());
+    }
+    let ledger = session.ledger(event.summary.provider)?;
+    if let Some(piece) = &facts.piece {
+        return Ok(ledger.statements_by_piece(piece).await?.into_iter().next());
+    }
+    if facts.about_account {
+        let tenants = match &event.summary.record.account {
+            Some(account) => ledger.tenants_by_account(account).await?,
+            None => Vec::new(),
+        };
+        return Ok(tenants.into_iter().next().map(EntityKey::Tenant));
+    }
+    let Some(intent) = facts.intent.clone() else {
+        return Ok(None);
+    };
+    let payment = PaymentKey {
+        account: event.summary.record.account.clone(),
+        intent: intent.clone(),
+    };
+    let rows = ledger
+        .load_rows(&BTreeSet::new(), &BTreeSet::from([payment]))
+        .await?;
+    if let Some(entity) = rows.payments.into_values().find_map(|row| row.entity) {
+        return Ok(Some(entity));
+    }
+    Ok(ledger
+        .entities_by_payment_intent(&intent)
+        .await?
+        .into_iter()
+        .next())
+}

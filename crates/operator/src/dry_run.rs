@@ -1,0 +1,288 @@
+//! Dry run (`replay --what-if`): runs the real worker over the current rows, with a ledger that records commits instead
+//! of writing them.
+//!
+//! Because the worker is the same, the preview cannot differ from the replay in its rules. It differs in one thing:
+//! each event is decided on the stored rows alone, so the effect of an earlier event of the same preview is not seen.
+
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use anyhow::Result;
+use billhook_adapters::clock::SystemClock;
+use billhook_core::entity::schema::LastDerived;
+use billhook_core::entity::{Entity, EntityFacts, EntityKey, EntityUpdate};
+use billhook_core::error::DependencyError;
+use billhook_core::ids::{AccountId, EventId, PaymentIntentId, PieceId, ProviderId, TenantId};
+use billhook_core::intake::inbox::EventSource;
+use billhook_core::intake::message::EventPointer;
+use billhook_core::ports::Clock as _;
+use billhook_core::time::Timestamp;
+use billhook_core::worker::batch::{ReceivedMessage, Worker};
+use billhook_core::worker::ports::{
+    CommitError, CommitPart, Ledger, LoadedRows, PaymentKey, StoredEvent,
+};
+use serde_json::{Value, json};
+
+use crate::events_table::EventSummary;
+use crate::session::StackSession;
+
+/// A worker stops when its function runs out of time. Here there is no such limit, only an end for an unreachable
+/// DynamoDB.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+pub(crate) const COLUMNS: [&str; 6] =
+    ["event_id", "outcome", "entity", "column", "before", "after"];
+
+/// The outcome of each event and the columns of its order, statement or tenant that it would change, one row per
+/// column.
+pub(crate) async fn preview_events(
+    session: &StackSession,
+    events: impl Iterator<Item = &EventSummary>,
+    force: bool,
+) -> Result<Vec<Value>> {
+    let mut rows = Vec::new();
+    for event in events {
+        let worker = Worker {
+            provider: event.provider,
+            live_mode: session.stack.is_live(),
+            ledger: DryRunLedger {
+                ledger: session.ledger(event.provider)?,
+                force,
+                rows: Mutex::default(),
+            },
+            clock: SystemClock,
+        };
+        let message = ReceivedMessage {
+            message_id: event.record.id.to_string(),
+            body: EventPointer::message_for(&event.record, EventSource::ManualReplay),
+            receive_count: 1,
+        };
+        let deadline = SystemClock.now().after(DEADLINE);
+        let reports = worker
+            .process_batch(&[message], deadline, std::future::pending())
+            .await;
+        for report in reports {
+            if let Err(failure) = report.result {
+                anyhow::bail!("{}: {failure}", event.record.id);
+            }
+        }
+        rows.extend(worker.ledger.rows.into_inner().unwrap_or_default());
+    }
+    Ok(rows)
+}
+
+#[derive(Debug)]
+struct DryRunLedger<L> {
+    ledger: L,
+    /// Presents events that are done as open: otherwise the worker would skip them and the preview of a forced replay
+    /// would be empty.
+    force: bool,
+    rows: Mutex<Vec<Value>>,
+}
+
+impl<L: Ledger> Ledger for DryRunLedger<L> {
+    type Row = L::Row;
+
+    async fn load_events(
+        &self,
+        provider: ProviderId,
+        ids: &BTreeSet<EventId>,
+    ) -> Result<Vec<StoredEvent>, DependencyError> {
+        let mut events = self.ledger.load_events(provider, ids).await?;
+        if self.force {
+            for kept in &mut events {
+                kept.stored.processed = false;
+            }
+        }
+        Ok(events)
+    }
+
+    async fn load_rows(
+        &self,
+        entities: &BTreeSet<EntityKey>,
+        payments: &BTreeSet<PaymentKey>,
+    ) -> Result<LoadedRows<L::Row>, DependencyError> {
+        self.ledger.load_rows(entities, payments).await
+    }
+
+    async fn entities_by_payment_intent(
+        &self,
+        intent: &PaymentIntentId,
+    ) -> Result<Vec<EntityKey>, DependencyError> {
+        self.ledger.entities_by_payment_intent(intent).await
+    }
+
+    async fn statements_by_piece(
+        &self,
+        piece: &PieceId,
+    ) -> Result<Vec<EntityKey>, DependencyError> {
+        self.ledger.statements_by_piece(piece).await
+    }
+
+    async fn tenants_by_account(
+        &self,
+        account: &AccountId,
+    ) -> Result<Vec<TenantId>, DependencyError> {
+        self.ledger.tenants_by_account(account).await
+    }
+
+    async fn commit(
+        &self,
+        _: ProviderId,
+        commits: &[CommitPart<'_, L::Row>],
+    ) -> Result<(), CommitError> {
+        if let Ok(mut rows) = self.rows.lock() {
+            rows.extend(commits.iter().flat_map(describe_commit));
+        }
+        Ok(())
+    }
+}
+
+/// One row per event of the commit and changed column.
+fn describe_commit<R>(commit: &CommitPart<'_, R>) -> Vec<Value> {
+    let changes = commit.entity.map(|(entity, _, next)| {
+        (
+            entity.key.to_string(),
+            diff_entity(entity, next, commit.now),
+        )
+    });
+    let (entity, changes) = changes.unwrap_or_default();
+    let mut rows = Vec::new();
+    for update in &commit.events {
+        let outcome = update.verdict.outcome().as_str();
+        let row = |column: &str, before: &Value, after: &Value| {
+            json!({ "event_id": update.event.as_str(), "outcome": outcome, "reason": update.verdict.reason(),
+                    "entity": (!entity.is_empty()).then_some(&entity), "column": column, "before": before, "after": after })
+        };
+        if changes.is_empty() {
+            rows.push(row("-", &Value::Null, &Value::Null));
+        }
+        rows.extend(
+            changes
+                .iter()
+                .map(|change| row(&change.column, &change.before, &change.after)),
+        );
+    }
+    rows
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ColumnChange {
+    pub(crate) column: String,
+    pub(crate) before: Value,
+    pub(crate) after: Value,
+}
+
+/// The columns of an entity that differ before and after.
+pub(crate) fn diff_entity(
+    entity: &Entity,
+    next: &EntityUpdate,
+    now: Timestamp,
+) -> Vec<ColumnChange> {
+    let was = entity.apply_facts(EntityFacts::default(), now);
+    let mut changes = Vec::new();
+    let mut change = |column: &str, before: Value, after: Value| {
+        if before != after {
+            changes.push(ColumnChange {
+                column: column.to_owned(),
+                before,
+                after,
+            });
+        }
+    };
+    let before = json!(entity.columns);
+    for (column, after) in json!(next.derived.columns)
+        .as_object()
+        .into_iter()
+        .flatten()
+    {
+        let before = before.get(column).cloned().unwrap_or(Value::Null);
+        change(column, before, after.clone());
+    }
+    let reasons = |derived: &LastDerived| json!(derived.review_reasons);
+    change(
+        "reviewReasons",
+        reasons(&entity.derived),
+        reasons(&next.derived),
+    );
+    let refunded = |next: &EntityUpdate| json!(next.payment.amount_refunded);
+    change("amountRefunded", refunded(&was), refunded(next));
+    let tenants = |next: &EntityUpdate| json!(next.account.status.as_str());
+    change("stripeStatus", tenants(&was), tenants(next));
+    let kinds = |next: &EntityUpdate| -> Value {
+        next.timeline()
+            .into_iter()
+            .map(|entry| entry.kind)
+            .collect()
+    };
+    change("timeline", kinds(&was), kinds(next));
+    changes
+}
+
+#[cfg(test)]
+mod tests {
+    use billhook_core::entity::schema::GuardedColumns;
+    use billhook_core::ids::OrderId;
+    use billhook_core::money::{Currency, Money};
+
+    use super::*;
+    use billhook_core::provider::stripe::event::StripeEvent;
+    use billhook_core::provider::stripe::payments::read_payment_facts;
+
+    fn change(column: &str, before: Value, after: Value) -> ColumnChange {
+        ColumnChange {
+            column: column.to_owned(),
+            before,
+            after,
+        }
+    }
+
+    #[test]
+    fn a_payment_changes_columns_and_its_repetition_changes_none() {
+        let event = br#"{"id":"evt_1","type":"payment_intent.succeeded","created":1781000000,"data":{"object":{"id":"pi_1",
+            "object":"payment_intent","amount_received":4200,"currency":"usd"}}}"#;
+        let event = StripeEvent::parse(event).unwrap();
+        let payment = read_payment_facts(&event).unwrap().unwrap();
+        let paid = EntityFacts {
+            payment,
+            ..EntityFacts::default()
+        };
+        let now = Timestamp::from_unix_s(1_781_000_000).unwrap();
+        let due = Money {
+            amount: 4200,
+            currency: Currency::parse("usd").unwrap(),
+        };
+        let mut order = Entity {
+            key: EntityKey::Order(OrderId::parse("ord_1").unwrap()),
+            version: 0,
+            tenant: None,
+            account: None,
+            due: Some(due),
+            intent: None,
+            session: None,
+            user: None,
+            mailed: None,
+            columns: GuardedColumns {
+                status: Some("pending".to_owned()),
+                ..GuardedColumns::default()
+            },
+            derived: LastDerived::default(),
+            facts: EntityFacts::default(),
+        };
+        let next = order.apply_facts(paid.clone(), now);
+        let changes = diff_entity(&order, &next, now);
+        assert!(
+            changes.contains(&change("status", json!("pending"), json!("completed"))),
+            "{changes:?}"
+        );
+        assert!(
+            changes.contains(&change("timeline", json!([]), json!(["payment_succeeded"]))),
+            "{changes:?}"
+        );
+        order.columns = next.derived.columns.clone();
+        order.derived = next.derived.clone();
+        order.facts = next.facts.clone();
+        assert_eq!(diff_entity(&order, &order.apply_facts(paid, now), now), []);
+    }
+}

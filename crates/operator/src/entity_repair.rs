@@ -1,0 +1,103 @@
+//! Repairs: an operator's decision enters an order or statement as a fact, through the same merge and the same
+//! optimistic lock as the facts of an event.
+//!
+//! So a repair survives every later event, replay and rebuild, and status, review and timeline follow from it at once.
+//! A column that is edited by hand would be overwritten by the next event.
+
+use std::collections::{BTreeSet, HashMap};
+
+use anyhow::{Context as _, Result, bail};
+use aws_sdk_dynamodb::types::AttributeValue;
+use billhook_adapters::clock::SystemClock;
+use billhook_adapters::dynamodb::attributes::string_value;
+use billhook_core::entity::{Entity, EntityFacts, EntityKey};
+use billhook_core::ids::ProviderId;
+use billhook_core::ports::Clock as _;
+use billhook_core::worker::ports::{CommitError, CommitPart, Ledger as _};
+
+use crate::audit::AuditContext;
+use crate::entity_tables::locate_entity;
+use crate::exit::CommandExit;
+use crate::session::StackSession;
+
+/// Attempts to win the optimistic lock. A worker that processes a burst of events of one order may win a few times.
+const ATTEMPTS_MAX: usize = 5;
+
+/// Merges the facts that `make_facts` derives from the current row, or fails with its reason. The timeline records who
+/// did it and why.
+pub(crate) async fn repair_entity(
+    session: &StackSession,
+    key: &EntityKey,
+    action: &str,
+    audit: &AuditContext,
+    make_facts: impl Fn(&Entity) -> Result<EntityFacts>,
+) -> Result<()> {
+    let ledger = session.ledger(ProviderId::Stripe)?;
+    let keys = BTreeSet::from([key.clone()]);
+    let mut is_noted = false;
+    for _ in 0..ATTEMPTS_MAX {
+        let mut rows = ledger.load_rows(&keys, &BTreeSet::new()).await?;
+        if let Some(reason) = rows.unreadable.remove(key) {
+            bail!("cannot read {key} ({reason}): restore the row from a backup");
+        }
+        let missing = || CommandExit::NotFound(format!("there is no {key}"));
+        let (entity, row) = rows.entities.remove(key).ok_or_else(missing)?;
+        let facts = make_facts(&entity)?;
+        if !is_noted {
+            // The note comes first: if the command dies in between, a note without a repair can be explained, a repair
+            // without a note cannot. The note changes the row, so the row is read again before the commit.
+            write_timeline_note(session, key, action, audit).await?;
+            is_noted = true;
+            continue;
+        }
+        let now = SystemClock.now();
+        let next = entity.apply_facts(facts, now);
+        let commit = CommitPart {
+            entity: Some((&entity, &row, &next)),
+            events: Vec::new(),
+            payments: Vec::new(),
+            now,
+        };
+        match ledger.commit(ProviderId::Stripe, &[commit]).await {
+            Ok(()) => return Ok(()),
+            Err(CommitError::LostRace | CommitError::Busy(_)) => {}
+            Err(error) => return Err(error).with_context(|| format!("cannot write {key}")),
+        }
+    }
+    bail!("{key} was changed by others {ATTEMPTS_MAX} times in a row: try again")
+}
+
+async fn write_timeline_note(
+    session: &StackSession,
+    key: &EntityKey,
+    action: &str,
+    audit: &AuditContext,
+) -> Result<()> {
+    let (table, id) = locate_entity(key);
+    let meta = HashMap::from([
+        ("action".to_owned(), string_value(action)),
+        ("reason".to_owned(), string_value(&audit.reason)),
+    ]);
+    let entry = AttributeValue::M(HashMap::from([
+        ("type".to_owned(), string_value("note")),
+        ("at".to_owned(), string_value(SystemClock.now().to_string())),
+        ("actor".to_owned(), string_value("operator")),
+        ("actorType".to_owned(), string_value("user")),
+        ("actorId".to_owned(), string_value(&audit.actor)),
+        ("meta".to_owned(), AttributeValue::M(meta)),
+    ]));
+    session
+        .dynamodb
+        .update_item()
+        .table_name(session.stack.output(table.output)?)
+        .key(table.key, string_value(id))
+        .update_expression("SET timeline = list_append(if_not_exists(timeline, :none), :entry)")
+        .condition_expression("attribute_exists(#key)")
+        .expression_attribute_names("#key", table.key)
+        .expression_attribute_values(":none", AttributeValue::L(Vec::new()))
+        .expression_attribute_values(":entry", AttributeValue::L(vec![entry]))
+        .send()
+        .await
+        .with_context(|| format!("cannot write to the timeline of {key}"))?;
+    Ok(())
+}
