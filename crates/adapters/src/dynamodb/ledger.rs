@@ -85,9 +85,9 @@ impl<C: Clock> DynamoLedger<C> {
 
     fn schema(&self, key: &EntityKey) -> Result<RowSchema, DependencyError> {
         Ok(match key {
-            EntityKey::Order(_) => orders::schema(self.orders_table()?),
-            EntityKey::Statement(_) => statements::schema(self.tables.statements.clone()),
-            EntityKey::Tenant(_) => tenants::schema(self.tenants_table()?),
+            EntityKey::Order(_) => orders::order_schema(self.orders_table()?),
+            EntityKey::Statement(_) => statements::statement_schema(self.tables.statements.clone()),
+            EntityKey::Tenant(_) => tenants::tenant_schema(self.tenants_table()?),
         })
     }
 

@@ -12,7 +12,7 @@ use super::row::{
     to_attribute,
 };
 
-pub(super) fn schema(table: String) -> RowSchema {
+pub(super) fn order_schema(table: String) -> RowSchema {
     RowSchema {
         table,
         key: "id",

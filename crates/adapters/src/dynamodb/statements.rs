@@ -13,7 +13,7 @@ use super::row::{
     time_value, to_attribute,
 };
 
-pub(super) fn schema(table: String) -> RowSchema {
+pub(super) fn statement_schema(table: String) -> RowSchema {
     RowSchema {
         table,
         key: "statement_id",

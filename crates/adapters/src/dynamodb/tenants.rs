@@ -15,7 +15,7 @@ use super::row::{ColumnUpdates, RowSchema, from_attribute, schema_member, to_att
 const TENANT: &str = "tenant_id";
 pub(super) const ACCOUNT: &str = "stripe_connected_account_id";
 
-pub(super) fn schema(table: String) -> RowSchema {
+pub(super) fn tenant_schema(table: String) -> RowSchema {
     RowSchema {
         table,
         key: TENANT,

@@ -1,0 +1,168 @@
+//! Files import each other in one direction: whoever reads a file can stop at what it imports.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proc_macro2::{TokenStream, TokenTree};
+use syn::visit::{self, Visit};
+
+use super::{SourceFile, is_for_tests, source_files};
+
+type ImportGraph = BTreeMap<String, BTreeSet<String>>;
+
+/// Every path of a file that begins within its own crate.
+struct OwnPaths<'m> {
+    module: &'m [String],
+    found: Vec<Vec<String>>,
+}
+
+impl OwnPaths<'_> {
+    fn add(&mut self, path: &[String]) {
+        let supers = path.iter().take_while(|part| *part == "super").count();
+        let (parent, rest) = match path.first().map(String::as_str) {
+            Some("crate") => (&self.module[..1], &path[1..]),
+            Some("self") => (self.module, &path[1..]),
+            Some("super") => (&self.module[..self.module.len() - supers], &path[supers..]),
+            _ => return,
+        };
+        self.found.push([parent, rest].concat());
+    }
+
+    fn add_use(&mut self, tree: &syn::UseTree, mut path: Vec<String>) {
+        match tree {
+            syn::UseTree::Path(next) => {
+                path.push(next.ident.to_string());
+                self.add_use(&next.tree, path);
+            }
+            syn::UseTree::Group(group) => {
+                for tree in &group.items {
+                    self.add_use(tree, path.clone());
+                }
+            }
+            syn::UseTree::Name(name) => {
+                path.push(name.ident.to_string());
+                self.add(&path);
+            }
+            syn::UseTree::Rename(name) => {
+                path.push(name.ident.to_string());
+                self.add(&path);
+            }
+            syn::UseTree::Glob(_) => self.add(&path),
+        }
+    }
+
+    /// Paths within a macro's arguments, which are tokens only.
+    fn add_tokens(&mut self, tokens: TokenStream) {
+        let mut path: Vec<String> = Vec::new();
+        for token in tokens {
+            match token {
+                TokenTree::Ident(name) => path.push(name.to_string()),
+                TokenTree::Punct(punct) if punct.as_char() == ':' => {}
+                TokenTree::Group(group) => {
+                    self.add(&std::mem::take(&mut path));
+                    self.add_tokens(group.stream());
+                }
+                TokenTree::Punct(_) | TokenTree::Literal(_) => self.add(&std::mem::take(&mut path)),
+            }
+        }
+        self.add(&path);
+    }
+}
+
+impl<'ast> Visit<'ast> for OwnPaths<'_> {
+    fn visit_item_mod(&mut self, module: &'ast syn::ItemMod) {
+        if !is_for_tests(&module.attrs) {
+            visit::visit_item_mod(self, module);
+        }
+    }
+    fn visit_item_use(&mut self, item: &'ast syn::ItemUse) {
+        self.add_use(&item.tree, Vec::new());
+    }
+    fn visit_path(&mut self, path: &'ast syn::Path) {
+        let parts: Vec<String> = path
+            .segments
+            .iter()
+            .map(|part| part.ident.to_string())
+            .collect();
+        self.add(&parts);
+        visit::visit_path(self, path);
+    }
+    /// `pub(super)` imports nothing.
+    fn visit_visibility(&mut self, _: &'ast syn::Visibility) {}
+    fn visit_macro(&mut self, called: &'ast syn::Macro) {
+        self.add_tokens(called.tokens.clone());
+    }
+}
+
+fn import_graph(files: &[SourceFile]) -> ImportGraph {
+    let name = |module: &[String]| module.join("::");
+    let modules: BTreeSet<String> = files.iter().map(|file| name(&file.module)).collect();
+    let mut graph = ImportGraph::new();
+    for file in files {
+        let mut paths = OwnPaths {
+            module: &file.module,
+            found: Vec::new(),
+        };
+        for item in &file.items {
+            paths.visit_item(item);
+        }
+        let own = name(&file.module);
+        let imports = paths.found.iter().filter_map(|path| {
+            let mut prefixes = (1..=path.len()).rev().map(|length| name(&path[..length]));
+            prefixes.find(|prefix| modules.contains(prefix))
+        });
+        let imports = imports.filter(|module| *module != own).collect();
+        graph.insert(own, imports);
+    }
+    graph
+}
+
+/// The files that can be reached from a file, itself only by a circle.
+fn reachable<'g>(graph: &'g ImportGraph, from: &str) -> BTreeSet<&'g str> {
+    let mut found: BTreeSet<&str> = BTreeSet::new();
+    let mut open: Vec<&str> = vec![from];
+    while let Some(file) = open.pop() {
+        for next in graph.get(file).into_iter().flatten() {
+            if found.insert(next) {
+                open.push(next);
+            }
+        }
+    }
+    found
+}
+
+fn files_in_circles(graph: &ImportGraph) -> Vec<&String> {
+    let is_in_circle = |file: &&String| reachable(graph, file).contains(file.as_str());
+    graph.keys().filter(is_in_circle).collect()
+}
+
+#[test]
+fn a_circle_is_found_however_long_it_is() {
+    let graph = |arrows: &[(&str, &str)]| {
+        let mut graph = ImportGraph::new();
+        for (from, to) in arrows {
+            graph
+                .entry((*from).to_owned())
+                .or_default()
+                .insert((*to).to_owned());
+        }
+        graph
+    };
+    let straight = graph(&[("a", "b"), ("b", "c"), ("a", "c")]);
+    assert_eq!(files_in_circles(&straight), Vec::<&String>::new());
+    let circle = graph(&[("a", "b"), ("b", "c"), ("c", "b"), ("d", "a")]);
+    assert_eq!(files_in_circles(&circle), ["b", "c"]);
+}
+
+#[test]
+fn no_files_import_each_other_in_a_circle() {
+    for name in ["core", "adapters", "operator"] {
+        let graph = import_graph(&source_files(name));
+        let arrows: usize = graph.values().map(BTreeSet::len).sum();
+        assert!(arrows > graph.len(), "{name} has only {arrows} imports");
+        let circle = files_in_circles(&graph);
+        assert!(
+            circle.is_empty(),
+            "these files of {name} import each other: {circle:?}"
+        );
+    }
+}
