@@ -438,6 +438,10 @@ impl World {
     }
 
     /// Asks again until it holds, or the time is up.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "what is deployed lives in real time"
+    )]
     pub async fn until(&self, mut holds: impl AsyncFnMut() -> Result<bool>) -> Result<bool> {
         let mut waited = Duration::ZERO;
         while !holds().await? {

@@ -34,6 +34,7 @@ impl Clock for SystemClock {
 }
 
 impl Pause for SystemClock {
+    #[expect(clippy::disallowed_methods, reason = "the one place that waits")]
     async fn pause(&self, span: Duration) {
         tokio::time::sleep(span).await;
     }

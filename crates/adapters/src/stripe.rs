@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use billhook_core::ports::Pause as _;
 use billhook_core::provider::stripe::types::{API_VERSION, IntentStatus, SessionStatus};
 use billhook_core::retry::Disposition;
 use billhook_core::tasks::ports::EventsPage;
@@ -18,6 +19,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use tokio::time::Instant;
+
+use crate::clock::SystemClock;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const TOTAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -608,7 +611,7 @@ impl StripeClient {
             }
             earlier_may_have_happened |= error.disposition() == Disposition::OutcomeUnknown;
             match delays.next().filter(|_| again) {
-                Some(delay) => tokio::time::sleep(*delay).await,
+                Some(delay) => SystemClock.pause(*delay).await,
                 None => return Err(error),
             }
         }

@@ -631,6 +631,10 @@ struct Slow<'a>(&'a MemoryStripe);
 
 const SLOW: Duration = Duration::from_secs(30);
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "it takes of tokio's time, which the test pauses"
+)]
 impl PaymentsAtStripe for Slow<'_> {
     type Error = DependencyError;
 

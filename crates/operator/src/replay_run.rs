@@ -17,7 +17,7 @@ use billhook_core::error::error_chain;
 use billhook_core::ids::{CorrelationId, ProviderId};
 use billhook_core::intake::message::EventPointer;
 use billhook_core::intake::ports::SendMessage as _;
-use billhook_core::ports::Clock as _;
+use billhook_core::ports::{Clock as _, Pause as _};
 use billhook_core::retry::Disposition;
 use futures_util::FutureExt as _;
 use futures_util::future::{join_all, select};
@@ -182,7 +182,7 @@ pub(crate) async fn run_replay_job(
         job.cursor = step.last().map(EventSummary::sort_key);
         due += Duration::from_secs(u64::try_from(step.len())?) / rate;
         let ahead = due.saturating_sub(started_at.until(SystemClock.now()));
-        let pause = pin!(tokio::time::sleep(ahead));
+        let pause = pin!(SystemClock.pause(ahead));
         let is_interrupted = match (&mut interrupted).now_or_never() {
             Some(()) => true,
             None => matches!(

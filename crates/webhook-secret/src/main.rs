@@ -10,7 +10,7 @@ use billhook_adapters::lambda::{invocation_deadline, run_function, serve_events}
 use billhook_adapters::secrets::{PutSecret as _, SecretsManager, load_document, read_stripe_key};
 use billhook_adapters::stripe::StripeClient;
 use billhook_core::endpoint::secret::{SecretDocument, SecretKind};
-use billhook_core::ports::Clock as _;
+use billhook_core::ports::{Clock as _, Pause as _};
 use billhook_core::time::Timestamp;
 use lambda_runtime::LambdaEvent;
 use secrecy::SecretString;
@@ -55,7 +55,7 @@ async fn start_function(
         // Boxed, because the compiler gives up on the layout of the SDK's futures this deep.
         Box::pin(handle_request(
             event.payload,
-            tokio::time::sleep(time_left),
+            SystemClock.pause(time_left),
             deps,
         ))
         .await

@@ -149,6 +149,7 @@ impl Stub {
             .ok();
     }
 
+    #[expect(clippy::disallowed_methods, reason = "a server lives in real time")]
     async fn respond(
         &self,
         request: Request<Incoming>,

@@ -6,6 +6,10 @@
     clippy::indexing_slicing,
     reason = "a test fails by panicking"
 )]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "what is deployed lives in real time"
+)]
 
 mod chaos;
 mod deploy;

@@ -7,6 +7,10 @@
     clippy::indexing_slicing,
     reason = "a test fails by panicking"
 )]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the simulated time is tokio's, which waiting alone moves"
+)]
 
 mod check;
 mod customers;

@@ -16,7 +16,7 @@ use billhook_adapters::sqs::EventQueues;
 use billhook_core::ids::{CorrelationId, EventId, ProviderId};
 use billhook_core::intake::message::{EventPointer, ReceivedPointer};
 use billhook_core::intake::ports::SendMessage as _;
-use billhook_core::ports::Clock as _;
+use billhook_core::ports::{Clock as _, Pause as _};
 use billhook_core::time::Timestamp;
 use clap::{Args, Subcommand};
 use futures_util::FutureExt as _;
@@ -275,7 +275,9 @@ async fn redrive_or_purge(
             done += 1;
             due += Duration::from_secs(1) / args.rate;
         }
-        tokio::time::sleep(due.saturating_sub(started_at.until(SystemClock.now()))).await;
+        SystemClock
+            .pause(due.saturating_sub(started_at.until(SystemClock.now())))
+            .await;
         if (&mut interrupted).now_or_never().is_some() {
             queue.make_visible(&left).await?;
             return Err(CommandExit::Interrupted(format!(

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use billhook_adapters::clock::SystemClock;
-use billhook_core::ports::Clock as _;
+use billhook_core::ports::{Clock as _, Pause as _};
 use clap::Args;
 use futures_util::FutureExt as _;
 use serde_json::Value;
@@ -74,7 +74,7 @@ pub(crate) async fn run_logs(
                 &fresh,
             );
         }
-        let pause = pin!(tokio::time::sleep(POLL_INTERVAL));
+        let pause = pin!(SystemClock.pause(POLL_INTERVAL));
         if !args.follow
             || matches!(
                 futures_util::future::select(pause, &mut stop).await,

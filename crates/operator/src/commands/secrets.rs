@@ -12,7 +12,7 @@ use billhook_adapters::secrets::{
     change_members, read_stripe_key, revoke_replaced, roll_back_secret,
 };
 use billhook_core::endpoint::secret::SecretKind;
-use billhook_core::ports::Clock as _;
+use billhook_core::ports::{Clock as _, Pause as _};
 use billhook_core::time::Timestamp;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -275,6 +275,6 @@ async fn wait_for_stack_update(session: &StackSession) -> Result<()> {
                 stack.name
             );
         }
-        tokio::time::sleep(POLL_INTERVAL).await;
+        SystemClock.pause(POLL_INTERVAL).await;
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use billhook_core::error::DependencyError;
 use billhook_core::ids::ProviderId;
+use billhook_core::ports::Pause as _;
 use billhook_core::retry::Disposition;
 use billhook_core::time::Timestamp;
 use tokio::sync::Notify;
@@ -245,17 +246,17 @@ impl Port {
                 let name = self.name().to_owned();
                 let of = of.to_owned();
                 tokio::spawn(async move {
-                    tokio::time::sleep(GIVEN_UP).await;
+                    sim.pause(GIVEN_UP).await;
                     sim.wait(LATE.0, LATE.1).await;
                     let mut world = sim.world();
                     world.tell(|| format!("{name:<14} {} {of}: has landed", call.name));
                     effect(&mut world);
                 });
-                tokio::time::sleep(GIVEN_UP).await;
+                self.sim.pause(GIVEN_UP).await;
                 Err(lost)
             }
             Fate::Hangs => {
-                tokio::time::sleep(GIVEN_UP).await;
+                self.sim.pause(GIVEN_UP).await;
                 Err(lost)
             }
             Fate::CrashesBefore => self.crash().await,

@@ -193,7 +193,7 @@ impl Sim {
     /// Waits for a time between the two.
     pub async fn wait(&self, least: Duration, most: Duration) {
         let span = self.world().rng.span(least, most);
-        tokio::time::sleep(span).await;
+        self.pause(span).await;
     }
 }
 
@@ -208,6 +208,10 @@ impl Clock for Sim {
 }
 
 impl Pause for Sim {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the one place where the simulation waits"
+    )]
     async fn pause(&self, span: Duration) {
         tokio::time::sleep(span).await;
     }

@@ -90,6 +90,10 @@ pub(super) async fn deliver(
     }
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a server lives in real time, as Stripe does"
+)]
 async fn until_taken(
     http: &reqwest::Client,
     target: &Target,

@@ -7,7 +7,7 @@ use anyhow::Result;
 use billhook_adapters::clock::SystemClock;
 use billhook_core::error::error_chain;
 use billhook_core::ids::{EventId, ProviderId};
-use billhook_core::ports::Clock as _;
+use billhook_core::ports::{Clock as _, Pause as _};
 use billhook_core::time::Timestamp;
 
 use super::finding::CheckFinding;
@@ -124,7 +124,7 @@ async fn wait_for_outcome(
         if outcome != "pending" || started_at.until(SystemClock.now()) > OUTCOME_WAIT_MAX {
             return Ok(outcome);
         }
-        tokio::time::sleep(POLL_INTERVAL).await;
+        SystemClock.pause(POLL_INTERVAL).await;
     }
 }
 
