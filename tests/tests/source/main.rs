@@ -4,6 +4,7 @@
 #![cfg(test)]
 
 mod circles;
+mod documents;
 mod names;
 
 use std::path::{Path, PathBuf};

@@ -1,0 +1,73 @@
+//! What the documents say of the sources is true: each word of `docs/CONTRIBUTING.md`'s map is found where it says, and
+//! each name of `docs/GLOSSARY.md` exists.
+
+use std::fs::read_to_string;
+use std::path::{Path, PathBuf};
+
+use super::collect_rust_files;
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// The cells of every row of a page's tables.
+fn table_rows(page: &str) -> Vec<Vec<String>> {
+    let text = read_to_string(repository().join(page)).unwrap();
+    let rows = text.lines().filter(|line| line.starts_with('|'));
+    rows.map(|row| {
+        let cells = row.trim_matches('|').split('|');
+        cells.map(|cell| cell.trim().to_owned()).collect()
+    })
+    .collect()
+}
+
+fn names_in_backticks(cell: &str) -> impl Iterator<Item = &str> {
+    cell.split('`').skip(1).step_by(2)
+}
+
+#[test]
+fn every_question_of_the_map_is_answered_by_searching_its_word() {
+    let rows = table_rows("docs/CONTRIBUTING.md");
+    let questions = rows
+        .iter()
+        .filter(|row| row.len() == 3 && row[0].ends_with('?'));
+    let mut count = 0;
+    for row in questions {
+        let (word, file) = (row[1].trim_matches('`'), row[2].trim_matches('`'));
+        let text = read_to_string(repository().join(file));
+        let text = text.unwrap_or_else(|error| panic!("{}: {file}: {error}", row[0]));
+        let is_found = text.to_lowercase().contains(&word.to_lowercase());
+        assert!(is_found, "{}: {file} does not hold {word:?}", row[0]);
+        count += 1;
+    }
+    assert_eq!(count, 20);
+}
+
+#[test]
+fn every_name_of_the_glossary_exists() {
+    let mut files = Vec::new();
+    collect_rust_files(&repository().join("crates"), &mut files);
+    let mut sources: String = files
+        .iter()
+        .map(|file| read_to_string(file).unwrap())
+        .collect();
+    sources.push_str(&read_to_string(repository().join("template.yaml")).unwrap());
+    let mut count = 0;
+    for row in table_rows("docs/GLOSSARY.md") {
+        let Some(cell) = row.get(2) else { continue };
+        for name in names_in_backticks(cell) {
+            // Commands, crates and paths are no identifiers.
+            if name.contains([' ', '-', '/', '*']) {
+                continue;
+            }
+            let last = name.rsplit("::").next().unwrap_or(name);
+            assert!(
+                sources.contains(last),
+                "{}: nothing is called {name}",
+                row[0]
+            );
+            count += 1;
+        }
+    }
+    assert!(count > 60, "only {count} names");
+}
