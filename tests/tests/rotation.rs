@@ -8,108 +8,40 @@
 )]
 
 use std::future::pending;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use billhook_adapters::config::{SecretLocation, SecretSource};
-use billhook_adapters::secrets::{
-    FetchSecret, SecretVersion, SecretsError, SigningKeyCache, StoredSecret, load_document,
-};
+use billhook_adapters::secrets::SigningKeyCache;
 use billhook_adapters::stripe::StripeClient;
-use billhook_core::endpoint::secret::{SecretDocument, SecretKind};
-use billhook_core::ports::{Clock, Pause};
+use billhook_core::endpoint::secret::SecretKind;
+use billhook_core::ports::Clock as _;
 use billhook_core::time::Timestamp;
+use billhook_testkit::custom_resource::{EndpointPorts, dependencies};
 use billhook_testkit::events::intent_succeeded;
 use billhook_testkit::memory::{MemoryQueue, MemoryTables};
 use billhook_testkit::sign::sign_stripe;
 use billhook_testkit::stripe::{Config, LocalStripe, TEST_KEY};
-use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
 use webhook_ingress::WebhookIngress;
-use webhook_secret::ports::{
-    EdgeError, OpenStripe, ResetCursors, RespondToCloudFormation, WebhookSecretStore,
-};
-use webhook_secret::{ResourceDependencies, handle_request};
+use webhook_secret::handle_request;
+use webhook_secret::ports::{EdgeError, OpenStripe};
 
 const ARN: &str = "arn:hook";
 
-struct Shared {
-    now: Timestamp,
-    versions: Vec<(String, Timestamp)>,
-    answer: Value,
-}
+type Container = WebhookIngress<
+    &'static MemoryTables,
+    MemoryQueue,
+    SigningKeyCache<EndpointPorts, EndpointPorts>,
+    EndpointPorts,
+>;
 
-#[derive(Clone)]
-struct World(Arc<Mutex<Shared>>, StripeClient);
+/// The way to the local Stripe.
+struct LocalEndpoints(StripeClient);
 
-type Container =
-    WebhookIngress<&'static MemoryTables, MemoryQueue, SigningKeyCache<World, World>, World>;
-
-impl FetchSecret for World {
-    async fn fetch(
-        &self,
-        _: &str,
-        version: SecretVersion,
-    ) -> Result<Option<StoredSecret>, SecretsError> {
-        let shared = self.0.lock().unwrap();
-        let back = match version {
-            SecretVersion::Current => 1,
-            SecretVersion::Previous => 2,
-        };
-        let at = shared.versions.len().checked_sub(back);
-        Ok(at.map(|at| StoredSecret {
-            text: shared.versions[at].0.as_str().into(),
-            created_at: Some(shared.versions[at].1),
-        }))
-    }
-}
-
-impl WebhookSecretStore for World {
-    async fn read(&self, arn: &str, now: Timestamp) -> Result<SecretDocument, EdgeError> {
-        Ok(load_document(self, arn, SecretKind::StripeSigning, now).await?)
-    }
-
-    async fn put(&self, _: &str, value: &SecretString) -> Result<(), EdgeError> {
-        let mut shared = self.0.lock().unwrap();
-        let version = (value.expose_secret().to_owned(), shared.now);
-        shared.versions.push(version);
-        Ok(())
-    }
-}
-
-impl OpenStripe for World {
+impl OpenStripe for LocalEndpoints {
     type Endpoints = StripeClient;
     async fn open(&self) -> Result<Option<StripeClient>, EdgeError> {
-        Ok(Some(self.1.clone()))
-    }
-}
-
-impl ResetCursors for World {
-    async fn set_back(&self, _: i64) -> Result<(), EdgeError> {
-        Ok(())
-    }
-}
-
-impl RespondToCloudFormation for World {
-    async fn put(&self, _: &SecretString, body: String) -> Result<(), EdgeError> {
-        self.0.lock().unwrap().answer = serde_json::from_str(&body)?;
-        Ok(())
-    }
-}
-
-impl Clock for World {
-    fn now(&self) -> Timestamp {
-        self.0.lock().unwrap().now
-    }
-    fn new_id(&self) -> uuid::Uuid {
-        uuid::Uuid::nil()
-    }
-}
-
-impl Pause for World {
-    async fn pause(&self, span: Duration) {
-        let mut shared = self.0.lock().unwrap();
-        shared.now = shared.now.after(span);
+        Ok(Some(self.0.clone()))
     }
 }
 
@@ -118,7 +50,8 @@ fn properties(token: &str) -> Value {
 }
 
 struct Scene {
-    world: World,
+    ports: EndpointPorts,
+    client: StripeClient,
     stripe: LocalStripe,
     /// One that runs from the beginning, and asks Secrets Manager only when it has to.
     old_container: Container,
@@ -127,19 +60,15 @@ struct Scene {
 impl Scene {
     async fn begin() -> Self {
         let stripe = LocalStripe::start(Config::default()).await.unwrap();
-        let shared = Shared {
-            now: Timestamp::from_unix_s(1_781_000_000).unwrap(),
-            versions: vec![(
-                "{}".to_owned(),
-                Timestamp::from_unix_s(1_780_000_000).unwrap(),
-            )],
-            answer: Value::Null,
-        };
+        let before = Timestamp::from_unix_s(1_780_000_000).unwrap();
+        let ports = EndpointPorts::default();
+        let empty = ("{}".to_owned(), before);
+        ports.world().versions.insert(ARN.to_owned(), vec![empty]);
         let client = StripeClient::new(&stripe.base_url(), TEST_KEY.into(), false).unwrap();
-        let world = World(Arc::new(Mutex::new(shared)), client);
         Self {
-            old_container: container(&world),
-            world,
+            old_container: container(&ports),
+            ports,
+            client,
             stripe,
         }
     }
@@ -151,25 +80,16 @@ impl Scene {
             "LogicalResourceId": "Hook", "PhysicalResourceId": at,
             "OldResourceProperties": properties(old), "ResourceProperties": properties(new),
         });
-        let world = self.world.clone();
-        let deps = ResourceDependencies {
-            stripe: world.clone(),
-            secrets: world.clone(),
-            cursors: world.clone(),
-            cloudformation: world.clone(),
-            time: world.clone(),
-            app_name: "billhook".to_owned(),
-            env: "test".to_owned(),
-        };
+        let deps = dependencies(LocalEndpoints(self.client.clone()), &self.ports);
         handle_request(request, pending(), &deps).await.unwrap();
-        let answer = world.0.lock().unwrap().answer.clone();
+        let answer = self.ports.world().answers.last().unwrap().1.clone();
+        let answer: Value = serde_json::from_str(&answer).unwrap();
         assert_eq!(answer["Status"], "SUCCESS", "{answer}");
         answer["PhysicalResourceId"].as_str().unwrap().to_owned()
     }
 
     fn pass(&self, span: Duration) {
-        let mut shared = self.world.0.lock().unwrap();
-        shared.now = shared.now.after(span);
+        self.ports.world().waited += span;
     }
 
     /// What each endpoint that is sent payments gets for one: from the container that is old, then from a new one.
@@ -183,7 +103,7 @@ impl Scene {
             }
             let id = object["id"].as_str().unwrap();
             let secret = state["endpoints"][id]["secret"].as_str().unwrap();
-            let new_container = container(&self.world);
+            let new_container = container(&self.ports);
             let statuses = [
                 self.answer(&self.old_container, secret).await,
                 self.answer(&new_container, secret).await,
@@ -194,7 +114,7 @@ impl Scene {
     }
 
     async fn answer(&self, container: &Container, secret: &str) -> u16 {
-        let now_s = self.world.now().unix_s();
+        let now_s = self.ports.now().unix_s();
         let body = intent_succeeded("evt_1", now_s, "pi_1", json!({}), 4200).to_string();
         let header = sign_stripe(body.as_bytes(), secret, now_s);
         let request = json!({
@@ -206,7 +126,7 @@ impl Scene {
     }
 }
 
-fn container(world: &World) -> Container {
+fn container(ports: &EndpointPorts) -> Container {
     let keys = |wanted, at| {
         let source = SecretSource {
             variable: "STRIPE",
@@ -218,8 +138,8 @@ fn container(world: &World) -> Container {
             vec![source],
             ttl,
             false,
-            world.clone(),
-            world.clone(),
+            ports.clone(),
+            ports.clone(),
         )
     };
     WebhookIngress {
@@ -230,7 +150,7 @@ fn container(world: &World) -> Container {
             SecretLocation::Arn(ARN.to_owned()),
         ),
         lob_keys: keys(SecretKind::LobSigning, SecretLocation::Here("lob".into())),
-        clock: world.clone(),
+        clock: ports.clone(),
         tolerance: Duration::from_secs(300),
     }
 }

@@ -1,5 +1,7 @@
 //! What tests and local runs need, and nothing that is deployed.
 
+#[cfg(feature = "custom-resource")]
+pub mod custom_resource;
 pub mod emf;
 pub mod events;
 pub mod function;

@@ -8,292 +8,34 @@
     reason = "helpers of tests, outside test functions"
 )]
 
-use std::collections::HashMap;
 use std::future::{pending, ready};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::ops::Deref;
 use std::time::Duration;
 
-use billhook_adapters::stripe::{
-    CreatedEndpoint, NewEndpoint, SecretText, StripeClient, StripeError, StripeRefusal,
-    UpdateResult, WebhookEndpoint,
-};
+use billhook_adapters::stripe::{NewEndpoint, StripeClient};
 use billhook_core::endpoint::plan::{ENDPOINTS_MAX, QUIET_TYPE};
-use billhook_core::endpoint::secret::{SecretDocument, SecretKind};
 use billhook_core::error::error_chain;
-use billhook_core::ports::{Clock, Pause};
 use billhook_core::tasks::checkpoint::cursor_limit_after_delete_s;
-use billhook_core::time::Timestamp;
+use billhook_testkit::custom_resource::{EndpointPorts, START_S, StepFault, dependencies};
 use billhook_testkit::stripe::{Config, Fault, LocalStripe, TEST_KEY};
 use rstest::rstest;
-use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
-use tokio::sync::Notify;
 use webhook_secret::ports::*;
-use webhook_secret::{KNOWN_AFTER, ResourceDependencies, handle_request};
+use webhook_secret::{KNOWN_AFTER, handle_request};
 
 const ARN: &str = "arn:aws:secretsmanager:eu-west-1:1:secret:hook";
 const URL: &str = "https://cloudformation.invalid/?X-Amz-Signature=canary";
 /// More than any request takes.
 const STEPS: u32 = 16;
-const NOW_S: i64 = 1_781_000_000;
 
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum How {
-    Before,
-    After,
-    Panics,
-    Hangs,
-    HangsAfter,
-    /// The process is gone, and nobody answers.
-    Dies,
-    DiesAfter,
-}
-
-#[derive(Default)]
-struct World {
-    waited: Duration,
-    /// Since when a secret can be read.
-    known_since: HashMap<String, Timestamp>,
-    cursor_s: i64,
-    no_key: bool,
-    endpoints: Vec<WebhookEndpoint>,
-    saved: HashMap<String, (String, String)>,
-    replays_keep_secrets: bool,
-    stored: HashMap<String, String>,
-    answers: Vec<Value>,
-    made: u32,
-    steps: u32,
-    fault: Option<(u32, How)>,
-}
-
-impl World {
-    fn now(&self) -> Timestamp {
-        Timestamp::from_unix_s(NOW_S).unwrap().after(self.waited)
-    }
-}
-
+/// The ports, and what is asked of a run over them.
 #[derive(Clone, Default)]
-struct Ports(Arc<Mutex<World>>, Arc<Notify>);
+struct Ports(EndpointPorts);
 
-impl Ports {
-    fn world(&self) -> MutexGuard<'_, World> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// One call to the outside: carried out, or not, or half.
-    async fn step<T>(&self, run: impl FnOnce(&mut World) -> T) -> Result<T, ()> {
-        let fault = {
-            let mut world = self.world();
-            world.steps += 1;
-            let step = world.steps;
-            world
-                .fault
-                .filter(|(at, _)| *at == step)
-                .map(|(_, how)| how)
-        };
-        match fault {
-            None => Ok(run(&mut self.world())),
-            Some(How::Before) => Err(()),
-            Some(How::After) => {
-                run(&mut self.world());
-                Err(())
-            }
-            Some(How::Panics) => panic!("ordered by the test"),
-            Some(How::Hangs) => pending().await,
-            Some(How::HangsAfter) => {
-                run(&mut self.world());
-                pending().await
-            }
-            Some(How::Dies) => {
-                self.1.notify_one();
-                pending().await
-            }
-            Some(How::DiesAfter) => {
-                run(&mut self.world());
-                self.1.notify_one();
-                pending().await
-            }
-        }
-    }
-}
-
-fn edge(_: ()) -> EdgeError {
-    "out of reach".into()
-}
-
-fn stripe_error(_: ()) -> StripeError {
-    StripeError::Refused(Box::new(StripeRefusal {
-        doing: "speak to stripe".to_owned(),
-        status: 500,
-        code: "api_error".to_owned(),
-        request_id: "req_1".to_owned(),
-        message: String::new(),
-        mutates: true,
-    }))
-}
-
-impl OpenStripe for Ports {
-    type Endpoints = Self;
-    async fn open(&self) -> Result<Option<Self>, EdgeError> {
-        let no_key = self.step(|world| world.no_key).await.map_err(edge)?;
-        Ok((!no_key).then(|| self.clone()))
-    }
-}
-
-impl StripeEndpoints for Ports {
-    async fn create(
-        &self,
-        new: &NewEndpoint<'_>,
-        key: &str,
-    ) -> Result<CreatedEndpoint, StripeError> {
-        let create = |world: &mut World| {
-            let keeps = world.replays_keep_secrets;
-            if let Some((id, secret)) = world.saved.get(key) {
-                return (id.clone(), keeps.then(|| secret.clone()));
-            }
-            world.made += 1;
-            let begins_quietly = new.enabled_events == [QUIET_TYPE];
-            assert_eq!(
-                begins_quietly,
-                world.stored.contains_key(ARN),
-                "a replacement, and nothing else"
-            );
-            let (id, secret) = (
-                format!("we_{}", world.made),
-                format!("whsec_{}", world.made),
-            );
-            world.endpoints.push(WebhookEndpoint {
-                id: id.clone(),
-                url: new.url.to_owned(),
-                enabled_events: new.enabled_events.to_vec(),
-                status: "enabled".to_owned(),
-                api_version: Some(new.api_version.to_owned()),
-                metadata: new
-                    .metadata
-                    .iter()
-                    .map(|&(k, v)| (k.to_owned(), v.to_owned()))
-                    .collect(),
-            });
-            world
-                .saved
-                .insert(key.to_owned(), (id.clone(), secret.clone()));
-            (id, Some(secret))
-        };
-        let (id, secret) = self.step(create).await.map_err(stripe_error)?;
-        let secret = secret.map(|text| SecretText(text.into()));
-        Ok(CreatedEndpoint { id, secret })
-    }
-
-    async fn update(
-        &self,
-        id: &str,
-        url: &str,
-        events: &[String],
-        _: &str,
-    ) -> Result<UpdateResult, StripeError> {
-        let update = |world: &mut World| match world.endpoints.iter_mut().find(|e| e.id == id) {
-            None => UpdateResult::Gone,
-            Some(endpoint) => {
-                // Real events only once every ingress can know the secret.
-                if endpoint.enabled_events == [QUIET_TYPE] {
-                    let since = world.known_since[&id.replace("we_", "whsec_")];
-                    let now = Timestamp::from_unix_s(NOW_S).unwrap().after(world.waited);
-                    assert!(since.until(now) >= KNOWN_AFTER);
-                }
-                endpoint.url = url.to_owned();
-                endpoint.enabled_events = events.to_vec();
-                UpdateResult::Done
-            }
-        };
-        self.step(update).await.map_err(stripe_error)
-    }
-
-    async fn delete(&self, id: &str) -> Result<(), StripeError> {
-        let delete = |world: &mut World| world.endpoints.retain(|e| e.id != id);
-        self.step(delete).await.map_err(stripe_error)
-    }
-
-    async fn list(&self) -> Result<Vec<WebhookEndpoint>, StripeError> {
-        self.step(|world| world.endpoints.clone())
-            .await
-            .map_err(stripe_error)
-    }
-}
-
-impl WebhookSecretStore for Ports {
-    async fn read(&self, arn: &str, _: Timestamp) -> Result<SecretDocument, EdgeError> {
-        let read = |world: &mut World| world.stored.get(arn).cloned().unwrap_or_default();
-        let text = self.step(read).await.map_err(edge)?;
-        Ok(SecretDocument::parse(&text, SecretKind::StripeSigning))
-    }
-
-    async fn put(&self, arn: &str, value: &SecretString) -> Result<(), EdgeError> {
-        let text = value.expose_secret().to_owned();
-        let put = |world: &mut World| {
-            let document: Value = serde_json::from_str(&text).unwrap();
-            let current = document["signing_secret"].as_str().unwrap().to_owned();
-            let now = world.now();
-            world.known_since.entry(current).or_insert(now);
-            world.stored.insert(arn.to_owned(), text);
-        };
-        self.step(put).await.map_err(edge)
-    }
-}
-
-impl ResetCursors for Ports {
-    async fn set_back(&self, to_s: i64) -> Result<(), EdgeError> {
-        let set = |world: &mut World| world.cursor_s = world.cursor_s.min(to_s);
-        self.step(set).await.map_err(edge)
-    }
-}
-
-impl RespondToCloudFormation for Ports {
-    async fn put(&self, url: &SecretString, body: String) -> Result<(), EdgeError> {
-        assert_eq!(url.expose_secret(), URL);
-        assert!(
-            body.len() <= 4096 && !body.contains("whsec_") && !body.contains("canary"),
-            "{body}"
-        );
-        // A panic or a hang while answering ends the invocation as an error: Lambda's part, not ours.
-        if let Some((
-            _,
-            how @ (How::Panics | How::Hangs | How::HangsAfter | How::Dies | How::DiesAfter),
-        )) = &mut self.world().fault
-        {
-            *how = How::Before;
-        }
-        let answer = |world: &mut World| world.answers.push(serde_json::from_str(&body).unwrap());
-        self.step(answer).await.map_err(edge)
-    }
-}
-
-impl Clock for Ports {
-    fn now(&self) -> Timestamp {
-        self.world().now()
-    }
-    fn new_id(&self) -> uuid::Uuid {
-        uuid::Uuid::nil()
-    }
-}
-
-impl Pause for Ports {
-    async fn pause(&self, span: Duration) {
-        self.world().waited += span;
-    }
-}
-
-fn deps<S: OpenStripe>(
-    stripe: S,
-    ports: &Ports,
-) -> ResourceDependencies<S, Ports, Ports, Ports, Ports> {
-    ResourceDependencies {
-        stripe,
-        secrets: ports.clone(),
-        cursors: ports.clone(),
-        cloudformation: ports.clone(),
-        time: ports.clone(),
-        app_name: "billhook".to_owned(),
-        env: "test".to_owned(),
+impl Deref for Ports {
+    type Target = EndpointPorts;
+    fn deref(&self) -> &EndpointPorts {
+        &self.0
     }
 }
 
@@ -335,11 +77,14 @@ impl Ports {
         {
             let mut world = self.world();
             world.steps = 0;
-            world.cursor_s = NOW_S;
+            world.cursor_s = START_S;
         }
-        let hangs = matches!(self.world().fault, Some((_, How::Hangs | How::HangsAfter)));
+        let hangs = matches!(
+            self.world().fault,
+            Some((_, StepFault::Hangs | StepFault::HangsAfter))
+        );
         let before = self.world().answers.len();
-        let deps = deps(self.clone(), self);
+        let deps = dependencies(self.0.clone(), self);
         let handling = async {
             match hangs {
                 true => handle_request(payload.clone(), ready(()), &deps).await,
@@ -348,7 +93,7 @@ impl Ports {
         };
         let handled = tokio::select! {
             handled = handling => Some(handled),
-            () = self.1.notified() => None,
+            () = self.died() => None,
         };
         let world = self.world();
         if let Some(handled) = handled {
@@ -358,7 +103,10 @@ impl Ports {
                 "answered, or an error so that it is repeated"
             );
         }
-        let answer = world.answers.get(before..)?.last()?;
+        for (begins_quietly, replaces) in &world.creations {
+            assert_eq!(begins_quietly, replaces, "a replacement, and nothing else");
+        }
+        let answer = last_answer(&world.answers, before)?;
         let text = |name: &str| answer.get(name).and_then(Value::as_str).unwrap().to_owned();
         assert_eq!(
             (text("RequestId"), text("LogicalResourceId")),
@@ -387,7 +135,15 @@ impl Ports {
         Some(again.1)
     }
 
-    fn fault(&self, fault: Option<(u32, How)>) {
+    fn answer(&self, number: usize) -> Value {
+        read_answer(&self.world().answers[number])
+    }
+
+    fn last_answer(&self) -> Value {
+        read_answer(self.world().answers.last().unwrap())
+    }
+
+    fn fault(&self, fault: Option<(u32, StepFault)>) {
         self.world().fault = fault;
     }
 
@@ -400,7 +156,7 @@ impl Ports {
     }
 
     fn document(&self) -> Value {
-        serde_json::from_str(&self.world().stored[ARN]).unwrap()
+        serde_json::from_str(self.world().secret(ARN)).unwrap()
     }
 
     /// The one endpoint, and its own secret stored as current.
@@ -419,20 +175,32 @@ impl Ports {
     }
 }
 
-/// What a run leaves that ends by itself, its failure included.
-fn answered_faults() -> impl Iterator<Item = (u32, How)> {
-    faults().filter(|(_, how)| matches!(how, How::Before | How::After))
+/// The answer as CloudFormation reads it: of bounded size, and to its own address.
+fn read_answer((url, body): &(String, String)) -> Value {
+    assert_eq!(url, URL);
+    let is_clean = !body.contains("whsec_") && !body.contains("canary");
+    assert!(body.len() <= 4096 && is_clean, "{body}");
+    serde_json::from_str(body).unwrap()
 }
 
-fn faults() -> impl Iterator<Item = (u32, How)> {
+fn last_answer(answers: &[(String, String)], before: usize) -> Option<Value> {
+    answers.get(before..)?.last().map(read_answer)
+}
+
+/// What a run leaves that ends by itself, its failure included.
+fn answered_faults() -> impl Iterator<Item = (u32, StepFault)> {
+    faults().filter(|(_, how)| matches!(how, StepFault::Before | StepFault::After))
+}
+
+fn faults() -> impl Iterator<Item = (u32, StepFault)> {
     let ways = [
-        How::Before,
-        How::After,
-        How::Panics,
-        How::Hangs,
-        How::HangsAfter,
-        How::Dies,
-        How::DiesAfter,
+        StepFault::Before,
+        StepFault::After,
+        StepFault::Panics,
+        StepFault::Hangs,
+        StepFault::HangsAfter,
+        StepFault::Dies,
+        StepFault::DiesAfter,
     ];
     (1..=STEPS).flat_map(move |step| ways.map(|how| (step, how)))
 }
@@ -533,7 +301,7 @@ async fn a_creation_that_nobody_answered_is_made_good_by_the_next() {
         ports.fault(None);
         let unknown = answer.map_or("stack-Hook-1ABC".to_owned(), |(_, id)| id);
         ports.succeeds(&delete(&unknown)).await;
-        ports.world().stored.clear();
+        ports.world().versions.clear();
         let id = ports
             .succeeds(&request("Create", "r2", "", "a/1", "a/1"))
             .await;
@@ -734,9 +502,9 @@ async fn an_endpoint_that_is_not_ours_is_left_alone() {
 #[tokio::test]
 async fn without_a_key_the_first_deploy_goes_through_and_a_rotation_makes_the_endpoint() {
     let ports = Ports::default();
-    ports.world().no_key = true;
+    ports.world().has_no_key = true;
     assert_eq!(ports.succeeds(&create()).await, "unconfigured:Hook");
-    let state = ports.world().answers[0]["Data"]["State"].clone();
+    let state = ports.answer(0)["Data"]["State"].clone();
     let state = state.as_str().unwrap();
     assert!(state.contains("give RotationToken a new value"), "{state}");
     assert_eq!(
@@ -745,7 +513,7 @@ async fn without_a_key_the_first_deploy_goes_through_and_a_rotation_makes_the_en
             .await,
         "unconfigured:Hook"
     );
-    ports.world().no_key = false;
+    ports.world().has_no_key = false;
     assert_eq!(
         ports
             .succeeds(&update("r3", "unconfigured:Hook", "a/2", "a/3"))
@@ -755,7 +523,7 @@ async fn without_a_key_the_first_deploy_goes_through_and_a_rotation_makes_the_en
     ports.succeeds(&delete("unconfigured:Hook")).await;
     ports.is_settled_with("we_1");
 
-    ports.world().no_key = true;
+    ports.world().has_no_key = true;
     for change in [
         update("r4", "we_1", "a/3", "a/4"),
         update("r5", "we_1", "a/3", "b/3"),
@@ -784,7 +552,7 @@ async fn a_wrong_template_fails_by_name_and_can_be_deleted(
         (status.as_str(), id.as_str()),
         ("FAILED", "create-failed:Hook:r1")
     );
-    assert_eq!(ports.world().answers[0]["Reason"], reason);
+    assert_eq!(ports.answer(0)["Reason"], reason);
     wrong["RequestType"] = json!("Delete");
     wrong["PhysicalResourceId"] = json!(id);
     ports.succeeds(&wrong).await;
@@ -802,7 +570,7 @@ async fn a_reason_of_any_size_fits_the_answer() {
 async fn what_is_no_request_is_an_error_that_names_no_url() {
     let ports = Ports::default();
     let payload = json!({"ResponseURL": URL, "RequestType": "Create"});
-    let error = handle_request(payload, pending(), &deps(ports.clone(), &ports))
+    let error = handle_request(payload, pending(), &dependencies(ports.0.clone(), &ports))
         .await
         .unwrap_err();
     assert!(!error_chain(&error).contains("canary"));
@@ -825,9 +593,9 @@ async fn a_full_account_is_told_with_the_limit_and_the_way_out() {
         stripe.create_webhook_endpoint(&new, &key).await.unwrap();
     }
     let ports = Ports::default();
-    let deps = deps(Real(stripe), &ports);
+    let deps = dependencies(Real(stripe), &ports);
     handle_request(create(), pending(), &deps).await.unwrap();
-    let answer = ports.world().answers[0].clone();
+    let answer = ports.answer(0).clone();
     assert_eq!(answer["Status"], "FAILED");
     let reason = answer["Reason"].as_str().unwrap();
     assert!(
@@ -845,10 +613,10 @@ async fn a_stripe_that_fails_or_drops_the_connection_leaves_the_old_endpoint_at_
         let local = LocalStripe::start(Config::default()).await.unwrap();
         let stripe = StripeClient::new(&local.base_url(), TEST_KEY.into(), false).unwrap();
         let ports = Ports::default();
-        let deps = deps(Real(stripe), &ports);
+        let deps = dependencies(Real(stripe), &ports);
         let run = async |payload: Value| {
             handle_request(payload, pending(), &deps).await.unwrap();
-            let answer = ports.world().answers.last().unwrap().clone();
+            let answer = ports.last_answer();
             answer["PhysicalResourceId"].as_str().unwrap().to_owned()
         };
         let first = run(create()).await;
@@ -887,13 +655,13 @@ impl OpenStripe for Real {
 async fn it_works_against_the_local_stripe() {
     let local = LocalStripe::start(Config::default()).await.unwrap();
     let ports = Ports::default();
-    let deps = deps(
+    let deps = dependencies(
         Real(StripeClient::new(&local.base_url(), TEST_KEY.into(), false).unwrap()),
         &ports,
     );
     let run = async |payload: Value| {
         handle_request(payload, pending(), &deps).await.unwrap();
-        let answer = ports.world().answers.last().unwrap().clone();
+        let answer = ports.last_answer();
         assert_eq!(answer["Status"], "SUCCESS", "{answer}");
         answer["PhysicalResourceId"].as_str().unwrap().to_owned()
     };
@@ -966,7 +734,7 @@ async fn a_repeat_that_later_requests_have_overtaken_leaves_their_endpoint_alone
     let second = ports.succeeds(&replace).await;
     let overtaken = |answer: Option<(String, String)>| {
         assert_eq!(answer.unwrap().0, "FAILED");
-        let reason = ports.world().answers.last().unwrap()["Reason"].to_string();
+        let reason = ports.last_answer()["Reason"].to_string();
         assert!(
             reason.contains("is in use and was made by a later request"),
             "{reason}"
@@ -991,7 +759,7 @@ async fn a_repeat_that_later_requests_have_overtaken_leaves_their_endpoint_alone
 async fn a_replacement_begins_quietly_even_where_a_person_spoilt_the_secret() {
     let ports = Ports::created().await;
     let spoilt = r#"{"signing_secret":"whsec_1""#.to_owned();
-    ports.world().stored.insert(ARN.to_owned(), spoilt);
+    ports.world().put_secret(ARN, &spoilt);
     let there = ports.succeeds(&update("r2", "we_1", "a/1", "a/2")).await;
     assert_eq!(ports.world().waited, KNOWN_AFTER);
     ports.succeeds(&delete("we_1")).await;
