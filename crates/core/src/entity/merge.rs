@@ -1,7 +1,18 @@
-//! Merging: the one mechanism that makes order, repetition and races harmless.
+//! Merging of facts (join-semilattice, state-based CRDT): makes duplicates, out-of-order delivery and races harmless.
 //!
-//! Every fact type is built from the pieces below. Each commutes, is associative and idempotent, and so is whatever is
-//! composed of them field by field; nothing else may be stored as a fact.
+//! The building blocks are the smallest value, the greatest value, the union of sets, and maps merged by key. Each is
+//! commutative (order of arrival), associative (batching) and idempotent (redelivery, replay), and so is every struct
+//! made of them field by field. `crates/core/tests/worker/laws.rs` tests these laws on generated histories.
+//!
+//! Nothing else may be stored as a fact. What breaks, by example:
+//! - A counter or a sum of differences is not idempotent: a refund of 10.00 delivered twice becomes 20.00.
+//! - "The event that arrives last wins" is not commutative: `lost` at 10:05 and `needs_response` at 10:00 give an open
+//!   dispute if they arrive in the wrong order. Keep both states with their times instead ([`SeenInterval`]).
+//! - A flag that is set and taken back is neither: `review.closed` before `review.opened` would leave the review open
+//!   for good. Keep "opened" and "closed" as two facts and derive the flag.
+//!
+//! Why we do it at all: `docs/adr/0002-facts-merge-derive.md`. The facts are in `payment::facts`, `mail::facts` and
+//! `tenant`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,44 +21,48 @@ use serde::{Deserialize, Serialize};
 use crate::ids::EventId;
 use crate::time::Timestamp;
 
-/// Takes in what another set of events knows.
+/// The join of a join-semilattice: the least state that contains what both sides know.
 pub trait Merge {
-    /// `a.merge(b)` equals `b.merge(a)`, and merging the same again changes nothing.
+    /// Must be commutative, associative and idempotent.
     fn merge(&mut self, other: Self);
 }
 
-/// The least value seen.
+/// Keeps the smallest value. Used for values that all events of an object should agree on, such as the account: if two
+/// events disagree, every order of arrival still ends in the same value.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct MinRegister<T>(pub T);
 
-/// The greatest value seen. With a moment first in a pair it is the latest statement, ties settled by the value.
+/// Keeps the greatest value. Right for cumulative figures: `amount_refunded` 10.00 and later 15.00 merge to 15.00 in
+/// either order. Holding a pair `(timestamp, value)` it keeps the latest value, and the greater one within one second.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct MaxRegister<T>(pub T);
 
-/// When a fact was first true by the provider's clock, and the least event that states it.
+/// When a fact was first true by the provider's timestamps, and one event that says so.
+///
+/// The two fields merge separately: evt_a of 10:05 and evt_b of 10:01 give 10:01 and evt_a. The event is a place to
+/// look, not the event that carried the time.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct FactSource {
-    /// The provider's time.
     pub at: Timestamp,
-    /// The least id, so that it does not depend on which event came first.
+    /// The smallest id of all events that state the fact.
     pub event: EventId,
 }
 
-/// A state that something was in: when first, and when last. Of several states the one seen last is believed.
+/// When something was in a state, first and last, by the provider's timestamps. It may have left the state in between:
+/// a dispute that was open, lost and is open again on appeal has one interval for `open` and one for `lost`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SeenInterval {
-    /// First.
+    /// Dates the timeline entry, so that a repeat does not move it.
     #[serde(flatten)]
     pub first: FactSource,
-    /// Last.
+    /// Decides which of several states is the current one.
     pub last_at: MaxRegister<Timestamp>,
 }
 
 impl SeenInterval {
-    /// Seen once.
     pub fn once(stated: FactSource) -> Self {
         let last_at = MaxRegister(stated.at);
         Self {
@@ -57,7 +72,8 @@ impl SeenInterval {
     }
 }
 
-/// The state seen last; of those seen at one moment (a provider's grain is a second) the greatest.
+/// The current state: the one with the latest timestamp. Stripe's timestamps are whole seconds, so two states may have
+/// the same one; then the greater state wins, by the declared order of its enum.
 pub fn latest_state<S: Ord + Copy>(states: &BTreeMap<S, SeenInterval>) -> Option<S> {
     let last = states
         .iter()
@@ -121,7 +137,8 @@ impl<K: Ord, V: Merge> Merge for BTreeMap<K, V> {
     }
 }
 
-/// Merges a struct field by field.
+/// Implements [`Merge`] for a struct, field by field. The pattern names every field, so that a new fact that is not
+/// merged does not compile.
 macro_rules! merge_fields {
     ($name:ident { $($field:ident),+ $(,)? }) => {
         impl $crate::entity::merge::Merge for $name {

@@ -1,4 +1,10 @@
-//! An order or a statement: what the row holds, and the one way in which new facts change it.
+//! Entities: orders, statements and tenants. This module has the one path by which facts change a row,
+//! [`Entity::apply_facts`]: find manual edits, merge facts, derive columns.
+//!
+//! The row is an entity state (facts and a version) plus a projection (the columns that billhook derives from it).
+//! `apply_facts` is pure and idempotent: applying the same facts again gives the same row, so that redelivery, replay
+//! and a lost race are harmless. It guarantees nothing about concurrent writers; `worker` writes under an optimistic
+//! lock. Read next: `merge`, then `payment::derive` and `mail::derive`.
 
 pub mod mail;
 pub mod merge;
@@ -30,19 +36,16 @@ use crate::ids::{
 use crate::money::Money;
 use crate::time::Timestamp;
 
-/// Which row.
+/// The table and the key of a row that the application owns.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum EntityKey {
-    /// Of the application's orders.
     Order(OrderId),
-    /// Of the application's statements.
     Statement(StatementId),
-    /// Of the application's tenants.
     Tenant(TenantId),
 }
 
 impl EntityKey {
-    /// Reads what `Display` prints, the form kept in payments rows.
+    /// Reads what `Display` prints, such as `order#ord_1`: the form in the payments table.
     pub fn parse(text: &str) -> Option<Self> {
         match text.split_once('#')? {
             ("order", id) => OrderId::parse(id).ok().map(Self::Order),
@@ -52,7 +55,6 @@ impl EntityKey {
         }
     }
 
-    /// The row's key.
     pub fn id(&self) -> &str {
         match self {
             Self::Order(id) => id.as_str(),
@@ -72,17 +74,15 @@ impl fmt::Display for EntityKey {
     }
 }
 
-/// Everything known about an entity: an order has payments, a statement payments and mail, a tenant its account.
+/// All facts of an entity: an order has payments, a statement has payments and letters, a tenant has its account.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct EntityFacts {
-    /// What Stripe and the cleanup stated.
+    /// From Stripe's events, the cleanup and manual edits.
     #[serde(flatten)]
     pub payment: PaymentFacts,
-    /// What Lob stated.
     #[serde(flatten)]
     pub mail: MailFacts,
-    /// What Stripe stated of the tenant's account.
     #[serde(flatten)]
     pub account: AccountFacts,
 }
@@ -93,86 +93,73 @@ merge_fields!(EntityFacts {
     account
 });
 
-/// A row as it was loaded.
+/// A row as the worker loaded it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entity {
-    /// Which.
     pub key: EntityKey,
-    /// How often billhook has written it; 0 for a row that only the application wrote.
+    /// How often billhook has written the row; 0 if only the application wrote it. Part of the optimistic lock.
     pub version: i64,
-    /// Its owner; none is the platform's.
+    /// `None` if the row belongs to the platform itself.
     pub tenant: Option<TenantId>,
-    /// What the application asked for.
+    /// The amount that the application asks for; `None` if its amount or its currency column is missing.
     pub due: Option<Money>,
-    /// The PaymentIntent in its column.
     pub intent: Option<PaymentIntentId>,
-    /// The Checkout Session in its column.
     pub session: Option<CheckoutSessionId>,
-    /// The user in an order's column, in whatever form the application has ids of users.
+    /// A string and not a [`UserId`]: an application may have ids that are not in our alphabet ("Pat Sample"), and when
+    /// we read such an id as missing we replaced it.
     pub user: Option<String>,
-    /// The letter that the application says it mailed.
+    /// A statement's `lob_letter_id`.
     pub mailed: Option<PieceId>,
     /// A tenant's connected account.
     pub account: Option<AccountId>,
-    /// The columns as they stand.
+    /// The columns as they are in the row now. A difference from `derived` is a manual edit.
     pub columns: GuardedColumns,
-    /// The columns as they were last derived.
+    /// The columns as billhook derived them at its last write.
     pub derived: LastDerived,
-    /// The merged facts.
     pub facts: EntityFacts,
 }
 
-/// What a row becomes.
+/// The row after new facts: everything that the ledger writes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EntityUpdate {
-    /// All facts, the new ones merged in.
+    /// Old facts, new facts and manual edits, merged.
     pub facts: EntityFacts,
-    /// What they mean for payment.
     pub payment: DerivedPayment,
-    /// What they mean for mail.
     pub mail: DerivedMail,
-    /// What they mean for a tenant.
     pub account: DerivedAccount,
-    /// What the row shall remember as derived.
     pub derived: LastDerived,
-    /// What a person changed that is no repair, and so does not stand.
+    /// Manual edits that are not repairs and are overwritten; logged as `edit_overruled`.
     pub discarded_edits: Vec<DiscardedEdit>,
 }
 
-/// A column that somebody changed and that is derived again.
+/// A manual edit that the next write overwrites.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiscardedEdit {
-    /// By its name in `derived`.
+    /// The name in `derived`, such as `paymentStatus`.
     pub column: &'static str,
-    /// As it was found.
     pub found: String,
-    /// As it is written.
     pub written: String,
 }
 
-/// What a write newly says of an entity, for whoever counts.
+/// Something that a write changes about an entity, for metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EntityChange {
-    /// An order was paid in full.
     Completed,
-    /// An order was given up.
     Cancelled,
-    /// The last attempt to pay failed.
     PaymentFailed,
-    /// All that was captured went back.
     RefundedInFull,
-    /// A person should look, and needed not before.
+    /// The row needs review now and did not before; a second reason is no change.
     RequiresReview,
-    /// A payment that is not what was due.
+    /// Also for a second mismatch, because that adds a reason.
     AmountMismatch,
-    /// A payment of a cancelled order.
     PaidAfterCancel,
-    /// A statement's mail went wrong.
+    /// A letter failed, was rejected, came back or has an issue.
     NeedsAttention,
 }
 
 impl EntityUpdate {
-    /// What it says that the row did not say before. What a person put there is not news.
+    /// What this write changes. Columns are compared with the row as it was read, not as billhook last derived it: if a
+    /// person already set `status` to `cancelled`, the write repeats the word and counts nothing.
     pub fn changes(&self, was: &Entity) -> Vec<EntityChange> {
         let (old, new) = (&was.columns, &self.derived.columns);
         let became = |new: &Option<String>, old: &Option<String>, word: &str| {
@@ -213,7 +200,7 @@ impl EntityUpdate {
         .collect()
     }
 
-    /// Both halves' entries.
+    /// The derived entries of payments and letters together, not sorted.
     pub fn timeline(&self) -> Vec<DerivedEntry> {
         self.payment
             .timeline
@@ -225,9 +212,10 @@ impl EntityUpdate {
 }
 
 impl Entity {
-    /// Facts → merge → derive. `now` dates a person's repair that is found on the way.
+    /// Facts → merge → derive. `now` dates the manual edits found here; nothing else depends on it.
     pub fn apply_facts(&self, mut new: EntityFacts, now: Timestamp) -> EntityUpdate {
-        // Some put the order's own id into `client_reference_id`: that is no user.
+        // Some applications put the order's id into `client_reference_id`. It is not a user: without this line `ord_1`
+        // ended up in `userId` if the session's metadata did not repeat the order's id.
         let is_own = |told: &mut MinRegister<UserId>| told.0.as_str() == self.key.id();
         new.payment.reference.take_if(is_own);
         let mut facts = self.facts.clone();
@@ -246,6 +234,8 @@ impl Entity {
                 derive_statement_columns(&facts.payment, &payment, &facts.mail, &mail)
             }
         };
+        // These columns have two writers. We write one only if it is empty or still has the value that we wrote last; a
+        // value that the application wrote stays.
         let is_our_intent = self.intent.is_none() || self.intent == self.derived.intent;
         let our_user = self.derived.user.as_ref().map(UserId::as_str);
         let is_our_user = self.user.is_none() || self.user.as_deref() == our_user;
@@ -267,7 +257,13 @@ impl Entity {
         }
     }
 
-    /// The columns that somebody changed since the last write and that become something else now.
+    /// Manual edits that are not repairs: somebody changed the column since our last write, and we write another value.
+    ///
+    /// Example: we derived `payment_failed`, somebody set `pending`, now a payment arrives and we write `completed`:
+    /// the edit is lost, so we log it. If somebody set `completed` before the event arrived, nothing is lost. A column
+    /// that we never wrote is compared with its initial value: `pending` on a new order is no edit, `draft` is one.
+    /// `requiresReview` is left out, because clearing and flagging are repairs. A new reason on a cleared row was once
+    /// logged as `edit_overruled`, which sent people looking for a fault.
     fn discarded_edits(&self, next: &GuardedColumns) -> Vec<DiscardedEdit> {
         let columns = self
             .columns
@@ -289,14 +285,27 @@ impl Entity {
             .collect()
     }
 
-    /// What a person changed since the last write, as facts: a repair stands, and is not undone by the next event.
+    /// Finds the manual edits that stand (repairs) and returns them as facts.
+    ///
+    /// How: `derived` is what billhook last wrote, `columns` is what the row says now. If they differ, somebody else
+    /// wrote the column. The optimistic lock includes these columns, so an edit between our read and our write makes
+    /// the write fail, and the next round finds it here.
+    ///
+    /// Why as facts: every column is derived from facts at every write, so anything that is not a fact is overwritten.
+    /// Example: a person refunds by bank transfer and sets `status` to `refunded`. The next event, a late
+    /// `payment_intent.payment_failed`, derives `completed` from the payment. With the fact `manual.refunded` it
+    /// derives `refunded`, now and at every later event.
+    ///
+    /// Only `refunded`, `cancelled` and the review flag are repairs. Setting `completed` is none: only a payment makes
+    /// an order `completed`.
     fn find_manual_edits(&self, new: &EntityFacts, now: Timestamp) -> EntityFacts {
         let mut facts = PaymentFacts::default();
         let was = &self.derived.columns;
         let changed_to = |column: &Option<String>, derived: &Option<String>, word: &str| {
             column.as_deref() == Some(word) && column != derived
         };
-        // A statement's payment is the application's own until Stripe states something of it.
+        // A statement may be paid by other means than Stripe, and then its payment column is the application's: it may
+        // write `refunded` there itself. That is a repair only once Stripe's events say something about the payment.
         let is_ours = match self.key {
             EntityKey::Statement(_) => {
                 self.facts.payment.has_stripe_facts() || new.payment.has_stripe_facts()
@@ -330,6 +339,8 @@ impl Entity {
             facts.cancelled = Some(MinRegister(now));
         }
         match (self.columns.requires_review, was.requires_review) {
+            // Only the reasons that the person could see are cleared. If a person cleared dp_1 and the event of this
+            // write opens dp_2, `dispute_open:dp_2` flags the row again.
             (Some(false), Some(true)) => {
                 facts.manual.cleared = self
                     .derived

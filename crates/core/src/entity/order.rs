@@ -1,24 +1,27 @@
-//! The order's state machine: its status is a function of the evidence, never of the order of arrival.
+//! The order's state machine: `status` as a function of the strongest evidence, never of the order of arrival.
+//!
+//! No code moves an order from one status to another: the same evidence gives the same status, whatever the status was
+//! before. A dispute never changes an order's `status`; `paymentStatus` shows it. The full table of events and states
+//! is in `docs/SEMANTICS.md`; `entity::payment::status` says why stronger evidence wins.
 
 use crate::entity::payment::status::PaymentEvidence;
 
 /// An order's `status`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OrderStatus {
-    /// Nothing was paid yet.
+    /// No payment yet, a payment in progress, or a payment that does not match the amount due.
     Pending,
-    /// The last word is a failed attempt.
+    /// An attempt failed, no payment succeeded or is in progress. The cleanup cancels these.
     PaymentFailed,
-    /// Paid in full.
+    /// A payment of the amount due succeeded.
     Completed,
-    /// Given back in full.
+    /// Everything captured was refunded.
     Refunded,
-    /// Given up by the cleanup.
+    /// Cancelled by the cleanup, or by a person who set the column.
     Cancelled,
 }
 
 impl OrderStatus {
-    /// The word in the row.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Pending => "pending",
@@ -30,8 +33,10 @@ impl OrderStatus {
     }
 }
 
-/// The transition table, mirrored in `docs/SEMANTICS.md`. A cancel says nothing of payments, so there the payment's
-/// own evidence counts.
+/// Maps evidence to the status; mirrored in `docs/SEMANTICS.md`, Payment.
+///
+/// Only the status of an order sees a cancellation: `paymentStatus` is derived from the payment's own evidence, so that
+/// a cancelled order still shows `failed`, and a late payment makes it `completed` and `paid`.
 pub fn derive_order_status(evidence: PaymentEvidence) -> OrderStatus {
     match evidence {
         PaymentEvidence::Nothing | PaymentEvidence::Processing => OrderStatus::Pending,

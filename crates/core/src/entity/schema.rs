@@ -1,4 +1,7 @@
-//! The stored form of an entity: the columns that billhook guards, and what it remembers of the last write.
+//! The stored form of an entity state: the columns under the optimistic lock, and what billhook derived last.
+//!
+//! The difference between the two is how `entity::mod` finds manual edits. The layout of the rows is in
+//! `docs/data-model.md`; `adapters::dynamodb` reads and writes it.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,34 +10,31 @@ use crate::entity::payment::derive::DerivedPayment;
 use crate::entity::payment::status::PaymentStatus;
 use crate::ids::{CheckoutSessionId, PaymentIntentId, UserId};
 
-/// The number of the stored form of facts: one more whenever a kind of fact is added, so that a function that is not
-/// updated yet parks the event instead of dropping what it does not know.
+/// The version of the stored facts. Add one whenever you add a kind of fact.
+///
+/// Reason: during a deployment old and new functions write the same rows. An old function would read the row, not know
+/// the new fact and drop it when it writes the row back. With a greater number in the row it parks the event as
+/// `entity_unreadable` instead.
 pub const FACTS_SCHEMA: i64 = 2;
 
-/// The columns that billhook owns and a person may edit. They are part of the write's condition, and of the row's
-/// memory of what was last derived: a difference between the two is a person's repair.
+/// The columns that billhook owns and a person may edit. They are part of the write's condition (optimistic lock), and
+/// the row also has them as billhook last derived them: a difference between the two is a manual edit.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct GuardedColumns {
-    /// Orders only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<String>,
-    /// Both.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub payment_status: Option<String>,
-    /// Both.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requires_review: Option<bool>,
-    /// Statements only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mail_status: Option<String>,
-    /// Statements only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub needs_attention: Option<bool>,
 }
 
 impl GuardedColumns {
-    /// The columns that payments decide, the same for orders and statements.
     pub(super) fn of_payment(payment: &DerivedPayment) -> Self {
         Self {
             payment_status: Some(payment.payment_status.as_str().to_owned()),
@@ -43,7 +43,7 @@ impl GuardedColumns {
         }
     }
 
-    /// What a column that was never written counts as.
+    /// The value that the application gives a new row: finding it in a column that we never wrote is no manual edit.
     pub(super) fn initial(column: &str) -> Option<String> {
         let word = match column {
             "status" => OrderStatus::Pending.as_str(),
@@ -54,7 +54,7 @@ impl GuardedColumns {
         Some(word.to_owned())
     }
 
-    /// Those of which an edit may be overruled: one of the review always stands.
+    /// The columns in which an edit can be overwritten; an edit of `requiresReview` always stands.
     pub(super) fn by_name(&self) -> [(&'static str, Option<String>); 4] {
         let truth = |truth: Option<bool>| truth.map(|truth| truth.to_string());
         [
@@ -66,23 +66,21 @@ impl GuardedColumns {
     }
 }
 
-/// What was last derived, as the row remembers it.
+/// What billhook derived at its last write, stored in the row beside the facts.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct LastDerived {
-    /// The columns as written.
     #[serde(flatten)]
     pub columns: GuardedColumns,
-    /// The reasons that then stood.
+    /// The review reasons at that time: the ones that a person who clears the flag has seen.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub review_reasons: Vec<String>,
-    /// The payment that was written into the entity's column, so that one put there by the application is kept.
+    /// The PaymentIntent that billhook wrote into the column. Another value there is the application's and stays; the
+    /// same goes for `session` and `user`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub intent: Option<PaymentIntentId>,
-    /// The same for the session.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub session: Option<CheckoutSessionId>,
-    /// The same for an order's user.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<UserId>,
 }

@@ -1,7 +1,8 @@
-//! A statement's columns: which of them are billhook's to write.
+//! The projection of a statement: which of its columns billhook writes.
 //!
-//! A half about which nothing is known (payment, letters) stays the application's, because a statement may be paid or
-//! mailed by other means than Stripe and Lob.
+//! A statement has two halves, payment and letters. While no event says anything about a half, its columns stay the
+//! application's, because a statement may be paid or mailed without Stripe and Lob. Orders have no such rule: every
+//! write derives all their columns.
 
 use crate::entity::mail::derive::DerivedMail;
 use crate::entity::mail::facts::MailFacts;
@@ -9,7 +10,8 @@ use crate::entity::payment::derive::DerivedPayment;
 use crate::entity::payment::facts::PaymentFacts;
 use crate::entity::schema::GuardedColumns;
 
-/// The columns that billhook writes. Where only a person's edit is known, the review is ours and the payment is not.
+/// The columns that billhook writes; `None` leaves a column as it is. If the only payment fact is a manual edit (a
+/// person set `requiresReview`), billhook writes the review flag but not the payment status, of which nothing is known.
 pub(super) fn derive_statement_columns(
     payment_facts: &PaymentFacts,
     payment: &DerivedPayment,

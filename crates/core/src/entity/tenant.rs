@@ -1,4 +1,6 @@
-//! A tenant's connected account: what Stripe's events state of it, and what the tenant's row says by that.
+//! A tenant's connected Stripe account: the facts from Stripe's events, and the tenant's columns derived from them.
+//!
+//! This module does not decide which tenant an account belongs to (tenant isolation); `worker::resolve` does.
 
 use std::collections::BTreeMap;
 
@@ -8,26 +10,23 @@ use crate::entity::merge::{MaxRegister, merge_fields};
 use crate::ids::AccountId;
 use crate::time::Timestamp;
 
-/// Everything known of the accounts that the tenant has had.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AccountFacts {
-    /// By account: what was true of one says nothing of the next.
+    /// By account, because a tenant may change its account. When there was one record per tenant, `deauthorized` of the
+    /// old account marked the new one.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub accounts: BTreeMap<AccountId, ConnectedAccount>,
 }
 
-/// Everything known of one account.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct ConnectedAccount {
-    /// What it may do, as told last.
+    /// The latest `account.updated` wins.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub abilities: Option<MaxRegister<(Timestamp, AccountCapabilities)>>,
-    /// When it was connected last.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub authorized: Option<MaxRegister<Timestamp>>,
-    /// When it was disconnected last.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deauthorized: Option<MaxRegister<Timestamp>>,
 }
@@ -40,38 +39,33 @@ merge_fields!(ConnectedAccount {
     deauthorized
 });
 
-/// What an account may do. Of two statements of one second the one that allows less is not believed.
+/// What an account may do. If two events of one second disagree, the greater value wins, so the one that allows more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AccountCapabilities {
-    /// Take payments.
     pub charges_enabled: bool,
-    /// Pay out.
     pub payouts_enabled: bool,
 }
 
-/// What follows for the tenant's columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DerivedAccount {
-    /// `charges_enabled` and `payouts_enabled`, once told.
+    /// The columns `charges_enabled` and `payouts_enabled`; `None` until an `account.updated` arrives.
     pub abilities: Option<AccountCapabilities>,
-    /// `stripe_status`.
     pub status: StripeStatus,
 }
 
 /// A tenant's `stripe_status`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StripeStatus {
-    /// It may take payments and pay out, as far as is known.
+    /// Nothing says that it may not take payments or not pay out.
     Connected,
-    /// One of the two is withheld.
+    /// It may not take payments, or not pay out.
     Restricted,
-    /// We may no longer act for it.
+    /// Disconnected: we may no longer act for it.
     Deauthorized,
 }
 
 impl StripeStatus {
-    /// The word in the row.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Connected => "connected",
@@ -81,7 +75,8 @@ impl StripeStatus {
     }
 }
 
-/// Derives it for the account in the tenant's row. In the second of a disconnection, it is disconnected.
+/// Derives the columns for the account that the tenant's row names now. If it was connected and disconnected in the
+/// same second, it is disconnected.
 pub fn derive_account(facts: &AccountFacts, account: Option<&AccountId>) -> DerivedAccount {
     let known = account.and_then(|account| facts.accounts.get(account));
     let ConnectedAccount {

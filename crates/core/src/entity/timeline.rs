@@ -1,45 +1,46 @@
-//! The timeline of an order or statement: derived from the merged facts, one entry per (type, fact), so that a repeat
-//! adds nothing and the order of arrival leaves no trace.
+//! The timeline of an order or statement: a projection of the facts, merged with the entries of other writers.
+//!
+//! There is one derived entry per (type, fact), so a duplicate adds nothing and the order of arrival leaves no trace.
+//! It is not an audit log: the newest 200 derived entries are kept, and all of them are written anew at each write. The
+//! events table has every event. `payment::timeline` and `mail::derive` make the entries.
 
 use serde_json::{Map, Value};
 
 use crate::ids::EventId;
 use crate::time::Timestamp;
 
-/// Derived entries beyond the newest 200 are not written.
+/// Only the newest derived entries are written, because the row has a size limit. Entries of others are not counted.
 const DERIVED_MAX: usize = 200;
 
-/// The `actor` of every derived entry. Entries of any other actor are never touched.
+/// The `actor` of every derived entry. By it we know our own entries again; we never change the others.
 pub const ACTOR: &str = "billhook";
 
-/// One derived entry.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DerivedEntry {
-    /// When it was first true, by the provider's clock.
+    /// When the fact was first true, by the provider's timestamp; for manual edits and cancellations, by ours.
     pub at: Timestamp,
-    /// What happened, `payment_succeeded`.
+    /// Such as `payment_succeeded`.
     pub kind: String,
-    /// The id of the fact it tells.
+    /// What the entry is about: a provider's id such as `re_1`, or a review reason. Unique together with `kind`.
     pub fact: String,
-    /// Who said so: `stripe`, `lob`, `cleanup`.
+    /// The source: `stripe`, `lob`, or `billhook` if no event states it.
     pub told_by: &'static str,
-    /// The least event that states it.
+    /// The event with the smallest id that states the fact.
     pub event: Option<EventId>,
-    /// What a reader wants to know beside.
     pub meta: Map<String, Value>,
 }
 
-/// An entry of the written timeline.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TimelineEntry<T> {
-    /// Derived.
     Derived(DerivedEntry),
-    /// Somebody else's, as it stood.
+    /// An entry of another actor, unchanged.
     Foreign(T),
 }
 
-/// Our newest entries and everybody else's, in the order of their moments. `at` reads the moment of a foreign entry
-/// as it is written there; one without any comes first. The foreign ones keep their order among themselves.
+/// Merges our newest entries with the foreign ones, sorted by time. `at` returns the time of a foreign entry as text.
+///
+/// The times are compared as text, because a foreign entry may have any: one without a time comes first, and
+/// `nonsense` comes last, after every digit. Foreign entries with equal times keep their order.
 pub fn merge_timelines<T>(
     mut ours: Vec<DerivedEntry>,
     theirs: Vec<T>,

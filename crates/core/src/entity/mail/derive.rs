@@ -1,4 +1,9 @@
-//! What a statement's mail is, by the merged facts.
+//! Projection of the facts of letters: derives a statement's `mail_status`, its attention flag and its timeline
+//! entries.
+//!
+//! Scans arrive out of order and may be missing, so the rule has no transitions: a final stage beats every progress
+//! stage, whatever its timestamp; of several final stages the latest counts; of progress stages the furthest. The table
+//! is in `docs/SEMANTICS.md`, Letters; the facts are in `facts`.
 
 use serde_json::{Map, json};
 
@@ -8,36 +13,32 @@ use crate::entity::timeline::DerivedEntry;
 use crate::ids::PieceId;
 use crate::time::Timestamp;
 
-/// What follows from the facts for a statement's columns.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct DerivedMail {
-    /// The stage that counts.
     pub status: Option<MailStage>,
-    /// When it was reached last.
+    /// When the stage of `status` was last reported, by Lob's timestamp.
     pub status_at: Option<Timestamp>,
-    /// Why a person should look.
+    /// Why the letter needs attention; `None` if it does not.
     pub attention_reason: Option<MailStage>,
-    /// The carrier's estimate.
     pub expected_delivery_date: Option<String>,
-    /// The carrier's number.
     pub tracking_number: Option<String>,
-    /// The template of the piece that counts.
     pub template_version: Option<String>,
-    /// One entry per stage, of every piece.
+    /// One entry per stage, of every piece and not only of the one that counts.
     pub timeline: Vec<DerivedEntry>,
 }
 
-/// How a stage bears on `mail_status`.
+/// The effect of a stage on `mail_status`.
 enum StageRole {
-    /// Ends the piece's life; of several the latest counts, ties by this number.
+    /// Final. Of several the latest counts, because a delivered piece may come back; if timestamps are equal, the one
+    /// with the greater number.
     Terminal(u8),
-    /// On the way: the furthest counts.
+    /// Progress. The furthest counts, not the latest: a scan of an earlier stage may be reported late.
     OnTheWay,
-    /// Beside the way.
+    /// No effect.
     Side,
 }
 
-/// The table, mirrored in `docs/SEMANTICS.md`.
+/// Mirrored in `docs/SEMANTICS.md`, Letters.
 fn stage_role(stage: MailStage) -> StageRole {
     match stage {
         MailStage::Deleted => StageRole::Terminal(0),
@@ -71,7 +72,8 @@ fn stage_role(stage: MailStage) -> StageRole {
     }
 }
 
-/// Why a person should look: the piece ended badly, or had an issue and nothing has ended it since.
+/// Why the piece needs attention: its final stage is a bad one, or it had an issue and no final stage since. Example:
+/// an issue on 12 Nov and `delivered` on 14 Nov need nothing; an issue on 15 Nov, after that, does.
 fn find_attention_reason(
     piece: &PieceFacts,
     status: Option<(MailStage, &SeenInterval)>,
@@ -90,8 +92,9 @@ fn find_attention_reason(
     }
 }
 
-/// Derives it. `mailed` is the piece that the application says it mailed; without it, or while nothing is known of that
-/// one, the piece that began last counts.
+/// Derives the columns from one piece. `mailed` is the statement's `lob_letter_id`; if it is empty, or no event of that
+/// piece has arrived, the piece with the latest first event counts. Example: ltr_1 was returned, the statement was
+/// mailed again as ltr_2, and then a late scan of ltr_1 arrives: `mail_status` stays that of ltr_2.
 pub fn derive_mail(facts: &MailFacts, mailed: Option<&PieceId>) -> DerivedMail {
     let timeline = facts
         .pieces

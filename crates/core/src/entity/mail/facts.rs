@@ -1,4 +1,7 @@
-//! What an event of Lob states of a piece. Scans may be missing, repeated or out of order.
+//! The facts of printed pieces (letters, postcards, self mailers, checks) that a statement stores, and the stages.
+//!
+//! The carrier's scans come late, twice, out of order, or never, so there is no sequence of stages to rely on: each
+//! stage that an event reports is a fact of its own, and `derive` picks the one that counts.
 
 use std::collections::BTreeMap;
 
@@ -8,46 +11,40 @@ use crate::entity::merge::{MaxRegister, MinRegister, SeenInterval, merge_fields}
 use crate::ids::{ObjectId, PieceId};
 use crate::time::Timestamp;
 
-/// Everything known of the pieces printed for one statement.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MailFacts {
-    /// By piece: a statement mailed again has two.
+    /// By piece, because a statement that was mailed again has two.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub pieces: BTreeMap<PieceId, PieceFacts>,
 }
 
-/// A value that the newest event to name it decides.
+/// The value of the newest event that has one, by Lob's timestamp.
 type LatestValue<T> = Option<MaxRegister<(Timestamp, T)>>;
 
-/// One piece's life.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PieceFacts {
-    /// What happened to it, by the last part of the event's type.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub stages: BTreeMap<MailStage, SeenInterval>,
-    /// The carrier's estimate, a date.
+    /// The carrier's estimate, a date such as `2026-11-27`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected_delivery_date: LatestValue<String>,
-    /// The carrier's number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tracking_number: LatestValue<String>,
-    /// The template it was printed from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template_version: LatestValue<String>,
-    /// The carrier's scans, by their id.
+    /// By the carrier's id, because each of Lob's events repeats all scans so far. No column is derived from them.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub scans: BTreeMap<ObjectId, CarrierScan>,
 }
 
-/// One scan of the carrier's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CarrierScan {
     /// Such as `In Transit`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<MinRegister<String>>,
-    /// When, as the carrier writes it.
+    /// As Lob writes it, not parsed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time: Option<MinRegister<String>>,
     /// A ZIP code.
@@ -71,70 +68,53 @@ merge_fields!(CarrierScan {
     location
 });
 
-/// What can happen to a piece. The declared order is the rank of those on the way; `derive` says which end it.
+/// A stage of a piece. The declared order is the rank of the progress stages (`created` to `processed_for_delivery`);
+/// `derive` says which stages are final. A stage of Lob's that is not here is ignored as `unhandled_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MailStage {
-    /// Accepted by Lob.
     Created,
-    /// A proof was made.
     RenderedPdf,
-    /// Its pictures too.
     RenderedThumbnails,
-    /// Handed to the carrier.
+    /// The carrier has it.
     Mailed,
-    /// Scanned on its way.
     InTransit,
-    /// Near its address.
     InLocalArea,
-    /// On the last mile.
     ProcessedForDelivery,
-    /// Arrived.
     Delivered,
-    /// Came back.
     ReturnedToSender,
-    /// Lob could not make it.
+    /// Lob could not produce it.
     Failed,
-    /// Lob would not make it.
+    /// Lob refused to produce it.
     Rejected,
-    /// Withdrawn in time.
+    /// Canceled before it was produced.
     Deleted,
-    /// Sent on to another address.
     ReRouted,
-    /// Left the country.
     InternationalExit,
-    /// Somebody looked at its proof.
+    /// Somebody opened its proof.
     Viewed,
-    /// Waits at the post office.
     PickupAvailable,
-    /// A problem with a certified piece.
+    /// Certified pieces only.
     Issue,
-    /// The envelope for the answer was made.
+    /// The return envelope is what the recipient answers with; it says nothing about the piece's own delivery.
     ReturnEnvelopeCreated,
-    /// It is on its way back.
     ReturnEnvelopeInTransit,
-    /// Near the sender.
     ReturnEnvelopeInLocalArea,
-    /// On the last mile.
     ReturnEnvelopeProcessedForDelivery,
-    /// Sent on to another address.
     ReturnEnvelopeReRouted,
-    /// Left the country.
     ReturnEnvelopeInternationalExit,
-    /// Came back to whoever posted it.
+    /// Back at the recipient who posted it.
     ReturnEnvelopeReturnedToSender,
-    /// Arrived at the sender.
+    /// Arrived at the sender of the piece.
     ReturnEnvelopeDelivered,
-    /// The carrier announced the piece by e-mail.
+    /// The carrier announced the piece to the recipient by e-mail.
     InformedDeliveryEmailSent,
-    /// Its e-mail was opened.
     InformedDeliveryEmailOpened,
-    /// Its link was followed.
     InformedDeliveryEmailClickedThrough,
 }
 
 impl MailStage {
-    /// The word in row and timeline, and the last part of Lob's event types.
+    /// The word in row and timeline.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Created => "created",
@@ -168,7 +148,7 @@ impl MailStage {
         }
     }
 
-    /// All of them, in rank order.
+    /// In declared order.
     pub const ALL: [Self; 28] = [
         Self::Created,
         Self::RenderedPdf,
@@ -200,8 +180,10 @@ impl MailStage {
         Self::InformedDeliveryEmailClickedThrough,
     ];
 
-    /// The stage that an event type names; `None` for types that are not about a piece (addresses, bank accounts). Lob
-    /// spells re-routing with a hyphen or an underscore.
+    /// The stage in an event type; `None` for types that are not about a piece (addresses, bank accounts).
+    ///
+    /// Quirks: Lob writes both `re-routed` and `re_routed`; `letter.certified.mailed` is the stage `mailed`, but
+    /// `letter.return_envelope.in_transit` is a stage of its own, `return_envelope_in_transit`.
     pub fn of_type(event_type: &str) -> Option<Self> {
         let (piece, stage) = event_type.split_once('.')?;
         if !["letter", "postcard", "self_mailer", "check"].contains(&piece) {

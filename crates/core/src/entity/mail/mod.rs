@@ -1,5 +1,5 @@
-//! Letters: the facts of printed pieces and how they merge ([`facts`]), and a statement's mail status by them
-//! ([`mod@derive`]).
+//! Letters: the facts of printed pieces ([`facts`]), and the projection of the facts into a statement's `mail_status`
+//! ([`mod@derive`]). `provider::lob::mail` reads the facts from events.
 
 pub mod derive;
 pub mod facts;

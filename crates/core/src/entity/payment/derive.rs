@@ -1,5 +1,9 @@
-//! What an order or statement is, by its merged facts. A function of the facts and of what was due; never of the order
-//! in which they came.
+//! Projection of payment facts: derives the statuses, amounts, review reasons and timeline of an order or statement.
+//!
+//! This is the state machine of a payment, written as a pure function of the merged facts and of the amount due instead
+//! of as transitions. Out-of-order delivery and duplicates cannot change the result, because the function does not see
+//! the order of arrival. It does not read the row's columns; manual edits come in as facts (`crate::entity`).
+//! Read next: `status` (what evidence beats what), `refunds` (the arithmetic), `timeline` (what people see).
 
 use std::collections::BTreeSet;
 
@@ -18,7 +22,8 @@ use crate::ids::{CheckoutSessionId, ObjectId, PaymentIntentId, UserId};
 use crate::money::Money;
 use crate::time::Timestamp;
 
-/// The gravest of the disputes as they stand: a lost one, else an open one.
+/// The worst of the current states of all disputes: lost before open. Two disputes, one won and one lost, mean that
+/// money is gone. Inquiries and ended disputes do not count.
 fn find_gravest_dispute(facts: &PaymentFacts) -> Option<DisputeState> {
     let standing = facts
         .disputes
@@ -29,7 +34,12 @@ fn find_gravest_dispute(facts: &PaymentFacts) -> Option<DisputeState> {
         .max()
 }
 
-/// Money is on its way: nothing later says that it failed or was given up.
+/// Whether this payment is in progress: it was processing, and has not failed or been canceled at the same time or
+/// later, by Stripe's timestamps.
+///
+/// This compares times, because an attempt may fail and the next one be processing. ch_1 fails at 10:00, processing at
+/// 10:01, ch_2 fails at 10:02: in progress from 10:01, failed from 10:02, in whatever order the three arrive. Within
+/// one second the failure or the cancellation wins.
 fn is_processing(payment: &IntentFacts) -> bool {
     let failed = payment
         .failures
@@ -42,37 +52,38 @@ fn is_processing(payment: &IntentFacts) -> bool {
     processing.is_some() && processing > ended
 }
 
-/// What follows from the facts.
+/// The columns of an order or statement that follow from payment facts. Amounts are in the minor unit.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DerivedPayment {
-    /// Of an order.
+    /// Orders only; a statement has no such column.
     pub status: OrderStatus,
-    /// Of an order or statement.
     pub payment_status: PaymentStatus,
-    /// Why a person should look, `reason:fact id`; none, when empty.
+    /// Why the row needs review, as `reason:fact id`. The id makes the same word about another fact a new reason.
     pub review_reasons: BTreeSet<String>,
-    /// The amount due, once it was paid.
+    /// The amount due if it was paid, else 0. A second payment does not change it; `paid_twice` reports that one.
     pub amount_paid: i64,
-    /// What went back, at most what was captured.
+    /// At most what was captured.
     pub amount_refunded: i64,
-    /// When it was paid first.
+    /// When the first matching payment succeeded, by Stripe's timestamp.
     pub paid_at: Option<Timestamp>,
-    /// When an attempt failed last.
+    /// When the last attempt failed, by Stripe's timestamp; the cleanup counts its grace period from here.
     pub payment_failed_at: Option<Timestamp>,
-    /// The payment that counts: the first that succeeded, else the least known.
+    /// The first PaymentIntent that succeeded, else the smallest known id: the choice must not depend on which event
+    /// arrived first.
     pub intent: Option<PaymentIntentId>,
-    /// The least finished session, else the least known.
+    /// The smallest id among the completed sessions, else among all, for the same reason.
     pub session: Option<CheckoutSessionId>,
-    /// Who pays, as far as it was hinted.
+    /// Who pays: `client_reference_id` before metadata. A hint, not a proof.
     pub user: Option<UserId>,
-    /// One entry per fact.
     pub timeline: Vec<DerivedEntry>,
 }
 
-/// Derives it. `due` is what the application asked for; without it no payment fits.
+/// Derives the columns. `due` is the amount that the application asks for; without it no payment matches.
 pub fn derive_payment(facts: &PaymentFacts, due: Option<Money>) -> DerivedPayment {
     let mut story = TimelineBuilder::default();
     let successes = find_successes(facts);
+    // `all`, not `any`: if two events report 42.00 and 41.00 for one payment, we do not know which is true, so the
+    // payment does not match and needs review.
     let fits = |payment: &IntentFacts| {
         due.is_some_and(|due| payment.received.iter().all(|received| *received == due))
     };
@@ -98,6 +109,8 @@ pub fn derive_payment(facts: &PaymentFacts, due: Option<Money>) -> DerivedPaymen
         } else if paid_by.is_some_and(|(paid_id, ..)| paid_id != id) {
             story.add_review("paid_twice", id.as_str(), stated);
         }
+        // Flagged whether the payment succeeded before or after the cancellation: the cancellation has our time and the
+        // payment has Stripe's, and the application may already have acted on `cancelled` in both cases.
         if facts.cancelled.is_some() {
             story.add_review("paid_after_cancel", id.as_str(), stated);
         }
@@ -122,7 +135,8 @@ pub fn derive_payment(facts: &PaymentFacts, due: Option<Money>) -> DerivedPaymen
     } else if paid_by.is_some() {
         PaymentEvidence::Paid
     } else if !successes.is_empty() {
-        // Money that does not fit: neither paid nor failed.
+        // A payment succeeded, but of another amount: neither paid nor failed. If it counted as failed, an order for
+        // which we hold money would become a candidate for the cleanup.
         PaymentEvidence::Nothing
     } else if facts.payments.values().any(is_processing) {
         PaymentEvidence::Processing
@@ -131,6 +145,10 @@ pub fn derive_payment(facts: &PaymentFacts, due: Option<Money>) -> DerivedPaymen
     } else {
         PaymentEvidence::Nothing
     };
+    // A cancellation beats a failed attempt and loses to a payment. The cleanup ends every payment that the order knows
+    // of before it cancels, but there may be others: cancelled at 10:00, and at 10:05 the event of a second
+    // PaymentIntent arrives that succeeded. The order becomes `completed` with `paid_after_cancel`, because `cancelled`
+    // would hide that we hold the money.
     let cancel_evidence = facts
         .cancelled
         .as_ref()
@@ -162,7 +180,8 @@ pub fn derive_payment(facts: &PaymentFacts, due: Option<Money>) -> DerivedPaymen
     }
 }
 
-/// The payments that succeeded, first ones first.
+/// The payments that succeeded, by Stripe's timestamp, then by id. The first matching one is the one that paid; every
+/// further one is `paid_twice`.
 fn find_successes(facts: &PaymentFacts) -> Vec<(&ObjectId, &IntentFacts, &FactSource)> {
     let mut successes: Vec<_> = facts
         .payments

@@ -1,7 +1,10 @@
-//! What Stripe's events state about payments, and how statements add up. `read` makes facts of an event.
+//! The facts of payments that an entity stores, and how they merge. `provider::stripe::payments` reads them from
+//! events; `derive` and `refunds` derive the columns from them.
 //!
-//! Facts carry the provider's own ids and merge by them, because two different events may describe one change, and
-//! amounts are kept as the provider's cumulative figures, never as differences.
+//! Facts are keyed by the provider's ids, because two events may report one change: `checkout.session.completed` and
+//! `payment_intent.succeeded` of one payment are one success under `pi_1`, not two. Amounts are stored as the
+//! provider's cumulative figures, never as differences. Every field is a building block of `entity::merge`; add one to
+//! `FACTS_SCHEMA` (`entity::schema`) when you add a field.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,89 +17,85 @@ use crate::ids::{
 use crate::money::Money;
 use crate::time::Timestamp;
 
-/// Everything known of the payments for one order or statement.
+/// All payment facts of one order or statement.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct PaymentFacts {
-    /// By PaymentIntent; by Checkout Session where that has none (nothing to pay, or a subscription's).
+    /// By PaymentIntent; by Checkout Session if that has none (nothing to pay, or a subscription's session).
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub payments: BTreeMap<ObjectId, IntentFacts>,
-    /// Checkout Sessions.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub sessions: BTreeMap<CheckoutSessionId, SessionFacts>,
-    /// Charges, as far as money went back.
+    /// Only charges of which money was refunded: `charge.refunded` is the only event that is read into them.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub charges: BTreeMap<ChargeId, ChargeFacts>,
-    /// Refunds that are known by their own id.
+    /// Refunds by id, from `refund.*` events. The same money may also be in `charges`; see `refunds`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub refunds: BTreeMap<RefundId, RefundFacts>,
-    /// Disputes, inquiries included.
+    /// Inquiries included: Stripe reports them as disputes with a `warning_…` status.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub disputes: BTreeMap<ObjectId, DisputeFacts>,
-    /// Early fraud warnings.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub warnings: BTreeMap<ObjectId, FactSource>,
-    /// Stripe's own reviews.
+    /// Stripe's reviews (Radar), not billhook's.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub reviews: BTreeMap<ObjectId, ReviewFacts>,
-    /// Who pays, as the application told Checkout: a session's `client_reference_id`.
+    /// Who pays, by a session's `client_reference_id`. Beats `user`, because the application set it for this purpose.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference: Option<MinRegister<UserId>>,
-    /// Who pays, as the metadata of a session or intent says.
+    /// Who pays, by the metadata of a session or PaymentIntent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<MinRegister<UserId>>,
-    /// When the cleanup, or a person, gave the order up.
+    /// When the cleanup or a person cancelled the order, by our clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cancelled: Option<MinRegister<Timestamp>>,
-    /// What people changed by hand.
     #[serde(skip_serializing_if = "ManualEdits::is_none")]
     pub manual: ManualEdits,
 }
 
-/// A person's repairs, with the moments at which they were found.
+/// Manual edits that stand (repairs), with the time at which billhook found them. `entity::mod` says how.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct ManualEdits {
-    /// The order was set to refunded.
+    /// A status column was set to `refunded`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refunded: Option<MinRegister<Timestamp>>,
-    /// Review reasons that were cleared; others flag again.
+    /// Cleared for good, by full reason: clearing `dispute_open:dp_1` does not clear `dispute_open:dp_2`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub cleared: BTreeMap<String, MinRegister<Timestamp>>,
-    /// A review was asked for.
+    /// A set of times, so that a row which was flagged, cleared and flagged again is flagged.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub flagged: BTreeSet<Timestamp>,
 }
 
-/// One way of paying.
+/// The facts of one payment: a PaymentIntent, or a Checkout Session without one.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct IntentFacts {
-    /// The connected account it lives on; none for the platform's own.
+    /// The connected account on which it lives; `None` for the platform's own. The cleanup needs it to call Stripe.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub account: Option<MinRegister<AccountId>>,
-    /// It was paid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub succeeded: Option<FactSource>,
-    /// The amounts that were said to be received: one, unless the provider contradicts itself.
+    /// All amounts that events reported as received. Normally one; with two different ones the payment does not match.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub received: BTreeSet<Money>,
-    /// Money was on its way.
+    /// First and last time of `payment_intent.processing`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub processing: Option<SeenInterval>,
-    /// It can no longer be paid.
+    /// It can no longer succeed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub canceled: Option<FactSource>,
-    /// Attempts that failed, by their charge; by the payment itself where no charge is named.
+    /// By charge, so that two events about one failed attempt count once; by the payment if no charge is named.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub failures: BTreeMap<ObjectId, FailedAttempt>,
 }
 
-/// An attempt that failed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FailedAttempt {
-    /// When; more than once, where no charge tells the attempts apart.
+    /// If no charge tells the attempts apart, this covers several: failed at 10:00 and at 10:01:30 is one entry, and
+    /// the last time counts, so that the cleanup's grace period starts at 10:01:30.
     #[serde(flatten)]
     pub seen: SeenInterval,
     /// Such as `card_declined`.
@@ -107,66 +106,59 @@ pub struct FailedAttempt {
     pub decline_code: Option<MinRegister<String>>,
 }
 
-/// A Checkout Session.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SessionFacts {
-    /// Nobody can pay with it any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expired: Option<FactSource>,
-    /// When it was completed, paid or not.
+    /// The customer finished the session; with a delayed payment method the payment may still fail.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completed: Option<FactSource>,
-    /// The payment it made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub intent: Option<MinRegister<PaymentIntentId>>,
 }
 
-/// A charge of which money went back.
+/// A charge with refunds. Amounts are in the minor unit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ChargeFacts {
-    /// The payment it belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub intent: Option<MinRegister<PaymentIntentId>>,
-    /// When money first went back.
+    /// The first `charge.refunded`: it dates the part of the cumulative figure that no refund by id explains.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refunded: Option<FactSource>,
-    /// What was captured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub captured: Option<MaxRegister<Money>>,
-    /// What has gone back so far: cumulative, so the greatest is the newest.
+    /// Cumulative, so the greatest is the newest: 10.00 and then 15.00 mean 15.00 in all. If a refund fails, Stripe
+    /// lowers the figure, and this stays at 15.00; `refunds` subtracts the failed refund.
     pub amount_refunded: MaxRegister<i64>,
 }
 
-/// A refund.
+/// A refund by its own id.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RefundFacts {
-    /// The charge it is of; the payment, where none is named.
+    /// The charge; if the refund names none, the payment; if it names neither, the refund itself.
     pub of: MinRegister<ObjectId>,
-    /// The payment it is of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub intent: Option<MinRegister<PaymentIntentId>>,
-    /// How much.
     pub amount: MaxRegister<Money>,
-    /// The states it was in.
+    /// All states it has had. The current one is [`latest_state`](crate::entity::merge::latest_state).
     pub states: BTreeMap<RefundState, SeenInterval>,
 }
 
-/// A refund's state. A later one in this order is believed of two that are told in the same second.
+/// A refund's state. If two have the same timestamp, the later in this order wins: `refund.created` with `pending` and
+/// `refund.updated` with `succeeded` may be of the same second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RefundState {
-    /// On its way.
     Pending,
-    /// Waits for the customer.
+    /// The customer has to act before the refund goes on.
     RequiresAction,
-    /// Arrived; it may still fail days later.
+    /// Not final: a refund may fail days later, if the customer's bank sends it back.
     Succeeded,
-    /// Withdrawn.
     Canceled,
-    /// Came back.
+    /// The money is with us again.
     Failed,
 }
 
@@ -182,7 +174,8 @@ impl RefundState {
         })
     }
 
-    /// Whether its amount counts as gone back.
+    /// Whether the amount counts as refunded. Pending counts, because the money has left our balance and only a failure
+    /// brings it back.
     pub fn counts_as_refunded(self) -> bool {
         match self {
             Self::Pending | Self::RequiresAction | Self::Succeeded => true,
@@ -191,29 +184,27 @@ impl RefundState {
     }
 }
 
-/// A dispute.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DisputeFacts {
-    /// The states it was in.
     pub states: BTreeMap<DisputeState, SeenInterval>,
 }
 
-/// A dispute's state, from its `status`. A later one in this order is believed of two told in the same second.
+/// A dispute's state, from its `status`. The latest timestamp wins: needs_response, lost, appeal_under_review and won
+/// end as won, in any order of arrival. If two have the same timestamp, the later in this order wins:
+/// `charge.dispute.funds_withdrawn` (open) and `charge.dispute.closed` (lost) in one second mean lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DisputeState {
-    /// An inquiry: no money was taken.
+    /// The bank asks; no money was taken.
     Inquiry,
-    /// Open, an appeal included; also a status that is not known here.
+    /// Appeals included, and every status that we do not know.
     Open,
-    /// The inquiry was closed.
     InquiryClosed,
-    /// Ended before it began.
     Prevented,
-    /// The money stays.
+    /// We keep the money.
     Won,
-    /// The money is gone.
+    /// The customer's bank has the money.
     Lost,
 }
 
@@ -225,20 +216,19 @@ impl DisputeState {
             "prevented" => Self::Prevented,
             "won" => Self::Won,
             "lost" => Self::Lost,
-            // `needs_response`, `under_review`, `appeal_…`, and whatever Stripe thinks of next: a person looks.
+            // `needs_response`, `under_review`, `appeal_…`, and statuses that Stripe adds later. An unknown status
+            // counts as open, because a needless review costs a minute and a missed due date costs the dispute.
             _ => Self::Open,
         }
     }
 }
 
-/// A review of Stripe's.
+/// A review of Stripe's: two facts and not one flag, so that `closed` wins although it may arrive before `opened`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ReviewFacts {
-    /// It was opened.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub opened: Option<FactSource>,
-    /// It was closed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub closed: Option<FactSource>,
 }
@@ -309,7 +299,7 @@ impl ManualEdits {
 }
 
 impl PaymentFacts {
-    /// Whether Stripe stated anything; a person's repair alone is no payment.
+    /// Whether there is more than manual edits. `cancelled` counts too, but only orders have it.
     pub fn has_stripe_facts(&self) -> bool {
         let manual = self.manual.clone();
         *self
@@ -319,7 +309,6 @@ impl PaymentFacts {
             }
     }
 
-    /// Whether this PaymentIntent is already known here.
     pub fn has_payment_intent(&self, intent: &PaymentIntentId) -> bool {
         self.payments
             .keys()

@@ -1,5 +1,7 @@
-//! Money: the facts of payments and how they merge ([`facts`]), and what an order or statement is by them
-//! ([`mod@derive`], with the refund arithmetic of [`refunds`] and the entries of [`timeline`]).
+//! Payments: the facts ([`facts`]), the state machine of a payment ([`status`]), and the projection of the facts into
+//! an order's or statement's columns ([`mod@derive`], refund arithmetic in [`refunds`], entries in [`timeline`]).
+//!
+//! Read `facts`, then `derive`. Nothing here reads an event; `provider::stripe::payments` does.
 
 pub mod derive;
 pub mod facts;

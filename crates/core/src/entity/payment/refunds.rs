@@ -1,5 +1,14 @@
-//! How much went back. Cumulative figures and refunds by id are two views of the same money, so they are never added:
-//! per charge the larger counts.
+//! Refund arithmetic: how much of each charge, payment and order was refunded, and whether that is everything.
+//!
+//! Stripe reports a refund twice: `refund.*` events carry the refund's own id, amount and state, and `charge.refunded`
+//! carries the charge's cumulative `amount_refunded`. These are two views of the same money, so we never add them: per
+//! charge the larger one counts. A charge of 100.00 with re_1 of 30.00 and re_2 of 70.00, and a cumulative figure of
+//! 100.00, was refunded 100.00 and not 200.00. If only re_1 has arrived, 100.00 is right too: the cumulative figure is
+//! ahead. If the cumulative figure still says 30.00, re_1 and re_2 together are ahead.
+//!
+//! Guarantee: the result depends on the set of facts and on the amount due, never on the order of arrival. Not
+//! guaranteed: that the figure is final; it may go down when a refund fails. The rules for operators are in
+//! `docs/SEMANTICS.md`, Refund arithmetic; `derive` turns the result into statuses.
 
 use std::collections::BTreeMap;
 
@@ -12,22 +21,32 @@ use crate::entity::payment::facts::{
 use crate::entity::payment::timeline::TimelineBuilder;
 use crate::money::{Currency, Money};
 
-/// What is known of one charge's refunds; of a payment's, where they name no charge.
+/// The refunds of one charge, or of one payment if its refunds name no charge. Amounts are in the minor unit.
 #[derive(Default)]
 struct RefundTally<'f> {
     payment: &'f str,
     captured: Option<i64>,
+    /// The greatest `amount_refunded` of all `charge.refunded` events of this charge.
     cumulative: i64,
     cumulative_stated: Option<&'f FactSource>,
-    /// Of its refunds by id.
+    /// The source of the newest refund by id: it dates the review reason if the payment's refunds exceed the capture.
     last: Option<&'f FactSource>,
     /// Refunds by id that are pending, wait for the customer, or succeeded.
     counted: i64,
-    /// Refunds by id that failed or were canceled: the cumulative figure may still hold them.
+    /// Refunds by id that failed or were canceled: the cumulative figure may still contain them.
     undone: i64,
 }
 
 impl RefundTally<'_> {
+    // Why `undone` is subtracted: facts only grow, so `cumulative` keeps its greatest value although Stripe lowers
+    // `amount_refunded` when a refund fails. Example: re_1 of 10.00 and re_2 of 5.00, and 3.00 that we know only from
+    // the cumulative figure of 18.00. Then re_1 fails: by id 5.00 count, the cumulative figure without re_1 is 8.00,
+    // so 8.00 were refunded.
+    //
+    // Why the larger of the two, and not the cumulative figure alone: it may be older than the newest refund by id, or
+    // it may never have contained the failed refund. Example: re_1 of 10.00 failed, then re_2 of 5.00 succeeded, and
+    // the only cumulative figure is 5.00: 5.00 - 10.00 is negative, but re_2 counts. Until the event of re_2 arrives,
+    // the figure here is 0, which is too low.
     fn refunded(&self) -> i64 {
         self.counted
             .max(self.cumulative.saturating_sub(self.undone))
@@ -35,18 +54,20 @@ impl RefundTally<'_> {
     }
 }
 
-/// One refund as the timeline tells it.
+/// One refund entry of the timeline, before we know whether it is `refund_full` or `refund_partial`.
 struct TimelineRefund<'f> {
     stated: &'f FactSource,
-    /// What the id is, in `meta`.
+    /// The name of the id in the entry's `meta`: `refundId` or `chargeId`.
     key: &'static str,
     id: &'f str,
     amount: i64,
     currency: Currency,
 }
 
-/// What went back in all, at most what was captured, and whether that is everything. Amounts of another currency than
-/// was due are told and reviewed, and added to nothing.
+/// The amount refunded in all, at most what was captured, and whether that is everything.
+///
+/// An amount in another currency than the amount due gets a timeline entry and a review reason, and is added to
+/// nothing: if 42.00 usd were paid and Stripe reports a refund of 4,200 jpy, the amount refunded is 0.
 pub(super) fn derive_refunds(
     facts: &PaymentFacts,
     due: Option<Money>,
@@ -62,6 +83,8 @@ pub(super) fn derive_refunds(
     let mut refunded: BTreeMap<&str, i64> = BTreeMap::new();
     for (id, tally) in &tallies {
         let mut amount = tally.refunded();
+        // The part that no refund by id explains gets one entry under the charge, so that the entries add up to the
+        // amount: cumulative 18.00, re_1 10.00 and re_2 5.00 give three entries: 10.00, 5.00 and 3.00.
         let unexplained = amount.saturating_sub(tally.counted);
         if let (Some(stated), true) = (tally.cumulative_stated, unexplained > 0) {
             told.push(TimelineRefund {
@@ -81,12 +104,16 @@ pub(super) fn derive_refunds(
         }
         add_amount(&mut refunded, tally.payment, amount);
     }
+    // A payment's captured amount has two sources too: its success says what it received, its charges say what they
+    // captured. They are the same money, and either may arrive first, so the greater one counts.
     for (id, payment) in &facts.payments {
         let received = received(payment).filter(|money| money.currency == currency);
         let known = captured.entry(id.as_str()).or_default();
         *known = received.map_or(0, |money| money.amount).max(*known);
     }
-    // A refund that came before anything says what was captured counts in full until then.
+    // A refund that arrives before any event says what was captured (captured is 0 here) counts in full, because money
+    // left. The order is not refunded in full by that; `all_back` below compares with 0. Example: re_1 of 42.00 first:
+    // 42.00 refunded. Then the payment arrives with 40.00 received: the limit is 40.00, and the excess needs review.
     for (payment, amount) in &mut refunded {
         let most = captured.get(payment).copied().filter(|most| *most > 0);
         let Some(most) = most.filter(|most| most < amount) else {
@@ -98,8 +125,10 @@ pub(super) fn derive_refunds(
             story.add_review("refund_exceeds_captured", payment, stated);
         }
     }
-    // Each payment for itself: what went back of one gives nothing back of another, and one of which it is not known what
-    // was captured, or in what we do not count, may not be back in full.
+    // We compare each payment by itself, not the sums. With sums, a paid order became `refunded`: pi_1 received 42.00,
+    // none of it refunded; re_3 of 42.00 belonged to pi_3, whose success had not arrived; 42.00 of 42.00 looked like
+    // everything. For the same reason a payment whose captured amount is unknown, or is in another currency, prevents
+    // `refunded`: we cannot know that all of it went back.
     let is_back = |payment: &str, most: i64| refunded.get(payment).copied().unwrap_or(0) == most;
     let is_foreign = |payment| received(payment).is_some_and(|money| money.currency != currency);
     let all_back = captured
@@ -115,7 +144,8 @@ pub(super) fn derive_refunds(
     (refunded, is_full)
 }
 
-/// The currency that is counted: of what was due, else of whatever is known first.
+/// The currency in which we count: that of the amount due, else that of the first charge, payment or refund by id.
+/// Without an amount due no payment matches, but what was refunded still has to be shown.
 fn find_counted_currency(facts: &PaymentFacts, due: Option<Money>) -> Option<Currency> {
     let charged = facts.charges.values().filter_map(captured_amount);
     let received = facts
@@ -174,6 +204,8 @@ fn tally_refunds<'f>(
             .states
             .iter()
             .map(|(state, seen)| (*state, &seen.first));
+        // A refund is dated with its first event in a state that counts, so that a later `succeeded` does not move the
+        // entry that `pending` made. If we only know that it failed or was canceled, that dates it.
         let begun = firsts
             .clone()
             .filter(|(state, _)| state.counts_as_refunded())
@@ -225,7 +257,9 @@ fn tally_refunds<'f>(
     tallies
 }
 
-/// The charge that a refund is of. One that names none is its payment's only charge, if that is known.
+/// The key of the tally that a refund belongs to: its charge. If it names no charge but its payment has exactly one
+/// known charge, it belongs to that one: in a tally of its own, a refund of 10.00 and the charge's cumulative 10.00
+/// would add up to 20.00.
 fn find_refunded_charge<'f>(facts: &'f PaymentFacts, refund: &'f RefundFacts) -> &'f str {
     let of = refund.of.0.as_str();
     let intent = refund.intent.as_ref().map(|intent| intent.0.as_str());
@@ -252,7 +286,11 @@ fn sum_amounts(amounts: &BTreeMap<&str, i64>) -> i64 {
         .fold(0_i64, |sum, amount| sum.saturating_add(*amount))
 }
 
-/// One entry per refund, in the order of their moments; `refund_full` is the one that completes the captured amount.
+/// Adds one entry per refund. `complete_at` is the captured amount if the order was refunded in full.
+///
+/// `refund_full` is the first entry, by the provider's time, with which the running sum reaches the captured amount.
+/// Example: pi_1 and pi_2 of 42.00 each; ch_2 refunded at 10:03, ch_1 at 10:09. ch_2 is `refund_partial`, ch_1 is
+/// `refund_full`, whichever event arrived first. Only entries in the counted currency move the sum.
 fn add_refund_entries(
     mut told: Vec<TimelineRefund<'_>>,
     complete_at: Option<i64>,

@@ -1,4 +1,7 @@
-//! What a person shall see: timeline entries and review reasons, as `derive` and `refunds` find them.
+//! Collects the timeline entries and review reasons of a payment while `derive` and `refunds` find them.
+//!
+//! A review reason has the form `<word>:<fact>`, and each reason has one `review_flagged` entry. The words are those of
+//! the table in `docs/SEMANTICS.md`, Review. `entity::timeline` merges the entries with those of other writers.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +12,6 @@ use crate::entity::payment::facts::{DisputeState, PaymentFacts};
 use crate::entity::timeline::DerivedEntry;
 use crate::time::Timestamp;
 
-/// Timeline entries and review reasons as they are found.
 #[derive(Default)]
 pub(super) struct TimelineBuilder {
     pub(super) timeline: Vec<DerivedEntry>,
@@ -52,7 +54,7 @@ impl TimelineBuilder {
         self.reasons.insert(reason);
     }
 
-    /// An entry that no event states.
+    /// Adds an entry that no event states: a manual edit or a cancellation.
     pub(super) fn add_note(&mut self, kind: &str, fact: &str, at: Timestamp, reason: Option<&str>) {
         self.timeline.push(DerivedEntry {
             at,
@@ -68,7 +70,9 @@ impl TimelineBuilder {
     }
 }
 
-/// Attempts that failed. A session's own failure is the same as that of its charge, where one is known.
+/// Adds failed attempts. A delayed payment that fails is reported twice: `checkout.session.async_payment_failed` names
+/// only the payment, `payment_intent.payment_failed` names the charge. If there is a failure with a charge, the one
+/// without counts as the same attempt and gets no entry.
 pub(super) fn add_failures(facts: &PaymentFacts, story: &mut TimelineBuilder) {
     for (id, payment) in &facts.payments {
         let by_charge = payment.failures.keys().any(|attempt| attempt != id);
@@ -87,7 +91,7 @@ pub(super) fn add_failures(facts: &PaymentFacts, story: &mut TimelineBuilder) {
                 meta,
             );
         }
-        // A payment that is under way is told once, whatever became of it.
+        // One entry also after the payment succeeded or failed: the timeline is history, not state.
         if let Some(processing) = &payment.processing {
             let meta = json!({ "paymentIntentId": id.as_str() });
             story.add("payment_processing", id.as_str(), &processing.first, meta);
@@ -95,7 +99,6 @@ pub(super) fn add_failures(facts: &PaymentFacts, story: &mut TimelineBuilder) {
     }
 }
 
-/// Sessions that ended.
 pub(super) fn add_sessions(facts: &PaymentFacts, story: &mut TimelineBuilder) {
     for (id, session) in &facts.sessions {
         for (kind, ended) in [
@@ -110,7 +113,8 @@ pub(super) fn add_sessions(facts: &PaymentFacts, story: &mut TimelineBuilder) {
     }
 }
 
-/// Disputes, warnings and reviews: what is open, or was lost, is a reason to look.
+/// Adds disputes, fraud warnings and Stripe's reviews. Only a state that needs action now gives a review reason, so
+/// `dispute_open` disappears by itself when the dispute is won. A fraud warning has no end and stays until cleared.
 pub(super) fn add_disputes_and_reviews(facts: &PaymentFacts, story: &mut TimelineBuilder) {
     for (id, dispute) in &facts.disputes {
         let first = dispute.states.values().map(|seen| &seen.first);
@@ -145,7 +149,7 @@ pub(super) fn add_disputes_and_reviews(facts: &PaymentFacts, story: &mut Timelin
     }
 }
 
-/// What people decided: it is told, and it stands.
+/// Adds manual edits. Call it last: clearing removes reasons that the other functions added.
 pub(super) fn add_manual_edits(facts: &PaymentFacts, story: &mut TimelineBuilder) {
     for at in &facts.manual.flagged {
         let reason = format!("flagged_by_hand:{at}");
