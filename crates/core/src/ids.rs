@@ -1,11 +1,14 @@
-//! Identifiers. Each is a type of its own and is checked once, where it enters; the rest of the code may rely on
-//! its length and alphabet (a DynamoDB key takes 2,048 bytes, an SQS deduplication id 128).
+//! Identifiers: one type per kind, so that an order's id cannot be passed as a statement's.
+//!
+//! Prefix, length and alphabet are checked once, when the text is parsed; the rest of the code relies on them (a
+//! DynamoDB partition key has at most 2,048 bytes, an SQS deduplication id 128). A valid id says nothing about whether
+//! the object exists or whose it is.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Why a text is no identifier of the wanted kind.
+/// Names the kind, the rule and the length of the text, but not the text itself.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{kind} must be {rule}, got {got}")]
 pub struct InvalidId {
@@ -27,7 +30,7 @@ fn check_id(
     if fits {
         return Ok(());
     }
-    // What came in may be hostile or huge: its length says enough.
+    // The text may be hostile, huge or a secret: a signing secret pasted into an id's place must not get into the log.
     Err(InvalidId {
         kind,
         rule: format!("at most {bytes_max} printable ASCII characters beginning with {prefix:?}"),
@@ -49,12 +52,10 @@ macro_rules! ids {
         pub struct $name(String);
 
         impl $name {
-            /// Checks prefix, length and alphabet.
             pub fn parse(text: &str) -> Result<Self, InvalidId> {
                 check_id(stringify!($name), $prefix, $bytes_max, text).map(|()| Self(text.to_owned()))
             }
 
-            /// The identifier as its owner writes it.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -66,7 +67,8 @@ macro_rules! ids {
             }
         }
 
-        // In a provider's object a reference is the id, or the object itself where it was expanded.
+        // In a provider's object a reference is an id, `"pi_1"`, or the whole object, `{"id": "pi_1", …}`. Stripe
+        // expands references in older API versions.
         impl<'de> $crate::json::LenientValue<'de> for $name {
             fn from_text(text: &str) -> Option<Self> {
                 Self::parse(text).ok()
@@ -95,39 +97,34 @@ macro_rules! ids {
 }
 
 ids! {
-    /// An event, of Stripe or of Lob: both begin with `evt_`. 85 bytes, so that `{event_id}.r.{uuid}` fits the 128 of
-    /// a deduplication id.
+    /// An event of Stripe or Lob; both begin with `evt_`. At most 85 bytes: a replay's deduplication id is
+    /// `{event_id}.r.{uuid}`, 85 + 3 + 36 = 124 bytes, and SQS allows 128.
     EventId = "evt_", 85;
-    /// A connected account of Stripe.
+    /// A connected Stripe account.
     AccountId = "acct_", 64;
-    /// Stripe's PaymentIntent.
     PaymentIntentId = "pi_", 255;
-    /// Stripe's Checkout Session.
     CheckoutSessionId = "cs_", 255;
-    /// Stripe's Charge (`ch_`, for some methods `py_`).
+    /// No prefix is required, because it depends on the payment method: `ch_`, for some `py_`.
     ChargeId = "", 255;
-    /// Stripe's Refund (`re_`, for some methods `pyr_`).
+    /// No prefix is required: `re_`, for some payment methods `pyr_`.
     RefundId = "", 255;
-    /// Any other object of a provider.
+    /// Any other object of a provider, or one whose kind varies, such as the key of a payment.
     ObjectId = "", 255;
-    /// A printed piece of Lob: letter, postcard, self mailer or check.
+    /// A printed piece of Lob: a letter, postcard, self mailer or check. Each has its own prefix.
     PieceId = "", 255;
-    /// The application's order.
+    /// The application chooses the ids of its orders, statements, tenants and users; only length and alphabet are
+    /// fixed.
     OrderId = "", 255;
-    /// The application's statement.
     StatementId = "", 255;
-    /// The application's tenant.
     TenantId = "", 255;
-    /// The application's user.
     UserId = "", 255;
 }
 
-/// Names one delivery's story through logs, rows and messages: a `UUIDv7` of ours.
+/// Follows one delivery, or one replay, through response, logs, rows and messages: a `UUIDv7` that billhook makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CorrelationId(pub uuid::Uuid);
 
 impl CorrelationId {
-    /// Reads the hyphenated form.
     pub fn parse(text: &str) -> Option<Self> {
         uuid::Uuid::try_parse(text).ok().map(Self)
     }
@@ -139,17 +136,14 @@ impl fmt::Display for CorrelationId {
     }
 }
 
-/// Who sent an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ProviderId {
-    /// Stripe: payments.
     Stripe,
-    /// Lob: printed mail.
     Lob,
 }
 
 impl ProviderId {
-    /// The lower-case word used in rows, messages, logs and metrics.
+    /// The word in rows, messages, logs and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Stripe => "stripe",

@@ -1,8 +1,10 @@
-//! One strict parser for everything a provider sends, the same in ingress and workers: UTF-8, nested at most 64 deep,
-//! no duplicate keys among the fields we read (serde's derived structs refuse them), integers exact.
+//! The one JSON parser for everything that providers send: strict about the document, lenient about single fields.
 //!
-//! Inside that, single fields are read leniently through [`LenientField`], because providers change and redact their objects:
-//! a wrong type never fails the whole event, it is `MalformedField`, and whoever needs that field decides.
+//! Strict: UTF-8, nesting of at most 64, exact integers, and no duplicate keys among the fields that we read (serde's
+//! derived structs refuse them); with duplicates, ingress and another reader could see two different events. Ingress
+//! and workers use the same parser, so a body that ingress accepted can be parsed by the worker. Lenient: a field of a
+//! wrong type is [`LenientField::Malformed`] and does not fail the event, because providers change and redact their
+//! objects. The code that needs the field decides whether the event is parked.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -11,39 +13,38 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::ser::{Serialize, SerializeSeq, Serializer};
 
-/// Deeper nesting is refused. Stripe's and Lob's objects stay below 10.
+/// Stripe's and Lob's objects stay below 10.
 const DEPTH_MAX: usize = 64;
-/// A longer text in a field we read is malformed: no identifier or status is near it.
+/// A longer text in a field that we read is malformed: no id or status comes near it.
 const TEXT_BYTES_MAX: usize = 1_000;
-/// Integers are exact in every reader up to here (2^53); amounts beyond it are malformed.
+/// 2^53. Up to here every JSON reader has exact integers, also one that uses doubles: 2^53 + 1 = 9007199254740993 would
+/// silently become 9007199254740992 there. Greater integers are malformed.
 const INTEGER_MAX: i64 = 1 << 53;
-/// More items of a list than this are not kept: with four full texts each they still fit a row of DynamoDB. A letter has
-/// about ten scans.
+/// Further items of a list are dropped, because the list must fit a DynamoDB row (400 KB): 50 scans of 4 texts of 1,000
+/// bytes are 200 KB. With 200 scans a row had 600 KB, and ingress answered every delivery of that event with 503. A
+/// letter has about ten scans.
 const ITEMS_MAX: usize = 50;
 
-/// Why a body is no JSON we accept. Says where, never what: bodies hold personal data.
+/// Why we refuse a body. It says where, never what: bodies contain personal data, and this text is logged.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JsonError {
-    /// Bytes that are not UTF-8.
     #[error("the body is not UTF-8 from byte {at}")]
     NotUtf8 {
-        /// The first wrong byte.
+        /// Offset of the first wrong byte, from 0.
         at: usize,
     },
-    /// Nested too deep.
     #[error("the body is nested deeper than {DEPTH_MAX}")]
     TooDeep,
-    /// Not JSON, a duplicate key, or a field that must be there is missing or of another kind.
-    #[error("the body is no event we can read: line {line}, column {column}")]
+    /// Not JSON, a duplicate key, or a required field is missing or has the wrong type.
+    #[error("cannot read the body as an event: line {line}, column {column}")]
     Unreadable {
-        /// Counted from 1.
+        /// From 1.
         line: usize,
-        /// Counted from 1.
+        /// From 1.
         column: usize,
     },
 }
 
-/// Parses a whole body.
 pub fn parse_body<'a, T: Deserialize<'a>>(raw: &'a [u8]) -> Result<T, JsonError> {
     let text = std::str::from_utf8(raw).map_err(|e| JsonError::NotUtf8 {
         at: e.valid_up_to(),
@@ -57,12 +58,14 @@ pub fn parse_body<'a, T: Deserialize<'a>>(raw: &'a [u8]) -> Result<T, JsonError>
     })
 }
 
+/// Counts brackets outside of strings. This runs on every delivery, so it only looks for the bytes that matter; that
+/// more than halved the time for a body of 60 KB, from 43 to 19 µs.
 fn nesting_depth(raw: &[u8]) -> usize {
     let (mut depth, mut deepest) = (0_usize, 0);
     let mut bytes = raw.iter();
     while let Some(byte) = bytes.find(|byte| matches!(byte, b'"' | b'{' | b'[' | b'}' | b']')) {
         match byte {
-            // On to the end of the text, which a byte behind a backslash is not.
+            // Skip the string. A byte after a backslash does not end it: `"\""` is one string.
             b'"' => {
                 while let Some(b'\\') = bytes.find(|byte| matches!(byte, b'"' | b'\\')) {
                     bytes.next();
@@ -78,20 +81,20 @@ fn nesting_depth(raw: &[u8]) -> usize {
     deepest
 }
 
-/// A field of a provider's object, read without trusting its type.
+/// A field of a provider's object whose type we do not trust. Absent and malformed are kept apart: a missing amount may
+/// be normal, a fraction where an amount should be never is.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub enum LenientField<T> {
     /// Missing or null.
     #[default]
     Absent,
-    /// There, but not what the documentation says.
+    /// There, but not of the documented type.
     Malformed,
-    /// There.
     Value(T),
 }
 
 impl<T> LenientField<T> {
-    /// The value, where there is a good one.
+    /// Treats malformed as missing: for hints.
     pub fn value(&self) -> Option<&T> {
         match self {
             Self::Value(value) => Some(value),
@@ -99,12 +102,11 @@ impl<T> LenientField<T> {
         }
     }
 
-    /// For `skip_serializing_if`.
     pub fn is_absent(&self) -> bool {
         matches!(self, Self::Absent)
     }
 
-    /// The value or nothing; an error where the field is there and wrong.
+    /// Fails if the field is there and malformed: for optional fields that matter if they are there.
     pub fn checked(&self) -> Result<Option<&T>, MalformedField> {
         match self {
             Self::Value(value) => Ok(Some(value)),
@@ -114,30 +116,27 @@ impl<T> LenientField<T> {
     }
 }
 
-/// A field was there and of another kind than documented.
 #[derive(Debug, PartialEq, Eq)]
 pub struct MalformedField;
 
-/// What a type makes of the kinds of JSON value; whatever it does not take is malformed.
+/// Reads a type from the kinds of JSON value that it accepts; every other kind is malformed.
 pub trait LenientValue<'de>: Sized {
-    /// From a text.
     fn from_text(_: &str) -> Option<Self> {
         None
     }
-    /// From an integer of at most 2^53 either side.
+    /// Called only with -2^53 to 2^53.
     fn from_integer(_: i64) -> Option<Self> {
         None
     }
-    /// From a truth value.
     fn from_bool(_: bool) -> Option<Self> {
         None
     }
-    /// From an object.
+    /// Must read the object to its end, else the parser stops in the middle of the body.
     fn from_object<A: MapAccess<'de>>(mut object: A) -> Result<Option<Self>, A::Error> {
         while object.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
         Ok(None)
     }
-    /// From a list.
+    /// Must read the list to its end.
     fn from_list<A: SeqAccess<'de>>(mut list: A) -> Result<Option<Self>, A::Error> {
         while list.next_element::<IgnoredAny>()?.is_some() {}
         Ok(None)
@@ -162,7 +161,7 @@ impl LenientValue<'_> for bool {
     }
 }
 
-/// A nested object of which `T` names the fields we read.
+/// A nested object; `T` has the fields that we read.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct NestedObject<T>(pub T);
 
@@ -172,7 +171,7 @@ impl<'de, T: Deserialize<'de>> LenientValue<'de> for NestedObject<T> {
     }
 }
 
-/// The good items of a list, at most 50.
+/// The well-formed items of a list, at most 50; malformed items are dropped.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct BoundedList<T>(pub Vec<T>);
 
@@ -248,8 +247,9 @@ macro_rules! lenient_struct {
 }
 pub(crate) use lenient_struct;
 
-// Written back only for bodies too large to keep whole: what was read is what a later reading finds, a malformed
-// field included (a fraction is malformed for every kind we read).
+// Used only by `trim_payload`, for bodies that are too large to store whole. Reading the trimmed body must give the
+// same result as reading the whole one. So a malformed field has to stay malformed and not become absent: it is written
+// as 0.5, which is malformed for every type that we read.
 impl<T: Serialize> Serialize for LenientField<T> {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         match self {
@@ -342,7 +342,7 @@ mod tests {
         let error = parse_body::<Sample>(b"{\"name\":\"Pat\" Sample}").unwrap_err();
         assert_eq!(
             error.to_string(),
-            "the body is no event we can read: line 1, column 15"
+            "cannot read the body as an event: line 1, column 15"
         );
         assert_eq!(
             parse_body::<Sample>(b"\xff{}"),

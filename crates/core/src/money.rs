@@ -1,4 +1,7 @@
-//! Amounts: integers in the currency's minor unit, never floats.
+//! Money: integer amounts in the currency's minor unit, never floats (0.1 + 0.2 is not 0.3 in a float).
+//!
+//! There is no conversion and no `Add`: code that sums amounts checks the currency first and says what happens to the
+//! rest. `entity::payment::refunds` has the arithmetic.
 
 use std::fmt;
 
@@ -9,13 +12,13 @@ use serde::{Deserialize, Serialize};
 #[serde(try_from = "String", into = "String")]
 pub struct Currency([u8; 3]);
 
-/// The text is not three ASCII letters.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a currency is three letters such as usd")]
 pub struct InvalidCurrency;
 
 impl Currency {
-    /// Reads a code in either case.
+    /// Accepts both cases: Stripe writes `usd`, but the column of an order is the application's. Does not check that the
+    /// currency exists.
     pub fn parse(text: &str) -> Result<Self, InvalidCurrency> {
         match text.as_bytes() {
             &[a, b, c] if text.bytes().all(|b| b.is_ascii_alphabetic()) => {
@@ -47,12 +50,12 @@ impl From<Currency> for String {
     }
 }
 
-/// An amount of a currency. Ordered by amount first, for the facts' sets; amounts of two currencies are never added.
+/// An amount in a currency. The order (amount first) only serves sets and registers of facts, which need some total
+/// order; it does not compare values: 4,200 jpy is greater than 4,199 usd here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Money {
-    /// In the minor unit: cents for usd, yen for jpy, mils for kwd.
+    /// In the minor unit, as Stripe sends it: 4200 is 42.00 usd, but 4,200 jpy (no decimals) and 4.200 kwd (three).
     pub amount: i64,
-    /// What it is an amount of.
     pub currency: Currency,
 }
 

@@ -1,70 +1,72 @@
-//! Moments. Nothing here reads a clock: `now` is always an argument.
+//! Timestamps. Nothing here reads a clock: in `core`, `now` is always an argument (`ports::Clock` supplies it).
+//!
+//! Stripe's timestamps are whole seconds, Lob's have fractions; both become milliseconds in UTC.
 
 use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A moment, printed as RFC 3339 UTC with milliseconds, as every table column is.
+/// A time, printed as RFC 3339 in UTC with exactly three decimals, in every column and timeline. With a fixed number of
+/// decimals, texts sort like times; otherwise `10:00:00.500Z` would sort before `10:00:00Z`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(jiff::Timestamp);
 
-/// The text is no RFC 3339 moment, or the number lies outside the years 1 to 9999.
+/// The text is not RFC 3339, or the time is out of jiff's range (the years -9999 to 9999).
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a moment: expected RFC 3339 such as 2026-11-21T08:00:00.000Z")]
+#[error("not a timestamp: expected RFC 3339 such as 2026-11-21T08:00:00.000Z")]
 pub struct InvalidTimestamp;
 
 impl Timestamp {
-    /// From Unix seconds, the form of Stripe's `created`.
+    /// The form of Stripe's `created`.
     pub fn from_unix_s(seconds: i64) -> Result<Self, InvalidTimestamp> {
         jiff::Timestamp::from_second(seconds)
             .map(Self)
             .map_err(|_| InvalidTimestamp)
     }
 
-    /// From Unix milliseconds.
     pub fn from_unix_ms(milliseconds: i64) -> Result<Self, InvalidTimestamp> {
         jiff::Timestamp::from_millisecond(milliseconds)
             .map(Self)
             .map_err(|_| InvalidTimestamp)
     }
 
-    /// From RFC 3339 text, cut to milliseconds.
+    /// Reads RFC 3339 with any offset; cuts off everything below milliseconds, so that a printed time reads back as
+    /// equal.
     pub fn parse(text: &str) -> Result<Self, InvalidTimestamp> {
         let exact: jiff::Timestamp = text.parse().map_err(|_| InvalidTimestamp)?;
         Self::from_unix_ms(exact.as_millisecond())
     }
 
-    /// Unix seconds, rounded down.
+    /// Rounded down, also before 1970.
     pub fn unix_s(self) -> i64 {
         self.unix_ms().div_euclid(1000)
     }
 
-    /// Unix milliseconds.
     pub fn unix_ms(self) -> i64 {
         self.0.as_millisecond()
     }
 
-    /// The day in UTC, `2026-11-21`: the partition of the events' day index.
+    /// The day in UTC, such as `2026-11-21`: the partition key of the events table's day index.
     pub fn day(self) -> String {
         let mut text = self.to_string();
         text.truncate("2026-11-21".len());
         text
     }
 
-    /// The moment `span` later; the end of time where that is past it.
+    /// Saturates at the greatest timestamp, so that a hostile time cannot make a comparison panic.
     #[must_use]
     pub fn after(self, span: Duration) -> Self {
         Self(self.0.saturating_add(span).unwrap_or(jiff::Timestamp::MAX))
     }
 
-    /// The moment `span` earlier; the beginning of time where that is before it.
+    /// Saturates at the smallest timestamp.
     #[must_use]
     pub fn before(self, span: Duration) -> Self {
         Self(self.0.saturating_sub(span).unwrap_or(jiff::Timestamp::MIN))
     }
 
-    /// How long before `later` this was; zero if it was not.
+    /// The time from here to `later`; zero if `later` is earlier, which happens when two clocks differ.
     pub fn until(self, later: Self) -> Duration {
         Duration::from_millis(u64::try_from(later.unix_ms() - self.unix_ms()).unwrap_or(0))
     }

@@ -1,4 +1,7 @@
-//! What is stored beside an event's payload, of either provider: a strict envelope that is checked once.
+//! The envelope of an event, the same for both providers: the columns that ingress stores beside the payload.
+//!
+//! It is all that ingress knows of an event; what the event means is for the worker (`interpret`). The id is the key
+//! for deduplication, the group is the message group of the FIFO queue.
 
 use std::fmt;
 
@@ -7,19 +10,17 @@ use sha2::{Digest, Sha256};
 
 use crate::ids::{AccountId, EventId, ProviderId};
 
-/// The provider's name of what happened: 1 to 128 printable ASCII characters. Unknown ones are legal.
+/// 1 to 128 printable ASCII characters. Types that we do not know are valid: the worker ignores them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct EventType(String);
 
 impl EventType {
-    /// The type as the provider writes it.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// The text is no event type.
 #[derive(Debug, thiserror::Error)]
 #[error("an event type has 1 to 128 printable ASCII characters")]
 pub struct InvalidEventType;
@@ -44,28 +45,27 @@ impl fmt::Display for EventType {
     }
 }
 
-/// What is stored beside an event's payload, of either provider.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EventEnvelope {
-    /// Whose event it is.
     pub provider: ProviderId,
-    /// The same on every delivery and for every endpoint.
+    /// The same on every redelivery and at every endpoint, so it serves for deduplication.
     pub id: EventId,
-    /// What happened.
     pub event_type: EventType,
-    /// The connected account; none for the platform's own events, and for Lob.
+    /// The connected account; `None` for the platform's own events and for Lob.
     pub account: Option<AccountId>,
-    /// Stripe's mode, where the body says it.
+    /// Stripe only: true for real money; `None` if the body does not say.
     pub livemode: Option<bool>,
-    /// The version the payload was rendered with.
+    /// Stripe only: the API version that shaped the payload.
     pub api_version: Option<String>,
-    /// The object the event is about.
+    /// The id of the object that the event is about; a string, because ids of objects that we do not handle count too.
     pub object_id: Option<String>,
-    /// The template that a piece was printed from, where Lob tells it.
+    /// Lob only: the template of the piece, unless Lob redacted it.
     pub template_version: Option<String>,
-    /// A tenant that the object's metadata names. A hint for people and logs, never proof.
+    /// The tenant that the metadata names. A hint for people and logs, never proof (tenant isolation).
     pub tenant_hint: Option<String>,
-    /// Hex SHA-256 of `provider|account|object`: messages of one group are handed out one at a time.
+    /// The message group: hex SHA-256 of `provider|account|object`. SQS delivers one batch of a group at a time, which
+    /// spares the worker lost races between events of one object; correctness does not depend on it. It is a hash,
+    /// because a message group id has at most 128 characters and an object's id may be longer.
     pub group: String,
 }
 

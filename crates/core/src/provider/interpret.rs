@@ -1,4 +1,9 @@
-//! What a stored event says and whom it may concern: the pure half of "who it belongs to".
+//! Interprets a stored event: its facts, and the ids by which its entity may be found. Pure: it reads no rows.
+//!
+//! An event that ends here gets a verdict: ignored (it means nothing to us, safe to forget) or parked (it may mean
+//! something, and needs manual action or a row that is missing). In doubt about money we park.
+//! `worker::resolve` then finds the entity and checks the tenant; `stripe::payments`, `stripe::account` and `lob::mail`
+//! read the facts.
 
 use crate::entity::tenant::AccountFacts;
 use crate::entity::{EntityFacts, EntityKey};
@@ -11,22 +16,23 @@ use crate::provider::stripe::event::{StripeEvent, StripeMetadata};
 use crate::provider::stripe::payments::read_payment_facts;
 use crate::provider::stripe::types::HANDLED_TYPES;
 
-/// The facts of an event, and everything it names by which an entity may be found.
+/// The facts of an event, and everything in it by which its entity may be found.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EventFacts {
-    /// The entity that the metadata names. Written by the tenant, so never proof.
+    /// The entity that the metadata names. The tenant writes metadata, so this never proves anything (tenant
+    /// isolation).
     pub names: Option<EntityKey>,
-    /// The payment it is about.
     pub intent: Option<PaymentIntentId>,
-    /// The printed piece it is about.
     pub piece: Option<PieceId>,
-    /// It is about the account itself, and so about its tenant.
+    /// The event is about the connected account itself, so its entity is the account's tenant.
     pub about_account: bool,
-    /// What it states.
     pub facts: EntityFacts,
 }
 
-/// Reads a stored payload. `account` is the row's, not the payload's. `Err` is an event that ends here.
+/// Interprets a stored payload. `Err` is the verdict of an event that ends here.
+///
+/// `account` comes from the event's row and not from the payload: for an event that reconciliation found, it is the
+/// account that billhook asked about.
 pub fn interpret(
     provider: ProviderId,
     live_mode: bool,
@@ -47,6 +53,9 @@ fn interpret_stripe(
     let mut event = StripeEvent::parse(payload)
         .map_err(|_| EventVerdict::Parked(ParkReason::PayloadUnreadable))?;
     event.account = account.cloned();
+    // Not symmetric. A live event in a test environment means a wrong endpoint, and it is about real money: park it, so
+    // that somebody looks. A test event in a live environment is normal, because Stripe sends the test events of
+    // connected accounts to live endpoints too.
     match (event.livemode, live_mode) {
         (Some(true), false) => return Err(EventVerdict::Parked(ParkReason::LiveEventOnTestStage)),
         (Some(false), true) => {
@@ -60,7 +69,8 @@ fn interpret_stripe(
     if !HANDLED_TYPES.contains(&event.event_type.as_str()) {
         return Err(EventVerdict::Ignored(IgnoreReason::UnhandledType));
     }
-    // Live money is not given up on a missing field.
+    // In a live environment we do not guess the mode. This check comes after the type, so that thin and unhandled
+    // events, some of which have no mode, are ignored and not parked.
     if live_mode && event.livemode.is_none() {
         return Err(EventVerdict::Parked(ParkReason::FieldMalformed));
     }
@@ -76,7 +86,8 @@ fn interpret_stripe(
         .map_or(Ok(None), read_named_entity)
         .map_err(EventVerdict::Parked)?;
     let intent = resource.intent().map_err(|_| malformed())?;
-    // Before its facts: what concerns nothing of ours is not looked at for faults.
+    // Before the facts are checked: many events of an account are not about our orders, and a malformed amount in
+    // one of those must not need manual action.
     if names.is_none() && intent.is_none() {
         return Err(EventVerdict::Ignored(IgnoreReason::NothingNamed));
     }
@@ -92,7 +103,7 @@ fn interpret_stripe(
     })
 }
 
-/// The platform's own account is no tenant's.
+/// An event without an account is about the platform's own account, which belongs to no tenant.
 fn interpret_account_event(
     account: Option<&AccountId>,
     facts: Result<AccountFacts, ParkReason>,
@@ -112,6 +123,8 @@ fn interpret_account_event(
     })
 }
 
+/// The order comes before the statement. An empty string counts as missing; an id that is there and not valid parks the
+/// event, because it does name something.
 fn read_named_entity(metadata: &StripeMetadata) -> Result<Option<EntityKey>, ParkReason> {
     let bad = |_| ParkReason::FieldMalformed;
     let order = metadata
@@ -138,7 +151,8 @@ fn interpret_lob(payload: &[u8]) -> Result<EventFacts, EventVerdict> {
         .map_err(|_| EventVerdict::Parked(ParkReason::PayloadUnreadable))?;
     let facts =
         read_mail_facts(&event).ok_or(EventVerdict::Ignored(IgnoreReason::UnhandledType))?;
-    // Metadata is a second way to the statement, often redacted: what is wrong with it is no reason to park.
+    // Lob's metadata is only the second way to the statement, after the piece's id, and Lob often redacts it. So a bad
+    // value counts as missing, other than in Stripe's events.
     let names = event
         .metadata()
         .and_then(|metadata| LobMetadata::unredacted(&metadata.statement_id))

@@ -1,7 +1,8 @@
-//! The providers that send webhooks: how each signs, what its events look like, and which facts they state.
+//! The webhook providers, Stripe and Lob: signature formats, event formats, and the facts that events state.
 //!
-//! `stripe` and `lob` hold one provider each; `signature` verifies, `envelope` is what is stored beside a payload, and
-//! `interpret` turns a stored event into facts.
+//! `stripe` and `lob` know one provider's formats each. `signature`
+//! verifies a delivery, `envelope` is what the events table has beside the payload, and `interpret` turns a stored
+//! event into facts. Ingress calls `signature` and `read_envelope`, in this order; the worker calls `interpret`.
 
 pub mod envelope;
 pub mod interpret;
@@ -15,7 +16,7 @@ use crate::provider::envelope::EventEnvelope;
 use crate::provider::lob::event::LobEvent;
 use crate::provider::stripe::event::StripeEvent;
 
-/// Reads the envelope of a genuine body.
+/// Reads the envelope. For a delivery, verify the signature first: unverified bytes must not reach the parser.
 pub fn read_envelope(provider: ProviderId, raw_body: &[u8]) -> Result<EventEnvelope, JsonError> {
     match provider {
         ProviderId::Stripe => StripeEvent::parse(raw_body).map(|event| event.envelope()),
@@ -23,7 +24,8 @@ pub fn read_envelope(provider: ProviderId, raw_body: &[u8]) -> Result<EventEnvel
     }
 }
 
-/// The fields we read and nothing else: what is kept of a body that is too large to keep whole.
+/// The fields that we read, and nothing else: stored instead of a body that is too large for a row. Reading it gives
+/// the same facts as reading the whole body; malformed fields stay malformed.
 pub fn trim_payload(provider: ProviderId, raw_body: &[u8]) -> Result<Vec<u8>, JsonError> {
     let projected = match provider {
         ProviderId::Stripe => serde_json::to_vec(&StripeEvent::parse(raw_body)?),

@@ -1,7 +1,12 @@
-//! Proof of the sender: raw bytes, headers, secrets and the moment in; a verdict out.
+//! Verification of webhook signatures (HMAC-SHA256, constant time, protection against replay attacks).
 //!
-//! Both providers sign `<timestamp>.<raw body>` with HMAC-SHA256 and send lower-case hex; they differ in where the
-//! timestamp and the signature stand. `stripe` and `lob` read that, this module decides.
+//! Both providers sign `<timestamp>.<raw body>` and send lower-case hex; they differ in the headers, which
+//! `stripe::signature` and `lob::signature` parse. A delivery is accepted if a known secret produced the signature over
+//! exactly the bytes received, and the timestamp is within the tolerance (300 s, before or after now).
+//!
+//! Replay attack: a signature is valid for good, so whoever captured a delivery could send it again next year. The
+//! timestamp is part of what is signed, so it cannot be renewed, and after 300 s the copy is refused. A copy within
+//! 300 s is not stopped here: deduplication by event id (`intake::accept`) makes it harmless.
 //! Source: `Receive Stripe events in your webhook endpoint`, `Using webhooks` (Lob), read 2026-11.
 
 use std::time::Duration;
@@ -12,18 +17,17 @@ use sha2::Sha256;
 
 use crate::time::Timestamp;
 
-/// One secret that proves a sender, and where it came from.
 #[derive(Clone, Debug)]
 pub struct SigningKey {
-    /// What the log calls it when it matches: the secret's name, never its value.
+    /// The secret's name for the log, never its value.
     pub label: String,
     /// The key, used as literal text (Stripe's `whsec_` prefix included).
     pub secret: SecretString,
 }
 
 impl SigningKey {
-    /// A key from a configured value; `None` where that is empty or blank, because an empty key verifies anything
-    /// that anybody signed with it.
+    /// A key from a configured value; `None` if the value is empty or blank. HMAC accepts an empty key, so with a
+    /// secret that is not set yet anybody could sign with the empty key and be believed.
     pub fn usable(label: &str, value: &str) -> Option<Self> {
         (!value.trim().is_empty()).then(|| Self {
             label: label.to_owned(),
@@ -32,40 +36,41 @@ impl SigningKey {
     }
 }
 
-/// Everything known about a provider's secrets at one moment.
+/// What we know about one provider's secrets now.
 #[derive(Clone, Debug, Default)]
 pub struct SigningKeys {
-    /// Keys that may prove a delivery; never an empty or blank one.
+    /// The valid keys: the current one, and replaced ones for 24 hours.
     pub keys: Vec<SigningKey>,
-    /// Replaced ones past their time. They prove nothing and say why a delivery is refused.
+    /// Keys replaced more than 24 hours ago. They verify nothing; they only let the log say `secret_expired`.
     pub expired: Vec<SigningKey>,
-    /// What could not be read, and why (never a value). A delivery that no key proves is then ours to answer for.
+    /// Secrets that could not be read, and why, without values. If no key matches while one is missing, the sender gets
+    /// 503 and retries, because the missing secret might have matched; a 400 would blame the sender for our fault.
     pub unreadable: Vec<String>,
 }
 
-/// Why a delivery is not believed. One answer for all of them; the reason is for log and metric.
+/// Why a signature is refused. The sender gets the same answer for all reasons, so that a forger learns nothing; the
+/// reason goes into log and metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SignatureFailure {
-    /// No signature header, or no timestamp header.
+    /// No signature header, or for Lob no timestamp header.
     HeaderMissing,
-    /// Not the documented grammar, or more than one value.
+    /// Not in the documented format, or several different values.
     HeaderMalformed,
     /// The timestamp is not 1 to 12 digits (Stripe) or 1 to 15 (Lob).
     TimestampMalformed,
-    /// Older than the tolerance.
+    /// Signed with a known secret, but older than the tolerance.
     TimestampTooOld,
-    /// Further in the future than the tolerance.
+    /// Signed with a known secret, but further in the future than the tolerance.
     TimestampTooNew,
-    /// No known secret makes this signature.
+    /// No known secret produces this signature.
     NoMatch,
-    /// A secret makes it that was replaced more than 24 h ago.
+    /// Signed with a secret that was replaced more than 24 h ago.
     SecretExpired,
-    /// The other provider's secret makes it.
+    /// Signed with the other provider's secret: the URLs or the secrets of the two providers are swapped.
     OtherEndpoint,
 }
 
 impl SignatureFailure {
-    /// The word in log and metric.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::HeaderMissing => "header_missing",
@@ -80,20 +85,27 @@ impl SignatureFailure {
     }
 }
 
-/// What a delivery claims: read from its headers, not yet believed.
+/// A parsed signature header, not verified yet.
 #[derive(Debug, PartialEq, Eq)]
 pub struct UnverifiedSignature {
-    /// The timestamp exactly as signed.
+    /// The text exactly as sent, because its bytes are signed.
     pub(super) signed_timestamp: String,
-    /// The same as a moment.
+    /// The same, parsed.
     pub(super) at: Timestamp,
-    /// Candidate signatures, 32 bytes each. Anything else was dropped: it can match nothing.
+    /// Candidates: one per secret while Stripe rolls a secret. What is not 32 bytes of hex is dropped; it cannot match.
     pub(super) signatures: Vec<[u8; 32]>,
 }
 
 impl UnverifiedSignature {
-    /// The label of the key that proves the claim over `raw_body`. The signature is checked before the age, so that
-    /// a stale delivery of ours and a forged one are told apart in the log.
+    /// Verifies signature and age; returns the label of the key that matched.
+    ///
+    /// Why the signature comes before the age: before it is verified, the timestamp is whatever the sender wrote, so
+    /// its age proves nothing. In this order `timestamp_too_old` in the log means that the provider really signed it:
+    /// our clock is wrong, the delivery was held up, or somebody replays it. A forgery with an old timestamp is
+    /// `no_match`.
+    ///
+    /// Why the future has a limit too: a timestamp in the wrong unit, milliseconds read as seconds, lies 56,000 years
+    /// ahead. With a limit on the age alone, such a delivery could be replayed for ever.
     pub fn verify<'k>(
         &self,
         raw_body: &[u8],
@@ -113,7 +125,7 @@ impl UnverifiedSignature {
         Ok(&key.label)
     }
 
-    /// The key that makes one of the signatures, whatever its age.
+    /// The key that produced one of the signatures, whatever the age. Also used to explain a refusal.
     pub fn signed_with<'k>(
         &self,
         raw_body: &[u8],
@@ -130,14 +142,18 @@ impl UnverifiedSignature {
         mac.update(self.signed_timestamp.as_bytes());
         mac.update(b".");
         mac.update(raw_body);
-        // `verify_slice` compares in constant time; every candidate is compared.
+        // Constant time: with a comparison that stops at the first wrong byte, an attacker measures how many bytes of
+        // a guess are right and finds the signature byte by byte. `verify_slice` always compares all 32 bytes, and `|`
+        // (not `||`) tries every candidate. `crates/core/tests/signature_timing.rs` measures it. Which key matched may
+        // show in the time; it is no secret.
         self.signatures.iter().fold(false, |found, signature| {
             mac.clone().verify_slice(signature).is_ok() | found
         })
     }
 }
 
-/// 64 lower-case hex digits as 32 bytes. Upper case is refused, as Stripe's Python, Node and Ruby libraries do.
+/// Decodes 64 lower-case hex digits. Upper case is refused: Stripe's Python, Node and Ruby libraries compare text and
+/// refuse it too, and no provider sends it.
 pub(super) fn decode_signature(hex: &str) -> Option<[u8; 32]> {
     let mut bytes = [0; 32];
     let wanted = hex.len() == 64 && !hex.bytes().any(|b| b.is_ascii_uppercase());
@@ -150,6 +166,7 @@ pub(super) fn decode_signature(hex: &str) -> Option<[u8; 32]> {
     Some(bytes)
 }
 
+/// Digits only: `parse` alone would also accept `+5`, and the official libraries differ on such forms.
 pub(super) fn parse_timestamp_digits(
     text: &str,
     digits_max: usize,

@@ -1,5 +1,8 @@
-//! Lob's event. `body` is the whole resource, with strings in place of objects where Lob redacted them.
+//! The format of Lob's events.
 //!
+//! Quirk: `body` is the whole piece, but Lob redacts it: an object may be the string `REDACTED`, and so may a metadata
+//! value. All fields of the piece are therefore lenient (`json::LenientField`), and metadata is only a hint. We read
+//! no mode and no account from Lob's events. `mail` reads the facts.
 //! Source: `lob-openapi` `resources/events`, `Using webhooks`, read 2026-11.
 
 use serde::{Deserialize, Serialize};
@@ -9,28 +12,26 @@ use crate::json::{BoundedList, JsonError, LenientField, NestedObject, lenient_st
 use crate::provider::envelope::{EventEnvelope, EventType, message_group};
 use crate::time::Timestamp;
 
-/// What Lob puts in place of metadata values it keeps to itself.
+/// Lob's placeholder. As a value it would be dangerous: every redacted event would name the statement `REDACTED`.
 const REDACTED: &str = "REDACTED";
 
-/// The strict envelope.
+/// The envelope is strict in `id` and `event_type`: without them the whole body is refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LobEvent {
-    /// `evt_…`, the same prefix as Stripe's.
+    /// `evt_…`, the same prefix as Stripe's, so each provider has its own events table.
     pub id: EventId,
-    /// Holds the type's name.
     pub event_type: LobEventType,
-    /// The piece it is about.
+    /// The id of the piece.
     #[serde(default, skip_serializing_if = "LenientField::is_absent")]
     pub reference_id: LenientField<PieceId>,
     /// RFC 3339.
     #[serde(default, skip_serializing_if = "LenientField::is_absent")]
     pub date_created: LenientField<String>,
-    /// The piece as it was when the event was made.
+    /// The piece as it was when Lob created the event.
     #[serde(default, skip_serializing_if = "LenientField::is_absent")]
     pub body: LenientField<NestedObject<LobPiece>>,
 }
 
-/// `event_type` of an event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LobEventType {
     /// Such as `letter.in_transit`.
@@ -38,15 +39,14 @@ pub struct LobEventType {
 }
 
 lenient_struct! {
-    /// The fields we read of a printed piece.
+    /// The fields that we read of a printed piece.
     LobPiece {
-        /// The piece's id, the same as `reference_id`.
+        /// The same as `reference_id`.
         id: PieceId,
         /// A date, `2026-06-17`.
         expected_delivery_date: String,
-        /// The carrier's.
         tracking_number: String,
-        /// What the carrier's scanners saw.
+        /// All scans so far, in every event.
         tracking_events: BoundedList<NestedObject<LobScan>>,
         /// Often redacted.
         metadata: NestedObject<LobMetadata>,
@@ -54,7 +54,7 @@ lenient_struct! {
 }
 
 lenient_struct! {
-    /// One scan.
+    /// A scan by the carrier.
     LobScan {
         /// `evnt_…`
         id: String,
@@ -68,48 +68,43 @@ lenient_struct! {
 }
 
 lenient_struct! {
-    /// The keys of metadata that we know.
+    /// The metadata keys that we know.
     LobMetadata {
-        /// The statement that was printed.
         statement_id: String,
-        /// The tenant, as a hint.
+        /// A hint for people and logs.
         tenant_id: String,
-        /// The template's version.
         template_version: String,
     }
 }
 
 impl LobMetadata {
-    /// The value, unless Lob withheld it.
+    /// The value, unless Lob redacted it.
     pub fn unredacted(field: &LenientField<String>) -> Option<&String> {
         field.value().filter(|text| *text != REDACTED)
     }
 }
 
 impl LobEvent {
-    /// Reads a body.
     pub fn parse(raw_body: &[u8]) -> Result<Self, JsonError> {
         parse_body(raw_body)
     }
 
-    /// The piece's fields, if `body` is an object.
+    /// `None` if Lob redacted the whole `body`.
     pub fn piece(&self) -> Option<&LobPiece> {
         self.body.value().map(|NestedObject(piece)| piece)
     }
 
-    /// The piece's id.
     pub fn piece_id(&self) -> Option<&PieceId> {
         self.reference_id
             .value()
             .or_else(|| self.piece()?.id.value())
     }
 
-    /// When Lob made it.
+    /// When Lob created the event; `None` if the field is not RFC 3339.
     pub fn created(&self) -> Option<Timestamp> {
         Timestamp::parse(self.date_created.value()?).ok()
     }
 
-    /// The metadata, if it is an object.
     pub fn metadata(&self) -> Option<&LobMetadata> {
         self.piece()?
             .metadata
@@ -117,7 +112,7 @@ impl LobEvent {
             .map(|NestedObject(metadata)| metadata)
     }
 
-    /// What ingress stores beside the payload.
+    /// The columns that ingress stores beside the payload. The message group is the piece's, else the event's own.
     pub fn envelope(&self) -> EventEnvelope {
         let object_id = self.piece_id().map(PieceId::to_string);
         let grouped_by = object_id.clone().unwrap_or_else(|| self.id.to_string());

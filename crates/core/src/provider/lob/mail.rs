@@ -1,4 +1,7 @@
-//! What an event of Lob states about a printed piece. Scans may be missing, repeated or out of order.
+//! Reads the facts of a printed piece from one event of Lob. `entity::mail` merges them and derives the columns.
+//!
+//! The piece's id and the time are required, and an event without them is parked as `field_malformed`. Everything else
+//! may be redacted, so a bad value counts as missing.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +12,7 @@ use crate::json::NestedObject;
 use crate::outcome::ParkReason;
 use crate::provider::lob::event::{LobEvent, LobMetadata};
 
-/// What the event states; `None` where its type has no meaning here.
+/// The facts of the event; `None` if its type is not a stage of a piece.
 pub fn read_mail_facts(event: &LobEvent) -> Option<Result<MailFacts, ParkReason>> {
     let stage = MailStage::of_type(event.event_type.id.as_str())?;
     Some(read_stage_facts(event, stage))

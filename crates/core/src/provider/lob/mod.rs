@@ -1,4 +1,5 @@
-//! Lob: its signature, its events, and the facts they state about letters.
+//! Lob: signature headers ([`signature`]), event format ([`event`]), and the facts that events state about letters
+//! ([`mail`]).
 
 pub mod event;
 pub mod mail;

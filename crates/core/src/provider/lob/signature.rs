@@ -1,16 +1,21 @@
-//! `Lob-Signature: <hex>` over `<Lob-Signature-Timestamp>.<raw body>`.
+//! Parser of `Lob-Signature: <hex>`, which signs `<Lob-Signature-Timestamp>.<raw body>`. It verifies nothing;
+//! `provider::signature` does.
 //!
-//! Lob documents the timestamp only as a string; in practice it is milliseconds (a public client had to divide by
-//! 1,000). Below 1e11 it is read as seconds: that many milliseconds were 1973.
+//! Quirk: Lob documents the timestamp only as a string, without its unit. In practice it is milliseconds (a public
+//! client had to divide by 1,000), but we accept both. The size tells them apart: 1e11 milliseconds are March 1973,
+//! 1e11 seconds are the year 5138, so no timestamp of our time can be read as the wrong unit. A verifier that reads
+//! milliseconds as seconds sees every delivery 56,000 years in the future, and one without a limit there accepts
+//! replays for ever.
 
 use crate::provider::signature::{
     SignatureFailure, UnverifiedSignature, decode_signature, parse_timestamp_digits,
 };
 use crate::time::Timestamp;
 
+/// From this number on, a timestamp is milliseconds.
 const MILLISECONDS_FROM: i64 = 100_000_000_000;
 
-/// Reads the two headers. The signed text is the header's own, whatever its unit.
+/// Parses the two headers. What is signed is the timestamp's text as sent, whatever its unit.
 pub fn parse_signature_headers(
     signature: Option<&str>,
     timestamp: Option<&str>,

@@ -1,4 +1,4 @@
-//! What an event of Stripe states about a connected account.
+//! Reads the facts of a connected account from Stripe's events. `entity::tenant` merges them and derives the columns.
 
 use crate::entity::merge::MaxRegister;
 use crate::entity::tenant::{AccountCapabilities, AccountFacts, ConnectedAccount};
@@ -6,7 +6,8 @@ use crate::outcome::ParkReason;
 use crate::provider::stripe::event::StripeEvent;
 use crate::time::Timestamp;
 
-/// What the event states of its account; `None` where its type is about something else.
+/// The facts of an account event; `None` if the type is about something else. Fails with `field_malformed` (parked) if
+/// the time or one of the two abilities is missing: a guess could show an account as able to take payments.
 pub fn read_account_facts(event: &StripeEvent) -> Option<Result<AccountFacts, ParkReason>> {
     let read = match event.event_type.as_str() {
         "account.updated" => read_account_updated,

@@ -1,7 +1,15 @@
-//! Stripe's snapshot event, and enough of a thin (v2) one to recognise it.
+//! The format of Stripe's snapshot events, and enough of a thin (v2) event to recognise it.
 //!
-//! Source: `stripe-python` 16.1.0 `_event.py`, `Webhooks versioning`, read 2026-11. One flat object holds the fields we
-//! read of any kind of `data.object`; their names do not clash.
+//! Quirks:
+//! - The payload has the shape of the endpoint's API version, not of ours. Older versions expand references
+//!   (`payment_intent` is the whole object instead of its id), and newer ones may add fields. So we read few fields,
+//!   each leniently (`json::LenientField`), and an id is read from both forms (`ids`).
+//! - A thin event has no object, and its `created` is text.
+//! - `account` is missing in events of the platform's own account.
+//! - Metadata may use `order_id` or `orderId`, whichever the tenant's code writes.
+//!
+//! One flat struct has the fields of every kind of `data.object`; their names do not clash. `payments` and `account`
+//! read facts from it. Source: `stripe-python` 16.1.0 `_event.py`, `Webhooks versioning`, read 2026-11.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,38 +20,35 @@ use crate::json::{
 use crate::provider::envelope::{EventEnvelope, EventType, message_group};
 use crate::time::Timestamp;
 
-/// The strict envelope.
+/// The envelope is strict: if `id`, `type`, `account` or `livemode` is wrong, the whole body is refused. Everything
+/// else is lenient, because only the facts that need a field can say whether its absence matters.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StripeEvent {
-    /// `evt_…`
     pub id: EventId,
     /// `event`, or `v2.core.event` for a thin notification.
     #[serde(default, skip_serializing_if = "LenientField::is_absent")]
     pub object: LenientField<String>,
-    /// Such as `payment_intent.succeeded`.
     #[serde(rename = "type")]
     pub event_type: EventType,
-    /// The connected account whose event this is.
+    /// The connected account; `None` for the platform's own account.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub account: Option<AccountId>,
-    /// Real money or test.
+    /// True for real money. Missing in some payloads; `interpret` then decides by the environment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub livemode: Option<bool>,
-    /// Seconds; a text on thin events.
+    /// Unix seconds; text in thin events, which makes it malformed there.
     #[serde(default, skip_serializing_if = "LenientField::is_absent")]
     pub created: LenientField<i64>,
-    /// The version the payload was rendered with.
+    /// The API version that shaped the payload.
     #[serde(default, skip_serializing_if = "LenientField::is_absent")]
     pub api_version: LenientField<String>,
-    /// Holds the object.
     #[serde(default, skip_serializing_if = "LenientField::is_absent")]
     pub data: LenientField<NestedObject<EventSnapshot>>,
 }
 
-/// `data` of an event.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct EventSnapshot {
-    /// The object as it was when the event was made.
+    /// The object as it was when Stripe created the event, not as it is now.
     #[serde(default, skip_serializing_if = "LenientField::is_absent")]
     pub object: LenientField<NestedObject<StripeObject>>,
 }
@@ -51,53 +56,47 @@ pub struct EventSnapshot {
 lenient_struct! {
     /// The fields we read of PaymentIntents, Checkout Sessions, Charges, Refunds, disputes, warnings and reviews.
     StripeObject {
-        /// The object's id.
         id: String,
-        /// Its kind: `payment_intent`, `checkout.session`, `charge`, …
+        /// The kind: `payment_intent`, `checkout.session`, `charge`, …
         object: String,
-        /// The PaymentIntent it belongs to.
         payment_intent: PaymentIntentId,
-        /// The subscription it belongs to.
         subscription: String,
-        /// The customer it belongs to.
         customer: String,
-        /// The charge it belongs to.
         charge: ChargeId,
-        /// A refund's and a dispute's state.
+        /// We read it of refunds and disputes.
         status: String,
-        /// Whether a review is still open.
+        /// Reviews.
         open: bool,
-        /// An account's: whether it may take payments.
+        /// Accounts.
         charges_enabled: bool,
-        /// An account's: whether it may pay out.
+        /// Accounts.
         payouts_enabled: bool,
-        /// A refund's amount.
+        /// Refunds: the refund's amount. All amounts are in the minor unit.
         amount: i64,
-        /// A session's: `paid`, `unpaid`, `no_payment_required`.
+        /// Sessions: `paid`, `unpaid` or `no_payment_required`.
         payment_status: String,
-        /// An intent's: what was received.
+        /// PaymentIntents.
         amount_received: i64,
-        /// A session's total.
+        /// Sessions. Missing if the session only saves a card.
         amount_total: i64,
-        /// A session's: what the application calls the customer, or the cart.
+        /// Sessions: what the application calls the customer, or the cart.
         client_reference_id: String,
-        /// A charge's: what was captured.
+        /// Charges.
         amount_captured: i64,
-        /// A charge's: what was given back so far, cumulative.
+        /// Charges: cumulative, over all refunds of the charge.
         amount_refunded: i64,
-        /// ISO code.
         currency: String,
-        /// The newest charge of an intent.
+        /// PaymentIntents.
         latest_charge: ChargeId,
-        /// Why an intent failed last.
+        /// PaymentIntents: the last failed attempt.
         last_payment_error: NestedObject<PaymentError>,
-        /// What the tenant wrote: names entities, proves nothing.
+        /// Written by the tenant: it names entities and proves nothing.
         metadata: NestedObject<StripeMetadata>,
     }
 }
 
 lenient_struct! {
-    /// Stripe's account of a failed attempt.
+    /// `last_payment_error`.
     PaymentError {
         /// Such as `card_declined`.
         code: String,
@@ -109,57 +108,53 @@ lenient_struct! {
 }
 
 lenient_struct! {
-    /// The keys of metadata that we know. Either spelling of the order's may be used.
+    /// The metadata keys that we know. Applications use both spellings.
     StripeMetadata {
-        /// The order this is for.
         order_id: String,
-        /// The same.
         #[serde(rename = "orderId")]
         order_id_camel: String,
-        /// The statement this is for.
         statement_id: String,
-        /// The tenant, as a hint.
+        /// A hint for people and logs; the account decides the tenant.
         tenant_id: String,
-        /// The same.
         #[serde(rename = "tenantId")]
         tenant_id_camel: String,
-        /// The user who pays, as a hint.
         user_id: String,
-        /// The same.
         #[serde(rename = "userId")]
         user_id_camel: String,
     }
 }
 
 impl StripeEvent {
-    /// Reads a body.
     pub fn parse(raw_body: &[u8]) -> Result<Self, JsonError> {
         parse_body(raw_body)
     }
 
-    /// The object the event is about, if it has one that is an object.
+    /// `data.object`, the object that the event is about.
     pub fn resource(&self) -> Option<&StripeObject> {
         let NestedObject(data) = self.data.value()?;
         data.object.value().map(|NestedObject(resource)| resource)
     }
 
-    /// When Stripe made it.
+    /// When Stripe created the event. Whole seconds, so two events of one object may have the same time.
     pub fn created(&self) -> Option<Timestamp> {
         let seconds = *self.created.value()?;
         Timestamp::from_unix_s(seconds).ok()
     }
 
-    /// Thin notifications carry no object; they are told apart before anything else.
+    /// Thin events must be recognised before anything else is read: without an object they would look malformed and be
+    /// parked, although nothing is wrong with them.
     pub fn is_thin(&self) -> bool {
         self.object
             .value()
             .is_some_and(|object| object == "v2.core.event")
     }
 
-    /// What ingress stores beside the payload.
+    /// The columns that ingress stores beside the payload. Nothing here fails: an odd object still gets a group.
     pub fn envelope(&self) -> EventEnvelope {
         let resource = self.resource();
         let object_id = resource.and_then(|r| r.id.value().cloned());
+        // The PaymentIntent first, because all events of a payment change the same order: its charge, refund and
+        // dispute events in one message group are handled one at a time and lose no races against each other.
         let grouped_by = resource
             .and_then(|r| {
                 r.intent()
@@ -189,12 +184,12 @@ impl StripeEvent {
 }
 
 impl StripeObject {
-    /// The metadata, if it is an object.
     pub fn metadata(&self) -> Option<&StripeMetadata> {
         self.metadata.value().map(|NestedObject(metadata)| metadata)
     }
 
-    /// The PaymentIntent this is or belongs to.
+    /// The PaymentIntent that the object is or belongs to. Fails with [`MalformedField`] if the id is there and wrong,
+    /// so that the event is parked: read as missing, a payment would end as `nothing_named`.
     pub fn intent(&self) -> Result<Option<PaymentIntentId>, MalformedField> {
         if self
             .object
@@ -209,7 +204,6 @@ impl StripeObject {
         Ok(self.payment_intent.checked()?.cloned())
     }
 
-    /// The Checkout Session's own id.
     pub fn session(&self) -> Result<CheckoutSessionId, MalformedField> {
         let id = self.id.value().ok_or(MalformedField)?;
         CheckoutSessionId::parse(id).map_err(|_| MalformedField)

@@ -1,4 +1,5 @@
-//! Stripe: its signature, its events, and the facts they state about payments and accounts.
+//! Stripe: signature header ([`signature`]), event format ([`event`]), Stripe's words ([`types`]), and the facts that
+//! events state about payments ([`payments`]) and connected accounts ([`account`]).
 
 pub mod account;
 pub mod event;

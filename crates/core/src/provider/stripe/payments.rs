@@ -1,4 +1,8 @@
-//! What one event of Stripe states. Few fields are read; what is there and wrong, and needed, parks the event.
+//! Reads the payment facts from one event of Stripe. `entity::payment` merges them and derives the columns.
+//!
+//! Rule: a field that a fact needs and that is missing or malformed parks the event (`field_malformed`,
+//! `amount_malformed`); a field that is only a hint counts as missing. An event states only what its object says at
+//! that time, never a difference to an earlier event, so that any subset of events in any order can be merged.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +17,8 @@ use crate::money::{Currency, Money};
 use crate::outcome::ParkReason;
 use crate::provider::stripe::event::{StripeEvent, StripeObject};
 
-/// The types that have a meaning, and how each is read.
+/// The handled types about payments. Several types share one reader, because the object says what happened and not the
+/// type: `refund.created`, `refund.updated` and `refund.failed` all carry the refund with its current `status`.
 const EVENT_READERS: [(&str, FactReader); 21] = [
     ("checkout.session.completed", read_session_completed),
     (
@@ -43,7 +48,7 @@ const EVENT_READERS: [(&str, FactReader); 21] = [
 
 type FactReader = fn(&StripeObject, FactSource, &mut PaymentFacts) -> Result<(), ParkReason>;
 
-/// What the event states; `None` where its type has no meaning here.
+/// The facts of the event; `None` if its type is not about payments.
 pub fn read_payment_facts(event: &StripeEvent) -> Option<Result<PaymentFacts, ParkReason>> {
     let (_, reader) = EVENT_READERS
         .iter()
@@ -63,7 +68,8 @@ fn apply_reader(reader: FactReader, event: &StripeEvent) -> Result<PaymentFacts,
         ..PaymentFacts::default()
     };
     if let Some(intent) = resource.intent()? {
-        // Every event of an intent makes it known, so that the cleanup can ask for all of an order's.
+        // Every event of a PaymentIntent adds the payment, even without any fact about it: the cleanup asks Stripe
+        // about every payment of an order before it cancels, and must not miss one.
         let payment = facts
             .payments
             .entry(parse_object_id(intent.as_str())?)
@@ -74,7 +80,8 @@ fn apply_reader(reader: FactReader, event: &StripeEvent) -> Result<PaymentFacts,
     Ok(facts)
 }
 
-/// A refund's metadata may name who gave the money back: only what the customer pays by says who pays.
+/// The user from the metadata of a session or PaymentIntent only. Metadata of a refund may name the support agent who
+/// made the refund: `agent_7` once became an order's `userId`.
 fn read_paying_user(resource: &StripeObject) -> Option<MinRegister<UserId>> {
     let kind = resource.object.value()?;
     if !["checkout.session", "payment_intent"].contains(&kind.as_str()) {
@@ -84,7 +91,7 @@ fn read_paying_user(resource: &StripeObject) -> Option<MinRegister<UserId>> {
     parse_user_hint(metadata.user_id_camel.value().or(metadata.user_id.value()))
 }
 
-/// A hint is never a reason to park.
+/// A hint is never a reason to park an event, so an invalid id counts as missing.
 fn parse_user_hint(hint: Option<&String>) -> Option<MinRegister<UserId>> {
     UserId::parse(hint?).ok().map(MinRegister)
 }
@@ -109,6 +116,8 @@ fn read_intent_failed(
         .value()
         .map(|NestedObject(error)| error);
     let payment = intent_key(intent)?;
+    // The charge tells two attempts of one payment apart. The error names the charge of its attempt; `latest_charge` is
+    // the fallback, and without both all attempts of the payment share one entry.
     let attempt = error
         .and_then(|e| e.charge.value())
         .or_else(|| intent.latest_charge.value())
@@ -157,12 +166,15 @@ fn read_session_completed(
     facts: &mut PaymentFacts,
 ) -> Result<(), ParkReason> {
     match session.payment_status.value().map(String::as_str) {
-        // Paid here says the same as the intent's own success; a delayed method is paid later, by that.
+        // A paid session and `payment_intent.succeeded` state one fact under the PaymentIntent's id and count once.
+        // With a delayed payment method the session completes as `unpaid`, and the success comes days later by its own
+        // event.
         Some("paid") => read_session_paid(session, stated.clone(), facts)?,
         Some("no_payment_required") if !session.amount_total.is_absent() => {
             read_session_paid(session, stated.clone(), facts)?;
         }
-        // A session that only saves a card has no total.
+        // A session that only saves a card also says `no_payment_required`, but has no total: nothing was paid, and an
+        // order must not become paid by it.
         Some("unpaid" | "no_payment_required") => {}
         _ => return Err(ParkReason::FieldMalformed),
     }
@@ -220,7 +232,7 @@ fn session_entry<'f>(
     }))
 }
 
-/// A session's payment is its intent's, where it has one.
+/// The id under which a session's payment is stored: its PaymentIntent's, or its own if it has none.
 fn session_payment_id(session: &StripeObject) -> Result<ObjectId, ParkReason> {
     match session.intent()? {
         Some(intent) => parse_object_id(intent.as_str()),
@@ -256,12 +268,14 @@ fn read_refund(
 ) -> Result<(), ParkReason> {
     let id = refund.id.value().ok_or(ParkReason::FieldMalformed)?;
     let id = RefundId::parse(id).map_err(|_| ParkReason::FieldMalformed)?;
-    // Stripe's own library has it nullable; money that has left counts until it is said to have come back.
+    // `status` may be null (stripe-python 16.1.0). It then counts as pending, because the money has left: if we
+    // parked or ignored the event, the order would show as paid in full. An unknown status parks the event.
     let state = match refund.status.checked()? {
         Some(status) => RefundState::parse_status(status).ok_or(ParkReason::FieldMalformed)?,
         None => RefundState::Pending,
     };
     let intent = refund.intent()?;
+    // A refund may name no charge. It then belongs to its payment, and `refunds` looks for the payment's only charge.
     let of = match (refund.charge.checked()?, &intent) {
         (Some(charge), _) => parse_object_id(charge.as_str())?,
         (None, Some(intent)) => parse_object_id(intent.as_str())?,
@@ -284,7 +298,8 @@ fn read_dispute(
     stated: FactSource,
     facts: &mut PaymentFacts,
 ) -> Result<(), ParkReason> {
-    // The state is the object's own, never the event's name.
+    // The dispute's `status` decides and not the type: `charge.dispute.closed` comes with `won`, `lost` or
+    // `warning_closed`, so the type does not say how the dispute ended.
     let status = dispute.status.value().ok_or(ParkReason::FieldMalformed)?;
     let states = BTreeMap::from([(
         DisputeState::parse_status(status),
@@ -310,6 +325,7 @@ fn read_review(
     stated: FactSource,
     facts: &mut PaymentFacts,
 ) -> Result<(), ParkReason> {
+    // As with disputes, the object's `open` decides and not the type.
     let (opened, closed) = match review.open.value() {
         Some(true) => (Some(stated), None),
         Some(false) => (None, Some(stated)),
@@ -340,6 +356,8 @@ fn parse_object_id(id: &str) -> Result<ObjectId, ParkReason> {
     ObjectId::parse(id).map_err(|_| ParkReason::FieldMalformed)
 }
 
+/// An amount in the minor unit, 0 to 2^53, with its currency. Anything else parks the event as `amount_malformed`:
+/// rounding an amount or assuming a currency would be a guess about money.
 fn parse_money(
     amount: &LenientField<i64>,
     currency: &LenientField<String>,

@@ -1,16 +1,20 @@
-//! `Stripe-Signature: t=<unix seconds>,v1=<hex>[,v1=…][,v0=…]`.
+//! Parser of `Stripe-Signature: t=<unix seconds>,v1=<hex>[,v1=…][,v0=…]`. It verifies nothing; `provider::signature`
+//! does.
 //!
-//! Only `v1` counts: `v0` comes with test events, and any other scheme is ignored so that nobody can downgrade.
+//! Only `v1` counts. Stripe adds `v0` to test events; if any other scheme counted, an attacker could choose the weakest
+//! one (downgrade attack). A header with `v0` alone is malformed.
 
 use crate::provider::signature::{
     SignatureFailure, UnverifiedSignature, decode_signature, parse_timestamp_digits,
 };
 use crate::time::Timestamp;
 
-/// More signatures than this are refused: Stripe sends one per active secret, at most two while a secret is rolled.
+/// A limit on work per delivery: each signature costs a comparison per key. Stripe sends one per active secret, two
+/// while a secret is rolled.
 const SIGNATURES_MAX: usize = 16;
 
-/// Reads the header. Elements are separated by commas, key and value by the first `=`, in any order.
+/// Parses the header. Elements are separated by commas, key and value by the first `=`; the order does not matter. Two
+/// different `t` are refused, because we could not know which of them was signed.
 pub fn parse_signature_header(
     header: Option<&str>,
 ) -> Result<UnverifiedSignature, SignatureFailure> {
@@ -39,7 +43,8 @@ pub fn parse_signature_header(
         return Err(SignatureFailure::HeaderMalformed);
     }
     let seconds = parse_timestamp_digits(timestamp, 12)?;
-    // Official libraries sign the integer, we the text: a leading zero would make them differ.
+    // We sign the text of `t`, the official libraries the integer. They differ only for leading zeros, which Stripe
+    // does not send: `t=01781000000` verifies there and is `no_match` here.
     let at = Timestamp::from_unix_s(seconds).map_err(|_| SignatureFailure::TimestampMalformed)?;
     Ok(UnverifiedSignature {
         signed_timestamp: timestamp.to_owned(),

@@ -1,11 +1,13 @@
-//! Stripe's words that billhook relies on. Each is spelt once, here; a word that is not here is legal and ignored.
+//! The words of Stripe's API that billhook relies on: the API version, the handled event types, and statuses. A word
+//! that is not here is valid: Stripe adds words over time, so an unknown one is kept and is never an error.
 //!
 //! Source: Stripe API reference 2026-10-28.endive and the event types of the official Python library 16.1.0.
 
-/// The API version that billhook's calls and its endpoints ask for.
+/// For billhook's calls and its endpoints. An endpoint that somebody else created may send another version.
 pub const API_VERSION: &str = "2026-10-28.endive";
 
-/// The event types that change anything; endpoints subscribe to these unless told otherwise. All others are ignored.
+/// The event types that change a row; endpoints subscribe to these by default. All others are ignored as
+/// `unhandled_type`.
 pub const HANDLED_TYPES: &[&str] = &[
     "checkout.session.completed",
     "checkout.session.async_payment_succeeded",
@@ -39,12 +41,11 @@ macro_rules! words {
         #[derive(Clone, Debug, PartialEq, Eq)]
         pub enum $name {
             $($(#[$variant_doc])* $variant,)*
-            /// A word that Stripe added since.
+            /// A word that Stripe added later.
             Other(String),
         }
 
         impl $name {
-            /// Reads Stripe's word; one that is not known is kept.
             pub fn parse(word: &str) -> Self {
                 match word {
                     $($word => Self::$variant,)*
@@ -52,7 +53,6 @@ macro_rules! words {
                 }
             }
 
-            /// Stripe's word.
             pub fn as_str(&self) -> &str {
                 match self {
                     $(Self::$variant => $word,)*
@@ -64,30 +64,25 @@ macro_rules! words {
 }
 
 words! {
-    /// Where a `PaymentIntent` stands.
+    /// The `status` of a PaymentIntent. The cleanup reads it before it cancels.
     IntentStatus {
-        /// Not paid; another method may be tried.
+        /// Not paid; the customer may try another method. Also after a failed attempt.
         RequiresPaymentMethod = "requires_payment_method",
-        /// Has a method and waits to be confirmed.
         RequiresConfirmation = "requires_confirmation",
-        /// Waits for the customer.
+        /// The customer has to act, for example confirm with 3-D Secure.
         RequiresAction = "requires_action",
-        /// Money is on its way.
         Processing = "processing",
-        /// Authorised, not captured.
+        /// Authorised, not captured: the customer's money is blocked but not ours.
         RequiresCapture = "requires_capture",
-        /// Ended without payment.
         Canceled = "canceled",
-        /// Paid.
         Succeeded = "succeeded",
     }
-    /// Where a Checkout Session stands.
+    /// The `status` of a Checkout Session.
     SessionStatus {
         /// The customer may still pay.
         Open = "open",
-        /// Gone through; the payment itself may still be processing.
+        /// The customer finished; the payment itself may still be processing.
         Complete = "complete",
-        /// Nobody can pay with it any more.
         Expired = "expired",
     }
 }
