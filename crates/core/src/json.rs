@@ -2,9 +2,10 @@
 //!
 //! Strict: UTF-8, nesting of at most 64, exact integers, and no duplicate keys among the fields that we read (serde's
 //! derived structs refuse them); with duplicates, ingress and another reader could see two different events. Ingress
-//! and workers use the same parser, so a body that ingress accepted can be parsed by the worker. Lenient: a field of a
-//! wrong type is [`LenientField::Malformed`] and does not fail the event, because providers change and redact their
-//! objects. The code that needs the field decides whether the event is parked.
+//! and workers use the same parser, so the worker can parse every body that ingress accepted.
+//!
+//! Lenient: a field of a wrong type is [`LenientField::Malformed`] and does not fail the event, because providers
+//! change and redact their objects. The code that needs the field decides whether the event is parked.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -13,7 +14,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::ser::{Serialize, SerializeSeq, Serializer};
 
-/// Stripe's and Lob's objects stay below 10.
+/// Deeper bodies are refused. Stripe's and Lob's objects stay below 10.
 const DEPTH_MAX: usize = 64;
 /// A longer text in a field that we read is malformed: no id or status comes near it.
 const TEXT_BYTES_MAX: usize = 1_000;

@@ -17,7 +17,7 @@ pub struct Currency([u8; 3]);
 pub struct InvalidCurrency;
 
 impl Currency {
-    /// Accepts both cases: Stripe writes `usd`, but the column of an order is the application's. Does not check that the
+    /// Accepts both cases: Stripe writes `usd`, but an order's column is the application's. Does not check that the
     /// currency exists.
     pub fn parse(text: &str) -> Result<Self, InvalidCurrency> {
         match text.as_bytes() {

@@ -8,8 +8,8 @@
 //! - A counter or a sum of differences is not idempotent: a refund of 10.00 delivered twice becomes 20.00.
 //! - "The event that arrives last wins" is not commutative: `lost` at 10:05 and `needs_response` at 10:00 give an open
 //!   dispute if they arrive in the wrong order. Keep both states with their times instead ([`SeenInterval`]).
-//! - A flag that is set and taken back is neither: `review.closed` before `review.opened` would leave the review open
-//!   for good. Keep "opened" and "closed" as two facts and derive the flag.
+//! - A flag that is set and taken back is not commutative either: `review.closed` before `review.opened` would leave
+//!   the review open for good. Keep "opened" and "closed" as two facts and derive the flag.
 //!
 //! Why we do it at all: `docs/adr/0002-facts-merge-derive.md`. The facts are in `payment::facts`, `mail::facts` and
 //! `tenant`.

@@ -105,8 +105,8 @@ pub struct Entity {
     pub due: Option<Money>,
     pub intent: Option<PaymentIntentId>,
     pub session: Option<CheckoutSessionId>,
-    /// A string and not a [`UserId`]: an application may have ids that are not in our alphabet ("Pat Sample"), and when
-    /// we read such an id as missing we replaced it.
+    /// A string and not a [`UserId`]: an application may have ids that are not in our alphabet ("Pat Sample"). billhook
+    /// once read such an id as missing and overwrote it.
     pub user: Option<String>,
     /// A statement's `lob_letter_id`.
     pub mailed: Option<PieceId>,

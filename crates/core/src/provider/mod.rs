@@ -1,8 +1,8 @@
 //! The webhook providers, Stripe and Lob: signature formats, event formats, and the facts that events state.
 //!
-//! `stripe` and `lob` know one provider's formats each. `signature`
-//! verifies a delivery, `envelope` is what the events table has beside the payload, and `interpret` turns a stored
-//! event into facts. Ingress calls `signature` and `read_envelope`, in this order; the worker calls `interpret`.
+//! `stripe` and `lob` know one provider's formats each; `signature` verifies a delivery, `envelope` is what the events
+//! table has beside the payload, and `interpret` turns a stored event into facts. Ingress calls `signature` and
+//! `read_envelope`, in this order; the worker calls `interpret`.
 
 pub mod envelope;
 pub mod interpret;

@@ -29,7 +29,7 @@ pub struct PaymentFacts {
     /// Only charges of which money was refunded: `charge.refunded` is the only event that is read into them.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub charges: BTreeMap<ChargeId, ChargeFacts>,
-    /// Refunds by id, from `refund.*` events. The same money may also be in `charges`; see `refunds`.
+    /// By id, from `refund.*` and `charge.refund.updated`. The same money may also be in `charges`; see `refunds`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub refunds: BTreeMap<RefundId, RefundFacts>,
     /// Inquiries included: Stripe reports them as disputes with a `warning_…` status.
@@ -129,8 +129,8 @@ pub struct ChargeFacts {
     pub refunded: Option<FactSource>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub captured: Option<MaxRegister<Money>>,
-    /// Cumulative, so the greatest is the newest: 10.00 and then 15.00 mean 15.00 in all. If a refund fails, Stripe
-    /// lowers the figure, and this stays at 15.00; `refunds` subtracts the failed refund.
+    /// Cumulative, so the greatest is the newest: 10.00 and then 15.00 mean 15.00 in all. If a refund fails
+    /// later, this stays at 15.00, and `refunds` subtracts the failed refund.
     pub amount_refunded: MaxRegister<i64>,
 }
 

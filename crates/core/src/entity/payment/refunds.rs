@@ -38,10 +38,9 @@ struct RefundTally<'f> {
 }
 
 impl RefundTally<'_> {
-    // Why `undone` is subtracted: facts only grow, so `cumulative` keeps its greatest value although Stripe lowers
-    // `amount_refunded` when a refund fails. Example: re_1 of 10.00 and re_2 of 5.00, and 3.00 that we know only from
-    // the cumulative figure of 18.00. Then re_1 fails: by id 5.00 count, the cumulative figure without re_1 is 8.00,
-    // so 8.00 were refunded.
+    // Why `undone` is subtracted: `cumulative` keeps its greatest value, so it may still contain a refund that failed
+    // since. Example: re_1 of 10.00 and re_2 of 5.00, and 3.00 that we know only from the cumulative figure of 18.00.
+    // Then re_1 fails: by id 5.00 count, the cumulative figure without re_1 is 8.00, so 8.00 were refunded.
     //
     // Why the larger of the two, and not the cumulative figure alone: it may be older than the newest refund by id, or
     // it may never have contained the failed refund. Example: re_1 of 10.00 failed, then re_2 of 5.00 succeeded, and

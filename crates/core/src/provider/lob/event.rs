@@ -18,7 +18,7 @@ const REDACTED: &str = "REDACTED";
 /// The envelope is strict in `id` and `event_type`: without them the whole body is refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LobEvent {
-    /// `evt_…`, the same prefix as Stripe's, so each provider has its own events table.
+    /// `evt_…`, the same prefix as Stripe's: an id alone does not tell the provider.
     pub id: EventId,
     pub event_type: LobEventType,
     /// The id of the piece.

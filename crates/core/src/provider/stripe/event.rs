@@ -9,7 +9,8 @@
 //! - Metadata may use `order_id` or `orderId`, whichever the tenant's code writes.
 //!
 //! One flat struct has the fields of every kind of `data.object`; their names do not clash. `payments` and `account`
-//! read facts from it. Source: `stripe-python` 16.1.0 `_event.py`, `Webhooks versioning`, read 2026-11.
+//! read facts from it.
+//! Source: `stripe-python` 16.1.0 `_event.py`, `Webhooks versioning`, read 2026-11.
 
 use serde::{Deserialize, Serialize};
 

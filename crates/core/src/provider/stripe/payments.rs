@@ -81,7 +81,7 @@ fn apply_reader(reader: FactReader, event: &StripeEvent) -> Result<PaymentFacts,
 }
 
 /// The user from the metadata of a session or PaymentIntent only. Metadata of a refund may name the support agent who
-/// made the refund: `agent_7` once became an order's `userId`.
+/// made the refund, and that agent once became an order's `userId`.
 fn read_paying_user(resource: &StripeObject) -> Option<MinRegister<UserId>> {
     let kind = resource.object.value()?;
     if !["checkout.session", "payment_intent"].contains(&kind.as_str()) {
