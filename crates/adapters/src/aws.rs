@@ -1,7 +1,9 @@
-//! The AWS clients: one HTTP client, one set of limits, all from variables.
+//! The AWS clients (DynamoDB, SQS, Secrets Manager): one HTTP client and one set of time-outs and retries for all.
 //!
-//! Does without `aws-config`: Lambda hands over region and credentials in variables, so its chains of providers would
-//! only cost start-up time. Calls are not counted here: the tests count at the wire, where retries show as well.
+//! It does not use `aws-config`: Lambda passes region and credentials in variables, so the provider chains would only
+//! cost cold-start time (`docs/adr/0001`). The SDK retries throttling, 5xx and lost connections with exponential
+//! backoff, so a call may happen more than once; `dynamodb` and `sqs` make that harmless. `http` limits one connection
+//! and one answer.
 
 use std::time::Duration;
 
@@ -21,13 +23,15 @@ use futures_util::future::{join, join_all};
 
 use crate::config::{ConfigError, EnvLookup, EnvReader};
 
-/// One try: connecting, sending, and reading the whole answer.
+/// Limit of one attempt: connect, send, and read the whole answer. Above `http`'s 3 s for the first byte, so that
+/// normally that limit ends an attempt that hangs, and half a second is left for the body.
 const ATTEMPT_MAX: Duration = Duration::from_millis(3500);
-/// All tries together. Below the workers' 10 s, so that a failure is told instead of cut off, and four of them, as a
-/// delivery has at most (a secret, its version before, put, send), below ingress's 25 s.
+/// Limit of all attempts of a call. Below the workers' time-out of 10 s, so that a failure is reported and logged
+/// before Lambda ends the invocation. A delivery makes at most four calls one after the other (a secret, its previous
+/// version, put, send): 4 × 6 s = 24 s, below ingress's time-out of 25 s, which is below the gateway's 29 s.
 pub const OPERATION_MAX: Duration = Duration::from_secs(6);
 const ATTEMPTS_MAX: u32 = 3;
-/// Opening connections is a favour to the first event and must not hold up the start, which Lambda ends after 10 s.
+/// Open connections only make the first event faster, so they must not delay the start: Lambda ends init after 10 s.
 const WARM_MAX: Duration = Duration::from_secs(2);
 
 /// The clients of one process. They share connections and settings; a clone is cheap.
@@ -41,8 +45,8 @@ pub struct AwsClients {
 }
 
 impl AwsClients {
-    /// From `AWS_REGION` (or `AWS_DEFAULT_REGION`), `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`,
-    /// and `AWS_ENDPOINT_URL` with its forms for one service.
+    /// Reads `AWS_REGION` (or `AWS_DEFAULT_REGION`), `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`,
+    /// and `AWS_ENDPOINT_URL`, also with the suffix of a service.
     pub fn from_env(lookup: &EnvLookup<'_>) -> Result<Self, ConfigError> {
         let mut read = EnvReader::new(lookup);
         let region = match read.optional("AWS_REGION") {
@@ -52,7 +56,7 @@ impl AwsClients {
                 String::new()
             }),
         };
-        // Lambda ends an environment before its credentials expire, so they are never read again.
+        // Lambda ends an execution environment before its credentials expire, so we read them only once.
         let credentials = Credentials::new(
             read.required("AWS_ACCESS_KEY_ID"),
             read.required("AWS_SECRET_ACCESS_KEY"),
@@ -87,7 +91,7 @@ impl AwsClients {
         read.finish(aws)
     }
 
-    /// From a configuration that somebody else made: the operator's tool, with profiles and roles.
+    /// For the operator's command line, whose configuration knows profiles and roles.
     pub fn over(config: &SdkConfig) -> Self {
         Self {
             dynamodb: aws_sdk_dynamodb::Client::new(config),
@@ -98,37 +102,34 @@ impl AwsClients {
         }
     }
 
-    /// The tables.
     pub fn dynamodb(&self) -> &aws_sdk_dynamodb::Client {
         &self.dynamodb
     }
 
-    /// The queues.
     pub fn sqs(&self) -> &aws_sdk_sqs::Client {
         &self.sqs
     }
 
-    /// The secrets.
     pub fn secrets_manager(&self) -> &aws_sdk_secretsmanager::Client {
         &self.secrets_manager
     }
 
-    /// For `secrets` to ask the Parameter Store with. Made when it is needed: few have anything there, and everybody
-    /// pays for the start.
+    /// A client that `secrets` uses to call the Parameter Store. It is created on use, because few installations have a
+    /// secret there and every cold start would pay for it.
     pub(crate) fn ssm(&self, call: impl Intercept + 'static) -> aws_sdk_secretsmanager::Client {
         let mut settings = aws_sdk_secretsmanager::config::Builder::from(&self.shared);
         settings.set_endpoint_url(self.ssm_endpoint.clone());
-        // An outage of the one must not use up the other's retries.
+        // The SDK limits retries per partition. An outage of the Parameter Store must not use up Secrets Manager's.
         let settings = settings.retry_partition(RetryPartition::new("ssm"));
         aws_sdk_secretsmanager::Client::from_conf(settings.interceptor(call).build())
     }
 
-    /// Opens that many connections to each service, all at the same time: the start runs unthrottled, the first event
-    /// does not. Secrets Manager has no number here, because reading the secrets opens its connection.
+    /// Opens this many connections to each service, all at once (warm-up): Lambda limits the CPU of events, but not
+    /// that of init. Secrets Manager needs none here, because reading the secrets opens its connection.
     ///
-    /// What is sent is a signed `GET /` that names no operation. It needs no permission, is no call that is counted,
-    /// billed or shown as denied in an audit log, and passes the same endpoint, signer and pool as every call. Any
-    /// answer will do; a failure is logged and never fails the start.
+    /// It sends a signed `GET /` that names no operation. That needs no permission, is not counted or billed as a call,
+    /// does not appear as denied in an audit log, and uses the same endpoint, signer and pool as every call. Any answer
+    /// is good; a failure is logged and never fails the start.
     pub async fn warm(&self, dynamodb: usize, sqs: usize) {
         macro_rules! touch {
             ($service:ident, $sdk:ident, $call:ident) => {
@@ -152,7 +153,7 @@ impl AwsClients {
             .await
             .is_err()
         {
-            tracing::warn!("warm_up_slow: not all connections stood within {WARM_MAX:?}");
+            tracing::warn!("warm_up_slow: not all connections were open within {WARM_MAX:?}");
         }
     }
 }
@@ -176,8 +177,8 @@ fn build_sdk_config(
     settings.build()
 }
 
-/// Makes of any call one that names no operation. Given to a client: a call that is customized runs through a copy of
-/// the SDK's orchestrator, one in each service's crate, 0.3 MB in all.
+/// Turns any call into one that names no operation. It belongs to a client, because `customize()` on a single call
+/// compiles another copy of the SDK's orchestrator for each service, 0.3 MB in all.
 #[derive(Debug)]
 struct NoOperation;
 
@@ -219,7 +220,7 @@ mod tests {
 
     use super::*;
 
-    /// An AWS that answers everything with `{}`; tells each connection's number with each request's head.
+    /// An AWS that answers everything with `{}` and sends the number of the connection with the head of each request.
     fn server() -> (String, Receiver<(usize, String)>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -287,8 +288,9 @@ mod tests {
         assert!(secrets.is_ok() && heads.recv().unwrap().1.contains("ListSecrets"));
     }
 
-    /// An AWS that answers the first request of each connection, and takes the second for its end: as after a freeze,
-    /// when the other side has long forgotten what the pool still holds. `silently` it never says so.
+    /// An AWS that answers the first request of each connection and ends it at the second, as after a freeze: the pool
+    /// still holds a connection that the other side has forgotten. If `silently`, it does not close it, but never
+    /// answers.
     fn forgetful(silently: bool) -> (String, Receiver<usize>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -327,7 +329,7 @@ mod tests {
             for _ in 0..2 {
                 aws.dynamodb().list_tables().send().await.unwrap();
             }
-            // The second call went into the dead connection, and then into a new one.
+            // The second call first used the dead connection, and then a new one.
             assert_eq!(requests.try_iter().collect::<Vec<_>>(), [0, 0, 1]);
         }
     }

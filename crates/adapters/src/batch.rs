@@ -1,7 +1,10 @@
-//! A batch of SQS for a worker, and the answer that says exactly which messages failed.
+//! The Lambda handler of both workers: an SQS batch in, a partial batch response out, one log line per event.
 //!
-//! AWS takes an answer with an empty or unknown id as the failure of the whole batch, so ids are only ever copied from
-//! the batch; the answer's type is our own because the event crate's may grow fields.
+//! The response names exactly the messages that failed. SQS deletes the others and delivers the failed ones again after
+//! the visibility timeout of 60 s, three receives in all; then they go to the dead-letter queue. AWS recommends to stop
+//! at the first failure of a FIFO queue and to report the rest, to keep the order; we do not, because the order does
+//! not matter: facts merge to the same result in any order. An empty or unknown id in the response fails the whole
+//! batch, so ids are only copied from the batch. `billhook_core::worker` processes the batch.
 //! Source: `Handling errors for an SQS event source in Lambda`, read 2026-11.
 
 use aws_lambda_events::event::sqs::SqsEvent;
@@ -18,31 +21,30 @@ use serde::Serialize;
 use crate::lambda::invocation_deadline;
 use crate::{metrics, telemetry};
 
-/// The answer of a worker.
+/// The partial batch response. It is our own type, because the one of the events crate may grow fields.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BatchResponse {
-    /// The messages to be received again.
+    /// The messages that SQS shall deliver again.
     pub batch_item_failures: Vec<ItemFailure>,
 }
 
-/// One failed message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ItemFailure {
-    /// Its `messageId`.
+    /// The `messageId`.
     pub item_identifier: String,
 }
 
-/// A record without an id cannot be reported: the whole batch must be received again.
+/// Without an id a message cannot be reported as failed and would be deleted, so this fails the whole batch.
 #[derive(Debug, thiserror::Error)]
 #[error("a record of the batch has no messageId")]
 pub struct NoMessageId;
 
-/// Connections to open during init: DynamoDB speaks HTTP/1.1, so each call under way needs its own.
+/// Connections to open during init. Over HTTP/1.1 each concurrent call needs its own.
 pub const CONNECTIONS: usize = CALLS_AT_ONCE;
 
-/// Works a batch off and tells what became of each message.
+/// Processes a batch and reports each message that failed.
 pub async fn handle_batch<L: Ledger, C: Clock + Pause>(
     worker: &Worker<L, C>,
     event: LambdaEvent<SqsEvent>,
@@ -63,6 +65,9 @@ pub async fn handle_batch<L: Ledger, C: Clock + Pause>(
         })
     });
     let messages = messages.collect::<Result<Vec<_>, NoMessageId>>()?;
+    // Two seconds before Lambda would end the invocation, calls that still hang are given up. Case: ten messages, and
+    // the row of one does not answer. Without this the invocation would time out without a response, and all ten
+    // messages would use up a receive.
     let left = worker.clock.now().until(deadline.before(TIME_TO_FINISH));
     #[expect(
         clippy::disallowed_methods,
@@ -75,7 +80,8 @@ pub async fn handle_batch<L: Ledger, C: Clock + Pause>(
         metrics::count_report(worker.provider, report, now);
     }
     match reports.as_slice() {
-        // What was counted is of this event alone, and goes into its line.
+        // With one event, all metrics are about it, so they can go into its log line. With several, a line that says
+        // `evt_1` must not carry the counts of `evt_2`; then the metrics get a line of their own.
         [only] => telemetry::write_final_line(|| log_report(worker.provider, only)),
         all => all
             .iter()

@@ -1,4 +1,7 @@
-//! The wall clock and fresh identifiers. The only place that reads either: everyone else takes `now`.
+//! The wall clock, random ids (UUIDv7) and sleep: the production implementation of the ports `Clock` and `Pause`.
+//!
+//! It is the only place that reads the clock; all other code gets `now` as an argument, so that tests decide what time
+//! it is. `clippy.toml` forbids other reads. Tests use the clocks of `billhook_testkit`.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -6,7 +9,6 @@ use billhook_core::ports::{Clock, Pause};
 use billhook_core::time::Timestamp;
 use uuid::Uuid;
 
-/// The clock of this machine.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemClock;
 

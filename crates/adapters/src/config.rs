@@ -1,7 +1,8 @@
-//! What a function may know about where it runs, read once at its start.
+//! Configuration from environment variables, read and validated once at the start of a function.
 //!
-//! Guarantees: every fault of every variable is told in one error, by name and without a secret's value; nothing has a
-//! guessed value, only the defaults written here. Does not reach AWS: `aws` and `secrets` take what is read here.
+//! All faults of all variables are reported in one error, by name and without the value of a secret, so that one
+//! deployment attempt shows everything that is wrong. A missing value is never guessed; the only defaults are the ones
+//! written here. It does not call AWS: `aws` and `secrets` use what is read here. Each function has its own struct.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -10,11 +11,10 @@ use std::time::Duration;
 use secrecy::SecretString;
 use tracing::level_filters::LevelFilter;
 
-/// Reads one variable by name.
 #[derive(Clone, Copy)]
 pub struct EnvLookup<'a>(pub &'a dyn Fn(&str) -> Option<String>);
 
-/// The variables of this process, for `EnvLookup`.
+/// For `EnvLookup`: reads the variables of this process.
 #[expect(
     clippy::disallowed_methods,
     reason = "the one place that reads the environment"
@@ -23,7 +23,7 @@ pub fn read_process_variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-/// Why the start is refused: all faults at once, each naming its variable.
+/// Why the start is refused: all faults, each with the name of its variable.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ConfigError {
     faults: Vec<String>,
@@ -37,7 +37,7 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// Both, or the faults of both.
+/// Both values, or all faults of both, so that nobody has to deploy twice to see the second half.
 pub fn combine_faults<A, B>(
     a: Result<A, ConfigError>,
     b: Result<B, ConfigError>,
@@ -52,62 +52,51 @@ pub fn combine_faults<A, B>(
     }
 }
 
-/// What every function knows of its stage.
 #[derive(Debug)]
 pub struct EnvironmentConfig {
-    /// `APP_NAME`: the first part of every resource's name.
+    /// `APP_NAME`, the first part of every resource's name.
     pub app_name: String,
-    /// `ENV`: the second part.
+    /// `ENV`, the second part.
     pub env: String,
-    /// `LIVE_MODE`: real money, and no secrets in variables.
+    /// `LIVE_MODE`: real money. Then no variable may contain a secret, and test events are ignored.
     pub live: bool,
-    /// `LOG_LEVEL`.
     pub log_level: LevelFilter,
 }
 
-/// Where a secret comes from.
 #[derive(Clone, Debug)]
 pub struct SecretSource {
-    /// The variable that names it: its label in logs.
+    /// The name of the variable, which is also the secret's label in logs.
     pub variable: &'static str,
-    /// The secret, or where it lies.
     pub at: SecretLocation,
 }
 
-/// A secret's place.
 #[derive(Clone, Debug)]
 pub enum SecretLocation {
-    /// In Secrets Manager.
+    /// In Secrets Manager, or `ssm:/path` in the Parameter Store.
     Arn(String),
-    /// In the variable itself: tests and local runs only.
+    /// In the variable itself; only for tests and local runs.
     Here(SecretString),
 }
 
 /// `webhook-ingress`.
 #[derive(Debug)]
 pub struct IngressConfig {
-    /// App, environment, mode, log level.
     pub environment: EnvironmentConfig,
-    /// `STRIPE_EVENTS_TABLE`.
     pub stripe_events_table: String,
-    /// `LOB_EVENTS_TABLE`.
     pub lob_events_table: String,
-    /// `STRIPE_EVENTS_QUEUE_URL`.
     pub stripe_events_queue_url: String,
-    /// `LOB_EVENTS_QUEUE_URL`.
     pub lob_events_queue_url: String,
     /// Any of `STRIPE_WEBHOOK_SECRET_ARN`, `STRIPE_PLATFORM_WEBHOOK_SECRET_ARN`, `STRIPE_WEBHOOK_SECRET`; at least one.
     pub stripe_signing_secrets: Vec<SecretSource>,
     /// Any of `APP_SECRETS_ARN`, `LOB_WEBHOOK_SECRET`; at least one.
     pub lob_signing_secrets: Vec<SecretSource>,
-    /// `SECRETS_TTL_SECONDS`: how long a secret that was read counts as fresh.
+    /// `SECRETS_TTL_SECONDS`: how long a secret that was read counts as fresh (`secrets::SigningKeyCache`).
     pub secrets_ttl: Duration,
-    /// `SIGNATURE_TOLERANCE_SECONDS`: how far a signature's time may lie from now, either side.
+    /// `SIGNATURE_TOLERANCE_SECONDS`: how far a signature's time may be in the past or in the future.
     pub signature_tolerance: Duration,
 }
 
 impl IngressConfig {
-    /// Reads and checks all its variables.
     pub fn from_env(lookup: &EnvLookup<'_>) -> Result<Self, ConfigError> {
         let mut read = EnvReader::new(lookup);
         let environment = read.environment();
@@ -129,9 +118,10 @@ impl IngressConfig {
                 &["APP_SECRETS_ARN"],
                 "LOB_WEBHOOK_SECRET",
             ),
-            // Beyond 900 s a revoked secret would be accepted for longer than the 15 minutes that are promised.
+            // We promise that a revoked secret is refused within 15 minutes; above 900 s that would be untrue.
             secrets_ttl: Duration::from_secs(read.number("SECRETS_TTL_SECONDS", 300, 1..=900)),
-            // Stripe and Lob recommend 300 s; more would weaken the protection against replays.
+            // Stripe and Lob recommend 300 s. With more, somebody who recorded a delivery could send it again for
+            // longer (replay attack).
             signature_tolerance: Duration::from_secs(read.number(
                 "SIGNATURE_TOLERANCE_SECONDS",
                 300,
@@ -146,22 +136,15 @@ impl IngressConfig {
 /// `stripe-worker`.
 #[derive(Debug)]
 pub struct StripeWorkerConfig {
-    /// App, environment, mode, log level.
     pub environment: EnvironmentConfig,
-    /// `STRIPE_EVENTS_TABLE`.
     pub stripe_events_table: String,
-    /// `ORDERS_TABLE`.
     pub orders_table: String,
-    /// `STATEMENTS_TABLE`.
     pub statements_table: String,
-    /// `TENANTS_TABLE`.
     pub tenants_table: String,
-    /// `PAYMENTS_TABLE`.
     pub payments_table: String,
 }
 
 impl StripeWorkerConfig {
-    /// Reads and checks all its variables.
     pub fn from_env(lookup: &EnvLookup<'_>) -> Result<Self, ConfigError> {
         let mut read = EnvReader::new(lookup);
         let config = Self {
@@ -179,16 +162,12 @@ impl StripeWorkerConfig {
 /// `lob-worker`.
 #[derive(Debug)]
 pub struct LobWorkerConfig {
-    /// App, environment, mode, log level.
     pub environment: EnvironmentConfig,
-    /// `LOB_EVENTS_TABLE`.
     pub lob_events_table: String,
-    /// `STATEMENTS_TABLE`.
     pub statements_table: String,
 }
 
 impl LobWorkerConfig {
-    /// Reads and checks all its variables.
     pub fn from_env(lookup: &EnvLookup<'_>) -> Result<Self, ConfigError> {
         let mut read = EnvReader::new(lookup);
         let config = Self {
@@ -203,36 +182,25 @@ impl LobWorkerConfig {
 /// `cleanup-failed-payments`.
 #[derive(Debug)]
 pub struct CleanupConfig {
-    /// App, environment, mode, log level.
     pub environment: EnvironmentConfig,
-    /// `STRIPE_EVENTS_TABLE`.
     pub stripe_events_table: String,
-    /// `LOB_EVENTS_TABLE`.
     pub lob_events_table: String,
-    /// `ORDERS_TABLE`.
     pub orders_table: String,
-    /// `STATEMENTS_TABLE`.
     pub statements_table: String,
-    /// `TENANTS_TABLE`.
     pub tenants_table: String,
-    /// `PAYMENTS_TABLE`.
     pub payments_table: String,
-    /// `JOBS_TABLE`.
     pub jobs_table: String,
-    /// `STRIPE_EVENTS_QUEUE_URL`.
     pub stripe_events_queue_url: String,
-    /// `LOB_EVENTS_QUEUE_URL`.
     pub lob_events_queue_url: String,
-    /// `STRIPE_SECRET_KEY` where it is set, else `APP_SECRETS_ARN`.
+    /// `STRIPE_SECRET_KEY` if it is set, else `APP_SECRETS_ARN`.
     pub stripe_key: SecretSource,
-    /// `CLEANUP_FAILED_PAYMENT_MINUTES`: how long a payment has failed before its order is cancelled.
+    /// `CLEANUP_FAILED_PAYMENT_MINUTES`: how long ago the last attempt must have failed before the order is cancelled.
     pub failed_payment_age: Duration,
-    /// `STRIPE_API_BASE`, without a slash at its end.
+    /// `STRIPE_API_BASE`, without a slash at the end.
     pub stripe_api_base: String,
 }
 
 impl CleanupConfig {
-    /// Reads and checks all its variables.
     pub fn from_env(lookup: &EnvLookup<'_>) -> Result<Self, ConfigError> {
         let mut read = EnvReader::new(lookup);
         let environment = read.environment();
@@ -247,7 +215,7 @@ impl CleanupConfig {
             stripe_events_queue_url: read.queue_url("STRIPE_EVENTS_QUEUE_URL"),
             lob_events_queue_url: read.queue_url("LOB_EVENTS_QUEUE_URL"),
             stripe_key: read.stripe_key(&environment),
-            // Up to 30 days: Stripe keeps an event, and so the reason to ask it again, no longer.
+            // At most 30 days, because Stripe lists events for 30 days.
             failed_payment_age: Duration::from_secs(
                 60 * read.number("CLEANUP_FAILED_PAYMENT_MINUTES", 60, 1..=43_200),
             ),
@@ -261,18 +229,16 @@ impl CleanupConfig {
 /// `webhook-secret`.
 #[derive(Debug)]
 pub struct WebhookSecretConfig {
-    /// App, environment, mode, log level.
     pub environment: EnvironmentConfig,
-    /// `APP_SECRETS_ARN`, where Stripe's key lies.
+    /// `APP_SECRETS_ARN`, the secret that contains Stripe's key.
     pub app_secrets_arn: String,
-    /// `JOBS_TABLE`, where the cursors of `reconcile` stand.
+    /// `JOBS_TABLE`, which has the cursors of `reconcile`.
     pub jobs_table: String,
-    /// `STRIPE_API_BASE`, without a slash at its end.
+    /// `STRIPE_API_BASE`, without a slash at the end.
     pub stripe_api_base: String,
 }
 
 impl WebhookSecretConfig {
-    /// Reads and checks all its variables.
     pub fn from_env(lookup: &EnvLookup<'_>) -> Result<Self, ConfigError> {
         let mut read = EnvReader::new(lookup);
         let environment = read.environment();
@@ -285,7 +251,7 @@ impl WebhookSecretConfig {
         read.finish(config)
     }
 
-    /// Where Stripe's key lies, for `secrets::stripe_key`.
+    /// The source of Stripe's key, for `secrets::read_stripe_key`.
     pub fn stripe_key(&self) -> SecretSource {
         SecretSource {
             variable: "APP_SECRETS_ARN",
@@ -294,18 +260,18 @@ impl WebhookSecretConfig {
     }
 }
 
-/// `LOG_LEVEL` alone, for the log lines before the rest is known; `info` where it is missing or malformed.
+/// Only `LOG_LEVEL`, because logging starts before the rest is read; `info` if it is missing or malformed.
 pub fn read_log_level(lookup: &EnvLookup<'_>) -> LevelFilter {
     EnvReader::new(lookup).log_level()
 }
 
-/// `APP_NAME` and `ENV` alone, for the same reason; empty where they are missing, and then the start is refused.
+/// Only `APP_NAME` and `ENV`, for the same reason; empty if they are missing, and then the start is refused later.
 pub fn read_environment_name(lookup: &EnvLookup<'_>) -> (String, String) {
     let mut read = EnvReader::new(lookup);
     (read.required("APP_NAME"), read.required("ENV"))
 }
 
-/// Collects faults while reading. After a fault it goes on with an empty value that `finish` never lets out.
+/// Collects faults while it reads. After a fault it continues with an empty value, which `finish` never returns.
 pub(crate) struct EnvReader<'a> {
     lookup: &'a EnvLookup<'a>,
     faults: Vec<String>,
@@ -328,7 +294,7 @@ impl<'a> EnvReader<'a> {
         })
     }
 
-    /// Templates cannot leave a variable out, so an empty one counts as not set.
+    /// An empty variable counts as not set, because a template cannot leave a variable out.
     pub(crate) fn optional(&mut self, name: &str) -> Option<String> {
         (self.lookup.0)(name).filter(|value| !value.trim().is_empty())
     }
@@ -370,7 +336,9 @@ impl<'a> EnvReader<'a> {
             .optional("ENABLE_BILLING_STREAM")
             .is_some_and(|value| value != "false")
         {
-            self.fault("ENABLE_BILLING_STREAM must be false: there is no such stream yet".into());
+            self.fault(
+                "ENABLE_BILLING_STREAM must be false: there is no billing stream yet".into(),
+            );
         }
         EnvironmentConfig {
             app_name: self.required("APP_NAME"),
@@ -424,13 +392,15 @@ impl<'a> EnvReader<'a> {
         }
     }
 
-    /// Only a FIFO queue takes the group and deduplication ids that the flow rests on.
+    /// Only a FIFO queue accepts the message group and the deduplication id that we send.
     fn queue_url(&mut self, name: &str) -> String {
         let url = self.required(name);
         if !url.is_empty() {
             self.check_url(name, &url);
             if !url.ends_with(".fifo") {
-                self.fault(format!("{name} must name a FIFO queue: it ends with .fifo"));
+                self.fault(format!(
+                    "{name} must be the URL of a FIFO queue, which ends with .fifo"
+                ));
             }
         }
         url
@@ -488,7 +458,7 @@ impl<'a> EnvReader<'a> {
         let value = self.optional(variable)?;
         if environment.live {
             self.fault(format!(
-                "{variable} must not be set when LIVE_MODE=true: a live secret lies in Secrets Manager"
+                "{variable} must not be set when LIVE_MODE=true: a live secret belongs in Secrets Manager"
             ));
         }
         let at = SecretLocation::Here(SecretString::from(value));
@@ -512,7 +482,7 @@ mod tests {
         ("STRIPE_WEBHOOK_SECRET_ARN", "arn:stripe"),
     ];
 
-    /// The ingress's variables, `changed` by `(name, value)`; a value of `-` takes the variable away.
+    /// The variables of ingress with these `(name, value)` changes; the value `-` removes the variable.
     fn ingress(changed: &[(&str, &str)]) -> Result<IngressConfig, String> {
         let lookup = |name: &str| {
             let all = changed.iter().chain(INGRESS);
@@ -547,7 +517,7 @@ mod tests {
             (
                 "ENABLE_BILLING_STREAM",
                 "true",
-                "ENABLE_BILLING_STREAM must be false: there is no such stream yet",
+                "ENABLE_BILLING_STREAM must be false: there is no billing stream yet",
             ),
             (
                 "SECRETS_TTL_SECONDS",
@@ -562,7 +532,7 @@ mod tests {
             (
                 "LOB_EVENTS_QUEUE_URL",
                 "https://x/lob",
-                "LOB_EVENTS_QUEUE_URL must name a FIFO queue: it ends with .fifo",
+                "LOB_EVENTS_QUEUE_URL must be the URL of a FIFO queue, which ends with .fifo",
             ),
             (
                 "LOB_EVENTS_QUEUE_URL",

@@ -1,10 +1,10 @@
-//! The HTTP client beneath the SDK: HTTP/1.1 over hyper's pool, TLS by rustls on ring with the system's roots.
+//! The HTTP client of the AWS SDK: HTTP/1.1 over hyper's connection pool, TLS by rustls on ring with the system's
+//! roots.
 //!
-//! Stands for `aws-smithy-http-build_http_client`, which brings HTTP/2 and proxies, a megabyte that no call of a function uses
-//! (`docs/adr/0001`). The operator's tool has that crate, because its users may sit behind a proxy.
-//! A connection is limited to 1 s, an answer to 3 s, whatever the SDK's settings say of these two; a connection over
-//! which a transient error came is not used again. Does not time whole calls or repeat them: the SDK does, by what `aws`
-//! sets.
+//! It replaces `aws-smithy-http-client`, which adds HTTP/2 and proxies: a megabyte that no function needs
+//! (`docs/adr/0001`). The operator's command line uses that crate, because its users may be behind a proxy.
+//! Time-outs: 1 s to connect, 3 s to the first byte of the answer, whatever the SDK's settings say about these two. A
+//! connection on which a transient error occurred is not used again. Time-outs of whole calls and retries are in `aws`.
 
 use std::error::Error;
 use std::pin::Pin;
@@ -31,20 +31,25 @@ use rustls::{ClientConfig, RootCertStore};
 use rustls_native_certs::load_native_certs;
 use tower_service::Service;
 
-/// Name, TCP and TLS. Within a region that takes some milliseconds; a second means that the address does not answer.
+/// DNS, TCP and TLS. Within a region they take a few milliseconds, so after a second the address does not answer, and
+/// another attempt on a new connection is more useful than waiting.
 const CONNECT_MAX: Duration = Duration::from_secs(1);
-/// From the request, or the connecting before it, to the first byte of the answer.
+/// From the start of the request, including a new connection, to the first byte of the answer. The SDK counts this as a
+/// time-out and retries: two attempts that hang (2 × 3 s) use up `aws::OPERATION_MAX`.
 const READ_MAX: Duration = Duration::from_secs(3);
-/// AWS drops connections that idle for about a minute; after a freeze an older one is surely dead.
+/// AWS closes connections that are idle for about a minute. Lambda freezes a function between events, so it does not
+/// notice that; an older connection is certainly dead, and using it would cost an attempt.
 const IDLE_MAX: Duration = Duration::from_secs(50);
 
-/// One pool of connections for all that is made with this client and its clones.
+/// The clients of all services share this connection pool.
 pub(crate) fn build_http_client() -> Result<SharedHttpClient, rustls::Error> {
     let (mut roots, system) = (RootCertStore::empty(), load_native_certs());
     roots.add_parsable_certificates(system.certs);
     if roots.is_empty() || !system.errors.is_empty() {
         let (count, errors) = (roots.len(), system.errors);
-        tracing::warn!("tls_roots: {count} of the system's could be read, errors: {errors:?}");
+        tracing::warn!(
+            "tls_roots: read {count} root certificates of the system, errors: {errors:?}"
+        );
     }
     let tls =
         ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -67,7 +72,6 @@ pub(crate) fn build_http_client() -> Result<SharedHttpClient, rustls::Error> {
     Ok(http_client_fn(move |_, _| connector.clone()))
 }
 
-/// A connector that gives up after `CONNECT_MAX`.
 #[derive(Clone, Debug)]
 struct TimedConnector<C>(C);
 
@@ -116,7 +120,8 @@ impl HttpConnector for Http1Connector {
     }
 }
 
-/// By which the SDK has a connection closed, once it stands.
+/// With this the SDK can close a connection after a transient error ("poison"). Case: a host behind AWS's load balancer
+/// answers 500; the next attempt must not go to the same host over the same connection.
 fn closable_connection(connection: &CaptureConnection) -> Option<ConnectionMetadata> {
     connection.connection_metadata().as_ref()?;
     let connection = connection.clone();
@@ -133,7 +138,7 @@ fn closable_connection(connection: &CaptureConnection) -> Option<ConnectionMetad
     )
 }
 
-/// What kind of failure the SDK is told: it repeats calls after a time-out and after input and output that failed.
+/// The SDK retries after a time-out and after an I/O error, but not after a request that we built wrongly (user error).
 fn classify_failure(error: hyper_util::client::legacy::Error) -> ConnectorError {
     let hyper: Option<&hyper::Error> = error.source().and_then(|cause| cause.downcast_ref());
     match hyper.is_some_and(hyper::Error::is_user) {

@@ -1,8 +1,10 @@
-//! From process start to the last event: the same few lines for every function.
+//! Start and main loop of every Lambda function: logging, configuration, AWS clients, async runtime, event handler
+//! loop.
 //!
-//! Guarantees: one thread; a start that cannot work is refused with one line that says everything; a failed
-//! invocation is one line with the whole chain of causes, and the caller learns its first sentence only.
-//! A panic of a handler ends that invocation, not the process. However an invocation ends, its metrics are written.
+//! Guarantees: a start that cannot work fails with one log line that names every fault. A failed invocation is one log
+//! line with the whole chain of causes; the caller gets only the first sentence. A panic in a handler fails that
+//! invocation, not the process. However an invocation ends, unless Lambda ends it at its time-out, its metrics are
+//! written. One thread only. `config` reads the variables, `aws` creates the clients, `telemetry` writes the lines.
 
 use std::error::Error;
 use std::panic::{AssertUnwindSafe, resume_unwind};
@@ -22,7 +24,8 @@ use crate::clock::SystemClock;
 use crate::config::{ConfigError, EnvLookup, EnvReader, combine_faults, read_process_variable};
 use crate::telemetry;
 
-/// What `main` returns: sets up the log, reads the configuration, then lets `start` make its clients and call `serve_events`.
+/// The body of every `main`: sets up logging, reads the configuration, then calls `start`, which builds the handler and
+/// calls `serve_events`.
 pub fn run_function<C: 'static>(
     function: &'static str,
     read: fn(&EnvLookup<'_>) -> Result<C, ConfigError>,
@@ -49,20 +52,21 @@ fn start_function<C: 'static>(
         check_runtime_variables(lookup),
     );
     let (config, (aws, ())) = combine_faults(read(lookup), outside)?;
-    // One thread: a function has a fraction of a CPU, and waking workers would use it up.
+    // One thread: at 128 MB a function has a fourteenth of a CPU, and waking worker threads would use it up.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
         .build_local(LocalOptions::default())?;
     runtime.block_on(async {
-        // As a task, because another task that wakes what `block_on` was given costs a turn of the event loop.
+        // As a task, because each wake-up of the future given to `block_on` costs a turn of the event loop: four of the
+        // eight `epoll_wait` calls of an accepted delivery.
         let started = tokio::task::spawn_local(start(config, aws)).await;
-        // Nobody aborts it, so that it can only have panicked, of which the hook has told.
+        // Nobody aborts the task, so an error is a panic, which the panic hook has logged.
         started.unwrap_or_else(|gone| resume_unwind(gone.into_panic()))
     })
 }
 
-/// What `lambda_runtime` would otherwise panic about.
+/// `lambda_runtime` panics if one of these is missing; a fault in our list is easier to read.
 fn check_runtime_variables(lookup: &EnvLookup<'_>) -> Result<(), ConfigError> {
     let mut read = EnvReader::new(lookup);
     for name in [
@@ -76,7 +80,8 @@ fn check_runtime_variables(lookup: &EnvLookup<'_>) -> Result<(), ConfigError> {
     read.finish(())
 }
 
-/// Takes events until the process is ended. An `Err` of `handle` fails the invocation.
+/// Handles events until Lambda ends the process. An `Err` of `handle` fails the invocation, and Lambda or SQS retries
+/// it.
 pub async fn serve_events<Q, A, E>(
     handle: impl AsyncFn(LambdaEvent<Q>) -> Result<A, E>,
 ) -> Result<(), lambda_runtime::Error>
@@ -88,8 +93,8 @@ where
     let handle = &handle;
     lambda_runtime::run(service_fn(move |event: LambdaEvent<Q>| async move {
         telemetry::begin_invocation(event.context.xray_trace_id.clone());
-        // The panic hook has told the place; the message, which may hold data, goes to nobody.
-        // Boxed, because the whole tree of calls below is too deep a type for the compiler.
+        // The panic hook has logged the place. The panic's message may contain data, so neither the log nor the caller
+        // gets it. Boxed, because the type of the whole tree of calls below is too deep for the compiler.
         let ended = AssertUnwindSafe(Box::pin(handle(event)))
             .catch_unwind()
             .await;
@@ -115,10 +120,10 @@ fn build_diagnostic(error_message: String) -> Diagnostic {
     }
 }
 
-/// When Lambda ends this invocation.
+/// When Lambda will end this invocation (the function's time-out).
 pub fn invocation_deadline(context: &Context) -> Timestamp {
     let unix_ms = i64::try_from(context.deadline).unwrap_or(i64::MAX);
-    // A deadline beyond the calendar is none.
+    // A deadline after the year 9999 counts as no deadline.
     Timestamp::from_unix_ms(unix_ms).unwrap_or_else(|_| SystemClock.now().after(Duration::MAX))
 }
 

@@ -1,7 +1,8 @@
-//! The sending half of a FIFO queue.
+//! Sends messages to the FIFO queues, with message group and deduplication id.
 //!
-//! Guarantees: `Ok` means that the queue has the message or has had it (a repeated deduplication id within 5 minutes is
-//! swallowed, and that is a success). Does not build bodies or ids: see `billhook_core`.
+//! `Ok` means that the queue has the message, or had one with the same deduplication id within the last 5 minutes; SQS
+//! drops the second one and answers with success. `SendError::disposition` says whether a failed send may have
+//! happened. `billhook_core::intake::message` builds bodies, `billhook_core::intake::inbox` the ids.
 
 use std::collections::HashMap;
 
@@ -16,14 +17,13 @@ use billhook_core::retry::Disposition;
 
 use crate::telemetry;
 
-/// One queue.
 #[derive(Clone, Debug)]
 pub struct FifoQueue {
     client: aws_sdk_sqs::Client,
     url: String,
 }
 
-/// A message that is not known to be on the queue.
+/// The message may or may not be on the queue; see `disposition`.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot send {deduplication_id} to {queue}")]
 pub struct SendError {
@@ -33,13 +33,12 @@ pub struct SendError {
 }
 
 impl FifoQueue {
-    /// The queue at `url`.
     pub fn new(client: aws_sdk_sqs::Client, url: String) -> Self {
         Self { client, url }
     }
 
-    /// Sends `body`, at most once per `deduplication_id` in 5 minutes. Both ids are at most 128 characters without
-    /// spaces.
+    /// The queue delivers only one message per `deduplication_id` in 5 minutes. Both ids have at most 128 characters
+    /// and no spaces.
     pub async fn send(
         &self,
         group: &str,
@@ -68,7 +67,7 @@ impl FifoQueue {
             .set_message_system_attributes(trace)
     }
 
-    /// The last part of the URL.
+    /// The queue's name: the last part of the URL.
     pub fn name(&self) -> &str {
         self.url
             .rsplit_once('/')
@@ -76,12 +75,9 @@ impl FifoQueue {
     }
 }
 
-/// Both providers' queues.
 #[derive(Clone, Debug)]
 pub struct EventQueues {
-    /// Stripe's events.
     pub stripe: FifoQueue,
-    /// Lob's events.
     pub lob: FifoQueue,
 }
 
@@ -108,7 +104,7 @@ impl SendMessage for EventQueues {
     }
 }
 
-/// The one system attribute that a sender may set: X-Ray links the worker's trace by it.
+/// The only system attribute that a sender may set; X-Ray links the worker's trace to the sender's by it.
 fn build_trace_attribute(
     header: &str,
 ) -> Option<HashMap<MessageSystemAttributeNameForSends, MessageSystemAttributeValue>> {
@@ -122,8 +118,9 @@ fn build_trace_attribute(
 }
 
 impl SendError {
-    /// What is left to do. Sending again under the same deduplication id is harmless for 5 minutes, and later a
-    /// repeat that the worker absorbs.
+    /// Sending again with the same deduplication id is harmless: within 5 minutes SQS drops it, and later the worker
+    /// finds the event processed and changes nothing. So ingress answers 503 after any failure, and the provider's next
+    /// delivery sends the message again.
     pub fn disposition(&self) -> Disposition {
         match self.source.as_ref() {
             SdkError::ConstructionFailure(_) => Disposition::Permanent,
@@ -132,12 +129,14 @@ impl SendError {
             | SdkError::ResponseError(_) => Disposition::OutcomeUnknown,
             SdkError::ServiceError(answer) => match answer.err() {
                 SendMessageError::InvalidMessageContents(_) => Disposition::Permanent,
-                // Such as a group that no queue takes, from a row that somebody spoilt.
+                // Case: somebody edited a row's `group` to a text that SQS does not accept. Each sweep would fail on it
+                // again, and every event after it would wait; as a permanent error it is logged and skipped.
                 error if error.code().is_some_and(is_message_fault) => Disposition::Permanent,
-                // Throttled, refused, or no such queue: nothing was sent, and it works once that is mended.
+                // Throttled, not permitted, or no such queue: nothing was sent, and a retry succeeds once that is
+                // fixed.
                 _ => Disposition::RetryLater,
             },
-            // The SDK may grow kinds; of an unknown one nothing is certain.
+            // The SDK may add error kinds. For an unknown one the outcome is unknown.
             _ => Disposition::OutcomeUnknown,
         }
     }

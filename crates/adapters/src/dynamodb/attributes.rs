@@ -1,38 +1,36 @@
-//! How values stand in a row: reading, writing and measuring attributes.
+//! DynamoDB attribute values: how we read and write them, and how many bytes and write units a row takes.
+//!
+//! The readers return `None` for a missing attribute and for one of another type; they never guess a value.
+//! `row` and `entities` build whole rows from these.
 
 use std::collections::HashMap;
 
 use aws_sdk_dynamodb::types::AttributeValue;
 
-/// A row.
 pub type Item = HashMap<String, AttributeValue>;
 
-/// A text.
 pub fn string_value(text: impl Into<String>) -> AttributeValue {
     AttributeValue::S(text.into())
 }
 
-/// An integer.
 pub fn number_value(integer: i64) -> AttributeValue {
     AttributeValue::N(integer.to_string())
 }
 
-/// The text of an attribute.
 pub fn read_text<'a>(item: &'a Item, name: &str) -> Option<&'a str> {
     item.get(name)?.as_s().ok().map(String::as_str)
 }
 
-/// The integer of an attribute; a fraction or a text is none.
+/// `None` for a fraction too: amounts are integers in the currency's minor unit.
 pub fn read_integer(item: &Item, name: &str) -> Option<i64> {
     item.get(name)?.as_n().ok()?.parse().ok()
 }
 
-/// The truth of an attribute.
 pub fn read_bool(item: &Item, name: &str) -> Option<bool> {
     item.get(name)?.as_bool().ok().copied()
 }
 
-/// What DynamoDB counts for a row: names in UTF-8, values by kind.
+/// The bytes that DynamoDB counts for a row: names in UTF-8, values by type.
 /// Source: DynamoDB Developer Guide, "Item sizes and formats", read 2026-11.
 pub fn item_size(item: &Item) -> usize {
     item.iter()
@@ -40,16 +38,17 @@ pub fn item_size(item: &Item) -> usize {
         .sum()
 }
 
-/// The same of one attribute, its name with it.
+/// The bytes of one attribute, including its name.
 pub fn attribute_size(name: &str, value: &AttributeValue) -> usize {
     name.len() + value_size(value)
 }
 
 fn value_size(value: &AttributeValue) -> usize {
-    // A list or map takes 3 bytes, and one more per element.
+    // A list or map takes 3 bytes, and each element one more.
     match value {
         AttributeValue::S(text) => text.len(),
-        // One byte per two digits and one more; a few bytes too many are harmless here.
+        // DynamoDB counts about one byte per two digits, plus one. We may count a few bytes too many, which is
+        // harmless: `ROW_BYTES_MAX` leaves about 100 KB of room below DynamoDB's limit.
         AttributeValue::N(number) => number.len().div_ceil(2) + 2,
         AttributeValue::B(bytes) => bytes.as_ref().len(),
         AttributeValue::Bool(_) | AttributeValue::Null(_) => 1,
@@ -65,7 +64,8 @@ fn value_size(value: &AttributeValue) -> usize {
     }
 }
 
-/// Whole kibibytes, as writes are charged.
+/// DynamoDB charges a write by the whole row in units of 1 KiB: a row of 1,025 bytes costs 2 units, and in a
+/// transaction 4. Index entries come on top.
 pub fn count_write_units(bytes: usize) -> usize {
     bytes.div_ceil(1024)
 }

@@ -1,4 +1,7 @@
-//! Consistent reads of many rows in few calls (`BatchGetItem`).
+//! Strongly consistent reads of many rows in few calls (`BatchGetItem`), with exponential backoff for unprocessed keys.
+//!
+//! Either all keys were read or the call is an error: a caller never takes a row that DynamoDB skipped for one that
+//! does not exist. `ledger` and `events` read through this module.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -13,12 +16,13 @@ use super::attributes::Item;
 use super::{dependency_error, invalid_call};
 use crate::clock::SystemClock;
 
-/// DynamoDB takes 100 keys in one read.
+/// DynamoDB's limit for one `BatchGetItem`.
 pub(super) const KEYS_MAX: usize = 100;
-/// How often keys are asked for again that DynamoDB left unprocessed.
+/// DynamoDB may answer with only a part, because of throttling or its 16 MB limit per answer. The pauses before the
+/// next tries are 50, 100, 200 and 400 ms.
 const UNPROCESSED_TRIES_MAX: u32 = 5;
 
-/// Consistent reads of many keys, asking again for what was left unprocessed.
+/// Returns the rows that exist. Fails with retry later if DynamoDB leaves keys unprocessed in every try.
 pub(super) async fn batch_get_rows(
     client: &Client,
     mut wanted: HashMap<String, Vec<Item>>,
@@ -63,11 +67,12 @@ pub(super) async fn batch_get_rows(
     Err(DependencyError {
         doing,
         disposition: Disposition::RetryLater,
-        cause: format!("rows left unprocessed {UNPROCESSED_TRIES_MAX} times").into(),
+        cause: format!("dynamodb left rows unprocessed {UNPROCESSED_TRIES_MAX} times").into(),
     })
 }
 
-/// DynamoDB's own words in a projection stand behind a `#`; only names that are used may be given.
+/// Reserved words of DynamoDB, such as `group`, need a placeholder `#group` in a projection. DynamoDB rejects a call
+/// that defines a placeholder and does not use it, so this returns exactly those in the projection.
 fn name_placeholders(projection: &str) -> Option<HashMap<String, String>> {
     let names = projection
         .split(", ")

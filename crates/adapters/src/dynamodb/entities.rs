@@ -1,5 +1,8 @@
-//! Orders, statements and tenants in their rows: read leniently where the application owns a column, exactly where
-//! billhook does, and written column by column.
+//! Entity rows (orders, statements, tenants): how a row becomes an entity, and which columns an update of it writes.
+//!
+//! Columns of the application are read leniently: a value that we cannot use counts as missing. Our own facts are read
+//! strictly: if they cannot be read, the event is parked as `entity_unreadable`, because writing the row would destroy
+//! them. Only our own columns are written, never the whole row. `orders`, `statements` and `tenants` name the columns.
 
 use std::collections::HashMap;
 
@@ -16,7 +19,7 @@ use super::attributes::{self, Item, number_value, read_text, string_value};
 use super::row::{ColumnUpdates, LoadedRow, RowSchema, from_attribute, stored_part, to_attribute};
 use super::{orders, statements, tenants};
 
-/// Reads an entity's row. What the application owns is read leniently, what is ours exactly.
+/// The `Err` is the reason why the row cannot be read; its events are parked as `entity_unreadable`.
 pub(super) fn read_entity(
     key: &EntityKey,
     schema: &RowSchema,
@@ -33,7 +36,7 @@ pub(super) fn read_entity(
             .cloned()
             .collect(),
         None => Vec::new(),
-        Some(_) => return Err("the timeline is no list".to_owned()),
+        Some(_) => return Err("the timeline is not a list".to_owned()),
     };
     let due = schema
         .amount
@@ -83,11 +86,12 @@ fn read_facts(
     stored: &AttributeValue,
 ) -> Result<(EntityFacts, LastDerived), String> {
     let AttributeValue::M(members) = stored else {
-        return Err("the facts are no map".to_owned());
+        return Err("the facts are not a map".to_owned());
     };
     if attributes::read_integer(members, "schema").unwrap_or(0) > FACTS_SCHEMA {
-        // Writing it back would drop what a newer function put there.
-        return Err(format!("the facts are of a newer form than {FACTS_SCHEMA}"));
+        // During a rollback an older function may meet facts of a newer one. It does not know all of their fields, so
+        // writing the row would drop them.
+        return Err(format!("the facts have a schema newer than {FACTS_SCHEMA}"));
     }
     let derived = from_attribute(stored_part(members, "derived"))?;
     let facts = match key {
@@ -104,7 +108,8 @@ fn is_derived_entry(entry: &AttributeValue) -> bool {
         .is_ok_and(|members| read_text(members, "actor") == Some(ACTOR))
 }
 
-/// Every column that billhook owns, as it shall stand; `None` removes it.
+/// The columns of billhook with their new values; `None` removes a column. The timeline is rewritten as a whole: our
+/// entries derived again from the facts, merged with everybody else's as they were loaded.
 pub(super) fn build_columns(
     entity: &Entity,
     row: &LoadedRow,

@@ -1,5 +1,9 @@
-//! The events table, the event store: written once by a conditional put (deduplication), read back by workers, and
-//! ended by a conditional update.
+//! The events tables: an event store with deduplication (idempotent receiver).
+//!
+//! Ingress writes each event once, with a conditional put; workers read it with its payload and set its outcome with a
+//! conditional update. A payload is compressed if that saves a write unit and has a SHA-256 digest, so that a changed
+//! one is noticed. DynamoDB deletes a row when `EVENT_RETENTION` is over (retention by TTL on `expires_at`).
+//! What a redelivery causes is decided in `billhook_core::intake::inbox`; `ledger` puts the update into a transaction.
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
@@ -27,19 +31,19 @@ use super::batch_get::{KEYS_MAX, batch_get_rows};
 use super::dependency_error;
 use super::update::UpdateBuilder;
 
-/// Above this size, compressed, only the fields we read are kept: an item takes 400 KB in all.
+/// A compressed payload above this is reduced to the fields that we read. DynamoDB's limit is 400 KB for the whole row.
+/// Case: a Lob event of 1 MB with 250 tracking scans compresses to about 500 KB; DynamoDB would reject its row, and
+/// each of its deliveries would be answered 503.
 const COMPRESSED_BYTES_MAX: usize = 350 * 1024;
-/// A stored payload inflates to no more than this: twice what ingress accepts.
+/// The limit for decompression, so that a row that somebody edited cannot use up the memory (zip bomb). Ingress accepts
+/// bodies of up to 1 MiB.
 const INFLATED_BYTES_MAX: usize = 2 * 1024 * 1024;
 
-/// The two event tables, for ingress.
+/// The two events tables, for ingress and `reconcile`.
 #[derive(Clone, Debug)]
 pub struct DynamoInbox {
-    /// The client.
     pub client: Client,
-    /// Table of Stripe's events.
     pub stripe_table: String,
-    /// Table of Lob's events.
     pub lob_table: String,
 }
 
@@ -54,8 +58,12 @@ impl RecordEvent for DynamoInbox {
             .put_item()
             .table_name(table)
             .set_item(Some(build_event_item(event)))
+            // Deduplication: of two deliveries at the same moment only one writes the row. Without the condition the
+            // second would set a processed event back to `pending`, and replace a stored payload.
             .condition_expression("attribute_not_exists(event_id)")
-            // The row that is there comes back with the failure: no second call, and no guess.
+            // A failed condition does not prove a duplicate: if the answer to the SDK's first attempt was lost, its
+            // second attempt finds our own row. So DynamoDB returns the existing row with the failure, and that row
+            // decides: `pending` sends the message, `processed` does not. This needs no second call.
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
             .send()
             .await;
@@ -70,7 +78,7 @@ impl RecordEvent for DynamoInbox {
                     .ok_or_else(|| DependencyError {
                         doing: doing(),
                         disposition: Disposition::Permanent,
-                        cause: "the row that is there is none of ours".into(),
+                        cause: "the existing row is not an event of billhook".into(),
                     }),
                 _ => Err(dependency_error(doing(), error)),
             },
@@ -78,7 +86,6 @@ impl RecordEvent for DynamoInbox {
     }
 }
 
-/// The row of a new event.
 fn build_event_item(event: &NewEvent<'_>) -> Item {
     let envelope = &event.envelope;
     let received_at = event.received_at;
@@ -152,11 +159,12 @@ fn build_event_item(event: &NewEvent<'_>) -> Item {
     item
 }
 
-/// Adds the payload, compressed wherever that saves a write unit, cut to what we read where it is too large.
+/// Adds the payload: reduced to the fields that we read if it is too large, and compressed if that saves a write unit.
 fn add_payload(item: &mut Item, provider: ProviderId, raw_body: &[u8]) {
     let compressed = compress_gzip(raw_body);
     if compressed.len() > COMPRESSED_BYTES_MAX {
-        // The body was parsed before it came here, so its projection exists.
+        // The body was parsed before, so this does not fail. If it did, DynamoDB would reject the row and the sender
+        // would get 503, which is better than a stored event without its facts.
         if let Ok(projected) = trim_payload(provider, raw_body) {
             item.insert("payload_truncated".to_owned(), AttributeValue::Bool(true));
             return insert_smaller_form(item, &projected, compress_gzip(&projected));
@@ -165,6 +173,8 @@ fn add_payload(item: &mut Item, provider: ProviderId, raw_body: &[u8]) {
     insert_smaller_form(item, raw_body, compressed);
 }
 
+/// Compares write units, not bytes. Case: a Stripe event of 2.6 KB takes 4 units as text and 2 compressed, so it is
+/// compressed; if both forms take the same number of units, the row keeps the readable text.
 fn insert_smaller_form(item: &mut Item, payload: &[u8], compressed: Vec<u8>) {
     let digest = HEXLOWER.encode(&Sha256::digest(payload));
     item.insert("payload_sha256".to_owned(), string_value(digest));
@@ -184,19 +194,21 @@ fn insert_smaller_form(item: &mut Item, payload: &[u8], compressed: Vec<u8>) {
     }
 }
 
-/// At level 5 an event takes half again as long as at level 1 and gets 4 to 15 % smaller: for one of 59 KB a write unit
-/// less in each of three writes. Beyond it there is 1 % left.
+/// Level 5 takes about 1.5 times as long as level 1 and makes events 4 to 15 % smaller. For an event of 59 KB that
+/// saves one write unit in ingress's put and two in the worker's transaction, which DynamoDB charges twice. Higher
+/// levels save 1 % more at most. `docs/performance.md` has the times.
 const LEVEL: i32 = 5;
 
 thread_local! {
-    // Kept: half a megabyte of fresh pages takes longer than a small event.
+    // Reused: to allocate and clear half a megabyte of tables takes longer than to compress a small event.
     static COMPRESSOR: RefCell<Compressor> =
         RefCell::new(Compressor::new(CompressionLvl::new(LEVEL).unwrap_or_default()));
     static DECOMPRESSOR: RefCell<Decompressor> = RefCell::new(Decompressor::new());
 }
 
-/// Makes the compressor and its tables, for which the first event would otherwise wait. Less than some 50 bytes are stored
-/// without them.
+/// Creates the compressor and its tables during init, where Lambda does not limit the CPU; otherwise the first event
+/// waits for them. It compresses 64 bytes because libdeflate stores inputs below about 50 bytes without using its
+/// tables.
 pub fn warm_compressor() {
     compress_gzip(&[0; 64]);
 }
@@ -209,13 +221,14 @@ fn compress_gzip(bytes: &[u8]) -> Vec<u8> {
                 compressed.truncate(length);
                 compressed
             }
-            // Within its own bound this does not fail; were it to, the body is taken for one that is not compressible.
+            // This cannot fail, because the buffer has the size that the library asks for. If it did, the result would
+            // be as large as the body, and the body is stored as text.
             Err(_) => bytes.to_vec(),
         }
     })
 }
 
-/// Reads a row without its payload; `None` where an attribute that must be there is not.
+/// Reads a row without its payload; `None` if a required attribute is missing or malformed.
 pub fn read_event_record(item: &Item) -> Option<EventRecord> {
     Some(EventRecord {
         id: EventId::parse(attributes::read_text(item, "event_id")?).ok()?,
@@ -236,7 +249,8 @@ pub fn read_event_record(item: &Item) -> Option<EventRecord> {
     })
 }
 
-/// Reads a row with its payload.
+/// Reads a row with its payload and compares the payload with its digest. A difference means that somebody changed the
+/// row after the signature was verified: its events are parked as `tampered`.
 pub fn read_stored_event(item: &Item) -> Option<StoredEvent> {
     let stored = read_event_record(item)?;
     let payload = match (item.get("payload"), item.get("payload_gz")) {
@@ -263,7 +277,7 @@ pub fn read_stored_event(item: &Item) -> Option<StoredEvent> {
 }
 
 fn decompress_gzip(compressed: &[u8]) -> Option<Vec<u8>> {
-    // RFC 1952: the last four bytes are the length of what was compressed.
+    // RFC 1952: the last four bytes of a gzip file are the length of the uncompressed data.
     let length = u32::from_le_bytes(*compressed.last_chunk()?);
     let length = usize::try_from(length).ok()?;
     if length > INFLATED_BYTES_MAX {
@@ -276,7 +290,7 @@ fn decompress_gzip(compressed: &[u8]) -> Option<Vec<u8>> {
     (inflated == length).then_some(bytes)
 }
 
-/// The end of an event, on condition that nobody has ended it.
+/// Sets an event's outcome, on condition that it has no final outcome yet.
 pub(super) fn build_event_update(
     table: &str,
     concluded: &EventUpdate,
@@ -303,17 +317,26 @@ pub(super) fn build_event_update(
     }
     update.add("attempts", number_value(1));
     if concluded.waited {
+        // The event waited for its PaymentIntent to be linked. Meanwhile the sweep may have set it to `ignored`
+        // (`never_linked`, after 4 days) with `processed` = true; the link still counts, so the condition only excludes
+        // `processed`. Case: an order's session arrives on day 5 and the refund that waited for it is still counted.
+        // The attribute must exist, because an update creates a missing row, here one without a payload.
         update.require_other(
             "processing_outcome",
             string_value(EventOutcome::Processed.as_str()),
         );
     } else {
+        // Case: a worker gives up a call that hangs, the queue delivers the message to another worker, and that one
+        // writes `processed`. Now the first call arrives after all. Without this condition it could park the event, and
+        // so reopen it. A lost answer is safe too: the SDK's second attempt fails here, and the next round reads
+        // `processed`. An event that is parked stays `processed` = false, so a second attempt parks it again and
+        // `attempts` counts one too many.
         update.require_as_loaded("processed", Some(&AttributeValue::Bool(false)));
     }
     update.build(table, "event_id", concluded.event.as_str())
 }
 
-/// The rows of events that are there.
+/// Consistent reads of the events that exist; an id without a row is left out.
 pub(super) async fn load_event_items(
     client: &Client,
     table: &str,
@@ -362,7 +385,7 @@ mod tests {
         .into_bytes()
     }
 
-    /// Hex digits of a simple generator: gzip halves them and no more.
+    /// Pseudo-random hex digits: gzip halves them, but not more.
     fn noise(bytes: usize) -> String {
         let mut state = 1_u64;
         let mut text = String::new();

@@ -1,4 +1,7 @@
-//! The orders table's index by status, for the cleanup.
+//! Finds orders whose payment failed, for the cleanup, by the orders table's `StatusIndex`.
+//!
+//! The index is only a hint: the cleanup reads each order itself and decides from its facts
+//! (`billhook_core::tasks::cleanup`).
 
 use billhook_core::entity::order::OrderStatus;
 use billhook_core::error::DependencyError;

@@ -1,6 +1,9 @@
-//! Rows found by an index; by a scan of the whole table while the index is not ACTIVE.
+//! Secondary indexes (GSI): finds rows by one column, or by a scan of the whole table while the index is not ACTIVE.
 //!
-//! An index only nominates: it lags behind its table, and whoever asks reads the rows themselves afterwards.
+//! An index is only a hint, because DynamoDB updates it after the table (eventual consistency). It may name an order
+//! whose column has changed since, and miss one that was written a moment ago. So callers read the rows themselves,
+//! consistently, before they decide; an event that found nothing is parked, and a later event or the sweep retries it.
+//! `ledger`, `failed_orders` and `unfinished_events` use indexes.
 
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::ProvideErrorMetadata;
@@ -11,18 +14,17 @@ use super::attributes::{Item, read_text, string_value};
 use super::dependency_error;
 use crate::metrics;
 
-/// An index by one column.
+/// An index with one column as its hash key.
 pub(super) struct ColumnIndex<'a> {
     pub(super) client: &'a Client,
     pub(super) table: &'a str,
     pub(super) name: &'a str,
-    /// The indexed column.
     pub(super) column: &'a str,
-    /// The table's key.
+    /// The name of the table's hash key.
     pub(super) key: &'a str,
 }
 
-/// Keys of rows, and the last one read, if there may be more.
+/// `next` is the last key that was read, if there may be more rows. It need not be the key of a row that was found.
 #[derive(Debug, Default)]
 pub(super) struct KeyPage {
     pub(super) keys: Vec<String>,
@@ -30,7 +32,7 @@ pub(super) struct KeyPage {
 }
 
 impl ColumnIndex<'_> {
-    /// The keys that hold a value, at most `most`.
+    /// The keys of at most `most` rows whose column has this value.
     pub(super) async fn find_keys(
         &self,
         value: &str,
@@ -40,7 +42,8 @@ impl ColumnIndex<'_> {
             keys: mut found,
             mut next,
         } = self.query_page(value, None, most).await?;
-        // Only a scan finds less than it may in a page that is not the last.
+        // A query returns fewer keys than `most` only on its last page. A scan reads 1 MB of the table per page and may
+        // find nothing in it, so only a scan needs another page here.
         while found.len() < most
             && let Some(after) = next
         {
@@ -53,7 +56,7 @@ impl ColumnIndex<'_> {
         Ok(found)
     }
 
-    /// At most `most` keys after `after`. A page may be empty and still have a next one.
+    /// At most `most` keys after `after`. A page may be empty and still have a `next`.
     pub(super) async fn query_page(
         &self,
         value: &str,
@@ -84,7 +87,7 @@ impl ColumnIndex<'_> {
             Ok(answer) => Ok(self.read_page(answer.items(), answer.last_evaluated_key(), most)),
             Err(error) if is_inactive_index(error.code(), error.message()) => {
                 let (index, table) = (self.name, self.table);
-                // Letters are Lob's; all other indexes serve Stripe's events.
+                // The alarm is per provider. Only Lob's events use this index; all others serve Stripe's events.
                 metrics::INDEX_FALLBACK_SCAN.count(match index {
                     "LobLetterIndex" => ProviderId::Lob,
                     _ => ProviderId::Stripe,
@@ -92,8 +95,8 @@ impl ColumnIndex<'_> {
                 tracing::warn!(
                     index,
                     table,
-                    "[orders-index-warning] {index} of {table} is not ACTIVE: the whole table is scanned instead, \
-                     slowly; see `aws dynamodb describe-table --table-name {table}`"
+                    "[orders-index-warning] {index} of {table} is not ACTIVE, so billhook scans the whole table, \
+                     which is slow; see `aws dynamodb describe-table --table-name {table}`"
                 );
                 self.scan_page(value, after, most).await
             }
@@ -129,7 +132,8 @@ impl ColumnIndex<'_> {
         Ok(self.read_page(answer.items(), answer.last_evaluated_key(), most))
     }
 
-    /// A scan's page is bounded by what it reads, not by what it finds: the rest is read again.
+    /// A scan has no limit for what it finds, so it may find more than `most`. The surplus is dropped, and `next` is
+    /// the last key that was kept, so that the next page finds the dropped rows again.
     fn read_page(&self, items: &[Item], last: Option<&Item>, most: usize) -> KeyPage {
         let key = |item: &Item| read_text(item, self.key).map(str::to_owned);
         let mut keys: Vec<String> = items.iter().filter_map(key).collect();
@@ -142,9 +146,10 @@ impl ColumnIndex<'_> {
     }
 }
 
-/// Whether a query was refused because its index is missing or being filled. DynamoDB has no code of its own for it.
-/// Its texts: `The table does not have the specified index: …`, `Cannot read from backfilling global secondary index: …`.
-/// Source: aws-cloudformation/cloudformation-coverage-roadmap#1075 and users' reports, read 2026-11; on AWS not tried.
+/// Whether a query was refused because its index is missing or still being built. DynamoDB has no error code for this,
+/// only these texts: `The table does not have the specified index: …`,
+/// `Cannot read from backfilling global secondary index: …`.
+/// Source: aws-cloudformation/cloudformation-coverage-roadmap#1075 and users' reports, read 2026-11; not tried on AWS.
 fn is_inactive_index(code: Option<&str>, message: Option<&str>) -> bool {
     code == Some("ValidationException")
         && message.is_some_and(|message| {

@@ -1,5 +1,8 @@
-//! The jobs table: the checkpoints of the scheduled tasks, and the cursors of `reconcile` as far as the deletion of an
-//! endpoint sets them back.
+//! The jobs table: the checkpoints (high-water marks) of the scheduled tasks.
+//!
+//! A checkpoint is raised only if it is still as it was read (optimistic lock); `webhook-secret` may lower the cursors
+//! of `reconcile`. A checkpoint that is too low costs calls, never an event. What it means:
+//! `billhook_core::tasks::checkpoint`.
 
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::ProvideErrorMetadata as _;
@@ -18,14 +21,11 @@ use super::{dependency_error, send_update};
 const UNTIL_S: &str = "until_s";
 const AFTER: &str = "after";
 
-/// The jobs and the tenants.
+/// The jobs table; the tenants table too, because `reconcile` asks Stripe about each tenant's account.
 #[derive(Clone, Debug)]
 pub struct JobsTable {
-    /// The client.
     pub client: Client,
-    /// How far each job came.
     pub table: String,
-    /// The application's tenants.
     pub tenants_table: String,
 }
 
@@ -56,7 +56,8 @@ impl CheckpointStore for JobsTable {
         };
         match send_update(&self.client, update).await {
             Ok(()) => Ok(true),
-            // It may be the SDK's own first try that stands there: then the row is as it was to be.
+            // If the answer to the SDK's first attempt was lost, its second attempt fails this condition against our
+            // own write. So the row decides: if it is what we wanted to write, the checkpoint is saved.
             Err(error) if error.code() == Some("ConditionalCheckFailedException") => {
                 Ok(self.load_checkpoint(job).await? == *next)
             }
@@ -98,6 +99,9 @@ fn build_checkpoint_update(
         AFTER,
         next.resume_at.as_ref().map(|cut| string_value(&cut.after)),
     );
+    // Case: `reconcile` read the cursor 12:00 and is on its way to 13:00. Now `webhook-secret` deletes an endpoint and
+    // sets the cursor back three days, because Stripe stops its retries to that endpoint. Without this condition the
+    // run would write 13:00, and nobody would ever list those three days.
     update.require_as_loaded(
         DONE_THROUGH_S,
         read.done_through_s.map(number_value).as_ref(),
@@ -105,7 +109,7 @@ fn build_checkpoint_update(
     update.build(table, JOB_ID, job)
 }
 
-/// The jobs table.
+/// The cursors of `reconcile` in the jobs table, for `webhook-secret`.
 #[derive(Clone, Debug)]
 pub struct ReconcileCursors {
     client: Client,
@@ -113,12 +117,12 @@ pub struct ReconcileCursors {
 }
 
 impl ReconcileCursors {
-    /// Over a client of `Aws`.
     pub fn new(client: Client, table: String) -> Self {
         Self { client, table }
     }
 
-    /// Lowers each cursor that is above `to_s`; none is raised or made. The table holds few rows: a handful per account.
+    /// Lowers each cursor that is above `to_s` (Unix seconds); it raises and creates none. A scan is cheap here: the
+    /// table has a handful of rows per account.
     pub async fn set_back(&self, to_s: i64) -> Result<(), DependencyError> {
         let scan = self.client.scan().table_name(&self.table);
         let mut pages = scan
@@ -156,7 +160,7 @@ impl ReconcileCursors {
             .send()
             .await;
         match updated {
-            // Lower or gone meanwhile.
+            // The cursor was lowered or deleted after the scan: nothing is left to do.
             Err(error) if error.code() == Some("ConditionalCheckFailedException") => Ok(()),
             other => other
                 .map(drop)

@@ -1,5 +1,10 @@
-//! The worker's ledger: rows read consistently in batches, and written in one transaction whose conditions are the rows
-//! as read (an optimistic lock).
+//! The worker's repository: reads events, entities and payments consistently in batches, and writes an entity together
+//! with its events in one transaction, on condition that every row is as it was read (optimistic lock).
+//!
+//! Guarantees: all or nothing; a lost race is an error and changes nothing; a repeat after a lost answer is harmless: a
+//! transaction carries the SDK's client token, and a single update fails its own condition or writes the same outcome
+//! again. It does not retry a lost race: `billhook_core::worker` reads again and decides again. Each condition is
+//! explained where it is set: here for entities, in `events` and in `payments`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Mutex;
@@ -30,28 +35,24 @@ use super::update::UpdateBuilder;
 use super::{dependency_error, entities, orders, send_update, statements, tenants};
 use crate::metrics;
 
-/// A row beyond this is not written: the rest of DynamoDB's 400 KB is the application's.
+/// A larger row is not written, and its event is parked as `entity_too_large`. DynamoDB's limit is 400 KB; the rest is
+/// for the application, whose own writes would fail if we filled the row.
 const ROW_BYTES_MAX: usize = 300 * 1024;
-/// How long a tenant is remembered. Misses never are.
+/// How long a tenant that was found is cached. Misses are not cached: when a new tenant's row is written, the account's
+/// next event must find it.
 const TENANT_KEPT: Duration = Duration::from_secs(60);
 const TENANTS_KEPT_MAX: usize = 1_000;
 
-/// The tables of one worker. Those of the other provider's half may be absent.
+/// The tables of one worker. `lob-worker` has only `events` and `statements`.
 #[derive(Clone, Debug, Default)]
 pub struct TableNames {
-    /// The provider's events.
     pub events: String,
-    /// The application's orders.
     pub orders: Option<String>,
-    /// The application's statements.
     pub statements: String,
-    /// The application's tenants.
     pub tenants: Option<String>,
-    /// Which entity a payment belongs to.
     pub payments: Option<String>,
 }
 
-/// The ledger on DynamoDB.
 #[derive(Debug)]
 pub struct DynamoLedger<C> {
     pub(super) client: Client,
@@ -61,7 +62,6 @@ pub struct DynamoLedger<C> {
 }
 
 impl<C: Clock> DynamoLedger<C> {
-    /// Over a client and its tables.
     pub fn new(client: Client, tables: TableNames, clock: C) -> Self {
         Self {
             client,
@@ -91,7 +91,7 @@ impl<C: Clock> DynamoLedger<C> {
         })
     }
 
-    /// The keys that hold a value. Two are enough to know that it is not one.
+    /// At most two keys: two are enough to know that the value is ambiguous.
     async fn lookup_keys(
         &self,
         table: &str,
@@ -120,6 +120,7 @@ impl<C: Clock> DynamoLedger<C> {
     ) -> Result<Update, CommitError> {
         let schema = self.schema(&entity.key)?;
         let columns = entities::build_columns(entity, row, next, now)?;
+        // The size after the write: the row as loaded, minus the old values of our columns, plus the new ones.
         let before = attributes::item_size(&row.item);
         let bytes = columns.iter().fold(before, |bytes, (name, value)| {
             let size = |value| attributes::attribute_size(name, value);
@@ -127,7 +128,7 @@ impl<C: Clock> DynamoLedger<C> {
         });
         if bytes > ROW_BYTES_MAX {
             return Err(CommitError::Refused(format!(
-                "{} would take {bytes} of {ROW_BYTES_MAX} bytes",
+                "{} would take {bytes} bytes, the limit is {ROW_BYTES_MAX} bytes",
                 entity.key
             )));
         }
@@ -135,13 +136,25 @@ impl<C: Clock> DynamoLedger<C> {
         for (name, value) in columns {
             update.set(name, value);
         }
+        // Columns of the application and of people. Case: we read `amountTotal` 4200 and a payment of 4200 and derive
+        // `completed`; in between the application corrects the amount to 4500. The write fails, and the next round
+        // flags `amount_mismatch`. Or a person sets `status` to `cancelled` in between: an unconditional write would
+        // undo that.
         for name in schema.guarded {
             update.require_as_loaded(name, row.item.get(*name));
         }
+        // Another billhook writer. Case: stripe-worker adds a statement's payment while lob-worker adds its letter.
+        // Both read version 7 and write all facts back; without this condition the second write would drop the first
+        // one's facts. Every write of ours changes the version, so it also stands for the facts and the derived
+        // columns.
         update.require_as_loaded("version", row.item.get("version"));
-        // The write itself carries that the row is still this tenant's, and still there.
+        // Tenant isolation: the event's tenant was compared with the row's. If the row moves to another tenant in
+        // between, the write must not happen.
         update.require_as_loaded(schema.tenant, row.item.get(schema.tenant));
+        // The row still exists. DynamoDB's update creates a missing row, so an order that the application deleted in
+        // between would come back with only our columns.
         update.require_as_loaded(schema.key, row.item.get(schema.key));
+        // The timeline is written as a whole. If the application appended an entry in between, our write would drop it.
         match row.item.get("timeline") {
             Some(AttributeValue::L(entries)) => update.require_size("timeline", entries.len()),
             other => update.require_as_loaded("timeline", other),
@@ -321,11 +334,13 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
                 updates.push(build_payment_update(&table, payment, write)?);
             }
         }
-        // One row alone needs no transaction, which costs twice.
+        // DynamoDB charges a transaction twice the write units. An ignored event changes one row only: as a single
+        // update it costs half. A condition protects a single row just as well.
         match <[Update; 1]>::try_from(updates) {
             Ok([update]) => self.update_one(update).await,
             Err(updates) => self.update_all(updates).await,
         }?;
+        // Only now is it certain that the write happened; a lost race or a refused write counts nothing.
         for commit in commits {
             let Some((entity, _, next)) = commit.entity else {
                 continue;
@@ -377,7 +392,9 @@ impl<C: Clock> DynamoLedger<C> {
                     .iter()
                     .filter_map(|reason| reason.code())
                     .collect();
-                // A changed row wins over a conflict: it must be read again in any case.
+                // DynamoDB gives one reason per row, and they may differ. A changed row decides, because everything
+                // must be read again anyway: the order that was too large may be smaller by then. Only if no row
+                // changed and none is refused is the same transaction worth another try as it is (busy).
                 for code in [
                     "ConditionalCheckFailed",
                     "ValidationError",
@@ -397,7 +414,8 @@ impl<C: Clock> DynamoLedger<C> {
     }
 }
 
-/// What an error code, or a cancellation reason, leaves to do; `None` where only a later try can tell.
+/// What to do about an error code or a cancellation reason. `None` means that the outcome is unknown, for example after
+/// a time-out: the transaction may have happened.
 fn classify_refusal(code: &str) -> Option<CommitError> {
     match code {
         "ConditionalCheckFailed" | "ConditionalCheckFailedException" => Some(CommitError::LostRace),
@@ -458,7 +476,7 @@ mod tests {
         Timestamp::from_unix_s(1_781_000_000).unwrap()
     }
 
-    /// An update as a reviewer wants to read it: values in place of their placeholders.
+    /// An update with values instead of placeholders, so that a reviewer can read the snapshot.
     fn shown(update: Result<Update, CommitError>) -> String {
         let update = update.unwrap();
         let values = update.expression_attribute_values.unwrap_or_default();
@@ -479,7 +497,7 @@ mod tests {
             update.update_expression,
             update.condition_expression.unwrap_or_default()
         );
-        // The longer placeholder first: `:v1` is the beginning of `:v12`.
+        // Longer placeholders first, because `:v1` is a prefix of `:v12`.
         let mut placeholders: Vec<_> = values.keys().collect();
         placeholders.sort_by_key(|placeholder| std::cmp::Reverse(placeholder.len()));
         for placeholder in placeholders {
@@ -591,9 +609,9 @@ mod tests {
             let Err(CommitError::Refused(reason)) = refused else {
                 panic!("{refused:?}");
             };
-            assert!(reason.contains("of 307200 bytes"), "{reason}");
+            assert!(reason.contains("the limit is 307200 bytes"), "{reason}");
         }
-        // What is written over counts no more.
+        // A value that is overwritten no longer counts.
         let shrinks = large(ROW_BYTES_MAX - 4_000, 5_000);
         assert!(next_write(&ledger(), &key, shrinks).is_ok());
     }
@@ -603,11 +621,11 @@ mod tests {
         let key = EntityKey::Order(OrderId::parse("ord_1").unwrap());
         let schema = ledger().schema(&key).unwrap();
         for (item, reason) in [
-            (json!({ "timeline": "none" }), "the timeline is no list"),
-            (json!({ "stripe": "none" }), "the facts are no map"),
+            (json!({ "timeline": "none" }), "the timeline is not a list"),
+            (json!({ "stripe": "none" }), "the facts are not a map"),
             (
                 json!({ "stripe": { "schema": 3 } }),
-                "the facts are of a newer form than 2",
+                "the facts have a schema newer than 2",
             ),
         ] {
             assert_eq!(

@@ -1,9 +1,10 @@
-//! The tables, one file each: `events` (with its index `unfinished_events`), `orders` (with its index
-//! `failed_orders`), `statements`, `tenants`, `payments`, `jobs`. `ledger` reads and writes entities with their events in one transaction, on the optimistic lock of
-//! the rows as read; `entities` and `row` are what the entities' rows share. `attributes`, `update`, `index` and
-//! `batch_get` are DynamoDB's own notions.
+//! DynamoDB: the repositories of all tables. Every read that a decision rests on is strongly consistent, and every
+//! write has a condition that makes a repeat or a race harmless (optimistic lock).
 //!
-//! Every read that decides is consistent; every write carries the condition that makes a repeat or a race harmless.
+//! One file per table: `events` (with its index, `unfinished_events`), `orders` (with its index, `failed_orders`),
+//! `statements`, `tenants`, `payments`, `jobs`. `entities` and `row` are what the rows of orders, statements and
+//! tenants share; `attributes`, `update`, `index` and `batch_get` wrap DynamoDB itself. Start with `ledger`, the
+//! transaction that writes an entity together with its events.
 
 pub mod attributes;
 mod batch_get;
@@ -28,7 +29,9 @@ use aws_sdk_dynamodb::types::Update;
 use billhook_core::error::DependencyError;
 use billhook_core::retry::Disposition;
 
-/// A call that failed without an answer we know: what was done, and whether a repeat may help.
+/// Turns the SDK's error into ours. Only errors that say that nothing happened and that a repeat cannot help are
+/// permanent. Everything else, time-outs and throttling included, counts as outcome unknown: the caller reads again
+/// before it decides.
 fn dependency_error<E, R>(doing: String, error: SdkError<E, R>) -> DependencyError
 where
     E: std::error::Error + ProvideErrorMetadata + Send + Sync + 'static,
@@ -47,7 +50,7 @@ where
     }
 }
 
-/// An update by itself, without a transaction, which would cost twice.
+/// Sends one update without a transaction, because DynamoDB charges a transaction twice the write units.
 async fn send_update(client: &Client, update: Update) -> Result<(), SdkError<UpdateItemError>> {
     client
         .update_item()
@@ -62,7 +65,7 @@ async fn send_update(client: &Client, update: Update) -> Result<(), SdkError<Upd
         .map(drop)
 }
 
-/// A call that cannot even be made.
+/// A call that we could not build; a repeat does not help.
 fn invalid_call(
     doing: &str,
     error: impl std::error::Error + Send + Sync + 'static,

@@ -1,4 +1,7 @@
-//! The orders table: its columns.
+//! The orders table: column names, and the columns that billhook writes (the projection of an order's facts).
+//!
+//! The application owns the table and most of its columns (`docs/data-model.md`). `entities` calls this module for the
+//! rows of orders; `statements` is its counterpart.
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use billhook_core::entity::schema::GuardedColumns;

@@ -1,4 +1,8 @@
-//! The payments table: which entity a payment belongs to, and which events wait to learn it.
+//! The payments table: links a PaymentIntent to its entity, and lists the parked events that wait for that link.
+//!
+//! This is how out-of-order delivery is handled: a refund that arrives before any event names its order waits here, and
+//! the event that links the PaymentIntent processes it in the same transaction. A link is for good.
+//! `billhook_core::worker` decides; `ledger` puts the update into the transaction.
 
 use aws_sdk_dynamodb::types::{AttributeValue, Update};
 use billhook_core::entity::EntityKey;
@@ -21,7 +25,7 @@ pub(super) fn read_payment_row(item: &Item) -> PaymentRow {
     }
 }
 
-/// A link or a wait, on condition that the row is as it was read and links nothing yet.
+/// Links the payment or adds waiting events, on condition that the row is as it was read and has no link yet.
 pub(super) fn build_payment_update(
     table: &str,
     payment: &PaymentKey,
@@ -43,8 +47,15 @@ pub(super) fn build_payment_update(
         }
     };
     update.set("version", Some(number_value(version.saturating_add(1))));
+    // The version protects from a lost wake-up. Case: the link of pi_1 is decided with no event waiting, and at the
+    // same moment the event of a refund finds no link and wants to wait. If both writes succeeded, it would wait for a
+    // link that happened already. Each of them changes the version, so one fails and decides again with the other's
+    // result.
     let loaded = (*version > 0).then(|| number_value(*version));
     update.require_as_loaded("version", loaded.as_ref());
+    // A payment belongs to one entity for good. Case: two events name ord_1 and ord_2 for the same PaymentIntent at
+    // once; one of the links fails, and its event is parked as `link_conflict` in the next round. The version alone
+    // would not protect a row that somebody wrote by hand, without a version.
     update.require_as_loaded("entity", None);
     update.build(table, "payment_id", &payment.row_key())
 }

@@ -1,5 +1,7 @@
-//! What the three kinds of entity rows have in common: their schema, the row as loaded, and how a value becomes an
-//! attribute.
+//! What the rows of orders, statements and tenants have in common: their schema (names of table and columns), the row
+//! as it was loaded (for the optimistic lock), and the conversion of facts to attributes and back.
+//!
+//! Read `entities` for how a row becomes an entity, and `ledger` for the conditions of its write.
 
 use std::collections::HashMap;
 
@@ -11,15 +13,15 @@ use billhook_core::worker::ports::CommitError;
 
 use super::attributes::{Item, number_value, string_value};
 
-/// What the write's condition needs of a loaded row beside the entity: the attributes as they stood.
+/// A row as it was read. The write's conditions compare with it.
 #[derive(Debug)]
 pub struct LoadedRow {
     pub(super) item: Item,
-    /// Timeline entries that others wrote.
+    /// Timeline entries of the application and the operator, which we write back unchanged.
     pub(super) foreign_entries: Vec<AttributeValue>,
 }
 
-/// The names of a table and of its columns.
+/// Names of a table and of its columns; a table without such a column has `None`.
 pub(super) struct RowSchema {
     pub(super) table: String,
     pub(super) key: &'static str,
@@ -27,11 +29,12 @@ pub(super) struct RowSchema {
     pub(super) amount: Option<&'static str>,
     pub(super) intent: Option<&'static str>,
     pub(super) facts: &'static str,
-    /// The columns that a person or the application may change and the decision rests on: the write's condition.
+    /// Columns that a person or the application may change and that our decision depends on: the write fails if one of
+    /// them is not as it was read.
     pub(super) guarded: &'static [&'static str],
 }
 
-/// The columns of a write; `None` removes one.
+/// `None` removes the column.
 pub(super) type ColumnUpdates = Vec<(&'static str, Option<AttributeValue>)>;
 
 pub(super) fn from_attribute<T: serde::de::DeserializeOwned>(
@@ -45,18 +48,19 @@ pub(super) fn to_attribute<T: serde::Serialize>(value: &T) -> Result<AttributeVa
     serde_dynamo::to_attribute_value(value).map_err(|error| CommitError::Refused(error.to_string()))
 }
 
-/// A member of the stored facts; an empty map where it was never written.
+/// A member of the stored facts; an empty map if it was never written.
 pub(super) fn stored_part(members: &Item, name: &str) -> AttributeValue {
     let part = members.get(name).cloned();
     part.unwrap_or_else(|| AttributeValue::M(HashMap::new()))
 }
 
-/// The number of the stored form, beside the facts.
+/// The version of the facts' format, which is stored with them.
 pub(super) fn schema_member() -> (String, AttributeValue) {
     ("schema".to_owned(), number_value(FACTS_SCHEMA))
 }
 
-/// Whether a review is required, and the reasons. DynamoDB takes no empty set, so that without reasons the column goes.
+/// The columns `requiresReview` and `reviewReasons`. DynamoDB rejects an empty set, so the second column is removed if
+/// there is no reason.
 pub(super) fn review_columns(
     payment: &DerivedPayment,
 ) -> (Option<AttributeValue>, Option<AttributeValue>) {

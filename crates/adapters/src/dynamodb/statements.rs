@@ -1,4 +1,8 @@
-//! The statements table: its columns.
+//! The statements table: column names, and the columns that billhook writes (the projection of a statement's payment
+//! and mail facts).
+//!
+//! Payment columns are written only once there is a fact about the payment, mail columns only once there is one about
+//! the mail. `entities` calls this module for the rows of statements; the columns are in `docs/data-model.md`.
 
 use std::collections::HashMap;
 
@@ -52,7 +56,8 @@ pub(super) fn read_facts(members: &Item) -> Result<EntityFacts, String> {
     })
 }
 
-/// Only what is billhook's to write: `derived` says which columns that are.
+/// `next.derived` says which columns are ours already. Case: the application sets `mail_status` itself and Stripe
+/// reports a payment first; the payment columns are written, and `mail_status` stays.
 pub(super) fn build_columns(
     next: &EntityUpdate,
     derived: AttributeValue,
@@ -101,7 +106,7 @@ pub(super) fn build_columns(
             ("needs_attention", Some(needs_attention)),
             ("attention_reason", reason),
         ]);
-        // What no event stated is left as the application wrote it.
+        // If no event contained one of these, the application's value stays.
         for (name, value) in [
             ("expected_delivery_date", &mail.expected_delivery_date),
             ("tracking_number", &mail.tracking_number),

@@ -1,4 +1,7 @@
-//! The tenants table: its columns, and the connected accounts of all tenants.
+//! The tenants table: the columns that billhook writes, and the list of all connected accounts for `reconcile`.
+//!
+//! `ACCOUNT` is the basis of tenant isolation: it says which tenant a connected account belongs to. `ledger` looks the
+//! tenant up by it; `billhook_core::worker` compares the result with the entity's tenant.
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use billhook_core::entity::{EntityFacts, EntityUpdate};

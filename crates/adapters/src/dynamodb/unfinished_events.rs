@@ -1,4 +1,7 @@
-//! The index of unfinished events, for the sweep; and which events are stored at all, for reconcile.
+//! `OpenIndex`, the index of unfinished events, for the sweep; and which events are stored at all, for `reconcile`.
+//!
+//! A row is in the index only while it has the attribute `open` (a sparse index), so finished events cost nothing
+//! there. The index is only a hint: the sweep reads the rows consistently before it sends a message.
 
 use std::collections::BTreeSet;
 
@@ -19,7 +22,8 @@ use super::events::{DynamoInbox, load_event_items, read_event_record};
 use super::ledger::DynamoLedger;
 
 const INDEX: &str = "OpenIndex";
-/// What is read of a row where its payload is not needed.
+/// The attributes that the sweep needs; the payload, which makes up most of a row, is not transferred. DynamoDB charges
+/// the read for the whole row all the same.
 const WITHOUT_PAYLOAD: &str = "event_id, event_type, connected_account_id, #group, correlation_id, received_at, \
     #processed, processing_outcome, processing_error";
 

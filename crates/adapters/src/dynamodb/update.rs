@@ -1,4 +1,8 @@
-//! Updates with their conditions, every name and value by placeholder.
+//! Builder for one conditional `UpdateItem` expression: what to set, add and remove, and the conditions that must hold
+//! (compare-and-set, optimistic lock).
+//!
+//! Every name and value is a placeholder, so that reserved words and values from outside cannot change the expression.
+//! All conditions must hold together. `events`, `ledger`, `payments` and `jobs` say which race each condition prevents.
 
 use std::collections::HashMap;
 
@@ -7,7 +11,6 @@ use billhook_core::worker::ports::CommitError;
 
 use super::attributes::string_value;
 
-/// An update with its condition, every name and value by placeholder.
 pub(super) struct UpdateBuilder {
     set: String,
     remove: String,
@@ -19,7 +22,8 @@ pub(super) struct UpdateBuilder {
 
 impl UpdateBuilder {
     pub(super) fn new() -> Self {
-        // An order's update has 17 names and up to 25 values; a table that grows to them takes longer than its filling.
+        // An order's update has 17 names and up to 25 values; growing the maps step by step takes longer than filling
+        // them.
         Self {
             set: String::new(),
             remove: String::new(),
@@ -42,6 +46,7 @@ impl UpdateBuilder {
         placeholder
     }
 
+    /// `None` removes the attribute.
     pub(super) fn set(&mut self, name: &str, value: Option<AttributeValue>) {
         let name = self.name(name);
         match value {
@@ -53,11 +58,15 @@ impl UpdateBuilder {
         }
     }
 
+    /// Adds to a number or to a set. DynamoDB adds to the value at the time of the write, so two workers that add
+    /// different ids to `waiting` lose none.
     pub(super) fn add(&mut self, name: &str, value: AttributeValue) {
         let (name, value) = (self.name(name), self.value(value));
         append_term(&mut self.add, ", ", [&name, " ", &value]);
     }
 
+    /// The attribute must be as it was read; `None` means that it was missing and must still be missing. Case for
+    /// `None`: a person sets `status` on an order that had none, between our read and our write.
     pub(super) fn require_as_loaded(&mut self, name: &str, loaded: Option<&AttributeValue>) {
         let name = self.name(name);
         match loaded {
@@ -69,12 +78,17 @@ impl UpdateBuilder {
         }
     }
 
+    /// The attribute must exist and have another value. `<>` alone does not require that the row exists, and an update
+    /// creates a missing row.
     pub(super) fn require_other(&mut self, name: &str, value: AttributeValue) {
         let (name, value) = (self.name(name), self.value(value));
         self.require(["attribute_exists(", &name, ")"]);
         self.require([&name, " <> ", &value]);
     }
 
+    /// A list must have this many entries. Comparing the list itself would send it once more with every write: up to
+    /// 200 of our entries and all of the application's. So an entry that is edited in place is not noticed, only a new
+    /// or removed one (`docs/data-model.md`).
     pub(super) fn require_size(&mut self, name: &str, size: usize) {
         let name = self.name(name);
         let size = self.value(AttributeValue::N(size.to_string()));
@@ -107,14 +121,14 @@ impl UpdateBuilder {
             .update_expression(update)
             .condition_expression(self.condition)
             .set_expression_attribute_names(Some(self.names))
-            // DynamoDB takes no empty map.
+            // DynamoDB rejects an empty map of values. Case: the cleanup clears its checkpoint, which removes
+            // attributes and sets none.
             .set_expression_attribute_values(Some(self.values).filter(|values| !values.is_empty()))
             .build()
             .map_err(|error| CommitError::Refused(error.to_string()))
     }
 }
 
-/// Adds `parts` as one more term.
 fn append_term<const N: usize>(terms: &mut String, separator: &str, parts: [&str; N]) {
     if !terms.is_empty() {
         terms.push_str(separator);
