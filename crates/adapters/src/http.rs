@@ -120,8 +120,8 @@ impl HttpConnector for Http1Connector {
     }
 }
 
-/// With this the SDK can close a connection after a transient error ("poison"). Case: a host behind AWS's load balancer
-/// answers 500; the next attempt must not go to the same host over the same connection.
+/// With this the SDK can close a connection after a transient error ("poison"). Case: the host behind a
+/// connection answers 500; the next attempt uses another connection, which may lead to another host.
 fn closable_connection(connection: &CaptureConnection) -> Option<ConnectionMetadata> {
     connection.connection_metadata().as_ref()?;
     let connection = connection.clone();

@@ -80,8 +80,7 @@ fn check_runtime_variables(lookup: &EnvLookup<'_>) -> Result<(), ConfigError> {
     read.finish(())
 }
 
-/// Handles events until Lambda ends the process. An `Err` of `handle` fails the invocation, and Lambda or SQS retries
-/// it.
+/// Handles events until Lambda ends the process. An `Err` of `handle` fails the invocation.
 pub async fn serve_events<Q, A, E>(
     handle: impl AsyncFn(LambdaEvent<Q>) -> Result<A, E>,
 ) -> Result<(), lambda_runtime::Error>

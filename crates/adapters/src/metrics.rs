@@ -1,10 +1,12 @@
-//! Every metric: its name, unit, dimensions, meaning and the alarms that read it, and the recorder that turns what an
-//! invocation counted into lines of `CloudWatch`'s embedded metric format.
+//! All metrics (name, unit, dimensions, meaning, alarms), their counters, and the writer of CloudWatch's embedded
+//! metric format (EMF): a log line whose member `_aws` tells CloudWatch Logs which of its members are metrics.
 //!
-//! Guarantees: one document per provider and set of labels, written once per invocation, into its last log line where
-//! names agree (`telemetry::closing`) and else as a line (`telemetry::flush`); no dimension but those named here, so that
-//! no id becomes a custom metric. Recording is in memory, per thread: a function has one.
-//! Does not survive an invocation that is cut at its time-out. `docs/runbook/metrics.md` mirrors the list.
+//! Metrics are counted in memory, per thread (a function has one), and written once per invocation: one document per
+//! provider and set of labels. The first goes into the last log line if the labels agree
+//! (`telemetry::write_final_line`); the rest get lines of their own (`telemetry::flush_metrics`). An invocation that
+//! ends at its time-out loses its metrics. Only the dimensions named here exist: CloudWatch charges each combination of
+//! values as a custom metric, so no id is one. `docs/runbook/metrics.md` mirrors the list, and a test compares it. Why
+//! no crate: `docs/adr/0003`.
 //! Source: `Specification: Embedded metric format`, read 2026-11.
 
 use std::cell::RefCell;
@@ -19,46 +21,43 @@ use billhook_core::time::Timestamp;
 use billhook_core::worker::batch::{EventCompletion, MessageReport};
 use serde_json::json;
 
-/// A metric takes at most so many values in one line.
+/// The format's limit for the values of one metric in one line.
 const VALUES_MAX: usize = 100;
-/// The dimensions of every metric.
+/// Every metric has these two dimensions.
 const ENVIRONMENT: &str = "Environment";
 const PROVIDER: &str = "Provider";
 
-/// What a metric is measured in.
+/// Decides how several values of one invocation are combined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MetricUnit {
-    /// Values of one invocation are added up.
+    /// The values of one invocation are added up.
     Count,
-    /// Each value counts.
+    /// Each value is kept, so that CloudWatch can compute percentiles.
     Milliseconds,
-    /// Each value counts.
+    /// As for milliseconds.
     Seconds,
 }
 
-/// Which dimensions a metric has beside `Environment` and `ProviderId`.
+/// The dimensions of a metric in addition to `Environment` and `Provider`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum MetricDimensions {
-    /// None.
+    /// No other dimension.
     Provider,
-    /// It is there without and with `Reason`.
+    /// Published twice: without and with `Reason`. Alarms need both: one counts all refused signatures, another only
+    /// events parked as `tampered`.
     Reason,
-    /// It is there with `event_type` and `result` only.
+    /// Published only with `event_type` and `result`.
     TypeAndResult,
 }
 
-/// A metric.
 #[derive(Debug)]
 pub struct Metric {
-    /// Its name.
     pub name: &'static str,
-    /// Its unit.
     pub unit: MetricUnit,
-    /// Its dimensions.
     pub by: MetricDimensions,
-    /// What one more of it means.
+    /// What one count or one value means; `docs/runbook/metrics.md` has the same text.
     pub meaning: &'static str,
-    /// The alarms that read it, without `${AppName}-${Env}-`; without any it is for the dashboard.
+    /// The alarms on this metric, without `${AppName}-${Env}-`; a metric without alarms is on the dashboard.
     pub alarms: &'static [&'static str],
 }
 
@@ -74,7 +73,6 @@ macro_rules! metrics {
                 alarms: &[$($alarm),*],
             };
         )*
-        /// All of them.
         pub static ALL: &[&Metric] = &[$(&$constant),*];
     };
 }
@@ -89,60 +87,60 @@ metrics! {
         ["stripe-invalid-signatures", "lob-invalid-signatures"],
         "a delivery answered 400 `signature_invalid`";
     WEBHOOK_ERROR = "WebhookError", Count, Provider, [],
-        "any other delivery: genuine and no event, too large, or not taken in by our fault";
+        "any other delivery that was refused: its body is too large or not an event, or billhook could not accept it";
     WEBHOOK_PROCESSING_TIME = "WebhookProcessingTime", Milliseconds, Provider, [],
         "from a delivery's arrival in `webhook-ingress` to its answer";
     STRIPE_WEBHOOK_EVENTS_TOTAL = "stripe_webhook_events_total", Count, TypeAndResult, [],
-        "a genuine delivery of Stripe's: `accepted`, `duplicate`, or `failed` to be stored and queued";
+        "a Stripe delivery with a valid signature: `accepted`, `duplicate`, or `failed` (could not be stored and queued)";
     WEBHOOK_PROCESSED = "WebhookProcessed", Count, Provider, [],
-        "an event that a worker ended as processed or ignored";
+        "an event that a worker set to processed or ignored";
     WEBHOOK_PARKED = "WebhookParked", Count, Reason,
         ["stripe-tampered", "lob-tampered", "live-event-on-test-stage"],
-        "an event that a worker parked, each time it does";
+        "an event that a worker parked, counted each time";
     WEBHOOK_PARKED_FOR_PERSON = "WebhookParkedForPerson", Count, Provider, ["stripe-parked", "lob-parked"],
-        "the same, for a reason that neither time nor another event removes";
+        "an event that a worker parked for a reason that only manual action removes, counted each time";
     WEBHOOK_FAILED = "WebhookFailed", Count, Provider, ["stripe-worker-failures", "lob-worker-failures"],
-        "a message whose receive failed: it comes again, or becomes a dead letter";
+        "a message that a worker could not process: SQS delivers it again or moves it to the dead-letter queue";
     WEBHOOK_END_TO_END_TIME = "WebhookEndToEndTime", Milliseconds, Provider, [],
-        "from an event's first arrival to its processing";
+        "from an event's first arrival until it is processed";
     REQUIRES_REVIEW = "RequiresReview", Count, Provider, [],
-        "an order or statement that a person should look at, and needed none before";
+        "an order or statement that now requires a review and did not before";
     REFUND_FULL = "RefundFull", Count, Provider, [],
-        "an order or statement whose payment went back in full";
+        "an order or statement whose payment was refunded in full";
     PAYMENT_FAILED = "PaymentFailed", Count, Provider, [],
-        "an order or statement whose last attempt to pay failed";
+        "an order or statement whose last payment attempt failed";
     AMOUNT_MISMATCH = "AmountMismatch", Count, Provider, [],
-        "money received that is not what was due";
+        "a payment whose amount or currency is not what was due";
     PAID_AFTER_CANCEL = "PaidAfterCancel", Count, Provider, [],
-        "money received for a cancelled order";
+        "a payment for a cancelled order";
     ORDERS_COMPLETED = "OrdersCompleted", Count, Provider, [],
         "an order paid in full";
     ORDERS_CANCELLED = "OrdersCancelled", Count, Provider, [],
-        "an order given up by the cleanup";
+        "an order that the cleanup cancelled";
     NEEDS_ATTENTION = "NeedsAttention", Count, Provider, [],
-        "a statement whose mail went wrong";
+        "a statement whose mail needs attention";
     CROSS_TENANT = "CrossTenant", Count, Provider, ["cross-tenant"],
         "an event that names another tenant's entity; nothing was written";
     TENANT_UNKNOWN = "TenantUnknown", Count, Provider, [],
-        "an event of an account that no tenant has";
+        "an event of an account that belongs to no tenant";
     LIVEMODE_IGNORED = "LivemodeIgnored", Count, Provider, [],
-        "a test event at a live stage";
+        "a test event in a live environment";
     STUCK_EVENTS = "StuckEvents", Count, Provider, ["stripe-stuck-events", "lob-stuck-events"],
         "events pending for more than an hour, at each sweep";
     OVERDUE_EVENTS = "OverdueEvents", Count, Provider, ["stripe-overdue", "lob-overdue"],
-        "an event that has now been parked for 24 h for an order, statement, letter or tenant that is not there";
+        "an event that has been parked for 24 hours because its order, statement, letter or tenant does not exist";
     EVENT_GAP = "EventGap", Count, Provider, ["event-gap"],
-        "an event that Stripe has, older than 15 minutes, and that never arrived";
+        "an event that Stripe lists, that is older than 15 minutes and that was never delivered";
     RECONCILED_THROUGH = "ReconciledThrough", Seconds, Provider, [],
-        "how far the comparison with Stripe is behind, at its end";
+        "how far the reconciliation with Stripe is behind at the end of a run";
     CLEANUP_FAILED = "CleanupFailed", Count, Provider, ["cleanup-failures"],
-        "an order that the cleanup could not decide or write";
+        "an order that the cleanup could not check or could not write";
     INDEX_FALLBACK_SCAN = "IndexFallbackScan", Count, Provider, ["stripe-index-fallback", "lob-index-fallback"],
         "a scan of a whole table because an index of it is not active";
     ENDPOINT_FAILED = "EndpointFailed", Count, Provider, ["endpoint-failures"],
-        "a request of CloudFormation about an endpoint at Stripe that failed";
+        "a failed CloudFormation request about an endpoint at Stripe";
     SECRET_REFRESH = "SecretRefresh", Count, Provider, [],
-        "secrets read again because no known one proved a delivery";
+        "a delivery that matched no known secret, so that the secrets were read again";
 }
 
 struct MetricSeries {
@@ -157,7 +155,7 @@ thread_local! {
 }
 
 impl MetricUnit {
-    /// The word in the line, in alarms and in the dashboard.
+    /// The unit's name in EMF, alarms and dashboard.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Count => "Count",
@@ -176,7 +174,7 @@ impl MetricDimensions {
         }
     }
 
-    /// The dimension sets that it is published under.
+    /// The dimension sets under which a metric is published.
     pub fn sets(self) -> &'static [&'static [&'static str]] {
         match self {
             Self::Provider => &[&[ENVIRONMENT, PROVIDER]],
@@ -187,12 +185,12 @@ impl MetricDimensions {
 }
 
 impl Metric {
-    /// One more.
     pub fn count(&'static self, provider: ProviderId) {
         self.record(provider, &[], 1);
     }
 
-    /// So many more, or one more measurement.
+    /// Adds `value` to a count, or one measurement. A count of 0 is written too: `WebhookSuccess` = 0 for a refused
+    /// delivery distinguishes "none accepted" from "none arrived".
     pub fn add(&'static self, provider: ProviderId, value: u64) {
         self.record(provider, &[], value);
     }
@@ -223,12 +221,13 @@ impl Metric {
     }
 }
 
-/// A delivery that no known secret proves.
+/// A delivery that is answered 400 `signature_invalid`.
 pub fn count_invalid_signature(provider: ProviderId, reason: &'static str) {
     WEBHOOK_INVALID_SIGNATURE.record(provider, &[reason], 1);
 }
 
-/// A genuine delivery: taken in, a duplicate, or not taken in.
+/// A delivery with a valid signature. `result` is `accepted`, `duplicate` or `failed`. A type that we do not handle
+/// counts as `other`: the sender chooses the type, and each new one would become another custom metric.
 pub fn count_genuine_delivery(provider: ProviderId, event_type: &EventType, result: &'static str) {
     if provider == ProviderId::Stripe {
         let event_type = HANDLED_TYPES
@@ -239,7 +238,7 @@ pub fn count_genuine_delivery(provider: ProviderId, event_type: &EventType, resu
     }
 }
 
-/// What became of a message or an event.
+/// Counts the result of one message, or of an event that was processed along with another's message.
 pub fn count_report(provider: ProviderId, report: &MessageReport, now: Timestamp) {
     let verdict = match &report.result {
         Ok(EventCompletion::Already(_)) => return,
@@ -275,7 +274,7 @@ pub fn count_report(provider: ProviderId, report: &MessageReport, now: Timestamp
     }
 }
 
-/// What a write that happened newly says of an entity.
+/// Counts what a write changed about an entity. Call it only after the write succeeded.
 pub fn count_entity_changes(provider: ProviderId, was: &Entity, next: &EntityUpdate) {
     for news in next.changes(was) {
         let metric = match news {
@@ -292,7 +291,8 @@ pub fn count_entity_changes(provider: ProviderId, was: &Entity, next: &EntityUpd
     }
 }
 
-/// What goes into one line: series of one provider whose labels agree, no metric twice.
+/// The content of one line: series of one provider whose labels agree, and no metric twice. A JSON object has one
+/// `Reason` only, so two parked events with different reasons need two lines.
 struct MetricDocument {
     provider: ProviderId,
     labels: Vec<(&'static str, &'static str)>,
@@ -330,7 +330,7 @@ impl MetricSeries {
     }
 }
 
-/// `${AppName}/Webhooks` and the value of `Environment`, as JSON.
+/// The namespace `${AppName}/Webhooks` and the dimension `Environment`, both already as JSON.
 #[derive(Clone, Debug)]
 pub struct MetricEnvironment {
     namespace: String,
@@ -338,7 +338,6 @@ pub struct MetricEnvironment {
 }
 
 impl MetricEnvironment {
-    /// Of `APP_NAME` and `ENV`.
     pub fn new(app_name: &str, env: &str) -> Self {
         Self {
             namespace: json!(format!("{app_name}/Webhooks")).to_string(),
@@ -366,7 +365,7 @@ fn drain_documents() -> Vec<MetricDocument> {
     documents
 }
 
-/// Takes what was recorded since the last call, as lines.
+/// Returns what was recorded since the last call as EMF lines, and forgets it.
 pub fn drain_lines(environment: &MetricEnvironment, now: Timestamp) -> String {
     let mut lines = String::new();
     for document in drain_documents() {
@@ -377,12 +376,13 @@ pub fn drain_lines(environment: &MetricEnvironment, now: Timestamp) -> String {
     lines
 }
 
-/// Takes of what was recorded one document into a JSON object that is open at its end, unless a label means something
-/// else there: a type that no dimension names is `other` as a label, and itself as the event's type.
+/// Appends one document to a log line whose JSON object is still open at its end; the other documents stay recorded.
+/// It appends nothing if a label has another value in the line. Case: an event of type `evt.new` has
+/// `"event_type":"evt.new"` in its log line, but its metric's label is `other`.
 pub fn drain_into_line(line: &mut String, environment: &MetricEnvironment, now: Timestamp) {
     let mut documents = drain_documents().into_iter();
     if let Some(mut document) = documents.next() {
-        // A quote within a value is escaped, so that this finds members only.
+        // Quotes inside values are escaped (`\"`), so this text search finds only members, not values.
         let has = |text: String| line.contains(&text);
         let labels = document.labels.iter();
         let agrees = |(name, value): &(&str, &str)| {
@@ -402,14 +402,15 @@ pub fn drain_into_line(line: &mut String, environment: &MetricEnvironment, now: 
 }
 
 impl MetricDocument {
-    /// By hand: of all names and labels none needs an escape, and a tree of values costs every delivery ten times this.
+    /// Written as text, not with `serde_json`: no name and no label needs an escape, and a tree of JSON values cost
+    /// each delivery 72,000 instructions instead of 9,100.
     fn write(
         &self,
         line: &mut String,
         MetricEnvironment { namespace, env }: &MetricEnvironment,
         now: Timestamp,
     ) {
-        // Writing to a String cannot fail.
+        // Writing to a `String` cannot fail.
         let _ = write!(
             line,
             r#""_aws":{{"Timestamp":{},"CloudWatchMetrics":["#,

@@ -1,8 +1,11 @@
-//! The few calls that billhook makes to Stripe.
+//! Client for the few calls of Stripe's API that billhook makes: webhook endpoints, PaymentIntents, Checkout Sessions,
+//! events.
 //!
-//! Guarantees: no call lasts longer than 3 × 10 s and the waits between; a repeat carries the same idempotency key,
-//! which the caller names; no redirect is followed; errors and logs hold neither the key nor a signing secret.
-//! It does not decide anything: what a state means is `billhook_core`'s business. The queue is the long retry.
+//! Guarantees: a call makes at most three attempts of 10 s with waits of 0.5 s and 1 s (exponential backoff), 31.5 s in
+//! all without the rate limit; every attempt of a POST carries the idempotency key that the caller chose; redirects are
+//! not followed; errors and logs contain neither the key nor a signing secret. `StripeError::disposition` says whether
+//! a failed call may have had an effect. Longer retries are the caller's: the next run of a task, or CloudFormation's.
+//! It decides nothing: `billhook_core::tasks` and `billhook_core::endpoint` interpret the answers.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,18 +25,21 @@ use tokio::time::Instant;
 
 use crate::clock::SystemClock;
 
+// Longer than for AWS (`http`), because Stripe is reached over the internet. A call of 31.5 s fits into the time-outs
+// of the callers: 110 s for `webhook-secret`, 900 s for the cleanup.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const TOTAL_TIMEOUT: Duration = Duration::from_secs(10);
-/// Below the minute after which a frozen function's sockets are dead.
+/// Lambda freezes a function between events. After about a minute the other side has closed an idle connection, and the
+/// frozen function did not notice.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
-/// Waits before the second and the third try: Stripe's libraries begin at 0.5 s and double.
+/// Waits before the second and the third attempt. Stripe's own libraries begin with 0.5 s and double it.
 const RETRY_DELAYS: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(1)];
 const PAGE_SIZE: &str = "100";
-/// Stripe allows 16 endpoints in an account, and an intent has few sessions: one page holds them.
+/// Stripe allows 16 endpoints per account, and a PaymentIntent has few sessions, so one page is enough. More than 500
+/// objects cannot be what we asked for, so the call fails instead of reading a whole account.
 const PAGES_MAX: u32 = 5;
 const MESSAGE_CHARS_MAX: usize = 200;
 
-/// Stripe, called with one key.
 #[derive(Clone, Debug)]
 pub struct StripeClient {
     http: reqwest::Client,
@@ -43,7 +49,8 @@ pub struct StripeClient {
     pace: Option<Arc<RateLimiter>>,
 }
 
-/// Lets calls begin at even distances, however many want to.
+/// Rate limiter: lets calls start at equal distances, however many are waiting. Without it, several orders cleaned up
+/// at once would take the application's share of Stripe's limit.
 #[derive(Debug)]
 struct RateLimiter {
     distance: Duration,
@@ -51,7 +58,8 @@ struct RateLimiter {
 }
 
 impl RateLimiter {
-    /// When the call that asks now begins. Time that nobody used is not saved up.
+    /// When the call that asks now may start. Unused time is not saved, so there are no bursts: at 5 calls per second
+    /// the first call after a minute without calls starts at once, and the second 200 ms later.
     fn next_slot(&self, now: Instant) -> Instant {
         let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
         let mine = now.max(*next);
@@ -60,72 +68,58 @@ impl RateLimiter {
     }
 }
 
-/// Why a call did not do what it should.
 #[derive(Debug, thiserror::Error)]
 pub enum StripeError {
-    /// A test key at a live stage, or the other way round.
-    #[error("the stripe key is a {} key and the stage is {}", mode_name(!*.live_mode), mode_name(*.live_mode))]
-    KeyOfOtherMode {
-        /// What the stage wants.
-        live_mode: bool,
-    },
+    /// A test key in a live environment, or the other way round.
+    #[error("the stripe key is a {} key and the environment is {}", mode_name(!*.live_mode), mode_name(*.live_mode))]
+    KeyOfOtherMode { live_mode: bool },
     /// Not `sk_live_…`, `rk_live_…`, `sk_test_…` or `rk_test_…`.
-    #[error("the stripe key is no secret or restricted key")]
+    #[error("the stripe key is not a secret or restricted key")]
     NoKey,
-    /// The HTTP client could not be made.
     #[error("cannot set up calls to stripe")]
     SetUp(#[source] reqwest::Error),
-    /// No answer.
     #[error("{doing}: no answer from stripe")]
     Unreachable {
-        /// What was being done, and to what.
         doing: String,
-        /// Whether it may have happened all the same.
+        /// True if the request may have reached Stripe, in this attempt or an earlier one.
         may_have_happened: bool,
-        /// Without its URL.
+        /// Without its URL; `doing` names the object.
         #[source]
         source: reqwest::Error,
     },
-    /// Stripe said no.
     #[error("{0}")]
     Refused(Box<StripeRefusal>),
-    /// A success that cannot be read.
+    /// Stripe answered 2xx with a body that we cannot parse. If the call was to change something, it probably did.
     #[error("{doing}: stripe's answer is not as documented (request {request_id})")]
     Unreadable {
-        /// What was being done, and to what.
         doing: String,
-        /// Whether something was to change.
         may_have_happened: bool,
-        /// Stripe's id of the request.
         request_id: String,
     },
-    /// More pages than anything of ours can have.
+    /// More pages than any list that we need can have; see `PAGES_MAX`.
     #[error("{doing}: more than {PAGES_MAX} pages")]
-    TooMany {
-        /// What was being listed.
-        doing: String,
-    },
+    TooMany { doing: String },
 }
 
-/// How Stripe said no.
+/// An answer of Stripe with an error status.
 #[derive(Debug, thiserror::Error)]
 #[error("{doing}: stripe answered {status} {code} (request {request_id}){message}")]
 pub struct StripeRefusal {
-    /// What was being done, and to what.
+    /// The call and its object, as in `cancel payment intent pi_1`.
     pub doing: String,
-    /// The HTTP status.
     pub status: u16,
-    /// Stripe's code, or its error type where there is none.
+    /// Stripe's `code`, or its error `type` if there is no code.
     pub code: String,
-    /// Stripe's id of the request.
+    /// Stripe's `Request-Id`, with which Stripe's support and its dashboard find the call.
     pub request_id: String,
-    /// Stripe's text after a colon, for 400 and 404 only and where it holds nothing like a secret; else empty.
+    /// A colon and Stripe's text, only for 400 and 404 and only if it contains nothing like a secret; else empty. Case:
+    /// for a wrong key Stripe's 401 repeats a part of that key.
     pub message: String,
-    /// Whether something was to change.
+    /// True if the call was to change something.
     pub mutates: bool,
 }
 
-/// Lets `reqwest` speak TLS on ring, once for the process; whoever comes second finds it installed, which is as good.
+/// Installs ring as the process's TLS provider for `reqwest`. A second call fails harmlessly: it is installed already.
 pub fn install_tls() {
     rustls::crypto::ring::default_provider()
         .install_default()
@@ -137,7 +131,7 @@ fn mode_name(live: bool) -> &'static str {
 }
 
 impl StripeError {
-    /// What is left to do.
+    /// Whether the call may have had an effect, and whether a retry can help.
     pub fn disposition(&self) -> Disposition {
         match self {
             Self::KeyOfOtherMode { .. } | Self::NoKey | Self::SetUp(_) | Self::TooMany { .. } => {
@@ -150,9 +144,11 @@ impl StripeError {
                 may_have_happened, ..
             } => retry_unless_happened(*may_have_happened),
             Self::Refused(refusal) => match refusal.status {
-                // A lock, or too many calls: nothing was begun.
+                // 409: another request with the same idempotency key is in progress, or the object is locked. 429: too
+                // many calls. Stripe did not start to execute this request.
                 409 | 429 => Disposition::RetryLater,
-                // "Treat 5xx as indeterminate."
+                // Stripe's docs: "treat 5xx as indeterminate". Case: Stripe cancels the PaymentIntent and still answers
+                // 500. A GET changes nothing, so it is simply retried later.
                 424 | 500.. => retry_unless_happened(refusal.mutates),
                 _ => Disposition::Permanent,
             },
@@ -175,54 +171,46 @@ fn retry_unless_happened(may_have_happened: bool) -> Disposition {
     }
 }
 
-/// An endpoint to be made.
 #[derive(Clone, Debug)]
 pub struct NewEndpoint<'a> {
-    /// Where Stripe sends to.
     pub url: &'a str,
-    /// Events of connected accounts, instead of the platform's own.
+    /// True for events of connected accounts, false for the platform's own.
     pub connect: bool,
-    /// Which events.
     pub enabled_events: &'a [String],
-    /// The version they are rendered in.
+    /// The API version in which Stripe renders the events.
     pub api_version: &'a str,
-    /// What the dashboard shows.
     pub description: &'a str,
-    /// Tags.
+    /// Our tags, by which we recognize our own endpoints.
     pub metadata: &'a [(&'a str, &'a str)],
 }
 
-/// An endpoint as Stripe shows it after creation: without its secret.
+/// An endpoint as Stripe lists it, without its secret.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct WebhookEndpoint {
-    /// `we_…`
     pub id: String,
-    /// Where Stripe sends to.
     pub url: String,
-    /// Which events.
     pub enabled_events: Vec<String>,
     /// `enabled` or `disabled`.
     #[serde(default)]
     pub status: String,
-    /// The version they are rendered in; the account's own where it is none.
+    /// `None` means the account's default version.
     #[serde(default)]
     pub api_version: Option<String>,
-    /// Tags.
     #[serde(default)]
     pub metadata: BTreeMap<String, String>,
 }
 
-/// An endpoint as Stripe shows it once.
+/// The answer to a creation, the only one that contains the signing secret.
 #[derive(Clone, Debug, Deserialize)]
 pub struct CreatedEndpoint {
-    /// `we_…`
     pub id: String,
-    /// `whsec_…`; whether a replayed answer still holds it is not documented.
+    /// `whsec_…`. Stripe does not document whether the saved answer to a repeated idempotency key still contains it, so
+    /// it may be missing.
     #[serde(default)]
     pub secret: Option<SecretText>,
 }
 
-/// A secret that can be read from JSON and not be printed.
+/// A secret that can be parsed from JSON and is never printed.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(from = "String")]
 pub struct SecretText(pub SecretString);
@@ -233,44 +221,37 @@ impl From<String> for SecretText {
     }
 }
 
-/// Whether an object was there to be changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UpdateResult {
-    /// It is as asked for.
     Done,
-    /// It is gone.
+    /// Stripe answered 404: the endpoint was deleted.
     Gone,
 }
 
-/// What became of a cancel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CancelResult {
-    /// It is cancelled.
     Done,
-    /// Its state does not allow it (`payment_intent_unexpected_state`): cancelled before, paid, on its way, or to be
-    /// ended by its session.
+    /// Stripe refused (`payment_intent_unexpected_state`); this is the state that we read afterwards: canceled before,
+    /// paid, processing, or open because it belongs to a Checkout Session that must be expired instead.
     StateForbids(IntentStatus),
 }
 
-/// A `PaymentIntent`, as far as it is read.
+/// The fields of a PaymentIntent that we read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RetrievedIntent {
-    /// `pi_…`
     pub id: String,
-    /// Where it stands.
     pub status: IntentStatus,
 }
 
-/// A Checkout Session, as far as it is read.
+/// The fields of a Checkout Session that we read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RetrievedSession {
-    /// `cs_…`
     pub id: String,
-    /// Where it stands.
     pub status: SessionStatus,
 }
 
-/// One call. `account` acts for a connected account; `idempotency_key` makes it one that changes something.
+/// `account` is the connected account on whose behalf we call (header `Stripe-Account`). Only a POST has an idempotency
+/// key and a form.
 struct StripeCall<'a> {
     doing: String,
     method: Method,
@@ -306,7 +287,8 @@ impl<'a> StripeCall<'a> {
 }
 
 impl StripeClient {
-    /// Calls `base` with `key`, which must be a secret or restricted key of the stage's mode.
+    /// `base` is the URL of the API. `key` must be a secret or restricted key of the environment's mode; otherwise this
+    /// fails before any call.
     pub fn new(base: &str, key: SecretString, live_mode: bool) -> Result<Self, StripeError> {
         let is = |mode: &str| {
             ["sk", "rk"]
@@ -337,7 +319,7 @@ impl StripeClient {
         })
     }
 
-    /// The same, beginning no more calls in a second than this.
+    /// Starts at most this many calls per second, retries included.
     #[must_use]
     pub fn with_rate_limit(self, calls_per_second: u32) -> Self {
         let pace = RateLimiter {
@@ -350,7 +332,9 @@ impl StripeClient {
         }
     }
 
-    /// Makes an endpoint. The same key within 24 h answers for the endpoint it made before, gone or not.
+    /// Creates an endpoint. For 24 hours the same idempotency key returns the saved answer, so a repeat after a lost
+    /// answer does not create a second endpoint. The saved answer also comes back if the endpoint was deleted
+    /// meanwhile.
     pub async fn create_webhook_endpoint(
         &self,
         new: &NewEndpoint<'_>,
@@ -382,7 +366,7 @@ impl StripeClient {
         .await
     }
 
-    /// Sets url and events, and enables the endpoint in case somebody disabled it.
+    /// Sets URL and events, and enables the endpoint if somebody disabled it.
     pub async fn update_webhook_endpoint(
         &self,
         id: &str,
@@ -414,7 +398,8 @@ impl StripeClient {
         }
     }
 
-    /// Deletes an endpoint; one that is gone already is a success. Stripe takes no idempotency key here.
+    /// Deletes an endpoint. 404 is a success, because the first of two attempts may have deleted it; so this needs no
+    /// idempotency key, which Stripe does not accept for DELETE.
     pub async fn delete_webhook_endpoint(&self, id: &str) -> Result<(), StripeError> {
         #[derive(Deserialize)]
         struct DeletedObject {}
@@ -429,7 +414,7 @@ impl StripeClient {
         }
     }
 
-    /// Every endpoint of the key's account and mode.
+    /// All endpoints of the key's account and mode.
     pub async fn list_webhook_endpoints(&self) -> Result<Vec<WebhookEndpoint>, StripeError> {
         self.list_all(
             "list webhook endpoints",
@@ -441,7 +426,6 @@ impl StripeClient {
         .await
     }
 
-    /// Reads an intent.
     pub async fn get_payment_intent(
         &self,
         id: &str,
@@ -457,7 +441,7 @@ impl StripeClient {
             .map(RetrievedIntent::from)
     }
 
-    /// Cancels an intent, as abandoned.
+    /// Cancels a PaymentIntent with the reason `abandoned`.
     pub async fn cancel_payment_intent(
         &self,
         id: &str,
@@ -478,14 +462,15 @@ impl StripeClient {
                 if refusal.code != "payment_intent_unexpected_state" {
                     return Err(StripeError::Refused(Box::new(refusal)));
                 }
-                // The error holds the intent as well, but perhaps from the first of two tries: ask.
+                // The error contains the PaymentIntent too, but for the same idempotency key Stripe repeats its saved
+                // answer, so the state in it may be that of an earlier attempt. We read it again.
                 let intent = self.get_payment_intent(id, account).await?;
                 Ok(CancelResult::StateForbids(intent.status))
             }
         }
     }
 
-    /// Expires an open session and answers where it stands then: completed, if that was faster.
+    /// Expires an open session and returns its state afterwards, which is `complete` if the customer was faster.
     pub async fn expire_checkout_session(
         &self,
         id: &str,
@@ -502,7 +487,7 @@ impl StripeClient {
             Ok(session) => return Ok(RetrievedSession::from(session).status),
             Err(error) => error,
         };
-        // Stripe documents no code for a session that is not open, so its state decides.
+        // Stripe documents no error code for a session that is not open, so we read its state.
         let refusal = error.refused(400)?;
         let call = StripeCall {
             account,
@@ -514,7 +499,7 @@ impl StripeClient {
         }
     }
 
-    /// The sessions of an intent: one, or none where it was made otherwise.
+    /// The Checkout Sessions of a PaymentIntent: one, or none if it was created without Checkout.
     pub async fn checkout_sessions_of(
         &self,
         intent: &str,
@@ -532,7 +517,8 @@ impl StripeClient {
         Ok(sessions.into_iter().map(RetrievedSession::from).collect())
     }
 
-    /// One page of the events of these types that were made in this span, the newest first, each as Stripe wrote it.
+    /// One page of the events of these types created between `from_s` and `until_s` (Unix seconds, inclusive), newest
+    /// first. Each body is byte for byte as Stripe sent it.
     pub async fn list_events(
         &self,
         account: Option<&str>,
@@ -594,7 +580,10 @@ impl StripeClient {
         })
     }
 
-    /// Up to three tries, obeying `StripeClient-Should-Retry`.
+    /// At most three attempts, as Stripe's header `Stripe-Should-Retry` says.
+    ///
+    /// An earlier attempt may have happened even if the last one certainly did not. Case: the first attempt of a cancel
+    /// times out after Stripe received it, the second cannot connect. The result is outcome unknown.
     async fn call<T: DeserializeOwned>(&self, call: &StripeCall<'_>) -> Result<T, StripeError> {
         let mut delays = self.retry_delays.iter();
         let mut earlier_may_have_happened = false;
@@ -617,7 +606,7 @@ impl StripeClient {
         }
     }
 
-    /// One try; a failure says whether Stripe would have it tried again.
+    /// One attempt; the `bool` of a failure says whether another attempt may help.
     async fn call_once<T: DeserializeOwned>(
         &self,
         call: &StripeCall<'_>,
@@ -709,12 +698,13 @@ impl From<StatusObject> for RetrievedSession {
     }
 }
 
-/// Ids come from events and rows: none may reach into the path.
+/// Ids come from events and rows. Case: `pi_1/../../account` must not become another path.
 fn encode_path_segment(id: &str) -> String {
     form_urlencoded::byte_serialize(id.as_bytes()).collect()
 }
 
-/// Stripe's rule: its header decides; else conflicts and its own faults are tried again. A lock is a 429 without it.
+/// Stripe's rule: its header decides; without it 409 and 5xx are retried. A 429 is not, except for `lock_timeout`,
+/// which comes without the header.
 fn should_retry(headers: &HeaderMap, status: StatusCode, code: &str) -> bool {
     match headers
         .get("stripe-should-retry")
@@ -769,7 +759,7 @@ fn is_safe_to_log(text: &str) -> bool {
     !text.chars().any(char::is_control) && !telling.iter().any(|mark| text.contains(mark))
 }
 
-/// A word of Stripe's vocabulary, or `unknown`: what is not one is not printed.
+/// A code or id of Stripe, or `unknown` if the text does not look like one: free text is never printed here.
 fn known_word(text: Option<&str>) -> String {
     text.filter(|text| {
         !text.is_empty()

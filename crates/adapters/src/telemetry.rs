@@ -1,11 +1,10 @@
-//! What a function lets be seen of it: log lines, the lines of its metrics, and the trace that its messages go on with.
-//! Each line is one JSON object, for people and for CloudWatch Logs Insights alike.
+//! Structured logging (one JSON object per line), the EMF metric lines, and the X-Ray trace header of the invocation.
 //!
-//! Guarantees: one line per event whatever the values hold (control characters escaped, values cut at 1,000 bytes),
-//! the fields of the surrounding spans in every line, no name twice (the innermost value wins), what was counted in the
-//! last line or one of its own, and of other crates only warnings and errors: their finer lines may hold headers and
-//! bodies. A panic is a line too.
-//! Does not keep secrets out of values that are handed to it. Which metrics there are stands in `metrics`.
+//! Guarantees: one line per log event whatever the values contain (control characters are escaped, values are cut after
+//! 1,000 bytes, so nobody can inject a line); each line has the fields of the surrounding spans; no name occurs twice
+//! (the innermost value wins). Of other crates only warnings and errors are logged, because their finer lines may
+//! contain headers and bodies. A panic is a line too. It does not remove secrets from the values that it gets.
+//! `metrics` has the list of metrics, `lambda` calls this module.
 
 use std::cell::{Cell, RefCell};
 use std::error::Error;
@@ -27,10 +26,11 @@ use crate::clock::SystemClock;
 use crate::config::{EnvLookup, read_environment_name, read_log_level};
 use crate::metrics;
 
-/// Beyond this a value tells no more; a line stays far below the 1 MB that one log event may have.
+/// Longer values are cut: they help nobody, and CloudWatch charges by the byte. So a line stays far below the 1 MB
+/// limit of a log event.
 const VALUE_BYTES_MAX: usize = 1000;
 
-/// Beginnings of the targets whose lines follow `LOG_LEVEL`.
+/// Prefixes of our own targets, which follow `LOG_LEVEL`.
 const OURS: [&str; 6] = [
     "billhook",
     "webhook_ingress",
@@ -40,10 +40,10 @@ const OURS: [&str; 6] = [
     "webhook_secret",
 ];
 
-/// Repeats what the panic hook and `lambda::serve` have said, in a form that may hold a payload.
+/// This layer logs a panic once more, after the panic hook and `lambda::serve_events`, and its text may contain a
+/// payload.
 const SILENCED: &str = "lambda_runtime::layers::panic";
 
-/// The namespace and the first dimension of every metric.
 static ENVIRONMENT: OnceLock<metrics::MetricEnvironment> = OnceLock::new();
 
 thread_local! {
@@ -51,7 +51,7 @@ thread_local! {
     static TRACE: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// Sends this process's lines to standard output. The first call counts; later ones change nothing.
+/// Logs to standard output from now on. Only the first call has an effect.
 pub fn init_logging(function: &'static str, lookup: &EnvLookup<'_>) {
     let (app_name, env) = read_environment_name(lookup);
     let environment = ENVIRONMENT.get_or_init(|| metrics::MetricEnvironment::new(&app_name, &env));
@@ -68,20 +68,19 @@ pub fn init_logging(function: &'static str, lookup: &EnvLookup<'_>) {
     }
 }
 
-/// One invocation begins: `current_trace` is its X-Ray header, which messages sent from now on carry.
+/// Call it at the beginning of each invocation. `trace` is the X-Ray header; messages sent from now on carry it.
 pub fn begin_invocation(trace: Option<String>) {
     TRACE.set(trace);
 }
 
-/// The X-Ray header of this invocation.
 pub fn current_trace() -> Option<String> {
     TRACE.with_borrow(Clone::clone)
 }
 
-/// Writes an invocation's last line, into which goes what was counted: one line costs less than two. Only for a line
-/// after which no work is left, because nothing that is counted later can go along.
+/// Writes an invocation's last line and puts the metrics into it, because one line costs less than two. Use it only
+/// when no work is left: what is counted later cannot be in this line.
 pub fn write_final_line(write_line: impl FnOnce()) {
-    /// Also where writing panics: a later line must not take what is counted after it.
+    /// A guard, so that the flag is reset also after a panic; otherwise every later line would take metrics.
     struct FinalLineGuard;
     impl Drop for FinalLineGuard {
         fn drop(&mut self) {
@@ -93,7 +92,7 @@ pub fn write_final_line(write_line: impl FnOnce()) {
     write_line();
 }
 
-/// One invocation ends: writes what it counted and no line took along.
+/// Call it at the end of each invocation: writes the metrics that are not in its last line.
 pub fn flush_metrics() {
     if let Some(environment) = ENVIRONMENT.get() {
         write_stdout(metrics::drain_lines(environment, SystemClock.now()).as_bytes());
@@ -104,19 +103,20 @@ fn write_stdout(lines: &[u8]) {
     if lines.is_empty() {
         return;
     }
-    // A log that cannot be written has no better place to say so.
+    // If standard output cannot be written, there is no place to report it.
     drop(std::io::stdout().lock().write_all(lines));
 }
 
 fn log_panic(panic: &PanicHookInfo<'_>) {
-    // A literal holds no data; a formatted message may hold any, such as the value that failed to parse.
+    // A literal contains no data. A formatted message may contain any, for example the value that failed to parse
+    // (`bad jane@example.com`), so only the place is logged.
     let literal = panic.payload().downcast_ref::<&'static str>();
     let message = literal.copied().unwrap_or("(message withheld)");
     let location = panic.location().map(ToString::to_string);
     tracing::error!(location = location.unwrap_or_default(), "panic: {message}");
 }
 
-/// Writes the lines of `function` with `write`, one call each.
+/// Calls `write` once per line.
 pub fn build_subscriber<C: Clock + 'static>(
     function: &'static str,
     environment: metrics::MetricEnvironment,
@@ -133,7 +133,6 @@ pub fn build_subscriber<C: Clock + 'static>(
     })
 }
 
-/// Writes each event as a line.
 struct JsonLineLayer<C, W> {
     function: &'static str,
     environment: metrics::MetricEnvironment,
@@ -142,7 +141,7 @@ struct JsonLineLayer<C, W> {
     write: W,
 }
 
-/// A span's fields, each value as JSON already: spans are entered once and read by every line inside.
+/// A span's fields, with the values already as JSON: a span is written once and read by every line inside it.
 #[derive(Default)]
 struct SpanFields(Vec<(&'static str, String)>);
 
@@ -197,7 +196,7 @@ where
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
         SCRATCH.with(|scratch| match scratch.try_borrow_mut() {
             Ok(mut scratch) => self.write_line(event, &context, &mut scratch),
-            // A value's own Debug logged, or panicked, while its line was being written.
+            // The `Debug` of a value logged or panicked while its own line was written, so the buffer is in use.
             Err(_) => self.write_line(event, &context, &mut LineScratch::default()),
         });
     }
@@ -213,7 +212,7 @@ impl<C: Clock, W: Fn(&[u8])> JsonLineLayer<C, W> {
         names.clear();
         names.extend(["timestamp", "level", "message", "function"]);
         let (now, level) = (self.clock.now(), event.metadata().level());
-        // Writing to a String cannot fail.
+        // Writing to a `String` cannot fail.
         let _ = write!(
             line,
             r#"{{"timestamp":"{now}","level":"{level}","message":"#
@@ -278,9 +277,8 @@ fn push_member_name(line: &mut String, name: &str) {
     line.push(':');
 }
 
-/// A field's value on its way to JSON.
 enum FieldValue<'a> {
-    /// JSON as it prints: a number, a boolean.
+    /// A number or a boolean: its text is JSON.
     Plain(&'a dyn Display),
     Text(&'a str),
     Debug(&'a dyn Debug),
@@ -306,7 +304,7 @@ impl FieldValue<'_> {
     }
 }
 
-/// The inside of a JSON string; `None` once it was cut.
+/// Writes the inside of a JSON string; `bytes_left` is `None` once the value was cut.
 struct QuotedWriter<'a> {
     line: &'a mut String,
     bytes_left: Option<usize>,
@@ -324,7 +322,8 @@ impl fmt::Write for QuotedWriter<'_> {
                 '"' => self.line.push_str("\\\""),
                 '\\' => self.line.push_str("\\\\"),
                 '\n' => self.line.push_str("\\n"),
-                // The separators are line ends to some readers of JSON lines.
+                // U+2028 and U+2029 are line ends for some readers of JSON lines, so they are escaped like control
+                // characters.
                 c if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') => {
                     write!(self.line, "\\u{:04x}", u32::from(c))?;
                 }
@@ -335,7 +334,6 @@ impl fmt::Write for QuotedWriter<'_> {
     }
 }
 
-/// Calls a function with each field.
 struct FieldVisitor<F>(F);
 
 impl<F: FnMut(&'static str, FieldValue<'_>)> Visit for FieldVisitor<F> {

@@ -1,5 +1,12 @@
-//! The signing secrets of one provider, through a cache: fresh, stale while Secrets Manager is out of reach, and never
-//! older than 15 minutes. Forged deliveries cannot make it ask more often than once in 10 seconds.
+//! Cache of a provider's signing secrets, with a rate limit for the calls to Secrets Manager.
+//!
+//! A secret is *fresh* for `SECRETS_TTL_SECONDS` (300) after it was read; then it is read again. If that fails it is
+//! *stale*: it is still used, up to 15 minutes after it was read, and never longer. If no known secret matches a
+//! delivery, the secrets are read again (refresh after a mismatch), so that a replaced secret works at once. Anybody
+//! can send forged deliveries, and each is a mismatch. So reads have a distance of at least 10 seconds, counted
+//! together for all secrets of the provider, whatever caused them. The only exceptions: 1 second while a secret can
+//! neither be read nor used from the cache, and one read of `AWSPREVIOUS` after each read of the current version.
+//! `store` makes the calls; `billhook_core::provider::signature` verifies with the result.
 
 use std::time::Duration;
 
@@ -17,23 +24,25 @@ use tokio::sync::Mutex;
 use super::store::{FetchSecret, SecretVersion, SecretsError, StoredSecret};
 use crate::config::{SecretLocation, SecretSource};
 
-/// A secret that was read serves no longer than this, whatever happens: a revoked one is refused within 15 minutes.
+/// A secret is never used longer than this after it was read, not even in an outage of Secrets Manager. So a revoked
+/// secret is refused within 15 minutes.
 const STALE_MAX: Duration = Duration::from_secs(900);
-/// Mismatches, outages and missing values ask Secrets Manager no more often than this, so that forged deliveries
-/// cannot make us call it.
+/// The least time between two reads, whether a mismatch, an outage or a missing value causes them. Case: a flood of
+/// forged deliveries causes one read in 10 s per running instance, and not one call per delivery, which Secrets Manager
+/// would throttle and charge and for which genuine deliveries would wait.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(10);
-/// The same while a secret can neither be read nor served from before, and each delivery that it signs is turned away.
+/// The same while a secret can neither be read nor used from the cache. Then each genuine delivery signed with it is
+/// answered 503, so a shorter wait matters more than the number of calls.
 const ASK_IN_NEED_AFTER: Duration = Duration::from_secs(1);
 
-/// The signing secrets of one provider, through a cache. One fetch is in flight at a time; who asks meanwhile waits
-/// for its result.
+/// Only one read is in progress at a time; other callers wait for its result.
 pub struct SigningKeyCache<F, C> {
     fetch: F,
     clock: C,
     wanted: SecretKind,
     live: bool,
     fresh_for: Duration,
-    /// From variables: never change.
+    /// Values from variables, which never change.
     fixed: SigningKeys,
     sources: Vec<CachedSource>,
     held: Mutex<CacheState>,
@@ -46,16 +55,16 @@ struct CachedSource {
 
 #[derive(Default)]
 struct CacheState {
-    /// One for each source, in their order.
+    /// One per source, in the same order.
     reads: Vec<CacheSlot>,
+    /// When Secrets Manager was last called to read current versions, with or without success.
     asked_at: Option<Timestamp>,
 }
 
-/// What is known of one source.
 #[derive(Default)]
 struct CacheSlot {
     read: Option<CachedRead>,
-    /// Why the last try failed; `None` after a success.
+    /// Why the last read failed; `None` after a success. An old `read` stays and is stale.
     error: Option<String>,
 }
 
@@ -63,7 +72,7 @@ struct CachedRead {
     at: Timestamp,
     keys: Vec<CachedKey>,
     faults: Vec<String>,
-    /// Until when `AWSPREVIOUS` would count, if it has not been read yet.
+    /// Until when `AWSPREVIOUS` is valid, if it has not been read yet: 24 hours after the current version was stored.
     previous_unread_until: Option<Timestamp>,
 }
 
@@ -73,7 +82,7 @@ struct CachedKey {
 }
 
 impl<F: FetchSecret, C: Clock> SigningKeyCache<F, C> {
-    /// `fresh_for` is `SECRETS_TTL_SECONDS`; `live` refuses the secret that Lob's debugger signs with.
+    /// `fresh_for` is `SECRETS_TTL_SECONDS`. With `live`, the secret with which Lob's debugger signs is refused.
     pub fn new(
         wanted: SecretKind,
         sources: Vec<SecretSource>,
@@ -111,13 +120,14 @@ impl<F: FetchSecret, C: Clock> SigningKeyCache<F, C> {
         }
     }
 
-    /// Reads anew every source that `which` names.
+    /// Reads the current version of every source that `which` selects.
     async fn read_again(
         &self,
         held: &mut CacheState,
         now: Timestamp,
         which: impl Fn(&CacheSlot) -> bool,
     ) {
+        // Set before the calls, so that a read that fails counts for the rate limit too.
         held.asked_at = Some(now);
         let slots = self.sources.iter().zip(&mut held.reads);
         let due = slots.filter(|(_, slot)| which(slot));
@@ -133,12 +143,14 @@ impl<F: FetchSecret, C: Clock> SigningKeyCache<F, C> {
         .await;
     }
 
-    /// Adds `AWSPREVIOUS` where the current version is so young that its predecessor still counts.
+    /// Adds the secret of `AWSPREVIOUS` if the current version is less than 24 hours old. It is read only after a
+    /// mismatch, because most deliveries are signed with the current secret.
     async fn read_previous(&self, held: &mut CacheState, now: Timestamp) {
         let slots = self.sources.iter().zip(&mut held.reads);
         let young = slots.filter_map(|(source, CacheSlot { read, error })| {
             let read = read.as_mut()?;
-            // Taken: asked for once after each reading of the current version, even where that fails.
+            // `take`: one call per read of the current version, even if it fails. Otherwise forged deliveries could
+            // cause calls during the 24 hours after every rotation.
             let until = read.previous_unread_until.take()?;
             (now < until).then_some((source, read, error, until))
         });
@@ -191,7 +203,7 @@ impl<F: FetchSecret, C: Clock> SigningKeyCache<F, C> {
         read
     }
 
-    /// Labelled by the variable, the endpoint where it is known, and as what it stands there.
+    /// The label for the log: the variable, the endpoint's id if it is known, and `(previous)` or `(AWSPREVIOUS)`.
     fn add(
         &self,
         read: &mut CachedRead,
@@ -200,10 +212,10 @@ impl<F: FetchSecret, C: Clock> SigningKeyCache<F, C> {
         replaced: Option<(Timestamp, &str)>,
     ) {
         let value = of.secret.expose_secret();
-        // Lob's debugger signs with this word, and so can anybody.
+        // Lob's webhook debugger signs with the word `secret`, so anybody could forge deliveries with it.
         if self.live && self.wanted == SecretKind::LobSigning && value == "secret" {
             read.faults.push(format!(
-                "{}: the word that Lob's debugger signs with, refused because LIVE_MODE=true",
+                "{}: the secret is the word that Lob's debugger signs with, refused because LIVE_MODE=true",
                 source.arn
             ));
             return;
@@ -257,7 +269,7 @@ impl CacheSlot {
 
     fn is_fresh(&self, now: Timestamp, fresh_for: Duration) -> bool {
         self.read.as_ref().is_some_and(|read| {
-            // A secret that was not set is expected any moment.
+            // A secret that is not set will be stored soon, so it is looked for every 10 s and not every 300 s.
             let fresh_for = if read.keys.is_empty() {
                 ASK_AGAIN_AFTER
             } else {
@@ -306,7 +318,9 @@ impl<F: FetchSecret, C: Clock> ReadSigningKeys for SigningKeyCache<F, C> {
             until.is_some_and(|until| now < until)
         };
         if held.asked_within(ASK_AGAIN_AFTER, now) {
-            // The current values are known; their predecessors, which nobody needed until now, may not be.
+            // The current versions were just read, but perhaps not the previous ones. Case: a function starts after a
+            // rotation, reads the new secret, and its first delivery is signed with the old one. Without this exception
+            // that delivery would be refused, and an instance that handles one event in a while would refuse each.
             if !held.reads.iter().any(previous_counts) {
                 return None;
             }
@@ -314,7 +328,9 @@ impl<F: FetchSecret, C: Clock> ReadSigningKeys for SigningKeyCache<F, C> {
             self.read_again(&mut held, now, |_| true).await;
         }
         self.read_previous(&mut held, now).await;
-        tracing::info!("secret_refreshed: asked again because no known secret proved a delivery");
+        tracing::info!(
+            "secret_refreshed: read the secrets again because no known secret matched a delivery"
+        );
         Some(self.answer(&held, now))
     }
 
@@ -345,7 +361,7 @@ mod tests {
         secret.map(ExposeSecret::expose_secret)
     }
 
-    /// Secrets Manager and the clock, both in the test's hands.
+    /// Secrets Manager and the clock, both controlled by the test.
     #[derive(Default)]
     struct World {
         seconds: AtomicI64,
@@ -482,7 +498,7 @@ mod tests {
         world.put("previous", "whsec_1", LONG_AGO);
         let reader = world.reader();
         check(&reader.signing_keys().await, &["whsec_2"], &[]);
-        // Even in the first seconds of a container: a function that is seldom called has no others.
+        // Also in the first seconds of a container, because one that is seldom called has no others.
         let both = ["whsec_2", "whsec_1"];
         check(&reader.refresh_after_mismatch().await.unwrap(), &both, &[]);
         assert!(reader.refresh_after_mismatch().await.is_none());
@@ -558,7 +574,7 @@ mod tests {
             &live.signing_keys().await,
             &[],
             &[
-                "arn:stripe: the word that Lob's debugger signs with, refused because LIVE_MODE=true",
+                "arn:stripe: the secret is the word that Lob's debugger signs with, refused because LIVE_MODE=true",
             ],
         );
         let test = world.reader_of(SecretKind::LobSigning, false);

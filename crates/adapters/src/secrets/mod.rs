@@ -1,10 +1,10 @@
-//! Secrets: where they lie, and the cache that the signature check reads.
+//! Secrets: reading, caching, changing, revoking and rolling back (secret rotation).
 //!
-//! Guarantees: a value appears in no error, log line or `Debug`; a secret that is not set is told apart from one that
-//! cannot be read; while Secrets Manager is out of reach the last values serve for 15 minutes, and no longer.
-//! `store` reads and writes a secret, with `parameter` for the Parameter Store; `cache` keeps the signing secrets; `write`
-//! changes, revokes and rolls back. What a secret's text means is decided in `billhook_core::endpoint::secret`, whether
-//! it proves a delivery in `billhook_core::provider::signature`.
+//! Guarantees: no error, log line or `Debug` contains a value; a secret that is not set differs from one that cannot be
+//! read; while Secrets Manager is unreachable, the values read last are used for up to 15 minutes, and no longer.
+//! `store` reads and writes a secret, `parameter` does so for the Parameter Store, `cache` is the cache of the signing
+//! secrets, `write` changes a secret. `billhook_core::endpoint::secret` decides what a secret's text means, and
+//! `billhook_core::provider::signature` whether it proves a delivery (HMAC). `docs/rotation.md` is for operators.
 
 mod cache;
 mod parameter;
@@ -22,8 +22,9 @@ pub use self::store::{
 pub use self::write::{change_members, load_document, revoke_replaced, roll_back_secret};
 use crate::config::{SecretLocation, SecretSource};
 
-/// The key to Stripe's API, read anew each time (its users run seldom); `None` while it is not set. A key of the other
-/// mode is refused.
+/// The key of Stripe's API; `None` if it is not set. It is not cached: its users run every few minutes at most, and a
+/// replaced key works at once. A key of the other mode is an error: a live key in a test environment could cancel real
+/// payments.
 pub async fn read_stripe_key(
     fetch: &impl FetchSecret,
     source: &SecretSource,
@@ -68,7 +69,7 @@ mod tests {
     use crate::aws::AwsClients;
     use crate::config::EnvLookup;
 
-    /// An AWS that answers one call; what it was asked.
+    /// An AWS that answers one call; also returns the request.
     async fn asked(
         name: &str,
         status: &'static str,
@@ -153,7 +154,7 @@ mod tests {
         let told = stored.unwrap_err().to_string();
         assert_eq!(
             told,
-            "arn:x: a binary value; put it as text (--secret-string)"
+            "arn:x: the value is binary; store it as text (--secret-string)"
         );
     }
 }

@@ -1,7 +1,8 @@
-//! One call of the Parameter Store, made with the client of Secrets Manager.
+//! Reads a secret from the Systems Manager Parameter Store (`ssm:/path`) with the client of Secrets Manager.
 //!
-//! Both speak AWS's JSON 1.1, so the call differs in host, target, signing name and body alone. The Parameter Store's
-//! own client registers each of its 140 errors, and made every function a megabyte larger for a call that few make.
+//! Both services use AWS's JSON 1.1 protocol, so the call differs only in host, target, signing name and body. The
+//! Parameter Store's own client, with its 140 error types, made every function a megabyte larger for a call that few
+//! installations make. Retries, time-outs and error handling are the SDK's. `store` decides when this is used.
 
 use aws_sdk_secretsmanager::config::interceptors::{
     BeforeTransmitInterceptorContextMut, FinalizerInterceptorContextMut,
@@ -16,7 +17,7 @@ use aws_types::endpoint_config::EndpointUrl;
 use serde::Deserialize;
 use serde_json::json;
 
-/// Makes of `GetSecretValue` a `GetParameter`, and of the answer a secret's.
+/// Turns a `GetSecretValue` request into `GetParameter`, and the answer back.
 #[derive(Debug)]
 pub(super) struct GetParameter {
     pub(super) path: String,
@@ -71,7 +72,7 @@ impl Intercept for GetParameter {
         let answer = body.map(serde_json::from_slice);
         if let Some(Ok(output)) = context.output_or_error_mut() {
             let Some(Ok(GetParameterAnswer { parameter })) = answer else {
-                // Not the reader's own words, which may hold the value.
+                // The JSON parser's own error is not used, because its text may contain the value.
                 return Err("the answer has no Parameter with a Value".into());
             };
             let secret = GetSecretValueOutput::builder().secret_string(parameter.value);
@@ -98,7 +99,7 @@ mod tests {
     use crate::aws::AwsClients;
     use crate::secrets::{FetchSecret as _, SecretVersion, SecretsManager};
 
-    /// Answers every call, and tells where it went.
+    /// Answers every call and sends the URI that was called.
     #[derive(Debug)]
     struct Anywhere(Sender<String>);
 

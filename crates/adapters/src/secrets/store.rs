@@ -1,4 +1,8 @@
-//! Where secrets lie: Secrets Manager, and read only the Parameter Store.
+//! Reads and writes single secrets: Secrets Manager, and for `ssm:/path` the Parameter Store (read only).
+//!
+//! An error names the secret and never its value. A secret that does not exist is `None`, not an error, because a stack
+//! is deployed before its secrets are stored. `cache` and `write` use this through the traits `FetchSecret` and
+//! `PutSecret`.
 
 use std::future::Future;
 
@@ -12,30 +16,28 @@ use secrecy::{ExposeSecret, SecretString};
 use super::parameter::GetParameter;
 use crate::aws::AwsClients;
 
-/// Before the path of a parameter, where the others have an ARN.
+/// Prefix of a parameter's path; all other names are ARNs.
 const PARAMETER: &str = "ssm:";
 
-/// Which of a secret's two labelled versions.
+/// The two versions of a secret that Secrets Manager labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SecretVersion {
     /// `AWSCURRENT`.
     Current,
-    /// `AWSPREVIOUS`: what was current before.
+    /// `AWSPREVIOUS`: the version that was current before.
     Previous,
 }
 
-/// A version of a secret.
 #[derive(Clone, Debug)]
 pub struct StoredSecret {
-    /// The whole text, as it was put.
+    /// The whole text, as it was stored.
     pub text: SecretString,
-    /// When this version was put.
+    /// When this version was stored; `None` for a parameter.
     pub created_at: Option<Timestamp>,
 }
 
-/// Reads a secret; `None` where it has no such version, or does not exist.
 pub trait FetchSecret: Send + Sync {
-    /// The text of a version.
+    /// `None` if the secret does not exist or has no such version.
     fn fetch(
         &self,
         arn: &str,
@@ -43,37 +45,29 @@ pub trait FetchSecret: Send + Sync {
     ) -> impl Future<Output = Result<Option<StoredSecret>, SecretsError>> + Send;
 }
 
-/// Why a secret could not be read or written. Names the secret, never its value.
+/// Names the secret, never its value.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretsError {
-    /// Secrets Manager refused or did not answer.
+    /// Secrets Manager refused the call or did not answer.
     #[error("cannot read {arn}: {cause}")]
     Read {
-        /// The secret.
         arn: String,
-        /// As text, because the SDK's error would show the answer's body.
+        /// As text, because the `Debug` of the SDK's error contains the body of the answer.
         cause: String,
     },
-    /// The same, while writing.
     #[error("cannot write {arn}: {cause}")]
-    Write {
-        /// The secret.
-        arn: String,
-        /// As text.
-        cause: String,
-    },
+    Write { arn: String, cause: String },
     /// The secret's text cannot be used.
     #[error("{name}: {fault}")]
     Unusable {
         /// The secret's ARN, or the variable that holds it.
         name: String,
-        /// What is wrong.
         fault: String,
     },
 }
 
 impl SecretsError {
-    /// What is left to do. Reading or writing the same once more is harmless.
+    /// A repeated read or write is harmless. Storing the same text twice only creates another version.
     pub fn disposition(&self) -> Disposition {
         match self {
             Self::Read { .. } | Self::Write { .. } => Disposition::RetryLater,
@@ -82,15 +76,14 @@ impl SecretsError {
     }
 }
 
-/// AWS Secrets Manager; for a name `ssm:/path` the Parameter Store, from which people migrate: read only, and without a
-/// version before.
+/// AWS Secrets Manager; for a name `ssm:/path` the Parameter Store, which older installations use. Parameters are read
+/// only and have no previous version.
 #[derive(Clone, Debug)]
 pub struct SecretsManager {
     aws: AwsClients,
 }
 
 impl SecretsManager {
-    /// Over the clients of `aws`.
     pub fn new(aws: &AwsClients) -> Self {
         Self { aws: aws.clone() }
     }
@@ -101,7 +94,8 @@ impl PutSecret for SecretsManager {
         if arn.starts_with(PARAMETER) {
             return Err(SecretsError::Unusable {
                 name: arn.to_owned(),
-                fault: "a parameter is only read: move the value to Secrets Manager".to_owned(),
+                fault: "billhook only reads parameters; move the value to Secrets Manager"
+                    .to_owned(),
             });
         }
         let call = self.aws.secrets_manager().put_secret_value().secret_id(arn);
@@ -140,7 +134,7 @@ impl FetchSecret for SecretsManager {
                 let created_ms = answer.created_date().and_then(|at| at.to_millis().ok());
                 let text = answer.secret_string.ok_or_else(|| SecretsError::Unusable {
                     name: arn.to_owned(),
-                    fault: "a binary value; put it as text (--secret-string)".to_owned(),
+                    fault: "the value is binary; store it as text (--secret-string)".to_owned(),
                 })?;
                 Ok(Some(StoredSecret {
                     text: SecretString::from(text),
@@ -158,7 +152,7 @@ impl FetchSecret for SecretsManager {
     }
 }
 
-/// A version of a secret, understood, and when it was put. One that is not there is an empty document.
+/// Reads and parses a version of a secret; also returns when it was stored. A missing version is an empty document.
 pub(super) async fn read_document(
     fetch: &impl FetchSecret,
     arn: &str,
@@ -174,9 +168,8 @@ pub(super) async fn read_document(
     ))
 }
 
-/// Writes a secret.
 pub trait PutSecret: Send + Sync {
-    /// Makes `value` the current text. The one before becomes `AWSPREVIOUS`.
+    /// Stores `value` as the current version; the version before becomes `AWSPREVIOUS`.
     fn put(
         &self,
         arn: &str,

@@ -1,5 +1,9 @@
-//! Changes of a secret that drop nothing: what is replaced goes on proving deliveries, whoever wrote it. Each puts a
-//! new version; none moves a label.
+//! Changes to a secret: replace a value, revoke replaced values, roll back (rotation).
+//!
+//! A replaced signing secret stays valid for 24 hours, whoever stored it, so that a change refuses no genuine delivery;
+//! only `revoke_replaced` ends that at once. Every change stores a new version and moves no version label: ingress
+//! counts the 24 hours from the creation date of the current version. `cache` reads the result; `docs/rotation.md`
+//! explains it.
 
 use billhook_core::endpoint::secret::{PREVIOUS_VALID_FOR, SecretDocument, SecretKind};
 use billhook_core::time::Timestamp;
@@ -7,7 +11,9 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 use super::store::{FetchSecret, PutSecret, SecretVersion, SecretsError, read_document};
 
-/// The current document, with what `AWSPREVIOUS` still proves: the next version pushes that out.
+/// The current document, plus the secret in `AWSPREVIOUS` while that is still valid, because the next version will push
+/// it out. Case: a person stored lob_2 over lob_1 by hand; an hour later another key of the same JSON is changed. Now
+/// `AWSPREVIOUS` has lob_2, and lob_1 is valid for 23 more hours only because it is kept under `previous`.
 pub async fn load_document(
     store: &impl FetchSecret,
     arn: &str,
@@ -24,7 +30,7 @@ pub async fn load_document(
     }
 }
 
-/// Gives members of a secret other values: the Lob secret, or any other key of the same JSON.
+/// Changes members of a secret: the Lob secret, or any other key in the same JSON.
 pub async fn change_members(
     store: &(impl FetchSecret + PutSecret),
     arn: &str,
@@ -37,8 +43,9 @@ pub async fn change_members(
     store.put(arn, &next.encode()).await
 }
 
-/// The same for a leaked secret: nothing that was replaced proves anything any more, once every cache has read it.
-/// Put twice, so that `AWSPREVIOUS` is the new value too. Without `members` the current secret stays.
+/// For a leaked secret: no replaced value is valid any more, as soon as every cache has read the change (15 minutes).
+/// The text is stored twice, because after one put `AWSPREVIOUS` would still be the leaked value. With empty `members`
+/// the current secret stays.
 pub async fn revoke_replaced(
     store: &(impl FetchSecret + PutSecret),
     arn: &str,
@@ -52,7 +59,7 @@ pub async fn revoke_replaced(
     store.put(arn, &value).await
 }
 
-/// Puts the secret of `AWSPREVIOUS` as a new version; the other members stay.
+/// Stores the secret of `AWSPREVIOUS` in a new version; the other members of the JSON stay as they are now.
 pub async fn roll_back_secret(
     store: &(impl FetchSecret + PutSecret),
     arn: &str,
@@ -63,7 +70,7 @@ pub async fn roll_back_secret(
     let (before, _) = read_document(store, arn, wanted, SecretVersion::Previous).await?;
     let before = require_sound(before, arn)?;
     let Some(secret) = before.current.map(|before| before.secret) else {
-        let fault = format!("the version before has no {}", wanted.member());
+        let fault = format!("the previous version has no {}", wanted.member());
         return Err(unusable_secret(arn, fault));
     };
     let stands = current
@@ -71,7 +78,7 @@ pub async fn roll_back_secret(
         .as_ref()
         .map(|current| current.secret.expose_secret());
     if stands == Some(secret.expose_secret()) {
-        let fault = format!("the version before has the same {}", wanted.member());
+        let fault = format!("the previous version has the same {}", wanted.member());
         return Err(unusable_secret(arn, fault));
     }
     let next = current.clone().with_member(wanted.member(), &secret);
@@ -86,7 +93,7 @@ async fn apply_members(
     members: &[(&str, SecretString)],
     now: Timestamp,
 ) -> Result<(SecretDocument, SecretDocument), SecretsError> {
-    // What cannot be understood would be lost by writing over it.
+    // A document that we cannot parse is not overwritten: a person mistyped its JSON, and its values would be lost.
     let current = require_sound(load_document(store, arn, wanted, now).await?, arn)?;
     let next = members.iter().fold(current.clone(), |next, (name, value)| {
         next.with_member(name, value)
@@ -144,7 +151,7 @@ mod tests {
                 .push((text.to_owned(), self.now()));
         }
 
-        /// A reader of a container that starts now.
+        /// The cache of a container that starts now.
         fn reader(&self) -> SigningKeyCache<&Self, &Self> {
             let at = SecretLocation::Arn(ARN.to_owned());
             let source = SecretSource {
@@ -155,7 +162,7 @@ mod tests {
             SigningKeyCache::new(SecretKind::LobSigning, vec![source], ttl, true, self, self)
         }
 
-        /// What proves a delivery now, as far as it takes a mismatch to learn it.
+        /// The secrets that are valid now, including those that are read only after a mismatch.
         async fn accepted(&self) -> String {
             let reader = self.reader();
             let known = reader.signing_keys().await;
@@ -236,7 +243,7 @@ mod tests {
                 .0
                 .contains(r#""telnyx_api_key":"KEY3""#)
         );
-        // 24 h after the replacement it proves nothing, however often the rest was changed.
+        // 24 h after its replacement it is no longer valid, however often the other keys were changed.
         world.pass(22 * HOUR);
         assert_eq!(world.accepted().await, "lob_2");
     }
@@ -277,7 +284,7 @@ mod tests {
         };
         assert!(after.is_none_or(|known| !proves(&known, "lob_leaked")));
 
-        // A leaked predecessor alone: the current one stays.
+        // Only the previous secret leaked: the current one stays.
         let world = World::default();
         world.by_hand(r#"{"lob_webhook_secret":"lob_leaked"}"#);
         world.change("lob_webhook_secret", "lob_2").await;
@@ -299,7 +306,7 @@ mod tests {
             .unwrap();
         assert_eq!(world.versions.lock().unwrap().len(), 3);
         assert_eq!(world.accepted().await, "lob_1 lob_wrong");
-        // Other keys of the same document are not its business.
+        // A rollback does not touch the other keys of the document.
         assert!(world.versions.lock().unwrap()[2].0.contains("KEY2"));
         world.pass(25 * HOUR);
         assert_eq!(world.accepted().await, "lob_1");
@@ -308,7 +315,7 @@ mod tests {
         let same = roll_back_secret(&&world, ARN, SecretKind::LobSigning, world.now()).await;
         assert_eq!(
             same.unwrap_err().to_string(),
-            "arn:app: the version before has the same lob_webhook_secret"
+            "arn:app: the previous version has the same lob_webhook_secret"
         );
 
         let world = World::default();
@@ -317,7 +324,7 @@ mod tests {
         let refused = roll_back_secret(&&world, ARN, SecretKind::LobSigning, world.now()).await;
         assert_eq!(
             refused.unwrap_err().to_string(),
-            "arn:app: the version before has no lob_webhook_secret"
+            "arn:app: the previous version has no lob_webhook_secret"
         );
     }
 

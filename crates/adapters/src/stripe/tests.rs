@@ -51,15 +51,15 @@ fn fault(status: u16) -> Fault {
 #[case(
     "sk_live_x",
     false,
-    "the stripe key is a live key and the stage is test"
+    "the stripe key is a live key and the environment is test"
 )]
 #[case(
     "rk_test_x",
     true,
-    "the stripe key is a test key and the stage is live"
+    "the stripe key is a test key and the environment is live"
 )]
-#[case("pk_test_x", false, "the stripe key is no secret or restricted key")]
-#[case("", true, "the stripe key is no secret or restricted key")]
+#[case("pk_test_x", false, "the stripe key is not a secret or restricted key")]
+#[case("", true, "the stripe key is not a secret or restricted key")]
 fn a_key_of_the_other_mode_is_refused(#[case] key: &str, #[case] live: bool, #[case] said: &str) {
     let made = StripeClient::new("http://127.0.0.1:1", key.into(), live);
     assert_eq!(
@@ -403,7 +403,7 @@ fn calls_that_want_to_begin_at_once_begin_at_even_distances() {
             .all(|pair| pair[1] - pair[0] == Duration::from_millis(50))
     );
     assert_eq!(turns[40], Duration::from_secs(2));
-    // Time that nobody used is not saved up.
+    // Unused time is not saved.
     let later = begun + Duration::from_secs(10);
     let turns = [(); 3].map(|()| pace.next_slot(later) - later);
     assert_eq!(turns, [0, 50, 100].map(Duration::from_millis));

@@ -136,7 +136,7 @@ fn keys_are_put_from_standard_input_and_a_wrong_one_is_refused() {
             .assert_exit(0, "stored;");
         run_billhook(stage, back)
             .await?
-            .assert_exit(1, "the version before has the same lob_webhook_secret");
+            .assert_exit(1, "the previous version has the same lob_webhook_secret");
         let put = "secrets put lob --revoke";
         run_with_input(stage, put, LOB_SECRET)
             .await?
