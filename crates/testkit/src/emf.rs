@@ -1,4 +1,5 @@
-//! The rules of `CloudWatch`'s embedded metric format, for lines that no emulator reads.
+//! Validator for CloudWatch's embedded metric format (EMF), because no emulator reads these lines.
+//! Golden tests and flows check every metric line of `billhook_adapters::metrics` with it.
 //! Source: `Specification: Embedded metric format` with its JSON schema, and `MetricDatum`, read 2026-11.
 
 use std::collections::BTreeSet;
@@ -6,16 +7,16 @@ use std::collections::BTreeSet;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-/// A line may be no larger, the limit of older regions.
+/// The smallest limit for one log event, that of older regions.
 const LINE_BYTES_MAX: usize = 256 * 1024;
 
-/// One metric of a line: namespace, name, unit, and its dimensions by set.
+/// One metric of a line: namespace, name, unit, dimension sets.
 pub type Published = (String, String, String, Vec<BTreeSet<String>>);
 
-/// Checks a line, and tells what it publishes.
+/// Checks a line and returns the metrics that it publishes.
 ///
 /// # Errors
-/// Names the first rule that is broken.
+/// Names the first rule that the line breaks.
 pub fn check(line: &str) -> Result<Vec<Published>> {
     ensure!(line.len() <= LINE_BYTES_MAX, "the line is too large");
     let root: Value = serde_json::from_str(line).context("the line is not one JSON document")?;

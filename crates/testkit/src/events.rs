@@ -1,8 +1,9 @@
-//! Bodies as the providers send them, cut to what tests and the demonstration need; real-shaped ones are in `events/`.
+//! Builders for webhook bodies of Stripe and Lob, reduced to what tests and the demonstration need. Bodies in their
+//! full shape are in `events/`; `sign` signs them.
 
 use serde_json::{Value, json};
 
-/// Stripe's event around an object.
+/// A Stripe event of the platform's own account around an object.
 pub fn stripe(id: &str, event_type: &str, created: i64, object: Value) -> Value {
     json!({
         "id": id,
@@ -17,7 +18,7 @@ pub fn stripe(id: &str, event_type: &str, created: i64, object: Value) -> Value 
     })
 }
 
-/// The same from a connected account.
+/// Turns it into an event of a connected account.
 #[must_use]
 pub fn from_account(mut event: Value, account: &str) -> Value {
     if let Some(members) = event.as_object_mut() {
@@ -26,7 +27,7 @@ pub fn from_account(mut event: Value, account: &str) -> Value {
     event
 }
 
-/// A `PaymentIntent` that was paid.
+/// `payment_intent.succeeded`.
 pub fn intent_succeeded(
     id: &str,
     created: i64,
@@ -41,7 +42,7 @@ pub fn intent_succeeded(
     stripe(id, "payment_intent.succeeded", created, object)
 }
 
-/// An attempt on a `PaymentIntent` that failed.
+/// `payment_intent.payment_failed`.
 pub fn intent_failed(id: &str, created: i64, intent: &str, metadata: Value, charge: &str) -> Value {
     let object = json!({
         "id": intent, "object": "payment_intent", "status": "requires_payment_method", "amount": 4200,
@@ -51,7 +52,7 @@ pub fn intent_failed(id: &str, created: i64, intent: &str, metadata: Value, char
     stripe(id, "payment_intent.payment_failed", created, object)
 }
 
-/// A Checkout Session that was finished; `payment_status` says whether it is paid.
+/// `checkout.session.completed`; `payment_status` says whether it is paid.
 pub fn session_completed(
     id: &str,
     created: i64,
@@ -67,7 +68,7 @@ pub fn session_completed(
     stripe(id, "checkout.session.completed", created, object)
 }
 
-/// A Charge of which `refunded` in all has gone back.
+/// `charge.refunded`; `refunded` is the charge's cumulative figure.
 pub fn charge_refunded(
     id: &str,
     created: i64,
@@ -82,7 +83,7 @@ pub fn charge_refunded(
     stripe(id, "charge.refunded", created, object)
 }
 
-/// A PaymentIntent in any other state: `processing`, `canceled`.
+/// A PaymentIntent event with another state: `processing`, `canceled`.
 pub fn intent_is(id: &str, created: i64, intent: &str, metadata: Value, status: &str) -> Value {
     let object = json!({
         "id": intent, "object": "payment_intent", "status": status, "amount": 4200, "amount_received": 0,
@@ -91,7 +92,7 @@ pub fn intent_is(id: &str, created: i64, intent: &str, metadata: Value, status: 
     stripe(id, &format!("payment_intent.{status}"), created, object)
 }
 
-/// A Refund by its own id.
+/// A refund with its own id and state.
 pub fn refund(
     id: &str,
     created: i64,
@@ -117,7 +118,7 @@ pub fn dispute(id: &str, created: i64, dispute: &str, intent: &str, status: &str
     stripe(id, "charge.dispute.updated", created, object)
 }
 
-/// Lob's event about a letter, with metadata redacted as it is by default.
+/// A Lob event about a letter, with redacted metadata, which is Lob's default.
 pub fn letter(id: &str, created: &str, letter: &str, stage: &str) -> Value {
     json!({
         "id": id,

@@ -1,5 +1,5 @@
-//! One function's real binary on a Lambda runtime of its own, for what the emulator cannot give: an invocation with any
-//! time left, and the process's memory.
+//! Runs one function's real binary against a fake Lambda Runtime API, for what the emulator cannot do: choose the time
+//! left of an invocation, and measure the memory of the process.
 
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -17,7 +17,7 @@ use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, mpsc};
 
-/// A running function; it ends with this value.
+/// A running function; dropping it ends the process.
 #[derive(Debug)]
 pub struct Function {
     child: Child,
@@ -31,7 +31,7 @@ struct Runtime {
 }
 
 impl Function {
-    /// Starts a binary with these variables and no others.
+    /// Starts a binary with exactly these variables.
     pub async fn start(binary: &Path, variables: &[(&str, String)]) -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?.to_string();
@@ -69,7 +69,7 @@ impl Function {
         })
     }
 
-    /// Invokes it with this much time left, and waits for its answer.
+    /// Invokes it with this much time left and waits for the answer.
     pub async fn invoke(&mut self, input: &Value, time_left: Duration) -> Result<Value> {
         let left_ms = i64::try_from(time_left.as_millis())?;
         let deadline_ms = super::stripe::unix_ms().saturating_add(left_ms);
@@ -78,7 +78,7 @@ impl Function {
         answer.ok().flatten().context("no answer in time")
     }
 
-    /// The most memory that the process ever had resident.
+    /// The process's peak resident memory.
     pub fn peak_rss_kib(&self) -> Result<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

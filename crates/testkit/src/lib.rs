@@ -1,4 +1,8 @@
-//! What tests and local runs need, and nothing that is deployed.
+//! Test support, never deployed: fakes of the ports with planned failures (fault injection), builders of the providers'
+//! events and signatures, a local Stripe, a local AWS to which the real template is deployed, and a deterministic
+//! simulation.
+//!
+//! For a unit test of a handler read `memory`, for the wire `proxy`, for whole systems `sim` and `local`.
 
 #[cfg(feature = "custom-resource")]
 pub mod custom_resource;

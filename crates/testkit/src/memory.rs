@@ -1,4 +1,8 @@
-//! The ports in memory, behaving as the tables and queues do: conditional, all or nothing, with planned failures.
+//! In-memory fakes of the ports of `billhook_core`: tables with conditional writes and transactions, queues with
+//! deduplication, secrets, Stripe, a clock that the test moves. [`Plan`] makes chosen calls fail (fault injection).
+//!
+//! They behave like the real services where `core` depends on it. `sim` has another store, with time and lagging
+//! indexes.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Mutex;
@@ -35,7 +39,7 @@ use billhook_core::worker::ports::{
 use serde_json::Value;
 use uuid::Uuid;
 
-/// The page of those of these events that are open so, as the index has it.
+/// One page of the events with this outcome, as the index would return it.
 pub(crate) fn open_page<'a>(
     stored: impl Iterator<Item = &'a EventRecord>,
     outcome: EventOutcome,
@@ -61,7 +65,7 @@ pub(crate) fn open_page<'a>(
     UnfinishedPage { events, next }
 }
 
-/// A row as the application makes it: 42.00 usd are due, and nothing else is known.
+/// A row as the application creates it: 42.00 usd are due, and nothing else is known.
 pub fn entity(key: EntityKey) -> Entity {
     Entity {
         key,
@@ -82,23 +86,21 @@ pub fn entity(key: EntityKey) -> Entity {
     }
 }
 
-/// What happens to a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// It never arrives.
+    /// The call never arrives.
     Before,
-    /// It takes effect and its answer is lost.
+    /// The call takes effect and its answer is lost (unknown outcome).
     AnswerLost,
-    /// The SDK repeats it by itself after its first answer was lost.
+    /// The SDK repeats the call because the first answer was lost.
     Repeated,
 }
 
-/// What the next calls meet; nothing once it is used up.
+/// What happens to the next calls; once it is used up, calls succeed.
 #[derive(Debug, Default)]
 pub struct Plan(Mutex<VecDeque<Option<Fault>>>);
 
 impl Plan {
-    /// The next calls, in order.
     pub fn then(&self, faults: impl IntoIterator<Item = Option<Fault>>) {
         lock(&self.0).extend(faults);
     }
@@ -122,17 +124,15 @@ fn unreachable(doing: &str) -> DependencyError {
     }
 }
 
-/// A clock that stands until it is moved; pauses move it.
+/// A clock that only the test and pauses move.
 #[derive(Debug)]
 pub struct FixedClock(Mutex<(Timestamp, u128)>);
 
 impl FixedClock {
-    /// Standing at `now`.
     pub fn at(now: Timestamp) -> Self {
         Self(Mutex::new((now, 0)))
     }
 
-    /// Moves it.
     pub fn set(&self, now: Timestamp) {
         lock(&self.0).0 = now;
     }
@@ -167,17 +167,16 @@ impl Pause for FixedClock {
     }
 }
 
-/// Secrets that are simply known.
+/// Signing secrets without Secrets Manager.
 #[derive(Debug, Default)]
 pub struct KnownKeys {
-    /// What the cache holds.
+    /// The secrets in the cache.
     pub cached: SigningKeys,
-    /// What a refresh brings, if it may happen.
+    /// The result of a refresh; `None` if the rate limit forbids one.
     pub fresh: Option<SigningKeys>,
 }
 
 impl KnownKeys {
-    /// One good secret.
     pub fn one(secret: &str) -> Self {
         let keys = SigningKey::usable("test", secret).into_iter().collect();
         Self {
@@ -204,14 +203,14 @@ impl ReadSigningKeys for KnownKeys {
     }
 }
 
-/// Messages as they were sent, the deduplicated ones once.
+/// Messages in the order they were sent; duplicates only once.
 #[derive(Debug, Default)]
 pub struct MemoryQueue {
     /// (provider, group, deduplication id, body)
     pub sent: Mutex<Vec<(ProviderId, String, String, String)>>,
-    /// Calls, the failed ones too.
+    /// The number of calls, including failed ones.
     pub calls: Mutex<usize>,
-    /// Failures to come.
+    /// Planned failures.
     pub plan: Plan,
 }
 
@@ -258,23 +257,18 @@ impl SendMessage for &MemoryQueue {
     }
 }
 
-/// An event's row.
 #[derive(Clone, Debug)]
 pub struct EventRow {
-    /// Without the payload.
     pub stored: EventRecord,
-    /// The payload.
     pub payload: Vec<u8>,
     /// `processing_error`.
     pub error: Option<String>,
-    /// How often a worker wrote it.
+    /// How often a worker wrote the row.
     pub attempts: u32,
 }
 
-/// All tables.
 #[derive(Debug, Default)]
 pub struct MemoryTables {
-    /// The inbox.
     pub events: Mutex<BTreeMap<EventId, EventRow>>,
     /// Orders and statements.
     pub entities: Mutex<BTreeMap<EntityKey, Entity>>,
@@ -282,29 +276,29 @@ pub struct MemoryTables {
     pub payments: Mutex<BTreeMap<String, PaymentRow>>,
     /// Account and tenant.
     pub tenants: Mutex<Vec<(AccountId, TenantId)>>,
-    /// Calls, by name.
+    /// The calls, by name.
     pub calls: Mutex<BTreeMap<&'static str, usize>>,
-    /// What an index still answers for a payment or a piece, whatever the rows say: it lags.
+    /// What a lagging index still returns for a payment or piece, whatever the rows say.
     pub stale: Mutex<BTreeMap<String, EntityKey>>,
-    /// Reads of events never come back.
+    /// If true, reads of events never return.
     pub hangs: AtomicBool,
-    /// A row whose facts are longer than this, as JSON, is refused.
+    /// A row whose facts are longer than this as JSON is refused.
     pub facts_bytes_max: Mutex<Option<usize>>,
-    /// What writes meet.
+    /// Planned failures of writes.
     pub writes: Plan,
-    /// What reads meet.
+    /// Planned failures of reads.
     pub reads: Plan,
-    /// Its commits never end.
+    /// Commits of this entity never return.
     pub stuck: Mutex<Option<EntityKey>>,
-    /// Runs before each commit takes effect, to lose a race.
+    /// Runs before each commit takes effect, so that a test can make it lose a race.
     pub before_commit: Mutex<VecDeque<fn(&MemoryTables)>>,
-    /// How far each job came.
+    /// The checkpoint of each job.
     pub jobs: Mutex<BTreeMap<String, Checkpoint>>,
-    /// Runs as each call begins.
+    /// Runs at the beginning of each call.
     pub hook: Hook,
 }
 
-/// What a test does while another call begins.
+/// What a test does at the beginning of a call.
 #[derive(Default)]
 pub struct Hook(Mutex<Option<Box<dyn FnMut() + Send>>>);
 
@@ -315,12 +309,11 @@ impl std::fmt::Debug for Hook {
 }
 
 impl Hook {
-    /// From now on.
     pub fn set(&self, run: impl FnMut() + Send + 'static) {
         *lock(&self.0) = Some(Box::new(run));
     }
 
-    /// A call begins. What the hook itself calls does not run it again.
+    /// Call it at the beginning of each call. Calls that the hook itself makes do not run it again.
     fn run(&self) {
         let hook = lock(&self.0).take();
         if let Some(mut hook) = hook {
@@ -493,25 +486,25 @@ impl ListAccounts for &MemoryTables {
     }
 }
 
-/// A Stripe by its rules for payments and lists of events, with planned failures. A payment that is not named requires a
-/// payment method.
+/// Stripe's rules for payments and event lists, with planned failures. An unknown payment has the state
+/// `requires_payment_method`.
 #[derive(Debug, Default)]
 pub struct MemoryStripe {
     /// By intent.
     pub intents: Mutex<BTreeMap<String, IntentStatus>>,
-    /// By session: its intent, and where it stands.
+    /// By session: its PaymentIntent and its state.
     pub sessions: Mutex<BTreeMap<String, (String, SessionStatus)>>,
-    /// Every call: what, of what, and its idempotency key or account.
+    /// Every call: operation, object, and idempotency key or account.
     pub calls: Mutex<Vec<(&'static str, String, String)>>,
-    /// By account, empty for the platform.
+    /// By account; the empty text is the platform.
     pub events: Mutex<BTreeMap<String, Vec<Value>>>,
     /// Accounts that answer 403.
     pub refused: Mutex<BTreeSet<String>>,
-    /// Events on a page.
+    /// Events per page.
     pub page: AtomicUsize,
-    /// Failures to come.
+    /// Planned failures.
     pub plan: Plan,
-    /// Runs as each call begins.
+    /// Runs at the beginning of each call.
     pub hook: Hook,
 }
 
@@ -534,7 +527,6 @@ impl MemoryStripe {
         }
     }
 
-    /// Where an intent stands.
     pub fn intent(&self, id: &str) -> IntentStatus {
         let open = || IntentStatus::RequiresPaymentMethod;
         lock(&self.intents)
@@ -543,7 +535,7 @@ impl MemoryStripe {
             .clone()
     }
 
-    /// The customer pays; whether it can still be done. A payment goes through its session.
+    /// The customer pays, in the Checkout Session if there is one; returns whether that was still possible.
     pub fn pay(&self, id: &str) -> bool {
         let can = can_end(&self.intent(id));
         if can {
@@ -861,7 +853,7 @@ impl Ledger for &MemoryTables {
     }
 }
 
-/// What DynamoDB refuses whatever the rows hold: two actions of a transaction on one row, or more than 100.
+/// DynamoDB refuses a transaction with two actions on one row or with more than 100 actions, whatever the rows contain.
 pub(crate) fn refusal<R>(commits: &[CommitPart<'_, R>]) -> Option<&'static str> {
     let mut rows = BTreeSet::new();
     for commit in commits {

@@ -1,5 +1,5 @@
-//! A proxy in front of the local AWS (or Stripe), for its functions: counts their calls at the wire, where retries show as
-//! well, and lets them fail: planned ones, some by chance, or all of a service for a while.
+//! Fault-injecting HTTP proxy between the functions and the local AWS or Stripe. It counts calls on the wire, where the
+//! SDK's retries are visible too, and makes calls fail: planned ones, random ones, or all calls of a service (outage).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -16,28 +16,27 @@ use tokio::net::TcpListener;
 
 use crate::random::Random;
 
-/// Longer than any client waits for an answer.
+/// Longer than the time-out of any client.
 const HANG: Duration = Duration::from_secs(5);
 
-/// What happens to a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The connection closes before the call is passed on.
+    /// The connection closes before the call is forwarded.
     Before,
-    /// The call takes effect; the connection closes without its answer.
+    /// The call takes effect and the connection closes without an answer.
     AnswerLost,
-    /// The call is refused, as by a service that is asked too often.
+    /// The call is refused as throttled.
     Throttled,
     /// The call is answered 500.
     ServerError,
-    /// Nothing answers, until the client has given up.
+    /// No answer until the client gives up.
     Hang,
-    /// The process of this function is killed before the call is passed on.
+    /// This function's process is killed before the call is forwarded.
     Kill {
         /// `AWS_LAMBDA_FUNCTION_NAME` of the process.
         function: String,
     },
-    /// The same once the call has taken effect.
+    /// This function's process is killed after the call took effect.
     KillAfter {
         /// `AWS_LAMBDA_FUNCTION_NAME` of the process.
         function: String,
@@ -45,14 +44,14 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// What happens by chance.
+    /// Random faults.
     const BY_CHANCE: [Self; 4] = [
         Self::Before,
         Self::AnswerLost,
         Self::Throttled,
         Self::ServerError,
     ];
-    /// How a service is out of reach.
+    /// How a service fails in an outage.
     const OUTAGE: [Self; 3] = [Self::Before, Self::ServerError, Self::Hang];
 
     fn name(&self) -> &'static str {
@@ -68,7 +67,7 @@ impl Fault {
     }
 }
 
-/// A running proxy; it ends with the runtime it was started on.
+/// A running proxy; it ends with the async runtime on which it was started.
 #[derive(Clone, Debug)]
 pub struct Proxy {
     address: SocketAddr,
@@ -104,7 +103,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Proxy {
-    /// Starts one on a free port; `set_upstream` tells it later where to pass on.
+    /// Starts a proxy on a free port; `set_upstream` sets its target later.
     pub async fn start() -> anyhow::Result<Self> {
         crate::stripe::install_tls();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
@@ -147,12 +146,12 @@ impl Proxy {
         format!("http://{}", self.address)
     }
 
-    /// Where calls are passed on to.
+    /// Sets the target of all calls.
     pub fn set_upstream(&self, endpoint: &str) {
         endpoint.clone_into(&mut lock(&self.shared.upstream));
     }
 
-    /// Lets the next calls of an operation (`PutItem`) fail, one after the other.
+    /// Makes the next calls of an operation (`PutItem`) fail, one fault per call.
     pub fn plan(&self, operation: &str, faults: impl IntoIterator<Item = Fault>) {
         lock(&self.shared.plans)
             .entry(operation.to_owned())
@@ -160,43 +159,43 @@ impl Proxy {
             .extend(faults);
     }
 
-    /// How many faults were planned and not met.
+    /// The number of planned faults that did not happen yet.
     pub fn left(&self) -> usize {
         lock(&self.shared.plans).values().map(VecDeque::len).sum()
     }
 
-    /// Lets so many of 1,000 calls fail from now on, in every way in turn, as the seed says.
+    /// From now on this many of 1,000 calls fail, with each kind of fault in turn; the seed decides which.
     pub fn disturb(&self, seed: u64, per_mille: usize) {
         *lock(&self.shared.chance) = Some((Random::new(seed), per_mille));
     }
 
-    /// Takes a service out of reach: calls whose `X-Amz-Target` begins so, or every call for an empty text.
+    /// Starts an outage: of all calls whose `X-Amz-Target` begins with this text, or of every call if it is empty.
     pub fn cut(&self, service: &str) {
         *lock(&self.shared.outage) = Some(service.to_owned());
     }
 
-    /// From now on nothing fails but what is planned.
+    /// Ends random faults and outages; planned faults stay.
     pub fn heal(&self) {
         *lock(&self.shared.outage) = None;
         *lock(&self.shared.chance) = None;
     }
 
-    /// Calls that failed so far: by kind, then by operation.
+    /// The failed calls so far, by kind and operation.
     pub fn faults(&self) -> BTreeMap<&'static str, BTreeMap<String, usize>> {
         lock(&self.shared.faults).clone()
     }
 
-    /// Every message that was put on a queue, as it stood on the wire.
+    /// Every message that was sent to a queue, as it was on the wire.
     pub fn messages(&self) -> Vec<String> {
         lock(&self.shared.messages).clone()
     }
 
-    /// Calls so far, by operation.
+    /// The number of calls so far, by operation.
     pub fn calls(&self) -> BTreeMap<String, usize> {
         lock(&self.shared.calls).clone()
     }
 
-    /// What this call meets.
+    /// The fault for this call, if any.
     fn fault(&self, target: &str) -> Option<Fault> {
         let operation = target.rsplit('.').next().unwrap_or_default();
         *lock(&self.shared.calls)
@@ -281,7 +280,7 @@ impl Proxy {
     }
 }
 
-/// An error as every service of AWS with a JSON protocol tells it.
+/// An error in the format of AWS's JSON protocols.
 fn refusal(status: u16, code: &str) -> Result<Response<Full<Bytes>>, Closed> {
     let body = json!({ "__type": code, "message": "as planned" });
     Response::builder()
@@ -291,7 +290,7 @@ fn refusal(status: u16, code: &str) -> Result<Response<Full<Bytes>>, Closed> {
         .map_err(|_| Closed)
 }
 
-/// Ends every process of a local function, as a crash would: found by the variable that only functions have.
+/// Kills every process of a local function, as a crash would; it finds them by a variable that only functions have.
 pub fn kill(function: &str) {
     let wanted = format!("AWS_LAMBDA_FUNCTION_NAME={function}");
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {

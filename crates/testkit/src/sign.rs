@@ -1,6 +1,7 @@
-//! Signatures as the providers make them, written against their documentation and apart from the verifier in
-//! `billhook-core`: a mistake would have to be made twice to go unseen. `tests/official_stripe.rs` has Stripe's own
-//! library accept them. Source: `Receive Stripe events in your webhook endpoint`, `Using webhooks` (Lob), read 2026-11.
+//! Signs webhook bodies as Stripe and Lob do (HMAC-SHA256). Written from their documentation and independently of the
+//! verifier in `billhook_core`, so a mistake would have to be made twice to go unnoticed; in `tests/official_stripe.rs`
+//! Stripe's own library accepts the signatures.
+//! Source: `Receive Stripe events in your webhook endpoint`, `Using webhooks` (Lob), read 2026-11.
 
 use data_encoding::HEXLOWER;
 use hmac::{Hmac, KeyInit, Mac};

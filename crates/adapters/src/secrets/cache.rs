@@ -2,9 +2,9 @@
 //!
 //! A secret is *fresh* for `SECRETS_TTL_SECONDS` (300) after it was read; then it is read again. If that fails it is
 //! *stale*: it is still used, up to 15 minutes after it was read, and never longer. If no known secret matches a
-//! delivery, the secrets are read again (refresh after a mismatch), so that a replaced secret works at once. Anybody
-//! can send forged deliveries, and each is a mismatch. So reads have a distance of at least 10 seconds, counted
-//! together for all secrets of the provider, whatever caused them. The only exceptions: 1 second while a secret can
+//! delivery, the secrets are read again (refresh after a mismatch), so that a new secret works within 10 seconds.
+//! Anybody can send forged deliveries, and each is a mismatch, so two reads are at least 10 seconds apart, whatever
+//! caused them; that counts for all secrets of the provider together. The only exceptions: 1 second while a secret can
 //! neither be read nor used from the cache, and one read of `AWSPREVIOUS` after each read of the current version.
 //! `store` makes the calls; `billhook_core::provider::signature` verifies with the result.
 

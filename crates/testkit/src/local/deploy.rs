@@ -1,7 +1,7 @@
-//! Deploys `template.yaml`, byte for byte as it is, with `sam deploy`.
+//! Deploys `template.yaml`, byte for byte as it is, to the local AWS with `sam deploy`.
 //!
-//! The staging folder holds the template and, where each function's `CodeUri` points, its built binary as `bootstrap`.
-//! That is the layout `sam build` would make, so nothing has to be built twice.
+//! The staging folder contains the template and, at each function's `CodeUri`, its binary as `bootstrap`. That is the
+//! layout that `sam build` creates, so nothing is built twice.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,11 +14,11 @@ use serde::Deserialize;
 
 use super::{LocalAws, POLL_INTERVAL, clean_command, repository, tail, tool};
 
-/// A first deploy takes about 8 s on a quiet machine.
+/// A first deployment takes about 8 s on an idle machine.
 const DEPLOY_TIMEOUT: Duration = Duration::from_secs(300);
 const OUTPUTS_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The functions of the template: package, binary and folder under `crates/` have one name.
+/// The functions of the template; package, binary and folder under `crates/` have the same name.
 pub const FUNCTIONS: [&str; 5] = [
     "webhook-ingress",
     "stripe-worker",
@@ -27,13 +27,12 @@ pub const FUNCTIONS: [&str; 5] = [
     "webhook-secret",
 ];
 
-/// What to deploy.
 #[derive(Debug, Clone)]
 pub struct DeployOptions {
-    /// Also the id of its API, so that the URLs are known before the stack is. One `AppName` and `Env` each.
+    /// Also the id of the stack's API, so that the URLs are known before the deployment. One `AppName` and `Env` each.
     pub stack_name: String,
-    /// Parameters of the template; `Architecture`, `WebhookBaseUrl` and `Waf` (of which the emulator knows little) have
-    /// local values unless given.
+    /// Parameters of the template. `Architecture`, `WebhookBaseUrl` and `Waf` (which the emulator hardly supports) have
+    /// local values if they are not given.
     pub parameters: BTreeMap<String, String>,
 }
 
@@ -52,21 +51,18 @@ impl DeployOptions {
     }
 }
 
-/// A deployed stack.
 #[derive(Debug, Clone)]
 pub struct Stack {
-    /// Its name.
     pub name: String,
-    /// Its outputs, by key.
     pub outputs: BTreeMap<String, String>,
     base_url: String,
 }
 
 impl Stack {
-    /// A stack that was deployed before.
+    /// Finds a stack that was deployed before.
     ///
     /// # Errors
-    /// If there is none of that name.
+    /// If no stack has that name.
     pub fn read(aws: &LocalAws, name: &str) -> Result<Self> {
         let list = [
             "list",
@@ -90,13 +86,12 @@ impl Stack {
         })
     }
 
-    /// Local URL of a path of the API, as `/webhooks/stripe`.
+    /// The local URL of a path of the API, such as `/webhooks/stripe`.
     #[must_use]
     pub fn url(&self, path: &str) -> String {
         format!("{}{path}", self.base_url)
     }
 
-    /// An output.
     ///
     /// # Errors
     /// If the stack has no output of that name.
@@ -108,10 +103,10 @@ impl Stack {
     }
 }
 
-/// Deploys the stack, or updates it; without changes it is quick.
+/// Deploys or updates the stack; without changes it is quick.
 ///
 /// # Errors
-/// If a binary is not built, or the stack fails; the text ends with the last lines of `sam deploy`.
+/// If a binary is not built or the deployment fails; the text ends with the last lines of `sam deploy`.
 pub fn deploy(aws: &LocalAws, options: &DeployOptions) -> Result<Stack> {
     let name = &options.stack_name;
     let staged = stage(&aws.dir().join("stage").join(name))?;
@@ -150,7 +145,7 @@ pub fn deploy(aws: &LocalAws, options: &DeployOptions) -> Result<Stack> {
     );
     arguments
         .extend(["--capabilities", "CAPABILITY_IAM", "CAPABILITY_AUTO_EXPAND"].map(Into::into));
-    // The emulator takes the API's id from this tag.
+    // The emulator reads the API's id from this tag.
     arguments.extend([
         "--tags".into(),
         format!("ms-custom-id={name}"),
@@ -183,7 +178,7 @@ struct Output {
     value: String,
 }
 
-/// Folder of the built function binaries: that of the running program (`deps` below it for tests).
+/// The folder of the built function binaries: that of the running program, or its parent for a test in `deps`.
 ///
 /// # Errors
 /// If the running program's own path is unknown.
@@ -219,7 +214,7 @@ fn stage(dir: &Path) -> Result<PathBuf> {
     Ok(dir.to_owned())
 }
 
-/// Runs the SAM CLI against the local AWS and gives back its standard output.
+/// Runs the SAM CLI against the local AWS and returns its standard output.
 fn sam(
     aws: &LocalAws,
     stack: &str,
@@ -270,7 +265,7 @@ fn sam(
     fs::read_to_string(&log).with_context(|| format!("read {}", log.display()))
 }
 
-/// The host's processor, as the template names it.
+/// The host's processor in the template's words.
 fn host_architecture() -> &'static str {
     if cfg!(target_arch = "aarch64") {
         "arm64"

@@ -1,9 +1,9 @@
 //! The local AWS: an emulator with enforced IAM policies, and the real template deployed to it.
 //!
-//! Guarantees: everything listens on 127.0.0.1 only, each [`LocalAws`] has its own port, state and files, so that any
-//! number run side by side, and a temporary one ends with the process that started it, however that one ends.
-//! Not here: what the emulator leaves out of AWS (`docs/local.md` lists it).
-//! Needs `make setup` (the `.venv` of the repository) and built function binaries; blocking calls on `std` only.
+//! Guarantees: everything listens on 127.0.0.1 only; each [`LocalAws`] has its own port, state and files, so several
+//! can run at the same time; a temporary one ends with the process that started it, even if that process is killed.
+//! `docs/local.md` lists what the emulator does not have. `deploy` deploys the template to it. Needs `make setup` (the
+//! `.venv` of the repository) and built function binaries; blocking calls on `std` only.
 
 mod deploy;
 
@@ -19,32 +19,29 @@ use anyhow::{Context, Result, anyhow, bail};
 
 pub use deploy::{DeployOptions, FUNCTIONS, Stack, binaries_dir, delete, deploy};
 
-/// The emulator needs about a second; a loaded CI machine needs more.
+/// The emulator starts in about a second; a loaded CI machine needs more.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// Another process may take the free port between our look and the emulator's bind.
+/// Another process may take the free port after we found it and before the emulator binds it.
 const START_TRIES_MAX: u32 = 3;
 
-/// Region of everything local.
 pub const REGION: &str = "eu-west-1";
-/// The deployer's key id: twelve digits name the account, whose root may do everything.
+/// The deployer's key id. The emulator takes twelve digits for an account, whose root user may do everything.
 pub const ACCESS_KEY_ID: &str = "000000000000";
 /// The emulator knows key ids but checks no signatures, so any value does.
 pub const SECRET_ACCESS_KEY: &str = "local";
 
-/// How to start a [`LocalAws`].
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Where logs, temporary files and the pid go.
+    /// The folder for logs, temporary files and the pid.
     pub dir: PathBuf,
-    /// Leave it running for later commands (`make run`), instead of ending it with this process and removing `dir`.
+    /// Keeps it running for later commands (`make run`) instead of ending it with this process and removing `dir`.
     pub keep_running: bool,
-    /// The endpoint the functions are given, where it is not the emulator itself (a proxy that injects failures).
+    /// The endpoint that the functions get, if it is not the emulator itself but a proxy that injects failures.
     pub functions_endpoint: Option<String>,
 }
 
 impl Options {
-    /// A temporary instance for a test.
     #[must_use]
     pub fn temporary(name: &str) -> Self {
         let dir = std::env::temp_dir().join(format!("billhook-{}-{name}", std::process::id()));
@@ -55,7 +52,7 @@ impl Options {
         }
     }
 
-    /// The one that `make run` keeps in `.local/`.
+    /// The instance that `make run` keeps in `.local/`.
     #[must_use]
     pub fn kept() -> Self {
         Self {
@@ -71,7 +68,7 @@ impl Options {
 pub struct LocalAws {
     port: u16,
     dir: PathBuf,
-    /// Only of a temporary instance: ends it when its standard input closes.
+    /// Only for a temporary instance: ends it when its standard input closes.
     watchdog: Option<Child>,
 }
 
@@ -161,7 +158,7 @@ impl LocalAws {
         Ok(aws)
     }
 
-    /// The instance that an earlier command left running in `dir`, if it still answers.
+    /// The instance that an earlier command started in `dir`, if it still answers.
     #[must_use]
     pub fn running(dir: &Path) -> Option<Self> {
         let (_, port) = recorded(dir)?;
@@ -173,7 +170,7 @@ impl LocalAws {
         aws.is_healthy().then_some(aws)
     }
 
-    /// Ends the instance that an earlier command left running in `dir`; whether there was one.
+    /// Ends the instance that an earlier command started in `dir`; returns whether there was one.
     ///
     /// # Errors
     /// If it cannot be ended.
@@ -186,7 +183,7 @@ impl LocalAws {
         Ok(true)
     }
 
-    /// Starts another program beside a kept instance, to be ended with it.
+    /// Starts another program beside a kept instance; both end together.
     ///
     /// # Errors
     /// If the instance or the program cannot be found.
@@ -211,13 +208,13 @@ impl LocalAws {
         endpoint(self.port)
     }
 
-    /// Where its files are: `ministack.log`, `deploy-*.log`.
+    /// The folder with its files: `ministack.log`, `deploy-*.log`.
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// What a client of this AWS needs in its environment.
+    /// The environment variables that a client of this AWS needs.
     #[must_use]
     pub fn env(&self) -> [(&'static str, String); 5] {
         [
@@ -254,7 +251,6 @@ impl Drop for LocalAws {
     }
 }
 
-/// Root of the repository.
 #[must_use]
 pub fn repository() -> PathBuf {
     let crate_dir = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -271,7 +267,8 @@ fn tool(name: &str) -> Result<PathBuf> {
     }
 }
 
-/// A command without the caller's environment: nothing of it may reach the functions, nor any real AWS account.
+/// A command without the caller's environment, so that nothing of it reaches the functions and no call reaches a real
+/// AWS account.
 fn clean_command(program: &Path, home: &Path) -> Command {
     let mut command = Command::new(program);
     command
@@ -291,7 +288,8 @@ fn endpoint(port: u16) -> String {
     format!("http://127.0.0.1:{port}")
 }
 
-/// Pid and port in `dir/pid`, if that process is still our emulator: a pid may have gone to a stranger since.
+/// Pid and port in `dir/pid`, if that process is still our emulator: the system may have given the pid to another
+/// program.
 fn recorded(dir: &Path) -> Option<(u32, u16)> {
     let text = fs::read_to_string(dir.join("pid")).ok()?;
     let (pid, port) = text.split_once(' ')?;
@@ -304,7 +302,7 @@ fn recorded(dir: &Path) -> Option<(u32, u16)> {
     Some((pid.parse().ok()?, port.parse().ok()?))
 }
 
-/// Ends the process group, at once: the emulator holds nothing that has to be saved.
+/// Kills the process group: the emulator has nothing to save.
 fn kill_group(pid: u32) -> Result<()> {
     let status = Command::new("/bin/sh")
         .args(["-c", &format!("kill -KILL -{pid}")])
@@ -316,8 +314,8 @@ fn kill_group(pid: u32) -> Result<()> {
     }
 }
 
-/// Ends the process group and removes `dir` when the pipe to it closes, which the kernel does even where this process
-/// is killed.
+/// Ends the process group and removes `dir` when its pipe closes. The kernel closes the pipe even if this process is
+/// killed.
 fn watchdog(pid: u32, dir: &Path) -> Result<Child> {
     Command::new("/bin/sh")
         .args([

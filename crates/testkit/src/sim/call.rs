@@ -1,4 +1,5 @@
-//! One call to the outside, and everything that may happen to it.
+//! One outside call and everything that may happen to it: success, failure before or after it took effect, a late
+//! write, a repeat by the SDK, throttling, a hanging call, a crash.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,16 +14,16 @@ use tokio::sync::Notify;
 
 use super::{Mutant, Sim, World};
 
-/// A usual answer.
+/// The time of a usual answer.
 const QUICK: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(40));
-/// One that takes its time.
+/// The time of a slow answer.
 const SLOW: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
-/// As the clients give a call up: `adapters::aws`.
+/// The clients' time-out, as in `adapters::aws`.
 const GIVEN_UP: Duration = Duration::from_secs(7);
-/// How long after its caller gave up a write may still land.
+/// How long after its caller gave up a write may still take effect.
 const LATE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_secs(40));
 
-/// Who is called.
+/// The service that is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Service {
     /// The tables.
@@ -33,41 +34,39 @@ pub enum Service {
     Secrets,
     /// Stripe's API.
     Stripe,
-    /// The place of `CloudFormation`'s answers.
+    /// Where CloudFormation receives answers.
     Stack,
 }
 
-/// A call, as far as it matters here.
 #[derive(Clone, Copy, Debug)]
 pub struct Call {
-    /// Who is called.
+    /// The service that is called.
     pub service: Service,
-    /// What for.
+    /// The operation and its object, for the trace.
     pub name: &'static str,
     /// Whether it changes something.
     pub writes: bool,
 }
 
-/// How often what goes wrong, and until when.
+/// The fault rates of a profile.
 #[derive(Clone, Copy, Debug)]
 pub struct Faults {
-    /// Calls in a thousand that do not simply work.
+    /// Faults per 1,000 calls.
     pub per_mille: u64,
-    /// Of a thousand such writes, how many land late.
+    /// Of 1,000 writes with a fault, how many take effect late.
     pub late: u64,
-    /// Of a thousand others, how many end the process.
+    /// Of 1,000 other faults, how many end the process.
     pub crashes: u64,
-    /// Nothing goes wrong from then on.
+    /// When faults end.
     pub until: Timestamp,
-    /// A service that is out of reach for a while.
+    /// A service with an outage.
     pub outage: Option<(Service, Timestamp, Timestamp)>,
 }
 
-/// What happens to a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     Works,
-    /// The SDK repeats it by itself after its first answer was lost.
+    /// The SDK repeats the call because the first answer was lost.
     Repeated,
     Throttled,
     FailsBefore,
@@ -94,17 +93,17 @@ impl Fate {
     }
 }
 
-/// No answer came.
+/// No answer: the outcome is unknown.
 #[derive(Clone, Copy, Debug)]
 pub struct Lost {
-    /// It was turned away, and nothing happened.
+    /// The service refused the call and nothing happened.
     pub is_throttled: bool,
     call: Call,
     tells_secret: bool,
 }
 
 impl Lost {
-    /// As the clients tell it.
+    /// The error as the clients report it.
     pub fn told(self) -> String {
         let cause = if self.is_throttled {
             "throttled"
@@ -131,15 +130,14 @@ impl From<Lost> for DependencyError {
     }
 }
 
-/// Stands in every secret, and must stand nowhere else.
+/// Part of every secret; it must appear nowhere else.
 pub const SECRET_CANARY: &str = "CANARYsecret";
 
-/// One running function's way to the outside.
+/// The outside calls of one simulated process.
 #[derive(Clone, Debug)]
 pub struct Port {
-    /// The world.
     pub sim: Sim,
-    /// The provider whose table is meant, where a port does not say so itself.
+    /// The provider whose table is used, if a port does not say so itself.
     pub provider: ProviderId,
     run: Arc<Run>,
 }
@@ -147,13 +145,13 @@ pub struct Port {
 #[derive(Debug)]
 struct Run {
     name: String,
-    /// The process is gone.
+    /// The process has ended.
     crashed: Notify,
     faults: AtomicU64,
 }
 
 impl Port {
-    /// Of a process that begins now.
+    /// A new process.
     pub fn new(sim: &Sim, provider: ProviderId, name: String) -> Self {
         Self {
             sim: sim.clone(),
@@ -166,7 +164,7 @@ impl Port {
         }
     }
 
-    /// The same process, another table.
+    /// The same process with another table.
     #[must_use]
     pub fn of(&self, provider: ProviderId) -> Self {
         Self {
@@ -175,27 +173,27 @@ impl Port {
         }
     }
 
-    /// Of the process, for the trace.
+    /// The name of the process in the trace.
     pub fn name(&self) -> &str {
         &self.run.name
     }
 
-    /// Returns if the process is ended from outside.
+    /// Returns when the process is killed.
     pub async fn crashed(&self) {
         self.run.crashed.notified().await;
     }
 
-    /// What went wrong for this process so far; a lost race counts.
+    /// The number of faults of this process so far; a lost race counts.
     pub fn faults(&self) -> u64 {
         self.run.faults.load(Ordering::Relaxed)
     }
 
-    /// Something went wrong for it.
+    /// Counts a fault.
     pub fn fault(&self) {
         self.run.faults.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Calls. `effect` is what the other side does with it: at once, later, twice or never.
+    /// Makes a call. `effect` is what the service does: at once, later, twice or never.
     pub async fn call<T>(
         &self,
         call: Call,

@@ -1,4 +1,4 @@
-//! What the scheduled tasks read and keep.
+//! The ports of the scheduled tasks in the simulation: lagging indexes, checkpoints, tenants' accounts.
 
 use std::collections::BTreeSet;
 

@@ -1,10 +1,10 @@
-//! A small AWS and a small Stripe on one thread and one clock that only waiting moves, all by one seed. Every call from
-//! a function to the outside goes through [`Port::call`], where the seed decides whether it works, fails, loses its
-//! answer, lands late, hangs, or ends the process.
+//! Deterministic simulation of AWS and Stripe: one thread, a simulated clock that moves only while somebody waits, and
+//! one seed that decides everything. Every outside call of a function goes through [`Port::call`], where the seed
+//! decides whether it works, fails, loses its answer, takes effect late, hangs, or ends the process (fault injection).
 //!
-//! Read on in `call` (what may happen to a call), `store` (tables), `queue`, `stripe`. The functions, their senders, the
-//! oracle and the checks are in `tests/tests/simulation`. It needs a current-thread runtime of Tokio whose time is
-//! paused; then the same seed does the same.
+//! Read `call` (what may happen to a call) first, then `store` (tables), `queue` and `stripe`. The functions, the
+//! senders, the oracle and the checks are in `tests/tests/simulation`. The same seed does the same only on a
+//! current-thread runtime of Tokio whose time is paused.
 
 mod call;
 mod jobs;
@@ -31,93 +31,86 @@ pub use self::rng::Rng;
 use self::store::Store;
 use self::stripe::Stripe;
 
-/// When every simulation begins: any moment will do.
+/// When every simulation begins; any time would do.
 const EPOCH_S: i64 = 1_781_000_000;
 
-/// A deliberate defect, one for each invariant and named by its number.
+/// A deliberate defect (mutant), one for each invariant of `docs/reliability.md`, with its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mutant {
-    /// 1: the queue says that it has a message, and does not.
+    /// 1: a send reports success but sends nothing.
     SendForgets,
-    /// 2: signatures count at any age.
+    /// 2: signatures of any age are accepted.
     EndlessTolerance,
-    /// 3: a transaction has no conditions.
+    /// 3: transactions have no conditions.
     Unconditional,
-    /// 4: an entity is loaded without the facts it had.
+    /// 4: stored facts are not loaded.
     FactsForgotten,
-    /// 5: a refund is told under another id by each event.
+    /// 5: each event gives a refund another id.
     RefundsRenamed,
-    /// 6: a success that was told is not loaded again.
+    /// 6: a stored success is not loaded.
     SuccessForgotten,
-    /// 7: the account's tenant is whoever the index names first.
+    /// 7: an account belongs to whichever tenant the index returns first.
     AnyTenant,
-    /// 8: the worker takes live events at a test stage.
+    /// 8: live events are processed in a test environment.
     LiveTaken,
-    /// 9: a transaction is two writes.
+    /// 9: a transaction is split into two writes.
     TornCommit,
-    /// 10: what went back is added up instead of derived.
+    /// 10: refunds are added up instead of derived.
     RefundsAdded,
-    /// 11: Stripe's word of a payment under way is not heard.
+    /// 11: the cleanup ignores that a payment is being processed.
     ProcessingUnheard,
-    /// 12: what was not deleted stays invisible for a day.
+    /// 12: messages stay invisible for a day.
     InvisibleForADay,
     /// 13: one failure fails its whole batch.
     BatchFails,
-    /// 14: another message bears the first one's deduplication id.
+    /// 14: the queue drops a message that is sent again as a duplicate.
     RetrySwallowed,
-    /// 15: an event's row is kept for ten seconds.
+    /// 15: event rows are kept for 10 s only.
     EventsExpire,
-    /// 16: Secrets Manager answers with what was current before.
+    /// 16: Secrets Manager returns the previous version.
     SecretsLag,
-    /// 17: a secret is always said to be unreadable.
+    /// 17: a secret is always unreadable.
     SecretUnreadable,
-    /// 18: a character beyond ASCII ends the function.
+    /// 18: a character beyond ASCII causes a panic.
     PanicsOnUnicode,
-    /// 19: a failed call tells the secret.
+    /// 19: the error of a failed call contains the secret.
     SecretTold,
-    /// 20: Stripe's deletion of an endpoint does nothing.
+    /// 20: deleting an endpoint does nothing.
     EndpointStays,
 }
 
-/// The whole of it.
 pub struct World {
-    /// What is left to chance.
+    /// The random choices.
     pub rng: Rng,
     /// How often calls fail.
     pub faults: Faults,
-    /// The defect, if there is one.
     pub mutant: Option<Mutant>,
-    /// The tables.
     pub store: Store,
-    /// The queues.
     pub queues: BTreeMap<&'static str, Queue>,
-    /// Stripe.
     pub stripe: Stripe,
-    /// Every version that each secret had, and since when.
+    /// Every version of each secret, with the time from which it was current.
     pub secrets: BTreeMap<String, Vec<(String, Timestamp)>>,
-    /// What `CloudFormation` was answered.
+    /// The answers to CloudFormation.
     pub stack_answers: Vec<Value>,
-    /// How often each remarkable thing happened.
+    /// How often each situation happened that a run should cover (`SOMETIMES`).
     pub sometimes: BTreeMap<&'static str, u64>,
-    /// What happened, in the order in which it did; kept if asked for.
+    /// The trace of everything that happened, if it was requested.
     trace: Option<Vec<String>>,
     started: Instant,
     ids: u128,
 }
 
 impl World {
-    /// The moment.
     pub fn now(&self) -> Timestamp {
         let epoch = Timestamp::from_unix_s(EPOCH_S).unwrap_or_else(|_| unreachable!());
         epoch.after(self.started.elapsed())
     }
 
-    /// Counts something remarkable.
+    /// Counts a situation that a run should cover.
     pub fn sometimes(&mut self, what: &'static str) {
         *self.sometimes.entry(what).or_default() += 1;
     }
 
-    /// Adds a line to the trace.
     pub fn tell(&mut self, line: impl FnOnce() -> String) {
         let at = self.started.elapsed();
         if let Some(trace) = &mut self.trace {
@@ -140,7 +133,7 @@ impl World {
     }
 }
 
-/// The world, shared by everything that goes on in it.
+/// The world, shared by all simulated functions, senders and checks.
 #[derive(Clone)]
 pub struct Sim(Arc<Mutex<World>>);
 
@@ -151,7 +144,6 @@ impl fmt::Debug for Sim {
 }
 
 impl Sim {
-    /// A world in which nothing has happened yet.
     pub fn new(seed: u64, faults: Faults, mutant: Option<Mutant>, traced: bool) -> Self {
         let queues = [ProviderId::Stripe, ProviderId::Lob].map(|p| (p.as_str(), Queue::default()));
         Self(Arc::new(Mutex::new(World {
@@ -170,10 +162,9 @@ impl Sim {
         })))
     }
 
-    /// The world as it is.
     ///
     /// # Panics
-    /// If whoever asks holds it already: all is on one thread, and would wait for ever.
+    /// If the caller already holds it: there is one thread only, so it would wait for ever.
     #[track_caller]
     pub fn world(&self) -> MutexGuard<'_, World> {
         match self.0.try_lock() {
@@ -185,12 +176,12 @@ impl Sim {
         }
     }
 
-    /// What happened so far, if it was kept.
+    /// The trace so far, if it was requested.
     pub fn trace(&self) -> Vec<String> {
         self.world().trace.clone().unwrap_or_default()
     }
 
-    /// Waits for a time between the two.
+    /// Waits for a random time between the two.
     pub async fn wait(&self, least: Duration, most: Duration) {
         let span = self.world().rng.span(least, most);
         self.pause(span).await;

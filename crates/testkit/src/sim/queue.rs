@@ -1,5 +1,5 @@
-//! A FIFO queue with its dead-letter queue: groups, deduplication for five minutes whether or not the message was
-//! deleted since, visibility, receive counts.
+//! A simulated FIFO queue with its dead-letter queue: message groups, deduplication for 5 minutes (even if the message
+//! was deleted meanwhile), visibility timeout, receive counts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,52 +17,42 @@ use super::{Call, Mutant, Port, Service, World};
 const DEDUPLICATED: Duration = Duration::from_mins(5);
 const VISIBILITY: Duration = Duration::from_secs(60);
 
-/// A message on a queue.
 #[derive(Clone, Debug)]
 pub struct Message {
-    /// The queue's id.
     pub id: String,
-    /// Its group.
     pub group: String,
-    /// What was sent.
     pub body: String,
     /// How often it was received.
     pub receives: u32,
-    /// When it was sent.
     pub sent_at: Timestamp,
     visible_at: Option<Timestamp>,
 }
 
-/// A message that was sent.
+/// A record of a send, for the checks.
 #[derive(Clone, Debug)]
 pub struct Sent {
-    /// When.
     pub at: Timestamp,
-    /// By whom.
     pub by: String,
-    /// What.
     pub body: String,
-    /// The queue knew its deduplication id.
+    /// True if the queue dropped it as a duplicate.
     pub is_swallowed: bool,
 }
 
-/// A queue and its dead-letter queue.
 #[derive(Debug, Default)]
 pub struct Queue {
-    /// In the order in which they came.
     pub messages: Vec<Message>,
-    /// The dead letters.
+    /// The dead-letter messages.
     pub dead: Vec<Message>,
-    /// Everything that was ever sent.
+    /// Every send so far.
     pub sent: Vec<Sent>,
-    /// Tells that a message came.
+    /// Notified when a message arrives.
     pub arrived: Arc<Notify>,
     known: BTreeMap<(String, String), Timestamp>,
     ids: u64,
 }
 
 impl Queue {
-    /// Takes a message, unless it knows it.
+    /// Adds a message, unless it is a duplicate.
     pub fn send(
         &mut self,
         now: Timestamp,
@@ -95,7 +85,7 @@ impl Queue {
         self.arrived.notify_one();
     }
 
-    /// At most ten messages; a group with one in flight waits.
+    /// At most ten messages; a group with a message in flight waits.
     fn receive(&mut self, now: Timestamp, visibility: Duration) -> Vec<Message> {
         let is_visible = |message: &Message| message.visible_at.is_none_or(|at| at <= now);
         let (dead, alive) = std::mem::take(&mut self.messages)
@@ -116,7 +106,7 @@ impl Queue {
         received
     }
 
-    /// When the next message that is in flight becomes visible.
+    /// When the next message in flight becomes visible again.
     pub fn next_visible(&self) -> Option<Timestamp> {
         let in_flight = self
             .messages
@@ -127,7 +117,6 @@ impl Queue {
 }
 
 impl World {
-    /// What a poller of the queue gets.
     pub fn receive(&mut self, provider: ProviderId) -> Vec<Message> {
         let now = self.now();
         let visibility = match self.mutant {
@@ -142,7 +131,7 @@ impl World {
         received
     }
 
-    /// Deletes what was received, unless it was received again since.
+    /// Deletes a received message, unless it was received again since.
     pub fn delete(&mut self, provider: ProviderId, message: &Message) {
         let is_it = |other: &Message| other.id == message.id && other.receives == message.receives;
         self.queue(provider).messages.retain(|other| !is_it(other));

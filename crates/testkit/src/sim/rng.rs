@@ -1,30 +1,28 @@
-//! Everything that is left to chance, drawn from one seed.
+//! The simulation's random choices, all drawn from one seed.
 
 use std::time::Duration;
 
 use crate::random::Random;
 
-/// What a simulation draws.
 #[derive(Clone, Debug)]
 pub struct Rng(Random);
 
 impl Rng {
-    /// The seed's own sequence.
     pub fn new(seed: u64) -> Self {
         Self(Random::new(seed))
     }
 
-    /// From zero to below `n`.
+    /// A number from 0 to below `n`.
     pub fn below(&mut self, n: u64) -> u64 {
         self.0.next_u64() % n.max(1)
     }
 
-    /// True so many times in a thousand.
+    /// True with this probability in 1,000.
     pub fn chance(&mut self, per_mille: u64) -> bool {
         self.below(1000) < per_mille
     }
 
-    /// One of them.
+    /// Chooses one of them.
     ///
     /// # Panics
     /// If there are none.
@@ -35,7 +33,7 @@ impl Rng {
         of.get(at).cloned().expect("something to pick from")
     }
 
-    /// Whole milliseconds between the two.
+    /// A duration between the two, in whole milliseconds.
     pub fn span(&mut self, least: Duration, most: Duration) -> Duration {
         let width = most.saturating_sub(least).as_millis();
         let width = u64::try_from(width).unwrap_or(u64::MAX);

@@ -1,5 +1,5 @@
-//! The tables: conditional writes, transactions that happen as a whole, and indexes that show what was true a moment
-//! ago.
+//! The simulated tables: conditional writes, all-or-nothing transactions, and indexes that lag by up to 3 s (eventual
+//! consistency).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -21,29 +21,28 @@ use billhook_core::worker::ports::{
 use super::{Call, Mutant, Port, Service, World};
 use crate::memory::refusal;
 
-/// The most that an index is behind.
+/// The longest delay of an index.
 const LAG: Duration = Duration::from_secs(3);
-/// For the mutant that forgets.
+/// For the mutant with short retention.
 const KEPT_TOO_SHORT: Duration = Duration::from_secs(10);
 
-/// A row with everything that it ever was.
+/// All versions of a row.
 #[derive(Clone, Debug)]
 pub struct Row<T>(Vec<(Timestamp, T)>);
 
 impl<T> Row<T> {
-    /// As it is.
+    /// The current version.
     pub fn current(&self) -> Option<&T> {
         self.0.last().map(|(_, row)| row)
     }
 
-    /// As it was then.
+    /// The version at a time in the past.
     pub fn as_of(&self, then: Timestamp) -> Option<&T> {
         let before = self.0.iter().rev().find(|(at, _)| *at <= then);
         before.map(|(_, row)| row)
     }
 }
 
-/// Rows by their key.
 #[derive(Clone, Debug)]
 pub struct Table<K, T>(BTreeMap<K, Row<T>>);
 
@@ -54,24 +53,23 @@ impl<K, T> Default for Table<K, T> {
 }
 
 impl<K: Ord, T> Table<K, T> {
-    /// One row, consistently read.
+    /// A consistent read.
     pub fn get(&self, key: &K) -> Option<&T> {
         self.0.get(key)?.current()
     }
 
-    /// Writes a row.
     pub fn put(&mut self, now: Timestamp, key: K, row: T) {
         let versions = self.0.entry(key).or_insert_with(|| Row(Vec::new()));
         versions.0.push((now, row));
     }
 
-    /// Every row as it is.
+    /// All current rows.
     pub fn all(&self) -> impl Iterator<Item = (&K, &T)> {
         let rows = self.0.iter();
         rows.filter_map(|(key, row)| Some((key, row.current()?)))
     }
 
-    /// Every row as it was then.
+    /// All rows at a time in the past.
     pub fn all_as_of(&self, then: Timestamp) -> impl Iterator<Item = (&K, &T)> {
         let rows = self.0.iter();
         rows.filter_map(move |(key, row)| Some((key, row.as_of(then)?)))
@@ -82,12 +80,9 @@ impl<K: Ord, T> Table<K, T> {
     }
 }
 
-/// An event's row.
 #[derive(Clone, Debug)]
 pub struct EventRow {
-    /// Without the payload.
     pub stored: EventRecord,
-    /// The payload.
     pub payload: Vec<u8>,
     /// `processing_error`.
     pub error: Option<String>,
@@ -96,28 +91,24 @@ pub struct EventRow {
 /// An order's, a statement's or a tenant's row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EntityRow {
-    /// What is loaded of it.
     pub entity: Entity,
     /// `amountRefunded`.
     pub amount_refunded: i64,
-    /// The ids of the events that its timeline names, with the kind and the fact.
+    /// Event id, type and fact of each timeline entry.
     pub timeline: Vec<(String, String, Option<String>)>,
 }
 
-/// A write that happened, for whoever checks.
+/// A write that happened, for the checks.
 #[derive(Clone, Debug)]
 pub struct Written {
-    /// When.
     pub at: Timestamp,
-    /// By whom.
     pub by: String,
-    /// The entity, before and after.
+    /// Before and after.
     pub entity: Option<(EntityRow, EntityRow)>,
-    /// The events that were concluded: before and after.
+    /// The events whose outcome was written: before and after.
     pub events: Vec<(ProviderId, EventRecord, EventOutcome)>,
 }
 
-/// All tables.
 #[derive(Debug, Default)]
 pub struct Store {
     /// By provider and id.
@@ -130,14 +121,13 @@ pub struct Store {
     pub accounts: Table<TenantId, AccountId>,
     /// By job.
     pub jobs: BTreeMap<String, Checkpoint>,
-    /// Every event that was taken in as new.
+    /// Every event that was stored as new.
     pub recorded: Vec<(&'static str, EventId)>,
-    /// Every transaction.
     pub written: Vec<Written>,
 }
 
 impl Store {
-    /// A row that the application wrote.
+    /// Adds a row as the application does.
     pub fn add(&mut self, now: Timestamp, entity: Entity) {
         let row = EntityRow {
             entity,
@@ -147,7 +137,6 @@ impl Store {
         self.entities.put(now, row.entity.key.clone(), row);
     }
 
-    /// A provider's events as they are.
     pub fn events_of(&self, provider: ProviderId) -> impl Iterator<Item = &EventRow> {
         let all = self.events.all();
         let its = all.filter(move |((of, _), _)| *of == provider.as_str());
@@ -155,7 +144,7 @@ impl Store {
     }
 }
 
-/// A row of an entity that nobody has written to yet.
+/// An entity without any facts.
 pub fn fresh(key: EntityKey) -> Entity {
     Entity {
         key,
@@ -190,7 +179,7 @@ fn writes(name: &'static str) -> Call {
 }
 
 impl World {
-    /// A moment that an index may still show.
+    /// A time in the past whose state an index may still show.
     pub(super) fn lagging(&mut self) -> Timestamp {
         let lag = self.rng.span(Duration::ZERO, LAG);
         self.now().before(lag)
@@ -314,7 +303,7 @@ impl World {
             self.tell(|| format!("{by:<14} {id} is {outcome} {reason}"));
             self.store.events.put(now, key, row);
         }
-        // Between the two writes, something fails.
+        // A fault between the two writes.
         let is_torn = self.mutant == Some(Mutant::TornCommit) && self.rng.chance(200);
         if let Some((read, next)) = commit.entity.as_ref().filter(|_| !is_torn) {
             written.entity = self.move_entity(now, read, next);
@@ -372,7 +361,7 @@ impl World {
     }
 }
 
-/// A transaction that may still be on its way when its caller is gone.
+/// A transaction that may still take effect after its caller has ended.
 struct OwnCommit {
     entity: Option<(Entity, EntityUpdate)>,
     events: Vec<EventUpdate>,
@@ -507,7 +496,7 @@ impl Ledger for Port {
         let by = self.name().to_owned();
         let mut is_done = false;
         let answer = self.call(writes("commit"), &of, move |world| {
-            // The SDK's repetition carries the token of the first try.
+            // The SDK's second attempt carries the client token of the first.
             if !is_done {
                 world.commit(provider, &by, &own)?;
             }

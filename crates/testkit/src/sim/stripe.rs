@@ -1,5 +1,5 @@
-//! Stripe, and Lob as far as it sends events: payments by their rules, the list of events, webhook endpoints. What each
-//! event says is kept beside it, for whoever checks.
+//! The simulated providers: Stripe with payments, event list and webhook endpoints, and Lob as a sender of events.
+//! Beside each event stands its fact, for the oracle and the checks.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,95 +18,81 @@ use tokio::sync::Notify;
 use super::{Call, Lost, Mutant, Port, Service, World};
 use crate::events;
 
-/// Stands in every event's body, and must stand nowhere but in the store.
+/// Part of every event's body; it must appear nowhere but in the store.
 pub const PERSONAL_CANARY: &str = "CANARYperson@example.com";
 
-/// What an event says, in the words of the oracle.
+/// An event's fact, in the words of the oracle.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Says {
-    /// Nothing that moves an entity.
+    /// No fact about an entity.
     Nothing,
-    /// An attempt failed.
     Failed,
-    /// Money is on its way.
+    /// The payment is processing.
     Processing,
-    /// It can no longer be paid.
+    /// The payment was canceled.
     Canceled,
-    /// So much was paid.
+    /// The payment succeeded with this amount.
     Paid(i64),
-    /// A refund, its amount and its state.
+    /// A refund's amount and state.
     Refund(String, i64, &'static str),
-    /// So much of the charge went back in all.
+    /// The charge's cumulative refunded amount.
     Refunded(i64),
-    /// A dispute and its state.
     Dispute(String, &'static str),
-    /// A fraud warning.
     Warning,
-    /// A piece of mail has reached a stage.
+    /// A piece of mail reached a stage.
     Mail(&'static str),
 }
 
-/// What becomes of an event once everything is quiet.
+/// The outcome that an event must have when everything is quiet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
-    /// Its facts are in this entity, as soon as something links them.
+    /// Processed: its facts are in this entity, once something links them.
     In(EntityKey),
-    /// It means nothing.
+    /// Ignored.
     Ignored,
-    /// It waits for a person.
+    /// Parked until a manual action.
     Parked(&'static str),
 }
 
-/// An event that a provider made.
+/// An event that a provider created.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Emitted {
-    /// Whose.
     pub provider: ProviderId,
-    /// Its id.
     pub id: String,
-    /// Its type.
     pub kind: String,
     /// The connected account.
     pub account: Option<String>,
-    /// The second in which it happened.
+    /// Unix seconds.
     pub done_through_s: i64,
-    /// Its JSON.
     pub body: String,
-    /// The payment or piece that it is about.
     pub of: String,
-    /// Whether it names its entity itself.
+    /// True if the event itself names its entity.
     pub links: bool,
-    /// What it says.
     pub says: Says,
-    /// What becomes of it.
     pub end: End,
 }
 
-/// A payment.
 #[derive(Clone, Debug)]
 pub struct Intent {
-    /// What is paid by it.
+    /// The entity that it pays.
     pub pays: EntityKey,
-    /// Where it lives.
+    /// `None` is the platform's own account.
     pub account: Option<AccountId>,
-    /// Its amount.
     pub amount: i64,
-    /// Whether its metadata names the entity.
+    /// True if its metadata names the entity.
     pub is_named: bool,
-    /// Its Checkout Session.
     pub session: Option<(String, SessionStatus)>,
-    /// What it was, since when.
+    /// Its states, with the time of each change.
     pub statuses: Vec<(Timestamp, IntentStatus)>,
 }
 
 impl Intent {
-    /// Where it stands.
     pub fn status(&self) -> IntentStatus {
         let last = self.statuses.last().map(|(_, status)| status.clone());
         last.unwrap_or(IntentStatus::RequiresPaymentMethod)
     }
 
-    /// Whether the customer, or we, may still end it.
+    /// True if the customer can still pay or we can still cancel it.
     pub fn is_open(&self) -> bool {
         matches!(
             self.status(),
@@ -116,7 +102,6 @@ impl Intent {
         )
     }
 
-    /// Its metadata.
     pub fn metadata(&self) -> Value {
         match self.is_named {
             true => naming(&self.pays),
@@ -134,47 +119,38 @@ pub fn naming(key: &EntityKey) -> Value {
     }
 }
 
-/// A webhook endpoint.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
-    /// Its id.
     pub id: String,
-    /// Where it sends to.
     pub url: String,
-    /// What it sends.
     pub types: Vec<String>,
-    /// Its tags.
     pub metadata: BTreeMap<String, String>,
-    /// What it signs with.
     pub secret: String,
-    /// When it was deleted.
     pub deleted_at: Option<Timestamp>,
 }
 
-/// Stripe's memory.
 #[derive(Debug, Default)]
 pub struct Stripe {
-    /// By id.
     pub intents: BTreeMap<String, Intent>,
-    /// In the order in which they were made, Lob's too.
+    /// In the order of their creation, including Lob's.
     pub events: Vec<Emitted>,
-    /// Tells that an event was made.
+    /// Notified when an event is created.
     pub emitted: Arc<Notify>,
-    /// Every endpoint that ever was.
+    /// All endpoints, including deleted ones.
     pub endpoints: Vec<Endpoint>,
-    /// By idempotency key: the endpoint that was made.
+    /// The created endpoint by idempotency key.
     pub saved: BTreeMap<String, usize>,
     ids: u64,
 }
 
 impl Stripe {
-    /// An id nobody else has.
+    /// A new unique id.
     pub fn id(&mut self, prefix: &str) -> String {
         self.ids += 1;
         format!("{prefix}_{:04}", self.ids)
     }
 
-    /// An event is made.
+    /// Adds an event.
     pub fn emit(&mut self, event: Emitted) {
         self.events.push(event);
         self.emitted.notify_one();
@@ -182,7 +158,7 @@ impl Stripe {
 }
 
 impl World {
-    /// Stripe's event about a payment. `body` is made from the event's id and the second.
+    /// Adds a Stripe event about a payment. `body` gets the event's id and time (Unix seconds).
     pub fn emit_about(
         &mut self,
         intent: &str,
@@ -220,7 +196,7 @@ impl World {
         });
     }
 
-    /// A payment moves on, and an event says so.
+    /// Changes a payment's state and adds the event about it.
     pub fn move_intent(&mut self, intent: &str, status: IntentStatus, says: Says) {
         let now = self.now();
         let Some(payment) = self.stripe.intents.get_mut(intent) else {

@@ -1,5 +1,6 @@
-//! Sends an event as Stripe does: to every endpoint that wants it, signed afresh with that endpoint's own secret on
-//! every attempt, until it is answered 2xx or the schedule ends. Redirects count as failures and are not followed.
+//! Webhook delivery as Stripe does it: to every endpoint that subscribes to the event, signed with that endpoint's
+//! secret and a new timestamp on every attempt, until a 2xx answer or the end of the retry schedule. A redirect is a
+//! failure and is not followed.
 
 use std::time::Duration;
 
@@ -10,19 +11,18 @@ use tokio::task::JoinSet;
 use super::state::Target;
 use crate::sign::sign_stripe;
 
-/// What to deliver.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Delivery {
-    /// The event, as it is to be posted.
+    /// The body.
     pub event: Value,
-    /// Makes it an event of this connected account: sets its `account`.
+    /// Sets `account`, which makes it an event of this connected account.
     #[serde(default)]
     pub account: Option<String>,
-    /// How often each endpoint gets it, all at the same time.
+    /// How many copies each endpoint gets, all at the same time.
     #[serde(default = "one")]
     pub copies: u32,
-    /// Only this endpoint.
+    /// If set, only this endpoint gets the event.
     #[serde(default)]
     pub endpoint: Option<String>,
 }
@@ -32,7 +32,7 @@ fn one() -> u32 {
 }
 
 impl Delivery {
-    /// Once, to every endpoint that wants it.
+    /// One copy to every endpoint that subscribes to it.
     pub fn of(event: Value) -> Self {
         Self {
             event,
@@ -43,30 +43,26 @@ impl Delivery {
     }
 }
 
-/// What came of it.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// One per endpoint and copy; empty where no endpoint wants the event.
+    /// One per endpoint and copy; empty if no endpoint subscribes to the event.
     pub deliveries: Vec<Delivered>,
 }
 
-/// One endpoint's part.
 #[derive(Clone, Debug, Serialize)]
 pub struct Delivered {
-    /// The endpoint's id.
     pub endpoint: String,
-    /// Whether an attempt was answered 2xx.
+    /// True if an attempt was answered 2xx.
     pub delivered: bool,
-    /// In order.
+    /// In their order.
     pub attempts: Vec<Attempt>,
 }
 
-/// One request and its answer.
 #[derive(Clone, Debug, Serialize)]
 pub struct Attempt {
-    /// The HTTP status; none where nothing answered.
+    /// The HTTP status; `None` without an answer.
     pub status: Option<u16>,
-    /// The answer's body, or why there is none.
+    /// The answer's body, or the reason why there is none.
     pub body: String,
 }
 

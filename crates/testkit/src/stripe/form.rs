@@ -1,11 +1,11 @@
-//! Stripe's parameters: `a[b]=c`, `a[]=c`, `a[0][b]=c` as JSON. Values stay text, as Stripe receives them.
+//! Parses Stripe's form encoding (`a[b]=c`, `a[]=c`, `a[0][b]=c`) to JSON. Values stay text, as Stripe receives them.
 
 use serde_json::{Map, Value};
 
-/// Deeper nesting than this is refused: Stripe's own parameters stay well above it.
+/// Deeper nesting is refused; Stripe's own parameters are far less deep.
 const DEPTH_MAX: usize = 8;
 
-/// Query or body as an object; `None` where it is no form Stripe would understand.
+/// A query or body as an object; `None` if it is not a form that Stripe understands.
 pub(super) fn parse(text: &str) -> Option<Map<String, Value>> {
     let mut root = Value::Object(Map::new());
     for (key, value) in form_urlencoded::parse(text.as_bytes()) {

@@ -1,12 +1,13 @@
-//! A Stripe on this machine: the calls that billhook and its tests make, answered as Stripe answers them, and signed
-//! delivery with retries and duplicates.
+//! A local Stripe (fake server): the API calls that billhook and its tests make, and signed webhook delivery with
+//! retries and duplicates.
 //!
-//! It keeps Stripe's rules for keys, accounts, idempotency, states, pages and errors (`objects`, `state`), and is held
-//! to them by Stripe's own command line and Python library (`tests/official_stripe.rs`). It does not make events by
+//! It follows Stripe's rules for keys, accounts, idempotency keys, states, pages and errors (`objects`, `state`);
+//! Stripe's own command line and Python library check that (`tests/official_stripe.rs`). It creates no events by
 //! itself, keeps everything in memory and listens on 127.0.0.1 only.
 //!
-//! Beside `/v1/…`: `POST /_local/deliver` ([`Delivery`]), `POST /_local/objects` (`{"account":…,"object":{…}}`: any
-//! object in any state), `POST /_local/faults` ([`Fault`]), `GET /_local/state`. These need no key.
+//! In addition to `/v1/…` it has `POST /_local/deliver` ([`Delivery`]), `POST /_local/objects`
+//! (`{"account":…,"object":{…}}`: any object in any state), `POST /_local/faults` ([`Fault`]) and `GET /_local/state`,
+//! which need no key.
 
 mod deliver;
 mod form;
@@ -32,19 +33,18 @@ pub use state::Fault;
 
 use state::{Call, State};
 
-/// The test key that is accepted unless others are named. Official tools want at least 12 characters.
+/// The default test key. Stripe's own tools require at least 12 characters.
 pub const TEST_KEY: &str = "sk_test_local0123456789";
 const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How the local Stripe behaves.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Keys that are accepted; one with `_live_` in it works on live data.
+    /// Accepted keys; one that contains `_live_` works on live data.
     pub keys: Vec<String>,
-    /// 429 beyond this many in a second.
+    /// More calls than this per second are answered 429.
     pub requests_per_second: Option<u32>,
-    /// Waits before the second, third, … attempt of a delivery. Stripe's go on for three days.
+    /// Waits before the second, third, … attempt of a delivery. Stripe itself retries for three days.
     pub retry_delays: Vec<Duration>,
 }
 
@@ -58,7 +58,7 @@ impl Default for Config {
     }
 }
 
-/// A running local Stripe; it ends with the runtime it was started on.
+/// A running local Stripe; it ends with the async runtime on which it was started.
 #[derive(Clone)]
 pub struct LocalStripe {
     address: SocketAddr,
@@ -71,7 +71,7 @@ struct Inner {
     retry_delays: Vec<Duration>,
 }
 
-/// Names ring as the TLS of this process. A second caller finds it named: that is as good.
+/// Installs ring as the process's TLS provider. A second call fails harmlessly: it is installed already.
 pub fn install_tls() {
     rustls::crypto::ring::default_provider()
         .install_default()
@@ -86,7 +86,7 @@ pub async fn serve(port: u16) -> anyhow::Result<()> {
 }
 
 impl LocalStripe {
-    /// Starts one on a free port.
+    /// Starts a local Stripe on a free port.
     pub async fn start(config: Config) -> anyhow::Result<Self> {
         let (stripe, listener) = Self::bind(0, config).await?;
         tokio::spawn(stripe.clone().accept(listener));
@@ -114,12 +114,12 @@ impl LocalStripe {
     }
 
     async fn accept(self, listener: TcpListener) {
-        // An error here is one refused connection, not the end.
+        // An error here concerns one connection only.
         loop {
             let Ok((stream, _)) = listener.accept().await else {
                 continue;
             };
-            // Else every small answer waits 40 ms for an acknowledgement.
+            // Otherwise each small answer waits 40 ms for an acknowledgement (Nagle's algorithm).
             stream.set_nodelay(true).ok();
             let stripe = self.clone();
             tokio::spawn(async move {
@@ -137,7 +137,7 @@ impl LocalStripe {
         format!("http://{}", self.address)
     }
 
-    /// Sends an event to every endpoint that wants it, and keeps it for `GET /v1/events`.
+    /// Delivers an event to every endpoint that subscribes to it, and lists it in `GET /v1/events`.
     pub async fn deliver(&self, mut delivery: Delivery) -> Report {
         if let (Some(account), Some(event)) = (&delivery.account, delivery.event.as_object_mut()) {
             event.insert("account".to_owned(), json!(account));
@@ -158,17 +158,17 @@ impl LocalStripe {
         .await
     }
 
-    /// Puts any object (an event too) in any state, without telling anybody.
+    /// Stores any object (an event too) in any state, without a delivery.
     pub fn put(&self, account: Option<&str>, object: Value) {
         self.state_mut().put(account, object);
     }
 
-    /// Lets a coming request fail.
+    /// Makes a later request fail.
     pub fn fault(&self, fault: Fault) {
         self.state_mut().add_fault(fault);
     }
 
-    /// Everything held: `spaces`, the `endpoints`' secrets, and the `calls` made so far.
+    /// The whole state: `spaces`, the `endpoints`' secrets, and the `calls` so far.
     pub fn state(&self) -> Value {
         self.state_mut().snapshot()
     }

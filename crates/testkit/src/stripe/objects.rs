@@ -1,7 +1,7 @@
-//! The rules of each object: what may be created, changed and ended, and how Stripe says no.
+//! Stripe's rules for each object: which states allow which calls, and the errors for the others (state machine).
 //!
-//! Objects are JSON, with the members that billhook and the official tools read. Nothing here has effects elsewhere:
-//! cancelling an intent makes no event, the test that wants one delivers it.
+//! Objects are JSON with the members that billhook and Stripe's tools read. Nothing here has side effects: canceling a
+//! PaymentIntent creates no event; a test that needs one delivers it.
 //! Source: Stripe's API reference and the official Python library 16.1.0.
 
 use serde_json::{Map, Value, json};
@@ -61,7 +61,7 @@ fn texts(value: &Value) -> Option<Vec<&str>> {
     value.as_array()?.iter().map(Value::as_str).collect()
 }
 
-/// Adds and, where the value is empty, removes keys, as Stripe does.
+/// Adds keys, and removes those with an empty value, as Stripe does.
 fn merge_metadata(object: &mut Value, params: &Params) -> Result<(), Refusal> {
     let Some(given) = params.get("metadata") else {
         return Ok(());
@@ -164,7 +164,7 @@ pub(super) fn new_endpoint(
     Ok(endpoint)
 }
 
-/// `connect` and `api_version` are set at creation only.
+/// `connect` and `api_version` cannot be changed after the creation.
 pub(super) fn update_endpoint(
     endpoint: &mut Value,
     params: &Params,
@@ -215,7 +215,7 @@ pub(super) fn new_intent(
     Ok(intent)
 }
 
-/// `of_a_session`: an intent that a Checkout Session made is cancelled only while it waits for its capture.
+/// `of_a_session`: a PaymentIntent of a Checkout Session can be canceled only while it waits for capture.
 pub(super) fn cancel_intent(
     intent: &mut Value,
     of_a_session: bool,
@@ -299,7 +299,7 @@ pub(super) fn expire_session(session: &mut Value) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// An expired session ends its intent, where that can still be ended.
+/// An expired session cancels its PaymentIntent, if that is still possible.
 pub(super) fn expire_intent(intent: &mut Value, now_s: i64) {
     if !matches!(
         text(intent, "status"),
@@ -309,7 +309,7 @@ pub(super) fn expire_intent(intent: &mut Value, now_s: i64) {
     }
 }
 
-/// Which objects a list asks for.
+/// The filter of a list.
 pub(super) fn filter(kind: &str, params: &Params) -> Result<Filter, Refusal> {
     let own: &[&str] = match kind {
         "event" => &["created", "type", "types"],
@@ -390,7 +390,7 @@ impl Filter {
     }
 }
 
-/// `*` stands for all, `charge.*` for all of one kind.
+/// `*` means all types, `charge.*` all of one kind.
 pub(super) fn type_matches(pattern: &str, kind: &str) -> bool {
     match pattern.strip_suffix('*') {
         Some(prefix) => kind.starts_with(prefix),

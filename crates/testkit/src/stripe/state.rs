@@ -1,5 +1,5 @@
-//! What the local Stripe holds and how it answers: key, account, idempotency and faults around the rules of
-//! `objects`. No sockets and no clock, so that one call is one function.
+//! State of the local Stripe: keys, accounts, idempotency keys and planned faults; `objects` has the rules of each
+//! object. It has no sockets and no clock, so a call is a pure function of state and request.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -9,7 +9,6 @@ use serde_json::{Map, Value, json};
 use super::objects::{self, ENDPOINTS_MAX, Params, text};
 use super::{Config, form};
 
-/// One request, as far as Stripe looks at it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Call {
     pub(super) method: String,
@@ -28,23 +27,22 @@ pub(super) struct Answer {
     pub(super) headers: Vec<(&'static str, String)>,
 }
 
-/// What goes wrong with the next request: one fault is used up by one request.
+/// A planned fault; each fault is for one request.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Fault {
-    /// The status to answer with; none closes the connection without an answer.
+    /// The status of the answer; `None` closes the connection without an answer.
     pub status: Option<u16>,
-    /// Stripe's error code.
     pub code: Option<String>,
     /// The `Stripe-Should-Retry` header.
     pub should_retry: Option<bool>,
-    /// Whether the request is carried out (and its answer kept for its idempotency key) before it goes wrong.
+    /// True if the request takes effect (and its answer is saved for its idempotency key) before it fails.
     pub carried_out: bool,
-    /// Lets this many requests pass first.
+    /// The number of requests that succeed first.
     pub after: u32,
 }
 
-/// Stripe's no. Kept under an idempotency key only where the request had begun to be carried out.
+/// An error answer. It is saved for its idempotency key only if Stripe had started to execute the request.
 #[derive(Debug)]
 pub(super) struct Refusal {
     status: u16,
@@ -118,21 +116,21 @@ impl Refusal {
     }
 }
 
-/// Live and test data never meet, nor do those of two accounts.
+/// Live and test data are separate, and so are the data of two accounts.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Space {
     livemode: bool,
     account: Option<String>,
 }
 
-/// What an endpoint has and its object does not show.
+/// The parts of an endpoint that its object does not show.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Hidden {
     pub(super) secret: String,
     pub(super) connect: bool,
 }
 
-/// Where an event goes.
+/// The receiver of an event.
 #[derive(Clone, Debug)]
 pub(super) struct Target {
     pub(super) id: String,
@@ -229,7 +227,7 @@ impl State {
         }
     }
 
-    /// The same key and parameters answer with the same body; other parameters are an error.
+    /// The same key with the same parameters returns the saved answer; with other parameters it is an error.
     fn once(&mut self, call: &Call, space: &Space, key: String, now_s: i64) -> Answer {
         let request = format!("{} {}", call.path, call.body);
         let slot = (space.clone(), key);
@@ -417,7 +415,7 @@ impl State {
             connect: params.get("connect").and_then(Value::as_str) == Some("true"),
         };
         let mut shown = self.add(space, endpoint)?;
-        // The secret is in this one answer and never again.
+        // Only this answer contains the secret.
         if let Some(map) = shown.as_object_mut() {
             map.insert("secret".to_owned(), json!(hidden.secret));
         }
@@ -434,7 +432,7 @@ impl State {
         Ok(json!({"id": id, "object": "webhook_endpoint", "deleted": true}))
     }
 
-    /// A session in payment mode makes its intent at once, from the first line's price data where there is any.
+    /// A session in payment mode creates its PaymentIntent at once, with the price of the first line if there is one.
     fn create_session(
         &mut self,
         space: &Space,
@@ -478,7 +476,7 @@ impl State {
         })
     }
 
-    /// Puts any object in any state, replacing one with the same id: the states that calls alone do not reach.
+    /// Stores any object in any state and replaces one with the same id; for states that calls alone cannot reach.
     pub(super) fn put(&mut self, account: Option<&str>, object: Value) {
         let space = Space {
             livemode: object.get("livemode").and_then(Value::as_bool) == Some(true),
@@ -489,8 +487,8 @@ impl State {
         objects.push(object);
     }
 
-    /// Endpoints that want this event: the platform's those without `account`, the Connect ones those with it. A live
-    /// Connect endpoint is also sent test events.
+    /// The endpoints that subscribe to this event: the platform's for an event without `account`, the Connect ones for
+    /// an event with one. As at Stripe, a live Connect endpoint gets test events too.
     pub(super) fn targets(&self, event: &Value, only: Option<&str>) -> Vec<Target> {
         let of_account = event.get("account").is_some_and(Value::is_string);
         let live_event = event.get("livemode").and_then(Value::as_bool) == Some(true);
@@ -531,7 +529,7 @@ impl State {
         targets
     }
 
-    /// Everything held, the secrets included: these are test data.
+    /// The whole state, including the secrets, which are test data.
     pub(super) fn snapshot(&self) -> Value {
         let spaces: Vec<Value> = self
             .spaces
