@@ -1,4 +1,4 @@
-//! The baseline of `make bench`: a Lambda function that answers with what it was sent, and nothing else.
+//! The baseline of `make bench`: a Lambda function that only returns its input.
 
 use lambda_runtime::{Error, LambdaEvent, service_fn};
 use serde_json::value::RawValue;

@@ -1,4 +1,5 @@
-//! What `make run` shows: rows of an application, deliveries of both providers, and what became of them.
+//! The demonstration of `make run`: writes an application's rows, delivers events of both providers, and prints the
+//! result. `world` does the deliveries.
 
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::world::{Answer, World};
 
-/// Runs it. Ids carry the moment, so that a second run tells a new story.
+/// Ids contain the time, so that each run creates new rows and events.
 pub async fn show(world: &World) -> Result<()> {
     let now = world.now_s();
     let id = |prefix: &str| format!("{prefix}_{now}");

@@ -1,7 +1,7 @@
 //! `billhook-local`: the local AWS and the local Stripe behind `make run` and `make stop`.
 //!
-//! `run` starts both, or finds them running, deploys what changed, and shows deliveries and what became of them; `stop`
-//! ends both. What a person's own tools need is left in `.local/env`, ready for `source`.
+//! `run` starts both or finds them running, deploys what changed, delivers events and shows the result; `stop` ends
+//! both. The variables for your own tools are in `.local/env`, ready for `source`.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -94,7 +94,7 @@ fn progress(began: Instant, text: &str) {
     eprintln!("[{:>3} s] {text}", began.elapsed().as_secs());
 }
 
-/// Starts the local Stripe as a process of its own, on a free port; it ends with the local AWS.
+/// Starts the local Stripe as a separate process on a free port; it ends with the local AWS.
 fn start_stripe(local: &LocalAws) -> Result<String> {
     let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
         .local_addr()?
@@ -113,7 +113,7 @@ async fn answers(stripe_base: &str) -> bool {
 fn stop_quietly() -> Result<bool> {
     let options = Options::kept();
     let stopped = LocalAws::stop(&options.dir)?;
-    // State is in memory only, so files of an earlier run say nothing.
+    // The state is only in memory, so files of an earlier run are worthless.
     for gone in [
         fs::remove_dir_all(&options.dir),
         fs::remove_file(repository().join(".local/env")),
@@ -140,7 +140,7 @@ fn stop() -> Result<()> {
     Ok(())
 }
 
-/// What a deploy depends on, cheap to compare: size and time of the template and of every binary.
+/// Size and time of the template and of every binary: a cheap way to see whether a deployment is needed.
 fn inputs() -> Result<String> {
     let binaries = binaries_dir()?;
     let mut text = String::new();
@@ -158,7 +158,7 @@ fn inputs() -> Result<String> {
     Ok(text)
 }
 
-/// Assignments for a shell; no value needs quoting beyond the single quotes.
+/// Shell assignments; single quotes are enough for all values.
 fn env_text(local: &LocalAws, world: &World) -> Result<String> {
     let mut text = String::new();
     let urls = [

@@ -1,5 +1,5 @@
-//! A deployed stack and everything around it: the application's rows, the providers' deliveries, and what became of
-//! them.
+//! Harness of the end-to-end tests: a deployed stack on the local AWS, the application's rows, signed deliveries of
+//! both providers, and reads of tables, queues and logs. Waiting is by polling with a time limit.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,11 +17,12 @@ use billhook_testkit::sign::sign_lob;
 use billhook_testkit::stripe::TEST_KEY;
 use serde_json::{Value, json};
 
-/// Lob's secret of every local stage.
+/// Lob's signing secret in every local environment.
 pub const LOB_SECRET: &str = "local_lob_webhook_secret_0001";
-/// What no log line, answer, output or error may hold: Stripe's key, Lob's secret, and how Stripe's secrets begin.
+/// Texts that no log line, answer, output or error may contain: Stripe's key, Lob's secret, the prefix of Stripe's
+/// signing secrets.
 const CANARIES: [&str; 3] = [TEST_KEY, "local_lob_webhook_secret", "whsec_"];
-/// A local stack settles in well under a second; a loaded CI machine needs more.
+/// A local stack processes an event in well under a second; a loaded CI machine needs more.
 const SETTLE_MAX: Duration = Duration::from_secs(60);
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -33,30 +34,26 @@ const FUNCTION_OUTPUTS: [&str; 5] = [
     "WebhookSecretFunction",
 ];
 
-/// A stage with its stack, its Stripe and its AWS.
+/// An environment: its stack, its Stripe and its AWS.
 #[derive(Debug)]
 pub struct World {
-    /// The clients.
     pub aws: AwsClients,
-    /// The deployed stack.
     pub stack: Stack,
-    /// The local Stripe.
     pub stripe_base: String,
     endpoint: String,
     http: reqwest::Client,
 }
 
-/// An answer of the API.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer {
-    /// The status.
     pub status: u16,
-    /// The body; a text where it is no JSON.
+    /// JSON, or a JSON string if the body is not JSON.
     pub body: Value,
 }
 
 impl World {
-    /// Deploys a stage as a team would: the stack, then the keys, then the rotation that makes Stripe's endpoints.
+    /// Deploys an environment as a team does: the stack, then the keys, then the rotation that creates the endpoints at
+    /// Stripe.
     pub async fn deploy(
         local: &Arc<LocalAws>,
         name: &str,
@@ -88,7 +85,7 @@ impl World {
         })
     }
 
-    /// Updates the stack: the same parameters, these changed.
+    /// Updates the stack with changes to its parameters.
     pub async fn update(
         &self,
         local: &Arc<LocalAws>,
@@ -102,7 +99,7 @@ impl World {
         deployed(local, &options).await
     }
 
-    /// Around a stack that is there.
+    /// For a stack that is deployed already.
     pub fn around(local: &LocalAws, stack: Stack, stripe_base: &str) -> Result<Self> {
         let env: BTreeMap<&str, String> = local.env().into_iter().collect();
         let aws = AwsClients::from_env(&EnvLookup(&|name| env.get(name).cloned()))?;
@@ -119,12 +116,11 @@ impl World {
         })
     }
 
-    /// Now, in Unix seconds: what a provider's clock says.
+    /// The current time in Unix seconds, as the provider's timestamp.
     pub fn now_s(&self) -> i64 {
         SystemClock.now().unix_s()
     }
 
-    /// Any request to the API.
     pub async fn request(
         &self,
         method: &str,
@@ -143,8 +139,8 @@ impl World {
         answer(request).await
     }
 
-    /// Lets the local Stripe deliver an event to the endpoints that want it, signed with their secrets, until it is
-    /// taken; the answers of each delivery's last attempt.
+    /// Lets the local Stripe deliver an event to the endpoints that subscribe to it, signed with their secrets, until
+    /// it is accepted. Returns the answer to the last attempt of each delivery.
     pub async fn stripe(&self, event: &Value, copies: usize) -> Result<Vec<Answer>> {
         let delivery = json!({ "event": event, "copies": copies }).to_string();
         let request = self
@@ -176,12 +172,12 @@ impl World {
             .collect()
     }
 
-    /// Delivers an event of Lob, signed as Lob does.
+    /// Delivers a Lob event, signed as Lob does.
     pub async fn lob(&self, event: &Value) -> Result<Answer> {
         self.lob_with(LOB_SECRET, event).await
     }
 
-    /// The same, signed with this secret.
+    /// Delivers a Lob event that is signed with this secret.
     pub async fn lob_with(&self, secret: &str, event: &Value) -> Result<Answer> {
         let body = event.to_string();
         let timestamp = SystemClock.now().unix_ms().to_string();
@@ -194,7 +190,6 @@ impl World {
             .await
     }
 
-    /// Writes a row as the application does.
     pub async fn put(&self, table: &str, row: Value) -> Result<()> {
         let item = serde_dynamo::to_item(row)?;
         let put = self
@@ -209,7 +204,7 @@ impl World {
         Ok(())
     }
 
-    /// Reads a row; a compressed payload is left out, JSON has no bytes.
+    /// Reads a row. A compressed payload is left out, because JSON has no bytes.
     pub async fn row(&self, table: &str, key: &str, id: &str) -> Result<Option<Value>> {
         let get = self
             .aws
@@ -228,26 +223,23 @@ impl World {
         Ok(item.map(serde_dynamo::from_item).transpose()?)
     }
 
-    /// An order.
     pub async fn order(&self, id: &str) -> Result<Value> {
         self.row("OrdersTable", "id", id)
             .await?
             .with_context(|| format!("there is no order {id}"))
     }
 
-    /// A statement.
     pub async fn statement(&self, id: &str) -> Result<Value> {
         self.row("StatementsTable", "statement_id", id)
             .await?
             .with_context(|| format!("there is no statement {id}"))
     }
 
-    /// An event of either provider.
     pub async fn event(&self, table: &str, id: &str) -> Result<Option<Value>> {
         self.row(table, "event_id", id).await
     }
 
-    /// Every row of a table; compressed payloads are left out.
+    /// All rows of a table, without compressed payloads.
     pub async fn rows(&self, table: &str) -> Result<Vec<Value>> {
         let scan = self.aws.dynamodb().scan();
         let scan = scan.table_name(self.stack.output(table)?);
@@ -309,7 +301,7 @@ impl World {
         Ok(())
     }
 
-    /// Messages in a queue, those in flight included.
+    /// The number of messages in a queue, including those in flight.
     pub async fn depth(&self, queue: &str) -> Result<u64> {
         use QueueAttributeName::{
             ApproximateNumberOfMessages as Visible, ApproximateNumberOfMessagesNotVisible as Hidden,
@@ -331,7 +323,7 @@ impl World {
             .sum())
     }
 
-    /// Puts a message on a queue by hand.
+    /// Sends a message to a queue, as a person may.
     pub async fn send(
         &self,
         queue: &str,
@@ -361,7 +353,7 @@ impl World {
         Ok(answer(request).await?.body)
     }
 
-    /// Every line that a function has written; those of the platform are left out.
+    /// All lines that a function wrote, without Lambda's own lines.
     pub async fn logs(&self, function: &str) -> Result<Vec<String>> {
         let group = format!("/aws/lambda/{}", self.stack.output(function)?);
         let (mut lines, mut token) = (Vec::new(), Value::Null);
@@ -394,7 +386,7 @@ impl World {
         }
     }
 
-    /// A call to the local AWS, which looks at the key id and checks no signature.
+    /// Calls the local AWS, which reads the key id and checks no signature.
     fn call(&self, service: &str, path: &str) -> reqwest::RequestBuilder {
         let signed = format!(
             "AWS4-HMAC-SHA256 Credential={ACCESS_KEY_ID}/20260101/{REGION}/{service}/aws4_request, \
@@ -404,7 +396,7 @@ impl World {
         self.http.post(url).header("Authorization", signed)
     }
 
-    /// The log lines of a function that hold a text.
+    /// The log lines of a function that contain a text.
     pub async fn logged(&self, function: &str, text: &str) -> Result<Vec<String>> {
         let group = format!("/aws/lambda/{}", self.stack.output(function)?);
         let wanted = json!({ "logGroupName": group, "filterPattern": format!("\"{text}\"") });
@@ -419,12 +411,12 @@ impl World {
         let lines = events
             .iter()
             .filter_map(|event| event.get("message")?.as_str());
-        // The emulator may read a pattern otherwise than AWS does.
+        // The emulator's filter patterns may differ from AWS's.
         let lines = lines.filter(|line| line.contains(text));
         Ok(lines.map(str::to_owned).collect())
     }
 
-    /// Looks for secrets in all that the functions logged so far, their panics included, and in the stack's outputs.
+    /// Fails if a secret is in anything that the functions logged so far, panics included, or in the stack's outputs.
     pub async fn keeps_its_secrets(&self) -> Result<()> {
         for function in FUNCTION_OUTPUTS {
             for canary in CANARIES {
@@ -437,7 +429,7 @@ impl World {
         no_secret(&format!("{:?}", self.stack.outputs))
     }
 
-    /// Asks again until it holds, or the time is up.
+    /// Polls until the condition holds or the time is up.
     #[expect(
         clippy::disallowed_methods,
         reason = "what is deployed lives in real time"
@@ -462,11 +454,11 @@ fn no_secret(text: &str) -> Result<()> {
     }
 }
 
-/// In a thread of its own: a local Stripe on this runtime has to answer meanwhile.
+/// On its own thread, because a local Stripe on this runtime has to answer meanwhile.
 async fn deployed(local: &Arc<LocalAws>, options: &DeployOptions) -> Result<Stack> {
     let (local, options) = (Arc::clone(local), options.clone());
     let deployed = tokio::task::spawn_blocking(move || deploy(&local, &options)).await?;
-    // A failed deployment tells the reasons that our custom resource gave.
+    // After a failed deployment, print the reasons that our custom resource gave.
     if let Err(failed) = &deployed {
         no_secret(&format!("{failed:#}"))?;
     }

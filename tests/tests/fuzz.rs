@@ -1,4 +1,5 @@
-//! A short round of every fuzz target: the samples, and so many seeded changes of them. `make fuzz` goes on from here.
+//! Runs every fuzz target briefly: on the samples and on seeded mutations of them. `make fuzz` runs the same targets
+//! longer, under libFuzzer; `billhook_tests::fuzz` has the targets.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,

@@ -1,4 +1,5 @@
-//! What a function lets be seen of a delivery's life, line by line: its log, and its metrics, which no emulator reads.
+//! Golden tests of log lines and metrics: everything that a function writes about a delivery, line by line. No emulator
+//! reads metric lines, so `billhook_testkit::emf` validates them here.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,

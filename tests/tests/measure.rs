@@ -1,6 +1,6 @@
-//! What a cleanup of hundreds of orders costs: the function's real binary against the local AWS and a local Stripe with
-//! the limit of a test account. Prints its figures; `make measure` runs it. A live stage calls nothing but https, so that
-//! the pace of one is measured in `crates/cleanup-failed-payments/tests/measure.rs`.
+//! Measures a cleanup of hundreds of orders: the function's real binary against the local AWS and a local Stripe with
+//! the rate limit of a test account. `make measure` prints the figures. A live environment calls only https, so the
+//! rate of a live account is measured in `crates/cleanup-failed-payments/tests/measure.rs`.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,

@@ -1,5 +1,5 @@
-//! Ingress and the custom resource on one clock that the test moves: the real handlers, cache, plan and document over a
-//! local Stripe and Secrets Manager's versions in memory.
+//! Secret rotation with a clock that the test moves: the real handlers, cache, plan and secret document of ingress and
+//! the custom resource, over a local Stripe and in-memory versions of Secrets Manager.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,

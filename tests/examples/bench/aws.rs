@@ -1,6 +1,6 @@
-//! A stub of AWS: keeps rows in memory and applies the writes that the functions make, without their conditions (but the
-//! one of a put), so that the next read finds them and each write can be charged. Over HTTP, or TLS under a certificate
-//! of its own, each call delayed as asked.
+//! A stub of AWS: keeps rows in memory and applies the functions' writes, so that the next read finds them and each
+//! write's units can be counted. Of all conditions it checks only that of a put. It speaks HTTP, or TLS with its own
+//! certificate, and delays each call as requested.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -21,12 +21,12 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::units::{self, Item, Schema, Units};
 
-/// What was asked of the stub since the last `taken`.
+/// The calls since the last `taken`.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Asked {
     pub(crate) calls: BTreeMap<String, usize>,
     pub(crate) units: BTreeMap<String, Units>,
-    /// Read units, in halves: that is what an eventually consistent read of 4 KB takes.
+    /// Half read units: an eventually consistent read of 4 KB costs one half.
     pub(crate) read_halves: usize,
     pub(crate) message_bytes: usize,
 }
@@ -47,7 +47,7 @@ pub(crate) struct Stub {
 }
 
 impl Stub {
-    /// Writes `bundle`: the roots that the machine has, and the stub's.
+    /// Writes `bundle`: the machine's root certificates and the stub's.
     pub(crate) async fn start(schemas: BTreeMap<String, Schema>, bundle: &Path) -> Self {
         let (certificate, key) = crate::certificate::for_localhost();
         let roots = std::fs::read_to_string("/etc/ssl/certs/ca-certificates.crt");
@@ -123,7 +123,7 @@ impl Stub {
         rows.insert(id, item);
     }
 
-    /// Changes a row by hand, if it is there.
+    /// Changes a row, if it exists.
     pub(crate) fn set(&self, table: &str, id: &str, name: &str, value: Value) {
         let mut state = self.state();
         let row = state.rows.get_mut(table).and_then(|rows| rows.get_mut(id));
@@ -132,7 +132,7 @@ impl Stub {
         }
     }
 
-    /// Forgets all rows.
+    /// Deletes all rows.
     pub(crate) fn clear(&self) {
         self.state().rows.clear();
     }
@@ -273,7 +273,7 @@ impl State {
         let before = self.row(table, &body["Item"]).cloned();
         if let (Some(before), Some(_)) = (&before, body.get("ConditionExpression")) {
             let schema = &self.schemas[table];
-            // Of a refused write no index is touched.
+            // A refused write changes no index.
             let charged = Units {
                 indexes: 0,
                 ..schema.write(Some(before), after, false)
@@ -342,7 +342,7 @@ impl State {
     }
 }
 
-/// A row that is not there is charged like the smallest.
+/// A missing row is charged like the smallest one.
 fn read_halves(row: Option<&Item>, consistent: &Value) -> usize {
     let units = row.map_or(0, units::size).div_ceil(4096).max(1);
     units * if *consistent == true { 2 } else { 1 }

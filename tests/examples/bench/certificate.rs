@@ -1,4 +1,4 @@
-//! A certificate for `localhost` that signs itself, made anew in each run: X.509 in DER, reduced to what TLS asks for.
+//! Creates a self-signed certificate for `localhost` in each run: X.509 in DER, reduced to what TLS requires.
 
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _};
@@ -10,7 +10,7 @@ const P256: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
 const COMMON_NAME: &[u8] = &[0x55, 0x04, 0x03];
 const SUBJECT_ALT_NAME: &[u8] = &[0x55, 0x1d, 0x11];
 
-/// The certificate, and its key as PKCS #8.
+/// The certificate, and its key in PKCS #8.
 pub(crate) fn for_localhost() -> (Vec<u8>, Vec<u8>) {
     let random = SystemRandom::new();
     let algorithm = &ECDSA_P256_SHA256_ASN1_SIGNING;
@@ -49,7 +49,7 @@ pub(crate) fn for_localhost() -> (Vec<u8>, Vec<u8>) {
     (der(SEQUENCE, &parts), key.as_ref().to_vec())
 }
 
-/// As it stands in a bundle of roots.
+/// The certificate in PEM, for a bundle of roots.
 pub(crate) fn pem(certificate: &[u8]) -> String {
     let base64 = data_encoding::BASE64.encode(certificate);
     let lines = base64.as_bytes().chunks(64).map(String::from_utf8_lossy);
@@ -60,7 +60,7 @@ pub(crate) fn pem(certificate: &[u8]) -> String {
     )
 }
 
-/// A value: its tag, its length, its parts.
+/// A DER value: tag, length, content.
 fn der(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
     let content = parts.concat();
     let length = u16::try_from(content.len()).unwrap().to_be_bytes();

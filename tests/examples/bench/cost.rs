@@ -1,9 +1,9 @@
-//! Dollars for a million deliveries, by component, from what was measured. The formulas stand in `docs/cost.md`, with
-//! where each price comes from and when it was read.
+//! Computes the cost of a million deliveries in dollars, by component, from the measurements. `docs/cost.md` has the
+//! formulas, and the source and date of each price.
 
 use serde_json::Value;
 
-/// An event source of a FIFO queue takes what is there, up to 10.
+/// Lambda polls a FIFO queue for batches of at most 10.
 const BATCH: f64 = 5.0;
 const COLD_STARTS: f64 = 0.01;
 const GATEWAY_REST: f64 = 3.50;
@@ -12,12 +12,12 @@ const LAMBDA_ARM_GB_S: f64 = 13.3334;
 const WRITE_UNITS: f64 = 0.625;
 const READ_UNITS: f64 = 0.125;
 const SQS_FIFO_REQUESTS: f64 = 0.50;
-/// A byte a delivery is a MB a million.
+/// One byte per delivery is one MB per million.
 const LOG_BYTES: f64 = 0.50e-3;
-/// The line that the template asks of the gateway, with its values.
+/// An access log line of the gateway in the template's format.
 const ACCESS_LINE_BYTES: f64 = 460.0;
 
-/// Dollars for a million, of the kinds of an accepted delivery and of the worker's batch of 10 that follows it.
+/// Dollars per million, for an accepted delivery and its share of the worker's batch of 10.
 pub(crate) fn bill(ingress: &Value, worker: &Value) -> Vec<(&'static str, f64)> {
     let of = |kind: &Value, name: &str| kind[name].as_f64().unwrap();
     let record = |name: &str| of(worker, name) / 10.0;

@@ -1,4 +1,4 @@
-//! The events that are measured: what is sent to which function, over which rows.
+//! The kinds of events that are measured: the event, the function, and the rows that exist before.
 
 use billhook_adapters::aws::AwsClients;
 use billhook_adapters::clock::SystemClock;
@@ -20,13 +20,12 @@ const SECRET: &str = "whsec_bench";
 pub(crate) const SMALL: usize = 2_636;
 pub(crate) const LARGE: usize = 59_445;
 
-/// An event to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Echo,
-    /// A peer: ingress's job in Rust with nothing tuned.
+    /// A peer: ingress's job in untuned Rust.
     Naive(usize),
-    /// A peer: the same in Node.
+    /// A peer: ingress's job in Node.
     Node(usize),
     Accepted(usize),
     Duplicate,
@@ -58,7 +57,7 @@ pub(crate) const ALL: [Kind; 16] = [
     Kind::Create,
 ];
 
-/// Where the functions find everything.
+/// The endpoints and folders that the functions use.
 pub(crate) struct World {
     pub(crate) stub: Stub,
     pub(crate) stripe: LocalStripe,
@@ -84,7 +83,6 @@ impl Kind {
         }
     }
 
-    /// From the release directory.
     pub(crate) fn binary(self) -> &'static str {
         match self {
             Self::Echo => "examples/echo",
@@ -102,7 +100,7 @@ impl Kind {
         }
     }
 
-    /// As in the template.
+    /// The memory in the template.
     pub(crate) fn memory_mb(self) -> u64 {
         match self {
             Self::CleanupIdle | Self::Create => 256,
@@ -110,7 +108,7 @@ impl Kind {
         }
     }
 
-    /// Deliveries in one event.
+    /// The number of deliveries in one event.
     pub(crate) fn records(self) -> usize {
         match self {
             Self::StripeBatch(_) | Self::LobBatch => 10,
@@ -118,7 +116,7 @@ impl Kind {
         }
     }
 
-    /// The `n`th event, with the rows that it is about.
+    /// The `n`th event and the rows that it needs.
     pub(crate) async fn input(self, world: &World, n: usize) -> String {
         let event = match self {
             Self::Echo => delivery(&paid(n, SMALL), SECRET, 0),
@@ -193,7 +191,7 @@ impl World {
         world
     }
 
-    /// As after a deployment.
+    /// The state after a deployment.
     pub(crate) fn reset(&self) {
         self.stub.clear();
         self.stub.taken();
@@ -207,7 +205,7 @@ impl World {
         self.stub.set_secret("arn:app", &app);
     }
 
-    /// The variables of every function, over one of the stub's endpoints.
+    /// The variables of every function, with one of the stub's endpoints.
     pub(crate) fn variables(&self, endpoint: &str, roots: &str) -> Vec<(&'static str, String)> {
         let queue = |name: &str| format!("{endpoint}/1/{name}.fifo");
         let mut variables: Vec<(&'static str, String)> = [
@@ -240,7 +238,7 @@ impl World {
         variables
     }
 
-    /// Stores an event as ingress does; its message, as the queue hands it over.
+    /// Stores an event as ingress does; returns its message as SQS delivers it.
     async fn record(&self, provider: ProviderId, raw_body: &[u8]) -> Value {
         let new = NewEvent {
             source: provider.into(),
@@ -273,7 +271,7 @@ fn letter_id(n: usize) -> String {
     format!("ltr_4868c3b754{n:08}")
 }
 
-/// A paid PaymentIntent of an order, as Stripe prints it, of exactly so many bytes.
+/// An order's `payment_intent.succeeded` in Stripe's format, of exactly this many bytes.
 pub(crate) fn paid(n: usize, bytes: usize) -> Vec<u8> {
     let sample = include_str!("../../../events/payloads/stripe/payment_intent_succeeded.json");
     let mut event: Value = serde_json::from_str(sample).unwrap();
@@ -285,7 +283,7 @@ pub(crate) fn paid(n: usize, bytes: usize) -> Vec<u8> {
     let printed = |event: &Value| serde_json::to_vec_pretty(event).unwrap();
     let mut lines = Vec::new();
     let mut random = Random(u64::try_from(n).unwrap() + 1);
-    // Lines of a large cart, then a text that fills up to the byte.
+    // The lines of a large cart, then a text that fills up the last bytes.
     while printed(&event).len() + 900 < bytes {
         lines.push(json!({
             "id": format!("li_1{}", random.text(22)), "object": "item", "amount": random.next() % 90_000,
@@ -303,7 +301,7 @@ pub(crate) fn paid(n: usize, bytes: usize) -> Vec<u8> {
     body
 }
 
-/// A letter on its way.
+/// A Lob event about a letter in transit.
 fn mailed(n: usize) -> Vec<u8> {
     let sample = include_str!("../../../events/payloads/lob/letter_mailed.json");
     let mut event: Value = serde_json::from_str(sample).unwrap();
@@ -313,7 +311,7 @@ fn mailed(n: usize) -> Vec<u8> {
     event.to_string().into_bytes()
 }
 
-/// The gateway's event around a body that was signed so many seconds ago.
+/// API Gateway's event with a body that was signed this many seconds ago.
 fn delivery(body: &[u8], secret: &str, ago_s: i64) -> Value {
     let sample = include_str!("../../../events/webhook-ingress/stripe-paid.json");
     let mut event: Value = serde_json::from_str(sample).unwrap();
@@ -324,7 +322,7 @@ fn delivery(body: &[u8], secret: &str, ago_s: i64) -> Value {
     event
 }
 
-/// Texts that compress as ids do.
+/// Texts that compress like ids.
 struct Random(u64);
 
 impl Random {

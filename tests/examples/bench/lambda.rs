@@ -1,4 +1,5 @@
-//! One function's process on a Lambda runtime of the harness's own, and what it uses.
+//! Runs one function's binary against the harness's own Lambda Runtime API, and measures its time, CPU, instructions
+//! and memory.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -15,32 +16,31 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, mpsc};
 
-/// An answer that takes longer is a defect of the function or the harness.
+/// A longer answer is a defect of the function or the harness.
 const ANSWER_MAX: Duration = Duration::from_secs(120);
-/// Of a whole CPU, Lambda gives so many MB's share.
+/// With this many MB of memory a Lambda function has one whole CPU.
 const MB_OF_ONE_CPU: u64 = 1769;
 const PERIOD_US: u64 = 20_000;
 
-/// How a process is run.
 pub(crate) struct Run<'a> {
     pub(crate) binary: &'a Path,
     pub(crate) variables: Vec<(&'static str, String)>,
-    /// Its log goes here.
+    /// The file for its log.
     pub(crate) log: &'a Path,
     pub(crate) counter: Counter,
 }
 
-/// What counts instructions.
+/// The instruction counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Counter {
     Nothing,
-    /// The CPU's own counter, by `perf`: of user and kernel.
+    /// The CPU's own counter, read with `perf`; counts user and kernel.
     Perf,
-    /// An emulated CPU, without the instructions for SHA: of user only.
+    /// An emulated CPU (valgrind) without SHA instructions; counts user only.
     Valgrind,
 }
 
-/// One event, as the harness saw it.
+/// The measurements of one event.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Event {
     pub(crate) wall: Duration,
@@ -58,7 +58,7 @@ pub(crate) struct Process {
 }
 
 enum Arrival {
-    /// It asks for an invocation.
+    /// The process asks for the next invocation.
     Idle(Instant),
     Answer(Instant, Bytes),
 }
@@ -69,7 +69,7 @@ struct Runtime {
 }
 
 impl Counter {
-    /// The best that this machine has.
+    /// The best counter of this machine.
     pub(crate) fn find() -> Self {
         let works = |command: &mut Command| {
             let output = command
@@ -128,7 +128,7 @@ impl Counter {
 }
 
 impl Process {
-    /// Starts it and waits until it asks for its first event; tells how long that took.
+    /// Starts the process and waits until it asks for its first event; returns how long that took.
     pub(crate) async fn start(run: Run<'_>) -> (Self, Event) {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -195,7 +195,7 @@ impl Process {
         }
     }
 
-    /// Sends an event and waits until the next is asked for.
+    /// Sends an event and waits until the process asks for the next one.
     pub(crate) async fn invoke(&mut self, input: String) -> (Event, Bytes) {
         let cpu = self.cpu();
         let sent_at = Instant::now();
@@ -211,7 +211,7 @@ impl Process {
         (event, answer)
     }
 
-    /// From now on it has the CPU that so much memory brings; false where the machine does not let us.
+    /// Limits the CPU to the share that this much memory has in Lambda; false if the machine does not allow it.
     pub(crate) fn limit(&mut self, memory_mb: u64) -> bool {
         let name = format!("billhook-bench-{}", self.pid);
         let quota_us = PERIOD_US * memory_mb / MB_OF_ONE_CPU;
@@ -240,12 +240,12 @@ impl Process {
         false
     }
 
-    /// CPU time of all its threads.
+    /// The CPU time of all threads.
     fn cpu(&self) -> Duration {
         self.threads().map(|(_, used)| used).sum()
     }
 
-    /// Each thread's number and the CPU time that it used.
+    /// The id and the CPU time of each thread.
     pub(crate) fn threads(&self) -> impl Iterator<Item = (String, Duration)> {
         let tasks = fs::read_dir(format!("/proc/{}/task", self.pid)).unwrap();
         tasks.filter_map(|task| {
@@ -256,7 +256,7 @@ impl Process {
         })
     }
 
-    /// `VmHWM`, the most it ever had, or `VmRSS`, what it has, in KiB.
+    /// In KiB: `VmHWM` (peak) or `VmRSS` (now).
     pub(crate) fn memory_kib(&self, name: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap();
         let line = status
@@ -268,7 +268,7 @@ impl Process {
             .unwrap()
     }
 
-    /// Ends it; tells how many instructions it took from start to end, where they were counted.
+    /// Ends the process; returns the instructions from start to end, if they were counted.
     pub(crate) fn end(mut self, counter: Counter) -> u64 {
         let signal = match counter {
             Counter::Nothing => "-KILL",
@@ -302,7 +302,7 @@ impl Runtime {
         if request.uri().path().ends_with("/invocation/next") {
             self.arrivals.send(Arrival::Idle(Instant::now())).ok();
             let Some(input) = self.invocations.lock().await.recv().await else {
-                // The harness is done with it.
+                // The harness has ended the process.
                 return std::future::pending().await;
             };
             let deadline_ms = crate::unix_ms() + 600_000;

@@ -1,9 +1,10 @@
-//! `make bench`: what an event costs. Speaks the Lambda Runtime API to the release binaries, in front of a stub of AWS,
-//! with a function that only echoes (`echo.rs`) measured beside them in every round, because machines are noisy.
+//! `make bench`: measures what an event costs. It runs the release binaries against its own Lambda Runtime API
+//! (`lambda`) and a stub of AWS (`aws`). Machines are noisy, so a function that only echoes (`echo.rs`) is measured in
+//! every round.
 //!
-//! Prints tables, and writes `bench.json` and `bench.svg` into the target directory. Options: `--only TEXT` (kinds whose
-//! name holds it), `--rounds N`; instead of all that `--blocks N` (the CPU of an event, the kinds taking short turns) or
-//! `--steady N` (so many deliveries to one process, and its memory on the way).
+//! It prints tables and writes `bench.json` and `bench.svg` into the target directory. Options: `--only TEXT` (kinds
+//! whose name contains it), `--rounds N`; or, instead, `--blocks N` (only CPU; the kinds take short turns) or
+//! `--steady N` (memory of one process over N deliveries).
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -36,32 +37,32 @@ use aws::{Asked, Stub};
 use kinds::{Kind, World};
 use lambda::{Counter, Event, Process, Run};
 
-/// Added to each call where a measurement is to be as in a region.
+/// The delay that is added to each call to simulate a region.
 const DELAY: Duration = Duration::from_millis(3);
-/// Deliveries before those that count: caches fill, allocators settle.
+/// Deliveries before the measured ones, to warm up caches and allocators.
 const WARM_UP: usize = 50;
 const DELIVERIES: usize = 400;
-/// Of one kind before the next one's turn.
+/// Events of one kind before the next kind's turn.
 const BLOCK: usize = 40;
-/// Under a quota they take longer, and there is less to learn from many.
+/// Fewer, because under a CPU quota they take longer.
 const LIMITED_DELIVERIES: usize = 100;
-/// An emulated CPU is slow, and counts the same each time.
+/// Few, because an emulated CPU is slow and counts the same each time.
 const COUNTED_DELIVERIES: usize = 40;
 
-/// What was measured of one kind; each list has one figure for each event or process.
+/// The measurements of one kind; each list has one figure per event or process.
 #[derive(Default)]
 struct Figures {
-    /// Plain HTTP, no delay, no quota: what the function itself does.
+    /// Plain HTTP, no delay, no quota: the function itself.
     wall_us: Vec<f64>,
     cpu_us: Vec<f64>,
-    /// Threads that used the CPU in warm events.
+    /// The threads that used CPU in warm events.
     threads: usize,
-    /// Of all warm events.
+    /// Over all warm events.
     asked: Asked,
     log_bytes: u64,
     log_lines: usize,
     warm_events: usize,
-    /// TLS, delay, the CPU of the function's memory after init.
+    /// As in Lambda: TLS, delay, and after init the CPU share of the function's memory.
     init_ms: Vec<f64>,
     first_ms: Vec<f64>,
     cold_cpu_ms: Vec<f64>,
@@ -69,7 +70,6 @@ struct Figures {
     peak_kib: u64,
     first_calls: usize,
     limited: bool,
-    /// Instructions.
     warm_kinstr: Option<f64>,
     cold_minstr: Option<f64>,
 }
@@ -160,7 +160,7 @@ impl Bench {
         self.send(process, kind, input).await
     }
 
-    /// Sends an event, and fails unless it ends as it is to.
+    /// Sends an event and fails if the answer is not the expected one.
     async fn send(&self, process: &mut Process, kind: Kind, input: String) -> Event {
         let (event, answer) = process.invoke(input).await;
         let answer = String::from_utf8_lossy(&answer);
@@ -200,7 +200,7 @@ impl Bench {
         }
         let counter = Counter::find();
         if counter != Counter::Nothing {
-            // Valgrind does not do justice to what Node compiles while it runs.
+            // Valgrind's figures are meaningless for code that Node compiles at run time.
             let is_counted =
                 |kind: &Kind| counter == Counter::Perf || !matches!(kind, Kind::Node(_));
             for (kind, figures) in all.iter_mut().filter(|(kind, _)| is_counted(kind)) {
@@ -211,7 +211,7 @@ impl Bench {
         report::write(&all, counter, &self.release, &micro::measure());
     }
 
-    /// What the function itself does.
+    /// Measures the function itself.
     async fn plain(&self, kind: Kind, figures: &mut Figures) {
         let stub = &self.world.stub;
         let (mut process, _) = self.start(kind, &stub.http, Counter::Nothing).await;
@@ -240,7 +240,7 @@ impl Bench {
         figures.warm_events += events;
     }
 
-    /// As in Lambda: a new process, and the CPU of its memory once it has started.
+    /// Measures as in Lambda: a new process, and after init the CPU share of its memory.
     async fn as_in_lambda(&self, kind: Kind, figures: &mut Figures) {
         let ms = |span: Duration| span.as_secs_f64() * 1e3;
         let stub = &self.world.stub;
@@ -267,7 +267,8 @@ impl Bench {
         figures.peak_kib = figures.peak_kib.max(process.memory_kib("VmHWM"));
     }
 
-    /// Two processes that differ by so many events differ by their instructions.
+    /// The difference between two processes that handle different numbers of events is the instructions of those
+    /// events.
     async fn count(&self, kind: Kind, figures: &mut Figures, counter: Counter) {
         let mut taken = Vec::new();
         let (few, more) = (2, 2 + COUNTED_DELIVERIES / kind.records());
@@ -287,7 +288,7 @@ impl Bench {
         figures.warm_kinstr = Some((taken[2] - taken[1]) / (more - few) as f64 / 1e3);
     }
 
-    /// The CPU of an event, in blocks so short that all kinds meet the same moods of the machine.
+    /// Measures the CPU of an event in short blocks, so that variations of the machine affect all kinds alike.
     async fn by_turns(&self, kinds: &[Kind], blocks: usize) {
         let mut all = Vec::new();
         for kind in kinds.iter().copied() {
@@ -295,7 +296,7 @@ impl Bench {
             let (process, _) = self.start(kind, endpoint, Counter::Nothing).await;
             all.push((kind, process, Vec::new()));
         }
-        // As many as the others have in all: what compiles while it runs has then done so.
+        // As many events as the others have in all, so that Node's compiler has finished its work.
         let warm_up = DELIVERIES / BLOCK;
         for block in 0..warm_up + blocks {
             for (kind, process, cpu_us) in &mut all {
@@ -322,7 +323,7 @@ impl Bench {
         }
     }
 
-    /// Whether memory grows with the events that a process has seen.
+    /// Measures whether a process's memory grows with the number of events.
     async fn steady(&self, kinds: &[Kind], deliveries: usize) {
         println!("memory of one process over {deliveries} deliveries, MB resident");
         for kind in kinds.iter().copied() {

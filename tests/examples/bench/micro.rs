@@ -1,4 +1,4 @@
-//! What no delivery avoids, one by one.
+//! Micro-benchmarks of the steps that every delivery needs.
 
 use std::cell::RefCell;
 use std::hint::black_box;
@@ -18,7 +18,7 @@ use crate::kinds::paid;
 const ROUNDS: usize = 15;
 const ROUND: Duration = Duration::from_millis(20);
 
-/// Nanoseconds of each step, at each size.
+/// The nanoseconds of each step for each size.
 pub(crate) fn measure() -> Vec<(&'static str, usize, f64)> {
     let mut figures = Vec::new();
     let keys: Vec<_> = SigningKey::usable("bench", "whsec_bench")
@@ -48,7 +48,7 @@ pub(crate) fn measure() -> Vec<(&'static str, usize, f64)> {
         time("read the event (worker)", &|| {
             black_box(StripeEvent::parse(black_box(&body)).unwrap());
         });
-        // As ingress does, with a compressor that is kept.
+        // As in ingress, with a compressor that is reused.
         for (name, level) in [
             ("compress at level 1", 1),
             ("compress at level 5", 5),
@@ -66,7 +66,7 @@ pub(crate) fn measure() -> Vec<(&'static str, usize, f64)> {
     figures
 }
 
-/// The median of rounds of the step.
+/// The median over several rounds.
 fn median(step: &dyn Fn()) -> f64 {
     let mut rounds: Vec<f64> = (0..ROUNDS)
         .map(|_| {

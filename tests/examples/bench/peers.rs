@@ -1,11 +1,11 @@
-//! Ingress against other implementations of its job that run beside it (`make peers` builds them): what is wanted is a
-//! share of their figures in the same run, because absolute ones say more about the machine.
+//! Compares ingress with other implementations of its job (`make peers` builds them). The goals are shares of their
+//! figures in the same run, because absolute figures depend on the machine.
 
 use serde_json::Value;
 
 use crate::kinds::{Kind, LARGE, SMALL};
 
-/// What, the figure's name, the event's size, and the shares of Node's and of the naive function's that it may take.
+/// The quantity, the figure's name, the event's size, and the goals as shares of Node's and of untuned Rust's figures.
 type Goal = (&'static str, &'static str, usize, f64, Option<f64>);
 
 const GOALS: [Goal; 10] = [
@@ -51,7 +51,7 @@ const GOALS: [Goal; 10] = [
     ("RSS MB", "peak_mb", SMALL, 0.10, None),
 ];
 
-/// The lines of a table: ours, and of each peer its figure, our share and the most it may be.
+/// The lines of a table: our figure, and for each peer its figure, our share and the goal.
 pub(crate) fn table(kinds: &[Value]) -> Vec<String> {
     let figure = |kind: Kind, name: &str| {
         let known = kinds.iter().find(|known| known["name"] == kind.name());

@@ -1,4 +1,4 @@
-//! The figures as tables, as JSON and as a plot.
+//! Prints the figures as tables, JSON and a plot (SVG).
 
 use std::fmt::Write as _;
 use std::fs;
@@ -209,7 +209,7 @@ fn summary(kind: Kind, figures: &Figures) -> Value {
 }
 
 fn binaries(all: &[(Kind, Figures)], release: &Path) -> Vec<Value> {
-    // Node's is a script.
+    // Node has no binary.
     let kinds = all.iter().map(|(kind, _)| kind);
     let kinds = kinds.filter(|kind| !matches!(kind, Kind::Node(_)));
     let mut names: Vec<&str> = kinds.map(|kind| kind.binary()).collect();
@@ -227,7 +227,7 @@ fn binaries(all: &[(Kind, Figures)], release: &Path) -> Vec<Value> {
         .collect()
 }
 
-/// At most three digits that matter.
+/// At most three significant digits.
 fn rounded(value: f64) -> f64 {
     let places = if value < 10.0 { 100.0 } else { 10.0 };
     match value < 100.0 {
@@ -242,7 +242,8 @@ pub(crate) fn percentile(list: &mut [f64], percent: usize) -> f64 {
     list.get(last * percent / 100).copied().unwrap_or(f64::NAN)
 }
 
-/// Bars: the first event and the median as in Lambda, of all but the making of an endpoint, which waits 15 s on purpose.
+/// A bar chart of the first event and the median as in Lambda, without the creation of an endpoint, which waits 15 s on
+/// purpose.
 fn plot(kinds: &[Value]) -> String {
     let kinds = kinds
         .iter()

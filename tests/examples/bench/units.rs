@@ -1,4 +1,4 @@
-//! What DynamoDB charges for a write, from the rows before and after it and the template's indexes.
+//! Computes the write units that DynamoDB charges, from the rows before and after a write and the template's indexes.
 //! Sources: DynamoDB Developer Guide, "Item sizes and formats", "Write operation consumption",
 //! "Global secondary indexes: provisioned throughput considerations", read 2026-11.
 
@@ -7,10 +7,9 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 use serde_yaml_ng::Value as Yaml;
 
-/// A row as it goes over the wire: `{"name": {"S": "text"}}`.
+/// A row in wire format: `{"name": {"S": "text"}}`.
 pub(crate) type Item = Map<String, Value>;
 
-/// Keys and indexes of a table.
 #[derive(Clone, Debug)]
 pub(crate) struct Schema {
     pub(crate) key: String,
@@ -20,11 +19,11 @@ pub(crate) struct Schema {
 #[derive(Clone, Debug)]
 struct Index {
     keys: Vec<String>,
-    /// `None` projects everything.
+    /// `None` projects all attributes.
     projected: Option<Vec<String>>,
 }
 
-/// Write units: of the table, transactions doubled, and of its indexes.
+/// Write units of the table (doubled in a transaction) and of its indexes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Units {
     pub(crate) table: usize,
@@ -72,7 +71,7 @@ pub(crate) fn schemas(template: &str) -> BTreeMap<String, Schema> {
 }
 
 impl Schema {
-    /// A write of one row. A refused condition is charged like the write that it refused.
+    /// The units of a write to one row. A write whose condition fails is charged as if it had happened.
     pub(crate) fn write(&self, before: Option<&Item>, after: &Item, transaction: bool) -> Units {
         let bytes = size(after).max(before.map_or(0, size));
         let mut units = Units {
@@ -99,7 +98,7 @@ impl Schema {
 }
 
 impl Index {
-    /// What stands in the index of a row; nothing where the row lacks a key of it.
+    /// The entry of a row in an index; `None` if the row lacks a key of the index.
     fn entry(&self, row: &Item, table_key: &str) -> Option<Item> {
         if !self.keys.iter().all(|key| row.contains_key(key)) {
             return None;
@@ -118,7 +117,7 @@ fn whole_kib(bytes: usize) -> usize {
     bytes.div_ceil(1024).max(1)
 }
 
-/// Names in UTF-8 and values by kind.
+/// Names in UTF-8, values by type.
 pub(crate) fn size(item: &Item) -> usize {
     item.iter()
         .map(|(name, value)| name.len() + size_of(value))
@@ -131,7 +130,7 @@ fn size_of(value: &Value) -> usize {
     let each = || value.as_array().unwrap().iter();
     match kind.as_str() {
         "S" => text(),
-        // About one byte for two digits, and one more.
+        // About one byte per two digits, plus one.
         "N" => text().div_ceil(2) + 1,
         "B" => text() / 4 * 3 - value.as_str().unwrap().matches('=').count(),
         "BOOL" | "NULL" => 1,

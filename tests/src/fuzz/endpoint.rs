@@ -1,4 +1,4 @@
-//! `CloudFormation`'s requests to `webhook-secret`, over a Stripe and a secret in memory.
+//! Fuzz target `custom_resource`: CloudFormation's requests to `webhook-secret`, over an in-memory Stripe and secret.
 
 use std::future::pending;
 

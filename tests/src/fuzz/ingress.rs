@@ -1,4 +1,4 @@
-//! The whole of `webhook-ingress`, over ports in memory.
+//! Fuzz targets `header`, `body` and `proxy_event`: the whole handler of `webhook-ingress` over in-memory ports.
 
 use std::time::Duration;
 
@@ -14,11 +14,10 @@ use webhook_ingress::{BODY_BYTES_MAX, WebhookIngress};
 
 use super::{LOB_SECRET, NOW_S, STRIPE_SECRET, check_secrets, watched};
 
-/// Less than any promise, more than any answer.
+/// Larger than any answer should be.
 const ANSWER_BYTES_MAX: usize = 2048;
 const TOLERANCE_S: i64 = 300;
 
-/// What the ingress keeps and sends.
 #[derive(Default)]
 struct Kept {
     tables: MemoryTables,
@@ -31,7 +30,7 @@ impl Kept {
         (self.tables.events.lock().unwrap().len(), sent)
     }
 
-    /// Answers one request, and holds the answer against what was kept.
+    /// Handles one request and compares the answer with what was stored and sent.
     fn deliver(&self, request: ProxyRequest) -> ProxyResponse {
         let before = self.counts();
         let ingress = WebhookIngress {
@@ -59,7 +58,6 @@ impl Kept {
     }
 }
 
-/// The queue of all deliveries.
 struct QueueRef<'a>(&'a MemoryQueue);
 
 impl SendMessage for QueueRef<'_> {
@@ -94,7 +92,7 @@ fn check_answer(answer: &ProxyResponse) {
     }
 }
 
-/// As the gateway sends it.
+/// The event as API Gateway sends it.
 fn request(provider: ProviderId, headers: &[(&str, &str)], body: &[u8]) -> ProxyRequest {
     let headers: Map<String, Value> = headers
         .iter()
@@ -123,7 +121,7 @@ fn signed(provider: ProviderId, body: &[u8], secret: &str) -> ProxyRequest {
     }
 }
 
-/// The input is the body, signed as its sender does.
+/// The input is the body, signed as its provider does.
 pub(super) fn body(input: &[u8]) -> bool {
     let mut came_through = false;
     let is_json = serde_json::from_slice::<serde::de::IgnoredAny>(input).is_ok();
@@ -155,10 +153,10 @@ pub(super) fn body(input: &[u8]) -> bool {
     came_through
 }
 
-/// What `header` signs.
+/// The body that `header` signs.
 const BODY: &[u8] = br#"{"id":"evt_1","object":"event","type":"invoice.paid","created":1781000000,"reference_id":"ltr_1","event_type":{"id":"letter.created"},"date_created":"2026-06-09T10:13:20Z","body":{}}"#;
 
-/// Headers of both providers that prove it, and some that do not.
+/// Valid headers of both providers, and some invalid ones.
 pub(super) fn headers() -> Vec<Vec<u8>> {
     let (old, new) = (NOW_S - 301, NOW_S + 301);
     let stripe = [NOW_S, old, new].map(|at| sign_stripe(BODY, STRIPE_SECRET, at));
@@ -173,7 +171,7 @@ pub(super) fn headers() -> Vec<Vec<u8>> {
     all
 }
 
-/// The input is three headers, a line each.
+/// The input is three headers, one per line.
 pub(super) fn header(input: &[u8]) -> bool {
     let mut came_through = false;
     let text = String::from_utf8_lossy(input);
@@ -197,8 +195,8 @@ pub(super) fn header(input: &[u8]) -> bool {
     came_through
 }
 
-/// Whether these values of headers hold a signature of the body that is of now: by the documentation, and apart from the
-/// code. It may hold junk beside.
+/// Whether these header values contain a valid and current signature of the body, perhaps beside other text. Written
+/// from the providers' documentation and independently of the code.
 fn proves(provider: ProviderId, values: &[&str], body: &[u8]) -> bool {
     let is_now = |at: i64| (NOW_S - TOLERANCE_S..=NOW_S + TOLERANCE_S).contains(&at);
     match provider {
@@ -218,20 +216,20 @@ fn proves(provider: ProviderId, values: &[&str], body: &[u8]) -> bool {
                 return false;
             };
             let good = sign_lob(body, LOB_SECRET, at);
-            // Half a second is not told from none.
+            // Fractions of a second are ignored.
             let is_now = is_now(moment) || is_now(moment / 1000);
             is_now && values.contains(&good.as_str())
         }),
     }
 }
 
-/// The input is the gateway's event.
+/// The input is API Gateway's event.
 pub(super) fn proxy_event(input: &[u8]) -> bool {
-    // The gateway makes the event's shape, its sender the rest.
+    // API Gateway creates the shape of the event; the sender controls the rest.
     let Ok(request) = serde_json::from_slice::<ProxyRequest>(input) else {
         return false;
     };
-    // What we read of it may be fine where the rest is not.
+    // The fields that we read may be valid even if the rest is not.
     let event: Value = serde_json::from_slice(input).unwrap_or_default();
     let kept = Kept::default();
     let answer = kept.deliver(request);

@@ -1,4 +1,5 @@
-//! What events mean: facts, merged, derived. The input is up to eight bodies, between record separators.
+//! Fuzz targets `stripe_mapping` and `lob_mapping`: interpret events, merge their facts, derive the row, in any order.
+//! The input is up to eight bodies with record separators between them.
 
 use billhook_core::entity::merge::Merge as _;
 use billhook_core::entity::{Entity, EntityFacts, EntityKey};
@@ -13,7 +14,7 @@ use super::{NOW_S, payloads_of};
 
 const SEPARATOR: u8 = 0x1e;
 const BODIES_MAX: usize = 8;
-/// An entity keeps the facts of what few bodies can state.
+/// The limit for the facts of one entity after so few bodies.
 const FACTS_BYTES_MAX: usize = 64 * 1024;
 
 pub(super) fn histories_of_stripe() -> Vec<Vec<u8>> {
@@ -24,7 +25,7 @@ pub(super) fn histories_of_lob() -> Vec<Vec<u8>> {
     histories(ProviderId::Lob)
 }
 
-/// Each body alone, and each with some of the others: they are of one order, or of one letter.
+/// Each body alone, and with some of the others, which are about the same order or letter.
 fn histories(provider: ProviderId) -> Vec<Vec<u8>> {
     let alone = payloads_of(provider);
     let some = |from: usize, step: usize| {
@@ -46,13 +47,13 @@ pub(super) fn lob(input: &[u8]) -> bool {
     check(ProviderId::Lob, &EntityKey::Statement(statement), input)
 }
 
-/// Reads a body as the worker does.
+/// Interprets a body as the worker does.
 fn read(provider: ProviderId, body: &[u8]) -> Option<EventFacts> {
     let envelope = read_envelope(provider, body).ok()?;
     let live = envelope.livemode.unwrap_or(false);
     let account = envelope.account.as_ref();
     let claim = interpret(provider, live, account, body).ok();
-    // What is kept of a body that is too large to keep whole states the same.
+    // A body that was reduced because of its size must yield the same facts.
     let kept = trim_payload(provider, body).unwrap();
     assert_eq!(interpret(provider, live, account, &kept).ok(), claim);
     claim
@@ -93,7 +94,7 @@ fn check(provider: ProviderId, key: &EntityKey, input: &[u8]) -> bool {
     if let Some(flag) = columns.requires_review {
         assert_eq!(flag, !next.payment.review_reasons.is_empty());
     }
-    // One by one, each on the row that the one before left.
+    // One by one, each on the row that the previous one wrote.
     let mut row = entity;
     for facts in &stated {
         let step = row.apply_facts(facts.clone(), now);
@@ -112,7 +113,7 @@ fn check(provider: ProviderId, key: &EntityKey, input: &[u8]) -> bool {
     forwards != EntityFacts::default()
 }
 
-/// As the application wrote it.
+/// A row as the application wrote it.
 pub(super) fn row_of(key: &EntityKey) -> Entity {
     Entity {
         mailed: PieceId::parse("ltr_4a1b2c3d4e5f6071").ok(),

@@ -1,5 +1,5 @@
-//! What any input must leave true, as functions of the input: `make test` runs them on seeded changes of the samples,
-//! `make fuzz` with libFuzzer.
+//! Fuzz targets: functions of any bytes that panic if a promise is broken. `make test` runs them on seeded mutations of
+//! the samples, `make fuzz` under libFuzzer (coverage-guided). `docs/reliability.md` lists what each target checks.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -26,14 +26,14 @@ use serde_json::Value;
 
 pub use mutate::mutate;
 
-/// The secrets of the samples, and the moment at which they were signed.
+/// The secrets of the samples, and the time at which they were signed.
 const STRIPE_SECRET: &str = "whsec_sample_apigw_secret_0001";
 const LOB_SECRET: &str = "sample_lob_webhook_secret_0001";
 const NOW_S: i64 = 1_781_000_000;
 
-/// What no line may hold, whatever came in.
+/// Texts that no log line may contain, whatever the input.
 const SECRETS: [&str; 3] = ["whsec_", "sample_lob_webhook_secret", "sk_test_"];
-/// What the samples hold of people and their cards.
+/// Personal data of the samples.
 const PERSONAL: [&str; 8] = [
     "PAT SAMPLE",
     "Pat Sample",
@@ -44,8 +44,8 @@ const PERSONAL: [&str; 8] = [
     "_secret_SampleOnly",
     "AOB934RVNwzk6xtn",
 ];
-/// Fields of a line that repeat what the sender calls things. Where a change of a sample puts a name into one, there it
-/// stands.
+/// Log fields that repeat names given by the sender. If a mutation moves a person's name into one of them, it is
+/// logged.
 const NAMES: [&str; 7] = [
     "event_id",
     "stripe_event_id",
@@ -61,17 +61,16 @@ fn stage() -> metrics::MetricEnvironment {
     metrics::MetricEnvironment::new("app", "test")
 }
 
-/// One way in.
+/// A fuzz target.
 pub struct Target {
     /// `make fuzz TARGET=…`
     pub name: &'static str,
-    /// Panics where something does not hold; whether the input came through to the end.
+    /// Panics if a promise is broken; returns whether the input was processed to the end.
     pub run: fn(&[u8]) -> bool,
-    /// What to begin with.
+    /// The inputs to start with.
     pub corpus: fn() -> Vec<Vec<u8>>,
 }
 
-/// All of them.
 pub const TARGETS: [Target; 7] = [
     Target {
         name: "header",
@@ -118,11 +117,11 @@ thread_local! {
         .unwrap();
 }
 
-/// Runs a handler, and looks at what it wrote.
+/// Runs a handler and checks its log lines.
 fn watched<T>(handler: impl Future<Output = T>) -> T {
     static LOG: Once = Once::new();
     LOG.call_once(|| {
-        // The finest level that an operator can choose.
+        // The most detailed level that an operator can choose.
         let level = tracing::level_filters::LevelFilter::TRACE;
         let lines = telemetry::build_subscriber("fuzzed", stage(), level, SystemClock, |line| {
             LINES.with_borrow_mut(|lines| lines.extend_from_slice(line));
@@ -171,7 +170,7 @@ fn files(folder: impl AsRef<Path>) -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// The sample invocations of a function, without the white space.
+/// The sample invocations of a function, without white space.
 fn samples(function: &str) -> Vec<Vec<u8>> {
     files(function).iter().map(|file| compact(file)).collect()
 }

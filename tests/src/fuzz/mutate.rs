@@ -1,9 +1,9 @@
-//! Changes an input a little: by the structure of its JSON where it has one, by its bytes else.
+//! Mutates a fuzz input: the structure if it is JSON, else its bytes.
 
 use billhook_testkit::random::Random;
 use serde_json::{Value, json};
 
-/// What byte by byte would hardly be found.
+/// Texts that byte mutations would hardly ever produce.
 const TOKENS: [&str; 28] = [
     "t=",
     "v1=",
@@ -35,7 +35,7 @@ const TOKENS: [&str; 28] = [
     "evt_1",
 ];
 
-/// One to four changes.
+/// Applies one to four changes.
 pub fn mutate(input: &[u8], others: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
     let mut changed = input.to_vec();
     for _ in 0..=random.below(4) {
@@ -130,7 +130,7 @@ fn count(json: &Value) -> usize {
     }
 }
 
-/// The value at this place, counted from the outermost.
+/// The value at this position, counted from the outermost.
 fn node(json: &mut Value, mut at: usize) -> &mut Value {
     let inner = |json: &Value, at: &mut usize| -> Option<usize> {
         let sizes: Vec<usize> = match json {

@@ -1,4 +1,4 @@
-//! A batch of the queue, worked off by both workers over tables in memory that hold the samples.
+//! Fuzz target `queue_batch`: an SQS batch, processed by both workers over in-memory tables with the samples.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
@@ -20,7 +20,6 @@ use uuid::Uuid;
 use super::mapping::row_of;
 use super::{NOW_S, payloads_of, watched};
 
-/// By provider and id.
 static STORED: LazyLock<BTreeMap<(ProviderId, String), Vec<u8>>> = LazyLock::new(|| {
     let of = |provider| {
         payloads_of(provider).into_iter().map(move |payload| {
@@ -55,9 +54,9 @@ fn tables(provider: ProviderId, named: &BTreeSet<String>) -> MemoryTables {
     tables
 }
 
-/// The input is what the queue hands a worker.
+/// The input is the SQS event.
 pub(super) fn batch(input: &[u8]) -> bool {
-    // The queue makes the batch's shape, anybody who may send to it the rest.
+    // SQS creates the shape of the batch; whoever may send messages controls the rest.
     let Ok(event) = serde_json::from_slice::<SqsEvent>(input) else {
         return false;
     };
@@ -68,7 +67,7 @@ pub(super) fn batch(input: &[u8]) -> bool {
         .collect();
     let named = event.records.iter().filter_map(|record| {
         let text = record.body.as_deref()?;
-        // A member that stands twice is refused.
+        // A member that occurs twice is refused.
         (text.matches("event_id").count() == 1).then_some(())?;
         let body: Value = serde_json::from_str(text).ok()?;
         let id = body.get("event_id")?.as_str()?.to_owned();

@@ -1,5 +1,5 @@
-//! Storms and outages, on a local AWS of their own where messages stay invisible as long as the template says.
-//! `make chaos` runs all of them and prints their figures.
+//! Chaos tests: storms of faults and outages, on a local AWS of their own that has the template's visibility timeout.
+//! `make chaos` runs all of them and prints their figures; `oracle` computes the expected rows.
 
 mod oracle;
 
@@ -158,7 +158,8 @@ impl Arena {
         panic!("messages are left after {RECOVERY_MAX:?}")
     }
 
-    /// Hands batches to the worker as Lambda does where groups are many: the local AWS has one batch under way at a time.
+    /// Hands batches to the worker as Lambda does where groups are many: the local AWS has one batch under way at a
+    /// time.
     async fn poll(&self) -> Result<()> {
         let world = &self.world;
         let queue = world.stack.output("StripeEventsQueueUrl")?;

@@ -1,4 +1,4 @@
-//! The life of stacks beside each other: made, updated, rolled back, deleted.
+//! The life of several stacks side by side: create, update, roll back, delete.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! Poison, calls counted at the wire, lost answers and killed functions.
+//! Fault injection: poison messages, lost answers, killed functions, and the number of calls on the wire.
 
 use std::collections::BTreeSet;
 

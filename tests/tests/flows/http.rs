@@ -1,4 +1,4 @@
-//! What the API answers: bad requests, large bodies, the official library's signatures.
+//! The HTTP answers of the API: malformed requests, large bodies, signatures made by Stripe's own library.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Lob's events: the life of a letter, and the row that each sample leaves.
+//! Flows of Lob's events: the life of a letter, and the row that each sample event leaves.
 
 use super::*;
 

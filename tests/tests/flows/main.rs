@@ -1,5 +1,6 @@
-//! Every flow, end to end: the real template and the real function binaries on the local AWS with enforced policies,
-//! real HTTP, a Stripe that signs, and a proxy at the wire that counts and breaks the functions' calls.
+//! End-to-end tests: the real template and the real function binaries on the local AWS with enforced IAM policies, real
+//! HTTP, a local Stripe that signs, and a proxy that counts the functions' calls and makes them fail.
+//! `billhook_tests::world` is the harness.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,

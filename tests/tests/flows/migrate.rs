@@ -1,4 +1,5 @@
-//! An older installation moves in: its secrets as they are, its rows and events by the programs of `docs/migrate.md`.
+//! Migration of an older installation: its secrets as they are, its rows and events by the programs of
+//! `docs/migrate.md`.
 
 use billhook_testkit::local::{DeployOptions, deploy};
 use billhook_testkit::sign::sign_lob;

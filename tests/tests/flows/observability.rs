@@ -1,4 +1,4 @@
-//! What the deployed functions let be seen, and what they never do.
+//! What operators see of the deployed functions: log lines, metrics, traces; and what must never be visible: secrets.
 
 use billhook_testkit::emf;
 use billhook_testkit::stripe::TEST_KEY;

@@ -1,4 +1,5 @@
-//! Stripe's events: orders, statements, tenants, and the row that each sample leaves.
+//! Flows of Stripe's events: orders, statements and tenants, out-of-order delivery, duplicates, and the row that each
+//! sample event leaves.
 
 use super::*;
 

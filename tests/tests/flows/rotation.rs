@@ -1,4 +1,5 @@
-//! Stripe's endpoints and their secrets with the stack that owns them, and secrets put by hand, under deliveries.
+//! Secret rotation while deliveries arrive: Stripe's endpoints and their secrets with the stack that owns them, and
+//! secrets that a person stores. No genuine delivery may be refused.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! The scheduled function's tasks.
+//! Flows of the scheduled tasks: cleanup of failed payments, sweep (automatic retries), reconciliation with Stripe.
 
 use super::*;
 

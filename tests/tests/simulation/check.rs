@@ -1,4 +1,4 @@
-//! The invariants, by their numbers in `docs/reliability.md`, over what was seen while a seed ran and what it left.
+//! The invariants, with their numbers in `docs/reliability.md`: checked while a seed runs and on what it leaves.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

@@ -1,4 +1,5 @@
-//! What happens at Stripe, at Lob and in the application: rows appear, customers pay, money goes back, letters travel.
+//! What happens at Stripe, at Lob and in the application: rows are created, customers pay, refunds and disputes follow,
+//! letters travel.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! Secrets Manager, Stripe's webhook endpoints and `CloudFormation`, for the ports that only adapters and
-//! `webhook-secret` know.
+//! Simulated Secrets Manager, webhook endpoints at Stripe, and CloudFormation, for the ports that only `adapters` and
+//! `webhook-secret` have.
 
 use billhook_adapters::secrets::{
     FetchSecret, PutSecret, SecretVersion, SecretsError, StoredSecret, load_document,

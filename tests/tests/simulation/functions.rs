@@ -1,4 +1,5 @@
-//! The real functions, over ports of the simulated world, and what starts them: the gateway, the queues, the schedule.
+//! The real functions over the ports of the simulated world, and what invokes them: the gateway, the queues, the
+//! schedule.
 
 use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;

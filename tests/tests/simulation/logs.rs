@@ -1,4 +1,4 @@
-//! Everything that is logged, looked at for what must not be.
+//! Collects everything that is logged and checks that it contains no secret and no personal data.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;

@@ -1,6 +1,7 @@
-//! A deterministic simulation of the whole system: the real functions over a simulated AWS and Stripe, with faults at
-//! every call to the outside, checked against the invariants and a naive oracle. `docs/reliability.md` says what was
-//! run; `billhook_testkit::sim` is the world, `check` the invariants, `oracle` what rows must be.
+//! Deterministic simulation of the whole system: the real functions over a simulated AWS and Stripe, with faults at
+//! every outside call, checked against the invariants and a naive oracle. `docs/reliability.md` says what was run.
+//! `billhook_testkit::sim` is the world, `check` the invariants, `oracle` computes the rows, `mutants` tests the
+//! checks.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,

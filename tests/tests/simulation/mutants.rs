@@ -1,4 +1,5 @@
-//! Deliberate defects, at least one for each invariant: each must be seen, or the checks could not fail.
+//! Mutation tests of the simulation: deliberate defects, at least one per invariant. The checks must detect each of
+//! them; otherwise nobody would know that they can fail.
 
 use std::num::NonZero;
 use std::sync::Mutex;

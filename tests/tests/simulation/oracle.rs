@@ -1,4 +1,4 @@
-//! What a row must be, folded from the set of its events in the plainest way, apart from `billhook_core`.
+//! The oracle: the row that must result from a set of events, as a naive fold that is independent of `billhook_core`.
 
 use std::collections::{BTreeMap, BTreeSet};
 

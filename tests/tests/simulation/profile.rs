@@ -1,4 +1,5 @@
-//! What a seed runs: who does what for how long, what goes wrong meanwhile, and the quiet time after it.
+//! The profiles: what a seed runs, how long, with which faults, and the quiet time after them in which everything must
+//! finish.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

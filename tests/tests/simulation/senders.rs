@@ -1,4 +1,5 @@
-//! Who calls ingress: Stripe and Lob with what they made, again and again until it is accepted; and forgers.
+//! The callers of ingress: Stripe and Lob, which retry each delivery until it is accepted, and senders of forged
+//! deliveries.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! `CloudFormation` and the custom resource: an endpoint is made, replaced, rolled back and deleted, each request is
-//! delivered until it is answered, and some twice.
+//! Simulated CloudFormation: creates, replaces, rolls back and deletes endpoints through the custom resource. Each
+//! request is delivered until it is answered, and some twice.
 
 use std::cell::Cell;
 use std::rc::Rc;

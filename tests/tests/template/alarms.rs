@@ -1,5 +1,5 @@
-//! What is measured, what watches it and what is shown: the list in `metrics.rs`, the alarms and the dashboard of the
-//! template, and the runbook have to tell the same.
+//! Metrics, alarms, dashboard and runbook must agree: the list in `billhook_adapters::metrics`, the alarms and the
+//! dashboard of `template.yaml`, and the pages in `docs/runbook`.
 
 use std::fs;
 use std::path::PathBuf;

@@ -1,7 +1,7 @@
-//! `template.yaml` against the code and the contract: numbers that both hold must agree, every queue has its dead-letter
-//! queue and alarm, and no policy says more than its function needs.
+//! Tests of `template.yaml`: numbers that code and template share must agree, every queue has a dead-letter queue and
+//! an alarm, and no policy allows more than its function needs.
 //!
-//! What is checked takes the template as an argument, so that `mutations` can show that a broken one is noticed.
+//! Each check takes the template as an argument, so that `mutations` can prove that it detects a broken one.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,

@@ -1,4 +1,5 @@
-//! Misconfigurations, seeded one at a time into the real template: each has to be noticed.
+//! Mutation tests of the template checks: misconfigurations, put one at a time into the real template; the checks must
+//! detect each of them.
 
 use std::panic::catch_unwind;
 

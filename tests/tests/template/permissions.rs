@@ -1,5 +1,5 @@
-//! What each function may do: the table in `docs/permissions.md` against the template as SAM expands it, because what
-//! SAM adds by itself stands nowhere in the source.
+//! Least privilege: compares the table in `docs/permissions.md` with the template as SAM expands it, because the source
+//! does not show the permissions that SAM adds.
 
 use std::process::Command;
 

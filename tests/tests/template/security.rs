@@ -1,4 +1,4 @@
-//! The security checklist, item by item.
+//! The security checklist for `template.yaml`, item by item.
 
 use super::*;
 

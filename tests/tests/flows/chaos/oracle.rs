@@ -1,5 +1,5 @@
-//! Stories of orders and letters, the events that tell them, and the rows they must leave: a fold over what was told,
-//! written against `docs/SEMANTICS.md` and apart from the code that it judges.
+//! The oracle of the storms: generates orders and letters, the events about them, and the rows that must result. It is
+//! a naive fold over the facts, written from `docs/SEMANTICS.md` and independently of the code that it judges.
 
 use std::collections::{BTreeMap, BTreeSet};
 
