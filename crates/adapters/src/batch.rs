@@ -1,10 +1,11 @@
 //! The Lambda handler of both workers: an SQS batch in, a partial batch response out, one log line per event.
 //!
-//! The response names exactly the messages that failed. SQS deletes the others and delivers the failed ones again after
-//! the visibility timeout of 60 s, three receives in all; then they go to the dead-letter queue. AWS recommends to stop
-//! at the first failure of a FIFO queue and to report the rest, to keep the order; we do not, because the order does
-//! not matter: facts merge to the same result in any order. An empty or unknown id in the response fails the whole
-//! batch, so ids are only copied from the batch. `billhook_core::worker` processes the batch.
+//! The response names exactly the messages that failed. Lambda deletes the others from the queue; SQS delivers the
+//! failed ones again after the visibility timeout of 60 s, three receives in all, and then moves them to the
+//! dead-letter queue. AWS recommends to stop at the first failure of a FIFO queue and to report the rest, to keep the
+//! order; we do not, because the order does not matter: facts merge to the same result in any order. An empty or
+//! unknown id in the response fails the whole batch, so ids are only copied from the batch. `billhook_core::worker`
+//! processes the batch.
 //! Source: `Handling errors for an SQS event source in Lambda`, read 2026-11.
 
 use aws_lambda_events::event::sqs::SqsEvent;

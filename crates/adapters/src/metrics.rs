@@ -140,7 +140,7 @@ metrics! {
     ENDPOINT_FAILED = "EndpointFailed", Count, Provider, ["endpoint-failures"],
         "a failed CloudFormation request about an endpoint at Stripe";
     SECRET_REFRESH = "SecretRefresh", Count, Provider, [],
-        "a delivery that matched no known secret, so that the secrets were read again";
+        "the secrets were read again because a delivery matched no known secret";
 }
 
 struct MetricSeries {

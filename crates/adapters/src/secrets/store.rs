@@ -67,7 +67,7 @@ pub enum SecretsError {
 }
 
 impl SecretsError {
-    /// A repeated read or write is harmless. Storing the same text twice only creates another version.
+    /// A repeated read or write is harmless.
     pub fn disposition(&self) -> Disposition {
         match self {
             Self::Read { .. } | Self::Write { .. } => Disposition::RetryLater,

@@ -12,8 +12,8 @@ use secrecy::{ExposeSecret as _, SecretString};
 use super::store::{FetchSecret, PutSecret, SecretVersion, SecretsError, read_document};
 
 /// The current document, plus the secret in `AWSPREVIOUS` while that is still valid, because the next version will push
-/// it out. Case: a person stored lob_2 over lob_1 by hand; an hour later another key of the same JSON is changed. Now
-/// `AWSPREVIOUS` has lob_2, and lob_1 is valid for 23 more hours only because it is kept under `previous`.
+/// it out. Case: a person stored `lob_2` over `lob_1`; an hour later another key of the same JSON is changed. Now
+/// `AWSPREVIOUS` has `lob_2`, and `lob_1` is valid for 23 more hours only because it is kept under `previous`.
 pub async fn load_document(
     store: &impl FetchSecret,
     arn: &str,
