@@ -66,9 +66,9 @@ pub async fn handle_batch<L: Ledger, C: Clock + Pause>(
         })
     });
     let messages = messages.collect::<Result<Vec<_>, NoMessageId>>()?;
-    // Two seconds before Lambda would end the invocation, calls that still hang are given up. Case: ten messages, and
-    // the row of one does not answer. Without this the invocation would time out without a response, and all ten
-    // messages would use up a receive.
+    // Two seconds before Lambda would end the invocation, we stop waiting for calls that still hang. Case: ten
+    // messages, and the row of one does not answer. Without this the invocation would time out without a response, and
+    // all ten messages would use up a receive.
     let left = worker.clock.now().until(deadline.before(TIME_TO_FINISH));
     #[expect(
         clippy::disallowed_methods,

@@ -56,7 +56,7 @@ fn tables(provider: ProviderId, named: &BTreeSet<String>) -> MemoryTables {
 
 /// The input is the SQS event.
 pub(super) fn batch(input: &[u8]) -> bool {
-    // SQS creates the shape of the batch; whoever may send messages controls the rest.
+    // SQS creates the shape of the batch; anybody who may send messages controls the rest.
     let Ok(event) = serde_json::from_slice::<SqsEvent>(input) else {
         return false;
     };

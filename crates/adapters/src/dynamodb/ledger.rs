@@ -393,8 +393,8 @@ impl<C: Clock> DynamoLedger<C> {
                     .filter_map(|reason| reason.code())
                     .collect();
                 // DynamoDB gives one reason per row, and they may differ. A changed row decides, because everything
-                // must be read again anyway: the order that was too large may be smaller by then. Only if no row
-                // changed and none is refused is the same transaction worth another try as it is (busy).
+                // must be read again anyway: the order that was too large may be smaller by then. If no row
+                // changed and none is refused, the store is only busy, and the same transaction may succeed later.
                 for code in [
                     "ConditionalCheckFailed",
                     "ValidationError",

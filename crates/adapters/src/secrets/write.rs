@@ -1,9 +1,9 @@
 //! Changes to a secret: replace a value, revoke replaced values, roll back (rotation).
 //!
-//! A replaced signing secret stays valid for 24 hours, whoever stored it, so that a change refuses no genuine delivery;
-//! only `revoke_replaced` ends that at once. Every change stores a new version and moves no version label: ingress
-//! counts the 24 hours from the creation date of the current version. `cache` reads the result; `docs/rotation.md`
-//! explains it.
+//! A replaced signing secret stays valid for 24 hours, no matter who stored it, so that a change refuses no genuine
+//! delivery; only `revoke_replaced` ends that at once. Every change stores a new version and moves no version label:
+//! ingress counts the 24 hours from the creation date of the current version. `cache` reads the result;
+//! `docs/rotation.md` explains it.
 
 use billhook_core::endpoint::secret::{PREVIOUS_VALID_FOR, SecretDocument, SecretKind};
 use billhook_core::time::Timestamp;

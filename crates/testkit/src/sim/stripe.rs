@@ -1,5 +1,5 @@
 //! The simulated providers: Stripe with payments, event list and webhook endpoints, and Lob as a sender of events.
-//! Beside each event stands its fact, for the oracle and the checks.
+//! Each event is stored with its fact, for the oracle and the checks.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
