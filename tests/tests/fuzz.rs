@@ -1,11 +1,6 @@
 //! Runs every fuzz target briefly: on the samples and on seeded mutations of them. `make fuzz` runs the same targets
 //! longer, under libFuzzer; `billhook_tests::fuzz` has the targets.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test fails by panicking"
-)]
+#![cfg(test)]
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};

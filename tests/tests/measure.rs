@@ -1,12 +1,7 @@
 //! Measures a cleanup of hundreds of orders: the function's real binary against the local AWS and a local Stripe with
 //! the rate limit of a test account. `make measure` prints the figures. A live environment calls only https, so the
 //! rate of a live account is measured in `crates/cleanup-failed-payments/tests/measure.rs`.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test fails by panicking"
-)]
+#![cfg(test)]
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

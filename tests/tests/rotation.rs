@@ -1,11 +1,6 @@
 //! Secret rotation with a clock that the test moves: the real handlers, cache, plan and secret document of ingress and
 //! the custom resource, over a local Stripe and in-memory versions of Secrets Manager.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test fails by panicking"
-)]
+#![cfg(test)]
 
 use std::future::pending;
 use std::time::Duration;

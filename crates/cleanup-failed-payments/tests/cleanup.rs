@@ -1,10 +1,5 @@
 //! Runs of the cleanup over tables and a Stripe in memory, and payments that come at every moment of one.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test fails by panicking"
-)]
+#![cfg(test)]
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

@@ -1,10 +1,5 @@
 //! Runs of the reconciliation over tables, queues and a Stripe in memory.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test fails by panicking"
-)]
+#![cfg(test)]
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -1,9 +1,5 @@
 //! What one write makes of a row: the columns that the application or a person may have touched.
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "a test fails by panicking"
-)]
+#![cfg(test)]
 
 use billhook_core::entity::merge::Merge as _;
 use billhook_core::entity::schema::GuardedColumns;

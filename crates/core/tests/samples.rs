@@ -1,9 +1,5 @@
 //! What is in `events` reads as this table says: the providers' payloads, and the workers' messages about them.
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "a test fails by panicking"
-)]
+#![cfg(test)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -1,10 +1,5 @@
 //! The command line by itself: what needs no stack.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test fails by panicking"
-)]
+#![cfg(test)]
 
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};

@@ -75,8 +75,9 @@ pub struct EndpointWorld {
 }
 
 impl EndpointWorld {
+    #[expect(clippy::expect_used, reason = "the start is a constant")]
     pub fn now(&self) -> Timestamp {
-        let start = Timestamp::from_unix_s(START_S).expect("a moment");
+        let start = Timestamp::from_unix_s(START_S).expect("a timestamp");
         start.after(self.waited)
     }
 
@@ -132,6 +133,7 @@ impl EndpointPorts {
     }
 
     /// One call to the outside: carried out, or not, or half.
+    #[expect(clippy::panic, reason = "one of the faults")]
     async fn step<T>(&self, run: impl FnOnce(&mut EndpointWorld) -> T) -> Result<T, ()> {
         let fault = {
             let mut world = self.world();

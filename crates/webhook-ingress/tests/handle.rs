@@ -1,10 +1,5 @@
 //! The HTTP contract, through `handle` as whole proxy events, with a clock that stands where the test says.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test fails by panicking"
-)]
+#![cfg(test)]
 
 use std::time::Duration;
 

@@ -1,12 +1,7 @@
 //! Every request, failing at every step in every way, and repeated: over ports in memory that keep Stripe's rules for
 //! idempotency keys. One more runs against the local Stripe through the real client.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    reason = "helpers of tests, outside test functions"
-)]
+#![cfg(test)]
 
 use std::future::{pending, ready};
 use std::ops::Deref;

@@ -1,12 +1,7 @@
 //! End-to-end tests: the real template and the real function binaries on the local AWS with enforced IAM policies, real
 //! HTTP, a local Stripe that signs, and a proxy that counts the functions' calls and makes them fail.
 //! `billhook_tests::world` is the harness.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test fails by panicking"
-)]
+#![cfg(test)]
 #![expect(
     clippy::disallowed_methods,
     reason = "what is deployed lives in real time"

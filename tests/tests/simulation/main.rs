@@ -2,12 +2,7 @@
 //! every outside call, checked against the invariants and a naive oracle. `docs/reliability.md` says what was run.
 //! `billhook_testkit::sim` is the world, `check` the invariants, `oracle` computes the rows, `mutants` tests the
 //! checks.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test fails by panicking"
-)]
+#![cfg(test)]
 #![expect(
     clippy::disallowed_methods,
     reason = "the simulated time is tokio's, which waiting alone moves"

@@ -41,7 +41,7 @@ pub struct MaxRegister<T>(pub T);
 
 /// When a fact was first true by the provider's timestamps, and one event that says so.
 ///
-/// The two fields merge separately: evt_a of 10:05 and evt_b of 10:01 give 10:01 and evt_a. The event is a place to
+/// The two fields merge separately: `evt_a` of 10:05 and `evt_b` of 10:01 give 10:01 and `evt_a`. The event is a place to
 /// look, not the event that carried the time.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct FactSource {

@@ -1,10 +1,5 @@
 //! The worker over tables in memory: where events go, what they leave, and what failures do not change.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test fails by panicking"
-)]
+#![cfg(test)]
 
 mod laws;
 

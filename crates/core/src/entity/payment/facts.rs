@@ -190,7 +190,7 @@ pub struct DisputeFacts {
     pub states: BTreeMap<DisputeState, SeenInterval>,
 }
 
-/// A dispute's state, from its `status`. The latest timestamp wins: needs_response, lost, appeal_under_review and won
+/// A dispute's state, from its `status`. The latest timestamp wins: `needs_response`, lost, `appeal_under_review` and won
 /// end as won, in any order of arrival. If two have the same timestamp, the later in this order wins:
 /// `charge.dispute.funds_withdrawn` (open) and `charge.dispute.closed` (lost) in one second mean lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
