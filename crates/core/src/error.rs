@@ -1,16 +1,18 @@
-//! Errors at the edges: a failed call to a dependency, and how its chain of causes is printed.
+//! Errors at the edges: a failed call to a dependency, with its disposition, and how a chain of causes is printed.
+//! Each adapter decides the disposition (`retry`) once, where it still has the dependency's own error code.
 
 use std::error::Error;
 
 use crate::retry::Disposition;
 
-/// An error and all its causes, in one line. Printed once, at the edge.
+/// An error and all its causes in one line. Only the edge that logs or stores the error prints it, so that each cause
+/// appears once.
 pub fn error_chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
         let cause_text = cause.to_string();
-        // Some libraries repeat the cause in their own text.
+        // Some libraries already end their own text with the cause: "table: throttled" caused by "throttled".
         if !text.ends_with(&cause_text) {
             text.push_str(": ");
             text.push_str(&cause_text);
@@ -40,15 +42,13 @@ mod tests {
     }
 }
 
-/// A call to a store or queue that failed: what was being done to what, and what is left to do.
+/// A failed call to a store or queue.
 #[derive(Debug, thiserror::Error)]
 #[error("{doing}")]
 pub struct DependencyError {
-    /// Such as `put evt_1 into billhook-dev-stripe-events`.
+    /// The call and its target, such as `put evt_1 into billhook-dev-stripe-events`.
     pub doing: String,
-    /// Whether a repeat may help.
     pub disposition: Disposition,
-    /// The cause, printed once at the edge.
     #[source]
     pub cause: Box<dyn std::error::Error + Send + Sync>,
 }

@@ -1,9 +1,15 @@
-//! The deciding half of billhook: everything that can be wrong about money or letters, as pure functions.
+//! The decisions of billhook, an idempotent webhook processor: everything that can be wrong about money or letters, as
+//! pure functions.
 //!
-//! No clock, no environment, no I/O: `now` and every row are arguments. What a part needs from the world is a port
-//! (a trait) beside its consumer; `billhook_adapters` implements the ports on AWS, `billhook_testkit` in memory.
+//! No clock, no environment variables, no I/O: `now` and every row are arguments. What a module needs from the outside
+//! is a port (a trait) beside its consumer; `billhook_adapters` implements the ports on AWS, `billhook_testkit` in
+//! memory.
+//!
+//! Read in this order: `provider` (verify and read an event), `intake` (event store, deduplication), `entity` (merge
+//! facts, derive states), `worker` (process a batch with an optimistic lock), `tasks` (cleanup, sweep, reconcile),
+//! `endpoint` (webhook endpoints and secret rotation). docs/ARCHITECTURE.md has the picture.
 
-// Leaves: words that everything else is made of.
+// What everything else uses.
 pub mod error;
 pub mod ids;
 pub mod json;
@@ -13,14 +19,14 @@ pub mod ports;
 pub mod retry;
 pub mod time;
 
-// A delivery comes in: who signed it, and where it is kept.
+// Accept a delivery: verify it, store it, queue it.
 pub mod intake;
 pub mod provider;
 
-// What events mean: facts, merged, derived.
+// What events mean: facts, merged into an entity's state, from which its columns are derived.
 pub mod entity;
 
-// What is done with that: a batch of events, on a schedule, and for the webhook endpoints at Stripe.
+// What uses that: batches of events, scheduled tasks, the webhook endpoints at Stripe.
 pub mod endpoint;
 pub mod tasks;
 pub mod worker;

@@ -1,19 +1,23 @@
-//! What processing an event can end with: its outcome, and the reason where it was ignored or parked.
+//! The outcomes of an event (`processed`, `ignored`, `parked`, `failed`) and the reasons for `ignored` and `parked`.
+//! Each reason says what the event is blocked on, which decides whether the sweep retries it or it needs manual action.
+//!
+//! The words are in rows, log lines and metrics, and never change. docs/SEMANTICS.md lists each with what to do; the
+//! test `crates/core/tests/docs.rs` compares that list with this one.
 
 use std::fmt;
 
-/// What became of an event.
+/// `processing_outcome` of an event's row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventOutcome {
-    /// Taken in, not yet decided.
+    /// Stored, not processed yet.
     Pending,
     /// Its facts are in the entity.
     Processed,
-    /// It means nothing to us.
+    /// It has no meaning here.
     Ignored,
-    /// It will not succeed by itself: a person looks.
+    /// It cannot be processed now: the sweep retries it, or it needs manual action.
     Parked,
-    /// Three tries were used up for want of infrastructure.
+    /// Three receives were used up, because of infrastructure or a bug; the message is in the dead-letter queue.
     Failed,
 }
 
@@ -29,7 +33,6 @@ impl EventOutcome {
         }
     }
 
-    /// Reads the row's word.
     pub fn parse(word: &str) -> Option<Self> {
         [
             Self::Pending,
@@ -57,21 +60,17 @@ impl fmt::Display for EventOutcome {
     }
 }
 
-/// What a worker writes into a row: the end of an event, or the reason why it waits for a person.
+/// The outcome that a worker or the sweep writes into a row, with its reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EventVerdict {
-    /// Its facts are in the entity.
     Processed,
-    /// It means nothing to us.
     Ignored(IgnoreReason),
-    /// A person looks, or the sweep looks again.
     Parked(ParkReason),
-    /// Gave up on infrastructure: the failure's text.
+    /// With the text of the last failure.
     Failed(String),
 }
 
 impl EventVerdict {
-    /// The row's outcome.
     pub fn outcome(&self) -> EventOutcome {
         match self {
             Self::Processed => EventOutcome::Processed,
@@ -81,7 +80,7 @@ impl EventVerdict {
         }
     }
 
-    /// The row's `processing_error`: why, for everything but success.
+    /// The row's `processing_error`; none for `processed`.
     pub fn reason(&self) -> Option<&str> {
         match self {
             Self::Processed => None,
@@ -99,10 +98,9 @@ macro_rules! reasons {
         pub enum $name { $($(#[$variant_doc])* $variant,)* }
 
         impl $name {
-            /// Each of them.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
 
-            /// The word in row, log and metric.
+            /// The word in the row, the log and the metric.
             pub fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $word,)* }
             }
@@ -111,80 +109,78 @@ macro_rules! reasons {
 }
 
 reasons! {
-    /// Why an event means nothing to us.
+    /// Why an event is ignored.
     IgnoreReason {
-        /// A type without a meaning here.
         UnhandledType = "unhandled_type",
-        /// A thin (v2) notification: it holds no object.
+        /// A thin (v2) notification, which contains no object.
         ThinEvent = "thin_event",
-        /// A test event at a live stage: Stripe sends them to live Connect endpoints.
+        /// A test event in a live environment: Stripe sends test events of connected accounts to live endpoints too.
         TestEventOnLiveStage = "test_event_on_live_stage",
         /// It names neither an entity nor a payment.
         NothingNamed = "nothing_named",
-        /// Nothing came to bear its PaymentIntent in 4 days.
+        /// It was `unlinked` for 4 days. An event that links its PaymentIntent later still processes it.
         NeverLinked = "never_linked",
-        /// What it names was not there in 30 days.
+        /// The row that it names did not exist for 30 days.
         NeverFound = "never_found",
     }
 }
 
 reasons! {
-    /// Why an event waits.
+    /// Why an event is parked.
     ParkReason {
         /// No tenant has its account.
         TenantUnknown = "tenant_unknown",
         /// Several tenants have its account.
         TenantAmbiguous = "tenant_ambiguous",
-        /// It names another tenant's entity.
+        /// It names an entity of another tenant, or of none.
         CrossTenant = "cross_tenant",
-        /// The order it names is not there.
+        /// The order that it names does not exist (yet).
         OrderUnknown = "order_unknown",
-        /// The statement it names is not there.
+        /// The statement that it names does not exist (yet).
         StatementUnknown = "statement_unknown",
-        /// No statement bears its letter.
+        /// No statement has its piece in `lob_letter_id`, or the statement that its metadata names does not exist.
         LetterUnknown = "letter_unknown",
-        /// Several statements bear its letter, or several entities its payment.
+        /// Several statements have its piece, or several entities have its payment.
         EntityAmbiguous = "entity_ambiguous",
-        /// Nothing bears its PaymentIntent yet.
+        /// No entity has its PaymentIntent yet.
         Unlinked = "unlinked",
-        /// Its PaymentIntent belongs to another entity than it names.
+        /// It names another entity than the one that its PaymentIntent is linked to.
         LinkConflict = "link_conflict",
-        /// A live event at a test stage.
+        /// A live event reached a test environment.
         LiveEventOnTestStage = "live_event_on_test_stage",
         /// The stored payload is not the one that was verified.
         Tampered = "tampered",
-        /// The stored payload cannot be read.
+        /// The stored payload is missing or is not an event.
         PayloadUnreadable = "payload_unreadable",
-        /// A field that the meaning needs is missing or of another kind.
+        /// A required field is missing or has the wrong type.
         FieldMalformed = "field_malformed",
-        /// An amount is negative, a fraction or beyond 2^53, or the currency is none.
+        /// An amount is missing, negative, a fraction or greater than 2^53, or the currency is not valid.
         AmountMalformed = "amount_malformed",
-        /// A person set it aside.
+        /// A person parked it with `billhook events park`.
         ByHand = "by_hand",
-        /// The row would pass what is kept of it.
+        /// The row would be larger than 300 KiB, or DynamoDB rejects it.
         EntityTooLarge = "entity_too_large",
-        /// The row holds facts or a timeline that are not ours.
+        /// The facts or the timeline in the row cannot be read.
         EntityUnreadable = "entity_unreadable",
     }
 }
 
-/// What would take away the reason to wait.
+/// What a parked event waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BlockedOn {
-    /// A tenant with the account.
+    /// A tenant with the event's account; the sweep retries.
     Tenant,
-    /// The row that the event is about.
+    /// The order, statement or letter that the event names; the sweep retries.
     Row,
-    /// Whatever comes to bear the payment.
+    /// A link from the event's payment to an entity; the sweep retries once there is one.
     Link,
-    /// The release by the person who set it aside.
+    /// The person who parked it, to release it.
     Release,
-    /// A person: nothing else removes it.
+    /// Manual action: no retry can succeed before that.
     Person,
 }
 
 impl ParkReason {
-    /// Reads the word.
     pub fn parse(word: &str) -> Option<Self> {
         Self::ALL
             .iter()
@@ -192,7 +188,6 @@ impl ParkReason {
             .find(|reason| reason.as_str() == word)
     }
 
-    /// What would take it away.
     pub fn blocked_on(self) -> BlockedOn {
         match self {
             Self::TenantUnknown => BlockedOn::Tenant,

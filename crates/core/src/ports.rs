@@ -1,5 +1,6 @@
-//! The two ports that everything uses: the clock and waiting. Other ports stand beside their consumer (`intake`,
-//! `worker`, `tasks`); `adapters` implements them on AWS, `testkit` in memory.
+//! The two ports that everything uses: the clock, and waiting. The other ports are beside their consumer
+//! (`intake::ports`, `worker::ports`, `tasks::ports`). `adapters` implements them on AWS; `testkit` has fakes of them
+//! in memory, for tests.
 
 use std::future::Future;
 use std::time::Duration;
@@ -8,16 +9,14 @@ use uuid::Uuid;
 
 use crate::time::Timestamp;
 
-/// The two things a pure function cannot make: the moment, and an identifier nobody else has.
+/// Time and unique ids: what a pure function cannot produce. Tests fix both.
 pub trait Clock: Send + Sync {
-    /// The wall clock.
     fn now(&self) -> Timestamp;
-    /// A `UUIDv7` of this moment.
+    /// A `UUIDv7`.
     fn new_id(&self) -> Uuid;
 }
 
-/// Waiting, apart from the clock, because few need it.
+/// Waiting. Separate from [`Clock`], because most code must not wait.
 pub trait Pause: Send + Sync {
-    /// Returns after `span`.
     fn pause(&self, span: Duration) -> impl Future<Output = ()> + Send;
 }

@@ -1,12 +1,14 @@
-//! What a failure leaves to do, and how it is told. Every error at an edge says its disposition.
+//! The disposition of a failure: retry later, outcome unknown, or permanent. Every error at an edge has one, so that no
+//! caller guesses from an error text whether a retry is safe.
 
-/// The next step after a failure.
+/// What is left to do after a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Disposition {
-    /// Nothing happened, or a repeat is harmless: try again later.
+    /// The call had no effect, or a repeat is harmless: retry later. Example: throttled.
     RetryLater,
-    /// It may have happened: the same key again, or ask the provider.
+    /// The call may have had its effect: repeat it under the same idempotency key, or ask the provider. Example: a
+    /// timeout after the request was sent.
     OutcomeUnknown,
-    /// It will not succeed by itself: a person looks.
+    /// No retry will succeed: needs manual action. Example: a missing permission.
     Permanent,
 }

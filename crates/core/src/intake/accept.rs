@@ -1,4 +1,8 @@
-//! The idempotent receiver: an event is stored once and queued, however often it is delivered.
+//! The idempotent receiver: stores an event once and queues a pointer to it, however often the event is delivered.
+//!
+//! Guarantee: `Ok` means that the row exists and the queue has a message, or that the event is already processed or
+//! ignored. Not guaranteed: exactly one message. If the sender gets an error, it delivers again, and the stored row
+//! says what is left to do. Read next: `inbox` for the decision about redeliveries, `worker` for processing.
 
 use crate::error::DependencyError;
 use crate::intake::inbox::{EventRecord, EventSource, NewEvent, RecordResult, RedeliveryAction};
@@ -6,8 +10,18 @@ use crate::intake::message::EventPointer;
 use crate::intake::ports::{RecordEvent, SendMessage};
 use crate::ports::Clock;
 
-/// Keeps a genuine event and puts its pointer on the queue; `Ok` means that both are done. Whether it is a duplicate, of
-/// which nothing is left to do.
+/// Stores a genuine event, then queues its pointer. Returns true if the event is a duplicate with nothing left to do.
+///
+/// First the row, then the message: if the second call fails, the event is `pending`, and both the sender's retry and
+/// the sweep send the message. The other order could queue a pointer to a row that never gets written.
+///
+/// ```text
+/// delivery 1   PutItem ok, SendMessage times out          503, the row is `pending`
+/// delivery 2   PutItem: already there, `pending`          SendMessage with the same deduplication id: 200
+///              (if the first message did arrive, the queue drops the second one)
+/// worker       processes the event
+/// delivery 3   PutItem: already there, `processed`        no message: 200, duplicate
+/// ```
 pub async fn accept_event(
     inbox: &impl RecordEvent,
     queue: &impl SendMessage,
@@ -18,7 +32,8 @@ pub async fn accept_event(
         RecordResult::New => (new.to_record(), RedeliveryAction::SendAgain),
         RecordResult::Known(stored) => {
             let repeat = stored.redelivery_action();
-            // The row keeps the first delivery's; the message tells whose it is.
+            // The row keeps the correlation id of the first delivery; the message carries the one of this delivery, so
+            // that the worker's log line belongs to the delivery that caused it.
             let correlation_id = Some(new.correlation_id);
             let stored = EventRecord {
                 correlation_id,
@@ -32,7 +47,9 @@ pub async fn accept_event(
         (RedeliveryAction::SendAgain, EventSource::Stripe | EventSource::Lob) => {
             stored.first_deduplication_id()
         }
-        // Nobody repeats what is no delivery, and the queue may still know a delivery's message whose row is gone.
+        // Reconcile needs a fresh id: nobody retries for it if the queue drops its message. Example: a row was deleted
+        // within 5 minutes of its delivery, and reconcile stored the event again; the queue still knew the first
+        // deduplication id, dropped the message, and the event stayed pending.
         (
             RedeliveryAction::SendAgain,
             EventSource::ManualReplay | EventSource::Sweep | EventSource::Reconcile,

@@ -1,5 +1,7 @@
-//! The event store, seen from the outside: a new event, its record, and what a redelivery of it leaves to do
-//! (deduplication). `adapters::dynamodb` keeps the rows.
+//! The event store: the record of an event, how long it is kept (retention), and what a redelivery of it leaves to do
+//! (deduplication). The stored row decides, never the failed condition alone.
+//!
+//! `adapters::dynamodb::events` reads and writes the rows; `accept` is the only caller of the decision here.
 
 use std::time::Duration;
 
@@ -11,27 +13,23 @@ use crate::outcome::EventOutcome;
 use crate::provider::envelope::{EventEnvelope, EventType};
 use crate::time::Timestamp;
 
-/// How long an event is kept: longer than any redelivery (Stripe's resend by hand ends after 30 days) and than a
-/// year's books. 400 days.
+/// Retention of an event: 400 days. That is longer than any redelivery (Stripe resends manually for up to 30 days) and
+/// longer than a financial year.
 pub const EVENT_RETENTION: Duration = Duration::from_secs(400 * 24 * 60 * 60);
 
-/// A genuine event on its way into the store.
+/// A genuine event that is to be stored: its signature was verified, or we fetched it from Stripe ourselves.
 #[derive(Clone, Debug)]
 pub struct NewEvent<'a> {
-    /// How it came: a delivery, or an answer to a question.
     pub source: EventSource,
-    /// What was read of it.
     pub envelope: EventEnvelope,
-    /// The body exactly as received.
+    /// The exact bytes received.
     pub raw_body: &'a [u8],
-    /// The delivery's.
     pub correlation_id: CorrelationId,
-    /// When it came.
     pub received_at: Timestamp,
 }
 
 impl NewEvent<'_> {
-    /// What the row will say of it, for the message.
+    /// The record that the new row will contain, for its message.
     pub fn to_record(&self) -> EventRecord {
         EventRecord {
             id: self.envelope.id.clone(),
@@ -47,51 +45,56 @@ impl NewEvent<'_> {
     }
 }
 
-/// A row of the inbox, without its payload.
+/// An event's row without its payload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EventRecord {
-    /// The key.
     pub id: EventId,
-    /// What happened.
     pub event_type: EventType,
-    /// The connected account, from the signed body or the question that was asked of Stripe.
+    /// The connected account: from the signed body, or for reconcile the account that we asked Stripe about.
     pub account: Option<AccountId>,
-    /// A tenant that the metadata names: for people and logs, never proof.
+    /// A tenant that the metadata names: information for people and logs, never proof (tenant isolation).
     pub tenant_hint: Option<String>,
-    /// The message group.
+    /// The queue's message group: SHA-256 of `provider|account|object`.
     pub group: String,
-    /// The first delivery's.
+    /// Of the first delivery.
     pub correlation_id: Option<CorrelationId>,
-    /// The first delivery's arrival.
+    /// Arrival of the first delivery.
     pub received_at: Option<Timestamp>,
-    /// Whether a repeat has nothing to do. By hand it may be set to false for another try.
+    /// True if nothing is left to do. A person may set it to false to have the event reprocessed, whatever `outcome`
+    /// says.
     pub processed: bool,
-    /// What became of it.
     pub outcome: EventOutcome,
 }
 
-/// The answer of the store to a new event.
+/// The store's answer to a new event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RecordResult {
-    /// It was not there before.
+    /// This write created the row.
     New,
-    /// It was: by an earlier delivery, or by the first try of this very write whose answer was lost.
+    /// The row already existed: an earlier delivery wrote it, or the SDK's first attempt of this very write whose
+    /// answer was lost.
     Known(EventRecord),
 }
 
-/// What a repeated delivery leaves to do.
+/// What a redelivery leaves to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RedeliveryAction {
     /// Nothing.
     Duplicate,
-    /// The message may never have reached the queue: the same message again, which the queue swallows if it did.
+    /// Send the same message again, because the first may never have reached the queue. If it did, the queue drops the
+    /// second one (same deduplication id within 5 minutes).
     SendAgain,
-    /// It was decided without success: a new message, which the queue must not swallow.
+    /// Send a message with a new deduplication id: the event was parked or failed, and the queue must not drop the
+    /// message that asks for another try.
     Retry,
 }
 
 impl EventRecord {
-    /// A stored event's answer to its own repetition. The stored state decides, never the failed condition alone.
+    /// What a redelivery of this event leaves to do.
+    ///
+    /// That the row already existed does not make the delivery a duplicate. Example: PutItem succeeds, its answer is
+    /// lost, and the SDK's own second attempt fails the condition. The row is `pending` and no message was sent yet;
+    /// an answer "duplicate" here would lose the event.
     pub fn redelivery_action(&self) -> RedeliveryAction {
         match (self.processed, self.outcome) {
             (true, _) => RedeliveryAction::Duplicate,
@@ -106,12 +109,12 @@ impl EventRecord {
         }
     }
 
-    /// The deduplication id of the first message about this event, and of its repetition.
+    /// Deduplication id of an event's first message, and of its repetition by a redelivery.
     pub fn first_deduplication_id(&self) -> String {
         self.id.to_string()
     }
 
-    /// The deduplication id of a message that must not be taken for an earlier one.
+    /// Deduplication id of a message that the queue must not drop as a repetition of an earlier one.
     pub fn fresh_deduplication_id(&self, unique: Uuid) -> String {
         format!("{}.r.{}", self.id, unique.hyphenated())
     }
@@ -129,7 +132,7 @@ mod tests {
             (false, EventOutcome::Pending, RedeliveryAction::SendAgain),
             (false, EventOutcome::Parked, RedeliveryAction::Retry),
             (false, EventOutcome::Failed, RedeliveryAction::Retry),
-            // An operator set `processed` back by hand.
+            // An operator set `processed` to false to have the event reprocessed.
             (false, EventOutcome::Processed, RedeliveryAction::Retry),
         ] {
             let stored = EventRecord {
@@ -166,23 +169,18 @@ mod tests {
     }
 }
 
-/// Who put the message on the queue.
+/// Who sent the message. `Stripe` and `Lob` are deliveries that ingress accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventSource {
-    /// Ingress, for a delivery of Stripe's.
     Stripe,
-    /// Ingress, for a delivery of Lob's.
     Lob,
-    /// A person.
     ManualReplay,
-    /// The sweep.
     Sweep,
-    /// The reconciliation with Stripe.
     Reconcile,
 }
 
 impl EventSource {
-    /// The word in row and message.
+    /// The word in `source` of the row and the message.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Stripe => "stripe",

@@ -1,4 +1,8 @@
-//! The queue's message: names a stored event and carries nothing that could forge one.
+//! The queue's message: a pointer to a stored event, without a payload.
+//!
+//! Guarantee: a message cannot forge an event. A worker takes only ids from it, and facts only from the events table,
+//! whose payload passed the signature check. A message that somebody forged
+//! can at most have a stored event reprocessed.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,7 +10,7 @@ use crate::ids::{AccountId, CorrelationId, EventId};
 use crate::intake::inbox::{EventRecord, EventSource};
 use crate::provider::envelope::EventType;
 
-/// The message as written. All of it is ASCII, but for what a person wrote.
+/// The message as we write it. Everything except a person's `actor` and `reason` is ASCII.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct EventPointer<'a> {
     source: EventSource,
@@ -20,33 +24,31 @@ pub struct EventPointer<'a> {
     by: Option<ReplayedBy<'a>>,
 }
 
-/// Who had an event decided again, and why.
+/// Who had an event reprocessed, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct ReplayedBy<'a> {
-    /// As AWS knows them.
+    /// The person's AWS identity.
     pub actor: &'a str,
-    /// In their words.
     pub reason: &'a str,
 }
 
-/// The message as read. Unknown members are ignored and only the event's id is needed, so that one written by hand
-/// works.
+/// The message as we read it. Only the event's id is required, and unknown members are ignored, so that a message which
+/// a person writes manually works.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct ReceivedPointer {
-    /// The event to look at.
     pub event_id: EventId,
-    /// The delivery's, if the message says it.
+    /// Of the delivery or replay that sent the message.
     #[serde(default)]
     pub correlation_id: Option<String>,
 }
 
 impl EventPointer<'_> {
-    /// The message for a stored event.
     pub fn message_for(stored: &EventRecord, source: EventSource) -> String {
         Self::encode(stored, source, stored.correlation_id, None)
     }
 
-    /// The message by which a person has a stored event decided again: a story of its own.
+    /// The message by which a person has a stored event reprocessed. It has its own correlation id, so that the log of
+    /// the replay and that of the delivery stay apart.
     pub fn replay_message(
         stored: &EventRecord,
         correlation_id: CorrelationId,
@@ -74,13 +76,12 @@ impl EventPointer<'_> {
             connected_account_id: stored.account.as_ref(),
             by,
         };
-        // Strings and enums only: there is nothing in it that could fail to be written.
+        // Cannot fail: the value contains only strings and enums.
         serde_json::to_string(&pointer).unwrap_or_default()
     }
 }
 
 impl ReceivedPointer {
-    /// Reads a message's body.
     pub fn parse(body: &str) -> Result<Self, serde_json::Error> {
         serde_json::from_str(body)
     }

@@ -1,4 +1,5 @@
-//! What intake needs from the world: signing secrets, the event store, the queues.
+//! The ports of intake: signing secrets, the event store, the queues. `adapters::secrets::cache`,
+//! `adapters::dynamodb::events` and `adapters::sqs` implement them on AWS, `testkit` in memory.
 
 use std::future::Future;
 
@@ -9,18 +10,20 @@ use crate::provider::signature::SigningKeys;
 
 /// The signing secrets of one provider, read through a cache.
 pub trait ReadSigningKeys: Send + Sync {
-    /// What is known now; fetched where nothing fresh enough is held. Never fails: what could not be read, and why, is
-    /// part of the answer, because the keys that could be read may still prove a delivery.
+    /// The keys known now, read from the secret if the cached ones are too old. Never fails: a secret that cannot be
+    /// read is named in the result, because the keys that can be read may still prove a delivery.
     fn signing_keys(&self) -> impl Future<Output = SigningKeys> + Send;
-    /// After a mismatch: the current values again, unless they were fetched less than 10 s ago (then `None`).
+    /// Reads the keys again after a signature matched none. `None` if they were read less than 10 s ago: this rate
+    /// limit keeps forged deliveries from causing a call to Secrets Manager each.
     fn refresh_after_mismatch(&self) -> impl Future<Output = Option<SigningKeys>> + Send;
-    /// What was read last, without asking anybody.
+    /// The keys that were read last, without any call.
     fn cached_keys(&self) -> impl Future<Output = SigningKeys> + Send;
 }
 
-/// Ingress and reconcile: keeps an event, once.
+/// Ingress and reconcile: stores an event once.
 pub trait RecordEvent: Send + Sync {
-    /// One conditional write. The failed condition brings back the row that is there.
+    /// One write on condition that the event is new. If it is not, the failed condition returns the existing row, so
+    /// that no second call is needed.
     fn record(
         &self,
         event: &NewEvent<'_>,
@@ -29,7 +32,8 @@ pub trait RecordEvent: Send + Sync {
 
 /// Ingress, sweep, reconcile and replay: puts a pointer on a provider's queue.
 pub trait SendMessage: Send + Sync {
-    /// Returns once the queue has it, or knows its deduplication id from the last 5 minutes.
+    /// `Ok` once the queue has the message, or has dropped it because it received its deduplication id within the last
+    /// 5 minutes.
     fn send(
         &self,
         provider: ProviderId,

@@ -1,43 +1,45 @@
-//! What the scheduled tasks remember between their runs. The cursors of `reconcile` are known to another function too:
-//! `webhook-secret` sets them back before it deletes an endpoint, because Stripe then ends its retries to it.
+//! Checkpoints of the scheduled tasks: a high-water mark (`done_through_s`, everything up to this second is done) and,
+//! if a pass was interrupted, the place where the next run resumes.
 //!
-//! A cursor only says from where to read on, so a lower one costs calls and never an event. Whoever raises one does so
-//! on condition that it stands where it was read.
+//! Guarantee: the high-water mark rises only when a pass is complete, and only if it is still as it was read
+//! (optimistic lock). A mark that is too low costs calls but loses no event, so lowering one is always safe:
+//! `webhook-secret` lowers the cursors of `reconcile` before it deletes an endpoint, because Stripe stops its retries
+//! to a deleted endpoint. Read next: `reconcile` and `sweep`, which compute what a pass covers.
 
 use std::time::Duration;
 
 use crate::ids::AccountId;
 use crate::time::Timestamp;
 
-/// The cleanup's row.
 pub const CLEANUP_JOB: &str = "cleanup";
 
-/// The sweep's row.
 pub const SWEEP_JOB: &str = "sweep";
 
-/// The row of reconcile's way through the accounts.
+/// The row in which reconcile stores how far it came in the list of accounts. Each account has cursors of its own:
+/// [`reconcile_cursor_key`].
 pub const RECONCILE_JOB: &str = "reconcile";
 
-/// How far a job came.
+/// How far a job has come.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Checkpoint {
-    /// The Unix second up to which everything is done; none before the first pass came to its end.
+    /// High-water mark: everything up to this Unix second is done. None until the first pass is complete.
     pub done_through_s: Option<i64>,
-    /// The pass that was cut, if one was.
+    /// Set if the last pass was interrupted.
     pub resume_at: Option<ResumeAt>,
 }
 
-/// Where a pass goes on that was cut by its time or its limit.
+/// Where to resume a pass that its deadline or its limit interrupted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResumeAt {
-    /// The second that it is to bring `created_s` to.
+    /// `done_through_s` once the pass is complete: the Unix second at which the pass began, not the one at which a
+    /// later run completes it.
     pub until_s: i64,
-    /// What it came to, in the task's own words.
+    /// The last item that was done, in the task's own format.
     pub after: String,
 }
 
 impl Checkpoint {
-    /// The pass has come to its end.
+    /// The pass is complete.
     pub fn completed_through(until_s: i64) -> Self {
         Self {
             done_through_s: Some(until_s),
@@ -45,7 +47,7 @@ impl Checkpoint {
         }
     }
 
-    /// The same, with the pass cut here.
+    /// The pass was interrupted; the high-water mark stays.
     #[must_use]
     pub fn interrupted_at(&self, until_s: i64, after: String) -> Self {
         Self {
@@ -55,25 +57,26 @@ impl Checkpoint {
     }
 }
 
-/// The table's key.
+/// The key of the jobs table.
 pub const JOB_ID: &str = "job_id";
 
-/// What the keys of all cursors begin with.
+/// The keys of all cursors of reconcile begin with this.
 pub const RECONCILE_PREFIX: &str = "reconcile#";
 
-/// N: the Unix second up to which everything was read.
+/// The column (N) of [`Checkpoint::done_through_s`].
 pub const DONE_THROUGH_S: &str = "created_s";
 
-/// How far a deletion sets the cursors back: Stripe's retries go on for three days.
+/// How far the deletion of an endpoint sets the cursors back: Stripe retries a delivery for three days, so an event
+/// that the endpoint still had to deliver is at most that old.
 const CURSOR_SET_BACK: Duration = Duration::from_hours(72);
 
-/// A cursor's key: `reconcile#acct_1#0`, `reconcile#platform#0`. `set` numbers the sets of types that are asked for.
+/// The key of a cursor: `reconcile#acct_1#0`, `reconcile#platform#0`. `set` is the number of the set of event types.
 pub fn reconcile_cursor_key(account: Option<&AccountId>, set: usize) -> String {
     let account = account.map_or("platform", AccountId::as_str);
     format!("{RECONCILE_PREFIX}{account}#{set}")
 }
 
-/// Where a cursor stands at most once an endpoint is deleted.
+/// The highest value, in Unix seconds, that a cursor may have when an endpoint is deleted.
 pub fn cursor_limit_after_delete_s(now: Timestamp) -> i64 {
     now.before(CURSOR_SET_BACK).unix_s()
 }

@@ -1,4 +1,8 @@
-//! Which failed orders are given up, and why. Pure: `cleanup-failed-payments` asks Stripe first and then writes.
+//! Which failed orders the cleanup cancels, and which payments it must end at Stripe first. Pure: the crate
+//! `cleanup-failed-payments` asks Stripe, then writes on condition that the row is unchanged (optimistic lock).
+//!
+//! Guarantee: an order with money, or with a payment that may still bring money, is not cancelled. The decision uses
+//! the merged facts, never the index or the `status` column alone.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -15,28 +19,28 @@ use crate::ids::{AccountId, PaymentIntentId};
 use crate::provider::stripe::types::{IntentStatus, SessionStatus};
 use crate::time::Timestamp;
 
-/// A payment to be ended at Stripe before its order is cancelled.
+/// A payment that must be ended at Stripe before its order is cancelled.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CancellablePayment {
-    /// Which.
     pub intent: PaymentIntentId,
-    /// Where it lives; none is the platform.
+    /// The connected account that the payment lives on; none is the platform.
     pub account: Option<AccountId>,
 }
 
-/// What the row says about a candidate that an index nominated.
+/// What to do with an order that the index lists as failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CleanupDecision {
-    /// Give it up, once these can no longer be paid.
+    /// Cancel it, once none of these payments can be paid any more.
     Cancel(BTreeSet<CancellablePayment>),
-    /// It has another status by its facts: money, an earlier cancel, a person's repair.
+    /// Its facts give another status: money arrived, it was cancelled before, or a person repaired it.
     NotFailed,
-    /// Its last attempt is younger than the grace.
+    /// Its last attempt is younger than the grace period: the customer may be trying another card.
     TooYoung,
 }
 
-/// Decides about one order. The facts decide, never the index or the column: money that does not fit what was due has
-/// another status too.
+/// Decides about one order from its facts. The index and the `status` column are only hints: the index lags, and a
+/// person may have edited the column. An order that received 41.00 of the 42.00 due is `pending` by its facts, not
+/// `payment_failed`, so it is not cancelled.
 pub fn decide_cleanup(order: &Entity, grace: Duration, now: Timestamp) -> CleanupDecision {
     let next = order.apply_facts(EntityFacts::default(), now);
     if next.payment.status != OrderStatus::PaymentFailed {
@@ -47,7 +51,9 @@ pub fn decide_cleanup(order: &Entity, grace: Duration, now: Timestamp) -> Cleanu
         Some(_) | None => return CleanupDecision::TooYoung,
     }
     let payments = next.facts.payment.payments.iter();
-    // One that the application put into its column and that no event told of yet lives where the others do.
+    // The application may have written a PaymentIntent into the column that no event has mentioned yet. Its account is
+    // unknown, so we assume that of the order's other payments. Without this, the customer could still pay it after the
+    // order is cancelled.
     let accounts = || {
         next.facts
             .payment
@@ -79,22 +85,24 @@ pub fn decide_cleanup(order: &Entity, grace: Duration, now: Timestamp) -> Cleanu
     )
 }
 
-/// The key of a call that ends a payment: the same for every try of that call, another in the next run, because Stripe
-/// repeats a saved answer, a failure too, for 24 h. Hashed, since an order's id may be as long as a key.
+/// The idempotency key of a call that ends a payment: the same for every attempt within a run, another one in the next
+/// run. Stripe saves the answer under a key for 24 hours, failures too. Example: the cancel fails at 10:00 with a 500
+/// that Stripe saves; under the same key, every later run of the day would get that saved failure instead of a cancel.
+/// Hashed, because an order's id may have 255 characters, which is the longest key that Stripe accepts.
 pub fn cleanup_idempotency_key(order: &Entity, payment: &CancellablePayment, run: Uuid) -> String {
     let (key, version, intent) = (&order.key, order.version, &payment.intent);
     let digest = Sha256::digest(format!("{key}|{version}|{intent}|{run}"));
     format!("billhook-cleanup-{}", HEXLOWER.encode(&digest))
 }
 
-/// What Stripe's word means for a payment that is to be ended.
+/// Whether a payment can still bring money, by its status at Stripe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PaymentEnd {
-    /// It can still be made.
+    /// The customer can still pay it: end it first.
     NotYet,
-    /// It can never be made again.
+    /// It can never be paid.
     ForGood,
-    /// It was made, or may be being made.
+    /// It was paid, or may be in progress: the order must stay.
     PaidOrProcessing,
 }
 
@@ -105,8 +113,8 @@ impl From<IntentStatus> for PaymentEnd {
             IntentStatus::RequiresPaymentMethod
             | IntentStatus::RequiresConfirmation
             | IntentStatus::RequiresAction => Self::NotYet,
-            // Money that is authorised waits for the merchant to capture it; a state made after this was written is not
-            // ours to end.
+            // `requires_capture`: the money is authorised, and the merchant may still capture it. A status that Stripe
+            // introduced after this code was written is treated as money too, because a wrong cancel cannot be undone.
             IntentStatus::Succeeded
             | IntentStatus::Processing
             | IntentStatus::RequiresCapture
@@ -125,7 +133,7 @@ impl From<SessionStatus> for PaymentEnd {
     }
 }
 
-/// The fact that an order was given up.
+/// The fact that the cleanup cancelled an order.
 pub fn cancellation_fact(now: Timestamp) -> EntityFacts {
     EntityFacts {
         payment: PaymentFacts {

@@ -1,5 +1,7 @@
-//! Scheduled tasks, as decisions: which orders the cleanup gives up, which events the sweep retries, what reconcile asks
-//! Stripe for, and the checkpoints they go on from. `cleanup-failed-payments` carries them out.
+//! The decisions of the scheduled tasks: which orders the cleanup cancels, which events the sweep retries and when
+//! (exponential backoff), what reconcile asks Stripe for, and the checkpoints from which a run resumes.
+//!
+//! No I/O: the crate `cleanup-failed-payments` executes the decisions through `ports`.
 
 pub mod checkpoint;
 pub mod cleanup;

@@ -1,4 +1,5 @@
-//! What the scheduled tasks need from the world: indexes to find work by, Stripe, and their checkpoints.
+//! The ports of the scheduled tasks: indexes that find work, Stripe's payments and events, and the checkpoints.
+//! `adapters::dynamodb` and `cleanup_failed_payments::stripe` implement them, `testkit` has them in memory.
 
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -13,18 +14,18 @@ use crate::tasks::cleanup::CancellablePayment;
 use crate::tasks::reconcile::ListingSpan;
 use crate::time::Timestamp;
 
-/// A page of orders that an index nominates, and where the next one begins.
+/// A page of orders from an index, which is only a hint.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct FailedOrderPage {
-    /// The orders.
     pub orders: Vec<OrderId>,
-    /// The key of the last row read, if there may be more; it need not be an order's id as we take them.
+    /// The key of the last row read, if there may be more. A plain string, because the row may have a key that is no
+    /// valid order id (a space, say). When such a row ended the listing, the orders behind it were never reached.
     pub next: Option<String>,
 }
 
-/// Cleanup: the orders whose status column says that a payment failed.
+/// Cleanup: orders whose `status` column is `payment_failed`.
 pub trait FindFailedOrders: Send + Sync {
-    /// At most `limit` of them, after `after`.
+    /// At most `limit` orders, behind the key `after`.
     fn failed_orders(
         &self,
         after: Option<&str>,
@@ -32,24 +33,23 @@ pub trait FindFailedOrders: Send + Sync {
     ) -> impl Future<Output = Result<FailedOrderPage, DependencyError>> + Send;
 }
 
-/// Cleanup: what Stripe knows of a payment, and how it is ended there. Each call is harmless to repeat.
+/// Cleanup: the status of a payment at Stripe, and the calls that end it. Each call is safe to repeat (idempotent).
 pub trait PaymentsAtStripe: Send + Sync {
-    /// What went wrong; its text names the payment.
+    /// Its text names the payment.
     type Error: std::error::Error + Send + Sync + 'static;
 
-    /// Where the payment stands.
     fn status(
         &self,
         payment: &CancellablePayment,
     ) -> impl Future<Output = Result<IntentStatus, Self::Error>> + Send;
 
-    /// The session it can be made in, if it belongs to one that is open.
+    /// The open Checkout Session in which the customer can still pay this payment, if there is one.
     fn open_session(
         &self,
         payment: &CancellablePayment,
     ) -> impl Future<Output = Result<Option<CheckoutSessionId>, Self::Error>> + Send;
 
-    /// Ends a session, and answers where it stands then.
+    /// Expires a session and returns its status afterwards: `complete` if the customer was faster.
     fn expire(
         &self,
         payment: &CancellablePayment,
@@ -57,7 +57,7 @@ pub trait PaymentsAtStripe: Send + Sync {
         idempotency_key: &str,
     ) -> impl Future<Output = Result<SessionStatus, Self::Error>> + Send;
 
-    /// Ends a payment, and answers where it stands then.
+    /// Cancels a payment and returns its status afterwards: `succeeded` if the customer was faster.
     fn cancel(
         &self,
         payment: &CancellablePayment,
@@ -65,16 +65,17 @@ pub trait PaymentsAtStripe: Send + Sync {
     ) -> impl Future<Output = Result<IntentStatus, Self::Error>> + Send;
 }
 
-/// Scheduled tasks: how far they came.
+/// Scheduled tasks: their checkpoints.
 pub trait CheckpointStore: Send + Sync {
-    /// As it was kept last; nothing for a job that never ran.
+    /// The default for a job that never ran.
     fn load_checkpoint(
         &self,
         job: &str,
     ) -> impl Future<Output = Result<Checkpoint, DependencyError>> + Send;
 
-    /// Keeps it if `created_s` stands as it was read, and answers whether it did: else another run came to its end, or
-    /// somebody set it back, and what this run came to means nothing.
+    /// Saves `next` on condition that `done_through_s` is still as in `read` (optimistic lock), and returns whether it
+    /// did. `false` means that another run completed a pass meanwhile, or that the cursor was set back; then this run's
+    /// result must not overwrite it.
     fn save_checkpoint(
         &self,
         job: &str,
@@ -83,27 +84,25 @@ pub trait CheckpointStore: Send + Sync {
     ) -> impl Future<Output = Result<bool, DependencyError>> + Send;
 }
 
-/// An event that is not done, as the index has it.
+/// An unfinished event, as the index has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnfinishedEvent {
-    /// Which.
     pub id: EventId,
-    /// When it came.
     pub received_at: Timestamp,
 }
 
-/// A page of open events, the oldest first, and where the next one begins.
+/// A page of unfinished events, the oldest first.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct UnfinishedPage {
-    /// The events.
     pub events: Vec<UnfinishedEvent>,
-    /// The last one read, if there may be more.
+    /// The last event read, if there may be more.
     pub next: Option<UnfinishedEvent>,
 }
 
-/// Sweep: one provider's events that are not done.
+/// Sweep: one provider's unfinished events.
 pub trait FindUnfinishedEvents: Send + Sync {
-    /// At most `limit` of those with this outcome that came until then, after `after`.
+    /// At most `limit` events with this outcome, received at or before `until`, behind `after`. Only a hint: the index
+    /// lags.
     fn unfinished_events(
         &self,
         outcome: EventOutcome,
@@ -112,41 +111,40 @@ pub trait FindUnfinishedEvents: Send + Sync {
         limit: usize,
     ) -> impl Future<Output = Result<UnfinishedPage, DependencyError>> + Send;
 
-    /// How many of this outcome came until then.
+    /// How many events with this outcome were received at or before `until`.
     fn count_unfinished(
         &self,
         outcome: EventOutcome,
         until: Timestamp,
     ) -> impl Future<Output = Result<usize, DependencyError>> + Send;
 
-    /// Those that are there, consistently read without their payload, with their `processing_error`.
+    /// The events' rows without payload, read consistently, each with its `processing_error`.
     fn load_with_reasons(
         &self,
         ids: &BTreeSet<EventId>,
     ) -> impl Future<Output = Result<Vec<(EventRecord, Option<String>)>, DependencyError>> + Send;
 }
 
-/// Reconcile: which of Stripe's events are there.
+/// Reconcile: which of Stripe's events are stored.
 pub trait FindKnownEvents: Send + Sync {
-    /// Those of these that are there, consistently read.
+    /// The subset of `ids` that is stored, read consistently.
     fn known_events(
         &self,
         ids: &BTreeSet<EventId>,
     ) -> impl Future<Output = Result<BTreeSet<EventId>, DependencyError>> + Send;
 }
 
-/// A page of connected accounts, and where the next one begins.
+/// A page of connected accounts.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct AccountsPage {
-    /// Each once.
     pub accounts: BTreeSet<AccountId>,
     /// The key of the last tenant read, if there may be more.
     pub next: Option<String>,
 }
 
-/// Reconcile: the accounts of the tenants.
+/// Reconcile: the connected accounts of the tenants.
 pub trait ListAccounts: Send + Sync {
-    /// Those of at most `limit` tenants, after `after`.
+    /// The accounts of at most `limit` tenants, behind the key `after`.
     fn accounts(
         &self,
         after: Option<&str>,
@@ -166,20 +164,20 @@ pub struct EventsPage {
 /// Why Stripe did not list its events.
 #[derive(Debug, thiserror::Error)]
 pub enum ListEventsError {
-    /// 401 or 403: the key is not, or no longer, the account's.
-    #[error("stripe refuses the account: {0}")]
+    /// 401 or 403: our key has no access to the account, for example because it was disconnected. Permanent.
+    #[error("stripe refused the account: {0}")]
     Refused(String),
-    /// The event that the question began after is not listed any more.
-    #[error("stripe does not know the event to go on after: {0}")]
+    /// 400 or 404: Stripe no longer lists the event to resume after. The pass can start again without it.
+    #[error("stripe does not know the event to resume after: {0}")]
     Unplaced(String),
-    /// Anything else.
+    /// Anything else: the next run retries.
     #[error("{0}")]
     Failed(String),
 }
 
-/// Reconcile: asks Stripe for its events.
+/// Reconcile: lists Stripe's events.
 pub trait ListEvents: Send + Sync {
-    /// One page of an account's; none is the platform.
+    /// One page of an account's events; no account is the platform.
     fn list_events(
         &self,
         account: Option<&AccountId>,

@@ -1,5 +1,8 @@
-//! What Stripe is asked for to find events that never came, and what counts as a gap. Pure: `cleanup-failed-payments`
-//! asks and takes in.
+//! Reconciliation with Stripe: which events to list to find deliveries that never arrived, and what counts as a gap.
+//! Pure: the crate `cleanup-failed-payments` lists the events and stores the missing ones through `intake::accept`.
+//!
+//! Each account has one cursor (high-water mark) per set of event types, in `checkpoint`. A pass overlaps the one
+//! before by two hours; storing an event twice changes nothing (deduplication), so the overlap only costs calls.
 
 use std::time::Duration;
 
@@ -7,38 +10,50 @@ use crate::provider::stripe::types::HANDLED_TYPES;
 use crate::tasks::checkpoint::Checkpoint;
 use crate::time::Timestamp;
 
-/// Stripe takes so many types in one question.
+/// Stripe accepts at most 20 event types in one list call.
 const TYPES_MAX: usize = 20;
 
-/// Stripe lists no older events.
+/// Stripe lists events of the last 30 days only.
 const LISTED: Duration = Duration::from_hours(30 * 24);
 
-/// What each run reads again: an event may be listed later than it says that it was made.
+/// Overlap of two passes. An event may appear in the list later than its `created` says: if an event created at
+/// 10:59:58 appears only after a pass up to 11:00 was complete, a pass that began at 11:00 would never see it.
 const READ_AGAIN: Duration = Duration::from_hours(2);
 
-/// Where the first run begins: as far back as Stripe's own retries go.
+/// Where the first run begins: Stripe's own retries of a delivery go back three days.
 const FIRST_RUN: Duration = Duration::from_hours(3 * 24);
 
-/// A younger event may still be on its way to ingress.
+/// A younger event may still be on its way to ingress, so it is stored but does not count as a gap.
 const GAP: Duration = Duration::from_mins(15);
 
-/// The types that mean something, in sets that fit a question. Their order numbers the cursors.
+/// The handled event types, in sets that fit one list call. The position of a set is part of the cursor's key.
 pub fn event_type_sets() -> impl Iterator<Item = &'static [&'static str]> {
     HANDLED_TYPES.chunks(TYPES_MAX)
 }
 
-/// Which events are asked for, both seconds included. Stripe answers the newest first.
+/// The events to list, by `created` in Unix seconds, both ends included. Stripe lists the newest first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListingSpan {
-    /// The oldest.
     pub from_s: i64,
-    /// The newest.
     pub until_s: i64,
-    /// The event that a pass which was cut came to.
+    /// Resume behind this event, which means with older ones.
     pub after: Option<String>,
 }
 
-/// What is to be read now: the rest of the pass that was cut, or a new one.
+/// What to list now: the rest of an interrupted pass, or a new pass.
+///
+/// Example, with a cursor at 10:00:
+///
+/// ```text
+/// run at 11:00   lists 08:00 to 11:00, newest first; is interrupted behind `evt_9`, created 09:30
+///                cursor stays 10:00, resume_at: until 11:00, after evt_9
+/// run at 12:00   lists 08:00 to 11:00 behind evt_9, to the end: cursor 11:00
+/// run at 13:00   lists 09:00 to 13:00: also what was created while the first pass was being completed
+/// ```
+///
+/// An interrupted pass keeps its end (11:00), because only the part behind `evt_9` is missing up to there. If the
+/// cursor rose to 12:00 instead, the events created from 11:00 to 12:00 would be listed only if they fell into the
+/// overlap.
 pub fn next_listing_span(progress: &Checkpoint, now: Timestamp) -> ListingSpan {
     let read_again_s = i64::try_from(READ_AGAIN.as_secs()).unwrap_or(0);
     let from_s = match progress.done_through_s {
@@ -55,7 +70,8 @@ pub fn next_listing_span(progress: &Checkpoint, now: Timestamp) -> ListingSpan {
     }
 }
 
-/// Whether an event that is not there should have been. What the first pass finds may be older than this stage.
+/// Whether a missing event counts as a gap: a delivery that should have arrived. Not in the first pass of an account:
+/// its events may be older than this environment's endpoint.
 pub fn is_event_gap(progress: &Checkpoint, created: Option<Timestamp>, now: Timestamp) -> bool {
     progress.done_through_s.is_some() && created.is_none_or(|created| created.after(GAP) < now)
 }

@@ -1,7 +1,9 @@
-//! Which open events are looked at again, when, and what is done with them. Pure: `cleanup-failed-payments` reads and
-//! sends.
+//! The sweep: automatic retries of unfinished events with exponential backoff, and when an event is given up. Pure: the
+//! crate `cleanup-failed-payments` reads the events and sends them to their worker again.
 //!
-//! Each age is passed once, so that an event is looked at once per age however the runs of the sweep fall.
+//! Guarantee: each retry age (10, 20, 40 minutes …) of each event falls into exactly one window between two completed
+//! runs, however the runs fall. The sweep never marks an event as failed: only its worker does (`worker`).
+//! `outcome::BlockedOn` says which parked events a retry can help.
 
 use std::time::Duration;
 
@@ -10,39 +12,57 @@ use crate::time::Timestamp;
 
 const DAY: Duration = Duration::from_hours(24);
 
-/// An event younger than this is on its way.
+/// A younger event is still being processed: three receives of its message, 60 s apart, take about 3 minutes.
 pub const FIRST_RETRY_AFTER: Duration = Duration::from_mins(10);
 
-/// The ages at which an event is looked at: 10 min × 2^k, as long as it is looked at at all. The last is 28.4 days.
+/// Retries happen at the ages 10 min × 2^k for k = 0 to 12: 10, 20, 40, 80 min … 14.2 and 28.4 days. The next age, 56.9
+/// days, would be past [`UNKNOWN_RETENTION`].
 const BACKOFF_STEPS: u32 = 13;
 
-/// What an event names may be written so late; then nobody will.
+/// How long an event waits for the row that it names (order, statement or letter). After that it is ignored as
+/// `never_found`.
 const UNKNOWN_RETENTION: Duration = DAY.saturating_mul(30);
 
-/// How often an event may be given up: one that is released so late that it is parked again after 30 days would
-/// otherwise stay open. 30, 60, … 390 days; rows are kept for 400.
+/// An event can be given up at 30, 60, … 390 days, not only at 30. Case: `tenants add` releases an event on day 40, its
+/// order does not exist, and it is parked again. Its last age (30 days) had passed, so it stayed open for as long as
+/// its row, and every run read it. Rows are kept for 400 days.
 const GIVE_UP_ROUNDS: u32 = 13;
 
-/// Stripe's retries of whatever would link a payment end after 3 days.
+/// How long an event waits for its payment to be linked. Stripe retries the delivery of the event that would link it
+/// for 3 days, so after 4 days that event has arrived or will never be delivered.
 const UNLINKED_RETENTION: Duration = DAY.saturating_mul(4);
 
-/// A message that was sent is worked off in minutes: one that waits longer is stuck.
+/// A message is normally processed within minutes: an event that is pending for longer than this counts as stuck.
 pub const STUCK_AFTER: Duration = Duration::from_hours(1);
 
-/// What an event names is written soon after it, or somebody has to look.
+/// The application normally writes the row that an event names within a day: an event that waits longer is logged once
+/// as an error (`event_overdue`).
 const OVERDUE_AFTER: Duration = DAY;
 
-/// The time between two runs of the sweep: what passes an age in it is looked at.
+/// The time from the end of the last completed pass (exclusive) to the end of this one (inclusive). An event is due if
+/// it reaches one of its ages within the window.
+///
+/// Example: an event received at 00:00, with the ages 10, 20, 40, 80, 160 minutes.
+///
+/// ```text
+/// window            ages reached in it          sent
+/// 00:05 to 00:15    10 min (00:10)              once
+/// 00:15 to 00:25    20 min (00:20)              once
+/// 00:25 to 03:00    40, 80 and 160 min          once: three ages together are one retry
+/// ```
+///
+/// The last window is long because runs failed in between: a window begins where the last completed one ended, not
+/// where the last run began. So windows neither overlap nor leave a gap, and each age is met exactly once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SweepWindow {
-    /// Exclusive: the end of the last completed window. Before the first, no age was passed.
+    /// None before the first completed pass: then every age that has passed counts as reached now.
     pub after: Option<Timestamp>,
-    /// Inclusive.
     pub until: Timestamp,
 }
 
 impl SweepWindow {
-    /// Whether an event received then passes an age at which anything may be done with it.
+    /// Whether an event received at this time reaches any age in the window: a retry, overdue, or given up. A cheap
+    /// first check on what the index returns; [`SweepCandidate::action`] decides from the row.
     pub fn includes(&self, received_at: Timestamp) -> bool {
         self.is_retry_due(received_at)
             || [OVERDUE_AFTER, UNLINKED_RETENTION]
@@ -61,32 +81,31 @@ impl SweepWindow {
     }
 }
 
-/// What is done with an event that a window concerns.
+/// What the sweep does with an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SweepAction {
-    /// It goes to its worker again.
+    /// Send it to its worker again.
     Send,
-    /// The same, if something bears its PaymentIntent by now: without that, it would only be parked again.
+    /// Send it only if an order or statement has its PaymentIntent by now: otherwise the worker would only park it
+    /// again.
     SendIfBorne,
-    /// Nobody waits for it any longer.
+    /// Give it up: set it to ignored.
     Ignore(IgnoreReason),
-    /// Nothing, now or ever: a person's, or done meanwhile.
+    /// Nothing: no retry is due, it needs manual action, or it is done.
     Leave,
 }
 
-/// An open event as its row has it.
+/// An unfinished event, as its row has it.
 #[derive(Clone, Copy, Debug)]
 pub struct SweepCandidate<'a> {
-    /// The row's outcome.
     pub outcome: EventOutcome,
     /// The row's `processing_error`.
     pub reason: Option<&'a str>,
-    /// When it came.
     pub received_at: Timestamp,
 }
 
 impl SweepCandidate<'_> {
-    /// None for what is not parked.
+    /// None if the event is not parked.
     fn blocked_on(&self) -> Option<BlockedOn> {
         let reason = self
             .reason
@@ -94,7 +113,8 @@ impl SweepCandidate<'_> {
         Some(ParkReason::parse(reason)?.blocked_on())
     }
 
-    /// Decides about it. Never that it failed: that is its worker's to say.
+    /// Decides what to do. Giving up depends only on the event's age, not on a retry age in this window: an event that
+    /// was released and parked again after 30 days is given up by the first window that includes it.
     pub fn action(&self, window: SweepWindow) -> SweepAction {
         let is_older_than = |age| self.received_at.after(age) <= window.until;
         let step = match (self.outcome, self.blocked_on()) {
@@ -115,7 +135,8 @@ impl SweepCandidate<'_> {
         }
     }
 
-    /// Whether it has now waited a day for a row that the application owes.
+    /// Whether in this window the event completes a day of waiting for a tenant or a row that the application must
+    /// write. True in exactly one window, so the error is logged once.
     pub fn is_overdue(&self, window: SweepWindow) -> bool {
         let waits = matches!(self.blocked_on(), Some(BlockedOn::Tenant | BlockedOn::Row));
         waits && window.passes_age(self.received_at, OVERDUE_AFTER)
@@ -164,7 +185,7 @@ mod tests {
         use ParkReason::*;
         let never_found = SweepAction::Ignore(IgnoreReason::NeverFound);
         let never_linked = SweepAction::Ignore(IgnoreReason::NeverLinked);
-        // After ten minutes, after an age at which nothing is looked at, after 4 days, after 30.
+        // At 10 minutes, at 30 minutes (no retry age), at 4 days, at 30 days.
         let parked = |reason| (EventOutcome::Parked, Some(reason));
         let (send, ask, leave) = (
             SweepAction::Send,
@@ -221,7 +242,7 @@ mod tests {
 
     #[test]
     fn what_is_parked_after_its_last_age_is_given_up_too() {
-        // Released by `tenants add` on the fortieth day, and then its order is not there.
+        // `tenants add` released it on day 40, and then its order does not exist.
         let open = SweepCandidate {
             outcome: EventOutcome::Parked,
             reason: Some(ParkReason::OrderUnknown.as_str()),
@@ -243,7 +264,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whenever the runs fall, the windows between them meet, and each age lies in one of them.
+        /// However the runs fall, their windows join without a gap, and each age lies in exactly one of them.
         #[test]
         fn every_age_is_met_once(received in 0..40 * A_DAY, gaps in prop::collection::vec(1..9 * A_DAY, 1..60)) {
             let open = SweepCandidate { outcome: EventOutcome::Pending, reason: None, received_at: at(received) };
@@ -258,7 +279,7 @@ mod tests {
                 if window.includes(at(received)) {
                     concerned += 1;
                 }
-                // Cut into two anywhere, the window holds the same ages, each once.
+                // Split into two anywhere, the window contains the same ages, each once.
                 let middle = after + gap / 2;
                 for age in (0..BACKOFF_STEPS).map(|k| FIRST_RETRY_AFTER * 2_u32.pow(k)) {
                     let parts = [self::window(Some(after), middle), self::window(Some(middle), after + gap)];
@@ -268,7 +289,7 @@ mod tests {
                 after += gap;
             }
             let passed = (0..BACKOFF_STEPS).filter(|k| at(received).after(FIRST_RETRY_AFTER * 2_u32.pow(*k)) <= at(after)).count();
-            // Ages that one window holds together are one look.
+            // Several ages in one window are one retry.
             prop_assert!(looks <= passed);
             prop_assert!(passed == 0 || looks > 0);
             prop_assert!(concerned >= looks && concerned <= passed + 15);

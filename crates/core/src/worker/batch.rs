@@ -1,4 +1,5 @@
-//! What a batch is made of: messages, candidates, and what a round found out about each event.
+//! The worker's types and limits: the messages of a batch, the event candidates of a round, and the report for each
+//! message, which becomes the partial batch response in `adapters::batch`. No decisions here; `worker` runs the rounds.
 
 use std::future::ready;
 use std::sync::{Mutex, PoisonError};
@@ -14,57 +15,61 @@ use crate::outcome::{EventOutcome, EventVerdict};
 use crate::provider::interpret::EventFacts;
 use crate::worker::ports::{EventUpdate, PaymentKey};
 
-/// A message goes to the dead-letter queue after so many receives; `template.yaml` says the same.
+/// Receives after which the queue moves a message to the dead-letter queue. Must equal `maxReceiveCount` in
+/// `template.yaml`: the worker writes `failed` on the last receive.
 pub const RECEIVES_MAX: u32 = 3;
 
-/// Events of one entity in one transaction; the rest comes in the next round.
+/// Events of one entity in one transaction; events over the limit wait for the next round. A batch has at most 10
+/// messages, so at most 10 payments rows join them: 1 + 50 + 10 of the 100 rows that DynamoDB accepts.
 pub(super) const EVENTS_PER_COMMIT_MAX: usize = 50;
 
-/// Their rows together: DynamoDB takes 4 MB in one transaction, and the entity's row is in it too.
+/// The event rows of one entity's transaction. DynamoDB accepts 4 MB in one transaction, and the entity's row is in it
+/// too. Example: of ten events of 400 KB, seven (2.8 MB) fit, and three wait for the next round.
 pub(super) const BYTES_PER_COMMIT_MAX: usize = 3_000_000;
 
-/// DynamoDB takes so many rows in one transaction.
+/// DynamoDB accepts 100 rows in one transaction.
 pub(super) const ROWS_PER_COMMIT_MAX: usize = 100;
 
-/// Events' rows in a transaction of several entities: ten of those, of at most 300 KB, are in it too.
+/// The event rows of a transaction of several entities: up to ten entity rows of at most 300 KiB are in it too, about
+/// 3 of DynamoDB's 4 MB.
 pub(super) const BYTES_PER_COMMON_COMMIT_MAX: usize = 1_000_000;
 
-/// How long a transaction of several entities is waited for, so that time is left for each by itself.
+/// Longest wait for a transaction of several entities. The worker has 10 s in all, and after a failure it still has to
+/// try each entity alone.
 pub(super) const COMMON_COMMIT_WAIT_MAX: Duration = Duration::from_secs(2);
 
-/// Calls under way at once: as many as there are connections to keep warm.
+/// Calls in progress at the same time: each needs its own warm connection (HTTP/1.1).
 pub const CALLS_AT_ONCE: usize = 4;
 
-/// What a last transaction and the marking of failures may need.
+/// Reserve before the end of the invocation, for a last transaction and for marking failures.
 pub const TIME_TO_FINISH: Duration = Duration::from_secs(2);
 
-/// A message as the queue handed it over.
+/// A message as the queue delivered it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReceivedMessage {
     /// The queue's id for this message, reported back if it failed.
     pub message_id: String,
-    /// The pointer.
+    /// A pointer to an event (`intake::message`).
     pub body: String,
-    /// How often it was received, this time included.
+    /// Starts at 1: this receive counts.
     pub receive_count: u32,
 }
 
-/// What became of a message, or of an event that waited for one.
+/// The result for a message, or for an event that waited for a payment.
 #[derive(Debug)]
 pub struct MessageReport {
-    /// The message; none where the event waited for a payment that another's message linked.
+    /// None if the event had no message in this batch: it waited for a payment that another event linked.
     pub message: Option<ReceivedMessage>,
-    /// The event it names, if it could be read.
+    /// None if the message is not a pointer.
     pub event: Option<EventId>,
-    /// The story it belongs to: of the delivery or replay that sent the message, else of the event's first delivery.
+    /// Of the delivery or replay that sent the message; else of the event's first delivery.
     pub correlation_id: Option<CorrelationId>,
-    /// What the row said when it was read, if it was.
+    /// The event's row as last read.
     pub stored: Option<EventRecord>,
-    /// Whose it is, where its account says so.
+    /// The tenant of the event's account.
     pub tenant: Option<TenantId>,
-    /// The entity that its facts went into.
+    /// The entity that the event's facts were merged into.
     pub entity: Option<EntityKey>,
-    /// Done or not.
     pub result: Result<EventCompletion, ProcessingFailure>,
 }
 
@@ -73,26 +78,27 @@ pub struct MessageReport {
 pub enum EventCompletion {
     /// This worker wrote the verdict.
     Concluded(EventVerdict),
-    /// It was done before.
+    /// The row already said so when it was read.
     Already(EventOutcome),
 }
 
-/// A message to be received again, or given up.
+/// A message to be received again or, after its last receive, moved to the dead-letter queue.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProcessingFailure {
     /// Not JSON, or without an event id.
-    #[error("the message is no pointer to an event")]
+    #[error("the message is not a pointer to an event")]
     Unreadable,
-    /// The row is not there (yet).
+    /// There is no readable row. Ingress stores before it sends, so the message was written manually, or the row was
+    /// deleted or damaged.
     #[error("the event is not stored")]
     NotStored,
-    /// A bug met by this record.
-    #[error("deciding it panicked")]
+    /// A bug that this record triggers: only its own message fails.
+    #[error("processing the event panicked")]
     Panicked,
-    /// The store did not answer, or kept changing.
+    /// A call to the store failed, or every round lost a race.
     #[error("{0}")]
     Infrastructure(String),
-    /// Little time was left.
+    /// Less than [`TIME_TO_FINISH`] was left, or a call was still running when the time was up.
     #[error("no time was left in this invocation")]
     OutOfTime,
 }
@@ -100,17 +106,14 @@ pub enum ProcessingFailure {
 /// One provider's worker.
 #[derive(Debug)]
 pub struct Worker<L, C> {
-    /// Whose events.
     pub provider: ProviderId,
-    /// Whether the stage takes live events.
+    /// Whether the environment processes live events; it ignores or parks those of the other mode.
     pub live_mode: bool,
-    /// The rows.
     pub ledger: L,
-    /// Time.
     pub clock: C,
 }
 
-/// An event read and ready to be decided.
+/// An event that was read and interpreted, ready for a decision.
 #[derive(Clone)]
 pub(super) struct EventCandidate {
     pub(super) stored: EventRecord,
@@ -149,10 +152,10 @@ impl EventCandidate {
     }
 }
 
-/// What a round found out about an event.
+/// A round's result for one event.
 pub(super) struct EventDisposition {
     pub(super) event: EventId,
-    /// Its row, where no message of this batch brought it.
+    /// The row of an event that waited for a payment and has no message in this batch.
     pub(super) released: Option<EventRecord>,
     pub(super) tenant: Option<TenantId>,
     pub(super) entity: Option<EntityKey>,
@@ -175,7 +178,9 @@ impl EventDisposition {
     }
 }
 
-/// What a round found out so far. It outlives the round: a call that hangs takes back nothing that was committed.
+/// A round's results so far. They live outside the round's future: if one row's call hangs and the round is dropped,
+/// the results of what was already committed stay. Before this existed, one slow row made the worker report its
+/// neighbours' committed events as failed.
 #[derive(Default)]
 pub(super) struct RoundOutcome(Mutex<Vec<EventDisposition>>);
 
@@ -185,7 +190,7 @@ impl RoundOutcome {
         all.extend(findings);
     }
 
-    /// Of futures, some under way at once, each as it ends.
+    /// Runs the futures, at most [`CALLS_AT_ONCE`] at a time, and adds the result of each as soon as it completes.
     pub(super) async fn add_each<F: Future<Output: IntoIterator<Item = EventDisposition>>>(
         &self,
         futures: impl Stream<Item = F>,

@@ -1,5 +1,11 @@
-//! The entities' part of a round: each one's events are decided together, and all are committed in one transaction.
-//! Where that fails, whatever the reason, each entity is tried by itself, so that none fails for another's sake.
+//! Commits the entities of a round: merges the facts of each entity's events, derives its columns (projection), and
+//! writes entity, events and payments rows in one transaction, each row on condition that it is as it was read
+//! (optimistic lock).
+//!
+//! All entities of a batch share one transaction (docs/adr/0005). If that fails, for whatever reason, each entity gets
+//! its own transaction at once, so that no tenant's event fails because of another tenant's row. If the store refuses
+//! an entity's transaction as too large, its events are halved. Guarantee: an event becomes `processed` only in the
+//! transaction that writes its facts. The conditions are listed at the function `commit` below.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -26,14 +32,15 @@ use crate::worker::ports::{
 };
 use crate::worker::resolve::belongs_to_tenant;
 
-/// What one entity's transaction is made of.
+/// The contents of one entity's transaction.
 struct CommitPlan<'a, R> {
     entity: &'a Entity,
     row: &'a R,
-    /// The batch's own events, then those that waited for its payments.
+    /// The batch's own events first, then the events that waited for its payments.
     group: Vec<EventCandidate>,
-    /// How many are the batch's own.
+    /// How many of `group` are the batch's own.
     own: usize,
+    /// The payments that this transaction links to the entity.
     links: Vec<(PaymentKey, PaymentRow)>,
 }
 
@@ -80,7 +87,19 @@ impl<R> CommitPlan<'_, R> {
 }
 
 impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
-    /// Decides and commits the events of these entities. Returns what ends without touching one.
+    /// Decides and commits the events of these entities. Returns the outcomes of events that change no entity: the
+    /// entity is unknown, unreadable or another tenant's.
+    ///
+    /// How a refused batch is split, with three orders of which the row of `ord_2` was edited after the read:
+    ///
+    /// ```text
+    /// transaction 1       ord_1 + ord_2 + ord_3    the condition on ord_2 fails, so nothing is written
+    /// transactions 2 to 4 ord_1 | ord_2 | ord_3    ord_1 and ord_3 are written, ord_2 loses its race
+    /// next round          ord_2                    is read again and written
+    /// ```
+    ///
+    /// Whatever made the shared transaction fail, each entity is then tried alone: a timeout or a lost answer does not
+    /// say which row was the cause.
     pub(super) async fn commit_entities(
         &self,
         groups: BTreeMap<EntityKey, Vec<EventCandidate>>,
@@ -108,6 +127,8 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
             found.add(plans.iter().flat_map(CommitPlan::processed));
             return all_verdicts;
         }
+        // If the shared transaction was written and only its answer was lost, each of these fails its conditions, and
+        // the next round reads the events as processed.
         let settling = plans.into_iter().map(|plan| async move {
             let ids = event_ids(&plan.group);
             let settled = catch_panic(self.commit_alone(plan, rows, deadline)).await;
@@ -117,7 +138,8 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         all_verdicts
     }
 
-    /// What is to be committed for one entity, if anything is.
+    /// Plans one entity's transaction: checks that the entity exists and belongs to the event's tenant, cuts the events
+    /// to what fits, and adds the events that waited for its payments. None if nothing is left to commit.
     async fn plan_commit<'a>(
         &self,
         key: EntityKey,
@@ -139,7 +161,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         };
         let foreign = group.extract_if(.., |candidate| !belongs_to_tenant(entity, candidate));
         verdicts.extend(foreign.map(parked(ParkReason::CrossTenant)));
-        // What does not fit stays open for the next round.
+        // What does not fit stays unfinished for the next round.
         let over = group.split_off(count_fitting(&group));
         found.add(fail_all(&over, &too_many_events()));
         if group.is_empty() {
@@ -166,6 +188,8 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         })
     }
 
+    /// Whether one transaction wrote all plans. `false` is no verdict on any of them: they may not fit together, one
+    /// row may have changed, the call may have failed, or it may still take effect after the wait.
     async fn try_common_commit(
         &self,
         plans: &[CommitPlan<'_, L::Row>],
@@ -182,7 +206,21 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         matches!(select(committing, waiting).await, Either::Left((Ok(()), _)))
     }
 
-    /// Commits the events of one entity: all of them, or as many as the store takes.
+    /// Commits the events of one entity: all of them, or as many as the store accepts.
+    ///
+    /// `Refused` does not say which event makes the row too large (the entity would pass 300 KiB, or DynamoDB rejects
+    /// the item), so the events are halved. Example: e1 to e10, of which e3 alone is too large, and w1 waited:
+    ///
+    /// ```text
+    /// e1 … e10, w1   refused   drop w1: the sweep sends it later
+    /// e1 … e10       refused   e6 … e10 wait for the next round
+    /// e1 … e5        refused   e3 e4 e5 wait for the next round
+    /// e1 e2          written
+    /// round 2 does the same with e3 … e10: … e3 alone is refused and parked as `entity_too_large`
+    /// round 3        the other seven are written
+    /// ```
+    ///
+    /// Before that, one large event parked all ten.
     async fn commit_alone(
         &self,
         mut plan: CommitPlan<'_, L::Row>,
@@ -195,14 +233,15 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         let mut findings = Vec::new();
         let mut committed = self.commit(slice::from_ref(&plan)).await;
         if plan.group.len() > plan.own && matches!(committed, Err(CommitError::Refused(_))) {
-            // What waited may have made it too large: then it is left to the sweep.
+            // First drop the events that waited: they came from other batches, and the sweep sends them again.
             plan.group.truncate(plan.own);
             committed = self.commit(slice::from_ref(&plan)).await;
         }
-        // Too large together: half of them, until the one that is too large stands alone.
+        // Halve until the transaction is accepted or one event is left, which is then the one that is too large.
         while plan.group.len() > 1 && matches!(committed, Err(CommitError::Refused(_))) {
             let rest = plan.group.split_off(plan.group.len() / 2);
             findings.extend(fail_all(&rest, &too_many_events()));
+            // Fewer events may link fewer payments: a payment is linked only together with an event that proves it.
             plan.links = find_new_links(plan.entity, &plan.group, rows);
             committed = self.commit(slice::from_ref(&plan)).await;
         }
@@ -220,6 +259,18 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         findings
     }
 
+    /// Writes these plans in one transaction. Each row has its own condition, so it does not matter for safety which
+    /// rows share a transaction:
+    ///
+    /// - entity: its key, tenant, `version`, guarded columns and number of timeline entries are as read. Protects from
+    ///   another worker's or the cleanup's write (`version`), a manual edit (guarded columns: status, amount due …), an
+    ///   entry that the application appended (timeline), and a row that was deleted or moved to another tenant.
+    /// - event: `processed` is false. Protects from applying it twice when two workers have the same message.
+    /// - event that waited: the outcome is not `processed`. The sweep may meanwhile have set it to `ignored` as
+    ///   `never_linked`, and the link that now exists is worth more than that.
+    /// - payments row: `version` is as read and no entity is linked. Protects from two orders that claim one payment,
+    ///   and from an event that adds itself to `waiting` just as the payment is linked: the link would not release that
+    ///   event, which would then wait for the sweep.
     async fn commit(&self, plans: &[CommitPlan<'_, L::Row>]) -> Result<(), CommitError> {
         let now = self.clock.now();
         let nexts: Vec<EntityUpdate> = plans.iter().map(|plan| plan.derive_update(now)).collect();
@@ -228,8 +279,12 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         self.ledger.commit(self.provider, &commits).await
     }
 
-    /// The events that waited for these links, as if they had come in the same batch. One that can no longer be read,
-    /// or is another tenant's, is left to the sweep.
+    /// Loads the events that waited for these payments, to commit them as if they had arrived in this batch: at most
+    /// 50. The rest, and events that cannot be read, stay parked until the sweep sends them.
+    ///
+    /// Example: `charge.refunded` of `pi_1` arrives before the event that names `ord_1`. It is parked as `unlinked`,
+    /// and its id goes into `waiting` of the payments row. The `payment_intent.succeeded` that names `ord_1` then
+    /// commits both.
     async fn load_waiting_events(
         &self,
         entity: &Entity,
@@ -240,7 +295,8 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
             .iter()
             .flat_map(|(_, row)| row.waiting.iter().cloned())
             .collect();
-        // One that came again, and is in the batch itself, would stand twice in the transaction.
+        // An event that waited and was delivered again is in the batch itself; DynamoDB rejects a transaction that has
+        // one row twice.
         for own in group {
             waiting.remove(&own.stored.id);
         }
@@ -256,7 +312,8 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                 let event = catch_unwind(AssertUnwindSafe(|| self.interpret_stored(&kept)))
                     .ok()?
                     .ok()?;
-                // All that wait for a payment come from its account, and so have the owner's tenant.
+                // The payments row's key contains the account, so the events that wait for it have the linking event's
+                // account, and that event's tenant was checked to be the entity's (tenant isolation).
                 let tenant = kept.stored.account.as_ref().and(entity.tenant.clone());
                 Some(EventCandidate {
                     stored: kept.stored,
@@ -284,7 +341,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         findings
     }
 
-    /// Ends one event without touching anything else.
+    /// Writes the outcome of one event that changes no entity. This is a single update: a transaction costs twice.
     pub(super) async fn commit_event_update(&self, concluded: EventUpdate) -> EventDisposition {
         let commit = CommitPart {
             entity: None,
@@ -295,7 +352,9 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         self.commit_and_report(concluded, commit).await
     }
 
-    /// Parks events until something links their payment, and leaves their ids where that will be found.
+    /// Parks events as `unlinked` and adds their ids to `waiting` of the payments row, where the event that links the
+    /// payment finds them. Both in one transaction: if only the event's row were written and the other write failed,
+    /// the link would not release the event, and it would wait for the sweep.
     pub(super) async fn park_unlinked(
         &self,
         payment: Option<PaymentKey>,
@@ -347,7 +406,8 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
     }
 }
 
-/// How many of the first events fit one transaction; a single one always does.
+/// How many of the first events fit into one transaction. At least one, so that an event over the limit is tried alone
+/// instead of never.
 fn count_fitting(group: &[EventCandidate]) -> usize {
     let mut bytes = 0_usize;
     let fit = group.iter().take(EVENTS_PER_COMMIT_MAX).take_while(|next| {
@@ -380,7 +440,7 @@ fn all_panicked(ids: &[EventId]) -> Vec<EventDisposition> {
     ids.iter().map(failed).collect()
 }
 
-/// Nothing where it panicked: what one record does must not end the others.
+/// None if it panicked: a bug that one record triggers must not fail the other records of the batch.
 async fn catch_panic<T>(future: impl Future<Output = T>) -> Option<T> {
     AssertUnwindSafe(future).catch_unwind().await.ok()
 }
@@ -400,12 +460,13 @@ fn unknown_entity_reason(provider: ProviderId, key: &EntityKey) -> ParkReason {
         (ProviderId::Lob, _) => ParkReason::LetterUnknown,
         (ProviderId::Stripe, EntityKey::Order(_)) => ParkReason::OrderUnknown,
         (ProviderId::Stripe, EntityKey::Statement(_)) => ParkReason::StatementUnknown,
-        // Its index still named it: the row is gone since.
+        // The index still lists the tenant, but the row was deleted.
         (ProviderId::Stripe, EntityKey::Tenant(_)) => ParkReason::TenantUnknown,
     }
 }
 
-/// The payments that this group links to the entity for the first time, with their rows as read.
+/// The payments that this group links to the entity for the first time, with their rows as read. A payment that the
+/// entity's facts already contain was linked by an earlier transaction, so its row is not written again.
 fn find_new_links<R>(
     entity: &Entity,
     group: &[EventCandidate],

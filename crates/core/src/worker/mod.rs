@@ -1,10 +1,12 @@
-//! The worker: a batch of messages in, one report per message out, and one per event that was settled along with them.
+//! The worker: processes a batch of queue messages and returns one report per message (partial batch response), plus
+//! one per event that waited for another message's event.
 //!
-//! A batch is settled in rounds. Each round reads what is still open, decides, and commits all entities in one
-//! transaction, or each in its own where that fails; whoever loses a race, or learns that something changed, is simply
-//! open in the next round. Guarantees: a message is reported done only if its event was seen done or made so; one bad
-//! record never keeps another from being tried. It does not keep order: merging makes order irrelevant. `find` says
-//! whose an event is, `settle` writes it.
+//! It works in rounds with an optimistic lock instead of leases: each round reads every unfinished event and its
+//! entity, decides, and writes on condition that nothing changed since the read. An event that loses a race is
+//! unfinished in the next round. Guarantees: a message is reported as done only if its event was read as processed or
+//! this worker wrote its outcome; one bad record never stops another. Not guaranteed: processing order (facts merge in
+//! any order, `entity::merge`). Read next: `resolve` finds the entity of an event, `commit` writes it, `batch` has the
+//! limits.
 
 pub mod batch;
 mod commit;
@@ -33,17 +35,17 @@ use crate::worker::batch::{
 use crate::worker::ports::{EventUpdate, Ledger, PaymentKey, StoredEvent, StoredPayload};
 use crate::worker::resolve::EntityMatch;
 
-/// A lost race is decided again at most so often within one receive.
+/// Rounds within one receive of a message. After the fifth the worker reports the message as failed, and the queue
+/// delivers it again 60 s later: then the cause is more likely an outage than a race.
 const ROUNDS_MAX: u32 = 5;
 
-/// An event that is not settled yet.
+/// An event that needs another round, and why the last one did not finish it.
 struct PendingEvent {
     receive_count: u32,
     stored: Option<EventRecord>,
     failure: ProcessingFailure,
 }
 
-/// An event that is settled.
 struct FinishedEvent {
     stored: Option<EventRecord>,
     tenant: Option<TenantId>,
@@ -52,8 +54,10 @@ struct FinishedEvent {
 }
 
 impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
-    /// Settles a batch. Nothing new is started once `deadline` is near, and what is under way when `late` comes is
-    /// reported as not done: a call that hangs must not cost the others their report.
+    /// Processes a batch in at most 5 rounds. Starts nothing new within [`TIME_TO_FINISH`] of `deadline`.
+    ///
+    /// When `late` completes, the calls in progress are abandoned and their messages reported as failed. Without that,
+    /// one call that hangs would run into Lambda's timeout, and all ten messages of the batch would be received again.
     pub async fn process_batch(
         &self,
         messages: &[ReceivedMessage],
@@ -110,7 +114,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                 break;
             }
             if round > 0 {
-                // 50, 100, 200, 400 ms: losers of one race do not meet again at once.
+                // Exponential backoff: 50, 100, 200, 400 ms. Two workers that retried at once would collide again.
                 self.clock.pause(Duration::from_millis(25 << round)).await;
             }
             let found = RoundOutcome::default();
@@ -141,7 +145,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                 break;
             }
         }
-        // Without time for it they stay pending, where the sweep finds them.
+        // If it is late, there is no time for this write: the events stay pending, and the sweep retries them.
         if !is_late {
             self.mark_failed(&open).await;
         }
@@ -154,6 +158,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                 });
             }
         }
+        // What remains had no message in this batch: events that waited for a payment which the batch linked.
         for (id, end) in &settled {
             reports.push(build_report(id.clone(), None, Some(end), None));
         }
@@ -164,6 +169,34 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         self.clock.now().after(TIME_TO_FINISH) > deadline
     }
 
+    /// One round: read, decide, write. It never returns an error: it adds what it learns about each event to `found`,
+    /// and an event without a final outcome is unfinished in the next round.
+    ///
+    /// 1. Read the unfinished events, consistently. A missing row fails its message (`NotStored`); a row that is
+    ///    already processed is done (a redelivered message, or a worker that was faster).
+    /// 2. Interpret each payload into facts. A panic on one event fails only that event.
+    /// 3. Find the tenant of each account, then the entity of each event (`resolve`): two reads of rows, and one query
+    ///    per payment or piece that the rows do not place.
+    /// 4. Park events whose payment no entity has yet, and leave their ids in the payments row for the later link.
+    /// 5. Merge, derive and commit the entities (`commit`).
+    /// 6. Write the outcome of every event that changes no entity.
+    ///
+    /// Why rounds: between read and write another worker, the cleanup or a person may change the row. Then the
+    /// decision is based on old facts, so the worker must not repeat the write but read and decide again. Example: two
+    /// payments of one order have different message groups, so two workers can get them at the same moment.
+    ///
+    /// ```text
+    ///  ms   worker A (evt_a of pi_1)               worker B (evt_b of pi_2)
+    ///   0   reads ord_1: version 7
+    ///   2                                          reads ord_1: version 7
+    ///  10   writes version 7 → 8, evt_a processed
+    ///  12                                          writes 7 → 8: condition fails, nothing is written (`LostRace`)
+    ///  62                                          round 2, after 50 ms: reads ord_1: version 8, with facts of evt_a
+    ///  70                                          writes version 8 → 9, evt_b processed: the row has both facts
+    /// ```
+    ///
+    /// If A and B have the same event, the condition on the event fails instead, and in round 2 B reads it as
+    /// processed. If B wrote and only lost the answer, round 2 finds the same: nothing is applied twice.
     async fn run_round(
         &self,
         open: &mut BTreeMap<EventId, PendingEvent>,
@@ -278,8 +311,9 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         }
     }
 
-    /// On its last receive a message leaves for the dead-letter queue: then its event says why. If even that cannot be
-    /// written, the event stays pending and the sweep finds it.
+    /// Marks events as `failed` on the last receive of their message, before the queue moves it to the dead-letter
+    /// queue; on earlier receives the event stays as it is, because the queue delivers the message again. If this write
+    /// fails too, the event stays pending and the sweep retries it.
     async fn mark_failed(&self, open: &BTreeMap<EventId, PendingEvent>) {
         for (id, open) in open {
             if open.receive_count < RECEIVES_MAX || open.stored.is_none() {

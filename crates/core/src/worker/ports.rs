@@ -1,5 +1,6 @@
-//! What the worker needs from the world: the ledger of events, entities and payments, read consistently and written
-//! in one transaction.
+//! The worker's port: the ledger of events, entities and payments rows. It reads consistently and writes in one
+//! transaction, each row on condition that it is as it was read (optimistic lock). `adapters::dynamodb::ledger`
+//! implements it on DynamoDB, `testkit::memory` in memory; `commit` lists what each condition protects from.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -11,167 +12,154 @@ use crate::intake::inbox::EventRecord;
 use crate::outcome::EventVerdict;
 use crate::time::Timestamp;
 
-/// The name of a payments row: a PaymentIntent belongs to one account.
+/// The key of a payments row. It contains the account (tenant isolation): an account cannot link, or wait for, a
+/// PaymentIntent of another account by naming its id.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PaymentKey {
-    /// None is the platform.
+    /// None is the platform's own account.
     pub account: Option<AccountId>,
-    /// The payment.
     pub intent: PaymentIntentId,
 }
 
 impl PaymentKey {
-    /// The row's key, `acct_1#pi_1` or `platform#pi_1`.
+    /// `acct_1#pi_1` or `platform#pi_1`.
     pub fn row_key(&self) -> String {
         let account = self.account.as_ref().map_or("platform", AccountId::as_str);
         format!("{account}#{}", self.intent)
     }
 }
 
-/// A payments row: which entity a payment belongs to, or which events wait to learn it.
+/// A payments row: the entity that a payment is linked to, or the events that wait for that link.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct PaymentRow {
-    /// Once linked, for good.
+    /// Never changes once it is set.
     pub entity: Option<EntityKey>,
-    /// Parked events.
+    /// Events parked as `unlinked`.
     pub waiting: BTreeSet<EventId>,
-    /// How often it was written; 0 for a row that is not there.
+    /// Number of writes; 0 if the row does not exist.
     pub version: i64,
 }
 
 /// An event's row with its payload.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StoredEvent {
-    /// What stands beside the payload.
     pub stored: EventRecord,
-    /// The payload, if it is the one that was verified.
     pub payload: StoredPayload,
-    /// What the whole row takes of a transaction.
+    /// Size of the whole row, which counts against a transaction's 4 MB.
     pub row_bytes: usize,
 }
 
 /// The state of a stored payload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoredPayload {
-    /// As it was verified.
+    /// The bytes match the row's digest (`payload_sha256`).
     Intact(Vec<u8>),
-    /// Its digest differs from the row's.
+    /// The bytes do not match the digest: somebody wrote the row.
     Tampered,
-    /// Missing, or not what it was compressed to.
+    /// Missing, or cannot be decompressed.
     Unreadable,
 }
 
-/// Entities and payments rows that were found, each as it is at this moment.
+/// Entities and payments rows, read consistently. A row that does not exist is in none of the maps.
 #[derive(Debug)]
 pub struct LoadedRows<R> {
-    /// Present ones only, each with the edge's own memory of the row.
+    /// Each with its [`Ledger::Row`].
     pub entities: BTreeMap<EntityKey, (Entity, R)>,
-    /// Those that are there and cannot be read, with the reason.
+    /// Rows that exist but whose facts or timeline cannot be read, with the reason.
     pub unreadable: BTreeMap<EntityKey, String>,
-    /// Present ones only.
     pub payments: BTreeMap<PaymentKey, PaymentRow>,
 }
 
-/// What belongs together in a transaction: all of it is written, or nothing.
+/// One unit of a transaction: an entity, its events and its payments rows. All of it is written, or nothing.
 #[derive(Debug)]
 pub struct CommitPart<'a, R> {
-    /// The entity moves from the version read to the next.
+    /// Written on condition that the row is as it was read; its version increases by 1.
     pub entity: Option<(&'a Entity, &'a R, &'a EntityUpdate)>,
-    /// Each event moves from not processed to its verdict.
     pub events: Vec<EventUpdate>,
-    /// Payments rows move from the version read to the next.
     pub payments: Vec<(PaymentKey, PaymentWrite)>,
-    /// The moment written into the rows.
+    /// The time that is written into the rows.
     pub now: Timestamp,
 }
 
-/// The end of one event.
+/// The outcome of one event, written on condition that the event is not processed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EventUpdate {
-    /// Which.
     pub event: EventId,
-    /// Whose, where an account says so.
+    /// The tenant of the event's account; an event of the platform has none.
     pub tenant: Option<TenantId>,
-    /// How.
     pub verdict: EventVerdict,
-    /// The event waited for its payment's link: then also an `ignored` one is taken in.
+    /// The event waited for its payment to be linked. Such an event is processed even if the sweep has already ignored
+    /// it as `never_linked`.
     pub waited: bool,
 }
 
-/// What becomes of a payments row that had `version` when it was read and no entity.
+/// A write to a payments row that linked no entity and had `version` when it was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PaymentWrite {
-    /// The payment belongs to this entity, for good.
-    Link {
-        /// To which.
-        entity: EntityKey,
-        /// As read.
-        version: i64,
-    },
-    /// These events wait for the link.
+    /// Links the payment to this entity, for good.
+    Link { entity: EntityKey, version: i64 },
+    /// Adds these events to those that wait for the link.
     Wait {
-        /// Which.
         events: BTreeSet<EventId>,
-        /// As read.
         version: i64,
     },
 }
 
-/// Why a transaction did not happen.
+/// Why a transaction was not written, or may not have been.
 #[derive(Debug, thiserror::Error)]
 pub enum CommitError {
-    /// A row is not as it was read: read again and decide again.
+    /// A condition failed, nothing is written: read again and decide again.
     #[error("a row changed since it was read")]
     LostRace,
-    /// Throttled, or in conflict with another transaction: the same again, later.
+    /// Throttled, or in conflict with another transaction; nothing is written. Retry later.
     #[error("the store is busy: {0}")]
     Busy(String),
-    /// The store will never take it: too large, or invalid.
-    #[error("the store refuses the write: {0}")]
+    /// The store will never accept this write: too large, or invalid. Permanent.
+    #[error("the store refused the write: {0}")]
     Refused(String),
-    /// Anything else; it may have happened.
+    /// Any other failure. Outcome unknown: the transaction may have been written.
     #[error(transparent)]
     Unavailable(#[from] DependencyError),
 }
 
-/// Workers: the rows, consistently read and conditionally written.
+/// The worker's rows: read consistently, written conditionally.
 pub trait Ledger: Send + Sync {
-    /// What the edge remembers of a loaded row beside the [`Entity`], for the condition of its write.
+    /// What the adapter keeps of a loaded row, beside the [`Entity`], for the condition of its write.
     type Row: Send + Sync;
 
-    /// The events that are there.
+    /// Events without a readable row are missing from the result.
     fn load_events(
         &self,
         provider: ProviderId,
         ids: &BTreeSet<EventId>,
     ) -> impl Future<Output = Result<Vec<StoredEvent>, DependencyError>> + Send;
 
-    /// The entities and payments rows that are there.
+    /// Reads entities and payments rows together, so that a batch costs one call.
     fn load_rows(
         &self,
         entities: &BTreeSet<EntityKey>,
         payments: &BTreeSet<PaymentKey>,
     ) -> impl Future<Output = Result<LoadedRows<Self::Row>, DependencyError>> + Send;
 
-    /// The entities whose column names this payment, by the indexes: nominated only.
+    /// Entities whose column has this PaymentIntent, by the indexes. Only a hint: an index lags behind its table.
     fn entities_by_payment_intent(
         &self,
         intent: &PaymentIntentId,
     ) -> impl Future<Output = Result<Vec<EntityKey>, DependencyError>> + Send;
 
-    /// The statements whose column names this piece, by the index: nominated only.
+    /// Statements whose `lob_letter_id` is this piece, by the index. Only a hint.
     fn statements_by_piece(
         &self,
         piece: &PieceId,
     ) -> impl Future<Output = Result<Vec<EntityKey>, DependencyError>> + Send;
 
-    /// The tenants that have this account.
+    /// Tenants with this connected account: one, unless the data is wrong. The adapter may answer from a cache of 60 s.
     fn tenants_by_account(
         &self,
         account: &AccountId,
     ) -> impl Future<Output = Result<Vec<TenantId>, DependencyError>> + Send;
 
-    /// All of these in one transaction, which takes no row twice.
+    /// Writes all parts in one transaction. A row must not occur twice in it.
     fn commit(
         &self,
         provider: ProviderId,

@@ -1,5 +1,9 @@
-//! Who events belong to: the tenant by the account, the entity by what an event names. Reads are gathered, so that a
-//! batch costs one of each kind however many events it has; the decision itself is [`resolve_entity`], and pure.
+//! Resolves the tenant and the entity of each event. Tenant isolation: the tenant comes from the account in the signed
+//! body and never from metadata; metadata only names an entity, which `commit` then checks against that tenant.
+//!
+//! Reads are gathered, so a batch of ten events costs two reads of rows, not twenty. The decision is
+//! [`resolve_entity`], a pure function. An index is only a hint: what it returns is checked against the row, read
+//! consistently. docs/SEMANTICS.md, "Which entity an event belongs to", states the rules.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,29 +19,31 @@ use crate::worker::batch::{
 };
 use crate::worker::ports::{EventUpdate, Ledger, LoadedRows, PaymentKey};
 
-/// Where a candidate's facts go.
+/// The entity that a candidate's facts belong to.
 pub(super) enum EntityMatch {
     Entity(EntityKey),
+    /// No entity: the event is parked or ignored.
     Nowhere(EventVerdict),
-    /// The index that would tell did not answer.
+    /// Unknown, because the query of the index failed, with this cause: retry.
     NotFound(String),
 }
 
-/// What else than the rows tells whose an event is.
+/// Evidence beside the rows for which entity an event belongs to.
 struct MatchHints {
-    /// Payments that an event of this batch links to an entity of its own tenant: what comes with it is decided with it.
+    /// Payments that an event of this batch links to an entity of its own tenant. Example: a batch has the
+    /// `payment_intent.succeeded` that names `ord_1` and a `charge.refunded` of the same payment without metadata. Both
+    /// are processed together; without this map the refund would first be parked as `unlinked`.
     linked_here: BTreeMap<PaymentKey, EntityKey>,
-    /// Entities whose column names the payment, by the index.
     by_intent: BTreeMap<PaymentIntentId, IndexHits>,
-    /// Statements whose column names the piece, by the index.
     by_piece: BTreeMap<PieceId, IndexHits>,
 }
 
-/// An index's answer; one that failed fails only the events that need it.
+/// An index's answer. A query that failed fails only the events that need it.
 type IndexHits = Result<Vec<EntityKey>, String>;
 
 impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
-    /// Gives each candidate its account's tenant; parks those whose account has none, or several.
+    /// Sets each candidate's tenant. Parks the event if no tenant or several have its account; an event without an
+    /// account belongs to the platform and has no tenant.
     pub(super) async fn assign_tenants(
         &self,
         candidates: Vec<EventCandidate>,
@@ -85,13 +91,14 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         known
     }
 
-    /// Finds each candidate's entity, and reads all rows that the decision needs: what is named in one read, what is
-    /// found through it in another.
+    /// Finds each candidate's entity and reads all rows that the decision needs, in two reads: first what the events
+    /// name, then what the first read and the indexes point to.
     pub(super) async fn resolve_batch(
         &self,
         candidates: &[EventCandidate],
     ) -> Result<(Vec<EntityMatch>, LoadedRows<L::Row>), DependencyError> {
-        // What a piece's metadata names is the second way to its statement: read with what the index names.
+        // For a piece the index comes first and the metadata second, so what its metadata names is read in the second
+        // read, together with what the index returns.
         let (of_pieces, named): (Vec<&EventCandidate>, Vec<&EventCandidate>) =
             candidates.iter().partition(|c| c.event.piece.is_some());
         let names = |candidate: &EventCandidate| candidate.event.names.clone();
@@ -139,7 +146,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         self.ledger.load_rows(&entities, payments).await
     }
 
-    /// Asks the indexes, once for each payment and piece that the rows do not place.
+    /// Queries the indexes, once for each payment and piece whose entity the rows do not tell.
     async fn gather_hints(
         &self,
         candidates: &[EventCandidate],
@@ -179,14 +186,16 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
 }
 
 impl MatchHints {
-    /// Every entity that an index named.
+    /// Every entity that an index returned.
     fn index_hits(&self) -> impl Iterator<Item = EntityKey> {
         let answers = self.by_intent.values().chain(self.by_piece.values());
         answers.flatten().flatten().cloned()
     }
 
-    /// An index lags behind its table: it only nominates, and the row as read decides. A row that is gone names nothing
-    /// any more; one that cannot be read may.
+    /// Drops the hits that the rows do not confirm, because an index lags behind its table. Example: the application
+    /// moved `pi_1` from `ord_1` to `ord_2`, and the index returns both. Unchecked, the event would be parked as
+    /// `entity_ambiguous`. A row that was deleted confirms nothing; a row that cannot be read stays a hit, so that the
+    /// event is parked as `entity_unreadable` instead of `unlinked`.
     fn keep_confirmed<R>(&mut self, rows: &LoadedRows<R>) {
         let bears = |key: &EntityKey, names: &dyn Fn(&Entity) -> bool| {
             rows.unreadable.contains_key(key)
@@ -212,7 +221,8 @@ fn linked_entity<'r, R>(rows: &'r LoadedRows<R>, payment: &PaymentKey) -> Option
     rows.payments.get(payment)?.entity.as_ref()
 }
 
-/// The payments that this batch links, as far as it does not contradict itself.
+/// The payments that this batch links to an entity. If two events name different entities for one payment, neither
+/// counts here.
 fn find_links_in_batch<R>(
     candidates: &[EventCandidate],
     rows: &LoadedRows<R>,
@@ -237,7 +247,8 @@ fn find_links_in_batch<R>(
         .collect()
 }
 
-/// Whose an event is: its piece's statement, the entity it names, or the one that bears its payment.
+/// Decides which entity an event belongs to: the statement of its piece, the entity that its metadata names, the entity
+/// that its payment is linked to, or the only entity with the PaymentIntent in its column, in this order.
 fn resolve_entity<R>(
     candidate: &EventCandidate,
     rows: &LoadedRows<R>,
@@ -283,7 +294,8 @@ fn resolve_entity<R>(
     }
 }
 
-/// A connected account's event concerns its own tenant's entities only; the platform's may concern any.
+/// Tenant isolation: an event of a connected account may change only entities of its own tenant. An event of the
+/// platform may change any, because destination charges for tenants live on the platform's account.
 pub(super) fn belongs_to_tenant(entity: &Entity, candidate: &EventCandidate) -> bool {
     candidate.stored.account.is_none()
         || (candidate.tenant.is_some() && candidate.tenant == entity.tenant)
