@@ -1,7 +1,8 @@
-//! `lob-worker`: turns Lob's stored events into the state of statements' mail.
+//! `lob-worker`: applies Lob's stored events to the letters of statements; the SQS handler for Lob's queue.
 //!
-//! Only wiring. What events mean is `billhook_core::mail`, how a batch is settled `billhook_core::worker`, how rows are
-//! read and written `billhook_adapters::dynamodb::ledger`.
+//! It only connects parts: `billhook_core::worker` processes a batch, `billhook_core::provider::lob` reads what an
+//! event says, `billhook_core::entity::mail` derives states, and `billhook_adapters::dynamodb::ledger` reads and writes
+//! rows.
 
 use std::process::ExitCode;
 

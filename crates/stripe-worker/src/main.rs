@@ -1,7 +1,9 @@
-//! `stripe-worker`: turns Stripe's stored events into the state of orders and statements.
+//! `stripe-worker`: applies Stripe's stored events to orders, statements and tenants; the SQS handler for Stripe's
+//! queue.
 //!
-//! Only wiring. What events mean is `billhook_core::payment`, how a batch is settled `billhook_core::worker`, how rows
-//! are read and written `billhook_adapters::dynamodb::ledger`.
+//! It only connects parts: `billhook_core::worker` processes a batch, `billhook_core::provider::stripe` reads what an
+//! event says, `billhook_core::entity::payment` derives states, and `billhook_adapters::dynamodb::ledger` reads and
+//! writes rows.
 
 use std::process::ExitCode;
 

@@ -1,7 +1,10 @@
-//! `webhook-ingress`: proves who called, keeps the event, puts a pointer on the queue, answers.
+//! `webhook-ingress`: the HTTP handler for webhooks, an idempotent receiver. It verifies the signature (HMAC over the
+//! exact bytes, compared in constant time; a timestamp limits replay attacks to 300 s), stores the event, queues a
+//! pointer, and answers.
 //!
-//! Guarantees: a 200 means that the event is stored and its message on the queue; nothing is stored or sent for a call
-//! that no known secret proves. What an event means is not decided here (`stripe-worker`, `lob-worker`).
+//! Guarantees: 200 means that the event is stored and queued; a request with an invalid signature stores and sends
+//! nothing, and its body is not even parsed. Not decided here: what an event means (`stripe-worker`, `lob-worker`).
+//! Read next: `billhook_core::provider::signature` verifies, `billhook_core::intake::accept` stores and queues.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -28,34 +31,29 @@ use crate::proxy::{ProxyRequest, ProxyResponse, SignatureHeader};
 
 pub mod proxy;
 
-/// A larger body is refused: Stripe's and Lob's stay below 100 KB.
+/// Larger bodies get 413. Stripe's and Lob's events stay below 100 KB.
 pub const BODY_BYTES_MAX: usize = 1024 * 1024;
-/// Both providers back off by themselves; this is for whoever calls by hand.
+/// For other callers: both providers have their own backoff and ignore it.
 const RETRY_AFTER_S: &str = "5";
 
-/// Everything the function needs.
+/// The handler with its ports.
 #[derive(Debug)]
 pub struct WebhookIngress<I, Q, K, C> {
-    /// Where events are kept.
     pub inbox: I,
-    /// Where pointers go.
     pub queue: Q,
-    /// Stripe's secrets.
     pub stripe_keys: K,
-    /// Lob's secrets.
     pub lob_keys: K,
-    /// Time and identifiers.
     pub clock: C,
-    /// How far a signature's timestamp may be off, either side.
+    /// How far a signature's timestamp may be in the past or in the future: limits replay attacks.
     pub tolerance: Duration,
 }
 
-/// How a request ends.
+/// The result of a request.
 enum IngressAnswer {
     Accepted {
         duplicate: bool,
         envelope: Box<EventEnvelope>,
-        /// The label of the secret that proved it.
+        /// The label of the secret that verified it.
         secret: String,
     },
     Health,
@@ -68,7 +66,7 @@ enum IngressRefusal {
     BodyTooLarge,
     SignatureInvalid {
         reason: SignatureFailure,
-        /// The label of the secret that made the signature, where that is known.
+        /// The label of the secret that made the signature, if it is known.
         secret: Option<String>,
     },
     BodyMalformed(String),
@@ -91,11 +89,12 @@ impl From<JsonError> for IngressRefusal {
 }
 
 impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> WebhookIngress<I, Q, K, C> {
-    /// Answers one request. Never fails: whatever goes wrong is an answer.
+    /// Answers one request. Never fails: every error becomes an HTTP response. A Lambda error would become a 502 of the
+    /// gateway, without correlation id and reason.
     pub async fn handle(&self, request: ProxyRequest) -> ProxyResponse {
         let arrived_at = self.clock.now();
         let correlation_id = CorrelationId(self.clock.new_id());
-        // Of the highest level, so that its fields stand in every line that is written.
+        // At the highest level, so that its fields are in every log line, whatever `LOG_LEVEL` is.
         let delivery = tracing::error_span!(
             "delivery",
             %correlation_id,
@@ -155,7 +154,11 @@ impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> WebhookIngres
         })
     }
 
-    /// The label of the secret that proves the call.
+    /// Verifies the signature; returns the label of the secret that made it.
+    ///
+    /// Before a mismatch counts as a forgery, the secrets are read again, at most once in 10 s: the signature may be
+    /// made with a secret that was rotated a moment ago. Example: `we_2` delivers 15 s after its secret was stored;
+    /// this instance still has the secrets from before, reads them again and accepts.
     async fn verify(
         &self,
         provider: ProviderId,
@@ -178,12 +181,13 @@ impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> WebhookIngres
             verdict = self.proven_by(&claim, raw_body, &known, now);
         }
         match verdict {
-            // The key that would have proven it may be the one we could not read, or do not have yet: our fault.
+            // The secret that would have matched may be the one that we cannot read, or that is not set yet. That is
+            // our fault, so answer 503 and not 400: the provider retries, and nothing is lost.
             Err(SignatureFailure::NoMatch) if !known.unreadable.is_empty() => {
                 Err(IngressRefusal::Unavailable(known.unreadable.join("; ")))
             }
             Err(SignatureFailure::NoMatch) if known.keys.is_empty() => Err(
-                IngressRefusal::Unavailable(format!("no signing secret of {provider} is set")),
+                IngressRefusal::Unavailable(format!("no signing secret for {provider} is set")),
             ),
             Err(SignatureFailure::NoMatch) => Err(explain_mismatch(
                 &claim,
@@ -208,7 +212,7 @@ impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> WebhookIngres
     }
 }
 
-/// Whose delivery it is; `None` asks for our health.
+/// The provider of a delivery; `None` for `GET /health`.
 fn route_request(request: &ProxyRequest) -> Result<Option<ProviderId>, IngressRefusal> {
     let route = request
         .resource
@@ -226,7 +230,7 @@ fn route_request(request: &ProxyRequest) -> Result<Option<ProviderId>, IngressRe
     }
 }
 
-/// Names the event in every line that follows.
+/// Adds the event to every log line that follows. Only after verification: before, the body may be anybody's.
 fn record_event_fields(envelope: &EventEnvelope) {
     let delivery = tracing::Span::current();
     delivery.record("event_id", envelope.id.as_str());
@@ -239,7 +243,8 @@ fn record_event_fields(envelope: &EventEnvelope) {
     }
 }
 
-/// Told for who looks into it; the sender gets one answer for all of them.
+/// Finds out for the log why no current secret matched: the signature may be made with a replaced secret or with the
+/// other provider's. The sender gets the same answer for all reasons.
 fn explain_mismatch(
     claim: &UnverifiedSignature,
     raw_body: &[u8],
@@ -276,10 +281,12 @@ fn read_signature(
     }
 }
 
-/// The exact bytes that were sent.
+/// The exact bytes that were sent, over which the signature was computed. Parsing and printing the JSON again would
+/// change white space and key order, and no signature would match.
 fn decode_body(request: &ProxyRequest) -> Result<Vec<u8>, IngressRefusal> {
     let body = request.body.as_deref().unwrap_or_default();
-    // Checked before decoding too: base64 takes four characters for three bytes.
+    // Checked before decoding too, so that a large body is not copied first. Base64 has four characters for three
+    // bytes.
     if body.len() > BODY_BYTES_MAX.div_ceil(3) * 4 {
         return Err(IngressRefusal::BodyTooLarge);
     }
@@ -345,11 +352,12 @@ fn build_response(answer: IngressAnswer, correlation_id: CorrelationId) -> Proxy
                     "body_too_large",
                     format!("the body has more than {BODY_BYTES_MAX} bytes"),
                 ),
-                // One answer, whatever is wrong: it must not help a forger.
+                // The same answer for every reason: a forger must not learn whether the format, the timestamp or the
+                // signature was wrong.
                 IngressRefusal::SignatureInvalid { .. } => refused(
                     400,
                     "signature_invalid",
-                    "the signature does not prove this request".to_owned(),
+                    "the signature is not valid for this request".to_owned(),
                 ),
                 IngressRefusal::BodyMalformed(message) => refused(400, "body_malformed", message),
                 IngressRefusal::Unavailable(_) => {
@@ -357,7 +365,7 @@ fn build_response(answer: IngressAnswer, correlation_id: CorrelationId) -> Proxy
                     refused(
                         503,
                         "unavailable",
-                        "this could not be taken in now; send it again".to_owned(),
+                        "the event could not be accepted now; send it again".to_owned(),
                     )
                 }
             }

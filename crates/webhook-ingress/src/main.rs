@@ -1,4 +1,5 @@
-//! Wiring: configuration, clients, secrets and connections opened during init, then requests.
+//! Connects ingress to AWS: reads configuration, opens clients, secrets and connections during init (cold start), then
+//! serves requests. No decisions; `lib` handles requests.
 
 use std::process::ExitCode;
 
@@ -46,8 +47,8 @@ fn main() -> ExitCode {
                 clock: SystemClock,
                 tolerance: config.signature_tolerance,
             };
-            // During init the CPU is not throttled: what the first event needs is read and opened now. What fails here is
-            // tried again by that event.
+            // During init Lambda does not throttle the CPU, so read and open now what the first event needs
+            // (docs/adr/0001: 18 ms become 9 ms). A failure here does not stop the start; the first event tries again.
             events::warm_compressor();
             tokio::join!(
                 aws.warm(1, 1),
@@ -55,7 +56,7 @@ fn main() -> ExitCode {
                 ingress.lob_keys.signing_keys()
             );
             serve_events(async |event: LambdaEvent<ProxyRequest>| {
-                // Boxed, because the whole tree of calls below is too deep a type for the compiler.
+                // Boxed, because the compiler cannot lay out futures nested this deep.
                 Ok::<_, std::convert::Infallible>(Box::pin(ingress.handle(event.payload)).await)
             })
             .await

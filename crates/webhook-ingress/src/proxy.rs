@@ -1,7 +1,8 @@
-//! API Gateway's REST proxy event and answer, reduced to what we read and write.
+//! API Gateway's REST proxy request and response, reduced to the fields that we read and write.
 //!
-//! Own types because the event crate's carry, and allocate, everything else; header names are matched in any case and
-//! in both maps (`Lambda proxy integrations in API Gateway`, read 2026-11).
+//! Our own types, because those of `aws_lambda_events` allocate every header and path parameter, which costs CPU on
+//! each event. Header names match in any case and in both maps, the single-value and the multi-value one. Source:
+//! `Lambda proxy integrations in API Gateway`, read 2026-11.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,23 +10,21 @@ use std::fmt;
 use serde::Serialize;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 
-/// A request as the gateway hands it over.
+/// A request from the gateway.
 #[derive(Clone, Debug, Default, serde::Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ProxyRequest {
-    /// The route, without stage or base path.
+    /// The route, without the gateway's stage or base path.
     pub resource: Option<String>,
-    /// The path; used where there is no route.
+    /// Used only if there is no `resource`.
     pub path: Option<String>,
-    /// The verb.
     pub http_method: Option<String>,
     /// The last value of each header.
     pub headers: Option<SignatureHeaders>,
     /// Every value of each header.
     pub multi_value_headers: Option<SignatureHeaders>,
-    /// Text, or base64 if flagged.
+    /// Base64 if `is_base64_encoded`, else text.
     pub body: Option<String>,
-    /// The flag.
     pub is_base64_encoded: bool,
 }
 
@@ -40,20 +39,17 @@ pub struct SignatureHeaders {
 /// A header of [`SignatureHeaders`].
 #[derive(Clone, Copy, Debug)]
 pub enum SignatureHeader {
-    /// `Stripe-Signature`
     StripeSignature,
-    /// `Lob-Signature`
     LobSignature,
-    /// `Lob-Signature-Timestamp`
     LobSignatureTimestamp,
 }
 
-/// A header came more than once, with different values.
+/// A header occurs more than once, with different values.
 #[derive(Debug, PartialEq, Eq)]
 pub struct RepeatedHeader;
 
 impl ProxyRequest {
-    /// The one value of a header.
+    /// The value of a header. Several different values are an error: nothing says which of them the provider sent.
     pub fn header(&self, header: SignatureHeader) -> Result<Option<&str>, RepeatedHeader> {
         let mut values = [&self.multi_value_headers, &self.headers]
             .into_iter()
@@ -91,7 +87,7 @@ impl SignatureHeaders {
     }
 }
 
-/// One value or several; anything else is no header.
+/// One value or several; anything else is ignored.
 #[derive(serde::Deserialize)]
 #[serde(untagged)]
 enum HeaderValues {
@@ -131,16 +127,14 @@ impl<'de> Deserialize<'de> for SignatureHeaders {
     }
 }
 
-/// An answer as the gateway wants it.
+/// A response for the gateway.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ProxyResponse {
-    /// The status.
     pub status_code: u16,
-    /// Names as written, one value each.
     pub headers: BTreeMap<&'static str, String>,
     /// JSON.
     pub body: String,
-    /// Never.
+    /// Always false: our bodies are text.
     pub is_base64_encoded: bool,
 }

@@ -1,5 +1,11 @@
-//! Carries the plan out, step by step. Each step may fail, and the whole may be repeated with the same request: a
-//! repeat finds the endpoint that the first run made, by its tags and its idempotency key, and ends with the same id.
+//! Executes the plan for an endpoint at Stripe, step by step. Every step may fail, its answer may be lost, and Lambda
+//! may run the whole request again, so each step is idempotent: a repeat finds the endpoint that the first run created,
+//! by its tags and its idempotency key, and ends with the same id.
+//!
+//! Order of a replacement (rotation): create the new endpoint quietly, store its secret, wait until every ingress can
+//! know the secret, then let Stripe send real events to it. At no moment does Stripe sign with a secret that ingress
+//! refuses. The tests fail every single call, before and after it takes effect, and repeat, roll back or delete.
+//! Not covered: a repeat that Lambda runs after later requests were answered (docs/reliability.md, Limits).
 
 use std::time::Duration;
 
@@ -20,56 +26,48 @@ use crate::ports::{
     WebhookSecretStore,
 };
 
-/// A saved answer without its secret takes a key of its own.
+/// A second creation under a new idempotency key, if Stripe's saved answer for the first key no longer contains the
+/// secret.
 const CREATIONS_MAX: u32 = 2;
-/// Tries to remove an endpoint, and the wait between: `CloudFormation` cleans up after an update only once, and what it
-/// could not delete then would stay.
+/// Attempts to remove an endpoint, and the wait between them. After an update CloudFormation asks for the deletion of
+/// the old endpoint only once and ignores a failure: the endpoint would stay at Stripe for good.
 const REMOVALS_MAX: u32 = 5;
 const REMOVAL_DELAY: Duration = Duration::from_secs(10);
-/// From storing a new secret until its endpoint is sent real events: longer than the 10 s in which ingress may be
-/// forbidden to ask again.
+/// Wait between storing a new secret and sending real events to its endpoint. Ingress reads the secrets again after a
+/// mismatch, but at most once in 10 s (rate limit): an instance that read just before the new secret was stored can
+/// read it at the latest 10 s later.
 pub const KNOWN_AFTER: Duration = Duration::from_secs(15);
 
-/// Why a request was not carried out.
+/// Why a request failed. The text, with its causes, is the reason that CloudFormation shows.
 #[derive(Debug, thiserror::Error)]
 pub enum EndpointFailure {
-    /// The template is wrong.
     #[error(transparent)]
     Properties(#[from] InvalidProperties),
-    /// There is an endpoint, and nothing to reach it with.
+    /// An endpoint exists, but there is no key to change or remove it with.
     #[error(
         "no stripe_secret_key is stored, and without it {endpoint_id} cannot be changed or removed: store the key and try again"
     )]
-    NoKey {
-        /// The endpoint.
-        endpoint_id: String,
-    },
-    /// The key cannot be read, or does not fit the stage.
+    NoKey { endpoint_id: String },
+    /// The key cannot be read, or has the wrong mode (live or test) for the environment.
     #[error("cannot reach stripe with the stored key")]
     OpenStripe(#[source] EdgeError),
-    /// A call failed.
     #[error(transparent)]
     Stripe(#[from] StripeError),
-    /// The account is full.
     #[error(
-        "the stripe account has {live} of at most {ENDPOINTS_MAX} webhook endpoints and takes no other, while a \
-         replacement needs one more until the old one is deleted: delete one that is not used (`stripe \
+        "the stripe account has {live} of at most {ENDPOINTS_MAX} webhook endpoints and accepts no more, but a \
+         replacement needs one more until the old one is deleted: delete one that is not in use (`stripe \
          webhook_endpoints list`, `stripe webhook_endpoints delete we_…`), then deploy again"
     )]
     NoRoom {
-        /// How many there are.
         live: usize,
-        /// What Stripe said.
         #[source]
         source: StripeError,
     },
-    /// It was deleted while it was being set up, or this request was over before.
-    #[error("the new endpoint {endpoint_id} is gone from stripe again: deploy again")]
-    Gone {
-        /// The endpoint.
-        endpoint_id: String,
-    },
-    /// A repeat that came after `CloudFormation` had gone on to later requests.
+    /// Somebody deleted the endpoint while this run was setting it up; or an earlier run of this request failed and
+    /// removed it, and Stripe's saved answer still names it.
+    #[error("the new endpoint {endpoint_id} no longer exists at stripe: deploy again")]
+    Gone { endpoint_id: String },
+    /// This is a repeat that Lambda ran after CloudFormation had gone on to later requests.
     #[error(
         "{endpoint_id} is in use and was made by a later request, so nothing is changed: if no other deployment is \
          running, delete it (`stripe webhook_endpoints delete {endpoint_id}`) and deploy again"
@@ -78,39 +76,32 @@ pub enum EndpointFailure {
         /// The endpoint that is in use.
         endpoint_id: String,
     },
-    /// Without that, what Stripe still owed the endpoint would be lost with it.
+    /// Without the lower cursors, events that Stripe had not yet delivered to the endpoint would be lost with it.
     #[error("cannot set the cursors of reconcile back, so {endpoint_id} is not deleted")]
     SetCursorsBack {
-        /// The endpoint.
         endpoint_id: String,
-        /// Why.
         #[source]
         source: EdgeError,
     },
-    /// The stored document cannot be read.
     #[error("cannot read the stored signing secret")]
     ReadSecret(#[source] EdgeError),
-    /// The secret that is to be current cannot be stored; a new endpoint is removed again.
+    /// A new endpoint is removed again: nobody could verify its deliveries.
     #[error("cannot store the signing secret of {endpoint_id}")]
     StoreSecret {
-        /// The endpoint.
         endpoint_id: String,
-        /// Why.
         #[source]
         source: EdgeError,
     },
-    /// Creation went through and brought no usable secret.
     #[error("stripe returned no signing secret in {CREATIONS_MAX} creations")]
     NoSecret,
-    /// The function is about to be stopped.
     #[error("out of time: the function is about to be stopped")]
     OutOfTime,
-    /// A fault of ours.
-    #[error("internal fault: the log says more")]
+    /// A bug of ours.
+    #[error("internal error: see the function's log")]
     Panicked,
 }
 
-/// The physical id to answer with.
+/// Executes what the plan asks for. Returns the physical id to answer with.
 pub(crate) async fn execute_plan<S, W, J, R, T>(
     envelope: &ResourceRequest,
     deps: &ResourceDependencies<S, W, J, R, T>,
@@ -166,14 +157,15 @@ where
             Ok(endpoint_id)
         }
         (EndpointPlan::RemoveLeftovers { request_id }, _) => {
-            // Whatever made the creation fail may make this fail too, and must not keep the stack from going.
+            // Always a success: what made the creation fail (a wrong key, say) may make this fail too, and a FAILED
+            // deletion would keep the whole stack from being deleted.
             if let Ok(Some(stripe)) = stripe {
                 run(stripe).remove_made_by(request_id.as_deref()).await;
             }
             Ok(envelope.physical_id().to_owned())
         }
         (plan, request) => {
-            // `plan_endpoint` makes nothing else of them.
+            // Not reachable: `plan_endpoint` returns no other combination.
             tracing::error!("webhook_endpoint_plan_unexpected {plan:?} {request:?}");
             Err(EndpointFailure::Panicked)
         }
@@ -194,7 +186,28 @@ where
     R: RespondToCloudFormation,
     T: Clock + Pause,
 {
-    /// Ends with one endpoint as wanted and its secret stored as current, or with nothing new.
+    /// Creates or replaces the endpoint. Ends with one endpoint as wanted and its secret current, or with nothing new.
+    /// `replaced` is the endpoint that an update replaces.
+    ///
+    /// Each step protects from a repeat or a rollback:
+    ///
+    /// 1. Read the document, list the endpoints, and find by their tags those of this resource.
+    /// 2. `fitting`: an endpoint as wanted whose secret we have. Then an earlier run of this request created it and its
+    ///    answer was lost, or an update is rolled back and the old endpoint still exists. Use it: no second endpoint.
+    /// 3. `leftovers`: other endpoints of this resource, from runs that were killed before they could clean up. Delete
+    ///    them, because Stripe allows only 16 endpoints.
+    /// 4. `Overtaken`: the endpoint that this update replaces is already deleted, and a leftover's secret is the
+    ///    current one. Then this is a late repeat, the "leftover" belongs to a later deployment and is in use: change
+    ///    nothing.
+    /// 5. Create under an idempotency key made of the request's id. A repeat after a lost answer gets the same endpoint
+    ///    from Stripe instead of a second one.
+    /// 6. If that failed, remove what this run created, but nothing that an earlier run of the same request created:
+    ///    CloudFormation may have accepted that run's answer.
+    ///
+    /// Example: an update replaces `we_1`; the run creates `we_2`, stores its secret and is killed before it can
+    /// answer. Lambda's retry finds `we_2` in step 2, sets its events and answers `we_2`. If CloudFormation rolls back
+    /// instead, that request wants the old properties: step 2 finds `we_1`, step 3 deletes `we_2`, and `we_1` is
+    /// current again.
     async fn make(
         &self,
         wanted: &EndpointProperties,
@@ -211,7 +224,8 @@ where
                 .filter(|its| its.is_same_resource(&tags))
         };
 
-        // A repeated request, or the way back from a replacement: what fits and whose secret is known is taken again.
+        // A creation uses only what its own request created: another request's endpoint with the same digest is a
+        // leftover. An update also uses older ones, for a rollback.
         let fitting = live.iter().find(|endpoint| {
             document.find_secret(&endpoint.id).is_some()
                 && ours(endpoint).is_some_and(|its| {
@@ -219,8 +233,9 @@ where
                         && (replaced.is_some() || its.request_id == tags.request_id)
                 })
         });
-        // `CloudFormation` sends one request after the other, so beside what it knows, what fits and what this very
-        // request made, anything tagged as this resource was left by a run that was cut short.
+        // CloudFormation sends one request for a resource at a time. So an endpoint with this resource's tags that is
+        // neither the one that CloudFormation knows, nor fits, nor was created by this request, was left by a run that
+        // was killed.
         let leftovers: Vec<&WebhookEndpoint> = live
             .iter()
             .filter(|endpoint| {
@@ -229,7 +244,8 @@ where
                     && fitting != Some(endpoint)
             })
             .collect();
-        // What an update names is deleted only after `CloudFormation` has gone on: then the one in use is no leftover.
+        // CloudFormation has the replaced endpoint deleted only after this request was answered. If it is gone and a
+        // leftover is current, the request was answered long ago (step 4).
         let is_gone = |id: &str| live.iter().all(|endpoint| endpoint.id != id);
         let in_use = leftovers.iter().find(|it| document.is_current(&it.id));
         if let Some(endpoint) = in_use
@@ -246,13 +262,16 @@ where
         }
         self.delete_all(&leftovers).await?;
         let live_count = live.len().saturating_sub(leftovers.len());
-        // A replaced endpoint's secret is in use, even where it stands elsewhere or a person spoilt the document.
+        // Begin quietly if any secret is in use. That does not follow from the document alone: when a person had
+        // damaged the document, or the secret's ARN had changed, the new endpoint got real events at once, and ingress
+        // refused them until it knew the secret.
         let begins_quietly = replaced.is_some() || document.current.is_some();
         let made = self
             .make_new(wanted, &tags, document, &live, live_count, begins_quietly)
             .await;
-        // What an earlier run of the request made stays: `CloudFormation` may have taken that run's answer, and if not,
-        // it asks for the way back.
+        // An earlier run of this request may have been answered with success, of which only Lambda did not learn. When
+        // a failing repeat removed that run's endpoint, no endpoint was left once the old one was deleted. If the
+        // answer was not accepted, CloudFormation rolls back or deletes, and that request cleans up.
         let is_repeat = live
             .iter()
             .any(|endpoint| ours(endpoint).is_some_and(|its| its.request_id == tags.request_id));
@@ -262,6 +281,7 @@ where
         made
     }
 
+    /// Uses an endpoint that already exists: makes its secret current and sets its URL and events.
     async fn take_again(
         &self,
         endpoint: &WebhookEndpoint,
@@ -280,7 +300,8 @@ where
                 .await?;
         }
         if endpoint.url != wanted.url || endpoint.enabled_events != wanted.enabled_events {
-            // Still quiet: the run that stored its secret may have ended at that very moment.
+            // Still quiet: the run that created it may have been killed just after it stored the secret, so that not
+            // every ingress can know it yet.
             if endpoint.enabled_events == [QUIET_TYPE] {
                 self.deps.time.pause(KNOWN_AFTER).await;
             }
@@ -289,8 +310,16 @@ where
         Ok(())
     }
 
-    /// Where another secret is in use, the endpoint begins quietly: it is sent real events once every ingress can know
-    /// its secret.
+    /// Creates the endpoint and stores its secret. If another secret is in use, the endpoint begins with one quiet
+    /// event type and gets the others after [`KNOWN_AFTER`]:
+    ///
+    /// ```text
+    ///  0 s   create we_2 for `coupon.deleted` only; store its secret (we_1's secret moves to `previous`)
+    /// 10 s   every ingress that meets an unknown signature may read the secrets again
+    /// 15 s   give we_2 all event types: from here each event arrives from we_1 and we_2, and counts once
+    /// ```
+    ///
+    /// The first endpoint of a stack does not wait: nothing was delivered before it.
     async fn make_new(
         &self,
         wanted: &EndpointProperties,
@@ -324,9 +353,16 @@ where
         Ok(endpoint_id)
     }
 
-    /// A live endpoint with its secret. Stripe answers a repeated key with what it made before, even if that was
-    /// deleted since: then an earlier run of this request came to its end, and `CloudFormation` may be past it, so that
-    /// another endpoint would be nobody's. Whether such an answer still holds the secret is not documented.
+    /// Creates an endpoint and returns its secret.
+    ///
+    /// Stripe answers a repeated idempotency key with its saved answer, even if the endpoint was deleted since. So
+    /// every creation is checked against the list:
+    ///
+    /// - it exists, with its secret: done.
+    /// - it exists, but the saved answer has no secret (Stripe does not document whether it does): the secret is lost
+    ///   for good, so delete the endpoint and create another under the next key.
+    /// - it does not exist: an earlier run of this request failed and removed it, or was rolled back. CloudFormation
+    ///   may have gone on since; a new endpoint would belong to nobody and would never be deleted. Fail.
     async fn create(
         &self,
         wanted: &EndpointProperties,
@@ -371,6 +407,7 @@ where
         Err(EndpointFailure::NoSecret)
     }
 
+    /// Stores `new` as the current secret; the replaced one moves to `previous`.
     async fn store(
         &self,
         secret_arn: &str,
@@ -384,7 +421,7 @@ where
         let Err(source) = self.deps.secrets.put(secret_arn, &document.encode()).await else {
             return Ok(());
         };
-        // The write may have happened and only its answer be lost.
+        // Outcome unknown: the write may have succeeded and only its answer been lost, so read the document.
         match self.document(secret_arn).await {
             Ok(stored) if stored.is_current(&endpoint_id) => Ok(()),
             _ => Err(EndpointFailure::StoreSecret {
@@ -394,6 +431,7 @@ where
         }
     }
 
+    /// Changes an endpoint in place; if it is gone, creates another.
     async fn update(
         &self,
         endpoint_id: String,
@@ -401,7 +439,7 @@ where
     ) -> Result<String, EndpointFailure> {
         match self.set(&endpoint_id, wanted).await {
             Ok(()) => Ok(endpoint_id),
-            // Somebody deleted it by hand.
+            // Somebody deleted it in Stripe's dashboard.
             Err(EndpointFailure::Gone { .. }) => self.make(wanted, Some(&endpoint_id)).await,
             Err(failure) => Err(failure),
         }
@@ -425,6 +463,7 @@ where
         }
     }
 
+    /// Removes an endpoint, with retries for 40 s: see `REMOVALS_MAX`.
     async fn remove(&self, endpoint_id: &str) -> Result<(), EndpointFailure> {
         let mut tries = 1;
         loop {
@@ -460,8 +499,10 @@ where
         self.delete(endpoint_id).await
     }
 
-    /// Where the secret of an endpoint about to go is the current one, and another of ours lives whose secret is known,
-    /// makes that one current: nobody else will.
+    /// Before the deletion of an endpoint whose secret is current: makes the secret of another endpoint of ours
+    /// current, if there is one. Case: an update replaced `we_1` by `we_2` and is rolled back without a request for
+    /// `we_1`; the deletion of `we_2` is then the only request. Without this step the document would name a deleted
+    /// endpoint.
     async fn hand_over(
         &self,
         endpoint_id: &str,
@@ -489,7 +530,8 @@ where
         }
     }
 
-    /// Removes what one request made, or any, as far as that goes; what stays is named in the log.
+    /// Removes the endpoints that one request created, or all of this resource (None). Best effort: what cannot be
+    /// removed is logged.
     async fn remove_made_by(&self, request_id: Option<&str>) {
         let failed = |endpoint_id: &str, failure: &EndpointFailure| {
             tracing::warn!(
@@ -508,7 +550,8 @@ where
             its.is_some_and(|its| request_id.is_none_or(|id| its.request_id == id))
         };
         for WebhookEndpoint { id, .. } in live.iter().filter(made_by) {
-            // Each as far as it goes: an endpoint left behind would be worse than what the others prevent.
+            // Deletes the endpoint even if a step before fails: an endpoint that nobody knows of would deliver for ever
+            // and take one of the 16 places.
             if let Err(failure) = self.hand_over(id, &live).await {
                 failed(id, &failure);
             }
@@ -528,7 +571,9 @@ where
         Ok(())
     }
 
-    /// Deleting an endpoint ends Stripe's retries to it: what it still owed is fetched by `reconcile`.
+    /// Deletes an endpoint. Stripe then stops its retries to it, so first the cursors of `reconcile` are set back by
+    /// three days, the time for which Stripe retries: the next reconciliation fetches what was not delivered. The other
+    /// order could lose those events if the function is killed in between.
     async fn delete(&self, endpoint_id: &str) -> Result<(), EndpointFailure> {
         self.set_cursors_back(endpoint_id).await?;
         Ok(self.stripe.delete(endpoint_id).await?)
@@ -565,7 +610,8 @@ where
         })
     }
 
-    /// The same for every run of the request.
+    /// The idempotency key of a step: the same for every run of the request, so that a repeat gets Stripe's saved
+    /// answer.
     fn key(&self, step: &str) -> String {
         format!("billhook:{}:{step}", self.envelope.request_id)
     }

@@ -1,7 +1,7 @@
-//! `CloudFormation`'s request and answer, apart from what they mean.
+//! The format of CloudFormation's request and of the answer; `billhook_core::endpoint::plan` decides what they mean.
 //!
-//! Read leniently, so that a request can be answered FAILED even where its properties make no sense.
-//! Source: `CloudFormation custom resource request objects` and `… response objects`, read 2026-11.
+//! Parsing is lenient: a request with wrong properties must still be answered FAILED, or the stack hangs until its
+//! timeout. Source: `CloudFormation custom resource request objects` and `… response objects`, read 2026-11.
 
 use billhook_adapters::stripe::SecretText;
 use billhook_core::endpoint::plan::{
@@ -10,14 +10,13 @@ use billhook_core::endpoint::plan::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-/// "The body is at most 4,096 bytes." The parts copied from the request are far below 2,000 of them.
+/// CloudFormation accepts an answer of at most 4,096 bytes; the parts copied from the request take far less than 2,000.
 const REASON_BYTES_MAX: usize = 1_000;
 
-/// What is left to do where there was no key yet.
-const MAKE_IT: &str =
-    "not made yet: put stripe_secret_key into the App secret, then give RotationToken a new value";
+/// The state in the stack's outputs while no Stripe key is stored.
+const MAKE_IT: &str = "not created yet: put stripe_secret_key into the App secret, then give RotationToken a new value";
 
-/// A request as it arrives.
+/// CloudFormation's request.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct ResourceRequest {
@@ -43,7 +42,6 @@ enum RequestType {
 }
 
 impl ResourceRequest {
-    /// What is asked.
     pub fn request(&self) -> Result<EndpointRequest, InvalidProperties> {
         let physical_id = self.physical_resource_id.clone();
         Ok(match self.request_type {
@@ -59,8 +57,9 @@ impl ResourceRequest {
         })
     }
 
-    /// The id a failure is answered with: for a Create one that names this request, so that the Delete which follows
-    /// can remove what it left.
+    /// The physical id of a FAILED answer. For a creation it contains this request's id, so that the deletion which
+    /// CloudFormation sends next can remove what this request left. For an update it is the old id: a new one would
+    /// make CloudFormation delete the endpoint that is in use.
     pub(crate) fn id_of_failure(&self) -> String {
         if self.request_type == RequestType::Create || self.physical_resource_id.is_empty() {
             PhysicalId::create_failed(&self.logical_resource_id, &self.request_id)
@@ -69,17 +68,16 @@ impl ResourceRequest {
         }
     }
 
-    /// The id that is there already.
     pub(crate) fn physical_id(&self) -> &str {
         &self.physical_resource_id
     }
 
-    /// The secret that takes the signing secret, even where the other properties make no sense.
+    /// The secret in which the signing secret is stored, readable even if the other properties are wrong.
     pub(crate) fn secret_arn(&self) -> Option<&str> {
         self.resource_properties.get("SecretArn")?.as_str()
     }
 
-    /// The answer's body. It carries the secret's ARN, never a secret.
+    /// The body of the answer. It contains the ARN of the secret, never a secret.
     pub(crate) fn answer(&self, outcome: Result<&str, &str>) -> String {
         let failed_id = self.id_of_failure();
         let (status, physical_id, reason) = match outcome {
@@ -102,12 +100,13 @@ impl ResourceRequest {
                 },
             },
         };
-        // Texts and one nested struct of texts: there is nothing here that could fail to print.
+        // Cannot fail: the value contains only strings.
         serde_json::to_string(&answer).unwrap_or_default()
     }
 }
 
-/// JSON may write a byte as six: cut so that even then the body fits.
+/// Cuts the reason at a character's boundary. A reason quotes property names, so a template can put control characters
+/// into it, each of which JSON escapes as six bytes: 1,000 bytes of which every second is one become 3,500.
 fn truncate_reason(reason: &str) -> &str {
     let mut end = reason.len().min(REASON_BYTES_MAX);
     while !reason.is_char_boundary(end) {

@@ -1,4 +1,5 @@
-//! Puts the answer where `CloudFormation` waits for it: a presigned URL, which is a credential and appears in no error.
+//! Sends the answer to CloudFormation: an HTTP PUT to a presigned URL of S3. The URL is a credential, so it appears in
+//! no error and no log line.
 
 use std::time::Duration;
 
@@ -6,16 +7,15 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::ports::{EdgeError, RespondToCloudFormation};
 
-/// Short, so that a second try still fits before the function's end.
+/// Short, so that a second attempt fits into the 5 s before the function times out.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const TOTAL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Answers over HTTP.
 #[derive(Clone, Debug)]
 pub struct ResponseSender(reqwest::Client);
 
 impl ResponseSender {
-    /// Sets up the client, on ring as everything else is.
+    /// Uses ring for TLS, like every other client: a second TLS library would slow down the cold start.
     pub fn new() -> Result<Self, reqwest::Error> {
         billhook_adapters::stripe::install_tls();
         let client = reqwest::Client::builder()
@@ -32,7 +32,7 @@ impl RespondToCloudFormation for ResponseSender {
         let answer = self
             .0
             .put(response_url.expose_secret())
-            // The URL is signed for an empty one.
+            // The URL was signed for an empty content type; any other is answered 403.
             .header("content-type", "")
             .body(body)
             .send()
@@ -54,7 +54,7 @@ mod tests {
 
     use super::*;
 
-    /// One request, answered with `status`; what was received.
+    /// Serves one request with `status`, and returns what was received.
     async fn put(status: &'static str) -> (Result<(), EdgeError>, String) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!(

@@ -1,10 +1,10 @@
-//! The custom resource behind both webhook endpoints: makes the endpoint at Stripe, stores its signing secret, and
-//! answers `CloudFormation`.
+//! `webhook-secret`: the CloudFormation custom resource behind both webhook endpoints at Stripe. It creates, changes,
+//! rotates and removes the endpoint, stores its signing secret, and answers CloudFormation.
 //!
-//! Guarantees: every request that can be read is answered, once per run, also after a panic and before the function's
-//! time is up; a repeated request ends with the same id; an endpoint that is not tagged as ours is never deleted; no
-//! secret and no response URL is logged or answered.
-//! Not here: what to do about a request (`billhook_core::endpoint`), the calls (`billhook_adapters::stripe`).
+//! Guarantees: every request that can be parsed gets an answer, also after a panic and before the function times out
+//! (without an answer, the stack hangs until `ServiceTimeout`); a repeated request is idempotent and ends with the same
+//! id; an endpoint that is not tagged as ours is never deleted; no secret and no response URL appears in a log or
+//! answer. Read next: `billhook_core::endpoint` decides what to do, `carry_out` executes it step by step.
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -20,51 +20,43 @@ use serde_json::Value;
 
 mod carry_out;
 mod envelope;
-/// Where the answer goes.
 pub mod http;
-/// What it needs from the world.
 pub mod ports;
 
 pub use carry_out::{EndpointFailure, KNOWN_AFTER};
 pub use envelope::ResourceRequest;
 use ports::{EdgeError, OpenStripe, ResetCursors, RespondToCloudFormation, WebhookSecretStore};
 
-/// How long before the function's end the work is given up, so that the answer still leaves.
+/// The work is abandoned so long before the function times out, so that the answer can still be sent.
 pub const ANSWER_RESERVE: Duration = Duration::from_secs(5);
-/// Tries to answer, and the wait between: all of them fit the reserve where each is refused at once.
+/// Attempts to send the answer, and the wait between them. Five attempts that are refused at once take 2 s of the
+/// reserve; of attempts that time out (2 s each), two fit.
 const ANSWERS_MAX: u32 = 5;
 const ANSWER_DELAY: Duration = Duration::from_millis(500);
 
-/// Everything it works with.
+/// The ports of the custom resource, and the names in the endpoint's description.
 pub struct ResourceDependencies<S, W, J, R, T> {
-    /// The way to Stripe.
     pub stripe: S,
-    /// Where signing secrets are kept.
     pub secrets: W,
-    /// Where `reconcile` goes on reading.
+    /// The cursors of `reconcile`.
     pub cursors: J,
-    /// Who waits for the answer.
     pub cloudformation: R,
-    /// The moment, and waiting.
     pub time: T,
-    /// `APP_NAME`, for the endpoint's description.
     pub app_name: String,
-    /// `ENV`, likewise.
     pub env: String,
 }
 
-/// No answer was taken: the invocation fails, so that Lambda repeats it.
+/// CloudFormation got no answer: the invocation fails, so that Lambda retries it once.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestUnanswered {
-    /// Without a response URL there is nobody to answer.
+    /// The payload has no response URL, so there is nobody to answer.
     #[error("not a request of CloudFormation")]
     NoRequest(#[source] serde_json::Error),
-    /// `CloudFormation` did not take the answer.
-    #[error("cloudformation did not take the answer in {ANSWERS_MAX} tries")]
+    #[error("cloudformation did not accept the answer in {ANSWERS_MAX} attempts")]
     NotTaken(#[source] EdgeError),
 }
 
-/// Carries a request out and answers it. `time_is_up` comes [`ANSWER_RESERVE`] before the function's end.
+/// Executes a request and answers it. `time_is_up` completes [`ANSWER_RESERVE`] before the function times out.
 pub async fn handle_request<S, W, J, R, T>(
     payload: Value,
     time_is_up: impl Future<Output = ()>,
@@ -80,6 +72,7 @@ where
     let envelope: ResourceRequest =
         serde_json::from_value(payload).map_err(RequestUnanswered::NoRequest)?;
     let work = AssertUnwindSafe(carry_out::execute_plan(&envelope, deps)).catch_unwind();
+    // `biased`: if the work completes just as the time is up, its result counts, not the timeout.
     let outcome = tokio::select! {
         biased;
         done = work => done.unwrap_or(Err(EndpointFailure::Panicked)),

@@ -1,4 +1,5 @@
-//! Wires the custom resource: variables, clients, deadline.
+//! Connects the custom resource to AWS and Stripe: configuration, clients, deadline. No decisions; `lib` handles
+//! requests.
 
 use std::process::ExitCode;
 
@@ -52,7 +53,7 @@ async fn start_function(
     serve_events(async |event: LambdaEvent<Value>| {
         let end = invocation_deadline(&event.context);
         let time_left = deps.time.now().until(end).saturating_sub(ANSWER_RESERVE);
-        // Boxed, because the compiler gives up on the layout of the SDK's futures this deep.
+        // Boxed, because the compiler cannot lay out the SDK's futures nested this deep.
         Box::pin(handle_request(
             event.payload,
             SystemClock.pause(time_left),
@@ -63,8 +64,7 @@ async fn start_function(
     .await
 }
 
-/// Stripe, opened for each request with the key as it is stored then: requests are rare, and the key may just have
-/// been put.
+/// Reads Stripe's key again for each request: requests are rare, and the operator may have just stored the key.
 struct StoredStripeKey {
     secrets: SecretsManager,
     source: SecretSource,

@@ -1,4 +1,5 @@
-//! What the custom resource needs from the world.
+//! The ports of the custom resource: Stripe's endpoints, the stored signing secrets, the cursors of `reconcile`, and
+//! the answer to CloudFormation. `main` connects them to `billhook_adapters`; the tests inject a failure at each call.
 
 use std::future::Future;
 
@@ -9,26 +10,26 @@ use billhook_core::endpoint::secret::SecretDocument;
 use billhook_core::time::Timestamp;
 use secrecy::SecretString;
 
-/// An edge's own error; its text holds no secret.
+/// An adapter's error; its text contains no secret.
 pub type EdgeError = Box<dyn std::error::Error + Send + Sync>;
 
-/// The way to Stripe, with the key as it is now.
+/// Stripe, with the key that is stored now.
 pub trait OpenStripe: Send + Sync {
-    /// Stripe's endpoints.
     type Endpoints: StripeEndpoints;
-    /// `None` while there is no key.
+    /// `None` if no key is stored.
     fn open(&self) -> impl Future<Output = Result<Option<Self::Endpoints>, EdgeError>> + Send;
 }
 
 /// Webhook endpoints at Stripe.
 pub trait StripeEndpoints: Send + Sync {
-    /// Makes one; the same key answers for the same one.
+    /// Idempotent: within 24 hours the same key returns the endpoint that the first call created, even if it was
+    /// deleted since.
     fn create(
         &self,
         new: &NewEndpoint<'_>,
         idempotency_key: &str,
     ) -> impl Future<Output = Result<CreatedEndpoint, StripeError>> + Send;
-    /// Sets url and events.
+    /// Sets URL and events, and enables the endpoint if somebody disabled it.
     fn update(
         &self,
         id: &str,
@@ -36,9 +37,9 @@ pub trait StripeEndpoints: Send + Sync {
         enabled_events: &[String],
         idempotency_key: &str,
     ) -> impl Future<Output = Result<UpdateResult, StripeError>> + Send;
-    /// Deletes one; gone already is a success.
+    /// Idempotent: an endpoint that is already gone is a success.
     fn delete(&self, id: &str) -> impl Future<Output = Result<(), StripeError>> + Send;
-    /// All of the account.
+    /// All endpoints of the account in the key's mode.
     fn list(&self) -> impl Future<Output = Result<Vec<WebhookEndpoint>, StripeError>> + Send;
 }
 
@@ -71,15 +72,16 @@ impl StripeEndpoints for StripeClient {
     }
 }
 
-/// Where signing secrets are kept.
+/// The stored signing secrets.
 pub trait WebhookSecretStore: Send + Sync {
-    /// What is stored, with what the version before still proves; an empty document where there is no value yet.
+    /// The stored document, including the secret of `AWSPREVIOUS` if it is still valid at `now`. Empty if nothing is
+    /// stored yet.
     fn read(
         &self,
         arn: &str,
         now: Timestamp,
     ) -> impl Future<Output = Result<SecretDocument, EdgeError>> + Send;
-    /// Makes `value` the current one.
+    /// Stores `value` as a new version.
     fn put(
         &self,
         arn: &str,
@@ -87,9 +89,9 @@ pub trait WebhookSecretStore: Send + Sync {
     ) -> impl Future<Output = Result<(), EdgeError>> + Send;
 }
 
-/// Who waits for the answer.
+/// The answer to CloudFormation.
 pub trait RespondToCloudFormation: Send + Sync {
-    /// One try. The URL is a credential.
+    /// One attempt. The URL is a credential.
     fn put(
         &self,
         response_url: &SecretString,
@@ -99,6 +101,6 @@ pub trait RespondToCloudFormation: Send + Sync {
 
 /// The cursors of `reconcile`.
 pub trait ResetCursors: Send + Sync {
-    /// Lowers each that is above `to_s`, a Unix second; none is raised or made.
+    /// Lowers every cursor that is above `to_s`, a Unix second. Raises and creates none, so a repeat is harmless.
     fn set_back(&self, to_s: i64) -> impl Future<Output = Result<(), EdgeError>> + Send;
 }

@@ -83,7 +83,7 @@ fn check_answer(answer: &ProxyResponse) {
     let body: Value = serde_json::from_str(&answer.body).unwrap();
     if body["error"] == "signature_invalid" {
         let constant = json!({ "error": "signature_invalid", "correlation_id": correlation_id,
-            "message": "the signature does not prove this request" });
+            "message": "the signature is not valid for this request" });
         assert_eq!(body, constant, "one answer, whatever is wrong");
         assert_eq!(answer.headers.len(), 2, "{answer:?}");
     }

@@ -337,7 +337,7 @@ mod tests {
             change_members(&&world, ARN, SecretKind::LobSigning, &members, world.now()).await;
         assert_eq!(
             refused.unwrap_err().to_string(),
-            "arn:app: no valid JSON at line 1, column 30"
+            "arn:app: not valid JSON at line 1, column 30"
         );
         assert_eq!(world.versions.lock().unwrap().len(), 1);
     }

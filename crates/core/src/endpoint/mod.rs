@@ -1,5 +1,6 @@
-//! The webhook endpoints at Stripe as resources of the stack: what to do about a request ([`plan`]), and the document
-//! that holds an endpoint's signing secret ([`secret`]).
+//! The webhook endpoints at Stripe as resources of the stack (CloudFormation custom resource): what to do about a
+//! request ([`plan`]), and the document with an endpoint's signing secret, its rotation and its rollback ([`secret`]).
+//! Pure; the crate `webhook-secret` executes both.
 
 pub mod plan;
 pub mod secret;

@@ -1,9 +1,10 @@
-//! A webhook endpoint at Stripe as a resource of the stack: what is asked for, what to do about it, and by which tags
-//! we know it again. Its secret is kept by `secret`.
+//! Plans a CloudFormation request for a webhook endpoint at Stripe: create, update in place, replace (rotation) or
+//! remove. Also the tags by which we recognise our endpoint (idempotency), and the physical ids. Pure: the crate
+//! `webhook-secret` executes the plan; `secret` has the document with the signing secret.
 //!
-//! Pure: `webhook-secret` carries the plan out. An endpoint is *ours* only by its tags, never by its URL. Stripe
-//! returns a secret once, at creation, and fixes `connect` and `api_version` then: another value of either, or of the
-//! rotation token, is another endpoint.
+//! An endpoint is ours only by its tags, never by its URL: somebody may have created another endpoint for the same URL.
+//! Stripe returns the signing secret only once, at creation, and cannot change `connect` and `api_version` later. So
+//! a new value of either, or of the rotation token, needs a new endpoint.
 
 use std::collections::BTreeMap;
 
@@ -13,40 +14,40 @@ use sha2::{Digest, Sha256};
 
 use crate::provider::stripe::types::{API_VERSION, HANDLED_TYPES};
 
-/// How many endpoints Stripe allows an account in one mode.
+/// Stripe's limit of endpoints per account and mode.
 pub const ENDPOINTS_MAX: usize = 16;
 
-/// What a replacement asks for until ingress knows its secret: a type that every API version has, that hardly ever
-/// happens, and that nothing here handles, so that a refused delivery of it costs nothing.
+/// The only event type of a replacement endpoint until every ingress can know its secret. It exists in every API
+/// version, almost never happens, and nothing here handles it, so a refused delivery of it loses nothing.
 pub const QUIET_TYPE: &str = "coupon.deleted";
 
-/// What the template asks for, read from `CloudFormation`'s strings.
+/// The properties of the resource in the template; CloudFormation passes every value as a string.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndpointProperties {
-    /// Where Stripe sends to.
     pub url: String,
-    /// Events of connected accounts, instead of the platform's own.
+    /// True for events of connected accounts, false for those of the platform's own account.
     pub connect: bool,
-    /// Which events; [`HANDLED_TYPES`] unless given.
+    /// [`HANDLED_TYPES`] unless given.
     pub enabled_events: Vec<String>,
-    /// The version events are rendered in.
+    /// The API version in which Stripe renders the events.
     pub api_version: String,
-    /// The secret that takes the signing secret.
+    /// The secret in which the signing secret is stored.
     pub secret_arn: String,
-    /// Another value asks for another endpoint, and so for another secret.
+    /// A new value replaces the endpoint, and with it the signing secret (rotation).
     pub rotation_token: String,
 }
 
-/// Everything that is wrong with the properties, together.
+/// Everything that is wrong with the properties, in one message.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("properties: {}", .0.join("; "))]
 pub struct InvalidProperties(pub Vec<String>);
 
-/// Read by `CloudFormation` or the function itself; of no consequence here.
+/// Properties that CloudFormation itself reads.
 const IGNORED: &[&str] = &["ServiceToken", "ServiceTimeout"];
 
 impl EndpointProperties {
-    /// Reads `ResourceProperties`. An unknown property is refused by name: a misspelt one would be a silent default.
+    /// Parses `ResourceProperties`. An unknown property is an error: a misspelt `RotatoinToken` would otherwise be
+    /// ignored, and the rotation that somebody asked for would silently not happen.
     pub fn parse(given: &Map<String, Value>) -> Result<Self, InvalidProperties> {
         let mut faults = Vec::new();
         let mut rest: BTreeMap<&str, &Value> = given
@@ -63,7 +64,7 @@ impl EndpointProperties {
                 }
                 (None | Some(Value::String(_)), Some(default)) => return default.to_owned(),
                 (None | Some(Value::String(_)), None) => faults.push(format!("{name} is missing")),
-                (Some(_), _) => faults.push(format!("{name} must be a text")),
+                (Some(_), _) => faults.push(format!("{name} must be a string")),
             }
             String::new()
         };
@@ -81,7 +82,7 @@ impl EndpointProperties {
         ) {
             faults.push("Connect must be true or false".to_owned());
         }
-        // Plain HTTP never leaves the machine.
+        // Plain HTTP only to this machine, for local runs.
         let begins = ["https://", "http://127.0.0.1:", "http://localhost:"];
         let has_scheme = begins.iter().any(|begin| properties.url.starts_with(begin));
         if !properties.url.is_empty() && !has_scheme {
@@ -98,7 +99,8 @@ impl EndpointProperties {
         }
     }
 
-    /// Names what cannot be changed in place: connect, version, rotation token.
+    /// A digest of what cannot be changed in place: connect, API version, rotation token. A different digest means a
+    /// new endpoint. Cut to 32 hex digits, because it is stored as a tag.
     pub fn digest(&self) -> String {
         let fixed = json!([self.connect, self.api_version, self.rotation_token]).to_string();
         let mut hex = HEXLOWER.encode(&Sha256::digest(fixed));
@@ -107,7 +109,8 @@ impl EndpointProperties {
     }
 }
 
-/// A list, or one text with commas; absent or empty means the handled types. Nothing usable is an empty list.
+/// Accepts a list, or one string with commas. Absent or empty means the handled types. Anything else returns an empty
+/// list, which the caller reports.
 fn parse_enabled_events(given: Option<&Value>) -> Vec<String> {
     let handled = || HANDLED_TYPES.iter().map(|&kind| kind.to_owned()).collect();
     let one = |text: &str| -> Vec<String> {
@@ -132,26 +135,21 @@ fn parse_enabled_events(given: Option<&Value>) -> Vec<String> {
     }
 }
 
-/// What `CloudFormation` asks.
+/// CloudFormation's request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EndpointRequest {
-    /// There is nothing yet.
     Create {
-        /// As wanted.
         wanted: EndpointProperties,
     },
-    /// Something is there, perhaps only a marker.
     Update {
-        /// What the last answer named.
+        /// From the last answer: an endpoint, or a marker that there is none yet.
         physical_id: String,
-        /// As it was wanted before; `None` where that cannot be read.
+        /// The properties before; `None` if they cannot be parsed.
         before: Option<EndpointProperties>,
-        /// As wanted now.
         wanted: EndpointProperties,
     },
-    /// It is no longer wanted. Properties do not matter: what could not be created must still be deletable.
+    /// Without properties: a resource whose properties were wrong must still be deletable, or the stack is stuck.
     Delete {
-        /// What the last answer named.
         physical_id: String,
     },
 }
@@ -159,34 +157,30 @@ pub enum EndpointRequest {
 /// What to do about a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EndpointPlan {
-    /// Make the endpoint; its id becomes the physical id.
+    /// Create the endpoint; its id becomes the physical id.
     Create,
-    /// Set url and events; the id stays.
-    UpdateInPlace {
-        /// The endpoint.
-        endpoint_id: String,
-    },
-    /// Make another endpoint. `CloudFormation` asks for the old one's deletion by itself, after the whole stack.
+    /// Set URL and events; the id stays.
+    UpdateInPlace { endpoint_id: String },
+    /// Create a new endpoint. CloudFormation sees a new physical id and asks for the deletion of the old one, but only
+    /// after the whole stack is updated, so that a rollback finds the old endpoint alive.
     Replace {
-        /// The old one.
+        /// The old endpoint.
         endpoint_id: String,
     },
-    /// Delete the endpoint, if it is ours.
-    Remove {
-        /// The endpoint.
-        endpoint_id: String,
-    },
-    /// Delete what a failed creation may have left.
+    /// Delete the endpoint if it is ours.
+    Remove { endpoint_id: String },
+    /// Delete the endpoints that a failed creation may have left.
     RemoveLeftovers {
-        /// The request that failed; `None` where nobody answered it, and then whatever is tagged as this resource goes:
-        /// `CloudFormation` gives a resource an id of its own only while it has never had another.
+        /// The request that failed. `None` if the creation was never answered: then CloudFormation made up a physical
+        /// id (`stack-Hook-1ABC`), which it does only for a resource that never had another one, so everything that is
+        /// tagged as this resource can be deleted.
         request_id: Option<String>,
     },
-    /// Answer with the id as it is.
+    /// Answer with the physical id as it is.
     Nothing,
 }
 
-/// Pure.
+/// Decides what to do about a request, with as little change as possible.
 pub fn plan_endpoint(request: &EndpointRequest) -> EndpointPlan {
     match request {
         EndpointRequest::Create { .. } => EndpointPlan::Create,
@@ -217,7 +211,8 @@ fn plan_update(
     wanted: &EndpointProperties,
 ) -> EndpointPlan {
     match before {
-        // A new endpoint is right whatever the old one was; and a secret that is to stand elsewhere is not known.
+        // Unknown properties before: a new endpoint is right whatever the old one was. If the secret's ARN changed, the
+        // new secret cannot contain the signing secret, and Stripe does not return it a second time.
         None => EndpointPlan::Replace { endpoint_id },
         Some(before) if before.digest() != wanted.digest() => EndpointPlan::Replace { endpoint_id },
         Some(before) if before.secret_arn != wanted.secret_arn => {
@@ -228,24 +223,22 @@ fn plan_update(
     }
 }
 
-/// What a physical id says.
+/// A physical id, parsed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PhysicalId {
-    /// Stripe's id.
+    /// `we_…`, Stripe's id.
     Endpoint(String),
-    /// There was no key to make it with.
+    /// `unconfigured:…`: no endpoint, because no Stripe key was stored.
     Unconfigured,
-    /// Creation failed; named after the request, so that its leftovers can be told from a later success.
-    CreateFailed {
-        /// That request.
-        request_id: String,
-    },
-    /// None of these.
+    /// `create-failed:…`: the creation failed. The id contains the request's id, so that the deletion which follows
+    /// removes what that request left and not the endpoint of a later, successful creation.
+    CreateFailed { request_id: String },
+    /// Anything else: CloudFormation made it up.
     Foreign,
 }
 
 impl PhysicalId {
-    /// Reads one; never fails.
+    /// Never fails.
     pub fn parse(text: &str) -> Self {
         if text.starts_with("we_") {
             return Self::Endpoint(text.to_owned());
@@ -262,27 +255,25 @@ impl PhysicalId {
         }
     }
 
-    /// The marker of a resource without a key.
     pub fn unconfigured(logical_id: &str) -> String {
         format!("unconfigured:{logical_id}")
     }
 
-    /// The marker of a failed creation.
     pub fn create_failed(logical_id: &str, request_id: &str) -> String {
         format!("create-failed:{logical_id}:{request_id}")
     }
 }
 
-/// By what we know an endpoint again: kept in its metadata at Stripe.
+/// The tags by which we recognise our endpoint, stored in its metadata at Stripe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndpointTags {
     /// The stack's ARN.
     pub stack: String,
-    /// The resource in it.
+    /// The resource's name in the template.
     pub logical_id: String,
     /// [`EndpointProperties::digest`].
     pub digest: String,
-    /// The request that made it.
+    /// The request that created the endpoint.
     pub request_id: String,
 }
 
@@ -295,7 +286,7 @@ const DIGEST: &str = "billhook_digest";
 const REQUEST: &str = "billhook_request";
 
 impl EndpointTags {
-    /// As metadata: 4 keys of at most 40 characters, values of at most 500.
+    /// Within Stripe's limits for metadata: keys of at most 40 characters, values of at most 500.
     pub fn metadata(&self) -> [(&'static str, &str); 4] {
         [
             (STACK, &self.stack),
@@ -305,7 +296,7 @@ impl EndpointTags {
         ]
     }
 
-    /// From metadata; `None` where any is missing, and the endpoint therefore not ours.
+    /// `None` if a tag is missing: then the endpoint is not ours, and we never change or delete it.
     pub fn from_metadata(metadata: &BTreeMap<String, String>) -> Option<Self> {
         let get = |key: &str| metadata.get(key).cloned();
         Some(Self {
@@ -316,7 +307,6 @@ impl EndpointTags {
         })
     }
 
-    /// The same resource of the same stack.
     pub fn is_same_resource(&self, other: &Self) -> bool {
         self.stack == other.stack && self.logical_id == other.logical_id
     }
@@ -365,7 +355,7 @@ mod tests {
             EndpointProperties::parse(&given(&wrong))
                 .unwrap_err()
                 .to_string(),
-            "properties: SecretArn must be a text; Connect must be true or false; Url must begin with https://; \
+            "properties: SecretArn must be a string; Connect must be true or false; Url must begin with https://; \
              EnabledEvents must be a list of event types; Rotation is unknown"
         );
         assert_eq!(

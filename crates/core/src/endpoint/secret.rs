@@ -1,7 +1,9 @@
-//! What stands in a secret: the shapes that people and billhook write, what is read out of them, and what is written
-//! where a value is replaced, rolled back or revoked.
+//! The document in a secret: the formats that people and billhook write, how a value is read from them, and what is
+//! written when it is rotated, rolled back or revoked.
 //!
-//! Pure. A value appears in no fault and no `Debug`. Ingress and `webhook-secret` read the same document here.
+//! Guarantees: a replaced signing secret stays valid for 24 hours, so a rotation refuses no genuine delivery; a
+//! secret's value appears in no fault and in no `Debug`. Pure: `adapters::secrets` reads and stores the text. Ingress,
+//! `webhook-secret` and the operator's command line all read secrets with this code. docs/rotation.md has the formats.
 
 use std::fmt;
 use std::time::Duration;
@@ -12,22 +14,21 @@ use serde_json::{Map, Value, json};
 use crate::endpoint::plan::ENDPOINTS_MAX;
 use crate::time::Timestamp;
 
-/// How long a replaced secret still proves deliveries: Stripe's own limit for a rolled secret.
+/// How long a replaced secret still verifies deliveries: Stripe's own limit for a rolled secret. A delivery that Stripe
+/// signed before the rotation and that arrives late must not be refused.
 pub const PREVIOUS_VALID_FOR: Duration = Duration::from_hours(24);
 
-/// What is looked for in a secret's text.
+/// Which value to read from a secret's text; one secret may hold several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SecretKind {
-    /// The secret that signs Stripe's deliveries.
     StripeSigning,
-    /// The secret that signs Lob's deliveries.
     LobSigning,
-    /// The key to Stripe's API.
+    /// The key for Stripe's API.
     StripeKey,
 }
 
 impl SecretKind {
-    /// Our name of the member.
+    /// The name of the value's JSON member.
     pub fn member(self) -> &'static str {
         match self {
             Self::StripeSigning => "signing_secret",
@@ -36,7 +37,7 @@ impl SecretKind {
         }
     }
 
-    /// Names in secrets that people bring along.
+    /// Member names in secrets of older installations.
     fn foreign_member_names(self) -> &'static [&'static str] {
         match self {
             Self::StripeSigning => &["webhookSecret", "secretKey"],
@@ -45,8 +46,9 @@ impl SecretKind {
         }
     }
 
-    /// Why a value without a name of ours cannot be the one looked for: several secrets may share one ARN, and a
-    /// placeholder must not become a key that anybody can guess.
+    /// Why a value that has none of our member names cannot be the wanted one. `secretKey` may hold Stripe's key or its
+    /// signing secret, so the prefix decides. And a placeholder such as "set me" must not become a signing secret:
+    /// anybody could guess it and forge deliveries.
     fn misfit(self, value: &str) -> Option<&'static str> {
         let is_key = value.starts_with("sk_") || value.starts_with("rk_");
         let is_stripes = value.starts_with("whsec_");
@@ -54,7 +56,7 @@ impl SecretKind {
             Self::StripeSigning => (!is_stripes)
                 .then_some("does not begin with whsec_, as Stripe's signing secrets do"),
             Self::LobSigning => {
-                (is_key || is_stripes).then_some("begins as Stripe's secrets do and is not Lob's")
+                (is_key || is_stripes).then_some("begins like Stripe's secrets, so it is not Lob's")
             }
             Self::StripeKey => {
                 (!is_key).then_some("does not begin with sk_ or rk_, as Stripe's keys do")
@@ -63,35 +65,34 @@ impl SecretKind {
     }
 }
 
-/// A value, and the endpoint at Stripe that signs with it.
+/// A secret value, and the endpoint at Stripe that signs with it.
 #[derive(Clone, Debug)]
 pub struct EndpointSecret {
-    /// Unknown where a person put the secret; Lob and keys have none.
+    /// Unknown if a person stored the secret; Lob's secrets and API keys have none.
     pub endpoint_id: Option<String>,
-    /// The value.
     pub secret: SecretString,
 }
 
-/// A signing secret that was replaced. Past `valid_until` it proves nothing; what is left of it then serves a rollback.
+/// A signing secret that was replaced. After `valid_until` it verifies no delivery; it is then kept only for a
+/// rollback, as long as its endpoint exists.
 #[derive(Clone, Debug)]
 pub struct ReplacedSecret {
-    /// What was replaced.
     pub of: EndpointSecret,
-    /// Until when it proves a delivery.
     pub valid_until: Timestamp,
 }
 
-/// A secret's text, understood.
+/// A secret's text, parsed.
 #[derive(Clone)]
 pub struct SecretDocument {
     wanted: SecretKind,
-    /// The value looked for; `None` while it is not set (absent, empty, blank).
+    /// `None` if it is not set: absent, empty or blank.
     pub current: Option<EndpointSecret>,
     /// Signing secrets that were replaced.
     pub previous: Vec<ReplacedSecret>,
-    /// What cannot be understood, without values. The rest counts nevertheless.
+    /// What could not be parsed, without any value. One bad entry does not spoil the others.
     pub faults: Vec<String>,
-    /// The other members of the same JSON, which are carried on as they are.
+    /// The other members of the same JSON. They are written back unchanged: the App secret also holds keys that
+    /// billhook never reads.
     others: Map<String, Value>,
 }
 
@@ -106,7 +107,6 @@ impl fmt::Debug for SecretDocument {
 }
 
 impl SecretDocument {
-    /// Nothing is set.
     pub fn empty(wanted: SecretKind) -> Self {
         Self {
             wanted,
@@ -117,17 +117,17 @@ impl SecretDocument {
         }
     }
 
-    /// Reads the documented shapes: our JSON, `{"secretKey"}`, `{"webhookSecret"}`, a bare text. Blank and `{}` are
-    /// what Secrets Manager makes of a secret that nobody has set.
+    /// Parses the documented formats: our JSON, `{"secretKey"}`, `{"webhookSecret"}`, plain text. Blank text and `{}`
+    /// mean that nobody has set the secret yet. Never fails: what cannot be parsed is in `faults`.
     pub fn parse(text: &str, wanted: SecretKind) -> Self {
         let text = text.trim();
         let mut document = Self::empty(wanted);
         if text.starts_with('{') {
             match serde_json::from_str(text) {
                 Ok(members) => document.read_members(members),
-                // The parser's own message might repeat what it met.
+                // Only the place: the parser's own message might quote the secret.
                 Err(error) => document.faults.push(format!(
-                    "no valid JSON at line {}, column {}",
+                    "not valid JSON at line {}, column {}",
                     error.line(),
                     error.column()
                 )),
@@ -192,7 +192,7 @@ impl SecretDocument {
         }
     }
 
-    /// A value that stands under no name of ours; whether it can be the one looked for.
+    /// Takes a value that has none of our member names as the current one, if its prefix fits. Returns whether it did.
     fn accept_unnamed(
         &mut self,
         place: &str,
@@ -214,7 +214,7 @@ impl SecretDocument {
         self.wanted != SecretKind::StripeKey
     }
 
-    /// The secret known for an endpoint, current or previous.
+    /// The secret of an endpoint, current or previous.
     pub fn find_secret(&self, endpoint_id: &str) -> Option<&SecretString> {
         self.current
             .iter()
@@ -223,7 +223,6 @@ impl SecretDocument {
             .map(|known| &known.secret)
     }
 
-    /// Whether this endpoint's secret is the current one.
     pub fn is_current(&self, endpoint_id: &str) -> bool {
         self.current
             .as_ref()
@@ -231,8 +230,8 @@ impl SecretDocument {
             == Some(endpoint_id)
     }
 
-    /// With the version before (`AWSPREVIOUS`) among the previous ones: where a person put the current one, it stands
-    /// nowhere else, and the next version would push it out.
+    /// Adds the version before (`AWSPREVIOUS`) to the previous secrets. If a person stored the current version with the
+    /// AWS CLI, the replaced secret is only in `AWSPREVIOUS`, and our next write would push it out of there.
     #[must_use]
     pub fn with_previous_version(mut self, before: Self, valid_until: Timestamp) -> Self {
         let is_known = |of: &EndpointSecret| {
@@ -247,7 +246,7 @@ impl SecretDocument {
         self
     }
 
-    /// With the endpoint of the current secret named, where the document does not.
+    /// Sets the endpoint of the current secret, if the document does not name one because a person stored it.
     #[must_use]
     pub fn with_endpoint_id(mut self, endpoint_id: Option<&str>) -> Self {
         if let Some(current) = &mut self.current
@@ -258,7 +257,7 @@ impl SecretDocument {
         self
     }
 
-    /// With one member of another value.
+    /// Sets one member, which may be one that billhook never reads.
     #[must_use]
     pub fn with_member(mut self, member: &str, value: &SecretString) -> Self {
         if member == self.wanted.member() {
@@ -273,7 +272,7 @@ impl SecretDocument {
         self
     }
 
-    /// With `new` as current, else the same.
+    /// Makes `new` current and moves the current secret to the previous ones.
     #[must_use]
     pub fn with_replacement(self, new: EndpointSecret, live: &[&str], now: Timestamp) -> Self {
         let next = Self {
@@ -283,8 +282,13 @@ impl SecretDocument {
         self.prepare_successor(next, live, now)
     }
 
-    /// `next` as it is to be written over this one: the replaced secret proves deliveries for another 24 h; of the
-    /// earlier ones those stay that still do or whose endpoint still lives (for a rollback).
+    /// Prepares `next` to be written over this document. The replaced secret stays valid for another 24 hours. Of the
+    /// earlier ones, those stay that are still valid or whose endpoint still exists (`live`).
+    ///
+    /// Example: a rotation replaces `we_1` by `we_2`, a deployment stays half done for 25 hours, and then
+    /// CloudFormation rolls back. `we_1` still exists, because CloudFormation deletes it only after a complete update.
+    /// Its secret is no longer valid, but without it the rollback could not make `we_1` current again: Stripe never
+    /// returns it.
     #[must_use]
     pub fn prepare_successor(self, next: Self, live: &[&str], now: Timestamp) -> Self {
         let replaced = self.current.map(|of| ReplacedSecret {
@@ -309,15 +313,14 @@ impl SecretDocument {
         Self { previous, ..next }
     }
 
-    /// Without anything that was replaced. Put twice, so that it is its own version before, it refuses a leaked secret
-    /// once every cache has read it.
+    /// Without the previous secrets, to revoke a leaked one. Must be stored twice: after one write, `AWSPREVIOUS` still
+    /// holds the leaked secret, and [`Self::with_previous_version`] would bring it back.
     #[must_use]
     pub fn without_replaced(mut self) -> Self {
         self.previous.clear();
         self
     }
 
-    /// As stored.
     pub fn encode(&self) -> SecretString {
         let mut members = self.others.clone();
         let current = self.current.as_ref();
@@ -362,13 +365,14 @@ fn parse_replaced_secret(entry: &Value) -> Option<ReplacedSecret> {
     })
 }
 
-/// It is shown in logs, so that what is no id (a secret put into the wrong member) is not taken for one.
+/// Only `we_…`: the id appears in logs as the secret's label. When any text was accepted, a signing secret that a
+/// person pasted into this member by mistake was logged with every delivery.
 fn parse_endpoint_id(members: &Map<String, Value>) -> Option<String> {
     let id = members.get("endpoint_id")?.as_str()?;
     id.starts_with("we_").then(|| id.to_owned())
 }
 
-/// No provider's secret has white space around it; an editor's newline does.
+/// Trimmed: no provider's secret has white space around it, but an editor adds a newline at the end.
 fn non_blank_secret(value: &str) -> Option<SecretString> {
     let value = value.trim();
     (!value.is_empty()).then(|| SecretString::from(value))
@@ -415,7 +419,7 @@ mod tests {
     #[case(
         StripeSigning,
         r#"{"signing_secret":"canary"#,
-        Err("no valid JSON at line 1, column 25")
+        Err("not valid JSON at line 1, column 25")
     )]
     #[case(
         StripeSigning,
@@ -437,7 +441,7 @@ mod tests {
     #[case(
         LobSigning,
         "whsec_canary",
-        Err("the bare text begins as Stripe's secrets do and is not Lob's")
+        Err("the bare text begins like Stripe's secrets, so it is not Lob's")
     )]
     #[case(StripeKey, APP, Ok(Some("sk_test_1")))]
     #[case(StripeKey, r#"{"secretKey":"sk_test_2"}"#, Ok(Some("sk_test_2")))]
@@ -561,7 +565,7 @@ mod tests {
         );
     }
 
-    /// The App secret through changes: (lob's secret, the previous ones, a telnyx key) after each.
+    /// The App secret through several changes: (Lob's secret, the previous ones, a Telnyx key) after each.
     #[test]
     fn a_change_of_another_key_of_the_same_json_drops_nothing() {
         let show = |document: &SecretDocument| {
@@ -600,7 +604,7 @@ mod tests {
         assert_eq!(show(&corrected), texts("lob_3", "lob_2,lob_1", "KEY1"));
         let later = put(&corrected, "telnyx_api_key", "KEY2", 25);
         assert_eq!(show(&later), texts("lob_3", "lob_2", "KEY2"));
-        // The way back: the version before as a new version, and what was current is no less known.
+        // Rollback: the version before is stored as a new version, and what was current stays valid as previous.
         let back = corrected.clone().prepare_successor(telnyx, &[], at(3));
         assert_eq!(show(&back), texts("lob_2", "lob_3,lob_1", "KEY1"));
         assert_eq!(
