@@ -1,7 +1,10 @@
-//! Orders whose payment failed long ago are given up.
+//! The cleanup: cancels orders whose last payment attempt failed longer ago than the grace period (60 minutes).
 //!
-//! Guarantees: no order is cancelled that has money, or a payment that could still bring some: Stripe is asked about,
-//! and ends, every payment of the order first, and the write is conditional on the row as it was then read.
+//! Guarantee: it never cancels an order that has money, or a payment that may still bring money. It first asks Stripe
+//! about every payment of the order and ends those that can still be paid; then it writes, on condition that the row is
+//! as it was read before the questions (optimistic lock). If a payment arrives later all the same, the payment wins
+//! (`paid_after_cancel`). Not guaranteed: that every failed order is cancelled by one run; the checkpoint resumes.
+//! `billhook_core::tasks::cleanup` decides what is due.
 
 use std::time::Duration;
 
@@ -24,56 +27,54 @@ use uuid::Uuid;
 
 use crate::{TaskFailed, fail_task, is_past_deadline};
 
-/// Orders read from the index, and from the table, at once.
+/// Orders read from the index, and then from the table, in one page.
 const PAGE: usize = 50;
-/// Orders being ended at once: enough for Stripe's pace at its usual answers of 200 ms.
+/// Orders in progress at the same time. At 200 ms per call, 16 orders make 80 calls per second, which is enough to use
+/// the rate limit of 60.
 const ORDERS_AT_ONCE: usize = 16;
-/// A lost race is decided again at most so often; the webhook of our own cancel is one that often comes between.
+/// How often one order is decided. A lost race is common here: our own cancel makes Stripe send
+/// `payment_intent.canceled`, and the worker often writes it between our read and our write.
 const ROUNDS_MAX: u32 = 3;
 
-/// So much before the deadline everything is let go, to keep how far it came.
+/// The run stops everything so long before the deadline, so that it can save its checkpoint.
 const TIME_TO_KEEP: Duration = Duration::from_secs(5);
 
-/// What a person may ask for.
+/// Options for a run that a person starts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CleanupOptions {
-    /// Count what would be tried, and do nothing: Stripe is not asked either.
+    /// Count the orders that would be tried, and change nothing. Does not call Stripe either.
     pub dry_run: bool,
-    /// Instead of the configured grace.
+    /// Grace period, instead of the configured one.
     pub minutes: Option<u64>,
-    /// Instead of as many orders as there is time for.
+    /// Orders to scan, instead of as many as there is time for.
     pub limit: Option<usize>,
 }
 
-/// What a run did.
+/// The result of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct CleanupSummary {
-    /// Orders looked at.
     pub scanned: usize,
-    /// Given up; in a dry run, those that would be tried.
+    /// In a dry run: the orders that would be tried.
     pub cancelled: usize,
-    /// Kept because Stripe knows of money.
+    /// Unchanged, because Stripe says that a payment is paid or may be in progress. The payment's own event completes
+    /// the order.
     pub reconciled: usize,
-    /// Not due.
+    /// Not due, or repaired, paid or cancelled meanwhile.
     pub skipped: usize,
-    /// Could not be decided or written; a later run tries again.
+    /// A call failed: a later run tries again.
     pub failed: usize,
-    /// Nothing was done.
     pub dry_run: bool,
 }
 
-/// Everything the task needs.
+/// The task with its ports.
 #[derive(Debug)]
 pub struct CleanupTask<L, P, J, C> {
-    /// The orders.
     pub ledger: L,
-    /// Stripe; none while no key is set.
+    /// None if no key is stored.
     pub payments: Option<P>,
-    /// How far earlier runs came.
     pub jobs: J,
-    /// Time.
     pub clock: C,
-    /// How long a failed payment may still be repeated by its customer.
+    /// How long the customer has to try again after a failed payment.
     pub grace: Duration,
 }
 
@@ -85,7 +86,7 @@ enum CleanupResult {
     NoKey,
 }
 
-/// What one run does the same with every order.
+/// The parameters of one run.
 struct CleanupRun {
     id: Uuid,
     grace: Duration,
@@ -100,9 +101,11 @@ where
     J: CheckpointStore,
     C: Clock,
 {
-    /// One run. Fails only if nothing can be done at all; what one order meets is counted. A run that is cut, by its
-    /// deadline or its limit, keeps the last order it came to, and the next begins behind it: orders that fail again and
-    /// again never keep others from their turn. A dry run begins at the beginning and keeps nothing.
+    /// One run. Fails only if nothing can be done at all; an error with one order is counted and logged.
+    ///
+    /// A run that its deadline or limit interrupts saves the last order that it handled, and the next run begins behind
+    /// it. Example: orders a to e, limit 2, and none of them can be ended. Runs handle a b, c d, e, and then a b again.
+    /// Without the checkpoint, every run would try only a and b. A dry run begins at the first order and saves nothing.
     pub async fn run(
         &self,
         options: &CleanupOptions,
@@ -129,12 +132,14 @@ where
                 .map_err(fail_task("read how far the last run came"))?,
         };
         let mut after = progress.resume_at.as_ref().map(|cut| cut.after.clone());
-        // An order of several payments, each slow to be ended, would go on beyond the deadline: what was done stands.
+        // The deadline is checked before each order, but an order with several payments can take several times 31 s at
+        // a slow Stripe. When Lambda ended such a run, its checkpoint was lost. Stopping in the middle is safe: every
+        // call can be repeated.
         let time_left = self.clock.now().until(deadline);
         let pages = self.process_pages(&run, options.limit, &mut after, &mut summary);
         let ended = tokio::time::timeout(time_left.saturating_sub(TIME_TO_KEEP), pages).await;
         let ended = ended.unwrap_or(Ok(()));
-        // What was done is kept in any case: it must not be in the way of what was not.
+        // Save the checkpoint even after an error: otherwise the next run would meet the same orders first again.
         if !options.dry_run {
             let next = match &after {
                 Some(order) => progress.interrupted_at(self.clock.now().unix_s(), order.clone()),
@@ -151,7 +156,7 @@ where
         ended.map(|()| summary)
     }
 
-    /// Goes through the orders; `after` is the last that was done, none once all were.
+    /// Handles the orders page by page. `after` is the last order that was handled; none once all were.
     async fn process_pages(
         &self,
         run: &CleanupRun,
@@ -177,7 +182,8 @@ where
                 .load_rows(&keys, &[].into())
                 .await
                 .map_err(fail_task("read failed orders"))?;
-            // One that is late is not begun, and neither are those behind it: where the run was cut must be one place.
+            // `buffered` keeps the order of the page. Results are counted up to the first order that was not started,
+            // so that the checkpoint is one place: everything before it was handled.
             let findings: Vec<(&OrderId, Option<CleanupResult>)> = stream::iter(&page.orders)
                 .map(async |id| (id, self.process_order(id, &rows, run).await))
                 .buffered(ORDERS_AT_ONCE)
@@ -208,7 +214,7 @@ where
         }
     }
 
-    /// One order; `None` if there is no time left for it.
+    /// Handles one order; `None` if there is no time left to start.
     async fn process_order(
         &self,
         id: &OrderId,
@@ -227,7 +233,7 @@ where
         Some(finding.unwrap_or_else(CleanupResult::Failed))
     }
 
-    /// Somebody wrote meanwhile: the row is read again and decided again.
+    /// After a lost race: reads the row again and decides again, from Stripe's status too.
     async fn retry_order(
         &self,
         key: &EntityKey,
@@ -239,7 +245,7 @@ where
                 return Ok(finding);
             }
         }
-        // Not ours to win; the next run looks again.
+        // Another writer won every round; the next run tries again.
         Ok(CleanupResult::Skipped)
     }
 
@@ -251,7 +257,21 @@ where
         rows.map_err(|error| error_chain(&error))
     }
 
-    /// Decides about one order as read, and does it; `None` if it lost a race.
+    /// Decides about one order as read, and cancels it; `None` if the write lost a race.
+    ///
+    /// Stripe comes first, because only Stripe can stop the customer from paying: an order that we cancelled in our
+    /// table alone could still be paid on an open payment page. The race with the customer, who pays `pi_1` of an order
+    /// at version 4:
+    ///
+    /// ```text
+    /// the customer pays …                what happens
+    /// before we ask for the status       `succeeded`: counted as `reconciled`, nothing is written
+    /// after that, before our cancel      Stripe refuses the cancel, the status is `succeeded`: the same
+    /// after our cancel                   Stripe refuses the payment; we write `cancelled`, version 4 → 5
+    /// in another payment, which no       its event makes the row version 5: our write on version 4 loses, we read
+    ///   event or column has named yet    again, and the order is `completed`: skipped
+    /// the same, after our write          its event makes the order `completed` and flags `paid_after_cancel`
+    /// ```
     async fn try_order(
         &self,
         key: &EntityKey,
@@ -276,7 +296,8 @@ where
         let Some(stripe) = &self.payments else {
             return Ok(Some(CleanupResult::NoKey));
         };
-        // All are asked about before one is ended: money on one of them leaves the others to the customer.
+        // Ask about all payments before ending one. Case: pi_1 is open and pi_2 is processing. When pi_1 was cancelled
+        // before pi_2 was asked about, the order stayed, but if pi_2 then failed, the customer had no pi_1 left to try.
         let mut open = Vec::new();
         for payment in &payments {
             let status = stripe.status(payment).await;
@@ -314,8 +335,8 @@ where
             now,
         };
         if let Err(error) = self.ledger.commit(ProviderId::Stripe, &[commit]).await {
-            // The answer of a write that happened may have been lost, and its repetition by the SDK refused: the row
-            // tells.
+            // Outcome unknown: the write may have happened and its answer been lost. Then the SDK's own second attempt
+            // fails the condition and looks like a lost race. The row tells: the next version with exactly our facts.
             let rows = self.read_again(&order.key).await?;
             let is_written = rows.entities.get(&order.key).is_some_and(|(found, _)| {
                 found.version == order.version.saturating_add(1) && found.facts == next.facts
@@ -331,13 +352,13 @@ where
     }
 }
 
-/// Ends an open payment at Stripe: by its Checkout Session where it has one.
+/// Ends a payment at Stripe: by expiring its Checkout Session if it has an open one, else by cancelling it.
 async fn end_payment<P: PaymentsAtStripe>(
     stripe: &P,
     payment: &CancellablePayment,
     idempotency_key: &str,
 ) -> Result<PaymentEnd, P::Error> {
-    // Stripe refuses to cancel the intent of an open session; the session's end is the intent's.
+    // Stripe refuses to cancel the PaymentIntent of an open session. Expiring the session ends its PaymentIntent too.
     Ok(match stripe.open_session(payment).await? {
         Some(session) => stripe
             .expire(payment, &session, idempotency_key)

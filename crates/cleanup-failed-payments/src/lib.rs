@@ -1,8 +1,9 @@
-//! `cleanup-failed-payments`: what is done by the clock. `cleanup` gives up orders whose payment failed long ago, `sweep`
-//! looks again at events that are not done, `reconcile` takes in what Stripe has and we do not.
+//! `cleanup-failed-payments`: the scheduled tasks. `cleanup` cancels orders whose payment failed long ago, `sweep`
+//! retries unfinished events (exponential backoff), `reconcile` fetches events that Stripe has and no delivery brought.
 //!
-//! Guarantees of all three: two runs at once are harmless; a run ends before its deadline, keeps how far it came, and
-//! the next goes on there; what a run that is cut did stands. What is due is decided in `billhook_core`.
+//! Guarantees of all three: two runs at the same time are harmless, because every write has a condition (optimistic
+//! lock); a run ends before its deadline and saves a checkpoint, from which the next run resumes; nothing that an
+//! interrupted run did is undone or repeated with effect. Not decided here: what is due (`billhook_core::tasks`).
 
 use std::fmt;
 use std::time::Duration;
@@ -17,19 +18,17 @@ pub mod reconcile;
 pub mod stripe;
 pub mod sweep;
 
-/// Nothing is begun with less left than this: three tries of a call to Stripe, 10 s each, and a write.
+/// Starts nothing new with less time left than this: one call to Stripe takes up to three attempts of 10 s and 1.5 s of
+/// waits, and a write follows.
 const TIME_TO_FINISH: Duration = Duration::from_secs(45);
 
-/// What the schedule or a person asks for. What is not known is refused, because a misspelt `dry_run` would cancel
-/// orders.
+/// The input of a run, from the schedule or a person. Unknown fields are an error: if a misspelt `dryrun` were ignored,
+/// a run that was meant as a preview would cancel orders.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "InputFields")]
 pub enum TaskInput {
-    /// Give up stale failed orders.
     Cleanup(cleanup::CleanupOptions),
-    /// Look again at open events.
     Sweep,
-    /// Compare with Stripe.
     Reconcile,
 }
 
@@ -103,19 +102,16 @@ impl TryFrom<InputFields> for TaskInput {
     }
 }
 
-/// What a run did; as JSON the task's own form.
+/// The summary that a run returns; as JSON it has the task's own fields.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum TaskReport {
-    /// Of `cleanup`.
     Cleanup(cleanup::CleanupSummary),
-    /// Of `sweep`.
     Sweep(sweep::SweepSummary),
-    /// Of `reconcile`.
     Reconcile(reconcile::ReconcileSummary),
 }
 
-/// A run that could not do its work.
+/// A run failed as a whole: no single order, event or account is to blame.
 #[derive(Debug, thiserror::Error)]
 #[error("could not {doing}: {cause}")]
 pub struct TaskFailed {
@@ -124,7 +120,7 @@ pub struct TaskFailed {
 }
 
 impl TaskFailed {
-    /// With the whole chain of causes, because whoever ran it by hand sees nothing else.
+    /// With the whole chain of causes: a person who runs the task sees nothing else.
     pub fn because(doing: &'static str, cause: &(dyn std::error::Error + 'static)) -> Self {
         Self {
             doing,
@@ -141,12 +137,12 @@ impl TaskFailed {
     }
 }
 
-/// Fails the run as a whole; the next one goes on where this one came to.
+/// Fails the run as a whole; the next run resumes at the last checkpoint.
 fn fail_task(doing: &'static str) -> impl Fn(DependencyError) -> TaskFailed {
     move |error| TaskFailed::because(doing, &error)
 }
 
-/// Whether nothing more may be begun.
+/// Whether too little time is left to start anything new.
 fn is_past_deadline(clock: &impl Clock, deadline: Timestamp) -> bool {
     clock.now().after(TIME_TO_FINISH) > deadline
 }

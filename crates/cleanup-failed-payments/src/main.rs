@@ -1,4 +1,5 @@
-//! Wiring: configuration, clients, run.
+//! Connects the scheduled tasks to AWS and Stripe, and runs the one that the input names. No decisions; `lib` has the
+//! input.
 
 use std::process::ExitCode;
 
@@ -102,7 +103,7 @@ async fn run_task(
     }
 }
 
-/// Nothing while no key is set. The key is read anew each run: a replaced one is known at once.
+/// None if no key is stored. Each run reads the key again, so that a replaced key works at once.
 async fn open_stripe(
     config: &CleanupConfig,
     aws: &AwsClients,

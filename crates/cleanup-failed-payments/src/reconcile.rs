@@ -1,8 +1,10 @@
-//! What Stripe has and we do not is taken in.
+//! Reconciliation with Stripe: fetches events that Stripe lists and no delivery brought, and stores and queues them
+//! through the same idempotent receiver as a delivery (`billhook_core::intake::accept`).
 //!
-//! Guarantees: everything that Stripe lists for an account the key may ask about, up to 30 days back, is stored and
-//! queued by the same path as a delivery, once; a cursor is raised only after all before it was read. A fetch with our
-//! own key over TLS is as authentic as a signature.
+//! Guarantees: every event that Stripe lists for an account that our key can access, up to 30 days back, is stored
+//! once; a cursor (high-water mark) rises only after everything before it was stored and queued. An event that we fetch
+//! with our own key over TLS is as authentic as one with a valid signature; its account is the one that we asked about.
+//! `billhook_core::tasks::reconcile` computes what to list, with an example of an interrupted pass.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,61 +27,58 @@ use serde::Serialize;
 
 use crate::{TaskFailed, fail_task, is_past_deadline};
 
-/// Tenants read at once.
+/// Tenants in one page of the list of accounts.
 const TENANTS: usize = 25;
-/// Accounts asked about at once.
+/// Accounts in progress at the same time.
 const ACCOUNTS_AT_ONCE: usize = 4;
-/// Events stored and sent at once, for each of those.
+/// Events of one account that are stored and queued at the same time.
 const EVENTS_AT_ONCE: usize = 4;
-/// Refused accounts that the answer names; the log names all.
+/// Refused accounts that the summary names; the log names all.
 const NAMED_MAX: usize = 20;
 
-/// What a run did.
+/// The result of a run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ReconcileSummary {
-    /// `reconcile`.
+    /// Always `reconcile`.
     pub task: &'static str,
-    /// Accounts asked about, the platform included.
+    /// Including the platform.
     pub accounts: usize,
     /// Events that Stripe listed.
     pub events: usize,
-    /// Of these, the ones that were missing and are now stored and queued.
+    /// Of these, the missing ones that are now stored and queued.
     pub taken_in: usize,
-    /// Of these, the ones that should have come long before.
+    /// Of these, the ones whose delivery should have arrived long before.
     pub gaps: usize,
-    /// Accounts that answered 401 or 403, the first 20 of them: skipped.
+    /// Accounts for which Stripe answered 401 or 403, the first 20: skipped.
     pub refused: Vec<AccountId>,
-    /// Accounts whose questions failed, and events that could not be read; a later run tries again.
+    /// Accounts with a failed call, and events that could not be read: a later run tries again.
     pub failed: usize,
-    /// Up to when everything was read, of every account that could be.
+    /// The lowest cursor of all accounts that were not refused.
     pub reconciled_through: Option<Timestamp>,
-    /// Whether the run came to the end; else the next goes on.
+    /// False if the deadline interrupted the run: the next run resumes.
     pub completed: bool,
 }
 
-/// Everything the task needs.
+/// The task with its ports.
 #[derive(Debug)]
 pub struct ReconcileTask<I, Q, J, S, C> {
-    /// Where events are kept.
     pub inbox: I,
-    /// Where pointers go.
     pub queue: Q,
-    /// How far earlier runs came, and the accounts.
+    /// The checkpoints, and the tenants' accounts.
     pub jobs: J,
-    /// Stripe; none while no key is set.
+    /// None if no key is stored.
     pub stripe: Option<S>,
-    /// Time and identifiers.
     pub clock: C,
 }
 
-/// What one account's questions came to.
+/// What a run has done for one account.
 #[derive(Default)]
 struct AccountProgress {
     events: usize,
     taken_in: usize,
     gaps: usize,
     failed: usize,
-    /// Of its cursors, the least.
+    /// The lowest of the account's cursors.
     through_s: Option<i64>,
     was_cut: bool,
 }
@@ -103,7 +102,13 @@ where
     S: ListEvents,
     C: Clock,
 {
-    /// One run: the platform, then the accounts behind the one that the last run was cut at, or all.
+    /// One run: the platform's own account first, in every run, then the connected accounts. If the last run was
+    /// interrupted, it begins with the page of 25 tenants that was not completed, else with the first.
+    ///
+    /// Two checkpoints work together. The row `reconcile` says which page of tenants is next; each account's own cursor
+    /// says how far its events were read. Example: 60 accounts; the run is interrupted in the second page, at
+    /// `acct_30`. The next run reads the platform and `acct_25` to `acct_59`; `acct_25` to `acct_29` have fresh cursors
+    /// and cost one call each.
     pub async fn run(&self, deadline: Timestamp) -> Result<ReconcileSummary, TaskFailed> {
         let stripe = self.stripe.as_ref().ok_or_else(TaskFailed::no_key)?;
         let mut summary = ReconcileSummary {
@@ -112,7 +117,7 @@ where
         };
         let platform = self.read_account(stripe, None, deadline).await;
         if let (Err(AccountError::Refused(cause)), _) = platform {
-            // The key itself: every account would answer the same.
+            // The key itself is wrong: Stripe would refuse every account.
             return Err(TaskFailed {
                 doing: "list the platform's events",
                 cause,
@@ -154,7 +159,8 @@ where
         Ok(summary)
     }
 
-    /// Goes through the accounts, and says whether it came to the end; `after` is the last tenant that was done.
+    /// Reads the accounts page by page, and returns whether it completed the list. `after` is the last tenant of the
+    /// last complete page.
     async fn read_accounts(
         &self,
         stripe: &S,
@@ -191,7 +197,7 @@ where
         }
     }
 
-    /// All questions about one account, and what they came to before one of them failed.
+    /// Reads all cursors of one account. Also returns what was done before an error.
     async fn read_account(
         &self,
         stripe: &S,
@@ -209,7 +215,11 @@ where
         (Ok(()), did)
     }
 
-    /// One cursor: from where it stands, with what is read again, up to now.
+    /// Reads one cursor's events: from two hours before it up to now, or the rest of an interrupted pass.
+    ///
+    /// The cursor rises only if the pass completes. If the deadline or an error interrupts it, the cursor stays, and
+    /// the place behind the last event that was stored is saved. The save is conditional: if `webhook-secret` set the
+    /// cursor back during this run (it deleted an endpoint), the lower value stays, and the next run reads from there.
     async fn read_cursor(
         &self,
         stripe: &S,
@@ -229,7 +239,8 @@ where
             }
             let page = match stripe.list_events(account, types, &span).await {
                 Ok(page) => page,
-                // The pass was cut so long ago that Stripe has forgotten the event: it begins again, once.
+                // The pass was interrupted so long ago that Stripe no longer lists the event: start the pass again.
+                // Only once: when each refusal started it again, a run asked for the same two pages until its deadline.
                 Err(ListEventsError::Unplaced(_)) if may_begin_again => {
                     may_begin_again = false;
                     span.after = None;
@@ -261,7 +272,7 @@ where
             (Ok(false) | Err(_), Some(after)) => progress.interrupted_at(span.until_s, after),
             (Ok(false) | Err(_), None) => progress.clone(),
         };
-        // If it does not stand any more as it was read, it was set back or raised: the next run begins there.
+        // Not saved: the cursor was set back, or another run raised it. The next run begins there.
         let is_kept = next == progress || self.jobs.save_checkpoint(job, &progress, &next).await?;
         let through_s = match is_kept {
             true => next.done_through_s,
@@ -274,7 +285,7 @@ where
         passed.map(|_| ())
     }
 
-    /// Takes in what is missing of a page; the last event of it.
+    /// Stores and queues the missing events of a page. Returns the last event of the page that could be read.
     async fn accept_page(
         &self,
         account: Option<&AccountId>,
@@ -287,7 +298,7 @@ where
         for body in bodies {
             match StripeEvent::parse(body.as_bytes()) {
                 Ok(mut event) => {
-                    // Whose it is, is who was asked.
+                    // The account is the one that we asked about, not what the body says (tenant isolation).
                     event.account = account.cloned();
                     last = Some(event.id.clone());
                     listed.insert(event.id.clone(), (body, event));
@@ -320,7 +331,7 @@ where
         Ok(last)
     }
 
-    /// Whether it should have come long before.
+    /// Stores and queues one missing event. Returns whether it counts as a gap.
     async fn accept_missing(
         &self,
         account: Option<&AccountId>,

@@ -1,4 +1,6 @@
-//! Stripe as the tasks need it.
+//! Stripe's API behind the ports of the scheduled tasks: payments and sessions for the cleanup, events for reconcile,
+//! at a rate limit that leaves the application its share. `billhook_adapters::stripe` makes the calls, with their
+//! retries.
 
 use billhook_adapters::stripe::{CancelResult, StripeClient, StripeError};
 use billhook_core::error::error_chain;
@@ -8,13 +10,13 @@ use billhook_core::tasks::cleanup::CancellablePayment;
 use billhook_core::tasks::ports::{EventsPage, ListEvents, ListEventsError, PaymentsAtStripe};
 use billhook_core::tasks::reconcile::ListingSpan;
 
-/// Calls begun in a second. Stripe takes 100 for a live account and 25 for a test account, 25 of one kind, and the
-/// application has to live on them too: this leaves it two fifths and a fifth, and is at most 20 of one kind.
+/// Rate limit: calls started per second. Stripe allows an account 100 per second in live mode and 25 in test mode, and
+/// 25 on one endpoint, and the application uses the same allowance. 60 and 20 leave it 40 and 5. Of 60 at most 20 are
+/// of one kind, because the cleanup makes three different calls per payment.
 pub fn stripe_calls_per_second(live_mode: bool) -> u32 {
     if live_mode { 60 } else { 20 }
 }
 
-/// Stripe, called with one key.
 #[derive(Clone, Debug)]
 pub struct StripePayments(pub StripeClient);
 

@@ -1,7 +1,9 @@
-//! Open events are looked at again, each at every age that `billhook_core::sweep` names.
+//! The sweep: retries unfinished events at the ages that `billhook_core::tasks::sweep` defines (exponential backoff),
+//! and gives up those that waited too long.
 //!
-//! Guarantees: an age that an event passes between two completed runs is acted upon at least once, and once if nothing
-//! fails; a message sent twice changes nothing. It never marks an event failed.
+//! Guarantees: if an event reaches a retry age between two completed runs, it is sent at least once, and exactly once
+//! if nothing fails. A message that is sent twice changes nothing (the worker is idempotent). The sweep never marks an
+//! event as failed. Not its job: events that need manual action, and dead-letter messages (`billhook dlq`).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -29,15 +31,15 @@ use serde::Serialize;
 
 use crate::{TaskFailed, fail_task, is_past_deadline};
 
-/// Events read from the index at once; those that a run concerns are then read from the table.
+/// Events in one page of the index. The due ones are then read from the table.
 const PAGE: usize = 100;
-/// Payloads in memory at once, each of 1 MiB at most.
+/// Payloads in memory at the same time: each has at most 1 MiB, and the function 256 MB.
 const PAYLOADS: usize = 10;
-/// Messages and updates under way at once.
+/// Messages and updates in progress at the same time.
 const STEPS_AT_ONCE: usize = 8;
-/// The rest of the pass that was cut, and one up to now.
+/// Passes of one run: the rest of an interrupted one, then one up to now.
 const PASSES_MAX: u32 = 2;
-/// What is gone through, in this order.
+/// The parts of a pass, in this order. `failed` is not one of them: such an event needs manual action.
 const LANES: [(ProviderId, EventOutcome); 4] = [
     (ProviderId::Stripe, EventOutcome::Pending),
     (ProviderId::Stripe, EventOutcome::Parked),
@@ -45,47 +47,44 @@ const LANES: [(ProviderId, EventOutcome); 4] = [
     (ProviderId::Lob, EventOutcome::Parked),
 ];
 
-/// What a run did.
+/// The result of a run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct SweepSummary {
-    /// `sweep`.
+    /// Always `sweep`.
     pub task: &'static str,
-    /// Open events whose time had come.
+    /// Events that were due.
     pub looked_at: usize,
-    /// Sent to their worker again.
+    /// Events sent to their worker again.
     pub sent: usize,
-    /// What no queue takes: their rows are spoilt.
+    /// Events that the queue rejects for good, because their rows are damaged.
     pub refused: usize,
-    /// `unlinked` ones that nothing bears yet.
+    /// `unlinked` events whose payment no entity has yet.
     pub waiting: usize,
-    /// Given up on.
+    /// Events that were given up.
     pub ignored: usize,
     /// Events that are pending for more than an hour.
     pub stuck: usize,
     /// Events that have now waited a day for a tenant, an order, a statement or a letter.
     pub overdue: usize,
-    /// Whether the run came to the end; else the next goes on.
+    /// False if the deadline interrupted the run: the next run resumes.
     pub completed: bool,
 }
 
-/// Everything the task needs.
+/// The task with its ports.
 #[derive(Debug)]
 pub struct SweepTask<L, Q, J, C> {
-    /// Stripe's events and what they concern.
+    /// The ledger over Stripe's events.
     pub stripe: L,
-    /// Lob's.
+    /// The ledger over Lob's events.
     pub lob: L,
-    /// Where pointers go.
     pub queue: Q,
-    /// How far earlier runs came.
     pub jobs: J,
-    /// Time and identifiers.
     pub clock: C,
-    /// The stage's mode.
+    /// Whether the environment processes live events.
     pub live_mode: bool,
 }
 
-/// Where a pass stands: in a lane, after an event of it.
+/// The place of a pass: a lane, and the last event of it that was handled. Stored as text in the checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct SweepPosition {
     lane: (ProviderId, EventOutcome),
@@ -130,7 +129,12 @@ where
     J: CheckpointStore,
     C: Clock,
 {
-    /// One run: the rest of the pass that was cut, if one was, and then a pass up to now.
+    /// One run: the rest of an interrupted pass, if there is one, then a pass up to now.
+    ///
+    /// An interrupted pass keeps its window when it is resumed. Example: a pass for 10:00 to 10:10 is interrupted in
+    /// lane `stripe#parked`. The next run, at 10:20, first completes the window 10:00 to 10:10 behind that place, then
+    /// does 10:10 to 10:20. If it used one window 10:00 to 10:20 instead, the events before the place that reach an age
+    /// between 10:10 and 10:20 would be missed.
     pub async fn run(&self, deadline: Timestamp) -> Result<SweepSummary, TaskFailed> {
         let mut summary = SweepSummary {
             task: "sweep",
@@ -157,7 +161,7 @@ where
             let kept = self.jobs.save_checkpoint(SWEEP_JOB, &progress, &next).await;
             let is_kept = kept.map_err(fail_task("keep how far this run came"))?;
             summary.completed = passed?;
-            // Where another run was faster, the rest is its business.
+            // Not saved: another run has completed a pass meanwhile, so it also does the rest.
             if !(summary.completed && was_cut && is_kept) {
                 break;
             }
@@ -181,13 +185,14 @@ where
                 );
             }
             summary.stuck += count;
-            // Zero too: an alarm that hears nothing is not known to be well.
+            // Also report 0: the alarm could not distinguish "nothing is stuck" from "the sweep does not run".
             metrics::STUCK_EVENTS.add(provider, u64::try_from(count).unwrap_or(u64::MAX));
         }
         Ok(())
     }
 
-    /// Goes on from `place`, and says whether it came to the end. `place` is where everything before is done.
+    /// Continues a pass at `place`, and returns whether it completed it. `place` moves on only after everything before
+    /// it is done, so after an error or a crash the checkpoint is never too far.
     async fn pass(
         &self,
         progress: &Checkpoint,
@@ -242,6 +247,8 @@ where
         }
     }
 
+    /// Decides about the events that the index listed and does it. The index is only a hint: the rows are read again,
+    /// consistently.
     async fn handle_due(
         &self,
         provider: ProviderId,
@@ -304,7 +311,8 @@ where
         Ok(())
     }
 
-    /// Whether the queue took it. One that it never will must not keep the others from being sent.
+    /// Sends one event; returns whether the queue accepted it. A permanent error is logged and counted instead of
+    /// failing the run: when one damaged row failed the run, no event behind it was ever sent.
     async fn send(
         &self,
         provider: ProviderId,
@@ -333,8 +341,8 @@ where
         Ok(true)
     }
 
-    /// Those whose PaymentIntent is borne by something now, and those of which that cannot be told: their worker says
-    /// what is wrong with them.
+    /// Keeps the events whose PaymentIntent is linked to an entity or is in an entity's column by now. Also keeps
+    /// events whose payload cannot be read: their worker parks them with the right reason.
     async fn filter_linked(
         &self,
         provider: ProviderId,
@@ -393,7 +401,7 @@ where
         })
     }
 
-    /// Whether it was still open.
+    /// Gives an event up; returns whether it was still unfinished.
     async fn ignore(
         &self,
         provider: ProviderId,
@@ -422,10 +430,10 @@ where
                 );
                 Ok(true)
             }
-            // A worker was faster.
+            // A worker processed it meanwhile.
             Err(CommitError::LostRace) => Ok(false),
             Err(CommitError::Unavailable(error)) => Err(error),
-            // Its row is spoilt, which is no reason to leave others alone.
+            // The row is damaged: log it and continue with the other events.
             Err(error @ CommitError::Refused(_)) => {
                 log_event_error(&stored, "event_not_ignored", &error_chain(&error));
                 Ok(false)

@@ -165,10 +165,10 @@ pub struct EventsPage {
 #[derive(Debug, thiserror::Error)]
 pub enum ListEventsError {
     /// 401 or 403: our key has no access to the account, for example because it was disconnected. Permanent.
-    #[error("stripe refused the account: {0}")]
+    #[error("stripe refuses the account: {0}")]
     Refused(String),
     /// 400 or 404: Stripe no longer lists the event to resume after. The pass can start again without it.
-    #[error("stripe does not know the event to resume after: {0}")]
+    #[error("stripe does not know the event to go on after: {0}")]
     Unplaced(String),
     /// Anything else: the next run retries.
     #[error("{0}")]
