@@ -296,8 +296,9 @@ where
         let Some(stripe) = &self.payments else {
             return Ok(Some(CleanupResult::NoKey));
         };
-        // Ask about all payments before ending one. Case: pi_1 is open and pi_2 is processing. When pi_1 was cancelled
-        // before pi_2 was asked about, the order stayed, but if pi_2 then failed, the customer had no pi_1 left to try.
+        // Ask about all payments before ending one. Case: pi_1 is open and pi_2 is processing. Before this rule, pi_1
+        // was cancelled, the order stayed because of pi_2, and when pi_2 failed later, the customer had no pi_1 left to
+        // try.
         let mut open = Vec::new();
         for payment in &payments {
             let status = stripe.status(payment).await;
@@ -336,7 +337,8 @@ where
         };
         if let Err(error) = self.ledger.commit(ProviderId::Stripe, &[commit]).await {
             // Outcome unknown: the write may have happened and its answer been lost. Then the SDK's own second attempt
-            // fails the condition and looks like a lost race. The row tells: the next version with exactly our facts.
+            // fails the condition and looks like a lost race. The row decides: if it has the next version and exactly
+            // our facts, our write happened.
             let rows = self.read_again(&order.key).await?;
             let is_written = rows.entities.get(&order.key).is_some_and(|(found, _)| {
                 found.version == order.version.saturating_add(1) && found.facts == next.facts

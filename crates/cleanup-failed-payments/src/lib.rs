@@ -2,8 +2,8 @@
 //! retries unfinished events (exponential backoff), `reconcile` fetches events that Stripe has and no delivery brought.
 //!
 //! Guarantees of all three: two runs at the same time are harmless, because every write has a condition (optimistic
-//! lock); a run ends before its deadline and saves a checkpoint, from which the next run resumes; nothing that an
-//! interrupted run did is undone or repeated with effect. Not decided here: what is due (`billhook_core::tasks`).
+//! lock); a run ends before its deadline and saves a checkpoint, from which the next run resumes; what an interrupted
+//! run did stays done, and repeating it changes nothing. Not decided here: what is due (`billhook_core::tasks`).
 
 use std::fmt;
 use std::time::Duration;

@@ -108,7 +108,7 @@ where
     /// Two checkpoints work together. The row `reconcile` says which page of tenants is next; each account's own cursor
     /// says how far its events were read. Example: 60 accounts; the run is interrupted in the second page, at
     /// `acct_30`. The next run reads the platform and `acct_25` to `acct_59`; `acct_25` to `acct_29` have fresh cursors
-    /// and cost one call each.
+    /// and cost two calls each, one per set of types.
     pub async fn run(&self, deadline: Timestamp) -> Result<ReconcileSummary, TaskFailed> {
         let stripe = self.stripe.as_ref().ok_or_else(TaskFailed::no_key)?;
         let mut summary = ReconcileSummary {

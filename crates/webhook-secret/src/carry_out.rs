@@ -3,9 +3,9 @@
 //! by its tags and its idempotency key, and ends with the same id.
 //!
 //! Order of a replacement (rotation): create the new endpoint quietly, store its secret, wait until every ingress can
-//! know the secret, then let Stripe send real events to it. At no moment does Stripe sign with a secret that ingress
-//! refuses. The tests fail every single call, before and after it takes effect, and repeat, roll back or delete.
-//! Not covered: a repeat that Lambda runs after later requests were answered (docs/reliability.md, Limits).
+//! know the secret, then let Stripe send real events to it. Stripe never signs with a secret that ingress refuses. The
+//! tests fail every single call, before and after it takes effect, and repeat, roll back or delete. Not covered: a
+//! repeat that Lambda runs after later requests were answered (docs/reliability.md, Limits).
 
 use std::time::Duration;
 
@@ -500,9 +500,8 @@ where
     }
 
     /// Before the deletion of an endpoint whose secret is current: makes the secret of another endpoint of ours
-    /// current, if there is one. Case: an update replaced `we_1` by `we_2` and is rolled back without a request for
-    /// `we_1`; the deletion of `we_2` is then the only request. Without this step the document would name a deleted
-    /// endpoint.
+    /// current, if there is one. Case: an update replaced `we_1` by `we_2`, and `we_2` is deleted while `we_1` still
+    /// exists. No other request would make `we_1` current, and the document would name a deleted endpoint.
     async fn hand_over(
         &self,
         endpoint_id: &str,

@@ -46,8 +46,8 @@ pub struct InvalidProperties(pub Vec<String>);
 const IGNORED: &[&str] = &["ServiceToken", "ServiceTimeout"];
 
 impl EndpointProperties {
-    /// Parses `ResourceProperties`. An unknown property is an error: a misspelt `RotatoinToken` would otherwise be
-    /// ignored, and the rotation that somebody asked for would silently not happen.
+    /// Parses `ResourceProperties`. An unknown property is an error: if `Rotation` instead of `RotationToken`
+    /// were ignored, the rotation that somebody asked for would silently not happen.
     pub fn parse(given: &Map<String, Value>) -> Result<Self, InvalidProperties> {
         let mut faults = Vec::new();
         let mut rest: BTreeMap<&str, &Value> = given

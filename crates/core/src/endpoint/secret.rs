@@ -47,8 +47,9 @@ impl SecretKind {
     }
 
     /// Why a value that has none of our member names cannot be the wanted one. `secretKey` may hold Stripe's key or its
-    /// signing secret, so the prefix decides. And a placeholder such as "set me" must not become a signing secret:
-    /// anybody could guess it and forge deliveries.
+    /// signing secret, so the prefix decides. And a placeholder such as "set me" must not become Stripe's signing
+    /// secret: anybody could guess it and forge deliveries. Lob's secrets have no prefix, so for Lob every text counts
+    /// that is not one of Stripe's.
     fn misfit(self, value: &str) -> Option<&'static str> {
         let is_key = value.starts_with("sk_") || value.starts_with("rk_");
         let is_stripes = value.starts_with("whsec_");

@@ -71,7 +71,7 @@ pub struct EventRecord {
 pub enum RecordResult {
     /// This write created the row.
     New,
-    /// The row already existed: an earlier delivery wrote it, or the SDK's first attempt of this very write whose
+    /// The row already existed: an earlier delivery wrote it, or the SDK's first attempt of this write whose
     /// answer was lost.
     Known(EventRecord),
 }

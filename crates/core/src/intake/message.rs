@@ -1,8 +1,7 @@
 //! The queue's message: a pointer to a stored event, without a payload.
 //!
 //! Guarantee: a message cannot forge an event. A worker takes only ids from it, and facts only from the events table,
-//! whose payload passed the signature check. A message that somebody forged
-//! can at most have a stored event reprocessed.
+//! whose payload passed the signature check. A forged message can at most have a stored event reprocessed.
 
 use serde::{Deserialize, Serialize};
 

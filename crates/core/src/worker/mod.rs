@@ -114,7 +114,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                 break;
             }
             if round > 0 {
-                // Exponential backoff: 50, 100, 200, 400 ms. Two workers that retried at once would collide again.
+                // Exponential backoff: 50, 100, 200, 400 ms, so that the other writer can finish.
                 self.clock.pause(Duration::from_millis(25 << round)).await;
             }
             let found = RoundOutcome::default();

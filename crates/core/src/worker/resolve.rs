@@ -146,7 +146,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         self.ledger.load_rows(&entities, payments).await
     }
 
-    /// Queries the indexes, once for each payment and piece whose entity the rows do not tell.
+    /// Queries the indexes, once for each payment and piece whose entity the rows do not show.
     async fn gather_hints(
         &self,
         candidates: &[EventCandidate],
