@@ -314,9 +314,9 @@ where
     /// event type and gets the others after [`KNOWN_AFTER`]:
     ///
     /// ```text
-    ///  0 s   create we_2 for `coupon.deleted` only; store its secret (we_1's secret moves to `previous`)
+    ///  0 s   create `we_2` for `coupon.deleted` only; store its secret (`we_1`'s secret moves to `previous`)
     /// 10 s   every ingress that meets an unknown signature may read the secrets again
-    /// 15 s   give we_2 all event types: from here each event arrives from we_1 and we_2, and counts once
+    /// 15 s   give `we_2` all event types: from here each event arrives from `we_1` and `we_2`, and counts once
     /// ```
     ///
     /// The first endpoint of a stack does not wait: nothing was delivered before it.

@@ -93,9 +93,9 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
     /// How a refused batch is split, with three orders of which the row of `ord_2` was edited after the read:
     ///
     /// ```text
-    /// transaction 1       ord_1 + ord_2 + ord_3    the condition on ord_2 fails, so nothing is written
-    /// transactions 2 to 4 ord_1 | ord_2 | ord_3    ord_1 and ord_3 are written, ord_2 loses its race
-    /// next round          ord_2                    is read again and written
+    /// transaction 1       `ord_1` + `ord_2` + `ord_3`    the condition on `ord_2` fails, so nothing is written
+    /// transactions 2 to 4 `ord_1` | `ord_2` | `ord_3`    `ord_1` and `ord_3` are written, `ord_2` loses its race
+    /// next round          `ord_2`                    is read again and written
     /// ```
     ///
     /// Whatever made the shared transaction fail, each entity is then tried alone: a timeout or a lost answer does not
