@@ -1,4 +1,5 @@
-//! Structured logging (one JSON object per line), the EMF metric lines, and the X-Ray trace header of the invocation.
+//! Structured logging (each log line is one JSON object), the EMF metric lines, and the X-Ray trace header of the
+//! invocation.
 //!
 //! Guarantees: one line per log event whatever the values contain (control characters are escaped, values are cut after
 //! 1,000 bytes, so nobody can inject a line); each line has the fields of the surrounding spans; no name occurs twice

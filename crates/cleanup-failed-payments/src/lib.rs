@@ -137,6 +137,14 @@ impl TaskFailed {
     }
 }
 
+/// How far a pass came within its run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PassEnd {
+    Completed,
+    /// By its deadline: the next run resumes it.
+    Interrupted,
+}
+
 /// Fails the run as a whole; the next run resumes at the last checkpoint.
 fn fail_task(doing: &'static str) -> impl Fn(DependencyError) -> TaskFailed {
     move |error| TaskFailed::because(doing, &error)

@@ -18,14 +18,14 @@ use billhook_core::ports::Clock;
 use billhook_core::provider::stripe::event::StripeEvent;
 use billhook_core::tasks::checkpoint::{Checkpoint, RECONCILE_JOB, reconcile_cursor_key};
 use billhook_core::tasks::ports::{
-    CheckpointStore, FindKnownEvents, ListAccounts, ListEvents, ListEventsError,
+    CheckpointStore, FindKnownEvents, ListAccounts, ListEvents, ListEventsError, SaveResult,
 };
 use billhook_core::tasks::reconcile::{event_type_sets, is_event_gap, next_listing_span};
 use billhook_core::time::Timestamp;
 use futures_util::stream::{self, StreamExt as _};
 use serde::Serialize;
 
-use crate::{TaskFailed, fail_task, is_past_deadline};
+use crate::{PassEnd, TaskFailed, fail_task, is_past_deadline};
 
 /// Tenants in one page of the list of accounts.
 const TENANTS: usize = 25;
@@ -80,7 +80,16 @@ struct AccountProgress {
     failed: usize,
     /// The lowest of the account's cursors.
     through_s: Option<i64>,
-    was_cut: bool,
+    was_interrupted: bool,
+}
+
+/// Whether a missing event should have arrived long before.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum EventGap {
+    /// Counts as a gap.
+    Overdue,
+    /// Its delivery may be on its way, or it is older than this environment.
+    Expected,
 }
 
 enum AccountError {
@@ -128,19 +137,20 @@ where
         let progress = read.map_err(fail_task("read how far the last run came"))?;
         let cut = progress.resume_at.as_ref();
         let mut after = cut.map(|cut| cut.after.clone());
-        summary.completed = self
+        let end = self
             .read_accounts(stripe, &mut after, &mut summary, deadline)
             .await?;
+        summary.completed = end == PassEnd::Completed;
         let next = match &after {
             Some(tenant) => progress.interrupted_at(self.clock.now().unix_s(), tenant.clone()),
             None => Checkpoint::default(),
         };
         if next != progress {
-            let kept = self
+            let saved = self
                 .jobs
                 .save_checkpoint(RECONCILE_JOB, &progress, &next)
                 .await;
-            kept.map_err(fail_task("keep how far this run came"))?;
+            saved.map_err(fail_task("keep how far this run came"))?;
         }
         metrics::EVENT_GAP.add(
             ProviderId::Stripe,
@@ -159,7 +169,7 @@ where
         Ok(summary)
     }
 
-    /// Reads the accounts page by page, and returns whether it completed the list. `after` is the last tenant of the
+    /// Reads the accounts page by page. `after` is the last tenant of the
     /// last complete page.
     async fn read_accounts(
         &self,
@@ -167,10 +177,10 @@ where
         after: &mut Option<String>,
         summary: &mut ReconcileSummary,
         deadline: Timestamp,
-    ) -> Result<bool, TaskFailed> {
+    ) -> Result<PassEnd, TaskFailed> {
         loop {
             if is_past_deadline(&self.clock, deadline) {
-                return Ok(false);
+                return Ok(PassEnd::Interrupted);
             }
             let page = self.jobs.accounts(after.as_deref(), TENANTS).await;
             let page = page.map_err(fail_task("list the tenants' accounts"))?;
@@ -182,17 +192,17 @@ where
                 .buffer_unordered(ACCOUNTS_AT_ONCE)
                 .collect()
                 .await;
-            let mut was_cut = false;
+            let mut was_interrupted = false;
             for (account, (answer, did)) in asked {
-                was_cut |= did.was_cut;
+                was_interrupted |= did.was_interrupted;
                 summary.add(Some(account), answer.err(), &did);
             }
-            if was_cut {
-                return Ok(false);
+            if was_interrupted {
+                return Ok(PassEnd::Interrupted);
             }
             *after = page.next;
             if after.is_none() {
-                return Ok(true);
+                return Ok(PassEnd::Completed);
             }
         }
     }
@@ -234,8 +244,8 @@ where
         let mut may_begin_again = span.after.is_some();
         let passed = loop {
             if is_past_deadline(&self.clock, deadline) {
-                did.was_cut = true;
-                break Ok(false);
+                did.was_interrupted = true;
+                break Ok(PassEnd::Interrupted);
             }
             let page = match stripe.list_events(account, types, &span).await {
                 Ok(page) => page,
@@ -264,19 +274,24 @@ where
                 Err(error) => break Err(error),
             }
             if !page.has_more {
-                break Ok(true);
+                break Ok(PassEnd::Completed);
             }
         };
         let next = match (&passed, span.after) {
-            (Ok(true), _) => Checkpoint::completed_through(span.until_s),
-            (Ok(false) | Err(_), Some(after)) => progress.interrupted_at(span.until_s, after),
-            (Ok(false) | Err(_), None) => progress.clone(),
+            (Ok(PassEnd::Completed), _) => Checkpoint::completed_through(span.until_s),
+            (Ok(PassEnd::Interrupted) | Err(_), Some(after)) => {
+                progress.interrupted_at(span.until_s, after)
+            }
+            (Ok(PassEnd::Interrupted) | Err(_), None) => progress.clone(),
         };
         // Not saved: the cursor was set back, or another run raised it. The next run begins there.
-        let is_kept = next == progress || self.jobs.save_checkpoint(job, &progress, &next).await?;
-        let through_s = match is_kept {
-            true => next.done_through_s,
-            false => progress.done_through_s,
+        let saved = match next == progress {
+            true => SaveResult::Saved,
+            false => self.jobs.save_checkpoint(job, &progress, &next).await?,
+        };
+        let through_s = match saved {
+            SaveResult::Saved => next.done_through_s,
+            SaveResult::Superseded => progress.done_through_s,
         };
         did.through_s = match (did.through_s, through_s) {
             (Some(one), Some(other)) => Some(one.min(other)),
@@ -319,26 +334,26 @@ where
         }
         let known = self.inbox.known_events(&ids).await?;
         listed.retain(|id, _| !known.contains(id));
-        let taken: Vec<Result<bool, DependencyError>> = stream::iter(listed.into_values())
+        let taken: Vec<Result<EventGap, DependencyError>> = stream::iter(listed.into_values())
             .map(|(body, event)| self.accept_missing(account, progress, body, event))
             .buffer_unordered(EVENTS_AT_ONCE)
             .collect()
             .await;
         for taken in taken {
-            did.gaps += usize::from(taken?);
+            did.gaps += usize::from(taken? == EventGap::Overdue);
             did.taken_in += 1;
         }
         Ok(last)
     }
 
-    /// Stores and queues one missing event. Returns whether it counts as a gap.
+    /// Stores and queues one missing event.
     async fn accept_missing(
         &self,
         account: Option<&AccountId>,
         progress: &Checkpoint,
         body: &str,
         event: StripeEvent,
-    ) -> Result<bool, DependencyError> {
+    ) -> Result<EventGap, DependencyError> {
         let now = self.clock.now();
         let new = NewEvent {
             source: EventSource::Reconcile,
@@ -360,7 +375,10 @@ where
             account_name(account),
             new.correlation_id
         );
-        Ok(is_gap)
+        Ok(match is_gap {
+            true => EventGap::Overdue,
+            false => EventGap::Expected,
+        })
     }
 }
 

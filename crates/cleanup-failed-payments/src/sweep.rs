@@ -18,7 +18,9 @@ use billhook_core::ports::Clock;
 use billhook_core::provider::interpret::interpret;
 use billhook_core::retry::Disposition;
 use billhook_core::tasks::checkpoint::{Checkpoint, SWEEP_JOB};
-use billhook_core::tasks::ports::{CheckpointStore, FindUnfinishedEvents, UnfinishedEvent};
+use billhook_core::tasks::ports::{
+    CheckpointStore, FindUnfinishedEvents, SaveResult, UnfinishedEvent,
+};
 use billhook_core::tasks::sweep::{
     FIRST_RETRY_AFTER, STUCK_AFTER, SweepAction, SweepCandidate, SweepWindow,
 };
@@ -29,7 +31,7 @@ use billhook_core::worker::ports::{
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use serde::Serialize;
 
-use crate::{TaskFailed, fail_task, is_past_deadline};
+use crate::{PassEnd, TaskFailed, fail_task, is_past_deadline};
 
 /// Events in one page of the index. The due ones are then read from the table.
 const PAGE: usize = 100;
@@ -122,6 +124,20 @@ impl SweepPosition {
     }
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum SendResult {
+    Sent,
+    /// The queue will never accept it: its row is damaged.
+    Refused,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum IgnoreResult {
+    Ignored,
+    /// A worker finished it meanwhile, or its row is damaged.
+    Left,
+}
+
 impl<L, Q, J, C> SweepTask<L, Q, J, C>
 where
     L: Ledger + FindUnfinishedEvents,
@@ -144,7 +160,7 @@ where
         let read = self.jobs.load_checkpoint(SWEEP_JOB).await;
         let mut progress = read.map_err(fail_task("read how far the last run came"))?;
         for _ in 0..PASSES_MAX {
-            let was_cut = progress.resume_at.is_some();
+            let was_interrupted = progress.resume_at.is_some();
             let now_s = self.clock.now().unix_s();
             let cut = progress.resume_at.as_ref();
             let until_s = cut.map_or(now_s, |cut| cut.until_s);
@@ -155,14 +171,16 @@ where
                 .pass(&progress, until_s, &mut place, &mut summary, deadline)
                 .await;
             let next = match &passed {
-                Ok(true) => Checkpoint::completed_through(until_s),
-                Ok(false) | Err(_) => progress.interrupted_at(until_s, place.encode()),
+                Ok(PassEnd::Completed) => Checkpoint::completed_through(until_s),
+                Ok(PassEnd::Interrupted) | Err(_) => {
+                    progress.interrupted_at(until_s, place.encode())
+                }
             };
-            let kept = self.jobs.save_checkpoint(SWEEP_JOB, &progress, &next).await;
-            let is_kept = kept.map_err(fail_task("keep how far this run came"))?;
-            summary.completed = passed?;
+            let saved = self.jobs.save_checkpoint(SWEEP_JOB, &progress, &next).await;
+            let saved = saved.map_err(fail_task("keep how far this run came"))?;
+            summary.completed = passed? == PassEnd::Completed;
             // Not saved: another run has completed a pass meanwhile, so it also does the rest.
-            if !(summary.completed && was_cut && is_kept) {
+            if !(summary.completed && was_interrupted && saved == SaveResult::Saved) {
                 break;
             }
             progress = next;
@@ -191,7 +209,7 @@ where
         Ok(())
     }
 
-    /// Continues a pass at `place`, and returns whether it completed it. `place` moves on only after everything before
+    /// Continues a pass at `place`. `place` moves on only after everything before
     /// it is done, so after an error or a crash the checkpoint is never too far.
     async fn pass(
         &self,
@@ -200,7 +218,7 @@ where
         place: &mut SweepPosition,
         summary: &mut SweepSummary,
         deadline: Timestamp,
-    ) -> Result<bool, TaskFailed> {
+    ) -> Result<PassEnd, TaskFailed> {
         let moment = |second| Timestamp::from_unix_s(second).ok();
         let window = SweepWindow {
             after: progress.done_through_s.and_then(moment),
@@ -213,7 +231,7 @@ where
             }
             loop {
                 if is_past_deadline(&self.clock, deadline) {
-                    return Ok(false);
+                    return Ok(PassEnd::Interrupted);
                 }
                 let until = window.until.before(FIRST_RETRY_AFTER);
                 let open = self.ledger(lane.0).unfinished_events(
@@ -237,7 +255,7 @@ where
                 }
             }
         }
-        Ok(true)
+        Ok(PassEnd::Completed)
     }
 
     fn ledger(&self, provider: ProviderId) -> &L {
@@ -283,7 +301,7 @@ where
             match open.action(window) {
                 SweepAction::Leave => continue,
                 SweepAction::Send => sending.push(stored),
-                SweepAction::SendIfBorne => {
+                SweepAction::SendIfLinked => {
                     asking.insert(stored.id.clone(), stored);
                 }
                 SweepAction::Ignore(reason) => giving_up.push((stored, reason)),
@@ -291,33 +309,37 @@ where
             summary.looked_at += 1;
         }
         let asked = asking.len();
-        let borne = self.filter_linked(provider, asking).await?;
-        summary.waiting += asked - borne.len();
-        sending.extend(borne);
-        let sent: Vec<bool> = stream::iter(sending)
+        let linked = self.filter_linked(provider, asking).await?;
+        summary.waiting += asked - linked.len();
+        sending.extend(linked);
+        let sent: Vec<SendResult> = stream::iter(sending)
             .map(|stored| self.send(provider, stored))
             .buffer_unordered(STEPS_AT_ONCE)
             .try_collect()
             .await?;
-        let done = sent.iter().filter(|sent| **sent).count();
+        let accepted = |result: &&SendResult| **result == SendResult::Sent;
+        let done = sent.iter().filter(accepted).count();
         summary.sent += done;
         summary.refused += sent.len() - done;
-        let ignored: Vec<bool> = stream::iter(giving_up)
+        let ignored: Vec<IgnoreResult> = stream::iter(giving_up)
             .map(|(stored, reason)| self.ignore(provider, stored, reason))
             .buffer_unordered(STEPS_AT_ONCE)
             .try_collect()
             .await?;
-        summary.ignored += ignored.into_iter().filter(|ignored| *ignored).count();
+        let ignored = ignored.into_iter();
+        summary.ignored += ignored
+            .filter(|result| *result == IgnoreResult::Ignored)
+            .count();
         Ok(())
     }
 
-    /// Sends one event; returns whether the queue accepted it. A permanent error is logged and counted instead of
+    /// Sends one event. A permanent error is logged and counted instead of
     /// failing the run: when one damaged row failed the run, no event behind it was ever sent.
     async fn send(
         &self,
         provider: ProviderId,
         stored: EventRecord,
-    ) -> Result<bool, DependencyError> {
+    ) -> Result<SendResult, DependencyError> {
         let deduplication_id = stored.fresh_deduplication_id(self.clock.new_id());
         let body = EventPointer::message_for(&stored, EventSource::Sweep);
         let sent = self
@@ -327,7 +349,7 @@ where
             Ok(()) => {}
             Err(error) if error.disposition == Disposition::Permanent => {
                 log_event_error(&stored, "event_not_sent", &error_chain(&error));
-                return Ok(false);
+                return Ok(SendResult::Refused);
             }
             Err(error) => return Err(error),
         }
@@ -338,7 +360,7 @@ where
             "event_sent_again {}",
             stored.id
         );
-        Ok(true)
+        Ok(SendResult::Sent)
     }
 
     /// Keeps the events whose PaymentIntent is linked to an entity or is in an entity's column by now. Also keeps
@@ -350,19 +372,19 @@ where
     ) -> Result<Vec<EventRecord>, DependencyError> {
         let ledger = self.ledger(provider);
         let mut by_payment: BTreeMap<PaymentKey, Vec<EventRecord>> = BTreeMap::new();
-        let mut borne = Vec::new();
+        let mut linked = Vec::new();
         let ids: Vec<EventId> = asking.keys().cloned().collect();
         for ids in ids.chunks(PAYLOADS) {
-            let kept = ledger
+            let loaded = ledger
                 .load_events(provider, &ids.iter().cloned().collect())
                 .await?;
-            for kept in kept {
-                let Some(stored) = asking.remove(&kept.stored.id) else {
+            for loaded in loaded {
+                let Some(stored) = asking.remove(&loaded.stored.id) else {
                     continue;
                 };
-                match self.payment(provider, &kept) {
+                match self.payment(provider, &loaded) {
                     Some(payment) => by_payment.entry(payment).or_default().push(stored),
-                    None => borne.push(stored),
+                    None => linked.push(stored),
                 }
             }
         }
@@ -385,29 +407,29 @@ where
             .buffer_unordered(STEPS_AT_ONCE)
             .try_collect()
             .await?;
-        borne.extend(found.into_iter().flatten());
-        Ok(borne)
+        linked.extend(found.into_iter().flatten());
+        Ok(linked)
     }
 
-    fn payment(&self, provider: ProviderId, kept: &StoredEvent) -> Option<PaymentKey> {
-        let StoredPayload::Intact(payload) = &kept.payload else {
+    fn payment(&self, provider: ProviderId, loaded: &StoredEvent) -> Option<PaymentKey> {
+        let StoredPayload::Intact(payload) = &loaded.payload else {
             return None;
         };
-        let account = kept.stored.account.as_ref();
-        let claim = interpret(provider, self.live_mode, account, payload).ok()?;
+        let account = loaded.stored.account.as_ref();
+        let event = interpret(provider, self.live_mode, account, payload).ok()?;
         Some(PaymentKey {
             account: account.cloned(),
-            intent: claim.intent?,
+            intent: event.intent?,
         })
     }
 
-    /// Gives an event up; returns whether it was still unfinished.
+    /// Gives an event up.
     async fn ignore(
         &self,
         provider: ProviderId,
         stored: EventRecord,
         reason: IgnoreReason,
-    ) -> Result<bool, DependencyError> {
+    ) -> Result<IgnoreResult, DependencyError> {
         let commit = CommitPart {
             entity: None,
             events: vec![EventUpdate {
@@ -428,15 +450,15 @@ where
                     "event_ignored {}: {word}",
                     stored.id
                 );
-                Ok(true)
+                Ok(IgnoreResult::Ignored)
             }
             // A worker processed it meanwhile.
-            Err(CommitError::LostRace) => Ok(false),
+            Err(CommitError::LostRace) => Ok(IgnoreResult::Left),
             Err(CommitError::Unavailable(error)) => Err(error),
             // The row is damaged: log it and continue with the other events.
             Err(error @ CommitError::Refused(_)) => {
                 log_event_error(&stored, "event_not_ignored", &error_chain(&error));
-                Ok(false)
+                Ok(IgnoreResult::Left)
             }
             Err(error @ CommitError::Busy(_)) => Err(DependencyError {
                 doing: format!("ignore {}", stored.id),

@@ -27,7 +27,7 @@ use billhook_core::tasks::checkpoint::Checkpoint;
 use billhook_core::tasks::cleanup::CancellablePayment;
 use billhook_core::tasks::ports::{
     AccountsPage, CheckpointStore, EventsPage, FailedOrderPage, FindFailedOrders, FindKnownEvents,
-    FindUnfinishedEvents, ListAccounts, ListEvents, ListEventsError, PaymentsAtStripe,
+    FindUnfinishedEvents, ListAccounts, ListEvents, ListEventsError, PaymentsAtStripe, SaveResult,
     UnfinishedEvent, UnfinishedPage,
 };
 use billhook_core::tasks::reconcile::ListingSpan;
@@ -402,15 +402,15 @@ impl CheckpointStore for &MemoryTables {
         job: &str,
         read: &Checkpoint,
         next: &Checkpoint,
-    ) -> Result<bool, DependencyError> {
+    ) -> Result<SaveResult, DependencyError> {
         self.read("keep")?;
         let mut jobs = lock(&self.jobs);
-        let stands = jobs.entry(job.to_owned()).or_default();
-        let is_as_read = stands.done_through_s == read.done_through_s;
-        if is_as_read {
-            *stands = next.clone();
+        let current = jobs.entry(job.to_owned()).or_default();
+        if current.done_through_s != read.done_through_s {
+            return Ok(SaveResult::Superseded);
         }
-        Ok(is_as_read)
+        *current = next.clone();
+        Ok(SaveResult::Saved)
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 use billhook_adapters::{metrics, telemetry};
 use billhook_core::error::error_chain;
 use billhook_core::ids::{CorrelationId, ProviderId};
-use billhook_core::intake::accept::accept_event;
+use billhook_core::intake::accept::{AcceptResult, accept_event};
 use billhook_core::intake::inbox::NewEvent;
 use billhook_core::intake::ports::{ReadSigningKeys, RecordEvent, SendMessage};
 use billhook_core::json::JsonError;
@@ -139,16 +139,17 @@ impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> WebhookIngres
             received_at: now,
         };
         record_event_fields(&new.envelope);
-        let kept = accept_event(&self.inbox, &self.queue, &self.clock, &new).await;
-        let result = match kept {
-            Ok(true) => "duplicate",
-            Ok(false) => "accepted",
+        let accepted = accept_event(&self.inbox, &self.queue, &self.clock, &new).await;
+        let result = match accepted {
+            Ok(AcceptResult::Duplicate) => "duplicate",
+            Ok(AcceptResult::Queued) => "accepted",
             Err(_) => "failed",
         };
         metrics::count_genuine_delivery(provider, &new.envelope.event_type, result);
-        let duplicate = kept.map_err(|error| IngressRefusal::Unavailable(error_chain(&error)))?;
+        let accepted =
+            accepted.map_err(|error| IngressRefusal::Unavailable(error_chain(&error)))?;
         Ok(IngressAnswer::Accepted {
-            duplicate,
+            duplicate: accepted == AcceptResult::Duplicate,
             envelope: Box::new(new.envelope),
             secret,
         })

@@ -515,7 +515,7 @@ where
             return Ok(());
         };
         let document = self.document(secret_arn).await?;
-        let heir = others.iter().find_map(|other| {
+        let successor = others.iter().find_map(|other| {
             let secret = document.find_secret(&other.id)?.clone();
             let endpoint_id = Some(other.id.clone());
             Some(EndpointSecret {
@@ -523,8 +523,8 @@ where
                 secret,
             })
         });
-        match heir.filter(|_| document.is_current(endpoint_id)) {
-            Some(heir) => self.store(secret_arn, document, heir, live).await,
+        match successor.filter(|_| document.is_current(endpoint_id)) {
+            Some(successor) => self.store(secret_arn, document, successor, live).await,
             None => Ok(()),
         }
     }

@@ -156,7 +156,7 @@ fn build_entry_value(entry: &DerivedEntry) -> Result<AttributeValue, CommitError
         ("at".to_owned(), string_value(entry.at.to_string())),
         ("actor".to_owned(), string_value(ACTOR)),
         ("actorType".to_owned(), string_value("system")),
-        ("actorId".to_owned(), string_value(entry.told_by)),
+        ("actorId".to_owned(), string_value(entry.stated_by)),
         ("meta".to_owned(), to_attribute(&entry.meta)?),
     ]);
     if let Some(event) = &entry.event {

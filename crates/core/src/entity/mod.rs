@@ -172,9 +172,9 @@ impl EntityUpdate {
         let holds = |new: Option<bool>, old: Option<bool>| new == Some(true) && old != new;
         let reason = |reason: &str| {
             let known = &was.derived.review_reasons;
-            let added = |told: &&String| !known.contains(told);
+            let added = |hint: &&String| !known.contains(hint);
             let mut added = self.derived.review_reasons.iter().filter(added);
-            added.any(|told| told.split(':').next() == Some(reason))
+            added.any(|hint| hint.split(':').next() == Some(reason))
         };
         [
             (EntityChange::Completed, status(OrderStatus::Completed)),
@@ -216,7 +216,7 @@ impl Entity {
     pub fn apply_facts(&self, mut new: EntityFacts, now: Timestamp) -> EntityUpdate {
         // Some applications put the order's id into `client_reference_id`. It is not a user: without this line `ord_1`
         // ended up in `userId` if the session's metadata did not repeat the order's id.
-        let is_own = |told: &mut MinRegister<UserId>| told.0.as_str() == self.key.id();
+        let is_own = |hint: &mut MinRegister<UserId>| hint.0.as_str() == self.key.id();
         new.payment.reference.take_if(is_own);
         let mut facts = self.facts.clone();
         facts.merge(self.find_manual_edits(&new, now));

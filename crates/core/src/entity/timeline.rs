@@ -24,7 +24,7 @@ pub struct DerivedEntry {
     /// What the entry is about: a provider's id such as `re_1`, or a review reason. Unique together with `kind`.
     pub fact: String,
     /// The source: `stripe`, `lob`, or `billhook` if no event states it.
-    pub told_by: &'static str,
+    pub stated_by: &'static str,
     /// The event with the smallest id that states the fact.
     pub event: Option<EventId>,
     pub meta: Map<String, Value>,
@@ -43,12 +43,12 @@ pub enum TimelineEntry<T> {
 /// `nonsense` comes last, after every digit. Foreign entries with equal times keep their order.
 pub fn merge_timelines<T>(
     mut ours: Vec<DerivedEntry>,
-    theirs: Vec<T>,
+    foreign: Vec<T>,
     at: impl Fn(&T) -> Option<String>,
 ) -> Vec<TimelineEntry<T>> {
     ours.sort_by(|a, b| (a.at, &a.kind, &a.fact).cmp(&(b.at, &b.kind, &b.fact)));
     let older = ours.len().saturating_sub(DERIVED_MAX);
-    let mut woven: Vec<(String, TimelineEntry<T>)> = theirs
+    let mut merged: Vec<(String, TimelineEntry<T>)> = foreign
         .into_iter()
         .map(|entry| {
             (
@@ -62,8 +62,8 @@ pub fn merge_timelines<T>(
                 .map(|entry| (entry.at.to_string(), TimelineEntry::Derived(entry))),
         )
         .collect();
-    woven.sort_by(|a, b| a.0.cmp(&b.0));
-    woven.into_iter().map(|(_, entry)| entry).collect()
+    merged.sort_by(|a, b| a.0.cmp(&b.0));
+    merged.into_iter().map(|(_, entry)| entry).collect()
 }
 
 #[cfg(test)]
@@ -75,7 +75,7 @@ mod tests {
             at: Timestamp::from_unix_s(second).unwrap(),
             kind: kind.to_owned(),
             fact: "ch_1".to_owned(),
-            told_by: "stripe",
+            stated_by: "stripe",
             event: None,
             meta: Map::new(),
         }
@@ -87,18 +87,18 @@ mod tests {
             .rev()
             .map(|second| ours(second, "payment_failed"))
             .collect();
-        let woven = merge_timelines(many, vec!["1970-01-01T00:04:00.500Z", "nonsense"], |at| {
+        let merged = merge_timelines(many, vec!["1970-01-01T00:04:00.500Z", "nonsense"], |at| {
             Some((*at).to_owned())
         });
-        assert_eq!(woven.len(), 202);
+        assert_eq!(merged.len(), 202);
         assert_eq!(
-            woven.first(),
+            merged.first(),
             Some(&TimelineEntry::Derived(ours(50, "payment_failed")))
         );
         assert_eq!(
-            woven.get(191),
+            merged.get(191),
             Some(&TimelineEntry::Foreign("1970-01-01T00:04:00.500Z"))
         );
-        assert_eq!(woven.last(), Some(&TimelineEntry::Foreign("nonsense")));
+        assert_eq!(merged.last(), Some(&TimelineEntry::Foreign("nonsense")));
     }
 }

@@ -10,7 +10,16 @@ use crate::intake::message::EventPointer;
 use crate::intake::ports::{RecordEvent, SendMessage};
 use crate::ports::Clock;
 
-/// Stores a genuine event, then queues its pointer. Returns true if the event is a duplicate with nothing left to do.
+/// How an event was accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AcceptResult {
+    /// It is stored and its pointer is queued.
+    Queued,
+    /// It is stored, and processed or ignored: nothing is left to do.
+    Duplicate,
+}
+
+/// Stores a genuine event, then queues its pointer.
 ///
 /// First the row, then the message: if the second call fails, the event is `pending`, and both the sender's retry and
 /// the sweep send the message. The other order could queue a pointer to a row that never gets written.
@@ -27,11 +36,11 @@ pub async fn accept_event(
     queue: &impl SendMessage,
     clock: &impl Clock,
     new: &NewEvent<'_>,
-) -> Result<bool, DependencyError> {
-    let (stored, repeat) = match inbox.record(new).await? {
+) -> Result<AcceptResult, DependencyError> {
+    let (stored, action) = match inbox.record(new).await? {
         RecordResult::New => (new.to_record(), RedeliveryAction::SendAgain),
         RecordResult::Known(stored) => {
-            let repeat = stored.redelivery_action();
+            let action = stored.redelivery_action();
             // The row keeps the correlation id of the first delivery; the message carries the one of this delivery, so
             // that the worker's log line belongs to the delivery that caused it.
             let correlation_id = Some(new.correlation_id);
@@ -39,11 +48,11 @@ pub async fn accept_event(
                 correlation_id,
                 ..stored
             };
-            (stored, repeat)
+            (stored, action)
         }
     };
-    let deduplication_id = match (repeat, new.source) {
-        (RedeliveryAction::Duplicate, _) => return Ok(true),
+    let deduplication_id = match (action, new.source) {
+        (RedeliveryAction::Duplicate, _) => return Ok(AcceptResult::Duplicate),
         (RedeliveryAction::SendAgain, EventSource::Stripe | EventSource::Lob) => {
             stored.first_deduplication_id()
         }
@@ -65,5 +74,5 @@ pub async fn accept_event(
             &body,
         )
         .await?;
-    Ok(false)
+    Ok(AcceptResult::Queued)
 }

@@ -66,11 +66,12 @@ pub fn decide_cleanup(order: &Entity, grace: Duration, now: Timestamp) -> Cleanu
         .cloned()
         .flatten()
         .map(|account| account.0);
-    let noted = order
+    let in_column = order
         .intent
         .clone()
         .map(|intent| CancellablePayment { intent, account });
-    let noted = noted.filter(|noted| !next.facts.payment.has_payment_intent(&noted.intent));
+    let in_column =
+        in_column.filter(|in_column| !next.facts.payment.has_payment_intent(&in_column.intent));
     CleanupDecision::Cancel(
         payments
             .filter_map(|(id, payment)| {
@@ -80,7 +81,7 @@ pub fn decide_cleanup(order: &Entity, grace: Duration, now: Timestamp) -> Cleanu
                     account: payment.account.clone().map(|account| account.0),
                 })
             })
-            .chain(noted)
+            .chain(in_column)
             .collect(),
     )
 }

@@ -65,6 +65,14 @@ pub trait PaymentsAtStripe: Send + Sync {
     ) -> impl Future<Output = Result<IntentStatus, Self::Error>> + Send;
 }
 
+/// Whether a checkpoint was saved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SaveResult {
+    Saved,
+    /// Another run completed a pass meanwhile, or the cursor was set back: this run's result must not overwrite it.
+    Superseded,
+}
+
 /// Scheduled tasks: their checkpoints.
 pub trait CheckpointStore: Send + Sync {
     /// The default for a job that never ran.
@@ -73,15 +81,13 @@ pub trait CheckpointStore: Send + Sync {
         job: &str,
     ) -> impl Future<Output = Result<Checkpoint, DependencyError>> + Send;
 
-    /// Saves `next` on condition that `done_through_s` is still as in `read` (optimistic lock), and returns whether it
-    /// did. `false` means that another run completed a pass meanwhile, or that the cursor was set back; then this run's
-    /// result must not overwrite it.
+    /// Saves `next` on condition that `done_through_s` is still as in `read` (optimistic lock).
     fn save_checkpoint(
         &self,
         job: &str,
         read: &Checkpoint,
         next: &Checkpoint,
-    ) -> impl Future<Output = Result<bool, DependencyError>> + Send;
+    ) -> impl Future<Output = Result<SaveResult, DependencyError>> + Send;
 }
 
 /// An unfinished event, as the index has it.

@@ -88,7 +88,7 @@ pub enum SweepAction {
     Send,
     /// Send it only if an order or statement has its PaymentIntent by now: otherwise the worker would only park it
     /// again.
-    SendIfBorne,
+    SendIfLinked,
     /// Give it up: set it to ignored.
     Ignore(IgnoreReason),
     /// Nothing: no retry is due, it needs manual action, or it is done.
@@ -126,7 +126,7 @@ impl SweepCandidate<'_> {
             (_, Some(BlockedOn::Link)) if is_older_than(UNLINKED_RETENTION) => {
                 return SweepAction::Ignore(IgnoreReason::NeverLinked);
             }
-            (_, Some(BlockedOn::Link)) => SweepAction::SendIfBorne,
+            (_, Some(BlockedOn::Link)) => SweepAction::SendIfLinked,
             (_, Some(BlockedOn::Release | BlockedOn::Person) | None) => SweepAction::Leave,
         };
         match window.is_retry_due(self.received_at) {
@@ -189,7 +189,7 @@ mod tests {
         let parked = |reason| (EventOutcome::Parked, Some(reason));
         let (send, ask, leave) = (
             SweepAction::Send,
-            SweepAction::SendIfBorne,
+            SweepAction::SendIfLinked,
             SweepAction::Leave,
         );
         let mut table = vec![

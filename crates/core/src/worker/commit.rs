@@ -304,23 +304,23 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
             return Ok(Vec::new());
         }
         let ids = waiting.into_iter().take(EVENTS_PER_COMMIT_MAX).collect();
-        let kept = self.ledger.load_events(self.provider, &ids).await?;
-        Ok(kept
+        let loaded = self.ledger.load_events(self.provider, &ids).await?;
+        Ok(loaded
             .into_iter()
-            .filter(|kept| kept.stored.outcome != EventOutcome::Processed)
-            .filter_map(|kept| {
-                let event = catch_unwind(AssertUnwindSafe(|| self.interpret_stored(&kept)))
+            .filter(|loaded| loaded.stored.outcome != EventOutcome::Processed)
+            .filter_map(|loaded| {
+                let event = catch_unwind(AssertUnwindSafe(|| self.interpret_stored(&loaded)))
                     .ok()?
                     .ok()?;
                 // The payments row's key contains the account, so the events that wait for it have the linking event's
                 // account, and that event's tenant was checked to be the entity's (tenant isolation).
-                let tenant = kept.stored.account.as_ref().and(entity.tenant.clone());
+                let tenant = loaded.stored.account.as_ref().and(entity.tenant.clone());
                 Some(EventCandidate {
-                    stored: kept.stored,
+                    stored: loaded.stored,
                     event,
                     tenant,
                     waited: true,
-                    row_bytes: kept.row_bytes,
+                    row_bytes: loaded.row_bytes,
                 })
             })
             .collect())

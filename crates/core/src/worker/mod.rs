@@ -72,12 +72,12 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         for message in messages {
             match ReceivedPointer::parse(&message.body) {
                 Ok(pointer) => {
-                    let told = pointer.correlation_id.as_deref();
-                    let told = told.and_then(CorrelationId::parse);
+                    let from_message = pointer.correlation_id.as_deref();
+                    let from_message = from_message.and_then(CorrelationId::parse);
                     named
                         .entry(pointer.event_id)
                         .or_default()
-                        .push((message, told));
+                        .push((message, from_message));
                 }
                 Err(_) => reports.push(MessageReport {
                     message: Some(message.clone()),
@@ -209,40 +209,40 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                 .map(|id| EventDisposition::failed(id, failure.clone()))
                 .collect::<Vec<_>>()
         };
-        let kept = match self.ledger.load_events(self.provider, &ids).await {
-            Ok(kept) => kept,
+        let loaded = match self.ledger.load_events(self.provider, &ids).await {
+            Ok(loaded) => loaded,
             Err(error) => return found.add(all_failed(&ids, &error.into())),
         };
         for (id, open) in open.iter_mut() {
-            open.stored = kept
+            open.stored = loaded
                 .iter()
-                .find(|kept| kept.stored.id == *id)
-                .map(|kept| kept.stored.clone());
+                .find(|loaded| loaded.stored.id == *id)
+                .map(|loaded| loaded.stored.clone());
         }
         found.add(all_failed(
             &ids.into_iter()
-                .filter(|id| !kept.iter().any(|kept| kept.stored.id == *id))
+                .filter(|id| !loaded.iter().any(|loaded| loaded.stored.id == *id))
                 .collect(),
             &ProcessingFailure::NotStored,
         ));
 
         let mut candidates = Vec::new();
         let mut verdicts = Vec::new();
-        for kept in kept {
-            let id = kept.stored.id.clone();
-            if kept.stored.processed {
-                let done = EventCompletion::Already(kept.stored.outcome);
+        for loaded in loaded {
+            let id = loaded.stored.id.clone();
+            if loaded.stored.processed {
+                let done = EventCompletion::Already(loaded.stored.outcome);
                 found.add([EventDisposition::new(&id, Ok(done))]);
                 continue;
             }
-            match catch_unwind(AssertUnwindSafe(|| self.interpret_stored(&kept))) {
+            match catch_unwind(AssertUnwindSafe(|| self.interpret_stored(&loaded))) {
                 Ok(Ok(event)) => {
                     candidates.push(EventCandidate {
-                        stored: kept.stored,
+                        stored: loaded.stored,
                         event,
                         tenant: None,
                         waited: false,
-                        row_bytes: kept.row_bytes,
+                        row_bytes: loaded.row_bytes,
                     });
                 }
                 Ok(Err(verdict)) => verdicts.push(EventUpdate {
@@ -298,12 +298,12 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
             .await;
     }
 
-    fn interpret_stored(&self, kept: &StoredEvent) -> Result<EventFacts, EventVerdict> {
-        match &kept.payload {
+    fn interpret_stored(&self, loaded: &StoredEvent) -> Result<EventFacts, EventVerdict> {
+        match &loaded.payload {
             StoredPayload::Intact(payload) => interpret(
                 self.provider,
                 self.live_mode,
-                kept.stored.account.as_ref(),
+                loaded.stored.account.as_ref(),
                 payload,
             ),
             StoredPayload::Tampered => Err(EventVerdict::Parked(ParkReason::Tampered)),
@@ -333,7 +333,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
 
 fn build_report(
     event: EventId,
-    told: Option<CorrelationId>,
+    from_message: Option<CorrelationId>,
     settled: Option<&FinishedEvent>,
     open: Option<&PendingEvent>,
 ) -> MessageReport {
@@ -345,7 +345,7 @@ fn build_report(
     MessageReport {
         message: None,
         event: Some(event),
-        correlation_id: told.or(first),
+        correlation_id: from_message.or(first),
         tenant: settled.and_then(|end| end.tenant.clone()),
         entity: settled.and_then(|end| end.entity.clone()),
         result: match (settled, open) {

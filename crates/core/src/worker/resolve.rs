@@ -168,13 +168,13 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
             .filter_map(|candidate| candidate.event.piece.clone())
             .collect();
         let asked = stream::iter(intents).map(async |intent| {
-            let bearing = self.ledger.entities_by_payment_intent(&intent).await;
-            (intent, bearing.map_err(|error| error_chain(&error)))
+            let hits = self.ledger.entities_by_payment_intent(&intent).await;
+            (intent, hits.map_err(|error| error_chain(&error)))
         });
         let by_intent = asked.buffer_unordered(CALLS_AT_ONCE).collect().await;
         let asked = stream::iter(pieces).map(async |piece| {
-            let bearing = self.ledger.statements_by_piece(&piece).await;
-            (piece, bearing.map_err(|error| error_chain(&error)))
+            let hits = self.ledger.statements_by_piece(&piece).await;
+            (piece, hits.map_err(|error| error_chain(&error)))
         });
         let by_piece = asked.buffer_unordered(CALLS_AT_ONCE).collect().await;
         MatchHints {
@@ -197,21 +197,25 @@ impl MatchHints {
     /// `entity_ambiguous`. A row that was deleted confirms nothing; a row that cannot be read stays a hit, so that the
     /// event is parked as `entity_unreadable` instead of `unlinked`.
     fn keep_confirmed<R>(&mut self, rows: &LoadedRows<R>) {
-        let bears = |key: &EntityKey, names: &dyn Fn(&Entity) -> bool| {
+        let is_confirmed = |key: &EntityKey, names: &dyn Fn(&Entity) -> bool| {
             rows.unreadable.contains_key(key)
                 || rows
                     .entities
                     .get(key)
                     .is_some_and(|(entity, _)| names(entity))
         };
-        for (intent, nominated) in &mut self.by_intent {
-            if let Ok(keys) = nominated {
-                keys.retain(|key| bears(key, &|entity| entity.intent.as_ref() == Some(intent)));
+        for (intent, hits) in &mut self.by_intent {
+            if let Ok(keys) = hits {
+                keys.retain(|key| {
+                    is_confirmed(key, &|entity| entity.intent.as_ref() == Some(intent))
+                });
             }
         }
-        for (piece, nominated) in &mut self.by_piece {
-            if let Ok(keys) = nominated {
-                keys.retain(|key| bears(key, &|entity| entity.mailed.as_ref() == Some(piece)));
+        for (piece, hits) in &mut self.by_piece {
+            if let Ok(keys) = hits {
+                keys.retain(|key| {
+                    is_confirmed(key, &|entity| entity.mailed.as_ref() == Some(piece))
+                });
             }
         }
     }
@@ -256,12 +260,12 @@ fn resolve_entity<R>(
 ) -> EntityMatch {
     let parked = |reason| EntityMatch::Nowhere(EventVerdict::Parked(reason));
     let one_of = |answer: Option<&IndexHits>, named: Option<&EntityKey>, unknown| {
-        let bearing = match answer {
-            Some(Ok(bearing)) => bearing.as_slice(),
+        let hits = match answer {
+            Some(Ok(hits)) => hits.as_slice(),
             Some(Err(cause)) => return EntityMatch::NotFound(cause.clone()),
             None => &[],
         };
-        match (bearing, named) {
+        match (hits, named) {
             ([key], _) => EntityMatch::Entity(key.clone()),
             ([], Some(key)) => EntityMatch::Entity(key.clone()),
             ([], None) => parked(unknown),

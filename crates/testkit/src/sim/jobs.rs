@@ -10,7 +10,7 @@ use billhook_core::outcome::EventOutcome;
 use billhook_core::tasks::checkpoint::{Checkpoint, RECONCILE_PREFIX};
 use billhook_core::tasks::ports::{
     AccountsPage, CheckpointStore, FailedOrderPage, FindFailedOrders, FindKnownEvents,
-    FindUnfinishedEvents, ListAccounts, UnfinishedEvent, UnfinishedPage,
+    FindUnfinishedEvents, ListAccounts, SaveResult, UnfinishedEvent, UnfinishedPage,
 };
 use billhook_core::time::Timestamp;
 
@@ -144,15 +144,15 @@ impl CheckpointStore for Port {
         job: &str,
         read: &Checkpoint,
         next: &Checkpoint,
-    ) -> Result<bool, DependencyError> {
+    ) -> Result<SaveResult, DependencyError> {
         let (own, read, next) = (job.to_owned(), read.clone(), next.clone());
         self.write("keep", job, move |world| {
-            let stands = world.store.jobs.entry(own.clone()).or_default();
-            let is_as_read = stands.done_through_s == read.done_through_s;
-            if is_as_read {
-                *stands = next.clone();
+            let current = world.store.jobs.entry(own.clone()).or_default();
+            if current.done_through_s != read.done_through_s {
+                return SaveResult::Superseded;
             }
-            is_as_read
+            *current = next.clone();
+            SaveResult::Saved
         })
         .await
     }

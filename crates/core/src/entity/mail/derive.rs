@@ -154,7 +154,7 @@ fn build_timeline_entries<'a>(
         at: seen.first.at,
         kind: format!("mail_{}", stage.as_str()),
         fact: id.to_string(),
-        told_by: "lob",
+        stated_by: "lob",
         event: Some(seen.first.event.clone()),
         meta: Map::from_iter([("pieceId".to_owned(), json!(id.as_str()))]),
     })

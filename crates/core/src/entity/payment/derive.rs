@@ -80,7 +80,7 @@ pub struct DerivedPayment {
 
 /// Derives the columns. `due` is the amount that the application asks for; without it no payment matches.
 pub fn derive_payment(facts: &PaymentFacts, due: Option<Money>) -> DerivedPayment {
-    let mut story = TimelineBuilder::default();
+    let mut timeline = TimelineBuilder::default();
     let successes = find_successes(facts);
     // `all`, not `any`: if two events report 42.00 and 41.00 for one payment, we do not know which is true, so the
     // payment does not match and needs review.
@@ -103,26 +103,26 @@ pub fn derive_payment(facts: &PaymentFacts, due: Option<Money>) -> DerivedPaymen
             "amount": first.map(|money| money.amount),
             "currency": first.map(|money| money.currency),
         });
-        story.add("payment_succeeded", id.as_str(), stated, meta);
+        timeline.add("payment_succeeded", id.as_str(), stated, meta);
         if !fits(payment) {
-            story.add_review("amount_mismatch", id.as_str(), stated);
+            timeline.add_review("amount_mismatch", id.as_str(), stated);
         } else if paid_by.is_some_and(|(paid_id, ..)| paid_id != id) {
-            story.add_review("paid_twice", id.as_str(), stated);
+            timeline.add_review("paid_twice", id.as_str(), stated);
         }
         // Flagged whether the payment succeeded before or after the cancellation: the cancellation has our time and the
         // payment has Stripe's, and the application may already have acted on `cancelled` in both cases.
         if facts.cancelled.is_some() {
-            story.add_review("paid_after_cancel", id.as_str(), stated);
+            timeline.add_review("paid_after_cancel", id.as_str(), stated);
         }
     }
-    add_failures(facts, &mut story);
-    add_sessions(facts, &mut story);
-    add_disputes_and_reviews(facts, &mut story);
-    let (amount_refunded, refunded_in_full) = derive_refunds(facts, due, &mut story);
+    add_failures(facts, &mut timeline);
+    add_sessions(facts, &mut timeline);
+    add_disputes_and_reviews(facts, &mut timeline);
+    let refunds = derive_refunds(facts, due, &mut timeline);
     if let Some(at) = &facts.cancelled {
-        story.add_note("cancelled", "cancel", at.0, None);
+        timeline.add_note("cancelled", "cancel", at.0, None);
     }
-    add_manual_edits(facts, &mut story);
+    add_manual_edits(facts, &mut timeline);
 
     let payment_failed_at = facts
         .payments
@@ -130,7 +130,7 @@ pub fn derive_payment(facts: &PaymentFacts, due: Option<Money>) -> DerivedPaymen
         .flat_map(|payment| payment.failures.values())
         .map(|failure| failure.seen.last_at.0)
         .max();
-    let payment_evidence = if refunded_in_full || facts.manual.refunded.is_some() {
+    let payment_evidence = if refunds.is_everything || facts.manual.refunded.is_some() {
         PaymentEvidence::RefundedInFull
     } else if paid_by.is_some() {
         PaymentEvidence::Paid
@@ -156,9 +156,9 @@ pub fn derive_payment(facts: &PaymentFacts, due: Option<Money>) -> DerivedPaymen
     DerivedPayment {
         status: derive_order_status(payment_evidence.max(cancel_evidence)),
         payment_status: derive_payment_status(payment_evidence, find_gravest_dispute(facts)),
-        review_reasons: story.reasons,
+        review_reasons: timeline.reasons,
         amount_paid: paid_by.and(due).map_or(0, |due| due.amount),
-        amount_refunded,
+        amount_refunded: refunds.amount,
         paid_at: paid_by.map(|(_, _, stated)| stated.at),
         payment_failed_at,
         intent: successes
@@ -176,7 +176,7 @@ pub fn derive_payment(facts: &PaymentFacts, due: Option<Money>) -> DerivedPaymen
             .as_ref()
             .or(facts.user.as_ref())
             .map(|hint| hint.0.clone()),
-        timeline: story.timeline,
+        timeline: timeline.entries,
     }
 }
 

@@ -53,6 +53,15 @@ impl RefundTally<'_> {
     }
 }
 
+/// What was refunded in all.
+#[derive(Clone, Copy, Default)]
+pub(super) struct RefundTotal {
+    /// At most what was captured.
+    pub(super) amount: i64,
+    /// Everything that was captured.
+    pub(super) is_everything: bool,
+}
+
 /// One refund entry of the timeline, before we know whether it is `refund_full` or `refund_partial`.
 struct TimelineRefund<'f> {
     stated: &'f FactSource,
@@ -63,20 +72,18 @@ struct TimelineRefund<'f> {
     currency: Currency,
 }
 
-/// The amount refunded in all, at most what was captured, and whether that is everything.
-///
 /// An amount in another currency than the amount due gets a timeline entry and a review reason, and is added to
 /// nothing: if 42.00 usd were paid and Stripe reports a refund of 4,200 jpy, the amount refunded is 0.
 pub(super) fn derive_refunds(
     facts: &PaymentFacts,
     due: Option<Money>,
-    story: &mut TimelineBuilder,
-) -> (i64, bool) {
+    timeline: &mut TimelineBuilder,
+) -> RefundTotal {
     let Some(currency) = find_counted_currency(facts, due) else {
-        return (0, false);
+        return RefundTotal::default();
     };
-    let mut told = Vec::new();
-    let tallies = tally_refunds(facts, currency, &mut told, story);
+    let mut refund_entries = Vec::new();
+    let tallies = tally_refunds(facts, currency, &mut refund_entries, timeline);
     let received = |payment: &IntentFacts| payment.received.last().copied();
     let mut captured: BTreeMap<&str, i64> = BTreeMap::new();
     let mut refunded: BTreeMap<&str, i64> = BTreeMap::new();
@@ -86,7 +93,7 @@ pub(super) fn derive_refunds(
         // amount: cumulative 18.00, re_1 10.00 and re_2 5.00 give three entries: 10.00, 5.00 and 3.00.
         let unexplained = amount.saturating_sub(tally.counted);
         if let (Some(stated), true) = (tally.cumulative_stated, unexplained > 0) {
-            told.push(TimelineRefund {
+            refund_entries.push(TimelineRefund {
                 stated,
                 key: "chargeId",
                 id,
@@ -97,7 +104,7 @@ pub(super) fn derive_refunds(
         if let Some(most) = tally.captured {
             add_amount(&mut captured, tally.payment, most);
             if let (Some(stated), true) = (tally.cumulative_stated, amount > most) {
-                story.add_review("refund_exceeds_captured", id, stated);
+                timeline.add_review("refund_exceeds_captured", id, stated);
             }
             amount = amount.min(most);
         }
@@ -121,7 +128,7 @@ pub(super) fn derive_refunds(
         *amount = most;
         let last = tallies.values().filter(|tally| tally.payment == *payment);
         if let Some(stated) = last.filter_map(|tally| tally.last).max() {
-            story.add_review("refund_exceeds_captured", payment, stated);
+            timeline.add_review("refund_exceeds_captured", payment, stated);
         }
     }
     // We compare each payment by itself, not the sums. With sums, a paid order became `refunded`: pi_1 received 42.00,
@@ -139,8 +146,16 @@ pub(super) fn derive_refunds(
         && !facts.payments.values().any(is_foreign);
     let (captured, refunded) = (sum_amounts(&captured), sum_amounts(&refunded));
     let is_full = captured > 0 && all_back;
-    add_refund_entries(told, is_full.then_some(captured), currency, story);
-    (refunded, is_full)
+    add_refund_entries(
+        refund_entries,
+        is_full.then_some(captured),
+        currency,
+        timeline,
+    );
+    RefundTotal {
+        amount: refunded,
+        is_everything: is_full,
+    }
 }
 
 /// The currency in which we count: that of the amount due, else that of the first charge, payment or refund by id.
@@ -167,8 +182,8 @@ fn captured_amount(charge: &ChargeFacts) -> Option<Money> {
 fn tally_refunds<'f>(
     facts: &'f PaymentFacts,
     currency: Currency,
-    told: &mut Vec<TimelineRefund<'f>>,
-    story: &mut TimelineBuilder,
+    refund_entries: &mut Vec<TimelineRefund<'f>>,
+    timeline: &mut TimelineBuilder,
 ) -> BTreeMap<&'f str, RefundTally<'f>> {
     let mut tallies: BTreeMap<&str, RefundTally<'_>> = BTreeMap::new();
     for (id, charge) in &facts.charges {
@@ -176,14 +191,14 @@ fn tally_refunds<'f>(
             continue;
         };
         if captured.currency != currency {
-            told.push(TimelineRefund {
+            refund_entries.push(TimelineRefund {
                 stated,
                 key: "chargeId",
                 id: id.as_str(),
                 amount: charge.amount_refunded.0,
                 currency: captured.currency,
             });
-            story.add_review("refund_currency_mismatch", id.as_str(), stated);
+            timeline.add_review("refund_currency_mismatch", id.as_str(), stated);
             continue;
         }
         let tally = tallies.entry(id.as_str()).or_default();
@@ -220,7 +235,7 @@ fn tally_refunds<'f>(
             currency: of,
         } = refund.amount.0;
         if state.counts_as_refunded() {
-            told.push(TimelineRefund {
+            refund_entries.push(TimelineRefund {
                 stated,
                 key: "refundId",
                 id: id.as_str(),
@@ -230,11 +245,11 @@ fn tally_refunds<'f>(
         }
         if let Some(failed) = refund.states.get(&RefundState::Failed) {
             let meta = json!({ "refundId": id.as_str(), "amount": amount, "currency": of });
-            story.add("refund_failed", id.as_str(), &failed.first, meta);
-            story.add_review("refund_failed", id.as_str(), &failed.first);
+            timeline.add("refund_failed", id.as_str(), &failed.first, meta);
+            timeline.add_review("refund_failed", id.as_str(), &failed.first);
         }
         if of != currency {
-            story.add_review("refund_currency_mismatch", id.as_str(), stated);
+            timeline.add_review("refund_currency_mismatch", id.as_str(), stated);
             continue;
         }
         let of = find_refunded_charge(facts, refund);
@@ -291,23 +306,23 @@ fn sum_amounts(amounts: &BTreeMap<&str, i64>) -> i64 {
 /// Example: `pi_1` and `pi_2` of 42.00 each; `ch_2` refunded at 10:03, `ch_1` at 10:09. `ch_2` is `refund_partial`, `ch_1` is
 /// `refund_full`, whichever event arrived first. Only entries in the counted currency move the sum.
 fn add_refund_entries(
-    mut told: Vec<TimelineRefund<'_>>,
+    mut refund_entries: Vec<TimelineRefund<'_>>,
     complete_at: Option<i64>,
     currency: Currency,
-    story: &mut TimelineBuilder,
+    timeline: &mut TimelineBuilder,
 ) {
-    told.retain(|refund| refund.amount > 0);
-    told.sort_by_key(|refund| (refund.stated.at, refund.id));
+    refund_entries.retain(|refund| refund.amount > 0);
+    refund_entries.sort_by_key(|refund| (refund.stated.at, refund.id));
     let counts = |refund: &TimelineRefund<'_>| refund.currency == currency;
     let mut sum = 0_i64;
     let completing = complete_at.and_then(|complete_at| {
-        let reached = told.iter().position(|refund| {
+        let reached = refund_entries.iter().position(|refund| {
             sum = sum.saturating_add(if counts(refund) { refund.amount } else { 0 });
             sum >= complete_at
         });
-        reached.or_else(|| told.iter().rposition(counts))
+        reached.or_else(|| refund_entries.iter().rposition(counts))
     });
-    for (at, refund) in told.iter().enumerate() {
+    for (at, refund) in refund_entries.iter().enumerate() {
         let kind = if completing == Some(at) {
             "refund_full"
         } else {
@@ -315,6 +330,6 @@ fn add_refund_entries(
         };
         let meta =
             json!({ refund.key: refund.id, "amount": refund.amount, "currency": refund.currency });
-        story.add(kind, refund.id, refund.stated, meta);
+        timeline.add(kind, refund.id, refund.stated, meta);
     }
 }

@@ -14,7 +14,7 @@ use crate::time::Timestamp;
 
 #[derive(Default)]
 pub(super) struct TimelineBuilder {
-    pub(super) timeline: Vec<DerivedEntry>,
+    pub(super) entries: Vec<DerivedEntry>,
     pub(super) reasons: BTreeSet<String>,
 }
 
@@ -33,11 +33,11 @@ impl TimelineBuilder {
                 .collect(),
             _ => Map::new(),
         };
-        self.timeline.push(DerivedEntry {
+        self.entries.push(DerivedEntry {
             at: stated.at,
             kind: kind.to_owned(),
             fact: fact.to_owned(),
-            told_by: "stripe",
+            stated_by: "stripe",
             event: Some(stated.event.clone()),
             meta,
         });
@@ -56,11 +56,11 @@ impl TimelineBuilder {
 
     /// Adds an entry that no event states: a manual edit or a cancellation.
     pub(super) fn add_note(&mut self, kind: &str, fact: &str, at: Timestamp, reason: Option<&str>) {
-        self.timeline.push(DerivedEntry {
+        self.entries.push(DerivedEntry {
             at,
             kind: kind.to_owned(),
             fact: fact.to_owned(),
-            told_by: "billhook",
+            stated_by: "billhook",
             event: None,
             meta: reason
                 .map(|reason| ("reason".to_owned(), json!(reason)))
@@ -73,7 +73,7 @@ impl TimelineBuilder {
 /// Adds failed attempts. A delayed payment that fails is reported twice: `checkout.session.async_payment_failed` names
 /// only the payment, `payment_intent.payment_failed` names the charge. If there is a failure with a charge, the one
 /// without counts as the same attempt and gets no entry.
-pub(super) fn add_failures(facts: &PaymentFacts, story: &mut TimelineBuilder) {
+pub(super) fn add_failures(facts: &PaymentFacts, timeline: &mut TimelineBuilder) {
     for (id, payment) in &facts.payments {
         let by_charge = payment.failures.keys().any(|attempt| attempt != id);
         for (attempt, failure) in &payment.failures {
@@ -84,7 +84,7 @@ pub(super) fn add_failures(facts: &PaymentFacts, story: &mut TimelineBuilder) {
                 "code": failure.code.as_ref().map(|code| &code.0),
                 "declineCode": failure.decline_code.as_ref().map(|code| &code.0),
             });
-            story.add(
+            timeline.add(
                 "payment_failed",
                 attempt.as_str(),
                 &failure.seen.first,
@@ -94,12 +94,12 @@ pub(super) fn add_failures(facts: &PaymentFacts, story: &mut TimelineBuilder) {
         // One entry also after the payment succeeded or failed: the timeline is history, not state.
         if let Some(processing) = &payment.processing {
             let meta = json!({ "paymentIntentId": id.as_str() });
-            story.add("payment_processing", id.as_str(), &processing.first, meta);
+            timeline.add("payment_processing", id.as_str(), &processing.first, meta);
         }
     }
 }
 
-pub(super) fn add_sessions(facts: &PaymentFacts, story: &mut TimelineBuilder) {
+pub(super) fn add_sessions(facts: &PaymentFacts, timeline: &mut TimelineBuilder) {
     for (id, session) in &facts.sessions {
         for (kind, ended) in [
             ("checkout_completed", &session.completed),
@@ -107,7 +107,7 @@ pub(super) fn add_sessions(facts: &PaymentFacts, story: &mut TimelineBuilder) {
         ] {
             if let Some(stated) = ended {
                 let meta = json!({ "checkoutSessionId": id.as_str() });
-                story.add(kind, id.as_str(), stated, meta);
+                timeline.add(kind, id.as_str(), stated, meta);
             }
         }
     }
@@ -115,52 +115,52 @@ pub(super) fn add_sessions(facts: &PaymentFacts, story: &mut TimelineBuilder) {
 
 /// Adds disputes, fraud warnings and Stripe's reviews. Only a state that needs action now gives a review reason, so
 /// `dispute_open` disappears by itself when the dispute is won. A fraud warning has no end and stays until cleared.
-pub(super) fn add_disputes_and_reviews(facts: &PaymentFacts, story: &mut TimelineBuilder) {
+pub(super) fn add_disputes_and_reviews(facts: &PaymentFacts, timeline: &mut TimelineBuilder) {
     for (id, dispute) in &facts.disputes {
         let first = dispute.states.values().map(|seen| &seen.first);
         let Some(opened) = first.min_by_key(|stated| (stated.at, &stated.event)) else {
             continue;
         };
         let id = id.as_str();
-        story.add("dispute_opened", id, opened, json!({ "disputeId": id }));
+        timeline.add("dispute_opened", id, opened, json!({ "disputeId": id }));
         for (state, kind) in [
             (DisputeState::Won, "dispute_won"),
             (DisputeState::Lost, "dispute_lost"),
         ] {
             if let Some(seen) = dispute.states.get(&state) {
-                story.add(kind, id, &seen.first, json!({ "disputeId": id }));
+                timeline.add(kind, id, &seen.first, json!({ "disputeId": id }));
             }
         }
         match latest_state(&dispute.states) {
-            Some(DisputeState::Inquiry) => story.add_review("inquiry_open", id, opened),
-            Some(DisputeState::Open) => story.add_review("dispute_open", id, opened),
-            Some(DisputeState::Lost) => story.add_review("dispute_lost", id, opened),
+            Some(DisputeState::Inquiry) => timeline.add_review("inquiry_open", id, opened),
+            Some(DisputeState::Open) => timeline.add_review("dispute_open", id, opened),
+            Some(DisputeState::Lost) => timeline.add_review("dispute_lost", id, opened),
             Some(DisputeState::InquiryClosed | DisputeState::Prevented | DisputeState::Won)
             | None => {}
         }
     }
     for (id, stated) in &facts.warnings {
-        story.add_review("fraud_warning", id.as_str(), stated);
+        timeline.add_review("fraud_warning", id.as_str(), stated);
     }
     for (id, review) in &facts.reviews {
         if let (Some(opened), None) = (&review.opened, &review.closed) {
-            story.add_review("stripe_review", id.as_str(), opened);
+            timeline.add_review("stripe_review", id.as_str(), opened);
         }
     }
 }
 
 /// Adds manual edits. Call it last: clearing removes reasons that the other functions added.
-pub(super) fn add_manual_edits(facts: &PaymentFacts, story: &mut TimelineBuilder) {
+pub(super) fn add_manual_edits(facts: &PaymentFacts, timeline: &mut TimelineBuilder) {
     for at in &facts.manual.flagged {
         let reason = format!("flagged_by_hand:{at}");
-        story.add_note("review_flagged", &reason, *at, Some(&reason));
-        story.reasons.insert(reason);
+        timeline.add_note("review_flagged", &reason, *at, Some(&reason));
+        timeline.reasons.insert(reason);
     }
     if let Some(at) = &facts.manual.refunded {
-        story.add_note("refund_full", "by_hand", at.0, Some("by_hand"));
+        timeline.add_note("refund_full", "by_hand", at.0, Some("by_hand"));
     }
     for (reason, at) in &facts.manual.cleared {
-        story.add_note("review_cleared", reason, at.0, Some(reason));
-        story.reasons.remove(reason);
+        timeline.add_note("review_cleared", reason, at.0, Some(reason));
+        timeline.reasons.remove(reason);
     }
 }

@@ -1,4 +1,5 @@
-//! Reads the payment facts from one event of Stripe. `entity::payment` merges them and derives the columns.
+//! The handlers of Stripe's event types (`EVENT_READERS`): each reads the payment facts from one event.
+//! `entity::payment` merges them and derives the columns.
 //!
 //! Rule: a field that a fact needs and that is missing or malformed parks the event (`field_malformed`,
 //! `amount_malformed`); a field that is only a hint counts as missing. An event states only what its object says at
