@@ -38,7 +38,7 @@ pub(crate) fn expected(key: &EntityKey, events: &[&Emitted], is_cancelled: bool)
     let mut doubts = 0;
     let mut mail: Vec<(i64, &'static str)> = Vec::new();
     for event in events {
-        let (of, at) = (event.of.as_str(), event.done_through_s);
+        let (of, at) = (event.of.as_str(), event.created_s);
         let later = |times: &mut BTreeMap<_, i64>| {
             let latest = times.entry(of).or_insert(at);
             *latest = at.max(*latest);

@@ -63,7 +63,7 @@ pub struct Emitted {
     /// The connected account.
     pub account: Option<String>,
     /// Unix seconds.
-    pub done_through_s: i64,
+    pub created_s: i64,
     pub body: String,
     pub of: String,
     /// True if the event itself names its entity.
@@ -187,7 +187,7 @@ impl World {
             id,
             kind,
             account,
-            done_through_s: now_s,
+            created_s: now_s,
             body: event.to_string(),
             of: intent.to_owned(),
             links,
@@ -330,7 +330,7 @@ impl ListEvents for Port {
             let listed: Vec<&Emitted> = all
                 .filter(|event| event.provider == ProviderId::Stripe && event.account == account)
                 .filter(|event| types.contains(&event.kind))
-                .filter(|event| (span.from_s..=span.until_s).contains(&event.done_through_s))
+                .filter(|event| (span.from_s..=span.until_s).contains(&event.created_s))
                 .collect();
             let from = match &span.after {
                 None => 0,
