@@ -19,7 +19,7 @@ use billhook_testkit::stripe::{Config, LocalStripe, TEST_KEY};
 use serde_json::{Value, json};
 use webhook_ingress::WebhookIngress;
 use webhook_secret::handle_request;
-use webhook_secret::ports::{EdgeError, OpenStripe};
+use webhook_secret::ports::{EdgeError, StripeConnector};
 
 const ARN: &str = "arn:hook";
 
@@ -33,7 +33,7 @@ type Container = WebhookIngress<
 /// The way to the local Stripe.
 struct LocalEndpoints(StripeClient);
 
-impl OpenStripe for LocalEndpoints {
+impl StripeConnector for LocalEndpoints {
     type Endpoints = StripeClient;
     async fn open(&self) -> Result<Option<StripeClient>, EdgeError> {
         Ok(Some(self.0.clone()))

@@ -13,7 +13,7 @@ use billhook_core::ids::{EventId, ProviderId, TenantId};
 use billhook_core::outcome::EventVerdict;
 use billhook_core::ports::{Clock, Pause};
 use billhook_core::worker::batch::{
-    CALLS_AT_ONCE, EventCompletion, MessageReport, ReceivedMessage, TIME_TO_FINISH, Worker,
+    CALLS_AT_ONCE, MessageReport, ProcessingSuccess, ReceivedMessage, TIME_TO_FINISH, Worker,
 };
 use billhook_core::worker::ports::Ledger;
 use lambda_runtime::LambdaEvent;
@@ -124,13 +124,13 @@ fn log_report(provider: ProviderId, report: &MessageReport) {
         };
     }
     match &report.result {
-        Ok(EventCompletion::Concluded(verdict)) => match verdict {
+        Ok(ProcessingSuccess::Concluded(verdict)) => match verdict {
             EventVerdict::Processed => tell!(info, "event_processed", verdict.reason()),
             EventVerdict::Ignored(_) => tell!(info, "event_ignored", verdict.reason()),
             EventVerdict::Parked(_) => tell!(warn, "event_parked", verdict.reason()),
             EventVerdict::Failed(_) => tell!(error, "event_failed", verdict.reason()),
         },
-        Ok(EventCompletion::Already(outcome)) => {
+        Ok(ProcessingSuccess::Already(outcome)) => {
             tell!(info, "event_processed_before", outcome.as_str())
         }
         Err(failure) => tell!(error, "event_failed", failure.to_string()),

@@ -18,7 +18,7 @@ use billhook_core::outcome::{BlockedOn, EventVerdict, IgnoreReason, ParkReason};
 use billhook_core::provider::envelope::EventType;
 use billhook_core::provider::stripe::types::HANDLED_TYPES;
 use billhook_core::time::Timestamp;
-use billhook_core::worker::batch::{EventCompletion, MessageReport};
+use billhook_core::worker::batch::{MessageReport, ProcessingSuccess};
 use serde_json::json;
 
 /// The format's limit for the values of one metric in one line.
@@ -241,8 +241,8 @@ pub fn count_genuine_delivery(provider: ProviderId, event_type: &EventType, resu
 /// Counts the result of one message, or of an event that was processed along with another's message.
 pub fn count_report(provider: ProviderId, report: &MessageReport, now: Timestamp) {
     let verdict = match &report.result {
-        Ok(EventCompletion::Already(_)) => return,
-        Ok(EventCompletion::Concluded(verdict)) => verdict,
+        Ok(ProcessingSuccess::Already(_)) => return,
+        Ok(ProcessingSuccess::Concluded(verdict)) => verdict,
         Err(_) => return WEBHOOK_FAILED.count(provider),
     };
     match verdict {

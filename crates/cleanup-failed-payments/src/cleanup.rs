@@ -78,7 +78,7 @@ pub struct CleanupTask<L, P, J, C> {
     pub grace: Duration,
 }
 
-enum CleanupResult {
+enum OrderCleanup {
     Cancelled,
     HasMoney,
     Skipped,
@@ -184,7 +184,7 @@ where
                 .map_err(fail_task("read failed orders"))?;
             // `buffered` keeps the order of the page. Results are counted up to the first order that was not started,
             // so that the checkpoint is one place: everything before it was handled.
-            let findings: Vec<(&OrderId, Option<CleanupResult>)> = stream::iter(&page.orders)
+            let findings: Vec<(&OrderId, Option<OrderCleanup>)> = stream::iter(&page.orders)
                 .map(async |id| (id, self.process_order(id, &rows, run).await))
                 .buffered(ORDERS_AT_ONCE)
                 .collect()
@@ -194,11 +194,11 @@ where
                     return Ok(());
                 };
                 match finding {
-                    CleanupResult::NoKey => return Err(TaskFailed::no_key()),
-                    CleanupResult::Cancelled => summary.cancelled += 1,
-                    CleanupResult::HasMoney => summary.reconciled += 1,
-                    CleanupResult::Skipped => summary.skipped += 1,
-                    CleanupResult::Failed(cause) => {
+                    OrderCleanup::NoKey => return Err(TaskFailed::no_key()),
+                    OrderCleanup::Cancelled => summary.cancelled += 1,
+                    OrderCleanup::HasMoney => summary.reconciled += 1,
+                    OrderCleanup::Skipped => summary.skipped += 1,
+                    OrderCleanup::Failed(cause) => {
                         summary.failed += 1;
                         metrics::CLEANUP_FAILED.count(ProviderId::Stripe);
                         tracing::error!(order = %id, cause, "cleanup_failed {id}: {cause}");
@@ -220,7 +220,7 @@ where
         id: &OrderId,
         rows: &LoadedRows<L::Row>,
         run: &CleanupRun,
-    ) -> Option<CleanupResult> {
+    ) -> Option<OrderCleanup> {
         if is_past_deadline(&self.clock, run.deadline) {
             return None;
         }
@@ -230,15 +230,11 @@ where
             Ok(None) => self.retry_order(&key, run).await,
             Err(cause) => Err(cause),
         };
-        Some(finding.unwrap_or_else(CleanupResult::Failed))
+        Some(finding.unwrap_or_else(OrderCleanup::Failed))
     }
 
     /// After a lost race: reads the row again and decides again, from Stripe's status too.
-    async fn retry_order(
-        &self,
-        key: &EntityKey,
-        run: &CleanupRun,
-    ) -> Result<CleanupResult, String> {
+    async fn retry_order(&self, key: &EntityKey, run: &CleanupRun) -> Result<OrderCleanup, String> {
         for _ in 1..ROUNDS_MAX {
             let rows = self.read_again(key).await?;
             if let Some(finding) = self.try_order(key, &rows, run).await? {
@@ -246,7 +242,7 @@ where
             }
         }
         // Another writer won every round; the next run tries again.
-        Ok(CleanupResult::Skipped)
+        Ok(OrderCleanup::Skipped)
     }
 
     async fn read_again(&self, key: &EntityKey) -> Result<LoadedRows<L::Row>, String> {
@@ -277,24 +273,24 @@ where
         key: &EntityKey,
         rows: &LoadedRows<L::Row>,
         run: &CleanupRun,
-    ) -> Result<Option<CleanupResult>, String> {
+    ) -> Result<Option<OrderCleanup>, String> {
         if let Some(reason) = rows.unreadable.get(key) {
             return Err(format!("the row cannot be read: {reason}"));
         }
         let Some((order, row)) = rows.entities.get(key) else {
-            return Ok(Some(CleanupResult::Skipped));
+            return Ok(Some(OrderCleanup::Skipped));
         };
         let payments = match decide_cleanup(order, run.grace, self.clock.now()) {
             CleanupDecision::Cancel(payments) => payments,
             CleanupDecision::NotFailed | CleanupDecision::TooYoung => {
-                return Ok(Some(CleanupResult::Skipped));
+                return Ok(Some(OrderCleanup::Skipped));
             }
         };
         if run.dry_run {
-            return Ok(Some(CleanupResult::Cancelled));
+            return Ok(Some(OrderCleanup::Cancelled));
         }
         let Some(stripe) = &self.payments else {
-            return Ok(Some(CleanupResult::NoKey));
+            return Ok(Some(OrderCleanup::NoKey));
         };
         // Ask about all payments before ending one. Case: pi_1 is open and pi_2 is processing. Before this rule, pi_1
         // was cancelled, the order stayed because of pi_2, and when pi_2 failed later, the customer had no pi_1 left to
@@ -304,7 +300,7 @@ where
             let status = stripe.status(payment).await;
             match PaymentEnd::from(status.map_err(|error| error_chain(&error))?) {
                 PaymentEnd::ForGood => {}
-                PaymentEnd::PaidOrProcessing => return Ok(Some(CleanupResult::HasMoney)),
+                PaymentEnd::PaidOrProcessing => return Ok(Some(OrderCleanup::HasMoney)),
                 PaymentEnd::NotYet => open.push(payment),
             }
         }
@@ -313,7 +309,7 @@ where
             let ended = end_payment(stripe, payment, &key).await;
             match ended.map_err(|error| error_chain(&error))? {
                 PaymentEnd::ForGood => {}
-                PaymentEnd::PaidOrProcessing => return Ok(Some(CleanupResult::HasMoney)),
+                PaymentEnd::PaidOrProcessing => return Ok(Some(OrderCleanup::HasMoney)),
                 PaymentEnd::NotYet => {
                     return Err(format!("{} was not ended by Stripe", payment.intent));
                 }
@@ -326,7 +322,7 @@ where
         &self,
         order: &Entity,
         row: &L::Row,
-    ) -> Result<Option<CleanupResult>, String> {
+    ) -> Result<Option<OrderCleanup>, String> {
         let now = self.clock.now();
         let next = order.apply_facts(cancellation_fact(now), now);
         let commit = CommitPart {
@@ -350,7 +346,7 @@ where
             }
         }
         tracing::info!(order = %order.key, "order_cancelled {}", order.key);
-        Ok(Some(CleanupResult::Cancelled))
+        Ok(Some(OrderCleanup::Cancelled))
     }
 }
 

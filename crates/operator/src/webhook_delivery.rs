@@ -22,7 +22,7 @@ pub(crate) fn read_webhook_url(stack: &DeployedStack, provider: ProviderId) -> R
 }
 
 #[derive(Debug)]
-pub(crate) struct WebhookAnswer {
+pub(crate) struct DeliveryResponse {
     pub(crate) status: u16,
     pub(crate) body: String,
 }
@@ -33,7 +33,7 @@ pub(crate) async fn post_signed_event(
     url: &str,
     secrets: &[SecretString],
     body: String,
-) -> Result<WebhookAnswer> {
+) -> Result<DeliveryResponse> {
     let secret = secrets
         .first()
         .context("the stack has no signing secret yet")?;
@@ -53,7 +53,7 @@ pub(crate) async fn post_signed_event(
         .with_context(|| format!("{url} did not answer"))?;
     let status = answer.status().as_u16();
     let body = answer.text().await?;
-    Ok(WebhookAnswer { status, body })
+    Ok(DeliveryResponse { status, body })
 }
 
 pub(crate) fn sign_headers(

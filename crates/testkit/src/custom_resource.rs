@@ -23,7 +23,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::Notify;
 use uuid::Uuid;
 use webhook_secret::ports::{
-    EdgeError, OpenStripe, ResetCursors, RespondToCloudFormation, StripeEndpoints,
+    EdgeError, ResetCursors, RespondToCloudFormation, StripeConnector, StripeEndpoints,
     WebhookSecretStore,
 };
 use webhook_secret::{KNOWN_AFTER, ResourceDependencies};
@@ -169,7 +169,7 @@ impl EndpointPorts {
 }
 
 /// What the custom resource works with: these ports, and a way to Stripe that may be another.
-pub fn dependencies<S: OpenStripe>(
+pub fn dependencies<S: StripeConnector>(
     stripe: S,
     ports: &EndpointPorts,
 ) -> ResourceDependencies<S, EndpointPorts, EndpointPorts, EndpointPorts, EndpointPorts> {
@@ -199,7 +199,7 @@ fn stripe_error(_: ()) -> StripeError {
     }))
 }
 
-impl OpenStripe for EndpointPorts {
+impl StripeConnector for EndpointPorts {
     type Endpoints = Self;
     async fn open(&self) -> Result<Option<Self>, EdgeError> {
         let has_no_key = self.step(|world| world.has_no_key);

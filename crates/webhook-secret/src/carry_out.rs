@@ -22,7 +22,7 @@ use billhook_core::tasks::checkpoint::cursor_limit_after_delete_s;
 use crate::ResourceDependencies;
 use crate::envelope::ResourceRequest;
 use crate::ports::{
-    EdgeError, OpenStripe, ResetCursors, RespondToCloudFormation, StripeEndpoints,
+    EdgeError, ResetCursors, RespondToCloudFormation, StripeConnector, StripeEndpoints,
     WebhookSecretStore,
 };
 
@@ -107,7 +107,7 @@ pub(crate) async fn execute_plan<S, W, J, R, T>(
     deps: &ResourceDependencies<S, W, J, R, T>,
 ) -> Result<String, EndpointFailure>
 where
-    S: OpenStripe,
+    S: StripeConnector,
     W: WebhookSecretStore,
     J: ResetCursors,
     R: RespondToCloudFormation,
@@ -172,7 +172,7 @@ where
     }
 }
 
-struct EndpointRun<'a, S: OpenStripe, W, J, R, T> {
+struct EndpointRun<'a, S: StripeConnector, W, J, R, T> {
     envelope: &'a ResourceRequest,
     deps: &'a ResourceDependencies<S, W, J, R, T>,
     stripe: S::Endpoints,
@@ -180,7 +180,7 @@ struct EndpointRun<'a, S: OpenStripe, W, J, R, T> {
 
 impl<S, W, J, R, T> EndpointRun<'_, S, W, J, R, T>
 where
-    S: OpenStripe,
+    S: StripeConnector,
     W: WebhookSecretStore,
     J: ResetCursors,
     R: RespondToCloudFormation,

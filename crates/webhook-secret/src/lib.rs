@@ -25,7 +25,9 @@ pub mod ports;
 
 pub use carry_out::{EndpointFailure, KNOWN_AFTER};
 pub use envelope::ResourceRequest;
-use ports::{EdgeError, OpenStripe, ResetCursors, RespondToCloudFormation, WebhookSecretStore};
+use ports::{
+    EdgeError, ResetCursors, RespondToCloudFormation, StripeConnector, WebhookSecretStore,
+};
 
 /// The work is abandoned so long before the function times out, so that the answer can still be sent.
 pub const ANSWER_RESERVE: Duration = Duration::from_secs(5);
@@ -63,7 +65,7 @@ pub async fn handle_request<S, W, J, R, T>(
     deps: &ResourceDependencies<S, W, J, R, T>,
 ) -> Result<(), RequestUnanswered>
 where
-    S: OpenStripe,
+    S: StripeConnector,
     W: WebhookSecretStore,
     J: ResetCursors,
     R: RespondToCloudFormation,

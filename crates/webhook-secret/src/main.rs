@@ -17,7 +17,7 @@ use lambda_runtime::LambdaEvent;
 use secrecy::SecretString;
 use serde_json::Value;
 use webhook_secret::http::ResponseSender;
-use webhook_secret::ports::{EdgeError, OpenStripe, ResetCursors, WebhookSecretStore};
+use webhook_secret::ports::{EdgeError, ResetCursors, StripeConnector, WebhookSecretStore};
 use webhook_secret::{ANSWER_RESERVE, ResourceDependencies, handle_request};
 
 fn main() -> ExitCode {
@@ -72,7 +72,7 @@ struct StoredStripeKey {
     live: bool,
 }
 
-impl OpenStripe for StoredStripeKey {
+impl StripeConnector for StoredStripeKey {
     type Endpoints = StripeClient;
 
     async fn open(&self) -> Result<Option<StripeClient>, EdgeError> {

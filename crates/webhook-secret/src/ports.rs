@@ -14,7 +14,7 @@ use secrecy::SecretString;
 pub type EdgeError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Stripe, with the key that is stored now.
-pub trait OpenStripe: Send + Sync {
+pub trait StripeConnector: Send + Sync {
     type Endpoints: StripeEndpoints;
     /// `None` if no key is stored.
     fn open(&self) -> impl Future<Output = Result<Option<Self::Endpoints>, EdgeError>> + Send;

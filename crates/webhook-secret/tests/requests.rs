@@ -639,7 +639,7 @@ async fn a_stripe_that_fails_or_drops_the_connection_leaves_the_old_endpoint_at_
 
 struct Real(StripeClient);
 
-impl OpenStripe for Real {
+impl StripeConnector for Real {
     type Endpoints = StripeClient;
     async fn open(&self) -> Result<Option<StripeClient>, EdgeError> {
         Ok(Some(self.0.clone()))

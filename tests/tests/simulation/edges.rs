@@ -14,7 +14,7 @@ use billhook_testkit::sim::{Call, Lost, Mutant, Port, SECRET_CANARY, Service, st
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
 use webhook_secret::ports::{
-    EdgeError, OpenStripe, ResetCursors, RespondToCloudFormation, StripeEndpoints,
+    EdgeError, ResetCursors, RespondToCloudFormation, StripeConnector, StripeEndpoints,
     WebhookSecretStore,
 };
 
@@ -97,7 +97,7 @@ impl PutSecret for Edge {
     }
 }
 
-impl OpenStripe for Edge {
+impl StripeConnector for Edge {
     type Endpoints = Self;
 
     async fn open(&self) -> Result<Option<Self>, EdgeError> {

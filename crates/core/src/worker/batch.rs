@@ -70,12 +70,12 @@ pub struct MessageReport {
     pub tenant: Option<TenantId>,
     /// The entity that the event's facts were merged into.
     pub entity: Option<EntityKey>,
-    pub result: Result<EventCompletion, ProcessingFailure>,
+    pub result: Result<ProcessingSuccess, ProcessingFailure>,
 }
 
 /// A message that needs no further receive.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum EventCompletion {
+pub enum ProcessingSuccess {
     /// This worker wrote the verdict.
     Concluded(EventVerdict),
     /// The row already said so when it was read.
@@ -138,7 +138,7 @@ impl EventCandidate {
             released: self.waited.then(|| self.stored.clone()),
             tenant: self.tenant.clone(),
             entity: Some(entity.clone()),
-            result: Ok(EventCompletion::Concluded(EventVerdict::Processed)),
+            result: Ok(ProcessingSuccess::Concluded(EventVerdict::Processed)),
         }
     }
 
@@ -159,11 +159,14 @@ pub(super) struct EventDisposition {
     pub(super) released: Option<EventRecord>,
     pub(super) tenant: Option<TenantId>,
     pub(super) entity: Option<EntityKey>,
-    pub(super) result: Result<EventCompletion, ProcessingFailure>,
+    pub(super) result: Result<ProcessingSuccess, ProcessingFailure>,
 }
 
 impl EventDisposition {
-    pub(super) fn new(event: &EventId, result: Result<EventCompletion, ProcessingFailure>) -> Self {
+    pub(super) fn new(
+        event: &EventId,
+        result: Result<ProcessingSuccess, ProcessingFailure>,
+    ) -> Self {
         Self {
             event: event.clone(),
             released: None,

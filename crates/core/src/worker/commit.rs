@@ -24,7 +24,7 @@ use crate::ports::{Clock, Pause};
 use crate::time::Timestamp;
 use crate::worker::batch::{
     BYTES_PER_COMMIT_MAX, BYTES_PER_COMMON_COMMIT_MAX, CALLS_AT_ONCE, COMMON_COMMIT_WAIT_MAX,
-    EVENTS_PER_COMMIT_MAX, EventCandidate, EventCompletion, EventDisposition, ProcessingFailure,
+    EVENTS_PER_COMMIT_MAX, EventCandidate, EventDisposition, ProcessingFailure, ProcessingSuccess,
     ROWS_PER_COMMIT_MAX, RoundOutcome, Worker,
 };
 use crate::worker::ports::{
@@ -450,7 +450,7 @@ fn finished_as(concluded: EventUpdate) -> EventDisposition {
         tenant: concluded.tenant,
         ..EventDisposition::new(
             &concluded.event,
-            Ok(EventCompletion::Concluded(concluded.verdict)),
+            Ok(ProcessingSuccess::Concluded(concluded.verdict)),
         )
     }
 }

@@ -29,7 +29,7 @@ use crate::ports::{Clock, Pause};
 use crate::provider::interpret::{EventFacts, interpret};
 use crate::time::Timestamp;
 use crate::worker::batch::{
-    EventCandidate, EventCompletion, EventDisposition, MessageReport, ProcessingFailure,
+    EventCandidate, EventDisposition, MessageReport, ProcessingFailure, ProcessingSuccess,
     RECEIVES_MAX, ReceivedMessage, RoundOutcome, TIME_TO_FINISH, Worker,
 };
 use crate::worker::ports::{EventUpdate, Ledger, PaymentKey, StoredEvent, StoredPayload};
@@ -50,7 +50,7 @@ struct FinishedEvent {
     stored: Option<EventRecord>,
     tenant: Option<TenantId>,
     entity: Option<EntityKey>,
-    done: EventCompletion,
+    done: ProcessingSuccess,
 }
 
 impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
@@ -231,7 +231,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         for loaded in loaded {
             let id = loaded.stored.id.clone();
             if loaded.stored.processed {
-                let done = EventCompletion::Already(loaded.stored.outcome);
+                let done = ProcessingSuccess::Already(loaded.stored.outcome);
                 found.add([EventDisposition::new(&id, Ok(done))]);
                 continue;
             }
