@@ -5,6 +5,14 @@
 //! 1,000 bytes, so nobody can inject a line); each line has the fields of the surrounding spans; no name occurs twice
 //! (the innermost value wins). Of other crates only warnings and errors are logged, because their finer lines may
 //! contain headers and bodies. A panic is a line too. It does not remove secrets from the values that it gets.
+//!
+//! Log format, shortened; `write_line` has the order of the fields:
+//!
+//! ```text
+//! {"timestamp":"2026-06-09T10:13:20.000Z","level":"INFO","message":"event_processed correlation_id=0197…",
+//!  "function":"stripe-worker","correlation_id":"0197…","event_id":"evt_1","event_type":"charge.refunded",…}
+//! ```
+//!
 //! `metrics` has the list of metrics, `lambda` calls this module.
 
 use std::cell::{Cell, RefCell};

@@ -1,10 +1,13 @@
 //! `webhook-secret`: the CloudFormation custom resource behind both webhook endpoints at Stripe. It creates, changes,
 //! rotates and removes the endpoint, stores its signing secret, and answers CloudFormation.
 //!
+//! Secret rotation: `billhook secrets rotate`, or a new `RotationToken` of the stack, starts it; `endpoint::plan`
+//! decides that the endpoint is replaced; `execute_plan` replaces it.
+//!
 //! Guarantees: every request that can be parsed gets an answer, also after a panic and before the function times out
 //! (without an answer, the stack hangs until `ServiceTimeout`); a repeated request is idempotent and ends with the same
 //! id; an endpoint that is not tagged as ours is never deleted; no secret and no response URL appears in a log or
-//! answer. Read next: `billhook_core::endpoint` decides what to do, `carry_out` executes it step by step.
+//! answer. Read next: `billhook_core::endpoint` decides what to do, `execute_plan` executes it step by step.
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -18,13 +21,13 @@ use futures_util::FutureExt;
 use secrecy::SecretString;
 use serde_json::Value;
 
-mod carry_out;
 mod envelope;
+mod execute_plan;
 pub mod http;
 pub mod ports;
 
-pub use carry_out::{EndpointFailure, KNOWN_AFTER};
 pub use envelope::ResourceRequest;
+pub use execute_plan::{EndpointFailure, KNOWN_AFTER};
 use ports::{
     EdgeError, ResetCursors, RespondToCloudFormation, StripeConnector, WebhookSecretStore,
 };
@@ -73,7 +76,7 @@ where
 {
     let envelope: ResourceRequest =
         serde_json::from_value(payload).map_err(RequestUnanswered::NoRequest)?;
-    let work = AssertUnwindSafe(carry_out::execute_plan(&envelope, deps)).catch_unwind();
+    let work = AssertUnwindSafe(execute_plan::execute_plan(&envelope, deps)).catch_unwind();
     // `biased`: if the work completes just as the time is up, its result counts, not the timeout.
     let outcome = tokio::select! {
         biased;

@@ -278,7 +278,7 @@ impl Functions {
         let port = self.port(task.name(), ProviderId::Stripe);
         let deadline = self.sim.now().after(TASK_MAX);
         let ran = self
-            .run(&port, TASK_MAX, self.carry_out(task, &port, deadline))
+            .run(&port, TASK_MAX, self.execute_plan(task, &port, deadline))
             .await;
         if let Ended::Returned(Err(failed)) = ran {
             self.sim
@@ -287,7 +287,12 @@ impl Functions {
         }
     }
 
-    async fn carry_out(&self, task: Task, port: &Port, deadline: Timestamp) -> Result<(), String> {
+    async fn execute_plan(
+        &self,
+        task: Task,
+        port: &Port,
+        deadline: Timestamp,
+    ) -> Result<(), String> {
         let clock = self.sim.clone();
         let ran = match task {
             Task::Cleanup => {

@@ -25,22 +25,71 @@ fn names_in_backticks(cell: &str) -> impl Iterator<Item = &str> {
     cell.split('`').skip(1).step_by(2)
 }
 
+/// The `//!` of a file, in one line.
+fn module_head(file: &str) -> String {
+    let text = read_to_string(repository().join(file));
+    let text = text.unwrap_or_else(|error| panic!("{file}: {error}"));
+    let head = text.lines().filter_map(|line| line.strip_prefix("//!"));
+    head.map(str::trim)
+        .collect::<Vec<_>>()
+        .join(" ")
+        .to_lowercase()
+}
+
 #[test]
-fn every_question_of_the_map_is_answered_by_searching_its_word() {
+fn every_question_of_the_map_is_answered_by_searching_its_words() {
     let rows = table_rows("docs/CONTRIBUTING.md");
     let questions = rows
         .iter()
         .filter(|row| row.len() == 3 && row[0].ends_with('?'));
     let mut count = 0;
     for row in questions {
-        let (word, file) = (row[1].trim_matches('`'), row[2].trim_matches('`'));
-        let text = read_to_string(repository().join(file));
-        let text = text.unwrap_or_else(|error| panic!("{}: {file}: {error}", row[0]));
-        let is_found = text.to_lowercase().contains(&word.to_lowercase());
-        assert!(is_found, "{}: {file} does not hold {word:?}", row[0]);
+        let (words, file) = (&row[1], row[2].trim_matches('`'));
+        assert!(
+            module_head(file).contains(words.as_str()),
+            "{}: the head of {file} does not say {words:?}",
+            row[0]
+        );
         count += 1;
     }
     assert_eq!(count, 20);
+}
+
+#[test]
+fn every_example_of_running_some_tests_selects_some() {
+    let text = read_to_string(repository().join("docs/CONTRIBUTING.md")).unwrap();
+    let mut files = Vec::new();
+    collect_rust_files(&repository().join("crates"), &mut files);
+    collect_rust_files(&repository().join("tests/tests"), &mut files);
+    let named = |word: &str| {
+        let names_module = |file: &PathBuf| {
+            file.components().any(|part| {
+                part.as_os_str()
+                    .to_str()
+                    .is_some_and(|part| part.trim_end_matches(".rs") == word)
+            })
+        };
+        let names_test = |file: &PathBuf| {
+            let text = read_to_string(file).unwrap();
+            let mut functions = text.lines().filter_map(|line| line.split_once("fn "));
+            functions.any(|(_, rest)| {
+                rest.split('(')
+                    .next()
+                    .is_some_and(|name| name.contains(word))
+            })
+        };
+        files
+            .iter()
+            .any(|file| names_module(file) || names_test(file))
+    };
+    let mut count = 0;
+    for line in text.lines().filter(|line| line.starts_with("cargo test ")) {
+        let command = line.split('#').next().unwrap_or_default();
+        let filter = command.split_whitespace().last().unwrap_or_default();
+        assert!(filter.starts_with("billhook-") || named(filter), "{line}");
+        count += 1;
+    }
+    assert!(count > 4, "only {count} examples");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Merging of facts (join-semilattice, state-based CRDT): makes duplicates, out-of-order delivery and races harmless.
 //!
+//! That covers events out of order; an event that arrives before its order or payment is known waits (`worker::resolve`).
+//!
 //! The building blocks are the smallest value, the greatest value, the union of sets, and maps merged by key. Each is
 //! commutative (order of arrival), associative (batching) and idempotent (redelivery, replay), and so is every struct
 //! made of them field by field. `crates/core/tests/worker/laws.rs` tests these laws on generated histories.

@@ -1,4 +1,4 @@
-//! Verification of webhook signatures (HMAC-SHA256, constant time, protection against replay attacks).
+//! Signature verification of webhooks (HMAC-SHA256, constant time, protection against replay attacks).
 //!
 //! Both providers sign `<timestamp>.<raw body>` and send lower-case hex; they differ in the headers, which
 //! `stripe::signature` and `lob::signature` parse. A delivery is accepted if a known secret produced the signature over

@@ -16,12 +16,12 @@ const DAY: Duration = Duration::from_hours(24);
 pub const FIRST_RETRY_AFTER: Duration = Duration::from_mins(10);
 
 /// Retries happen at the ages 10 min × 2^k for k = 0 to 12: 10, 20, 40, 80 min … 14.2 and 28.4 days. The next age, 56.9
-/// days, would be past [`UNKNOWN_RETENTION`].
+/// days, would be past [`UNKNOWN_WAIT_MAX`].
 const BACKOFF_STEPS: u32 = 13;
 
 /// How long an event waits for the row that it names (order, statement or letter). After that it is ignored as
 /// `never_found`.
-const UNKNOWN_RETENTION: Duration = DAY.saturating_mul(30);
+const UNKNOWN_WAIT_MAX: Duration = DAY.saturating_mul(30);
 
 /// An event can be given up at 30, 60, … 390 days, not only at 30. Case: `tenants add` releases an event on day 40, its
 /// order does not exist, and it is parked again. Its last age (30 days) had passed, so it stayed open for as long as
@@ -30,7 +30,7 @@ const GIVE_UP_ROUNDS: u32 = 13;
 
 /// How long an event waits for its payment to be linked. Stripe retries the delivery of the event that would link it
 /// for 3 days, so after 4 days that event has arrived or will never be delivered.
-const UNLINKED_RETENTION: Duration = DAY.saturating_mul(4);
+const UNLINKED_WAIT_MAX: Duration = DAY.saturating_mul(4);
 
 /// A message is normally processed within minutes: an event that is pending for longer than this counts as stuck.
 pub const STUCK_AFTER: Duration = Duration::from_hours(1);
@@ -65,10 +65,10 @@ impl SweepWindow {
     /// first check on what the index returns; [`SweepCandidate::action`] decides from the row.
     pub fn includes(&self, received_at: Timestamp) -> bool {
         self.is_retry_due(received_at)
-            || [OVERDUE_AFTER, UNLINKED_RETENTION]
+            || [OVERDUE_AFTER, UNLINKED_WAIT_MAX]
                 .iter()
                 .any(|age| self.passes_age(received_at, *age))
-            || (1..=GIVE_UP_ROUNDS).any(|n| self.passes_age(received_at, UNKNOWN_RETENTION * n))
+            || (1..=GIVE_UP_ROUNDS).any(|n| self.passes_age(received_at, UNKNOWN_WAIT_MAX * n))
     }
 
     fn is_retry_due(&self, received_at: Timestamp) -> bool {
@@ -119,11 +119,11 @@ impl SweepCandidate<'_> {
         let is_older_than = |age| self.received_at.after(age) <= window.until;
         let step = match (self.outcome, self.blocked_on()) {
             (EventOutcome::Pending, _) | (_, Some(BlockedOn::Tenant)) => SweepAction::Send,
-            (_, Some(BlockedOn::Row)) if is_older_than(UNKNOWN_RETENTION) => {
+            (_, Some(BlockedOn::Row)) if is_older_than(UNKNOWN_WAIT_MAX) => {
                 return SweepAction::Ignore(IgnoreReason::NeverFound);
             }
             (_, Some(BlockedOn::Row)) => SweepAction::Send,
-            (_, Some(BlockedOn::Link)) if is_older_than(UNLINKED_RETENTION) => {
+            (_, Some(BlockedOn::Link)) if is_older_than(UNLINKED_WAIT_MAX) => {
                 return SweepAction::Ignore(IgnoreReason::NeverLinked);
             }
             (_, Some(BlockedOn::Link)) => SweepAction::SendIfLinked,
@@ -176,8 +176,8 @@ mod tests {
                 10, 20, 40, 80, 160, 320, 640, 1_280, 2_560, 5_120, 10_240, 20_480, 40_960
             ]
         );
-        assert!(FIRST_RETRY_AFTER * 2_u32.pow(BACKOFF_STEPS - 1) <= UNKNOWN_RETENTION);
-        assert!(FIRST_RETRY_AFTER * 2_u32.pow(BACKOFF_STEPS) > UNKNOWN_RETENTION);
+        assert!(FIRST_RETRY_AFTER * 2_u32.pow(BACKOFF_STEPS - 1) <= UNKNOWN_WAIT_MAX);
+        assert!(FIRST_RETRY_AFTER * 2_u32.pow(BACKOFF_STEPS) > UNKNOWN_WAIT_MAX);
     }
 
     #[test]

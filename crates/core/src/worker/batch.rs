@@ -1,5 +1,6 @@
 //! The worker's types and limits: the messages of a batch, the event candidates of a round, and the report for each
-//! message, which becomes the partial batch response in `adapters::batch`. No decisions here; `worker` runs the rounds.
+//! message, which becomes the partial batch response in `adapters::batch`. The number of receives
+//! before a message goes to the dead-letter queue is here too. No decisions here; `worker` runs the rounds.
 
 use std::future::ready;
 use std::sync::{Mutex, PoisonError};

@@ -1,6 +1,9 @@
 //! Resolves the tenant and the entity of each event. Tenant isolation: the tenant comes from the account in the signed
 //! body and never from metadata; metadata only names an entity, which `commit` then checks against that tenant.
 //!
+//! It finds the entity by, in this order: the statement of the event's piece, the order or statement that the metadata
+//! names, the entity that its payment is linked to, the only one with its PaymentIntent in a column.
+//!
 //! Reads are gathered, so a batch of ten events costs two reads of rows, not twenty. The decision is
 //! [`resolve_entity`], a pure function. An index is only a hint: what it returns is checked against the row, read
 //! consistently. docs/SEMANTICS.md, "Which entity an event belongs to", states the rules.

@@ -222,7 +222,7 @@ impl State {
         match (&call.idempotency_key, call.method.as_str()) {
             (Some(key), "POST") => self.once(call, &space, key.clone(), now_s),
             _ => self
-                .carry_out(call, &space, now_s)
+                .execute_plan(call, &space, now_s)
                 .unwrap_or_else(Refusal::answer),
         }
     }
@@ -249,7 +249,7 @@ impl State {
                 .push(("idempotent-replayed", "true".to_owned()));
             return answer;
         }
-        let (saved, answer) = match self.carry_out(call, space, now_s) {
+        let (saved, answer) = match self.execute_plan(call, space, now_s) {
             Ok(answer) => (true, answer),
             Err(refusal) => (refusal.is_saved(), refusal.answer()),
         };
@@ -259,7 +259,7 @@ impl State {
         answer
     }
 
-    fn carry_out(&mut self, call: &Call, space: &Space, now_s: i64) -> Result<Answer, Refusal> {
+    fn execute_plan(&mut self, call: &Call, space: &Space, now_s: i64) -> Result<Answer, Refusal> {
         let source = if call.method == "POST" {
             &call.body
         } else {
