@@ -19,7 +19,7 @@ use billhook_testkit::stripe::{Config, LocalStripe, TEST_KEY};
 use serde_json::{Value, json};
 use webhook_ingress::WebhookIngress;
 use webhook_secret::handle_request;
-use webhook_secret::ports::{EdgeError, StripeConnector};
+use webhook_secret::ports::{AdapterError, StripeConnector};
 
 const ARN: &str = "arn:hook";
 
@@ -35,7 +35,7 @@ struct LocalEndpoints(StripeClient);
 
 impl StripeConnector for LocalEndpoints {
     type Endpoints = StripeClient;
-    async fn open(&self) -> Result<Option<StripeClient>, EdgeError> {
+    async fn open(&self) -> Result<Option<StripeClient>, AdapterError> {
         Ok(Some(self.0.clone()))
     }
 }

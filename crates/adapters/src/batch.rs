@@ -124,13 +124,13 @@ fn log_report(provider: ProviderId, report: &MessageReport) {
         };
     }
     match &report.result {
-        Ok(ProcessingSuccess::Concluded(verdict)) => match verdict {
+        Ok(ProcessingSuccess::Decided(verdict)) => match verdict {
             EventVerdict::Processed => tell!(info, "event_processed", verdict.reason()),
             EventVerdict::Ignored(_) => tell!(info, "event_ignored", verdict.reason()),
             EventVerdict::Parked(_) => tell!(warn, "event_parked", verdict.reason()),
             EventVerdict::Failed(_) => tell!(error, "event_failed", verdict.reason()),
         },
-        Ok(ProcessingSuccess::Already(outcome)) => {
+        Ok(ProcessingSuccess::AlreadyDone(outcome)) => {
             tell!(info, "event_processed_before", outcome.as_str())
         }
         Err(failure) => tell!(error, "event_failed", failure.to_string()),

@@ -424,7 +424,7 @@ impl<'a> EnvReader<'a> {
         here: &'static str,
     ) -> Vec<SecretSource> {
         let mut sources: Vec<_> = arns.iter().filter_map(|name| self.by_arn(name)).collect();
-        sources.extend(self.directly(environment, here));
+        sources.extend(self.read_inline_secret(environment, here));
         if sources.is_empty() {
             let arns = arns.join(", ");
             self.fault(format!("at least one of {arns}, {here} must be set"));
@@ -434,7 +434,9 @@ impl<'a> EnvReader<'a> {
 
     fn stripe_key(&mut self, environment: &EnvironmentConfig) -> SecretSource {
         let by_arn = self.by_arn("APP_SECRETS_ARN");
-        let source = self.directly(environment, "STRIPE_SECRET_KEY").or(by_arn);
+        let source = self
+            .read_inline_secret(environment, "STRIPE_SECRET_KEY")
+            .or(by_arn);
         source.unwrap_or_else(|| {
             self.fault("APP_SECRETS_ARN or STRIPE_SECRET_KEY must be set".into());
             SecretSource {
@@ -450,7 +452,7 @@ impl<'a> EnvReader<'a> {
         Some(SecretSource { variable, at })
     }
 
-    fn directly(
+    fn read_inline_secret(
         &mut self,
         environment: &EnvironmentConfig,
         variable: &'static str,

@@ -241,8 +241,8 @@ pub fn count_genuine_delivery(provider: ProviderId, event_type: &EventType, resu
 /// Counts the result of one message, or of an event that was processed along with another's message.
 pub fn count_report(provider: ProviderId, report: &MessageReport, now: Timestamp) {
     let verdict = match &report.result {
-        Ok(ProcessingSuccess::Already(_)) => return,
-        Ok(ProcessingSuccess::Concluded(verdict)) => verdict,
+        Ok(ProcessingSuccess::AlreadyDone(_)) => return,
+        Ok(ProcessingSuccess::Decided(verdict)) => verdict,
         Err(_) => return WEBHOOK_FAILED.count(provider),
     };
     match verdict {
@@ -276,8 +276,8 @@ pub fn count_report(provider: ProviderId, report: &MessageReport, now: Timestamp
 
 /// Counts what a write changed about an entity. Call it only after the write succeeded.
 pub fn count_entity_changes(provider: ProviderId, was: &Entity, next: &EntityUpdate) {
-    for news in next.changes(was) {
-        let metric = match news {
+    for change in next.changes(was) {
+        let metric = match change {
             EntityChange::Completed => &ORDERS_COMPLETED,
             EntityChange::Cancelled => &ORDERS_CANCELLED,
             EntityChange::PaymentFailed => &PAYMENT_FAILED,

@@ -37,7 +37,7 @@ const ORDERS_AT_ONCE: usize = 16;
 const ROUNDS_MAX: u32 = 3;
 
 /// The run stops everything so long before the deadline, so that it can save its checkpoint.
-const TIME_TO_KEEP: Duration = Duration::from_secs(5);
+const CHECKPOINT_RESERVE: Duration = Duration::from_secs(5);
 
 /// Options for a run that a person starts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -137,7 +137,7 @@ where
         // call can be repeated.
         let time_left = self.clock.now().until(deadline);
         let pages = self.process_pages(&run, options.limit, &mut after, &mut summary);
-        let ended = tokio::time::timeout(time_left.saturating_sub(TIME_TO_KEEP), pages).await;
+        let ended = tokio::time::timeout(time_left.saturating_sub(CHECKPOINT_RESERVE), pages).await;
         let ended = ended.unwrap_or(Ok(()));
         // Save the checkpoint even after an error: otherwise the next run would meet the same orders first again.
         if !options.dry_run {

@@ -18,7 +18,8 @@ use billhook_core::ports::Clock;
 use billhook_core::provider::stripe::event::StripeEvent;
 use billhook_core::tasks::checkpoint::{Checkpoint, RECONCILE_JOB, reconcile_cursor_key};
 use billhook_core::tasks::ports::{
-    CheckpointStore, FindKnownEvents, ListAccounts, ListEvents, ListEventsError, SaveResult,
+    CheckpointSaveResult, CheckpointStore, FindKnownEvents, ListAccounts, ListEvents,
+    ListEventsError,
 };
 use billhook_core::tasks::reconcile::{event_type_sets, is_event_gap, next_listing_span};
 use billhook_core::time::Timestamp;
@@ -28,7 +29,7 @@ use serde::Serialize;
 use crate::{PassEnd, TaskFailed, fail_task, is_past_deadline};
 
 /// Tenants in one page of the list of accounts.
-const TENANTS: usize = 25;
+const TENANTS_PER_PAGE: usize = 25;
 /// Accounts in progress at the same time.
 const ACCOUNTS_AT_ONCE: usize = 4;
 /// Events of one account that are stored and queued at the same time.
@@ -85,11 +86,11 @@ struct AccountProgress {
 
 /// Whether a missing event should have arrived long before.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum EventGap {
-    /// Counts as a gap.
-    Overdue,
+enum MissingEvent {
+    /// It should have arrived long ago.
+    Gap,
     /// Its delivery may be on its way, or it is older than this environment.
-    Expected,
+    StillExpected,
 }
 
 enum AccountError {
@@ -182,7 +183,7 @@ where
             if is_past_deadline(&self.clock, deadline) {
                 return Ok(PassEnd::Interrupted);
             }
-            let page = self.jobs.accounts(after.as_deref(), TENANTS).await;
+            let page = self.jobs.accounts(after.as_deref(), TENANTS_PER_PAGE).await;
             let page = page.map_err(fail_task("list the tenants' accounts"))?;
             let asked: Vec<_> = stream::iter(&page.accounts)
                 .map(async |account| {
@@ -251,7 +252,7 @@ where
                 Ok(page) => page,
                 // The pass was interrupted so long ago that Stripe no longer lists the event: start the pass again.
                 // Only once: when each refusal started it again, a run asked for the same two pages until its deadline.
-                Err(ListEventsError::Unplaced(_)) if may_begin_again => {
+                Err(ListEventsError::UnknownStartingEvent(_)) if may_begin_again => {
                     may_begin_again = false;
                     span.after = None;
                     continue;
@@ -286,12 +287,12 @@ where
         };
         // Not saved: the cursor was set back, or another run raised it. The next run begins there.
         let saved = match next == progress {
-            true => SaveResult::Saved,
+            true => CheckpointSaveResult::Saved,
             false => self.jobs.save_checkpoint(job, &progress, &next).await?,
         };
         let through_s = match saved {
-            SaveResult::Saved => next.done_through_s,
-            SaveResult::Superseded => progress.done_through_s,
+            CheckpointSaveResult::Saved => next.done_through_s,
+            CheckpointSaveResult::Superseded => progress.done_through_s,
         };
         did.through_s = match (did.through_s, through_s) {
             (Some(one), Some(other)) => Some(one.min(other)),
@@ -334,13 +335,13 @@ where
         }
         let known = self.inbox.known_events(&ids).await?;
         listed.retain(|id, _| !known.contains(id));
-        let taken: Vec<Result<EventGap, DependencyError>> = stream::iter(listed.into_values())
+        let taken: Vec<Result<MissingEvent, DependencyError>> = stream::iter(listed.into_values())
             .map(|(body, event)| self.accept_missing(account, progress, body, event))
             .buffer_unordered(EVENTS_AT_ONCE)
             .collect()
             .await;
         for taken in taken {
-            did.gaps += usize::from(taken? == EventGap::Overdue);
+            did.gaps += usize::from(taken? == MissingEvent::Gap);
             did.taken_in += 1;
         }
         Ok(last)
@@ -353,7 +354,7 @@ where
         progress: &Checkpoint,
         body: &str,
         event: StripeEvent,
-    ) -> Result<EventGap, DependencyError> {
+    ) -> Result<MissingEvent, DependencyError> {
         let now = self.clock.now();
         let new = NewEvent {
             source: EventSource::Reconcile,
@@ -376,8 +377,8 @@ where
             new.correlation_id
         );
         Ok(match is_gap {
-            true => EventGap::Overdue,
-            false => EventGap::Expected,
+            true => MissingEvent::Gap,
+            false => MissingEvent::StillExpected,
         })
     }
 }

@@ -97,7 +97,7 @@ impl ListEvents for StripePayments {
             match error {
                 StripeError::Refused(refusal) => match refusal.status {
                     401 | 403 => ListEventsError::Refused(text),
-                    400 | 404 => ListEventsError::Unplaced(text),
+                    400 | 404 => ListEventsError::UnknownStartingEvent(text),
                     _ => ListEventsError::Failed(text),
                 },
                 _ => ListEventsError::Failed(text),

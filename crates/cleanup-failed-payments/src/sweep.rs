@@ -19,7 +19,7 @@ use billhook_core::provider::interpret::interpret;
 use billhook_core::retry::Disposition;
 use billhook_core::tasks::checkpoint::{Checkpoint, SWEEP_JOB};
 use billhook_core::tasks::ports::{
-    CheckpointStore, FindUnfinishedEvents, SaveResult, UnfinishedEvent,
+    CheckpointSaveResult, CheckpointStore, FindUnfinishedEvents, UnfinishedEvent,
 };
 use billhook_core::tasks::sweep::{
     FIRST_RETRY_AFTER, STUCK_AFTER, SweepAction, SweepCandidate, SweepWindow,
@@ -36,7 +36,7 @@ use crate::{PassEnd, TaskFailed, fail_task, is_past_deadline};
 /// Events in one page of the index. The due ones are then read from the table.
 const PAGE: usize = 100;
 /// Payloads in memory at the same time: each has at most 1 MiB, and the function 256 MB.
-const PAYLOADS: usize = 10;
+const PAYLOADS_AT_ONCE: usize = 10;
 /// Messages and updates in progress at the same time.
 const STEPS_AT_ONCE: usize = 8;
 /// Passes of one run: the rest of an interrupted one, then one up to now.
@@ -168,7 +168,7 @@ where
                 .and_then(|cut| SweepPosition::parse(&cut.after))
                 .unwrap_or(SweepPosition::FIRST);
             let passed = self
-                .pass(&progress, until_s, &mut place, &mut summary, deadline)
+                .run_pass(&progress, until_s, &mut place, &mut summary, deadline)
                 .await;
             let next = match &passed {
                 Ok(PassEnd::Completed) => Checkpoint::completed_through(until_s),
@@ -180,7 +180,7 @@ where
             let saved = saved.map_err(fail_task("keep how far this run came"))?;
             summary.completed = passed? == PassEnd::Completed;
             // Not saved: another run has completed a pass meanwhile, so it also does the rest.
-            if !(summary.completed && was_interrupted && saved == SaveResult::Saved) {
+            if !(summary.completed && was_interrupted && saved == CheckpointSaveResult::Saved) {
                 break;
             }
             progress = next;
@@ -211,7 +211,7 @@ where
 
     /// Continues a pass at `place`. `place` moves on only after everything before
     /// it is done, so after an error or a crash the checkpoint is never too far.
-    async fn pass(
+    async fn run_pass(
         &self,
         progress: &Checkpoint,
         until_s: i64,
@@ -246,7 +246,7 @@ where
                     .filter(|event| window.includes(event.received_at))
                     .map(|event| event.id.clone())
                     .collect();
-                self.handle_due(lane.0, concerned, window, summary)
+                self.retry_or_give_up(lane.0, concerned, window, summary)
                     .await
                     .map_err(fail_task("look at open events"))?;
                 place.after = page.next;
@@ -267,7 +267,7 @@ where
 
     /// Decides about the events that the index listed and does it. The index is only a hint: the rows are read again,
     /// consistently.
-    async fn handle_due(
+    async fn retry_or_give_up(
         &self,
         provider: ProviderId,
         ids: BTreeSet<EventId>,
@@ -374,7 +374,7 @@ where
         let mut by_payment: BTreeMap<PaymentKey, Vec<EventRecord>> = BTreeMap::new();
         let mut linked = Vec::new();
         let ids: Vec<EventId> = asking.keys().cloned().collect();
-        for ids in ids.chunks(PAYLOADS) {
+        for ids in ids.chunks(PAYLOADS_AT_ONCE) {
             let loaded = ledger
                 .load_events(provider, &ids.iter().cloned().collect())
                 .await?;
@@ -397,12 +397,12 @@ where
         };
         let found: Vec<Vec<EventRecord>> = stream::iter(by_payment)
             .map(async |(payment, events)| {
-                let is_borne = is_linked(&payment)
+                let is_linked = is_linked(&payment)
                     || !ledger
                         .entities_by_payment_intent(&payment.intent)
                         .await?
                         .is_empty();
-                Ok::<_, DependencyError>(if is_borne { events } else { Vec::new() })
+                Ok::<_, DependencyError>(if is_linked { events } else { Vec::new() })
             })
             .buffer_unordered(STEPS_AT_ONCE)
             .try_collect()

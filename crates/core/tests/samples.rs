@@ -120,7 +120,7 @@ fn payloads(provider: ProviderId) -> BTreeMap<String, Vec<u8>> {
 fn read(provider: ProviderId, live_mode: bool, envelope: &EventEnvelope, payload: &[u8]) -> String {
     match interpret(provider, live_mode, envelope.account.as_ref(), payload) {
         Ok(claim) => [
-            claim.names.map(|key| key.to_string()),
+            claim.named_entity.map(|key| key.to_string()),
             claim.intent.map(|id| id.to_string()),
             claim.piece.map(|id| id.to_string()),
             claim.about_account.then(|| "its account".to_owned()),

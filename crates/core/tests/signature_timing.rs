@@ -68,7 +68,9 @@ fn the_place_of_the_first_wrong_digit_does_not_show() {
             .map(|header| parse_signature_header(Some(header)));
         claims.map(Result::unwrap).collect()
     };
-    let keys: Vec<_> = SigningKey::usable("timing", SECRET).into_iter().collect();
+    let keys: Vec<_> = SigningKey::from_value("timing", SECRET)
+        .into_iter()
+        .collect();
     let now = Timestamp::from_unix_s(NOW_S).unwrap();
     let tolerance = Duration::from_secs(300);
     let leak = leak_ns(&claims(0), &claims(63), |claim| {

@@ -23,7 +23,7 @@ fn verdict(
     let body = BASE64
         .decode(vector["body_b64"].as_str().unwrap().as_bytes())
         .unwrap();
-    let keys = SigningKey::usable("vector", vector["secret"].as_str().unwrap());
+    let keys = SigningKey::from_value("vector", vector["secret"].as_str().unwrap());
     let keys: Vec<_> = keys.into_iter().collect();
     claim?
         .verify(&body, &keys, now, Duration::from_secs(300))

@@ -23,7 +23,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::Notify;
 use uuid::Uuid;
 use webhook_secret::ports::{
-    EdgeError, ResetCursors, RespondToCloudFormation, StripeConnector, StripeEndpoints,
+    AdapterError, ResetCursors, RespondToCloudFormation, StripeConnector, StripeEndpoints,
     WebhookSecretStore,
 };
 use webhook_secret::{KNOWN_AFTER, ResourceDependencies};
@@ -184,7 +184,7 @@ pub fn dependencies<S: StripeConnector>(
     }
 }
 
-fn edge_error(_: ()) -> EdgeError {
+fn edge_error(_: ()) -> AdapterError {
     "out of reach".into()
 }
 
@@ -201,7 +201,7 @@ fn stripe_error(_: ()) -> StripeError {
 
 impl StripeConnector for EndpointPorts {
     type Endpoints = Self;
-    async fn open(&self) -> Result<Option<Self>, EdgeError> {
+    async fn open(&self) -> Result<Option<Self>, AdapterError> {
         let has_no_key = self.step(|world| world.has_no_key);
         let has_no_key = has_no_key.await.map_err(edge_error)?;
         Ok((!has_no_key).then(|| self.clone()))
@@ -293,12 +293,12 @@ impl PutSecret for EndpointPorts {
 }
 
 impl WebhookSecretStore for EndpointPorts {
-    async fn read(&self, arn: &str, now: Timestamp) -> Result<SecretDocument, EdgeError> {
+    async fn read(&self, arn: &str, now: Timestamp) -> Result<SecretDocument, AdapterError> {
         self.step(|_| ()).await.map_err(edge_error)?;
         Ok(load_document(self, arn, SecretKind::StripeSigning, now).await?)
     }
 
-    async fn put(&self, arn: &str, value: &SecretString) -> Result<(), EdgeError> {
+    async fn put(&self, arn: &str, value: &SecretString) -> Result<(), AdapterError> {
         let put = |world: &mut EndpointWorld| {
             let document = SecretDocument::parse(value.expose_secret(), SecretKind::StripeSigning);
             let now = world.now();
@@ -313,14 +313,14 @@ impl WebhookSecretStore for EndpointPorts {
 }
 
 impl ResetCursors for EndpointPorts {
-    async fn set_back(&self, to_s: i64) -> Result<(), EdgeError> {
+    async fn set_back(&self, to_s: i64) -> Result<(), AdapterError> {
         let set = |world: &mut EndpointWorld| world.cursor_s = world.cursor_s.min(to_s);
         self.step(set).await.map_err(edge_error)
     }
 }
 
 impl RespondToCloudFormation for EndpointPorts {
-    async fn put(&self, response_url: &SecretString, body: String) -> Result<(), EdgeError> {
+    async fn put(&self, response_url: &SecretString, body: String) -> Result<(), AdapterError> {
         // A panic or a hang while answering ends the invocation as an error: Lambda's part, not ours.
         if let Some((_, how)) = &mut self.world().fault
             && *how != StepFault::After

@@ -26,9 +26,9 @@ use billhook_core::retry::Disposition;
 use billhook_core::tasks::checkpoint::Checkpoint;
 use billhook_core::tasks::cleanup::CancellablePayment;
 use billhook_core::tasks::ports::{
-    AccountsPage, CheckpointStore, EventsPage, FailedOrderPage, FindFailedOrders, FindKnownEvents,
-    FindUnfinishedEvents, ListAccounts, ListEvents, ListEventsError, PaymentsAtStripe, SaveResult,
-    UnfinishedEvent, UnfinishedPage,
+    AccountsPage, CheckpointSaveResult, CheckpointStore, EventsPage, FailedOrderPage,
+    FindFailedOrders, FindKnownEvents, FindUnfinishedEvents, ListAccounts, ListEvents,
+    ListEventsError, PaymentsAtStripe, UnfinishedEvent, UnfinishedPage,
 };
 use billhook_core::tasks::reconcile::ListingSpan;
 use billhook_core::time::Timestamp;
@@ -178,7 +178,7 @@ pub struct KnownKeys {
 
 impl KnownKeys {
     pub fn one(secret: &str) -> Self {
-        let keys = SigningKey::usable("test", secret).into_iter().collect();
+        let keys = SigningKey::from_value("test", secret).into_iter().collect();
         Self {
             cached: SigningKeys {
                 keys,
@@ -402,15 +402,15 @@ impl CheckpointStore for &MemoryTables {
         job: &str,
         read: &Checkpoint,
         next: &Checkpoint,
-    ) -> Result<SaveResult, DependencyError> {
+    ) -> Result<CheckpointSaveResult, DependencyError> {
         self.read("keep")?;
         let mut jobs = lock(&self.jobs);
         let current = jobs.entry(job.to_owned()).or_default();
         if current.done_through_s != read.done_through_s {
-            return Ok(SaveResult::Superseded);
+            return Ok(CheckpointSaveResult::Superseded);
         }
         *current = next.clone();
-        Ok(SaveResult::Saved)
+        Ok(CheckpointSaveResult::Saved)
     }
 }
 
@@ -647,7 +647,9 @@ impl ListEvents for &MemoryStripe {
             None => 0,
             Some(after) => {
                 let at = listed.iter().position(|event| text(event, "id") == *after);
-                at.ok_or_else(|| ListEventsError::Unplaced("resource_missing".to_owned()))? + 1
+                at.ok_or_else(|| {
+                    ListEventsError::UnknownStartingEvent("resource_missing".to_owned())
+                })? + 1
             }
         };
         let limit = self.page.load(Ordering::SeqCst).max(1);

@@ -45,7 +45,9 @@ mod tests {
 
     #[test]
     fn what_is_signed_here_is_believed_by_the_verifier() {
-        let keys: Vec<_> = SigningKey::usable("test", "whsec_x").into_iter().collect();
+        let keys: Vec<_> = SigningKey::from_value("test", "whsec_x")
+            .into_iter()
+            .collect();
         let now = Timestamp::from_unix_s(1_781_000_000).unwrap();
         let tolerance = Duration::from_secs(300);
 

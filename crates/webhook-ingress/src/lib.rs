@@ -167,19 +167,19 @@ impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> WebhookIngres
         raw_body: &[u8],
         now: Timestamp,
     ) -> Result<String, IngressRefusal> {
-        let claim = read_signature(provider, request)?;
+        let signature = read_signature(provider, request)?;
         let (reader, other) = match provider {
             ProviderId::Stripe => (&self.stripe_keys, &self.lob_keys),
             ProviderId::Lob => (&self.lob_keys, &self.stripe_keys),
         };
         let mut known = reader.signing_keys().await;
-        let mut verdict = self.proven_by(&claim, raw_body, &known, now);
+        let mut verdict = self.proven_by(&signature, raw_body, &known, now);
         if verdict == Err(SignatureFailure::NoMatch)
             && let Some(refreshed) = reader.refresh_after_mismatch().await
         {
             metrics::SECRET_REFRESH.count(provider);
             known = refreshed;
-            verdict = self.proven_by(&claim, raw_body, &known, now);
+            verdict = self.proven_by(&signature, raw_body, &known, now);
         }
         match verdict {
             // The secret that would have matched may be the one that we cannot read, or that is not set yet. That is
@@ -191,7 +191,7 @@ impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> WebhookIngres
                 IngressRefusal::Unavailable(format!("no signing secret for {provider} is set")),
             ),
             Err(SignatureFailure::NoMatch) => Err(explain_mismatch(
-                &claim,
+                &signature,
                 raw_body,
                 &known,
                 &other.cached_keys().await,
@@ -202,12 +202,12 @@ impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> WebhookIngres
 
     fn proven_by(
         &self,
-        claim: &UnverifiedSignature,
+        signature: &UnverifiedSignature,
         raw_body: &[u8],
         known: &SigningKeys,
         now: Timestamp,
     ) -> Result<String, SignatureFailure> {
-        claim
+        signature
             .verify(raw_body, &known.keys, now, self.tolerance)
             .map(str::to_owned)
     }
@@ -247,13 +247,13 @@ fn record_event_fields(envelope: &EventEnvelope) {
 /// Finds out for the log why no current secret matched: the signature may be made with a replaced secret or with the
 /// other provider's. The sender gets the same answer for all reasons.
 fn explain_mismatch(
-    claim: &UnverifiedSignature,
+    signature: &UnverifiedSignature,
     raw_body: &[u8],
     known: &SigningKeys,
     other: &SigningKeys,
 ) -> IngressRefusal {
     let found = |keys, reason| {
-        let key = claim.signed_with(raw_body, keys)?;
+        let key = signature.signed_with(raw_body, keys)?;
         Some(IngressRefusal::SignatureInvalid {
             reason,
             secret: Some(key.label.clone()),
@@ -457,7 +457,8 @@ mod tests {
 
     #[test]
     fn a_mismatch_says_why_and_which_secret_it_was() {
-        let keys = |label: &str, secret: &str| Vec::from_iter(SigningKey::usable(label, secret));
+        let keys =
+            |label: &str, secret: &str| Vec::from_iter(SigningKey::from_value(label, secret));
         let known = SigningKeys {
             keys: keys("STRIPE we_2", "whsec_2"),
             expired: keys("STRIPE we_1 (previous)", "whsec_1"),
@@ -473,8 +474,8 @@ mod tests {
             ("guessed", "no_match", None),
         ] {
             let header = sign_stripe(b"{}", secret, 1);
-            let claim = parse_signature_header(Some(&header)).unwrap();
-            match explain_mismatch(&claim, b"{}", &known, &other) {
+            let signature = parse_signature_header(Some(&header)).unwrap();
+            match explain_mismatch(&signature, b"{}", &known, &other) {
                 IngressRefusal::SignatureInvalid { reason: r, secret } => {
                     assert_eq!((r.as_str(), secret.as_deref()), (reason, label));
                 }

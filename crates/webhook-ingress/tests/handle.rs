@@ -233,7 +233,7 @@ fn a_missing_or_unreadable_secret_is_our_fault_only_where_it_might_have_matched(
 #[test]
 fn a_mismatch_looks_for_a_newer_secret_once() {
     let tables = MemoryTables::default();
-    let keys = SigningKey::usable("new", SECRET).into_iter().collect();
+    let keys = SigningKey::from_value("new", SECRET).into_iter().collect();
     let stripe_keys = KnownKeys {
         fresh: Some(SigningKeys {
             keys,

@@ -62,7 +62,7 @@ fn keys(secrets: &[&str]) -> KnownKeys {
         cached: SigningKeys {
             keys: secrets
                 .iter()
-                .filter_map(|secret| SigningKey::usable("sample", secret))
+                .filter_map(|secret| SigningKey::from_value("sample", secret))
                 .collect(),
             ..SigningKeys::default()
         },

@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 const REASON_BYTES_MAX: usize = 1_000;
 
 /// The state in the stack's outputs while no Stripe key is stored.
-const MAKE_IT: &str = "not created yet: put stripe_secret_key into the App secret, then give RotationToken a new value";
+const NOT_CREATED_STATE: &str = "not created yet: put stripe_secret_key into the App secret, then give RotationToken a new value";
 
 /// CloudFormation's request.
 #[derive(Debug, Deserialize)]
@@ -60,7 +60,7 @@ impl ResourceRequest {
     /// The physical id of a FAILED answer. For a creation it contains this request's id, so that the deletion which
     /// CloudFormation sends next can remove what this request left. For an update it is the old id: a new one would
     /// make CloudFormation delete the endpoint that is in use.
-    pub(crate) fn id_of_failure(&self) -> String {
+    pub(crate) fn failed_physical_id(&self) -> String {
         if self.request_type == RequestType::Create || self.physical_resource_id.is_empty() {
             PhysicalId::create_failed(&self.logical_resource_id, &self.request_id)
         } else {
@@ -79,7 +79,7 @@ impl ResourceRequest {
 
     /// The body of the answer. It contains the ARN of the secret, never a secret.
     pub(crate) fn answer(&self, outcome: Result<&str, &str>) -> String {
-        let failed_id = self.id_of_failure();
+        let failed_id = self.failed_physical_id();
         let (status, physical_id, reason) = match outcome {
             Ok(id) => ("SUCCESS", id, None),
             Err(reason) => ("FAILED", failed_id.as_str(), Some(truncate_reason(reason))),
@@ -95,7 +95,7 @@ impl ResourceRequest {
                 endpoint_id: physical_id,
                 secret_arn: self.secret_arn().unwrap_or_default(),
                 state: match PhysicalId::parse(physical_id) {
-                    PhysicalId::Unconfigured => MAKE_IT,
+                    PhysicalId::Unconfigured => NOT_CREATED_STATE,
                     _ => physical_id,
                 },
             },

@@ -22,7 +22,7 @@ use billhook_core::tasks::checkpoint::cursor_limit_after_delete_s;
 use crate::ResourceDependencies;
 use crate::envelope::ResourceRequest;
 use crate::ports::{
-    EdgeError, ResetCursors, RespondToCloudFormation, StripeConnector, StripeEndpoints,
+    AdapterError, ResetCursors, RespondToCloudFormation, StripeConnector, StripeEndpoints,
     WebhookSecretStore,
 };
 
@@ -50,7 +50,7 @@ pub enum EndpointFailure {
     NoKey { endpoint_id: String },
     /// The key cannot be read, or has the wrong mode (live or test) for the environment.
     #[error("cannot reach stripe with the stored key")]
-    OpenStripe(#[source] EdgeError),
+    OpenStripe(#[source] AdapterError),
     #[error(transparent)]
     Stripe(#[from] StripeError),
     #[error(
@@ -81,16 +81,16 @@ pub enum EndpointFailure {
     SetCursorsBack {
         endpoint_id: String,
         #[source]
-        source: EdgeError,
+        source: AdapterError,
     },
     #[error("cannot read the stored signing secret")]
-    ReadSecret(#[source] EdgeError),
+    ReadSecret(#[source] AdapterError),
     /// A new endpoint is removed again: nobody could verify its deliveries.
     #[error("cannot store the signing secret of {endpoint_id}")]
     StoreSecret {
         endpoint_id: String,
         #[source]
-        source: EdgeError,
+        source: AdapterError,
     },
     #[error("stripe returned no signing secret in {CREATIONS_MAX} creations")]
     NoSecret,
@@ -140,12 +140,14 @@ where
             EndpointPlan::Create,
             EndpointRequest::Create { wanted } | EndpointRequest::Update { wanted, .. },
         ) => match stripe? {
-            Some(stripe) => run(stripe).make(&wanted, None).await,
+            Some(stripe) => run(stripe).create_or_replace(&wanted, None).await,
             None => Ok(PhysicalId::unconfigured(&envelope.logical_resource_id)),
         },
         (EndpointPlan::Replace { endpoint_id }, EndpointRequest::Update { wanted, .. }) => {
             let stripe = stripe?.ok_or_else(|| no_key(&endpoint_id))?;
-            run(stripe).make(&wanted, Some(&endpoint_id)).await
+            run(stripe)
+                .create_or_replace(&wanted, Some(&endpoint_id))
+                .await
         }
         (EndpointPlan::UpdateInPlace { endpoint_id }, EndpointRequest::Update { wanted, .. }) => {
             let stripe = stripe?.ok_or_else(|| no_key(&endpoint_id))?;
@@ -160,7 +162,9 @@ where
             // Always a success: what made the creation fail (a wrong key, say) may make this fail too, and a FAILED
             // deletion would keep the whole stack from being deleted.
             if let Ok(Some(stripe)) = stripe {
-                run(stripe).remove_made_by(request_id.as_deref()).await;
+                run(stripe)
+                    .remove_created_by_request(request_id.as_deref())
+                    .await;
             }
             Ok(envelope.physical_id().to_owned())
         }
@@ -208,13 +212,13 @@ where
     /// answer. Lambda's retry finds `we_2` in step 2, sets its events and answers `we_2`. If CloudFormation rolls back
     /// instead, that request wants the old properties: step 2 finds `we_1`, step 3 deletes `we_2`, and `we_1` is
     /// current again.
-    async fn make(
+    async fn create_or_replace(
         &self,
         wanted: &EndpointProperties,
         replaced: Option<&str>,
     ) -> Result<String, EndpointFailure> {
         let document = self
-            .document(&wanted.secret_arn)
+            .read_secret_document(&wanted.secret_arn)
             .await?
             .with_endpoint_id(replaced);
         let live = self.stripe.list().await?;
@@ -256,7 +260,8 @@ where
             });
         }
         if let Some(endpoint) = fitting {
-            self.take_again(endpoint, wanted, document, &live).await?;
+            self.adopt_endpoint(endpoint, wanted, document, &live)
+                .await?;
             self.delete_all(&leftovers).await?;
             return Ok(endpoint.id.clone());
         }
@@ -267,7 +272,7 @@ where
         // refused them until it knew the secret.
         let begins_quietly = replaced.is_some() || document.current.is_some();
         let made = self
-            .make_new(wanted, &tags, document, &live, live_count, begins_quietly)
+            .create_and_store(wanted, &tags, document, &live, live_count, begins_quietly)
             .await;
         // An earlier run of this request may have been answered with success, of which only Lambda did not learn. When
         // a failing repeat removed that run's endpoint, no endpoint was left once the old one was deleted. If the
@@ -276,13 +281,13 @@ where
             .iter()
             .any(|endpoint| ours(endpoint).is_some_and(|its| its.request_id == tags.request_id));
         if made.is_err() && !is_repeat {
-            self.remove_made_by(Some(&tags.request_id)).await;
+            self.remove_created_by_request(Some(&tags.request_id)).await;
         }
         made
     }
 
     /// Uses an endpoint that already exists: makes its secret current and sets its URL and events.
-    async fn take_again(
+    async fn adopt_endpoint(
         &self,
         endpoint: &WebhookEndpoint,
         wanted: &EndpointProperties,
@@ -305,7 +310,7 @@ where
             if endpoint.enabled_events == [QUIET_TYPE] {
                 self.deps.time.pause(KNOWN_AFTER).await;
             }
-            self.set(&endpoint.id, wanted).await?;
+            self.set_url_and_events(&endpoint.id, wanted).await?;
         }
         Ok(())
     }
@@ -320,7 +325,7 @@ where
     /// ```
     ///
     /// The first endpoint of a stack does not wait: nothing was delivered before it.
-    async fn make_new(
+    async fn create_and_store(
         &self,
         wanted: &EndpointProperties,
         tags: &EndpointTags,
@@ -348,7 +353,7 @@ where
         self.store(&wanted.secret_arn, document, new, live).await?;
         if begins_quietly {
             self.deps.time.pause(KNOWN_AFTER).await;
-            self.set(&endpoint_id, wanted).await?;
+            self.set_url_and_events(&endpoint_id, wanted).await?;
         }
         Ok(endpoint_id)
     }
@@ -381,7 +386,7 @@ where
         for number in 0..CREATIONS_MAX {
             let created = self
                 .stripe
-                .create(&new, &self.key(&number.to_string()))
+                .create(&new, &self.idempotency_key(&number.to_string()))
                 .await?;
             let lives = self
                 .stripe
@@ -422,7 +427,7 @@ where
             return Ok(());
         };
         // Outcome unknown: the write may have succeeded and only its answer been lost, so read the document.
-        match self.document(secret_arn).await {
+        match self.read_secret_document(secret_arn).await {
             Ok(stored) if stored.is_current(&endpoint_id) => Ok(()),
             _ => Err(EndpointFailure::StoreSecret {
                 endpoint_id,
@@ -437,20 +442,22 @@ where
         endpoint_id: String,
         wanted: &EndpointProperties,
     ) -> Result<String, EndpointFailure> {
-        match self.set(&endpoint_id, wanted).await {
+        match self.set_url_and_events(&endpoint_id, wanted).await {
             Ok(()) => Ok(endpoint_id),
             // Somebody deleted it in Stripe's dashboard.
-            Err(EndpointFailure::Gone { .. }) => self.make(wanted, Some(&endpoint_id)).await,
+            Err(EndpointFailure::Gone { .. }) => {
+                self.create_or_replace(wanted, Some(&endpoint_id)).await
+            }
             Err(failure) => Err(failure),
         }
     }
 
-    async fn set(
+    async fn set_url_and_events(
         &self,
         endpoint_id: &str,
         wanted: &EndpointProperties,
     ) -> Result<(), EndpointFailure> {
-        let key = self.key(&format!("set:{endpoint_id}"));
+        let key = self.idempotency_key(&format!("set:{endpoint_id}"));
         let updated = self
             .stripe
             .update(endpoint_id, &wanted.url, &wanted.enabled_events, &key)
@@ -495,14 +502,14 @@ where
             );
             return Ok(());
         }
-        self.hand_over(endpoint_id, &live).await?;
+        self.promote_other_secret(endpoint_id, &live).await?;
         self.delete(endpoint_id).await
     }
 
     /// Before the deletion of an endpoint whose secret is current: makes the secret of another endpoint of ours
     /// current, if there is one. Case: an update replaced `we_1` by `we_2`, and `we_2` is deleted while `we_1` still
     /// exists. No other request would make `we_1` current, and the document would name a deleted endpoint.
-    async fn hand_over(
+    async fn promote_other_secret(
         &self,
         endpoint_id: &str,
         live: &[WebhookEndpoint],
@@ -514,7 +521,7 @@ where
         let Some(secret_arn) = self.envelope.secret_arn().filter(|_| !others.is_empty()) else {
             return Ok(());
         };
-        let document = self.document(secret_arn).await?;
+        let document = self.read_secret_document(secret_arn).await?;
         let successor = others.iter().find_map(|other| {
             let secret = document.find_secret(&other.id)?.clone();
             let endpoint_id = Some(other.id.clone());
@@ -531,7 +538,7 @@ where
 
     /// Removes the endpoints that one request created, or all of this resource (None). Best effort: what cannot be
     /// removed is logged.
-    async fn remove_made_by(&self, request_id: Option<&str>) {
+    async fn remove_created_by_request(&self, request_id: Option<&str>) {
         let failed = |endpoint_id: &str, failure: &EndpointFailure| {
             tracing::warn!(
                 endpoint_id,
@@ -551,7 +558,7 @@ where
         for WebhookEndpoint { id, .. } in live.iter().filter(made_by) {
             // Deletes the endpoint even if a step before fails: an endpoint that nobody knows of would deliver for ever
             // and take one of the 16 places.
-            if let Err(failure) = self.hand_over(id, &live).await {
+            if let Err(failure) = self.promote_other_secret(id, &live).await {
                 failed(id, &failure);
             }
             if let Err(failure) = self.set_cursors_back(id).await {
@@ -587,7 +594,10 @@ where
         })
     }
 
-    async fn document(&self, secret_arn: &str) -> Result<SecretDocument, EndpointFailure> {
+    async fn read_secret_document(
+        &self,
+        secret_arn: &str,
+    ) -> Result<SecretDocument, EndpointFailure> {
         let now = self.deps.time.now();
         let read = self.deps.secrets.read(secret_arn, now).await;
         read.map_err(EndpointFailure::ReadSecret)
@@ -611,7 +621,7 @@ where
 
     /// The idempotency key of a step: the same for every run of the request, so that a repeat gets Stripe's saved
     /// answer.
-    fn key(&self, step: &str) -> String {
+    fn idempotency_key(&self, step: &str) -> String {
         format!("billhook:{}:{step}", self.envelope.request_id)
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::ports::{EdgeError, RespondToCloudFormation};
+use crate::ports::{AdapterError, RespondToCloudFormation};
 
 /// Short, so that a second attempt fits into the 5 s before the function times out.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -28,7 +28,7 @@ impl ResponseSender {
 }
 
 impl RespondToCloudFormation for ResponseSender {
-    async fn put(&self, response_url: &SecretString, body: String) -> Result<(), EdgeError> {
+    async fn put(&self, response_url: &SecretString, body: String) -> Result<(), AdapterError> {
         let answer = self
             .0
             .put(response_url.expose_secret())
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     /// Serves one request with `status`, and returns what was received.
-    async fn put(status: &'static str) -> (Result<(), EdgeError>, String) {
+    async fn put(status: &'static str) -> (Result<(), AdapterError>, String) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!(
             "http://{}/a%3Ab%7Cc?X-Amz-Signature=canary",

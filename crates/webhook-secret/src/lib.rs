@@ -29,7 +29,7 @@ pub mod ports;
 pub use envelope::ResourceRequest;
 pub use execute_plan::{EndpointFailure, KNOWN_AFTER};
 use ports::{
-    EdgeError, ResetCursors, RespondToCloudFormation, StripeConnector, WebhookSecretStore,
+    AdapterError, ResetCursors, RespondToCloudFormation, StripeConnector, WebhookSecretStore,
 };
 
 /// The work is abandoned so long before the function times out, so that the answer can still be sent.
@@ -58,7 +58,7 @@ pub enum RequestUnanswered {
     #[error("not a request of CloudFormation")]
     NoRequest(#[source] serde_json::Error),
     #[error("cloudformation did not accept the answer in {ANSWERS_MAX} attempts")]
-    NotTaken(#[source] EdgeError),
+    NotTaken(#[source] AdapterError),
 }
 
 /// Executes a request and answers it. `time_is_up` completes [`ANSWER_RESERVE`] before the function times out.

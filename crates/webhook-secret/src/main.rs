@@ -17,7 +17,7 @@ use lambda_runtime::LambdaEvent;
 use secrecy::SecretString;
 use serde_json::Value;
 use webhook_secret::http::ResponseSender;
-use webhook_secret::ports::{EdgeError, ResetCursors, StripeConnector, WebhookSecretStore};
+use webhook_secret::ports::{AdapterError, ResetCursors, StripeConnector, WebhookSecretStore};
 use webhook_secret::{ANSWER_RESERVE, ResourceDependencies, handle_request};
 
 fn main() -> ExitCode {
@@ -75,7 +75,7 @@ struct StoredStripeKey {
 impl StripeConnector for StoredStripeKey {
     type Endpoints = StripeClient;
 
-    async fn open(&self) -> Result<Option<StripeClient>, EdgeError> {
+    async fn open(&self) -> Result<Option<StripeClient>, AdapterError> {
         let Some(key) = read_stripe_key(&self.secrets, &self.source, self.live).await? else {
             return Ok(None);
         };
@@ -86,11 +86,11 @@ impl StripeConnector for StoredStripeKey {
 struct SigningSecretStore(SecretsManager);
 
 impl WebhookSecretStore for SigningSecretStore {
-    async fn read(&self, arn: &str, now: Timestamp) -> Result<SecretDocument, EdgeError> {
+    async fn read(&self, arn: &str, now: Timestamp) -> Result<SecretDocument, AdapterError> {
         Ok(load_document(&self.0, arn, SecretKind::StripeSigning, now).await?)
     }
 
-    async fn put(&self, arn: &str, value: &SecretString) -> Result<(), EdgeError> {
+    async fn put(&self, arn: &str, value: &SecretString) -> Result<(), AdapterError> {
         Ok(self.0.put(arn, value).await?)
     }
 }
@@ -98,7 +98,7 @@ impl WebhookSecretStore for SigningSecretStore {
 struct CursorStore(ReconcileCursors);
 
 impl ResetCursors for CursorStore {
-    async fn set_back(&self, to_s: i64) -> Result<(), EdgeError> {
+    async fn set_back(&self, to_s: i64) -> Result<(), AdapterError> {
         Ok(self.0.set_back(to_s).await?)
     }
 }

@@ -11,13 +11,13 @@ use billhook_core::time::Timestamp;
 use secrecy::SecretString;
 
 /// An adapter's error; its text contains no secret.
-pub type EdgeError = Box<dyn std::error::Error + Send + Sync>;
+pub type AdapterError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Stripe, with the key that is stored now.
 pub trait StripeConnector: Send + Sync {
     type Endpoints: StripeEndpoints;
     /// `None` if no key is stored.
-    fn open(&self) -> impl Future<Output = Result<Option<Self::Endpoints>, EdgeError>> + Send;
+    fn open(&self) -> impl Future<Output = Result<Option<Self::Endpoints>, AdapterError>> + Send;
 }
 
 /// Webhook endpoints at Stripe.
@@ -80,13 +80,13 @@ pub trait WebhookSecretStore: Send + Sync {
         &self,
         arn: &str,
         now: Timestamp,
-    ) -> impl Future<Output = Result<SecretDocument, EdgeError>> + Send;
+    ) -> impl Future<Output = Result<SecretDocument, AdapterError>> + Send;
     /// Stores `value` as a new version.
     fn put(
         &self,
         arn: &str,
         value: &SecretString,
-    ) -> impl Future<Output = Result<(), EdgeError>> + Send;
+    ) -> impl Future<Output = Result<(), AdapterError>> + Send;
 }
 
 /// The answer to CloudFormation.
@@ -96,11 +96,11 @@ pub trait RespondToCloudFormation: Send + Sync {
         &self,
         response_url: &SecretString,
         body: String,
-    ) -> impl Future<Output = Result<(), EdgeError>> + Send;
+    ) -> impl Future<Output = Result<(), AdapterError>> + Send;
 }
 
 /// The cursors of `reconcile`.
 pub trait ResetCursors: Send + Sync {
     /// Lowers every cursor that is above `to_s`, a Unix second. Raises and creates none, so a repeat is harmless.
-    fn set_back(&self, to_s: i64) -> impl Future<Output = Result<(), EdgeError>> + Send;
+    fn set_back(&self, to_s: i64) -> impl Future<Output = Result<(), AdapterError>> + Send;
 }

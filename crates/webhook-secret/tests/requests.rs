@@ -641,7 +641,7 @@ struct Real(StripeClient);
 
 impl StripeConnector for Real {
     type Endpoints = StripeClient;
-    async fn open(&self) -> Result<Option<StripeClient>, EdgeError> {
+    async fn open(&self) -> Result<Option<StripeClient>, AdapterError> {
         Ok(Some(self.0.clone()))
     }
 }

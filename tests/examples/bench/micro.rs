@@ -21,7 +21,7 @@ const ROUND: Duration = Duration::from_millis(20);
 /// The nanoseconds of each step for each size.
 pub(crate) fn measure() -> Vec<(&'static str, usize, f64)> {
     let mut figures = Vec::new();
-    let keys: Vec<_> = SigningKey::usable("bench", "whsec_bench")
+    let keys: Vec<_> = SigningKey::from_value("bench", "whsec_bench")
         .into_iter()
         .collect();
     let now = Timestamp::from_unix_s(1_781_000_000).unwrap();

@@ -14,7 +14,7 @@ use billhook_testkit::sim::{Call, Lost, Mutant, Port, SECRET_CANARY, Service, st
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
 use webhook_secret::ports::{
-    EdgeError, ResetCursors, RespondToCloudFormation, StripeConnector, StripeEndpoints,
+    AdapterError, ResetCursors, RespondToCloudFormation, StripeConnector, StripeEndpoints,
     WebhookSecretStore,
 };
 
@@ -71,11 +71,11 @@ impl FetchSecret for Edge {
 }
 
 impl WebhookSecretStore for Edge {
-    async fn read(&self, arn: &str, now: Timestamp) -> Result<SecretDocument, EdgeError> {
+    async fn read(&self, arn: &str, now: Timestamp) -> Result<SecretDocument, AdapterError> {
         Ok(load_document(self, arn, SecretKind::StripeSigning, now).await?)
     }
 
-    async fn put(&self, arn: &str, value: &SecretString) -> Result<(), EdgeError> {
+    async fn put(&self, arn: &str, value: &SecretString) -> Result<(), AdapterError> {
         Ok(PutSecret::put(self, arn, value).await?)
     }
 }
@@ -100,7 +100,7 @@ impl PutSecret for Edge {
 impl StripeConnector for Edge {
     type Endpoints = Self;
 
-    async fn open(&self) -> Result<Option<Self>, EdgeError> {
+    async fn open(&self) -> Result<Option<Self>, AdapterError> {
         Ok(Some(self.clone()))
     }
 }
@@ -233,7 +233,7 @@ impl StripeEndpoints for Edge {
 }
 
 impl ResetCursors for Edge {
-    async fn set_back(&self, to_s: i64) -> Result<(), EdgeError> {
+    async fn set_back(&self, to_s: i64) -> Result<(), AdapterError> {
         let call = call(Service::Tables, "set_back", true);
         let set = self
             .0
@@ -243,7 +243,7 @@ impl ResetCursors for Edge {
 }
 
 impl RespondToCloudFormation for Edge {
-    async fn put(&self, _: &SecretString, body: String) -> Result<(), EdgeError> {
+    async fn put(&self, _: &SecretString, body: String) -> Result<(), AdapterError> {
         let answer: Value = serde_json::from_str(&body)?;
         let call = call(Service::Stack, "answer", true);
         let put = self.0.call(call, "", move |world| {

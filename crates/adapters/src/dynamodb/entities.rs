@@ -16,7 +16,7 @@ use billhook_core::time::Timestamp;
 use billhook_core::worker::ports::CommitError;
 
 use super::attributes::{self, Item, number_value, read_text, string_value};
-use super::row::{ColumnUpdates, LoadedRow, RowSchema, from_attribute, stored_part, to_attribute};
+use super::row::{ColumnUpdates, DynamoRow, RowSchema, from_attribute, stored_part, to_attribute};
 use super::{orders, statements, tenants};
 
 /// The `Err` is the reason why the row cannot be read; its events are parked as `entity_unreadable`.
@@ -24,7 +24,7 @@ pub(super) fn read_entity(
     key: &EntityKey,
     schema: &RowSchema,
     item: Item,
-) -> Result<(Entity, LoadedRow), String> {
+) -> Result<(Entity, DynamoRow), String> {
     let facts_and_derived = match item.get(schema.facts) {
         None => (EntityFacts::default(), LastDerived::default()),
         Some(value) => read_facts(key, value)?,
@@ -74,7 +74,7 @@ pub(super) fn read_entity(
     };
     Ok((
         entity,
-        LoadedRow {
+        DynamoRow {
             item,
             foreign_entries,
         },
@@ -112,7 +112,7 @@ fn is_derived_entry(entry: &AttributeValue) -> bool {
 /// entries derived again from the facts, merged with everybody else's as they were loaded.
 pub(super) fn build_columns(
     entity: &Entity,
-    row: &LoadedRow,
+    row: &DynamoRow,
     next: &EntityUpdate,
     now: Timestamp,
 ) -> Result<ColumnUpdates, CommitError> {

@@ -293,16 +293,16 @@ fn decompress_gzip(compressed: &[u8]) -> Option<Vec<u8>> {
 /// Sets an event's outcome, on condition that it has no final outcome yet.
 pub(super) fn build_event_update(
     table: &str,
-    concluded: &EventUpdate,
+    end: &EventUpdate,
     now: Timestamp,
 ) -> Result<Update, CommitError> {
-    let outcome = concluded.verdict.outcome();
+    let outcome = end.verdict.outcome();
     let mut update = UpdateBuilder::new();
     update.set("processed", Some(AttributeValue::Bool(outcome.is_done())));
     update.set("processing_outcome", Some(string_value(outcome.as_str())));
     update.set(
         "processing_error",
-        concluded.verdict.reason().map(string_value),
+        end.verdict.reason().map(string_value),
     );
     update.set(
         "processed_at",
@@ -312,11 +312,11 @@ pub(super) fn build_event_update(
         "open",
         (!outcome.is_done()).then(|| string_value(outcome.as_str())),
     );
-    if let Some(tenant) = &concluded.tenant {
+    if let Some(tenant) = &end.tenant {
         update.set("tenant_id", Some(string_value(tenant.as_str())));
     }
     update.add("attempts", number_value(1));
-    if concluded.waited {
+    if end.waited {
         // The event waited for its PaymentIntent to be linked. Meanwhile the sweep may have set it to `ignored`
         // (`never_linked`, after 4 days) with `processed` = true; the link still counts, so the condition only excludes
         // `processed`. Case: an order's session arrives on day 5 and the refund that waited for it is still counted.
@@ -333,7 +333,7 @@ pub(super) fn build_event_update(
         // `attempts` counts one too many.
         update.require_as_loaded("processed", Some(&AttributeValue::Bool(false)));
     }
-    update.build(table, "event_id", concluded.event.as_str())
+    update.build(table, "event_id", end.event.as_str())
 }
 
 /// Consistent reads of the events that exist; an id without a row is left out.

@@ -11,7 +11,7 @@ use billhook_core::error::DependencyError;
 use billhook_core::tasks::checkpoint::{
     Checkpoint, DONE_THROUGH_S, JOB_ID, RECONCILE_PREFIX, ResumeAt,
 };
-use billhook_core::tasks::ports::{CheckpointStore, SaveResult};
+use billhook_core::tasks::ports::{CheckpointSaveResult, CheckpointStore};
 use billhook_core::worker::ports::CommitError;
 
 use super::attributes::{self, Item, number_value, read_text, string_value};
@@ -48,20 +48,20 @@ impl CheckpointStore for JobsTable {
         job: &str,
         read: &Checkpoint,
         next: &Checkpoint,
-    ) -> Result<SaveResult, DependencyError> {
+    ) -> Result<CheckpointSaveResult, DependencyError> {
         let doing = self.doing("write", job);
         let update = match build_checkpoint_update(&self.table, job, read, next) {
             Ok(update) => update,
             Err(error) => return Err(super::invalid_call(&doing, error)),
         };
         match send_update(&self.client, update).await {
-            Ok(()) => Ok(SaveResult::Saved),
+            Ok(()) => Ok(CheckpointSaveResult::Saved),
             // If the answer to the SDK's first attempt was lost, its second attempt fails this condition against our
             // own write. So the row decides: if it is what we wanted to write, the checkpoint is saved.
             Err(error) if error.code() == Some("ConditionalCheckFailedException") => {
                 Ok(match self.load_checkpoint(job).await? == *next {
-                    true => SaveResult::Saved,
-                    false => SaveResult::Superseded,
+                    true => CheckpointSaveResult::Saved,
+                    false => CheckpointSaveResult::Superseded,
                 })
             }
             Err(error) => Err(dependency_error(doing, error)),

@@ -30,7 +30,7 @@ use super::batch_get::batch_get_rows;
 use super::events::{build_event_update, load_event_items, read_stored_event};
 use super::index::ColumnIndex;
 use super::payments::{build_payment_update, read_payment_row};
-use super::row::{LoadedRow, RowSchema};
+use super::row::{DynamoRow, RowSchema};
 use super::update::UpdateBuilder;
 use super::{dependency_error, entities, orders, send_update, statements, tenants};
 use crate::metrics;
@@ -40,8 +40,8 @@ use crate::metrics;
 const ROW_BYTES_MAX: usize = 300 * 1024;
 /// How long a tenant that was found is cached. Misses are not cached: when a new tenant's row is written, the account's
 /// next event must find it.
-const TENANT_KEPT: Duration = Duration::from_secs(60);
-const TENANTS_KEPT_MAX: usize = 1_000;
+const TENANT_CACHE_TTL: Duration = Duration::from_secs(60);
+const TENANT_CACHE_MAX: usize = 1_000;
 
 /// The tables of one worker. `lob-worker` has only `events` and `statements`.
 #[derive(Clone, Debug, Default)]
@@ -114,7 +114,7 @@ impl<C: Clock> DynamoLedger<C> {
     fn entity_update(
         &self,
         entity: &Entity,
-        row: &LoadedRow,
+        row: &DynamoRow,
         next: &EntityUpdate,
         now: Timestamp,
     ) -> Result<Update, CommitError> {
@@ -172,7 +172,7 @@ fn require_table(table: Option<&String>, variable: &str) -> Result<String, Depen
 }
 
 impl<C: Clock> Ledger for DynamoLedger<C> {
-    type Row = LoadedRow;
+    type Row = DynamoRow;
 
     async fn load_events(
         &self,
@@ -187,7 +187,7 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
         &self,
         entities: &BTreeSet<EntityKey>,
         payments: &BTreeSet<PaymentKey>,
-    ) -> Result<LoadedRows<LoadedRow>, DependencyError> {
+    ) -> Result<LoadedRows<DynamoRow>, DependencyError> {
         let mut wanted: HashMap<String, Vec<Item>> = HashMap::new();
         for key in entities {
             let schema = self.schema(key)?;
@@ -304,10 +304,13 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
             .filter_map(|id| TenantId::parse(id).ok())
             .collect();
         if let (false, Ok(mut known)) = (tenants.is_empty(), self.tenants.lock()) {
-            if known.len() >= TENANTS_KEPT_MAX {
+            if known.len() >= TENANT_CACHE_MAX {
                 known.clear();
             }
-            known.insert(account.clone(), (now.after(TENANT_KEPT), tenants.clone()));
+            known.insert(
+                account.clone(),
+                (now.after(TENANT_CACHE_TTL), tenants.clone()),
+            );
         }
         Ok(tenants)
     }
@@ -315,19 +318,15 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
     async fn commit(
         &self,
         provider: ProviderId,
-        commits: &[CommitPart<'_, LoadedRow>],
+        commits: &[CommitPart<'_, DynamoRow>],
     ) -> Result<(), CommitError> {
         let mut updates = Vec::new();
         for commit in commits {
             if let Some((entity, row, next)) = commit.entity {
                 updates.push(self.entity_update(entity, row, next, commit.now)?);
             }
-            for concluded in &commit.events {
-                updates.push(build_event_update(
-                    &self.tables.events,
-                    concluded,
-                    commit.now,
-                )?);
+            for update in &commit.events {
+                updates.push(build_event_update(&self.tables.events, update, commit.now)?);
             }
             for (payment, write) in &commit.payments {
                 let table = self.payments_table()?;
@@ -555,13 +554,13 @@ mod tests {
     fn an_events_end_is_conditional_on_nobody_having_ended_it() {
         let ledger = ledger();
         let end = |verdict, waited| {
-            let concluded = EventUpdate {
+            let update = EventUpdate {
                 event: EventId::parse("evt_1").unwrap(),
                 tenant: Some(TenantId::parse("ten_1").unwrap()),
                 verdict,
                 waited,
             };
-            shown(build_event_update(&ledger.tables.events, &concluded, now()))
+            shown(build_event_update(&ledger.tables.events, &update, now()))
         };
         insta::assert_snapshot!(
             [

@@ -15,7 +15,7 @@ use super::attributes::{Item, number_value, string_value};
 
 /// A row as it was read. The write's conditions compare with it.
 #[derive(Debug)]
-pub struct LoadedRow {
+pub struct DynamoRow {
     pub(super) item: Item,
     /// Timeline entries of the application and the operator, which we write back unchanged.
     pub(super) foreign_entries: Vec<AttributeValue>,

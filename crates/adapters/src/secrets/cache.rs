@@ -97,7 +97,7 @@ impl<F: FetchSecret, C: Clock> SigningKeyCache<F, C> {
             match at {
                 SecretLocation::Here(value) => fixed
                     .keys
-                    .extend(SigningKey::usable(variable, value.expose_secret())),
+                    .extend(SigningKey::from_value(variable, value.expose_secret())),
                 SecretLocation::Arn(arn) => remote.push(CachedSource {
                     label: variable,
                     arn,
@@ -134,7 +134,7 @@ impl<F: FetchSecret, C: Clock> SigningKeyCache<F, C> {
         join_all(due.map(|(source, slot)| async move {
             match self.fetch.fetch(&source.arn, SecretVersion::Current).await {
                 Ok(stored) => {
-                    slot.read = Some(self.understood(source, stored, now));
+                    slot.read = Some(self.parse_read(source, stored, now));
                     slot.error = None;
                 }
                 Err(failed) => slot.error = Some(log_unreadable(&failed)),
@@ -169,7 +169,7 @@ impl<F: FetchSecret, C: Clock> SigningKeyCache<F, C> {
         .await;
     }
 
-    fn understood(
+    fn parse_read(
         &self,
         source: &CachedSource,
         stored: Option<StoredSecret>,
@@ -227,7 +227,7 @@ impl<F: FetchSecret, C: Clock> SigningKeyCache<F, C> {
         if let Some((_, how)) = replaced {
             label = format!("{label} ({how})");
         }
-        if let Some(key) = SigningKey::usable(&label, value) {
+        if let Some(key) = SigningKey::from_value(&label, value) {
             let valid_until = replaced.map(|(until, _)| until);
             read.keys.push(CachedKey { key, valid_until });
         }

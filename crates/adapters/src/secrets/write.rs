@@ -73,11 +73,11 @@ pub async fn roll_back_secret(
         let fault = format!("the previous version has no {}", wanted.member());
         return Err(unusable_secret(arn, fault));
     };
-    let stands = current
+    let current_value = current
         .current
         .as_ref()
         .map(|current| current.secret.expose_secret());
-    if stands == Some(secret.expose_secret()) {
+    if current_value == Some(secret.expose_secret()) {
         let fault = format!("the previous version has the same {}", wanted.member());
         return Err(unusable_secret(arn, fault));
     }

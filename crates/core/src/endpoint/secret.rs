@@ -50,7 +50,7 @@ impl SecretKind {
     /// signing secret, so the prefix decides. And a placeholder such as "set me" must not become Stripe's signing
     /// secret: anybody could guess it and forge deliveries. Lob's secrets have no prefix, so for Lob every text counts
     /// that is not one of Stripe's.
-    fn misfit(self, value: &str) -> Option<&'static str> {
+    fn find_misfit_reason(self, value: &str) -> Option<&'static str> {
         let is_key = value.starts_with("sk_") || value.starts_with("rk_");
         let is_stripes = value.starts_with("whsec_");
         match self {
@@ -200,7 +200,7 @@ impl SecretDocument {
         secret: SecretString,
         endpoint_id: Option<String>,
     ) -> bool {
-        if let Some(misfit) = self.wanted.misfit(secret.expose_secret()) {
+        if let Some(misfit) = self.wanted.find_misfit_reason(secret.expose_secret()) {
             self.faults.push(format!("{place} {misfit}"));
             return false;
         }

@@ -196,7 +196,7 @@ impl EntityUpdate {
             ),
         ]
         .into_iter()
-        .filter_map(|(news, is_new)| is_new.then_some(news))
+        .filter_map(|(change, is_new)| is_new.then_some(change))
         .collect()
     }
 

@@ -21,7 +21,7 @@ use crate::provider::stripe::types::HANDLED_TYPES;
 pub struct EventFacts {
     /// The entity that the metadata names. The tenant writes metadata, so this never proves anything (tenant
     /// isolation).
-    pub names: Option<EntityKey>,
+    pub named_entity: Option<EntityKey>,
     pub intent: Option<PaymentIntentId>,
     pub piece: Option<PieceId>,
     /// The event is about the connected account itself, so its entity is the account's tenant.
@@ -81,18 +81,18 @@ fn interpret_stripe(
         read_payment_facts(&event).ok_or(EventVerdict::Ignored(IgnoreReason::UnhandledType))?;
     let malformed = || EventVerdict::Parked(ParkReason::FieldMalformed);
     let resource = event.resource().ok_or_else(malformed)?;
-    let names = resource
+    let named_entity = resource
         .metadata()
         .map_or(Ok(None), read_named_entity)
         .map_err(EventVerdict::Parked)?;
     let intent = resource.intent().map_err(|_| malformed())?;
     // Before the facts are checked: many events of an account are not about our orders, and a malformed amount in
     // one of those must not need manual action.
-    if names.is_none() && intent.is_none() {
+    if named_entity.is_none() && intent.is_none() {
         return Err(EventVerdict::Ignored(IgnoreReason::NothingNamed));
     }
     Ok(EventFacts {
-        names,
+        named_entity,
         intent,
         piece: None,
         about_account: false,
@@ -112,7 +112,7 @@ fn interpret_account_event(
         return Err(EventVerdict::Ignored(IgnoreReason::NothingNamed));
     }
     Ok(EventFacts {
-        names: None,
+        named_entity: None,
         intent: None,
         piece: None,
         about_account: true,
@@ -153,13 +153,13 @@ fn interpret_lob(payload: &[u8]) -> Result<EventFacts, EventVerdict> {
         read_mail_facts(&event).ok_or(EventVerdict::Ignored(IgnoreReason::UnhandledType))?;
     // Lob's metadata is only the second way to the statement, after the piece's id, and Lob often redacts it. So a bad
     // value counts as missing, other than in Stripe's events.
-    let names = event
+    let named_entity = event
         .metadata()
         .and_then(|metadata| LobMetadata::unredacted(&metadata.statement_id))
         .and_then(|id| StatementId::parse(id).ok())
         .map(EntityKey::Statement);
     Ok(EventFacts {
-        names,
+        named_entity,
         intent: None,
         piece: event.piece_id().cloned(),
         about_account: false,

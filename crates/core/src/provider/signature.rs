@@ -28,7 +28,7 @@ pub struct SigningKey {
 impl SigningKey {
     /// A key from a configured value; `None` if the value is empty or blank. HMAC accepts an empty key, so with a
     /// secret that is not set yet anybody could sign with the empty key and be believed.
-    pub fn usable(label: &str, value: &str) -> Option<Self> {
+    pub fn from_value(label: &str, value: &str) -> Option<Self> {
         (!value.trim().is_empty()).then(|| Self {
             label: label.to_owned(),
             secret: SecretString::from(value),

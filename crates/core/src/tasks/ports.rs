@@ -67,7 +67,7 @@ pub trait PaymentsAtStripe: Send + Sync {
 
 /// Whether a checkpoint was saved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SaveResult {
+pub enum CheckpointSaveResult {
     Saved,
     /// Another run completed a pass meanwhile, or the cursor was set back: this run's result must not overwrite it.
     Superseded,
@@ -87,7 +87,7 @@ pub trait CheckpointStore: Send + Sync {
         job: &str,
         read: &Checkpoint,
         next: &Checkpoint,
-    ) -> impl Future<Output = Result<SaveResult, DependencyError>> + Send;
+    ) -> impl Future<Output = Result<CheckpointSaveResult, DependencyError>> + Send;
 }
 
 /// An unfinished event, as the index has it.
@@ -175,7 +175,7 @@ pub enum ListEventsError {
     Refused(String),
     /// 400 or 404: Stripe no longer lists the event to resume after. The pass can start again without it.
     #[error("stripe does not know the event to go on after: {0}")]
-    Unplaced(String),
+    UnknownStartingEvent(String),
     /// Anything else: the next run retries.
     #[error("{0}")]
     Failed(String),

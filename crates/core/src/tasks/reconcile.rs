@@ -14,17 +14,17 @@ use crate::time::Timestamp;
 const TYPES_MAX: usize = 20;
 
 /// Stripe lists events of the last 30 days only.
-const LISTED: Duration = Duration::from_hours(30 * 24);
+const LISTING_RETENTION: Duration = Duration::from_hours(30 * 24);
 
 /// Overlap of two passes. An event may appear in the list later than its `created` says: if an event created at
 /// 10:59:58 appears only after a pass up to 11:00 was complete, a pass that began at 11:00 would never see it.
 const READ_AGAIN: Duration = Duration::from_hours(2);
 
 /// Where the first run begins: Stripe's own retries of a delivery go back three days.
-const FIRST_RUN: Duration = Duration::from_hours(3 * 24);
+const FIRST_LISTING_SPAN: Duration = Duration::from_hours(3 * 24);
 
 /// A younger event may still be on its way to ingress, so it is stored but does not count as a gap.
-const GAP: Duration = Duration::from_mins(15);
+const GAP_AFTER: Duration = Duration::from_mins(15);
 
 /// The handled event types, in sets that fit one list call. The position of a set is part of the cursor's key.
 pub fn event_type_sets() -> impl Iterator<Item = &'static [&'static str]> {
@@ -58,10 +58,10 @@ pub fn next_listing_span(progress: &Checkpoint, now: Timestamp) -> ListingSpan {
     let read_again_s = i64::try_from(READ_AGAIN.as_secs()).unwrap_or(0);
     let from_s = match progress.done_through_s {
         Some(created_s) => created_s.saturating_sub(read_again_s),
-        None => now.before(FIRST_RUN).unix_s(),
+        None => now.before(FIRST_LISTING_SPAN).unix_s(),
     };
     ListingSpan {
-        from_s: from_s.max(now.before(LISTED).unix_s()),
+        from_s: from_s.max(now.before(LISTING_RETENTION).unix_s()),
         until_s: progress
             .resume_at
             .as_ref()
@@ -73,7 +73,8 @@ pub fn next_listing_span(progress: &Checkpoint, now: Timestamp) -> ListingSpan {
 /// Whether a missing event counts as a gap: a delivery that should have arrived. Not in the first pass of an account:
 /// its events may be older than this environment's endpoint.
 pub fn is_event_gap(progress: &Checkpoint, created: Option<Timestamp>, now: Timestamp) -> bool {
-    progress.done_through_s.is_some() && created.is_none_or(|created| created.after(GAP) < now)
+    progress.done_through_s.is_some()
+        && created.is_none_or(|created| created.after(GAP_AFTER) < now)
 }
 
 #[cfg(test)]

@@ -78,9 +78,9 @@ pub struct MessageReport {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ProcessingSuccess {
     /// This worker wrote the verdict.
-    Concluded(EventVerdict),
+    Decided(EventVerdict),
     /// The row already said so when it was read.
-    Already(EventOutcome),
+    AlreadyDone(EventOutcome),
 }
 
 /// A message to be received again or, after its last receive, moved to the dead-letter queue.
@@ -139,7 +139,7 @@ impl EventCandidate {
             released: self.waited.then(|| self.stored.clone()),
             tenant: self.tenant.clone(),
             entity: Some(entity.clone()),
-            result: Ok(ProcessingSuccess::Concluded(EventVerdict::Processed)),
+            result: Ok(ProcessingSuccess::Decided(EventVerdict::Processed)),
         }
     }
 

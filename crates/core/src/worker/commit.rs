@@ -69,11 +69,10 @@ impl<R> CommitPlan<'_, R> {
             };
             (payment.clone(), link)
         };
-        let concluded =
-            |candidate: &EventCandidate| candidate.event_update(EventVerdict::Processed);
+        let update = |candidate: &EventCandidate| candidate.event_update(EventVerdict::Processed);
         CommitPart {
             entity: Some((self.entity, self.row, next)),
-            events: self.group.iter().map(concluded).collect(),
+            events: self.group.iter().map(update).collect(),
             payments: self.links.iter().map(link).collect(),
             now,
         }
@@ -129,12 +128,12 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         }
         // If the shared transaction was written and only its answer was lost, each of these fails its conditions, and
         // the next round reads the events as processed.
-        let settling = plans.into_iter().map(|plan| async move {
+        let committing = plans.into_iter().map(|plan| async move {
             let ids = event_ids(&plan.group);
-            let settled = catch_panic(self.commit_alone(plan, rows, deadline)).await;
-            settled.unwrap_or_else(|| all_panicked(&ids))
+            let finished = catch_panic(self.commit_alone(plan, rows, deadline)).await;
+            finished.unwrap_or_else(|| all_panicked(&ids))
         });
-        found.add_each(stream::iter(settling)).await;
+        found.add_each(stream::iter(committing)).await;
         all_verdicts
     }
 
@@ -342,14 +341,14 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
     }
 
     /// Writes the outcome of one event that changes no entity. This is a single update: a transaction costs twice.
-    pub(super) async fn commit_event_update(&self, concluded: EventUpdate) -> EventDisposition {
+    pub(super) async fn commit_event_update(&self, update: EventUpdate) -> EventDisposition {
         let commit = CommitPart {
             entity: None,
-            events: vec![concluded.clone()],
+            events: vec![update.clone()],
             payments: Vec::new(),
             now: self.clock.now(),
         };
-        self.commit_and_report(concluded, commit).await
+        self.commit_and_report(update, commit).await
     }
 
     /// Parks events as `unlinked` and adds their ids to `waiting` of the payments row, where the event that links the
@@ -367,7 +366,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         let events: Vec<EventUpdate> = group.iter().map(parked).collect();
         let payments = payment.map(|payment| {
             let version = rows.payments.get(&payment).map_or(0, |row| row.version);
-            let ids = events.iter().map(|concluded| concluded.event.clone());
+            let ids = events.iter().map(|update| update.event.clone());
             let wait = PaymentWrite::Wait {
                 events: ids.collect(),
                 version,
@@ -384,23 +383,23 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         let failed = committed
             .err()
             .map(|error| ProcessingFailure::Infrastructure(error_chain(&error)));
-        let finding = |concluded: EventUpdate| match &failed {
-            None => finished_as(concluded),
-            Some(failure) => EventDisposition::failed(&concluded.event, failure.clone()),
+        let finding = |update: EventUpdate| match &failed {
+            None => finished_as(update),
+            Some(failure) => EventDisposition::failed(&update.event, failure.clone()),
         };
         events.into_iter().map(finding).collect()
     }
 
     async fn commit_and_report(
         &self,
-        concluded: EventUpdate,
+        update: EventUpdate,
         commit: CommitPart<'_, L::Row>,
     ) -> EventDisposition {
         match self.ledger.commit(self.provider, &[commit]).await {
-            Ok(()) => finished_as(concluded),
+            Ok(()) => finished_as(update),
             Err(error) => {
                 let failure = ProcessingFailure::Infrastructure(error_chain(&error));
-                EventDisposition::failed(&concluded.event, failure)
+                EventDisposition::failed(&update.event, failure)
             }
         }
     }
@@ -445,12 +444,12 @@ async fn catch_panic<T>(future: impl Future<Output = T>) -> Option<T> {
     AssertUnwindSafe(future).catch_unwind().await.ok()
 }
 
-fn finished_as(concluded: EventUpdate) -> EventDisposition {
+fn finished_as(update: EventUpdate) -> EventDisposition {
     EventDisposition {
-        tenant: concluded.tenant,
+        tenant: update.tenant,
         ..EventDisposition::new(
-            &concluded.event,
-            Ok(ProcessingSuccess::Concluded(concluded.verdict)),
+            &update.event,
+            Ok(ProcessingSuccess::Decided(update.verdict)),
         )
     }
 }

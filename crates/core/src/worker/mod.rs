@@ -40,7 +40,7 @@ use crate::worker::resolve::EntityMatch;
 const ROUNDS_MAX: u32 = 5;
 
 /// An event that needs another round, and why the last one did not finish it.
-struct PendingEvent {
+struct RoundEvent {
     receive_count: u32,
     stored: Option<EventRecord>,
     failure: ProcessingFailure,
@@ -90,7 +90,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                 }),
             }
         }
-        let mut open: BTreeMap<EventId, PendingEvent> = named
+        let mut open: BTreeMap<EventId, RoundEvent> = named
             .iter()
             .map(|(id, messages)| {
                 let receive_count = messages
@@ -100,7 +100,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                     .unwrap_or(1);
                 (
                     id.clone(),
-                    PendingEvent {
+                    RoundEvent {
                         receive_count,
                         stored: None,
                         failure: ProcessingFailure::OutOfTime,
@@ -108,7 +108,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                 )
             })
             .collect();
-        let mut settled: BTreeMap<EventId, FinishedEvent> = BTreeMap::new();
+        let mut finished: BTreeMap<EventId, FinishedEvent> = BTreeMap::new();
         for round in 0..ROUNDS_MAX {
             if open.is_empty() || self.is_late(deadline) {
                 break;
@@ -132,7 +132,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                             entity: finding.entity,
                             done,
                         };
-                        settled.insert(finding.event, end);
+                        finished.insert(finding.event, end);
                     }
                     Err(failure) => {
                         if let Some(open) = open.get_mut(&finding.event) {
@@ -150,7 +150,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
             self.mark_failed(&open).await;
         }
         for (id, messages) in named {
-            let end = settled.remove(&id);
+            let end = finished.remove(&id);
             for (message, correlation_id) in messages {
                 reports.push(MessageReport {
                     message: Some(message.clone()),
@@ -159,7 +159,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
             }
         }
         // What remains had no message in this batch: events that waited for a payment which the batch linked.
-        for (id, end) in &settled {
+        for (id, end) in &finished {
             reports.push(build_report(id.clone(), None, Some(end), None));
         }
         reports
@@ -199,7 +199,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
     /// processed. If B wrote and only lost the answer, round 2 finds the same: nothing is applied twice.
     async fn run_round(
         &self,
-        open: &mut BTreeMap<EventId, PendingEvent>,
+        open: &mut BTreeMap<EventId, RoundEvent>,
         deadline: Timestamp,
         found: &RoundOutcome,
     ) {
@@ -231,7 +231,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         for loaded in loaded {
             let id = loaded.stored.id.clone();
             if loaded.stored.processed {
-                let done = ProcessingSuccess::Already(loaded.stored.outcome);
+                let done = ProcessingSuccess::AlreadyDone(loaded.stored.outcome);
                 found.add([EventDisposition::new(&id, Ok(done))]);
                 continue;
             }
@@ -262,17 +262,17 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                 for (candidate, target) in candidates.into_iter().zip(targets) {
                     match target {
                         EntityMatch::Entity(key) => groups.entry(key).or_default().push(candidate),
-                        EntityMatch::Nowhere(EventVerdict::Parked(ParkReason::Unlinked)) => {
+                        EntityMatch::NoEntity(EventVerdict::Parked(ParkReason::Unlinked)) => {
                             waits
                                 .entry(candidate.payment())
                                 .or_default()
                                 .push(candidate);
                         }
-                        EntityMatch::NotFound(cause) => {
+                        EntityMatch::LookupFailed(cause) => {
                             let failure = ProcessingFailure::Infrastructure(cause);
                             found.add([EventDisposition::failed(&candidate.stored.id, failure)]);
                         }
-                        EntityMatch::Nowhere(verdict) => {
+                        EntityMatch::NoEntity(verdict) => {
                             verdicts.push(candidate.event_update(verdict))
                         }
                     }
@@ -290,11 +290,11 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                 found.add(all_failed(&ids, &error.into()));
             }
         }
-        let concluding = verdicts
+        let updating = verdicts
             .into_iter()
-            .map(|concluded| self.commit_event_update(concluded));
+            .map(|update| self.commit_event_update(update));
         found
-            .add_each(stream::iter(concluding).map(|ending| async { [ending.await] }))
+            .add_each(stream::iter(updating).map(|ending| async { [ending.await] }))
             .await;
     }
 
@@ -314,7 +314,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
     /// Marks events as `failed` on the last receive of their message, before the queue moves it to the dead-letter
     /// queue; on earlier receives the event stays as it is, because the queue delivers the message again. If this write
     /// fails too, the event stays pending and the sweep retries it.
-    async fn mark_failed(&self, open: &BTreeMap<EventId, PendingEvent>) {
+    async fn mark_failed(&self, open: &BTreeMap<EventId, RoundEvent>) {
         for (id, open) in open {
             if open.receive_count < RECEIVES_MAX || open.stored.is_none() {
                 continue;
@@ -334,10 +334,10 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
 fn build_report(
     event: EventId,
     from_message: Option<CorrelationId>,
-    settled: Option<&FinishedEvent>,
-    open: Option<&PendingEvent>,
+    finished: Option<&FinishedEvent>,
+    open: Option<&RoundEvent>,
 ) -> MessageReport {
-    let stored = match (settled, open) {
+    let stored = match (finished, open) {
         (Some(end), _) => end.stored.clone(),
         (None, open) => open.and_then(|open| open.stored.clone()),
     };
@@ -346,9 +346,9 @@ fn build_report(
         message: None,
         event: Some(event),
         correlation_id: from_message.or(first),
-        tenant: settled.and_then(|end| end.tenant.clone()),
-        entity: settled.and_then(|end| end.entity.clone()),
-        result: match (settled, open) {
+        tenant: finished.and_then(|end| end.tenant.clone()),
+        entity: finished.and_then(|end| end.entity.clone()),
+        result: match (finished, open) {
             (Some(end), _) => Ok(end.done.clone()),
             (None, Some(open)) => Err(open.failure.clone()),
             (None, None) => Err(ProcessingFailure::NotStored),

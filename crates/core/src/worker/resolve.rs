@@ -26,9 +26,9 @@ use crate::worker::ports::{EventUpdate, Ledger, LoadedRows, PaymentKey};
 pub(super) enum EntityMatch {
     Entity(EntityKey),
     /// No entity: the event is parked or ignored.
-    Nowhere(EventVerdict),
+    NoEntity(EventVerdict),
     /// Unknown, because the query of the index failed, with this cause: retry.
-    NotFound(String),
+    LookupFailed(String),
 }
 
 /// Evidence beside the rows for which entity an event belongs to.
@@ -104,7 +104,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         // read, together with what the index returns.
         let (of_pieces, named): (Vec<&EventCandidate>, Vec<&EventCandidate>) =
             candidates.iter().partition(|c| c.event.piece.is_some());
-        let names = |candidate: &EventCandidate| candidate.event.names.clone();
+        let names = |candidate: &EventCandidate| candidate.event.named_entity.clone();
         let payments = candidates
             .iter()
             .filter_map(EventCandidate::payment)
@@ -161,7 +161,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         };
         let intents: BTreeSet<PaymentIntentId> = candidates
             .iter()
-            .filter(|candidate| candidate.event.names.is_none())
+            .filter(|candidate| candidate.event.named_entity.is_none())
             .filter_map(EventCandidate::payment)
             .filter(unplaced)
             .map(|payment| payment.intent)
@@ -200,12 +200,12 @@ impl MatchHints {
     /// `entity_ambiguous`. A row that was deleted confirms nothing; a row that cannot be read stays a hit, so that the
     /// event is parked as `entity_unreadable` instead of `unlinked`.
     fn keep_confirmed<R>(&mut self, rows: &LoadedRows<R>) {
-        let is_confirmed = |key: &EntityKey, names: &dyn Fn(&Entity) -> bool| {
+        let is_confirmed = |key: &EntityKey, has_column: &dyn Fn(&Entity) -> bool| {
             rows.unreadable.contains_key(key)
                 || rows
                     .entities
                     .get(key)
-                    .is_some_and(|(entity, _)| names(entity))
+                    .is_some_and(|(entity, _)| has_column(entity))
         };
         for (intent, hits) in &mut self.by_intent {
             if let Ok(keys) = hits {
@@ -236,7 +236,10 @@ fn find_links_in_batch<R>(
 ) -> BTreeMap<PaymentKey, EntityKey> {
     let mut named: BTreeMap<PaymentKey, BTreeSet<&EntityKey>> = BTreeMap::new();
     for candidate in candidates {
-        let Some((payment, key)) = candidate.payment().zip(candidate.event.names.as_ref()) else {
+        let Some((payment, key)) = candidate
+            .payment()
+            .zip(candidate.event.named_entity.as_ref())
+        else {
             continue;
         };
         let is_theirs = rows
@@ -261,11 +264,11 @@ fn resolve_entity<R>(
     rows: &LoadedRows<R>,
     hints: &MatchHints,
 ) -> EntityMatch {
-    let parked = |reason| EntityMatch::Nowhere(EventVerdict::Parked(reason));
+    let parked = |reason| EntityMatch::NoEntity(EventVerdict::Parked(reason));
     let one_of = |answer: Option<&IndexHits>, named: Option<&EntityKey>, unknown| {
         let hits = match answer {
             Some(Ok(hits)) => hits.as_slice(),
-            Some(Err(cause)) => return EntityMatch::NotFound(cause.clone()),
+            Some(Err(cause)) => return EntityMatch::LookupFailed(cause.clone()),
             None => &[],
         };
         match (hits, named) {
@@ -279,7 +282,7 @@ fn resolve_entity<R>(
         let tenant = candidate.tenant.clone().map(EntityKey::Tenant);
         return tenant.map_or(parked(ParkReason::TenantUnknown), EntityMatch::Entity);
     }
-    let named = candidate.event.names.as_ref();
+    let named = candidate.event.named_entity.as_ref();
     if let Some(piece) = &candidate.event.piece {
         return one_of(hints.by_piece.get(piece), named, ParkReason::LetterUnknown);
     }
@@ -296,7 +299,7 @@ fn resolve_entity<R>(
             ParkReason::Unlinked,
         ),
         (None, None, None) => {
-            EntityMatch::Nowhere(EventVerdict::Ignored(IgnoreReason::NothingNamed))
+            EntityMatch::NoEntity(EventVerdict::Ignored(IgnoreReason::NothingNamed))
         }
     }
 }

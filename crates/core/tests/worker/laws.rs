@@ -370,7 +370,7 @@ async fn an_event_that_waited_is_reported_with_the_one_that_released_it() {
         let report = &reports[key];
         assert_eq!(
             report.result,
-            Ok(ProcessingSuccess::Concluded(EventVerdict::Processed))
+            Ok(ProcessingSuccess::Decided(EventVerdict::Processed))
         );
         assert_eq!(report.entity, Some(order("ord_a")), "{key}");
         let tenant = report.tenant.as_ref().map(TenantId::as_str);

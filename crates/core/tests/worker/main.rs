@@ -628,7 +628,7 @@ async fn a_poison_message_fails_alone_and_the_reports_are_exact() {
     let again = work(&tables, ProviderId::Stripe, &messages[..1]).await;
     assert_eq!(
         again["m-evt_1"].result,
-        Ok(ProcessingSuccess::Already(EventOutcome::Processed))
+        Ok(ProcessingSuccess::AlreadyDone(EventOutcome::Processed))
     );
 }
 
@@ -667,7 +667,7 @@ async fn a_commit_whose_answer_was_lost_is_not_applied_twice() {
     .await;
     assert_eq!(
         reports["m-evt_1"].result,
-        Ok(ProcessingSuccess::Already(EventOutcome::Processed))
+        Ok(ProcessingSuccess::AlreadyDone(EventOutcome::Processed))
     );
     assert_eq!(entity(&tables, &order("ord_1")).version, 1);
 }
@@ -859,7 +859,7 @@ async fn a_row_that_does_not_answer_takes_back_nothing_that_was_committed() {
     let late = std::future::ready(());
     let reports = worker.process_batch(&messages, deadline, late).await;
     let results: Vec<_> = reports.into_iter().map(|report| report.result).collect();
-    let done = || Ok(ProcessingSuccess::Concluded(EventVerdict::Processed));
+    let done = || Ok(ProcessingSuccess::Decided(EventVerdict::Processed));
     assert_eq!(results, [done(), Err(ProcessingFailure::OutOfTime), done()]);
 }
 
@@ -883,7 +883,7 @@ async fn a_transaction_of_several_whose_answer_was_lost_is_not_applied_twice() {
         .writes
         .then([None, None, None, Some(Fault::AnswerLost)]);
     let reports = deliver(&tables, ProviderId::Stripe, &payments_of_three_orders()).await;
-    let done = Ok(ProcessingSuccess::Already(EventOutcome::Processed));
+    let done = Ok(ProcessingSuccess::AlreadyDone(EventOutcome::Processed));
     assert!(reports.values().all(|report| report.result == done));
     let versions = THREE.map(|id| entity(&tables, &order(id)).version);
     assert_eq!(versions, [1, 1, 1]);

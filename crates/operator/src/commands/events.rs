@@ -54,10 +54,10 @@ pub(crate) enum EventsCommand {
         after_help = "A message that is still in the queue, or a new delivery from the provider, processes the event anyway.\n\n\
         Example:\n  billhook events park evt_1 --reason 'waits for the corrected order'"
     )]
-    Park(EventsHoldArgs),
+    Park(EventsParkReleaseArgs),
     /// Reprocess an event that is not done
     #[command(after_help = "Example:\n  billhook events release evt_1 --reason 'order corrected'")]
-    Release(EventsHoldArgs),
+    Release(EventsParkReleaseArgs),
 }
 
 #[derive(Args, Debug)]
@@ -90,7 +90,7 @@ pub(crate) struct EventsAnnotateArgs {
 }
 
 #[derive(Args, Debug)]
-pub(crate) struct EventsHoldArgs {
+pub(crate) struct EventsParkReleaseArgs {
     /// The event id
     #[arg(value_parser = EventId::parse)]
     id: EventId,

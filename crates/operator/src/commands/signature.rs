@@ -109,7 +109,7 @@ fn explain_signature(
     let keys = |secrets: &[SecretString]| -> Vec<SigningKey> {
         let usable = secrets
             .iter()
-            .filter_map(|secret| SigningKey::usable("secret", secret.expose_secret()));
+            .filter_map(|secret| SigningKey::from_value("secret", secret.expose_secret()));
         usable.collect()
     };
     let known = keys(secrets);

@@ -9,8 +9,8 @@ use billhook_core::intake::inbox::EventRecord;
 use billhook_core::outcome::EventOutcome;
 use billhook_core::tasks::checkpoint::{Checkpoint, RECONCILE_PREFIX};
 use billhook_core::tasks::ports::{
-    AccountsPage, CheckpointStore, FailedOrderPage, FindFailedOrders, FindKnownEvents,
-    FindUnfinishedEvents, ListAccounts, SaveResult, UnfinishedEvent, UnfinishedPage,
+    AccountsPage, CheckpointSaveResult, CheckpointStore, FailedOrderPage, FindFailedOrders,
+    FindKnownEvents, FindUnfinishedEvents, ListAccounts, UnfinishedEvent, UnfinishedPage,
 };
 use billhook_core::time::Timestamp;
 
@@ -144,15 +144,15 @@ impl CheckpointStore for Port {
         job: &str,
         read: &Checkpoint,
         next: &Checkpoint,
-    ) -> Result<SaveResult, DependencyError> {
+    ) -> Result<CheckpointSaveResult, DependencyError> {
         let (own, read, next) = (job.to_owned(), read.clone(), next.clone());
         self.write("keep", job, move |world| {
             let current = world.store.jobs.entry(own.clone()).or_default();
             if current.done_through_s != read.done_through_s {
-                return SaveResult::Superseded;
+                return CheckpointSaveResult::Superseded;
             }
             *current = next.clone();
-            SaveResult::Saved
+            CheckpointSaveResult::Saved
         })
         .await
     }

@@ -346,7 +346,7 @@ impl ListEvents for Port {
                 has_more: page.len() > 20,
             })
         });
-        let unplaced = || ListEventsError::Unplaced("resource_missing".to_owned());
+        let unplaced = || ListEventsError::UnknownStartingEvent("resource_missing".to_owned());
         page.await.map_err(failed)?.ok_or_else(unplaced)
     }
 }

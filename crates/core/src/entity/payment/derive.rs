@@ -25,11 +25,11 @@ use crate::time::Timestamp;
 /// The worst of the current states of all disputes: lost before open. Two disputes, one won and one lost, mean that
 /// money is gone. Inquiries and ended disputes do not count.
 fn find_gravest_dispute(facts: &PaymentFacts) -> Option<DisputeState> {
-    let standing = facts
+    let disputes = facts
         .disputes
         .values()
         .filter_map(|dispute| latest_state(&dispute.states));
-    standing
+    disputes
         .filter(|state| matches!(state, DisputeState::Open | DisputeState::Lost))
         .max()
 }

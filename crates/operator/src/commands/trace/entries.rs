@@ -155,7 +155,7 @@ pub(super) fn describe_entity(entity: &Entity, row: &Value) -> Vec<TraceEntry> {
 
 /// The columns that each event changed. The history of columns is not stored: it is derived by applying the events to
 /// an empty entity in the order in which they were processed.
-pub(super) fn replay_column_changes<'a>(
+pub(super) fn list_column_changes<'a>(
     entity: &Entity,
     events: impl Iterator<Item = &'a TracedEvent>,
 ) -> Vec<TraceEntry> {

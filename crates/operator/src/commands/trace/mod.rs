@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use self::entries::{
     TraceEntry, TracedEvent, collect_event_ids, describe_entity, describe_event, describe_log_line,
-    replay_column_changes,
+    list_column_changes,
 };
 use self::search::{TraceSearch, find_entity_of_event};
 use crate::entity_tables::locate_entity;
@@ -91,7 +91,7 @@ pub(crate) async fn run_trace(
     }
     for (entity, row) in &entities {
         entries.extend(describe_entity(entity, row));
-        entries.extend(replay_column_changes(entity, search.events.values()));
+        entries.extend(list_column_changes(entity, search.events.values()));
     }
     if args.logs {
         match read_event_logs(session, search.events.values()).await {
