@@ -108,7 +108,7 @@ ids! {
     ChargeId = "", 255;
     /// No prefix is required: `re_`, for some payment methods `pyr_`.
     RefundId = "", 255;
-    /// Any other object of a provider, or one whose kind varies, such as the key of a payment.
+    /// Any other object of a provider.
     ObjectId = "", 255;
     /// A printed piece of Lob: a letter, postcard, self mailer or check. Each has its own prefix.
     PieceId = "", 255;
@@ -118,6 +118,81 @@ ids! {
     StatementId = "", 255;
     TenantId = "", 255;
     UserId = "", 255;
+}
+
+/// What names a payment in the facts, and an attempt to pay: a PaymentIntent; a Checkout Session that has none (nothing
+/// to pay, or a subscription's); a charge, where attempts are told apart.
+///
+/// Stored as the id alone, and ordered by it, whichever kind it is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum PaymentRef {
+    Intent(PaymentIntentId),
+    Session(CheckoutSessionId),
+    Charge(ChargeId),
+}
+
+impl PaymentRef {
+    /// The prefix decides. Charges have several (`ch_`, `py_`), so whatever is no intent and no session is a charge.
+    pub fn parse(text: &str) -> Result<Self, InvalidId> {
+        if let Ok(intent) = PaymentIntentId::parse(text) {
+            return Ok(Self::Intent(intent));
+        }
+        if let Ok(session) = CheckoutSessionId::parse(text) {
+            return Ok(Self::Session(session));
+        }
+        ChargeId::parse(text).map(Self::Charge)
+    }
+
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Intent(id) => id.as_str(),
+            Self::Session(id) => id.as_str(),
+            Self::Charge(id) => id.as_str(),
+        }
+    }
+
+    pub fn intent(&self) -> Option<&PaymentIntentId> {
+        match self {
+            Self::Intent(intent) => Some(intent),
+            Self::Session(_) | Self::Charge(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for PaymentRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl Ord for PaymentRef {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.as_str().cmp(other.as_str())
+    }
+}
+
+impl PartialOrd for PaymentRef {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl TryFrom<String> for PaymentRef {
+    type Error = InvalidId;
+    fn try_from(text: String) -> Result<Self, InvalidId> {
+        Self::parse(&text)
+    }
+}
+
+impl From<PaymentRef> for String {
+    fn from(payment: PaymentRef) -> Self {
+        match payment {
+            PaymentRef::Intent(id) => id.into(),
+            PaymentRef::Session(id) => id.into(),
+            PaymentRef::Charge(id) => id.into(),
+        }
+    }
 }
 
 /// Follows one delivery, or one replay, through response, logs, rows and messages: a `UUIDv7` that billhook makes.
@@ -168,6 +243,20 @@ mod tests {
         assert!(EventId::parse(&longest).is_ok());
         assert!(longest.len() + ".r.".len() + 36 <= 128);
         assert!(EventId::parse(&format!("{longest}x")).is_err());
+    }
+
+    #[test]
+    fn payments_are_stored_and_ordered_by_their_id_alone() {
+        let texts = ["ch_1", "cs_1", "pi_", "pi_1", "py_1"];
+        let parsed = texts.map(|text| PaymentRef::parse(text).unwrap());
+        assert!(parsed.is_sorted());
+        assert_eq!(parsed.each_ref().map(PaymentRef::as_str), texts);
+        let intents = parsed.iter().filter_map(PaymentRef::intent);
+        assert_eq!(
+            intents.map(PaymentIntentId::as_str).collect::<Vec<_>>(),
+            ["pi_1"]
+        );
+        assert!(PaymentRef::parse("").is_err());
     }
 
     #[test]

@@ -300,10 +300,7 @@ pub(super) fn build_event_update(
     let mut update = UpdateBuilder::new();
     update.set("processed", Some(AttributeValue::Bool(outcome.is_done())));
     update.set("processing_outcome", Some(string_value(outcome.as_str())));
-    update.set(
-        "processing_error",
-        end.verdict.reason().map(string_value),
-    );
+    update.set("processing_error", end.verdict.reason().map(string_value));
     update.set(
         "processed_at",
         outcome.is_done().then(|| string_value(now.to_string())),

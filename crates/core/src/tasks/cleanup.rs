@@ -75,7 +75,7 @@ pub fn decide_cleanup(order: &Entity, grace: Duration, now: Timestamp) -> Cleanu
     CleanupDecision::Cancel(
         payments
             .filter_map(|(id, payment)| {
-                let intent = PaymentIntentId::parse(id.as_str()).ok()?;
+                let intent = id.intent()?.clone();
                 Some(CancellablePayment {
                     intent,
                     account: payment.account.clone().map(|account| account.0),

@@ -18,7 +18,7 @@ use crate::entity::payment::timeline::{
     TimelineBuilder, add_disputes_and_reviews, add_failures, add_manual_edits, add_sessions,
 };
 use crate::entity::timeline::DerivedEntry;
-use crate::ids::{CheckoutSessionId, ObjectId, PaymentIntentId, UserId};
+use crate::ids::{CheckoutSessionId, PaymentIntentId, PaymentRef, UserId};
 use crate::money::Money;
 use crate::time::Timestamp;
 
@@ -92,11 +92,9 @@ pub fn derive_payment(facts: &PaymentFacts, due: Option<Money>) -> DerivedPaymen
 
     for (id, payment, stated) in &successes {
         let first = payment.received.first();
-        let is_intent = PaymentIntentId::parse(id.as_str()).is_ok();
-        let key = if is_intent {
-            "paymentIntentId"
-        } else {
-            "checkoutSessionId"
+        let key = match id {
+            PaymentRef::Intent(_) => "paymentIntentId",
+            PaymentRef::Session(_) | PaymentRef::Charge(_) => "checkoutSessionId",
         };
         let meta = json!({
             key: id.as_str(),
@@ -165,7 +163,7 @@ pub fn derive_payment(facts: &PaymentFacts, due: Option<Money>) -> DerivedPaymen
             .iter()
             .map(|(id, ..)| *id)
             .chain(facts.payments.keys())
-            .find_map(|id| PaymentIntentId::parse(id.as_str()).ok()),
+            .find_map(|id| id.intent().cloned()),
         session: facts
             .sessions
             .iter()
@@ -182,7 +180,7 @@ pub fn derive_payment(facts: &PaymentFacts, due: Option<Money>) -> DerivedPaymen
 
 /// The payments that succeeded, by Stripe's timestamp, then by id. The first matching one is the one that paid; every
 /// further one is `paid_twice`.
-fn find_successes(facts: &PaymentFacts) -> Vec<(&ObjectId, &IntentFacts, &FactSource)> {
+fn find_successes(facts: &PaymentFacts) -> Vec<(&PaymentRef, &IntentFacts, &FactSource)> {
     let mut successes: Vec<_> = facts
         .payments
         .iter()

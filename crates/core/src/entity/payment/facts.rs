@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::entity::merge::{FactSource, MaxRegister, MinRegister, SeenInterval, merge_fields};
 use crate::ids::{
-    AccountId, ChargeId, CheckoutSessionId, ObjectId, PaymentIntentId, RefundId, UserId,
+    AccountId, ChargeId, CheckoutSessionId, ObjectId, PaymentIntentId, PaymentRef, RefundId, UserId,
 };
 use crate::money::Money;
 use crate::time::Timestamp;
@@ -23,7 +23,7 @@ use crate::time::Timestamp;
 pub struct PaymentFacts {
     /// By PaymentIntent; by Checkout Session if that has none (nothing to pay, or a subscription's session).
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub payments: BTreeMap<ObjectId, IntentFacts>,
+    pub payments: BTreeMap<PaymentRef, IntentFacts>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub sessions: BTreeMap<CheckoutSessionId, SessionFacts>,
     /// Only charges of which money was refunded: `charge.refunded` is the only event that is read into them.
@@ -88,7 +88,7 @@ pub struct IntentFacts {
     pub canceled: Option<FactSource>,
     /// By charge, so that two events about one failed attempt count once; by the payment if no charge is named.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub failures: BTreeMap<ObjectId, FailedAttempt>,
+    pub failures: BTreeMap<PaymentRef, FailedAttempt>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -310,8 +310,6 @@ impl PaymentFacts {
     }
 
     pub fn has_payment_intent(&self, intent: &PaymentIntentId) -> bool {
-        self.payments
-            .keys()
-            .any(|key| key.as_str() == intent.as_str())
+        self.payments.keys().any(|key| key.intent() == Some(intent))
     }
 }

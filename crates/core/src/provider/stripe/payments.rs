@@ -12,7 +12,7 @@ use crate::entity::payment::facts::{
     ChargeFacts, DisputeFacts, DisputeState, FailedAttempt, PaymentFacts, RefundFacts, RefundState,
     ReviewFacts, SessionFacts,
 };
-use crate::ids::{ChargeId, ObjectId, RefundId, UserId};
+use crate::ids::{ChargeId, ObjectId, PaymentRef, RefundId, UserId};
 use crate::json::{LenientField, MalformedField, NestedObject};
 use crate::money::{Currency, Money};
 use crate::outcome::ParkReason;
@@ -73,7 +73,7 @@ fn apply_reader(reader: FactReader, event: &StripeEvent) -> Result<PaymentFacts,
         // about every payment of an order before it cancels, and must not miss one.
         let payment = facts
             .payments
-            .entry(parse_object_id(intent.as_str())?)
+            .entry(PaymentRef::Intent(intent))
             .or_default();
         payment.account = event.account.clone().map(MinRegister);
     }
@@ -103,7 +103,7 @@ fn read_intent_succeeded(
     facts: &mut PaymentFacts,
 ) -> Result<(), ParkReason> {
     let received = parse_money(&intent.amount_received, &intent.currency)?;
-    add_success(facts, intent_key(intent)?, stated, received);
+    add_success(facts, intent_payment_ref(intent)?, stated, received);
     Ok(())
 }
 
@@ -116,14 +116,14 @@ fn read_intent_failed(
         .last_payment_error
         .value()
         .map(|NestedObject(error)| error);
-    let payment = intent_key(intent)?;
+    let payment = intent_payment_ref(intent)?;
     // The charge tells two attempts of one payment apart. The error names the charge of its attempt; `latest_charge` is
     // the fallback, and without both all attempts of the payment share one entry.
     let attempt = error
         .and_then(|e| e.charge.value())
         .or_else(|| intent.latest_charge.value())
         .map_or(Ok(payment.clone()), |charge| {
-            parse_object_id(charge.as_str())
+            PaymentRef::parse(charge.as_str()).map_err(|_| ParkReason::FieldMalformed)
         })?;
     let failure = FailedAttempt {
         seen: SeenInterval::once(stated),
@@ -146,7 +146,10 @@ fn read_intent_processing(
     stated: FactSource,
     facts: &mut PaymentFacts,
 ) -> Result<(), ParkReason> {
-    let payment = facts.payments.entry(intent_key(intent)?).or_default();
+    let payment = facts
+        .payments
+        .entry(intent_payment_ref(intent)?)
+        .or_default();
     payment.processing = Some(SeenInterval::once(stated));
     Ok(())
 }
@@ -156,7 +159,10 @@ fn read_intent_canceled(
     stated: FactSource,
     facts: &mut PaymentFacts,
 ) -> Result<(), ParkReason> {
-    let payment = facts.payments.entry(intent_key(intent)?).or_default();
+    let payment = facts
+        .payments
+        .entry(intent_payment_ref(intent)?)
+        .or_default();
     payment.canceled = Some(stated);
     Ok(())
 }
@@ -190,7 +196,7 @@ fn read_session_paid(
 ) -> Result<(), ParkReason> {
     let total = parse_money(&session.amount_total, &session.currency)?;
     session_entry(session, facts)?;
-    add_success(facts, session_payment_id(session)?, stated, total);
+    add_success(facts, session_payment_ref(session)?, stated, total);
     Ok(())
 }
 
@@ -200,7 +206,7 @@ fn read_session_failed(
     facts: &mut PaymentFacts,
 ) -> Result<(), ParkReason> {
     session_entry(session, facts)?;
-    let payment = session_payment_id(session)?;
+    let payment = session_payment_ref(session)?;
     let failure = FailedAttempt {
         seen: SeenInterval::once(stated),
         code: None,
@@ -234,11 +240,11 @@ fn session_entry<'f>(
 }
 
 /// The id under which a session's payment is stored: its PaymentIntent's, or its own if it has none.
-fn session_payment_id(session: &StripeObject) -> Result<ObjectId, ParkReason> {
-    match session.intent()? {
-        Some(intent) => parse_object_id(intent.as_str()),
-        None => parse_object_id(session.session()?.as_str()),
-    }
+fn session_payment_ref(session: &StripeObject) -> Result<PaymentRef, ParkReason> {
+    Ok(match session.intent()? {
+        Some(intent) => PaymentRef::Intent(intent),
+        None => PaymentRef::Session(session.session()?),
+    })
 }
 
 fn read_charge_refunded(
@@ -342,15 +348,15 @@ fn object_key(object: &StripeObject) -> Result<ObjectId, ParkReason> {
     parse_object_id(object.id.value().ok_or(ParkReason::FieldMalformed)?)
 }
 
-fn add_success(facts: &mut PaymentFacts, payment: ObjectId, stated: FactSource, received: Money) {
+fn add_success(facts: &mut PaymentFacts, payment: PaymentRef, stated: FactSource, received: Money) {
     let payment = facts.payments.entry(payment).or_default();
     payment.succeeded = Some(stated);
     payment.received.insert(received);
 }
 
-fn intent_key(intent: &StripeObject) -> Result<ObjectId, ParkReason> {
+fn intent_payment_ref(intent: &StripeObject) -> Result<PaymentRef, ParkReason> {
     let intent = intent.intent()?.ok_or(ParkReason::FieldMalformed)?;
-    parse_object_id(intent.as_str())
+    Ok(PaymentRef::Intent(intent))
 }
 
 fn parse_object_id(id: &str) -> Result<ObjectId, ParkReason> {

@@ -188,8 +188,8 @@ pub(super) async fn find_entity_of_event(
     let Some(facts) = &event.facts else {
         return Ok(None);
     };
-    if facts.names.is_some() {
-        return Ok(facts.names.clone());
+    if facts.named_entity.is_some() {
+        return Ok(facts.named_entity.clone());
     }
     let ledger = session.ledger(event.summary.provider)?;
     if let Some(piece) = &facts.piece {
