@@ -1,12 +1,11 @@
 //! The command line: the clap tree of subcommands, global options and exit codes, and the dispatch to `commands`.
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::{CommandFactory as _, Parser, Subcommand};
-use serde_json::json;
 
 use crate::commands::{
-    dlq, doctor, events, logs, metrics, orders, replay, scheduled, secrets, send, signature,
-    statements, tenants, trace,
+    cleanup, completions, dlq, doctor, events, logs, man, metrics, orders, reconcile, replay,
+    secrets, send, signature, statements, sweep, tenants, trace,
 };
 use crate::output::{OutputFormat, OutputWriter};
 use crate::session::StackSession;
@@ -67,13 +66,13 @@ enum BillhookCommand {
     Sig(signature::SigCommand),
     /// Cancel orders whose payment failed (cleanup)
     #[command(subcommand)]
-    Cleanup(scheduled::CleanupCommand),
+    Cleanup(cleanup::CleanupCommand),
     /// Retry events that are not done (sweep)
     #[command(subcommand)]
-    Sweep(scheduled::ScheduledTaskCommand),
+    Sweep(sweep::SweepCommand),
     /// Fetch events from Stripe that were never delivered (reconciliation)
     #[command(subcommand)]
-    Reconcile(scheduled::ScheduledTaskCommand),
+    Reconcile(reconcile::ReconcileCommand),
     /// Show, rotate, replace and roll back secrets
     #[command(subcommand)]
     Secrets(secrets::SecretsCommand),
@@ -85,21 +84,9 @@ enum BillhookCommand {
     /// Show the logs of the functions
     Logs(logs::LogsArgs),
     /// Print shell completions
-    #[command(
-        after_help = "Example:\n  billhook completions bash > ~/.local/share/bash-completion/completions/billhook"
-    )]
-    Completions {
-        /// The shell
-        shell: clap_complete::Shell,
-    },
+    Completions(completions::CompletionsArgs),
     /// Write the manual pages into a folder
-    #[command(
-        after_help = "Example:\n  billhook man ~/.local/share/man/man1 && man billhook-replay"
-    )]
-    Man {
-        /// The folder; it must exist
-        folder: std::path::PathBuf,
-    },
+    Man(man::ManArgs),
 }
 
 pub(crate) async fn run_command(cli: CommandLine) -> Result<()> {
@@ -125,15 +112,12 @@ pub(crate) async fn run_command(cli: CommandLine) -> Result<()> {
         BillhookCommand::Dlq(command) => dlq::run_dlq(command, &open().await?, output).await,
         BillhookCommand::Send(send) => send::run_send(send, open, output).await,
         BillhookCommand::Sig(sig) => signature::run_sig(sig, open, output).await,
-        BillhookCommand::Cleanup(cleanup) => {
-            scheduled::run_scheduled_task(&cleanup.build_input(), &open().await?, output).await
+        BillhookCommand::Cleanup(command) => {
+            cleanup::run_cleanup(command, &open().await?, output).await
         }
-        BillhookCommand::Sweep(scheduled::ScheduledTaskCommand::Run) => {
-            scheduled::run_scheduled_task(&json!({ "task": "sweep" }), &open().await?, output).await
-        }
-        BillhookCommand::Reconcile(scheduled::ScheduledTaskCommand::Run) => {
-            scheduled::run_scheduled_task(&json!({ "task": "reconcile" }), &open().await?, output)
-                .await
+        BillhookCommand::Sweep(command) => sweep::run_sweep(command, &open().await?, output).await,
+        BillhookCommand::Reconcile(command) => {
+            reconcile::run_reconcile(command, &open().await?, output).await
         }
         BillhookCommand::Secrets(command) => {
             secrets::run_secrets(command, &open().await?, output).await
@@ -141,19 +125,11 @@ pub(crate) async fn run_command(cli: CommandLine) -> Result<()> {
         BillhookCommand::Doctor(doctor) => doctor::run_doctor(doctor, &open().await?, output).await,
         BillhookCommand::Metrics(command) => metrics::run_metrics(command, &open().await?).await,
         BillhookCommand::Logs(logs) => logs::run_logs(logs, &open().await?, output).await,
-        BillhookCommand::Completions { shell } => {
-            clap_complete::generate(
-                shell,
-                &mut CommandLine::command(),
-                "billhook",
-                &mut std::io::stdout(),
-            );
+        BillhookCommand::Completions(completions) => {
+            completions::run_completions(&completions, CommandLine::command());
             Ok(())
         }
-        BillhookCommand::Man { folder } => {
-            clap_mangen::generate_to(CommandLine::command(), &folder)
-                .with_context(|| format!("cannot write into {}", folder.display()))
-        }
+        BillhookCommand::Man(man) => man::run_man(&man, CommandLine::command()),
     }
 }
 

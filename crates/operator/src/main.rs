@@ -26,6 +26,7 @@ mod replay_job;
 mod replay_run;
 mod row_json;
 mod sample_events;
+mod scheduled_task;
 mod secret_input;
 mod session;
 mod stack;

@@ -1,12 +1,12 @@
-//! `billhook cleanup|sweep|reconcile run`: invokes a scheduled task now. The task itself runs in its Lambda function,
-//! with the function's permissions and not the operator's.
+//! `billhook cleanup run`: runs the scheduled task that cancels orders whose payment failed long ago, or only counts
+//! them (dry run).
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::Result;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use crate::aws_request::LAMBDA;
 use crate::output::OutputWriter;
+use crate::scheduled_task::invoke_task;
 use crate::session::StackSession;
 
 #[derive(Debug, Subcommand)]
@@ -29,14 +29,8 @@ pub(crate) struct CleanupRunArgs {
     limit: Option<u32>,
 }
 
-#[derive(Debug, Subcommand)]
-pub(crate) enum ScheduledTaskCommand {
-    /// Run the task now
-    Run,
-}
-
 impl CleanupCommand {
-    pub(crate) fn build_input(&self) -> Value {
+    fn build_input(&self) -> Value {
         let Self::Run(run) = self;
         let given = [
             ("dry_run", run.dry_run.then_some(json!(true))),
@@ -50,23 +44,10 @@ impl CleanupCommand {
     }
 }
 
-pub(crate) async fn run_scheduled_task(
-    input: &Value,
+pub(crate) async fn run_cleanup(
+    command: CleanupCommand,
     session: &StackSession,
     output: OutputWriter,
 ) -> Result<()> {
-    let function = session.stack.output("CleanupFailedPaymentsFunction")?;
-    let path = format!("/2015-03-31/functions/{function}/invocations");
-    let json = [("content-type", "application/json")];
-    let answer = session
-        .aws
-        .post_text(LAMBDA, &path, &json, input.to_string())
-        .await?;
-    let answer: Value =
-        serde_json::from_str(&answer).context("the response of the function is not JSON")?;
-    if let Some(message) = answer.get("errorMessage").and_then(Value::as_str) {
-        bail!("{function} failed: {message}");
-    }
-    output.print_object(&answer);
-    Ok(())
+    invoke_task(&command.build_input(), session, output).await
 }
