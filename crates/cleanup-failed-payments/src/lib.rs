@@ -6,21 +6,16 @@
 //! run did stays done, and repeating it changes nothing. Not decided here: what is due (`billhook_core::tasks`).
 
 use std::fmt;
-use std::time::Duration;
 
-use billhook_core::error::{DependencyError, error_chain};
-use billhook_core::ports::Clock;
-use billhook_core::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub mod cleanup;
 pub mod reconcile;
 pub mod stripe;
 pub mod sweep;
+mod task;
 
-/// Starts nothing new with less time left than this: one call to Stripe takes up to three attempts of 10 s and 1.5 s of
-/// waits, and a write follows.
-const TIME_TO_FINISH: Duration = Duration::from_secs(45);
+pub use task::TaskFailed;
 
 /// The input of a run, from the schedule or a person. Unknown fields are an error: if a misspelt `dryrun` were ignored,
 /// a run that was meant as a preview would cancel orders.
@@ -109,48 +104,4 @@ pub enum TaskReport {
     Cleanup(cleanup::CleanupSummary),
     Sweep(sweep::SweepSummary),
     Reconcile(reconcile::ReconcileSummary),
-}
-
-/// A run failed as a whole: no single order, event or account is to blame.
-#[derive(Debug, thiserror::Error)]
-#[error("could not {doing}: {cause}")]
-pub struct TaskFailed {
-    doing: &'static str,
-    cause: String,
-}
-
-impl TaskFailed {
-    /// With the whole chain of causes: a person who runs the task sees nothing else.
-    pub fn because(doing: &'static str, cause: &(dyn std::error::Error + 'static)) -> Self {
-        Self {
-            doing,
-            cause: error_chain(cause),
-        }
-    }
-
-    fn no_key() -> Self {
-        Self {
-            doing: "ask Stripe",
-            cause: "the App secret has no stripe_secret_key; put it there with `aws secretsmanager put-secret-value`"
-                .to_owned(),
-        }
-    }
-}
-
-/// How far a pass came within its run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum PassEnd {
-    Completed,
-    /// By its deadline: the next run resumes it.
-    Interrupted,
-}
-
-/// Fails the run as a whole; the next run resumes at the last checkpoint.
-fn fail_task(doing: &'static str) -> impl Fn(DependencyError) -> TaskFailed {
-    move |error| TaskFailed::because(doing, &error)
-}
-
-/// Whether too little time is left to start anything new.
-fn is_past_deadline(clock: &impl Clock, deadline: Timestamp) -> bool {
-    clock.now().after(TIME_TO_FINISH) > deadline
 }

@@ -22,11 +22,12 @@ use billhook_core::time::Timestamp;
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::Notify;
 use uuid::Uuid;
+use webhook_secret::KNOWN_AFTER;
+use webhook_secret::ports::ResourceDependencies;
 use webhook_secret::ports::{
     AdapterError, ResetCursors, RespondToCloudFormation, StripeConnector, StripeEndpoints,
     WebhookSecretStore,
 };
-use webhook_secret::{KNOWN_AFTER, ResourceDependencies};
 
 /// When the clock starts, in Unix seconds.
 pub const START_S: i64 = 1_781_000_000;

@@ -19,11 +19,10 @@ use billhook_core::error::error_chain;
 use billhook_core::ports::{Clock, Pause};
 use billhook_core::tasks::checkpoint::cursor_limit_after_delete_s;
 
-use crate::ResourceDependencies;
 use crate::envelope::ResourceRequest;
 use crate::ports::{
-    AdapterError, ResetCursors, RespondToCloudFormation, StripeConnector, StripeEndpoints,
-    WebhookSecretStore,
+    AdapterError, ResetCursors, ResourceDependencies, RespondToCloudFormation, StripeConnector,
+    StripeEndpoints, WebhookSecretStore,
 };
 
 /// A second creation under a new idempotency key, if Stripe's saved answer for the first key no longer contains the
@@ -319,9 +318,9 @@ where
     /// event type and gets the others after [`KNOWN_AFTER`]:
     ///
     /// ```text
-    ///  0 s   create `we_2` for `coupon.deleted` only; store its secret (`we_1`'s secret moves to `previous`)
+    ///  0 s   create we_2 for coupon.deleted only; store its secret (we_1's secret moves to previous)
     /// 10 s   every ingress that meets an unknown signature may read the secrets again
-    /// 15 s   give `we_2` all event types: from here each event arrives from `we_1` and `we_2`, and counts once
+    /// 15 s   give we_2 all event types: from here each event arrives from we_1 and we_2, and counts once
     /// ```
     ///
     /// The first endpoint of a stack does not wait: nothing was delivered before it.

@@ -29,7 +29,8 @@ pub mod ports;
 pub use envelope::ResourceRequest;
 pub use execute_plan::{EndpointFailure, KNOWN_AFTER};
 use ports::{
-    AdapterError, ResetCursors, RespondToCloudFormation, StripeConnector, WebhookSecretStore,
+    AdapterError, ResetCursors, ResourceDependencies, RespondToCloudFormation, StripeConnector,
+    WebhookSecretStore,
 };
 
 /// The work is abandoned so long before the function times out, so that the answer can still be sent.
@@ -38,18 +39,6 @@ pub const ANSWER_RESERVE: Duration = Duration::from_secs(5);
 /// reserve; of attempts that time out (2 s each), two fit.
 const ANSWERS_MAX: u32 = 5;
 const ANSWER_DELAY: Duration = Duration::from_millis(500);
-
-/// The ports of the custom resource, and the names in the endpoint's description.
-pub struct ResourceDependencies<S, W, J, R, T> {
-    pub stripe: S,
-    pub secrets: W,
-    /// The cursors of `reconcile`.
-    pub cursors: J,
-    pub cloudformation: R,
-    pub time: T,
-    pub app_name: String,
-    pub env: String,
-}
 
 /// CloudFormation got no answer: the invocation fails, so that Lambda retries it once.
 #[derive(Debug, thiserror::Error)]

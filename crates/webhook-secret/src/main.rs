@@ -17,8 +17,9 @@ use lambda_runtime::LambdaEvent;
 use secrecy::SecretString;
 use serde_json::Value;
 use webhook_secret::http::ResponseSender;
+use webhook_secret::ports::ResourceDependencies;
 use webhook_secret::ports::{AdapterError, ResetCursors, StripeConnector, WebhookSecretStore};
-use webhook_secret::{ANSWER_RESERVE, ResourceDependencies, handle_request};
+use webhook_secret::{ANSWER_RESERVE, handle_request};
 
 fn main() -> ExitCode {
     run_function(

@@ -104,3 +104,15 @@ pub trait ResetCursors: Send + Sync {
     /// Lowers every cursor that is above `to_s`, a Unix second. Raises and creates none, so a repeat is harmless.
     fn set_back(&self, to_s: i64) -> impl Future<Output = Result<(), AdapterError>> + Send;
 }
+
+/// The ports of the custom resource, and the names in the endpoint's description.
+pub struct ResourceDependencies<S, W, J, R, T> {
+    pub stripe: S,
+    pub secrets: W,
+    /// The cursors of `reconcile`.
+    pub cursors: J,
+    pub cloudformation: R,
+    pub time: T,
+    pub app_name: String,
+    pub env: String,
+}

@@ -11,7 +11,8 @@ use billhook_core::ids::ProviderId;
 use billhook_core::ports::Clock as _;
 use billhook_core::time::Timestamp;
 use serde_json::{Value, json};
-use webhook_secret::{ANSWER_RESERVE, ResourceDependencies, handle_request};
+use webhook_secret::ports::ResourceDependencies;
+use webhook_secret::{ANSWER_RESERVE, handle_request};
 
 use crate::check::Found;
 use crate::edges::{Edge, LOB_ARN, STRIPE_ARN};

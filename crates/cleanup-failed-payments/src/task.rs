@@ -1,0 +1,55 @@
+//! What the three tasks share: how a run fails as a whole, and when it has to end.
+
+use std::time::Duration;
+
+use billhook_core::error::{DependencyError, error_chain};
+use billhook_core::ports::Clock;
+use billhook_core::time::Timestamp;
+
+/// Starts nothing new with less time left than this: one call to Stripe takes up to three attempts of 10 s and 1.5 s of
+/// waits, and a write follows.
+const TIME_TO_FINISH: Duration = Duration::from_secs(45);
+
+/// A run failed as a whole: no single order, event or account is to blame.
+#[derive(Debug, thiserror::Error)]
+#[error("could not {doing}: {cause}")]
+pub struct TaskFailed {
+    pub(crate) doing: &'static str,
+    pub(crate) cause: String,
+}
+
+impl TaskFailed {
+    /// With the whole chain of causes: a person who runs the task sees nothing else.
+    pub fn because(doing: &'static str, cause: &(dyn std::error::Error + 'static)) -> Self {
+        Self {
+            doing,
+            cause: error_chain(cause),
+        }
+    }
+
+    pub(crate) fn no_key() -> Self {
+        Self {
+            doing: "ask Stripe",
+            cause: "the App secret has no stripe_secret_key; put it there with `billhook secrets put stripe-key`"
+                .to_owned(),
+        }
+    }
+}
+
+/// How far a pass came within its run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PassEnd {
+    Completed,
+    /// By its deadline: the next run resumes it.
+    Interrupted,
+}
+
+/// Fails the run as a whole; the next run resumes at the last checkpoint.
+pub(crate) fn fail_task(doing: &'static str) -> impl Fn(DependencyError) -> TaskFailed {
+    move |error| TaskFailed::because(doing, &error)
+}
+
+/// Whether too little time is left to start anything new.
+pub(crate) fn is_past_deadline(clock: &impl Clock, deadline: Timestamp) -> bool {
+    clock.now().after(TIME_TO_FINISH) > deadline
+}
