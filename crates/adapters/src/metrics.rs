@@ -34,7 +34,7 @@ pub enum MetricUnit {
     Count,
     /// Each value is kept, so that CloudWatch can compute percentiles.
     Milliseconds,
-    /// As for milliseconds.
+    /// Each value is kept, as of milliseconds.
     Seconds,
 }
 

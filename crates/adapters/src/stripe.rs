@@ -620,6 +620,10 @@ impl StripeClient {
             (error, true)
         };
         if let Some(pace) = &self.pace {
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "the slots of the rate limiter are times of the same real clock"
+            )]
             tokio::time::sleep_until(pace.next_slot(Instant::now())).await;
         }
         let answer = self.send(call).await.map_err(unreachable)?;

@@ -25,7 +25,7 @@ use futures_util::stream::{self, StreamExt as _};
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::{TaskFailed, fail_task, is_past_deadline};
+use crate::task::{TaskFailed, fail_task, is_past_deadline};
 
 /// Orders read from the index, and then from the table, in one page.
 const PAGE: usize = 50;
@@ -129,7 +129,7 @@ where
                 .jobs
                 .load_checkpoint(CLEANUP_JOB)
                 .await
-                .map_err(fail_task("read how far the last run came"))?,
+                .map_err(fail_task("load the checkpoint"))?,
         };
         let mut after = progress.resume_at.as_ref().map(|cut| cut.after.clone());
         // The deadline is checked before each order, but an order with several payments can take several times 31 s at
@@ -150,7 +150,7 @@ where
                     .jobs
                     .save_checkpoint(CLEANUP_JOB, &progress, &next)
                     .await;
-                kept.map_err(fail_task("keep how far this run came"))?;
+                kept.map_err(fail_task("save the checkpoint"))?;
             }
         }
         ended.map(|()| summary)
@@ -261,12 +261,12 @@ where
     ///
     /// ```text
     /// the customer pays …                what happens
-    /// before we ask for the status       `succeeded`: counted as `reconciled`, nothing is written
-    /// after that, before our cancel      Stripe refuses the cancel, the status is `succeeded`: the same
-    /// after our cancel                   Stripe refuses the payment; we write `cancelled`, version 4 → 5
+    /// before we ask for the status       succeeded: counted as reconciled, nothing is written
+    /// after that, before our cancel      Stripe refuses the cancel, the status is succeeded: the same
+    /// after our cancel                   Stripe refuses the payment; we write cancelled, version 4 → 5
     /// in another payment, which no       its event makes the row version 5: our write on version 4 loses, we read
-    ///   event or column has named yet    again, and the order is `completed`: skipped
-    /// the same, after our write          its event makes the order `completed` and flags `paid_after_cancel`
+    ///   event or column has named yet    again, and the order is completed: skipped
+    /// the same, after our write          its event makes the order completed and flags paid_after_cancel
     /// ```
     async fn try_order(
         &self,

@@ -26,7 +26,7 @@ use billhook_core::time::Timestamp;
 use futures_util::stream::{self, StreamExt as _};
 use serde::Serialize;
 
-use crate::{PassEnd, TaskFailed, fail_task, is_past_deadline};
+use crate::task::{PassEnd, TaskFailed, fail_task, is_past_deadline};
 
 /// Tenants in one page of the list of accounts.
 const TENANTS_PER_PAGE: usize = 25;
@@ -135,7 +135,7 @@ where
         }
         summary.add(None, platform.0.err(), &platform.1);
         let read = self.jobs.load_checkpoint(RECONCILE_JOB).await;
-        let progress = read.map_err(fail_task("read how far the last run came"))?;
+        let progress = read.map_err(fail_task("load the checkpoint"))?;
         let cut = progress.resume_at.as_ref();
         let mut after = cut.map(|cut| cut.after.clone());
         let end = self
@@ -151,7 +151,7 @@ where
                 .jobs
                 .save_checkpoint(RECONCILE_JOB, &progress, &next)
                 .await;
-            saved.map_err(fail_task("keep how far this run came"))?;
+            saved.map_err(fail_task("save the checkpoint"))?;
         }
         metrics::EVENT_GAP.add(
             ProviderId::Stripe,

@@ -1,8 +1,8 @@
 //! The sweep: retries unfinished events at the ages that `billhook_core::tasks::sweep` defines (exponential backoff),
 //! and gives up those that waited too long.
 //!
-//! Guarantees: if an event reaches a retry age between two completed runs, it is sent at least once, and exactly once
-//! if nothing fails. A message that is sent twice changes nothing (the worker is idempotent). The sweep never marks an
+//! Guarantees: if an event reaches a retry age between two completed runs, it is sent at least once, and once if
+//! nothing fails. A message that is sent twice changes nothing (the worker is idempotent). The sweep never marks an
 //! event as failed. Not its job: events that need manual action, and dead-letter messages (`billhook dlq`).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,7 +31,7 @@ use billhook_core::worker::ports::{
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use serde::Serialize;
 
-use crate::{PassEnd, TaskFailed, fail_task, is_past_deadline};
+use crate::task::{PassEnd, TaskFailed, fail_task, is_past_deadline};
 
 /// Events in one page of the index. The due ones are then read from the table.
 const PAGE: usize = 100;
@@ -158,7 +158,7 @@ where
         };
         self.count_stuck(&mut summary).await?;
         let read = self.jobs.load_checkpoint(SWEEP_JOB).await;
-        let mut progress = read.map_err(fail_task("read how far the last run came"))?;
+        let mut progress = read.map_err(fail_task("load the checkpoint"))?;
         for _ in 0..PASSES_MAX {
             let was_interrupted = progress.resume_at.is_some();
             let now_s = self.clock.now().unix_s();
@@ -177,7 +177,7 @@ where
                 }
             };
             let saved = self.jobs.save_checkpoint(SWEEP_JOB, &progress, &next).await;
-            let saved = saved.map_err(fail_task("keep how far this run came"))?;
+            let saved = saved.map_err(fail_task("save the checkpoint"))?;
             summary.completed = passed? == PassEnd::Completed;
             // Not saved: another run has completed a pass meanwhile, so it also does the rest.
             if !(summary.completed && was_interrupted && saved == CheckpointSaveResult::Saved) {
@@ -240,7 +240,7 @@ where
                     place.after.as_ref(),
                     PAGE,
                 );
-                let page = open.await.map_err(fail_task("find open events"))?;
+                let page = open.await.map_err(fail_task("find unfinished events"))?;
                 let concerned = page.events.iter();
                 let concerned = concerned
                     .filter(|event| window.includes(event.received_at))
@@ -248,7 +248,7 @@ where
                     .collect();
                 self.retry_or_give_up(lane.0, concerned, window, summary)
                     .await
-                    .map_err(fail_task("look at open events"))?;
+                    .map_err(fail_task("retry unfinished events"))?;
                 place.after = page.next;
                 if place.after.is_none() {
                     break;

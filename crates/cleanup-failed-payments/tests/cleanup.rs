@@ -479,7 +479,7 @@ async fn without_a_key_a_run_with_something_to_do_is_refused_once() {
         .unwrap_err();
     let text = refused.to_string();
     assert!(
-        text.contains("no stripe_secret_key") && text.contains("put-secret-value"),
+        text.contains("no stripe_secret_key") && text.contains("billhook secrets put stripe-key"),
         "{text}"
     );
     let preview = CleanupOptions {

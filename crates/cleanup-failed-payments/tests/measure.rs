@@ -1,5 +1,5 @@
-//! What a cleanup of thousands of orders costs at the pace of a live stage: rows in memory, and over HTTP a local Stripe
-//! with the limit of a live account. Prints its figures; `make measure` runs it.
+//! What a cleanup of thousands of orders costs at the pace of a live stage: rows in memory, and over HTTP a local
+//! Stripe with the limit of a live account. Prints its figures; `make measure` runs it.
 #![cfg(test)]
 
 use std::time::{Duration, Instant};

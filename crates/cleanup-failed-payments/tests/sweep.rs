@@ -339,7 +339,7 @@ async fn what_could_not_be_sent_is_sent_by_the_next_run() {
         refused
             .unwrap_err()
             .to_string()
-            .contains("look at open events")
+            .contains("retry unfinished events")
     );
     // At 15 minutes no age is passed, but the one that failed still stands.
     assert_eq!(world.run(15 * MINUTE).await.sent, 1);

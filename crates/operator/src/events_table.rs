@@ -180,8 +180,8 @@ impl EventsTable {
             IndexPartition::Open(outcome) => ("OpenIndex", "open", outcome),
             IndexPartition::Day(day) => ("DayIndex", "received_day", day),
         };
-        // The index of open events is sparse and small: without `--since` all of it is read, because the oldest open
-        // event is the one that somebody has to look at.
+        // The index of unfinished events is sparse and small: without `--since` all of it is read, because the oldest
+        // unfinished event is the one that somebody has to look at.
         let since = match (partition, selection.since) {
             (IndexPartition::Open(_), None) => "0".to_owned(),
             _ => selection.earliest_arrival().to_string(),

@@ -26,11 +26,21 @@ const JOB_RETENTION: Duration = EVENT_RETENTION;
 #[serde(rename_all = "snake_case")]
 pub(crate) enum ReplayJobState {
     Running,
-    /// Stored as `cut`: rows of earlier releases say so.
-    #[serde(rename = "cut")]
     Interrupted,
     Cancelled,
     Done,
+}
+
+impl ReplayJobState {
+    /// The stored word.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Interrupted => "interrupted",
+            Self::Cancelled => "cancelled",
+            Self::Done => "done",
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

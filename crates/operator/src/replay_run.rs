@@ -36,8 +36,7 @@ use crate::session::StackSession;
 /// Events per step. Ctrl-C ends the replay after a step, and each step is one write to the jobs table: at the default
 /// rate Ctrl-C takes effect within half a second.
 const STEP_EVENTS: usize = 10;
-/// Events per second. A FIFO queue takes 300 sends per second for all senders; the rest is left to ingress, whose
-/// deliveries must not be delayed by a replay.
+/// Events per second. Far below what the workers and the tables take, so that a replay does not delay new deliveries.
 pub(crate) const DEFAULT_RATE: u32 = 20;
 
 /// What is left to send, in the order in which it is sent.

@@ -1,6 +1,6 @@
 //! Merging of facts (join-semilattice, state-based CRDT): makes duplicates, out-of-order delivery and races harmless.
 //!
-//! That covers events out of order; an event that arrives before its order or payment is known waits (`worker::resolve`).
+//! An event that arrives before its order or payment is known is parked and waits (`worker::resolve`).
 //!
 //! The building blocks are the smallest value, the greatest value, the union of sets, and maps merged by key. Each is
 //! commutative (order of arrival), associative (batching) and idempotent (redelivery, replay), and so is every struct
@@ -43,8 +43,8 @@ pub struct MaxRegister<T>(pub T);
 
 /// When a fact was first true by the provider's timestamps, and one event that says so.
 ///
-/// The two fields merge separately: `evt_a` of 10:05 and `evt_b` of 10:01 give 10:01 and `evt_a`. The event is a place to
-/// look, not the event that carried the time.
+/// The two fields merge separately: `evt_a` of 10:05 and `evt_b` of 10:01 give 10:01 and `evt_a`. The event is a place
+/// to look, not the event that carried the time.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct FactSource {
     pub at: Timestamp,

@@ -1,6 +1,6 @@
 //! The stored form of an entity state: the columns under the optimistic lock, and what billhook derived last.
 //!
-//! The difference between the two is how `entity::mod` finds manual edits. The layout of the rows is in
+//! The difference between the two is how `entity` finds manual edits. The layout of the rows is in
 //! `docs/data-model.md`; `adapters::dynamodb` reads and writes it.
 
 use serde::{Deserialize, Serialize};

@@ -25,11 +25,11 @@ pub enum AcceptResult {
 /// the sweep send the message. The other order could queue a pointer to a row that never gets written.
 ///
 /// ```text
-/// delivery 1   PutItem ok, SendMessage times out          503, the row is `pending`
-/// delivery 2   PutItem: already there, `pending`          SendMessage with the same deduplication id: 200
+/// delivery 1   PutItem ok, SendMessage times out          503, the row is pending
+/// delivery 2   PutItem: already there, pending            SendMessage with the same deduplication id: 200
 ///              (if the first message did arrive, the queue drops the second one)
 /// worker       processes the event
-/// delivery 3   PutItem: already there, `processed`        no message: 200, duplicate
+/// delivery 3   PutItem: already there, processed          no message: 200, duplicate
 /// ```
 pub async fn accept_event(
     inbox: &impl RecordEvent,

@@ -45,9 +45,9 @@ pub struct ListingSpan {
 /// Example, with a cursor at 10:00:
 ///
 /// ```text
-/// run at 11:00   lists 08:00 to 11:00, newest first; is interrupted behind `evt_9`, created 09:30
-///                cursor stays 10:00, resume_at: until 11:00, after `evt_9`
-/// run at 12:00   lists 08:00 to 11:00 behind `evt_9`, to the end: cursor 11:00
+/// run at 11:00   lists 08:00 to 11:00, newest first; is interrupted behind evt_9, created 09:30
+///                cursor stays 10:00, resume_at: until 11:00, after evt_9
+/// run at 12:00   lists 08:00 to 11:00 behind evt_9, to the end: cursor 11:00
 /// run at 13:00   lists 09:00 to 13:00: also what was created while the first pass was being completed
 /// ```
 ///

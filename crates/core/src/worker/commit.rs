@@ -92,9 +92,9 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
     /// How a refused batch is split, with three orders of which the row of `ord_2` was edited after the read:
     ///
     /// ```text
-    /// transaction 1       `ord_1` + `ord_2` + `ord_3`    the condition on `ord_2` fails, so nothing is written
-    /// transactions 2 to 4 `ord_1` | `ord_2` | `ord_3`    `ord_1` and `ord_3` are written, `ord_2` loses its race
-    /// next round          `ord_2`                    is read again and written
+    /// transaction 1         ord_1 + ord_2 + ord_3   the condition on ord_2 fails, so nothing is written
+    /// transactions 2 to 4   ord_1 | ord_2 | ord_3   ord_1 and ord_3 are written, ord_2 loses its race
+    /// next round            ord_2                   is read again and written
     /// ```
     ///
     /// Whatever made the shared transaction fail, each entity is then tried alone: a timeout or a lost answer does not
@@ -215,11 +215,11 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
     /// e1 … e10       refused   e6 … e10 wait for the next round
     /// e1 … e5        refused   e3 e4 e5 wait for the next round
     /// e1 e2          written
-    /// round 2 does the same with e3 … e10: … e3 alone is refused and parked as `entity_too_large`
+    /// round 2 does the same with e3 … e10: … e3 alone is refused and parked as entity_too_large
     /// round 3        the other seven are written
     /// ```
     ///
-    /// Before that, one large event parked all ten.
+    /// Without the halving one large event would park all ten.
     async fn commit_alone(
         &self,
         mut plan: CommitPlan<'_, L::Row>,

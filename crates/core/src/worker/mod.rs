@@ -186,13 +186,13 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
     /// payments of one order have different message groups, so two workers can get them at the same moment.
     ///
     /// ```text
-    ///  ms   worker A (`evt_a` of `pi_1`)               worker B (`evt_b` of `pi_2`)
-    ///   0   reads `ord_1`: version 7
-    ///   2                                          reads `ord_1`: version 7
-    ///  10   writes version 7 → 8, `evt_a` processed
-    ///  12                                          writes 7 → 8: condition fails, nothing is written (`LostRace`)
-    ///  62                                          round 2, after 50 ms: reads `ord_1`: version 8, with facts of `evt_a`
-    ///  70                                          writes version 8 → 9, `evt_b` processed: the row has both facts
+    ///  ms   worker A (evt_a of pi_1)              worker B (evt_b of pi_2)
+    ///   0   reads ord_1: version 7
+    ///   2                                         reads ord_1: version 7
+    ///  10   writes version 7 → 8, evt_a processed
+    ///  12                                         writes 7 → 8: condition fails, nothing is written (LostRace)
+    ///  62                                         round 2, after 50 ms: reads ord_1: version 8, with facts of evt_a
+    ///  70                                         writes version 8 → 9, evt_b processed: the row has both facts
     /// ```
     ///
     /// If A and B have the same event, the condition on the event fails instead, and in round 2 B reads it as

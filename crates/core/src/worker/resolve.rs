@@ -1,8 +1,11 @@
 //! Resolves the tenant and the entity of each event. Tenant isolation: the tenant comes from the account in the signed
 //! body and never from metadata; metadata only names an entity, which `commit` then checks against that tenant.
 //!
-//! It finds the entity by, in this order: the statement of the event's piece, the order or statement that the metadata
-//! names, the entity that its payment is linked to, the only one with its PaymentIntent in a column.
+//! It finds the entity by this rule. An event about a connected account belongs to its tenant; an event about a piece to
+//! the statement of that piece or, if no statement has it, to the one that the metadata names. An event about a payment
+//! belongs to the entity that its metadata names or its payment is linked to; if the two differ, it is parked as
+//! `link_conflict`. If there is neither, another event of the batch may link the payment; last, the only entity with
+//! its PaymentIntent in a column counts.
 //!
 //! Reads are gathered, so a batch of ten events costs two reads of rows, not twenty. The decision is
 //! [`resolve_entity`], a pure function. An index is only a hint: what it returns is checked against the row, read
@@ -257,8 +260,7 @@ fn find_links_in_batch<R>(
         .collect()
 }
 
-/// Decides which entity an event belongs to: the statement of its piece, the entity that its metadata names, the entity
-/// that its payment is linked to, or the only entity with the PaymentIntent in its column, in this order.
+/// Decides which entity an event belongs to, by the rule at the head of this module.
 fn resolve_entity<R>(
     candidate: &EventCandidate,
     rows: &LoadedRows<R>,

@@ -70,8 +70,8 @@ fn drawn() -> impl Strategy<Value = Drawn> {
     )
 }
 
-/// Any event about one of three payments, with two charges, three refunds and one dispute each, and now and then another
-/// currency, amount or user than expected.
+/// Any event about one of three payments, with two charges, three refunds and one dispute each, and now and then
+/// another currency, amount or user than expected.
 fn generated(n: usize, (kind, payment, one, other, who, second): Drawn) -> Value {
     let (id, at) = (format!("evt_{n:02}"), T + second);
     let (intent, charge) = (

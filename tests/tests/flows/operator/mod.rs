@@ -346,7 +346,7 @@ fn orders_are_reviewed_repaired_and_backfilled_and_access_follows() {
             ]
         );
 
-        // A session without metadata and without an order that has its PaymentIntent is parked until the id is backfilled.
+        // A session without metadata and without an order that has its PaymentIntent is parked until it has.
         let lost = session_completed(
             "evt_op_lost",
             now,

@@ -98,8 +98,8 @@ async fn store_parked_events(world: &World, own: &str, events: usize) -> Result<
     Ok(())
 }
 
-/// Stores parked events, replays them, interrupts the replay with Ctrl-C, resumes it, and checks each event. Returns how
-/// many were sent before the interruption.
+/// Stores parked events, replays them, interrupts the replay with Ctrl-C, resumes it, and checks each event. Returns
+/// how many were sent before the interruption.
 async fn interrupt_and_resume(
     stage: &'static Stage,
     own: &str,

@@ -37,9 +37,9 @@ fn find_gravest_dispute(facts: &PaymentFacts) -> Option<DisputeState> {
 /// Whether this payment is in progress: it was processing, and has not failed or been canceled at the same time or
 /// later, by Stripe's timestamps.
 ///
-/// This compares times, because an attempt may fail and the next one be processing. `ch_1` fails at 10:00, processing at
-/// 10:01, `ch_2` fails at 10:02: in progress from 10:01, failed from 10:02, in whatever order the three arrive. Within
-/// one second the failure or the cancellation wins.
+/// This compares times, because an attempt may fail and the next one be processing. `ch_1` fails at 10:00, processing
+/// at 10:01, `ch_2` fails at 10:02: in progress from 10:01, failed from 10:02, in whatever order the three arrive.
+/// Within one second the failure or the cancellation wins.
 fn is_processing(payment: &IntentFacts) -> bool {
     let failed = payment
         .failures

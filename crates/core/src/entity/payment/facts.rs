@@ -53,7 +53,7 @@ pub struct PaymentFacts {
     pub manual: ManualEdits,
 }
 
-/// Manual edits that stand (repairs), with the time at which billhook found them. `entity::mod` says how.
+/// Manual edits that stand (repairs), with the time at which billhook found them. `entity` says how.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct ManualEdits {
@@ -190,8 +190,8 @@ pub struct DisputeFacts {
     pub states: BTreeMap<DisputeState, SeenInterval>,
 }
 
-/// A dispute's state, from its `status`. The latest timestamp wins: `needs_response`, lost, `appeal_under_review` and won
-/// end as won, in any order of arrival. If two have the same timestamp, the later in this order wins:
+/// A dispute's state, from its `status`. The latest timestamp wins: `needs_response`, lost, `appeal_under_review` and
+/// won end as won, in any order of arrival. If two have the same timestamp, the later in this order wins:
 /// `charge.dispute.funds_withdrawn` (open) and `charge.dispute.closed` (lost) in one second mean lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

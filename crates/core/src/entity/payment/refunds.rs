@@ -2,9 +2,9 @@
 //!
 //! Stripe reports a refund twice: `refund.*` events carry the refund's own id, amount and state, and `charge.refunded`
 //! carries the charge's cumulative `amount_refunded`. These are two views of the same money, so we never add them: per
-//! charge the larger one counts. A charge of 100.00 with `re_1` of 30.00 and `re_2` of 70.00, and a cumulative figure of
-//! 100.00, was refunded 100.00 and not 200.00. If only `re_1` has arrived, 100.00 is right too: the cumulative figure is
-//! ahead. If the cumulative figure still says 30.00, `re_1` and `re_2` together are ahead.
+//! charge the larger one counts. A charge of 100.00 with `re_1` of 30.00 and `re_2` of 70.00, and a cumulative figure
+//! of 100.00, was refunded 100.00 and not 200.00. If only `re_1` has arrived, 100.00 is right too: the cumulative figure
+//! is ahead. If the cumulative figure still says 30.00, `re_1` and `re_2` together are ahead.
 //!
 //! Guarantee: the result depends on the set of facts and on the amount due, never on the order of arrival. Not
 //! guaranteed: that the figure is final; it may go down when a refund fails. The rules for operators are in
@@ -303,8 +303,8 @@ fn sum_amounts(amounts: &BTreeMap<&str, i64>) -> i64 {
 /// Adds one entry per refund. `complete_at` is the captured amount if the order was refunded in full.
 ///
 /// `refund_full` is the first entry, by the provider's time, with which the running sum reaches the captured amount.
-/// Example: `pi_1` and `pi_2` of 42.00 each; `ch_2` refunded at 10:03, `ch_1` at 10:09. `ch_2` is `refund_partial`, `ch_1` is
-/// `refund_full`, whichever event arrived first. Only entries in the counted currency move the sum.
+/// Example: `pi_1` and `pi_2` of 42.00 each; `ch_2` refunded at 10:03, `ch_1` at 10:09. `ch_2` is `refund_partial`,
+/// `ch_1` is `refund_full`, whichever event arrived first. Only entries in the counted currency move the sum.
 fn add_refund_entries(
     mut refund_entries: Vec<TimelineRefund<'_>>,
     complete_at: Option<i64>,

@@ -136,8 +136,12 @@ impl TraceSearch {
                 id: id.to_string(),
                 what: "replay".to_owned(),
                 detail: format!(
-                    "{} of {} sent, {:?}, by {}: {}",
-                    job.sent, job.total, job.state, job.audit.actor, job.audit.reason
+                    "{} of {} sent, {}, by {}: {}",
+                    job.sent,
+                    job.total,
+                    job.state.as_str(),
+                    job.audit.actor,
+                    job.audit.reason
                 ),
             });
             for event in &job.selection.ids {
@@ -179,8 +183,9 @@ fn read_event_facts(
     interpret(provider, session.stack.is_live(), account, body).ok()
 }
 
-/// The entity that an event belongs to, found in the order in which a worker does: named by metadata, by letter, by
-/// account, by PaymentIntent.
+/// The entity that an event probably belongs to, to find what else to show: named by metadata, by piece, by account, by
+/// PaymentIntent. The worker's own rule (`billhook_core::worker::resolve`) also checks the tenant and parks conflicts;
+/// the outcome of each event shows what it decided.
 pub(super) async fn find_entity_of_event(
     session: &StackSession,
     event: &TracedEvent,
