@@ -164,7 +164,7 @@ impl Stage {
                     ("billhook/Webhooks", metric.unit.as_str())
                 );
                 let listed: Vec<BTreeSet<String>> = metric
-                    .by
+                    .dimensions
                     .sets()
                     .iter()
                     .map(|set| set.iter().map(|name| (*name).to_owned()).collect())

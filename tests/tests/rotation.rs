@@ -122,10 +122,10 @@ impl Scene {
 }
 
 fn container(ports: &EndpointPorts) -> Container {
-    let keys = |wanted, at| {
+    let keys = |wanted, location| {
         let source = SecretSource {
             variable: "STRIPE",
-            at,
+            location,
         };
         let ttl = Duration::from_secs(300);
         SigningKeyCache::new(

@@ -105,7 +105,7 @@ fn log_report(provider: ProviderId, report: &MessageReport) {
     let correlation_id = correlation_id.as_deref();
     let event_id = report.event.as_ref().map(EventId::as_str);
     let message = report.message.as_ref();
-    macro_rules! tell {
+    macro_rules! log_event {
         ($level:ident, $name:literal, $reason:expr) => {
             tracing::$level!(
                 correlation_id,
@@ -125,15 +125,15 @@ fn log_report(provider: ProviderId, report: &MessageReport) {
     }
     match &report.result {
         Ok(ProcessingSuccess::Decided(verdict)) => match verdict {
-            EventVerdict::Processed => tell!(info, "event_processed", verdict.reason()),
-            EventVerdict::Ignored(_) => tell!(info, "event_ignored", verdict.reason()),
-            EventVerdict::Parked(_) => tell!(warn, "event_parked", verdict.reason()),
-            EventVerdict::Failed(_) => tell!(error, "event_failed", verdict.reason()),
+            EventVerdict::Processed => log_event!(info, "event_processed", verdict.reason()),
+            EventVerdict::Ignored(_) => log_event!(info, "event_ignored", verdict.reason()),
+            EventVerdict::Parked(_) => log_event!(warn, "event_parked", verdict.reason()),
+            EventVerdict::Failed(_) => log_event!(error, "event_failed", verdict.reason()),
         },
         Ok(ProcessingSuccess::AlreadyDone(outcome)) => {
-            tell!(info, "event_processed_before", outcome.as_str())
+            log_event!(info, "event_processed_before", outcome.as_str())
         }
-        Err(failure) => tell!(error, "event_failed", failure.to_string()),
+        Err(failure) => log_event!(error, "event_failed", failure.to_string()),
     }
 }
 

@@ -67,7 +67,7 @@ pub struct EnvironmentConfig {
 pub struct SecretSource {
     /// The name of the variable, which is also the secret's label in logs.
     pub variable: &'static str,
-    pub at: SecretLocation,
+    pub location: SecretLocation,
 }
 
 #[derive(Clone, Debug)]
@@ -255,7 +255,7 @@ impl WebhookSecretConfig {
     pub fn stripe_key(&self) -> SecretSource {
         SecretSource {
             variable: "APP_SECRETS_ARN",
-            at: SecretLocation::Arn(self.app_secrets_arn.clone()),
+            location: SecretLocation::Arn(self.app_secrets_arn.clone()),
         }
     }
 }
@@ -441,15 +441,15 @@ impl<'a> EnvReader<'a> {
             self.fault("APP_SECRETS_ARN or STRIPE_SECRET_KEY must be set".into());
             SecretSource {
                 variable: "APP_SECRETS_ARN",
-                at: SecretLocation::Arn(String::new()),
+                location: SecretLocation::Arn(String::new()),
             }
         })
     }
 
     fn by_arn(&mut self, variable: &'static str) -> Option<SecretSource> {
         self.optional(variable)?;
-        let at = SecretLocation::Arn(self.required(variable));
-        Some(SecretSource { variable, at })
+        let location = SecretLocation::Arn(self.required(variable));
+        Some(SecretSource { variable, location })
     }
 
     fn read_inline_secret(
@@ -463,8 +463,8 @@ impl<'a> EnvReader<'a> {
                 "{variable} must not be set when LIVE_MODE=true: a live secret belongs in Secrets Manager"
             ));
         }
-        let at = SecretLocation::Here(SecretString::from(value));
-        Some(SecretSource { variable, at })
+        let location = SecretLocation::Here(SecretString::from(value));
+        Some(SecretSource { variable, location })
     }
 }
 

@@ -54,7 +54,7 @@ pub enum MetricDimensions {
 pub struct Metric {
     pub name: &'static str,
     pub unit: MetricUnit,
-    pub by: MetricDimensions,
+    pub dimensions: MetricDimensions,
     /// What one count or one value means; `docs/runbook/metrics.md` has the same text.
     pub meaning: &'static str,
     /// The alarms on this metric, without `${AppName}-${Env}-`; a metric without alarms is on the dashboard.
@@ -62,13 +62,13 @@ pub struct Metric {
 }
 
 macro_rules! metrics {
-    ($($constant:ident = $name:literal, $unit:ident, $by:ident, [$($alarm:literal),*], $meaning:literal;)*) => {
+    ($($constant:ident = $name:literal, $unit:ident, $dimensions:ident, [$($alarm:literal),*], $meaning:literal;)*) => {
         $(
             #[doc = $meaning]
             pub static $constant: Metric = Metric {
                 name: $name,
                 unit: MetricUnit::$unit,
-                by: MetricDimensions::$by,
+                dimensions: MetricDimensions::$dimensions,
                 meaning: $meaning,
                 alarms: &[$($alarm),*],
             };
@@ -325,7 +325,7 @@ impl MetricDocument {
 
 impl MetricSeries {
     fn labels(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
-        let names = self.metric.by.labels().iter().copied();
+        let names = self.metric.dimensions.labels().iter().copied();
         names.zip(self.labels.iter().copied())
     }
 }
@@ -423,7 +423,7 @@ impl MetricDocument {
             MetricDimensions::TypeAndResult,
         ] {
             let metrics = self.series.iter().map(|series| series.metric);
-            let mut metrics = metrics.filter(|metric| metric.by == by).peekable();
+            let mut metrics = metrics.filter(|metric| metric.dimensions == by).peekable();
             if metrics.peek().is_none() {
                 continue;
             }

@@ -46,7 +46,7 @@ pub struct StripeClient {
     base: String,
     key: SecretString,
     retry_delays: [Duration; 2],
-    pace: Option<Arc<RateLimiter>>,
+    rate_limiter: Option<Arc<RateLimiter>>,
 }
 
 /// Rate limiter: lets calls start at equal distances, however many are waiting. Without it, several orders cleaned up
@@ -315,19 +315,19 @@ impl StripeClient {
             base: base.trim_end_matches('/').to_owned(),
             key,
             retry_delays: RETRY_DELAYS,
-            pace: None,
+            rate_limiter: None,
         })
     }
 
     /// Starts at most this many calls per second, retries included.
     #[must_use]
     pub fn with_rate_limit(self, calls_per_second: u32) -> Self {
-        let pace = RateLimiter {
+        let rate_limiter = RateLimiter {
             distance: Duration::from_secs(1) / calls_per_second.max(1),
             next: Mutex::new(Instant::now()),
         };
         Self {
-            pace: Some(Arc::new(pace)),
+            rate_limiter: Some(Arc::new(rate_limiter)),
             ..self
         }
     }
@@ -619,12 +619,12 @@ impl StripeClient {
             };
             (error, true)
         };
-        if let Some(pace) = &self.pace {
+        if let Some(rate_limiter) = &self.rate_limiter {
             #[expect(
                 clippy::disallowed_methods,
                 reason = "the slots of the rate limiter are times of the same real clock"
             )]
-            tokio::time::sleep_until(pace.next_slot(Instant::now())).await;
+            tokio::time::sleep_until(rate_limiter.next_slot(Instant::now())).await;
         }
         let answer = self.send(call).await.map_err(unreachable)?;
         let status = answer.status();

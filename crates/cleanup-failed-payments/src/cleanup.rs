@@ -123,7 +123,7 @@ where
             dry_run: options.dry_run,
             ..CleanupSummary::default()
         };
-        let progress = match options.dry_run {
+        let checkpoint = match options.dry_run {
             true => Checkpoint::default(),
             false => self
                 .jobs
@@ -131,7 +131,10 @@ where
                 .await
                 .map_err(fail_task("load the checkpoint"))?,
         };
-        let mut after = progress.resume_at.as_ref().map(|cut| cut.after.clone());
+        let mut after = checkpoint
+            .resume_at
+            .as_ref()
+            .map(|resume| resume.after.clone());
         // The deadline is checked before each order, but an order with several payments can take several times 31 s at
         // a slow Stripe. When Lambda ended such a run, its checkpoint was lost. Stopping in the middle is safe: every
         // call can be repeated.
@@ -142,15 +145,15 @@ where
         // Save the checkpoint even after an error: otherwise the next run would meet the same orders first again.
         if !options.dry_run {
             let next = match &after {
-                Some(order) => progress.interrupted_at(self.clock.now().unix_s(), order.clone()),
+                Some(order) => checkpoint.interrupted_at(self.clock.now().unix_s(), order.clone()),
                 None => Checkpoint::default(),
             };
-            if next.resume_at.is_some() || progress.resume_at.is_some() {
-                let kept = self
+            if next.resume_at.is_some() || checkpoint.resume_at.is_some() {
+                let saved = self
                     .jobs
-                    .save_checkpoint(CLEANUP_JOB, &progress, &next)
+                    .save_checkpoint(CLEANUP_JOB, &checkpoint, &next)
                     .await;
-                kept.map_err(fail_task("save the checkpoint"))?;
+                saved.map_err(fail_task("save the checkpoint"))?;
             }
         }
         ended.map(|()| summary)

@@ -135,21 +135,21 @@ where
         }
         summary.add(None, platform.0.err(), &platform.1);
         let read = self.jobs.load_checkpoint(RECONCILE_JOB).await;
-        let progress = read.map_err(fail_task("load the checkpoint"))?;
-        let cut = progress.resume_at.as_ref();
-        let mut after = cut.map(|cut| cut.after.clone());
+        let checkpoint = read.map_err(fail_task("load the checkpoint"))?;
+        let resume_at = checkpoint.resume_at.as_ref();
+        let mut after = resume_at.map(|resume| resume.after.clone());
         let end = self
             .read_accounts(stripe, &mut after, &mut summary, deadline)
             .await?;
         summary.completed = end == PassEnd::Completed;
         let next = match &after {
-            Some(tenant) => progress.interrupted_at(self.clock.now().unix_s(), tenant.clone()),
+            Some(tenant) => checkpoint.interrupted_at(self.clock.now().unix_s(), tenant.clone()),
             None => Checkpoint::default(),
         };
-        if next != progress {
+        if next != checkpoint {
             let saved = self
                 .jobs
-                .save_checkpoint(RECONCILE_JOB, &progress, &next)
+                .save_checkpoint(RECONCILE_JOB, &checkpoint, &next)
                 .await;
             saved.map_err(fail_task("save the checkpoint"))?;
         }
@@ -240,8 +240,8 @@ where
         deadline: Timestamp,
         did: &mut AccountProgress,
     ) -> Result<(), AccountError> {
-        let progress = self.jobs.load_checkpoint(job).await?;
-        let mut span = next_listing_span(&progress, self.clock.now());
+        let checkpoint = self.jobs.load_checkpoint(job).await?;
+        let mut span = next_listing_span(&checkpoint, self.clock.now());
         let mut may_begin_again = span.after.is_some();
         let passed = loop {
             if is_past_deadline(&self.clock, deadline) {
@@ -262,7 +262,7 @@ where
             };
             did.events += page.bodies.len();
             match self
-                .accept_page(account, &progress, &page.bodies, did)
+                .accept_page(account, &checkpoint, &page.bodies, did)
                 .await
             {
                 Ok(Some(last)) => span.after = Some(last.to_string()),
@@ -281,18 +281,18 @@ where
         let next = match (&passed, span.after) {
             (Ok(PassEnd::Completed), _) => Checkpoint::completed_through(span.until_s),
             (Ok(PassEnd::Interrupted) | Err(_), Some(after)) => {
-                progress.interrupted_at(span.until_s, after)
+                checkpoint.interrupted_at(span.until_s, after)
             }
-            (Ok(PassEnd::Interrupted) | Err(_), None) => progress.clone(),
+            (Ok(PassEnd::Interrupted) | Err(_), None) => checkpoint.clone(),
         };
         // Not saved: the cursor was set back, or another run raised it. The next run begins there.
-        let saved = match next == progress {
+        let saved = match next == checkpoint {
             true => CheckpointSaveResult::Saved,
-            false => self.jobs.save_checkpoint(job, &progress, &next).await?,
+            false => self.jobs.save_checkpoint(job, &checkpoint, &next).await?,
         };
         let through_s = match saved {
             CheckpointSaveResult::Saved => next.done_through_s,
-            CheckpointSaveResult::Superseded => progress.done_through_s,
+            CheckpointSaveResult::Superseded => checkpoint.done_through_s,
         };
         did.through_s = match (did.through_s, through_s) {
             (Some(one), Some(other)) => Some(one.min(other)),
@@ -305,7 +305,7 @@ where
     async fn accept_page(
         &self,
         account: Option<&AccountId>,
-        progress: &Checkpoint,
+        checkpoint: &Checkpoint,
         bodies: &[String],
         did: &mut AccountProgress,
     ) -> Result<Option<EventId>, AccountError> {
@@ -336,7 +336,7 @@ where
         let known = self.inbox.known_events(&ids).await?;
         listed.retain(|id, _| !known.contains(id));
         let taken: Vec<Result<MissingEvent, DependencyError>> = stream::iter(listed.into_values())
-            .map(|(body, event)| self.accept_missing(account, progress, body, event))
+            .map(|(body, event)| self.accept_missing(account, checkpoint, body, event))
             .buffer_unordered(EVENTS_AT_ONCE)
             .collect()
             .await;
@@ -351,7 +351,7 @@ where
     async fn accept_missing(
         &self,
         account: Option<&AccountId>,
-        progress: &Checkpoint,
+        checkpoint: &Checkpoint,
         body: &str,
         event: StripeEvent,
     ) -> Result<MissingEvent, DependencyError> {
@@ -364,7 +364,7 @@ where
             received_at: now,
         };
         accept_event(&self.inbox, &self.queue, &self.clock, &new).await?;
-        let is_gap = is_event_gap(progress, event.created(), now);
+        let is_gap = is_event_gap(checkpoint, event.created(), now);
         tracing::warn!(
             correlation_id = %new.correlation_id,
             event_id = %event.id,

@@ -158,32 +158,35 @@ where
         };
         self.count_stuck(&mut summary).await?;
         let read = self.jobs.load_checkpoint(SWEEP_JOB).await;
-        let mut progress = read.map_err(fail_task("load the checkpoint"))?;
+        let mut checkpoint = read.map_err(fail_task("load the checkpoint"))?;
         for _ in 0..PASSES_MAX {
-            let was_interrupted = progress.resume_at.is_some();
+            let was_interrupted = checkpoint.resume_at.is_some();
             let now_s = self.clock.now().unix_s();
-            let cut = progress.resume_at.as_ref();
-            let until_s = cut.map_or(now_s, |cut| cut.until_s);
-            let mut place = cut
-                .and_then(|cut| SweepPosition::parse(&cut.after))
+            let resume_at = checkpoint.resume_at.as_ref();
+            let until_s = resume_at.map_or(now_s, |resume| resume.until_s);
+            let mut place = resume_at
+                .and_then(|resume| SweepPosition::parse(&resume.after))
                 .unwrap_or(SweepPosition::FIRST);
             let passed = self
-                .run_pass(&progress, until_s, &mut place, &mut summary, deadline)
+                .run_pass(&checkpoint, until_s, &mut place, &mut summary, deadline)
                 .await;
             let next = match &passed {
                 Ok(PassEnd::Completed) => Checkpoint::completed_through(until_s),
                 Ok(PassEnd::Interrupted) | Err(_) => {
-                    progress.interrupted_at(until_s, place.encode())
+                    checkpoint.interrupted_at(until_s, place.encode())
                 }
             };
-            let saved = self.jobs.save_checkpoint(SWEEP_JOB, &progress, &next).await;
+            let saved = self
+                .jobs
+                .save_checkpoint(SWEEP_JOB, &checkpoint, &next)
+                .await;
             let saved = saved.map_err(fail_task("save the checkpoint"))?;
             summary.completed = passed? == PassEnd::Completed;
             // Not saved: another run has completed a pass meanwhile, so it also does the rest.
             if !(summary.completed && was_interrupted && saved == CheckpointSaveResult::Saved) {
                 break;
             }
-            progress = next;
+            checkpoint = next;
         }
         Ok(summary)
     }
@@ -213,7 +216,7 @@ where
     /// it is done, so after an error or a crash the checkpoint is never too far.
     async fn run_pass(
         &self,
-        progress: &Checkpoint,
+        checkpoint: &Checkpoint,
         until_s: i64,
         place: &mut SweepPosition,
         summary: &mut SweepSummary,
@@ -221,7 +224,7 @@ where
     ) -> Result<PassEnd, TaskFailed> {
         let moment = |second| Timestamp::from_unix_s(second).ok();
         let window = SweepWindow {
-            after: progress.done_through_s.and_then(moment),
+            after: checkpoint.done_through_s.and_then(moment),
             until: moment(until_s).unwrap_or_else(|| self.clock.now()),
         };
         let first = place.lane;

@@ -262,7 +262,7 @@ mod tests {
             intent: None,
             session: None,
             user: None,
-            mailed: None,
+            piece: None,
             columns: GuardedColumns {
                 status: Some("pending".to_owned()),
                 ..GuardedColumns::default()

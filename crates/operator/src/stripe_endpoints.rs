@@ -80,7 +80,7 @@ async fn list_stripe_endpoints(session: &StackSession) -> Result<Vec<WebhookEndp
     let stack = &session.stack;
     let source = SecretSource {
         variable: "AppSecretArn",
-        at: SecretLocation::Arn(stack.output("AppSecretArn")?.to_owned()),
+        location: SecretLocation::Arn(stack.output("AppSecretArn")?.to_owned()),
     };
     let key = read_stripe_key(&session.secrets, &source, stack.is_live()).await?;
     let key = key.context(

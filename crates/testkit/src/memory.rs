@@ -78,7 +78,7 @@ pub fn entity(key: EntityKey) -> Entity {
         intent: None,
         session: None,
         user: None,
-        mailed: None,
+        piece: None,
         account: None,
         columns: GuardedColumns::default(),
         derived: LastDerived::default(),
@@ -733,7 +733,7 @@ impl Ledger for &MemoryTables {
         let all = lock(&self.entities);
         Ok(all
             .values()
-            .filter(|entity| entity.mailed.as_ref() == Some(piece))
+            .filter(|entity| entity.piece.as_ref() == Some(piece))
             .map(|e| e.key.clone())
             .collect())
     }

@@ -116,7 +116,7 @@ fn check(provider: ProviderId, key: &EntityKey, input: &[u8]) -> bool {
 /// A row as the application wrote it.
 pub(super) fn row_of(key: &EntityKey) -> Entity {
     Entity {
-        mailed: PieceId::parse("ltr_4a1b2c3d4e5f6071").ok(),
+        piece: PieceId::parse("ltr_4a1b2c3d4e5f6071").ok(),
         ..memory::entity(key.clone())
     }
 }

@@ -78,7 +78,7 @@ impl Customers {
         let key = EntityKey::Statement(StatementId::parse(&format!("stm_{name}")).unwrap());
         let piece = format!("ltr_{name}");
         let mut row = fresh(key.clone());
-        row.mailed = Some(PieceId::parse(&piece).unwrap());
+        row.piece = Some(PieceId::parse(&piece).unwrap());
         tokio::task::spawn_local(self.clone().mail(key, piece));
         self.with_payments(row, owner, payments).await;
     }

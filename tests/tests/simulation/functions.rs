@@ -139,10 +139,10 @@ impl Functions {
         }
         let port = self.port("ingress", ProviderId::Stripe);
         let keys = |wanted, arn: &str| {
-            let at = SecretLocation::Arn(arn.to_owned());
+            let location = SecretLocation::Arn(arn.to_owned());
             let source = SecretSource {
                 variable: "SECRET_ARN",
-                at,
+                location,
             };
             let edge = Edge(port.clone());
             SigningKeyCache::new(

@@ -112,7 +112,7 @@ fn check_published(read: &Read, template: &Value) {
     match (read.namespace.as_str(), keys.as_slice()) {
         (OWN, _) => {
             let metric = metric(&read.name);
-            let sets = metric.by.sets().iter();
+            let sets = metric.dimensions.sets().iter();
             let mut sets = sets.map(|set| set.iter().copied().collect::<BTreeSet<_>>());
             assert!(
                 sets.any(|set| set == keys.iter().copied().collect()),
@@ -388,7 +388,7 @@ fn the_names_of_the_contract_are_there() {
 fn the_table_of_metrics_is_the_list_in_the_code() {
     let mut table = "| metric | unit | dimensions | what it counts or measures | alarms |\n|---|---|---|---|---|\n".to_owned();
     for metric in metrics::ALL {
-        let sets = metric.by.sets().iter().map(|set| set.join(", "));
+        let sets = metric.dimensions.sets().iter().map(|set| set.join(", "));
         let alarms = metric.alarms.iter().map(|name| format!("`{name}`"));
         table += &format!(
             "| `{}` | {} | {} | {} | {} |\n",
@@ -441,7 +441,7 @@ fn the_dashboard_is_json_and_shows_every_metric() {
             let row = row.as_array().unwrap();
             if let Some(expression) = row[0]["expression"].as_str() {
                 let name = expression.split('"').nth(1).unwrap();
-                let sets = metric(name).by.sets();
+                let sets = metric(name).dimensions.sets();
                 let searched = sets
                     .iter()
                     .any(|set| expression.contains(&format!("{{{OWN},{}}}", set.join(","))));

@@ -65,7 +65,7 @@ pub(super) fn read_entity(
         session: read_text(&item, "stripeCheckoutSessionId")
             .and_then(|id| CheckoutSessionId::parse(id).ok()),
         user: read_text(&item, "userId").map(str::to_owned),
-        mailed: read_text(&item, "lob_letter_id").and_then(|id| PieceId::parse(id).ok()),
+        piece: read_text(&item, "lob_letter_id").and_then(|id| PieceId::parse(id).ok()),
         account: read_text(&item, "stripe_connected_account_id")
             .and_then(|id| AccountId::parse(id).ok()),
         columns,

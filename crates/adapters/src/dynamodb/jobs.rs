@@ -76,10 +76,10 @@ impl JobsTable {
 }
 
 fn read_checkpoint(row: &Item) -> Checkpoint {
-    let cut = attributes::read_integer(row, UNTIL_S).zip(read_text(row, AFTER));
+    let resume_at = attributes::read_integer(row, UNTIL_S).zip(read_text(row, AFTER));
     Checkpoint {
         done_through_s: attributes::read_integer(row, DONE_THROUGH_S),
-        resume_at: cut.map(|(until_s, after)| ResumeAt {
+        resume_at: resume_at.map(|(until_s, after)| ResumeAt {
             until_s,
             after: after.to_owned(),
         }),

@@ -39,13 +39,13 @@ const ASK_IN_NEED_AFTER: Duration = Duration::from_secs(1);
 pub struct SigningKeyCache<F, C> {
     fetch: F,
     clock: C,
-    wanted: SecretKind,
+    kind: SecretKind,
     live: bool,
     fresh_for: Duration,
     /// Values from variables, which never change.
     fixed: SigningKeys,
     sources: Vec<CachedSource>,
-    held: Mutex<CacheState>,
+    state: Mutex<CacheState>,
 }
 
 struct CachedSource {
@@ -84,7 +84,7 @@ struct CachedKey {
 impl<F: FetchSecret, C: Clock> SigningKeyCache<F, C> {
     /// `fresh_for` is `SECRETS_TTL_SECONDS`. With `live`, the secret with which Lob's debugger signs is refused.
     pub fn new(
-        wanted: SecretKind,
+        kind: SecretKind,
         sources: Vec<SecretSource>,
         fresh_for: Duration,
         live: bool,
@@ -93,8 +93,8 @@ impl<F: FetchSecret, C: Clock> SigningKeyCache<F, C> {
     ) -> Self {
         let mut fixed = SigningKeys::default();
         let mut remote = Vec::new();
-        for SecretSource { variable, at } in sources {
-            match at {
+        for SecretSource { variable, location } in sources {
+            match location {
                 SecretLocation::Here(value) => fixed
                     .keys
                     .extend(SigningKey::from_value(variable, value.expose_secret())),
@@ -108,12 +108,12 @@ impl<F: FetchSecret, C: Clock> SigningKeyCache<F, C> {
         Self {
             fetch,
             clock,
-            wanted,
+            kind,
             live,
             fresh_for,
             fixed,
             sources: remote,
-            held: Mutex::new(CacheState {
+            state: Mutex::new(CacheState {
                 reads,
                 asked_at: None,
             }),
@@ -123,13 +123,13 @@ impl<F: FetchSecret, C: Clock> SigningKeyCache<F, C> {
     /// Reads the current version of every source that `which` selects.
     async fn read_again(
         &self,
-        held: &mut CacheState,
+        state: &mut CacheState,
         now: Timestamp,
         which: impl Fn(&CacheSlot) -> bool,
     ) {
         // Set before the calls, so that a read that fails counts for the rate limit too.
-        held.asked_at = Some(now);
-        let slots = self.sources.iter().zip(&mut held.reads);
+        state.asked_at = Some(now);
+        let slots = self.sources.iter().zip(&mut state.reads);
         let due = slots.filter(|(_, slot)| which(slot));
         join_all(due.map(|(source, slot)| async move {
             match self.fetch.fetch(&source.arn, SecretVersion::Current).await {
@@ -145,8 +145,8 @@ impl<F: FetchSecret, C: Clock> SigningKeyCache<F, C> {
 
     /// Adds the secret of `AWSPREVIOUS` if the current version is less than 24 hours old. It is read only after a
     /// mismatch, because most deliveries are signed with the current secret.
-    async fn read_previous(&self, held: &mut CacheState, now: Timestamp) {
-        let slots = self.sources.iter().zip(&mut held.reads);
+    async fn read_previous(&self, state: &mut CacheState, now: Timestamp) {
+        let slots = self.sources.iter().zip(&mut state.reads);
         let young = slots.filter_map(|(source, CacheSlot { read, error })| {
             let read = read.as_mut()?;
             // `take`: one call per read of the current version, even if it fails. Otherwise forged deliveries could
@@ -158,7 +158,7 @@ impl<F: FetchSecret, C: Clock> SigningKeyCache<F, C> {
             match self.fetch.fetch(&source.arn, SecretVersion::Previous).await {
                 Ok(stored) => {
                     let text = stored.map(|stored| stored.text).unwrap_or_default();
-                    let before = SecretDocument::parse(text.expose_secret(), self.wanted);
+                    let before = SecretDocument::parse(text.expose_secret(), self.kind);
                     if let Some(of) = before.current {
                         self.add(read, source, &of, Some((until, "AWSPREVIOUS")));
                     }
@@ -177,7 +177,7 @@ impl<F: FetchSecret, C: Clock> SigningKeyCache<F, C> {
     ) -> CachedRead {
         let created_at = stored.as_ref().and_then(|stored| stored.created_at);
         let text = stored.map(|stored| stored.text).unwrap_or_default();
-        let document = SecretDocument::parse(text.expose_secret(), self.wanted);
+        let document = SecretDocument::parse(text.expose_secret(), self.kind);
         let mut read = CachedRead {
             at: now,
             keys: Vec::new(),
@@ -189,11 +189,10 @@ impl<F: FetchSecret, C: Clock> SigningKeyCache<F, C> {
         }
         match &document.current {
             Some(of) => self.add(&mut read, source, of, None),
-            None if document.faults.is_empty() => read.faults.push(format!(
-                "{}: {} is not set",
-                source.arn,
-                self.wanted.member()
-            )),
+            None if document.faults.is_empty() => {
+                read.faults
+                    .push(format!("{}: {} is not set", source.arn, self.kind.member()))
+            }
             None => {}
         }
         for entry in &document.previous {
@@ -213,7 +212,7 @@ impl<F: FetchSecret, C: Clock> SigningKeyCache<F, C> {
     ) {
         let value = of.secret.expose_secret();
         // Lob's webhook debugger signs with the word `secret`, so anybody could forge deliveries with it.
-        if self.live && self.wanted == SecretKind::LobSigning && value == "secret" {
+        if self.live && self.kind == SecretKind::LobSigning && value == "secret" {
             read.faults.push(format!(
                 "{}: the secret is the word that Lob's debugger signs with, refused because LIVE_MODE=true",
                 source.arn
@@ -233,9 +232,9 @@ impl<F: FetchSecret, C: Clock> SigningKeyCache<F, C> {
         }
     }
 
-    fn answer(&self, held: &CacheState, now: Timestamp) -> SigningKeys {
+    fn answer(&self, state: &CacheState, now: Timestamp) -> SigningKeys {
         let mut answer = self.fixed.clone();
-        for slot in &held.reads {
+        for slot in &state.reads {
             if let Some(read) = slot.read.as_ref().filter(|read| read.serves(now)) {
                 for key in &read.keys {
                     match key.is_valid(now) {
@@ -294,49 +293,49 @@ impl CachedKey {
 
 impl<F: FetchSecret, C: Clock> ReadSigningKeys for SigningKeyCache<F, C> {
     async fn signing_keys(&self) -> SigningKeys {
-        let mut held = self.held.lock().await;
+        let mut state = self.state.lock().await;
         let now = self.clock.now();
         let due = |slot: &CacheSlot| !slot.is_fresh(now, self.fresh_for);
-        let ask_after = match held.reads.iter().all(|slot| slot.serves(now)) {
+        let ask_after = match state.reads.iter().all(|slot| slot.serves(now)) {
             true => ASK_AGAIN_AFTER,
             false => ASK_IN_NEED_AFTER,
         };
-        if !held.asked_within(ask_after, now) && held.reads.iter().any(due) {
-            self.read_again(&mut held, now, due).await;
+        if !state.asked_within(ask_after, now) && state.reads.iter().any(due) {
+            self.read_again(&mut state, now, due).await;
         }
-        self.answer(&held, now)
+        self.answer(&state, now)
     }
 
     async fn refresh_after_mismatch(&self) -> Option<SigningKeys> {
         if self.sources.is_empty() {
             return None;
         }
-        let mut held = self.held.lock().await;
+        let mut state = self.state.lock().await;
         let now = self.clock.now();
         let previous_counts = |slot: &CacheSlot| {
             let until = slot.read.as_ref().and_then(|r| r.previous_unread_until);
             until.is_some_and(|until| now < until)
         };
-        if held.asked_within(ASK_AGAIN_AFTER, now) {
+        if state.asked_within(ASK_AGAIN_AFTER, now) {
             // The current versions were just read, but perhaps not the previous ones. Case: a function starts after a
             // rotation, reads the new secret, and its first delivery is signed with the old one. Without this exception
             // that delivery would be refused, and an instance that handles one event in a while would refuse each.
-            if !held.reads.iter().any(previous_counts) {
+            if !state.reads.iter().any(previous_counts) {
                 return None;
             }
         } else {
-            self.read_again(&mut held, now, |_| true).await;
+            self.read_again(&mut state, now, |_| true).await;
         }
-        self.read_previous(&mut held, now).await;
+        self.read_previous(&mut state, now).await;
         tracing::info!(
             "secret_refreshed: read the secrets again because no known secret matched a delivery"
         );
-        Some(self.answer(&held, now))
+        Some(self.answer(&state, now))
     }
 
     async fn cached_keys(&self) -> SigningKeys {
-        let held = self.held.lock().await;
-        self.answer(&held, self.clock.now())
+        let state = self.state.lock().await;
+        self.answer(&state, self.clock.now())
     }
 }
 
@@ -387,7 +386,7 @@ mod tests {
         fn reader_of(&self, wanted: SecretKind, live: bool) -> SigningKeyCache<&Self, &Self> {
             let source = SecretSource {
                 variable: "SECRET_ARN",
-                at: SecretLocation::Arn(ARN.to_owned()),
+                location: SecretLocation::Arn(ARN.to_owned()),
             };
             let ttl = Duration::from_secs(300);
             SigningKeyCache::new(wanted, vec![source], ttl, live, self, self)
@@ -586,7 +585,7 @@ mod tests {
         let world = World::default();
         let source = SecretSource {
             variable: "APP_SECRETS_ARN",
-            at: SecretLocation::Arn(ARN.to_owned()),
+            location: SecretLocation::Arn(ARN.to_owned()),
         };
         let table = [
             ("{}", true, Ok(None)),
@@ -617,7 +616,7 @@ mod tests {
         let world = World::default();
         let source = SecretSource {
             variable: "STRIPE_WEBHOOK_SECRET",
-            at: SecretLocation::Here(SecretString::from("whsec_local")),
+            location: SecretLocation::Here(SecretString::from("whsec_local")),
         };
         let ttl = Duration::from_secs(300);
         let wanted = SecretKind::StripeSigning;

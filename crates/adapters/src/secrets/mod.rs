@@ -30,7 +30,7 @@ pub async fn read_stripe_key(
     source: &SecretSource,
     live: bool,
 ) -> Result<Option<SecretString>, SecretsError> {
-    let (name, document) = match &source.at {
+    let (name, document) = match &source.location {
         SecretLocation::Here(value) => (
             source.variable,
             SecretDocument::parse(value.expose_secret(), SecretKind::StripeKey),

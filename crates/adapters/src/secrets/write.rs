@@ -153,10 +153,10 @@ mod tests {
 
         /// The cache of a container that starts now.
         fn reader(&self) -> SigningKeyCache<&Self, &Self> {
-            let at = SecretLocation::Arn(ARN.to_owned());
+            let location = SecretLocation::Arn(ARN.to_owned());
             let source = SecretSource {
                 variable: "APP",
-                at,
+                location,
             };
             let ttl = Duration::from_secs(300);
             SigningKeyCache::new(SecretKind::LobSigning, vec![source], ttl, true, self, self)

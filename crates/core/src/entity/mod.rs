@@ -109,7 +109,7 @@ pub struct Entity {
     /// once read such an id as missing and overwrote it.
     pub user: Option<String>,
     /// A statement's `lob_letter_id`.
-    pub mailed: Option<PieceId>,
+    pub piece: Option<PieceId>,
     /// A tenant's connected account.
     pub account: Option<AccountId>,
     /// The columns as they are in the row now. A difference from `derived` is a manual edit.
@@ -222,7 +222,7 @@ impl Entity {
         facts.merge(self.find_manual_edits(&new, now));
         facts.merge(new);
         let payment = derive_payment(&facts.payment, self.due);
-        let mail = derive_mail(&facts.mail, self.mailed.as_ref());
+        let mail = derive_mail(&facts.mail, self.piece.as_ref());
         let account = derive_account(&facts.account, self.account.as_ref());
         let columns = match self.key {
             EntityKey::Tenant(_) => GuardedColumns::default(),

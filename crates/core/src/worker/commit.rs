@@ -61,7 +61,7 @@ impl<R> CommitPlan<'_, R> {
         self.entity.apply_facts(facts, now)
     }
 
-    fn commit<'b>(&'b self, next: &'b EntityUpdate, now: Timestamp) -> CommitPart<'b, R> {
+    fn build_part<'b>(&'b self, next: &'b EntityUpdate, now: Timestamp) -> CommitPart<'b, R> {
         let link = |(payment, row): &(PaymentKey, PaymentRow)| {
             let link = PaymentWrite::Link {
                 entity: self.entity.key.clone(),
@@ -78,7 +78,7 @@ impl<R> CommitPlan<'_, R> {
         }
     }
 
-    fn processed(&self) -> impl Iterator<Item = EventDisposition> {
+    fn processed_dispositions(&self) -> impl Iterator<Item = EventDisposition> {
         self.group
             .iter()
             .map(|candidate| candidate.processed_disposition(&self.entity.key))
@@ -123,7 +123,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
             }
         }
         if catch_panic(self.try_common_commit(&plans, deadline)).await == Some(true) {
-            found.add(plans.iter().flat_map(CommitPlan::processed));
+            found.add(plans.iter().flat_map(CommitPlan::processed_dispositions));
             return all_verdicts;
         }
         // If the shared transaction was written and only its answer was lost, each of these fails its conditions, and
@@ -245,7 +245,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
             committed = self.commit(slice::from_ref(&plan)).await;
         }
         match committed {
-            Ok(()) => findings.extend(plan.processed()),
+            Ok(()) => findings.extend(plan.processed_dispositions()),
             Err(CommitError::Refused(_)) => {
                 let reason = ParkReason::EntityTooLarge;
                 findings.extend(self.park_each(plan.group, reason).await);
@@ -274,7 +274,9 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         let now = self.clock.now();
         let nexts: Vec<EntityUpdate> = plans.iter().map(|plan| plan.derive_update(now)).collect();
         let commits = plans.iter().zip(&nexts);
-        let commits: Vec<_> = commits.map(|(plan, next)| plan.commit(next, now)).collect();
+        let commits: Vec<_> = commits
+            .map(|(plan, next)| plan.build_part(next, now))
+            .collect();
         self.ledger.commit(self.provider, &commits).await
     }
 

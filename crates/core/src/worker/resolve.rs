@@ -220,7 +220,7 @@ impl MatchHints {
         for (piece, hits) in &mut self.by_piece {
             if let Ok(keys) = hits {
                 keys.retain(|key| {
-                    is_confirmed(key, &|entity| entity.mailed.as_ref() == Some(piece))
+                    is_confirmed(key, &|entity| entity.piece.as_ref() == Some(piece))
                 });
             }
         }

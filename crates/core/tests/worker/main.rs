@@ -51,11 +51,11 @@ fn tables() -> MemoryTables {
         (order("ord_a"), Some("ten_a")),
         (statement("st_1"), Some("ten_a")),
     ] {
-        let mailed =
+        let piece =
             matches!(key, EntityKey::Statement(_)).then(|| PieceId::parse("ltr_1").unwrap());
         let row = Entity {
             tenant: tenant.map(|id| TenantId::parse(id).unwrap()),
-            mailed,
+            piece,
             ..memory::entity(key.clone())
         };
         tables.entities.lock().unwrap().insert(key, row);

@@ -178,7 +178,7 @@ async fn put_secret(args: &SecretsPutArgs, session: &StackSession) -> Result<()>
         }
         let source = SecretSource {
             variable: "the key",
-            at: SecretLocation::Here(read_secret("the Stripe API key, sk_… or rk_…")?),
+            location: SecretLocation::Here(read_secret("the Stripe API key, sk_… or rk_…")?),
         };
         let key = read_stripe_key(&session.secrets, &source, session.stack.is_live()).await?;
         let members = [(

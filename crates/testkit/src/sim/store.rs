@@ -154,7 +154,7 @@ pub fn fresh(key: EntityKey) -> Entity {
         intent: None,
         session: None,
         user: None,
-        mailed: None,
+        piece: None,
         account: None,
         columns: GuardedColumns::default(),
         derived: Default::default(),
@@ -445,7 +445,7 @@ impl Ledger for Port {
     ) -> Result<Vec<EntityKey>, DependencyError> {
         let own = piece.clone();
         self.bearing(piece.as_str(), move |entity| {
-            entity.mailed.as_ref() == Some(&own)
+            entity.piece.as_ref() == Some(&own)
         })
         .await
     }

@@ -92,10 +92,10 @@ fn find_attention_reason(
     }
 }
 
-/// Derives the columns from one piece. `mailed` is the statement's `lob_letter_id`; if it is empty, or no event of that
+/// Derives the columns from one piece. `current` is the statement's `lob_letter_id`; if it is empty, or no event of that
 /// piece has arrived, the piece with the latest first event counts. Example: `ltr_1` was returned, the statement was
 /// mailed again as `ltr_2`, and then a late scan of `ltr_1` arrives: `mail_status` stays that of `ltr_2`.
-pub fn derive_mail(facts: &MailFacts, mailed: Option<&PieceId>) -> DerivedMail {
+pub fn derive_mail(facts: &MailFacts, current: Option<&PieceId>) -> DerivedMail {
     let timeline = facts
         .pieces
         .iter()
@@ -109,7 +109,7 @@ pub fn derive_mail(facts: &MailFacts, mailed: Option<&PieceId>) -> DerivedMail {
             .max_by_key(|(id, piece)| (began(piece), *id))
             .map(|(_, piece)| piece)
     };
-    let Some(piece) = mailed.and_then(|id| facts.pieces.get(id)).or_else(newest) else {
+    let Some(piece) = current.and_then(|id| facts.pieces.get(id)).or_else(newest) else {
         return DerivedMail {
             timeline,
             ..DerivedMail::default()
