@@ -92,7 +92,7 @@ impl AwsClients {
     }
 
     /// For the operator's command line, whose configuration knows profiles and roles.
-    pub fn over(config: &SdkConfig) -> Self {
+    pub fn from_sdk_config(config: &SdkConfig) -> Self {
         Self {
             dynamodb: aws_sdk_dynamodb::Client::new(config),
             sqs: aws_sdk_sqs::Client::new(config),

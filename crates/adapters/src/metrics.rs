@@ -120,7 +120,7 @@ metrics! {
     NEEDS_ATTENTION = "NeedsAttention", Count, Provider, [],
         "a statement whose mail needs attention";
     CROSS_TENANT = "CrossTenant", Count, Provider, ["cross-tenant"],
-        "an event that names another tenant's entity; nothing was written";
+        "an event that names an entity of another tenant, or of none; nothing was written";
     TENANT_UNKNOWN = "TenantUnknown", Count, Provider, [],
         "an event of an account that belongs to no tenant";
     LIVEMODE_IGNORED = "LivemodeIgnored", Count, Provider, [],
@@ -261,7 +261,7 @@ pub fn count_report(provider: ProviderId, report: &MessageReport, now: Timestamp
         }
         EventVerdict::Parked(reason) => {
             WEBHOOK_PARKED.record(provider, &[reason.as_str()], 1);
-            if reason.blocked_on() == BlockedOn::Person {
+            if reason.blocked_on() == BlockedOn::ManualAction {
                 WEBHOOK_PARKED_FOR_PERSON.count(provider);
             }
             match reason {

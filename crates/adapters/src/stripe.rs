@@ -75,13 +75,13 @@ pub enum StripeError {
     KeyOfOtherMode { live_mode: bool },
     /// Not `sk_live_…`, `rk_live_…`, `sk_test_…` or `rk_test_…`.
     #[error("the stripe key is not a secret or restricted key")]
-    NoKey,
+    NotSecretKey,
     #[error("cannot set up calls to stripe")]
     SetUp(#[source] reqwest::Error),
     #[error("{doing}: no answer from stripe")]
     Unreachable {
         doing: String,
-        /// True if the request may have reached Stripe, in this attempt or an earlier one.
+        /// True if the call may have changed something at Stripe, in this attempt or an earlier one.
         may_have_happened: bool,
         /// Without its URL; `doing` names the object.
         #[source]
@@ -134,9 +134,10 @@ impl StripeError {
     /// Whether the call may have had an effect, and whether a retry can help.
     pub fn disposition(&self) -> Disposition {
         match self {
-            Self::KeyOfOtherMode { .. } | Self::NoKey | Self::SetUp(_) | Self::TooMany { .. } => {
-                Disposition::Permanent
-            }
+            Self::KeyOfOtherMode { .. }
+            | Self::NotSecretKey
+            | Self::SetUp(_)
+            | Self::TooMany { .. } => Disposition::Permanent,
             Self::Unreachable {
                 may_have_happened, ..
             }
@@ -296,7 +297,7 @@ impl StripeClient {
                 .any(|kind| key.expose_secret().starts_with(&format!("{kind}_{mode}_")))
         };
         match (is("live"), is("test")) {
-            (false, false) => return Err(StripeError::NoKey),
+            (false, false) => return Err(StripeError::NotSecretKey),
             (is_live, _) if is_live != live_mode => {
                 return Err(StripeError::KeyOfOtherMode { live_mode });
             }
@@ -500,7 +501,7 @@ impl StripeClient {
     }
 
     /// The Checkout Sessions of a PaymentIntent: one, or none if it was created without Checkout.
-    pub async fn checkout_sessions_of(
+    pub async fn list_checkout_sessions(
         &self,
         intent: &str,
         account: Option<&str>,
@@ -580,7 +581,7 @@ impl StripeClient {
         })
     }
 
-    /// At most three attempts, as Stripe's header `Stripe-Should-Retry` says.
+    /// At most three attempts: after no answer, or after an error answer for which `should_retry` says so.
     ///
     /// An earlier attempt may have happened even if the last one certainly did not. Case: the first attempt of a cancel
     /// times out after Stripe received it, the second cannot connect. The result is outcome unknown.

@@ -25,7 +25,7 @@ use futures_util::stream::{self, StreamExt as _};
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::task::{TaskFailed, fail_task, is_past_deadline};
+use crate::task::{TaskFailed, fail_task, lacks_time_to_start};
 
 /// Orders read from the index, and then from the table, in one page.
 const PAGE: usize = 50;
@@ -36,7 +36,7 @@ const ORDERS_AT_ONCE: usize = 16;
 /// `payment_intent.canceled`, and the worker often writes it between our read and our write.
 const ROUNDS_MAX: u32 = 3;
 
-/// The run stops everything so long before the deadline, so that it can save its checkpoint.
+/// The run stops everything this long before the deadline, so that it can save its checkpoint.
 const CHECKPOINT_RESERVE: Duration = Duration::from_secs(5);
 
 /// Options for a run that a person starts.
@@ -101,7 +101,8 @@ where
     J: CheckpointStore,
     C: Clock,
 {
-    /// One run. Fails only if nothing can be done at all; an error with one order is counted and logged.
+    /// One run. Fails if the orders or the checkpoint cannot be read or saved, or if no key of Stripe is stored; what
+    /// was done before stays done. An error with one order is counted and logged.
     ///
     /// A run that its deadline or limit interrupts saves the last order that it handled, and the next run begins behind
     /// it. Example: orders a to e, limit 2, and none of them can be ended. Runs handle a b, c d, e, and then a b again.
@@ -171,7 +172,7 @@ where
             let left = limit.map_or(PAGE, |limit| {
                 limit.saturating_sub(summary.scanned).min(PAGE)
             });
-            if left == 0 || is_past_deadline(&self.clock, run.deadline) {
+            if left == 0 || lacks_time_to_start(&self.clock, run.deadline) {
                 return Ok(());
             }
             let page = self
@@ -224,7 +225,7 @@ where
         rows: &LoadedRows<L::Row>,
         run: &CleanupRun,
     ) -> Option<OrderCleanup> {
-        if is_past_deadline(&self.clock, run.deadline) {
+        if lacks_time_to_start(&self.clock, run.deadline) {
             return None;
         }
         let key = EntityKey::Order(id.clone());
@@ -300,7 +301,7 @@ where
         // try.
         let mut open = Vec::new();
         for payment in &payments {
-            let status = stripe.status(payment).await;
+            let status = stripe.read_payment_status(payment).await;
             match PaymentEnd::from(status.map_err(|error| error_chain(&error))?) {
                 PaymentEnd::ForGood => {}
                 PaymentEnd::PaidOrProcessing => return Ok(Some(OrderCleanup::HasMoney)),
@@ -360,11 +361,14 @@ async fn end_payment<P: PaymentsAtStripe>(
     idempotency_key: &str,
 ) -> Result<PaymentEnd, P::Error> {
     // Stripe refuses to cancel the PaymentIntent of an open session. Expiring the session ends its PaymentIntent too.
-    Ok(match stripe.open_session(payment).await? {
+    Ok(match stripe.find_open_session(payment).await? {
         Some(session) => stripe
-            .expire(payment, &session, idempotency_key)
+            .expire_session(payment, &session, idempotency_key)
             .await?
             .into(),
-        None => stripe.cancel(payment, idempotency_key).await?.into(),
+        None => stripe
+            .cancel_payment(payment, idempotency_key)
+            .await?
+            .into(),
     })
 }

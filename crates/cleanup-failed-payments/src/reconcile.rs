@@ -1,9 +1,10 @@
 //! Reconciliation with Stripe: fetches events that Stripe lists and no delivery brought, and stores and queues them
 //! through the same idempotent receiver as a delivery (`billhook_core::intake::accept`).
 //!
-//! Guarantees: every event that Stripe lists for an account that our key can access, up to 30 days back, is stored
-//! once; a cursor (high-water mark) rises only after everything before it was stored and queued. An event that we fetch
-//! with our own key over TLS is as authentic as one with a valid signature; its account is the one that we asked about.
+//! Guarantees: every event of a handled type that Stripe lists for an account that our key can access is stored once,
+//! from three days before the account's first run, and at most 30 days back; a cursor (high-water mark) rises only
+//! after everything before it was stored and queued. An event that we fetch with our own key over TLS is as authentic
+//! as one with a valid signature; its account is the one that we asked about.
 //! `billhook_core::tasks::reconcile` computes what to list, with an example of an interrupted pass.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,7 +27,7 @@ use billhook_core::time::Timestamp;
 use futures_util::stream::{self, StreamExt as _};
 use serde::Serialize;
 
-use crate::task::{PassEnd, TaskFailed, fail_task, is_past_deadline};
+use crate::task::{PassEnd, TaskFailed, fail_task, lacks_time_to_start};
 
 /// Tenants in one page of the list of accounts.
 const TENANTS_PER_PAGE: usize = 25;
@@ -90,7 +91,7 @@ enum MissingEvent {
     /// It should have arrived long ago.
     Gap,
     /// Its delivery may be on its way, or it is older than this environment.
-    StillExpected,
+    NotAGap,
 }
 
 enum AccountError {
@@ -180,7 +181,7 @@ where
         deadline: Timestamp,
     ) -> Result<PassEnd, TaskFailed> {
         loop {
-            if is_past_deadline(&self.clock, deadline) {
+            if lacks_time_to_start(&self.clock, deadline) {
                 return Ok(PassEnd::Interrupted);
             }
             let page = self.jobs.accounts(after.as_deref(), TENANTS_PER_PAGE).await;
@@ -244,7 +245,7 @@ where
         let mut span = next_listing_span(&checkpoint, self.clock.now());
         let mut may_begin_again = span.after.is_some();
         let passed = loop {
-            if is_past_deadline(&self.clock, deadline) {
+            if lacks_time_to_start(&self.clock, deadline) {
                 did.was_interrupted = true;
                 break Ok(PassEnd::Interrupted);
             }
@@ -378,7 +379,7 @@ where
         );
         Ok(match is_gap {
             true => MissingEvent::Gap,
-            false => MissingEvent::StillExpected,
+            false => MissingEvent::NotAGap,
         })
     }
 }

@@ -27,7 +27,10 @@ fn account_of(payment: &CancellablePayment) -> Option<&str> {
 impl PaymentsAtStripe for StripePayments {
     type Error = StripeError;
 
-    async fn status(&self, payment: &CancellablePayment) -> Result<IntentStatus, StripeError> {
+    async fn read_payment_status(
+        &self,
+        payment: &CancellablePayment,
+    ) -> Result<IntentStatus, StripeError> {
         let intent = payment.intent.as_str();
         let intent = self
             .0
@@ -36,14 +39,14 @@ impl PaymentsAtStripe for StripePayments {
         Ok(intent.status)
     }
 
-    async fn open_session(
+    async fn find_open_session(
         &self,
         payment: &CancellablePayment,
     ) -> Result<Option<CheckoutSessionId>, StripeError> {
         let intent = payment.intent.as_str();
         let sessions = self
             .0
-            .checkout_sessions_of(intent, account_of(payment))
+            .list_checkout_sessions(intent, account_of(payment))
             .await?;
         let open = sessions
             .into_iter()
@@ -51,7 +54,7 @@ impl PaymentsAtStripe for StripePayments {
         Ok(open.and_then(|session| CheckoutSessionId::parse(&session.id).ok()))
     }
 
-    async fn expire(
+    async fn expire_session(
         &self,
         payment: &CancellablePayment,
         session: &CheckoutSessionId,
@@ -62,7 +65,7 @@ impl PaymentsAtStripe for StripePayments {
             .await
     }
 
-    async fn cancel(
+    async fn cancel_payment(
         &self,
         payment: &CancellablePayment,
         idempotency_key: &str,

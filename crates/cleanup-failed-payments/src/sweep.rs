@@ -31,14 +31,14 @@ use billhook_core::worker::ports::{
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use serde::Serialize;
 
-use crate::task::{PassEnd, TaskFailed, fail_task, is_past_deadline};
+use crate::task::{PassEnd, TaskFailed, fail_task, lacks_time_to_start};
 
 /// Events in one page of the index. The due ones are then read from the table.
 const PAGE: usize = 100;
 /// Payloads in memory at the same time: each has at most 1 MiB, and the function 256 MB.
 const PAYLOADS_AT_ONCE: usize = 10;
 /// Messages and updates in progress at the same time.
-const STEPS_AT_ONCE: usize = 8;
+const ACTIONS_AT_ONCE: usize = 8;
 /// Passes of one run: the rest of an interrupted one, then one up to now.
 const PASSES_MAX: u32 = 2;
 /// The parts of a pass, in this order. `failed` is not one of them: such an event needs manual action.
@@ -206,7 +206,8 @@ where
                 );
             }
             summary.stuck += count;
-            // Also report 0: the alarm could not distinguish "nothing is stuck" from "the sweep does not run".
+            // Also report 0; otherwise the alarm could not distinguish "nothing is stuck" from "the sweep does not
+            // run".
             metrics::STUCK_EVENTS.add(provider, u64::try_from(count).unwrap_or(u64::MAX));
         }
         Ok(())
@@ -233,7 +234,7 @@ where
                 *place = SweepPosition { lane, after: None };
             }
             loop {
-                if is_past_deadline(&self.clock, deadline) {
+                if lacks_time_to_start(&self.clock, deadline) {
                     return Ok(PassEnd::Interrupted);
                 }
                 let until = window.until.before(FIRST_RETRY_AFTER);
@@ -317,7 +318,7 @@ where
         sending.extend(linked);
         let sent: Vec<SendResult> = stream::iter(sending)
             .map(|stored| self.send(provider, stored))
-            .buffer_unordered(STEPS_AT_ONCE)
+            .buffer_unordered(ACTIONS_AT_ONCE)
             .try_collect()
             .await?;
         let accepted = |result: &&SendResult| **result == SendResult::Sent;
@@ -326,7 +327,7 @@ where
         summary.refused += sent.len() - done;
         let ignored: Vec<IgnoreResult> = stream::iter(giving_up)
             .map(|(stored, reason)| self.ignore(provider, stored, reason))
-            .buffer_unordered(STEPS_AT_ONCE)
+            .buffer_unordered(ACTIONS_AT_ONCE)
             .try_collect()
             .await?;
         let ignored = ignored.into_iter();
@@ -407,7 +408,7 @@ where
                         .is_empty();
                 Ok::<_, DependencyError>(if is_linked { events } else { Vec::new() })
             })
-            .buffer_unordered(STEPS_AT_ONCE)
+            .buffer_unordered(ACTIONS_AT_ONCE)
             .try_collect()
             .await?;
         linked.extend(found.into_iter().flatten());

@@ -50,6 +50,6 @@ pub(crate) fn fail_task(doing: &'static str) -> impl Fn(DependencyError) -> Task
 }
 
 /// Whether too little time is left to start anything new.
-pub(crate) fn is_past_deadline(clock: &impl Clock, deadline: Timestamp) -> bool {
+pub(crate) fn lacks_time_to_start(clock: &impl Clock, deadline: Timestamp) -> bool {
     clock.now().after(TIME_TO_FINISH) > deadline
 }

@@ -633,36 +633,39 @@ const SLOW: Duration = Duration::from_secs(30);
 impl PaymentsAtStripe for Slow<'_> {
     type Error = DependencyError;
 
-    async fn status(&self, payment: &CancellablePayment) -> Result<IntentStatus, DependencyError> {
+    async fn read_payment_status(
+        &self,
+        payment: &CancellablePayment,
+    ) -> Result<IntentStatus, DependencyError> {
         tokio::time::sleep(SLOW).await;
-        self.0.status(payment).await
+        self.0.read_payment_status(payment).await
     }
 
-    async fn open_session(
+    async fn find_open_session(
         &self,
         payment: &CancellablePayment,
     ) -> Result<Option<CheckoutSessionId>, DependencyError> {
         tokio::time::sleep(SLOW).await;
-        self.0.open_session(payment).await
+        self.0.find_open_session(payment).await
     }
 
-    async fn expire(
+    async fn expire_session(
         &self,
         payment: &CancellablePayment,
         session: &CheckoutSessionId,
         key: &str,
     ) -> Result<SessionStatus, DependencyError> {
         tokio::time::sleep(SLOW).await;
-        self.0.expire(payment, session, key).await
+        self.0.expire_session(payment, session, key).await
     }
 
-    async fn cancel(
+    async fn cancel_payment(
         &self,
         payment: &CancellablePayment,
         key: &str,
     ) -> Result<IntentStatus, DependencyError> {
         tokio::time::sleep(SLOW).await;
-        self.0.cancel(payment, key).await
+        self.0.cancel_payment(payment, key).await
     }
 }
 

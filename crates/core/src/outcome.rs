@@ -177,7 +177,7 @@ pub enum BlockedOn {
     /// The person who parked it, to release it.
     Release,
     /// Manual action: no retry can succeed before that.
-    Person,
+    ManualAction,
 }
 
 impl ParkReason {
@@ -204,7 +204,7 @@ impl ParkReason {
             | Self::FieldMalformed
             | Self::AmountMalformed
             | Self::EntityTooLarge
-            | Self::EntityUnreadable => BlockedOn::Person,
+            | Self::EntityUnreadable => BlockedOn::ManualAction,
         }
     }
 }

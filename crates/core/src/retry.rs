@@ -4,11 +4,11 @@
 /// What is left to do after a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Disposition {
-    /// The call had no effect, or a repeat is harmless: retry later. Example: throttled.
+    /// The call had no effect, or a repeat is harmless: retry later. Example: SQS throttles a send.
     RetryLater,
     /// The call may have had its effect: repeat it under the same idempotency key, or ask the provider. Example: a
     /// timeout after the request was sent.
     OutcomeUnknown,
-    /// No retry will succeed: needs manual action. Example: a missing permission.
+    /// No retry will succeed: needs manual action. Example: DynamoDB rejects the call as invalid.
     Permanent,
 }

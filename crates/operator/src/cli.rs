@@ -67,7 +67,7 @@ enum BillhookCommand {
     /// Cancel orders whose payment failed (cleanup)
     #[command(subcommand)]
     Cleanup(cleanup::CleanupCommand),
-    /// Retry events that are not done (sweep)
+    /// Retry unfinished events (sweep)
     #[command(subcommand)]
     Sweep(sweep::SweepCommand),
     /// Fetch events from Stripe that were never delivered (reconciliation)

@@ -75,8 +75,8 @@ pub(crate) async fn preview_events(
 #[derive(Debug)]
 struct DryRunLedger<L> {
     ledger: L,
-    /// Presents events that are done as open: otherwise the worker would skip them and the preview of a forced replay
-    /// would be empty.
+    /// Presents processed and ignored events as unfinished: otherwise the worker would skip them and the preview of a
+    /// forced replay would be empty.
     force: bool,
     rows: Mutex<Vec<Value>>,
 }

@@ -43,7 +43,7 @@ pub(crate) const DEFAULT_RATE: u32 = 20;
 #[derive(Debug, Default)]
 pub(crate) struct ReplayPlan {
     pub(crate) to_send: Vec<EventSummary>,
-    /// How many were left out because they are done.
+    /// How many were left out because they are processed or ignored.
     pub(crate) already_done: usize,
 }
 
@@ -115,13 +115,13 @@ pub(crate) async fn release_events(
         };
         if result == ResendResult::Sent {
             print_notice(&format!(
-                "reprocessing {}; correlation id {id}",
+                "queued {} for its worker; correlation id {id}",
                 event.record.id
             ));
         } else {
             let event_id = &event.record.id;
             bail!(
-                "{event_id} is already done; to reprocess it, run: billhook replay {event_id} --force --reason … --yes"
+                "{event_id} is already processed or ignored; to reprocess it, run: billhook replay {event_id} --force --reason … --yes"
             );
         }
     }
@@ -211,7 +211,7 @@ pub(crate) async fn run_replay_job(
     jobs.save_progress(&job).await?;
     let seconds = started_at.until(SystemClock.now()).as_secs();
     print_notice(&format!(
-        "done: {} sent, {} skipped (done meanwhile, or a damaged row) in {seconds} s; see the result with: billhook trace {id}",
+        "done: sent {} events, skipped {} (processed meanwhile, or the row is damaged) in {seconds} s; see the result with: billhook trace {id}",
         job.sent, job.skipped
     ));
     Ok(())

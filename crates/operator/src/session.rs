@@ -57,7 +57,7 @@ impl StackSession {
                 "the AWS region is not set: pass --region, or set AWS_REGION or the region of the profile"
             );
         }
-        let clients = AwsClients::over(&config);
+        let clients = AwsClients::from_sdk_config(&config);
         let client = SignedAwsClient::new(config.clone(), options.endpoint_url.clone())?;
         Ok(Self {
             stack: DeployedStack::describe(&client, name).await?,

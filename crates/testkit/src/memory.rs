@@ -559,13 +559,16 @@ impl MemoryStripe {
 impl PaymentsAtStripe for &MemoryStripe {
     type Error = DependencyError;
 
-    async fn status(&self, payment: &CancellablePayment) -> Result<IntentStatus, DependencyError> {
+    async fn read_payment_status(
+        &self,
+        payment: &CancellablePayment,
+    ) -> Result<IntentStatus, DependencyError> {
         let intent = payment.intent.as_str();
         self.begin("status", intent, "")?;
         Ok(self.intent(intent))
     }
 
-    async fn open_session(
+    async fn find_open_session(
         &self,
         payment: &CancellablePayment,
     ) -> Result<Option<CheckoutSessionId>, DependencyError> {
@@ -578,7 +581,7 @@ impl PaymentsAtStripe for &MemoryStripe {
         Ok(open.and_then(|(id, _)| CheckoutSessionId::parse(id).ok()))
     }
 
-    async fn expire(
+    async fn expire_session(
         &self,
         payment: &CancellablePayment,
         session: &CheckoutSessionId,
@@ -596,7 +599,7 @@ impl PaymentsAtStripe for &MemoryStripe {
         Ok(status.clone())
     }
 
-    async fn cancel(
+    async fn cancel_payment(
         &self,
         payment: &CancellablePayment,
         idempotency_key: &str,

@@ -2,9 +2,10 @@
 //! exact bytes, compared in constant time; a timestamp limits replay attacks to 300 s), stores the event, queues a
 //! pointer, and answers.
 //!
-//! Guarantees: 200 means that the event is stored and queued; a request with an invalid signature stores and sends
-//! nothing, and its body is not even parsed. Not decided here: what an event means (`stripe-worker`, `lob-worker`).
-//! Read next: `billhook_core::provider::signature` verifies, `billhook_core::intake::accept` stores and queues.
+//! Guarantees: 200 means that the event is stored, and queued unless nothing is left to do; a request with an invalid
+//! signature stores and sends nothing, and its body is not even parsed. Not decided here: what an event means
+//! (`stripe-worker`, `lob-worker`). Read next: `billhook_core::provider::signature` verifies,
+//! `billhook_core::intake::accept` stores and queues.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -31,7 +32,7 @@ use crate::proxy::{ProxyRequest, ProxyResponse, SignatureHeader};
 
 pub mod proxy;
 
-/// Larger bodies get 413. Stripe's and Lob's events stay below 100 KB.
+/// Larger bodies get 413. Most events stay below 100 KB; a Lob event with hundreds of scans comes near this limit.
 pub const BODY_BYTES_MAX: usize = 1024 * 1024;
 /// For other callers: both providers have their own backoff and ignore it.
 const RETRY_AFTER_S: &str = "5";
@@ -173,13 +174,13 @@ impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> WebhookIngres
             ProviderId::Lob => (&self.lob_keys, &self.stripe_keys),
         };
         let mut known = reader.signing_keys().await;
-        let mut verdict = self.proven_by(&signature, raw_body, &known, now);
+        let mut verdict = self.verify_with_keys(&signature, raw_body, &known, now);
         if verdict == Err(SignatureFailure::NoMatch)
             && let Some(refreshed) = reader.refresh_after_mismatch().await
         {
             metrics::SECRET_REFRESH.count(provider);
             known = refreshed;
-            verdict = self.proven_by(&signature, raw_body, &known, now);
+            verdict = self.verify_with_keys(&signature, raw_body, &known, now);
         }
         match verdict {
             // The secret that would have matched may be the one that we cannot read, or that is not set yet. That is
@@ -200,7 +201,7 @@ impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> WebhookIngres
         }
     }
 
-    fn proven_by(
+    fn verify_with_keys(
         &self,
         signature: &UnverifiedSignature,
         raw_body: &[u8],

@@ -195,21 +195,21 @@ where
     /// Each step protects from a repeat or a rollback:
     ///
     /// 1. Read the document, list the endpoints, and find by their tags those of this resource.
-    /// 2. `fitting`: an endpoint as wanted whose secret we have. Then an earlier run of this request created it and its
+    /// 2. `Overtaken`: the endpoint that this update replaces is already deleted, and the secret of another endpoint
+    ///    of this resource is the current one. Then this is a late repeat, and that endpoint belongs to a later
+    ///    deployment and is in use: change nothing.
+    /// 3. `fitting`: an endpoint as wanted whose secret we have. Then an earlier run of this request created it and its
     ///    answer was lost, or an update is rolled back and the old endpoint still exists. Use it: no second endpoint.
-    /// 3. `leftovers`: other endpoints of this resource, from runs that were killed before they could clean up. Delete
+    /// 4. `leftovers`: other endpoints of this resource, from runs that were killed before they could clean up. Delete
     ///    them, because Stripe allows only 16 endpoints.
-    /// 4. `Overtaken`: the endpoint that this update replaces is already deleted, and a leftover's secret is the
-    ///    current one. Then this is a late repeat, the "leftover" belongs to a later deployment and is in use: change
-    ///    nothing.
     /// 5. Create under an idempotency key made of the request's id. A repeat after a lost answer gets the same endpoint
     ///    from Stripe instead of a second one.
     /// 6. If that failed, remove what this run created, but nothing that an earlier run of the same request created:
     ///    CloudFormation may have accepted that run's answer.
     ///
     /// Example: an update replaces `we_1`; the run creates `we_2`, stores its secret and is killed before it can
-    /// answer. Lambda's retry finds `we_2` in step 2, sets its events and answers `we_2`. If CloudFormation rolls back
-    /// instead, that request wants the old properties: step 2 finds `we_1`, step 3 deletes `we_2`, and `we_1` is
+    /// answer. Lambda's retry finds `we_2` in step 3, sets its events and answers `we_2`. If CloudFormation rolls back
+    /// instead, that request wants the old properties: step 3 finds `we_1`, step 4 deletes `we_2`, and `we_1` is
     /// current again.
     async fn create_or_replace(
         &self,
@@ -248,7 +248,7 @@ where
             })
             .collect();
         // CloudFormation has the replaced endpoint deleted only after this request was answered. If it is gone and a
-        // leftover is current, the request was answered long ago (step 4).
+        // leftover is current, the request was answered long ago (step 2).
         let is_gone = |id: &str| live.iter().all(|endpoint| endpoint.id != id);
         let in_use = leftovers.iter().find(|it| document.is_current(&it.id));
         if let Some(endpoint) = in_use

@@ -33,7 +33,7 @@ use ports::{
     WebhookSecretStore,
 };
 
-/// The work is abandoned so long before the function times out, so that the answer can still be sent.
+/// The work is abandoned this long before the function times out, so that the answer can still be sent.
 pub const ANSWER_RESERVE: Duration = Duration::from_secs(5);
 /// Attempts to send the answer, and the wait between them. Five attempts that are refused at once take 2 s of the
 /// reserve; of attempts that time out (2 s each), two fit.

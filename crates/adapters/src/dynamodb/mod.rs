@@ -1,5 +1,6 @@
-//! DynamoDB: the repositories of all tables. Every read that a decision rests on is strongly consistent, and every
-//! write has a condition that makes a repeat or a race harmless (optimistic lock).
+//! DynamoDB: the repositories of all tables. Every read that a decision rests on is strongly consistent (except the
+//! tenant of an account, which `ledger` finds by an index and caches), and every write has a condition that makes a
+//! repeat or a race harmless (optimistic lock).
 //!
 //! One file per table: `events` (with its index, `unfinished_events`), `orders` (with its index, `failed_orders`),
 //! `statements`, `tenants`, `payments`, `jobs`. `entities` and `row` are what the rows of orders, statements and

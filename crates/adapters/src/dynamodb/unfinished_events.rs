@@ -69,7 +69,7 @@ impl<C: Clock> FindUnfinishedEvents for DynamoLedger<C> {
             .limit(i32::try_from(limit).unwrap_or(i32::MAX))
             .send()
             .await
-            .map_err(|error| self.open_failed(error))?;
+            .map_err(|error| self.query_error(error))?;
         Ok(UnfinishedPage {
             events: page
                 .items()
@@ -94,7 +94,7 @@ impl<C: Clock> FindUnfinishedEvents for DynamoLedger<C> {
                 .set_exclusive_start_key(start)
                 .send()
                 .await
-                .map_err(|error| self.open_failed(error))?;
+                .map_err(|error| self.query_error(error))?;
             count = count.saturating_add(usize::try_from(page.count).unwrap_or(0));
             start = page.last_evaluated_key;
             if start.is_none() {
@@ -123,7 +123,7 @@ impl<C: Clock> FindUnfinishedEvents for DynamoLedger<C> {
 }
 
 impl<C: Clock> DynamoLedger<C> {
-    fn open_failed(
+    fn query_error(
         &self,
         error: aws_sdk_dynamodb::error::SdkError<aws_sdk_dynamodb::operation::query::QueryError>,
     ) -> DependencyError {

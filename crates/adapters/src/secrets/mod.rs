@@ -2,8 +2,8 @@
 //!
 //! Guarantees: no error, log line or `Debug` contains a value; a secret that is not set differs from one that cannot be
 //! read; while Secrets Manager is unreachable, the values read last are used for up to 15 minutes, and no longer.
-//! `store` reads and writes a secret, `parameter` does so for the Parameter Store, `cache` is the cache of the signing
-//! secrets, `write` changes a secret. `billhook_core::endpoint::secret` decides what a secret's text means, and
+//! `store` reads and writes a secret, `parameter` reads one from the Parameter Store, `cache` is the cache of the
+//! signing secrets, `write` changes a secret. `billhook_core::endpoint::secret` decides what a secret's text means, and
 //! `billhook_core::provider::signature` whether it proves a delivery (HMAC). `docs/rotation.md` is for operators.
 
 mod cache;

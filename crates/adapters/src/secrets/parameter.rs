@@ -139,7 +139,7 @@ mod tests {
                 .credentials_provider(SharedCredentialsProvider::new(credentials))
                 .http_client(http_client_fn(move |_, _| anywhere.clone()))
                 .build();
-            let manager = SecretsManager::new(&AwsClients::over(&config));
+            let manager = SecretsManager::new(&AwsClients::from_sdk_config(&config));
             let stored = manager.fetch("ssm:/x", SecretVersion::Current).await;
             assert_eq!(stored.unwrap().unwrap().text.expose_secret(), "found");
             assert_eq!(asked.try_iter().collect::<Vec<_>>(), [url]);

@@ -224,11 +224,11 @@ async fn a_session_is_expired_or_says_where_it_stands() {
     let session = |id: &str, status: &str| json!({"id": id, "object": "checkout.session", "status": status, "payment_intent": "pi_1"});
     local.put(None, session("cs_open", "open"));
     local.put(None, session("cs_done", "complete"));
-    let found = stripe.checkout_sessions_of("pi_1", None).await.unwrap();
+    let found = stripe.list_checkout_sessions("pi_1", None).await.unwrap();
     assert_eq!(found.len(), 2);
     assert!(
         stripe
-            .checkout_sessions_of("pi_2", None)
+            .list_checkout_sessions("pi_2", None)
             .await
             .unwrap()
             .is_empty()
@@ -291,7 +291,7 @@ async fn every_failure_says_what_is_left_to_do() {
             StripeError::KeyOfOtherMode { live_mode: true },
             Disposition::Permanent,
         ),
-        (StripeError::NoKey, Disposition::Permanent),
+        (StripeError::NotSecretKey, Disposition::Permanent),
         (
             StripeError::TooMany { doing: doing() },
             Disposition::Permanent,

@@ -99,7 +99,7 @@ pub struct SecretDocument {
 
 impl fmt::Debug for SecretDocument {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Document")
+        f.debug_struct("SecretDocument")
             .field("current", &self.current)
             .field("previous", &self.previous)
             .field("faults", &self.faults)

@@ -57,7 +57,7 @@ pub struct DerivedAccount {
 /// A tenant's `stripe_status`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StripeStatus {
-    /// Nothing says that it may not take payments or not pay out.
+    /// It may take payments and pay out, as far as its events say.
     Connected,
     /// It may not take payments, or not pay out.
     Restricted,

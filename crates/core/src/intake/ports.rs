@@ -13,8 +13,9 @@ pub trait ReadSigningKeys: Send + Sync {
     /// The keys known now, read from the secret if the cached ones are too old. Never fails: a secret that cannot be
     /// read is named in the result, because the keys that can be read may still prove a delivery.
     fn signing_keys(&self) -> impl Future<Output = SigningKeys> + Send;
-    /// Reads the keys again after a signature matched none. `None` if they were read less than 10 s ago: this rate
-    /// limit keeps forged deliveries from causing a call to Secrets Manager each.
+    /// Reads the keys again after a signature matched none. `None` if they were read less than 10 s ago, with the
+    /// previous version where that counts: this rate limit keeps forged deliveries from causing a call to Secrets
+    /// Manager each.
     fn refresh_after_mismatch(&self) -> impl Future<Output = Option<SigningKeys>> + Send;
     /// The keys that were read last, without any call.
     fn cached_keys(&self) -> impl Future<Output = SigningKeys> + Send;

@@ -1,7 +1,7 @@
 //! Interprets a stored event: its facts, and the ids by which its entity may be found. Pure: it reads no rows.
 //!
 //! An event that ends here gets a verdict: ignored (it means nothing to us, safe to forget) or parked (it may mean
-//! something, and needs manual action or a row that is missing). In doubt about money we park.
+//! something, and needs manual action). In doubt about money we park.
 //! `worker::resolve` then finds the entity and checks the tenant; `stripe::payments`, `stripe::account` and `lob::mail`
 //! read the facts.
 

@@ -19,7 +19,8 @@ pub const SWEEP_JOB: &str = "sweep";
 /// [`reconcile_cursor_key`].
 pub const RECONCILE_JOB: &str = "reconcile";
 
-/// How far a job has come.
+/// How far a job has come. `cleanup` and the row [`RECONCILE_JOB`] use only `resume_at.after`: they begin each pass at
+/// the first item.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Checkpoint {
     /// High-water mark: everything up to this Unix second is done. None until the first pass is complete.

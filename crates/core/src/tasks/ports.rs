@@ -38,19 +38,19 @@ pub trait PaymentsAtStripe: Send + Sync {
     /// Its text names the payment.
     type Error: std::error::Error + Send + Sync + 'static;
 
-    fn status(
+    fn read_payment_status(
         &self,
         payment: &CancellablePayment,
     ) -> impl Future<Output = Result<IntentStatus, Self::Error>> + Send;
 
     /// The open Checkout Session in which the customer can still pay this payment, if there is one.
-    fn open_session(
+    fn find_open_session(
         &self,
         payment: &CancellablePayment,
     ) -> impl Future<Output = Result<Option<CheckoutSessionId>, Self::Error>> + Send;
 
     /// Expires a session and returns its status afterwards: `complete` if the customer was faster.
-    fn expire(
+    fn expire_session(
         &self,
         payment: &CancellablePayment,
         session: &CheckoutSessionId,
@@ -58,7 +58,7 @@ pub trait PaymentsAtStripe: Send + Sync {
     ) -> impl Future<Output = Result<SessionStatus, Self::Error>> + Send;
 
     /// Cancels a payment and returns its status afterwards: `succeeded` if the customer was faster.
-    fn cancel(
+    fn cancel_payment(
         &self,
         payment: &CancellablePayment,
         idempotency_key: &str,

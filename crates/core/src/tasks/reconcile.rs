@@ -54,26 +54,29 @@ pub struct ListingSpan {
 /// An interrupted pass keeps its end (11:00), because only the part behind `evt_9` is missing up to there. If the
 /// cursor rose to 12:00 instead, the events created from 11:00 to 12:00 would be listed only if they fell into the
 /// overlap.
-pub fn next_listing_span(progress: &Checkpoint, now: Timestamp) -> ListingSpan {
+pub fn next_listing_span(checkpoint: &Checkpoint, now: Timestamp) -> ListingSpan {
     let read_again_s = i64::try_from(READ_AGAIN.as_secs()).unwrap_or(0);
-    let from_s = match progress.done_through_s {
-        Some(created_s) => created_s.saturating_sub(read_again_s),
+    let from_s = match checkpoint.done_through_s {
+        Some(done_through_s) => done_through_s.saturating_sub(read_again_s),
         None => now.before(FIRST_LISTING_SPAN).unix_s(),
     };
     ListingSpan {
         from_s: from_s.max(now.before(LISTING_RETENTION).unix_s()),
-        until_s: progress
+        until_s: checkpoint
             .resume_at
             .as_ref()
-            .map_or(now.unix_s(), |cut| cut.until_s),
-        after: progress.resume_at.as_ref().map(|cut| cut.after.clone()),
+            .map_or(now.unix_s(), |resume| resume.until_s),
+        after: checkpoint
+            .resume_at
+            .as_ref()
+            .map(|resume| resume.after.clone()),
     }
 }
 
 /// Whether a missing event counts as a gap: a delivery that should have arrived. Not in the first pass of an account:
 /// its events may be older than this environment's endpoint.
-pub fn is_event_gap(progress: &Checkpoint, created: Option<Timestamp>, now: Timestamp) -> bool {
-    progress.done_through_s.is_some()
+pub fn is_event_gap(checkpoint: &Checkpoint, created: Option<Timestamp>, now: Timestamp) -> bool {
+    checkpoint.done_through_s.is_some()
         && created.is_none_or(|created| created.after(GAP_AFTER) < now)
 }
 

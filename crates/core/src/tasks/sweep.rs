@@ -127,7 +127,7 @@ impl SweepCandidate<'_> {
                 return SweepAction::Ignore(IgnoreReason::NeverLinked);
             }
             (_, Some(BlockedOn::Link)) => SweepAction::SendIfLinked,
-            (_, Some(BlockedOn::Release | BlockedOn::Person) | None) => SweepAction::Leave,
+            (_, Some(BlockedOn::Release | BlockedOn::ManualAction) | None) => SweepAction::Leave,
         };
         match window.is_retry_due(self.received_at) {
             true => step,
@@ -219,7 +219,7 @@ mod tests {
         ];
         assert_eq!(ParkReason::ALL.len(), persons.len() + 6);
         for persons in persons {
-            assert_eq!(persons.blocked_on(), BlockedOn::Person);
+            assert_eq!(persons.blocked_on(), BlockedOn::ManualAction);
             table.push((parked(persons), [leave; 4]));
         }
         for ((outcome, reason), expected) in table {

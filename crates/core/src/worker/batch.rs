@@ -42,7 +42,7 @@ pub(super) const COMMON_COMMIT_WAIT_MAX: Duration = Duration::from_secs(2);
 /// Calls in progress at the same time: each needs its own warm connection (HTTP/1.1).
 pub const CALLS_AT_ONCE: usize = 4;
 
-/// Reserve before the end of the invocation, for a last transaction and for marking failures.
+/// Reserve before the end of the invocation, for marking failures and for the response.
 pub const TIME_TO_FINISH: Duration = Duration::from_secs(2);
 
 /// A message as the queue delivered it.

@@ -197,7 +197,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         let rows: usize = plans.iter().map(CommitPlan::row_count).sum();
         let bytes: usize = plans.iter().map(CommitPlan::byte_count).sum();
         let fit = rows <= ROWS_PER_COMMIT_MAX && bytes <= BYTES_PER_COMMON_COMMIT_MAX;
-        if plans.len() < 2 || !fit || self.is_late(deadline) {
+        if plans.len() < 2 || !fit || self.lacks_time_to_start(deadline) {
             return false;
         }
         let committing = std::pin::pin!(self.commit(plans));
@@ -226,7 +226,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         rows: &LoadedRows<L::Row>,
         deadline: Timestamp,
     ) -> Vec<EventDisposition> {
-        if self.is_late(deadline) {
+        if self.lacks_time_to_start(deadline) {
             return fail_all(&plan.group, &ProcessingFailure::OutOfTime).collect();
         }
         let mut findings = Vec::new();

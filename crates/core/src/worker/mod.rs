@@ -54,7 +54,8 @@ struct FinishedEvent {
 }
 
 impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
-    /// Processes a batch in at most 5 rounds. Starts nothing new within [`TIME_TO_FINISH`] of `deadline`.
+    /// Processes a batch in at most 5 rounds. Starts no round and no transaction within [`TIME_TO_FINISH`] of
+    /// `deadline`; only failures are still marked.
     ///
     /// When `late` completes, the calls in progress are abandoned and their messages reported as failed. Without that,
     /// one call that hangs would run into Lambda's timeout, and all ten messages of the batch would be received again.
@@ -110,7 +111,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
             .collect();
         let mut finished: BTreeMap<EventId, FinishedEvent> = BTreeMap::new();
         for round in 0..ROUNDS_MAX {
-            if open.is_empty() || self.is_late(deadline) {
+            if open.is_empty() || self.lacks_time_to_start(deadline) {
                 break;
             }
             if round > 0 {
@@ -165,7 +166,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         reports
     }
 
-    fn is_late(&self, deadline: Timestamp) -> bool {
+    fn lacks_time_to_start(&self, deadline: Timestamp) -> bool {
         self.clock.now().after(TIME_TO_FINISH) > deadline
     }
 

@@ -1,15 +1,16 @@
 //! Resolves the tenant and the entity of each event. Tenant isolation: the tenant comes from the account in the signed
 //! body and never from metadata; metadata only names an entity, which `commit` then checks against that tenant.
 //!
-//! It finds the entity by this rule. An event about a connected account belongs to its tenant; an event about a piece to
-//! the statement of that piece or, if no statement has it, to the one that the metadata names. An event about a payment
-//! belongs to the entity that its metadata names or its payment is linked to; if the two differ, it is parked as
-//! `link_conflict`. If there is neither, another event of the batch may link the payment; last, the only entity with
+//! It finds the entity by this rule. An event about a connected account belongs to its tenant; an event about a piece
+//! to the statement of that piece or, if no statement has it, to the one that the metadata names. An event about a
+//! payment belongs to the entity that its metadata names or its payment is linked to; if the two differ, it is parked
+//! as `link_conflict`. If there is neither, another event of the batch may link the payment; last, the only entity with
 //! its PaymentIntent in a column counts.
 //!
 //! Reads are gathered, so a batch of ten events costs two reads of rows, not twenty. The decision is
 //! [`resolve_entity`], a pure function. An index is only a hint: what it returns is checked against the row, read
-//! consistently. docs/SEMANTICS.md, "Which entity an event belongs to", states the rules.
+//! consistently. Exception: the tenant of an account is what the index says, or a cache of up to 60 s.
+//! docs/SEMANTICS.md, "Which entity an event belongs to", states the rules.
 
 use std::collections::{BTreeMap, BTreeSet};
 

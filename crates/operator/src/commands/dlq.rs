@@ -208,7 +208,7 @@ pub(crate) async fn run_dlq(
             };
             let message = messages.iter().find(has_id).ok_or_else(|| {
                 CommandExit::NotFound(format!(
-                    "no visible message has the id or the event {}: list them with `billhook dlq list`",
+                    "no visible message has the id or the event {}: list them with `billhook dlq list --queue …`",
                     args.id
                 ))
             })?;
@@ -295,7 +295,7 @@ async fn redrive_or_purge(
     if !left.is_empty() {
         let left = left.len();
         print_notice(&format!(
-            "{left} messages name no stored event and stay in the queue: list them with `billhook dlq list`"
+            "{left} messages name no stored event and stay in the queue: list them with `billhook dlq list --queue …`"
         ));
     }
     Ok(())

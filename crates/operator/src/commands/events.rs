@@ -55,7 +55,7 @@ pub(crate) enum EventsCommand {
         Example:\n  billhook events park evt_1 --reason 'waits for the corrected order'"
     )]
     Park(EventsParkReleaseArgs),
-    /// Reprocess an event that is not done
+    /// Reprocess an unfinished event
     #[command(after_help = "Example:\n  billhook events release evt_1 --reason 'order corrected'")]
     Release(EventsParkReleaseArgs),
 }
@@ -141,7 +141,10 @@ pub(crate) async fn run_events(
                 .apply_change(&hold.id, EventChange::Park, note)
                 .await?;
             if result == EventChangeResult::NotAllowed {
-                bail!("{} is already done: it cannot be parked", hold.id);
+                bail!(
+                    "{} is already processed or ignored: it cannot be parked",
+                    hold.id
+                );
             }
             let id = &hold.id;
             print_notice(&format!(

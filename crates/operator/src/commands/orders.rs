@@ -30,7 +30,7 @@ pub(crate) enum OrdersCommand {
         and the merged facts.\n\nExample:\n  billhook orders show ord_1"
     )]
     Show(OrdersShowArgs),
-    /// List and clear reviews: orders that need manual action
+    /// List orders that require a review, and clear reviews
     #[command(subcommand)]
     Review(OrdersReviewCommand),
     /// Record that an order was refunded outside Stripe

@@ -27,8 +27,8 @@ const WHAT_IF_MAX: usize = 100;
 
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Without --yes the command only shows what it would do. Ctrl-C stops it after the current step and \
-    prints how to continue.\nEvents that are done need --force and --reason.\n\nExamples:\n  \
+    after_help = "Without --yes the command only shows what it would do; --resume and --cancel act at once. \
+    Ctrl-C stops it after the current step and prints how to continue.\nProcessed and ignored events need --force and --reason.\n\nExamples:\n  \
     billhook replay --outcome failed\n  \
     billhook replay --outcome parked --error order_unknown --since 2d --reason 'orders were late' --yes\n  \
     billhook replay evt_1 --force --reason 'row was restored' --what-if\n  \
@@ -44,7 +44,7 @@ pub(crate) struct ReplayArgs {
     /// Do it; without this flag the command only shows what it would do
     #[arg(long)]
     yes: bool,
-    /// Also replay events that are done (processed or ignored)
+    /// Also replay events that are processed or ignored
     #[arg(long, requires = "reason")]
     force: bool,
     /// The reason; the command writes it to each event's notes and message
@@ -56,10 +56,10 @@ pub(crate) struct ReplayArgs {
     /// Dry run: show each column of orders, statements and tenants that would change; writes nothing
     #[arg(long, conflicts_with = "yes")]
     what_if: bool,
-    /// Resume an interrupted replay
+    /// Resume an interrupted replay, at once
     #[arg(long, value_name = "JOB", conflicts_with_all = ["ids", "yes", "force", "reason", "what_if"])]
     resume: Option<Uuid>,
-    /// Cancel a replay, wherever it runs
+    /// Cancel a replay at once, wherever it runs
     #[arg(long, value_name = "JOB", conflicts_with_all = ["ids", "yes", "force", "reason", "what_if", "resume"])]
     cancel: Option<Uuid>,
 }
@@ -116,7 +116,7 @@ pub(crate) async fn run_replay(
         );
         let (send, done) = (plan.to_send.len(), plan.already_done);
         print_notice(&format!(
-            "{send} events would be reprocessed; {done} events that are done would not{}. Nothing was sent: repeat the command with --yes",
+            "{send} events would be reprocessed; {done} events that are processed or ignored would not{}. Nothing was sent: repeat the command with --yes",
             if done > 0 {
                 " (--force --reason includes them)"
             } else {

@@ -1,7 +1,7 @@
 //! `billhook secrets`: status, rotation, replacement and rollback of secrets. No value is ever printed or logged.
 //!
 //! A replaced secret stays valid for 24 hours, because the provider still retries deliveries that it signed with it;
-//! after a leak `--revoke_replaced` ends that.
+//! after a leak `--revoke` ends that.
 
 use std::time::Duration;
 
@@ -188,7 +188,7 @@ async fn put_secret(args: &SecretsPutArgs, session: &StackSession) -> Result<()>
         let put = change_members(&session.secrets, arn, of, &members, now).await;
         put.context("cannot put a key into the App secret: it must be a JSON object")?;
         print_notice(
-            "stored; now create the endpoints with it: billhook secrets rotate stripe --yes",
+            "stored; if the stack has no endpoints at Stripe yet, create them: billhook secrets rotate stripe --yes",
         );
         return Ok(());
     }
@@ -264,7 +264,7 @@ async fn wait_for_stack_update(session: &StackSession) -> Result<()> {
             "UPDATE_COMPLETE" => return Ok(()),
             "UPDATE_IN_PROGRESS" | "UPDATE_COMPLETE_CLEANUP_IN_PROGRESS" => {}
             status => bail!(
-                "the update of {} ended with {status}: see `aws cloudformation describe-stack-events --stack-name {}`",
+                "the update of {} failed with {status}: see `aws cloudformation describe-stack-events --stack-name {}`",
                 stack.name,
                 stack.name
             ),

@@ -14,7 +14,7 @@ pub(crate) enum StatementsCommand {
     /// Show a statement and its timeline
     #[command(after_help = "Example:\n  billhook statements show st_1")]
     Show(StatementsShowArgs),
-    /// List statements whose mail or payment needs manual action; reads the whole table
+    /// List statements that need attention or require a review; reads the whole table
     #[command(after_help = "Example:\n  billhook statements attention")]
     Attention(StatementsAttentionArgs),
 }

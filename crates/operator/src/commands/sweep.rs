@@ -1,4 +1,4 @@
-//! `billhook sweep run`: runs the scheduled task that retries events that are not done (exponential backoff).
+//! `billhook sweep run`: runs the scheduled task that retries unfinished events (exponential backoff).
 
 use anyhow::Result;
 use clap::Subcommand;

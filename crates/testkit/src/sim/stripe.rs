@@ -246,7 +246,10 @@ fn call(name: &'static str, writes: bool) -> Call {
 impl PaymentsAtStripe for Port {
     type Error = DependencyError;
 
-    async fn status(&self, payment: &CancellablePayment) -> Result<IntentStatus, DependencyError> {
+    async fn read_payment_status(
+        &self,
+        payment: &CancellablePayment,
+    ) -> Result<IntentStatus, DependencyError> {
         let intent = payment.intent.to_string();
         let own = intent.clone();
         let status = self.call(call("status", false), &intent, move |world| {
@@ -262,7 +265,7 @@ impl PaymentsAtStripe for Port {
         Ok(status.await?)
     }
 
-    async fn open_session(
+    async fn find_open_session(
         &self,
         payment: &CancellablePayment,
     ) -> Result<Option<CheckoutSessionId>, DependencyError> {
@@ -276,7 +279,7 @@ impl PaymentsAtStripe for Port {
         Ok(session.await?)
     }
 
-    async fn expire(
+    async fn expire_session(
         &self,
         payment: &CancellablePayment,
         _: &CheckoutSessionId,
@@ -290,7 +293,7 @@ impl PaymentsAtStripe for Port {
         Ok(expired.await?)
     }
 
-    async fn cancel(
+    async fn cancel_payment(
         &self,
         payment: &CancellablePayment,
         _: &str,

@@ -224,7 +224,7 @@ fn events_are_listed_shown_annotated_parked_and_released() {
         for refused in ["park", "release"] {
             let outcome =
                 run_billhook(stage, &format!("events {refused} {id} --reason again")).await?;
-            outcome.assert_exit(1, "is already done");
+            outcome.assert_exit(1, "is already processed or ignored");
         }
         let missing = run_billhook(stage, "events show evt_op_nowhere").await?;
         missing.assert_exit(3, "there is no event evt_op_nowhere");

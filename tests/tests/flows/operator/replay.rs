@@ -29,20 +29,20 @@ fn a_replay_is_previewed_dry_run_done_and_forced() {
 
         let done =
             run_billhook(stage, &format!("{both} --yes --reason 'orders were late'")).await?;
-        done.assert_exit(0, "done: 2 sent");
+        done.assert_exit(0, "done: sent 2 events");
         world
             .settled(STRIPE, "processed", &[&ids[0], &ids[1]])
             .await?;
 
         // Done ones are left out, unless forced with a reason; and then nothing changes.
         let left_out = run_billhook(stage, &format!("{both} --yes")).await?;
-        left_out.assert_exit(0, "done: 0 sent");
+        left_out.assert_exit(0, "done: sent 0 events");
         let unreasoned = run_billhook(stage, &format!("{both} --yes --force")).await?;
         unreasoned.assert_exit(2, "--reason");
         let before = world.order("ord_op_replay_1").await?;
         let forced = format!("{both} --yes --force --reason 'to be sure'");
         let forced = run_billhook(stage, &forced).await?;
-        forced.assert_exit(0, "done: 2 sent");
+        forced.assert_exit(0, "done: sent 2 events");
         world
             .settled(STRIPE, "processed", &[&ids[0], &ids[1]])
             .await?;
@@ -139,7 +139,9 @@ async fn interrupt_and_resume(
 
     let resumed = run_billhook(stage, &format!("replay --resume {job}")).await?;
     assert!(
-        resumed.stderr.contains(&format!("done: {events} sent")),
+        resumed
+            .stderr
+            .contains(&format!("done: sent {events} events")),
         "{}",
         resumed.stderr
     );

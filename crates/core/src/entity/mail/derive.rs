@@ -92,9 +92,9 @@ fn find_attention_reason(
     }
 }
 
-/// Derives the columns from one piece. `current` is the statement's `lob_letter_id`; if it is empty, or no event of that
-/// piece has arrived, the piece with the latest first event counts. Example: `ltr_1` was returned, the statement was
-/// mailed again as `ltr_2`, and then a late scan of `ltr_1` arrives: `mail_status` stays that of `ltr_2`.
+/// Derives the columns from one piece. `current` is the statement's `lob_letter_id`; if it is empty, or no event of
+/// that piece has arrived, the piece with the latest first event counts. Example: `ltr_1` was returned, the statement
+/// was mailed again as `ltr_2`, and then a late scan of `ltr_1` arrives: `mail_status` stays that of `ltr_2`.
 pub fn derive_mail(facts: &MailFacts, current: Option<&PieceId>) -> DerivedMail {
     let timeline = facts
         .pieces

@@ -3,8 +3,8 @@
 //! Stripe reports a refund twice: `refund.*` events carry the refund's own id, amount and state, and `charge.refunded`
 //! carries the charge's cumulative `amount_refunded`. These are two views of the same money, so we never add them: per
 //! charge the larger one counts. A charge of 100.00 with `re_1` of 30.00 and `re_2` of 70.00, and a cumulative figure
-//! of 100.00, was refunded 100.00 and not 200.00. If only `re_1` has arrived, 100.00 is right too: the cumulative figure
-//! is ahead. If the cumulative figure still says 30.00, `re_1` and `re_2` together are ahead.
+//! of 100.00, was refunded 100.00 and not 200.00. If only `re_1` has arrived, 100.00 is right too: the cumulative
+//! figure is ahead. If the cumulative figure still says 30.00, `re_1` and `re_2` together are ahead.
 //!
 //! Guarantee: the result depends on the set of facts and on the amount due, never on the order of arrival. Not
 //! guaranteed: that the figure is final; it may go down when a refund fails. The rules for operators are in

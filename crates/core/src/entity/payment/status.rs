@@ -54,7 +54,7 @@ pub enum PaymentEvidence {
     Failed,
     /// Above `Failed`: if one attempt failed and another one is in progress, the order may still be paid.
     Processing,
-    /// The cleanup or a person cancelled the order. Only a successful payment undoes that.
+    /// The cleanup or a person cancelled the order. Only a payment of the amount due or a full refund beats it.
     Cancelled,
     /// A payment of the amount due succeeded.
     Paid,

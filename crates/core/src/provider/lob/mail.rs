@@ -1,7 +1,7 @@
 //! Reads the facts of a printed piece from one event of Lob. `entity::mail` merges them and derives the columns.
 //!
 //! The piece's id and the time are required, and an event without them is parked as `field_malformed`. Everything else
-//! may be redacted, so a bad value counts as missing.
+//! is optional, so a value of a wrong type counts as missing, and so does a redacted `template_version`.
 
 use std::collections::BTreeMap;
 
