@@ -112,9 +112,10 @@ fn keys_are_put_from_standard_input_and_a_wrong_one_is_refused() {
     flow(true, async |stage| {
         let world = &stage.world;
         let put = "secrets put stripe-key";
-        run_with_input(stage, put, TEST_KEY)
-            .await?
-            .assert_exit(0, "if the stack has no endpoints at Stripe yet, create them");
+        run_with_input(stage, put, TEST_KEY).await?.assert_exit(
+            0,
+            "if the stack has no endpoints at Stripe yet, create them",
+        );
         let live = run_with_input(stage, put, "sk_live_notofthisstage").await?;
         live.assert_exit(1, "the Stripe key is a live one");
         assert!(!live.stderr.contains("notofthisstage"), "{}", live.stderr);
