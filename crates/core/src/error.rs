@@ -27,17 +27,17 @@ mod tests {
     use super::*;
 
     #[derive(Debug, thiserror::Error)]
-    enum Layered {
+    enum LayeredError {
         #[error("cannot store evt_1")]
-        Store(#[source] Box<Layered>),
+        Store(#[source] Box<LayeredError>),
         #[error("table: throttled")]
         Wordy(#[source] std::io::Error),
     }
 
     #[test]
     fn a_chain_names_every_cause_once() {
-        let cause = Layered::Wordy(std::io::Error::other("throttled"));
-        let error = Layered::Store(Box::new(cause));
+        let cause = LayeredError::Wordy(std::io::Error::other("throttled"));
+        let error = LayeredError::Store(Box::new(cause));
         assert_eq!(error_chain(&error), "cannot store evt_1: table: throttled");
     }
 }

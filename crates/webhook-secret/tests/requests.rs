@@ -25,9 +25,9 @@ const STEPS: u32 = 16;
 
 /// The ports, and what is asked of a run over them.
 #[derive(Clone, Default)]
-struct Ports(EndpointPorts);
+struct RequestPorts(EndpointPorts);
 
-impl Deref for Ports {
+impl Deref for RequestPorts {
     type Target = EndpointPorts;
     fn deref(&self) -> &EndpointPorts {
         &self.0
@@ -66,7 +66,7 @@ fn delete(physical_id: &str) -> Value {
     request("Delete", "r9", physical_id, "a/1", "a/1")
 }
 
-impl Ports {
+impl RequestPorts {
     /// The last answer's status and id, with everything said within the rules.
     async fn run(&self, payload: &Value) -> Option<(String, String)> {
         {
@@ -204,7 +204,7 @@ fn faults() -> impl Iterator<Item = (u32, StepFault)> {
 async fn a_repeated_creation_ends_with_one_endpoint_wherever_the_first_failed() {
     for (fault, replays_keep_secrets) in faults().flat_map(|fault| [(fault, true), (fault, false)])
     {
-        let ports = Ports::default();
+        let ports = RequestPorts::default();
         ports.world().replays_keep_secrets = replays_keep_secrets;
         ports.fault(Some(fault));
         let first = ports.run(&create()).await;
@@ -221,7 +221,7 @@ async fn a_repeated_creation_ends_with_one_endpoint_wherever_the_first_failed() 
 #[tokio::test]
 async fn deleting_a_failed_creation_leaves_nothing_wherever_it_failed() {
     for fault in faults() {
-        let ports = Ports::default();
+        let ports = RequestPorts::default();
         ports.fault(Some(fault));
         let answer = ports.run(&create()).await;
         ports.fault(None);
@@ -236,7 +236,7 @@ async fn deleting_a_failed_creation_leaves_nothing_wherever_it_failed() {
 async fn a_replacement_is_repeated_rolled_back_and_cleaned_up_wherever_it_failed() {
     for fault in faults() {
         // Repeated: both endpoints live until the old one is deleted, and both secrets are known.
-        let ports = Ports::created().await;
+        let ports = RequestPorts::created().await;
         let replace = update("r2", "we_1", "a/1", "b/2");
         ports.fault(Some(fault));
         let first = ports.run(&replace).await;
@@ -260,7 +260,7 @@ async fn a_replacement_is_repeated_rolled_back_and_cleaned_up_wherever_it_failed
         }
 
         // Rolled back; without an answer CloudFormation knows of nothing but the old one.
-        let ports = Ports::created().await;
+        let ports = RequestPorts::created().await;
         ports.fault(Some(fault));
         let answer = ports.run(&replace).await;
         ports.fault(None);
@@ -276,7 +276,7 @@ async fn a_replacement_is_repeated_rolled_back_and_cleaned_up_wherever_it_failed
         assert_eq!(ports.world().endpoints[0].url, "https://a");
 
         // Rolled back while nobody can tell CloudFormation so, and deployed again.
-        let ports = Ports::created().await;
+        let ports = RequestPorts::created().await;
         ports.fault(Some(fault));
         ports.run(&replace).await;
         ports.fault(None);
@@ -290,7 +290,7 @@ async fn a_replacement_is_repeated_rolled_back_and_cleaned_up_wherever_it_failed
 #[tokio::test]
 async fn a_creation_that_nobody_answered_is_made_good_by_the_next() {
     for fault in faults() {
-        let ports = Ports::default();
+        let ports = RequestPorts::default();
         ports.fault(Some(fault));
         let answer = ports.run(&create()).await;
         ports.fault(None);
@@ -306,7 +306,7 @@ async fn a_creation_that_nobody_answered_is_made_good_by_the_next() {
 
 #[tokio::test]
 async fn a_replacement_begins_quietly_and_ends_with_every_type() {
-    let ports = Ports::created().await;
+    let ports = RequestPorts::created().await;
     assert_eq!(
         ports.world().waited,
         Duration::ZERO,
@@ -323,7 +323,7 @@ async fn a_replacement_begins_quietly_and_ends_with_every_type() {
 #[tokio::test]
 async fn deleting_an_endpoint_first_sets_the_cursors_back_wherever_it_failed() {
     for fault in faults() {
-        let ports = Ports::created().await;
+        let ports = RequestPorts::created().await;
         ports.fault(Some(fault));
         ports.run(&delete("we_1")).await;
         if ports.ids().is_empty() {
@@ -339,7 +339,7 @@ async fn deleting_an_endpoint_first_sets_the_cursors_back_wherever_it_failed() {
 #[tokio::test]
 async fn deleting_the_current_one_makes_the_other_live_one_current_wherever_it_failed() {
     for fault in faults() {
-        let ports = Ports::created().await;
+        let ports = RequestPorts::created().await;
         let there = ports.succeeds(&update("r2", "we_1", "a/1", "b/2")).await;
         ports.fault(Some(fault));
         ports.run(&delete(&there)).await;
@@ -353,7 +353,7 @@ async fn deleting_the_current_one_makes_the_other_live_one_current_wherever_it_f
 
 #[tokio::test]
 async fn a_rollback_takes_the_old_endpoint_again_even_after_its_secret_ran_out() {
-    let ports = Ports::created().await;
+    let ports = RequestPorts::created().await;
     let there = ports.succeeds(&update("r2", "we_1", "a/1", "b/2")).await;
     ports.world().waited += Duration::from_hours(25);
     let back = update("r3", &there, "b/2", "a/1");
@@ -365,13 +365,13 @@ async fn a_rollback_takes_the_old_endpoint_again_even_after_its_secret_ran_out()
 #[tokio::test]
 async fn a_failure_leaves_no_new_endpoint_and_no_dead_one_as_current() {
     for fault in answered_faults() {
-        let ports = Ports::default();
+        let ports = RequestPorts::default();
         ports.fault(Some(fault));
         if ports.run(&create()).await.unwrap().0 == "FAILED" {
             assert!(ports.ids().is_empty(), "{fault:?}");
         }
 
-        let ports = Ports::created().await;
+        let ports = RequestPorts::created().await;
         ports.fault(Some(fault));
         if ports
             .run(&update("r2", "we_1", "a/1", "b/2"))
@@ -390,7 +390,7 @@ async fn a_failure_leaves_no_new_endpoint_and_no_dead_one_as_current() {
 #[tokio::test]
 async fn deleting_a_failed_creation_does_not_touch_a_later_success() {
     for fault in faults() {
-        let ports = Ports::default();
+        let ports = RequestPorts::default();
         ports.fault(Some(fault));
         let Some((_, failed)) = ports.run(&create()).await else {
             continue;
@@ -410,7 +410,7 @@ async fn deleting_a_failed_creation_does_not_touch_a_later_success() {
 #[tokio::test]
 async fn the_rollback_itself_may_fail_and_be_repeated() {
     for fault in faults() {
-        let ports = Ports::created().await;
+        let ports = RequestPorts::created().await;
         let there = ports.succeeds(&update("r2", "we_1", "a/1", "b/2")).await;
         let back = update("r3", &there, "b/2", "a/1");
         ports.fault(Some(fault));
@@ -425,7 +425,7 @@ async fn the_rollback_itself_may_fail_and_be_repeated() {
 #[tokio::test]
 async fn an_update_in_place_keeps_id_and_secret_wherever_it_failed() {
     for fault in faults() {
-        let ports = Ports::created().await;
+        let ports = RequestPorts::created().await;
         let change = update("r2", "we_1", "a/1", "b/1");
         ports.fault(Some(fault));
         if let Some((_, id)) = ports.run(&change).await {
@@ -441,7 +441,7 @@ async fn an_update_in_place_keeps_id_and_secret_wherever_it_failed() {
 #[tokio::test]
 async fn a_deletion_is_repeated_wherever_it_failed() {
     for fault in faults() {
-        let ports = Ports::created().await;
+        let ports = RequestPorts::created().await;
         ports.fault(Some(fault));
         ports.run(&delete("we_1")).await;
         ports.fault(None);
@@ -453,7 +453,7 @@ async fn a_deletion_is_repeated_wherever_it_failed() {
 #[tokio::test]
 async fn a_deletion_outlasts_a_short_failure_because_cloudformation_asks_once() {
     for fault in answered_faults().filter(|(step, _)| *step > 1) {
-        let ports = Ports::created().await;
+        let ports = RequestPorts::created().await;
         let there = ports.succeeds(&update("r2", "we_1", "a/1", "b/2")).await;
         ports.fault(Some(fault));
         ports.succeeds(&delete("we_1")).await;
@@ -463,7 +463,7 @@ async fn a_deletion_outlasts_a_short_failure_because_cloudformation_asks_once() 
 
 #[tokio::test]
 async fn an_endpoint_deleted_by_hand_is_made_anew() {
-    let ports = Ports::created().await;
+    let ports = RequestPorts::created().await;
     ports.world().endpoints.clear();
     let id = ports.succeeds(&update("r2", "we_1", "a/1", "b/1")).await;
     assert_eq!(id, "we_2");
@@ -473,7 +473,7 @@ async fn an_endpoint_deleted_by_hand_is_made_anew() {
 
 #[tokio::test]
 async fn an_endpoint_that_is_not_ours_is_left_alone() {
-    let ports = Ports::created().await;
+    let ports = RequestPorts::created().await;
     for change in [
         ("billhook_stack", "another"),
         ("billhook_logical_id", "Other"),
@@ -496,7 +496,7 @@ async fn an_endpoint_that_is_not_ours_is_left_alone() {
 
 #[tokio::test]
 async fn without_a_key_the_first_deploy_goes_through_and_a_rotation_makes_the_endpoint() {
-    let ports = Ports::default();
+    let ports = RequestPorts::default();
     ports.world().has_no_key = true;
     assert_eq!(ports.succeeds(&create()).await, "unconfigured:Hook");
     let state = ports.answer(0)["Data"]["State"].clone();
@@ -539,7 +539,7 @@ async fn a_wrong_template_fails_by_name_and_can_be_deleted(
     #[case] properties: Value,
     #[case] reason: &str,
 ) {
-    let ports = Ports::default();
+    let ports = RequestPorts::default();
     let mut wrong = create();
     wrong["ResourceProperties"] = properties;
     let (status, id) = ports.run(&wrong).await.unwrap();
@@ -555,7 +555,7 @@ async fn a_wrong_template_fails_by_name_and_can_be_deleted(
 
 #[tokio::test]
 async fn a_reason_of_any_size_fits_the_answer() {
-    let ports = Ports::default();
+    let ports = RequestPorts::default();
     let mut wrong = create();
     wrong["ResourceProperties"][format!("\u{1}é{}", "x\u{2}".repeat(5_000))] = json!("");
     assert_eq!(ports.run(&wrong).await.unwrap().0, "FAILED");
@@ -563,7 +563,7 @@ async fn a_reason_of_any_size_fits_the_answer() {
 
 #[tokio::test]
 async fn what_is_no_request_is_an_error_that_names_no_url() {
-    let ports = Ports::default();
+    let ports = RequestPorts::default();
     let payload = json!({"ResponseURL": URL, "RequestType": "Create"});
     let error = handle_request(payload, pending(), &dependencies(ports.0.clone(), &ports))
         .await
@@ -587,8 +587,8 @@ async fn a_full_account_is_told_with_the_limit_and_the_way_out() {
         let key = number.to_string();
         stripe.create_webhook_endpoint(&new, &key).await.unwrap();
     }
-    let ports = Ports::default();
-    let deps = dependencies(Real(stripe), &ports);
+    let ports = RequestPorts::default();
+    let deps = dependencies(StripeOverHttp(stripe), &ports);
     handle_request(create(), pending(), &deps).await.unwrap();
     let answer = ports.answer(0).clone();
     assert_eq!(answer["Status"], "FAILED");
@@ -607,8 +607,8 @@ async fn a_stripe_that_fails_or_drops_the_connection_leaves_the_old_endpoint_at_
     {
         let local = LocalStripe::start(Config::default()).await.unwrap();
         let stripe = StripeClient::new(&local.base_url(), TEST_KEY.into(), false).unwrap();
-        let ports = Ports::default();
-        let deps = dependencies(Real(stripe), &ports);
+        let ports = RequestPorts::default();
+        let deps = dependencies(StripeOverHttp(stripe), &ports);
         let run = async |payload: Value| {
             handle_request(payload, pending(), &deps).await.unwrap();
             let answer = ports.last_answer();
@@ -637,9 +637,9 @@ async fn a_stripe_that_fails_or_drops_the_connection_leaves_the_old_endpoint_at_
     }
 }
 
-struct Real(StripeClient);
+struct StripeOverHttp(StripeClient);
 
-impl StripeConnector for Real {
+impl StripeConnector for StripeOverHttp {
     type Endpoints = StripeClient;
     async fn open(&self) -> Result<Option<StripeClient>, AdapterError> {
         Ok(Some(self.0.clone()))
@@ -649,9 +649,9 @@ impl StripeConnector for Real {
 #[tokio::test]
 async fn it_works_against_the_local_stripe() {
     let local = LocalStripe::start(Config::default()).await.unwrap();
-    let ports = Ports::default();
+    let ports = RequestPorts::default();
     let deps = dependencies(
-        Real(StripeClient::new(&local.base_url(), TEST_KEY.into(), false).unwrap()),
+        StripeOverHttp(StripeClient::new(&local.base_url(), TEST_KEY.into(), false).unwrap()),
         &ports,
     );
     let run = async |payload: Value| {
@@ -679,13 +679,13 @@ async fn it_works_against_the_local_stripe() {
 #[tokio::test]
 async fn a_repeat_that_fails_takes_nothing_away_from_the_run_that_was_believed() {
     for fault in faults() {
-        let ports = Ports::default();
+        let ports = RequestPorts::default();
         assert_eq!(ports.succeeds(&create()).await, "we_1");
         ports.fault(Some(fault));
         ports.run(&create()).await;
         ports.is_settled_with("we_1");
 
-        let ports = Ports::created().await;
+        let ports = RequestPorts::created().await;
         let replace = update("r2", "we_1", "a/1", "b/2");
         let there = ports.succeeds(&replace).await;
         ports.fault(Some(fault));
@@ -699,7 +699,7 @@ async fn a_repeat_that_fails_takes_nothing_away_from_the_run_that_was_believed()
 #[tokio::test]
 async fn deleting_a_creation_that_nobody_answered_leaves_nothing_wherever_it_ended() {
     for fault in faults() {
-        let ports = Ports::default();
+        let ports = RequestPorts::default();
         ports.fault(Some(fault));
         let answer = ports.run(&create()).await;
         ports.fault(None);
@@ -712,7 +712,7 @@ async fn deleting_a_creation_that_nobody_answered_leaves_nothing_wherever_it_end
 
 #[tokio::test]
 async fn a_repeat_that_comes_after_the_rollback_makes_nothing() {
-    let ports = Ports::created().await;
+    let ports = RequestPorts::created().await;
     let replace = update("r2", "we_1", "a/1", "b/2");
     let there = ports.succeeds(&replace).await;
     let back = update("r3", &there, "b/2", "a/1");
@@ -724,7 +724,7 @@ async fn a_repeat_that_comes_after_the_rollback_makes_nothing() {
 
 #[tokio::test]
 async fn a_repeat_that_later_requests_have_overtaken_leaves_their_endpoint_alone() {
-    let ports = Ports::created().await;
+    let ports = RequestPorts::created().await;
     let replace = update("r2", "we_1", "a/1", "b/2");
     let second = ports.succeeds(&replace).await;
     let overtaken = |answer: Option<(String, String)>| {
@@ -752,7 +752,7 @@ async fn a_repeat_that_later_requests_have_overtaken_leaves_their_endpoint_alone
 
 #[tokio::test]
 async fn a_replacement_begins_quietly_even_where_a_person_spoilt_the_secret() {
-    let ports = Ports::created().await;
+    let ports = RequestPorts::created().await;
     let spoilt = r#"{"signing_secret":"whsec_1""#.to_owned();
     ports.world().put_secret(ARN, &spoilt);
     let there = ports.succeeds(&update("r2", "we_1", "a/1", "a/2")).await;

@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 
 use crate::entity::merge::{FactSource, MaxRegister, MinRegister, SeenInterval};
 use crate::entity::payment::facts::{
-    ChargeFacts, DisputeFacts, DisputeState, FailedAttempt, PaymentFacts, RefundFacts, RefundState,
-    ReviewFacts, SessionFacts,
+    ChargeFacts, DisputeFacts, DisputeState, FailedAttempt, IntentFacts, PaymentFacts, RefundFacts,
+    RefundState, ReviewFacts, SessionFacts,
 };
 use crate::ids::{ChargeId, ObjectId, PaymentRef, RefundId, UserId};
 use crate::json::{LenientField, MalformedField, NestedObject};
@@ -146,11 +146,7 @@ fn read_intent_processing(
     stated: FactSource,
     facts: &mut PaymentFacts,
 ) -> Result<(), ParkReason> {
-    let payment = facts
-        .payments
-        .entry(intent_payment_ref(intent)?)
-        .or_default();
-    payment.processing = Some(SeenInterval::once(stated));
+    intent_entry(intent, facts)?.processing = Some(SeenInterval::once(stated));
     Ok(())
 }
 
@@ -159,11 +155,7 @@ fn read_intent_canceled(
     stated: FactSource,
     facts: &mut PaymentFacts,
 ) -> Result<(), ParkReason> {
-    let payment = facts
-        .payments
-        .entry(intent_payment_ref(intent)?)
-        .or_default();
-    payment.canceled = Some(stated);
+    intent_entry(intent, facts)?.canceled = Some(stated);
     Ok(())
 }
 
@@ -352,6 +344,14 @@ fn add_success(facts: &mut PaymentFacts, payment: PaymentRef, stated: FactSource
     let payment = facts.payments.entry(payment).or_default();
     payment.succeeded = Some(stated);
     payment.received.insert(received);
+}
+
+fn intent_entry<'f>(
+    intent: &StripeObject,
+    facts: &'f mut PaymentFacts,
+) -> Result<&'f mut IntentFacts, ParkReason> {
+    let payment = intent_payment_ref(intent)?;
+    Ok(facts.payments.entry(payment).or_default())
 }
 
 fn intent_payment_ref(intent: &StripeObject) -> Result<PaymentRef, ParkReason> {
