@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help run stop setup fmt lint lint-template test bench peers chaos fuzz measure simulate replay build deploy
+.PHONY: help run stop setup catalogue fmt lint lint-template test bench peers chaos fuzz measure simulate replay build deploy
 
 # No tool may download a Rust target or send telemetry without our knowledge.
 export RUSTUP_DIST_SERVER := http://127.0.0.1:1
@@ -37,6 +37,10 @@ stop: ## stop the local AWS and the local Stripe
 	test ! -x $(LOCAL) || $(LOCAL) stop
 
 setup: $(VENV)/.installed $(TOOLS)/node_modules/.installed ## install the pinned tools if they changed
+
+catalogue: ## write the catalogue of event types into docs/SEMANTICS.md and template.yaml
+	cargo build --package billhook-tests --bin billhook-local
+	$(LOCAL) catalogue
 
 fmt: ## format the code
 	cargo fmt --all

@@ -1,6 +1,7 @@
-//! Shared by the end-to-end tests and `make run`: `world`, a deployed stack on the local AWS; `demo`; and `fuzz`, the
-//! fuzz targets.
+//! Shared by the end-to-end tests and `make run`: `world`, a deployed stack on the local AWS; `demo`; `fuzz`, the fuzz
+//! targets; and `catalogue`, which writes the catalogue of event types into documents and template.
 
+pub mod catalogue;
 pub mod demo;
 pub mod fuzz;
 pub mod world;

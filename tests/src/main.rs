@@ -1,7 +1,7 @@
 //! `billhook-local`: the local AWS and the local Stripe behind `make run` and `make stop`.
 //!
 //! `run` starts both or finds them running, deploys what changed, delivers events and shows the result; `stop` ends
-//! both. The variables for your own tools are in `.local/env`, ready for `source`.
+//! both. `catalogue` writes the catalogue of event types into the files that repeat it. The variables for your own tools are in `.local/env`, ready for `source`.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -13,11 +13,12 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, anyhow, bail};
 use billhook_testkit::local::{FUNCTIONS, LocalAws, Options, Stack, binaries_dir, repository};
 use billhook_testkit::stripe;
+use billhook_tests::catalogue::find_outdated;
 use billhook_tests::demo;
 use billhook_tests::world::World;
 
 const STACK_NAME: &str = "billhook-dev";
-const USAGE: &str = "usage: billhook-local run | stop";
+const USAGE: &str = "usage: billhook-local run | stop | catalogue";
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
@@ -26,6 +27,7 @@ async fn main() -> ExitCode {
     let done = match arguments.as_slice() {
         ["run"] => run().await,
         ["stop"] => stop(),
+        ["catalogue"] => write_catalogue(),
         // The local Stripe itself, started by `run`.
         ["stripe", port] => match port.parse() {
             Ok(port) => stripe::serve(port).await,
@@ -40,6 +42,15 @@ async fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn write_catalogue() -> Result<()> {
+    let root = repository();
+    for (name, text) in find_outdated(&root)? {
+        fs::write(root.join(name), text)?;
+        println!("written: {name}");
+    }
+    Ok(())
 }
 
 async fn run() -> Result<()> {

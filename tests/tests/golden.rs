@@ -9,7 +9,7 @@ use std::time::Duration;
 use aws_lambda_events::event::sqs::SqsEvent;
 use billhook_adapters::{batch, metrics, telemetry};
 use billhook_core::entity::EntityKey;
-use billhook_core::ids::{OrderId, ProviderId};
+use billhook_core::ids::{OrderId, PerProvider, ProviderId};
 use billhook_core::time::Timestamp;
 use billhook_core::worker::batch::Worker;
 use billhook_testkit::emf;
@@ -45,8 +45,7 @@ impl Stage {
             ingress: WebhookIngress {
                 inbox: tables,
                 queue: MemoryQueue::default(),
-                stripe_keys: KnownKeys::one(SECRET),
-                lob_keys: KnownKeys::one(SECRET),
+                keys: PerProvider::new(|_| KnownKeys::one(SECRET)),
                 clock: FixedClock::at(now()),
                 tolerance: Duration::from_secs(300),
             },

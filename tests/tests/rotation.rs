@@ -9,6 +9,7 @@ use billhook_adapters::config::{SecretLocation, SecretSource};
 use billhook_adapters::secrets::SigningKeyCache;
 use billhook_adapters::stripe::StripeClient;
 use billhook_core::endpoint::secret::SecretKind;
+use billhook_core::ids::{PerProvider, ProviderId};
 use billhook_core::ports::Clock as _;
 use billhook_core::time::Timestamp;
 use billhook_testkit::custom_resource::{EndpointPorts, dependencies};
@@ -124,7 +125,7 @@ impl Scene {
 fn container(ports: &EndpointPorts) -> Container {
     let keys = |wanted, location| {
         let source = SecretSource {
-            variable: "STRIPE",
+            variable: "STRIPE".to_owned(),
             location,
         };
         let ttl = Duration::from_secs(300);
@@ -140,11 +141,13 @@ fn container(ports: &EndpointPorts) -> Container {
     WebhookIngress {
         inbox: Box::leak(Box::default()),
         queue: MemoryQueue::default(),
-        stripe_keys: keys(
-            SecretKind::StripeSigning,
-            SecretLocation::Arn(ARN.to_owned()),
-        ),
-        lob_keys: keys(SecretKind::LobSigning, SecretLocation::Here("lob".into())),
+        keys: PerProvider::new(|provider| {
+            let location = match provider {
+                ProviderId::Stripe => SecretLocation::Arn(ARN.to_owned()),
+                _ => SecretLocation::Here("lob".into()),
+            };
+            keys(SecretKind::signing_of(provider), location)
+        }),
         clock: ports.clone(),
         tolerance: Duration::from_secs(300),
     }

@@ -8,6 +8,8 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use billhook_core::endpoint::secret::{SecretHolder, SecretKind};
+use billhook_core::ids::{PerProvider, ProviderId};
 use secrecy::SecretString;
 use tracing::level_filters::LevelFilter;
 
@@ -66,7 +68,7 @@ pub struct EnvironmentConfig {
 #[derive(Clone, Debug)]
 pub struct SecretSource {
     /// The name of the variable, which is also the secret's label in logs.
-    pub variable: &'static str,
+    pub variable: String,
     pub location: SecretLocation,
 }
 
@@ -82,14 +84,12 @@ pub enum SecretLocation {
 #[derive(Debug)]
 pub struct IngressConfig {
     pub environment: EnvironmentConfig,
-    pub stripe_events_table: String,
-    pub lob_events_table: String,
-    pub stripe_events_queue_url: String,
-    pub lob_events_queue_url: String,
-    /// Any of `STRIPE_WEBHOOK_SECRET_ARN`, `STRIPE_PLATFORM_WEBHOOK_SECRET_ARN`, `STRIPE_WEBHOOK_SECRET`; at least one.
-    pub stripe_signing_secrets: Vec<SecretSource>,
-    /// Any of `APP_SECRETS_ARN`, `LOB_WEBHOOK_SECRET`; at least one.
-    pub lob_signing_secrets: Vec<SecretSource>,
+    /// `STRIPE_EVENTS_TABLE` and so on.
+    pub events_tables: PerProvider<String>,
+    /// `STRIPE_EVENTS_QUEUE_URL` and so on.
+    pub queue_urls: PerProvider<String>,
+    /// From the secrets whose ARNs are set, or from `STRIPE_WEBHOOK_SECRET` and so on; at least one of each provider.
+    pub signing_secrets: PerProvider<Vec<SecretSource>>,
     /// `SECRETS_TTL_SECONDS`: how long a secret that was read counts as fresh (`secrets::SigningKeyCache`).
     pub secrets_ttl: Duration,
     /// `SIGNATURE_TOLERANCE_SECONDS`: how far a signature's time may be in the past or in the future.
@@ -101,23 +101,12 @@ impl IngressConfig {
         let mut read = EnvReader::new(lookup);
         let environment = read.environment();
         let config = Self {
-            stripe_events_table: read.required("STRIPE_EVENTS_TABLE"),
-            lob_events_table: read.required("LOB_EVENTS_TABLE"),
-            stripe_events_queue_url: read.queue_url("STRIPE_EVENTS_QUEUE_URL"),
-            lob_events_queue_url: read.queue_url("LOB_EVENTS_QUEUE_URL"),
-            stripe_signing_secrets: read.secrets(
-                &environment,
-                &[
-                    "STRIPE_WEBHOOK_SECRET_ARN",
-                    "STRIPE_PLATFORM_WEBHOOK_SECRET_ARN",
-                ],
-                "STRIPE_WEBHOOK_SECRET",
-            ),
-            lob_signing_secrets: read.secrets(
-                &environment,
-                &["APP_SECRETS_ARN"],
-                "LOB_WEBHOOK_SECRET",
-            ),
+            events_tables: read.events_tables(),
+            queue_urls: read.queue_urls(),
+            signing_secrets: PerProvider::new(|provider| {
+                let arns = signing_secret_arns(provider);
+                read.secrets(&environment, arns, &provider.variable("WEBHOOK_SECRET"))
+            }),
             // We promise that a revoked secret is refused within 15 minutes; above 900 s that would be untrue.
             secrets_ttl: Duration::from_secs(read.number("SECRETS_TTL_SECONDS", 300, 1..=900)),
             // Stripe and Lob recommend 300 s. With more, somebody who recorded a delivery could send it again for
@@ -130,6 +119,17 @@ impl IngressConfig {
             environment,
         };
         read.finish(config)
+    }
+}
+
+/// The variables with the ARNs of the secrets that hold a provider's signing secret.
+fn signing_secret_arns(provider: ProviderId) -> &'static [&'static str] {
+    match SecretKind::signing_of(provider).holder() {
+        SecretHolder::EndpointSecrets => &[
+            "STRIPE_WEBHOOK_SECRET_ARN",
+            "STRIPE_PLATFORM_WEBHOOK_SECRET_ARN",
+        ],
+        SecretHolder::AppSecret => &["APP_SECRETS_ARN"],
     }
 }
 
@@ -183,15 +183,13 @@ impl LobWorkerConfig {
 #[derive(Debug)]
 pub struct CleanupConfig {
     pub environment: EnvironmentConfig,
-    pub stripe_events_table: String,
-    pub lob_events_table: String,
+    pub events_tables: PerProvider<String>,
     pub orders_table: String,
     pub statements_table: String,
     pub tenants_table: String,
     pub payments_table: String,
     pub jobs_table: String,
-    pub stripe_events_queue_url: String,
-    pub lob_events_queue_url: String,
+    pub queue_urls: PerProvider<String>,
     /// `STRIPE_SECRET_KEY` if it is set, else `APP_SECRETS_ARN`.
     pub stripe_key: SecretSource,
     /// `CLEANUP_FAILED_PAYMENT_MINUTES`: how long ago the last attempt must have failed before the order is cancelled.
@@ -205,15 +203,13 @@ impl CleanupConfig {
         let mut read = EnvReader::new(lookup);
         let environment = read.environment();
         let config = Self {
-            stripe_events_table: read.required("STRIPE_EVENTS_TABLE"),
-            lob_events_table: read.required("LOB_EVENTS_TABLE"),
+            events_tables: read.events_tables(),
             orders_table: read.required("ORDERS_TABLE"),
             statements_table: read.required("STATEMENTS_TABLE"),
             tenants_table: read.required("TENANTS_TABLE"),
             payments_table: read.required("PAYMENTS_TABLE"),
             jobs_table: read.required("JOBS_TABLE"),
-            stripe_events_queue_url: read.queue_url("STRIPE_EVENTS_QUEUE_URL"),
-            lob_events_queue_url: read.queue_url("LOB_EVENTS_QUEUE_URL"),
+            queue_urls: read.queue_urls(),
             stripe_key: read.stripe_key(&environment),
             // At most 30 days, because Stripe lists events for 30 days.
             failed_payment_age: Duration::from_secs(
@@ -254,7 +250,7 @@ impl WebhookSecretConfig {
     /// The source of Stripe's key, for `secrets::read_stripe_key`.
     pub fn stripe_key(&self) -> SecretSource {
         SecretSource {
-            variable: "APP_SECRETS_ARN",
+            variable: "APP_SECRETS_ARN".to_owned(),
             location: SecretLocation::Arn(self.app_secrets_arn.clone()),
         }
     }
@@ -392,6 +388,14 @@ impl<'a> EnvReader<'a> {
         }
     }
 
+    fn events_tables(&mut self) -> PerProvider<String> {
+        PerProvider::new(|provider| self.required(&provider.variable("EVENTS_TABLE")))
+    }
+
+    fn queue_urls(&mut self) -> PerProvider<String> {
+        PerProvider::new(|provider| self.queue_url(&provider.variable("EVENTS_QUEUE_URL")))
+    }
+
     /// Only a FIFO queue accepts the message group and the deduplication id that we send.
     fn queue_url(&mut self, name: &str) -> String {
         let url = self.required(name);
@@ -421,7 +425,7 @@ impl<'a> EnvReader<'a> {
         &mut self,
         environment: &EnvironmentConfig,
         arns: &[&'static str],
-        here: &'static str,
+        here: &str,
     ) -> Vec<SecretSource> {
         let mut sources: Vec<_> = arns.iter().filter_map(|name| self.by_arn(name)).collect();
         sources.extend(self.read_inline_secret(environment, here));
@@ -440,7 +444,7 @@ impl<'a> EnvReader<'a> {
         source.unwrap_or_else(|| {
             self.fault("APP_SECRETS_ARN or STRIPE_SECRET_KEY must be set".into());
             SecretSource {
-                variable: "APP_SECRETS_ARN",
+                variable: "APP_SECRETS_ARN".to_owned(),
                 location: SecretLocation::Arn(String::new()),
             }
         })
@@ -449,13 +453,16 @@ impl<'a> EnvReader<'a> {
     fn by_arn(&mut self, variable: &'static str) -> Option<SecretSource> {
         self.optional(variable)?;
         let location = SecretLocation::Arn(self.required(variable));
-        Some(SecretSource { variable, location })
+        Some(SecretSource {
+            variable: variable.to_owned(),
+            location,
+        })
     }
 
     fn read_inline_secret(
         &mut self,
         environment: &EnvironmentConfig,
-        variable: &'static str,
+        variable: &str,
     ) -> Option<SecretSource> {
         let value = self.optional(variable)?;
         if environment.live {
@@ -464,7 +471,10 @@ impl<'a> EnvReader<'a> {
             ));
         }
         let location = SecretLocation::Here(SecretString::from(value));
-        Some(SecretSource { variable, location })
+        Some(SecretSource {
+            variable: variable.to_owned(),
+            location,
+        })
     }
 }
 
@@ -500,7 +510,7 @@ mod tests {
         assert_eq!(config.secrets_ttl, Duration::from_secs(300));
         assert_eq!(config.signature_tolerance, Duration::from_secs(300));
         assert_eq!(config.environment.log_level, LevelFilter::INFO);
-        assert_eq!(config.stripe_signing_secrets.len(), 1);
+        assert_eq!(config.signing_secrets.of(ProviderId::Stripe).len(), 1);
     }
 
     #[test]
@@ -577,7 +587,7 @@ mod tests {
     fn a_live_stage_refuses_secrets_in_variables_without_repeating_them() {
         let direct = ("STRIPE_WEBHOOK_SECRET", "whsec_canary");
         let config = ingress(&[direct]).unwrap();
-        assert_eq!(config.stripe_signing_secrets.len(), 2);
+        assert_eq!(config.signing_secrets.of(ProviderId::Stripe).len(), 2);
         assert!(!format!("{config:?}").contains("canary"));
 
         let error = ingress(&[direct, ("LIVE_MODE", "true")]).unwrap_err();

@@ -16,7 +16,7 @@ use billhook_core::entity::{Entity, EntityChange, EntityUpdate};
 use billhook_core::ids::ProviderId;
 use billhook_core::outcome::{BlockedOn, EventVerdict, IgnoreReason, ParkReason};
 use billhook_core::provider::envelope::EventType;
-use billhook_core::provider::stripe::types::HANDLED_TYPES;
+use billhook_core::provider::stripe::event_types::HANDLED_TYPES;
 use billhook_core::time::Timestamp;
 use billhook_core::worker::batch::{MessageReport, ProcessingSuccess};
 use serde_json::json;

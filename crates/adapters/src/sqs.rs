@@ -11,7 +11,7 @@ use aws_sdk_sqs::operation::send_message::SendMessageError;
 use aws_sdk_sqs::operation::send_message::builders::SendMessageFluentBuilder;
 use aws_sdk_sqs::types::{MessageSystemAttributeNameForSends, MessageSystemAttributeValue};
 use billhook_core::error::DependencyError;
-use billhook_core::ids::ProviderId;
+use billhook_core::ids::{PerProvider, ProviderId};
 use billhook_core::intake::ports::SendMessage;
 use billhook_core::retry::Disposition;
 
@@ -75,11 +75,9 @@ impl FifoQueue {
     }
 }
 
+/// The queue of each provider's worker.
 #[derive(Clone, Debug)]
-pub struct EventQueues {
-    pub stripe: FifoQueue,
-    pub lob: FifoQueue,
-}
+pub struct EventQueues(pub PerProvider<FifoQueue>);
 
 impl SendMessage for EventQueues {
     async fn send(
@@ -89,11 +87,8 @@ impl SendMessage for EventQueues {
         deduplication_id: &str,
         body: &str,
     ) -> Result<(), DependencyError> {
-        let queue = match provider {
-            ProviderId::Stripe => &self.stripe,
-            ProviderId::Lob => &self.lob,
-        };
-        queue
+        self.0
+            .of(provider)
             .send(group, deduplication_id, body)
             .await
             .map_err(|error| DependencyError {

@@ -13,6 +13,7 @@ use billhook_adapters::lambda::{invocation_deadline, run_function, serve_events}
 use billhook_adapters::secrets::{self, SecretsManager};
 use billhook_adapters::sqs::{EventQueues, FifoQueue};
 use billhook_adapters::stripe::StripeClient;
+use billhook_core::ids::{PerProvider, ProviderId};
 use billhook_core::time::Timestamp;
 use cleanup_failed_payments::cleanup::CleanupTask;
 use cleanup_failed_payments::reconcile::ReconcileTask;
@@ -47,13 +48,15 @@ async fn run_task(
         table: config.jobs_table.clone(),
         tenants_table: config.tenants_table.clone(),
     };
-    let queue = EventQueues {
-        stripe: FifoQueue::new(aws.sqs().clone(), config.stripe_events_queue_url.clone()),
-        lob: FifoQueue::new(aws.sqs().clone(), config.lob_events_queue_url.clone()),
-    };
-    let ledger = |events: &String| {
+    let queue = EventQueues(
+        config
+            .queue_urls
+            .clone()
+            .map(|url| FifoQueue::new(aws.sqs().clone(), url)),
+    );
+    let ledger = |provider| {
         let tables = TableNames {
-            events: events.clone(),
+            events: config.events_tables.of(provider).clone(),
             orders: Some(config.orders_table.clone()),
             statements: config.statements_table.clone(),
             tenants: Some(config.tenants_table.clone()),
@@ -64,7 +67,7 @@ async fn run_task(
     match input {
         TaskInput::Cleanup(options) => {
             let cleanup = CleanupTask {
-                ledger: ledger(&config.stripe_events_table),
+                ledger: ledger(ProviderId::Stripe),
                 payments: open_stripe(config, aws).await?,
                 jobs,
                 clock,
@@ -77,8 +80,7 @@ async fn run_task(
         }
         TaskInput::Sweep => {
             let sweep = SweepTask {
-                stripe: ledger(&config.stripe_events_table),
-                lob: ledger(&config.lob_events_table),
+                ledgers: PerProvider::new(ledger),
                 queue,
                 jobs,
                 clock,
@@ -90,8 +92,7 @@ async fn run_task(
             let reconcile = ReconcileTask {
                 inbox: DynamoInbox {
                     client: aws.dynamodb().clone(),
-                    stripe_table: config.stripe_events_table.clone(),
-                    lob_table: config.lob_events_table.clone(),
+                    tables: config.events_tables.clone(),
                 },
                 queue,
                 jobs,

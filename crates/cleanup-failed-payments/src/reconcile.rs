@@ -16,7 +16,9 @@ use billhook_core::intake::accept::accept_event;
 use billhook_core::intake::inbox::{EventSource, NewEvent};
 use billhook_core::intake::ports::{RecordEvent, SendMessage};
 use billhook_core::ports::Clock;
-use billhook_core::provider::stripe::event::StripeEvent;
+use billhook_core::provider::envelope::EventEnvelope;
+use billhook_core::provider::read_envelope;
+use billhook_core::provider::signature::{FetchedEvent, Verified};
 use billhook_core::tasks::checkpoint::{Checkpoint, RECONCILE_JOB, reconcile_cursor_key};
 use billhook_core::tasks::ports::{
     CheckpointSaveResult, CheckpointStore, FindKnownEvents, ListAccounts, ListEvents,
@@ -261,9 +263,9 @@ where
                 Err(ListEventsError::Refused(cause)) => break Err(AccountError::Refused(cause)),
                 Err(error) => break Err(AccountError::Failed(error_chain(&error))),
             };
-            did.events += page.bodies.len();
+            did.events += page.events.len();
             match self
-                .accept_page(account, &checkpoint, &page.bodies, did)
+                .accept_page(account, &checkpoint, &page.events, did)
                 .await
             {
                 Ok(Some(last)) => span.after = Some(last.to_string()),
@@ -307,18 +309,16 @@ where
         &self,
         account: Option<&AccountId>,
         checkpoint: &Checkpoint,
-        bodies: &[String],
+        events: &[FetchedEvent],
         did: &mut AccountProgress,
     ) -> Result<Option<EventId>, AccountError> {
         let mut last = None;
-        let mut listed: BTreeMap<EventId, (&str, StripeEvent)> = BTreeMap::new();
-        for body in bodies {
-            match StripeEvent::parse(body.as_bytes()) {
-                Ok(mut event) => {
-                    // The account is the one that we asked about, not what the body says (tenant isolation).
-                    event.account = account.cloned();
-                    last = Some(event.id.clone());
-                    listed.insert(event.id.clone(), (body, event));
+        let mut listed: BTreeMap<EventId, (Verified<'_>, EventEnvelope)> = BTreeMap::new();
+        for event in events {
+            match read_envelope(ProviderId::Stripe, &event.verified()) {
+                Ok(envelope) => {
+                    last = Some(envelope.id.clone());
+                    listed.insert(envelope.id.clone(), (event.verified(), envelope));
                 }
                 Err(error) => {
                     did.failed += 1;
@@ -337,7 +337,7 @@ where
         let known = self.inbox.known_events(&ids).await?;
         listed.retain(|id, _| !known.contains(id));
         let taken: Vec<Result<MissingEvent, DependencyError>> = stream::iter(listed.into_values())
-            .map(|(body, event)| self.accept_missing(account, checkpoint, body, event))
+            .map(|(body, envelope)| self.accept_missing(account, checkpoint, body, envelope))
             .buffer_unordered(EVENTS_AT_ONCE)
             .collect()
             .await;
@@ -353,27 +353,27 @@ where
         &self,
         account: Option<&AccountId>,
         checkpoint: &Checkpoint,
-        body: &str,
-        event: StripeEvent,
+        body: Verified<'_>,
+        envelope: EventEnvelope,
     ) -> Result<MissingEvent, DependencyError> {
         let now = self.clock.now();
         let new = NewEvent {
             source: EventSource::Reconcile,
-            envelope: event.envelope(),
-            raw_body: body.as_bytes(),
+            envelope,
+            body,
             correlation_id: CorrelationId(self.clock.new_id()),
             received_at: now,
         };
         accept_event(&self.inbox, &self.queue, &self.clock, &new).await?;
-        let is_gap = is_event_gap(checkpoint, event.created(), now);
+        let is_gap = is_event_gap(checkpoint, new.envelope.created_at, now);
         tracing::warn!(
             correlation_id = %new.correlation_id,
-            event_id = %event.id,
-            event_type = %event.event_type,
+            event_id = %new.envelope.id,
+            event_type = %new.envelope.event_type,
             account = account_name(account),
             is_gap,
             "event_reconciled {} of {} correlation_id={}",
-            event.id,
+            new.envelope.id,
             account_name(account),
             new.correlation_id
         );

@@ -89,7 +89,6 @@ impl ListEvents for StripePayments {
         types: &[&str],
         span: &ListingSpan,
     ) -> Result<EventsPage, ListEventsError> {
-        let account = account.map(AccountId::as_str);
         let after = span.after.as_deref();
         let page = self
             .0

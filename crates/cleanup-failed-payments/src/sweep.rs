@@ -9,13 +9,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use billhook_adapters::metrics;
 use billhook_core::error::{DependencyError, error_chain};
-use billhook_core::ids::{EventId, ProviderId};
+use billhook_core::ids::{EventId, PerProvider, ProviderId};
 use billhook_core::intake::inbox::{EventRecord, EventSource};
 use billhook_core::intake::message::EventPointer;
 use billhook_core::intake::ports::SendMessage;
 use billhook_core::outcome::{EventOutcome, EventVerdict, IgnoreReason};
 use billhook_core::ports::Clock;
-use billhook_core::provider::interpret::interpret;
+use billhook_core::provider::interpret;
 use billhook_core::retry::Disposition;
 use billhook_core::tasks::checkpoint::{Checkpoint, SWEEP_JOB};
 use billhook_core::tasks::ports::{
@@ -41,13 +41,17 @@ const PAYLOADS_AT_ONCE: usize = 10;
 const ACTIONS_AT_ONCE: usize = 8;
 /// Passes of one run: the rest of an interrupted one, then one up to now.
 const PASSES_MAX: u32 = 2;
-/// The parts of a pass, in this order. `failed` is not one of them: such an event needs manual action.
-const LANES: [(ProviderId, EventOutcome); 4] = [
-    (ProviderId::Stripe, EventOutcome::Pending),
-    (ProviderId::Stripe, EventOutcome::Parked),
-    (ProviderId::Lob, EventOutcome::Pending),
-    (ProviderId::Lob, EventOutcome::Parked),
-];
+/// The outcomes that the sweep retries. `failed` is not one of them: such an event needs manual action.
+const OUTCOMES: [EventOutcome; 2] = [EventOutcome::Pending, EventOutcome::Parked];
+
+/// A part of a pass: the unfinished events of one provider with one outcome.
+type SweepLane = (ProviderId, EventOutcome);
+
+/// Every lane, in the order of a pass.
+fn sweep_lanes() -> impl Iterator<Item = SweepLane> {
+    let lanes = |provider: &ProviderId| OUTCOMES.map(|outcome| (*provider, outcome));
+    ProviderId::ALL.iter().flat_map(lanes)
+}
 
 /// The result of a run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -75,10 +79,8 @@ pub struct SweepSummary {
 /// The task with its ports.
 #[derive(Debug)]
 pub struct SweepTask<L, Q, J, C> {
-    /// The ledger over Stripe's events.
-    pub stripe: L,
-    /// The ledger over Lob's events.
-    pub lob: L,
+    /// Each over the events of its provider.
+    pub ledgers: PerProvider<L>,
     pub queue: Q,
     pub jobs: J,
     pub clock: C,
@@ -89,22 +91,25 @@ pub struct SweepTask<L, Q, J, C> {
 /// The place of a pass: a lane, and the last event of it that was handled. Stored as text in the checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct SweepPosition {
-    lane: (ProviderId, EventOutcome),
+    lane: SweepLane,
     after: Option<UnfinishedEvent>,
 }
 
 impl SweepPosition {
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "checked by the compiler, in a constant"
+    )]
     const FIRST: Self = Self {
-        lane: LANES[0],
+        lane: (ProviderId::ALL[0], OUTCOMES[0]),
         after: None,
     };
 
     fn parse(text: &str) -> Option<Self> {
         let mut parts = text.splitn(4, '#');
         let (provider, outcome) = (parts.next()?, parts.next()?);
-        let lane = LANES
-            .into_iter()
-            .find(|lane| (lane.0.as_str(), lane.1.as_str()) == (provider, outcome))?;
+        let lane =
+            sweep_lanes().find(|lane| (lane.0.as_str(), lane.1.as_str()) == (provider, outcome))?;
         let after = match (parts.next(), parts.next()) {
             (Some(received_at), Some(id)) => Some(UnfinishedEvent {
                 id: EventId::parse(id).ok()?,
@@ -193,10 +198,8 @@ where
 
     async fn count_stuck(&self, summary: &mut SweepSummary) -> Result<(), TaskFailed> {
         let until = self.clock.now().before(STUCK_AFTER);
-        for provider in [ProviderId::Stripe, ProviderId::Lob] {
-            let count = self
-                .ledger(provider)
-                .count_unfinished(EventOutcome::Pending, until);
+        for (provider, ledger) in self.ledgers.iter() {
+            let count = ledger.count_unfinished(EventOutcome::Pending, until);
             let count = count.await.map_err(fail_task("count stuck events"))?;
             if count > 0 {
                 tracing::error!(
@@ -229,7 +232,7 @@ where
             until: moment(until_s).unwrap_or_else(|| self.clock.now()),
         };
         let first = place.lane;
-        for lane in LANES.into_iter().skip_while(|lane| *lane != first) {
+        for lane in sweep_lanes().skip_while(|lane| *lane != first) {
             if place.lane != lane {
                 *place = SweepPosition { lane, after: None };
             }
@@ -238,7 +241,7 @@ where
                     return Ok(PassEnd::Interrupted);
                 }
                 let until = window.until.before(FIRST_RETRY_AFTER);
-                let open = self.ledger(lane.0).unfinished_events(
+                let open = self.ledgers.of(lane.0).unfinished_events(
                     lane.1,
                     until,
                     place.after.as_ref(),
@@ -262,13 +265,6 @@ where
         Ok(PassEnd::Completed)
     }
 
-    fn ledger(&self, provider: ProviderId) -> &L {
-        match provider {
-            ProviderId::Stripe => &self.stripe,
-            ProviderId::Lob => &self.lob,
-        }
-    }
-
     /// Decides about the events that the index listed and does it. The index is only a hint: the rows are read again,
     /// consistently.
     async fn retry_or_give_up(
@@ -282,7 +278,7 @@ where
             return Ok(());
         }
         let (mut sending, mut asking, mut giving_up) = (Vec::new(), BTreeMap::new(), Vec::new());
-        for (stored, reason) in self.ledger(provider).load_with_reasons(&ids).await? {
+        for (stored, reason) in self.ledgers.of(provider).load_with_reasons(&ids).await? {
             let Some(received_at) = stored.received_at.filter(|_| !stored.processed) else {
                 continue;
             };
@@ -374,7 +370,7 @@ where
         provider: ProviderId,
         mut asking: BTreeMap<EventId, EventRecord>,
     ) -> Result<Vec<EventRecord>, DependencyError> {
-        let ledger = self.ledger(provider);
+        let ledger = self.ledgers.of(provider);
         let mut by_payment: BTreeMap<PaymentKey, Vec<EventRecord>> = BTreeMap::new();
         let mut linked = Vec::new();
         let ids: Vec<EventId> = asking.keys().cloned().collect();
@@ -445,7 +441,7 @@ where
             payments: Vec::new(),
             now: self.clock.now(),
         };
-        match self.ledger(provider).commit(provider, &[commit]).await {
+        match self.ledgers.of(provider).commit(provider, &[commit]).await {
             Ok(()) => {
                 let word = reason.as_str();
                 tracing::info!(

@@ -9,13 +9,12 @@ use billhook_core::entity::{Entity, EntityFacts, EntityKey};
 use billhook_core::error::DependencyError;
 use billhook_core::ids::{CheckoutSessionId, OrderId, PaymentIntentId};
 use billhook_core::ports::Clock;
-use billhook_core::provider::stripe::event::StripeEvent;
-use billhook_core::provider::stripe::payments::read_payment_facts;
 use billhook_core::provider::stripe::types::{IntentStatus, SessionStatus};
 use billhook_core::tasks::checkpoint::{CLEANUP_JOB, Checkpoint};
 use billhook_core::tasks::cleanup::CancellablePayment;
 use billhook_core::tasks::ports::PaymentsAtStripe;
 use billhook_core::time::Timestamp;
+use billhook_testkit::events::payment_facts;
 use billhook_testkit::events::{intent_failed, intent_is, intent_succeeded};
 use billhook_testkit::memory::{self, Fault, FixedClock, MemoryStripe, MemoryTables};
 use cleanup_failed_payments::TaskInput;
@@ -31,10 +30,7 @@ fn at(second: i64) -> Timestamp {
 fn facts(events: &[Value]) -> EntityFacts {
     let mut facts = EntityFacts::default();
     for event in events {
-        let event = StripeEvent::parse(event.to_string().as_bytes()).unwrap();
-        facts
-            .payment
-            .merge(read_payment_facts(&event).unwrap().unwrap());
+        facts.payment.merge(payment_facts(event));
     }
     facts
 }

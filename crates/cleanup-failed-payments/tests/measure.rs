@@ -10,9 +10,8 @@ use billhook_core::entity::merge::Merge as _;
 use billhook_core::entity::{Entity, EntityFacts, EntityKey};
 use billhook_core::ids::OrderId;
 use billhook_core::ports::Clock as _;
-use billhook_core::provider::stripe::event::StripeEvent;
-use billhook_core::provider::stripe::payments::read_payment_facts;
 use billhook_testkit::events::intent_failed;
+use billhook_testkit::events::payment_facts;
 use billhook_testkit::memory::{self, MemoryTables};
 use billhook_testkit::stripe::{Config, LocalStripe};
 use cleanup_failed_payments::cleanup::{CleanupOptions, CleanupTask};
@@ -32,11 +31,8 @@ fn stale(id: &str) -> Entity {
         named,
         "ch_1",
     );
-    let event = StripeEvent::parse(event.to_string().as_bytes()).unwrap();
     let mut facts = EntityFacts::default();
-    facts
-        .payment
-        .merge(read_payment_facts(&event).unwrap().unwrap());
+    facts.payment.merge(payment_facts(&event));
     let mut row = Entity {
         version: 1,
         ..memory::entity(EntityKey::Order(OrderId::parse(id).unwrap()))

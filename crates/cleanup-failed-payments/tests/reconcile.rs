@@ -7,10 +7,10 @@ use std::sync::atomic::Ordering;
 
 use billhook_core::ids::{AccountId, EventId, ProviderId, TenantId};
 use billhook_core::outcome::EventOutcome;
-use billhook_core::provider::read_envelope;
-use billhook_core::provider::stripe::types::HANDLED_TYPES;
+use billhook_core::provider::stripe::event_types::HANDLED_TYPES;
 use billhook_core::tasks::checkpoint::{Checkpoint, RECONCILE_JOB, reconcile_cursor_key};
 use billhook_core::time::Timestamp;
+use billhook_testkit::events::envelope;
 use billhook_testkit::events::{from_account, stripe};
 use billhook_testkit::memory::{Fault, FixedClock, MemoryQueue, MemoryStripe, MemoryTables};
 use cleanup_failed_payments::reconcile::{ReconcileSummary, ReconcileTask};
@@ -162,8 +162,8 @@ async fn a_missing_event_comes_in_as_if_it_had_been_delivered() {
         // The same group as a delivery's.
         let mut delivered: Value = serde_json::from_slice(&row.payload).unwrap();
         delivered["account"] = json!(of);
-        let delivered = read_envelope(ProviderId::Stripe, delivered.to_string().as_bytes());
-        assert_eq!(row.stored.group, delivered.unwrap().group, "{id}");
+        let delivered = envelope(ProviderId::Stripe, delivered.to_string().as_bytes());
+        assert_eq!(row.stored.group, delivered.group, "{id}");
     }
     let sent = world.queue.sent.lock().unwrap();
     assert_eq!(sent.len(), 3);

@@ -6,16 +6,16 @@ use std::sync::Arc;
 
 use billhook_core::entity::EntityKey;
 use billhook_core::error::DependencyError;
-use billhook_core::ids::{CorrelationId, EventId, OrderId, ProviderId};
-use billhook_core::intake::inbox::NewEvent;
+use billhook_core::ids::{CorrelationId, EventId, OrderId, PerProvider, ProviderId};
 use billhook_core::intake::ports::{RecordEvent as _, SendMessage};
 use billhook_core::outcome::EventOutcome;
-use billhook_core::provider::read_envelope;
 use billhook_core::retry::Disposition;
 use billhook_core::tasks::checkpoint::{Checkpoint, SWEEP_JOB};
 use billhook_core::time::Timestamp;
 use billhook_core::worker::ports::PaymentRow;
-use billhook_testkit::events::{charge_refunded, from_account, intent_succeeded, letter};
+use billhook_testkit::events::{
+    charge_refunded, from_account, intent_succeeded, letter, new_event,
+};
 use billhook_testkit::memory::{EventRow, Fault, FixedClock, MemoryQueue, MemoryTables};
 use cleanup_failed_payments::sweep::{SweepSummary, SweepTask};
 use serde_json::{Value, json};
@@ -30,8 +30,7 @@ fn at(second: i64) -> Timestamp {
 
 #[derive(Default)]
 struct World {
-    stripe: MemoryTables,
-    lob: MemoryTables,
+    tables: PerProvider<MemoryTables>,
     queue: MemoryQueue,
 }
 
@@ -39,14 +38,9 @@ impl World {
     /// Takes an event in at `second`, as ingress does, and parks it for a reason.
     async fn open(&self, provider: ProviderId, body: Value, second: i64, reason: Option<&str>) {
         let raw_body = body.to_string().into_bytes();
-        let new = NewEvent {
-            source: provider.into(),
-            envelope: read_envelope(provider, &raw_body).unwrap(),
-            raw_body: &raw_body,
-            correlation_id: CorrelationId::parse("01930000-0000-7000-8000-000000000001").unwrap(),
-            received_at: at(second),
-        };
-        let tables = self.tables(provider);
+        let correlation_id = CorrelationId::parse("01930000-0000-7000-8000-000000000001").unwrap();
+        let new = new_event(provider, &raw_body, correlation_id, at(second));
+        let tables = self.tables.of(provider);
         (&tables).record(&new).await.unwrap();
         if reason.is_some() {
             let mut events = tables.events.lock().unwrap();
@@ -68,11 +62,8 @@ impl World {
             .await;
     }
 
-    fn tables(&self, provider: ProviderId) -> &MemoryTables {
-        match provider {
-            ProviderId::Stripe => &self.stripe,
-            ProviderId::Lob => &self.lob,
-        }
+    fn stripe(&self) -> &MemoryTables {
+        self.tables.of(ProviderId::Stripe)
     }
 
     fn sweep<'a>(
@@ -80,10 +71,9 @@ impl World {
         clock: &'a FixedClock,
     ) -> SweepTask<&'a MemoryTables, &'a MemoryQueue, &'a MemoryTables, &'a FixedClock> {
         SweepTask {
-            stripe: &self.stripe,
-            lob: &self.lob,
+            ledgers: PerProvider::new(|provider| self.tables.of(provider)),
             queue: &self.queue,
-            jobs: &self.stripe,
+            jobs: self.stripe(),
             clock,
             live_mode: false,
         }
@@ -125,7 +115,7 @@ async fn a_lost_message_is_sent_again_as_another_one_in_its_group() {
             ..SweepSummary::default()
         }
     );
-    let stored = world.stripe.events.lock().unwrap()[&EventId::parse("evt_1").unwrap()]
+    let stored = world.stripe().events.lock().unwrap()[&EventId::parse("evt_1").unwrap()]
         .stored
         .clone();
     let sent = world.queue.sent.lock().unwrap().clone();
@@ -225,7 +215,7 @@ async fn what_can_come_right_is_sent_and_what_a_person_has_to_mend_is_left() {
             "cross_tenant",
         ),
     ] {
-        let events = world.tables(provider).events.lock().unwrap();
+        let events = world.tables.of(provider).events.lock().unwrap();
         let row = &events[&EventId::parse(id).unwrap()];
         assert_eq!(
             (row.stored.outcome, row.error.as_deref()),
@@ -244,18 +234,18 @@ async fn an_unlinked_event_is_sent_only_once_something_bears_its_payment() {
     let key = EntityKey::Order(OrderId::parse("ord_1").unwrap());
     // By an index, or by its payments row: of its own account only.
     world
-        .stripe
+        .stripe()
         .stale
         .lock()
         .unwrap()
         .insert("pi_1".to_owned(), key.clone());
     assert_eq!(world.run(20 * MINUTE).await.sent, 1);
-    world.stripe.stale.lock().unwrap().clear();
+    world.stripe().stale.lock().unwrap().clear();
     let linked = PaymentRow {
         entity: Some(key),
         ..PaymentRow::default()
     };
-    let rows = &world.stripe.payments;
+    let rows = &world.stripe().payments;
     rows.lock()
         .unwrap()
         .insert("acct_1#pi_1".to_owned(), linked.clone());
@@ -272,7 +262,7 @@ async fn an_unlinked_event_is_given_up_after_four_days() {
     world.unlinked("evt_refund", 0).await;
     assert_eq!(world.run(4 * DAY - 1).await.ignored, 0);
     assert_eq!(world.run(4 * DAY).await.ignored, 1);
-    let events = world.stripe.events.lock().unwrap();
+    let events = world.stripe().events.lock().unwrap();
     let row = &events[&EventId::parse("evt_refund").unwrap()];
     assert_eq!(row.error.as_deref(), Some("never_linked"));
     assert!(row.stored.processed);
@@ -307,7 +297,7 @@ async fn a_run_that_is_cut_is_continued_and_nothing_is_looked_at_twice_or_missed
         let begun = DAY + run * 60;
         let clock = Arc::new(FixedClock::at(at(begun)));
         let mut calls = 0;
-        world.stripe.hook.set({
+        world.stripe().hook.set({
             let clock = clock.clone();
             move || {
                 calls += 1;
@@ -320,7 +310,7 @@ async fn a_run_that_is_cut_is_continued_and_nothing_is_looked_at_twice_or_missed
         messages.push(summary.sent);
         seen.extend(world.sent());
         assert_eq!(summary.completed, run == 5);
-        let progress = world.stripe.jobs.lock().unwrap()[SWEEP_JOB].clone();
+        let progress = world.stripe().jobs.lock().unwrap()[SWEEP_JOB].clone();
         assert_eq!(progress.resume_at.is_none(), run == 5);
     }
     assert!(messages[0] < 350, "it was never cut");
@@ -378,7 +368,7 @@ async fn a_message_that_no_queue_takes_holds_up_no_other() {
     let bad = "a group with spaces";
     let set = |row: &mut EventRow| row.stored.group = bad.to_owned();
     world
-        .stripe
+        .stripe()
         .events
         .lock()
         .unwrap()
@@ -386,10 +376,9 @@ async fn a_message_that_no_queue_takes_holds_up_no_other() {
         .and_modify(set);
     let clock = FixedClock::at(at(10 * MINUTE));
     let sweep = SweepTask {
-        stripe: &world.stripe,
-        lob: &world.lob,
+        ledgers: PerProvider::new(|provider| world.tables.of(provider)),
         queue: Picky(&world.queue, bad),
-        jobs: &world.stripe,
+        jobs: world.stripe(),
         clock: &clock,
         live_mode: false,
     };
@@ -403,7 +392,7 @@ async fn a_message_that_no_queue_takes_holds_up_no_other() {
 async fn a_run_that_another_one_overtook_keeps_nothing() {
     let world = World::default();
     world.paid("evt_1", 0, None).await;
-    let tables = &world.stripe;
+    let tables = world.stripe();
     let overtaken = Checkpoint::completed_through(T + 11 * MINUTE);
     // Between this run's reading and its keeping.
     let faster: fn(&MemoryTables, &Checkpoint) = |tables, done| {
@@ -427,8 +416,10 @@ async fn a_run_that_another_one_overtook_keeps_nothing() {
         }
     });
     let sweep = SweepTask {
-        stripe: tables,
-        lob: &world.lob,
+        ledgers: PerProvider::new(|provider| match provider {
+            ProviderId::Stripe => tables,
+            other => world.tables.of(other),
+        }),
         queue: &world.queue,
         jobs: &*jobs,
         clock: &clock,
@@ -451,7 +442,7 @@ async fn an_unlinked_event_of_an_account_is_asked_about_as_the_accounts() {
         entity: Some(key),
         ..PaymentRow::default()
     };
-    let rows = &world.stripe.payments;
+    let rows = &world.stripe().payments;
     rows.lock()
         .unwrap()
         .insert("acct_1#pi_1".to_owned(), linked);

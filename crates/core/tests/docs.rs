@@ -8,17 +8,16 @@ use billhook_core::entity::mail::facts::{MailFacts, MailStage, PieceFacts};
 use billhook_core::entity::merge::{FactSource, MaxRegister, Merge as _, SeenInterval};
 use billhook_core::entity::payment::derive::{DerivedPayment, derive_payment};
 use billhook_core::entity::payment::facts::PaymentFacts;
-use billhook_core::ids::{EventId, PieceId};
+use billhook_core::ids::{EventId, PieceId, ProviderId};
 use billhook_core::intake::inbox::{EventRecord, RedeliveryAction};
 use billhook_core::money::{Currency, Money};
 use billhook_core::outcome::{EventOutcome, IgnoreReason, ParkReason};
+use billhook_core::provider::catalogue;
 use billhook_core::provider::signature::SignatureFailure;
-use billhook_core::provider::stripe::account::read_account_facts;
-use billhook_core::provider::stripe::event::StripeEvent;
-use billhook_core::provider::stripe::payments::read_payment_facts;
-use billhook_core::provider::stripe::types::HANDLED_TYPES;
+use billhook_core::provider::stripe::event_types::HANDLED_TYPES;
 use billhook_core::tasks::cleanup::cancellation_fact;
 use billhook_core::time::Timestamp;
+use billhook_testkit::events::payment_facts;
 use billhook_testkit::events::{
     charge_refunded, dispute, intent_failed, intent_is, intent_succeeded, refund, stripe,
 };
@@ -79,8 +78,7 @@ fn due() -> Option<Money> {
 fn facts(events: &[Value]) -> PaymentFacts {
     let mut facts = PaymentFacts::default();
     for event in events {
-        let event = StripeEvent::parse(event.to_string().as_bytes()).unwrap();
-        facts.merge(read_payment_facts(&event).unwrap().unwrap());
+        facts.merge(payment_facts(event));
     }
     facts
 }
@@ -96,16 +94,14 @@ fn given_up(mut facts: PaymentFacts) -> PaymentFacts {
 
 #[test]
 fn the_types_with_a_meaning_are_those_of_the_table() {
-    let meant: Vec<String> = HANDLED_TYPES
-        .iter()
-        .filter(|kind| {
-            let event = stripe("evt_1", kind, T, json!({})).to_string();
-            let event = StripeEvent::parse(event.as_bytes()).unwrap();
-            read_payment_facts(&event).is_some() || read_account_facts(&event).is_some()
-        })
-        .map(|kind| code(kind))
-        .collect();
-    assert_eq!(words("### Stripe"), meant);
+    for provider in ProviderId::ALL {
+        let rows = catalogue(*provider).into_iter();
+        let meant: Vec<Vec<String>> = rows
+            .map(|entry| vec![code(entry.event_type), entry.meaning.to_owned()])
+            .collect();
+        let heading = format!("### {}", provider.title());
+        assert_eq!(table(&heading), meant, "{heading}: run `make catalogue`");
+    }
 }
 
 #[test]

@@ -5,9 +5,8 @@ use billhook_core::entity::merge::Merge as _;
 use billhook_core::entity::schema::GuardedColumns;
 use billhook_core::entity::{Entity, EntityFacts, EntityKey, EntityUpdate};
 use billhook_core::ids::{OrderId, UserId};
-use billhook_core::provider::stripe::event::StripeEvent;
-use billhook_core::provider::stripe::payments::read_payment_facts;
 use billhook_core::time::Timestamp;
+use billhook_testkit::events::payment_facts;
 use billhook_testkit::events::{
     dispute, intent_failed, intent_succeeded, refund, session_completed,
 };
@@ -27,8 +26,7 @@ fn order() -> Entity {
 fn facts(events: &[&Value]) -> EntityFacts {
     let mut facts = EntityFacts::default();
     for event in events {
-        let event = StripeEvent::parse(event.to_string().as_bytes()).unwrap();
-        let payment = read_payment_facts(&event).unwrap().unwrap();
+        let payment = payment_facts(event);
         facts.merge(EntityFacts {
             payment,
             ..EntityFacts::default()

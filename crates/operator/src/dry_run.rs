@@ -227,8 +227,7 @@ mod tests {
     use billhook_core::money::{Currency, Money};
 
     use super::*;
-    use billhook_core::provider::stripe::event::StripeEvent;
-    use billhook_core::provider::stripe::payments::read_payment_facts;
+    use billhook_testkit::events::{intent_succeeded, payment_facts};
 
     fn change(column: &str, before: Value, after: Value) -> ColumnChange {
         ColumnChange {
@@ -240,10 +239,8 @@ mod tests {
 
     #[test]
     fn a_payment_changes_columns_and_its_repetition_changes_none() {
-        let event = br#"{"id":"evt_1","type":"payment_intent.succeeded","created":1781000000,"data":{"object":{"id":"pi_1",
-            "object":"payment_intent","amount_received":4200,"currency":"usd"}}}"#;
-        let event = StripeEvent::parse(event).unwrap();
-        let payment = read_payment_facts(&event).unwrap().unwrap();
+        let event = intent_succeeded("evt_1", 1_781_000_000, "pi_1", serde_json::json!({}), 4200);
+        let payment = payment_facts(&event);
         let paid = EntityFacts {
             payment,
             ..EntityFacts::default()

@@ -12,6 +12,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::provider_argument::provider_parser;
 use crate::row_json::read_text;
 use crate::time_argument::TimeArgument;
 
@@ -21,8 +22,8 @@ const DEFAULT_SPAN: Duration = Duration::from_hours(7 * 24);
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct EventFilter {
     /// Only events of this provider
-    #[arg(long, value_parser = ["stripe", "lob"])]
-    provider: Option<String>,
+    #[arg(long, value_parser = provider_parser())]
+    provider: Option<ProviderId>,
     /// Only events of this type; a trailing * matches any ending, for example `charge.*`; may be repeated
     #[arg(long = "type", value_name = "TYPE")]
     types: Vec<String>,
@@ -122,7 +123,7 @@ impl EventFilter {
     pub(crate) fn resolve(self, ids: Vec<EventId>, now: Timestamp) -> EventSelection {
         EventSelection {
             ids,
-            provider: self.provider,
+            provider: self.provider.map(|provider| provider.to_string()),
             types: self.types,
             outcome: self.outcome,
             error: self.error,
@@ -138,7 +139,7 @@ impl EventFilter {
 impl EventSelection {
     pub(crate) fn parked_for(account: &AccountId, reason: ParkReason, now: Timestamp) -> Self {
         let filter = EventFilter {
-            provider: Some(ProviderId::Stripe.to_string()),
+            provider: Some(ProviderId::Stripe),
             outcome: vec![EventOutcome::Parked.to_string()],
             error: Some(reason.as_str().to_owned()),
             account: Some(account.to_string()),
@@ -148,8 +149,9 @@ impl EventSelection {
     }
 
     pub(crate) fn providers(&self) -> Vec<ProviderId> {
-        [ProviderId::Stripe, ProviderId::Lob]
-            .into_iter()
+        ProviderId::ALL
+            .iter()
+            .copied()
             .filter(|provider| {
                 self.provider
                     .as_deref()

@@ -27,13 +27,13 @@ pub(crate) async fn list_events(
     Ok(found)
 }
 
-/// Reads an event by id. An id does not tell its provider: Stripe's and Lob's both begin with `evt_`.
+/// Reads an event by id. An id does not always tell its provider: Stripe's and Lob's both begin with `evt_`.
 pub(crate) async fn find_event(
     session: &StackSession,
     id: &EventId,
 ) -> Result<(EventsTable, Item)> {
-    for provider in [ProviderId::Stripe, ProviderId::Lob] {
-        let events = session.events_table(provider)?;
+    for provider in ProviderId::ALL {
+        let events = session.events_table(*provider)?;
         if let Some(item) = events.get_item(id).await? {
             return Ok((events, item));
         }
@@ -56,8 +56,8 @@ pub(crate) async fn load_selected_events(
         return list_events(session, selection, usize::MAX).await;
     }
     let mut found = Vec::new();
-    for provider in [ProviderId::Stripe, ProviderId::Lob] {
-        let table = session.events_table(provider)?;
+    for provider in ProviderId::ALL {
+        let table = session.events_table(*provider)?;
         found.extend(table.get_summaries(&selection.ids).await?);
     }
     for id in &selection.ids {

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, bail};
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::sqs::EventQueues;
 use billhook_core::error::error_chain;
-use billhook_core::ids::{CorrelationId, ProviderId};
+use billhook_core::ids::{CorrelationId, PerProvider};
 use billhook_core::intake::message::EventPointer;
 use billhook_core::intake::ports::SendMessage as _;
 use billhook_core::ports::{Clock as _, Pause as _};
@@ -145,10 +145,7 @@ pub(crate) async fn run_replay_job(
     interrupted: impl Future<Output = ()>,
 ) -> Result<()> {
     let (id, queues) = (job.id()?, session.queues()?);
-    let stores = [
-        session.events_table(ProviderId::Stripe)?,
-        session.events_table(ProviderId::Lob)?,
-    ];
+    let stores = PerProvider::try_new(|provider| session.events_table(provider))?;
     let resume_command = format!(
         "billhook --stack {} replay --resume {id}",
         session.stack.name
@@ -162,14 +159,9 @@ pub(crate) async fn run_replay_job(
     ));
     let steps = plan.to_send.len().div_ceil(STEP_EVENTS);
     for (step, number) in plan.to_send.chunks(STEP_EVENTS).zip(1..) {
-        let sending = step.iter().map(|event| {
-            let [stripe, lob] = &stores;
-            let store = match event.provider {
-                ProviderId::Stripe => stripe,
-                ProviderId::Lob => lob,
-            };
-            resend_event(store, &queues, event, id, &job.audit)
-        });
+        let sending = step
+            .iter()
+            .map(|event| resend_event(stores.of(event.provider), &queues, event, id, &job.audit));
         for sent in join_all(sending).await {
             match sent
                 .with_context(|| format!("the replay stopped; continue with: {resume_command}"))?
@@ -291,7 +283,7 @@ mod tests {
                 string_value(if processed { "processed" } else { "failed" }),
             ),
         ]);
-        EventSummary::from_item(ProviderId::Stripe, &item).unwrap()
+        EventSummary::from_item(billhook_core::ids::ProviderId::Stripe, &item).unwrap()
     }
 
     #[test]

@@ -1,62 +1,63 @@
-//! Sample events of both providers for test deliveries, taken from `events/payloads`, with a new id and the current
-//! time.
+//! Sample events of all providers for test deliveries, taken from `events/payloads`, with a new id and the current time.
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use billhook_adapters::clock::SystemClock;
 use billhook_core::ids::ProviderId;
 use billhook_core::ports::Clock as _;
+use billhook_core::provider::interpret::TimeForm;
+use billhook_core::provider::{catalogue, event_fields};
 use billhook_core::time::Timestamp;
 use serde_json::{Value, json};
 
-macro_rules! samples {
-    ($provider:literal: $($name:literal)*) => {
-        &[$(include_str!(concat!("../../../events/payloads/", $provider, "/", $name, ".json")),)*]
-    };
-}
-
-const STRIPE: &[&str] = samples!("stripe":
-    "checkout_session_completed_paid" "checkout_session_async_payment_succeeded"
-    "checkout_session_async_payment_failed" "checkout_session_expired" "payment_intent_processing"
-    "payment_intent_succeeded" "payment_intent_payment_failed" "payment_intent_canceled" "charge_refunded_full"
-    "refund_created" "refund_updated" "refund_failed" "charge_dispute_created" "charge_dispute_closed_lost"
-    "charge_dispute_funds_withdrawn" "charge_dispute_funds_reinstated" "connect_account_updated"
-    "connect_account_application_authorized" "connect_account_application_deauthorized");
-const LOB: &[&str] = samples!("lob":
-    "letter_created" "letter_rendered_pdf" "letter_rendered_thumbnails" "letter_mailed" "letter_in_transit"
-    "letter_in_local_area" "letter_processed_for_delivery" "letter_delivered" "letter_returned_to_sender"
-    "letter_re-routed" "letter_failed" "letter_deleted" "letter_viewed" "postcard_created" "postcard_delivered");
+/// Every file of `events/payloads`: its provider, its name without its ending, and its text.
+const FILES: &[(&str, &str, &str)] = include!(concat!(env!("OUT_DIR"), "/samples.rs"));
 
 /// An event of a type that no worker handles: its id and its body.
 pub(crate) fn build_test_event(provider: ProviderId, event_type: &str) -> Result<(String, String)> {
     let known = load_samples(provider);
     let (_, sample) = known.first().context("there are no samples")?;
-    let id = format!("evt_{}", SystemClock.new_id().simple());
-    let member = match provider {
-        ProviderId::Stripe => "type",
-        ProviderId::Lob => "event_type.id",
-    };
-    let set = format!("{member}={event_type}");
+    let id = new_event_id(provider);
+    let set = format!("{}={event_type}", event_fields(provider).event_type);
     let body = build_sample_body(provider, sample, &id, SystemClock.now(), &[set])?;
     Ok((id, body))
 }
 
+pub(crate) fn new_event_id(provider: ProviderId) -> String {
+    provider.new_event_id(SystemClock.new_id()).to_string()
+}
+
+/// One sample of each type, with its type: first the types of the catalogue, then those that are ignored.
 pub(crate) fn load_samples(provider: ProviderId) -> Vec<(String, Value)> {
-    let texts = match provider {
-        ProviderId::Stripe => STRIPE,
-        ProviderId::Lob => LOB,
+    let own = FILES.iter().filter(|(of, ..)| *of == provider.as_str());
+    let parsed = own.filter_map(|(_, name, text)| {
+        let sample: Value = serde_json::from_str(text).ok()?;
+        Some((*name, sample))
+    });
+    let files: Vec<(&str, Value)> = parsed.collect();
+    let path = event_fields(provider).event_type;
+    let type_of = |sample: &Value| {
+        let pointer = format!("/{}", path.replace('.', "/"));
+        sample.pointer(&pointer)?.as_str().map(str::to_owned)
     };
-    let parsed = texts
-        .iter()
-        .filter_map(|text| serde_json::from_str(text).ok());
-    parsed
-        .filter_map(|sample: Value| {
-            let name = match provider {
-                ProviderId::Stripe => sample.get("type")?.as_str()?,
-                ProviderId::Lob => sample.get("event_type")?.get("id")?.as_str()?,
-            };
-            Some((name.to_owned(), sample))
-        })
-        .collect()
+    let mut samples: Vec<(String, Value)> = Vec::new();
+    for entry in catalogue(provider) {
+        let file = files.iter().find(|(name, _)| *name == entry.sample);
+        if let Some((_, sample)) = file {
+            let mut sample = sample.clone();
+            // A stage of Lob without a file of its own has that of a similar one.
+            if set_member(&mut sample, path, json!(entry.event_type)).is_ok() {
+                samples.push((entry.event_type.to_owned(), sample));
+            }
+        }
+    }
+    for (_, sample) in files {
+        if let Some(event_type) = type_of(&sample)
+            && !samples.iter().any(|(known, _)| *known == event_type)
+        {
+            samples.push((event_type, sample));
+        }
+    }
+    samples
 }
 
 pub(crate) fn build_sample_body(
@@ -67,11 +68,12 @@ pub(crate) fn build_sample_body(
     sets: &[String],
 ) -> Result<String> {
     let mut body = sample.clone();
-    let created = match provider {
-        ProviderId::Stripe => ("created", json!(now.unix_s())),
-        ProviderId::Lob => ("date_created", json!(now.to_string())),
+    let fields = event_fields(provider);
+    let created_at = match fields.time_form {
+        TimeForm::UnixSeconds => json!(now.unix_s()),
+        TimeForm::Rfc3339 => json!(now.to_string()),
     };
-    for (name, value) in [("id", json!(id)), created] {
+    for (name, value) in [(fields.id, json!(id)), (fields.created_at, created_at)] {
         set_member(&mut body, name, value)?;
     }
     for set in sets {
@@ -105,23 +107,27 @@ fn set_member(body: &mut Value, path: &str, value: Value) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use billhook_core::provider::read_envelope;
+    use billhook_testkit::events::envelope;
 
     fn now() -> Timestamp {
         Timestamp::from_unix_s(1_781_000_000).unwrap()
     }
 
     #[test]
-    fn every_sample_has_a_type_and_accepts_values() {
-        for (provider, texts) in [(ProviderId::Stripe, STRIPE), (ProviderId::Lob, LOB)] {
-            let known = load_samples(provider);
-            assert_eq!(known.len(), texts.len());
+    fn every_type_of_the_catalogue_has_a_sample_that_accepts_values() {
+        for provider in ProviderId::ALL {
+            let known = load_samples(*provider);
+            for entry in catalogue(*provider) {
+                let of = known.iter().filter(|(name, _)| name == entry.event_type);
+                assert_eq!(of.count(), 1, "{provider} {}", entry.event_type);
+            }
             for (name, sample) in &known {
-                let body = build_sample_body(provider, sample, "evt_new", now(), &[]).unwrap();
-                let envelope = read_envelope(provider, body.as_bytes()).unwrap();
+                let id = new_event_id(*provider);
+                let body = build_sample_body(*provider, sample, &id, now(), &[]).unwrap();
+                let envelope = envelope(*provider, body.as_bytes());
                 assert_eq!(
                     (envelope.id.as_str(), envelope.event_type.as_str()),
-                    ("evt_new", name.as_str())
+                    (id.as_str(), name.as_str())
                 );
             }
         }

@@ -10,8 +10,8 @@ use billhook_adapters::clock::SystemClock;
 use billhook_adapters::dynamodb::ledger::{DynamoLedger, TableNames};
 use billhook_adapters::secrets::{SecretsManager, load_document};
 use billhook_adapters::sqs::{EventQueues, FifoQueue};
-use billhook_core::endpoint::secret::SecretKind;
-use billhook_core::ids::ProviderId;
+use billhook_core::endpoint::secret::{SecretHolder, SecretKind};
+use billhook_core::ids::{PerProvider, ProviderId};
 use billhook_core::ports::Clock as _;
 use secrecy::SecretString;
 
@@ -92,12 +92,12 @@ impl StackSession {
         &self,
         provider: ProviderId,
     ) -> Result<Vec<SecretString>> {
-        let (keys, wanted): (&[&str], _) = match provider {
-            ProviderId::Stripe => (
-                &["StripePlatformWebhookSecretArn", "StripeWebhookSecretArn"],
-                SecretKind::StripeSigning,
-            ),
-            ProviderId::Lob => (&["AppSecretArn"], SecretKind::LobSigning),
+        let wanted = SecretKind::signing_of(provider);
+        let keys: &[&str] = match wanted.holder() {
+            SecretHolder::EndpointSecrets => {
+                &["StripePlatformWebhookSecretArn", "StripeWebhookSecretArn"]
+            }
+            SecretHolder::AppSecret => &["AppSecretArn"],
         };
         let now = SystemClock.now();
         let (mut current, mut replaced) = (Vec::new(), Vec::new());
@@ -119,13 +119,10 @@ impl StackSession {
     }
 
     pub(crate) fn events_table(&self, provider: ProviderId) -> Result<EventsTable> {
-        let output = match provider {
-            ProviderId::Stripe => "StripeEventsTable",
-            ProviderId::Lob => "LobEventsTable",
-        };
+        let output = format!("{}EventsTable", provider.title());
         Ok(EventsTable {
             client: self.dynamodb.clone(),
-            table: self.stack.output(output)?.to_owned(),
+            table: self.stack.output(&output)?.to_owned(),
             provider,
         })
     }
@@ -155,13 +152,11 @@ impl StackSession {
     }
 
     pub(crate) fn queues(&self) -> Result<EventQueues> {
-        let queue = |key| {
-            let url = self.stack.output(key)?.to_owned();
+        let queues = PerProvider::try_new(|provider| {
+            let output = format!("{}EventsQueueUrl", provider.title());
+            let url = self.stack.output(&output)?.to_owned();
             anyhow::Ok(FifoQueue::new(self.sqs.clone(), url))
-        };
-        Ok(EventQueues {
-            stripe: queue("StripeEventsQueueUrl")?,
-            lob: queue("LobEventsQueueUrl")?,
-        })
+        })?;
+        Ok(EventQueues(queues))
     }
 }

@@ -9,7 +9,7 @@ use billhook_adapters::stripe::{StripeClient, WebhookEndpoint};
 use billhook_core::endpoint::plan::EndpointTags;
 use billhook_core::endpoint::secret::SecretKind;
 use billhook_core::ports::Clock as _;
-use billhook_core::provider::stripe::types::HANDLED_TYPES;
+use billhook_core::provider::stripe::event_types::HANDLED_TYPES;
 
 use crate::session::StackSession;
 
@@ -79,7 +79,7 @@ pub(crate) async fn compare_endpoints(session: &StackSession) -> Result<Endpoint
 async fn list_stripe_endpoints(session: &StackSession) -> Result<Vec<WebhookEndpoint>> {
     let stack = &session.stack;
     let source = SecretSource {
-        variable: "AppSecretArn",
+        variable: "AppSecretArn".to_owned(),
         location: SecretLocation::Arn(stack.output("AppSecretArn")?.to_owned()),
     };
     let key = read_stripe_key(&session.secrets, &source, stack.is_live()).await?;

@@ -1,7 +1,80 @@
 //! Builders for webhook bodies of Stripe and Lob, reduced to what tests and the demonstration need. Bodies in their
 //! full shape are in `events/`; `sign` signs them.
 
+use std::time::Duration;
+
+use billhook_core::entity::payment::facts::PaymentFacts;
+use billhook_core::ids::{AccountId, CorrelationId, ProviderId};
+use billhook_core::intake::inbox::{EventSource, NewEvent};
+use billhook_core::provider::envelope::EventEnvelope;
+use billhook_core::provider::read_envelope;
+use billhook_core::provider::signature::{FetchedEvent, SigningKey, Verified};
+use billhook_core::provider::stripe::event::StripeEvent;
+use billhook_core::provider::stripe::event_types::{StripeFacts, read_facts};
+use billhook_core::provider::stripe::signature::parse_signature_header;
+use billhook_core::time::Timestamp;
 use serde_json::{Value, json};
+
+use crate::sign::sign_stripe;
+
+/// A body as it is after its verification: there is no other way to one, so this signs it and verifies that. The scheme
+/// of the signature does not matter for what follows.
+#[expect(clippy::expect_used, reason = "the signature is made here")]
+pub fn verified(body: &[u8]) -> Verified<'_> {
+    let now = Timestamp::from_unix_s(1_781_000_000).expect("a time");
+    let header = sign_stripe(body, "whsec_test", now.unix_s());
+    let signature = parse_signature_header(Some(&header)).expect("a header");
+    let keys: Vec<_> = SigningKey::from_value("test", "whsec_test")
+        .into_iter()
+        .collect();
+    let verified = signature.verify(body, &keys, now, Duration::ZERO);
+    verified.expect("a signature").0
+}
+
+/// The envelope of a delivered body.
+#[expect(clippy::expect_used, reason = "for bodies that are events")]
+pub fn envelope(provider: ProviderId, body: &[u8]) -> EventEnvelope {
+    read_envelope(provider, &verified(body)).expect("an event")
+}
+
+/// A delivered body, ready to be stored.
+pub fn new_event(
+    provider: ProviderId,
+    body: &[u8],
+    correlation_id: CorrelationId,
+    received_at: Timestamp,
+) -> NewEvent<'_> {
+    NewEvent {
+        source: EventSource::Delivery(provider),
+        envelope: envelope(provider, body),
+        body: verified(body),
+        correlation_id,
+        received_at,
+    }
+}
+
+/// An event as a list of Stripe's API has it.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the local Stripe stands for Stripe's API"
+)]
+pub fn fetched(body: String, account: Option<&AccountId>) -> FetchedEvent {
+    FetchedEvent::from_stripe_api(body, account.cloned())
+}
+
+/// The facts of a Stripe event about a payment.
+#[expect(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "for events that have such facts"
+)]
+pub fn payment_facts(event: &Value) -> PaymentFacts {
+    let event = StripeEvent::parse(event.to_string().as_bytes()).expect("an event");
+    match read_facts(&event) {
+        Some(StripeFacts::Payment(facts)) => facts.expect("facts"),
+        other => panic!("no facts about a payment: {other:?}"),
+    }
+}
 
 /// A Stripe event of the platform's own account around an object.
 pub fn stripe(id: &str, event_type: &str, created: i64, object: Value) -> Value {

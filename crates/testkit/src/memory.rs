@@ -39,6 +39,8 @@ use billhook_core::worker::ports::{
 use serde_json::Value;
 use uuid::Uuid;
 
+use crate::events::fetched;
+
 /// One page of the events with this outcome, as the index would return it.
 pub(crate) fn open_page<'a>(
     stored: impl Iterator<Item = &'a EventRecord>,
@@ -168,7 +170,7 @@ impl Pause for FixedClock {
 }
 
 /// Signing secrets without Secrets Manager.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct KnownKeys {
     /// The secrets in the cache.
     pub cached: SigningKeys,
@@ -348,7 +350,7 @@ impl RecordEvent for &MemoryTables {
         let mut events = lock(&self.events);
         let row = EventRow {
             stored: event.to_record(),
-            payload: event.raw_body.to_vec(),
+            payload: event.body.raw_body().to_vec(),
             error: None,
             attempts: 0,
         };
@@ -623,6 +625,7 @@ impl ListEvents for &MemoryStripe {
         types: &[&str],
         span: &ListingSpan,
     ) -> Result<EventsPage, ListEventsError> {
+        let asked = account;
         let account = account.map_or("", AccountId::as_str);
         let failed = |error: DependencyError| ListEventsError::Failed(error.doing);
         self.begin("events", types.first().unwrap_or(&""), account)
@@ -658,7 +661,11 @@ impl ListEvents for &MemoryStripe {
         let limit = self.page.load(Ordering::SeqCst).max(1);
         let page = listed.get(from..).unwrap_or_default();
         Ok(EventsPage {
-            bodies: page.iter().take(limit).map(ToString::to_string).collect(),
+            events: page
+                .iter()
+                .take(limit)
+                .map(|event| fetched(event.to_string(), asked))
+                .collect(),
             has_more: page.len() > limit,
         })
     }

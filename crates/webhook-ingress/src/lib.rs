@@ -8,27 +8,28 @@
 //! `billhook_core::intake::accept` stores and queues.
 
 use std::collections::BTreeMap;
+use std::str::FromStr as _;
 use std::time::Duration;
 
 use billhook_adapters::{metrics, telemetry};
 use billhook_core::error::error_chain;
-use billhook_core::ids::{CorrelationId, ProviderId};
+use billhook_core::ids::{CorrelationId, PerProvider, ProviderId};
 use billhook_core::intake::accept::{AcceptResult, accept_event};
-use billhook_core::intake::inbox::NewEvent;
+use billhook_core::intake::inbox::{EventSource, NewEvent};
 use billhook_core::intake::ports::{ReadSigningKeys, RecordEvent, SendMessage};
 use billhook_core::json::JsonError;
 use billhook_core::ports::Clock;
 use billhook_core::provider::envelope::EventEnvelope;
-use billhook_core::provider::lob::signature::parse_signature_headers;
-use billhook_core::provider::read_envelope;
-use billhook_core::provider::signature::{SignatureFailure, SigningKeys, UnverifiedSignature};
-use billhook_core::provider::stripe::signature::parse_signature_header;
+use billhook_core::provider::signature::{
+    SignatureFailure, SigningKey, SigningKeys, UnverifiedSignature, Verified,
+};
+use billhook_core::provider::{parse_signature, read_envelope};
 use billhook_core::time::Timestamp;
 use serde_json::json;
 use tracing::Instrument as _;
 use tracing::field::Empty;
 
-use crate::proxy::{ProxyRequest, ProxyResponse, SignatureHeader};
+use crate::proxy::{ProxyRequest, ProxyResponse};
 
 pub mod proxy;
 
@@ -42,8 +43,7 @@ const RETRY_AFTER_S: &str = "5";
 pub struct WebhookIngress<I, Q, K, C> {
     pub inbox: I,
     pub queue: Q,
-    pub stripe_keys: K,
-    pub lob_keys: K,
+    pub keys: PerProvider<K>,
     pub clock: C,
     /// How far a signature's timestamp may be in the past or in the future: limits replay attacks.
     pub tolerance: Duration,
@@ -130,12 +130,11 @@ impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> WebhookIngres
     ) -> Result<IngressAnswer, IngressRefusal> {
         let raw_body = decode_body(request)?;
         let now = self.clock.now();
-        let secret = self.verify(provider, request, &raw_body, now).await?;
-        let envelope = read_envelope(provider, &raw_body)?;
+        let (body, secret) = self.verify(provider, request, &raw_body, now).await?;
         let new = NewEvent {
-            source: provider.into(),
-            envelope,
-            raw_body: &raw_body,
+            source: EventSource::Delivery(provider),
+            envelope: read_envelope(provider, &body)?,
+            body,
             correlation_id,
             received_at: now,
         };
@@ -156,23 +155,20 @@ impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> WebhookIngres
         })
     }
 
-    /// Verifies the signature; returns the label of the secret that made it.
+    /// Verifies the signature; returns the proven body and the label of the secret that made the signature.
     ///
     /// Before a mismatch counts as a forgery, the secrets are read again, at most once in 10 s: the signature may be
     /// made with a secret that was rotated a moment ago. Example: `we_2` delivers 15 s after its secret was stored;
     /// this instance still has the secrets from before, reads them again and accepts.
-    async fn verify(
+    async fn verify<'b>(
         &self,
         provider: ProviderId,
         request: &ProxyRequest,
-        raw_body: &[u8],
+        raw_body: &'b [u8],
         now: Timestamp,
-    ) -> Result<String, IngressRefusal> {
-        let signature = read_signature(provider, request)?;
-        let (reader, other) = match provider {
-            ProviderId::Stripe => (&self.stripe_keys, &self.lob_keys),
-            ProviderId::Lob => (&self.lob_keys, &self.stripe_keys),
-        };
+    ) -> Result<(Verified<'b>, String), IngressRefusal> {
+        let signature = parse_signature(provider, request)?;
+        let reader = self.keys.of(provider);
         let mut known = reader.signing_keys().await;
         let mut verdict = self.verify_with_keys(&signature, raw_body, &known, now);
         if verdict == Err(SignatureFailure::NoMatch)
@@ -191,26 +187,28 @@ impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> WebhookIngres
             Err(SignatureFailure::NoMatch) if known.keys.is_empty() => Err(
                 IngressRefusal::Unavailable(format!("no signing secret for {provider} is set")),
             ),
-            Err(SignatureFailure::NoMatch) => Err(explain_mismatch(
-                &signature,
-                raw_body,
-                &known,
-                &other.cached_keys().await,
-            )),
+            Err(SignatureFailure::NoMatch) => {
+                let mut others = Vec::new();
+                for (other, keys) in self.keys.iter() {
+                    if other != provider {
+                        others.extend(keys.cached_keys().await.keys);
+                    }
+                }
+                Err(explain_mismatch(&signature, raw_body, &known, &others))
+            }
             verdict => Ok(verdict?),
         }
     }
 
-    fn verify_with_keys(
+    fn verify_with_keys<'b>(
         &self,
         signature: &UnverifiedSignature,
-        raw_body: &[u8],
+        raw_body: &'b [u8],
         known: &SigningKeys,
         now: Timestamp,
-    ) -> Result<String, SignatureFailure> {
-        signature
-            .verify(raw_body, &known.keys, now, self.tolerance)
-            .map(str::to_owned)
+    ) -> Result<(Verified<'b>, String), SignatureFailure> {
+        let (body, label) = signature.verify(raw_body, &known.keys, now, self.tolerance)?;
+        Ok((body, label.to_owned()))
     }
 }
 
@@ -222,13 +220,15 @@ fn route_request(request: &ProxyRequest) -> Result<Option<ProviderId>, IngressRe
         .or(request.path.as_deref())
         .unwrap_or_default();
     let method = request.http_method.as_deref().unwrap_or_default();
-    match (route, method) {
-        ("/webhooks/stripe", "POST") => Ok(Some(ProviderId::Stripe)),
-        ("/webhooks/lob", "POST") => Ok(Some(ProviderId::Lob)),
-        ("/health", "GET") => Ok(None),
-        ("/webhooks/stripe" | "/webhooks/lob", _) => Err(IngressRefusal::MethodNotAllowed("POST")),
-        ("/health", _) => Err(IngressRefusal::MethodNotAllowed("GET")),
-        _ => Err(IngressRefusal::NotFound),
+    let provider = route
+        .strip_prefix("/webhooks/")
+        .and_then(|word| ProviderId::from_str(word).ok());
+    match (provider, route, method) {
+        (Some(provider), _, "POST") => Ok(Some(provider)),
+        (Some(_), ..) => Err(IngressRefusal::MethodNotAllowed("POST")),
+        (None, "/health", "GET") => Ok(None),
+        (None, "/health", _) => Err(IngressRefusal::MethodNotAllowed("GET")),
+        (None, ..) => Err(IngressRefusal::NotFound),
     }
 }
 
@@ -251,36 +251,18 @@ fn explain_mismatch(
     signature: &UnverifiedSignature,
     raw_body: &[u8],
     known: &SigningKeys,
-    other: &SigningKeys,
+    others: &[SigningKey],
 ) -> IngressRefusal {
-    let found = |keys, reason| {
+    let found = |keys: &[SigningKey], reason| {
         let key = signature.signed_with(raw_body, keys)?;
         Some(IngressRefusal::SignatureInvalid {
             reason,
             secret: Some(key.label.clone()),
         })
     };
-    found(&known.expired, SignatureFailure::SecretExpired)
-        .or_else(|| found(&other.keys, SignatureFailure::OtherEndpoint))
+    found(&known.expired[..], SignatureFailure::SecretExpired)
+        .or_else(|| found(others, SignatureFailure::OtherEndpoint))
         .unwrap_or(SignatureFailure::NoMatch.into())
-}
-
-fn read_signature(
-    provider: ProviderId,
-    request: &ProxyRequest,
-) -> Result<UnverifiedSignature, SignatureFailure> {
-    let header = |header| {
-        request
-            .header(header)
-            .map_err(|_| SignatureFailure::HeaderMalformed)
-    };
-    match provider {
-        ProviderId::Stripe => parse_signature_header(header(SignatureHeader::StripeSignature)?),
-        ProviderId::Lob => parse_signature_headers(
-            header(SignatureHeader::LobSignature)?,
-            header(SignatureHeader::LobSignatureTimestamp)?,
-        ),
-    }
 }
 
 /// The exact bytes that were sent, over which the signature was computed. Parsing and printing the JSON again would
@@ -392,10 +374,9 @@ fn log_answer(answer: &IngressAnswer, correlation_id: CorrelationId) {
         } => tracing::info!(
             secret,
             "{} correlation_id={correlation_id}",
-            match (duplicate, envelope.provider) {
-                (true, _) => "webhook_duplicate",
-                (false, ProviderId::Stripe) => "stripe_webhook_received",
-                (false, ProviderId::Lob) => "lob_webhook_received",
+            match duplicate {
+                true => "webhook_duplicate".to_owned(),
+                false => format!("{}_webhook_received", envelope.provider),
             },
         ),
     }
@@ -451,7 +432,7 @@ fn count_answer(provider: ProviderId, answer: &IngressAnswer, taken: Duration) {
 
 #[cfg(test)]
 mod tests {
-    use billhook_core::provider::signature::SigningKey;
+    use billhook_core::provider::stripe::signature::parse_signature_header;
     use billhook_testkit::sign::sign_stripe;
 
     use super::*;
@@ -476,7 +457,7 @@ mod tests {
         ] {
             let header = sign_stripe(b"{}", secret, 1);
             let signature = parse_signature_header(Some(&header)).unwrap();
-            match explain_mismatch(&signature, b"{}", &known, &other) {
+            match explain_mismatch(&signature, b"{}", &known, &other.keys) {
                 IngressRefusal::SignatureInvalid { reason: r, secret } => {
                     assert_eq!((r.as_str(), secret.as_deref()), (reason, label));
                 }

@@ -10,7 +10,9 @@ use billhook_adapters::lambda::{run_function, serve_events};
 use billhook_adapters::secrets::{SecretsManager, SigningKeyCache};
 use billhook_adapters::sqs::{EventQueues, FifoQueue};
 use billhook_core::endpoint::secret::SecretKind;
+use billhook_core::ids::PerProvider;
 use billhook_core::intake::ports::ReadSigningKeys as _;
+use futures_util::future::join_all;
 use lambda_runtime::LambdaEvent;
 use webhook_ingress::WebhookIngress;
 use webhook_ingress::proxy::ProxyRequest;
@@ -20,41 +22,37 @@ fn main() -> ExitCode {
         "webhook-ingress",
         IngressConfig::from_env,
         async |config, aws| {
-            let reader = |wanted, sources| {
+            let sources = config.signing_secrets;
+            let reader = |provider| {
                 let secrets = SecretsManager::new(&aws);
                 SigningKeyCache::new(
-                    wanted,
-                    sources,
+                    SecretKind::signing_of(provider),
+                    sources.of(provider).clone(),
                     config.secrets_ttl,
                     config.environment.live,
                     secrets,
                     SystemClock,
                 )
             };
-            let queue = |url| FifoQueue::new(aws.sqs().clone(), url);
             let ingress = WebhookIngress {
-                stripe_keys: reader(SecretKind::StripeSigning, config.stripe_signing_secrets),
-                lob_keys: reader(SecretKind::LobSigning, config.lob_signing_secrets),
+                keys: PerProvider::new(reader),
                 inbox: DynamoInbox {
                     client: aws.dynamodb().clone(),
-                    stripe_table: config.stripe_events_table,
-                    lob_table: config.lob_events_table,
+                    tables: config.events_tables,
                 },
-                queue: EventQueues {
-                    stripe: queue(config.stripe_events_queue_url),
-                    lob: queue(config.lob_events_queue_url),
-                },
+                queue: EventQueues(
+                    config
+                        .queue_urls
+                        .map(|url| FifoQueue::new(aws.sqs().clone(), url)),
+                ),
                 clock: SystemClock,
                 tolerance: config.signature_tolerance,
             };
             // During init Lambda does not throttle the CPU, so read and open now what the first event needs
             // (docs/adr/0001: 18 ms become 9 ms). A failure here does not stop the start; the first event tries again.
             events::warm_compressor();
-            tokio::join!(
-                aws.warm(1, 1),
-                ingress.stripe_keys.signing_keys(),
-                ingress.lob_keys.signing_keys()
-            );
+            let keys = ingress.keys.iter().map(|(_, keys)| keys.signing_keys());
+            tokio::join!(aws.warm(1, 1), join_all(keys));
             serve_events(async |event: LambdaEvent<ProxyRequest>| {
                 // Boxed, because the compiler cannot lay out futures nested this deep.
                 Ok::<_, std::convert::Infallible>(Box::pin(ingress.handle(event.payload)).await)

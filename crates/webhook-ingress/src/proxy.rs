@@ -7,6 +7,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use billhook_core::provider::signature::{SignatureFailure, SignatureHeaders};
+use billhook_core::provider::signature_headers;
 use serde::Serialize;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 
@@ -20,70 +22,31 @@ pub struct ProxyRequest {
     pub path: Option<String>,
     pub http_method: Option<String>,
     /// The last value of each header.
-    pub headers: Option<SignatureHeaders>,
+    pub headers: Option<KeptHeaders>,
     /// Every value of each header.
-    pub multi_value_headers: Option<SignatureHeaders>,
+    pub multi_value_headers: Option<KeptHeaders>,
     /// Base64 if `is_base64_encoded`, else text.
     pub body: Option<String>,
     pub is_base64_encoded: bool,
 }
 
-/// The headers that we read, with all their values.
+/// The values of the headers that signatures need. Only those are kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SignatureHeaders {
-    stripe_signature: Vec<String>,
-    lob_signature: Vec<String>,
-    lob_signature_timestamp: Vec<String>,
-}
+pub struct KeptHeaders(Vec<(&'static str, String)>);
 
-/// A header of [`SignatureHeaders`].
-#[derive(Clone, Copy, Debug)]
-pub enum SignatureHeader {
-    StripeSignature,
-    LobSignature,
-    LobSignatureTimestamp,
-}
-
-/// A header occurs more than once, with different values.
-#[derive(Debug, PartialEq, Eq)]
-pub struct RepeatedHeader;
-
-impl ProxyRequest {
-    /// The value of a header. Several different values are an error: nothing says which of them the provider sent.
-    pub fn header(&self, header: SignatureHeader) -> Result<Option<&str>, RepeatedHeader> {
+impl SignatureHeaders for ProxyRequest {
+    fn signature_header(&self, name: &str) -> Result<Option<&str>, SignatureFailure> {
         let mut values = [&self.multi_value_headers, &self.headers]
             .into_iter()
             .flatten()
-            .flat_map(|headers| headers.values(header))
-            .map(String::as_str);
+            .flat_map(|headers| &headers.0)
+            .filter(|(kept, _)| *kept == name)
+            .map(|(_, value)| value.as_str());
         let first = values.next();
         if values.any(|other| Some(other) != first) {
-            return Err(RepeatedHeader);
+            return Err(SignatureFailure::HeaderMalformed);
         }
         Ok(first)
-    }
-}
-
-impl SignatureHeaders {
-    fn values(&self, header: SignatureHeader) -> &[String] {
-        match header {
-            SignatureHeader::StripeSignature => &self.stripe_signature,
-            SignatureHeader::LobSignature => &self.lob_signature,
-            SignatureHeader::LobSignatureTimestamp => &self.lob_signature_timestamp,
-        }
-    }
-
-    fn values_named(&mut self, name: &str) -> Option<&mut Vec<String>> {
-        let is = |wanted: &str| name.eq_ignore_ascii_case(wanted);
-        if is("stripe-signature") {
-            Some(&mut self.stripe_signature)
-        } else if is("lob-signature") {
-            Some(&mut self.lob_signature)
-        } else if is("lob-signature-timestamp") {
-            Some(&mut self.lob_signature_timestamp)
-        } else {
-            None
-        }
     }
 }
 
@@ -96,31 +59,31 @@ enum HeaderValues {
     Neither(IgnoredAny),
 }
 
-impl<'de> Deserialize<'de> for SignatureHeaders {
+impl<'de> Deserialize<'de> for KeptHeaders {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         struct HeadersVisitor;
         impl<'de> Visitor<'de> for HeadersVisitor {
-            type Value = SignatureHeaders;
+            type Value = KeptHeaders;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a map of headers")
             }
-            fn visit_map<A: MapAccess<'de>>(
-                self,
-                mut map: A,
-            ) -> Result<SignatureHeaders, A::Error> {
-                let mut headers = SignatureHeaders::default();
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<KeptHeaders, A::Error> {
+                let mut kept = Vec::new();
                 while let Some(name) = map.next_key::<String>()? {
-                    let Some(values) = headers.values_named(&name) else {
+                    let mut wanted = signature_headers();
+                    let Some(name) = wanted.find(|wanted| name.eq_ignore_ascii_case(wanted)) else {
                         map.next_value::<IgnoredAny>()?;
                         continue;
                     };
                     match map.next_value::<HeaderValues>()? {
-                        HeaderValues::One(value) => values.push(value),
-                        HeaderValues::Several(several) => values.extend(several),
+                        HeaderValues::One(value) => kept.push((name, value)),
+                        HeaderValues::Several(several) => {
+                            kept.extend(several.into_iter().map(|value| (name, value)));
+                        }
                         HeaderValues::Neither(_) => {}
                     }
                 }
-                Ok(headers)
+                Ok(KeptHeaders(kept))
             }
         }
         from.deserialize_map(HeadersVisitor)

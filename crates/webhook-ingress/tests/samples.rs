@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use billhook_core::ids::{PerProvider, ProviderId};
 use billhook_core::provider::signature::{SigningKey, SigningKeys};
 use billhook_core::time::Timestamp;
 use billhook_testkit::memory::{FixedClock, KnownKeys, MemoryQueue, MemoryTables};
@@ -76,8 +77,10 @@ fn answer(request: ProxyRequest, stripe: &[&str], now_s: i64) -> (ProxyResponse,
     let ingress = WebhookIngress {
         inbox: &tables,
         queue: MemoryQueue::default(),
-        stripe_keys: keys(stripe),
-        lob_keys: keys(&[LOB]),
+        keys: PerProvider::new(|provider| match provider {
+            ProviderId::Stripe => keys(stripe),
+            _ => keys(&[LOB]),
+        }),
         clock: FixedClock::at(Timestamp::from_unix_s(now_s).unwrap()),
         tolerance: Duration::from_secs(300),
     };

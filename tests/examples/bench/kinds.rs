@@ -4,12 +4,11 @@ use billhook_adapters::aws::AwsClients;
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::config::EnvLookup;
 use billhook_adapters::dynamodb::events::DynamoInbox;
-use billhook_core::ids::{CorrelationId, ProviderId};
-use billhook_core::intake::inbox::NewEvent;
+use billhook_core::ids::{CorrelationId, PerProvider, ProviderId};
 use billhook_core::intake::message::EventPointer;
 use billhook_core::intake::ports::RecordEvent as _;
 use billhook_core::ports::Clock as _;
-use billhook_core::provider::read_envelope;
+use billhook_testkit::events::new_event;
 use billhook_testkit::sign::sign_stripe;
 use billhook_testkit::stripe::{LocalStripe, TEST_KEY};
 use serde_json::{Value, json};
@@ -182,8 +181,7 @@ impl World {
             stripe: stripe.await.unwrap(),
             inbox: DynamoInbox {
                 client: aws.unwrap().dynamodb().clone(),
-                stripe_table: "StripeEventsTable".to_owned(),
-                lob_table: "LobEventsTable".to_owned(),
+                tables: PerProvider::new(|provider| format!("{}EventsTable", provider.title())),
             },
             stub,
         };
@@ -240,13 +238,8 @@ impl World {
 
     /// Stores an event as ingress does; returns its message as SQS delivers it.
     async fn record(&self, provider: ProviderId, raw_body: &[u8]) -> Value {
-        let new = NewEvent {
-            source: provider.into(),
-            envelope: read_envelope(provider, raw_body).unwrap(),
-            raw_body,
-            correlation_id: CorrelationId(SystemClock.new_id()),
-            received_at: SystemClock.now(),
-        };
+        let correlation_id = CorrelationId(SystemClock.new_id());
+        let new = new_event(provider, raw_body, correlation_id, SystemClock.now());
         self.inbox.record(&new).await.unwrap();
         let id = &new.envelope.id;
         json!({

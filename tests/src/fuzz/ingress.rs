@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use billhook_core::error::DependencyError;
-use billhook_core::ids::ProviderId;
+use billhook_core::ids::{PerProvider, ProviderId};
 use billhook_core::intake::ports::SendMessage;
 use billhook_core::time::Timestamp;
 use billhook_testkit::memory::{FixedClock, KnownKeys, MemoryQueue, MemoryTables};
@@ -36,8 +36,12 @@ impl Kept {
         let ingress = WebhookIngress {
             inbox: &self.tables,
             queue: QueueRef(&self.queue),
-            stripe_keys: KnownKeys::one(STRIPE_SECRET),
-            lob_keys: KnownKeys::one(LOB_SECRET),
+            keys: PerProvider::new(|provider| {
+                KnownKeys::one(match provider {
+                    ProviderId::Stripe => STRIPE_SECRET,
+                    _ => LOB_SECRET,
+                })
+            }),
             clock: FixedClock::at(Timestamp::from_unix_s(NOW_S).unwrap()),
             tolerance: Duration::from_secs(TOLERANCE_S.unsigned_abs()),
         };

@@ -4,9 +4,10 @@
 use billhook_core::entity::merge::Merge as _;
 use billhook_core::entity::{Entity, EntityFacts, EntityKey};
 use billhook_core::ids::{OrderId, PieceId, ProviderId, StatementId};
-use billhook_core::provider::interpret::{EventFacts, interpret};
-use billhook_core::provider::{read_envelope, trim_payload};
+use billhook_core::provider::interpret::EventFacts;
+use billhook_core::provider::{interpret, read_envelope, trim_payload};
 use billhook_core::time::Timestamp;
+use billhook_testkit::events::verified;
 use billhook_testkit::memory;
 use serde_json::Value;
 
@@ -49,7 +50,7 @@ pub(super) fn lob(input: &[u8]) -> bool {
 
 /// Interprets a body as the worker does.
 fn read(provider: ProviderId, body: &[u8]) -> Option<EventFacts> {
-    let envelope = read_envelope(provider, body).ok()?;
+    let envelope = read_envelope(provider, &verified(body)).ok()?;
     let live = envelope.livemode.unwrap_or(false);
     let account = envelope.account.as_ref();
     let claim = interpret(provider, live, account, body).ok();

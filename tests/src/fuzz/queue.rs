@@ -7,11 +7,10 @@ use aws_lambda_events::event::sqs::{SqsEvent, SqsMessage};
 use billhook_adapters::batch::handle_batch;
 use billhook_core::entity::EntityKey;
 use billhook_core::ids::{CorrelationId, EventId, OrderId, ProviderId, StatementId};
-use billhook_core::intake::inbox::NewEvent;
 use billhook_core::intake::ports::RecordEvent as _;
-use billhook_core::provider::read_envelope;
 use billhook_core::time::Timestamp;
 use billhook_core::worker::batch::Worker;
+use billhook_testkit::events::{envelope, new_event};
 use billhook_testkit::memory::{FixedClock, MemoryTables};
 use lambda_runtime::{Context, LambdaEvent};
 use serde_json::Value;
@@ -23,11 +22,11 @@ use super::{NOW_S, payloads_of, watched};
 static STORED: LazyLock<BTreeMap<(ProviderId, String), Vec<u8>>> = LazyLock::new(|| {
     let of = |provider| {
         payloads_of(provider).into_iter().map(move |payload| {
-            let id = read_envelope(provider, &payload).unwrap().id.to_string();
+            let id = envelope(provider, &payload).id.to_string();
             ((provider, id), payload)
         })
     };
-    of(ProviderId::Stripe).chain(of(ProviderId::Lob)).collect()
+    ProviderId::ALL.iter().copied().flat_map(of).collect()
 });
 
 fn tables(provider: ProviderId, named: &BTreeSet<String>) -> MemoryTables {
@@ -42,13 +41,12 @@ fn tables(provider: ProviderId, named: &BTreeSet<String>) -> MemoryTables {
         if *of != provider || !named.contains(id) {
             continue;
         }
-        let new = NewEvent {
-            source: provider.into(),
-            envelope: read_envelope(provider, payload).unwrap(),
-            raw_body: payload,
-            correlation_id: CorrelationId(Uuid::nil()),
-            received_at: Timestamp::from_unix_s(NOW_S).unwrap(),
-        };
+        let new = new_event(
+            provider,
+            payload,
+            CorrelationId(Uuid::nil()),
+            Timestamp::from_unix_s(NOW_S).unwrap(),
+        );
         watched((&tables).record(&new)).unwrap();
     }
     tables
@@ -76,7 +74,7 @@ pub(super) fn batch(input: &[u8]) -> bool {
     let named: Vec<(String, String)> = named.collect();
     let events: BTreeSet<String> = named.iter().map(|(_, id)| id.clone()).collect();
     let mut came_through = false;
-    for provider in [ProviderId::Stripe, ProviderId::Lob] {
+    for provider in ProviderId::ALL.iter().copied() {
         let tables = tables(provider, &events);
         let worker = Worker {
             provider,

@@ -10,7 +10,7 @@ use billhook_adapters::batch::handle_batch;
 use billhook_adapters::config::{SecretLocation, SecretSource};
 use billhook_adapters::secrets::SigningKeyCache;
 use billhook_core::endpoint::secret::SecretKind;
-use billhook_core::ids::ProviderId;
+use billhook_core::ids::{PerProvider, ProviderId};
 use billhook_core::ports::Clock as _;
 use billhook_core::time::Timestamp;
 use billhook_core::worker::batch::Worker;
@@ -141,7 +141,7 @@ impl Functions {
         let keys = |wanted, arn: &str| {
             let location = SecretLocation::Arn(arn.to_owned());
             let source = SecretSource {
-                variable: "SECRET_ARN",
+                variable: "SECRET_ARN".to_owned(),
                 location,
             };
             let edge = Edge(port.clone());
@@ -158,8 +158,13 @@ impl Functions {
         let ingress = WebhookIngress {
             inbox: port.clone(),
             queue: port.clone(),
-            stripe_keys: keys(SecretKind::StripeSigning, STRIPE_ARN),
-            lob_keys: keys(SecretKind::LobSigning, LOB_ARN),
+            keys: PerProvider::new(|provider| {
+                let arn = match provider {
+                    ProviderId::Stripe => STRIPE_ARN,
+                    _ => LOB_ARN,
+                };
+                keys(SecretKind::signing_of(provider), arn)
+            }),
             clock: self.sim.clone(),
             tolerance: if endless { Duration::MAX } else { TOLERANCE },
         };
@@ -310,8 +315,7 @@ impl Functions {
             }
             Task::Sweep => {
                 let sweep = SweepTask {
-                    stripe: port.clone(),
-                    lob: port.of(ProviderId::Lob),
+                    ledgers: PerProvider::new(|provider| port.of(provider)),
                     queue: port.clone(),
                     jobs: port.clone(),
                     clock,

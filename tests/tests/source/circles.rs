@@ -59,6 +59,8 @@ impl OwnPaths<'_> {
             match token {
                 TokenTree::Ident(name) => path.push(name.to_string()),
                 TokenTree::Punct(punct) if punct.as_char() == ':' => {}
+                // `pub(super)` imports nothing.
+                TokenTree::Group(_) if path == ["pub"] => path.clear(),
                 TokenTree::Group(group) => {
                     self.add(&std::mem::take(&mut path));
                     self.add_tokens(group.stream());

@@ -120,3 +120,10 @@ fn every_name_of_the_glossary_exists() {
     }
     assert!(count > 60, "only {count} names");
 }
+
+#[test]
+fn documents_and_template_repeat_the_catalogue_of_event_types() {
+    let outdated = billhook_tests::catalogue::find_outdated(&repository()).unwrap();
+    let names: Vec<_> = outdated.into_iter().map(|(name, _)| name).collect();
+    assert!(names.is_empty(), "{names:?}: run `make catalogue`");
+}

@@ -8,7 +8,7 @@ use syn::visit::{self, Visit};
 use super::{is_for_tests, source_files};
 
 /// One word may be enough where it is a term of the field.
-const TERMS: [(&str, &str); 14] = [
+const TERMS: [(&str, &str); 15] = [
     ("Checkpoint", "where a scheduled task goes on"),
     ("Clock", "the port that tells the time"),
     ("Currency", "ISO 4217"),
@@ -25,6 +25,7 @@ const TERMS: [(&str, &str); 14] = [
     ("Pause", "the port that waits"),
     ("SecretsManager", "AWS Secrets Manager"),
     ("Timestamp", "a moment"),
+    ("Verified", "a body whose provider is proven"),
     ("Worker", "takes messages from a queue"),
 ];
 /// They say nothing: a name that ends with one counts as what stands before it.

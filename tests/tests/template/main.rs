@@ -18,7 +18,8 @@ use billhook_adapters::config::{
     CleanupConfig, ConfigError, EnvLookup, IngressConfig, LobWorkerConfig, StripeWorkerConfig,
     WebhookSecretConfig,
 };
-use billhook_core::provider::stripe::types::{API_VERSION, HANDLED_TYPES};
+use billhook_core::provider::stripe::event_types::HANDLED_TYPES;
+use billhook_core::provider::stripe::types::API_VERSION;
 use billhook_core::worker::batch::{RECEIVES_MAX, TIME_TO_FINISH};
 use serde_json::{Value, json};
 use serde_yaml_ng::Value as Yaml;

@@ -13,7 +13,7 @@ use aws_sdk_dynamodb::operation::put_item::PutItemError;
 use aws_sdk_dynamodb::primitives::Blob;
 use aws_sdk_dynamodb::types::{AttributeValue, ReturnValuesOnConditionCheckFailure, Update};
 use billhook_core::error::DependencyError;
-use billhook_core::ids::{AccountId, CorrelationId, EventId, ProviderId};
+use billhook_core::ids::{AccountId, CorrelationId, EventId, PerProvider, ProviderId};
 use billhook_core::intake::inbox::{EVENT_RETENTION, EventRecord, NewEvent, RecordResult};
 use billhook_core::intake::ports::RecordEvent;
 use billhook_core::outcome::EventOutcome;
@@ -39,20 +39,16 @@ const COMPRESSED_BYTES_MAX: usize = 350 * 1024;
 /// bodies of up to 1 MiB.
 const INFLATED_BYTES_MAX: usize = 2 * 1024 * 1024;
 
-/// The two events tables, for ingress and `reconcile`.
+/// The events tables, for ingress and `reconcile`.
 #[derive(Clone, Debug)]
 pub struct DynamoInbox {
     pub client: Client,
-    pub stripe_table: String,
-    pub lob_table: String,
+    pub tables: PerProvider<String>,
 }
 
 impl RecordEvent for DynamoInbox {
     async fn record(&self, event: &NewEvent<'_>) -> Result<RecordResult, DependencyError> {
-        let table = match event.envelope.provider {
-            ProviderId::Stripe => &self.stripe_table,
-            ProviderId::Lob => &self.lob_table,
-        };
+        let table = self.tables.of(event.envelope.provider);
         let put = self
             .client
             .put_item()
@@ -155,7 +151,7 @@ fn build_event_item(event: &NewEvent<'_>) -> Item {
             .into_iter()
             .filter_map(|(name, value)| Some((name.to_owned(), value?))),
     );
-    add_payload(&mut item, envelope.provider, event.raw_body);
+    add_payload(&mut item, envelope.provider, event.body.raw_body());
     item
 }
 
@@ -358,7 +354,7 @@ pub(super) async fn load_event_items(
 mod tests {
     use std::io::{Read as _, Write as _};
 
-    use billhook_core::provider::read_envelope;
+    use billhook_testkit::events::new_event;
     use flate2::Compression;
     use flate2::read::GzDecoder;
     use flate2::write::GzEncoder;
@@ -366,13 +362,14 @@ mod tests {
     use super::*;
 
     fn event(raw_body: &[u8]) -> Item {
-        build_event_item(&NewEvent {
-            source: ProviderId::Stripe.into(),
-            envelope: read_envelope(ProviderId::Stripe, raw_body).unwrap(),
+        let correlation_id = CorrelationId::parse("01936d3c-0000-7000-8000-000000000000").unwrap();
+        let received_at = Timestamp::from_unix_s(1_781_000_000).unwrap();
+        build_event_item(&new_event(
+            ProviderId::Stripe,
             raw_body,
-            correlation_id: CorrelationId::parse("01936d3c-0000-7000-8000-000000000000").unwrap(),
-            received_at: Timestamp::from_unix_s(1_781_000_000).unwrap(),
-        })
+            correlation_id,
+            received_at,
+        ))
     }
 
     fn body(filler: &str) -> Vec<u8> {
@@ -476,13 +473,14 @@ mod tests {
             "reference_id": "ltr_1", "body": { "tracking_events": scans } });
         let raw_body = body.to_string().into_bytes();
         assert!(raw_body.len() > 1_000_000);
-        let row = build_event_item(&NewEvent {
-            source: ProviderId::Lob.into(),
-            envelope: read_envelope(ProviderId::Lob, &raw_body).unwrap(),
-            raw_body: &raw_body,
-            correlation_id: CorrelationId::parse("01936d3c-0000-7000-8000-000000000000").unwrap(),
-            received_at: Timestamp::from_unix_s(1_781_000_000).unwrap(),
-        });
+        let correlation_id = CorrelationId::parse("01936d3c-0000-7000-8000-000000000000").unwrap();
+        let received_at = Timestamp::from_unix_s(1_781_000_000).unwrap();
+        let row = build_event_item(&new_event(
+            ProviderId::Lob,
+            &raw_body,
+            correlation_id,
+            received_at,
+        ));
         assert_eq!(row["payload_truncated"], AttributeValue::Bool(true));
         assert!(
             attributes::item_size(&row) < 400_000,

@@ -444,8 +444,7 @@ mod tests {
     use aws_sdk_dynamodb::config::BehaviorVersion;
     use billhook_core::entity::EntityFacts;
     use billhook_core::outcome::{EventVerdict, IgnoreReason, ParkReason};
-    use billhook_core::provider::stripe::event::StripeEvent;
-    use billhook_core::provider::stripe::payments::read_payment_facts;
+    use billhook_testkit::events::payment_facts;
     use serde_json::json;
 
     use billhook_core::worker::ports::{EventUpdate, PaymentWrite};
@@ -512,8 +511,7 @@ mod tests {
         let event = json!({ "id": "evt_1", "type": "payment_intent.succeeded", "created": 1_781_000_000,
             "account": "acct_1", "data": { "object": { "id": "pi_1", "object": "payment_intent",
             "amount_received": 4100, "currency": "usd" } } });
-        let event = StripeEvent::parse(event.to_string().as_bytes()).unwrap();
-        let payment = read_payment_facts(&event).unwrap().unwrap();
+        let payment = payment_facts(&event);
         EntityFacts {
             payment,
             ..EntityFacts::default()

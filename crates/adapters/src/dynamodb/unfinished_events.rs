@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use aws_sdk_dynamodb::types::Select;
 use billhook_core::error::DependencyError;
-use billhook_core::ids::EventId;
+use billhook_core::ids::{EventId, ProviderId};
 use billhook_core::intake::inbox::EventRecord;
 use billhook_core::outcome::EventOutcome;
 use billhook_core::ports::Clock;
@@ -143,8 +143,8 @@ impl FindKnownEvents for DynamoInbox {
         &self,
         ids: &BTreeSet<EventId>,
     ) -> Result<BTreeSet<EventId>, DependencyError> {
-        let rows =
-            load_event_items(&self.client, &self.stripe_table, ids, Some("event_id")).await?;
+        let table = self.tables.of(ProviderId::Stripe);
+        let rows = load_event_items(&self.client, table, ids, Some("event_id")).await?;
         let id = |row: &Item| EventId::parse(read_text(row, "event_id")?).ok();
         Ok(rows.iter().filter_map(id).collect())
     }

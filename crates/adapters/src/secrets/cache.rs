@@ -49,7 +49,7 @@ pub struct SigningKeyCache<F, C> {
 }
 
 struct CachedSource {
-    label: &'static str,
+    label: String,
     arn: String,
 }
 
@@ -97,7 +97,7 @@ impl<F: FetchSecret, C: Clock> SigningKeyCache<F, C> {
             match location {
                 SecretLocation::Here(value) => fixed
                     .keys
-                    .extend(SigningKey::from_value(variable, value.expose_secret())),
+                    .extend(SigningKey::from_value(&variable, value.expose_secret())),
                 SecretLocation::Arn(arn) => remote.push(CachedSource {
                     label: variable,
                     arn,
@@ -385,7 +385,7 @@ mod tests {
         }
         fn reader_of(&self, wanted: SecretKind, live: bool) -> SigningKeyCache<&Self, &Self> {
             let source = SecretSource {
-                variable: "SECRET_ARN",
+                variable: "SECRET_ARN".to_owned(),
                 location: SecretLocation::Arn(ARN.to_owned()),
             };
             let ttl = Duration::from_secs(300);
@@ -584,7 +584,7 @@ mod tests {
     async fn a_key_of_the_other_mode_is_refused_without_being_repeated() {
         let world = World::default();
         let source = SecretSource {
-            variable: "APP_SECRETS_ARN",
+            variable: "APP_SECRETS_ARN".to_owned(),
             location: SecretLocation::Arn(ARN.to_owned()),
         };
         let table = [
@@ -615,7 +615,7 @@ mod tests {
     async fn values_from_variables_need_no_fetch_and_no_refresh() {
         let world = World::default();
         let source = SecretSource {
-            variable: "STRIPE_WEBHOOK_SECRET",
+            variable: "STRIPE_WEBHOOK_SECRET".to_owned(),
             location: SecretLocation::Here(SecretString::from("whsec_local")),
         };
         let ttl = Duration::from_secs(300);

@@ -32,7 +32,7 @@ pub async fn read_stripe_key(
 ) -> Result<Option<SecretString>, SecretsError> {
     let (name, document) = match &source.location {
         SecretLocation::Here(value) => (
-            source.variable,
+            source.variable.as_str(),
             SecretDocument::parse(value.expose_secret(), SecretKind::StripeKey),
         ),
         SecretLocation::Arn(arn) => (

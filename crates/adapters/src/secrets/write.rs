@@ -155,7 +155,7 @@ mod tests {
         fn reader(&self) -> SigningKeyCache<&Self, &Self> {
             let location = SecretLocation::Arn(ARN.to_owned());
             let source = SecretSource {
-                variable: "APP",
+                variable: "APP".to_owned(),
                 location,
             };
             let ttl = Duration::from_secs(300);

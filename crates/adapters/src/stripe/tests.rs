@@ -369,18 +369,22 @@ async fn events_are_listed_by_type_time_and_account_page_by_page_as_stripe_wrote
     let (from_s, until_s) = (1_010, 1_139);
     let first = stripe.list_events(None, &types, from_s, until_s, None);
     let first = first.await.unwrap();
-    assert_eq!((first.bodies.len(), first.has_more), (100, true));
+    assert_eq!((first.events.len(), first.has_more), (100, true));
     let ids = |page: &EventsPage| {
-        let id = |body: &String| serde_json::from_str::<Value>(body).unwrap()["id"].to_string();
-        page.bodies.iter().map(id).collect::<Vec<_>>()
+        let id = |event: &FetchedEvent| {
+            let body = event.verified().raw_body();
+            serde_json::from_slice::<Value>(body).unwrap()["id"].to_string()
+        };
+        page.events.iter().map(id).collect::<Vec<_>>()
     };
     assert_eq!(ids(&first)[0], "\"evt_139\"");
     let after = Some("evt_40");
     let rest = stripe.list_events(None, &types, from_s, until_s, after);
     let rest = rest.await.unwrap();
-    assert_eq!((rest.bodies.len(), rest.has_more), (30, false));
+    assert_eq!((rest.events.len(), rest.has_more), (30, false));
     assert_eq!(ids(&rest)[29], "\"evt_10\"");
-    let theirs = stripe.list_events(Some("acct_1"), &types, 0, 2_000, None);
+    let account = AccountId::parse("acct_1").unwrap();
+    let theirs = stripe.list_events(Some(&account), &types, 0, 2_000, None);
     assert_eq!(ids(&theirs.await.unwrap()), ["\"evt_theirs\""]);
     let forgotten = stripe.list_events(None, &types, 0, 2_000, Some("evt_gone"));
     let StripeError::Refused(refusal) = forgotten.await.unwrap_err() else {

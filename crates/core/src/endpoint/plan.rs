@@ -12,7 +12,8 @@ use data_encoding::HEXLOWER;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::provider::stripe::types::{API_VERSION, HANDLED_TYPES};
+use crate::provider::stripe::event_types::HANDLED_TYPES;
+use crate::provider::stripe::types::API_VERSION;
 
 /// Stripe's limit of endpoints per account and mode.
 pub const ENDPOINTS_MAX: usize = 16;

@@ -12,6 +12,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Map, Value, json};
 
 use crate::endpoint::plan::ENDPOINTS_MAX;
+use crate::ids::ProviderId;
 use crate::time::Timestamp;
 
 /// How long a replaced secret still verifies deliveries: Stripe's own limit for a rolled secret. A delivery that Stripe
@@ -23,16 +24,49 @@ pub const PREVIOUS_VALID_FOR: Duration = Duration::from_hours(24);
 pub enum SecretKind {
     StripeSigning,
     LobSigning,
+    #[cfg(feature = "third-provider")]
+    ParcelSigning,
     /// The key for Stripe's API.
     StripeKey,
 }
 
+/// Which of the stack's secrets holds a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SecretHolder {
+    /// Each endpoint at Stripe has a secret of its own.
+    EndpointSecrets,
+    /// One secret with the values that people store.
+    AppSecret,
+}
+
 impl SecretKind {
+    /// The secret with which a provider signs its deliveries.
+    pub fn signing_of(provider: ProviderId) -> Self {
+        match provider {
+            ProviderId::Stripe => Self::StripeSigning,
+            ProviderId::Lob => Self::LobSigning,
+            #[cfg(feature = "third-provider")]
+            ProviderId::Parcel => Self::ParcelSigning,
+        }
+    }
+
+    /// The secret that holds the value.
+    pub fn holder(self) -> SecretHolder {
+        match self {
+            Self::StripeSigning => SecretHolder::EndpointSecrets,
+            Self::LobSigning | Self::StripeKey => SecretHolder::AppSecret,
+            #[cfg(feature = "third-provider")]
+            Self::ParcelSigning => SecretHolder::AppSecret,
+        }
+    }
+
     /// The name of the value's JSON member.
     pub fn member(self) -> &'static str {
         match self {
             Self::StripeSigning => "signing_secret",
             Self::LobSigning => "lob_webhook_secret",
+            #[cfg(feature = "third-provider")]
+            Self::ParcelSigning => "parcel_public_key",
             Self::StripeKey => "stripe_secret_key",
         }
     }
@@ -42,6 +76,8 @@ impl SecretKind {
         match self {
             Self::StripeSigning => &["webhookSecret", "secretKey"],
             Self::LobSigning => &["webhookSecret"],
+            #[cfg(feature = "third-provider")]
+            Self::ParcelSigning => &[],
             Self::StripeKey => &["secretKey"],
         }
     }
@@ -59,6 +95,8 @@ impl SecretKind {
             Self::LobSigning => {
                 (is_key || is_stripes).then_some("begins like Stripe's secrets, so it is not Lob's")
             }
+            #[cfg(feature = "third-provider")]
+            Self::ParcelSigning => (is_key || is_stripes).then_some("begins like Stripe's secrets"),
             Self::StripeKey => {
                 (!is_key).then_some("does not begin with sk_ or rk_, as Stripe's keys do")
             }

@@ -53,9 +53,7 @@ pub async fn accept_event(
     };
     let deduplication_id = match (action, new.source) {
         (RedeliveryAction::Duplicate, _) => return Ok(AcceptResult::Duplicate),
-        (RedeliveryAction::SendAgain, EventSource::Stripe | EventSource::Lob) => {
-            stored.first_deduplication_id()
-        }
+        (RedeliveryAction::SendAgain, EventSource::Delivery(_)) => stored.first_deduplication_id(),
         // Reconcile needs a fresh id: nobody retries for it if the queue drops its message. Example: a row was deleted
         // within 5 minutes of its delivery, and reconcile stored the event again; the queue still knew the first
         // deduplication id, dropped the message, and the event stayed pending.

@@ -11,19 +11,20 @@ use uuid::Uuid;
 use crate::ids::{AccountId, CorrelationId, EventId, ProviderId};
 use crate::outcome::EventOutcome;
 use crate::provider::envelope::{EventEnvelope, EventType};
+use crate::provider::signature::Verified;
 use crate::time::Timestamp;
 
 /// Retention of an event: 400 days. That is longer than any redelivery (Stripe resends manually for up to 30 days) and
 /// longer than a financial year.
 pub const EVENT_RETENTION: Duration = Duration::from_secs(400 * 24 * 60 * 60);
 
-/// A genuine event that is to be stored: its signature was verified, or we fetched it from Stripe ourselves.
+/// A genuine event that is to be stored.
 #[derive(Clone, Debug)]
 pub struct NewEvent<'a> {
     pub source: EventSource,
     pub envelope: EventEnvelope,
     /// The exact bytes received.
-    pub raw_body: &'a [u8],
+    pub body: Verified<'a>,
     pub correlation_id: CorrelationId,
     pub received_at: Timestamp,
 }
@@ -169,11 +170,11 @@ mod tests {
     }
 }
 
-/// Who sent the message. `Stripe` and `Lob` are deliveries that ingress accepted.
+/// Who sent the message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventSource {
-    Stripe,
-    Lob,
+    /// A delivery that ingress accepted.
+    Delivery(ProviderId),
     ManualReplay,
     Sweep,
     Reconcile,
@@ -183,8 +184,7 @@ impl EventSource {
     /// The word in `source` of the row and the message.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Stripe => "stripe",
-            Self::Lob => "lob",
+            Self::Delivery(provider) => provider.as_str(),
             Self::ManualReplay => "manual_replay",
             Self::Sweep => "sweep",
             Self::Reconcile => "reconcile",
@@ -195,14 +195,5 @@ impl EventSource {
 impl Serialize for EventSource {
     fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_str(self.as_str())
-    }
-}
-
-impl From<ProviderId> for EventSource {
-    fn from(provider: ProviderId) -> Self {
-        match provider {
-            ProviderId::Stripe => Self::Stripe,
-            ProviderId::Lob => Self::Lob,
-        }
     }
 }

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{AccountId, CorrelationId, EventId};
+use crate::ids::{AccountId, CorrelationId, EventId, ProviderId};
 use crate::intake::inbox::{EventRecord, EventSource};
 use crate::provider::envelope::EventType;
 
@@ -81,8 +81,11 @@ impl EventPointer<'_> {
 }
 
 impl ReceivedPointer {
-    pub fn parse(body: &str) -> Result<Self, serde_json::Error> {
-        serde_json::from_str(body)
+    /// None if the body is not JSON, or names no event in the form of this provider's ids.
+    pub fn parse(provider: ProviderId, body: &str) -> Option<Self> {
+        let pointer: Self = serde_json::from_str(body).ok()?;
+        let is_own = provider.parse_event_id(pointer.event_id.as_str()).is_ok();
+        is_own.then_some(pointer)
     }
 }
 
@@ -94,7 +97,10 @@ mod tests {
     fn a_message_written_by_hand_is_enough() {
         let by_hand = r#"{"source":"manual_replay","event_id":"evt_1","reason":"asked by support","event_type":7}"#;
         assert_eq!(
-            ReceivedPointer::parse(by_hand).unwrap().event_id.as_str(),
+            ReceivedPointer::parse(ProviderId::Stripe, by_hand)
+                .unwrap()
+                .event_id
+                .as_str(),
             "evt_1"
         );
         for unreadable in [
@@ -104,7 +110,8 @@ mod tests {
             r#"{"event_id":"pi_1"}"#,
             r#"{"event_id":null}"#,
         ] {
-            assert!(ReceivedPointer::parse(unreadable).is_err(), "{unreadable}");
+            let parsed = ReceivedPointer::parse(ProviderId::Stripe, unreadable);
+            assert!(parsed.is_none(), "{unreadable}");
         }
     }
 }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::ids::{AccountId, EventId, ProviderId};
+use crate::time::Timestamp;
 
 /// 1 to 128 printable ASCII characters. Types that we do not know are valid: the worker ignores them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -54,6 +55,8 @@ pub struct EventEnvelope {
     pub event_type: EventType,
     /// The connected account; `None` for the platform's own events and for Lob.
     pub account: Option<AccountId>,
+    /// When the provider created the event, by its own clock; `None` if the body does not say.
+    pub created_at: Option<Timestamp>,
     /// Stripe only: true for real money; `None` if the body does not say.
     pub livemode: Option<bool>,
     /// Stripe only: the API version that shaped the payload.

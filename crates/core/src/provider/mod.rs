@@ -1,35 +1,107 @@
-//! The webhook providers, Stripe and Lob: signature formats, event formats, and the facts that events state.
+//! The webhook providers: signature formats, event formats, catalogues of event types, and the facts that events state.
 //!
-//! `stripe` and `lob` know one provider's formats each; `signature` verifies a delivery, `envelope` is what the events
-//! table has beside the payload, and `interpret` turns a stored event into facts. Ingress calls `signature` and
-//! `read_envelope`, in this order; the worker calls `interpret`.
+//! `stripe` and `lob` know one provider's formats each, as implementations of `interpret::WebhookProvider`; the
+//! functions here call the one that a [`ProviderId`] names. `signature` verifies a delivery, `envelope` is what the
+//! events table has beside the payload. Ingress calls [`parse_signature`] and [`read_envelope`], in this order; the
+//! worker calls [`interpret()`].
 
 pub mod envelope;
 pub mod interpret;
 pub mod lob;
+#[cfg(feature = "third-provider")]
+pub mod parcel;
 pub mod signature;
 pub mod stripe;
 
-use crate::ids::ProviderId;
-use crate::json::JsonError;
-use crate::provider::envelope::EventEnvelope;
-use crate::provider::lob::event::LobEvent;
-use crate::provider::stripe::event::StripeEvent;
+use secrecy::SecretString;
 
-/// Reads the envelope. For a delivery, verify the signature first: unverified bytes must not reach the parser.
-pub fn read_envelope(provider: ProviderId, raw_body: &[u8]) -> Result<EventEnvelope, JsonError> {
-    match provider {
-        ProviderId::Stripe => StripeEvent::parse(raw_body).map(|event| event.envelope()),
-        ProviderId::Lob => LobEvent::parse(raw_body).map(|event| event.envelope()),
-    }
+use crate::ids::{AccountId, ProviderId};
+use crate::json::JsonError;
+use crate::outcome::EventVerdict;
+use crate::provider::envelope::EventEnvelope;
+use crate::provider::interpret::{
+    CatalogueEntry, EventFacts, EventFields, SignedHeaders, WebhookProvider,
+};
+use crate::provider::signature::{
+    SignatureFailure, SignatureHeaders, UnverifiedSignature, Verified,
+};
+use crate::time::Timestamp;
+
+/// Calls the implementation of a provider. A macro and not a `dyn WebhookProvider`, so that a function contains only
+/// what it calls: ingress is started without the interpretation of events.
+macro_rules! call_provider {
+    ($provider:expr, $name:ident => $call:expr) => {
+        match $provider {
+            ProviderId::Stripe => {
+                type $name = stripe::StripeWebhooks;
+                $call
+            }
+            ProviderId::Lob => {
+                type $name = lob::LobWebhooks;
+                $call
+            }
+            #[cfg(feature = "third-provider")]
+            ProviderId::Parcel => {
+                type $name = parcel::ParcelWebhooks;
+                $call
+            }
+        }
+    };
 }
 
-/// The fields that we read, and nothing else: stored instead of a body that is too large for a row. Reading it gives
-/// the same facts as reading the whole body; malformed fields stay malformed.
+/// The headers that the signature of any provider needs, in lower case.
+pub fn signature_headers() -> impl Iterator<Item = &'static str> {
+    let headers = |provider: &ProviderId| call_provider!(*provider, P => P::SIGNATURE_HEADERS);
+    ProviderId::ALL.iter().flat_map(headers).copied()
+}
+
+/// Parses the signature of a delivery, without verifying it.
+pub fn parse_signature(
+    provider: ProviderId,
+    headers: &impl SignatureHeaders,
+) -> Result<UnverifiedSignature, SignatureFailure> {
+    call_provider!(provider, P => P::parse_signature(headers))
+}
+
+/// Reads the envelope of a proven body. Unverified bytes never reach a parser.
+pub fn read_envelope(
+    provider: ProviderId,
+    body: &Verified<'_>,
+) -> Result<EventEnvelope, JsonError> {
+    call_provider!(provider, P => P::read_envelope(body))
+}
+
+/// Interprets a stored payload; see [`WebhookProvider::interpret`].
+pub fn interpret(
+    provider: ProviderId,
+    live_mode: bool,
+    account: Option<&AccountId>,
+    payload: &[u8],
+) -> Result<EventFacts, EventVerdict> {
+    call_provider!(provider, P => P::interpret(live_mode, account, payload))
+}
+
+/// Keeps the fields that we read; see [`WebhookProvider::trim_payload`].
 pub fn trim_payload(provider: ProviderId, raw_body: &[u8]) -> Result<Vec<u8>, JsonError> {
-    let projected = match provider {
-        ProviderId::Stripe => serde_json::to_vec(&StripeEvent::parse(raw_body)?),
-        ProviderId::Lob => serde_json::to_vec(&LobEvent::parse(raw_body)?),
-    };
-    projected.map_err(|_| JsonError::Unreadable { line: 0, column: 0 })
+    call_provider!(provider, P => P::trim_payload(raw_body))
+}
+
+/// Signs a test delivery; see [`WebhookProvider::sign`].
+pub fn sign_test_delivery(
+    provider: ProviderId,
+    secret: &SecretString,
+    body: &[u8],
+    now: Timestamp,
+) -> Option<SignedHeaders> {
+    call_provider!(provider, P => P::sign(secret, body, now))
+}
+
+/// What to change in a sample for a test delivery.
+pub fn event_fields(provider: ProviderId) -> EventFields {
+    call_provider!(provider, P => P::EVENT_FIELDS)
+}
+
+/// The event types of a provider that change an entity.
+pub fn catalogue(provider: ProviderId) -> Vec<CatalogueEntry> {
+    call_provider!(provider, P => P::catalogue().collect())
 }

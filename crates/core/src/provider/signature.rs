@@ -1,7 +1,8 @@
-//! Signature verification of webhooks (HMAC-SHA256, constant time, protection against replay attacks).
+//! Signature verification of webhooks (HMAC-SHA256, constant time, protection against replay attacks), and the type of a
+//! body that is proven to be its provider's: [`Verified`].
 //!
-//! Both providers sign `<timestamp>.<raw body>` and send lower-case hex; they differ in the headers, which
-//! `stripe::signature` and `lob::signature` parse. A delivery is accepted if a known secret produced the signature over
+//! Stripe and Lob sign `<timestamp>.<raw body>` and send lower-case hex; they differ in the headers, which each
+//! provider's own module `signature` parses. A delivery is accepted if a known secret produced the signature over
 //! exactly the bytes received, and the timestamp is within the tolerance (300 s, before or after now).
 //!
 //! Replay attack: a signature is valid for good, so whoever captured a delivery could send it again next year. The
@@ -15,6 +16,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::Sha256;
 
+use crate::ids::AccountId;
 use crate::time::Timestamp;
 
 #[derive(Clone, Debug)]
@@ -85,19 +87,87 @@ impl SignatureFailure {
     }
 }
 
+/// The headers of a delivery.
+pub trait SignatureHeaders {
+    /// The value of a header, by its name in lower case. Fails with `header_malformed` if there are several different
+    /// values, because nothing says which of them the provider sent.
+    fn signature_header(&self, name: &str) -> Result<Option<&str>, SignatureFailure>;
+}
+
+/// A body that its provider wrote, byte for byte: its signature was verified, or we read it from the provider's own API.
+/// There is no other way to make one, so nobody can read an envelope from unverified bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verified<'b> {
+    raw_body: &'b [u8],
+    origin: BodyOrigin<'b>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum BodyOrigin<'b> {
+    Delivered,
+    /// Read from the API, from the list of this account's events; none is the platform.
+    Fetched(Option<&'b AccountId>),
+}
+
+impl<'b> Verified<'b> {
+    pub fn raw_body(&self) -> &'b [u8] {
+        self.raw_body
+    }
+
+    /// The account that the event belongs to; `in_body` is what the body says. For an event that we fetched, it is the
+    /// account that we asked about, whatever the body says (tenant isolation).
+    pub(super) fn account(&self, in_body: Option<AccountId>) -> Option<AccountId> {
+        match self.origin {
+            BodyOrigin::Delivered => in_body,
+            BodyOrigin::Fetched(account) => account.cloned(),
+        }
+    }
+}
+
+/// An event as Stripe's API listed it, and the account that was asked about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FetchedEvent {
+    body: String,
+    account: Option<AccountId>,
+}
+
+impl FetchedEvent {
+    /// Only for the client of Stripe's API: TLS has proven that the answer is Stripe's. Clippy refuses other callers.
+    pub fn from_stripe_api(body: String, account: Option<AccountId>) -> Self {
+        Self { body, account }
+    }
+
+    pub fn verified(&self) -> Verified<'_> {
+        Verified {
+            raw_body: self.body.as_bytes(),
+            origin: BodyOrigin::Fetched(self.account.as_ref()),
+        }
+    }
+}
+
 /// A parsed signature header, not verified yet.
 #[derive(Debug, PartialEq, Eq)]
 pub struct UnverifiedSignature {
-    /// The text exactly as sent, because its bytes are signed.
-    pub(super) signed_timestamp: String,
-    /// The same, parsed.
+    /// What is signed before the raw body: the timestamp, exactly as sent, and the provider's separator.
+    pub(super) signed_prefix: String,
+    /// The timestamp, parsed.
     pub(super) at: Timestamp,
-    /// Candidates: one per secret while Stripe rolls a secret. What is not 32 bytes of hex is dropped; it cannot match.
-    pub(super) signatures: Vec<[u8; 32]>,
+    pub(super) scheme: SignatureScheme,
+}
+
+/// How a provider signs, and the signatures of this delivery.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum SignatureScheme {
+    /// With a shared secret. Several candidates: one per secret while Stripe rolls a secret. What is not 32 bytes of hex
+    /// is dropped; it cannot match.
+    HmacSha256(Vec<[u8; 32]>),
+    /// With the provider's private key; the "secret" that we know is its public key, in base64.
+    #[cfg(feature = "third-provider")]
+    Ed25519(Vec<u8>),
 }
 
 impl UnverifiedSignature {
-    /// Verifies signature and age; returns the label of the key that matched.
+    /// Verifies signature and age; returns the proven body and the label of the key that matched.
     ///
     /// Why the signature comes before the age: before it is verified, the timestamp is whatever the sender wrote, so
     /// its age proves nothing. In this order `timestamp_too_old` in the log means that the provider really signed it:
@@ -106,13 +176,13 @@ impl UnverifiedSignature {
     ///
     /// Why the future has a limit too: a timestamp in the wrong unit, milliseconds read as seconds, lies 56,000 years
     /// ahead. With a limit on the age alone, such a delivery could be replayed for ever.
-    pub fn verify<'k>(
+    pub fn verify<'b, 'k>(
         &self,
-        raw_body: &[u8],
+        raw_body: &'b [u8],
         keys: &'k [SigningKey],
         now: Timestamp,
         tolerance: Duration,
-    ) -> Result<&'k str, SignatureFailure> {
+    ) -> Result<(Verified<'b>, &'k str), SignatureFailure> {
         let key = self
             .signed_with(raw_body, keys)
             .ok_or(SignatureFailure::NoMatch)?;
@@ -122,7 +192,8 @@ impl UnverifiedSignature {
         if now.after(tolerance) < self.at {
             return Err(SignatureFailure::TimestampTooNew);
         }
-        Ok(&key.label)
+        let origin = BodyOrigin::Delivered;
+        Ok((Verified { raw_body, origin }, &key.label))
     }
 
     /// The key that produced one of the signatures, whatever the age. Also used to explain a refusal.
@@ -135,21 +206,45 @@ impl UnverifiedSignature {
     }
 
     fn is_signed_by(&self, key: &SigningKey, raw_body: &[u8]) -> bool {
-        let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key.secret.expose_secret().as_bytes())
-        else {
+        let key = key.secret.expose_secret();
+        match &self.scheme {
+            SignatureScheme::HmacSha256(signatures) => {
+                self.has_hmac(key.as_bytes(), signatures, raw_body)
+            }
+            #[cfg(feature = "third-provider")]
+            SignatureScheme::Ed25519(signature) => {
+                let Ok(key) = data_encoding::BASE64.decode(key.as_bytes()) else {
+                    return false;
+                };
+                let signed = [self.signed_prefix.as_bytes(), raw_body].concat();
+                let key = ring::signature::UnparsedPublicKey::new(&ring::signature::ED25519, key);
+                key.verify(&signed, signature).is_ok()
+            }
+        }
+    }
+
+    fn has_hmac(&self, key: &[u8], signatures: &[[u8; 32]], raw_body: &[u8]) -> bool {
+        let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key) else {
             return false;
         };
-        mac.update(self.signed_timestamp.as_bytes());
-        mac.update(b".");
+        mac.update(self.signed_prefix.as_bytes());
         mac.update(raw_body);
         // Constant time: with a comparison that stops at the first wrong byte, an attacker measures how many bytes of
         // a guess are right and finds the signature byte by byte. `verify_slice` always compares all 32 bytes, and `|`
         // (not `||`) tries every candidate. `crates/core/tests/signature_timing.rs` measures it. Which key matched may
         // show in the time; it is no secret.
-        self.signatures.iter().fold(false, |found, signature| {
+        signatures.iter().fold(false, |found, signature| {
             mac.clone().verify_slice(signature).is_ok() | found
         })
     }
+}
+
+/// Signs as Stripe and Lob do. `None` never occurs: HMAC takes keys of any length.
+pub(super) fn sign_hmac(secret: &SecretString, prefix: &str, body: &[u8]) -> Option<String> {
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret.expose_secret().as_bytes()).ok()?;
+    mac.update(prefix.as_bytes());
+    mac.update(body);
+    Some(data_encoding::HEXLOWER.encode(&mac.finalize().into_bytes()))
 }
 
 /// Decodes 64 lower-case hex digits. Upper case is refused: Stripe's Python, Node and Ruby libraries compare text and

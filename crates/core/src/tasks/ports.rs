@@ -8,6 +8,7 @@ use crate::error::DependencyError;
 use crate::ids::{AccountId, CheckoutSessionId, EventId, OrderId};
 use crate::intake::inbox::EventRecord;
 use crate::outcome::EventOutcome;
+use crate::provider::signature::FetchedEvent;
 use crate::provider::stripe::types::{IntentStatus, SessionStatus};
 use crate::tasks::checkpoint::Checkpoint;
 use crate::tasks::cleanup::CancellablePayment;
@@ -161,8 +162,7 @@ pub trait ListAccounts: Send + Sync {
 /// A page of Stripe's events, the newest first.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct EventsPage {
-    /// Each event's JSON as Stripe wrote it.
-    pub bodies: Vec<String>,
+    pub events: Vec<FetchedEvent>,
     /// Whether older ones follow.
     pub has_more: bool,
 }

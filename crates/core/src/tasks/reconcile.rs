@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use crate::provider::stripe::types::HANDLED_TYPES;
+use crate::provider::stripe::event_types::HANDLED_TYPES;
 use crate::tasks::checkpoint::Checkpoint;
 use crate::time::Timestamp;
 

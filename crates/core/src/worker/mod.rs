@@ -26,7 +26,8 @@ use crate::intake::inbox::EventRecord;
 use crate::intake::message::ReceivedPointer;
 use crate::outcome::{EventVerdict, ParkReason};
 use crate::ports::{Clock, Pause};
-use crate::provider::interpret::{EventFacts, interpret};
+use crate::provider::interpret;
+use crate::provider::interpret::EventFacts;
 use crate::time::Timestamp;
 use crate::worker::batch::{
     EventCandidate, EventDisposition, MessageReport, ProcessingFailure, ProcessingSuccess,
@@ -71,8 +72,8 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
             BTreeMap::new();
         let mut reports = Vec::new();
         for message in messages {
-            match ReceivedPointer::parse(&message.body) {
-                Ok(pointer) => {
+            match ReceivedPointer::parse(self.provider, &message.body) {
+                Some(pointer) => {
                     let from_message = pointer.correlation_id.as_deref();
                     let from_message = from_message.and_then(CorrelationId::parse);
                     named
@@ -80,7 +81,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                         .or_default()
                         .push((message, from_message));
                 }
-                Err(_) => reports.push(MessageReport {
+                None => reports.push(MessageReport {
                     message: Some(message.clone()),
                     event: None,
                     correlation_id: None,

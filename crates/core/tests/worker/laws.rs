@@ -2,8 +2,7 @@
 
 use billhook_core::entity::merge::Merge as _;
 use billhook_core::entity::payment::facts::PaymentFacts;
-use billhook_core::provider::stripe::event::StripeEvent;
-use billhook_core::provider::stripe::payments::read_payment_facts;
+use billhook_testkit::events::payment_facts;
 use proptest::prelude::*;
 
 use super::*;
@@ -316,8 +315,7 @@ proptest! {
     #[test]
     fn merging_commutes_is_associative_and_idempotent(drawn in prop::collection::vec(drawn(), 3)) {
         let facts: Vec<PaymentFacts> = drawn.iter().enumerate().map(|(n, drawn)| {
-            let event = StripeEvent::parse(generated(n, *drawn).to_string().as_bytes()).unwrap();
-            read_payment_facts(&event).unwrap().unwrap()
+            payment_facts(&generated(n, *drawn))
         }).collect();
         let merged = |parts: &[&PaymentFacts]| {
             let mut all = PaymentFacts::default();
@@ -347,8 +345,9 @@ proptest! {
 
     #[test]
     fn no_body_makes_the_reading_panic(body in prop::collection::vec(any::<u8>(), 0..300)) {
-        let _ = read_envelope(ProviderId::Stripe, &body);
-        let _ = read_envelope(ProviderId::Lob, &body);
+        for provider in ProviderId::ALL {
+            let _ = read_envelope(*provider, &verified(&body));
+        }
     }
 }
 
@@ -415,8 +414,7 @@ fn news_is_what_a_write_says_that_the_row_did_not() {
     let facts = |events: &[Value]| {
         let mut facts = EntityFacts::default();
         for event in events {
-            let event = StripeEvent::parse(event.to_string().as_bytes()).unwrap();
-            let read = read_payment_facts(&event).unwrap().unwrap();
+            let read = payment_facts(event);
             facts.payment.merge(read);
         }
         facts

@@ -13,7 +13,6 @@ use billhook_core::ids::{
     AccountId, CorrelationId, EventId, OrderId, PaymentIntentId, PieceId, ProviderId, StatementId,
     TenantId,
 };
-use billhook_core::intake::inbox::NewEvent;
 use billhook_core::intake::ports::RecordEvent as _;
 use billhook_core::outcome::{EventOutcome, EventVerdict};
 use billhook_core::provider::read_envelope;
@@ -24,7 +23,7 @@ use billhook_core::worker::batch::{
 };
 use billhook_testkit::events::{
     charge_refunded, dispute, from_account, intent_failed, intent_is, intent_succeeded, letter,
-    refund, session_completed, stripe,
+    new_event, refund, session_completed, stripe, verified,
 };
 use billhook_testkit::memory::{self, Fault, FixedClock, MemoryTables};
 use serde_json::{Value, json};
@@ -77,16 +76,9 @@ fn tables() -> MemoryTables {
 
 async fn keep(tables: &MemoryTables, provider: ProviderId, body: &Value) -> ReceivedMessage {
     let raw_body = body.to_string().into_bytes();
-    let envelope = read_envelope(provider, &raw_body).unwrap();
-    let id = envelope.id.to_string();
     let correlation_id = CorrelationId::parse("01930000-0000-7000-8000-000000000001").unwrap();
-    let new = NewEvent {
-        source: provider.into(),
-        envelope,
-        raw_body: &raw_body,
-        correlation_id,
-        received_at: now(),
-    };
+    let new = new_event(provider, &raw_body, correlation_id, now());
+    let id = new.envelope.id.to_string();
     (&tables).record(&new).await.unwrap();
     ReceivedMessage {
         message_id: format!("m-{id}"),

@@ -28,7 +28,7 @@ use crate::events_table::{EventChange, EventChangeResult, EventSummary, EventsTa
 use crate::exit::CommandExit;
 use crate::interrupt::wait_for_interrupt;
 use crate::output::{OutputWriter, print_notice};
-use crate::provider_argument::parse_provider;
+use crate::provider_argument::provider_parser;
 use crate::session::StackSession;
 
 /// SQS returns at most 10 messages per receive.
@@ -63,8 +63,8 @@ pub(crate) enum DlqCommand {
 #[derive(Args, Clone, Debug)]
 pub(crate) struct DlqQueueArgs {
     /// Use the dead-letter queue of this provider
-    #[arg(long, value_parser = ["stripe", "lob"])]
-    queue: String,
+    #[arg(long, value_parser = provider_parser())]
+    queue: ProviderId,
 }
 
 #[derive(Args, Debug)]
@@ -351,14 +351,11 @@ async fn redrive_event(
 
 impl<'a> DeadLetterQueue<'a> {
     fn open(session: &'a StackSession, args: &DlqQueueArgs) -> Result<Self> {
-        let provider = parse_provider(&args.queue);
-        let output = match provider {
-            ProviderId::Stripe => "StripeEventsDlqUrl",
-            ProviderId::Lob => "LobEventsDlqUrl",
-        };
+        let provider = args.queue;
+        let output = format!("{}EventsDlqUrl", provider.title());
         Ok(Self {
             client: &session.sqs,
-            url: session.stack.output(output)?,
+            url: session.stack.output(&output)?,
             events: session.events_table(provider)?,
         })
     }
@@ -400,8 +397,7 @@ impl<'a> DeadLetterQueue<'a> {
                 Some(DeadLetterMessage {
                     message_id: message.message_id?,
                     receipt: message.receipt_handle?,
-                    event_id: ReceivedPointer::parse(&body)
-                        .ok()
+                    event_id: ReceivedPointer::parse(self.events.provider, &body)
                         .map(|pointer| pointer.event_id),
                     body,
                     sent_at: sent_ms.and_then(|ms| Timestamp::from_unix_ms(ms).ok()),

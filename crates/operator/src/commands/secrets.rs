@@ -11,13 +11,15 @@ use billhook_adapters::config::{SecretLocation, SecretSource};
 use billhook_adapters::secrets::{
     change_members, read_stripe_key, revoke_replaced, roll_back_secret,
 };
-use billhook_core::endpoint::secret::SecretKind;
+use billhook_core::endpoint::secret::{SecretHolder, SecretKind};
+use billhook_core::ids::ProviderId;
 use billhook_core::ports::{Clock as _, Pause as _};
 use billhook_core::time::Timestamp;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use crate::output::{OutputWriter, print_notice};
+use crate::provider_argument::{provider_with_secret_in, words_with_secret_in};
 use crate::secret_input::read_secret;
 use crate::session::StackSession;
 use crate::stack::DeployedStack;
@@ -60,10 +62,13 @@ pub(crate) enum SecretsCommand {
     Rollback(SecretsRollbackArgs),
 }
 
+/// The key for Stripe's API, as an argument.
+const STRIPE_KEY: &str = "stripe-key";
+
 #[derive(Args, Debug)]
 pub(crate) struct SecretsPutArgs {
     /// `lob` for Lob's signing secret, `stripe-key` for the Stripe API key
-    #[arg(value_parser = ["lob", "stripe-key"])]
+    #[arg(value_parser = [&words_with_secret_in(SecretHolder::AppSecret)[..], &[STRIPE_KEY]].concat())]
     secret: String,
     /// The old Lob secret leaked: refuse it within 15 minutes
     #[arg(long)]
@@ -73,8 +78,8 @@ pub(crate) struct SecretsPutArgs {
 #[derive(Args, Debug)]
 pub(crate) struct SecretsRollbackArgs {
     /// The provider
-    #[arg(value_parser = ["lob"])]
-    provider: String,
+    #[arg(value_parser = provider_with_secret_in(SecretHolder::AppSecret))]
+    provider: ProviderId,
     /// Do it; without this flag the command only shows what it would do
     #[arg(long)]
     yes: bool,
@@ -83,8 +88,8 @@ pub(crate) struct SecretsRollbackArgs {
 #[derive(Args, Debug)]
 pub(crate) struct SecretsRotateArgs {
     /// The provider
-    #[arg(value_parser = ["stripe"])]
-    provider: String,
+    #[arg(value_parser = provider_with_secret_in(SecretHolder::EndpointSecrets))]
+    provider: ProviderId,
     /// Do it; without this flag the command only shows what it would do
     #[arg(long)]
     yes: bool,
@@ -151,13 +156,15 @@ pub(crate) async fn run_secrets(
         SecretsCommand::Put(args) => put_secret(&args, session).await?,
         SecretsCommand::Rollback(rollback) => {
             if !rollback.yes {
-                print_notice(
-                    "the previous Lob secret would become current. Nothing was changed: repeat the command with --yes",
-                );
+                print_notice(&format!(
+                    "the previous {} secret would become current. Nothing was changed: repeat the command with --yes",
+                    rollback.provider.title()
+                ));
                 return Ok(());
             }
             let (arn, now) = (session.stack.output("AppSecretArn")?, SystemClock.now());
-            roll_back_secret(&session.secrets, arn, SecretKind::LobSigning, now).await?;
+            let of = SecretKind::signing_of(rollback.provider);
+            roll_back_secret(&session.secrets, arn, of, now).await?;
             print_notice("stored; both secrets stay valid for 24 hours");
         }
     }
@@ -170,14 +177,14 @@ async fn put_secret(args: &SecretsPutArgs, session: &StackSession) -> Result<()>
     // Whichever is changed, Lob's replaced secrets are carried over: otherwise two changes within 24 hours would drop
     // one.
     let of = SecretKind::LobSigning;
-    if args.secret == "stripe-key" {
+    if args.secret == STRIPE_KEY {
         if args.revoke {
             bail!(
                 "--revoke is for Lob only: revoke a leaked key at Stripe (Developers, API keys, Roll key), then put the new one without --revoke"
             );
         }
         let source = SecretSource {
-            variable: "the key",
+            variable: "the key".to_owned(),
             location: SecretLocation::Here(read_secret("the Stripe API key, sk_… or rk_…")?),
         };
         let key = read_stripe_key(&session.secrets, &source, session.stack.is_live()).await?;
@@ -192,10 +199,10 @@ async fn put_secret(args: &SecretsPutArgs, session: &StackSession) -> Result<()>
         );
         return Ok(());
     }
-    let members = [(
-        of.member(),
-        read_secret("the signing secret from Lob's dashboard")?,
-    )];
+    let provider: ProviderId = args.secret.parse()?;
+    let of = SecretKind::signing_of(provider);
+    let what = format!("the signing secret from {}'s dashboard", provider.title());
+    let members = [(of.member(), read_secret(&what)?)];
     if args.revoke {
         revoke_replaced(&session.secrets, arn, of, &members, now).await?;
         print_notice("stored; the old secret is refused within 15 minutes");

@@ -2,14 +2,15 @@
 
 use anyhow::{Context as _, Result};
 use billhook_adapters::clock::SystemClock;
+use billhook_core::ids::ProviderId;
 use billhook_core::ports::Clock as _;
 use clap::Args;
 use serde_json::{Value, json};
 
 use crate::exit::CommandExit;
 use crate::output::OutputWriter;
-use crate::provider_argument::parse_provider;
-use crate::sample_events::{build_sample_body, load_samples};
+use crate::provider_argument::provider_parser;
+use crate::sample_events::{build_sample_body, load_samples, new_event_id};
 use crate::secret_input::read_secret;
 use crate::session::StackSession;
 use crate::webhook_delivery::{post_signed_event, read_webhook_url};
@@ -25,8 +26,8 @@ use crate::webhook_delivery::{post_signed_event, read_webhook_url};
 )]
 pub(crate) struct SendArgs {
     /// The provider to act as
-    #[arg(value_parser = ["stripe", "lob"])]
-    provider: String,
+    #[arg(value_parser = provider_parser())]
+    provider: ProviderId,
     /// The event type of the sample
     #[arg(long = "type", value_name = "TYPE", required_unless_present = "list")]
     event_type: Option<String>,
@@ -51,7 +52,7 @@ pub(crate) async fn run_send(
     session: impl AsyncFnOnce() -> Result<StackSession>,
     output: OutputWriter,
 ) -> Result<()> {
-    let provider = parse_provider(&args.provider);
+    let provider = args.provider;
     let Some(event_type) = &args.event_type else {
         let rows: Vec<Value> = load_samples(provider)
             .iter()
@@ -66,7 +67,7 @@ pub(crate) async fn run_send(
         format!("there is no sample of {event_type}: see `billhook send {provider} --list`")
     })?;
     let now = SystemClock.now();
-    let id = format!("evt_{}", SystemClock.new_id().simple());
+    let id = new_event_id(provider);
     let body = build_sample_body(provider, sample, &id, now, &args.set)?;
     let (url, secrets) = match (&args.url, args.secret_stdin) {
         (Some(url), true) => (url.clone(), vec![read_secret("the signing secret")?]),

@@ -8,9 +8,8 @@ use anyhow::{Context as _, Result};
 use billhook_adapters::clock::SystemClock;
 use billhook_core::ids::ProviderId;
 use billhook_core::ports::Clock as _;
-use billhook_core::provider::lob::signature::parse_signature_headers;
-use billhook_core::provider::signature::{SignatureFailure, SigningKey};
-use billhook_core::provider::stripe::signature::parse_signature_header;
+use billhook_core::provider::parse_signature;
+use billhook_core::provider::signature::{SignatureFailure, SignatureHeaders, SigningKey};
 use billhook_core::time::Timestamp;
 use clap::{Args, Subcommand};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -18,7 +17,7 @@ use serde_json::{Value, json};
 
 use crate::exit::CommandExit;
 use crate::output::OutputWriter;
-use crate::provider_argument::parse_provider;
+use crate::provider_argument::provider_parser;
 use crate::secret_input::read_secret;
 use crate::session::StackSession;
 use crate::time_argument::TimeArgument;
@@ -40,8 +39,8 @@ pub(crate) enum SigCommand {
 #[derive(Args, Debug)]
 pub(crate) struct SigExplainArgs {
     /// The provider that signed
-    #[arg(value_parser = ["stripe", "lob"])]
-    provider: String,
+    #[arg(value_parser = provider_parser())]
+    provider: ProviderId,
     /// A file with the body, byte for byte as received
     #[arg(long)]
     body: PathBuf,
@@ -67,7 +66,7 @@ pub(crate) async fn run_sig(
     output: OutputWriter,
 ) -> Result<()> {
     let SigCommand::Explain(args) = command;
-    let provider = parse_provider(&args.provider);
+    let provider = args.provider;
     let path = args.body.display().to_string();
     let body = std::fs::read(&args.body).with_context(|| format!("cannot read {path}"))?;
     let secrets = if args.secret_stdin {
@@ -86,6 +85,16 @@ pub(crate) async fn run_sig(
     Err(CommandExit::Refused("the signature is wrong".to_owned()).into())
 }
 
+/// Names in lower case, and values; of a repeated one the first counts.
+struct GivenHeaders<'a>(&'a [(String, String)]);
+
+impl SignatureHeaders for GivenHeaders<'_> {
+    fn signature_header(&self, name: &str) -> Result<Option<&str>, SignatureFailure> {
+        let given = self.0.iter().find(|(given, _)| given == name);
+        Ok(given.map(|(_, value)| value.as_str()))
+    }
+}
+
 /// The verdict of ingress. For `no_match` also the change of the body or the secret that would match.
 fn explain_signature(
     provider: ProviderId,
@@ -94,18 +103,7 @@ fn explain_signature(
     secrets: &[SecretString],
     now: Timestamp,
 ) -> Value {
-    let one = |name: &str| {
-        headers
-            .iter()
-            .find(|(n, _)| n == name)
-            .map(|(_, value)| value.as_str())
-    };
-    let claim = match provider {
-        ProviderId::Stripe => parse_signature_header(one("stripe-signature")),
-        ProviderId::Lob => {
-            parse_signature_headers(one("lob-signature"), one("lob-signature-timestamp"))
-        }
-    };
+    let claim = parse_signature(provider, &GivenHeaders(headers));
     let keys = |secrets: &[SecretString]| -> Vec<SigningKey> {
         let usable = secrets
             .iter()
@@ -177,7 +175,7 @@ fn list_body_variants(body: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::webhook_delivery::sign_headers;
+    use billhook_core::provider::sign_test_delivery;
 
     fn now() -> Timestamp {
         Timestamp::from_unix_s(1_781_000_000).unwrap()
@@ -185,7 +183,7 @@ mod tests {
 
     fn because(body: &[u8], secret: &str, at: Timestamp, sent: &[u8]) -> (Value, String) {
         let real = SecretString::from("whsec_1");
-        let headers = sign_headers(ProviderId::Stripe, &real, sent, now());
+        let headers = sign_test_delivery(ProviderId::Stripe, &real, sent, now()).unwrap();
         let headers: Vec<_> = headers
             .into_iter()
             .map(|(n, v)| (n.to_lowercase(), v))

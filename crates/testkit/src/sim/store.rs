@@ -373,7 +373,7 @@ impl RecordEvent for Port {
         let provider = event.envelope.provider;
         let row = EventRow {
             stored: event.to_record(),
-            payload: event.raw_body.to_vec(),
+            payload: event.body.raw_body().to_vec(),
             error: None,
         };
         let id = row.stored.id.to_string();

@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 
 use super::{Call, Lost, Mutant, Port, Service, World};
 use crate::events;
+use crate::events::fetched;
 
 /// Part of every event's body; it must appear nowhere but in the store.
 pub const PERSONAL_CANARY: &str = "CANARYperson@example.com";
@@ -323,6 +324,7 @@ impl ListEvents for Port {
         types: &[&str],
         span: &ListingSpan,
     ) -> Result<EventsPage, ListEventsError> {
+        let asked = account.cloned();
         let account = account.map(ToString::to_string);
         let of = account.clone().unwrap_or_default();
         let types: Vec<String> = types.iter().map(|&kind| kind.to_owned()).collect();
@@ -341,10 +343,10 @@ impl ListEvents for Port {
             };
             let page = listed.get(from..).unwrap_or_default();
             Some(EventsPage {
-                bodies: page
+                events: page
                     .iter()
                     .take(20)
-                    .map(|event| event.body.clone())
+                    .map(|event| fetched(event.body.clone(), asked.as_ref()))
                     .collect(),
                 has_more: page.len() > 20,
             })

@@ -5,7 +5,10 @@
 //! no mode and no account from Lob's events. `mail` reads the facts.
 //! Source: `lob-openapi` `resources/events`, `Using webhooks`, read 2026-11.
 
-use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::ids::{EventId, PieceId, ProviderId};
 use crate::json::{BoundedList, JsonError, LenientField, NestedObject, lenient_struct, parse_body};
@@ -19,6 +22,7 @@ const REDACTED: &str = "REDACTED";
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LobEvent {
     /// `evt_…`, the same prefix as Stripe's: an id alone does not tell the provider.
+    #[serde(deserialize_with = "parse_own_event_id")]
     pub id: EventId,
     pub event_type: LobEventType,
     /// The id of the piece.
@@ -84,6 +88,13 @@ impl LobMetadata {
     }
 }
 
+fn parse_own_event_id<'de, D: Deserializer<'de>>(from: D) -> Result<EventId, D::Error> {
+    let text = Cow::<str>::deserialize(from)?;
+    ProviderId::Lob
+        .parse_event_id(&text)
+        .map_err(D::Error::custom)
+}
+
 impl LobEvent {
     pub fn parse(raw_body: &[u8]) -> Result<Self, JsonError> {
         parse_body(raw_body)
@@ -113,7 +124,7 @@ impl LobEvent {
     }
 
     /// The columns that ingress stores beside the payload. The message group is the piece's, else the event's own.
-    pub fn envelope(&self) -> EventEnvelope {
+    pub(super) fn envelope(&self) -> EventEnvelope {
         let object_id = self.piece_id().map(PieceId::to_string);
         let grouped_by = object_id.clone().unwrap_or_else(|| self.id.to_string());
         EventEnvelope {
@@ -121,6 +132,7 @@ impl LobEvent {
             id: self.id.clone(),
             event_type: self.event_type.id.clone(),
             account: None,
+            created_at: self.created(),
             livemode: None,
             api_version: None,
             object_id,

@@ -8,14 +8,15 @@
 //! replays for ever.
 
 use crate::provider::signature::{
-    SignatureFailure, UnverifiedSignature, decode_signature, parse_timestamp_digits,
+    SignatureFailure, SignatureScheme, UnverifiedSignature, decode_signature,
+    parse_timestamp_digits,
 };
 use crate::time::Timestamp;
 
 /// From this number on, a timestamp is milliseconds.
 const MILLISECONDS_FROM: i64 = 100_000_000_000;
 
-/// Parses the two headers. What is signed is the timestamp's text as sent, whatever its unit.
+/// Parses the two headers: the signature and its timestamp. What is signed is the timestamp's text as sent, whatever its unit.
 pub fn parse_signature_headers(
     signature: Option<&str>,
     timestamp: Option<&str>,
@@ -29,9 +30,11 @@ pub fn parse_signature_headers(
     } else {
         Timestamp::from_unix_ms(number)
     };
+    let at = at.map_err(|_| SignatureFailure::TimestampMalformed)?;
+    let signature = decode_signature(signature).ok_or(SignatureFailure::HeaderMalformed)?;
     Ok(UnverifiedSignature {
-        signed_timestamp: timestamp.to_owned(),
-        at: at.map_err(|_| SignatureFailure::TimestampMalformed)?,
-        signatures: vec![decode_signature(signature).ok_or(SignatureFailure::HeaderMalformed)?],
+        signed_prefix: format!("{timestamp}."),
+        at,
+        scheme: SignatureScheme::HmacSha256(vec![signature]),
     })
 }

@@ -6,39 +6,43 @@ use crate::outcome::ParkReason;
 use crate::provider::stripe::event::StripeEvent;
 use crate::time::Timestamp;
 
-/// The facts of an account event; `None` if the type is about something else. Fails with `field_malformed` (parked) if
-/// the time or one of the two abilities is missing: a guess could show an account as able to take payments.
-pub fn read_account_facts(event: &StripeEvent) -> Option<Result<AccountFacts, ParkReason>> {
-    let read = match event.event_type.as_str() {
-        "account.updated" => read_account_updated,
-        "account.application.authorized" => |_: &StripeEvent, at| {
-            Ok(ConnectedAccount {
-                authorized: Some(MaxRegister(at)),
-                ..ConnectedAccount::default()
-            })
-        },
-        "account.application.deauthorized" => |_: &StripeEvent, at| {
-            Ok(ConnectedAccount {
-                deauthorized: Some(MaxRegister(at)),
-                ..ConnectedAccount::default()
-            })
-        },
-        _ => return None,
-    };
-    let at = event.created().ok_or(ParkReason::FieldMalformed);
-    let stated = at.and_then(|at| read(event, at));
-    Some(stated.map(|account| {
-        AccountFacts {
-            accounts: event
-                .account
-                .iter()
-                .map(|id| (id.clone(), account.clone()))
-                .collect(),
-        }
-    }))
+pub(super) type AccountReader = fn(&StripeEvent, Timestamp) -> Result<ConnectedAccount, ParkReason>;
+
+/// The facts of an account event. Fails with `field_malformed` (parked) if the time or one of the two abilities is
+/// missing: a guess could show an account as able to take payments.
+pub(super) fn read_account_facts(
+    event: &StripeEvent,
+    reader: AccountReader,
+) -> Result<AccountFacts, ParkReason> {
+    let at = event.created().ok_or(ParkReason::FieldMalformed)?;
+    let stated = reader(event, at)?;
+    let account = event.account.iter().cloned();
+    Ok(AccountFacts {
+        accounts: account.map(|id| (id, stated.clone())).collect(),
+    })
 }
 
-fn read_account_updated(
+pub(super) fn read_account_authorized(
+    _: &StripeEvent,
+    at: Timestamp,
+) -> Result<ConnectedAccount, ParkReason> {
+    Ok(ConnectedAccount {
+        authorized: Some(MaxRegister(at)),
+        ..ConnectedAccount::default()
+    })
+}
+
+pub(super) fn read_account_deauthorized(
+    _: &StripeEvent,
+    at: Timestamp,
+) -> Result<ConnectedAccount, ParkReason> {
+    Ok(ConnectedAccount {
+        deauthorized: Some(MaxRegister(at)),
+        ..ConnectedAccount::default()
+    })
+}
+
+pub(super) fn read_account_updated(
     event: &StripeEvent,
     at: Timestamp,
 ) -> Result<ConnectedAccount, ParkReason> {

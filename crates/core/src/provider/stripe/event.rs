@@ -8,11 +8,14 @@
 //! - `account` is missing in events of the platform's own account.
 //! - Metadata may use `order_id` or `orderId`, whichever the tenant's code writes.
 //!
-//! One flat struct has the fields of every kind of `data.object`; their names do not clash. `payments` and `account`
-//! read facts from it.
+//! One flat struct has the fields of every kind of `data.object`; their names do not clash. `event_types` and
+//! `account` read facts from it.
 //! Source: `stripe-python` 16.1.0 `_event.py`, `Webhooks versioning`, read 2026-11.
 
-use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::ids::{AccountId, ChargeId, CheckoutSessionId, EventId, PaymentIntentId, ProviderId};
 use crate::json::{
@@ -25,6 +28,7 @@ use crate::time::Timestamp;
 /// else is lenient, because only the facts that need a field can say whether its absence matters.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StripeEvent {
+    #[serde(deserialize_with = "parse_own_event_id")]
     pub id: EventId,
     /// `event`, or `v2.core.event` for a thin notification.
     #[serde(default, skip_serializing_if = "LenientField::is_absent")]
@@ -125,6 +129,13 @@ lenient_struct! {
     }
 }
 
+fn parse_own_event_id<'de, D: Deserializer<'de>>(from: D) -> Result<EventId, D::Error> {
+    let text = Cow::<str>::deserialize(from)?;
+    ProviderId::Stripe
+        .parse_event_id(&text)
+        .map_err(D::Error::custom)
+}
+
 impl StripeEvent {
     pub fn parse(raw_body: &[u8]) -> Result<Self, JsonError> {
         parse_body(raw_body)
@@ -151,7 +162,7 @@ impl StripeEvent {
     }
 
     /// The columns that ingress stores beside the payload. Nothing here fails: an odd object still gets a group.
-    pub fn envelope(&self) -> EventEnvelope {
+    pub(super) fn envelope(&self) -> EventEnvelope {
         let resource = self.resource();
         let object_id = resource.and_then(|r| r.id.value().cloned());
         // The PaymentIntent first, because all events of a payment change the same order: its charge, refund and
@@ -172,6 +183,7 @@ impl StripeEvent {
             id: self.id.clone(),
             event_type: self.event_type.clone(),
             account: self.account.clone(),
+            created_at: self.created(),
             livemode: self.livemode,
             api_version: self.api_version.value().cloned(),
             object_id,

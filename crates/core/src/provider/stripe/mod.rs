@@ -1,8 +1,169 @@
-//! Stripe: signature header ([`signature`]), event format ([`event`]), Stripe's words ([`types`]), and the facts that
-//! events state about payments ([`payments`]) and connected accounts ([`account`]).
+//! Stripe: signature header ([`signature`]), event format ([`event`]), Stripe's words ([`types`]), the catalogue of
+//! event types with what they state about payments ([`event_types`]), and the facts about connected accounts
+//! ([`account`]).
 
 pub mod account;
 pub mod event;
-pub mod payments;
+pub mod event_types;
 pub mod signature;
 pub mod types;
+
+use secrecy::SecretString;
+
+use crate::entity::tenant::AccountFacts;
+use crate::entity::{EntityFacts, EntityKey};
+use crate::ids::{AccountId, OrderId, StatementId};
+use crate::json::JsonError;
+use crate::outcome::{EventVerdict, IgnoreReason, ParkReason};
+use crate::provider::envelope::EventEnvelope;
+use crate::provider::interpret::{
+    CatalogueEntry, EventFacts, EventFields, SignedHeaders, TimeForm, WebhookProvider,
+};
+use crate::provider::signature::{
+    SignatureFailure, SignatureHeaders, UnverifiedSignature, Verified, sign_hmac,
+};
+use crate::provider::stripe::event::{StripeEvent, StripeMetadata};
+use crate::provider::stripe::event_types::{EVENT_TYPES, StripeFacts, read_facts};
+use crate::provider::stripe::signature::parse_signature_header;
+use crate::time::Timestamp;
+
+#[derive(Debug)]
+pub struct StripeWebhooks;
+
+impl WebhookProvider for StripeWebhooks {
+    const SIGNATURE_HEADERS: &'static [&'static str] = &["stripe-signature"];
+
+    const EVENT_FIELDS: EventFields = EventFields {
+        id: "id",
+        event_type: "type",
+        created_at: "created",
+        time_form: TimeForm::UnixSeconds,
+    };
+
+    fn catalogue() -> impl Iterator<Item = CatalogueEntry> {
+        EVENT_TYPES.iter().map(|(entry, _)| *entry)
+    }
+
+    fn sign(secret: &SecretString, body: &[u8], now: Timestamp) -> Option<SignedHeaders> {
+        let at = now.unix_s();
+        let signature = sign_hmac(secret, &format!("{at}."), body)?;
+        Some(vec![("Stripe-Signature", format!("t={at},v1={signature}"))])
+    }
+
+    fn parse_signature(
+        headers: &impl SignatureHeaders,
+    ) -> Result<UnverifiedSignature, SignatureFailure> {
+        parse_signature_header(headers.signature_header("stripe-signature")?)
+    }
+
+    fn read_envelope(body: &Verified<'_>) -> Result<EventEnvelope, JsonError> {
+        let mut event = StripeEvent::parse(body.raw_body())?;
+        event.account = body.account(event.account);
+        Ok(event.envelope())
+    }
+
+    fn interpret(
+        live_mode: bool,
+        account: Option<&AccountId>,
+        payload: &[u8],
+    ) -> Result<EventFacts, EventVerdict> {
+        let mut event = StripeEvent::parse(payload)
+            .map_err(|_| EventVerdict::Parked(ParkReason::PayloadUnreadable))?;
+        event.account = account.cloned();
+        // Not symmetric. A live event in a test environment means a wrong endpoint, and it is about real money: park it, so
+        // that somebody looks. A test event in a live environment is normal, because Stripe sends the test events of
+        // connected accounts to live endpoints too.
+        match (event.livemode, live_mode) {
+            (Some(true), false) => {
+                return Err(EventVerdict::Parked(ParkReason::LiveEventOnTestStage));
+            }
+            (Some(false), true) => {
+                return Err(EventVerdict::Ignored(IgnoreReason::TestEventOnLiveStage));
+            }
+            (Some(true), true) | (Some(false), false) | (None, _) => {}
+        }
+        if event.is_thin() {
+            return Err(EventVerdict::Ignored(IgnoreReason::ThinEvent));
+        }
+        let facts = read_facts(&event).ok_or(EventVerdict::Ignored(IgnoreReason::UnhandledType))?;
+        // In a live environment we do not guess the mode. This check comes after the type, so that thin and unhandled
+        // events, some of which have no mode, are ignored and not parked.
+        if live_mode && event.livemode.is_none() {
+            return Err(EventVerdict::Parked(ParkReason::FieldMalformed));
+        }
+        let facts = match facts {
+            StripeFacts::Account(facts) => return interpret_account_event(account, facts),
+            StripeFacts::Payment(facts) => facts,
+        };
+        let malformed = || EventVerdict::Parked(ParkReason::FieldMalformed);
+        let resource = event.resource().ok_or_else(malformed)?;
+        let named_entity = resource
+            .metadata()
+            .map_or(Ok(None), read_named_entity)
+            .map_err(EventVerdict::Parked)?;
+        let intent = resource.intent().map_err(|_| malformed())?;
+        // Before the facts are checked: many events of an account are not about our orders, and a malformed amount in
+        // one of those must not need manual action.
+        if named_entity.is_none() && intent.is_none() {
+            return Err(EventVerdict::Ignored(IgnoreReason::NothingNamed));
+        }
+        Ok(EventFacts {
+            named_entity,
+            intent,
+            piece: None,
+            about_account: false,
+            facts: EntityFacts {
+                payment: facts.map_err(EventVerdict::Parked)?,
+                ..EntityFacts::default()
+            },
+        })
+    }
+
+    fn trim_payload(raw_body: &[u8]) -> Result<Vec<u8>, JsonError> {
+        let trimmed = serde_json::to_vec(&StripeEvent::parse(raw_body)?);
+        trimmed.map_err(|_| JsonError::Unreadable { line: 0, column: 0 })
+    }
+}
+
+/// An event without an account is about the platform's own account, which belongs to no tenant.
+fn interpret_account_event(
+    account: Option<&AccountId>,
+    facts: Result<AccountFacts, ParkReason>,
+) -> Result<EventFacts, EventVerdict> {
+    if account.is_none() {
+        return Err(EventVerdict::Ignored(IgnoreReason::NothingNamed));
+    }
+    Ok(EventFacts {
+        named_entity: None,
+        intent: None,
+        piece: None,
+        about_account: true,
+        facts: EntityFacts {
+            account: facts.map_err(EventVerdict::Parked)?,
+            ..EntityFacts::default()
+        },
+    })
+}
+
+/// The order comes before the statement. An empty string counts as missing; an id that is there and not valid parks the
+/// event, because it does name something.
+fn read_named_entity(metadata: &StripeMetadata) -> Result<Option<EntityKey>, ParkReason> {
+    let bad = |_| ParkReason::FieldMalformed;
+    let order = metadata
+        .order_id_camel
+        .checked()?
+        .or(metadata.order_id.checked()?);
+    if let Some(id) = order.filter(|id| !id.is_empty()) {
+        return OrderId::parse(id)
+            .map(EntityKey::Order)
+            .map(Some)
+            .map_err(bad);
+    }
+    match metadata.statement_id.checked()?.filter(|id| !id.is_empty()) {
+        Some(id) => StatementId::parse(id)
+            .map(EntityKey::Statement)
+            .map(Some)
+            .map_err(bad),
+        None => Ok(None),
+    }
+}

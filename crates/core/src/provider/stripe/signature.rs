@@ -5,7 +5,8 @@
 //! one (downgrade attack). A header with `v0` alone is malformed.
 
 use crate::provider::signature::{
-    SignatureFailure, UnverifiedSignature, decode_signature, parse_timestamp_digits,
+    SignatureFailure, SignatureScheme, UnverifiedSignature, decode_signature,
+    parse_timestamp_digits,
 };
 use crate::time::Timestamp;
 
@@ -47,8 +48,8 @@ pub fn parse_signature_header(
     // does not send: `t=01781000000` verifies there and is `no_match` here.
     let at = Timestamp::from_unix_s(seconds).map_err(|_| SignatureFailure::TimestampMalformed)?;
     Ok(UnverifiedSignature {
-        signed_timestamp: timestamp.to_owned(),
+        signed_prefix: format!("{timestamp}."),
         at,
-        signatures,
+        scheme: SignatureScheme::HmacSha256(signatures),
     })
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::Result;
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::secrets::{FetchSecret as _, SecretVersion};
+use billhook_core::endpoint::secret::{SecretHolder, SecretKind};
 use billhook_core::ids::ProviderId;
 use billhook_core::ports::Clock as _;
 use clap::Args;
@@ -49,10 +50,10 @@ pub(crate) async fn run_doctor(
     areas.push(("events", check_events(session).await));
     areas.push(("API", delivery::check_health(session).await));
     if !args.read_only {
-        for provider in [ProviderId::Stripe, ProviderId::Lob] {
+        for provider in ProviderId::ALL {
             areas.push((
                 "test event",
-                delivery::check_test_event(session, provider).await,
+                delivery::check_test_event(session, *provider).await,
             ));
         }
     }
@@ -82,17 +83,17 @@ fn report_unreadable_area(area: &str, error: &anyhow::Error) -> CheckFinding {
 
 async fn check_secrets(session: &StackSession) -> Result<Vec<CheckFinding>> {
     let mut findings = Vec::new();
-    for provider in [ProviderId::Stripe, ProviderId::Lob] {
-        let secrets = session.read_signing_secrets(provider).await;
+    for provider in ProviderId::ALL {
+        let secrets = session.read_signing_secrets(*provider).await;
         let detail = secrets.as_ref().map_or_else(
             |error| format!("{error:#}"),
             |findings| format!("{} secrets", findings.len()),
         );
-        let fix = match provider {
-            ProviderId::Stripe => {
-                "billhook secrets put stripe-key, then: billhook secrets rotate stripe --yes"
-            }
-            ProviderId::Lob => "billhook secrets put lob",
+        let fix = match SecretKind::signing_of(*provider).holder() {
+            SecretHolder::EndpointSecrets => format!(
+                "billhook secrets put stripe-key, then: billhook secrets rotate {provider} --yes"
+            ),
+            SecretHolder::AppSecret => format!("billhook secrets put {provider}"),
         };
         let check = format!("{provider} signing secret");
         findings.push(CheckFinding::from_check(
@@ -146,11 +147,11 @@ async fn check_endpoints(session: &StackSession) -> Result<Vec<CheckFinding>> {
 
 async fn check_events(session: &StackSession) -> Result<Vec<CheckFinding>> {
     let mut findings = Vec::new();
-    for provider in [ProviderId::Stripe, ProviderId::Lob] {
+    for provider in ProviderId::ALL {
         let selection = EventFilter::pending_or_failed()
             .resolve(Vec::new(), SystemClock.now().before(STUCK_AGE));
         let stuck = session
-            .events_table(provider)?
+            .events_table(*provider)?
             .list(&selection, usize::MAX)
             .await?;
         findings.push(CheckFinding::from_check(

@@ -10,7 +10,8 @@ use billhook_core::ids::{
     EventId, OrderId, PaymentIntentId, PieceId, ProviderId, StatementId, TenantId,
 };
 use billhook_core::ports::Clock as _;
-use billhook_core::provider::interpret::{EventFacts, interpret};
+use billhook_core::provider::interpret;
+use billhook_core::provider::interpret::EventFacts;
 use billhook_core::time::Timestamp;
 use billhook_core::worker::ports::{Ledger as _, PaymentKey, StoredEvent, StoredPayload};
 use uuid::Uuid;

@@ -1,5 +1,8 @@
-//! The handlers of Stripe's event types (`EVENT_READERS`): each reads the payment facts from one event.
-//! `entity::payment` merges them and derives the columns.
+//! The catalogue of Stripe's event types, and the handlers that read the payment facts from one event each; those about
+//! accounts are in `account`. `entity::payment` merges the facts and derives the columns.
+//!
+//! To add an event type, add its row to `catalogue!` and, if no reader fits, a reader here; docs/CONTRIBUTING.md has
+//! the other places.
 //!
 //! Rule: a field that a fact needs and that is missing or malformed parks the event (`field_malformed`,
 //! `amount_malformed`); a field that is only a hint counts as missing. An event states only what its object says at
@@ -12,52 +15,146 @@ use crate::entity::payment::facts::{
     ChargeFacts, DisputeFacts, DisputeState, FailedAttempt, IntentFacts, PaymentFacts, RefundFacts,
     RefundState, ReviewFacts, SessionFacts,
 };
+use crate::entity::tenant::AccountFacts;
 use crate::ids::{ChargeId, ObjectId, PaymentRef, RefundId, UserId};
 use crate::json::{LenientField, MalformedField, NestedObject};
 use crate::money::{Currency, Money};
 use crate::outcome::ParkReason;
+use crate::provider::interpret::CatalogueEntry;
+use crate::provider::stripe::account::{
+    AccountReader, read_account_authorized, read_account_deauthorized, read_account_facts,
+    read_account_updated,
+};
 use crate::provider::stripe::event::{StripeEvent, StripeObject};
 
-/// The handled types about payments. Several types share one reader, because the object says what happened and not the
-/// type: `refund.created`, `refund.updated` and `refund.failed` all carry the refund with its current `status`.
-const EVENT_READERS: [(&str, FactReader); 21] = [
-    ("checkout.session.completed", read_session_completed),
-    (
-        "checkout.session.async_payment_succeeded",
-        read_session_paid,
-    ),
-    ("checkout.session.async_payment_failed", read_session_failed),
-    ("checkout.session.expired", read_session_expired),
-    ("payment_intent.processing", read_intent_processing),
-    ("payment_intent.succeeded", read_intent_succeeded),
-    ("payment_intent.payment_failed", read_intent_failed),
-    ("payment_intent.canceled", read_intent_canceled),
-    ("charge.refunded", read_charge_refunded),
-    ("charge.refund.updated", read_refund),
-    ("refund.created", read_refund),
-    ("refund.updated", read_refund),
-    ("refund.failed", read_refund),
-    ("charge.dispute.created", read_dispute),
-    ("charge.dispute.updated", read_dispute),
-    ("charge.dispute.closed", read_dispute),
-    ("charge.dispute.funds_withdrawn", read_dispute),
-    ("charge.dispute.funds_reinstated", read_dispute),
-    ("radar.early_fraud_warning.created", read_fraud_warning),
-    ("review.opened", read_review),
-    ("review.closed", read_review),
-];
+macro_rules! catalogue {
+    ($($event_type:literal => $kind:ident($reader:ident), $sample:literal, $meaning:literal;)*) => {
+        /// The catalogue: every event type that changes an entity, and what reads it.
+        pub(super) const EVENT_TYPES: &[(CatalogueEntry, FactReader)] = &[$((
+            CatalogueEntry { event_type: $event_type, meaning: $meaning, sample: $sample },
+            FactReader::$kind($reader),
+        ),)*];
 
-type FactReader = fn(&StripeObject, FactSource, &mut PaymentFacts) -> Result<(), ParkReason>;
-
-/// The facts of the event; `None` if its type is not about payments.
-pub fn read_payment_facts(event: &StripeEvent) -> Option<Result<PaymentFacts, ParkReason>> {
-    let (_, reader) = EVENT_READERS
-        .iter()
-        .find(|(event_type, _)| *event_type == event.event_type.as_str())?;
-    Some(apply_reader(*reader, event))
+        /// The types of the catalogue, to which endpoints subscribe and for which `reconcile` asks.
+        pub const HANDLED_TYPES: &[&str] = &[$($event_type,)*];
+    };
 }
 
-fn apply_reader(reader: FactReader, event: &StripeEvent) -> Result<PaymentFacts, ParkReason> {
+// One row for each event type: what reads it, a sample in `events/payloads/stripe`, and its meaning. Several types share
+// one reader, because the object says what happened and not the type: `refund.created`, `refund.updated` and
+// `refund.failed` all carry the refund with its current `status`. The order is that of the cursors of `reconcile`, so
+// new types go to the end.
+catalogue! {
+    "checkout.session.completed" =>
+        Payment(read_session_completed), "checkout_session_completed_paid",
+        "the session is finished; it is paid if its `payment_status` is `paid`, or is `no_payment_required` and the session has an `amount_total`";
+    "checkout.session.async_payment_succeeded" =>
+        Payment(read_session_paid), "checkout_session_async_payment_succeeded",
+        "the session's delayed payment succeeded: `amount_total`";
+    "checkout.session.async_payment_failed" =>
+        Payment(read_session_failed), "checkout_session_async_payment_failed",
+        "the session's delayed payment failed";
+    "checkout.session.expired" =>
+        Payment(read_session_expired), "checkout_session_expired",
+        "the session can no longer be paid";
+    "payment_intent.processing" =>
+        Payment(read_intent_processing), "payment_intent_processing",
+        "the payment is in progress";
+    "payment_intent.succeeded" =>
+        Payment(read_intent_succeeded), "payment_intent_succeeded",
+        "the payment succeeded: `amount_received`";
+    "payment_intent.payment_failed" =>
+        Payment(read_intent_failed), "payment_intent_payment_failed",
+        "an attempt failed: its charge, code and decline code";
+    "payment_intent.canceled" =>
+        Payment(read_intent_canceled), "payment_intent_canceled",
+        "the payment can no longer succeed";
+    "charge.refunded" =>
+        Payment(read_charge_refunded), "charge_refunded_full",
+        "how much of this charge was captured and how much was refunded so far, both cumulative";
+    "charge.refund.updated" =>
+        Payment(read_refund), "charge_refund_updated",
+        "as `refund.updated`";
+    "refund.created" =>
+        Payment(read_refund), "refund_created",
+        "as `refund.updated`";
+    "refund.updated" =>
+        Payment(read_refund), "refund_updated",
+        "the refund's amount and state";
+    "refund.failed" =>
+        Payment(read_refund), "refund_failed",
+        "as `refund.updated`";
+    "charge.dispute.created" =>
+        Payment(read_dispute), "charge_dispute_created",
+        "as `charge.dispute.updated`";
+    "charge.dispute.updated" =>
+        Payment(read_dispute), "charge_dispute_updated",
+        "the dispute's state, from its `status`; the name of the event is not used";
+    "charge.dispute.closed" =>
+        Payment(read_dispute), "charge_dispute_closed_lost",
+        "as `charge.dispute.updated`";
+    "charge.dispute.funds_withdrawn" =>
+        Payment(read_dispute), "charge_dispute_funds_withdrawn",
+        "as `charge.dispute.updated`";
+    "charge.dispute.funds_reinstated" =>
+        Payment(read_dispute), "charge_dispute_funds_reinstated",
+        "as `charge.dispute.updated`";
+    "radar.early_fraud_warning.created" =>
+        Payment(read_fraud_warning), "radar_early_fraud_warning_created",
+        "the card network suspects fraud";
+    "review.opened" =>
+        Payment(read_review), "review_opened",
+        "Stripe holds the payment for a review, or has ended the review: its `open`";
+    "review.closed" =>
+        Payment(read_review), "review_closed",
+        "as `review.opened`";
+    "account.updated" =>
+        Account(read_account_updated), "connect_account_updated",
+        "whether the connected account may take payments, and whether it may pay out";
+    "account.application.authorized" =>
+        Account(read_account_authorized), "connect_account_application_authorized",
+        "the account is connected";
+    "account.application.deauthorized" =>
+        Account(read_account_deauthorized), "connect_account_application_deauthorized",
+        "the account is disconnected";
+}
+
+/// What reads the facts of an event.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum FactReader {
+    Payment(PaymentReader),
+    Account(AccountReader),
+}
+
+type PaymentReader = fn(&StripeObject, FactSource, &mut PaymentFacts) -> Result<(), ParkReason>;
+
+/// The facts of a Stripe event. `Err` if a field that they need is missing or malformed.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it is taken apart where it is made"
+)]
+pub enum StripeFacts {
+    Payment(Result<PaymentFacts, ParkReason>),
+    Account(Result<AccountFacts, ParkReason>),
+}
+
+/// `None` if the catalogue does not have the event's type.
+pub fn read_facts(event: &StripeEvent) -> Option<StripeFacts> {
+    let event_type = event.event_type.as_str();
+    let (_, reader) = EVENT_TYPES
+        .iter()
+        .find(|(entry, _)| entry.event_type == event_type)?;
+    Some(match reader {
+        FactReader::Payment(reader) => StripeFacts::Payment(read_payment_facts(event, *reader)),
+        FactReader::Account(reader) => StripeFacts::Account(read_account_facts(event, *reader)),
+    })
+}
+
+fn read_payment_facts(
+    event: &StripeEvent,
+    reader: PaymentReader,
+) -> Result<PaymentFacts, ParkReason> {
     let resource = event.resource().ok_or(ParkReason::FieldMalformed)?;
     let stated = FactSource {
         at: event.created().ok_or(ParkReason::FieldMalformed)?,
