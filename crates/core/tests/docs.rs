@@ -18,6 +18,7 @@ use billhook_core::provider::stripe::event::StripeEvent;
 use billhook_core::provider::stripe::payments::read_payment_facts;
 use billhook_core::provider::stripe::types::HANDLED_TYPES;
 use billhook_core::tasks::cleanup::cancellation_fact;
+use billhook_core::tasks::definitions::SCHEDULED_TASKS;
 use billhook_core::time::Timestamp;
 use billhook_testkit::events::{
     charge_refunded, dispute, intent_failed, intent_is, intent_succeeded, refund, stripe,
@@ -610,4 +611,15 @@ fn every_event_leaves_every_state_as_the_table_says() {
         "\n{}",
         lines.join("\n")
     );
+}
+
+#[test]
+fn every_scheduled_task_is_told_with_its_schedule() {
+    let documented: BTreeSet<Vec<String>> =
+        columns("### Scheduled tasks", 0..2).into_iter().collect();
+    let defined = SCHEDULED_TASKS
+        .iter()
+        .map(|task| vec![code(task.name), code(task.schedule)])
+        .collect();
+    assert_eq!(documented, defined);
 }

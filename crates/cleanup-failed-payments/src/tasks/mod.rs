@@ -1,7 +1,8 @@
-//! Connects the scheduled tasks to AWS and Stripe, and runs the one that the input names. No decisions; `lib` has the
-//! input.
+//! The scheduled tasks: the module and the report of each, and how it is connected to AWS and Stripe. No decisions.
 
-use std::process::ExitCode;
+pub mod cleanup;
+pub mod reconcile;
+pub mod sweep;
 
 use billhook_adapters::aws::AwsClients;
 use billhook_adapters::clock::SystemClock;
@@ -9,36 +10,33 @@ use billhook_adapters::config::CleanupConfig;
 use billhook_adapters::dynamodb::events::DynamoInbox;
 use billhook_adapters::dynamodb::jobs::JobsTable;
 use billhook_adapters::dynamodb::ledger::{DynamoLedger, TableNames};
-use billhook_adapters::lambda::{invocation_deadline, run_function, serve_events};
 use billhook_adapters::secrets::{self, SecretsManager};
 use billhook_adapters::sqs::{EventQueues, FifoQueue};
 use billhook_adapters::stripe::StripeClient;
+use billhook_core::tasks::definitions::TaskInvocation;
 use billhook_core::time::Timestamp;
-use cleanup_failed_payments::cleanup::CleanupTask;
-use cleanup_failed_payments::reconcile::ReconcileTask;
-use cleanup_failed_payments::stripe::{StripePayments, stripe_calls_per_second};
-use cleanup_failed_payments::sweep::SweepTask;
-use cleanup_failed_payments::{TaskFailed, TaskInput, TaskReport};
-use lambda_runtime::LambdaEvent;
+use serde::Serialize;
 
-fn main() -> ExitCode {
-    run_function(
-        "cleanup-failed-payments",
-        CleanupConfig::from_env,
-        async |config, aws| {
-            serve_events(async |event: LambdaEvent<Option<TaskInput>>| {
-                let deadline = invocation_deadline(&event.context);
-                run_task(&config, &aws, event.payload.unwrap_or_default(), deadline).await
-            })
-            .await
-        },
-    )
+use self::cleanup::{CleanupSummary, CleanupTask};
+use self::reconcile::{ReconcileSummary, ReconcileTask};
+use self::sweep::{SweepSummary, SweepTask};
+use crate::scheduled_task::{ScheduledTask as _, TaskFailed};
+use crate::stripe::{StripePayments, stripe_calls_per_second};
+
+/// The summary that a run returns; as JSON it has the task's own fields.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum TaskReport {
+    Cleanup(CleanupSummary),
+    Sweep(SweepSummary),
+    Reconcile(ReconcileSummary),
 }
 
-async fn run_task(
+/// Runs the task that the invocation names.
+pub async fn run_task(
     config: &CleanupConfig,
     aws: &AwsClients,
-    input: TaskInput,
+    invocation: TaskInvocation,
     deadline: Timestamp,
 ) -> Result<TaskReport, TaskFailed> {
     let clock = SystemClock;
@@ -61,8 +59,8 @@ async fn run_task(
         };
         DynamoLedger::new(aws.dynamodb().clone(), tables, clock)
     };
-    match input {
-        TaskInput::Cleanup(options) => {
+    match invocation {
+        TaskInvocation::Cleanup(input) => {
             let cleanup = CleanupTask {
                 ledger: ledger(&config.stripe_events_table),
                 payments: open_stripe(config, aws).await?,
@@ -70,12 +68,9 @@ async fn run_task(
                 clock,
                 grace: config.failed_payment_age,
             };
-            cleanup
-                .run(&options, deadline)
-                .await
-                .map(TaskReport::Cleanup)
+            cleanup.run(&input, deadline).await.map(TaskReport::Cleanup)
         }
-        TaskInput::Sweep => {
+        TaskInvocation::Sweep(input) => {
             let sweep = SweepTask {
                 stripe: ledger(&config.stripe_events_table),
                 lob: ledger(&config.lob_events_table),
@@ -84,9 +79,9 @@ async fn run_task(
                 clock,
                 live_mode: config.environment.live,
             };
-            sweep.run(deadline).await.map(TaskReport::Sweep)
+            sweep.run(&input, deadline).await.map(TaskReport::Sweep)
         }
-        TaskInput::Reconcile => {
+        TaskInvocation::Reconcile(input) => {
             let reconcile = ReconcileTask {
                 inbox: DynamoInbox {
                     client: aws.dynamodb().clone(),
@@ -98,7 +93,10 @@ async fn run_task(
                 stripe: open_stripe(config, aws).await?,
                 clock,
             };
-            reconcile.run(deadline).await.map(TaskReport::Reconcile)
+            reconcile
+                .run(&input, deadline)
+                .await
+                .map(TaskReport::Reconcile)
         }
     }
 }
