@@ -42,13 +42,13 @@ pub enum TaskFieldKind {
 }
 
 /// A task's own input, which stands for the task. Its serde names are those of `TASK.fields`.
-pub trait TaskInput: Default + DeserializeOwned {
+pub trait TaskInput: DeserializeOwned {
     const TASK: TaskDefinition;
 }
 
 const RUN_NOW: &str = "Run the task now";
 
-/// The defaults are those of the schedule: what a person may change for one run.
+/// What a person may change for one run; the schedule sends none of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct CleanupInput {
@@ -87,7 +87,7 @@ impl TaskInput for CleanupInput {
     };
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct SweepInput {}
 
 impl TaskInput for SweepInput {
@@ -101,7 +101,7 @@ impl TaskInput for SweepInput {
     };
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct ReconcileInput {}
 
 impl TaskInput for ReconcileInput {

@@ -120,6 +120,7 @@ fn quote_names(names: impl Iterator<Item = &'static str>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tasks::definitions::{ReconcileInput, SweepInput};
 
     #[track_caller]
     fn check_refused(input: &str, told: &str) {
@@ -165,13 +166,23 @@ mod tests {
     }
 
     #[test]
-    fn no_task_is_the_cleanup_and_null_is_no_value() {
+    fn the_task_is_the_named_one_or_the_cleanup_and_null_is_no_value() {
         for same in ["{}", r#"{"task":"cleanup"}"#, r#"{"dry_run":null}"#] {
             let read: TaskInvocation = serde_json::from_str(same).unwrap();
             assert_eq!(read, TaskInvocation::default(), "{same}");
         }
-        let sweep = serde_json::from_str(r#"{"task":"sweep","minutes":null}"#);
-        assert!(matches!(sweep, Ok(TaskInvocation::Sweep(_))));
+        for (input, read) in [
+            (
+                r#"{"task":"sweep","minutes":null}"#,
+                TaskInvocation::Sweep(SweepInput {}),
+            ),
+            (
+                r#"{"task":"reconcile"}"#,
+                TaskInvocation::Reconcile(ReconcileInput {}),
+            ),
+        ] {
+            assert_eq!(serde_json::from_str::<TaskInvocation>(input).unwrap(), read);
+        }
     }
 
     /// The definition names the fields for help and errors, the input's type for serde.
