@@ -10,15 +10,16 @@ use billhook_core::error::DependencyError;
 use billhook_core::ids::{CheckoutSessionId, OrderId, PaymentIntentId};
 use billhook_core::ports::Clock;
 use billhook_core::provider::stripe::types::{IntentStatus, SessionStatus};
-use billhook_core::tasks::checkpoint::{CLEANUP_JOB, Checkpoint};
+use billhook_core::tasks::checkpoint::Checkpoint;
 use billhook_core::tasks::cleanup::CancellablePayment;
+use billhook_core::tasks::definitions::{CleanupInput, TaskInvocation};
 use billhook_core::tasks::ports::PaymentsAtStripe;
 use billhook_core::time::Timestamp;
 use billhook_testkit::events::payment_facts;
 use billhook_testkit::events::{intent_failed, intent_is, intent_succeeded};
 use billhook_testkit::memory::{self, Fault, FixedClock, MemoryStripe, MemoryTables};
-use cleanup_failed_payments::TaskInput;
-use cleanup_failed_payments::cleanup::{CleanupOptions, CleanupSummary, CleanupTask};
+use cleanup_failed_payments::ScheduledTask as _;
+use cleanup_failed_payments::tasks::cleanup::{CleanupSummary, CleanupTask};
 use serde_json::{Value, json};
 
 const T: i64 = 1_781_000_000;
@@ -95,7 +96,7 @@ fn cleanup<'a>(
 }
 
 async fn run(tables: &MemoryTables, stripe: &MemoryStripe, input: &str) -> CleanupSummary {
-    let TaskInput::Cleanup(options) = serde_json::from_str(input).unwrap() else {
+    let TaskInvocation::Cleanup(options) = serde_json::from_str(input).unwrap() else {
         panic!("{input} is another task's");
     };
     cleanup(tables, stripe)
@@ -425,7 +426,7 @@ async fn a_repeated_call_of_a_later_run_has_another_key() {
     // Another container: its identifiers are others.
     Clock::new_id(&other.clock);
     other
-        .run(&CleanupOptions::default(), at(9_000))
+        .run(&CleanupInput::default(), at(9_000))
         .await
         .unwrap();
     let calls = stripe.calls.lock().unwrap();
@@ -463,14 +464,14 @@ async fn without_a_key_a_run_with_something_to_do_is_refused_once() {
         ..cleanup(&tables, &stripe)
     };
     let nothing = without()
-        .run(&CleanupOptions::default(), at(9_000))
+        .run(&CleanupInput::default(), at(9_000))
         .await
         .unwrap();
     assert_eq!(nothing, CleanupSummary::default());
     failed(&tables, "a", 0);
     failed(&tables, "b", 0);
     let refused = without()
-        .run(&CleanupOptions::default(), at(9_000))
+        .run(&CleanupInput::default(), at(9_000))
         .await
         .unwrap_err();
     let text = refused.to_string();
@@ -478,9 +479,9 @@ async fn without_a_key_a_run_with_something_to_do_is_refused_once() {
         text.contains("no stripe_secret_key") && text.contains("billhook secrets put stripe-key"),
         "{text}"
     );
-    let preview = CleanupOptions {
+    let preview = CleanupInput {
         dry_run: true,
-        ..CleanupOptions::default()
+        ..CleanupInput::default()
     };
     let preview = without().run(&preview, at(9_000)).await.unwrap();
     assert_eq!(preview.cancelled, 2);
@@ -568,18 +569,18 @@ async fn the_deadline_cuts_a_run_between_two_orders() {
         grace: Duration::from_secs(3_600),
     };
     let first = cleanup
-        .run(&CleanupOptions::default(), at(9_000))
+        .run(&CleanupInput::default(), at(9_000))
         .await
         .unwrap();
     assert!((1..4).contains(&first.cancelled), "{first:?}");
-    assert!(tables.jobs.lock().unwrap()[CLEANUP_JOB].resume_at.is_some());
+    assert!(tables.jobs.lock().unwrap()["cleanup"].resume_at.is_some());
     let late = cleanup
-        .run(&CleanupOptions::default(), at(9_000))
+        .run(&CleanupInput::default(), at(9_000))
         .await
         .unwrap();
     assert_eq!(late, CleanupSummary::default());
     let rest = cleanup
-        .run(&CleanupOptions::default(), at(10_000))
+        .run(&CleanupInput::default(), at(10_000))
         .await
         .unwrap();
     assert_eq!(
@@ -587,34 +588,9 @@ async fn the_deadline_cuts_a_run_between_two_orders() {
         (4, 4 - first.scanned)
     );
     assert_eq!(
-        tables.jobs.lock().unwrap()[CLEANUP_JOB],
+        tables.jobs.lock().unwrap()["cleanup"],
         Checkpoint::default()
     );
-}
-
-#[test]
-fn a_misspelt_input_is_refused_instead_of_cancelling_orders() {
-    for (wrong, told) in [
-        (
-            r#"{"dryrun":true}"#,
-            "unknown field `dryrun`, expected one of `task`, `dry_run`, `minutes`, `limit`",
-        ),
-        (
-            r#"{"task":"clean"}"#,
-            "unknown variant `clean`, expected one of `cleanup`, `sweep`, `reconcile`",
-        ),
-        (
-            r#"{"task":"sweep","minutes":5}"#,
-            "task `sweep` takes no field `minutes`: expected `task` alone",
-        ),
-        (r#"{"minutes":-1}"#, "invalid value: integer `-1`"),
-        (r#"{"minutes":"60"}"#, "invalid type: string"),
-    ] {
-        let error = serde_json::from_str::<TaskInput>(wrong)
-            .unwrap_err()
-            .to_string();
-        assert!(error.contains(told), "{wrong}: {error}");
-    }
 }
 
 /// A Stripe that takes nearly all the time that a call may take.
@@ -680,9 +656,7 @@ async fn a_slow_stripe_does_not_keep_a_run_beyond_its_deadline() {
         clock: FixedClock::at(at(7_200)),
         grace: Duration::from_secs(3_600),
     };
-    slow.run(&CleanupOptions::default(), at(7_260))
-        .await
-        .unwrap();
+    slow.run(&CleanupInput::default(), at(7_260)).await.unwrap();
     assert!(begun.elapsed() < Duration::from_secs(60));
     run(&tables, &stripe, "{}").await;
     assert!(keys.iter().all(|key| status(&tables, key) == "cancelled"));

@@ -10,12 +10,14 @@ use billhook_core::entity::merge::Merge as _;
 use billhook_core::entity::{Entity, EntityFacts, EntityKey};
 use billhook_core::ids::OrderId;
 use billhook_core::ports::Clock as _;
+use billhook_core::tasks::definitions::CleanupInput;
 use billhook_testkit::events::intent_failed;
 use billhook_testkit::events::payment_facts;
 use billhook_testkit::memory::{self, MemoryTables};
 use billhook_testkit::stripe::{Config, LocalStripe};
-use cleanup_failed_payments::cleanup::{CleanupOptions, CleanupTask};
+use cleanup_failed_payments::ScheduledTask as _;
 use cleanup_failed_payments::stripe::{StripePayments, stripe_calls_per_second};
+use cleanup_failed_payments::tasks::cleanup::CleanupTask;
 use serde_json::json;
 
 const ORDERS: usize = 10_000;
@@ -88,7 +90,7 @@ async fn ten_thousand_orders_in_live_mode_with_a_run_that_is_cut() {
         let time_left = Duration::from_secs(seconds);
         let deadline = SystemClock.now().after(time_left);
         let done = cleanup
-            .run(&CleanupOptions::default(), deadline)
+            .run(&CleanupInput::default(), deadline)
             .await
             .unwrap();
         let (took, calls) = (begun.elapsed(), calls() - before);

@@ -8,12 +8,14 @@ use std::sync::atomic::Ordering;
 use billhook_core::ids::{AccountId, EventId, ProviderId, TenantId};
 use billhook_core::outcome::EventOutcome;
 use billhook_core::provider::stripe::event_types::HANDLED_TYPES;
-use billhook_core::tasks::checkpoint::{Checkpoint, RECONCILE_JOB, reconcile_cursor_key};
+use billhook_core::tasks::checkpoint::{Checkpoint, reconcile_cursor_key};
+use billhook_core::tasks::definitions::ReconcileInput;
 use billhook_core::time::Timestamp;
 use billhook_testkit::events::envelope;
 use billhook_testkit::events::{from_account, stripe};
 use billhook_testkit::memory::{Fault, FixedClock, MemoryQueue, MemoryStripe, MemoryTables};
-use cleanup_failed_payments::reconcile::{ReconcileSummary, ReconcileTask};
+use cleanup_failed_payments::ScheduledTask as _;
+use cleanup_failed_payments::tasks::reconcile::{ReconcileSummary, ReconcileTask};
 use serde_json::{Value, json};
 
 const NOW: i64 = 1_781_000_000;
@@ -91,7 +93,10 @@ impl World {
 
     async fn run(&self, second: i64) -> ReconcileSummary {
         let clock = FixedClock::at(at(second));
-        self.task(&clock).run(at(second + 900)).await.unwrap()
+        self.task(&clock)
+            .run(&ReconcileInput {}, at(second + 900))
+            .await
+            .unwrap()
     }
 
     fn stored(&self) -> BTreeSet<String> {
@@ -283,7 +288,11 @@ async fn a_key_that_stripe_refuses_or_none_at_all_refuses_the_run_once() {
     let world = World::with_accounts(&["acct_1"]);
     world.stripe.refused.lock().unwrap().insert(String::new());
     let clock = FixedClock::at(at(NOW));
-    let refused = world.task(&clock).run(at(NOW + 900)).await.unwrap_err();
+    let refused = world
+        .task(&clock)
+        .run(&ReconcileInput {}, at(NOW + 900))
+        .await
+        .unwrap_err();
     assert_eq!(
         refused.to_string(),
         "could not list the platform's events: 403"
@@ -293,7 +302,11 @@ async fn a_key_that_stripe_refuses_or_none_at_all_refuses_the_run_once() {
         stripe: None,
         ..world.task(&clock)
     };
-    let refused = without.run(at(NOW + 900)).await.unwrap_err().to_string();
+    let refused = without
+        .run(&ReconcileInput {}, at(NOW + 900))
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(refused.contains("no stripe_secret_key"), "{refused}");
 }
 
@@ -351,7 +364,11 @@ async fn a_pass_that_is_cut_is_continued_behind_the_event_it_came_to() {
                 }
             }
         });
-        let summary = world.task(&clock).run(at(NOW + 900)).await.unwrap();
+        let summary = world
+            .task(&clock)
+            .run(&ReconcileInput {}, at(NOW + 900))
+            .await
+            .unwrap();
         listed.push(summary.events);
         if run < 2 {
             assert!(!summary.completed);
@@ -410,10 +427,14 @@ async fn a_run_cut_among_the_accounts_is_continued_there() {
             }
         }
     });
-    let first = world.task(&clock).run(at(NOW + 900)).await.unwrap();
+    let first = world
+        .task(&clock)
+        .run(&ReconcileInput {}, at(NOW + 900))
+        .await
+        .unwrap();
     assert!(!first.completed);
     assert!(
-        world.tables.jobs.lock().unwrap()[RECONCILE_JOB]
+        world.tables.jobs.lock().unwrap()["reconcile"]
             .resume_at
             .is_some()
     );

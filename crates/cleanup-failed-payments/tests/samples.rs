@@ -1,44 +1,91 @@
-//! The sample invocations in `events/cleanup-failed-payments` read as this table says.
+//! The sample invocations in `events/cleanup-failed-payments`: each task has the one that its schedule sends, and the
+//! others read as the table says. And the JSON that a run answers.
 #![cfg(test)]
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use cleanup_failed_payments::TaskInput;
-use cleanup_failed_payments::cleanup::CleanupOptions;
+use billhook_core::tasks::definitions::{CleanupInput, SCHEDULED_TASKS, TaskInvocation};
+use cleanup_failed_payments::tasks::TaskReport;
+use cleanup_failed_payments::tasks::cleanup::CleanupSummary;
+use cleanup_failed_payments::tasks::reconcile::ReconcileSummary;
+use cleanup_failed_payments::tasks::sweep::SweepSummary;
+use serde_json::{Value, json};
 
-#[test]
-fn every_sample_reads_as_the_table_says() {
+/// Every sample, by the name of its file: its JSON, and what the function reads.
+fn read_samples() -> BTreeMap<String, (Value, Option<TaskInvocation>)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../events/cleanup-failed-payments");
-    let read: BTreeMap<String, Option<TaskInput>> = fs::read_dir(folder)
-        .unwrap()
+    let files = fs::read_dir(folder).unwrap();
+    files
         .map(|entry| entry.unwrap().path())
         .map(|path| {
             let stem = path.file_stem().unwrap().to_str().unwrap().to_owned();
-            let input = serde_json::from_slice(&fs::read(&path).unwrap());
-            (stem, input.ok())
+            let text = fs::read(&path).unwrap();
+            let read = serde_json::from_slice(&text).ok();
+            (stem, (serde_json::from_slice(&text).unwrap(), read))
         })
-        .collect();
-    let dry_run = CleanupOptions {
+        .collect()
+}
+
+#[test]
+fn every_task_has_a_sample_and_every_other_sample_reads_as_the_table_says() {
+    let mut samples = read_samples();
+    for task in SCHEDULED_TASKS {
+        let scheduled = json!({ "task": task.name });
+        let own = samples.extract_if(.., |_, (sample, _)| *sample == scheduled);
+        let read: Vec<_> = own.filter_map(|(_, (_, read))| read).collect();
+        assert_eq!(read.len(), 1, "one sample is {scheduled}");
+    }
+    let dry_run = CleanupInput {
         dry_run: true,
-        ..CleanupOptions::default()
+        ..CleanupInput::default()
     };
-    let by_hand = CleanupOptions {
+    let by_hand = CleanupInput {
         minutes: Some(30),
         limit: Some(10),
         ..dry_run.clone()
     };
     let expected = [
-        ("by-hand", Some(TaskInput::Cleanup(by_hand))),
-        ("dry-run", Some(TaskInput::Cleanup(dry_run))),
+        ("by-hand", Some(TaskInvocation::Cleanup(by_hand))),
+        ("dry-run", Some(TaskInvocation::Cleanup(dry_run))),
         ("misspelt-is-refused", None),
         ("minutes-of-another-task-are-refused", None),
-        ("reconcile", Some(TaskInput::Reconcile)),
-        ("scheduled", Some(TaskInput::default())),
-        ("sweep", Some(TaskInput::Sweep)),
-        ("task", Some(TaskInput::default())),
+        ("scheduled", Some(TaskInvocation::default())),
     ];
     let expected = expected.map(|(file, input)| (file.to_owned(), input));
+    let read: BTreeMap<_, _> = samples
+        .into_iter()
+        .map(|(file, (_, read))| (file, read))
+        .collect();
     assert_eq!(read, expected.into());
+}
+
+/// People and tools read these: names and order stay.
+#[test]
+fn a_report_is_the_summary_of_its_task() {
+    let sweep = SweepSummary {
+        task: "sweep",
+        ..SweepSummary::default()
+    };
+    let reconcile = ReconcileSummary {
+        task: "reconcile",
+        ..ReconcileSummary::default()
+    };
+    for (report, answer) in [
+        (
+            TaskReport::Cleanup(CleanupSummary::default()),
+            r#"{"scanned":0,"cancelled":0,"reconciled":0,"skipped":0,"failed":0,"dry_run":false}"#,
+        ),
+        (
+            TaskReport::Sweep(sweep),
+            r#"{"task":"sweep","looked_at":0,"sent":0,"refused":0,"waiting":0,"ignored":0,"stuck":0,"overdue":0,"completed":false}"#,
+        ),
+        (
+            TaskReport::Reconcile(reconcile),
+            r#"{"task":"reconcile","accounts":0,"events":0,"taken_in":0,"gaps":0,"refused":[],"failed":0,"reconciled_through":null,"completed":false}"#,
+        ),
+    ] {
+        assert_eq!(serde_json::to_string(&report).unwrap(), answer);
+    }
 }

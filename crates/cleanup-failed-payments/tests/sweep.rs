@@ -10,14 +10,16 @@ use billhook_core::ids::{CorrelationId, EventId, OrderId, PerProvider, ProviderI
 use billhook_core::intake::ports::{RecordEvent as _, SendMessage};
 use billhook_core::outcome::EventOutcome;
 use billhook_core::retry::Disposition;
-use billhook_core::tasks::checkpoint::{Checkpoint, SWEEP_JOB};
+use billhook_core::tasks::checkpoint::Checkpoint;
+use billhook_core::tasks::definitions::SweepInput;
 use billhook_core::time::Timestamp;
 use billhook_core::worker::ports::PaymentRow;
 use billhook_testkit::events::{
     charge_refunded, from_account, intent_succeeded, letter, new_event,
 };
 use billhook_testkit::memory::{EventRow, Fault, FixedClock, MemoryQueue, MemoryTables};
-use cleanup_failed_payments::sweep::{SweepSummary, SweepTask};
+use cleanup_failed_payments::ScheduledTask as _;
+use cleanup_failed_payments::tasks::sweep::{SweepSummary, SweepTask};
 use serde_json::{Value, json};
 
 const T: i64 = 1_781_000_000;
@@ -81,7 +83,10 @@ impl World {
 
     async fn run(&self, second: i64) -> SweepSummary {
         let clock = FixedClock::at(at(second));
-        self.sweep(&clock).run(at(second + 900)).await.unwrap()
+        self.sweep(&clock)
+            .run(&SweepInput {}, at(second + 900))
+            .await
+            .unwrap()
     }
 
     /// Ids of the messages since the last look.
@@ -306,11 +311,15 @@ async fn a_run_that_is_cut_is_continued_and_nothing_is_looked_at_twice_or_missed
                 }
             }
         });
-        let summary = world.sweep(&clock).run(at(begun + 900)).await.unwrap();
+        let summary = world
+            .sweep(&clock)
+            .run(&SweepInput {}, at(begun + 900))
+            .await
+            .unwrap();
         messages.push(summary.sent);
         seen.extend(world.sent());
         assert_eq!(summary.completed, run == 5);
-        let progress = world.stripe().jobs.lock().unwrap()[SWEEP_JOB].clone();
+        let progress = world.stripe().jobs.lock().unwrap()["sweep"].clone();
         assert_eq!(progress.resume_at.is_none(), run == 5);
     }
     assert!(messages[0] < 350, "it was never cut");
@@ -324,7 +333,10 @@ async fn what_could_not_be_sent_is_sent_by_the_next_run() {
     world.paid("evt_1", 0, None).await;
     world.queue.plan.then([Some(Fault::Before)]);
     let clock = FixedClock::at(at(10 * MINUTE));
-    let refused = world.sweep(&clock).run(at(900 + 10 * MINUTE)).await;
+    let refused = world
+        .sweep(&clock)
+        .run(&SweepInput {}, at(900 + 10 * MINUTE))
+        .await;
     assert!(
         refused
             .unwrap_err()
@@ -382,7 +394,10 @@ async fn a_message_that_no_queue_takes_holds_up_no_other() {
         clock: &clock,
         live_mode: false,
     };
-    let summary = sweep.run(at(900 + 10 * MINUTE)).await.unwrap();
+    let summary = sweep
+        .run(&SweepInput {}, at(900 + 10 * MINUTE))
+        .await
+        .unwrap();
     assert_eq!((summary.sent, summary.refused), (1, 1));
     assert!(summary.completed);
     assert_eq!(world.sent(), ids(&["evt_2"]));
@@ -400,7 +415,7 @@ async fn a_run_that_another_one_overtook_keeps_nothing() {
             .jobs
             .lock()
             .unwrap()
-            .insert(SWEEP_JOB.to_owned(), done.clone());
+            .insert("sweep".to_owned(), done.clone());
     };
     let clock = FixedClock::at(at(10 * MINUTE));
     let jobs = MemoryTables::default();
@@ -425,8 +440,11 @@ async fn a_run_that_another_one_overtook_keeps_nothing() {
         clock: &clock,
         live_mode: false,
     };
-    sweep.run(at(900 + 10 * MINUTE)).await.unwrap();
-    assert_eq!(jobs.jobs.lock().unwrap()[SWEEP_JOB], overtaken);
+    sweep
+        .run(&SweepInput {}, at(900 + 10 * MINUTE))
+        .await
+        .unwrap();
+    assert_eq!(jobs.jobs.lock().unwrap()["sweep"], overtaken);
 }
 
 #[tokio::test]

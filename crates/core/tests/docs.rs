@@ -16,6 +16,7 @@ use billhook_core::provider::catalogue;
 use billhook_core::provider::signature::SignatureFailure;
 use billhook_core::provider::stripe::event_types::HANDLED_TYPES;
 use billhook_core::tasks::cleanup::cancellation_fact;
+use billhook_core::tasks::definitions::SCHEDULED_TASKS;
 use billhook_core::time::Timestamp;
 use billhook_testkit::events::payment_facts;
 use billhook_testkit::events::{
@@ -606,4 +607,15 @@ fn every_event_leaves_every_state_as_the_table_says() {
         "\n{}",
         lines.join("\n")
     );
+}
+
+#[test]
+fn every_scheduled_task_is_told_with_its_schedule() {
+    let documented: BTreeSet<Vec<String>> =
+        columns("### Scheduled tasks", 0..2).into_iter().collect();
+    let defined = SCHEDULED_TASKS
+        .iter()
+        .map(|task| vec![code(task.name), code(task.schedule)])
+        .collect();
+    assert_eq!(documented, defined);
 }

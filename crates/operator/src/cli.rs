@@ -1,14 +1,10 @@
-//! The command line: the clap tree of subcommands, global options and exit codes, and the dispatch to `commands`.
+//! The command line: global options and exit codes around the list of `commands`.
 
 use anyhow::Result;
-use clap::{CommandFactory as _, Parser, Subcommand};
+use clap::{CommandFactory as _, Parser};
 
-use crate::commands::{
-    cleanup, completions, dlq, doctor, events, logs, man, metrics, orders, reconcile, replay,
-    secrets, send, signature, statements, sweep, tenants, trace,
-};
+use crate::commands::{BillhookCommand, run_command};
 use crate::output::{OutputFormat, OutputWriter};
-use crate::session::StackSession;
 use crate::stack_options::StackOptions;
 
 const EXIT_CODES: &str = "Exit codes:\n  0    success, or a preview was shown\n  1    failure; the error message says what to do\n  \
@@ -38,99 +34,15 @@ pub(crate) struct CommandLine {
     command: BillhookCommand,
 }
 
-#[derive(Debug, Subcommand)]
-enum BillhookCommand {
-    /// List, show, annotate, park and release stored events
-    #[command(subcommand)]
-    Events(Box<events::EventsCommand>),
-    /// Reprocess stored events
-    Replay(Box<replay::ReplayArgs>),
-    /// Show, review and repair orders
-    #[command(subcommand)]
-    Orders(orders::OrdersCommand),
-    /// Show statements, and list those that need attention
-    #[command(subcommand)]
-    Statements(statements::StatementsCommand),
-    /// Add, show, list and import tenants
-    #[command(subcommand)]
-    Tenants(tenants::TenantsCommand),
-    /// Show the history of an event, order, statement, tenant or payment
-    Trace(trace::TraceArgs),
-    /// List, show, redrive and purge messages of a dead-letter queue
-    #[command(subcommand)]
-    Dlq(dlq::DlqCommand),
-    /// Deliver a signed sample event
-    Send(send::SendArgs),
-    /// Explain why a signature is wrong
-    #[command(subcommand)]
-    Sig(signature::SigCommand),
-    /// Cancel orders whose payment failed (cleanup)
-    #[command(subcommand)]
-    Cleanup(cleanup::CleanupCommand),
-    /// Retry unfinished events (sweep)
-    #[command(subcommand)]
-    Sweep(sweep::SweepCommand),
-    /// Fetch events from Stripe that were never delivered (reconciliation)
-    #[command(subcommand)]
-    Reconcile(reconcile::ReconcileCommand),
-    /// Show, rotate, replace and roll back secrets
-    #[command(subcommand)]
-    Secrets(secrets::SecretsCommand),
-    /// Check a deployed stack, and show how to fix each problem
-    Doctor(doctor::DoctorArgs),
-    /// Export counters for Prometheus
-    #[command(subcommand)]
-    Metrics(metrics::MetricsCommand),
-    /// Show the logs of the functions
-    Logs(logs::LogsArgs),
-    /// Print shell completions
-    Completions(completions::CompletionsArgs),
-    /// Write the manual pages into a folder
-    Man(man::ManArgs),
-}
-
-pub(crate) async fn run_command(cli: CommandLine) -> Result<()> {
+pub(crate) async fn run_command_line(cli: CommandLine) -> Result<()> {
     let output = OutputWriter::new(cli.output);
-    let open = || StackSession::open(&cli.stack_options);
-    match cli.command {
-        BillhookCommand::Events(command) => {
-            events::run_events(*command, &open().await?, output).await
-        }
-        BillhookCommand::Replay(replay) => {
-            replay::run_replay(*replay, &open().await?, output).await
-        }
-        BillhookCommand::Orders(command) => {
-            orders::run_orders(command, &open().await?, output).await
-        }
-        BillhookCommand::Statements(command) => {
-            statements::run_statements(command, &open().await?, output).await
-        }
-        BillhookCommand::Tenants(command) => {
-            tenants::run_tenants(command, &open().await?, output).await
-        }
-        BillhookCommand::Trace(trace) => trace::run_trace(trace, &open().await?, output).await,
-        BillhookCommand::Dlq(command) => dlq::run_dlq(command, &open().await?, output).await,
-        BillhookCommand::Send(send) => send::run_send(send, open, output).await,
-        BillhookCommand::Sig(sig) => signature::run_sig(sig, open, output).await,
-        BillhookCommand::Cleanup(command) => {
-            cleanup::run_cleanup(command, &open().await?, output).await
-        }
-        BillhookCommand::Sweep(command) => sweep::run_sweep(command, &open().await?, output).await,
-        BillhookCommand::Reconcile(command) => {
-            reconcile::run_reconcile(command, &open().await?, output).await
-        }
-        BillhookCommand::Secrets(command) => {
-            secrets::run_secrets(command, &open().await?, output).await
-        }
-        BillhookCommand::Doctor(doctor) => doctor::run_doctor(doctor, &open().await?, output).await,
-        BillhookCommand::Metrics(command) => metrics::run_metrics(command, &open().await?).await,
-        BillhookCommand::Logs(logs) => logs::run_logs(logs, &open().await?, output).await,
-        BillhookCommand::Completions(completions) => {
-            completions::run_completions(&completions, CommandLine::command());
-            Ok(())
-        }
-        BillhookCommand::Man(man) => man::run_man(&man, CommandLine::command()),
-    }
+    run_command(
+        cli.command,
+        &cli.stack_options,
+        output,
+        CommandLine::command,
+    )
+    .await
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! `billhook`: the command line for whoever operates a deployed stack. Each task is one command.
 //!
 //! No rule about money or letters is decided here: the commands read rows, send pointers and write notes, and
-//! `billhook_core` decides. `cli` is the clap tree, `commands` has one module per command, `session` reaches the stack,
-//! and the other modules are what several commands share. Imports go from `cli` to the commands to the shared modules,
-//! never back.
+//! `billhook_core` decides. `cli` has the global options, `commands` lists the commands and has one module for each,
+//! `session` reaches the stack, and the other modules are what several commands share. Imports go from `cli` to the
+//! commands to the shared modules, never back.
 
 mod audit;
 mod aws_request;
@@ -26,7 +26,6 @@ mod replay_job;
 mod replay_run;
 mod row_json;
 mod sample_events;
-mod scheduled_task;
 mod secret_input;
 mod session;
 mod stack;
@@ -49,7 +48,7 @@ fn main() -> ExitCode {
         .enable_all()
         .build();
     let result = match runtime {
-        Ok(runtime) => runtime.block_on(cli::run_command(cli)),
+        Ok(runtime) => runtime.block_on(cli::run_command_line(cli)),
         Err(error) => Err(error.into()),
     };
     match result {

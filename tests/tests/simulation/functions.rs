@@ -12,13 +12,15 @@ use billhook_adapters::secrets::SigningKeyCache;
 use billhook_core::endpoint::secret::SecretKind;
 use billhook_core::ids::{PerProvider, ProviderId};
 use billhook_core::ports::Clock as _;
+use billhook_core::tasks::definitions::{CleanupInput, ReconcileInput, SweepInput};
 use billhook_core::time::Timestamp;
 use billhook_core::worker::batch::Worker;
 use billhook_testkit::sim::queue::Message;
 use billhook_testkit::sim::{Mutant, Port, Sim};
-use cleanup_failed_payments::cleanup::{CleanupOptions, CleanupTask};
-use cleanup_failed_payments::reconcile::ReconcileTask;
-use cleanup_failed_payments::sweep::SweepTask;
+use cleanup_failed_payments::ScheduledTask as _;
+use cleanup_failed_payments::tasks::cleanup::CleanupTask;
+use cleanup_failed_payments::tasks::reconcile::ReconcileTask;
+use cleanup_failed_payments::tasks::sweep::SweepTask;
 use futures_util::FutureExt as _;
 use lambda_runtime::{Context, LambdaEvent};
 use serde_json::{Value, json};
@@ -309,7 +311,7 @@ impl Functions {
                     grace: self.grace,
                 };
                 cleanup
-                    .run(&CleanupOptions::default(), deadline)
+                    .run(&CleanupInput::default(), deadline)
                     .await
                     .map(drop)
             }
@@ -321,7 +323,7 @@ impl Functions {
                     clock,
                     live_mode: false,
                 };
-                sweep.run(deadline).await.map(drop)
+                sweep.run(&SweepInput {}, deadline).await.map(drop)
             }
             Task::Reconcile => {
                 let reconcile = ReconcileTask {
@@ -331,7 +333,7 @@ impl Functions {
                     stripe: Some(port.clone()),
                     clock,
                 };
-                reconcile.run(deadline).await.map(drop)
+                reconcile.run(&ReconcileInput {}, deadline).await.map(drop)
             }
         };
         ran.map_err(|failed| failed.to_string())

@@ -20,6 +20,7 @@ use billhook_adapters::config::{
 };
 use billhook_core::provider::stripe::event_types::HANDLED_TYPES;
 use billhook_core::provider::stripe::types::API_VERSION;
+use billhook_core::tasks::definitions::SCHEDULED_TASKS;
 use billhook_core::worker::batch::{RECEIVES_MAX, TIME_TO_FINISH};
 use serde_json::{Value, json};
 use serde_yaml_ng::Value as Yaml;
@@ -228,7 +229,7 @@ fn check_schedules(template: &Value) {
     let function =
         &resources(template, "AWS::Serverless::Function")["CleanupFailedPaymentsFunction"];
     let dlq = json!({ "!GetAtt": "ScheduleDlq.Arn" });
-    let rules: BTreeSet<(&str, &str)> = function["Events"]
+    let mut rules: Vec<(&str, Value)> = function["Events"]
         .as_object()
         .unwrap()
         .values()
@@ -237,18 +238,19 @@ fn check_schedules(template: &Value) {
             let rule = &rule["Properties"];
             assert_eq!(rule["DeadLetterConfig"]["Arn"], dlq);
             assert!(rule["RetryPolicy"]["MaximumRetryAttempts"].as_i64() >= Some(1));
-            (
-                rule["Schedule"].as_str().unwrap(),
-                rule["Input"].as_str().unwrap(),
-            )
+            (rule["Schedule"].as_str().unwrap(), rule["Input"].clone())
         })
         .collect();
-    let expected = [
-        ("rate(1 hour)", r#"{"task":"reconcile"}"#),
-        ("rate(10 minutes)", r#"{"task":"sweep"}"#),
-        ("rate(15 minutes)", r#"{"task":"cleanup"}"#),
-    ];
-    assert_eq!(rules, expected.into());
+    let tasks = SCHEDULED_TASKS.iter();
+    let mut expected: Vec<(&str, Value)> = tasks
+        .map(|task| {
+            let input = json!({ "task": task.name });
+            (task.schedule, input.to_string().into())
+        })
+        .collect();
+    rules.sort_by_key(|(_, input)| input.to_string());
+    expected.sort_by_key(|(_, input)| input.to_string());
+    assert_eq!(rules, expected);
     assert_eq!(function["DeadLetterQueue"]["TargetArn"], dlq);
     assert_eq!(
         function["EventInvokeConfig"]["MaximumRetryAttempts"], 1,

@@ -32,7 +32,7 @@ const RESOURCES: &str = "/Resources/";
 
 /// What is wrong, the place below `Resources`, and what stands there instead; nothing is a removal.
 #[rustfmt::skip]
-const SEEDED: [(&str, &str, &str); 47] = [
+const SEEDED: [(&str, &str, &str); 49] = [
     ("any action", "StripeWorkerRole/Properties/Policies/0/PolicyDocument/Statement/3/Action", r#""dynamodb:*""#),
     ("any resource", "StripeWorkerRole/Properties/Policies/0/PolicyDocument/Statement/3/Resource", r#""*""#),
     ("any index", "LobWorkerRole/Properties/Policies/0/PolicyDocument/Statement/5/Resource", r#"{"!Sub":"${StatementsTable.Arn}/index/*"}"#),
@@ -60,6 +60,8 @@ const SEEDED: [(&str, &str, &str); 47] = [
     ("low throughput", "LobEventsQueue/Properties/FifoThroughputLimit", r#""perQueue""#),
     ("a queue for everybody", "OpenQueue", r#"{"Type":"AWS::SQS::QueuePolicy","Properties":{}}"#),
     ("dead letters from any account", "ScheduleDlqPolicy/Properties/PolicyDocument/Statement/0/Condition", ""),
+    ("a task without a schedule", "CleanupFailedPaymentsFunction/Properties/Events/Sweep", ""),
+    ("a task at another rate", "CleanupFailedPaymentsFunction/Properties/Events/Cleanup/Properties/Schedule", r#""rate(1 day)""#),
     ("a public secret", "OpenSecret", r#"{"Type":"AWS::SecretsManager::ResourcePolicy","Properties":{"ResourcePolicy":{"Statement":[{"Effect":"Allow","Principal":"*","Action":"secretsmanager:GetSecretValue","Resource":"*"}]}}}"#),
     ("a secret in the template", "AppSecret/Properties/SecretString", r#""{\"stripe_secret_key\":\"sk_live_1\"}""#),
     ("a secret in a variable", "WebhookIngressFunction/Properties/Environment/Variables/STRIPE_WEBHOOK_SECRET", r#""{{resolve:secretsmanager:x}}""#),

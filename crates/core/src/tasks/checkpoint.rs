@@ -11,16 +11,9 @@ use std::time::Duration;
 use crate::ids::AccountId;
 use crate::time::Timestamp;
 
-pub const CLEANUP_JOB: &str = "cleanup";
-
-pub const SWEEP_JOB: &str = "sweep";
-
-/// The row in which reconcile stores how far it came in the list of accounts. Each account has cursors of its own:
-/// [`reconcile_cursor_key`].
-pub const RECONCILE_JOB: &str = "reconcile";
-
-/// How far a job has come. `cleanup` and the row [`RECONCILE_JOB`] use only `resume_at.after`: they begin each pass at
-/// the first item.
+/// How far a job has come. The job of a task has the task's name; `reconcile` stores in it how far it came in the list
+/// of accounts, each of which has cursors of its own ([`reconcile_cursor_key`]). `cleanup` and `reconcile` use only
+/// `resume_at.after`: they begin each pass at the first item.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Checkpoint {
     /// High-water mark: everything up to this Unix second is done. None until the first pass is complete.

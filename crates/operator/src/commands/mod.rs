@@ -1,20 +1,114 @@
-//! One module per command. A command imports no other command: what two of them share is a module beside `commands`.
+//! The list of the commands: module, place in the command line, and dispatch of each. To add one, write its module and
+//! name it in these three. A command imports no other command: what two of them share is a module beside `commands`.
 
-pub(crate) mod cleanup;
-pub(crate) mod completions;
-pub(crate) mod dlq;
-pub(crate) mod doctor;
-pub(crate) mod events;
-pub(crate) mod logs;
-pub(crate) mod man;
-pub(crate) mod metrics;
-pub(crate) mod orders;
-pub(crate) mod reconcile;
-pub(crate) mod replay;
-pub(crate) mod secrets;
-pub(crate) mod send;
-pub(crate) mod signature;
-pub(crate) mod statements;
-pub(crate) mod sweep;
-pub(crate) mod tenants;
-pub(crate) mod trace;
+mod completions;
+mod dlq;
+mod doctor;
+mod events;
+mod logs;
+mod man;
+mod metrics;
+mod orders;
+mod replay;
+mod secrets;
+mod send;
+mod signature;
+mod statements;
+mod tasks;
+mod tenants;
+mod trace;
+
+use anyhow::Result;
+use clap::Subcommand;
+
+use crate::output::OutputWriter;
+use crate::session::StackSession;
+use crate::stack_options::StackOptions;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BillhookCommand {
+    /// List, show, annotate, park and release stored events
+    #[command(subcommand)]
+    Events(Box<events::EventsCommand>),
+    /// Reprocess stored events
+    Replay(Box<replay::ReplayArgs>),
+    /// Show, review and repair orders
+    #[command(subcommand)]
+    Orders(orders::OrdersCommand),
+    /// Show statements, and list those that need attention
+    #[command(subcommand)]
+    Statements(statements::StatementsCommand),
+    /// Add, show, list and import tenants
+    #[command(subcommand)]
+    Tenants(tenants::TenantsCommand),
+    /// Show the history of an event, order, statement, tenant or payment
+    Trace(trace::TraceArgs),
+    /// List, show, redrive and purge messages of a dead-letter queue
+    #[command(subcommand)]
+    Dlq(dlq::DlqCommand),
+    /// Deliver a signed sample event
+    Send(send::SendArgs),
+    /// Explain why a signature is wrong
+    #[command(subcommand)]
+    Sig(signature::SigCommand),
+    /// `billhook TASK run`, for every scheduled task
+    #[command(flatten)]
+    Task(tasks::TaskCommand),
+    /// Show, rotate, replace and roll back secrets
+    #[command(subcommand)]
+    Secrets(secrets::SecretsCommand),
+    /// Check a deployed stack, and show how to fix each problem
+    Doctor(doctor::DoctorArgs),
+    /// Export counters for Prometheus
+    #[command(subcommand)]
+    Metrics(metrics::MetricsCommand),
+    /// Show the logs of the functions
+    Logs(logs::LogsArgs),
+    /// Print shell completions
+    Completions(completions::CompletionsArgs),
+    /// Write the manual pages into a folder
+    Man(man::ManArgs),
+}
+
+/// `command_tree` is the whole command line, which completions and manual pages describe.
+pub(crate) async fn run_command(
+    command: BillhookCommand,
+    stack_options: &StackOptions,
+    output: OutputWriter,
+    command_tree: fn() -> clap::Command,
+) -> Result<()> {
+    let open = || StackSession::open(stack_options);
+    match command {
+        BillhookCommand::Events(command) => {
+            events::run_events(*command, &open().await?, output).await
+        }
+        BillhookCommand::Replay(replay) => {
+            replay::run_replay(*replay, &open().await?, output).await
+        }
+        BillhookCommand::Orders(command) => {
+            orders::run_orders(command, &open().await?, output).await
+        }
+        BillhookCommand::Statements(command) => {
+            statements::run_statements(command, &open().await?, output).await
+        }
+        BillhookCommand::Tenants(command) => {
+            tenants::run_tenants(command, &open().await?, output).await
+        }
+        BillhookCommand::Trace(trace) => trace::run_trace(trace, &open().await?, output).await,
+        BillhookCommand::Dlq(command) => dlq::run_dlq(command, &open().await?, output).await,
+        BillhookCommand::Send(send) => send::run_send(send, open, output).await,
+        BillhookCommand::Sig(sig) => signature::run_sig(sig, open, output).await,
+        BillhookCommand::Task(command) => tasks::run_task(command, &open().await?, output).await,
+        BillhookCommand::Secrets(command) => {
+            secrets::run_secrets(command, &open().await?, output).await
+        }
+        BillhookCommand::Doctor(doctor) => doctor::run_doctor(doctor, &open().await?, output).await,
+        BillhookCommand::Metrics(command) => metrics::run_metrics(command, &open().await?).await,
+        BillhookCommand::Logs(logs) => logs::run_logs(logs, &open().await?, output).await,
+        BillhookCommand::Completions(completions) => {
+            completions::run_completions(&completions, command_tree());
+            Ok(())
+        }
+        BillhookCommand::Man(man) => man::run_man(&man, command_tree()),
+    }
+}

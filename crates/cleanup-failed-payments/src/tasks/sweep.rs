@@ -17,7 +17,8 @@ use billhook_core::outcome::{EventOutcome, EventVerdict, IgnoreReason};
 use billhook_core::ports::Clock;
 use billhook_core::provider::interpret;
 use billhook_core::retry::Disposition;
-use billhook_core::tasks::checkpoint::{Checkpoint, SWEEP_JOB};
+use billhook_core::tasks::checkpoint::Checkpoint;
+use billhook_core::tasks::definitions::SweepInput;
 use billhook_core::tasks::ports::{
     CheckpointSaveResult, CheckpointStore, FindUnfinishedEvents, UnfinishedEvent,
 };
@@ -31,7 +32,7 @@ use billhook_core::worker::ports::{
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use serde::Serialize;
 
-use crate::task::{PassEnd, TaskFailed, fail_task, lacks_time_to_start};
+use crate::scheduled_task::{PassEnd, ScheduledTask, TaskFailed, fail_task, lacks_time_to_start};
 
 /// Events in one page of the index. The due ones are then read from the table.
 const PAGE: usize = 100;
@@ -143,26 +144,33 @@ enum IgnoreResult {
     Left,
 }
 
-impl<L, Q, J, C> SweepTask<L, Q, J, C>
+impl<L, Q, J, C> ScheduledTask for SweepTask<L, Q, J, C>
 where
     L: Ledger + FindUnfinishedEvents,
     Q: SendMessage,
     J: CheckpointStore,
     C: Clock,
 {
+    type Input = SweepInput;
+    type Summary = SweepSummary;
+
     /// One run: the rest of an interrupted pass, if there is one, then a pass up to now.
     ///
     /// An interrupted pass keeps its window when it is resumed. Example: a pass for 10:00 to 10:10 is interrupted in
     /// lane `stripe#parked`. The next run, at 10:20, first completes the window 10:00 to 10:10 behind that place, then
     /// does 10:10 to 10:20. If it used one window 10:00 to 10:20 instead, the events before the place that reach an age
     /// between 10:10 and 10:20 would be missed.
-    pub async fn run(&self, deadline: Timestamp) -> Result<SweepSummary, TaskFailed> {
+    async fn run(
+        &self,
+        SweepInput {}: &SweepInput,
+        deadline: Timestamp,
+    ) -> Result<SweepSummary, TaskFailed> {
         let mut summary = SweepSummary {
-            task: "sweep",
+            task: Self::NAME,
             ..SweepSummary::default()
         };
         self.count_stuck(&mut summary).await?;
-        let read = self.jobs.load_checkpoint(SWEEP_JOB).await;
+        let read = self.jobs.load_checkpoint(Self::NAME).await;
         let mut checkpoint = read.map_err(fail_task("load the checkpoint"))?;
         for _ in 0..PASSES_MAX {
             let was_interrupted = checkpoint.resume_at.is_some();
@@ -183,7 +191,7 @@ where
             };
             let saved = self
                 .jobs
-                .save_checkpoint(SWEEP_JOB, &checkpoint, &next)
+                .save_checkpoint(Self::NAME, &checkpoint, &next)
                 .await;
             let saved = saved.map_err(fail_task("save the checkpoint"))?;
             summary.completed = passed? == PassEnd::Completed;
@@ -195,7 +203,15 @@ where
         }
         Ok(summary)
     }
+}
 
+impl<L, Q, J, C> SweepTask<L, Q, J, C>
+where
+    L: Ledger + FindUnfinishedEvents,
+    Q: SendMessage,
+    J: CheckpointStore,
+    C: Clock,
+{
     async fn count_stuck(&self, summary: &mut SweepSummary) -> Result<(), TaskFailed> {
         let until = self.clock.now().before(STUCK_AFTER);
         for (provider, ledger) in self.ledgers.iter() {

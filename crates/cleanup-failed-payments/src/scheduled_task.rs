@@ -1,10 +1,29 @@
-//! What the three tasks share: how a run fails as a whole, and when it has to end.
+//! What the scheduled tasks share: their shape, how a run fails as a whole, and when it has to end.
 
+use std::future::Future;
 use std::time::Duration;
 
 use billhook_core::error::{DependencyError, error_chain};
 use billhook_core::ports::Clock;
+use billhook_core::tasks::definitions::TaskInput;
 use billhook_core::time::Timestamp;
+use serde::Serialize;
+
+/// A task with its ports; `tasks` lists them.
+pub trait ScheduledTask {
+    /// Also the key of the task's checkpoint.
+    const NAME: &'static str = <Self::Input as TaskInput>::TASK.name;
+    type Input: TaskInput;
+    /// What a run reports.
+    type Summary: Serialize;
+
+    /// One run, which ends before the deadline. What it did before an error stays done.
+    fn run(
+        &self,
+        input: &Self::Input,
+        deadline: Timestamp,
+    ) -> impl Future<Output = Result<Self::Summary, TaskFailed>>;
+}
 
 /// Starts nothing new with less time left than this: one call to Stripe takes up to three attempts of 10 s and 1.5 s of
 /// waits, and a write follows.

@@ -13,11 +13,12 @@ use billhook_core::entity::{Entity, EntityKey};
 use billhook_core::error::error_chain;
 use billhook_core::ids::{OrderId, ProviderId};
 use billhook_core::ports::Clock;
-use billhook_core::tasks::checkpoint::{CLEANUP_JOB, Checkpoint};
+use billhook_core::tasks::checkpoint::Checkpoint;
 use billhook_core::tasks::cleanup::{
     CancellablePayment, CleanupDecision, PaymentEnd, cancellation_fact, cleanup_idempotency_key,
     decide_cleanup,
 };
+use billhook_core::tasks::definitions::CleanupInput;
 use billhook_core::tasks::ports::{CheckpointStore, FindFailedOrders, PaymentsAtStripe};
 use billhook_core::time::Timestamp;
 use billhook_core::worker::ports::{CommitError, CommitPart, Ledger, LoadedRows};
@@ -25,7 +26,7 @@ use futures_util::stream::{self, StreamExt as _};
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::task::{TaskFailed, fail_task, lacks_time_to_start};
+use crate::scheduled_task::{ScheduledTask, TaskFailed, fail_task, lacks_time_to_start};
 
 /// Orders read from the index, and then from the table, in one page.
 const PAGE: usize = 50;
@@ -38,17 +39,6 @@ const ROUNDS_MAX: u32 = 3;
 
 /// The run stops everything this long before the deadline, so that it can save its checkpoint.
 const CHECKPOINT_RESERVE: Duration = Duration::from_secs(5);
-
-/// Options for a run that a person starts.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct CleanupOptions {
-    /// Count the orders that would be tried, and change nothing. Does not call Stripe either.
-    pub dry_run: bool,
-    /// Grace period, instead of the configured one.
-    pub minutes: Option<u64>,
-    /// Orders to scan, instead of as many as there is time for.
-    pub limit: Option<usize>,
-}
 
 /// The result of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -94,22 +84,25 @@ struct CleanupRun {
     deadline: Timestamp,
 }
 
-impl<L, P, J, C> CleanupTask<L, P, J, C>
+impl<L, P, J, C> ScheduledTask for CleanupTask<L, P, J, C>
 where
     L: Ledger + FindFailedOrders,
     P: PaymentsAtStripe,
     J: CheckpointStore,
     C: Clock,
 {
+    type Input = CleanupInput;
+    type Summary = CleanupSummary;
+
     /// One run. Fails if the orders or the checkpoint cannot be read or saved, or if no key of Stripe is stored; what
     /// was done before stays done. An error with one order is counted and logged.
     ///
     /// A run that its deadline or limit interrupts saves the last order that it handled, and the next run begins behind
     /// it. Example: orders a to e, limit 2, and none of them can be ended. Runs handle a b, c d, e, and then a b again.
     /// Without the checkpoint, every run would try only a and b. A dry run begins at the first order and saves nothing.
-    pub async fn run(
+    async fn run(
         &self,
-        options: &CleanupOptions,
+        options: &CleanupInput,
         deadline: Timestamp,
     ) -> Result<CleanupSummary, TaskFailed> {
         let run = CleanupRun {
@@ -128,7 +121,7 @@ where
             true => Checkpoint::default(),
             false => self
                 .jobs
-                .load_checkpoint(CLEANUP_JOB)
+                .load_checkpoint(Self::NAME)
                 .await
                 .map_err(fail_task("load the checkpoint"))?,
         };
@@ -152,14 +145,22 @@ where
             if next.resume_at.is_some() || checkpoint.resume_at.is_some() {
                 let saved = self
                     .jobs
-                    .save_checkpoint(CLEANUP_JOB, &checkpoint, &next)
+                    .save_checkpoint(Self::NAME, &checkpoint, &next)
                     .await;
                 saved.map_err(fail_task("save the checkpoint"))?;
             }
         }
         ended.map(|()| summary)
     }
+}
 
+impl<L, P, J, C> CleanupTask<L, P, J, C>
+where
+    L: Ledger + FindFailedOrders,
+    P: PaymentsAtStripe,
+    J: CheckpointStore,
+    C: Clock,
+{
     /// Handles the orders page by page. `after` is the last order that was handled; none once all were.
     async fn process_pages(
         &self,

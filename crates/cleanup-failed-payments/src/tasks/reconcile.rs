@@ -19,7 +19,8 @@ use billhook_core::ports::Clock;
 use billhook_core::provider::envelope::EventEnvelope;
 use billhook_core::provider::read_envelope;
 use billhook_core::provider::signature::{FetchedEvent, Verified};
-use billhook_core::tasks::checkpoint::{Checkpoint, RECONCILE_JOB, reconcile_cursor_key};
+use billhook_core::tasks::checkpoint::{Checkpoint, reconcile_cursor_key};
+use billhook_core::tasks::definitions::ReconcileInput;
 use billhook_core::tasks::ports::{
     CheckpointSaveResult, CheckpointStore, FindKnownEvents, ListAccounts, ListEvents,
     ListEventsError,
@@ -29,7 +30,7 @@ use billhook_core::time::Timestamp;
 use futures_util::stream::{self, StreamExt as _};
 use serde::Serialize;
 
-use crate::task::{PassEnd, TaskFailed, fail_task, lacks_time_to_start};
+use crate::scheduled_task::{PassEnd, ScheduledTask, TaskFailed, fail_task, lacks_time_to_start};
 
 /// Tenants in one page of the list of accounts.
 const TENANTS_PER_PAGE: usize = 25;
@@ -107,7 +108,7 @@ impl From<DependencyError> for AccountError {
     }
 }
 
-impl<I, Q, J, S, C> ReconcileTask<I, Q, J, S, C>
+impl<I, Q, J, S, C> ScheduledTask for ReconcileTask<I, Q, J, S, C>
 where
     I: RecordEvent + FindKnownEvents,
     Q: SendMessage,
@@ -115,6 +116,9 @@ where
     S: ListEvents,
     C: Clock,
 {
+    type Input = ReconcileInput;
+    type Summary = ReconcileSummary;
+
     /// One run: the platform's own account first, in every run, then the connected accounts. If the last run was
     /// interrupted, it begins with the page of 25 tenants that was not completed, else with the first.
     ///
@@ -122,10 +126,14 @@ where
     /// says how far its events were read. Example: 60 accounts; the run is interrupted in the second page, at
     /// `acct_30`. The next run reads the platform and `acct_25` to `acct_59`; `acct_25` to `acct_29` have fresh cursors
     /// and cost two calls each, one per set of types.
-    pub async fn run(&self, deadline: Timestamp) -> Result<ReconcileSummary, TaskFailed> {
+    async fn run(
+        &self,
+        ReconcileInput {}: &ReconcileInput,
+        deadline: Timestamp,
+    ) -> Result<ReconcileSummary, TaskFailed> {
         let stripe = self.stripe.as_ref().ok_or_else(TaskFailed::no_key)?;
         let mut summary = ReconcileSummary {
-            task: "reconcile",
+            task: Self::NAME,
             ..ReconcileSummary::default()
         };
         let platform = self.read_account(stripe, None, deadline).await;
@@ -137,7 +145,7 @@ where
             });
         }
         summary.add(None, platform.0.err(), &platform.1);
-        let read = self.jobs.load_checkpoint(RECONCILE_JOB).await;
+        let read = self.jobs.load_checkpoint(Self::NAME).await;
         let checkpoint = read.map_err(fail_task("load the checkpoint"))?;
         let resume_at = checkpoint.resume_at.as_ref();
         let mut after = resume_at.map(|resume| resume.after.clone());
@@ -152,7 +160,7 @@ where
         if next != checkpoint {
             let saved = self
                 .jobs
-                .save_checkpoint(RECONCILE_JOB, &checkpoint, &next)
+                .save_checkpoint(Self::NAME, &checkpoint, &next)
                 .await;
             saved.map_err(fail_task("save the checkpoint"))?;
         }
@@ -172,7 +180,16 @@ where
         );
         Ok(summary)
     }
+}
 
+impl<I, Q, J, S, C> ReconcileTask<I, Q, J, S, C>
+where
+    I: RecordEvent + FindKnownEvents,
+    Q: SendMessage,
+    J: CheckpointStore + ListAccounts,
+    S: ListEvents,
+    C: Clock,
+{
     /// Reads the accounts page by page. `after` is the last tenant of the
     /// last complete page.
     async fn read_accounts(

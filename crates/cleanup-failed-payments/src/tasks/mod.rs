@@ -1,0 +1,119 @@
+//! The scheduled tasks: the module and the report of each, and how it is connected to AWS and Stripe. No decisions.
+
+pub mod cleanup;
+pub mod reconcile;
+pub mod sweep;
+
+use billhook_adapters::aws::AwsClients;
+use billhook_adapters::clock::SystemClock;
+use billhook_adapters::config::CleanupConfig;
+use billhook_adapters::dynamodb::events::DynamoInbox;
+use billhook_adapters::dynamodb::jobs::JobsTable;
+use billhook_adapters::dynamodb::ledger::{DynamoLedger, TableNames};
+use billhook_adapters::secrets::{self, SecretsManager};
+use billhook_adapters::sqs::{EventQueues, FifoQueue};
+use billhook_adapters::stripe::StripeClient;
+use billhook_core::ids::{PerProvider, ProviderId};
+use billhook_core::tasks::definitions::TaskInvocation;
+use billhook_core::time::Timestamp;
+use serde::Serialize;
+
+use self::cleanup::{CleanupSummary, CleanupTask};
+use self::reconcile::{ReconcileSummary, ReconcileTask};
+use self::sweep::{SweepSummary, SweepTask};
+use crate::scheduled_task::{ScheduledTask as _, TaskFailed};
+use crate::stripe::{StripePayments, stripe_calls_per_second};
+
+/// The summary that a run returns; as JSON it has the task's own fields.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum TaskReport {
+    Cleanup(CleanupSummary),
+    Sweep(SweepSummary),
+    Reconcile(ReconcileSummary),
+}
+
+/// Runs the task that the invocation names.
+pub async fn run_task(
+    config: &CleanupConfig,
+    aws: &AwsClients,
+    invocation: TaskInvocation,
+    deadline: Timestamp,
+) -> Result<TaskReport, TaskFailed> {
+    let clock = SystemClock;
+    let jobs = JobsTable {
+        client: aws.dynamodb().clone(),
+        table: config.jobs_table.clone(),
+        tenants_table: config.tenants_table.clone(),
+    };
+    let queue = EventQueues(
+        config
+            .queue_urls
+            .clone()
+            .map(|url| FifoQueue::new(aws.sqs().clone(), url)),
+    );
+    let ledger = |provider| {
+        let tables = TableNames {
+            events: config.events_tables.of(provider).clone(),
+            orders: Some(config.orders_table.clone()),
+            statements: config.statements_table.clone(),
+            tenants: Some(config.tenants_table.clone()),
+            payments: Some(config.payments_table.clone()),
+        };
+        DynamoLedger::new(aws.dynamodb().clone(), tables, clock)
+    };
+    match invocation {
+        TaskInvocation::Cleanup(input) => {
+            let cleanup = CleanupTask {
+                ledger: ledger(ProviderId::Stripe),
+                payments: open_stripe(config, aws).await?,
+                jobs,
+                clock,
+                grace: config.failed_payment_age,
+            };
+            cleanup.run(&input, deadline).await.map(TaskReport::Cleanup)
+        }
+        TaskInvocation::Sweep(input) => {
+            let sweep = SweepTask {
+                ledgers: PerProvider::new(ledger),
+                queue,
+                jobs,
+                clock,
+                live_mode: config.environment.live,
+            };
+            sweep.run(&input, deadline).await.map(TaskReport::Sweep)
+        }
+        TaskInvocation::Reconcile(input) => {
+            let reconcile = ReconcileTask {
+                inbox: DynamoInbox {
+                    client: aws.dynamodb().clone(),
+                    tables: config.events_tables.clone(),
+                },
+                queue,
+                jobs,
+                stripe: open_stripe(config, aws).await?,
+                clock,
+            };
+            reconcile
+                .run(&input, deadline)
+                .await
+                .map(TaskReport::Reconcile)
+        }
+    }
+}
+
+/// None if no key is stored. Each run reads the key again, so that a replaced key works at once.
+async fn open_stripe(
+    config: &CleanupConfig,
+    aws: &AwsClients,
+) -> Result<Option<StripePayments>, TaskFailed> {
+    let live = config.environment.live;
+    let secrets = SecretsManager::new(aws);
+    let key = secrets::read_stripe_key(&secrets, &config.stripe_key, live).await;
+    let key = key.map_err(|error| TaskFailed::because("read Stripe's key", &error))?;
+    let stripe = key
+        .map(|key| StripeClient::new(&config.stripe_api_base, key, live))
+        .transpose()
+        .map_err(|error| TaskFailed::because("use Stripe's key", &error))?;
+    Ok(stripe.map(|stripe| StripePayments(stripe.with_rate_limit(stripe_calls_per_second(live)))))
+}
