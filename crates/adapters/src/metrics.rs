@@ -57,8 +57,9 @@ pub struct Metric {
     pub dimensions: MetricDimensions,
     /// What one count or one value means; `docs/runbook/metrics.md` has the same text.
     pub meaning: &'static str,
-    /// The alarms on this metric, without `${AppName}-${Env}-`; a metric without alarms is on the dashboard.
-    pub alarms: &'static [&'static str],
+    /// The alarms on this metric, without `${AppName}-${Env}-`, where `*` stands for each provider; a metric without
+    /// alarms is on the dashboard.
+    alarms: &'static [&'static str],
 }
 
 macro_rules! metrics {
@@ -79,12 +80,12 @@ macro_rules! metrics {
 
 metrics! {
     WEBHOOK_SUCCESS = "WebhookSuccess", Count, Provider,
-        ["stripe-none-accepted", "lob-none-accepted", "stripe-no-deliveries", "lob-no-deliveries"],
+        ["*-none-accepted", "*-no-deliveries"],
         "of each delivery: 1 if it was answered 200, duplicates included, else 0";
     WEBHOOK_DUPLICATE = "WebhookDuplicate", Count, Provider, [],
         "a delivery of an event that was processed or ignored before";
     WEBHOOK_INVALID_SIGNATURE = "WebhookInvalidSignature", Count, Reason,
-        ["stripe-invalid-signatures", "lob-invalid-signatures"],
+        ["*-invalid-signatures"],
         "a delivery answered 400 `signature_invalid`";
     WEBHOOK_ERROR = "WebhookError", Count, Provider, [],
         "any other delivery that was refused: its body is too large or not an event, or billhook could not accept it";
@@ -95,11 +96,11 @@ metrics! {
     WEBHOOK_PROCESSED = "WebhookProcessed", Count, Provider, [],
         "an event that a worker set to processed or ignored";
     WEBHOOK_PARKED = "WebhookParked", Count, Reason,
-        ["stripe-tampered", "lob-tampered", "live-event-on-test-stage"],
+        ["*-tampered", "live-event-on-test-stage"],
         "an event that a worker parked, counted each time";
-    WEBHOOK_PARKED_FOR_PERSON = "WebhookParkedForPerson", Count, Provider, ["stripe-parked", "lob-parked"],
+    WEBHOOK_PARKED_FOR_PERSON = "WebhookParkedForPerson", Count, Provider, ["*-parked"],
         "an event that a worker parked for a reason that only manual action removes, counted each time";
-    WEBHOOK_FAILED = "WebhookFailed", Count, Provider, ["stripe-worker-failures", "lob-worker-failures"],
+    WEBHOOK_FAILED = "WebhookFailed", Count, Provider, ["*-worker-failures"],
         "a message that a worker could not process: SQS delivers it again or moves it to the dead-letter queue";
     WEBHOOK_END_TO_END_TIME = "WebhookEndToEndTime", Milliseconds, Provider, [],
         "from an event's first arrival until it is processed";
@@ -125,9 +126,9 @@ metrics! {
         "an event of an account that belongs to no tenant";
     LIVEMODE_IGNORED = "LivemodeIgnored", Count, Provider, [],
         "a test event in a live environment";
-    STUCK_EVENTS = "StuckEvents", Count, Provider, ["stripe-stuck-events", "lob-stuck-events"],
+    STUCK_EVENTS = "StuckEvents", Count, Provider, ["*-stuck-events"],
         "events pending for more than an hour, at each sweep";
-    OVERDUE_EVENTS = "OverdueEvents", Count, Provider, ["stripe-overdue", "lob-overdue"],
+    OVERDUE_EVENTS = "OverdueEvents", Count, Provider, ["*-overdue"],
         "an event that has been parked for 24 hours because its order, statement, letter or tenant does not exist";
     EVENT_GAP = "EventGap", Count, Provider, ["event-gap"],
         "an event that Stripe lists, that is older than 15 minutes and that was never delivered";
@@ -135,7 +136,7 @@ metrics! {
         "how far the reconciliation with Stripe is behind at the end of a run";
     CLEANUP_FAILED = "CleanupFailed", Count, Provider, ["cleanup-failures"],
         "an order that the cleanup could not check or could not write";
-    INDEX_FALLBACK_SCAN = "IndexFallbackScan", Count, Provider, ["stripe-index-fallback", "lob-index-fallback"],
+    INDEX_FALLBACK_SCAN = "IndexFallbackScan", Count, Provider, ["*-index-fallback"],
         "a scan of a whole table because an index of it is not active";
     ENDPOINT_FAILED = "EndpointFailed", Count, Provider, ["endpoint-failures"],
         "a failed CloudFormation request about an endpoint at Stripe";
@@ -185,6 +186,20 @@ impl MetricDimensions {
 }
 
 impl Metric {
+    /// The names of its alarms, without `${AppName}-${Env}-`.
+    pub fn alarm_names(&self) -> Vec<String> {
+        let names = |alarm: &&'static str| match alarm.strip_prefix('*') {
+            Some(rest) => {
+                let providers = ProviderId::ALL.iter();
+                providers
+                    .map(|provider| format!("{provider}{rest}"))
+                    .collect()
+            }
+            None => vec![(*alarm).to_owned()],
+        };
+        self.alarms.iter().flat_map(names).collect()
+    }
+
     pub fn count(&'static self, provider: ProviderId) {
         self.record(provider, &[], 1);
     }

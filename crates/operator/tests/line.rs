@@ -97,3 +97,27 @@ fn a_signature_is_explained_without_a_stack_and_without_showing_the_secret() {
         stderr_text(&none)
     );
 }
+
+#[test]
+fn every_provider_is_accepted_where_a_command_asks_for_one() {
+    for provider in billhook_core::ids::ProviderId::words() {
+        for line in [
+            &["events", "list", "--provider", provider][..],
+            &["replay", "--provider", provider, "--reason", "x"],
+            &["dlq", "list", "--queue", provider],
+            &["send", provider, "--type", "x"],
+            &["sig", "explain", provider, "--body", "/"],
+        ] {
+            let output = run_billhook(line, "");
+            // 2 would be a line that is not valid; without a stack or a file the command fails.
+            assert_eq!(
+                output.status.code(),
+                Some(1),
+                "{line:?}: {}",
+                stderr_text(&output)
+            );
+        }
+    }
+    let unknown = run_billhook(&["dlq", "list", "--queue", "telegraph"], "");
+    assert_eq!(unknown.status.code(), Some(2));
+}

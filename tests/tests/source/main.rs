@@ -6,6 +6,7 @@
 mod circles;
 mod documents;
 mod names;
+mod providers;
 
 use std::path::{Path, PathBuf};
 

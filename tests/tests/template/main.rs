@@ -7,6 +7,7 @@
 mod alarms;
 mod mutations;
 mod permissions;
+mod providers;
 mod security;
 
 use std::cell::RefCell;
@@ -18,6 +19,7 @@ use billhook_adapters::config::{
     CleanupConfig, ConfigError, EnvLookup, IngressConfig, LobWorkerConfig, StripeWorkerConfig,
     WebhookSecretConfig,
 };
+use billhook_core::ids::ProviderId;
 use billhook_core::provider::stripe::event_types::HANDLED_TYPES;
 use billhook_core::provider::stripe::types::API_VERSION;
 use billhook_core::tasks::definitions::SCHEDULED_TASKS;
@@ -125,7 +127,8 @@ fn every_queue_has_its_dead_letter_queue_its_alarm_and_the_numbers_of_the_code()
 fn check_queues(template: &Value) {
     let queues = resources(template, "AWS::SQS::Queue");
     let alarms = resources(template, "AWS::CloudWatch::Alarm");
-    assert_eq!(queues.len(), 5);
+    // Two for each provider, and the one of the schedules.
+    assert_eq!(queues.len(), 2 * ProviderId::ALL.len() + 1);
     for (name, queue) in &queues {
         // Neither EventBridge nor Lambda takes a FIFO queue for what fails.
         let is_fifo = queue.get("FifoQueue") == Some(&json!(true));
@@ -174,7 +177,9 @@ fn check_queues(template: &Value) {
         assert_eq!(queue["FifoThroughputLimit"], "perMessageGroupId", "{name}");
     }
     let functions = resources(template, "AWS::Serverless::Function");
-    for worker in ["StripeWorkerFunction", "LobWorkerFunction"] {
+    for provider in ProviderId::ALL {
+        let worker = format!("{}WorkerFunction", provider.title());
+        let worker = worker.as_str();
         let source = &functions[worker]["Events"]["Queue"]["Properties"];
         assert_eq!(source["BatchSize"], 10, "{worker}");
         assert_eq!(

@@ -145,13 +145,15 @@ impl fmt::Debug for Sim {
 
 impl Sim {
     pub fn new(seed: u64, faults: Faults, mutant: Option<Mutant>, traced: bool) -> Self {
-        let queues = [ProviderId::Stripe, ProviderId::Lob].map(|p| (p.as_str(), Queue::default()));
+        let queues = ProviderId::ALL
+            .iter()
+            .map(|p| (p.as_str(), Queue::default()));
         Self(Arc::new(Mutex::new(World {
             rng: Rng::new(seed),
             faults,
             mutant,
             store: Store::default(),
-            queues: BTreeMap::from(queues),
+            queues: queues.collect(),
             stripe: Stripe::default(),
             secrets: BTreeMap::new(),
             stack_answers: Vec::new(),

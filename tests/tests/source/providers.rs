@@ -1,0 +1,134 @@
+//! No code names the providers but the list in `ids.rs` and their own modules: what is done for each of them is done
+//! over `ProviderId::ALL`, and a `match` on one has an arm for each, so that the compiler or a test asks about a new one.
+
+use syn::visit::{self, Visit};
+
+use super::source_files;
+
+const CRATES: [&str; 9] = [
+    "adapters",
+    "cleanup-failed-payments",
+    "core",
+    "lob-worker",
+    "operator",
+    "stripe-worker",
+    "testkit",
+    "webhook-ingress",
+    "webhook-secret",
+];
+
+/// Lists of providers, and matches that would take a new provider for another one.
+#[derive(Default)]
+struct HiddenLists(Vec<String>);
+
+fn variant_of_provider(path: &syn::Path) -> Option<String> {
+    let parts: Vec<String> = path
+        .segments
+        .iter()
+        .map(|part| part.ident.to_string())
+        .collect();
+    match parts.as_slice() {
+        [.., of, variant] if of == "ProviderId" && variant != "ALL" => Some(variant.clone()),
+        _ => None,
+    }
+}
+
+#[derive(Default)]
+struct NamedProviders(Vec<String>);
+
+impl<'ast> Visit<'ast> for NamedProviders {
+    fn visit_path(&mut self, path: &'ast syn::Path) {
+        self.0.extend(variant_of_provider(path));
+        visit::visit_path(self, path);
+    }
+}
+
+impl<'ast> Visit<'ast> for HiddenLists {
+    fn visit_item_mod(&mut self, module: &'ast syn::ItemMod) {
+        if !super::is_for_tests(&module.attrs) {
+            visit::visit_item_mod(self, module);
+        }
+    }
+
+    fn visit_expr_array(&mut self, array: &'ast syn::ExprArray) {
+        let mut named = NamedProviders::default();
+        named.visit_expr_array(array);
+        named.0.sort();
+        named.0.dedup();
+        let words = array.elems.iter().filter(|element| match element {
+            syn::Expr::Lit(syn::ExprLit {
+                lit: syn::Lit::Str(word),
+                ..
+            }) => ["stripe", "lob"].contains(&word.value().as_str()),
+            _ => false,
+        });
+        if named.0.len() > 1 || words.count() > 1 {
+            self.0
+                .push("a list of providers: iterate over ProviderId::ALL".to_owned());
+        }
+        visit::visit_expr_array(self, array);
+    }
+
+    fn visit_expr_match(&mut self, matched: &'ast syn::ExprMatch) {
+        let mut named = NamedProviders::default();
+        for arm in &matched.arms {
+            named.visit_pat(&arm.pat);
+        }
+        let is_rest = |arm: &syn::Arm| matches!(arm.pat, syn::Pat::Wild(_) | syn::Pat::Ident(_));
+        if !named.0.is_empty() && matched.arms.iter().any(is_rest) {
+            self.0.push(format!(
+                "a match on {:?} and anything else: a new provider would be taken for another one",
+                named.0
+            ));
+        }
+        visit::visit_expr_match(self, matched);
+    }
+}
+
+fn find_hidden_lists(items: &[syn::Item]) -> Vec<String> {
+    let mut found = HiddenLists::default();
+    for item in items {
+        found.visit_item(item);
+    }
+    found.0
+}
+
+#[test]
+fn nobody_but_the_list_names_the_providers() {
+    let mut faults = Vec::new();
+    for name in CRATES {
+        for file in source_files(name) {
+            let found = find_hidden_lists(&file.items).into_iter();
+            faults.extend(found.map(|fault| format!("{}: {fault}", file.module.join("::"))));
+        }
+    }
+    assert!(faults.is_empty(), "{faults:#?}");
+}
+
+#[test]
+fn a_hidden_list_is_seen() {
+    for (code, faults) in [
+        (
+            "fn f() { for p in [ProviderId::Stripe, ProviderId::Lob] {} }",
+            1,
+        ),
+        (
+            "const A: [(ProviderId, u8); 2] = [(ProviderId::Stripe, 1), (ProviderId::Lob, 2)];",
+            1,
+        ),
+        (r#"const WORDS: [&str; 2] = ["stripe", "lob"];"#, 1),
+        (
+            "fn f(p: ProviderId) -> u8 { match p { ProviderId::Lob => 1, _ => 2 } }",
+            1,
+        ),
+        (
+            "fn f(p: ProviderId) -> u8 { match p { ProviderId::Lob => 1, ProviderId::Stripe => 2 } }",
+            0,
+        ),
+        ("fn f() { for p in ProviderId::ALL {} }", 0),
+        ("fn f(p: ProviderId) -> bool { p == ProviderId::Stripe }", 0),
+    ] {
+        let file = syn::parse_file(code).unwrap();
+        assert_eq!(find_hidden_lists(&file.items).len(), faults, "{code}");
+    }
+}
