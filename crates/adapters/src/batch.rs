@@ -75,7 +75,10 @@ pub async fn handle_batch<L: Ledger, C: Clock + Pause>(
         reason = "Lambda ends the invocation by real time, whatever the worker's clock says"
     )]
     let late = tokio::time::sleep(left);
-    let reports = worker.process_batch(&messages, deadline, late).await;
+    let reports = worker
+        .process_batch(&messages, deadline, late)
+        .await
+        .messages;
     let now = worker.clock.now();
     for report in &reports {
         metrics::count_report(worker.provider, report, now);
