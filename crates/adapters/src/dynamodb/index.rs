@@ -13,11 +13,26 @@ use billhook_core::ids::ProviderId;
 
 use super::attributes::{Item, read_text, string_value};
 use super::dependency_error;
-use crate::metrics;
+
+/// A query that became a scan of the whole table, because its index is not ACTIVE.
+#[derive(Clone, Copy, Debug)]
+pub struct FallbackScan<'a> {
+    /// Whose events need the index: the alarm is per provider.
+    pub provider: ProviderId,
+    pub index: &'a str,
+    pub table: &'a str,
+}
+
+/// Is told of each fallback scan. A function reports it (`report::report_fallback_scan`); an operator's command, which
+/// must not raise the alarm, does not.
+pub type ScanObserver = fn(&FallbackScan<'_>);
 
 /// An index with one column as its hash key.
 pub(super) struct ColumnIndex<'a> {
     pub(super) client: &'a Client,
+    pub(super) on_scan: ScanObserver,
+    /// Whose events need the index.
+    pub(super) provider: ProviderId,
     pub(super) table: &'a str,
     pub(super) name: &'a str,
     pub(super) column: &'a str,
@@ -87,18 +102,11 @@ impl ColumnIndex<'_> {
         match answer {
             Ok(answer) => Ok(self.read_page(answer.items(), answer.last_evaluated_key(), most)),
             Err(error) if is_inactive_index(error.code(), error.message()) => {
-                let (index, table) = (self.name, self.table);
-                // The alarm is per provider. Only Lob's events use this index; all others serve Stripe's events.
-                metrics::INDEX_FALLBACK_SCAN.count(match index {
-                    "LobLetterIndex" => ProviderId::Lob,
-                    _ => ProviderId::Stripe,
+                (self.on_scan)(&FallbackScan {
+                    provider: self.provider,
+                    index: self.name,
+                    table: self.table,
                 });
-                tracing::warn!(
-                    index,
-                    table,
-                    "[orders-index-warning] {index} of {table} is not ACTIVE, so billhook scans the whole table, \
-                     which is slow; see `aws dynamodb describe-table --table-name {table}`"
-                );
                 self.scan_page(value, after, most).await
             }
             Err(error) => {

@@ -28,12 +28,11 @@ use billhook_core::worker::ports::{
 use super::attributes::{self, Item, read_text, string_value};
 use super::batch_get::batch_get_rows;
 use super::events::{build_event_update, load_event_items, read_stored_event};
-use super::index::ColumnIndex;
+use super::index::{ColumnIndex, ScanObserver};
 use super::payments::{build_payment_update, read_payment_row};
 use super::row::{DynamoRow, RowSchema};
 use super::update::UpdateBuilder;
 use super::{dependency_error, entities, orders, send_update, statements, tenants};
-use crate::metrics;
 
 /// A larger row is not written, and its event is parked as `entity_too_large`. DynamoDB's limit is 400 KB; the rest is
 /// for the application, whose own writes would fail if we filled the row.
@@ -42,6 +41,8 @@ const ROW_BYTES_MAX: usize = 300 * 1024;
 /// next event must find it.
 const TENANT_CACHE_TTL: Duration = Duration::from_secs(60);
 const TENANT_CACHE_MAX: usize = 1_000;
+/// How many keys an index is asked for: two are enough to know that the value is ambiguous.
+const AMBIGUOUS: usize = 2;
 
 /// The tables of one worker. `lob-worker` has only `events` and `statements`.
 #[derive(Clone, Debug, Default)]
@@ -58,15 +59,17 @@ pub struct DynamoLedger<C> {
     pub(super) client: Client,
     pub(super) tables: TableNames,
     clock: C,
+    pub(super) on_scan: ScanObserver,
     tenants: Mutex<HashMap<AccountId, (Timestamp, Vec<TenantId>)>>,
 }
 
 impl<C: Clock> DynamoLedger<C> {
-    pub fn new(client: Client, tables: TableNames, clock: C) -> Self {
+    pub fn new(client: Client, tables: TableNames, clock: C, on_scan: ScanObserver) -> Self {
         Self {
             client,
             tables,
             clock,
+            on_scan,
             tenants: Mutex::default(),
         }
     }
@@ -91,24 +94,23 @@ impl<C: Clock> DynamoLedger<C> {
         })
     }
 
-    /// At most two keys: two are enough to know that the value is ambiguous.
-    async fn lookup_keys(
-        &self,
-        table: &str,
-        name: &str,
-        column: &str,
-        value: &str,
-        key: &str,
-    ) -> Result<Vec<String>, DependencyError> {
-        let client = &self.client;
-        let index = ColumnIndex {
-            client,
+    fn column_index<'a>(
+        &'a self,
+        provider: ProviderId,
+        table: &'a str,
+        name: &'a str,
+        column: &'a str,
+        key: &'a str,
+    ) -> ColumnIndex<'a> {
+        ColumnIndex {
+            client: &self.client,
+            on_scan: self.on_scan,
+            provider,
             table,
             name,
             column,
             key,
-        };
-        index.find_keys(value, 2).await
+        }
     }
 
     fn entity_update(
@@ -248,16 +250,24 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
         intent: &PaymentIntentId,
     ) -> Result<Vec<EntityKey>, DependencyError> {
         let orders = self.orders_table()?;
-        let (index, intent) = ("PaymentIntentIndex", intent.as_str());
+        let (name, intent) = ("PaymentIntentIndex", intent.as_str());
+        let of_orders = self.column_index(
+            ProviderId::Stripe,
+            &orders,
+            name,
+            "stripePaymentIntentId",
+            "id",
+        );
+        let of_statements = self.column_index(
+            ProviderId::Stripe,
+            &self.tables.statements,
+            name,
+            "stripe_payment_intent_id",
+            "statement_id",
+        );
         let (orders, statements) = tokio::join!(
-            self.lookup_keys(&orders, index, "stripePaymentIntentId", intent, "id"),
-            self.lookup_keys(
-                &self.tables.statements,
-                index,
-                "stripe_payment_intent_id",
-                intent,
-                "statement_id"
-            ),
+            of_orders.find_keys(intent, AMBIGUOUS),
+            of_statements.find_keys(intent, AMBIGUOUS)
         );
         let orders = orders?
             .into_iter()
@@ -270,16 +280,14 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
         &self,
         piece: &PieceId,
     ) -> Result<Vec<EntityKey>, DependencyError> {
-        let table = &self.tables.statements;
-        let found = self
-            .lookup_keys(
-                table,
-                "LobLetterIndex",
-                "lob_letter_id",
-                piece.as_str(),
-                "statement_id",
-            )
-            .await?;
+        let index = self.column_index(
+            ProviderId::Lob,
+            &self.tables.statements,
+            "LobLetterIndex",
+            "lob_letter_id",
+            "statement_id",
+        );
+        let found = index.find_keys(piece.as_str(), AMBIGUOUS).await?;
         Ok(parse_statement_keys(found).collect())
     }
 
@@ -296,9 +304,8 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
         }
         let table = self.tenants_table()?;
         let column = tenants::ACCOUNT;
-        let found = self
-            .lookup_keys(&table, column, column, account.as_str(), "tenant_id")
-            .await?;
+        let index = self.column_index(ProviderId::Stripe, &table, column, column, "tenant_id");
+        let found = index.find_keys(account.as_str(), AMBIGUOUS).await?;
         let tenants: Vec<_> = found
             .iter()
             .filter_map(|id| TenantId::parse(id).ok())
@@ -317,7 +324,7 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
 
     async fn commit(
         &self,
-        provider: ProviderId,
+        _: ProviderId,
         commits: &[CommitPart<'_, DynamoRow>],
     ) -> Result<(), CommitError> {
         let mut updates = Vec::new();
@@ -338,23 +345,7 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
         match <[Update; 1]>::try_from(updates) {
             Ok([update]) => self.update_one(update).await,
             Err(updates) => self.update_all(updates).await,
-        }?;
-        // Only now is it certain that the write happened; a lost race or a refused write counts nothing.
-        for commit in commits {
-            let Some((entity, _, next)) = commit.entity else {
-                continue;
-            };
-            metrics::count_entity_changes(provider, entity, next);
-            let event_id = commit
-                .events
-                .first()
-                .map_or("", |event| event.event.as_str());
-            for edit in &next.discarded_edits {
-                let (column, found, written) = (edit.column, &edit.found, &edit.written);
-                tracing::warn!(entity = %entity.key, column, found, written, event_id, "edit_overruled");
-            }
         }
-        Ok(())
     }
 }
 
@@ -464,7 +455,7 @@ mod tests {
             tenants: Some("tenants".to_owned()),
             payments: Some("payments".to_owned()),
         };
-        DynamoLedger::new(Client::from_conf(config), tables, SystemClock)
+        DynamoLedger::new(Client::from_conf(config), tables, SystemClock, |_| ())
     }
 
     fn row(json: serde_json::Value) -> Item {
