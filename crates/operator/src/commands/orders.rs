@@ -11,16 +11,17 @@ use billhook_core::entity::payment::access::{DownloadAccess, decide_download_acc
 use billhook_core::entity::payment::facts::{ManualEdits, PaymentFacts};
 use billhook_core::entity::payment::status::PaymentStatus;
 use billhook_core::entity::{Entity, EntityFacts, EntityKey};
-use billhook_core::ids::{EventId, OrderId, PaymentIntentId, ProviderId};
+use billhook_core::ids::{OrderId, PaymentIntentId, ProviderId, TenantId};
 use billhook_core::ports::Clock as _;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use crate::audit::parse_reason;
 use crate::entity_repair::repair_entity;
-use crate::entity_tables::{ORDERS, TENANTS};
+use crate::entity_tables::ORDERS;
 use crate::exit::CommandExit;
 use crate::output::{OutputWriter, print_notice};
+use crate::payment_lookup::{load_payment_rows, load_tenant_accounts};
 use crate::replay_run::release_events;
 use crate::row_json::{RowDetail, read_column, read_text};
 use crate::session::StackSession;
@@ -268,7 +269,12 @@ async fn backfill_payment_intent(
         }
         Err(error) => return Err(error).with_context(|| format!("cannot write {id} to {table}")),
     }
-    let waiting = find_waiting_events(session, intent, &read_column(&row, "tenantId")).await?;
+    // The order does not say whether it was paid through the platform or through its tenant's account.
+    let ledger = session.ledger(ProviderId::Stripe)?;
+    let tenant = TenantId::parse(&read_column(&row, "tenantId")).ok();
+    let accounts = load_tenant_accounts(&ledger, tenant).await?;
+    let payments = load_payment_rows(&ledger, intent, accounts).await?;
+    let waiting = payments.into_iter().flat_map(|row| row.waiting).collect();
     let events = session
         .events_table(ProviderId::Stripe)?
         .get_summaries(&waiting)
@@ -281,42 +287,6 @@ async fn backfill_payment_intent(
         print_notice("no event waits for this PaymentIntent");
     }
     release_events(session, &events, backfill.reason).await
-}
-
-/// The events that wait for a PaymentIntent. Its payments row is keyed by account, and an order does not say whether it
-/// was paid through the platform or through the tenant's account, so both are looked up.
-async fn find_waiting_events(
-    session: &StackSession,
-    intent: &PaymentIntentId,
-    tenant: &str,
-) -> Result<Vec<EventId>> {
-    let mut accounts = vec!["platform".to_owned()];
-    if !tenant.is_empty() {
-        let row = TENANTS.find_row(session, tenant, RowDetail::Known).await?;
-        accounts.extend(row.map(|row| read_column(&row, "stripe_connected_account_id")));
-    }
-    let table = session.stack.output("PaymentsTable")?;
-    let mut events = Vec::new();
-    for account in accounts {
-        let get = session.dynamodb.get_item().table_name(table);
-        let got = get
-            .key("payment_id", string_value(format!("{account}#{intent}")))
-            .consistent_read(true)
-            .send()
-            .await;
-        let item = got
-            .with_context(|| format!("cannot read {table}"))?
-            .item
-            .unwrap_or_default();
-        let waiting = item.get("waiting").and_then(|waiting| waiting.as_ss().ok());
-        events.extend(
-            waiting
-                .into_iter()
-                .flatten()
-                .filter_map(|id| EventId::parse(id).ok()),
-        );
-    }
-    Ok(events)
 }
 
 #[cfg(test)]
