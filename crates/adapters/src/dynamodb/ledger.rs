@@ -41,8 +41,6 @@ const ROW_BYTES_MAX: usize = 300 * 1024;
 /// next event must find it.
 const TENANT_CACHE_TTL: Duration = Duration::from_secs(60);
 const TENANT_CACHE_MAX: usize = 1_000;
-/// How many keys an index is asked for: two are enough to know that the value is ambiguous.
-const AMBIGUOUS: usize = 2;
 
 /// The tables of one worker. `lob-worker` has only `events` and `statements`.
 #[derive(Clone, Debug, Default)]
@@ -94,15 +92,17 @@ impl<C: Clock> DynamoLedger<C> {
         })
     }
 
-    fn column_index<'a>(
-        &'a self,
+    /// At most two keys: two are enough to know that the value is ambiguous. `provider` is whose events need the index.
+    async fn lookup_keys(
+        &self,
         provider: ProviderId,
-        table: &'a str,
-        name: &'a str,
-        column: &'a str,
-        key: &'a str,
-    ) -> ColumnIndex<'a> {
-        ColumnIndex {
+        table: &str,
+        name: &str,
+        column: &str,
+        value: &str,
+        key: &str,
+    ) -> Result<Vec<String>, DependencyError> {
+        let index = ColumnIndex {
             client: &self.client,
             on_scan: self.on_scan,
             provider,
@@ -110,7 +110,8 @@ impl<C: Clock> DynamoLedger<C> {
             name,
             column,
             key,
-        }
+        };
+        index.find_keys(value, 2).await
     }
 
     fn entity_update(
@@ -250,24 +251,24 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
         intent: &PaymentIntentId,
     ) -> Result<Vec<EntityKey>, DependencyError> {
         let orders = self.orders_table()?;
-        let (name, intent) = ("PaymentIntentIndex", intent.as_str());
-        let of_orders = self.column_index(
-            ProviderId::Stripe,
-            &orders,
-            name,
-            "stripePaymentIntentId",
-            "id",
-        );
-        let of_statements = self.column_index(
-            ProviderId::Stripe,
-            &self.tables.statements,
-            name,
-            "stripe_payment_intent_id",
-            "statement_id",
-        );
+        let (provider, index, intent) = (ProviderId::Stripe, "PaymentIntentIndex", intent.as_str());
         let (orders, statements) = tokio::join!(
-            of_orders.find_keys(intent, AMBIGUOUS),
-            of_statements.find_keys(intent, AMBIGUOUS)
+            self.lookup_keys(
+                provider,
+                &orders,
+                index,
+                "stripePaymentIntentId",
+                intent,
+                "id"
+            ),
+            self.lookup_keys(
+                provider,
+                &self.tables.statements,
+                index,
+                "stripe_payment_intent_id",
+                intent,
+                "statement_id"
+            ),
         );
         let orders = orders?
             .into_iter()
@@ -280,14 +281,17 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
         &self,
         piece: &PieceId,
     ) -> Result<Vec<EntityKey>, DependencyError> {
-        let index = self.column_index(
-            ProviderId::Lob,
-            &self.tables.statements,
-            "LobLetterIndex",
-            "lob_letter_id",
-            "statement_id",
-        );
-        let found = index.find_keys(piece.as_str(), AMBIGUOUS).await?;
+        let table = &self.tables.statements;
+        let found = self
+            .lookup_keys(
+                ProviderId::Lob,
+                table,
+                "LobLetterIndex",
+                "lob_letter_id",
+                piece.as_str(),
+                "statement_id",
+            )
+            .await?;
         Ok(parse_statement_keys(found).collect())
     }
 
@@ -304,8 +308,10 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
         }
         let table = self.tenants_table()?;
         let column = tenants::ACCOUNT;
-        let index = self.column_index(ProviderId::Stripe, &table, column, column, "tenant_id");
-        let found = index.find_keys(account.as_str(), AMBIGUOUS).await?;
+        let (provider, account_id) = (ProviderId::Stripe, account.as_str());
+        let found = self
+            .lookup_keys(provider, &table, column, column, account_id, "tenant_id")
+            .await?;
         let tenants: Vec<_> = found
             .iter()
             .filter_map(|id| TenantId::parse(id).ok())

@@ -40,8 +40,8 @@ struct MatchHints {
 /// An index's answer. A query that failed fails only the events that need it.
 type IndexHits = Result<Vec<EntityKey>, String>;
 
-/// The entity of each event that a worker would commit to one, were these events a batch of its own. An event that the
-/// worker would park or ignore is missing. An error is a failed read.
+/// Says, without a worker, to which entity a worker would commit each of these events if they were a batch. Events that
+/// it would park or ignore are missing from the answer. An error is a failed read.
 pub async fn find_entities<L: Ledger>(
     ledger: &L,
     provider: ProviderId,

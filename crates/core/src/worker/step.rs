@@ -270,3 +270,53 @@ impl BatchProgress {
         self.reports.insert(event, report);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(id: &str) -> EventId {
+        EventId::parse(id).unwrap()
+    }
+
+    fn closed(event: &str) -> EventUpdate {
+        EventUpdate {
+            event: id(event),
+            tenant: None,
+            verdict: EventVerdict::Parked(ParkReason::Unlinked),
+            waited: false,
+        }
+    }
+
+    #[test]
+    fn only_ready_events_pass_and_only_failed_ones_stay_unfinished() {
+        let ids = ["evt_fails", "evt_closes", "evt_ends", "evt_passes"].map(id);
+        let mut progress = BatchProgress::new(ids.iter());
+        let ready = progress.pass([
+            EventStep::Fail(id("evt_fails"), ProcessingFailure::NotStored),
+            EventStep::Close(closed("evt_closes")),
+            EventStep::written(closed("evt_ends")),
+            EventStep::Ready("evt_passes"),
+        ]);
+        assert_eq!(ready, ["evt_passes"]);
+        assert_eq!(progress.take_closed(), [closed("evt_closes")]);
+        assert_eq!(progress.take_closed(), []);
+        // Until its verdict is written, a closed event is unfinished too.
+        let unfinished = ["evt_closes", "evt_fails", "evt_passes"].map(id);
+        assert_eq!(progress.unfinished_ids(), unfinished.into());
+        let failure = &progress.reports[&id("evt_fails")].result;
+        assert_eq!(*failure, Err(ProcessingFailure::NotStored));
+    }
+
+    #[test]
+    fn no_failure_takes_back_a_result_and_none_is_reported_for_an_event_without_a_message() {
+        let mut progress = BatchProgress::new([id("evt_1")].iter());
+        progress.pass([EventStep::<()>::written(closed("evt_1"))]);
+        let fail = |event| EventStep::<()>::Fail(id(event), ProcessingFailure::Panicked);
+        progress.pass([fail("evt_1"), fail("evt_waited")]);
+        assert!(progress.reports[&id("evt_1")].result.is_ok());
+        assert!(!progress.reports.contains_key(&id("evt_waited")));
+        progress.pass([EventStep::<()>::written(closed("evt_waited"))]);
+        assert!(progress.reports[&id("evt_waited")].result.is_ok());
+    }
+}
