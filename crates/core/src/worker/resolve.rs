@@ -7,7 +7,7 @@
 //! as `link_conflict`. If there is neither, another event of the batch may link the payment; last, the only entity with
 //! its PaymentIntent in a column counts. If there is none, the event waits for the link.
 //!
-//! Reads are gathered, so a batch of ten events costs two reads of rows, not twenty. The decision is [`resolve_entity`],
+//! Reads are gathered, so a batch of ten events costs two reads of rows, not twenty. The decision is `resolve_entity`,
 //! a pure function. An index is only a hint: what it returns is checked against the row, read consistently. Exception:
 //! the tenant of an account is what the index says, or a cache of up to 60 s.
 //! docs/SEMANTICS.md, "Which entity an event belongs to", states the rules. [`find_entities`] applies them without a

@@ -102,6 +102,8 @@ impl TraceSearch {
         Ok(())
     }
 
+    /// Adds the events of a PaymentIntent, those that wait for its link, and its entities. The payments rows come last,
+    /// because their keys contain the account, which the events know, or the tenants of the entities.
     async fn add_payment(
         &mut self,
         session: &StackSession,
