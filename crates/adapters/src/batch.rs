@@ -20,6 +20,7 @@ use lambda_runtime::LambdaEvent;
 use serde::Serialize;
 
 use crate::lambda::invocation_deadline;
+use crate::report::report_entity_commit;
 use crate::{metrics, telemetry};
 
 /// The partial batch response. It is our own type, because the one of the events crate may grow fields.
@@ -75,7 +76,11 @@ pub async fn handle_batch<L: Ledger, C: Clock + Pause>(
         reason = "Lambda ends the invocation by real time, whatever the worker's clock says"
     )]
     let late = tokio::time::sleep(left);
-    let reports = worker.process_batch(&messages, deadline, late).await;
+    let done = worker.process_batch(&messages, deadline, late).await;
+    for commit in &done.commits {
+        report_entity_commit(worker.provider, commit);
+    }
+    let reports = done.messages;
     let now = worker.clock.now();
     for report in &reports {
         metrics::count_report(worker.provider, report, now);

@@ -17,6 +17,7 @@ pub mod telemetry;
 pub mod batch;
 pub mod dynamodb;
 mod http;
+pub mod report;
 pub mod secrets;
 pub mod sqs;
 pub mod stripe;

@@ -12,7 +12,6 @@
 use std::cell::RefCell;
 use std::fmt::Write as _;
 
-use billhook_core::entity::{Entity, EntityChange, EntityUpdate};
 use billhook_core::ids::ProviderId;
 use billhook_core::outcome::{BlockedOn, EventVerdict, IgnoreReason, ParkReason};
 use billhook_core::provider::envelope::EventType;
@@ -286,23 +285,6 @@ pub fn count_report(provider: ProviderId, report: &MessageReport, now: Timestamp
             }
         }
         EventVerdict::Failed(_) => WEBHOOK_FAILED.count(provider),
-    }
-}
-
-/// Counts what a write changed about an entity. Call it only after the write succeeded.
-pub fn count_entity_changes(provider: ProviderId, was: &Entity, next: &EntityUpdate) {
-    for change in next.changes(was) {
-        let metric = match change {
-            EntityChange::Completed => &ORDERS_COMPLETED,
-            EntityChange::Cancelled => &ORDERS_CANCELLED,
-            EntityChange::PaymentFailed => &PAYMENT_FAILED,
-            EntityChange::RefundedInFull => &REFUND_FULL,
-            EntityChange::RequiresReview => &REQUIRES_REVIEW,
-            EntityChange::AmountMismatch => &AMOUNT_MISMATCH,
-            EntityChange::PaidAfterCancel => &PAID_AFTER_CANCEL,
-            EntityChange::NeedsAttention => &NEEDS_ATTENTION,
-        };
-        metric.count(provider);
     }
 }
 

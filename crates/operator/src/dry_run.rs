@@ -59,10 +59,10 @@ pub(crate) async fn preview_events(
             receive_count: 1,
         };
         let deadline = SystemClock.now().after(DEADLINE);
-        let reports = worker
+        let done = worker
             .process_batch(&[message], deadline, std::future::pending())
             .await;
-        for report in reports {
+        for report in done.messages {
             if let Err(failure) = report.result {
                 anyhow::bail!("{}: {failure}", event.record.id);
             }

@@ -55,10 +55,11 @@ pub(crate) async fn load_selected_events(
     if selection.ids.is_empty() {
         return list_events(session, selection, usize::MAX).await;
     }
+    let ids = selection.ids.iter().cloned().collect();
     let mut found = Vec::new();
     for provider in ProviderId::ALL {
         let table = session.events_table(*provider)?;
-        found.extend(table.get_summaries(&selection.ids).await?);
+        found.extend(table.get_summaries(&ids).await?);
     }
     for id in &selection.ids {
         if !found.iter().any(|event| event.record.id == *id) {

@@ -4,14 +4,14 @@
 //! An index is only a hint: it is eventually consistent, so each row is read again, consistently, before it is matched
 //! or shown. Every change is a conditional write together with a note, so that the audit trail can never miss a change.
 
-use std::collections::HashMap;
+use std::collections::BTreeSet;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::ProvideErrorMetadata as _;
-use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes};
+use aws_sdk_dynamodb::types::AttributeValue;
 use billhook_adapters::dynamodb::attributes::{Item, read_text, string_value};
-use billhook_adapters::dynamodb::events::read_event_record;
+use billhook_adapters::dynamodb::events::{load_event_items, read_event_record};
 use billhook_core::ids::{EventId, ProviderId};
 use billhook_core::intake::inbox::EventRecord;
 use billhook_core::outcome::{EventOutcome, ParkReason};
@@ -19,35 +19,10 @@ use serde_json::{Value, json};
 
 use crate::event_filter::{EventSelection, IndexPartition};
 
-/// `BatchGetItem` takes at most 100 keys.
-const KEYS_MAX: usize = 100;
-/// `BatchGetItem` returns at most 16 MB and may leave keys unprocessed when it is throttled (partial failure). The SDK
-/// retries an error but not unprocessed keys, so this loop does; without an end a throttled table would hang the
-/// command.
-const UNPROCESSED_TRIES_MAX: usize = 20;
 /// All columns but the payload: a listing of 1,000 events would otherwise return 1,000 payloads.
-const WITHOUT_PAYLOAD: [&str; 20] = [
-    "event_id",
-    "source",
-    "event_type",
-    "processing_outcome",
-    "processing_error",
-    "received_at",
-    "processed",
-    "processed_at",
-    "attempts",
-    "connected_account_id",
-    "tenant_id",
-    "tenant_hint",
-    "object_id",
-    "livemode",
-    "api_version",
-    "correlation_id",
-    "group",
-    "payload_truncated",
-    "template_version",
-    "notes",
-];
+const WITHOUT_PAYLOAD: &str = "#event_id, #source, #event_type, #processing_outcome, #processing_error, #received_at, \
+    #processed, #processed_at, #attempts, #connected_account_id, #tenant_id, #tenant_hint, #object_id, #livemode, \
+    #api_version, #correlation_id, #group, #payload_truncated, #template_version, #notes";
 
 #[derive(Clone, Debug)]
 pub(crate) struct EventsTable {
@@ -146,7 +121,7 @@ impl EventsTable {
             let mut start = None;
             loop {
                 let (entries, next) = self.query_page(partition, selection, start).await?;
-                let wanted: Vec<EventId> = entries
+                let wanted: BTreeSet<EventId> = entries
                     .iter()
                     .filter(|entry| selection.may_match(&row_to_json(entry)))
                     .filter_map(|entry| EventId::parse(read_text(entry, "event_id")?).ok())
@@ -207,47 +182,13 @@ impl EventsTable {
     }
 
     /// Reads rows consistently. Missing ids are left out, and the order is not that of `ids`.
-    pub(crate) async fn get_summaries(&self, ids: &[EventId]) -> Result<Vec<EventSummary>> {
-        let mut found = Vec::new();
-        let names: HashMap<String, String> = WITHOUT_PAYLOAD
-            .iter()
-            .map(|name| (format!("#{name}"), (*name).to_owned()))
-            .collect();
-        let projection = WITHOUT_PAYLOAD.map(|name| format!("#{name}")).join(", ");
-        for ids in ids.chunks(KEYS_MAX) {
-            let key =
-                |id: &EventId| Item::from([("event_id".to_owned(), string_value(id.as_str()))]);
-            let mut keys: Vec<Item> = ids.iter().map(key).collect();
-            let mut tries = 0;
-            while !keys.is_empty() {
-                if tries == UNPROCESSED_TRIES_MAX {
-                    bail!(
-                        "DynamoDB throttled reads of {} {tries} times: try again later",
-                        self.table
-                    );
-                }
-                tries += 1;
-                let wanted = KeysAndAttributes::builder()
-                    .set_keys(Some(keys))
-                    .consistent_read(true)
-                    .projection_expression(&projection)
-                    .set_expression_attribute_names(Some(names.clone()))
-                    .build()?;
-                let got = self
-                    .client
-                    .batch_get_item()
-                    .request_items(&self.table, wanted)
-                    .send()
-                    .await;
-                let got = got.with_context(|| format!("cannot read events from {}", self.table))?;
-                let items = got.responses.unwrap_or_default().into_values().flatten();
-                found
-                    .extend(items.filter_map(|item| EventSummary::from_item(self.provider, &item)));
-                let left = got.unprocessed_keys.unwrap_or_default().into_values();
-                keys = left.flat_map(|left| left.keys).collect();
-            }
-        }
-        Ok(found)
+    pub(crate) async fn get_summaries(&self, ids: &BTreeSet<EventId>) -> Result<Vec<EventSummary>> {
+        let rows = load_event_items(&self.client, &self.table, ids, Some(WITHOUT_PAYLOAD)).await;
+        let rows = rows.with_context(|| format!("cannot read events from {}", self.table))?;
+        let summaries = rows.iter();
+        Ok(summaries
+            .filter_map(|item| EventSummary::from_item(self.provider, item))
+            .collect())
     }
 
     /// Writes the note and the change in one conditional update (optimistic lock on `processed`).

@@ -21,6 +21,7 @@ mod interrupt;
 mod log_lines;
 mod output;
 mod payload_redaction;
+mod payment_lookup;
 mod provider_argument;
 mod replay_job;
 mod replay_run;

@@ -148,6 +148,8 @@ impl StackSession {
             self.dynamodb.clone(),
             tables,
             SystemClock,
+            // A command of an operator must not raise the functions' alarm.
+            |_| (),
         ))
     }
 

@@ -12,6 +12,7 @@ use billhook_adapters::clock::SystemClock;
 use billhook_adapters::config::StripeWorkerConfig;
 use billhook_adapters::dynamodb::ledger::{DynamoLedger, TableNames};
 use billhook_adapters::lambda::{run_function, serve_events};
+use billhook_adapters::report::report_fallback_scan;
 use billhook_core::ids::ProviderId;
 use billhook_core::worker::batch::Worker;
 
@@ -31,7 +32,12 @@ fn main() -> ExitCode {
             let worker = Worker {
                 provider: ProviderId::Stripe,
                 live_mode: config.environment.live,
-                ledger: DynamoLedger::new(aws.dynamodb().clone(), tables, SystemClock),
+                ledger: DynamoLedger::new(
+                    aws.dynamodb().clone(),
+                    tables,
+                    SystemClock,
+                    report_fallback_scan,
+                ),
                 clock: SystemClock,
             };
             serve_events(async |event| handle_batch(&worker, event).await).await

@@ -367,7 +367,7 @@ fn an_edit_between_read_and_write_is_a_lost_race_whichever_column_it_is() {
             tenants: Some(output("TenantsTable")?),
             payments: Some(output("PaymentsTable")?),
         };
-        let ledger = DynamoLedger::new(world.aws.dynamodb().clone(), tables, SystemClock);
+        let ledger = DynamoLedger::new(world.aws.dynamodb().clone(), tables, SystemClock, |_| ());
         let order = json!({ "id": "ord_race", "tenantId": "ten_a", "status": "pending", "paymentStatus": "unpaid",
             "requiresReview": false, "amountTotal": 4200, "currency": "usd", "userId": "user_1",
             "stripePaymentIntentId": "pi_race", "stripeCheckoutSessionId": "cs_race", "version": 3,

@@ -330,7 +330,7 @@ pub(super) fn build_event_update(
 }
 
 /// Consistent reads of the events that exist; an id without a row is left out.
-pub(super) async fn load_event_items(
+pub async fn load_event_items(
     client: &Client,
     table: &str,
     ids: &BTreeSet<EventId>,

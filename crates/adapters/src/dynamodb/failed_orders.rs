@@ -5,7 +5,7 @@
 
 use billhook_core::entity::order::OrderStatus;
 use billhook_core::error::DependencyError;
-use billhook_core::ids::OrderId;
+use billhook_core::ids::{OrderId, ProviderId};
 use billhook_core::ports::Clock;
 use billhook_core::tasks::ports::{FailedOrderPage, FindFailedOrders};
 
@@ -20,6 +20,8 @@ impl<C: Clock> FindFailedOrders for DynamoLedger<C> {
     ) -> Result<FailedOrderPage, DependencyError> {
         let index = ColumnIndex {
             client: &self.client,
+            on_scan: self.on_scan,
+            provider: ProviderId::Stripe,
             table: &self.orders_table()?,
             name: "StatusIndex",
             column: "status",

@@ -13,11 +13,26 @@ use billhook_core::ids::ProviderId;
 
 use super::attributes::{Item, read_text, string_value};
 use super::dependency_error;
-use crate::metrics;
+
+/// A query that became a scan of the whole table, because its index is not ACTIVE.
+#[derive(Clone, Copy, Debug)]
+pub struct FallbackScan<'a> {
+    /// Whose events need the index: the alarm is per provider.
+    pub provider: ProviderId,
+    pub index: &'a str,
+    pub table: &'a str,
+}
+
+/// Is told of each fallback scan. A function reports it (`report::report_fallback_scan`); an operator's command, which
+/// must not raise the alarm, does not.
+pub type ScanObserver = fn(&FallbackScan<'_>);
 
 /// An index with one column as its hash key.
 pub(super) struct ColumnIndex<'a> {
     pub(super) client: &'a Client,
+    pub(super) on_scan: ScanObserver,
+    /// Whose events need the index.
+    pub(super) provider: ProviderId,
     pub(super) table: &'a str,
     pub(super) name: &'a str,
     pub(super) column: &'a str,
@@ -87,18 +102,11 @@ impl ColumnIndex<'_> {
         match answer {
             Ok(answer) => Ok(self.read_page(answer.items(), answer.last_evaluated_key(), most)),
             Err(error) if is_inactive_index(error.code(), error.message()) => {
-                let (index, table) = (self.name, self.table);
-                // The alarm is per provider. Only Lob's events use this index; all others serve Stripe's events.
-                metrics::INDEX_FALLBACK_SCAN.count(match index {
-                    "LobLetterIndex" => ProviderId::Lob,
-                    _ => ProviderId::Stripe,
+                (self.on_scan)(&FallbackScan {
+                    provider: self.provider,
+                    index: self.name,
+                    table: self.table,
                 });
-                tracing::warn!(
-                    index,
-                    table,
-                    "[orders-index-warning] {index} of {table} is not ACTIVE, so billhook scans the whole table, \
-                     which is slow; see `aws dynamodb describe-table --table-name {table}`"
-                );
                 self.scan_page(value, after, most).await
             }
             Err(error) => {
@@ -157,4 +165,113 @@ fn is_inactive_index(code: Option<&str>, message: Option<&str>) -> bool {
             message.contains("does not have the specified index")
                 || message.contains("backfilling global secondary index")
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+    use std::net::{TcpListener, TcpStream};
+    use std::thread;
+
+    use billhook_core::entity::EntityKey;
+    use billhook_core::ids::{AccountId, OrderId, PaymentIntentId, PieceId, StatementId, TenantId};
+    use billhook_core::tasks::ports::FindFailedOrders as _;
+    use billhook_core::worker::ports::Ledger as _;
+
+    use super::super::ledger::{DynamoLedger, TableNames};
+    use crate::aws::AwsClients;
+    use crate::clock::SystemClock;
+    use crate::config::EnvLookup;
+
+    const BACKFILLING: &str = r#"{"__type":"com.amazon.coral.validate#ValidationException","message":"Cannot read from backfilling global secondary index: X"}"#;
+    const ONE_ROW: &str = r#"{"Count":1,"ScannedCount":1,"Items":[{"id":{"S":"ord_1"},"statement_id":{"S":"st_1"},"tenant_id":{"S":"ten_1"}}]}"#;
+
+    /// Refuses every query, as while the indexes are built, and answers every scan with one row.
+    fn converse(stream: TcpStream) -> std::io::Result<()> {
+        let mut lines = BufReader::new(stream.try_clone()?);
+        let (mut answer, mut length) = ((200, ONE_ROW), 0);
+        let mut line = String::new();
+        while lines.read_line(&mut line)? > 0 {
+            if line.contains("DynamoDB_20120810.Query") {
+                answer = (400, BACKFILLING);
+            }
+            if let Some(value) = line.strip_prefix("content-length: ") {
+                length = value.trim().parse().unwrap();
+            }
+            if line == "\r\n" {
+                lines.read_exact(&mut vec![0; length])?;
+                let (status, body) = answer;
+                let length = body.len();
+                write!(
+                    &stream,
+                    "HTTP/1.1 {status} X\r\ncontent-length: {length}\r\n\r\n{body}"
+                )?;
+                answer = (200, ONE_ROW);
+            }
+            line.clear();
+        }
+        Ok(())
+    }
+
+    thread_local! {
+        static SCANS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+    }
+
+    #[tokio::test]
+    async fn while_an_index_is_built_a_scan_answers_and_the_observer_learns_whose_events_need_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                thread::spawn(move || converse(stream.unwrap()));
+            }
+        });
+        let aws = AwsClients::from_env(&EnvLookup(&|name| {
+            Some(match name {
+                "AWS_ENDPOINT_URL" => url.clone(),
+                "AWS_REGION" => "eu-central-1".to_owned(),
+                "AWS_ACCESS_KEY_ID" | "AWS_SECRET_ACCESS_KEY" => "test".to_owned(),
+                _ => return None,
+            })
+        }));
+        let tables = TableNames {
+            events: "events".to_owned(),
+            orders: Some("orders".to_owned()),
+            statements: "statements".to_owned(),
+            tenants: Some("tenants".to_owned()),
+            payments: Some("payments".to_owned()),
+        };
+        let client = aws.unwrap().dynamodb().clone();
+        let ledger = DynamoLedger::new(client, tables, SystemClock, |scan| {
+            let (provider, index, table) = (scan.provider, scan.index, scan.table);
+            SCANS.with_borrow_mut(|scans| scans.push(format!("{provider} {index} of {table}")));
+        });
+        let order = OrderId::parse("ord_1").unwrap();
+        let statement = EntityKey::Statement(StatementId::parse("st_1").unwrap());
+
+        let intent = PaymentIntentId::parse("pi_1").unwrap();
+        let found = ledger.entities_by_payment_intent(&intent).await.unwrap();
+        assert_eq!(found, [EntityKey::Order(order.clone()), statement.clone()]);
+        let account = AccountId::parse("acct_1").unwrap();
+        let found = ledger.tenants_by_account(&account).await.unwrap();
+        assert_eq!(found, [TenantId::parse("ten_1").unwrap()]);
+        let page = ledger.failed_orders(None, 10).await.unwrap();
+        assert_eq!((page.orders, page.next), (vec![order], None));
+        let piece = PieceId::parse("ltr_1").unwrap();
+        let found = ledger.statements_by_piece(&piece).await.unwrap();
+        assert_eq!(found, [statement]);
+
+        let mut scans = SCANS.take();
+        // Orders and statements are asked at the same time.
+        scans.sort();
+        let expected = [
+            "lob LobLetterIndex of statements",
+            "stripe PaymentIntentIndex of orders",
+            "stripe PaymentIntentIndex of statements",
+            "stripe StatusIndex of orders",
+            "stripe stripe_connected_account_id of tenants",
+        ];
+        assert_eq!(scans, expected);
+    }
 }

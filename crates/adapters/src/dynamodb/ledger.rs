@@ -28,12 +28,11 @@ use billhook_core::worker::ports::{
 use super::attributes::{self, Item, read_text, string_value};
 use super::batch_get::batch_get_rows;
 use super::events::{build_event_update, load_event_items, read_stored_event};
-use super::index::ColumnIndex;
+use super::index::{ColumnIndex, ScanObserver};
 use super::payments::{build_payment_update, read_payment_row};
 use super::row::{DynamoRow, RowSchema};
 use super::update::UpdateBuilder;
 use super::{dependency_error, entities, orders, send_update, statements, tenants};
-use crate::metrics;
 
 /// A larger row is not written, and its event is parked as `entity_too_large`. DynamoDB's limit is 400 KB; the rest is
 /// for the application, whose own writes would fail if we filled the row.
@@ -58,15 +57,17 @@ pub struct DynamoLedger<C> {
     pub(super) client: Client,
     pub(super) tables: TableNames,
     clock: C,
+    pub(super) on_scan: ScanObserver,
     tenants: Mutex<HashMap<AccountId, (Timestamp, Vec<TenantId>)>>,
 }
 
 impl<C: Clock> DynamoLedger<C> {
-    pub fn new(client: Client, tables: TableNames, clock: C) -> Self {
+    pub fn new(client: Client, tables: TableNames, clock: C, on_scan: ScanObserver) -> Self {
         Self {
             client,
             tables,
             clock,
+            on_scan,
             tenants: Mutex::default(),
         }
     }
@@ -91,18 +92,20 @@ impl<C: Clock> DynamoLedger<C> {
         })
     }
 
-    /// At most two keys: two are enough to know that the value is ambiguous.
+    /// At most two keys: two are enough to know that the value is ambiguous. `provider` is whose events need the index.
     async fn lookup_keys(
         &self,
+        provider: ProviderId,
         table: &str,
         name: &str,
         column: &str,
         value: &str,
         key: &str,
     ) -> Result<Vec<String>, DependencyError> {
-        let client = &self.client;
         let index = ColumnIndex {
-            client,
+            client: &self.client,
+            on_scan: self.on_scan,
+            provider,
             table,
             name,
             column,
@@ -248,10 +251,18 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
         intent: &PaymentIntentId,
     ) -> Result<Vec<EntityKey>, DependencyError> {
         let orders = self.orders_table()?;
-        let (index, intent) = ("PaymentIntentIndex", intent.as_str());
+        let (provider, index, intent) = (ProviderId::Stripe, "PaymentIntentIndex", intent.as_str());
         let (orders, statements) = tokio::join!(
-            self.lookup_keys(&orders, index, "stripePaymentIntentId", intent, "id"),
             self.lookup_keys(
+                provider,
+                &orders,
+                index,
+                "stripePaymentIntentId",
+                intent,
+                "id"
+            ),
+            self.lookup_keys(
+                provider,
                 &self.tables.statements,
                 index,
                 "stripe_payment_intent_id",
@@ -273,6 +284,7 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
         let table = &self.tables.statements;
         let found = self
             .lookup_keys(
+                ProviderId::Lob,
                 table,
                 "LobLetterIndex",
                 "lob_letter_id",
@@ -296,8 +308,9 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
         }
         let table = self.tenants_table()?;
         let column = tenants::ACCOUNT;
+        let (provider, account_id) = (ProviderId::Stripe, account.as_str());
         let found = self
-            .lookup_keys(&table, column, column, account.as_str(), "tenant_id")
+            .lookup_keys(provider, &table, column, column, account_id, "tenant_id")
             .await?;
         let tenants: Vec<_> = found
             .iter()
@@ -317,7 +330,7 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
 
     async fn commit(
         &self,
-        provider: ProviderId,
+        _: ProviderId,
         commits: &[CommitPart<'_, DynamoRow>],
     ) -> Result<(), CommitError> {
         let mut updates = Vec::new();
@@ -338,23 +351,7 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
         match <[Update; 1]>::try_from(updates) {
             Ok([update]) => self.update_one(update).await,
             Err(updates) => self.update_all(updates).await,
-        }?;
-        // Only now is it certain that the write happened; a lost race or a refused write counts nothing.
-        for commit in commits {
-            let Some((entity, _, next)) = commit.entity else {
-                continue;
-            };
-            metrics::count_entity_changes(provider, entity, next);
-            let event_id = commit
-                .events
-                .first()
-                .map_or("", |event| event.event.as_str());
-            for edit in &next.discarded_edits {
-                let (column, found, written) = (edit.column, &edit.found, &edit.written);
-                tracing::warn!(entity = %entity.key, column, found, written, event_id, "edit_overruled");
-            }
         }
-        Ok(())
     }
 }
 
@@ -463,7 +460,7 @@ mod tests {
             tenants: Some("tenants".to_owned()),
             payments: Some("payments".to_owned()),
         };
-        DynamoLedger::new(Client::from_conf(config), tables, SystemClock)
+        DynamoLedger::new(Client::from_conf(config), tables, SystemClock, |_| ())
     }
 
     fn row(json: serde_json::Value) -> Item {

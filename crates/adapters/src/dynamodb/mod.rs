@@ -12,7 +12,7 @@ mod batch_get;
 mod entities;
 pub mod events;
 mod failed_orders;
-mod index;
+pub mod index;
 pub mod jobs;
 pub mod ledger;
 mod orders;

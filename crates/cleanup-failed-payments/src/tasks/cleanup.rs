@@ -6,9 +6,11 @@
 //! (`paid_after_cancel`). Not guaranteed: that every failed order is cancelled by one run; the checkpoint resumes.
 //! `billhook_core::tasks::cleanup` decides what is due.
 
+use std::slice;
 use std::time::Duration;
 
 use billhook_adapters::metrics;
+use billhook_adapters::report::report_entity_commit;
 use billhook_core::entity::{Entity, EntityKey};
 use billhook_core::error::error_chain;
 use billhook_core::ids::{OrderId, ProviderId};
@@ -336,7 +338,8 @@ where
             payments: Vec::new(),
             now,
         };
-        if let Err(error) = self.ledger.commit(ProviderId::Stripe, &[commit]).await {
+        let part = slice::from_ref(&commit);
+        if let Err(error) = self.ledger.commit(ProviderId::Stripe, part).await {
             // Outcome unknown: the write may have happened and its answer been lost. Then the SDK's own second attempt
             // fails the condition and looks like a lost race. The row decides: if it has the next version and exactly
             // our facts, our write happened.
@@ -349,6 +352,8 @@ where
                 CommitError::LostRace => return Ok(None),
                 error => return Err(error_chain(&error)),
             }
+        } else if let Some(changed) = commit.entity_commit() {
+            report_entity_commit(ProviderId::Stripe, &changed);
         }
         tracing::info!(order = %order.key, "order_cancelled {}", order.key);
         Ok(Some(OrderCleanup::Cancelled))

@@ -10,6 +10,7 @@ use billhook_adapters::config::CleanupConfig;
 use billhook_adapters::dynamodb::events::DynamoInbox;
 use billhook_adapters::dynamodb::jobs::JobsTable;
 use billhook_adapters::dynamodb::ledger::{DynamoLedger, TableNames};
+use billhook_adapters::report::report_fallback_scan;
 use billhook_adapters::secrets::{self, SecretsManager};
 use billhook_adapters::sqs::{EventQueues, FifoQueue};
 use billhook_adapters::stripe::StripeClient;
@@ -60,7 +61,7 @@ pub async fn run_task(
             tenants: Some(config.tenants_table.clone()),
             payments: Some(config.payments_table.clone()),
         };
-        DynamoLedger::new(aws.dynamodb().clone(), tables, clock)
+        DynamoLedger::new(aws.dynamodb().clone(), tables, clock, report_fallback_scan)
     };
     match invocation {
         TaskInvocation::Cleanup(input) => {

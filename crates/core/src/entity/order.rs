@@ -22,6 +22,18 @@ pub enum OrderStatus {
 }
 
 impl OrderStatus {
+    pub const ALL: [Self; 5] = [
+        Self::Pending,
+        Self::PaymentFailed,
+        Self::Completed,
+        Self::Refunded,
+        Self::Cancelled,
+    ];
+
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|status| status.as_str() == word)
+    }
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Pending => "pending",

@@ -1,20 +1,17 @@
-//! The worker's types and limits: the messages of a batch, the event candidates of a round, and the report for each
-//! message, which becomes the partial batch response in `adapters::batch`. The number of receives
-//! before a message goes to the dead-letter queue is here too. No decisions here; `worker` runs the rounds.
+//! The worker's types and limits: the messages of a batch, and the report for each message, which becomes the partial
+//! batch response in `adapters::batch`. The number of receives before a message goes to the dead-letter queue is here
+//! too. No decisions here; `worker` runs the rounds.
 
-use std::future::ready;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
-
-use futures_util::stream::{Stream, StreamExt as _};
 
 use crate::entity::EntityKey;
 use crate::error::{DependencyError, error_chain};
 use crate::ids::{CorrelationId, EventId, ProviderId, TenantId};
 use crate::intake::inbox::EventRecord;
 use crate::outcome::{EventOutcome, EventVerdict};
-use crate::provider::interpret::EventFacts;
-use crate::worker::ports::{EventUpdate, PaymentKey};
+use crate::ports::Clock;
+use crate::time::Timestamp;
+use crate::worker::ports::{CommitError, EntityCommit};
 
 /// Receives after which the queue moves a message to the dead-letter queue. Must equal `maxReceiveCount` in
 /// `template.yaml`: the worker writes `failed` on the last receive.
@@ -56,8 +53,17 @@ pub struct ReceivedMessage {
     pub receive_count: u32,
 }
 
-/// The result for a message, or for an event that waited for a payment.
+/// The results of a batch.
 #[derive(Debug)]
+pub struct BatchReport {
+    /// One per message, and one per event that waited for a payment which the batch linked.
+    pub messages: Vec<MessageReport>,
+    /// What the transactions of the batch changed about entities, in the order in which they were written.
+    pub commits: Vec<EntityCommit>,
+}
+
+/// The result for a message, or for an event that waited for a payment.
+#[derive(Clone, Debug)]
 pub struct MessageReport {
     /// None if the event had no message in this batch: it waited for a payment that another event linked.
     pub message: Option<ReceivedMessage>,
@@ -72,6 +78,33 @@ pub struct MessageReport {
     /// The entity that the event's facts were merged into.
     pub entity: Option<EntityKey>,
     pub result: Result<ProcessingSuccess, ProcessingFailure>,
+}
+
+impl MessageReport {
+    pub(super) fn of_event(
+        event: EventId,
+        result: Result<ProcessingSuccess, ProcessingFailure>,
+    ) -> Self {
+        Self {
+            event: Some(event),
+            ..Self::of_message(None, result)
+        }
+    }
+
+    pub(super) fn of_message(
+        message: Option<ReceivedMessage>,
+        result: Result<ProcessingSuccess, ProcessingFailure>,
+    ) -> Self {
+        Self {
+            message,
+            event: None,
+            correlation_id: None,
+            stored: None,
+            tenant: None,
+            entity: None,
+            result,
+        }
+    }
 }
 
 /// A message that needs no further receive.
@@ -114,106 +147,31 @@ pub struct Worker<L, C> {
     pub clock: C,
 }
 
-/// An event that was read and interpreted, ready for a decision.
-#[derive(Clone)]
-pub(super) struct EventCandidate {
-    pub(super) stored: EventRecord,
-    pub(super) event: EventFacts,
-    pub(super) tenant: Option<TenantId>,
-    pub(super) waited: bool,
-    pub(super) row_bytes: usize,
-}
-
-impl EventCandidate {
-    pub(super) fn payment(&self) -> Option<PaymentKey> {
-        let intent = self.event.intent.clone()?;
-        Some(PaymentKey {
-            account: self.stored.account.clone(),
-            intent,
-        })
-    }
-
-    pub(super) fn processed_disposition(&self, entity: &EntityKey) -> EventDisposition {
-        EventDisposition {
-            event: self.stored.id.clone(),
-            released: self.waited.then(|| self.stored.clone()),
-            tenant: self.tenant.clone(),
-            entity: Some(entity.clone()),
-            result: Ok(ProcessingSuccess::Decided(EventVerdict::Processed)),
-        }
-    }
-
-    pub(super) fn event_update(&self, verdict: EventVerdict) -> EventUpdate {
-        EventUpdate {
-            event: self.stored.id.clone(),
-            tenant: self.tenant.clone(),
-            verdict,
-            waited: self.waited,
-        }
-    }
-}
-
-/// A round's result for one event.
-pub(super) struct EventDisposition {
-    pub(super) event: EventId,
-    /// The row of an event that waited for a payment and has no message in this batch.
-    pub(super) released: Option<EventRecord>,
-    pub(super) tenant: Option<TenantId>,
-    pub(super) entity: Option<EntityKey>,
-    pub(super) result: Result<ProcessingSuccess, ProcessingFailure>,
-}
-
-impl EventDisposition {
-    pub(super) fn new(
-        event: &EventId,
-        result: Result<ProcessingSuccess, ProcessingFailure>,
-    ) -> Self {
-        Self {
-            event: event.clone(),
-            released: None,
-            tenant: None,
-            entity: None,
-            result,
-        }
-    }
-
-    pub(super) fn failed(event: &EventId, failure: ProcessingFailure) -> Self {
-        Self::new(event, Err(failure))
-    }
-}
-
-/// A round's results so far. They live outside the round's future: if one row's call hangs and the round is dropped,
-/// the results of what was already committed stay. Before this existed, one slow row made the worker report its
-/// neighbours' committed events as failed.
-#[derive(Default)]
-pub(super) struct RoundOutcome(Mutex<Vec<EventDisposition>>);
-
-impl RoundOutcome {
-    pub(super) fn add(&self, findings: impl IntoIterator<Item = EventDisposition>) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.extend(findings);
-    }
-
-    /// Runs the futures, at most [`CALLS_AT_ONCE`] at a time, and adds the result of each as soon as it completes.
-    pub(super) async fn add_each<F: Future<Output: IntoIterator<Item = EventDisposition>>>(
-        &self,
-        futures: impl Stream<Item = F>,
-    ) {
-        let ended = futures.buffer_unordered(CALLS_AT_ONCE);
-        let adding = ended.for_each(|findings| {
-            self.add(findings);
-            ready(())
-        });
-        adding.await;
-    }
-
-    pub(super) fn into_all(self) -> Vec<EventDisposition> {
-        self.0.into_inner().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl From<DependencyError> for ProcessingFailure {
     fn from(error: DependencyError) -> Self {
         Self::Infrastructure(error_chain(&error))
+    }
+}
+
+impl From<CommitError> for ProcessingFailure {
+    fn from(error: CommitError) -> Self {
+        Self::Infrastructure(error_chain(&error))
+    }
+}
+
+/// Whether a round or a transaction may still be started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TimeLeft {
+    Enough,
+    /// Less than [`TIME_TO_FINISH`].
+    TooLittle,
+}
+
+impl<L, C: Clock> Worker<L, C> {
+    pub(super) fn time_left(&self, deadline: Timestamp) -> TimeLeft {
+        match self.clock.now().after(TIME_TO_FINISH) > deadline {
+            true => TimeLeft::TooLittle,
+            false => TimeLeft::Enough,
+        }
     }
 }

@@ -8,29 +8,27 @@
 //! transaction that writes its facts. The conditions are listed at the function `commit` below.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::slice;
 
-use futures_util::FutureExt as _;
 use futures_util::future::{Either, select};
 use futures_util::stream::{self, StreamExt as _};
 
 use crate::entity::merge::Merge as _;
 use crate::entity::{Entity, EntityFacts, EntityKey, EntityUpdate};
-use crate::error::{DependencyError, error_chain};
-use crate::ids::{EventId, ProviderId};
+use crate::error::DependencyError;
+use crate::ids::EventId;
 use crate::outcome::{EventOutcome, EventVerdict, ParkReason};
 use crate::ports::{Clock, Pause};
 use crate::time::Timestamp;
 use crate::worker::batch::{
     BYTES_PER_COMMIT_MAX, BYTES_PER_COMMON_COMMIT_MAX, CALLS_AT_ONCE, COMMON_COMMIT_WAIT_MAX,
-    EVENTS_PER_COMMIT_MAX, EventCandidate, EventDisposition, ProcessingFailure, ProcessingSuccess,
-    ROWS_PER_COMMIT_MAX, RoundOutcome, Worker,
+    EVENTS_PER_COMMIT_MAX, ProcessingFailure, ROWS_PER_COMMIT_MAX, TimeLeft, Worker,
 };
 use crate::worker::ports::{
-    CommitError, CommitPart, EventUpdate, Ledger, LoadedRows, PaymentKey, PaymentRow, PaymentWrite,
+    CommitError, CommitPart, EntityCommit, EventUpdate, Ledger, LoadedRows, PaymentKey, PaymentRow,
+    PaymentWrite,
 };
-use crate::worker::resolve::belongs_to_tenant;
+use crate::worker::step::{BatchProgress, EventCandidate, EventStep, catch_panic, fail_each};
 
 /// The contents of one entity's transaction.
 struct CommitPlan<'a, R> {
@@ -78,16 +76,51 @@ impl<R> CommitPlan<'_, R> {
         }
     }
 
-    fn processed_dispositions(&self) -> impl Iterator<Item = EventDisposition> {
-        self.group
-            .iter()
-            .map(|candidate| candidate.processed_disposition(&self.entity.key))
+    fn event_ids(&self) -> Vec<EventId> {
+        event_ids(&self.group)
+    }
+
+    fn processed_steps(&self) -> impl Iterator<Item = EventStep<()>> {
+        let events = self.group.iter();
+        events.map(|candidate| candidate.processed(&self.entity.key))
     }
 }
 
+/// How the transaction of all entities of a batch ended.
+enum CommonCommit {
+    Written(Vec<EntityCommit>),
+    /// No verdict on any entity: they may not fit together, one row may have changed, the call may have failed, or it
+    /// may still take effect after the wait.
+    NotWritten,
+}
+
 impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
-    /// Decides and commits the events of these entities. Returns the outcomes of events that change no entity: the
-    /// entity is unknown, unreadable or another tenant's.
+    /// Commits these events: each to its entity, or to the payments row in which it waits if it has none.
+    pub(super) async fn commit_events(
+        &self,
+        ready: Vec<EventCandidate>,
+        rows: &LoadedRows<L::Row>,
+        deadline: Timestamp,
+        progress: &mut BatchProgress,
+    ) {
+        let mut groups: BTreeMap<EntityKey, Vec<EventCandidate>> = BTreeMap::new();
+        let mut waits: BTreeMap<Option<PaymentKey>, Vec<EventCandidate>> = BTreeMap::new();
+        for candidate in ready {
+            match candidate.entity.clone() {
+                Some(key) => groups.entry(key).or_default().push(candidate),
+                None => waits
+                    .entry(candidate.payment())
+                    .or_default()
+                    .push(candidate),
+            }
+        }
+        for (payment, group) in waits {
+            progress.pass(self.park_unlinked(payment, &group, rows).await);
+        }
+        self.commit_entities(groups, rows, deadline, progress).await;
+    }
+
+    /// Decides and commits the events of these entities.
     ///
     /// How a refused batch is split, with three orders of which the row of `ord_2` was edited after the read:
     ///
@@ -99,110 +132,92 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
     ///
     /// Whatever made the shared transaction fail, each entity is then tried alone: a timeout or a lost answer does not
     /// say which row was the cause.
-    pub(super) async fn commit_entities(
+    async fn commit_entities(
         &self,
         groups: BTreeMap<EntityKey, Vec<EventCandidate>>,
         rows: &LoadedRows<L::Row>,
         deadline: Timestamp,
-        found: &RoundOutcome,
-    ) -> Vec<EventUpdate> {
+        progress: &mut BatchProgress,
+    ) {
         let planning = groups.into_iter().map(|(key, group)| async move {
             let ids = event_ids(&group);
-            let mut verdicts = Vec::new();
-            let planned =
-                catch_panic(self.plan_commit(key, group, rows, &mut verdicts, found)).await;
-            (planned.ok_or_else(|| all_panicked(&ids)), verdicts)
+            let planned = catch_panic(self.plan_commit(&key, group, rows)).await;
+            planned.unwrap_or_else(|| fail_each(ids, &ProcessingFailure::Panicked))
         });
-        let mut planning = stream::iter(planning).buffer_unordered(CALLS_AT_ONCE);
-        let (mut plans, mut all_verdicts) = (Vec::new(), Vec::new());
-        while let Some((planned, verdicts)) = planning.next().await {
-            all_verdicts.extend(verdicts);
-            match planned {
-                Ok(plan) => plans.extend(plan),
-                Err(panicked) => found.add(panicked),
-            }
-        }
-        if catch_panic(self.try_common_commit(&plans, deadline)).await == Some(true) {
-            found.add(plans.iter().flat_map(CommitPlan::processed_dispositions));
-            return all_verdicts;
+        let plans: Vec<CommitPlan<'_, L::Row>> = progress.pass_each(planning).await;
+        if let Some(CommonCommit::Written(commits)) =
+            catch_panic(self.commit_together(&plans, deadline)).await
+        {
+            let done = plans.iter().flat_map(CommitPlan::processed_steps);
+            progress.pass(done);
+            progress.commits.extend(commits);
+            return;
         }
         // If the shared transaction was written and only its answer was lost, each of these fails its conditions, and
         // the next round reads the events as processed.
         let committing = plans.into_iter().map(|plan| async move {
-            let ids = event_ids(&plan.group);
-            let finished = catch_panic(self.commit_alone(plan, rows, deadline)).await;
-            finished.unwrap_or_else(|| all_panicked(&ids))
+            let ids = plan.event_ids();
+            let committed = catch_panic(self.commit_alone(plan, rows, deadline)).await;
+            committed.unwrap_or_else(|| (fail_each(ids, &ProcessingFailure::Panicked), Vec::new()))
         });
-        found.add_each(stream::iter(committing)).await;
-        all_verdicts
+        let mut committing = stream::iter(committing).buffer_unordered(CALLS_AT_ONCE);
+        while let Some((steps, commits)) = committing.next().await {
+            progress.pass(steps);
+            progress.commits.extend(commits);
+        }
     }
 
-    /// Plans one entity's transaction: checks that the entity exists and belongs to the event's tenant, cuts the events
-    /// to what fits, and adds the events that waited for its payments. None if nothing is left to commit.
+    /// Plans one entity's transaction: cuts the events to what fits, and adds the events that waited for its payments.
     async fn plan_commit<'a>(
         &self,
-        key: EntityKey,
+        key: &EntityKey,
         mut group: Vec<EventCandidate>,
         rows: &'a LoadedRows<L::Row>,
-        verdicts: &mut Vec<EventUpdate>,
-        found: &RoundOutcome,
-    ) -> Option<CommitPlan<'a, L::Row>> {
-        let parked =
-            |reason| move |event: EventCandidate| event.event_update(EventVerdict::Parked(reason));
-        let Some((entity, row)) = rows.entities.get(&key) else {
-            let reason = if rows.unreadable.contains_key(&key) {
-                ParkReason::EntityUnreadable
-            } else {
-                unknown_entity_reason(self.provider, &key)
-            };
-            verdicts.extend(group.into_iter().map(parked(reason)));
-            return None;
+    ) -> Vec<EventStep<CommitPlan<'a, L::Row>>> {
+        let Some((entity, row)) = rows.entities.get(key) else {
+            // `resolve` passes on only events whose entity was read. Should it fail to, they stay unfinished.
+            return Vec::new();
         };
-        let foreign = group.extract_if(.., |candidate| !belongs_to_tenant(entity, candidate));
-        verdicts.extend(foreign.map(parked(ParkReason::CrossTenant)));
         // What does not fit stays unfinished for the next round.
         let over = group.split_off(count_fitting(&group));
-        found.add(fail_all(&over, &too_many_events()));
-        if group.is_empty() {
-            return None;
-        }
+        let mut steps = fail_each(event_ids(&over), &too_many_events());
         let links = find_new_links(entity, &group, rows);
         let own = group.len();
         match self.load_waiting_events(entity, &group, &links).await {
             Ok(waiting) => {
                 group.extend(waiting);
                 group.truncate(count_fitting(&group).max(own));
+                steps.push(EventStep::Ready(CommitPlan {
+                    entity,
+                    row,
+                    group,
+                    own,
+                    links,
+                }));
             }
-            Err(error) => {
-                found.add(fail_all(&group, &error.into()));
-                return None;
-            }
+            Err(error) => steps.extend(fail_each(event_ids(&group), &error.into())),
         }
-        Some(CommitPlan {
-            entity,
-            row,
-            group,
-            own,
-            links,
-        })
+        steps
     }
 
-    /// Whether one transaction wrote all plans. `false` is no verdict on any of them: they may not fit together, one
-    /// row may have changed, the call may have failed, or it may still take effect after the wait.
-    async fn try_common_commit(
+    /// Tries to write all plans in one transaction.
+    async fn commit_together(
         &self,
         plans: &[CommitPlan<'_, L::Row>],
         deadline: Timestamp,
-    ) -> bool {
+    ) -> CommonCommit {
         let rows: usize = plans.iter().map(CommitPlan::row_count).sum();
         let bytes: usize = plans.iter().map(CommitPlan::byte_count).sum();
         let fit = rows <= ROWS_PER_COMMIT_MAX && bytes <= BYTES_PER_COMMON_COMMIT_MAX;
-        if plans.len() < 2 || !fit || self.lacks_time_to_start(deadline) {
-            return false;
+        if plans.len() < 2 || !fit || self.time_left(deadline) == TimeLeft::TooLittle {
+            return CommonCommit::NotWritten;
         }
         let committing = std::pin::pin!(self.commit(plans));
         let waiting = std::pin::pin!(self.clock.pause(COMMON_COMMIT_WAIT_MAX));
-        matches!(select(committing, waiting).await, Either::Left((Ok(()), _)))
+        match select(committing, waiting).await {
+            Either::Left((Ok(commits), _)) => CommonCommit::Written(commits),
+            Either::Left((Err(_), _)) | Either::Right(_) => CommonCommit::NotWritten,
+        }
     }
 
     /// Commits the events of one entity: all of them, or as many as the store accepts.
@@ -225,37 +240,39 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         mut plan: CommitPlan<'_, L::Row>,
         rows: &LoadedRows<L::Row>,
         deadline: Timestamp,
-    ) -> Vec<EventDisposition> {
-        if self.lacks_time_to_start(deadline) {
-            return fail_all(&plan.group, &ProcessingFailure::OutOfTime).collect();
+    ) -> (Vec<EventStep<()>>, Vec<EntityCommit>) {
+        if self.time_left(deadline) == TimeLeft::TooLittle {
+            let late = fail_each(plan.event_ids(), &ProcessingFailure::OutOfTime);
+            return (late, Vec::new());
         }
-        let mut findings = Vec::new();
         let mut committed = self.commit(slice::from_ref(&plan)).await;
         if plan.group.len() > plan.own && matches!(committed, Err(CommitError::Refused(_))) {
             // First drop the events that waited: they came from other batches, and the sweep sends them again.
             plan.group.truncate(plan.own);
             committed = self.commit(slice::from_ref(&plan)).await;
         }
+        let mut steps = Vec::new();
         // Halve until the transaction is accepted or one event is left, which is then the one that is too large.
         while plan.group.len() > 1 && matches!(committed, Err(CommitError::Refused(_))) {
             let rest = plan.group.split_off(plan.group.len() / 2);
-            findings.extend(fail_all(&rest, &too_many_events()));
+            steps.extend(fail_each(event_ids(&rest), &too_many_events()));
             // Fewer events may link fewer payments: a payment is linked only together with an event that proves it.
             plan.links = find_new_links(plan.entity, &plan.group, rows);
             committed = self.commit(slice::from_ref(&plan)).await;
         }
+        let mut commits = Vec::new();
         match committed {
-            Ok(()) => findings.extend(plan.processed_dispositions()),
+            Ok(written) => {
+                steps.extend(plan.processed_steps());
+                commits = written;
+            }
             Err(CommitError::Refused(_)) => {
-                let reason = ParkReason::EntityTooLarge;
-                findings.extend(self.park_each(plan.group, reason).await);
+                let too_large = |event: &EventCandidate| event.park(ParkReason::EntityTooLarge);
+                steps.extend(plan.group.iter().map(too_large));
             }
-            Err(error) => {
-                let failure = ProcessingFailure::Infrastructure(error_chain(&error));
-                findings.extend(fail_all(&plan.group, &failure));
-            }
+            Err(error) => steps.extend(fail_each(plan.event_ids(), &error.into())),
         }
-        findings
+        (steps, commits)
     }
 
     /// Writes these plans in one transaction. Each row has its own condition, so it does not matter for safety which
@@ -270,14 +287,18 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
     /// - payments row: `version` is as read and no entity is linked. Protects from two orders that claim one payment,
     ///   and from an event that adds itself to `waiting` just as the payment is linked: the link would not release that
     ///   event, which would then wait for the sweep.
-    async fn commit(&self, plans: &[CommitPlan<'_, L::Row>]) -> Result<(), CommitError> {
+    async fn commit(
+        &self,
+        plans: &[CommitPlan<'_, L::Row>],
+    ) -> Result<Vec<EntityCommit>, CommitError> {
         let now = self.clock.now();
         let nexts: Vec<EntityUpdate> = plans.iter().map(|plan| plan.derive_update(now)).collect();
-        let commits = plans.iter().zip(&nexts);
-        let commits: Vec<_> = commits
+        let parts = plans.iter().zip(&nexts);
+        let parts: Vec<_> = parts
             .map(|(plan, next)| plan.build_part(next, now))
             .collect();
-        self.ledger.commit(self.provider, &commits).await
+        self.ledger.commit(self.provider, &parts).await?;
+        Ok(parts.iter().filter_map(CommitPart::entity_commit).collect())
     }
 
     /// Loads the events that waited for these payments, to commit them as if they had arrived in this batch: at most
@@ -306,103 +327,70 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         }
         let ids = waiting.into_iter().take(EVENTS_PER_COMMIT_MAX).collect();
         let loaded = self.ledger.load_events(self.provider, &ids).await?;
-        Ok(loaded
+        let waiting = loaded
             .into_iter()
             .filter(|loaded| loaded.stored.outcome != EventOutcome::Processed)
-            .filter_map(|loaded| {
-                let event = catch_unwind(AssertUnwindSafe(|| self.interpret_stored(&loaded)))
-                    .ok()?
-                    .ok()?;
+            .filter_map(|loaded| self.interpret_event(loaded).into_ready().ok()?)
+            .map(|event| EventCandidate {
                 // The payments row's key contains the account, so the events that wait for it have the linking event's
                 // account, and that event's tenant was checked to be the entity's (tenant isolation).
-                let tenant = loaded.stored.account.as_ref().and(entity.tenant.clone());
-                Some(EventCandidate {
-                    stored: loaded.stored,
-                    event,
-                    tenant,
-                    waited: true,
-                    row_bytes: loaded.row_bytes,
-                })
-            })
-            .collect())
-    }
-
-    async fn park_each(
-        &self,
-        group: Vec<EventCandidate>,
-        reason: ParkReason,
-    ) -> Vec<EventDisposition> {
-        let mut findings = Vec::new();
-        for candidate in group {
-            findings.push(
-                self.commit_event_update(candidate.event_update(EventVerdict::Parked(reason)))
-                    .await,
-            );
-        }
-        findings
-    }
-
-    /// Writes the outcome of one event that changes no entity. This is a single update: a transaction costs twice.
-    pub(super) async fn commit_event_update(&self, update: EventUpdate) -> EventDisposition {
-        let commit = CommitPart {
-            entity: None,
-            events: vec![update.clone()],
-            payments: Vec::new(),
-            now: self.clock.now(),
-        };
-        self.commit_and_report(update, commit).await
+                tenant: event.stored.account.as_ref().and(entity.tenant.clone()),
+                waited: true,
+                ..event
+            });
+        Ok(waiting.collect())
     }
 
     /// Parks events as `unlinked` and adds their ids to `waiting` of the payments row, where the event that links the
     /// payment finds them. Both in one transaction: if only the event's row were written and the other write failed,
     /// the link would not release the event, and it would wait for the sweep.
-    pub(super) async fn park_unlinked(
+    async fn park_unlinked(
         &self,
         payment: Option<PaymentKey>,
-        group: Vec<EventCandidate>,
+        group: &[EventCandidate],
         rows: &LoadedRows<L::Row>,
-    ) -> Vec<EventDisposition> {
+    ) -> Vec<EventStep<()>> {
         let parked = |candidate: &EventCandidate| {
             candidate.event_update(EventVerdict::Parked(ParkReason::Unlinked))
         };
         let events: Vec<EventUpdate> = group.iter().map(parked).collect();
         let payments = payment.map(|payment| {
             let version = rows.payments.get(&payment).map_or(0, |row| row.version);
-            let ids = events.iter().map(|update| update.event.clone());
             let wait = PaymentWrite::Wait {
-                events: ids.collect(),
+                events: event_ids(group).into_iter().collect(),
                 version,
             };
             (payment, wait)
         });
-        let commit = CommitPart {
-            entity: None,
-            events: events.clone(),
-            payments: payments.into_iter().collect(),
-            now: self.clock.now(),
-        };
-        let committed = self.ledger.commit(self.provider, &[commit]).await;
-        let failed = committed
-            .err()
-            .map(|error| ProcessingFailure::Infrastructure(error_chain(&error)));
-        let finding = |update: EventUpdate| match &failed {
-            None => finished_as(update),
-            Some(failure) => EventDisposition::failed(&update.event, failure.clone()),
-        };
-        events.into_iter().map(finding).collect()
+        self.commit_updates(events, payments.into_iter().collect())
+            .await
     }
 
-    async fn commit_and_report(
+    /// Writes the outcome of one event that changes no row but its own. This is a single update: a transaction costs
+    /// twice.
+    pub(super) async fn write_outcome(&self, update: EventUpdate) -> Vec<EventStep<()>> {
+        self.commit_updates(vec![update], Vec::new()).await
+    }
+
+    async fn commit_updates(
         &self,
-        update: EventUpdate,
-        commit: CommitPart<'_, L::Row>,
-    ) -> EventDisposition {
-        match self.ledger.commit(self.provider, &[commit]).await {
-            Ok(()) => finished_as(update),
-            Err(error) => {
-                let failure = ProcessingFailure::Infrastructure(error_chain(&error));
-                EventDisposition::failed(&update.event, failure)
-            }
+        events: Vec<EventUpdate>,
+        payments: Vec<(PaymentKey, PaymentWrite)>,
+    ) -> Vec<EventStep<()>> {
+        let part = CommitPart {
+            entity: None,
+            events,
+            payments,
+            now: self.clock.now(),
+        };
+        let committed = self
+            .ledger
+            .commit(self.provider, slice::from_ref(&part))
+            .await;
+        let updates = part.events.into_iter();
+        match committed {
+            Ok(()) => updates.map(EventStep::written).collect(),
+            Err(error) => fail_each(updates.map(|update| update.event), &error.into()),
         }
     }
 }
@@ -418,15 +406,6 @@ fn count_fitting(group: &[EventCandidate]) -> usize {
     fit.count().max(1).min(group.len())
 }
 
-fn fail_all(
-    group: &[EventCandidate],
-    failure: &ProcessingFailure,
-) -> impl Iterator<Item = EventDisposition> {
-    group
-        .iter()
-        .map(|candidate| EventDisposition::failed(&candidate.stored.id, failure.clone()))
-}
-
 fn too_many_events() -> ProcessingFailure {
     ProcessingFailure::Infrastructure("more events of one entity than fit a transaction".to_owned())
 }
@@ -434,36 +413,6 @@ fn too_many_events() -> ProcessingFailure {
 fn event_ids(group: &[EventCandidate]) -> Vec<EventId> {
     let ids = group.iter().map(|candidate| candidate.stored.id.clone());
     ids.collect()
-}
-
-fn all_panicked(ids: &[EventId]) -> Vec<EventDisposition> {
-    let failed = |id| EventDisposition::failed(id, ProcessingFailure::Panicked);
-    ids.iter().map(failed).collect()
-}
-
-/// None if it panicked: a bug that one record triggers must not fail the other records of the batch.
-async fn catch_panic<T>(future: impl Future<Output = T>) -> Option<T> {
-    AssertUnwindSafe(future).catch_unwind().await.ok()
-}
-
-fn finished_as(update: EventUpdate) -> EventDisposition {
-    EventDisposition {
-        tenant: update.tenant,
-        ..EventDisposition::new(
-            &update.event,
-            Ok(ProcessingSuccess::Decided(update.verdict)),
-        )
-    }
-}
-
-fn unknown_entity_reason(provider: ProviderId, key: &EntityKey) -> ParkReason {
-    match (provider, key) {
-        (ProviderId::Lob, _) => ParkReason::LetterUnknown,
-        (ProviderId::Stripe, EntityKey::Order(_)) => ParkReason::OrderUnknown,
-        (ProviderId::Stripe, EntityKey::Statement(_)) => ParkReason::StatementUnknown,
-        // The index still lists the tenant, but the row was deleted.
-        (ProviderId::Stripe, EntityKey::Tenant(_)) => ParkReason::TenantUnknown,
-    }
 }
 
 /// The payments that this group links to the entity for the first time, with their rows as read. A payment that the

@@ -5,57 +5,46 @@
 //! entity, decides, and writes on condition that nothing changed since the read. An event that loses a race is
 //! unfinished in the next round. Guarantees: a message is reported as done only if its event was read as processed or
 //! this worker wrote its outcome; one bad record never stops another. Not guaranteed: processing order (facts merge in
-//! any order, `entity::merge`). Read next: `resolve` finds the entity of an event, `commit` writes it, `batch` has the
-//! limits.
+//! any order, `entity::merge`).
+//!
+//! An event's way takes seven types. It comes as a `ReceivedMessage`, is read as a `StoredEvent` and interpreted as an
+//! `EventCandidate`, and is written in its entity's `CommitPlan` or by an `EventUpdate` of its own. Each stage answers
+//! with an `EventStep`, and the batch with a `MessageReport`. Read next: `step` has the steps and the one way out of a
+//! round, `resolve` finds the entity of an event, `commit` writes it, `batch` has the limits.
 
 pub mod batch;
 mod commit;
 pub mod ports;
-mod resolve;
+pub mod resolve;
+mod step;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
-use futures_util::stream::{self, StreamExt as _};
 
-use crate::entity::EntityKey;
-use crate::ids::{CorrelationId, EventId, TenantId};
-use crate::intake::inbox::EventRecord;
+use crate::ids::{CorrelationId, EventId, ProviderId};
 use crate::intake::message::ReceivedPointer;
-use crate::outcome::{EventVerdict, ParkReason};
+use crate::outcome::EventVerdict;
 use crate::ports::{Clock, Pause};
-use crate::provider::interpret;
-use crate::provider::interpret::EventFacts;
 use crate::time::Timestamp;
 use crate::worker::batch::{
-    EventCandidate, EventDisposition, MessageReport, ProcessingFailure, ProcessingSuccess,
-    RECEIVES_MAX, ReceivedMessage, RoundOutcome, TIME_TO_FINISH, Worker,
+    BatchReport, MessageReport, ProcessingFailure, ProcessingSuccess, RECEIVES_MAX,
+    ReceivedMessage, TimeLeft, Worker,
 };
-use crate::worker::ports::{EventUpdate, Ledger, PaymentKey, StoredEvent, StoredPayload};
-use crate::worker::resolve::EntityMatch;
+use crate::worker::ports::{EventUpdate, Ledger, StoredEvent};
+use crate::worker::resolve::{assign_tenants, resolve_entities};
+use crate::worker::step::{BatchProgress, EventStep, fail_each};
 
 /// Rounds within one receive of a message. After the fifth the worker reports the message as failed, and the queue
 /// delivers it again 60 s later: then the cause is more likely an outage than a race.
 const ROUNDS_MAX: u32 = 5;
 
-/// An event that needs another round, and why the last one did not finish it.
-struct RoundEvent {
-    receive_count: u32,
-    stored: Option<EventRecord>,
-    failure: ProcessingFailure,
-}
-
-struct FinishedEvent {
-    stored: Option<EventRecord>,
-    tenant: Option<TenantId>,
-    entity: Option<EntityKey>,
-    done: ProcessingSuccess,
-}
+/// The messages that name an event, each with its own correlation id if it has one.
+type MessagesByEvent<'a> = BTreeMap<EventId, Vec<(&'a ReceivedMessage, Option<CorrelationId>)>>;
 
 impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
-    /// Processes a batch in at most 5 rounds. Starts no round and no transaction within [`TIME_TO_FINISH`] of
+    /// Processes a batch in at most 5 rounds. Starts no round and no transaction within [`batch::TIME_TO_FINISH`] of
     /// `deadline`; only failures are still marked.
     ///
     /// When `late` completes, the calls in progress are abandoned and their messages reported as failed. Without that,
@@ -65,123 +54,52 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         messages: &[ReceivedMessage],
         deadline: Timestamp,
         late: impl Future<Output = ()>,
-    ) -> Vec<MessageReport> {
+    ) -> BatchReport {
         let mut late = std::pin::pin!(late);
         let mut is_late = false;
-        let mut named: BTreeMap<EventId, Vec<(&ReceivedMessage, Option<CorrelationId>)>> =
-            BTreeMap::new();
-        let mut reports = Vec::new();
-        for message in messages {
-            match ReceivedPointer::parse(self.provider, &message.body) {
-                Some(pointer) => {
-                    let from_message = pointer.correlation_id.as_deref();
-                    let from_message = from_message.and_then(CorrelationId::parse);
-                    named
-                        .entry(pointer.event_id)
-                        .or_default()
-                        .push((message, from_message));
-                }
-                None => reports.push(MessageReport {
-                    message: Some(message.clone()),
-                    event: None,
-                    correlation_id: None,
-                    stored: None,
-                    tenant: None,
-                    entity: None,
-                    result: Err(ProcessingFailure::Unreadable),
-                }),
-            }
-        }
-        let mut open: BTreeMap<EventId, RoundEvent> = named
-            .iter()
-            .map(|(id, messages)| {
-                let receive_count = messages
-                    .iter()
-                    .map(|(m, _)| m.receive_count)
-                    .max()
-                    .unwrap_or(1);
-                (
-                    id.clone(),
-                    RoundEvent {
-                        receive_count,
-                        stored: None,
-                        failure: ProcessingFailure::OutOfTime,
-                    },
-                )
-            })
-            .collect();
-        let mut finished: BTreeMap<EventId, FinishedEvent> = BTreeMap::new();
+        let (named, mut reports) = read_pointers(self.provider, messages);
+        let mut progress = BatchProgress::new(named.keys());
         for round in 0..ROUNDS_MAX {
-            if open.is_empty() || self.lacks_time_to_start(deadline) {
+            if progress.unfinished_ids().is_empty()
+                || self.time_left(deadline) == TimeLeft::TooLittle
+            {
                 break;
             }
             if round > 0 {
                 // Exponential backoff: 50, 100, 200, 400 ms, so that the other writer can finish.
                 self.clock.pause(Duration::from_millis(25 << round)).await;
             }
-            let found = RoundOutcome::default();
-            {
-                let round = std::pin::pin!(self.run_round(&mut open, deadline, &found));
-                is_late = matches!(select(round, late.as_mut()).await, Either::Right(_));
-            }
-            for finding in found.into_all() {
-                match finding.result {
-                    Ok(done) => {
-                        let stored = open.remove(&finding.event).and_then(|open| open.stored);
-                        let end = FinishedEvent {
-                            stored: stored.or(finding.released),
-                            tenant: finding.tenant,
-                            entity: finding.entity,
-                            done,
-                        };
-                        finished.insert(finding.event, end);
-                    }
-                    Err(failure) => {
-                        if let Some(open) = open.get_mut(&finding.event) {
-                            open.failure = failure;
-                        }
-                    }
-                }
-            }
+            let round = std::pin::pin!(self.run_round(deadline, &mut progress));
+            is_late = matches!(select(round, late.as_mut()).await, Either::Right(_));
             if is_late {
                 break;
             }
         }
         // If it is late, there is no time for this write: the events stay pending, and the sweep retries them.
         if !is_late {
-            self.mark_failed(&open).await;
+            self.mark_failed(&named, &progress).await;
         }
-        for (id, messages) in named {
-            let end = finished.remove(&id);
-            for (message, correlation_id) in messages {
-                reports.push(MessageReport {
-                    message: Some(message.clone()),
-                    ..build_report(id.clone(), correlation_id, end.as_ref(), open.get(&id))
-                });
-            }
+        reports.extend(report_messages(named, progress.reports));
+        BatchReport {
+            messages: reports,
+            commits: progress.commits,
         }
-        // What remains had no message in this batch: events that waited for a payment which the batch linked.
-        for (id, end) in &finished {
-            reports.push(build_report(id.clone(), None, Some(end), None));
-        }
-        reports
     }
 
-    fn lacks_time_to_start(&self, deadline: Timestamp) -> bool {
-        self.clock.now().after(TIME_TO_FINISH) > deadline
-    }
-
-    /// One round: read, decide, write. It never returns an error: it adds what it learns about each event to `found`,
-    /// and an event without a final outcome is unfinished in the next round.
+    /// One round: read, decide, write, in five stages. Each stage gets the events that are ready and returns a step for
+    /// each; `progress` lets the ready ones pass and takes in the others. It is the only way out of a round: an event
+    /// that no stage finished is unfinished in the next round.
     ///
-    /// 1. Read the unfinished events, consistently. A missing row fails its message (`NotStored`); a row that is
+    /// 1. Load the unfinished events, consistently. A missing row fails its message (`NotStored`); a row that is
     ///    already processed is done (a redelivered message, or a worker that was faster).
     /// 2. Interpret each payload into facts. A panic on one event fails only that event.
-    /// 3. Find the tenant of each account, then the entity of each event (`resolve`): two reads of rows, and one query
-    ///    per payment or piece that the rows do not place.
-    /// 4. Park events whose payment no entity has yet, and leave their ids in the payments row for the later link.
-    /// 5. Merge, derive and commit the entities (`commit`).
-    /// 6. Write the outcome of every event that changes no entity.
+    /// 3. Find the tenant of each account.
+    /// 4. Resolve the entity of each event: two reads of rows, and one query per payment or piece that the rows do not
+    ///    place.
+    /// 5. Commit: park events whose payment no entity has yet, and leave their ids in the payments row for the later
+    ///    link; merge, derive and write the entities.
+    ///
+    /// Last, write the outcome of every event that a stage closed, because it changes no entity.
     ///
     /// Why rounds: between read and write another worker, the cleanup or a person may change the row. Then the
     /// decision is based on old facts, so the worker must not repeat the write but read and decide again. Example: two
@@ -199,162 +117,122 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
     ///
     /// If A and B have the same event, the condition on the event fails instead, and in round 2 B reads it as
     /// processed. If B wrote and only lost the answer, round 2 finds the same: nothing is applied twice.
-    async fn run_round(
-        &self,
-        open: &mut BTreeMap<EventId, RoundEvent>,
-        deadline: Timestamp,
-        found: &RoundOutcome,
-    ) {
-        let ids: BTreeSet<EventId> = open.keys().cloned().collect();
-        let all_failed = |ids: &BTreeSet<EventId>, failure: &ProcessingFailure| {
-            ids.iter()
-                .map(|id| EventDisposition::failed(id, failure.clone()))
-                .collect::<Vec<_>>()
-        };
-        let loaded = match self.ledger.load_events(self.provider, &ids).await {
-            Ok(loaded) => loaded,
-            Err(error) => return found.add(all_failed(&ids, &error.into())),
-        };
-        for (id, open) in open.iter_mut() {
-            open.stored = loaded
-                .iter()
-                .find(|loaded| loaded.stored.id == *id)
-                .map(|loaded| loaded.stored.clone());
-        }
-        found.add(all_failed(
-            &ids.into_iter()
-                .filter(|id| !loaded.iter().any(|loaded| loaded.stored.id == *id))
-                .collect(),
-            &ProcessingFailure::NotStored,
-        ));
+    async fn run_round(&self, deadline: Timestamp, progress: &mut BatchProgress) {
+        let loaded = self.load_events(progress).await;
+        let loaded = progress.pass(loaded);
 
-        let mut candidates = Vec::new();
-        let mut verdicts = Vec::new();
-        for loaded in loaded {
-            let id = loaded.stored.id.clone();
-            if loaded.stored.processed {
-                let done = ProcessingSuccess::AlreadyDone(loaded.stored.outcome);
-                found.add([EventDisposition::new(&id, Ok(done))]);
-                continue;
-            }
-            match catch_unwind(AssertUnwindSafe(|| self.interpret_stored(&loaded))) {
-                Ok(Ok(event)) => {
-                    candidates.push(EventCandidate {
-                        stored: loaded.stored,
-                        event,
-                        tenant: None,
-                        waited: false,
-                        row_bytes: loaded.row_bytes,
-                    });
-                }
-                Ok(Err(verdict)) => verdicts.push(EventUpdate {
-                    event: id,
-                    tenant: None,
-                    verdict,
-                    waited: false,
-                }),
-                Err(_) => found.add([EventDisposition::failed(&id, ProcessingFailure::Panicked)]),
-            }
-        }
-        let candidates = self.assign_tenants(candidates, &mut verdicts, found).await;
-        match self.resolve_batch(&candidates).await {
-            Ok((targets, rows)) => {
-                let mut groups: BTreeMap<EntityKey, Vec<EventCandidate>> = BTreeMap::new();
-                let mut waits: BTreeMap<Option<PaymentKey>, Vec<EventCandidate>> = BTreeMap::new();
-                for (candidate, target) in candidates.into_iter().zip(targets) {
-                    match target {
-                        EntityMatch::Entity(key) => groups.entry(key).or_default().push(candidate),
-                        EntityMatch::NoEntity(EventVerdict::Parked(ParkReason::Unlinked)) => {
-                            waits
-                                .entry(candidate.payment())
-                                .or_default()
-                                .push(candidate);
-                        }
-                        EntityMatch::LookupFailed(cause) => {
-                            let failure = ProcessingFailure::Infrastructure(cause);
-                            found.add([EventDisposition::failed(&candidate.stored.id, failure)]);
-                        }
-                        EntityMatch::NoEntity(verdict) => {
-                            verdicts.push(candidate.event_update(verdict))
-                        }
-                    }
-                }
-                for (payment, group) in waits {
-                    found.add(self.park_unlinked(payment, group, &rows).await);
-                }
-                verdicts.extend(self.commit_entities(groups, &rows, deadline, found).await);
-            }
-            Err(error) => {
-                let ids = candidates
-                    .into_iter()
-                    .map(|candidate| candidate.stored.id)
-                    .collect();
-                found.add(all_failed(&ids, &error.into()));
-            }
-        }
-        let updating = verdicts
-            .into_iter()
-            .map(|update| self.commit_event_update(update));
-        found
-            .add_each(stream::iter(updating).map(|ending| async { [ending.await] }))
+        let interpreted = loaded.into_iter().map(|event| self.interpret_event(event));
+        let interpreted = progress.pass(interpreted);
+
+        let of_tenants = assign_tenants(&self.ledger, interpreted).await;
+        let of_tenants = progress.pass(of_tenants);
+
+        let (resolved, rows) = resolve_entities(&self.ledger, of_tenants).await;
+        let resolved = progress.pass(resolved);
+
+        self.commit_events(resolved, &rows, deadline, progress)
             .await;
+
+        let closed = progress.take_closed().into_iter();
+        let writing = closed.map(|update| self.write_outcome(update));
+        progress.pass_each(writing).await;
     }
 
-    fn interpret_stored(&self, loaded: &StoredEvent) -> Result<EventFacts, EventVerdict> {
-        match &loaded.payload {
-            StoredPayload::Intact(payload) => interpret(
-                self.provider,
-                self.live_mode,
-                loaded.stored.account.as_ref(),
-                payload,
-            ),
-            StoredPayload::Tampered => Err(EventVerdict::Parked(ParkReason::Tampered)),
-            StoredPayload::Unreadable => Err(EventVerdict::Parked(ParkReason::PayloadUnreadable)),
+    async fn load_events(&self, progress: &mut BatchProgress) -> Vec<EventStep<StoredEvent>> {
+        let mut ids = progress.unfinished_ids();
+        let loaded = match self.ledger.load_events(self.provider, &ids).await {
+            Ok(loaded) => loaded,
+            Err(error) => return fail_each(ids, &error.into()),
+        };
+        progress.note_rows(&loaded);
+        for loaded in &loaded {
+            ids.remove(&loaded.stored.id);
         }
+        let mut steps = fail_each(ids, &ProcessingFailure::NotStored);
+        steps.extend(loaded.into_iter().map(|loaded| {
+            let StoredEvent { stored, .. } = &loaded;
+            match stored.processed {
+                true => {
+                    let done = ProcessingSuccess::AlreadyDone(stored.outcome);
+                    EventStep::done(MessageReport::of_event(stored.id.clone(), Ok(done)))
+                }
+                false => EventStep::Ready(loaded),
+            }
+        }));
+        steps
     }
 
     /// Marks events as `failed` on the last receive of their message, before the queue moves it to the dead-letter
     /// queue; on earlier receives the event stays as it is, because the queue delivers the message again. If this write
     /// fails too, the event stays pending and the sweep retries it.
-    async fn mark_failed(&self, open: &BTreeMap<EventId, RoundEvent>) {
-        for (id, open) in open {
-            if open.receive_count < RECEIVES_MAX || open.stored.is_none() {
+    async fn mark_failed(&self, named: &MessagesByEvent<'_>, progress: &BatchProgress) {
+        for (id, messages) in named {
+            let mut receives = messages.iter().map(|(message, _)| message.receive_count);
+            if receives.all(|count| count < RECEIVES_MAX) {
                 continue;
             }
-            let verdict = EventVerdict::Failed(open.failure.to_string());
-            self.commit_event_update(EventUpdate {
-                event: id.clone(),
-                tenant: None,
-                verdict,
-                waited: false,
-            })
-            .await;
+            if let Some(report) = progress.reports.get(id)
+                && let (Err(failure), Some(_)) = (&report.result, &report.stored)
+            {
+                self.write_outcome(EventUpdate {
+                    event: id.clone(),
+                    tenant: None,
+                    verdict: EventVerdict::Failed(failure.to_string()),
+                    waited: false,
+                })
+                .await;
+            }
         }
     }
 }
 
-fn build_report(
-    event: EventId,
-    from_message: Option<CorrelationId>,
-    finished: Option<&FinishedEvent>,
-    open: Option<&RoundEvent>,
-) -> MessageReport {
-    let stored = match (finished, open) {
-        (Some(end), _) => end.stored.clone(),
-        (None, open) => open.and_then(|open| open.stored.clone()),
-    };
-    let first = stored.as_ref().and_then(|stored| stored.correlation_id);
-    MessageReport {
-        message: None,
-        event: Some(event),
-        correlation_id: from_message.or(first),
-        tenant: finished.and_then(|end| end.tenant.clone()),
-        entity: finished.and_then(|end| end.entity.clone()),
-        result: match (finished, open) {
-            (Some(end), _) => Ok(end.done.clone()),
-            (None, Some(open)) => Err(open.failure.clone()),
-            (None, None) => Err(ProcessingFailure::NotStored),
-        },
-        stored,
+/// The messages by the event that they point to, and a report for each message that is no pointer.
+fn read_pointers(
+    provider: ProviderId,
+    messages: &[ReceivedMessage],
+) -> (MessagesByEvent<'_>, Vec<MessageReport>) {
+    let mut named = MessagesByEvent::new();
+    let mut unreadable = Vec::new();
+    for message in messages {
+        match ReceivedPointer::parse(provider, &message.body) {
+            Some(pointer) => {
+                let correlation_id = pointer.correlation_id.as_deref();
+                let correlation_id = correlation_id.and_then(CorrelationId::parse);
+                let known = named.entry(pointer.event_id).or_default();
+                known.push((message, correlation_id));
+            }
+            None => unreadable.push(MessageReport::of_message(
+                Some(message.clone()),
+                Err(ProcessingFailure::Unreadable),
+            )),
+        }
     }
+    (named, unreadable)
+}
+
+/// One report per message; then those of events that had no message in this batch, because they waited for a payment
+/// that the batch linked.
+fn report_messages(
+    named: MessagesByEvent<'_>,
+    mut by_event: BTreeMap<EventId, MessageReport>,
+) -> Vec<MessageReport> {
+    for report in by_event.values_mut() {
+        let stored = report.stored.as_ref();
+        report.correlation_id = stored.and_then(|stored| stored.correlation_id);
+    }
+    let mut reports = Vec::new();
+    for (event, messages) in named {
+        let Some(report) = by_event.remove(&event) else {
+            continue;
+        };
+        for (message, correlation_id) in messages {
+            reports.push(MessageReport {
+                message: Some(message.clone()),
+                correlation_id: correlation_id.or(report.correlation_id),
+                ..report.clone()
+            });
+        }
+    }
+    reports.extend(by_event.into_values());
+    reports
 }

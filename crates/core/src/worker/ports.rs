@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 
-use crate::entity::{Entity, EntityKey, EntityUpdate};
+use crate::entity::{DiscardedEdit, Entity, EntityChange, EntityKey, EntityUpdate};
 use crate::error::DependencyError;
 use crate::ids::{AccountId, EventId, PaymentIntentId, PieceId, ProviderId, TenantId};
 use crate::intake::inbox::EventRecord;
@@ -70,6 +70,16 @@ pub struct LoadedRows<R> {
     pub payments: BTreeMap<PaymentKey, PaymentRow>,
 }
 
+impl<R> LoadedRows<R> {
+    pub fn empty() -> Self {
+        Self {
+            entities: BTreeMap::new(),
+            unreadable: BTreeMap::new(),
+            payments: BTreeMap::new(),
+        }
+    }
+}
+
 /// One unit of a transaction: an entity, its events and its payments rows. All of it is written, or nothing.
 #[derive(Debug)]
 pub struct CommitPart<'a, R> {
@@ -79,6 +89,30 @@ pub struct CommitPart<'a, R> {
     pub payments: Vec<(PaymentKey, PaymentWrite)>,
     /// The time that is written into the rows.
     pub now: Timestamp,
+}
+
+impl<R> CommitPart<'_, R> {
+    /// What it changes about its entity; none if it has no entity. Ask only once the transaction has succeeded: a lost
+    /// race or a refused write changes nothing.
+    pub fn entity_commit(&self) -> Option<EntityCommit> {
+        let (entity, _, next) = self.entity?;
+        Some(EntityCommit {
+            entity: entity.key.clone(),
+            event: self.events.first().map(|update| update.event.clone()),
+            changes: next.changes(entity),
+            discarded_edits: next.discarded_edits.clone(),
+        })
+    }
+}
+
+/// What a transaction changed about an entity, for the log and the metrics.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EntityCommit {
+    pub entity: EntityKey,
+    /// The first of its events; the cleanup commits without one.
+    pub event: Option<EventId>,
+    pub changes: Vec<EntityChange>,
+    pub discarded_edits: Vec<DiscardedEdit>,
 }
 
 /// The outcome of one event, written on condition that the event is not processed.

@@ -8,19 +8,23 @@ use std::time::Duration;
 
 use billhook_core::entity::mail::facts::MailStage;
 use billhook_core::entity::schema::GuardedColumns;
-use billhook_core::entity::{Entity, EntityChange, EntityFacts, EntityKey};
+use billhook_core::entity::{DiscardedEdit, Entity, EntityChange, EntityFacts, EntityKey};
 use billhook_core::ids::{
     AccountId, CorrelationId, EventId, OrderId, PaymentIntentId, PieceId, ProviderId, StatementId,
     TenantId,
 };
 use billhook_core::intake::ports::RecordEvent as _;
 use billhook_core::outcome::{EventOutcome, EventVerdict};
+use billhook_core::provider::interpret;
+use billhook_core::provider::interpret::EventFacts;
 use billhook_core::provider::read_envelope;
 use billhook_core::tasks::cleanup::cancellation_fact;
 use billhook_core::time::Timestamp;
 use billhook_core::worker::batch::{
     MessageReport, ProcessingFailure, ProcessingSuccess, ReceivedMessage, Worker,
 };
+use billhook_core::worker::ports::{EntityCommit, Ledger as _, StoredEvent, StoredPayload};
+use billhook_core::worker::resolve::find_entities;
 use billhook_testkit::events::{
     charge_refunded, dispute, from_account, intent_failed, intent_is, intent_succeeded, letter,
     new_event, refund, session_completed, stripe, verified,
@@ -98,14 +102,14 @@ async fn work(
         ledger: tables,
         clock: FixedClock::at(now()),
     };
-    let reports = worker
+    let done = worker
         .process_batch(
             messages,
             now().after(Duration::from_secs(10)),
             std::future::pending(),
         )
         .await;
-    reports
+    done.messages
         .into_iter()
         .map(|report| {
             let message = report.message.as_ref().map(|m| m.message_id.clone());
@@ -713,14 +717,14 @@ async fn nothing_is_started_when_the_time_is_nearly_up() {
         ledger: &tables,
         clock: FixedClock::at(now()),
     };
-    let reports = worker
+    let done = worker
         .process_batch(
             &[message],
             now().after(Duration::from_secs(1)),
             std::future::pending(),
         )
         .await;
-    assert_eq!(reports[0].result, Err(ProcessingFailure::OutOfTime));
+    assert_eq!(done.messages[0].result, Err(ProcessingFailure::OutOfTime));
     assert_eq!(outcome(&tables, "evt_1").0, EventOutcome::Pending);
 }
 
@@ -745,10 +749,11 @@ async fn a_call_that_hangs_costs_only_its_own_message_a_receive() {
         .hangs
         .store(true, std::sync::atomic::Ordering::SeqCst);
     let deadline = now().after(Duration::from_secs(10));
-    let reports = worker
+    let done = worker
         .process_batch(&messages, deadline, std::future::ready(()))
         .await;
-    let results: Vec<_> = reports.into_iter().map(|report| report.result).collect();
+    let messages = done.messages.into_iter();
+    let results: Vec<_> = messages.map(|report| report.result).collect();
     assert_eq!(
         results,
         [
@@ -849,10 +854,17 @@ async fn a_row_that_does_not_answer_takes_back_nothing_that_was_committed() {
     // It is late as soon as nothing but the stuck row is left to wait for.
     let deadline = now().after(Duration::from_secs(10));
     let late = std::future::ready(());
-    let reports = worker.process_batch(&messages, deadline, late).await;
-    let results: Vec<_> = reports.into_iter().map(|report| report.result).collect();
-    let done = || Ok(ProcessingSuccess::Decided(EventVerdict::Processed));
-    assert_eq!(results, [done(), Err(ProcessingFailure::OutOfTime), done()]);
+    let done = worker.process_batch(&messages, deadline, late).await;
+    let messages = done.messages.into_iter();
+    let results: Vec<_> = messages.map(|report| report.result).collect();
+    let written = || Ok(ProcessingSuccess::Decided(EventVerdict::Processed));
+    let stuck = Err(ProcessingFailure::OutOfTime);
+    assert_eq!(results, [written(), stuck, written()]);
+    let commits = done.commits.iter().map(|commit| &commit.entity);
+    assert_eq!(
+        commits.collect::<Vec<_>>(),
+        [&order("ord_1"), &order("ord_a")]
+    );
 }
 
 #[tokio::test]
@@ -1209,4 +1221,187 @@ async fn an_accounts_own_events_keep_its_tenants_row() {
         outcome(&tables, "evt_own"),
         (EventOutcome::Ignored, Some("nothing_named".into()))
     );
+}
+
+#[tokio::test]
+async fn each_transaction_is_reported_once_with_what_it_changed() {
+    let tables = tables();
+    tables
+        .entities
+        .lock()
+        .unwrap()
+        .get_mut(&order("ord_2"))
+        .unwrap()
+        .columns
+        .status = Some("draft".to_owned());
+    let mut messages = Vec::new();
+    for (n, id) in ["ord_1", "ord_2"].into_iter().enumerate() {
+        let paid = intent_succeeded(&format!("evt_{n}"), T, &format!("pi_{n}"), named(id), 4200);
+        messages.push(keep(&tables, ProviderId::Stripe, &paid).await);
+    }
+    // The same event in two messages, and a type that changes no entity.
+    messages.push(ReceivedMessage {
+        message_id: "m-again".into(),
+        ..messages[0].clone()
+    });
+    let nothing = stripe("evt_type", "customer.created", T, json!({}));
+    messages.push(keep(&tables, ProviderId::Stripe, &nothing).await);
+    let worker = Worker {
+        provider: ProviderId::Stripe,
+        live_mode: false,
+        ledger: &tables,
+        clock: FixedClock::at(now()),
+    };
+    let deadline = now().after(Duration::from_secs(10));
+    let done = worker
+        .process_batch(&messages, deadline, std::future::pending())
+        .await;
+    assert_eq!(done.messages.len(), 4);
+    let commit = |n: usize, id: &str, discarded_edits| EntityCommit {
+        entity: order(id),
+        event: EventId::parse(&format!("evt_{n}")).ok(),
+        changes: vec![EntityChange::Completed],
+        discarded_edits,
+    };
+    let edit = DiscardedEdit {
+        column: "status",
+        found: "draft".to_owned(),
+        written: "completed".to_owned(),
+    };
+    let expected = [
+        commit(0, "ord_1", Vec::new()),
+        commit(1, "ord_2", vec![edit]),
+    ];
+    assert_eq!(done.commits, expected);
+    // A second time nothing is committed.
+    let again = worker
+        .process_batch(&messages, deadline, std::future::pending())
+        .await;
+    assert_eq!(again.commits, []);
+}
+
+/// What [`find_entities`] says of these events, by the id of the event.
+async fn found(
+    tables: &MemoryTables,
+    provider: ProviderId,
+    bodies: &[Value],
+) -> BTreeMap<String, EntityKey> {
+    let mut ids = BTreeSet::new();
+    for body in bodies {
+        keep(tables, provider, body).await;
+        ids.insert(EventId::parse(body["id"].as_str().unwrap()).unwrap());
+    }
+    let stored = tables.load_events(provider, &ids).await.unwrap();
+    let events = stored.into_iter().map(|event| {
+        let StoredPayload::Intact(payload) = &event.payload else {
+            panic!("{event:?}");
+        };
+        let account = event.stored.account.as_ref();
+        let facts = interpret(provider, false, account, payload).unwrap();
+        (event.stored, facts)
+    });
+    let found = find_entities(&tables, events.collect()).await;
+    let found = found.unwrap().into_iter();
+    found.map(|(id, key)| (id.to_string(), key)).collect()
+}
+
+#[tokio::test]
+async fn an_events_entity_is_found_by_the_workers_rule_without_a_worker() {
+    let tables = tables();
+    let of_a = |event: Value| from_account(event, "acct_a");
+    let linked = of_a(intent_succeeded("evt_0", T, "pi_a", named("ord_a"), 4200));
+    deliver(&tables, ProviderId::Stripe, &[linked]).await;
+    tables
+        .entities
+        .lock()
+        .unwrap()
+        .get_mut(&order("ord_2"))
+        .unwrap()
+        .intent = PaymentIntentId::parse("pi_column").ok();
+    let bodies = [
+        intent_succeeded("evt_named", T, "pi_1", named("ord_1"), 4200),
+        charge_refunded("evt_here", T, "ch_1", Some("pi_1"), 1000),
+        charge_refunded("evt_column", T, "ch_2", Some("pi_column"), 1000),
+        of_a(charge_refunded(
+            "evt_account",
+            T,
+            "ch_3",
+            Some("pi_a"),
+            1000,
+        )),
+        // The worker parks these.
+        from_account(
+            charge_refunded("evt_other", T, "ch_3", Some("pi_a"), 1000),
+            "acct_b",
+        ),
+        of_a(intent_succeeded(
+            "evt_foreign",
+            T,
+            "pi_9",
+            named("ord_1"),
+            1,
+        )),
+        of_a(intent_succeeded(
+            "evt_gone",
+            T,
+            "pi_8",
+            named("ord_gone"),
+            1,
+        )),
+        of_a(intent_succeeded(
+            "evt_conflict",
+            T,
+            "pi_a",
+            named("ord_1"),
+            1,
+        )),
+        from_account(
+            intent_succeeded("evt_unknown", T, "pi_7", named("ord_a"), 1),
+            "acct_unknown",
+        ),
+    ];
+    let calls = commits(&tables);
+    let found_here = found(&tables, ProviderId::Stripe, &bodies).await;
+    let expected = [
+        ("evt_named", "ord_1"),
+        ("evt_here", "ord_1"),
+        ("evt_column", "ord_2"),
+        ("evt_account", "ord_a"),
+    ];
+    let expected = expected.map(|(event, id)| (event.to_owned(), order(id)));
+    assert_eq!(found_here, expected.into());
+    assert_eq!(commits(&tables), calls, "nothing is written");
+    let at = "2026-11-20T08:00:00Z";
+    let letters = [
+        letter("evt_piece", at, "ltr_1", "mailed"),
+        letter("evt_lost", at, "ltr_lost", "mailed"),
+    ];
+    let found_here = found(&tables, ProviderId::Lob, &letters).await;
+    assert_eq!(
+        found_here,
+        [("evt_piece".to_owned(), statement("st_1"))].into()
+    );
+}
+
+#[tokio::test]
+async fn an_entity_that_cannot_be_looked_up_is_an_error_and_not_missing() {
+    let tables = tables();
+    let refund = charge_refunded("evt_1", T, "ch_1", Some("pi_1"), 1000);
+    keep(&tables, ProviderId::Stripe, &refund).await;
+    let ids = BTreeSet::from([EventId::parse("evt_1").unwrap()]);
+    let loaded = (&tables).load_events(ProviderId::Stripe, &ids).await;
+    let StoredEvent { stored, .. } = loaded.unwrap().remove(0);
+    let facts = EventFacts {
+        named_entity: None,
+        intent: PaymentIntentId::parse("pi_1").ok(),
+        piece: None,
+        about_account: false,
+        facts: EntityFacts::default(),
+    };
+    for failing in [vec![Some(Fault::Before)], vec![None, Some(Fault::Before)]] {
+        tables.reads.then(failing);
+        let events = vec![(stored.clone(), facts.clone())];
+        let found = find_entities(&&tables, events).await;
+        assert!(matches!(found, Err(ProcessingFailure::Infrastructure(_))));
+    }
 }

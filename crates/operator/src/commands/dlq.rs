@@ -409,7 +409,6 @@ impl<'a> DeadLetterQueue<'a> {
             .iter()
             .filter_map(|message| message.event_id.clone())
             .collect();
-        let ids: Vec<EventId> = ids.into_iter().collect();
         let events = self.events.get_summaries(&ids).await?;
         for message in &mut messages {
             message.event = events

@@ -6,20 +6,24 @@ use aws_sdk_dynamodb::error::ProvideErrorMetadata as _;
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::dynamodb::attributes::string_value;
 use billhook_core::entity::merge::MinRegister;
+use billhook_core::entity::order::OrderStatus;
+use billhook_core::entity::payment::access::{DownloadAccess, decide_download_access};
 use billhook_core::entity::payment::facts::{ManualEdits, PaymentFacts};
+use billhook_core::entity::payment::status::PaymentStatus;
 use billhook_core::entity::{Entity, EntityFacts, EntityKey};
-use billhook_core::ids::{EventId, OrderId, PaymentIntentId, ProviderId};
+use billhook_core::ids::{OrderId, PaymentIntentId, ProviderId, TenantId};
 use billhook_core::ports::Clock as _;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use crate::audit::parse_reason;
 use crate::entity_repair::repair_entity;
-use crate::entity_tables::{ORDERS, TENANTS};
+use crate::entity_tables::ORDERS;
 use crate::exit::CommandExit;
 use crate::output::{OutputWriter, print_notice};
+use crate::payment_lookup::{load_payment_rows, load_tenant_accounts};
 use crate::replay_run::release_events;
-use crate::row_json::{RowDetail, read_column};
+use crate::row_json::{RowDetail, read_column, read_text};
 use crate::session::StackSession;
 
 #[derive(Debug, Subcommand)]
@@ -154,8 +158,8 @@ pub(crate) async fn run_orders(
             let row = ORDERS
                 .read_row(session, args.id.as_str(), RowDetail::Known)
                 .await?;
-            let access = DownloadAccess::from_row(&row);
-            output.print_object(&access.render(args.id.as_str()));
+            let access = decide_row_access(&row);
+            output.print_object(&render_access(access, args.id.as_str(), &row));
             if access != DownloadAccess::Granted {
                 return Err(
                     CommandExit::Refused(format!("access to {} is not granted", args.id)).into(),
@@ -201,43 +205,30 @@ fn build_manual_facts(manual: ManualEdits) -> EntityFacts {
     }
 }
 
-/// Whether the application may grant a download: money first, review second. A charged-back order is
-/// disabled (403) and not locked (423), even if a review stands.
-#[derive(Debug, PartialEq, Eq)]
-enum DownloadAccess {
-    Granted,
-    Locked { reasons: String },
-    Disabled { because: String },
+fn decide_row_access(row: &Value) -> DownloadAccess {
+    decide_download_access(
+        read_text(row, "status").and_then(OrderStatus::parse),
+        read_text(row, "paymentStatus").and_then(PaymentStatus::parse),
+        row.get("requiresReview") == Some(&json!(true)),
+    )
 }
 
-impl DownloadAccess {
-    fn from_row(row: &Value) -> Self {
-        let (status, payment) = (
-            read_column(row, "status"),
-            read_column(row, "paymentStatus"),
-        );
-        if status != "completed" || payment == "charged_back" || payment == "refunded" {
-            let because = format!("status {status}, paymentStatus {payment}");
-            return Self::Disabled { because };
+fn render_access(access: DownloadAccess, order: &str, row: &Value) -> Value {
+    let of = |name| read_column(row, name);
+    match access {
+        DownloadAccess::Granted => json!({ "order": order, "access": "granted", "status": 200 }),
+        DownloadAccess::Locked => {
+            json!({ "order": order, "access": "locked", "status": 423, "locked_by": order,
+            "reasons": of("reviewReasons"),
+            "do": format!("billhook orders review clear {order} --reason …") })
         }
-        if row.get("requiresReview") == Some(&json!(true)) {
-            let reasons = read_column(row, "reviewReasons");
-            return Self::Locked { reasons };
-        }
-        Self::Granted
-    }
-
-    fn render(&self, order: &str) -> Value {
-        match self {
-            Self::Granted => json!({ "order": order, "access": "granted", "status": 200 }),
-            Self::Locked { reasons } => {
-                json!({ "order": order, "access": "locked", "status": 423, "locked_by": order,
-                "reasons": reasons,
-                "do": format!("billhook orders review clear {order} --reason …") })
-            }
-            Self::Disabled { because } => {
-                json!({ "order": order, "access": "disabled", "status": 403, "because": because })
-            }
+        DownloadAccess::Disabled => {
+            let because = format!(
+                "status {}, paymentStatus {}",
+                of("status"),
+                of("paymentStatus")
+            );
+            json!({ "order": order, "access": "disabled", "status": 403, "because": because })
         }
     }
 }
@@ -278,7 +269,12 @@ async fn backfill_payment_intent(
         }
         Err(error) => return Err(error).with_context(|| format!("cannot write {id} to {table}")),
     }
-    let waiting = find_waiting_events(session, intent, &read_column(&row, "tenantId")).await?;
+    // The order does not say whether it was paid through the platform or through its tenant's account.
+    let ledger = session.ledger(ProviderId::Stripe)?;
+    let tenant = TenantId::parse(&read_column(&row, "tenantId")).ok();
+    let accounts = load_tenant_accounts(&ledger, tenant).await?;
+    let payments = load_payment_rows(&ledger, intent, accounts).await?;
+    let waiting = payments.into_iter().flat_map(|row| row.waiting).collect();
     let events = session
         .events_table(ProviderId::Stripe)?
         .get_summaries(&waiting)
@@ -293,66 +289,40 @@ async fn backfill_payment_intent(
     release_events(session, &events, backfill.reason).await
 }
 
-/// The events that wait for a PaymentIntent. Its payments row is keyed by account, and an order does not say whether it
-/// was paid through the platform or through the tenant's account, so both are looked up.
-async fn find_waiting_events(
-    session: &StackSession,
-    intent: &PaymentIntentId,
-    tenant: &str,
-) -> Result<Vec<EventId>> {
-    let mut accounts = vec!["platform".to_owned()];
-    if !tenant.is_empty() {
-        let row = TENANTS.find_row(session, tenant, RowDetail::Known).await?;
-        accounts.extend(row.map(|row| read_column(&row, "stripe_connected_account_id")));
-    }
-    let table = session.stack.output("PaymentsTable")?;
-    let mut events = Vec::new();
-    for account in accounts {
-        let get = session.dynamodb.get_item().table_name(table);
-        let got = get
-            .key("payment_id", string_value(format!("{account}#{intent}")))
-            .consistent_read(true)
-            .send()
-            .await;
-        let item = got
-            .with_context(|| format!("cannot read {table}"))?
-            .item
-            .unwrap_or_default();
-        let waiting = item.get("waiting").and_then(|waiting| waiting.as_ss().ok());
-        events.extend(
-            waiting
-                .into_iter()
-                .flatten()
-                .filter_map(|id| EventId::parse(id).ok()),
-        );
-    }
-    Ok(events)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn download_access_depends_on_payment_then_on_review() {
-        for (status, payment, review, expected) in [
-            ("completed", "paid", false, 200),
-            ("completed", "disputed", false, 200),
-            ("completed", "paid", true, 423),
-            ("completed", "disputed", true, 423),
-            ("completed", "charged_back", true, 403),
-            ("completed", "charged_back", false, 403),
-            ("refunded", "refunded", false, 403),
-            ("cancelled", "failed", false, 403),
-            ("payment_failed", "failed", false, 403),
-            ("pending", "unpaid", false, 403),
-            ("pending", "unpaid", true, 403),
-            ("", "", false, 403),
+    fn access_is_read_from_the_row_and_says_why() {
+        let locked = json!({ "status": "completed", "paymentStatus": "disputed", "requiresReview": true,
+            "reviewReasons": ["dispute_open:du_1"] });
+        for (row, expected) in [
+            (
+                json!({ "status": "completed", "paymentStatus": "paid", "requiresReview": false }),
+                json!({ "order": "ord_1", "access": "granted", "status": 200 }),
+            ),
+            (
+                locked,
+                json!({ "order": "ord_1", "access": "locked", "status": 423, "locked_by": "ord_1",
+                    "reasons": "[\"dispute_open:du_1\"]",
+                    "do": "billhook orders review clear ord_1 --reason …" }),
+            ),
+            (
+                json!({ "status": "completed", "paymentStatus": "charged_back", "requiresReview": true }),
+                json!({ "order": "ord_1", "access": "disabled", "status": 403,
+                    "because": "status completed, paymentStatus charged_back" }),
+            ),
+            (
+                json!({}),
+                json!({ "order": "ord_1", "access": "disabled", "status": 403,
+                    "because": "status , paymentStatus " }),
+            ),
         ] {
-            let row =
-                json!({ "status": status, "paymentStatus": payment, "requiresReview": review });
-            let shown = DownloadAccess::from_row(&row).render("ord_1");
-            assert_eq!(shown["status"], expected, "{row}");
+            assert_eq!(
+                render_access(decide_row_access(&row), "ord_1", &row),
+                expected
+            );
         }
     }
 }

@@ -1,8 +1,10 @@
 //! Payments: the facts ([`facts`]), the state machine of a payment ([`status`]), and the projection of the facts into
-//! an order's or statement's columns ([`mod@derive`], refund arithmetic in [`refunds`], entries in [`timeline`]).
+//! an order's or statement's columns ([`mod@derive`], refund arithmetic in [`refunds`], entries in [`timeline`]). Of the
+//! columns, [`access`] decides whether what was paid for may be handed out.
 //!
 //! Read `facts`, then `derive`. Nothing here reads an event; `provider::stripe::payments` does.
 
+pub mod access;
 pub mod derive;
 pub mod facts;
 pub mod refunds;

@@ -24,6 +24,20 @@ pub enum PaymentStatus {
 }
 
 impl PaymentStatus {
+    pub const ALL: [Self; 7] = [
+        Self::Unpaid,
+        Self::Processing,
+        Self::Failed,
+        Self::Paid,
+        Self::Refunded,
+        Self::Disputed,
+        Self::ChargedBack,
+    ];
+
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|status| status.as_str() == word)
+    }
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Unpaid => "unpaid",

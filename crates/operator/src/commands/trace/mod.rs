@@ -16,7 +16,7 @@ use self::entries::{
     TraceEntry, TracedEvent, collect_event_ids, describe_entity, describe_event, describe_log_line,
     list_column_changes,
 };
-use self::search::{TraceSearch, find_entity_of_event};
+use self::search::TraceSearch;
 use crate::entity_tables::locate_entity;
 use crate::exit::CommandExit;
 use crate::log_lines::read_log_lines;
@@ -54,11 +54,7 @@ pub(crate) async fn run_trace(
     let mut search = TraceSearch::default();
     search.start_from_id(session, &args.id, args.since).await?;
     // From the found events to their entities, and from there to the other events of those.
-    for event in search.events.values() {
-        if let Some(key) = find_entity_of_event(session, event).await? {
-            search.entities.insert(key);
-        }
-    }
+    search.add_entities_of_events(session).await?;
     let mut entities = Vec::new();
     for key in search.entities.clone() {
         let ledger = session.ledger(ProviderId::Stripe)?;
@@ -124,14 +120,11 @@ async fn read_event_logs(
     }
     let mut entries = Vec::new();
     for (at, event) in arrived.into_iter().take(LOGGED_MAX) {
-        let worker = match event.provider {
-            ProviderId::Stripe => "StripeWorkerFunction",
-            ProviderId::Lob => "LobWorkerFunction",
-        };
+        let worker = format!("{}WorkerFunction", event.provider.title());
         let id = event.record.id.as_str();
         for key in [
             "WebhookIngressFunction",
-            worker,
+            worker.as_str(),
             "CleanupFailedPaymentsFunction",
         ] {
             let function = session.stack.output(key)?;

@@ -13,7 +13,8 @@ use billhook_core::ports::Clock as _;
 use billhook_core::provider::interpret;
 use billhook_core::provider::interpret::EventFacts;
 use billhook_core::time::Timestamp;
-use billhook_core::worker::ports::{Ledger as _, PaymentKey, StoredEvent, StoredPayload};
+use billhook_core::worker::ports::{Ledger, StoredEvent, StoredPayload};
+use billhook_core::worker::resolve::find_entities;
 use uuid::Uuid;
 
 use super::entries::{TraceEntry, TracedEvent};
@@ -21,9 +22,13 @@ use crate::entity_tables::{ORDERS, STATEMENTS, TENANTS};
 use crate::event_filter::EventFilter;
 use crate::event_lookup;
 use crate::events_table::EventSummary;
+use crate::payment_lookup::{load_payment_rows, load_tenant_accounts};
 use crate::row_json::{RowDetail, read_text};
 use crate::session::StackSession;
 use crate::time_argument::TimeArgument;
+
+/// The worker's batch: the ledger reads all rows of a batch in one call, which takes 100 keys.
+const EVENTS_AT_ONCE: usize = 10;
 
 #[derive(Default)]
 pub(super) struct TraceSearch {
@@ -47,23 +52,7 @@ impl TraceSearch {
             return self.add_events_of_correlation(session, uuid).await;
         }
         if let Ok(intent) = PaymentIntentId::parse(id) {
-            let ledger = session.ledger(ProviderId::Stripe)?;
-            self.entities
-                .extend(ledger.entities_by_payment_intent(&intent).await?);
-            let payment = PaymentKey {
-                account: None,
-                intent,
-            };
-            let rows = ledger
-                .load_rows(&BTreeSet::new(), &BTreeSet::from([payment]))
-                .await?;
-            for row in rows.payments.into_values() {
-                self.entities.extend(row.entity);
-                for event in row.waiting {
-                    self.add_event(session, &event).await?;
-                }
-            }
-            return self.add_events_of_object(session, id, since).await;
+            return self.add_payment(session, &intent, since).await;
         }
         if ["ltr_", "psc_", "sfm_", "chk_"]
             .iter()
@@ -100,7 +89,7 @@ impl TraceSearch {
         if self.events.contains_key(id) {
             return Ok(());
         }
-        for provider in [ProviderId::Stripe, ProviderId::Lob] {
+        for provider in ProviderId::ALL.iter().copied() {
             let Some(item) = session.events_table(provider)?.get_item(id).await? else {
                 continue;
             };
@@ -110,6 +99,60 @@ impl TraceSearch {
                 .and_then(|kept| read_event_facts(session, provider, &kept));
             self.events
                 .insert(id.clone(), TracedEvent { summary, facts });
+        }
+        Ok(())
+    }
+
+    /// Adds the events of a PaymentIntent, those that wait for its link, and its entities. The payments rows come last,
+    /// because their keys contain the account, which the events know, or the tenants of the entities.
+    async fn add_payment(
+        &mut self,
+        session: &StackSession,
+        intent: &PaymentIntentId,
+        since: TimeArgument,
+    ) -> Result<()> {
+        self.add_events_of_object(session, intent.as_str(), since)
+            .await?;
+        let ledger = session.ledger(ProviderId::Stripe)?;
+        self.entities
+            .extend(ledger.entities_by_payment_intent(intent).await?);
+        let tenants = self.load_tenants(&ledger).await?;
+        let mut accounts = load_tenant_accounts(&ledger, tenants).await?;
+        let of_events = self.events.values();
+        accounts.extend(of_events.filter_map(|event| event.summary.record.account.clone()));
+        for row in load_payment_rows(&ledger, intent, accounts).await? {
+            self.entities.extend(row.entity);
+            for event in row.waiting {
+                self.add_event(session, &event).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The tenants of the entities found so far.
+    async fn load_tenants(&self, ledger: &impl Ledger) -> Result<BTreeSet<TenantId>> {
+        if self.entities.is_empty() {
+            return Ok(BTreeSet::new());
+        }
+        let rows = ledger.load_rows(&self.entities, &BTreeSet::new()).await?;
+        let entities = rows.entities.into_values();
+        Ok(entities.filter_map(|(entity, _)| entity.tenant).collect())
+    }
+
+    /// Adds the entities that the events found so far belong to, by the worker's own rule. An event that the worker
+    /// parks adds none; its outcome says why.
+    pub(super) async fn add_entities_of_events(&mut self, session: &StackSession) -> Result<()> {
+        for provider in ProviderId::ALL.iter().copied() {
+            let of_provider = self.events.values();
+            let of_provider = of_provider.filter(|event| event.summary.provider == provider);
+            let events: Vec<_> = of_provider
+                .filter_map(|event| Some((event.summary.record.clone(), event.facts.clone()?)))
+                .collect();
+            let ledger = session.ledger(provider)?;
+            for batch in events.chunks(EVENTS_AT_ONCE) {
+                let found = find_entities(&ledger, batch.to_vec()).await?;
+                self.entities.extend(found.into_values());
+            }
         }
         Ok(())
     }
@@ -157,7 +200,7 @@ impl TraceSearch {
             return Ok(());
         };
         let selection = EventFilter::select_around(at);
-        for provider in [ProviderId::Stripe, ProviderId::Lob] {
+        for provider in ProviderId::ALL.iter().copied() {
             for event in session
                 .events_table(provider)?
                 .list(&selection, usize::MAX)
@@ -182,48 +225,4 @@ fn read_event_facts(
     };
     let account = kept.stored.account.as_ref();
     interpret(provider, session.stack.is_live(), account, body).ok()
-}
-
-/// The entity that an event probably belongs to, to find what else to show: named by metadata, by piece, by account, by
-/// PaymentIntent. The worker's own rule (`billhook_core::worker::resolve`) also checks the tenant and parks conflicts;
-/// the outcome of each event shows what it decided.
-pub(super) async fn find_entity_of_event(
-    session: &StackSession,
-    event: &TracedEvent,
-) -> Result<Option<EntityKey>> {
-    let Some(facts) = &event.facts else {
-        return Ok(None);
-    };
-    if facts.named_entity.is_some() {
-        return Ok(facts.named_entity.clone());
-    }
-    let ledger = session.ledger(event.summary.provider)?;
-    if let Some(piece) = &facts.piece {
-        return Ok(ledger.statements_by_piece(piece).await?.into_iter().next());
-    }
-    if facts.about_account {
-        let tenants = match &event.summary.record.account {
-            Some(account) => ledger.tenants_by_account(account).await?,
-            None => Vec::new(),
-        };
-        return Ok(tenants.into_iter().next().map(EntityKey::Tenant));
-    }
-    let Some(intent) = facts.intent.clone() else {
-        return Ok(None);
-    };
-    let payment = PaymentKey {
-        account: event.summary.record.account.clone(),
-        intent: intent.clone(),
-    };
-    let rows = ledger
-        .load_rows(&BTreeSet::new(), &BTreeSet::from([payment]))
-        .await?;
-    if let Some(entity) = rows.payments.into_values().find_map(|row| row.entity) {
-        return Ok(Some(entity));
-    }
-    Ok(ledger
-        .entities_by_payment_intent(&intent)
-        .await?
-        .into_iter()
-        .next())
 }

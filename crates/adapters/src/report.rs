@@ -1,0 +1,126 @@
+//! Reports what billhook did to orders, statements and tenants, and what slowed it down: one log line each, with the
+//! metric counted from the same values.
+//!
+//! The functions call this once the outcome is known; the repositories in `dynamodb` neither log nor count it. So an
+//! operator's command, which uses the same repositories, counts nothing. `batch` reports the events themselves.
+
+use billhook_core::entity::EntityChange;
+use billhook_core::ids::{EventId, ProviderId};
+use billhook_core::worker::ports::EntityCommit;
+
+use crate::dynamodb::index::FallbackScan;
+use crate::metrics;
+
+/// Counts what a transaction changed about an entity, and logs each manual edit that it overwrote.
+pub fn report_entity_commit(provider: ProviderId, commit: &EntityCommit) {
+    for change in &commit.changes {
+        let metric = match change {
+            EntityChange::Completed => &metrics::ORDERS_COMPLETED,
+            EntityChange::Cancelled => &metrics::ORDERS_CANCELLED,
+            EntityChange::PaymentFailed => &metrics::PAYMENT_FAILED,
+            EntityChange::RefundedInFull => &metrics::REFUND_FULL,
+            EntityChange::RequiresReview => &metrics::REQUIRES_REVIEW,
+            EntityChange::AmountMismatch => &metrics::AMOUNT_MISMATCH,
+            EntityChange::PaidAfterCancel => &metrics::PAID_AFTER_CANCEL,
+            EntityChange::NeedsAttention => &metrics::NEEDS_ATTENTION,
+        };
+        metric.count(provider);
+    }
+    let entity = &commit.entity;
+    let event_id = commit.event.as_ref().map_or("", EventId::as_str);
+    for edit in &commit.discarded_edits {
+        let (column, found, written) = (edit.column, &edit.found, &edit.written);
+        tracing::warn!(%entity, column, found, written, event_id, "edit_overruled");
+    }
+}
+
+/// Logs and counts a scan that replaced the query of an index.
+pub fn report_fallback_scan(scan: &FallbackScan<'_>) {
+    let FallbackScan {
+        provider,
+        index,
+        table,
+    } = *scan;
+    metrics::INDEX_FALLBACK_SCAN.count(provider);
+    tracing::warn!(
+        index,
+        table,
+        "[orders-index-warning] {index} of {table} is not ACTIVE, so billhook scans the whole table, \
+         which is slow; see `aws dynamodb describe-table --table-name {table}`"
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use billhook_core::entity::{DiscardedEdit, EntityKey};
+    use billhook_core::ids::OrderId;
+    use billhook_core::time::Timestamp;
+    use tracing::level_filters::LevelFilter;
+
+    use super::*;
+    use crate::clock::SystemClock;
+    use crate::metrics::{MetricEnvironment, drain_lines};
+    use crate::telemetry::build_subscriber;
+
+    /// The lines that were logged, from `message` on, and then those of the metrics, from `Provider` on.
+    fn reported(report: impl FnOnce()) -> Vec<String> {
+        let environment = MetricEnvironment::new("billhook", "test");
+        let logged: Arc<Mutex<String>> = Arc::default();
+        let written = Arc::clone(&logged);
+        let write = move |line: &[u8]| {
+            let line = std::str::from_utf8(line).unwrap();
+            written.lock().unwrap().push_str(line);
+        };
+        let level = LevelFilter::INFO;
+        let lines = build_subscriber("f", environment.clone(), level, SystemClock, write);
+        tracing::subscriber::with_default(lines, report);
+        let now = Timestamp::from_unix_ms(1_781_000_000_042).unwrap();
+        let counted = drain_lines(&environment, now);
+        let after = |lines: &str, name: &str| {
+            let ends = lines.lines().map(|line| line.split_once(name).unwrap().1);
+            ends.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let logged = after(&logged.lock().unwrap(), "\"message\":");
+        [logged, after(&counted, "\"Provider\":")].concat()
+    }
+
+    #[test]
+    fn each_change_is_counted_once_and_each_discarded_edit_is_logged() {
+        let commit = EntityCommit {
+            entity: EntityKey::Order(OrderId::parse("ord_1").unwrap()),
+            event: EventId::parse("evt_1").ok(),
+            changes: vec![EntityChange::Completed, EntityChange::RequiresReview],
+            discarded_edits: vec![DiscardedEdit {
+                column: "status",
+                found: "draft".to_owned(),
+                written: "completed".to_owned(),
+            }],
+        };
+        let edit = r#""edit_overruled","function":"f","entity":"order#ord_1","column":"status","found":"draft","written":"completed","event_id":"evt_1"}"#;
+        let counts = r#""stripe","OrdersCompleted":1,"RequiresReview":1}"#;
+        let report = || report_entity_commit(ProviderId::Stripe, &commit);
+        assert_eq!(reported(report), [edit, counts]);
+    }
+
+    #[test]
+    fn a_fallback_scan_is_counted_under_the_provider_that_needs_the_index() {
+        for provider in [ProviderId::Stripe, ProviderId::Lob] {
+            let scan = FallbackScan {
+                provider,
+                index: "LobLetterIndex",
+                table: "statements",
+            };
+            let lines = reported(|| report_fallback_scan(&scan));
+            let [warning, count] = lines.as_slice() else {
+                panic!("{lines:?}");
+            };
+            let begin = "\"[orders-index-warning] LobLetterIndex of statements is not ACTIVE";
+            assert!(warning.starts_with(begin), "{warning}");
+            let end = r#","function":"f","index":"LobLetterIndex","table":"statements"}"#;
+            assert!(warning.ends_with(end), "{warning}");
+            assert_eq!(*count, format!(r#""{provider}","IndexFallbackScan":1}}"#));
+        }
+    }
+}

@@ -1,0 +1,323 @@
+//! The steps of an event through a round, and the round's one way out.
+//!
+//! Each stage of a round takes events that are ready and returns an [`EventStep`] for each. [`BatchProgress::pass`]
+//! sends the ready ones on to the next stage and takes in all others: a closed event's verdict is written at the end of
+//! the round, a failed event is in the next round, a done event is in the report. No stage decides anything here.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use futures_util::FutureExt as _;
+use futures_util::stream::{self, StreamExt as _};
+
+use crate::entity::EntityKey;
+use crate::ids::{EventId, TenantId};
+use crate::intake::inbox::EventRecord;
+use crate::outcome::{EventVerdict, ParkReason};
+use crate::ports::{Clock, Pause};
+use crate::provider::interpret;
+use crate::provider::interpret::EventFacts;
+use crate::worker::batch::{
+    CALLS_AT_ONCE, MessageReport, ProcessingFailure, ProcessingSuccess, Worker,
+};
+use crate::worker::ports::{
+    EntityCommit, EventUpdate, Ledger, PaymentKey, StoredEvent, StoredPayload,
+};
+
+/// What a stage makes of an event.
+pub(super) enum EventStep<T> {
+    /// Goes on to the next stage, as this.
+    Ready(T),
+    /// Ends here without changing an entity: this verdict is to be written.
+    Close(EventUpdate),
+    /// Could not be finished, with the cause: the next round tries again.
+    Fail(EventId, ProcessingFailure),
+    /// Nothing is left to write.
+    Done(Box<MessageReport>),
+}
+
+impl<T> EventStep<T> {
+    pub(super) fn done(report: MessageReport) -> Self {
+        Self::Done(Box::new(report))
+    }
+
+    /// The verdict is in the event's row now.
+    pub(super) fn written(update: EventUpdate) -> Self {
+        Self::done(report_written(update))
+    }
+
+    pub(super) fn and_then<U>(self, next: impl FnOnce(T) -> EventStep<U>) -> EventStep<U> {
+        match self {
+            Self::Ready(event) => next(event),
+            Self::Close(update) => EventStep::Close(update),
+            Self::Fail(event, failure) => EventStep::Fail(event, failure),
+            Self::Done(report) => EventStep::Done(report),
+        }
+    }
+
+    /// The event if it is ready; an error if it failed.
+    pub(super) fn into_ready(self) -> Result<Option<T>, ProcessingFailure> {
+        match self {
+            Self::Ready(event) => Ok(Some(event)),
+            Self::Close(_) | Self::Done(_) => Ok(None),
+            Self::Fail(_, failure) => Err(failure),
+        }
+    }
+}
+
+/// An event that was read and interpreted; `resolve` adds its tenant and its entity.
+pub(super) struct EventCandidate {
+    pub(super) stored: EventRecord,
+    pub(super) event: EventFacts,
+    /// The tenant of the event's account; an event of the platform has none.
+    pub(super) tenant: Option<TenantId>,
+    /// None if no entity has the event's payment yet: it waits until another event links the payment.
+    pub(super) entity: Option<EntityKey>,
+    /// It waited, and another event of this batch links its payment.
+    pub(super) waited: bool,
+    pub(super) row_bytes: usize,
+}
+
+impl EventCandidate {
+    pub(super) fn new(stored: EventRecord, event: EventFacts, row_bytes: usize) -> Self {
+        Self {
+            stored,
+            event,
+            tenant: None,
+            entity: None,
+            waited: false,
+            row_bytes,
+        }
+    }
+
+    pub(super) fn payment(&self) -> Option<PaymentKey> {
+        let intent = self.event.intent.clone()?;
+        Some(PaymentKey {
+            account: self.stored.account.clone(),
+            intent,
+        })
+    }
+
+    pub(super) fn event_update(&self, verdict: EventVerdict) -> EventUpdate {
+        EventUpdate {
+            event: self.stored.id.clone(),
+            tenant: self.tenant.clone(),
+            verdict,
+            waited: self.waited,
+        }
+    }
+
+    pub(super) fn park<T>(&self, reason: ParkReason) -> EventStep<T> {
+        EventStep::Close(self.event_update(EventVerdict::Parked(reason)))
+    }
+
+    pub(super) fn fail<T>(&self, failure: ProcessingFailure) -> EventStep<T> {
+        EventStep::Fail(self.stored.id.clone(), failure)
+    }
+
+    /// Its facts are in the entity.
+    pub(super) fn processed<T>(&self, entity: &EntityKey) -> EventStep<T> {
+        EventStep::done(MessageReport {
+            // An event that waited has no message here, so the batch has not noted its row.
+            stored: self.waited.then(|| self.stored.clone()),
+            entity: Some(entity.clone()),
+            ..report_written(self.event_update(EventVerdict::Processed))
+        })
+    }
+}
+
+fn report_written(update: EventUpdate) -> MessageReport {
+    let success = ProcessingSuccess::Decided(update.verdict);
+    MessageReport {
+        tenant: update.tenant,
+        ..MessageReport::of_event(update.event, Ok(success))
+    }
+}
+
+pub(super) fn fail_each<T>(
+    ids: impl IntoIterator<Item = EventId>,
+    failure: &ProcessingFailure,
+) -> Vec<EventStep<T>> {
+    let fail = |id| EventStep::Fail(id, failure.clone());
+    ids.into_iter().map(fail).collect()
+}
+
+/// None if it panicked: a bug that one record triggers must not fail the other records of the batch.
+pub(super) async fn catch_panic<T>(future: impl Future<Output = T>) -> Option<T> {
+    AssertUnwindSafe(future).catch_unwind().await.ok()
+}
+
+impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
+    /// Reads the facts from an event's payload. A panic fails only this event.
+    pub(super) fn interpret_event(&self, loaded: StoredEvent) -> EventStep<EventCandidate> {
+        let StoredEvent {
+            stored,
+            payload,
+            row_bytes,
+        } = loaded;
+        let interpreted = catch_unwind(AssertUnwindSafe(|| match &payload {
+            StoredPayload::Intact(payload) => interpret(
+                self.provider,
+                self.live_mode,
+                stored.account.as_ref(),
+                payload,
+            ),
+            StoredPayload::Tampered => Err(EventVerdict::Parked(ParkReason::Tampered)),
+            StoredPayload::Unreadable => Err(EventVerdict::Parked(ParkReason::PayloadUnreadable)),
+        }));
+        match interpreted {
+            Ok(Ok(facts)) => EventStep::Ready(EventCandidate::new(stored, facts, row_bytes)),
+            Ok(Err(verdict)) => EventStep::Close(EventUpdate {
+                event: stored.id,
+                tenant: None,
+                verdict,
+                waited: false,
+            }),
+            Err(_) => EventStep::Fail(stored.id, ProcessingFailure::Panicked),
+        }
+    }
+}
+
+/// What is known about each event of a batch so far.
+///
+/// It lives outside the round's future: if one row's call hangs and the round is dropped, the results of what was
+/// already committed stay. Before this existed, one slow row made the worker report its neighbours' committed events as
+/// failed. For the same reason results are taken in as soon as each call completes.
+pub(super) struct BatchProgress {
+    /// One per event of the batch, and one per event that waited and was processed along. An error is the cause of the
+    /// last failure: such an event is unfinished.
+    pub(super) reports: BTreeMap<EventId, MessageReport>,
+    /// What the transactions changed, for the log and the metrics.
+    pub(super) commits: Vec<EntityCommit>,
+    closed: Vec<EventUpdate>,
+}
+
+impl BatchProgress {
+    pub(super) fn new<'a>(ids: impl Iterator<Item = &'a EventId>) -> Self {
+        let unfinished = |id: &EventId| {
+            let failure = Err(ProcessingFailure::OutOfTime);
+            (id.clone(), MessageReport::of_event(id.clone(), failure))
+        };
+        Self {
+            reports: ids.map(unfinished).collect(),
+            commits: Vec::new(),
+            closed: Vec::new(),
+        }
+    }
+
+    pub(super) fn unfinished_ids(&self) -> BTreeSet<EventId> {
+        let unfinished = self.reports.iter().filter(|(_, of)| of.result.is_err());
+        unfinished.map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Notes the row of each unfinished event as it was just read, for the report.
+    pub(super) fn note_rows(&mut self, loaded: &[StoredEvent]) {
+        for (id, report) in &mut self.reports {
+            if report.result.is_err() {
+                let row = loaded.iter().find(|loaded| loaded.stored.id == *id);
+                report.stored = row.map(|loaded| loaded.stored.clone());
+            }
+        }
+    }
+
+    /// Returns the ready events and takes in all others.
+    pub(super) fn pass<T>(&mut self, steps: impl IntoIterator<Item = EventStep<T>>) -> Vec<T> {
+        let mut ready = Vec::new();
+        for step in steps {
+            match step {
+                EventStep::Ready(event) => ready.push(event),
+                EventStep::Close(update) => self.closed.push(update),
+                EventStep::Fail(event, failure) => self.fail_event(&event, failure),
+                EventStep::Done(report) => self.finish_event(*report),
+            }
+        }
+        ready
+    }
+
+    /// The same for steps that need calls: at most [`CALLS_AT_ONCE`] are in progress, and each one's steps are taken in
+    /// as soon as it completes.
+    pub(super) async fn pass_each<T>(
+        &mut self,
+        stages: impl IntoIterator<Item = impl Future<Output = Vec<EventStep<T>>>>,
+    ) -> Vec<T> {
+        let mut completed = stream::iter(stages).buffer_unordered(CALLS_AT_ONCE);
+        let mut ready = Vec::new();
+        while let Some(steps) = completed.next().await {
+            ready.extend(self.pass(steps));
+        }
+        ready
+    }
+
+    pub(super) fn take_closed(&mut self) -> Vec<EventUpdate> {
+        std::mem::take(&mut self.closed)
+    }
+
+    /// An event that waited and was not processed stays parked: it has no message here that could fail.
+    fn fail_event(&mut self, event: &EventId, failure: ProcessingFailure) {
+        if let Some(report) = self.reports.get_mut(event)
+            && report.result.is_err()
+        {
+            report.result = Err(failure);
+        }
+    }
+
+    fn finish_event(&mut self, mut report: MessageReport) {
+        let Some(event) = report.event.clone() else {
+            return;
+        };
+        if let Some(known) = self.reports.get_mut(&event) {
+            report.stored = known.stored.take().or(report.stored);
+        }
+        self.reports.insert(event, report);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(id: &str) -> EventId {
+        EventId::parse(id).unwrap()
+    }
+
+    fn closed(event: &str) -> EventUpdate {
+        EventUpdate {
+            event: id(event),
+            tenant: None,
+            verdict: EventVerdict::Parked(ParkReason::Unlinked),
+            waited: false,
+        }
+    }
+
+    #[test]
+    fn only_ready_events_pass_and_only_failed_ones_stay_unfinished() {
+        let ids = ["evt_fails", "evt_closes", "evt_ends", "evt_passes"].map(id);
+        let mut progress = BatchProgress::new(ids.iter());
+        let ready = progress.pass([
+            EventStep::Fail(id("evt_fails"), ProcessingFailure::NotStored),
+            EventStep::Close(closed("evt_closes")),
+            EventStep::written(closed("evt_ends")),
+            EventStep::Ready("evt_passes"),
+        ]);
+        assert_eq!(ready, ["evt_passes"]);
+        assert_eq!(progress.take_closed(), [closed("evt_closes")]);
+        assert_eq!(progress.take_closed(), []);
+        // Until its verdict is written, a closed event is unfinished too.
+        let unfinished = ["evt_closes", "evt_fails", "evt_passes"].map(id);
+        assert_eq!(progress.unfinished_ids(), unfinished.into());
+        let failure = &progress.reports[&id("evt_fails")].result;
+        assert_eq!(*failure, Err(ProcessingFailure::NotStored));
+    }
+
+    #[test]
+    fn no_failure_takes_back_a_result_and_none_is_reported_for_an_event_without_a_message() {
+        let mut progress = BatchProgress::new([id("evt_1")].iter());
+        progress.pass([EventStep::<()>::written(closed("evt_1"))]);
+        let fail = |event| EventStep::<()>::Fail(id(event), ProcessingFailure::Panicked);
+        progress.pass([fail("evt_1"), fail("evt_waited")]);
+        assert!(progress.reports[&id("evt_1")].result.is_ok());
+        assert!(!progress.reports.contains_key(&id("evt_waited")));
+        progress.pass([EventStep::<()>::written(closed("evt_waited"))]);
+        assert!(progress.reports[&id("evt_waited")].result.is_ok());
+    }
+}

@@ -1,0 +1,38 @@
+//! Finds the payments rows of a PaymentIntent. Their key contains the account (tenant isolation), and a PaymentIntent's
+//! id does not tell its account: so the platform is looked up, and every account that may have the payment.
+
+use std::collections::BTreeSet;
+
+use anyhow::Result;
+use billhook_core::entity::EntityKey;
+use billhook_core::ids::{AccountId, PaymentIntentId, TenantId};
+use billhook_core::worker::ports::{Ledger, PaymentKey, PaymentRow};
+
+/// The connected accounts of these tenants.
+pub(crate) async fn load_tenant_accounts(
+    ledger: &impl Ledger,
+    tenants: impl IntoIterator<Item = TenantId>,
+) -> Result<BTreeSet<AccountId>> {
+    let keys: BTreeSet<EntityKey> = tenants.into_iter().map(EntityKey::Tenant).collect();
+    if keys.is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    let rows = ledger.load_rows(&keys, &BTreeSet::new()).await?;
+    let tenants = rows.entities.into_values();
+    Ok(tenants.filter_map(|(tenant, _)| tenant.account).collect())
+}
+
+/// The payment's rows on the platform and on these accounts, as far as they exist.
+pub(crate) async fn load_payment_rows(
+    ledger: &impl Ledger,
+    intent: &PaymentIntentId,
+    accounts: BTreeSet<AccountId>,
+) -> Result<Vec<PaymentRow>> {
+    let accounts = accounts.into_iter().map(Some).chain([None]);
+    let keys = accounts.map(|account| PaymentKey {
+        account,
+        intent: intent.clone(),
+    });
+    let rows = ledger.load_rows(&BTreeSet::new(), &keys.collect()).await?;
+    Ok(rows.payments.into_values().collect())
+}
