@@ -13,6 +13,8 @@ use billhook_adapters::lambda::{invocation_deadline, run_function, serve_events}
 use billhook_adapters::secrets::{self, SecretsManager};
 use billhook_adapters::sqs::{EventQueues, FifoQueue};
 use billhook_adapters::stripe::StripeClient;
+use billhook_core::entity::kind::EntityKind as _;
+use billhook_core::entity::tenant::TenantKind;
 use billhook_core::time::Timestamp;
 use cleanup_failed_payments::cleanup::CleanupTask;
 use cleanup_failed_payments::reconcile::ReconcileTask;
@@ -42,10 +44,12 @@ async fn run_task(
     deadline: Timestamp,
 ) -> Result<TaskReport, TaskFailed> {
     let clock = SystemClock;
+    // Never missing: the configuration requires the table of every kind.
+    let tenants_table = config.entity_tables.get(TenantKind::SCHEMA.table);
     let jobs = JobsTable {
         client: aws.dynamodb().clone(),
         table: config.jobs_table.clone(),
-        tenants_table: config.tenants_table.clone(),
+        tenants_table: tenants_table.cloned().unwrap_or_default(),
     };
     let queue = EventQueues {
         stripe: FifoQueue::new(aws.sqs().clone(), config.stripe_events_queue_url.clone()),
@@ -54,9 +58,7 @@ async fn run_task(
     let ledger = |events: &String| {
         let tables = TableNames {
             events: events.clone(),
-            orders: Some(config.orders_table.clone()),
-            statements: config.statements_table.clone(),
-            tenants: Some(config.tenants_table.clone()),
+            entities: config.entity_tables.clone(),
             payments: Some(config.payments_table.clone()),
         };
         DynamoLedger::new(aws.dynamodb().clone(), tables, clock)

@@ -5,8 +5,9 @@
 //! `worker::resolve` then finds the entity and checks the tenant; `stripe::payments`, `stripe::account` and `lob::mail`
 //! read the facts.
 
-use crate::entity::tenant::AccountFacts;
-use crate::entity::{EntityFacts, EntityKey};
+use crate::entity::EntityKey;
+use crate::entity::account::AccountFacts;
+use crate::entity::kind::StatedFacts;
 use crate::ids::{AccountId, OrderId, PaymentIntentId, PieceId, ProviderId, StatementId};
 use crate::outcome::{EventVerdict, IgnoreReason, ParkReason};
 use crate::provider::lob::event::{LobEvent, LobMetadata};
@@ -26,7 +27,7 @@ pub struct EventFacts {
     pub piece: Option<PieceId>,
     /// The event is about the connected account itself, so its entity is the account's tenant.
     pub about_account: bool,
-    pub facts: EntityFacts,
+    pub facts: StatedFacts,
 }
 
 /// Interprets a stored payload. `Err` is the verdict of an event that ends here.
@@ -96,10 +97,7 @@ fn interpret_stripe(
         intent,
         piece: None,
         about_account: false,
-        facts: EntityFacts {
-            payment: facts.map_err(EventVerdict::Parked)?,
-            ..EntityFacts::default()
-        },
+        facts: StatedFacts::Payment(facts.map_err(EventVerdict::Parked)?),
     })
 }
 
@@ -116,10 +114,7 @@ fn interpret_account_event(
         intent: None,
         piece: None,
         about_account: true,
-        facts: EntityFacts {
-            account: facts.map_err(EventVerdict::Parked)?,
-            ..EntityFacts::default()
-        },
+        facts: StatedFacts::Account(facts.map_err(EventVerdict::Parked)?),
     })
 }
 
@@ -163,9 +158,6 @@ fn interpret_lob(payload: &[u8]) -> Result<EventFacts, EventVerdict> {
         intent: None,
         piece: event.piece_id().cloned(),
         about_account: false,
-        facts: EntityFacts {
-            mail: facts.map_err(EventVerdict::Parked)?,
-            ..EntityFacts::default()
-        },
+        facts: StatedFacts::Mail(facts.map_err(EventVerdict::Parked)?),
     })
 }

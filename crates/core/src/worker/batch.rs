@@ -10,7 +10,7 @@ use futures_util::stream::{Stream, StreamExt as _};
 
 use crate::entity::EntityKey;
 use crate::error::{DependencyError, error_chain};
-use crate::ids::{CorrelationId, EventId, ProviderId, TenantId};
+use crate::ids::{CorrelationId, EventId, PaymentRef, ProviderId, TenantId};
 use crate::intake::inbox::EventRecord;
 use crate::outcome::{EventOutcome, EventVerdict};
 use crate::provider::interpret::EventFacts;
@@ -129,7 +129,7 @@ impl EventCandidate {
         let intent = self.event.intent.clone()?;
         Some(PaymentKey {
             account: self.stored.account.clone(),
-            intent,
+            payment: PaymentRef::Intent(intent),
         })
     }
 

@@ -15,8 +15,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::{Either, select};
 use futures_util::stream::{self, StreamExt as _};
 
-use crate::entity::merge::Merge as _;
-use crate::entity::{Entity, EntityFacts, EntityKey, EntityUpdate};
+use crate::entity::{Entity, EntityKey, EntityUpdate};
 use crate::error::{DependencyError, error_chain};
 use crate::ids::{EventId, ProviderId};
 use crate::outcome::{EventOutcome, EventVerdict, ParkReason};
@@ -54,17 +53,14 @@ impl<R> CommitPlan<'_, R> {
     }
 
     fn derive_update(&self, now: Timestamp) -> EntityUpdate {
-        let mut facts = EntityFacts::default();
-        for candidate in &self.group {
-            facts.merge(candidate.event.facts.clone());
-        }
+        let facts = self.group.iter().map(|event| event.event.facts.clone());
         self.entity.apply_facts(facts, now)
     }
 
     fn build_part<'b>(&'b self, next: &'b EntityUpdate, now: Timestamp) -> CommitPart<'b, R> {
         let link = |(payment, row): &(PaymentKey, PaymentRow)| {
             let link = PaymentWrite::Link {
-                entity: self.entity.key.clone(),
+                entity: self.entity.key(),
                 version: row.version,
             };
             (payment.clone(), link)
@@ -79,9 +75,10 @@ impl<R> CommitPlan<'_, R> {
     }
 
     fn processed_dispositions(&self) -> impl Iterator<Item = EventDisposition> {
+        let key = self.entity.key();
         self.group
             .iter()
-            .map(|candidate| candidate.processed_disposition(&self.entity.key))
+            .map(move |candidate| candidate.processed_disposition(&key))
     }
 }
 
@@ -315,7 +312,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                     .ok()?;
                 // The payments row's key contains the account, so the events that wait for it have the linking event's
                 // account, and that event's tenant was checked to be the entity's (tenant isolation).
-                let tenant = loaded.stored.account.as_ref().and(entity.tenant.clone());
+                let tenant = loaded.stored.account.as_ref().and(entity.tenant().cloned());
                 Some(EventCandidate {
                     stored: loaded.stored,
                     event,
@@ -457,12 +454,9 @@ fn finished_as(update: EventUpdate) -> EventDisposition {
 }
 
 fn unknown_entity_reason(provider: ProviderId, key: &EntityKey) -> ParkReason {
-    match (provider, key) {
-        (ProviderId::Lob, _) => ParkReason::LetterUnknown,
-        (ProviderId::Stripe, EntityKey::Order(_)) => ParkReason::OrderUnknown,
-        (ProviderId::Stripe, EntityKey::Statement(_)) => ParkReason::StatementUnknown,
-        // The index still lists the tenant, but the row was deleted.
-        (ProviderId::Stripe, EntityKey::Tenant(_)) => ParkReason::TenantUnknown,
+    match provider {
+        ProviderId::Lob => ParkReason::LetterUnknown,
+        ProviderId::Stripe => key.unknown_reason(),
     }
 }
 
@@ -476,7 +470,10 @@ fn find_new_links<R>(
     let payments: BTreeSet<PaymentKey> = group.iter().filter_map(EventCandidate::payment).collect();
     payments
         .into_iter()
-        .filter(|payment| !entity.facts.payment.has_payment_intent(&payment.intent))
+        .filter(|key| {
+            let known = entity.payment_facts();
+            !known.is_some_and(|facts| facts.payments.contains_key(&key.payment))
+        })
         .map(|payment| {
             let row = rows.payments.get(&payment).cloned().unwrap_or_default();
             (payment, row)

@@ -168,7 +168,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
             .filter(|candidate| candidate.event.named_entity.is_none())
             .filter_map(EventCandidate::payment)
             .filter(unplaced)
-            .map(|payment| payment.intent)
+            .filter_map(|payment| payment.payment.intent().cloned())
             .collect();
         let pieces: BTreeSet<PieceId> = candidates
             .iter()
@@ -214,15 +214,13 @@ impl MatchHints {
         for (intent, hits) in &mut self.by_intent {
             if let Ok(keys) = hits {
                 keys.retain(|key| {
-                    is_confirmed(key, &|entity| entity.intent.as_ref() == Some(intent))
+                    is_confirmed(key, &|entity| entity.payment_intent() == Some(intent))
                 });
             }
         }
         for (piece, hits) in &mut self.by_piece {
             if let Ok(keys) = hits {
-                keys.retain(|key| {
-                    is_confirmed(key, &|entity| entity.piece.as_ref() == Some(piece))
-                });
+                keys.retain(|key| is_confirmed(key, &|entity| entity.piece() == Some(piece)));
             }
         }
     }
@@ -297,7 +295,10 @@ fn resolve_entity<R>(
         (Some(named), Some(linked), _) if named != linked => parked(ParkReason::LinkConflict),
         (Some(key), ..) | (None, Some(key), _) => EntityMatch::Entity(key.clone()),
         (None, None, Some(payment)) => one_of(
-            hints.by_intent.get(&payment.intent),
+            payment
+                .payment
+                .intent()
+                .and_then(|intent| hints.by_intent.get(intent)),
             hints.linked_here.get(&payment),
             ParkReason::Unlinked,
         ),
@@ -311,5 +312,5 @@ fn resolve_entity<R>(
 /// platform may change any, because destination charges for tenants live on the platform's account.
 pub(super) fn belongs_to_tenant(entity: &Entity, candidate: &EventCandidate) -> bool {
     candidate.stored.account.is_none()
-        || (candidate.tenant.is_some() && candidate.tenant == entity.tenant)
+        || (candidate.tenant.is_some() && candidate.tenant.as_ref() == entity.tenant())
 }

@@ -10,10 +10,11 @@ use std::collections::BTreeSet;
 use serde_json::json;
 
 use crate::entity::merge::{FactSource, latest_state};
-use crate::entity::order::{OrderStatus, derive_order_status};
 use crate::entity::payment::facts::{DisputeState, IntentFacts, PaymentFacts};
 use crate::entity::payment::refunds::derive_refunds;
-use crate::entity::payment::status::{PaymentEvidence, PaymentStatus, derive_payment_status};
+use crate::entity::payment::status::{
+    OrderStatus, PaymentEvidence, PaymentStatus, derive_order_status, derive_payment_status,
+};
 use crate::entity::payment::timeline::{
     TimelineBuilder, add_disputes_and_reviews, add_failures, add_manual_edits, add_sessions,
 };

@@ -7,7 +7,7 @@ use billhook_adapters::clock::SystemClock;
 use billhook_adapters::dynamodb::events::read_stored_event;
 use billhook_core::entity::EntityKey;
 use billhook_core::ids::{
-    EventId, OrderId, PaymentIntentId, PieceId, ProviderId, StatementId, TenantId,
+    EventId, OrderId, PaymentIntentId, PaymentRef, PieceId, ProviderId, StatementId, TenantId,
 };
 use billhook_core::ports::Clock as _;
 use billhook_core::provider::interpret::{EventFacts, interpret};
@@ -51,7 +51,7 @@ impl TraceSearch {
                 .extend(ledger.entities_by_payment_intent(&intent).await?);
             let payment = PaymentKey {
                 account: None,
-                intent,
+                payment: PaymentRef::Intent(intent),
             };
             let rows = ledger
                 .load_rows(&BTreeSet::new(), &BTreeSet::from([payment]))
@@ -212,7 +212,7 @@ pub(super) async fn find_entity_of_event(
     };
     let payment = PaymentKey {
         account: event.summary.record.account.clone(),
-        intent: intent.clone(),
+        payment: PaymentRef::Intent(intent.clone()),
     };
     let rows = ledger
         .load_rows(&BTreeSet::new(), &BTreeSet::from([payment]))
