@@ -39,18 +39,18 @@ fn histories(provider: ProviderId) -> Vec<Vec<u8>> {
 
 pub(super) fn stripe(input: &[u8]) -> bool {
     let key = EntityKey::Order(OrderId::parse("ord_2041").unwrap());
-    match row_of(&key) {
-        Entity::Order(order) => check(ProviderId::Stripe, order, input),
-        Entity::Statement(_) | Entity::Tenant(_) => unreachable!("{key}"),
-    }
+    let Entity::Order(order) = row_of(&key) else {
+        unreachable!("{key}");
+    };
+    check(ProviderId::Stripe, order, input)
 }
 
 pub(super) fn lob(input: &[u8]) -> bool {
     let key = EntityKey::Statement(StatementId::parse("st_2041").unwrap());
-    match row_of(&key) {
-        Entity::Statement(statement) => check(ProviderId::Lob, statement, input),
-        Entity::Order(_) | Entity::Tenant(_) => unreachable!("{key}"),
-    }
+    let Entity::Statement(statement) = row_of(&key) else {
+        unreachable!("{key}");
+    };
+    check(ProviderId::Lob, statement, input)
 }
 
 /// Interprets a body as the worker does.

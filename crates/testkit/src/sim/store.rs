@@ -347,11 +347,13 @@ impl World {
 }
 
 fn payment_facts_mut(entity: &mut Entity) -> Option<&mut PaymentFacts> {
-    match entity {
-        Entity::Order(order) => Some(&mut order.facts),
-        Entity::Statement(statement) => Some(&mut statement.facts.payment),
-        Entity::Tenant(_) => None,
+    if let Entity::Order(order) = entity {
+        return Some(&mut order.facts);
     }
+    if let Entity::Statement(statement) = entity {
+        return Some(&mut statement.facts.payment);
+    }
+    None
 }
 
 /// A transaction that may still take effect after its caller has ended.
