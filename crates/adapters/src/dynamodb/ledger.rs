@@ -408,8 +408,12 @@ mod tests {
     use billhook_core::entity::kind::StatedFacts;
     use billhook_core::ids::{OrderId, PaymentRef, StatementId};
     use billhook_core::outcome::{EventVerdict, IgnoreReason, ParkReason};
+    use billhook_core::provider::lob::event::LobEvent;
+    use billhook_core::provider::lob::mail::read_mail_facts;
+    use billhook_core::provider::stripe::account::read_account_facts;
     use billhook_core::provider::stripe::event::StripeEvent;
     use billhook_core::provider::stripe::payments::read_payment_facts;
+    use billhook_testkit::events::letter;
     use serde_json::json;
 
     use billhook_core::worker::ports::{EventUpdate, PaymentWrite};
@@ -508,6 +512,68 @@ mod tests {
             "mail_status": "mailed" }),
         );
         insta::assert_snapshot!(shown(next_write(&ledger(), &key, item)));
+    }
+
+    fn account_updated() -> StatedFacts {
+        let event = json!({ "id": "evt_2", "type": "account.updated", "created": 1_781_000_000,
+            "account": "acct_1", "data": { "object": { "id": "acct_1", "object": "account",
+            "charges_enabled": true, "payouts_enabled": false } } });
+        let event = StripeEvent::parse(event.to_string().as_bytes()).unwrap();
+        StatedFacts::Account(read_account_facts(&event).unwrap().unwrap())
+    }
+
+    fn returned() -> StatedFacts {
+        let event = letter(
+            "evt_3",
+            "2026-06-09T10:13:20.000Z",
+            "ltr_1",
+            "returned_to_sender",
+        );
+        let event = LobEvent::parse(event.to_string().as_bytes()).unwrap();
+        StatedFacts::Mail(read_mail_facts(&event).unwrap().unwrap())
+    }
+
+    #[test]
+    fn a_tenants_write_has_no_timeline_and_only_the_accounts_columns() {
+        let key = EntityKey::Tenant(TenantId::parse("ten_1").unwrap());
+        let item = row(json!({ "tenant_id": "ten_1", "stripe_connected_account_id": "acct_1" }));
+        let (entity, row) = read_entity(&key, item).unwrap();
+        let next = entity.apply_facts([account_updated()], now());
+        insta::assert_snapshot!(shown(ledger().entity_update(&entity, &row, &next, now())));
+    }
+
+    #[test]
+    fn what_a_write_stores_reads_back_as_the_row_that_was_derived() {
+        let rows = [
+            (
+                "order#ord_1",
+                json!({ "id": "ord_1", "tenantId": "ten_1", "amountTotal": 4100, "currency": "usd" }),
+            ),
+            (
+                "statement#st_1",
+                json!({ "statement_id": "st_1", "amount_due": 4200, "currency": "usd",
+                "lob_letter_id": "ltr_1" }),
+            ),
+            (
+                "tenant#ten_1",
+                json!({ "tenant_id": "ten_1", "stripe_connected_account_id": "acct_1", "version": 4 }),
+            ),
+        ];
+        for (key, columns) in rows {
+            let key = EntityKey::parse(key).unwrap();
+            let mut item = row(columns);
+            let (entity, loaded) = read_entity(&key, item.clone()).unwrap();
+            let next = entity.apply_facts([paid(), returned(), account_updated()], now());
+            for (name, value) in build_columns(key.schema(), &loaded, &next, now()).unwrap() {
+                match value {
+                    Some(value) => item.insert(name.to_owned(), value),
+                    None => item.remove(name),
+                };
+            }
+            let (again, _) = read_entity(&key, item).unwrap();
+            assert_eq!(again, next.next());
+            assert_ne!(again, entity);
+        }
     }
 
     #[test]

@@ -6,8 +6,7 @@
 //! writers; `worker` writes under an optimistic lock. Read next: `merge`, `kind`, then `payment::derive` and
 //! `mail::derive`.
 //!
-//! To add a kind: its file, its line in the three enums, in `for_entity!` and in `SCHEMAS` here, its columns in
-//! `docs/data-model.md`, its table in `template.yaml`.
+//! To add a kind: `docs/CONTRIBUTING.md`.
 
 pub mod account;
 pub mod columns;
