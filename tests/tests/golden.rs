@@ -39,7 +39,7 @@ impl Stage {
     fn new() -> Self {
         let tables: &MemoryTables = Box::leak(Box::default());
         let key = EntityKey::Order(OrderId::parse("ord_1").unwrap());
-        let order = memory::entity(key.clone());
+        let order = memory::entity(&key);
         tables.entities.lock().unwrap().insert(key, order);
         Self {
             ingress: WebhookIngress {

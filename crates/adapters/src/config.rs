@@ -4,11 +4,16 @@
 //! deployment attempt shows everything that is wrong. A missing value is never guessed; the only defaults are the ones
 //! written here. It does not call AWS: `aws` and `secrets` use what is read here. Each function has its own struct.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use billhook_core::endpoint::secret::{SecretHolder, SecretKind};
+use billhook_core::entity::ENTITY_SCHEMAS;
+use billhook_core::entity::columns::EntitySchema;
+use billhook_core::entity::kind::EntityKind as _;
+use billhook_core::entity::statement::StatementKind;
 use billhook_core::ids::{PerProvider, ProviderId};
 use secrecy::SecretString;
 use tracing::level_filters::LevelFilter;
@@ -63,6 +68,14 @@ pub struct EnvironmentConfig {
     /// `LIVE_MODE`: real money. Then no variable may contain a secret, and test events are ignored.
     pub live: bool,
     pub log_level: LevelFilter,
+}
+
+/// The names of the entity kinds' tables, by [`EntitySchema::table`].
+pub type EntityTables = BTreeMap<&'static str, String>;
+
+/// The variable of a kind's table: `ORDERS_TABLE`.
+pub(crate) fn table_variable(schema: &EntitySchema) -> String {
+    format!("{}_TABLE", schema.table.to_uppercase())
 }
 
 #[derive(Clone, Debug)]
@@ -138,9 +151,7 @@ fn signing_secret_arns(provider: ProviderId) -> &'static [&'static str] {
 pub struct StripeWorkerConfig {
     pub environment: EnvironmentConfig,
     pub stripe_events_table: String,
-    pub orders_table: String,
-    pub statements_table: String,
-    pub tenants_table: String,
+    pub entity_tables: EntityTables,
     pub payments_table: String,
 }
 
@@ -150,9 +161,7 @@ impl StripeWorkerConfig {
         let config = Self {
             environment: read.environment(),
             stripe_events_table: read.required("STRIPE_EVENTS_TABLE"),
-            orders_table: read.required("ORDERS_TABLE"),
-            statements_table: read.required("STATEMENTS_TABLE"),
-            tenants_table: read.required("TENANTS_TABLE"),
+            entity_tables: read.entity_tables(ENTITY_SCHEMAS),
             payments_table: read.required("PAYMENTS_TABLE"),
         };
         read.finish(config)
@@ -164,7 +173,7 @@ impl StripeWorkerConfig {
 pub struct LobWorkerConfig {
     pub environment: EnvironmentConfig,
     pub lob_events_table: String,
-    pub statements_table: String,
+    pub entity_tables: EntityTables,
 }
 
 impl LobWorkerConfig {
@@ -173,7 +182,7 @@ impl LobWorkerConfig {
         let config = Self {
             environment: read.environment(),
             lob_events_table: read.required("LOB_EVENTS_TABLE"),
-            statements_table: read.required("STATEMENTS_TABLE"),
+            entity_tables: read.entity_tables(&[StatementKind::SCHEMA]),
         };
         read.finish(config)
     }
@@ -184,9 +193,7 @@ impl LobWorkerConfig {
 pub struct CleanupConfig {
     pub environment: EnvironmentConfig,
     pub events_tables: PerProvider<String>,
-    pub orders_table: String,
-    pub statements_table: String,
-    pub tenants_table: String,
+    pub entity_tables: EntityTables,
     pub payments_table: String,
     pub jobs_table: String,
     pub queue_urls: PerProvider<String>,
@@ -204,9 +211,7 @@ impl CleanupConfig {
         let environment = read.environment();
         let config = Self {
             events_tables: read.events_tables(),
-            orders_table: read.required("ORDERS_TABLE"),
-            statements_table: read.required("STATEMENTS_TABLE"),
-            tenants_table: read.required("TENANTS_TABLE"),
+            entity_tables: read.entity_tables(ENTITY_SCHEMAS),
             payments_table: read.required("PAYMENTS_TABLE"),
             jobs_table: read.required("JOBS_TABLE"),
             queue_urls: read.queue_urls(),
@@ -306,6 +311,14 @@ impl<'a> EnvReader<'a> {
             Some(_) => {}
         }
         value.unwrap_or_default()
+    }
+
+    fn entity_tables(&mut self, schemas: &[EntitySchema]) -> EntityTables {
+        let mut read = |schema: &EntitySchema| self.required(&table_variable(schema));
+        schemas
+            .iter()
+            .map(|schema| (schema.table, read(schema)))
+            .collect()
     }
 
     pub(crate) fn optional_url(&mut self, name: &str) -> Option<String> {

@@ -4,8 +4,9 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use billhook_core::entity::merge::Merge as _;
-use billhook_core::entity::{Entity, EntityFacts, EntityKey};
+use billhook_core::entity::EntityKey;
+use billhook_core::entity::kind::{EntityState, StatedFacts};
+use billhook_core::entity::order::OrderKind;
 use billhook_core::error::DependencyError;
 use billhook_core::ids::{CheckoutSessionId, OrderId, PaymentIntentId};
 use billhook_core::ports::Clock;
@@ -28,38 +29,38 @@ fn at(second: i64) -> Timestamp {
     Timestamp::from_unix_s(T + second).unwrap()
 }
 
-fn facts(events: &[Value]) -> EntityFacts {
-    let mut facts = EntityFacts::default();
-    for event in events {
-        facts.payment.merge(payment_facts(event));
-    }
-    facts
+fn facts(events: &[Value]) -> Vec<StatedFacts> {
+    let read = |event: &Value| StatedFacts::Payment(payment_facts(event));
+    events.iter().map(read).collect()
 }
 
 /// What the worker does when an event comes.
 fn deliver(tables: &MemoryTables, key: &EntityKey, event: &Value) {
     let mut entities = tables.entities.lock().unwrap();
     let row = entities.get_mut(key).unwrap();
-    let next = row.apply_facts(facts(std::slice::from_ref(event)), at(9_000));
-    row.version += 1;
-    row.facts = next.facts.clone();
-    row.columns = next.derived.columns.clone();
-    row.derived = next.derived;
+    *row = row
+        .apply_facts(facts(std::slice::from_ref(event)), at(9_000))
+        .next();
 }
 
 /// Puts an order into the tables as the worker leaves it after these events.
 fn order(tables: &MemoryTables, id: &str, events: &[Value]) -> EntityKey {
     let key = EntityKey::Order(OrderId::parse(id).unwrap());
-    let mut row = Entity {
-        version: 1,
-        ..memory::entity(key.clone())
-    };
-    let next = row.apply_facts(facts(events), at(0));
-    row.facts = next.facts;
-    row.columns = next.derived.columns.clone();
-    row.derived = next.derived;
+    let row = memory::entity(&key)
+        .apply_facts(facts(events), at(0))
+        .next();
     tables.entities.lock().unwrap().insert(key.clone(), row);
     key
+}
+
+/// What the application or a person writes.
+fn edit_order(
+    tables: &MemoryTables,
+    key: &EntityKey,
+    edit: impl FnOnce(&mut EntityState<OrderKind>),
+) {
+    let mut entities = tables.entities.lock().unwrap();
+    edit(memory::order_mut(entities.get_mut(key).unwrap()));
 }
 
 fn failed(tables: &MemoryTables, id: &str, second: i64) -> EntityKey {
@@ -75,7 +76,7 @@ fn failed(tables: &MemoryTables, id: &str, second: i64) -> EntityKey {
 
 fn status(tables: &MemoryTables, key: &EntityKey) -> String {
     tables.entities.lock().unwrap()[key]
-        .columns
+        .columns()
         .status
         .clone()
         .unwrap()
@@ -184,14 +185,9 @@ async fn money_at_stripe_or_in_the_facts_forbids_the_cancel() {
             intent_succeeded("evt_2", T, "pi_2", json!({}), 1),
         ];
         let underpaid = order(&tables, "underpaid", &events);
-        tables
-            .entities
-            .lock()
-            .unwrap()
-            .get_mut(&underpaid)
-            .unwrap()
-            .columns
-            .status = Some("payment_failed".into());
+        edit_order(&tables, &underpaid, |order| {
+            order.columns.status = Some("payment_failed".into());
+        });
         let summary = run(&tables, &stripe, "{}").await;
         assert_eq!(
             summary,
@@ -231,13 +227,7 @@ async fn a_payment_that_only_the_application_knows_is_asked_about_too() {
     let (tables, stripe) = (MemoryTables::default(), MemoryStripe::default());
     let key = failed(&tables, "again", 0);
     let intent = PaymentIntentId::parse("pi_second").unwrap();
-    tables
-        .entities
-        .lock()
-        .unwrap()
-        .get_mut(&key)
-        .unwrap()
-        .intent = Some(intent);
+    edit_order(&tables, &key, |order| order.given.intent = Some(intent));
     stands(&stripe, "pi_second", IntentStatus::Succeeded);
     let summary = run(&tables, &stripe, "{}").await;
     assert_eq!((summary.cancelled, summary.reconciled), (0, 1));
@@ -296,7 +286,7 @@ async fn a_payment_at_any_moment_is_never_cancelled_and_never_leaves_a_cancelled
                 let at = format!("session {with_session}, paid {paid_at}, told {told_at}");
                 if paid {
                     assert_eq!(stripe.intent("pi_raced"), IntentStatus::Succeeded, "{at}");
-                    assert_eq!(before.facts.payment.cancelled, None, "{at}");
+                    assert_eq!(before.payment_facts().unwrap().cancelled, None, "{at}");
                     seen.0 += 1;
                 } else if calls > paid_at {
                     // Too late: Stripe takes no money for what was ended.
@@ -448,12 +438,9 @@ async fn a_payment_after_the_cancel_completes_the_order_and_asks_for_a_review() 
     let paid = intent_succeeded("evt_late", T + 9_000, "pi_late", json!({}), 4200);
     let row = tables.entities.lock().unwrap()[&key].clone();
     let next = row.apply_facts(facts(&[paid]), at(9_000));
-    assert_eq!(next.payment.status.as_str(), "completed");
-    assert!(
-        next.payment
-            .review_reasons
-            .contains("paid_after_cancel:pi_late")
-    );
+    let payment = next.payment().unwrap();
+    assert_eq!(payment.status.as_str(), "completed");
+    assert!(payment.review_reasons.contains("paid_after_cancel:pi_late"));
 }
 
 #[tokio::test]

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::stripe::StripeClient;
-use billhook_core::entity::merge::Merge as _;
-use billhook_core::entity::{Entity, EntityFacts, EntityKey};
+use billhook_core::entity::kind::StatedFacts;
+use billhook_core::entity::{Entity, EntityKey};
 use billhook_core::ids::OrderId;
 use billhook_core::ports::Clock as _;
 use billhook_core::tasks::definitions::CleanupInput;
@@ -33,17 +33,9 @@ fn stale(id: &str) -> Entity {
         named,
         "ch_1",
     );
-    let mut facts = EntityFacts::default();
-    facts.payment.merge(payment_facts(&event));
-    let mut row = Entity {
-        version: 1,
-        ..memory::entity(EntityKey::Order(OrderId::parse(id).unwrap()))
-    };
-    let next = row.apply_facts(facts, hours_ago);
-    row.facts = next.facts;
-    row.columns = next.derived.columns.clone();
-    row.derived = next.derived;
-    row
+    let payment = StatedFacts::Payment(payment_facts(&event));
+    let row = memory::entity(&EntityKey::Order(OrderId::parse(id).unwrap()));
+    row.apply_facts([payment], hours_ago).next()
 }
 
 /// The most that this process ever had resident: the tables and the local Stripe are in it too.
@@ -67,7 +59,7 @@ async fn ten_thousand_orders_in_live_mode_with_a_run_that_is_cut() {
     for n in 0..ORDERS {
         let id = format!("ord_{n}");
         let row = stale(&id);
-        tables.entities.lock().unwrap().insert(row.key.clone(), row);
+        tables.entities.lock().unwrap().insert(row.key(), row);
         let intent = json!({ "id": format!("pi_{id}"), "object": "payment_intent", "livemode": true,
             "status": "requires_payment_method", "amount": 4200, "currency": "usd", "metadata": {} });
         stripe.put(None, intent);

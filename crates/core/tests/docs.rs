@@ -1,13 +1,19 @@
-//! The tables of `docs/SEMANTICS.md` are what the code does: each is rendered here from the code's own answers.
+//! The tables of `docs/SEMANTICS.md` are what the code does, and the columns of `docs/data-model.md` those that it
+//! knows: each is rendered here from the code's own answers.
 #![cfg(test)]
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
+use billhook_core::entity::columns::{ColumnOwner, ColumnType, EntitySchema, RowColumns};
+use billhook_core::entity::kind::StatedFacts;
 use billhook_core::entity::mail::derive::derive_mail;
 use billhook_core::entity::mail::facts::{MailFacts, MailStage, PieceFacts};
 use billhook_core::entity::merge::{FactSource, MaxRegister, Merge as _, SeenInterval};
 use billhook_core::entity::payment::derive::{DerivedPayment, derive_payment};
 use billhook_core::entity::payment::facts::PaymentFacts;
+use billhook_core::entity::schema::LastDerived;
+use billhook_core::entity::{ENTITY_SCHEMAS, EntityKey};
 use billhook_core::ids::{EventId, PieceId, ProviderId};
 use billhook_core::intake::inbox::{EventRecord, RedeliveryAction};
 use billhook_core::money::{Currency, Money};
@@ -20,18 +26,20 @@ use billhook_core::tasks::definitions::SCHEDULED_TASKS;
 use billhook_core::time::Timestamp;
 use billhook_testkit::events::payment_facts;
 use billhook_testkit::events::{
-    charge_refunded, dispute, intent_failed, intent_is, intent_succeeded, refund, stripe,
+    account_facts, charge_refunded, dispute, intent_failed, intent_is, intent_succeeded, refund,
+    session_completed, stripe,
 };
 use serde_json::{Value, json};
 
 const SEMANTICS: &str = include_str!("../../../docs/SEMANTICS.md");
+const DATA_MODEL: &str = include_str!("../../../docs/data-model.md");
 const T: i64 = 1_781_000_000;
 
 /// The cells of the first table under a heading, without its two head lines.
 #[track_caller]
-fn table(heading: &str) -> Vec<Vec<String>> {
+fn table_of(page: &str, heading: &str) -> Vec<Vec<String>> {
     let heading = format!("\n{heading}\n");
-    let Some((_, section)) = SEMANTICS.split_once(&heading) else {
+    let Some((_, section)) = page.split_once(&heading) else {
         panic!("no heading {heading:?}");
     };
     let rows: Vec<Vec<String>> = section
@@ -47,6 +55,11 @@ fn table(heading: &str) -> Vec<Vec<String>> {
         .collect();
     assert!(!rows.is_empty(), "no table under {heading:?}");
     rows
+}
+
+#[track_caller]
+fn table(heading: &str) -> Vec<Vec<String>> {
+    table_of(SEMANTICS, heading)
 }
 
 fn columns(heading: &str, which: std::ops::Range<usize>) -> Vec<Vec<String>> {
@@ -89,8 +102,124 @@ fn paid(id: &str, intent: &str, amount: i64) -> Value {
 }
 
 fn given_up(mut facts: PaymentFacts) -> PaymentFacts {
-    facts.merge(cancellation_fact(at(10)).payment);
+    match cancellation_fact(at(10)) {
+        StatedFacts::Payment(cancelled) => facts.merge(cancelled),
+        StatedFacts::Mail(_) | StatedFacts::Account(_) => unreachable!(),
+    }
     facts
+}
+
+#[test]
+fn the_columns_of_the_data_model_are_those_of_each_kind() {
+    for schema in ENTITY_SCHEMAS {
+        let rendered = schema.columns.iter().map(|column| {
+            let kind = match column.kind {
+                ColumnType::Text => "S",
+                ColumnType::Integer => "N",
+                ColumnType::Bool => "BOOL",
+                ColumnType::TextSet => "SS",
+                ColumnType::List => "L",
+                ColumnType::Map => "M",
+            };
+            let owner = match column.owner {
+                ColumnOwner::Application => "application",
+                ColumnOwner::Billhook => "billhook",
+                ColumnOwner::Both => "both",
+            };
+            let guarded = match schema.guarded.contains(&column.name) {
+                true => ", guarded",
+                false => "",
+            };
+            let owner = format!("{owner}{guarded}");
+            [
+                code(column.name),
+                kind.to_owned(),
+                owner,
+                column.meaning.to_owned(),
+            ]
+            .to_vec()
+        });
+        let heading = format!("## {}", schema.table);
+        let rendered: Vec<_> = rendered.collect();
+        assert_eq!(table_of(DATA_MODEL, &heading), rendered, "{}", schema.word);
+        let own = [schema.key, schema.tenant, schema.facts, "version"].into_iter();
+        for name in own
+            .chain(schema.payment_intent)
+            .chain(schema.guarded.iter().copied())
+        {
+            assert!(is_documented(schema, name), "{name}");
+        }
+    }
+}
+
+fn is_documented(schema: &EntitySchema, name: &str) -> bool {
+    schema.columns.iter().any(|column| column.name == name)
+}
+
+/// A row that notes which columns are read.
+struct NotedRow(RefCell<BTreeSet<String>>);
+
+impl NotedRow {
+    fn note(&self, column: &str) {
+        self.0.borrow_mut().insert(column.to_owned());
+    }
+}
+
+impl RowColumns for NotedRow {
+    fn text(&self, column: &str) -> Option<&str> {
+        self.note(column);
+        // Anything that every id and currency may be.
+        Some("usd")
+    }
+    fn integer(&self, column: &str) -> Option<i64> {
+        self.note(column);
+        Some(4200)
+    }
+    fn truth(&self, column: &str) -> Option<bool> {
+        self.note(column);
+        None
+    }
+    fn facts<F: Default>(&self, column: &str) -> Result<(F, LastDerived), String> {
+        self.note(column);
+        Ok(Default::default())
+    }
+}
+
+#[test]
+fn a_kind_reads_and_writes_only_columns_that_it_documents() {
+    let account = json!({ "id": "acct_1", "object": "account", "charges_enabled": true, "payouts_enabled": true });
+    let account = stripe("evt_1", "account.updated", T, account);
+    let stated = [
+        StatedFacts::Payment(facts(&[
+            intent_failed("evt_1", T, "pi_1", json!({}), "ch_1"),
+            session_completed(
+                "evt_2",
+                T,
+                "cs_1",
+                Some("pi_1"),
+                json!({ "userId": "u" }),
+                "paid",
+            ),
+            charge_refunded("evt_3", T + 5, "ch_2", Some("pi_1"), 4200),
+        ])),
+        StatedFacts::Mail(mail(&[(MailStage::Issue, 1)])),
+        StatedFacts::Account(account_facts(&account)),
+    ];
+    for schema in ENTITY_SCHEMAS {
+        let row = NotedRow(RefCell::default());
+        let key = EntityKey::of_kind(schema.word, "id").unwrap();
+        let update = key
+            .read_row(&row)
+            .unwrap()
+            .apply_facts(stated.clone(), at(0));
+        let written = update.write_columns(at(0));
+        let read = row.0.into_inner();
+        let names = read.iter().map(String::as_str);
+        for name in names.chain(written.iter().map(|(name, _)| *name)) {
+            assert!(is_documented(schema, name), "{}: {name}", schema.word);
+        }
+        assert!(!written.is_empty(), "{}", schema.word);
+    }
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! What one write makes of a row: the columns that the application or a person may have touched.
 #![cfg(test)]
 
-use billhook_core::entity::merge::Merge as _;
+use billhook_core::entity::EntityKey;
+use billhook_core::entity::kind::{EntityState, StatedFacts};
+use billhook_core::entity::order::{OrderColumns, OrderKind};
 use billhook_core::entity::schema::GuardedColumns;
-use billhook_core::entity::{Entity, EntityFacts, EntityKey, EntityUpdate};
 use billhook_core::ids::{OrderId, UserId};
 use billhook_core::time::Timestamp;
 use billhook_testkit::events::payment_facts;
@@ -19,37 +20,14 @@ fn now() -> Timestamp {
     Timestamp::from_unix_s(T + 1_000).unwrap()
 }
 
-fn order() -> Entity {
-    memory::entity(EntityKey::Order(OrderId::parse("ord_1").unwrap()))
+fn order() -> EntityState<OrderKind> {
+    let key = EntityKey::Order(OrderId::parse("ord_1").unwrap());
+    memory::order_mut(&mut memory::entity(&key)).clone()
 }
 
-fn facts(events: &[&Value]) -> EntityFacts {
-    let mut facts = EntityFacts::default();
-    for event in events {
-        let payment = payment_facts(event);
-        facts.merge(EntityFacts {
-            payment,
-            ..EntityFacts::default()
-        });
-    }
-    facts
-}
-
-/// The row as it stands after a write.
-fn written(entity: &Entity, next: EntityUpdate) -> Entity {
-    Entity {
-        version: entity.version + 1,
-        columns: next.derived.columns.clone(),
-        user: next
-            .derived
-            .user
-            .as_ref()
-            .map(UserId::to_string)
-            .or(entity.user.clone()),
-        derived: next.derived,
-        facts: next.facts,
-        ..entity.clone()
-    }
+fn facts(events: &[&Value]) -> Vec<StatedFacts> {
+    let read = |event: &&Value| StatedFacts::Payment(payment_facts(event));
+    events.iter().map(read).collect()
 }
 
 fn session(reference: &str, metadata: Value) -> Value {
@@ -71,22 +49,25 @@ fn a_missing_user_is_filled_by_the_best_hint_in_any_order() {
     for events in [[&by_reference, &by_metadata], [&by_metadata, &by_reference]] {
         // In one write, and in two: a later, better hint replaces our own.
         let at_once = order().apply_facts(facts(&events), now());
-        assert_eq!(at_once.derived.user.unwrap().as_str(), "user_r");
+        assert_eq!(at_once.next.last_derived.user.unwrap().as_str(), "user_r");
         let mut row = order();
         for event in events {
-            let next = row.apply_facts(facts(&[event]), now());
-            row = written(&row, next);
+            row = row.apply_facts(facts(&[event]), now()).next;
         }
-        assert_eq!(row.user.unwrap().as_str(), "user_r");
+        assert_eq!(row.given.user.unwrap(), "user_r");
     }
     // Theirs stays, in a form that is none of ours too.
     for theirs in ["user_theirs", "Pat Sample"] {
-        let of_the_application = Entity {
-            user: Some(theirs.to_owned()),
-            ..order()
+        let row = order();
+        let of_the_application = EntityState {
+            given: OrderColumns {
+                user: Some(theirs.to_owned()),
+                ..row.given
+            },
+            ..row
         };
-        let next = of_the_application.apply_facts(facts(&[&by_reference]), now());
-        assert_eq!(next.derived.user, None, "{theirs}");
+        let update = of_the_application.apply_facts(facts(&[&by_reference]), now());
+        assert_eq!(update.next.last_derived.user, None, "{theirs}");
     }
 }
 
@@ -104,24 +85,22 @@ fn what_is_no_user_is_no_hint() {
         ("", json!({ "order_id": "ord_1" }), None),
         (&*"x".repeat(10_000), json!({ "order_id": "ord_1" }), None),
     ] {
-        let next = order().apply_facts(facts(&[&session(reference, metadata)]), now());
-        assert_eq!(next.derived.user.as_ref().map(UserId::as_str), user);
+        let update = order().apply_facts(facts(&[&session(reference, metadata)]), now());
+        let found = update.next.last_derived.user;
+        assert_eq!(found.as_ref().map(UserId::as_str), user);
     }
     // Who gave money back is not who paid.
     let mut back = refund("evt_r", T, "re_1", ("pi_1", "ch_1"), 4200, "succeeded");
     back["data"]["object"]["metadata"] = json!({ "user_id": "agent_7" });
-    assert_eq!(
-        order().apply_facts(facts(&[&back]), now()).derived.user,
-        None
-    );
+    let update = order().apply_facts(facts(&[&back]), now());
+    assert_eq!(update.next.last_derived.user, None);
 }
 
 #[test]
 fn an_edit_that_is_no_repair_is_derived_again_and_told() {
     let failed = intent_failed("evt_f", T, "pi_1", json!({}), "ch_1");
     let paid = intent_succeeded("evt_i", T + 5, "pi_1", json!({}), 4200);
-    let row = order();
-    let row = written(&row, row.apply_facts(facts(&[&failed]), now()));
+    let row = order().apply_facts(facts(&[&failed]), now()).next;
     let edited = |edit: fn(&mut GuardedColumns)| {
         let mut row = row.clone();
         edit(&mut row.columns);
@@ -157,16 +136,13 @@ fn an_edit_that_is_no_repair_is_derived_again_and_told() {
 #[test]
 fn a_cleared_review_that_a_new_reason_flags_again_is_no_overruled_edit() {
     let open = |id: &str, at: i64, of: &str| dispute(id, at, of, "pi_1", "needs_response");
-    let row = order();
-    let row = written(
-        &row,
-        row.apply_facts(facts(&[&open("evt_1", T, "dp_1")]), now()),
-    );
-    let mut cleared = row.clone();
+    let flagged = order().apply_facts(facts(&[&open("evt_1", T, "dp_1")]), now());
+    let mut cleared = flagged.next;
     cleared.columns.requires_review = Some(false);
-    let next = cleared.apply_facts(facts(&[&open("evt_2", T + 5, "dp_2")]), now());
-    assert_eq!(next.derived.review_reasons, ["dispute_open:dp_2"]);
-    assert_eq!(next.discarded_edits, []);
+    let update = cleared.apply_facts(facts(&[&open("evt_2", T + 5, "dp_2")]), now());
+    let reasons = update.next.last_derived.review_reasons;
+    assert_eq!(reasons, ["dispute_open:dp_2"]);
+    assert_eq!(update.discarded_edits, []);
 }
 
 #[test]

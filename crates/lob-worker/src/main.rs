@@ -23,7 +23,7 @@ fn main() -> ExitCode {
             aws.warm(CONNECTIONS, 0).await;
             let tables = TableNames {
                 events: config.lob_events_table,
-                statements: config.statements_table,
+                entities: config.entity_tables,
                 ..TableNames::default()
             };
             let worker = Worker {

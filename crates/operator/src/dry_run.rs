@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::Result;
 use billhook_adapters::clock::SystemClock;
 use billhook_core::entity::schema::LastDerived;
-use billhook_core::entity::{Entity, EntityFacts, EntityKey, EntityUpdate};
+use billhook_core::entity::{Entity, EntityKey, EntityUpdate};
 use billhook_core::error::DependencyError;
 use billhook_core::ids::{AccountId, EventId, PaymentIntentId, PieceId, ProviderId, TenantId};
 use billhook_core::intake::inbox::EventSource;
@@ -143,7 +143,7 @@ impl<L: Ledger> Ledger for DryRunLedger<L> {
 fn describe_commit<R>(commit: &CommitPart<'_, R>) -> Vec<Value> {
     let changes = commit.entity.map(|(entity, _, next)| {
         (
-            entity.key.to_string(),
+            entity.key().to_string(),
             diff_entity(entity, next, commit.now),
         )
     });
@@ -180,7 +180,7 @@ pub(crate) fn diff_entity(
     next: &EntityUpdate,
     now: Timestamp,
 ) -> Vec<ColumnChange> {
-    let was = entity.apply_facts(EntityFacts::default(), now);
+    let was = entity.apply_facts([], now);
     let mut changes = Vec::new();
     let mut change = |column: &str, before: Value, after: Value| {
         if before != after {
@@ -191,8 +191,8 @@ pub(crate) fn diff_entity(
             });
         }
     };
-    let before = json!(entity.columns);
-    for (column, after) in json!(next.derived.columns)
+    let before = json!(entity.columns());
+    for (column, after) in json!(next.last_derived().columns)
         .as_object()
         .into_iter()
         .flatten()
@@ -203,12 +203,14 @@ pub(crate) fn diff_entity(
     let reasons = |derived: &LastDerived| json!(derived.review_reasons);
     change(
         "reviewReasons",
-        reasons(&entity.derived),
-        reasons(&next.derived),
+        reasons(entity.last_derived()),
+        reasons(next.last_derived()),
     );
-    let refunded = |next: &EntityUpdate| json!(next.payment.amount_refunded);
+    let refunded =
+        |next: &EntityUpdate| json!(next.payment().map(|payment| payment.amount_refunded));
     change("amountRefunded", refunded(&was), refunded(next));
-    let tenants = |next: &EntityUpdate| json!(next.account.status.as_str());
+    let tenants =
+        |next: &EntityUpdate| json!(next.account().map(|account| account.status.as_str()));
     change("stripeStatus", tenants(&was), tenants(next));
     let kinds = |next: &EntityUpdate| -> Value {
         next.timeline()
@@ -222,6 +224,9 @@ pub(crate) fn diff_entity(
 
 #[cfg(test)]
 mod tests {
+    use billhook_core::entity::kind::{EntityState, StatedFacts};
+    use billhook_core::entity::order::OrderColumns;
+    use billhook_core::entity::payment::facts::PaymentFacts;
     use billhook_core::entity::schema::GuardedColumns;
     use billhook_core::ids::OrderId;
     use billhook_core::money::{Currency, Money};
@@ -240,34 +245,28 @@ mod tests {
     #[test]
     fn a_payment_changes_columns_and_its_repetition_changes_none() {
         let event = intent_succeeded("evt_1", 1_781_000_000, "pi_1", serde_json::json!({}), 4200);
-        let payment = payment_facts(&event);
-        let paid = EntityFacts {
-            payment,
-            ..EntityFacts::default()
-        };
+        let paid = StatedFacts::Payment(payment_facts(&event));
         let now = Timestamp::from_unix_s(1_781_000_000).unwrap();
         let due = Money {
             amount: 4200,
             currency: Currency::parse("usd").unwrap(),
         };
-        let mut order = Entity {
-            key: EntityKey::Order(OrderId::parse("ord_1").unwrap()),
+        let order = Entity::Order(EntityState {
+            id: OrderId::parse("ord_1").unwrap(),
             version: 0,
             tenant: None,
-            account: None,
-            due: Some(due),
-            intent: None,
-            session: None,
-            user: None,
-            piece: None,
+            given: OrderColumns {
+                due: Some(due),
+                ..OrderColumns::default()
+            },
             columns: GuardedColumns {
                 status: Some("pending".to_owned()),
                 ..GuardedColumns::default()
             },
-            derived: LastDerived::default(),
-            facts: EntityFacts::default(),
-        };
-        let next = order.apply_facts(paid.clone(), now);
+            last_derived: LastDerived::default(),
+            facts: PaymentFacts::default(),
+        });
+        let next = order.apply_facts([paid.clone()], now);
         let changes = diff_entity(&order, &next, now);
         assert!(
             changes.contains(&change("status", json!("pending"), json!("completed"))),
@@ -277,9 +276,10 @@ mod tests {
             changes.contains(&change("timeline", json!([]), json!(["payment_succeeded"]))),
             "{changes:?}"
         );
-        order.columns = next.derived.columns.clone();
-        order.derived = next.derived.clone();
-        order.facts = next.facts.clone();
-        assert_eq!(diff_entity(&order, &order.apply_facts(paid, now), now), []);
+        let order = next.next();
+        assert_eq!(
+            diff_entity(&order, &order.apply_facts([paid], now), now),
+            []
+        );
     }
 }

@@ -10,7 +10,8 @@ use anyhow::{Context as _, Result, bail};
 use aws_sdk_dynamodb::types::AttributeValue;
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::dynamodb::attributes::string_value;
-use billhook_core::entity::{Entity, EntityFacts, EntityKey};
+use billhook_core::entity::kind::StatedFacts;
+use billhook_core::entity::{Entity, EntityKey};
 use billhook_core::ids::ProviderId;
 use billhook_core::ports::Clock as _;
 use billhook_core::worker::ports::{CommitError, CommitPart, Ledger as _};
@@ -30,7 +31,7 @@ pub(crate) async fn repair_entity(
     key: &EntityKey,
     action: &str,
     audit: &AuditContext,
-    make_facts: impl Fn(&Entity) -> Result<EntityFacts>,
+    make_facts: impl Fn(&Entity) -> Result<StatedFacts>,
 ) -> Result<()> {
     let ledger = session.ledger(ProviderId::Stripe)?;
     let keys = BTreeSet::from([key.clone()]);
@@ -51,7 +52,7 @@ pub(crate) async fn repair_entity(
             continue;
         }
         let now = SystemClock.now();
-        let next = entity.apply_facts(facts, now);
+        let next = entity.apply_facts([facts], now);
         let commit = CommitPart {
             entity: Some((&entity, &row, &next)),
             events: Vec::new(),
@@ -89,11 +90,11 @@ async fn write_timeline_note(
     session
         .dynamodb
         .update_item()
-        .table_name(session.stack.output(table.output)?)
-        .key(table.key, string_value(id))
+        .table_name(table.name(session)?)
+        .key(table.key(), string_value(id))
         .update_expression("SET timeline = list_append(if_not_exists(timeline, :none), :entry)")
         .condition_expression("attribute_exists(#key)")
-        .expression_attribute_names("#key", table.key)
+        .expression_attribute_names("#key", table.key())
         .expression_attribute_values(":none", AttributeValue::L(Vec::new()))
         .expression_attribute_values(":entry", AttributeValue::L(vec![entry]))
         .send()

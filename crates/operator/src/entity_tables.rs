@@ -4,6 +4,11 @@ use anyhow::{Context as _, Result};
 use aws_sdk_dynamodb::types::AttributeValue;
 use billhook_adapters::dynamodb::attributes::{Item, string_value};
 use billhook_core::entity::EntityKey;
+use billhook_core::entity::columns::EntitySchema;
+use billhook_core::entity::kind::EntityKind as _;
+use billhook_core::entity::order::OrderKind;
+use billhook_core::entity::statement::StatementKind;
+use billhook_core::entity::tenant::TenantKind;
 use serde_json::Value;
 
 use crate::events_table::row_to_json;
@@ -12,92 +17,25 @@ use crate::row_json::{RowDetail, read_text};
 use crate::session::StackSession;
 
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct EntityTable {
-    pub(crate) output: &'static str,
-    pub(crate) key: &'static str,
-    pub(crate) noun: &'static str,
-    /// The columns that `docs/data-model.md` names. The application owns the others, and they may hold personal data,
-    /// such as the recipient of a letter.
-    columns: &'static [&'static str],
-}
+pub(crate) struct EntityTable(&'static EntitySchema);
 
-pub(crate) const ORDERS: EntityTable = EntityTable {
-    output: "OrdersTable",
-    key: "id",
-    noun: "order",
-    columns: &[
-        "id",
-        "userId",
-        "sellerId",
-        "tenantId",
-        "amountTotal",
-        "currency",
-        "createdAt",
-        "status",
-        "paymentStatus",
-        "requiresReview",
-        "reviewReasons",
-        "amountRefunded",
-        "paymentFailedAt",
-        "stripePaymentIntentId",
-        "stripeCheckoutSessionId",
-        "timeline",
-        "updatedAt",
-        "version",
-    ],
-};
-pub(crate) const STATEMENTS: EntityTable = EntityTable {
-    output: "StatementsTable",
-    key: "statement_id",
-    noun: "statement",
-    columns: &[
-        "statement_id",
-        "tenant_id",
-        "amount_due",
-        "currency",
-        "lob_letter_id",
-        "payment_status",
-        "requires_review",
-        "review_reasons",
-        "amount_paid",
-        "amount_refunded",
-        "paid_at",
-        "stripe_payment_intent_id",
-        "mail_status",
-        "mail_status_at",
-        "needs_attention",
-        "attention_reason",
-        "expected_delivery_date",
-        "tracking_number",
-        "template_version",
-        "timeline",
-        "version",
-    ],
-};
-pub(crate) const TENANTS: EntityTable = EntityTable {
-    output: "TenantsTable",
-    key: "tenant_id",
-    noun: "tenant",
-    columns: &[
-        "tenant_id",
-        "name",
-        "stripe_connected_account_id",
-        "charges_enabled",
-        "payouts_enabled",
-        "stripe_status",
-        "version",
-    ],
-};
+pub(crate) const ORDERS: EntityTable = EntityTable(&OrderKind::SCHEMA);
+pub(crate) const STATEMENTS: EntityTable = EntityTable(&StatementKind::SCHEMA);
+pub(crate) const TENANTS: EntityTable = EntityTable(&TenantKind::SCHEMA);
 
 pub(crate) fn locate_entity(key: &EntityKey) -> (EntityTable, &str) {
-    match key {
-        EntityKey::Order(id) => (ORDERS, id.as_str()),
-        EntityKey::Statement(id) => (STATEMENTS, id.as_str()),
-        EntityKey::Tenant(id) => (TENANTS, id.as_str()),
-    }
+    (EntityTable(key.schema()), key.id())
 }
 
 impl EntityTable {
+    pub(crate) fn name(self, session: &StackSession) -> Result<&str> {
+        session.stack.entity_table(self.0)
+    }
+
+    pub(crate) fn key(self) -> &'static str {
+        self.0.key
+    }
+
     pub(crate) async fn read_row(
         self,
         session: &StackSession,
@@ -106,7 +44,7 @@ impl EntityTable {
     ) -> Result<Value> {
         self.find_row(session, id, detail).await?.ok_or_else(|| {
             let stack = &session.stack.name;
-            CommandExit::NotFound(format!("there is no {} {id} in {stack}", self.noun)).into()
+            CommandExit::NotFound(format!("there is no {} {id} in {stack}", self.0.word)).into()
         })
     }
 
@@ -116,10 +54,10 @@ impl EntityTable {
         id: &str,
         detail: RowDetail,
     ) -> Result<Option<Value>> {
-        let table = session.stack.output(self.output)?;
+        let table = self.name(session)?;
         let get = session.dynamodb.get_item().table_name(table);
         let got = get
-            .key(self.key, string_value(id))
+            .key(self.key(), string_value(id))
             .consistent_read(true)
             .send()
             .await;
@@ -132,7 +70,13 @@ impl EntityTable {
     fn select_columns(self, item: &Item, detail: RowDetail) -> Value {
         let mut row = row_to_json(item);
         if let (Some(members), RowDetail::Known) = (row.as_object_mut(), detail) {
-            members.retain(|name, _| self.columns.contains(&name.as_str()));
+            // The documented columns. The application owns the others, and they may hold personal data, such as the
+            // recipient of a letter.
+            let is_shown = |name: &str| {
+                let is_known = self.0.columns.iter().any(|column| column.name == name);
+                is_known && name != self.0.facts
+            };
+            members.retain(|name, _| is_shown(name));
         }
         row
     }
@@ -145,7 +89,7 @@ impl EntityTable {
         any_true: &[&str],
         limit: usize,
     ) -> Result<Vec<Value>> {
-        let table = session.stack.output(self.output)?;
+        let table = self.name(session)?;
         let mut found = Vec::new();
         let mut start = None;
         loop {
@@ -177,7 +121,7 @@ impl EntityTable {
             );
             start = page.last_evaluated_key;
             if start.is_none() || found.len() >= limit {
-                found.sort_by_key(|row| read_text(row, self.key).map(str::to_owned));
+                found.sort_by_key(|row| read_text(row, self.key()).map(str::to_owned));
                 found.truncate(limit);
                 return Ok(found);
             }

@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 
 use anyhow::Result;
-use billhook_core::entity::EntityKey;
-use billhook_core::ids::{AccountId, PaymentIntentId, TenantId};
+use billhook_core::entity::{Entity, EntityKey};
+use billhook_core::ids::{AccountId, PaymentIntentId, PaymentRef, TenantId};
 use billhook_core::worker::ports::{Ledger, PaymentKey, PaymentRow};
 
 /// The connected accounts of these tenants.
@@ -18,8 +18,11 @@ pub(crate) async fn load_tenant_accounts(
         return Ok(BTreeSet::new());
     }
     let rows = ledger.load_rows(&keys, &BTreeSet::new()).await?;
-    let tenants = rows.entities.into_values();
-    Ok(tenants.filter_map(|(tenant, _)| tenant.account).collect())
+    let account = |(entity, _)| match entity {
+        Entity::Tenant(tenant) => tenant.given.account,
+        Entity::Order(_) | Entity::Statement(_) => None,
+    };
+    Ok(rows.entities.into_values().filter_map(account).collect())
 }
 
 /// The payment's rows on the platform and on these accounts, as far as they exist.
@@ -31,7 +34,7 @@ pub(crate) async fn load_payment_rows(
     let accounts = accounts.into_iter().map(Some).chain([None]);
     let keys = accounts.map(|account| PaymentKey {
         account,
-        intent: intent.clone(),
+        payment: PaymentRef::Intent(intent.clone()),
     });
     let rows = ledger.load_rows(&BTreeSet::new(), &keys.collect()).await?;
     Ok(rows.payments.into_values().collect())

@@ -11,6 +11,7 @@ use billhook_adapters::dynamodb::ledger::{DynamoLedger, TableNames};
 use billhook_adapters::secrets::{SecretsManager, load_document};
 use billhook_adapters::sqs::{EventQueues, FifoQueue};
 use billhook_core::endpoint::secret::{SecretHolder, SecretKind};
+use billhook_core::entity::ENTITY_SCHEMAS;
 use billhook_core::ids::{PerProvider, ProviderId};
 use billhook_core::ports::Clock as _;
 use secrecy::SecretString;
@@ -136,13 +137,13 @@ impl StackSession {
 
     /// The ledger that the provider's worker uses.
     pub(crate) fn ledger(&self, provider: ProviderId) -> Result<DynamoLedger<SystemClock>> {
-        let output = |key| self.stack.output(key).map(str::to_owned);
         let tables = TableNames {
             events: self.events_table(provider)?.table,
-            orders: Some(output("OrdersTable")?),
-            statements: output("StatementsTable")?,
-            tenants: Some(output("TenantsTable")?),
-            payments: Some(output("PaymentsTable")?),
+            entities: ENTITY_SCHEMAS
+                .iter()
+                .map(|schema| Ok((schema.table, self.stack.entity_table(schema)?.to_owned())))
+                .collect::<Result<_>>()?,
+            payments: Some(self.stack.output("PaymentsTable")?.to_owned()),
         };
         Ok(DynamoLedger::new(
             self.dynamodb.clone(),

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
+use billhook_core::entity::columns::EntitySchema;
 use roxmltree::Document;
 
 use crate::aws_request::{CLOUDFORMATION, SignedAwsClient};
@@ -129,6 +130,11 @@ impl DeployedStack {
         value.with_context(|| {
             format!("the stack {name} has no output {key}: it is not a billhook stack, or it was deployed by an older release; check --stack")
         })
+    }
+
+    /// The name of an entity kind's table.
+    pub(crate) fn entity_table(&self, schema: &EntitySchema) -> Result<&str> {
+        self.output(&format!("{}Table", schema.table))
     }
 
     pub(crate) fn is_live(&self) -> bool {

@@ -24,9 +24,7 @@ fn main() -> ExitCode {
             aws.warm(CONNECTIONS, 0).await;
             let tables = TableNames {
                 events: config.stripe_events_table,
-                orders: Some(config.orders_table),
-                statements: config.statements_table,
-                tenants: Some(config.tenants_table),
+                entities: config.entity_tables,
                 payments: Some(config.payments_table),
             };
             let worker = Worker {

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use billhook_core::entity::account::AccountFacts;
 use billhook_core::entity::payment::facts::PaymentFacts;
 use billhook_core::ids::{AccountId, CorrelationId, ProviderId};
 use billhook_core::intake::inbox::{EventSource, NewEvent};
@@ -60,6 +61,20 @@ pub fn new_event(
 )]
 pub fn fetched(body: String, account: Option<&AccountId>) -> FetchedEvent {
     FetchedEvent::from_stripe_api(body, account.cloned())
+}
+
+/// The facts of a Stripe event about a connected account.
+#[expect(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "for events that have such facts"
+)]
+pub fn account_facts(event: &Value) -> AccountFacts {
+    let event = StripeEvent::parse(event.to_string().as_bytes()).expect("an event");
+    match read_facts(&event) {
+        Some(StripeFacts::Account(facts)) => facts.expect("facts"),
+        other => panic!("no facts about an account: {other:?}"),
+    }
 }
 
 /// The facts of a Stripe event about a payment.

@@ -9,15 +9,17 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use billhook_core::entity::schema::{GuardedColumns, LastDerived};
-use billhook_core::entity::{Entity, EntityFacts, EntityKey, EntityUpdate};
+use billhook_core::entity::columns::RowColumns;
+use billhook_core::entity::kind::EntityState;
+use billhook_core::entity::order::OrderKind;
+use billhook_core::entity::schema::LastDerived;
+use billhook_core::entity::{Entity, EntityKey, EntityUpdate};
 use billhook_core::error::DependencyError;
 use billhook_core::ids::{
     AccountId, CheckoutSessionId, EventId, OrderId, PaymentIntentId, PieceId, ProviderId, TenantId,
 };
 use billhook_core::intake::inbox::{EventRecord, NewEvent, RecordResult};
 use billhook_core::intake::ports::{ReadSigningKeys, RecordEvent, SendMessage};
-use billhook_core::money::{Currency, Money};
 use billhook_core::outcome::EventOutcome;
 use billhook_core::ports::{Clock, Pause};
 use billhook_core::provider::signature::{SigningKey, SigningKeys};
@@ -36,7 +38,8 @@ use billhook_core::worker::ports::{
     CommitError, CommitPart, Ledger, LoadedRows, PaymentKey, PaymentRow, PaymentWrite, StoredEvent,
     StoredPayload,
 };
-use serde_json::Value;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::events::fetched;
@@ -68,23 +71,44 @@ pub(crate) fn open_page<'a>(
 }
 
 /// A row as the application creates it: 42.00 usd are due, and nothing else is known.
-pub fn entity(key: EntityKey) -> Entity {
-    Entity {
-        key,
-        version: 0,
-        tenant: None,
-        due: Currency::parse("usd").ok().map(|currency| Money {
-            amount: 4200,
-            currency,
-        }),
-        intent: None,
-        session: None,
-        user: None,
-        piece: None,
-        account: None,
-        columns: GuardedColumns::default(),
-        derived: LastDerived::default(),
-        facts: EntityFacts::default(),
+pub fn entity(key: &EntityKey) -> Entity {
+    let row = json!({ "amountTotal": 4200, "amount_due": 4200, "currency": "usd" });
+    entity_of(key, row)
+}
+
+/// A row with these columns.
+#[expect(
+    clippy::expect_used,
+    reason = "only facts can be unreadable, and it has none"
+)]
+pub fn entity_of(key: &EntityKey, row: Value) -> Entity {
+    key.read_row(&JsonRow(row)).expect("a row without facts")
+}
+
+/// The row of an order, to change what no event changes.
+#[expect(clippy::panic, reason = "a test that asks for another row is wrong")]
+pub fn order_mut(entity: &mut Entity) -> &mut EntityState<OrderKind> {
+    match entity {
+        Entity::Order(order) => order,
+        other => panic!("{} is no order", other.key()),
+    }
+}
+
+/// A row as JSON: its columns by name.
+struct JsonRow(Value);
+
+impl RowColumns for JsonRow {
+    fn text(&self, column: &str) -> Option<&str> {
+        self.0.get(column)?.as_str()
+    }
+    fn integer(&self, column: &str) -> Option<i64> {
+        self.0.get(column)?.as_i64()
+    }
+    fn truth(&self, column: &str) -> Option<bool> {
+        self.0.get(column)?.as_bool()
+    }
+    fn facts<F: DeserializeOwned + Default>(&self, _: &str) -> Result<(F, LastDerived), String> {
+        Ok(Default::default())
     }
 }
 
@@ -380,11 +404,8 @@ impl FindFailedOrders for &MemoryTables {
         let all = lock(&self.entities);
         let failed = all
             .values()
-            .filter(|row| row.columns.status.as_deref() == Some("payment_failed"))
-            .filter_map(|row| match &row.key {
-                EntityKey::Order(id) => Some(id.clone()),
-                EntityKey::Statement(_) | EntityKey::Tenant(_) => None,
-            })
+            .filter(|row| row.columns().status.as_deref() == Some("payment_failed"))
+            .filter_map(|row| row.key().order().cloned())
             .filter(|id| after.is_none_or(|after| id.as_str() > after));
         let orders: Vec<OrderId> = failed.take(limit).collect();
         let last = orders.last().filter(|_| orders.len() == limit);
@@ -727,8 +748,8 @@ impl Ledger for &MemoryTables {
         let all = lock(&self.entities);
         Ok(all
             .values()
-            .filter(|entity| entity.intent.as_ref() == Some(intent))
-            .map(|e| e.key.clone())
+            .filter(|entity| entity.payment_intent() == Some(intent))
+            .map(Entity::key)
             .collect())
     }
 
@@ -743,8 +764,8 @@ impl Ledger for &MemoryTables {
         let all = lock(&self.entities);
         Ok(all
             .values()
-            .filter(|entity| entity.piece.as_ref() == Some(piece))
-            .map(|e| e.key.clone())
+            .filter(|entity| entity.piece() == Some(piece))
+            .map(Entity::key)
             .collect())
     }
 
@@ -769,8 +790,8 @@ impl Ledger for &MemoryTables {
         let stuck = lock(&self.stuck).clone();
         let keys = commits
             .iter()
-            .filter_map(|commit| Some(&commit.entity?.0.key));
-        if stuck.is_some_and(|stuck| keys.into_iter().any(|key| *key == stuck)) {
+            .filter_map(|commit| Some(commit.entity?.0.key()));
+        if stuck.is_some_and(|stuck| keys.into_iter().any(|key| key == stuck)) {
             std::future::pending::<()>().await;
         }
         let first = lock(&self.before_commit).pop_front();
@@ -789,7 +810,7 @@ impl Ledger for &MemoryTables {
         let writes = || commits.iter().flat_map(|commit| &commit.payments);
         if let Some(most) = *lock(&self.facts_bytes_max) {
             let bytes = |next: &EntityUpdate| {
-                serde_json::to_string(&next.facts).map_or(0, |facts| facts.len())
+                serde_json::to_string(&next.stored_facts()).map_or(0, |facts| facts.len())
             };
             if moves().any(|(.., next)| bytes(next) > most) {
                 return Err(CommitError::Refused("the row is too large".to_owned()));
@@ -799,10 +820,10 @@ impl Ledger for &MemoryTables {
         let mut entities = lock(&self.entities);
         let mut payments = lock(&self.payments);
         let entities_stand = moves().all(|(read, ..)| {
-            entities.get(&read.key).is_some_and(|row| {
-                row.version == read.version
-                    && row.columns == read.columns
-                    && row.tenant == read.tenant
+            entities.get(&read.key()).is_some_and(|row| {
+                row.version() == read.version()
+                    && row.columns() == read.columns()
+                    && row.tenant() == read.tenant()
             })
         });
         let events_stand = concluded().all(|concluded| {
@@ -822,20 +843,7 @@ impl Ledger for &MemoryTables {
             return Err(CommitError::LostRace);
         }
         for (read, (), next) in moves() {
-            let mut row = read.clone();
-            row.version += 1;
-            row.facts = next.facts.clone();
-            row.columns = next.derived.columns.clone();
-            row.intent = next.derived.intent.clone().or(row.intent);
-            row.session = next.derived.session.clone().or(row.session);
-            row.user = next
-                .derived
-                .user
-                .as_ref()
-                .map(ToString::to_string)
-                .or(row.user);
-            row.derived = next.derived.clone();
-            entities.insert(row.key.clone(), row);
+            entities.insert(read.key(), next.next());
         }
         for concluded in concluded() {
             if let Some(row) = events.get_mut(&concluded.event) {
@@ -869,7 +877,10 @@ impl Ledger for &MemoryTables {
 pub(crate) fn refusal<R>(commits: &[CommitPart<'_, R>]) -> Option<&'static str> {
     let mut rows = BTreeSet::new();
     for commit in commits {
-        let entity = commit.entity.iter().map(|(read, ..)| read.key.to_string());
+        let entity = commit
+            .entity
+            .iter()
+            .map(|(read, ..)| read.key().to_string());
         let events = commit
             .events
             .iter()

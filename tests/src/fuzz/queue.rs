@@ -117,7 +117,7 @@ pub(super) fn batch(input: &[u8]) -> bool {
         }
         for entity in tables.entities.lock().unwrap().values() {
             let events = i64::try_from(events.len()).unwrap();
-            assert!(entity.version <= events, "{entity:?}");
+            assert!(entity.version() <= events, "{entity:?}");
         }
     }
     came_through

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::dynamodb::ledger::{DynamoLedger, TableNames};
-use billhook_core::entity::{EntityFacts, EntityKey};
+use billhook_core::entity::EntityKey;
 use billhook_core::ids::{OrderId, ProviderId, StatementId};
 use billhook_core::ports::Clock as _;
 use billhook_core::worker::ports::{CommitError, CommitPart, Ledger as _};
@@ -362,9 +362,11 @@ fn an_edit_between_read_and_write_is_a_lost_race_whichever_column_it_is() {
         let output = |name: &str| world.stack.output(name).map(str::to_owned);
         let tables = TableNames {
             events: output(STRIPE)?,
-            orders: Some(output("OrdersTable")?),
-            statements: output("StatementsTable")?,
-            tenants: Some(output("TenantsTable")?),
+            entities: [
+                ("Orders", output("OrdersTable")?),
+                ("Statements", output("StatementsTable")?),
+            ]
+            .into(),
             payments: Some(output("PaymentsTable")?),
         };
         let ledger = DynamoLedger::new(world.aws.dynamodb().clone(), tables, SystemClock, |_| ());
@@ -394,7 +396,7 @@ fn an_edit_between_read_and_write_is_a_lost_race_whichever_column_it_is() {
                         .await?;
                     let (loaded, memory) = &read.entities[&entity];
                     let now = SystemClock.now();
-                    let next = loaded.apply_facts(EntityFacts::default(), now);
+                    let next = loaded.apply_facts([], now);
                     let mut edited = row.clone();
                     match &edit {
                         Some(_) if column == "timeline" => {

@@ -3,11 +3,8 @@
 
 use std::time::Duration;
 
-use billhook_core::entity::{Entity, EntityKey};
-use billhook_core::ids::{
-    AccountId, OrderId, PaymentIntentId, PieceId, ProviderId, StatementId, TenantId,
-};
-use billhook_core::money::{Currency, Money};
+use billhook_core::entity::EntityKey;
+use billhook_core::ids::{AccountId, OrderId, ProviderId, StatementId, TenantId};
 use billhook_core::ports::Clock as _;
 use billhook_core::provider::stripe::types::{IntentStatus, SessionStatus};
 use billhook_core::time::Timestamp;
@@ -15,8 +12,8 @@ use billhook_testkit::events::{
     charge_refunded, dispute, from_account, intent_failed, letter, refund, session_completed,
     stripe,
 };
+use billhook_testkit::memory::entity_of;
 use billhook_testkit::sim::Sim;
-use billhook_testkit::sim::store::fresh;
 use billhook_testkit::sim::stripe::{Emitted, End, Intent, Says, naming};
 use serde_json::{Value, json};
 
@@ -57,9 +54,8 @@ impl Customers {
         let (id, account) = tenant(name);
         let mut world = self.sim.world();
         let now = world.now();
-        let mut row = fresh(EntityKey::Tenant(id.clone()));
-        row.tenant = Some(id.clone());
-        row.account = Some(account.clone());
+        let columns = json!({ "tenant_id": id, "stripe_connected_account_id": account });
+        let row = entity_of(&EntityKey::Tenant(id.clone()), columns);
         world.store.add(now, row);
         world.store.accounts.put(now, id, account);
         world.tell(|| format!("application    adds tenant {name}"));
@@ -68,36 +64,40 @@ impl Customers {
     /// An order with its payments; `owner` is its tenant's name, none for the platform's own.
     pub(crate) async fn order(self, name: String, owner: Option<&'static str>, payments: u64) {
         let key = EntityKey::Order(OrderId::parse(&format!("ord_{name}")).unwrap());
-        let mut row = fresh(key.clone());
-        row.columns.status = Some("pending".to_owned());
-        self.with_payments(row, owner, payments).await;
+        let columns = json!({ "status": "pending" });
+        self.with_payments(key, columns, owner, payments).await;
     }
 
     /// A statement that is paid and mailed.
     pub(crate) async fn statement(self, name: String, owner: Option<&'static str>, payments: u64) {
         let key = EntityKey::Statement(StatementId::parse(&format!("stm_{name}")).unwrap());
         let piece = format!("ltr_{name}");
-        let mut row = fresh(key.clone());
-        row.piece = Some(PieceId::parse(&piece).unwrap());
-        tokio::task::spawn_local(self.clone().mail(key, piece));
-        self.with_payments(row, owner, payments).await;
+        let columns = json!({ "lob_letter_id": piece });
+        tokio::task::spawn_local(self.clone().mail(key.clone(), piece));
+        self.with_payments(key, columns, owner, payments).await;
     }
 
-    async fn with_payments(&self, mut row: Entity, owner: Option<&'static str>, payments: u64) {
-        let key = row.key.clone();
-        row.tenant = owner.map(|name| tenant(name).0);
-        row.due = Some(Money {
-            amount: DUE,
-            currency: Currency::parse("usd").unwrap(),
-        });
+    async fn with_payments(
+        &self,
+        key: EntityKey,
+        mut columns: Value,
+        owner: Option<&'static str>,
+        payments: u64,
+    ) {
+        columns[key.schema().tenant] = json!(owner.map(|name| tenant(name).0));
+        // An order's column, and a statement's.
+        columns["amountTotal"] = json!(DUE);
+        columns["amount_due"] = json!(DUE);
+        columns["currency"] = json!("usd");
         let intents: Vec<String> = (0..payments)
             .map(|_| self.sim.world().stripe.id("pi"))
             .collect();
         // One way to tell whose a payment is: in the application's own column.
         let in_column = self.chance(250);
         if in_column && let Some(first) = intents.first() {
-            row.intent = Some(PaymentIntentId::parse(first).unwrap());
+            columns[key.schema().payment_intent.unwrap()] = json!(first);
         }
+        let row = entity_of(&key, columns);
         let is_late = self.chance(250);
         let late = self.clone();
         let adding = async move {
@@ -106,7 +106,7 @@ impl Customers {
             }
             let mut world = late.sim.world();
             let now = world.now();
-            world.tell(|| format!("application    adds {}", row.key));
+            world.tell(|| format!("application    adds {}", row.key()));
             world.store.add(now, row);
         };
         match is_late {

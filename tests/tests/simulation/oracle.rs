@@ -156,7 +156,7 @@ pub(crate) fn expected(key: &EntityKey, events: &[&Emitted], is_cancelled: bool)
         .iter()
         .rev()
         .find(|stage| mail.iter().any(|(_, its)| its == *stage));
-    let is_order = matches!(key, EntityKey::Order(_));
+    let is_order = key.order().is_some();
     let is_stated = events
         .iter()
         .any(|event| !matches!(event.says, Says::Mail(_)));

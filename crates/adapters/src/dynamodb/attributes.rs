@@ -1,7 +1,7 @@
 //! DynamoDB attribute values: how we read and write them, and how many bytes and write units a row takes.
 //!
 //! The readers return `None` for a missing attribute and for one of another type; they never guess a value.
-//! `row` and `entities` build whole rows from these.
+//! `entities` builds whole rows from these.
 
 use std::collections::HashMap;
 

@@ -3,7 +3,9 @@
 //! The index is only a hint: the cleanup reads each order itself and decides from its facts
 //! (`billhook_core::tasks::cleanup`).
 
-use billhook_core::entity::order::OrderStatus;
+use billhook_core::entity::kind::EntityKind as _;
+use billhook_core::entity::order::OrderKind;
+use billhook_core::entity::payment::status::OrderStatus;
 use billhook_core::error::DependencyError;
 use billhook_core::ids::{OrderId, ProviderId};
 use billhook_core::ports::Clock;
@@ -22,10 +24,10 @@ impl<C: Clock> FindFailedOrders for DynamoLedger<C> {
             client: &self.client,
             on_scan: self.on_scan,
             provider: ProviderId::Stripe,
-            table: &self.orders_table()?,
+            table: self.entity_table(&OrderKind::SCHEMA)?,
             name: "StatusIndex",
             column: "status",
-            key: "id",
+            key: OrderKind::SCHEMA.key,
         };
         let failed = OrderStatus::PaymentFailed.as_str();
         let page = index.query_page(failed, after, limit).await?;

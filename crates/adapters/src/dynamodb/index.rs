@@ -174,7 +174,7 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
     use std::thread;
 
-    use billhook_core::entity::EntityKey;
+    use billhook_core::entity::{ENTITY_SCHEMAS, EntityKey};
     use billhook_core::ids::{AccountId, OrderId, PaymentIntentId, PieceId, StatementId, TenantId};
     use billhook_core::tasks::ports::FindFailedOrders as _;
     use billhook_core::worker::ports::Ledger as _;
@@ -237,9 +237,10 @@ mod tests {
         }));
         let tables = TableNames {
             events: "events".to_owned(),
-            orders: Some("orders".to_owned()),
-            statements: "statements".to_owned(),
-            tenants: Some("tenants".to_owned()),
+            entities: ENTITY_SCHEMAS
+                .iter()
+                .map(|schema| (schema.table, schema.table.to_lowercase()))
+                .collect(),
             payments: Some("payments".to_owned()),
         };
         let client = aws.unwrap().dynamodb().clone();

@@ -2,10 +2,10 @@
 //! tenant of an account, which `ledger` finds by an index and caches), and every write has a condition that makes a
 //! repeat or a race harmless (optimistic lock).
 //!
-//! One file per table: `events` (with its index, `unfinished_events`), `orders` (with its index, `failed_orders`),
-//! `statements`, `tenants`, `payments`, `jobs`. `entities` and `row` are what the rows of orders, statements and
-//! tenants share; `attributes`, `update`, `index` and `batch_get` wrap DynamoDB itself. Start with `ledger`, the
-//! transaction that writes an entity together with its events.
+//! One file per table: `events` (with its index, `unfinished_events`), `payments`, `jobs`. The tables of entities
+//! (orders, statements, tenants) share `entities`, and `billhook_core::entity` has their columns; `failed_orders` and
+//! `tenants` list some of their rows for the scheduled tasks. `attributes`, `update`, `index` and `batch_get` wrap
+//! DynamoDB itself. Start with `ledger`, the transaction that writes an entity together with its events.
 
 pub mod attributes;
 mod batch_get;
@@ -15,10 +15,7 @@ mod failed_orders;
 pub mod index;
 pub mod jobs;
 pub mod ledger;
-mod orders;
 mod payments;
-pub mod row;
-mod statements;
 mod tenants;
 mod unfinished_events;
 mod update;

@@ -1,61 +1,16 @@
-//! The tenants table: the columns that billhook writes, and the list of all connected accounts for `reconcile`.
-//!
-//! `ACCOUNT` is the basis of tenant isolation: it says which tenant a connected account belongs to. `ledger` looks the
-//! tenant up by it; `billhook_core::worker` compares the result with the entity's tenant.
+//! Scans the tenants table for all connected accounts, for `reconcile`.
 
-use aws_sdk_dynamodb::types::AttributeValue;
-use billhook_core::entity::{EntityFacts, EntityUpdate};
+use billhook_core::entity::kind::EntityKind as _;
+use billhook_core::entity::tenant::{ACCOUNT_COLUMN, TenantKind};
 use billhook_core::error::DependencyError;
 use billhook_core::ids::AccountId;
 use billhook_core::tasks::ports::{AccountsPage, ListAccounts};
-use billhook_core::worker::ports::CommitError;
 
 use super::attributes::{Item, read_text, string_value};
 use super::dependency_error;
 use super::jobs::JobsTable;
-use super::row::{ColumnUpdates, RowSchema, from_attribute, schema_member, to_attribute};
 
-const TENANT: &str = "tenant_id";
-pub(super) const ACCOUNT: &str = "stripe_connected_account_id";
-
-pub(super) fn tenant_schema(table: String) -> RowSchema {
-    RowSchema {
-        table,
-        key: TENANT,
-        tenant: TENANT,
-        amount: None,
-        intent: None,
-        facts: "stripe",
-        guarded: &[
-            ACCOUNT,
-            "charges_enabled",
-            "payouts_enabled",
-            "stripe_status",
-        ],
-    }
-}
-
-pub(super) fn read_facts(stored: &AttributeValue) -> Result<EntityFacts, String> {
-    Ok(EntityFacts {
-        account: from_attribute(stored.clone())?,
-        ..EntityFacts::default()
-    })
-}
-
-pub(super) fn build_columns(next: &EntityUpdate) -> Result<ColumnUpdates, CommitError> {
-    let mut facts = to_attribute(&next.facts.account)?;
-    if let AttributeValue::M(members) = &mut facts {
-        members.extend([schema_member()]);
-    }
-    let status = string_value(next.account.status.as_str());
-    let mut columns = vec![("stripe", Some(facts)), ("stripe_status", Some(status))];
-    if let Some(able) = next.account.abilities {
-        let truth = |truth| Some(AttributeValue::Bool(truth));
-        columns.push(("charges_enabled", truth(able.charges_enabled)));
-        columns.push(("payouts_enabled", truth(able.payouts_enabled)));
-    }
-    Ok(columns)
-}
+const TENANT: &str = TenantKind::SCHEMA.key;
 
 impl ListAccounts for JobsTable {
     async fn accounts(
@@ -70,7 +25,7 @@ impl ListAccounts for JobsTable {
             .scan()
             .table_name(table)
             .projection_expression("tenant_id, #account")
-            .expression_attribute_names("#account", ACCOUNT)
+            .expression_attribute_names("#account", ACCOUNT_COLUMN)
             .set_exclusive_start_key(start)
             .limit(i32::try_from(limit).unwrap_or(i32::MAX))
             .send()
@@ -81,7 +36,7 @@ impl ListAccounts for JobsTable {
 }
 
 fn read_accounts_page(rows: &[Item], last: Option<&Item>) -> AccountsPage {
-    let account = |row: &Item| AccountId::parse(read_text(row, ACCOUNT)?).ok();
+    let account = |row: &Item| AccountId::parse(read_text(row, ACCOUNT_COLUMN)?).ok();
     AccountsPage {
         accounts: rows.iter().filter_map(account).collect(),
         next: last.and_then(|row| Some(read_text(row, TENANT)?.to_owned())),

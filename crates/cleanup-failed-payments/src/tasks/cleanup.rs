@@ -331,7 +331,7 @@ where
         row: &L::Row,
     ) -> Result<Option<OrderCleanup>, String> {
         let now = self.clock.now();
-        let next = order.apply_facts(cancellation_fact(now), now);
+        let next = order.apply_facts([cancellation_fact(now)], now);
         let commit = CommitPart {
             entity: Some((order, row, &next)),
             events: Vec::new(),
@@ -343,9 +343,10 @@ where
             // Outcome unknown: the write may have happened and its answer been lost. Then the SDK's own second attempt
             // fails the condition and looks like a lost race. The row decides: if it has the next version and exactly
             // our facts, our write happened.
-            let rows = self.read_again(&order.key).await?;
-            let is_written = rows.entities.get(&order.key).is_some_and(|(found, _)| {
-                found.version == order.version.saturating_add(1) && found.facts == next.facts
+            let key = order.key();
+            let rows = self.read_again(&key).await?;
+            let is_written = rows.entities.get(&key).is_some_and(|(found, _)| {
+                found.version() == next.version() && found.payment_facts() == next.payment_facts()
             });
             match error {
                 _ if is_written => {}
@@ -355,7 +356,7 @@ where
         } else if let Some(changed) = commit.entity_commit() {
             report_entity_commit(ProviderId::Stripe, &changed);
         }
-        tracing::info!(order = %order.key, "order_cancelled {}", order.key);
+        tracing::info!(order = %order.key(), "order_cancelled {}", order.key());
         Ok(Some(OrderCleanup::Cancelled))
     }
 }

@@ -14,6 +14,8 @@ use billhook_adapters::report::report_fallback_scan;
 use billhook_adapters::secrets::{self, SecretsManager};
 use billhook_adapters::sqs::{EventQueues, FifoQueue};
 use billhook_adapters::stripe::StripeClient;
+use billhook_core::entity::kind::EntityKind as _;
+use billhook_core::entity::tenant::TenantKind;
 use billhook_core::ids::{PerProvider, ProviderId};
 use billhook_core::tasks::definitions::TaskInvocation;
 use billhook_core::time::Timestamp;
@@ -42,10 +44,12 @@ pub async fn run_task(
     deadline: Timestamp,
 ) -> Result<TaskReport, TaskFailed> {
     let clock = SystemClock;
+    // Never missing: the configuration requires the table of every kind.
+    let tenants_table = config.entity_tables.get(TenantKind::SCHEMA.table);
     let jobs = JobsTable {
         client: aws.dynamodb().clone(),
         table: config.jobs_table.clone(),
-        tenants_table: config.tenants_table.clone(),
+        tenants_table: tenants_table.cloned().unwrap_or_default(),
     };
     let queue = EventQueues(
         config
@@ -56,9 +60,7 @@ pub async fn run_task(
     let ledger = |provider| {
         let tables = TableNames {
             events: config.events_tables.of(provider).clone(),
-            orders: Some(config.orders_table.clone()),
-            statements: config.statements_table.clone(),
-            tenants: Some(config.tenants_table.clone()),
+            entities: config.entity_tables.clone(),
             payments: Some(config.payments_table.clone()),
         };
         DynamoLedger::new(aws.dynamodb().clone(), tables, clock, report_fallback_scan)

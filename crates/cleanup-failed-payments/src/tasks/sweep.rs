@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use billhook_adapters::metrics;
 use billhook_core::error::{DependencyError, error_chain};
-use billhook_core::ids::{EventId, PerProvider, ProviderId};
+use billhook_core::ids::{EventId, PaymentRef, PerProvider, ProviderId};
 use billhook_core::intake::inbox::{EventRecord, EventSource};
 use billhook_core::intake::message::EventPointer;
 use billhook_core::intake::ports::SendMessage;
@@ -414,10 +414,12 @@ where
         let found: Vec<Vec<EventRecord>> = stream::iter(by_payment)
             .map(async |(payment, events)| {
                 let is_linked = is_linked(&payment)
-                    || !ledger
-                        .entities_by_payment_intent(&payment.intent)
-                        .await?
-                        .is_empty();
+                    || match payment.payment.intent() {
+                        Some(intent) => {
+                            !ledger.entities_by_payment_intent(intent).await?.is_empty()
+                        }
+                        None => false,
+                    };
                 Ok::<_, DependencyError>(if is_linked { events } else { Vec::new() })
             })
             .buffer_unordered(ACTIONS_AT_ONCE)
@@ -435,7 +437,7 @@ where
         let event = interpret(provider, self.live_mode, account, payload).ok()?;
         Some(PaymentKey {
             account: account.cloned(),
-            intent: event.intent?,
+            payment: PaymentRef::Intent(event.intent?),
         })
     }
 

@@ -14,7 +14,7 @@
 //!   the review open for good. Keep "opened" and "closed" as two facts and derive the flag.
 //!
 //! Why we do it at all: `docs/adr/0002-facts-merge-derive.md`. The facts are in `payment::facts`, `mail::facts` and
-//! `tenant`.
+//! `account`.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,60 +1,220 @@
-//! The order's state machine: `status` as a function of the strongest evidence, never of the order of arrival.
+//! The entity kind order: its table and its columns, and how they follow from the facts of its payments.
 //!
-//! No code moves an order from one status to another: the same evidence gives the same status, whatever the status was
-//! before. A dispute never changes an order's `status`; `paymentStatus` shows it. The full table of events and states
-//! is in `docs/SEMANTICS.md`; `entity::payment::status` says why stronger evidence wins.
+//! Every write derives all columns that billhook owns. The state machine of `status` is in `payment::status`; what
+//! events, cleanup and people change is in `docs/SEMANTICS.md`.
 
-use crate::entity::payment::status::PaymentEvidence;
+use crate::entity::columns::ColumnOwner::{Application, Billhook, Both};
+use crate::entity::columns::ColumnType::{Bool, Integer, List, Map, Text, TextSet};
+use crate::entity::columns::{
+    ColumnValue, ColumnWrites, EntityColumn, EntitySchema, RowColumns, RowHistory,
+    describe_column as column, read_id,
+};
+use crate::entity::kind::{EntityKind, EntityState, StatedFacts, keep_if_ours, read_due};
+use crate::entity::merge::Merge as _;
+use crate::entity::payment::derive::{DerivedPayment, derive_payment};
+use crate::entity::payment::facts::PaymentFacts;
+use crate::entity::payment::status::{OrderStatus, PaymentStatus};
+use crate::entity::schema::{GuardedColumns, LastDerived};
+use crate::entity::timeline::DerivedEntry;
+use crate::ids::{CheckoutSessionId, OrderId, PaymentIntentId, UserId};
+use crate::money::Money;
+use crate::outcome::ParkReason;
+use crate::time::Timestamp;
 
-/// An order's `status`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OrderStatus {
-    /// No payment yet, a payment in progress, or a payment that does not match the amount due.
-    Pending,
-    /// An attempt failed, no payment succeeded or is in progress. The cleanup cancels these.
-    PaymentFailed,
-    /// A payment of the amount due succeeded.
-    Completed,
-    /// Everything captured was refunded.
-    Refunded,
-    /// Cancelled by the cleanup, or by a person who set the column.
-    Cancelled,
+#[rustfmt::skip]
+const COLUMNS: &[EntityColumn] = &[
+    column("id", Text, Application, ""),
+    column("userId", Text, Both, "key of an index; if it is missing, billhook fills it from Checkout and metadata"),
+    column("sellerId", Text, Application, "key of an index; billhook does not read it"),
+    column("tenantId", Text, Application, "if it is missing, the row belongs to the platform, and no connected account's event may change it"),
+    column("amountTotal", Integer, Application, "the amount due"),
+    column("currency", Text, Application, "its currency"),
+    column("createdAt", Text, Application, "billhook does not read it"),
+    column("status", Text, Billhook, "write `pending` at creation, and otherwise only what [a repair](SEMANTICS.md#manual-edits) needs"),
+    column("paymentStatus", Text, Billhook, ""),
+    column("requiresReview", Bool, Billhook, ""),
+    column("reviewReasons", TextSet, Billhook, "absent if there are none"),
+    column("amountRefunded", Integer, Billhook, ""),
+    column("paymentFailedAt", Text, Billhook, "time of the last failed attempt"),
+    column("stripePaymentIntentId", Text, Both, "billhook writes the payment that counts, unless you wrote one"),
+    column("stripeCheckoutSessionId", Text, Both, "billhook writes it if it is missing; yours stays"),
+    column("timeline", List, Both, "see [below](#timeline)"),
+    column("updatedAt", Text, Both, "billhook sets it with each of its writes"),
+    column("version", Integer, Billhook, "missing counts as 0; each of our writes adds 1"),
+    column("stripe", Map, Billhook, "the merged facts and the columns as last derived; do not read it, its format may change"),
+];
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum OrderKind {}
+
+/// The columns of the application that billhook reads.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct OrderColumns {
+    pub due: Option<Money>,
+    pub intent: Option<PaymentIntentId>,
+    pub session: Option<CheckoutSessionId>,
+    /// A string and not a [`UserId`]: an application may have ids that are not in our alphabet ("Pat Sample"). billhook
+    /// once read such an id as missing and overwrote it.
+    pub user: Option<String>,
 }
 
-impl OrderStatus {
-    pub const ALL: [Self; 5] = [
-        Self::Pending,
-        Self::PaymentFailed,
-        Self::Completed,
-        Self::Refunded,
-        Self::Cancelled,
-    ];
+impl EntityKind for OrderKind {
+    type Id = OrderId;
+    type Given = OrderColumns;
+    type Facts = PaymentFacts;
+    type Derived = DerivedPayment;
 
-    pub fn parse(word: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|status| status.as_str() == word)
-    }
+    const SCHEMA: EntitySchema = EntitySchema {
+        word: "order",
+        table: "Orders",
+        key: "id",
+        tenant: "tenantId",
+        payment_intent: Some("stripePaymentIntentId"),
+        facts: "stripe",
+        history: RowHistory::Recorded,
+        guarded: &[
+            "status",
+            "paymentStatus",
+            "requiresReview",
+            "amountTotal",
+            "currency",
+            "stripePaymentIntentId",
+            "stripeCheckoutSessionId",
+            "userId",
+        ],
+        columns: COLUMNS,
+    };
+    const UNKNOWN: ParkReason = ParkReason::OrderUnknown;
 
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Pending => "pending",
-            Self::PaymentFailed => "payment_failed",
-            Self::Completed => "completed",
-            Self::Refunded => "refunded",
-            Self::Cancelled => "cancelled",
+    fn take_facts(facts: &mut PaymentFacts, stated: StatedFacts) {
+        match stated {
+            StatedFacts::Payment(payment) => facts.merge(payment),
+            StatedFacts::Mail(_) | StatedFacts::Account(_) => {}
         }
     }
-}
 
-/// Maps evidence to the status; mirrored in `docs/SEMANTICS.md`, Payment.
-///
-/// Only the status of an order sees a cancellation: `paymentStatus` is derived from the payment's own evidence, so that
-/// a cancelled order still shows `failed`, and a late payment makes it `completed` and `paid`.
-pub fn derive_order_status(evidence: PaymentEvidence) -> OrderStatus {
-    match evidence {
-        PaymentEvidence::Nothing | PaymentEvidence::Processing => OrderStatus::Pending,
-        PaymentEvidence::Failed => OrderStatus::PaymentFailed,
-        PaymentEvidence::Cancelled => OrderStatus::Cancelled,
-        PaymentEvidence::Paid => OrderStatus::Completed,
-        PaymentEvidence::RefundedInFull => OrderStatus::Refunded,
+    fn read_given(row: &impl RowColumns) -> OrderColumns {
+        OrderColumns {
+            due: read_due(row, "amountTotal"),
+            intent: read_id(row, "stripePaymentIntentId", PaymentIntentId::parse),
+            session: read_id(row, "stripeCheckoutSessionId", CheckoutSessionId::parse),
+            user: row.text("userId").map(str::to_owned),
+        }
+    }
+
+    fn fill_given(given: &OrderColumns, written: &LastDerived) -> OrderColumns {
+        let user = written.user.as_ref().map(UserId::to_string);
+        OrderColumns {
+            due: given.due,
+            intent: written.intent.clone().or_else(|| given.intent.clone()),
+            session: written.session.clone().or_else(|| given.session.clone()),
+            user: user.or_else(|| given.user.clone()),
+        }
+    }
+
+    fn read_guarded(row: &impl RowColumns) -> GuardedColumns {
+        GuardedColumns {
+            status: row.text("status").map(str::to_owned),
+            payment_status: row.text("paymentStatus").map(str::to_owned),
+            requires_review: row.truth("requiresReview"),
+            ..GuardedColumns::default()
+        }
+    }
+
+    fn initial_columns() -> GuardedColumns {
+        GuardedColumns {
+            status: Some(OrderStatus::Pending.as_str().to_owned()),
+            payment_status: Some(PaymentStatus::Unpaid.as_str().to_owned()),
+            ..GuardedColumns::default()
+        }
+    }
+
+    fn derive(facts: &PaymentFacts, given: &OrderColumns) -> DerivedPayment {
+        derive_payment(facts, given.due)
+    }
+
+    fn project(row: &EntityState<Self>, _: &PaymentFacts, payment: &DerivedPayment) -> LastDerived {
+        let (given, last) = (&row.given, &row.last_derived);
+        LastDerived {
+            columns: GuardedColumns {
+                status: Some(payment.status.as_str().to_owned()),
+                ..GuardedColumns::of_payment(payment)
+            },
+            review_reasons: payment.review_reasons.iter().cloned().collect(),
+            intent: keep_if_ours(
+                &payment.intent,
+                given.intent.as_ref().map(PaymentIntentId::as_str),
+                last.intent.as_ref().map(PaymentIntentId::as_str),
+            ),
+            session: keep_if_ours(
+                &payment.session,
+                given.session.as_ref().map(CheckoutSessionId::as_str),
+                last.session.as_ref().map(CheckoutSessionId::as_str),
+            ),
+            user: keep_if_ours(
+                &payment.user,
+                given.user.as_deref(),
+                last.user.as_ref().map(UserId::as_str),
+            ),
+        }
+    }
+
+    fn write_columns(
+        payment: &DerivedPayment,
+        written: &LastDerived,
+        now: Timestamp,
+    ) -> ColumnWrites {
+        let text = ColumnValue::text;
+        let mut columns = vec![
+            ("status", text(payment.status.as_str())),
+            ("paymentStatus", text(payment.payment_status.as_str())),
+            (
+                "requiresReview",
+                Some(ColumnValue::Bool(!payment.review_reasons.is_empty())),
+            ),
+            (
+                "reviewReasons",
+                ColumnValue::text_set(&payment.review_reasons),
+            ),
+            (
+                "amountRefunded",
+                Some(ColumnValue::Integer(payment.amount_refunded)),
+            ),
+            (
+                "paymentFailedAt",
+                payment.payment_failed_at.map(ColumnValue::Time),
+            ),
+            ("updatedAt", Some(ColumnValue::Time(now))),
+        ];
+        if let Some(intent) = &written.intent {
+            columns.push(("stripePaymentIntentId", text(intent.as_str())));
+        }
+        if let Some(session) = &written.session {
+            columns.push(("stripeCheckoutSessionId", text(session.as_str())));
+        }
+        if let Some(user) = &written.user {
+            columns.push(("userId", text(user.as_str())));
+        }
+        columns
+    }
+
+    fn timeline(payment: &DerivedPayment) -> Vec<DerivedEntry> {
+        payment.timeline.clone()
+    }
+
+    fn payment_facts(facts: &PaymentFacts) -> Option<&PaymentFacts> {
+        Some(facts)
+    }
+
+    fn payment_facts_mut(facts: &mut PaymentFacts) -> Option<&mut PaymentFacts> {
+        Some(facts)
+    }
+
+    fn payment(payment: &DerivedPayment) -> Option<&DerivedPayment> {
+        Some(payment)
+    }
+
+    fn payment_intent(given: &OrderColumns) -> Option<&PaymentIntentId> {
+        given.intent.as_ref()
     }
 }

@@ -1,13 +1,11 @@
 //! The stored form of an entity state: the columns under the optimistic lock, and what billhook derived last.
 //!
-//! The difference between the two is how `entity` finds manual edits. The layout of the rows is in
-//! `docs/data-model.md`; `adapters::dynamodb` reads and writes it.
+//! The difference between the two is how `entity::kind` finds manual edits. The layout of the rows is in
+//! `docs/data-model.md`; each kind (`entity::order` …) reads and writes its own columns.
 
 use serde::{Deserialize, Serialize};
 
-use crate::entity::order::OrderStatus;
 use crate::entity::payment::derive::DerivedPayment;
-use crate::entity::payment::status::PaymentStatus;
 use crate::ids::{CheckoutSessionId, PaymentIntentId, UserId};
 
 /// The version of the stored facts. Add one whenever you add a kind of fact.
@@ -41,17 +39,6 @@ impl GuardedColumns {
             requires_review: Some(!payment.review_reasons.is_empty()),
             ..Self::default()
         }
-    }
-
-    /// The value that the application gives a new row: finding it in a column that we never wrote is no manual edit.
-    pub(super) fn initial(column: &str) -> Option<String> {
-        let word = match column {
-            "status" => OrderStatus::Pending.as_str(),
-            "paymentStatus" => PaymentStatus::Unpaid.as_str(),
-            "needsAttention" => "false",
-            _ => return None,
-        };
-        Some(word.to_owned())
     }
 
     /// The columns in which an edit can be overwritten; an edit of `requiresReview` always stands.

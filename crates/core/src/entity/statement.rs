@@ -1,32 +1,287 @@
-//! The projection of a statement: which of its columns billhook writes.
+//! The entity kind statement: its table and its columns, and how they follow from the facts of its payments and
+//! letters.
 //!
 //! A statement has two halves, payment and letters. While no event says anything about a half, its columns stay the
 //! application's, because a statement may be paid or mailed without Stripe and Lob. Orders have no such rule: every
 //! write derives all their columns.
 
-use crate::entity::mail::derive::DerivedMail;
-use crate::entity::mail::facts::MailFacts;
-use crate::entity::payment::derive::DerivedPayment;
-use crate::entity::payment::facts::PaymentFacts;
-use crate::entity::schema::GuardedColumns;
+use serde::{Deserialize, Serialize};
 
-/// The columns that billhook writes; `None` leaves a column as it is. If the only payment fact is a manual edit (a
-/// person set `requiresReview`), billhook writes the review flag but not the payment status, of which nothing is known.
-pub(super) fn derive_statement_columns(
-    payment_facts: &PaymentFacts,
-    payment: &DerivedPayment,
-    mail_facts: &MailFacts,
-    mail: &DerivedMail,
-) -> GuardedColumns {
-    let columns = GuardedColumns::of_payment(payment);
-    let has_stripe_facts = payment_facts.has_stripe_facts();
-    let has_payment_facts = *payment_facts != PaymentFacts::default();
-    let has_mail_facts = *mail_facts != MailFacts::default();
-    GuardedColumns {
-        payment_status: columns.payment_status.filter(|_| has_stripe_facts),
-        requires_review: columns.requires_review.filter(|_| has_payment_facts),
-        mail_status: mail.status.map(|stage| stage.as_str().to_owned()),
-        needs_attention: has_mail_facts.then_some(mail.attention_reason.is_some()),
-        ..GuardedColumns::default()
+use crate::entity::columns::ColumnOwner::{Application, Billhook, Both};
+use crate::entity::columns::ColumnType::{Bool, Integer, List, Map, Text, TextSet};
+use crate::entity::columns::{
+    ColumnValue, ColumnWrites, EntityColumn, EntitySchema, RowColumns, RowHistory,
+    describe_column as column, read_id,
+};
+use crate::entity::kind::{EntityKind, EntityState, StatedFacts, keep_if_ours, read_due};
+use crate::entity::mail::derive::{DerivedMail, derive_mail};
+use crate::entity::mail::facts::{MailFacts, MailStage};
+use crate::entity::merge::{Merge as _, merge_fields};
+use crate::entity::payment::derive::{DerivedPayment, derive_payment};
+use crate::entity::payment::facts::PaymentFacts;
+use crate::entity::payment::status::PaymentStatus;
+use crate::entity::schema::{GuardedColumns, LastDerived};
+use crate::entity::timeline::DerivedEntry;
+use crate::ids::{PaymentIntentId, PieceId, StatementId};
+use crate::money::Money;
+use crate::outcome::ParkReason;
+use crate::time::Timestamp;
+
+/// The column of the printed piece; `LobLetterIndex` is on it.
+pub const PIECE_COLUMN: &str = "lob_letter_id";
+
+#[rustfmt::skip]
+const COLUMNS: &[EntityColumn] = &[
+    column("statement_id", Text, Application, ""),
+    column("tenant_id", Text, Application, "like an order's `tenantId`"),
+    column("amount_due", Integer, Application, "the amount due"),
+    column("currency", Text, Application, "its currency"),
+    column(PIECE_COLUMN, Text, Application, "the piece that counts: letter, postcard, self mailer or check"),
+    column("payment_status", Text, Billhook, ""),
+    column("requires_review", Bool, Billhook, ""),
+    column("review_reasons", TextSet, Billhook, "absent if there are none"),
+    column("amount_paid", Integer, Billhook, "the amount due once it is paid"),
+    column("amount_refunded", Integer, Billhook, ""),
+    column("paid_at", Text, Billhook, "time of the first payment that matches the amount due"),
+    column("stripe_payment_intent_id", Text, Both, "like an order's"),
+    column("mail_status", Text, Billhook, ""),
+    column("mail_status_at", Text, Billhook, "the last time the piece reached that stage"),
+    column("needs_attention", Bool, Billhook, ""),
+    column("attention_reason", Text, Billhook, "absent if there is none"),
+    column("expected_delivery_date", Text, Both, "billhook writes the latest value from an event; without one it leaves yours"),
+    column("tracking_number", Text, Both, "the same"),
+    column("template_version", Text, Both, "the same"),
+    column("timeline", List, Both, "see [below](#timeline)"),
+    column("version", Integer, Billhook, "like an order's"),
+    column("facts", Map, Billhook, "like an order's `stripe`"),
+];
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum StatementKind {}
+
+/// The columns of the application that billhook reads.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct StatementColumns {
+    pub due: Option<Money>,
+    pub intent: Option<PaymentIntentId>,
+    pub piece: Option<PieceId>,
+}
+
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StatementFacts {
+    pub payment: PaymentFacts,
+    pub mail: MailFacts,
+}
+
+merge_fields!(StatementFacts { payment, mail });
+
+/// What follows from the facts of a statement.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DerivedStatement {
+    pub payment: DerivedPayment,
+    pub mail: DerivedMail,
+}
+
+impl EntityKind for StatementKind {
+    type Id = StatementId;
+    type Given = StatementColumns;
+    type Facts = StatementFacts;
+    type Derived = DerivedStatement;
+
+    const SCHEMA: EntitySchema = EntitySchema {
+        word: "statement",
+        table: "Statements",
+        key: "statement_id",
+        tenant: "tenant_id",
+        payment_intent: Some("stripe_payment_intent_id"),
+        facts: "facts",
+        history: RowHistory::Recorded,
+        guarded: &[
+            "payment_status",
+            "requires_review",
+            "mail_status",
+            "needs_attention",
+            "amount_due",
+            "currency",
+            "stripe_payment_intent_id",
+            PIECE_COLUMN,
+        ],
+        columns: COLUMNS,
+    };
+    const UNKNOWN: ParkReason = ParkReason::StatementUnknown;
+
+    fn take_facts(facts: &mut StatementFacts, stated: StatedFacts) {
+        match stated {
+            StatedFacts::Payment(payment) => facts.payment.merge(payment),
+            StatedFacts::Mail(mail) => facts.mail.merge(mail),
+            StatedFacts::Account(_) => {}
+        }
+    }
+
+    fn read_given(row: &impl RowColumns) -> StatementColumns {
+        StatementColumns {
+            due: read_due(row, "amount_due"),
+            intent: read_id(row, "stripe_payment_intent_id", PaymentIntentId::parse),
+            piece: read_id(row, PIECE_COLUMN, PieceId::parse),
+        }
+    }
+
+    fn fill_given(given: &StatementColumns, written: &LastDerived) -> StatementColumns {
+        StatementColumns {
+            intent: written.intent.clone().or_else(|| given.intent.clone()),
+            ..given.clone()
+        }
+    }
+
+    fn read_guarded(row: &impl RowColumns) -> GuardedColumns {
+        GuardedColumns {
+            status: None,
+            payment_status: row.text("payment_status").map(str::to_owned),
+            requires_review: row.truth("requires_review"),
+            mail_status: row.text("mail_status").map(str::to_owned),
+            needs_attention: row.truth("needs_attention"),
+        }
+    }
+
+    fn initial_columns() -> GuardedColumns {
+        GuardedColumns {
+            payment_status: Some(PaymentStatus::Unpaid.as_str().to_owned()),
+            needs_attention: Some(false),
+            ..GuardedColumns::default()
+        }
+    }
+
+    fn derive(facts: &StatementFacts, given: &StatementColumns) -> DerivedStatement {
+        DerivedStatement {
+            payment: derive_payment(&facts.payment, given.due),
+            mail: derive_mail(&facts.mail, given.piece.as_ref()),
+        }
+    }
+
+    /// `None` leaves a column as it is. If the only payment fact is a manual edit (a person set `requiresReview`),
+    /// billhook writes the review flag but not the payment status, of which nothing is known.
+    fn project(
+        row: &EntityState<Self>,
+        facts: &StatementFacts,
+        DerivedStatement { payment, mail }: &DerivedStatement,
+    ) -> LastDerived {
+        let of_payment = GuardedColumns::of_payment(payment);
+        let has_stripe_facts = facts.payment.has_stripe_facts();
+        let has_payment_facts = facts.payment != PaymentFacts::default();
+        let has_mail_facts = facts.mail != MailFacts::default();
+        let last = &row.last_derived;
+        LastDerived {
+            columns: GuardedColumns {
+                status: None,
+                payment_status: of_payment.payment_status.filter(|_| has_stripe_facts),
+                requires_review: of_payment.requires_review.filter(|_| has_payment_facts),
+                mail_status: mail.status.map(|stage| stage.as_str().to_owned()),
+                needs_attention: has_mail_facts.then_some(mail.attention_reason.is_some()),
+            },
+            review_reasons: payment.review_reasons.iter().cloned().collect(),
+            intent: keep_if_ours(
+                &payment.intent,
+                row.given.intent.as_ref().map(PaymentIntentId::as_str),
+                last.intent.as_ref().map(PaymentIntentId::as_str),
+            ),
+            // No column, but stored with the facts.
+            session: payment.session.clone(),
+            user: payment.user.clone(),
+        }
+    }
+
+    /// `written` says which columns are ours. Case: the application sets `mail_status` itself and Stripe reports a
+    /// payment first; the payment columns are written, and `mail_status` stays.
+    fn write_columns(
+        DerivedStatement { payment, mail }: &DerivedStatement,
+        written: &LastDerived,
+        _: Timestamp,
+    ) -> ColumnWrites {
+        let text = ColumnValue::text;
+        let stage = |stage: Option<MailStage>| stage.and_then(|stage| text(stage.as_str()));
+        let ours = &written.columns;
+        let mut columns = Vec::new();
+        if ours.requires_review.is_some() {
+            let requires_review = !payment.review_reasons.is_empty();
+            columns.extend([
+                ("requires_review", Some(ColumnValue::Bool(requires_review))),
+                (
+                    "review_reasons",
+                    ColumnValue::text_set(&payment.review_reasons),
+                ),
+            ]);
+        }
+        if ours.payment_status.is_some() {
+            columns.extend([
+                ("payment_status", text(payment.payment_status.as_str())),
+                (
+                    "amount_paid",
+                    Some(ColumnValue::Integer(payment.amount_paid)),
+                ),
+                (
+                    "amount_refunded",
+                    Some(ColumnValue::Integer(payment.amount_refunded)),
+                ),
+                ("paid_at", payment.paid_at.map(ColumnValue::Time)),
+            ]);
+        }
+        if let Some(intent) = &written.intent {
+            columns.push(("stripe_payment_intent_id", text(intent.as_str())));
+        }
+        if ours.needs_attention.is_some() {
+            let needs_attention = mail.attention_reason.is_some();
+            columns.extend([
+                ("mail_status", stage(mail.status)),
+                ("mail_status_at", mail.status_at.map(ColumnValue::Time)),
+                ("needs_attention", Some(ColumnValue::Bool(needs_attention))),
+                ("attention_reason", stage(mail.attention_reason)),
+            ]);
+            // If no event contained one of these, the application's value stays.
+            for (name, value) in [
+                ("expected_delivery_date", &mail.expected_delivery_date),
+                ("tracking_number", &mail.tracking_number),
+                ("template_version", &mail.template_version),
+            ] {
+                columns.extend(value.as_ref().map(|value| (name, text(value))));
+            }
+        }
+        columns
+    }
+
+    /// The entries of payments and letters together.
+    fn timeline(derived: &DerivedStatement) -> Vec<DerivedEntry> {
+        let payment = derived.payment.timeline.iter();
+        payment.chain(&derived.mail.timeline).cloned().collect()
+    }
+
+    fn payment_facts(facts: &StatementFacts) -> Option<&PaymentFacts> {
+        Some(&facts.payment)
+    }
+
+    fn payment_facts_mut(facts: &mut StatementFacts) -> Option<&mut PaymentFacts> {
+        Some(&mut facts.payment)
+    }
+
+    /// A statement may be paid by other means than Stripe, and then its payment column is the application's: it may
+    /// write `refunded` there itself. That is a repair only once Stripe's events say something about the payment.
+    fn owns_payment_status(known: &PaymentFacts, new: &PaymentFacts) -> bool {
+        known.has_stripe_facts() || new.has_stripe_facts()
+    }
+
+    fn payment(derived: &DerivedStatement) -> Option<&DerivedPayment> {
+        Some(&derived.payment)
+    }
+
+    fn mail(derived: &DerivedStatement) -> Option<&DerivedMail> {
+        Some(&derived.mail)
+    }
+
+    fn payment_intent(given: &StatementColumns) -> Option<&PaymentIntentId> {
+        given.intent.as_ref()
+    }
+
+    fn piece(given: &StatementColumns) -> Option<&PieceId> {
+        given.piece.as_ref()
     }
 }

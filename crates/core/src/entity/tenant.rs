@@ -1,97 +1,99 @@
-//! A tenant's connected Stripe account: the facts from Stripe's events, and the tenant's columns derived from them.
+//! The entity kind tenant: its table and its columns, and how they follow from the facts of its connected account.
 //!
-//! This module does not decide which tenant an account belongs to (tenant isolation); `worker::resolve` does.
+//! `stripe_connected_account_id` is the basis of tenant isolation: it says which tenant a connected account belongs to.
+//! `worker::resolve` finds the tenant by it and compares it with the entity's.
 
-use std::collections::BTreeMap;
-
-use serde::{Deserialize, Serialize};
-
-use crate::entity::merge::{MaxRegister, merge_fields};
-use crate::ids::AccountId;
+use crate::entity::account::{AccountFacts, DerivedAccount, derive_account};
+use crate::entity::columns::ColumnOwner::{Application, Billhook};
+use crate::entity::columns::ColumnType::{Bool, Integer, Map, Text};
+use crate::entity::columns::{
+    ColumnValue, ColumnWrites, EntityColumn, EntitySchema, RowColumns, RowHistory,
+    describe_column as column, read_id,
+};
+use crate::entity::kind::{EntityKind, StatedFacts};
+use crate::entity::merge::Merge as _;
+use crate::entity::schema::LastDerived;
+use crate::ids::{AccountId, TenantId};
+use crate::outcome::ParkReason;
 use crate::time::Timestamp;
 
-#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct AccountFacts {
-    /// By account, because a tenant may change its account. When there was one record per tenant, `deauthorized` of the
-    /// old account marked the new one.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub accounts: BTreeMap<AccountId, ConnectedAccount>,
+/// The column of the connected account, and the name of its index.
+pub const ACCOUNT_COLUMN: &str = "stripe_connected_account_id";
+
+#[rustfmt::skip]
+const COLUMNS: &[EntityColumn] = &[
+    column("tenant_id", Text, Application, ""),
+    column("name", Text, Application, "billhook only shows it"),
+    column(ACCOUNT_COLUMN, Text, Application, "the connected account; key of an index of the same name"),
+    column("charges_enabled", Bool, Billhook, ""),
+    column("payouts_enabled", Bool, Billhook, ""),
+    column("stripe_status", Text, Billhook, "`connected`, `restricted` or `deauthorized`"),
+    column("version", Integer, Billhook, "like an order's"),
+    column("stripe", Map, Billhook, "the merged facts"),
+];
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum TenantKind {}
+
+/// The columns of the application that billhook reads.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct TenantColumns {
+    pub account: Option<AccountId>,
 }
 
-#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct ConnectedAccount {
-    /// The latest `account.updated` wins.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub abilities: Option<MaxRegister<(Timestamp, AccountCapabilities)>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub authorized: Option<MaxRegister<Timestamp>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub deauthorized: Option<MaxRegister<Timestamp>>,
-}
+impl EntityKind for TenantKind {
+    type Id = TenantId;
+    type Given = TenantColumns;
+    type Facts = AccountFacts;
+    type Derived = DerivedAccount;
 
-merge_fields!(AccountFacts { accounts });
+    const SCHEMA: EntitySchema = EntitySchema {
+        word: "tenant",
+        table: "Tenants",
+        key: "tenant_id",
+        tenant: "tenant_id",
+        payment_intent: None,
+        facts: "stripe",
+        history: RowHistory::NotRecorded,
+        guarded: &[
+            ACCOUNT_COLUMN,
+            "charges_enabled",
+            "payouts_enabled",
+            "stripe_status",
+        ],
+        columns: COLUMNS,
+    };
+    /// The index still lists the tenant, but the row was deleted.
+    const UNKNOWN: ParkReason = ParkReason::TenantUnknown;
 
-merge_fields!(ConnectedAccount {
-    abilities,
-    authorized,
-    deauthorized
-});
-
-/// What an account may do. If two events of one second disagree, the greater value wins, so the one that allows more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct AccountCapabilities {
-    pub charges_enabled: bool,
-    pub payouts_enabled: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DerivedAccount {
-    /// The columns `charges_enabled` and `payouts_enabled`; `None` until an `account.updated` arrives.
-    pub abilities: Option<AccountCapabilities>,
-    pub status: StripeStatus,
-}
-
-/// A tenant's `stripe_status`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StripeStatus {
-    /// It may take payments and pay out, as far as its events say.
-    Connected,
-    /// It may not take payments, or not pay out.
-    Restricted,
-    /// Disconnected: we may no longer act for it.
-    Deauthorized,
-}
-
-impl StripeStatus {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Connected => "connected",
-            Self::Restricted => "restricted",
-            Self::Deauthorized => "deauthorized",
+    fn take_facts(facts: &mut AccountFacts, stated: StatedFacts) {
+        match stated {
+            StatedFacts::Account(account) => facts.merge(account),
+            StatedFacts::Payment(_) | StatedFacts::Mail(_) => {}
         }
     }
-}
 
-/// Derives the columns for the account that the tenant's row names now. If it was connected and disconnected in the
-/// same second, it is disconnected.
-pub fn derive_account(facts: &AccountFacts, account: Option<&AccountId>) -> DerivedAccount {
-    let known = account.and_then(|account| facts.accounts.get(account));
-    let ConnectedAccount {
-        abilities,
-        authorized,
-        deauthorized,
-    } = known.cloned().unwrap_or_default();
-    let abilities = abilities.map(|told| told.0.1);
-    let is_able = abilities.is_none_or(|able| able.charges_enabled && able.payouts_enabled);
-    let status = if deauthorized.is_some() && deauthorized >= authorized {
-        StripeStatus::Deauthorized
-    } else if is_able {
-        StripeStatus::Connected
-    } else {
-        StripeStatus::Restricted
-    };
-    DerivedAccount { abilities, status }
+    fn read_given(row: &impl RowColumns) -> TenantColumns {
+        TenantColumns {
+            account: read_id(row, ACCOUNT_COLUMN, AccountId::parse),
+        }
+    }
+
+    fn derive(facts: &AccountFacts, given: &TenantColumns) -> DerivedAccount {
+        derive_account(facts, given.account.as_ref())
+    }
+
+    fn write_columns(account: &DerivedAccount, _: &LastDerived, _: Timestamp) -> ColumnWrites {
+        let mut columns = vec![("stripe_status", ColumnValue::text(account.status.as_str()))];
+        if let Some(able) = account.abilities {
+            let truth = |truth| Some(ColumnValue::Bool(truth));
+            columns.push(("charges_enabled", truth(able.charges_enabled)));
+            columns.push(("payouts_enabled", truth(able.payouts_enabled)));
+        }
+        columns
+    }
+
+    fn account(derived: &DerivedAccount) -> Option<&DerivedAccount> {
+        Some(derived)
+    }
 }

@@ -7,7 +7,8 @@
 
 use secrecy::SecretString;
 
-use crate::entity::{EntityFacts, EntityKey};
+use crate::entity::EntityKey;
+use crate::entity::kind::StatedFacts;
 use crate::ids::{AccountId, PaymentIntentId, PieceId};
 use crate::json::JsonError;
 use crate::outcome::EventVerdict;
@@ -27,7 +28,7 @@ pub struct EventFacts {
     pub piece: Option<PieceId>,
     /// The event is about the connected account itself, so its entity is the account's tenant.
     pub about_account: bool,
-    pub facts: EntityFacts,
+    pub facts: StatedFacts,
 }
 
 /// A row of a provider's catalogue: an event type that changes an entity.

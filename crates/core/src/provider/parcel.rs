@@ -9,9 +9,10 @@ use std::collections::BTreeMap;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
+use crate::entity::EntityKey;
+use crate::entity::kind::StatedFacts;
 use crate::entity::mail::facts::{MailFacts, MailStage, PieceFacts};
 use crate::entity::merge::{FactSource, SeenInterval};
-use crate::entity::{EntityFacts, EntityKey};
 use crate::ids::{AccountId, EventId, PieceId, ProviderId, StatementId};
 use crate::json::{JsonError, parse_body};
 use crate::outcome::{EventVerdict, IgnoreReason, ParkReason};
@@ -140,12 +141,9 @@ impl WebhookProvider for ParcelWebhooks {
             intent: None,
             piece: Some(data.parcel_id.clone()),
             about_account: false,
-            facts: EntityFacts {
-                mail: MailFacts {
-                    pieces: BTreeMap::from([(data.parcel_id, piece)]),
-                },
-                ..EntityFacts::default()
-            },
+            facts: StatedFacts::Mail(MailFacts {
+                pieces: BTreeMap::from([(data.parcel_id, piece)]),
+            }),
         })
     }
 

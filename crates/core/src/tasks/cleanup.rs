@@ -11,10 +11,11 @@ use data_encoding::HEXLOWER;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
+use crate::entity::Entity;
+use crate::entity::kind::StatedFacts;
 use crate::entity::merge::MinRegister;
-use crate::entity::order::OrderStatus;
 use crate::entity::payment::facts::PaymentFacts;
-use crate::entity::{Entity, EntityFacts};
+use crate::entity::payment::status::OrderStatus;
 use crate::ids::{AccountId, PaymentIntentId};
 use crate::provider::stripe::types::{IntentStatus, SessionStatus};
 use crate::time::Timestamp;
@@ -42,36 +43,30 @@ pub enum CleanupDecision {
 /// person may have edited the column. An order that received 41.00 of the 42.00 due is `pending` by its facts, not
 /// `payment_failed`, so it is not cancelled.
 pub fn decide_cleanup(order: &Entity, grace: Duration, now: Timestamp) -> CleanupDecision {
-    let next = order.apply_facts(EntityFacts::default(), now);
-    if next.payment.status != OrderStatus::PaymentFailed {
+    let update = order.apply_facts([], now);
+    let (Some(payment), Some(facts)) = (update.payment(), update.payment_facts()) else {
+        return CleanupDecision::NotFailed;
+    };
+    if payment.status != OrderStatus::PaymentFailed {
         return CleanupDecision::NotFailed;
     }
-    match next.payment.payment_failed_at {
+    match payment.payment_failed_at {
         Some(failed_at) if failed_at.after(grace) <= now => {}
         Some(_) | None => return CleanupDecision::TooYoung,
     }
-    let payments = next.facts.payment.payments.iter();
+    let payments = facts.payments.iter();
     // The application may have written a PaymentIntent into the column that no event has mentioned yet. Its account is
     // unknown, so we assume that of the order's other payments. Without this, the customer could still pay it after the
     // order is cancelled.
-    let accounts = || {
-        next.facts
-            .payment
-            .payments
-            .values()
-            .map(|payment| &payment.account)
-    };
-    let account = accounts()
-        .next()
-        .cloned()
-        .flatten()
+    let first = facts.payments.values().next();
+    let account = first
+        .and_then(|payment| payment.account.clone())
         .map(|account| account.0);
     let in_column = order
-        .intent
-        .clone()
+        .payment_intent()
+        .cloned()
         .map(|intent| CancellablePayment { intent, account });
-    let in_column =
-        in_column.filter(|in_column| !next.facts.payment.has_payment_intent(&in_column.intent));
+    let in_column = in_column.filter(|in_column| !facts.has_payment_intent(&in_column.intent));
     CleanupDecision::Cancel(
         payments
             .filter_map(|(id, payment)| {
@@ -91,7 +86,7 @@ pub fn decide_cleanup(order: &Entity, grace: Duration, now: Timestamp) -> Cleanu
 /// that Stripe saves; under the same key, every later run of the day would get that saved failure instead of a cancel.
 /// Hashed, because an order's id may have 255 characters, which is the longest key that Stripe accepts.
 pub fn cleanup_idempotency_key(order: &Entity, payment: &CancellablePayment, run: Uuid) -> String {
-    let (key, version, intent) = (&order.key, order.version, &payment.intent);
+    let (key, version, intent) = (order.key(), order.version(), &payment.intent);
     let digest = Sha256::digest(format!("{key}|{version}|{intent}|{run}"));
     format!("billhook-cleanup-{}", HEXLOWER.encode(&digest))
 }
@@ -135,12 +130,9 @@ impl From<SessionStatus> for PaymentEnd {
 }
 
 /// The fact that the cleanup cancelled an order.
-pub fn cancellation_fact(now: Timestamp) -> EntityFacts {
-    EntityFacts {
-        payment: PaymentFacts {
-            cancelled: Some(MinRegister(now)),
-            ..PaymentFacts::default()
-        },
-        ..EntityFacts::default()
-    }
+pub fn cancellation_fact(now: Timestamp) -> StatedFacts {
+    StatedFacts::Payment(PaymentFacts {
+        cancelled: Some(MinRegister(now)),
+        ..PaymentFacts::default()
+    })
 }

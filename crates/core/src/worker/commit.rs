@@ -13,8 +13,7 @@ use std::slice;
 use futures_util::future::{Either, select};
 use futures_util::stream::{self, StreamExt as _};
 
-use crate::entity::merge::Merge as _;
-use crate::entity::{Entity, EntityFacts, EntityKey, EntityUpdate};
+use crate::entity::{Entity, EntityKey, EntityUpdate};
 use crate::error::DependencyError;
 use crate::ids::EventId;
 use crate::outcome::{EventOutcome, EventVerdict, ParkReason};
@@ -52,17 +51,14 @@ impl<R> CommitPlan<'_, R> {
     }
 
     fn derive_update(&self, now: Timestamp) -> EntityUpdate {
-        let mut facts = EntityFacts::default();
-        for candidate in &self.group {
-            facts.merge(candidate.event.facts.clone());
-        }
+        let facts = self.group.iter().map(|event| event.event.facts.clone());
         self.entity.apply_facts(facts, now)
     }
 
     fn build_part<'b>(&'b self, next: &'b EntityUpdate, now: Timestamp) -> CommitPart<'b, R> {
         let link = |(payment, row): &(PaymentKey, PaymentRow)| {
             let link = PaymentWrite::Link {
-                entity: self.entity.key.clone(),
+                entity: self.entity.key(),
                 version: row.version,
             };
             (payment.clone(), link)
@@ -81,8 +77,8 @@ impl<R> CommitPlan<'_, R> {
     }
 
     fn processed_steps(&self) -> impl Iterator<Item = EventStep<()>> {
-        let events = self.group.iter();
-        events.map(|candidate| candidate.processed(&self.entity.key))
+        let (key, events) = (self.entity.key(), self.group.iter());
+        events.map(move |candidate| candidate.processed(&key))
     }
 }
 
@@ -334,7 +330,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
             .map(|event| EventCandidate {
                 // The payments row's key contains the account, so the events that wait for it have the linking event's
                 // account, and that event's tenant was checked to be the entity's (tenant isolation).
-                tenant: event.stored.account.as_ref().and(entity.tenant.clone()),
+                tenant: event.stored.account.as_ref().and(entity.tenant().cloned()),
                 waited: true,
                 ..event
             });
@@ -425,7 +421,10 @@ fn find_new_links<R>(
     let payments: BTreeSet<PaymentKey> = group.iter().filter_map(EventCandidate::payment).collect();
     payments
         .into_iter()
-        .filter(|payment| !entity.facts.payment.has_payment_intent(&payment.intent))
+        .filter(|key| {
+            let known = entity.payment_facts();
+            !known.is_some_and(|facts| facts.payments.contains_key(&key.payment))
+        })
         .map(|payment| {
             let row = rows.payments.get(&payment).cloned().unwrap_or_default();
             (payment, row)

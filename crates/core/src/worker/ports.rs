@@ -5,27 +5,28 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 
-use crate::entity::{DiscardedEdit, Entity, EntityChange, EntityKey, EntityUpdate};
+use crate::entity::kind::DiscardedEdit;
+use crate::entity::{Entity, EntityChange, EntityKey, EntityUpdate};
 use crate::error::DependencyError;
-use crate::ids::{AccountId, EventId, PaymentIntentId, PieceId, ProviderId, TenantId};
+use crate::ids::{AccountId, EventId, PaymentIntentId, PaymentRef, PieceId, ProviderId, TenantId};
 use crate::intake::inbox::EventRecord;
 use crate::outcome::EventVerdict;
 use crate::time::Timestamp;
 
 /// The key of a payments row. It contains the account (tenant isolation): an account cannot link, or wait for, a
-/// PaymentIntent of another account by naming its id.
+/// payment of another account by naming its id.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PaymentKey {
     /// None is the platform's own account.
     pub account: Option<AccountId>,
-    pub intent: PaymentIntentId,
+    pub payment: PaymentRef,
 }
 
 impl PaymentKey {
     /// `acct_1#pi_1` or `platform#pi_1`.
     pub fn row_key(&self) -> String {
         let account = self.account.as_ref().map_or("platform", AccountId::as_str);
-        format!("{account}#{}", self.intent)
+        format!("{account}#{}", self.payment)
     }
 }
 
@@ -97,10 +98,10 @@ impl<R> CommitPart<'_, R> {
     pub fn entity_commit(&self) -> Option<EntityCommit> {
         let (entity, _, next) = self.entity?;
         Some(EntityCommit {
-            entity: entity.key.clone(),
+            entity: entity.key(),
             event: self.events.first().map(|update| update.event.clone()),
             changes: next.changes(entity),
-            discarded_edits: next.discarded_edits.clone(),
+            discarded_edits: next.discarded_edits().to_vec(),
         })
     }
 }

@@ -183,7 +183,7 @@ async fn gather_hints<L: Ledger>(
         .filter(|candidate| candidate.event.named_entity.is_none())
         .filter_map(EventCandidate::payment)
         .filter(unplaced)
-        .map(|payment| payment.intent)
+        .filter_map(|payment| payment.payment.intent().cloned())
         .collect();
     let pieces: BTreeSet<PieceId> = candidates
         .iter()
@@ -228,15 +228,13 @@ impl MatchHints {
         for (intent, hits) in &mut self.by_intent {
             if let Ok(keys) = hits {
                 keys.retain(|key| {
-                    is_confirmed(key, &|entity| entity.intent.as_ref() == Some(intent))
+                    is_confirmed(key, &|entity| entity.payment_intent() == Some(intent))
                 });
             }
         }
         for (piece, hits) in &mut self.by_piece {
             if let Ok(keys) = hits {
-                keys.retain(|key| {
-                    is_confirmed(key, &|entity| entity.piece.as_ref() == Some(piece))
-                });
+                keys.retain(|key| is_confirmed(key, &|entity| entity.piece() == Some(piece)));
             }
         }
     }
@@ -315,7 +313,8 @@ fn resolve_entity<R>(
         (Some(key), ..) | (None, Some(key), _) => EventStep::Ready(Some(key.clone())),
         (None, None, Some(payment)) => {
             let linked_here = hints.linked_here.get(&payment).cloned();
-            only_hit(hints.by_intent.get(&payment.intent))
+            let intent = payment.payment.intent();
+            only_hit(intent.and_then(|intent| hints.by_intent.get(intent)))
                 .and_then(|hit| EventStep::Ready(hit.or(linked_here)))
         }
         (None, None, None) => EventStep::Close(
@@ -344,12 +343,7 @@ fn unknown_entity_reason(candidate: &EventCandidate, key: &EntityKey) -> ParkRea
     if candidate.event.piece.is_some() {
         return ParkReason::LetterUnknown;
     }
-    match key {
-        EntityKey::Order(_) => ParkReason::OrderUnknown,
-        EntityKey::Statement(_) => ParkReason::StatementUnknown,
-        // The index still lists the tenant, but the row was deleted.
-        EntityKey::Tenant(_) => ParkReason::TenantUnknown,
-    }
+    key.unknown_reason()
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -362,7 +356,8 @@ enum TenantCheck {
 /// platform may change any, because destination charges for tenants live on the platform's account.
 fn check_tenant(entity: &Entity, candidate: &EventCandidate) -> TenantCheck {
     let is_of_platform = candidate.stored.account.is_none();
-    match is_of_platform || (candidate.tenant.is_some() && candidate.tenant == entity.tenant) {
+    let tenant = candidate.tenant.as_ref();
+    match is_of_platform || (tenant.is_some() && tenant == entity.tenant()) {
         true => TenantCheck::Own,
         false => TenantCheck::Foreign,
     }

@@ -11,7 +11,7 @@ use futures_util::FutureExt as _;
 use futures_util::stream::{self, StreamExt as _};
 
 use crate::entity::EntityKey;
-use crate::ids::{EventId, TenantId};
+use crate::ids::{EventId, PaymentRef, TenantId};
 use crate::intake::inbox::EventRecord;
 use crate::outcome::{EventVerdict, ParkReason};
 use crate::ports::{Clock, Pause};
@@ -94,7 +94,7 @@ impl EventCandidate {
         let intent = self.event.intent.clone()?;
         Some(PaymentKey {
             account: self.stored.account.clone(),
-            intent,
+            payment: PaymentRef::Intent(intent),
         })
     }
 

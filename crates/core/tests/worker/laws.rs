@@ -1,5 +1,6 @@
 //! Laws: whatever the history, its order, repetition and batching, one set of events leaves one row.
 
+use billhook_core::entity::kind::StatedFacts;
 use billhook_core::entity::merge::Merge as _;
 use billhook_core::entity::payment::facts::PaymentFacts;
 use billhook_testkit::events::payment_facts;
@@ -252,8 +253,8 @@ proptest! {
             (expected, actual)
         });
         prop_assert_eq!(view(&expected, &statement("st_1")), view(&actual, &statement("st_1")));
-        let statement = entity(&actual, &statement("st_1"));
-        let mail = statement.apply_facts(EntityFacts::default(), now()).mail;
+        let update = entity(&actual, &statement("st_1")).apply_facts([], now());
+        let mail = update.mail().unwrap();
         let told: BTreeSet<_> = life.iter().map(|(stage, _, piece)| (*stage, *piece)).collect();
         prop_assert_eq!(mail.timeline.len(), told.len());
     }
@@ -291,13 +292,14 @@ proptest! {
             prop_assert_eq!(outcome(&expected, id), processed(), "{}", id);
             prop_assert_eq!(outcome(&actual, id), processed(), "{}", id);
         }
-        let [one, other] = [&expected, &actual].map(|tables| entity(tables, &order("ord_1")));
-        prop_assert_eq!((&one.intent, &one.session, &one.user), (&other.intent, &other.session, &other.user));
+        let [one, other] = [&expected, &actual]
+            .map(|tables| memory::order_mut(&mut entity(tables, &order("ord_1"))).clone());
+        prop_assert_eq!(&one.given, &other.given);
 
         // Money is conserved, and the timeline tells each fact once.
-        let derived = one.apply_facts(EntityFacts::default(), now()).payment;
-        let captured: i64 = one.facts.payment.payments.iter().map(|(id, payment)| {
-            let of_charges = one.facts.payment.charges.values()
+        let derived = one.apply_facts([], now()).derived;
+        let captured: i64 = one.facts.payments.iter().map(|(id, payment)| {
+            let of_charges = one.facts.charges.values()
                 .filter(|charge| charge.intent.as_ref().is_some_and(|intent| intent.0.as_str() == id.as_str()))
                 .filter_map(|charge| charge.captured.as_ref())
                 .map(|money| money.0.amount);
@@ -338,7 +340,7 @@ proptest! {
                 deliver(&tables, ProviderId::Stripe, &[refund]).await;
             }
         });
-        let derived = entity(&tables, &order("ord_1")).apply_facts(EntityFacts::default(), now()).payment;
+        let derived = payment(&tables, &order("ord_1"));
         let greatest = |charge: usize| refunds.iter().filter(|r| r.1 == charge).map(|r| r.0.min(4200)).max().unwrap_or(0);
         prop_assert_eq!(derived.amount_refunded, greatest(0) + greatest(1) + greatest(2));
     }
@@ -412,12 +414,8 @@ async fn a_replay_is_followed_by_its_own_correlation_id() {
 #[test]
 fn news_is_what_a_write_says_that_the_row_did_not() {
     let facts = |events: &[Value]| {
-        let mut facts = EntityFacts::default();
-        for event in events {
-            let read = payment_facts(event);
-            facts.payment.merge(read);
-        }
-        facts
+        let read = |event: &Value| StatedFacts::Payment(payment_facts(event));
+        events.iter().map(read).collect::<Vec<_>>()
     };
     let letter = |stage: &str| {
         let event = letter("evt_9", "2026-06-09T10:13:20.000Z", "ltr_1", stage);
@@ -427,18 +425,16 @@ fn news_is_what_a_write_says_that_the_row_did_not() {
         let mail = billhook_core::provider::lob::mail::read_mail_facts(&event)
             .unwrap()
             .unwrap();
-        EntityFacts {
-            mail,
-            ..EntityFacts::default()
-        }
+        vec![StatedFacts::Mail(mail)]
     };
     let paid = || intent_succeeded("evt_1", T, "pi_1", json!({}), 4200);
     let failed = facts(&[intent_failed("evt_2", T, "pi_1", json!({}), "ch_1")]);
     let less = facts(&[intent_succeeded("evt_3", T, "pi_1", json!({}), 4100)]);
     let back = facts(&[charge_refunded("evt_4", T, "ch_1", Some("pi_1"), 4200)]);
     let paid = || facts(&[paid()]);
-    let given_up = || cancellation_fact(now());
-    let cases: [(&str, Vec<EntityFacts>, &[EntityChange]); 8] = [
+    let given_up = || vec![cancellation_fact(now())];
+    type Steps = Vec<Vec<StatedFacts>>;
+    let cases: [(&str, Steps, &[EntityChange]); 8] = [
         ("ord_1", vec![paid()], &[EntityChange::Completed]),
         (
             "ord_1",
@@ -484,17 +480,12 @@ fn news_is_what_a_write_says_that_the_row_did_not() {
         for step in steps {
             let next = row.apply_facts(step, now());
             news.extend(next.changes(&row));
-            row.facts = next.facts;
-            row.columns = next.derived.columns.clone();
-            row.derived = next.derived;
+            row = next.next();
         }
         assert_eq!(news, expected, "{id}");
     }
     // What a person did is not news of ours.
     let mut row = entity(&tables(), &order("ord_1"));
-    row.columns.status = Some("cancelled".into());
-    assert_eq!(
-        row.apply_facts(EntityFacts::default(), now()).changes(&row),
-        []
-    );
+    memory::order_mut(&mut row).columns.status = Some("cancelled".into());
+    assert_eq!(row.apply_facts([], now()).changes(&row), []);
 }

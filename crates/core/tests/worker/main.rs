@@ -6,12 +6,16 @@ mod laws;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use billhook_core::entity::kind::EntityState;
+use billhook_core::entity::kind::{DiscardedEdit, StatedFacts};
 use billhook_core::entity::mail::facts::MailStage;
+use billhook_core::entity::order::OrderKind;
+use billhook_core::entity::payment::derive::DerivedPayment;
+use billhook_core::entity::payment::facts::PaymentFacts;
 use billhook_core::entity::schema::GuardedColumns;
-use billhook_core::entity::{DiscardedEdit, Entity, EntityChange, EntityFacts, EntityKey};
+use billhook_core::entity::{Entity, EntityChange, EntityKey};
 use billhook_core::ids::{
-    AccountId, CorrelationId, EventId, OrderId, PaymentIntentId, PieceId, ProviderId, StatementId,
-    TenantId,
+    AccountId, CorrelationId, EventId, OrderId, PaymentIntentId, ProviderId, StatementId, TenantId,
 };
 use billhook_core::intake::ports::RecordEvent as _;
 use billhook_core::outcome::{EventOutcome, EventVerdict};
@@ -29,7 +33,7 @@ use billhook_testkit::events::{
     charge_refunded, dispute, from_account, intent_failed, intent_is, intent_succeeded, letter,
     new_event, refund, session_completed, stripe, verified,
 };
-use billhook_testkit::memory::{self, Fault, FixedClock, MemoryTables};
+use billhook_testkit::memory::{self, Fault, FixedClock, MemoryTables, order_mut};
 use serde_json::{Value, json};
 
 const T: i64 = 1_781_000_000;
@@ -54,13 +58,9 @@ fn tables() -> MemoryTables {
         (order("ord_a"), Some("ten_a")),
         (statement("st_1"), Some("ten_a")),
     ] {
-        let piece =
-            matches!(key, EntityKey::Statement(_)).then(|| PieceId::parse("ltr_1").unwrap());
-        let row = Entity {
-            tenant: tenant.map(|id| TenantId::parse(id).unwrap()),
-            piece,
-            ..memory::entity(key.clone())
-        };
+        let row = json!({ "amountTotal": 4200, "amount_due": 4200, "currency": "usd",
+            "tenantId": tenant, "tenant_id": tenant, "lob_letter_id": "ltr_1" });
+        let row = memory::entity_of(&key, row);
         tables.entities.lock().unwrap().insert(key, row);
     }
     for (account, tenant) in [
@@ -154,7 +154,7 @@ fn entity(tables: &MemoryTables, key: &EntityKey) -> Entity {
 }
 
 fn status(tables: &MemoryTables, id: &str) -> (String, String) {
-    let columns = entity(tables, &order(id)).columns;
+    let columns = entity(tables, &order(id)).columns().clone();
     (
         columns.status.unwrap_or_default(),
         columns.payment_status.unwrap_or_default(),
@@ -162,12 +162,28 @@ fn status(tables: &MemoryTables, id: &str) -> (String, String) {
 }
 
 /// What a reader of the row sees: facts, columns and timeline.
-fn view(tables: &MemoryTables, key: &EntityKey) -> (EntityFacts, GuardedColumns, Vec<String>) {
+fn view(tables: &MemoryTables, key: &EntityKey) -> (Value, GuardedColumns, Vec<String>) {
     let entity = entity(tables, key);
-    let next = entity.apply_facts(EntityFacts::default(), now());
+    let next = entity.apply_facts([], now());
     let mut timeline: Vec<String> = next.timeline().iter().map(|e| format!("{e:?}")).collect();
     timeline.sort();
-    (entity.facts, entity.columns, timeline)
+    (
+        json!(entity.stored_facts()),
+        entity.columns().clone(),
+        timeline,
+    )
+}
+
+/// Changes an order's row as the application or another worker does.
+fn edit_order(tables: &MemoryTables, id: &str, edit: impl FnOnce(&mut EntityState<OrderKind>)) {
+    let mut entities = tables.entities.lock().unwrap();
+    edit(memory::order_mut(entities.get_mut(&order(id)).unwrap()));
+}
+
+/// What follows from an entity's payments.
+fn payment(tables: &MemoryTables, key: &EntityKey) -> DerivedPayment {
+    let update = entity(tables, key).apply_facts([], now());
+    update.payment().unwrap().clone()
 }
 
 fn named(order: &str) -> Value {
@@ -263,7 +279,7 @@ async fn what_comes_in_one_batch_with_its_link_never_waits() {
         (outcome(&tables, "evt_r"), outcome(&tables, "evt_c")),
         (processed(), processed())
     );
-    assert_eq!(entity(&tables, &order("ord_1")).version, 1);
+    assert_eq!(entity(&tables, &order("ord_1")).version(), 1);
     assert_eq!(tables.calls.lock().unwrap()["commit"], 1);
     // One whose link names another tenant's order waits for its own.
     let batch = [
@@ -289,13 +305,7 @@ async fn a_waiting_event_that_comes_again_stands_once_in_the_transaction() {
     assert_eq!(outcome(&tables, "evt_r"), parked("unlinked"));
     // The application notes the payment itself; the event is sent again.
     let intent = PaymentIntentId::parse("pi_1").unwrap();
-    tables
-        .entities
-        .lock()
-        .unwrap()
-        .get_mut(&order("ord_1"))
-        .unwrap()
-        .intent = Some(intent);
+    edit_order(&tables, "ord_1", |order| order.given.intent = Some(intent));
     let message = ReceivedMessage {
         message_id: "m".into(),
         body: json!({ "event_id": "evt_r" }).to_string(),
@@ -338,8 +348,8 @@ async fn what_a_lagging_index_names_is_not_believed_against_the_row() {
     .await;
     assert_eq!(outcome(&tables, "evt_1"), parked("unlinked"));
     assert_eq!(outcome(&tables, "evt_2"), parked("letter_unknown"));
-    assert_eq!(entity(&tables, &order("ord_1")).version, 0);
-    assert_eq!(entity(&tables, &statement("st_1")).version, 0);
+    assert_eq!(entity(&tables, &order("ord_1")).version(), 0);
+    assert_eq!(entity(&tables, &statement("st_1")).version(), 0);
 }
 
 #[tokio::test]
@@ -388,9 +398,7 @@ async fn attempts_that_no_charge_tells_apart_count_by_the_last() {
         failed("evt_3", T + 90),
     ];
     deliver(&tables, ProviderId::Stripe, &events).await;
-    let derived = entity(&tables, &order("ord_1"))
-        .apply_facts(EntityFacts::default(), now())
-        .payment;
+    let derived = payment(&tables, &order("ord_1"));
     assert_eq!(derived.status.as_str(), "payment_failed");
     assert_eq!(
         derived.payment_failed_at,
@@ -439,8 +447,8 @@ async fn another_tenants_order_is_never_touched() {
     assert_eq!(outcome(&tables, "evt_u"), parked("tenant_unknown"));
     assert_eq!(outcome(&tables, "evt_2"), parked("tenant_ambiguous"));
     assert_eq!(outcome(&tables, "evt_p"), parked("cross_tenant"));
-    assert_eq!(entity(&tables, &order("ord_a")).version, 0);
-    assert_eq!(entity(&tables, &order("ord_1")).version, 0);
+    assert_eq!(entity(&tables, &order("ord_a")).version(), 0);
+    assert_eq!(entity(&tables, &order("ord_1")).version(), 0);
     let own = from_account(
         intent_succeeded("evt_o", T, "pi_5", named("ord_a"), 4200),
         "acct_a",
@@ -517,7 +525,7 @@ async fn each_event_that_means_nothing_or_cannot_be_placed_says_why() {
         let id = body["id"].as_str().unwrap();
         assert_eq!(outcome(&tables, id), expected, "{id}");
     }
-    assert_eq!(entity(&tables, &order("ord_1")).version, 0);
+    assert_eq!(entity(&tables, &order("ord_1")).version(), 0);
 }
 
 #[tokio::test]
@@ -536,7 +544,7 @@ async fn a_payment_belongs_to_one_order_whatever_a_later_event_says() {
     )
     .await;
     assert_eq!(outcome(&tables, "evt_2"), parked("link_conflict"));
-    assert_eq!(entity(&tables, &order("ord_2")).version, 0);
+    assert_eq!(entity(&tables, &order("ord_2")).version(), 0);
 }
 
 #[tokio::test]
@@ -552,7 +560,7 @@ async fn amounts_that_do_not_fit_complete_nothing() {
             "{amount} {currency}"
         );
         assert_eq!(
-            entity(&tables, &order("ord_1")).columns.requires_review,
+            entity(&tables, &order("ord_1")).columns().requires_review,
             Some(true)
         );
     }
@@ -565,8 +573,7 @@ async fn amounts_of_two_currencies_are_never_added() {
     let mut other = charge_refunded("evt_2", T + 1, "ch_2", Some("pi_1"), 4200);
     other["data"]["object"]["currency"] = json!("jpy");
     deliver(&tables, ProviderId::Stripe, &[paid, other]).await;
-    let order = entity(&tables, &order("ord_1"));
-    let derived = order.apply_facts(EntityFacts::default(), now()).payment;
+    let derived = payment(&tables, &order("ord_1"));
     assert_eq!(
         (derived.amount_refunded, derived.status.as_str()),
         (0, "completed")
@@ -620,7 +627,7 @@ async fn a_poison_message_fails_alone_and_the_reports_are_exact() {
     for good in ["m-evt_1", "m-evt_2", "m-again"] {
         assert!(reports[good].result.is_ok(), "{good}");
     }
-    assert_eq!(entity(&tables, &order("ord_1")).version, 1);
+    assert_eq!(entity(&tables, &order("ord_1")).version(), 1);
     let again = work(&tables, ProviderId::Stripe, &messages[..1]).await;
     assert_eq!(
         again["m-evt_1"].result,
@@ -632,13 +639,7 @@ async fn a_poison_message_fails_alone_and_the_reports_are_exact() {
 async fn a_lost_race_reads_again_and_decides_again() {
     let tables = tables();
     let edit: fn(&MemoryTables) = |tables| {
-        tables
-            .entities
-            .lock()
-            .unwrap()
-            .get_mut(&order("ord_1"))
-            .unwrap()
-            .version += 1;
+        edit_order(tables, "ord_1", |order| order.version += 1);
     };
     tables.before_commit.lock().unwrap().extend([edit, edit]);
     deliver(
@@ -648,7 +649,7 @@ async fn a_lost_race_reads_again_and_decides_again() {
     )
     .await;
     assert_eq!(outcome(&tables, "evt_1"), processed());
-    assert_eq!(entity(&tables, &order("ord_1")).version, 3);
+    assert_eq!(entity(&tables, &order("ord_1")).version(), 3);
 }
 
 #[tokio::test]
@@ -665,7 +666,7 @@ async fn a_commit_whose_answer_was_lost_is_not_applied_twice() {
         reports["m-evt_1"].result,
         Ok(ProcessingSuccess::AlreadyDone(EventOutcome::Processed))
     );
-    assert_eq!(entity(&tables, &order("ord_1")).version, 1);
+    assert_eq!(entity(&tables, &order("ord_1")).version(), 1);
 }
 
 #[tokio::test]
@@ -812,11 +813,10 @@ async fn a_batch_for_several_entities_is_two_reads_and_one_transaction() {
 async fn an_edited_row_keeps_no_other_entity_from_its_transaction() {
     let tables = tables();
     tables.before_commit.lock().unwrap().push_back(|tables| {
-        let mut entities = tables.entities.lock().unwrap();
-        entities.get_mut(&order("ord_2")).unwrap().version += 1;
+        edit_order(tables, "ord_2", |order| order.version += 1);
     });
     deliver(&tables, ProviderId::Stripe, &payments_of_three_orders()).await;
-    let versions = THREE.map(|id| entity(&tables, &order(id)).version);
+    let versions = THREE.map(|id| entity(&tables, &order(id)).version());
     // All three together, each alone, and the edited one as it stands now.
     assert_eq!((versions, commits(&tables)), ([1, 2, 1], 1 + 3 + 1));
 }
@@ -829,7 +829,7 @@ async fn a_row_that_is_too_large_keeps_no_other_entity_from_its_transaction() {
         intent_failed(&event, T + n, "pi_f", named("ord_2"), &charge)
     };
     deliver(&tables, ProviderId::Stripe, &[1, 2, 3, 4, 5].map(failed)).await;
-    let facts = serde_json::to_string(&entity(&tables, &order("ord_2")).facts).unwrap();
+    let facts = serde_json::to_string(&entity(&tables, &order("ord_2")).stored_facts()).unwrap();
     *tables.facts_bytes_max.lock().unwrap() = Some(facts.len());
     deliver(&tables, ProviderId::Stripe, &payments_of_three_orders()).await;
     let outcomes = ["evt_0", "evt_1", "evt_2"].map(|id| outcome(&tables, id));
@@ -889,7 +889,7 @@ async fn a_transaction_of_several_whose_answer_was_lost_is_not_applied_twice() {
     let reports = deliver(&tables, ProviderId::Stripe, &payments_of_three_orders()).await;
     let done = Ok(ProcessingSuccess::AlreadyDone(EventOutcome::Processed));
     assert!(reports.values().all(|report| report.result == done));
-    let versions = THREE.map(|id| entity(&tables, &order(id)).version);
+    let versions = THREE.map(|id| entity(&tables, &order(id)).version());
     assert_eq!(versions, [1, 1, 1]);
 }
 
@@ -908,7 +908,7 @@ async fn entities_that_do_not_fit_one_transaction_together_get_one_each() {
         &[0, 1, 2, 3, 4, 5, 6, 7].map(large),
     )
     .await;
-    let versions = THREE.map(|id| entity(&tables, &order(id)).version);
+    let versions = THREE.map(|id| entity(&tables, &order(id)).version());
     assert_eq!((versions, commits(&tables)), ([1, 1, 0], 2));
 }
 
@@ -933,8 +933,8 @@ async fn what_does_not_fit_one_transaction_goes_into_the_next() {
     assert!(reports.values().all(|report| report.result.is_ok()));
     // 10 rows of 400 kB: 7 fit 3 MB, the rest comes in the second round.
     assert_eq!(tables.calls.lock().unwrap()["commit"], 2);
-    let derived = entity(&tables, &order("ord_1")).apply_facts(EntityFacts::default(), now());
-    assert_eq!(derived.payment.amount_refunded, 1000);
+    let derived = payment(&tables, &order("ord_1"));
+    assert_eq!(derived.amount_refunded, 1000);
 }
 
 #[tokio::test]
@@ -989,15 +989,7 @@ async fn a_persons_repair_stands() {
     )
     .await;
     let edit = |change: fn(&mut GuardedColumns)| {
-        change(
-            &mut tables
-                .entities
-                .lock()
-                .unwrap()
-                .get_mut(&order("ord_1"))
-                .unwrap()
-                .columns,
-        );
+        edit_order(&tables, "ord_1", |order| change(&mut order.columns));
     };
     edit(|columns| columns.requires_review = Some(false));
     deliver(
@@ -1007,7 +999,7 @@ async fn a_persons_repair_stands() {
     )
     .await;
     assert_eq!(
-        entity(&tables, &order("ord_1")).columns.requires_review,
+        entity(&tables, &order("ord_1")).columns().requires_review,
         Some(false)
     );
     edit(|columns| columns.status = Some("refunded".to_owned()));
@@ -1029,7 +1021,7 @@ async fn a_persons_repair_stands() {
     )
     .await;
     assert_eq!(
-        entity(&tables, &order("ord_1")).columns.requires_review,
+        entity(&tables, &order("ord_1")).columns().requires_review,
         Some(true)
     );
 }
@@ -1055,14 +1047,13 @@ async fn a_letters_life_in_reverse_ends_delivered() {
         .await;
     }
     let statement = entity(&tables, &statement("st_1"));
-    assert_eq!(statement.columns.mail_status.as_deref(), Some("delivered"));
-    assert_eq!(statement.columns.needs_attention, Some(false));
-    let next = statement.apply_facts(EntityFacts::default(), now());
-    assert_eq!(next.mail.timeline.len(), stages.len());
-    assert_eq!(
-        next.mail.expected_delivery_date.as_deref(),
-        Some("2026-11-27")
-    );
+    let columns = statement.columns();
+    assert_eq!(columns.mail_status.as_deref(), Some("delivered"));
+    assert_eq!(columns.needs_attention, Some(false));
+    let next = statement.apply_facts([], now());
+    let mail = next.mail().unwrap();
+    assert_eq!(mail.timeline.len(), stages.len());
+    assert_eq!(mail.expected_delivery_date.as_deref(), Some("2026-11-27"));
     deliver(
         &tables,
         ProviderId::Lob,
@@ -1096,7 +1087,8 @@ async fn of_several_states_the_one_told_last_is_believed() {
             deliver(&tables, ProviderId::Stripe, &[event]).await;
         }
         let (state, payment_status, review) = story[known - 1];
-        let columns = entity(&tables, &order("ord_1")).columns;
+        let row = entity(&tables, &order("ord_1"));
+        let columns = row.columns();
         assert_eq!(columns.status.as_deref(), Some("completed"), "{state}");
         assert_eq!(
             columns.payment_status.as_deref(),
@@ -1127,7 +1119,7 @@ async fn a_refund_that_fails_days_later_no_longer_counts() {
         ("completed".into(), "paid".into())
     );
     assert_eq!(
-        entity(&tables, &order("ord_1")).columns.requires_review,
+        entity(&tables, &order("ord_1")).columns().requires_review,
         Some(true)
     );
 }
@@ -1190,25 +1182,29 @@ async fn an_accounts_own_events_keep_its_tenants_row() {
     ];
     for (known, status) in (1..).zip(statuses) {
         let tables = tables();
-        let mut row = entity(&tables, &order("ord_a"));
-        row.key = key.clone();
-        row.account = AccountId::parse("acct_a").ok();
+        let of_account = |account: &str| {
+            let row = json!({ "tenant_id": "ten_a", "stripe_connected_account_id": account });
+            memory::entity_of(&key, row)
+        };
+        let row = of_account("acct_a");
         tables.entities.lock().unwrap().insert(key.clone(), row);
         for event in story[..known].iter().rev() {
             deliver(&tables, ProviderId::Stripe, std::slice::from_ref(event)).await;
         }
-        let mut row = entity(&tables, &key);
-        let derived = row.apply_facts(EntityFacts::default(), now()).account;
+        let Entity::Tenant(mut row) = entity(&tables, &key) else {
+            panic!("{key} is no tenant");
+        };
+        let derived = row.apply_facts([], now()).derived;
         assert_eq!(derived.status.as_str(), status);
         // Another account in the row begins anew.
-        row.account = AccountId::parse("acct_b").ok();
-        let derived = row.apply_facts(EntityFacts::default(), now()).account;
+        row.given.account = AccountId::parse("acct_b").ok();
+        let derived = row.apply_facts([], now()).derived;
         assert_eq!(
             (derived.status.as_str(), derived.abilities),
             ("connected", None)
         );
         assert_eq!(
-            entity(&tables, &order("ord_a")).version,
+            entity(&tables, &order("ord_a")).version(),
             0,
             "its metadata names nothing"
         );
@@ -1226,14 +1222,11 @@ async fn an_accounts_own_events_keep_its_tenants_row() {
 #[tokio::test]
 async fn each_transaction_is_reported_once_with_what_it_changed() {
     let tables = tables();
-    tables
-        .entities
-        .lock()
-        .unwrap()
-        .get_mut(&order("ord_2"))
-        .unwrap()
-        .columns
-        .status = Some("draft".to_owned());
+    {
+        let mut entities = tables.entities.lock().unwrap();
+        let edited = order_mut(entities.get_mut(&order("ord_2")).unwrap());
+        edited.columns.status = Some("draft".to_owned());
+    }
     let mut messages = Vec::new();
     for (n, id) in ["ord_1", "ord_2"].into_iter().enumerate() {
         let paid = intent_succeeded(&format!("evt_{n}"), T, &format!("pi_{n}"), named(id), 4200);
@@ -1311,13 +1304,11 @@ async fn an_events_entity_is_found_by_the_workers_rule_without_a_worker() {
     let of_a = |event: Value| from_account(event, "acct_a");
     let linked = of_a(intent_succeeded("evt_0", T, "pi_a", named("ord_a"), 4200));
     deliver(&tables, ProviderId::Stripe, &[linked]).await;
-    tables
-        .entities
-        .lock()
-        .unwrap()
-        .get_mut(&order("ord_2"))
-        .unwrap()
-        .intent = PaymentIntentId::parse("pi_column").ok();
+    {
+        let mut entities = tables.entities.lock().unwrap();
+        let edited = order_mut(entities.get_mut(&order("ord_2")).unwrap());
+        edited.given.intent = PaymentIntentId::parse("pi_column").ok();
+    }
     let bodies = [
         intent_succeeded("evt_named", T, "pi_1", named("ord_1"), 4200),
         charge_refunded("evt_here", T, "ch_1", Some("pi_1"), 1000),
@@ -1396,7 +1387,7 @@ async fn an_entity_that_cannot_be_looked_up_is_an_error_and_not_missing() {
         intent: PaymentIntentId::parse("pi_1").ok(),
         piece: None,
         about_account: false,
-        facts: EntityFacts::default(),
+        facts: StatedFacts::Payment(PaymentFacts::default()),
     };
     for failing in [vec![Some(Fault::Before)], vec![None, Some(Fault::Before)]] {
         tables.reads.then(failing);

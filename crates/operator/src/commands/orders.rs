@@ -5,12 +5,12 @@ use anyhow::{Context as _, Result, bail};
 use aws_sdk_dynamodb::error::ProvideErrorMetadata as _;
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::dynamodb::attributes::string_value;
+use billhook_core::entity::kind::StatedFacts;
 use billhook_core::entity::merge::MinRegister;
-use billhook_core::entity::order::OrderStatus;
 use billhook_core::entity::payment::access::{DownloadAccess, decide_download_access};
 use billhook_core::entity::payment::facts::{ManualEdits, PaymentFacts};
-use billhook_core::entity::payment::status::PaymentStatus;
-use billhook_core::entity::{Entity, EntityFacts, EntityKey};
+use billhook_core::entity::payment::status::{OrderStatus, PaymentStatus};
+use billhook_core::entity::{Entity, EntityKey};
 use billhook_core::ids::{OrderId, PaymentIntentId, ProviderId, TenantId};
 use billhook_core::ports::Clock as _;
 use clap::{Args, Subcommand};
@@ -170,10 +170,10 @@ pub(crate) async fn run_orders(
     Ok(())
 }
 
-fn clear_review_facts(entity: &Entity) -> Result<EntityFacts> {
-    let standing = &entity.derived.review_reasons;
-    if entity.columns.requires_review != Some(true) {
-        bail!("{} has no open review", entity.key);
+fn clear_review_facts(entity: &Entity) -> Result<StatedFacts> {
+    let standing = &entity.last_derived().review_reasons;
+    if entity.columns().requires_review != Some(true) {
+        bail!("{} has no open review", entity.key());
     }
     let now = MinRegister(SystemClock.now());
     Ok(build_manual_facts(ManualEdits {
@@ -185,9 +185,10 @@ fn clear_review_facts(entity: &Entity) -> Result<EntityFacts> {
     }))
 }
 
-fn mark_refunded_facts(entity: &Entity) -> Result<EntityFacts> {
-    if entity.facts.payment.manual.refunded.is_some() {
-        bail!("{} is already marked as refunded", entity.key);
+fn mark_refunded_facts(entity: &Entity) -> Result<StatedFacts> {
+    let known = entity.payment_facts();
+    if known.is_some_and(|facts| facts.manual.refunded.is_some()) {
+        bail!("{} is already marked as refunded", entity.key());
     }
     Ok(build_manual_facts(ManualEdits {
         refunded: Some(MinRegister(SystemClock.now())),
@@ -195,14 +196,11 @@ fn mark_refunded_facts(entity: &Entity) -> Result<EntityFacts> {
     }))
 }
 
-fn build_manual_facts(manual: ManualEdits) -> EntityFacts {
-    EntityFacts {
-        payment: PaymentFacts {
-            manual,
-            ..PaymentFacts::default()
-        },
-        ..EntityFacts::default()
-    }
+fn build_manual_facts(manual: ManualEdits) -> StatedFacts {
+    StatedFacts::Payment(PaymentFacts {
+        manual,
+        ..PaymentFacts::default()
+    })
 }
 
 fn decide_row_access(row: &Value) -> DownloadAccess {
@@ -247,7 +245,7 @@ async fn backfill_payment_intent(
             "{id} already has {current}: find out at Stripe which of the two belongs to the order"
         );
     }
-    let table = session.stack.output(ORDERS.output)?;
+    let table = ORDERS.name(session)?;
     let update = session
         .dynamodb
         .update_item()

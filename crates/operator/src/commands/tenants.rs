@@ -161,7 +161,7 @@ async fn add_tenant(session: &StackSession, tenant: &TenantRecord) -> Result<()>
             "{account} already belongs to {other}: if it had two tenants, its events would be parked as tenant_ambiguous"
         );
     }
-    let table = session.stack.output(TENANTS.output)?;
+    let table = TENANTS.name(session)?;
     let mut item = Item::from([
         ("tenant_id".to_owned(), string_value(id.as_str())),
         (

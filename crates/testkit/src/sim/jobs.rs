@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use billhook_core::entity::EntityKey;
 use billhook_core::error::DependencyError;
 use billhook_core::ids::{EventId, OrderId, ProviderId};
 use billhook_core::intake::inbox::EventRecord;
@@ -114,12 +113,10 @@ impl FindFailedOrders for Port {
         self.read("failed_orders", "", move |world| {
             let then = world.lagging();
             let all = world.store.entities.all_as_of(then);
-            let failed = all
-                .filter(|(_, row)| row.entity.columns.status.as_deref() == Some("payment_failed"));
-            let ids = failed.filter_map(|(key, _)| match key {
-                EntityKey::Order(id) => Some(id.clone()),
-                EntityKey::Statement(_) | EntityKey::Tenant(_) => None,
+            let failed = all.filter(|(_, row)| {
+                row.entity.columns().status.as_deref() == Some("payment_failed")
             });
+            let ids = failed.filter_map(|(key, _)| key.order().cloned());
             let orders = ids.filter(|id| after.as_deref().is_none_or(|after| id.as_str() > after));
             let orders: Vec<OrderId> = orders.take(limit).collect();
             let last = orders.last().filter(|_| orders.len() == limit);

@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use billhook_core::entity::schema::GuardedColumns;
-use billhook_core::entity::{Entity, EntityFacts, EntityKey, EntityUpdate};
+use billhook_core::entity::payment::facts::PaymentFacts;
+use billhook_core::entity::{Entity, EntityKey, EntityUpdate};
 use billhook_core::error::DependencyError;
 use billhook_core::ids::{AccountId, EventId, PaymentIntentId, PieceId, ProviderId, TenantId};
 use billhook_core::intake::inbox::{EventRecord, NewEvent, RecordResult};
@@ -134,31 +134,13 @@ impl Store {
             amount_refunded: 0,
             timeline: Vec::new(),
         };
-        self.entities.put(now, row.entity.key.clone(), row);
+        self.entities.put(now, row.entity.key(), row);
     }
 
     pub fn events_of(&self, provider: ProviderId) -> impl Iterator<Item = &EventRow> {
         let all = self.events.all();
         let its = all.filter(move |((of, _), _)| *of == provider.as_str());
         its.map(|(_, row)| row)
-    }
-}
-
-/// An entity without any facts.
-pub fn fresh(key: EntityKey) -> Entity {
-    Entity {
-        key,
-        version: 0,
-        tenant: None,
-        due: None,
-        intent: None,
-        session: None,
-        user: None,
-        piece: None,
-        account: None,
-        columns: GuardedColumns::default(),
-        derived: Default::default(),
-        facts: EntityFacts::default(),
     }
 }
 
@@ -220,9 +202,20 @@ impl World {
     fn loaded(&self, row: &EntityRow) -> Entity {
         let mut entity = row.entity.clone();
         match self.mutant {
-            Some(Mutant::FactsForgotten) => entity.facts = EntityFacts::default(),
+            Some(Mutant::FactsForgotten) => {
+                if let Entity::Statement(statement) = &mut entity {
+                    statement.facts.mail = Default::default();
+                }
+                if let Some(payment) = payment_facts_mut(&mut entity) {
+                    *payment = PaymentFacts::default();
+                }
+            }
             Some(Mutant::SuccessForgotten) => {
-                for payment in entity.facts.payment.payments.values_mut() {
+                let payments = payment_facts_mut(&mut entity).map(|facts| &mut facts.payments);
+                for payment in payments
+                    .into_iter()
+                    .flat_map(|payments| payments.values_mut())
+                {
                     payment.succeeded = None;
                     payment.received.clear();
                 }
@@ -237,10 +230,10 @@ impl World {
             return true;
         }
         let entity = commit.entity.as_ref().is_none_or(|(read, _)| {
-            let row = self.store.entities.get(&read.key).map(|row| &row.entity);
+            let row = self.store.entities.get(&read.key()).map(|row| &row.entity);
             row.is_some_and(|row| {
-                (&row.version, &row.columns, &row.tenant)
-                    == (&read.version, &read.columns, &read.tenant)
+                (row.version(), row.columns(), row.tenant())
+                    == (read.version(), read.columns(), read.tenant())
             })
         });
         let events = commit.events.iter().all(|concluded| {
@@ -307,9 +300,9 @@ impl World {
         let is_torn = self.mutant == Some(Mutant::TornCommit) && self.rng.chance(200);
         if let Some((read, next)) = commit.entity.as_ref().filter(|_| !is_torn) {
             written.entity = self.move_entity(now, read, next);
-            let columns = &next.derived.columns;
+            let columns = &next.last_derived().columns;
             let text = format!("{:?} {:?}", columns.status, columns.payment_status);
-            self.tell(|| format!("{by:<14} {} is {text}", read.key));
+            self.tell(|| format!("{by:<14} {} is {text}", read.key()));
         }
         for (key, write) in &commit.payments {
             let mut row = self.store.payments.get(&key.row_key()).cloned();
@@ -333,17 +326,9 @@ impl World {
         read: &Entity,
         next: &EntityUpdate,
     ) -> Option<(EntityRow, EntityRow)> {
-        let before = self.store.entities.get(&read.key)?.clone();
-        let mut entity = read.clone();
-        entity.version += 1;
-        entity.facts = next.facts.clone();
-        entity.columns = next.derived.columns.clone();
-        entity.intent = next.derived.intent.clone().or(entity.intent);
-        entity.session = next.derived.session.clone().or(entity.session);
-        let user = next.derived.user.as_ref().map(ToString::to_string);
-        entity.user = user.or(entity.user);
-        entity.derived = next.derived.clone();
-        let mut amount_refunded = next.payment.amount_refunded;
+        let key = read.key();
+        let before = self.store.entities.get(&key)?.clone();
+        let mut amount_refunded = next.payment().map_or(0, |payment| payment.amount_refunded);
         if self.mutant == Some(Mutant::RefundsAdded) {
             amount_refunded += before.amount_refunded;
         }
@@ -352,13 +337,23 @@ impl World {
             (entry.kind, entry.fact, event)
         });
         let row = EntityRow {
-            entity,
+            entity: next.next(),
             amount_refunded,
             timeline: told.collect(),
         };
-        self.store.entities.put(now, read.key.clone(), row.clone());
+        self.store.entities.put(now, key, row.clone());
         Some((before, row))
     }
+}
+
+fn payment_facts_mut(entity: &mut Entity) -> Option<&mut PaymentFacts> {
+    if let Entity::Order(order) = entity {
+        return Some(&mut order.facts);
+    }
+    if let Entity::Statement(statement) = entity {
+        return Some(&mut statement.facts.payment);
+    }
+    None
 }
 
 /// A transaction that may still take effect after its caller has ended.
@@ -434,7 +429,7 @@ impl Ledger for Port {
     ) -> Result<Vec<EntityKey>, DependencyError> {
         let own = intent.clone();
         self.bearing(intent.as_str(), move |entity| {
-            entity.intent.as_ref() == Some(&own)
+            entity.payment_intent() == Some(&own)
         })
         .await
     }
@@ -444,10 +439,8 @@ impl Ledger for Port {
         piece: &PieceId,
     ) -> Result<Vec<EntityKey>, DependencyError> {
         let own = piece.clone();
-        self.bearing(piece.as_str(), move |entity| {
-            entity.piece.as_ref() == Some(&own)
-        })
-        .await
+        self.bearing(piece.as_str(), move |entity| entity.piece() == Some(&own))
+            .await
     }
 
     async fn tenants_by_account(
@@ -491,7 +484,7 @@ impl Ledger for Port {
             })
             .collect();
         let moved = own.iter().filter_map(|own| own.entity.as_ref());
-        let of: Vec<String> = moved.map(|(read, _)| read.key.to_string()).collect();
+        let of: Vec<String> = moved.map(|(read, _)| read.key().to_string()).collect();
         let of = of.join(" ");
         let by = self.name().to_owned();
         let mut is_done = false;

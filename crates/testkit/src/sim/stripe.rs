@@ -111,13 +111,15 @@ impl Intent {
     }
 }
 
-/// Metadata that names an entity.
+/// Metadata that names an entity, if it can.
 pub fn naming(key: &EntityKey) -> Value {
-    match key {
-        EntityKey::Order(id) => json!({ "orderId": id.as_str() }),
-        EntityKey::Statement(id) => json!({ "statement_id": id.as_str() }),
-        EntityKey::Tenant(_) => json!({}),
+    if let EntityKey::Order(id) = key {
+        return json!({ "orderId": id.as_str() });
     }
+    if let EntityKey::Statement(id) = key {
+        return json!({ "statement_id": id.as_str() });
+    }
+    json!({})
 }
 
 #[derive(Clone, Debug)]

@@ -1,8 +1,7 @@
 //! Download access: whether the application may hand out what an order's customer ordered. Money decides first, an open
 //! review second: a charged-back order is disabled and not only locked, even if a review stands.
 
-use crate::entity::order::OrderStatus;
-use crate::entity::payment::status::PaymentStatus;
+use crate::entity::payment::status::{OrderStatus, PaymentStatus};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DownloadAccess {

@@ -2,7 +2,7 @@
 //!
 //! This is the state machine of a payment, written as a pure function of the merged facts and of the amount due instead
 //! of as transitions. Out-of-order delivery and duplicates cannot change the result, because the function does not see
-//! the order of arrival. It does not read the row's columns; manual edits come in as facts (`crate::entity`).
+//! the order of arrival. It does not read the row's columns; manual edits come in as facts (`entity::kind`).
 //! Read next: `status` (what evidence beats what), `refunds` (the arithmetic), `timeline` (what people see).
 
 use std::collections::BTreeSet;
@@ -10,10 +10,11 @@ use std::collections::BTreeSet;
 use serde_json::json;
 
 use crate::entity::merge::{FactSource, latest_state};
-use crate::entity::order::{OrderStatus, derive_order_status};
 use crate::entity::payment::facts::{DisputeState, IntentFacts, PaymentFacts};
 use crate::entity::payment::refunds::derive_refunds;
-use crate::entity::payment::status::{PaymentEvidence, PaymentStatus, derive_payment_status};
+use crate::entity::payment::status::{
+    OrderStatus, PaymentEvidence, PaymentStatus, derive_order_status, derive_payment_status,
+};
 use crate::entity::payment::timeline::{
     TimelineBuilder, add_disputes_and_reviews, add_failures, add_manual_edits, add_sessions,
 };

@@ -53,7 +53,7 @@ pub struct PaymentFacts {
     pub manual: ManualEdits,
 }
 
-/// Manual edits that stand (repairs), with the time at which billhook found them. `entity` says how.
+/// Manual edits that stand (repairs), with the time at which billhook found them. `entity::kind` says how.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct ManualEdits {

@@ -4,6 +4,9 @@
 //!
 //! Read `facts`, then `derive`. Nothing here reads an event; `provider::stripe::payments` does.
 
+// Amounts are added by the methods of `Money` only.
+#![deny(clippy::arithmetic_side_effects)]
+
 pub mod access;
 pub mod derive;
 pub mod facts;

@@ -21,23 +21,35 @@ use crate::entity::payment::facts::{
 use crate::entity::payment::timeline::TimelineBuilder;
 use crate::money::{Currency, Money};
 
-/// The refunds of one charge, or of one payment if its refunds name no charge. Amounts are in the minor unit.
-#[derive(Default)]
+/// The refunds of one charge, or of one payment if its refunds name no charge. All amounts are in the counted currency.
 struct RefundTally<'f> {
     payment: &'f str,
-    captured: Option<i64>,
+    captured: Option<Money>,
     /// The greatest `amount_refunded` of all `charge.refunded` events of this charge.
-    cumulative: i64,
+    cumulative: Money,
     cumulative_stated: Option<&'f FactSource>,
     /// The source of the newest refund by id: it dates the review reason if the payment's refunds exceed the capture.
     last: Option<&'f FactSource>,
     /// Refunds by id that are pending, wait for the customer, or succeeded.
-    counted: i64,
+    counted: Money,
     /// Refunds by id that failed or were canceled: the cumulative figure may still contain them.
-    undone: i64,
+    undone: Money,
 }
 
 impl RefundTally<'_> {
+    fn new(currency: Currency) -> Self {
+        let zero = Money::zero(currency);
+        Self {
+            payment: "",
+            captured: None,
+            cumulative: zero,
+            cumulative_stated: None,
+            last: None,
+            counted: zero,
+            undone: zero,
+        }
+    }
+
     // Why `undone` is subtracted: `cumulative` keeps its greatest value, so it may still contain a refund that failed
     // since. Example: re_1 of 10.00 and re_2 of 5.00, and 3.00 that we know only from the cumulative figure of 18.00.
     // Then re_1 fails: by id 5.00 count, the cumulative figure without re_1 is 8.00, so 8.00 were refunded.
@@ -46,10 +58,12 @@ impl RefundTally<'_> {
     // it may never have contained the failed refund. Example: re_1 of 10.00 failed, then re_2 of 5.00 succeeded, and
     // the only cumulative figure is 5.00: 5.00 - 10.00 is negative, but re_2 counts. Until the event of re_2 arrives,
     // the figure here is 0, which is too low.
-    fn refunded(&self) -> i64 {
+    fn refunded(&self) -> Money {
+        let still_refunded = self.cumulative.checked_sub(self.undone);
+        // Neither is negative and both are in one currency, so the difference exists.
         self.counted
-            .max(self.cumulative.saturating_sub(self.undone))
-            .max(0)
+            .max(still_refunded.unwrap_or(self.counted))
+            .max(Money::zero(self.counted.currency))
     }
 }
 
@@ -68,8 +82,7 @@ struct TimelineRefund<'f> {
     /// The name of the id in the entry's `meta`: `refundId` or `chargeId`.
     key: &'static str,
     id: &'f str,
-    amount: i64,
-    currency: Currency,
+    money: Money,
 }
 
 /// An amount in another currency than the amount due gets a timeline entry and a review reason, and is added to
@@ -85,43 +98,45 @@ pub(super) fn derive_refunds(
     let mut refund_entries = Vec::new();
     let tallies = tally_refunds(facts, currency, &mut refund_entries, timeline);
     let received = |payment: &IntentFacts| payment.received.last().copied();
-    let mut captured: BTreeMap<&str, i64> = BTreeMap::new();
-    let mut refunded: BTreeMap<&str, i64> = BTreeMap::new();
+    let zero = Money::zero(currency);
+    let mut captured: BTreeMap<&str, Money> = BTreeMap::new();
+    let mut refunded: BTreeMap<&str, Money> = BTreeMap::new();
     for (id, tally) in &tallies {
         let mut amount = tally.refunded();
         // The part that no refund by id explains gets one entry under the charge, so that the entries add up to the
         // amount: cumulative 18.00, re_1 10.00 and re_2 5.00 give three entries: 10.00, 5.00 and 3.00.
-        let unexplained = amount.saturating_sub(tally.counted);
-        if let (Some(stated), true) = (tally.cumulative_stated, unexplained > 0) {
+        let unexplained = amount.checked_sub(tally.counted);
+        if let (Some(stated), Ok(money)) = (tally.cumulative_stated, unexplained)
+            && money > zero
+        {
             refund_entries.push(TimelineRefund {
                 stated,
                 key: "chargeId",
                 id,
-                amount: unexplained,
-                currency,
+                money,
             });
         }
         if let Some(most) = tally.captured {
-            add_amount(&mut captured, tally.payment, most);
+            add_amount(captured.entry(tally.payment).or_insert(zero), most);
             if let (Some(stated), true) = (tally.cumulative_stated, amount > most) {
                 timeline.add_review("refund_exceeds_captured", id, stated);
             }
             amount = amount.min(most);
         }
-        add_amount(&mut refunded, tally.payment, amount);
+        add_amount(refunded.entry(tally.payment).or_insert(zero), amount);
     }
     // A payment's captured amount has two sources too: its success says what it received, its charges say what they
     // captured. They are the same money, and either may arrive first, so the greater one counts.
     for (id, payment) in &facts.payments {
         let received = received(payment).filter(|money| money.currency == currency);
-        let known = captured.entry(id.as_str()).or_default();
-        *known = received.map_or(0, |money| money.amount).max(*known);
+        let known = captured.entry(id.as_str()).or_insert(zero);
+        *known = received.unwrap_or(zero).max(*known);
     }
     // A refund that arrives before any event says what was captured (captured is 0 here) counts in full, because money
     // left. The order is not refunded in full by that; `all_back` below compares with 0. Example: re_1 of 42.00 first:
     // 42.00 refunded. Then the payment arrives with 40.00 received: the limit is 40.00, and the excess needs review.
     for (payment, amount) in &mut refunded {
-        let most = captured.get(payment).copied().filter(|most| *most > 0);
+        let most = captured.get(payment).copied().filter(|most| *most > zero);
         let Some(most) = most.filter(|most| most < amount) else {
             continue;
         };
@@ -135,7 +150,7 @@ pub(super) fn derive_refunds(
     // none of it refunded; re_3 of 42.00 belonged to pi_3, whose success had not arrived; 42.00 of 42.00 looked like
     // everything. For the same reason a payment whose captured amount is unknown, or is in another currency, prevents
     // `refunded`: we cannot know that all of it went back.
-    let is_back = |payment: &str, most: i64| refunded.get(payment).copied().unwrap_or(0) == most;
+    let is_back = |payment: &str, most: Money| refunded.get(payment).unwrap_or(&zero) == &most;
     let is_foreign = |payment| received(payment).is_some_and(|money| money.currency != currency);
     let all_back = captured
         .iter()
@@ -144,8 +159,15 @@ pub(super) fn derive_refunds(
             .keys()
             .all(|payment| captured.contains_key(payment))
         && !facts.payments.values().any(is_foreign);
-    let (captured, refunded) = (sum_amounts(&captured), sum_amounts(&refunded));
-    let is_full = captured > 0 && all_back;
+    let sum_of = |amounts: &BTreeMap<&str, Money>| {
+        let mut sum = zero;
+        for amount in amounts.values() {
+            add_amount(&mut sum, *amount);
+        }
+        sum
+    };
+    let (captured, refunded) = (sum_of(&captured), sum_of(&refunded));
+    let is_full = captured > zero && all_back;
     add_refund_entries(
         refund_entries,
         is_full.then_some(captured),
@@ -153,7 +175,7 @@ pub(super) fn derive_refunds(
         timeline,
     );
     RefundTotal {
-        amount: refunded,
+        amount: refunded.amount,
         is_everything: is_full,
     }
 }
@@ -190,24 +212,29 @@ fn tally_refunds<'f>(
         let Some((captured, stated)) = captured_amount(charge).zip(charge.refunded.as_ref()) else {
             continue;
         };
+        let refunded = Money {
+            amount: charge.amount_refunded.0,
+            ..captured
+        };
         if captured.currency != currency {
             refund_entries.push(TimelineRefund {
                 stated,
                 key: "chargeId",
                 id: id.as_str(),
-                amount: charge.amount_refunded.0,
-                currency: captured.currency,
+                money: refunded,
             });
             timeline.add_review("refund_currency_mismatch", id.as_str(), stated);
             continue;
         }
-        let tally = tallies.entry(id.as_str()).or_default();
+        let tally = tallies
+            .entry(id.as_str())
+            .or_insert_with(|| RefundTally::new(currency));
         tally.payment = charge
             .intent
             .as_ref()
             .map_or(id.as_str(), |intent| intent.0.as_str());
-        tally.captured = Some(captured.amount);
-        tally.cumulative = charge.amount_refunded.0;
+        tally.captured = Some(captured);
+        tally.cumulative = refunded;
         tally.cumulative_stated = Some(stated);
     }
     for (id, refund) in &facts.refunds {
@@ -230,30 +257,28 @@ fn tally_refunds<'f>(
         else {
             continue;
         };
-        let Money {
-            amount,
-            currency: of,
-        } = refund.amount.0;
+        let money = refund.amount.0;
         if state.counts_as_refunded() {
             refund_entries.push(TimelineRefund {
                 stated,
                 key: "refundId",
                 id: id.as_str(),
-                amount,
-                currency: of,
+                money,
             });
         }
         if let Some(failed) = refund.states.get(&RefundState::Failed) {
-            let meta = json!({ "refundId": id.as_str(), "amount": amount, "currency": of });
+            let meta = json!({ "refundId": id.as_str(), "amount": money.amount, "currency": money.currency });
             timeline.add("refund_failed", id.as_str(), &failed.first, meta);
             timeline.add_review("refund_failed", id.as_str(), &failed.first);
         }
-        if of != currency {
+        if money.currency != currency {
             timeline.add_review("refund_currency_mismatch", id.as_str(), stated);
             continue;
         }
         let of = find_refunded_charge(facts, refund);
-        let tally = tallies.entry(of).or_default();
+        let tally = tallies
+            .entry(of)
+            .or_insert_with(|| RefundTally::new(currency));
         if tally.payment.is_empty() {
             tally.payment = refund
                 .intent
@@ -266,7 +291,7 @@ fn tally_refunds<'f>(
         } else {
             &mut tally.undone
         };
-        *sum = sum.saturating_add(amount);
+        add_amount(sum, money);
     }
     tallies
 }
@@ -289,15 +314,14 @@ fn find_refunded_charge<'f>(facts: &'f PaymentFacts, refund: &'f RefundFacts) ->
     }
 }
 
-fn add_amount<'k>(sums: &mut BTreeMap<&'k str, i64>, key: &'k str, amount: i64) {
-    let sum = sums.entry(key).or_default();
-    *sum = sum.saturating_add(amount);
-}
-
-fn sum_amounts(amounts: &BTreeMap<&str, i64>) -> i64 {
-    amounts
-        .values()
-        .fold(0_i64, |sum, amount| sum.saturating_add(*amount))
+/// Adds an amount to a sum in the counted currency; one in another currency is left out.
+///
+/// It saturates, because failing would keep every later event out of the row. An amount has at most 2^53 minor units,
+/// so a sum of fewer than a thousand is exact.
+fn add_amount(sum: &mut Money, amount: Money) {
+    if let Ok(total) = sum.saturating_add(amount) {
+        *sum = total;
+    }
 }
 
 /// Adds one entry per refund. `complete_at` is the captured amount if the order was refunded in full.
@@ -307,17 +331,17 @@ fn sum_amounts(amounts: &BTreeMap<&str, i64>) -> i64 {
 /// `ch_1` is `refund_full`, whichever event arrived first. Only entries in the counted currency move the sum.
 fn add_refund_entries(
     mut refund_entries: Vec<TimelineRefund<'_>>,
-    complete_at: Option<i64>,
+    complete_at: Option<Money>,
     currency: Currency,
     timeline: &mut TimelineBuilder,
 ) {
-    refund_entries.retain(|refund| refund.amount > 0);
+    refund_entries.retain(|refund| refund.money.amount > 0);
     refund_entries.sort_by_key(|refund| (refund.stated.at, refund.id));
-    let counts = |refund: &TimelineRefund<'_>| refund.currency == currency;
-    let mut sum = 0_i64;
+    let counts = |refund: &TimelineRefund<'_>| refund.money.currency == currency;
+    let mut sum = Money::zero(currency);
     let completing = complete_at.and_then(|complete_at| {
         let reached = refund_entries.iter().position(|refund| {
-            sum = sum.saturating_add(if counts(refund) { refund.amount } else { 0 });
+            add_amount(&mut sum, refund.money);
             sum >= complete_at
         });
         reached.or_else(|| refund_entries.iter().rposition(counts))
@@ -328,8 +352,7 @@ fn add_refund_entries(
         } else {
             "refund_partial"
         };
-        let meta =
-            json!({ refund.key: refund.id, "amount": refund.amount, "currency": refund.currency });
+        let meta = json!({ refund.key: refund.id, "amount": refund.money.amount, "currency": refund.money.currency });
         timeline.add(kind, refund.id, refund.stated, meta);
     }
 }

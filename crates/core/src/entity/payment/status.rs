@@ -1,7 +1,10 @@
-//! The payment's state machine: `paymentStatus` as a function of the strongest evidence and of the disputes.
+//! The state machines of a payment and of its order: `paymentStatus` and an order's `status` as functions of the
+//! strongest evidence, never of the order of arrival.
 //!
 //! [`PaymentEvidence`] is an order of strength, not of time: stronger evidence is never undone by weaker evidence that
-//! arrives late. `derive` finds the evidence; `entity::order` maps it to an order's `status`.
+//! arrives late. No code moves an order from one status to another: the same evidence gives the same status, whatever
+//! the status was before. A dispute never changes an order's `status`; `paymentStatus` shows it. `derive` finds the
+//! evidence; the full table of events and states is in `docs/SEMANTICS.md`.
 
 use crate::entity::payment::facts::DisputeState;
 
@@ -91,5 +94,58 @@ pub(super) fn derive_payment_status(
         (PaymentEvidence::Failed, _) => PaymentStatus::Failed,
         (PaymentEvidence::Processing, _) => PaymentStatus::Processing,
         (PaymentEvidence::Paid, _) => PaymentStatus::Paid,
+    }
+}
+
+/// An order's `status`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OrderStatus {
+    /// No payment yet, a payment in progress, or a payment that does not match the amount due.
+    Pending,
+    /// An attempt failed, no payment succeeded or is in progress. The cleanup cancels these.
+    PaymentFailed,
+    /// A payment of the amount due succeeded.
+    Completed,
+    /// Everything captured was refunded.
+    Refunded,
+    /// Cancelled by the cleanup, or by a person who set the column.
+    Cancelled,
+}
+
+impl OrderStatus {
+    pub const ALL: [Self; 5] = [
+        Self::Pending,
+        Self::PaymentFailed,
+        Self::Completed,
+        Self::Refunded,
+        Self::Cancelled,
+    ];
+
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|status| status.as_str() == word)
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::PaymentFailed => "payment_failed",
+            Self::Completed => "completed",
+            Self::Refunded => "refunded",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// Maps evidence to the status; mirrored in `docs/SEMANTICS.md`, Payment.
+///
+/// Only the status of an order sees a cancellation: `paymentStatus` is derived from the payment's own evidence, so that
+/// a cancelled order still shows `failed`, and a late payment makes it `completed` and `paid`.
+pub fn derive_order_status(evidence: PaymentEvidence) -> OrderStatus {
+    match evidence {
+        PaymentEvidence::Nothing | PaymentEvidence::Processing => OrderStatus::Pending,
+        PaymentEvidence::Failed => OrderStatus::PaymentFailed,
+        PaymentEvidence::Cancelled => OrderStatus::Cancelled,
+        PaymentEvidence::Paid => OrderStatus::Completed,
+        PaymentEvidence::RefundedInFull => OrderStatus::Refunded,
     }
 }

@@ -8,7 +8,8 @@ pub mod signature;
 
 use secrecy::SecretString;
 
-use crate::entity::{EntityFacts, EntityKey};
+use crate::entity::EntityKey;
+use crate::entity::kind::StatedFacts;
 use crate::ids::{AccountId, StatementId};
 use crate::json::JsonError;
 use crate::outcome::{EventVerdict, IgnoreReason, ParkReason};
@@ -87,10 +88,7 @@ impl WebhookProvider for LobWebhooks {
             intent: None,
             piece: event.piece_id().cloned(),
             about_account: false,
-            facts: EntityFacts {
-                mail: facts.map_err(EventVerdict::Parked)?,
-                ..EntityFacts::default()
-            },
+            facts: StatedFacts::Mail(facts.map_err(EventVerdict::Parked)?),
         })
     }
 

@@ -1,7 +1,7 @@
-//! Reads the facts of a connected account from Stripe's events. `entity::tenant` merges them and derives the columns.
+//! Reads the facts of a connected account from Stripe's events. `entity::account` merges them and derives the columns.
 
+use crate::entity::account::{AccountCapabilities, AccountFacts, ConnectedAccount};
 use crate::entity::merge::MaxRegister;
-use crate::entity::tenant::{AccountCapabilities, AccountFacts, ConnectedAccount};
 use crate::outcome::ParkReason;
 use crate::provider::stripe::event::StripeEvent;
 use crate::time::Timestamp;

@@ -10,12 +10,12 @@
 
 use std::collections::BTreeMap;
 
+use crate::entity::account::AccountFacts;
 use crate::entity::merge::{FactSource, MaxRegister, MinRegister, SeenInterval};
 use crate::entity::payment::facts::{
     ChargeFacts, DisputeFacts, DisputeState, FailedAttempt, IntentFacts, PaymentFacts, RefundFacts,
     RefundState, ReviewFacts, SessionFacts,
 };
-use crate::entity::tenant::AccountFacts;
 use crate::ids::{ChargeId, ObjectId, PaymentRef, RefundId, UserId};
 use crate::json::{LenientField, MalformedField, NestedObject};
 use crate::money::{Currency, Money};

@@ -10,8 +10,9 @@ pub mod types;
 
 use secrecy::SecretString;
 
-use crate::entity::tenant::AccountFacts;
-use crate::entity::{EntityFacts, EntityKey};
+use crate::entity::EntityKey;
+use crate::entity::account::AccountFacts;
+use crate::entity::kind::StatedFacts;
 use crate::ids::{AccountId, OrderId, StatementId};
 use crate::json::JsonError;
 use crate::outcome::{EventVerdict, IgnoreReason, ParkReason};
@@ -112,10 +113,7 @@ impl WebhookProvider for StripeWebhooks {
             intent,
             piece: None,
             about_account: false,
-            facts: EntityFacts {
-                payment: facts.map_err(EventVerdict::Parked)?,
-                ..EntityFacts::default()
-            },
+            facts: StatedFacts::Payment(facts.map_err(EventVerdict::Parked)?),
         })
     }
 
@@ -138,10 +136,7 @@ fn interpret_account_event(
         intent: None,
         piece: None,
         about_account: true,
-        facts: EntityFacts {
-            account: facts.map_err(EventVerdict::Parked)?,
-            ..EntityFacts::default()
-        },
+        facts: StatedFacts::Account(facts.map_err(EventVerdict::Parked)?),
     })
 }
 

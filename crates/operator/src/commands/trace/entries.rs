@@ -3,8 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use billhook_core::entity::schema::{GuardedColumns, LastDerived};
-use billhook_core::entity::{Entity, EntityFacts};
+use billhook_core::entity::Entity;
 use billhook_core::ids::EventId;
 use billhook_core::provider::interpret::EventFacts;
 use billhook_core::time::Timestamp;
@@ -133,7 +132,7 @@ pub(super) fn describe_entity(entity: &Entity, row: &Value) -> Vec<TraceEntry> {
         .map(|entry| TraceEntry {
             at: of(entry, "at"),
             rank: 5,
-            id: entity.key.to_string(),
+            id: entity.key().to_string(),
             what: of(entry, "type"),
             detail: format!(
                 "{} {} {}",
@@ -146,9 +145,9 @@ pub(super) fn describe_entity(entity: &Entity, row: &Value) -> Vec<TraceEntry> {
     entries.push(TraceEntry {
         at: "now".to_owned(),
         rank: 9,
-        id: entity.key.to_string(),
+        id: entity.key().to_string(),
         what: "current".to_owned(),
-        detail: json!(entity.columns).to_string(),
+        detail: json!(entity.columns()).to_string(),
     });
     entries
 }
@@ -159,13 +158,7 @@ pub(super) fn list_column_changes<'a>(
     entity: &Entity,
     events: impl Iterator<Item = &'a TracedEvent>,
 ) -> Vec<TraceEntry> {
-    let mut entity = Entity {
-        version: 0,
-        columns: GuardedColumns::default(),
-        derived: LastDerived::default(),
-        facts: EntityFacts::default(),
-        ..entity.clone()
-    };
+    let mut entity = entity.without_history();
     let mut processed: Vec<(Timestamp, &TracedEvent)> = events
         .filter(|event| event.summary.record.processed)
         .filter_map(|event| {
@@ -177,7 +170,7 @@ pub(super) fn list_column_changes<'a>(
     let mut entries = Vec::new();
     for (at, event) in processed {
         let Some(facts) = &event.facts else { continue };
-        let next = entity.apply_facts(facts.facts.clone(), at);
+        let next = entity.apply_facts([facts.facts.clone()], at);
         for change in diff_entity(&entity, &next, at) {
             if change.column == "timeline" {
                 continue;
@@ -185,7 +178,7 @@ pub(super) fn list_column_changes<'a>(
             entries.push(TraceEntry {
                 at: at.to_string(),
                 rank: 4,
-                id: entity.key.to_string(),
+                id: entity.key().to_string(),
                 what: change.column,
                 detail: format!(
                     "{} -> {} by {}",
@@ -193,9 +186,7 @@ pub(super) fn list_column_changes<'a>(
                 ),
             });
         }
-        entity.columns = next.derived.columns.clone();
-        entity.derived = next.derived;
-        entity.facts = next.facts;
+        entity = next.next();
     }
     entries
 }

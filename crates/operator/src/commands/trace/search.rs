@@ -136,7 +136,9 @@ impl TraceSearch {
         }
         let rows = ledger.load_rows(&self.entities, &BTreeSet::new()).await?;
         let entities = rows.entities.into_values();
-        Ok(entities.filter_map(|(entity, _)| entity.tenant).collect())
+        Ok(entities
+            .filter_map(|(entity, _)| entity.tenant().cloned())
+            .collect())
     }
 
     /// Adds the entities that the events found so far belong to, by the worker's own rule. An event that the worker

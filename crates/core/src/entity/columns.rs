@@ -1,0 +1,129 @@
+//! Columns of an entity's row, without DynamoDB: what a kind says about its table, and the values that it reads and
+//! writes. `adapters::dynamodb::entities` converts the values to attributes and back.
+
+use std::collections::BTreeSet;
+
+use serde::de::DeserializeOwned;
+
+use crate::entity::schema::LastDerived;
+use crate::time::Timestamp;
+
+/// The table of an entity kind.
+#[derive(Clone, Copy, Debug)]
+pub struct EntitySchema {
+    /// The kind in keys and messages: `order` in `order#ord_1`.
+    pub word: &'static str,
+    /// The table without its prefix. The stack's output for `Orders` is `OrdersTable`.
+    pub table: &'static str,
+    pub key: &'static str,
+    /// The column of the tenant that the row belongs to (tenant isolation).
+    pub tenant: &'static str,
+    /// The column of the PaymentIntent; the table's `PaymentIntentIndex` is on it.
+    pub payment_intent: Option<&'static str>,
+    /// The column of the stored facts.
+    pub facts: &'static str,
+    pub history: RowHistory,
+    /// Columns that a person or the application may change and that our decision depends on: the write fails if one of
+    /// them is not as it was read (optimistic lock). In the order of the write's conditions.
+    pub guarded: &'static [&'static str],
+    /// Every column that billhook knows. The application may have others.
+    pub columns: &'static [EntityColumn],
+}
+
+/// What a row keeps besides its facts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowHistory {
+    /// A timeline, and beside the facts what billhook derived last: people edit the columns of this kind.
+    Recorded,
+    NotRecorded,
+}
+
+/// A column, as `docs/data-model.md` shows it (tested in `crates/core/tests/docs.rs`).
+#[derive(Clone, Copy, Debug)]
+pub struct EntityColumn {
+    pub name: &'static str,
+    pub kind: ColumnType,
+    pub owner: ColumnOwner,
+    pub meaning: &'static str,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ColumnType {
+    /// Times are texts too.
+    Text,
+    Integer,
+    Bool,
+    TextSet,
+    List,
+    Map,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ColumnOwner {
+    Application,
+    Billhook,
+    Both,
+}
+
+pub(super) const fn describe_column(
+    name: &'static str,
+    kind: ColumnType,
+    owner: ColumnOwner,
+    meaning: &'static str,
+) -> EntityColumn {
+    EntityColumn {
+        name,
+        kind,
+        owner,
+        meaning,
+    }
+}
+
+/// The value that billhook writes into a column.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ColumnValue {
+    Text(String),
+    Integer(i64),
+    Bool(bool),
+    /// Not empty: DynamoDB rejects an empty set.
+    TextSet(BTreeSet<String>),
+    Time(Timestamp),
+}
+
+impl ColumnValue {
+    pub(super) fn text(text: &str) -> Option<Self> {
+        Some(Self::Text(text.to_owned()))
+    }
+
+    /// Removes the column if there is none.
+    pub(super) fn text_set(texts: &BTreeSet<String>) -> Option<Self> {
+        (!texts.is_empty()).then(|| Self::TextSet(texts.clone()))
+    }
+}
+
+/// The columns of one write; `None` removes the column.
+pub type ColumnWrites = Vec<(&'static str, Option<ColumnValue>)>;
+
+/// A row, read leniently: a column that is missing or of another type is `None`. Only the facts are read strictly,
+/// because writing a row whose facts we cannot read would destroy them.
+pub trait RowColumns {
+    fn text(&self, column: &str) -> Option<&str>;
+    /// `None` for a fraction too: amounts are integers in the currency's minor unit.
+    fn integer(&self, column: &str) -> Option<i64>;
+    fn truth(&self, column: &str) -> Option<bool>;
+    /// The stored facts and what billhook derived last; the defaults if the column is missing. `Err` is the reason why
+    /// they cannot be read.
+    fn facts<F: DeserializeOwned + Default>(
+        &self,
+        column: &str,
+    ) -> Result<(F, LastDerived), String>;
+}
+
+/// Parses the text of a column; a value that is no valid id counts as missing.
+pub(super) fn read_id<T, E>(
+    row: &impl RowColumns,
+    column: &str,
+    parse: impl Fn(&str) -> Result<T, E>,
+) -> Option<T> {
+    parse(row.text(column)?).ok()
+}

@@ -1,0 +1,308 @@
+//! What an entity kind is ([`EntityKind`]), and the one path by which facts change a row of any kind,
+//! [`EntityState::apply_facts`]: find manual edits, merge facts, derive, project.
+//!
+//! `apply_facts` is pure and idempotent: applying the same facts again gives the same row, so that redelivery, replay
+//! and a lost race are harmless. Everything that differs between kinds is in the kind: `order`, `statement`, `tenant`.
+
+use std::fmt::{Debug, Display};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::entity::account::{AccountFacts, DerivedAccount};
+use crate::entity::columns::{ColumnWrites, EntitySchema, RowColumns};
+use crate::entity::mail::derive::DerivedMail;
+use crate::entity::mail::facts::MailFacts;
+use crate::entity::merge::{Merge, MinRegister};
+use crate::entity::payment::derive::DerivedPayment;
+use crate::entity::payment::facts::PaymentFacts;
+use crate::entity::payment::status::{OrderStatus, PaymentStatus};
+use crate::entity::schema::{GuardedColumns, LastDerived};
+use crate::entity::timeline::DerivedEntry;
+use crate::ids::{PaymentIntentId, PieceId, TenantId, UserId};
+use crate::money::{Currency, Money};
+use crate::outcome::ParkReason;
+use crate::time::Timestamp;
+
+/// The facts of one event, repair or cancellation, by what they are about.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "few exist at a time, and they are merged at once"
+)]
+pub enum StatedFacts {
+    Payment(PaymentFacts),
+    Mail(MailFacts),
+    Account(AccountFacts),
+}
+
+/// An entity kind: its table, its facts, and how its columns follow from them.
+pub trait EntityKind: Clone + Debug + PartialEq + Sized {
+    type Id: Clone + Debug + PartialEq + Display;
+    /// The columns of the application that billhook reads.
+    type Given: Clone + Debug + PartialEq;
+    type Facts: Clone + Debug + PartialEq + Default + Merge + Serialize + DeserializeOwned;
+    /// What follows from the facts.
+    type Derived: Clone + Debug + PartialEq;
+
+    const SCHEMA: EntitySchema;
+    /// Why an event of Stripe is parked whose row of this kind does not exist.
+    const UNKNOWN: ParkReason;
+
+    /// Takes the facts that this kind has. `worker::resolve` sends a kind no others.
+    fn take_facts(facts: &mut Self::Facts, stated: StatedFacts);
+    fn read_given(row: &impl RowColumns) -> Self::Given;
+    /// The given columns after a write: billhook fills some of them.
+    fn fill_given(given: &Self::Given, _written: &LastDerived) -> Self::Given {
+        given.clone()
+    }
+    fn read_guarded(_row: &impl RowColumns) -> GuardedColumns {
+        GuardedColumns::default()
+    }
+    /// The values that the application gives a new row: finding them in a column that we never wrote is no manual edit.
+    fn initial_columns() -> GuardedColumns {
+        GuardedColumns::default()
+    }
+    fn derive(facts: &Self::Facts, given: &Self::Given) -> Self::Derived;
+    /// The columns that people and the application may also write, as billhook writes them now.
+    fn project(
+        _row: &EntityState<Self>,
+        _facts: &Self::Facts,
+        _derived: &Self::Derived,
+    ) -> LastDerived {
+        LastDerived::default()
+    }
+    /// All columns to write but version, timeline and facts, which every kind writes alike.
+    fn write_columns(
+        derived: &Self::Derived,
+        written: &LastDerived,
+        now: Timestamp,
+    ) -> ColumnWrites;
+    /// Not sorted.
+    fn timeline(_derived: &Self::Derived) -> Vec<DerivedEntry> {
+        Vec::new()
+    }
+
+    fn payment_facts(_facts: &Self::Facts) -> Option<&PaymentFacts> {
+        None
+    }
+    fn payment_facts_mut(_facts: &mut Self::Facts) -> Option<&mut PaymentFacts> {
+        None
+    }
+    /// Whether a payment status of `refunded` in the row is a person's repair, and not the application's own word.
+    fn owns_payment_status(_known: &PaymentFacts, _new: &PaymentFacts) -> bool {
+        true
+    }
+    fn payment(_derived: &Self::Derived) -> Option<&DerivedPayment> {
+        None
+    }
+    fn mail(_derived: &Self::Derived) -> Option<&DerivedMail> {
+        None
+    }
+    fn account(_derived: &Self::Derived) -> Option<&DerivedAccount> {
+        None
+    }
+    fn payment_intent(_given: &Self::Given) -> Option<&PaymentIntentId> {
+        None
+    }
+    fn piece(_given: &Self::Given) -> Option<&PieceId> {
+        None
+    }
+}
+
+/// A row as the worker loaded it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EntityState<K: EntityKind> {
+    pub id: K::Id,
+    /// How often billhook has written the row; 0 if only the application wrote it. Part of the optimistic lock.
+    pub version: i64,
+    /// `None` if the row belongs to the platform itself.
+    pub tenant: Option<TenantId>,
+    pub given: K::Given,
+    /// The columns as they are in the row now. A difference from `last_derived` is a manual edit.
+    pub columns: GuardedColumns,
+    /// The columns as billhook derived them at its last write.
+    pub last_derived: LastDerived,
+    pub facts: K::Facts,
+}
+
+/// The row after new facts: everything that the ledger writes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StateUpdate<K: EntityKind> {
+    /// The row as billhook writes it. Its facts are old facts, new facts and manual edits, merged; of the guarded
+    /// columns it has only those that are written.
+    pub next: EntityState<K>,
+    pub derived: K::Derived,
+    /// Manual edits that are not repairs and are overwritten; logged as `edit_overruled`.
+    pub discarded_edits: Vec<DiscardedEdit>,
+}
+
+/// A manual edit that the next write overwrites.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiscardedEdit {
+    /// The name in the stored `derived`, such as `paymentStatus`.
+    pub column: &'static str,
+    pub found: String,
+    pub written: String,
+}
+
+impl<K: EntityKind> EntityState<K> {
+    /// Reads a row. `Err` is the reason why its facts cannot be read; its events are parked as `entity_unreadable`.
+    pub(super) fn read(id: K::Id, row: &impl RowColumns) -> Result<Self, String> {
+        let (facts, last_derived) = row.facts(K::SCHEMA.facts)?;
+        Ok(Self {
+            id,
+            version: row.integer("version").unwrap_or(0),
+            tenant: row
+                .text(K::SCHEMA.tenant)
+                .and_then(|id| TenantId::parse(id).ok()),
+            given: K::read_given(row),
+            columns: K::read_guarded(row),
+            last_derived,
+            facts,
+        })
+    }
+
+    /// Facts → merge → derive → project. `now` dates the manual edits found here; nothing else depends on it.
+    pub fn apply_facts(
+        &self,
+        stated: impl IntoIterator<Item = StatedFacts>,
+        now: Timestamp,
+    ) -> StateUpdate<K> {
+        let mut new = K::Facts::default();
+        for stated in stated {
+            K::take_facts(&mut new, stated);
+        }
+        let mut facts = self.facts.clone();
+        if let Some(new) = K::payment_facts_mut(&mut new) {
+            // Some applications put the order's id into `client_reference_id`. It is not a user: without this line
+            // `ord_1` ended up in `userId` if the session's metadata did not repeat the order's id.
+            let is_own = |hint: &mut MinRegister<UserId>| hint.0.as_str() == self.id.to_string();
+            new.reference.take_if(is_own);
+            if let Some(known) = K::payment_facts_mut(&mut facts) {
+                let edits = self.find_manual_edits(K::owns_payment_status(known, new), now);
+                known.merge(edits);
+            }
+        }
+        facts.merge(new);
+        let derived = K::derive(&facts, &self.given);
+        let last_derived = K::project(self, &facts, &derived);
+        StateUpdate {
+            discarded_edits: self.find_discarded_edits(&last_derived.columns),
+            derived,
+            next: Self {
+                id: self.id.clone(),
+                version: self.version.saturating_add(1),
+                tenant: self.tenant.clone(),
+                given: K::fill_given(&self.given, &last_derived),
+                columns: last_derived.columns.clone(),
+                last_derived,
+                facts,
+            },
+        }
+    }
+
+    /// Manual edits that are not repairs: somebody changed the column since our last write, and we write another value.
+    ///
+    /// Example: we derived `payment_failed`, somebody set `pending`, now a payment arrives and we write `completed`:
+    /// the edit is lost, so we log it. If somebody set `completed` before the event arrived, nothing is lost. A column
+    /// that we never wrote is compared with its initial value: `pending` on a new order is no edit, `draft` is one.
+    /// `requiresReview` is left out, because clearing and flagging are repairs. A new reason on a cleared row was once
+    /// logged as `edit_overruled`, which sent people looking for a fault.
+    fn find_discarded_edits(&self, next: &GuardedColumns) -> Vec<DiscardedEdit> {
+        let columns = self
+            .columns
+            .by_name()
+            .into_iter()
+            .zip(self.last_derived.columns.by_name())
+            .zip(K::initial_columns().by_name())
+            .zip(next.by_name());
+        columns
+            .filter_map(
+                |((((column, found), (_, was)), (_, initial)), (_, written))| {
+                    let was = was.or(initial);
+                    let is_overruled =
+                        found.is_some() && written.is_some() && found != was && found != written;
+                    is_overruled.then(|| DiscardedEdit {
+                        column,
+                        found: found.unwrap_or_default(),
+                        written: written.unwrap_or_default(),
+                    })
+                },
+            )
+            .collect()
+    }
+
+    /// Finds the manual edits that stand (repairs) and returns them as facts.
+    ///
+    /// How: `last_derived` is what billhook last wrote, `columns` is what the row says now. If they differ, somebody
+    /// else wrote the column. The optimistic lock includes these columns, so an edit between our read and our write
+    /// makes the write fail, and the next round finds it here.
+    ///
+    /// Why as facts: every column is derived from facts at every write, so anything that is not a fact is overwritten.
+    /// Example: a person refunds by bank transfer and sets `status` to `refunded`. The next event, a late
+    /// `payment_intent.payment_failed`, derives `completed` from the payment. With the fact `manual.refunded` it
+    /// derives `refunded`, now and at every later event.
+    ///
+    /// Only `refunded`, `cancelled` and the review flag are repairs. Setting `completed` is none: only a payment makes
+    /// an order `completed`.
+    fn find_manual_edits(&self, owns_payment_status: bool, now: Timestamp) -> PaymentFacts {
+        let mut facts = PaymentFacts::default();
+        let (now_in_row, was) = (&self.columns, &self.last_derived.columns);
+        let changed_to = |column: &Option<String>, derived: &Option<String>, word: &str| {
+            column.as_deref() == Some(word) && column != derived
+        };
+        let status =
+            |status: OrderStatus| changed_to(&now_in_row.status, &was.status, status.as_str());
+        let payment_status = |status: PaymentStatus| {
+            changed_to(
+                &now_in_row.payment_status,
+                &was.payment_status,
+                status.as_str(),
+            )
+        };
+        if owns_payment_status
+            && (status(OrderStatus::Refunded) || payment_status(PaymentStatus::Refunded))
+        {
+            facts.manual.refunded = Some(MinRegister(now));
+        }
+        if status(OrderStatus::Cancelled) {
+            facts.cancelled = Some(MinRegister(now));
+        }
+        match (now_in_row.requires_review, was.requires_review) {
+            // Only the reasons that the person could see are cleared. If a person cleared dp_1 and the event of this
+            // write opens dp_2, `dispute_open:dp_2` flags the row again.
+            (Some(false), Some(true)) => {
+                facts.manual.cleared = self
+                    .last_derived
+                    .review_reasons
+                    .iter()
+                    .map(|r| (r.clone(), MinRegister(now)))
+                    .collect();
+            }
+            (Some(true), None | Some(false)) => {
+                facts.manual.flagged.insert(now);
+            }
+            _ => {}
+        }
+        facts
+    }
+}
+
+/// The amount that the application asks for; `None` if its amount or its currency column is missing.
+pub(super) fn read_due(row: &impl RowColumns, amount: &str) -> Option<Money> {
+    Some(Money {
+        amount: row.integer(amount)?,
+        currency: Currency::parse(row.text("currency")?).ok()?,
+    })
+}
+
+/// A column with two writers, such as `userId`: we write it only if it is empty or still has the value that we wrote
+/// last; a value that the application wrote stays.
+pub(super) fn keep_if_ours<T: Clone>(
+    new: &Option<T>,
+    found: Option<&str>,
+    last: Option<&str>,
+) -> Option<T> {
+    new.clone().filter(|_| found.is_none() || found == last)
+}
