@@ -101,7 +101,7 @@ async fn ingress_accepts_what_the_provider_signed_and_nothing_else() {
 async fn its_worker_applies_the_event_and_takes_no_other_providers_ids() {
     let (tables, queue) = (MemoryTables::default(), MemoryQueue::default());
     let key = EntityKey::Statement(StatementId::parse("st_1").unwrap());
-    let statement = memory::entity(key.clone());
+    let statement = memory::entity(&key);
     tables.entities.lock().unwrap().insert(key, statement);
     deliver(&tables, &queue, signed_by(&key_pair(1), &body())).await;
     let worker = Worker {
@@ -116,16 +116,14 @@ async fn its_worker_applies_the_event_and_takes_no_other_providers_ids() {
         receive_count: 1,
     });
     let deadline = now().after(Duration::from_secs(10));
-    let reports = worker
+    let report = worker
         .process_batch(&messages, deadline, std::future::pending())
         .await;
-    assert_eq!(
-        reports
-            .iter()
-            .filter(|report| report.result.is_ok())
-            .count(),
-        1
-    );
+    let done = report
+        .messages
+        .iter()
+        .filter(|message| message.result.is_ok());
+    assert_eq!(done.count(), 1);
     let events = tables.events.lock().unwrap();
     let row = &events[&EventId::parse(EVENT).unwrap()];
     assert_eq!(row.stored.outcome, EventOutcome::Processed);

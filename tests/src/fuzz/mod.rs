@@ -180,11 +180,12 @@ fn compact(json: &[u8]) -> Vec<u8> {
     json.to_string().into_bytes()
 }
 
-/// The samples of both providers' events.
+/// The samples of all providers' events.
 fn payloads() -> Vec<Vec<u8>> {
-    [ProviderId::Stripe, ProviderId::Lob]
-        .map(payloads_of)
-        .concat()
+    let providers = ProviderId::ALL.iter();
+    providers
+        .flat_map(|provider| payloads_of(*provider))
+        .collect()
 }
 
 fn payloads_of(provider: ProviderId) -> Vec<Vec<u8>> {

@@ -74,7 +74,7 @@ pub(crate) fn at_the_end(functions: &Functions, found: &mut Found) {
     for name in &seen.panics {
         found.add(18, format!("{name} panicked"));
     }
-    for provider in [ProviderId::Stripe, ProviderId::Lob] {
+    for provider in ProviderId::ALL.iter().copied() {
         for sent in &world.queues[provider.as_str()].sent {
             let is_pointer = sent.body.is_ascii() && !sent.body.contains("CANARY");
             found.unless(is_pointer, 19, || format!("a message holds {}", sent.body));
@@ -90,7 +90,7 @@ pub(crate) fn at_the_end(functions: &Functions, found: &mut Found) {
 /// What must hold a quarter of an hour after the last fault.
 pub(crate) fn drained(functions: &Functions, healed: Timestamp, found: &mut Found) {
     let world = functions.sim.world();
-    for provider in [ProviderId::Stripe, ProviderId::Lob] {
+    for provider in ProviderId::ALL.iter().copied() {
         for message in &world.queues[provider.as_str()].messages {
             let is_old = message.sent_at < healed.after(Duration::from_mins(8));
             found.unless(!is_old, 12, || {
@@ -387,7 +387,7 @@ fn events(world: &World, seen: &Seen, found: &mut Found) {
         .filter(|event| event.links)
         .map(|event| event.of.as_str())
         .collect();
-    for provider in [ProviderId::Stripe, ProviderId::Lob] {
+    for provider in ProviderId::ALL.iter().copied() {
         for row in world.store.events_of(provider) {
             let (stored, reason) = (&row.stored, row.error.as_deref().unwrap_or_default());
             let id = &stored.id;

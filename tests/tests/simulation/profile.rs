@@ -193,7 +193,7 @@ async fn play(profile: &Profile, seed: u64, mutant: Option<Mutant>, traced: bool
 
 fn start(profile: &Profile, functions: &Functions, until: Timestamp) {
     let sim = &functions.sim;
-    for provider in [ProviderId::Stripe, ProviderId::Lob] {
+    for provider in ProviderId::ALL.iter().copied() {
         tokio::task::spawn_local(functions.clone().poll(provider));
     }
     tokio::task::spawn_local(functions.clone().deliver());
@@ -253,7 +253,7 @@ async fn operator(functions: Functions, until: Timestamp) {
             .await;
         let mut world = functions.sim.world();
         let now = world.now();
-        let provider = world.rng.pick(&[ProviderId::Stripe, ProviderId::Lob]);
+        let provider = world.rng.pick(ProviderId::ALL);
         let rows: Vec<_> = world
             .store
             .events_of(provider)
@@ -287,7 +287,7 @@ async fn operator(functions: Functions, until: Timestamp) {
 fn redrive(functions: &Functions) {
     let mut world = functions.sim.world();
     let now = world.now();
-    for provider in [ProviderId::Stripe, ProviderId::Lob] {
+    for provider in ProviderId::ALL.iter().copied() {
         let dead = std::mem::take(&mut world.queue(provider).dead);
         for message in dead {
             if message.body.contains("poison") {
