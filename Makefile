@@ -38,7 +38,7 @@ stop: ## stop the local AWS and the local Stripe
 
 setup: $(VENV)/.installed $(TOOLS)/node_modules/.installed ## install the pinned tools if they changed
 
-catalogue: ## write the catalogue of event types into docs/SEMANTICS.md and template.yaml
+catalogue: ## write event types and scheduled tasks, as the code lists them, into docs/SEMANTICS.md and template.yaml
 	cargo build --package billhook-tests --bin billhook-local
 	$(LOCAL) catalogue
 
@@ -111,7 +111,7 @@ fuzz: machine ## run libFuzzer on every target (TARGET=one) for TIME=60 seconds 
 	done
 
 # Needs no local AWS and no Python or Node tools, so it runs wherever Rust does.
-FUNCTIONS := webhook-ingress stripe-worker lob-worker cleanup-failed-payments webhook-secret
+FUNCTIONS := webhook-ingress event-worker cleanup-failed-payments webhook-secret
 bench: ## measure what an event costs in the release binaries: time, CPU, instructions, memory, calls, write units, log (BENCH=options)
 	cargo build --release $(addprefix --package ,$(FUNCTIONS))
 	cargo build --release --package billhook-tests --example echo --example bench

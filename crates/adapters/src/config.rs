@@ -12,9 +12,9 @@ use std::time::Duration;
 use billhook_core::endpoint::secret::{SecretHolder, SecretKind};
 use billhook_core::entity::ENTITY_SCHEMAS;
 use billhook_core::entity::columns::EntitySchema;
-use billhook_core::entity::kind::EntityKind as _;
-use billhook_core::entity::statement::StatementKind;
 use billhook_core::ids::{PerProvider, ProviderId};
+use billhook_core::provider::event_scope;
+use billhook_core::provider::interpret::PaymentEvents;
 use secrecy::SecretString;
 use tracing::level_filters::LevelFilter;
 
@@ -146,43 +146,30 @@ fn signing_secret_arns(provider: ProviderId) -> &'static [&'static str] {
     }
 }
 
-/// `stripe-worker`.
+/// A provider's worker: `stripe-worker` and so on.
 #[derive(Debug)]
-pub struct StripeWorkerConfig {
+pub struct WorkerConfig {
     pub environment: EnvironmentConfig,
-    pub stripe_events_table: String,
+    /// `STRIPE_EVENTS_TABLE` and so on.
+    pub events_table: String,
+    /// Of the kinds that the provider's events change.
     pub entity_tables: EntityTables,
-    pub payments_table: String,
+    /// `PAYMENTS_TABLE`, if the provider's events are about payments.
+    pub payments_table: Option<String>,
 }
 
-impl StripeWorkerConfig {
-    pub fn from_env(lookup: &EnvLookup<'_>) -> Result<Self, ConfigError> {
+impl WorkerConfig {
+    pub fn from_env(provider: ProviderId, lookup: &EnvLookup<'_>) -> Result<Self, ConfigError> {
         let mut read = EnvReader::new(lookup);
+        let scope = event_scope(provider);
         let config = Self {
             environment: read.environment(),
-            stripe_events_table: read.required("STRIPE_EVENTS_TABLE"),
-            entity_tables: read.entity_tables(ENTITY_SCHEMAS),
-            payments_table: read.required("PAYMENTS_TABLE"),
-        };
-        read.finish(config)
-    }
-}
-
-/// `lob-worker`.
-#[derive(Debug)]
-pub struct LobWorkerConfig {
-    pub environment: EnvironmentConfig,
-    pub lob_events_table: String,
-    pub entity_tables: EntityTables,
-}
-
-impl LobWorkerConfig {
-    pub fn from_env(lookup: &EnvLookup<'_>) -> Result<Self, ConfigError> {
-        let mut read = EnvReader::new(lookup);
-        let config = Self {
-            environment: read.environment(),
-            lob_events_table: read.required("LOB_EVENTS_TABLE"),
-            entity_tables: read.entity_tables(&[StatementKind::SCHEMA]),
+            events_table: read.required(&provider.variable("EVENTS_TABLE")),
+            entity_tables: read.entity_tables(scope.kinds),
+            payments_table: match scope.payments {
+                PaymentEvents::Some => Some(read.required("PAYMENTS_TABLE")),
+                PaymentEvents::None => None,
+            },
         };
         read.finish(config)
     }
@@ -589,7 +576,7 @@ mod tests {
             "configuration refused: APP_NAME is missing; ENV is missing; LIVE_MODE is missing; \
              APP_SECRETS_ARN is missing; JOBS_TABLE is missing"
         );
-        let other = LobWorkerConfig::from_env(&EnvLookup(&|_| None)).unwrap_err();
+        let other = WorkerConfig::from_env(ProviderId::Lob, &EnvLookup(&|_| None)).unwrap_err();
         let faults = combine_faults::<(), ()>(Err(error), Err(other))
             .unwrap_err()
             .faults;

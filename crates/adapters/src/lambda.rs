@@ -28,7 +28,7 @@ use crate::telemetry;
 /// calls `serve_events`.
 pub fn run_function<C: 'static>(
     function: &'static str,
-    read: fn(&EnvLookup<'_>) -> Result<C, ConfigError>,
+    read: impl FnOnce(&EnvLookup<'_>) -> Result<C, ConfigError>,
     start: impl AsyncFnOnce(C, AwsClients) -> Result<(), lambda_runtime::Error> + 'static,
 ) -> ExitCode {
     let lookup = EnvLookup(&read_process_variable);
@@ -44,7 +44,7 @@ pub fn run_function<C: 'static>(
 
 fn start_function<C: 'static>(
     lookup: &EnvLookup<'_>,
-    read: fn(&EnvLookup<'_>) -> Result<C, ConfigError>,
+    read: impl FnOnce(&EnvLookup<'_>) -> Result<C, ConfigError>,
     start: impl AsyncFnOnce(C, AwsClients) -> Result<(), lambda_runtime::Error> + 'static,
 ) -> Result<(), lambda_runtime::Error> {
     let outside = combine_faults(
@@ -129,13 +129,15 @@ pub fn invocation_deadline(context: &Context) -> Timestamp {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::LobWorkerConfig;
+    use billhook_core::ids::ProviderId;
+
+    use crate::config::WorkerConfig;
 
     #[test]
     fn a_refused_start_tells_the_faults_of_config_aws_and_runtime_in_one_line() {
         let refused = start_function(
             &EnvLookup(&|_| None),
-            LobWorkerConfig::from_env,
+            |lookup| WorkerConfig::from_env(ProviderId::Lob, lookup),
             async |_, _| Ok(()),
         );
         let line = refused.unwrap_err().to_string();
@@ -155,7 +157,7 @@ mod tests {
                     _ if name.starts_with("AWS_ENDPOINT_URL") => None,
                     _ => Some("x".to_owned()),
                 }),
-                LobWorkerConfig::from_env,
+                |lookup| WorkerConfig::from_env(ProviderId::Lob, lookup),
                 async |_, _| panic!("{}", "canary".to_owned()),
             )
         };

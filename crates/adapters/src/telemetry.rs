@@ -40,11 +40,10 @@ use crate::metrics;
 const VALUE_BYTES_MAX: usize = 1000;
 
 /// Prefixes of our own targets, which follow `LOG_LEVEL`.
-const OURS: [&str; 6] = [
+const OURS: [&str; 5] = [
     "billhook",
     "webhook_ingress",
-    "stripe_worker",
-    "lob_worker",
+    "event_worker",
     "cleanup_failed_payments",
     "webhook_secret",
 ];

@@ -4,7 +4,7 @@
 //!
 //! Guarantees: 200 means that the event is stored, and queued unless nothing is left to do; a request with an invalid
 //! signature stores and sends nothing, and its body is not even parsed. Not decided here: what an event means
-//! (`stripe-worker`, `lob-worker`). Read next: `billhook_core::provider::signature` verifies,
+//! (`event-worker`). Read next: `billhook_core::provider::signature` verifies,
 //! `billhook_core::intake::accept` stores and queues.
 
 use std::collections::BTreeMap;

@@ -32,13 +32,12 @@ const TERMS: [(&str, &str); 15] = [
 const EMPTY_SUFFIXES: [&str; 6] = ["Info", "Data", "Item", "Helper", "Manager", "Util"];
 const ONE_WORD_PERCENT_MAX: usize = 20;
 /// All but the testkit.
-const CRATES: [&str; 8] = [
+const CRATES: [&str; 7] = [
     "adapters",
     "cleanup-failed-payments",
     "core",
-    "lob-worker",
+    "event-worker",
     "operator",
-    "stripe-worker",
     "webhook-ingress",
     "webhook-secret",
 ];

@@ -5,13 +5,12 @@ use syn::visit::{self, Visit};
 
 use super::source_files;
 
-const CRATES: [&str; 9] = [
+const CRATES: [&str; 8] = [
     "adapters",
     "cleanup-failed-payments",
     "core",
-    "lob-worker",
+    "event-worker",
     "operator",
-    "stripe-worker",
     "testkit",
     "webhook-ingress",
     "webhook-secret",

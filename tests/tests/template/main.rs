@@ -16,10 +16,9 @@ use std::time::Duration;
 
 use billhook_adapters::aws::OPERATION_MAX;
 use billhook_adapters::config::{
-    CleanupConfig, ConfigError, EnvLookup, IngressConfig, LobWorkerConfig, StripeWorkerConfig,
-    WebhookSecretConfig,
+    CleanupConfig, ConfigError, EnvLookup, IngressConfig, WebhookSecretConfig, WorkerConfig,
 };
-use billhook_core::ids::ProviderId;
+use billhook_core::ids::{PerProvider, ProviderId};
 use billhook_core::provider::stripe::event_types::HANDLED_TYPES;
 use billhook_core::provider::stripe::types::API_VERSION;
 use billhook_core::tasks::definitions::SCHEDULED_TASKS;
@@ -283,7 +282,7 @@ fn check_schedules(template: &Value) {
 fn check_variables_of<C>(
     template: &Value,
     function: &str,
-    read: fn(&EnvLookup<'_>) -> Result<C, ConfigError>,
+    read: impl FnOnce(&EnvLookup<'_>) -> Result<C, ConfigError>,
     optional: &[&str],
 ) {
     let of = |value: &Value| {
@@ -332,13 +331,15 @@ fn each_function_gets_the_variables_it_reads_and_no_others() {
 }
 
 fn check_variables(template: &Value) {
-    let local = ["STRIPE_WEBHOOK_SECRET", "LOB_WEBHOOK_SECRET"];
+    let local = PerProvider::new(|provider| provider.variable("WEBHOOK_SECRET"));
+    let local: Vec<&str> = local.iter().map(|(_, name)| name.as_str()).collect();
     let read = IngressConfig::from_env;
     check_variables_of(template, "WebhookIngressFunction", read, &local);
-    let read = StripeWorkerConfig::from_env;
-    check_variables_of(template, "StripeWorkerFunction", read, &[]);
-    let read = LobWorkerConfig::from_env;
-    check_variables_of(template, "LobWorkerFunction", read, &[]);
+    for provider in ProviderId::ALL {
+        let read = |lookup: &EnvLookup<'_>| WorkerConfig::from_env(*provider, lookup);
+        let function = format!("{}WorkerFunction", provider.title());
+        check_variables_of(template, &function, read, &[]);
+    }
     let (read, local) = (CleanupConfig::from_env, ["STRIPE_SECRET_KEY"]);
     check_variables_of(template, "CleanupFailedPaymentsFunction", read, &local);
     let read = WebhookSecretConfig::from_env;

@@ -8,6 +8,7 @@
 use secrecy::SecretString;
 
 use crate::entity::EntityKey;
+use crate::entity::columns::EntitySchema;
 use crate::entity::kind::StatedFacts;
 use crate::ids::{AccountId, PaymentIntentId, PieceId};
 use crate::json::JsonError;
@@ -41,6 +42,21 @@ pub struct CatalogueEntry {
     pub sample: &'static str,
 }
 
+/// What a provider's events are about, and so which tables its worker needs.
+#[derive(Clone, Copy, Debug)]
+pub struct EventScope {
+    /// The kinds that its events change.
+    pub kinds: &'static [EntitySchema],
+    pub payments: PaymentEvents,
+}
+
+/// Whether a provider has events about payments; those need the payments table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PaymentEvents {
+    Some,
+    None,
+}
+
 /// Names and values of headers.
 pub type SignedHeaders = Vec<(&'static str, String)>;
 
@@ -64,6 +80,8 @@ pub enum TimeForm {
 pub trait WebhookProvider {
     /// The headers that its signature needs, in lower case.
     const SIGNATURE_HEADERS: &'static [&'static str];
+
+    const EVENT_SCOPE: EventScope;
 
     /// The event types that change an entity. An event of any other type is ignored as `unhandled_type`.
     fn catalogue() -> impl Iterator<Item = CatalogueEntry>;

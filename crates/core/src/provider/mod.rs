@@ -20,7 +20,7 @@ use crate::json::JsonError;
 use crate::outcome::EventVerdict;
 use crate::provider::envelope::EventEnvelope;
 use crate::provider::interpret::{
-    CatalogueEntry, EventFacts, EventFields, SignedHeaders, WebhookProvider,
+    CatalogueEntry, EventFacts, EventFields, EventScope, SignedHeaders, WebhookProvider,
 };
 use crate::provider::signature::{
     SignatureFailure, SignatureHeaders, UnverifiedSignature, Verified,
@@ -84,6 +84,11 @@ pub fn interpret(
 /// Keeps the fields that we read; see [`WebhookProvider::trim_payload`].
 pub fn trim_payload(provider: ProviderId, raw_body: &[u8]) -> Result<Vec<u8>, JsonError> {
     call_provider!(provider, P => P::trim_payload(raw_body))
+}
+
+/// What a provider's events are about.
+pub fn event_scope(provider: ProviderId) -> EventScope {
+    call_provider!(provider, P => P::EVENT_SCOPE)
 }
 
 /// Signs a test delivery; see [`WebhookProvider::sign`].

@@ -10,15 +10,17 @@ use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
 use crate::entity::EntityKey;
-use crate::entity::kind::StatedFacts;
+use crate::entity::kind::{EntityKind as _, StatedFacts};
 use crate::entity::mail::facts::{MailFacts, MailStage, PieceFacts};
 use crate::entity::merge::{FactSource, SeenInterval};
+use crate::entity::statement::StatementKind;
 use crate::ids::{AccountId, EventId, PieceId, ProviderId, StatementId};
 use crate::json::{JsonError, parse_body};
 use crate::outcome::{EventVerdict, IgnoreReason, ParkReason};
 use crate::provider::envelope::{EventEnvelope, EventType, message_group};
 use crate::provider::interpret::{
-    CatalogueEntry, EventFacts, EventFields, SignedHeaders, TimeForm, WebhookProvider,
+    CatalogueEntry, EventFacts, EventFields, EventScope, PaymentEvents, SignedHeaders, TimeForm,
+    WebhookProvider,
 };
 use crate::provider::signature::{
     SignatureFailure, SignatureHeaders, SignatureScheme, UnverifiedSignature, Verified,
@@ -60,6 +62,11 @@ const EVENT_TYPES: &[CatalogueEntry] = &[
 impl WebhookProvider for ParcelWebhooks {
     const SIGNATURE_HEADERS: &'static [&'static str] =
         &["parcel-signature-ed25519", "parcel-timestamp"];
+
+    const EVENT_SCOPE: EventScope = EventScope {
+        kinds: &[StatementKind::SCHEMA],
+        payments: PaymentEvents::None,
+    };
 
     const EVENT_FIELDS: EventFields = EventFields {
         id: "data.id",

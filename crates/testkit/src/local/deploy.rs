@@ -1,4 +1,4 @@
-//! Deploys `template.yaml`, byte for byte as it is, to the local AWS with `sam deploy`.
+//! Deploys `template.yaml`, as it is but for the folders of the binaries, to the local AWS with `sam deploy`.
 //!
 //! The staging folder contains the template and, at each function's `CodeUri`, its binary as `bootstrap`. That is the
 //! layout that `sam build` creates, so nothing is built twice.
@@ -18,7 +18,7 @@ use super::{LocalAws, POLL_INTERVAL, clean_command, repository, tail, tool};
 const DEPLOY_TIMEOUT: Duration = Duration::from_secs(300);
 const OUTPUTS_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The functions of the template; package, binary and folder under `crates/` have the same name.
+/// The binaries of the template's functions.
 pub const FUNCTIONS: [&str; 5] = [
     "webhook-ingress",
     "stripe-worker",
@@ -206,12 +206,27 @@ fn stage(dir: &Path) -> Result<PathBuf> {
             )
         })?;
     }
-    fs::copy(
-        repository().join("template.yaml"),
-        dir.join("template.yaml"),
-    )
-    .context("copy template.yaml")?;
+    let template = repository().join("template.yaml");
+    let template = fs::read_to_string(template).context("read template.yaml")?;
+    let staged = dir.join("template.yaml");
+    fs::write(staged, point_at_binaries(&template)).context("write template.yaml")?;
     Ok(dir.to_owned())
+}
+
+/// Replaces each function's `CodeUri` by the folder of its own binary, as `sam build` does: workers share a crate.
+fn point_at_binaries(template: &str) -> String {
+    let mut binary = "";
+    let mut written = String::new();
+    for line in template.split_inclusive('\n') {
+        if let Some(name) = line.trim().strip_prefix("Binary: ") {
+            binary = name;
+        }
+        match line.split_once("CodeUri: crates/") {
+            Some((indent, _)) => written += &format!("{indent}CodeUri: crates/{binary}\n"),
+            None => written += line,
+        }
+    }
+    written
 }
 
 /// Runs the SAM CLI against the local AWS and returns its standard output.

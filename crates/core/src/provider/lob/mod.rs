@@ -9,13 +9,15 @@ pub mod signature;
 use secrecy::SecretString;
 
 use crate::entity::EntityKey;
-use crate::entity::kind::StatedFacts;
+use crate::entity::kind::{EntityKind as _, StatedFacts};
+use crate::entity::statement::StatementKind;
 use crate::ids::{AccountId, StatementId};
 use crate::json::JsonError;
 use crate::outcome::{EventVerdict, IgnoreReason, ParkReason};
 use crate::provider::envelope::EventEnvelope;
 use crate::provider::interpret::{
-    CatalogueEntry, EventFacts, EventFields, SignedHeaders, TimeForm, WebhookProvider,
+    CatalogueEntry, EventFacts, EventFields, EventScope, PaymentEvents, SignedHeaders, TimeForm,
+    WebhookProvider,
 };
 use crate::provider::lob::event::{LobEvent, LobMetadata};
 use crate::provider::lob::event_types::EVENT_TYPES;
@@ -32,6 +34,11 @@ pub struct LobWebhooks;
 impl WebhookProvider for LobWebhooks {
     const SIGNATURE_HEADERS: &'static [&'static str] =
         &["lob-signature", "lob-signature-timestamp"];
+
+    const EVENT_SCOPE: EventScope = EventScope {
+        kinds: &[StatementKind::SCHEMA],
+        payments: PaymentEvents::None,
+    };
 
     const EVENT_FIELDS: EventFields = EventFields {
         id: "id",

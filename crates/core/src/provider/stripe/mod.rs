@@ -10,15 +10,16 @@ pub mod types;
 
 use secrecy::SecretString;
 
-use crate::entity::EntityKey;
 use crate::entity::account::AccountFacts;
 use crate::entity::kind::StatedFacts;
+use crate::entity::{ENTITY_SCHEMAS, EntityKey};
 use crate::ids::{AccountId, OrderId, StatementId};
 use crate::json::JsonError;
 use crate::outcome::{EventVerdict, IgnoreReason, ParkReason};
 use crate::provider::envelope::EventEnvelope;
 use crate::provider::interpret::{
-    CatalogueEntry, EventFacts, EventFields, SignedHeaders, TimeForm, WebhookProvider,
+    CatalogueEntry, EventFacts, EventFields, EventScope, PaymentEvents, SignedHeaders, TimeForm,
+    WebhookProvider,
 };
 use crate::provider::signature::{
     SignatureFailure, SignatureHeaders, UnverifiedSignature, Verified, sign_hmac,
@@ -33,6 +34,11 @@ pub struct StripeWebhooks;
 
 impl WebhookProvider for StripeWebhooks {
     const SIGNATURE_HEADERS: &'static [&'static str] = &["stripe-signature"];
+
+    const EVENT_SCOPE: EventScope = EventScope {
+        kinds: ENTITY_SCHEMAS,
+        payments: PaymentEvents::Some,
+    };
 
     const EVENT_FIELDS: EventFields = EventFields {
         id: "id",

@@ -1,33 +1,34 @@
-//! `lob-worker`: applies Lob's stored events to the letters of statements; the SQS handler for Lob's queue.
+//! The workers: each is the SQS handler of one provider's queue and applies that provider's stored events to orders,
+//! statements and tenants. A worker is a binary that names its provider; everything else is the same.
 //!
-//! It only connects parts: `billhook_core::worker` processes a batch, `billhook_core::provider::lob` reads what an
-//! event says, `billhook_core::entity::mail` derives states, and `billhook_adapters::dynamodb::ledger` reads and writes
-//! rows.
+//! It only connects parts: `billhook_core::worker` processes a batch, `billhook_core::provider` reads what an event says,
+//! `billhook_core::entity` derives states, and `billhook_adapters::dynamodb::ledger` reads and writes rows.
 
 use std::process::ExitCode;
 
 use billhook_adapters::batch::{CONNECTIONS, handle_batch};
 use billhook_adapters::clock::SystemClock;
-use billhook_adapters::config::LobWorkerConfig;
+use billhook_adapters::config::WorkerConfig;
 use billhook_adapters::dynamodb::ledger::{DynamoLedger, TableNames};
 use billhook_adapters::lambda::{run_function, serve_events};
 use billhook_adapters::report::report_fallback_scan;
 use billhook_core::ids::ProviderId;
 use billhook_core::worker::batch::Worker;
 
-fn main() -> ExitCode {
+/// The whole `main` of a provider's worker; `function` is its name.
+pub fn run_worker(function: &'static str, provider: ProviderId) -> ExitCode {
     run_function(
-        "lob-worker",
-        LobWorkerConfig::from_env,
-        async |config, aws| {
+        function,
+        move |lookup| WorkerConfig::from_env(provider, lookup),
+        async move |config, aws| {
             aws.warm(CONNECTIONS, 0).await;
             let tables = TableNames {
-                events: config.lob_events_table,
+                events: config.events_table,
                 entities: config.entity_tables,
-                ..TableNames::default()
+                payments: config.payments_table,
             };
             let worker = Worker {
-                provider: ProviderId::Lob,
+                provider,
                 live_mode: config.environment.live,
                 ledger: DynamoLedger::new(
                     aws.dynamodb().clone(),
