@@ -11,7 +11,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use billhook_testkit::local::{FUNCTIONS, LocalAws, Options, Stack, binaries_dir, repository};
+use billhook_testkit::local::{
+    LocalAws, Options, Stack, binaries_dir, function_binaries, repository,
+};
 use billhook_testkit::stripe;
 use billhook_tests::catalogue::find_outdated;
 use billhook_tests::demo;
@@ -153,9 +155,12 @@ fn stop() -> Result<()> {
 
 /// Size and time of the template and of every binary: a cheap way to see whether a deployment is needed.
 fn inputs() -> Result<String> {
-    let binaries = binaries_dir()?;
+    let binaries_dir = binaries_dir()?;
     let mut text = String::new();
-    let binaries = FUNCTIONS.map(|function| binaries.join(function));
+    let binaries = function_binaries()?.into_iter();
+    let binaries: Vec<_> = binaries
+        .map(|function| binaries_dir.join(function))
+        .collect();
     for file in binaries.iter().chain([&repository().join("template.yaml")]) {
         let metadata = fs::metadata(file).with_context(|| format!("look at {}", file.display()))?;
         writeln!(

@@ -132,6 +132,15 @@ impl DeployedStack {
         })
     }
 
+    /// The names of the functions.
+    pub(crate) fn functions(&self) -> Result<Vec<&str>> {
+        let functions = self.outputs.iter();
+        let functions = functions.filter(|(key, _)| key.ends_with("Function"));
+        // Fails with the reason if the stack has none.
+        self.output("WebhookIngressFunction")?;
+        Ok(functions.map(|(_, name)| name.as_str()).collect())
+    }
+
     /// The name of an entity kind's table.
     pub(crate) fn entity_table(&self, schema: &EntitySchema) -> Result<&str> {
         self.output(&format!("{}Table", schema.table))

@@ -40,6 +40,25 @@ impl<'ast> Visit<'ast> for NamedProviders {
         self.0.extend(variant_of_provider(path));
         visit::visit_path(self, path);
     }
+
+    /// A name that begins with the provider's: `stripe`, `stripe_worker`, `StripeEventsTable`, `stripe-events`.
+    fn visit_lit_str(&mut self, text: &'ast syn::LitStr) {
+        let text = text.value();
+        let names = [("stripe", "Stripe"), ("lob", "Lob")];
+        let named = names.into_iter().find(|(word, title)| {
+            let rest = text.strip_prefix(word).or_else(|| text.strip_prefix(title));
+            rest.is_some_and(|rest| !rest.starts_with(char::is_lowercase) && !text.contains(' '))
+        });
+        self.0.extend(named.map(|(_, title)| title.to_owned()));
+    }
+}
+
+impl NamedProviders {
+    fn count(mut self) -> usize {
+        self.0.sort();
+        self.0.dedup();
+        self.0.len()
+    }
 }
 
 impl<'ast> Visit<'ast> for HiddenLists {
@@ -52,18 +71,9 @@ impl<'ast> Visit<'ast> for HiddenLists {
     fn visit_expr_array(&mut self, array: &'ast syn::ExprArray) {
         let mut named = NamedProviders::default();
         named.visit_expr_array(array);
-        named.0.sort();
-        named.0.dedup();
-        let words = array.elems.iter().filter(|element| match element {
-            syn::Expr::Lit(syn::ExprLit {
-                lit: syn::Lit::Str(word),
-                ..
-            }) => ["stripe", "lob"].contains(&word.value().as_str()),
-            _ => false,
-        });
-        if named.0.len() > 1 || words.count() > 1 {
-            self.0
-                .push("a list of providers: iterate over ProviderId::ALL".to_owned());
+        if named.count() > 1 {
+            let fault = "a list of providers, or of names of theirs: iterate over ProviderId::ALL";
+            self.0.push(fault.to_owned());
         }
         visit::visit_expr_array(self, array);
     }
@@ -74,11 +84,10 @@ impl<'ast> Visit<'ast> for HiddenLists {
             named.visit_pat(&arm.pat);
         }
         let is_rest = |arm: &syn::Arm| matches!(arm.pat, syn::Pat::Wild(_) | syn::Pat::Ident(_));
-        if !named.0.is_empty() && matched.arms.iter().any(is_rest) {
-            self.0.push(format!(
-                "a match on {:?} and anything else: a new provider would be taken for another one",
-                named.0
-            ));
+        if named.count() > 0 && matched.arms.iter().any(is_rest) {
+            let fault =
+                "a match on a provider and anything else: a new one would be taken for another";
+            self.0.push(fault.to_owned());
         }
         visit::visit_expr_match(self, matched);
     }
@@ -116,6 +125,22 @@ fn a_hidden_list_is_seen() {
             1,
         ),
         (r#"const WORDS: [&str; 2] = ["stripe", "lob"];"#, 1),
+        (
+            r#"const URLS: [&str; 2] = ["StripeEventsQueueUrl", "LobEventsQueueUrl"];"#,
+            1,
+        ),
+        (
+            r#"fn f(n: &str) -> u8 { match n { "LobEventsDlq" => 1, _ => 2 } }"#,
+            1,
+        ),
+        (
+            r#"const KEYS: [&str; 2] = ["StripeWebhookSecretArn", "AppSecretArn"];"#,
+            0,
+        ),
+        (
+            r#"const TEXTS: [&str; 2] = ["stripe is slow", "Lobby"];"#,
+            0,
+        ),
         (
             "fn f(p: ProviderId) -> u8 { match p { ProviderId::Lob => 1, _ => 2 } }",
             1,

@@ -466,6 +466,10 @@ fn check_outputs(template: &Value) {
     ] {
         assert!(outputs.contains_key(name), "{name}");
     }
+    // `billhook logs` reads the functions that the outputs name.
+    for function in resources(template, "AWS::Serverless::Function").keys() {
+        assert!(outputs.contains_key(function), "{function}");
+    }
     let text = outputs.values().map(Value::to_string).collect::<String>();
     assert!(
         !text.contains("resolve:secretsmanager"),

@@ -20,6 +20,8 @@ pub struct EntitySchema {
     pub tenant: &'static str,
     /// The column of the PaymentIntent; the table's `PaymentIntentIndex` is on it.
     pub payment_intent: Option<&'static str>,
+    /// The indexes of the table that functions and the operator's tool query; `billhook doctor` looks at them.
+    pub indexes: &'static [&'static str],
     /// The column of the stored facts.
     pub facts: &'static str,
     pub history: RowHistory,

@@ -70,6 +70,7 @@ impl EntityKind for OrderKind {
         key: "id",
         tenant: "tenantId",
         payment_intent: Some("stripePaymentIntentId"),
+        indexes: &["PaymentIntentIndex", "StatusIndex"],
         facts: "stripe",
         history: RowHistory::Recorded,
         guarded: &[

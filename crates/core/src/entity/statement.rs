@@ -95,6 +95,7 @@ impl EntityKind for StatementKind {
         key: "statement_id",
         tenant: "tenant_id",
         payment_intent: Some("stripe_payment_intent_id"),
+        indexes: &["LobLetterIndex", "PaymentIntentIndex"],
         facts: "facts",
         history: RowHistory::Recorded,
         guarded: &[

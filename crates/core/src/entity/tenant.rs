@@ -53,6 +53,7 @@ impl EntityKind for TenantKind {
         key: "tenant_id",
         tenant: "tenant_id",
         payment_intent: None,
+        indexes: &[ACCOUNT_COLUMN],
         facts: "stripe",
         history: RowHistory::NotRecorded,
         guarded: &[

@@ -16,13 +16,6 @@ use crate::output::OutputWriter;
 use crate::session::StackSession;
 use crate::time_argument::TimeArgument;
 
-const FUNCTIONS: [&str; 5] = [
-    "WebhookIngressFunction",
-    "StripeWorkerFunction",
-    "LobWorkerFunction",
-    "CleanupFailedPaymentsFunction",
-    "WebhookSecretFunction",
-];
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// CloudWatch ingests lines with a delay of some seconds and out of order, so each poll reads the last 20 s again and
 /// shows only new lines.
@@ -56,8 +49,7 @@ pub(crate) async fn run_logs(
     loop {
         let asked_at = SystemClock.now();
         let mut lines = Vec::new();
-        for key in FUNCTIONS {
-            let function = session.stack.output(key)?;
+        for function in session.stack.functions()? {
             lines.extend(
                 read_log_lines(session, function, since, args.correlation.as_deref()).await?,
             );

@@ -18,15 +18,6 @@ use super::{LocalAws, POLL_INTERVAL, clean_command, repository, tail, tool};
 const DEPLOY_TIMEOUT: Duration = Duration::from_secs(300);
 const OUTPUTS_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The binaries of the template's functions.
-pub const FUNCTIONS: [&str; 5] = [
-    "webhook-ingress",
-    "stripe-worker",
-    "lob-worker",
-    "cleanup-failed-payments",
-    "webhook-secret",
-];
-
 #[derive(Debug, Clone)]
 pub struct DeployOptions {
     /// Also the id of the stack's API, so that the URLs are known before the deployment. One `AppName` and `Env` each.
@@ -193,9 +184,26 @@ pub fn binaries_dir() -> Result<PathBuf> {
     .to_owned())
 }
 
+/// The binaries of the template's functions.
+///
+/// # Errors
+/// If the template cannot be read.
+pub fn function_binaries() -> Result<Vec<String>> {
+    let template = read_template()?;
+    let lines = template.lines();
+    let named = lines.filter_map(|line| line.trim().strip_prefix("Binary: "));
+    Ok(named.map(str::to_owned).collect())
+}
+
+fn read_template() -> Result<String> {
+    let template = repository().join("template.yaml");
+    fs::read_to_string(template).context("read template.yaml")
+}
+
 fn stage(dir: &Path) -> Result<PathBuf> {
     let binaries = binaries_dir()?;
-    for function in FUNCTIONS {
+    for function in function_binaries()? {
+        let function = function.as_str();
         let target = dir.join("crates").join(function);
         fs::create_dir_all(&target).with_context(|| format!("create {}", target.display()))?;
         let binary = binaries.join(function);
@@ -206,8 +214,7 @@ fn stage(dir: &Path) -> Result<PathBuf> {
             )
         })?;
     }
-    let template = repository().join("template.yaml");
-    let template = fs::read_to_string(template).context("read template.yaml")?;
+    let template = read_template()?;
     let staged = dir.join("template.yaml");
     fs::write(staged, point_at_binaries(&template)).context("write template.yaml")?;
     Ok(dir.to_owned())

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 
-pub use deploy::{DeployOptions, FUNCTIONS, Stack, binaries_dir, delete, deploy};
+pub use deploy::{DeployOptions, Stack, binaries_dir, delete, deploy, function_binaries};
 
 /// The emulator starts in about a second; a loaded CI machine needs more.
 const START_TIMEOUT: Duration = Duration::from_secs(60);

@@ -8,6 +8,9 @@ use aws_sdk_dynamodb::types::{
     GlobalSecondaryIndexDescription, IndexStatus, PointInTimeRecoveryStatus, TableDescription,
 };
 use aws_sdk_sqs::types::QueueAttributeName as Attribute;
+use billhook_core::entity::ENTITY_SCHEMAS;
+use billhook_core::entity::columns::EntitySchema;
+use billhook_core::ids::ProviderId;
 use roxmltree::Document;
 use serde_json::{Value, json};
 
@@ -16,22 +19,13 @@ use crate::aws_request::{APIGATEWAY, CLOUDWATCH, SNS, WAF};
 use crate::aws_xml::{find_child_members, find_list_members, read_child_text};
 use crate::session::StackSession;
 
-const QUEUES: [&str; 4] = [
-    "StripeEventsQueueUrl",
-    "LobEventsQueueUrl",
-    "StripeEventsDlqUrl",
-    "LobEventsDlqUrl",
-];
-/// Tables with the indexes that the functions and this tool query.
-const TABLES: [(&str, &[&str]); 7] = [
-    ("StripeEventsTable", &["OpenIndex", "DayIndex"]),
-    ("LobEventsTable", &["OpenIndex", "DayIndex"]),
-    ("OrdersTable", &["PaymentIntentIndex", "StatusIndex"]),
-    ("StatementsTable", &["LobLetterIndex", "PaymentIntentIndex"]),
-    ("TenantsTable", &["stripe_connected_account_id"]),
-    ("PaymentsTable", &[]),
-    ("JobsTable", &[]),
-];
+/// The two queues of each provider.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum QueueRole {
+    Events,
+    DeadLetters,
+}
+
 /// The stage of the API, as named in the template.
 const API_STAGE: &str = "v1";
 /// `DescribeAlarms` takes at most 100 names.
@@ -45,11 +39,13 @@ pub(super) async fn check_aws_resources(
     session: &StackSession,
 ) -> Vec<(&'static str, Result<Vec<CheckFinding>>)> {
     let mut areas = Vec::new();
-    for queue in QUEUES {
-        areas.push(("queues", check_queue(session, queue).await));
+    for role in [QueueRole::Events, QueueRole::DeadLetters] {
+        for provider in ProviderId::ALL {
+            areas.push(("queues", check_queue(session, *provider, role).await));
+        }
     }
-    for (table, indexes) in TABLES {
-        areas.push(("tables", check_table(session, table, indexes).await));
+    for (table, indexes) in list_tables() {
+        areas.push(("tables", check_table(session, &table, indexes).await));
     }
     areas.push(("alarms", check_alarms(session).await));
     areas.push(("alarm topic", check_alarm_subscribers(session).await));
@@ -59,11 +55,29 @@ pub(super) async fn check_aws_resources(
     areas
 }
 
-async fn check_queue(session: &StackSession, key: &str) -> Result<Vec<CheckFinding>> {
-    let get = session
-        .sqs
-        .get_queue_attributes()
-        .queue_url(session.stack.output(key)?);
+/// The outputs of the tables, with the indexes that the functions and this tool query.
+fn list_tables() -> Vec<(String, &'static [&'static str])> {
+    let events = ProviderId::ALL.iter().map(|provider| {
+        let indexes: &[&str] = &["OpenIndex", "DayIndex"];
+        (format!("{}EventsTable", provider.title()), indexes)
+    });
+    let of_entity = |schema: &EntitySchema| (format!("{}Table", schema.table), schema.indexes);
+    let entities = ENTITY_SCHEMAS.iter().map(of_entity);
+    let others = ["PaymentsTable", "JobsTable"].map(|table| (table.to_owned(), &[][..]));
+    events.chain(entities).chain(others).collect()
+}
+
+async fn check_queue(
+    session: &StackSession,
+    provider: ProviderId,
+    role: QueueRole,
+) -> Result<Vec<CheckFinding>> {
+    let name = match role {
+        QueueRole::Events => format!("{}EventsQueue", provider.title()),
+        QueueRole::DeadLetters => format!("{}EventsDlq", provider.title()),
+    };
+    let url = session.stack.output(&format!("{name}Url"))?;
+    let get = session.sqs.get_queue_attributes().queue_url(url);
     let got = get.attribute_names(Attribute::All).send().await?;
     let attributes = got.attributes.unwrap_or_default();
     let text = |name: Attribute| {
@@ -72,7 +86,6 @@ async fn check_queue(session: &StackSession, key: &str) -> Result<Vec<CheckFindi
             .map(String::as_str)
             .unwrap_or_default()
     };
-    let name = key.trim_end_matches("Url");
     let is_encrypted = text(Attribute::SqsManagedSseEnabled) == "true"
         || !text(Attribute::KmsMasterKeyId).is_empty();
     let mut findings = vec![CheckFinding::from_check(
@@ -81,17 +94,13 @@ async fn check_queue(session: &StackSession, key: &str) -> Result<Vec<CheckFindi
         "",
         REVERT_DRIFT_FIX,
     )];
-    if name.ends_with("Dlq") {
+    if role == QueueRole::DeadLetters {
         let depth = text(Attribute::ApproximateNumberOfMessages);
-        let fix = match name {
-            "LobEventsDlq" => "billhook dlq list --queue lob",
-            _ => "billhook dlq list --queue stripe",
-        };
         findings.push(CheckFinding::from_check(
             format!("{name} empty"),
             depth == "0" || depth.is_empty(),
             format!("{depth} messages"),
-            fix,
+            format!("billhook dlq list --queue {provider}"),
         ));
     } else {
         let has = text(Attribute::RedrivePolicy).contains("deadLetterTargetArn");

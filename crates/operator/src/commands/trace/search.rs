@@ -5,10 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context as _, Result};
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::dynamodb::events::read_stored_event;
-use billhook_core::entity::EntityKey;
-use billhook_core::ids::{
-    EventId, OrderId, PaymentIntentId, PieceId, ProviderId, StatementId, TenantId,
-};
+use billhook_core::entity::{ENTITY_SCHEMAS, EntityKey};
+use billhook_core::ids::{EventId, OrderId, PaymentIntentId, PieceId, ProviderId, TenantId};
 use billhook_core::ports::Clock as _;
 use billhook_core::provider::interpret;
 use billhook_core::provider::interpret::EventFacts;
@@ -18,7 +16,7 @@ use billhook_core::worker::resolve::find_entities;
 use uuid::Uuid;
 
 use super::entries::{TraceEntry, TracedEvent};
-use crate::entity_tables::{ORDERS, STATEMENTS, TENANTS};
+use crate::entity_tables::locate_entity;
 use crate::event_filter::EventFilter;
 use crate::event_lookup;
 use crate::events_table::EventSummary;
@@ -63,19 +61,15 @@ impl TraceSearch {
                 .extend(ledger.statements_by_piece(&PieceId::parse(id)?).await?);
             return self.add_events_of_object(session, id, since).await;
         }
-        for (table, key) in [
-            (ORDERS, OrderId::parse(id).map(EntityKey::Order)?),
-            (
-                STATEMENTS,
-                StatementId::parse(id).map(EntityKey::Statement)?,
-            ),
-            (TENANTS, TenantId::parse(id).map(EntityKey::Tenant)?),
-        ] {
-            if table
-                .find_row(session, id, RowDetail::Known)
-                .await?
-                .is_some()
-            {
+        // Any other text may be the key of an entity of any kind; a text that cannot be one is an error.
+        OrderId::parse(id)?;
+        for schema in ENTITY_SCHEMAS {
+            let Some(key) = EntityKey::of_kind(schema.word, id) else {
+                continue;
+            };
+            let (table, _) = locate_entity(&key);
+            let row = table.find_row(session, id, RowDetail::Known).await?;
+            if row.is_some() {
                 self.entities.insert(key);
             }
         }
