@@ -264,7 +264,7 @@ impl EventIdForm {
         match self {
             Self::Prefix(prefix) => check_id("EventId", prefix, EVENT_ID_BYTES_MAX, text),
             #[cfg(feature = "third-provider")]
-            Self::Uuid if uuid::Uuid::try_parse(text).is_ok() => Ok(()),
+            Self::Uuid if text.len() == 36 && uuid::Uuid::try_parse(text).is_ok() => Ok(()),
             #[cfg(feature = "third-provider")]
             Self::Uuid => Err(InvalidId {
                 kind: "EventId",

@@ -8,6 +8,7 @@ use billhook_core::entity::payment::facts::PaymentFacts;
 use billhook_core::ids::{AccountId, CorrelationId, ProviderId};
 use billhook_core::intake::inbox::{EventSource, NewEvent};
 use billhook_core::provider::envelope::EventEnvelope;
+use billhook_core::provider::lob::signature::parse_signature_headers;
 use billhook_core::provider::read_envelope;
 use billhook_core::provider::signature::{FetchedEvent, SigningKey, Verified};
 use billhook_core::provider::stripe::event::StripeEvent;
@@ -16,15 +17,24 @@ use billhook_core::provider::stripe::signature::parse_signature_header;
 use billhook_core::time::Timestamp;
 use serde_json::{Value, json};
 
-use crate::sign::sign_stripe;
+use crate::sign::{sign_lob, sign_stripe};
 
-/// A body as it is after its verification: there is no other way to one, so this signs it and verifies that. The scheme
-/// of the signature does not matter for what follows.
+/// A body as it is after its verification: there is no other way to one, so this signs it and verifies that.
 #[expect(clippy::expect_used, reason = "the signature is made here")]
-pub fn verified(body: &[u8]) -> Verified<'_> {
+pub fn verified(provider: ProviderId, body: &[u8]) -> Verified<'_> {
     let now = Timestamp::from_unix_s(1_781_000_000).expect("a time");
-    let header = sign_stripe(body, "whsec_test", now.unix_s());
-    let signature = parse_signature_header(Some(&header)).expect("a header");
+    let signature = match provider {
+        ProviderId::Stripe => {
+            parse_signature_header(Some(&sign_stripe(body, "whsec_test", now.unix_s())))
+        }
+        ProviderId::Lob => {
+            let at = now.unix_s().to_string();
+            parse_signature_headers(Some(&sign_lob(body, "whsec_test", &at)), Some(&at))
+        }
+        #[cfg(feature = "third-provider")]
+        ProviderId::Parcel => unimplemented!("no test needs it"),
+    };
+    let signature = signature.expect("a header");
     let keys: Vec<_> = SigningKey::from_value("test", "whsec_test")
         .into_iter()
         .collect();
@@ -35,7 +45,7 @@ pub fn verified(body: &[u8]) -> Verified<'_> {
 /// The envelope of a delivered body.
 #[expect(clippy::expect_used, reason = "for bodies that are events")]
 pub fn envelope(provider: ProviderId, body: &[u8]) -> EventEnvelope {
-    read_envelope(provider, &verified(body)).expect("an event")
+    read_envelope(&verified(provider, body)).expect("an event")
 }
 
 /// A delivered body, ready to be stored.
@@ -48,7 +58,7 @@ pub fn new_event(
     NewEvent {
         source: EventSource::Delivery(provider),
         envelope: envelope(provider, body),
-        body: verified(body),
+        body: verified(provider, body),
         correlation_id,
         received_at,
     }

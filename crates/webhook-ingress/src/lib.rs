@@ -133,7 +133,7 @@ impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> WebhookIngres
         let (body, secret) = self.verify(provider, request, &raw_body, now).await?;
         let new = NewEvent {
             source: EventSource::Delivery(provider),
-            envelope: read_envelope(provider, &body)?,
+            envelope: read_envelope(&body)?,
             body,
             correlation_id,
             received_at: now,

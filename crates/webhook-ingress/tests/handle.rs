@@ -409,7 +409,7 @@ fn the_published_stripe_vectors_end_through_handle_as_they_should() {
         let secret = vector["secret"].as_str().unwrap();
         let response =
             run(at(&tables, now, secret).handle(request("/webhooks/stripe", &headers, &raw_body)));
-        let readable = read_envelope(ProviderId::Stripe, &verified(&raw_body)).is_ok();
+        let readable = read_envelope(&verified(ProviderId::Stripe, &raw_body)).is_ok();
         let proven = match vector["recommended"].as_str().unwrap() {
             "accept" => true,
             "choice" => {
@@ -460,7 +460,7 @@ fn the_lob_vectors_end_through_handle_as_they_should() {
             run(at(&tables, now, secret).handle(request("/webhooks/lob", &headers, &raw_body)));
         let accepted = ["accept", "choice"].contains(&vector["expected"].as_str().unwrap());
         // One vector's body is genuine and no event.
-        let readable = read_envelope(ProviderId::Lob, &verified(&raw_body)).is_ok();
+        let readable = read_envelope(&verified(ProviderId::Lob, &raw_body)).is_ok();
         let expected = if accepted && readable { 200 } else { 400 };
         assert_eq!(
             response.status_code, expected,

@@ -56,7 +56,7 @@ pub(super) fn lob(input: &[u8]) -> bool {
 
 /// Interprets a body as the worker does.
 fn read(provider: ProviderId, body: &[u8]) -> Option<EventFacts> {
-    let envelope = read_envelope(provider, &verified(body)).ok()?;
+    let envelope = read_envelope(&verified(provider, body)).ok()?;
     let live = envelope.livemode.unwrap_or(false);
     let account = envelope.account.as_ref();
     let claim = interpret(provider, live, account, body).ok();

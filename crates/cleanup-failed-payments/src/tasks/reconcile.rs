@@ -332,7 +332,7 @@ where
         let mut last = None;
         let mut listed: BTreeMap<EventId, (Verified<'_>, EventEnvelope)> = BTreeMap::new();
         for event in events {
-            match read_envelope(ProviderId::Stripe, &event.verified()) {
+            match read_envelope(&event.verified()) {
                 Ok(envelope) => {
                     last = Some(envelope.id.clone());
                     listed.insert(envelope.id.clone(), (event.verified(), envelope));

@@ -64,11 +64,8 @@ pub fn parse_signature(
 }
 
 /// Reads the envelope of a proven body. Unverified bytes never reach a parser.
-pub fn read_envelope(
-    provider: ProviderId,
-    body: &Verified<'_>,
-) -> Result<EventEnvelope, JsonError> {
-    call_provider!(provider, P => P::read_envelope(body))
+pub fn read_envelope(body: &Verified<'_>) -> Result<EventEnvelope, JsonError> {
+    call_provider!(body.provider(), P => P::read_envelope(body))
 }
 
 /// Interprets a stored payload; see [`WebhookProvider::interpret`].

@@ -97,6 +97,7 @@ impl WebhookProvider for ParcelWebhooks {
         let at = Timestamp::from_unix_s(parse_timestamp_digits(timestamp, 12)?);
         let signature = data_encoding::BASE64.decode(signature.as_bytes());
         Ok(UnverifiedSignature {
+            provider: ProviderId::Parcel,
             signed_prefix: format!("{timestamp}|"),
             at: at.map_err(|_| SignatureFailure::TimestampMalformed)?,
             scheme: SignatureScheme::Ed25519(

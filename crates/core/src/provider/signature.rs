@@ -16,7 +16,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::Sha256;
 
-use crate::ids::AccountId;
+use crate::ids::{AccountId, ProviderId};
 use crate::time::Timestamp;
 
 #[derive(Clone, Debug)]
@@ -98,6 +98,7 @@ pub trait SignatureHeaders {
 /// There is no other way to make one, so nobody can read an envelope from unverified bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verified<'b> {
+    provider: ProviderId,
     raw_body: &'b [u8],
     origin: BodyOrigin<'b>,
 }
@@ -110,6 +111,11 @@ enum BodyOrigin<'b> {
 }
 
 impl<'b> Verified<'b> {
+    /// Whose body it is proven to be: one provider's is never read as another's.
+    pub fn provider(&self) -> ProviderId {
+        self.provider
+    }
+
     pub fn raw_body(&self) -> &'b [u8] {
         self.raw_body
     }
@@ -139,6 +145,7 @@ impl FetchedEvent {
 
     pub fn verified(&self) -> Verified<'_> {
         Verified {
+            provider: ProviderId::Stripe,
             raw_body: self.body.as_bytes(),
             origin: BodyOrigin::Fetched(self.account.as_ref()),
         }
@@ -148,6 +155,7 @@ impl FetchedEvent {
 /// A parsed signature header, not verified yet.
 #[derive(Debug, PartialEq, Eq)]
 pub struct UnverifiedSignature {
+    pub(super) provider: ProviderId,
     /// What is signed before the raw body: the timestamp, exactly as sent, and the provider's separator.
     pub(super) signed_prefix: String,
     /// The timestamp, parsed.
@@ -192,8 +200,12 @@ impl UnverifiedSignature {
         if now.after(tolerance) < self.at {
             return Err(SignatureFailure::TimestampTooNew);
         }
-        let origin = BodyOrigin::Delivered;
-        Ok((Verified { raw_body, origin }, &key.label))
+        let verified = Verified {
+            provider: self.provider,
+            raw_body,
+            origin: BodyOrigin::Delivered,
+        };
+        Ok((verified, &key.label))
     }
 
     /// The key that produced one of the signatures, whatever the age. Also used to explain a refusal.

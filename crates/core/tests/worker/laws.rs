@@ -348,7 +348,7 @@ proptest! {
     #[test]
     fn no_body_makes_the_reading_panic(body in prop::collection::vec(any::<u8>(), 0..300)) {
         for provider in ProviderId::ALL {
-            let _ = read_envelope(*provider, &verified(&body));
+            let _ = read_envelope(&verified(*provider, &body));
         }
     }
 }

@@ -7,6 +7,7 @@
 //! milliseconds as seconds sees every delivery 56,000 years in the future, and one without a limit there accepts
 //! replays for ever.
 
+use crate::ids::ProviderId;
 use crate::provider::signature::{
     SignatureFailure, SignatureScheme, UnverifiedSignature, decode_signature,
     parse_timestamp_digits,
@@ -33,6 +34,7 @@ pub fn parse_signature_headers(
     let at = at.map_err(|_| SignatureFailure::TimestampMalformed)?;
     let signature = decode_signature(signature).ok_or(SignatureFailure::HeaderMalformed)?;
     Ok(UnverifiedSignature {
+        provider: ProviderId::Lob,
         signed_prefix: format!("{timestamp}."),
         at,
         scheme: SignatureScheme::HmacSha256(vec![signature]),

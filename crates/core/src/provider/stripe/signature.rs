@@ -4,6 +4,7 @@
 //! Only `v1` counts. Stripe adds `v0` to test events; if any other scheme counted, an attacker could choose the weakest
 //! one (downgrade attack). A header with `v0` alone is malformed.
 
+use crate::ids::ProviderId;
 use crate::provider::signature::{
     SignatureFailure, SignatureScheme, UnverifiedSignature, decode_signature,
     parse_timestamp_digits,
@@ -48,6 +49,7 @@ pub fn parse_signature_header(
     // does not send: `t=01781000000` verifies there and is `no_match` here.
     let at = Timestamp::from_unix_s(seconds).map_err(|_| SignatureFailure::TimestampMalformed)?;
     Ok(UnverifiedSignature {
+        provider: ProviderId::Stripe,
         signed_prefix: format!("{timestamp}."),
         at,
         scheme: SignatureScheme::HmacSha256(signatures),
