@@ -118,7 +118,7 @@ impl IngressConfig {
             queue_urls: read.queue_urls(),
             signing_secrets: PerProvider::new(|provider| {
                 let arns = signing_secret_arns(provider);
-                read.secrets(&environment, arns, &provider.variable("WEBHOOK_SECRET"))
+                read.secrets(&environment, &arns, &provider.variable("WEBHOOK_SECRET"))
             }),
             // We promise that a revoked secret is refused within 15 minutes; above 900 s that would be untrue.
             secrets_ttl: Duration::from_secs(read.number("SECRETS_TTL_SECONDS", 300, 1..=900)),
@@ -136,13 +136,12 @@ impl IngressConfig {
 }
 
 /// The variables with the ARNs of the secrets that hold a provider's signing secret.
-fn signing_secret_arns(provider: ProviderId) -> &'static [&'static str] {
+fn signing_secret_arns(provider: ProviderId) -> Vec<String> {
     match SecretKind::signing_of(provider).holder() {
-        SecretHolder::EndpointSecrets => &[
-            "STRIPE_WEBHOOK_SECRET_ARN",
-            "STRIPE_PLATFORM_WEBHOOK_SECRET_ARN",
-        ],
-        SecretHolder::AppSecret => &["APP_SECRETS_ARN"],
+        SecretHolder::EndpointSecrets => ["WEBHOOK_SECRET_ARN", "PLATFORM_WEBHOOK_SECRET_ARN"]
+            .map(|suffix| provider.variable(suffix))
+            .into(),
+        SecretHolder::AppSecret => vec!["APP_SECRETS_ARN".to_owned()],
     }
 }
 
@@ -424,7 +423,7 @@ impl<'a> EnvReader<'a> {
     fn secrets(
         &mut self,
         environment: &EnvironmentConfig,
-        arns: &[&'static str],
+        arns: &[String],
         here: &str,
     ) -> Vec<SecretSource> {
         let mut sources: Vec<_> = arns.iter().filter_map(|name| self.by_arn(name)).collect();
@@ -450,7 +449,7 @@ impl<'a> EnvReader<'a> {
         })
     }
 
-    fn by_arn(&mut self, variable: &'static str) -> Option<SecretSource> {
+    fn by_arn(&mut self, variable: &str) -> Option<SecretSource> {
         self.optional(variable)?;
         let location = SecretLocation::Arn(self.required(variable));
         Some(SecretSource {

@@ -86,7 +86,7 @@ impl Money {
 
     /// Stops at the greatest or least amount that fits. Only for sums that are shown and limited by something else;
     /// the caller says why.
-    pub fn saturating_add(self, other: Self) -> Result<Self, MoneyError> {
+    pub(crate) fn saturating_add(self, other: Self) -> Result<Self, MoneyError> {
         self.with_amount(other, |a, b| Some(a.saturating_add(b)))
     }
 

@@ -212,6 +212,16 @@ fn a_kind_reads_and_writes_only_columns_that_it_documents() {
             .read_row(&row)
             .unwrap()
             .apply_facts(stated.clone(), at(0));
+        // What a decision rests on must be as it was read when it is written (optimistic lock).
+        let by_the_ledger = [schema.key, schema.tenant, schema.facts, "version"];
+        for name in row.0.borrow().iter() {
+            let is_guarded = schema.guarded.contains(&name.as_str());
+            assert!(
+                is_guarded || by_the_ledger.contains(&name.as_str()),
+                "{}: {name} is read and not guarded",
+                schema.word
+            );
+        }
         let written = update.write_columns(at(0));
         let read = row.0.into_inner();
         let names = read.iter().map(String::as_str);

@@ -184,7 +184,10 @@ impl EventsTable {
     /// Reads rows consistently. Missing ids are left out, and the order is not that of `ids`.
     pub(crate) async fn get_summaries(&self, ids: &BTreeSet<EventId>) -> Result<Vec<EventSummary>> {
         let rows = load_event_items(&self.client, &self.table, ids, Some(WITHOUT_PAYLOAD)).await;
-        let rows = rows.with_context(|| format!("cannot read events from {}", self.table))?;
+        let rows = rows.with_context(|| {
+            let table = &self.table;
+            format!("cannot read events from {table}; if it is throttled, try again later")
+        })?;
         let summaries = rows.iter();
         Ok(summaries
             .filter_map(|item| EventSummary::from_item(self.provider, item))

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use billhook_core::entity::{Entity, EntityKey};
 use billhook_core::ids::{AccountId, PaymentIntentId, PaymentRef, TenantId};
 use billhook_core::worker::ports::{Ledger, PaymentKey, PaymentRow};
@@ -18,6 +18,9 @@ pub(crate) async fn load_tenant_accounts(
         return Ok(BTreeSet::new());
     }
     let rows = ledger.load_rows(&keys, &BTreeSet::new()).await?;
+    if let Some((key, reason)) = rows.unreadable.first_key_value() {
+        bail!("cannot read {key}: {reason}");
+    }
     let account = |(entity, _)| match entity {
         Entity::Tenant(tenant) => tenant.given.account,
         Entity::Order(_) | Entity::Statement(_) => None,

@@ -7,6 +7,7 @@ use aws_smithy_http_client::tls::Provider as Tls;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use billhook_adapters::aws::AwsClients;
 use billhook_adapters::clock::SystemClock;
+use billhook_adapters::dynamodb::index::FallbackScan;
 use billhook_adapters::dynamodb::ledger::{DynamoLedger, TableNames};
 use billhook_adapters::secrets::{SecretsManager, load_document};
 use billhook_adapters::sqs::{EventQueues, FifoQueue};
@@ -19,6 +20,7 @@ use secrecy::SecretString;
 use crate::audit::AuditContext;
 use crate::aws_request::SignedAwsClient;
 use crate::events_table::EventsTable;
+use crate::output::print_notice;
 use crate::replay_job::ReplayJobsTable;
 use crate::stack::DeployedStack;
 use crate::stack_options::StackOptions;
@@ -94,17 +96,17 @@ impl StackSession {
         provider: ProviderId,
     ) -> Result<Vec<SecretString>> {
         let wanted = SecretKind::signing_of(provider);
-        let keys: &[&str] = match wanted.holder() {
-            SecretHolder::EndpointSecrets => {
-                &["StripePlatformWebhookSecretArn", "StripeWebhookSecretArn"]
-            }
-            SecretHolder::AppSecret => &["AppSecretArn"],
+        let keys = match wanted.holder() {
+            SecretHolder::EndpointSecrets => ["PlatformWebhookSecretArn", "WebhookSecretArn"]
+                .map(|output| format!("{}{output}", provider.title()))
+                .into(),
+            SecretHolder::AppSecret => vec!["AppSecretArn".to_owned()],
         };
         let now = SystemClock.now();
         let (mut current, mut replaced) = (Vec::new(), Vec::new());
         for key in keys {
             let document =
-                load_document(&self.secrets, self.stack.output(key)?, wanted, now).await?;
+                load_document(&self.secrets, self.stack.output(&key)?, wanted, now).await?;
             current.extend(document.current.map(|of| of.secret));
             let valid = document
                 .previous
@@ -150,7 +152,7 @@ impl StackSession {
             tables,
             SystemClock,
             // A command of an operator must not raise the functions' alarm.
-            |_| (),
+            announce_fallback_scan,
         ))
     }
 
@@ -162,4 +164,12 @@ impl StackSession {
         })?;
         Ok(EventQueues(queues))
     }
+}
+
+/// A scan takes long, and the operator should know why.
+fn announce_fallback_scan(scan: &FallbackScan<'_>) {
+    let (index, table) = (scan.index, scan.table);
+    print_notice(&format!(
+        "{index} of {table} is not ACTIVE, so the whole table is read: see `billhook doctor`"
+    ));
 }

@@ -78,12 +78,30 @@ impl<'ast> Visit<'ast> for HiddenLists {
         visit::visit_expr_array(self, array);
     }
 
+    /// `vec![…]` and the like: tokens only.
+    fn visit_expr_macro(&mut self, called: &'ast syn::ExprMacro) {
+        let elements = called.mac.parse_body_with(
+            syn::punctuated::Punctuated::<syn::Expr, syn::Token![,]>::parse_terminated,
+        );
+        let mut named = NamedProviders::default();
+        for element in elements.iter().flatten() {
+            named.visit_expr(element);
+        }
+        if named.count() > 1 {
+            self.0
+                .push("a list of providers in a macro: iterate over ProviderId::ALL".to_owned());
+        }
+    }
+
     fn visit_expr_match(&mut self, matched: &'ast syn::ExprMatch) {
         let mut named = NamedProviders::default();
         for arm in &matched.arms {
             named.visit_pat(&arm.pat);
         }
-        let is_rest = |arm: &syn::Arm| matches!(arm.pat, syn::Pat::Wild(_) | syn::Pat::Ident(_));
+        let is_rest = |arm: &syn::Arm| match &arm.pat {
+            syn::Pat::Tuple(parts) => parts.elems.iter().all(is_wildcard),
+            other => is_wildcard(other),
+        };
         if named.count() > 0 && matched.arms.iter().any(is_rest) {
             let fault =
                 "a match on a provider and anything else: a new one would be taken for another";
@@ -91,6 +109,10 @@ impl<'ast> Visit<'ast> for HiddenLists {
         }
         visit::visit_expr_match(self, matched);
     }
+}
+
+fn is_wildcard(pattern: &syn::Pat) -> bool {
+    matches!(pattern, syn::Pat::Wild(_) | syn::Pat::Ident(_))
 }
 
 fn find_hidden_lists(items: &[syn::Item]) -> Vec<String> {
@@ -149,10 +171,39 @@ fn a_hidden_list_is_seen() {
             "fn f(p: ProviderId) -> u8 { match p { ProviderId::Lob => 1, ProviderId::Stripe => 2 } }",
             0,
         ),
+        (
+            "fn f() { for p in vec![ProviderId::Stripe, ProviderId::Lob] {} }",
+            1,
+        ),
+        (
+            "fn f(p: ProviderId) -> u8 { match (p, 1) { (ProviderId::Lob, _) => 1, (_, _) => 2 } }",
+            1,
+        ),
         ("fn f() { for p in ProviderId::ALL {} }", 0),
         ("fn f(p: ProviderId) -> bool { p == ProviderId::Stripe }", 0),
     ] {
         let file = syn::parse_file(code).unwrap();
         assert_eq!(find_hidden_lists(&file.items).len(), faults, "{code}");
     }
+}
+
+/// A body that nobody verified is proven by TLS alone, so only the client of Stripe's API may say that it read one there.
+#[test]
+fn only_stripes_client_says_that_it_read_an_event_from_stripe() {
+    let mut files = Vec::new();
+    let crates = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates");
+    super::collect_rust_files(&crates, &mut files);
+    let callers = files.iter().filter(|file| {
+        let text = std::fs::read_to_string(file).unwrap();
+        text.contains("from_stripe_api(")
+    });
+    let callers: std::collections::BTreeSet<_> = callers
+        .map(|file| file.strip_prefix(&crates).unwrap().to_str().unwrap())
+        .collect();
+    let expected = [
+        "adapters/src/stripe.rs",
+        "core/src/provider/signature.rs",
+        "testkit/src/events.rs",
+    ];
+    assert_eq!(callers, expected.into());
 }

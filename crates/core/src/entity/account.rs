@@ -85,7 +85,7 @@ pub fn derive_account(facts: &AccountFacts, account: Option<&AccountId>) -> Deri
         authorized,
         deauthorized,
     } = known.cloned().unwrap_or_default();
-    let abilities = abilities.map(|told| told.0.1);
+    let abilities = abilities.map(|latest| latest.0.1);
     let is_able = abilities.is_none_or(|able| able.charges_enabled && able.payouts_enabled);
     let status = if deauthorized.is_some() && deauthorized >= authorized {
         StripeStatus::Deauthorized

@@ -1,4 +1,4 @@
-//! The envelope of an event, the same for both providers: the columns that ingress stores beside the payload.
+//! The envelope of an event, the same for every provider: the columns that ingress stores beside the payload.
 //!
 //! It is all that ingress knows of an event; what the event means is for the worker (`interpret`). The id is the key
 //! for deduplication, the group is the message group of the FIFO queue: events of one PaymentIntent share a group, else

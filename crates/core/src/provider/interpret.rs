@@ -83,7 +83,8 @@ pub trait WebhookProvider {
 
     const EVENT_SCOPE: EventScope;
 
-    /// The event types that change an entity. An event of any other type is ignored as `unhandled_type`.
+    /// The event types that change an entity, or one for each of several that mean the same: Lob's other pieces have the
+    /// stages of a letter. An event of any other type is ignored as `unhandled_type`.
     fn catalogue() -> impl Iterator<Item = CatalogueEntry>;
 
     /// For test deliveries: what to change in a sample.

@@ -68,7 +68,7 @@ pub enum SignatureFailure {
     NoMatch,
     /// Signed with a secret that was replaced more than 24 h ago.
     SecretExpired,
-    /// Signed with the other provider's secret: the URLs or the secrets of the two providers are swapped.
+    /// Signed with the secret of another provider: the URLs or the secrets of two providers are swapped.
     OtherEndpoint,
 }
 
@@ -95,7 +95,8 @@ pub trait SignatureHeaders {
 }
 
 /// A body that its provider wrote, byte for byte: its signature was verified, or we read it from the provider's own API.
-/// There is no other way to make one, so nobody can read an envelope from unverified bytes.
+/// There is no other way to make one, so nobody can read an envelope from unverified bytes. (The second way is open to
+/// the client of Stripe's API alone: a lint and a test keep others out.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verified<'b> {
     provider: ProviderId,

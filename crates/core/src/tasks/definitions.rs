@@ -5,8 +5,8 @@
 //! `billhook TASK run`, and the tests of `template.yaml`, of the sample invocations and of the documents. The crate
 //! `cleanup-failed-payments` has what a task does.
 
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// What is known of a task without running it.
@@ -42,14 +42,14 @@ pub enum TaskFieldKind {
 }
 
 /// A task's own input, which stands for the task. Its serde names are those of `TASK.fields`.
-pub trait TaskInput: DeserializeOwned {
+pub trait TaskInput: Default + Serialize + DeserializeOwned {
     const TASK: TaskDefinition;
 }
 
 const RUN_NOW: &str = "Run the task now";
 
 /// What a person may change for one run; the schedule sends none of it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct CleanupInput {
     /// Count the orders that would be tried, and change nothing. Does not call Stripe either.
@@ -87,7 +87,7 @@ impl TaskInput for CleanupInput {
     };
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SweepInput {}
 
 impl TaskInput for SweepInput {
@@ -101,7 +101,7 @@ impl TaskInput for SweepInput {
     };
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReconcileInput {}
 
 impl TaskInput for ReconcileInput {
@@ -145,4 +145,30 @@ list_tasks! {
     Cleanup(CleanupInput),
     Sweep(SweepInput),
     Reconcile(ReconcileInput),
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn check_fields<I: TaskInput>() {
+        let input = serde_json::to_value(I::default()).unwrap();
+        let members: BTreeSet<&str> = input
+            .as_object()
+            .unwrap()
+            .keys()
+            .map(String::as_str)
+            .collect();
+        let fields = I::TASK.fields.iter().map(|field| field.name).collect();
+        assert_eq!(members, fields, "{}", I::TASK.name);
+    }
+
+    #[test]
+    fn a_member_of_an_input_is_a_field_that_people_can_give() {
+        check_fields::<CleanupInput>();
+        check_fields::<SweepInput>();
+        check_fields::<ReconcileInput>();
+    }
 }

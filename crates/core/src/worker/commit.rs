@@ -171,8 +171,9 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         rows: &'a LoadedRows<L::Row>,
     ) -> Vec<EventStep<CommitPlan<'a, L::Row>>> {
         let Some((entity, row)) = rows.entities.get(key) else {
-            // `resolve` passes on only events whose entity was read. Should it fail to, they stay unfinished.
-            return Vec::new();
+            // `resolve` passes on only events whose entity was read.
+            let missing = ProcessingFailure::Infrastructure(format!("{key} was not read"));
+            return fail_each(event_ids(&group), &missing);
         };
         // What does not fit stays unfinished for the next round.
         let over = group.split_off(count_fitting(&group));
@@ -263,8 +264,12 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                 commits = written;
             }
             Err(CommitError::Refused(_)) => {
-                let too_large = |event: &EventCandidate| event.park(ParkReason::EntityTooLarge);
-                steps.extend(plan.group.iter().map(too_large));
+                // Written at once, and not with the round's other verdicts: another entity's call may hang until the
+                // time is up.
+                for event in &plan.group {
+                    let verdict = EventVerdict::Parked(ParkReason::EntityTooLarge);
+                    steps.extend(self.write_outcome(event.event_update(verdict)).await);
+                }
             }
             Err(error) => steps.extend(fail_each(plan.event_ids(), &error.into())),
         }

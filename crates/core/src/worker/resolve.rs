@@ -340,6 +340,7 @@ fn check_entity<R>(
 }
 
 fn unknown_entity_reason(candidate: &EventCandidate, key: &EntityKey) -> ParkReason {
+    // An event about a piece looks for the piece's statement, whatever its metadata names.
     if candidate.event.piece.is_some() {
         return ParkReason::LetterUnknown;
     }

@@ -1,4 +1,4 @@
-//! The facts of payments that an entity stores, and how they merge. `provider::stripe::payments` reads them from
+//! The facts of payments that an entity stores, and how they merge. `provider::stripe::event_types` reads them from
 //! events; `derive` and `refunds` derive the columns from them.
 //!
 //! Facts are keyed by the provider's ids, because two events may report one change: `checkout.session.completed` and

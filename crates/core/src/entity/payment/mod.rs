@@ -2,7 +2,7 @@
 //! an order's or statement's columns ([`mod@derive`], refund arithmetic in [`refunds`], entries in [`timeline`]). Of the
 //! columns, [`access`] decides whether what was paid for may be handed out.
 //!
-//! Read `facts`, then `derive`. Nothing here reads an event; `provider::stripe::payments` does.
+//! Read `facts`, then `derive`. Nothing here reads an event; `provider::stripe::event_types` does.
 
 // Amounts are added by the methods of `Money` only.
 #![deny(clippy::arithmetic_side_effects)]

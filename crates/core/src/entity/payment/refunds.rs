@@ -314,7 +314,8 @@ fn find_refunded_charge<'f>(facts: &'f PaymentFacts, refund: &'f RefundFacts) ->
     }
 }
 
-/// Adds an amount to a sum in the counted currency; one in another currency is left out.
+/// Adds an amount to a sum in the counted currency; one in another currency is left out, because the caller has added
+/// the review reason `refund_currency_mismatch` for it.
 ///
 /// It saturates, because failing would keep every later event out of the row. An amount has at most 2^53 minor units,
 /// so a sum of fewer than a thousand is exact.

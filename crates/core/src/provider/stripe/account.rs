@@ -47,11 +47,11 @@ pub(super) fn read_account_updated(
     at: Timestamp,
 ) -> Result<ConnectedAccount, ParkReason> {
     let account = event.resource().ok_or(ParkReason::FieldMalformed)?;
-    let told = account
+    let stated = account
         .charges_enabled
         .value()
         .zip(account.payouts_enabled.value());
-    let (&charges_enabled, &payouts_enabled) = told.ok_or(ParkReason::FieldMalformed)?;
+    let (&charges_enabled, &payouts_enabled) = stated.ok_or(ParkReason::FieldMalformed)?;
     let abilities = AccountCapabilities {
         charges_enabled,
         payouts_enabled,

@@ -1,6 +1,5 @@
-//! The words of Stripe's API that billhook relies on: the API version and statuses; `event_types` has
-//! the event types. A word
-//! that is not here is valid: Stripe adds words over time, so an unknown one is kept and is never an error.
+//! The words of Stripe's API that billhook relies on: the API version and statuses; `event_types` has the event types. A
+//! word that is not here is valid: Stripe adds words over time, so an unknown one is kept and is never an error.
 //!
 //! Source: Stripe API reference 2026-10-28.endive, read 2026-11.
 

@@ -136,7 +136,7 @@ impl TraceSearch {
     }
 
     /// Adds the entities that the events found so far belong to, by the worker's own rule. An event that the worker
-    /// parks adds none; its outcome says why.
+    /// parks adds the one that it names; its outcome says why it was not applied there.
     pub(super) async fn add_entities_of_events(&mut self, session: &StackSession) -> Result<()> {
         for provider in ProviderId::ALL.iter().copied() {
             let of_provider = self.events.values();
@@ -147,6 +147,12 @@ impl TraceSearch {
             let ledger = session.ledger(provider)?;
             for batch in events.chunks(EVENTS_AT_ONCE) {
                 let found = find_entities(&ledger, batch.to_vec()).await?;
+                // What an event names is worth seeing even if it was not applied there, as with `cross_tenant`.
+                let named = batch
+                    .iter()
+                    .filter(|(event, _)| !found.contains_key(&event.id));
+                let named = named.filter_map(|(_, facts)| facts.named_entity.clone());
+                self.entities.extend(named);
                 self.entities.extend(found.into_values());
             }
         }
