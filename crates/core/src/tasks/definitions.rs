@@ -37,7 +37,7 @@ pub struct TaskField {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TaskFieldKind {
     Flag,
-    /// A whole number; the command accepts it from 1.
+    /// A whole number from 1: with 0 minutes of grace an order would be cancelled while its customer tries again.
     Count,
 }
 

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::num::NonZeroU64;
 
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 use serde_json::{Map, Value};
@@ -84,7 +85,9 @@ impl<'de> Visitor<'de> for InputVisitor {
                     continue;
                 }
                 Some(TaskFieldKind::Flag) => map.next_value::<Option<bool>>()?.map(Value::from),
-                Some(TaskFieldKind::Count) => map.next_value::<Option<u64>>()?.map(Value::from),
+                Some(TaskFieldKind::Count) => map
+                    .next_value::<Option<NonZeroU64>>()?
+                    .map(|n| Value::from(n.get())),
             };
             given.extend(value.map(|value| (member, value)));
         }
@@ -143,6 +146,14 @@ mod tests {
             (
                 r#"{"dry_run":true,"dry_run":false}"#,
                 "duplicate field `dry_run`",
+            ),
+            (
+                r#"{"minutes":0}"#,
+                "invalid value: integer `0`, expected a nonzero u64",
+            ),
+            (
+                r#"{"limit":0}"#,
+                "invalid value: integer `0`, expected a nonzero u64",
             ),
             (r#"{"minutes":-1}"#, "invalid value: integer `-1`"),
             (r#"{"minutes":"60"}"#, "invalid type: string"),

@@ -103,6 +103,20 @@ mod tests {
         assert_eq!(asked.iter().collect::<BTreeSet<_>>().len(), asked.len());
     }
 
+    /// A type that moves into another set comes under another cursor, and what that cursor has passed is never asked for.
+    #[test]
+    fn a_new_type_moves_no_other_into_another_set() {
+        let ends: Vec<_> = HANDLED_TYPES
+            .chunks_exact(TYPES_MAX)
+            .map(|set| set.last())
+            .collect();
+        assert_eq!(
+            ends,
+            [Some(&"review.opened")],
+            "new types go to the end of the catalogue"
+        );
+    }
+
     #[test]
     fn what_is_read_begins_two_hours_back_and_never_beyond_thirty_days() {
         let old = Checkpoint::completed_through(NOW - 40 * DAY);
