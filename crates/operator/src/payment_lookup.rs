@@ -21,11 +21,14 @@ pub(crate) async fn load_tenant_accounts(
     if let Some((key, reason)) = rows.unreadable.first_key_value() {
         bail!("cannot read {key}: {reason}");
     }
-    let account = |(entity, _)| match entity {
-        Entity::Tenant(tenant) => tenant.given.account,
-        Entity::Order(_) | Entity::Statement(_) => None,
-    };
-    Ok(rows.entities.into_values().filter_map(account).collect())
+    let accounts = rows.entities.into_values().filter_map(|(entity, _)| {
+        if let Entity::Tenant(tenant) = entity {
+            tenant.given.account
+        } else {
+            None
+        }
+    });
+    Ok(accounts.collect())
 }
 
 /// The payment's rows on the platform and on these accounts, as far as they exist.
