@@ -16,6 +16,17 @@ struct SourceFile {
     items: Vec<syn::Item>,
 }
 
+/// Every folder in `crates`, so that a new crate is under the same rules.
+fn crate_names() -> Vec<String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates");
+    let folders = std::fs::read_dir(root).unwrap();
+    let mut names: Vec<String> = folders
+        .map(|folder| folder.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
 /// The files of `crates/<name>/src`.
 fn source_files(name: &str) -> Vec<SourceFile> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates");

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 use syn::visit::{self, Visit};
 
-use super::{is_for_tests, source_files};
+use super::{crate_names, is_for_tests, source_files};
 
 /// One word may be enough where it is a term of the field.
 const TERMS: [(&str, &str); 15] = [
@@ -31,17 +31,6 @@ const TERMS: [(&str, &str); 15] = [
 /// They say nothing: a name that ends with one counts as what stands before it.
 const EMPTY_SUFFIXES: [&str; 6] = ["Info", "Data", "Item", "Helper", "Manager", "Util"];
 const ONE_WORD_PERCENT_MAX: usize = 20;
-/// All but the testkit.
-const CRATES: [&str; 7] = [
-    "adapters",
-    "cleanup-failed-payments",
-    "core",
-    "event-worker",
-    "operator",
-    "webhook-ingress",
-    "webhook-secret",
-];
-
 #[derive(Default)]
 struct TypeNames(Vec<String>);
 
@@ -91,15 +80,15 @@ fn types_of_macro(tokens: TokenStream) -> Vec<String> {
 }
 
 /// Every type outside tests and the testkit, with its crate.
-fn type_names() -> Vec<(String, &'static str)> {
+fn type_names() -> Vec<(String, String)> {
     let mut all = Vec::new();
-    for name in CRATES {
-        for file in source_files(name) {
+    for name in crate_names().into_iter().filter(|name| name != "testkit") {
+        for file in source_files(&name) {
             let mut names = TypeNames::default();
             for item in &file.items {
                 names.visit_item(item);
             }
-            all.extend(names.0.into_iter().map(|found| (found, name)));
+            all.extend(names.0.into_iter().map(|found| (found, name.clone())));
         }
     }
     all
@@ -155,7 +144,7 @@ fn a_type_says_what_it_is_without_its_path() {
 
 #[test]
 fn no_name_stands_for_two_types() {
-    let mut by_name: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    let mut by_name: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (name, of) in type_names() {
         by_name.entry(name).or_default().push(of);
     }

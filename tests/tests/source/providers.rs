@@ -1,20 +1,10 @@
 //! No code names the providers but the list in `ids.rs` and their own modules: what is done for each of them is done
 //! over `ProviderId::ALL`, and a `match` on one has an arm for each, so that the compiler or a test asks about a new one.
 
+use billhook_core::ids::ProviderId;
 use syn::visit::{self, Visit};
 
-use super::source_files;
-
-const CRATES: [&str; 8] = [
-    "adapters",
-    "cleanup-failed-payments",
-    "core",
-    "event-worker",
-    "operator",
-    "testkit",
-    "webhook-ingress",
-    "webhook-secret",
-];
+use super::{crate_names, source_files};
 
 /// Lists of providers, and matches that would take a new provider for another one.
 #[derive(Default)]
@@ -44,12 +34,13 @@ impl<'ast> Visit<'ast> for NamedProviders {
     /// A name that begins with the provider's: `stripe`, `stripe_worker`, `StripeEventsTable`, `stripe-events`.
     fn visit_lit_str(&mut self, text: &'ast syn::LitStr) {
         let text = text.value();
-        let names = [("stripe", "Stripe"), ("lob", "Lob")];
-        let named = names.into_iter().find(|(word, title)| {
-            let rest = text.strip_prefix(word).or_else(|| text.strip_prefix(title));
+        let named = ProviderId::ALL.iter().find(|provider| {
+            let rest = text.strip_prefix(provider.as_str());
+            let rest = rest.or_else(|| text.strip_prefix(provider.title()));
             rest.is_some_and(|rest| !rest.starts_with(char::is_lowercase) && !text.contains(' '))
         });
-        self.0.extend(named.map(|(_, title)| title.to_owned()));
+        self.0
+            .extend(named.map(|provider| provider.title().to_owned()));
     }
 }
 
@@ -126,10 +117,17 @@ fn find_hidden_lists(items: &[syn::Item]) -> Vec<String> {
 #[test]
 fn nobody_but_the_list_names_the_providers() {
     let mut faults = Vec::new();
-    for name in CRATES {
-        for file in source_files(name) {
+    for name in crate_names() {
+        for file in source_files(&name) {
+            let module = file.module.join("::");
+            let is_own = |provider: &ProviderId| {
+                format!("{module}::").starts_with(&format!("core::provider::{provider}::"))
+            };
+            if ProviderId::ALL.iter().any(is_own) {
+                continue;
+            }
             let found = find_hidden_lists(&file.items).into_iter();
-            faults.extend(found.map(|fault| format!("{}: {fault}", file.module.join("::"))));
+            faults.extend(found.map(|fault| format!("{module}: {fault}")));
         }
     }
     assert!(faults.is_empty(), "{faults:#?}");
