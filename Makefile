@@ -38,7 +38,7 @@ stop: ## stop the local AWS and the local Stripe
 
 setup: $(VENV)/.installed $(TOOLS)/node_modules/.installed ## install the pinned tools if they changed
 
-catalogue: ## write event types and scheduled tasks, as the code lists them, into docs/SEMANTICS.md and template.yaml
+catalogue: ## write the lists of the code (event types, tasks, metrics, alarms) into the documents and template.yaml
 	cargo build --package billhook-tests --bin billhook-local
 	$(LOCAL) catalogue
 

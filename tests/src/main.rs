@@ -49,7 +49,7 @@ async fn main() -> ExitCode {
 fn write_catalogue() -> Result<()> {
     let root = repository();
     for (name, text) in find_outdated(&root)? {
-        fs::write(root.join(name), text)?;
+        fs::write(root.join(&name), text)?;
         println!("written: {name}");
     }
     Ok(())

@@ -122,7 +122,7 @@ fn every_name_of_the_glossary_exists() {
 }
 
 #[test]
-fn documents_and_template_repeat_the_catalogue_of_event_types() {
+fn documents_and_template_repeat_the_lists_of_the_code() {
     let outdated = billhook_tests::catalogue::find_outdated(&repository()).unwrap();
     let names: Vec<_> = outdated.into_iter().map(|(name, _)| name).collect();
     assert!(names.is_empty(), "{names:?}: run `make catalogue`");

@@ -382,32 +382,6 @@ fn the_names_of_the_contract_are_there() {
 }
 
 #[test]
-fn the_table_of_metrics_is_the_list_in_the_code() {
-    let mut table = "| metric | unit | dimensions | what it counts or measures | alarms |\n|---|---|---|---|---|\n".to_owned();
-    for metric in metrics::ALL {
-        let sets = metric.dimensions.sets().iter().map(|set| set.join(", "));
-        let alarms = metric.alarm_names();
-        let alarms: Vec<String> = alarms.iter().map(|name| format!("`{name}`")).collect();
-        table += &format!(
-            "| `{}` | {} | {} | {} | {} |\n",
-            metric.name,
-            metric.unit.as_str(),
-            sets.collect::<Vec<_>>().join("; also "),
-            metric.meaning,
-            match alarms.is_empty() {
-                true => "none, it is on the dashboard".to_owned(),
-                false => alarms.join(", "),
-            }
-        );
-    }
-    let page = read("docs/runbook/metrics.md");
-    assert!(
-        page.contains(&table),
-        "docs/runbook/metrics.md has to hold\n{table}"
-    );
-}
-
-#[test]
 fn the_dashboard_is_json_and_shows_every_metric() {
     let template = template();
     let dashboards = resources(&template, "AWS::CloudWatch::Dashboard");
