@@ -1,7 +1,8 @@
 //! `billhook-local`: the local AWS and the local Stripe behind `make run` and `make stop`.
 //!
 //! `run` starts both or finds them running, deploys what changed, delivers events and shows the result; `stop` ends
-//! both. `catalogue` writes the catalogue of event types into the files that repeat it. The variables for your own tools are in `.local/env`, ready for `source`.
+//! both. `catalogue` writes the lists of the code into the files that repeat them. The variables for your own tools are
+//! in `.local/env`, ready for `source`.
 
 use std::fmt::Write as _;
 use std::fs;

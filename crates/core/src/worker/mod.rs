@@ -7,10 +7,11 @@
 //! this worker wrote its outcome; one bad record never stops another. Not guaranteed: processing order (facts merge in
 //! any order, `entity::merge`).
 //!
-//! Seven types carry an event on its way, whatever they contain. It comes as a `ReceivedMessage`, is read as a `StoredEvent` and interpreted as an
-//! `EventCandidate`, and is written in its entity's `CommitPlan` or by an `EventUpdate` of its own. Each stage answers
-//! with an `EventStep`, and the batch with a `MessageReport`. Read next: `step` has the steps and the one way out of a
-//! round, `resolve` finds the entity of an event, `commit` writes it, `batch` has the limits.
+//! Seven types carry an event on its way, whatever they contain. It comes as a `ReceivedMessage`, is read as a
+//! `StoredEvent` and interpreted as an `EventCandidate`, and is written in its entity's `CommitPlan` or by an
+//! `EventUpdate` of its own. Each stage answers with an `EventStep`, and the batch with a `MessageReport`. Read next:
+//! `step` has the steps and the one way out of a round, `resolve` finds the entity of an event, `commit` writes it,
+//! `batch` has the limits.
 
 pub mod batch;
 mod commit;

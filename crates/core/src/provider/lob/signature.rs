@@ -17,7 +17,8 @@ use crate::time::Timestamp;
 /// From this number on, a timestamp is milliseconds.
 const MILLISECONDS_FROM: i64 = 100_000_000_000;
 
-/// Parses the two headers: the signature and its timestamp. What is signed is the timestamp's text as sent, whatever its unit.
+/// Parses the two headers: the signature and its timestamp. What is signed is the timestamp's text as sent, whatever
+/// its unit.
 pub fn parse_signature_headers(
     signature: Option<&str>,
     timestamp: Option<&str>,
