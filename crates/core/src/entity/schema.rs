@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::entity::payment::derive::DerivedPayment;
 use crate::ids::{CheckoutSessionId, PaymentIntentId, UserId};
 
-/// The version of the stored facts. Add one whenever you add a kind of fact.
+/// The version of the stored facts. Add one whenever their form changes; `tests/forms.rs` has the form of each number.
 ///
 /// Reason: during a deployment old and new functions write the same rows. An old function would read the row, not know
 /// the new fact and drop it when it writes the row back. With a greater number in the row it parks the event as

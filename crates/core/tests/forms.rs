@@ -1,0 +1,267 @@
+//! The stored form of facts is what its number says: `forms/<FACTS_SCHEMA>.json` is every fact that there can be, as the
+//! rows have it. The file of a number never changes; those of older numbers stay, because rows of every number are read.
+#![cfg(test)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use billhook_core::entity::account::{AccountCapabilities, AccountFacts, ConnectedAccount};
+use billhook_core::entity::mail::facts::{CarrierScan, MailFacts, MailStage, PieceFacts};
+use billhook_core::entity::merge::{FactSource, MaxRegister, MinRegister, SeenInterval};
+use billhook_core::entity::payment::facts::{
+    ChargeFacts, DisputeFacts, DisputeState, FailedAttempt, IntentFacts, ManualEdits, PaymentFacts,
+    RefundFacts, RefundState, ReviewFacts, SessionFacts,
+};
+use billhook_core::entity::schema::{FACTS_SCHEMA, GuardedColumns, LastDerived};
+use billhook_core::entity::statement::StatementFacts;
+use billhook_core::ids::{
+    AccountId, ChargeId, CheckoutSessionId, EventId, ObjectId, PaymentIntentId, PaymentRef,
+    PieceId, RefundId, UserId,
+};
+use billhook_core::money::{Currency, Money};
+use billhook_core::time::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// What a row holds beside its columns, of all kinds together.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct StoredForm {
+    derived: LastDerived,
+    /// An order has those about payments alone.
+    statement: StatementFacts,
+    tenant: AccountFacts,
+}
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_unix_s(1_781_000_000 + second).unwrap()
+}
+
+fn source(second: i64) -> FactSource {
+    FactSource {
+        at: at(second),
+        event: EventId::parse("evt_1").unwrap(),
+    }
+}
+
+fn seen(second: i64) -> SeenInterval {
+    SeenInterval {
+        first: source(second),
+        last_at: MaxRegister(at(second + 60)),
+    }
+}
+
+fn money(amount: i64) -> Money {
+    Money {
+        amount,
+        currency: Currency::parse("usd").unwrap(),
+    }
+}
+
+fn text(text: &str) -> Option<MinRegister<String>> {
+    Some(MinRegister(text.to_owned()))
+}
+
+/// All variants; one that is added and not listed fails to compile.
+macro_rules! every {
+    ($name:ident { $($variant:ident),* $(,)? }) => {{
+        fn _is_complete(state: $name) {
+            match state { $($name::$variant => {})* }
+        }
+        [$($name::$variant),*]
+    }};
+}
+
+/// Without `..Default::default()`: a new field does not compile until it is here, and then the form has changed.
+fn every_fact() -> StoredForm {
+    let intent = PaymentIntentId::parse("pi_1").unwrap();
+    let session = CheckoutSessionId::parse("cs_1").unwrap();
+    let charge = ChargeId::parse("ch_1").unwrap();
+    let object = |id: &str| ObjectId::parse(id).unwrap();
+    let user = UserId::parse("user_1").unwrap();
+    let failed = FailedAttempt {
+        seen: seen(1),
+        code: text("card_declined"),
+        decline_code: text("insufficient_funds"),
+    };
+    let paid = IntentFacts {
+        account: Some(MinRegister(AccountId::parse("acct_1").unwrap())),
+        succeeded: Some(source(2)),
+        received: [money(4200)].into(),
+        processing: Some(seen(3)),
+        canceled: Some(source(4)),
+        failures: [(PaymentRef::Charge(charge.clone()), failed)].into(),
+    };
+    let refund_states = every!(RefundState {
+        Pending,
+        RequiresAction,
+        Succeeded,
+        Canceled,
+        Failed,
+    });
+    let dispute_states = every!(DisputeState {
+        Inquiry,
+        Open,
+        InquiryClosed,
+        Prevented,
+        Won,
+        Lost,
+    });
+    let refund = RefundFacts {
+        of: MinRegister(object("ch_1")),
+        intent: Some(MinRegister(intent.clone())),
+        amount: MaxRegister(money(1000)),
+        states: refund_states.map(|state| (state, seen(5))).into(),
+    };
+    let payment = PaymentFacts {
+        payments: [
+            (PaymentRef::Intent(intent.clone()), paid),
+            (PaymentRef::Session(session.clone()), IntentFacts::default()),
+        ]
+        .into(),
+        sessions: [(
+            session.clone(),
+            SessionFacts {
+                expired: Some(source(6)),
+                completed: Some(source(7)),
+                intent: Some(MinRegister(intent.clone())),
+            },
+        )]
+        .into(),
+        charges: [(
+            charge,
+            ChargeFacts {
+                intent: Some(MinRegister(intent.clone())),
+                refunded: Some(source(8)),
+                captured: Some(MaxRegister(money(4200))),
+                amount_refunded: MaxRegister(1000),
+            },
+        )]
+        .into(),
+        refunds: [(RefundId::parse("re_1").unwrap(), refund)].into(),
+        disputes: [(
+            object("dp_1"),
+            DisputeFacts {
+                states: dispute_states.map(|state| (state, seen(9))).into(),
+            },
+        )]
+        .into(),
+        warnings: [(object("issfr_1"), source(10))].into(),
+        reviews: [(
+            object("prv_1"),
+            ReviewFacts {
+                opened: Some(source(11)),
+                closed: Some(source(12)),
+            },
+        )]
+        .into(),
+        reference: Some(MinRegister(user.clone())),
+        user: Some(MinRegister(user.clone())),
+        cancelled: Some(MinRegister(at(13))),
+        manual: ManualEdits {
+            refunded: Some(MinRegister(at(14))),
+            cleared: [("dispute_open:dp_1".to_owned(), MinRegister(at(15)))].into(),
+            flagged: [at(16)].into(),
+        },
+    };
+    let latest = |word: &str| Some(MaxRegister((at(17), word.to_owned())));
+    let piece = PieceFacts {
+        stages: MailStage::ALL
+            .iter()
+            .map(|stage| (*stage, seen(18)))
+            .collect(),
+        expected_delivery_date: latest("2026-06-12"),
+        tracking_number: latest("9400"),
+        template_version: latest("vrsn_1"),
+        scans: [(
+            object("evnt_1"),
+            CarrierScan {
+                name: text("In Transit"),
+                time: text("2026-06-09T10:13:00Z"),
+                location: text("94107"),
+            },
+        )]
+        .into(),
+    };
+    let abilities = AccountCapabilities {
+        charges_enabled: true,
+        payouts_enabled: false,
+    };
+    StoredForm {
+        derived: LastDerived {
+            columns: GuardedColumns {
+                status: Some("completed".to_owned()),
+                payment_status: Some("paid".to_owned()),
+                requires_review: Some(true),
+                mail_status: Some("delivered".to_owned()),
+                needs_attention: Some(false),
+            },
+            review_reasons: vec!["dispute_open:dp_1".to_owned()],
+            intent: Some(intent),
+            session: Some(session),
+            user: Some(user),
+        },
+        statement: StatementFacts {
+            payment,
+            mail: MailFacts {
+                pieces: [(PieceId::parse("ltr_1").unwrap(), piece)].into(),
+            },
+        },
+        tenant: AccountFacts {
+            accounts: [(
+                AccountId::parse("acct_1").unwrap(),
+                ConnectedAccount {
+                    abilities: Some(MaxRegister((at(19), abilities))),
+                    authorized: Some(MaxRegister(at(20))),
+                    deauthorized: Some(MaxRegister(at(21))),
+                },
+            )]
+            .into(),
+        },
+    }
+}
+
+/// By number.
+fn forms() -> BTreeMap<i64, Value> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/forms");
+    let files = fs::read_dir(folder)
+        .unwrap()
+        .map(|file| file.unwrap().path());
+    files
+        .map(|path| {
+            let number = path.file_stem().unwrap().to_str().unwrap();
+            let text = fs::read_to_string(&path).unwrap();
+            (
+                number.parse().unwrap(),
+                serde_json::from_str(&text).unwrap(),
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn the_stored_form_is_that_of_its_number() {
+    let now = serde_json::to_value(every_fact()).unwrap();
+    assert_eq!(
+        forms().get(&FACTS_SCHEMA),
+        Some(&now),
+        "the stored form changed: raise FACTS_SCHEMA, keep the old file, and write forms/<FACTS_SCHEMA>.json:\n{}",
+        serde_json::to_string_pretty(&now).unwrap()
+    );
+}
+
+#[test]
+fn every_form_is_read() {
+    let forms = forms();
+    assert_eq!(forms.keys().max(), Some(&FACTS_SCHEMA));
+    for (number, form) in forms {
+        let read = serde_json::from_value::<StoredForm>(form);
+        let read = read.unwrap_or_else(|error| panic!("form {number}: {error}"));
+        assert_ne!(read.statement, StatementFacts::default(), "form {number}");
+    }
+    let own = serde_json::to_value(every_fact()).unwrap();
+    assert_eq!(
+        serde_json::from_value::<StoredForm>(own).unwrap(),
+        every_fact()
+    );
+}
