@@ -174,7 +174,7 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
     use std::thread;
 
-    use billhook_core::entity::{ENTITY_SCHEMAS, EntityKey};
+    use billhook_core::entity::EntityKey;
     use billhook_core::ids::{AccountId, OrderId, PaymentIntentId, PieceId, StatementId, TenantId};
     use billhook_core::tasks::ports::FindFailedOrders as _;
     use billhook_core::worker::ports::Ledger as _;
@@ -235,14 +235,7 @@ mod tests {
                 _ => return None,
             })
         }));
-        let tables = TableNames {
-            events: "events".to_owned(),
-            entities: ENTITY_SCHEMAS
-                .iter()
-                .map(|schema| (schema.table, schema.table.to_lowercase()))
-                .collect(),
-            payments: Some("payments".to_owned()),
-        };
+        let tables = TableNames::of_tests();
         let client = aws.unwrap().dynamodb().clone();
         let ledger = DynamoLedger::new(client, tables, SystemClock, |scan| {
             let (provider, index, table) = (scan.provider, scan.index, scan.table);

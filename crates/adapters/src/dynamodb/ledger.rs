@@ -54,6 +54,20 @@ pub struct TableNames {
     pub payments: Option<String>,
 }
 
+#[cfg(test)]
+impl TableNames {
+    pub(super) fn of_tests() -> Self {
+        let entities = ENTITY_SCHEMAS.iter();
+        Self {
+            events: "events".to_owned(),
+            entities: entities
+                .map(|schema| (schema.table, schema.table.to_lowercase()))
+                .collect(),
+            payments: Some("payments".to_owned()),
+        }
+    }
+}
+
 #[derive(Debug)]
 pub struct DynamoLedger<C> {
     pub(super) client: Client,
@@ -412,15 +426,12 @@ mod tests {
         let config = aws_sdk_dynamodb::Config::builder()
             .behavior_version(BehaviorVersion::v2026_01_12())
             .build();
-        let tables = TableNames {
-            events: "events".to_owned(),
-            entities: ENTITY_SCHEMAS
-                .iter()
-                .map(|schema| (schema.table, schema.table.to_lowercase()))
-                .collect(),
-            payments: Some("payments".to_owned()),
-        };
-        DynamoLedger::new(Client::from_conf(config), tables, SystemClock, |_| ())
+        DynamoLedger::new(
+            Client::from_conf(config),
+            TableNames::of_tests(),
+            SystemClock,
+            |_| (),
+        )
     }
 
     fn row(json: serde_json::Value) -> Item {
