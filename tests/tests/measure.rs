@@ -88,6 +88,7 @@ impl Stage {
             ("STRIPE_EVENTS_TABLE", "StripeEventsTable"),
             ("LOB_EVENTS_TABLE", "LobEventsTable"),
             ("ORDERS_TABLE", "OrdersTable"),
+            ("ENTITIES_TABLE", "EntitiesTable"),
             ("STATEMENTS_TABLE", "StatementsTable"),
             ("TENANTS_TABLE", "TenantsTable"),
             ("PAYMENTS_TABLE", "PaymentsTable"),

@@ -151,6 +151,8 @@ pub struct WorkerConfig {
     pub environment: EnvironmentConfig,
     /// `STRIPE_EVENTS_TABLE` and so on.
     pub events_table: String,
+    /// `ENTITIES_TABLE`
+    pub entities_table: String,
     /// Of the kinds that the provider's events change.
     pub entity_tables: EntityTables,
     /// `PAYMENTS_TABLE`, if the provider's events are about payments.
@@ -164,6 +166,7 @@ impl WorkerConfig {
         let config = Self {
             environment: read.environment(),
             events_table: read.required(&provider.variable("EVENTS_TABLE")),
+            entities_table: read.required("ENTITIES_TABLE"),
             entity_tables: read.entity_tables(scope.kinds),
             payments_table: match scope.payments {
                 PaymentEvents::Some => Some(read.required("PAYMENTS_TABLE")),
@@ -179,6 +182,7 @@ impl WorkerConfig {
 pub struct CleanupConfig {
     pub environment: EnvironmentConfig,
     pub events_tables: PerProvider<String>,
+    pub entities_table: String,
     pub entity_tables: EntityTables,
     pub payments_table: String,
     pub jobs_table: String,
@@ -197,6 +201,7 @@ impl CleanupConfig {
         let environment = read.environment();
         let config = Self {
             events_tables: read.events_tables(),
+            entities_table: read.required("ENTITIES_TABLE"),
             entity_tables: read.entity_tables(ENTITY_SCHEMAS),
             payments_table: read.required("PAYMENTS_TABLE"),
             jobs_table: read.required("JOBS_TABLE"),
@@ -579,7 +584,7 @@ mod tests {
         let faults = combine_faults::<(), ()>(Err(error), Err(other))
             .unwrap_err()
             .faults;
-        assert_eq!(faults.len(), 10);
+        assert_eq!(faults.len(), 11);
     }
 
     #[test]

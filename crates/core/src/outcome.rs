@@ -160,8 +160,10 @@ reasons! {
         ByHand = "by_hand",
         /// The row would be larger than 300 KiB, or DynamoDB rejects it.
         EntityTooLarge = "entity_too_large",
-        /// The facts or the timeline in the row cannot be read.
+        /// The entity's state or the timeline in its row cannot be read.
         EntityUnreadable = "entity_unreadable",
+        /// A newer release wrote the entity's state, for example before a rollback.
+        NewerSchema = "newer_schema",
     }
 }
 
@@ -174,8 +176,10 @@ pub enum BlockedOn {
     Row,
     /// A link from the event's payment to an entity; the sweep retries once there is one.
     Link,
-    /// The person who parked it, to release it.
+    /// The release that knows the entity's form; the sweep retries.
     Release,
+    /// The person who parked it.
+    Person,
     /// Manual action: no retry can succeed before that.
     ManualAction,
 }
@@ -193,7 +197,8 @@ impl ParkReason {
             Self::TenantUnknown => BlockedOn::Tenant,
             Self::OrderUnknown | Self::StatementUnknown | Self::LetterUnknown => BlockedOn::Row,
             Self::Unlinked => BlockedOn::Link,
-            Self::ByHand => BlockedOn::Release,
+            Self::NewerSchema => BlockedOn::Release,
+            Self::ByHand => BlockedOn::Person,
             Self::TenantAmbiguous
             | Self::CrossTenant
             | Self::EntityAmbiguous

@@ -1,5 +1,5 @@
-//! The stored form of facts is what its number says: `forms/<FACTS_SCHEMA>.json` is every fact that there can be, as the
-//! rows have it. The file of a number never changes; those of older numbers stay, because rows of every number are read.
+//! The stored form of a state is what its number says: `forms/<STATE_SCHEMA>.json` is every member that a state's row can
+//! have, with every fact that there can be. The file of a number never changes; those of older numbers stay, because rows of every number are read.
 #![cfg(test)]
 
 use std::collections::BTreeMap;
@@ -13,24 +13,23 @@ use billhook_core::entity::payment::facts::{
     ChargeFacts, DisputeFacts, DisputeState, FailedAttempt, IntentFacts, ManualEdits, PaymentFacts,
     RefundFacts, RefundState, ReviewFacts, SessionFacts,
 };
-use billhook_core::entity::schema::{FACTS_SCHEMA, GuardedColumns, LastDerived};
+use billhook_core::entity::schema::{GuardedColumns, LastDerived, STATE_SCHEMA, StateRow};
 use billhook_core::entity::statement::StatementFacts;
 use billhook_core::ids::{
     AccountId, ChargeId, CheckoutSessionId, EventId, ObjectId, PaymentIntentId, PaymentRef,
-    PieceId, RefundId, UserId,
+    PieceId, RefundId, TenantId, UserId,
 };
 use billhook_core::money::{Currency, Money};
 use billhook_core::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// What a row holds beside its columns, of all kinds together.
+/// The rows of all kinds.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
-struct StoredForm {
-    derived: LastDerived,
-    /// An order has those about payments alone.
-    statement: StatementFacts,
-    tenant: AccountFacts,
+struct StoredForms {
+    order: StateRow<PaymentFacts>,
+    statement: StateRow<StatementFacts>,
+    tenant: StateRow<AccountFacts>,
 }
 
 fn at(second: i64) -> Timestamp {
@@ -73,7 +72,7 @@ macro_rules! every {
 }
 
 /// Without `..Default::default()`: a new field does not compile until it is here, and then the form has changed.
-fn every_fact() -> StoredForm {
+fn every_fact() -> StoredForms {
     let intent = PaymentIntentId::parse("pi_1").unwrap();
     let session = CheckoutSessionId::parse("cs_1").unwrap();
     let charge = ChargeId::parse("ch_1").unwrap();
@@ -187,27 +186,39 @@ fn every_fact() -> StoredForm {
         charges_enabled: true,
         payouts_enabled: false,
     };
-    StoredForm {
-        derived: LastDerived {
-            columns: GuardedColumns {
-                status: Some("completed".to_owned()),
-                payment_status: Some("paid".to_owned()),
-                requires_review: Some(true),
-                mail_status: Some("delivered".to_owned()),
-                needs_attention: Some(false),
+    let columns = GuardedColumns {
+        status: Some("completed".to_owned()),
+        payment_status: Some("paid".to_owned()),
+        requires_review: Some(true),
+        mail_status: Some("delivered".to_owned()),
+        needs_attention: Some(false),
+    };
+    StoredForms {
+        order: StateRow {
+            schema: STATE_SCHEMA,
+            version: 7,
+            facts: payment.clone(),
+            derived: LastDerived {
+                columns: columns.clone(),
+                review_reasons: vec!["dispute_open:dp_1".to_owned()],
+                intent: Some(intent),
+                session: Some(session),
+                user: Some(user),
             },
-            review_reasons: vec!["dispute_open:dp_1".to_owned()],
-            intent: Some(intent),
-            session: Some(session),
-            user: Some(user),
+            written: [(6, columns)].into(),
+            tenant_id: TenantId::parse("ten_1").ok(),
+            row_created_at: Some("2026-06-09".to_owned()),
+            first_event_at: Some(at(1)),
+            last_event_at: Some(at(22)),
+            event_ids: vec![EventId::parse("evt_1").unwrap()],
         },
-        statement: StatementFacts {
+        statement: state(StatementFacts {
             payment,
             mail: MailFacts {
                 pieces: [(PieceId::parse("ltr_1").unwrap(), piece)].into(),
             },
-        },
-        tenant: AccountFacts {
+        }),
+        tenant: state(AccountFacts {
             accounts: [(
                 AccountId::parse("acct_1").unwrap(),
                 ConnectedAccount {
@@ -217,7 +228,23 @@ fn every_fact() -> StoredForm {
                 },
             )]
             .into(),
-        },
+        }),
+    }
+}
+
+/// A state's row with nothing but facts.
+fn state<F>(facts: F) -> StateRow<F> {
+    StateRow {
+        schema: STATE_SCHEMA,
+        version: 1,
+        facts,
+        derived: LastDerived::default(),
+        written: BTreeMap::new(),
+        tenant_id: None,
+        row_created_at: None,
+        first_event_at: None,
+        last_event_at: None,
+        event_ids: Vec::new(),
     }
 }
 
@@ -243,9 +270,9 @@ fn forms() -> BTreeMap<i64, Value> {
 fn the_stored_form_is_that_of_its_number() {
     let now = serde_json::to_value(every_fact()).unwrap();
     assert_eq!(
-        forms().get(&FACTS_SCHEMA),
+        forms().get(&STATE_SCHEMA),
         Some(&now),
-        "the stored form changed: raise FACTS_SCHEMA, keep the old file, and write forms/<FACTS_SCHEMA>.json:\n{}",
+        "the stored form changed: raise STATE_SCHEMA, keep the old file, and write forms/<STATE_SCHEMA>.json:\n{}",
         serde_json::to_string_pretty(&now).unwrap()
     );
 }
@@ -253,15 +280,19 @@ fn the_stored_form_is_that_of_its_number() {
 #[test]
 fn every_form_is_read() {
     let forms = forms();
-    assert_eq!(forms.keys().max(), Some(&FACTS_SCHEMA));
+    assert_eq!(forms.keys().max(), Some(&STATE_SCHEMA));
     for (number, form) in forms {
-        let read = serde_json::from_value::<StoredForm>(form);
+        let read = serde_json::from_value::<StoredForms>(form);
         let read = read.unwrap_or_else(|error| panic!("form {number}: {error}"));
-        assert_ne!(read.statement, StatementFacts::default(), "form {number}");
+        assert_ne!(
+            read.statement.facts,
+            StatementFacts::default(),
+            "form {number}"
+        );
     }
     let own = serde_json::to_value(every_fact()).unwrap();
     assert_eq!(
-        serde_json::from_value::<StoredForm>(own).unwrap(),
+        serde_json::from_value::<StoredForms>(own).unwrap(),
         every_fact()
     );
 }

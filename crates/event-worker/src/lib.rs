@@ -24,7 +24,8 @@ pub fn run_worker(function: &'static str, provider: ProviderId) -> ExitCode {
             aws.warm(CONNECTIONS, 0).await;
             let tables = TableNames {
                 events: config.events_table,
-                entities: config.entity_tables,
+                entities: config.entities_table,
+                projections: config.entity_tables,
                 payments: config.payments_table,
             };
             let worker = Worker {

@@ -84,6 +84,10 @@ struct DryRunLedger<L> {
 impl<L: Ledger> Ledger for DryRunLedger<L> {
     type Row = L::Row;
 
+    fn row_bytes(row: &L::Row) -> usize {
+        L::row_bytes(row)
+    }
+
     async fn load_events(
         &self,
         provider: ProviderId,
@@ -227,7 +231,7 @@ mod tests {
     use billhook_core::entity::kind::{EntityState, StatedFacts};
     use billhook_core::entity::order::OrderColumns;
     use billhook_core::entity::payment::facts::PaymentFacts;
-    use billhook_core::entity::schema::GuardedColumns;
+    use billhook_core::entity::schema::{GuardedColumns, StateHistory};
     use billhook_core::ids::OrderId;
     use billhook_core::money::{Currency, Money};
 
@@ -265,6 +269,7 @@ mod tests {
             },
             last_derived: LastDerived::default(),
             facts: PaymentFacts::default(),
+            history: StateHistory::default(),
         });
         let next = order.apply_facts([paid.clone()], now);
         let changes = diff_entity(&order, &next, now);

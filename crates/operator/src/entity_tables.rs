@@ -72,11 +72,7 @@ impl EntityTable {
         if let (Some(members), RowDetail::Known) = (row.as_object_mut(), detail) {
             // The documented columns. The application owns the others, and they may hold personal data, such as the
             // recipient of a letter.
-            let is_shown = |name: &str| {
-                let is_known = self.0.columns.iter().any(|column| column.name == name);
-                is_known && name != self.0.facts
-            };
-            members.retain(|name, _| is_shown(name));
+            members.retain(|name, _| self.0.columns.iter().any(|column| column.name == name));
         }
         row
     }

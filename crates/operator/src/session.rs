@@ -141,7 +141,8 @@ impl StackSession {
     pub(crate) fn ledger(&self, provider: ProviderId) -> Result<DynamoLedger<SystemClock>> {
         let tables = TableNames {
             events: self.events_table(provider)?.table,
-            entities: ENTITY_SCHEMAS
+            entities: self.stack.output("EntitiesTable")?.to_owned(),
+            projections: ENTITY_SCHEMAS
                 .iter()
                 .map(|schema| Ok((schema.table, self.stack.entity_table(schema)?.to_owned())))
                 .collect::<Result<_>>()?,

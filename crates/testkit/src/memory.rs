@@ -12,7 +12,6 @@ use std::time::Duration;
 use billhook_core::entity::columns::RowColumns;
 use billhook_core::entity::kind::EntityState;
 use billhook_core::entity::order::OrderKind;
-use billhook_core::entity::schema::LastDerived;
 use billhook_core::entity::{Entity, EntityKey, EntityUpdate};
 use billhook_core::error::DependencyError;
 use billhook_core::ids::{
@@ -38,7 +37,6 @@ use billhook_core::worker::ports::{
     CommitError, CommitPart, Ledger, LoadedRows, PaymentKey, PaymentRow, PaymentWrite, StoredEvent,
     StoredPayload,
 };
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -79,10 +77,11 @@ pub fn entity(key: &EntityKey) -> Entity {
 /// A row with these columns.
 #[expect(
     clippy::expect_used,
-    reason = "only facts can be unreadable, and it has none"
+    reason = "only a state can be unreadable, and it has none"
 )]
 pub fn entity_of(key: &EntityKey, row: Value) -> Entity {
-    key.read_row(&JsonRow(row)).expect("a row without facts")
+    key.read(&JsonRow(row), None::<&Value>)
+        .expect("an entity without a state")
 }
 
 /// The row of an order, to change what no event changes.
@@ -106,9 +105,6 @@ impl RowColumns for JsonRow {
     }
     fn truth(&self, column: &str) -> Option<bool> {
         self.0.get(column)?.as_bool()
-    }
-    fn facts<F: DeserializeOwned + Default>(&self, _: &str) -> Result<(F, LastDerived), String> {
-        Ok(Default::default())
     }
 }
 
@@ -695,6 +691,10 @@ impl ListEvents for &MemoryStripe {
 impl Ledger for &MemoryTables {
     type Row = ();
 
+    fn row_bytes((): &()) -> usize {
+        0
+    }
+
     async fn load_events(
         &self,
         _: ProviderId,
@@ -810,7 +810,7 @@ impl Ledger for &MemoryTables {
         let writes = || commits.iter().flat_map(|commit| &commit.payments);
         if let Some(most) = *lock(&self.facts_bytes_max) {
             let bytes = |next: &EntityUpdate| {
-                serde_json::to_string(&next.stored_facts()).map_or(0, |facts| facts.len())
+                serde_json::to_string(&next.next().stored()).map_or(0, |state| state.len())
             };
             if moves().any(|(.., next)| bytes(next) > most) {
                 return Err(CommitError::Refused("the row is too large".to_owned()));
@@ -843,7 +843,7 @@ impl Ledger for &MemoryTables {
             return Err(CommitError::LostRace);
         }
         for (read, (), next) in moves() {
-            entities.insert(read.key(), next.next());
+            entities.insert(read.key(), next.with_row_written());
         }
         for concluded in concluded() {
             if let Some(row) = events.get_mut(&concluded.event) {
@@ -880,7 +880,7 @@ pub(crate) fn refusal<R>(commits: &[CommitPart<'_, R>]) -> Option<&'static str> 
         let entity = commit
             .entity
             .iter()
-            .map(|(read, ..)| read.key().to_string());
+            .flat_map(|(read, ..)| [read.key().to_string(), format!("row of {}", read.key())]);
         let events = commit
             .events
             .iter()

@@ -248,6 +248,7 @@ impl Arena {
             "OrdersTable",
             "StatementsTable",
             "TenantsTable",
+            "EntitiesTable",
             "PaymentsTable",
             "JobsTable",
         ] {

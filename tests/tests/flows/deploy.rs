@@ -145,6 +145,7 @@ fn stacks_stand_beside_each_other_and_leave_only_what_is_kept() {
             "jobs",
             "lob-events",
             "payments",
+            "entities",
             "statements",
             "stripe-events",
             "tenants",

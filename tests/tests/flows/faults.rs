@@ -362,7 +362,8 @@ fn an_edit_between_read_and_write_is_a_lost_race_whichever_column_it_is() {
         let output = |name: &str| world.stack.output(name).map(str::to_owned);
         let tables = TableNames {
             events: output(STRIPE)?,
-            entities: [
+            entities: output("EntitiesTable")?,
+            projections: [
                 ("Orders", output("OrdersTable")?),
                 ("Statements", output("StatementsTable")?),
             ]

@@ -60,6 +60,43 @@ fn a_payment_its_duplicate_and_its_refund() {
     });
 }
 
+/// As an ORM does that saves whole objects.
+#[test]
+fn an_order_that_the_application_writes_over_keeps_its_payment() {
+    flow(false, async |stage| {
+        let world = &stage.world;
+        let now = world.now_s();
+        order(world, "ord_orm", None).await?;
+        let created = world.order("ord_orm").await?;
+        let paid = intent_succeeded("evt_orm", now, "pi_orm", named("ord_orm"), 4200);
+        world.stripe(&paid, 1).await?;
+        world.settled(STRIPE, "processed", &["evt_orm"]).await?;
+        let paid = world.order("ord_orm").await?;
+        assert_eq!(
+            (&paid["status"], &paid["stripe"]),
+            (&json!("completed"), &Value::Null)
+        );
+
+        world.put("OrdersTable", created).await?;
+        let refund = charge_refunded("evt_orm_r", now + 1, "ch_orm", Some("pi_orm"), 1000);
+        world.stripe(&refund, 1).await?;
+        world.settled(STRIPE, "processed", &["evt_orm_r"]).await?;
+        let row = world.order("ord_orm").await?;
+        assert_eq!(
+            (
+                &row["status"],
+                &row["paymentStatus"],
+                &row["amountRefunded"]
+            ),
+            (&json!("completed"), &json!("paid"), &json!(1000))
+        );
+        assert_eq!(types(&row), ["note", "payment_succeeded", "refund_partial"]);
+        let kept = event(world, STRIPE, "evt_orm_r").await?;
+        assert_eq!(kept["entities"], json!(["order#ord_orm"]));
+        Ok(())
+    });
+}
+
 #[test]
 fn fifty_deliveries_of_one_event_at_once_have_one_effect() {
     flow(false, async |stage| {

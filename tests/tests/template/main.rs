@@ -371,6 +371,7 @@ fn check_tables(template: &Value) {
             "TenantsTable",
             "tenant_id | stripe_connected_account_id(stripe_connected_account_id)",
         ),
+        ("EntitiesTable", "entity | "),
         ("PaymentsTable", "payment_id | "),
         ("JobsTable", "job_id | "),
     ]);
@@ -466,6 +467,7 @@ fn check_outputs(template: &Value) {
         "OrdersTable",
         "StatementsTable",
         "TenantsTable",
+        "EntitiesTable",
         "PaymentsTable",
         "JobsTable",
         "StripeEventsQueueUrl",

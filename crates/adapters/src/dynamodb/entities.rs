@@ -1,16 +1,16 @@
-//! Entity rows (orders, statements, tenants): how a row becomes an entity, and which columns an update of it writes.
-//! It only converts between attributes and the neutral values of `billhook_core::entity::columns`; each kind reads and
-//! writes its own columns there.
+//! Entities (orders, statements, tenants): how the application's row and the state's row become an entity, and what a
+//! write of them contains. It only converts between attributes and the neutral values of
+//! `billhook_core::entity::columns`; each kind reads and writes its own columns there.
 //!
-//! Columns of the application are read leniently: a value that we cannot use counts as missing. Our own facts are read
-//! strictly: if they cannot be read, the event is parked as `entity_unreadable`, because writing the row would destroy
-//! them. Only our own columns are written, never the whole row.
+//! The application's columns are read leniently: a value that we cannot use counts as missing. Our state is read
+//! strictly: if it cannot be read, the event is parked as `entity_unreadable`, because writing it would destroy the
+//! facts. Only attributes that we know are written, never a whole row, and members that we do not know stay.
 
 use std::collections::HashMap;
 
 use aws_sdk_dynamodb::types::AttributeValue;
-use billhook_core::entity::columns::{ColumnValue, EntitySchema, RowColumns, RowHistory};
-use billhook_core::entity::schema::{FACTS_SCHEMA, LastDerived};
+use billhook_core::entity::columns::{ColumnValue, RowColumns};
+use billhook_core::entity::schema::{StateRow, StoredState, UnreadableRow, check_schema};
 use billhook_core::entity::timeline::{ACTOR, DerivedEntry, TimelineEntry, merge_timelines};
 use billhook_core::entity::{Entity, EntityKey, EntityUpdate};
 use billhook_core::time::Timestamp;
@@ -20,16 +20,19 @@ use serde::de::DeserializeOwned;
 
 use super::attributes::{self, Item, number_value, read_text, string_value};
 
-/// A row as it was read. The write's conditions compare with it.
+/// The rows of an entity as they were read. The write's conditions compare with them.
 #[derive(Debug)]
 pub struct DynamoRow {
+    /// The application's row.
     pub(super) item: Item,
     /// Timeline entries of the application and the operator, which we write back unchanged.
     foreign_entries: Vec<AttributeValue>,
+    /// The state's row; `None` if billhook has not written the entity yet.
+    pub(super) state: Option<Item>,
 }
 
 /// `None` removes the column.
-type ColumnUpdates = Vec<(&'static str, Option<AttributeValue>)>;
+pub(super) type ColumnUpdates = Vec<(&'static str, Option<AttributeValue>)>;
 
 struct ItemColumns<'a>(&'a Item);
 
@@ -45,37 +48,24 @@ impl RowColumns for ItemColumns<'_> {
     fn truth(&self, column: &str) -> Option<bool> {
         attributes::read_bool(self.0, column)
     }
-
-    fn facts<F: DeserializeOwned + Default>(
-        &self,
-        column: &str,
-    ) -> Result<(F, LastDerived), String> {
-        let Some(stored) = self.0.get(column) else {
-            return Ok(Default::default());
-        };
-        let AttributeValue::M(members) = stored else {
-            return Err("the facts are not a map".to_owned());
-        };
-        if attributes::read_integer(members, "schema").unwrap_or(0) > FACTS_SCHEMA {
-            // During a rollback an older function may meet facts of a newer one. It does not know all of their fields,
-            // so writing the row would drop them.
-            return Err(format!("the facts have a schema newer than {FACTS_SCHEMA}"));
-        }
-        let last_derived = members.get("derived").map_or_else(
-            || Ok(LastDerived::default()),
-            |derived| from_attribute(derived.clone()),
-        )?;
-        Ok((from_attribute(stored.clone())?, last_derived))
-    }
 }
 
-fn from_attribute<T: DeserializeOwned>(value: AttributeValue) -> Result<T, String> {
-    serde_dynamo::from_attribute_value(value)
-        .map_err(|error| format!("the facts cannot be read: {error}"))
+struct LoadedState<'a>(&'a Item);
+
+impl StoredState for LoadedState<'_> {
+    fn read<F: DeserializeOwned>(&self) -> Result<StateRow<F>, UnreadableRow> {
+        check_schema(attributes::read_integer(self.0, "schema"))?;
+        serde_dynamo::from_item(self.0.clone())
+            .map_err(|error| UnreadableRow::Broken(format!("the state cannot be read: {error}")))
+    }
 }
 
 fn to_attribute<T: Serialize>(value: &T) -> Result<AttributeValue, CommitError> {
     serde_dynamo::to_attribute_value(value).map_err(|error| CommitError::Refused(error.to_string()))
+}
+
+fn to_item<T: Serialize>(value: &T) -> Result<Item, CommitError> {
+    serde_dynamo::to_item(value).map_err(|error| CommitError::Refused(error.to_string()))
 }
 
 fn column_attribute(value: ColumnValue) -> AttributeValue {
@@ -88,9 +78,15 @@ fn column_attribute(value: ColumnValue) -> AttributeValue {
     }
 }
 
-/// The `Err` is the reason why the row cannot be read; its events are parked as `entity_unreadable`.
-pub(super) fn read_entity(key: &EntityKey, item: Item) -> Result<(Entity, DynamoRow), String> {
-    let entity = key.read_row(&ItemColumns(&item))?;
+pub(super) fn read_entity(
+    key: &EntityKey,
+    item: Item,
+    state: Option<Item>,
+) -> Result<(Entity, DynamoRow), UnreadableRow> {
+    let entity = key.read(
+        &ItemColumns(&item),
+        state.as_ref().map(LoadedState).as_ref(),
+    )?;
     let foreign_entries = match item.get("timeline") {
         Some(AttributeValue::L(entries)) => entries
             .iter()
@@ -98,13 +94,17 @@ pub(super) fn read_entity(key: &EntityKey, item: Item) -> Result<(Entity, Dynamo
             .cloned()
             .collect(),
         None => Vec::new(),
-        Some(_) => return Err("the timeline is not a list".to_owned()),
+        Some(_) => {
+            let reason = "the timeline is not a list".to_owned();
+            return Err(UnreadableRow::Broken(reason));
+        }
     };
     Ok((
         entity,
         DynamoRow {
             item,
             foreign_entries,
+            state,
         },
     ))
 }
@@ -115,27 +115,74 @@ fn is_derived_entry(entry: &AttributeValue) -> bool {
         .is_ok_and(|members| read_text(members, "actor") == Some(ACTOR))
 }
 
-/// The columns of billhook with their new values; `None` removes a column. The timeline is rewritten as a whole: our
+/// What a write of an entity contains.
+pub(super) struct EntityWrite {
+    /// The columns of the application's row; `None` if none of them changes.
+    pub(super) columns: Option<ColumnUpdates>,
+    /// The attributes of the state's row.
+    pub(super) state: Item,
+}
+
+/// The columns of billhook in the application's row with their new values. The timeline is rewritten as a whole: our
 /// entries derived again from the facts, merged with everybody else's as they were loaded.
-pub(super) fn build_columns(
-    schema: &EntitySchema,
+fn build_columns(
+    key: &EntityKey,
     row: &DynamoRow,
     next: &EntityUpdate,
     now: Timestamp,
 ) -> Result<ColumnUpdates, CommitError> {
     let mut columns: ColumnUpdates = vec![("version", Some(number_value(next.version())))];
-    let mut facts = to_attribute(&next.stored_facts())?;
-    if let AttributeValue::M(members) = &mut facts {
-        members.insert("schema".to_owned(), number_value(FACTS_SCHEMA));
-        if schema.history == RowHistory::Recorded {
-            members.insert("derived".to_owned(), to_attribute(next.last_derived())?);
-            columns.push(("timeline", Some(build_timeline(row, next)?)));
-        }
+    if key.schema().has_timeline() {
+        columns.push(("timeline", Some(build_timeline(row, next)?)));
     }
-    columns.push((schema.facts, Some(facts)));
     let projected = next.write_columns(now).into_iter();
     columns.extend(projected.map(|(name, value)| (name, value.map(column_attribute))));
     Ok(columns)
+}
+
+/// Columns that every write of the row changes, and which say nothing about the entity.
+const BOOKKEEPING: [&str; 2] = ["version", "updatedAt"];
+
+pub(super) fn build_write(
+    entity: &Entity,
+    row: &DynamoRow,
+    next: &EntityUpdate,
+    now: Timestamp,
+) -> Result<EntityWrite, CommitError> {
+    let columns = build_columns(&entity.key(), row, next, now)?;
+    // A manual edit that became a fact is written too, so that it is found once.
+    let is_edited = *entity.columns() != entity.last_derived().columns;
+    let is_new = |(name, value): &(&str, Option<AttributeValue>)| {
+        !BOOKKEEPING.contains(name) && row.item.get(*name) != value.as_ref()
+    };
+    let columns = (is_edited || columns.iter().any(is_new)).then_some(columns);
+    let stored = match columns {
+        Some(_) => next.with_row_written(),
+        None => next.next(),
+    };
+    let mut state = to_item(&stored.stored())?;
+    if let Some(loaded) = &row.state {
+        keep_unknown(loaded, &to_item(&entity.stored())?, &mut state);
+    }
+    Ok(EntityWrite { columns, state })
+}
+
+/// Keeps what a newer release wrote into the facts under the same number: members that were loaded and that this
+/// release does not know, wherever their surroundings still exist.
+fn keep_unknown(loaded: &Item, known: &Item, next: &mut Item) {
+    for (name, was) in loaded {
+        match (known.get(name), next.get_mut(name)) {
+            (None, None) => {
+                next.insert(name.clone(), was.clone());
+            }
+            (Some(AttributeValue::M(known)), Some(AttributeValue::M(next))) => {
+                if let AttributeValue::M(was) = was {
+                    keep_unknown(was, known, next);
+                }
+            }
+            _ => {}
+        }
+    }
 }
 
 fn build_timeline(row: &DynamoRow, next: &EntityUpdate) -> Result<AttributeValue, CommitError> {

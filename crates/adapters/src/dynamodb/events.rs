@@ -12,6 +12,7 @@ use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::operation::put_item::PutItemError;
 use aws_sdk_dynamodb::primitives::Blob;
 use aws_sdk_dynamodb::types::{AttributeValue, ReturnValuesOnConditionCheckFailure, Update};
+use billhook_core::entity::EntityKey;
 use billhook_core::error::DependencyError;
 use billhook_core::ids::{AccountId, CorrelationId, EventId, PerProvider, ProviderId};
 use billhook_core::intake::inbox::{EVENT_RETENTION, EventRecord, NewEvent, RecordResult};
@@ -305,6 +306,10 @@ pub(super) fn build_event_update(
         "open",
         (!outcome.is_done()).then(|| string_value(outcome.as_str())),
     );
+    if !end.entities.is_empty() {
+        let entities = end.entities.iter().map(EntityKey::to_string);
+        update.set("entities", Some(AttributeValue::Ss(entities.collect())));
+    }
     if let Some(tenant) = &end.tenant {
         update.set("tenant_id", Some(string_value(tenant.as_str())));
     }

@@ -12,9 +12,10 @@ use std::time::Duration;
 
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
-use aws_sdk_dynamodb::types::{AttributeValue, TransactWriteItem, Update};
+use aws_sdk_dynamodb::types::{AttributeValue, ConditionCheck, TransactWriteItem, Update};
 use billhook_core::entity::columns::EntitySchema;
 use billhook_core::entity::kind::EntityKind as _;
+use billhook_core::entity::schema::{STATE_COLUMNS, STATE_KEY};
 use billhook_core::entity::statement::{PIECE_COLUMN, StatementKind};
 use billhook_core::entity::tenant::{ACCOUNT_COLUMN, TenantKind};
 use billhook_core::entity::{ENTITY_SCHEMAS, Entity, EntityKey, EntityUpdate};
@@ -30,7 +31,7 @@ use futures_util::future::join_all;
 
 use super::attributes::{self, Item, read_text, string_value};
 use super::batch_get::batch_get_rows;
-use super::entities::{DynamoRow, build_columns, read_entity};
+use super::entities::{ColumnUpdates, DynamoRow, EntityWrite, build_write, read_entity};
 use super::events::{build_event_update, load_event_items, read_stored_event};
 use super::index::{ColumnIndex, ScanObserver};
 use super::payments::{build_payment_update, read_payment_row};
@@ -50,17 +51,21 @@ const TENANT_CACHE_MAX: usize = 1_000;
 #[derive(Clone, Debug, Default)]
 pub struct TableNames {
     pub events: String,
-    pub entities: EntityTables,
+    /// The entities' states.
+    pub entities: String,
+    /// The application's tables.
+    pub projections: EntityTables,
     pub payments: Option<String>,
 }
 
 #[cfg(test)]
 impl TableNames {
     pub(super) fn of_tests() -> Self {
-        let entities = ENTITY_SCHEMAS.iter();
+        let projections = ENTITY_SCHEMAS.iter();
         Self {
             events: "events".to_owned(),
-            entities: entities
+            entities: "entities".to_owned(),
+            projections: projections
                 .map(|schema| (schema.table, schema.table.to_lowercase()))
                 .collect(),
             payments: Some("payments".to_owned()),
@@ -89,7 +94,7 @@ impl<C: Clock> DynamoLedger<C> {
     }
 
     pub(super) fn entity_table(&self, schema: &EntitySchema) -> Result<&str, DependencyError> {
-        let table = self.tables.entities.get(schema.table);
+        let table = self.tables.projections.get(schema.table);
         table
             .map(String::as_str)
             .ok_or_else(|| missing_table(&table_variable(schema)))
@@ -126,55 +131,118 @@ impl<C: Clock> DynamoLedger<C> {
         Ok(keys.collect())
     }
 
-    fn entity_update(
+    /// The write of an entity's two rows. Refused if one of them would be too large.
+    fn entity_actions(
         &self,
         entity: &Entity,
         row: &DynamoRow,
         next: &EntityUpdate,
         now: Timestamp,
-    ) -> Result<Update, CommitError> {
+    ) -> Result<[TransactWriteItem; 2], CommitError> {
         let key = entity.key();
-        let schema = key.schema();
-        let columns = build_columns(schema, row, next, now)?;
+        let EntityWrite { columns, state } = build_write(entity, row, next, now)?;
+        check_size(&key, "state", attributes::item_size(&state))?;
+        let state = self.state_update(&key, row, state)?;
+        let action = TransactWriteItem::builder();
+        let projection = match columns {
+            Some(columns) => action.update(self.projection_update(&key, row, columns)?),
+            None => action.condition_check(self.projection_check(&key, row)?),
+        };
+        Ok([
+            TransactWriteItem::builder().update(state).build(),
+            projection.build(),
+        ])
+    }
+
+    fn state_update(
+        &self,
+        key: &EntityKey,
+        row: &DynamoRow,
+        state: Item,
+    ) -> Result<Update, CommitError> {
+        let mut update = UpdateBuilder::new();
+        let loaded = row.state.as_ref();
+        // In a fixed order, for people who compare two requests.
+        for column in STATE_COLUMNS {
+            let value = state.get(column.name);
+            let was = loaded.and_then(|loaded| loaded.get(column.name));
+            if column.name != STATE_KEY && (value.is_some() || was.is_some()) {
+                update.set(column.name, value.cloned());
+            }
+        }
+        // Another billhook writer. Case: stripe-worker adds a statement's payment while lob-worker adds its letter.
+        // Both read version 7 and write all facts back; without this condition the second write would drop the first
+        // one's facts.
+        let version = loaded.and_then(|loaded| loaded.get("version"));
+        update.require_as_loaded("version", version);
+        update.build(&self.tables.entities, STATE_KEY, &key.to_string())
+    }
+
+    fn projection_update(
+        &self,
+        key: &EntityKey,
+        row: &DynamoRow,
+        columns: ColumnUpdates,
+    ) -> Result<Update, CommitError> {
         // The size after the write: the row as loaded, minus the old values of our columns, plus the new ones.
         let before = attributes::item_size(&row.item);
         let bytes = columns.iter().fold(before, |bytes, (name, value)| {
             let size = |value| attributes::attribute_size(name, value);
             bytes - row.item.get(*name).map_or(0, size) + value.as_ref().map_or(0, size)
         });
-        if bytes > ROW_BYTES_MAX {
-            return Err(CommitError::Refused(format!(
-                "{key} would take {bytes} bytes, the limit is {ROW_BYTES_MAX} bytes"
-            )));
-        }
+        check_size(key, "row", bytes)?;
         let mut update = UpdateBuilder::new();
         for (name, value) in columns {
             update.set(name, value);
         }
-        // Columns of the application and of people. Case: we read `amountTotal` 4200 and a payment of 4200 and derive
-        // `completed`; in between the application corrects the amount to 4500. The write fails, and the next round
-        // flags `amount_mismatch`. Or a person sets `status` to `cancelled` in between: an unconditional write would
-        // undo that.
-        for name in schema.guarded {
-            update.require_as_loaded(name, row.item.get(*name));
-        }
-        // Another billhook writer. Case: stripe-worker adds a statement's payment while lob-worker adds its letter.
-        // Both read version 7 and write all facts back; without this condition the second write would drop the first
-        // one's facts. Every write of ours changes the version, so it also stands for the facts and the derived
-        // columns.
-        update.require_as_loaded("version", row.item.get("version"));
-        // Tenant isolation: the event's tenant was compared with the row's. If the row moves to another tenant in
-        // between, the write must not happen.
-        update.require_as_loaded(schema.tenant, row.item.get(schema.tenant));
-        // The row still exists. DynamoDB's update creates a missing row, so an order that the application deleted in
-        // between would come back with only our columns.
-        update.require_as_loaded(schema.key, row.item.get(schema.key));
-        // The timeline is written as a whole. If the application appended an entry in between, our write would drop it.
-        match row.item.get("timeline") {
-            Some(AttributeValue::L(entries)) => update.require_size("timeline", entries.len()),
-            other => update.require_as_loaded("timeline", other),
-        }
+        require_row_as_loaded(&mut update, key.schema(), row);
+        let schema = key.schema();
         update.build(self.entity_table(schema)?, schema.key, key.id())
+    }
+
+    /// For a write that changes no column: the state rests on this row all the same.
+    fn projection_check(
+        &self,
+        key: &EntityKey,
+        row: &DynamoRow,
+    ) -> Result<ConditionCheck, CommitError> {
+        let mut check = UpdateBuilder::new();
+        let schema = key.schema();
+        require_row_as_loaded(&mut check, schema, row);
+        check.build_check(self.entity_table(schema)?, schema.key, key.id())
+    }
+}
+
+fn check_size(key: &EntityKey, what: &str, bytes: usize) -> Result<(), CommitError> {
+    match bytes > ROW_BYTES_MAX {
+        true => Err(CommitError::Refused(format!(
+            "the {what} of {key} would take {bytes} bytes, the limit is {ROW_BYTES_MAX} bytes"
+        ))),
+        false => Ok(()),
+    }
+}
+
+fn require_row_as_loaded(update: &mut UpdateBuilder, schema: &EntitySchema, row: &DynamoRow) {
+    // Columns of the application and of people. Case: we read `amountTotal` 4200 and a payment of 4200 and derive
+    // `completed`; in between the application corrects the amount to 4500. The write fails, and the next round flags
+    // `amount_mismatch`. Or a person sets `status` to `cancelled` in between: an unconditional write would undo that.
+    for name in schema.guarded {
+        update.require_as_loaded(name, row.item.get(*name));
+    }
+    // A copy that the application put back between our read and our write.
+    update.require_as_loaded("version", row.item.get("version"));
+    // Tenant isolation: the event's tenant was compared with the row's. If the row moves to another tenant in between,
+    // the write must not happen. A tenant's row is its own.
+    if schema.tenant != schema.key {
+        update.require_as_loaded(schema.tenant, row.item.get(schema.tenant));
+    }
+    // The row still exists. DynamoDB's update creates a missing row, so an order that the application deleted in
+    // between would come back with only our columns.
+    update.require_as_loaded(schema.key, row.item.get(schema.key));
+    // The timeline is written as a whole. If the application appended an entry in between, our write would drop it.
+    match row.item.get("timeline") {
+        Some(AttributeValue::L(entries)) => update.require_size("timeline", entries.len()),
+        other => update.require_as_loaded("timeline", other),
     }
 }
 
@@ -188,6 +256,10 @@ fn missing_table(variable: &str) -> DependencyError {
 
 impl<C: Clock> Ledger for DynamoLedger<C> {
     type Row = DynamoRow;
+
+    fn row_bytes(row: &DynamoRow) -> usize {
+        attributes::item_size(&row.item) + row.state.as_ref().map_or(0, attributes::item_size)
+    }
 
     async fn load_events(
         &self,
@@ -209,8 +281,11 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
             let schema = key.schema();
             let table = self.entity_table(schema)?;
             schemas.insert(table, schema);
-            let key = Item::from([(schema.key.to_owned(), string_value(key.id()))]);
-            wanted.entry(table.to_owned()).or_default().push(key);
+            let row = Item::from([(schema.key.to_owned(), string_value(key.id()))]);
+            wanted.entry(table.to_owned()).or_default().push(row);
+            let state = Item::from([(STATE_KEY.to_owned(), string_value(key.to_string()))]);
+            let states = wanted.entry(self.tables.entities.clone());
+            states.or_default().push(state);
         }
         let by_row_key: BTreeMap<String, &PaymentKey> =
             payments.iter().map(|p| (p.row_key(), p)).collect();
@@ -226,20 +301,32 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
             unreadable: BTreeMap::new(),
             payments: BTreeMap::new(),
         };
+        let mut loaded: BTreeMap<EntityKey, (Option<Item>, Option<Item>)> = BTreeMap::new();
         for (table, item) in batch_get_rows(&self.client, wanted, None).await? {
             if Some(&table) == self.tables.payments.as_ref() {
                 let key = read_text(&item, "payment_id").and_then(|key| by_row_key.get(key));
                 rows.payments
                     .extend(key.map(|key| ((*key).clone(), read_payment_row(&item))));
-                continue;
+            } else if table == self.tables.entities {
+                let key = read_text(&item, STATE_KEY).and_then(EntityKey::parse);
+                if let Some(key) = key {
+                    loaded.entry(key).or_default().1 = Some(item);
+                }
+            } else {
+                let key = schemas.get(table.as_str()).and_then(|schema| {
+                    EntityKey::of_kind(schema.word, read_text(&item, schema.key)?)
+                });
+                if let Some(key) = key {
+                    loaded.entry(key).or_default().0 = Some(item);
+                }
             }
-            let key = schemas
-                .get(table.as_str())
-                .and_then(|schema| EntityKey::of_kind(schema.word, read_text(&item, schema.key)?));
-            let Some(key) = key else { continue };
-            match read_entity(&key, item) {
-                Ok(loaded) => {
-                    rows.entities.insert(key, loaded);
+        }
+        for (key, (row, state)) in loaded {
+            // A state without the application's row: the application deleted it.
+            let Some(row) = row else { continue };
+            match read_entity(&key, row, state) {
+                Ok(entity) => {
+                    rows.entities.insert(key, entity);
                 }
                 Err(reason) => {
                     rows.unreadable.insert(key, reason);
@@ -309,25 +396,36 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
         _: ProviderId,
         commits: &[CommitPart<'_, DynamoRow>],
     ) -> Result<(), CommitError> {
-        let mut updates = Vec::new();
+        let mut actions = Vec::new();
+        let action = |update| TransactWriteItem::builder().update(update).build();
         for commit in commits {
             if let Some((entity, row, next)) = commit.entity {
-                updates.push(self.entity_update(entity, row, next, commit.now)?);
+                actions.extend(self.entity_actions(entity, row, next, commit.now)?);
             }
             for update in &commit.events {
-                updates.push(build_event_update(&self.tables.events, update, commit.now)?);
+                let events = &self.tables.events;
+                actions.push(action(build_event_update(events, update, commit.now)?));
             }
             for (payment, write) in &commit.payments {
                 let table = self.payments_table()?;
-                updates.push(build_payment_update(table, payment, write)?);
+                actions.push(action(build_payment_update(table, payment, write)?));
             }
         }
         // DynamoDB charges a transaction twice the write units. An ignored event changes one row only: as a single
         // update it costs half. A condition protects a single row just as well.
-        match <[Update; 1]>::try_from(updates) {
-            Ok([update]) => self.update_one(update).await,
-            Err(updates) => self.update_all(updates).await,
+        if let [
+            TransactWriteItem {
+                update: Some(_), ..
+            },
+        ] = actions.as_slice()
+        {
+            let update = actions.pop().and_then(|action| action.update);
+            return match update {
+                Some(update) => self.update_one(update).await,
+                None => Ok(()),
+            };
         }
+        self.write_all(actions).await
     }
 }
 
@@ -341,15 +439,12 @@ impl<C: Clock> DynamoLedger<C> {
         }
     }
 
-    async fn update_all(&self, updates: Vec<Update>) -> Result<(), CommitError> {
-        let doing = format!("commit {} rows", updates.len());
-        let actions = updates
-            .into_iter()
-            .map(|update| TransactWriteItem::builder().update(update).build());
+    async fn write_all(&self, actions: Vec<TransactWriteItem>) -> Result<(), CommitError> {
+        let doing = format!("commit {} rows", actions.len());
         let sent = self
             .client
             .transact_write_items()
-            .set_transact_items(Some(actions.collect()))
+            .set_transact_items(Some(actions))
             .send()
             .await;
         let error = match sent {
@@ -486,9 +581,17 @@ mod tests {
         ledger: &DynamoLedger<SystemClock>,
         key: &EntityKey,
         item: Item,
-    ) -> Result<Update, CommitError> {
-        let (entity, row) = read_entity(key, item).unwrap();
-        ledger.entity_update(&entity, &row, &entity.apply_facts([paid()], now()), now())
+    ) -> Result<[TransactWriteItem; 2], CommitError> {
+        let (entity, row) = read_entity(key, item, None).unwrap();
+        ledger.entity_actions(&entity, &row, &entity.apply_facts([paid()], now()), now())
+    }
+
+    /// Both writes of an entity.
+    fn both(actions: Result<[TransactWriteItem; 2], CommitError>) -> String {
+        let actions = actions
+            .unwrap()
+            .map(|action| shown(Ok(action.update.unwrap())));
+        actions.join("\n")
     }
 
     #[test]
@@ -498,7 +601,7 @@ mod tests {
             json!({ "id": "ord_1", "tenantId": "ten_1", "status": "pending", "amountTotal": 4200,
             "currency": "usd", "timeline": [{ "type": "note", "at": "2026-01-01", "actor": "application" }] }),
         );
-        insta::assert_snapshot!(shown(next_write(&ledger(), &key, item)));
+        insta::assert_snapshot!(both(next_write(&ledger(), &key, item)));
     }
 
     #[test]
@@ -508,7 +611,7 @@ mod tests {
             json!({ "statement_id": "st_1", "amount_due": 4100, "currency": "usd", "version": 7,
             "mail_status": "mailed" }),
         );
-        insta::assert_snapshot!(shown(next_write(&ledger(), &key, item)));
+        insta::assert_snapshot!(both(next_write(&ledger(), &key, item)));
     }
 
     fn account_updated() -> StatedFacts {
@@ -533,9 +636,9 @@ mod tests {
     fn a_tenants_write_has_no_timeline_and_only_the_accounts_columns() {
         let key = EntityKey::Tenant(TenantId::parse("ten_1").unwrap());
         let item = row(json!({ "tenant_id": "ten_1", "stripe_connected_account_id": "acct_1" }));
-        let (entity, row) = read_entity(&key, item).unwrap();
+        let (entity, row) = read_entity(&key, item, None).unwrap();
         let next = entity.apply_facts([account_updated()], now());
-        insta::assert_snapshot!(shown(ledger().entity_update(&entity, &row, &next, now())));
+        insta::assert_snapshot!(both(ledger().entity_actions(&entity, &row, &next, now())));
     }
 
     #[test]
@@ -558,18 +661,78 @@ mod tests {
         for (key, columns) in rows {
             let key = EntityKey::parse(key).unwrap();
             let mut item = row(columns);
-            let (entity, loaded) = read_entity(&key, item.clone()).unwrap();
-            let next = entity.apply_facts([paid(), returned(), account_updated()], now());
-            for (name, value) in build_columns(key.schema(), &loaded, &next, now()).unwrap() {
-                match value {
-                    Some(value) => item.insert(name.to_owned(), value),
-                    None => item.remove(name),
-                };
-            }
-            let (again, _) = read_entity(&key, item).unwrap();
-            assert_eq!(again, next.next());
+            let (entity, loaded) = read_entity(&key, item.clone(), None).unwrap();
+            let mut next = entity.apply_facts([paid(), returned(), account_updated()], now());
+            next.record_events([(&EventId::parse("evt_1").unwrap(), Some(now()))]);
+            let write = build_write(&entity, &loaded, &next, now()).unwrap();
+            set_columns(&mut item, write.columns.unwrap());
+            let (again, loaded) = read_entity(&key, item, Some(write.state)).unwrap();
+            assert_eq!(again, next.with_row_written());
             assert_ne!(again, entity);
+
+            // The same facts once more change no column, so the application's row is only checked.
+            let same = again.apply_facts([paid(), returned(), account_updated()], now());
+            let actions = ledger().entity_actions(&again, &loaded, &same, now());
+            let [state, projection] = actions.unwrap();
+            assert!(state.update.is_some() && projection.update.is_none());
+            let check = projection.condition_check.unwrap();
+            assert!(check.condition_expression().contains("#version = :"));
         }
+    }
+
+    fn set_columns(item: &mut Item, columns: ColumnUpdates) {
+        for (name, value) in columns {
+            match value {
+                Some(value) => item.insert(name.to_owned(), value),
+                None => item.remove(name),
+            };
+        }
+    }
+
+    #[test]
+    fn an_edit_that_became_a_fact_is_written_although_no_column_changes() {
+        let key = EntityKey::parse("order#ord_1").unwrap();
+        let mut item = row(json!({ "id": "ord_1", "amountTotal": 4100, "currency": "usd" }));
+        let (entity, loaded) = read_entity(&key, item.clone(), None).unwrap();
+        let next = entity.apply_facts([paid()], now());
+        let write = build_write(&entity, &loaded, &next, now()).unwrap();
+        set_columns(&mut item, write.columns.unwrap());
+        for name in ["status", "paymentStatus"] {
+            item.insert(name.to_owned(), string_value("refunded"));
+        }
+        let (edited, loaded) = read_entity(&key, item.clone(), Some(write.state)).unwrap();
+        // Written once: then the row and the state agree.
+        let next = edited.apply_facts([], now());
+        let write = build_write(&edited, &loaded, &next, now()).unwrap();
+        set_columns(&mut item, write.columns.unwrap());
+        let (again, loaded) = read_entity(&key, item, Some(write.state)).unwrap();
+        let write = build_write(&again, &loaded, &again.apply_facts([], now()), now()).unwrap();
+        assert_eq!(write.columns, None);
+    }
+
+    #[test]
+    fn what_a_newer_release_added_to_the_facts_survives_our_write() {
+        let key = EntityKey::parse("order#ord_1").unwrap();
+        let item = row(json!({ "id": "ord_1", "amountTotal": 4100, "currency": "usd" }));
+        let (entity, loaded) = read_entity(&key, item.clone(), None).unwrap();
+        let next = entity.apply_facts([paid()], now());
+        let mut state = build_write(&entity, &loaded, &next, now()).unwrap().state;
+        let mut newer: serde_json::Value = serde_dynamo::from_item(state).unwrap();
+        newer["facts"]["coupons"] = json!({ "co_1": 500 });
+        newer["facts"]["payments"]["pi_1"]["mandate"] = json!("mandate_1");
+        newer["issued"] = json!({ "fulfil": 1 });
+        state = serde_dynamo::to_item(&newer).unwrap();
+        let (entity, loaded) = read_entity(&key, item, Some(state)).unwrap();
+        let next = entity.apply_facts([account_updated(), paid()], now());
+        let write = build_write(&entity, &loaded, &next, now()).unwrap();
+        let written: serde_json::Value = serde_dynamo::from_item(write.state).unwrap();
+        assert_eq!(written["facts"], newer["facts"]);
+        // An attribute of the row that we do not know is in no expression of ours.
+        let [state, _] = ledger()
+            .entity_actions(&entity, &loaded, &next, now())
+            .unwrap();
+        let expression = state.update.unwrap().update_expression;
+        assert!(!expression.contains("issued"), "{expression}");
     }
 
     #[test]
@@ -579,6 +742,10 @@ mod tests {
             let update = EventUpdate {
                 event: EventId::parse("evt_1").unwrap(),
                 tenant: Some(TenantId::parse("ten_1").unwrap()),
+                entities: match verdict {
+                    EventVerdict::Processed => [EntityKey::parse("order#ord_1").unwrap()].into(),
+                    _ => BTreeSet::new(),
+                },
                 verdict,
                 waited,
             };
@@ -641,15 +808,25 @@ mod tests {
     #[test]
     fn a_row_that_is_not_ours_to_read_says_why() {
         let key = EntityKey::Order(OrderId::parse("ord_1").unwrap());
-        for (item, reason) in [
-            (json!({ "timeline": "none" }), "the timeline is not a list"),
-            (json!({ "stripe": "none" }), "the facts are not a map"),
+        for (item, state, reason) in [
             (
-                json!({ "stripe": { "schema": 3 } }),
-                "the facts have a schema newer than 2",
+                json!({ "timeline": "none" }),
+                None,
+                "the timeline is not a list",
+            ),
+            (
+                json!({}),
+                Some(json!({ "schema": 1, "version": 1, "facts": "none" })),
+                "the state cannot be read: Expected map",
+            ),
+            (
+                json!({}),
+                Some(json!({ "schema": 99, "version": 1, "facts": "a form of its own" })),
+                "its state has form 99, and this release knows only form 1",
             ),
         ] {
-            assert_eq!(read_entity(&key, row(item)).unwrap_err(), reason);
+            let read = read_entity(&key, row(item), state.map(row));
+            assert_eq!(read.unwrap_err().to_string(), reason);
         }
     }
 }

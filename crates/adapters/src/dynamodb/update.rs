@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use aws_sdk_dynamodb::types::{AttributeValue, Update};
+use aws_sdk_dynamodb::types::{AttributeValue, ConditionCheck, Update};
 use billhook_core::worker::ports::CommitError;
 
 use super::attributes::string_value;
@@ -123,6 +123,25 @@ impl UpdateBuilder {
             .set_expression_attribute_names(Some(self.names))
             // DynamoDB rejects an empty map of values. Case: the cleanup clears its checkpoint, which removes
             // attributes and sets none.
+            .set_expression_attribute_values(Some(self.values).filter(|values| !values.is_empty()))
+            .build()
+            .map_err(|error| CommitError::Refused(error.to_string()))
+    }
+}
+
+impl UpdateBuilder {
+    /// The conditions without a write, for a transaction.
+    pub(super) fn build_check(
+        self,
+        table: &str,
+        key_name: &str,
+        key: &str,
+    ) -> Result<ConditionCheck, CommitError> {
+        ConditionCheck::builder()
+            .table_name(table)
+            .key(key_name, string_value(key))
+            .condition_expression(self.condition)
+            .set_expression_attribute_names(Some(self.names))
             .set_expression_attribute_values(Some(self.values).filter(|values| !values.is_empty()))
             .build()
             .map_err(|error| CommitError::Refused(error.to_string()))

@@ -60,7 +60,8 @@ pub async fn run_task(
     let ledger = |provider| {
         let tables = TableNames {
             events: config.events_tables.of(provider).clone(),
-            entities: config.entity_tables.clone(),
+            entities: config.entities_table.clone(),
+            projections: config.entity_tables.clone(),
             payments: Some(config.payments_table.clone()),
         };
         DynamoLedger::new(aws.dynamodb().clone(), tables, clock, report_fallback_scan)

@@ -451,6 +451,7 @@ where
         let commit = CommitPart {
             entity: None,
             events: vec![EventUpdate {
+                entities: BTreeSet::new(),
                 event: stored.id.clone(),
                 tenant: None,
                 verdict: EventVerdict::Ignored(reason),

@@ -3,9 +3,6 @@
 
 use std::collections::BTreeSet;
 
-use serde::de::DeserializeOwned;
-
-use crate::entity::schema::LastDerived;
 use crate::time::Timestamp;
 
 /// The table of an entity kind.
@@ -22,9 +19,8 @@ pub struct EntitySchema {
     pub payment_intent: Option<&'static str>,
     /// The indexes of the table that functions and the operator's tool query; `billhook doctor` looks at them.
     pub indexes: &'static [&'static str],
-    /// The column of the stored facts.
-    pub facts: &'static str,
-    pub history: RowHistory,
+    /// The column of the time at which the application made the row.
+    pub created_at: Option<&'static str>,
     /// Columns that a person or the application may change and that our decision depends on: the write fails if one of
     /// them is not as it was read (optimistic lock). In the order of the write's conditions.
     pub guarded: &'static [&'static str],
@@ -32,12 +28,11 @@ pub struct EntitySchema {
     pub columns: &'static [EntityColumn],
 }
 
-/// What a row keeps besides its facts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RowHistory {
-    /// A timeline, and beside the facts what billhook derived last: people edit the columns of this kind.
-    Recorded,
-    NotRecorded,
+impl EntitySchema {
+    /// Whether the row has a timeline, which billhook writes together with the other columns.
+    pub fn has_timeline(&self) -> bool {
+        self.columns.iter().any(|column| column.name == "timeline")
+    }
 }
 
 /// A column, as `docs/data-model.md` shows it (tested in `crates/core/tests/docs.rs`).
@@ -106,19 +101,12 @@ impl ColumnValue {
 /// The columns of one write; `None` removes the column.
 pub type ColumnWrites = Vec<(&'static str, Option<ColumnValue>)>;
 
-/// A row, read leniently: a column that is missing or of another type is `None`. Only the facts are read strictly,
-/// because writing a row whose facts we cannot read would destroy them.
+/// A row of the application, read leniently: a column that is missing or of another type is `None`.
 pub trait RowColumns {
     fn text(&self, column: &str) -> Option<&str>;
     /// `None` for a fraction too: amounts are integers in the currency's minor unit.
     fn integer(&self, column: &str) -> Option<i64>;
     fn truth(&self, column: &str) -> Option<bool>;
-    /// The stored facts and what billhook derived last; the defaults if the column is missing. `Err` is the reason why
-    /// they cannot be read.
-    fn facts<F: DeserializeOwned + Default>(
-        &self,
-        column: &str,
-    ) -> Result<(F, LastDerived), String>;
 }
 
 /// Parses the text of a column; a value that is no valid id counts as missing.

@@ -17,7 +17,9 @@ use crate::entity::merge::{Merge, MinRegister};
 use crate::entity::payment::derive::DerivedPayment;
 use crate::entity::payment::facts::PaymentFacts;
 use crate::entity::payment::status::{OrderStatus, PaymentStatus};
-use crate::entity::schema::{GuardedColumns, LastDerived};
+use crate::entity::schema::{
+    GuardedColumns, LastDerived, STATE_SCHEMA, StateHistory, StateRow, StoredState, UnreadableRow,
+};
 use crate::entity::timeline::DerivedEntry;
 use crate::ids::{PaymentIntentId, PieceId, TenantId, UserId};
 use crate::money::{Currency, Money};
@@ -110,11 +112,11 @@ pub trait EntityKind: Clone + Debug + PartialEq + Sized {
     }
 }
 
-/// A row as the worker loaded it.
+/// An entity as the worker loaded it: its state, and the columns of the application's row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EntityState<K: EntityKind> {
     pub id: K::Id,
-    /// How often billhook has written the row; 0 if only the application wrote it. Part of the optimistic lock.
+    /// How often billhook has written the state; 0 if there is none yet. Part of the optimistic lock.
     pub version: i64,
     /// `None` if the row belongs to the platform itself.
     pub tenant: Option<TenantId>,
@@ -124,6 +126,7 @@ pub struct EntityState<K: EntityKind> {
     /// The columns as billhook derived them at its last write.
     pub last_derived: LastDerived,
     pub facts: K::Facts,
+    pub history: StateHistory,
 }
 
 /// The row after new facts: everything that the ledger writes.
@@ -147,20 +150,58 @@ pub struct DiscardedEdit {
 }
 
 impl<K: EntityKind> EntityState<K> {
-    /// Reads a row. `Err` is the reason why its facts cannot be read; its events are parked as `entity_unreadable`.
-    pub(super) fn read(id: K::Id, row: &impl RowColumns) -> Result<Self, String> {
-        let (facts, last_derived) = row.facts(K::SCHEMA.facts)?;
-        Ok(Self {
+    /// Reads an entity from the application's row and its state, if it has one yet.
+    pub(super) fn read(
+        id: K::Id,
+        row: &impl RowColumns,
+        state: Option<&impl StoredState>,
+    ) -> Result<Self, UnreadableRow> {
+        let mut read = Self {
             id,
-            version: row.integer("version").unwrap_or(0),
+            version: 0,
             tenant: row
                 .text(K::SCHEMA.tenant)
                 .and_then(|id| TenantId::parse(id).ok()),
             given: K::read_given(row),
             columns: K::read_guarded(row),
-            last_derived,
-            facts,
-        })
+            last_derived: LastDerived::default(),
+            facts: K::Facts::default(),
+            history: StateHistory::default(),
+        };
+        if let Some(state) = state {
+            let stored: StateRow<K::Facts> = state.read()?;
+            read.version = stored.version;
+            read.last_derived = stored.derived;
+            read.facts = stored.facts;
+            read.history = StateHistory {
+                written: stored.written,
+                row_created_at: stored.row_created_at,
+                first_event_at: stored.first_event_at,
+                last_event_at: stored.last_event_at,
+                event_ids: stored.event_ids,
+            };
+        }
+        if read.history.row_created_at.is_none() {
+            let created_at = K::SCHEMA.created_at.and_then(|column| row.text(column));
+            read.history.row_created_at = created_at.map(str::to_owned);
+        }
+        Ok(read)
+    }
+
+    /// The state in the form in which it is stored.
+    pub(super) fn state_row(&self) -> StateRow<&K::Facts> {
+        StateRow {
+            schema: STATE_SCHEMA,
+            version: self.version,
+            facts: &self.facts,
+            derived: self.last_derived.clone(),
+            written: self.history.written.clone(),
+            tenant_id: self.tenant.clone(),
+            row_created_at: self.history.row_created_at.clone(),
+            first_event_at: self.history.first_event_at,
+            last_event_at: self.history.last_event_at,
+            event_ids: self.history.event_ids.clone(),
+        }
     }
 
     /// Facts → merge → derive → project. `now` dates the manual edits found here; nothing else depends on it.
@@ -198,6 +239,7 @@ impl<K: EntityKind> EntityState<K> {
                 columns: last_derived.columns.clone(),
                 last_derived,
                 facts,
+                history: self.history.clone(),
             },
         }
     }

@@ -1,5 +1,5 @@
-//! Entities: orders, statements and tenants. A row is an entity state (facts and a version) plus a projection (the
-//! columns that billhook derives from it).
+//! Entities: orders, statements and tenants. An entity is a state (facts and a version, in a table of billhook's own) and
+//! a projection of it (the columns that billhook derives into the application's row).
 //!
 //! Each kind of entity is one file: `order`, `statement`, `tenant`. `kind` says what a kind has to define, and has the
 //! one path by which facts change a row. This module only lists the kinds. It guarantees nothing about concurrent
@@ -32,11 +32,13 @@ use crate::entity::order::OrderKind;
 use crate::entity::payment::derive::DerivedPayment;
 use crate::entity::payment::facts::PaymentFacts;
 use crate::entity::payment::status::{OrderStatus, PaymentStatus};
-use crate::entity::schema::{GuardedColumns, LastDerived};
+use crate::entity::schema::{
+    GuardedColumns, LastDerived, StateHistory, StoredState, UnreadableRow,
+};
 use crate::entity::statement::StatementKind;
 use crate::entity::tenant::TenantKind;
 use crate::entity::timeline::DerivedEntry;
-use crate::ids::{OrderId, PaymentIntentId, PieceId, StatementId, TenantId};
+use crate::ids::{EventId, OrderId, PaymentIntentId, PieceId, StatementId, TenantId};
 use crate::outcome::ParkReason;
 use crate::time::Timestamp;
 
@@ -48,7 +50,7 @@ pub enum EntityKey {
     Tenant(TenantId),
 }
 
-/// A row as the worker loaded it.
+/// An entity as the worker loaded it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Entity {
     Order(EntityState<OrderKind>),
@@ -56,7 +58,7 @@ pub enum Entity {
     Tenant(EntityState<TenantKind>),
 }
 
-/// A row after new facts.
+/// An entity after new facts.
 #[derive(Clone, Debug, PartialEq)]
 pub enum EntityUpdate {
     Order(StateUpdate<OrderKind>),
@@ -163,10 +165,15 @@ impl EntityKey {
         for_entity!(EntityKey, self, _ => Kind::UNKNOWN)
     }
 
-    /// Reads the row of this key. `Err` is the reason why its facts cannot be read; its events are parked as
-    /// `entity_unreadable`.
-    pub fn read_row(&self, row: &impl RowColumns) -> Result<Entity, String> {
-        for_entity!(EntityKey, self, id => Ok(EntityState::<Kind>::read(id.clone(), row)?.into()))
+    /// Reads the entity of this key from the application's row and its state.
+    pub fn read(
+        &self,
+        row: &impl RowColumns,
+        state: Option<&impl StoredState>,
+    ) -> Result<Entity, UnreadableRow> {
+        for_entity!(EntityKey, self, id => {
+            Ok(EntityState::<Kind>::read(id.clone(), row, state)?.into())
+        })
     }
 }
 
@@ -217,9 +224,14 @@ impl Entity {
         for_entity!(Entity, self, state => Kind::piece(&state.given))
     }
 
-    /// All facts, in the form in which the row stores them.
-    pub fn stored_facts(&self) -> StoredFacts<'_, Self> {
-        StoredFacts(self)
+    /// The state, in the form in which it is stored.
+    pub fn stored(&self) -> StoredForm<'_> {
+        StoredForm(self)
+    }
+
+    /// The events that were merged, the newest last.
+    pub fn event_ids(&self) -> &[EventId] {
+        for_entity!(Entity, self, state => &state.history.event_ids)
     }
 
     /// Facts → merge → derive → project; see [`EntityState::apply_facts`].
@@ -239,6 +251,7 @@ impl Entity {
             columns: GuardedColumns::default(),
             last_derived: LastDerived::default(),
             facts: Default::default(),
+            history: StateHistory::default(),
             ..state.clone()
         }.into())
     }
@@ -294,9 +307,22 @@ impl EntityUpdate {
         })
     }
 
-    /// The merged facts, to be serialised into the row.
-    pub fn stored_facts(&self) -> StoredFacts<'_, Self> {
-        StoredFacts(self)
+    /// Remembers the events of this update.
+    pub fn record_events<'a>(
+        &mut self,
+        events: impl IntoIterator<Item = (&'a EventId, Option<Timestamp>)>,
+    ) {
+        for_entity!(EntityUpdate, self, update => update.next.history.record_events(events));
+    }
+
+    /// The entity once the application's row is written too, and not only its state.
+    #[must_use]
+    pub fn with_row_written(&self) -> Entity {
+        for_entity!(EntityUpdate, self, update => {
+            let mut next = update.next.clone();
+            next.history.record_write(next.version, next.last_derived.columns.clone());
+            next.into()
+        })
     }
 
     /// What this write changes. Columns are compared with the row as it was read, not as billhook last derived it: if a
@@ -343,18 +369,12 @@ impl EntityUpdate {
     }
 }
 
-/// The facts of a row or of an update in the form in which the row stores them.
+/// A state in the form in which it is stored.
 #[derive(Debug)]
-pub struct StoredFacts<'a, T>(&'a T);
+pub struct StoredForm<'a>(&'a Entity);
 
-impl Serialize for StoredFacts<'_, Entity> {
+impl Serialize for StoredForm<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        for_entity!(Entity, self.0, state => state.facts.serialize(serializer))
-    }
-}
-
-impl Serialize for StoredFacts<'_, EntityUpdate> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        for_entity!(EntityUpdate, self.0, update => update.next.facts.serialize(serializer))
+        for_entity!(Entity, self.0, state => state.state_row().serialize(serializer))
     }
 }

@@ -4,10 +4,10 @@
 //! events, cleanup and people change is in `docs/SEMANTICS.md`.
 
 use crate::entity::columns::ColumnOwner::{Application, Billhook, Both};
-use crate::entity::columns::ColumnType::{Bool, Integer, List, Map, Text, TextSet};
+use crate::entity::columns::ColumnType::{Bool, Integer, List, Text, TextSet};
 use crate::entity::columns::{
-    ColumnValue, ColumnWrites, EntityColumn, EntitySchema, RowColumns, RowHistory,
-    describe_column as column, read_id,
+    ColumnValue, ColumnWrites, EntityColumn, EntitySchema, RowColumns, describe_column as column,
+    read_id,
 };
 use crate::entity::kind::{EntityKind, EntityState, StatedFacts, keep_if_ours, read_due};
 use crate::entity::merge::Merge as _;
@@ -29,7 +29,7 @@ const COLUMNS: &[EntityColumn] = &[
     column("tenantId", Text, Application, "if it is missing, the row belongs to the platform, and no connected account's event may change it"),
     column("amountTotal", Integer, Application, "the amount due"),
     column("currency", Text, Application, "its currency"),
-    column("createdAt", Text, Application, "billhook does not read it"),
+    column("createdAt", Text, Application, "by it billhook knows a row that was made anew"),
     column("status", Text, Billhook, "write `pending` at creation, and otherwise only what [a repair](SEMANTICS.md#manual-edits) needs"),
     column("paymentStatus", Text, Billhook, ""),
     column("requiresReview", Bool, Billhook, ""),
@@ -40,8 +40,7 @@ const COLUMNS: &[EntityColumn] = &[
     column("stripeCheckoutSessionId", Text, Both, "billhook writes it if it is missing; yours stays"),
     column("timeline", List, Both, "see [below](#timeline)"),
     column("updatedAt", Text, Both, "billhook sets it with each of its writes"),
-    column("version", Integer, Billhook, "missing counts as 0; each of our writes adds 1"),
-    column("stripe", Map, Billhook, "the merged facts and the columns as last derived; do not read it, its format may change"),
+    column("version", Integer, Billhook, "the version of the entity at our last write of the row"),
 ];
 
 #[derive(Clone, Debug, PartialEq)]
@@ -71,8 +70,7 @@ impl EntityKind for OrderKind {
         tenant: "tenantId",
         payment_intent: Some("stripePaymentIntentId"),
         indexes: &["PaymentIntentIndex", "StatusIndex"],
-        facts: "stripe",
-        history: RowHistory::Recorded,
+        created_at: Some("createdAt"),
         guarded: &[
             "status",
             "paymentStatus",

@@ -1,19 +1,52 @@
-//! The stored form of an entity state: the columns under the optimistic lock, and what billhook derived last.
+//! The stored form of an entity's state, its row in the table `entities`: the facts, what billhook derived from them
+//! last, and what it did when. Only billhook writes that row.
 //!
-//! The difference between the two is how `entity::kind` finds manual edits. The layout of the rows is in
-//! `docs/data-model.md`; each kind (`entity::order` …) reads and writes its own columns.
+//! The columns that billhook derived and those that the application's row has now differ if a person edited them; that
+//! is how `entity::kind` finds manual edits. The layout of all rows is in `docs/data-model.md`; each kind
+//! (`entity::order` …) reads and writes its own columns.
 
+use std::collections::BTreeMap;
+
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::entity::columns::ColumnOwner::Billhook;
+use crate::entity::columns::ColumnType::{Integer, List, Map, Text};
+use crate::entity::columns::{EntityColumn, describe_column as column};
 use crate::entity::payment::derive::DerivedPayment;
-use crate::ids::{CheckoutSessionId, PaymentIntentId, UserId};
+use crate::ids::{CheckoutSessionId, EventId, PaymentIntentId, TenantId, UserId};
+use crate::time::Timestamp;
 
-/// The version of the stored facts. Add one whenever their form changes; `tests/forms.rs` has the form of each number.
+/// The number of the stored form. Add one whenever the form changes; `tests/forms.rs` has the form of each number.
 ///
 /// Reason: during a deployment old and new functions write the same rows. An old function would read the row, not know
-/// the new fact and drop it when it writes the row back. With a greater number in the row it parks the event as
-/// `entity_unreadable` instead.
-pub const FACTS_SCHEMA: i64 = 2;
+/// the new fact and drop it when it writes the row back. With a greater number in the row it waits for the newer
+/// release instead (`newer_schema`).
+pub const STATE_SCHEMA: i64 = 1;
+
+/// The key of the table `entities`.
+pub const STATE_KEY: &str = "entity";
+
+/// The attributes of a state's row, for `docs/data-model.md`.
+#[rustfmt::skip]
+pub const STATE_COLUMNS: &[EntityColumn] = &[
+    column(STATE_KEY, Text, Billhook, "the kind and the id: `order#ord_1`"),
+    column("schema", Integer, Billhook, "the number of the form; a row of a greater number waits for the release that knows it"),
+    column("version", Integer, Billhook, "each of our writes adds 1; the condition of every write"),
+    column("facts", Map, Billhook, "what the events, people and the cleanup stated, merged"),
+    column("derived", Map, Billhook, "the columns of the application's row as last derived, and the review reasons"),
+    column("written", Map, Billhook, "the newest 16 writes of the application's row: version and guarded columns"),
+    column("tenant_id", Text, Billhook, "the tenant that the application's row belonged to at the last write"),
+    column("row_created_at", Text, Billhook, "`createdAt` of the application's row, if it has one"),
+    column("first_event_at", Text, Billhook, "the earliest provider's time of an event that was merged"),
+    column("last_event_at", Text, Billhook, "the latest"),
+    column("event_ids", List, Billhook, "the newest 200 events that were merged, in the order of their processing"),
+];
+
+/// Writes of the application's row that the state remembers.
+const WRITTEN_MAX: usize = 16;
+/// Events that the state remembers.
+const EVENT_IDS_MAX: usize = 200;
 
 /// The columns that billhook owns and a person may edit. They are part of the write's condition (optimistic lock), and
 /// the row also has them as billhook last derived them: a difference between the two is a manual edit.
@@ -70,4 +103,94 @@ pub struct LastDerived {
     pub session: Option<CheckoutSessionId>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<UserId>,
+}
+
+/// What the state remembers beside facts: the writes of the application's row, and the events.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct StateHistory {
+    /// The newest writes of the application's row: its version, and the guarded columns as billhook wrote them.
+    pub written: BTreeMap<i64, GuardedColumns>,
+    pub row_created_at: Option<String>,
+    pub first_event_at: Option<Timestamp>,
+    pub last_event_at: Option<Timestamp>,
+    pub event_ids: Vec<EventId>,
+}
+
+impl StateHistory {
+    /// Remembers events that are merged. An event that is merged again moves to the end.
+    pub fn record_events<'a>(
+        &mut self,
+        events: impl IntoIterator<Item = (&'a EventId, Option<Timestamp>)>,
+    ) {
+        for (id, at) in events {
+            self.event_ids.retain(|known| known != id);
+            self.event_ids.push(id.clone());
+            self.first_event_at = self.first_event_at.into_iter().chain(at).min();
+            self.last_event_at = self.last_event_at.into_iter().chain(at).max();
+        }
+        let over = self.event_ids.len().saturating_sub(EVENT_IDS_MAX);
+        self.event_ids.drain(..over);
+    }
+
+    /// Remembers a write of the application's row.
+    pub fn record_write(&mut self, version: i64, columns: GuardedColumns) {
+        self.written.insert(version, columns);
+        while self.written.len() > WRITTEN_MAX {
+            self.written.pop_first();
+        }
+    }
+}
+
+/// A state's row as it is stored; `F` are the facts of its kind, owned or borrowed.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub struct StateRow<F> {
+    pub schema: i64,
+    pub version: i64,
+    pub facts: F,
+    #[serde(default)]
+    pub derived: LastDerived,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub written: BTreeMap<i64, GuardedColumns>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant_id: Option<TenantId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub row_created_at: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_event_at: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_event_at: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub event_ids: Vec<EventId>,
+}
+
+/// A state's row as an adapter loaded it.
+pub trait StoredState {
+    /// `Err` if a newer release wrote it, or if it cannot be read.
+    fn read<F: DeserializeOwned>(&self) -> Result<StateRow<F>, UnreadableRow>;
+}
+
+/// For a row that has no state yet, and for tests.
+impl StoredState for serde_json::Value {
+    fn read<F: DeserializeOwned>(&self) -> Result<StateRow<F>, UnreadableRow> {
+        check_schema(self.get("schema").and_then(Self::as_i64))?;
+        StateRow::deserialize(self).map_err(|error| UnreadableRow::Broken(error.to_string()))
+    }
+}
+
+/// Refuses the number of a newer form.
+pub fn check_schema(number: Option<i64>) -> Result<(), UnreadableRow> {
+    match number {
+        Some(number) if number > STATE_SCHEMA => Err(UnreadableRow::NewerSchema(number)),
+        _ => Ok(()),
+    }
+}
+
+/// Why a row cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UnreadableRow {
+    /// A newer release wrote it. This one does not know all of its members, so it must not write it.
+    #[error("its state has form {0}, and this release knows only form {STATE_SCHEMA}")]
+    NewerSchema(i64),
+    #[error("{0}")]
+    Broken(String),
 }

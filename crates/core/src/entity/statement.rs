@@ -8,10 +8,10 @@
 use serde::{Deserialize, Serialize};
 
 use crate::entity::columns::ColumnOwner::{Application, Billhook, Both};
-use crate::entity::columns::ColumnType::{Bool, Integer, List, Map, Text, TextSet};
+use crate::entity::columns::ColumnType::{Bool, Integer, List, Text, TextSet};
 use crate::entity::columns::{
-    ColumnValue, ColumnWrites, EntityColumn, EntitySchema, RowColumns, RowHistory,
-    describe_column as column, read_id,
+    ColumnValue, ColumnWrites, EntityColumn, EntitySchema, RowColumns, describe_column as column,
+    read_id,
 };
 use crate::entity::kind::{EntityKind, EntityState, StatedFacts, keep_if_ours, read_due};
 use crate::entity::mail::derive::{DerivedMail, derive_mail};
@@ -53,7 +53,6 @@ const COLUMNS: &[EntityColumn] = &[
     column("template_version", Text, Both, "the same"),
     column("timeline", List, Both, "see [below](#timeline)"),
     column("version", Integer, Billhook, "like an order's"),
-    column("facts", Map, Billhook, "like an order's `stripe`"),
 ];
 
 #[derive(Clone, Debug, PartialEq)]
@@ -96,8 +95,7 @@ impl EntityKind for StatementKind {
         tenant: "tenant_id",
         payment_intent: Some("stripe_payment_intent_id"),
         indexes: &["LobLetterIndex", "PaymentIntentIndex"],
-        facts: "facts",
-        history: RowHistory::Recorded,
+        created_at: None,
         guarded: &[
             "payment_status",
             "requires_review",
@@ -186,7 +184,7 @@ impl EntityKind for StatementKind {
                 row.given.intent.as_ref().map(PaymentIntentId::as_str),
                 last.intent.as_ref().map(PaymentIntentId::as_str),
             ),
-            // No column, but stored with the facts.
+            // No column, but stored with the state.
             session: payment.session.clone(),
             user: payment.user.clone(),
         }

@@ -5,10 +5,10 @@
 
 use crate::entity::account::{AccountFacts, DerivedAccount, derive_account};
 use crate::entity::columns::ColumnOwner::{Application, Billhook};
-use crate::entity::columns::ColumnType::{Bool, Integer, Map, Text};
+use crate::entity::columns::ColumnType::{Bool, Integer, Text};
 use crate::entity::columns::{
-    ColumnValue, ColumnWrites, EntityColumn, EntitySchema, RowColumns, RowHistory,
-    describe_column as column, read_id,
+    ColumnValue, ColumnWrites, EntityColumn, EntitySchema, RowColumns, describe_column as column,
+    read_id,
 };
 use crate::entity::kind::{EntityKind, StatedFacts};
 use crate::entity::merge::Merge as _;
@@ -29,7 +29,6 @@ const COLUMNS: &[EntityColumn] = &[
     column("payouts_enabled", Bool, Billhook, ""),
     column("stripe_status", Text, Billhook, "`connected`, `restricted` or `deauthorized`"),
     column("version", Integer, Billhook, "like an order's"),
-    column("stripe", Map, Billhook, "the merged facts"),
 ];
 
 #[derive(Clone, Debug, PartialEq)]
@@ -54,8 +53,7 @@ impl EntityKind for TenantKind {
         tenant: "tenant_id",
         payment_intent: None,
         indexes: &[ACCOUNT_COLUMN],
-        facts: "stripe",
-        history: RowHistory::NotRecorded,
+        created_at: None,
         guarded: &[
             ACCOUNT_COLUMN,
             "charges_enabled",

@@ -29,6 +29,8 @@ pub struct EventFacts {
     pub piece: Option<PieceId>,
     /// The event is about the connected account itself, so its entity is the account's tenant.
     pub about_account: bool,
+    /// When the provider created the event.
+    pub created_at: Option<Timestamp>,
     pub facts: StatedFacts,
 }
 

@@ -149,6 +149,7 @@ impl WebhookProvider for ParcelWebhooks {
             intent: None,
             piece: Some(data.parcel_id.clone()),
             about_account: false,
+            created_at: Some(at),
             facts: StatedFacts::Mail(MailFacts {
                 pieces: BTreeMap::from([(data.parcel_id, piece)]),
             }),

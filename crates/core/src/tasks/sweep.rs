@@ -118,7 +118,9 @@ impl SweepCandidate<'_> {
     pub fn action(&self, window: SweepWindow) -> SweepAction {
         let is_older_than = |age| self.received_at.after(age) <= window.until;
         let step = match (self.outcome, self.blocked_on()) {
-            (EventOutcome::Pending, _) | (_, Some(BlockedOn::Tenant)) => SweepAction::Send,
+            (EventOutcome::Pending, _) | (_, Some(BlockedOn::Tenant | BlockedOn::Release)) => {
+                SweepAction::Send
+            }
             (_, Some(BlockedOn::Row)) if is_older_than(UNKNOWN_WAIT_MAX) => {
                 return SweepAction::Ignore(IgnoreReason::NeverFound);
             }
@@ -127,7 +129,7 @@ impl SweepCandidate<'_> {
                 return SweepAction::Ignore(IgnoreReason::NeverLinked);
             }
             (_, Some(BlockedOn::Link)) => SweepAction::SendIfLinked,
-            (_, Some(BlockedOn::Release | BlockedOn::ManualAction) | None) => SweepAction::Leave,
+            (_, Some(BlockedOn::Person | BlockedOn::ManualAction) | None) => SweepAction::Leave,
         };
         match window.is_retry_due(self.received_at) {
             true => step,
@@ -198,6 +200,7 @@ mod tests {
             (parked(StatementUnknown), [send, leave, leave, never_found]),
             (parked(LetterUnknown), [send, leave, leave, never_found]),
             (parked(TenantUnknown), [send, leave, leave, leave]),
+            (parked(NewerSchema), [send, leave, leave, leave]),
             (parked(Unlinked), [ask, leave, never_linked, never_linked]),
             (parked(ByHand), [leave; 4]),
             ((EventOutcome::Failed, Some(Unlinked)), [leave; 4]),
@@ -217,7 +220,7 @@ mod tests {
             EntityTooLarge,
             EntityUnreadable,
         ];
-        assert_eq!(ParkReason::ALL.len(), persons.len() + 6);
+        assert_eq!(ParkReason::ALL.len(), persons.len() + 7);
         for persons in persons {
             assert_eq!(persons.blocked_on(), BlockedOn::ManualAction);
             table.push((parked(persons), [leave; 4]));

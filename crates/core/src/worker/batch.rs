@@ -18,19 +18,18 @@ use crate::worker::ports::{CommitError, EntityCommit};
 pub const RECEIVES_MAX: u32 = 3;
 
 /// Events of one entity in one transaction; events over the limit wait for the next round. A batch has at most 10
-/// messages, so at most 10 payments rows join them: 1 + 50 + 10 of the 100 rows that DynamoDB accepts.
+/// messages, so at most 10 payments rows join them: 2 + 50 + 10 of the 100 rows that DynamoDB accepts.
 pub(super) const EVENTS_PER_COMMIT_MAX: usize = 50;
 
-/// The event rows of one entity's transaction. DynamoDB accepts 4 MB in one transaction, and the entity's row is in it
-/// too. Example: of ten events of 400 KB, seven (2.8 MB) fit, and three wait for the next round.
+/// All rows of one transaction. DynamoDB accepts 4 MB; a row may grow by what is written. Example: of ten events of
+/// 400 KB, seven (2.8 MB) fit beside a small entity, and three wait for the next round.
 pub(super) const BYTES_PER_COMMIT_MAX: usize = 3_000_000;
 
 /// DynamoDB accepts 100 rows in one transaction.
 pub(super) const ROWS_PER_COMMIT_MAX: usize = 100;
 
-/// The event rows of a transaction of several entities: up to ten entity rows of at most 300 KiB are in it too, about
-/// 3 of DynamoDB's 4 MB.
-pub(super) const BYTES_PER_COMMON_COMMIT_MAX: usize = 1_000_000;
+/// An entity takes two rows of a transaction: its state, and the application's row.
+pub(super) const ROWS_PER_ENTITY: usize = 2;
 
 /// Longest wait for a transaction of several entities. The worker has 10 s in all, and after a failure it still has to
 /// try each entity alone.
@@ -126,6 +125,9 @@ pub enum ProcessingFailure {
     /// deleted or damaged.
     #[error("the event is not stored")]
     NotStored,
+    /// A newer release wrote the entity's state: this one must not write it.
+    #[error("{0}")]
+    NewerSchema(String),
     /// A bug that this record triggers: only its own message fails.
     #[error("processing the event panicked")]
     Panicked,

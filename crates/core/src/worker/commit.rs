@@ -20,8 +20,8 @@ use crate::outcome::{EventOutcome, EventVerdict, ParkReason};
 use crate::ports::{Clock, Pause};
 use crate::time::Timestamp;
 use crate::worker::batch::{
-    BYTES_PER_COMMIT_MAX, BYTES_PER_COMMON_COMMIT_MAX, CALLS_AT_ONCE, COMMON_COMMIT_WAIT_MAX,
-    EVENTS_PER_COMMIT_MAX, ProcessingFailure, ROWS_PER_COMMIT_MAX, TimeLeft, Worker,
+    BYTES_PER_COMMIT_MAX, CALLS_AT_ONCE, COMMON_COMMIT_WAIT_MAX, EVENTS_PER_COMMIT_MAX,
+    ProcessingFailure, ROWS_PER_COMMIT_MAX, ROWS_PER_ENTITY, TimeLeft, Worker,
 };
 use crate::worker::ports::{
     CommitError, CommitPart, EntityCommit, EventUpdate, Ledger, LoadedRows, PaymentKey, PaymentRow,
@@ -43,16 +43,19 @@ struct CommitPlan<'a, R> {
 
 impl<R> CommitPlan<'_, R> {
     fn row_count(&self) -> usize {
-        1 + self.group.len() + self.links.len()
+        ROWS_PER_ENTITY + self.group.len() + self.links.len()
     }
 
-    fn byte_count(&self) -> usize {
+    fn event_bytes(&self) -> usize {
         self.group.iter().map(|candidate| candidate.row_bytes).sum()
     }
 
     fn derive_update(&self, now: Timestamp) -> EntityUpdate {
         let facts = self.group.iter().map(|event| event.event.facts.clone());
-        self.entity.apply_facts(facts, now)
+        let mut update = self.entity.apply_facts(facts, now);
+        let events = self.group.iter();
+        update.record_events(events.map(|event| (&event.stored.id, event.event.created_at)));
+        update
     }
 
     fn build_part<'b>(&'b self, next: &'b EntityUpdate, now: Timestamp) -> CommitPart<'b, R> {
@@ -176,14 +179,14 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
             return fail_each(event_ids(&group), &missing);
         };
         // What does not fit stays unfinished for the next round.
-        let over = group.split_off(count_fitting(&group));
+        let over = group.split_off(count_fitting(&group, L::row_bytes(row)));
         let mut steps = fail_each(event_ids(&over), &too_many_events());
         let links = find_new_links(entity, &group, rows);
         let own = group.len();
         match self.load_waiting_events(entity, &group, &links).await {
             Ok(waiting) => {
                 group.extend(waiting);
-                group.truncate(count_fitting(&group).max(own));
+                group.truncate(count_fitting(&group, L::row_bytes(row)).max(own));
                 steps.push(EventStep::Ready(CommitPlan {
                     entity,
                     row,
@@ -204,8 +207,11 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         deadline: Timestamp,
     ) -> CommonCommit {
         let rows: usize = plans.iter().map(CommitPlan::row_count).sum();
-        let bytes: usize = plans.iter().map(CommitPlan::byte_count).sum();
-        let fit = rows <= ROWS_PER_COMMIT_MAX && bytes <= BYTES_PER_COMMON_COMMIT_MAX;
+        let bytes: usize = plans
+            .iter()
+            .map(|plan| L::row_bytes(plan.row) + plan.event_bytes())
+            .sum();
+        let fit = rows <= ROWS_PER_COMMIT_MAX && bytes <= BYTES_PER_COMMIT_MAX;
         if plans.len() < 2 || !fit || self.time_left(deadline) == TimeLeft::TooLittle {
             return CommonCommit::NotWritten;
         }
@@ -279,9 +285,11 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
     /// Writes these plans in one transaction. Each row has its own condition, so it does not matter for safety which
     /// rows share a transaction:
     ///
-    /// - entity: its key, tenant, `version`, guarded columns and number of timeline entries are as read. Protects from
-    ///   another worker's or the cleanup's write (`version`), a manual edit (guarded columns: status, amount due …), an
-    ///   entry that the application appended (timeline), and a row that was deleted or moved to another tenant.
+    /// - state: its `version` is as read. Protects from another worker's or the cleanup's write.
+    /// - application's row: its key, tenant, `version`, guarded columns and number of timeline entries are as read.
+    ///   Protects from a manual edit (guarded columns: status, amount due …), an entry that the application appended
+    ///   (timeline), a copy that the application put back (`version`), and a row that was deleted or moved to another
+    ///   tenant.
     /// - event: `processed` is false. Protects from applying it twice when two workers have the same message.
     /// - event that waited: the outcome is not `processed`. The sweep may meanwhile have set it to `ignored` as
     ///   `never_linked`, and the link that now exists is worth more than that.
@@ -396,10 +404,10 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
     }
 }
 
-/// How many of the first events fit into one transaction. At least one, so that an event over the limit is tried alone
-/// instead of never.
-fn count_fitting(group: &[EventCandidate]) -> usize {
-    let mut bytes = 0_usize;
+/// How many of the first events fit into one transaction with an entity's rows. At least one, so that an event over the
+/// limit is tried alone instead of never.
+fn count_fitting(group: &[EventCandidate], entity_bytes: usize) -> usize {
+    let mut bytes = entity_bytes;
     let fit = group.iter().take(EVENTS_PER_COMMIT_MAX).take_while(|next| {
         bytes = bytes.saturating_add(next.row_bytes);
         bytes <= BYTES_PER_COMMIT_MAX

@@ -19,14 +19,14 @@ pub mod ports;
 pub mod resolve;
 mod step;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
 
 use crate::ids::{CorrelationId, EventId, ProviderId};
 use crate::intake::message::ReceivedPointer;
-use crate::outcome::EventVerdict;
+use crate::outcome::{EventVerdict, ParkReason};
 use crate::ports::{Clock, Pause};
 use crate::time::Timestamp;
 use crate::worker::batch::{
@@ -78,7 +78,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         }
         // If it is late, there is no time for this write: the events stay pending, and the sweep retries them.
         if !is_late {
-            self.mark_failed(&named, &progress).await;
+            self.mark_failed(&named, &mut progress).await;
         }
         reports.extend(report_messages(named, progress.reports));
         BatchReport {
@@ -166,7 +166,9 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
     /// Marks events as `failed` on the last receive of their message, before the queue moves it to the dead-letter
     /// queue; on earlier receives the event stays as it is, because the queue delivers the message again. If this write
     /// fails too, the event stays pending and the sweep retries it.
-    async fn mark_failed(&self, named: &MessagesByEvent<'_>, progress: &BatchProgress) {
+    ///
+    /// An event that waits for a newer release is parked instead, and its message is done: the sweep sends it again.
+    async fn mark_failed(&self, named: &MessagesByEvent<'_>, progress: &mut BatchProgress) {
         for (id, messages) in named {
             let mut receives = messages.iter().map(|(message, _)| message.receive_count);
             if receives.all(|count| count < RECEIVES_MAX) {
@@ -175,13 +177,21 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
             if let Some(report) = progress.reports.get(id)
                 && let (Err(failure), Some(_)) = (&report.result, &report.stored)
             {
-                self.write_outcome(EventUpdate {
+                let update = |verdict| EventUpdate {
                     event: id.clone(),
                     tenant: None,
-                    verdict: EventVerdict::Failed(failure.to_string()),
+                    entities: BTreeSet::new(),
+                    verdict,
                     waited: false,
-                })
-                .await;
+                };
+                if let ProcessingFailure::NewerSchema(_) = failure {
+                    let parked = update(EventVerdict::Parked(ParkReason::NewerSchema));
+                    let steps = self.write_outcome(parked).await;
+                    progress.pass(steps);
+                } else {
+                    self.write_outcome(update(EventVerdict::Failed(failure.to_string())))
+                        .await;
+                }
             }
         }
     }

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 
 use crate::entity::kind::DiscardedEdit;
+use crate::entity::schema::UnreadableRow;
 use crate::entity::{Entity, EntityChange, EntityKey, EntityUpdate};
 use crate::error::DependencyError;
 use crate::ids::{AccountId, EventId, PaymentIntentId, PaymentRef, PieceId, ProviderId, TenantId};
@@ -66,8 +67,8 @@ pub enum StoredPayload {
 pub struct LoadedRows<R> {
     /// Each with its [`Ledger::Row`].
     pub entities: BTreeMap<EntityKey, (Entity, R)>,
-    /// Rows that exist but whose facts or timeline cannot be read, with the reason.
-    pub unreadable: BTreeMap<EntityKey, String>,
+    /// Entities that exist but cannot be read, with the reason.
+    pub unreadable: BTreeMap<EntityKey, UnreadableRow>,
     pub payments: BTreeMap<PaymentKey, PaymentRow>,
 }
 
@@ -84,7 +85,8 @@ impl<R> LoadedRows<R> {
 /// One unit of a transaction: an entity, its events and its payments rows. All of it is written, or nothing.
 #[derive(Debug)]
 pub struct CommitPart<'a, R> {
-    /// Written on condition that the row is as it was read; its version increases by 1.
+    /// Its state and the application's row, written on condition that both are as they were read. If no column changes,
+    /// the application's row is only checked.
     pub entity: Option<(&'a Entity, &'a R, &'a EntityUpdate)>,
     pub events: Vec<EventUpdate>,
     pub payments: Vec<(PaymentKey, PaymentWrite)>,
@@ -122,6 +124,8 @@ pub struct EventUpdate {
     pub event: EventId,
     /// The tenant of the event's account; an event of the platform has none.
     pub tenant: Option<TenantId>,
+    /// The entities that took its facts; empty unless it is processed.
+    pub entities: BTreeSet<EntityKey>,
     pub verdict: EventVerdict,
     /// The event waited for its payment to be linked. Such an event is processed even if the sweep has already ignored
     /// it as `never_linked`.
@@ -159,8 +163,11 @@ pub enum CommitError {
 
 /// The worker's rows: read consistently, written conditionally.
 pub trait Ledger: Send + Sync {
-    /// What the adapter keeps of a loaded row, beside the [`Entity`], for the condition of its write.
+    /// What the adapter keeps of a loaded entity, beside the [`Entity`], for the conditions of its write.
     type Row: Send + Sync;
+
+    /// How much of a transaction's 4 MB the rows of a loaded entity take.
+    fn row_bytes(row: &Self::Row) -> usize;
 
     /// Events without a readable row are missing from the result.
     fn load_events(

@@ -17,6 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::stream::{self, StreamExt as _};
 
+use crate::entity::schema::UnreadableRow;
 use crate::entity::{Entity, EntityKey};
 use crate::error::{DependencyError, error_chain};
 use crate::ids::{AccountId, EventId, PaymentIntentId, PieceId};
@@ -113,13 +114,14 @@ pub(super) async fn resolve_entities<L: Ledger>(
     let assign = |mut candidate: EventCandidate| {
         let decided = resolve_entity(&candidate, &rows, &hints);
         decided.and_then(|entity| {
-            if let Some(key) = &entity
-                && let Err(reason) = check_entity(&candidate, key, &rows)
-            {
-                return candidate.park(reason);
-            }
-            candidate.entity = entity;
-            EventStep::Ready(candidate)
+            let checked = match &entity {
+                Some(key) => check_entity(&candidate, key, &rows),
+                None => EventStep::Ready(()),
+            };
+            checked.and_then(|()| {
+                candidate.entity = entity;
+                EventStep::Ready(candidate)
+            })
         })
     };
     (candidates.into_iter().map(assign).collect(), rows)
@@ -323,19 +325,23 @@ fn resolve_entity<R>(
     }
 }
 
-/// Checks that the entity exists, can be read and belongs to the event's tenant; else the event is parked.
+/// Checks that the entity exists, can be read and belongs to the event's tenant; else the event is parked. One that a
+/// newer release wrote is left to that release: the message comes again.
 fn check_entity<R>(
     candidate: &EventCandidate,
     key: &EntityKey,
     rows: &LoadedRows<R>,
-) -> Result<(), ParkReason> {
-    match rows.entities.get(key) {
-        None if rows.unreadable.contains_key(key) => Err(ParkReason::EntityUnreadable),
-        None => Err(unknown_entity_reason(candidate, key)),
-        Some((entity, _)) => match check_tenant(entity, candidate) {
-            TenantCheck::Own => Ok(()),
-            TenantCheck::Foreign => Err(ParkReason::CrossTenant),
+) -> EventStep<()> {
+    match (rows.entities.get(key), rows.unreadable.get(key)) {
+        (Some((entity, _)), _) => match check_tenant(entity, candidate) {
+            TenantCheck::Own => EventStep::Ready(()),
+            TenantCheck::Foreign => candidate.park(ParkReason::CrossTenant),
         },
+        (None, Some(newer @ UnreadableRow::NewerSchema(_))) => {
+            candidate.fail(ProcessingFailure::NewerSchema(format!("{key}: {newer}")))
+        }
+        (None, Some(UnreadableRow::Broken(_))) => candidate.park(ParkReason::EntityUnreadable),
+        (None, None) => candidate.park(unknown_entity_reason(candidate, key)),
     }
 }
 

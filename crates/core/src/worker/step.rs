@@ -102,6 +102,10 @@ impl EventCandidate {
         EventUpdate {
             event: self.stored.id.clone(),
             tenant: self.tenant.clone(),
+            entities: match verdict {
+                EventVerdict::Processed => self.entity.iter().cloned().collect(),
+                _ => BTreeSet::new(),
+            },
             verdict,
             waited: self.waited,
         }
@@ -170,6 +174,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
             Ok(Err(verdict)) => EventStep::Close(EventUpdate {
                 event: stored.id,
                 tenant: None,
+                entities: BTreeSet::new(),
                 verdict,
                 waited: false,
             }),
@@ -284,6 +289,7 @@ mod tests {
         EventUpdate {
             event: id(event),
             tenant: None,
+            entities: BTreeSet::new(),
             verdict: EventVerdict::Parked(ParkReason::Unlinked),
             waited: false,
         }

@@ -168,7 +168,7 @@ fn view(tables: &MemoryTables, key: &EntityKey) -> (Value, GuardedColumns, Vec<S
     let mut timeline: Vec<String> = next.timeline().iter().map(|e| format!("{e:?}")).collect();
     timeline.sort();
     (
-        json!(entity.stored_facts()),
+        json!(entity.stored())["facts"].clone(),
         entity.columns().clone(),
         timeline,
     )
@@ -829,7 +829,7 @@ async fn a_row_that_is_too_large_keeps_no_other_entity_from_its_transaction() {
         intent_failed(&event, T + n, "pi_f", named("ord_2"), &charge)
     };
     deliver(&tables, ProviderId::Stripe, &[1, 2, 3, 4, 5].map(failed)).await;
-    let facts = serde_json::to_string(&entity(&tables, &order("ord_2")).stored_facts()).unwrap();
+    let facts = serde_json::to_string(&entity(&tables, &order("ord_2")).stored()).unwrap();
     *tables.facts_bytes_max.lock().unwrap() = Some(facts.len());
     deliver(&tables, ProviderId::Stripe, &payments_of_three_orders()).await;
     let outcomes = ["evt_0", "evt_1", "evt_2"].map(|id| outcome(&tables, id));
@@ -1387,6 +1387,7 @@ async fn an_entity_that_cannot_be_looked_up_is_an_error_and_not_missing() {
         intent: PaymentIntentId::parse("pi_1").ok(),
         piece: None,
         about_account: false,
+        created_at: None,
         facts: StatedFacts::Payment(PaymentFacts::default()),
     };
     for failing in [vec![Some(Fault::Before)], vec![None, Some(Fault::Before)]] {

@@ -337,7 +337,7 @@ impl World {
             (entry.kind, entry.fact, event)
         });
         let row = EntityRow {
-            entity: next.next(),
+            entity: next.with_row_written(),
             amount_refunded,
             timeline: told.collect(),
         };
@@ -384,6 +384,10 @@ impl RecordEvent for Port {
 
 impl Ledger for Port {
     type Row = ();
+
+    fn row_bytes((): &()) -> usize {
+        0
+    }
 
     async fn load_events(
         &self,

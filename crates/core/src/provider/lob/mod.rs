@@ -95,6 +95,7 @@ impl WebhookProvider for LobWebhooks {
             intent: None,
             piece: event.piece_id().cloned(),
             about_account: false,
+            created_at: event.created(),
             facts: StatedFacts::Mail(facts.map_err(EventVerdict::Parked)?),
         })
     }

@@ -99,7 +99,9 @@ impl WebhookProvider for StripeWebhooks {
             return Err(EventVerdict::Parked(ParkReason::FieldMalformed));
         }
         let facts = match facts {
-            StripeFacts::Account(facts) => return interpret_account_event(account, facts),
+            StripeFacts::Account(facts) => {
+                return interpret_account_event(account, event.created(), facts);
+            }
             StripeFacts::Payment(facts) => facts,
         };
         let malformed = || EventVerdict::Parked(ParkReason::FieldMalformed);
@@ -119,6 +121,7 @@ impl WebhookProvider for StripeWebhooks {
             intent,
             piece: None,
             about_account: false,
+            created_at: event.created(),
             facts: StatedFacts::Payment(facts.map_err(EventVerdict::Parked)?),
         })
     }
@@ -132,6 +135,7 @@ impl WebhookProvider for StripeWebhooks {
 /// An event without an account is about the platform's own account, which belongs to no tenant.
 fn interpret_account_event(
     account: Option<&AccountId>,
+    created_at: Option<Timestamp>,
     facts: Result<AccountFacts, ParkReason>,
 ) -> Result<EventFacts, EventVerdict> {
     if account.is_none() {
@@ -142,6 +146,7 @@ fn interpret_account_event(
         intent: None,
         piece: None,
         about_account: true,
+        created_at,
         facts: StatedFacts::Account(facts.map_err(EventVerdict::Parked)?),
     })
 }

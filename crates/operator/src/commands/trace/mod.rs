@@ -66,7 +66,7 @@ pub(crate) async fn run_trace(
         };
         let (table, id) = locate_entity(&key);
         let row = table.read_row(session, id, RowDetail::Known).await?;
-        for id in collect_event_ids(&json!(entity.stored_facts()))
+        for id in collect_event_ids(&json!(entity.stored()))
             .into_iter()
             .chain(collect_event_ids(&row))
         {
