@@ -91,7 +91,6 @@ impl Stage {
             ("ENTITIES_TABLE", "EntitiesTable"),
             ("STATEMENTS_TABLE", "StatementsTable"),
             ("TENANTS_TABLE", "TenantsTable"),
-            ("PAYMENTS_TABLE", "PaymentsTable"),
             ("JOBS_TABLE", "JobsTable"),
             ("STRIPE_EVENTS_QUEUE_URL", "StripeEventsQueueUrl"),
             ("LOB_EVENTS_QUEUE_URL", "LobEventsQueueUrl"),

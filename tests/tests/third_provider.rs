@@ -149,7 +149,6 @@ async fn the_sweep_retries_its_events_and_counts_those_that_are_stuck() {
         queue: &queue,
         jobs: tables.of(ProviderId::Stripe),
         clock: &clock,
-        live_mode: false,
     };
     let deadline = later.after(Duration::from_secs(900));
     let summary = sweep.run(&SweepInput {}, deadline).await.unwrap();

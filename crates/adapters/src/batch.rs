@@ -9,6 +9,7 @@
 //! Source: `Handling errors for an SQS event source in Lambda`, read 2026-11.
 
 use aws_lambda_events::event::sqs::SqsEvent;
+use billhook_core::entity::key::StateKey;
 use billhook_core::ids::{EventId, ProviderId, TenantId};
 use billhook_core::outcome::EventVerdict;
 use billhook_core::ports::{Clock, Pause};
@@ -110,6 +111,12 @@ fn log_report(provider: ProviderId, report: &MessageReport) {
     let correlation_id = correlation_id.as_deref();
     let event_id = report.event.as_ref().map(EventId::as_str);
     let message = report.message.as_ref();
+    // The order, statement or tenant; the payment, if nothing bears it.
+    let is_entity = |key: &&StateKey| matches!(key, StateKey::Entity(_));
+    let entity = report.entities.iter().find(is_entity);
+    let entity = entity.or_else(|| report.entities.first());
+    let entity = entity.map(ToString::to_string);
+    let entity = entity.as_deref();
     macro_rules! log_event {
         ($level:ident, $name:literal, $reason:expr) => {
             tracing::$level!(
@@ -119,7 +126,7 @@ fn log_report(provider: ProviderId, report: &MessageReport) {
                 event_type = stored.map(|stored| stored.event_type.as_str()),
                 tenant_hint = stored.and_then(|stored| stored.tenant_hint.as_deref()),
                 tenant_id = report.tenant.as_ref().map(TenantId::as_str),
-                entity = report.entity.as_ref().map(ToString::to_string),
+                entity,
                 attempt = message.map(|message| message.receive_count),
                 message_id = message.map(|message| message.message_id.as_str()),
                 reason = $reason,
@@ -137,6 +144,10 @@ fn log_report(provider: ProviderId, report: &MessageReport) {
         },
         Ok(ProcessingSuccess::AlreadyDone(outcome)) => {
             log_event!(info, "event_processed_before", outcome.as_str())
+        }
+        Ok(ProcessingSuccess::Settled) => log_event!(info, "payment_settled", None::<&str>),
+        Ok(ProcessingSuccess::LeftToSweep(failure)) => {
+            log_event!(warn, "payment_left_open", failure.as_str())
         }
         Err(failure) => log_event!(error, "event_failed", failure.to_string()),
     }

@@ -14,7 +14,6 @@ use billhook_core::entity::ENTITY_SCHEMAS;
 use billhook_core::entity::columns::EntitySchema;
 use billhook_core::ids::{PerProvider, ProviderId};
 use billhook_core::provider::event_scope;
-use billhook_core::provider::interpret::PaymentEvents;
 use secrecy::SecretString;
 use tracing::level_filters::LevelFilter;
 
@@ -155,8 +154,6 @@ pub struct WorkerConfig {
     pub entities_table: String,
     /// Of the kinds that the provider's events change.
     pub entity_tables: EntityTables,
-    /// `PAYMENTS_TABLE`, if the provider's events are about payments.
-    pub payments_table: Option<String>,
 }
 
 impl WorkerConfig {
@@ -168,10 +165,6 @@ impl WorkerConfig {
             events_table: read.required(&provider.variable("EVENTS_TABLE")),
             entities_table: read.required("ENTITIES_TABLE"),
             entity_tables: read.entity_tables(scope.kinds),
-            payments_table: match scope.payments {
-                PaymentEvents::Some => Some(read.required("PAYMENTS_TABLE")),
-                PaymentEvents::None => None,
-            },
         };
         read.finish(config)
     }
@@ -184,7 +177,6 @@ pub struct CleanupConfig {
     pub events_tables: PerProvider<String>,
     pub entities_table: String,
     pub entity_tables: EntityTables,
-    pub payments_table: String,
     pub jobs_table: String,
     pub queue_urls: PerProvider<String>,
     /// `STRIPE_SECRET_KEY` if it is set, else `APP_SECRETS_ARN`.
@@ -203,7 +195,6 @@ impl CleanupConfig {
             events_tables: read.events_tables(),
             entities_table: read.required("ENTITIES_TABLE"),
             entity_tables: read.entity_tables(ENTITY_SCHEMAS),
-            payments_table: read.required("PAYMENTS_TABLE"),
             jobs_table: read.required("JOBS_TABLE"),
             queue_urls: read.queue_urls(),
             stripe_key: read.stripe_key(&environment),

@@ -252,10 +252,12 @@ pub fn count_genuine_delivery(provider: ProviderId, event_type: &EventType, resu
     }
 }
 
-/// Counts the result of one message, or of an event that was processed along with another's message.
+/// Counts the result of one message.
 pub fn count_report(provider: ProviderId, report: &MessageReport, now: Timestamp) {
     let verdict = match &report.result {
-        Ok(ProcessingSuccess::AlreadyDone(_)) => return,
+        Ok(ProcessingSuccess::AlreadyDone(_) | ProcessingSuccess::Settled) => return,
+        // The sweep counts the payments that stay open.
+        Ok(ProcessingSuccess::LeftToSweep(_)) => return,
         Ok(ProcessingSuccess::Decided(verdict)) => verdict,
         Err(_) => return WEBHOOK_FAILED.count(provider),
     };

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use billhook_core::entity::EntityKey;
-use billhook_core::entity::kind::{EntityState, StatedFacts};
+use billhook_core::entity::kind::EntityState;
 use billhook_core::entity::order::OrderKind;
 use billhook_core::error::DependencyError;
 use billhook_core::ids::{CheckoutSessionId, OrderId, PaymentIntentId};
@@ -16,7 +16,7 @@ use billhook_core::tasks::cleanup::CancellablePayment;
 use billhook_core::tasks::definitions::{CleanupInput, TaskInvocation};
 use billhook_core::tasks::ports::PaymentsAtStripe;
 use billhook_core::time::Timestamp;
-use billhook_testkit::events::payment_facts;
+use billhook_testkit::events::{borne, borne_after};
 use billhook_testkit::events::{intent_failed, intent_is, intent_succeeded};
 use billhook_testkit::memory::{self, Fault, FixedClock, MemoryStripe, MemoryTables};
 use cleanup_failed_payments::ScheduledTask as _;
@@ -29,25 +29,18 @@ fn at(second: i64) -> Timestamp {
     Timestamp::from_unix_s(T + second).unwrap()
 }
 
-fn facts(events: &[Value]) -> Vec<StatedFacts> {
-    let read = |event: &Value| StatedFacts::Payment(payment_facts(event));
-    events.iter().map(read).collect()
-}
-
 /// What the worker does when an event comes.
 fn deliver(tables: &MemoryTables, key: &EntityKey, event: &Value) {
     let mut entities = tables.entities.lock().unwrap();
     let row = entities.get_mut(key).unwrap();
-    *row = row
-        .apply_facts(facts(std::slice::from_ref(event)), at(9_000))
-        .next();
+    *row = row.apply_facts(borne_after(row, event), at(9_000)).next();
 }
 
 /// Puts an order into the tables as the worker leaves it after these events.
 fn order(tables: &MemoryTables, id: &str, events: &[Value]) -> EntityKey {
     let key = EntityKey::Order(OrderId::parse(id).unwrap());
     let row = memory::entity(&key)
-        .apply_facts(facts(events), at(0))
+        .apply_facts(borne(events), at(0))
         .next();
     tables.entities.lock().unwrap().insert(key.clone(), row);
     key
@@ -437,7 +430,7 @@ async fn a_payment_after_the_cancel_completes_the_order_and_asks_for_a_review() 
     run(&tables, &stripe, "{}").await;
     let paid = intent_succeeded("evt_late", T + 9_000, "pi_late", json!({}), 4200);
     let row = tables.entities.lock().unwrap()[&key].clone();
-    let next = row.apply_facts(facts(&[paid]), at(9_000));
+    let next = row.apply_facts(borne_after(&row, &paid), at(9_000));
     let payment = next.payment().unwrap();
     assert_eq!(payment.status.as_str(), "completed");
     assert!(payment.review_reasons.contains("paid_after_cancel:pi_late"));

@@ -4,19 +4,17 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use billhook_core::entity::EntityKey;
+use billhook_core::entity::key::PaymentKey;
+use billhook_core::entity::payment::state::{OpenEntry, PaymentState};
 use billhook_core::error::DependencyError;
-use billhook_core::ids::{CorrelationId, EventId, OrderId, PerProvider, ProviderId};
+use billhook_core::ids::{CorrelationId, EventId, PerProvider, ProviderId};
 use billhook_core::intake::ports::{RecordEvent as _, SendMessage};
 use billhook_core::outcome::EventOutcome;
 use billhook_core::retry::Disposition;
 use billhook_core::tasks::checkpoint::Checkpoint;
 use billhook_core::tasks::definitions::SweepInput;
 use billhook_core::time::Timestamp;
-use billhook_core::worker::ports::PaymentRow;
-use billhook_testkit::events::{
-    charge_refunded, from_account, intent_succeeded, letter, new_event,
-};
+use billhook_testkit::events::{intent_succeeded, letter, new_event};
 use billhook_testkit::memory::{EventRow, Fault, FixedClock, MemoryQueue, MemoryTables};
 use cleanup_failed_payments::ScheduledTask as _;
 use cleanup_failed_payments::tasks::sweep::{SweepSummary, SweepTask};
@@ -57,13 +55,6 @@ impl World {
         self.open(ProviderId::Stripe, event, second, reason).await;
     }
 
-    /// A refund of a payment that nothing names.
-    async fn unlinked(&self, id: &str, second: i64) {
-        let event = charge_refunded(id, T, "ch_1", Some("pi_1"), 100);
-        self.open(ProviderId::Stripe, event, second, Some("unlinked"))
-            .await;
-    }
-
     fn stripe(&self) -> &MemoryTables {
         self.tables.of(ProviderId::Stripe)
     }
@@ -77,7 +68,6 @@ impl World {
             queue: &self.queue,
             jobs: self.stripe(),
             clock,
-            live_mode: false,
         }
     }
 
@@ -230,47 +220,60 @@ async fn what_can_come_right_is_sent_and_what_a_person_has_to_mend_is_left() {
     }
 }
 
-#[tokio::test]
-async fn an_unlinked_event_is_sent_only_once_something_bears_its_payment() {
-    let world = World::default();
-    world.unlinked("evt_refund", 0).await;
-    let summary = world.run(10 * MINUTE).await;
-    assert_eq!((summary.waiting, summary.sent), (1, 0));
-    let key = EntityKey::Order(OrderId::parse("ord_1").unwrap());
-    // By an index, or by its payments row: of its own account only.
-    world
-        .stripe()
-        .stale
-        .lock()
-        .unwrap()
-        .insert("pi_1".to_owned(), key.clone());
-    assert_eq!(world.run(20 * MINUTE).await.sent, 1);
-    world.stripe().stale.lock().unwrap().clear();
-    let linked = PaymentRow {
-        entity: Some(key),
-        ..PaymentRow::default()
-    };
-    let rows = &world.stripe().payments;
-    rows.lock()
-        .unwrap()
-        .insert("acct_1#pi_1".to_owned(), linked.clone());
-    assert_eq!(world.run(40 * MINUTE).await.sent, 0);
-    rows.lock()
-        .unwrap()
-        .insert("platform#pi_1".to_owned(), linked);
-    assert_eq!(world.run(80 * MINUTE).await.sent, 1);
+fn open_payment(key: &str, index_key: &str, due: i64) -> PaymentState {
+    PaymentState {
+        open: Some(OpenEntry {
+            index_key: index_key.to_owned(),
+            due: at(due),
+        }),
+        ..PaymentState::new(PaymentKey::parse(key).unwrap())
+    }
 }
 
 #[tokio::test]
-async fn an_unlinked_event_is_given_up_after_four_days() {
+async fn open_payments_are_sent_to_the_worker_when_they_are_due() {
     let world = World::default();
-    world.unlinked("evt_refund", 0).await;
-    assert_eq!(world.run(4 * DAY - 1).await.ignored, 0);
-    assert_eq!(world.run(4 * DAY).await.ignored, 1);
-    let events = world.stripe().events.lock().unwrap();
-    let row = &events[&EventId::parse("evt_refund").unwrap()];
-    assert_eq!(row.error.as_deref(), Some("never_linked"));
-    assert!(row.stored.processed);
+    for (key, index_key, due) in [
+        ("payment#acct_1#pi_1", "unborne#0", 10 * MINUTE),
+        ("payment#platform#pi_2", "reflect#3", 20 * MINUTE),
+    ] {
+        let payment = open_payment(key, index_key, due);
+        let mut payments = world.stripe().payments.lock().unwrap();
+        payments.insert(payment.key.clone(), payment);
+    }
+    let mut sent = Vec::new();
+    for minute in [9, 10, 20] {
+        let summary = world.run(minute * MINUTE).await;
+        let messages: Vec<_> = world.queue.sent.lock().unwrap().drain(..).collect();
+        assert_eq!(summary.payments, messages.len());
+        for (provider, group, _, body) in messages {
+            assert_eq!((provider, group.len()), (ProviderId::Stripe, 64));
+            sent.push((minute, body));
+        }
+    }
+    let message = |key: &str| format!(r#"{{"source":"reflect","payment":"{key}"}}"#);
+    let (first, second) = (
+        message("payment#acct_1#pi_1"),
+        message("payment#platform#pi_2"),
+    );
+    // No worker moves them on here, so the first is sent again.
+    let expected = [(10, first.clone()), (20, second), (20, first)];
+    assert_eq!(sent, expected);
+}
+
+#[tokio::test]
+async fn a_queue_that_does_not_take_a_payment_fails_the_run_and_the_next_sends_it() {
+    let world = World::default();
+    let payment = open_payment("payment#platform#pi_1", "unborne#1", 0);
+    {
+        let mut payments = world.stripe().payments.lock().unwrap();
+        payments.insert(payment.key.clone(), payment);
+    }
+    world.queue.plan.then([Some(Fault::Before)]);
+    let clock = FixedClock::at(at(MINUTE));
+    let failed = world.sweep(&clock).run(&SweepInput {}, at(900)).await;
+    assert!(failed.is_err());
+    assert_eq!(world.run(2 * MINUTE).await.payments, 1);
 }
 
 #[tokio::test]
@@ -392,7 +395,6 @@ async fn a_message_that_no_queue_takes_holds_up_no_other() {
         queue: Picky(&world.queue, bad),
         jobs: world.stripe(),
         clock: &clock,
-        live_mode: false,
     };
     let summary = sweep
         .run(&SweepInput {}, at(900 + 10 * MINUTE))
@@ -438,31 +440,10 @@ async fn a_run_that_another_one_overtook_keeps_nothing() {
         queue: &world.queue,
         jobs: &*jobs,
         clock: &clock,
-        live_mode: false,
     };
     sweep
         .run(&SweepInput {}, at(900 + 10 * MINUTE))
         .await
         .unwrap();
     assert_eq!(jobs.jobs.lock().unwrap()["sweep"], overtaken);
-}
-
-#[tokio::test]
-async fn an_unlinked_event_of_an_account_is_asked_about_as_the_accounts() {
-    let world = World::default();
-    let refund = charge_refunded("evt_refund", T, "ch_1", Some("pi_1"), 100);
-    let refund = from_account(refund, "acct_1");
-    world
-        .open(ProviderId::Stripe, refund, 0, Some("unlinked"))
-        .await;
-    let key = EntityKey::Order(OrderId::parse("ord_1").unwrap());
-    let linked = PaymentRow {
-        entity: Some(key),
-        ..PaymentRow::default()
-    };
-    let rows = &world.stripe().payments;
-    rows.lock()
-        .unwrap()
-        .insert("acct_1#pi_1".to_owned(), linked);
-    assert_eq!(world.run(10 * MINUTE).await.sent, 1);
 }

@@ -112,6 +112,7 @@ ids! {
     CheckoutSessionId = "cs_", 255;
     /// No prefix is required, because it depends on the payment method: `ch_`, for some `py_`.
     ChargeId = "", 255;
+    InvoiceId = "in_", 255;
     /// No prefix is required: `re_`, for some payment methods `pyr_`.
     RefundId = "", 255;
     /// Any other object of a provider.

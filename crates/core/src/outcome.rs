@@ -116,10 +116,8 @@ reasons! {
         ThinEvent = "thin_event",
         /// A test event in a live environment: Stripe sends test events of connected accounts to live endpoints too.
         TestEventOnLiveStage = "test_event_on_live_stage",
-        /// It names neither an entity nor a payment.
+        /// It names no payment.
         NothingNamed = "nothing_named",
-        /// It was `unlinked` for 4 days. An event that links its PaymentIntent later still processes it.
-        NeverLinked = "never_linked",
         /// The row that it names did not exist for 30 days.
         NeverFound = "never_found",
     }
@@ -140,12 +138,8 @@ reasons! {
         StatementUnknown = "statement_unknown",
         /// No statement has its piece in `lob_letter_id`, or the statement that its metadata names does not exist.
         LetterUnknown = "letter_unknown",
-        /// Several statements have its piece, or several entities have its payment.
+        /// Several statements have its piece.
         EntityAmbiguous = "entity_ambiguous",
-        /// No entity has its PaymentIntent yet.
-        Unlinked = "unlinked",
-        /// It names another entity than the one that its PaymentIntent is linked to.
-        LinkConflict = "link_conflict",
         /// A live event reached a test environment.
         LiveEventOnTestStage = "live_event_on_test_stage",
         /// The stored payload is not the one that was verified.
@@ -174,8 +168,6 @@ pub enum BlockedOn {
     Tenant,
     /// The order, statement or letter that the event names; the sweep retries.
     Row,
-    /// A link from the event's payment to an entity; the sweep retries once there is one.
-    Link,
     /// The release that knows the entity's form; the sweep retries.
     Release,
     /// The person who parked it.
@@ -196,13 +188,11 @@ impl ParkReason {
         match self {
             Self::TenantUnknown => BlockedOn::Tenant,
             Self::OrderUnknown | Self::StatementUnknown | Self::LetterUnknown => BlockedOn::Row,
-            Self::Unlinked => BlockedOn::Link,
             Self::NewerSchema => BlockedOn::Release,
             Self::ByHand => BlockedOn::Person,
             Self::TenantAmbiguous
             | Self::CrossTenant
             | Self::EntityAmbiguous
-            | Self::LinkConflict
             | Self::LiveEventOnTestStage
             | Self::Tampered
             | Self::PayloadUnreadable

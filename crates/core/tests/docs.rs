@@ -11,9 +11,11 @@ use billhook_core::entity::columns::{
 use billhook_core::entity::kind::StatedFacts;
 use billhook_core::entity::mail::derive::derive_mail;
 use billhook_core::entity::mail::facts::{MailFacts, MailStage, PieceFacts};
-use billhook_core::entity::merge::{FactSource, MaxRegister, Merge as _, SeenInterval};
+use billhook_core::entity::merge::{
+    FactSource, MaxRegister, Merge as _, MinRegister, SeenInterval,
+};
+use billhook_core::entity::payment::bearer::{BearerFacts, PaymentStanding};
 use billhook_core::entity::payment::derive::{DerivedPayment, derive_payment};
-use billhook_core::entity::payment::facts::PaymentFacts;
 use billhook_core::entity::schema::STATE_COLUMNS;
 use billhook_core::entity::{ENTITY_SCHEMAS, EntityKey};
 use billhook_core::ids::{EventId, PieceId, ProviderId};
@@ -27,10 +29,9 @@ use billhook_core::provider::stripe::event_types::{HANDLED_TYPES, read_facts};
 use billhook_core::tasks::cleanup::cancellation_fact;
 use billhook_core::tasks::definitions::SCHEDULED_TASKS;
 use billhook_core::time::Timestamp;
-use billhook_testkit::events::payment_facts;
 use billhook_testkit::events::{
-    account_facts, charge_refunded, dispute, intent_failed, intent_is, intent_succeeded, refund,
-    session_completed, stripe,
+    account_facts, borne, charge_refunded, dispute, intent_failed, intent_is, intent_succeeded,
+    refund, session_completed, stripe,
 };
 use serde_json::{Value, json};
 
@@ -92,23 +93,37 @@ fn due() -> Option<Money> {
     })
 }
 
-fn facts(events: &[Value]) -> PaymentFacts {
-    let mut facts = PaymentFacts::default();
-    for event in events {
-        facts.merge(payment_facts(event));
+fn facts(events: &[Value]) -> BearerFacts {
+    let mut facts = BearerFacts::default();
+    for stated in borne(events) {
+        let StatedFacts::Payment(key, copy) = stated else {
+            unreachable!();
+        };
+        facts.payments.insert(key, *copy);
     }
     facts
+}
+
+/// With what further events state.
+fn join(mut state: BearerFacts, more: BearerFacts) -> BearerFacts {
+    for (key, copy) in more.payments {
+        match state.payments.get_mut(&key) {
+            Some(known) => known.facts.merge(copy.facts),
+            None => drop(state.payments.insert(key, copy)),
+        }
+    }
+    state
 }
 
 fn paid(id: &str, intent: &str, amount: i64) -> Value {
     intent_succeeded(id, T, intent, json!({}), amount)
 }
 
-fn given_up(mut facts: PaymentFacts) -> PaymentFacts {
-    match cancellation_fact(at(10)) {
-        StatedFacts::Payment(cancelled) => facts.merge(cancelled),
-        StatedFacts::Mail(_) | StatedFacts::Account(_) => unreachable!(),
-    }
+fn given_up(mut facts: BearerFacts) -> BearerFacts {
+    let StatedFacts::Cancelled(at) = cancellation_fact(at(10)) else {
+        unreachable!();
+    };
+    facts.cancelled = Some(MinRegister(at));
     facts
 }
 
@@ -190,22 +205,22 @@ impl RowColumns for NotedRow {
 fn a_kind_reads_and_writes_only_columns_that_it_documents() {
     let account = json!({ "id": "acct_1", "object": "account", "charges_enabled": true, "payouts_enabled": true });
     let account = stripe("evt_1", "account.updated", T, account);
-    let stated = [
-        StatedFacts::Payment(facts(&[
-            intent_failed("evt_1", T, "pi_1", json!({}), "ch_1"),
-            session_completed(
-                "evt_2",
-                T,
-                "cs_1",
-                Some("pi_1"),
-                json!({ "userId": "u" }),
-                "paid",
-            ),
-            charge_refunded("evt_3", T + 5, "ch_2", Some("pi_1"), 4200),
-        ])),
+    let mut stated = borne(&[
+        intent_failed("evt_1", T, "pi_1", json!({}), "ch_1"),
+        session_completed(
+            "evt_2",
+            T,
+            "cs_1",
+            Some("pi_1"),
+            json!({ "userId": "u" }),
+            "paid",
+        ),
+        charge_refunded("evt_3", T + 5, "ch_2", Some("pi_1"), 4200),
+    ]);
+    stated.extend([
         StatedFacts::Mail(mail(&[(MailStage::Issue, 1)])),
         StatedFacts::Account(account_facts(&account)),
-    ];
+    ]);
     for schema in ENTITY_SCHEMAS {
         let row = NotedRow(RefCell::default());
         let key = EntityKey::of_kind(schema.word, "id").unwrap();
@@ -298,7 +313,11 @@ fn the_dispute_table_is_what_is_derived() {
 
 #[test]
 fn the_review_table_names_every_reason_that_can_be_derived() {
-    let mut flagged = PaymentFacts::default();
+    let mut claimed = facts(&[paid("evt_1", "pi_1", 4200)]);
+    for copy in claimed.payments.values_mut() {
+        copy.standing = PaymentStanding::Conflict(at(1));
+    }
+    let mut flagged = BearerFacts::default();
     flagged.manual.flagged.insert(at(0));
     let twice = [paid("evt_1", "pi_1", 4200), paid("evt_2", "pi_2", 4200)];
     let exceeding = charge_refunded("evt_3", T, "ch_1", Some("pi_1"), 4300);
@@ -324,14 +343,15 @@ fn the_review_table_names_every_reason_that_can_be_derived() {
             "evt_7",
             "radar.early_fraud_warning.created",
             T,
-            json!({ "id": "issfr_1" }),
+            json!({ "id": "issfr_1", "charge": "ch_1" }),
         )]),
         facts(&[stripe(
             "evt_8",
             "review.opened",
             T,
-            json!({ "id": "prv_1", "open": true }),
+            json!({ "id": "prv_1", "open": true, "charge": "ch_1" }),
         )]),
+        claimed,
         flagged,
     ]
     .iter()
@@ -629,8 +649,7 @@ fn every_event_leaves_every_state_as_the_table_says() {
         let facts = facts(&[stripe("evt_9", event_type, T + 60, object)]);
         let cells = states.iter().map(|state| {
             let before = words(&derive_payment(state, due()));
-            let mut state = state.clone();
-            state.merge(facts.clone());
+            let state = join(state.clone(), facts.clone());
             let after = words(&derive_payment(&state, due()));
             let mut cell = Vec::new();
             if before.0 != after.0 {

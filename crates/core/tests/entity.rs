@@ -7,9 +7,8 @@ use billhook_core::entity::order::{OrderColumns, OrderKind};
 use billhook_core::entity::schema::GuardedColumns;
 use billhook_core::ids::{OrderId, UserId};
 use billhook_core::time::Timestamp;
-use billhook_testkit::events::payment_facts;
 use billhook_testkit::events::{
-    dispute, intent_failed, intent_succeeded, refund, session_completed,
+    borne, dispute, intent_failed, intent_succeeded, refund, session_completed,
 };
 use billhook_testkit::memory;
 use serde_json::{Value, json};
@@ -26,8 +25,7 @@ fn order() -> EntityState<OrderKind> {
 }
 
 fn facts(events: &[&Value]) -> Vec<StatedFacts> {
-    let read = |event: &&Value| StatedFacts::Payment(payment_facts(event));
-    events.iter().map(read).collect()
+    borne(events.iter().copied())
 }
 
 fn session(reference: &str, metadata: Value) -> Value {
@@ -51,8 +49,8 @@ fn a_missing_user_is_filled_by_the_best_hint_in_any_order() {
         let at_once = order().apply_facts(facts(&events), now());
         assert_eq!(at_once.next.last_derived.user.unwrap().as_str(), "user_r");
         let mut row = order();
-        for event in events {
-            row = row.apply_facts(facts(&[event]), now()).next;
+        for known in 1..=events.len() {
+            row = row.apply_facts(facts(&events[..known]), now()).next;
         }
         assert_eq!(row.given.user.unwrap(), "user_r");
     }
@@ -104,7 +102,7 @@ fn an_edit_that_is_no_repair_is_derived_again_and_told() {
     let edited = |edit: fn(&mut GuardedColumns)| {
         let mut row = row.clone();
         edit(&mut row.columns);
-        let next = row.apply_facts(facts(&[&paid]), now());
+        let next = row.apply_facts(facts(&[&failed, &paid]), now());
         let told = next.discarded_edits.iter();
         told.map(|edit| format!("{} {} {}", edit.column, edit.found, edit.written))
             .collect::<Vec<_>>()
@@ -136,10 +134,11 @@ fn an_edit_that_is_no_repair_is_derived_again_and_told() {
 #[test]
 fn a_cleared_review_that_a_new_reason_flags_again_is_no_overruled_edit() {
     let open = |id: &str, at: i64, of: &str| dispute(id, at, of, "pi_1", "needs_response");
-    let flagged = order().apply_facts(facts(&[&open("evt_1", T, "dp_1")]), now());
+    let (first, second) = (open("evt_1", T, "dp_1"), open("evt_2", T + 5, "dp_2"));
+    let flagged = order().apply_facts(facts(&[&first]), now());
     let mut cleared = flagged.next;
     cleared.columns.requires_review = Some(false);
-    let update = cleared.apply_facts(facts(&[&open("evt_2", T + 5, "dp_2")]), now());
+    let update = cleared.apply_facts(facts(&[&first, &second]), now());
     let reasons = update.next.last_derived.review_reasons;
     assert_eq!(reasons, ["dispute_open:dp_2"]);
     assert_eq!(update.discarded_edits, []);

@@ -6,18 +6,27 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use billhook_core::entity::EntityKey;
 use billhook_core::entity::account::{AccountCapabilities, AccountFacts, ConnectedAccount};
+use billhook_core::entity::invoice::{InvoiceFacts, InvoiceRow};
+use billhook_core::entity::key::PaymentKey;
 use billhook_core::entity::mail::facts::{CarrierScan, MailFacts, MailStage, PieceFacts};
 use billhook_core::entity::merge::{FactSource, MaxRegister, MinRegister, SeenInterval};
+use billhook_core::entity::payment::bearer::{
+    BearerFacts, ManualEdits, PaymentCopy, PaymentStanding,
+};
 use billhook_core::entity::payment::facts::{
-    ChargeFacts, DisputeFacts, DisputeState, FailedAttempt, IntentFacts, ManualEdits, PaymentFacts,
-    RefundFacts, RefundState, ReviewFacts, SessionFacts,
+    ChargeFacts, DisputeFacts, DisputeState, FailedAttempt, IntentFacts, PaymentFacts, RefundFacts,
+    RefundState, ReviewFacts, SessionFacts,
+};
+use billhook_core::entity::payment::state::{
+    NamedBy, PaymentRow, PaymentStateFacts, RelinkDecision,
 };
 use billhook_core::entity::schema::{GuardedColumns, LastDerived, STATE_SCHEMA, StateRow};
 use billhook_core::entity::statement::StatementFacts;
 use billhook_core::ids::{
-    AccountId, ChargeId, CheckoutSessionId, EventId, ObjectId, PaymentIntentId, PaymentRef,
-    PieceId, RefundId, TenantId, UserId,
+    AccountId, ChargeId, CheckoutSessionId, EventId, InvoiceId, ObjectId, PaymentIntentId,
+    PaymentRef, PieceId, RefundId, TenantId, UserId,
 };
 use billhook_core::money::{Currency, Money};
 use billhook_core::time::Timestamp;
@@ -27,7 +36,9 @@ use serde_json::Value;
 /// The rows of all kinds.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct StoredForms {
-    order: StateRow<PaymentFacts>,
+    order: StateRow<BearerFacts>,
+    payment: PaymentRow,
+    invoice: InvoiceRow,
     statement: StateRow<StatementFacts>,
     tenant: StateRow<AccountFacts>,
 }
@@ -84,7 +95,6 @@ fn every_fact() -> StoredForms {
         decline_code: text("insufficient_funds"),
     };
     let paid = IntentFacts {
-        account: Some(MinRegister(AccountId::parse("acct_1").unwrap())),
         succeeded: Some(source(2)),
         received: [money(4200)].into(),
         processing: Some(seen(3)),
@@ -156,12 +166,65 @@ fn every_fact() -> StoredForms {
         .into(),
         reference: Some(MinRegister(user.clone())),
         user: Some(MinRegister(user.clone())),
+    };
+    let key = |payment: &str| PaymentKey::parse(payment).unwrap();
+    let invoice = InvoiceId::parse("in_1").unwrap();
+    let order = EntityKey::parse("order#ord_1").unwrap();
+    let copy = |standing| PaymentCopy {
+        version: 3,
+        standing,
+        invoices: [invoice.clone()].into(),
+        facts: payment.clone(),
+    };
+    let standings = [
+        PaymentStanding::Borne,
+        PaymentStanding::Conflict(at(23)),
+        PaymentStanding::Other,
+    ];
+    let keys = ["pi_1", "pi_2", "pi_3"].map(|id| key(&format!("payment#acct_1#{id}")));
+    let bearer = BearerFacts {
+        payments: keys.into_iter().zip(standings.map(copy)).collect(),
         cancelled: Some(MinRegister(at(13))),
         manual: ManualEdits {
             refunded: Some(MinRegister(at(14))),
             cleared: [("dispute_open:dp_1".to_owned(), MinRegister(at(15)))].into(),
             flagged: [at(16)].into(),
         },
+    };
+    let ways = every!(NamedBy {
+        Metadata,
+        Invoice,
+        Index,
+    });
+    let relink = RelinkDecision {
+        n: 1,
+        to: order.clone(),
+        who: "arn:aws:iam::1:user/pat".to_owned(),
+        why: "the customer called".to_owned(),
+    };
+    let paid_for = PaymentRow {
+        schema: STATE_SCHEMA,
+        version: 5,
+        changed: 4,
+        alias_of: Some(key("payment#acct_1#pi_1")),
+        facts: PaymentStateFacts {
+            money: payment.clone(),
+            names: [PaymentRef::parse("ch_1").unwrap()].into(),
+            invoices: [invoice.clone()].into(),
+            bearers: [(
+                order.clone(),
+                ways.map(|way| (way, MinRegister(at(24)))).into(),
+            )]
+            .into(),
+            relink: Some(MaxRegister(relink)),
+        },
+        told: [(order.clone(), 4)].into(),
+        open_since: Some(at(25)),
+        open: Some("reflect#1".to_owned()),
+        open_at: Some(at(26)),
+        first_event_at: Some(at(1)),
+        last_event_at: Some(at(22)),
+        event_ids: vec![EventId::parse("evt_1").unwrap()],
     };
     let latest = |word: &str| Some(MaxRegister((at(17), word.to_owned())));
     let piece = PieceFacts {
@@ -197,7 +260,7 @@ fn every_fact() -> StoredForms {
         order: StateRow {
             schema: STATE_SCHEMA,
             version: 7,
-            facts: payment.clone(),
+            facts: bearer.clone(),
             derived: LastDerived {
                 columns: columns.clone(),
                 review_reasons: vec!["dispute_open:dp_1".to_owned()],
@@ -212,8 +275,17 @@ fn every_fact() -> StoredForms {
             last_event_at: Some(at(22)),
             event_ids: vec![EventId::parse("evt_1").unwrap()],
         },
+        payment: paid_for,
+        invoice: InvoiceRow {
+            schema: STATE_SCHEMA,
+            version: 2,
+            facts: InvoiceFacts {
+                orders: [(order, MinRegister(at(27)))].into(),
+                payments: [key("payment#platform#pi_1")].into(),
+            },
+        },
         statement: state(StatementFacts {
-            payment,
+            payment: bearer,
             mail: MailFacts {
                 pieces: [(PieceId::parse("ltr_1").unwrap(), piece)].into(),
             },

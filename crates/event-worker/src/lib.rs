@@ -26,7 +26,6 @@ pub fn run_worker(function: &'static str, provider: ProviderId) -> ExitCode {
                 events: config.events_table,
                 entities: config.entities_table,
                 projections: config.entity_tables,
-                payments: config.payments_table,
             };
             let worker = Worker {
                 provider,

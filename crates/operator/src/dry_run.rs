@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use billhook_adapters::clock::SystemClock;
+use billhook_core::entity::key::StateKey;
 use billhook_core::entity::schema::LastDerived;
 use billhook_core::entity::{Entity, EntityKey, EntityUpdate};
 use billhook_core::error::DependencyError;
@@ -19,9 +20,7 @@ use billhook_core::intake::message::EventPointer;
 use billhook_core::ports::Clock as _;
 use billhook_core::time::Timestamp;
 use billhook_core::worker::batch::{ReceivedMessage, Worker};
-use billhook_core::worker::ports::{
-    CommitError, CommitPart, Ledger, LoadedRows, PaymentKey, StoredEvent,
-};
+use billhook_core::worker::ports::{CommitError, CommitPart, Ledger, LoadedRows, StoredEvent};
 use serde_json::{Value, json};
 
 use crate::events_table::EventSummary;
@@ -104,10 +103,9 @@ impl<L: Ledger> Ledger for DryRunLedger<L> {
 
     async fn load_rows(
         &self,
-        entities: &BTreeSet<EntityKey>,
-        payments: &BTreeSet<PaymentKey>,
+        keys: &BTreeSet<StateKey>,
     ) -> Result<LoadedRows<L::Row>, DependencyError> {
-        self.ledger.load_rows(entities, payments).await
+        self.ledger.load_rows(keys).await
     }
 
     async fn entities_by_payment_intent(
@@ -134,39 +132,41 @@ impl<L: Ledger> Ledger for DryRunLedger<L> {
     async fn commit(
         &self,
         _: ProviderId,
-        commits: &[CommitPart<'_, L::Row>],
+        parts: &[&CommitPart<'_, L::Row>],
     ) -> Result<(), CommitError> {
         if let Ok(mut rows) = self.rows.lock() {
-            rows.extend(commits.iter().flat_map(describe_commit));
+            rows.extend(parts.iter().flat_map(|part| describe_commit(part)));
         }
         Ok(())
     }
 }
 
-/// One row per event of the commit and changed column.
-fn describe_commit<R>(commit: &CommitPart<'_, R>) -> Vec<Value> {
-    let changes = commit.entity.map(|(entity, _, next)| {
-        (
-            entity.key().to_string(),
-            diff_entity(entity, next, commit.now),
-        )
-    });
-    let (entity, changes) = changes.unwrap_or_default();
+/// One row per event of the commit, and one more for each further column that changes.
+fn describe_commit<R>(part: &CommitPart<'_, R>) -> Vec<Value> {
+    let changes: Vec<(String, ColumnChange)> = part
+        .entities
+        .iter()
+        .flat_map(|write| {
+            let key = write.entity.key().to_string();
+            let changes = diff_entity(write.entity, &write.next, part.now).into_iter();
+            changes.map(move |change| (key.clone(), change))
+        })
+        .collect();
     let mut rows = Vec::new();
-    for update in &commit.events {
+    for update in &part.events {
         let outcome = update.verdict.outcome().as_str();
-        let row = |column: &str, before: &Value, after: &Value| {
+        let row = |entity: Option<String>, column: &str, before: &Value, after: &Value| {
             json!({ "event_id": update.event.as_str(), "outcome": outcome, "reason": update.verdict.reason(),
-                    "entity": (!entity.is_empty()).then_some(&entity), "column": column, "before": before, "after": after })
+                    "entity": entity, "column": column, "before": before, "after": after })
         };
         if changes.is_empty() {
-            rows.push(row("-", &Value::Null, &Value::Null));
+            let entity = update.entities.first().map(ToString::to_string);
+            rows.push(row(entity, "-", &Value::Null, &Value::Null));
         }
-        rows.extend(
-            changes
-                .iter()
-                .map(|change| row(&change.column, &change.before, &change.after)),
-        );
+        rows.extend(changes.iter().map(|(entity, change)| {
+            let entity = Some(entity.clone());
+            row(entity, &change.column, &change.before, &change.after)
+        }));
     }
     rows
 }
@@ -228,15 +228,15 @@ pub(crate) fn diff_entity(
 
 #[cfg(test)]
 mod tests {
-    use billhook_core::entity::kind::{EntityState, StatedFacts};
+    use billhook_core::entity::kind::EntityState;
     use billhook_core::entity::order::OrderColumns;
-    use billhook_core::entity::payment::facts::PaymentFacts;
+    use billhook_core::entity::payment::bearer::BearerFacts;
     use billhook_core::entity::schema::{GuardedColumns, StateHistory};
     use billhook_core::ids::OrderId;
     use billhook_core::money::{Currency, Money};
 
     use super::*;
-    use billhook_testkit::events::{intent_succeeded, payment_facts};
+    use billhook_testkit::events::{borne, intent_succeeded};
 
     fn change(column: &str, before: Value, after: Value) -> ColumnChange {
         ColumnChange {
@@ -249,7 +249,7 @@ mod tests {
     #[test]
     fn a_payment_changes_columns_and_its_repetition_changes_none() {
         let event = intent_succeeded("evt_1", 1_781_000_000, "pi_1", serde_json::json!({}), 4200);
-        let paid = StatedFacts::Payment(payment_facts(&event));
+        let paid = borne([&event]);
         let now = Timestamp::from_unix_s(1_781_000_000).unwrap();
         let due = Money {
             amount: 4200,
@@ -268,10 +268,10 @@ mod tests {
                 ..GuardedColumns::default()
             },
             last_derived: LastDerived::default(),
-            facts: PaymentFacts::default(),
+            facts: BearerFacts::default(),
             history: StateHistory::default(),
         });
-        let next = order.apply_facts([paid.clone()], now);
+        let next = order.apply_facts(paid.clone(), now);
         let changes = diff_entity(&order, &next, now);
         assert!(
             changes.contains(&change("status", json!("pending"), json!("completed"))),
@@ -282,9 +282,6 @@ mod tests {
             "{changes:?}"
         );
         let order = next.next();
-        assert_eq!(
-            diff_entity(&order, &order.apply_facts([paid], now), now),
-            []
-        );
+        assert_eq!(diff_entity(&order, &order.apply_facts(paid, now), now), []);
     }
 }

@@ -10,11 +10,12 @@ use anyhow::{Context as _, Result, bail};
 use aws_sdk_dynamodb::types::AttributeValue;
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::dynamodb::attributes::string_value;
+use billhook_core::entity::key::StateKey;
 use billhook_core::entity::kind::StatedFacts;
 use billhook_core::entity::{Entity, EntityKey};
 use billhook_core::ids::ProviderId;
 use billhook_core::ports::Clock as _;
-use billhook_core::worker::ports::{CommitError, CommitPart, Ledger as _};
+use billhook_core::worker::ports::{CommitError, CommitPart, EntityWrite, Ledger as _};
 
 use crate::audit::AuditContext;
 use crate::entity_tables::locate_entity;
@@ -34,11 +35,12 @@ pub(crate) async fn repair_entity(
     make_facts: impl Fn(&Entity) -> Result<StatedFacts>,
 ) -> Result<()> {
     let ledger = session.ledger(ProviderId::Stripe)?;
-    let keys = BTreeSet::from([key.clone()]);
+    let state = StateKey::Entity(key.clone());
+    let keys = BTreeSet::from([state.clone()]);
     let mut is_noted = false;
     for _ in 0..ATTEMPTS_MAX {
-        let mut rows = ledger.load_rows(&keys, &BTreeSet::new()).await?;
-        if let Some(reason) = rows.unreadable.remove(key) {
+        let mut rows = ledger.load_rows(&keys).await?;
+        if let Some(reason) = rows.unreadable.remove(&state) {
             bail!("cannot read {key} ({reason}): restore the row from a backup");
         }
         let missing = || CommandExit::NotFound(format!("there is no {key}"));
@@ -53,13 +55,17 @@ pub(crate) async fn repair_entity(
         }
         let now = SystemClock.now();
         let next = entity.apply_facts([facts], now);
-        let commit = CommitPart {
-            entity: Some((&entity, &row, &next)),
+        let part = CommitPart {
+            entities: vec![EntityWrite {
+                entity: &entity,
+                row: &row,
+                next,
+            }],
+            states: Vec::new(),
             events: Vec::new(),
-            payments: Vec::new(),
             now,
         };
-        match ledger.commit(ProviderId::Stripe, &[commit]).await {
+        match ledger.commit(ProviderId::Stripe, &[&part]).await {
             Ok(()) => return Ok(()),
             Err(CommitError::LostRace | CommitError::Busy(_)) => {}
             Err(error) => return Err(error).with_context(|| format!("cannot write {key}")),
@@ -68,7 +74,7 @@ pub(crate) async fn repair_entity(
     bail!("{key} was changed by others {ATTEMPTS_MAX} times in a row: try again")
 }
 
-async fn write_timeline_note(
+pub(crate) async fn write_timeline_note(
     session: &StackSession,
     key: &EntityKey,
     action: &str,

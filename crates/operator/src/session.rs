@@ -146,7 +146,6 @@ impl StackSession {
                 .iter()
                 .map(|schema| Ok((schema.table, self.stack.entity_table(schema)?.to_owned())))
                 .collect::<Result<_>>()?,
-            payments: Some(self.stack.output("PaymentsTable")?.to_owned()),
         };
         Ok(DynamoLedger::new(
             self.dynamodb.clone(),

@@ -1,9 +1,15 @@
 //! Builders for webhook bodies of Stripe and Lob, reduced to what tests and the demonstration need. Bodies in their
 //! full shape are in `events/`; `sign` signs them.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use billhook_core::entity::Entity;
 use billhook_core::entity::account::AccountFacts;
+use billhook_core::entity::key::PaymentKey;
+use billhook_core::entity::kind::StatedFacts;
+use billhook_core::entity::merge::Merge as _;
+use billhook_core::entity::payment::bearer::{PaymentCopy, PaymentStanding};
 use billhook_core::entity::payment::facts::PaymentFacts;
 use billhook_core::ids::{AccountId, CorrelationId, ProviderId};
 use billhook_core::intake::inbox::{EventSource, NewEvent};
@@ -11,7 +17,7 @@ use billhook_core::provider::envelope::EventEnvelope;
 use billhook_core::provider::lob::signature::parse_signature_headers;
 use billhook_core::provider::read_envelope;
 use billhook_core::provider::signature::{FetchedEvent, SigningKey, Verified};
-use billhook_core::provider::stripe::event::StripeEvent;
+use billhook_core::provider::stripe::event::{StripeEvent, StripeObject};
 use billhook_core::provider::stripe::event_types::{StripeFacts, read_facts};
 use billhook_core::provider::stripe::signature::parse_signature_header;
 use billhook_core::time::Timestamp;
@@ -102,6 +108,52 @@ pub fn payment_facts(event: &Value) -> PaymentFacts {
         Some(StripeFacts::Payment(facts)) => facts.expect("facts"),
         other => panic!("no facts about a payment: {other:?}"),
     }
+}
+
+/// What an order or statement knows of its payments after these events, which are all about payments of its own: the
+/// copies that the worker would write.
+#[expect(clippy::expect_used, reason = "for events about payments")]
+pub fn borne<'a>(events: impl IntoIterator<Item = &'a Value>) -> Vec<StatedFacts> {
+    let mut copies: BTreeMap<PaymentKey, PaymentCopy> = BTreeMap::new();
+    for event in events {
+        let parsed = StripeEvent::parse(event.to_string().as_bytes()).expect("an event");
+        let names = parsed.resource().map(StripeObject::payment_names);
+        let names = names.expect("an object").expect("names");
+        let key = PaymentKey {
+            account: parsed.account.clone(),
+            payment: names.into_iter().next().expect("a payment"),
+        };
+        let copy = copies.entry(key).or_insert_with(|| PaymentCopy {
+            version: 0,
+            standing: PaymentStanding::Borne,
+            invoices: BTreeSet::new(),
+            facts: PaymentFacts::default(),
+        });
+        copy.version += 1;
+        copy.facts.merge(payment_facts(event));
+    }
+    let stated = copies.into_iter();
+    let stated = stated.map(|(key, copy)| StatedFacts::Payment(key, Box::new(copy)));
+    stated.collect()
+}
+
+/// The copy that the worker would write after one more event about a payment of this order or statement.
+#[must_use]
+pub fn borne_after(entity: &Entity, event: &Value) -> Vec<StatedFacts> {
+    let known = entity.payment_facts();
+    let stated = borne([event]).into_iter().map(|stated| match stated {
+        StatedFacts::Payment(key, copy) => {
+            let known = known.and_then(|facts| facts.payments.get(&key));
+            let mut copy = *copy;
+            if let Some(known) = known {
+                copy.version += known.version;
+                copy.facts.merge(known.facts.clone());
+            }
+            StatedFacts::Payment(key, Box::new(copy))
+        }
+        other => other,
+    });
+    stated.collect()
 }
 
 /// A Stripe event of the platform's own account around an object.

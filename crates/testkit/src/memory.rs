@@ -10,8 +10,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use billhook_core::entity::columns::RowColumns;
+use billhook_core::entity::invoice::InvoiceState;
+use billhook_core::entity::key::{InvoiceKey, PaymentKey, StateKey};
 use billhook_core::entity::kind::EntityState;
 use billhook_core::entity::order::OrderKind;
+use billhook_core::entity::payment::state::PaymentState;
+use billhook_core::entity::schema::{STATE_SCHEMA, UnreadableRow};
 use billhook_core::entity::{Entity, EntityKey, EntityUpdate};
 use billhook_core::error::DependencyError;
 use billhook_core::ids::{
@@ -28,14 +32,13 @@ use billhook_core::tasks::checkpoint::Checkpoint;
 use billhook_core::tasks::cleanup::CancellablePayment;
 use billhook_core::tasks::ports::{
     AccountsPage, CheckpointSaveResult, CheckpointStore, EventsPage, FailedOrderPage,
-    FindFailedOrders, FindKnownEvents, FindUnfinishedEvents, ListAccounts, ListEvents,
-    ListEventsError, PaymentsAtStripe, UnfinishedEvent, UnfinishedPage,
+    FindFailedOrders, FindKnownEvents, FindOpenPayments, FindUnfinishedEvents, ListAccounts,
+    ListEvents, ListEventsError, PaymentsAtStripe, UnfinishedEvent, UnfinishedPage,
 };
 use billhook_core::tasks::reconcile::ListingSpan;
 use billhook_core::time::Timestamp;
 use billhook_core::worker::ports::{
-    CommitError, CommitPart, Ledger, LoadedRows, PaymentKey, PaymentRow, PaymentWrite, StoredEvent,
-    StoredPayload,
+    CommitError, CommitPart, Ledger, LoadedRows, NextState, StoredEvent, StoredPayload,
 };
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -294,8 +297,10 @@ pub struct MemoryTables {
     pub events: Mutex<BTreeMap<EventId, EventRow>>,
     /// Orders and statements.
     pub entities: Mutex<BTreeMap<EntityKey, Entity>>,
-    /// By row key.
-    pub payments: Mutex<BTreeMap<String, PaymentRow>>,
+    pub payments: Mutex<BTreeMap<PaymentKey, PaymentState>>,
+    pub invoices: Mutex<BTreeMap<InvoiceKey, InvoiceState>>,
+    /// States that a newer release wrote.
+    pub newer: Mutex<BTreeSet<StateKey>>,
     /// Account and tenant.
     pub tenants: Mutex<Vec<(AccountId, TenantId)>>,
     /// The calls, by name.
@@ -718,23 +723,34 @@ impl Ledger for &MemoryTables {
 
     async fn load_rows(
         &self,
-        entities: &BTreeSet<EntityKey>,
-        payments: &BTreeSet<PaymentKey>,
+        keys: &BTreeSet<StateKey>,
     ) -> Result<LoadedRows<()>, DependencyError> {
         self.read("rows")?;
-        let all = lock(&self.entities);
-        let found = entities
-            .iter()
-            .filter_map(|key| Some((key.clone(), (all.get(key)?.clone(), ()))));
-        let rows = lock(&self.payments);
-        let linked = payments
-            .iter()
-            .filter_map(|key| Some((key.clone(), rows.get(&key.row_key())?.clone())));
-        Ok(LoadedRows {
-            entities: found.collect(),
-            unreadable: BTreeMap::new(),
-            payments: linked.collect(),
-        })
+        let (entities, payments) = (lock(&self.entities), lock(&self.payments));
+        let (invoices, newer) = (lock(&self.invoices), lock(&self.newer));
+        let mut rows = LoadedRows::empty();
+        for key in keys {
+            if newer.contains(key) {
+                let newer = UnreadableRow::NewerSchema(STATE_SCHEMA + 1);
+                rows.unreadable.insert(key.clone(), newer);
+                continue;
+            }
+            match key {
+                StateKey::Entity(key) => {
+                    let row = entities.get(key).map(|row| (row.clone(), ()));
+                    rows.entities.extend(row.map(|row| (key.clone(), row)));
+                }
+                StateKey::Payment(key) => {
+                    let row = payments.get(key).map(|row| (row.clone(), ()));
+                    rows.payments.extend(row.map(|row| (key.clone(), row)));
+                }
+                StateKey::Invoice(key) => {
+                    let row = invoices.get(key).map(|row| (row.clone(), ()));
+                    rows.invoices.extend(row.map(|row| (key.clone(), row)));
+                }
+            }
+        }
+        Ok(rows)
     }
 
     async fn entities_by_payment_intent(
@@ -784,14 +800,14 @@ impl Ledger for &MemoryTables {
     async fn commit(
         &self,
         _: ProviderId,
-        commits: &[CommitPart<'_, ()>],
+        parts: &[&CommitPart<'_, ()>],
     ) -> Result<(), CommitError> {
         self.count("commit");
+        let writes = || parts.iter().flat_map(|part| &part.entities);
+        let states = || parts.iter().flat_map(|part| &part.states);
+        let concluded = || parts.iter().flat_map(|part| &part.events);
         let stuck = lock(&self.stuck).clone();
-        let keys = commits
-            .iter()
-            .filter_map(|commit| Some(commit.entity?.0.key()));
-        if stuck.is_some_and(|stuck| keys.into_iter().any(|key| key == stuck)) {
+        if stuck.is_some_and(|stuck| writes().any(|write| write.entity.key() == stuck)) {
             std::future::pending::<()>().await;
         }
         let first = lock(&self.before_commit).pop_front();
@@ -802,48 +818,49 @@ impl Ledger for &MemoryTables {
         if fault == Some(Fault::Before) {
             return Err(unreachable("commit").into());
         }
-        if let Some(refusal) = refusal(commits) {
+        if let Some(refusal) = refusal(parts) {
             return Err(CommitError::Refused(refusal.to_owned()));
         }
-        let moves = || commits.iter().filter_map(|commit| commit.entity);
-        let concluded = || commits.iter().flat_map(|commit| &commit.events);
-        let writes = || commits.iter().flat_map(|commit| &commit.payments);
         if let Some(most) = *lock(&self.facts_bytes_max) {
             let bytes = |next: &EntityUpdate| {
                 serde_json::to_string(&next.next().stored()).map_or(0, |state| state.len())
             };
-            if moves().any(|(.., next)| bytes(next) > most) {
+            if writes().any(|write| bytes(&write.next) > most) {
                 return Err(CommitError::Refused("the row is too large".to_owned()));
             }
         }
         let mut events = lock(&self.events);
         let mut entities = lock(&self.entities);
         let mut payments = lock(&self.payments);
-        let entities_stand = moves().all(|(read, ..)| {
-            entities.get(&read.key()).is_some_and(|row| {
-                row.version() == read.version()
-                    && row.columns() == read.columns()
-                    && row.tenant() == read.tenant()
-            })
+        let mut invoices = lock(&self.invoices);
+        let entities_stand = writes().all(|write| {
+            entities
+                .get(&write.entity.key())
+                .is_some_and(|row| is_as_read(row, write.entity))
+        });
+        let states_stand = states().all(|write| {
+            let version = match write.next.key() {
+                StateKey::Payment(key) => payments.get(&key).map(|row| row.version),
+                StateKey::Invoice(key) => invoices.get(&key).map(|row| row.version),
+                StateKey::Entity(_) => None,
+            };
+            version.unwrap_or(0) + 1 == write.next.version()
         });
         let events_stand = concluded().all(|concluded| {
-            events
-                .get(&concluded.event)
-                .is_some_and(|row| match concluded.waited {
-                    true => row.stored.outcome != EventOutcome::Processed,
-                    false => !row.stored.processed,
-                })
+            let row = events.get(&concluded.event);
+            row.is_some_and(|row| !row.stored.processed)
         });
-        let payments_stand = writes().all(|(key, write)| {
-            let (PaymentWrite::Link { version, .. } | PaymentWrite::Wait { version, .. }) = write;
-            let row = payments.get(&key.row_key()).cloned().unwrap_or_default();
-            row.version == *version && row.entity.is_none()
-        });
-        if !(entities_stand && events_stand && payments_stand) {
+        if !(entities_stand && states_stand && events_stand) {
             return Err(CommitError::LostRace);
         }
-        for (read, (), next) in moves() {
-            entities.insert(read.key(), next.with_row_written());
+        for write in writes() {
+            entities.insert(write.entity.key(), write.next.with_row_written());
+        }
+        for write in states() {
+            match &write.next {
+                NextState::Payment(next) => drop(payments.insert(next.key.clone(), next.clone())),
+                NextState::Invoice(next) => drop(invoices.insert(next.key.clone(), next.clone())),
+            }
         }
         for concluded in concluded() {
             if let Some(row) = events.get_mut(&concluded.event) {
@@ -853,19 +870,6 @@ impl Ledger for &MemoryTables {
                 row.attempts += 1;
             }
         }
-        for (key, write) in writes() {
-            let row = payments.entry(key.row_key()).or_default();
-            row.version += 1;
-            match write {
-                PaymentWrite::Link { entity, .. } => {
-                    row.entity = Some(entity.clone());
-                    row.waiting.clear();
-                }
-                PaymentWrite::Wait { events, .. } => {
-                    row.waiting.extend(events.iter().cloned());
-                }
-            }
-        }
         match fault {
             Some(Fault::AnswerLost) => Err(unreachable("commit").into()),
             _ => Ok(()),
@@ -873,24 +877,56 @@ impl Ledger for &MemoryTables {
     }
 }
 
+/// The condition on an entity's two rows.
+pub(crate) fn is_as_read(row: &Entity, read: &Entity) -> bool {
+    (row.version(), row.columns(), row.tenant()) == (read.version(), read.columns(), read.tenant())
+}
+
 /// DynamoDB refuses a transaction with two actions on one row or with more than 100 actions, whatever the rows contain.
-pub(crate) fn refusal<R>(commits: &[CommitPart<'_, R>]) -> Option<&'static str> {
+pub(crate) fn refusal<R>(parts: &[&CommitPart<'_, R>]) -> Option<&'static str> {
     let mut rows = BTreeSet::new();
-    for commit in commits {
-        let entity = commit
-            .entity
-            .iter()
-            .flat_map(|(read, ..)| [read.key().to_string(), format!("row of {}", read.key())]);
-        let events = commit
-            .events
-            .iter()
-            .map(|concluded| concluded.event.to_string());
-        let payments = commit.payments.iter().map(|(key, _)| key.row_key());
-        for row in entity.chain(events).chain(payments) {
+    for part in parts {
+        let entities = part.entities.iter().flat_map(|write| {
+            let key = write.entity.key().to_string();
+            [format!("row of {key}"), key]
+        });
+        let states = part.states.iter().map(|write| write.next.key().to_string());
+        let events = part.events.iter().map(|end| end.event.to_string());
+        for row in entities.chain(states).chain(events) {
             if !rows.insert(row) {
                 return Some("two actions on one row");
             }
         }
     }
     (rows.len() > 100).then_some("more than 100 actions")
+}
+
+/// The payments of one value of the index that are due.
+pub(crate) fn due_payments<'a>(
+    stored: impl Iterator<Item = &'a PaymentState>,
+    index_key: &str,
+    until: Timestamp,
+    limit: usize,
+) -> Vec<PaymentKey> {
+    let mut due: Vec<(Timestamp, PaymentKey)> = stored
+        .filter_map(|payment| Some((payment.open.as_ref()?, payment)))
+        .filter(|(open, _)| open.index_key == index_key && open.due <= until)
+        .map(|(open, payment)| (open.due, payment.key.clone()))
+        .collect();
+    due.sort();
+    due.truncate(limit);
+    due.into_iter().map(|(_, key)| key).collect()
+}
+
+impl FindOpenPayments for &MemoryTables {
+    async fn open_payments(
+        &self,
+        index_key: &str,
+        until: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<PaymentKey>, DependencyError> {
+        self.read("open_payments")?;
+        let payments = lock(&self.payments);
+        Ok(due_payments(payments.values(), index_key, until, limit))
+    }
 }

@@ -220,7 +220,6 @@ impl World {
             ("ENTITIES_TABLE", "EntitiesTable"),
             ("STATEMENTS_TABLE", "StatementsTable"),
             ("TENANTS_TABLE", "TenantsTable"),
-            ("PAYMENTS_TABLE", "PaymentsTable"),
             ("JOBS_TABLE", "JobsTable"),
             ("APP_SECRETS_ARN", "arn:app"),
             ("STRIPE_WEBHOOK_SECRET_ARN", "arn:stripe"),

@@ -1,10 +1,16 @@
 //! Fuzz targets `stripe_mapping` and `lob_mapping`: interpret events, merge their facts, derive the row, in any order.
 //! The input is up to eight bodies with record separators between them.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use billhook_core::entity::key::PaymentKey;
 use billhook_core::entity::kind::{EntityKind, EntityState, StatedFacts};
+use billhook_core::entity::merge::Merge as _;
+use billhook_core::entity::payment::bearer::{PaymentCopy, PaymentStanding};
+use billhook_core::entity::payment::facts::PaymentFacts;
 use billhook_core::entity::{Entity, EntityKey};
 use billhook_core::ids::{OrderId, ProviderId, StatementId};
-use billhook_core::provider::interpret::EventFacts;
+use billhook_core::provider::interpret::{EventFacts, EventSubject};
 use billhook_core::provider::{interpret, read_envelope, trim_payload};
 use billhook_core::time::Timestamp;
 use billhook_testkit::events::verified;
@@ -66,23 +72,56 @@ fn read(provider: ProviderId, body: &[u8]) -> Option<EventFacts> {
     claim
 }
 
+/// What a row takes of these events: its payments' copies, of this version, and the facts of its letters.
+fn stated_by<'c>(
+    claims: impl IntoIterator<Item = &'c EventSubject>,
+    version: usize,
+) -> Vec<StatedFacts> {
+    let mut copies: BTreeMap<PaymentKey, PaymentCopy> = BTreeMap::new();
+    let mut stated = Vec::new();
+    for claim in claims {
+        match claim {
+            EventSubject::Account(account) => stated.push(StatedFacts::Account(account.clone())),
+            EventSubject::Piece(_, mail) => stated.push(StatedFacts::Mail(mail.clone())),
+            EventSubject::Payment(payment) => {
+                let key = PaymentKey {
+                    account: None,
+                    payment: payment.names[0].clone(),
+                };
+                let copy = copies.entry(key).or_insert_with(|| PaymentCopy {
+                    version: i64::try_from(version).unwrap(),
+                    standing: PaymentStanding::Borne,
+                    invoices: BTreeSet::new(),
+                    facts: PaymentFacts::default(),
+                });
+                copy.invoices.extend(payment.invoice.clone());
+                copy.facts.merge(payment.money.clone());
+            }
+        }
+    }
+    let copies = copies.into_iter();
+    stated.extend(copies.map(|(key, copy)| StatedFacts::Payment(key, Box::new(copy))));
+    stated
+}
+
 fn check<K: EntityKind>(provider: ProviderId, mut row: EntityState<K>, input: &[u8]) -> bool {
     let bodies = input.split(|byte| *byte == SEPARATOR).take(BODIES_MAX);
-    let stated: Vec<StatedFacts> = bodies
+    let claims: Vec<EventSubject> = bodies
         .filter_map(|body| read(provider, body))
-        .map(|claim| claim.facts)
+        .map(|claim| claim.subject)
         .collect();
-    let merged = |facts: &mut dyn Iterator<Item = &StatedFacts>| {
-        facts.fold(K::Facts::default(), |mut all, facts| {
-            K::take_facts(&mut all, facts.clone());
+    let merged = |claims: &mut dyn Iterator<Item = &EventSubject>| {
+        let stated = stated_by(claims, 1).into_iter();
+        stated.fold(K::Facts::default(), |mut all, facts| {
+            K::take_facts(&mut all, facts);
             all
         })
     };
-    let forwards = merged(&mut stated.iter());
-    assert_eq!(forwards, merged(&mut stated.iter().rev()), "in any order");
+    let forwards = merged(&mut claims.iter());
+    assert_eq!(forwards, merged(&mut claims.iter().rev()), "in any order");
     assert_eq!(
         forwards,
-        merged(&mut stated.iter().chain(&stated)),
+        merged(&mut claims.iter().chain(&claims)),
         "repeated"
     );
 
@@ -94,7 +133,7 @@ fn check<K: EntityKind>(provider: ProviderId, mut row: EntityState<K>, input: &[
     assert_eq!(kept, forwards, "as the row keeps them");
 
     let now = Timestamp::from_unix_s(NOW_S).unwrap();
-    let at_once = row.apply_facts(stated.clone(), now);
+    let at_once = row.apply_facts(stated_by(&claims, claims.len()), now);
     let payment = K::payment(&at_once.derived).unwrap();
     assert!(payment.amount_refunded >= 0 && payment.amount_paid >= 0);
     let columns = at_once.next.columns;
@@ -102,11 +141,13 @@ fn check<K: EntityKind>(provider: ProviderId, mut row: EntityState<K>, input: &[
         assert_eq!(flag, !payment.review_reasons.is_empty());
     }
     // One by one, each on the row that the previous one wrote.
-    for facts in &stated {
-        row = row.apply_facts([facts.clone()], now).next;
+    for known in 1..=claims.len() {
+        row = row
+            .apply_facts(stated_by(&claims[..known], known), now)
+            .next;
     }
-    if !stated.is_empty() {
-        assert_eq!(row.facts, forwards, "one by one");
+    if !claims.is_empty() {
+        assert_eq!(row.facts, at_once.next.facts, "one by one");
         assert_eq!(row.columns, columns, "one by one");
         let reasons = at_once.next.last_derived.review_reasons;
         assert_eq!(row.last_derived.review_reasons, reasons);

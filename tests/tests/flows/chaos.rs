@@ -249,7 +249,6 @@ impl Arena {
             "StatementsTable",
             "TenantsTable",
             "EntitiesTable",
-            "PaymentsTable",
             "JobsTable",
         ] {
             for mut row in self.world.rows(table).await? {
@@ -507,7 +506,7 @@ async fn outage(arena: &'static Arena, dependency: Dependency, first: usize) -> 
     for (id, outcome) in &outcomes {
         world.settled(STRIPE, outcome, &[id]).await?;
     }
-    world.settled(STRIPE, "parked", &[&missed]).await?;
+    world.settled(STRIPE, "processed", &[&missed]).await?;
     let took = healed.elapsed();
     assert!(took < RECOVERY_MAX, "{took:?}");
     for poller in pollers {

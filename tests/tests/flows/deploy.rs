@@ -144,7 +144,6 @@ fn stacks_stand_beside_each_other_and_leave_only_what_is_kept() {
         let tables = [
             "jobs",
             "lob-events",
-            "payments",
             "entities",
             "statements",
             "stripe-events",

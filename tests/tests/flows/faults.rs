@@ -1,13 +1,11 @@
 //! Fault injection: poison messages, lost answers, killed functions, and the number of calls on the wire.
 
-use std::collections::BTreeSet;
-
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::dynamodb::ledger::{DynamoLedger, TableNames};
 use billhook_core::entity::EntityKey;
 use billhook_core::ids::{OrderId, ProviderId, StatementId};
 use billhook_core::ports::Clock as _;
-use billhook_core::worker::ports::{CommitError, CommitPart, Ledger as _};
+use billhook_core::worker::ports::{CommitError, CommitPart, EntityWrite, Ledger as _};
 
 use super::*;
 
@@ -294,7 +292,7 @@ fn a_batch_costs_the_worker_so_many_calls_and_no_more() {
     flow(true, async |stage| {
         let world = &stage.world;
         let now = world.now_s();
-        // Their orders are not there yet, or do not name the payment yet: parked, and decided afresh below.
+        // Their orders are not there yet, or do not have the payment yet: decided afresh below.
         let mut ids = BTreeMap::new();
         for (kind, count) in [("ten", 10), ("one", 10), ("unnamed", 10)] {
             for n in 0..count {
@@ -314,9 +312,18 @@ fn a_batch_costs_the_worker_so_many_calls_and_no_more() {
                 ids.entry(kind).or_insert_with(Vec::new).push(id);
             }
         }
-        for ids in ids.values() {
+        for (kind, ids) in &ids {
             let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
-            world.settled(STRIPE, "parked", &ids).await?;
+            let outcome = match *kind {
+                "unnamed" => "processed",
+                _ => "parked",
+            };
+            world.settled(STRIPE, outcome, &ids).await?;
+        }
+        for id in &ids["unnamed"] {
+            let mut row = event(world, STRIPE, id).await?;
+            row["processed"] = json!(false);
+            world.put(STRIPE, row).await?;
         }
         world.drained().await?;
         order(world, "ord_cost_one", Some("ten_a")).await?;
@@ -368,7 +375,6 @@ fn an_edit_between_read_and_write_is_a_lost_race_whichever_column_it_is() {
                 ("Statements", output("StatementsTable")?),
             ]
             .into(),
-            payments: Some(output("PaymentsTable")?),
         };
         let ledger = DynamoLedger::new(world.aws.dynamodb().clone(), tables, SystemClock, |_| ());
         let order = json!({ "id": "ord_race", "tenantId": "ten_a", "status": "pending", "paymentStatus": "unpaid",
@@ -392,9 +398,7 @@ fn an_edit_between_read_and_write_is_a_lost_race_whichever_column_it_is() {
             for column in columns.filter(|column| *column != key) {
                 for edit in [Some(json!("edited")), None] {
                     world.put(table, row.clone()).await?;
-                    let read = ledger
-                        .load_rows(&[entity.clone()].into(), &BTreeSet::new())
-                        .await?;
+                    let read = ledger.load_rows(&[entity.clone().into()].into()).await?;
                     let (loaded, memory) = &read.entities[&entity];
                     let now = SystemClock.now();
                     let next = loaded.apply_facts([], now);
@@ -407,19 +411,23 @@ fn an_edit_between_read_and_write_is_a_lost_race_whichever_column_it_is() {
                         None => drop(edited.as_object_mut().unwrap().remove(column)),
                     }
                     world.put(table, edited).await?;
-                    let commit = || CommitPart {
-                        entity: Some((loaded, memory, &next)),
+                    let part = CommitPart {
+                        entities: vec![EntityWrite {
+                            entity: loaded,
+                            row: memory,
+                            next,
+                        }],
+                        states: Vec::new(),
                         events: Vec::new(),
-                        payments: Vec::new(),
                         now,
                     };
-                    let lost = ledger.commit(ProviderId::Stripe, &[commit()]).await;
+                    let lost = ledger.commit(ProviderId::Stripe, &[&part]).await;
                     assert!(
                         matches!(lost, Err(CommitError::LostRace)),
                         "{id} {column} {edit:?}: {lost:?}"
                     );
                     world.put(table, row.clone()).await?;
-                    ledger.commit(ProviderId::Stripe, &[commit()]).await?;
+                    ledger.commit(ProviderId::Stripe, &[&part]).await?;
                 }
             }
         }

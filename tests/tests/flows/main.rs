@@ -169,6 +169,7 @@ fn sample(provider: &str, name: &str, own: &str) -> Value {
     let text = std::fs::read_to_string(path).unwrap();
     let text = text
         .replace("SAMPLE", own)
+        .replace("SampleSession", own)
         .replace("ord_2041", &format!("ord_{own}"));
     serde_json::from_str(&text.replace("4a1b2c3d4e5f6071", own)).unwrap()
 }

@@ -92,7 +92,10 @@ fn an_order_that_the_application_writes_over_keeps_its_payment() {
         );
         assert_eq!(types(&row), ["note", "payment_succeeded", "refund_partial"]);
         let kept = event(world, STRIPE, "evt_orm_r").await?;
-        assert_eq!(kept["entities"], json!(["order#ord_orm"]));
+        assert_eq!(
+            kept["entities"],
+            json!(["order#ord_orm", "payment#platform#pi_orm"])
+        );
         Ok(())
     });
 }
@@ -151,17 +154,17 @@ fn a_refund_and_a_success_before_anything_names_their_order() {
         world.stripe(&refund, 1).await?;
         world.stripe(&paid, 1).await?;
         world
-            .settled(STRIPE, "parked", &["evt_late_r", "evt_late_s"])
+            .settled(STRIPE, "processed", &["evt_late_r", "evt_late_s"])
             .await?;
-        assert_eq!(
-            event(world, STRIPE, "evt_late_r").await?["processing_error"],
-            "unlinked"
-        );
-        let waiting = world
-            .row("PaymentsTable", "payment_id", "acct_a#pi_late")
+        let payment = "payment#acct_a#pi_late";
+        let unborne = world
+            .row("EntitiesTable", "entity", payment)
             .await?
             .unwrap();
-        assert_eq!(waiting["waiting"].as_array().unwrap().len(), 2);
+        let open = unborne["open"].as_str().unwrap();
+        assert!(open.starts_with("unborne#"), "{unborne}");
+        assert_eq!(unborne["event_ids"].as_array().unwrap().len(), 2);
+        assert_eq!(world.order("ord_late").await?["status"], "pending");
 
         let session = session_completed(
             "evt_late_c",
@@ -194,14 +197,19 @@ fn a_refund_and_a_success_before_anything_names_their_order() {
             ]
         );
         assert_eq!(row["stripeCheckoutSessionId"], "cs_late");
-        let linked = world
-            .row("PaymentsTable", "payment_id", "acct_a#pi_late")
+        let borne = world
+            .row("EntitiesTable", "entity", payment)
             .await?
             .unwrap();
         assert_eq!(
-            (&linked["entity"], &linked["waiting"]),
-            (&json!("order#ord_late"), &Value::Null)
+            (&borne["told"], &borne["open"]),
+            (&json!({ "order#ord_late": borne["changed"] }), &Value::Null)
         );
+        // Its other names lead to it.
+        for alias in ["payment#acct_a#ch_late", "payment#acct_a#cs_late"] {
+            let row = world.row("EntitiesTable", "entity", alias).await?.unwrap();
+            assert_eq!(row["alias_of"], payment, "{alias}");
+        }
         assert_eq!(
             event(world, STRIPE, "evt_late_r").await?["tenant_id"],
             "ten_a"

@@ -5,11 +5,13 @@ use std::fmt;
 use std::time::Duration;
 
 use billhook_core::entity::EntityKey;
+use billhook_core::entity::payment::bearer::PaymentStanding;
 use billhook_core::ids::{EventId, ProviderId};
 use billhook_core::outcome::EventOutcome;
 use billhook_core::provider::stripe::types::IntentStatus;
 use billhook_core::time::Timestamp;
 use billhook_core::worker::batch::RECEIVES_MAX;
+use billhook_core::worker::ports::NextState;
 use billhook_testkit::sim::World;
 use billhook_testkit::sim::store::{EntityRow, Written};
 use billhook_testkit::sim::stripe::{Emitted, End, Says};
@@ -204,61 +206,118 @@ fn stood(world: &World, secret: &str, now: Timestamp) -> bool {
 fn writes(world: &World, found: &mut Found) {
     let emitted = by_id(world);
     let mut processed: BTreeSet<Key> = BTreeSet::new();
-    let mut applied: BTreeMap<EntityKey, Vec<&Emitted>> = BTreeMap::new();
+    let mut of_payment: BTreeMap<&str, Vec<&Emitted>> = BTreeMap::new();
+    let mut of_letter: BTreeMap<EntityKey, Vec<&Emitted>> = BTreeMap::new();
     for written in &world.store.written {
         for (provider, before, outcome) in &written.events {
-            if *outcome != EventOutcome::Processed {
+            let is_processed = *outcome == EventOutcome::Processed;
+            // A payment takes the facts of an event that is parked for its tenant or its order.
+            let is_taken = *outcome == EventOutcome::Parked && !written.states.is_empty();
+            if !is_processed && !is_taken {
                 continue;
             }
             let id = before.id.to_string();
-            let event = emitted.get(&(provider.as_str(), id.as_str()));
+            let Some(event) = emitted.get(&(provider.as_str(), id.as_str())) else {
+                found.add(2, format!("{id} is processed and nobody made it"));
+                continue;
+            };
+            if is_taken {
+                let known = of_payment.entry(event.of.as_str()).or_default();
+                known.extend((!known.contains(event)).then_some(*event));
+                continue;
+            }
             found.unless(processed.insert((*provider, id.clone())), 3, || {
                 format!("{id} was applied twice")
             });
-            let Some((_, row)) = &written.entity else {
+            let is_live = event.end == End::Parked("live_event_on_test_stage");
+            found.unless(!is_live, 8, || format!("{id} is live and was processed"));
+            if *provider == ProviderId::Stripe {
+                let known = of_payment.entry(event.of.as_str()).or_default();
+                let is_known = known.contains(event);
+                known.extend((!is_known).then_some(*event));
+                found.unless(is_known || !written.states.is_empty(), 9, || {
+                    format!("{id} is processed and moved no payment")
+                });
+                continue;
+            }
+            let Some((_, row)) = written.entities.first() else {
                 found.add(9, format!("{id} is processed and moved no entity"));
                 continue;
             };
-            isolation(event.copied(), row, found);
-            let set = applied.entry(row.entity.key()).or_default();
-            set.extend(event.copied().filter(|event| !set.contains(event)));
+            let key = row.entity.key();
+            found.unless(event.end == End::In(key.clone()), 4, || {
+                format!("{id} moved {key} instead of {:?}", event.end)
+            });
+            let known = of_letter.entry(key).or_default();
+            known.extend((!known.contains(event)).then_some(*event));
         }
-        if let Some((before, after)) = &written.entity {
-            let set = applied.entry(after.entity.key()).or_default();
-            as_the_set_says(after, set, found);
+        told(written, found);
+        for (before, after) in &written.entities {
+            let applied = applied(after, &of_payment, &of_letter);
+            isolation(after, &of_payment, found);
+            as_the_set_says(after, &applied, found);
             cancelling(world, written, before, after, found);
         }
     }
 }
 
-/// 7 and 8: an event moves the entity of its own account's tenant, and of its mode.
-fn isolation(event: Option<&Emitted>, row: &EntityRow, found: &mut Found) {
-    let Some(event) = event else {
-        return found.add(
-            2,
-            format!(
-                "{} was moved by an event that nobody made",
-                row.entity.key()
-            ),
-        );
-    };
-    let (id, key) = (&event.id, row.entity.key());
-    if let Some(account) = &event.account {
-        let owner = row.entity.tenant();
-        let is_owners = ["a", "b", "c"].iter().any(|name| {
-            let (of, its) = tenant(name);
-            its.as_str() == account && Some(&of) == owner
-        });
-        found.unless(is_owners, 7, || {
-            format!("{id} of {account} moved {key}, which is {owner:?}'s")
-        });
+/// The events whose facts an entity has: those of the payments that it bears, and of its letters.
+fn applied<'e>(
+    row: &EntityRow,
+    of_payment: &BTreeMap<&str, Vec<&'e Emitted>>,
+    of_letter: &BTreeMap<EntityKey, Vec<&'e Emitted>>,
+) -> Vec<&'e Emitted> {
+    let borne = row.entity.payment_facts().into_iter();
+    let borne = borne.flat_map(|facts| &facts.payments);
+    let borne = borne.filter(|(_, copy)| copy.standing == PaymentStanding::Borne);
+    let of_payments = borne.filter_map(|(key, _)| of_payment.get(key.payment.as_str()));
+    let of_letters = of_letter.get(&row.entity.key());
+    of_payments.chain(of_letters).flatten().copied().collect()
+}
+
+/// 9: what a payment says that it told, the entity has in the same write.
+fn told(written: &Written, found: &mut Found) {
+    for state in &written.states {
+        let NextState::Payment(payment) = state else {
+            continue;
+        };
+        let now = payment.told.iter();
+        let now = now.filter(|(_, version)| **version == payment.version);
+        for (bearer, version) in now {
+            let rows = written.entities.iter().map(|(_, row)| &row.entity);
+            let row = rows.into_iter().find(|row| row.key() == *bearer);
+            let facts = row.and_then(|row| row.payment_facts());
+            let copy = facts.and_then(|facts| facts.payments.get(&payment.key));
+            let is_told = copy.is_some_and(|copy| copy.version == *version);
+            found.unless(is_told, 9, || {
+                format!("{} says that it told {bearer}, and did not", payment.key)
+            });
+        }
     }
-    let is_live = event.end == End::Parked("live_event_on_test_stage");
-    found.unless(!is_live, 8, || format!("{id} is live and moved {key}"));
-    let is_its = event.end == End::In(key.clone());
-    found.unless(is_its || is_live || event.account.is_some(), 4, || {
-        format!("{id} moved {key} instead of {:?}", event.end)
-    });
+}
+
+/// 7: an entity has only facts of its tenant's account. 4: and only of events about it.
+fn isolation(row: &EntityRow, of_payment: &BTreeMap<&str, Vec<&Emitted>>, found: &mut Found) {
+    let (key, owner) = (row.entity.key(), row.entity.tenant());
+    let payments = row.entity.payment_facts().into_iter();
+    for payment in payments.flat_map(|facts| facts.payment_keys()) {
+        if let Some(account) = &payment.account {
+            let is_owners = ["a", "b", "c"].iter().any(|name| {
+                let (of, its) = tenant(name);
+                its == *account && Some(&of) == owner
+            });
+            found.unless(is_owners, 7, || {
+                format!("{payment} moved {key}, which is {owner:?}'s")
+            });
+        }
+        let events = of_payment.get(payment.payment.as_str());
+        for event in events.into_iter().flatten() {
+            let is_its = event.end == End::In(key.clone()) || event.account.is_some();
+            found.unless(is_its, 4, || {
+                format!("{} moved {key} instead of {:?}", event.id, event.end)
+            });
+        }
+    }
 }
 
 /// 4, 6, 10: whatever came so far, the row is what the set of it says; what it lowers must be what the set lowers.
@@ -313,7 +372,10 @@ fn as_the_set_says(row: &EntityRow, applied: &[&Emitted], found: &mut Found) {
         Says::Refund(id, ..) => Some(id.as_str()),
         _ => None,
     });
-    let (is, should) = (facts.refunds.len(), told.collect::<BTreeSet<_>>().len());
+    let (is, should) = (
+        facts.borne().refunds.len(),
+        told.collect::<BTreeSet<_>>().len(),
+    );
     found.unless(is == should, 5, || {
         differs("the number of refunds", &is, &should)
     });
@@ -338,7 +400,7 @@ fn cancelling(
     if facts.cancelled.is_some() || facts_of(after).cancelled.is_none() {
         return;
     }
-    let known = facts.payments.keys().map(ToString::to_string);
+    let known = facts.payment_keys().map(|key| key.payment.to_string());
     let noted = before
         .entity
         .payment_intent()
@@ -380,13 +442,6 @@ fn batches(seen: &Seen, found: &mut Found) {
 
 fn events(world: &World, seen: &Seen, found: &mut Found) {
     let emitted = by_id(world);
-    let linked: BTreeSet<&str> = world
-        .stripe
-        .events
-        .iter()
-        .filter(|event| event.links)
-        .map(|event| event.of.as_str())
-        .collect();
     for provider in ProviderId::ALL.iter().copied() {
         for row in world.store.events_of(provider) {
             let (stored, reason) = (&row.stored, row.error.as_deref().unwrap_or_default());
@@ -402,17 +457,11 @@ fn events(world: &World, seen: &Seen, found: &mut Found) {
                 format!("{id} is still failed: {reason}")
             });
             let is_right = match &event.end {
-                End::In(key) => {
-                    let in_column = world.store.entities.get(key).is_some_and(|row| {
-                        row.entity
-                            .payment_intent()
-                            .is_some_and(|intent| intent.as_str() == event.of)
-                    });
-                    let is_linked = linked.contains(event.of.as_str()) || in_column;
-                    match is_linked {
-                        true => stored.outcome == EventOutcome::Processed,
-                        false => (stored.outcome, reason) == (EventOutcome::Parked, "unlinked"),
-                    }
+                End::In(_) => stored.outcome == EventOutcome::Processed,
+                // Another tenant's row may have the payment in its column.
+                End::Unborne => {
+                    stored.outcome == EventOutcome::Processed
+                        || (stored.outcome, reason) == (EventOutcome::Parked, "cross_tenant")
                 }
                 End::Ignored => stored.outcome == EventOutcome::Ignored,
                 End::Parked(why) => {
@@ -458,13 +507,29 @@ fn events(world: &World, seen: &Seen, found: &mut Found) {
     }
 }
 
+/// Whether anything says that the event's payment is this entity's: an event that names it, or its column.
+fn is_borne(world: &World, event: &Emitted, key: &EntityKey) -> bool {
+    let is_named = world.stripe.events.iter().any(|other| {
+        let id = EventId::parse(&other.id).unwrap();
+        let row = world.store.events.get(&(other.provider.as_str(), id));
+        let is_in = row.is_some_and(|row| row.stored.outcome == EventOutcome::Processed);
+        other.links && is_in && other.of == event.of && other.end == event.end
+    });
+    let row = world.store.entities.get(key);
+    let column = row.and_then(|row| row.entity.payment_intent());
+    is_named || column.is_some_and(|intent| intent.as_str() == event.of)
+}
+
 fn rows(world: &World, found: &mut Found) {
     let mut by_entity: BTreeMap<&EntityKey, Vec<&Emitted>> = BTreeMap::new();
     for event in &world.stripe.events {
         let id = EventId::parse(&event.id).unwrap();
         let row = world.store.events.get(&(event.provider.as_str(), id));
         let is_in = row.is_some_and(|row| row.stored.outcome == EventOutcome::Processed);
-        if let (End::In(key), true) = (&event.end, is_in) {
+        if let End::In(key) = &event.end
+            && is_in
+            && is_borne(world, event, key)
+        {
             by_entity.entry(key).or_default().push(event);
         }
     }

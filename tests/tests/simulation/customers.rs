@@ -357,7 +357,7 @@ impl Customers {
                         700,
                         "succeeded",
                     );
-                    (from_account(event, "acct_b"), End::Parked(""))
+                    (from_account(event, "acct_b"), End::Unborne)
                 }
                 2 => {
                     let mut event = paid(DUE, names);

@@ -321,7 +321,6 @@ impl Functions {
                     queue: port.clone(),
                     jobs: port.clone(),
                     clock,
-                    live_mode: false,
                 };
                 sweep.run(&SweepInput {}, deadline).await.map(drop)
             }

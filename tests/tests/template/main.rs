@@ -371,8 +371,7 @@ fn check_tables(template: &Value) {
             "TenantsTable",
             "tenant_id | stripe_connected_account_id(stripe_connected_account_id)",
         ),
-        ("EntitiesTable", "entity | "),
-        ("PaymentsTable", "payment_id | "),
+        ("EntitiesTable", "entity | OpenIndex(open,open_at)"),
         ("JobsTable", "job_id | "),
     ]);
     // The kinds that are not named above have no names to keep: their own schema says what their tables need.
@@ -468,7 +467,6 @@ fn check_outputs(template: &Value) {
         "StatementsTable",
         "TenantsTable",
         "EntitiesTable",
-        "PaymentsTable",
         "JobsTable",
         "StripeEventsQueueUrl",
         "LobEventsQueueUrl",

@@ -68,7 +68,7 @@ const SEEDED: [(&str, &str, &str); 49] = [
     ("a variable missing", "StripeWorkerFunction/Properties/Environment/Variables/TENANTS_TABLE", ""),
     ("no recovery of a table", "OrdersTable/Properties/PointInTimeRecoverySpecification/PointInTimeRecoveryEnabled", "false"),
     ("a table in the clear", "OrdersTable/Properties/SSESpecification/SSEEnabled", "false"),
-    ("a table without protection", "PaymentsTable/Properties/DeletionProtectionEnabled", ""),
+    ("a table without protection", "EntitiesTable/Properties/DeletionProtectionEnabled", ""),
     ("a table that goes with its stack", "TenantsTable/DeletionPolicy", r#""Delete""#),
     ("events for ever", "StripeEventsTable/Properties/TimeToLiveSpecification", ""),
     ("old TLS", "Api/Properties/SecurityPolicy", r#""TLS_1_0""#),

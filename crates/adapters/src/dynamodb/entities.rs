@@ -10,25 +10,37 @@ use std::collections::HashMap;
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use billhook_core::entity::columns::{ColumnValue, RowColumns};
-use billhook_core::entity::schema::{StateRow, StoredState, UnreadableRow, check_schema};
+use billhook_core::entity::invoice::InvoiceState;
+use billhook_core::entity::key::{InvoiceKey, PaymentKey};
+use billhook_core::entity::payment::state::PaymentState;
+use billhook_core::entity::schema::{StoredState, UnreadableRow, check_schema};
 use billhook_core::entity::timeline::{ACTOR, DerivedEntry, TimelineEntry, merge_timelines};
 use billhook_core::entity::{Entity, EntityKey, EntityUpdate};
 use billhook_core::time::Timestamp;
-use billhook_core::worker::ports::CommitError;
+use billhook_core::worker::ports::{CommitError, NextState};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::attributes::{self, Item, number_value, read_text, string_value};
 
-/// The rows of an entity as they were read. The write's conditions compare with them.
-#[derive(Debug)]
+/// The rows of an entity, payment or invoice as they were read. The write's conditions compare with them.
+#[derive(Debug, Default)]
 pub struct DynamoRow {
-    /// The application's row.
+    /// The application's row; empty if there is none.
     pub(super) item: Item,
     /// Timeline entries of the application and the operator, which we write back unchanged.
     foreign_entries: Vec<AttributeValue>,
     /// The state's row; `None` if billhook has not written the entity yet.
     pub(super) state: Option<Item>,
+}
+
+impl DynamoRow {
+    fn of_state(state: Item) -> Self {
+        Self {
+            state: Some(state),
+            ..Self::default()
+        }
+    }
 }
 
 /// `None` removes the column.
@@ -53,7 +65,7 @@ impl RowColumns for ItemColumns<'_> {
 struct LoadedState<'a>(&'a Item);
 
 impl StoredState for LoadedState<'_> {
-    fn read<F: DeserializeOwned>(&self) -> Result<StateRow<F>, UnreadableRow> {
+    fn read<R: DeserializeOwned>(&self) -> Result<R, UnreadableRow> {
         check_schema(attributes::read_integer(self.0, "schema"))?;
         serde_dynamo::from_item(self.0.clone())
             .map_err(|error| UnreadableRow::Broken(format!("the state cannot be read: {error}")))
@@ -109,6 +121,49 @@ pub(super) fn read_entity(
     ))
 }
 
+pub(super) fn read_payment(
+    key: &PaymentKey,
+    state: Item,
+) -> Result<(PaymentState, DynamoRow), UnreadableRow> {
+    let payment = PaymentState::read(key.clone(), &LoadedState(&state))?;
+    Ok((payment, DynamoRow::of_state(state)))
+}
+
+pub(super) fn read_invoice(
+    key: &InvoiceKey,
+    state: Item,
+) -> Result<(InvoiceState, DynamoRow), UnreadableRow> {
+    let invoice = InvoiceState::read(key.clone(), &LoadedState(&state))?;
+    Ok((invoice, DynamoRow::of_state(state)))
+}
+
+/// The attributes of a row that only billhook has.
+pub(super) fn build_state(row: Option<&DynamoRow>, next: &NextState) -> Result<Item, CommitError> {
+    let mut state = stored_item(next)?;
+    if let Some(loaded) = row.and_then(|row| row.state.as_ref()) {
+        let known = match next {
+            NextState::Payment(next) => {
+                let was = PaymentState::read(next.key.clone(), &LoadedState(loaded));
+                was.map(NextState::Payment)
+            }
+            NextState::Invoice(next) => {
+                let was = InvoiceState::read(next.key.clone(), &LoadedState(loaded));
+                was.map(NextState::Invoice)
+            }
+        };
+        let known = known.map_err(|error| CommitError::Refused(error.to_string()))?;
+        keep_unknown_members(loaded, &stored_item(&known)?, &mut state);
+    }
+    Ok(state)
+}
+
+fn stored_item(state: &NextState) -> Result<Item, CommitError> {
+    match state {
+        NextState::Payment(payment) => to_item(&payment.stored()),
+        NextState::Invoice(invoice) => to_item(&invoice.stored()),
+    }
+}
+
 fn is_derived_entry(entry: &AttributeValue) -> bool {
     entry
         .as_m()
@@ -116,7 +171,7 @@ fn is_derived_entry(entry: &AttributeValue) -> bool {
 }
 
 /// What a write of an entity contains.
-pub(super) struct EntityWrite {
+pub(super) struct WrittenRows {
     /// The columns of the application's row; `None` if none of them changes.
     pub(super) columns: Option<ColumnUpdates>,
     /// The attributes of the state's row.
@@ -148,7 +203,7 @@ pub(super) fn build_write(
     row: &DynamoRow,
     next: &EntityUpdate,
     now: Timestamp,
-) -> Result<EntityWrite, CommitError> {
+) -> Result<WrittenRows, CommitError> {
     let columns = build_columns(&entity.key(), row, next, now)?;
     // A manual edit that became a fact is written too, so that it is found once.
     let is_edited = *entity.columns() != entity.last_derived().columns;
@@ -162,13 +217,27 @@ pub(super) fn build_write(
     };
     let mut state = to_item(&stored.stored())?;
     if let Some(loaded) = &row.state {
-        keep_unknown(loaded, &to_item(&entity.stored())?, &mut state);
+        keep_unknown_members(loaded, &to_item(&entity.stored())?, &mut state);
     }
-    Ok(EntityWrite { columns, state })
+    Ok(WrittenRows { columns, state })
 }
 
-/// Keeps what a newer release wrote into the facts under the same number: members that were loaded and that this
-/// release does not know, wherever their surroundings still exist.
+/// Keeps what a newer release wrote into the maps of a state under the same number: members that were loaded and that
+/// this release does not know, wherever their surroundings still exist. Whole attributes that it does not know are in no
+/// expression of ours, so they stay in any case.
+fn keep_unknown_members(loaded: &Item, known: &Item, next: &mut Item) {
+    for (name, next) in next {
+        if let (
+            Some(AttributeValue::M(was)),
+            Some(AttributeValue::M(known)),
+            AttributeValue::M(next),
+        ) = (loaded.get(name), known.get(name), next)
+        {
+            keep_unknown(was, known, next);
+        }
+    }
+}
+
 fn keep_unknown(loaded: &Item, known: &Item, next: &mut Item) {
     for (name, was) in loaded {
         match (known.get(name), next.get_mut(name)) {

@@ -12,7 +12,6 @@ use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::operation::put_item::PutItemError;
 use aws_sdk_dynamodb::primitives::Blob;
 use aws_sdk_dynamodb::types::{AttributeValue, ReturnValuesOnConditionCheckFailure, Update};
-use billhook_core::entity::EntityKey;
 use billhook_core::error::DependencyError;
 use billhook_core::ids::{AccountId, CorrelationId, EventId, PerProvider, ProviderId};
 use billhook_core::intake::inbox::{EVENT_RETENTION, EventRecord, NewEvent, RecordResult};
@@ -307,30 +306,19 @@ pub(super) fn build_event_update(
         (!outcome.is_done()).then(|| string_value(outcome.as_str())),
     );
     if !end.entities.is_empty() {
-        let entities = end.entities.iter().map(EntityKey::to_string);
+        let entities = end.entities.iter().map(ToString::to_string);
         update.set("entities", Some(AttributeValue::Ss(entities.collect())));
     }
     if let Some(tenant) = &end.tenant {
         update.set("tenant_id", Some(string_value(tenant.as_str())));
     }
     update.add("attempts", number_value(1));
-    if end.waited {
-        // The event waited for its PaymentIntent to be linked. Meanwhile the sweep may have set it to `ignored`
-        // (`never_linked`, after 4 days) with `processed` = true; the link still counts, so the condition only excludes
-        // `processed`. Case: an order's session arrives on day 5 and the refund that waited for it is still counted.
-        // The attribute must exist, because an update creates a missing row, here one without a payload.
-        update.require_other(
-            "processing_outcome",
-            string_value(EventOutcome::Processed.as_str()),
-        );
-    } else {
-        // Case: a worker gives up a call that hangs, the queue delivers the message to another worker, and that one
-        // writes `processed`. Now the first call arrives after all. Without this condition it could park the event, and
-        // so reopen it. A lost answer is safe too: the SDK's second attempt fails here, and the next round reads
-        // `processed`. An event that is parked stays `processed` = false, so a second attempt parks it again and
-        // `attempts` counts one too many.
-        update.require_as_loaded("processed", Some(&AttributeValue::Bool(false)));
-    }
+    // Case: a worker gives up a call that hangs, the queue delivers the message to another worker, and that one
+    // writes `processed`. Now the first call arrives after all. Without this condition it could park the event, and
+    // so reopen it. A lost answer is safe too: the SDK's second attempt fails here, and the next round reads
+    // `processed`. An event that is parked stays `processed` = false, so a second attempt parks it again and
+    // `attempts` counts one too many.
+    update.require_as_loaded("processed", Some(&AttributeValue::Bool(false)));
     update.build(table, "event_id", end.event.as_str())
 }
 

@@ -1,10 +1,10 @@
-//! The worker's repository: reads events, entities and payments consistently in batches, and writes an entity together
+//! The worker's repository: reads events, entities, payments and invoices consistently in batches, and writes an entity together
 //! with its events in one transaction, on condition that every row is as it was read (optimistic lock).
 //!
 //! Guarantees: all or nothing; a lost race is an error and changes nothing; a repeat after a lost answer is harmless: a
 //! transaction carries the SDK's client token, and a single update fails its own condition or writes the same outcome
 //! again. It does not retry a lost race: `billhook_core::worker` reads again and decides again. Each condition is
-//! explained where it is set: here for entities, in `events` and in `payments`.
+//! explained where it is set: here for entities, and in `events`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Mutex;
@@ -14,6 +14,7 @@ use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_dynamodb::types::{AttributeValue, ConditionCheck, TransactWriteItem, Update};
 use billhook_core::entity::columns::EntitySchema;
+use billhook_core::entity::key::StateKey;
 use billhook_core::entity::kind::EntityKind as _;
 use billhook_core::entity::schema::{STATE_COLUMNS, STATE_KEY};
 use billhook_core::entity::statement::{PIECE_COLUMN, StatementKind};
@@ -25,16 +26,18 @@ use billhook_core::ports::Clock;
 use billhook_core::retry::Disposition;
 use billhook_core::time::Timestamp;
 use billhook_core::worker::ports::{
-    CommitError, CommitPart, Ledger, LoadedRows, PaymentKey, StoredEvent,
+    CommitError, CommitPart, EntityWrite, Ledger, LoadedRows, StateWrite, StoredEvent,
 };
 use futures_util::future::join_all;
 
 use super::attributes::{self, Item, read_text, string_value};
 use super::batch_get::batch_get_rows;
-use super::entities::{ColumnUpdates, DynamoRow, EntityWrite, build_write, read_entity};
+use super::entities::{
+    ColumnUpdates, DynamoRow, WrittenRows, build_state, build_write, read_entity, read_invoice,
+    read_payment,
+};
 use super::events::{build_event_update, load_event_items, read_stored_event};
 use super::index::{ColumnIndex, ScanObserver};
-use super::payments::{build_payment_update, read_payment_row};
 use super::update::UpdateBuilder;
 use super::{dependency_error, send_update};
 use crate::config::{EntityTables, table_variable};
@@ -55,7 +58,6 @@ pub struct TableNames {
     pub entities: String,
     /// The application's tables.
     pub projections: EntityTables,
-    pub payments: Option<String>,
 }
 
 #[cfg(test)]
@@ -68,7 +70,6 @@ impl TableNames {
             projections: projections
                 .map(|schema| (schema.table, schema.table.to_lowercase()))
                 .collect(),
-            payments: Some("payments".to_owned()),
         }
     }
 }
@@ -98,11 +99,6 @@ impl<C: Clock> DynamoLedger<C> {
         table
             .map(String::as_str)
             .ok_or_else(|| missing_table(&table_variable(schema)))
-    }
-
-    fn payments_table(&self) -> Result<&str, DependencyError> {
-        let table = self.tables.payments.as_deref();
-        table.ok_or_else(|| missing_table("PAYMENTS_TABLE"))
     }
 
     /// The entities whose column has this value, by an index. At most two: two are enough to know that the value is
@@ -140,9 +136,8 @@ impl<C: Clock> DynamoLedger<C> {
         now: Timestamp,
     ) -> Result<[TransactWriteItem; 2], CommitError> {
         let key = entity.key();
-        let EntityWrite { columns, state } = build_write(entity, row, next, now)?;
-        check_size(&key, "state", attributes::item_size(&state))?;
-        let state = self.state_update(&key, row, state)?;
+        let WrittenRows { columns, state } = build_write(entity, row, next, now)?;
+        let state = self.state_update(&key.clone().into(), Some(row), state)?;
         let action = TransactWriteItem::builder();
         let projection = match columns {
             Some(columns) => action.update(self.projection_update(&key, row, columns)?),
@@ -156,12 +151,13 @@ impl<C: Clock> DynamoLedger<C> {
 
     fn state_update(
         &self,
-        key: &EntityKey,
-        row: &DynamoRow,
+        key: &StateKey,
+        row: Option<&DynamoRow>,
         state: Item,
     ) -> Result<Update, CommitError> {
+        check_size(key, "state", attributes::item_size(&state))?;
         let mut update = UpdateBuilder::new();
-        let loaded = row.state.as_ref();
+        let loaded = row.and_then(|row| row.state.as_ref());
         // In a fixed order, for people who compare two requests.
         for column in STATE_COLUMNS {
             let value = state.get(column.name);
@@ -190,7 +186,7 @@ impl<C: Clock> DynamoLedger<C> {
             let size = |value| attributes::attribute_size(name, value);
             bytes - row.item.get(*name).map_or(0, size) + value.as_ref().map_or(0, size)
         });
-        check_size(key, "row", bytes)?;
+        check_size(&key.clone().into(), "row", bytes)?;
         let mut update = UpdateBuilder::new();
         for (name, value) in columns {
             update.set(name, value);
@@ -213,7 +209,7 @@ impl<C: Clock> DynamoLedger<C> {
     }
 }
 
-fn check_size(key: &EntityKey, what: &str, bytes: usize) -> Result<(), CommitError> {
+fn check_size(key: &StateKey, what: &str, bytes: usize) -> Result<(), CommitError> {
     match bytes > ROW_BYTES_MAX {
         true => Err(CommitError::Refused(format!(
             "the {what} of {key} would take {bytes} bytes, the limit is {ROW_BYTES_MAX} bytes"
@@ -272,65 +268,58 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
 
     async fn load_rows(
         &self,
-        entities: &BTreeSet<EntityKey>,
-        payments: &BTreeSet<PaymentKey>,
+        keys: &BTreeSet<StateKey>,
     ) -> Result<LoadedRows<DynamoRow>, DependencyError> {
         let mut wanted: HashMap<String, Vec<Item>> = HashMap::new();
         let mut schemas: HashMap<&str, &EntitySchema> = HashMap::new();
-        for key in entities {
-            let schema = key.schema();
-            let table = self.entity_table(schema)?;
-            schemas.insert(table, schema);
-            let row = Item::from([(schema.key.to_owned(), string_value(key.id()))]);
-            wanted.entry(table.to_owned()).or_default().push(row);
+        for key in keys {
             let state = Item::from([(STATE_KEY.to_owned(), string_value(key.to_string()))]);
             let states = wanted.entry(self.tables.entities.clone());
             states.or_default().push(state);
+            if let StateKey::Entity(key) = key {
+                let schema = key.schema();
+                let table = self.entity_table(schema)?;
+                schemas.insert(table, schema);
+                let row = Item::from([(schema.key.to_owned(), string_value(key.id()))]);
+                wanted.entry(table.to_owned()).or_default().push(row);
+            }
         }
-        let by_row_key: BTreeMap<String, &PaymentKey> =
-            payments.iter().map(|p| (p.row_key(), p)).collect();
-        if !by_row_key.is_empty() {
-            let table = self.payments_table()?;
-            let keys = by_row_key
-                .keys()
-                .map(|key| Item::from([("payment_id".to_owned(), string_value(key))]));
-            wanted.entry(table.to_owned()).or_default().extend(keys);
-        }
-        let mut rows = LoadedRows {
-            entities: BTreeMap::new(),
-            unreadable: BTreeMap::new(),
-            payments: BTreeMap::new(),
-        };
-        let mut loaded: BTreeMap<EntityKey, (Option<Item>, Option<Item>)> = BTreeMap::new();
+        let mut rows = LoadedRows::empty();
+        let mut entities: BTreeMap<EntityKey, (Option<Item>, Option<Item>)> = BTreeMap::new();
         for (table, item) in batch_get_rows(&self.client, wanted, None).await? {
-            if Some(&table) == self.tables.payments.as_ref() {
-                let key = read_text(&item, "payment_id").and_then(|key| by_row_key.get(key));
-                rows.payments
-                    .extend(key.map(|key| ((*key).clone(), read_payment_row(&item))));
-            } else if table == self.tables.entities {
-                let key = read_text(&item, STATE_KEY).and_then(EntityKey::parse);
-                if let Some(key) = key {
-                    loaded.entry(key).or_default().1 = Some(item);
-                }
+            if table == self.tables.entities {
+                let Some(key) = read_text(&item, STATE_KEY).and_then(StateKey::parse) else {
+                    continue;
+                };
+                let unreadable = match &key {
+                    StateKey::Entity(key) => {
+                        entities.entry(key.clone()).or_default().1 = Some(item);
+                        None
+                    }
+                    StateKey::Payment(payment) => read_payment(payment, item)
+                        .map(|read| rows.payments.insert(payment.clone(), read))
+                        .err(),
+                    StateKey::Invoice(invoice) => read_invoice(invoice, item)
+                        .map(|read| rows.invoices.insert(invoice.clone(), read))
+                        .err(),
+                };
+                rows.unreadable
+                    .extend(unreadable.map(|reason| (key, reason)));
             } else {
                 let key = schemas.get(table.as_str()).and_then(|schema| {
                     EntityKey::of_kind(schema.word, read_text(&item, schema.key)?)
                 });
                 if let Some(key) = key {
-                    loaded.entry(key).or_default().0 = Some(item);
+                    entities.entry(key).or_default().0 = Some(item);
                 }
             }
         }
-        for (key, (row, state)) in loaded {
+        for (key, (row, state)) in entities {
             // A state without the application's row: the application deleted it.
             let Some(row) = row else { continue };
             match read_entity(&key, row, state) {
-                Ok(entity) => {
-                    rows.entities.insert(key, entity);
-                }
-                Err(reason) => {
-                    rows.unreadable.insert(key, reason);
-                }
+                Ok(entity) => drop(rows.entities.insert(key, entity)),
+                Err(reason) => drop(rows.unreadable.insert(key.into(), reason)),
             }
         }
         Ok(rows)
@@ -394,21 +383,21 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
     async fn commit(
         &self,
         _: ProviderId,
-        commits: &[CommitPart<'_, DynamoRow>],
+        parts: &[&CommitPart<'_, DynamoRow>],
     ) -> Result<(), CommitError> {
         let mut actions = Vec::new();
         let action = |update| TransactWriteItem::builder().update(update).build();
-        for commit in commits {
-            if let Some((entity, row, next)) = commit.entity {
-                actions.extend(self.entity_actions(entity, row, next, commit.now)?);
+        for part in parts {
+            for EntityWrite { entity, row, next } in &part.entities {
+                actions.extend(self.entity_actions(entity, row, next, part.now)?);
             }
-            for update in &commit.events {
+            for StateWrite { row, next } in &part.states {
+                let state = build_state(*row, next)?;
+                actions.push(action(self.state_update(&next.key(), *row, state)?));
+            }
+            for update in &part.events {
                 let events = &self.tables.events;
-                actions.push(action(build_event_update(events, update, commit.now)?));
-            }
-            for (payment, write) in &commit.payments {
-                let table = self.payments_table()?;
-                actions.push(action(build_payment_update(table, payment, write)?));
+                actions.push(action(build_event_update(events, update, part.now)?));
             }
         }
         // DynamoDB charges a transaction twice the write units. An ignored event changes one row only: as a single
@@ -505,14 +494,18 @@ mod tests {
 
     use aws_sdk_dynamodb::config::BehaviorVersion;
     use billhook_core::entity::kind::StatedFacts;
-    use billhook_core::ids::{OrderId, PaymentRef, StatementId};
+    use billhook_core::ids::{OrderId, StatementId};
     use billhook_core::outcome::{EventVerdict, IgnoreReason, ParkReason};
     use billhook_core::provider::lob::event::LobEvent;
     use billhook_core::provider::lob::mail::read_mail_facts;
-    use billhook_testkit::events::{account_facts, letter, payment_facts};
+    use billhook_testkit::events::{account_facts, borne, letter};
     use serde_json::json;
 
-    use billhook_core::worker::ports::{EventUpdate, PaymentWrite};
+    use billhook_core::entity::key::PaymentKey;
+    use billhook_core::entity::merge::MinRegister;
+    use billhook_core::entity::payment::bearer::PaymentStanding;
+    use billhook_core::entity::payment::state::{NamedBy, PaymentState, PaymentStateFacts};
+    use billhook_core::worker::ports::{EventUpdate, NextState};
 
     use super::*;
     use crate::clock::SystemClock;
@@ -570,11 +563,11 @@ mod tests {
         text.replace(", #", ",\n  #").replace(" AND ", "\n  AND ")
     }
 
-    fn paid() -> StatedFacts {
+    fn paid() -> Vec<StatedFacts> {
         let event = json!({ "id": "evt_1", "type": "payment_intent.succeeded", "created": 1_781_000_000,
             "account": "acct_1", "data": { "object": { "id": "pi_1", "object": "payment_intent",
             "amount_received": 4100, "currency": "usd" } } });
-        StatedFacts::Payment(payment_facts(&event))
+        borne([&event])
     }
 
     fn next_write(
@@ -583,7 +576,7 @@ mod tests {
         item: Item,
     ) -> Result<[TransactWriteItem; 2], CommitError> {
         let (entity, row) = read_entity(key, item, None).unwrap();
-        ledger.entity_actions(&entity, &row, &entity.apply_facts([paid()], now()), now())
+        ledger.entity_actions(&entity, &row, &entity.apply_facts(paid(), now()), now())
     }
 
     /// Both writes of an entity.
@@ -641,6 +634,10 @@ mod tests {
         insta::assert_snapshot!(both(ledger().entity_actions(&entity, &row, &next, now())));
     }
 
+    fn everything() -> Vec<StatedFacts> {
+        [paid(), vec![returned(), account_updated()]].concat()
+    }
+
     #[test]
     fn what_a_write_stores_reads_back_as_the_row_that_was_derived() {
         let rows = [
@@ -662,7 +659,7 @@ mod tests {
             let key = EntityKey::parse(key).unwrap();
             let mut item = row(columns);
             let (entity, loaded) = read_entity(&key, item.clone(), None).unwrap();
-            let mut next = entity.apply_facts([paid(), returned(), account_updated()], now());
+            let mut next = entity.apply_facts(everything(), now());
             next.record_events([(&EventId::parse("evt_1").unwrap(), Some(now()))]);
             let write = build_write(&entity, &loaded, &next, now()).unwrap();
             set_columns(&mut item, write.columns.unwrap());
@@ -671,7 +668,7 @@ mod tests {
             assert_ne!(again, entity);
 
             // The same facts once more change no column, so the application's row is only checked.
-            let same = again.apply_facts([paid(), returned(), account_updated()], now());
+            let same = again.apply_facts(everything(), now());
             let actions = ledger().entity_actions(&again, &loaded, &same, now());
             let [state, projection] = actions.unwrap();
             assert!(state.update.is_some() && projection.update.is_none());
@@ -694,7 +691,7 @@ mod tests {
         let key = EntityKey::parse("order#ord_1").unwrap();
         let mut item = row(json!({ "id": "ord_1", "amountTotal": 4100, "currency": "usd" }));
         let (entity, loaded) = read_entity(&key, item.clone(), None).unwrap();
-        let next = entity.apply_facts([paid()], now());
+        let next = entity.apply_facts(paid(), now());
         let write = build_write(&entity, &loaded, &next, now()).unwrap();
         set_columns(&mut item, write.columns.unwrap());
         for name in ["status", "paymentStatus"] {
@@ -715,15 +712,15 @@ mod tests {
         let key = EntityKey::parse("order#ord_1").unwrap();
         let item = row(json!({ "id": "ord_1", "amountTotal": 4100, "currency": "usd" }));
         let (entity, loaded) = read_entity(&key, item.clone(), None).unwrap();
-        let next = entity.apply_facts([paid()], now());
+        let next = entity.apply_facts(paid(), now());
         let mut state = build_write(&entity, &loaded, &next, now()).unwrap().state;
         let mut newer: serde_json::Value = serde_dynamo::from_item(state).unwrap();
         newer["facts"]["coupons"] = json!({ "co_1": 500 });
-        newer["facts"]["payments"]["pi_1"]["mandate"] = json!("mandate_1");
+        newer["facts"]["payments"]["payment#acct_1#pi_1"]["mandate"] = json!("mandate_1");
         newer["issued"] = json!({ "fulfil": 1 });
         state = serde_dynamo::to_item(&newer).unwrap();
         let (entity, loaded) = read_entity(&key, item, Some(state)).unwrap();
-        let next = entity.apply_facts([account_updated(), paid()], now());
+        let next = entity.apply_facts(paid(), now());
         let write = build_write(&entity, &loaded, &next, now()).unwrap();
         let written: serde_json::Value = serde_dynamo::from_item(write.state).unwrap();
         assert_eq!(written["facts"], newer["facts"]);
@@ -738,51 +735,54 @@ mod tests {
     #[test]
     fn an_events_end_is_conditional_on_nobody_having_ended_it() {
         let ledger = ledger();
-        let end = |verdict, waited| {
+        let end = |verdict| {
             let update = EventUpdate {
                 event: EventId::parse("evt_1").unwrap(),
                 tenant: Some(TenantId::parse("ten_1").unwrap()),
                 entities: match verdict {
-                    EventVerdict::Processed => [EntityKey::parse("order#ord_1").unwrap()].into(),
+                    EventVerdict::Processed => [StateKey::parse("order#ord_1").unwrap()].into(),
                     _ => BTreeSet::new(),
                 },
                 verdict,
-                waited,
             };
             shown(build_event_update(&ledger.tables.events, &update, now()))
         };
         insta::assert_snapshot!(
             [
-                end(EventVerdict::Processed, false),
-                end(EventVerdict::Processed, true),
-                end(EventVerdict::Ignored(IgnoreReason::UnhandledType), false),
-                end(EventVerdict::Parked(ParkReason::Unlinked), false),
+                end(EventVerdict::Processed),
+                end(EventVerdict::Ignored(IgnoreReason::UnhandledType)),
+                end(EventVerdict::Parked(ParkReason::OrderUnknown)),
             ]
             .join("\n")
         );
     }
 
     #[test]
-    fn a_payments_row_is_linked_once_and_waits_until_then() {
-        let ledger = ledger();
-        let table = ledger.payments_table().unwrap();
-        let payment = PaymentKey {
-            account: Some(AccountId::parse("acct_1").unwrap()),
-            payment: PaymentRef::parse("pi_1").unwrap(),
+    fn a_payments_write_holds_its_version_and_keeps_what_it_does_not_know() {
+        let key = PaymentKey::parse("payment#acct_1#pi_1").unwrap();
+        let mut first = PaymentState::new(key.clone()).next(PaymentStateFacts::default(), None);
+        first.note_open(now());
+        let write = |row: Option<&DynamoRow>, next: PaymentState| {
+            let next = NextState::Payment(next);
+            let state = build_state(row, &next).unwrap();
+            ledger().state_update(&next.key(), row, state)
         };
-        let link = |version| PaymentWrite::Link {
-            entity: EntityKey::Order(OrderId::parse("ord_1").unwrap()),
-            version,
-        };
-        let wait = PaymentWrite::Wait {
-            events: [EventId::parse("evt_1").unwrap()].into(),
-            version: 2,
-        };
-        insta::assert_snapshot!(
-            [link(0), link(3), wait]
-                .map(|write| shown(build_payment_update(table, &payment, &write)))
-                .join("\n")
-        );
+        let created = shown(write(None, first.clone()));
+        let mut stored = build_state(None, &NextState::Payment(first)).unwrap();
+        stored.insert(STATE_KEY.to_owned(), string_value(key.to_string()));
+        let mut newer: serde_json::Value = serde_dynamo::from_item(stored).unwrap();
+        newer["facts"]["mandate"] = json!("mandate_1");
+        let item = serde_dynamo::to_item(&newer).unwrap();
+        let (read, row) = read_payment(&key, item).unwrap();
+        let mut facts = read.facts.clone();
+        let order = EntityKey::parse("order#ord_1").unwrap();
+        let ways = [(NamedBy::Metadata, MinRegister(now()))];
+        facts.bearers.insert(order.clone(), ways.into());
+        let mut next = read.next(facts, None);
+        next.note_told(&order, PaymentStanding::Borne);
+        next.note_open(now());
+        let written = shown(write(Some(&row), next));
+        insta::assert_snapshot!([created, written].join("\n"));
     }
 
     #[test]

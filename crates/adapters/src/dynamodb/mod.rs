@@ -15,7 +15,7 @@ mod failed_orders;
 pub mod index;
 pub mod jobs;
 pub mod ledger;
-mod payments;
+mod open_payments;
 mod tenants;
 mod unfinished_events;
 mod update;

@@ -2,7 +2,7 @@
 //! (compare-and-set, optimistic lock).
 //!
 //! Every name and value is a placeholder, so that reserved words and values from outside cannot change the expression.
-//! All conditions must hold together. `events`, `ledger`, `payments` and `jobs` say which race each condition prevents.
+//! All conditions must hold together. `events`, `ledger` and `jobs` say which race each condition prevents.
 
 use std::collections::HashMap;
 
@@ -59,7 +59,7 @@ impl UpdateBuilder {
     }
 
     /// Adds to a number or to a set. DynamoDB adds to the value at the time of the write, so two workers that add
-    /// different ids to `waiting` lose none.
+    /// at once lose nothing.
     pub(super) fn add(&mut self, name: &str, value: AttributeValue) {
         let (name, value) = (self.name(name), self.value(value));
         append_term(&mut self.add, ", ", [&name, " ", &value]);
@@ -76,14 +76,6 @@ impl UpdateBuilder {
             }
             None => self.require(["attribute_not_exists(", &name, ")"]),
         }
-    }
-
-    /// The attribute must exist and have another value. `<>` alone does not require that the row exists, and an update
-    /// creates a missing row.
-    pub(super) fn require_other(&mut self, name: &str, value: AttributeValue) {
-        let (name, value) = (self.name(name), self.value(value));
-        self.require(["attribute_exists(", &name, ")"]);
-        self.require([&name, " <> ", &value]);
     }
 
     /// A list must have this many entries. Comparing the list itself would send it once more with every write: up to

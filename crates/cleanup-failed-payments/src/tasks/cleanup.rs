@@ -6,11 +6,11 @@
 //! (`paid_after_cancel`). Not guaranteed: that every failed order is cancelled by one run; the checkpoint resumes.
 //! `billhook_core::tasks::cleanup` decides what is due.
 
-use std::slice;
 use std::time::Duration;
 
 use billhook_adapters::metrics;
 use billhook_adapters::report::report_entity_commit;
+use billhook_core::entity::key::StateKey;
 use billhook_core::entity::{Entity, EntityKey};
 use billhook_core::error::error_chain;
 use billhook_core::ids::{OrderId, ProviderId};
@@ -23,7 +23,7 @@ use billhook_core::tasks::cleanup::{
 use billhook_core::tasks::definitions::CleanupInput;
 use billhook_core::tasks::ports::{CheckpointStore, FindFailedOrders, PaymentsAtStripe};
 use billhook_core::time::Timestamp;
-use billhook_core::worker::ports::{CommitError, CommitPart, Ledger, LoadedRows};
+use billhook_core::worker::ports::{CommitError, CommitPart, EntityWrite, Ledger, LoadedRows};
 use futures_util::stream::{self, StreamExt as _};
 use serde::Serialize;
 use uuid::Uuid;
@@ -183,10 +183,10 @@ where
                 .failed_orders(after.as_deref(), left)
                 .await
                 .map_err(fail_task("find failed orders"))?;
-            let keys = page.orders.iter().cloned().map(EntityKey::Order).collect();
+            let keys = page.orders.iter().cloned().map(EntityKey::Order);
             let rows = self
                 .ledger
-                .load_rows(&keys, &[].into())
+                .load_rows(&keys.map(StateKey::Entity).collect())
                 .await
                 .map_err(fail_task("read failed orders"))?;
             // `buffered` keeps the order of the page. Results are counted up to the first order that was not started,
@@ -253,10 +253,8 @@ where
     }
 
     async fn read_again(&self, key: &EntityKey) -> Result<LoadedRows<L::Row>, String> {
-        let rows = self
-            .ledger
-            .load_rows(&[key.clone()].into(), &[].into())
-            .await;
+        let keys = [key.clone().into()].into();
+        let rows = self.ledger.load_rows(&keys).await;
         rows.map_err(|error| error_chain(&error))
     }
 
@@ -281,7 +279,7 @@ where
         rows: &LoadedRows<L::Row>,
         run: &CleanupRun,
     ) -> Result<Option<OrderCleanup>, String> {
-        if let Some(reason) = rows.unreadable.get(key) {
+        if let Some(reason) = rows.unreadable.get(&StateKey::Entity(key.clone())) {
             return Err(format!("the row cannot be read: {reason}"));
         }
         let Some((order, row)) = rows.entities.get(key) else {
@@ -332,14 +330,17 @@ where
     ) -> Result<Option<OrderCleanup>, String> {
         let now = self.clock.now();
         let next = order.apply_facts([cancellation_fact(now)], now);
-        let commit = CommitPart {
-            entity: Some((order, row, &next)),
+        let part = CommitPart {
+            entities: vec![EntityWrite {
+                entity: order,
+                row,
+                next: next.clone(),
+            }],
+            states: Vec::new(),
             events: Vec::new(),
-            payments: Vec::new(),
             now,
         };
-        let part = slice::from_ref(&commit);
-        if let Err(error) = self.ledger.commit(ProviderId::Stripe, part).await {
+        if let Err(error) = self.ledger.commit(ProviderId::Stripe, &[&part]).await {
             // Outcome unknown: the write may have happened and its answer been lost. Then the SDK's own second attempt
             // fails the condition and looks like a lost race. The row decides: if it has the next version and exactly
             // our facts, our write happened.
@@ -353,8 +354,10 @@ where
                 CommitError::LostRace => return Ok(None),
                 error => return Err(error_chain(&error)),
             }
-        } else if let Some(changed) = commit.entity_commit() {
-            report_entity_commit(ProviderId::Stripe, &changed);
+        } else {
+            for changed in part.entity_commits() {
+                report_entity_commit(ProviderId::Stripe, &changed);
+            }
         }
         tracing::info!(order = %order.key(), "order_cancelled {}", order.key());
         Ok(Some(OrderCleanup::Cancelled))

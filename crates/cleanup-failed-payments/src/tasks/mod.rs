@@ -62,7 +62,6 @@ pub async fn run_task(
             events: config.events_tables.of(provider).clone(),
             entities: config.entities_table.clone(),
             projections: config.entity_tables.clone(),
-            payments: Some(config.payments_table.clone()),
         };
         DynamoLedger::new(aws.dynamodb().clone(), tables, clock, report_fallback_scan)
     };
@@ -83,7 +82,6 @@ pub async fn run_task(
                 queue,
                 jobs,
                 clock,
-                live_mode: config.environment.live,
             };
             sweep.run(&input, deadline).await.map(TaskReport::Sweep)
         }

@@ -1,34 +1,33 @@
 //! The sweep: retries unfinished events at the ages that `billhook_core::tasks::sweep` defines (exponential backoff),
-//! and gives up those that waited too long.
+//! gives up those that waited too long, and has open payments looked at: those that nothing bears, and those whose
+//! bearers do not know all of them.
 //!
 //! Guarantees: if an event reaches a retry age between two completed runs, it is sent at least once, and once if
 //! nothing fails. A message that is sent twice changes nothing (the worker is idempotent). The sweep never marks an
 //! event as failed. Not its job: events that need manual action, and dead-letter messages (`billhook dlq`).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use billhook_adapters::metrics;
+use billhook_core::entity::payment::state::open_index_keys;
 use billhook_core::error::{DependencyError, error_chain};
-use billhook_core::ids::{EventId, PaymentRef, PerProvider, ProviderId};
+use billhook_core::ids::{EventId, PerProvider, ProviderId};
 use billhook_core::intake::inbox::{EventRecord, EventSource};
-use billhook_core::intake::message::EventPointer;
+use billhook_core::intake::message::{EventPointer, PaymentPointer};
 use billhook_core::intake::ports::SendMessage;
 use billhook_core::outcome::{EventOutcome, EventVerdict, IgnoreReason};
 use billhook_core::ports::Clock;
-use billhook_core::provider::interpret;
 use billhook_core::retry::Disposition;
 use billhook_core::tasks::checkpoint::Checkpoint;
 use billhook_core::tasks::definitions::SweepInput;
 use billhook_core::tasks::ports::{
-    CheckpointSaveResult, CheckpointStore, FindUnfinishedEvents, UnfinishedEvent,
+    CheckpointSaveResult, CheckpointStore, FindOpenPayments, FindUnfinishedEvents, UnfinishedEvent,
 };
 use billhook_core::tasks::sweep::{
     FIRST_RETRY_AFTER, STUCK_AFTER, SweepAction, SweepCandidate, SweepWindow,
 };
 use billhook_core::time::Timestamp;
-use billhook_core::worker::ports::{
-    CommitError, CommitPart, EventUpdate, Ledger, PaymentKey, StoredEvent, StoredPayload,
-};
+use billhook_core::worker::ports::{CommitError, CommitPart, EventUpdate, Ledger};
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use serde::Serialize;
 
@@ -36,8 +35,8 @@ use crate::scheduled_task::{PassEnd, ScheduledTask, TaskFailed, fail_task, lacks
 
 /// Events in one page of the index. The due ones are then read from the table.
 const PAGE: usize = 100;
-/// Payloads in memory at the same time: each has at most 1 MiB, and the function 256 MB.
-const PAYLOADS_AT_ONCE: usize = 10;
+/// Payments of one value of their index in one run. A message moves its payment's next look, so the rest comes next time.
+const PAYMENTS_MAX: usize = 1_000;
 /// Messages and updates in progress at the same time.
 const ACTIONS_AT_ONCE: usize = 8;
 /// Passes of one run: the rest of an interrupted one, then one up to now.
@@ -65,8 +64,8 @@ pub struct SweepSummary {
     pub sent: usize,
     /// Events that the queue rejects for good, because their rows are damaged.
     pub refused: usize,
-    /// `unlinked` events whose payment no entity has yet.
-    pub waiting: usize,
+    /// Open payments that were sent to the worker to be looked at.
+    pub payments: usize,
     /// Events that were given up.
     pub ignored: usize,
     /// Events that are pending for more than an hour.
@@ -85,8 +84,6 @@ pub struct SweepTask<L, Q, J, C> {
     pub queue: Q,
     pub jobs: J,
     pub clock: C,
-    /// Whether the environment processes live events.
-    pub live_mode: bool,
 }
 
 /// The place of a pass: a lane, and the last event of it that was handled. Stored as text in the checkpoint.
@@ -146,7 +143,7 @@ enum IgnoreResult {
 
 impl<L, Q, J, C> ScheduledTask for SweepTask<L, Q, J, C>
 where
-    L: Ledger + FindUnfinishedEvents,
+    L: Ledger + FindUnfinishedEvents + FindOpenPayments,
     Q: SendMessage,
     J: CheckpointStore,
     C: Clock,
@@ -170,6 +167,7 @@ where
             ..SweepSummary::default()
         };
         self.count_stuck(&mut summary).await?;
+        self.send_open_payments(&mut summary, deadline).await?;
         let read = self.jobs.load_checkpoint(Self::NAME).await;
         let mut checkpoint = read.map_err(fail_task("load the checkpoint"))?;
         for _ in 0..PASSES_MAX {
@@ -207,7 +205,7 @@ where
 
 impl<L, Q, J, C> SweepTask<L, Q, J, C>
 where
-    L: Ledger + FindUnfinishedEvents,
+    L: Ledger + FindUnfinishedEvents + FindOpenPayments,
     Q: SendMessage,
     J: CheckpointStore,
     C: Clock,
@@ -228,6 +226,38 @@ where
             // Also report 0; otherwise the alarm could not distinguish "nothing is stuck" from "the sweep does not
             // run".
             metrics::STUCK_EVENTS.add(provider, u64::try_from(count).unwrap_or(u64::MAX));
+        }
+        Ok(())
+    }
+
+    /// Sends the open payments that are due to the worker. It moves each one's next look, so no place is kept: what a run
+    /// does not send is still due in the next one.
+    async fn send_open_payments(
+        &self,
+        summary: &mut SweepSummary,
+        deadline: Timestamp,
+    ) -> Result<(), TaskFailed> {
+        let ledger = self.ledgers.of(ProviderId::Stripe);
+        for index_key in open_index_keys() {
+            if lacks_time_to_start(&self.clock, deadline) {
+                return Ok(());
+            }
+            let due = ledger.open_payments(&index_key, self.clock.now(), PAYMENTS_MAX);
+            let due = due.await.map_err(fail_task("find open payments"))?;
+            let sent: Vec<()> = stream::iter(due)
+                .map(async |payment| {
+                    let body = PaymentPointer::message_for(&payment);
+                    let deduplication_id = self.clock.new_id().hyphenated().to_string();
+                    let group = PaymentPointer::group(&payment);
+                    self.queue
+                        .send(ProviderId::Stripe, &group, &deduplication_id, &body)
+                        .await
+                })
+                .buffer_unordered(ACTIONS_AT_ONCE)
+                .try_collect()
+                .await
+                .map_err(fail_task("send open payments"))?;
+            summary.payments += sent.len();
         }
         Ok(())
     }
@@ -293,7 +323,7 @@ where
         if ids.is_empty() {
             return Ok(());
         }
-        let (mut sending, mut asking, mut giving_up) = (Vec::new(), BTreeMap::new(), Vec::new());
+        let (mut sending, mut giving_up) = (Vec::new(), Vec::new());
         for (stored, reason) in self.ledgers.of(provider).load_with_reasons(&ids).await? {
             let Some(received_at) = stored.received_at.filter(|_| !stored.processed) else {
                 continue;
@@ -317,17 +347,10 @@ where
             match open.action(window) {
                 SweepAction::Leave => continue,
                 SweepAction::Send => sending.push(stored),
-                SweepAction::SendIfLinked => {
-                    asking.insert(stored.id.clone(), stored);
-                }
                 SweepAction::Ignore(reason) => giving_up.push((stored, reason)),
             }
             summary.looked_at += 1;
         }
-        let asked = asking.len();
-        let linked = self.filter_linked(provider, asking).await?;
-        summary.waiting += asked - linked.len();
-        sending.extend(linked);
         let sent: Vec<SendResult> = stream::iter(sending)
             .map(|stored| self.send(provider, stored))
             .buffer_unordered(ACTIONS_AT_ONCE)
@@ -379,68 +402,6 @@ where
         Ok(SendResult::Sent)
     }
 
-    /// Keeps the events whose PaymentIntent is linked to an entity or is in an entity's column by now. Also keeps
-    /// events whose payload cannot be read: their worker parks them with the right reason.
-    async fn filter_linked(
-        &self,
-        provider: ProviderId,
-        mut asking: BTreeMap<EventId, EventRecord>,
-    ) -> Result<Vec<EventRecord>, DependencyError> {
-        let ledger = self.ledgers.of(provider);
-        let mut by_payment: BTreeMap<PaymentKey, Vec<EventRecord>> = BTreeMap::new();
-        let mut linked = Vec::new();
-        let ids: Vec<EventId> = asking.keys().cloned().collect();
-        for ids in ids.chunks(PAYLOADS_AT_ONCE) {
-            let loaded = ledger
-                .load_events(provider, &ids.iter().cloned().collect())
-                .await?;
-            for loaded in loaded {
-                let Some(stored) = asking.remove(&loaded.stored.id) else {
-                    continue;
-                };
-                match self.payment(provider, &loaded) {
-                    Some(payment) => by_payment.entry(payment).or_default().push(stored),
-                    None => linked.push(stored),
-                }
-            }
-        }
-        let rows = ledger
-            .load_rows(&[].into(), &by_payment.keys().cloned().collect())
-            .await?;
-        let is_linked = |payment: &PaymentKey| {
-            let row = rows.payments.get(payment);
-            row.is_some_and(|row| row.entity.is_some())
-        };
-        let found: Vec<Vec<EventRecord>> = stream::iter(by_payment)
-            .map(async |(payment, events)| {
-                let is_linked = is_linked(&payment)
-                    || match payment.payment.intent() {
-                        Some(intent) => {
-                            !ledger.entities_by_payment_intent(intent).await?.is_empty()
-                        }
-                        None => false,
-                    };
-                Ok::<_, DependencyError>(if is_linked { events } else { Vec::new() })
-            })
-            .buffer_unordered(ACTIONS_AT_ONCE)
-            .try_collect()
-            .await?;
-        linked.extend(found.into_iter().flatten());
-        Ok(linked)
-    }
-
-    fn payment(&self, provider: ProviderId, loaded: &StoredEvent) -> Option<PaymentKey> {
-        let StoredPayload::Intact(payload) = &loaded.payload else {
-            return None;
-        };
-        let account = loaded.stored.account.as_ref();
-        let event = interpret(provider, self.live_mode, account, payload).ok()?;
-        Some(PaymentKey {
-            account: account.cloned(),
-            payment: PaymentRef::Intent(event.intent?),
-        })
-    }
-
     /// Gives an event up.
     async fn ignore(
         &self,
@@ -449,18 +410,17 @@ where
         reason: IgnoreReason,
     ) -> Result<IgnoreResult, DependencyError> {
         let commit = CommitPart {
-            entity: None,
+            entities: Vec::new(),
+            states: Vec::new(),
             events: vec![EventUpdate {
                 entities: BTreeSet::new(),
                 event: stored.id.clone(),
                 tenant: None,
                 verdict: EventVerdict::Ignored(reason),
-                waited: false,
             }],
-            payments: Vec::new(),
             now: self.clock.now(),
         };
-        match self.ledgers.of(provider).commit(provider, &[commit]).await {
+        match self.ledgers.of(provider).commit(provider, &[&commit]).await {
             Ok(()) => {
                 let word = reason.as_str();
                 tracing::info!(

@@ -11,11 +11,12 @@ use serde::de::DeserializeOwned;
 
 use crate::entity::account::{AccountFacts, DerivedAccount};
 use crate::entity::columns::{ColumnWrites, EntitySchema, RowColumns};
+use crate::entity::key::PaymentKey;
 use crate::entity::mail::derive::DerivedMail;
 use crate::entity::mail::facts::MailFacts;
 use crate::entity::merge::{Merge, MinRegister};
+use crate::entity::payment::bearer::{BearerFacts, ManualEdits, PaymentCopy};
 use crate::entity::payment::derive::DerivedPayment;
-use crate::entity::payment::facts::PaymentFacts;
 use crate::entity::payment::status::{OrderStatus, PaymentStatus};
 use crate::entity::schema::{
     GuardedColumns, LastDerived, STATE_SCHEMA, StateHistory, StateRow, StoredState, UnreadableRow,
@@ -26,16 +27,30 @@ use crate::money::{Currency, Money};
 use crate::outcome::ParkReason;
 use crate::time::Timestamp;
 
-/// The facts of one event, repair or cancellation, by what they are about.
+/// Facts that an entity takes, by what they are about.
 #[derive(Clone, Debug, PartialEq)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "few exist at a time, and they are merged at once"
-)]
 pub enum StatedFacts {
-    Payment(PaymentFacts),
+    /// What the state of one payment says now.
+    Payment(PaymentKey, Box<PaymentCopy>),
+    /// The cleanup or a person cancelled the order.
+    Cancelled(Timestamp),
+    Manual(ManualEdits),
     Mail(MailFacts),
     Account(AccountFacts),
+}
+
+impl StatedFacts {
+    /// Those about payments, in the form in which an order or statement stores them.
+    pub(super) fn into_bearer_facts(self) -> BearerFacts {
+        let mut facts = BearerFacts::default();
+        match self {
+            Self::Payment(key, copy) => drop(facts.payments.insert(key, *copy)),
+            Self::Cancelled(at) => facts.cancelled = Some(MinRegister(at)),
+            Self::Manual(edits) => facts.manual = edits,
+            Self::Mail(_) | Self::Account(_) => {}
+        }
+        facts
+    }
 }
 
 /// An entity kind: its table, its facts, and how its columns follow from them.
@@ -85,14 +100,14 @@ pub trait EntityKind: Clone + Debug + PartialEq + Sized {
         Vec::new()
     }
 
-    fn payment_facts(_facts: &Self::Facts) -> Option<&PaymentFacts> {
+    fn payment_facts(_facts: &Self::Facts) -> Option<&BearerFacts> {
         None
     }
-    fn payment_facts_mut(_facts: &mut Self::Facts) -> Option<&mut PaymentFacts> {
+    fn payment_facts_mut(_facts: &mut Self::Facts) -> Option<&mut BearerFacts> {
         None
     }
     /// Whether a payment status of `refunded` in the row is a person's repair, and not the application's own word.
-    fn owns_payment_status(_known: &PaymentFacts, _new: &PaymentFacts) -> bool {
+    fn owns_payment_status(_known: &BearerFacts, _new: &BearerFacts) -> bool {
         true
     }
     fn payment(_derived: &Self::Derived) -> Option<&DerivedPayment> {
@@ -219,7 +234,9 @@ impl<K: EntityKind> EntityState<K> {
             // Some applications put the order's id into `client_reference_id`. It is not a user: without this line
             // `ord_1` ended up in `userId` if the session's metadata did not repeat the order's id.
             let is_own = |hint: &mut MinRegister<UserId>| hint.0.as_str() == self.id.to_string();
-            new.reference.take_if(is_own);
+            for copy in new.payments.values_mut() {
+                copy.facts.reference.take_if(|hint| is_own(hint));
+            }
             if let Some(known) = K::payment_facts_mut(&mut facts) {
                 let edits = self.find_manual_edits(K::owns_payment_status(known, new), now);
                 known.merge(edits);
@@ -288,8 +305,8 @@ impl<K: EntityKind> EntityState<K> {
     ///
     /// Only `refunded`, `cancelled` and the review flag are repairs. Setting `completed` is none: only a payment makes
     /// an order `completed`.
-    fn find_manual_edits(&self, owns_payment_status: bool, now: Timestamp) -> PaymentFacts {
-        let mut facts = PaymentFacts::default();
+    fn find_manual_edits(&self, owns_payment_status: bool, now: Timestamp) -> BearerFacts {
+        let mut facts = BearerFacts::default();
         let (now_in_row, was) = (&self.columns, &self.last_derived.columns);
         let changed_to = |column: &Option<String>, derived: &Option<String>, word: &str| {
             column.as_deref() == Some(word) && column != derived

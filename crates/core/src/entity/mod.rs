@@ -10,6 +10,8 @@
 
 pub mod account;
 pub mod columns;
+pub mod invoice;
+pub mod key;
 pub mod kind;
 pub mod mail;
 pub mod merge;
@@ -20,17 +22,16 @@ pub mod statement;
 pub mod tenant;
 pub mod timeline;
 
-use std::fmt;
-
 use serde::{Serialize, Serializer};
 
 use crate::entity::account::DerivedAccount;
 use crate::entity::columns::{ColumnWrites, EntitySchema, RowColumns};
+pub use crate::entity::key::EntityKey;
 use crate::entity::kind::{DiscardedEdit, EntityKind, EntityState, StateUpdate, StatedFacts};
 use crate::entity::mail::derive::DerivedMail;
 use crate::entity::order::OrderKind;
+use crate::entity::payment::bearer::BearerFacts;
 use crate::entity::payment::derive::DerivedPayment;
-use crate::entity::payment::facts::PaymentFacts;
 use crate::entity::payment::status::{OrderStatus, PaymentStatus};
 use crate::entity::schema::{
     GuardedColumns, LastDerived, StateHistory, StoredState, UnreadableRow,
@@ -38,17 +39,9 @@ use crate::entity::schema::{
 use crate::entity::statement::StatementKind;
 use crate::entity::tenant::TenantKind;
 use crate::entity::timeline::DerivedEntry;
-use crate::ids::{EventId, OrderId, PaymentIntentId, PieceId, StatementId, TenantId};
+use crate::ids::{EventId, PaymentIntentId, PieceId, TenantId};
 use crate::outcome::ParkReason;
 use crate::time::Timestamp;
-
-/// The kind and the key of a row that the application owns.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum EntityKey {
-    Order(OrderId),
-    Statement(StatementId),
-    Tenant(TenantId),
-}
 
 /// An entity as the worker loaded it.
 #[derive(Clone, Debug, PartialEq)]
@@ -118,16 +111,6 @@ macro_rules! implement_kinds {
 
         /// The tables of all kinds.
         pub const ENTITY_SCHEMAS: &[EntitySchema] = &[$(<$kind>::SCHEMA),+];
-
-        impl EntityKey {
-            /// The key of a row of this kind; `None` if the word or the id is not valid.
-            pub fn of_kind(word: &str, id: &str) -> Option<Self> {
-                $(if word == <$kind>::SCHEMA.word {
-                    return <$kind as EntityKind>::Id::parse(id).ok().map(Self::$variant);
-                })+
-                None
-            }
-        }
     };
 }
 
@@ -138,24 +121,6 @@ implement_kinds! {
 }
 
 impl EntityKey {
-    /// Reads what `Display` prints, such as `order#ord_1`: the form in the payments table.
-    pub fn parse(text: &str) -> Option<Self> {
-        let (word, id) = text.split_once('#')?;
-        Self::of_kind(word, id)
-    }
-
-    pub fn id(&self) -> &str {
-        for_entity!(EntityKey, self, id => id.as_str())
-    }
-
-    pub fn order(&self) -> Option<&OrderId> {
-        if let Self::Order(id) = self {
-            Some(id)
-        } else {
-            None
-        }
-    }
-
     pub fn schema(&self) -> &'static EntitySchema {
         for_entity!(EntityKey, self, _ => &Kind::SCHEMA)
     }
@@ -174,12 +139,6 @@ impl EntityKey {
         for_entity!(EntityKey, self, id => {
             Ok(EntityState::<Kind>::read(id.clone(), row, state)?.into())
         })
-    }
-}
-
-impl fmt::Display for EntityKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}#{}", self.schema().word, self.id())
     }
 }
 
@@ -210,7 +169,7 @@ impl Entity {
     }
 
     /// `None` if this kind has no payments.
-    pub fn payment_facts(&self) -> Option<&PaymentFacts> {
+    pub fn payment_facts(&self) -> Option<&BearerFacts> {
         for_entity!(Entity, self, state => Kind::payment_facts(&state.facts))
     }
 
@@ -276,7 +235,7 @@ impl EntityUpdate {
         for_entity!(EntityUpdate, self, update => &update.discarded_edits)
     }
 
-    pub fn payment_facts(&self) -> Option<&PaymentFacts> {
+    pub fn payment_facts(&self) -> Option<&BearerFacts> {
         for_entity!(EntityUpdate, self, update => Kind::payment_facts(&update.next.facts))
     }
 

@@ -9,10 +9,11 @@ use crate::entity::columns::{
     ColumnValue, ColumnWrites, EntityColumn, EntitySchema, RowColumns, describe_column as column,
     read_id,
 };
+use crate::entity::key::ORDER;
 use crate::entity::kind::{EntityKind, EntityState, StatedFacts, keep_if_ours, read_due};
 use crate::entity::merge::Merge as _;
+use crate::entity::payment::bearer::BearerFacts;
 use crate::entity::payment::derive::{DerivedPayment, derive_payment};
-use crate::entity::payment::facts::PaymentFacts;
 use crate::entity::payment::status::{OrderStatus, PaymentStatus};
 use crate::entity::schema::{GuardedColumns, LastDerived};
 use crate::entity::timeline::DerivedEntry;
@@ -60,11 +61,11 @@ pub struct OrderColumns {
 impl EntityKind for OrderKind {
     type Id = OrderId;
     type Given = OrderColumns;
-    type Facts = PaymentFacts;
+    type Facts = BearerFacts;
     type Derived = DerivedPayment;
 
     const SCHEMA: EntitySchema = EntitySchema {
-        word: "order",
+        word: ORDER,
         table: "Orders",
         key: "id",
         tenant: "tenantId",
@@ -85,11 +86,8 @@ impl EntityKind for OrderKind {
     };
     const UNKNOWN: ParkReason = ParkReason::OrderUnknown;
 
-    fn take_facts(facts: &mut PaymentFacts, stated: StatedFacts) {
-        match stated {
-            StatedFacts::Payment(payment) => facts.merge(payment),
-            StatedFacts::Mail(_) | StatedFacts::Account(_) => {}
-        }
+    fn take_facts(facts: &mut BearerFacts, stated: StatedFacts) {
+        facts.merge(stated.into_bearer_facts());
     }
 
     fn read_given(row: &impl RowColumns) -> OrderColumns {
@@ -128,11 +126,11 @@ impl EntityKind for OrderKind {
         }
     }
 
-    fn derive(facts: &PaymentFacts, given: &OrderColumns) -> DerivedPayment {
+    fn derive(facts: &BearerFacts, given: &OrderColumns) -> DerivedPayment {
         derive_payment(facts, given.due)
     }
 
-    fn project(row: &EntityState<Self>, _: &PaymentFacts, payment: &DerivedPayment) -> LastDerived {
+    fn project(row: &EntityState<Self>, _: &BearerFacts, payment: &DerivedPayment) -> LastDerived {
         let (given, last) = (&row.given, &row.last_derived);
         LastDerived {
             columns: GuardedColumns {
@@ -201,11 +199,11 @@ impl EntityKind for OrderKind {
         payment.timeline.clone()
     }
 
-    fn payment_facts(facts: &PaymentFacts) -> Option<&PaymentFacts> {
+    fn payment_facts(facts: &BearerFacts) -> Option<&BearerFacts> {
         Some(facts)
     }
 
-    fn payment_facts_mut(facts: &mut PaymentFacts) -> Option<&mut PaymentFacts> {
+    fn payment_facts_mut(facts: &mut BearerFacts) -> Option<&mut BearerFacts> {
         Some(facts)
     }
 

@@ -30,12 +30,18 @@ pub const STATE_KEY: &str = "entity";
 /// The attributes of a state's row, for `docs/data-model.md`.
 #[rustfmt::skip]
 pub const STATE_COLUMNS: &[EntityColumn] = &[
-    column(STATE_KEY, Text, Billhook, "the kind and the id: `order#ord_1`"),
+    column(STATE_KEY, Text, Billhook, "the kind and the id: `order#ord_1`, `payment#acct_1#pi_1`, `invoice#platform#in_1`"),
     column("schema", Integer, Billhook, "the number of the form; a row of a greater number waits for the release that knows it"),
     column("version", Integer, Billhook, "each of our writes adds 1; the condition of every write"),
     column("facts", Map, Billhook, "what the events, people and the cleanup stated, merged"),
     column("derived", Map, Billhook, "the columns of the application's row as last derived, and the review reasons"),
     column("written", Map, Billhook, "the newest 16 writes of the application's row: version and guarded columns"),
+    column("changed", Integer, Billhook, "payments: the version of the last write that changed a fact; copies have it"),
+    column("alias_of", Text, Billhook, "payments: this row is another name of that payment"),
+    column("told", Map, Billhook, "payments: the version that each order or statement was told last"),
+    column("open_since", Text, Billhook, "payments: since when nothing bears it, or a bearer is behind"),
+    column("open", Text, Billhook, "payments: `unborne#<shard>` or `reflect#<shard>` while it is open; key of `OpenIndex`"),
+    column("open_at", Text, Billhook, "payments: when the sweep has it looked at next; sort key of `OpenIndex`"),
     column("tenant_id", Text, Billhook, "the tenant that the application's row belonged to at the last write"),
     column("row_created_at", Text, Billhook, "`createdAt` of the application's row, if it has one"),
     column("first_event_at", Text, Billhook, "the earliest provider's time of an event that was merged"),
@@ -166,14 +172,14 @@ pub struct StateRow<F> {
 /// A state's row as an adapter loaded it.
 pub trait StoredState {
     /// `Err` if a newer release wrote it, or if it cannot be read.
-    fn read<F: DeserializeOwned>(&self) -> Result<StateRow<F>, UnreadableRow>;
+    fn read<R: DeserializeOwned>(&self) -> Result<R, UnreadableRow>;
 }
 
 /// For a row that has no state yet, and for tests.
 impl StoredState for serde_json::Value {
-    fn read<F: DeserializeOwned>(&self) -> Result<StateRow<F>, UnreadableRow> {
+    fn read<R: DeserializeOwned>(&self) -> Result<R, UnreadableRow> {
         check_schema(self.get("schema").and_then(Self::as_i64))?;
-        StateRow::deserialize(self).map_err(|error| UnreadableRow::Broken(error.to_string()))
+        R::deserialize(self).map_err(|error| UnreadableRow::Broken(error.to_string()))
     }
 }
 

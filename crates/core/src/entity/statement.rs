@@ -13,12 +13,13 @@ use crate::entity::columns::{
     ColumnValue, ColumnWrites, EntityColumn, EntitySchema, RowColumns, describe_column as column,
     read_id,
 };
+use crate::entity::key::STATEMENT;
 use crate::entity::kind::{EntityKind, EntityState, StatedFacts, keep_if_ours, read_due};
 use crate::entity::mail::derive::{DerivedMail, derive_mail};
 use crate::entity::mail::facts::{MailFacts, MailStage};
 use crate::entity::merge::{Merge as _, merge_fields};
+use crate::entity::payment::bearer::BearerFacts;
 use crate::entity::payment::derive::{DerivedPayment, derive_payment};
-use crate::entity::payment::facts::PaymentFacts;
 use crate::entity::payment::status::PaymentStatus;
 use crate::entity::schema::{GuardedColumns, LastDerived};
 use crate::entity::timeline::DerivedEntry;
@@ -69,7 +70,7 @@ pub struct StatementColumns {
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct StatementFacts {
-    pub payment: PaymentFacts,
+    pub payment: BearerFacts,
     pub mail: MailFacts,
 }
 
@@ -89,7 +90,7 @@ impl EntityKind for StatementKind {
     type Derived = DerivedStatement;
 
     const SCHEMA: EntitySchema = EntitySchema {
-        word: "statement",
+        word: STATEMENT,
         table: "Statements",
         key: "statement_id",
         tenant: "tenant_id",
@@ -112,9 +113,8 @@ impl EntityKind for StatementKind {
 
     fn take_facts(facts: &mut StatementFacts, stated: StatedFacts) {
         match stated {
-            StatedFacts::Payment(payment) => facts.payment.merge(payment),
             StatedFacts::Mail(mail) => facts.mail.merge(mail),
-            StatedFacts::Account(_) => {}
+            payment => facts.payment.merge(payment.into_bearer_facts()),
         }
     }
 
@@ -167,7 +167,7 @@ impl EntityKind for StatementKind {
     ) -> LastDerived {
         let of_payment = GuardedColumns::of_payment(payment);
         let has_stripe_facts = facts.payment.has_stripe_facts();
-        let has_payment_facts = facts.payment != PaymentFacts::default();
+        let has_payment_facts = facts.payment != BearerFacts::default();
         let has_mail_facts = facts.mail != MailFacts::default();
         let last = &row.last_derived;
         LastDerived {
@@ -254,17 +254,17 @@ impl EntityKind for StatementKind {
         payment.chain(&derived.mail.timeline).cloned().collect()
     }
 
-    fn payment_facts(facts: &StatementFacts) -> Option<&PaymentFacts> {
+    fn payment_facts(facts: &StatementFacts) -> Option<&BearerFacts> {
         Some(&facts.payment)
     }
 
-    fn payment_facts_mut(facts: &mut StatementFacts) -> Option<&mut PaymentFacts> {
+    fn payment_facts_mut(facts: &mut StatementFacts) -> Option<&mut BearerFacts> {
         Some(&mut facts.payment)
     }
 
     /// A statement may be paid by other means than Stripe, and then its payment column is the application's: it may
     /// write `refunded` there itself. That is a repair only once Stripe's events say something about the payment.
-    fn owns_payment_status(known: &PaymentFacts, new: &PaymentFacts) -> bool {
+    fn owns_payment_status(known: &BearerFacts, new: &BearerFacts) -> bool {
         known.has_stripe_facts() || new.has_stripe_facts()
     }
 

@@ -10,6 +10,7 @@ use crate::entity::columns::{
     ColumnValue, ColumnWrites, EntityColumn, EntitySchema, RowColumns, describe_column as column,
     read_id,
 };
+use crate::entity::key::TENANT;
 use crate::entity::kind::{EntityKind, StatedFacts};
 use crate::entity::merge::Merge as _;
 use crate::entity::schema::LastDerived;
@@ -47,7 +48,7 @@ impl EntityKind for TenantKind {
     type Derived = DerivedAccount;
 
     const SCHEMA: EntitySchema = EntitySchema {
-        word: "tenant",
+        word: TENANT,
         table: "Tenants",
         key: "tenant_id",
         tenant: "tenant_id",
@@ -66,9 +67,8 @@ impl EntityKind for TenantKind {
     const UNKNOWN: ParkReason = ParkReason::TenantUnknown;
 
     fn take_facts(facts: &mut AccountFacts, stated: StatedFacts) {
-        match stated {
-            StatedFacts::Account(account) => facts.merge(account),
-            StatedFacts::Payment(_) | StatedFacts::Mail(_) => {}
+        if let StatedFacts::Account(account) = stated {
+            facts.merge(account);
         }
     }
 

@@ -5,9 +5,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::entity::key::PaymentKey;
 use crate::ids::{AccountId, CorrelationId, EventId, ProviderId};
 use crate::intake::inbox::{EventRecord, EventSource};
-use crate::provider::envelope::EventType;
+use crate::provider::envelope::{EventType, message_group};
 
 /// The message as we write it. Everything except a person's `actor` and `reason` is ASCII.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -31,14 +32,51 @@ pub struct ReplayedBy<'a> {
     pub reason: &'a str,
 }
 
-/// The message as we read it. Only the event's id is required, and unknown members are ignored, so that a message which
-/// a person writes manually works.
+/// The message as we read it. Only the id is required, and unknown members are ignored, so that a message which a person
+/// writes manually works.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReceivedPointer {
+    Event(ReceivedEvent),
+    /// A payment to look at without an event.
+    Payment(PaymentKey),
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct ReceivedPointer {
+pub struct ReceivedEvent {
     pub event_id: EventId,
     /// Of the delivery or replay that sent the message.
     #[serde(default)]
     pub correlation_id: Option<String>,
+}
+
+/// The message that has a payment looked at without an event, as we write and read it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PaymentPointer {
+    source: ReflectSource,
+    payment: PaymentKey,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum ReflectSource {
+    Reflect,
+}
+
+impl PaymentPointer {
+    pub fn message_for(payment: &PaymentKey) -> String {
+        let pointer = Self {
+            source: ReflectSource::Reflect,
+            payment: payment.clone(),
+        };
+        // Cannot fail: the value contains only strings and enums.
+        serde_json::to_string(&pointer).unwrap_or_default()
+    }
+
+    /// The message group: that of the payment's events, so that the worker does not meet itself.
+    pub fn group(payment: &PaymentKey) -> String {
+        let PaymentKey { account, payment } = payment;
+        message_group(ProviderId::Stripe, account.as_ref(), payment.as_str())
+    }
 }
 
 impl EventPointer<'_> {
@@ -81,11 +119,15 @@ impl EventPointer<'_> {
 }
 
 impl ReceivedPointer {
-    /// None if the body is not JSON, or names no event in the form of this provider's ids.
+    /// None if the body is not JSON, or names no payment and no event in the form of this provider's ids.
     pub fn parse(provider: ProviderId, body: &str) -> Option<Self> {
-        let pointer: Self = serde_json::from_str(body).ok()?;
+        if let (ProviderId::Stripe, Ok(pointer)) = (provider, serde_json::from_str(body)) {
+            let PaymentPointer { payment, .. } = pointer;
+            return Some(Self::Payment(payment));
+        }
+        let pointer: ReceivedEvent = serde_json::from_str(body).ok()?;
         let is_own = provider.parse_event_id(pointer.event_id.as_str()).is_ok();
-        is_own.then_some(pointer)
+        is_own.then_some(Self::Event(pointer))
     }
 }
 
@@ -94,15 +136,27 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_payment_is_read_as_it_is_written_and_only_of_stripe() {
+        let payment = PaymentKey::parse("payment#acct_1#pi_1").unwrap();
+        let message = PaymentPointer::message_for(&payment);
+        assert_eq!(
+            message,
+            r#"{"source":"reflect","payment":"payment#acct_1#pi_1"}"#
+        );
+        let parsed = ReceivedPointer::parse(ProviderId::Stripe, &message);
+        assert_eq!(parsed, Some(ReceivedPointer::Payment(payment)));
+        assert_eq!(ReceivedPointer::parse(ProviderId::Lob, &message), None);
+    }
+
+    #[test]
     fn a_message_written_by_hand_is_enough() {
         let by_hand = r#"{"source":"manual_replay","event_id":"evt_1","reason":"asked by support","event_type":7}"#;
-        assert_eq!(
-            ReceivedPointer::parse(ProviderId::Stripe, by_hand)
-                .unwrap()
-                .event_id
-                .as_str(),
-            "evt_1"
-        );
+        let parsed = ReceivedPointer::parse(ProviderId::Stripe, by_hand).unwrap();
+        let expected = ReceivedEvent {
+            event_id: EventId::parse("evt_1").unwrap(),
+            correlation_id: None,
+        };
+        assert_eq!(parsed, ReceivedPointer::Event(expected));
         for unreadable in [
             "",
             "evt_1",

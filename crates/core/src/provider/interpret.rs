@@ -8,9 +8,11 @@
 use secrecy::SecretString;
 
 use crate::entity::EntityKey;
+use crate::entity::account::AccountFacts;
 use crate::entity::columns::EntitySchema;
-use crate::entity::kind::StatedFacts;
-use crate::ids::{AccountId, PaymentIntentId, PieceId};
+use crate::entity::mail::facts::MailFacts;
+use crate::entity::payment::facts::PaymentFacts;
+use crate::ids::{AccountId, InvoiceId, PaymentRef, PieceId};
 use crate::json::JsonError;
 use crate::outcome::EventVerdict;
 use crate::provider::envelope::EventEnvelope;
@@ -25,13 +27,39 @@ pub struct EventFacts {
     /// The entity that the metadata names. The tenant writes metadata, so this never proves anything (tenant
     /// isolation).
     pub named_entity: Option<EntityKey>,
-    pub intent: Option<PaymentIntentId>,
-    pub piece: Option<PieceId>,
-    /// The event is about the connected account itself, so its entity is the account's tenant.
-    pub about_account: bool,
     /// When the provider created the event.
     pub created_at: Option<Timestamp>,
-    pub facts: StatedFacts,
+    pub subject: EventSubject,
+}
+
+/// What an event is about, and what it states of it.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "few exist at a time, and they are merged at once"
+)]
+pub enum EventSubject {
+    Payment(PaymentStatement),
+    /// A printed piece; `None` if the event does not say which.
+    Piece(Option<PieceId>, MailFacts),
+    /// The connected account itself, so the entity is the account's tenant.
+    Account(AccountFacts),
+}
+
+/// What an event states about a payment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PaymentStatement {
+    /// The best name first: PaymentIntent, session, charge.
+    pub names: Vec<PaymentRef>,
+    pub invoice: Option<InvoiceId>,
+    pub money: PaymentFacts,
+}
+
+impl PaymentStatement {
+    /// Whether it is of a Checkout Session, which made its invoice.
+    pub fn is_of_session(&self) -> bool {
+        !self.money.sessions.is_empty()
+    }
 }
 
 /// A row of a provider's catalogue: an event type that changes an entity.
@@ -49,14 +77,6 @@ pub struct CatalogueEntry {
 pub struct EventScope {
     /// The kinds that its events change.
     pub kinds: &'static [EntitySchema],
-    pub payments: PaymentEvents,
-}
-
-/// Whether a provider has events about payments; those need the payments table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PaymentEvents {
-    Some,
-    None,
 }
 
 /// Names and values of headers.

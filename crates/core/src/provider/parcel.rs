@@ -10,7 +10,7 @@ use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
 use crate::entity::EntityKey;
-use crate::entity::kind::{EntityKind as _, StatedFacts};
+use crate::entity::kind::EntityKind as _;
 use crate::entity::mail::facts::{MailFacts, MailStage, PieceFacts};
 use crate::entity::merge::{FactSource, SeenInterval};
 use crate::entity::statement::StatementKind;
@@ -19,7 +19,7 @@ use crate::json::{JsonError, parse_body};
 use crate::outcome::{EventVerdict, IgnoreReason, ParkReason};
 use crate::provider::envelope::{EventEnvelope, EventType, message_group};
 use crate::provider::interpret::{
-    CatalogueEntry, EventFacts, EventFields, EventScope, PaymentEvents, SignedHeaders, TimeForm,
+    CatalogueEntry, EventFacts, EventFields, EventScope, EventSubject, SignedHeaders, TimeForm,
     WebhookProvider,
 };
 use crate::provider::signature::{
@@ -65,7 +65,6 @@ impl WebhookProvider for ParcelWebhooks {
 
     const EVENT_SCOPE: EventScope = EventScope {
         kinds: &[StatementKind::SCHEMA],
-        payments: PaymentEvents::None,
     };
 
     const EVENT_FIELDS: EventFields = EventFields {
@@ -146,13 +145,13 @@ impl WebhookProvider for ParcelWebhooks {
         };
         Ok(EventFacts {
             named_entity: data.statement_id.map(EntityKey::Statement),
-            intent: None,
-            piece: Some(data.parcel_id.clone()),
-            about_account: false,
             created_at: Some(at),
-            facts: StatedFacts::Mail(MailFacts {
-                pieces: BTreeMap::from([(data.parcel_id, piece)]),
-            }),
+            subject: EventSubject::Piece(
+                Some(data.parcel_id.clone()),
+                MailFacts {
+                    pieces: BTreeMap::from([(data.parcel_id, piece)]),
+                },
+            ),
         })
     }
 

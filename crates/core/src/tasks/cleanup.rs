@@ -13,8 +13,6 @@ use uuid::Uuid;
 
 use crate::entity::Entity;
 use crate::entity::kind::StatedFacts;
-use crate::entity::merge::MinRegister;
-use crate::entity::payment::facts::PaymentFacts;
 use crate::entity::payment::status::OrderStatus;
 use crate::ids::{AccountId, PaymentIntentId};
 use crate::provider::stripe::types::{IntentStatus, SessionStatus};
@@ -54,26 +52,27 @@ pub fn decide_cleanup(order: &Entity, grace: Duration, now: Timestamp) -> Cleanu
         Some(failed_at) if failed_at.after(grace) <= now => {}
         Some(_) | None => return CleanupDecision::TooYoung,
     }
-    let payments = facts.payments.iter();
+    // Another order was named for one of its payments just as well: until a person decides, the money counts here too.
+    if facts.conflicts().next().is_some() {
+        return CleanupDecision::NotFailed;
+    }
     // The application may have written a PaymentIntent into the column that no event has mentioned yet. Its account is
     // unknown, so we assume that of the order's other payments. Without this, the customer could still pay it after the
     // order is cancelled.
-    let first = facts.payments.values().next();
-    let account = first
-        .and_then(|payment| payment.account.clone())
-        .map(|account| account.0);
+    let account = facts.payment_keys().next();
+    let account = account.and_then(|first| first.account.clone());
     let in_column = order
         .payment_intent()
         .cloned()
         .map(|intent| CancellablePayment { intent, account });
     let in_column = in_column.filter(|in_column| !facts.has_payment_intent(&in_column.intent));
     CleanupDecision::Cancel(
-        payments
-            .filter_map(|(id, payment)| {
-                let intent = id.intent()?.clone();
+        facts
+            .payment_keys()
+            .filter_map(|key| {
                 Some(CancellablePayment {
-                    intent,
-                    account: payment.account.clone().map(|account| account.0),
+                    intent: key.payment.intent()?.clone(),
+                    account: key.account.clone(),
                 })
             })
             .chain(in_column)
@@ -131,8 +130,5 @@ impl From<SessionStatus> for PaymentEnd {
 
 /// The fact that the cleanup cancelled an order.
 pub fn cancellation_fact(now: Timestamp) -> StatedFacts {
-    StatedFacts::Payment(PaymentFacts {
-        cancelled: Some(MinRegister(now)),
-        ..PaymentFacts::default()
-    })
+    StatedFacts::Cancelled(now)
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::future::Future;
 
+use crate::entity::key::PaymentKey;
 use crate::error::DependencyError;
 use crate::ids::{AccountId, CheckoutSessionId, EventId, OrderId};
 use crate::intake::inbox::EventRecord;
@@ -130,6 +131,18 @@ pub trait FindUnfinishedEvents: Send + Sync {
         &self,
         ids: &BTreeSet<EventId>,
     ) -> impl Future<Output = Result<Vec<(EventRecord, Option<String>)>, DependencyError>> + Send;
+}
+
+/// Sweep: payments that nothing bears, or whose bearers do not know all of it.
+pub trait FindOpenPayments: Send + Sync {
+    /// At most `limit` payments of one of [`open_index_keys`](crate::entity::payment::state::open_index_keys) that are due
+    /// at `until`. Only a hint: the index lags.
+    fn open_payments(
+        &self,
+        index_key: &str,
+        until: Timestamp,
+        limit: usize,
+    ) -> impl Future<Output = Result<Vec<PaymentKey>, DependencyError>> + Send;
 }
 
 /// Reconcile: which of Stripe's events are stored.

@@ -28,10 +28,6 @@ const UNKNOWN_WAIT_MAX: Duration = DAY.saturating_mul(30);
 /// its row, and every run read it. Rows are kept for 400 days.
 const GIVE_UP_ROUNDS: u32 = 13;
 
-/// How long an event waits for its payment to be linked. Stripe retries the delivery of the event that would link it
-/// for 3 days, so after 4 days that event has arrived or will never be delivered.
-const UNLINKED_WAIT_MAX: Duration = DAY.saturating_mul(4);
-
 /// A message is normally processed within minutes: an event that is pending for longer than this counts as stuck.
 pub const STUCK_AFTER: Duration = Duration::from_hours(1);
 
@@ -65,9 +61,7 @@ impl SweepWindow {
     /// first check on what the index returns; [`SweepCandidate::action`] decides from the row.
     pub fn includes(&self, received_at: Timestamp) -> bool {
         self.is_retry_due(received_at)
-            || [OVERDUE_AFTER, UNLINKED_WAIT_MAX]
-                .iter()
-                .any(|age| self.passes_age(received_at, *age))
+            || self.passes_age(received_at, OVERDUE_AFTER)
             || (1..=GIVE_UP_ROUNDS).any(|n| self.passes_age(received_at, UNKNOWN_WAIT_MAX * n))
     }
 
@@ -86,9 +80,6 @@ impl SweepWindow {
 pub enum SweepAction {
     /// Send it to its worker again.
     Send,
-    /// Send it only if an order or statement has its PaymentIntent by now: otherwise the worker would only park it
-    /// again.
-    SendIfLinked,
     /// Give it up: set it to ignored.
     Ignore(IgnoreReason),
     /// Nothing: no retry is due, it needs manual action, or it is done.
@@ -125,10 +116,6 @@ impl SweepCandidate<'_> {
                 return SweepAction::Ignore(IgnoreReason::NeverFound);
             }
             (_, Some(BlockedOn::Row)) => SweepAction::Send,
-            (_, Some(BlockedOn::Link)) if is_older_than(UNLINKED_WAIT_MAX) => {
-                return SweepAction::Ignore(IgnoreReason::NeverLinked);
-            }
-            (_, Some(BlockedOn::Link)) => SweepAction::SendIfLinked,
             (_, Some(BlockedOn::Person | BlockedOn::ManualAction) | None) => SweepAction::Leave,
         };
         match window.is_retry_due(self.received_at) {
@@ -138,9 +125,12 @@ impl SweepCandidate<'_> {
     }
 
     /// Whether in this window the event completes a day of waiting for a tenant or a row that the application must
-    /// write. True in exactly one window, so the error is logged once.
+    /// write, or for a release. True in exactly one window, so the error is logged once.
     pub fn is_overdue(&self, window: SweepWindow) -> bool {
-        let waits = matches!(self.blocked_on(), Some(BlockedOn::Tenant | BlockedOn::Row));
+        let waits = matches!(
+            self.blocked_on(),
+            Some(BlockedOn::Tenant | BlockedOn::Row | BlockedOn::Release)
+        );
         waits && window.passes_age(self.received_at, OVERDUE_AFTER)
     }
 }
@@ -186,14 +176,9 @@ mod tests {
     fn what_is_done_is_read_from_outcome_reason_and_age() {
         use ParkReason::*;
         let never_found = SweepAction::Ignore(IgnoreReason::NeverFound);
-        let never_linked = SweepAction::Ignore(IgnoreReason::NeverLinked);
         // At 10 minutes, at 30 minutes (no retry age), at 4 days, at 30 days.
         let parked = |reason| (EventOutcome::Parked, Some(reason));
-        let (send, ask, leave) = (
-            SweepAction::Send,
-            SweepAction::SendIfLinked,
-            SweepAction::Leave,
-        );
+        let (send, leave) = (SweepAction::Send, SweepAction::Leave);
         let mut table = vec![
             ((EventOutcome::Pending, None), [send, leave, leave, leave]),
             (parked(OrderUnknown), [send, leave, leave, never_found]),
@@ -201,9 +186,8 @@ mod tests {
             (parked(LetterUnknown), [send, leave, leave, never_found]),
             (parked(TenantUnknown), [send, leave, leave, leave]),
             (parked(NewerSchema), [send, leave, leave, leave]),
-            (parked(Unlinked), [ask, leave, never_linked, never_linked]),
             (parked(ByHand), [leave; 4]),
-            ((EventOutcome::Failed, Some(Unlinked)), [leave; 4]),
+            ((EventOutcome::Failed, Some(OrderUnknown)), [leave; 4]),
             ((EventOutcome::Processed, None), [leave; 4]),
             ((EventOutcome::Ignored, None), [leave; 4]),
         ];
@@ -211,7 +195,6 @@ mod tests {
             TenantAmbiguous,
             CrossTenant,
             EntityAmbiguous,
-            LinkConflict,
             LiveEventOnTestStage,
             Tampered,
             PayloadUnreadable,
@@ -220,7 +203,7 @@ mod tests {
             EntityTooLarge,
             EntityUnreadable,
         ];
-        assert_eq!(ParkReason::ALL.len(), persons.len() + 7);
+        assert_eq!(ParkReason::ALL.len(), persons.len() + 6);
         for persons in persons {
             assert_eq!(persons.blocked_on(), BlockedOn::ManualAction);
             table.push((parked(persons), [leave; 4]));
@@ -235,7 +218,13 @@ mod tests {
                 .map(|age| open.action(window(Some(age - 1), age)));
             assert_eq!(steps, expected, "{outcome} {reason:?}");
             let alarms = open.is_overdue(window(Some(A_DAY - 1), A_DAY));
-            let owed = [OrderUnknown, StatementUnknown, LetterUnknown, TenantUnknown];
+            let owed = [
+                OrderUnknown,
+                StatementUnknown,
+                LetterUnknown,
+                TenantUnknown,
+                NewerSchema,
+            ];
             let is_owed =
                 outcome == EventOutcome::Parked && reason.is_some_and(|r| owed.contains(&r));
             assert_eq!(alarms, is_owed, "{outcome} {reason:?}");
@@ -295,7 +284,7 @@ mod tests {
             // Several ages in one window are one retry.
             prop_assert!(looks <= passed);
             prop_assert!(passed == 0 || looks > 0);
-            prop_assert!(concerned >= looks && concerned <= passed + 15);
+            prop_assert!(concerned >= looks && concerned <= passed + 14);
         }
     }
 }

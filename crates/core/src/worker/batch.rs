@@ -2,9 +2,10 @@
 //! batch response in `adapters::batch`. The number of receives before a message goes to the dead-letter queue is here
 //! too. No decisions here; `worker` runs the rounds.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::entity::EntityKey;
+use crate::entity::key::{PaymentKey, StateKey};
 use crate::error::{DependencyError, error_chain};
 use crate::ids::{CorrelationId, EventId, ProviderId, TenantId};
 use crate::intake::inbox::EventRecord;
@@ -16,10 +17,6 @@ use crate::worker::ports::{CommitError, EntityCommit};
 /// Receives after which the queue moves a message to the dead-letter queue. Must equal `maxReceiveCount` in
 /// `template.yaml`: the worker writes `failed` on the last receive.
 pub const RECEIVES_MAX: u32 = 3;
-
-/// Events of one entity in one transaction; events over the limit wait for the next round. A batch has at most 10
-/// messages, so at most 10 payments rows join them: 2 + 50 + 10 of the 100 rows that DynamoDB accepts.
-pub(super) const EVENTS_PER_COMMIT_MAX: usize = 50;
 
 /// All rows of one transaction. DynamoDB accepts 4 MB; a row may grow by what is written. Example: of ten events of
 /// 400 KB, seven (2.8 MB) fit beside a small entity, and three wait for the next round.
@@ -55,18 +52,18 @@ pub struct ReceivedMessage {
 /// The results of a batch.
 #[derive(Debug)]
 pub struct BatchReport {
-    /// One per message, and one per event that waited for a payment which the batch linked.
+    /// One per message.
     pub messages: Vec<MessageReport>,
     /// What the transactions of the batch changed about entities, in the order in which they were written.
     pub commits: Vec<EntityCommit>,
 }
 
-/// The result for a message, or for an event that waited for a payment.
+/// The result for a message.
 #[derive(Clone, Debug)]
 pub struct MessageReport {
-    /// None if the event had no message in this batch: it waited for a payment that another event linked.
+    /// None until the report of an event is given to its messages.
     pub message: Option<ReceivedMessage>,
-    /// None if the message is not a pointer.
+    /// None if the message is about a payment, or is not a pointer.
     pub event: Option<EventId>,
     /// Of the delivery or replay that sent the message; else of the event's first delivery.
     pub correlation_id: Option<CorrelationId>,
@@ -74,8 +71,8 @@ pub struct MessageReport {
     pub stored: Option<EventRecord>,
     /// The tenant of the event's account.
     pub tenant: Option<TenantId>,
-    /// The entity that the event's facts were merged into.
-    pub entity: Option<EntityKey>,
+    /// The entities that took the event's facts.
+    pub entities: BTreeSet<StateKey>,
     pub result: Result<ProcessingSuccess, ProcessingFailure>,
 }
 
@@ -100,7 +97,7 @@ impl MessageReport {
             correlation_id: None,
             stored: None,
             tenant: None,
-            entity: None,
+            entities: BTreeSet::new(),
             result,
         }
     }
@@ -113,6 +110,10 @@ pub enum ProcessingSuccess {
     Decided(EventVerdict),
     /// The row already said so when it was read.
     AlreadyDone(EventOutcome),
+    /// A payment's bearers were told what it knows, as far as they can be.
+    Settled,
+    /// That failed, and it is left to the sweep, which finds the payment in the index of open ones.
+    LeftToSweep(String),
 }
 
 /// A message to be received again or, after its last receive, moved to the dead-letter queue.
@@ -137,6 +138,21 @@ pub enum ProcessingFailure {
     /// Less than [`TIME_TO_FINISH`] was left, or a call was still running when the time was up.
     #[error("no time was left in this invocation")]
     OutOfTime,
+}
+
+/// Why a payment was not linked to an order or statement.
+#[derive(Debug, thiserror::Error)]
+pub enum RelinkError {
+    #[error("no event of this payment has arrived")]
+    PaymentUnknown,
+    #[error("this is another name of {0}: link that one")]
+    Alias(PaymentKey),
+    #[error("there is no such order or statement")]
+    TargetUnknown,
+    #[error("it belongs to another tenant than the payment's account")]
+    OtherTenant,
+    #[error(transparent)]
+    Failed(#[from] ProcessingFailure),
 }
 
 /// One provider's worker.

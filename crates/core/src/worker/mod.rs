@@ -1,5 +1,4 @@
-//! The worker: processes a batch of queue messages and returns one report per message (partial batch response), plus
-//! one per event that waited for another message's event.
+//! The worker: processes a batch of queue messages and returns one report per message (partial batch response).
 //!
 //! It works in rounds with an optimistic lock instead of leases: each round reads every unfinished event and its
 //! entity, decides, and writes on condition that nothing changed since the read. An event that loses a race is
@@ -8,15 +7,18 @@
 //! any order, `entity::merge`).
 //!
 //! Seven types carry an event on its way, whatever they contain. It comes as a `ReceivedMessage`, is read as a
-//! `StoredEvent` and interpreted as an `EventCandidate`, and is written in its entity's `CommitPlan` or by an
-//! `EventUpdate` of its own. Each stage answers with an `EventStep`, and the batch with a `MessageReport`. Read next:
-//! `step` has the steps and the one way out of a round, `resolve` finds the entity of an event, `commit` writes it,
+//! `StoredEvent` and interpreted as an `EventCandidate`, and is written in a `CommitUnit` or by an `EventUpdate` of its
+//! own. Each stage answers with an `EventStep`, and the batch with a `MessageReport`. Read next: `step` has the steps and
+//! the one way out of a round, `resolve` finds what an event belongs to, `plan` says what is written, `commit` writes it,
 //! `batch` has the limits.
+//!
+//! A message may also name a payment: then the worker looks at it without an event ([`Worker::look_at_payment`]).
 
 pub mod batch;
 mod commit;
+mod plan;
 pub mod ports;
-pub mod resolve;
+mod resolve;
 mod step;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,6 +26,9 @@ use std::time::Duration;
 
 use futures_util::future::{Either, select};
 
+use crate::entity::EntityKey;
+use crate::entity::key::{PaymentKey, StateKey};
+use crate::entity::payment::state::RelinkDecision;
 use crate::ids::{CorrelationId, EventId, ProviderId};
 use crate::intake::message::ReceivedPointer;
 use crate::outcome::{EventVerdict, ParkReason};
@@ -31,10 +36,14 @@ use crate::ports::{Clock, Pause};
 use crate::time::Timestamp;
 use crate::worker::batch::{
     BatchReport, MessageReport, ProcessingFailure, ProcessingSuccess, RECEIVES_MAX,
-    ReceivedMessage, TimeLeft, Worker,
+    ReceivedMessage, RelinkError, TimeLeft, Worker,
 };
-use crate::worker::ports::{EventUpdate, Ledger, StoredEvent};
-use crate::worker::resolve::{assign_tenants, resolve_entities};
+use crate::worker::commit::RoundRows;
+use crate::worker::plan::{CommitUnit, PaymentLook, group_units};
+use crate::worker::ports::{EntityCommit, EventUpdate, Ledger, LoadedRows, StoredEvent};
+use crate::worker::resolve::{
+    AccountTenants, IndexHints, assign_tenants, gather_rows, resolve_events,
+};
 use crate::worker::step::{BatchProgress, EventStep, fail_each};
 
 /// Rounds within one receive of a message. After the fifth the worker reports the message as failed, and the queue
@@ -58,7 +67,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
     ) -> BatchReport {
         let mut late = std::pin::pin!(late);
         let mut is_late = false;
-        let (named, mut reports) = read_pointers(self.provider, messages);
+        let (named, payments, mut reports) = read_pointers(self.provider, messages);
         let mut progress = BatchProgress::new(named.keys());
         for round in 0..ROUNDS_MAX {
             if progress.unfinished_ids().is_empty()
@@ -76,6 +85,36 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                 break;
             }
         }
+        for (payment, messages) in payments {
+            let looking = std::pin::pin!(self.look_at_payment(&payment, deadline));
+            let looked = match is_late {
+                true => Err(ProcessingFailure::OutOfTime),
+                false => match select(looking, late.as_mut()).await {
+                    Either::Left((looked, _)) => looked,
+                    Either::Right(_) => {
+                        is_late = true;
+                        Err(ProcessingFailure::OutOfTime)
+                    }
+                },
+            };
+            let result = match looked {
+                Ok(commits) => {
+                    progress.commits.extend(commits);
+                    Ok(ProcessingSuccess::Settled)
+                }
+                Err(failure) => Err(failure),
+            };
+            reports.extend(messages.into_iter().map(|message| {
+                let result = match &result {
+                    // Nothing is lost: the payment's row says that it is open, and the sweep finds it.
+                    Err(failure) if message.receive_count >= RECEIVES_MAX => {
+                        Ok(ProcessingSuccess::LeftToSweep(failure.to_string()))
+                    }
+                    result => result.clone(),
+                };
+                MessageReport::of_message(Some(message.clone()), result)
+            }));
+        }
         // If it is late, there is no time for this write: the events stay pending, and the sweep retries them.
         if !is_late {
             self.mark_failed(&named, &mut progress).await;
@@ -87,6 +126,128 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         }
     }
 
+    /// Looks at a payment without an event: searches the indexes if nothing bears it, and tells its bearers what they do
+    /// not know yet. Repeats lost races like a round.
+    async fn look_at_payment(
+        &self,
+        payment: &PaymentKey,
+        deadline: Timestamp,
+    ) -> Result<Vec<EntityCommit>, ProcessingFailure> {
+        let mut failure = ProcessingFailure::OutOfTime;
+        for round in 0..ROUNDS_MAX {
+            if self.time_left(deadline) == TimeLeft::TooLittle {
+                break;
+            }
+            if round > 0 {
+                self.clock.pause(Duration::from_millis(25 << round)).await;
+            }
+            match self.look_once(payment).await {
+                Ok(commits) => return Ok(commits),
+                Err(failed) => failure = failed,
+            }
+        }
+        Err(failure)
+    }
+
+    async fn look_once(
+        &self,
+        payment: &PaymentKey,
+    ) -> Result<Vec<EntityCommit>, ProcessingFailure> {
+        let (rows, hints) = self.load_look(payment, None).await?;
+        if rows
+            .payment(payment)
+            .is_none_or(|payment| payment.alias_of.is_some())
+        {
+            return Ok(Vec::new());
+        }
+        let hits = hints
+            .of_payment(payment)
+            .map_err(ProcessingFailure::Infrastructure)?;
+        let look = PaymentLook {
+            payment: payment.clone(),
+            hits: hits.to_vec(),
+            relink: None,
+        };
+        self.commit_look(look, &rows).await
+    }
+
+    /// Makes an order or statement bear a payment, by a person's decision: later events, replays and rebuilds keep it.
+    /// Whatever bore the payment before loses its facts in the same transaction.
+    pub async fn relink_payment(
+        &self,
+        payment: &PaymentKey,
+        to: &EntityKey,
+        who: &str,
+        why: &str,
+    ) -> Result<Vec<EntityCommit>, RelinkError> {
+        let (rows, _) = self.load_look(payment, Some(to)).await?;
+        let known = rows.payment(payment).ok_or(RelinkError::PaymentUnknown)?;
+        if let Some(alias_of) = &known.alias_of {
+            return Err(RelinkError::Alias(alias_of.clone()));
+        }
+        let (Some((target, _)), EntityKey::Order(_) | EntityKey::Statement(_)) =
+            (rows.entities.get(to), to)
+        else {
+            return Err(RelinkError::TargetUnknown);
+        };
+        let tenants = self.load_tenants(payment).await;
+        if !tenants.may_change(payment.account.as_ref(), target) {
+            return Err(RelinkError::OtherTenant);
+        }
+        let last = known.facts.relink.as_ref().map_or(0, |last| last.0.n);
+        let look = PaymentLook {
+            payment: payment.clone(),
+            hits: Vec::new(),
+            relink: Some(RelinkDecision {
+                n: last.saturating_add(1),
+                to: to.clone(),
+                who: who.to_owned(),
+                why: why.to_owned(),
+            }),
+        };
+        Ok(self.commit_look(look, &rows).await?)
+    }
+
+    async fn load_look(
+        &self,
+        payment: &PaymentKey,
+        to: Option<&EntityKey>,
+    ) -> Result<(LoadedRows<L::Row>, IndexHints), ProcessingFailure> {
+        let looked = BTreeSet::from([payment.clone()]);
+        let to = to.cloned().map(StateKey::Entity).into_iter().collect();
+        let gathered = gather_rows(&self.ledger, &[], &looked, &to).await?;
+        match gathered
+            .0
+            .unreadable
+            .get(&StateKey::Payment(payment.clone()))
+        {
+            Some(unreadable) => Err(ProcessingFailure::NewerSchema(unreadable.to_string())),
+            None => Ok(gathered),
+        }
+    }
+
+    async fn load_tenants(&self, payment: &PaymentKey) -> AccountTenants {
+        AccountTenants::load(&self.ledger, payment.account.clone()).await
+    }
+
+    async fn commit_look(
+        &self,
+        look: PaymentLook,
+        rows: &LoadedRows<L::Row>,
+    ) -> Result<Vec<EntityCommit>, ProcessingFailure> {
+        let tenants = self.load_tenants(&look.payment).await;
+        let unit = CommitUnit {
+            events: Vec::new(),
+            looks: vec![look],
+        };
+        let round = RoundRows {
+            rows,
+            tenants: &tenants,
+            now: self.clock.now(),
+        };
+        self.commit_unit(unit, &round).await
+    }
+
     /// One round: read, decide, write, in five stages. Each stage gets the events that are ready and returns a step for
     /// each; `progress` lets the ready ones pass and takes in the others. It is the only way out of a round: an event
     /// that no stage finished is unfinished in the next round.
@@ -95,10 +256,9 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
     ///    already processed is done (a redelivered message, or a worker that was faster).
     /// 2. Interpret each payload into facts. A panic on one event fails only that event.
     /// 3. Find the tenant of each account.
-    /// 4. Resolve the entity of each event: two reads of rows, and one query per payment or piece that the rows do not
+    /// 4. Resolve what each event belongs to: two reads of rows, and one query per payment or piece that the rows do not
     ///    place.
-    /// 5. Commit: park events whose payment no entity has yet, and leave their ids in the payments row for the later
-    ///    link; merge, derive and write the entities.
+    /// 5. Commit: merge, derive and write payments and entities.
     ///
     /// Last, write the outcome of every event that a stage closed, because it changes no entity.
     ///
@@ -125,14 +285,21 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         let interpreted = loaded.into_iter().map(|event| self.interpret_event(event));
         let interpreted = progress.pass(interpreted);
 
-        let of_tenants = assign_tenants(&self.ledger, interpreted).await;
-        let of_tenants = progress.pass(of_tenants);
+        let accounts = interpreted.iter();
+        let accounts = accounts.filter_map(|candidate| candidate.stored.account.clone());
+        let tenants = AccountTenants::load(&self.ledger, accounts).await;
+        let of_tenants = progress.pass(assign_tenants(interpreted, &tenants));
 
-        let (resolved, rows) = resolve_entities(&self.ledger, of_tenants).await;
+        let (resolved, rows) = resolve_events(&self.ledger, of_tenants).await;
         let resolved = progress.pass(resolved);
 
-        self.commit_events(resolved, &rows, deadline, progress)
-            .await;
+        let units = group_units(resolved, &rows);
+        let round = RoundRows {
+            rows: &rows,
+            tenants: &tenants,
+            now: self.clock.now(),
+        };
+        self.commit_units(units, &round, deadline, progress).await;
 
         let closed = progress.take_closed().into_iter();
         let writing = closed.map(|update| self.write_outcome(update));
@@ -182,7 +349,6 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                     tenant: None,
                     entities: BTreeSet::new(),
                     verdict,
-                    waited: false,
                 };
                 if let ProcessingFailure::NewerSchema(_) = failure {
                     let parked = update(EventVerdict::Parked(ParkReason::NewerSchema));
@@ -197,20 +363,28 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
     }
 }
 
-/// The messages by the event that they point to, and a report for each message that is no pointer.
+/// The messages by the event or payment that they point to, and a report for each message that is no pointer.
 fn read_pointers(
     provider: ProviderId,
     messages: &[ReceivedMessage],
-) -> (MessagesByEvent<'_>, Vec<MessageReport>) {
+) -> (
+    MessagesByEvent<'_>,
+    BTreeMap<PaymentKey, Vec<&ReceivedMessage>>,
+    Vec<MessageReport>,
+) {
     let mut named = MessagesByEvent::new();
+    let mut payments: BTreeMap<PaymentKey, Vec<&ReceivedMessage>> = BTreeMap::new();
     let mut unreadable = Vec::new();
     for message in messages {
         match ReceivedPointer::parse(provider, &message.body) {
-            Some(pointer) => {
+            Some(ReceivedPointer::Event(pointer)) => {
                 let correlation_id = pointer.correlation_id.as_deref();
                 let correlation_id = correlation_id.and_then(CorrelationId::parse);
                 let known = named.entry(pointer.event_id).or_default();
                 known.push((message, correlation_id));
+            }
+            Some(ReceivedPointer::Payment(payment)) => {
+                payments.entry(payment).or_default().push(message);
             }
             None => unreadable.push(MessageReport::of_message(
                 Some(message.clone()),
@@ -218,11 +392,10 @@ fn read_pointers(
             )),
         }
     }
-    (named, unreadable)
+    (named, payments, unreadable)
 }
 
-/// One report per message; then those of events that had no message in this batch, because they waited for a payment
-/// that the batch linked.
+/// One report per message.
 fn report_messages(
     named: MessagesByEvent<'_>,
     mut by_event: BTreeMap<EventId, MessageReport>,
@@ -244,6 +417,5 @@ fn report_messages(
             });
         }
     }
-    reports.extend(by_event.into_values());
     reports
 }

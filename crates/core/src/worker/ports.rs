@@ -1,46 +1,21 @@
-//! The worker's port: the ledger of events, entities and payments rows. It reads consistently and writes in one
+//! The worker's port: the ledger of events, entities, payments and invoices. It reads consistently and writes in one
 //! transaction, each row on condition that it is as it was read (optimistic lock). `adapters::dynamodb::ledger`
 //! implements it on DynamoDB, `testkit::memory` in memory; `commit` lists what each condition protects from.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 
+use crate::entity::invoice::InvoiceState;
+use crate::entity::key::{InvoiceKey, PaymentKey, StateKey};
 use crate::entity::kind::DiscardedEdit;
+use crate::entity::payment::state::PaymentState;
 use crate::entity::schema::UnreadableRow;
 use crate::entity::{Entity, EntityChange, EntityKey, EntityUpdate};
 use crate::error::DependencyError;
-use crate::ids::{AccountId, EventId, PaymentIntentId, PaymentRef, PieceId, ProviderId, TenantId};
+use crate::ids::{AccountId, EventId, PaymentIntentId, PieceId, ProviderId, TenantId};
 use crate::intake::inbox::EventRecord;
 use crate::outcome::EventVerdict;
 use crate::time::Timestamp;
-
-/// The key of a payments row. It contains the account (tenant isolation): an account cannot link, or wait for, a
-/// payment of another account by naming its id.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct PaymentKey {
-    /// None is the platform's own account.
-    pub account: Option<AccountId>,
-    pub payment: PaymentRef,
-}
-
-impl PaymentKey {
-    /// `acct_1#pi_1` or `platform#pi_1`.
-    pub fn row_key(&self) -> String {
-        let account = self.account.as_ref().map_or("platform", AccountId::as_str);
-        format!("{account}#{}", self.payment)
-    }
-}
-
-/// A payments row: the entity that a payment is linked to, or the events that wait for that link.
-#[derive(Clone, Debug, PartialEq, Default)]
-pub struct PaymentRow {
-    /// Never changes once it is set.
-    pub entity: Option<EntityKey>,
-    /// Events parked as `unlinked`.
-    pub waiting: BTreeSet<EventId>,
-    /// Number of writes; 0 if the row does not exist.
-    pub version: i64,
-}
 
 /// An event's row with its payload.
 #[derive(Clone, Debug, PartialEq)]
@@ -62,48 +37,100 @@ pub enum StoredPayload {
     Unreadable,
 }
 
-/// Entities and payments rows, read consistently. A row that does not exist is in none of the maps.
+/// Entities, payments and invoices, read consistently. One that has no row is in none of the maps.
 #[derive(Debug)]
 pub struct LoadedRows<R> {
     /// Each with its [`Ledger::Row`].
     pub entities: BTreeMap<EntityKey, (Entity, R)>,
-    /// Entities that exist but cannot be read, with the reason.
-    pub unreadable: BTreeMap<EntityKey, UnreadableRow>,
-    pub payments: BTreeMap<PaymentKey, PaymentRow>,
+    pub payments: BTreeMap<PaymentKey, (PaymentState, R)>,
+    pub invoices: BTreeMap<InvoiceKey, (InvoiceState, R)>,
+    /// Those that exist but cannot be read, with the reason.
+    pub unreadable: BTreeMap<StateKey, UnreadableRow>,
 }
 
 impl<R> LoadedRows<R> {
     pub fn empty() -> Self {
         Self {
             entities: BTreeMap::new(),
-            unreadable: BTreeMap::new(),
             payments: BTreeMap::new(),
+            invoices: BTreeMap::new(),
+            unreadable: BTreeMap::new(),
         }
+    }
+
+    pub fn extend(&mut self, more: Self) {
+        self.entities.extend(more.entities);
+        self.payments.extend(more.payments);
+        self.invoices.extend(more.invoices);
+        self.unreadable.extend(more.unreadable);
+    }
+
+    pub fn payment(&self, key: &PaymentKey) -> Option<&PaymentState> {
+        self.payments.get(key).map(|(payment, _)| payment)
     }
 }
 
-/// One unit of a transaction: an entity, its events and its payments rows. All of it is written, or nothing.
+/// One unit of a transaction. All of it is written, or nothing.
 #[derive(Debug)]
 pub struct CommitPart<'a, R> {
-    /// Its state and the application's row, written on condition that both are as they were read. If no column changes,
-    /// the application's row is only checked.
-    pub entity: Option<(&'a Entity, &'a R, &'a EntityUpdate)>,
+    /// Each: its state and the application's row, written on condition that both are as they were read. If no column
+    /// changes, the application's row is only checked.
+    pub entities: Vec<EntityWrite<'a, R>>,
+    /// Payments and invoices, each on condition that its version is one less.
+    pub states: Vec<StateWrite<'a, R>>,
     pub events: Vec<EventUpdate>,
-    pub payments: Vec<(PaymentKey, PaymentWrite)>,
     /// The time that is written into the rows.
     pub now: Timestamp,
 }
 
+#[derive(Debug)]
+pub struct EntityWrite<'a, R> {
+    pub entity: &'a Entity,
+    pub row: &'a R,
+    pub next: EntityUpdate,
+}
+
+/// The write of a row that only billhook has.
+#[derive(Debug)]
+pub struct StateWrite<'a, R> {
+    /// As it was read; `None` if there was no row.
+    pub row: Option<&'a R>,
+    pub next: NextState,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "nearly all of them are payments")]
+pub enum NextState {
+    Payment(PaymentState),
+    Invoice(InvoiceState),
+}
+
+impl NextState {
+    pub fn key(&self) -> StateKey {
+        match self {
+            Self::Payment(payment) => payment.key.clone().into(),
+            Self::Invoice(invoice) => invoice.key.clone().into(),
+        }
+    }
+
+    pub fn version(&self) -> i64 {
+        match self {
+            Self::Payment(payment) => payment.version,
+            Self::Invoice(invoice) => invoice.version,
+        }
+    }
+}
+
 impl<R> CommitPart<'_, R> {
-    /// What it changes about its entity; none if it has no entity. Ask only once the transaction has succeeded: a lost
-    /// race or a refused write changes nothing.
-    pub fn entity_commit(&self) -> Option<EntityCommit> {
-        let (entity, _, next) = self.entity?;
-        Some(EntityCommit {
-            entity: entity.key(),
-            event: self.events.first().map(|update| update.event.clone()),
-            changes: next.changes(entity),
-            discarded_edits: next.discarded_edits().to_vec(),
+    /// What it changes about its entities. Ask only once the transaction has succeeded: a lost race or a refused write
+    /// changes nothing.
+    pub fn entity_commits(&self) -> impl Iterator<Item = EntityCommit> {
+        let event = self.events.first().map(|update| update.event.clone());
+        self.entities.iter().map(move |write| EntityCommit {
+            entity: write.entity.key(),
+            event: event.clone(),
+            changes: write.next.changes(write.entity),
+            discarded_edits: write.next.discarded_edits().to_vec(),
         })
     }
 }
@@ -124,24 +151,9 @@ pub struct EventUpdate {
     pub event: EventId,
     /// The tenant of the event's account; an event of the platform has none.
     pub tenant: Option<TenantId>,
-    /// The entities that took its facts; empty unless it is processed.
-    pub entities: BTreeSet<EntityKey>,
+    /// The rows that took its facts.
+    pub entities: BTreeSet<StateKey>,
     pub verdict: EventVerdict,
-    /// The event waited for its payment to be linked. Such an event is processed even if the sweep has already ignored
-    /// it as `never_linked`.
-    pub waited: bool,
-}
-
-/// A write to a payments row that linked no entity and had `version` when it was read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PaymentWrite {
-    /// Links the payment to this entity, for good.
-    Link { entity: EntityKey, version: i64 },
-    /// Adds these events to those that wait for the link.
-    Wait {
-        events: BTreeSet<EventId>,
-        version: i64,
-    },
 }
 
 /// Why a transaction was not written, or may not have been.
@@ -176,11 +188,10 @@ pub trait Ledger: Send + Sync {
         ids: &BTreeSet<EventId>,
     ) -> impl Future<Output = Result<Vec<StoredEvent>, DependencyError>> + Send;
 
-    /// Reads entities and payments rows together, so that a batch costs one call.
+    /// Reads them together, so that a batch costs one call.
     fn load_rows(
         &self,
-        entities: &BTreeSet<EntityKey>,
-        payments: &BTreeSet<PaymentKey>,
+        keys: &BTreeSet<StateKey>,
     ) -> impl Future<Output = Result<LoadedRows<Self::Row>, DependencyError>> + Send;
 
     /// Entities whose column has this PaymentIntent, by the indexes. Only a hint: an index lags behind its table.
@@ -205,6 +216,6 @@ pub trait Ledger: Send + Sync {
     fn commit(
         &self,
         provider: ProviderId,
-        commits: &[CommitPart<'_, Self::Row>],
+        parts: &[&CommitPart<'_, Self::Row>],
     ) -> impl Future<Output = Result<(), CommitError>> + Send;
 }

@@ -1,195 +1,267 @@
-//! Resolves the tenant and the entity of each event. Tenant isolation: the tenant comes from the account in the signed
-//! body and never from metadata; metadata only names an entity, which must then belong to that tenant.
+//! Finds the tenant of each event, and finds the entity or payment that takes its facts. Tenant isolation: the tenant
+//! comes from the account in the signed body and never from metadata; metadata only names an entity, which must then
+//! belong to that tenant.
 //!
-//! It finds the entity by this rule. An event about a connected account belongs to its tenant; an event about a piece
-//! to the statement of that piece or, if no statement has it, to the one that the metadata names. An event about a
-//! payment belongs to the entity that its metadata names or its payment is linked to; if the two differ, it is parked
-//! as `link_conflict`. If there is neither, another event of the batch may link the payment; last, the only entity with
-//! its PaymentIntent in a column counts. If there is none, the event waits for the link.
+//! An event about a connected account belongs to its tenant; an event about a piece to the statement of that piece or,
+//! if no statement has it, to the one that the metadata names. An event about a payment always belongs to the payment,
+//! whose other names may be aliases; what its metadata names, or a row with its PaymentIntent in a column, becomes an
+//! edge of the payment. An event that names a row which is not there, or another tenant's, is parked: its payment takes
+//! the facts, without the edge.
 //!
-//! Reads are gathered, so a batch of ten events costs two reads of rows, not twenty. The decision is `resolve_entity`,
-//! a pure function. An index is only a hint: what it returns is checked against the row, read consistently. Exception:
+//! Reads are gathered, so a batch of ten events costs two reads of rows, not twenty. The decision is `resolve_event`, a
+//! pure function. An index is only a hint: what it returns is checked against the row, read consistently. Exception:
 //! the tenant of an account is what the index says, or a cache of up to 60 s.
-//! docs/SEMANTICS.md, "Which entity an event belongs to", states the rules. [`find_entities`] applies them without a
-//! worker.
+//! docs/SEMANTICS.md, "Which entity an event belongs to", states the rules.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::stream::{self, StreamExt as _};
 
+use crate::entity::key::{InvoiceKey, PaymentKey, StateKey};
+use crate::entity::payment::bearer::PaymentStanding;
+use crate::entity::payment::state::{NamedBy, PaymentState};
 use crate::entity::schema::UnreadableRow;
 use crate::entity::{Entity, EntityKey};
 use crate::error::{DependencyError, error_chain};
-use crate::ids::{AccountId, EventId, PaymentIntentId, PieceId};
-use crate::intake::inbox::EventRecord;
-use crate::outcome::{EventVerdict, IgnoreReason, ParkReason};
-use crate::provider::interpret::EventFacts;
+use crate::ids::{AccountId, PaymentIntentId, PieceId, TenantId};
+use crate::outcome::ParkReason;
+use crate::provider::interpret::{EventSubject, PaymentStatement};
 use crate::worker::batch::{CALLS_AT_ONCE, ProcessingFailure};
-use crate::worker::ports::{Ledger, LoadedRows, PaymentKey};
-use crate::worker::step::{EventCandidate, EventStep, fail_each};
+use crate::worker::ports::{Ledger, LoadedRows};
+use crate::worker::step::{EventCandidate, EventStep, EventTarget, fail_each};
 
-/// Evidence beside the rows for which entity an event belongs to.
-struct MatchHints {
-    /// Payments that an event of this batch links to an entity of its own tenant. Example: a batch has the
-    /// `payment_intent.succeeded` that names `ord_1` and a `charge.refunded` of the same payment without metadata. Both
-    /// are processed together; without this map the refund would first be parked as `unlinked`.
-    linked_here: BTreeMap<PaymentKey, EntityKey>,
-    by_intent: BTreeMap<PaymentIntentId, IndexHits>,
-    by_piece: BTreeMap<PieceId, IndexHits>,
+/// Reads until every row that the decision needs is known. Each further read follows an edge: from a name to the
+/// payment, from there to its bearers and invoices, from an invoice to its other payments and their bearers.
+const READS_MAX: usize = 5;
+
+/// What an index returned for each payment and piece. A query that failed fails only the events that need it.
+#[derive(Default)]
+pub(super) struct IndexHints {
+    by_intent: BTreeMap<PaymentIntentId, Result<Vec<EntityKey>, String>>,
+    by_piece: BTreeMap<PieceId, Result<Vec<EntityKey>, String>>,
 }
 
-/// An index's answer. A query that failed fails only the events that need it.
-type IndexHits = Result<Vec<EntityKey>, String>;
+/// The tenant of each account; the reason why its events are parked if it has none or several.
+#[derive(Default)]
+pub(super) struct AccountTenants(BTreeMap<AccountId, Result<Result<TenantId, ParkReason>, String>>);
 
-/// Says, without a worker, to which entity a worker would commit each of these events if they were a batch. Events that
-/// it would park or ignore are missing from the answer. An error is a failed read.
-pub async fn find_entities<L: Ledger>(
-    ledger: &L,
-    events: Vec<(EventRecord, EventFacts)>,
-) -> Result<BTreeMap<EventId, EntityKey>, ProcessingFailure> {
-    let candidates = events.into_iter();
-    let candidates = candidates.map(|(stored, event)| EventCandidate::new(stored, event, 0));
-    let mut ready = Vec::new();
-    for step in assign_tenants(ledger, candidates.collect()).await {
-        ready.extend(step.into_ready()?);
+impl AccountTenants {
+    pub(super) async fn load<L: Ledger>(
+        ledger: &L,
+        accounts: impl IntoIterator<Item = AccountId>,
+    ) -> Self {
+        let accounts: BTreeSet<AccountId> = accounts.into_iter().collect();
+        let mut tenants = BTreeMap::new();
+        for account in accounts {
+            let found = ledger.tenants_by_account(&account).await;
+            let found = found.map(|found| match found.as_slice() {
+                [tenant] => Ok(tenant.clone()),
+                [] => Err(ParkReason::TenantUnknown),
+                _ => Err(ParkReason::TenantAmbiguous),
+            });
+            tenants.insert(account, found.map_err(|error| error_chain(&error)));
+        }
+        Self(tenants)
     }
-    let (steps, _) = resolve_entities(ledger, ready).await;
-    let mut found = BTreeMap::new();
-    for step in steps {
-        let matched = step
-            .into_ready()?
-            .and_then(|event| Some((event.stored.id, event.entity?)));
-        found.extend(matched);
+
+    /// Whether an event or payment of this account may change this entity: an event of a connected account only those
+    /// of its own tenant. One of the platform may change any, because destination charges for tenants live on the
+    /// platform's account.
+    pub(super) fn may_change(&self, account: Option<&AccountId>, entity: &Entity) -> bool {
+        let Some(account) = account else { return true };
+        match self.0.get(account) {
+            Some(Ok(Ok(tenant))) => entity.tenant() == Some(tenant),
+            _ => false,
+        }
     }
-    Ok(found)
 }
 
-/// Sets each event's tenant. Parks the event if no tenant or several have its account; an event without an account
-/// belongs to the platform and has no tenant.
-pub(super) async fn assign_tenants<L: Ledger>(
-    ledger: &L,
+/// Sets each event's tenant. An event without an account belongs to the platform and has no tenant. Parks the event if
+/// no tenant or several have its account; if it is about a payment, only after the payment took its facts.
+pub(super) fn assign_tenants(
     candidates: Vec<EventCandidate>,
+    tenants: &AccountTenants,
 ) -> Vec<EventStep<EventCandidate>> {
-    let accounts: BTreeSet<&AccountId> = candidates
-        .iter()
-        .filter_map(|candidate| candidate.stored.account.as_ref())
-        .collect();
-    let mut tenants = BTreeMap::new();
-    for account in accounts {
-        tenants.insert(account.clone(), ledger.tenants_by_account(account).await);
-    }
     let assign = |mut candidate: EventCandidate| {
         let account = candidate.stored.account.as_ref();
-        match account.and_then(|account| tenants.get(account)) {
+        match account.and_then(|account| tenants.0.get(account)) {
             None => EventStep::Ready(candidate),
-            Some(Err(error)) => {
-                candidate.fail(ProcessingFailure::Infrastructure(error_chain(error)))
+            Some(Err(cause)) => candidate.fail(ProcessingFailure::Infrastructure(cause.clone())),
+            Some(Ok(Ok(tenant))) => {
+                candidate.tenant = Some(tenant.clone());
+                EventStep::Ready(candidate)
             }
-            Some(Ok(tenants)) => match tenants.as_slice() {
-                [tenant] => {
-                    candidate.tenant = Some(tenant.clone());
+            Some(Ok(Err(reason))) => match candidate.event.subject {
+                EventSubject::Payment(_) => {
+                    candidate.parked = Some(*reason);
                     EventStep::Ready(candidate)
                 }
-                [] => candidate.park(ParkReason::TenantUnknown),
-                _ => candidate.park(ParkReason::TenantAmbiguous),
+                EventSubject::Piece(..) | EventSubject::Account(_) => candidate.park(*reason),
             },
         }
     };
     candidates.into_iter().map(assign).collect()
 }
 
-/// Sets each event's entity. Parks or ignores the event if it has none, or if its entity does not exist, cannot be read
-/// or is another tenant's. Returns the rows too, for the commit.
-pub(super) async fn resolve_entities<L: Ledger>(
+/// Sets what each event belongs to. Returns the rows too, for the commit.
+pub(super) async fn resolve_events<L: Ledger>(
     ledger: &L,
     candidates: Vec<EventCandidate>,
 ) -> (Vec<EventStep<EventCandidate>>, LoadedRows<L::Row>) {
-    let (rows, hints) = match gather_evidence(ledger, &candidates).await {
-        Ok(evidence) => evidence,
+    let (payments, more) = (BTreeSet::new(), BTreeSet::new());
+    let (rows, hints) = match gather_rows(ledger, &candidates, &payments, &more).await {
+        Ok(gathered) => gathered,
         Err(error) => {
             let ids = candidates.into_iter().map(|candidate| candidate.stored.id);
             return (fail_each(ids, &error.into()), LoadedRows::empty());
         }
     };
-    let assign = |mut candidate: EventCandidate| {
-        let decided = resolve_entity(&candidate, &rows, &hints);
-        decided.and_then(|entity| {
-            let checked = match &entity {
-                Some(key) => check_entity(&candidate, key, &rows),
-                None => EventStep::Ready(()),
-            };
-            checked.and_then(|()| {
-                candidate.entity = entity;
-                EventStep::Ready(candidate)
-            })
-        })
-    };
-    (candidates.into_iter().map(assign).collect(), rows)
+    let resolved = candidates
+        .into_iter()
+        .map(|candidate| resolve_event(candidate, &rows, &hints));
+    (resolved.collect(), rows)
 }
 
-/// Reads all rows that the decision needs, in two reads: first what the events name, then what the first read and the
-/// indexes point to.
-async fn gather_evidence<L: Ledger>(
+/// Reads all rows that the events and these payments need, and some more.
+pub(super) async fn gather_rows<L: Ledger>(
     ledger: &L,
     candidates: &[EventCandidate],
-) -> Result<(LoadedRows<L::Row>, MatchHints), DependencyError> {
-    // For a piece the index comes first and the metadata second, so what its metadata names is read in the second read,
-    // together with what the index returns.
-    let (of_pieces, named): (Vec<&EventCandidate>, Vec<&EventCandidate>) =
-        candidates.iter().partition(|c| c.event.piece.is_some());
-    let names = |candidate: &EventCandidate| candidate.event.named_entity.clone();
-    let payments = candidates.iter().filter_map(EventCandidate::payment);
-    let named = named.into_iter().filter_map(names).collect();
-    let mut rows = load_rows(ledger, named, payments.collect()).await?;
-    let mut hints = gather_hints(ledger, candidates, &rows).await;
-    let tenants = candidates
-        .iter()
-        .filter(|candidate| candidate.event.about_account)
-        .filter_map(|candidate| candidate.tenant.clone().map(EntityKey::Tenant));
-    let linked = rows.payments.values().filter_map(|row| row.entity.clone());
-    let found = tenants
-        .chain(linked)
-        .chain(hints.index_hits())
-        .chain(of_pieces.into_iter().filter_map(names));
-    let found = found.filter(|key| !rows.entities.contains_key(key));
-    let more = load_rows(ledger, found.collect(), BTreeSet::new()).await?;
-    rows.entities.extend(more.entities);
-    rows.unreadable.extend(more.unreadable);
+    payments: &BTreeSet<PaymentKey>,
+    more: &BTreeSet<StateKey>,
+) -> Result<(LoadedRows<L::Row>, IndexHints), DependencyError> {
+    let mut rows = LoadedRows::empty();
+    let mut known = BTreeSet::new();
+    let mut hints = None;
+    for _ in 0..READS_MAX {
+        let mut needed = needed_keys(candidates, payments, &rows, hints.as_ref());
+        needed.extend(more.iter().cloned());
+        needed.retain(|key| !known.contains(key));
+        if needed.is_empty() {
+            match hints {
+                Some(_) => break,
+                None => {
+                    hints = Some(ask_indexes(ledger, candidates, payments, &rows).await);
+                    continue;
+                }
+            }
+        }
+        rows.extend(ledger.load_rows(&needed).await?);
+        known.extend(needed);
+        if hints.is_none() {
+            hints = Some(ask_indexes(ledger, candidates, payments, &rows).await);
+        }
+    }
+    let mut hints = hints.unwrap_or_default();
     hints.keep_confirmed(&rows);
     Ok((rows, hints))
 }
 
-async fn load_rows<L: Ledger>(
-    ledger: &L,
-    entities: BTreeSet<EntityKey>,
-    payments: BTreeSet<PaymentKey>,
-) -> Result<LoadedRows<L::Row>, DependencyError> {
-    match entities.is_empty() && payments.is_empty() {
-        true => Ok(LoadedRows::empty()),
-        false => ledger.load_rows(&entities, &payments).await,
+/// The keys of all rows that are known to matter so far.
+fn needed_keys<R>(
+    candidates: &[EventCandidate],
+    payments: &BTreeSet<PaymentKey>,
+    rows: &LoadedRows<R>,
+    hints: Option<&IndexHints>,
+) -> BTreeSet<StateKey> {
+    let mut needed = BTreeSet::new();
+    let mut named = |candidate: &EventCandidate| {
+        let named = candidate.event.named_entity.clone();
+        needed.extend(named.map(StateKey::Entity));
+    };
+    let mut reached: BTreeSet<PaymentKey> = payments.clone();
+    let mut invoices: BTreeSet<InvoiceKey> = BTreeSet::new();
+    // Of an invoice that gets an order here, the payments get that order too.
+    let mut with_payments: BTreeSet<InvoiceKey> = BTreeSet::new();
+    for candidate in candidates {
+        match &candidate.event.subject {
+            EventSubject::Account(_) => {}
+            // The index comes first and the metadata second, so both are read together, after the index was asked.
+            EventSubject::Piece(..) if hints.is_none() => {}
+            EventSubject::Piece(..) => named(candidate),
+            EventSubject::Payment(payment) => {
+                named(candidate);
+                reached.extend(candidate.payment_names(payment));
+                let invoice = candidate.invoice(payment);
+                if payment.is_of_session() && candidate.event.named_entity.is_some() {
+                    with_payments.extend(invoice.clone());
+                }
+                invoices.extend(invoice);
+            }
+        }
     }
+    let tenants = candidates.iter().filter_map(EventCandidate::own_tenant);
+    needed.extend(tenants.map(StateKey::Entity));
+    let hits = hints.into_iter().flat_map(IndexHints::all);
+    needed.extend(hits.map(StateKey::Entity));
+    let of_invoices = rows
+        .invoices
+        .iter()
+        .filter(|(key, _)| with_payments.contains(*key));
+    reached.extend(of_invoices.flat_map(|(_, (invoice, _))| invoice.facts.payments.clone()));
+    let aliases = reached
+        .iter()
+        .filter_map(|key| rows.payment(key)?.alias_of.clone());
+    let aliases: Vec<PaymentKey> = aliases.collect();
+    reached.extend(aliases);
+    for payment in reached.iter().filter_map(|key| rows.payment(key)) {
+        let bearers = payment.standings().into_keys();
+        let bearers = bearers.filter(|bearer| is_told_or_borne(payment, bearer));
+        needed.extend(bearers.map(StateKey::Entity));
+        let account = &payment.key.account;
+        let its = payment.facts.invoices.iter().map(|invoice| InvoiceKey {
+            account: account.clone(),
+            invoice: invoice.clone(),
+        });
+        invoices.extend(its);
+    }
+    for (invoice, _) in invoices.iter().filter_map(|key| rows.invoices.get(key)) {
+        needed.extend(invoice.facts.orders.keys().cloned().map(StateKey::Entity));
+    }
+    needed.extend(reached.into_iter().map(StateKey::Payment));
+    needed.extend(invoices.into_iter().map(StateKey::Invoice));
+    needed
 }
 
-/// Queries the indexes, once for each payment and piece whose entity the rows do not show.
-async fn gather_hints<L: Ledger>(
+/// One that is only outranked has no copy, and no write touches its row.
+fn is_told_or_borne(payment: &PaymentState, bearer: &EntityKey) -> bool {
+    let standing = payment.standings().get(bearer).copied();
+    standing.is_some_and(|standing| standing != PaymentStanding::Other)
+        || payment.told.contains_key(bearer)
+}
+
+/// Queries the indexes, once for each piece, and for each payment that nothing bears and no event of the batch names
+/// something for.
+async fn ask_indexes<L: Ledger>(
     ledger: &L,
     candidates: &[EventCandidate],
+    payments: &BTreeSet<PaymentKey>,
     rows: &LoadedRows<L::Row>,
-) -> MatchHints {
-    let linked_here = find_links_in_batch(candidates, rows);
-    let unplaced = |payment: &PaymentKey| {
-        linked_entity(rows, payment).is_none() && !linked_here.contains_key(payment)
+) -> IndexHints {
+    let mut pieces = BTreeSet::new();
+    let mut unborne: BTreeSet<PaymentKey> = payments.clone();
+    let mut named: BTreeSet<PaymentKey> = BTreeSet::new();
+    for candidate in candidates {
+        match &candidate.event.subject {
+            EventSubject::Account(_) => {}
+            EventSubject::Piece(piece, _) => pieces.extend(piece.clone()),
+            EventSubject::Payment(payment) => {
+                let key = candidate.find_payment(payment, rows);
+                match (&candidate.event.named_entity, candidate.parked) {
+                    (Some(_), _) => named.extend(key),
+                    (None, None) => unborne.extend(key),
+                    (None, Some(_)) => {}
+                }
+            }
+        }
+    }
+    let is_borne = |key: &PaymentKey| {
+        let payment = rows.payment(key);
+        payment.is_some_and(|payment| !payment.facts.bearers.is_empty())
     };
-    let intents: BTreeSet<PaymentIntentId> = candidates
-        .iter()
-        .filter(|candidate| candidate.event.named_entity.is_none())
-        .filter_map(EventCandidate::payment)
-        .filter(unplaced)
-        .filter_map(|payment| payment.payment.intent().cloned())
-        .collect();
-    let pieces: BTreeSet<PieceId> = candidates
-        .iter()
-        .filter_map(|candidate| candidate.event.piece.clone())
+    unborne.retain(|key| !named.contains(key) && !is_borne(key));
+    let intents: BTreeSet<PaymentIntentId> = unborne
+        .into_iter()
+        .filter_map(|key| key.payment.intent().cloned())
         .collect();
     let asked = stream::iter(intents).map(async |intent| {
         let hits = ledger.entities_by_payment_intent(&intent).await;
@@ -201,27 +273,35 @@ async fn gather_hints<L: Ledger>(
         (piece, hits.map_err(|error| error_chain(&error)))
     });
     let by_piece = asked.buffer_unordered(CALLS_AT_ONCE).collect().await;
-    MatchHints {
-        linked_here,
+    IndexHints {
         by_intent,
         by_piece,
     }
 }
 
-impl MatchHints {
-    /// Every entity that an index returned.
-    fn index_hits(&self) -> impl Iterator<Item = EntityKey> {
+impl IndexHints {
+    fn all(&self) -> impl Iterator<Item = EntityKey> {
         let answers = self.by_intent.values().chain(self.by_piece.values());
         answers.flatten().flatten().cloned()
     }
 
+    /// The rows with this payment's PaymentIntent in their column.
+    pub(super) fn of_payment(&self, payment: &PaymentKey) -> Result<&[EntityKey], String> {
+        let asked = payment.payment.intent();
+        match asked.and_then(|intent| self.by_intent.get(intent)) {
+            None => Ok(&[]),
+            Some(Ok(hits)) => Ok(hits),
+            Some(Err(cause)) => Err(cause.clone()),
+        }
+    }
+
     /// Drops the hits that the rows do not confirm, because an index lags behind its table. Example: the application
-    /// moved `pi_1` from `ord_1` to `ord_2`, and the index returns both. Unchecked, the event would be parked as
-    /// `entity_ambiguous`. A row that was deleted confirms nothing; a row that cannot be read stays a hit, so that the
-    /// event is parked as `entity_unreadable` instead of `unlinked`.
+    /// moved `pi_1` from `ord_1` to `ord_2`, and the index returns both. Unchecked, both would be named for it. A row
+    /// that was deleted confirms nothing; a row that cannot be read stays a hit, so that the event is parked as
+    /// `entity_unreadable`.
     fn keep_confirmed<R>(&mut self, rows: &LoadedRows<R>) {
         let is_confirmed = |key: &EntityKey, has_column: &dyn Fn(&Entity) -> bool| {
-            rows.unreadable.contains_key(key)
+            rows.unreadable.contains_key(&StateKey::Entity(key.clone()))
                 || rows
                     .entities
                     .get(key)
@@ -242,130 +322,136 @@ impl MatchHints {
     }
 }
 
-fn linked_entity<'r, R>(rows: &'r LoadedRows<R>, payment: &PaymentKey) -> Option<&'r EntityKey> {
-    rows.payments.get(payment)?.entity.as_ref()
+/// Decides what an event belongs to, by the rules at the head of this module.
+fn resolve_event<R>(
+    mut candidate: EventCandidate,
+    rows: &LoadedRows<R>,
+    hints: &IndexHints,
+) -> EventStep<EventCandidate> {
+    let target = match &candidate.event.subject {
+        EventSubject::Account(_) => match candidate.own_tenant() {
+            Some(tenant) => check_entity(&candidate, tenant, rows),
+            None => candidate.park(ParkReason::TenantUnknown),
+        },
+        EventSubject::Piece(piece, _) => {
+            let hits = piece.as_ref().and_then(|piece| hints.by_piece.get(piece));
+            let found = match hits {
+                None => Ok(None),
+                Some(Err(cause)) => Err(cause.clone()),
+                Some(Ok(hits)) => match hits.as_slice() {
+                    [] => Ok(None),
+                    [key] => Ok(Some(key.clone())),
+                    _ => return candidate.park(ParkReason::EntityAmbiguous),
+                },
+            };
+            match found {
+                Err(cause) => candidate.fail(ProcessingFailure::Infrastructure(cause)),
+                Ok(hit) => match hit.or_else(|| candidate.event.named_entity.clone()) {
+                    Some(key) => check_entity(&candidate, key, rows),
+                    None => candidate.park(ParkReason::LetterUnknown),
+                },
+            }
+        }
+        EventSubject::Payment(payment) => resolve_payment(&candidate, payment, rows, hints),
+    };
+    target.and_then(|(target, parked)| {
+        candidate.target = Some(target);
+        candidate.parked = candidate.parked.or(parked);
+        EventStep::Ready(candidate)
+    })
 }
 
-/// The payments that this batch links to an entity. If two events name different entities for one payment, neither
-/// counts here.
-fn find_links_in_batch<R>(
-    candidates: &[EventCandidate],
+type ResolvedTarget = (EventTarget, Option<ParkReason>);
+
+/// Finds the payment of an event and the edges that the event adds to it.
+fn resolve_payment<R>(
+    candidate: &EventCandidate,
+    payment: &PaymentStatement,
     rows: &LoadedRows<R>,
-) -> BTreeMap<PaymentKey, EntityKey> {
-    let mut named: BTreeMap<PaymentKey, BTreeSet<&EntityKey>> = BTreeMap::new();
-    for candidate in candidates {
-        let Some((payment, key)) = candidate
-            .payment()
-            .zip(candidate.event.named_entity.as_ref())
-        else {
-            continue;
-        };
-        let is_theirs = rows
-            .entities
-            .get(key)
-            .is_some_and(|(entity, _)| check_tenant(entity, candidate) == TenantCheck::Own);
-        if is_theirs && linked_entity(rows, &payment).is_none() {
-            named.entry(payment).or_default().insert(key);
+    hints: &IndexHints,
+) -> EventStep<ResolvedTarget> {
+    let Some(key) = candidate.find_payment(payment, rows) else {
+        return candidate.park(ParkReason::FieldMalformed);
+    };
+    let names = candidate.payment_names(payment).chain([key.clone()]);
+    let names = names.map(StateKey::Payment);
+    let invoice = candidate.invoice(payment).map(StateKey::Invoice);
+    for key in names.chain(invoice) {
+        match rows.unreadable.get(&key) {
+            None => {}
+            Some(newer @ UnreadableRow::NewerSchema(_)) => {
+                return candidate.fail(newer_schema(&key, newer));
+            }
+            Some(UnreadableRow::Broken(_)) => return candidate.park(ParkReason::EntityUnreadable),
         }
     }
-    named
-        .into_iter()
-        .filter(|(_, keys)| keys.len() == 1)
-        .filter_map(|(payment, keys)| Some((payment, keys.into_iter().next()?.clone())))
-        .collect()
-}
-
-/// Decides which entity an event belongs to, by the rule at the head of this module. Ready with none: no entity has its
-/// payment yet.
-fn resolve_entity<R>(
-    candidate: &EventCandidate,
-    rows: &LoadedRows<R>,
-    hints: &MatchHints,
-) -> EventStep<Option<EntityKey>> {
-    let only_hit = |answer: Option<&IndexHits>| match answer {
-        None => EventStep::Ready(None),
-        Some(Err(cause)) => candidate.fail(ProcessingFailure::Infrastructure(cause.clone())),
-        Some(Ok(hits)) => match hits.as_slice() {
-            [] => EventStep::Ready(None),
-            [key] => EventStep::Ready(Some(key.clone())),
-            _ => candidate.park(ParkReason::EntityAmbiguous),
+    let borne = rows.payment(&key).into_iter().flat_map(|payment| {
+        let standings = payment.standings().into_iter();
+        let borne = standings.filter(|(_, standing)| *standing != PaymentStanding::Other);
+        borne.map(|(bearer, _)| bearer).collect::<Vec<_>>()
+    });
+    let named: Vec<(EntityKey, Option<NamedBy>)> = match &candidate.event.named_entity {
+        Some(named) => vec![(named.clone(), Some(NamedBy::Metadata))],
+        None => match hints.of_payment(&key) {
+            Err(cause) => return candidate.fail(ProcessingFailure::Infrastructure(cause)),
+            Ok(hits) => {
+                let hits = hits.iter().cloned();
+                hits.map(|hit| (hit, Some(NamedBy::Index))).collect()
+            }
         },
     };
-    let named = candidate.event.named_entity.as_ref();
-    if candidate.event.about_account {
-        return match &candidate.tenant {
-            Some(tenant) => EventStep::Ready(Some(EntityKey::Tenant(tenant.clone()))),
-            None => candidate.park(ParkReason::TenantUnknown),
+    let (mut edges, mut parked) = (Vec::new(), candidate.parked);
+    for (bearer, by) in named.into_iter().chain(borne.map(|bearer| (bearer, None))) {
+        let reason = match check_bearer(candidate, &bearer, rows) {
+            Ok(reason) => reason,
+            Err(failure) => return candidate.fail(failure),
         };
-    }
-    if let Some(piece) = &candidate.event.piece {
-        return only_hit(hints.by_piece.get(piece)).and_then(|hit| match hit.or(named.cloned()) {
-            Some(key) => EventStep::Ready(Some(key)),
-            None => candidate.park(ParkReason::LetterUnknown),
-        });
-    }
-    let payment = candidate.payment();
-    let linked = payment
-        .as_ref()
-        .and_then(|payment| linked_entity(rows, payment));
-    match (named, linked, payment) {
-        (Some(named), Some(linked), _) if named != linked => {
-            candidate.park(ParkReason::LinkConflict)
+        match (reason, by, candidate.parked) {
+            (None, Some(by), None) => edges.push((bearer, by)),
+            (Some(reason), ..) => parked = parked.or(Some(reason)),
+            _ => {}
         }
-        (Some(key), ..) | (None, Some(key), _) => EventStep::Ready(Some(key.clone())),
-        (None, None, Some(payment)) => {
-            let linked_here = hints.linked_here.get(&payment).cloned();
-            let intent = payment.payment.intent();
-            only_hit(intent.and_then(|intent| hints.by_intent.get(intent)))
-                .and_then(|hit| EventStep::Ready(hit.or(linked_here)))
-        }
-        (None, None, None) => EventStep::Close(
-            candidate.event_update(EventVerdict::Ignored(IgnoreReason::NothingNamed)),
-        ),
     }
+    let target = EventTarget::Payment { key, edges };
+    EventStep::Ready((target, parked))
 }
 
-/// Checks that the entity exists, can be read and belongs to the event's tenant; else the event is parked. One that a
-/// newer release wrote is left to that release: the message comes again.
-fn check_entity<R>(
+fn newer_schema(key: &StateKey, newer: &UnreadableRow) -> ProcessingFailure {
+    ProcessingFailure::NewerSchema(format!("{key}: {newer}"))
+}
+
+/// Why an entity may not bear the event's payment. One that a newer release wrote is left to that release: the message
+/// comes again.
+fn check_bearer<R>(
     candidate: &EventCandidate,
     key: &EntityKey,
     rows: &LoadedRows<R>,
-) -> EventStep<()> {
-    match (rows.entities.get(key), rows.unreadable.get(key)) {
-        (Some((entity, _)), _) => match check_tenant(entity, candidate) {
-            TenantCheck::Own => EventStep::Ready(()),
-            TenantCheck::Foreign => candidate.park(ParkReason::CrossTenant),
-        },
-        (None, Some(newer @ UnreadableRow::NewerSchema(_))) => {
-            candidate.fail(ProcessingFailure::NewerSchema(format!("{key}: {newer}")))
+) -> Result<Option<ParkReason>, ProcessingFailure> {
+    let state = StateKey::Entity(key.clone());
+    match (rows.entities.get(key), rows.unreadable.get(&state)) {
+        (Some((entity, _)), _) => {
+            let is_own = candidate.may_change(entity);
+            Ok((!is_own).then_some(ParkReason::CrossTenant))
         }
-        (None, Some(UnreadableRow::Broken(_))) => candidate.park(ParkReason::EntityUnreadable),
-        (None, None) => candidate.park(unknown_entity_reason(candidate, key)),
+        (None, Some(newer @ UnreadableRow::NewerSchema(_))) => Err(newer_schema(&state, newer)),
+        (None, Some(UnreadableRow::Broken(_))) => Ok(Some(ParkReason::EntityUnreadable)),
+        (None, None) => Ok(Some(key.unknown_reason())),
     }
 }
 
-fn unknown_entity_reason(candidate: &EventCandidate, key: &EntityKey) -> ParkReason {
-    // An event about a piece looks for the piece's statement, whatever its metadata names.
-    if candidate.event.piece.is_some() {
-        return ParkReason::LetterUnknown;
-    }
-    key.unknown_reason()
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum TenantCheck {
-    Own,
-    Foreign,
-}
-
-/// Tenant isolation: an event of a connected account may change only entities of its own tenant. An event of the
-/// platform may change any, because destination charges for tenants live on the platform's account.
-fn check_tenant(entity: &Entity, candidate: &EventCandidate) -> TenantCheck {
-    let is_of_platform = candidate.stored.account.is_none();
-    let tenant = candidate.tenant.as_ref();
-    match is_of_platform || (tenant.is_some() && tenant == entity.tenant()) {
-        true => TenantCheck::Own,
-        false => TenantCheck::Foreign,
+/// Checks that the entity of an event exists, can be read and belongs to the event's tenant; else the event is parked.
+fn check_entity<R>(
+    candidate: &EventCandidate,
+    key: EntityKey,
+    rows: &LoadedRows<R>,
+) -> EventStep<ResolvedTarget> {
+    match check_bearer(candidate, &key, rows) {
+        Err(failure) => candidate.fail(failure),
+        Ok(None) => EventStep::Ready((EventTarget::Entity(key), None)),
+        // An event about a piece looks for the piece's statement, whatever its metadata names.
+        Ok(Some(ParkReason::StatementUnknown | ParkReason::OrderUnknown)) => {
+            candidate.park(ParkReason::LetterUnknown)
+        }
+        Ok(Some(reason)) => candidate.park(reason),
     }
 }

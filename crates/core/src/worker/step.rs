@@ -10,18 +10,20 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use futures_util::FutureExt as _;
 use futures_util::stream::{self, StreamExt as _};
 
-use crate::entity::EntityKey;
-use crate::ids::{EventId, PaymentRef, TenantId};
+use crate::entity::key::{InvoiceKey, PaymentKey};
+use crate::entity::payment::state::NamedBy;
+use crate::entity::{Entity, EntityKey};
+use crate::ids::{EventId, TenantId};
 use crate::intake::inbox::EventRecord;
 use crate::outcome::{EventVerdict, ParkReason};
 use crate::ports::{Clock, Pause};
 use crate::provider::interpret;
-use crate::provider::interpret::EventFacts;
+use crate::provider::interpret::{EventFacts, EventSubject, PaymentStatement};
 use crate::worker::batch::{
     CALLS_AT_ONCE, MessageReport, ProcessingFailure, ProcessingSuccess, Worker,
 };
 use crate::worker::ports::{
-    EntityCommit, EventUpdate, Ledger, PaymentKey, StoredEvent, StoredPayload,
+    EntityCommit, EventUpdate, Ledger, LoadedRows, StoredEvent, StoredPayload,
 };
 
 /// What a stage makes of an event.
@@ -54,28 +56,29 @@ impl<T> EventStep<T> {
             Self::Done(report) => EventStep::Done(report),
         }
     }
-
-    /// The event if it is ready; an error if it failed.
-    pub(super) fn into_ready(self) -> Result<Option<T>, ProcessingFailure> {
-        match self {
-            Self::Ready(event) => Ok(Some(event)),
-            Self::Close(_) | Self::Done(_) => Ok(None),
-            Self::Fail(_, failure) => Err(failure),
-        }
-    }
 }
 
-/// An event that was read and interpreted; `resolve` adds its tenant and its entity.
+/// An event that was read and interpreted; `resolve` adds its tenant and its target.
 pub(super) struct EventCandidate {
     pub(super) stored: EventRecord,
     pub(super) event: EventFacts,
     /// The tenant of the event's account; an event of the platform has none.
     pub(super) tenant: Option<TenantId>,
-    /// None if no entity has the event's payment yet: it waits until another event links the payment.
-    pub(super) entity: Option<EntityKey>,
-    /// It waited, and another event of this batch links its payment.
-    pub(super) waited: bool,
+    /// None until it is resolved.
+    pub(super) target: Option<EventTarget>,
+    /// Why it ends as parked, although its payment takes its facts.
+    pub(super) parked: Option<ParkReason>,
     pub(super) row_bytes: usize,
+}
+
+/// What takes an event's facts.
+pub(super) enum EventTarget {
+    Entity(EntityKey),
+    Payment {
+        key: PaymentKey,
+        /// The orders and statements that the event adds as bearers.
+        edges: Vec<(EntityKey, NamedBy)>,
+    },
 }
 
 impl EventCandidate {
@@ -84,30 +87,72 @@ impl EventCandidate {
             stored,
             event,
             tenant: None,
-            entity: None,
-            waited: false,
+            target: None,
+            parked: None,
             row_bytes,
         }
     }
 
-    pub(super) fn payment(&self) -> Option<PaymentKey> {
-        let intent = self.event.intent.clone()?;
-        Some(PaymentKey {
+    /// The rows of all names of its payment.
+    pub(super) fn payment_names<'p>(
+        &'p self,
+        payment: &'p PaymentStatement,
+    ) -> impl Iterator<Item = PaymentKey> + 'p {
+        let names = payment.names.iter().cloned();
+        names.map(|payment| PaymentKey {
             account: self.stored.account.clone(),
-            payment: PaymentRef::Intent(intent),
+            payment,
         })
+    }
+
+    /// Its payment: the one with the best name, or the one that an alias of that name leads to.
+    pub(super) fn find_payment<R>(
+        &self,
+        payment: &PaymentStatement,
+        rows: &LoadedRows<R>,
+    ) -> Option<PaymentKey> {
+        let best = self.payment_names(payment).next()?;
+        let alias = rows.payment(&best).and_then(|row| row.alias_of.clone());
+        Some(alias.unwrap_or(best))
+    }
+
+    pub(super) fn invoice(&self, payment: &PaymentStatement) -> Option<InvoiceKey> {
+        Some(InvoiceKey {
+            account: self.stored.account.clone(),
+            invoice: payment.invoice.clone()?,
+        })
+    }
+
+    /// The entity of an event about the account itself.
+    pub(super) fn own_tenant(&self) -> Option<EntityKey> {
+        match self.event.subject {
+            EventSubject::Account(_) => self.tenant.clone().map(EntityKey::Tenant),
+            EventSubject::Payment(_) | EventSubject::Piece(..) => None,
+        }
+    }
+
+    /// Tenant isolation: an event of a connected account may change only entities of its own tenant. An event of the
+    /// platform may change any, because destination charges for tenants live on the platform's account.
+    pub(super) fn may_change(&self, entity: &Entity) -> bool {
+        let is_of_platform = self.stored.account.is_none();
+        let tenant = self.tenant.as_ref();
+        is_of_platform || (tenant.is_some() && tenant == entity.tenant())
     }
 
     pub(super) fn event_update(&self, verdict: EventVerdict) -> EventUpdate {
         EventUpdate {
             event: self.stored.id.clone(),
             tenant: self.tenant.clone(),
-            entities: match verdict {
-                EventVerdict::Processed => self.entity.iter().cloned().collect(),
-                _ => BTreeSet::new(),
-            },
+            entities: BTreeSet::new(),
             verdict,
-            waited: self.waited,
+        }
+    }
+
+    /// The outcome once its facts are written.
+    pub(super) fn verdict(&self) -> EventVerdict {
+        match self.parked {
+            Some(reason) => EventVerdict::Parked(reason),
+            None => EventVerdict::Processed,
         }
     }
 
@@ -118,22 +163,13 @@ impl EventCandidate {
     pub(super) fn fail<T>(&self, failure: ProcessingFailure) -> EventStep<T> {
         EventStep::Fail(self.stored.id.clone(), failure)
     }
-
-    /// Its facts are in the entity.
-    pub(super) fn processed<T>(&self, entity: &EntityKey) -> EventStep<T> {
-        EventStep::done(MessageReport {
-            // An event that waited has no message here, so the batch has not noted its row.
-            stored: self.waited.then(|| self.stored.clone()),
-            entity: Some(entity.clone()),
-            ..report_written(self.event_update(EventVerdict::Processed))
-        })
-    }
 }
 
 fn report_written(update: EventUpdate) -> MessageReport {
     let success = ProcessingSuccess::Decided(update.verdict);
     MessageReport {
         tenant: update.tenant,
+        entities: update.entities,
         ..MessageReport::of_event(update.event, Ok(success))
     }
 }
@@ -176,7 +212,6 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                 tenant: None,
                 entities: BTreeSet::new(),
                 verdict,
-                waited: false,
             }),
             Err(_) => EventStep::Fail(stored.id, ProcessingFailure::Panicked),
         }
@@ -189,8 +224,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
 /// already committed stay. Before this existed, one slow row made the worker report its neighbours' committed events as
 /// failed. For the same reason results are taken in as soon as each call completes.
 pub(super) struct BatchProgress {
-    /// One per event of the batch, and one per event that waited and was processed along. An error is the cause of the
-    /// last failure: such an event is unfinished.
+    /// One per event of the batch. An error is the cause of the last failure: such an event is unfinished.
     pub(super) reports: BTreeMap<EventId, MessageReport>,
     /// What the transactions changed, for the log and the metrics.
     pub(super) commits: Vec<EntityCommit>,
@@ -257,7 +291,6 @@ impl BatchProgress {
         std::mem::take(&mut self.closed)
     }
 
-    /// An event that waited and was not processed stays parked: it has no message here that could fail.
     fn fail_event(&mut self, event: &EventId, failure: ProcessingFailure) {
         if let Some(report) = self.reports.get_mut(event)
             && report.result.is_err()
@@ -267,13 +300,14 @@ impl BatchProgress {
     }
 
     fn finish_event(&mut self, mut report: MessageReport) {
-        let Some(event) = report.event.clone() else {
-            return;
-        };
-        if let Some(known) = self.reports.get_mut(&event) {
-            report.stored = known.stored.take().or(report.stored);
+        if let Some(known) = report
+            .event
+            .as_ref()
+            .and_then(|event| self.reports.get_mut(event))
+        {
+            report.stored = known.stored.take();
+            *known = report;
         }
-        self.reports.insert(event, report);
     }
 }
 
@@ -290,8 +324,7 @@ mod tests {
             event: id(event),
             tenant: None,
             entities: BTreeSet::new(),
-            verdict: EventVerdict::Parked(ParkReason::Unlinked),
-            waited: false,
+            verdict: EventVerdict::Parked(ParkReason::OrderUnknown),
         }
     }
 
@@ -316,14 +349,13 @@ mod tests {
     }
 
     #[test]
-    fn no_failure_takes_back_a_result_and_none_is_reported_for_an_event_without_a_message() {
+    fn no_failure_takes_back_a_result() {
         let mut progress = BatchProgress::new([id("evt_1")].iter());
         progress.pass([EventStep::<()>::written(closed("evt_1"))]);
-        let fail = |event| EventStep::<()>::Fail(id(event), ProcessingFailure::Panicked);
-        progress.pass([fail("evt_1"), fail("evt_waited")]);
+        progress.pass([EventStep::<()>::Fail(
+            id("evt_1"),
+            ProcessingFailure::Panicked,
+        )]);
         assert!(progress.reports[&id("evt_1")].result.is_ok());
-        assert!(!progress.reports.contains_key(&id("evt_waited")));
-        progress.pass([EventStep::<()>::written(closed("evt_waited"))]);
-        assert!(progress.reports[&id("evt_waited")].result.is_ok());
     }
 }

@@ -3,7 +3,7 @@
 use billhook_core::entity::kind::StatedFacts;
 use billhook_core::entity::merge::Merge as _;
 use billhook_core::entity::payment::facts::PaymentFacts;
-use billhook_testkit::events::payment_facts;
+use billhook_testkit::events::{borne, payment_facts};
 use proptest::prelude::*;
 
 use super::*;
@@ -181,7 +181,7 @@ fn generated(n: usize, (kind, payment, one, other, who, second): Drawn) -> Value
     event
 }
 
-fn run<T>(future: impl Future<Output = T>) -> T {
+pub(super) fn run<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread()
         .build()
         .unwrap()
@@ -298,8 +298,9 @@ proptest! {
 
         // Money is conserved, and the timeline tells each fact once.
         let derived = one.apply_facts([], now()).derived;
-        let captured: i64 = one.facts.payments.iter().map(|(id, payment)| {
-            let of_charges = one.facts.charges.values()
+        let facts = one.facts.borne();
+        let captured: i64 = facts.payments.iter().map(|(id, payment)| {
+            let of_charges = facts.charges.values()
                 .filter(|charge| charge.intent.as_ref().is_some_and(|intent| intent.0.as_str() == id.as_str()))
                 .filter_map(|charge| charge.captured.as_ref())
                 .map(|money| money.0.amount);
@@ -354,31 +355,25 @@ proptest! {
 }
 
 #[tokio::test]
-async fn an_event_that_waited_is_reported_with_the_one_that_released_it() {
+async fn an_event_is_reported_with_everything_that_took_its_facts() {
     let tables = tables();
-    let refund = from_account(
-        charge_refunded("evt_1", T, "ch_1", Some("pi_1"), 1000),
-        "acct_a",
-    );
-    deliver(&tables, ProviderId::Stripe, &[refund]).await;
-    assert_eq!(outcome(&tables, "evt_1"), parked("unlinked"));
-    let paid = from_account(
-        intent_succeeded("evt_2", T, "pi_1", named("ord_a"), 4200),
-        "acct_a",
-    );
-    let reports = deliver(&tables, ProviderId::Stripe, &[paid]).await;
-    for key in ["m-evt_2", "released evt_1"] {
-        let report = &reports[key];
-        assert_eq!(
-            report.result,
-            Ok(ProcessingSuccess::Decided(EventVerdict::Processed))
-        );
-        assert_eq!(report.entity, Some(order("ord_a")), "{key}");
+    let of_a = |event| from_account(event, "acct_a");
+    let refund = of_a(charge_refunded("evt_1", T, "ch_1", Some("pi_1"), 1000));
+    let paid = of_a(intent_succeeded("evt_2", T, "pi_1", named("ord_a"), 4200));
+    for (event, entities) in [
+        (refund, "payment#acct_a#pi_1"),
+        (paid, "order#ord_a payment#acct_a#pi_1"),
+    ] {
+        let reports = deliver(&tables, ProviderId::Stripe, &[event]).await;
+        let (_, report) = reports.first_key_value().unwrap();
+        let expected = Ok(ProcessingSuccess::Decided(EventVerdict::Processed));
+        assert_eq!(report.result, expected);
+        let keys: Vec<String> = report.entities.iter().map(ToString::to_string).collect();
+        assert_eq!(keys.join(" "), entities);
         let tenant = report.tenant.as_ref().map(TenantId::as_str);
-        assert_eq!(tenant, Some("ten_a"), "{key}");
+        assert_eq!(tenant, Some("ten_a"));
         assert!(report.stored.is_some() && report.correlation_id.is_some());
     }
-    assert_eq!(reports.len(), 2);
 }
 
 #[tokio::test]
@@ -413,10 +408,7 @@ async fn a_replay_is_followed_by_its_own_correlation_id() {
 
 #[test]
 fn news_is_what_a_write_says_that_the_row_did_not() {
-    let facts = |events: &[Value]| {
-        let read = |event: &Value| StatedFacts::Payment(payment_facts(event));
-        events.iter().map(read).collect::<Vec<_>>()
-    };
+    let facts = |events: &[Value]| borne(events);
     let letter = |stage: &str| {
         let event = letter("evt_9", "2026-06-09T10:13:20.000Z", "ltr_1", stage);
         let event =
@@ -427,18 +419,21 @@ fn news_is_what_a_write_says_that_the_row_did_not() {
             .unwrap();
         vec![StatedFacts::Mail(mail)]
     };
-    let paid = || intent_succeeded("evt_1", T, "pi_1", json!({}), 4200);
-    let failed = facts(&[intent_failed("evt_2", T, "pi_1", json!({}), "ch_1")]);
+    let success = || intent_succeeded("evt_1", T, "pi_1", json!({}), 4200);
+    let failure = || intent_failed("evt_2", T, "pi_1", json!({}), "ch_1");
+    let failed = facts(&[failure()]);
+    let paid_after_failure = facts(&[failure(), success()]);
     let less = facts(&[intent_succeeded("evt_3", T, "pi_1", json!({}), 4100)]);
-    let back = facts(&[charge_refunded("evt_4", T, "ch_1", Some("pi_1"), 4200)]);
-    let paid = || facts(&[paid()]);
+    let refund = charge_refunded("evt_4", T, "ch_1", Some("pi_1"), 4200);
+    let back = facts(&[success(), refund]);
+    let paid = || facts(&[success()]);
     let given_up = || vec![cancellation_fact(now())];
     type Steps = Vec<Vec<StatedFacts>>;
     let cases: [(&str, Steps, &[EntityChange]); 8] = [
         ("ord_1", vec![paid()], &[EntityChange::Completed]),
         (
             "ord_1",
-            vec![failed, paid()],
+            vec![failed, paid_after_failure],
             &[EntityChange::PaymentFailed, EntityChange::Completed],
         ),
         (

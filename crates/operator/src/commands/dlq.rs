@@ -397,8 +397,10 @@ impl<'a> DeadLetterQueue<'a> {
                 Some(DeadLetterMessage {
                     message_id: message.message_id?,
                     receipt: message.receipt_handle?,
-                    event_id: ReceivedPointer::parse(self.events.provider, &body)
-                        .map(|pointer| pointer.event_id),
+                    event_id: match ReceivedPointer::parse(self.events.provider, &body) {
+                        Some(ReceivedPointer::Event(pointer)) => Some(pointer.event_id),
+                        Some(ReceivedPointer::Payment(_)) | None => None,
+                    },
                     body,
                     sent_at: sent_ms.and_then(|ms| Timestamp::from_unix_ms(ms).ok()),
                     event: None,

@@ -9,6 +9,7 @@ mod logs;
 mod man;
 mod metrics;
 mod orders;
+mod payments;
 mod replay;
 mod secrets;
 mod send;
@@ -35,6 +36,9 @@ pub(crate) enum BillhookCommand {
     /// Show, review and repair orders
     #[command(subcommand)]
     Orders(orders::OrdersCommand),
+    /// Show payments, and link them to their order or statement
+    #[command(subcommand)]
+    Payments(payments::PaymentsCommand),
     /// Show statements, and list those that need attention
     #[command(subcommand)]
     Statements(statements::StatementsCommand),
@@ -87,6 +91,9 @@ pub(crate) async fn run_command(
         }
         BillhookCommand::Orders(command) => {
             orders::run_orders(command, &open().await?, output).await
+        }
+        BillhookCommand::Payments(command) => {
+            payments::run_payments(command, &open().await?, output).await
         }
         BillhookCommand::Statements(command) => {
             statements::run_statements(command, &open().await?, output).await

@@ -8,7 +8,7 @@ use billhook_adapters::dynamodb::attributes::string_value;
 use billhook_core::entity::kind::StatedFacts;
 use billhook_core::entity::merge::MinRegister;
 use billhook_core::entity::payment::access::{DownloadAccess, decide_download_access};
-use billhook_core::entity::payment::facts::{ManualEdits, PaymentFacts};
+use billhook_core::entity::payment::bearer::ManualEdits;
 use billhook_core::entity::payment::status::{OrderStatus, PaymentStatus};
 use billhook_core::entity::{Entity, EntityKey};
 use billhook_core::ids::{OrderId, PaymentIntentId, ProviderId, TenantId};
@@ -17,12 +17,11 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use crate::audit::parse_reason;
-use crate::entity_repair::repair_entity;
+use crate::entity_repair::{repair_entity, write_timeline_note};
 use crate::entity_tables::ORDERS;
 use crate::exit::CommandExit;
 use crate::output::{OutputWriter, print_notice};
-use crate::payment_lookup::{load_payment_rows, load_tenant_accounts};
-use crate::replay_run::release_events;
+use crate::payment_lookup::{load_payments, load_tenant_accounts, send_payment};
 use crate::row_json::{RowDetail, read_column, read_text};
 use crate::session::StackSession;
 
@@ -109,7 +108,7 @@ pub(crate) struct OrdersBackfillArgs {
     /// The PaymentIntent id, from Stripe's dashboard
     #[arg(value_parser = PaymentIntentId::parse)]
     intent: PaymentIntentId,
-    /// The reason; the command writes it to the events' notes
+    /// The reason; the command writes it to the timeline
     #[arg(long, value_parser = parse_reason)]
     reason: String,
 }
@@ -197,10 +196,7 @@ fn mark_refunded_facts(entity: &Entity) -> Result<StatedFacts> {
 }
 
 fn build_manual_facts(manual: ManualEdits) -> StatedFacts {
-    StatedFacts::Payment(PaymentFacts {
-        manual,
-        ..PaymentFacts::default()
-    })
+    StatedFacts::Manual(manual)
 }
 
 fn decide_row_access(row: &Value) -> DownloadAccess {
@@ -245,6 +241,9 @@ async fn backfill_payment_intent(
             "{id} already has {current}: find out at Stripe which of the two belongs to the order"
         );
     }
+    let audit = session.start_audit(backfill.reason).await?;
+    let key = EntityKey::Order(id.clone());
+    write_timeline_note(session, &key, "backfill-payment-intent", &audit).await?;
     let table = ORDERS.name(session)?;
     let update = session
         .dynamodb
@@ -271,20 +270,19 @@ async fn backfill_payment_intent(
     let ledger = session.ledger(ProviderId::Stripe)?;
     let tenant = TenantId::parse(&read_column(&row, "tenantId")).ok();
     let accounts = load_tenant_accounts(&ledger, tenant).await?;
-    let payments = load_payment_rows(&ledger, intent, accounts).await?;
-    let waiting = payments.into_iter().flat_map(|row| row.waiting).collect();
-    let events = session
-        .events_table(ProviderId::Stripe)?
-        .get_summaries(&waiting)
-        .await?;
-    let events: Vec<_> = events
-        .into_iter()
-        .filter(|event| !event.record.processed)
-        .collect();
-    if events.is_empty() {
-        print_notice("no event waits for this PaymentIntent");
+    let payments = load_payments(&ledger, intent, accounts).await?;
+    if payments.is_empty() {
+        print_notice("no event of this PaymentIntent has arrived yet");
     }
-    release_events(session, &events, backfill.reason).await
+    let queue = session.queues()?;
+    for payment in payments {
+        send_payment(&queue, &payment.key).await?;
+        print_notice(&format!(
+            "{} is looked at by the worker: check it with `billhook trace {id}`",
+            payment.key
+        ));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use billhook_core::entity::key::PaymentKey;
 use billhook_core::error::DependencyError;
 use billhook_core::ids::{EventId, OrderId, ProviderId};
 use billhook_core::intake::inbox::EventRecord;
@@ -9,12 +10,13 @@ use billhook_core::outcome::EventOutcome;
 use billhook_core::tasks::checkpoint::{Checkpoint, RECONCILE_PREFIX};
 use billhook_core::tasks::ports::{
     AccountsPage, CheckpointSaveResult, CheckpointStore, FailedOrderPage, FindFailedOrders,
-    FindKnownEvents, FindUnfinishedEvents, ListAccounts, UnfinishedEvent, UnfinishedPage,
+    FindKnownEvents, FindOpenPayments, FindUnfinishedEvents, ListAccounts, UnfinishedEvent,
+    UnfinishedPage,
 };
 use billhook_core::time::Timestamp;
 
 use super::{Port, World};
-use crate::memory::open_page;
+use crate::memory::{due_payments, open_page};
 
 impl World {
     /// Lowers the cursors of `reconcile`.
@@ -41,6 +43,23 @@ impl World {
         let rows = all.filter(|((of, _), _)| *of == provider.as_str());
         let stored = rows.map(|(_, row)| &row.stored);
         open_page(stored, outcome, until, after, limit)
+    }
+}
+
+impl FindOpenPayments for Port {
+    async fn open_payments(
+        &self,
+        index_key: &str,
+        until: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<PaymentKey>, DependencyError> {
+        let own = index_key.to_owned();
+        self.read("open_payments", index_key, move |world| {
+            let then = world.lagging();
+            let all = world.store.payments.all_as_of(then);
+            due_payments(all.map(|(_, payment)| payment), &own, until, limit)
+        })
+        .await
     }
 }
 

@@ -4,7 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use billhook_core::entity::invoice::InvoiceState;
+use billhook_core::entity::key::{InvoiceKey, PaymentKey, StateKey};
+use billhook_core::entity::payment::bearer::BearerFacts;
 use billhook_core::entity::payment::facts::PaymentFacts;
+use billhook_core::entity::payment::state::PaymentState;
 use billhook_core::entity::{Entity, EntityKey, EntityUpdate};
 use billhook_core::error::DependencyError;
 use billhook_core::ids::{AccountId, EventId, PaymentIntentId, PieceId, ProviderId, TenantId};
@@ -14,12 +18,11 @@ use billhook_core::outcome::EventOutcome;
 use billhook_core::tasks::checkpoint::Checkpoint;
 use billhook_core::time::Timestamp;
 use billhook_core::worker::ports::{
-    CommitError, CommitPart, EventUpdate, Ledger, LoadedRows, PaymentKey, PaymentRow, PaymentWrite,
-    StoredEvent, StoredPayload,
+    CommitError, CommitPart, EventUpdate, Ledger, LoadedRows, NextState, StoredEvent, StoredPayload,
 };
 
 use super::{Call, Mutant, Port, Service, World};
-use crate::memory::refusal;
+use crate::memory::{is_as_read, refusal};
 
 /// The longest delay of an index.
 const LAG: Duration = Duration::from_secs(3);
@@ -104,7 +107,8 @@ pub struct Written {
     pub at: Timestamp,
     pub by: String,
     /// Before and after.
-    pub entity: Option<(EntityRow, EntityRow)>,
+    pub entities: Vec<(EntityRow, EntityRow)>,
+    pub states: Vec<NextState>,
     /// The events whose outcome was written: before and after.
     pub events: Vec<(ProviderId, EventRecord, EventOutcome)>,
 }
@@ -115,8 +119,8 @@ pub struct Store {
     pub events: Table<(&'static str, EventId), EventRow>,
     /// Orders, statements and tenants.
     pub entities: Table<EntityKey, EntityRow>,
-    /// By row key.
-    pub payments: Table<String, PaymentRow>,
+    pub payments: Table<PaymentKey, PaymentState>,
+    pub invoices: Table<InvoiceKey, InvoiceState>,
     /// By tenant.
     pub accounts: Table<TenantId, AccountId>,
     /// By job.
@@ -201,56 +205,54 @@ impl World {
 
     fn loaded(&self, row: &EntityRow) -> Entity {
         let mut entity = row.entity.clone();
-        match self.mutant {
-            Some(Mutant::FactsForgotten) => {
-                if let Entity::Statement(statement) = &mut entity {
-                    statement.facts.mail = Default::default();
-                }
-                if let Some(payment) = payment_facts_mut(&mut entity) {
-                    *payment = PaymentFacts::default();
-                }
+        if self.mutant == Some(Mutant::FactsForgotten) {
+            if let Entity::Statement(statement) = &mut entity {
+                statement.facts.mail = Default::default();
             }
+            if let Some(facts) = bearer_facts_mut(&mut entity) {
+                *facts = BearerFacts::default();
+            }
+        }
+        entity
+    }
+
+    fn loaded_payment(&self, payment: &PaymentState) -> PaymentState {
+        let mut payment = payment.clone();
+        match self.mutant {
+            Some(Mutant::FactsForgotten) => payment.facts.money = PaymentFacts::default(),
             Some(Mutant::SuccessForgotten) => {
-                let payments = payment_facts_mut(&mut entity).map(|facts| &mut facts.payments);
-                for payment in payments
-                    .into_iter()
-                    .flat_map(|payments| payments.values_mut())
-                {
-                    payment.succeeded = None;
-                    payment.received.clear();
+                for of in payment.facts.money.payments.values_mut() {
+                    of.succeeded = None;
+                    of.received.clear();
                 }
             }
             _ => {}
         }
-        entity
+        payment
     }
 
     fn stands(&self, provider: ProviderId, commit: &OwnCommit) -> bool {
         if self.mutant == Some(Mutant::Unconditional) {
             return true;
         }
-        let entity = commit.entity.as_ref().is_none_or(|(read, _)| {
-            let row = self.store.entities.get(&read.key()).map(|row| &row.entity);
-            row.is_some_and(|row| {
-                (row.version(), row.columns(), row.tenant())
-                    == (read.version(), read.columns(), read.tenant())
-            })
+        let entities = commit.entities.iter().all(|(read, _)| {
+            let row = self.store.entities.get(&read.key());
+            row.is_some_and(|row| is_as_read(&row.entity, read))
+        });
+        let states = commit.states.iter().all(|next| {
+            let version = match next.key() {
+                StateKey::Payment(key) => self.store.payments.get(&key).map(|row| row.version),
+                StateKey::Invoice(key) => self.store.invoices.get(&key).map(|row| row.version),
+                StateKey::Entity(_) => None,
+            };
+            version.unwrap_or(0) + 1 == next.version()
         });
         let events = commit.events.iter().all(|concluded| {
             let key = (provider.as_str(), concluded.event.clone());
             let row = self.store.events.get(&key);
-            row.is_some_and(|row| match concluded.waited {
-                true => row.stored.outcome != EventOutcome::Processed,
-                false => !row.stored.processed,
-            })
+            row.is_some_and(|row| !row.stored.processed)
         });
-        let payments = commit.payments.iter().all(|(key, write)| {
-            let (PaymentWrite::Link { version, .. } | PaymentWrite::Wait { version, .. }) = write;
-            let row = self.store.payments.get(&key.row_key()).cloned();
-            let row = row.unwrap_or_default();
-            row.version == *version && row.entity.is_none()
-        });
-        entity && events && payments
+        entities && states && events
     }
 
     fn commit(
@@ -278,7 +280,8 @@ impl World {
         let mut written = Written {
             at: now,
             by: by.to_owned(),
-            entity: None,
+            entities: Vec::new(),
+            states: commit.states.clone(),
             events: Vec::new(),
         };
         for concluded in &commit.events {
@@ -298,24 +301,22 @@ impl World {
         }
         // A fault between the two writes.
         let is_torn = self.mutant == Some(Mutant::TornCommit) && self.rng.chance(200);
-        if let Some((read, next)) = commit.entity.as_ref().filter(|_| !is_torn) {
-            written.entity = self.move_entity(now, read, next);
+        for (read, next) in commit.entities.iter().filter(|_| !is_torn) {
+            written.entities.extend(self.move_entity(now, read, next));
             let columns = &next.last_derived().columns;
             let text = format!("{:?} {:?}", columns.status, columns.payment_status);
             self.tell(|| format!("{by:<14} {} is {text}", read.key()));
         }
-        for (key, write) in &commit.payments {
-            let mut row = self.store.payments.get(&key.row_key()).cloned();
-            let row = row.get_or_insert_default();
-            row.version += 1;
-            match write {
-                PaymentWrite::Link { entity, .. } => {
-                    row.entity = Some(entity.clone());
-                    row.waiting.clear();
+        for next in &commit.states {
+            self.tell(|| format!("{by:<14} {} has version {}", next.key(), next.version()));
+            match next {
+                NextState::Payment(next) => {
+                    self.store.payments.put(now, next.key.clone(), next.clone());
                 }
-                PaymentWrite::Wait { events, .. } => row.waiting.extend(events.iter().cloned()),
+                NextState::Invoice(next) => {
+                    self.store.invoices.put(now, next.key.clone(), next.clone());
+                }
             }
-            self.store.payments.put(now, key.row_key(), row.clone());
         }
         self.store.written.push(written);
     }
@@ -346,7 +347,7 @@ impl World {
     }
 }
 
-fn payment_facts_mut(entity: &mut Entity) -> Option<&mut PaymentFacts> {
+fn bearer_facts_mut(entity: &mut Entity) -> Option<&mut BearerFacts> {
     if let Entity::Order(order) = entity {
         return Some(&mut order.facts);
     }
@@ -358,9 +359,9 @@ fn payment_facts_mut(entity: &mut Entity) -> Option<&mut PaymentFacts> {
 
 /// A transaction that may still take effect after its caller has ended.
 struct OwnCommit {
-    entity: Option<(Entity, EntityUpdate)>,
+    entities: Vec<(Entity, EntityUpdate)>,
+    states: Vec<NextState>,
     events: Vec<EventUpdate>,
-    payments: Vec<(PaymentKey, PaymentWrite)>,
 }
 
 impl RecordEvent for Port {
@@ -405,24 +406,31 @@ impl Ledger for Port {
 
     async fn load_rows(
         &self,
-        entities: &BTreeSet<EntityKey>,
-        payments: &BTreeSet<PaymentKey>,
+        keys: &BTreeSet<StateKey>,
     ) -> Result<LoadedRows<()>, DependencyError> {
-        let (entities, payments) = (entities.clone(), payments.clone());
+        let keys = keys.clone();
         let found = self.call(reads("rows"), "", move |world| {
-            let found = entities.iter().filter_map(|key| {
-                let row = world.store.entities.get(key)?;
-                Some((key.clone(), (world.loaded(row), ())))
-            });
-            let linked = payments.iter().filter_map(|key| {
-                let row = world.store.payments.get(&key.row_key())?;
-                Some((key.clone(), row.clone()))
-            });
-            LoadedRows {
-                entities: found.collect(),
-                unreadable: BTreeMap::new(),
-                payments: linked.collect(),
+            let mut rows = LoadedRows::empty();
+            for key in &keys {
+                match key {
+                    StateKey::Entity(key) => {
+                        let row = world.store.entities.get(key);
+                        let row = row.map(|row| (key.clone(), (world.loaded(row), ())));
+                        rows.entities.extend(row);
+                    }
+                    StateKey::Payment(key) => {
+                        let row = world.store.payments.get(key);
+                        let row = row.map(|row| (key.clone(), (world.loaded_payment(row), ())));
+                        rows.payments.extend(row);
+                    }
+                    StateKey::Invoice(key) => {
+                        let row = world.store.invoices.get(key);
+                        let row = row.map(|row| (key.clone(), (row.clone(), ())));
+                        rows.invoices.extend(row);
+                    }
+                }
             }
+            rows
         });
         Ok(found.await?)
     }
@@ -472,22 +480,24 @@ impl Ledger for Port {
     async fn commit(
         &self,
         provider: ProviderId,
-        commits: &[CommitPart<'_, ()>],
+        parts: &[&CommitPart<'_, ()>],
     ) -> Result<(), CommitError> {
-        if let Some(refusal) = refusal(commits) {
+        if let Some(refusal) = refusal(parts) {
             return Err(CommitError::Refused(refusal.to_owned()));
         }
-        let own: Vec<OwnCommit> = commits
+        let own: Vec<OwnCommit> = parts
             .iter()
-            .map(|commit| OwnCommit {
-                entity: commit
-                    .entity
-                    .map(|(read, (), next)| (read.clone(), next.clone())),
-                events: commit.events.clone(),
-                payments: commit.payments.clone(),
+            .map(|part| OwnCommit {
+                entities: part
+                    .entities
+                    .iter()
+                    .map(|write| (write.entity.clone(), write.next.clone()))
+                    .collect(),
+                states: part.states.iter().map(|write| write.next.clone()).collect(),
+                events: part.events.clone(),
             })
             .collect();
-        let moved = own.iter().filter_map(|own| own.entity.as_ref());
+        let moved = own.iter().flat_map(|own| &own.entities);
         let of: Vec<String> = moved.map(|(read, _)| read.key().to_string()).collect();
         let of = of.join(" ");
         let by = self.name().to_owned();

@@ -49,6 +49,8 @@ pub enum Says {
 pub enum End {
     /// Processed: its facts are in this entity, once something links them.
     In(EntityKey),
+    /// Processed: its payment knows it, and nothing bears that payment.
+    Unborne,
     /// Ignored.
     Ignored,
     /// Parked until a manual action.

@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use serde_json::json;
 
 use crate::entity::merge::{FactSource, latest_state};
+use crate::entity::payment::bearer::BearerFacts;
 use crate::entity::payment::facts::{DisputeState, IntentFacts, PaymentFacts};
 use crate::entity::payment::refunds::derive_refunds;
 use crate::entity::payment::status::{
@@ -80,8 +81,9 @@ pub struct DerivedPayment {
 }
 
 /// Derives the columns. `due` is the amount that the application asks for; without it no payment matches.
-pub fn derive_payment(facts: &PaymentFacts, due: Option<Money>) -> DerivedPayment {
+pub fn derive_payment(bearer: &BearerFacts, due: Option<Money>) -> DerivedPayment {
     let mut timeline = TimelineBuilder::default();
+    let facts = &bearer.borne();
     let successes = find_successes(facts);
     // `all`, not `any`: if two events report 42.00 and 41.00 for one payment, we do not know which is true, so the
     // payment does not match and needs review.
@@ -110,7 +112,7 @@ pub fn derive_payment(facts: &PaymentFacts, due: Option<Money>) -> DerivedPaymen
         }
         // Flagged whether the payment succeeded before or after the cancellation: the cancellation has our time and the
         // payment has Stripe's, and the application may already have acted on `cancelled` in both cases.
-        if facts.cancelled.is_some() {
+        if bearer.cancelled.is_some() {
             timeline.add_review("paid_after_cancel", id.as_str(), stated);
         }
     }
@@ -118,10 +120,13 @@ pub fn derive_payment(facts: &PaymentFacts, due: Option<Money>) -> DerivedPaymen
     add_sessions(facts, &mut timeline);
     add_disputes_and_reviews(facts, &mut timeline);
     let refunds = derive_refunds(facts, due, &mut timeline);
-    if let Some(at) = &facts.cancelled {
+    for (payment, since) in bearer.conflicts() {
+        timeline.add_own_review("link_conflict", payment.payment.as_str(), since);
+    }
+    if let Some(at) = &bearer.cancelled {
         timeline.add_note("cancelled", "cancel", at.0, None);
     }
-    add_manual_edits(facts, &mut timeline);
+    add_manual_edits(&bearer.manual, &mut timeline);
 
     let payment_failed_at = facts
         .payments
@@ -129,7 +134,7 @@ pub fn derive_payment(facts: &PaymentFacts, due: Option<Money>) -> DerivedPaymen
         .flat_map(|payment| payment.failures.values())
         .map(|failure| failure.seen.last_at.0)
         .max();
-    let payment_evidence = if refunds.is_everything || facts.manual.refunded.is_some() {
+    let payment_evidence = if refunds.is_everything || bearer.manual.refunded.is_some() {
         PaymentEvidence::RefundedInFull
     } else if paid_by.is_some() {
         PaymentEvidence::Paid
@@ -148,7 +153,7 @@ pub fn derive_payment(facts: &PaymentFacts, due: Option<Money>) -> DerivedPaymen
     // of before it cancels, but there may be others: cancelled at 10:00, and at 10:05 the event of a second
     // PaymentIntent arrives that succeeded. The order becomes `completed` with `paid_after_cancel`, because `cancelled`
     // would hide that we hold the money.
-    let cancel_evidence = facts
+    let cancel_evidence = bearer
         .cancelled
         .as_ref()
         .map_or(PaymentEvidence::Nothing, |_| PaymentEvidence::Cancelled);

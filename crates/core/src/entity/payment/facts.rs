@@ -1,10 +1,11 @@
-//! The facts of payments that an entity stores, and how they merge. `provider::stripe::event_types` reads them from
-//! events; `derive` and `refunds` derive the columns from them.
+//! The facts about the money of a payment, and how they merge. `provider::stripe::event_types` reads them from events,
+//! the payment's state stores them (`state`), and each order or statement that bears the payment has a copy (`bearer`).
+//! `derive` and `refunds` derive columns from them.
 //!
 //! Facts are keyed by the provider's ids, because two events may report one change: `checkout.session.completed` and
 //! `payment_intent.succeeded` of one payment are one success under `pi_1`, not two. Amounts are stored as the
 //! provider's cumulative figures, never as differences. Every field is a building block of `entity::merge`; add one to
-//! `FACTS_SCHEMA` (`entity::schema`) when you add a field.
+//! `STATE_SCHEMA` (`entity::schema`) when you add a field.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,12 +13,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::entity::merge::{FactSource, MaxRegister, MinRegister, SeenInterval, merge_fields};
 use crate::ids::{
-    AccountId, ChargeId, CheckoutSessionId, ObjectId, PaymentIntentId, PaymentRef, RefundId, UserId,
+    ChargeId, CheckoutSessionId, ObjectId, PaymentIntentId, PaymentRef, RefundId, UserId,
 };
 use crate::money::Money;
-use crate::time::Timestamp;
 
-/// All payment facts of one order or statement.
+/// The facts about the money of one payment, or of all payments of an order or statement together.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct PaymentFacts {
@@ -46,35 +46,12 @@ pub struct PaymentFacts {
     /// Who pays, by the metadata of a session or PaymentIntent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<MinRegister<UserId>>,
-    /// When the cleanup or a person cancelled the order, by our clock.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cancelled: Option<MinRegister<Timestamp>>,
-    #[serde(skip_serializing_if = "ManualEdits::is_none")]
-    pub manual: ManualEdits,
-}
-
-/// Manual edits that stand (repairs), with the time at which billhook found them. `entity::kind` says how.
-#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct ManualEdits {
-    /// A status column was set to `refunded`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub refunded: Option<MinRegister<Timestamp>>,
-    /// Cleared for good, by full reason: clearing `dispute_open:dp_1` does not clear `dispute_open:dp_2`.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub cleared: BTreeMap<String, MinRegister<Timestamp>>,
-    /// A set of times, so that a row which was flagged, cleared and flagged again is flagged.
-    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
-    pub flagged: BTreeSet<Timestamp>,
 }
 
 /// The facts of one payment: a PaymentIntent, or a Checkout Session without one.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct IntentFacts {
-    /// The connected account on which it lives; `None` for the platform's own. The cleanup needs it to call Stripe.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub account: Option<MinRegister<AccountId>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub succeeded: Option<FactSource>,
     /// All amounts that events reported as received. Normally one; with two different ones the payment does not match.
@@ -242,19 +219,10 @@ merge_fields!(PaymentFacts {
     warnings,
     reviews,
     reference,
-    user,
-    cancelled,
-    manual
-});
-
-merge_fields!(ManualEdits {
-    refunded,
-    cleared,
-    flagged
+    user
 });
 
 merge_fields!(IntentFacts {
-    account,
     succeeded,
     received,
     processing,
@@ -291,25 +259,3 @@ merge_fields!(ChargeFacts {
     captured,
     amount_refunded
 });
-
-impl ManualEdits {
-    fn is_none(&self) -> bool {
-        *self == Self::default()
-    }
-}
-
-impl PaymentFacts {
-    /// Whether there is more than manual edits. `cancelled` counts too, but only orders have it.
-    pub fn has_stripe_facts(&self) -> bool {
-        let manual = self.manual.clone();
-        *self
-            != Self {
-                manual,
-                ..Self::default()
-            }
-    }
-
-    pub fn has_payment_intent(&self, intent: &PaymentIntentId) -> bool {
-        self.payments.keys().any(|key| key.intent() == Some(intent))
-    }
-}

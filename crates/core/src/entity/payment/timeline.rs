@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use serde_json::{Map, json};
 
 use crate::entity::merge::{FactSource, latest_state};
+use crate::entity::payment::bearer::ManualEdits;
 use crate::entity::payment::facts::{DisputeState, PaymentFacts};
 use crate::entity::timeline::DerivedEntry;
 use crate::time::Timestamp;
@@ -51,6 +52,13 @@ impl TimelineBuilder {
             stated,
             json!({ "reason": reason }),
         );
+        self.reasons.insert(reason);
+    }
+
+    /// Adds a reason that no event states.
+    pub(super) fn add_own_review(&mut self, reason: &str, fact: &str, at: Timestamp) {
+        let reason = format!("{reason}:{fact}");
+        self.add_note("review_flagged", &reason, at, Some(&reason));
         self.reasons.insert(reason);
     }
 
@@ -150,16 +158,14 @@ pub(super) fn add_disputes_and_reviews(facts: &PaymentFacts, timeline: &mut Time
 }
 
 /// Adds manual edits. Call it last: clearing removes reasons that the other functions added.
-pub(super) fn add_manual_edits(facts: &PaymentFacts, timeline: &mut TimelineBuilder) {
-    for at in &facts.manual.flagged {
-        let reason = format!("flagged_by_hand:{at}");
-        timeline.add_note("review_flagged", &reason, *at, Some(&reason));
-        timeline.reasons.insert(reason);
+pub(super) fn add_manual_edits(manual: &ManualEdits, timeline: &mut TimelineBuilder) {
+    for at in &manual.flagged {
+        timeline.add_own_review("flagged_by_hand", &at.to_string(), *at);
     }
-    if let Some(at) = &facts.manual.refunded {
+    if let Some(at) = &manual.refunded {
         timeline.add_note("refund_full", "by_hand", at.0, Some("by_hand"));
     }
-    for (reason, at) in &facts.manual.cleared {
+    for (reason, at) in &manual.cleared {
         timeline.add_note("review_cleared", reason, at.0, Some(reason));
         timeline.reasons.remove(reason);
     }

@@ -9,14 +9,14 @@ pub mod signature;
 use secrecy::SecretString;
 
 use crate::entity::EntityKey;
-use crate::entity::kind::{EntityKind as _, StatedFacts};
+use crate::entity::kind::EntityKind as _;
 use crate::entity::statement::StatementKind;
 use crate::ids::{AccountId, StatementId};
 use crate::json::JsonError;
 use crate::outcome::{EventVerdict, IgnoreReason, ParkReason};
 use crate::provider::envelope::EventEnvelope;
 use crate::provider::interpret::{
-    CatalogueEntry, EventFacts, EventFields, EventScope, PaymentEvents, SignedHeaders, TimeForm,
+    CatalogueEntry, EventFacts, EventFields, EventScope, EventSubject, SignedHeaders, TimeForm,
     WebhookProvider,
 };
 use crate::provider::lob::event::{LobEvent, LobMetadata};
@@ -37,7 +37,6 @@ impl WebhookProvider for LobWebhooks {
 
     const EVENT_SCOPE: EventScope = EventScope {
         kinds: &[StatementKind::SCHEMA],
-        payments: PaymentEvents::None,
     };
 
     const EVENT_FIELDS: EventFields = EventFields {
@@ -92,11 +91,11 @@ impl WebhookProvider for LobWebhooks {
             .map(EntityKey::Statement);
         Ok(EventFacts {
             named_entity,
-            intent: None,
-            piece: event.piece_id().cloned(),
-            about_account: false,
             created_at: event.created(),
-            facts: StatedFacts::Mail(facts.map_err(EventVerdict::Parked)?),
+            subject: EventSubject::Piece(
+                event.piece_id().cloned(),
+                facts.map_err(EventVerdict::Parked)?,
+            ),
         })
     }
 

@@ -17,7 +17,10 @@ use std::borrow::Cow;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::ids::{AccountId, ChargeId, CheckoutSessionId, EventId, PaymentIntentId, ProviderId};
+use crate::ids::{
+    AccountId, ChargeId, CheckoutSessionId, EventId, InvoiceId, PaymentIntentId, PaymentRef,
+    ProviderId,
+};
 use crate::json::{
     JsonError, LenientField, MalformedField, NestedObject, lenient_struct, parse_body,
 };
@@ -68,6 +71,8 @@ lenient_struct! {
         subscription: String,
         customer: String,
         charge: ChargeId,
+        /// Sessions in mode `subscription`; PaymentIntents and charges before the API version of 2025-03 (basil).
+        invoice: InvoiceId,
         /// We read it of refunds and disputes.
         status: String,
         /// Reviews.
@@ -215,6 +220,34 @@ impl StripeObject {
                 .map_err(|_| MalformedField);
         }
         Ok(self.payment_intent.checked()?.cloned())
+    }
+
+    /// All names of the payment that the object is or belongs to, the best first: its PaymentIntent, session and charge.
+    /// Of a failed attempt's charge nobody asks later, so a PaymentIntent names its charge only once it succeeded.
+    pub fn payment_names(&self) -> Result<Vec<PaymentRef>, MalformedField> {
+        let kind = self.object.value().map_or("", String::as_str);
+        let session = match kind {
+            "checkout.session" => Some(PaymentRef::Session(self.session()?)),
+            _ => None,
+        };
+        let charge = match kind {
+            "charge" => {
+                let id = self.id.checked()?.ok_or(MalformedField)?;
+                Some(ChargeId::parse(id).map_err(|_| MalformedField)?)
+            }
+            "payment_intent"
+                if self
+                    .status
+                    .value()
+                    .is_some_and(|status| status == "succeeded") =>
+            {
+                self.latest_charge.value().cloned()
+            }
+            _ => self.charge.checked()?.cloned(),
+        };
+        let intent = self.intent()?.map(PaymentRef::Intent);
+        let charge = charge.map(PaymentRef::Charge);
+        Ok(intent.into_iter().chain(session).chain(charge).collect())
     }
 
     pub fn session(&self) -> Result<CheckoutSessionId, MalformedField> {

@@ -130,10 +130,6 @@ type PaymentReader = fn(&StripeObject, FactSource, &mut PaymentFacts) -> Result<
 
 /// The facts of a Stripe event. `Err` if a field that they need is missing or malformed.
 #[derive(Clone, Debug, PartialEq)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "it is taken apart where it is made"
-)]
 pub enum StripeFacts {
     Payment(Result<PaymentFacts, ParkReason>),
     Account(Result<AccountFacts, ParkReason>),
@@ -168,11 +164,10 @@ fn read_payment_facts(
     if let Some(intent) = resource.intent()? {
         // Every event of a PaymentIntent adds the payment, even without any fact about it: the cleanup asks Stripe
         // about every payment of an order before it cancels, and must not miss one.
-        let payment = facts
+        facts
             .payments
             .entry(PaymentRef::Intent(intent))
             .or_default();
-        payment.account = event.account.clone().map(MinRegister);
     }
     reader(resource, stated, &mut facts)?;
     Ok(facts)

@@ -11,15 +11,14 @@ pub mod types;
 use secrecy::SecretString;
 
 use crate::entity::account::AccountFacts;
-use crate::entity::kind::StatedFacts;
 use crate::entity::{ENTITY_SCHEMAS, EntityKey};
 use crate::ids::{AccountId, OrderId, StatementId};
 use crate::json::JsonError;
 use crate::outcome::{EventVerdict, IgnoreReason, ParkReason};
 use crate::provider::envelope::EventEnvelope;
 use crate::provider::interpret::{
-    CatalogueEntry, EventFacts, EventFields, EventScope, PaymentEvents, SignedHeaders, TimeForm,
-    WebhookProvider,
+    CatalogueEntry, EventFacts, EventFields, EventScope, EventSubject, PaymentStatement,
+    SignedHeaders, TimeForm, WebhookProvider,
 };
 use crate::provider::signature::{
     SignatureFailure, SignatureHeaders, UnverifiedSignature, Verified, sign_hmac,
@@ -37,7 +36,6 @@ impl WebhookProvider for StripeWebhooks {
 
     const EVENT_SCOPE: EventScope = EventScope {
         kinds: ENTITY_SCHEMAS,
-        payments: PaymentEvents::Some,
     };
 
     const EVENT_FIELDS: EventFields = EventFields {
@@ -110,19 +108,24 @@ impl WebhookProvider for StripeWebhooks {
             .metadata()
             .map_or(Ok(None), read_named_entity)
             .map_err(EventVerdict::Parked)?;
-        let intent = resource.intent().map_err(|_| malformed())?;
+        let names = resource.payment_names().map_err(|_| malformed())?;
         // Before the facts are checked: many events of an account are not about our orders, and a malformed amount in
         // one of those must not need manual action.
-        if named_entity.is_none() && intent.is_none() {
-            return Err(EventVerdict::Ignored(IgnoreReason::NothingNamed));
+        if names.is_empty() {
+            // It names an order, but no payment to which its facts could belong.
+            return Err(match named_entity {
+                Some(_) => malformed(),
+                None => EventVerdict::Ignored(IgnoreReason::NothingNamed),
+            });
         }
         Ok(EventFacts {
             named_entity,
-            intent,
-            piece: None,
-            about_account: false,
             created_at: event.created(),
-            facts: StatedFacts::Payment(facts.map_err(EventVerdict::Parked)?),
+            subject: EventSubject::Payment(PaymentStatement {
+                names,
+                invoice: resource.invoice.value().cloned(),
+                money: facts.map_err(EventVerdict::Parked)?,
+            }),
         })
     }
 
@@ -143,11 +146,8 @@ fn interpret_account_event(
     }
     Ok(EventFacts {
         named_entity: None,
-        intent: None,
-        piece: None,
-        about_account: true,
         created_at,
-        facts: StatedFacts::Account(facts.map_err(EventVerdict::Parked)?),
+        subject: EventSubject::Account(facts.map_err(EventVerdict::Parked)?),
     })
 }
 

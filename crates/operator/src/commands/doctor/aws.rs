@@ -63,7 +63,8 @@ fn list_tables() -> Vec<(String, &'static [&'static str])> {
     });
     let of_entity = |schema: &EntitySchema| (format!("{}Table", schema.table), schema.indexes);
     let entities = ENTITY_SCHEMAS.iter().map(of_entity);
-    let others = ["PaymentsTable", "JobsTable"].map(|table| (table.to_owned(), &[][..]));
+    let others: [(&str, &[&str]); 2] = [("EntitiesTable", &["OpenIndex"]), ("JobsTable", &[])];
+    let others = others.map(|(table, indexes)| (table.to_owned(), indexes));
     events.chain(entities).chain(others).collect()
 }
 

@@ -1,11 +1,16 @@
 //! Turns events, log lines and entity rows into trace entries: what arrived, what an operator did, what changed. No
 //! I/O.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use billhook_core::entity::Entity;
+use billhook_core::entity::key::{PaymentKey, StateKey};
+use billhook_core::entity::kind::StatedFacts;
+use billhook_core::entity::merge::Merge as _;
+use billhook_core::entity::payment::bearer::{PaymentCopy, PaymentStanding};
+use billhook_core::entity::payment::facts::PaymentFacts;
 use billhook_core::ids::EventId;
-use billhook_core::provider::interpret::EventFacts;
+use billhook_core::provider::interpret::{EventFacts, EventSubject};
 use billhook_core::time::Timestamp;
 use serde_json::{Value, json};
 
@@ -17,6 +22,15 @@ use crate::row_json::read_text;
 pub(super) struct TracedEvent {
     pub(super) summary: EventSummary,
     pub(super) facts: Option<EventFacts>,
+}
+
+impl TracedEvent {
+    /// What took its facts, as its row says.
+    pub(super) fn taken_by(&self) -> BTreeSet<StateKey> {
+        let keys = self.summary.row.get("entities").and_then(Value::as_array);
+        let keys = keys.into_iter().flatten().filter_map(Value::as_str);
+        keys.filter_map(StateKey::parse).collect()
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -158,19 +172,52 @@ pub(super) fn list_column_changes<'a>(
     entity: &Entity,
     events: impl Iterator<Item = &'a TracedEvent>,
 ) -> Vec<TraceEntry> {
-    let mut entity = entity.without_history();
+    let own = StateKey::Entity(entity.key());
+    let payments = entity.payment_facts().into_iter();
+    let payments: BTreeSet<PaymentKey> = payments
+        .flat_map(|facts| facts.payment_keys().cloned())
+        .collect();
+    let is_own = |key: &StateKey| match key {
+        StateKey::Payment(payment) => payments.contains(payment),
+        key => *key == own,
+    };
     let mut processed: Vec<(Timestamp, &TracedEvent)> = events
-        .filter(|event| event.summary.record.processed)
+        .filter(|event| event.taken_by().iter().any(is_own))
         .filter_map(|event| {
             let at = read_text(&event.summary.row, "processed_at")?;
             Some((Timestamp::parse(at).ok()?, event))
         })
         .collect();
     processed.sort_by_key(|(at, event)| (*at, event.summary.record.id.clone()));
+    let mut entity = entity.without_history();
+    let mut copies: BTreeMap<PaymentKey, PaymentCopy> = BTreeMap::new();
     let mut entries = Vec::new();
     for (at, event) in processed {
         let Some(facts) = &event.facts else { continue };
-        let next = entity.apply_facts([facts.facts.clone()], at);
+        let stated = match &facts.subject {
+            EventSubject::Account(account) => StatedFacts::Account(account.clone()),
+            EventSubject::Piece(_, mail) => StatedFacts::Mail(mail.clone()),
+            EventSubject::Payment(payment) => {
+                let Some(name) = payment.names.first() else {
+                    continue;
+                };
+                let key = PaymentKey {
+                    account: event.summary.record.account.clone(),
+                    payment: name.clone(),
+                };
+                let copy = copies.entry(key.clone()).or_insert_with(|| PaymentCopy {
+                    version: 0,
+                    standing: PaymentStanding::Borne,
+                    invoices: BTreeSet::new(),
+                    facts: PaymentFacts::default(),
+                });
+                copy.version += 1;
+                copy.invoices.extend(payment.invoice.clone());
+                copy.facts.merge(payment.money.clone());
+                StatedFacts::Payment(key, Box::new(copy.clone()))
+            }
+        };
+        let next = entity.apply_facts([stated], at);
         for change in diff_entity(&entity, &next, at) {
             if change.column == "timeline" {
                 continue;

@@ -7,6 +7,7 @@ mod search;
 use std::collections::BTreeSet;
 
 use anyhow::Result;
+use billhook_core::entity::key::StateKey;
 use billhook_core::ids::ProviderId;
 use billhook_core::worker::ports::Ledger as _;
 use clap::Args;
@@ -58,14 +59,14 @@ pub(crate) async fn run_trace(
     let mut entities = Vec::new();
     for key in search.entities.clone() {
         let ledger = session.ledger(ProviderId::Stripe)?;
-        let mut rows = ledger
-            .load_rows(&BTreeSet::from([key.clone()]), &BTreeSet::new())
-            .await?;
+        let keys = BTreeSet::from([StateKey::Entity(key.clone())]);
+        let mut rows = ledger.load_rows(&keys).await?;
         let Some((entity, _)) = rows.entities.remove(&key) else {
             continue;
         };
         let (table, id) = locate_entity(&key);
         let row = table.read_row(session, id, RowDetail::Known).await?;
+        // The state's newest events, those that its facts name, and those of the timeline.
         for id in collect_event_ids(&json!(entity.stored()))
             .into_iter()
             .chain(collect_event_ids(&row))

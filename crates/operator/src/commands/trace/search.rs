@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context as _, Result};
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::dynamodb::events::read_stored_event;
+use billhook_core::entity::key::{PaymentKey, StateKey};
 use billhook_core::entity::{ENTITY_SCHEMAS, EntityKey};
 use billhook_core::ids::{EventId, OrderId, PaymentIntentId, PieceId, ProviderId, TenantId};
 use billhook_core::ports::Clock as _;
@@ -12,7 +13,6 @@ use billhook_core::provider::interpret;
 use billhook_core::provider::interpret::EventFacts;
 use billhook_core::time::Timestamp;
 use billhook_core::worker::ports::{Ledger, StoredEvent, StoredPayload};
-use billhook_core::worker::resolve::find_entities;
 use uuid::Uuid;
 
 use super::entries::{TraceEntry, TracedEvent};
@@ -20,18 +20,19 @@ use crate::entity_tables::locate_entity;
 use crate::event_filter::EventFilter;
 use crate::event_lookup;
 use crate::events_table::EventSummary;
-use crate::payment_lookup::{load_payment_rows, load_tenant_accounts};
+use crate::payment_lookup::{load_payments, load_tenant_accounts};
 use crate::row_json::{RowDetail, read_text};
 use crate::session::StackSession;
 use crate::time_argument::TimeArgument;
 
-/// The worker's batch: the ledger reads all rows of a batch in one call, which takes 100 keys.
-const EVENTS_AT_ONCE: usize = 10;
+/// One read of rows takes 100 keys.
+const PAYMENTS_AT_ONCE: usize = 100;
 
 #[derive(Default)]
 pub(super) struct TraceSearch {
     pub(super) events: BTreeMap<EventId, TracedEvent>,
     pub(super) entities: BTreeSet<EntityKey>,
+    pub(super) payments: BTreeSet<PaymentKey>,
     pub(super) entries: Vec<TraceEntry>,
 }
 
@@ -97,8 +98,8 @@ impl TraceSearch {
         Ok(())
     }
 
-    /// Adds the events of a PaymentIntent, those that wait for its link, and its entities. The payments rows come last,
-    /// because their keys contain the account, which the events know, or the tenants of the entities.
+    /// Adds the events of a PaymentIntent, its entities and the payment itself. The payment comes last, because its key
+    /// contains the account, which the events know, or the tenants of the entities.
     async fn add_payment(
         &mut self,
         session: &StackSession,
@@ -114,11 +115,8 @@ impl TraceSearch {
         let mut accounts = load_tenant_accounts(&ledger, tenants).await?;
         let of_events = self.events.values();
         accounts.extend(of_events.filter_map(|event| event.summary.record.account.clone()));
-        for row in load_payment_rows(&ledger, intent, accounts).await? {
-            self.entities.extend(row.entity);
-            for event in row.waiting {
-                self.add_event(session, &event).await?;
-            }
+        for payment in load_payments(&ledger, intent, accounts).await? {
+            self.payments.insert(payment.key);
         }
         Ok(())
     }
@@ -128,32 +126,46 @@ impl TraceSearch {
         if self.entities.is_empty() {
             return Ok(BTreeSet::new());
         }
-        let rows = ledger.load_rows(&self.entities, &BTreeSet::new()).await?;
+        let keys = self.entities.iter().cloned().map(StateKey::Entity);
+        let rows = ledger.load_rows(&keys.collect()).await?;
         let entities = rows.entities.into_values();
         Ok(entities
             .filter_map(|(entity, _)| entity.tenant().cloned())
             .collect())
     }
 
-    /// Adds the entities that the events found so far belong to, by the worker's own rule. An event that the worker
-    /// parks adds the one that it names; its outcome says why it was not applied there.
+    /// Adds what the events found so far belong to, as their rows say, then the other events of their payments and what
+    /// bears those. An event that was parked adds the entity that it names; its outcome says why it was not applied there.
     pub(super) async fn add_entities_of_events(&mut self, session: &StackSession) -> Result<()> {
-        for provider in ProviderId::ALL.iter().copied() {
-            let of_provider = self.events.values();
-            let of_provider = of_provider.filter(|event| event.summary.provider == provider);
-            let events: Vec<_> = of_provider
-                .filter_map(|event| Some((event.summary.record.clone(), event.facts.clone()?)))
-                .collect();
-            let ledger = session.ledger(provider)?;
-            for batch in events.chunks(EVENTS_AT_ONCE) {
-                let found = find_entities(&ledger, batch.to_vec()).await?;
-                // What an event names is worth seeing even if it was not applied there, as with `cross_tenant`.
-                let named = batch
-                    .iter()
-                    .filter(|(event, _)| !found.contains_key(&event.id));
-                let named = named.filter_map(|(_, facts)| facts.named_entity.clone());
+        for event in self.events.values() {
+            let taken = event.taken_by();
+            if taken.is_empty() {
+                let named = event
+                    .facts
+                    .as_ref()
+                    .and_then(|facts| facts.named_entity.clone());
                 self.entities.extend(named);
-                self.entities.extend(found.into_values());
+            }
+            for key in taken {
+                match key {
+                    StateKey::Entity(key) => drop(self.entities.insert(key)),
+                    StateKey::Payment(key) => drop(self.payments.insert(key)),
+                    StateKey::Invoice(_) => {}
+                }
+            }
+        }
+        let ledger = session.ledger(ProviderId::Stripe)?;
+        let keys: Vec<PaymentKey> = self.payments.iter().cloned().collect();
+        for keys in keys.chunks(PAYMENTS_AT_ONCE) {
+            let keys = keys.iter().cloned().map(StateKey::Payment);
+            let rows = ledger.load_rows(&keys.collect()).await?;
+            for (payment, _) in rows.payments.into_values() {
+                for event in &payment.history.event_ids {
+                    self.add_event(session, event).await?;
+                }
+                let bearers = payment.facts.bearers.into_keys();
+                self.entities
+                    .extend(bearers.chain(payment.told.into_keys()));
             }
         }
         Ok(())

@@ -1,0 +1,159 @@
+//! What an order or statement knows of its payments: a copy of each payment's facts, beside what people and the cleanup
+//! stated about the order itself.
+//!
+//! The payment's own state is the source (`state`). A newer copy replaces the older one as a whole, so a payment that was
+//! linked to the wrong order takes its facts along when it is linked to another one.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::entity::key::PaymentKey;
+use crate::entity::merge::{Merge, MinRegister, merge_fields};
+use crate::entity::payment::facts::PaymentFacts;
+use crate::ids::{InvoiceId, PaymentIntentId, PaymentRef};
+use crate::time::Timestamp;
+
+/// The payment facts of one order or statement.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct BearerFacts {
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub payments: BTreeMap<PaymentKey, PaymentCopy>,
+    /// When the cleanup or a person cancelled the order, by our clock.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cancelled: Option<MinRegister<Timestamp>>,
+    #[serde(skip_serializing_if = "ManualEdits::is_none")]
+    pub manual: ManualEdits,
+}
+
+/// Manual edits that stand (repairs), with the time at which billhook found them. `entity::kind` says how.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ManualEdits {
+    /// A status column was set to `refunded`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refunded: Option<MinRegister<Timestamp>>,
+    /// Cleared for good, by full reason: clearing `dispute_open:dp_1` does not clear `dispute_open:dp_2`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub cleared: BTreeMap<String, MinRegister<Timestamp>>,
+    /// A set of times, so that a row which was flagged, cleared and flagged again is flagged.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub flagged: BTreeSet<Timestamp>,
+}
+
+/// A payment as its bearer knows it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PaymentCopy {
+    /// The version of the payment's state that this is a copy of.
+    pub version: i64,
+    pub standing: PaymentStanding,
+    /// The invoices that the payment pays, or that its session made.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub invoices: BTreeSet<InvoiceId>,
+    /// Empty once the payment is another's.
+    #[serde(default)]
+    pub facts: PaymentFacts,
+}
+
+/// How a payment stands to an order or statement that was named for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PaymentStanding {
+    /// It is this one's.
+    Borne,
+    /// Another one was named equally well, at the latest at this time. A person decides (`relink`).
+    Conflict(Timestamp),
+    /// Another one bears it.
+    Other,
+}
+
+impl Merge for PaymentCopy {
+    /// The newer copy replaces the older one: the state of a version is always the same.
+    fn merge(&mut self, other: Self) {
+        if other.version > self.version {
+            *self = other;
+        }
+    }
+}
+
+merge_fields!(BearerFacts {
+    payments,
+    cancelled,
+    manual
+});
+
+merge_fields!(ManualEdits {
+    refunded,
+    cleared,
+    flagged
+});
+
+impl ManualEdits {
+    fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl BearerFacts {
+    /// Whether Stripe stated anything about a payment of it.
+    pub fn has_stripe_facts(&self) -> bool {
+        self.payments.values().any(|copy| {
+            copy.standing != PaymentStanding::Other && copy.facts != PaymentFacts::default()
+        })
+    }
+
+    /// Payments that it bears, or that it and another one were named for.
+    pub fn payment_keys(&self) -> impl Iterator<Item = &PaymentKey> {
+        let payments = self.payments.iter();
+        payments
+            .filter(|(_, copy)| copy.standing != PaymentStanding::Other)
+            .map(|(key, _)| key)
+    }
+
+    pub fn has_payment_intent(&self, intent: &PaymentIntentId) -> bool {
+        self.payment_keys()
+            .any(|key| key.payment.intent() == Some(intent))
+    }
+
+    /// The payments for which another one was named equally well, and since when.
+    pub fn conflicts(&self) -> impl Iterator<Item = (&PaymentKey, Timestamp)> {
+        self.payments
+            .iter()
+            .filter_map(|(key, copy)| match copy.standing {
+                PaymentStanding::Conflict(since) => Some((key, since)),
+                PaymentStanding::Borne | PaymentStanding::Other => None,
+            })
+    }
+
+    /// The facts of all payments that it bears, together.
+    ///
+    /// A session of a subscription states an amount, and so does the payment of the invoice that the session made: that
+    /// is one payment, so the session's amount counts only while none of the invoice's payments succeeded.
+    pub fn borne(&self) -> PaymentFacts {
+        let borne = || {
+            let copies = self.payments.values();
+            copies.filter(|copy| copy.standing == PaymentStanding::Borne)
+        };
+        let mut facts = PaymentFacts::default();
+        for copy in borne() {
+            facts.merge(copy.facts.clone());
+        }
+        let is_intent = |payment: &PaymentRef| payment.intent().is_some();
+        let paid: BTreeSet<&InvoiceId> = borne()
+            .filter(|copy| {
+                let mut payments = copy.facts.payments.iter();
+                payments.any(|(id, payment)| is_intent(id) && payment.succeeded.is_some())
+            })
+            .flat_map(|copy| &copy.invoices)
+            .collect();
+        let of_sessions = self.payments.iter().filter(|(key, copy)| {
+            !is_intent(&key.payment) && copy.invoices.iter().any(|invoice| paid.contains(invoice))
+        });
+        for (session, _) in of_sessions {
+            facts.payments.remove(&session.payment);
+        }
+        facts
+    }
+}

@@ -1,0 +1,450 @@
+//! Plans transactions: which events and rows belong together, and what each row says after them. Pure.
+//!
+//! A unit is everything that must be written together: events, the payments and entities that take their facts, the
+//! other names of those payments, and the orders and statements that bear them. Two payments of one order are in one
+//! unit, because both write the order. What a unit cannot write, because a bearer is missing or another tenant's, stays
+//! open in the payment's state, and the sweep has it looked at again.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::entity::invoice::{InvoiceFacts, InvoiceState};
+use crate::entity::key::{InvoiceKey, PaymentKey, StateKey};
+use crate::entity::kind::StatedFacts;
+use crate::entity::merge::{MaxRegister, Merge as _, MinRegister};
+use crate::entity::payment::bearer::PaymentStanding;
+use crate::entity::payment::state::{NamedBy, PaymentState, PaymentStateFacts, RelinkDecision};
+use crate::entity::{Entity, EntityKey};
+use crate::ids::{AccountId, EventId};
+use crate::outcome::EventVerdict;
+use crate::provider::interpret::{EventSubject, PaymentStatement};
+use crate::time::Timestamp;
+use crate::worker::ports::{
+    CommitPart, EntityWrite, EventUpdate, LoadedRows, NextState, StateWrite,
+};
+use crate::worker::step::{EventCandidate, EventTarget};
+
+/// Other payments of an invoice that get its order in the transaction of the event that names it. The rest finds the
+/// order when it is looked at: nothing bears it, or it has another event.
+const INVOICE_PAYMENTS_MAX: usize = 10;
+
+/// Events, and payments to look at, whose rows are written together.
+#[derive(Default)]
+pub(super) struct CommitUnit {
+    pub(super) events: Vec<EventCandidate>,
+    pub(super) looks: Vec<PaymentLook>,
+}
+
+/// A payment that is looked at without an event.
+pub(super) struct PaymentLook {
+    pub(super) payment: PaymentKey,
+    /// The rows that an index returned for it.
+    pub(super) hits: Vec<EntityKey>,
+    /// A person's decision about what bears it.
+    pub(super) relink: Option<RelinkDecision>,
+}
+
+/// Whether an account's events may change an entity.
+pub(super) type MayChange<'a> = &'a dyn Fn(Option<&AccountId>, &Entity) -> bool;
+
+/// Groups events by the rows that they write.
+pub(super) fn group_units<R>(events: Vec<EventCandidate>, rows: &LoadedRows<R>) -> Vec<CommitUnit> {
+    // Each row points to the unit that writes it; units that share a row become one.
+    let mut units: Vec<Option<CommitUnit>> = Vec::new();
+    let mut unit_of: BTreeMap<StateKey, usize> = BTreeMap::new();
+    for event in events {
+        let keys = written_keys(&event, rows);
+        let met: BTreeSet<usize> = keys
+            .iter()
+            .filter_map(|key| unit_of.get(key).copied())
+            .collect();
+        let mut joined = CommitUnit::default();
+        for unit in &met {
+            if let Some(unit) = units.get_mut(*unit).and_then(Option::take) {
+                joined.events.extend(unit.events);
+            }
+        }
+        joined.events.push(event);
+        let own = units.len();
+        for unit in unit_of.values_mut() {
+            if met.contains(unit) {
+                *unit = own;
+            }
+        }
+        unit_of.extend(keys.into_iter().map(|key| (key, own)));
+        units.push(Some(joined));
+    }
+    units.into_iter().flatten().collect()
+}
+
+/// The rows that an event may write.
+fn written_keys<R>(event: &EventCandidate, rows: &LoadedRows<R>) -> BTreeSet<StateKey> {
+    let mut keys = BTreeSet::new();
+    let (key, edges) = match &event.target {
+        None => return keys,
+        Some(EventTarget::Entity(key)) => return BTreeSet::from([key.clone().into()]),
+        Some(EventTarget::Payment { key, edges }) => (key, edges),
+    };
+    let mut payments = BTreeSet::from([key.clone()]);
+    if let EventSubject::Payment(payment) = &event.event.subject {
+        payments.extend(event.payment_names(payment));
+        if let Some(invoice) = event.invoice(payment) {
+            if let Some((known, _)) = rows.invoices.get(&invoice) {
+                payments.extend(known.facts.payments.iter().cloned());
+            }
+            keys.insert(invoice.into());
+        }
+    }
+    let known = payments.iter().filter_map(|key| rows.payment(key));
+    for payment in known {
+        let bearers = payment.facts.bearers.keys().chain(payment.told.keys());
+        keys.extend(bearers.cloned().map(StateKey::Entity));
+        for invoice in invoices_of(payment, &payment.facts) {
+            let orders = rows.invoices.get(&invoice).into_iter();
+            let orders = orders.flat_map(|(invoice, _)| invoice.facts.orders.keys().cloned());
+            keys.extend(orders.map(StateKey::Entity));
+        }
+    }
+    keys.extend(edges.iter().map(|(bearer, _)| bearer.clone().into()));
+    keys.extend(payments.into_iter().map(StateKey::Payment));
+    keys
+}
+
+fn invoices_of<'f>(
+    payment: &'f PaymentState,
+    facts: &'f PaymentStateFacts,
+) -> impl Iterator<Item = InvoiceKey> + 'f {
+    let invoices = facts.invoices.iter().cloned();
+    invoices.map(|invoice| InvoiceKey {
+        account: payment.key.account.clone(),
+        invoice,
+    })
+}
+
+/// A payment while its unit is planned.
+struct PaymentDraft {
+    read: PaymentState,
+    facts: PaymentStateFacts,
+    alias_of: Option<PaymentKey>,
+    events: Vec<(EventId, Option<Timestamp>)>,
+    /// An event or a look is about it, so its bearers are derived again even if no fact changed.
+    is_asked: bool,
+}
+
+struct UnitDrafts<'a, R> {
+    rows: &'a LoadedRows<R>,
+    payments: BTreeMap<PaymentKey, PaymentDraft>,
+    invoices: BTreeMap<InvoiceKey, InvoiceState>,
+    /// Facts that go into entities, with the events that state them.
+    entities: BTreeMap<EntityKey, Vec<StatedFacts>>,
+    events: BTreeMap<EntityKey, Vec<(EventId, Option<Timestamp>)>>,
+}
+
+/// What the rows of a unit say after its events.
+pub(super) fn plan_unit<'a, R>(
+    unit: &CommitUnit,
+    rows: &'a LoadedRows<R>,
+    may_change: MayChange<'_>,
+    now: Timestamp,
+) -> CommitPart<'a, R> {
+    let mut drafts = UnitDrafts {
+        rows,
+        payments: BTreeMap::new(),
+        invoices: BTreeMap::new(),
+        entities: BTreeMap::new(),
+        events: BTreeMap::new(),
+    };
+    for event in &unit.events {
+        drafts.take_event(event, now);
+    }
+    for look in &unit.looks {
+        drafts.take_look(look, may_change, now);
+    }
+    drafts.add_invoice_edges();
+    drafts.finish(unit, may_change, now)
+}
+
+impl<'a, R> UnitDrafts<'a, R> {
+    fn payment(&mut self, key: &PaymentKey) -> &mut PaymentDraft {
+        let rows = self.rows;
+        self.payments.entry(key.clone()).or_insert_with(|| {
+            let read = rows.payment(key).cloned();
+            let read = read.unwrap_or_else(|| PaymentState::new(key.clone()));
+            PaymentDraft {
+                facts: read.facts.clone(),
+                alias_of: read.alias_of.clone(),
+                read,
+                events: Vec::new(),
+                is_asked: false,
+            }
+        })
+    }
+
+    fn take_event(&mut self, event: &EventCandidate, now: Timestamp) {
+        let (id, at) = (event.stored.id.clone(), event.event.created_at);
+        match (&event.target, &event.event.subject) {
+            (Some(EventTarget::Payment { key, edges }), EventSubject::Payment(payment)) => {
+                // An event of this batch may just have shown that this is another payment's name.
+                let alias_of = self.payment(key).alias_of.clone();
+                let key = alias_of.as_ref().unwrap_or(key);
+                self.take_payment(event, key, edges, payment, at.unwrap_or(now));
+                self.payment(key).events.push((id, at));
+            }
+            (Some(EventTarget::Entity(key)), EventSubject::Piece(_, mail)) => {
+                self.take_facts(key, StatedFacts::Mail(mail.clone()), (id, at));
+            }
+            (Some(EventTarget::Entity(key)), EventSubject::Account(account)) => {
+                self.take_facts(key, StatedFacts::Account(account.clone()), (id, at));
+            }
+            _ => {}
+        }
+    }
+
+    fn take_facts(
+        &mut self,
+        key: &EntityKey,
+        facts: StatedFacts,
+        event: (EventId, Option<Timestamp>),
+    ) {
+        self.entities.entry(key.clone()).or_default().push(facts);
+        self.events.entry(key.clone()).or_default().push(event);
+    }
+
+    /// Merges what an event states about its payment, and every name and edge that it adds.
+    fn take_payment(
+        &mut self,
+        event: &EventCandidate,
+        key: &PaymentKey,
+        edges: &[(EntityKey, NamedBy)],
+        payment: &PaymentStatement,
+        at: Timestamp,
+    ) {
+        let mut facts = PaymentStateFacts {
+            money: payment.money.clone(),
+            invoices: payment.invoice.iter().cloned().collect(),
+            ..PaymentStateFacts::default()
+        };
+        add_edges(&mut facts, edges.iter().cloned(), at);
+        for name in event.payment_names(payment).filter(|name| name != key) {
+            facts.names.insert(name.payment.clone());
+            self.absorb_alias(key, &name);
+        }
+        let draft = self.payment(key);
+        draft.facts.merge(facts);
+        draft.is_asked = true;
+        let Some(invoice) = event.invoice(payment) else {
+            return;
+        };
+        let stated = match payment.is_of_session() {
+            true => InvoiceFacts {
+                orders: edges
+                    .iter()
+                    .filter(|(bearer, _)| bearer.order().is_some())
+                    .map(|(order, _)| (order.clone(), MinRegister(at)))
+                    .collect(),
+                ..InvoiceFacts::default()
+            },
+            false => InvoiceFacts {
+                payments: BTreeSet::from([key.clone()]),
+                ..InvoiceFacts::default()
+            },
+        };
+        let known = self.rows.invoices.get(&invoice);
+        let has_new_order = stated
+            .orders
+            .keys()
+            .any(|order| known.is_none_or(|(known, _)| !known.facts.orders.contains_key(order)));
+        if has_new_order {
+            let payments = known
+                .into_iter()
+                .flat_map(|(known, _)| &known.facts.payments);
+            for payment in payments.take(INVOICE_PAYMENTS_MAX) {
+                let known = self.rows.payment(payment);
+                let alias_of = known.and_then(|known| known.alias_of.as_ref());
+                self.payment(alias_of.unwrap_or(payment));
+            }
+        }
+        let draft = self.invoices.entry(invoice.clone());
+        let draft = draft.or_insert_with(|| match known {
+            Some((known, _)) => known.clone(),
+            None => InvoiceState::new(invoice),
+        });
+        draft.facts.merge(stated);
+    }
+
+    /// Makes the row of another name an alias, and moves to the payment what is known under that name. A name that
+    /// already leads to another payment stays as it is.
+    fn absorb_alias(&mut self, key: &PaymentKey, name: &PaymentKey) {
+        let alias = self.payment(name);
+        if alias.alias_of.is_some() {
+            return;
+        }
+        alias.alias_of = Some(key.clone());
+        let bearers = alias.facts.bearers.clone();
+        let facts = std::mem::take(&mut alias.facts);
+        // They had a copy of what was known under this name, and lose it.
+        alias.facts.bearers = bearers;
+        let mut events: Vec<_> = std::mem::take(&mut alias.events);
+        let known = std::mem::take(&mut alias.read.history.event_ids);
+        events.extend(known.into_iter().map(|id| (id, None)));
+        let draft = self.payment(key);
+        draft.facts.merge(facts);
+        draft.facts.names.insert(name.payment.clone());
+        draft.events.extend(events);
+    }
+
+    fn take_look(&mut self, look: &PaymentLook, may_change: MayChange<'_>, now: Timestamp) {
+        let rows = self.rows;
+        let key = &look.payment;
+        let own = look.hits.iter().filter(|hit| {
+            let row = rows.entities.get(hit);
+            row.is_some_and(|(entity, _)| may_change(key.account.as_ref(), entity))
+        });
+        let edges = own
+            .map(|hit| (hit.clone(), NamedBy::Index))
+            .collect::<Vec<_>>();
+        let draft = self.payment(key);
+        draft.is_asked = true;
+        draft
+            .facts
+            .relink
+            .merge(look.relink.clone().map(MaxRegister));
+        add_edges(&mut draft.facts, edges.into_iter(), now);
+    }
+
+    /// An order bears the payments of the invoice that its session made.
+    fn add_invoice_edges(&mut self) {
+        let rows = self.rows;
+        for draft in self.payments.values_mut() {
+            let invoices: Vec<InvoiceKey> = invoices_of(&draft.read, &draft.facts).collect();
+            for invoice in invoices {
+                let drafted = self.invoices.get(&invoice);
+                let known = rows.invoices.get(&invoice).map(|(known, _)| known);
+                for (order, at) in drafted
+                    .or(known)
+                    .into_iter()
+                    .flat_map(|of| &of.facts.orders)
+                {
+                    let edge = (order.clone(), NamedBy::Invoice);
+                    add_edges(&mut draft.facts, [edge].into_iter(), at.0);
+                }
+            }
+        }
+    }
+
+    fn finish(
+        mut self,
+        unit: &CommitUnit,
+        may_change: MayChange<'_>,
+        now: Timestamp,
+    ) -> CommitPart<'a, R> {
+        let mut states = Vec::new();
+        // The rows that each payment's events are in, in the end.
+        let mut written: BTreeMap<PaymentKey, BTreeSet<StateKey>> = BTreeMap::new();
+        let mut aliases = Vec::new();
+        for (key, draft) in std::mem::take(&mut self.payments) {
+            aliases.extend(draft.alias_of.clone().map(|payment| (key.clone(), payment)));
+            let mut next = draft.read.next(draft.facts, draft.alias_of);
+            let before = next.history.event_ids.clone();
+            let events = draft.events.iter().map(|(id, at)| (id, *at));
+            next.history.record_events(events);
+            let rows_of_events = written.entry(key.clone()).or_default();
+            rows_of_events.insert(key.clone().into());
+            let behind = next.behind();
+            for (bearer, standing) in next.standings() {
+                let is_behind = behind.contains_key(&bearer);
+                let is_concerned = draft.is_asked && standing != PaymentStanding::Other;
+                let row = self.rows.entities.get(&bearer);
+                let is_writable =
+                    row.is_some_and(|(entity, _)| may_change(key.account.as_ref(), entity));
+                if !is_writable || !(is_behind || is_concerned) {
+                    continue;
+                }
+                let stated = self.entities.entry(bearer.clone()).or_default();
+                if is_behind {
+                    let copy = next.copy_for(standing);
+                    stated.push(StatedFacts::Payment(key.clone(), Box::new(copy)));
+                    next.note_told(&bearer, standing);
+                }
+                if standing != PaymentStanding::Other {
+                    let known = self.events.entry(bearer.clone()).or_default();
+                    known.extend(draft.events.iter().cloned());
+                    rows_of_events.insert(bearer.into());
+                }
+            }
+            next.note_open(now);
+            let is_same = next.changed == draft.read.changed
+                && next.told == draft.read.told
+                && next.history.event_ids == before
+                && next.open_since == draft.read.open_since
+                && next.version > 1;
+            // Of an open one the time of the next look changes with each write.
+            if !is_same || next.open_since.is_some() {
+                let row = self.rows.payments.get(&key).map(|(_, row)| row);
+                let next = NextState::Payment(next);
+                states.push(StateWrite { row, next });
+            }
+        }
+        for (alias, payment) in aliases {
+            let of_payment = written.get(&payment).cloned().unwrap_or_default();
+            written.entry(alias).or_default().extend(of_payment);
+        }
+        for (key, mut draft) in std::mem::take(&mut self.invoices) {
+            let known = self.rows.invoices.get(&key);
+            if known.is_none_or(|(known, _)| known.facts != draft.facts) {
+                draft.version = draft.version.saturating_add(1);
+                states.push(StateWrite {
+                    row: known.map(|(_, row)| row),
+                    next: NextState::Invoice(draft),
+                });
+            }
+        }
+        let rows = self.rows;
+        let entities = std::mem::take(&mut self.entities).into_iter();
+        let entities = entities.filter_map(|(key, stated)| {
+            let (entity, row) = rows.entities.get(&key)?;
+            let mut next = entity.apply_facts(stated, now);
+            let events = self.events.get(&key).into_iter().flatten();
+            next.record_events(events.map(|(id, at)| (id, *at)));
+            Some(EntityWrite { entity, row, next })
+        });
+        CommitPart {
+            entities: entities.collect(),
+            states,
+            events: unit
+                .events
+                .iter()
+                .map(|event| end_event(event, &written))
+                .collect(),
+            now,
+        }
+    }
+}
+
+fn add_edges(
+    facts: &mut PaymentStateFacts,
+    edges: impl Iterator<Item = (EntityKey, NamedBy)>,
+    at: Timestamp,
+) {
+    for (bearer, by) in edges {
+        let ways = facts.bearers.entry(bearer).or_default();
+        let known = ways.entry(by).or_insert(MinRegister(at));
+        known.merge(MinRegister(at));
+    }
+}
+
+/// The outcome of an event whose facts are in these rows.
+fn end_event(
+    event: &EventCandidate,
+    written: &BTreeMap<PaymentKey, BTreeSet<StateKey>>,
+) -> EventUpdate {
+    let verdict: EventVerdict = event.verdict();
+    let entities = match &event.target {
+        None => BTreeSet::new(),
+        Some(EventTarget::Entity(key)) => BTreeSet::from([key.clone().into()]),
+        Some(EventTarget::Payment { key, .. }) => written.get(key).cloned().unwrap_or_default(),
+    };
+    EventUpdate {
+        entities,
+        ..event.event_update(verdict)
+    }
+}
