@@ -17,6 +17,7 @@ use billhook_testkit::sim::store::{EntityRow, Written};
 use billhook_testkit::sim::stripe::{Emitted, End, Says};
 use webhook_secret::KNOWN_AFTER;
 
+use crate::bearers::{bearers, claims, is_reached};
 use crate::customers::tenant;
 use crate::edges::STRIPE_ARN;
 use crate::functions::{Functions, Seen};
@@ -254,8 +255,10 @@ fn writes(world: &World, found: &mut Found) {
         told(written, found);
         for (before, after) in &written.entities {
             let applied = applied(after, &of_payment, &of_letter);
-            isolation(after, &of_payment, found);
-            as_the_set_says(after, &applied, found);
+            isolation(world, after, found);
+            let conflicts = after.entity.payment_facts().into_iter();
+            let conflicts = conflicts.flat_map(|facts| facts.conflicts()).count();
+            as_the_set_says(after, &applied, conflicts, found);
             cancelling(world, written, before, after, found);
         }
     }
@@ -271,8 +274,14 @@ fn applied<'e>(
     let borne = borne.flat_map(|facts| &facts.payments);
     let borne = borne.filter(|(_, copy)| copy.standing == PaymentStanding::Borne);
     let of_payments = borne.filter_map(|(key, _)| of_payment.get(key.payment.as_str()));
-    let of_letters = of_letter.get(&row.entity.key());
-    of_payments.chain(of_letters).flatten().copied().collect()
+    let reached = of_payments.flat_map(|events| {
+        let all = events.iter().copied();
+        events
+            .iter()
+            .filter(move |event| is_reached(event, all.clone()))
+    });
+    let of_letters = of_letter.get(&row.entity.key()).into_iter().flatten();
+    reached.chain(of_letters).copied().collect()
 }
 
 /// 9: what a payment says that it told, the entity has in the same write.
@@ -296,8 +305,8 @@ fn told(written: &Written, found: &mut Found) {
     }
 }
 
-/// 7: an entity has only facts of its tenant's account. 4: and only of events about it.
-fn isolation(row: &EntityRow, of_payment: &BTreeMap<&str, Vec<&Emitted>>, found: &mut Found) {
+/// 7: an entity has only facts of its tenant's account. 4: and only of payments that something says are its own.
+fn isolation(world: &World, row: &EntityRow, found: &mut Found) {
     let (key, owner) = (row.entity.key(), row.entity.tenant());
     let payments = row.entity.payment_facts().into_iter();
     for payment in payments.flat_map(|facts| facts.payment_keys()) {
@@ -310,23 +319,29 @@ fn isolation(row: &EntityRow, of_payment: &BTreeMap<&str, Vec<&Emitted>>, found:
                 format!("{payment} moved {key}, which is {owner:?}'s")
             });
         }
-        let events = of_payment.get(payment.payment.as_str());
-        for event in events.into_iter().flatten() {
-            let is_its = event.end == End::In(key.clone()) || event.account.is_some();
-            found.unless(is_its, 4, || {
-                format!("{} moved {key} instead of {:?}", event.id, event.end)
-            });
-        }
+        let of = payment.payment.as_str();
+        let said = world
+            .stripe
+            .intents
+            .get(of)
+            .is_some_and(|intent| intent.pays == key || intent.rival.as_ref() == Some(&key));
+        let is_its = said
+            || world
+                .stripe
+                .events
+                .iter()
+                .any(|event| event.of == of && claims(event).names.as_ref() == Some(&key));
+        found.unless(is_its, 4, || format!("{payment} moved {key}"));
     }
 }
 
 /// 4, 6, 10: whatever came so far, the row is what the set of it says; what it lowers must be what the set lowers.
-fn as_the_set_says(row: &EntityRow, applied: &[&Emitted], found: &mut Found) {
+fn as_the_set_says(row: &EntityRow, applied: &[&Emitted], conflicts: usize, found: &mut Found) {
     let (key, columns) = (row.entity.key(), row.entity.columns());
     let Some(facts) = row.entity.payment_facts() else {
         return;
     };
-    if applied.is_empty() {
+    if applied.is_empty() && conflicts == 0 {
         return;
     }
     let is_cancelled = facts.cancelled.is_some();
@@ -364,7 +379,9 @@ fn as_the_set_says(row: &EntityRow, applied: &[&Emitted], found: &mut Found) {
     for (what, is, should) in texts {
         found.unless(is == should, 4, || differs(what, &is, &should));
     }
-    let (is, should) = (columns.requires_review, wanted.requires_review);
+    let should = wanted.requires_review.map(|doubt| doubt || conflicts > 0);
+    let should = should.or((conflicts > 0).then_some(true));
+    let is = columns.requires_review;
     found.unless(is == should, 4, || differs("review", &is, &should));
     let (is, should) = (row.amount_refunded, wanted.amount_refunded);
     found.unless(is == should, 10, || differs("what went back", &is, &should));
@@ -507,33 +524,39 @@ fn events(world: &World, seen: &Seen, found: &mut Found) {
     }
 }
 
-/// Whether anything says that the event's payment is this entity's: an event that names it, or its column.
-fn is_borne(world: &World, event: &Emitted, key: &EntityKey) -> bool {
-    let is_named = world.stripe.events.iter().any(|other| {
-        let id = EventId::parse(&other.id).unwrap();
-        let row = world.store.events.get(&(other.provider.as_str(), id));
-        let is_in = row.is_some_and(|row| row.stored.outcome == EventOutcome::Processed);
-        other.links && is_in && other.of == event.of && other.end == event.end
-    });
-    let row = world.store.entities.get(key);
-    let column = row.and_then(|row| row.entity.payment_intent());
-    is_named || column.is_some_and(|intent| intent.as_str() == event.of)
-}
-
 fn rows(world: &World, found: &mut Found) {
-    let mut by_entity: BTreeMap<&EntityKey, Vec<&Emitted>> = BTreeMap::new();
+    let mut by_payment: BTreeMap<&str, Vec<&Emitted>> = BTreeMap::new();
+    let mut by_entity: BTreeMap<EntityKey, Vec<&Emitted>> = BTreeMap::new();
     for event in &world.stripe.events {
         let id = EventId::parse(&event.id).unwrap();
         let row = world.store.events.get(&(event.provider.as_str(), id));
         let is_in = row.is_some_and(|row| row.stored.outcome == EventOutcome::Processed);
-        if let End::In(key) = &event.end
-            && is_in
-            && is_borne(world, event, key)
-        {
-            by_entity.entry(key).or_default().push(event);
+        match (&event.end, event.provider) {
+            (End::In(key), ProviderId::Lob) if is_in => {
+                by_entity.entry(key.clone()).or_default().push(event);
+            }
+            (End::In(_), ProviderId::Stripe) if is_in => {
+                by_payment.entry(event.of.as_str()).or_default().push(event);
+            }
+            _ => {}
+        }
+    }
+    let mut conflicts: BTreeMap<EntityKey, usize> = BTreeMap::new();
+    for (of, events) in by_payment {
+        let bearers = bearers(world, of);
+        if let (1, Some(key)) = (bearers.len(), bearers.first()) {
+            let all = events.iter().copied();
+            let reached = events.iter().filter(|event| is_reached(event, all.clone()));
+            by_entity.entry(key.clone()).or_default().extend(reached);
+            continue;
+        }
+        for key in bearers {
+            *conflicts.entry(key).or_default() += 1;
         }
     }
     for (key, row) in world.store.entities.all() {
-        as_the_set_says(row, &by_entity.remove(key).unwrap_or_default(), found);
+        let applied = by_entity.remove(key).unwrap_or_default();
+        let conflicts = conflicts.get(key).copied().unwrap_or_default();
+        as_the_set_says(row, &applied, conflicts, found);
     }
 }

@@ -29,11 +29,25 @@ pub(crate) struct Customers {
     pub(crate) until: Timestamp,
     /// The most that passes between two steps of a payment.
     pub(crate) pace: Duration,
+    /// Payments are named by invoices, by charges and by two orders.
+    pub(crate) is_entangled: bool,
 }
 
 pub(crate) fn tenant(name: &str) -> (TenantId, AccountId) {
     let id = TenantId::parse(&format!("ten_{name}")).unwrap();
     (id, AccountId::parse(&format!("acct_{name}")).unwrap())
+}
+
+/// The other order of the same tenant: orders have their tenants by turns of four.
+fn rival(key: &EntityKey) -> Option<EntityKey> {
+    let number: u64 = key.order()?.as_str().strip_prefix("ord_")?.parse().ok()?;
+    let other = match number {
+        0..=3 => number + 4,
+        _ => number - 4,
+    };
+    Some(EntityKey::Order(
+        OrderId::parse(&format!("ord_{other}")).ok()?,
+    ))
 }
 
 impl Customers {
@@ -115,14 +129,21 @@ impl Customers {
         }
         for (number, intent) in intents.into_iter().enumerate() {
             let is_noted = in_column && number == 0;
-            let is_named = !is_noted && self.chance(600);
-            let needs_session = !is_named && !is_noted;
+            let invoice = match self.is_entangled && key.order().is_some() && self.chance(300) {
+                true => Some(self.invoice(&key, owner)),
+                false => None,
+            };
+            let is_named = !is_noted && invoice.is_none() && self.chance(600);
+            let needs_session = !is_named && !is_noted && invoice.is_none();
+            let rival = rival(&key).filter(|_| self.is_entangled && self.chance(300));
             let session = (intent.replace("pi_", "cs_"), SessionStatus::Open);
             let payment = Intent {
                 pays: key.clone(),
                 account: owner.map(|name| tenant(name).1),
                 amount: if self.chance(60) { DUE - 100 } else { DUE },
                 is_named,
+                invoice,
+                rival,
                 session: needs_session.then_some(session),
                 statuses: Vec::new(),
             };
@@ -130,6 +151,35 @@ impl Customers {
             tokio::task::spawn_local(self.clone().payment(intent));
             self.step().await;
         }
+    }
+
+    /// A session in mode `subscription`: it names its order and the invoice that it made, and no payment.
+    fn invoice(&self, key: &EntityKey, owner: Option<&'static str>) -> String {
+        let mut world = self.sim.world();
+        let now_s = world.now().unix_s();
+        let (id, session) = (world.stripe.id("evt"), world.stripe.id("cs"));
+        let invoice = world.stripe.id("in");
+        let names = naming(key);
+        let mut event = session_completed(&id, now_s, &session, None, names, "unpaid");
+        event["data"]["object"]["invoice"] = json!(invoice);
+        let account = owner.map(|name| tenant(name).1.to_string());
+        if let Some(account) = &account {
+            event = from_account(event, account);
+        }
+        world.tell(|| format!("stripe         {id} {session} of {key} makes {invoice}"));
+        world.stripe.emit(Emitted {
+            provider: ProviderId::Stripe,
+            id,
+            kind: "checkout.session.completed".to_owned(),
+            account,
+            created_s: now_s,
+            body: event.to_string(),
+            of: session,
+            links: true,
+            says: Says::Nothing,
+            end: End::In(key.clone()),
+        });
+        invoice
     }
 
     fn insert(&self, id: &str, payment: Intent) {
@@ -252,9 +302,25 @@ impl Customers {
                     disputed =
                         Some(dispute_id.clone()).filter(|_| !["won", "lost"].contains(&state));
                     let says = Says::Dispute(dispute_id.clone(), state);
+                    let by_charge = self.is_entangled && world.rng.chance(500);
                     world.emit_about(id, says, false, |event, at| {
-                        dispute(event, at, &dispute_id, id, state)
+                        let mut body = dispute(event, at, &dispute_id, id, state);
+                        body["data"]["object"]["charge"] = json!(charge);
+                        if by_charge {
+                            body["data"]["object"]["payment_intent"] = Value::Null;
+                        }
+                        body
                     });
+                }
+                7 if self.is_entangled => {
+                    // The same success, under the name of another order.
+                    if let Some(rival) = world.stripe.intents[id].rival.clone() {
+                        let says = Says::Paid(amount);
+                        world.emit_about(id, says, false, |event, at| {
+                            let names = naming(&rival);
+                            billhook_testkit::events::intent_succeeded(event, at, id, names, amount)
+                        });
+                    }
                 }
                 6 if world.rng.chance(300) => {
                     let object = json!({ "id": format!("issfr_{id}"), "payment_intent": id });

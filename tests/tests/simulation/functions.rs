@@ -10,11 +10,12 @@ use billhook_adapters::batch::handle_batch;
 use billhook_adapters::config::{SecretLocation, SecretSource};
 use billhook_adapters::secrets::SigningKeyCache;
 use billhook_core::endpoint::secret::SecretKind;
-use billhook_core::ids::{PerProvider, ProviderId};
+use billhook_core::entity::key::PaymentKey;
+use billhook_core::ids::{PaymentRef, PerProvider, ProviderId};
 use billhook_core::ports::Clock as _;
 use billhook_core::tasks::definitions::{CleanupInput, ReconcileInput, SweepInput};
 use billhook_core::time::Timestamp;
-use billhook_core::worker::batch::Worker;
+use billhook_core::worker::batch::{RelinkError, Worker};
 use billhook_testkit::sim::queue::Message;
 use billhook_testkit::sim::{Mutant, Port, Sim};
 use cleanup_failed_payments::ScheduledTask as _;
@@ -213,6 +214,68 @@ impl Functions {
             self.sim
                 .wait(Duration::from_millis(1), Duration::from_millis(400))
                 .await;
+        }
+    }
+
+    /// A person who decides about payments, each time until the command says that it is done.
+    pub(crate) async fn relink(self, until: Timestamp) {
+        while self.sim.now() < until {
+            self.sim
+                .wait(Duration::from_secs(30), Duration::from_mins(15))
+                .await;
+            let picked = {
+                let mut world = self.sim.world();
+                let payments = world.stripe.intents.iter();
+                let payments: Vec<_> = payments
+                    .map(|(id, payment)| (id.clone(), payment.clone()))
+                    .collect();
+                (!payments.is_empty()).then(|| {
+                    let (id, payment) = world.rng.pick(&payments);
+                    let to = match (payment.rival, world.rng.chance(500)) {
+                        (Some(rival), true) => rival,
+                        _ => payment.pays,
+                    };
+                    (id, payment.account, to)
+                })
+            };
+            let Some((id, account, to)) = picked else {
+                continue;
+            };
+            let key = PaymentKey {
+                account,
+                payment: PaymentRef::parse(&id).unwrap(),
+            };
+            loop {
+                let port = self.port("relink", ProviderId::Stripe);
+                let worker = Worker {
+                    provider: ProviderId::Stripe,
+                    live_mode: false,
+                    ledger: port.clone(),
+                    clock: self.sim.clone(),
+                };
+                let linking = worker.relink_payment(&key, &to, "pat", "asked");
+                match self.run(&port, WORKER_MAX, linking).await {
+                    Ended::Returned(Ok(_)) => {
+                        let mut world = self.sim.world();
+                        world.tell(|| format!("operator       links {id} to {to}"));
+                        world.stripe.relinked.insert(id, to);
+                        world.sometimes("relinked");
+                        break;
+                    }
+                    // The payment, the order or the tenant is not there yet.
+                    Ended::Returned(Err(
+                        RelinkError::PaymentUnknown
+                        | RelinkError::TargetUnknown
+                        | RelinkError::OtherTenant
+                        | RelinkError::Alias(_),
+                    )) => break,
+                    _ => {
+                        self.sim
+                            .wait(Duration::from_secs(5), Duration::from_secs(30))
+                            .await
+                    }
+                }
+            }
         }
     }
 

@@ -8,6 +8,7 @@
     reason = "the simulated time is tokio's, which waiting alone moves"
 )]
 
+mod bearers;
 mod check;
 mod customers;
 mod edges;
@@ -34,7 +35,7 @@ const SEED: &str = "BILLHOOK_SIM_SEED";
 const SEEDS: &str = "BILLHOOK_SIM_SEEDS";
 
 /// What must have happened in any 500 seeds: a simulation that meets none of it would prove nothing.
-const SOMETIMES: [&str; 22] = [
+const SOMETIMES: [&str; 23] = [
     "answer lost",
     "batch answer lost",
     "crash after",
@@ -50,6 +51,7 @@ const SOMETIMES: [&str; 22] = [
     "poison message",
     "redrive",
     "refresh on a mismatch",
+    "relinked",
     "repeated by the sdk",
     "replay of a done event",
     "request delivered twice",

@@ -39,6 +39,8 @@ pub(crate) struct Profile {
     cleanup_every: Duration,
     grace: Duration,
     is_adversarial: bool,
+    /// Payments are named by invoices, by charges and by two orders, and people decide.
+    is_entangled: bool,
     /// The stack makes and replaces its endpoint.
     rotates: bool,
 }
@@ -57,6 +59,7 @@ const ORDINARY: Profile = Profile {
     cleanup_every: Duration::from_mins(15),
     grace: Duration::from_mins(10),
     is_adversarial: false,
+    is_entangled: false,
     rotates: false,
 };
 
@@ -86,6 +89,14 @@ pub(crate) const PROFILES: &[Profile] = &[
         faults: 60,
         orders: 2,
         rotates: true,
+        ..ORDINARY
+    },
+    Profile {
+        name: "entangled",
+        faults: 60,
+        orders: 8,
+        payments: 1,
+        is_entangled: true,
         ..ORDINARY
     },
     Profile {
@@ -218,7 +229,11 @@ fn start(profile: &Profile, functions: &Functions, until: Timestamp) {
         sim: sim.clone(),
         until,
         pace: profile.pace,
+        is_entangled: profile.is_entangled,
     };
+    if profile.is_entangled {
+        tokio::task::spawn_local(functions.clone().relink(until));
+    }
     customers.add_tenant("a");
     customers.add_tenant("b");
     let late = customers.clone();
@@ -228,7 +243,11 @@ fn start(profile: &Profile, functions: &Functions, until: Timestamp) {
     });
     let owners = [None, Some("a"), Some("b"), Some("c")];
     for number in 0..profile.orders {
-        let owner = sim.world().rng.pick(&owners);
+        // Rivals have one tenant.
+        let owner = match profile.is_entangled {
+            true => owners[usize::try_from(number % 4).unwrap()],
+            false => sim.world().rng.pick(&owners),
+        };
         let order = customers
             .clone()
             .order(number.to_string(), owner, profile.payments);

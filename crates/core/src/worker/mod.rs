@@ -190,7 +190,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         else {
             return Err(RelinkError::TargetUnknown);
         };
-        let tenants = self.load_tenants(payment).await;
+        let tenants = self.load_tenants(payment).await?;
         if !tenants.may_change(payment.account.as_ref(), target) {
             return Err(RelinkError::OtherTenant);
         }
@@ -226,8 +226,14 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         }
     }
 
-    async fn load_tenants(&self, payment: &PaymentKey) -> AccountTenants {
-        AccountTenants::load(&self.ledger, payment.account.clone()).await
+    async fn load_tenants(
+        &self,
+        payment: &PaymentKey,
+    ) -> Result<AccountTenants, ProcessingFailure> {
+        let account = &payment.account;
+        let tenants = AccountTenants::load(&self.ledger, account.clone()).await;
+        tenants.check_known(account.as_ref())?;
+        Ok(tenants)
     }
 
     async fn commit_look(
@@ -235,7 +241,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         look: PaymentLook,
         rows: &LoadedRows<L::Row>,
     ) -> Result<Vec<EntityCommit>, ProcessingFailure> {
-        let tenants = self.load_tenants(&look.payment).await;
+        let tenants = self.load_tenants(&look.payment).await?;
         let unit = CommitUnit {
             events: Vec::new(),
             looks: vec![look],

@@ -64,6 +64,14 @@ impl AccountTenants {
         Self(tenants)
     }
 
+    /// `Err` if the tenant of this account could not be read, so that nothing can be said of it.
+    pub(super) fn check_known(&self, account: Option<&AccountId>) -> Result<(), ProcessingFailure> {
+        match account.and_then(|account| self.0.get(account)) {
+            Some(Err(cause)) => Err(ProcessingFailure::Infrastructure(cause.clone())),
+            Some(Ok(_)) | None => Ok(()),
+        }
+    }
+
     /// Whether an event or payment of this account may change this entity: an event of a connected account only those
     /// of its own tenant. One of the platform may change any, because destination charges for tenants live on the
     /// platform's account.

@@ -25,7 +25,7 @@ use billhook_core::provider::read_envelope;
 use billhook_core::tasks::cleanup::cancellation_fact;
 use billhook_core::time::Timestamp;
 use billhook_core::worker::batch::{
-    MessageReport, ProcessingFailure, ProcessingSuccess, ReceivedMessage, Worker,
+    MessageReport, ProcessingFailure, ProcessingSuccess, ReceivedMessage, RelinkError, Worker,
 };
 use billhook_core::worker::ports::EntityCommit;
 use billhook_testkit::events::{
@@ -602,6 +602,51 @@ async fn of_two_orders_that_are_named_equally_well_none_gets_the_money_and_both_
         assert_eq!(reasons, ["link_conflict:pi_1".to_owned()].into(), "{id}");
     }
     assert_eq!(payment_state(&tables, "payment#platform#pi_1").open, None);
+}
+
+#[tokio::test]
+async fn an_order_that_bore_a_payment_by_a_decision_loses_it_by_the_next() {
+    let tables = tables();
+    let paid = intent_succeeded("evt_1", T, "pi_1", json!({}), 4200);
+    deliver(&tables, ProviderId::Stripe, &[paid]).await;
+    let payment = PaymentKey::parse("payment#platform#pi_1").unwrap();
+    let worker = Worker {
+        provider: ProviderId::Stripe,
+        live_mode: false,
+        ledger: &tables,
+        clock: FixedClock::at(now()),
+    };
+    let relink = async |payment: &PaymentKey, to: &str| {
+        let to = order(to);
+        worker.relink_payment(payment, &to, "pat", "asked").await
+    };
+    for (to, other) in [("ord_1", "ord_2"), ("ord_2", "ord_1"), ("ord_1", "ord_2")] {
+        relink(&payment, to).await.unwrap();
+        assert_eq!(status(&tables, to), ("completed".into(), "paid".into()));
+        let row = entity(&tables, &order(other));
+        assert_ne!(
+            row.columns().status.as_deref(),
+            Some("completed"),
+            "{other}"
+        );
+    }
+    // The store does not answer whose the account is: nothing is decided.
+    let of_a = from_account(
+        intent_succeeded("evt_2", T, "pi_2", named("ord_a"), 4200),
+        "acct_a",
+    );
+    deliver(&tables, ProviderId::Stripe, &[of_a]).await;
+    let payment = PaymentKey::parse("payment#acct_a#pi_2").unwrap();
+    let before = tables.payments.lock().unwrap()[&payment].clone();
+    tables.reads.then([None, None, Some(Fault::Before)]);
+    let failed = relink(&payment, "ord_a").await;
+    assert!(matches!(failed, Err(RelinkError::Failed(_))));
+    for (to, is_theirs) in [("ord_1", false), ("ord_gone", false), ("ord_a", true)] {
+        assert_eq!(relink(&payment, to).await.is_ok(), is_theirs, "{to}");
+    }
+    let after = tables.payments.lock().unwrap()[&payment].clone();
+    assert_eq!(after.version, before.version + 1);
+    assert_eq!(after.told, [(order("ord_a"), after.changed)].into());
 }
 
 #[tokio::test]

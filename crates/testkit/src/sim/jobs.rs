@@ -15,7 +15,7 @@ use billhook_core::tasks::ports::{
 };
 use billhook_core::time::Timestamp;
 
-use super::{Port, World};
+use super::{Mutant, Port, World};
 use crate::memory::{due_payments, open_page};
 
 impl World {
@@ -55,6 +55,9 @@ impl FindOpenPayments for Port {
     ) -> Result<Vec<PaymentKey>, DependencyError> {
         let own = index_key.to_owned();
         self.read("open_payments", index_key, move |world| {
+            if world.mutant == Some(Mutant::OpenForgotten) {
+                return Vec::new();
+            }
             let then = world.lagging();
             let all = world.store.payments.all_as_of(then);
             due_payments(all.map(|(_, payment)| payment), &own, until, limit)

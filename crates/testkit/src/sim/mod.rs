@@ -34,7 +34,7 @@ use self::stripe::Stripe;
 /// When every simulation begins; any time would do.
 const EPOCH_S: i64 = 1_781_000_000;
 
-/// A deliberate defect (mutant), one for each invariant of `docs/reliability.md`, with its number.
+/// A deliberate defect (mutant), at least one for each invariant of `docs/reliability.md`, with its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mutant {
     /// 1: a send reports success but sends nothing.
@@ -45,6 +45,16 @@ pub enum Mutant {
     Unconditional,
     /// 4: stored facts are not loaded.
     FactsForgotten,
+    /// 4: a person's decision about a payment is not loaded.
+    RelinkForgotten,
+    /// 4: of two orders that were named for a payment only one is loaded.
+    RivalForgotten,
+    /// 4: that a row is another name of a payment is not loaded.
+    AliasForgotten,
+    /// 4: the orders of an invoice are not loaded.
+    InvoiceForgotten,
+    /// 4: no open payment is looked at.
+    OpenForgotten,
     /// 5: each event gives a refund another id.
     RefundsRenamed,
     /// 6: a stored success is not loaded.

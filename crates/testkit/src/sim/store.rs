@@ -226,9 +226,26 @@ impl World {
                     of.received.clear();
                 }
             }
+            Some(Mutant::RelinkForgotten) => payment.facts.relink = None,
+            Some(Mutant::RivalForgotten) => {
+                let mut seen = 0;
+                payment.facts.bearers.retain(|_, _| {
+                    seen += 1;
+                    seen == 1
+                });
+            }
+            Some(Mutant::AliasForgotten) => payment.alias_of = None,
             _ => {}
         }
         payment
+    }
+
+    fn loaded_invoice(&self, invoice: &InvoiceState) -> InvoiceState {
+        let mut invoice = invoice.clone();
+        if self.mutant == Some(Mutant::InvoiceForgotten) {
+            invoice.facts.orders.clear();
+        }
+        invoice
     }
 
     fn stands(&self, provider: ProviderId, commit: &OwnCommit) -> bool {
@@ -425,7 +442,7 @@ impl Ledger for Port {
                     }
                     StateKey::Invoice(key) => {
                         let row = world.store.invoices.get(key);
-                        let row = row.map(|row| (key.clone(), (row.clone(), ())));
+                        let row = row.map(|row| (key.clone(), (world.loaded_invoice(row), ())));
                         rows.invoices.extend(row);
                     }
                 }

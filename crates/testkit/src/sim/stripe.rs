@@ -84,6 +84,10 @@ pub struct Intent {
     pub amount: i64,
     /// True if its metadata names the entity.
     pub is_named: bool,
+    /// The invoice that it pays; the session of its order made it.
+    pub invoice: Option<String>,
+    /// Another order that some of its events name.
+    pub rival: Option<EntityKey>,
     pub session: Option<(String, SessionStatus)>,
     /// Its states, with the time of each change.
     pub statuses: Vec<(Timestamp, IntentStatus)>,
@@ -143,6 +147,8 @@ pub struct Stripe {
     pub emitted: Arc<Notify>,
     /// All endpoints, including deleted ones.
     pub endpoints: Vec<Endpoint>,
+    /// What people decided about a payment, the last decision only.
+    pub relinked: BTreeMap<String, EntityKey>,
     /// The created endpoint by idempotency key.
     pub saved: BTreeMap<String, usize>,
     ids: u64,
@@ -181,6 +187,14 @@ impl World {
         if let Some(account) = &account {
             event = events::from_account(event, account);
         }
+        if let (Some(invoice), Some(object)) = (&payment.invoice, event.pointer_mut("/data/object"))
+            && let Some(members) = object.as_object_mut()
+            && ["payment_intent", "charge"]
+                .iter()
+                .any(|kind| members.get("object") == Some(&json!(kind)))
+        {
+            members.insert("invoice".to_owned(), json!(invoice));
+        }
         let kind = event
             .get("type")
             .and_then(Value::as_str)
@@ -211,7 +225,15 @@ impl World {
         let (metadata, links, amount) = (payment.metadata(), payment.is_named, payment.amount);
         self.emit_about(intent, says, links, |id, now_s| match status {
             IntentStatus::Succeeded => {
-                events::intent_succeeded(id, now_s, intent, metadata, amount)
+                let mut event = events::intent_succeeded(id, now_s, intent, metadata, amount);
+                // Of the payment's only charge that is not a failed attempt.
+                if let Some(object) = event.pointer_mut("/data/object")
+                    && let Some(members) = object.as_object_mut()
+                {
+                    let charge = intent.replace("pi_", "ch_");
+                    members.insert("latest_charge".to_owned(), json!(charge));
+                }
+                event
             }
             other => events::intent_is(id, now_s, intent, metadata, other.as_str()),
         });

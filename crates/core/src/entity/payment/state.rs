@@ -210,23 +210,21 @@ impl PaymentState {
         }
     }
 
-    /// How it stands to each order and statement that was named for it. A relink decides; else the one that was named
-    /// best bears it, and of several that were named equally well none does.
+    /// How it stands to each order and statement that was named for it, or was told of it. A relink decides; else the one
+    /// that was named best bears it, and of several that were named equally well none does.
     pub fn standings(&self) -> BTreeMap<EntityKey, PaymentStanding> {
         let bearers = &self.facts.bearers;
+        // One that bore it by an earlier relink is in no way named for it.
+        let known = bearers.keys().chain(self.told.keys());
+        let mut standings: BTreeMap<EntityKey, PaymentStanding> = known
+            .map(|key| (key.clone(), PaymentStanding::Other))
+            .collect();
         if self.alias_of.is_some() {
-            let keys = bearers.keys().chain(self.told.keys());
-            return keys
-                .map(|key| (key.clone(), PaymentStanding::Other))
-                .collect();
+            return standings;
         }
         if let Some(MaxRegister(relink)) = &self.facts.relink {
-            let others = bearers
-                .keys()
-                .map(|key| (key.clone(), PaymentStanding::Other));
-            return others
-                .chain([(relink.to.clone(), PaymentStanding::Borne)])
-                .collect();
+            standings.insert(relink.to.clone(), PaymentStanding::Borne);
+            return standings;
         }
         let best_way =
             |ways: &BTreeMap<NamedBy, MinRegister<Timestamp>>| ways.keys().min().copied();
@@ -240,14 +238,8 @@ impl PaymentState {
             (2.., Some(since)) => PaymentStanding::Conflict(since.0),
             _ => PaymentStanding::Borne,
         };
-        let standings = bearers.iter().map(|(key, ways)| {
-            let standing = match best_way(ways) == best {
-                true => standing,
-                false => PaymentStanding::Other,
-            };
-            (key.clone(), standing)
-        });
-        standings.collect()
+        standings.extend(named_best().map(|(key, _)| (key.clone(), standing)));
+        standings
     }
 
     /// The copy for a bearer.
