@@ -200,6 +200,49 @@ fn parked_events_are_released_or_given_up_by_the_sweep() {
     });
 }
 
+/// docs/runbook/rollback.md: a newer release has written, the older one waits, the newer one finishes.
+#[test]
+fn an_older_release_leaves_what_a_newer_one_wrote_and_the_sweep_finishes_it() {
+    flow(true, async |stage| {
+        let world = &stage.world;
+        let now = world.now_s();
+        order(world, "ord_roll", None).await?;
+        let paid = intent_succeeded("evt_roll", now, "pi_roll", named("ord_roll"), 4200);
+        world.stripe(&paid, 1).await?;
+        world.settled(STRIPE, "processed", &["evt_roll"]).await?;
+        // What the newer release writes: another number, and a fact that this one does not know.
+        let key = "payment#platform#pi_roll";
+        let mut newer = world.row("EntitiesTable", "entity", key).await?.unwrap();
+        let schema = newer["schema"].clone();
+        newer["schema"] = json!(99);
+        newer["facts"]["mandates"] = json!({ "mandate_1": "active" });
+        world.put("EntitiesTable", newer.clone()).await?;
+        let before = world.order("ord_roll").await?;
+
+        let refund = charge_refunded("evt_roll_r", now + 1, "ch_roll", Some("pi_roll"), 1000);
+        world.stripe(&refund, 1).await?;
+        world.settled(STRIPE, "parked", &["evt_roll_r"]).await?;
+        let row = event(world, STRIPE, "evt_roll_r").await?;
+        assert_eq!(row["processing_error"], "newer_schema");
+        world.drained().await?;
+        assert_eq!(world.order("ord_roll").await?, before);
+        let left = world.row("EntitiesTable", "entity", key).await?.unwrap();
+        assert_eq!(left, newer);
+
+        // The newer release is back: to it the number is its own.
+        newer["schema"] = schema;
+        world.put("EntitiesTable", newer).await?;
+        age(world, "evt_roll_r", 11 * 60).await?;
+        delete_row(world, "JobsTable", "job_id", "sweep").await?;
+        run(world, &scheduled("sweep")).await?;
+        world.settled(STRIPE, "processed", &["evt_roll_r"]).await?;
+        assert_eq!(world.order("ord_roll").await?["amountRefunded"], 1000);
+        let kept = world.row("EntitiesTable", "entity", key).await?.unwrap();
+        assert_eq!(kept["facts"]["mandates"]["mandate_1"], "active");
+        Ok(())
+    });
+}
+
 #[test]
 fn what_stripe_has_and_we_have_not_comes_in_by_reconcile() {
     flow(true, async |stage| {

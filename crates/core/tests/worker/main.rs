@@ -7,7 +7,7 @@ mod stories;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use billhook_core::entity::key::PaymentKey;
+use billhook_core::entity::key::{PaymentKey, StateKey};
 use billhook_core::entity::kind::DiscardedEdit;
 use billhook_core::entity::kind::EntityState;
 use billhook_core::entity::mail::facts::MailStage;
@@ -803,6 +803,37 @@ async fn an_outage_fails_the_message_and_marks_the_event_only_on_its_last_receiv
     work(&tables, ProviderId::Stripe, &[message]).await;
     assert_eq!(outcome(&tables, "evt_1"), processed());
     assert_eq!(status(&tables, "ord_1").0, "completed");
+}
+
+#[tokio::test]
+async fn what_a_newer_release_wrote_is_left_to_it_and_costs_no_dead_letter() {
+    for newer in [
+        "order#ord_1",
+        "payment#platform#pi_1",
+        "payment#platform#ch_1",
+        "invoice#platform#in_1",
+    ] {
+        let tables = tables();
+        let mut paid = intent_succeeded("evt_1", T, "pi_1", named("ord_1"), 4200);
+        paid["data"]["object"]["latest_charge"] = json!("ch_1");
+        paid["data"]["object"]["invoice"] = json!("in_1");
+        let mut message = keep(&tables, ProviderId::Stripe, &paid).await;
+        let key = StateKey::parse(newer).unwrap();
+        tables.newer.lock().unwrap().insert(key);
+        for receive_count in 1..=3 {
+            message.receive_count = receive_count;
+            let reports = work(&tables, ProviderId::Stripe, &[message.clone()]).await;
+            let result = &reports["m-evt_1"].result;
+            let is_last = receive_count == 3;
+            assert_eq!(result.is_ok(), is_last, "{newer}: {result:?}");
+        }
+        assert_eq!(outcome(&tables, "evt_1"), parked("newer_schema"), "{newer}");
+        assert_eq!(entity(&tables, &order("ord_1")).version(), 0);
+        assert!(tables.payments.lock().unwrap().is_empty());
+        tables.newer.lock().unwrap().clear();
+        work(&tables, ProviderId::Stripe, &[message]).await;
+        assert_eq!(outcome(&tables, "evt_1"), processed(), "{newer}");
+    }
 }
 
 #[tokio::test]
