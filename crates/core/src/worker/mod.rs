@@ -12,7 +12,7 @@
 //! the one way out of a round, `resolve` finds what an event belongs to, `plan` says what is written, `commit` writes it,
 //! `batch` has the limits.
 //!
-//! A message may also name a payment: then the worker looks at it without an event ([`Worker::look_at_payment`]).
+//! A message may also name a payment: then the worker looks at it without an event (`look_at_payment`).
 
 pub mod batch;
 mod commit;

@@ -27,6 +27,10 @@ use crate::worker::step::{EventCandidate, EventTarget};
 /// order when it is looked at: nothing bears it, or it has another event.
 const INVOICE_PAYMENTS_MAX: usize = 10;
 
+/// Bearers of one payment in one transaction: a tenant may name any number of its orders for a payment. The rest stays
+/// behind, and is told when the payment is looked at.
+const BEARERS_MAX: usize = 10;
+
 /// Events, and payments to look at, whose rows are written together.
 #[derive(Default)]
 pub(super) struct CommitUnit {
@@ -350,15 +354,19 @@ impl<'a, R> UnitDrafts<'a, R> {
             let rows_of_events = written.entry(key.clone()).or_default();
             rows_of_events.insert(key.clone().into());
             let behind = next.behind();
-            for (bearer, standing) in next.standings() {
+            let mut bearers: Vec<_> = next.standings().into_iter().collect();
+            bearers.sort_by_key(|(bearer, _)| !behind.contains_key(bearer));
+            let mut written_bearers = 0;
+            for (bearer, standing) in bearers {
                 let is_behind = behind.contains_key(&bearer);
                 let is_concerned = draft.is_asked && standing != PaymentStanding::Other;
                 let row = self.rows.entities.get(&bearer);
                 let is_writable =
                     row.is_some_and(|(entity, _)| may_change(key.account.as_ref(), entity));
-                if !is_writable || !(is_behind || is_concerned) {
+                if !is_writable || !(is_behind || is_concerned) || written_bearers == BEARERS_MAX {
                     continue;
                 }
+                written_bearers += 1;
                 let stated = self.entities.entry(bearer.clone()).or_default();
                 if is_behind {
                     let copy = next.copy_for(standing);

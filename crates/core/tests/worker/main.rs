@@ -605,6 +605,32 @@ async fn of_two_orders_that_are_named_equally_well_none_gets_the_money_and_both_
 }
 
 #[tokio::test]
+async fn a_payment_that_sixty_orders_claim_is_told_to_all_of_them_in_time() {
+    let tables = tables();
+    let orders: Vec<String> = (0..60).map(|n| format!("ord_claim{n}")).collect();
+    for id in &orders {
+        let row = memory::entity(&order(id));
+        tables.entities.lock().unwrap().insert(order(id), row);
+    }
+    for (n, id) in orders.iter().enumerate() {
+        let claim = intent_is(&format!("evt_{n}"), T, "pi_1", named(id), "processing");
+        deliver(&tables, ProviderId::Stripe, &[claim]).await;
+        assert_eq!(outcome(&tables, &format!("evt_{n}")), processed(), "{id}");
+    }
+    let payment = "payment#platform#pi_1";
+    for _ in 0..6 {
+        let look = ReceivedMessage {
+            message_id: "m".into(),
+            body: json!({ "source": "reflect", "payment": payment }).to_string(),
+            receive_count: 1,
+        };
+        work(&tables, ProviderId::Stripe, &[look]).await;
+    }
+    assert_eq!(told(&tables, payment).len(), orders.len());
+    assert_eq!(payment_state(&tables, payment).open, None);
+}
+
+#[tokio::test]
 async fn an_order_that_bore_a_payment_by_a_decision_loses_it_by_the_next() {
     let tables = tables();
     let paid = intent_succeeded("evt_1", T, "pi_1", json!({}), 4200);
