@@ -16,19 +16,38 @@ use super::attributes::Item;
 use super::{dependency_error, invalid_call};
 use crate::clock::SystemClock;
 
-/// DynamoDB's limit for one `BatchGetItem`.
+/// DynamoDB's limit for one `BatchGetItem`, over all tables.
 pub(super) const KEYS_MAX: usize = 100;
 /// DynamoDB may answer with only a part, because of throttling or its 16 MB limit per answer. The pauses before the
 /// next tries are 50, 100, 200 and 400 ms.
 const UNPROCESSED_TRIES_MAX: u32 = 5;
 
-/// Returns the rows that exist. Fails with retry later if DynamoDB leaves keys unprocessed in every try.
+/// Returns the rows that exist, with one call for every 100 keys. Fails with retry later if DynamoDB leaves keys
+/// unprocessed in every try.
 pub(super) async fn batch_get_rows(
+    client: &Client,
+    wanted: HashMap<String, Vec<Item>>,
+    projection: Option<&str>,
+) -> Result<Vec<(String, Item)>, DependencyError> {
+    let keys = wanted.into_iter();
+    let keys = keys.flat_map(|(table, keys)| keys.into_iter().map(move |key| (table.clone(), key)));
+    let keys: Vec<(String, Item)> = keys.collect();
+    let mut found = Vec::new();
+    for keys in keys.chunks(KEYS_MAX) {
+        let mut wanted: HashMap<String, Vec<Item>> = HashMap::new();
+        for (table, key) in keys {
+            wanted.entry(table.clone()).or_default().push(key.clone());
+        }
+        found.extend(read_chunk(client, wanted, projection).await?);
+    }
+    Ok(found)
+}
+
+async fn read_chunk(
     client: &Client,
     mut wanted: HashMap<String, Vec<Item>>,
     projection: Option<&str>,
 ) -> Result<Vec<(String, Item)>, DependencyError> {
-    wanted.retain(|_, keys| !keys.is_empty());
     let doing = format!("read {} rows", wanted.values().map(Vec::len).sum::<usize>());
     let mut found = Vec::new();
     for tries in 0..UNPROCESSED_TRIES_MAX {
