@@ -174,6 +174,7 @@ fn every_fact() -> StoredForms {
         version: 3,
         standing,
         invoices: [invoice.clone()].into(),
+        is_paid: true,
         facts: payment.clone(),
     };
     let standings = [
@@ -194,6 +195,7 @@ fn every_fact() -> StoredForms {
     let ways = every!(NamedBy {
         Metadata,
         Invoice,
+        Object,
         Index,
     });
     let relink = RelinkDecision {
@@ -267,6 +269,8 @@ fn every_fact() -> StoredForms {
                 intent: Some(intent),
                 session: Some(session),
                 user: Some(user),
+                // Never stored.
+                removed: Vec::new(),
             },
             written: [(6, columns)].into(),
             tenant_id: TenantId::parse("ten_1").ok(),

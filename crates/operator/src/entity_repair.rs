@@ -45,6 +45,9 @@ pub(crate) async fn repair_entity(
         }
         let missing = || CommandExit::NotFound(format!("there is no {key}"));
         let (entity, row) = rows.entities.remove(key).ok_or_else(missing)?;
+        if entity.is_moved() {
+            bail!("{key} belongs to another tenant than its state: give the row its tenantId back");
+        }
         let facts = make_facts(&entity)?;
         if !is_noted {
             // The note comes first: if the command dies in between, a note without a repair can be explained, a repair

@@ -127,6 +127,7 @@ pub fn borne<'a>(events: impl IntoIterator<Item = &'a Value>) -> Vec<StatedFacts
             version: 0,
             standing: PaymentStanding::Borne,
             invoices: BTreeSet::new(),
+            is_paid: false,
             facts: PaymentFacts::default(),
         });
         copy.version += 1;

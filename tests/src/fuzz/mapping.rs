@@ -92,6 +92,7 @@ fn stated_by<'c>(
                     version: i64::try_from(version).unwrap(),
                     standing: PaymentStanding::Borne,
                     invoices: BTreeSet::new(),
+                    is_paid: false,
                     facts: PaymentFacts::default(),
                 });
                 copy.invoices.extend(payment.invoice.clone());

@@ -341,7 +341,10 @@ fn as_the_set_says(row: &EntityRow, applied: &[&Emitted], conflicts: usize, foun
     let Some(facts) = row.entity.payment_facts() else {
         return;
     };
-    if applied.is_empty() && conflicts == 0 {
+    // A row that lost its only payment is what it is without one.
+    let lost = facts.payments.values();
+    let lost = lost.filter(|copy| copy.standing == PaymentStanding::Other);
+    if applied.is_empty() && conflicts == 0 && lost.count() == 0 {
         return;
     }
     let is_cancelled = facts.cancelled.is_some();

@@ -189,6 +189,7 @@ impl<K: EntityKind> EntityState<K> {
             read.last_derived = stored.derived;
             read.facts = stored.facts;
             read.history = StateHistory {
+                tenant: stored.tenant_id,
                 written: stored.written,
                 row_created_at: stored.row_created_at,
                 first_event_at: stored.first_event_at,
@@ -256,9 +257,19 @@ impl<K: EntityKind> EntityState<K> {
                 columns: last_derived.columns.clone(),
                 last_derived,
                 facts,
-                history: self.history.clone(),
+                history: StateHistory {
+                    tenant: self.tenant.clone(),
+                    ..self.history.clone()
+                },
             },
         }
+    }
+
+    /// Whether the row belongs to another tenant than the one whose facts are in the state: it was moved, or made anew.
+    /// Then nothing may be written, because one tenant's facts would show in another tenant's row.
+    pub(super) fn is_moved(&self) -> bool {
+        let known = &self.history.tenant;
+        known.is_some() && *known != self.tenant
     }
 
     /// Manual edits that are not repairs: somebody changed the column since our last write, and we write another value.
@@ -357,11 +368,16 @@ pub(super) fn read_due(row: &impl RowColumns, amount: &str) -> Option<Money> {
 }
 
 /// A column with two writers, such as `userId`: we write it only if it is empty or still has the value that we wrote
-/// last; a value that the application wrote stays.
+/// last; a value that the application wrote stays. Ours is removed once it follows from nothing.
 pub(super) fn keep_if_ours<T: Clone>(
+    column: &'static str,
     new: &Option<T>,
     found: Option<&str>,
     last: Option<&str>,
+    removed: &mut Vec<&'static str>,
 ) -> Option<T> {
+    if new.is_none() && found.is_some() && found == last {
+        removed.push(column);
+    }
     new.clone().filter(|_| found.is_none() || found == last)
 }

@@ -160,6 +160,11 @@ impl Entity {
         for_entity!(Entity, self, state => state.tenant.as_ref())
     }
 
+    /// Whether the row belongs to another tenant than the facts in its state.
+    pub fn is_moved(&self) -> bool {
+        for_entity!(Entity, self, state => state.is_moved())
+    }
+
     pub fn columns(&self) -> &GuardedColumns {
         for_entity!(Entity, self, state => &state.columns)
     }

@@ -101,11 +101,20 @@ impl EntityKind for OrderKind {
 
     fn fill_given(given: &OrderColumns, written: &LastDerived) -> OrderColumns {
         let user = written.user.as_ref().map(UserId::to_string);
+        let stays = |column| !written.removed.contains(&column);
+        let intent = given
+            .intent
+            .clone()
+            .filter(|_| stays("stripePaymentIntentId"));
+        let session = given
+            .session
+            .clone()
+            .filter(|_| stays("stripeCheckoutSessionId"));
         OrderColumns {
             due: given.due,
-            intent: written.intent.clone().or_else(|| given.intent.clone()),
-            session: written.session.clone().or_else(|| given.session.clone()),
-            user: user.or_else(|| given.user.clone()),
+            intent: written.intent.clone().or(intent),
+            session: written.session.clone().or(session),
+            user: user.or_else(|| given.user.clone().filter(|_| stays("userId"))),
         }
     }
 
@@ -132,6 +141,7 @@ impl EntityKind for OrderKind {
 
     fn project(row: &EntityState<Self>, _: &BearerFacts, payment: &DerivedPayment) -> LastDerived {
         let (given, last) = (&row.given, &row.last_derived);
+        let mut removed = Vec::new();
         LastDerived {
             columns: GuardedColumns {
                 status: Some(payment.status.as_str().to_owned()),
@@ -139,20 +149,27 @@ impl EntityKind for OrderKind {
             },
             review_reasons: payment.review_reasons.iter().cloned().collect(),
             intent: keep_if_ours(
+                "stripePaymentIntentId",
                 &payment.intent,
                 given.intent.as_ref().map(PaymentIntentId::as_str),
                 last.intent.as_ref().map(PaymentIntentId::as_str),
+                &mut removed,
             ),
             session: keep_if_ours(
+                "stripeCheckoutSessionId",
                 &payment.session,
                 given.session.as_ref().map(CheckoutSessionId::as_str),
                 last.session.as_ref().map(CheckoutSessionId::as_str),
+                &mut removed,
             ),
             user: keep_if_ours(
+                "userId",
                 &payment.user,
                 given.user.as_deref(),
                 last.user.as_ref().map(UserId::as_str),
+                &mut removed,
             ),
+            removed,
         }
     }
 
@@ -183,6 +200,7 @@ impl EntityKind for OrderKind {
             ),
             ("updatedAt", Some(ColumnValue::Time(now))),
         ];
+        columns.extend(written.removed.iter().map(|column| (*column, None)));
         if let Some(intent) = &written.intent {
             columns.push(("stripePaymentIntentId", text(intent.as_str())));
         }

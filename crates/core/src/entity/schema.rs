@@ -109,11 +109,16 @@ pub struct LastDerived {
     pub session: Option<CheckoutSessionId>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<UserId>,
+    /// Columns that have our last value and follow from nothing any more: they are removed. Only of a write.
+    #[serde(skip)]
+    pub removed: Vec<&'static str>,
 }
 
 /// What the state remembers beside facts: the writes of the application's row, and the events.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct StateHistory {
+    /// The tenant of the application's row at the last write.
+    pub tenant: Option<TenantId>,
     /// The newest writes of the application's row: its version, and the guarded columns as billhook wrote them.
     pub written: BTreeMap<i64, GuardedColumns>,
     pub row_created_at: Option<String>,

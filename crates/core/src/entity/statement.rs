@@ -128,7 +128,10 @@ impl EntityKind for StatementKind {
 
     fn fill_given(given: &StatementColumns, written: &LastDerived) -> StatementColumns {
         StatementColumns {
-            intent: written.intent.clone().or_else(|| given.intent.clone()),
+            intent: match written.removed.is_empty() {
+                true => written.intent.clone().or_else(|| given.intent.clone()),
+                false => written.intent.clone(),
+            },
             ..given.clone()
         }
     }
@@ -170,6 +173,7 @@ impl EntityKind for StatementKind {
         let has_payment_facts = facts.payment != BearerFacts::default();
         let has_mail_facts = facts.mail != MailFacts::default();
         let last = &row.last_derived;
+        let mut removed = Vec::new();
         LastDerived {
             columns: GuardedColumns {
                 status: None,
@@ -180,13 +184,16 @@ impl EntityKind for StatementKind {
             },
             review_reasons: payment.review_reasons.iter().cloned().collect(),
             intent: keep_if_ours(
+                "stripe_payment_intent_id",
                 &payment.intent,
                 row.given.intent.as_ref().map(PaymentIntentId::as_str),
                 last.intent.as_ref().map(PaymentIntentId::as_str),
+                &mut removed,
             ),
             // No column, but stored with the state.
             session: payment.session.clone(),
             user: payment.user.clone(),
+            removed,
         }
     }
 
@@ -225,6 +232,7 @@ impl EntityKind for StatementKind {
                 ("paid_at", payment.paid_at.map(ColumnValue::Time)),
             ]);
         }
+        columns.extend(written.removed.iter().map(|column| (*column, None)));
         if let Some(intent) = &written.intent {
             columns.push(("stripe_payment_intent_id", text(intent.as_str())));
         }

@@ -12,6 +12,7 @@ use crate::entity::account::AccountFacts;
 use crate::entity::columns::EntitySchema;
 use crate::entity::mail::facts::MailFacts;
 use crate::entity::payment::facts::PaymentFacts;
+use crate::entity::payment::state::NamedBy;
 use crate::ids::{AccountId, InvoiceId, PaymentRef, PieceId};
 use crate::json::JsonError;
 use crate::outcome::EventVerdict;
@@ -52,6 +53,8 @@ pub struct PaymentStatement {
     /// The best name first: PaymentIntent, session, charge.
     pub names: Vec<PaymentRef>,
     pub invoice: Option<InvoiceId>,
+    /// How its metadata names an entity.
+    pub named_by: NamedBy,
     pub money: PaymentFacts,
 }
 

@@ -45,7 +45,7 @@ pub fn decide_cleanup(order: &Entity, grace: Duration, now: Timestamp) -> Cleanu
     let (Some(payment), Some(facts)) = (update.payment(), update.payment_facts()) else {
         return CleanupDecision::NotFailed;
     };
-    if payment.status != OrderStatus::PaymentFailed {
+    if payment.status != OrderStatus::PaymentFailed || order.is_moved() {
         return CleanupDecision::NotFailed;
     }
     match payment.payment_failed_at {
@@ -65,7 +65,7 @@ pub fn decide_cleanup(order: &Entity, grace: Duration, now: Timestamp) -> Cleanu
         .payment_intent()
         .cloned()
         .map(|intent| CancellablePayment { intent, account });
-    let in_column = in_column.filter(|in_column| !facts.has_payment_intent(&in_column.intent));
+    let in_column = in_column.filter(|in_column| !facts.knows_payment_intent(&in_column.intent));
     CleanupDecision::Cancel(
         facts
             .payment_keys()

@@ -28,7 +28,7 @@ use futures_util::future::{Either, select};
 
 use crate::entity::EntityKey;
 use crate::entity::key::{PaymentKey, StateKey};
-use crate::entity::payment::state::RelinkDecision;
+use crate::entity::payment::state::{PaymentState, RelinkDecision};
 use crate::ids::{CorrelationId, EventId, ProviderId};
 use crate::intake::message::ReceivedPointer;
 use crate::outcome::{EventVerdict, ParkReason};
@@ -154,10 +154,10 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         payment: &PaymentKey,
     ) -> Result<Vec<EntityCommit>, ProcessingFailure> {
         let (rows, hints) = self.load_look(payment, None).await?;
-        if rows
-            .payment(payment)
-            .is_none_or(|payment| payment.alias_of.is_some())
-        {
+        // An alias has only to take back what it told under this name.
+        let is_done =
+            |payment: &PaymentState| payment.alias_of.is_some() && payment.behind().is_empty();
+        if rows.payment(payment).is_none_or(is_done) {
             return Ok(Vec::new());
         }
         let hits = hints

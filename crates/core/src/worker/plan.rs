@@ -264,7 +264,10 @@ impl<'a, R> UnitDrafts<'a, R> {
             for payment in payments.take(INVOICE_PAYMENTS_MAX) {
                 let known = self.rows.payment(payment);
                 let alias_of = known.and_then(|known| known.alias_of.as_ref());
-                self.payment(alias_of.unwrap_or(payment));
+                let payment = alias_of.unwrap_or(payment);
+                if self.rows.payments.contains_key(payment) {
+                    self.payment(payment);
+                }
             }
         }
         let draft = self.invoices.entry(invoice.clone());
@@ -355,7 +358,15 @@ impl<'a, R> UnitDrafts<'a, R> {
             rows_of_events.insert(key.clone().into());
             let behind = next.behind();
             let mut bearers: Vec<_> = next.standings().into_iter().collect();
-            bearers.sort_by_key(|(bearer, _)| !behind.contains_key(bearer));
+            // First those that are behind; of them the one that gets the money, then those that lose it.
+            bearers.sort_by_key(|(bearer, standing)| {
+                let rank = match standing {
+                    PaymentStanding::Borne => 0,
+                    PaymentStanding::Other => 1,
+                    PaymentStanding::Conflict(_) => 2,
+                };
+                (!behind.contains_key(bearer), rank)
+            });
             let mut written_bearers = 0;
             for (bearer, standing) in bearers {
                 let is_behind = behind.contains_key(&bearer);
@@ -378,6 +389,10 @@ impl<'a, R> UnitDrafts<'a, R> {
                     known.extend(draft.events.iter().cloned());
                     rows_of_events.insert(bearer.into());
                 }
+            }
+            if written_bearers == BEARERS_MAX {
+                // The rest is told soon, however old the payment is.
+                next.open_since = Some(now);
             }
             next.note_open(now);
             let is_same = next.changed == draft.read.changed

@@ -19,7 +19,7 @@ use futures_util::stream::{self, StreamExt as _};
 
 use crate::entity::key::{InvoiceKey, PaymentKey, StateKey};
 use crate::entity::payment::bearer::PaymentStanding;
-use crate::entity::payment::state::{NamedBy, PaymentState};
+use crate::entity::payment::state::NamedBy;
 use crate::entity::schema::UnreadableRow;
 use crate::entity::{Entity, EntityKey};
 use crate::error::{DependencyError, error_chain};
@@ -76,6 +76,9 @@ impl AccountTenants {
     /// of its own tenant. One of the platform may change any, because destination charges for tenants live on the
     /// platform's account.
     pub(super) fn may_change(&self, account: Option<&AccountId>, entity: &Entity) -> bool {
+        if entity.is_moved() {
+            return false;
+        }
         let Some(account) = account else { return true };
         match self.0.get(account) {
             Some(Ok(Ok(tenant))) => entity.tenant() == Some(tenant),
@@ -190,7 +193,7 @@ fn needed_keys<R>(
                 named(candidate);
                 reached.extend(candidate.payment_names(payment));
                 let invoice = candidate.invoice(payment);
-                if payment.is_of_session() && candidate.event.named_entity.is_some() {
+                if payment.is_of_session() {
                     with_payments.extend(invoice.clone());
                 }
                 invoices.extend(invoice);
@@ -212,9 +215,12 @@ fn needed_keys<R>(
     let aliases: Vec<PaymentKey> = aliases.collect();
     reached.extend(aliases);
     for payment in reached.iter().filter_map(|key| rows.payment(key)) {
-        let bearers = payment.standings().into_keys();
-        let bearers = bearers.filter(|bearer| is_told_or_borne(payment, bearer));
-        needed.extend(bearers.map(StateKey::Entity));
+        let bearers = payment.standings().into_iter();
+        let borne = bearers.filter(|(_, standing)| *standing != PaymentStanding::Other);
+        let borne = borne.map(|(bearer, _)| bearer);
+        let told = payment.told.keys().cloned();
+        let behind = payment.behind().into_keys();
+        needed.extend(borne.chain(told).chain(behind).map(StateKey::Entity));
         let account = &payment.key.account;
         let its = payment.facts.invoices.iter().map(|invoice| InvoiceKey {
             account: account.clone(),
@@ -228,13 +234,6 @@ fn needed_keys<R>(
     needed.extend(reached.into_iter().map(StateKey::Payment));
     needed.extend(invoices.into_iter().map(StateKey::Invoice));
     needed
-}
-
-/// One that is only outranked has no copy, and no write touches its row.
-fn is_told_or_borne(payment: &PaymentState, bearer: &EntityKey) -> bool {
-    let standing = payment.standings().get(bearer).copied();
-    standing.is_some_and(|standing| standing != PaymentStanding::Other)
-        || payment.told.contains_key(bearer)
 }
 
 /// Queries the indexes, once for each piece, and for each payment that nothing bears and no event of the batch names
@@ -398,8 +397,12 @@ fn resolve_payment<R>(
         let borne = standings.filter(|(_, standing)| *standing != PaymentStanding::Other);
         borne.map(|(bearer, _)| bearer).collect::<Vec<_>>()
     });
+    let known = rows.payment(&key).map(|payment| &payment.facts);
+    let is_decided = known.is_some_and(|known| known.relink.is_some());
+    let has_bearers = known.is_some_and(|known| !known.bearers.is_empty());
     let named: Vec<(EntityKey, Option<NamedBy>)> = match &candidate.event.named_entity {
-        Some(named) => vec![(named.clone(), Some(NamedBy::Metadata))],
+        Some(named) => vec![(named.clone(), Some(payment.named_by))],
+        None if has_bearers => Vec::new(),
         None => match hints.of_payment(&key) {
             Err(cause) => return candidate.fail(ProcessingFailure::Infrastructure(cause)),
             Ok(hits) => {
@@ -416,6 +419,8 @@ fn resolve_payment<R>(
         };
         match (reason, by, candidate.parked) {
             (None, Some(by), None) => edges.push((bearer, by)),
+            // A person decided otherwise: what the event names does not matter any more.
+            (Some(_), Some(_), _) if is_decided => {}
             (Some(reason), ..) => parked = parked.or(Some(reason)),
             _ => {}
         }

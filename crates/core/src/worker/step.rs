@@ -136,7 +136,8 @@ impl EventCandidate {
     pub(super) fn may_change(&self, entity: &Entity) -> bool {
         let is_of_platform = self.stored.account.is_none();
         let tenant = self.tenant.as_ref();
-        is_of_platform || (tenant.is_some() && tenant == entity.tenant())
+        let is_own = is_of_platform || (tenant.is_some() && tenant == entity.tenant());
+        is_own && !entity.is_moved()
     }
 
     pub(super) fn event_update(&self, verdict: EventVerdict) -> EventUpdate {

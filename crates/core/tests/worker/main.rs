@@ -13,6 +13,7 @@ use billhook_core::entity::kind::EntityState;
 use billhook_core::entity::mail::facts::MailStage;
 use billhook_core::entity::order::OrderKind;
 use billhook_core::entity::payment::derive::DerivedPayment;
+use billhook_core::entity::payment::facts::PaymentFacts;
 use billhook_core::entity::payment::state::PaymentState;
 use billhook_core::entity::schema::GuardedColumns;
 use billhook_core::entity::{Entity, EntityChange, EntityKey};
@@ -33,6 +34,7 @@ use billhook_testkit::events::{
     new_event, refund, session_completed, stripe, verified,
 };
 use billhook_testkit::memory::{self, Fault, FixedClock, MemoryTables, order_mut};
+use futures_util::FutureExt as _;
 use serde_json::{Value, json};
 
 const T: i64 = 1_781_000_000;
@@ -604,6 +606,94 @@ async fn of_two_orders_that_are_named_equally_well_none_gets_the_money_and_both_
     assert_eq!(payment_state(&tables, "payment#platform#pi_1").open, None);
 }
 
+/// A dispute that knows only the charge.
+fn by_charge(id: &str) -> Value {
+    let mut event = dispute(id, T + 5, "dp_1", "pi_1", "needs_response");
+    event["data"]["object"]["payment_intent"] = Value::Null;
+    event
+}
+
+/// The success that shows whose charge it is.
+fn with_charge(id: &str) -> Value {
+    let mut event = intent_succeeded(id, T, "pi_1", named("ord_1"), 4200);
+    event["data"]["object"]["latest_charge"] = json!("ch_1");
+    event
+}
+
+/// What another worker does before the commit.
+type Rival = fn(&MemoryTables);
+
+#[tokio::test]
+async fn a_name_learned_by_one_worker_while_another_writes_under_it_loses_nothing() {
+    let rivals: [(Value, Rival); 3] = [
+        (by_charge("evt_own"), |tables| {
+            let rival = [with_charge("evt_rival")];
+            let worked = deliver(tables, ProviderId::Stripe, &rival).now_or_never();
+            assert!(worked.is_some());
+        }),
+        (with_charge("evt_own"), |tables| {
+            let rival = [by_charge("evt_rival")];
+            let worked = deliver(tables, ProviderId::Stripe, &rival).now_or_never();
+            assert!(worked.is_some());
+        }),
+        // Two that learn it at once.
+        (with_charge("evt_own"), |tables| {
+            let rival = [
+                charge_refunded("evt_rival", T + 6, "ch_1", Some("pi_1"), 1000),
+                by_charge("evt_dispute"),
+            ];
+            let worked = deliver(tables, ProviderId::Stripe, &rival).now_or_never();
+            assert!(worked.is_some());
+        }),
+    ];
+    for (n, (own, rival)) in rivals.into_iter().enumerate() {
+        let tables = tables();
+        tables.before_commit.lock().unwrap().push_back(rival);
+        deliver(&tables, ProviderId::Stripe, &[own]).await;
+        for id in ["evt_own", "evt_rival"] {
+            assert_eq!(outcome(&tables, id), processed(), "{n} {id}");
+        }
+        let paid = ("completed".to_owned(), "disputed".to_owned());
+        assert_eq!(status(&tables, "ord_1"), paid, "{n}");
+        let alias = payment_state(&tables, "payment#platform#ch_1");
+        let of = alias.alias_of.as_ref().map(ToString::to_string);
+        assert_eq!(of.as_deref(), Some("payment#platform#pi_1"), "{n}");
+        assert_eq!(alias.facts.money, PaymentFacts::default(), "{n}");
+    }
+}
+
+#[tokio::test]
+async fn a_row_that_moves_to_another_tenant_is_told_nothing_until_it_is_back() {
+    let tables = tables();
+    let of_a = |event: Value| from_account(event, "acct_a");
+    let paid = of_a(intent_succeeded("evt_1", T, "pi_1", named("ord_a"), 4200));
+    deliver(&tables, ProviderId::Stripe, &[paid]).await;
+    let before = entity(&tables, &order("ord_a"));
+    let tenant = |id: &str| TenantId::parse(id).ok();
+    edit_order(&tables, "ord_a", |order| order.tenant = tenant("ten_b"));
+    let refund = of_a(charge_refunded("evt_2", T + 1, "ch_1", Some("pi_1"), 1000));
+    deliver(&tables, ProviderId::Stripe, &[refund]).await;
+    assert_eq!(outcome(&tables, "evt_2"), parked("cross_tenant"));
+    assert_eq!(entity(&tables, &order("ord_a")).version(), before.version());
+    let payment = "payment#acct_a#pi_1";
+    let open = payment_state(&tables, payment).open.unwrap();
+    assert!(open.index_key.starts_with("reflect#"), "{open:?}");
+    let look = || ReceivedMessage {
+        message_id: "m".into(),
+        body: json!({ "source": "reflect", "payment": payment }).to_string(),
+        receive_count: 1,
+    };
+    work(&tables, ProviderId::Stripe, &[look()]).await;
+    assert_eq!(entity(&tables, &order("ord_a")).version(), before.version());
+    edit_order(&tables, "ord_a", |order| order.tenant = tenant("ten_a"));
+    work(&tables, ProviderId::Stripe, &[look()]).await;
+    assert_eq!(
+        self::payment(&tables, &order("ord_a")).amount_refunded,
+        1000
+    );
+    assert_eq!(payment_state(&tables, payment).open, None);
+}
+
 #[tokio::test]
 async fn a_payment_that_sixty_orders_claim_is_told_to_all_of_them_in_time() {
     let tables = tables();
@@ -673,6 +763,76 @@ async fn an_order_that_bore_a_payment_by_a_decision_loses_it_by_the_next() {
     let after = tables.payments.lock().unwrap()[&payment].clone();
     assert_eq!(after.version, before.version + 1);
     assert_eq!(after.told, [(order("ord_a"), after.changed)].into());
+}
+
+#[tokio::test]
+async fn what_a_statement_said_of_a_payment_goes_with_the_payment() {
+    let tables = tables();
+    let of_a = |event: Value| from_account(event, "acct_a");
+    let paid = intent_succeeded("evt_1", T, "pi_1", json!({ "statement_id": "st_1" }), 4200);
+    deliver(&tables, ProviderId::Stripe, &[of_a(paid)]).await;
+    let payment_status = || {
+        let statement = entity(&tables, &statement("st_1"));
+        statement.columns().payment_status.clone()
+    };
+    assert_eq!(payment_status().as_deref(), Some("paid"));
+    let worker = Worker {
+        provider: ProviderId::Stripe,
+        live_mode: false,
+        ledger: &tables,
+        clock: FixedClock::at(now()),
+    };
+    let payment = PaymentKey::parse("payment#acct_a#pi_1").unwrap();
+    let to = order("ord_a");
+    let relinked = worker.relink_payment(&payment, &to, "pat", "asked").await;
+    relinked.unwrap();
+    assert_eq!(status(&tables, "ord_a").0, "completed");
+    assert_eq!(payment_status().as_deref(), Some("unpaid"));
+}
+
+#[tokio::test]
+async fn the_metadata_of_a_charge_yields_to_that_of_its_payment() {
+    let claim = |event: Value, order: &str| {
+        let mut event = event;
+        event["data"]["object"]["metadata"] = named(order);
+        event
+    };
+    let paid = || intent_succeeded("evt_1", T, "pi_1", named("ord_1"), 4200);
+    let refund = charge_refunded("evt_2", T + 1, "ch_1", Some("pi_1"), 1000);
+    let refund = || claim(refund.clone(), "ord_2");
+    for events in [[paid(), refund()], [refund(), paid()]] {
+        let tables = tables();
+        for event in events {
+            deliver(&tables, ProviderId::Stripe, &[event]).await;
+        }
+        assert_eq!(status(&tables, "ord_1").0, "completed");
+        assert_eq!(payment(&tables, &order("ord_1")).amount_refunded, 1000);
+        let other = entity(&tables, &order("ord_2"));
+        assert_ne!(other.columns().requires_review, Some(true));
+        assert_ne!(other.columns().status.as_deref(), Some("completed"));
+    }
+}
+
+#[tokio::test]
+async fn a_session_is_paid_once_though_another_order_bears_the_payment_of_its_invoice() {
+    let session = || {
+        let mut event = session_completed("evt_1", T, "cs_1", None, named("ord_1"), "paid");
+        event["data"]["object"]["invoice"] = json!("in_1");
+        event
+    };
+    let renewed = || {
+        let mut event = intent_succeeded("evt_2", T + 1, "pi_1", named("ord_2"), 4200);
+        event["data"]["object"]["invoice"] = json!("in_1");
+        event
+    };
+    for events in [[session(), renewed()], [renewed(), session()]] {
+        let tables = tables();
+        for event in events {
+            deliver(&tables, ProviderId::Stripe, &[event]).await;
+        }
+        assert_eq!(status(&tables, "ord_2").0, "completed");
+        assert_ne!(status(&tables, "ord_1").0, "completed");
+    }
 }
 
 #[tokio::test]

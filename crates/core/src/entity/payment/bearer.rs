@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::entity::key::PaymentKey;
 use crate::entity::merge::{Merge, MinRegister, merge_fields};
 use crate::entity::payment::facts::PaymentFacts;
-use crate::ids::{InvoiceId, PaymentIntentId, PaymentRef};
+use crate::ids::{InvoiceId, PaymentIntentId};
 use crate::time::Timestamp;
 
 /// The payment facts of one order or statement.
@@ -52,6 +52,9 @@ pub struct PaymentCopy {
     /// The invoices that the payment pays, or that its session made.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub invoices: BTreeSet<InvoiceId>,
+    /// Whether it succeeded, also if it is another's: then the session that made its invoice is paid by it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_paid: bool,
     /// Empty once the payment is another's.
     #[serde(default)]
     pub facts: PaymentFacts,
@@ -97,10 +100,11 @@ impl ManualEdits {
 }
 
 impl BearerFacts {
-    /// Whether Stripe stated anything about a payment of it.
+    /// Whether Stripe stated anything about a payment of it, or about one that it bore once: what was written then has
+    /// to be taken back.
     pub fn has_stripe_facts(&self) -> bool {
         self.payments.values().any(|copy| {
-            copy.standing != PaymentStanding::Other && copy.facts != PaymentFacts::default()
+            copy.standing != PaymentStanding::Borne || copy.facts != PaymentFacts::default()
         })
     }
 
@@ -112,9 +116,10 @@ impl BearerFacts {
             .map(|(key, _)| key)
     }
 
-    pub fn has_payment_intent(&self, intent: &PaymentIntentId) -> bool {
-        self.payment_keys()
-            .any(|key| key.payment.intent() == Some(intent))
+    /// Also one that is another's by now.
+    pub fn knows_payment_intent(&self, intent: &PaymentIntentId) -> bool {
+        let mut keys = self.payments.keys();
+        keys.any(|key| key.payment.intent() == Some(intent))
     }
 
     /// The payments for which another one was named equally well, and since when.
@@ -130,26 +135,24 @@ impl BearerFacts {
     /// The facts of all payments that it bears, together.
     ///
     /// A session of a subscription states an amount, and so does the payment of the invoice that the session made: that
-    /// is one payment, so the session's amount counts only while none of the invoice's payments succeeded.
+    /// is one payment, so the session's amount counts only while none of the invoice's payments succeeded, whoever bears
+    /// them.
     pub fn borne(&self) -> PaymentFacts {
-        let borne = || {
-            let copies = self.payments.values();
-            copies.filter(|copy| copy.standing == PaymentStanding::Borne)
-        };
         let mut facts = PaymentFacts::default();
-        for copy in borne() {
-            facts.merge(copy.facts.clone());
+        for copy in self.payments.values() {
+            if copy.standing == PaymentStanding::Borne {
+                facts.merge(copy.facts.clone());
+            }
         }
-        let is_intent = |payment: &PaymentRef| payment.intent().is_some();
-        let paid: BTreeSet<&InvoiceId> = borne()
-            .filter(|copy| {
-                let mut payments = copy.facts.payments.iter();
-                payments.any(|(id, payment)| is_intent(id) && payment.succeeded.is_some())
-            })
-            .flat_map(|copy| &copy.invoices)
+        let is_intent = |key: &PaymentKey| key.payment.intent().is_some();
+        let paid: BTreeSet<&InvoiceId> = self
+            .payments
+            .iter()
+            .filter(|(key, copy)| is_intent(key) && copy.is_paid)
+            .flat_map(|(_, copy)| &copy.invoices)
             .collect();
         let of_sessions = self.payments.iter().filter(|(key, copy)| {
-            !is_intent(&key.payment) && copy.invoices.iter().any(|invoice| paid.contains(invoice))
+            !is_intent(key) && copy.invoices.iter().any(|invoice| paid.contains(invoice))
         });
         for (session, _) in of_sessions {
             facts.payments.remove(&session.payment);

@@ -120,13 +120,14 @@ pub fn derive_payment(bearer: &BearerFacts, due: Option<Money>) -> DerivedPaymen
     add_sessions(facts, &mut timeline);
     add_disputes_and_reviews(facts, &mut timeline);
     let refunds = derive_refunds(facts, due, &mut timeline);
-    for (payment, since) in bearer.conflicts() {
-        timeline.add_own_review("link_conflict", payment.payment.as_str(), since);
-    }
     if let Some(at) = &bearer.cancelled {
         timeline.add_note("cancelled", "cancel", at.0, None);
     }
     add_manual_edits(&bearer.manual, &mut timeline);
+    // Nobody can clear it: as long as it stands, the money counts nowhere. Only a relink ends it.
+    for (payment, since) in bearer.conflicts() {
+        timeline.add_own_review("link_conflict", payment.payment.as_str(), since);
+    }
 
     let payment_failed_at = facts
         .payments

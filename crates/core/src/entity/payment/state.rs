@@ -62,6 +62,8 @@ pub enum NamedBy {
     Metadata,
     /// The order's session made the invoice that the payment pays.
     Invoice,
+    /// The metadata of a charge, refund or dispute of the payment: people write them for other purposes too.
+    Object,
     /// The row has the PaymentIntent in its column.
     Index,
 }
@@ -244,38 +246,48 @@ impl PaymentState {
 
     /// The copy for a bearer.
     pub fn copy_for(&self, standing: PaymentStanding) -> PaymentCopy {
-        let is_other = standing == PaymentStanding::Other;
+        let money = &self.facts.money;
         PaymentCopy {
             version: self.changed,
             standing,
-            invoices: match is_other {
-                true => BTreeSet::new(),
-                false => self.facts.invoices.clone(),
-            },
-            facts: match is_other {
-                true => PaymentFacts::default(),
-                false => self.facts.money.clone(),
+            invoices: self.facts.invoices.clone(),
+            is_paid: money
+                .payments
+                .values()
+                .any(|payment| payment.succeeded.is_some()),
+            facts: match standing {
+                PaymentStanding::Other => PaymentFacts::default(),
+                PaymentStanding::Borne | PaymentStanding::Conflict(_) => money.clone(),
             },
         }
     }
 
-    /// The bearers that do not have the newest copy. One that was only named, and outranked, needs none.
+    /// One that was only named, and outranked, needs no copy; but the order whose session made the invoice has to know
+    /// that it is paid.
+    fn needs_copy(&self, bearer: &EntityKey, standing: PaymentStanding) -> bool {
+        let ways = self.facts.bearers.get(bearer);
+        let by_invoice = ways.is_some_and(|ways| ways.contains_key(&NamedBy::Invoice));
+        standing != PaymentStanding::Other || (by_invoice && self.alias_of.is_none())
+    }
+
+    /// The bearers that do not have the newest copy.
     pub fn behind(&self) -> BTreeMap<EntityKey, PaymentStanding> {
         let mut behind = self.standings();
-        behind.retain(|key, standing| match (standing, self.told.get(key)) {
-            (PaymentStanding::Other, told) => told.is_some(),
-            (_, told) => told.is_none_or(|told| *told < self.changed),
+        behind.retain(|key, standing| {
+            let told = self.told.get(key);
+            match self.needs_copy(key, *standing) {
+                true => told.is_none_or(|told| *told < self.changed),
+                false => told.is_some(),
+            }
         });
         behind
     }
 
     /// Notes that a bearer's copy is written with this state.
     pub fn note_told(&mut self, bearer: &EntityKey, standing: PaymentStanding) {
-        match standing {
-            PaymentStanding::Other => self.told.remove(bearer),
-            PaymentStanding::Borne | PaymentStanding::Conflict(_) => {
-                self.told.insert(bearer.clone(), self.changed)
-            }
+        match self.needs_copy(bearer, standing) {
+            true => self.told.insert(bearer.clone(), self.changed),
+            false => self.told.remove(bearer),
         };
     }
 

@@ -157,7 +157,7 @@ pub(super) fn add_disputes_and_reviews(facts: &PaymentFacts, timeline: &mut Time
     }
 }
 
-/// Adds manual edits. Call it last: clearing removes reasons that the other functions added.
+/// Adds manual edits. Clearing removes reasons that were added before.
 pub(super) fn add_manual_edits(manual: &ManualEdits, timeline: &mut TimelineBuilder) {
     for at in &manual.flagged {
         timeline.add_own_review("flagged_by_hand", &at.to_string(), *at);

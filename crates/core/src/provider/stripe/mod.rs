@@ -11,6 +11,7 @@ pub mod types;
 use secrecy::SecretString;
 
 use crate::entity::account::AccountFacts;
+use crate::entity::payment::state::NamedBy;
 use crate::entity::{ENTITY_SCHEMAS, EntityKey};
 use crate::ids::{AccountId, OrderId, StatementId};
 use crate::json::JsonError;
@@ -124,6 +125,10 @@ impl WebhookProvider for StripeWebhooks {
             subject: EventSubject::Payment(PaymentStatement {
                 names,
                 invoice: resource.invoice.value().cloned(),
+                named_by: match resource.object.value().map(String::as_str) {
+                    Some("payment_intent" | "checkout.session") => NamedBy::Metadata,
+                    _ => NamedBy::Object,
+                },
                 money: facts.map_err(EventVerdict::Parked)?,
             }),
         })

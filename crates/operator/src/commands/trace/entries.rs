@@ -209,6 +209,7 @@ pub(super) fn list_column_changes<'a>(
                     version: 0,
                     standing: PaymentStanding::Borne,
                     invoices: BTreeSet::new(),
+                    is_paid: false,
                     facts: PaymentFacts::default(),
                 });
                 copy.version += 1;
