@@ -16,8 +16,8 @@ use billhook_core::entity::payment::bearer::{
     BearerFacts, ManualEdits, PaymentCopy, PaymentStanding,
 };
 use billhook_core::entity::payment::facts::{
-    ChargeFacts, DisputeFacts, DisputeState, FailedAttempt, IntentFacts, PaymentFacts, RefundFacts,
-    RefundState, ReviewFacts, SessionFacts,
+    ChargeFacts, DisputeFacts, DisputeState, FailedAttempt, IntentFacts, NewestFailures,
+    PaymentFacts, RefundFacts, RefundState, ReviewFacts, SessionFacts,
 };
 use billhook_core::entity::payment::state::{
     NamedBy, PaymentRow, PaymentStateFacts, RelinkDecision,
@@ -90,16 +90,18 @@ fn every_fact() -> StoredForms {
     let object = |id: &str| ObjectId::parse(id).unwrap();
     let user = UserId::parse("user_1").unwrap();
     let failed = FailedAttempt {
-        seen: seen(1),
-        code: text("card_declined"),
-        decline_code: text("insufficient_funds"),
+        stated: source(1),
+        code: Some("card_declined".to_owned()),
+        decline_code: Some("insufficient_funds".to_owned()),
     };
+    let mut failures = NewestFailures::default();
+    failures.insert(PaymentRef::Charge(charge.clone()), failed);
     let paid = IntentFacts {
         succeeded: Some(source(2)),
         received: [money(4200)].into(),
         processing: Some(seen(3)),
         canceled: Some(source(4)),
-        failures: [(PaymentRef::Charge(charge.clone()), failed)].into(),
+        failures,
     };
     let refund_states = every!(RefundState {
         Pending,

@@ -2,9 +2,9 @@
 //!
 //! An event that arrives before its order or payment is known is parked and waits (`worker::resolve`).
 //!
-//! The building blocks are the smallest value, the greatest value, the union of sets, and maps merged by key. Each is
-//! commutative (order of arrival), associative (batching) and idempotent (redelivery, replay), and so is every struct
-//! made of them field by field. `crates/core/tests/worker/laws.rs` tests these laws on generated histories.
+//! The building blocks are the smallest value, the greatest value, the union of sets, maps merged by key, and the
+//! greatest entries of such a map (`payment::facts::NewestFailures`). Each is commutative (order of arrival),
+//! associative (batching) and idempotent (redelivery, replay), and so is every struct made of them field by field. `crates/core/tests/worker/laws.rs` tests these laws on generated histories.
 //!
 //! Nothing else may be stored as a fact. What breaks, by example:
 //! - A counter or a sum of differences is not idempotent: a refund of 10.00 delivered twice becomes 20.00.

@@ -1,8 +1,9 @@
 //! Laws: whatever the history, its order, repetition and batching, one set of events leaves one row.
 
 use billhook_core::entity::kind::StatedFacts;
-use billhook_core::entity::merge::Merge as _;
-use billhook_core::entity::payment::facts::PaymentFacts;
+use billhook_core::entity::merge::{FactSource, Merge as _};
+use billhook_core::entity::payment::facts::{FailedAttempt, NewestFailures, PaymentFacts};
+use billhook_core::ids::PaymentRef;
 use billhook_testkit::events::{borne, payment_facts};
 use proptest::prelude::*;
 
@@ -329,6 +330,49 @@ proptest! {
         prop_assert_eq!(merged(&[a, b]), merged(&[b, a]));
         prop_assert_eq!(merged(&[&merged(&[a, b]), c]), merged(&[a, &merged(&[b, c])]));
         prop_assert_eq!(merged(&[a, a, b, a]), merged(&[a, b]));
+    }
+
+    /// In whatever order and batches they come, the newest 20 stay, each as its latest event states it.
+    #[test]
+    fn of_failed_attempts_the_newest_twenty_stay(
+        told in prop::collection::vec((0_usize..40, 0_i64..60), 0..120),
+        batch in 1_usize..20,
+    ) {
+        let failures = |told: &[(usize, i64)]| {
+            let mut failures = NewestFailures::default();
+            for (charge, second) in told {
+                let at = Timestamp::from_unix_s(T + second).unwrap();
+                let event = EventId::parse(&format!("evt_{charge}_{second}")).unwrap();
+                let attempt = FailedAttempt {
+                    stated: FactSource { at, event },
+                    code: None,
+                    decline_code: None,
+                };
+                let charge = PaymentRef::parse(&format!("ch_{charge:02}")).unwrap();
+                failures.insert(charge, attempt);
+            }
+            failures
+        };
+        let mut batched = NewestFailures::default();
+        for batch in told.chunks(batch).rev() {
+            batched.merge(failures(batch));
+        }
+        prop_assert_eq!(&batched, &failures(&told));
+        let mut latest: BTreeMap<usize, i64> = BTreeMap::new();
+        for (charge, second) in &told {
+            let known = latest.entry(*charge).or_insert(*second);
+            *known = *second.max(known);
+        }
+        let mut newest: Vec<_> = latest.values().copied().collect();
+        newest.sort_unstable();
+        let newest = newest.split_off(newest.len().saturating_sub(20));
+        let mut kept: Vec<_> = batched.iter().map(|(_, attempt)| attempt.stated.at).collect();
+        kept.sort_unstable();
+        let newest: Vec<_> = newest
+            .into_iter()
+            .map(|second| Timestamp::from_unix_s(T + second).unwrap())
+            .collect();
+        prop_assert_eq!(kept, newest);
     }
 
     #[test]

@@ -43,11 +43,9 @@ fn find_gravest_dispute(facts: &PaymentFacts) -> Option<DisputeState> {
 /// at 10:01, `ch_2` fails at 10:02: in progress from 10:01, failed from 10:02, in whatever order the three arrive.
 /// Within one second the failure or the cancellation wins.
 fn is_processing(payment: &IntentFacts) -> bool {
-    let failed = payment
-        .failures
-        .values()
-        .map(|failure| failure.seen.last_at.0);
+    let failed = payment.failures.last_at();
     let ended = failed
+        .into_iter()
         .chain(payment.canceled.as_ref().map(|stated| stated.at))
         .max();
     let processing = payment.processing.as_ref().map(|seen| seen.last_at.0);
@@ -132,8 +130,7 @@ pub fn derive_payment(bearer: &BearerFacts, due: Option<Money>) -> DerivedPaymen
     let payment_failed_at = facts
         .payments
         .values()
-        .flat_map(|payment| payment.failures.values())
-        .map(|failure| failure.seen.last_at.0)
+        .filter_map(|payment| payment.failures.last_at())
         .max();
     let payment_evidence = if refunds.is_everything || bearer.manual.refunded.is_some() {
         PaymentEvidence::RefundedInFull

@@ -11,11 +11,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::entity::merge::{FactSource, MaxRegister, MinRegister, SeenInterval, merge_fields};
+use crate::entity::merge::{
+    FactSource, MaxRegister, Merge, MinRegister, SeenInterval, merge_fields,
+};
 use crate::ids::{
     ChargeId, CheckoutSessionId, ObjectId, PaymentIntentId, PaymentRef, RefundId, UserId,
 };
 use crate::money::Money;
+use crate::time::Timestamp;
 
 /// The facts about the money of one payment, or of all payments of an order or statement together.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
@@ -63,24 +66,74 @@ pub struct IntentFacts {
     /// It can no longer succeed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub canceled: Option<FactSource>,
-    /// By charge, so that two events about one failed attempt count once; by the payment if no charge is named.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub failures: BTreeMap<PaymentRef, FailedAttempt>,
+    #[serde(skip_serializing_if = "NewestFailures::is_empty")]
+    pub failures: NewestFailures,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// The newest 20 failed attempts of a payment: whoever tests stolen cards makes thousands, and nobody acts on an old one.
+/// By charge, so that two events about one attempt count once; by the payment if no charge is named.
+///
+/// An attempt that was dropped cannot come back, because only greater ones are kept and a kept one only grows.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct NewestFailures(BTreeMap<PaymentRef, FailedAttempt>);
+
+const FAILURES_MAX: usize = 20;
+
+impl NewestFailures {
+    pub fn insert(&mut self, of: PaymentRef, attempt: FailedAttempt) {
+        Merge::merge(self, Self(BTreeMap::from([(of, attempt)])));
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&PaymentRef, &FailedAttempt)> {
+        self.0.iter()
+    }
+
+    /// When the newest attempt failed.
+    pub fn last_at(&self) -> Option<Timestamp> {
+        let attempts = self.0.values();
+        attempts.map(|attempt| attempt.stated.at).max()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl Merge for NewestFailures {
+    fn merge(&mut self, other: Self) {
+        Merge::merge(&mut self.0, other.0);
+        while self.0.len() > FAILURES_MAX {
+            let oldest = self.0.iter().min_by_key(|(of, attempt)| (*attempt, *of));
+            let Some(oldest) = oldest.map(|(of, _)| of.clone()) else {
+                break;
+            };
+            self.0.remove(&oldest);
+        }
+    }
+}
+
+/// A failed attempt as the latest event about it states it. If no charge tells the attempts apart, it covers several:
+/// failed at 10:00 and at 10:01:30 is one, and the cleanup's grace period starts at 10:01:30.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FailedAttempt {
-    /// If no charge tells the attempts apart, this covers several: failed at 10:00 and at 10:01:30 is one entry, and
-    /// the last time counts, so that the cleanup's grace period starts at 10:01:30.
     #[serde(flatten)]
-    pub seen: SeenInterval,
+    pub stated: FactSource,
     /// Such as `card_declined`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub code: Option<MinRegister<String>>,
+    pub code: Option<String>,
     /// Such as `insufficient_funds`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub decline_code: Option<MinRegister<String>>,
+    pub decline_code: Option<String>,
+}
+
+impl Merge for FailedAttempt {
+    fn merge(&mut self, other: Self) {
+        if other > *self {
+            *self = other;
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -228,12 +281,6 @@ merge_fields!(IntentFacts {
     processing,
     canceled,
     failures
-});
-
-merge_fields!(FailedAttempt {
-    seen,
-    code,
-    decline_code
 });
 
 merge_fields!(SessionFacts {

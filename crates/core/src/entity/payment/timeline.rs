@@ -83,21 +83,17 @@ impl TimelineBuilder {
 /// without counts as the same attempt and gets no entry.
 pub(super) fn add_failures(facts: &PaymentFacts, timeline: &mut TimelineBuilder) {
     for (id, payment) in &facts.payments {
-        let by_charge = payment.failures.keys().any(|attempt| attempt != id);
-        for (attempt, failure) in &payment.failures {
+        let mut attempts = payment.failures.iter();
+        let by_charge = attempts.any(|(attempt, _)| attempt != id);
+        for (attempt, failure) in payment.failures.iter() {
             if by_charge && attempt == id {
                 continue;
             }
             let meta = json!({
-                "code": failure.code.as_ref().map(|code| &code.0),
-                "declineCode": failure.decline_code.as_ref().map(|code| &code.0),
+                "code": failure.code,
+                "declineCode": failure.decline_code,
             });
-            timeline.add(
-                "payment_failed",
-                attempt.as_str(),
-                &failure.seen.first,
-                meta,
-            );
+            timeline.add("payment_failed", attempt.as_str(), &failure.stated, meta);
         }
         // One entry also after the payment succeeded or failed: the timeline is history, not state.
         if let Some(processing) = &payment.processing {

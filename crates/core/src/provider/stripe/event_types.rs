@@ -218,11 +218,9 @@ fn read_intent_failed(
             PaymentRef::parse(charge.as_str()).map_err(|_| ParkReason::FieldMalformed)
         })?;
     let failure = FailedAttempt {
-        seen: SeenInterval::once(stated),
-        code: error.and_then(|e| e.code.value().cloned()).map(MinRegister),
-        decline_code: error
-            .and_then(|e| e.decline_code.value().cloned())
-            .map(MinRegister),
+        stated,
+        code: error.and_then(|e| e.code.value().cloned()),
+        decline_code: error.and_then(|e| e.decline_code.value().cloned()),
     };
     facts
         .payments
@@ -292,7 +290,7 @@ fn read_session_failed(
     session_entry(session, facts)?;
     let payment = session_payment_ref(session)?;
     let failure = FailedAttempt {
-        seen: SeenInterval::once(stated),
+        stated,
         code: None,
         decline_code: None,
     };
