@@ -22,6 +22,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::attributes::{self, Item, number_value, read_text, string_value};
+use super::pages::FactPages;
 
 /// The rows of an entity, payment or invoice as they were read. The write's conditions compare with them.
 #[derive(Debug, Default)]
@@ -32,6 +33,8 @@ pub struct DynamoRow {
     foreign_entries: Vec<AttributeValue>,
     /// The state's row; `None` if billhook has not written the entity yet.
     pub(super) state: Option<Item>,
+    /// The rows that have the state's facts, if they are too large for its own.
+    pub(super) pages: FactPages,
 }
 
 impl DynamoRow {
@@ -117,6 +120,7 @@ pub(super) fn read_entity(
             item,
             foreign_entries,
             state,
+            pages: FactPages::new(),
         },
     ))
 }

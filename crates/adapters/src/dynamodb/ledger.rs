@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
-use aws_sdk_dynamodb::types::{AttributeValue, ConditionCheck, TransactWriteItem, Update};
+use aws_sdk_dynamodb::types::{AttributeValue, ConditionCheck, Delete, TransactWriteItem, Update};
 use billhook_core::entity::columns::EntitySchema;
 use billhook_core::entity::key::StateKey;
 use billhook_core::entity::kind::EntityKind as _;
@@ -38,6 +38,7 @@ use super::entities::{
 };
 use super::events::{build_event_update, load_event_items, read_stored_event};
 use super::index::{ColumnIndex, ScanObserver};
+use super::pages::{FactPages, join_pages, named_pages, page_key, split_pages};
 use super::update::UpdateBuilder;
 use super::{dependency_error, send_update};
 use crate::config::{EntityTables, table_variable};
@@ -45,6 +46,10 @@ use crate::config::{EntityTables, table_variable};
 /// A larger row is not written, and its event is parked as `entity_too_large`. DynamoDB's limit is 400 KB; the rest is
 /// for the application, whose own writes would fail if we filled the row.
 const ROW_BYTES_MAX: usize = 300 * 1024;
+/// What a write of a state with pages takes at most, but for the first one.
+const PAGED_BYTES_MAX: usize = 512 * 1024;
+/// Reads of states whose pages another writer changes between the read of the state and that of its pages.
+const READS_MAX: usize = 3;
 /// How long a tenant that was found is cached. Misses are not cached: when a new tenant's row is written, the account's
 /// next event must find it.
 const TENANT_CACHE_TTL: Duration = Duration::from_secs(60);
@@ -134,19 +139,49 @@ impl<C: Clock> DynamoLedger<C> {
         row: &DynamoRow,
         next: &EntityUpdate,
         now: Timestamp,
-    ) -> Result<[TransactWriteItem; 2], CommitError> {
+    ) -> Result<Vec<TransactWriteItem>, CommitError> {
         let key = entity.key();
         let WrittenRows { columns, state } = build_write(entity, row, next, now)?;
-        let state = self.state_update(&key.clone().into(), Some(row), state)?;
+        let mut actions = self.state_actions(&key.clone().into(), Some(row), state)?;
         let action = TransactWriteItem::builder();
         let projection = match columns {
             Some(columns) => action.update(self.projection_update(&key, row, columns)?),
             None => action.condition_check(self.projection_check(&key, row)?),
         };
-        Ok([
-            TransactWriteItem::builder().update(state).build(),
-            projection.build(),
-        ])
+        actions.push(projection.build());
+        Ok(actions)
+    }
+
+    /// The state's row, and the pages of its facts that change.
+    fn state_actions(
+        &self,
+        key: &StateKey,
+        row: Option<&DynamoRow>,
+        mut state: Item,
+    ) -> Result<Vec<TransactWriteItem>, CommitError> {
+        let none = FactPages::new();
+        let known = row.map_or(&none, |row| &row.pages);
+        let pages = split_pages(&mut state, known);
+        let (name, version) = (key.to_string(), state.get("version").cloned());
+        let action = TransactWriteItem::builder();
+        let mut actions = vec![action.update(self.state_update(key, row, state)?).build()];
+        for page in known.keys().filter(|page| !pages.contains_key(*page)) {
+            let delete = Delete::builder()
+                .table_name(&self.tables.entities)
+                .key(STATE_KEY, string_value(page_key(page, &name)))
+                .build();
+            let delete = delete.map_err(|error| CommitError::Refused(error.to_string()))?;
+            actions.push(TransactWriteItem::builder().delete(delete).build());
+        }
+        let is_new = |(page, facts): &(String, Item)| known.get(page) != Some(facts);
+        for (page, facts) in pages.into_iter().filter(is_new) {
+            let mut update = UpdateBuilder::new();
+            update.set("facts", Some(AttributeValue::M(facts)));
+            update.set("version", version.clone());
+            let update = update.build(&self.tables.entities, STATE_KEY, &page_key(&page, &name))?;
+            actions.push(TransactWriteItem::builder().update(update).build());
+        }
+        Ok(actions)
     }
 
     fn state_update(
@@ -242,6 +277,10 @@ fn require_row_as_loaded(update: &mut UpdateBuilder, schema: &EntitySchema, row:
     }
 }
 
+fn state_key(item: &Item) -> Option<StateKey> {
+    read_text(item, STATE_KEY).and_then(StateKey::parse)
+}
+
 fn missing_table(variable: &str) -> DependencyError {
     DependencyError {
         doing: "find the table".to_owned(),
@@ -254,7 +293,13 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
     type Row = DynamoRow;
 
     fn row_bytes(row: &DynamoRow) -> usize {
-        attributes::item_size(&row.item) + row.state.as_ref().map_or(0, attributes::item_size)
+        let state = row.state.as_ref().map_or(0, attributes::item_size);
+        // Of pages, a transaction writes only those that change.
+        let state = match row.pages.is_empty() {
+            true => state,
+            false => state.min(PAGED_BYTES_MAX),
+        };
+        attributes::item_size(&row.item) + state
     }
 
     async fn load_events(
@@ -270,59 +315,16 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
         &self,
         keys: &BTreeSet<StateKey>,
     ) -> Result<LoadedRows<DynamoRow>, DependencyError> {
-        let mut wanted: HashMap<String, Vec<Item>> = HashMap::new();
-        let mut schemas: HashMap<&str, &EntitySchema> = HashMap::new();
-        for key in keys {
-            let state = Item::from([(STATE_KEY.to_owned(), string_value(key.to_string()))]);
-            let states = wanted.entry(self.tables.entities.clone());
-            states.or_default().push(state);
-            if let StateKey::Entity(key) = key {
-                let schema = key.schema();
-                let table = self.entity_table(schema)?;
-                schemas.insert(table, schema);
-                let row = Item::from([(schema.key.to_owned(), string_value(key.id()))]);
-                wanted.entry(table.to_owned()).or_default().push(row);
+        for _ in 0..READS_MAX {
+            if let Some(rows) = self.try_load_rows(keys).await? {
+                return Ok(rows);
             }
         }
-        let mut rows = LoadedRows::empty();
-        let mut entities: BTreeMap<EntityKey, (Option<Item>, Option<Item>)> = BTreeMap::new();
-        for (table, item) in batch_get_rows(&self.client, wanted, None).await? {
-            if table == self.tables.entities {
-                let Some(key) = read_text(&item, STATE_KEY).and_then(StateKey::parse) else {
-                    continue;
-                };
-                let unreadable = match &key {
-                    StateKey::Entity(key) => {
-                        entities.entry(key.clone()).or_default().1 = Some(item);
-                        None
-                    }
-                    StateKey::Payment(payment) => read_payment(payment, item)
-                        .map(|read| rows.payments.insert(payment.clone(), read))
-                        .err(),
-                    StateKey::Invoice(invoice) => read_invoice(invoice, item)
-                        .map(|read| rows.invoices.insert(invoice.clone(), read))
-                        .err(),
-                };
-                rows.unreadable
-                    .extend(unreadable.map(|reason| (key, reason)));
-            } else {
-                let key = schemas.get(table.as_str()).and_then(|schema| {
-                    EntityKey::of_kind(schema.word, read_text(&item, schema.key)?)
-                });
-                if let Some(key) = key {
-                    entities.entry(key).or_default().0 = Some(item);
-                }
-            }
-        }
-        for (key, (row, state)) in entities {
-            // A state without the application's row: the application deleted it.
-            let Some(row) = row else { continue };
-            match read_entity(&key, row, state) {
-                Ok(entity) => drop(rows.entities.insert(key, entity)),
-                Err(reason) => drop(rows.unreadable.insert(key.into(), reason)),
-            }
-        }
-        Ok(rows)
+        Err(DependencyError {
+            doing: format!("read {} states", keys.len()),
+            disposition: Disposition::RetryLater,
+            cause: format!("their pages were changed by others {READS_MAX} times").into(),
+        })
     }
 
     async fn entities_by_payment_intent(
@@ -393,7 +395,7 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
             }
             for StateWrite { row, next } in &part.states {
                 let state = build_state(*row, next)?;
-                actions.push(action(self.state_update(&next.key(), *row, state)?));
+                actions.extend(self.state_actions(&next.key(), *row, state)?);
             }
             for update in &part.events {
                 let events = &self.tables.events;
@@ -419,6 +421,119 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
 }
 
 impl<C: Clock> DynamoLedger<C> {
+    /// `None` if another writer changed the pages of a state between the two reads.
+    async fn try_load_rows(
+        &self,
+        keys: &BTreeSet<StateKey>,
+    ) -> Result<Option<LoadedRows<DynamoRow>>, DependencyError> {
+        let mut wanted: HashMap<String, Vec<Item>> = HashMap::new();
+        let mut schemas: HashMap<&str, &EntitySchema> = HashMap::new();
+        for key in keys {
+            let state = Item::from([(STATE_KEY.to_owned(), string_value(key.to_string()))]);
+            let states = wanted.entry(self.tables.entities.clone());
+            states.or_default().push(state);
+            if let StateKey::Entity(key) = key {
+                let schema = key.schema();
+                let table = self.entity_table(schema)?;
+                schemas.insert(table, schema);
+                let row = Item::from([(schema.key.to_owned(), string_value(key.id()))]);
+                wanted.entry(table.to_owned()).or_default().push(row);
+            }
+        }
+        let mut rows = LoadedRows::empty();
+        let mut entities: BTreeMap<EntityKey, (Option<Item>, Option<Item>)> = BTreeMap::new();
+        let mut items = batch_get_rows(&self.client, wanted, None).await?;
+        let Some(mut pages) = self.load_pages(&mut items).await? else {
+            return Ok(None);
+        };
+        let mut pages_of = |key: &StateKey| pages.remove(key).unwrap_or_default();
+        for (table, item) in items {
+            if table == self.tables.entities {
+                let Some(key) = state_key(&item) else {
+                    continue;
+                };
+                let unreadable = match &key {
+                    StateKey::Entity(key) => {
+                        entities.entry(key.clone()).or_default().1 = Some(item);
+                        None
+                    }
+                    StateKey::Payment(payment) => read_payment(payment, item)
+                        .map(|(read, mut row)| {
+                            row.pages = pages_of(&key);
+                            rows.payments.insert(payment.clone(), (read, row))
+                        })
+                        .err(),
+                    StateKey::Invoice(invoice) => read_invoice(invoice, item)
+                        .map(|(read, mut row)| {
+                            row.pages = pages_of(&key);
+                            rows.invoices.insert(invoice.clone(), (read, row))
+                        })
+                        .err(),
+                };
+                rows.unreadable
+                    .extend(unreadable.map(|reason| (key, reason)));
+            } else {
+                let key = schemas.get(table.as_str()).and_then(|schema| {
+                    EntityKey::of_kind(schema.word, read_text(&item, schema.key)?)
+                });
+                if let Some(key) = key {
+                    entities.entry(key).or_default().0 = Some(item);
+                }
+            }
+        }
+        for (key, (row, state)) in entities {
+            // A state without the application's row: the application deleted it.
+            let Some(row) = row else { continue };
+            match read_entity(&key, row, state) {
+                Ok((entity, mut row)) => {
+                    row.pages = pages_of(&key.clone().into());
+                    rows.entities.insert(key, (entity, row));
+                }
+                Err(reason) => drop(rows.unreadable.insert(key.into(), reason)),
+            }
+        }
+        Ok(Some(rows))
+    }
+
+    /// Reads the pages of these states, and puts their facts back into them.
+    async fn load_pages(
+        &self,
+        items: &mut [(String, Item)],
+    ) -> Result<Option<BTreeMap<StateKey, FactPages>>, DependencyError> {
+        let mut states: Vec<(StateKey, &mut Item)> = Vec::new();
+        for (table, item) in items {
+            let is_paged = *table == self.tables.entities && !named_pages(item).is_empty();
+            if let (true, Some(key)) = (is_paged, state_key(item)) {
+                states.push((key, item));
+            }
+        }
+        if states.is_empty() {
+            return Ok(Some(BTreeMap::new()));
+        }
+        let keys = states.iter().flat_map(|(key, state)| {
+            let pages = named_pages(state).iter();
+            pages.map(|page| {
+                let key = page_key(page, &key.to_string());
+                Item::from([(STATE_KEY.to_owned(), string_value(key))])
+            })
+        });
+        let wanted = HashMap::from([(self.tables.entities.clone(), keys.collect())]);
+        let read = batch_get_rows(&self.client, wanted, None).await?;
+        let read = read.into_iter().filter_map(|(_, row)| {
+            let key = read_text(&row, STATE_KEY)?.to_owned();
+            Some((key, row))
+        });
+        let mut read: HashMap<String, Item> = read.collect();
+        let mut pages = BTreeMap::new();
+        for (key, state) in states {
+            let Some(its) = join_pages(state, &mut read) else {
+                return Ok(None);
+            };
+            pages.insert(key, its);
+        }
+        Ok(Some(pages))
+    }
+
     async fn update_one(&self, update: Update) -> Result<(), CommitError> {
         let doing = format!("update a row of {}", update.table_name);
         match send_update(&self.client, update).await {
@@ -574,17 +689,18 @@ mod tests {
         ledger: &DynamoLedger<SystemClock>,
         key: &EntityKey,
         item: Item,
-    ) -> Result<[TransactWriteItem; 2], CommitError> {
+    ) -> Result<Vec<TransactWriteItem>, CommitError> {
         let (entity, row) = read_entity(key, item, None).unwrap();
         ledger.entity_actions(&entity, &row, &entity.apply_facts(paid(), now()), now())
     }
 
     /// Both writes of an entity.
-    fn both(actions: Result<[TransactWriteItem; 2], CommitError>) -> String {
+    fn both(actions: Result<Vec<TransactWriteItem>, CommitError>) -> String {
         let actions = actions
             .unwrap()
+            .into_iter()
             .map(|action| shown(Ok(action.update.unwrap())));
-        actions.join("\n")
+        actions.collect::<Vec<_>>().join("\n")
     }
 
     #[test]
@@ -670,7 +786,7 @@ mod tests {
             // The same facts once more change no column, so the application's row is only checked.
             let same = again.apply_facts(everything(), now());
             let actions = ledger().entity_actions(&again, &loaded, &same, now());
-            let [state, projection] = actions.unwrap();
+            let [state, projection] = <[_; 2]>::try_from(actions.unwrap()).unwrap();
             assert!(state.update.is_some() && projection.update.is_none());
             let check = projection.condition_check.unwrap();
             assert!(check.condition_expression().contains("#version = :"));
@@ -725,9 +841,8 @@ mod tests {
         let written: serde_json::Value = serde_dynamo::from_item(write.state).unwrap();
         assert_eq!(written["facts"], newer["facts"]);
         // An attribute of the row that we do not know is in no expression of ours.
-        let [state, _] = ledger()
-            .entity_actions(&entity, &loaded, &next, now())
-            .unwrap();
+        let actions = ledger().entity_actions(&entity, &loaded, &next, now());
+        let [state, _] = <[_; 2]>::try_from(actions.unwrap()).unwrap();
         let expression = state.update.unwrap().update_expression;
         assert!(!expression.contains("issued"), "{expression}");
     }

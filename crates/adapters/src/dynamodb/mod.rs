@@ -16,6 +16,7 @@ pub mod index;
 pub mod jobs;
 pub mod ledger;
 mod open_payments;
+mod pages;
 mod tenants;
 mod unfinished_events;
 mod update;

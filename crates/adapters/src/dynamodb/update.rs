@@ -111,7 +111,10 @@ impl UpdateBuilder {
             .table_name(table)
             .key(key_name, string_value(key))
             .update_expression(update)
-            .condition_expression(self.condition)
+            // Nor an empty condition. Case: a page of a state's facts, which the state's own row protects.
+            .set_condition_expression(
+                Some(self.condition).filter(|condition| !condition.is_empty()),
+            )
             .set_expression_attribute_names(Some(self.names))
             // DynamoDB rejects an empty map of values. Case: the cleanup clears its checkpoint, which removes
             // attributes and sets none.

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::entity::columns::ColumnOwner::Billhook;
-use crate::entity::columns::ColumnType::{Integer, List, Map, Text};
+use crate::entity::columns::ColumnType::{Integer, List, Map, Text, TextSet};
 use crate::entity::columns::{EntityColumn, describe_column as column};
 use crate::entity::payment::derive::DerivedPayment;
 use crate::ids::{CheckoutSessionId, EventId, PaymentIntentId, TenantId, UserId};
@@ -34,6 +34,7 @@ pub const STATE_COLUMNS: &[EntityColumn] = &[
     column("schema", Integer, Billhook, "the number of the form; a row of a greater number waits for the release that knows it"),
     column("version", Integer, Billhook, "each of our writes adds 1; the condition of every write"),
     column("facts", Map, Billhook, "what the events, people and the cleanup stated, merged"),
+    column("pages", TextSet, Billhook, "the rows `page#<page>#<entity>` that have the facts instead, once they pass 48 KiB"),
     column("derived", Map, Billhook, "the columns of the application's row as last derived, and the review reasons"),
     column("written", Map, Billhook, "the newest 16 writes of the application's row: version and guarded columns"),
     column("changed", Integer, Billhook, "payments: the version of the last write that changed a fact; copies have it"),
