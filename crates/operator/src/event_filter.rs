@@ -274,13 +274,13 @@ mod tests {
     #[test]
     fn every_filter_excludes_events_that_do_not_match() {
         let row = json!({ "event_type": "charge.refunded", "processing_outcome": "parked",
-            "processing_error": "unlinked", "connected_account_id": "acct_1", "tenant_id": "ten_1",
+            "processing_error": "order_unknown", "connected_account_id": "acct_1", "tenant_id": "ten_1",
             "object_id": "ch_1" });
         for (option, fitting, other) in [
             ("--type", "charge.refunded", "charge.failed"),
             ("--type", "charge.*", "payment_intent.*"),
             ("--outcome", "parked", "failed"),
-            ("--error", "unlinked", "order_unknown"),
+            ("--error", "order_unknown", "nothing_named"),
             ("--account", "acct_1", "platform"),
             ("--tenant", "ten_1", "ten_2"),
             ("--object", "ch_1", "ch_2"),

@@ -1,7 +1,7 @@
 //! Builders for webhook bodies of Stripe and Lob, reduced to what tests and the demonstration need. Bodies in their
 //! full shape are in `events/`; `sign` signs them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use billhook_core::entity::Entity;
@@ -9,7 +9,7 @@ use billhook_core::entity::account::AccountFacts;
 use billhook_core::entity::key::PaymentKey;
 use billhook_core::entity::kind::StatedFacts;
 use billhook_core::entity::merge::Merge as _;
-use billhook_core::entity::payment::bearer::{PaymentCopy, PaymentStanding};
+use billhook_core::entity::payment::bearer::PaymentCopy;
 use billhook_core::entity::payment::facts::PaymentFacts;
 use billhook_core::ids::{AccountId, CorrelationId, ProviderId};
 use billhook_core::intake::inbox::{EventSource, NewEvent};
@@ -123,13 +123,7 @@ pub fn borne<'a>(events: impl IntoIterator<Item = &'a Value>) -> Vec<StatedFacts
             account: parsed.account.clone(),
             payment: names.into_iter().next().expect("a payment"),
         };
-        let copy = copies.entry(key).or_insert_with(|| PaymentCopy {
-            version: 0,
-            standing: PaymentStanding::Borne,
-            invoices: BTreeSet::new(),
-            is_paid: false,
-            facts: PaymentFacts::default(),
-        });
+        let copy = copies.entry(key).or_insert_with(|| PaymentCopy::borne(0));
         copy.version += 1;
         copy.facts.merge(payment_facts(event));
     }

@@ -1,13 +1,12 @@
 //! Fuzz targets `stripe_mapping` and `lob_mapping`: interpret events, merge their facts, derive the row, in any order.
 //! The input is up to eight bodies with record separators between them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use billhook_core::entity::key::PaymentKey;
 use billhook_core::entity::kind::{EntityKind, EntityState, StatedFacts};
 use billhook_core::entity::merge::Merge as _;
-use billhook_core::entity::payment::bearer::{PaymentCopy, PaymentStanding};
-use billhook_core::entity::payment::facts::PaymentFacts;
+use billhook_core::entity::payment::bearer::PaymentCopy;
 use billhook_core::entity::{Entity, EntityKey};
 use billhook_core::ids::{OrderId, ProviderId, StatementId};
 use billhook_core::provider::interpret::{EventFacts, EventSubject};
@@ -88,13 +87,9 @@ fn stated_by<'c>(
                     account: None,
                     payment: payment.names[0].clone(),
                 };
-                let copy = copies.entry(key).or_insert_with(|| PaymentCopy {
-                    version: i64::try_from(version).unwrap(),
-                    standing: PaymentStanding::Borne,
-                    invoices: BTreeSet::new(),
-                    is_paid: false,
-                    facts: PaymentFacts::default(),
-                });
+                let copy = copies
+                    .entry(key)
+                    .or_insert_with(|| PaymentCopy::borne(i64::try_from(version).unwrap()));
                 copy.invoices.extend(payment.invoice.clone());
                 copy.facts.merge(payment.money.clone());
             }

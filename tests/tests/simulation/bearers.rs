@@ -11,7 +11,7 @@ use billhook_testkit::sim::stripe::Emitted;
 use serde_json::Value;
 
 /// What an event's JSON says about whose its payment is.
-pub(crate) struct Claims {
+pub(crate) struct PaymentClaims {
     pub(crate) names: Option<EntityKey>,
     invoice: Option<String>,
     /// It knows the charge.
@@ -21,7 +21,7 @@ pub(crate) struct Claims {
     is_session: bool,
 }
 
-pub(crate) fn claims(event: &Emitted) -> Claims {
+pub(crate) fn claims(event: &Emitted) -> PaymentClaims {
     let body: Value = serde_json::from_str(&event.body).unwrap();
     let object = &body["data"]["object"];
     let text = |name: &str| object.get(name).and_then(Value::as_str);
@@ -30,7 +30,7 @@ pub(crate) fn claims(event: &Emitted) -> Claims {
     let order = metadata("orderId").and_then(Value::as_str);
     let statement = metadata("statement_id").and_then(Value::as_str);
     let of_kind = |word: &str, id: Option<&str>| EntityKey::of_kind(word, id?);
-    Claims {
+    PaymentClaims {
         names: of_kind("order", order).or_else(|| of_kind("statement", statement)),
         invoice: text("invoice").map(str::to_owned),
         charge: kind == "charge"

@@ -11,7 +11,7 @@ const DUE: i64 = 4200;
 
 /// One payment of tenant A, and everything that says whose it is.
 #[derive(Clone, Debug)]
-struct Payment {
+struct PaymentStory {
     /// Orders that metadata of its events names, by number: 0 to 2 are tenant A's, 3 is tenant B's, 4 never exists.
     named: Vec<usize>,
     /// The order whose session made the invoice that the payment pays.
@@ -25,7 +25,7 @@ struct Payment {
     relinked: Option<usize>,
 }
 
-fn payment() -> impl Strategy<Value = Payment> {
+fn payment() -> impl Strategy<Value = PaymentStory> {
     let order = || prop::option::weighted(0.3, 0_usize..3);
     (
         prop::collection::vec(0_usize..5, 0..3),
@@ -37,14 +37,16 @@ fn payment() -> impl Strategy<Value = Payment> {
         prop::option::weighted(0.2, 0_usize..3),
     )
         .prop_map(
-            |(named, by_invoice, in_column, is_paid, refunded, is_disputed, relinked)| Payment {
-                named,
-                by_invoice,
-                in_column,
-                is_paid,
-                refunded,
-                is_disputed,
-                relinked,
+            |(named, by_invoice, in_column, is_paid, refunded, is_disputed, relinked)| {
+                PaymentStory {
+                    named,
+                    by_invoice,
+                    in_column,
+                    is_paid,
+                    refunded,
+                    is_disputed,
+                    relinked,
+                }
             },
         )
 }
@@ -55,7 +57,7 @@ fn order_id(n: usize) -> String {
 
 /// Something that happens, once or several times, in any order.
 #[derive(Clone, Debug)]
-enum Step {
+enum StoryStep {
     Event(Value),
     /// The application writes the row, with this payment in its column.
     Row(usize, Option<usize>),
@@ -63,17 +65,17 @@ enum Step {
 }
 
 /// Everything that happens in a story.
-fn steps(payments: &[Payment]) -> Vec<Step> {
+fn steps(payments: &[PaymentStory]) -> Vec<StoryStep> {
     let mut steps = Vec::new();
     for order in 0..4 {
         let in_column = payments.iter().position(|of| of.in_column == Some(order));
-        steps.push(Step::Row(order, in_column));
+        steps.push(StoryStep::Row(order, in_column));
     }
     let mut event = |value: Value| {
         let id = format!("evt_{:03}", steps.len());
         let mut value = from_account(value, "acct_a");
         value["id"] = json!(id);
-        steps.push(Step::Event(value));
+        steps.push(StoryStep::Event(value));
     };
     for (n, payment) in payments.iter().enumerate() {
         let (intent, charge) = (format!("pi_{n}"), format!("ch_{n}"));
@@ -111,22 +113,22 @@ fn steps(payments: &[Payment]) -> Vec<Step> {
     }
     // What is told again afterwards does not undo it.
     for (n, payment) in payments.iter().enumerate() {
-        steps.extend(payment.relinked.map(|order| Step::Relink(n, order)));
+        steps.extend(payment.relinked.map(|order| StoryStep::Relink(n, order)));
     }
     steps
 }
 
 /// Whose a payment is.
 #[derive(Debug, PartialEq, Eq)]
-enum Owner {
+enum PaymentOwner {
     Nobody,
     One(usize),
     Several(Vec<usize>),
 }
 
-fn owner(payment: &Payment) -> Owner {
+fn owner(payment: &PaymentStory) -> PaymentOwner {
     if let Some(order) = payment.relinked {
-        return Owner::One(order);
+        return PaymentOwner::One(order);
     }
     let own = |order: &usize| *order < 3;
     let named: BTreeSet<usize> = payment.named.iter().copied().filter(own).collect();
@@ -138,20 +140,20 @@ fn owner(payment: &Payment) -> Owner {
         payment.in_column.into_iter().collect()
     };
     match Vec::from_iter(best).as_slice() {
-        [] => Owner::Nobody,
-        [order] => Owner::One(*order),
-        several => Owner::Several(several.to_vec()),
+        [] => PaymentOwner::Nobody,
+        [order] => PaymentOwner::One(*order),
+        several => PaymentOwner::Several(several.to_vec()),
     }
 }
 
 /// Status, payment status, amount refunded and review reasons of an order.
 type Ending = (String, String, i64, BTreeSet<String>);
 
-fn ending_of(order: usize, payments: &[Payment]) -> Ending {
-    let own: Vec<(usize, &Payment)> = payments
+fn ending_of(order: usize, payments: &[PaymentStory]) -> Ending {
+    let own: Vec<(usize, &PaymentStory)> = payments
         .iter()
         .enumerate()
-        .filter(|(_, payment)| owner(payment) == Owner::One(order))
+        .filter(|(_, payment)| owner(payment) == PaymentOwner::One(order))
         .collect();
     let mut reasons = BTreeSet::new();
     let paid: Vec<usize> = own
@@ -168,7 +170,7 @@ fn ending_of(order: usize, payments: &[Payment]) -> Ending {
         }
     }
     for (n, payment) in payments.iter().enumerate() {
-        if matches!(owner(payment), Owner::Several(orders) if orders.contains(&order)) {
+        if matches!(owner(payment), PaymentOwner::Several(orders) if orders.contains(&order)) {
             reasons.insert(format!("link_conflict:pi_{n}"));
         }
     }
@@ -288,14 +290,19 @@ async fn relink(tables: &MemoryTables, payment: usize, order: usize) -> bool {
         .is_ok()
 }
 
-async fn play(tables: &MemoryTables, steps: &[Step], order: &[prop::sample::Index], batch: usize) {
+async fn play(
+    tables: &MemoryTables,
+    steps: &[StoryStep],
+    order: &[prop::sample::Index],
+    batch: usize,
+) {
     let mut relinks = Vec::new();
     let mut messages = Vec::new();
     for step in order.iter().map(|index| index.get(steps)).chain(steps) {
         match step {
-            Step::Row(order, in_column) => write_row(tables, *order, *in_column),
-            Step::Relink(payment, order) => relinks.push((*payment, *order)),
-            Step::Event(body) => {
+            StoryStep::Row(order, in_column) => write_row(tables, *order, *in_column),
+            StoryStep::Relink(payment, order) => relinks.push((*payment, *order)),
+            StoryStep::Event(body) => {
                 messages.push(keep(tables, ProviderId::Stripe, body).await);
                 if messages.len() >= batch {
                     work(tables, ProviderId::Stripe, &std::mem::take(&mut messages)).await;
@@ -344,7 +351,7 @@ proptest! {
         // Nothing is open but what nobody bears, and every payment is told to whoever bears it.
         for (n, payment) in payments.iter().enumerate() {
             let state = payment_state(&tables, &format!("payment#acct_a#pi_{n}"));
-            prop_assert_eq!(state.open.is_some(), owner(payment) == Owner::Nobody, "payment {}", n);
+            prop_assert_eq!(state.open.is_some(), owner(payment) == PaymentOwner::Nobody, "payment {}", n);
         }
     }
 }

@@ -72,6 +72,19 @@ pub enum PaymentStanding {
     Other,
 }
 
+impl PaymentCopy {
+    /// Of a payment that it bears and of which nothing is known yet.
+    pub fn borne(version: i64) -> Self {
+        Self {
+            version,
+            standing: PaymentStanding::Borne,
+            invoices: BTreeSet::new(),
+            is_paid: false,
+            facts: PaymentFacts::default(),
+        }
+    }
+}
+
 impl Merge for PaymentCopy {
     /// The newer copy replaces the older one: the state of a version is always the same.
     fn merge(&mut self, other: Self) {

@@ -7,8 +7,7 @@ use billhook_core::entity::Entity;
 use billhook_core::entity::key::{PaymentKey, StateKey};
 use billhook_core::entity::kind::StatedFacts;
 use billhook_core::entity::merge::Merge as _;
-use billhook_core::entity::payment::bearer::{PaymentCopy, PaymentStanding};
-use billhook_core::entity::payment::facts::PaymentFacts;
+use billhook_core::entity::payment::bearer::PaymentCopy;
 use billhook_core::ids::EventId;
 use billhook_core::provider::interpret::{EventFacts, EventSubject};
 use billhook_core::time::Timestamp;
@@ -205,13 +204,9 @@ pub(super) fn list_column_changes<'a>(
                     account: event.summary.record.account.clone(),
                     payment: name.clone(),
                 };
-                let copy = copies.entry(key.clone()).or_insert_with(|| PaymentCopy {
-                    version: 0,
-                    standing: PaymentStanding::Borne,
-                    invoices: BTreeSet::new(),
-                    is_paid: false,
-                    facts: PaymentFacts::default(),
-                });
+                let copy = copies
+                    .entry(key.clone())
+                    .or_insert_with(|| PaymentCopy::borne(0));
                 copy.version += 1;
                 copy.invoices.extend(payment.invoice.clone());
                 copy.facts.merge(payment.money.clone());
@@ -269,7 +264,7 @@ mod tests {
     #[test]
     fn a_trace_of_an_event_has_arrival_notes_and_outcome() {
         let row = json!({ "event_id": "evt_1", "event_type": "charge.refunded", "received_at": "2026-11-21T08:00:00.000Z",
-            "processing_outcome": "parked", "processing_error": "unlinked", "attempts": 2, "correlation_id": "c",
+            "processing_outcome": "parked", "processing_error": "order_unknown", "attempts": 2, "correlation_id": "c",
             "notes": [{ "at": "2026-11-21T09:00:00.000Z", "action": "park", "actor": "arn", "reason": "why" }] });
         let entries = describe_event(&row);
         let described: Vec<_> = entries
@@ -285,7 +280,7 @@ mod tests {
                     "charge.refunded  correlation c"
                 ),
                 ("2026-11-21T09:00:00.000Z", "park", "by arn: why"),
-                ("not yet", "parked", "unlinked attempts 2"),
+                ("not yet", "parked", "order_unknown attempts 2"),
             ]
         );
     }
