@@ -178,7 +178,8 @@ impl<C: Clock> DynamoLedger<C> {
             let mut update = UpdateBuilder::new();
             update.set("facts", Some(AttributeValue::M(facts)));
             update.set("version", version.clone());
-            let update = update.build(&self.tables.entities, STATE_KEY, &page_key(&page, &name))?;
+            let key = page_key(&page, &name);
+            let update = update.build_unguarded(&self.tables.entities, STATE_KEY, &key)?;
             actions.push(TransactWriteItem::builder().update(update).build());
         }
         Ok(actions)
@@ -791,6 +792,39 @@ mod tests {
             let check = projection.condition_check.unwrap();
             assert!(check.condition_expression().contains("#version = :"));
         }
+    }
+
+    /// Pages have no condition, so none is ever written without the state's row, which has one.
+    #[test]
+    fn a_large_state_is_written_in_pages_under_the_version_of_its_row() {
+        let key = EntityKey::Order(OrderId::parse("ord_1").unwrap());
+        let item = row(json!({ "id": "ord_1", "amountTotal": 4200, "currency": "usd" }));
+        let (entity, loaded) = read_entity(&key, item, None).unwrap();
+        let refunds: Vec<_> = (0..600)
+            .map(|n| {
+                let (id, refund) = (format!("evt_{n}"), format!("re_{n}"));
+                billhook_testkit::events::refund(&id, 1, &refund, ("pi_1", "ch_1"), 1, "succeeded")
+            })
+            .collect();
+        let next = entity.apply_facts(borne(&refunds), now());
+        let actions = ledger().entity_actions(&entity, &loaded, &next, now());
+        let [state, pages @ .., row] = &actions.unwrap()[..] else {
+            panic!("the state's row and the application's");
+        };
+        let condition = |action: &TransactWriteItem| {
+            let update = action.update.as_ref().unwrap();
+            update.condition_expression.clone()
+        };
+        let of_state = condition(state);
+        assert_eq!(of_state.as_deref(), Some("attribute_not_exists(#version)"));
+        assert!(
+            condition(row).is_some() && pages.len() >= 2,
+            "{}",
+            pages.len()
+        );
+        assert!(pages.iter().all(|page| condition(page).is_none()));
+        let unguarded = UpdateBuilder::new().build("table", "id", "ord_1");
+        assert!(matches!(unguarded, Err(CommitError::Refused(_))));
     }
 
     fn set_columns(item: &mut Item, columns: ColumnUpdates) {

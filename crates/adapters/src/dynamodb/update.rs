@@ -91,7 +91,22 @@ impl UpdateBuilder {
         append_term(&mut self.condition, " AND ", parts);
     }
 
+    /// Refused without a condition: whoever forgets it would overwrite what another writer wrote.
     pub(super) fn build(
+        self,
+        table: &str,
+        key_name: &str,
+        key: &str,
+    ) -> Result<Update, CommitError> {
+        if self.condition.is_empty() {
+            let reason = format!("an update of {table} has no condition");
+            return Err(CommitError::Refused(reason));
+        }
+        self.build_unguarded(table, key_name, key)
+    }
+
+    /// For a row that another row's condition protects, in the same transaction.
+    pub(super) fn build_unguarded(
         self,
         table: &str,
         key_name: &str,
@@ -111,7 +126,6 @@ impl UpdateBuilder {
             .table_name(table)
             .key(key_name, string_value(key))
             .update_expression(update)
-            // Nor an empty condition. Case: a page of a state's facts, which the state's own row protects.
             .set_condition_expression(
                 Some(self.condition).filter(|condition| !condition.is_empty()),
             )
