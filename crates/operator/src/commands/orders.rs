@@ -169,10 +169,24 @@ pub(crate) async fn run_orders(
     Ok(())
 }
 
+/// What ends a `link_conflict`.
+const RELINK: &str = "billhook payments relink pi_… --order ord_… --reason …";
+
 fn clear_review_facts(entity: &Entity) -> Result<StatedFacts> {
     let standing = &entity.last_derived().review_reasons;
     if entity.columns().requires_review != Some(true) {
         bail!("{} has no open review", entity.key());
+    }
+    let mut conflicts = entity
+        .payment_facts()
+        .into_iter()
+        .flat_map(|facts| facts.conflicts());
+    // The reason would stay, because only a relink ends it.
+    if let Some((payment, _)) = conflicts.next() {
+        bail!(
+            "{} and another one were named for {payment} equally well: decide with `{RELINK}`, then clear",
+            entity.key()
+        );
     }
     let now = MinRegister(SystemClock.now());
     Ok(build_manual_facts(ManualEdits {
@@ -212,9 +226,13 @@ fn render_access(access: DownloadAccess, order: &str, row: &Value) -> Value {
     match access {
         DownloadAccess::Granted => json!({ "order": order, "access": "granted", "status": 200 }),
         DownloadAccess::Locked => {
+            let command = match of("reviewReasons").contains("link_conflict:") {
+                true => RELINK.to_owned(),
+                false => format!("billhook orders review clear {order} --reason …"),
+            };
             json!({ "order": order, "access": "locked", "status": 423, "locked_by": order,
             "reasons": of("reviewReasons"),
-            "do": format!("billhook orders review clear {order} --reason …") })
+            "do": command })
         }
         DownloadAccess::Disabled => {
             let because = format!(
@@ -287,6 +305,10 @@ async fn backfill_payment_intent(
 
 #[cfg(test)]
 mod tests {
+    use billhook_core::entity::key::PaymentKey;
+    use billhook_core::entity::payment::bearer::{PaymentCopy, PaymentStanding};
+    use billhook_testkit::memory;
+
     use super::*;
 
     #[test]
@@ -305,6 +327,12 @@ mod tests {
                     "do": "billhook orders review clear ord_1 --reason …" }),
             ),
             (
+                json!({ "status": "completed", "paymentStatus": "paid", "requiresReview": true,
+                    "reviewReasons": ["link_conflict:pi_1"] }),
+                json!({ "order": "ord_1", "access": "locked", "status": 423, "locked_by": "ord_1",
+                    "reasons": "[\"link_conflict:pi_1\"]", "do": RELINK }),
+            ),
+            (
                 json!({ "status": "completed", "paymentStatus": "charged_back", "requiresReview": true }),
                 json!({ "order": "ord_1", "access": "disabled", "status": 403,
                     "because": "status completed, paymentStatus charged_back" }),
@@ -320,5 +348,29 @@ mod tests {
                 expected
             );
         }
+    }
+
+    #[test]
+    fn a_payment_that_two_orders_claim_is_not_cleared() {
+        let now = SystemClock.now();
+        let order = EntityKey::parse("order#ord_1").unwrap();
+        let payment = PaymentKey::parse("payment#platform#pi_1").unwrap();
+        let claimed = |standing| {
+            let copy = PaymentCopy {
+                standing,
+                ..PaymentCopy::borne(1)
+            };
+            let copy = StatedFacts::Payment(payment.clone(), Box::new(copy));
+            let flagged = StatedFacts::Manual(ManualEdits {
+                flagged: [now].into(),
+                ..ManualEdits::default()
+            });
+            let order = memory::entity(&order);
+            order.apply_facts([copy, flagged], now).with_row_written()
+        };
+        assert!(clear_review_facts(&claimed(PaymentStanding::Borne)).is_ok());
+        let refused = clear_review_facts(&claimed(PaymentStanding::Conflict(now)));
+        let refused = refused.unwrap_err().to_string();
+        assert!(refused.contains("payment#platform#pi_1") && refused.contains(RELINK));
     }
 }
