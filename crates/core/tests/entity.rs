@@ -3,7 +3,9 @@
 
 use billhook_core::entity::EntityKey;
 use billhook_core::entity::kind::{EntityState, StatedFacts};
+use billhook_core::entity::merge::MinRegister;
 use billhook_core::entity::order::{OrderColumns, OrderKind};
+use billhook_core::entity::payment::bearer::ManualEdits;
 use billhook_core::entity::schema::GuardedColumns;
 use billhook_core::ids::{OrderId, UserId};
 use billhook_core::time::Timestamp;
@@ -142,6 +144,32 @@ fn a_cleared_review_that_a_new_reason_flags_again_is_no_overruled_edit() {
     let reasons = update.next.last_derived.review_reasons;
     assert_eq!(reasons, ["dispute_open:dp_2"]);
     assert_eq!(update.discarded_edits, []);
+}
+
+#[test]
+fn of_many_reasons_for_review_the_first_hundred_stand_and_then_the_next() {
+    let failed = |n: usize| {
+        let (event, id) = (format!("evt_{n}"), format!("re_{n:03}"));
+        refund(&event, T, &id, ("pi_1", "ch_1"), 1, "failed")
+    };
+    let failed: Vec<Value> = (0..250).map(failed).collect();
+    let mut row = order().apply_facts(borne(&failed), now()).next;
+    let mut seen = Vec::new();
+    for standing in [100, 100, 50, 0] {
+        let reasons = row.last_derived.review_reasons.clone();
+        assert_eq!(reasons.len(), standing);
+        let cleared = reasons
+            .iter()
+            .map(|reason| (reason.clone(), MinRegister(now())));
+        let cleared = ManualEdits {
+            cleared: cleared.collect(),
+            ..ManualEdits::default()
+        };
+        row = row.apply_facts([StatedFacts::Manual(cleared)], now()).next;
+        seen.extend(reasons);
+    }
+    let all = (0..250).map(|n| format!("refund_failed:re_{n:03}"));
+    assert_eq!(seen, all.collect::<Vec<_>>());
 }
 
 #[test]

@@ -24,6 +24,9 @@ use crate::ids::{CheckoutSessionId, PaymentIntentId, PaymentRef, UserId};
 use crate::money::Money;
 use crate::time::Timestamp;
 
+/// Thousands of refunds may fail. The row has a limit, and a person acts on a few; once these are cleared, the next stand.
+pub const REVIEW_REASONS_MAX: usize = 100;
+
 /// The worst of the current states of all disputes: lost before open. Two disputes, one won and one lost, mean that
 /// money is gone. Inquiries and ended disputes do not count.
 fn find_gravest_dispute(facts: &PaymentFacts) -> Option<DisputeState> {
@@ -58,7 +61,8 @@ pub struct DerivedPayment {
     /// Orders only; a statement has no such column.
     pub status: OrderStatus,
     pub payment_status: PaymentStatus,
-    /// Why the row needs review, as `reason:fact id`. The id makes the same word about another fact a new reason.
+    /// Why the row needs review, as `reason:fact id`. The id makes the same word about another fact a new reason. The
+    /// first `REVIEW_REASONS_MAX` of them.
     pub review_reasons: BTreeSet<String>,
     /// The amount due if it was paid, else 0. A second payment does not change it; `paid_twice` reports that one.
     pub amount_paid: i64,
@@ -158,7 +162,11 @@ pub fn derive_payment(bearer: &BearerFacts, due: Option<Money>) -> DerivedPaymen
     DerivedPayment {
         status: derive_order_status(payment_evidence.max(cancel_evidence)),
         payment_status: derive_payment_status(payment_evidence, find_gravest_dispute(facts)),
-        review_reasons: timeline.reasons,
+        review_reasons: timeline
+            .reasons
+            .into_iter()
+            .take(REVIEW_REASONS_MAX)
+            .collect(),
         amount_paid: paid_by.and(due).map_or(0, |due| due.amount),
         amount_refunded: refunds.amount,
         paid_at: paid_by.map(|(_, _, stated)| stated.at),
