@@ -189,7 +189,7 @@ fn clear_review_facts(entity: &Entity) -> Result<StatedFacts> {
         );
     }
     let now = MinRegister(SystemClock.now());
-    Ok(build_manual_facts(ManualEdits {
+    Ok(StatedFacts::Manual(ManualEdits {
         cleared: standing
             .iter()
             .map(|reason| (reason.clone(), now.clone()))
@@ -203,14 +203,10 @@ fn mark_refunded_facts(entity: &Entity) -> Result<StatedFacts> {
     if known.is_some_and(|facts| facts.manual.refunded.is_some()) {
         bail!("{} is already marked as refunded", entity.key());
     }
-    Ok(build_manual_facts(ManualEdits {
+    Ok(StatedFacts::Manual(ManualEdits {
         refunded: Some(MinRegister(SystemClock.now())),
         ..ManualEdits::default()
     }))
-}
-
-fn build_manual_facts(manual: ManualEdits) -> StatedFacts {
-    StatedFacts::Manual(manual)
 }
 
 fn decide_row_access(row: &Value) -> DownloadAccess {
