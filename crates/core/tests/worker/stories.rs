@@ -19,10 +19,18 @@ struct PaymentStory {
     /// The order that has it in its column.
     in_column: Option<usize>,
     is_paid: bool,
-    refunded: i64,
+    /// What was given back, and whether that failed afterwards.
+    refunds: Vec<(i64, bool)>,
     /// By an event that knows only the charge.
     is_disputed: bool,
     relinked: Option<usize>,
+}
+
+impl PaymentStory {
+    fn refunded(&self) -> i64 {
+        let made = self.refunds.iter().filter(|(_, fails)| !fails);
+        made.map(|(amount, _)| amount).sum()
+    }
 }
 
 fn payment() -> impl Strategy<Value = PaymentStory> {
@@ -32,18 +40,21 @@ fn payment() -> impl Strategy<Value = PaymentStory> {
         order(),
         order(),
         any::<bool>(),
-        prop_oneof![Just(0), Just(1000), Just(DUE)],
+        prop_oneof![
+            prop::collection::vec((Just(1000), any::<bool>()), 0..4),
+            prop::collection::vec((Just(DUE), any::<bool>()), 1),
+        ],
         prop::bool::weighted(0.3),
         prop::option::weighted(0.2, 0_usize..3),
     )
         .prop_map(
-            |(named, by_invoice, in_column, is_paid, refunded, is_disputed, relinked)| {
+            |(named, by_invoice, in_column, is_paid, refunds, is_disputed, relinked)| {
                 PaymentStory {
                     named,
                     by_invoice,
                     in_column,
                     is_paid,
-                    refunded,
+                    refunds,
                     is_disputed,
                     relinked,
                 }
@@ -97,8 +108,16 @@ fn steps(payments: &[PaymentStory]) -> Vec<StoryStep> {
             value["data"]["object"]["latest_charge"] = json!(charge);
             event(value);
         }
-        // What names its invoice, and what was refunded.
-        let mut value = charge_refunded("", at + 5, &charge, Some(&intent), payment.refunded);
+        for (which, (amount, fails)) in payment.refunds.iter().enumerate() {
+            let (id, of) = (format!("re_{n}_{which}"), (&*intent, &*charge));
+            event(refund("", at + 4, &id, of, *amount, "succeeded"));
+            if *fails {
+                event(refund("", at + 600, &id, of, *amount, "failed"));
+            }
+        }
+        // What names its invoice, and what was refunded before anything failed.
+        let figure = payment.refunds.iter().map(|(amount, _)| amount).sum();
+        let mut value = charge_refunded("", at + 5, &charge, Some(&intent), figure);
         if payment.by_invoice.is_some() {
             value["data"]["object"]["invoice"] = json!(format!("in_{n}"));
         }
@@ -168,6 +187,9 @@ fn ending_of(order: usize, payments: &[PaymentStory]) -> Ending {
         if payment.is_disputed {
             reasons.insert(format!("dispute_open:dp_{n}"));
         }
+        for (which, _) in payment.refunds.iter().enumerate().filter(|(_, of)| of.1) {
+            reasons.insert(format!("refund_failed:re_{n}_{which}"));
+        }
     }
     for (n, payment) in payments.iter().enumerate() {
         if matches!(owner(payment), PaymentOwner::Several(orders) if orders.contains(&order)) {
@@ -175,7 +197,7 @@ fn ending_of(order: usize, payments: &[PaymentStory]) -> Ending {
         }
     }
     // Every charge says that it was captured.
-    let is_all_back = !own.is_empty() && own.iter().all(|(_, of)| of.refunded == DUE);
+    let is_all_back = !own.is_empty() && own.iter().all(|(_, of)| of.refunded() == DUE);
     let is_processing = own.iter().any(|(_, of)| !of.named.is_empty());
     let payment_status = if is_all_back {
         "refunded"
@@ -193,7 +215,7 @@ fn ending_of(order: usize, payments: &[PaymentStory]) -> Ending {
         (false, false) => "completed",
         (false, true) => "pending",
     };
-    let refunded = own.iter().map(|(_, of)| of.refunded).sum();
+    let refunded = own.iter().map(|(_, of)| of.refunded()).sum();
     (
         status.to_owned(),
         payment_status.to_owned(),
