@@ -163,6 +163,7 @@ fn join(facts: &mut Item, other: Item) {
 #[cfg(test)]
 mod tests {
     use billhook_core::entity::key::StateKey;
+    use proptest::prelude::*;
 
     use super::super::attributes::{item_size, number_value, string_value};
     use super::*;
@@ -222,6 +223,46 @@ mod tests {
             }
             assert_eq!(row, whole);
             known = pages;
+        }
+    }
+
+    /// Facts of any depth, with members of any size, empty maps included.
+    fn any_facts() -> impl Strategy<Value = Item> {
+        let text = (0_usize..9_000).prop_map(|bytes| string_value("x".repeat(bytes)));
+        let names = || "[a-c]{1,3}";
+        let value = text.prop_recursive(4, 300, 12, move |inner| {
+            let members = prop::collection::hash_map(names(), inner, 0..12);
+            members.prop_map(AttributeValue::M)
+        });
+        prop::collection::hash_map(names(), value, 0..20)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(100))]
+
+        /// So no law of the facts can depend on whether they are in pages.
+        #[test]
+        fn pages_are_another_form_of_the_same_facts(history in prop::collection::vec(any_facts(), 1..4)) {
+            let mut known = FactPages::new();
+            for facts in history {
+                let mut whole = state(0);
+                whole.insert("facts".to_owned(), AttributeValue::M(facts));
+                let mut row = whole.clone();
+                let pages = split_pages(&mut row, &known);
+                prop_assert!(item_size(&row) < 64 * 1024);
+                for facts in pages.values() {
+                    prop_assert!(item_size(facts) < 64 * 1024);
+                }
+                if !pages.is_empty() {
+                    let mut rows = rows(&row, &pages);
+                    let joined = join_pages(&mut row, &mut rows);
+                    prop_assert_eq!(joined.as_ref(), Some(&pages));
+                    prop_assert!(rows.is_empty());
+                    row.remove("pages");
+                }
+                prop_assert_eq!(row, whole);
+                known = pages;
+            }
         }
     }
 
