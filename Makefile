@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help run stop setup catalogue third-provider fmt lint lint-template test bench peers chaos fuzz measure simulate replay build deploy
+.PHONY: help run stop setup catalogue third-provider fmt lint lint-template test bench peers chaos fuzz measure simulate replay bounds build deploy
 
 # No tool may download a Rust target or send telemetry without our knowledge.
 export RUSTUP_DIST_SERVER := http://127.0.0.1:1
@@ -133,6 +133,10 @@ simulate: ## run the simulation over SEEDS=10000 seeds, and show that it detects
 replay: setup ## replay 5,000 events on the local AWS, interrupt that with Ctrl-C, resume it, and show the figures
 	cargo build --workspace
 	cargo test --workspace --test flows -- --ignored --nocapture a_bulk_replay
+
+bounds: setup ## deliver 40,000 events of payments and orders that one row would not hold, and show what that took (1 hour)
+	cargo build --workspace
+	cargo test --workspace --test flows -- --ignored --nocapture thousands_of_facts
 
 build: $(VENV)/.installed-build ## build the functions as they are deployed (ARCH=arm64|x86_64)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" sam build --parameter-overrides Architecture=$(ARCH)

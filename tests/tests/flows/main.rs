@@ -7,6 +7,7 @@
     reason = "what is deployed lives in real time"
 )]
 
+mod bounds;
 mod chaos;
 mod deploy;
 mod faults;
@@ -81,16 +82,7 @@ async fn stage() -> Result<Stage> {
     let name = format!("{app}-test");
     let world = World::deploy(&aws, &name, &[("AppName", &app), ("Env", "test")], &base).await?;
     // Three receives at 60 s each would be most of the run; that the template says 60 is tested on the template.
-    for queue in ["StripeEventsQueueUrl", "LobEventsQueueUrl"] {
-        let set = world
-            .aws
-            .sqs()
-            .set_queue_attributes()
-            .queue_url(world.stack.output(queue)?);
-        set.attributes(QueueAttributeName::VisibilityTimeout, "1")
-            .send()
-            .await?;
-    }
+    set_visibility_timeout(&world, 1).await?;
     for (tenant, account) in [("ten_a", "acct_a"), ("ten_b", "acct_b")] {
         let row = json!({ "tenant_id": tenant, "stripe_connected_account_id": account });
         world.put("TenantsTable", row).await?;
@@ -103,6 +95,17 @@ async fn stage() -> Result<Stage> {
         alone: RwLock::new(()),
         aws,
     })
+}
+
+async fn set_visibility_timeout(world: &World, seconds: u32) -> Result<()> {
+    for queue in ["StripeEventsQueueUrl", "LobEventsQueueUrl"] {
+        let set = world.aws.sqs().set_queue_attributes();
+        let set = set.queue_url(world.stack.output(queue)?);
+        set.attributes(QueueAttributeName::VisibilityTimeout, seconds.to_string())
+            .send()
+            .await?;
+    }
+    Ok(())
 }
 
 /// Runs a flow beside others, or alone, and then looks whether anything is left in a queue and whether any secret was

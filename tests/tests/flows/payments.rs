@@ -1,10 +1,6 @@
 //! Flows of Stripe's events: orders, statements and tenants, out-of-order delivery, duplicates, and the row that each
 //! sample event leaves.
 
-use billhook_adapters::dynamodb::attributes;
-use billhook_testkit::events::refund;
-use futures_util::future::try_join_all;
-
 use super::*;
 
 #[test]
@@ -60,60 +56,6 @@ fn a_payment_its_duplicate_and_its_refund() {
             (&json!(true), &json!(1), &Value::Null)
         );
         assert_eq!(kept["correlation_id"], answers[0].body["correlation_id"]);
-        Ok(())
-    });
-}
-
-/// Facts that no row would hold: no event is refused for its size, and every sum is exact.
-#[test]
-fn a_payment_of_many_attempts_and_refunds_is_booked_whole() {
-    flow(false, async |stage| {
-        const REFUNDS: i64 = 400;
-        let world = &stage.world;
-        let now = world.now_s();
-        order(world, "ord_many", None).await?;
-        let failed = |n: i64| {
-            let (id, charge) = (format!("evt_many_f{n}"), format!("ch_many{n}"));
-            intent_failed(&id, now + n, "pi_many", named("ord_many"), &charge)
-        };
-        let paid = || {
-            let at = now + 100;
-            intent_succeeded("evt_many", at, "pi_many", named("ord_many"), 4200)
-        };
-        let refunded = |n: i64| {
-            let (id, re) = (format!("evt_many_r{n}"), format!("re_many{n}"));
-            refund(&id, now + 200, &re, ("pi_many", "ch_many"), 1, "succeeded")
-        };
-        let events = (0..60).map(failed);
-        let events = events.chain([paid()]).chain((0..REFUNDS).map(refunded));
-        let events: Vec<Value> = events.collect();
-        for events in events.chunks(8) {
-            try_join_all(events.iter().map(|event| world.stripe(event, 1))).await?;
-        }
-        let ids: Vec<&str> = events
-            .iter()
-            .filter_map(|event| event["id"].as_str())
-            .collect();
-        world.settled(STRIPE, "processed", &ids).await?;
-        let row = world.order("ord_many").await?;
-        assert_eq!(
-            (&row["status"], &row["amountRefunded"]),
-            (&json!("completed"), &json!(REFUNDS))
-        );
-
-        let table = world.stack.output("EntitiesTable")?;
-        let scan = world.aws.dynamodb().scan().table_name(table);
-        let mut states = scan.into_paginator().items().send();
-        let mut pages = 0;
-        while let Some(state) = states.next().await {
-            let state = state?;
-            let key = attributes::read_text(&state, "entity")
-                .unwrap_or_default()
-                .to_owned();
-            assert!(attributes::item_size(&state) <= 64 * 1024, "{key}");
-            pages += usize::from(key.starts_with("page#") && key.ends_with("#order#ord_many"));
-        }
-        assert!(pages >= 2, "{pages} pages");
         Ok(())
     });
 }

@@ -1,0 +1,225 @@
+//! What no row would hold: thousands of facts of one payment or one order. No event is refused for its size, no state's
+//! row is larger than 64 KiB, and every sum is exact.
+
+use std::time::Instant;
+
+use billhook_adapters::dynamodb::attributes;
+use billhook_testkit::events::{dispute, refund};
+use futures_util::future::try_join_all;
+
+use super::*;
+
+const STATE_BYTES_MAX: usize = 64 * 1024;
+/// Deliveries under way at once.
+const SENDERS: usize = 8;
+
+/// How many events of each kind.
+struct Sizes {
+    failures: i64,
+    refunds: i64,
+    sessions: i64,
+    disputes: i64,
+    /// About a payment that nothing bears.
+    open: i64,
+}
+
+#[test]
+fn facts_that_one_row_would_not_hold_are_booked_whole() {
+    let sizes = Sizes {
+        failures: 60,
+        refunds: 400,
+        sessions: 100,
+        disputes: 20,
+        open: 400,
+    };
+    flow(false, async |stage| {
+        let pages = book(stage, "few", &sizes).await?;
+        assert!(pages >= 2, "{pages} pages");
+        Ok(())
+    });
+}
+
+#[test]
+#[ignore = "takes an hour"]
+fn thousands_of_facts_are_booked_whole() {
+    let sizes = Sizes {
+        failures: 5_000,
+        refunds: 5_000,
+        sessions: 5_000,
+        disputes: 5_000,
+        open: 20_000,
+    };
+    flow(true, async |stage| {
+        set_visibility_timeout(&stage.world, 60).await?;
+        let pages = book(stage, "all", &sizes).await?;
+        assert!(pages >= 100, "{pages} pages");
+        Ok(())
+    });
+}
+
+/// Delivers everything, checks what is booked, and returns the number of pages.
+async fn book(stage: &Stage, own: &str, sizes: &Sizes) -> Result<usize> {
+    let world = &stage.world;
+    let now = world.now_s();
+    let of = |kind: &str| format!("{own}_{kind}");
+    for kind in ["failures", "refunds", "sessions", "disputes"] {
+        priced_order(world, &of(kind), 4200 + sizes.refunds).await?;
+    }
+    let paid = |kind: &str, at: i64| {
+        let (event, intent) = (format!("evt_{own}_{kind}_paid"), format!("pi_{own}_{kind}"));
+        let order = named(&of(kind));
+        intent_succeeded(&event, at, &intent, order, 4200 + sizes.refunds)
+    };
+    let failures =
+        (0..sizes.failures).map(|n| failure(own, "failures", now + n, n, named(&of("failures"))));
+    let refunds = (0..sizes.refunds).map(|n| refunded(own, "refunds", now + n, n, "succeeded"));
+    let sessions = (0..sizes.sessions).map(|n| {
+        let session = json!({ "id": format!("cs_{own}{n}"), "object": "checkout.session", "status": "expired",
+            "payment_status": "unpaid", "payment_intent": null, "metadata": named(&of("sessions")) });
+        let event = format!("evt_{own}_sessions{n}");
+        stripe(&event, "checkout.session.expired", now + n, session)
+    });
+    let disputes =
+        (0..sizes.disputes).map(|n| disputed(own, "disputes", now + n, n, "under_review"));
+    // Attempts, refunds that are asked for and then made, and a dispute.
+    let open = (0..sizes.open).map(|n| match n % 4 {
+        0 => failure(own, "open", now + n, n, json!({})),
+        1 => refunded(own, "open", now + n, n, "pending"),
+        2 => refunded(own, "open", now + n, n - 1, "succeeded"),
+        _ => disputed(own, "open", now + n, n, "under_review"),
+    });
+    let kinds: [Vec<Value>; 5] = [
+        failures
+            .chain([paid("failures", now + sizes.failures)])
+            .collect(),
+        [paid("refunds", now)].into_iter().chain(refunds).collect(),
+        sessions
+            .chain([paid("sessions", now + sizes.sessions)])
+            .collect(),
+        [paid("disputes", now)]
+            .into_iter()
+            .chain(disputes)
+            .collect(),
+        open.collect(),
+    ];
+    let begun = Instant::now();
+    let events = kinds.iter().map(Vec::len).sum::<usize>();
+    // Each kind in its own order, and all kinds side by side.
+    try_join_all(kinds.iter().map(|events| deliver(world, events))).await?;
+    println!("{events} events were delivered after {:?}", begun.elapsed());
+    worked_off(world).await?;
+    println!("they were worked off after {:?}", begun.elapsed());
+
+    let sum = sizes.refunds;
+    for (kind, status, refunded) in [
+        ("failures", "completed", 0),
+        ("refunds", "completed", sum),
+        ("sessions", "completed", 0),
+        ("disputes", "completed", 0),
+    ] {
+        let row = world.order(&of(kind)).await?;
+        assert_eq!(
+            (&row["status"], &row["amountRefunded"]),
+            (&json!(status), &json!(refunded)),
+            "{kind}"
+        );
+    }
+    // At last an order is known whose payment it is, and is told of all that came before.
+    priced_order(world, &of("open"), 4200 + sizes.refunds).await?;
+    deliver(world, &[paid("open", now + sizes.open)]).await?;
+    worked_off(world).await?;
+    let row = world.order(&of("open")).await?;
+    assert_eq!(
+        (&row["status"], &row["amountRefunded"]),
+        (&json!("completed"), &json!(sizes.open / 4))
+    );
+
+    let mut ends: BTreeMap<String, usize> = BTreeMap::new();
+    let ours = format!("evt_{own}_");
+    for row in world.rows(STRIPE).await? {
+        if row["event_id"]
+            .as_str()
+            .is_some_and(|id| id.starts_with(&ours))
+        {
+            *ends
+                .entry(row["processing_outcome"].to_string())
+                .or_default() += 1;
+        }
+    }
+    assert_eq!(ends, [("\"processed\"".to_owned(), events + 1)].into());
+    sizes_of_states(world, own).await
+}
+
+async fn priced_order(world: &World, id: &str, amount: i64) -> Result<()> {
+    let row = json!({ "id": id, "userId": "user_1", "status": "pending", "amountTotal": amount, "currency": "usd" });
+    world.put("OrdersTable", row).await
+}
+
+fn failure(own: &str, kind: &str, at: i64, n: i64, metadata: Value) -> Value {
+    let (id, charge) = (format!("evt_{own}_{kind}{n}"), format!("ch_{own}{n}"));
+    intent_failed(&id, at, &format!("pi_{own}_{kind}"), metadata, &charge)
+}
+
+fn refunded(own: &str, kind: &str, at: i64, n: i64, status: &str) -> Value {
+    let (id, re) = (
+        format!("evt_{own}_{kind}{n}_{status}"),
+        format!("re_{own}_{kind}{n}"),
+    );
+    let (intent, charge) = (format!("pi_{own}_{kind}"), format!("ch_{own}_{kind}"));
+    refund(&id, at, &re, (&intent, &charge), 1, status)
+}
+
+fn disputed(own: &str, kind: &str, at: i64, n: i64, status: &str) -> Value {
+    let id = format!("evt_{own}_{kind}{n}");
+    let (of, intent) = (format!("dp_{own}_{kind}"), format!("pi_{own}_{kind}"));
+    dispute(&id, at, &of, &intent, status)
+}
+
+async fn deliver(world: &World, events: &[Value]) -> Result<()> {
+    for events in events.chunks(SENDERS) {
+        let answers = try_join_all(events.iter().map(|event| world.stripe(event, 1))).await?;
+        for answer in answers.concat() {
+            assert_eq!(answer.status, 200, "{answer:?}");
+        }
+    }
+    Ok(())
+}
+
+/// Waits as long as the queue gets shorter.
+async fn worked_off(world: &World) -> Result<()> {
+    let mut left = world.depth("StripeEventsQueueUrl").await?;
+    while left > 0 {
+        let before = left;
+        let fewer = async || {
+            left = world.depth("StripeEventsQueueUrl").await?;
+            Ok(left < before)
+        };
+        assert!(
+            world.until(fewer).await?,
+            "{left} messages stay in the queue"
+        );
+    }
+    Ok(())
+}
+
+/// Checks every row that states what we delivered, and returns the number of pages.
+async fn sizes_of_states(world: &World, own: &str) -> Result<usize> {
+    let table = world.stack.output("EntitiesTable")?;
+    let scan = world.aws.dynamodb().scan().table_name(table);
+    let mut states = scan.into_paginator().items().send();
+    let (mut rows, mut pages, mut largest) = (0, 0, (0, String::new()));
+    while let Some(state) = states.next().await {
+        let state = state?;
+        let key = attributes::read_text(&state, "entity")
+            .unwrap_or_default()
+            .to_owned();
+        if key.contains(own) {
+            rows += 1;
+            pages += usize::from(key.starts_with("page#"));
+            largest = largest.max((attributes::item_size(&state), key));
+        }
+    }
+    println!("{rows} rows of states, {pages} of them pages; the largest: {largest:?} bytes");
+    assert!(largest.0 <= STATE_BYTES_MAX, "{largest:?}");
+    Ok(pages)
+}
