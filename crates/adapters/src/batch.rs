@@ -111,7 +111,7 @@ fn log_report(provider: ProviderId, report: &MessageReport) {
     let correlation_id = correlation_id.as_deref();
     let event_id = report.event.as_ref().map(EventId::as_str);
     let message = report.message.as_ref();
-    // The order, statement or tenant; the payment, if nothing bears it.
+    // The order, statement or tenant; the payment, if no order or statement is linked to it.
     let is_entity = |key: &&StateKey| matches!(key, StateKey::Entity(_));
     let entity = report.entities.iter().find(is_entity);
     let entity = entity.or_else(|| report.entities.first());
@@ -145,9 +145,9 @@ fn log_report(provider: ProviderId, report: &MessageReport) {
         Ok(ProcessingSuccess::AlreadyDone(outcome)) => {
             log_event!(info, "event_processed_before", outcome.as_str())
         }
-        Ok(ProcessingSuccess::Settled) => log_event!(info, "payment_settled", None::<&str>),
+        Ok(ProcessingSuccess::Rechecked) => log_event!(info, "payment_rechecked", None::<&str>),
         Ok(ProcessingSuccess::LeftToSweep(failure)) => {
-            log_event!(warn, "payment_left_open", failure.as_str())
+            log_event!(warn, "payment_recheck_failed", failure.as_str())
         }
         Err(failure) => log_event!(error, "event_failed", failure.to_string()),
     }

@@ -70,7 +70,7 @@ pub struct EnvironmentConfig {
 }
 
 /// The names of the entity kinds' tables, by [`EntitySchema::table`].
-pub type EntityTables = BTreeMap<&'static str, String>;
+pub type ApplicationTables = BTreeMap<&'static str, String>;
 
 /// The variable of a kind's table: `ORDERS_TABLE`.
 pub(crate) fn table_variable(schema: &EntitySchema) -> String {
@@ -153,7 +153,7 @@ pub struct WorkerConfig {
     /// `ENTITIES_TABLE`
     pub entities_table: String,
     /// Of the kinds that the provider's events change.
-    pub entity_tables: EntityTables,
+    pub application_tables: ApplicationTables,
 }
 
 impl WorkerConfig {
@@ -164,7 +164,7 @@ impl WorkerConfig {
             environment: read.environment(),
             events_table: read.required(&provider.variable("EVENTS_TABLE")),
             entities_table: read.required("ENTITIES_TABLE"),
-            entity_tables: read.entity_tables(scope.kinds),
+            application_tables: read.application_tables(scope.kinds),
         };
         read.finish(config)
     }
@@ -176,7 +176,7 @@ pub struct CleanupConfig {
     pub environment: EnvironmentConfig,
     pub events_tables: PerProvider<String>,
     pub entities_table: String,
-    pub entity_tables: EntityTables,
+    pub application_tables: ApplicationTables,
     pub jobs_table: String,
     pub queue_urls: PerProvider<String>,
     /// `STRIPE_SECRET_KEY` if it is set, else `APP_SECRETS_ARN`.
@@ -194,7 +194,7 @@ impl CleanupConfig {
         let config = Self {
             events_tables: read.events_tables(),
             entities_table: read.required("ENTITIES_TABLE"),
-            entity_tables: read.entity_tables(ENTITY_SCHEMAS),
+            application_tables: read.application_tables(ENTITY_SCHEMAS),
             jobs_table: read.required("JOBS_TABLE"),
             queue_urls: read.queue_urls(),
             stripe_key: read.stripe_key(&environment),
@@ -295,7 +295,7 @@ impl<'a> EnvReader<'a> {
         value.unwrap_or_default()
     }
 
-    fn entity_tables(&mut self, schemas: &[EntitySchema]) -> EntityTables {
+    fn application_tables(&mut self, schemas: &[EntitySchema]) -> ApplicationTables {
         let mut read = |schema: &EntitySchema| self.required(&table_variable(schema));
         schemas
             .iter()

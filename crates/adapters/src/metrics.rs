@@ -255,7 +255,7 @@ pub fn count_genuine_delivery(provider: ProviderId, event_type: &EventType, resu
 /// Counts the result of one message.
 pub fn count_report(provider: ProviderId, report: &MessageReport, now: Timestamp) {
     let verdict = match &report.result {
-        Ok(ProcessingSuccess::AlreadyDone(_) | ProcessingSuccess::Settled) => return,
+        Ok(ProcessingSuccess::AlreadyDone(_) | ProcessingSuccess::Rechecked) => return,
         // The sweep counts the payments that stay open.
         Ok(ProcessingSuccess::LeftToSweep(_)) => return,
         Ok(ProcessingSuccess::Decided(verdict)) => verdict,

@@ -16,8 +16,8 @@ use billhook_core::tasks::cleanup::CancellablePayment;
 use billhook_core::tasks::definitions::{CleanupInput, TaskInvocation};
 use billhook_core::tasks::ports::PaymentsAtStripe;
 use billhook_core::time::Timestamp;
-use billhook_testkit::events::{borne, borne_after};
 use billhook_testkit::events::{intent_failed, intent_is, intent_succeeded};
+use billhook_testkit::events::{linked_facts, linked_facts_after};
 use billhook_testkit::memory::{self, Fault, FixedClock, MemoryStripe, MemoryTables};
 use cleanup_failed_payments::ScheduledTask as _;
 use cleanup_failed_payments::tasks::cleanup::{CleanupSummary, CleanupTask};
@@ -33,14 +33,16 @@ fn at(second: i64) -> Timestamp {
 fn deliver(tables: &MemoryTables, key: &EntityKey, event: &Value) {
     let mut entities = tables.entities.lock().unwrap();
     let row = entities.get_mut(key).unwrap();
-    *row = row.apply_facts(borne_after(row, event), at(9_000)).next();
+    *row = row
+        .apply_facts(linked_facts_after(row, event), at(9_000))
+        .next();
 }
 
 /// Puts an order into the tables as the worker leaves it after these events.
 fn order(tables: &MemoryTables, id: &str, events: &[Value]) -> EntityKey {
     let key = EntityKey::Order(OrderId::parse(id).unwrap());
     let row = memory::entity(&key)
-        .apply_facts(borne(events), at(0))
+        .apply_facts(linked_facts(events), at(0))
         .next();
     tables.entities.lock().unwrap().insert(key.clone(), row);
     key
@@ -279,7 +281,11 @@ async fn a_payment_at_any_moment_is_never_cancelled_and_never_leaves_a_cancelled
                 let at = format!("session {with_session}, paid {paid_at}, told {told_at}");
                 if paid {
                     assert_eq!(stripe.intent("pi_raced"), IntentStatus::Succeeded, "{at}");
-                    assert_eq!(before.payment_facts().unwrap().cancelled, None, "{at}");
+                    assert_eq!(
+                        before.linked_payment_facts().unwrap().cancelled,
+                        None,
+                        "{at}"
+                    );
                     seen.0 += 1;
                 } else if calls > paid_at {
                     // Too late: Stripe takes no money for what was ended.
@@ -430,7 +436,7 @@ async fn a_payment_after_the_cancel_completes_the_order_and_asks_for_a_review() 
     run(&tables, &stripe, "{}").await;
     let paid = intent_succeeded("evt_late", T + 9_000, "pi_late", json!({}), 4200);
     let row = tables.entities.lock().unwrap()[&key].clone();
-    let next = row.apply_facts(borne_after(&row, &paid), at(9_000));
+    let next = row.apply_facts(linked_facts_after(&row, &paid), at(9_000));
     let payment = next.payment().unwrap();
     assert_eq!(payment.status.as_str(), "completed");
     assert!(payment.review_reasons.contains("paid_after_cancel:pi_late"));

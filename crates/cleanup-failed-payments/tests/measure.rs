@@ -10,8 +10,8 @@ use billhook_core::entity::{Entity, EntityKey};
 use billhook_core::ids::OrderId;
 use billhook_core::ports::Clock as _;
 use billhook_core::tasks::definitions::CleanupInput;
-use billhook_testkit::events::borne;
 use billhook_testkit::events::intent_failed;
+use billhook_testkit::events::linked_facts;
 use billhook_testkit::memory::{self, MemoryTables};
 use billhook_testkit::stripe::{Config, LocalStripe};
 use cleanup_failed_payments::ScheduledTask as _;
@@ -33,7 +33,7 @@ fn stale(id: &str) -> Entity {
         "ch_1",
     );
     let row = memory::entity(&EntityKey::Order(OrderId::parse(id).unwrap()));
-    row.apply_facts(borne([&event]), hours_ago).next()
+    row.apply_facts(linked_facts([&event]), hours_ago).next()
 }
 
 /// The most that this process ever had resident: the tables and the local Stripe are in it too.

@@ -234,8 +234,8 @@ fn open_payment(key: &str, index_key: &str, due: i64) -> PaymentState {
 async fn open_payments_are_sent_to_the_worker_when_they_are_due() {
     let world = World::default();
     for (key, index_key, due) in [
-        ("payment#acct_1#pi_1", "unborne#0", 10 * MINUTE),
-        ("payment#platform#pi_2", "reflect#3", 20 * MINUTE),
+        ("payment#acct_1#pi_1", "unlinked#0", 10 * MINUTE),
+        ("payment#platform#pi_2", "outdated#3", 20 * MINUTE),
     ] {
         let payment = open_payment(key, index_key, due);
         let mut payments = world.stripe().payments.lock().unwrap();
@@ -251,7 +251,7 @@ async fn open_payments_are_sent_to_the_worker_when_they_are_due() {
             sent.push((minute, body));
         }
     }
-    let message = |key: &str| format!(r#"{{"source":"reflect","payment":"{key}"}}"#);
+    let message = |key: &str| format!(r#"{{"source":"recheck","payment":"{key}"}}"#);
     let (first, second) = (
         message("payment#acct_1#pi_1"),
         message("payment#platform#pi_2"),
@@ -264,7 +264,7 @@ async fn open_payments_are_sent_to_the_worker_when_they_are_due() {
 #[tokio::test]
 async fn a_queue_that_does_not_take_a_payment_fails_the_run_and_the_next_sends_it() {
     let world = World::default();
-    let payment = open_payment("payment#platform#pi_1", "unborne#1", 0);
+    let payment = open_payment("payment#platform#pi_1", "unlinked#1", 0);
     {
         let mut payments = world.stripe().payments.lock().unwrap();
         payments.insert(payment.key.clone(), payment);

@@ -168,8 +168,8 @@ pub enum BlockedOn {
     Tenant,
     /// The order, statement or letter that the event names; the sweep retries.
     Row,
-    /// The release that knows the entity's form; the sweep retries.
-    Release,
+    /// A deployment of the release that wrote the entity; the sweep retries.
+    NewerDeployment,
     /// The person who parked it.
     Person,
     /// Manual action: no retry can succeed before that.
@@ -188,7 +188,7 @@ impl ParkReason {
         match self {
             Self::TenantUnknown => BlockedOn::Tenant,
             Self::OrderUnknown | Self::StatementUnknown | Self::LetterUnknown => BlockedOn::Row,
-            Self::NewerSchema => BlockedOn::Release,
+            Self::NewerSchema => BlockedOn::NewerDeployment,
             Self::ByHand => BlockedOn::Person,
             Self::TenantAmbiguous
             | Self::CrossTenant

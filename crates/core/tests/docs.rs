@@ -14,8 +14,8 @@ use billhook_core::entity::mail::facts::{MailFacts, MailStage, PieceFacts};
 use billhook_core::entity::merge::{
     FactSource, MaxRegister, Merge as _, MinRegister, SeenInterval,
 };
-use billhook_core::entity::payment::bearer::{BearerFacts, PaymentStanding};
 use billhook_core::entity::payment::derive::{DerivedPayment, derive_payment};
+use billhook_core::entity::payment::linked::{LinkState, LinkedPaymentFacts};
 use billhook_core::entity::schema::STATE_COLUMNS;
 use billhook_core::entity::{ENTITY_SCHEMAS, EntityKey};
 use billhook_core::ids::{EventId, PieceId, ProviderId};
@@ -30,8 +30,8 @@ use billhook_core::tasks::cleanup::cancellation_fact;
 use billhook_core::tasks::definitions::SCHEDULED_TASKS;
 use billhook_core::time::Timestamp;
 use billhook_testkit::events::{
-    account_facts, borne, charge_refunded, dispute, intent_failed, intent_is, intent_succeeded,
-    refund, session_completed, stripe,
+    account_facts, charge_refunded, dispute, intent_failed, intent_is, intent_succeeded,
+    linked_facts, refund, session_completed, stripe,
 };
 use serde_json::{Value, json};
 
@@ -93,9 +93,9 @@ fn due() -> Option<Money> {
     })
 }
 
-fn facts(events: &[Value]) -> BearerFacts {
-    let mut facts = BearerFacts::default();
-    for stated in borne(events) {
+fn facts(events: &[Value]) -> LinkedPaymentFacts {
+    let mut facts = LinkedPaymentFacts::default();
+    for stated in linked_facts(events) {
         let StatedFacts::Payment(key, copy) = stated else {
             unreachable!();
         };
@@ -105,7 +105,7 @@ fn facts(events: &[Value]) -> BearerFacts {
 }
 
 /// With what further events state.
-fn join(mut state: BearerFacts, more: BearerFacts) -> BearerFacts {
+fn join(mut state: LinkedPaymentFacts, more: LinkedPaymentFacts) -> LinkedPaymentFacts {
     for (key, copy) in more.payments {
         match state.payments.get_mut(&key) {
             Some(known) => known.facts.merge(copy.facts),
@@ -119,7 +119,7 @@ fn paid(id: &str, intent: &str, amount: i64) -> Value {
     intent_succeeded(id, T, intent, json!({}), amount)
 }
 
-fn given_up(mut facts: BearerFacts) -> BearerFacts {
+fn given_up(mut facts: LinkedPaymentFacts) -> LinkedPaymentFacts {
     let StatedFacts::Cancelled(at) = cancellation_fact(at(10)) else {
         unreachable!();
     };
@@ -205,7 +205,7 @@ impl RowColumns for NotedRow {
 fn a_kind_reads_and_writes_only_columns_that_it_documents() {
     let account = json!({ "id": "acct_1", "object": "account", "charges_enabled": true, "payouts_enabled": true });
     let account = stripe("evt_1", "account.updated", T, account);
-    let mut stated = borne(&[
+    let mut stated = linked_facts(&[
         intent_failed("evt_1", T, "pi_1", json!({}), "ch_1"),
         session_completed(
             "evt_2",
@@ -313,11 +313,11 @@ fn the_dispute_table_is_what_is_derived() {
 
 #[test]
 fn the_review_table_names_every_reason_that_can_be_derived() {
-    let mut claimed = facts(&[paid("evt_1", "pi_1", 4200)]);
-    for copy in claimed.payments.values_mut() {
-        copy.standing = PaymentStanding::Conflict(at(1));
+    let mut in_conflict = facts(&[paid("evt_1", "pi_1", 4200)]);
+    for copy in in_conflict.payments.values_mut() {
+        copy.link = LinkState::Conflict(at(1));
     }
-    let mut flagged = BearerFacts::default();
+    let mut flagged = LinkedPaymentFacts::default();
     flagged.manual.flagged.insert(at(0));
     let twice = [paid("evt_1", "pi_1", 4200), paid("evt_2", "pi_2", 4200)];
     let exceeding = charge_refunded("evt_3", T, "ch_1", Some("pi_1"), 4300);
@@ -351,7 +351,7 @@ fn the_review_table_names_every_reason_that_can_be_derived() {
             T,
             json!({ "id": "prv_1", "open": true, "charge": "ch_1" }),
         )]),
-        claimed,
+        in_conflict,
         flagged,
     ]
     .iter()

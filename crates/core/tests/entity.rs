@@ -5,12 +5,12 @@ use billhook_core::entity::EntityKey;
 use billhook_core::entity::kind::{EntityState, StatedFacts};
 use billhook_core::entity::merge::MinRegister;
 use billhook_core::entity::order::{OrderColumns, OrderKind};
-use billhook_core::entity::payment::bearer::ManualEdits;
+use billhook_core::entity::payment::linked::ManualEdits;
 use billhook_core::entity::schema::GuardedColumns;
 use billhook_core::ids::{OrderId, UserId};
 use billhook_core::time::Timestamp;
 use billhook_testkit::events::{
-    borne, dispute, intent_failed, intent_succeeded, refund, session_completed,
+    dispute, intent_failed, intent_succeeded, linked_facts, refund, session_completed,
 };
 use billhook_testkit::memory;
 use serde_json::{Value, json};
@@ -27,7 +27,7 @@ fn order() -> EntityState<OrderKind> {
 }
 
 fn facts(events: &[&Value]) -> Vec<StatedFacts> {
-    borne(events.iter().copied())
+    linked_facts(events.iter().copied())
 }
 
 fn session(reference: &str, metadata: Value) -> Value {
@@ -153,7 +153,7 @@ fn of_many_reasons_for_review_the_first_hundred_stand_and_then_the_next() {
         refund(&event, T, &id, ("pi_1", "ch_1"), 1, "failed")
     };
     let failed: Vec<Value> = (0..250).map(failed).collect();
-    let mut row = order().apply_facts(borne(&failed), now()).next;
+    let mut row = order().apply_facts(linked_facts(&failed), now()).next;
     let mut seen = Vec::new();
     for standing in [100, 100, 50, 0] {
         let reasons = row.last_derived.review_reasons.clone();

@@ -1,5 +1,6 @@
-//! The stored form of a state is what its number says: `forms/<STATE_SCHEMA>.json` is every member that a state's row can
-//! have, with every fact that there can be. The file of a number never changes; those of older numbers stay, because rows of every number are read.
+//! The stored format of a state is that of its schema version: `forms/<STATE_SCHEMA>.json` has every member that a state's
+//! row can have, with every fact that there can be. The file of a schema version never changes, and older files stay,
+//! because rows of every version are read.
 #![cfg(test)]
 
 use std::collections::BTreeMap;
@@ -12,16 +13,14 @@ use billhook_core::entity::invoice::{InvoiceFacts, InvoiceRow};
 use billhook_core::entity::key::PaymentKey;
 use billhook_core::entity::mail::facts::{CarrierScan, MailFacts, MailStage, PieceFacts};
 use billhook_core::entity::merge::{FactSource, MaxRegister, MinRegister, SeenInterval};
-use billhook_core::entity::payment::bearer::{
-    BearerFacts, ManualEdits, PaymentCopy, PaymentStanding,
-};
 use billhook_core::entity::payment::facts::{
-    ChargeFacts, DisputeFacts, DisputeState, FailedAttempt, IntentFacts, NewestFailures,
-    PaymentFacts, RefundFacts, RefundState, ReviewFacts, SessionFacts,
+    ChargeFacts, DisputeFacts, DisputeState, FailedAttempt, IntentFacts, MoneyFacts,
+    NewestFailures, RefundFacts, RefundState, ReviewFacts, SessionFacts,
 };
-use billhook_core::entity::payment::state::{
-    NamedBy, PaymentRow, PaymentStateFacts, RelinkDecision,
+use billhook_core::entity::payment::linked::{
+    LinkState, LinkedPaymentFacts, ManualEdits, PaymentCopy,
 };
+use billhook_core::entity::payment::state::{LinkSource, PaymentFacts, PaymentRow, RelinkDecision};
 use billhook_core::entity::schema::{GuardedColumns, LastDerived, STATE_SCHEMA, StateRow};
 use billhook_core::entity::statement::StatementFacts;
 use billhook_core::ids::{
@@ -36,7 +35,7 @@ use serde_json::Value;
 /// The rows of all kinds.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct StoredForms {
-    order: StateRow<BearerFacts>,
+    order: StateRow<LinkedPaymentFacts>,
     payment: PaymentRow,
     invoice: InvoiceRow,
     statement: StateRow<StatementFacts>,
@@ -124,7 +123,7 @@ fn every_fact() -> StoredForms {
         amount: MaxRegister(money(1000)),
         states: refund_states.map(|state| (state, seen(5))).into(),
     };
-    let payment = PaymentFacts {
+    let payment = MoneyFacts {
         payments: [
             (PaymentRef::Intent(intent.clone()), paid),
             (PaymentRef::Session(session.clone()), IntentFacts::default()),
@@ -172,21 +171,21 @@ fn every_fact() -> StoredForms {
     let key = |payment: &str| PaymentKey::parse(payment).unwrap();
     let invoice = InvoiceId::parse("in_1").unwrap();
     let order = EntityKey::parse("order#ord_1").unwrap();
-    let copy = |standing| PaymentCopy {
+    let copy = |link| PaymentCopy {
         version: 3,
-        standing,
+        link,
         invoices: [invoice.clone()].into(),
         is_paid: true,
         facts: payment.clone(),
     };
-    let standings = [
-        PaymentStanding::Borne,
-        PaymentStanding::Conflict(at(23)),
-        PaymentStanding::Other,
+    let states = [
+        LinkState::Linked,
+        LinkState::Conflict(at(23)),
+        LinkState::Elsewhere,
     ];
     let keys = ["pi_1", "pi_2", "pi_3"].map(|id| key(&format!("payment#acct_1#{id}")));
-    let bearer = BearerFacts {
-        payments: keys.into_iter().zip(standings.map(copy)).collect(),
+    let entity = LinkedPaymentFacts {
+        payments: keys.into_iter().zip(states.map(copy)).collect(),
         cancelled: Some(MinRegister(at(13))),
         manual: ManualEdits {
             refunded: Some(MinRegister(at(14))),
@@ -194,37 +193,37 @@ fn every_fact() -> StoredForms {
             flagged: [at(16)].into(),
         },
     };
-    let ways = every!(NamedBy {
+    let sources = every!(LinkSource {
         Metadata,
         Invoice,
         Object,
-        Index,
+        Column,
     });
     let relink = RelinkDecision {
-        n: 1,
-        to: order.clone(),
-        who: "arn:aws:iam::1:user/pat".to_owned(),
-        why: "the customer called".to_owned(),
+        number: 1,
+        entity: order.clone(),
+        actor: "arn:aws:iam::1:user/pat".to_owned(),
+        reason: "the customer called".to_owned(),
     };
     let paid_for = PaymentRow {
         schema: STATE_SCHEMA,
         version: 5,
-        changed: 4,
+        facts_version: 4,
         alias_of: Some(key("payment#acct_1#pi_1")),
-        facts: PaymentStateFacts {
+        facts: PaymentFacts {
             money: payment.clone(),
             names: [PaymentRef::parse("ch_1").unwrap()].into(),
             invoices: [invoice.clone()].into(),
-            bearers: [(
+            links: [(
                 order.clone(),
-                ways.map(|way| (way, MinRegister(at(24)))).into(),
+                sources.map(|way| (way, MinRegister(at(24)))).into(),
             )]
             .into(),
             relink: Some(MaxRegister(relink)),
         },
-        told: [(order.clone(), 4)].into(),
+        copied: [(order.clone(), 4)].into(),
         open_since: Some(at(25)),
-        open: Some("reflect#1".to_owned()),
+        open: Some("outdated#1".to_owned()),
         open_at: Some(at(26)),
         first_event_at: Some(at(1)),
         last_event_at: Some(at(22)),
@@ -264,7 +263,7 @@ fn every_fact() -> StoredForms {
         order: StateRow {
             schema: STATE_SCHEMA,
             version: 7,
-            facts: bearer.clone(),
+            facts: entity.clone(),
             derived: LastDerived {
                 columns: columns.clone(),
                 review_reasons: vec!["dispute_open:dp_1".to_owned()],
@@ -291,7 +290,7 @@ fn every_fact() -> StoredForms {
             },
         },
         statement: state(StatementFacts {
-            payment: bearer,
+            payment: entity,
             mail: MailFacts {
                 pieces: [(PieceId::parse("ltr_1").unwrap(), piece)].into(),
             },

@@ -25,7 +25,7 @@ pub fn run_worker(function: &'static str, provider: ProviderId) -> ExitCode {
             let tables = TableNames {
                 events: config.events_table,
                 entities: config.entities_table,
-                projections: config.entity_tables,
+                application_tables: config.application_tables,
             };
             let worker = Worker {
                 provider,

@@ -230,13 +230,13 @@ pub(crate) fn diff_entity(
 mod tests {
     use billhook_core::entity::kind::EntityState;
     use billhook_core::entity::order::OrderColumns;
-    use billhook_core::entity::payment::bearer::BearerFacts;
+    use billhook_core::entity::payment::linked::LinkedPaymentFacts;
     use billhook_core::entity::schema::{GuardedColumns, StateHistory};
     use billhook_core::ids::OrderId;
     use billhook_core::money::{Currency, Money};
 
     use super::*;
-    use billhook_testkit::events::{borne, intent_succeeded};
+    use billhook_testkit::events::{intent_succeeded, linked_facts};
 
     fn change(column: &str, before: Value, after: Value) -> ColumnChange {
         ColumnChange {
@@ -249,7 +249,7 @@ mod tests {
     #[test]
     fn a_payment_changes_columns_and_its_repetition_changes_none() {
         let event = intent_succeeded("evt_1", 1_781_000_000, "pi_1", serde_json::json!({}), 4200);
-        let paid = borne([&event]);
+        let paid = linked_facts([&event]);
         let now = Timestamp::from_unix_s(1_781_000_000).unwrap();
         let due = Money {
             amount: 4200,
@@ -268,7 +268,7 @@ mod tests {
                 ..GuardedColumns::default()
             },
             last_derived: LastDerived::default(),
-            facts: BearerFacts::default(),
+            facts: LinkedPaymentFacts::default(),
             history: StateHistory::default(),
         });
         let next = order.apply_facts(paid.clone(), now);

@@ -17,8 +17,8 @@ use billhook_core::ids::ProviderId;
 use billhook_core::ports::Clock as _;
 use billhook_core::worker::ports::{CommitError, CommitPart, EntityWrite, Ledger as _};
 
+use crate::application_tables::locate_entity;
 use crate::audit::AuditContext;
-use crate::entity_tables::locate_entity;
 use crate::exit::CommandExit;
 use crate::session::StackSession;
 

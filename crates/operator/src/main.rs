@@ -5,6 +5,7 @@
 //! `session` reaches the stack, and the other modules are what several commands share. Imports go from `cli` to the
 //! commands to the shared modules, never back.
 
+mod application_tables;
 mod audit;
 mod aws_request;
 mod aws_xml;
@@ -12,7 +13,6 @@ mod cli;
 mod commands;
 mod dry_run;
 mod entity_repair;
-mod entity_tables;
 mod event_filter;
 mod event_lookup;
 mod events_table;

@@ -1,4 +1,4 @@
-//! Finds the payments of a PaymentIntent, and has them looked at. A payment's key contains the account (tenant isolation),
+//! Finds the payments of a PaymentIntent, and has them rechecked. A payment's key contains the account (tenant isolation),
 //! and a PaymentIntent's id does not tell its account: so the platform is looked up, and every account that may have the
 //! payment.
 
@@ -61,7 +61,7 @@ pub(crate) async fn load_payments(
     Ok(payments.map(|(payment, _)| payment).collect())
 }
 
-/// Has the worker look at a payment: it searches what bears it, and tells its bearers what they do not know.
+/// Has the worker recheck a payment: it searches the rows that have the payment, and updates outdated copies.
 pub(crate) async fn send_payment(queue: &EventQueues, payment: &PaymentKey) -> Result<()> {
     let body = PaymentPointer::message_for(payment);
     let deduplication_id = SystemClock.new_id().hyphenated().to_string();

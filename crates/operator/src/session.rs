@@ -142,9 +142,14 @@ impl StackSession {
         let tables = TableNames {
             events: self.events_table(provider)?.table,
             entities: self.stack.output("EntitiesTable")?.to_owned(),
-            projections: ENTITY_SCHEMAS
+            application_tables: ENTITY_SCHEMAS
                 .iter()
-                .map(|schema| Ok((schema.table, self.stack.entity_table(schema)?.to_owned())))
+                .map(|schema| {
+                    Ok((
+                        schema.table,
+                        self.stack.application_table(schema)?.to_owned(),
+                    ))
+                })
                 .collect::<Result<_>>()?,
         };
         Ok(DynamoLedger::new(

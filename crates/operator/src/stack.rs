@@ -142,7 +142,7 @@ impl DeployedStack {
     }
 
     /// The name of an entity kind's table.
-    pub(crate) fn entity_table(&self, schema: &EntitySchema) -> Result<&str> {
+    pub(crate) fn application_table(&self, schema: &EntitySchema) -> Result<&str> {
         self.output(&format!("{}Table", schema.table))
     }
 

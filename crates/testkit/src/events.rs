@@ -9,8 +9,8 @@ use billhook_core::entity::account::AccountFacts;
 use billhook_core::entity::key::PaymentKey;
 use billhook_core::entity::kind::StatedFacts;
 use billhook_core::entity::merge::Merge as _;
-use billhook_core::entity::payment::bearer::PaymentCopy;
-use billhook_core::entity::payment::facts::PaymentFacts;
+use billhook_core::entity::payment::facts::MoneyFacts;
+use billhook_core::entity::payment::linked::PaymentCopy;
 use billhook_core::ids::{AccountId, CorrelationId, ProviderId};
 use billhook_core::intake::inbox::{EventSource, NewEvent};
 use billhook_core::provider::envelope::EventEnvelope;
@@ -102,7 +102,7 @@ pub fn account_facts(event: &Value) -> AccountFacts {
     clippy::panic,
     reason = "for events that have such facts"
 )]
-pub fn payment_facts(event: &Value) -> PaymentFacts {
+pub fn money_facts(event: &Value) -> MoneyFacts {
     let event = StripeEvent::parse(event.to_string().as_bytes()).expect("an event");
     match read_facts(&event) {
         Some(StripeFacts::Payment(facts)) => facts.expect("facts"),
@@ -113,7 +113,7 @@ pub fn payment_facts(event: &Value) -> PaymentFacts {
 /// What an order or statement knows of its payments after these events, which are all about payments of its own: the
 /// copies that the worker would write.
 #[expect(clippy::expect_used, reason = "for events about payments")]
-pub fn borne<'a>(events: impl IntoIterator<Item = &'a Value>) -> Vec<StatedFacts> {
+pub fn linked_facts<'a>(events: impl IntoIterator<Item = &'a Value>) -> Vec<StatedFacts> {
     let mut copies: BTreeMap<PaymentKey, PaymentCopy> = BTreeMap::new();
     for event in events {
         let parsed = StripeEvent::parse(event.to_string().as_bytes()).expect("an event");
@@ -123,9 +123,9 @@ pub fn borne<'a>(events: impl IntoIterator<Item = &'a Value>) -> Vec<StatedFacts
             account: parsed.account.clone(),
             payment: names.into_iter().next().expect("a payment"),
         };
-        let copy = copies.entry(key).or_insert_with(|| PaymentCopy::borne(0));
+        let copy = copies.entry(key).or_insert_with(|| PaymentCopy::linked(0));
         copy.version += 1;
-        copy.facts.merge(payment_facts(event));
+        copy.facts.merge(money_facts(event));
     }
     let stated = copies.into_iter();
     let stated = stated.map(|(key, copy)| StatedFacts::Payment(key, Box::new(copy)));
@@ -134,20 +134,22 @@ pub fn borne<'a>(events: impl IntoIterator<Item = &'a Value>) -> Vec<StatedFacts
 
 /// The copy that the worker would write after one more event about a payment of this order or statement.
 #[must_use]
-pub fn borne_after(entity: &Entity, event: &Value) -> Vec<StatedFacts> {
-    let known = entity.payment_facts();
-    let stated = borne([event]).into_iter().map(|stated| match stated {
-        StatedFacts::Payment(key, copy) => {
-            let known = known.and_then(|facts| facts.payments.get(&key));
-            let mut copy = *copy;
-            if let Some(known) = known {
-                copy.version += known.version;
-                copy.facts.merge(known.facts.clone());
+pub fn linked_facts_after(entity: &Entity, event: &Value) -> Vec<StatedFacts> {
+    let known = entity.linked_payment_facts();
+    let stated = linked_facts([event])
+        .into_iter()
+        .map(|stated| match stated {
+            StatedFacts::Payment(key, copy) => {
+                let known = known.and_then(|facts| facts.payments.get(&key));
+                let mut copy = *copy;
+                if let Some(known) = known {
+                    copy.version += known.version;
+                    copy.facts.merge(known.facts.clone());
+                }
+                StatedFacts::Payment(key, Box::new(copy))
             }
-            StatedFacts::Payment(key, Box::new(copy))
-        }
-        other => other,
-    });
+            other => other,
+        });
     stated.collect()
 }
 

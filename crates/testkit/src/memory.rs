@@ -823,7 +823,7 @@ impl Ledger for &MemoryTables {
         }
         if let Some(most) = *lock(&self.facts_bytes_max) {
             let bytes = |next: &EntityUpdate| {
-                serde_json::to_string(&next.next().stored()).map_or(0, |state| state.len())
+                serde_json::to_string(&next.next().to_row()).map_or(0, |state| state.len())
             };
             if writes().any(|write| bytes(&write.next) > most) {
                 return Err(CommitError::Refused("the row is too large".to_owned()));

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use billhook_core::entity::key::PaymentKey;
 use billhook_core::entity::kind::{EntityKind, EntityState, StatedFacts};
 use billhook_core::entity::merge::Merge as _;
-use billhook_core::entity::payment::bearer::PaymentCopy;
+use billhook_core::entity::payment::linked::PaymentCopy;
 use billhook_core::entity::{Entity, EntityKey};
 use billhook_core::ids::{OrderId, ProviderId, StatementId};
 use billhook_core::provider::interpret::{EventFacts, EventSubject};
@@ -89,7 +89,7 @@ fn stated_by<'c>(
                 };
                 let copy = copies
                     .entry(key)
-                    .or_insert_with(|| PaymentCopy::borne(i64::try_from(version).unwrap()));
+                    .or_insert_with(|| PaymentCopy::linked(i64::try_from(version).unwrap()));
                 copy.invoices.extend(payment.invoice.clone());
                 copy.facts.merge(payment.money.clone());
             }

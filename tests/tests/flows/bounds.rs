@@ -19,7 +19,7 @@ struct Sizes {
     refunds: i64,
     sessions: i64,
     disputes: i64,
-    /// About a payment that nothing bears.
+    /// About a payment without a link.
     open: i64,
 }
 
@@ -124,7 +124,7 @@ async fn book(stage: &Stage, own: &str, sizes: &Sizes) -> Result<usize> {
             "{kind}"
         );
     }
-    // At last an order is known whose payment it is, and is told of all that came before.
+    // At last the payment is linked to an order, which gets all facts that came before.
     priced_order(world, &of("open"), 4200 + sizes.refunds).await?;
     deliver(world, &[paid("open", now + sizes.open)]).await?;
     worked_off(world).await?;

@@ -370,7 +370,7 @@ fn an_edit_between_read_and_write_is_a_lost_race_whichever_column_it_is() {
         let tables = TableNames {
             events: output(STRIPE)?,
             entities: output("EntitiesTable")?,
-            projections: [
+            application_tables: [
                 ("Orders", output("OrdersTable")?),
                 ("Statements", output("StatementsTable")?),
             ]

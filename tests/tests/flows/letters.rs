@@ -216,7 +216,7 @@ fn a_statement_mailed_again_begins_a_new_life_and_keeps_the_old_one() {
             types(&again),
             ["mail_mailed", "mail_returned_to_sender", "mail_created"]
         );
-        // The limit that is written down: nothing bears the first letter any more.
+        // The limit that is written down: no statement has the first letter any more.
         let late = letter(
             "evt_again_4",
             "2026-11-07T08:00:00Z",

@@ -157,13 +157,13 @@ fn a_refund_and_a_success_before_anything_names_their_order() {
             .settled(STRIPE, "processed", &["evt_late_r", "evt_late_s"])
             .await?;
         let payment = "payment#acct_a#pi_late";
-        let unborne = world
+        let unlinked = world
             .row("EntitiesTable", "entity", payment)
             .await?
             .unwrap();
-        let open = unborne["open"].as_str().unwrap();
-        assert!(open.starts_with("unborne#"), "{unborne}");
-        assert_eq!(unborne["event_ids"].as_array().unwrap().len(), 2);
+        let open = unlinked["open"].as_str().unwrap();
+        assert!(open.starts_with("unlinked#"), "{unlinked}");
+        assert_eq!(unlinked["event_ids"].as_array().unwrap().len(), 2);
         assert_eq!(world.order("ord_late").await?["status"], "pending");
 
         let session = session_completed(
@@ -197,13 +197,16 @@ fn a_refund_and_a_success_before_anything_names_their_order() {
             ]
         );
         assert_eq!(row["stripeCheckoutSessionId"], "cs_late");
-        let borne = world
+        let linked = world
             .row("EntitiesTable", "entity", payment)
             .await?
             .unwrap();
         assert_eq!(
-            (&borne["told"], &borne["open"]),
-            (&json!({ "order#ord_late": borne["changed"] }), &Value::Null)
+            (&linked["copied"], &linked["open"]),
+            (
+                &json!({ "order#ord_late": linked["facts_version"] }),
+                &Value::Null
+            )
         );
         // Its other names lead to it.
         for alias in ["payment#acct_a#ch_late", "payment#acct_a#cs_late"] {

@@ -144,27 +144,27 @@ fn parked_events_are_released_or_given_up_by_the_sweep() {
         let early = intent_succeeded("evt_early", now, "pi_early", named("ord_early"), 4200);
         let never = intent_succeeded("evt_never", now, "pi_never", named("ord_never"), 4200);
         let refund = charge_refunded("evt_loose", now, "ch_loose", Some("pi_loose"), 100);
-        let borne = charge_refunded("evt_borne", now, "ch_borne", Some("pi_borne"), 100);
-        for event in [&early, &never, &refund, &borne] {
+        let linked = charge_refunded("evt_linked", now, "ch_linked", Some("pi_linked"), 100);
+        for event in [&early, &never, &refund, &linked] {
             world.stripe(event, 1).await?;
         }
         let ids = ["evt_early", "evt_never"];
         world.settled(STRIPE, "parked", &ids).await?;
-        let ids = ["evt_loose", "evt_borne"];
+        let ids = ["evt_loose", "evt_linked"];
         world.settled(STRIPE, "processed", &ids).await?;
         order(world, "ord_early", None).await?;
         // The application writes the payment into its column, and no event names the order.
-        order(world, "ord_borne", None).await?;
-        let row = world.order("ord_borne").await?;
+        order(world, "ord_linked", None).await?;
+        let row = world.order("ord_linked").await?;
         let mut row = row.as_object().unwrap().clone();
-        row.insert("stripePaymentIntentId".to_owned(), json!("pi_borne"));
+        row.insert("stripePaymentIntentId".to_owned(), json!("pi_linked"));
         world.put("OrdersTable", Value::Object(row)).await?;
         // What other tests left parked is sent as well, both times.
         delete_row(world, "JobsTable", "job_id", "sweep").await?;
         let before = run(world, &scheduled("sweep")).await?;
         age(world, "evt_early", 11 * 60).await?;
         age(world, "evt_never", 31 * 24 * 60 * 60).await?;
-        let payment = "payment#platform#pi_borne";
+        let payment = "payment#platform#pi_linked";
         let mut open = world
             .row("EntitiesTable", "entity", payment)
             .await?
@@ -182,13 +182,13 @@ fn parked_events_are_released_or_given_up_by_the_sweep() {
         );
         world.settled(STRIPE, "processed", &["evt_early"]).await?;
         world.drained().await?;
-        assert_eq!(world.order("ord_borne").await?["amountRefunded"], 100);
+        assert_eq!(world.order("ord_linked").await?["amountRefunded"], 100);
         let row = event(world, STRIPE, "evt_never").await?;
         assert_eq!(
             (&row["processing_outcome"], &row["processing_error"]),
             (&json!("ignored"), &json!("never_found"))
         );
-        // An edge that comes later brings what is known.
+        // With a link that comes later, the order gets what is known.
         order(world, "ord_loose", None).await?;
         let paid = intent_succeeded("evt_linking", now, "pi_loose", named("ord_loose"), 4200);
         world.stripe(&paid, 1).await?;

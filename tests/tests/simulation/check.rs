@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use billhook_core::entity::EntityKey;
-use billhook_core::entity::payment::bearer::PaymentStanding;
+use billhook_core::entity::payment::linked::LinkState;
 use billhook_core::ids::{EventId, ProviderId};
 use billhook_core::outcome::EventOutcome;
 use billhook_core::provider::stripe::types::IntentStatus;
@@ -17,10 +17,10 @@ use billhook_testkit::sim::store::{EntityRow, Written};
 use billhook_testkit::sim::stripe::{Emitted, End, Says};
 use webhook_secret::KNOWN_AFTER;
 
-use crate::bearers::{bearers, claims, is_reached};
 use crate::customers::tenant;
 use crate::edges::STRIPE_ARN;
 use crate::functions::{Functions, Seen};
+use crate::links::{is_reached, link_evidence, linked_entities};
 use crate::logs;
 use crate::oracle::expected;
 use crate::senders::{Answered, Call};
@@ -252,11 +252,11 @@ fn writes(world: &World, found: &mut Found) {
             let known = of_letter.entry(key).or_default();
             known.extend((!known.contains(event)).then_some(*event));
         }
-        told(written, found);
+        copies_are_written(written, found);
         for (before, after) in &written.entities {
             let applied = applied(after, &of_payment, &of_letter);
             isolation(world, after, found);
-            let conflicts = after.entity.payment_facts().into_iter();
+            let conflicts = after.entity.linked_payment_facts().into_iter();
             let conflicts = conflicts.flat_map(|facts| facts.conflicts()).count();
             as_the_set_says(after, &applied, conflicts, found);
             cancelling(world, written, before, after, found);
@@ -264,16 +264,16 @@ fn writes(world: &World, found: &mut Found) {
     }
 }
 
-/// The events whose facts an entity has: those of the payments that it bears, and of its letters.
+/// The events whose facts an entity has: those of the payments that are linked to it, and of its letters.
 fn applied<'e>(
     row: &EntityRow,
     of_payment: &BTreeMap<&str, Vec<&'e Emitted>>,
     of_letter: &BTreeMap<EntityKey, Vec<&'e Emitted>>,
 ) -> Vec<&'e Emitted> {
-    let borne = row.entity.payment_facts().into_iter();
-    let borne = borne.flat_map(|facts| &facts.payments);
-    let borne = borne.filter(|(_, copy)| copy.standing == PaymentStanding::Borne);
-    let of_payments = borne.filter_map(|(key, _)| of_payment.get(key.payment.as_str()));
+    let linked = row.entity.linked_payment_facts().into_iter();
+    let linked = linked.flat_map(|facts| &facts.payments);
+    let linked = linked.filter(|(_, copy)| copy.link == LinkState::Linked);
+    let of_payments = linked.filter_map(|(key, _)| of_payment.get(key.payment.as_str()));
     let reached = of_payments.flat_map(|events| {
         let all = events.iter().copied();
         events
@@ -284,22 +284,25 @@ fn applied<'e>(
     reached.chain(of_letters).copied().collect()
 }
 
-/// 9: what a payment says that it told, the entity has in the same write.
-fn told(written: &Written, found: &mut Found) {
+/// 9: a copy that a payment records is in the entity in the same write.
+fn copies_are_written(written: &Written, found: &mut Found) {
     for state in &written.states {
         let NextState::Payment(payment) = state else {
             continue;
         };
-        let now = payment.told.iter();
+        let now = payment.copied.iter();
         let now = now.filter(|(_, version)| **version == payment.version);
-        for (bearer, version) in now {
+        for (entity, version) in now {
             let rows = written.entities.iter().map(|(_, row)| &row.entity);
-            let row = rows.into_iter().find(|row| row.key() == *bearer);
-            let facts = row.and_then(|row| row.payment_facts());
+            let row = rows.into_iter().find(|row| row.key() == *entity);
+            let facts = row.and_then(|row| row.linked_payment_facts());
             let copy = facts.and_then(|facts| facts.payments.get(&payment.key));
-            let is_told = copy.is_some_and(|copy| copy.version == *version);
-            found.unless(is_told, 9, || {
-                format!("{} says that it told {bearer}, and did not", payment.key)
+            let is_written = copy.is_some_and(|copy| copy.version == *version);
+            found.unless(is_written, 9, || {
+                format!(
+                    "{} says that {entity} has its copy, and it has not",
+                    payment.key
+                )
             });
         }
     }
@@ -308,7 +311,7 @@ fn told(written: &Written, found: &mut Found) {
 /// 7: an entity has only facts of its tenant's account. 4: and only of payments that something says are its own.
 fn isolation(world: &World, row: &EntityRow, found: &mut Found) {
     let (key, owner) = (row.entity.key(), row.entity.tenant());
-    let payments = row.entity.payment_facts().into_iter();
+    let payments = row.entity.linked_payment_facts().into_iter();
     for payment in payments.flat_map(|facts| facts.payment_keys()) {
         if let Some(account) = &payment.account {
             let is_owners = ["a", "b", "c"].iter().any(|name| {
@@ -330,7 +333,7 @@ fn isolation(world: &World, row: &EntityRow, found: &mut Found) {
                 .stripe
                 .events
                 .iter()
-                .any(|event| event.of == of && claims(event).names.as_ref() == Some(&key));
+                .any(|event| event.of == of && link_evidence(event).names.as_ref() == Some(&key));
         found.unless(is_its, 4, || format!("{payment} moved {key}"));
     }
 }
@@ -338,12 +341,12 @@ fn isolation(world: &World, row: &EntityRow, found: &mut Found) {
 /// 4, 6, 10: whatever came so far, the row is what the set of it says; what it lowers must be what the set lowers.
 fn as_the_set_says(row: &EntityRow, applied: &[&Emitted], conflicts: usize, found: &mut Found) {
     let (key, columns) = (row.entity.key(), row.entity.columns());
-    let Some(facts) = row.entity.payment_facts() else {
+    let Some(facts) = row.entity.linked_payment_facts() else {
         return;
     };
     // A row that lost its only payment is what it is without one.
     let lost = facts.payments.values();
-    let lost = lost.filter(|copy| copy.standing == PaymentStanding::Other);
+    let lost = lost.filter(|copy| copy.link == LinkState::Elsewhere);
     if applied.is_empty() && conflicts == 0 && lost.count() == 0 {
         return;
     }
@@ -393,7 +396,7 @@ fn as_the_set_says(row: &EntityRow, applied: &[&Emitted], conflicts: usize, foun
         _ => None,
     });
     let (is, should) = (
-        facts.borne().refunds.len(),
+        facts.merge_linked_facts().refunds.len(),
         told.collect::<BTreeSet<_>>().len(),
     );
     found.unless(is == should, 5, || {
@@ -415,7 +418,12 @@ fn cancelling(
     after: &EntityRow,
     found: &mut Found,
 ) {
-    let facts_of = |row: &EntityRow| row.entity.payment_facts().cloned().unwrap_or_default();
+    let facts_of = |row: &EntityRow| {
+        row.entity
+            .linked_payment_facts()
+            .cloned()
+            .unwrap_or_default()
+    };
     let facts = facts_of(before);
     if facts.cancelled.is_some() || facts_of(after).cancelled.is_none() {
         return;
@@ -479,7 +487,7 @@ fn events(world: &World, seen: &Seen, found: &mut Found) {
             let is_right = match &event.end {
                 End::In(_) => stored.outcome == EventOutcome::Processed,
                 // Another tenant's row may have the payment in its column.
-                End::Unborne => {
+                End::Unlinked => {
                     stored.outcome == EventOutcome::Processed
                         || (stored.outcome, reason) == (EventOutcome::Parked, "cross_tenant")
                 }
@@ -546,14 +554,14 @@ fn rows(world: &World, found: &mut Found) {
     }
     let mut conflicts: BTreeMap<EntityKey, usize> = BTreeMap::new();
     for (of, events) in by_payment {
-        let bearers = bearers(world, of);
-        if let (1, Some(key)) = (bearers.len(), bearers.first()) {
+        let linked = linked_entities(world, of);
+        if let (1, Some(key)) = (linked.len(), linked.first()) {
             let all = events.iter().copied();
             let reached = events.iter().filter(|event| is_reached(event, all.clone()));
             by_entity.entry(key.clone()).or_default().extend(reached);
             continue;
         }
-        for key in bearers {
+        for key in linked {
             *conflicts.entry(key).or_default() += 1;
         }
     }

@@ -29,7 +29,7 @@ pub(crate) struct Customers {
     pub(crate) until: Timestamp,
     /// The most that passes between two steps of a payment.
     pub(crate) pace: Duration,
-    /// Payments are named by invoices, by charges and by two orders.
+    /// Payments are linked by invoices, by the metadata of charges and to two orders.
     pub(crate) is_entangled: bool,
 }
 
@@ -423,7 +423,7 @@ impl Customers {
                         700,
                         "succeeded",
                     );
-                    (from_account(event, "acct_b"), End::Unborne)
+                    (from_account(event, "acct_b"), End::Unlinked)
                 }
                 2 => {
                     let mut event = paid(DUE, names);

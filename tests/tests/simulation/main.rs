@@ -8,11 +8,11 @@
     reason = "the simulated time is tokio's, which waiting alone moves"
 )]
 
-mod bearers;
 mod check;
 mod customers;
 mod edges;
 mod functions;
+mod links;
 mod logs;
 mod mutants;
 mod oracle;

@@ -39,7 +39,7 @@ pub(crate) struct Profile {
     cleanup_every: Duration,
     grace: Duration,
     is_adversarial: bool,
-    /// Payments are named by invoices, by charges and by two orders, and people decide.
+    /// Payments are linked by invoices, by the metadata of charges and to two orders, and people decide.
     is_entangled: bool,
     /// The stack makes and replaces its endpoint.
     rotates: bool,

@@ -163,8 +163,8 @@ pub(super) fn build_state(row: Option<&DynamoRow>, next: &NextState) -> Result<I
 
 fn stored_item(state: &NextState) -> Result<Item, CommitError> {
     match state {
-        NextState::Payment(payment) => to_item(&payment.stored()),
-        NextState::Invoice(invoice) => to_item(&invoice.stored()),
+        NextState::Payment(payment) => to_item(&payment.to_row()),
+        NextState::Invoice(invoice) => to_item(&invoice.to_row()),
     }
 }
 
@@ -219,9 +219,9 @@ pub(super) fn build_write(
         Some(_) => next.with_row_written(),
         None => next.next(),
     };
-    let mut state = to_item(&stored.stored())?;
+    let mut state = to_item(&stored.to_row())?;
     if let Some(loaded) = &row.state {
-        keep_unknown_members(loaded, &to_item(&entity.stored())?, &mut state);
+        keep_unknown_members(loaded, &to_item(&entity.to_row())?, &mut state);
     }
     Ok(WrittenRows { columns, state })
 }

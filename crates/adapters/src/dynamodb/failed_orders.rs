@@ -24,7 +24,7 @@ impl<C: Clock> FindFailedOrders for DynamoLedger<C> {
             client: &self.client,
             on_scan: self.on_scan,
             provider: ProviderId::Stripe,
-            table: self.entity_table(&OrderKind::SCHEMA)?,
+            table: self.application_table(&OrderKind::SCHEMA)?,
             name: "StatusIndex",
             column: "status",
             key: OrderKind::SCHEMA.key,

@@ -41,7 +41,7 @@ use super::index::{ColumnIndex, ScanObserver};
 use super::pages::{FactPages, join_pages, named_pages, page_key, split_pages};
 use super::update::UpdateBuilder;
 use super::{dependency_error, send_update};
-use crate::config::{EntityTables, table_variable};
+use crate::config::{ApplicationTables, table_variable};
 
 /// A larger row is not written, and its event is parked as `entity_too_large`. DynamoDB's limit is 400 KB; the rest is
 /// for the application, whose own writes would fail if we filled the row.
@@ -62,17 +62,17 @@ pub struct TableNames {
     /// The entities' states.
     pub entities: String,
     /// The application's tables.
-    pub projections: EntityTables,
+    pub application_tables: ApplicationTables,
 }
 
 #[cfg(test)]
 impl TableNames {
     pub(super) fn of_tests() -> Self {
-        let projections = ENTITY_SCHEMAS.iter();
+        let schemas = ENTITY_SCHEMAS.iter();
         Self {
             events: "events".to_owned(),
             entities: "entities".to_owned(),
-            projections: projections
+            application_tables: schemas
                 .map(|schema| (schema.table, schema.table.to_lowercase()))
                 .collect(),
         }
@@ -99,8 +99,8 @@ impl<C: Clock> DynamoLedger<C> {
         }
     }
 
-    pub(super) fn entity_table(&self, schema: &EntitySchema) -> Result<&str, DependencyError> {
-        let table = self.tables.projections.get(schema.table);
+    pub(super) fn application_table(&self, schema: &EntitySchema) -> Result<&str, DependencyError> {
+        let table = self.tables.application_tables.get(schema.table);
         table
             .map(String::as_str)
             .ok_or_else(|| missing_table(&table_variable(schema)))
@@ -120,7 +120,7 @@ impl<C: Clock> DynamoLedger<C> {
             client: &self.client,
             on_scan: self.on_scan,
             provider,
-            table: self.entity_table(schema)?,
+            table: self.application_table(schema)?,
             name,
             column,
             key: schema.key,
@@ -229,7 +229,7 @@ impl<C: Clock> DynamoLedger<C> {
         }
         require_row_as_loaded(&mut update, key.schema(), row);
         let schema = key.schema();
-        update.build(self.entity_table(schema)?, schema.key, key.id())
+        update.build(self.application_table(schema)?, schema.key, key.id())
     }
 
     /// For a write that changes no column: the state rests on this row all the same.
@@ -241,7 +241,7 @@ impl<C: Clock> DynamoLedger<C> {
         let mut check = UpdateBuilder::new();
         let schema = key.schema();
         require_row_as_loaded(&mut check, schema, row);
-        check.build_check(self.entity_table(schema)?, schema.key, key.id())
+        check.build_check(self.application_table(schema)?, schema.key, key.id())
     }
 }
 
@@ -435,7 +435,7 @@ impl<C: Clock> DynamoLedger<C> {
             states.or_default().push(state);
             if let StateKey::Entity(key) = key {
                 let schema = key.schema();
-                let table = self.entity_table(schema)?;
+                let table = self.application_table(schema)?;
                 schemas.insert(table, schema);
                 let row = Item::from([(schema.key.to_owned(), string_value(key.id()))]);
                 wanted.entry(table.to_owned()).or_default().push(row);
@@ -614,13 +614,13 @@ mod tests {
     use billhook_core::outcome::{EventVerdict, IgnoreReason, ParkReason};
     use billhook_core::provider::lob::event::LobEvent;
     use billhook_core::provider::lob::mail::read_mail_facts;
-    use billhook_testkit::events::{account_facts, borne, letter};
+    use billhook_testkit::events::{account_facts, letter, linked_facts};
     use serde_json::json;
 
     use billhook_core::entity::key::PaymentKey;
     use billhook_core::entity::merge::MinRegister;
-    use billhook_core::entity::payment::bearer::PaymentStanding;
-    use billhook_core::entity::payment::state::{NamedBy, PaymentState, PaymentStateFacts};
+    use billhook_core::entity::payment::linked::LinkState;
+    use billhook_core::entity::payment::state::{LinkSource, PaymentFacts, PaymentState};
     use billhook_core::worker::ports::{EventUpdate, NextState};
 
     use super::*;
@@ -683,7 +683,7 @@ mod tests {
         let event = json!({ "id": "evt_1", "type": "payment_intent.succeeded", "created": 1_781_000_000,
             "account": "acct_1", "data": { "object": { "id": "pi_1", "object": "payment_intent",
             "amount_received": 4100, "currency": "usd" } } });
-        borne([&event])
+        linked_facts([&event])
     }
 
     fn next_write(
@@ -806,7 +806,7 @@ mod tests {
                 billhook_testkit::events::refund(&id, 1, &refund, ("pi_1", "ch_1"), 1, "succeeded")
             })
             .collect();
-        let next = entity.apply_facts(borne(&refunds), now());
+        let next = entity.apply_facts(linked_facts(&refunds), now());
         let actions = ledger().entity_actions(&entity, &loaded, &next, now());
         let [state, pages @ .., row] = &actions.unwrap()[..] else {
             panic!("the state's row and the application's");
@@ -909,7 +909,7 @@ mod tests {
     #[test]
     fn a_payments_write_holds_its_version_and_keeps_what_it_does_not_know() {
         let key = PaymentKey::parse("payment#acct_1#pi_1").unwrap();
-        let mut first = PaymentState::new(key.clone()).next(PaymentStateFacts::default(), None);
+        let mut first = PaymentState::new(key.clone()).next_state(PaymentFacts::default(), None);
         first.note_open(now());
         let write = |row: Option<&DynamoRow>, next: PaymentState| {
             let next = NextState::Payment(next);
@@ -925,10 +925,10 @@ mod tests {
         let (read, row) = read_payment(&key, item).unwrap();
         let mut facts = read.facts.clone();
         let order = EntityKey::parse("order#ord_1").unwrap();
-        let ways = [(NamedBy::Metadata, MinRegister(now()))];
-        facts.bearers.insert(order.clone(), ways.into());
-        let mut next = read.next(facts, None);
-        next.note_told(&order, PaymentStanding::Borne);
+        let sources = [(LinkSource::Metadata, MinRegister(now()))];
+        facts.links.insert(order.clone(), sources.into());
+        let mut next = read.next_state(facts, None);
+        next.record_copy(&order, LinkState::Linked);
         next.note_open(now());
         let written = shown(write(Some(&row), next));
         insta::assert_snapshot!([created, written].join("\n"));
@@ -971,7 +971,7 @@ mod tests {
             (
                 json!({}),
                 Some(json!({ "schema": 99, "version": 1, "facts": "a form of its own" })),
-                "its state has form 99, and this release knows only form 1",
+                "its state has schema version 99; this release reads up to 1",
             ),
         ] {
             let read = read_entity(&key, row(item), state.map(row));

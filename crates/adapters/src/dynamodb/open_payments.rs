@@ -1,5 +1,5 @@
-//! Finds payments that nothing bears, or whose bearers do not know all of it, for the sweep: by the sparse `OpenIndex` of
-//! the table `entities`.
+//! Finds open payments for the sweep, those without a link or with an outdated copy: by the sparse `OpenIndex` of the
+//! table `entities`.
 //!
 //! The index is only a hint: the worker reads the payment itself and decides.
 

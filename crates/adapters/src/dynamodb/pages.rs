@@ -49,7 +49,7 @@ pub(super) fn join_pages(state: &mut Item, rows: &mut HashMap<String, Item>) -> 
             return None;
         }
         let its = row.get("facts")?.as_m().ok()?.clone();
-        join(&mut facts, its.clone());
+        join_facts(&mut facts, its.clone());
         pages.insert(page, its);
     }
     state.insert("facts".to_owned(), AttributeValue::M(facts));
@@ -70,7 +70,7 @@ pub(super) fn split_pages(state: &mut Item, known: &FactPages) -> FactPages {
     let known: BTreeSet<&str> = known.keys().map(String::as_str).collect();
     for page in ["0", "1"] {
         let its = entries.iter().filter(|entry| entry.bits.starts_with(page));
-        split(page.to_owned(), its.collect(), &known, &mut pages);
+        split_page(page.to_owned(), its.collect(), &known, &mut pages);
     }
     let names = AttributeValue::Ss(pages.keys().cloned().collect());
     state.insert("pages".to_owned(), names);
@@ -111,7 +111,7 @@ fn collect_entries<'a>(facts: &'a Item, path: &mut Vec<&'a str>, entries: &mut V
 }
 
 /// A page that was halved once stays halved: put together again it would soon be too large.
-fn split(
+fn split_page(
     page: String,
     entries: Vec<&PageEntry<'_>>,
     known: &BTreeSet<&str>,
@@ -126,18 +126,18 @@ fn split(
         for bit in ["0", "1"] {
             let half = format!("{page}{bit}");
             let its = entries.iter().filter(|entry| entry.bits.starts_with(&half));
-            split(half.clone(), its.copied().collect(), known, pages);
+            split_page(half.clone(), its.copied().collect(), known, pages);
         }
     } else if !entries.is_empty() {
         let mut facts = Item::new();
         for entry in entries {
-            insert(&mut facts, &entry.path, entry.value.clone());
+            insert_entry(&mut facts, &entry.path, entry.value.clone());
         }
         pages.insert(page, facts);
     }
 }
 
-fn insert(facts: &mut Item, path: &[&str], value: AttributeValue) {
+fn insert_entry(facts: &mut Item, path: &[&str], value: AttributeValue) {
     match path {
         [] => {}
         [name] => drop(facts.insert((*name).to_owned(), value)),
@@ -145,16 +145,16 @@ fn insert(facts: &mut Item, path: &[&str], value: AttributeValue) {
             let members = facts.entry((*name).to_owned());
             let members = members.or_insert_with(|| AttributeValue::M(Item::new()));
             if let AttributeValue::M(members) = members {
-                insert(members, rest, value);
+                insert_entry(members, rest, value);
             }
         }
     }
 }
 
-fn join(facts: &mut Item, other: Item) {
+fn join_facts(facts: &mut Item, other: Item) {
     for (name, value) in other {
         match (facts.get_mut(&name), value) {
-            (Some(AttributeValue::M(known)), AttributeValue::M(more)) => join(known, more),
+            (Some(AttributeValue::M(known)), AttributeValue::M(more)) => join_facts(known, more),
             (_, value) => drop(facts.insert(name, value)),
         }
     }

@@ -347,7 +347,8 @@ where
             let key = order.key();
             let rows = self.read_again(&key).await?;
             let is_written = rows.entities.get(&key).is_some_and(|(found, _)| {
-                found.version() == next.version() && found.payment_facts() == next.payment_facts()
+                found.version() == next.version()
+                    && found.linked_payment_facts() == next.linked_payment_facts()
             });
             match error {
                 _ if is_written => {}

@@ -45,7 +45,7 @@ pub async fn run_task(
 ) -> Result<TaskReport, TaskFailed> {
     let clock = SystemClock;
     // Never missing: the configuration requires the table of every kind.
-    let tenants_table = config.entity_tables.get(TenantKind::SCHEMA.table);
+    let tenants_table = config.application_tables.get(TenantKind::SCHEMA.table);
     let jobs = JobsTable {
         client: aws.dynamodb().clone(),
         table: config.jobs_table.clone(),
@@ -61,7 +61,7 @@ pub async fn run_task(
         let tables = TableNames {
             events: config.events_tables.of(provider).clone(),
             entities: config.entities_table.clone(),
-            projections: config.entity_tables.clone(),
+            application_tables: config.application_tables.clone(),
         };
         DynamoLedger::new(aws.dynamodb().clone(), tables, clock, report_fallback_scan)
     };

@@ -1,6 +1,6 @@
 //! The sweep: retries unfinished events at the ages that `billhook_core::tasks::sweep` defines (exponential backoff),
-//! gives up those that waited too long, and has open payments looked at: those that nothing bears, and those whose
-//! bearers do not know all of them.
+//! gives up those that waited too long, and has the worker recheck open payments: those without a link, and those
+//! with an outdated copy.
 //!
 //! Guarantees: if an event reaches a retry age between two completed runs, it is sent at least once, and once if
 //! nothing fails. A message that is sent twice changes nothing (the worker is idempotent). The sweep never marks an
@@ -64,7 +64,7 @@ pub struct SweepSummary {
     pub sent: usize,
     /// Events that the queue rejects for good, because their rows are damaged.
     pub refused: usize,
-    /// Open payments that were sent to the worker to be looked at.
+    /// Open payments that were sent to the worker to be rechecked.
     pub payments: usize,
     /// Events that were given up.
     pub ignored: usize,

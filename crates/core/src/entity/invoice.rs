@@ -1,6 +1,6 @@
 //! Invoices: which orders an invoice belongs to, and which payments pay it. An invoice has no row of the application.
 //!
-//! Either edge may be known first. A session in mode `subscription` names its order and its invoice and no payment; an
+//! Either link may be known first. A session in mode `subscription` names its order and its invoice and no payment; an
 //! event of the payment names the invoice and no order. The invoice brings the two together, in whichever order they
 //! arrive.
 
@@ -61,7 +61,7 @@ impl InvoiceState {
         })
     }
 
-    pub fn stored(&self) -> InvoiceRow {
+    pub fn to_row(&self) -> InvoiceRow {
         InvoiceRow {
             schema: STATE_SCHEMA,
             version: self.version,

@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::ids::{AccountId, InvoiceId, OrderId, PaymentRef, StatementId, TenantId};
 
-/// The words of the kinds.
+/// The names of the kinds, as they stand in keys.
 pub(crate) const ORDER: &str = "order";
 pub(crate) const STATEMENT: &str = "statement";
 pub(crate) const TENANT: &str = "tenant";
@@ -50,7 +50,7 @@ pub enum StateKey {
 }
 
 /// The parts of `payment#acct_1#pi_1` after its first word.
-fn parse_account<'t>(word: &str, text: &'t str) -> Option<(Option<AccountId>, &'t str)> {
+fn parse_account_and_id<'t>(word: &str, text: &'t str) -> Option<(Option<AccountId>, &'t str)> {
     let (account, id) = text
         .strip_prefix(word)?
         .strip_prefix('#')?
@@ -118,14 +118,14 @@ impl EntityKey {
 impl PaymentKey {
     /// Reads what `Display` prints.
     pub fn parse(text: &str) -> Option<Self> {
-        let (account, id) = parse_account("payment", text)?;
+        let (account, id) = parse_account_and_id("payment", text)?;
         let payment = PaymentRef::parse(id).ok()?;
         Some(Self { account, payment })
     }
 
     /// Another name of a payment of the same account.
     #[must_use]
-    pub fn named(&self, payment: PaymentRef) -> Self {
+    pub fn with_name(&self, payment: PaymentRef) -> Self {
         let account = self.account.clone();
         Self { account, payment }
     }
@@ -134,7 +134,7 @@ impl PaymentKey {
 impl InvoiceKey {
     /// Reads what `Display` prints.
     pub fn parse(text: &str) -> Option<Self> {
-        let (account, id) = parse_account("invoice", text)?;
+        let (account, id) = parse_account_and_id("invoice", text)?;
         let invoice = InvoiceId::parse(id).ok()?;
         Some(Self { account, invoice })
     }

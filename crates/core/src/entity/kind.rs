@@ -15,8 +15,8 @@ use crate::entity::key::PaymentKey;
 use crate::entity::mail::derive::DerivedMail;
 use crate::entity::mail::facts::MailFacts;
 use crate::entity::merge::{Merge, MinRegister};
-use crate::entity::payment::bearer::{BearerFacts, ManualEdits, PaymentCopy};
 use crate::entity::payment::derive::DerivedPayment;
+use crate::entity::payment::linked::{LinkedPaymentFacts, ManualEdits, PaymentCopy};
 use crate::entity::payment::status::{OrderStatus, PaymentStatus};
 use crate::entity::schema::{
     GuardedColumns, LastDerived, STATE_SCHEMA, StateHistory, StateRow, StoredState, UnreadableRow,
@@ -41,8 +41,8 @@ pub enum StatedFacts {
 
 impl StatedFacts {
     /// Those about payments, in the form in which an order or statement stores them.
-    pub(super) fn into_bearer_facts(self) -> BearerFacts {
-        let mut facts = BearerFacts::default();
+    pub(super) fn into_linked_payment_facts(self) -> LinkedPaymentFacts {
+        let mut facts = LinkedPaymentFacts::default();
         match self {
             Self::Payment(key, copy) => drop(facts.payments.insert(key, *copy)),
             Self::Cancelled(at) => facts.cancelled = Some(MinRegister(at)),
@@ -100,14 +100,14 @@ pub trait EntityKind: Clone + Debug + PartialEq + Sized {
         Vec::new()
     }
 
-    fn payment_facts(_facts: &Self::Facts) -> Option<&BearerFacts> {
+    fn linked_payment_facts(_facts: &Self::Facts) -> Option<&LinkedPaymentFacts> {
         None
     }
-    fn payment_facts_mut(_facts: &mut Self::Facts) -> Option<&mut BearerFacts> {
+    fn linked_payment_facts_mut(_facts: &mut Self::Facts) -> Option<&mut LinkedPaymentFacts> {
         None
     }
     /// Whether a payment status of `refunded` in the row is a person's repair, and not the application's own word.
-    fn owns_payment_status(_known: &BearerFacts, _new: &BearerFacts) -> bool {
+    fn owns_payment_status(_known: &LinkedPaymentFacts, _new: &LinkedPaymentFacts) -> bool {
         true
     }
     fn payment(_derived: &Self::Derived) -> Option<&DerivedPayment> {
@@ -231,14 +231,14 @@ impl<K: EntityKind> EntityState<K> {
             K::take_facts(&mut new, stated);
         }
         let mut facts = self.facts.clone();
-        if let Some(new) = K::payment_facts_mut(&mut new) {
+        if let Some(new) = K::linked_payment_facts_mut(&mut new) {
             // Some applications put the order's id into `client_reference_id`. It is not a user: without this line
             // `ord_1` ended up in `userId` if the session's metadata did not repeat the order's id.
             let is_own = |hint: &mut MinRegister<UserId>| hint.0.as_str() == self.id.to_string();
             for copy in new.payments.values_mut() {
                 copy.facts.reference.take_if(|hint| is_own(hint));
             }
-            if let Some(known) = K::payment_facts_mut(&mut facts) {
+            if let Some(known) = K::linked_payment_facts_mut(&mut facts) {
                 let edits = self.find_manual_edits(K::owns_payment_status(known, new), now);
                 known.merge(edits);
             }
@@ -316,8 +316,8 @@ impl<K: EntityKind> EntityState<K> {
     ///
     /// Only `refunded`, `cancelled` and the review flag are repairs. Setting `completed` is none: only a payment makes
     /// an order `completed`.
-    fn find_manual_edits(&self, owns_payment_status: bool, now: Timestamp) -> BearerFacts {
-        let mut facts = BearerFacts::default();
+    fn find_manual_edits(&self, owns_payment_status: bool, now: Timestamp) -> LinkedPaymentFacts {
+        let mut facts = LinkedPaymentFacts::default();
         let (now_in_row, was) = (&self.columns, &self.last_derived.columns);
         let changed_to = |column: &Option<String>, derived: &Option<String>, word: &str| {
             column.as_deref() == Some(word) && column != derived

@@ -1,6 +1,6 @@
 //! Merging of facts (join-semilattice, state-based CRDT): makes duplicates, out-of-order delivery and races harmless.
 //!
-//! An event about a payment waits for nothing: the payment's state takes its facts, whether or not anything bears it.
+//! An event about a payment waits for nothing: the payment's state takes its facts, whether or not it is linked to anything.
 //!
 //! The building blocks are the smallest value, the greatest value, the union of sets, maps merged by key, and the
 //! greatest entries of such a map (`payment::facts::NewestFailures`). Each is commutative (order of arrival),

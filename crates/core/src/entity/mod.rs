@@ -30,8 +30,8 @@ pub use crate::entity::key::EntityKey;
 use crate::entity::kind::{DiscardedEdit, EntityKind, EntityState, StateUpdate, StatedFacts};
 use crate::entity::mail::derive::DerivedMail;
 use crate::entity::order::OrderKind;
-use crate::entity::payment::bearer::BearerFacts;
 use crate::entity::payment::derive::DerivedPayment;
+use crate::entity::payment::linked::LinkedPaymentFacts;
 use crate::entity::payment::status::{OrderStatus, PaymentStatus};
 use crate::entity::schema::{
     GuardedColumns, LastDerived, StateHistory, StoredState, UnreadableRow,
@@ -174,8 +174,8 @@ impl Entity {
     }
 
     /// `None` if this kind has no payments.
-    pub fn payment_facts(&self) -> Option<&BearerFacts> {
-        for_entity!(Entity, self, state => Kind::payment_facts(&state.facts))
+    pub fn linked_payment_facts(&self) -> Option<&LinkedPaymentFacts> {
+        for_entity!(Entity, self, state => Kind::linked_payment_facts(&state.facts))
     }
 
     /// The PaymentIntent in the row's column.
@@ -189,7 +189,7 @@ impl Entity {
     }
 
     /// The state, in the form in which it is stored.
-    pub fn stored(&self) -> StoredForm<'_> {
+    pub fn to_row(&self) -> StoredForm<'_> {
         StoredForm(self)
     }
 
@@ -240,8 +240,8 @@ impl EntityUpdate {
         for_entity!(EntityUpdate, self, update => &update.discarded_edits)
     }
 
-    pub fn payment_facts(&self) -> Option<&BearerFacts> {
-        for_entity!(EntityUpdate, self, update => Kind::payment_facts(&update.next.facts))
+    pub fn linked_payment_facts(&self) -> Option<&LinkedPaymentFacts> {
+        for_entity!(EntityUpdate, self, update => Kind::linked_payment_facts(&update.next.facts))
     }
 
     /// `None` if this kind has no payments.

@@ -12,8 +12,8 @@ use crate::entity::columns::{
 use crate::entity::key::ORDER;
 use crate::entity::kind::{EntityKind, EntityState, StatedFacts, keep_if_ours, read_due};
 use crate::entity::merge::Merge as _;
-use crate::entity::payment::bearer::BearerFacts;
 use crate::entity::payment::derive::{DerivedPayment, derive_payment};
+use crate::entity::payment::linked::LinkedPaymentFacts;
 use crate::entity::payment::status::{OrderStatus, PaymentStatus};
 use crate::entity::schema::{GuardedColumns, LastDerived};
 use crate::entity::timeline::DerivedEntry;
@@ -61,7 +61,7 @@ pub struct OrderColumns {
 impl EntityKind for OrderKind {
     type Id = OrderId;
     type Given = OrderColumns;
-    type Facts = BearerFacts;
+    type Facts = LinkedPaymentFacts;
     type Derived = DerivedPayment;
 
     const SCHEMA: EntitySchema = EntitySchema {
@@ -86,8 +86,8 @@ impl EntityKind for OrderKind {
     };
     const UNKNOWN: ParkReason = ParkReason::OrderUnknown;
 
-    fn take_facts(facts: &mut BearerFacts, stated: StatedFacts) {
-        facts.merge(stated.into_bearer_facts());
+    fn take_facts(facts: &mut LinkedPaymentFacts, stated: StatedFacts) {
+        facts.merge(stated.into_linked_payment_facts());
     }
 
     fn read_given(row: &impl RowColumns) -> OrderColumns {
@@ -135,11 +135,15 @@ impl EntityKind for OrderKind {
         }
     }
 
-    fn derive(facts: &BearerFacts, given: &OrderColumns) -> DerivedPayment {
+    fn derive(facts: &LinkedPaymentFacts, given: &OrderColumns) -> DerivedPayment {
         derive_payment(facts, given.due)
     }
 
-    fn project(row: &EntityState<Self>, _: &BearerFacts, payment: &DerivedPayment) -> LastDerived {
+    fn project(
+        row: &EntityState<Self>,
+        _: &LinkedPaymentFacts,
+        payment: &DerivedPayment,
+    ) -> LastDerived {
         let (given, last) = (&row.given, &row.last_derived);
         let mut removed = Vec::new();
         LastDerived {
@@ -217,11 +221,11 @@ impl EntityKind for OrderKind {
         payment.timeline.clone()
     }
 
-    fn payment_facts(facts: &BearerFacts) -> Option<&BearerFacts> {
+    fn linked_payment_facts(facts: &LinkedPaymentFacts) -> Option<&LinkedPaymentFacts> {
         Some(facts)
     }
 
-    fn payment_facts_mut(facts: &mut BearerFacts) -> Option<&mut BearerFacts> {
+    fn linked_payment_facts_mut(facts: &mut LinkedPaymentFacts) -> Option<&mut LinkedPaymentFacts> {
         Some(facts)
     }
 

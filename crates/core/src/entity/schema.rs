@@ -17,11 +17,12 @@ use crate::entity::payment::derive::DerivedPayment;
 use crate::ids::{CheckoutSessionId, EventId, PaymentIntentId, TenantId, UserId};
 use crate::time::Timestamp;
 
-/// The number of the stored form. Add one whenever the form changes; `tests/forms.rs` has the form of each number.
+/// The schema version: the number of the stored format. Add one whenever the format changes; `tests/forms.rs` has the
+/// format of each version.
 ///
 /// Reason: during a deployment old and new functions write the same rows. An old function would read the row, not know
-/// the new fact and drop it when it writes the row back. With a greater number in the row it waits for the newer
-/// release instead (`newer_schema`).
+/// the new fact and drop it when it writes the row back. With a greater version in the row, the event waits
+/// for the newer release instead (`newer_schema`).
 pub const STATE_SCHEMA: i64 = 1;
 
 /// The key of the table `entities`.
@@ -31,18 +32,18 @@ pub const STATE_KEY: &str = "entity";
 #[rustfmt::skip]
 pub const STATE_COLUMNS: &[EntityColumn] = &[
     column(STATE_KEY, Text, Billhook, "the kind and the id: `order#ord_1`, `payment#acct_1#pi_1`, `invoice#platform#in_1`"),
-    column("schema", Integer, Billhook, "the number of the form; a row of a greater number waits for the release that knows it"),
+    column("schema", Integer, Billhook, "the version of the stored format; events of a row with a greater one are parked as `newer_schema`"),
     column("version", Integer, Billhook, "each of our writes adds 1; the condition of every write"),
     column("facts", Map, Billhook, "what the events, people and the cleanup stated, merged"),
     column("pages", TextSet, Billhook, "the rows `page#<page>#<entity>` that have the facts instead, once they pass 48 KiB"),
     column("derived", Map, Billhook, "the columns of the application's row as last derived, and the review reasons"),
     column("written", Map, Billhook, "the newest 16 writes of the application's row: version and guarded columns"),
-    column("changed", Integer, Billhook, "payments: the version of the last write that changed a fact; copies have it"),
+    column("facts_version", Integer, Billhook, "payments: the version of the last write that changed a fact; copies have the same number"),
     column("alias_of", Text, Billhook, "payments: this row is another name of that payment"),
-    column("told", Map, Billhook, "payments: the version that each order or statement was told last"),
-    column("open_since", Text, Billhook, "payments: since when nothing bears it, or a bearer is behind"),
-    column("open", Text, Billhook, "payments: `unborne#<shard>` or `reflect#<shard>` while it is open; key of `OpenIndex`"),
-    column("open_at", Text, Billhook, "payments: when the sweep has it looked at next; sort key of `OpenIndex`"),
+    column("copied", Map, Billhook, "payments: the version of the copy that each linked order or statement has"),
+    column("open_since", Text, Billhook, "payments: since when no order or statement is linked to it, or a copy is outdated"),
+    column("open", Text, Billhook, "payments: `unlinked#<shard>` or `outdated#<shard>` while it is open; key of `OpenIndex`"),
+    column("open_at", Text, Billhook, "payments: when the sweep has the worker recheck it next; sort key of `OpenIndex`"),
     column("tenant_id", Text, Billhook, "the tenant that the application's row belonged to at the last write"),
     column("row_created_at", Text, Billhook, "`createdAt` of the application's row, if it has one"),
     column("first_event_at", Text, Billhook, "the earliest provider's time of an event that was merged"),
@@ -189,7 +190,7 @@ impl StoredState for serde_json::Value {
     }
 }
 
-/// Refuses the number of a newer form.
+/// Refuses a newer schema version.
 pub fn check_schema(number: Option<i64>) -> Result<(), UnreadableRow> {
     match number {
         Some(number) if number > STATE_SCHEMA => Err(UnreadableRow::NewerSchema(number)),
@@ -201,7 +202,7 @@ pub fn check_schema(number: Option<i64>) -> Result<(), UnreadableRow> {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnreadableRow {
     /// A newer release wrote it. This one does not know all of its members, so it must not write it.
-    #[error("its state has form {0}, and this release knows only form {STATE_SCHEMA}")]
+    #[error("its state has schema version {0}; this release reads up to {STATE_SCHEMA}")]
     NewerSchema(i64),
     #[error("{0}")]
     Broken(String),

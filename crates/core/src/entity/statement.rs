@@ -18,8 +18,8 @@ use crate::entity::kind::{EntityKind, EntityState, StatedFacts, keep_if_ours, re
 use crate::entity::mail::derive::{DerivedMail, derive_mail};
 use crate::entity::mail::facts::{MailFacts, MailStage};
 use crate::entity::merge::{Merge as _, merge_fields};
-use crate::entity::payment::bearer::BearerFacts;
 use crate::entity::payment::derive::{DerivedPayment, derive_payment};
+use crate::entity::payment::linked::LinkedPaymentFacts;
 use crate::entity::payment::status::PaymentStatus;
 use crate::entity::schema::{GuardedColumns, LastDerived};
 use crate::entity::timeline::DerivedEntry;
@@ -70,7 +70,7 @@ pub struct StatementColumns {
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct StatementFacts {
-    pub payment: BearerFacts,
+    pub payment: LinkedPaymentFacts,
     pub mail: MailFacts,
 }
 
@@ -114,7 +114,7 @@ impl EntityKind for StatementKind {
     fn take_facts(facts: &mut StatementFacts, stated: StatedFacts) {
         match stated {
             StatedFacts::Mail(mail) => facts.mail.merge(mail),
-            payment => facts.payment.merge(payment.into_bearer_facts()),
+            payment => facts.payment.merge(payment.into_linked_payment_facts()),
         }
     }
 
@@ -170,7 +170,7 @@ impl EntityKind for StatementKind {
     ) -> LastDerived {
         let of_payment = GuardedColumns::of_payment(payment);
         let has_stripe_facts = facts.payment.has_stripe_facts();
-        let has_payment_facts = facts.payment != BearerFacts::default();
+        let has_payment_facts = facts.payment != LinkedPaymentFacts::default();
         let has_mail_facts = facts.mail != MailFacts::default();
         let last = &row.last_derived;
         let mut removed = Vec::new();
@@ -262,17 +262,17 @@ impl EntityKind for StatementKind {
         payment.chain(&derived.mail.timeline).cloned().collect()
     }
 
-    fn payment_facts(facts: &StatementFacts) -> Option<&BearerFacts> {
+    fn linked_payment_facts(facts: &StatementFacts) -> Option<&LinkedPaymentFacts> {
         Some(&facts.payment)
     }
 
-    fn payment_facts_mut(facts: &mut StatementFacts) -> Option<&mut BearerFacts> {
+    fn linked_payment_facts_mut(facts: &mut StatementFacts) -> Option<&mut LinkedPaymentFacts> {
         Some(&mut facts.payment)
     }
 
     /// A statement may be paid by other means than Stripe, and then its payment column is the application's: it may
     /// write `refunded` there itself. That is a repair only once Stripe's events say something about the payment.
-    fn owns_payment_status(known: &BearerFacts, new: &BearerFacts) -> bool {
+    fn owns_payment_status(known: &LinkedPaymentFacts, new: &LinkedPaymentFacts) -> bool {
         known.has_stripe_facts() || new.has_stripe_facts()
     }
 

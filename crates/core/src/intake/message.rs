@@ -37,7 +37,7 @@ pub struct ReplayedBy<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReceivedPointer {
     Event(ReceivedEvent),
-    /// A payment to look at without an event.
+    /// A payment to recheck without an event.
     Payment(PaymentKey),
 }
 
@@ -49,23 +49,23 @@ pub struct ReceivedEvent {
     pub correlation_id: Option<String>,
 }
 
-/// The message that has a payment looked at without an event, as we write and read it.
+/// The message that has a payment rechecked without an event, as we write and read it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PaymentPointer {
-    source: ReflectSource,
+    source: RecheckSource,
     payment: PaymentKey,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum ReflectSource {
-    Reflect,
+enum RecheckSource {
+    Recheck,
 }
 
 impl PaymentPointer {
     pub fn message_for(payment: &PaymentKey) -> String {
         let pointer = Self {
-            source: ReflectSource::Reflect,
+            source: RecheckSource::Recheck,
             payment: payment.clone(),
         };
         // Cannot fail: the value contains only strings and enums.
@@ -141,7 +141,7 @@ mod tests {
         let message = PaymentPointer::message_for(&payment);
         assert_eq!(
             message,
-            r#"{"source":"reflect","payment":"payment#acct_1#pi_1"}"#
+            r#"{"source":"recheck","payment":"payment#acct_1#pi_1"}"#
         );
         let parsed = ReceivedPointer::parse(ProviderId::Stripe, &message);
         assert_eq!(parsed, Some(ReceivedPointer::Payment(payment)));

@@ -11,8 +11,8 @@ use crate::entity::EntityKey;
 use crate::entity::account::AccountFacts;
 use crate::entity::columns::EntitySchema;
 use crate::entity::mail::facts::MailFacts;
-use crate::entity::payment::facts::PaymentFacts;
-use crate::entity::payment::state::NamedBy;
+use crate::entity::payment::facts::MoneyFacts;
+use crate::entity::payment::state::LinkSource;
 use crate::ids::{AccountId, InvoiceId, PaymentRef, PieceId};
 use crate::json::JsonError;
 use crate::outcome::EventVerdict;
@@ -40,25 +40,25 @@ pub struct EventFacts {
     reason = "few exist at a time, and they are merged at once"
 )]
 pub enum EventSubject {
-    Payment(PaymentStatement),
+    Payment(PaymentEventFacts),
     /// A printed piece; `None` if the event does not say which.
     Piece(Option<PieceId>, MailFacts),
     /// The connected account itself, so the entity is the account's tenant.
     Account(AccountFacts),
 }
 
-/// What an event states about a payment.
+/// The facts of one event about a payment, and its names.
 #[derive(Clone, Debug, PartialEq)]
-pub struct PaymentStatement {
+pub struct PaymentEventFacts {
     /// The best name first: PaymentIntent, session, charge.
     pub names: Vec<PaymentRef>,
     pub invoice: Option<InvoiceId>,
-    /// How its metadata names an entity.
-    pub named_by: NamedBy,
-    pub money: PaymentFacts,
+    /// What kind of link it is if the metadata names an order or statement.
+    pub link_source: LinkSource,
+    pub money: MoneyFacts,
 }
 
-impl PaymentStatement {
+impl PaymentEventFacts {
     /// Whether it is of a Checkout Session, which made its invoice.
     pub fn is_of_session(&self) -> bool {
         !self.money.sessions.is_empty()

@@ -42,7 +42,7 @@ pub enum CleanupDecision {
 /// `payment_failed`, so it is not cancelled.
 pub fn decide_cleanup(order: &Entity, grace: Duration, now: Timestamp) -> CleanupDecision {
     let update = order.apply_facts([], now);
-    let (Some(payment), Some(facts)) = (update.payment(), update.payment_facts()) else {
+    let (Some(payment), Some(facts)) = (update.payment(), update.linked_payment_facts()) else {
         return CleanupDecision::NotFailed;
     };
     if payment.status != OrderStatus::PaymentFailed || order.is_moved() {
@@ -52,7 +52,7 @@ pub fn decide_cleanup(order: &Entity, grace: Duration, now: Timestamp) -> Cleanu
         Some(failed_at) if failed_at.after(grace) <= now => {}
         Some(_) | None => return CleanupDecision::TooYoung,
     }
-    // Another order was named for one of its payments just as well: until a person decides, the money counts here too.
+    // Another order has an equally good link to one of its payments: until a person decides, the money counts here too.
     if facts.conflicts().next().is_some() {
         return CleanupDecision::NotFailed;
     }

@@ -133,7 +133,7 @@ pub trait FindUnfinishedEvents: Send + Sync {
     ) -> impl Future<Output = Result<Vec<(EventRecord, Option<String>)>, DependencyError>> + Send;
 }
 
-/// Sweep: payments that nothing bears, or whose bearers do not know all of it.
+/// Sweep: open payments, which have no link or an outdated copy.
 pub trait FindOpenPayments: Send + Sync {
     /// At most `limit` payments of one of [`open_index_keys`](crate::entity::payment::state::open_index_keys) that are due
     /// at `until`. Only a hint: the index lags.

@@ -109,9 +109,8 @@ impl SweepCandidate<'_> {
     pub fn action(&self, window: SweepWindow) -> SweepAction {
         let is_older_than = |age| self.received_at.after(age) <= window.until;
         let step = match (self.outcome, self.blocked_on()) {
-            (EventOutcome::Pending, _) | (_, Some(BlockedOn::Tenant | BlockedOn::Release)) => {
-                SweepAction::Send
-            }
+            (EventOutcome::Pending, _)
+            | (_, Some(BlockedOn::Tenant | BlockedOn::NewerDeployment)) => SweepAction::Send,
             (_, Some(BlockedOn::Row)) if is_older_than(UNKNOWN_WAIT_MAX) => {
                 return SweepAction::Ignore(IgnoreReason::NeverFound);
             }
@@ -129,7 +128,7 @@ impl SweepCandidate<'_> {
     pub fn is_overdue(&self, window: SweepWindow) -> bool {
         let waits = matches!(
             self.blocked_on(),
-            Some(BlockedOn::Tenant | BlockedOn::Row | BlockedOn::Release)
+            Some(BlockedOn::Tenant | BlockedOn::Row | BlockedOn::NewerDeployment)
         );
         waits && window.passes_age(self.received_at, OVERDUE_AFTER)
     }

@@ -110,8 +110,8 @@ pub enum ProcessingSuccess {
     Decided(EventVerdict),
     /// The row already said so when it was read.
     AlreadyDone(EventOutcome),
-    /// A payment's bearers were told what it knows, as far as they can be.
-    Settled,
+    /// A payment was rechecked, and all copies that can be written are up to date.
+    Rechecked,
     /// That failed, and it is left to the sweep, which finds the payment in the index of open ones.
     LeftToSweep(String),
 }

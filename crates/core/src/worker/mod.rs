@@ -12,7 +12,7 @@
 //! the one way out of a round, `resolve` finds what an event belongs to, `plan` says what is written, `commit` writes it,
 //! `batch` has the limits.
 //!
-//! A message may also name a payment: then the worker looks at it without an event (`look_at_payment`).
+//! A message may also name a payment: then the worker rechecks it without an event (`recheck_payment`).
 
 pub mod batch;
 mod commit;
@@ -39,7 +39,7 @@ use crate::worker::batch::{
     ReceivedMessage, RelinkError, TimeLeft, Worker,
 };
 use crate::worker::commit::RoundRows;
-use crate::worker::plan::{CommitUnit, PaymentLook, group_units};
+use crate::worker::plan::{CommitUnit, PaymentRecheck, group_units};
 use crate::worker::ports::{EntityCommit, EventUpdate, Ledger, LoadedRows, StoredEvent};
 use crate::worker::resolve::{
     AccountTenants, IndexHints, assign_tenants, gather_rows, resolve_events,
@@ -86,21 +86,21 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
             }
         }
         for (payment, messages) in payments {
-            let looking = std::pin::pin!(self.look_at_payment(&payment, deadline));
-            let looked = match is_late {
+            let rechecking = std::pin::pin!(self.recheck_payment(&payment, deadline));
+            let rechecked = match is_late {
                 true => Err(ProcessingFailure::OutOfTime),
-                false => match select(looking, late.as_mut()).await {
-                    Either::Left((looked, _)) => looked,
+                false => match select(rechecking, late.as_mut()).await {
+                    Either::Left((rechecked, _)) => rechecked,
                     Either::Right(_) => {
                         is_late = true;
                         Err(ProcessingFailure::OutOfTime)
                     }
                 },
             };
-            let result = match looked {
+            let result = match rechecked {
                 Ok(commits) => {
                     progress.commits.extend(commits);
-                    Ok(ProcessingSuccess::Settled)
+                    Ok(ProcessingSuccess::Rechecked)
                 }
                 Err(failure) => Err(failure),
             };
@@ -126,9 +126,9 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         }
     }
 
-    /// Looks at a payment without an event: searches the indexes if nothing bears it, and tells its bearers what they do
-    /// not know yet. Repeats lost races like a round.
-    async fn look_at_payment(
+    /// Rechecks a payment without an event: searches the indexes if no order or statement is linked to it, and updates
+    /// outdated copies. Repeats lost races like a round.
+    async fn recheck_payment(
         &self,
         payment: &PaymentKey,
         deadline: Timestamp,
@@ -141,7 +141,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
             if round > 0 {
                 self.clock.pause(Duration::from_millis(25 << round)).await;
             }
-            match self.look_once(payment).await {
+            match self.recheck_once(payment).await {
                 Ok(commits) => return Ok(commits),
                 Err(failed) => failure = failed,
             }
@@ -149,38 +149,39 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         Err(failure)
     }
 
-    async fn look_once(
+    async fn recheck_once(
         &self,
         payment: &PaymentKey,
     ) -> Result<Vec<EntityCommit>, ProcessingFailure> {
-        let (rows, hints) = self.load_look(payment, None).await?;
-        // An alias has only to take back what it told under this name.
-        let is_done =
-            |payment: &PaymentState| payment.alias_of.is_some() && payment.behind().is_empty();
+        let (rows, hints) = self.load_recheck(payment, None).await?;
+        // Of an alias only the copies that were made under its name are left to remove.
+        let is_done = |payment: &PaymentState| {
+            payment.alias_of.is_some() && payment.outdated_copies().is_empty()
+        };
         if rows.payment(payment).is_none_or(is_done) {
             return Ok(Vec::new());
         }
         let hits = hints
             .of_payment(payment)
             .map_err(ProcessingFailure::Infrastructure)?;
-        let look = PaymentLook {
+        let recheck = PaymentRecheck {
             payment: payment.clone(),
             hits: hits.to_vec(),
             relink: None,
         };
-        self.commit_look(look, &rows).await
+        self.commit_recheck(recheck, &rows).await
     }
 
-    /// Makes an order or statement bear a payment, by a person's decision: later events, replays and rebuilds keep it.
-    /// Whatever bore the payment before loses its facts in the same transaction.
+    /// Links a payment to an order or statement, by a person's decision: later events, replays and rebuilds keep it. The
+    /// one that it was linked to before loses the payment's facts in the same transaction.
     pub async fn relink_payment(
         &self,
         payment: &PaymentKey,
         to: &EntityKey,
-        who: &str,
-        why: &str,
+        actor: &str,
+        reason: &str,
     ) -> Result<Vec<EntityCommit>, RelinkError> {
-        let (rows, _) = self.load_look(payment, Some(to)).await?;
+        let (rows, _) = self.load_recheck(payment, Some(to)).await?;
         let known = rows.payment(payment).ok_or(RelinkError::PaymentUnknown)?;
         if let Some(alias_of) = &known.alias_of {
             return Err(RelinkError::Alias(alias_of.clone()));
@@ -194,28 +195,28 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         if !tenants.may_change(payment.account.as_ref(), target) {
             return Err(RelinkError::OtherTenant);
         }
-        let last = known.facts.relink.as_ref().map_or(0, |last| last.0.n);
-        let look = PaymentLook {
+        let last = known.facts.relink.as_ref().map_or(0, |last| last.0.number);
+        let recheck = PaymentRecheck {
             payment: payment.clone(),
             hits: Vec::new(),
             relink: Some(RelinkDecision {
-                n: last.saturating_add(1),
-                to: to.clone(),
-                who: who.to_owned(),
-                why: why.to_owned(),
+                number: last.saturating_add(1),
+                entity: to.clone(),
+                actor: actor.to_owned(),
+                reason: reason.to_owned(),
             }),
         };
-        Ok(self.commit_look(look, &rows).await?)
+        Ok(self.commit_recheck(recheck, &rows).await?)
     }
 
-    async fn load_look(
+    async fn load_recheck(
         &self,
         payment: &PaymentKey,
         to: Option<&EntityKey>,
     ) -> Result<(LoadedRows<L::Row>, IndexHints), ProcessingFailure> {
-        let looked = BTreeSet::from([payment.clone()]);
+        let asked = BTreeSet::from([payment.clone()]);
         let to = to.cloned().map(StateKey::Entity).into_iter().collect();
-        let gathered = gather_rows(&self.ledger, &[], &looked, &to).await?;
+        let gathered = gather_rows(&self.ledger, &[], &asked, &to).await?;
         match gathered
             .0
             .unreadable
@@ -236,15 +237,15 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         Ok(tenants)
     }
 
-    async fn commit_look(
+    async fn commit_recheck(
         &self,
-        look: PaymentLook,
+        recheck: PaymentRecheck,
         rows: &LoadedRows<L::Row>,
     ) -> Result<Vec<EntityCommit>, ProcessingFailure> {
-        let tenants = self.load_tenants(&look.payment).await?;
+        let tenants = self.load_tenants(&recheck.payment).await?;
         let unit = CommitUnit {
             events: Vec::new(),
-            looks: vec![look],
+            rechecks: vec![recheck],
         };
         let round = RoundRows {
             rows,

@@ -1,9 +1,9 @@
 //! Plans transactions: which events and rows belong together, and what each row says after them. Pure.
 //!
 //! A unit is everything that must be written together: events, the payments and entities that take their facts, the
-//! other names of those payments, and the orders and statements that bear them. Two payments of one order are in one
-//! unit, because both write the order. What a unit cannot write, because a bearer is missing or another tenant's, stays
-//! open in the payment's state, and the sweep has it looked at again.
+//! other names of those payments, and the orders and statements that are linked to them. Two payments of one order are in
+//! one unit, because both write the order. If a linked row cannot be written, because it is missing or another tenant's,
+//! the payment stays open, and the sweep has the worker recheck it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,12 +11,12 @@ use crate::entity::invoice::{InvoiceFacts, InvoiceState};
 use crate::entity::key::{InvoiceKey, PaymentKey, StateKey};
 use crate::entity::kind::StatedFacts;
 use crate::entity::merge::{MaxRegister, Merge as _, MinRegister};
-use crate::entity::payment::bearer::PaymentStanding;
-use crate::entity::payment::state::{NamedBy, PaymentState, PaymentStateFacts, RelinkDecision};
+use crate::entity::payment::linked::LinkState;
+use crate::entity::payment::state::{LinkSource, PaymentFacts, PaymentState, RelinkDecision};
 use crate::entity::{Entity, EntityKey};
 use crate::ids::{AccountId, EventId};
 use crate::outcome::EventVerdict;
-use crate::provider::interpret::{EventSubject, PaymentStatement};
+use crate::provider::interpret::{EventSubject, PaymentEventFacts};
 use crate::time::Timestamp;
 use crate::worker::ports::{
     CommitPart, EntityWrite, EventUpdate, LoadedRows, NextState, StateWrite,
@@ -27,23 +27,23 @@ use crate::worker::step::{EventCandidate, EventTarget};
 /// order when it is looked at: nothing bears it, or it has another event.
 const INVOICE_PAYMENTS_MAX: usize = 10;
 
-/// Bearers of one payment in one transaction: a tenant may name any number of its orders for a payment. The rest stays
-/// behind, and is told when the payment is looked at.
-const BEARERS_MAX: usize = 10;
+/// Copies of one payment that one transaction writes: a tenant may name any number of its orders for a payment. The
+/// others stay outdated until the payment is rechecked.
+const LINKED_MAX: usize = 10;
 
-/// Events, and payments to look at, whose rows are written together.
+/// Events, and payments to recheck, whose rows are written together.
 #[derive(Default)]
 pub(super) struct CommitUnit {
     pub(super) events: Vec<EventCandidate>,
-    pub(super) looks: Vec<PaymentLook>,
+    pub(super) rechecks: Vec<PaymentRecheck>,
 }
 
-/// A payment that is looked at without an event.
-pub(super) struct PaymentLook {
+/// A payment that is rechecked without an event.
+pub(super) struct PaymentRecheck {
     pub(super) payment: PaymentKey,
     /// The rows that an index returned for it.
     pub(super) hits: Vec<EntityKey>,
-    /// A person's decision about what bears it.
+    /// A person's decision about what it is linked to.
     pub(super) relink: Option<RelinkDecision>,
 }
 
@@ -83,10 +83,10 @@ pub(super) fn group_units<R>(events: Vec<EventCandidate>, rows: &LoadedRows<R>) 
 /// The rows that an event may write.
 fn written_keys<R>(event: &EventCandidate, rows: &LoadedRows<R>) -> BTreeSet<StateKey> {
     let mut keys = BTreeSet::new();
-    let (key, edges) = match &event.target {
+    let (key, links) = match &event.target {
         None => return keys,
         Some(EventTarget::Entity(key)) => return BTreeSet::from([key.clone().into()]),
-        Some(EventTarget::Payment { key, edges }) => (key, edges),
+        Some(EventTarget::Payment { key, links }) => (key, links),
     };
     let mut payments = BTreeSet::from([key.clone()]);
     if let EventSubject::Payment(payment) = &event.event.subject {
@@ -100,22 +100,22 @@ fn written_keys<R>(event: &EventCandidate, rows: &LoadedRows<R>) -> BTreeSet<Sta
     }
     let known = payments.iter().filter_map(|key| rows.payment(key));
     for payment in known {
-        let bearers = payment.facts.bearers.keys().chain(payment.told.keys());
-        keys.extend(bearers.cloned().map(StateKey::Entity));
+        let links = payment.facts.links.keys().chain(payment.copied.keys());
+        keys.extend(links.cloned().map(StateKey::Entity));
         for invoice in invoices_of(payment, &payment.facts) {
             let orders = rows.invoices.get(&invoice).into_iter();
             let orders = orders.flat_map(|(invoice, _)| invoice.facts.orders.keys().cloned());
             keys.extend(orders.map(StateKey::Entity));
         }
     }
-    keys.extend(edges.iter().map(|(bearer, _)| bearer.clone().into()));
+    keys.extend(links.iter().map(|(entity, _)| entity.clone().into()));
     keys.extend(payments.into_iter().map(StateKey::Payment));
     keys
 }
 
 fn invoices_of<'f>(
     payment: &'f PaymentState,
-    facts: &'f PaymentStateFacts,
+    facts: &'f PaymentFacts,
 ) -> impl Iterator<Item = InvoiceKey> + 'f {
     let invoices = facts.invoices.iter().cloned();
     invoices.map(|invoice| InvoiceKey {
@@ -127,11 +127,11 @@ fn invoices_of<'f>(
 /// A payment while its unit is planned.
 struct PaymentDraft {
     read: PaymentState,
-    facts: PaymentStateFacts,
+    facts: PaymentFacts,
     alias_of: Option<PaymentKey>,
     events: Vec<(EventId, Option<Timestamp>)>,
-    /// An event or a look is about it, so its bearers are derived again even if no fact changed.
-    is_asked: bool,
+    /// An event or a recheck is about it, so what it is linked to is derived again even if no fact changed.
+    must_derive: bool,
 }
 
 struct UnitDrafts<'a, R> {
@@ -160,11 +160,11 @@ pub(super) fn plan_unit<'a, R>(
     for event in &unit.events {
         drafts.take_event(event, now);
     }
-    for look in &unit.looks {
-        drafts.take_look(look, may_change, now);
+    for recheck in &unit.rechecks {
+        drafts.take_recheck(recheck, may_change, now);
     }
-    drafts.add_invoice_edges();
-    drafts.finish(unit, may_change, now)
+    drafts.add_invoice_links();
+    drafts.build_part(unit, may_change, now)
 }
 
 impl<'a, R> UnitDrafts<'a, R> {
@@ -178,7 +178,7 @@ impl<'a, R> UnitDrafts<'a, R> {
                 alias_of: read.alias_of.clone(),
                 read,
                 events: Vec::new(),
-                is_asked: false,
+                must_derive: false,
             }
         })
     }
@@ -186,11 +186,11 @@ impl<'a, R> UnitDrafts<'a, R> {
     fn take_event(&mut self, event: &EventCandidate, now: Timestamp) {
         let (id, at) = (event.stored.id.clone(), event.event.created_at);
         match (&event.target, &event.event.subject) {
-            (Some(EventTarget::Payment { key, edges }), EventSubject::Payment(payment)) => {
+            (Some(EventTarget::Payment { key, links }), EventSubject::Payment(payment)) => {
                 // An event of this batch may just have shown that this is another payment's name.
                 let alias_of = self.payment(key).alias_of.clone();
                 let key = alias_of.as_ref().unwrap_or(key);
-                self.take_payment(event, key, edges, payment, at.unwrap_or(now));
+                self.take_payment(event, key, links, payment, at.unwrap_or(now));
                 self.payment(key).events.push((id, at));
             }
             (Some(EventTarget::Entity(key)), EventSubject::Piece(_, mail)) => {
@@ -213,36 +213,36 @@ impl<'a, R> UnitDrafts<'a, R> {
         self.events.entry(key.clone()).or_default().push(event);
     }
 
-    /// Merges what an event states about its payment, and every name and edge that it adds.
+    /// Merges what an event states about its payment, and every name and link that it adds.
     fn take_payment(
         &mut self,
         event: &EventCandidate,
         key: &PaymentKey,
-        edges: &[(EntityKey, NamedBy)],
-        payment: &PaymentStatement,
+        links: &[(EntityKey, LinkSource)],
+        payment: &PaymentEventFacts,
         at: Timestamp,
     ) {
-        let mut facts = PaymentStateFacts {
+        let mut facts = PaymentFacts {
             money: payment.money.clone(),
             invoices: payment.invoice.iter().cloned().collect(),
-            ..PaymentStateFacts::default()
+            ..PaymentFacts::default()
         };
-        add_edges(&mut facts, edges.iter().cloned(), at);
+        add_links(&mut facts, links.iter().cloned(), at);
         for name in event.payment_names(payment).filter(|name| name != key) {
             facts.names.insert(name.payment.clone());
             self.absorb_alias(key, &name);
         }
         let draft = self.payment(key);
         draft.facts.merge(facts);
-        draft.is_asked = true;
+        draft.must_derive = true;
         let Some(invoice) = event.invoice(payment) else {
             return;
         };
         let stated = match payment.is_of_session() {
             true => InvoiceFacts {
-                orders: edges
+                orders: links
                     .iter()
-                    .filter(|(bearer, _)| bearer.order().is_some())
+                    .filter(|(entity, _)| entity.order().is_some())
                     .map(|(order, _)| (order.clone(), MinRegister(at)))
                     .collect(),
                 ..InvoiceFacts::default()
@@ -286,10 +286,10 @@ impl<'a, R> UnitDrafts<'a, R> {
             return;
         }
         alias.alias_of = Some(key.clone());
-        let bearers = alias.facts.bearers.clone();
+        let links = alias.facts.links.clone();
         let facts = std::mem::take(&mut alias.facts);
         // They had a copy of what was known under this name, and lose it.
-        alias.facts.bearers = bearers;
+        alias.facts.links = links;
         let mut events: Vec<_> = std::mem::take(&mut alias.events);
         let known = std::mem::take(&mut alias.read.history.event_ids);
         events.extend(known.into_iter().map(|id| (id, None)));
@@ -299,27 +299,32 @@ impl<'a, R> UnitDrafts<'a, R> {
         draft.events.extend(events);
     }
 
-    fn take_look(&mut self, look: &PaymentLook, may_change: MayChange<'_>, now: Timestamp) {
+    fn take_recheck(
+        &mut self,
+        recheck: &PaymentRecheck,
+        may_change: MayChange<'_>,
+        now: Timestamp,
+    ) {
         let rows = self.rows;
-        let key = &look.payment;
-        let own = look.hits.iter().filter(|hit| {
+        let key = &recheck.payment;
+        let own = recheck.hits.iter().filter(|hit| {
             let row = rows.entities.get(hit);
             row.is_some_and(|(entity, _)| may_change(key.account.as_ref(), entity))
         });
-        let edges = own
-            .map(|hit| (hit.clone(), NamedBy::Index))
+        let links = own
+            .map(|hit| (hit.clone(), LinkSource::Column))
             .collect::<Vec<_>>();
         let draft = self.payment(key);
-        draft.is_asked = true;
+        draft.must_derive = true;
         draft
             .facts
             .relink
-            .merge(look.relink.clone().map(MaxRegister));
-        add_edges(&mut draft.facts, edges.into_iter(), now);
+            .merge(recheck.relink.clone().map(MaxRegister));
+        add_links(&mut draft.facts, links.into_iter(), now);
     }
 
-    /// An order bears the payments of the invoice that its session made.
-    fn add_invoice_edges(&mut self) {
+    /// Links an order to the payments of the invoice that its session made.
+    fn add_invoice_links(&mut self) {
         let rows = self.rows;
         for draft in self.payments.values_mut() {
             let invoices: Vec<InvoiceKey> = invoices_of(&draft.read, &draft.facts).collect();
@@ -331,14 +336,14 @@ impl<'a, R> UnitDrafts<'a, R> {
                     .into_iter()
                     .flat_map(|of| &of.facts.orders)
                 {
-                    let edge = (order.clone(), NamedBy::Invoice);
-                    add_edges(&mut draft.facts, [edge].into_iter(), at.0);
+                    let link = (order.clone(), LinkSource::Invoice);
+                    add_links(&mut draft.facts, [link].into_iter(), at.0);
                 }
             }
         }
     }
 
-    fn finish(
+    fn build_part(
         mut self,
         unit: &CommitUnit,
         may_change: MayChange<'_>,
@@ -350,53 +355,53 @@ impl<'a, R> UnitDrafts<'a, R> {
         let mut aliases = Vec::new();
         for (key, draft) in std::mem::take(&mut self.payments) {
             aliases.extend(draft.alias_of.clone().map(|payment| (key.clone(), payment)));
-            let mut next = draft.read.next(draft.facts, draft.alias_of);
+            let mut next = draft.read.next_state(draft.facts, draft.alias_of);
             let before = next.history.event_ids.clone();
             let events = draft.events.iter().map(|(id, at)| (id, *at));
             next.history.record_events(events);
             let rows_of_events = written.entry(key.clone()).or_default();
             rows_of_events.insert(key.clone().into());
-            let behind = next.behind();
-            let mut bearers: Vec<_> = next.standings().into_iter().collect();
-            // First those that are behind; of them the one that gets the money, then those that lose it.
-            bearers.sort_by_key(|(bearer, standing)| {
-                let rank = match standing {
-                    PaymentStanding::Borne => 0,
-                    PaymentStanding::Other => 1,
-                    PaymentStanding::Conflict(_) => 2,
+            let outdated = next.outdated_copies();
+            let mut links: Vec<_> = next.link_states().into_iter().collect();
+            // First the outdated copies; of them the one that gets the money, then those that lose it.
+            links.sort_by_key(|(entity, link)| {
+                let rank = match link {
+                    LinkState::Linked => 0,
+                    LinkState::Elsewhere => 1,
+                    LinkState::Conflict(_) => 2,
                 };
-                (!behind.contains_key(bearer), rank)
+                (!outdated.contains_key(entity), rank)
             });
-            let mut written_bearers = 0;
-            for (bearer, standing) in bearers {
-                let is_behind = behind.contains_key(&bearer);
-                let is_concerned = draft.is_asked && standing != PaymentStanding::Other;
-                let row = self.rows.entities.get(&bearer);
+            let mut written_links = 0;
+            for (entity, link) in links {
+                let is_outdated = outdated.contains_key(&entity);
+                let is_concerned = draft.must_derive && link != LinkState::Elsewhere;
+                let row = self.rows.entities.get(&entity);
                 let is_writable =
                     row.is_some_and(|(entity, _)| may_change(key.account.as_ref(), entity));
-                if !is_writable || !(is_behind || is_concerned) || written_bearers == BEARERS_MAX {
+                if !is_writable || !(is_outdated || is_concerned) || written_links == LINKED_MAX {
                     continue;
                 }
-                written_bearers += 1;
-                let stated = self.entities.entry(bearer.clone()).or_default();
-                if is_behind {
-                    let copy = next.copy_for(standing);
+                written_links += 1;
+                let stated = self.entities.entry(entity.clone()).or_default();
+                if is_outdated {
+                    let copy = next.copy_for(link);
                     stated.push(StatedFacts::Payment(key.clone(), Box::new(copy)));
-                    next.note_told(&bearer, standing);
+                    next.record_copy(&entity, link);
                 }
-                if standing != PaymentStanding::Other {
-                    let known = self.events.entry(bearer.clone()).or_default();
+                if link != LinkState::Elsewhere {
+                    let known = self.events.entry(entity.clone()).or_default();
                     known.extend(draft.events.iter().cloned());
-                    rows_of_events.insert(bearer.into());
+                    rows_of_events.insert(entity.into());
                 }
             }
-            if written_bearers == BEARERS_MAX {
+            if written_links == LINKED_MAX {
                 // The rest is told soon, however old the payment is.
                 next.open_since = Some(now);
             }
             next.note_open(now);
-            let is_same = next.changed == draft.read.changed
-                && next.told == draft.read.told
+            let is_same = next.facts_version == draft.read.facts_version
+                && next.copied == draft.read.copied
                 && next.history.event_ids == before
                 && next.open_since == draft.read.open_since
                 && next.version > 1;
@@ -443,14 +448,14 @@ impl<'a, R> UnitDrafts<'a, R> {
     }
 }
 
-fn add_edges(
-    facts: &mut PaymentStateFacts,
-    edges: impl Iterator<Item = (EntityKey, NamedBy)>,
+fn add_links(
+    facts: &mut PaymentFacts,
+    links: impl Iterator<Item = (EntityKey, LinkSource)>,
     at: Timestamp,
 ) {
-    for (bearer, by) in edges {
-        let ways = facts.bearers.entry(bearer).or_default();
-        let known = ways.entry(by).or_insert(MinRegister(at));
+    for (entity, by) in links {
+        let sources = facts.links.entry(entity).or_default();
+        let known = sources.entry(by).or_insert(MinRegister(at));
         known.merge(MinRegister(at));
     }
 }

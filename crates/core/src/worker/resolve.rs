@@ -4,9 +4,9 @@
 //!
 //! An event about a connected account belongs to its tenant; an event about a piece to the statement of that piece or,
 //! if no statement has it, to the one that the metadata names. An event about a payment always belongs to the payment,
-//! whose other names may be aliases; what its metadata names, or a row with its PaymentIntent in a column, becomes an
-//! edge of the payment. An event that names a row which is not there, or another tenant's, is parked: its payment takes
-//! the facts, without the edge.
+//! whose other names may be aliases; what its metadata names, or a row with its PaymentIntent in a column, becomes a link
+//! of the payment. An event that names a row which does not exist, or another tenant's, is parked: its payment takes the
+//! facts, but no link.
 //!
 //! Reads are gathered, so a batch of ten events costs two reads of rows, not twenty. The decision is `resolve_event`, a
 //! pure function. An index is only a hint: what it returns is checked against the row, read consistently. Exception:
@@ -18,20 +18,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures_util::stream::{self, StreamExt as _};
 
 use crate::entity::key::{InvoiceKey, PaymentKey, StateKey};
-use crate::entity::payment::bearer::PaymentStanding;
-use crate::entity::payment::state::NamedBy;
+use crate::entity::payment::linked::LinkState;
+use crate::entity::payment::state::LinkSource;
 use crate::entity::schema::UnreadableRow;
 use crate::entity::{Entity, EntityKey};
 use crate::error::{DependencyError, error_chain};
 use crate::ids::{AccountId, PaymentIntentId, PieceId, TenantId};
 use crate::outcome::ParkReason;
-use crate::provider::interpret::{EventSubject, PaymentStatement};
+use crate::provider::interpret::{EventSubject, PaymentEventFacts};
 use crate::worker::batch::{CALLS_AT_ONCE, ProcessingFailure};
 use crate::worker::ports::{Ledger, LoadedRows};
 use crate::worker::step::{EventCandidate, EventStep, EventTarget, fail_each};
 
-/// Reads until every row that the decision needs is known. Each further read follows an edge: from a name to the
-/// payment, from there to its bearers and invoices, from an invoice to its other payments and their bearers.
+/// Reads until every row that the decision needs is known. Each further read follows a reference: from a name
+/// to the payment, from there to its links and invoices, from an invoice to its other payments and their links.
 const READS_MAX: usize = 5;
 
 /// What an index returned for each payment and piece. A query that failed fails only the events that need it.
@@ -215,12 +215,12 @@ fn needed_keys<R>(
     let aliases: Vec<PaymentKey> = aliases.collect();
     reached.extend(aliases);
     for payment in reached.iter().filter_map(|key| rows.payment(key)) {
-        let bearers = payment.standings().into_iter();
-        let borne = bearers.filter(|(_, standing)| *standing != PaymentStanding::Other);
-        let borne = borne.map(|(bearer, _)| bearer);
-        let told = payment.told.keys().cloned();
-        let behind = payment.behind().into_keys();
-        needed.extend(borne.chain(told).chain(behind).map(StateKey::Entity));
+        let links = payment.link_states().into_iter();
+        let linked = links.filter(|(_, link)| *link != LinkState::Elsewhere);
+        let linked = linked.map(|(entity, _)| entity);
+        let copied = payment.copied.keys().cloned();
+        let outdated = payment.outdated_copies().into_keys();
+        needed.extend(linked.chain(copied).chain(outdated).map(StateKey::Entity));
         let account = &payment.key.account;
         let its = payment.facts.invoices.iter().map(|invoice| InvoiceKey {
             account: account.clone(),
@@ -236,8 +236,8 @@ fn needed_keys<R>(
     needed
 }
 
-/// Queries the indexes, once for each piece, and for each payment that nothing bears and no event of the batch names
-/// something for.
+/// Queries the indexes, once for each piece, and for each payment that has no link and gets none from the metadata of an
+/// event of the batch.
 async fn ask_indexes<L: Ledger>(
     ledger: &L,
     candidates: &[EventCandidate],
@@ -245,7 +245,7 @@ async fn ask_indexes<L: Ledger>(
     rows: &LoadedRows<L::Row>,
 ) -> IndexHints {
     let mut pieces = BTreeSet::new();
-    let mut unborne: BTreeSet<PaymentKey> = payments.clone();
+    let mut unlinked: BTreeSet<PaymentKey> = payments.clone();
     let mut named: BTreeSet<PaymentKey> = BTreeSet::new();
     for candidate in candidates {
         match &candidate.event.subject {
@@ -255,18 +255,18 @@ async fn ask_indexes<L: Ledger>(
                 let key = candidate.find_payment(payment, rows);
                 match (&candidate.event.named_entity, candidate.parked) {
                     (Some(_), _) => named.extend(key),
-                    (None, None) => unborne.extend(key),
+                    (None, None) => unlinked.extend(key),
                     (None, Some(_)) => {}
                 }
             }
         }
     }
-    let is_borne = |key: &PaymentKey| {
+    let is_linked = |key: &PaymentKey| {
         let payment = rows.payment(key);
-        payment.is_some_and(|payment| !payment.facts.bearers.is_empty())
+        payment.is_some_and(|payment| !payment.facts.links.is_empty())
     };
-    unborne.retain(|key| !named.contains(key) && !is_borne(key));
-    let intents: BTreeSet<PaymentIntentId> = unborne
+    unlinked.retain(|key| !named.contains(key) && !is_linked(key));
+    let intents: BTreeSet<PaymentIntentId> = unlinked
         .into_iter()
         .filter_map(|key| key.payment.intent().cloned())
         .collect();
@@ -303,7 +303,7 @@ impl IndexHints {
     }
 
     /// Drops the hits that the rows do not confirm, because an index lags behind its table. Example: the application
-    /// moved `pi_1` from `ord_1` to `ord_2`, and the index returns both. Unchecked, both would be named for it. A row
+    /// moved `pi_1` from `ord_1` to `ord_2`, and the index returns both. Unchecked, both would be linked to it. A row
     /// that was deleted confirms nothing; a row that cannot be read stays a hit, so that the event is parked as
     /// `entity_unreadable`.
     fn keep_confirmed<R>(&mut self, rows: &LoadedRows<R>) {
@@ -370,10 +370,10 @@ fn resolve_event<R>(
 
 type ResolvedTarget = (EventTarget, Option<ParkReason>);
 
-/// Finds the payment of an event and the edges that the event adds to it.
+/// Finds the payment of an event and the links that the event adds to it.
 fn resolve_payment<R>(
     candidate: &EventCandidate,
-    payment: &PaymentStatement,
+    payment: &PaymentEventFacts,
     rows: &LoadedRows<R>,
     hints: &IndexHints,
 ) -> EventStep<ResolvedTarget> {
@@ -392,40 +392,40 @@ fn resolve_payment<R>(
             Some(UnreadableRow::Broken(_)) => return candidate.park(ParkReason::EntityUnreadable),
         }
     }
-    let borne = rows.payment(&key).into_iter().flat_map(|payment| {
-        let standings = payment.standings().into_iter();
-        let borne = standings.filter(|(_, standing)| *standing != PaymentStanding::Other);
-        borne.map(|(bearer, _)| bearer).collect::<Vec<_>>()
+    let linked = rows.payment(&key).into_iter().flat_map(|payment| {
+        let states = payment.link_states().into_iter();
+        let linked = states.filter(|(_, link)| *link != LinkState::Elsewhere);
+        linked.map(|(entity, _)| entity).collect::<Vec<_>>()
     });
     let known = rows.payment(&key).map(|payment| &payment.facts);
     let is_decided = known.is_some_and(|known| known.relink.is_some());
-    let has_bearers = known.is_some_and(|known| !known.bearers.is_empty());
-    let named: Vec<(EntityKey, Option<NamedBy>)> = match &candidate.event.named_entity {
-        Some(named) => vec![(named.clone(), Some(payment.named_by))],
-        None if has_bearers => Vec::new(),
+    let has_links = known.is_some_and(|known| !known.links.is_empty());
+    let named: Vec<(EntityKey, Option<LinkSource>)> = match &candidate.event.named_entity {
+        Some(named) => vec![(named.clone(), Some(payment.link_source))],
+        None if has_links => Vec::new(),
         None => match hints.of_payment(&key) {
             Err(cause) => return candidate.fail(ProcessingFailure::Infrastructure(cause)),
             Ok(hits) => {
                 let hits = hits.iter().cloned();
-                hits.map(|hit| (hit, Some(NamedBy::Index))).collect()
+                hits.map(|hit| (hit, Some(LinkSource::Column))).collect()
             }
         },
     };
-    let (mut edges, mut parked) = (Vec::new(), candidate.parked);
-    for (bearer, by) in named.into_iter().chain(borne.map(|bearer| (bearer, None))) {
-        let reason = match check_bearer(candidate, &bearer, rows) {
+    let (mut links, mut parked) = (Vec::new(), candidate.parked);
+    for (entity, by) in named.into_iter().chain(linked.map(|entity| (entity, None))) {
+        let reason = match check_link(candidate, &entity, rows) {
             Ok(reason) => reason,
             Err(failure) => return candidate.fail(failure),
         };
         match (reason, by, candidate.parked) {
-            (None, Some(by), None) => edges.push((bearer, by)),
+            (None, Some(by), None) => links.push((entity, by)),
             // A person decided otherwise: what the event names does not matter any more.
             (Some(_), Some(_), _) if is_decided => {}
             (Some(reason), ..) => parked = parked.or(Some(reason)),
             _ => {}
         }
     }
-    let target = EventTarget::Payment { key, edges };
+    let target = EventTarget::Payment { key, links };
     EventStep::Ready((target, parked))
 }
 
@@ -433,9 +433,9 @@ fn newer_schema(key: &StateKey, newer: &UnreadableRow) -> ProcessingFailure {
     ProcessingFailure::NewerSchema(format!("{key}: {newer}"))
 }
 
-/// Why an entity may not bear the event's payment. One that a newer release wrote is left to that release: the message
-/// comes again.
-fn check_bearer<R>(
+/// Why an entity may not be linked to the event's payment. One that a newer release wrote is left to that release: the
+/// message comes again.
+fn check_link<R>(
     candidate: &EventCandidate,
     key: &EntityKey,
     rows: &LoadedRows<R>,
@@ -458,7 +458,7 @@ fn check_entity<R>(
     key: EntityKey,
     rows: &LoadedRows<R>,
 ) -> EventStep<ResolvedTarget> {
-    match check_bearer(candidate, &key, rows) {
+    match check_link(candidate, &key, rows) {
         Err(failure) => candidate.fail(failure),
         Ok(None) => EventStep::Ready((EventTarget::Entity(key), None)),
         // An event about a piece looks for the piece's statement, whatever its metadata names.

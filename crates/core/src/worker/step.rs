@@ -11,14 +11,14 @@ use futures_util::FutureExt as _;
 use futures_util::stream::{self, StreamExt as _};
 
 use crate::entity::key::{InvoiceKey, PaymentKey};
-use crate::entity::payment::state::NamedBy;
+use crate::entity::payment::state::LinkSource;
 use crate::entity::{Entity, EntityKey};
 use crate::ids::{EventId, TenantId};
 use crate::intake::inbox::EventRecord;
 use crate::outcome::{EventVerdict, ParkReason};
 use crate::ports::{Clock, Pause};
 use crate::provider::interpret;
-use crate::provider::interpret::{EventFacts, EventSubject, PaymentStatement};
+use crate::provider::interpret::{EventFacts, EventSubject, PaymentEventFacts};
 use crate::worker::batch::{
     CALLS_AT_ONCE, MessageReport, ProcessingFailure, ProcessingSuccess, Worker,
 };
@@ -76,8 +76,8 @@ pub(super) enum EventTarget {
     Entity(EntityKey),
     Payment {
         key: PaymentKey,
-        /// The orders and statements that the event adds as bearers.
-        edges: Vec<(EntityKey, NamedBy)>,
+        /// The orders and statements that the event links to the payment.
+        links: Vec<(EntityKey, LinkSource)>,
     },
 }
 
@@ -96,7 +96,7 @@ impl EventCandidate {
     /// The rows of all names of its payment.
     pub(super) fn payment_names<'p>(
         &'p self,
-        payment: &'p PaymentStatement,
+        payment: &'p PaymentEventFacts,
     ) -> impl Iterator<Item = PaymentKey> + 'p {
         let names = payment.names.iter().cloned();
         names.map(|payment| PaymentKey {
@@ -108,7 +108,7 @@ impl EventCandidate {
     /// Its payment: the one with the best name, or the one that an alias of that name leads to.
     pub(super) fn find_payment<R>(
         &self,
-        payment: &PaymentStatement,
+        payment: &PaymentEventFacts,
         rows: &LoadedRows<R>,
     ) -> Option<PaymentKey> {
         let best = self.payment_names(payment).next()?;
@@ -116,7 +116,7 @@ impl EventCandidate {
         Some(alias.unwrap_or(best))
     }
 
-    pub(super) fn invoice(&self, payment: &PaymentStatement) -> Option<InvoiceKey> {
+    pub(super) fn invoice(&self, payment: &PaymentEventFacts) -> Option<InvoiceKey> {
         Some(InvoiceKey {
             account: self.stored.account.clone(),
             invoice: payment.invoice.clone()?,

@@ -2,9 +2,9 @@
 
 use billhook_core::entity::kind::StatedFacts;
 use billhook_core::entity::merge::{FactSource, Merge as _};
-use billhook_core::entity::payment::facts::{FailedAttempt, NewestFailures, PaymentFacts};
+use billhook_core::entity::payment::facts::{FailedAttempt, MoneyFacts, NewestFailures};
 use billhook_core::ids::PaymentRef;
-use billhook_testkit::events::{borne, payment_facts};
+use billhook_testkit::events::{linked_facts, money_facts};
 use proptest::prelude::*;
 
 use super::*;
@@ -299,7 +299,7 @@ proptest! {
 
         // Money is conserved, and the timeline tells each fact once.
         let derived = one.apply_facts([], now()).derived;
-        let facts = one.facts.borne();
+        let facts = one.facts.merge_linked_facts();
         let captured: i64 = facts.payments.iter().map(|(id, payment)| {
             let of_charges = facts.charges.values()
                 .filter(|charge| charge.intent.as_ref().is_some_and(|intent| intent.0.as_str() == id.as_str()))
@@ -318,11 +318,11 @@ proptest! {
 
     #[test]
     fn merging_commutes_is_associative_and_idempotent(drawn in prop::collection::vec(drawn(), 3)) {
-        let facts: Vec<PaymentFacts> = drawn.iter().enumerate().map(|(n, drawn)| {
-            payment_facts(&generated(n, *drawn))
+        let facts: Vec<MoneyFacts> = drawn.iter().enumerate().map(|(n, drawn)| {
+            money_facts(&generated(n, *drawn))
         }).collect();
-        let merged = |parts: &[&PaymentFacts]| {
-            let mut all = PaymentFacts::default();
+        let merged = |parts: &[&MoneyFacts]| {
+            let mut all = MoneyFacts::default();
             parts.iter().for_each(|part| all.merge((*part).clone()));
             all
         };
@@ -452,7 +452,7 @@ async fn a_replay_is_followed_by_its_own_correlation_id() {
 
 #[test]
 fn news_is_what_a_write_says_that_the_row_did_not() {
-    let facts = |events: &[Value]| borne(events);
+    let facts = |events: &[Value]| linked_facts(events);
     let letter = |stage: &str| {
         let event = letter("evt_9", "2026-06-09T10:13:20.000Z", "ltr_1", stage);
         let event =

@@ -13,7 +13,7 @@ use billhook_core::entity::kind::EntityState;
 use billhook_core::entity::mail::facts::MailStage;
 use billhook_core::entity::order::OrderKind;
 use billhook_core::entity::payment::derive::DerivedPayment;
-use billhook_core::entity::payment::facts::PaymentFacts;
+use billhook_core::entity::payment::facts::MoneyFacts;
 use billhook_core::entity::payment::state::PaymentState;
 use billhook_core::entity::schema::GuardedColumns;
 use billhook_core::entity::{Entity, EntityChange, EntityKey};
@@ -182,7 +182,7 @@ fn view(tables: &MemoryTables, key: &EntityKey) -> (Value, GuardedColumns, Vec<S
     let mut timeline: Vec<String> = next.timeline().iter().map(|e| format!("{e:?}")).collect();
     timeline.sort();
     (
-        without_versions(&json!(entity.stored())["facts"]),
+        without_versions(&json!(entity.to_row())["facts"]),
         entity.columns().clone(),
         timeline,
     )
@@ -205,11 +205,11 @@ fn payment_state(tables: &MemoryTables, key: &str) -> PaymentState {
 }
 
 /// The orders and statements that have a payment's newest facts.
-fn told(tables: &MemoryTables, key: &str) -> Vec<String> {
+fn copied_to(tables: &MemoryTables, key: &str) -> Vec<String> {
     let payment = payment_state(tables, key);
-    let told = payment.told.iter();
-    let newest = told.filter(|(_, version)| **version == payment.changed);
-    newest.map(|(bearer, _)| bearer.to_string()).collect()
+    let copied = payment.copied.iter();
+    let newest = copied.filter(|(_, version)| **version == payment.facts_version);
+    newest.map(|(entity, _)| entity.to_string()).collect()
 }
 
 fn named(order: &str) -> Value {
@@ -252,7 +252,7 @@ async fn a_payment_completes_its_order_and_a_refund_gives_it_back() {
 }
 
 #[tokio::test]
-async fn what_comes_before_its_edge_is_known_to_the_payment_and_told_with_the_edge() {
+async fn what_comes_before_its_link_is_known_to_the_payment_and_copied_with_the_link() {
     let tables = tables();
     deliver(
         &tables,
@@ -271,7 +271,7 @@ async fn what_comes_before_its_edge_is_known_to_the_payment_and_told_with_the_ed
     let open = payment_state(&tables, "payment#platform#pi_1")
         .open
         .unwrap();
-    assert!(open.index_key.starts_with("unborne#"), "{open:?}");
+    assert!(open.index_key.starts_with("unlinked#"), "{open:?}");
     assert_eq!(open.due, now().after(Duration::from_mins(10)));
     deliver(
         &tables,
@@ -294,12 +294,12 @@ async fn what_comes_before_its_edge_is_known_to_the_payment_and_told_with_the_ed
         ("refunded".into(), "refunded".into())
     );
     let payment = "payment#platform#pi_1";
-    assert_eq!(told(&tables, payment), ["order#ord_1"]);
+    assert_eq!(copied_to(&tables, payment), ["order#ord_1"]);
     assert_eq!(payment_state(&tables, payment).open, None);
 }
 
 #[tokio::test]
-async fn what_comes_in_one_batch_with_its_edge_is_written_with_it() {
+async fn what_comes_in_one_batch_with_its_link_is_written_with_it() {
     let tables = tables();
     let batch = [
         charge_refunded("evt_r", T + 9, "ch_1", Some("pi_1"), 1000),
@@ -327,33 +327,33 @@ async fn what_comes_in_one_batch_with_its_edge_is_written_with_it() {
     assert_eq!(outcome(&tables, "evt_r2"), processed());
     assert_eq!(outcome(&tables, "evt_f"), parked("cross_tenant"));
     let payment = payment_state(&tables, "payment#acct_a#pi_2");
-    assert!(payment.facts.bearers.is_empty());
+    assert!(payment.facts.links.is_empty());
     assert_eq!(payment.facts.money.charges.len(), 1);
     assert_eq!(payment.facts.money.payments.len(), 1);
     assert_eq!(entity(&tables, &order("ord_2")).version(), 0);
 }
 
 #[tokio::test]
-async fn a_row_that_has_the_payment_in_its_column_bears_it_once_it_is_looked_at() {
+async fn a_row_that_has_the_payment_in_its_column_is_linked_once_it_is_rechecked() {
     let tables = tables();
     let refund = charge_refunded("evt_r", T, "ch_1", Some("pi_1"), 1000);
     deliver(&tables, ProviderId::Stripe, std::slice::from_ref(&refund)).await;
     let payment = "payment#platform#pi_1";
-    let look = || ReceivedMessage {
+    let recheck = || ReceivedMessage {
         message_id: "m".into(),
-        body: json!({ "source": "reflect", "payment": payment }).to_string(),
+        body: json!({ "source": "recheck", "payment": payment }).to_string(),
         receive_count: 1,
     };
-    // Nothing has it yet: the next look is later.
-    let reports = work(&tables, ProviderId::Stripe, &[look()]).await;
-    assert_eq!(reports["m"].result, Ok(ProcessingSuccess::Settled));
+    // Nothing has it yet: the next recheck is later.
+    let reports = work(&tables, ProviderId::Stripe, &[recheck()]).await;
+    assert_eq!(reports["m"].result, Ok(ProcessingSuccess::Rechecked));
     assert!(payment_state(&tables, payment).open.is_some());
     // The application notes the payment itself.
     let intent = PaymentIntentId::parse("pi_1").unwrap();
     edit_order(&tables, "ord_1", |order| order.given.intent = Some(intent));
-    let reports = work(&tables, ProviderId::Stripe, &[look(), look()]).await;
-    assert_eq!(reports["m"].result, Ok(ProcessingSuccess::Settled));
-    assert_eq!(told(&tables, payment), ["order#ord_1"]);
+    let reports = work(&tables, ProviderId::Stripe, &[recheck(), recheck()]).await;
+    assert_eq!(reports["m"].result, Ok(ProcessingSuccess::Rechecked));
+    assert_eq!(copied_to(&tables, payment), ["order#ord_1"]);
     assert_eq!(payment_state(&tables, payment).open, None);
     assert_eq!(
         self::payment(&tables, &order("ord_1")).amount_refunded,
@@ -394,7 +394,7 @@ async fn what_a_lagging_index_names_is_not_believed_against_the_row() {
     .await;
     assert_eq!(outcome(&tables, "evt_1"), processed());
     let payment = payment_state(&tables, "payment#platform#pi_1");
-    assert!(payment.facts.bearers.is_empty());
+    assert!(payment.facts.links.is_empty());
     assert_eq!(outcome(&tables, "evt_2"), parked("letter_unknown"));
     assert_eq!(entity(&tables, &order("ord_1")).version(), 0);
     assert_eq!(entity(&tables, &statement("st_1")).version(), 0);
@@ -410,7 +410,7 @@ async fn what_a_lagging_index_names_and_is_gone_does_not_keep_an_event_from_its_
     assert_eq!(outcome(&tables, "evt_r"), processed());
     let paid = intent_succeeded("evt_p", T, "pi_1", named("ord_1"), 4200);
     deliver(&tables, ProviderId::Stripe, &[paid]).await;
-    assert_eq!(told(&tables, "payment#platform#pi_1"), ["order#ord_1"]);
+    assert_eq!(copied_to(&tables, "payment#platform#pi_1"), ["order#ord_1"]);
 }
 
 #[tokio::test]
@@ -658,12 +658,12 @@ async fn a_name_learned_by_one_worker_while_another_writes_under_it_loses_nothin
         let alias = payment_state(&tables, "payment#platform#ch_1");
         let of = alias.alias_of.as_ref().map(ToString::to_string);
         assert_eq!(of.as_deref(), Some("payment#platform#pi_1"), "{n}");
-        assert_eq!(alias.facts.money, PaymentFacts::default(), "{n}");
+        assert_eq!(alias.facts.money, MoneyFacts::default(), "{n}");
     }
 }
 
 #[tokio::test]
-async fn a_row_that_moves_to_another_tenant_is_told_nothing_until_it_is_back() {
+async fn a_row_that_moves_to_another_tenant_gets_no_copy_until_it_is_back() {
     let tables = tables();
     let of_a = |event: Value| from_account(event, "acct_a");
     let paid = of_a(intent_succeeded("evt_1", T, "pi_1", named("ord_a"), 4200));
@@ -677,16 +677,16 @@ async fn a_row_that_moves_to_another_tenant_is_told_nothing_until_it_is_back() {
     assert_eq!(entity(&tables, &order("ord_a")).version(), before.version());
     let payment = "payment#acct_a#pi_1";
     let open = payment_state(&tables, payment).open.unwrap();
-    assert!(open.index_key.starts_with("reflect#"), "{open:?}");
-    let look = || ReceivedMessage {
+    assert!(open.index_key.starts_with("outdated#"), "{open:?}");
+    let recheck = || ReceivedMessage {
         message_id: "m".into(),
-        body: json!({ "source": "reflect", "payment": payment }).to_string(),
+        body: json!({ "source": "recheck", "payment": payment }).to_string(),
         receive_count: 1,
     };
-    work(&tables, ProviderId::Stripe, &[look()]).await;
+    work(&tables, ProviderId::Stripe, &[recheck()]).await;
     assert_eq!(entity(&tables, &order("ord_a")).version(), before.version());
     edit_order(&tables, "ord_a", |order| order.tenant = tenant("ten_a"));
-    work(&tables, ProviderId::Stripe, &[look()]).await;
+    work(&tables, ProviderId::Stripe, &[recheck()]).await;
     assert_eq!(
         self::payment(&tables, &order("ord_a")).amount_refunded,
         1000
@@ -695,9 +695,9 @@ async fn a_row_that_moves_to_another_tenant_is_told_nothing_until_it_is_back() {
 }
 
 #[tokio::test]
-async fn a_payment_that_sixty_orders_claim_is_told_to_all_of_them_in_time() {
+async fn a_payment_that_is_linked_to_sixty_orders_is_copied_to_all_of_them_in_time() {
     let tables = tables();
-    let orders: Vec<String> = (0..60).map(|n| format!("ord_claim{n}")).collect();
+    let orders: Vec<String> = (0..60).map(|n| format!("ord_many{n}")).collect();
     for id in &orders {
         let row = memory::entity(&order(id));
         tables.entities.lock().unwrap().insert(order(id), row);
@@ -709,14 +709,14 @@ async fn a_payment_that_sixty_orders_claim_is_told_to_all_of_them_in_time() {
     }
     let payment = "payment#platform#pi_1";
     for _ in 0..6 {
-        let look = ReceivedMessage {
+        let recheck = ReceivedMessage {
             message_id: "m".into(),
-            body: json!({ "source": "reflect", "payment": payment }).to_string(),
+            body: json!({ "source": "recheck", "payment": payment }).to_string(),
             receive_count: 1,
         };
-        work(&tables, ProviderId::Stripe, &[look]).await;
+        work(&tables, ProviderId::Stripe, &[recheck]).await;
     }
-    assert_eq!(told(&tables, payment).len(), orders.len());
+    assert_eq!(copied_to(&tables, payment).len(), orders.len());
     assert_eq!(payment_state(&tables, payment).open, None);
 }
 
@@ -762,7 +762,7 @@ async fn an_order_that_bore_a_payment_by_a_decision_loses_it_by_the_next() {
     }
     let after = tables.payments.lock().unwrap()[&payment].clone();
     assert_eq!(after.version, before.version + 1);
-    assert_eq!(after.told, [(order("ord_a"), after.changed)].into());
+    assert_eq!(after.copied, [(order("ord_a"), after.facts_version)].into());
 }
 
 #[tokio::test]
@@ -814,7 +814,7 @@ async fn the_metadata_of_a_charge_yields_to_that_of_its_payment() {
 }
 
 #[tokio::test]
-async fn a_session_is_paid_once_though_another_order_bears_the_payment_of_its_invoice() {
+async fn a_session_is_paid_once_though_the_payment_of_its_invoice_is_linked_to_another_order() {
     let session = || {
         let mut event = session_completed("evt_1", T, "cs_1", None, named("ord_1"), "paid");
         event["data"]["object"]["invoice"] = json!("in_1");
@@ -1148,7 +1148,7 @@ async fn a_row_that_is_too_large_keeps_no_other_entity_from_its_transaction() {
         intent_failed(&event, T + n, "pi_f", named("ord_2"), &charge)
     };
     deliver(&tables, ProviderId::Stripe, &[1, 2, 3, 4, 5].map(failed)).await;
-    let facts = serde_json::to_string(&entity(&tables, &order("ord_2")).stored()).unwrap();
+    let facts = serde_json::to_string(&entity(&tables, &order("ord_2")).to_row()).unwrap();
     *tables.facts_bytes_max.lock().unwrap() = Some(facts.len());
     deliver(&tables, ProviderId::Stripe, &payments_of_three_orders()).await;
     let outcomes = ["evt_0", "evt_1", "evt_2"].map(|id| outcome(&tables, id));
@@ -1187,7 +1187,7 @@ async fn a_row_that_does_not_answer_takes_back_nothing_that_was_committed() {
 }
 
 #[tokio::test]
-async fn two_orders_that_claim_one_payment_in_one_batch_both_need_a_person() {
+async fn two_orders_that_are_linked_to_one_payment_in_one_batch_both_need_a_person() {
     let tables = tables();
     let claims = ["ord_1", "ord_2"].map(|id| {
         let event = format!("evt_{id}");

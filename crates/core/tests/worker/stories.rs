@@ -274,7 +274,7 @@ fn message(body: String) -> ReceivedMessage {
 }
 
 /// What the sweep does in the end: everything unfinished and every open payment once more.
-async fn settle(tables: &MemoryTables) {
+async fn run_sweeps(tables: &MemoryTables) {
     for _ in 0..3 {
         let events: Vec<String> = {
             let events = tables.events.lock().unwrap();
@@ -289,10 +289,10 @@ async fn settle(tables: &MemoryTables) {
             let open = payments.values().filter(|payment| payment.open.is_some());
             open.map(|payment| payment.key.clone()).collect()
         };
-        let looks = open
+        let rechecks = open
             .iter()
-            .map(|key| json!({ "source": "reflect", "payment": key }).to_string());
-        let messages: Vec<_> = events.chain(looks).map(message).collect();
+            .map(|key| json!({ "source": "recheck", "payment": key }).to_string());
+        let messages: Vec<_> = events.chain(rechecks).map(message).collect();
         work(tables, ProviderId::Stripe, &messages).await;
     }
 }
@@ -341,11 +341,11 @@ async fn play(
         relinks = waiting;
     }
     work(tables, ProviderId::Stripe, &messages).await;
-    settle(tables).await;
+    run_sweeps(tables).await;
     for (payment, order) in relinks {
         assert!(relink(tables, payment, order).await);
     }
-    settle(tables).await;
+    run_sweeps(tables).await;
 }
 
 proptest! {
@@ -370,7 +370,7 @@ proptest! {
             prop_assert_eq!(ending(&tables, order), ending_of(order, &payments), "order {}", order);
         }
         prop_assert_eq!(entity(&tables, &self::order(&order_id(3))).version(), 0, "tenant B's");
-        // Nothing is open but what nobody bears, and every payment is told to whoever bears it.
+        // Only payments without a link are open, and every linked order or statement has the newest copy.
         for (n, payment) in payments.iter().enumerate() {
             let state = payment_state(&tables, &format!("payment#acct_a#pi_{n}"));
             prop_assert_eq!(state.open.is_some(), owner(payment) == PaymentOwner::Nobody, "payment {}", n);

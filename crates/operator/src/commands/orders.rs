@@ -8,7 +8,7 @@ use billhook_adapters::dynamodb::attributes::string_value;
 use billhook_core::entity::kind::StatedFacts;
 use billhook_core::entity::merge::MinRegister;
 use billhook_core::entity::payment::access::{DownloadAccess, decide_download_access};
-use billhook_core::entity::payment::bearer::ManualEdits;
+use billhook_core::entity::payment::linked::ManualEdits;
 use billhook_core::entity::payment::status::{OrderStatus, PaymentStatus};
 use billhook_core::entity::{Entity, EntityKey};
 use billhook_core::ids::{OrderId, PaymentIntentId, ProviderId, TenantId};
@@ -16,9 +16,9 @@ use billhook_core::ports::Clock as _;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
+use crate::application_tables::ORDERS;
 use crate::audit::parse_reason;
 use crate::entity_repair::{repair_entity, write_timeline_note};
-use crate::entity_tables::ORDERS;
 use crate::exit::CommandExit;
 use crate::output::{OutputWriter, print_notice};
 use crate::payment_lookup::{load_payments, load_tenant_accounts, send_payment};
@@ -178,13 +178,13 @@ fn clear_review_facts(entity: &Entity) -> Result<StatedFacts> {
         bail!("{} has no open review", entity.key());
     }
     let mut conflicts = entity
-        .payment_facts()
+        .linked_payment_facts()
         .into_iter()
         .flat_map(|facts| facts.conflicts());
     // The reason would stay, because only a relink ends it.
     if let Some((payment, _)) = conflicts.next() {
         bail!(
-            "{} and another one were named for {payment} equally well: decide with `{RELINK}`, then clear",
+            "{} and another order or statement have equally good links to {payment}: decide with `{RELINK}`, then clear",
             entity.key()
         );
     }
@@ -199,7 +199,7 @@ fn clear_review_facts(entity: &Entity) -> Result<StatedFacts> {
 }
 
 fn mark_refunded_facts(entity: &Entity) -> Result<StatedFacts> {
-    let known = entity.payment_facts();
+    let known = entity.linked_payment_facts();
     if known.is_some_and(|facts| facts.manual.refunded.is_some()) {
         bail!("{} is already marked as refunded", entity.key());
     }
@@ -292,7 +292,7 @@ async fn backfill_payment_intent(
     for payment in payments {
         send_payment(&queue, &payment.key).await?;
         print_notice(&format!(
-            "{} is looked at by the worker: check it with `billhook trace {id}`",
+            "{} was sent to the worker; check the result with `billhook trace {id}`",
             payment.key
         ));
     }
@@ -302,7 +302,7 @@ async fn backfill_payment_intent(
 #[cfg(test)]
 mod tests {
     use billhook_core::entity::key::PaymentKey;
-    use billhook_core::entity::payment::bearer::{PaymentCopy, PaymentStanding};
+    use billhook_core::entity::payment::linked::{LinkState, PaymentCopy};
     use billhook_testkit::memory;
 
     use super::*;
@@ -347,14 +347,14 @@ mod tests {
     }
 
     #[test]
-    fn a_payment_that_two_orders_claim_is_not_cleared() {
+    fn a_payment_that_is_linked_to_two_orders_is_not_cleared() {
         let now = SystemClock.now();
         let order = EntityKey::parse("order#ord_1").unwrap();
         let payment = PaymentKey::parse("payment#platform#pi_1").unwrap();
-        let claimed = |standing| {
+        let linked = |link| {
             let copy = PaymentCopy {
-                standing,
-                ..PaymentCopy::borne(1)
+                link,
+                ..PaymentCopy::linked(1)
             };
             let copy = StatedFacts::Payment(payment.clone(), Box::new(copy));
             let flagged = StatedFacts::Manual(ManualEdits {
@@ -364,8 +364,8 @@ mod tests {
             let order = memory::entity(&order);
             order.apply_facts([copy, flagged], now).with_row_written()
         };
-        assert!(clear_review_facts(&claimed(PaymentStanding::Borne)).is_ok());
-        let refused = clear_review_facts(&claimed(PaymentStanding::Conflict(now)));
+        assert!(clear_review_facts(&linked(LinkState::Linked)).is_ok());
+        let refused = clear_review_facts(&linked(LinkState::Conflict(now)));
         let refused = refused.unwrap_err().to_string();
         assert!(refused.contains("payment#platform#pi_1") && refused.contains(RELINK));
     }

@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use billhook_adapters::clock::SystemClock;
 use billhook_core::entity::EntityKey;
 use billhook_core::entity::key::{PaymentKey, StateKey};
-use billhook_core::entity::payment::bearer::PaymentStanding;
+use billhook_core::entity::payment::linked::LinkState;
 use billhook_core::entity::payment::state::PaymentState;
 use billhook_core::ids::{AccountId, OrderId, PaymentRef, ProviderId, StatementId};
 use billhook_core::worker::batch::{RelinkError, Worker};
@@ -20,11 +20,11 @@ use crate::session::StackSession;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum PaymentsCommand {
-    /// Show what is known of a payment, and what bears it
+    /// Show what is known of a payment, and what it is linked to
     #[command(after_help = "Examples:\n  billhook payments show pi_1\n  \
         billhook payments show pi_1 --account acct_1\n  billhook payments show ch_1 --account acct_1")]
     Show(PaymentsShowArgs),
-    /// Decide which order or statement bears a payment
+    /// Decide which order or statement a payment is linked to
     #[command(
         after_help = "Later events, replays and rebuilds keep the decision; the next one replaces it.\n\nExample:\n  \
         billhook payments relink pi_1 --account acct_1 --order ord_1 --reason 'the shop sent a wrong order id'"
@@ -43,7 +43,7 @@ pub(crate) struct PaymentsRelinkArgs {
     #[command(flatten)]
     payment: PaymentName,
     #[command(flatten)]
-    to: BearerName,
+    to: LinkTarget,
     /// The reason; the command writes it to the payment and to the timeline
     #[arg(long, value_parser = parse_reason)]
     reason: String,
@@ -60,16 +60,16 @@ struct PaymentName {
 
 #[derive(Args, Debug)]
 #[group(required = true, multiple = false)]
-struct BearerName {
-    /// The order that bears it from now on
+struct LinkTarget {
+    /// The order that it is linked to from now on
     #[arg(long, value_parser = OrderId::parse)]
     order: Option<OrderId>,
-    /// The statement that bears it from now on
+    /// The statement that it is linked to from now on
     #[arg(long, value_parser = StatementId::parse)]
     statement: Option<StatementId>,
 }
 
-impl BearerName {
+impl LinkTarget {
     fn key(self) -> Option<EntityKey> {
         let statement = self.statement.map(EntityKey::Statement);
         self.order.map(EntityKey::Order).or(statement)
@@ -127,11 +127,15 @@ pub(crate) async fn run_payments(
             write_timeline_note(session, to, "relink", &audit).await?;
             let now = load_payment(session, key.clone()).await?;
             output.print_object(&describe_payment(&now));
-            let behind: Vec<String> = now.behind().keys().map(ToString::to_string).collect();
-            if !behind.is_empty() {
+            let outdated: Vec<String> = now
+                .outdated_copies()
+                .keys()
+                .map(ToString::to_string)
+                .collect();
+            if !outdated.is_empty() {
                 print_notice(&format!(
-                    "{} could not be told yet; the sweep tries again",
-                    behind.join(", ")
+                    "the copy in {} could not be updated yet; the sweep retries",
+                    outdated.join(", ")
                 ));
             }
         }
@@ -164,23 +168,23 @@ async fn load_payment(session: &StackSession, key: PaymentKey) -> Result<Payment
 }
 
 fn describe_payment(payment: &PaymentState) -> Value {
-    let standings = payment.standings();
-    let bearers = standings.iter().map(|(key, standing)| {
-        let word = match standing {
-            PaymentStanding::Borne => "borne",
-            PaymentStanding::Conflict(_) => "conflict",
-            PaymentStanding::Other => "other",
+    let states = payment.link_states();
+    let links = states.iter().map(|(key, link)| {
+        let word = match link {
+            LinkState::Linked => "linked",
+            LinkState::Conflict(_) => "conflict",
+            LinkState::Elsewhere => "elsewhere",
         };
-        let ways = payment.facts.bearers.get(key);
-        json!({ "entity": key, "standing": word, "named_by": ways, "told": payment.told.get(key) })
+        let sources = payment.facts.links.get(key);
+        json!({ "entity": key, "link": word, "sources": sources, "copied": payment.copied.get(key) })
     });
     json!({
         "payment": payment.key,
         "version": payment.version,
-        "changed": payment.changed,
+        "facts_version": payment.facts_version,
         "names": payment.facts.names,
         "invoices": payment.facts.invoices,
-        "bearers": bearers.collect::<Vec<_>>(),
+        "links": links.collect::<Vec<_>>(),
         "relink": payment.facts.relink,
         "open_since": payment.open_since,
         "facts": payment.facts.money,

@@ -4,7 +4,7 @@ use anyhow::Result;
 use billhook_core::ids::StatementId;
 use clap::{Args, Subcommand};
 
-use crate::entity_tables::STATEMENTS;
+use crate::application_tables::STATEMENTS;
 use crate::output::OutputWriter;
 use crate::row_json::RowDetail;
 use crate::session::StackSession;

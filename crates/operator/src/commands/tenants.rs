@@ -18,7 +18,7 @@ use billhook_core::worker::ports::Ledger as _;
 use clap::{Args, Subcommand};
 use serde::Deserialize;
 
-use crate::entity_tables::TENANTS;
+use crate::application_tables::TENANTS;
 use crate::event_filter::EventSelection;
 use crate::output::{OutputWriter, print_notice};
 use crate::replay_run::replay_open_events;

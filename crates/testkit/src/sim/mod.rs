@@ -47,13 +47,13 @@ pub enum Mutant {
     FactsForgotten,
     /// 4: a person's decision about a payment is not loaded.
     RelinkForgotten,
-    /// 4: of two orders that were named for a payment only one is loaded.
+    /// 4: of two orders that are linked to a payment only one is loaded.
     RivalForgotten,
-    /// 4: that a row is another name of a payment is not loaded.
+    /// 4: aliases are not loaded.
     AliasForgotten,
     /// 4: the orders of an invoice are not loaded.
     InvoiceForgotten,
-    /// 4: no open payment is looked at.
+    /// 4: no open payment is rechecked.
     OpenForgotten,
     /// 5: each event gives a refund another id.
     RefundsRenamed,

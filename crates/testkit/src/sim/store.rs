@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use billhook_core::entity::invoice::InvoiceState;
 use billhook_core::entity::key::{InvoiceKey, PaymentKey, StateKey};
-use billhook_core::entity::payment::bearer::BearerFacts;
-use billhook_core::entity::payment::facts::PaymentFacts;
+use billhook_core::entity::payment::facts::MoneyFacts;
+use billhook_core::entity::payment::linked::LinkedPaymentFacts;
 use billhook_core::entity::payment::state::PaymentState;
 use billhook_core::entity::{Entity, EntityKey, EntityUpdate};
 use billhook_core::error::DependencyError;
@@ -209,8 +209,8 @@ impl World {
             if let Entity::Statement(statement) = &mut entity {
                 statement.facts.mail = Default::default();
             }
-            if let Some(facts) = bearer_facts_mut(&mut entity) {
-                *facts = BearerFacts::default();
+            if let Some(facts) = linked_facts_mut(&mut entity) {
+                *facts = LinkedPaymentFacts::default();
             }
         }
         entity
@@ -219,7 +219,7 @@ impl World {
     fn loaded_payment(&self, payment: &PaymentState) -> PaymentState {
         let mut payment = payment.clone();
         match self.mutant {
-            Some(Mutant::FactsForgotten) => payment.facts.money = PaymentFacts::default(),
+            Some(Mutant::FactsForgotten) => payment.facts.money = MoneyFacts::default(),
             Some(Mutant::SuccessForgotten) => {
                 for of in payment.facts.money.payments.values_mut() {
                     of.succeeded = None;
@@ -229,7 +229,7 @@ impl World {
             Some(Mutant::RelinkForgotten) => payment.facts.relink = None,
             Some(Mutant::RivalForgotten) => {
                 let mut seen = 0;
-                payment.facts.bearers.retain(|_, _| {
+                payment.facts.links.retain(|_, _| {
                     seen += 1;
                     seen == 1
                 });
@@ -364,7 +364,7 @@ impl World {
     }
 }
 
-fn bearer_facts_mut(entity: &mut Entity) -> Option<&mut BearerFacts> {
+fn linked_facts_mut(entity: &mut Entity) -> Option<&mut LinkedPaymentFacts> {
     if let Entity::Order(order) = entity {
         return Some(&mut order.facts);
     }
@@ -457,7 +457,7 @@ impl Ledger for Port {
         intent: &PaymentIntentId,
     ) -> Result<Vec<EntityKey>, DependencyError> {
         let own = intent.clone();
-        self.bearing(intent.as_str(), move |entity| {
+        self.entities_with(intent.as_str(), move |entity| {
             entity.payment_intent() == Some(&own)
         })
         .await
@@ -468,7 +468,7 @@ impl Ledger for Port {
         piece: &PieceId,
     ) -> Result<Vec<EntityKey>, DependencyError> {
         let own = piece.clone();
-        self.bearing(piece.as_str(), move |entity| entity.piece() == Some(&own))
+        self.entities_with(piece.as_str(), move |entity| entity.piece() == Some(&own))
             .await
     }
 
@@ -540,7 +540,7 @@ impl Ledger for Port {
 }
 
 impl Port {
-    async fn bearing(
+    async fn entities_with(
         &self,
         of: &str,
         is_it: impl Fn(&Entity) -> bool + Send + 'static,

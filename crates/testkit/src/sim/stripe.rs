@@ -49,8 +49,8 @@ pub enum Says {
 pub enum End {
     /// Processed: its facts are in this entity, once something links them.
     In(EntityKey),
-    /// Processed: its payment knows it, and nothing bears that payment.
-    Unborne,
+    /// Processed: its payment has its facts, and no order or statement is linked to that payment.
+    Unlinked,
     /// Ignored.
     Ignored,
     /// Parked until a manual action.

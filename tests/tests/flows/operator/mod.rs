@@ -235,28 +235,28 @@ fn events_are_listed_shown_annotated_parked_and_released() {
 }
 
 #[test]
-fn a_payment_that_two_orders_claim_is_linked_by_a_person_for_good() {
+fn a_payment_that_two_orders_have_is_linked_by_a_person_until_the_next_relink() {
     flow(false, async |stage| {
         let world = &stage.world;
         let now = world.now_s();
-        for id in ["ord_op_claim1", "ord_op_claim2"] {
+        for id in ["ord_op_two1", "ord_op_two2"] {
             order(world, id, Some("ten_a")).await?;
         }
-        let claim = |n: i64, at: i64| {
-            let (event, order) = (format!("evt_op_claim{n}"), format!("ord_op_claim{n}"));
-            let paid = intent_succeeded(&event, now + at, "pi_op_claim", named(&order), 4200);
+        let pay = |n: i64, at: i64| {
+            let (event, order) = (format!("evt_op_two{n}"), format!("ord_op_two{n}"));
+            let paid = intent_succeeded(&event, now + at, "pi_op_two", named(&order), 4200);
             from_account(paid, "acct_a")
         };
-        world.stripe(&claim(1, 0), 1).await?;
-        world.stripe(&claim(2, 1), 1).await?;
-        let both = ["evt_op_claim1", "evt_op_claim2"];
+        world.stripe(&pay(1, 0), 1).await?;
+        world.stripe(&pay(2, 1), 1).await?;
+        let both = ["evt_op_two1", "evt_op_two2"];
         world.settled(STRIPE, "processed", &both).await?;
         let found = async |id: &str| {
             let row = world.order(id).await?;
             let found = [&row["status"], &row["requiresReview"]];
             anyhow::Ok(found.map(Value::clone))
         };
-        for id in ["ord_op_claim1", "ord_op_claim2"] {
+        for id in ["ord_op_two1", "ord_op_two2"] {
             assert_eq!(found(id).await?, [json!("pending"), json!(true)], "{id}");
         }
         let show = "payments show ch_none --account acct_a";
@@ -265,41 +265,41 @@ fn a_payment_that_two_orders_claim_is_linked_by_a_person_for_good() {
             .assert_exit(3, "knows no payment#acct_a#ch_none");
         let relink = |to: &str| {
             format!(
-                "payments relink pi_op_claim --account acct_a --order {to} --reason 'asked the shop'"
+                "payments relink pi_op_two --account acct_a --order {to} --reason 'asked the shop'"
             )
         };
         let theirs = "ord_op_nowhere";
         run_billhook(stage, &relink(theirs))
             .await?
             .assert_exit(3, "no such order");
-        order(world, "ord_op_claim3", None).await?;
-        let foreign = run_billhook(stage, &relink("ord_op_claim3")).await?;
+        order(world, "ord_op_two3", None).await?;
+        let foreign = run_billhook(stage, &relink("ord_op_two3")).await?;
         foreign.assert_exit(4, "another tenant");
 
-        let linked = run_billhook(stage, &relink("ord_op_claim2")).await?;
+        let linked = run_billhook(stage, &relink("ord_op_two2")).await?;
         linked.assert_exit(0, "");
         let shown = run_billhook(
             stage,
-            "payments show pi_op_claim --account acct_a --output json",
+            "payments show pi_op_two --account acct_a --output json",
         );
         let shown = shown.await?.json();
-        let bearers = shown["bearers"].as_array().unwrap().iter();
-        let standings: Vec<_> = bearers.map(|bearer| bearer["standing"].clone()).collect();
-        assert_eq!(standings, ["other", "borne"]);
-        assert_eq!(shown["relink"]["why"], "asked the shop");
+        let links = shown["links"].as_array().unwrap().iter();
+        let states: Vec<_> = links.map(|entity| entity["link"].clone()).collect();
+        assert_eq!(states, ["elsewhere", "linked"]);
+        assert_eq!(shown["relink"]["reason"], "asked the shop");
         // Another delivery of the first, which names the other order.
-        let mut again = claim(1, 2);
-        again["id"] = json!("evt_op_claim_again");
+        let mut again = pay(1, 2);
+        again["id"] = json!("evt_op_two_again");
         world.stripe(&again, 1).await?;
         world
-            .settled(STRIPE, "processed", &["evt_op_claim_again"])
+            .settled(STRIPE, "processed", &["evt_op_two_again"])
             .await?;
-        let [lost, has] = ["ord_op_claim1", "ord_op_claim2"];
+        let [lost, has] = ["ord_op_two1", "ord_op_two2"];
         assert_eq!(found(lost).await?, [json!("pending"), json!(false)]);
         assert_eq!(found(has).await?, [json!("completed"), json!(false)]);
-        let trace = run_billhook(stage, "trace pi_op_claim").await?;
+        let trace = run_billhook(stage, "trace pi_op_two").await?;
         assert!(
-            trace.stdout.contains("evt_op_claim_again"),
+            trace.stdout.contains("evt_op_two_again"),
             "{}",
             trace.stdout
         );
@@ -419,7 +419,7 @@ fn orders_are_reviewed_repaired_and_backfilled_and_access_follows() {
             ]
         );
 
-        // Nothing bears the payment of a session without metadata, until an order has its PaymentIntent.
+        // The payment of a session without metadata has no link until an order has its PaymentIntent.
         let lost = session_completed(
             "evt_op_lost",
             now,

@@ -10,8 +10,8 @@ use std::collections::BTreeSet;
 use serde_json::json;
 
 use crate::entity::merge::{FactSource, latest_state};
-use crate::entity::payment::bearer::BearerFacts;
-use crate::entity::payment::facts::{DisputeState, IntentFacts, PaymentFacts};
+use crate::entity::payment::facts::{DisputeState, IntentFacts, MoneyFacts};
+use crate::entity::payment::linked::LinkedPaymentFacts;
 use crate::entity::payment::refunds::derive_refunds;
 use crate::entity::payment::status::{
     OrderStatus, PaymentEvidence, PaymentStatus, derive_order_status, derive_payment_status,
@@ -29,7 +29,7 @@ pub const REVIEW_REASONS_MAX: usize = 100;
 
 /// The worst of the current states of all disputes: lost before open. Two disputes, one won and one lost, mean that
 /// money is gone. Inquiries and ended disputes do not count.
-fn find_gravest_dispute(facts: &PaymentFacts) -> Option<DisputeState> {
+fn find_gravest_dispute(facts: &MoneyFacts) -> Option<DisputeState> {
     let disputes = facts
         .disputes
         .values()
@@ -83,9 +83,9 @@ pub struct DerivedPayment {
 }
 
 /// Derives the columns. `due` is the amount that the application asks for; without it no payment matches.
-pub fn derive_payment(bearer: &BearerFacts, due: Option<Money>) -> DerivedPayment {
+pub fn derive_payment(linked: &LinkedPaymentFacts, due: Option<Money>) -> DerivedPayment {
     let mut timeline = TimelineBuilder::default();
-    let facts = &bearer.borne();
+    let facts = &linked.merge_linked_facts();
     let successes = find_successes(facts);
     // `all`, not `any`: if two events report 42.00 and 41.00 for one payment, we do not know which is true, so the
     // payment does not match and needs review.
@@ -114,7 +114,7 @@ pub fn derive_payment(bearer: &BearerFacts, due: Option<Money>) -> DerivedPaymen
         }
         // Flagged whether the payment succeeded before or after the cancellation: the cancellation has our time and the
         // payment has Stripe's, and the application may already have acted on `cancelled` in both cases.
-        if bearer.cancelled.is_some() {
+        if linked.cancelled.is_some() {
             timeline.add_review("paid_after_cancel", id.as_str(), stated);
         }
     }
@@ -122,13 +122,13 @@ pub fn derive_payment(bearer: &BearerFacts, due: Option<Money>) -> DerivedPaymen
     add_sessions(facts, &mut timeline);
     add_disputes_and_reviews(facts, &mut timeline);
     let refunds = derive_refunds(facts, due, &mut timeline);
-    if let Some(at) = &bearer.cancelled {
+    if let Some(at) = &linked.cancelled {
         timeline.add_note("cancelled", "cancel", at.0, None);
     }
-    add_manual_edits(&bearer.manual, &mut timeline);
+    add_manual_edits(&linked.manual, &mut timeline);
     // Nobody can clear it: as long as it stands, the money counts nowhere. Only a relink ends it.
-    for (payment, since) in bearer.conflicts() {
-        timeline.add_own_review("link_conflict", payment.payment.as_str(), since);
+    for (payment, since) in linked.conflicts() {
+        timeline.add_review_without_event("link_conflict", payment.payment.as_str(), since);
     }
 
     let payment_failed_at = facts
@@ -136,7 +136,7 @@ pub fn derive_payment(bearer: &BearerFacts, due: Option<Money>) -> DerivedPaymen
         .values()
         .filter_map(|payment| payment.failures.last_at())
         .max();
-    let payment_evidence = if refunds.is_everything || bearer.manual.refunded.is_some() {
+    let payment_evidence = if refunds.is_everything || linked.manual.refunded.is_some() {
         PaymentEvidence::RefundedInFull
     } else if paid_by.is_some() {
         PaymentEvidence::Paid
@@ -155,7 +155,7 @@ pub fn derive_payment(bearer: &BearerFacts, due: Option<Money>) -> DerivedPaymen
     // of before it cancels, but there may be others: cancelled at 10:00, and at 10:05 the event of a second
     // PaymentIntent arrives that succeeded. The order becomes `completed` with `paid_after_cancel`, because `cancelled`
     // would hide that we hold the money.
-    let cancel_evidence = bearer
+    let cancel_evidence = linked
         .cancelled
         .as_ref()
         .map_or(PaymentEvidence::Nothing, |_| PaymentEvidence::Cancelled);
@@ -192,7 +192,7 @@ pub fn derive_payment(bearer: &BearerFacts, due: Option<Money>) -> DerivedPaymen
 
 /// The payments that succeeded, by Stripe's timestamp, then by id. The first matching one is the one that paid; every
 /// further one is `paid_twice`.
-fn find_successes(facts: &PaymentFacts) -> Vec<(&PaymentRef, &IntentFacts, &FactSource)> {
+fn find_successes(facts: &MoneyFacts) -> Vec<(&PaymentRef, &IntentFacts, &FactSource)> {
     let mut successes: Vec<_> = facts
         .payments
         .iter()

@@ -1,5 +1,5 @@
 //! The facts about the money of a payment, and how they merge. `provider::stripe::event_types` reads them from events,
-//! the payment's state stores them (`state`), and each order or statement that bears the payment has a copy (`bearer`).
+//! the payment's state stores them (`state`), and each order or statement that is linked to the payment has a copy (`linked`).
 //! `derive` and `refunds` derive columns from them.
 //!
 //! Facts are keyed by the provider's ids, because two events may report one change: `checkout.session.completed` and
@@ -23,7 +23,7 @@ use crate::time::Timestamp;
 /// The facts about the money of one payment, or of all payments of an order or statement together.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-pub struct PaymentFacts {
+pub struct MoneyFacts {
     /// By PaymentIntent; by Checkout Session if that has none (nothing to pay, or a subscription's session).
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub payments: BTreeMap<PaymentRef, IntentFacts>,
@@ -263,7 +263,7 @@ pub struct ReviewFacts {
     pub closed: Option<FactSource>,
 }
 
-merge_fields!(PaymentFacts {
+merge_fields!(MoneyFacts {
     payments,
     sessions,
     charges,

@@ -16,7 +16,7 @@ use serde_json::json;
 
 use crate::entity::merge::{FactSource, latest_state};
 use crate::entity::payment::facts::{
-    ChargeFacts, IntentFacts, PaymentFacts, RefundFacts, RefundState,
+    ChargeFacts, IntentFacts, MoneyFacts, RefundFacts, RefundState,
 };
 use crate::entity::payment::timeline::TimelineBuilder;
 use crate::money::{Currency, Money};
@@ -88,7 +88,7 @@ struct TimelineRefund<'f> {
 /// An amount in another currency than the amount due gets a timeline entry and a review reason, and is added to
 /// nothing: if 42.00 usd were paid and Stripe reports a refund of 4,200 jpy, the amount refunded is 0.
 pub(super) fn derive_refunds(
-    facts: &PaymentFacts,
+    facts: &MoneyFacts,
     due: Option<Money>,
     timeline: &mut TimelineBuilder,
 ) -> RefundTotal {
@@ -182,7 +182,7 @@ pub(super) fn derive_refunds(
 
 /// The currency in which we count: that of the amount due, else that of the first charge, payment or refund by id.
 /// Without an amount due no payment matches, but what was refunded still has to be shown.
-fn find_counted_currency(facts: &PaymentFacts, due: Option<Money>) -> Option<Currency> {
+fn find_counted_currency(facts: &MoneyFacts, due: Option<Money>) -> Option<Currency> {
     let charged = facts.charges.values().filter_map(captured_amount);
     let received = facts
         .payments
@@ -202,7 +202,7 @@ fn captured_amount(charge: &ChargeFacts) -> Option<Money> {
 }
 
 fn tally_refunds<'f>(
-    facts: &'f PaymentFacts,
+    facts: &'f MoneyFacts,
     currency: Currency,
     refund_entries: &mut Vec<TimelineRefund<'f>>,
     timeline: &mut TimelineBuilder,
@@ -299,7 +299,7 @@ fn tally_refunds<'f>(
 /// The key of the tally that a refund belongs to: its charge. If it names no charge but its payment has exactly one
 /// known charge, it belongs to that one: in a tally of its own, a refund of 10.00 and the charge's cumulative 10.00
 /// would add up to 20.00.
-fn find_refunded_charge<'f>(facts: &'f PaymentFacts, refund: &'f RefundFacts) -> &'f str {
+fn find_refunded_charge<'f>(facts: &'f MoneyFacts, refund: &'f RefundFacts) -> &'f str {
     let of = refund.of.0.as_str();
     let intent = refund.intent.as_ref().map(|intent| intent.0.as_str());
     if intent != Some(of) {

@@ -1,8 +1,8 @@
-//! A payment as an entity of its own: the facts about its money, and what bears it.
+//! A payment as an entity of its own: the facts about its money, and its links to orders and statements.
 //!
-//! Every event about a payment ends here, whether or not anything names an order: an edge that comes late brings what is
-//! known by then. Orders and statements have copies ([`PaymentCopy`]), and the state knows which of them were told its
-//! newest facts.
+//! Every event about a payment ends here, whether or not anything names an order: with a link that comes late, the order
+//! gets all facts that are known by then. Linked orders and statements have copies ([`PaymentCopy`]), and the state knows
+//! which version each copy has.
 //!
 //! A payment may first be known by its charge or session. Once its PaymentIntent is known, the row under that name is an
 //! alias: it has no facts and names the payment.
@@ -15,49 +15,49 @@ use serde::{Deserialize, Serialize};
 use crate::entity::EntityKey;
 use crate::entity::key::PaymentKey;
 use crate::entity::merge::{MaxRegister, MinRegister, merge_fields};
-use crate::entity::payment::bearer::{PaymentCopy, PaymentStanding};
-use crate::entity::payment::facts::PaymentFacts;
+use crate::entity::payment::facts::MoneyFacts;
+use crate::entity::payment::linked::{LinkState, PaymentCopy};
 use crate::entity::schema::{STATE_SCHEMA, StateHistory, StoredState, UnreadableRow};
 use crate::ids::{EventId, InvoiceId, PaymentRef};
 use crate::time::Timestamp;
 
-/// The first look at a payment that nothing bears, or whose bearers are behind; each look doubles the age.
-pub const FIRST_LOOK_AFTER: Duration = Duration::from_mins(10);
-/// Older payments are not looked at any more.
-const LOOKS_MAX: Duration = Duration::from_hours(30 * 24);
+/// The first recheck of a payment without a link, or with an outdated copy; the next ones follow at twice the age.
+pub const FIRST_RECHECK_AFTER: Duration = Duration::from_mins(10);
+/// A payment that has been open for longer is not rechecked any more.
+const RECHECKS_MAX: Duration = Duration::from_hours(30 * 24);
 /// The open payments of a stack are spread over this many values of the index's key.
 pub const OPEN_SHARDS: u8 = 4;
 
 /// All facts of a payment.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-pub struct PaymentStateFacts {
-    pub money: PaymentFacts,
+pub struct PaymentFacts {
+    pub money: MoneyFacts,
     /// Its other names, the rows of which are aliases.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub names: BTreeSet<PaymentRef>,
     /// The invoices that it pays, or that its session made.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub invoices: BTreeSet<InvoiceId>,
-    /// The orders and statements that were named for it: how, and when first.
+    /// The orders and statements that it may belong to: what says so, and since when.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub bearers: BTreeMap<EntityKey, BTreeMap<NamedBy, MinRegister<Timestamp>>>,
+    pub links: BTreeMap<EntityKey, BTreeMap<LinkSource, MinRegister<Timestamp>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub relink: Option<MaxRegister<RelinkDecision>>,
 }
 
-merge_fields!(PaymentStateFacts {
+merge_fields!(PaymentFacts {
     money,
     names,
     invoices,
-    bearers,
+    links,
     relink
 });
 
-/// How an order or statement was named for a payment; the best way first.
+/// What links a payment to an order or statement; the best source first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum NamedBy {
+pub enum LinkSource {
     /// The metadata of the payment or of its session.
     Metadata,
     /// The order's session made the invoice that the payment pays.
@@ -65,17 +65,18 @@ pub enum NamedBy {
     /// The metadata of a charge, refund or dispute of the payment: people write them for other purposes too.
     Object,
     /// The row has the PaymentIntent in its column.
-    Index,
+    Column,
 }
 
-/// A person's decision about which order or statement bears a payment. The greatest number wins.
+/// A person's decision about which order or statement a payment is linked to. Decisions are numbered; the one with the
+/// greatest number wins.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct RelinkDecision {
-    pub n: i64,
-    pub to: EntityKey,
+    pub number: i64,
+    pub entity: EntityKey,
     /// The person's AWS identity.
-    pub who: String,
-    pub why: String,
+    pub actor: String,
+    pub reason: String,
 }
 
 /// A payment as the worker loaded it, or as it writes it.
@@ -84,14 +85,14 @@ pub struct PaymentState {
     pub key: PaymentKey,
     /// How often it was written; 0 if it has no row yet. The condition of its write.
     pub version: i64,
-    /// The version of the last write that changed a fact: that of the copies.
-    pub changed: i64,
+    /// The version of the last write that changed a fact; copies have the same number.
+    pub facts_version: i64,
     /// This row is only another name of that payment.
     pub alias_of: Option<PaymentKey>,
-    pub facts: PaymentStateFacts,
-    /// The version that each bearer was told last, if it has a copy that counts.
-    pub told: BTreeMap<EntityKey, i64>,
-    /// Since when it is open: nothing bears it, or a bearer is behind.
+    pub facts: PaymentFacts,
+    /// The version of the copy that each linked order or statement has.
+    pub copied: BTreeMap<EntityKey, i64>,
+    /// Since when it is open: no order or statement is linked to it, or a copy is outdated.
     pub open_since: Option<Timestamp>,
     /// Its place in the index of open payments, as it is written.
     pub open: Option<OpenEntry>,
@@ -103,12 +104,12 @@ pub struct PaymentState {
 pub struct PaymentRow {
     pub schema: i64,
     pub version: i64,
-    pub changed: i64,
+    pub facts_version: i64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alias_of: Option<PaymentKey>,
-    pub facts: PaymentStateFacts,
+    pub facts: PaymentFacts,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub told: BTreeMap<EntityKey, i64>,
+    pub copied: BTreeMap<EntityKey, i64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub open_since: Option<Timestamp>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -123,20 +124,20 @@ pub struct PaymentRow {
     pub event_ids: Vec<EventId>,
 }
 
-/// Why somebody has to look at a payment again.
+/// Why a payment has to be rechecked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OpenReason {
-    /// A bearer could not be told the newest facts.
-    Reflect,
-    /// Nothing bears it.
-    Unborne,
+    /// A copy could not be updated.
+    OutdatedCopy,
+    /// No order or statement is linked to it.
+    Unlinked,
 }
 
 impl OpenReason {
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Reflect => "reflect",
-            Self::Unborne => "unborne",
+            Self::OutdatedCopy => "outdated",
+            Self::Unlinked => "unlinked",
         }
     }
 }
@@ -155,7 +156,7 @@ fn open_index_key(reason: OpenReason, shard: u8) -> String {
 
 /// All values of the index's key.
 pub fn open_index_keys() -> impl Iterator<Item = String> {
-    let reasons = [OpenReason::Reflect, OpenReason::Unborne].into_iter();
+    let reasons = [OpenReason::OutdatedCopy, OpenReason::Unlinked].into_iter();
     reasons.flat_map(|reason| (0..OPEN_SHARDS).map(move |shard| open_index_key(reason, shard)))
 }
 
@@ -164,10 +165,10 @@ impl PaymentState {
         Self {
             key,
             version: 0,
-            changed: 0,
+            facts_version: 0,
             alias_of: None,
-            facts: PaymentStateFacts::default(),
-            told: BTreeMap::new(),
+            facts: PaymentFacts::default(),
+            copied: BTreeMap::new(),
             open_since: None,
             open: None,
             history: StateHistory::default(),
@@ -179,10 +180,10 @@ impl PaymentState {
         Ok(Self {
             key,
             version: row.version,
-            changed: row.changed,
+            facts_version: row.facts_version,
             alias_of: row.alias_of,
             facts: row.facts,
-            told: row.told,
+            copied: row.copied,
             open_since: row.open_since,
             // Decided anew with each write.
             open: None,
@@ -195,14 +196,14 @@ impl PaymentState {
         })
     }
 
-    pub fn stored(&self) -> PaymentRow {
+    pub fn to_row(&self) -> PaymentRow {
         PaymentRow {
             schema: STATE_SCHEMA,
             version: self.version,
-            changed: self.changed,
+            facts_version: self.facts_version,
             alias_of: self.alias_of.clone(),
             facts: self.facts.clone(),
-            told: self.told.clone(),
+            copied: self.copied.clone(),
             open_since: self.open_since,
             open: self.open.as_ref().map(|open| open.index_key.clone()),
             open_at: self.open.as_ref().map(|open| open.due),
@@ -212,119 +213,121 @@ impl PaymentState {
         }
     }
 
-    /// How it stands to each order and statement that was named for it, or was told of it. A relink decides; else the one
-    /// that was named best bears it, and of several that were named equally well none does.
-    pub fn standings(&self) -> BTreeMap<EntityKey, PaymentStanding> {
-        let bearers = &self.facts.bearers;
-        // One that bore it by an earlier relink is in no way named for it.
-        let known = bearers.keys().chain(self.told.keys());
-        let mut standings: BTreeMap<EntityKey, PaymentStanding> = known
-            .map(|key| (key.clone(), PaymentStanding::Other))
+    /// How it is linked to each order and statement that a source names or that has a copy. A relink decides; else the one
+    /// with the best source is linked, and of several equally good ones none is.
+    pub fn link_states(&self) -> BTreeMap<EntityKey, LinkState> {
+        let links = &self.facts.links;
+        // One that was linked by an earlier relink has a copy and no source.
+        let known = links.keys().chain(self.copied.keys());
+        let mut states: BTreeMap<EntityKey, LinkState> = known
+            .map(|key| (key.clone(), LinkState::Elsewhere))
             .collect();
         if self.alias_of.is_some() {
-            return standings;
+            return states;
         }
         if let Some(MaxRegister(relink)) = &self.facts.relink {
-            standings.insert(relink.to.clone(), PaymentStanding::Borne);
-            return standings;
+            states.insert(relink.entity.clone(), LinkState::Linked);
+            return states;
         }
-        let best_way =
-            |ways: &BTreeMap<NamedBy, MinRegister<Timestamp>>| ways.keys().min().copied();
-        let best = bearers.values().filter_map(best_way).min();
-        let named_best = || {
-            let named = bearers.iter();
-            named.filter(|(_, ways)| best_way(ways) == best)
+        let best_source =
+            |sources: &BTreeMap<LinkSource, MinRegister<Timestamp>>| sources.keys().min().copied();
+        let best = links.values().filter_map(best_source).min();
+        let best_links = || {
+            let all = links.iter();
+            all.filter(|(_, sources)| best_source(sources) == best)
         };
-        let last_named = named_best().filter_map(|(_, ways)| ways.get(&best?)).max();
-        let standing = match (named_best().count(), last_named) {
-            (2.., Some(since)) => PaymentStanding::Conflict(since.0),
-            _ => PaymentStanding::Borne,
+        let conflict_since = best_links()
+            .filter_map(|(_, sources)| sources.get(&best?))
+            .max();
+        let link = match (best_links().count(), conflict_since) {
+            (2.., Some(since)) => LinkState::Conflict(since.0),
+            _ => LinkState::Linked,
         };
-        standings.extend(named_best().map(|(key, _)| (key.clone(), standing)));
-        standings
+        states.extend(best_links().map(|(key, _)| (key.clone(), link)));
+        states
     }
 
-    /// The copy for a bearer.
-    pub fn copy_for(&self, standing: PaymentStanding) -> PaymentCopy {
+    /// The copy for an order or statement.
+    pub fn copy_for(&self, link: LinkState) -> PaymentCopy {
         let money = &self.facts.money;
         PaymentCopy {
-            version: self.changed,
-            standing,
+            version: self.facts_version,
+            link,
             invoices: self.facts.invoices.clone(),
             is_paid: money
                 .payments
                 .values()
                 .any(|payment| payment.succeeded.is_some()),
-            facts: match standing {
-                PaymentStanding::Other => PaymentFacts::default(),
-                PaymentStanding::Borne | PaymentStanding::Conflict(_) => money.clone(),
+            facts: match link {
+                LinkState::Elsewhere => MoneyFacts::default(),
+                LinkState::Linked | LinkState::Conflict(_) => money.clone(),
             },
         }
     }
 
-    /// One that was only named, and outranked, needs no copy; but the order whose session made the invoice has to know
-    /// that it is paid.
-    fn needs_copy(&self, bearer: &EntityKey, standing: PaymentStanding) -> bool {
-        let ways = self.facts.bearers.get(bearer);
-        let by_invoice = ways.is_some_and(|ways| ways.contains_key(&NamedBy::Invoice));
-        standing != PaymentStanding::Other || (by_invoice && self.alias_of.is_none())
+    /// One whose source is outranked needs no copy; but the order whose session made the invoice has to know that it is
+    /// paid.
+    fn needs_copy(&self, entity: &EntityKey, link: LinkState) -> bool {
+        let sources = self.facts.links.get(entity);
+        let by_invoice = sources.is_some_and(|sources| sources.contains_key(&LinkSource::Invoice));
+        link != LinkState::Elsewhere || (by_invoice && self.alias_of.is_none())
     }
 
-    /// The bearers that do not have the newest copy.
-    pub fn behind(&self) -> BTreeMap<EntityKey, PaymentStanding> {
-        let mut behind = self.standings();
-        behind.retain(|key, standing| {
-            let told = self.told.get(key);
-            match self.needs_copy(key, *standing) {
-                true => told.is_none_or(|told| *told < self.changed),
-                false => told.is_some(),
+    /// The orders and statements that do not have the newest copy, or have one that they must lose.
+    pub fn outdated_copies(&self) -> BTreeMap<EntityKey, LinkState> {
+        let mut outdated = self.link_states();
+        outdated.retain(|key, link| {
+            let copied = self.copied.get(key);
+            match self.needs_copy(key, *link) {
+                true => copied.is_none_or(|copied| *copied < self.facts_version),
+                false => copied.is_some(),
             }
         });
-        behind
+        outdated
     }
 
-    /// Notes that a bearer's copy is written with this state.
-    pub fn note_told(&mut self, bearer: &EntityKey, standing: PaymentStanding) {
-        match self.needs_copy(bearer, standing) {
-            true => self.told.insert(bearer.clone(), self.changed),
-            false => self.told.remove(bearer),
+    /// Records that the copy of an order or statement is written with this state.
+    pub fn record_copy(&mut self, entity: &EntityKey, link: LinkState) {
+        match self.needs_copy(entity, link) {
+            true => self.copied.insert(entity.clone(), self.facts_version),
+            false => self.copied.remove(entity),
         };
     }
 
     fn open_reason(&self) -> Option<OpenReason> {
-        if !self.behind().is_empty() {
-            return Some(OpenReason::Reflect);
+        if !self.outdated_copies().is_empty() {
+            return Some(OpenReason::OutdatedCopy);
         }
-        let is_borne = self
-            .standings()
+        let is_linked = self
+            .link_states()
             .values()
-            .any(|standing| *standing != PaymentStanding::Other);
-        (self.alias_of.is_none() && !is_borne).then_some(OpenReason::Unborne)
+            .any(|link| *link != LinkState::Elsewhere);
+        (self.alias_of.is_none() && !is_linked).then_some(OpenReason::Unlinked)
     }
 
     /// The state that follows this one, as it is written: `facts` and `alias_of` are what it knows now.
     #[must_use]
-    pub fn next(&self, facts: PaymentStateFacts, alias_of: Option<PaymentKey>) -> Self {
+    pub fn next_state(&self, facts: PaymentFacts, alias_of: Option<PaymentKey>) -> Self {
         let version = self.version.saturating_add(1);
         let is_changed = facts != self.facts || alias_of != self.alias_of;
         Self {
             key: self.key.clone(),
             version,
-            changed: match is_changed {
+            facts_version: match is_changed {
                 true => version,
-                false => self.changed,
+                false => self.facts_version,
             },
             alias_of,
             facts,
-            told: self.told.clone(),
+            copied: self.copied.clone(),
             open_since: self.open_since,
             open: None,
             history: self.history.clone(),
         }
     }
 
-    /// Sets its place in the index of open payments; call it last, when all bearers of this write are noted. It is looked
-    /// at 10, 20, 40 … minutes after it became open, for 30 days.
+    /// Sets its place in the index of open payments; call it last, when all copies of this write are recorded. It is
+    /// rechecked 10, 20, 40 … minutes after it became open, for 30 days.
     pub fn note_open(&mut self, now: Timestamp) {
         let reason = self.open_reason();
         self.open_since = reason.and(self.open_since.or(Some(now)));
@@ -333,9 +336,11 @@ impl PaymentState {
             .map_or(Duration::ZERO, |since| since.until(now));
         let bytes = self.key.to_string().into_bytes();
         let shard = bytes.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte)) % OPEN_SHARDS;
-        self.open = reason.filter(|_| age < LOOKS_MAX).map(|reason| OpenEntry {
-            index_key: open_index_key(reason, shard),
-            due: now.after(age.max(FIRST_LOOK_AFTER)),
-        });
+        self.open = reason
+            .filter(|_| age < RECHECKS_MAX)
+            .map(|reason| OpenEntry {
+                index_key: open_index_key(reason, shard),
+                due: now.after(age.max(FIRST_RECHECK_AFTER)),
+            });
     }
 }

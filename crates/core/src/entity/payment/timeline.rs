@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 use serde_json::{Map, json};
 
 use crate::entity::merge::{FactSource, latest_state};
-use crate::entity::payment::bearer::ManualEdits;
-use crate::entity::payment::facts::{DisputeState, PaymentFacts};
+use crate::entity::payment::facts::{DisputeState, MoneyFacts};
+use crate::entity::payment::linked::ManualEdits;
 use crate::entity::timeline::DerivedEntry;
 use crate::time::Timestamp;
 
@@ -56,7 +56,7 @@ impl TimelineBuilder {
     }
 
     /// Adds a reason that no event states.
-    pub(super) fn add_own_review(&mut self, reason: &str, fact: &str, at: Timestamp) {
+    pub(super) fn add_review_without_event(&mut self, reason: &str, fact: &str, at: Timestamp) {
         let reason = format!("{reason}:{fact}");
         self.add_note("review_flagged", &reason, at, Some(&reason));
         self.reasons.insert(reason);
@@ -81,7 +81,7 @@ impl TimelineBuilder {
 /// Adds failed attempts. A delayed payment that fails is reported twice: `checkout.session.async_payment_failed` names
 /// only the payment, `payment_intent.payment_failed` names the charge. If there is a failure with a charge, the one
 /// without counts as the same attempt and gets no entry.
-pub(super) fn add_failures(facts: &PaymentFacts, timeline: &mut TimelineBuilder) {
+pub(super) fn add_failures(facts: &MoneyFacts, timeline: &mut TimelineBuilder) {
     for (id, payment) in &facts.payments {
         let mut attempts = payment.failures.iter();
         let by_charge = attempts.any(|(attempt, _)| attempt != id);
@@ -103,7 +103,7 @@ pub(super) fn add_failures(facts: &PaymentFacts, timeline: &mut TimelineBuilder)
     }
 }
 
-pub(super) fn add_sessions(facts: &PaymentFacts, timeline: &mut TimelineBuilder) {
+pub(super) fn add_sessions(facts: &MoneyFacts, timeline: &mut TimelineBuilder) {
     for (id, session) in &facts.sessions {
         for (kind, ended) in [
             ("checkout_completed", &session.completed),
@@ -119,7 +119,7 @@ pub(super) fn add_sessions(facts: &PaymentFacts, timeline: &mut TimelineBuilder)
 
 /// Adds disputes, fraud warnings and Stripe's reviews. Only a state that needs action now gives a review reason, so
 /// `dispute_open` disappears by itself when the dispute is won. A fraud warning has no end and stays until cleared.
-pub(super) fn add_disputes_and_reviews(facts: &PaymentFacts, timeline: &mut TimelineBuilder) {
+pub(super) fn add_disputes_and_reviews(facts: &MoneyFacts, timeline: &mut TimelineBuilder) {
     for (id, dispute) in &facts.disputes {
         let first = dispute.states.values().map(|seen| &seen.first);
         let Some(opened) = first.min_by_key(|stated| (stated.at, &stated.event)) else {
@@ -156,7 +156,7 @@ pub(super) fn add_disputes_and_reviews(facts: &PaymentFacts, timeline: &mut Time
 /// Adds manual edits. Clearing removes reasons that were added before.
 pub(super) fn add_manual_edits(manual: &ManualEdits, timeline: &mut TimelineBuilder) {
     for at in &manual.flagged {
-        timeline.add_own_review("flagged_by_hand", &at.to_string(), *at);
+        timeline.add_review_without_event("flagged_by_hand", &at.to_string(), *at);
     }
     if let Some(at) = &manual.refunded {
         timeline.add_note("refund_full", "by_hand", at.0, Some("by_hand"));

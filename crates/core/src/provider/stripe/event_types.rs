@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use crate::entity::account::AccountFacts;
 use crate::entity::merge::{FactSource, MaxRegister, MinRegister, SeenInterval};
 use crate::entity::payment::facts::{
-    ChargeFacts, DisputeFacts, DisputeState, FailedAttempt, IntentFacts, PaymentFacts, RefundFacts,
+    ChargeFacts, DisputeFacts, DisputeState, FailedAttempt, IntentFacts, MoneyFacts, RefundFacts,
     RefundState, ReviewFacts, SessionFacts,
 };
 use crate::ids::{ChargeId, ObjectId, PaymentRef, RefundId, UserId};
@@ -126,12 +126,12 @@ pub(super) enum FactReader {
     Account(AccountReader),
 }
 
-type PaymentReader = fn(&StripeObject, FactSource, &mut PaymentFacts) -> Result<(), ParkReason>;
+type PaymentReader = fn(&StripeObject, FactSource, &mut MoneyFacts) -> Result<(), ParkReason>;
 
 /// The facts of a Stripe event. `Err` if a field that they need is missing or malformed.
 #[derive(Clone, Debug, PartialEq)]
 pub enum StripeFacts {
-    Payment(Result<PaymentFacts, ParkReason>),
+    Payment(Result<MoneyFacts, ParkReason>),
     Account(Result<AccountFacts, ParkReason>),
 }
 
@@ -150,16 +150,16 @@ pub fn read_facts(event: &StripeEvent) -> Option<StripeFacts> {
 fn read_payment_facts(
     event: &StripeEvent,
     reader: PaymentReader,
-) -> Result<PaymentFacts, ParkReason> {
+) -> Result<MoneyFacts, ParkReason> {
     let resource = event.resource().ok_or(ParkReason::FieldMalformed)?;
     let stated = FactSource {
         at: event.created().ok_or(ParkReason::FieldMalformed)?,
         event: event.id.clone(),
     };
-    let mut facts = PaymentFacts {
+    let mut facts = MoneyFacts {
         reference: parse_user_hint(resource.client_reference_id.value()),
         user: read_paying_user(resource),
-        ..PaymentFacts::default()
+        ..MoneyFacts::default()
     };
     if let Some(intent) = resource.intent()? {
         // Every event of a PaymentIntent adds the payment, even without any fact about it: the cleanup asks Stripe
@@ -192,7 +192,7 @@ fn parse_user_hint(hint: Option<&String>) -> Option<MinRegister<UserId>> {
 fn read_intent_succeeded(
     intent: &StripeObject,
     stated: FactSource,
-    facts: &mut PaymentFacts,
+    facts: &mut MoneyFacts,
 ) -> Result<(), ParkReason> {
     let received = parse_money(&intent.amount_received, &intent.currency)?;
     add_success(facts, intent_payment_ref(intent)?, stated, received);
@@ -202,7 +202,7 @@ fn read_intent_succeeded(
 fn read_intent_failed(
     intent: &StripeObject,
     stated: FactSource,
-    facts: &mut PaymentFacts,
+    facts: &mut MoneyFacts,
 ) -> Result<(), ParkReason> {
     let error = intent
         .last_payment_error
@@ -234,7 +234,7 @@ fn read_intent_failed(
 fn read_intent_processing(
     intent: &StripeObject,
     stated: FactSource,
-    facts: &mut PaymentFacts,
+    facts: &mut MoneyFacts,
 ) -> Result<(), ParkReason> {
     intent_entry(intent, facts)?.processing = Some(SeenInterval::once(stated));
     Ok(())
@@ -243,7 +243,7 @@ fn read_intent_processing(
 fn read_intent_canceled(
     intent: &StripeObject,
     stated: FactSource,
-    facts: &mut PaymentFacts,
+    facts: &mut MoneyFacts,
 ) -> Result<(), ParkReason> {
     intent_entry(intent, facts)?.canceled = Some(stated);
     Ok(())
@@ -252,7 +252,7 @@ fn read_intent_canceled(
 fn read_session_completed(
     session: &StripeObject,
     stated: FactSource,
-    facts: &mut PaymentFacts,
+    facts: &mut MoneyFacts,
 ) -> Result<(), ParkReason> {
     match session.payment_status.value().map(String::as_str) {
         // A paid session and `payment_intent.succeeded` state one fact under the PaymentIntent's id and count once.
@@ -274,7 +274,7 @@ fn read_session_completed(
 fn read_session_paid(
     session: &StripeObject,
     stated: FactSource,
-    facts: &mut PaymentFacts,
+    facts: &mut MoneyFacts,
 ) -> Result<(), ParkReason> {
     let total = parse_money(&session.amount_total, &session.currency)?;
     session_entry(session, facts)?;
@@ -285,7 +285,7 @@ fn read_session_paid(
 fn read_session_failed(
     session: &StripeObject,
     stated: FactSource,
-    facts: &mut PaymentFacts,
+    facts: &mut MoneyFacts,
 ) -> Result<(), ParkReason> {
     session_entry(session, facts)?;
     let payment = session_payment_ref(session)?;
@@ -302,7 +302,7 @@ fn read_session_failed(
 fn read_session_expired(
     session: &StripeObject,
     stated: FactSource,
-    facts: &mut PaymentFacts,
+    facts: &mut MoneyFacts,
 ) -> Result<(), ParkReason> {
     session_entry(session, facts)?.expired = Some(stated);
     Ok(())
@@ -310,7 +310,7 @@ fn read_session_expired(
 
 fn session_entry<'f>(
     session: &StripeObject,
-    facts: &'f mut PaymentFacts,
+    facts: &'f mut MoneyFacts,
 ) -> Result<&'f mut SessionFacts, ParkReason> {
     let intent = session.intent()?.map(MinRegister);
     let known = facts.sessions.entry(session.session()?);
@@ -332,7 +332,7 @@ fn session_payment_ref(session: &StripeObject) -> Result<PaymentRef, ParkReason>
 fn read_charge_refunded(
     charge: &StripeObject,
     stated: FactSource,
-    facts: &mut PaymentFacts,
+    facts: &mut MoneyFacts,
 ) -> Result<(), ParkReason> {
     let id = charge.id.value().ok_or(ParkReason::FieldMalformed)?;
     let id = ChargeId::parse(id).map_err(|_| ParkReason::FieldMalformed)?;
@@ -353,7 +353,7 @@ fn read_charge_refunded(
 fn read_refund(
     refund: &StripeObject,
     stated: FactSource,
-    facts: &mut PaymentFacts,
+    facts: &mut MoneyFacts,
 ) -> Result<(), ParkReason> {
     let id = refund.id.value().ok_or(ParkReason::FieldMalformed)?;
     let id = RefundId::parse(id).map_err(|_| ParkReason::FieldMalformed)?;
@@ -385,7 +385,7 @@ fn read_refund(
 fn read_dispute(
     dispute: &StripeObject,
     stated: FactSource,
-    facts: &mut PaymentFacts,
+    facts: &mut MoneyFacts,
 ) -> Result<(), ParkReason> {
     // The dispute's `status` decides and not the type: `charge.dispute.closed` comes with `won`, `lost` or
     // `warning_closed`, so the type does not say how the dispute ended.
@@ -403,7 +403,7 @@ fn read_dispute(
 fn read_fraud_warning(
     warning: &StripeObject,
     stated: FactSource,
-    facts: &mut PaymentFacts,
+    facts: &mut MoneyFacts,
 ) -> Result<(), ParkReason> {
     facts.warnings.insert(object_key(warning)?, stated);
     Ok(())
@@ -412,7 +412,7 @@ fn read_fraud_warning(
 fn read_review(
     review: &StripeObject,
     stated: FactSource,
-    facts: &mut PaymentFacts,
+    facts: &mut MoneyFacts,
 ) -> Result<(), ParkReason> {
     // As with disputes, the object's `open` decides and not the type.
     let (opened, closed) = match review.open.value() {
@@ -430,7 +430,7 @@ fn object_key(object: &StripeObject) -> Result<ObjectId, ParkReason> {
     parse_object_id(object.id.value().ok_or(ParkReason::FieldMalformed)?)
 }
 
-fn add_success(facts: &mut PaymentFacts, payment: PaymentRef, stated: FactSource, received: Money) {
+fn add_success(facts: &mut MoneyFacts, payment: PaymentRef, stated: FactSource, received: Money) {
     let payment = facts.payments.entry(payment).or_default();
     payment.succeeded = Some(stated);
     payment.received.insert(received);
@@ -438,7 +438,7 @@ fn add_success(facts: &mut PaymentFacts, payment: PaymentRef, stated: FactSource
 
 fn intent_entry<'f>(
     intent: &StripeObject,
-    facts: &'f mut PaymentFacts,
+    facts: &'f mut MoneyFacts,
 ) -> Result<&'f mut IntentFacts, ParkReason> {
     let payment = intent_payment_ref(intent)?;
     Ok(facts.payments.entry(payment).or_default())

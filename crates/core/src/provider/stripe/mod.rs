@@ -11,14 +11,14 @@ pub mod types;
 use secrecy::SecretString;
 
 use crate::entity::account::AccountFacts;
-use crate::entity::payment::state::NamedBy;
+use crate::entity::payment::state::LinkSource;
 use crate::entity::{ENTITY_SCHEMAS, EntityKey};
 use crate::ids::{AccountId, OrderId, StatementId};
 use crate::json::JsonError;
 use crate::outcome::{EventVerdict, IgnoreReason, ParkReason};
 use crate::provider::envelope::EventEnvelope;
 use crate::provider::interpret::{
-    CatalogueEntry, EventFacts, EventFields, EventScope, EventSubject, PaymentStatement,
+    CatalogueEntry, EventFacts, EventFields, EventScope, EventSubject, PaymentEventFacts,
     SignedHeaders, TimeForm, WebhookProvider,
 };
 use crate::provider::signature::{
@@ -122,12 +122,12 @@ impl WebhookProvider for StripeWebhooks {
         Ok(EventFacts {
             named_entity,
             created_at: event.created(),
-            subject: EventSubject::Payment(PaymentStatement {
+            subject: EventSubject::Payment(PaymentEventFacts {
                 names,
                 invoice: resource.invoice.value().cloned(),
-                named_by: match resource.object.value().map(String::as_str) {
-                    Some("payment_intent" | "checkout.session") => NamedBy::Metadata,
-                    _ => NamedBy::Object,
+                link_source: match resource.object.value().map(String::as_str) {
+                    Some("payment_intent" | "checkout.session") => LinkSource::Metadata,
+                    _ => LinkSource::Object,
                 },
                 money: facts.map_err(EventVerdict::Parked)?,
             }),

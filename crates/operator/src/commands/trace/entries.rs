@@ -7,7 +7,7 @@ use billhook_core::entity::Entity;
 use billhook_core::entity::key::{PaymentKey, StateKey};
 use billhook_core::entity::kind::StatedFacts;
 use billhook_core::entity::merge::Merge as _;
-use billhook_core::entity::payment::bearer::PaymentCopy;
+use billhook_core::entity::payment::linked::PaymentCopy;
 use billhook_core::ids::EventId;
 use billhook_core::provider::interpret::{EventFacts, EventSubject};
 use billhook_core::time::Timestamp;
@@ -172,7 +172,7 @@ pub(super) fn list_column_changes<'a>(
     events: impl Iterator<Item = &'a TracedEvent>,
 ) -> Vec<TraceEntry> {
     let own = StateKey::Entity(entity.key());
-    let payments = entity.payment_facts().into_iter();
+    let payments = entity.linked_payment_facts().into_iter();
     let payments: BTreeSet<PaymentKey> = payments
         .flat_map(|facts| facts.payment_keys().cloned())
         .collect();
@@ -206,7 +206,7 @@ pub(super) fn list_column_changes<'a>(
                 };
                 let copy = copies
                     .entry(key.clone())
-                    .or_insert_with(|| PaymentCopy::borne(0));
+                    .or_insert_with(|| PaymentCopy::linked(0));
                 copy.version += 1;
                 copy.invoices.extend(payment.invoice.clone());
                 copy.facts.merge(payment.money.clone());

@@ -18,7 +18,7 @@ use self::entries::{
     list_column_changes,
 };
 use self::search::TraceSearch;
-use crate::entity_tables::locate_entity;
+use crate::application_tables::locate_entity;
 use crate::exit::CommandExit;
 use crate::log_lines::read_log_lines;
 use crate::output::{OutputWriter, print_notice};
@@ -67,7 +67,7 @@ pub(crate) async fn run_trace(
         let (table, id) = locate_entity(&key);
         let row = table.read_row(session, id, RowDetail::Known).await?;
         // The state's newest events, those that its facts name, and those of the timeline.
-        for id in collect_event_ids(&json!(entity.stored()))
+        for id in collect_event_ids(&json!(entity.to_row()))
             .into_iter()
             .chain(collect_event_ids(&row))
         {

@@ -16,7 +16,7 @@ use billhook_core::worker::ports::{Ledger, StoredEvent, StoredPayload};
 use uuid::Uuid;
 
 use super::entries::{TraceEntry, TracedEvent};
-use crate::entity_tables::locate_entity;
+use crate::application_tables::locate_entity;
 use crate::event_filter::EventFilter;
 use crate::event_lookup;
 use crate::events_table::EventSummary;
@@ -135,7 +135,7 @@ impl TraceSearch {
     }
 
     /// Adds what the events found so far belong to, as their rows say, then the other events of their payments and what
-    /// bears those. An event that was parked adds the entity that it names; its outcome says why it was not applied there.
+    /// those are linked to. An event that was parked adds the entity that it names; its outcome says why it was not applied there.
     pub(super) async fn add_entities_of_events(&mut self, session: &StackSession) -> Result<()> {
         for event in self.events.values() {
             let taken = event.taken_by();
@@ -163,9 +163,9 @@ impl TraceSearch {
                 for event in &payment.history.event_ids {
                     self.add_event(session, event).await?;
                 }
-                let bearers = payment.facts.bearers.into_keys();
+                let links = payment.facts.links.into_keys();
                 self.entities
-                    .extend(bearers.chain(payment.told.into_keys()));
+                    .extend(links.chain(payment.copied.into_keys()));
             }
         }
         Ok(())

@@ -17,19 +17,19 @@ use crate::row_json::{RowDetail, read_text};
 use crate::session::StackSession;
 
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct EntityTable(&'static EntitySchema);
+pub(crate) struct ApplicationTable(&'static EntitySchema);
 
-pub(crate) const ORDERS: EntityTable = EntityTable(&OrderKind::SCHEMA);
-pub(crate) const STATEMENTS: EntityTable = EntityTable(&StatementKind::SCHEMA);
-pub(crate) const TENANTS: EntityTable = EntityTable(&TenantKind::SCHEMA);
+pub(crate) const ORDERS: ApplicationTable = ApplicationTable(&OrderKind::SCHEMA);
+pub(crate) const STATEMENTS: ApplicationTable = ApplicationTable(&StatementKind::SCHEMA);
+pub(crate) const TENANTS: ApplicationTable = ApplicationTable(&TenantKind::SCHEMA);
 
-pub(crate) fn locate_entity(key: &EntityKey) -> (EntityTable, &str) {
-    (EntityTable(key.schema()), key.id())
+pub(crate) fn locate_entity(key: &EntityKey) -> (ApplicationTable, &str) {
+    (ApplicationTable(key.schema()), key.id())
 }
 
-impl EntityTable {
+impl ApplicationTable {
     pub(crate) fn name(self, session: &StackSession) -> Result<&str> {
-        session.stack.entity_table(self.0)
+        session.stack.application_table(self.0)
     }
 
     pub(crate) fn key(self) -> &'static str {

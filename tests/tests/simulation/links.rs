@@ -1,4 +1,4 @@
-//! The oracle of what bears a payment, from the events' own JSON, the rows and what people decided. It is independent of
+//! The oracle of what a payment is linked to, from the events' own JSON, the rows and what people decided. It is independent of
 //! `billhook_core`.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,8 +10,8 @@ use billhook_testkit::sim::World;
 use billhook_testkit::sim::stripe::Emitted;
 use serde_json::Value;
 
-/// What an event's JSON says about whose its payment is.
-pub(crate) struct PaymentClaims {
+/// What an event's JSON says about what its payment is linked to.
+pub(crate) struct LinkEvidence {
     pub(crate) names: Option<EntityKey>,
     invoice: Option<String>,
     /// It knows the charge.
@@ -21,7 +21,7 @@ pub(crate) struct PaymentClaims {
     is_session: bool,
 }
 
-pub(crate) fn claims(event: &Emitted) -> PaymentClaims {
+pub(crate) fn link_evidence(event: &Emitted) -> LinkEvidence {
     let body: Value = serde_json::from_str(&event.body).unwrap();
     let object = &body["data"]["object"];
     let text = |name: &str| object.get(name).and_then(Value::as_str);
@@ -30,7 +30,7 @@ pub(crate) fn claims(event: &Emitted) -> PaymentClaims {
     let order = metadata("orderId").and_then(Value::as_str);
     let statement = metadata("statement_id").and_then(Value::as_str);
     let of_kind = |word: &str, id: Option<&str>| EntityKey::of_kind(word, id?);
-    PaymentClaims {
+    LinkEvidence {
         names: of_kind("order", order).or_else(|| of_kind("statement", statement)),
         invoice: text("invoice").map(str::to_owned),
         charge: kind == "charge"
@@ -48,17 +48,17 @@ pub(crate) fn is_reached<'e>(
     event: &Emitted,
     others: impl IntoIterator<Item = &'e Emitted>,
 ) -> bool {
-    let own = claims(event);
+    let own = link_evidence(event);
     let is_by_charge = own.charge && !own.intent;
     !is_by_charge
         || others.into_iter().any(|other| {
-            let claims = claims(other);
-            other.of == event.of && claims.charge && claims.intent
+            let evidence = link_evidence(other);
+            other.of == event.of && evidence.charge && evidence.intent
         })
 }
 
-/// The orders and statements that bear a payment, or that claim it equally well.
-pub(crate) fn bearers(world: &World, of: &str) -> BTreeSet<EntityKey> {
+/// The orders and statements that a payment is linked to: one, or several with equally good links.
+pub(crate) fn linked_entities(world: &World, of: &str) -> BTreeSet<EntityKey> {
     if let Some(to) = world.stripe.relinked.get(of) {
         return BTreeSet::from([to.clone()]);
     }
@@ -69,20 +69,22 @@ pub(crate) fn bearers(world: &World, of: &str) -> BTreeSet<EntityKey> {
         .filter(|event| is_processed(world, event))
         .collect();
     let own = || processed.iter().filter(|event| event.of == of);
-    let named: BTreeSet<EntityKey> = own().filter_map(|event| claims(event).names).collect();
+    let named: BTreeSet<EntityKey> = own()
+        .filter_map(|event| link_evidence(event).names)
+        .collect();
     if !named.is_empty() {
         return named;
     }
     let invoices: BTreeMap<String, Option<String>> = own()
-        .filter_map(|event| Some((claims(event).invoice?, event.account.clone())))
+        .filter_map(|event| Some((link_evidence(event).invoice?, event.account.clone())))
         .collect();
     let by_invoice: BTreeSet<EntityKey> = processed
         .iter()
         .filter_map(|event| {
-            let claims = claims(event);
-            let account = invoices.get(claims.invoice.as_deref()?)?;
-            let is_its = claims.is_session && *account == event.account;
-            claims.names.filter(|_| is_its)
+            let evidence = link_evidence(event);
+            let account = invoices.get(evidence.invoice.as_deref()?)?;
+            let is_its = evidence.is_session && *account == event.account;
+            evidence.names.filter(|_| is_its)
         })
         .collect();
     if !by_invoice.is_empty() {

@@ -10,14 +10,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::entity::key::PaymentKey;
 use crate::entity::merge::{Merge, MinRegister, merge_fields};
-use crate::entity::payment::facts::PaymentFacts;
+use crate::entity::payment::facts::MoneyFacts;
 use crate::ids::{InvoiceId, PaymentIntentId};
 use crate::time::Timestamp;
 
 /// The payment facts of one order or statement.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-pub struct BearerFacts {
+pub struct LinkedPaymentFacts {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub payments: BTreeMap<PaymentKey, PaymentCopy>,
     /// When the cleanup or a person cancelled the order, by our clock.
@@ -42,13 +42,13 @@ pub struct ManualEdits {
     pub flagged: BTreeSet<Timestamp>,
 }
 
-/// A payment as its bearer knows it.
+/// A payment as an order or statement knows it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PaymentCopy {
     /// The version of the payment's state that this is a copy of.
     pub version: i64,
-    pub standing: PaymentStanding,
+    pub link: LinkState,
     /// The invoices that the payment pays, or that its session made.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub invoices: BTreeSet<InvoiceId>,
@@ -57,30 +57,30 @@ pub struct PaymentCopy {
     pub is_paid: bool,
     /// Empty once the payment is another's.
     #[serde(default)]
-    pub facts: PaymentFacts,
+    pub facts: MoneyFacts,
 }
 
-/// How a payment stands to an order or statement that was named for it.
+/// How a payment is linked to an order or statement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum PaymentStanding {
-    /// It is this one's.
-    Borne,
-    /// Another one was named equally well, at the latest at this time. A person decides (`relink`).
+pub enum LinkState {
+    /// It is this one's, and so are its facts.
+    Linked,
+    /// Another one has an equally good link, since this time. A person decides (`relink`).
     Conflict(Timestamp),
-    /// Another one bears it.
-    Other,
+    /// It is linked to another one.
+    Elsewhere,
 }
 
 impl PaymentCopy {
-    /// Of a payment that it bears and of which nothing is known yet.
-    pub fn borne(version: i64) -> Self {
+    /// Of a payment that is linked and of which nothing is known yet.
+    pub fn linked(version: i64) -> Self {
         Self {
             version,
-            standing: PaymentStanding::Borne,
+            link: LinkState::Linked,
             invoices: BTreeSet::new(),
             is_paid: false,
-            facts: PaymentFacts::default(),
+            facts: MoneyFacts::default(),
         }
     }
 }
@@ -94,7 +94,7 @@ impl Merge for PaymentCopy {
     }
 }
 
-merge_fields!(BearerFacts {
+merge_fields!(LinkedPaymentFacts {
     payments,
     cancelled,
     manual
@@ -112,48 +112,48 @@ impl ManualEdits {
     }
 }
 
-impl BearerFacts {
-    /// Whether Stripe stated anything about a payment of it, or about one that it bore once: what was written then has
-    /// to be taken back.
+impl LinkedPaymentFacts {
+    /// Whether Stripe stated anything about a payment that is linked to it, or once was: what was written then has to be
+    /// removed.
     pub fn has_stripe_facts(&self) -> bool {
-        self.payments.values().any(|copy| {
-            copy.standing != PaymentStanding::Borne || copy.facts != PaymentFacts::default()
-        })
+        self.payments
+            .values()
+            .any(|copy| copy.link != LinkState::Linked || copy.facts != MoneyFacts::default())
     }
 
-    /// Payments that it bears, or that it and another one were named for.
+    /// The payments that are linked to it, conflicts included.
     pub fn payment_keys(&self) -> impl Iterator<Item = &PaymentKey> {
         let payments = self.payments.iter();
         payments
-            .filter(|(_, copy)| copy.standing != PaymentStanding::Other)
+            .filter(|(_, copy)| copy.link != LinkState::Elsewhere)
             .map(|(key, _)| key)
     }
 
-    /// Also one that is another's by now.
+    /// Also one that is linked to another one by now.
     pub fn knows_payment_intent(&self, intent: &PaymentIntentId) -> bool {
         let mut keys = self.payments.keys();
         keys.any(|key| key.payment.intent() == Some(intent))
     }
 
-    /// The payments for which another one was named equally well, and since when.
+    /// The payments to which another one has an equally good link, and since when.
     pub fn conflicts(&self) -> impl Iterator<Item = (&PaymentKey, Timestamp)> {
         self.payments
             .iter()
-            .filter_map(|(key, copy)| match copy.standing {
-                PaymentStanding::Conflict(since) => Some((key, since)),
-                PaymentStanding::Borne | PaymentStanding::Other => None,
+            .filter_map(|(key, copy)| match copy.link {
+                LinkState::Conflict(since) => Some((key, since)),
+                LinkState::Linked | LinkState::Elsewhere => None,
             })
     }
 
-    /// The facts of all payments that it bears, together.
+    /// The facts of all payments that are linked to it, together.
     ///
     /// A session of a subscription states an amount, and so does the payment of the invoice that the session made: that
-    /// is one payment, so the session's amount counts only while none of the invoice's payments succeeded, whoever bears
-    /// them.
-    pub fn borne(&self) -> PaymentFacts {
-        let mut facts = PaymentFacts::default();
+    /// is one payment, so the session's amount counts only while none of the invoice's payments succeeded, whatever they
+    /// are linked to.
+    pub fn merge_linked_facts(&self) -> MoneyFacts {
+        let mut facts = MoneyFacts::default();
         for copy in self.payments.values() {
-            if copy.standing == PaymentStanding::Borne {
+            if copy.link == LinkState::Linked {
                 facts.merge(copy.facts.clone());
             }
         }
