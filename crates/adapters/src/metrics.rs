@@ -256,7 +256,7 @@ pub fn count_genuine_delivery(provider: ProviderId, event_type: &EventType, resu
 pub fn count_report(provider: ProviderId, report: &MessageReport, now: Timestamp) {
     let verdict = match &report.result {
         Ok(ProcessingSuccess::AlreadyDone(_) | ProcessingSuccess::Rechecked) => return,
-        // The sweep counts the payments that stay open.
+        // Not counted: an open payment stays in `OpenIndex`, and the sweep sends it again.
         Ok(ProcessingSuccess::LeftToSweep(_)) => return,
         Ok(ProcessingSuccess::Decided(verdict)) => verdict,
         Err(_) => return WEBHOOK_FAILED.count(provider),

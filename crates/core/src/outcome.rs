@@ -116,7 +116,7 @@ reasons! {
         ThinEvent = "thin_event",
         /// A test event in a live environment: Stripe sends test events of connected accounts to live endpoints too.
         TestEventOnLiveStage = "test_event_on_live_stage",
-        /// It names no payment.
+        /// It names no payment, or it is about the platform's own account.
         NothingNamed = "nothing_named",
         /// The row that it names did not exist for 30 days.
         NeverFound = "never_found",

@@ -503,11 +503,11 @@ fn the_mail_table_is_what_is_derived() {
         stages.into_iter().partition(|s| ends(*s));
     let (beside, on_the_way): (Vec<MailStage>, Vec<MailStage>) =
         rest.into_iter().partition(|s| beside(*s));
-    let row = |stage: MailStage, bears: String| {
+    let row = |stage: MailStage, place: String| {
         let attention = derive_mail(&mail(&[(stage, 0)]), None).attention_reason;
         assert!(attention.is_none_or(|reason| reason == stage));
         let yes = if attention.is_some() { "yes" } else { "" };
-        vec![code(stage.as_str()), bears, yes.to_owned()]
+        vec![code(stage.as_str()), place, yes.to_owned()]
     };
     let ranked = |kin: &[MailStage], word: &str| {
         let mut ranked: Vec<_> = kin

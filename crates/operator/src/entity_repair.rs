@@ -46,7 +46,9 @@ pub(crate) async fn repair_entity(
         let missing = || CommandExit::NotFound(format!("there is no {key}"));
         let (entity, row) = rows.entities.remove(key).ok_or_else(missing)?;
         if entity.is_moved() {
-            bail!("{key} belongs to another tenant than its state: give the row its tenantId back");
+            bail!(
+                "the row of {key} was moved to another tenant: restore its tenant column, then try again"
+            );
         }
         let facts = make_facts(&entity)?;
         if !is_noted {

@@ -24,7 +24,7 @@ struct Sizes {
 }
 
 #[test]
-fn facts_that_one_row_would_not_hold_are_booked_whole() {
+fn facts_that_one_row_would_not_hold_are_handled_exactly() {
     let sizes = Sizes {
         failures: 60,
         refunds: 400,
@@ -41,7 +41,7 @@ fn facts_that_one_row_would_not_hold_are_booked_whole() {
 
 #[test]
 #[ignore = "takes an hour"]
-fn thousands_of_facts_are_booked_whole() {
+fn thousands_of_facts_are_handled_exactly() {
     let sizes = Sizes {
         failures: 5_000,
         refunds: 5_000,
@@ -57,7 +57,7 @@ fn thousands_of_facts_are_booked_whole() {
     });
 }
 
-/// Delivers everything, checks what is booked, and returns the number of pages.
+/// Delivers everything, checks what the rows say, and returns the number of pages.
 async fn book(stage: &Stage, own: &str, sizes: &Sizes) -> Result<usize> {
     let world = &stage.world;
     let now = world.now_s();

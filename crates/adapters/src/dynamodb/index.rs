@@ -2,7 +2,8 @@
 //!
 //! An index is only a hint, because DynamoDB updates it after the table (eventual consistency). It may name an order
 //! whose column has changed since, and miss one that was written a moment ago. So callers read the rows themselves,
-//! consistently, before they decide; an event that found nothing is parked, and a later event or the sweep retries it.
+//! consistently, before they decide; if nothing is found, a letter's event is parked and a payment stays open; a later
+//! event or the sweep tries again.
 //! Exception: the tenant of an account, which hardly ever changes, is taken from the index.
 //! `ledger`, `failed_orders` and `unfinished_events` use indexes.
 

@@ -46,9 +46,9 @@ use crate::config::{ApplicationTables, table_variable};
 /// A larger row is not written, and its event is parked as `entity_too_large`. DynamoDB's limit is 400 KB; the rest is
 /// for the application, whose own writes would fail if we filled the row.
 const ROW_BYTES_MAX: usize = 300 * 1024;
-/// What a write of a state with pages takes at most, but for the first one.
+/// Estimate of what a write of a state with pages takes: only changed pages are written. The first write takes more.
 const PAGED_BYTES_MAX: usize = 512 * 1024;
-/// Reads of states whose pages another writer changes between the read of the state and that of its pages.
+/// How often rows are read again because another writer changed a state's pages between the two reads.
 const READS_MAX: usize = 3;
 /// How long a tenant that was found is cached. Misses are not cached: when a new tenant's row is written, the account's
 /// next event must find it.

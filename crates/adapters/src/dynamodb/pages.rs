@@ -19,7 +19,7 @@ use super::attributes::{Item, attribute_size, read_integer, read_text};
 const FACTS_BYTES_MAX: usize = 48 * 1024;
 /// A larger map is taken apart; its entries then go to different pages.
 const ENTRY_BYTES_MAX: usize = 4 * 1024;
-/// So many halvings at most: then only an entry that is too large itself is left.
+/// At most this many halvings; a page that is still too large has a single entry.
 const DEPTH_MAX: usize = 32;
 
 /// The facts of each page, by the first bits of the entries' hashes: `0`, `10`, `110` …

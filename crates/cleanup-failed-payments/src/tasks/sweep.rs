@@ -35,7 +35,7 @@ use crate::scheduled_task::{PassEnd, ScheduledTask, TaskFailed, fail_task, lacks
 
 /// Events in one page of the index. The due ones are then read from the table.
 const PAGE: usize = 100;
-/// Payments of one value of their index in one run. A message moves its payment's next look, so the rest comes next time.
+/// At most this many payments for each value of the index key in one run; the next run sends the rest.
 const PAYMENTS_MAX: usize = 1_000;
 /// Messages and updates in progress at the same time.
 const ACTIONS_AT_ONCE: usize = 8;
@@ -230,8 +230,8 @@ where
         Ok(())
     }
 
-    /// Sends the open payments that are due to the worker. It moves each one's next look, so no place is kept: what a run
-    /// does not send is still due in the next one.
+    /// Sends each open payment that is due to be rechecked to the worker, which sets the time of the next recheck. So no
+    /// checkpoint is needed: what this run does not send is still due in the next.
     async fn send_open_payments(
         &self,
         summary: &mut SweepSummary,

@@ -89,7 +89,7 @@ pub trait EntityKind: Clone + Debug + PartialEq + Sized {
     ) -> LastDerived {
         LastDerived::default()
     }
-    /// All columns to write but version, timeline and facts, which every kind writes alike.
+    /// All columns to write but `version` and `timeline`, which every kind writes alike.
     fn write_columns(
         derived: &Self::Derived,
         written: &LastDerived,
@@ -144,7 +144,7 @@ pub struct EntityState<K: EntityKind> {
     pub history: StateHistory,
 }
 
-/// The row after new facts: everything that the ledger writes.
+/// An entity after new facts: everything that the ledger writes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StateUpdate<K: EntityKind> {
     /// The row as billhook writes it. Its facts are old facts, new facts and manual edits, merged; of the guarded

@@ -1,6 +1,7 @@
 //! Merging of facts (join-semilattice, state-based CRDT): makes duplicates, out-of-order delivery and races harmless.
 //!
-//! An event about a payment waits for nothing: the payment's state takes its facts, whether or not it is linked to anything.
+//! A payment takes the facts of its events even if no order or statement is linked to it yet, so facts can arrive before
+//! the link.
 //!
 //! The building blocks are the smallest value, the greatest value, the union of sets, maps merged by key, and the
 //! greatest entries of such a map (`payment::facts::NewestFailures`). Each is commutative (order of arrival),
@@ -48,7 +49,7 @@ pub struct MaxRegister<T>(pub T);
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct FactSource {
     pub at: Timestamp,
-    /// The smallest id of all events that state the fact.
+    /// The smallest id of all events that state the fact; of a failed attempt, the latest event.
     pub event: EventId,
 }
 

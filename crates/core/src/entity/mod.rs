@@ -264,7 +264,7 @@ impl EntityUpdate {
         for_entity!(EntityUpdate, self, update => Kind::timeline(&update.derived))
     }
 
-    /// All columns to write but version, timeline and facts, which every kind writes alike.
+    /// All columns to write but `version` and `timeline`, which every kind writes alike.
     pub fn write_columns(&self, now: Timestamp) -> ColumnWrites {
         for_entity!(EntityUpdate, self, update => {
             Kind::write_columns(&update.derived, &update.next.last_derived, now)

@@ -57,7 +57,7 @@ const WRITTEN_MAX: usize = 16;
 const EVENT_IDS_MAX: usize = 200;
 
 /// The columns that billhook owns and a person may edit. They are part of the write's condition (optimistic lock), and
-/// the row also has them as billhook last derived them: a difference between the two is a manual edit.
+/// the state has them as billhook last derived them: a difference between the two is a manual edit.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct GuardedColumns {
@@ -94,7 +94,7 @@ impl GuardedColumns {
     }
 }
 
-/// What billhook derived at its last write, stored in the row beside the facts.
+/// What billhook derived at its last write, stored in the state beside the facts.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct LastDerived {

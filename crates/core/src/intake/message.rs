@@ -1,4 +1,5 @@
-//! The queue's message: a pointer to a stored event, without a payload.
+//! The queue's messages: a pointer to a stored event, or to a payment that the worker is to check again. Neither has a
+//! payload.
 //!
 //! Guarantee: a message cannot forge an event. A worker takes only ids from it, and facts only from the events table,
 //! whose payload passed the signature check. A forged message can at most have a stored event reprocessed.

@@ -31,8 +31,8 @@ const GIVE_UP_ROUNDS: u32 = 13;
 /// A message is normally processed within minutes: an event that is pending for longer than this counts as stuck.
 pub const STUCK_AFTER: Duration = Duration::from_hours(1);
 
-/// The application normally writes the row that an event names within a day: an event that waits longer is logged once
-/// as an error (`event_overdue`).
+/// The application normally writes the row that an event names within a day: an event that is parked for longer is logged
+/// once as an error (`event_overdue`).
 const OVERDUE_AFTER: Duration = DAY;
 
 /// The time from the end of the last completed pass (exclusive) to the end of this one (inclusive). An event is due if

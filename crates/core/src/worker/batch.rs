@@ -25,7 +25,8 @@ pub(super) const BYTES_PER_COMMIT_MAX: usize = 3_000_000;
 /// DynamoDB accepts 100 rows in one transaction.
 pub(super) const ROWS_PER_COMMIT_MAX: usize = 100;
 
-/// An entity takes two rows of a transaction: its state, and the application's row.
+/// An entity takes two rows of a transaction: its state and the application's row. Pages of a large state are not counted:
+/// the limits leave no room for them, so DynamoDB may refuse the transaction, and then each unit is tried alone.
 pub(super) const ROWS_PER_ENTITY: usize = 2;
 
 /// Longest wait for a transaction of several entities. The worker has 10 s in all, and after a failure it still has to
@@ -43,7 +44,7 @@ pub const TIME_TO_FINISH: Duration = Duration::from_secs(2);
 pub struct ReceivedMessage {
     /// The queue's id for this message, reported back if it failed.
     pub message_id: String,
-    /// A pointer to an event (`intake::message`).
+    /// A pointer to an event or a payment (`intake::message`).
     pub body: String,
     /// Starts at 1: this receive counts.
     pub receive_count: u32,
@@ -119,8 +120,8 @@ pub enum ProcessingSuccess {
 /// A message to be received again or, after its last receive, moved to the dead-letter queue.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProcessingFailure {
-    /// Not JSON, or without an event id.
-    #[error("the message is not a pointer to an event")]
+    /// Not JSON, or without an event id or a payment.
+    #[error("the message is not a pointer to an event or a payment")]
     Unreadable,
     /// There is no readable row. Ingress stores before it sends, so the message was written manually, or the row was
     /// deleted or damaged.
@@ -145,7 +146,7 @@ pub enum ProcessingFailure {
 pub enum RelinkError {
     #[error("no event of this payment has arrived")]
     PaymentUnknown,
-    #[error("this is another name of {0}: link that one")]
+    #[error("this is another name of {0}: relink {0} instead")]
     Alias(PaymentKey),
     #[error("there is no such order or statement")]
     TargetUnknown,

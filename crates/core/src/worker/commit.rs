@@ -63,7 +63,7 @@ fn event_ids(unit: &CommitUnit) -> Vec<EventId> {
 }
 
 fn too_many_events() -> ProcessingFailure {
-    let cause = "more events of one entity than fit a transaction".to_owned();
+    let cause = "the events of one unit do not fit into one transaction".to_owned();
     ProcessingFailure::Infrastructure(cause)
 }
 

@@ -6,11 +6,10 @@
 //! this worker wrote its outcome; one bad record never stops another. Not guaranteed: processing order (facts merge in
 //! any order, `entity::merge`).
 //!
-//! Seven types carry an event on its way, whatever they contain. It comes as a `ReceivedMessage`, is read as a
-//! `StoredEvent` and interpreted as an `EventCandidate`, and is written in a `CommitUnit` or by an `EventUpdate` of its
-//! own. Each stage answers with an `EventStep`, and the batch with a `MessageReport`. Read next: `step` has the steps and
-//! the one way out of a round, `resolve` finds what an event belongs to, `plan` says what is written, `commit` writes it,
-//! `batch` has the limits.
+//! An event passes through seven types. It comes as a `ReceivedMessage`, is read as a `StoredEvent` and interpreted as an
+//! `EventCandidate`, and is written in a `CommitUnit` or by an `EventUpdate` of its own. Each stage answers with an
+//! `EventStep`, and the batch with a `MessageReport`. Read next: `step` has the steps and the one way out of a round,
+//! `resolve` finds what an event belongs to, `plan` says what is written, `commit` writes it, `batch` has the limits.
 //!
 //! A message may also name a payment: then the worker rechecks it without an event (`recheck_payment`).
 
@@ -263,8 +262,8 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
     ///    already processed is done (a redelivered message, or a worker that was faster).
     /// 2. Interpret each payload into facts. A panic on one event fails only that event.
     /// 3. Find the tenant of each account.
-    /// 4. Resolve what each event belongs to: two reads of rows, and one query per payment or piece that the rows do not
-    ///    place.
+    /// 4. Resolve what each event belongs to: at most five reads of rows, one index query for each piece, and one for each
+    ///    payment that the rows and the events link to nothing.
     /// 5. Commit: merge, derive and write payments and entities.
     ///
     /// Last, write the outcome of every event that a stage closed, because it changes no entity.

@@ -23,8 +23,8 @@ use crate::worker::ports::{
 };
 use crate::worker::step::{EventCandidate, EventTarget};
 
-/// Other payments of an invoice that get its order in the transaction of the event that names it. The rest finds the
-/// order when it is looked at: nothing bears it, or it has another event.
+/// Other payments of an invoice that are linked to its order in the transaction of the event that names it. The others get
+/// the link later: with their next event, or, if they have no link yet, when the sweep rechecks them.
 const INVOICE_PAYMENTS_MAX: usize = 10;
 
 /// Copies of one payment that one transaction writes: a tenant may name any number of its orders for a payment. The
@@ -396,7 +396,8 @@ impl<'a, R> UnitDrafts<'a, R> {
                 }
             }
             if written_links == LINKED_MAX {
-                // The rest is told soon, however old the payment is.
+                // Restarts the backoff, so that the sweep has the remaining copies written within minutes, however long the
+                // payment has been open.
                 next.open_since = Some(now);
             }
             next.note_open(now);
@@ -405,7 +406,7 @@ impl<'a, R> UnitDrafts<'a, R> {
                 && next.history.event_ids == before
                 && next.open_since == draft.read.open_since
                 && next.version > 1;
-            // Of an open one the time of the next look changes with each write.
+            // An open payment is always written, because the time of its next recheck changes.
             if !is_same || next.open_since.is_some() {
                 let row = self.rows.payments.get(&key).map(|(_, row)| row);
                 let next = NextState::Payment(next);

@@ -8,7 +8,8 @@
 //! of the payment. An event that names a row which does not exist, or another tenant's, is parked: its payment takes the
 //! facts, but no link.
 //!
-//! Reads are gathered, so a batch of ten events costs two reads of rows, not twenty. The decision is `resolve_event`, a
+//! Reads are gathered: a batch of ten events usually costs one or two reads of rows and never more than `READS_MAX`. The
+//! decision is `resolve_event`, a
 //! pure function. An index is only a hint: what it returns is checked against the row, read consistently. Exception:
 //! the tenant of an account is what the index says, or a cache of up to 60 s.
 //! docs/SEMANTICS.md, "Which entity an event belongs to", states the rules.

@@ -235,7 +235,7 @@ proptest! {
             let (stage, day, piece) = life[n];
             let at = format!("2026-11-{:02}T08:00:00.000Z", 10 + day);
             let mut event = letter(&format!("evt_{n:02}"), &at, &format!("ltr_{piece}"), MailStage::ALL[stage].as_str());
-            // The statement bears the first piece only; the other names it.
+            // The statement has the first piece only; events of the other name it.
             event["body"]["metadata"] = json!({ "statement_id": "st_1", "template_version": format!("v{day}") });
             event["body"]["tracking_number"] = json!(format!("n{}", n % 3));
             event["body"]["tracking_events"] = json!([{ "id": format!("evnt_{}", n % 4), "name": format!("scan {}", n % 4) }]);

@@ -53,7 +53,7 @@ pub(crate) struct PaymentsRelinkArgs {
 struct PaymentName {
     /// The PaymentIntent, charge or Checkout Session; or the whole key, `payment#acct_1#pi_1`
     payment: String,
-    /// The connected account that it lives on; without it the platform's own
+    /// The payment's connected account; without this option, the platform's own
     #[arg(long, value_parser = AccountId::parse)]
     account: Option<AccountId>,
 }
@@ -156,7 +156,7 @@ async fn load_payment(session: &StackSession, key: PaymentKey) -> Result<Payment
         let Some((payment, _)) = rows.payments.remove(&key) else {
             let stack = &session.stack.name;
             return Err(CommandExit::NotFound(format!(
-                "{stack} knows no {key}: of a connected account's payment add --account"
+                "no event of {key} has arrived in {stack}; for a payment of a connected account, add --account"
             ))
             .into());
         };

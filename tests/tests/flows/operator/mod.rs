@@ -262,7 +262,7 @@ fn a_payment_that_two_orders_have_is_linked_by_a_person_until_the_next_relink() 
         let show = "payments show ch_none --account acct_a";
         run_billhook(stage, show)
             .await?
-            .assert_exit(3, "knows no payment#acct_a#ch_none");
+            .assert_exit(3, "no event of payment#acct_a#ch_none has arrived");
         let relink = |to: &str| {
             format!(
                 "payments relink pi_op_two --account acct_a --order {to} --reason 'asked the shop'"

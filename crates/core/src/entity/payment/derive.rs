@@ -24,7 +24,8 @@ use crate::ids::{CheckoutSessionId, PaymentIntentId, PaymentRef, UserId};
 use crate::money::Money;
 use crate::time::Timestamp;
 
-/// Thousands of refunds may fail. The row has a limit, and a person acts on a few; once these are cleared, the next stand.
+/// Thousands of refunds may fail, and the row has a size limit: the first 100 reasons are enough for a person, and the next
+/// appear when these are cleared.
 pub const REVIEW_REASONS_MAX: usize = 100;
 
 /// The worst of the current states of all disputes: lost before open. Two disputes, one won and one lost, mean that

@@ -70,7 +70,8 @@ pub struct IntentFacts {
     pub failures: NewestFailures,
 }
 
-/// The newest 20 failed attempts of a payment: whoever tests stolen cards makes thousands, and nobody acts on an old one.
+/// The newest 20 failed attempts of a payment: card testing (trying stolen cards) makes thousands, and nobody acts on an
+/// old one.
 /// By charge, so that two events about one attempt count once; by the payment if no charge is named.
 ///
 /// An attempt that was dropped cannot come back, because only greater ones are kept and a kept one only grows.

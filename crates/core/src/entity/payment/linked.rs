@@ -52,10 +52,11 @@ pub struct PaymentCopy {
     /// The invoices that the payment pays, or that its session made.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub invoices: BTreeSet<InvoiceId>,
-    /// Whether it succeeded, also if it is another's: then the session that made its invoice is paid by it.
+    /// Whether the payment succeeded. Set even if another order is linked to it, because the session that made its invoice
+    /// then counts as paid.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_paid: bool,
-    /// Empty once the payment is another's.
+    /// Empty if the payment is linked to another order or statement.
     #[serde(default)]
     pub facts: MoneyFacts,
 }

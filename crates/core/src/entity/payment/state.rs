@@ -62,7 +62,8 @@ pub enum LinkSource {
     Metadata,
     /// The order's session made the invoice that the payment pays.
     Invoice,
-    /// The metadata of a charge, refund or dispute of the payment: people write them for other purposes too.
+    /// The metadata of a charge, refund or dispute of the payment: shops also use this metadata for other purposes, so it
+    /// counts less.
     Object,
     /// The row has the PaymentIntent in its column.
     Column,

@@ -223,7 +223,7 @@ impl StripeObject {
     }
 
     /// All names of the payment that the object is or belongs to, the best first: its PaymentIntent, session and charge.
-    /// Of a failed attempt's charge nobody asks later, so a PaymentIntent names its charge only once it succeeded.
+    /// No later event asks about the charge of a failed attempt, so a PaymentIntent names its charge only once it succeeded.
     pub fn payment_names(&self) -> Result<Vec<PaymentRef>, MalformedField> {
         let kind = self.object.value().map_or("", String::as_str);
         let session = match kind {

@@ -25,7 +25,7 @@ use crate::row_json::{RowDetail, read_text};
 use crate::session::StackSession;
 use crate::time_argument::TimeArgument;
 
-/// One read of rows takes 100 keys.
+/// DynamoDB reads 100 rows in one call.
 const PAYMENTS_AT_ONCE: usize = 100;
 
 #[derive(Default)]
