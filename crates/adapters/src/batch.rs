@@ -9,7 +9,7 @@
 //! Source: `Handling errors for an SQS event source in Lambda`, read 2026-11.
 
 use aws_lambda_events::event::sqs::SqsEvent;
-use billhook_core::entity::key::StateKey;
+use billhook_core::entity::key::{PaymentKey, StateKey};
 use billhook_core::ids::{EventId, ProviderId, TenantId};
 use billhook_core::outcome::EventVerdict;
 use billhook_core::ports::{Clock, Pause};
@@ -106,6 +106,9 @@ pub async fn handle_batch<L: Ledger, C: Clock + Pause>(
 }
 
 fn log_report(provider: ProviderId, report: &MessageReport) {
+    if let Some(payment) = &report.payment {
+        return log_recheck(payment, report);
+    }
     let stored = report.stored.as_ref();
     let correlation_id = report.correlation_id.map(|id| id.to_string());
     let correlation_id = correlation_id.as_deref();
@@ -145,11 +148,37 @@ fn log_report(provider: ProviderId, report: &MessageReport) {
         Ok(ProcessingSuccess::AlreadyDone(outcome)) => {
             log_event!(info, "event_processed_before", outcome.as_str())
         }
-        Ok(ProcessingSuccess::Rechecked) => log_event!(info, "payment_rechecked", None::<&str>),
-        Ok(ProcessingSuccess::LeftToSweep(failure)) => {
-            log_event!(warn, "payment_recheck_failed", failure.as_str())
-        }
+        // Only of a payment.
+        Ok(ProcessingSuccess::Rechecked | ProcessingSuccess::LeftToSweep(_)) => {}
         Err(failure) => log_event!(error, "event_failed", failure.to_string()),
+    }
+}
+
+/// A recheck belongs to no delivery, so its line has no correlation id: it is found by its payment. A failure is a
+/// warning, because no event is lost: the queue or the sweep sends the payment again.
+fn log_recheck(payment: &PaymentKey, report: &MessageReport) {
+    let failure = match &report.result {
+        Err(failure) => Some(failure.to_string()),
+        Ok(ProcessingSuccess::LeftToSweep(failure)) => Some(failure.clone()),
+        Ok(_) => None,
+    };
+    let message = report.message.as_ref();
+    let attempt = message.map(|message| message.receive_count);
+    let message_id = message.map(|message| message.message_id.as_str());
+    match failure {
+        Some(reason) => tracing::warn!(
+            entity = %payment,
+            attempt,
+            message_id,
+            reason,
+            "payment_recheck_failed {payment}"
+        ),
+        None => tracing::info!(
+            entity = %payment,
+            attempt,
+            message_id,
+            "payment_rechecked {payment}"
+        ),
     }
 }
 

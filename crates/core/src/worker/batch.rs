@@ -66,6 +66,8 @@ pub struct MessageReport {
     pub message: Option<ReceivedMessage>,
     /// None if the message is about a payment, or is not a pointer.
     pub event: Option<EventId>,
+    /// The payment that the message has rechecked.
+    pub payment: Option<PaymentKey>,
     /// Of the delivery or replay that sent the message; else of the event's first delivery.
     pub correlation_id: Option<CorrelationId>,
     /// The event's row as last read.
@@ -95,6 +97,7 @@ impl MessageReport {
         Self {
             message,
             event: None,
+            payment: None,
             correlation_id: None,
             stored: None,
             tenant: None,

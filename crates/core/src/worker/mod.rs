@@ -111,7 +111,10 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                     }
                     result => result.clone(),
                 };
-                MessageReport::of_message(Some(message.clone()), result)
+                MessageReport {
+                    payment: Some(payment.clone()),
+                    ..MessageReport::of_message(Some(message.clone()), result)
+                }
             }));
         }
         // If it is late, there is no time for this write: the events stay pending, and the sweep retries them.
