@@ -24,6 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
+use futures_util::stream::{self, StreamExt as _};
 
 use crate::entity::EntityKey;
 use crate::entity::key::{PaymentKey, StateKey};
@@ -34,7 +35,7 @@ use crate::outcome::{EventVerdict, ParkReason};
 use crate::ports::{Clock, Pause};
 use crate::time::Timestamp;
 use crate::worker::batch::{
-    BatchReport, MessageReport, ProcessingFailure, ProcessingSuccess, RECEIVES_MAX,
+    BatchReport, CALLS_AT_ONCE, MessageReport, ProcessingFailure, ProcessingSuccess, RECEIVES_MAX,
     ReceivedMessage, RelinkError, TimeLeft, Worker,
 };
 use crate::worker::commit::RoundRows;
@@ -84,26 +85,31 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                 break;
             }
         }
-        for (payment, messages) in payments {
-            let rechecking = std::pin::pin!(self.recheck_payment(&payment, deadline));
-            let rechecked = match is_late {
-                true => Err(ProcessingFailure::OutOfTime),
-                false => match select(rechecking, late.as_mut()).await {
-                    Either::Left((rechecked, _)) => rechecked,
-                    Either::Right(_) => {
-                        is_late = true;
-                        Err(ProcessingFailure::OutOfTime)
-                    }
-                },
-            };
-            let result = match rechecked {
-                Ok(commits) => {
-                    progress.commits.extend(commits);
-                    Ok(ProcessingSuccess::Rechecked)
+        let mut rechecked = BTreeMap::new();
+        // Several at once, so that one slow call does not take the time of all.
+        let rechecks = payments.keys().map(|payment| async move {
+            let result = self.recheck_payment(payment, deadline).await;
+            (payment.clone(), result)
+        });
+        let rechecks = stream::iter(rechecks).buffer_unordered(CALLS_AT_ONCE);
+        let mut rechecks = std::pin::pin!(rechecks);
+        while !is_late {
+            match select(rechecks.next(), late.as_mut()).await {
+                Either::Left((Some((payment, result)), _)) => {
+                    rechecked.insert(payment, result);
                 }
-                Err(failure) => Err(failure),
-            };
-            reports.extend(messages.into_iter().map(|message| {
+                Either::Left((None, _)) => break,
+                Either::Right(_) => is_late = true,
+            }
+        }
+        for (payment, messages) in &payments {
+            let result = rechecked.remove(payment);
+            let result = result.unwrap_or(Err(ProcessingFailure::OutOfTime));
+            let result = result.map(|commits| {
+                progress.commits.extend(commits);
+                ProcessingSuccess::Rechecked
+            });
+            reports.extend(messages.iter().map(|message| {
                 let result = match &result {
                     // Nothing is lost: the payment's row says that it is open, and the sweep finds it.
                     Err(failure) if message.receive_count >= RECEIVES_MAX => {
@@ -113,7 +119,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                 };
                 MessageReport {
                     payment: Some(payment.clone()),
-                    ..MessageReport::of_message(Some(message.clone()), result)
+                    ..MessageReport::of_message(Some((*message).clone()), result)
                 }
             }));
         }
