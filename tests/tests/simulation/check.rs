@@ -429,11 +429,10 @@ fn cancelling(
         return;
     }
     let known = facts.payment_keys().map(|key| key.payment.to_string());
-    let noted = before
-        .entity
-        .payment_intent()
-        .into_iter()
-        .map(ToString::to_string);
+    // One that the column names and that is linked to another order is that order's (`links` checks to whom).
+    let noted = before.entity.payment_intent().into_iter();
+    let noted = noted.filter(|intent| !facts.knows_payment_intent(intent));
+    let noted = noted.map(ToString::to_string);
     for id in known.chain(noted) {
         let Some(intent) = world.stripe.intents.get(&id) else {
             continue;
