@@ -119,6 +119,8 @@ metrics! {
         "an order that the cleanup cancelled";
     NEEDS_ATTENTION = "NeedsAttention", Count, Provider, [],
         "a statement whose mail needs attention";
+    ROW_TROUBLE = "RowTrouble", Count, Reason, ["*-row-trouble"],
+        "an application's row that an older copy replaced (`row_restored`), that has a foreign value in a column of billhook (`column_foreign`), or that is gone (`projection_missing`)";
     CROSS_TENANT = "CrossTenant", Count, Provider, ["cross-tenant"],
         "an event that names an entity of another tenant, or of none; nothing was written";
     TENANT_UNKNOWN = "TenantUnknown", Count, Provider, [],
@@ -209,7 +211,7 @@ impl Metric {
         self.record(provider, &[], value);
     }
 
-    fn record(&'static self, provider: ProviderId, labels: &[&'static str], value: u64) {
+    pub(crate) fn record(&'static self, provider: ProviderId, labels: &[&'static str], value: u64) {
         RECORDED.with_borrow_mut(|recorded| {
             let known = recorded.iter_mut().find(|series| {
                 std::ptr::eq(series.metric, self)

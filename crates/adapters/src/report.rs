@@ -4,7 +4,8 @@
 //! The functions call this once the outcome is known; the repositories in `dynamodb` neither log nor count it. So an
 //! operator's command, which uses the same repositories, counts nothing. `batch` reports the events themselves.
 
-use billhook_core::entity::EntityChange;
+use billhook_core::entity::projection::RowFinding;
+use billhook_core::entity::{EntityChange, EntityKey};
 use billhook_core::ids::{EventId, ProviderId};
 use billhook_core::worker::ports::EntityCommit;
 
@@ -32,6 +33,34 @@ pub fn report_entity_commit(provider: ProviderId, commit: &EntityCommit) {
         let (column, found, written) = (edit.column, &edit.found, &edit.written);
         tracing::warn!(%entity, column, found, written, event_id, "edit_overruled");
     }
+    for finding in &commit.row_findings {
+        report_row_finding(provider, entity, event_id, finding);
+    }
+}
+
+/// What is wrong with an application's row: `docs/runbook/row-trouble.md`.
+fn report_row_finding(
+    provider: ProviderId,
+    entity: &EntityKey,
+    event_id: &str,
+    finding: &RowFinding,
+) {
+    let count = |reason| metrics::ROW_TROUBLE.record(provider, &[reason], 1);
+    match finding {
+        RowFinding::Restored { found_version } => {
+            count("row_restored");
+            let found_version = *found_version;
+            tracing::warn!(%entity, found_version, event_id, "row_restored");
+        }
+        RowFinding::ColumnForeign { column } => {
+            count("column_foreign");
+            tracing::warn!(%entity, column, event_id, "column_foreign");
+        }
+        RowFinding::ProjectionMissing => {
+            count("projection_missing");
+            tracing::warn!(%entity, event_id, "projection_missing");
+        }
+    }
 }
 
 /// Logs and counts a scan that replaced the query of an index.
@@ -54,7 +83,6 @@ pub fn report_fallback_scan(scan: &FallbackScan<'_>) {
 mod tests {
     use std::sync::{Arc, Mutex};
 
-    use billhook_core::entity::EntityKey;
     use billhook_core::entity::kind::DiscardedEdit;
     use billhook_core::ids::OrderId;
     use billhook_core::time::Timestamp;
@@ -98,11 +126,15 @@ mod tests {
                 found: "draft".to_owned(),
                 written: "completed".to_owned(),
             }],
+            row_findings: vec![RowFinding::Restored {
+                found_version: Some(3),
+            }],
         };
         let edit = r#""edit_overruled","function":"f","entity":"order#ord_1","column":"status","found":"draft","written":"completed","event_id":"evt_1"}"#;
-        let counts = r#""stripe","OrdersCompleted":1,"RequiresReview":1}"#;
+        let restored = r#""row_restored","function":"f","entity":"order#ord_1","found_version":3,"event_id":"evt_1"}"#;
+        let counts = r#""stripe","Reason":"row_restored","OrdersCompleted":1,"RequiresReview":1,"RowTrouble":1}"#;
         let report = || report_entity_commit(ProviderId::Stripe, &commit);
-        assert_eq!(reported(report), [edit, counts]);
+        assert_eq!(reported(report), [edit, restored, counts]);
     }
 
     #[test]

@@ -154,8 +154,10 @@ reasons! {
         ByHand = "by_hand",
         /// The row would be larger than 300 KiB, or DynamoDB rejects it.
         EntityTooLarge = "entity_too_large",
-        /// The entity's state or the timeline in its row cannot be read.
+        /// The entity's state cannot be read.
         EntityUnreadable = "entity_unreadable",
+        /// The row bears a version that its state has never had: the table of the states was restored from a backup.
+        StateBehind = "state_behind",
         /// A newer release wrote the entity's state, for example before a rollback.
         NewerSchema = "newer_schema",
     }
@@ -199,6 +201,7 @@ impl ParkReason {
             | Self::FieldMalformed
             | Self::AmountMalformed
             | Self::EntityTooLarge
+            | Self::StateBehind
             | Self::EntityUnreadable => BlockedOn::ManualAction,
         }
     }

@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use billhook_core::entity::columns::{
-    ColumnOwner, ColumnType, EntityColumn, EntitySchema, RowColumns,
+    ColumnOwner, ColumnType, EntityColumn, EntitySchema, RowColumns, TimelineFields,
 };
 use billhook_core::entity::kind::StatedFacts;
 use billhook_core::entity::mail::derive::derive_mail;
@@ -136,6 +136,7 @@ fn describe(columns: &[EntityColumn], guarded: &[&str]) -> Vec<Vec<String>> {
             ColumnType::TextSet => "SS",
             ColumnType::List => "L",
             ColumnType::Map => "M",
+            ColumnType::Other => "?",
         };
         let owner = match column.owner {
             ColumnOwner::Application => "application",
@@ -186,6 +187,12 @@ impl NotedRow {
 }
 
 impl RowColumns for NotedRow {
+    fn column_type(&self, _: &str) -> Option<ColumnType> {
+        None
+    }
+    fn timeline_entries(&self, _: &str) -> Vec<TimelineFields> {
+        Vec::new()
+    }
     fn text(&self, column: &str) -> Option<&str> {
         self.note(column);
         // Anything that every id and currency may be.
@@ -225,11 +232,11 @@ fn a_kind_reads_and_writes_only_columns_that_it_documents() {
         let row = NotedRow(RefCell::default());
         let key = EntityKey::of_kind(schema.word, "id").unwrap();
         let update = key
-            .read(&row, None::<&Value>)
+            .read(Some(&row), None::<&Value>)
             .unwrap()
             .apply_facts(stated.clone(), at(0));
         // What a decision rests on must be as it was read when it is written (optimistic lock).
-        let by_the_ledger = [schema.key, schema.tenant];
+        let by_the_ledger = [schema.key, schema.tenant, "version"];
         let by_the_ledger = by_the_ledger.into_iter().chain(schema.created_at);
         let by_the_ledger: Vec<&str> = by_the_ledger.collect();
         for name in row.0.borrow().iter() {
@@ -319,6 +326,9 @@ fn the_review_table_names_every_reason_that_can_be_derived() {
     }
     let mut flagged = LinkedPaymentFacts::default();
     flagged.manual.flagged.insert(at(0));
+    flagged.manual.found_paid = Some(MinRegister(at(0)));
+    flagged.manual.conflicts.insert(at(0), BTreeSet::new());
+    flagged.manual.replaced.insert(at(0));
     let twice = [paid("evt_1", "pi_1", 4200), paid("evt_2", "pi_2", 4200)];
     let exceeding = charge_refunded("evt_3", T, "ch_1", Some("pi_1"), 4300);
     let mut foreign = charge_refunded("evt_4", T, "ch_1", Some("pi_1"), 4200);

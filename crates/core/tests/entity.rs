@@ -3,9 +3,9 @@
 
 use billhook_core::entity::EntityKey;
 use billhook_core::entity::kind::{EntityState, StatedFacts};
+use billhook_core::entity::manual::ManualEdits;
 use billhook_core::entity::merge::MinRegister;
 use billhook_core::entity::order::{OrderColumns, OrderKind};
-use billhook_core::entity::payment::linked::ManualEdits;
 use billhook_core::entity::schema::GuardedColumns;
 use billhook_core::ids::{OrderId, UserId};
 use billhook_core::time::Timestamp;
@@ -100,7 +100,9 @@ fn what_is_no_user_is_no_hint() {
 fn an_edit_that_is_no_repair_is_derived_again_and_told() {
     let failed = intent_failed("evt_f", T, "pi_1", json!({}), "ch_1");
     let paid = intent_succeeded("evt_i", T + 5, "pi_1", json!({}), 4200);
-    let row = order().apply_facts(facts(&[&failed]), now()).next;
+    let row = order()
+        .apply_facts(facts(&[&failed]), now())
+        .with_row_written();
     let edited = |edit: fn(&mut GuardedColumns)| {
         let mut row = row.clone();
         edit(&mut row.columns);
@@ -138,7 +140,7 @@ fn a_cleared_review_that_a_new_reason_flags_again_is_no_overruled_edit() {
     let open = |id: &str, at: i64, of: &str| dispute(id, at, of, "pi_1", "needs_response");
     let (first, second) = (open("evt_1", T, "dp_1"), open("evt_2", T + 5, "dp_2"));
     let flagged = order().apply_facts(facts(&[&first]), now());
-    let mut cleared = flagged.next;
+    let mut cleared = flagged.with_row_written();
     cleared.columns.requires_review = Some(false);
     let update = cleared.apply_facts(facts(&[&first, &second]), now());
     let reasons = update.next.last_derived.review_reasons;
@@ -153,7 +155,9 @@ fn of_many_reasons_for_review_the_first_hundred_stand_and_then_the_next() {
         refund(&event, T, &id, ("pi_1", "ch_1"), 1, "failed")
     };
     let failed: Vec<Value> = (0..250).map(failed).collect();
-    let mut row = order().apply_facts(linked_facts(&failed), now()).next;
+    let mut row = order()
+        .apply_facts(linked_facts(&failed), now())
+        .with_row_written();
     let mut seen = Vec::new();
     for standing in [100, 100, 50, 0] {
         let reasons = row.last_derived.review_reasons.clone();
@@ -165,7 +169,9 @@ fn of_many_reasons_for_review_the_first_hundred_stand_and_then_the_next() {
             cleared: cleared.collect(),
             ..ManualEdits::default()
         };
-        row = row.apply_facts([StatedFacts::Manual(cleared)], now()).next;
+        row = row
+            .apply_facts([StatedFacts::Manual(cleared)], now())
+            .with_row_written();
         seen.extend(reasons);
     }
     let all = (0..250).map(|n| format!("refund_failed:re_{n:03}"));
@@ -175,7 +181,7 @@ fn of_many_reasons_for_review_the_first_hundred_stand_and_then_the_next() {
 #[test]
 fn a_first_write_overrules_only_what_is_not_the_initial_state() {
     let paid = intent_succeeded("evt_i", T, "pi_1", json!({}), 4200);
-    for (status, overruled) in [("pending", 0), ("draft", 1)] {
+    for (status, overruled) in [("pending", 0), ("payment_failed", 1)] {
         let mut row = order();
         row.columns.status = Some(status.to_owned());
         let next = row.apply_facts(facts(&[&paid]), now());

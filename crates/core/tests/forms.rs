@@ -12,14 +12,13 @@ use billhook_core::entity::account::{AccountCapabilities, AccountFacts, Connecte
 use billhook_core::entity::invoice::{InvoiceFacts, InvoiceRow};
 use billhook_core::entity::key::PaymentKey;
 use billhook_core::entity::mail::facts::{CarrierScan, MailFacts, MailStage, PieceFacts};
+use billhook_core::entity::manual::{FoundEdit, ManualEdits, PaymentRecord};
 use billhook_core::entity::merge::{FactSource, MaxRegister, MinRegister, SeenInterval};
 use billhook_core::entity::payment::facts::{
     ChargeFacts, DisputeFacts, DisputeState, FailedAttempt, IntentFacts, MoneyFacts,
     NewestFailures, RefundFacts, RefundState, ReviewFacts, SessionFacts,
 };
-use billhook_core::entity::payment::linked::{
-    LinkState, LinkedPaymentFacts, ManualEdits, PaymentCopy,
-};
+use billhook_core::entity::payment::linked::{LinkState, LinkedPaymentFacts, PaymentCopy};
 use billhook_core::entity::payment::state::{LinkSource, PaymentFacts, PaymentRow, RelinkDecision};
 use billhook_core::entity::schema::{GuardedColumns, LastDerived, STATE_SCHEMA, StateRow};
 use billhook_core::entity::statement::StatementFacts;
@@ -184,6 +183,17 @@ fn every_fact() -> StoredForms {
         LinkState::Elsewhere,
     ];
     let keys = ["pi_1", "pi_2", "pi_3"].map(|id| key(&format!("payment#acct_1#{id}")));
+    let record = PaymentRecord {
+        at: at(28),
+        by: "pat".to_owned(),
+        reason: "cash".to_owned(),
+        is_entry: true,
+    };
+    let edit = FoundEdit {
+        column: "status".to_owned(),
+        found: "refunded".to_owned(),
+        written: "completed".to_owned(),
+    };
     let entity = LinkedPaymentFacts {
         payments: keys.into_iter().zip(states.map(copy)).collect(),
         cancelled: Some(MinRegister(at(13))),
@@ -191,6 +201,10 @@ fn every_fact() -> StoredForms {
             refunded: Some(MinRegister(at(14))),
             cleared: [("dispute_open:dp_1".to_owned(), MinRegister(at(15)))].into(),
             flagged: [at(16)].into(),
+            recorded: [(at(28).to_string(), MinRegister(record))].into(),
+            found_paid: Some(MinRegister(at(29))),
+            conflicts: [(at(30), [edit].into())].into(),
+            replaced: [at(31)].into(),
         },
     };
     let sources = every!(LinkSource {
@@ -276,6 +290,10 @@ fn every_fact() -> StoredForms {
             written: [(6, columns)].into(),
             tenant_id: TenantId::parse("ten_1").ok(),
             row_created_at: Some("2026-06-09".to_owned()),
+            row_due: Some(money(4200)),
+            row_user: Some("user_1".to_owned()),
+            open: Some("missing#1".to_owned()),
+            open_at: Some(at(32)),
             first_event_at: Some(at(1)),
             last_event_at: Some(at(22)),
             event_ids: vec![EventId::parse("evt_1").unwrap()],
@@ -319,6 +337,10 @@ fn state<F>(facts: F) -> StateRow<F> {
         written: BTreeMap::new(),
         tenant_id: None,
         row_created_at: None,
+        row_due: None,
+        row_user: None,
+        open: None,
+        open_at: None,
         first_event_at: None,
         last_event_at: None,
         event_ids: Vec::new(),

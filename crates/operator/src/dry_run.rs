@@ -228,12 +228,7 @@ pub(crate) fn diff_entity(
 
 #[cfg(test)]
 mod tests {
-    use billhook_core::entity::kind::EntityState;
-    use billhook_core::entity::order::OrderColumns;
-    use billhook_core::entity::payment::linked::LinkedPaymentFacts;
-    use billhook_core::entity::schema::{GuardedColumns, StateHistory};
-    use billhook_core::ids::OrderId;
-    use billhook_core::money::{Currency, Money};
+    use billhook_testkit::memory;
 
     use super::*;
     use billhook_testkit::events::{intent_succeeded, linked_facts};
@@ -251,26 +246,9 @@ mod tests {
         let event = intent_succeeded("evt_1", 1_781_000_000, "pi_1", serde_json::json!({}), 4200);
         let paid = linked_facts([&event]);
         let now = Timestamp::from_unix_s(1_781_000_000).unwrap();
-        let due = Money {
-            amount: 4200,
-            currency: Currency::parse("usd").unwrap(),
-        };
-        let order = Entity::Order(EntityState {
-            id: OrderId::parse("ord_1").unwrap(),
-            version: 0,
-            tenant: None,
-            given: OrderColumns {
-                due: Some(due),
-                ..OrderColumns::default()
-            },
-            columns: GuardedColumns {
-                status: Some("pending".to_owned()),
-                ..GuardedColumns::default()
-            },
-            last_derived: LastDerived::default(),
-            facts: LinkedPaymentFacts::default(),
-            history: StateHistory::default(),
-        });
+        let key = EntityKey::parse("order#ord_1").unwrap();
+        let row = json!({ "amountTotal": 4200, "currency": "usd", "status": "pending" });
+        let order = memory::entity_of(&key, row);
         let next = order.apply_facts(paid.clone(), now);
         let changes = diff_entity(&order, &next, now);
         assert!(

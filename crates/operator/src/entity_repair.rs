@@ -12,8 +12,11 @@ use billhook_adapters::clock::SystemClock;
 use billhook_adapters::dynamodb::attributes::string_value;
 use billhook_core::entity::key::StateKey;
 use billhook_core::entity::kind::StatedFacts;
+use billhook_core::entity::manual::{ManualEdits, PaymentRecord};
+use billhook_core::entity::merge::MinRegister;
 use billhook_core::entity::{Entity, EntityKey};
 use billhook_core::ids::ProviderId;
+use billhook_core::outcome::ParkReason;
 use billhook_core::ports::Clock as _;
 use billhook_core::worker::ports::{CommitError, CommitPart, EntityWrite, Ledger as _};
 
@@ -45,10 +48,19 @@ pub(crate) async fn repair_entity(
         }
         let missing = || CommandExit::NotFound(format!("there is no {key}"));
         let (entity, row) = rows.entities.remove(key).ok_or_else(missing)?;
-        if entity.is_moved() {
-            bail!(
-                "the row of {key} was moved to another tenant: restore its tenant column, then try again"
+        if entity.row().is_missing {
+            return Err(
+                CommandExit::NotFound(format!("the application deleted the row of {key}")).into(),
             );
+        }
+        match entity.write_refusal() {
+            None => {}
+            Some(ParkReason::StateBehind) => bail!(
+                "the row of {key} was written by more than its state knows: was the table of the states restored from a backup? Restore the application's table of the same time"
+            ),
+            Some(_) => bail!(
+                "the row of {key} was moved to another tenant: restore its tenant column, then try again"
+            ),
         }
         let facts = make_facts(&entity)?;
         if !is_noted {
@@ -77,6 +89,33 @@ pub(crate) async fn repair_entity(
         }
     }
     bail!("{key} was changed by others {ATTEMPTS_MAX} times in a row: try again")
+}
+
+/// The fact that somebody attests a payment outside Stripe.
+pub(crate) fn payment_record_facts(entity: &Entity, audit: &AuditContext) -> Result<StatedFacts> {
+    let update = entity.apply_facts([], SystemClock.now());
+    let is_paid = update
+        .payment()
+        .is_some_and(|payment| payment.amount_paid > 0);
+    let known = entity.linked_payment_facts().map(|facts| &facts.manual);
+    if known.is_some_and(|manual| !manual.recorded.is_empty()) {
+        bail!("a payment is already recorded for {}", entity.key());
+    }
+    let is_unproven = known.is_some_and(|manual| manual.found_paid.is_some());
+    if is_paid && !is_unproven {
+        bail!("{} is already paid", entity.key());
+    }
+    let at = SystemClock.now();
+    let record = PaymentRecord {
+        at,
+        by: audit.actor.clone(),
+        reason: audit.reason.clone(),
+        is_entry: false,
+    };
+    Ok(StatedFacts::Manual(ManualEdits {
+        recorded: [(at.to_string(), MinRegister(record))].into(),
+        ..ManualEdits::default()
+    }))
 }
 
 pub(crate) async fn write_timeline_note(

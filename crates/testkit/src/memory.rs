@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use billhook_core::entity::columns::RowColumns;
+use billhook_core::entity::columns::{ColumnType, RowColumns, TimelineFields};
 use billhook_core::entity::invoice::InvoiceState;
 use billhook_core::entity::key::{InvoiceKey, PaymentKey, StateKey};
 use billhook_core::entity::kind::EntityState;
@@ -83,7 +83,7 @@ pub fn entity(key: &EntityKey) -> Entity {
     reason = "only a state can be unreadable, and it has none"
 )]
 pub fn entity_of(key: &EntityKey, row: Value) -> Entity {
-    key.read(&JsonRow(row), None::<&Value>)
+    key.read(Some(&JsonRow(row)), None::<&Value>)
         .expect("an entity without a state")
 }
 
@@ -97,9 +97,20 @@ pub fn order_mut(entity: &mut Entity) -> &mut EntityState<OrderKind> {
 }
 
 /// A row as JSON: its columns by name.
-struct JsonRow(Value);
+#[derive(Debug)]
+pub struct JsonRow(pub Value);
 
 impl RowColumns for JsonRow {
+    fn column_type(&self, column: &str) -> Option<ColumnType> {
+        Some(match self.0.get(column)? {
+            Value::Null => return None,
+            Value::String(_) => ColumnType::Text,
+            Value::Number(_) => ColumnType::Integer,
+            Value::Bool(_) => ColumnType::Bool,
+            Value::Array(_) => ColumnType::List,
+            Value::Object(_) => ColumnType::Map,
+        })
+    }
     fn text(&self, column: &str) -> Option<&str> {
         self.0.get(column)?.as_str()
     }
@@ -108,6 +119,20 @@ impl RowColumns for JsonRow {
     }
     fn truth(&self, column: &str) -> Option<bool> {
         self.0.get(column)?.as_bool()
+    }
+    fn timeline_entries(&self, kind: &str) -> Vec<TimelineFields> {
+        let entries = self.0.get("timeline").and_then(Value::as_array);
+        let entries = entries.into_iter().flatten();
+        let of_kind = entries.filter(|entry| entry.get("type") == Some(&json!(kind)));
+        let text = |entry: &Value, at: &str| entry.pointer(at)?.as_str().map(str::to_owned);
+        of_kind
+            .map(|entry| TimelineFields {
+                at: text(entry, "/at"),
+                actor: text(entry, "/actor"),
+                actor_id: text(entry, "/actorId"),
+                reason: text(entry, "/meta/reason"),
+            })
+            .collect()
     }
 }
 

@@ -140,7 +140,7 @@ fn check<K: EntityKind>(provider: ProviderId, mut row: EntityState<K>, input: &[
     for known in 1..=claims.len() {
         row = row
             .apply_facts(stated_by(&claims[..known], known), now)
-            .next;
+            .with_row_written();
     }
     if !claims.is_empty() {
         assert_eq!(row.facts, at_once.next.facts, "one by one");

@@ -100,6 +100,89 @@ fn an_order_that_the_application_writes_over_keeps_its_payment() {
     });
 }
 
+/// Rows as ORMs write them: NULL for what they do not know, an old copy, nothing at all.
+#[test]
+fn rows_that_an_application_writes_as_a_whole_end_right() {
+    flow(false, async |stage| {
+        let world = &stage.world;
+        let now = world.now_s();
+        let paid = async |order: &str| {
+            let (event, intent) = (format!("evt_{order}"), format!("pi_{order}"));
+            let paid = intent_succeeded(&event, now, &intent, named(order), 4200);
+            world.stripe(&paid, 1).await?;
+            world.settled(STRIPE, "processed", &[&event]).await
+        };
+        let refunded = async |order: &str, cents: i64| {
+            let (event, intent) = (format!("evt_{order}{cents}"), format!("pi_{order}"));
+            let charge = format!("ch_{order}");
+            let refund = charge_refunded(&event, now + cents, &charge, Some(&intent), cents);
+            world.stripe(&refund, 1).await?;
+            world.settled(STRIPE, "processed", &[&event]).await
+        };
+
+        let nulls = json!({ "id": "ord_null", "amountTotal": 4200, "currency": "USD", "status": "pending",
+            "timeline": null, "tenantId": null, "requiresReview": null, "paymentStatus": null, "version": null,
+            "reviewReasons": null, "createdAt": null });
+        world.put("OrdersTable", nulls).await?;
+        paid("ord_null").await?;
+        assert_eq!(world.order("ord_null").await?["status"], "completed");
+
+        order(world, "ord_stale", None).await?;
+        paid("ord_stale").await?;
+        let copy = world.order("ord_stale").await?;
+        refunded("ord_stale", 1000).await?;
+        let mut edited = copy.clone();
+        edited["status"] = json!("cancelled");
+        world.put("OrdersTable", edited).await?;
+        refunded("ord_stale", 1100).await?;
+        let row = world.order("ord_stale").await?;
+        assert_eq!(
+            (
+                &row["status"],
+                &row["amountRefunded"],
+                &row["requiresReview"]
+            ),
+            (&json!("completed"), &json!(1100), &json!(true))
+        );
+        let conflict = row["timeline"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|entry| entry["type"] == "review_flagged");
+        let edits = json!([{ "column": "status", "found": "cancelled", "written": "completed" }]);
+        assert_eq!(conflict.unwrap()["meta"]["edits"], edits);
+        let restored = world.logged("StripeWorkerFunction", "row_restored").await?;
+        assert!(
+            restored.iter().any(|line| line.contains("order#ord_stale")),
+            "{restored:?}"
+        );
+
+        order(world, "ord_gone", None).await?;
+        paid("ord_gone").await?;
+        let row = world.order("ord_gone").await?;
+        let delete = world.aws.dynamodb().delete_item();
+        let delete = delete.table_name(world.stack.output("OrdersTable")?);
+        delete
+            .key("id", AttributeValue::S("ord_gone".to_owned()))
+            .send()
+            .await?;
+        refunded("ord_gone", 1000).await?;
+        let state = world
+            .row("EntitiesTable", "entity", "order#ord_gone")
+            .await?;
+        let open = state.unwrap_or_default()["open"].to_string();
+        assert!(open.starts_with("\"missing#"), "{open}");
+        world.put("OrdersTable", row).await?;
+        refunded("ord_gone", 1100).await?;
+        let row = world.order("ord_gone").await?;
+        assert_eq!(
+            (&row["status"], &row["amountRefunded"]),
+            (&json!("completed"), &json!(1100))
+        );
+        Ok(())
+    });
+}
+
 #[test]
 fn fifty_deliveries_of_one_event_at_once_have_one_effect() {
     flow(false, async |stage| {

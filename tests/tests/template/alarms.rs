@@ -186,6 +186,7 @@ fn there_is_an_alarm_for_everything_that_a_person_has_to_hear_of() {
         "none-accepted",
         "overdue",
         "parked",
+        "row-trouble",
         "stuck-events",
         "tampered",
         "waf-blocked",

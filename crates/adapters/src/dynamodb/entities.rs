@@ -9,10 +9,11 @@
 use std::collections::HashMap;
 
 use aws_sdk_dynamodb::types::AttributeValue;
-use billhook_core::entity::columns::{ColumnValue, RowColumns};
+use billhook_core::entity::columns::{ColumnType, ColumnValue, RowColumns, TimelineFields};
 use billhook_core::entity::invoice::InvoiceState;
 use billhook_core::entity::key::{InvoiceKey, PaymentKey};
 use billhook_core::entity::payment::state::PaymentState;
+use billhook_core::entity::projection::RowStanding;
 use billhook_core::entity::schema::{StoredState, UnreadableRow, check_schema};
 use billhook_core::entity::timeline::{ACTOR, DerivedEntry, TimelineEntry, merge_timelines};
 use billhook_core::entity::{Entity, EntityKey, EntityUpdate};
@@ -52,6 +53,19 @@ pub(super) type ColumnUpdates = Vec<(&'static str, Option<AttributeValue>)>;
 struct ItemColumns<'a>(&'a Item);
 
 impl RowColumns for ItemColumns<'_> {
+    fn column_type(&self, column: &str) -> Option<ColumnType> {
+        Some(match self.0.get(column)? {
+            AttributeValue::Null(_) => return None,
+            AttributeValue::S(_) => ColumnType::Text,
+            AttributeValue::N(_) => ColumnType::Integer,
+            AttributeValue::Bool(_) => ColumnType::Bool,
+            AttributeValue::Ss(_) => ColumnType::TextSet,
+            AttributeValue::L(_) => ColumnType::List,
+            AttributeValue::M(_) => ColumnType::Map,
+            _ => ColumnType::Other,
+        })
+    }
+
     fn text(&self, column: &str) -> Option<&str> {
         read_text(self.0, column)
     }
@@ -62,6 +76,24 @@ impl RowColumns for ItemColumns<'_> {
 
     fn truth(&self, column: &str) -> Option<bool> {
         attributes::read_bool(self.0, column)
+    }
+
+    fn timeline_entries(&self, kind: &str) -> Vec<TimelineFields> {
+        let entries = self.0.get("timeline").and_then(|list| list.as_l().ok());
+        let entries = entries.into_iter().flatten();
+        let entries = entries.filter_map(|entry| entry.as_m().ok());
+        let of_kind = entries.filter(|entry| read_text(entry, "type") == Some(kind));
+        let text = |entry: &Item, name| read_text(entry, name).map(str::to_owned);
+        of_kind
+            .map(|entry| TimelineFields {
+                at: text(entry, "at"),
+                actor: text(entry, "actor"),
+                actor_id: text(entry, "actorId"),
+                reason: entry
+                    .get("meta")
+                    .and_then(|meta| text(meta.as_m().ok()?, "reason")),
+            })
+            .collect()
     }
 }
 
@@ -95,30 +127,24 @@ fn column_attribute(value: ColumnValue) -> AttributeValue {
 
 pub(super) fn read_entity(
     key: &EntityKey,
-    item: Item,
+    item: Option<Item>,
     state: Option<Item>,
 ) -> Result<(Entity, DynamoRow), UnreadableRow> {
     let entity = key.read(
-        &ItemColumns(&item),
+        item.as_ref().map(ItemColumns).as_ref(),
         state.as_ref().map(LoadedState).as_ref(),
     )?;
-    let foreign_entries = match item.get("timeline") {
-        Some(AttributeValue::L(entries)) => entries
-            .iter()
-            .filter(|entry| !is_derived_entry(entry))
-            .cloned()
-            .collect(),
-        None => Vec::new(),
-        Some(_) => {
-            let reason = "the timeline is not a list".to_owned();
-            return Err(UnreadableRow::Broken(reason));
-        }
-    };
+    let item = item.unwrap_or_default();
+    let entries = item.get("timeline").and_then(|list| list.as_l().ok());
+    let others = entries
+        .into_iter()
+        .flatten()
+        .filter(|entry| !is_derived_entry(entry));
     Ok((
         entity,
         DynamoRow {
+            foreign_entries: others.cloned().collect(),
             item,
-            foreign_entries,
             state,
             pages: FactPages::new(),
         },
@@ -190,8 +216,11 @@ fn build_columns(
     next: &EntityUpdate,
     now: Timestamp,
 ) -> Result<ColumnUpdates, CommitError> {
-    let mut columns: ColumnUpdates = vec![("version", Some(number_value(next.version())))];
-    if key.schema().has_timeline() {
+    let mut columns = ColumnUpdates::new();
+    if next.may_write("version") {
+        columns.push(("version", Some(number_value(next.version()))));
+    }
+    if key.schema().has_timeline() && next.may_write("timeline") {
         columns.push(("timeline", Some(build_timeline(row, next)?)));
     }
     let projected = next.write_columns(now).into_iter();
@@ -208,9 +237,12 @@ pub(super) fn build_write(
     next: &EntityUpdate,
     now: Timestamp,
 ) -> Result<WrittenRows, CommitError> {
-    let columns = build_columns(&entity.key(), row, next, now)?;
+    let columns = match next.standing() {
+        RowStanding::Missing => ColumnUpdates::new(),
+        _ => build_columns(&entity.key(), row, next, now)?,
+    };
     // A manual edit that became a fact is written too, so that it is found once.
-    let is_edited = *entity.columns() != entity.last_derived().columns;
+    let is_edited = !entity.row().is_missing && !entity.is_as_written();
     let is_new = |(name, value): &(&str, Option<AttributeValue>)| {
         !BOOKKEEPING.contains(name) && row.item.get(*name) != value.as_ref()
     };

@@ -53,6 +53,8 @@ pub enum ColumnType {
     TextSet,
     List,
     Map,
+    /// A type that no column of ours has.
+    Other,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,12 +103,26 @@ impl ColumnValue {
 /// The columns of one write; `None` removes the column.
 pub type ColumnWrites = Vec<(&'static str, Option<ColumnValue>)>;
 
-/// A row of the application, read leniently: a column that is missing or of another type is `None`.
+/// A row of the application, read leniently: a column that is missing, NULL or of another type is `None`.
 pub trait RowColumns {
+    /// `None` if the column is missing or NULL, as ORMs write what they do not know.
+    fn column_type(&self, column: &str) -> Option<ColumnType>;
     fn text(&self, column: &str) -> Option<&str>;
     /// `None` for a fraction too: amounts are integers in the currency's minor unit.
     fn integer(&self, column: &str) -> Option<i64>;
     fn truth(&self, column: &str) -> Option<bool>;
+    /// The entries of this type in the timeline, billhook's own included.
+    fn timeline_entries(&self, kind: &str) -> Vec<TimelineFields>;
+}
+
+/// The members of a timeline entry that billhook reads, if they are texts.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct TimelineFields {
+    pub at: Option<String>,
+    pub actor: Option<String>,
+    pub actor_id: Option<String>,
+    /// `meta.reason`.
+    pub reason: Option<String>,
 }
 
 /// Parses the text of a column; a value that is no valid id counts as missing.

@@ -4,6 +4,7 @@
 //! `apply_facts` is pure and idempotent: applying the same facts again gives the same row, so that redelivery, replay
 //! and a lost race are harmless. Everything that differs between kinds is in the kind: `order`, `statement`, `tenant`.
 
+use std::collections::BTreeMap;
 use std::fmt::{Debug, Display};
 
 use serde::Serialize;
@@ -14,12 +15,15 @@ use crate::entity::columns::{ColumnWrites, EntitySchema, RowColumns};
 use crate::entity::key::PaymentKey;
 use crate::entity::mail::derive::DerivedMail;
 use crate::entity::mail::facts::MailFacts;
+use crate::entity::manual::ManualEdits;
 use crate::entity::merge::{Merge, MinRegister};
 use crate::entity::payment::derive::DerivedPayment;
-use crate::entity::payment::linked::{LinkedPaymentFacts, ManualEdits, PaymentCopy};
+use crate::entity::payment::linked::{LinkedPaymentFacts, PaymentCopy};
 use crate::entity::payment::status::{OrderStatus, PaymentStatus};
+use crate::entity::projection::{LoadedRow, RowStanding};
 use crate::entity::schema::{
-    GuardedColumns, LastDerived, STATE_SCHEMA, StateHistory, StateRow, StoredState, UnreadableRow,
+    GuardedColumns, LastDerived, RowIdentity, STATE_SCHEMA, StateHistory, StateRow, StoredState,
+    UnreadableRow, open_index_key,
 };
 use crate::entity::timeline::DerivedEntry;
 use crate::ids::{PaymentIntentId, PieceId, TenantId, UserId};
@@ -69,6 +73,16 @@ pub trait EntityKind: Clone + Debug + PartialEq + Sized {
     /// Takes the facts that this kind has. `worker::resolve` sends a kind no others.
     fn take_facts(facts: &mut Self::Facts, stated: StatedFacts);
     fn read_given(row: &impl RowColumns) -> Self::Given;
+    /// The given columns of a row that is gone, as far as the state remembers them.
+    fn remember_given(known: &RowIdentity) -> Self::Given;
+    /// What the given columns say about which row it is.
+    fn identify(_given: &Self::Given) -> RowIdentity {
+        RowIdentity::default()
+    }
+    /// Whether billhook may have written this word into this column of text.
+    fn is_own_word(_column: &str, _word: &str) -> bool {
+        true
+    }
     /// The given columns after a write: billhook fills some of them.
     fn fill_given(given: &Self::Given, _written: &LastDerived) -> Self::Given {
         given.clone()
@@ -136,7 +150,8 @@ pub struct EntityState<K: EntityKind> {
     /// `None` if the row belongs to the platform itself.
     pub tenant: Option<TenantId>,
     pub given: K::Given,
-    /// The columns as they are in the row now. A difference from `last_derived` is a manual edit.
+    pub row: LoadedRow,
+    /// The columns as they are in the row now. `projection` says what a difference from what billhook wrote means.
     pub columns: GuardedColumns,
     /// The columns as billhook derived them at its last write.
     pub last_derived: LastDerived,
@@ -153,6 +168,8 @@ pub struct StateUpdate<K: EntityKind> {
     pub derived: K::Derived,
     /// Manual edits that are not repairs and are overwritten; logged as `edit_overruled`.
     pub discarded_edits: Vec<DiscardedEdit>,
+    /// How the row stood that this write rests on.
+    pub standing: RowStanding,
 }
 
 /// A manual edit that the next write overwrites.
@@ -165,20 +182,26 @@ pub struct DiscardedEdit {
 }
 
 impl<K: EntityKind> EntityState<K> {
-    /// Reads an entity from the application's row and its state, if it has one yet.
+    /// Reads an entity from the application's row and its state: one of them, or both.
     pub(super) fn read(
         id: K::Id,
-        row: &impl RowColumns,
+        row: Option<&impl RowColumns>,
         state: Option<&impl StoredState>,
     ) -> Result<Self, UnreadableRow> {
         let mut read = Self {
             id,
             version: 0,
             tenant: row
-                .text(K::SCHEMA.tenant)
+                .and_then(|row| row.text(K::SCHEMA.tenant))
                 .and_then(|id| TenantId::parse(id).ok()),
-            given: K::read_given(row),
-            columns: K::read_guarded(row),
+            given: match row {
+                Some(row) => K::read_given(row),
+                None => K::remember_given(&RowIdentity::default()),
+            },
+            row: row.map_or_else(LoadedRow::missing, |row| {
+                LoadedRow::read(&K::SCHEMA, row, K::is_own_word)
+            }),
+            columns: row.map(K::read_guarded).unwrap_or_default(),
             last_derived: LastDerived::default(),
             facts: K::Facts::default(),
             history: StateHistory::default(),
@@ -191,21 +214,49 @@ impl<K: EntityKind> EntityState<K> {
             read.history = StateHistory {
                 tenant: stored.tenant_id,
                 written: stored.written,
-                row_created_at: stored.row_created_at,
+                row: RowIdentity {
+                    created_at: stored.row_created_at,
+                    due: stored.row_due,
+                    user: stored.row_user,
+                },
+                trouble: StateHistory::read_trouble(stored.open.as_deref(), stored.open_at),
                 first_event_at: stored.first_event_at,
                 last_event_at: stored.last_event_at,
                 event_ids: stored.event_ids,
             };
         }
-        if read.history.row_created_at.is_none() {
-            let created_at = K::SCHEMA.created_at.and_then(|column| row.text(column));
-            read.history.row_created_at = created_at.map(str::to_owned);
+        if read.row.is_missing {
+            read.tenant = read.history.tenant.clone();
+            let remembered = K::remember_given(&read.history.row);
+            read.given = K::fill_given(&remembered, &read.last_derived);
+            read.columns = read.last_derived.columns.clone();
         }
         Ok(read)
     }
 
+    /// How the application's row stands to what billhook wrote.
+    pub fn standing(&self) -> RowStanding {
+        self.row
+            .standing(&self.columns, &self.identity(), &self.history)
+    }
+
+    fn identity(&self) -> RowIdentity {
+        RowIdentity {
+            created_at: self.row.created_at.clone(),
+            ..K::identify(&self.given)
+        }
+    }
+
+    /// Whether the row is as billhook wrote it last.
+    pub(super) fn is_as_written(&self) -> bool {
+        let written = self.history.written.last_key_value();
+        let is_same = written.is_some_and(|(_, written)| self.columns == *written);
+        is_same && self.standing() == RowStanding::Current
+    }
+
     /// The state in the form in which it is stored.
     pub(super) fn state_row(&self) -> StateRow<&K::Facts> {
+        let trouble = self.history.trouble;
         StateRow {
             schema: STATE_SCHEMA,
             version: self.version,
@@ -213,7 +264,14 @@ impl<K: EntityKind> EntityState<K> {
             derived: self.last_derived.clone(),
             written: self.history.written.clone(),
             tenant_id: self.tenant.clone(),
-            row_created_at: self.history.row_created_at.clone(),
+            row_created_at: self.history.row.created_at.clone(),
+            row_due: self.history.row.due,
+            row_user: self.history.row.user.clone(),
+            open: trouble.map(|(trouble, _)| {
+                let key = format!("{}#{}", K::SCHEMA.word, self.id);
+                open_index_key(trouble.as_str(), &key)
+            }),
+            open_at: trouble.map(|(_, since)| since),
             first_event_at: self.history.first_event_at,
             last_event_at: self.history.last_event_at,
             event_ids: self.history.event_ids.clone(),
@@ -230,6 +288,7 @@ impl<K: EntityKind> EntityState<K> {
         for stated in stated {
             K::take_facts(&mut new, stated);
         }
+        let standing = self.standing();
         let mut facts = self.facts.clone();
         if let Some(new) = K::linked_payment_facts_mut(&mut new) {
             // Some applications put the order's id into `client_reference_id`. It is not a user: without this line
@@ -239,37 +298,73 @@ impl<K: EntityKind> EntityState<K> {
                 copy.facts.reference.take_if(|hint| is_own(hint));
             }
             if let Some(known) = K::linked_payment_facts_mut(&mut facts) {
-                let edits = self.find_manual_edits(K::owns_payment_status(known, new), now);
+                let edits =
+                    self.find_manual_edits(&standing, K::owns_payment_status(known, new), now);
                 known.merge(edits);
             }
         }
         facts.merge(new);
-        let derived = K::derive(&facts, &self.given);
-        let last_derived = K::project(self, &facts, &derived);
+        let loaded = Self {
+            given: match &standing {
+                // Values of ours in an older copy are not the application's.
+                RowStanding::Stale { .. } => K::fill_given(&self.given, &self.last_derived),
+                _ => self.given.clone(),
+            },
+            ..self.clone()
+        };
+        let derived = K::derive(&facts, &loaded.given);
+        let mut last_derived = K::project(&loaded, &facts, &derived);
+        for column in &self.row.foreign {
+            last_derived.columns.keep(column, &self.columns);
+        }
+        let payment = K::payment(&derived);
+        if payment.is_some_and(DerivedPayment::is_of_replaced_row) {
+            last_derived = LastDerived {
+                columns: GuardedColumns {
+                    requires_review: last_derived.columns.requires_review,
+                    ..self.columns.clone()
+                },
+                review_reasons: last_derived.review_reasons,
+                ..LastDerived::default()
+            };
+        }
+        let given = K::fill_given(&loaded.given, &last_derived);
+        let row = match self.row.is_missing {
+            true => self.history.row.clone(),
+            false => self.identity(),
+        };
+        let mut history = StateHistory {
+            tenant: self.tenant.clone(),
+            row,
+            ..self.history.clone()
+        };
+        history.note_trouble(self.row.trouble(), now);
         StateUpdate {
-            discarded_edits: self.find_discarded_edits(&last_derived.columns),
+            discarded_edits: self.find_discarded_edits(&standing, &last_derived.columns),
             derived,
             next: Self {
-                id: self.id.clone(),
                 version: self.version.saturating_add(1),
-                tenant: self.tenant.clone(),
-                given: K::fill_given(&self.given, &last_derived),
+                given,
                 columns: last_derived.columns.clone(),
                 last_derived,
                 facts,
-                history: StateHistory {
-                    tenant: self.tenant.clone(),
-                    ..self.history.clone()
-                },
+                history,
+                ..loaded
             },
+            standing,
         }
     }
 
-    /// Whether the row belongs to another tenant than the one whose facts are in the state: it was moved, or made anew.
-    /// Then nothing may be written, because one tenant's facts would show in another tenant's row.
-    pub(super) fn is_moved(&self) -> bool {
+    /// Why nothing may be written, if so.
+    pub(super) fn write_refusal(&self) -> Option<ParkReason> {
         let known = &self.history.tenant;
-        known.is_some() && *known != self.tenant
+        // The row was moved to another tenant, whose row would show this one's facts.
+        let is_moved = known.is_some() && *known != self.tenant;
+        if is_moved {
+            return Some(ParkReason::CrossTenant);
+        }
+        // What the row has was derived from facts that are not here.
+        (self.standing() == RowStanding::Ahead).then_some(ParkReason::StateBehind)
     }
 
     /// Manual edits that are not repairs: somebody changed the column since our last write, and we write another value.
@@ -279,12 +374,19 @@ impl<K: EntityKind> EntityState<K> {
     /// that we never wrote is compared with its initial value: `pending` on a new order is no edit, `draft` is one.
     /// `requiresReview` is left out, because clearing and flagging are repairs. A new reason on a cleared row was once
     /// logged as `edit_overruled`, which sent people looking for a fault.
-    fn find_discarded_edits(&self, next: &GuardedColumns) -> Vec<DiscardedEdit> {
+    fn find_discarded_edits(
+        &self,
+        standing: &RowStanding,
+        next: &GuardedColumns,
+    ) -> Vec<DiscardedEdit> {
+        let Some(baseline) = self.baseline(standing) else {
+            return Vec::new();
+        };
         let columns = self
             .columns
             .by_name()
             .into_iter()
-            .zip(self.last_derived.columns.by_name())
+            .zip(baseline.by_name())
             .zip(K::initial_columns().by_name())
             .zip(next.by_name());
         columns
@@ -303,52 +405,87 @@ impl<K: EntityKind> EntityState<K> {
             .collect()
     }
 
+    /// What billhook wrote into the row that it is compared with; `None` if a difference says nothing about anybody's
+    /// intention.
+    fn baseline(&self, standing: &RowStanding) -> Option<GuardedColumns> {
+        match standing {
+            RowStanding::New => Some(GuardedColumns::default()),
+            RowStanding::Current => {
+                let written = self.history.written.last_key_value();
+                written.map(|(_, written)| written.clone())
+            }
+            RowStanding::Stale { .. }
+            | RowStanding::Ahead
+            | RowStanding::Replaced
+            | RowStanding::Missing => None,
+        }
+    }
+
     /// Finds the manual edits that stand (repairs) and returns them as facts.
     ///
-    /// How: `last_derived` is what billhook last wrote, `columns` is what the row says now. If they differ, somebody
-    /// else wrote the column. The optimistic lock includes these columns, so an edit between our read and our write
-    /// makes the write fail, and the next round finds it here.
+    /// How: `written` is what billhook wrote at the row's version, `columns` is what the row says now. If they differ,
+    /// somebody else wrote the column. The optimistic lock includes these columns, so an edit between our read and our
+    /// write makes the write fail, and the next round finds it here.
     ///
     /// Why as facts: every column is derived from facts at every write, so anything that is not a fact is overwritten.
     /// Example: a person refunds by bank transfer and sets `status` to `refunded`. The next event, a late
     /// `payment_intent.payment_failed`, derives `completed` from the payment. With the fact `manual.refunded` it
     /// derives `refunded`, now and at every later event.
     ///
-    /// Only `refunded`, `cancelled` and the review flag are repairs. Setting `completed` is none: only a payment makes
-    /// an order `completed`.
-    fn find_manual_edits(&self, owns_payment_status: bool, now: Timestamp) -> LinkedPaymentFacts {
+    /// Only paid, refunded, cancelled and the review flag are repairs.
+    fn find_manual_edits(
+        &self,
+        standing: &RowStanding,
+        owns_payment_status: bool,
+        now: Timestamp,
+    ) -> LinkedPaymentFacts {
         let mut facts = LinkedPaymentFacts::default();
-        let (now_in_row, was) = (&self.columns, &self.last_derived.columns);
-        let changed_to = |column: &Option<String>, derived: &Option<String>, word: &str| {
-            column.as_deref() == Some(word) && column != derived
+        match standing {
+            RowStanding::Replaced => drop(facts.manual.replaced.insert(now)),
+            RowStanding::Stale { edits } if !edits.is_empty() => {
+                facts.manual.conflicts.insert(now, edits.clone());
+            }
+            _ => {}
+        }
+        if matches!(standing, RowStanding::Ahead | RowStanding::Replaced) {
+            return facts;
+        }
+        let recorded = self.row.recorded.clone().into_iter();
+        let recorded = recorded.map(|(entry, record)| (entry, MinRegister(record)));
+        facts.manual.recorded = recorded.collect();
+        let Some(was) = self.baseline(standing) else {
+            return facts;
+        };
+        let now_in_row = &self.columns;
+        let changed_to = |column: &Option<String>, written: &Option<String>, word: &str| {
+            column.as_deref() == Some(word) && column != written
         };
         let status =
             |status: OrderStatus| changed_to(&now_in_row.status, &was.status, status.as_str());
         let payment_status = |status: PaymentStatus| {
-            changed_to(
-                &now_in_row.payment_status,
-                &was.payment_status,
-                status.as_str(),
-            )
+            owns_payment_status
+                && changed_to(
+                    &now_in_row.payment_status,
+                    &was.payment_status,
+                    status.as_str(),
+                )
         };
-        if owns_payment_status
-            && (status(OrderStatus::Refunded) || payment_status(PaymentStatus::Refunded))
-        {
+        if status(OrderStatus::Refunded) || payment_status(PaymentStatus::Refunded) {
             facts.manual.refunded = Some(MinRegister(now));
+        }
+        if status(OrderStatus::Completed) || payment_status(PaymentStatus::Paid) {
+            facts.manual.found_paid = Some(MinRegister(now));
         }
         if status(OrderStatus::Cancelled) {
             facts.cancelled = Some(MinRegister(now));
         }
         match (now_in_row.requires_review, was.requires_review) {
             // Only the reasons that the person could see are cleared. If a person cleared dp_1 and the event of this
-            // write opens dp_2, `dispute_open:dp_2` flags the row again.
-            (Some(false), Some(true)) => {
-                facts.manual.cleared = self
-                    .last_derived
-                    .review_reasons
-                    .iter()
-                    .map(|r| (r.clone(), MinRegister(now)))
-                    .collect();
+            // write opens dp_2, `dispute_open:dp_2` flags the row again. A flag that was removed is cleared, unless
+            // other columns of ours are gone too: then somebody wrote the row without them.
+            (Some(false), Some(true)) => facts.manual.cleared = self.clear_seen_reasons(now),
+            (None, Some(true)) if now_in_row.has_all_of(&was) => {
+                facts.manual.cleared = self.clear_seen_reasons(now);
             }
             (Some(true), None | Some(false)) => {
                 facts.manual.flagged.insert(now);
@@ -357,7 +494,43 @@ impl<K: EntityKind> EntityState<K> {
         }
         facts
     }
+
+    fn clear_seen_reasons(&self, now: Timestamp) -> BTreeMap<String, MinRegister<Timestamp>> {
+        let reasons = self.last_derived.review_reasons.iter();
+        reasons
+            .map(|reason| (reason.clone(), MinRegister(now)))
+            .collect()
+    }
 }
+
+impl<K: EntityKind> StateUpdate<K> {
+    /// The entity once the application's row is written too, and not only its state.
+    #[must_use]
+    pub fn with_row_written(&self) -> EntityState<K> {
+        let mut next = self.next.clone();
+        let columns = next.last_derived.columns.clone();
+        next.history.record_write(next.version, columns);
+        next.row.version = Some(next.version);
+        next
+    }
+
+    pub(super) fn may_write(&self, column: &str) -> bool {
+        let payment = K::payment(&self.derived);
+        let is_held = payment.is_some_and(DerivedPayment::is_of_replaced_row);
+        !self.next.row.foreign.contains(column) && (!is_held || REVIEW_COLUMNS.contains(&column))
+    }
+}
+
+/// What is written of a row that is in another one's place.
+const REVIEW_COLUMNS: [&str; 7] = [
+    "version",
+    "requiresReview",
+    "reviewReasons",
+    "requires_review",
+    "review_reasons",
+    "updatedAt",
+    "updated_at",
+];
 
 /// The amount that the application asks for; `None` if its amount or its currency column is missing.
 pub(super) fn read_due(row: &impl RowColumns, amount: &str) -> Option<Money> {

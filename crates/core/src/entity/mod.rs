@@ -14,9 +14,11 @@ pub mod invoice;
 pub mod key;
 pub mod kind;
 pub mod mail;
+pub mod manual;
 pub mod merge;
 pub mod order;
 pub mod payment;
+pub mod projection;
 pub mod schema;
 pub mod statement;
 pub mod tenant;
@@ -33,6 +35,7 @@ use crate::entity::order::OrderKind;
 use crate::entity::payment::derive::DerivedPayment;
 use crate::entity::payment::linked::LinkedPaymentFacts;
 use crate::entity::payment::status::{OrderStatus, PaymentStatus};
+use crate::entity::projection::{LoadedRow, RowFinding, RowStanding};
 use crate::entity::schema::{
     GuardedColumns, LastDerived, StateHistory, StoredState, UnreadableRow,
 };
@@ -133,7 +136,7 @@ impl EntityKey {
     /// Reads the entity of this key from the application's row and its state.
     pub fn read(
         &self,
-        row: &impl RowColumns,
+        row: Option<&impl RowColumns>,
         state: Option<&impl StoredState>,
     ) -> Result<Entity, UnreadableRow> {
         for_entity!(EntityKey, self, id => {
@@ -160,9 +163,24 @@ impl Entity {
         for_entity!(Entity, self, state => state.tenant.as_ref())
     }
 
-    /// Whether the row belongs to another tenant than the facts in its state.
-    pub fn is_moved(&self) -> bool {
-        for_entity!(Entity, self, state => state.is_moved())
+    /// Why nothing may be written, if so: the row belongs to another tenant than its state, or has been written by more
+    /// than the state knows.
+    pub fn write_refusal(&self) -> Option<ParkReason> {
+        for_entity!(Entity, self, state => state.write_refusal())
+    }
+
+    /// How the application's row stands to what billhook wrote.
+    pub fn standing(&self) -> RowStanding {
+        for_entity!(Entity, self, state => state.standing())
+    }
+
+    /// Whether the row is as billhook wrote it last.
+    pub fn is_as_written(&self) -> bool {
+        for_entity!(Entity, self, state => state.is_as_written())
+    }
+
+    pub fn row(&self) -> &LoadedRow {
+        for_entity!(Entity, self, state => &state.row)
     }
 
     pub fn columns(&self) -> &GuardedColumns {
@@ -213,6 +231,7 @@ impl Entity {
         for_entity!(Entity, self, state => EntityState::<Kind> {
             version: 0,
             columns: GuardedColumns::default(),
+            row: LoadedRow { version: None, ..state.row.clone() },
             last_derived: LastDerived::default(),
             facts: Default::default(),
             history: StateHistory::default(),
@@ -222,6 +241,16 @@ impl Entity {
 }
 
 impl EntityUpdate {
+    /// How the row stood that this write rests on.
+    pub fn standing(&self) -> &RowStanding {
+        for_entity!(EntityUpdate, self, update => &update.standing)
+    }
+
+    /// What an operator should know of the row.
+    pub fn row_findings(&self) -> Vec<RowFinding> {
+        for_entity!(EntityUpdate, self, update => update.next.row.findings(&update.standing))
+    }
+
     /// The row as billhook writes it; of the guarded columns it has only those that are written.
     pub fn next(&self) -> Entity {
         for_entity!(EntityUpdate, self, update => update.next.clone().into())
@@ -267,8 +296,16 @@ impl EntityUpdate {
     /// All columns to write but `version` and `timeline`, which every kind writes alike.
     pub fn write_columns(&self, now: Timestamp) -> ColumnWrites {
         for_entity!(EntityUpdate, self, update => {
-            Kind::write_columns(&update.derived, &update.next.last_derived, now)
+            let mut columns = Kind::write_columns(&update.derived, &update.next.last_derived, now);
+            columns.retain(|(column, _)| update.may_write(column));
+            columns
         })
+    }
+
+    /// Whether billhook writes a column of the row. A value that is none of ours stays; and of a row that is in another
+    /// one's place only the review is written, until a person decided.
+    pub fn may_write(&self, column: &str) -> bool {
+        for_entity!(EntityUpdate, self, update => update.may_write(column))
     }
 
     /// Remembers the events of this update.
@@ -283,9 +320,7 @@ impl EntityUpdate {
     #[must_use]
     pub fn with_row_written(&self) -> Entity {
         for_entity!(EntityUpdate, self, update => {
-            let mut next = update.next.clone();
-            next.history.record_write(next.version, next.last_derived.columns.clone());
-            next.into()
+            update.with_row_written().into()
         })
     }
 
@@ -293,7 +328,12 @@ impl EntityUpdate {
     /// person already set `status` to `cancelled`, the write repeats the word and counts nothing.
     pub fn changes(&self, was: &Entity) -> Vec<EntityChange> {
         let next = self.last_derived();
-        let (old, new) = (was.columns(), &next.columns);
+        // What an older copy says is no state that anything was in.
+        let old = match self.standing() {
+            RowStanding::Stale { .. } => &was.last_derived().columns,
+            _ => was.columns(),
+        };
+        let new = &next.columns;
         let became = |new: &Option<String>, old: &Option<String>, word: &str| {
             new.as_deref() == Some(word) && new != old
         };

@@ -15,7 +15,7 @@ use crate::entity::merge::Merge as _;
 use crate::entity::payment::derive::{DerivedPayment, derive_payment};
 use crate::entity::payment::linked::LinkedPaymentFacts;
 use crate::entity::payment::status::{OrderStatus, PaymentStatus};
-use crate::entity::schema::{GuardedColumns, LastDerived};
+use crate::entity::schema::{GuardedColumns, LastDerived, RowIdentity};
 use crate::entity::timeline::DerivedEntry;
 use crate::ids::{CheckoutSessionId, OrderId, PaymentIntentId, UserId};
 use crate::money::Money;
@@ -96,6 +96,30 @@ impl EntityKind for OrderKind {
             intent: read_id(row, "stripePaymentIntentId", PaymentIntentId::parse),
             session: read_id(row, "stripeCheckoutSessionId", CheckoutSessionId::parse),
             user: row.text("userId").map(str::to_owned),
+        }
+    }
+
+    fn remember_given(known: &RowIdentity) -> OrderColumns {
+        OrderColumns {
+            due: known.due,
+            user: known.user.clone(),
+            ..OrderColumns::default()
+        }
+    }
+
+    fn identify(given: &OrderColumns) -> RowIdentity {
+        RowIdentity {
+            created_at: None,
+            due: given.due,
+            user: given.user.clone(),
+        }
+    }
+
+    fn is_own_word(column: &str, word: &str) -> bool {
+        match column {
+            "status" => OrderStatus::parse(word).is_some(),
+            "paymentStatus" => PaymentStatus::parse(word).is_some(),
+            _ => true,
         }
     }
 

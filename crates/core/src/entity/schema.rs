@@ -5,7 +5,7 @@
 //! is how `entity::kind` finds manual edits. The layout of all rows is in `docs/data-model.md`; each kind
 //! (`entity::order` …) reads and writes its own columns.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -13,8 +13,10 @@ use serde::{Deserialize, Serialize};
 use crate::entity::columns::ColumnOwner::Billhook;
 use crate::entity::columns::ColumnType::{Integer, List, Map, Text, TextSet};
 use crate::entity::columns::{EntityColumn, describe_column as column};
+use crate::entity::manual::FoundEdit;
 use crate::entity::payment::derive::DerivedPayment;
 use crate::ids::{CheckoutSessionId, EventId, PaymentIntentId, TenantId, UserId};
+use crate::money::Money;
 use crate::time::Timestamp;
 
 /// The schema version: the number of the stored format. Add one whenever the format changes; `tests/forms.rs` has the
@@ -42,19 +44,34 @@ pub const STATE_COLUMNS: &[EntityColumn] = &[
     column("alias_of", Text, Billhook, "payments: this row is another name of that payment"),
     column("copied", Map, Billhook, "payments: the version of the copy that each linked order or statement has"),
     column("open_since", Text, Billhook, "payments: since when no order or statement is linked to it, or a copy is outdated"),
-    column("open", Text, Billhook, "payments: `unlinked#<shard>` or `outdated#<shard>` while it is open; key of `OpenIndex`"),
-    column("open_at", Text, Billhook, "payments: when the sweep has the worker recheck it next; sort key of `OpenIndex`"),
+    column("open", Text, Billhook, "key of `OpenIndex`: payments: `unlinked#<shard>` or `outdated#<shard>` while it is open; others: `missing#<shard>` without the application's row, `foreign#<shard>` if a column of ours has a value that is none of ours"),
+    column("open_at", Text, Billhook, "sort key of `OpenIndex`: payments: when the sweep has the worker recheck it next; others: since when"),
     column("tenant_id", Text, Billhook, "the tenant that the application's row belonged to at the last write"),
     column("row_created_at", Text, Billhook, "`createdAt` of the application's row, if it has one"),
+    column("row_due", Map, Billhook, "the amount due, as the row said last"),
+    column("row_user", Text, Billhook, "orders: `userId`, as the row said last"),
     column("first_event_at", Text, Billhook, "the earliest provider's time of an event that was merged"),
     column("last_event_at", Text, Billhook, "the latest"),
     column("event_ids", List, Billhook, "the newest 200 events that were merged, in the order of their processing"),
 ];
 
+/// What is open is spread over this many values of the index's key for each reason.
+const OPEN_SHARDS: u8 = 4;
 /// Writes of the application's row that the state remembers.
 const WRITTEN_MAX: usize = 16;
 /// Events that the state remembers.
 const EVENT_IDS_MAX: usize = 200;
+
+/// The value of `open` for an entity or payment that is open for this reason.
+pub(super) fn open_index_key(reason: &str, key: &str) -> String {
+    let shard = key.bytes().fold(0_u8, u8::wrapping_add) % OPEN_SHARDS;
+    format!("{reason}#{shard}")
+}
+
+/// All values of `open` for this reason.
+pub fn index_keys_of(reason: &str) -> impl Iterator<Item = String> {
+    (0..OPEN_SHARDS).map(move |shard| format!("{reason}#{shard}"))
+}
 
 /// The columns that billhook owns and a person may edit. They are part of the write's condition (optimistic lock), and
 /// the state has them as billhook last derived them: a difference between the two is a manual edit.
@@ -92,6 +109,46 @@ impl GuardedColumns {
             ("needsAttention", truth(self.needs_attention)),
         ]
     }
+
+    /// The columns that have another value than billhook wrote. A column that was removed is no edit.
+    pub(super) fn edits_since(&self, written: &Self) -> BTreeSet<FoundEdit> {
+        let flag = |columns: &Self| {
+            (
+                "requiresReview",
+                columns.requires_review.map(|truth| truth.to_string()),
+            )
+        };
+        let found = self.by_name().into_iter().chain([flag(self)]);
+        let written = written.by_name().into_iter().chain([flag(written)]);
+        let both = found.zip(written);
+        both.filter(|((_, found), (_, written))| found.is_some() && found != written)
+            .map(|((column, found), (_, written))| FoundEdit {
+                column: column.to_owned(),
+                found: found.unwrap_or_default(),
+                written: written.unwrap_or_default(),
+            })
+            .collect()
+    }
+
+    /// Whether none of the columns that billhook wrote was removed, but for the review flag.
+    pub(super) fn has_all_of(&self, written: &Self) -> bool {
+        let mut both = self.by_name().into_iter().zip(written.by_name());
+        both.all(|((_, found), (_, written))| found.is_some() || written.is_none())
+    }
+
+    /// Takes over a column by its name in the row.
+    pub(super) fn keep(&mut self, column: &str, found: &Self) {
+        match column {
+            "status" => self.status = found.status.clone(),
+            "paymentStatus" | "payment_status" => {
+                self.payment_status = found.payment_status.clone()
+            }
+            "requiresReview" | "requires_review" => self.requires_review = found.requires_review,
+            "mail_status" => self.mail_status = found.mail_status.clone(),
+            "needs_attention" => self.needs_attention = found.needs_attention,
+            _ => {}
+        }
+    }
 }
 
 /// What billhook derived at its last write, stored in the state beside the facts.
@@ -116,6 +173,42 @@ pub struct LastDerived {
     pub removed: Vec<&'static str>,
 }
 
+/// Why billhook's columns of a row are not what the state says, until a person acts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowTrouble {
+    /// The application deleted the row.
+    Missing,
+    /// A column of ours has a value that is none of ours.
+    Foreign,
+}
+
+impl RowTrouble {
+    pub const ALL: [Self; 2] = [Self::Missing, Self::Foreign];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Foreign => "foreign",
+        }
+    }
+
+    /// The trouble of a state that is open under this value.
+    fn of_index_key(open: &str) -> Option<Self> {
+        let (word, _) = open.split_once('#')?;
+        Self::ALL
+            .into_iter()
+            .find(|trouble| trouble.as_str() == word)
+    }
+}
+
+/// What a state knows of the application's row, to know it again.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct RowIdentity {
+    pub created_at: Option<String>,
+    pub due: Option<Money>,
+    pub user: Option<String>,
+}
+
 /// What the state remembers beside facts: the writes of the application's row, and the events.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct StateHistory {
@@ -123,13 +216,28 @@ pub struct StateHistory {
     pub tenant: Option<TenantId>,
     /// The newest writes of the application's row: its version, and the guarded columns as billhook wrote them.
     pub written: BTreeMap<i64, GuardedColumns>,
-    pub row_created_at: Option<String>,
+    pub row: RowIdentity,
+    /// What is wrong with the row, and since when.
+    pub trouble: Option<(RowTrouble, Timestamp)>,
     pub first_event_at: Option<Timestamp>,
     pub last_event_at: Option<Timestamp>,
     pub event_ids: Vec<EventId>,
 }
 
 impl StateHistory {
+    /// Notes what is wrong with the row now; the time is that of the first such write.
+    pub(super) fn note_trouble(&mut self, found: Option<RowTrouble>, now: Timestamp) {
+        let known = self.trouble.filter(|(known, _)| Some(*known) == found);
+        self.trouble = known.or(found.map(|found| (found, now)));
+    }
+
+    pub(super) fn read_trouble(
+        open: Option<&str>,
+        open_at: Option<Timestamp>,
+    ) -> Option<(RowTrouble, Timestamp)> {
+        Some((RowTrouble::of_index_key(open?)?, open_at?))
+    }
+
     /// Remembers events that are merged. An event that is merged again moves to the end.
     pub fn record_events<'a>(
         &mut self,
@@ -168,6 +276,14 @@ pub struct StateRow<F> {
     pub tenant_id: Option<TenantId>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub row_created_at: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub row_due: Option<Money>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub row_user: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub open: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub open_at: Option<Timestamp>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_event_at: Option<Timestamp>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

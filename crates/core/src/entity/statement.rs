@@ -21,7 +21,7 @@ use crate::entity::merge::{Merge as _, merge_fields};
 use crate::entity::payment::derive::{DerivedPayment, derive_payment};
 use crate::entity::payment::linked::LinkedPaymentFacts;
 use crate::entity::payment::status::PaymentStatus;
-use crate::entity::schema::{GuardedColumns, LastDerived};
+use crate::entity::schema::{GuardedColumns, LastDerived, RowIdentity};
 use crate::entity::timeline::DerivedEntry;
 use crate::ids::{PaymentIntentId, PieceId, StatementId};
 use crate::money::Money;
@@ -126,6 +126,28 @@ impl EntityKind for StatementKind {
         }
     }
 
+    fn remember_given(known: &RowIdentity) -> StatementColumns {
+        StatementColumns {
+            due: known.due,
+            ..StatementColumns::default()
+        }
+    }
+
+    fn identify(given: &StatementColumns) -> RowIdentity {
+        RowIdentity {
+            due: given.due,
+            ..RowIdentity::default()
+        }
+    }
+
+    fn is_own_word(column: &str, word: &str) -> bool {
+        match column {
+            "payment_status" => PaymentStatus::parse(word).is_some(),
+            "mail_status" => MailStage::parse(word).is_some(),
+            _ => true,
+        }
+    }
+
     fn fill_given(given: &StatementColumns, written: &LastDerived) -> StatementColumns {
         StatementColumns {
             intent: match written.removed.is_empty() {
@@ -169,7 +191,7 @@ impl EntityKind for StatementKind {
         DerivedStatement { payment, mail }: &DerivedStatement,
     ) -> LastDerived {
         let of_payment = GuardedColumns::of_payment(payment);
-        let has_stripe_facts = facts.payment.has_stripe_facts();
+        let is_payment_known = facts.payment.has_stripe_facts() || facts.payment.manual.is_paid();
         let has_payment_facts = facts.payment != LinkedPaymentFacts::default();
         let has_mail_facts = facts.mail != MailFacts::default();
         let last = &row.last_derived;
@@ -177,7 +199,7 @@ impl EntityKind for StatementKind {
         LastDerived {
             columns: GuardedColumns {
                 status: None,
-                payment_status: of_payment.payment_status.filter(|_| has_stripe_facts),
+                payment_status: of_payment.payment_status.filter(|_| is_payment_known),
                 requires_review: of_payment.requires_review.filter(|_| has_payment_facts),
                 mail_status: mail.status.map(|stage| stage.as_str().to_owned()),
                 needs_attention: has_mail_facts.then_some(mail.attention_reason.is_some()),

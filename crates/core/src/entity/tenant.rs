@@ -13,7 +13,7 @@ use crate::entity::columns::{
 use crate::entity::key::TENANT;
 use crate::entity::kind::{EntityKind, StatedFacts};
 use crate::entity::merge::Merge as _;
-use crate::entity::schema::LastDerived;
+use crate::entity::schema::{LastDerived, RowIdentity};
 use crate::ids::{AccountId, TenantId};
 use crate::outcome::ParkReason;
 use crate::time::Timestamp;
@@ -76,6 +76,10 @@ impl EntityKind for TenantKind {
         TenantColumns {
             account: read_id(row, ACCOUNT_COLUMN, AccountId::parse),
         }
+    }
+
+    fn remember_given(_: &RowIdentity) -> TenantColumns {
+        TenantColumns::default()
     }
 
     fn derive(facts: &AccountFacts, given: &TenantColumns) -> DerivedAccount {

@@ -45,7 +45,7 @@ pub fn decide_cleanup(order: &Entity, grace: Duration, now: Timestamp) -> Cleanu
     let (Some(payment), Some(facts)) = (update.payment(), update.linked_payment_facts()) else {
         return CleanupDecision::NotFailed;
     };
-    if payment.status != OrderStatus::PaymentFailed || order.is_moved() {
+    if payment.status != OrderStatus::PaymentFailed || order.write_refusal().is_some() {
         return CleanupDecision::NotFailed;
     }
     match payment.payment_failed_at {

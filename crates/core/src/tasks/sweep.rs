@@ -201,6 +201,7 @@ mod tests {
             AmountMalformed,
             EntityTooLarge,
             EntityUnreadable,
+            StateBehind,
         ];
         assert_eq!(ParkReason::ALL.len(), persons.len() + 6);
         for persons in persons {

@@ -9,6 +9,7 @@ use crate::entity::invoice::InvoiceState;
 use crate::entity::key::{InvoiceKey, PaymentKey, StateKey};
 use crate::entity::kind::DiscardedEdit;
 use crate::entity::payment::state::PaymentState;
+use crate::entity::projection::RowFinding;
 use crate::entity::schema::UnreadableRow;
 use crate::entity::{Entity, EntityChange, EntityKey, EntityUpdate};
 use crate::error::DependencyError;
@@ -131,6 +132,7 @@ impl<R> CommitPart<'_, R> {
             event: event.clone(),
             changes: write.next.changes(write.entity),
             discarded_edits: write.next.discarded_edits().to_vec(),
+            row_findings: write.next.row_findings(),
         })
     }
 }
@@ -143,6 +145,7 @@ pub struct EntityCommit {
     pub event: Option<EventId>,
     pub changes: Vec<EntityChange>,
     pub discarded_edits: Vec<DiscardedEdit>,
+    pub row_findings: Vec<RowFinding>,
 }
 
 /// The outcome of one event, written on condition that the event is not processed.

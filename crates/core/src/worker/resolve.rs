@@ -77,7 +77,7 @@ impl AccountTenants {
     /// of its own tenant. One of the platform may change any, because destination charges for tenants live on the
     /// platform's account.
     pub(super) fn may_change(&self, account: Option<&AccountId>, entity: &Entity) -> bool {
-        if entity.is_moved() {
+        if entity.write_refusal().is_some() {
             return false;
         }
         let Some(account) = account else { return true };
@@ -313,7 +313,7 @@ impl IndexHints {
                 || rows
                     .entities
                     .get(key)
-                    .is_some_and(|(entity, _)| has_column(entity))
+                    .is_some_and(|(entity, _)| !entity.row().is_missing && has_column(entity))
         };
         for (intent, hits) in &mut self.by_intent {
             if let Ok(keys) = hits {
@@ -445,7 +445,8 @@ fn check_link<R>(
     match (rows.entities.get(key), rows.unreadable.get(&state)) {
         (Some((entity, _)), _) => {
             let is_own = candidate.may_change(entity);
-            Ok((!is_own).then_some(ParkReason::CrossTenant))
+            let refusal = entity.write_refusal();
+            Ok(refusal.or((!is_own).then_some(ParkReason::CrossTenant)))
         }
         (None, Some(newer @ UnreadableRow::NewerSchema(_))) => Err(newer_schema(&state, newer)),
         (None, Some(UnreadableRow::Broken(_))) => Ok(Some(ParkReason::EntityUnreadable)),

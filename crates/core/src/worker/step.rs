@@ -137,7 +137,7 @@ impl EventCandidate {
         let is_of_platform = self.stored.account.is_none();
         let tenant = self.tenant.as_ref();
         let is_own = is_of_platform || (tenant.is_some() && tenant == entity.tenant());
-        is_own && !entity.is_moved()
+        is_own && entity.write_refusal().is_none()
     }
 
     pub(super) fn event_update(&self, verdict: EventVerdict) -> EventUpdate {

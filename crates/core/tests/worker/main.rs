@@ -1563,6 +1563,7 @@ async fn each_transaction_is_reported_once_with_what_it_changed() {
         event: EventId::parse(&format!("evt_{n}")).ok(),
         changes: vec![EntityChange::Completed],
         discarded_edits,
+        row_findings: Vec::new(),
     };
     let edit = DiscardedEdit {
         column: "status",

@@ -6,9 +6,9 @@ use aws_sdk_dynamodb::error::ProvideErrorMetadata as _;
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::dynamodb::attributes::string_value;
 use billhook_core::entity::kind::StatedFacts;
+use billhook_core::entity::manual::ManualEdits;
 use billhook_core::entity::merge::MinRegister;
 use billhook_core::entity::payment::access::{DownloadAccess, decide_download_access};
-use billhook_core::entity::payment::linked::ManualEdits;
 use billhook_core::entity::payment::status::{OrderStatus, PaymentStatus};
 use billhook_core::entity::{Entity, EntityKey};
 use billhook_core::ids::{OrderId, PaymentIntentId, ProviderId, TenantId};
@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use crate::application_tables::ORDERS;
 use crate::audit::parse_reason;
-use crate::entity_repair::{repair_entity, write_timeline_note};
+use crate::entity_repair::{payment_record_facts, repair_entity, write_timeline_note};
 use crate::exit::CommandExit;
 use crate::output::{OutputWriter, print_notice};
 use crate::payment_lookup::{load_payments, load_tenant_accounts, send_payment};
@@ -42,6 +42,12 @@ pub(crate) enum OrdersCommand {
         Example:\n  billhook orders mark-refunded ord_1 --reason 'paid back by bank transfer'"
     )]
     MarkRefunded(OrderRepairArgs),
+    /// Record that an order was paid outside Stripe
+    #[command(
+        after_help = "From then on the order counts as paid in full, and a payment at Stripe as a second one (paid_twice).\n\n\
+        Example:\n  billhook orders mark-paid ord_1 --reason 'cash, receipt 4711'"
+    )]
+    MarkPaid(OrderRepairArgs),
     /// Store the PaymentIntent in an order that has none, and reprocess the events that wait for it
     #[command(
         after_help = "Example:\n  billhook orders backfill-payment-intent ord_1 pi_1 --reason 'checkout crashed'"
@@ -149,6 +155,13 @@ pub(crate) async fn run_orders(
             let key = EntityKey::Order(refund.id);
             repair_entity(session, &key, "mark-refunded", &audit, mark_refunded_facts).await?;
             print_notice(&format!("marked {key} as refunded"));
+        }
+        OrdersCommand::MarkPaid(paid) => {
+            let audit = session.start_audit(paid.reason).await?;
+            let key = EntityKey::Order(paid.id);
+            let facts = |entity: &Entity| payment_record_facts(entity, &audit);
+            repair_entity(session, &key, "mark-paid", &audit, facts).await?;
+            print_notice(&format!("recorded a payment outside Stripe for {key}"));
         }
         OrdersCommand::BackfillPaymentIntent(backfill) => {
             backfill_payment_intent(session, backfill).await?

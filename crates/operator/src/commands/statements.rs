@@ -1,11 +1,14 @@
 //! `billhook statements`: show statements and list those that need manual action.
 
 use anyhow::Result;
+use billhook_core::entity::{Entity, EntityKey};
 use billhook_core::ids::StatementId;
 use clap::{Args, Subcommand};
 
 use crate::application_tables::STATEMENTS;
-use crate::output::OutputWriter;
+use crate::audit::parse_reason;
+use crate::entity_repair::{payment_record_facts, repair_entity};
+use crate::output::{OutputWriter, print_notice};
 use crate::row_json::RowDetail;
 use crate::session::StackSession;
 
@@ -17,6 +20,22 @@ pub(crate) enum StatementsCommand {
     /// List statements that need attention or require a review; reads the whole table
     #[command(after_help = "Example:\n  billhook statements attention")]
     Attention(StatementsAttentionArgs),
+    /// Record that a statement was paid outside Stripe
+    #[command(
+        after_help = "From then on the statement counts as paid in full, and a payment at Stripe as a second one (paid_twice).\n\n\
+        Example:\n  billhook statements mark-paid st_1 --reason 'check 1207'"
+    )]
+    MarkPaid(StatementRepairArgs),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct StatementRepairArgs {
+    /// The statement id
+    #[arg(value_parser = StatementId::parse)]
+    id: StatementId,
+    /// The reason; the command writes it to the statement's timeline
+    #[arg(long, value_parser = parse_reason)]
+    reason: String,
 }
 
 #[derive(Args, Debug)]
@@ -62,6 +81,13 @@ pub(crate) async fn run_statements(
                 "review_reasons",
             ];
             output.print_list(&columns, &rows);
+        }
+        StatementsCommand::MarkPaid(paid) => {
+            let audit = session.start_audit(paid.reason).await?;
+            let key = EntityKey::Statement(paid.id);
+            let facts = |entity: &Entity| payment_record_facts(entity, &audit);
+            repair_entity(session, &key, "mark-paid", &audit, facts).await?;
+            print_notice(&format!("recorded a payment outside Stripe for {key}"));
         }
     }
     Ok(())

@@ -372,6 +372,39 @@ fn orders_are_reviewed_repaired_and_backfilled_and_access_follows() {
             again.stderr
         );
 
+        order(world, "ord_op_cash", None).await?;
+        let statement =
+            json!({ "statement_id": "st_op_check", "amount_due": 4200, "currency": "usd" });
+        world.put("StatementsTable", statement).await?;
+        for paid in [
+            "orders mark-paid ord_op_cash --reason 'cash, receipt 4711'",
+            "statements mark-paid st_op_check --reason 'check 1207'",
+        ] {
+            assert_eq!(run_billhook(stage, paid).await?.code, 0);
+            let again = run_billhook(stage, paid).await?;
+            assert!(
+                again.stderr.contains("a payment is already recorded"),
+                "{}",
+                again.stderr
+            );
+        }
+        let row = world.order("ord_op_cash").await?;
+        assert_eq!(
+            (&row["status"], &row["paymentStatus"]),
+            (&json!("completed"), &json!("paid"))
+        );
+        let recorded = row["timeline"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|entry| entry["type"] == "payment_recorded");
+        assert_eq!(recorded.unwrap()["meta"]["reason"], "cash, receipt 4711");
+        let row = world.statement("st_op_check").await?;
+        assert_eq!(
+            (&row["payment_status"], &row["amount_paid"]),
+            (&json!("paid"), &json!(4200))
+        );
+
         let refund = "orders mark-refunded ord_op_order --reason 'paid back by bank transfer'";
         assert_eq!(run_billhook(stage, refund).await?.code, 0);
         let refused = run_billhook(stage, &format!("{access} --output jsonl")).await?;

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use serde::de::value::{Error as ValueError, StrDeserializer};
 use serde::{Deserialize, Serialize};
 
 use crate::entity::merge::{MaxRegister, MinRegister, SeenInterval, merge_fields};
@@ -114,6 +115,10 @@ pub enum MailStage {
 }
 
 impl MailStage {
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::deserialize(StrDeserializer::<ValueError>::new(word)).ok()
+    }
+
     /// The word in row and timeline.
     pub fn as_str(self) -> &'static str {
         match self {

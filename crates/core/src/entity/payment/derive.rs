@@ -17,7 +17,8 @@ use crate::entity::payment::status::{
     OrderStatus, PaymentEvidence, PaymentStatus, derive_order_status, derive_payment_status,
 };
 use crate::entity::payment::timeline::{
-    TimelineBuilder, add_disputes_and_reviews, add_failures, add_manual_edits, add_sessions,
+    ROW_REPLACED, TimelineBuilder, add_disputes_and_reviews, add_failures, add_manual_edits,
+    add_sessions,
 };
 use crate::entity::timeline::DerivedEntry;
 use crate::ids::{CheckoutSessionId, PaymentIntentId, PaymentRef, UserId};
@@ -83,6 +84,17 @@ pub struct DerivedPayment {
     pub timeline: Vec<DerivedEntry>,
 }
 
+/// A status column was set to paid without a payment.
+const PAID_UNPROVEN: &str = "paid_unproven";
+
+impl DerivedPayment {
+    /// Whether a person still has to say whether the row is the one that the payments are for.
+    pub(in crate::entity) fn is_of_replaced_row(&self) -> bool {
+        let mut reasons = self.review_reasons.iter();
+        reasons.any(|reason| reason.split(':').next() == Some(ROW_REPLACED))
+    }
+}
+
 /// Derives the columns. `due` is the amount that the application asks for; without it no payment matches.
 pub fn derive_payment(linked: &LinkedPaymentFacts, due: Option<Money>) -> DerivedPayment {
     let mut timeline = TimelineBuilder::default();
@@ -93,6 +105,9 @@ pub fn derive_payment(linked: &LinkedPaymentFacts, due: Option<Money>) -> Derive
     let fits = |payment: &IntentFacts| {
         due.is_some_and(|due| payment.received.iter().all(|received| *received == due))
     };
+    let manual = &linked.manual;
+    // A payment outside Stripe pays everything, so that any money at Stripe is a second payment.
+    let is_recorded = !manual.recorded.is_empty();
     let mut fitting = successes.iter().filter(|(_, payment, _)| fits(payment));
     let paid_by = fitting.next();
 
@@ -110,7 +125,7 @@ pub fn derive_payment(linked: &LinkedPaymentFacts, due: Option<Money>) -> Derive
         timeline.add("payment_succeeded", id.as_str(), stated, meta);
         if !fits(payment) {
             timeline.add_review("amount_mismatch", id.as_str(), stated);
-        } else if paid_by.is_some_and(|(paid_id, ..)| paid_id != id) {
+        } else if is_recorded || paid_by.is_some_and(|(paid_id, ..)| paid_id != id) {
             timeline.add_review("paid_twice", id.as_str(), stated);
         }
         // Flagged whether the payment succeeded before or after the cancellation: the cancellation has our time and the
@@ -124,9 +139,12 @@ pub fn derive_payment(linked: &LinkedPaymentFacts, due: Option<Money>) -> Derive
     add_disputes_and_reviews(facts, &mut timeline);
     let refunds = derive_refunds(facts, due, &mut timeline);
     if let Some(at) = &linked.cancelled {
-        timeline.add_note("cancelled", "cancel", at.0, None);
+        timeline.add_note("cancelled", "cancel", at.0, json!({}));
     }
-    add_manual_edits(&linked.manual, &mut timeline);
+    if let (Some(at), true, None) = (&manual.found_paid, !is_recorded, paid_by) {
+        timeline.add_review_without_event(PAID_UNPROVEN, &at.0.to_string(), at.0);
+    }
+    add_manual_edits(manual, &mut timeline);
     // Nobody can clear it: as long as it stands, the money counts nowhere. Only a relink ends it.
     for (payment, since) in linked.conflicts() {
         timeline.add_review_without_event("link_conflict", payment.payment.as_str(), since);
@@ -137,9 +155,9 @@ pub fn derive_payment(linked: &LinkedPaymentFacts, due: Option<Money>) -> Derive
         .values()
         .filter_map(|payment| payment.failures.last_at())
         .max();
-    let payment_evidence = if refunds.is_everything || linked.manual.refunded.is_some() {
+    let payment_evidence = if manual.refunded.is_some() || (refunds.is_everything && !is_recorded) {
         PaymentEvidence::RefundedInFull
-    } else if paid_by.is_some() {
+    } else if paid_by.is_some() || manual.is_paid() {
         PaymentEvidence::Paid
     } else if !successes.is_empty() {
         // A payment succeeded, but of another amount: neither paid nor failed. If it counted as failed, an order for
@@ -168,9 +186,14 @@ pub fn derive_payment(linked: &LinkedPaymentFacts, due: Option<Money>) -> Derive
             .into_iter()
             .take(REVIEW_REASONS_MAX)
             .collect(),
-        amount_paid: paid_by.and(due).map_or(0, |due| due.amount),
+        amount_paid: match due {
+            Some(due) if paid_by.is_some() || manual.is_paid() => due.amount,
+            _ => 0,
+        },
         amount_refunded: refunds.amount,
-        paid_at: paid_by.map(|(_, _, stated)| stated.at),
+        paid_at: paid_by
+            .map(|(_, _, stated)| stated.at)
+            .or_else(|| manual.paid_at()),
         payment_failed_at,
         intent: successes
             .iter()

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::entity::key::PaymentKey;
+use crate::entity::manual::ManualEdits;
 use crate::entity::merge::{Merge, MinRegister, merge_fields};
 use crate::entity::payment::facts::MoneyFacts;
 use crate::ids::{InvoiceId, PaymentIntentId};
@@ -25,21 +26,6 @@ pub struct LinkedPaymentFacts {
     pub cancelled: Option<MinRegister<Timestamp>>,
     #[serde(skip_serializing_if = "ManualEdits::is_none")]
     pub manual: ManualEdits,
-}
-
-/// Manual edits that stand (repairs), with the time at which billhook found them. `entity::kind` says how.
-#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct ManualEdits {
-    /// A status column was set to `refunded`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub refunded: Option<MinRegister<Timestamp>>,
-    /// Cleared for good, by full reason: clearing `dispute_open:dp_1` does not clear `dispute_open:dp_2`.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub cleared: BTreeMap<String, MinRegister<Timestamp>>,
-    /// A set of times, so that a row which was flagged, cleared and flagged again is flagged.
-    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
-    pub flagged: BTreeSet<Timestamp>,
 }
 
 /// A payment as an order or statement knows it.
@@ -100,18 +86,6 @@ merge_fields!(LinkedPaymentFacts {
     cancelled,
     manual
 });
-
-merge_fields!(ManualEdits {
-    refunded,
-    cleared,
-    flagged
-});
-
-impl ManualEdits {
-    fn is_none(&self) -> bool {
-        *self == Self::default()
-    }
-}
 
 impl LinkedPaymentFacts {
     /// Whether Stripe stated anything about a payment that is linked to it, or once was: what was written then has to be

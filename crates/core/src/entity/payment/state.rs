@@ -17,7 +17,9 @@ use crate::entity::key::PaymentKey;
 use crate::entity::merge::{MaxRegister, MinRegister, merge_fields};
 use crate::entity::payment::facts::MoneyFacts;
 use crate::entity::payment::linked::{LinkState, PaymentCopy};
-use crate::entity::schema::{STATE_SCHEMA, StateHistory, StoredState, UnreadableRow};
+use crate::entity::schema::{
+    STATE_SCHEMA, StateHistory, StoredState, UnreadableRow, index_keys_of, open_index_key,
+};
 use crate::ids::{EventId, InvoiceId, PaymentRef};
 use crate::time::Timestamp;
 
@@ -25,8 +27,6 @@ use crate::time::Timestamp;
 pub const FIRST_RECHECK_AFTER: Duration = Duration::from_mins(10);
 /// A payment that has been open for longer is not rechecked any more.
 const RECHECKS_MAX: Duration = Duration::from_hours(30 * 24);
-/// The open payments of a stack are spread over this many values of the index's key.
-pub const OPEN_SHARDS: u8 = 4;
 
 /// All facts of a payment.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
@@ -151,14 +151,10 @@ pub struct OpenEntry {
     pub due: Timestamp,
 }
 
-fn open_index_key(reason: OpenReason, shard: u8) -> String {
-    format!("{}#{shard}", reason.as_str())
-}
-
-/// All values of the index's key.
+/// All values of the index's key under which payments are open.
 pub fn open_index_keys() -> impl Iterator<Item = String> {
     let reasons = [OpenReason::OutdatedCopy, OpenReason::Unlinked].into_iter();
-    reasons.flat_map(|reason| (0..OPEN_SHARDS).map(move |shard| open_index_key(reason, shard)))
+    reasons.flat_map(|reason| index_keys_of(reason.as_str()))
 }
 
 impl PaymentState {
@@ -335,12 +331,10 @@ impl PaymentState {
         let age = self
             .open_since
             .map_or(Duration::ZERO, |since| since.until(now));
-        let bytes = self.key.to_string().into_bytes();
-        let shard = bytes.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte)) % OPEN_SHARDS;
         self.open = reason
             .filter(|_| age < RECHECKS_MAX)
             .map(|reason| OpenEntry {
-                index_key: open_index_key(reason, shard),
+                index_key: open_index_key(reason.as_str(), &self.key.to_string()),
                 due: now.after(age.max(FIRST_RECHECK_AFTER)),
             });
     }

@@ -7,11 +7,14 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, json};
 
-use crate::entity::merge::{FactSource, latest_state};
+use crate::entity::manual::ManualEdits;
+use crate::entity::merge::{FactSource, MinRegister, latest_state};
 use crate::entity::payment::facts::{DisputeState, MoneyFacts};
-use crate::entity::payment::linked::ManualEdits;
 use crate::entity::timeline::DerivedEntry;
 use crate::time::Timestamp;
+
+/// Another row is in the place of the one that the payments are for.
+pub(super) const ROW_REPLACED: &str = "row_replaced";
 
 #[derive(Default)]
 pub(super) struct TimelineBuilder {
@@ -27,20 +30,13 @@ impl TimelineBuilder {
         stated: &FactSource,
         meta: serde_json::Value,
     ) {
-        let meta = match meta {
-            serde_json::Value::Object(members) => members
-                .into_iter()
-                .filter(|(_, value)| !value.is_null())
-                .collect(),
-            _ => Map::new(),
-        };
         self.entries.push(DerivedEntry {
             at: stated.at,
             kind: kind.to_owned(),
             fact: fact.to_owned(),
             stated_by: "stripe",
             event: Some(stated.event.clone()),
-            meta,
+            meta: members_of(meta),
         });
     }
 
@@ -58,23 +54,37 @@ impl TimelineBuilder {
     /// Adds a reason that no event states.
     pub(super) fn add_review_without_event(&mut self, reason: &str, fact: &str, at: Timestamp) {
         let reason = format!("{reason}:{fact}");
-        self.add_note("review_flagged", &reason, at, Some(&reason));
+        self.add_note("review_flagged", &reason, at, json!({ "reason": reason }));
         self.reasons.insert(reason);
     }
 
     /// Adds an entry that no event states: a manual edit or a cancellation.
-    pub(super) fn add_note(&mut self, kind: &str, fact: &str, at: Timestamp, reason: Option<&str>) {
+    pub(super) fn add_note(
+        &mut self,
+        kind: &str,
+        fact: &str,
+        at: Timestamp,
+        meta: serde_json::Value,
+    ) {
         self.entries.push(DerivedEntry {
             at,
             kind: kind.to_owned(),
             fact: fact.to_owned(),
             stated_by: "billhook",
             event: None,
-            meta: reason
-                .map(|reason| ("reason".to_owned(), json!(reason)))
-                .into_iter()
-                .collect(),
+            meta: members_of(meta),
         });
+    }
+}
+
+/// Without those that are null.
+fn members_of(meta: serde_json::Value) -> Map<String, serde_json::Value> {
+    match meta {
+        serde_json::Value::Object(members) => members
+            .into_iter()
+            .filter(|(_, value)| !value.is_null())
+            .collect(),
+        _ => Map::new(),
     }
 }
 
@@ -158,11 +168,31 @@ pub(super) fn add_manual_edits(manual: &ManualEdits, timeline: &mut TimelineBuil
     for at in &manual.flagged {
         timeline.add_review_without_event("flagged_by_hand", &at.to_string(), *at);
     }
+    for (entry, MinRegister(record)) in &manual.recorded {
+        if !record.is_entry {
+            let meta = json!({ "by": record.by, "reason": record.reason });
+            timeline.add_note("payment_recorded", entry, record.at, meta);
+        }
+    }
+    for (at, edits) in &manual.conflicts {
+        let reason = format!("row_conflict:{at}");
+        let meta = json!({ "reason": reason, "edits": edits });
+        timeline.add_note("review_flagged", &reason, *at, meta);
+        timeline.reasons.insert(reason);
+    }
+    for at in &manual.replaced {
+        timeline.add_review_without_event(ROW_REPLACED, &at.to_string(), *at);
+    }
     if let Some(at) = &manual.refunded {
-        timeline.add_note("refund_full", "by_hand", at.0, Some("by_hand"));
+        timeline.add_note(
+            "refund_full",
+            "by_hand",
+            at.0,
+            json!({ "reason": "by_hand" }),
+        );
     }
     for (reason, at) in &manual.cleared {
-        timeline.add_note("review_cleared", reason, at.0, Some(reason));
+        timeline.add_note("review_cleared", reason, at.0, json!({ "reason": reason }));
         timeline.reasons.remove(reason);
     }
 }

@@ -1,0 +1,185 @@
+//! The application's row as a projection of the state: what became of it since billhook wrote it last.
+//!
+//! Only billhook writes `version`, and a copy of the row carries the version at which it was copied. So a row is compared
+//! with what billhook wrote **at the version that it bears**: a difference there is an edit, and an older version is a
+//! stale copy that somebody put back, as an ORM does that saves whole objects.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::entity::columns::{ColumnOwner, ColumnType, EntitySchema, RowColumns, TimelineFields};
+use crate::entity::manual::{FoundEdit, PaymentRecord};
+use crate::entity::schema::{GuardedColumns, RowIdentity, RowTrouble, StateHistory};
+use crate::entity::timeline::ACTOR;
+use crate::time::Timestamp;
+
+/// What was loaded of the application's row, beside the columns that its kind reads.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct LoadedRow {
+    /// The version of the write that the row is a copy of; `None` if it bears none.
+    pub version: Option<i64>,
+    pub created_at: Option<String>,
+    /// The application deleted it.
+    pub is_missing: bool,
+    /// Columns of ours with a value that is none of ours: another type, or a word that we do not know. They are never
+    /// written over, because somebody uses the column for something else.
+    pub foreign: BTreeSet<&'static str>,
+    /// Payments that others recorded in the timeline, by the entry's time.
+    pub recorded: BTreeMap<String, PaymentRecord>,
+}
+
+/// How the application's row stands to what billhook wrote.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RowStanding {
+    /// billhook has not written it yet. What differs from the initial values is an edit.
+    New,
+    /// billhook's last write, with edits or without.
+    Current,
+    /// An older copy was put back, or billhook's columns were removed: it is restored. Edits that were made in an older
+    /// copy are no facts, because nobody can say whether the person knew what came since.
+    Stale {
+        edits: BTreeSet<FoundEdit>,
+    },
+    /// The row bears a version that the state has never had: the table of the states was restored from a backup.
+    Ahead,
+    /// Another row under the same key: the application deleted the one that the state knows, and made a new one.
+    Replaced,
+    Missing,
+}
+
+/// What an operator should know of an application's row that was written, or could not be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RowFinding {
+    /// An older copy was put back, or billhook's columns were removed.
+    Restored { found_version: Option<i64> },
+    /// A column of ours has a value that is none of ours, and stays.
+    ColumnForeign { column: &'static str },
+    /// There is no row to write.
+    ProjectionMissing,
+}
+
+impl LoadedRow {
+    pub(super) fn findings(&self, standing: &RowStanding) -> Vec<RowFinding> {
+        let own = match standing {
+            RowStanding::Stale { .. } => Some(RowFinding::Restored {
+                found_version: self.version,
+            }),
+            RowStanding::Missing => Some(RowFinding::ProjectionMissing),
+            _ => None,
+        };
+        let foreign = self.foreign.iter();
+        let foreign = foreign.map(|column| RowFinding::ColumnForeign { column });
+        own.into_iter().chain(foreign).collect()
+    }
+
+    pub(super) fn trouble(&self) -> Option<RowTrouble> {
+        match (self.is_missing, self.foreign.is_empty()) {
+            (true, _) => Some(RowTrouble::Missing),
+            (false, false) => Some(RowTrouble::Foreign),
+            (false, true) => None,
+        }
+    }
+
+    pub(super) fn missing() -> Self {
+        Self {
+            is_missing: true,
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn read(
+        schema: &EntitySchema,
+        row: &impl RowColumns,
+        is_ours: impl Fn(&str, &str) -> bool,
+    ) -> Self {
+        let columns = schema.columns.iter();
+        let ours = columns.filter(|column| column.owner != ColumnOwner::Application);
+        let foreign = ours.filter(|column| {
+            let is_text = column.kind == ColumnType::Text;
+            match row.column_type(column.name) {
+                None => false,
+                // ORMs write a set back as a list.
+                Some(ColumnType::List) if column.kind == ColumnType::TextSet => false,
+                Some(found) if found != column.kind => true,
+                Some(_) if !is_text => false,
+                Some(_) => row
+                    .text(column.name)
+                    .is_some_and(|word| !is_ours(column.name, word)),
+            }
+        });
+        Self {
+            // An application may create its rows with a version of 0.
+            version: row.integer("version").filter(|version| *version > 0),
+            created_at: schema
+                .created_at
+                .and_then(|column| read_created_at(row, column)),
+            is_missing: false,
+            foreign: foreign.map(|column| column.name).collect(),
+            recorded: row
+                .timeline_entries("payment_recorded")
+                .into_iter()
+                .filter_map(read_payment_record)
+                .collect(),
+        }
+    }
+
+    pub(super) fn standing(
+        &self,
+        columns: &GuardedColumns,
+        identity: &RowIdentity,
+        history: &StateHistory,
+    ) -> RowStanding {
+        if self.is_missing {
+            return RowStanding::Missing;
+        }
+        let last = history.written.last_key_value();
+        match (self.version, last) {
+            (None, None) => RowStanding::New,
+            (Some(_), None) => RowStanding::Ahead,
+            (Some(version), Some((last, _))) if version == *last => RowStanding::Current,
+            (Some(version), Some((last, _))) if version > *last => RowStanding::Ahead,
+            (None, Some(_)) if is_another(identity, &history.row) => RowStanding::Replaced,
+            (version, Some(_)) => {
+                let written = version.and_then(|version| history.written.get(&version));
+                let edits = written.map(|written| columns.edits_since(written));
+                RowStanding::Stale {
+                    edits: edits.unwrap_or_default(),
+                }
+            }
+        }
+    }
+}
+
+/// A payment that another actor recorded. An entry without a valid time is none: it could not be known again.
+fn read_payment_record(entry: TimelineFields) -> Option<(String, PaymentRecord)> {
+    let actor = entry.actor.filter(|actor| actor != ACTOR)?;
+    let at = Timestamp::parse(&entry.at?).ok()?;
+    let record = PaymentRecord {
+        at,
+        by: entry.actor_id.unwrap_or(actor),
+        reason: entry.reason.unwrap_or_default(),
+        is_entry: true,
+    };
+    Some((at.to_string(), record))
+}
+
+/// Whatever form the application gives it: text, or a number of seconds or milliseconds.
+fn read_created_at(row: &impl RowColumns, column: &str) -> Option<String> {
+    let number = || row.integer(column).map(|number| number.to_string());
+    row.text(column).map(str::to_owned).or_else(number)
+}
+
+/// Whether this is another row than the one that is known. A row that says when it was made is another if it was made
+/// later; of a row that does not, the amount or the user says so.
+fn is_another(found: &RowIdentity, known: &RowIdentity) -> bool {
+    if let (Some(found), Some(known)) = (&found.created_at, &known.created_at) {
+        return match (found.parse::<i64>(), known.parse::<i64>()) {
+            (Ok(found), Ok(known)) => found > known,
+            _ => found > known,
+        };
+    }
+    let differs = |found: Option<&str>, known: Option<&str>| {
+        found.is_some() && known.is_some() && found != known
+    };
+    let is_other_due = found.due.is_some() && known.due.is_some() && found.due != known.due;
+    is_other_due || differs(found.user.as_deref(), known.user.as_deref())
+}

@@ -1,0 +1,520 @@
+//! What an application or a person does to a row, times what happened since: each pair, with what billhook makes of it.
+//! The table is the one in docs/SEMANTICS.md.
+#![cfg(test)]
+
+use std::collections::BTreeMap;
+
+use billhook_core::entity::columns::ColumnValue;
+use billhook_core::entity::projection::{RowFinding, RowStanding};
+use billhook_core::entity::{Entity, EntityKey, EntityUpdate};
+use billhook_core::outcome::ParkReason;
+use billhook_core::time::Timestamp;
+use billhook_testkit::events::{
+    charge_refunded, dispute, intent_failed, intent_succeeded, linked_facts, stripe,
+};
+use billhook_testkit::memory::JsonRow;
+use serde_json::{Value, json};
+
+const T: i64 = 1_781_000_000;
+const SEMANTICS: &str = include_str!("../../../docs/SEMANTICS.md");
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_unix_s(T + second).unwrap()
+}
+
+fn key() -> EntityKey {
+    EntityKey::parse("order#ord_1").unwrap()
+}
+
+/// The two rows of an order, as they are stored.
+#[derive(Clone)]
+struct StoredOrder {
+    /// `None` if the application deleted it.
+    row: Option<Value>,
+    state: Option<Value>,
+    now: i64,
+    findings: Vec<RowFinding>,
+}
+
+impl StoredOrder {
+    fn new() -> Self {
+        let row = json!({ "id": "ord_1", "amountTotal": 4200, "currency": "usd", "userId": "user_1",
+            "createdAt": "2026-06-09T10:00:00.000Z", "status": "pending" });
+        Self {
+            row: Some(row),
+            state: None,
+            now: 0,
+            findings: Vec::new(),
+        }
+    }
+
+    fn load(&self) -> Entity {
+        let row = self.row.clone().map(JsonRow);
+        key().read(row.as_ref(), self.state.as_ref()).unwrap()
+    }
+
+    /// What the events so far make of it, written as the ledger writes.
+    fn take(&mut self, events: &[Value]) -> EntityUpdate {
+        self.now += 60;
+        let entity = self.load();
+        let next = entity.apply_facts(linked_facts(events), at(self.now));
+        self.findings = next.row_findings();
+        if entity.write_refusal().is_some() {
+            return next;
+        }
+        let mut columns: BTreeMap<&str, Value> = BTreeMap::new();
+        for (name, value) in next.write_columns(at(self.now)) {
+            columns.insert(name, value.map_or(Value::Null, json_of));
+        }
+        let is_new = |(name, value): (&&str, &Value)| {
+            let found = self.row.as_ref().and_then(|row| row.get(*name));
+            *name != "updatedAt" && found.unwrap_or(&Value::Null) != value
+        };
+        let is_written =
+            self.row.is_some() && (!entity.is_as_written() || columns.iter().any(is_new));
+        if let (true, Some(Value::Object(row))) = (is_written, &mut self.row) {
+            for (name, value) in columns {
+                match value {
+                    Value::Null => drop(row.remove(name)),
+                    value => drop(row.insert(name.to_owned(), value)),
+                }
+            }
+            row.insert("version".to_owned(), json!(next.version()));
+        }
+        let stored = match is_written {
+            true => next.with_row_written(),
+            false => next.next(),
+        };
+        self.state = Some(json!(stored.to_row()));
+        next
+    }
+
+    fn column(&self, name: &str) -> Value {
+        self.row
+            .as_ref()
+            .map_or(Value::Null, |row| row[name].clone())
+    }
+
+    fn set(&mut self, name: &str, value: Value) {
+        if let Some(Value::Object(row)) = &mut self.row {
+            row.insert(name.to_owned(), value);
+        }
+    }
+}
+
+fn json_of(value: ColumnValue) -> Value {
+    match value {
+        ColumnValue::Text(text) => json!(text),
+        ColumnValue::Integer(integer) => json!(integer),
+        ColumnValue::Bool(truth) => json!(truth),
+        ColumnValue::TextSet(texts) => json!(texts),
+        ColumnValue::Time(at) => json!(at),
+    }
+}
+
+const OURS: [&str; 9] = [
+    "version",
+    "status",
+    "paymentStatus",
+    "requiresReview",
+    "reviewReasons",
+    "amountRefunded",
+    "stripePaymentIntentId",
+    "updatedAt",
+    "timeline",
+];
+
+/// Changes a row, with the row as it was after each write.
+type RowChange = fn(&mut StoredOrder, &[Value]);
+
+/// What the application or a person does, by the words of the table.
+const WRITES: [(&str, RowChange); 15] = [
+    ("nothing", |_, _| {}),
+    ("the whole row, as it was 1 write ago", |order, past| {
+        order.row = Some(past[past.len() - 2].clone());
+    }),
+    ("the whole row, as it was 5 writes ago", |order, past| {
+        order.row = Some(past[past.len() - 6].clone());
+    }),
+    ("the whole row, as it was 20 writes ago", |order, past| {
+        order.row = Some(past[past.len() - 21].clone());
+    }),
+    (
+        "the whole row of 1 write ago, with `status` edited to `refunded`",
+        |order, past| {
+            order.row = Some(past[past.len() - 2].clone());
+            order.set("status", json!("refunded"));
+        },
+    ),
+    (
+        "the whole row of 20 writes ago, with `status` edited to `refunded`",
+        |order, past| {
+            order.row = Some(past[past.len() - 21].clone());
+            order.set("status", json!("refunded"));
+        },
+    ),
+    ("the whole row with its own columns only", |order, past| {
+        order.row = Some(past[0].clone());
+    }),
+    ("`status` `refunded`", |order, _| {
+        order.set("status", json!("refunded"))
+    }),
+    (
+        "`status` `shipped`, which is no word of billhook's",
+        |order, _| {
+            order.set("status", json!("shipped"));
+        },
+    ),
+    ("`requiresReview` false", |order, _| {
+        order.set("requiresReview", json!(false))
+    }),
+    ("`requiresReview` removed", |order, _| {
+        if let Some(Value::Object(row)) = &mut order.row {
+            row.remove("requiresReview");
+        }
+    }),
+    ("all columns of billhook removed", |order, _| {
+        if let Some(Value::Object(row)) = &mut order.row {
+            row.retain(|name, _| !OURS.contains(&name.as_str()));
+        }
+    }),
+    ("the row is deleted", |order, _| order.row = None),
+    ("the row is deleted, and made anew", |order, past| {
+        order.row = Some(past[0].clone());
+        order.set("createdAt", json!("2026-06-10T10:00:00.000Z"));
+    }),
+    (
+        "billhook's table is restored from a backup of 5 writes ago",
+        |order, past| {
+            order.state = Some(past[past.len() - 6]["state"].clone());
+        },
+    ),
+];
+
+/// What happens between the copy and the write, with the facts of the order before it.
+fn happenings() -> [(&'static str, Option<Value>); 5] {
+    let review = json!({ "id": "prv_1", "object": "review", "payment_intent": "pi_1", "open": true, "reason": "rule" });
+    [
+        ("nothing", None),
+        (
+            "a payment",
+            Some(intent_succeeded("evt_s", T + 5000, "pi_2", json!({}), 4200)),
+        ),
+        (
+            "a refund",
+            Some(charge_refunded(
+                "evt_s",
+                T + 5000,
+                "ch_1",
+                Some("pi_1"),
+                4200,
+            )),
+        ),
+        (
+            "a dispute",
+            Some(dispute("evt_s", T + 5000, "dp_1", "pi_1", "needs_response")),
+        ),
+        (
+            "a review",
+            Some(stripe("evt_s", "review.opened", T + 5000, review)),
+        ),
+    ]
+}
+
+/// What billhook makes of the row, by the words of the table.
+fn outcome(order: &StoredOrder, known: &Entity, next: &EntityUpdate) -> String {
+    let refusal = order.load().write_refusal();
+    if refusal == Some(ParkReason::StateBehind) {
+        return "`state_behind`".to_owned();
+    }
+    let mut words = Vec::new();
+    match next.standing() {
+        RowStanding::Missing => return "`projection_missing`".to_owned(),
+        RowStanding::Replaced => return "`row_replaced`".to_owned(),
+        RowStanding::Stale { .. } => words.push("restored".to_owned()),
+        _ => {}
+    }
+    for finding in &order.findings {
+        if let RowFinding::ColumnForeign { .. } = finding {
+            words.push("`column_foreign`".to_owned());
+        }
+    }
+    let before = &known.last_derived().review_reasons;
+    let after = &next.last_derived().review_reasons;
+    for reason in after.iter().filter(|reason| !before.contains(reason)) {
+        words.push(format!("+`{}`", reason.split(':').next().unwrap()));
+    }
+    for reason in before.iter().filter(|reason| !after.contains(reason)) {
+        words.push(format!("-`{}`", reason.split(':').next().unwrap()));
+    }
+    let (was, is) = (&known.last_derived().columns, &next.last_derived().columns);
+    if was.status != is.status && words.is_empty() {
+        words.push("the edit stands".to_owned());
+    }
+    words.join(", ")
+}
+
+#[test]
+fn each_write_of_an_application_ends_as_the_table_says() {
+    let mut rendered = Vec::new();
+    for (wrote, write) in WRITES {
+        let mut cells = vec![wrote.to_owned()];
+        for (_, since) in happenings() {
+            let mut order = StoredOrder::new();
+            let mut past = vec![order.row.clone().unwrap()];
+            let mut events = vec![intent_succeeded("evt_p", T, "pi_1", json!({}), 4200)];
+            // Each refund of a cent is a write.
+            for cent in 0..22 {
+                let id = format!("evt_{cent:02}");
+                if cent > 0 {
+                    events.push(charge_refunded(&id, T + cent, "ch_1", Some("pi_1"), cent));
+                }
+                order.take(&events);
+                let mut row = order.row.clone().unwrap();
+                row["state"] = order.state.clone().unwrap();
+                past.push(row);
+            }
+            if let Some(event) = since {
+                events.push(event);
+                order.take(&events);
+                past.push(order.row.clone().unwrap());
+            }
+            for row in &mut past {
+                if !wrote.contains("backup") {
+                    row.as_object_mut().unwrap().remove("state");
+                }
+            }
+            let known = order.load();
+            write(&mut order, &past);
+            let next = order.take(&events);
+            cells.push(outcome(&order, &known, &next));
+
+            // Money and reviews are never lost in silence: the row says what the facts say, or a person is told.
+            let payment = next.payment().unwrap();
+            let is_told = payment.review_reasons.iter().any(|reason| {
+                ["row_conflict", "row_replaced"].contains(&reason.split(':').next().unwrap())
+            }) || !order.findings.is_empty()
+                || order.load().write_refusal().is_some();
+            let is_as_derived = order.column("status") == json!(payment.status.as_str())
+                && order.column("amountRefunded") == json!(payment.amount_refunded)
+                && order.column("requiresReview") == json!(!payment.review_reasons.is_empty());
+            assert!(is_as_derived || is_told, "{wrote}: {:?}", order.row);
+            // And it comes to rest: another look changes nothing.
+            let rest = order.row.clone();
+            order.take(&events);
+            assert_eq!(order.row, rest, "{wrote}");
+        }
+        rendered.push(format!("| {} |", cells.join(" | ")));
+    }
+    for line in &rendered {
+        assert!(
+            SEMANTICS.contains(line.as_str()),
+            "SEMANTICS.md has not:\n{}",
+            rendered.join("\n")
+        );
+    }
+}
+
+fn paid(id: &str, intent: &str) -> Value {
+    intent_succeeded(id, T, intent, json!({}), 4200)
+}
+
+/// What the row says, and why a person should look.
+fn told(order: &StoredOrder) -> (Value, Value, Value) {
+    let words = order.column("reviewReasons");
+    let words: Vec<String> = words
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|reason| {
+            reason
+                .as_str()
+                .unwrap()
+                .split(':')
+                .next()
+                .unwrap()
+                .to_owned()
+        })
+        .collect();
+    (
+        order.column("status"),
+        order.column("paymentStatus"),
+        json!(words),
+    )
+}
+
+#[test]
+fn a_payment_outside_stripe_is_found_or_attested() {
+    let attested = json!([{ "type": "payment_recorded", "at": "2026-06-09T10:00:00+02:00", "actor": "shop",
+        "actorId": "cashier_7", "meta": { "reason": "cash" } }]);
+    // What is written into a row that billhook knows, the events after it, and the end.
+    type Case = (
+        &'static str,
+        Value,
+        Vec<Value>,
+        (&'static str, &'static str, &'static [&'static str]),
+    );
+    let failed = intent_failed("evt_f", T, "pi_1", json!({}), "ch_1");
+    let cases: [Case; 8] = [
+        (
+            "status",
+            json!("completed"),
+            vec![],
+            ("completed", "paid", &["paid_unproven"]),
+        ),
+        (
+            "paymentStatus",
+            json!("paid"),
+            vec![],
+            ("completed", "paid", &["paid_unproven"]),
+        ),
+        (
+            "status",
+            json!("completed"),
+            vec![paid("evt_p", "pi_1")],
+            ("completed", "paid", &[]),
+        ),
+        (
+            "status",
+            json!("completed"),
+            vec![
+                paid("evt_p", "pi_1"),
+                charge_refunded("evt_r", T + 9, "ch_1", Some("pi_1"), 4200),
+            ],
+            ("refunded", "refunded", &[]),
+        ),
+        (
+            "timeline",
+            attested.clone(),
+            vec![],
+            ("completed", "paid", &[]),
+        ),
+        (
+            "timeline",
+            attested.clone(),
+            vec![paid("evt_p", "pi_1")],
+            ("completed", "paid", &["paid_twice"]),
+        ),
+        (
+            "timeline",
+            attested.clone(),
+            vec![
+                paid("evt_p", "pi_1"),
+                charge_refunded("evt_r", T + 9, "ch_1", Some("pi_1"), 4200),
+            ],
+            ("completed", "paid", &["paid_twice"]),
+        ),
+        // An entry without a time could not be known again.
+        (
+            "timeline",
+            json!([{ "type": "payment_recorded", "actor": "shop" }]),
+            vec![],
+            ("payment_failed", "failed", &[]),
+        ),
+    ];
+    for (column, value, after, (status, payment, reasons)) in cases {
+        let mut order = StoredOrder::new();
+        let mut events = vec![failed.clone()];
+        order.take(&events);
+        order.set(column, value.clone());
+        order.take(&events);
+        for event in after {
+            events.push(event);
+            order.take(&events);
+        }
+        let expected = (json!(status), json!(payment), json!(reasons));
+        assert_eq!(told(&order), expected, "{column} {value}");
+    }
+}
+
+#[test]
+fn a_row_in_the_place_of_another_gets_its_columns_once_a_person_says_so() {
+    let mut order = StoredOrder::new();
+    let events = [paid("evt_p", "pi_1")];
+    order.take(&events);
+    order.row = StoredOrder::new().row;
+    order.set("createdAt", json!("2026-06-10T10:00:00.000Z"));
+    for _ in 0..2 {
+        order.take(&events);
+        let (status, payment, reasons) = told(&order);
+        assert_eq!((status, payment), (json!("pending"), Value::Null));
+        assert_eq!(reasons, json!(["row_replaced"]));
+    }
+    order.set("requiresReview", json!(false));
+    order.take(&events);
+    assert_eq!(told(&order), (json!("completed"), json!("paid"), json!([])));
+}
+
+#[test]
+fn a_row_that_comes_back_gets_what_happened_without_it() {
+    let mut order = StoredOrder::new();
+    let mut events = vec![paid("evt_p", "pi_1")];
+    order.take(&events);
+    let row = order.row.take();
+    events.push(dispute("evt_d", T + 5, "dp_1", "pi_1", "needs_response"));
+    order.take(&events);
+    assert_eq!(order.findings, [RowFinding::ProjectionMissing]);
+    let state = order.state.clone().unwrap();
+    assert!(
+        state["open"].as_str().unwrap().starts_with("missing#"),
+        "{state}"
+    );
+    order.row = row;
+    order.take(&events);
+    assert_eq!(
+        told(&order),
+        (
+            json!("completed"),
+            json!("disputed"),
+            json!(["dispute_open"])
+        )
+    );
+    assert_eq!(order.state.unwrap().get("open"), None);
+}
+
+#[test]
+fn what_an_orm_writes_for_nothing_is_nothing() {
+    let mut order = StoredOrder::new();
+    for column in [
+        "timeline",
+        "requiresReview",
+        "paymentStatus",
+        "version",
+        "reviewReasons",
+        "tenantId",
+    ] {
+        order.set(column, Value::Null);
+    }
+    order.take(&[paid("evt_p", "pi_1")]);
+    assert_eq!(order.findings, []);
+    assert_eq!(told(&order), (json!("completed"), json!("paid"), json!([])));
+}
+
+#[test]
+fn a_foreign_value_stays_and_everything_else_is_written() {
+    for (column, value) in [
+        ("status", json!("shipped")),
+        ("status", json!({ "code": 7 })),
+        ("timeline", json!({ "first": "created" })),
+        ("reviewReasons", json!("none")),
+        ("updatedAt", json!(1_781_000_000)),
+        ("userId", json!(17)),
+    ] {
+        let mut order = StoredOrder::new();
+        order.set(column, value.clone());
+        order.take(&[paid("evt_p", "pi_1")]);
+        assert_eq!(order.findings, [RowFinding::ColumnForeign { column }]);
+        assert_eq!(order.column(column), value);
+        assert_eq!(order.column("paymentStatus"), json!("paid"));
+        let state = order.state.clone().unwrap();
+        assert!(
+            state["open"].as_str().unwrap().starts_with("foreign#"),
+            "{state}"
+        );
+        // Once it is moved, the column is billhook's.
+        order.set(column, Value::Null);
+        order.take(&[paid("evt_p", "pi_1")]);
+        assert_eq!(order.findings, []);
+        assert_eq!(order.column("status"), json!("completed"));
+    }
+}
