@@ -11,9 +11,7 @@ use billhook_core::entity::columns::{
 use billhook_core::entity::kind::StatedFacts;
 use billhook_core::entity::mail::derive::derive_mail;
 use billhook_core::entity::mail::facts::{MailFacts, MailStage, PieceFacts};
-use billhook_core::entity::merge::{
-    FactSource, MaxRegister, Merge as _, MinRegister, SeenInterval,
-};
+use billhook_core::entity::merge::{FactSource, MaxRegister, Merge as _, SeenInterval};
 use billhook_core::entity::payment::derive::{DerivedPayment, derive_payment};
 use billhook_core::entity::payment::linked::{LinkState, LinkedPaymentFacts};
 use billhook_core::entity::schema::STATE_COLUMNS;
@@ -123,7 +121,7 @@ fn given_up(mut facts: LinkedPaymentFacts) -> LinkedPaymentFacts {
     let StatedFacts::Cancelled(at) = cancellation_fact(at(10)) else {
         unreachable!();
     };
-    facts.cancelled = Some(MinRegister(at));
+    facts.cancelled.insert(at);
     facts
 }
 
@@ -189,6 +187,9 @@ impl NotedRow {
 impl RowColumns for NotedRow {
     fn column_type(&self, _: &str) -> Option<ColumnType> {
         None
+    }
+    fn has_own_entries(&self) -> bool {
+        false
     }
     fn timeline_entries(&self, _: &str) -> Vec<TimelineFields> {
         Vec::new()
@@ -326,9 +327,9 @@ fn the_review_table_names_every_reason_that_can_be_derived() {
     }
     let mut flagged = LinkedPaymentFacts::default();
     flagged.manual.flagged.insert(at(0));
-    flagged.manual.found_paid = Some(MinRegister(at(0)));
+    flagged.manual.found_paid.insert(at(1));
     flagged.manual.conflicts.insert(at(0), BTreeSet::new());
-    flagged.manual.replaced.insert(at(0));
+    flagged.manual.replaced.insert(at(-1));
     let twice = [paid("evt_1", "pi_1", 4200), paid("evt_2", "pi_2", 4200)];
     let exceeding = charge_refunded("evt_3", T, "ch_1", Some("pi_1"), 4300);
     let mut foreign = charge_refunded("evt_4", T, "ch_1", Some("pi_1"), 4200);

@@ -196,13 +196,13 @@ fn every_fact() -> StoredForms {
     };
     let entity = LinkedPaymentFacts {
         payments: keys.into_iter().zip(states.map(copy)).collect(),
-        cancelled: Some(MinRegister(at(13))),
+        cancelled: [at(13)].into(),
         manual: ManualEdits {
-            refunded: Some(MinRegister(at(14))),
+            refunded: [at(14)].into(),
             cleared: [("dispute_open:dp_1".to_owned(), MinRegister(at(15)))].into(),
             flagged: [at(16)].into(),
             recorded: [(at(28).to_string(), MinRegister(record))].into(),
-            found_paid: Some(MinRegister(at(29))),
+            found_paid: [at(29)].into(),
             conflicts: [(at(30), [edit].into())].into(),
             replaced: [at(31)].into(),
         },

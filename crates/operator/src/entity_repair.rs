@@ -14,11 +14,14 @@ use billhook_core::entity::key::StateKey;
 use billhook_core::entity::kind::StatedFacts;
 use billhook_core::entity::manual::{ManualEdits, PaymentRecord};
 use billhook_core::entity::merge::MinRegister;
-use billhook_core::entity::{Entity, EntityKey};
+use billhook_core::entity::payment::status::PaymentStatus;
+use billhook_core::entity::projection::RowStanding;
+use billhook_core::entity::{Entity, EntityKey, EntityUpdate};
 use billhook_core::ids::ProviderId;
 use billhook_core::outcome::ParkReason;
 use billhook_core::ports::Clock as _;
-use billhook_core::worker::ports::{CommitError, CommitPart, EntityWrite, Ledger as _};
+use billhook_core::time::Timestamp;
+use billhook_core::worker::ports::{CommitError, CommitPart, EntityWrite, Ledger};
 
 use crate::application_tables::locate_entity;
 use crate::audit::AuditContext;
@@ -62,6 +65,16 @@ pub(crate) async fn repair_entity(
                 "the row of {key} was moved to another tenant: restore its tenant column, then try again"
             ),
         }
+        // Nobody may decide about a row that shows something else than the state: it is restored first.
+        if matches!(entity.standing(), RowStanding::Stale { .. }) {
+            let now = SystemClock.now();
+            let next = entity.apply_facts([], now);
+            commit_entity(&ledger, &entity, &row, next, now).await?;
+            bail!(
+                "somebody had overwritten the row of {key}: it is restored now, so look at it again (billhook trace {}), then repeat",
+                key.id()
+            );
+        }
         let facts = make_facts(&entity)?;
         if !is_noted {
             // The note comes first: if the command dies in between, a note without a repair can be explained, a repair
@@ -72,17 +85,7 @@ pub(crate) async fn repair_entity(
         }
         let now = SystemClock.now();
         let next = entity.apply_facts([facts], now);
-        let part = CommitPart {
-            entities: vec![EntityWrite {
-                entity: &entity,
-                row: &row,
-                next,
-            }],
-            states: Vec::new(),
-            events: Vec::new(),
-            now,
-        };
-        match ledger.commit(ProviderId::Stripe, &[&part]).await {
+        match commit_entity(&ledger, &entity, &row, next, now).await {
             Ok(()) => return Ok(()),
             Err(CommitError::LostRace | CommitError::Busy(_)) => {}
             Err(error) => return Err(error).with_context(|| format!("cannot write {key}")),
@@ -91,18 +94,31 @@ pub(crate) async fn repair_entity(
     bail!("{key} was changed by others {ATTEMPTS_MAX} times in a row: try again")
 }
 
+async fn commit_entity<L: Ledger>(
+    ledger: &L,
+    entity: &Entity,
+    row: &L::Row,
+    next: EntityUpdate,
+    now: Timestamp,
+) -> Result<(), CommitError> {
+    let part = CommitPart {
+        entities: vec![EntityWrite { entity, row, next }],
+        states: Vec::new(),
+        events: Vec::new(),
+        now,
+    };
+    ledger.commit(ProviderId::Stripe, &[&part]).await
+}
+
 /// The fact that somebody attests a payment outside Stripe.
 pub(crate) fn payment_record_facts(entity: &Entity, audit: &AuditContext) -> Result<StatedFacts> {
     let update = entity.apply_facts([], SystemClock.now());
-    let is_paid = update
-        .payment()
-        .is_some_and(|payment| payment.amount_paid > 0);
-    let known = entity.linked_payment_facts().map(|facts| &facts.manual);
-    if known.is_some_and(|manual| !manual.recorded.is_empty()) {
-        bail!("a payment is already recorded for {}", entity.key());
-    }
-    let is_unproven = known.is_some_and(|manual| manual.found_paid.is_some());
-    if is_paid && !is_unproven {
+    let is_paid = update.payment().is_some_and(|payment| {
+        let mut reasons = payment.review_reasons.iter();
+        let is_unproven = reasons.any(|reason| reason.starts_with("paid_unproven:"));
+        payment.payment_status == PaymentStatus::Paid && !is_unproven
+    });
+    if is_paid {
         bail!("{} is already paid", entity.key());
     }
     let at = SystemClock.now();

@@ -16,6 +16,7 @@ use billhook_core::entity::kind::EntityState;
 use billhook_core::entity::order::OrderKind;
 use billhook_core::entity::payment::state::PaymentState;
 use billhook_core::entity::schema::{STATE_SCHEMA, UnreadableRow};
+use billhook_core::entity::timeline::ACTOR;
 use billhook_core::entity::{Entity, EntityKey, EntityUpdate};
 use billhook_core::error::DependencyError;
 use billhook_core::ids::{
@@ -119,6 +120,11 @@ impl RowColumns for JsonRow {
     }
     fn truth(&self, column: &str) -> Option<bool> {
         self.0.get(column)?.as_bool()
+    }
+    fn has_own_entries(&self) -> bool {
+        let entries = self.0.get("timeline").and_then(Value::as_array);
+        let is_own = |entry: &Value| entry.get("actor") == Some(&json!(ACTOR));
+        entries.is_some_and(|entries| entries.iter().any(is_own))
     }
     fn timeline_entries(&self, kind: &str) -> Vec<TimelineFields> {
         let entries = self.0.get("timeline").and_then(Value::as_array);

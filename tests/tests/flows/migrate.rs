@@ -175,7 +175,15 @@ fn an_older_installation_moves_in_without_losing_a_delivery() {
             .request("POST", "/webhooks/stripe", &headers, body.as_bytes())
             .await?;
         world.settled(STRIPE, "processed", &["evt_bare"]).await?;
-        assert_eq!(world.order("ord_bare").await?["status"], "pending");
+        let row = world.order("ord_bare").await?;
+        let found = (
+            &row["status"],
+            &row["requiresReview"],
+            &row["reviewReasons"],
+        );
+        let unproven = row["reviewReasons"].to_string().contains("paid_unproven");
+        assert_eq!((found.0, found.1), (&json!("completed"), &json!(true)));
+        assert!(unproven, "{row}");
 
         // Lob, with its secret in the old shape.
         let body = letter(

@@ -120,22 +120,22 @@ fn rows_that_an_application_writes_as_a_whole_end_right() {
             world.settled(STRIPE, "processed", &[&event]).await
         };
 
-        let nulls = json!({ "id": "ord_null", "amountTotal": 4200, "currency": "USD", "status": "pending",
+        let nulls = json!({ "id": "ord_nulls", "amountTotal": 4200, "currency": "USD", "status": "pending",
             "timeline": null, "tenantId": null, "requiresReview": null, "paymentStatus": null, "version": null,
             "reviewReasons": null, "createdAt": null });
         world.put("OrdersTable", nulls).await?;
-        paid("ord_null").await?;
-        assert_eq!(world.order("ord_null").await?["status"], "completed");
+        paid("ord_nulls").await?;
+        assert_eq!(world.order("ord_nulls").await?["status"], "completed");
 
-        order(world, "ord_stale", None).await?;
-        paid("ord_stale").await?;
-        let copy = world.order("ord_stale").await?;
-        refunded("ord_stale", 1000).await?;
+        order(world, "ord_old_copy", None).await?;
+        paid("ord_old_copy").await?;
+        let copy = world.order("ord_old_copy").await?;
+        refunded("ord_old_copy", 1000).await?;
         let mut edited = copy.clone();
         edited["status"] = json!("cancelled");
         world.put("OrdersTable", edited).await?;
-        refunded("ord_stale", 1100).await?;
-        let row = world.order("ord_stale").await?;
+        refunded("ord_old_copy", 1100).await?;
+        let row = world.order("ord_old_copy").await?;
         assert_eq!(
             (
                 &row["status"],
@@ -153,28 +153,30 @@ fn rows_that_an_application_writes_as_a_whole_end_right() {
         assert_eq!(conflict.unwrap()["meta"]["edits"], edits);
         let restored = world.logged("StripeWorkerFunction", "row_restored").await?;
         assert!(
-            restored.iter().any(|line| line.contains("order#ord_stale")),
+            restored
+                .iter()
+                .any(|line| line.contains("order#ord_old_copy")),
             "{restored:?}"
         );
 
-        order(world, "ord_gone", None).await?;
-        paid("ord_gone").await?;
-        let row = world.order("ord_gone").await?;
+        order(world, "ord_deleted", None).await?;
+        paid("ord_deleted").await?;
+        let row = world.order("ord_deleted").await?;
         let delete = world.aws.dynamodb().delete_item();
         let delete = delete.table_name(world.stack.output("OrdersTable")?);
         delete
-            .key("id", AttributeValue::S("ord_gone".to_owned()))
+            .key("id", AttributeValue::S("ord_deleted".to_owned()))
             .send()
             .await?;
-        refunded("ord_gone", 1000).await?;
+        refunded("ord_deleted", 1000).await?;
         let state = world
-            .row("EntitiesTable", "entity", "order#ord_gone")
+            .row("EntitiesTable", "entity", "order#ord_deleted")
             .await?;
         let open = state.unwrap_or_default()["open"].to_string();
         assert!(open.starts_with("\"missing#"), "{open}");
         world.put("OrdersTable", row).await?;
-        refunded("ord_gone", 1100).await?;
-        let row = world.order("ord_gone").await?;
+        refunded("ord_deleted", 1100).await?;
+        let row = world.order("ord_deleted").await?;
         assert_eq!(
             (&row["status"], &row["amountRefunded"]),
             (&json!("completed"), &json!(1100))

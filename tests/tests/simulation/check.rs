@@ -350,7 +350,7 @@ fn as_the_set_says(row: &EntityRow, applied: &[&Emitted], conflicts: usize, foun
     if applied.is_empty() && conflicts == 0 && lost.count() == 0 {
         return;
     }
-    let is_cancelled = facts.cancelled.is_some();
+    let is_cancelled = !facts.cancelled.is_empty();
     let wanted = expected(&key, applied, is_cancelled);
     let rank = |status: Option<&str>| match status {
         Some("cancelled") => 1,
@@ -425,7 +425,7 @@ fn cancelling(
             .unwrap_or_default()
     };
     let facts = facts_of(before);
-    if facts.cancelled.is_some() || facts_of(after).cancelled.is_none() {
+    if !facts.cancelled.is_empty() || facts_of(after).cancelled.is_empty() {
         return;
     }
     let known = facts.payment_keys().map(|key| key.payment.to_string());

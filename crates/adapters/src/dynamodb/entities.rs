@@ -78,6 +78,11 @@ impl RowColumns for ItemColumns<'_> {
         attributes::read_bool(self.0, column)
     }
 
+    fn has_own_entries(&self) -> bool {
+        let entries = self.0.get("timeline").and_then(|list| list.as_l().ok());
+        entries.is_some_and(|entries| entries.iter().any(is_derived_entry))
+    }
+
     fn timeline_entries(&self, kind: &str) -> Vec<TimelineFields> {
         let entries = self.0.get("timeline").and_then(|list| list.as_l().ok());
         let entries = entries.into_iter().flatten();
@@ -242,7 +247,7 @@ pub(super) fn build_write(
         _ => build_columns(&entity.key(), row, next, now)?,
     };
     // A manual edit that became a fact is written too, so that it is found once.
-    let is_edited = !entity.row().is_missing && !entity.is_as_written();
+    let is_edited = next.must_write_row();
     let is_new = |(name, value): &(&str, Option<AttributeValue>)| {
         !BOOKKEEPING.contains(name) && row.item.get(*name) != value.as_ref()
     };

@@ -16,6 +16,7 @@ use aws_sdk_dynamodb::types::{AttributeValue, ConditionCheck, Delete, TransactWr
 use billhook_core::entity::columns::EntitySchema;
 use billhook_core::entity::key::StateKey;
 use billhook_core::entity::kind::EntityKind as _;
+use billhook_core::entity::projection::RowStanding;
 use billhook_core::entity::schema::{STATE_COLUMNS, STATE_KEY};
 use billhook_core::entity::statement::{PIECE_COLUMN, StatementKind};
 use billhook_core::entity::tenant::{ACCOUNT_COLUMN, TenantKind};
@@ -316,8 +317,14 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
         &self,
         keys: &BTreeSet<StateKey>,
     ) -> Result<LoadedRows<DynamoRow>, DependencyError> {
-        for _ in 0..READS_MAX {
-            if let Some(rows) = self.try_load_rows(keys).await? {
+        for read in 1..=READS_MAX {
+            let Some(rows) = self.try_load_rows(keys).await? else {
+                continue;
+            };
+            // Two tables are not read at one time: the row may have been read after a write, and the state before it.
+            let mut entities = rows.entities.values();
+            let is_ahead = entities.any(|(entity, _)| entity.standing() == RowStanding::Ahead);
+            if !is_ahead || read == READS_MAX {
                 return Ok(rows);
             }
         }

@@ -111,6 +111,8 @@ pub trait RowColumns {
     /// `None` for a fraction too: amounts are integers in the currency's minor unit.
     fn integer(&self, column: &str) -> Option<i64>;
     fn truth(&self, column: &str) -> Option<bool>;
+    /// Whether the timeline has an entry of billhook's.
+    fn has_own_entries(&self) -> bool;
     /// The entries of this type in the timeline, billhook's own included.
     fn timeline_entries(&self, kind: &str) -> Vec<TimelineFields>;
 }

@@ -4,7 +4,7 @@
 //! `apply_facts` is pure and idempotent: applying the same facts again gives the same row, so that redelivery, replay
 //! and a lost race are harmless. Everything that differs between kinds is in the kind: `order`, `statement`, `tenant`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Debug, Display};
 
 use serde::Serialize;
@@ -15,15 +15,15 @@ use crate::entity::columns::{ColumnWrites, EntitySchema, RowColumns};
 use crate::entity::key::PaymentKey;
 use crate::entity::mail::derive::DerivedMail;
 use crate::entity::mail::facts::MailFacts;
-use crate::entity::manual::ManualEdits;
+use crate::entity::manual::{FoundEdit, ManualEdits};
 use crate::entity::merge::{Merge, MinRegister};
 use crate::entity::payment::derive::DerivedPayment;
 use crate::entity::payment::linked::{LinkedPaymentFacts, PaymentCopy};
 use crate::entity::payment::status::{OrderStatus, PaymentStatus};
-use crate::entity::projection::{LoadedRow, RowStanding};
+use crate::entity::projection::{LoadedRow, RowFinding, RowStanding, know_row};
 use crate::entity::schema::{
-    GuardedColumns, LastDerived, RowIdentity, STATE_SCHEMA, StateHistory, StateRow, StoredState,
-    UnreadableRow, open_index_key,
+    GuardedColumns, LastDerived, RowIdentity, RowTrouble, STATE_SCHEMA, StateHistory, StateRow,
+    StoredState, UnreadableRow, open_index_key,
 };
 use crate::entity::timeline::DerivedEntry;
 use crate::ids::{PaymentIntentId, PieceId, TenantId, UserId};
@@ -49,7 +49,7 @@ impl StatedFacts {
         let mut facts = LinkedPaymentFacts::default();
         match self {
             Self::Payment(key, copy) => drop(facts.payments.insert(key, *copy)),
-            Self::Cancelled(at) => facts.cancelled = Some(MinRegister(at)),
+            Self::Cancelled(at) => drop(facts.cancelled.insert(at)),
             Self::Manual(edits) => facts.manual = edits,
             Self::Mail(_) | Self::Account(_) => {}
         }
@@ -75,6 +75,14 @@ pub trait EntityKind: Clone + Debug + PartialEq + Sized {
     fn read_given(row: &impl RowColumns) -> Self::Given;
     /// The given columns of a row that is gone, as far as the state remembers them.
     fn remember_given(known: &RowIdentity) -> Self::Given;
+    /// The given columns of an older copy: where a value may be billhook's own, as the facts say, its last one.
+    fn restore_given(
+        given: &Self::Given,
+        _facts: &Self::Facts,
+        _last: &LastDerived,
+    ) -> Self::Given {
+        given.clone()
+    }
     /// What the given columns say about which row it is.
     fn identify(_given: &Self::Given) -> RowIdentity {
         RowIdentity::default()
@@ -170,6 +178,13 @@ pub struct StateUpdate<K: EntityKind> {
     pub discarded_edits: Vec<DiscardedEdit>,
     /// How the row stood that this write rests on.
     pub standing: RowStanding,
+    /// The row has to be written even if no column changes: it has never been written, is not billhook's last write, or
+    /// has an edit that became a fact, which is found only once.
+    pub must_write_row: bool,
+    /// The row has the columns of amounts after this write.
+    pub writes_amounts: bool,
+    /// What an operator should know of the row.
+    pub row_findings: Vec<RowFinding>,
 }
 
 /// A manual edit that the next write overwrites.
@@ -247,13 +262,6 @@ impl<K: EntityKind> EntityState<K> {
         }
     }
 
-    /// Whether the row is as billhook wrote it last.
-    pub(super) fn is_as_written(&self) -> bool {
-        let written = self.history.written.last_key_value();
-        let is_same = written.is_some_and(|(_, written)| self.columns == *written);
-        is_same && self.standing() == RowStanding::Current
-    }
-
     /// The state in the form in which it is stored.
     pub(super) fn state_row(&self) -> StateRow<&K::Facts> {
         let trouble = self.history.trouble;
@@ -290,6 +298,7 @@ impl<K: EntityKind> EntityState<K> {
         }
         let standing = self.standing();
         let mut facts = self.facts.clone();
+        let mut is_edited = false;
         if let Some(new) = K::linked_payment_facts_mut(&mut new) {
             // Some applications put the order's id into `client_reference_id`. It is not a user: without this line
             // `ord_1` ended up in `userId` if the session's metadata did not repeat the order's id.
@@ -300,25 +309,40 @@ impl<K: EntityKind> EntityState<K> {
             if let Some(known) = K::linked_payment_facts_mut(&mut facts) {
                 let edits =
                     self.find_manual_edits(&standing, K::owns_payment_status(known, new), now);
+                is_edited = edits != LinkedPaymentFacts::default();
                 known.merge(edits);
+                known.manual.merge(self.find_recorded_payments(&standing));
             }
         }
         facts.merge(new);
         let loaded = Self {
             given: match &standing {
                 // Values of ours in an older copy are not the application's.
-                RowStanding::Stale { .. } => K::fill_given(&self.given, &self.last_derived),
+                RowStanding::Stale { .. } => {
+                    K::restore_given(&self.given, &facts, &self.last_derived)
+                }
                 _ => self.given.clone(),
             },
             ..self.clone()
         };
         let derived = K::derive(&facts, &loaded.given);
         let mut last_derived = K::project(&loaded, &facts, &derived);
+        let written = K::write_columns(&derived, &last_derived, now);
+        let mut foreign: Vec<&'static str> = self.row.foreign.iter().copied().collect();
+        // What billhook would not write anyway is the application's.
+        foreign.retain(|column| {
+            ["version", "timeline"].contains(column)
+                || written.iter().any(|(written, _)| written == column)
+        });
         for column in &self.row.foreign {
             last_derived.columns.keep(column, &self.columns);
         }
-        let payment = K::payment(&derived);
-        if payment.is_some_and(DerivedPayment::is_of_replaced_row) {
+        // What no row shows, nobody has seen.
+        if standing == RowStanding::Missing {
+            last_derived.review_reasons = self.last_derived.review_reasons.clone();
+        }
+        let manual = K::linked_payment_facts(&facts).map(|facts| &facts.manual);
+        if manual.is_some_and(ManualEdits::is_row_replaced) {
             last_derived = LastDerived {
                 columns: GuardedColumns {
                     requires_review: last_derived.columns.requires_review,
@@ -331,15 +355,31 @@ impl<K: EntityKind> EntityState<K> {
         let given = K::fill_given(&loaded.given, &last_derived);
         let row = match self.row.is_missing {
             true => self.history.row.clone(),
-            false => self.identity(),
+            false => know_row(self.identity(), &self.history.row),
         };
         let mut history = StateHistory {
             tenant: self.tenant.clone(),
             row,
             ..self.history.clone()
         };
-        history.note_trouble(self.row.trouble(), now);
+        let trouble = match (self.row.is_missing, foreign.is_empty()) {
+            (true, _) => Some(RowTrouble::Missing),
+            (false, false) => Some(RowTrouble::Foreign),
+            (false, true) => None,
+        };
+        history.note_trouble(trouble, now);
+        // Told once, and not with every event.
+        let is_new_trouble = history.trouble != self.history.trouble;
         StateUpdate {
+            row_findings: find_row_findings(&standing, self.row.version, is_new_trouble, foreign),
+            writes_amounts: written
+                .iter()
+                .any(|(column, _)| column.starts_with("amount")),
+            must_write_row: match &standing {
+                RowStanding::Current => is_edited,
+                RowStanding::Missing => false,
+                _ => true,
+            },
             discarded_edits: self.find_discarded_edits(&standing, &last_derived.columns),
             derived,
             next: Self {
@@ -379,6 +419,9 @@ impl<K: EntityKind> EntityState<K> {
         standing: &RowStanding,
         next: &GuardedColumns,
     ) -> Vec<DiscardedEdit> {
+        if let RowStanding::Stale { edits } = standing {
+            return self.find_lost_edits(edits, next);
+        }
         let Some(baseline) = self.baseline(standing) else {
             return Vec::new();
         };
@@ -414,10 +457,13 @@ impl<K: EntityKind> EntityState<K> {
                 let written = self.history.written.last_key_value();
                 written.map(|(_, written)| written.clone())
             }
-            RowStanding::Stale { .. }
-            | RowStanding::Ahead
-            | RowStanding::Replaced
-            | RowStanding::Missing => None,
+            RowStanding::Stale { .. } => {
+                let written = self.history.written.last_key_value();
+                written.map(|(_, written)| {
+                    GuardedColumns::baseline_of_unwritten(&self.columns, written)
+                })
+            }
+            RowStanding::Ahead | RowStanding::Replaced | RowStanding::Missing => None,
         }
     }
 
@@ -447,12 +493,6 @@ impl<K: EntityKind> EntityState<K> {
             }
             _ => {}
         }
-        if matches!(standing, RowStanding::Ahead | RowStanding::Replaced) {
-            return facts;
-        }
-        let recorded = self.row.recorded.clone().into_iter();
-        let recorded = recorded.map(|(entry, record)| (entry, MinRegister(record)));
-        facts.manual.recorded = recorded.collect();
         let Some(was) = self.baseline(standing) else {
             return facts;
         };
@@ -471,20 +511,20 @@ impl<K: EntityKind> EntityState<K> {
                 )
         };
         if status(OrderStatus::Refunded) || payment_status(PaymentStatus::Refunded) {
-            facts.manual.refunded = Some(MinRegister(now));
+            facts.manual.refunded.insert(now);
         }
         if status(OrderStatus::Completed) || payment_status(PaymentStatus::Paid) {
-            facts.manual.found_paid = Some(MinRegister(now));
+            facts.manual.found_paid.insert(now);
         }
         if status(OrderStatus::Cancelled) {
-            facts.cancelled = Some(MinRegister(now));
+            facts.cancelled.insert(now);
         }
         match (now_in_row.requires_review, was.requires_review) {
             // Only the reasons that the person could see are cleared. If a person cleared dp_1 and the event of this
             // write opens dp_2, `dispute_open:dp_2` flags the row again. A flag that was removed is cleared, unless
             // other columns of ours are gone too: then somebody wrote the row without them.
             (Some(false), Some(true)) => facts.manual.cleared = self.clear_seen_reasons(now),
-            (None, Some(true)) if now_in_row.has_all_of(&was) => {
+            (None, Some(true)) if self.is_only_flag_removed(&was) => {
                 facts.manual.cleared = self.clear_seen_reasons(now);
             }
             (Some(true), None | Some(false)) => {
@@ -493,6 +533,60 @@ impl<K: EntityKind> EntityState<K> {
             _ => {}
         }
         facts
+    }
+
+    /// Whether the review flag was removed, and nothing else of ours.
+    fn is_only_flag_removed(&self, was: &GuardedColumns) -> bool {
+        let is_foreign = |column| self.row.foreign.contains(column);
+        let has_entries = !self.row.is_without_entries || is_foreign("timeline");
+        let has_amounts = !self.row.is_without_amounts || was.payment_status.is_none();
+        let has_flag = is_foreign("requiresReview") || is_foreign("requires_review");
+        !has_flag && has_entries && has_amounts && self.columns.has_all_of(was)
+    }
+
+    /// Payments that others recorded in the row's timeline. They stand in an older copy too, because they say when.
+    fn find_recorded_payments(&self, standing: &RowStanding) -> ManualEdits {
+        if matches!(standing, RowStanding::Ahead | RowStanding::Replaced) {
+            return ManualEdits::default();
+        }
+        let recorded = self.row.recorded.clone().into_iter();
+        ManualEdits {
+            recorded: recorded
+                .map(|(entry, record)| (entry, MinRegister(record)))
+                .collect(),
+            ..ManualEdits::default()
+        }
+    }
+
+    /// Edits in a row that is no copy of a write that billhook remembers. They are overwritten, and nobody can be asked.
+    fn find_lost_edits(
+        &self,
+        conflicts: &BTreeSet<FoundEdit>,
+        next: &GuardedColumns,
+    ) -> Vec<DiscardedEdit> {
+        let written = self.history.written.values().chain([next]);
+        let known: Vec<_> = written
+            .map(GuardedColumns::by_name)
+            .chain([K::initial_columns().by_name()])
+            .collect();
+        let found = self.columns.by_name().into_iter().enumerate();
+        found
+            .filter_map(|(number, (column, found))| {
+                let is_known = |known: &[(&str, Option<String>); 4]| {
+                    known.get(number).is_some_and(|(_, known)| *known == found)
+                };
+                let is_conflict = conflicts.iter().any(|edit| edit.column == column);
+                if is_conflict || known.iter().any(is_known) {
+                    return None;
+                }
+                let (_, written) = next.by_name().into_iter().nth(number)?;
+                Some(DiscardedEdit {
+                    column,
+                    found: found?,
+                    written: written?,
+                })
+            })
+            .collect()
     }
 
     fn clear_seen_reasons(&self, now: Timestamp) -> BTreeMap<String, MinRegister<Timestamp>> {
@@ -511,12 +605,15 @@ impl<K: EntityKind> StateUpdate<K> {
         let columns = next.last_derived.columns.clone();
         next.history.record_write(next.version, columns);
         next.row.version = Some(next.version);
+        let has_entries = self.may_write("timeline") && !K::timeline(&self.derived).is_empty();
+        next.row.is_without_entries &= !has_entries;
+        next.row.is_without_amounts &= !self.writes_amounts;
         next
     }
 
     pub(super) fn may_write(&self, column: &str) -> bool {
-        let payment = K::payment(&self.derived);
-        let is_held = payment.is_some_and(DerivedPayment::is_of_replaced_row);
+        let manual = K::linked_payment_facts(&self.next.facts).map(|facts| &facts.manual);
+        let is_held = manual.is_some_and(ManualEdits::is_row_replaced);
         !self.next.row.foreign.contains(column) && (!is_held || REVIEW_COLUMNS.contains(&column))
     }
 }
@@ -531,6 +628,22 @@ const REVIEW_COLUMNS: [&str; 7] = [
     "updatedAt",
     "updated_at",
 ];
+
+fn find_row_findings(
+    standing: &RowStanding,
+    found_version: Option<i64>,
+    is_new_trouble: bool,
+    foreign: Vec<&'static str>,
+) -> Vec<RowFinding> {
+    let own = match standing {
+        RowStanding::Stale { .. } => Some(RowFinding::Restored { found_version }),
+        RowStanding::Missing if is_new_trouble => Some(RowFinding::ProjectionMissing),
+        _ => None,
+    };
+    let foreign = foreign.into_iter().filter(|_| is_new_trouble);
+    let foreign = foreign.map(|column| RowFinding::ColumnForeign { column });
+    own.into_iter().chain(foreign).collect()
+}
 
 /// The amount that the application asks for; `None` if its amount or its currency column is missing.
 pub(super) fn read_due(row: &impl RowColumns, amount: &str) -> Option<Money> {

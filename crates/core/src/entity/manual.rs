@@ -7,13 +7,18 @@ use serde::{Deserialize, Serialize};
 use crate::entity::merge::{MinRegister, merge_fields};
 use crate::time::Timestamp;
 
+/// The review reason of a row that is in another one's place.
+pub(super) const ROW_REPLACED: &str = "row_replaced";
+/// The review reason of an edit in an older copy of the row.
+pub(super) const ROW_CONFLICT: &str = "row_conflict";
+
 /// Manual edits that stand (repairs), with the time at which billhook found them. `entity::kind` says how.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct ManualEdits {
-    /// A status column was set to `refunded`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub refunded: Option<MinRegister<Timestamp>>,
+    /// When a status column was set to `refunded`. A set of times, as all that a person may say more than once.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub refunded: BTreeSet<Timestamp>,
     /// Cleared for good, by full reason: clearing `dispute_open:dp_1` does not clear `dispute_open:dp_2`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub cleared: BTreeMap<String, MinRegister<Timestamp>>,
@@ -23,9 +28,9 @@ pub struct ManualEdits {
     /// Payments outside Stripe that somebody attests, by the time at which they were recorded.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub recorded: BTreeMap<String, MinRegister<PaymentRecord>>,
-    /// A status column was set to paid, and nobody said why.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub found_paid: Option<MinRegister<Timestamp>>,
+    /// When a status column was set to paid, and nobody said why.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub found_paid: BTreeSet<Timestamp>,
     /// Edits in older copies of the row, by the time at which the row was restored.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub conflicts: BTreeMap<Timestamp, BTreeSet<FoundEdit>>,
@@ -72,13 +77,51 @@ impl ManualEdits {
 
     /// Whether somebody says that it was paid outside Stripe.
     pub fn is_paid(&self) -> bool {
-        self.found_paid.is_some() || !self.recorded.is_empty()
+        self.paid_at().is_some()
     }
 
-    /// When it was paid outside Stripe.
+    /// When it was paid outside Stripe, first.
     pub(super) fn paid_at(&self) -> Option<Timestamp> {
         let recorded = self.recorded.values().map(|record| record.0.at);
-        let found = self.found_paid.as_ref().map(|at| at.0);
-        recorded.min().or(found)
+        recorded.min().or(self.found_paid.first().copied())
+    }
+
+    /// Whether the last that somebody said is that it was refunded, and not that it was paid.
+    pub(super) fn is_refunded(&self) -> bool {
+        let recorded = self.recorded.values().map(|record| record.0.at);
+        let paid = recorded.max().max(self.found_paid.last().copied());
+        self.refunded.last().copied() > paid
+    }
+
+    /// Whether a person still has to say whether the row is the one that the payments are for.
+    pub(super) fn is_row_replaced(&self) -> bool {
+        let reason = |at: &Timestamp| format!("{ROW_REPLACED}:{at}");
+        let mut replaced = self.replaced.iter();
+        replaced.any(|at| !self.cleared.contains_key(&reason(at)))
+    }
+
+    /// Whether a review about the row itself is open.
+    pub fn is_row_doubtful(&self) -> bool {
+        let reason = |at: &Timestamp| format!("{ROW_CONFLICT}:{at}");
+        let mut conflicts = self.conflicts.keys();
+        self.is_row_replaced() || conflicts.any(|at| !self.cleared.contains_key(&reason(at)))
+    }
+
+    /// What was said about the row that is there now, and not about one that was there before.
+    pub(super) fn of_current_row(&self) -> Self {
+        let mut current = self.clone();
+        let Some(since) = self.replaced.last() else {
+            return current;
+        };
+        for times in [
+            &mut current.refunded,
+            &mut current.found_paid,
+            &mut current.flagged,
+        ] {
+            times.retain(|at| at > since);
+        }
+        current.recorded.retain(|_, record| record.0.at > *since);
+        current.conflicts.retain(|at, _| at > since);
+        current
     }
 }

@@ -174,11 +174,6 @@ impl Entity {
         for_entity!(Entity, self, state => state.standing())
     }
 
-    /// Whether the row is as billhook wrote it last.
-    pub fn is_as_written(&self) -> bool {
-        for_entity!(Entity, self, state => state.is_as_written())
-    }
-
     pub fn row(&self) -> &LoadedRow {
         for_entity!(Entity, self, state => &state.row)
     }
@@ -231,7 +226,7 @@ impl Entity {
         for_entity!(Entity, self, state => EntityState::<Kind> {
             version: 0,
             columns: GuardedColumns::default(),
-            row: LoadedRow { version: None, ..state.row.clone() },
+            row: LoadedRow::default(),
             last_derived: LastDerived::default(),
             facts: Default::default(),
             history: StateHistory::default(),
@@ -247,8 +242,13 @@ impl EntityUpdate {
     }
 
     /// What an operator should know of the row.
-    pub fn row_findings(&self) -> Vec<RowFinding> {
-        for_entity!(EntityUpdate, self, update => update.next.row.findings(&update.standing))
+    pub fn row_findings(&self) -> &[RowFinding] {
+        for_entity!(EntityUpdate, self, update => &update.row_findings)
+    }
+
+    /// Whether the row has to be written even if no column changes.
+    pub fn must_write_row(&self) -> bool {
+        for_entity!(EntityUpdate, self, update => update.must_write_row)
     }
 
     /// The row as billhook writes it; of the guarded columns it has only those that are written.

@@ -107,6 +107,29 @@ impl EntityKind for OrderKind {
         }
     }
 
+    fn restore_given(
+        given: &OrderColumns,
+        facts: &LinkedPaymentFacts,
+        last: &LastDerived,
+    ) -> OrderColumns {
+        let copies = || facts.payments.values().map(|copy| &copy.facts);
+        let has_session = |id: &CheckoutSessionId| copies().any(|of| of.sessions.contains_key(id));
+        let is_hint = |user: &String| {
+            let mut hints = copies().flat_map(|of| of.reference.iter().chain(&of.user));
+            hints.any(|hint| hint.0.as_str() == user)
+        };
+        let theirs = given.intent.clone();
+        let theirs = theirs.filter(|id| !facts.knows_payment_intent(id));
+        let session = given.session.clone().filter(|id| !has_session(id));
+        let user = given.user.clone().filter(|user| !is_hint(user));
+        OrderColumns {
+            due: given.due,
+            intent: theirs.or_else(|| last.intent.clone()),
+            session: session.or_else(|| last.session.clone()),
+            user: user.or_else(|| last.user.as_ref().map(UserId::to_string)),
+        }
+    }
+
     fn identify(given: &OrderColumns) -> RowIdentity {
         RowIdentity {
             created_at: None,

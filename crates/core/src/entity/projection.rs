@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::entity::columns::{ColumnOwner, ColumnType, EntitySchema, RowColumns, TimelineFields};
 use crate::entity::manual::{FoundEdit, PaymentRecord};
-use crate::entity::schema::{GuardedColumns, RowIdentity, RowTrouble, StateHistory};
+use crate::entity::schema::{GuardedColumns, RowIdentity, StateHistory};
 use crate::entity::timeline::ACTOR;
 use crate::time::Timestamp;
 
@@ -23,6 +23,10 @@ pub struct LoadedRow {
     /// Columns of ours with a value that is none of ours: another type, or a word that we do not know. They are never
     /// written over, because somebody uses the column for something else.
     pub foreign: BTreeSet<&'static str>,
+    /// It has no entry of billhook's in its timeline.
+    pub is_without_entries: bool,
+    /// It lacks the columns of amounts that billhook writes with the payment's status.
+    pub is_without_amounts: bool,
     /// Payments that others recorded in the timeline, by the entry's time.
     pub recorded: BTreeMap<String, PaymentRecord>,
 }
@@ -58,27 +62,6 @@ pub enum RowFinding {
 }
 
 impl LoadedRow {
-    pub(super) fn findings(&self, standing: &RowStanding) -> Vec<RowFinding> {
-        let own = match standing {
-            RowStanding::Stale { .. } => Some(RowFinding::Restored {
-                found_version: self.version,
-            }),
-            RowStanding::Missing => Some(RowFinding::ProjectionMissing),
-            _ => None,
-        };
-        let foreign = self.foreign.iter();
-        let foreign = foreign.map(|column| RowFinding::ColumnForeign { column });
-        own.into_iter().chain(foreign).collect()
-    }
-
-    pub(super) fn trouble(&self) -> Option<RowTrouble> {
-        match (self.is_missing, self.foreign.is_empty()) {
-            (true, _) => Some(RowTrouble::Missing),
-            (false, false) => Some(RowTrouble::Foreign),
-            (false, true) => None,
-        }
-    }
-
     pub(super) fn missing() -> Self {
         Self {
             is_missing: true,
@@ -101,9 +84,10 @@ impl LoadedRow {
                 Some(ColumnType::List) if column.kind == ColumnType::TextSet => false,
                 Some(found) if found != column.kind => true,
                 Some(_) if !is_text => false,
+                // Some ORMs write an empty text for what they do not know.
                 Some(_) => row
                     .text(column.name)
-                    .is_some_and(|word| !is_ours(column.name, word)),
+                    .is_some_and(|word| !word.is_empty() && !is_ours(column.name, word)),
             }
         });
         Self {
@@ -114,6 +98,10 @@ impl LoadedRow {
                 .and_then(|column| read_created_at(row, column)),
             is_missing: false,
             foreign: foreign.map(|column| column.name).collect(),
+            is_without_entries: !row.has_own_entries(),
+            is_without_amounts: ["amountRefunded", "amount_refunded"]
+                .iter()
+                .all(|column| row.column_type(column).is_none()),
             recorded: row
                 .timeline_entries("payment_recorded")
                 .into_iter()
@@ -131,14 +119,25 @@ impl LoadedRow {
         if self.is_missing {
             return RowStanding::Missing;
         }
-        let last = history.written.last_key_value();
-        match (self.version, last) {
-            (None, None) => RowStanding::New,
-            (Some(_), None) => RowStanding::Ahead,
-            (Some(version), Some((last, _))) if version == *last => RowStanding::Current,
-            (Some(version), Some((last, _))) if version > *last => RowStanding::Ahead,
-            (None, Some(_)) if is_another(identity, &history.row) => RowStanding::Replaced,
-            (version, Some(_)) => {
+        let Some((last, _)) = history.written.last_key_value() else {
+            // An application may use a column `version` of its own; only a row with an entry of ours was ever ours.
+            return match (self.version, self.is_without_entries) {
+                (Some(_), false) => RowStanding::Ahead,
+                _ => RowStanding::New,
+            };
+        };
+        if is_made_later(identity, &history.row) {
+            return RowStanding::Replaced;
+        }
+        // Where the application uses the column for something else, no copy can be told from the last write.
+        if self.foreign.contains("version") {
+            return RowStanding::Current;
+        }
+        match self.version {
+            Some(version) if version == *last => RowStanding::Current,
+            Some(version) if version > *last => RowStanding::Ahead,
+            None if is_another(identity, &history.row) => RowStanding::Replaced,
+            version => {
                 let written = version.and_then(|version| history.written.get(&version));
                 let edits = written.map(|written| columns.edits_since(written));
                 RowStanding::Stale {
@@ -168,18 +167,46 @@ fn read_created_at(row: &impl RowColumns, column: &str) -> Option<String> {
     row.text(column).map(str::to_owned).or_else(number)
 }
 
-/// Whether this is another row than the one that is known. A row that says when it was made is another if it was made
-/// later; of a row that does not, the amount or the user says so.
-fn is_another(found: &RowIdentity, known: &RowIdentity) -> bool {
-    if let (Some(found), Some(known)) = (&found.created_at, &known.created_at) {
-        return match (found.parse::<i64>(), known.parse::<i64>()) {
-            (Ok(found), Ok(known)) => found > known,
-            _ => found > known,
+/// A number beyond this is of milliseconds: as seconds it would be past the year 5000.
+const SECONDS_MAX: i64 = 100_000_000_000;
+
+/// The time in `createdAt`, whatever form it has.
+fn parse_created_at(text: &str) -> Option<Timestamp> {
+    if let Ok(number) = text.parse::<i64>() {
+        return match number > SECONDS_MAX {
+            true => Timestamp::from_unix_ms(number).ok(),
+            false => Timestamp::from_unix_s(number).ok(),
         };
     }
-    let differs = |found: Option<&str>, known: Option<&str>| {
-        found.is_some() && known.is_some() && found != known
-    };
+    let of_day = || Timestamp::parse(&format!("{text}T00:00:00Z")).ok();
+    Timestamp::parse(text).ok().or_else(of_day)
+}
+
+fn created_at_of(row: &RowIdentity) -> Option<Timestamp> {
+    row.created_at.as_deref().and_then(parse_created_at)
+}
+
+/// Whether the row was made later than the one that is known, so that it is another one.
+fn is_made_later(found: &RowIdentity, known: &RowIdentity) -> bool {
+    let known = created_at_of(known);
+    known.is_some() && created_at_of(found) > known
+}
+
+/// Of a row that does not say when it was made: whether its amount or user says that it is another one.
+fn is_another(found: &RowIdentity, known: &RowIdentity) -> bool {
+    if created_at_of(found).is_some() && created_at_of(known).is_some() {
+        return false;
+    }
     let is_other_due = found.due.is_some() && known.due.is_some() && found.due != known.due;
-    is_other_due || differs(found.user.as_deref(), known.user.as_deref())
+    let is_other_user = found.user.is_some() && known.user.is_some() && found.user != known.user;
+    is_other_due || is_other_user
+}
+
+/// What is known of the row after it was found like this.
+pub(super) fn know_row(found: RowIdentity, known: &RowIdentity) -> RowIdentity {
+    RowIdentity {
+        created_at: found.created_at.or_else(|| known.created_at.clone()),
+        due: found.due.or(known.due),
+        user: found.user.or_else(|| known.user.clone()),
+    }
 }

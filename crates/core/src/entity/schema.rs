@@ -110,7 +110,8 @@ impl GuardedColumns {
         ]
     }
 
-    /// The columns that have another value than billhook wrote. A column that was removed is no edit.
+    /// The columns that have another value than billhook wrote. A column that was removed, or that billhook did not
+    /// write, is no edit of ours.
     pub(super) fn edits_since(&self, written: &Self) -> BTreeSet<FoundEdit> {
         let flag = |columns: &Self| {
             (
@@ -121,7 +122,10 @@ impl GuardedColumns {
         let found = self.by_name().into_iter().chain([flag(self)]);
         let written = written.by_name().into_iter().chain([flag(written)]);
         let both = found.zip(written);
-        both.filter(|((_, found), (_, written))| found.is_some() && found != written)
+        let is_edited = |found: &Option<String>, written: &Option<String>| {
+            found.is_some() && written.is_some() && found != written
+        };
+        both.filter(|((_, found), (_, written))| is_edited(found, written))
             .map(|((column, found), (_, written))| FoundEdit {
                 column: column.to_owned(),
                 found: found.unwrap_or_default(),
@@ -136,17 +140,39 @@ impl GuardedColumns {
         both.all(|((_, found), (_, written))| found.is_some() || written.is_none())
     }
 
-    /// Takes over a column by its name in the row.
+    /// Takes over a column by its name in the row, if it would be written.
     pub(super) fn keep(&mut self, column: &str, found: &Self) {
-        match column {
-            "status" => self.status = found.status.clone(),
-            "paymentStatus" | "payment_status" => {
-                self.payment_status = found.payment_status.clone()
+        fn take<T: Clone>(mine: &mut Option<T>, found: &Option<T>) {
+            if mine.is_some() {
+                mine.clone_from(found);
             }
-            "requiresReview" | "requires_review" => self.requires_review = found.requires_review,
-            "mail_status" => self.mail_status = found.mail_status.clone(),
-            "needs_attention" => self.needs_attention = found.needs_attention,
+        }
+        match column {
+            "status" => take(&mut self.status, &found.status),
+            "paymentStatus" | "payment_status" => {
+                take(&mut self.payment_status, &found.payment_status);
+            }
+            "requiresReview" | "requires_review" => {
+                take(&mut self.requires_review, &found.requires_review);
+            }
+            "mail_status" => take(&mut self.mail_status, &found.mail_status),
+            "needs_attention" => take(&mut self.needs_attention, &found.needs_attention),
             _ => {}
+        }
+    }
+
+    /// What a row is compared with that was not written by billhook's last write: only the columns that billhook has not
+    /// written are compared, and those with nothing.
+    pub(super) fn baseline_of_unwritten(found: &Self, written: &Self) -> Self {
+        fn base<T: Clone>(found: &Option<T>, written: &Option<T>) -> Option<T> {
+            written.as_ref().and(found.clone())
+        }
+        Self {
+            status: base(&found.status, &written.status),
+            payment_status: base(&found.payment_status, &written.payment_status),
+            requires_review: base(&found.requires_review, &written.requires_review),
+            mail_status: base(&found.mail_status, &written.mail_status),
+            needs_attention: base(&found.needs_attention, &written.needs_attention),
         }
     }
 }

@@ -133,6 +133,19 @@ impl EntityKind for StatementKind {
         }
     }
 
+    fn restore_given(
+        given: &StatementColumns,
+        facts: &StatementFacts,
+        last: &LastDerived,
+    ) -> StatementColumns {
+        let theirs = given.intent.clone();
+        let theirs = theirs.filter(|id| !facts.payment.knows_payment_intent(id));
+        StatementColumns {
+            intent: theirs.or_else(|| last.intent.clone()),
+            ..given.clone()
+        }
+    }
+
     fn identify(given: &StatementColumns) -> RowIdentity {
         RowIdentity {
             due: given.due,
@@ -295,7 +308,9 @@ impl EntityKind for StatementKind {
     /// A statement may be paid by other means than Stripe, and then its payment column is the application's: it may
     /// write `refunded` there itself. That is a repair only once Stripe's events say something about the payment.
     fn owns_payment_status(known: &LinkedPaymentFacts, new: &LinkedPaymentFacts) -> bool {
-        known.has_stripe_facts() || new.has_stripe_facts()
+        let is_ours =
+            |facts: &LinkedPaymentFacts| facts.has_stripe_facts() || facts.manual.is_paid();
+        is_ours(known) || is_ours(new)
     }
 
     fn payment(derived: &DerivedStatement) -> Option<&DerivedPayment> {

@@ -45,7 +45,10 @@ pub fn decide_cleanup(order: &Entity, grace: Duration, now: Timestamp) -> Cleanu
     let (Some(payment), Some(facts)) = (update.payment(), update.linked_payment_facts()) else {
         return CleanupDecision::NotFailed;
     };
-    if payment.status != OrderStatus::PaymentFailed || order.write_refusal().is_some() {
+    // Of a row that is gone, in another one's place or in conflict nobody knows what it is about until a person decided.
+    let is_doubtful = order.row().is_missing || facts.manual.is_row_doubtful();
+    let is_failed = payment.status == OrderStatus::PaymentFailed;
+    if !is_failed || is_doubtful || order.write_refusal().is_some() {
         return CleanupDecision::NotFailed;
     }
     match payment.payment_failed_at {

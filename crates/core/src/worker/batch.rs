@@ -153,6 +153,10 @@ pub enum RelinkError {
     Alias(PaymentKey),
     #[error("there is no such order or statement")]
     TargetUnknown,
+    #[error(
+        "its row was written by more than its state knows: restore both tables to the same time"
+    )]
+    StateBehind,
     #[error("it belongs to another tenant than the payment's account")]
     OtherTenant,
     #[error(transparent)]

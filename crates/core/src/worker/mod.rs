@@ -199,6 +199,12 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         else {
             return Err(RelinkError::TargetUnknown);
         };
+        if target.row().is_missing {
+            return Err(RelinkError::TargetUnknown);
+        }
+        if target.write_refusal() == Some(ParkReason::StateBehind) {
+            return Err(RelinkError::StateBehind);
+        }
         let tenants = self.load_tenants(payment).await?;
         if !tenants.may_change(payment.account.as_ref(), target) {
             return Err(RelinkError::OtherTenant);

@@ -132,7 +132,7 @@ impl<R> CommitPart<'_, R> {
             event: event.clone(),
             changes: write.next.changes(write.entity),
             discarded_edits: write.next.discarded_edits().to_vec(),
-            row_findings: write.next.row_findings(),
+            row_findings: write.next.row_findings().to_vec(),
         })
     }
 }

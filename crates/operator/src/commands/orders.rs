@@ -212,12 +212,13 @@ fn clear_review_facts(entity: &Entity) -> Result<StatedFacts> {
 }
 
 fn mark_refunded_facts(entity: &Entity) -> Result<StatedFacts> {
-    let known = entity.linked_payment_facts();
-    if known.is_some_and(|facts| facts.manual.refunded.is_some()) {
-        bail!("{} is already marked as refunded", entity.key());
+    let update = entity.apply_facts([], SystemClock.now());
+    let status = update.payment().map(|payment| payment.payment_status);
+    if status == Some(PaymentStatus::Refunded) {
+        bail!("{} is already refunded", entity.key());
     }
     Ok(StatedFacts::Manual(ManualEdits {
-        refunded: Some(MinRegister(SystemClock.now())),
+        refunded: [SystemClock.now()].into(),
         ..ManualEdits::default()
     }))
 }

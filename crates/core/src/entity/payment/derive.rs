@@ -17,8 +17,7 @@ use crate::entity::payment::status::{
     OrderStatus, PaymentEvidence, PaymentStatus, derive_order_status, derive_payment_status,
 };
 use crate::entity::payment::timeline::{
-    ROW_REPLACED, TimelineBuilder, add_disputes_and_reviews, add_failures, add_manual_edits,
-    add_sessions,
+    TimelineBuilder, add_disputes_and_reviews, add_failures, add_manual_edits, add_sessions,
 };
 use crate::entity::timeline::DerivedEntry;
 use crate::ids::{CheckoutSessionId, PaymentIntentId, PaymentRef, UserId};
@@ -87,17 +86,37 @@ pub struct DerivedPayment {
 /// A status column was set to paid without a payment.
 const PAID_UNPROVEN: &str = "paid_unproven";
 
-impl DerivedPayment {
-    /// Whether a person still has to say whether the row is the one that the payments are for.
-    pub(in crate::entity) fn is_of_replaced_row(&self) -> bool {
-        let mut reasons = self.review_reasons.iter();
-        reasons.any(|reason| reason.split(':').next() == Some(ROW_REPLACED))
-    }
+/// The first reasons, and before all others those about the row itself: until they are cleared, the others cannot be
+/// believed.
+fn first_reasons(reasons: BTreeSet<String>) -> BTreeSet<String> {
+    let (of_row, others): (BTreeSet<_>, BTreeSet<_>) = reasons
+        .into_iter()
+        .partition(|reason| reason.starts_with("row_"));
+    of_row
+        .into_iter()
+        .chain(others)
+        .take(REVIEW_REASONS_MAX)
+        .collect()
+}
+
+/// The last time at which money went back.
+fn last_refund_at(facts: &MoneyFacts) -> Option<Timestamp> {
+    let refunds = facts
+        .refunds
+        .values()
+        .flat_map(|refund| refund.states.values());
+    let refunds = refunds.map(|seen| seen.last_at.0);
+    let charges = facts
+        .charges
+        .values()
+        .filter_map(|charge| charge.refunded.as_ref());
+    refunds.chain(charges.map(|stated| stated.at)).max()
 }
 
 /// Derives the columns. `due` is the amount that the application asks for; without it no payment matches.
 pub fn derive_payment(linked: &LinkedPaymentFacts, due: Option<Money>) -> DerivedPayment {
     let mut timeline = TimelineBuilder::default();
+    let cancelled_at = linked.cancelled_at();
     let facts = &linked.merge_linked_facts();
     let successes = find_successes(facts);
     // `all`, not `any`: if two events report 42.00 and 41.00 for one payment, we do not know which is true, so the
@@ -105,7 +124,7 @@ pub fn derive_payment(linked: &LinkedPaymentFacts, due: Option<Money>) -> Derive
     let fits = |payment: &IntentFacts| {
         due.is_some_and(|due| payment.received.iter().all(|received| *received == due))
     };
-    let manual = &linked.manual;
+    let manual = &linked.manual.of_current_row();
     // A payment outside Stripe pays everything, so that any money at Stripe is a second payment.
     let is_recorded = !manual.recorded.is_empty();
     let mut fitting = successes.iter().filter(|(_, payment, _)| fits(payment));
@@ -130,7 +149,7 @@ pub fn derive_payment(linked: &LinkedPaymentFacts, due: Option<Money>) -> Derive
         }
         // Flagged whether the payment succeeded before or after the cancellation: the cancellation has our time and the
         // payment has Stripe's, and the application may already have acted on `cancelled` in both cases.
-        if linked.cancelled.is_some() {
+        if cancelled_at.is_some() {
             timeline.add_review("paid_after_cancel", id.as_str(), stated);
         }
     }
@@ -138,11 +157,19 @@ pub fn derive_payment(linked: &LinkedPaymentFacts, due: Option<Money>) -> Derive
     add_sessions(facts, &mut timeline);
     add_disputes_and_reviews(facts, &mut timeline);
     let refunds = derive_refunds(facts, due, &mut timeline);
-    if let Some(at) = &linked.cancelled {
-        timeline.add_note("cancelled", "cancel", at.0, json!({}));
+    if let Some(at) = cancelled_at {
+        timeline.add_note("cancelled", "cancel", at, json!({}));
+        if let Some(paid) = manual.paid_at() {
+            timeline.add_review_without_event("paid_after_cancel", &paid.to_string(), paid);
+        }
     }
-    if let (Some(at), true, None) = (&manual.found_paid, !is_recorded, paid_by) {
-        timeline.add_review_without_event(PAID_UNPROVEN, &at.0.to_string(), at.0);
+    // Paid again after everything went back, or paid without any payment of Stripe's: only a person can know.
+    let found_after_refund = manual.found_paid.last().copied() > last_refund_at(facts);
+    let is_paid_again = refunds.is_everything && found_after_refund;
+    if let (Some(at), false) = (manual.found_paid.last(), is_recorded)
+        && (paid_by.is_none() || is_paid_again)
+    {
+        timeline.add_review_without_event(PAID_UNPROVEN, &at.to_string(), *at);
     }
     add_manual_edits(manual, &mut timeline);
     // Nobody can clear it: as long as it stands, the money counts nowhere. Only a relink ends it.
@@ -155,7 +182,8 @@ pub fn derive_payment(linked: &LinkedPaymentFacts, due: Option<Money>) -> Derive
         .values()
         .filter_map(|payment| payment.failures.last_at())
         .max();
-    let payment_evidence = if manual.refunded.is_some() || (refunds.is_everything && !is_recorded) {
+    let is_all_back = refunds.is_everything && !is_recorded && !is_paid_again;
+    let payment_evidence = if manual.is_refunded() || is_all_back {
         PaymentEvidence::RefundedInFull
     } else if paid_by.is_some() || manual.is_paid() {
         PaymentEvidence::Paid
@@ -174,18 +202,14 @@ pub fn derive_payment(linked: &LinkedPaymentFacts, due: Option<Money>) -> Derive
     // of before it cancels, but there may be others: cancelled at 10:00, and at 10:05 the event of a second
     // PaymentIntent arrives that succeeded. The order becomes `completed` with `paid_after_cancel`, because `cancelled`
     // would hide that we hold the money.
-    let cancel_evidence = linked
-        .cancelled
-        .as_ref()
-        .map_or(PaymentEvidence::Nothing, |_| PaymentEvidence::Cancelled);
+    let cancel_evidence =
+        cancelled_at.map_or(PaymentEvidence::Nothing, |_| PaymentEvidence::Cancelled);
+    // A dispute takes Stripe's money back, and not what was paid outside Stripe.
+    let dispute = find_gravest_dispute(facts).filter(|_| !is_recorded);
     DerivedPayment {
         status: derive_order_status(payment_evidence.max(cancel_evidence)),
-        payment_status: derive_payment_status(payment_evidence, find_gravest_dispute(facts)),
-        review_reasons: timeline
-            .reasons
-            .into_iter()
-            .take(REVIEW_REASONS_MAX)
-            .collect(),
+        payment_status: derive_payment_status(payment_evidence, dispute),
+        review_reasons: first_reasons(timeline.reasons),
         amount_paid: match due {
             Some(due) if paid_by.is_some() || manual.is_paid() => due.amount,
             _ => 0,

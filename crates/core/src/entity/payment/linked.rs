@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::entity::key::PaymentKey;
 use crate::entity::manual::ManualEdits;
-use crate::entity::merge::{Merge, MinRegister, merge_fields};
+use crate::entity::merge::{Merge, merge_fields};
 use crate::entity::payment::facts::MoneyFacts;
 use crate::ids::{InvoiceId, PaymentIntentId};
 use crate::time::Timestamp;
@@ -22,8 +22,8 @@ pub struct LinkedPaymentFacts {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub payments: BTreeMap<PaymentKey, PaymentCopy>,
     /// When the cleanup or a person cancelled the order, by our clock.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cancelled: Option<MinRegister<Timestamp>>,
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub cancelled: BTreeSet<Timestamp>,
     #[serde(skip_serializing_if = "ManualEdits::is_none")]
     pub manual: ManualEdits,
 }
@@ -88,6 +88,15 @@ merge_fields!(LinkedPaymentFacts {
 });
 
 impl LinkedPaymentFacts {
+    /// When the order was cancelled that is there now, and not one that was in its place before.
+    pub(in crate::entity) fn cancelled_at(&self) -> Option<Timestamp> {
+        let since = self.manual.replaced.last();
+        let mut cancelled = self.cancelled.iter();
+        cancelled
+            .find(|at| since.is_none_or(|since| *at > since))
+            .copied()
+    }
+
     /// Whether Stripe stated anything about a payment that is linked to it, or once was: what was written then has to be
     /// removed.
     pub fn has_stripe_facts(&self) -> bool {

@@ -7,14 +7,11 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, json};
 
-use crate::entity::manual::ManualEdits;
+use crate::entity::manual::{ManualEdits, ROW_CONFLICT, ROW_REPLACED};
 use crate::entity::merge::{FactSource, MinRegister, latest_state};
 use crate::entity::payment::facts::{DisputeState, MoneyFacts};
 use crate::entity::timeline::DerivedEntry;
 use crate::time::Timestamp;
-
-/// Another row is in the place of the one that the payments are for.
-pub(super) const ROW_REPLACED: &str = "row_replaced";
 
 #[derive(Default)]
 pub(super) struct TimelineBuilder {
@@ -175,7 +172,7 @@ pub(super) fn add_manual_edits(manual: &ManualEdits, timeline: &mut TimelineBuil
         }
     }
     for (at, edits) in &manual.conflicts {
-        let reason = format!("row_conflict:{at}");
+        let reason = format!("{ROW_CONFLICT}:{at}");
         let meta = json!({ "reason": reason, "edits": edits });
         timeline.add_note("review_flagged", &reason, *at, meta);
         timeline.reasons.insert(reason);
@@ -183,11 +180,11 @@ pub(super) fn add_manual_edits(manual: &ManualEdits, timeline: &mut TimelineBuil
     for at in &manual.replaced {
         timeline.add_review_without_event(ROW_REPLACED, &at.to_string(), *at);
     }
-    if let Some(at) = &manual.refunded {
+    if let Some(at) = manual.refunded.first() {
         timeline.add_note(
             "refund_full",
             "by_hand",
-            at.0,
+            *at,
             json!({ "reason": "by_hand" }),
         );
     }

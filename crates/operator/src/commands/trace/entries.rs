@@ -229,7 +229,7 @@ pub(super) fn list_column_changes<'a>(
                 ),
             });
         }
-        entity = next.next();
+        entity = next.with_row_written();
     }
     entries
 }
