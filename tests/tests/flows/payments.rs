@@ -151,13 +151,13 @@ fn rows_that_an_application_writes_as_a_whole_end_right() {
             .find(|entry| entry["type"] == "review_flagged");
         let edits = json!([{ "column": "status", "found": "cancelled", "written": "completed" }]);
         assert_eq!(conflict.unwrap()["meta"]["edits"], edits);
-        let restored = world.logged("StripeWorkerFunction", "row_restored").await?;
-        assert!(
-            restored
+        let is_logged = async || {
+            let restored = world.logged("StripeWorkerFunction", "row_restored").await?;
+            Ok(restored
                 .iter()
-                .any(|line| line.contains("order#ord_old_copy")),
-            "{restored:?}"
-        );
+                .any(|line| line.contains("order#ord_old_copy")))
+        };
+        assert!(world.until(is_logged).await?);
 
         order(world, "ord_deleted", None).await?;
         paid("ord_deleted").await?;
