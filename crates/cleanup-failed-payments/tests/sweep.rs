@@ -46,6 +46,7 @@ impl World {
             let mut events = tables.events.lock().unwrap();
             let row = events.get_mut(&new.envelope.id).unwrap();
             row.stored.outcome = EventOutcome::Parked;
+            row.open = Some(EventOutcome::Parked);
             row.error = reason.map(str::to_owned);
         }
     }
@@ -344,7 +345,7 @@ async fn what_could_not_be_sent_is_sent_by_the_next_run() {
         refused
             .unwrap_err()
             .to_string()
-            .contains("retry unfinished events")
+            .contains("find forgotten events")
     );
     // At 15 minutes no age is passed, but the one that failed still stands.
     assert_eq!(world.run(15 * MINUTE).await.sent, 1);

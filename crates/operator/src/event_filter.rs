@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use billhook_core::ids::{AccountId, EventId, ProviderId};
+use billhook_core::intake::index_keys::{open_keys, slots_of_day};
 use billhook_core::outcome::{EventOutcome, ParkReason};
 use billhook_core::time::Timestamp;
 use clap::Args;
@@ -66,12 +67,22 @@ pub(crate) struct EventSelection {
     pub(crate) until: Timestamp,
 }
 
+/// A part of an index that is read together; an index has several keys for each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum IndexPartition {
-    /// A partition of `OpenIndex`: one outcome that is not done.
-    Open(String),
-    /// A partition of `DayIndex`: one day.
+    /// Of `OpenIndex`: one outcome that is not done.
+    Open(EventOutcome),
+    /// Of `SlotIndex`: the events that arrived on one day.
     Day(String),
+}
+
+impl IndexPartition {
+    pub(crate) fn keys(&self) -> Vec<String> {
+        match self {
+            Self::Open(outcome) => open_keys(*outcome).collect(),
+            Self::Day(day) => slots_of_day(day).collect(),
+        }
+    }
 }
 
 impl EventFilter {
@@ -160,20 +171,26 @@ impl EventSelection {
             .collect()
     }
 
-    /// The partitions to read, the newest first. Open outcomes are read from their own index, which is small and needs
-    /// no span; anything else has to be read day by day.
+    /// The partitions to read, the newest first. What is not done is read from its own index, which is small and needs
+    /// no span; anything else has to be read day by day. A pending event is in that index only once the sweep found it
+    /// overdue, so the last day is read too.
     pub(crate) fn partitions(&self) -> Vec<IndexPartition> {
-        let is_open =
-            |word: &String| EventOutcome::parse(word).is_some_and(|outcome| !outcome.is_done());
-        if !self.outcome.is_empty() && self.outcome.iter().all(is_open) {
-            return self
-                .outcome
-                .iter()
-                .cloned()
-                .map(IndexPartition::Open)
-                .collect();
+        let open = |word: &String| EventOutcome::parse(word).filter(|outcome| !outcome.is_done());
+        let open: Option<Vec<EventOutcome>> = self.outcome.iter().map(open).collect();
+        let Some(open) = open.filter(|open| !open.is_empty()) else {
+            return self.days_since(self.earliest_arrival());
+        };
+        let is_pending = open.contains(&EventOutcome::Pending);
+        let mut partitions: Vec<_> = open.into_iter().map(IndexPartition::Open).collect();
+        if is_pending {
+            let last_day = self.until.before(Duration::from_hours(24));
+            let since = self.since.map_or(last_day, |since| since.max(last_day));
+            partitions.extend(self.days_since(since));
         }
-        let since = self.earliest_arrival();
+        partitions
+    }
+
+    fn days_since(&self, since: Timestamp) -> Vec<IndexPartition> {
         let mut days = Vec::new();
         let mut at = self.until;
         while at.day() >= since.day() {
@@ -245,11 +262,11 @@ mod tests {
 
     #[test]
     fn open_outcomes_use_the_open_index_and_others_the_day_index() {
-        let open = |word: &str| IndexPartition::Open(word.to_owned());
+        let open = IndexPartition::Open;
         let day = |day: &str| IndexPartition::Day(day.to_owned());
         assert_eq!(
             selection(&["--outcome", "failed", "--outcome", "parked"]).partitions(),
-            [open("failed"), open("parked")]
+            [open(EventOutcome::Failed), open(EventOutcome::Parked)]
         );
         assert_eq!(
             selection(&[
@@ -262,6 +279,14 @@ mod tests {
             ])
             .partitions(),
             [day("2026-11-21"), day("2026-11-20")]
+        );
+        assert_eq!(
+            selection(&["--outcome", "pending"]).partitions(),
+            [
+                open(EventOutcome::Pending),
+                day("2026-11-21"),
+                day("2026-11-20")
+            ]
         );
         assert_eq!(selection(&[]).partitions().len(), 8);
         assert_eq!(

@@ -4,7 +4,7 @@
 //! An index is only a hint: it is eventually consistent, so each row is read again, consistently, before it is matched
 //! or shown. Every change is a conditional write together with a note, so that the audit trail can never miss a change.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result};
 use aws_sdk_dynamodb::Client;
@@ -14,7 +14,9 @@ use billhook_adapters::dynamodb::attributes::{Item, read_text, string_value};
 use billhook_adapters::dynamodb::events::{load_event_items, read_event_record};
 use billhook_core::ids::{EventId, ProviderId};
 use billhook_core::intake::inbox::EventRecord;
+use billhook_core::intake::index_keys::open_key_of;
 use billhook_core::outcome::{EventOutcome, ParkReason};
+use futures_util::stream::{self, StreamExt as _};
 use serde_json::{Value, json};
 
 use crate::event_filter::{EventSelection, IndexPartition};
@@ -23,6 +25,9 @@ use crate::event_filter::{EventSelection, IndexPartition};
 const WITHOUT_PAYLOAD: &str = "#event_id, #source, #event_type, #processing_outcome, #processing_error, #received_at, \
     #processed, #processed_at, #attempts, #connected_account_id, #tenant_id, #tenant_hint, #object_id, #livemode, \
     #api_version, #correlation_id, #group, #payload_truncated, #template_version, #notes";
+
+/// Keys of an index that are queried at the same time.
+const QUERIES_AT_ONCE: usize = 16;
 
 #[derive(Clone, Debug)]
 pub(crate) struct EventsTable {
@@ -110,50 +115,62 @@ impl EventsTable {
         selection: &EventSelection,
         most: usize,
     ) -> Result<Vec<EventSummary>> {
-        let mut found = Vec::new();
-        let partitions = selection.partitions();
-        for partition in &partitions {
+        let mut found: BTreeMap<String, EventSummary> = BTreeMap::new();
+        for partition in selection.partitions() {
             let is_by_day = matches!(partition, IndexPartition::Day(_));
             if is_by_day && found.len() >= most {
                 break;
             }
-            let mut of_partition = 0;
-            let mut start = None;
-            loop {
-                let (entries, next) = self.query_page(partition, selection, start).await?;
-                let wanted: BTreeSet<EventId> = entries
-                    .iter()
-                    .filter(|entry| selection.may_match(&row_to_json(entry)))
-                    .filter_map(|entry| EventId::parse(read_text(entry, "event_id")?).ok())
-                    .collect();
-                let rows = self.get_summaries(&wanted).await?;
-                let rows = rows
-                    .into_iter()
-                    .filter(|event| selection.matches(&event.row));
-                let before = found.len();
-                found.extend(rows);
-                of_partition += found.len() - before;
-                start = next;
-                if start.is_none() || of_partition >= most {
-                    break;
-                }
+            let keys = partition.keys();
+            let of_keys = keys
+                .iter()
+                .map(|key| self.list_key(&partition, key, selection, most));
+            let mut of_keys = stream::iter(of_keys).buffer_unordered(QUERIES_AT_ONCE);
+            while let Some(events) = of_keys.next().await {
+                let events = events?.into_iter();
+                found.extend(events.map(|event| (event.sort_key(), event)));
             }
         }
-        found.sort_by_key(|event| std::cmp::Reverse(event.sort_key()));
-        found.truncate(most);
-        Ok(found)
+        Ok(found.into_values().rev().take(most).collect())
+    }
+
+    /// At most about `most` matching events of one key of an index, the newest first.
+    async fn list_key(
+        &self,
+        partition: &IndexPartition,
+        key: &str,
+        selection: &EventSelection,
+        most: usize,
+    ) -> Result<Vec<EventSummary>> {
+        let mut found = Vec::new();
+        let mut start = None;
+        loop {
+            let (entries, next) = self.query_page(partition, key, selection, start).await?;
+            let wanted: BTreeSet<EventId> = entries
+                .iter()
+                .filter(|entry| selection.may_match(&row_to_json(entry)))
+                .filter_map(|entry| EventId::parse(read_text(entry, "event_id")?).ok())
+                .collect();
+            let rows = self.get_summaries(&wanted).await?.into_iter();
+            found.extend(rows.filter(|event| selection.matches(&event.row)));
+            start = next;
+            if start.is_none() || found.len() >= most {
+                return Ok(found);
+            }
+        }
     }
 
     /// One page of an index query, and where the next page starts (pagination).
     async fn query_page(
         &self,
         partition: &IndexPartition,
+        key: &str,
         selection: &EventSelection,
         start: Option<Item>,
     ) -> Result<(Vec<Item>, Option<Item>)> {
-        let (index, column, value) = match partition {
-            IndexPartition::Open(outcome) => ("OpenIndex", "open", outcome),
-            IndexPartition::Day(day) => ("DayIndex", "received_day", day),
+        let (index, column) = match partition {
+            IndexPartition::Open(_) => ("OpenIndex", "open"),
+            IndexPartition::Day(_) => ("SlotIndex", "slot"),
         };
         // The index of unfinished events is sparse and small: without `--since` all of it is read, because the oldest
         // unfinished event is the one that somebody has to look at.
@@ -170,7 +187,7 @@ impl EventsTable {
                 "#partition = :partition AND received_at BETWEEN :since AND :until",
             )
             .expression_attribute_names("#partition", column)
-            .expression_attribute_values(":partition", string_value(value))
+            .expression_attribute_values(":partition", string_value(key))
             .expression_attribute_values(":since", string_value(since))
             .expression_attribute_values(":until", string_value(selection.until.to_string()))
             .scan_index_forward(false)
@@ -219,9 +236,11 @@ impl EventsTable {
             .expression_attribute_values(":none", AttributeValue::L(Vec::new()));
         let mut sets = "SET notes = list_append(if_not_exists(notes, :none), :note)".to_owned();
         if let Some((outcome, reason)) = outcome {
-            sets.push_str(", #open = :outcome, processing_outcome = :outcome, #processed = :false");
+            sets.push_str(", #open = :open, processing_outcome = :outcome, #processed = :false");
+            let open = open_key_of(outcome, id).unwrap_or_default();
             update = update
                 .expression_attribute_names("#open", "open")
+                .expression_attribute_values(":open", string_value(open))
                 .expression_attribute_values(":outcome", string_value(outcome.as_str()))
                 .expression_attribute_values(":false", AttributeValue::Bool(false));
             match reason {

@@ -32,9 +32,9 @@ use billhook_core::retry::Disposition;
 use billhook_core::tasks::checkpoint::Checkpoint;
 use billhook_core::tasks::cleanup::CancellablePayment;
 use billhook_core::tasks::ports::{
-    AccountsPage, CheckpointSaveResult, CheckpointStore, EventsPage, FailedOrderPage,
-    FindFailedOrders, FindKnownEvents, FindOpenPayments, FindUnfinishedEvents, ListAccounts,
-    ListEvents, ListEventsError, PaymentsAtStripe, UnfinishedEvent, UnfinishedPage,
+    AccountsPage, ArrivalSpan, ArrivedEvent, CheckpointSaveResult, CheckpointStore, EventsPage,
+    FailedOrderPage, FindFailedOrders, FindKnownEvents, FindOpenPayments, FindUnfinishedEvents,
+    ListAccounts, ListEvents, ListEventsError, PaymentsAtStripe, UnfinishedEvent, UnfinishedPage,
 };
 use billhook_core::tasks::reconcile::ListingSpan;
 use billhook_core::time::Timestamp;
@@ -46,9 +46,27 @@ use uuid::Uuid;
 
 use crate::events::fetched;
 
-/// One page of the events with this outcome, as the index would return it.
-pub(crate) fn open_page<'a>(
+/// The events that arrived on this day within a span, as the index would return them.
+pub(crate) fn arrived_events<'a>(
     stored: impl Iterator<Item = &'a EventRecord>,
+    day: &str,
+    span: ArrivalSpan,
+) -> Vec<ArrivedEvent> {
+    let is_in = |event: &&EventRecord| {
+        event
+            .received_at
+            .is_some_and(|at| span.after < at && at <= span.until && at.day() == day)
+    };
+    let arrived = stored.filter(is_in).map(|event| ArrivedEvent {
+        id: event.id.clone(),
+        outcome: event.outcome,
+    });
+    arrived.collect()
+}
+
+/// One page of the events that are in `OpenIndex` with this outcome, as the index would return it.
+pub(crate) fn open_page<'a>(
+    stored: impl Iterator<Item = (&'a EventRecord, Option<EventOutcome>)>,
     outcome: EventOutcome,
     until: Timestamp,
     after: Option<&UnfinishedEvent>,
@@ -56,8 +74,8 @@ pub(crate) fn open_page<'a>(
 ) -> UnfinishedPage {
     let key = |event: &UnfinishedEvent| (event.received_at, event.id.clone());
     let mut events: Vec<UnfinishedEvent> = stored
-        .filter(|stored| !stored.processed && stored.outcome == outcome)
-        .filter_map(|stored| {
+        .filter(|(_, open)| *open == Some(outcome))
+        .filter_map(|(stored, _)| {
             Some(UnfinishedEvent {
                 id: stored.id.clone(),
                 received_at: stored.received_at?,
@@ -321,6 +339,8 @@ pub struct EventRow {
     pub error: Option<String>,
     /// How often a worker wrote the row.
     pub attempts: u32,
+    /// The outcome under which it is in `OpenIndex`.
+    pub open: Option<EventOutcome>,
 }
 
 #[derive(Debug, Default)]
@@ -409,6 +429,7 @@ impl RecordEvent for &MemoryTables {
             payload: event.body.raw_body().to_vec(),
             error: None,
             attempts: 0,
+            open: None,
         };
         let known = events.get(&event.envelope.id).map(|row| row.stored.clone());
         let known = match (known, fault) {
@@ -470,6 +491,36 @@ impl CheckpointStore for &MemoryTables {
 }
 
 impl FindUnfinishedEvents for &MemoryTables {
+    async fn arrived_events(
+        &self,
+        day: &str,
+        span: ArrivalSpan,
+    ) -> Result<Vec<ArrivedEvent>, DependencyError> {
+        self.read("arrived_events")?;
+        let rows = lock(&self.events);
+        let stored = rows.values().map(|row| &row.stored);
+        Ok(arrived_events(stored, day, span))
+    }
+
+    async fn mark_open(&self, id: &EventId) -> Result<bool, DependencyError> {
+        self.count("mark_open");
+        let fault = self.writes.next();
+        let mut is_marked = false;
+        if fault != Some(Fault::Before)
+            && let Some(row) = lock(&self.events).get_mut(id)
+            && row.open.is_none()
+            && row.stored.outcome == EventOutcome::Pending
+        {
+            row.open = Some(EventOutcome::Pending);
+            is_marked = true;
+        }
+        match fault {
+            Some(Fault::Before | Fault::AnswerLost) => Err(unreachable("mark_open")),
+            Some(Fault::Repeated) => Ok(false),
+            None => Ok(is_marked),
+        }
+    }
+
     async fn unfinished_events(
         &self,
         outcome: EventOutcome,
@@ -479,7 +530,7 @@ impl FindUnfinishedEvents for &MemoryTables {
     ) -> Result<UnfinishedPage, DependencyError> {
         self.read("open_events")?;
         let rows = lock(&self.events);
-        let stored = rows.values().map(|row| &row.stored);
+        let stored = rows.values().map(|row| (&row.stored, row.open));
         Ok(open_page(stored, outcome, until, after, limit))
     }
 
@@ -899,6 +950,7 @@ impl Ledger for &MemoryTables {
                 row.stored.processed = row.stored.outcome.is_done();
                 row.error = concluded.verdict.reason().map(str::to_owned);
                 row.attempts += 1;
+                row.open = Some(row.stored.outcome).filter(|outcome| !outcome.is_done());
             }
         }
         match fault {

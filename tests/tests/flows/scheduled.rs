@@ -1,5 +1,8 @@
 //! Flows of the scheduled tasks: cleanup of failed payments, sweep (automatic retries), reconciliation with Stripe.
 
+use billhook_core::ids::EventId;
+use billhook_core::intake::index_keys::slot_of;
+
 use super::*;
 
 /// What the schedule of a task sends, as the template has it.
@@ -43,13 +46,15 @@ async fn delay(world: &World, seconds: &str) -> Result<()> {
 /// As if the event had come so long ago.
 pub(super) async fn age(world: &World, id: &str, seconds: i64) -> Result<()> {
     let received_at = Timestamp::from_unix_s(world.now_s() - seconds)?;
+    let slot = slot_of(received_at, &EventId::parse(id)?);
     let update = world
         .aws
         .dynamodb()
         .update_item()
         .table_name(world.stack.output(STRIPE)?)
         .key("event_id", AttributeValue::S(id.to_owned()))
-        .update_expression("SET received_at = :at")
+        .update_expression("SET received_at = :at, slot = :slot")
+        .expression_attribute_values(":slot", AttributeValue::S(slot))
         .expression_attribute_values(":at", AttributeValue::S(received_at.to_string()));
     update.send().await?;
     Ok(())
@@ -117,9 +122,10 @@ fn an_event_whose_message_was_purged_comes_back_by_the_sweep() {
         age(world, "evt_purged", 2 * 60 * 60).await?;
         delete_row(world, "JobsTable", "job_id", "sweep").await?;
         let swept = run(world, &scheduled("sweep")).await?;
-        // Beside those that other tests left parked, which it looked at both times.
+        // Beside those that other tests left parked, which it looked at both times. It counts as stuck what an earlier run
+        // found.
         let mut expected = young.clone();
-        for counted in ["looked_at", "sent", "stuck"] {
+        for counted in ["looked_at", "sent"] {
             expected[counted] = json!(young[counted].as_u64().unwrap() + 1);
         }
         assert_eq!(swept, expected);

@@ -355,7 +355,7 @@ fn tables_have_the_keys_and_indexes_of_the_contract() {
 
 fn check_tables(template: &Value) {
     let tables = resources(template, "AWS::DynamoDB::Table");
-    let events = "event_id | DayIndex(received_day,received_at) OpenIndex(open,received_at)";
+    let events = "event_id | OpenIndex(open,received_at) SlotIndex(slot,received_at)";
     let expected = BTreeMap::from([
         ("StripeEventsTable", events),
         ("LobEventsTable", events),

@@ -15,6 +15,7 @@ use aws_sdk_dynamodb::types::{AttributeValue, ReturnValuesOnConditionCheckFailur
 use billhook_core::error::DependencyError;
 use billhook_core::ids::{AccountId, CorrelationId, EventId, PerProvider, ProviderId};
 use billhook_core::intake::inbox::{EVENT_RETENTION, EventRecord, NewEvent, RecordResult};
+use billhook_core::intake::index_keys::{open_key_of, slot_of};
 use billhook_core::intake::ports::RecordEvent;
 use billhook_core::outcome::EventOutcome;
 use billhook_core::provider::envelope::EventType;
@@ -101,14 +102,13 @@ fn build_event_item(event: &NewEvent<'_>) -> Item {
             "received_at".to_owned(),
             string_value(received_at.to_string()),
         ),
-        ("received_day".to_owned(), string_value(received_at.day())),
+        (
+            "slot".to_owned(),
+            string_value(slot_of(received_at, &envelope.id)),
+        ),
         ("processed".to_owned(), AttributeValue::Bool(false)),
         (
             "processing_outcome".to_owned(),
-            string_value(EventOutcome::Pending.as_str()),
-        ),
-        (
-            "open".to_owned(),
             string_value(EventOutcome::Pending.as_str()),
         ),
         ("attempts".to_owned(), number_value(0)),
@@ -301,10 +301,7 @@ pub(super) fn build_event_update(
         "processed_at",
         outcome.is_done().then(|| string_value(now.to_string())),
     );
-    update.set(
-        "open",
-        (!outcome.is_done()).then(|| string_value(outcome.as_str())),
-    );
+    update.set("open", open_key_of(outcome, &end.event).map(string_value));
     if !end.entities.is_empty() {
         let entities = end.entities.iter().map(ToString::to_string);
         update.set("entities", Some(AttributeValue::Ss(entities.collect())));

@@ -540,7 +540,7 @@ impl<C: Clock> DynamoLedger<C> {
         Ok(Some(pages))
     }
 
-    async fn update_one(&self, update: Update) -> Result<(), CommitError> {
+    pub(super) async fn update_one(&self, update: Update) -> Result<(), CommitError> {
         let doing = format!("update a row of {}", update.table_name);
         match send_update(&self.client, update).await {
             Ok(()) => Ok(()),

@@ -7,6 +7,7 @@
 //! event as failed. Not its job: events that need manual action, and dead-letter messages (`billhook dlq`).
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use billhook_adapters::metrics;
 use billhook_core::entity::payment::state::open_index_keys;
@@ -21,10 +22,11 @@ use billhook_core::retry::Disposition;
 use billhook_core::tasks::checkpoint::Checkpoint;
 use billhook_core::tasks::definitions::SweepInput;
 use billhook_core::tasks::ports::{
-    CheckpointSaveResult, CheckpointStore, FindOpenPayments, FindUnfinishedEvents, UnfinishedEvent,
+    ArrivalSpan, CheckpointSaveResult, CheckpointStore, FindOpenPayments, FindUnfinishedEvents,
+    UnfinishedEvent,
 };
 use billhook_core::tasks::sweep::{
-    FIRST_RETRY_AFTER, STUCK_AFTER, SweepAction, SweepCandidate, SweepWindow,
+    ARRIVAL_AGES, FIRST_RETRY_AFTER, STUCK_AFTER, SweepAction, SweepCandidate, SweepWindow,
 };
 use billhook_core::time::Timestamp;
 use billhook_core::worker::ports::{CommitError, CommitPart, EventUpdate, Ledger};
@@ -44,13 +46,42 @@ const PASSES_MAX: u32 = 2;
 /// The outcomes that the sweep retries. `failed` is not one of them: such an event needs manual action.
 const OUTCOMES: [EventOutcome; 2] = [EventOutcome::Pending, EventOutcome::Parked];
 
-/// A part of a pass: the unfinished events of one provider with one outcome.
-type SweepLane = (ProviderId, EventOutcome);
+/// A part of a pass, of one provider.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum SweepLane {
+    /// The events that arrived on this day and reach this age of `ARRIVAL_AGES` in the window.
+    Arrived(ProviderId, usize, String),
+    /// The events that are in `OpenIndex` with this outcome.
+    Unfinished(ProviderId, EventOutcome),
+}
 
 /// Every lane, in the order of a pass.
-fn sweep_lanes() -> impl Iterator<Item = SweepLane> {
-    let lanes = |provider: &ProviderId| OUTCOMES.map(|outcome| (*provider, outcome));
+fn sweep_lanes(window: SweepWindow) -> impl Iterator<Item = SweepLane> {
+    let lanes = move |provider: &ProviderId| {
+        let provider = *provider;
+        let ages = ARRIVAL_AGES.iter().enumerate();
+        let arrived = ages.flat_map(move |(number, age)| {
+            let span = window.arrivals_at(*age);
+            let days = days_of(span).into_iter();
+            days.map(move |day| SweepLane::Arrived(provider, number, day))
+        });
+        let unfinished = OUTCOMES.map(|outcome| SweepLane::Unfinished(provider, outcome));
+        arrived.chain(unfinished)
+    };
     ProviderId::ALL.iter().flat_map(lanes)
+}
+
+/// The days of a span, the oldest first.
+fn days_of(span: ArrivalSpan) -> Vec<String> {
+    let last = span.until.day();
+    let mut days = Vec::new();
+    let mut at = span.after;
+    while at.day() < last {
+        days.push(at.day());
+        at = at.after(Duration::from_hours(24));
+    }
+    days.push(last);
+    days
 }
 
 /// The result of a run.
@@ -94,20 +125,19 @@ struct SweepPosition {
 }
 
 impl SweepPosition {
-    #[expect(
-        clippy::indexing_slicing,
-        reason = "checked by the compiler, in a constant"
-    )]
-    const FIRST: Self = Self {
-        lane: (ProviderId::ALL[0], OUTCOMES[0]),
-        after: None,
-    };
-
+    /// `stripe#arrived#0#2026-06-09`, `lob#parked` or `lob#parked#2026-06-09T10:13:20.000Z#evt_1`.
     fn parse(text: &str) -> Option<Self> {
         let mut parts = text.splitn(4, '#');
-        let (provider, outcome) = (parts.next()?, parts.next()?);
-        let lane =
-            sweep_lanes().find(|lane| (lane.0.as_str(), lane.1.as_str()) == (provider, outcome))?;
+        let (provider, word) = (parts.next()?, parts.next()?);
+        let provider = *ProviderId::ALL.iter().find(|of| of.as_str() == provider)?;
+        if word == "arrived" {
+            let (number, day) = (parts.next()?.parse().ok()?, parts.next()?);
+            let lane = SweepLane::Arrived(provider, number, day.to_owned());
+            return Some(Self { lane, after: None });
+        }
+        let outcome = OUTCOMES
+            .into_iter()
+            .find(|outcome| outcome.as_str() == word)?;
         let after = match (parts.next(), parts.next()) {
             (Some(received_at), Some(id)) => Some(UnfinishedEvent {
                 id: EventId::parse(id).ok()?,
@@ -115,11 +145,17 @@ impl SweepPosition {
             }),
             _ => None,
         };
+        let lane = SweepLane::Unfinished(provider, outcome);
         Some(Self { lane, after })
     }
 
     fn encode(&self) -> String {
-        let lane = format!("{}#{}", self.lane.0, self.lane.1);
+        let lane = match &self.lane {
+            SweepLane::Arrived(provider, number, day) => {
+                return format!("{provider}#arrived#{number}#{day}");
+            }
+            SweepLane::Unfinished(provider, outcome) => format!("{provider}#{outcome}"),
+        };
         match &self.after {
             Some(event) => format!("{lane}#{}#{}", event.received_at, event.id),
             None => lane,
@@ -175,16 +211,15 @@ where
             let now_s = self.clock.now().unix_s();
             let resume_at = checkpoint.resume_at.as_ref();
             let until_s = resume_at.map_or(now_s, |resume| resume.until_s);
-            let mut place = resume_at
-                .and_then(|resume| SweepPosition::parse(&resume.after))
-                .unwrap_or(SweepPosition::FIRST);
+            let mut place = resume_at.and_then(|resume| SweepPosition::parse(&resume.after));
             let passed = self
                 .run_pass(&checkpoint, until_s, &mut place, &mut summary, deadline)
                 .await;
             let next = match &passed {
                 Ok(PassEnd::Completed) => Checkpoint::completed_through(until_s),
                 Ok(PassEnd::Interrupted) | Err(_) => {
-                    checkpoint.interrupted_at(until_s, place.encode())
+                    let place = place.as_ref().map(SweepPosition::encode);
+                    checkpoint.interrupted_at(until_s, place.unwrap_or_default())
                 }
             };
             let saved = self
@@ -262,13 +297,13 @@ where
         Ok(())
     }
 
-    /// Continues a pass at `place`. `place` moves on only after everything before
+    /// Continues a pass at `place`, or begins it. `place` moves on only after everything before
     /// it is done, so after an error or a crash the checkpoint is never too far.
     async fn run_pass(
         &self,
         checkpoint: &Checkpoint,
         until_s: i64,
-        place: &mut SweepPosition,
+        place: &mut Option<SweepPosition>,
         summary: &mut SweepSummary,
         deadline: Timestamp,
     ) -> Result<PassEnd, TaskFailed> {
@@ -277,38 +312,138 @@ where
             after: checkpoint.done_through_s.and_then(moment),
             until: moment(until_s).unwrap_or_else(|| self.clock.now()),
         };
-        let first = place.lane;
-        for lane in sweep_lanes().skip_while(|lane| *lane != first) {
-            if place.lane != lane {
-                *place = SweepPosition { lane, after: None };
+        let mut lanes: Vec<SweepLane> = sweep_lanes(window).collect();
+        let first = place.as_ref().map(|place| &place.lane);
+        let done = lanes.iter().position(|lane| Some(lane) == first);
+        lanes.drain(..done.unwrap_or_default());
+        for lane in lanes {
+            let known = place.take().filter(|place| place.lane == lane);
+            let after = known.and_then(|place| place.after);
+            let place = place.insert(SweepPosition { lane, after });
+            if lacks_time_to_start(&self.clock, deadline) {
+                return Ok(PassEnd::Interrupted);
             }
-            loop {
-                if lacks_time_to_start(&self.clock, deadline) {
-                    return Ok(PassEnd::Interrupted);
+            match place.lane.clone() {
+                SweepLane::Arrived(provider, number, day) => {
+                    let age = ARRIVAL_AGES.get(number).copied().unwrap_or_default();
+                    let span = window.arrivals_at(age);
+                    let sent = self.find_forgotten(provider, &day, span, age, summary);
+                    sent.await.map_err(fail_task("find forgotten events"))?;
                 }
-                let until = window.until.before(FIRST_RETRY_AFTER);
-                let open = self.ledgers.of(lane.0).unfinished_events(
-                    lane.1,
-                    until,
-                    place.after.as_ref(),
-                    PAGE,
-                );
-                let page = open.await.map_err(fail_task("find unfinished events"))?;
-                let concerned = page.events.iter();
-                let concerned = concerned
-                    .filter(|event| window.includes(event.received_at))
-                    .map(|event| event.id.clone())
-                    .collect();
-                self.retry_or_give_up(lane.0, concerned, window, summary)
-                    .await
-                    .map_err(fail_task("retry unfinished events"))?;
-                place.after = page.next;
-                if place.after.is_none() {
-                    break;
+                SweepLane::Unfinished(provider, outcome) => {
+                    let end = self.retry_lane(provider, outcome, window, place, summary, deadline);
+                    if end.await? == PassEnd::Interrupted {
+                        return Ok(PassEnd::Interrupted);
+                    }
                 }
             }
         }
         Ok(PassEnd::Completed)
+    }
+
+    /// Reads everything that arrived in a span, and sends what is still pending: its message was lost, or has not been
+    /// received for that long. From then on the event is in `OpenIndex`, and is sent again at its later ages.
+    async fn find_forgotten(
+        &self,
+        provider: ProviderId,
+        day: &str,
+        span: ArrivalSpan,
+        age: Duration,
+        summary: &mut SweepSummary,
+    ) -> Result<(), DependencyError> {
+        let ledger = self.ledgers.of(provider);
+        let pending = ledger.arrived_events(day, span).await?.into_iter();
+        let pending = pending.filter(|event| event.outcome == EventOutcome::Pending);
+        let pending: Vec<EventId> = pending.map(|event| event.id).collect();
+        let mark = async |id: EventId| Ok((ledger.mark_open(&id).await?, id));
+        let marked: Vec<(bool, EventId)> = stream::iter(pending)
+            .map(mark)
+            .buffer_unordered(ACTIONS_AT_ONCE)
+            .try_collect()
+            .await?;
+        let is_first_look = age == FIRST_RETRY_AFTER;
+        // Later, one that is in `OpenIndex` already is sent at its ages.
+        let found = marked
+            .into_iter()
+            .filter(|(is_new, _)| is_first_look || *is_new);
+        let found: BTreeSet<EventId> = found.map(|(_, id)| id).collect();
+        for id in found.iter().filter(|_| !is_first_look) {
+            tracing::error!(event_id = %id, "event_found_late {id} is pending for a day");
+        }
+        self.send_pending(provider, found, summary).await
+    }
+
+    /// Sends those of these events that are pending by their rows, too.
+    async fn send_pending(
+        &self,
+        provider: ProviderId,
+        ids: BTreeSet<EventId>,
+        summary: &mut SweepSummary,
+    ) -> Result<(), DependencyError> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let rows = self.ledgers.of(provider).load_with_reasons(&ids).await?;
+        let pending = rows.into_iter().map(|(stored, _)| stored);
+        let pending = pending
+            .filter(|stored| !stored.processed && stored.outcome == EventOutcome::Pending)
+            .collect();
+        self.send_all(provider, pending, summary).await
+    }
+
+    async fn send_all(
+        &self,
+        provider: ProviderId,
+        events: Vec<EventRecord>,
+        summary: &mut SweepSummary,
+    ) -> Result<(), DependencyError> {
+        summary.looked_at += events.len();
+        let sent: Vec<SendResult> = stream::iter(events)
+            .map(|stored| self.send(provider, stored))
+            .buffer_unordered(ACTIONS_AT_ONCE)
+            .try_collect()
+            .await?;
+        let accepted = |result: &&SendResult| **result == SendResult::Sent;
+        let done = sent.iter().filter(accepted).count();
+        summary.sent += done;
+        summary.refused += sent.len() - done;
+        Ok(())
+    }
+
+    /// Retries the events of one outcome that are due, page by page.
+    async fn retry_lane(
+        &self,
+        provider: ProviderId,
+        outcome: EventOutcome,
+        window: SweepWindow,
+        place: &mut SweepPosition,
+        summary: &mut SweepSummary,
+        deadline: Timestamp,
+    ) -> Result<PassEnd, TaskFailed> {
+        let ledger = self.ledgers.of(provider);
+        // What is pending and reaches its first age was found by its arrival.
+        let is_pending = outcome == EventOutcome::Pending;
+        let is_due = |event: &&UnfinishedEvent| {
+            let is_found = is_pending && window.is_first_look_due(event.received_at);
+            window.includes(event.received_at) && !is_found
+        };
+        loop {
+            if lacks_time_to_start(&self.clock, deadline) {
+                return Ok(PassEnd::Interrupted);
+            }
+            let until = window.until.before(FIRST_RETRY_AFTER);
+            let open = ledger.unfinished_events(outcome, until, place.after.as_ref(), PAGE);
+            let page = open.await.map_err(fail_task("find unfinished events"))?;
+            let due = page.events.iter().filter(is_due);
+            let due = due.map(|event| event.id.clone()).collect();
+            self.retry_or_give_up(provider, due, window, summary)
+                .await
+                .map_err(fail_task("retry unfinished events"))?;
+            place.after = page.next;
+            if place.after.is_none() {
+                return Ok(PassEnd::Completed);
+            }
+        }
     }
 
     /// Decides about the events that the index listed and does it. The index is only a hint: the rows are read again,
@@ -349,17 +484,9 @@ where
                 SweepAction::Send => sending.push(stored),
                 SweepAction::Ignore(reason) => giving_up.push((stored, reason)),
             }
-            summary.looked_at += 1;
         }
-        let sent: Vec<SendResult> = stream::iter(sending)
-            .map(|stored| self.send(provider, stored))
-            .buffer_unordered(ACTIONS_AT_ONCE)
-            .try_collect()
-            .await?;
-        let accepted = |result: &&SendResult| **result == SendResult::Sent;
-        let done = sent.iter().filter(accepted).count();
-        summary.sent += done;
-        summary.refused += sent.len() - done;
+        self.send_all(provider, sending, summary).await?;
+        summary.looked_at += giving_up.len();
         let ignored: Vec<IgnoreResult> = stream::iter(giving_up)
             .map(|(stored, reason)| self.ignore(provider, stored, reason))
             .buffer_unordered(ACTIONS_AT_ONCE)
@@ -460,11 +587,20 @@ mod tests {
     #[test]
     fn a_place_reads_back_as_written() {
         for text in [
+            "stripe#arrived#1#2026-06-09",
             "stripe#pending",
             "lob#parked#2026-06-09T10:13:20.000Z#evt_1#2",
         ] {
             assert_eq!(SweepPosition::parse(text).unwrap().encode(), text);
         }
-        assert_eq!(SweepPosition::parse("stripe#failed"), None);
+        for text in [
+            "",
+            "stripe",
+            "stripe#failed",
+            "stripe#arrived#0",
+            "none#pending",
+        ] {
+            assert_eq!(SweepPosition::parse(text), None, "{text}");
+        }
     }
 }

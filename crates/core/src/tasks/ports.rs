@@ -107,10 +107,36 @@ pub struct UnfinishedPage {
     pub next: Option<UnfinishedEvent>,
 }
 
+/// An event as `SlotIndex` has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ArrivedEvent {
+    pub id: EventId,
+    pub outcome: EventOutcome,
+}
+
+/// When events arrived: after the one time, and at or before the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ArrivalSpan {
+    pub after: Timestamp,
+    pub until: Timestamp,
+}
+
 /// Sweep: one provider's unfinished events.
 pub trait FindUnfinishedEvents: Send + Sync {
-    /// At most `limit` events with this outcome, received at or before `until`, behind `after`. Only a hint: the index
-    /// lags.
+    /// All events that arrived on this day within the span, by `SlotIndex`. Only a hint: the index lags.
+    fn arrived_events(
+        &self,
+        day: &str,
+        span: ArrivalSpan,
+    ) -> impl Future<Output = Result<Vec<ArrivedEvent>, DependencyError>> + Send;
+
+    /// Puts an event that is still pending into `OpenIndex`, and returns whether it was not there. One that is done stays
+    /// as it is.
+    fn mark_open(&self, id: &EventId)
+    -> impl Future<Output = Result<bool, DependencyError>> + Send;
+
+    /// At most `limit` events that are in `OpenIndex` with this outcome, received at or before `until`, behind `after`.
+    /// Only a hint: the index lags.
     fn unfinished_events(
         &self,
         outcome: EventOutcome,
@@ -119,7 +145,7 @@ pub trait FindUnfinishedEvents: Send + Sync {
         limit: usize,
     ) -> impl Future<Output = Result<UnfinishedPage, DependencyError>> + Send;
 
-    /// How many events with this outcome were received at or before `until`.
+    /// How many events that are in `OpenIndex` with this outcome were received at or before `until`.
     fn count_unfinished(
         &self,
         outcome: EventOutcome,

@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use crate::outcome::{BlockedOn, EventOutcome, IgnoreReason, ParkReason};
+use crate::tasks::ports::ArrivalSpan;
 use crate::time::Timestamp;
 
 const DAY: Duration = Duration::from_hours(24);
@@ -27,6 +28,13 @@ const UNKNOWN_WAIT_MAX: Duration = DAY.saturating_mul(30);
 /// order does not exist, and it is parked again. Its last age (30 days) had passed, so it stayed open for as long as
 /// its row, and every run read it. Rows are kept for 400 days.
 const GIVE_UP_ROUNDS: u32 = 13;
+
+/// The ages at which the sweep reads all events by their arrival, to find those that are still pending. The second time
+/// finds what the index did not have yet at the first.
+pub const ARRIVAL_AGES: [Duration; 2] = [FIRST_RETRY_AFTER, DAY];
+
+/// How far back the first pass of a stack looks, and the first one after the checkpoint was lost.
+const FIRST_PASS_SPAN: Duration = Duration::from_hours(7 * 24);
 
 /// A message is normally processed within minutes: an event that is pending for longer than this counts as stuck.
 pub const STUCK_AFTER: Duration = Duration::from_hours(1);
@@ -63,6 +71,22 @@ impl SweepWindow {
         self.is_retry_due(received_at)
             || self.passes_age(received_at, OVERDUE_AFTER)
             || (1..=GIVE_UP_ROUNDS).any(|n| self.passes_age(received_at, UNKNOWN_WAIT_MAX * n))
+    }
+
+    /// Whether the event reaches the age in this window at which the sweep first looks at it, by its arrival.
+    pub fn is_first_look_due(&self, received_at: Timestamp) -> bool {
+        self.passes_age(received_at, FIRST_RETRY_AFTER)
+    }
+
+    /// When events arrived that reach an age in this window.
+    pub fn arrivals_at(&self, age: Duration) -> ArrivalSpan {
+        let after = self
+            .after
+            .unwrap_or_else(|| self.until.before(FIRST_PASS_SPAN));
+        ArrivalSpan {
+            after: after.before(age),
+            until: self.until.before(age),
+        }
     }
 
     fn is_retry_due(&self, received_at: Timestamp) -> bool {

@@ -9,14 +9,15 @@ use billhook_core::intake::inbox::EventRecord;
 use billhook_core::outcome::EventOutcome;
 use billhook_core::tasks::checkpoint::{Checkpoint, RECONCILE_PREFIX};
 use billhook_core::tasks::ports::{
-    AccountsPage, CheckpointSaveResult, CheckpointStore, FailedOrderPage, FindFailedOrders,
-    FindKnownEvents, FindOpenPayments, FindUnfinishedEvents, ListAccounts, UnfinishedEvent,
-    UnfinishedPage,
+    AccountsPage, ArrivalSpan, ArrivedEvent, CheckpointSaveResult, CheckpointStore,
+    FailedOrderPage, FindFailedOrders, FindKnownEvents, FindOpenPayments, FindUnfinishedEvents,
+    ListAccounts, UnfinishedEvent, UnfinishedPage,
 };
 use billhook_core::time::Timestamp;
 
+use super::store::EventRow;
 use super::{Mutant, Port, World};
-use crate::memory::{due_payments, open_page};
+use crate::memory::{arrived_events, due_payments, open_page};
 
 impl World {
     /// Lowers the cursors of `reconcile`.
@@ -41,7 +42,7 @@ impl World {
         let then = self.lagging();
         let all = self.store.events.all_as_of(then);
         let rows = all.filter(|((of, _), _)| *of == provider.as_str());
-        let stored = rows.map(|(_, row)| &row.stored);
+        let stored = rows.map(|(_, row)| (&row.stored, row.open));
         open_page(stored, outcome, until, after, limit)
     }
 }
@@ -67,6 +68,38 @@ impl FindOpenPayments for Port {
 }
 
 impl FindUnfinishedEvents for Port {
+    async fn arrived_events(
+        &self,
+        day: &str,
+        span: ArrivalSpan,
+    ) -> Result<Vec<ArrivedEvent>, DependencyError> {
+        let (provider, own) = (self.provider.as_str(), day.to_owned());
+        self.read("arrived_events", day, move |world| {
+            let then = world.lagging();
+            let all = world.store.events.all_as_of(then);
+            let rows = all.filter(|((of, _), _)| *of == provider);
+            arrived_events(rows.map(|(_, row)| &row.stored), &own, span)
+        })
+        .await
+    }
+
+    async fn mark_open(&self, id: &EventId) -> Result<bool, DependencyError> {
+        let key = (self.provider.as_str(), id.clone());
+        self.write("mark_open", id.as_str(), move |world| {
+            let row = world.store.events.get(&key).cloned();
+            let is_unmarked =
+                |row: &EventRow| row.open.is_none() && row.stored.outcome == EventOutcome::Pending;
+            let Some(mut row) = row.filter(is_unmarked) else {
+                return false;
+            };
+            row.open = Some(EventOutcome::Pending);
+            let now = world.now();
+            world.store.events.put(now, key.clone(), row);
+            true
+        })
+        .await
+    }
+
     async fn unfinished_events(
         &self,
         outcome: EventOutcome,

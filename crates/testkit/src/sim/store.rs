@@ -89,6 +89,8 @@ pub struct EventRow {
     pub payload: Vec<u8>,
     /// `processing_error`.
     pub error: Option<String>,
+    /// The outcome under which it is in `OpenIndex`.
+    pub open: Option<EventOutcome>,
 }
 
 /// An order's, a statement's or a tenant's row.
@@ -310,6 +312,7 @@ impl World {
             row.stored.outcome = concluded.verdict.outcome();
             row.stored.processed = row.stored.outcome.is_done();
             row.error = concluded.verdict.reason().map(str::to_owned);
+            row.open = Some(row.stored.outcome).filter(|outcome| !outcome.is_done());
             written.events.push((provider, before, row.stored.outcome));
             let (id, outcome) = (row.stored.id.clone(), row.stored.outcome);
             let reason = row.error.clone().unwrap_or_default();
@@ -388,6 +391,7 @@ impl RecordEvent for Port {
             stored: event.to_record(),
             payload: event.body.raw_body().to_vec(),
             error: None,
+            open: None,
         };
         let id = row.stored.id.to_string();
         if self.sim.world().mutant == Some(Mutant::PanicsOnUnicode) {

@@ -157,7 +157,8 @@ fn events_are_listed_shown_annotated_parked_and_released() {
         let mut row = shown.json();
         row["payload"]["created"] = json!(0);
         row["expires_at"] = json!(0);
-        row["received_day"] = json!("2026-11-21");
+        row["slot"] = json!("2026-11-21#0");
+        row["open"] = json!("parked#0");
         row["payload_sha256"] = json!("of the payload");
         insta::assert_snapshot!("events_show", format!("{row:#}"));
         assert!(

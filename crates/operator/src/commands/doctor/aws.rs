@@ -58,7 +58,7 @@ pub(super) async fn check_aws_resources(
 /// The outputs of the tables, with the indexes that the functions and this tool query.
 fn list_tables() -> Vec<(String, &'static [&'static str])> {
     let events = ProviderId::ALL.iter().map(|provider| {
-        let indexes: &[&str] = &["OpenIndex", "DayIndex"];
+        let indexes: &[&str] = &["OpenIndex", "SlotIndex"];
         (format!("{}EventsTable", provider.title()), indexes)
     });
     let of_entity = |schema: &EntitySchema| (format!("{}Table", schema.table), schema.indexes);
@@ -354,10 +354,10 @@ mod tests {
                 .build()
         };
         let there = [
-            index("DayIndex", IndexStatus::Active),
+            index("SlotIndex", IndexStatus::Active),
             index("OpenIndex", IndexStatus::Creating),
         ];
-        let wanted = ["DayIndex", "OpenIndex", "StatusIndex"];
+        let wanted = ["SlotIndex", "OpenIndex", "StatusIndex"];
         assert_eq!(
             find_inactive_indexes(Some(&there), &wanted),
             ["OpenIndex", "StatusIndex"]
