@@ -152,7 +152,10 @@ async fn the_sweep_retries_its_events_and_counts_those_that_are_stuck() {
     };
     let deadline = later.after(Duration::from_secs(900));
     let summary = sweep.run(&SweepInput {}, deadline).await.unwrap();
-    assert_eq!((summary.stuck, summary.sent), (1, 1));
+    // It counts as stuck what an earlier run found.
+    assert_eq!((summary.stuck, summary.sent), (0, 1));
+    let again = sweep.run(&SweepInput {}, deadline).await.unwrap();
+    assert_eq!((again.stuck, again.sent), (1, 0));
     let sent = queue.sent.lock().unwrap();
     assert_eq!(sent[0].0, ProviderId::Parcel);
 }
@@ -188,6 +191,7 @@ fn the_metrics_that_every_provider_has_ask_for_its_alarms() {
         "none-accepted",
         "overdue",
         "parked",
+        "row-trouble",
         "stuck-events",
         "tampered",
         "worker-failures",
