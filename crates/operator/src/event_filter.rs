@@ -17,7 +17,7 @@ use crate::provider_argument::provider_parser;
 use crate::row_json::read_text;
 use crate::time_argument::TimeArgument;
 
-/// The span of a listing by day without `--since`: one query per day and provider.
+/// The span of a listing by day without `--since`: 32 queries for each day and provider.
 const DEFAULT_SPAN: Duration = Duration::from_hours(7 * 24);
 
 #[derive(Args, Clone, Debug, Default)]

@@ -16,7 +16,7 @@ const STEP: usize = 500;
 const SENDERS: usize = 8;
 
 /// How many events of each kind.
-struct Sizes {
+struct EventCounts {
     failures: i64,
     refunds: i64,
     sessions: i64,
@@ -27,7 +27,7 @@ struct Sizes {
 
 #[test]
 fn facts_that_one_row_would_not_hold_are_handled_exactly() {
-    let sizes = Sizes {
+    let sizes = EventCounts {
         failures: 60,
         refunds: 400,
         sessions: 100,
@@ -42,9 +42,9 @@ fn facts_that_one_row_would_not_hold_are_handled_exactly() {
 }
 
 #[test]
-#[ignore = "takes an hour"]
+#[ignore = "takes more than an hour"]
 fn thousands_of_facts_are_handled_exactly() {
-    let sizes = Sizes {
+    let sizes = EventCounts {
         failures: 5_000,
         refunds: 5_000,
         sessions: 5_000,
@@ -60,7 +60,7 @@ fn thousands_of_facts_are_handled_exactly() {
 }
 
 /// Delivers everything, checks what the rows say, and returns the number of pages.
-async fn deliver_and_check(stage: &Stage, own: &str, sizes: &Sizes) -> Result<usize> {
+async fn deliver_and_check(stage: &Stage, own: &str, sizes: &EventCounts) -> Result<usize> {
     let world = &stage.world;
     let now = world.now_s();
     let of = |kind: &str| format!("{own}_{kind}");

@@ -181,8 +181,6 @@ pub struct StateUpdate<K: EntityKind> {
     /// The row has to be written even if no column changes: it has never been written, is not billhook's last write, or
     /// has an edit that became a fact, which is found only once.
     pub must_write_row: bool,
-    /// The row has the columns of amounts after this write.
-    pub writes_amounts: bool,
     /// What an operator should know of the row.
     pub row_findings: Vec<RowFinding>,
 }
@@ -315,25 +313,30 @@ impl<K: EntityKind> EntityState<K> {
             }
         }
         facts.merge(new);
-        let loaded = Self {
-            given: match &standing {
-                // Values of ours in an older copy are not the application's.
-                RowStanding::Stale { .. } => {
-                    K::restore_given(&self.given, &facts, &self.last_derived)
-                }
-                _ => self.given.clone(),
-            },
-            ..self.clone()
+        let restored;
+        let loaded = match &standing {
+            // Values of ours in an older copy are not the application's.
+            RowStanding::Stale { .. } => {
+                let given = K::restore_given(&self.given, &facts, &self.last_derived);
+                restored = Self {
+                    given,
+                    ..self.clone()
+                };
+                &restored
+            }
+            _ => self,
         };
         let derived = K::derive(&facts, &loaded.given);
-        let mut last_derived = K::project(&loaded, &facts, &derived);
-        let written = K::write_columns(&derived, &last_derived, now);
+        let mut last_derived = K::project(loaded, &facts, &derived);
         let mut foreign: Vec<&'static str> = self.row.foreign.iter().copied().collect();
-        // What billhook would not write anyway is the application's.
-        foreign.retain(|column| {
-            ["version", "timeline"].contains(column)
-                || written.iter().any(|(written, _)| written == column)
-        });
+        if !foreign.is_empty() {
+            // What billhook would not write anyway is the application's.
+            let written = K::write_columns(&derived, &last_derived, now);
+            foreign.retain(|column| {
+                ["version", "timeline"].contains(column)
+                    || written.iter().any(|(written, _)| written == column)
+            });
+        }
         for column in &self.row.foreign {
             last_derived.columns.keep(column, &self.columns);
         }
@@ -372,9 +375,6 @@ impl<K: EntityKind> EntityState<K> {
         let is_new_trouble = history.trouble != self.history.trouble;
         StateUpdate {
             row_findings: find_row_findings(&standing, self.row.version, is_new_trouble, foreign),
-            writes_amounts: written
-                .iter()
-                .any(|(column, _)| column.starts_with("amount")),
             must_write_row: match &standing {
                 RowStanding::Current => is_edited,
                 RowStanding::Missing => false,
@@ -389,7 +389,9 @@ impl<K: EntityKind> EntityState<K> {
                 last_derived,
                 facts,
                 history,
-                ..loaded
+                id: self.id.clone(),
+                tenant: self.tenant.clone(),
+                row: self.row.clone(),
             },
             standing,
         }
@@ -607,14 +609,21 @@ impl<K: EntityKind> StateUpdate<K> {
         next.row.version = Some(next.version);
         let has_entries = self.may_write("timeline") && !K::timeline(&self.derived).is_empty();
         next.row.is_without_entries &= !has_entries;
-        next.row.is_without_amounts &= !self.writes_amounts;
+        // They are written with the payment's status, and in a row that is held back neither is.
+        let has_amounts = next.columns.payment_status.is_some() && !self.is_held();
+        next.row.is_without_amounts &= !has_amounts;
         next
     }
 
     pub(super) fn may_write(&self, column: &str) -> bool {
+        let is_foreign = self.next.row.foreign.contains(column);
+        !is_foreign && (!self.is_held() || REVIEW_COLUMNS.contains(&column))
+    }
+
+    /// Whether the row is in another one's place, and a person has not decided yet.
+    fn is_held(&self) -> bool {
         let manual = K::linked_payment_facts(&self.next.facts).map(|facts| &facts.manual);
-        let is_held = manual.is_some_and(ManualEdits::is_row_replaced);
-        !self.next.row.foreign.contains(column) && (!is_held || REVIEW_COLUMNS.contains(&column))
+        manual.is_some_and(ManualEdits::is_row_replaced)
     }
 }
 

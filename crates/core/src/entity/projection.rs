@@ -188,6 +188,9 @@ fn created_at_of(row: &RowIdentity) -> Option<Timestamp> {
 
 /// Whether the row was made later than the one that is known, so that it is another one.
 fn is_made_later(found: &RowIdentity, known: &RowIdentity) -> bool {
+    if found.created_at == known.created_at {
+        return false;
+    }
     let known = created_at_of(known);
     known.is_some() && created_at_of(found) > known
 }
