@@ -79,7 +79,7 @@ fn a_report_is_the_summary_of_its_task() {
         ),
         (
             TaskReport::Sweep(sweep),
-            r#"{"task":"sweep","looked_at":0,"sent":0,"refused":0,"payments":0,"ignored":0,"stuck":0,"overdue":0,"completed":false}"#,
+            r#"{"task":"sweep","looked_at":0,"sent":0,"refused":0,"payments":0,"ignored":0,"restored":0,"stuck":0,"overdue":0,"completed":false}"#,
         ),
         (
             TaskReport::Reconcile(reconcile),

@@ -4,8 +4,10 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use billhook_core::entity::EntityKey;
 use billhook_core::entity::key::PaymentKey;
 use billhook_core::entity::payment::state::{OpenEntry, PaymentState};
+use billhook_core::entity::projection::RowStanding;
 use billhook_core::error::DependencyError;
 use billhook_core::ids::{CorrelationId, EventId, PerProvider, ProviderId};
 use billhook_core::intake::ports::{RecordEvent as _, SendMessage};
@@ -14,8 +16,8 @@ use billhook_core::retry::Disposition;
 use billhook_core::tasks::checkpoint::Checkpoint;
 use billhook_core::tasks::definitions::SweepInput;
 use billhook_core::time::Timestamp;
-use billhook_testkit::events::{intent_succeeded, letter, new_event};
-use billhook_testkit::memory::{EventRow, Fault, FixedClock, MemoryQueue, MemoryTables};
+use billhook_testkit::events::{intent_succeeded, letter, linked_facts, new_event};
+use billhook_testkit::memory::{self, EventRow, Fault, FixedClock, MemoryQueue, MemoryTables};
 use cleanup_failed_payments::ScheduledTask as _;
 use cleanup_failed_payments::tasks::sweep::{SweepSummary, SweepTask};
 use serde_json::{Value, json};
@@ -131,6 +133,42 @@ async fn a_lost_message_is_sent_again_as_another_one_in_its_group() {
         EventOutcome::Pending,
         "only its worker says what it is"
     );
+}
+
+#[tokio::test]
+async fn a_row_that_was_overwritten_after_its_last_event_is_restored_and_then_left_alone() {
+    for age in [11 * MINUTE, DAY + MINUTE] {
+        let world = World::default();
+        world.paid("evt_1", 0, None).await;
+        let key = EntityKey::parse("order#ord_1").unwrap();
+        let event = intent_succeeded("evt_1", T, "pi_1", json!({}), 4200);
+        let paid = memory::entity(&key).apply_facts(linked_facts([&event]), at(1));
+        let mut stale = paid.with_row_written();
+        let order = memory::order_mut(&mut stale);
+        order.row.version = None;
+        order.columns.status = Some("pending".to_owned());
+        order.columns.requires_review = None;
+        {
+            let tables = world.stripe();
+            tables.entities.lock().unwrap().insert(key.clone(), stale);
+            let mut events = tables.events.lock().unwrap();
+            let row = events.get_mut(&EventId::parse("evt_1").unwrap()).unwrap();
+            row.stored.processed = true;
+            row.stored.outcome = EventOutcome::Processed;
+            row.entities.insert(key.clone());
+        }
+        let done = Checkpoint::completed_through(T + age - 600);
+        let jobs = &world.stripe().jobs;
+        jobs.lock().unwrap().insert("sweep".to_owned(), done);
+        let swept = world.run(age).await;
+        let figures = (swept.restored, swept.sent, swept.completed);
+        assert_eq!(figures, (1, 0, true), "{age}");
+        let row = world.stripe().entities.lock().unwrap()[&key].clone();
+        assert_eq!(row.standing(), RowStanding::Current);
+        assert_eq!(row.columns().status.as_deref(), Some("completed"));
+        jobs.lock().unwrap().clear();
+        assert_eq!(world.run(age + MINUTE).await.restored, 0);
+    }
 }
 
 #[tokio::test]

@@ -87,6 +87,10 @@ impl<L: Ledger> Ledger for DryRunLedger<L> {
         L::row_bytes(row)
     }
 
+    fn changes_row(entity: &Entity, row: &L::Row, next: &EntityUpdate, now: Timestamp) -> bool {
+        L::changes_row(entity, row, next, now)
+    }
+
     async fn load_events(
         &self,
         provider: ProviderId,

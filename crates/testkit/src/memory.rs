@@ -48,18 +48,20 @@ use crate::events::fetched;
 
 /// The events that arrived on this day within a span, as the index would return them.
 pub(crate) fn arrived_events<'a>(
-    stored: impl Iterator<Item = &'a EventRecord>,
+    stored: impl Iterator<Item = (&'a EventRecord, &'a BTreeSet<EntityKey>)>,
     day: &str,
     span: ArrivalSpan,
 ) -> Vec<ArrivedEvent> {
-    let is_in = |event: &&EventRecord| {
+    let is_in = |event: &EventRecord| {
         event
             .received_at
             .is_some_and(|at| span.after < at && at <= span.until && at.day() == day)
     };
-    let arrived = stored.filter(is_in).map(|event| ArrivedEvent {
+    let arrived = stored.filter(|(event, _)| is_in(event));
+    let arrived = arrived.map(|(event, entities)| ArrivedEvent {
         id: event.id.clone(),
         outcome: event.outcome,
+        entities: entities.clone(),
     });
     arrived.collect()
 }
@@ -341,6 +343,8 @@ pub struct EventRow {
     pub attempts: u32,
     /// The outcome under which it is in `OpenIndex`.
     pub open: Option<EventOutcome>,
+    /// The orders, statements and tenants that took its facts.
+    pub entities: BTreeSet<EntityKey>,
 }
 
 #[derive(Debug, Default)]
@@ -430,6 +434,7 @@ impl RecordEvent for &MemoryTables {
             error: None,
             attempts: 0,
             open: None,
+            entities: BTreeSet::new(),
         };
         let known = events.get(&event.envelope.id).map(|row| row.stored.clone());
         let known = match (known, fault) {
@@ -498,7 +503,7 @@ impl FindUnfinishedEvents for &MemoryTables {
     ) -> Result<Vec<ArrivedEvent>, DependencyError> {
         self.read("arrived_events")?;
         let rows = lock(&self.events);
-        let stored = rows.values().map(|row| &row.stored);
+        let stored = rows.values().map(|row| (&row.stored, &row.entities));
         Ok(arrived_events(stored, day, span))
     }
 
@@ -782,6 +787,10 @@ impl Ledger for &MemoryTables {
         0
     }
 
+    fn changes_row(entity: &Entity, (): &(), next: &EntityUpdate, _: Timestamp) -> bool {
+        changes_row(entity, next)
+    }
+
     async fn load_events(
         &self,
         _: ProviderId,
@@ -951,6 +960,7 @@ impl Ledger for &MemoryTables {
                 row.error = concluded.verdict.reason().map(str::to_owned);
                 row.attempts += 1;
                 row.open = Some(row.stored.outcome).filter(|outcome| !outcome.is_done());
+                row.entities.extend(own_entities(&concluded.entities));
             }
         }
         match fault {
@@ -958,6 +968,19 @@ impl Ledger for &MemoryTables {
             _ => Ok(()),
         }
     }
+}
+
+/// Of the rows that took an event's facts, those with a row of the application.
+pub(crate) fn own_entities(states: &BTreeSet<StateKey>) -> impl Iterator<Item = EntityKey> {
+    states.iter().filter_map(|key| match key {
+        StateKey::Entity(key) => Some(key.clone()),
+        StateKey::Payment(_) | StateKey::Invoice(_) => None,
+    })
+}
+
+/// Whether a write of the entity changes a column of the application's row.
+pub(crate) fn changes_row(entity: &Entity, next: &EntityUpdate) -> bool {
+    next.must_write_row() || *entity.columns() != next.last_derived().columns
 }
 
 /// The condition on an entity's two rows.

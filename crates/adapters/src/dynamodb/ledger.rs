@@ -304,6 +304,10 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
         attributes::item_size(&row.item) + state
     }
 
+    fn changes_row(entity: &Entity, row: &DynamoRow, next: &EntityUpdate, now: Timestamp) -> bool {
+        build_write(entity, row, next, now).is_ok_and(|write| write.columns.is_some())
+    }
+
     async fn load_events(
         &self,
         _: ProviderId,

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use aws_sdk_dynamodb::operation::query::builders::QueryFluentBuilder;
 use aws_sdk_dynamodb::types::Select;
+use billhook_core::entity::EntityKey;
 use billhook_core::error::DependencyError;
 use billhook_core::ids::{EventId, ProviderId};
 use billhook_core::intake::inbox::EventRecord;
@@ -73,7 +74,7 @@ impl<C: Clock> DynamoLedger<C> {
                 .expression_attribute_values(":slot", string_value(slot))
                 .expression_attribute_values(":first", string_value(first.to_string()))
                 .expression_attribute_values(":until", string_value(span.until.to_string()))
-                .projection_expression("event_id, processing_outcome")
+                .projection_expression("event_id, processing_outcome, entities")
                 .set_exclusive_start_key(start)
                 .send()
                 .await
@@ -257,6 +258,13 @@ fn read_arrived_event(entry: &Item) -> Option<ArrivedEvent> {
     Some(ArrivedEvent {
         id: EventId::parse(read_text(entry, "event_id")?).ok()?,
         outcome: EventOutcome::parse(read_text(entry, "processing_outcome")?)?,
+        entities: entry
+            .get("entities")
+            .and_then(|entities| entities.as_ss().ok())
+            .into_iter()
+            .flatten()
+            .filter_map(|key| EntityKey::parse(key))
+            .collect(),
     })
 }
 

@@ -10,6 +10,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use billhook_adapters::metrics;
+use billhook_adapters::report::report_entity_commit;
+use billhook_core::entity::EntityKey;
+use billhook_core::entity::key::StateKey;
 use billhook_core::entity::payment::state::open_index_keys;
 use billhook_core::error::{DependencyError, error_chain};
 use billhook_core::ids::{EventId, PerProvider, ProviderId};
@@ -29,7 +32,7 @@ use billhook_core::tasks::sweep::{
     ARRIVAL_AGES, FIRST_RETRY_AFTER, STUCK_AFTER, SweepAction, SweepCandidate, SweepWindow,
 };
 use billhook_core::time::Timestamp;
-use billhook_core::worker::ports::{CommitError, CommitPart, EventUpdate, Ledger};
+use billhook_core::worker::ports::{CommitError, CommitPart, EntityWrite, EventUpdate, Ledger};
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use serde::Serialize;
 
@@ -37,6 +40,8 @@ use crate::scheduled_task::{PassEnd, ScheduledTask, TaskFailed, fail_task, lacks
 
 /// Events in one page of the index. The due ones are then read from the table.
 const PAGE: usize = 100;
+/// Entities that are read together, each with its state and its row.
+const ENTITIES_AT_ONCE: usize = 50;
 /// At most this many payments for each value of the index key in one run; the next run sends the rest.
 const PAYMENTS_MAX: usize = 1_000;
 /// Messages and updates in progress at the same time.
@@ -99,6 +104,8 @@ pub struct SweepSummary {
     pub payments: usize,
     /// Events that were given up.
     pub ignored: usize,
+    /// Rows of the application that were written again, because an older copy was in their place.
+    pub restored: usize,
     /// Events that are pending for more than an hour.
     pub stuck: usize,
     /// Events that have now waited a day for a tenant, an order, a statement or a letter.
@@ -352,7 +359,13 @@ where
         summary: &mut SweepSummary,
     ) -> Result<(), DependencyError> {
         let ledger = self.ledgers.of(provider);
-        let pending = ledger.arrived_events(day, span).await?.into_iter();
+        let arrived = ledger.arrived_events(day, span).await?;
+        let entities = arrived
+            .iter()
+            .flat_map(|event| event.entities.iter().cloned());
+        self.restore_rows(provider, entities.collect(), summary)
+            .await?;
+        let pending = arrived.into_iter();
         let pending = pending.filter(|event| event.outcome == EventOutcome::Pending);
         let pending: Vec<EventId> = pending.map(|event| event.id).collect();
         let mark = async |id: EventId| Ok((ledger.mark_open(&id).await?, id));
@@ -371,6 +384,52 @@ where
             tracing::error!(event_id = %id, "event_found_late {id} is pending for a day");
         }
         self.send_pending(provider, found, summary).await
+    }
+
+    /// Writes the rows of the application that no longer are what their states say, because somebody wrote an older copy
+    /// over them after their last event.
+    async fn restore_rows(
+        &self,
+        provider: ProviderId,
+        entities: BTreeSet<EntityKey>,
+        summary: &mut SweepSummary,
+    ) -> Result<(), DependencyError> {
+        let ledger = self.ledgers.of(provider);
+        let keys: Vec<EntityKey> = entities.into_iter().collect();
+        for keys in keys.chunks(ENTITIES_AT_ONCE) {
+            let keys = keys.iter().cloned().map(StateKey::Entity).collect();
+            let rows = ledger.load_rows(&keys).await?;
+            for (entity, row) in rows.entities.values() {
+                let now = self.clock.now();
+                let next = entity.apply_facts([], now);
+                let is_wrong = L::changes_row(entity, row, &next, now);
+                if !is_wrong || entity.write_refusal().is_some() {
+                    continue;
+                }
+                let part = CommitPart {
+                    entities: vec![EntityWrite { entity, row, next }],
+                    states: Vec::new(),
+                    events: Vec::new(),
+                    now,
+                };
+                match ledger.commit(provider, &[&part]).await {
+                    Ok(()) => {
+                        summary.restored += 1;
+                        for commit in part.entity_commits() {
+                            report_entity_commit(provider, &commit);
+                        }
+                    }
+                    // Somebody writes it just now, and finds the same.
+                    Err(CommitError::LostRace | CommitError::Busy(_)) => {}
+                    Err(CommitError::Unavailable(error)) => return Err(error),
+                    Err(error @ CommitError::Refused(_)) => {
+                        let (key, cause) = (entity.key(), error_chain(&error));
+                        tracing::error!(entity = %key, "row_not_restored {key}: {cause}");
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Sends those of these events that are pending by their rows, too.

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::future::Future;
 
+use crate::entity::EntityKey;
 use crate::entity::key::PaymentKey;
 use crate::error::DependencyError;
 use crate::ids::{AccountId, CheckoutSessionId, EventId, OrderId};
@@ -112,6 +113,8 @@ pub struct UnfinishedPage {
 pub struct ArrivedEvent {
     pub id: EventId,
     pub outcome: EventOutcome,
+    /// The orders, statements and tenants that took its facts.
+    pub entities: BTreeSet<EntityKey>,
 }
 
 /// When events arrived: after the one time, and at or before the other.

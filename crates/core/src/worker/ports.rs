@@ -184,6 +184,9 @@ pub trait Ledger: Send + Sync {
     /// How much of a transaction's 4 MB the rows of a loaded entity take.
     fn row_bytes(row: &Self::Row) -> usize;
 
+    /// Whether a write of the entity changes a column of the application's row.
+    fn changes_row(entity: &Entity, row: &Self::Row, next: &EntityUpdate, now: Timestamp) -> bool;
+
     /// Events without a readable row are missing from the result.
     fn load_events(
         &self,

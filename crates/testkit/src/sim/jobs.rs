@@ -78,7 +78,11 @@ impl FindUnfinishedEvents for Port {
             let then = world.lagging();
             let all = world.store.events.all_as_of(then);
             let rows = all.filter(|((of, _), _)| *of == provider);
-            arrived_events(rows.map(|(_, row)| &row.stored), &own, span)
+            arrived_events(
+                rows.map(|(_, row)| (&row.stored, &row.entities)),
+                &own,
+                span,
+            )
         })
         .await
     }

@@ -22,7 +22,7 @@ use billhook_core::worker::ports::{
 };
 
 use super::{Call, Mutant, Port, Service, World};
-use crate::memory::{is_as_read, refusal};
+use crate::memory::{changes_row, is_as_read, own_entities, refusal};
 
 /// The longest delay of an index.
 const LAG: Duration = Duration::from_secs(3);
@@ -91,6 +91,8 @@ pub struct EventRow {
     pub error: Option<String>,
     /// The outcome under which it is in `OpenIndex`.
     pub open: Option<EventOutcome>,
+    /// The orders, statements and tenants that took its facts.
+    pub entities: BTreeSet<EntityKey>,
 }
 
 /// An order's, a statement's or a tenant's row.
@@ -313,6 +315,7 @@ impl World {
             row.stored.processed = row.stored.outcome.is_done();
             row.error = concluded.verdict.reason().map(str::to_owned);
             row.open = Some(row.stored.outcome).filter(|outcome| !outcome.is_done());
+            row.entities.extend(own_entities(&concluded.entities));
             written.events.push((provider, before, row.stored.outcome));
             let (id, outcome) = (row.stored.id.clone(), row.stored.outcome);
             let reason = row.error.clone().unwrap_or_default();
@@ -392,6 +395,7 @@ impl RecordEvent for Port {
             payload: event.body.raw_body().to_vec(),
             error: None,
             open: None,
+            entities: BTreeSet::new(),
         };
         let id = row.stored.id.to_string();
         if self.sim.world().mutant == Some(Mutant::PanicsOnUnicode) {
@@ -409,6 +413,10 @@ impl Ledger for Port {
 
     fn row_bytes((): &()) -> usize {
         0
+    }
+
+    fn changes_row(entity: &Entity, (): &(), next: &EntityUpdate, _: Timestamp) -> bool {
+        changes_row(entity, next)
     }
 
     async fn load_events(
