@@ -62,7 +62,8 @@ impl StoredOrder {
     fn take(&mut self, events: &[Value]) -> EntityUpdate {
         self.now += 60;
         let entity = self.load();
-        let next = entity.apply_facts(linked_facts(events), at(self.now));
+        let mut next = entity.apply_facts(linked_facts(events), at(self.now));
+        next.note_arrival();
         self.findings = next.row_findings().to_vec();
         if entity.write_refusal().is_some() {
             return next;

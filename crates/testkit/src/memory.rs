@@ -33,7 +33,7 @@ use billhook_core::tasks::checkpoint::Checkpoint;
 use billhook_core::tasks::cleanup::CancellablePayment;
 use billhook_core::tasks::ports::{
     AccountsPage, ArrivalSpan, ArrivedEvent, CheckpointSaveResult, CheckpointStore, EventsPage,
-    FailedOrderPage, FindFailedOrders, FindKnownEvents, FindOpenPayments, FindUnfinishedEvents,
+    FailedOrderPage, FindFailedOrders, FindKnownEvents, FindOpenStates, FindUnfinishedEvents,
     ListAccounts, ListEvents, ListEventsError, PaymentsAtStripe, UnfinishedEvent, UnfinishedPage,
 };
 use billhook_core::tasks::reconcile::ListingSpan;
@@ -1007,6 +1007,18 @@ pub(crate) fn refusal<R>(parts: &[&CommitPart<'_, R>]) -> Option<&'static str> {
     (rows.len() > 100).then_some("more than 100 actions")
 }
 
+/// The entities that the index `recent` has in this span.
+pub(crate) fn recent_entities<'a>(
+    stored: impl Iterator<Item = &'a Entity>,
+    span: ArrivalSpan,
+) -> BTreeSet<EntityKey> {
+    let is_in = |entity: &&Entity| {
+        let recent = entity.recent();
+        recent.is_some_and(|at| span.after < at && at <= span.until)
+    };
+    stored.filter(is_in).map(Entity::key).collect()
+}
+
 /// The payments of one value of the index that are due.
 pub(crate) fn due_payments<'a>(
     stored: impl Iterator<Item = &'a PaymentState>,
@@ -1024,7 +1036,7 @@ pub(crate) fn due_payments<'a>(
     due.into_iter().map(|(_, key)| key).collect()
 }
 
-impl FindOpenPayments for &MemoryTables {
+impl FindOpenStates for &MemoryTables {
     async fn open_payments(
         &self,
         index_key: &str,
@@ -1034,5 +1046,13 @@ impl FindOpenPayments for &MemoryTables {
         self.read("open_payments")?;
         let payments = lock(&self.payments);
         Ok(due_payments(payments.values(), index_key, until, limit))
+    }
+
+    async fn recent_entities(
+        &self,
+        span: ArrivalSpan,
+    ) -> Result<BTreeSet<EntityKey>, DependencyError> {
+        self.read("recent_entities")?;
+        Ok(recent_entities(lock(&self.entities).values(), span))
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use billhook_core::entity::EntityKey;
 use billhook_core::entity::payment::linked::LinkState;
+use billhook_core::entity::projection::RowStanding;
 use billhook_core::ids::{EventId, ProviderId};
 use billhook_core::outcome::EventOutcome;
 use billhook_core::provider::stripe::types::IntentStatus;
@@ -13,6 +14,7 @@ use billhook_core::time::Timestamp;
 use billhook_core::worker::batch::RECEIVES_MAX;
 use billhook_core::worker::ports::NextState;
 use billhook_testkit::sim::World;
+use billhook_testkit::sim::application::{EditKind, RowEdit};
 use billhook_testkit::sim::store::{EntityRow, Written};
 use billhook_testkit::sim::stripe::{Emitted, End, Says};
 use webhook_secret::KNOWN_AFTER;
@@ -22,7 +24,7 @@ use crate::edges::STRIPE_ARN;
 use crate::functions::{Functions, Seen};
 use crate::links::{is_reached, link_evidence, linked_entities};
 use crate::logs;
-use crate::oracle::expected;
+use crate::oracle::{Decided, expected};
 use crate::senders::{Answered, Call};
 
 /// An invariant that does not hold.
@@ -257,8 +259,10 @@ fn writes(world: &World, found: &mut Found) {
             let applied = applied(after, &of_payment, &of_letter);
             isolation(world, after, found);
             let conflicts = after.entity.linked_payment_facts().into_iter();
-            let conflicts = conflicts.flat_map(|facts| facts.conflicts()).count();
-            as_the_set_says(after, &applied, conflicts, found);
+            let conflicts = conflicts.flat_map(|facts| facts.conflicts());
+            let conflicts = conflicts.map(|(payment, _)| payment.payment.to_string());
+            let decided = decided(world, after, written.at, conflicts.collect());
+            as_the_set_says(after, &applied, &decided, found);
             cancelling(world, written, before, after, found);
         }
     }
@@ -339,7 +343,7 @@ fn isolation(world: &World, row: &EntityRow, found: &mut Found) {
 }
 
 /// 4, 6, 10: whatever came so far, the row is what the set of it says; what it lowers must be what the set lowers.
-fn as_the_set_says(row: &EntityRow, applied: &[&Emitted], conflicts: usize, found: &mut Found) {
+fn as_the_set_says(row: &EntityRow, applied: &[&Emitted], decided: &Decided, found: &mut Found) {
     let (key, columns) = (row.entity.key(), row.entity.columns());
     let Some(facts) = row.entity.linked_payment_facts() else {
         return;
@@ -347,11 +351,10 @@ fn as_the_set_says(row: &EntityRow, applied: &[&Emitted], conflicts: usize, foun
     // A row that lost its only payment is what it is without one.
     let lost = facts.payments.values();
     let lost = lost.filter(|copy| copy.link == LinkState::Elsewhere);
-    if applied.is_empty() && conflicts == 0 && lost.count() == 0 {
+    if applied.is_empty() && decided.conflicts.is_empty() && lost.count() == 0 {
         return;
     }
-    let is_cancelled = !facts.cancelled.is_empty();
-    let wanted = expected(&key, applied, is_cancelled);
+    let wanted = expected(&key, applied, decided);
     let rank = |status: Option<&str>| match status {
         Some("cancelled") => 1,
         Some("completed") => 2,
@@ -385,10 +388,20 @@ fn as_the_set_says(row: &EntityRow, applied: &[&Emitted], conflicts: usize, foun
     for (what, is, should) in texts {
         found.unless(is == should, 4, || differs(what, &is, &should));
     }
-    let should = wanted.requires_review.map(|doubt| doubt || conflicts > 0);
-    let should = should.or((conflicts > 0).then_some(true));
-    let is = columns.requires_review;
+    let (is, should) = (columns.requires_review, wanted.requires_review);
     found.unless(is == should, 4, || differs("review", &is, &should));
+    // Of a row that is gone the state keeps the reasons that somebody could see.
+    if !row.entity.row().is_missing {
+        let shown = row.entity.last_derived().review_reasons.iter();
+        let is: BTreeSet<String> = shown
+            .map(|reason| match reason.split_once(':') {
+                Some((word @ "refund_exceeds_captured", _)) => word.to_owned(),
+                _ => reason.clone(),
+            })
+            .collect();
+        let should = wanted.review_reasons;
+        found.unless(is == should, 4, || differs("the reasons", &is, &should));
+    }
     let (is, should) = (row.amount_refunded, wanted.amount_refunded);
     found.unless(is == should, 10, || differs("what went back", &is, &should));
     let told = applied.iter().filter_map(|event| match &event.says {
@@ -410,6 +423,33 @@ fn as_the_set_says(row: &EntityRow, applied: &[&Emitted], conflicts: usize, foun
     }
 }
 
+/// What people and the cleanup had decided about a row at that time.
+fn decided(world: &World, row: &EntityRow, at: Timestamp, conflicts: BTreeSet<String>) -> Decided {
+    let facts = row.entity.linked_payment_facts();
+    let mut decided = Decided {
+        is_cancelled: facts.is_some_and(|facts| !facts.cancelled.is_empty()),
+        conflicts,
+        ..Decided::default()
+    };
+    for edit in edits_of(world, &row.entity.key(), at) {
+        match &edit.what {
+            EditKind::Refunded => decided.is_refunded = true,
+            EditKind::Cancelled => decided.is_cancelled = true,
+            EditKind::Cleared(reasons) => decided.cleared.extend(reasons.iter().cloned()),
+        }
+    }
+    decided
+}
+
+fn edits_of<'w>(
+    world: &'w World,
+    key: &EntityKey,
+    at: Timestamp,
+) -> impl Iterator<Item = &'w RowEdit> {
+    let edits = world.store.edits.iter();
+    edits.filter(move |edit| edit.key == *key && edit.at <= at)
+}
+
 /// 11: an order is given up only where every payment that was known of it can never be made.
 fn cancelling(
     world: &World,
@@ -425,6 +465,10 @@ fn cancelling(
             .unwrap_or_default()
     };
     let facts = facts_of(before);
+    let is_edit = |edit: &RowEdit| edit.what == EditKind::Cancelled;
+    if edits_of(world, &before.entity.key(), written.at).any(is_edit) {
+        return;
+    }
     if !facts.cancelled.is_empty() || facts_of(after).cancelled.is_empty() {
         return;
     }
@@ -551,7 +595,7 @@ fn rows(world: &World, found: &mut Found) {
             _ => {}
         }
     }
-    let mut conflicts: BTreeMap<EntityKey, usize> = BTreeMap::new();
+    let mut conflicts: BTreeMap<EntityKey, BTreeSet<String>> = BTreeMap::new();
     for (of, events) in by_payment {
         let linked = linked_entities(world, of);
         if let (1, Some(key)) = (linked.len(), linked.first()) {
@@ -561,12 +605,43 @@ fn rows(world: &World, found: &mut Found) {
             continue;
         }
         for key in linked {
-            *conflicts.entry(key).or_default() += 1;
+            conflicts.entry(key).or_default().insert(of.to_owned());
         }
     }
     for (key, row) in world.store.entities.all() {
         let applied = by_entity.remove(key).unwrap_or_default();
-        let conflicts = conflicts.get(key).copied().unwrap_or_default();
-        as_the_set_says(row, &applied, conflicts, found);
+        let conflicts = conflicts.remove(key).unwrap_or_default();
+        let decided = decided(world, row, world.now(), conflicts);
+        as_the_set_says(row, &applied, &decided, found);
+        as_the_state_says(row, world.now(), found);
     }
+}
+
+/// 21: at rest, every row that billhook has written is the projection of its state.
+fn as_the_state_says(row: &EntityRow, now: Timestamp, found: &mut Found) {
+    let entity = &row.entity;
+    if entity.version() == 0 {
+        return;
+    }
+    let next = entity.apply_facts([], now);
+    let (is, should) = (entity.standing(), RowStanding::Current);
+    found.unless(is == should, 21, || format!("{}: {is:?}", entity.key()));
+    let is_same = !next.must_write_row()
+        && *entity.columns() == next.last_derived().columns
+        && next.next().payment_intent() == entity.payment_intent();
+    found.unless(is_same, 21, || {
+        format!("{} is not what its state says", entity.key())
+    });
+    let entries: BTreeSet<_> = next
+        .timeline()
+        .into_iter()
+        .map(|entry| (entry.kind, entry.fact))
+        .collect();
+    let shown = row.timeline.iter();
+    let shown: BTreeSet<_> = shown
+        .map(|(kind, fact, _)| (kind.clone(), fact.clone()))
+        .collect();
+    found.unless(entries == shown, 21, || {
+        format!("{} does not tell what its state knows", entity.key())
+    });
 }

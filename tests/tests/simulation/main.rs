@@ -8,6 +8,7 @@
     reason = "the simulated time is tokio's, which waiting alone moves"
 )]
 
+mod application;
 mod check;
 mod customers;
 mod edges;
@@ -35,7 +36,7 @@ const SEED: &str = "BILLHOOK_SIM_SEED";
 const SEEDS: &str = "BILLHOOK_SIM_SEEDS";
 
 /// What must have happened in any 500 seeds: a simulation that meets none of it would prove nothing.
-const SOMETIMES: [&str; 23] = [
+const SOMETIMES: [&str; 27] = [
     "answer lost",
     "batch answer lost",
     "crash after",
@@ -48,7 +49,9 @@ const SOMETIMES: [&str; 23] = [
     "index miss",
     "lands late",
     "lost race",
+    "older copy",
     "poison message",
+    "purged message",
     "redrive",
     "refresh on a mismatch",
     "relinked",
@@ -57,6 +60,8 @@ const SOMETIMES: [&str; 23] = [
     "request delivered twice",
     "request overtaken",
     "rotation",
+    "row deleted",
+    "row edited",
     "several entities in one transaction",
     "throttled",
 ];

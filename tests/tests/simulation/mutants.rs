@@ -12,6 +12,7 @@ use crate::profile::{PROFILES, run};
 /// Each with the invariant that it breaks, the profile that it is looked for in, and the most seeds that may pass.
 const MUTANTS: &[(Mutant, u8, &str, u64)] = &[
     (Mutant::SendForgets, 1, "ordinary", 5),
+    (Mutant::ArrivedForgotten, 1, "heavy", 60),
     (Mutant::EndlessTolerance, 2, "ordinary", 10),
     (Mutant::Unconditional, 3, "contention", 20),
     (Mutant::FactsForgotten, 4, "ordinary", 5),
@@ -19,6 +20,8 @@ const MUTANTS: &[(Mutant, u8, &str, u64)] = &[
     (Mutant::RivalForgotten, 4, "entangled", 60),
     (Mutant::AliasForgotten, 4, "entangled", 10),
     (Mutant::InvoiceForgotten, 4, "entangled", 20),
+    (Mutant::EditForgotten, 4, "overwritten", 10),
+    (Mutant::CopyBelieved, 4, "overwritten", 10),
     (Mutant::OpenForgotten, 4, "ordinary", 200),
     (Mutant::RefundsRenamed, 5, "ordinary", 10),
     (Mutant::SuccessForgotten, 6, "ordinary", 20),
@@ -36,6 +39,8 @@ const MUTANTS: &[(Mutant, u8, &str, u64)] = &[
     (Mutant::PanicsOnUnicode, 18, "adversarial", 5),
     (Mutant::SecretTold, 19, "heavy", 5),
     (Mutant::EndpointStays, 20, "rotation", 5),
+    (Mutant::RowsForgotten, 21, "overwritten", 10),
+    (Mutant::RecentForgotten, 21, "overwritten", 60),
 ];
 
 #[test]
@@ -84,7 +89,7 @@ fn every_deliberate_defect_is_seen() {
 
 #[test]
 fn no_invariant_is_without_a_defect() {
-    for invariant in 1..=20 {
+    for invariant in 1..=21 {
         assert!(MUTANTS.iter().any(|(_, breaks, ..)| *breaks == invariant));
     }
 }

@@ -11,6 +11,7 @@ use billhook_testkit::sim::stripe::Endpoint;
 use billhook_testkit::sim::{Faults, Mutant, SECRET_CANARY, Service, Sim};
 use serde_json::json;
 
+use crate::application::write_rows;
 use crate::check::{Found, Violation, at_the_end, drained};
 use crate::customers::Customers;
 use crate::edges::{LOB_ARN, STRIPE_ARN};
@@ -19,8 +20,10 @@ use crate::logs;
 use crate::senders::lob_secret;
 use crate::stack::deployed;
 
-/// Longest of all ages between two looks of the sweep at what came in the active time.
+/// Longest of all ages between two looks of the sweep at what came in the active time, but for the one after a day.
 const SETTLES: Duration = Duration::from_hours(3);
+/// The sweep has come twice to every row that was written in the active time.
+const ROWS_SETTLE: Duration = Duration::from_hours(26);
 
 /// A way of running.
 pub(crate) struct Profile {
@@ -43,6 +46,10 @@ pub(crate) struct Profile {
     is_entangled: bool,
     /// The stack makes and replaces its endpoint.
     rotates: bool,
+    /// The application and its people write rows that billhook writes too.
+    writes_rows: bool,
+    /// Somebody purges the queues.
+    purges: bool,
 }
 
 const ORDINARY: Profile = Profile {
@@ -61,6 +68,8 @@ const ORDINARY: Profile = Profile {
     is_adversarial: false,
     is_entangled: false,
     rotates: false,
+    writes_rows: false,
+    purges: false,
 };
 
 pub(crate) const PROFILES: &[Profile] = &[
@@ -69,6 +78,7 @@ pub(crate) const PROFILES: &[Profile] = &[
         name: "heavy",
         faults: 150,
         has_outage: true,
+        purges: true,
         ..ORDINARY
     },
     Profile {
@@ -97,6 +107,14 @@ pub(crate) const PROFILES: &[Profile] = &[
         orders: 8,
         payments: 1,
         is_entangled: true,
+        ..ORDINARY
+    },
+    Profile {
+        name: "overwritten",
+        faults: 30,
+        orders: 6,
+        payments: 1,
+        writes_rows: true,
         ..ORDINARY
     },
     Profile {
@@ -185,7 +203,12 @@ async fn play(profile: &Profile, seed: u64, mutant: Option<Mutant>, traced: bool
     tokio::time::sleep(Duration::from_mins(15)).await;
     drained(&functions, until, &mut found);
     redrive(&functions);
-    tokio::time::sleep(SETTLES).await;
+    let settles = if profile.writes_rows {
+        ROWS_SETTLE
+    } else {
+        SETTLES
+    };
+    tokio::time::sleep(settles).await;
     if let Some(stack) = stack {
         stack.await.unwrap().check(&mut found).await;
     }
@@ -225,6 +248,12 @@ fn start(profile: &Profile, functions: &Functions, until: Timestamp) {
         });
     }
     tokio::task::spawn_local(operator(functions.clone(), until));
+    if profile.writes_rows {
+        tokio::task::spawn_local(write_rows(sim.clone(), until));
+    }
+    if profile.purges {
+        tokio::task::spawn_local(purge(functions.clone(), profile.active));
+    }
     let customers = Customers {
         sim: sim.clone(),
         until,
@@ -299,6 +328,19 @@ async fn operator(functions: Functions, until: Timestamp) {
                 "replay of an open event"
             });
         }
+    }
+}
+
+/// Somebody purges the queues once, by mistake.
+async fn purge(functions: Functions, active: Duration) {
+    functions.sim.wait(Duration::ZERO, active).await;
+    let mut world = functions.sim.world();
+    for provider in ProviderId::ALL.iter().copied() {
+        if !world.queue(provider).messages.is_empty() {
+            world.sometimes("purged message");
+        }
+        world.tell(|| format!("operator       purges the queue of {provider}"));
+        world.queue(provider).messages.clear();
     }
 }
 

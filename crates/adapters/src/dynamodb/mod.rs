@@ -15,7 +15,7 @@ mod failed_orders;
 pub mod index;
 pub mod jobs;
 pub mod ledger;
-mod open_payments;
+mod open_states;
 mod pages;
 mod tenants;
 mod unfinished_events;

@@ -14,6 +14,7 @@ use billhook_adapters::report::report_entity_commit;
 use billhook_core::entity::EntityKey;
 use billhook_core::entity::key::StateKey;
 use billhook_core::entity::payment::state::open_index_keys;
+use billhook_core::entity::schema::RECENT;
 use billhook_core::error::{DependencyError, error_chain};
 use billhook_core::ids::{EventId, PerProvider, ProviderId};
 use billhook_core::intake::inbox::{EventRecord, EventSource};
@@ -25,7 +26,7 @@ use billhook_core::retry::Disposition;
 use billhook_core::tasks::checkpoint::Checkpoint;
 use billhook_core::tasks::definitions::SweepInput;
 use billhook_core::tasks::ports::{
-    ArrivalSpan, CheckpointSaveResult, CheckpointStore, FindOpenPayments, FindUnfinishedEvents,
+    ArrivalSpan, CheckpointSaveResult, CheckpointStore, FindOpenStates, FindUnfinishedEvents,
     UnfinishedEvent,
 };
 use billhook_core::tasks::sweep::{
@@ -51,9 +52,11 @@ const PASSES_MAX: u32 = 2;
 /// The outcomes that the sweep retries. `failed` is not one of them: such an event needs manual action.
 const OUTCOMES: [EventOutcome; 2] = [EventOutcome::Pending, EventOutcome::Parked];
 
-/// A part of a pass, of one provider.
+/// A part of a pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum SweepLane {
+    /// The entities that were written without an event and reach this age of `ARRIVAL_AGES` in the window.
+    Recent(usize),
     /// The events that arrived on this day and reach this age of `ARRIVAL_AGES` in the window.
     Arrived(ProviderId, usize, String),
     /// The events that are in `OpenIndex` with this outcome.
@@ -73,7 +76,8 @@ fn sweep_lanes(window: SweepWindow) -> impl Iterator<Item = SweepLane> {
         let unfinished = OUTCOMES.map(|outcome| SweepLane::Unfinished(provider, outcome));
         arrived.chain(unfinished)
     };
-    ProviderId::ALL.iter().flat_map(lanes)
+    let recent = (0..ARRIVAL_AGES.len()).map(SweepLane::Recent);
+    recent.chain(ProviderId::ALL.iter().flat_map(lanes))
 }
 
 /// The days of a span, the oldest first.
@@ -132,10 +136,14 @@ struct SweepPosition {
 }
 
 impl SweepPosition {
-    /// `stripe#arrived#0#2026-06-09`, `lob#parked` or `lob#parked#2026-06-09T10:13:20.000Z#evt_1`.
+    /// `recent#0`, `stripe#arrived#0#2026-06-09`, `lob#parked` or `lob#parked#2026-06-09T10:13:20.000Z#evt_1`.
     fn parse(text: &str) -> Option<Self> {
         let mut parts = text.splitn(4, '#');
         let (provider, word) = (parts.next()?, parts.next()?);
+        if provider == RECENT {
+            let lane = SweepLane::Recent(word.parse().ok()?);
+            return Some(Self { lane, after: None });
+        }
         let provider = *ProviderId::ALL.iter().find(|of| of.as_str() == provider)?;
         if word == "arrived" {
             let (number, day) = (parts.next()?.parse().ok()?, parts.next()?);
@@ -158,6 +166,7 @@ impl SweepPosition {
 
     fn encode(&self) -> String {
         let lane = match &self.lane {
+            SweepLane::Recent(number) => return format!("{RECENT}#{number}"),
             SweepLane::Arrived(provider, number, day) => {
                 return format!("{provider}#arrived#{number}#{day}");
             }
@@ -186,7 +195,7 @@ enum IgnoreResult {
 
 impl<L, Q, J, C> ScheduledTask for SweepTask<L, Q, J, C>
 where
-    L: Ledger + FindUnfinishedEvents + FindOpenPayments,
+    L: Ledger + FindUnfinishedEvents + FindOpenStates,
     Q: SendMessage,
     J: CheckpointStore,
     C: Clock,
@@ -247,7 +256,7 @@ where
 
 impl<L, Q, J, C> SweepTask<L, Q, J, C>
 where
-    L: Ledger + FindUnfinishedEvents + FindOpenPayments,
+    L: Ledger + FindUnfinishedEvents + FindOpenStates,
     Q: SendMessage,
     J: CheckpointStore,
     C: Clock,
@@ -330,9 +339,15 @@ where
             if lacks_time_to_start(&self.clock, deadline) {
                 return Ok(PassEnd::Interrupted);
             }
+            let age_of = |number| ARRIVAL_AGES.get(number).copied().unwrap_or_default();
             match place.lane.clone() {
+                SweepLane::Recent(number) => {
+                    let span = window.arrivals_at(age_of(number));
+                    let restored = self.restore_recent(span, summary);
+                    restored.await.map_err(fail_task("restore rows"))?;
+                }
                 SweepLane::Arrived(provider, number, day) => {
-                    let age = ARRIVAL_AGES.get(number).copied().unwrap_or_default();
+                    let age = age_of(number);
                     let span = window.arrivals_at(age);
                     let sent = self.find_forgotten(provider, &day, span, age, summary);
                     sent.await.map_err(fail_task("find forgotten events"))?;
@@ -384,6 +399,18 @@ where
             tracing::error!(event_id = %id, "event_found_late {id} is pending for a day");
         }
         self.send_pending(provider, found, summary).await
+    }
+
+    /// The rows of the entities that were written within the span without an event that leads to them.
+    async fn restore_recent(
+        &self,
+        span: ArrivalSpan,
+        summary: &mut SweepSummary,
+    ) -> Result<(), DependencyError> {
+        // One table has the states of all providers.
+        let provider = ProviderId::Stripe;
+        let entities = self.ledgers.of(provider).recent_entities(span).await?;
+        self.restore_rows(provider, entities, summary).await
     }
 
     /// Writes the rows of the application that no longer are what their states say, because somebody wrote an older copy

@@ -232,11 +232,14 @@ impl<K: EntityKind> EntityState<K> {
                     due: stored.row_due,
                     user: stored.row_user,
                 },
-                trouble: StateHistory::read_trouble(stored.open.as_deref(), stored.open_at),
+                trouble: None,
+                recent: None,
                 first_event_at: stored.first_event_at,
                 last_event_at: stored.last_event_at,
                 event_ids: stored.event_ids,
             };
+            read.history
+                .read_open(stored.open.as_deref(), stored.open_at);
         }
         if read.row.is_missing {
             read.tenant = read.history.tenant.clone();
@@ -262,7 +265,7 @@ impl<K: EntityKind> EntityState<K> {
 
     /// The state in the form in which it is stored.
     pub(super) fn state_row(&self) -> StateRow<&K::Facts> {
-        let trouble = self.history.trouble;
+        let open = self.history.open();
         StateRow {
             schema: STATE_SCHEMA,
             version: self.version,
@@ -273,11 +276,11 @@ impl<K: EntityKind> EntityState<K> {
             row_created_at: self.history.row.created_at.clone(),
             row_due: self.history.row.due,
             row_user: self.history.row.user.clone(),
-            open: trouble.map(|(trouble, _)| {
+            open: open.map(|(reason, _)| {
                 let key = format!("{}#{}", K::SCHEMA.word, self.id);
-                open_index_key(trouble.as_str(), &key)
+                open_index_key(reason, &key)
             }),
-            open_at: trouble.map(|(_, since)| since),
+            open_at: open.map(|(_, at)| at),
             first_event_at: self.history.first_event_at,
             last_event_at: self.history.last_event_at,
             event_ids: self.history.event_ids.clone(),
@@ -363,6 +366,7 @@ impl<K: EntityKind> EntityState<K> {
         let mut history = StateHistory {
             tenant: self.tenant.clone(),
             row,
+            recent: Some(now),
             ..self.history.clone()
         };
         let trouble = match (self.row.is_missing, foreign.is_empty()) {

@@ -37,7 +37,7 @@ use crate::entity::payment::linked::LinkedPaymentFacts;
 use crate::entity::payment::status::{OrderStatus, PaymentStatus};
 use crate::entity::projection::{LoadedRow, RowFinding, RowStanding};
 use crate::entity::schema::{
-    GuardedColumns, LastDerived, StateHistory, StoredState, UnreadableRow,
+    GuardedColumns, LastDerived, RECENT, StateHistory, StoredState, UnreadableRow,
 };
 use crate::entity::statement::StatementKind;
 use crate::entity::tenant::TenantKind;
@@ -206,6 +206,13 @@ impl Entity {
         StoredForm(self)
     }
 
+    /// When it was last written without an event that leads the sweep to its row.
+    pub fn recent(&self) -> Option<Timestamp> {
+        let open = for_entity!(Entity, self, state => state.history.open());
+        open.filter(|(reason, _)| *reason == RECENT)
+            .map(|(_, at)| at)
+    }
+
     /// The events that were merged, the newest last.
     pub fn event_ids(&self) -> &[EventId] {
         for_entity!(Entity, self, state => &state.history.event_ids)
@@ -306,6 +313,11 @@ impl EntityUpdate {
     /// one's place only the review is written, until a person decided.
     pub fn may_write(&self, column: &str) -> bool {
         for_entity!(EntityUpdate, self, update => update.may_write(column))
+    }
+
+    /// The sweep comes to the row by the arrival of an event of this update.
+    pub fn note_arrival(&mut self) {
+        for_entity!(EntityUpdate, self, update => update.next.history.recent = None);
     }
 
     /// Remembers the events of this update.

@@ -44,8 +44,8 @@ pub const STATE_COLUMNS: &[EntityColumn] = &[
     column("alias_of", Text, Billhook, "payments: this row is another name of that payment"),
     column("copied", Map, Billhook, "payments: the version of the copy that each linked order or statement has"),
     column("open_since", Text, Billhook, "payments: since when no order or statement is linked to it, or a copy is outdated"),
-    column("open", Text, Billhook, "key of `OpenIndex`: payments: `unlinked#<shard>` or `outdated#<shard>` while it is open; others: `missing#<shard>` without the application's row, `foreign#<shard>` if a column of ours has a value that is none of ours"),
-    column("open_at", Text, Billhook, "sort key of `OpenIndex`: payments: when the sweep has the worker recheck it next; others: since when"),
+    column("open", Text, Billhook, "key of `OpenIndex`: payments: `unlinked#<shard>` or `outdated#<shard>` while it is open; others: `missing#<shard>` without the application's row, `foreign#<shard>` if a column of ours has a value that is none of ours, `recent#<shard>` after a write to which no event leads the sweep"),
+    column("open_at", Text, Billhook, "sort key of `OpenIndex`: payments: when the sweep has the worker recheck it next; others: since when, or of that write"),
     column("tenant_id", Text, Billhook, "the tenant that the application's row belonged to at the last write"),
     column("row_created_at", Text, Billhook, "`createdAt` of the application's row, if it has one"),
     column("row_due", Map, Billhook, "the amount due, as the row said last"),
@@ -55,6 +55,8 @@ pub const STATE_COLUMNS: &[EntityColumn] = &[
     column("event_ids", List, Billhook, "the newest 200 events that were merged, in the order of their processing"),
 ];
 
+/// The reason of a state that is in `OpenIndex` so that the sweep comes to its row.
+pub const RECENT: &str = "recent";
 /// What is open is spread over this many values of the index's key for each reason.
 const OPEN_SHARDS: u8 = 4;
 /// Writes of the application's row that the state remembers.
@@ -245,6 +247,8 @@ pub struct StateHistory {
     pub row: RowIdentity,
     /// What is wrong with the row, and since when.
     pub trouble: Option<(RowTrouble, Timestamp)>,
+    /// When the row was last written without an event whose arrival leads the sweep to it.
+    pub recent: Option<Timestamp>,
     pub first_event_at: Option<Timestamp>,
     pub last_event_at: Option<Timestamp>,
     pub event_ids: Vec<EventId>,
@@ -257,11 +261,23 @@ impl StateHistory {
         self.trouble = known.or(found.map(|found| (found, now)));
     }
 
-    pub(super) fn read_trouble(
-        open: Option<&str>,
-        open_at: Option<Timestamp>,
-    ) -> Option<(RowTrouble, Timestamp)> {
-        Some((RowTrouble::of_index_key(open?)?, open_at?))
+    /// Reads `open` and `open_at`.
+    pub(super) fn read_open(&mut self, open: Option<&str>, open_at: Option<Timestamp>) {
+        let (Some(open), Some(at)) = (open, open_at) else {
+            return;
+        };
+        match RowTrouble::of_index_key(open) {
+            Some(trouble) => self.trouble = Some((trouble, at)),
+            None => self.recent = Some(at),
+        }
+    }
+
+    /// The reason and the time under which the state is in `OpenIndex`. Trouble first: it has to be listed.
+    pub(super) fn open(&self) -> Option<(&'static str, Timestamp)> {
+        let trouble = self
+            .trouble
+            .map(|(trouble, since)| (trouble.as_str(), since));
+        trouble.or(self.recent.map(|at| (RECENT, at)))
     }
 
     /// Remembers events that are merged. An event that is merged again moves to the end.

@@ -162,8 +162,8 @@ pub trait FindUnfinishedEvents: Send + Sync {
     ) -> impl Future<Output = Result<Vec<(EventRecord, Option<String>)>, DependencyError>> + Send;
 }
 
-/// Sweep: open payments, which have no link or an outdated copy.
-pub trait FindOpenPayments: Send + Sync {
+/// Sweep: the states in `OpenIndex`.
+pub trait FindOpenStates: Send + Sync {
     /// At most `limit` payments of one of [`open_index_keys`](crate::entity::payment::state::open_index_keys) that are due
     /// at `until`. Only a hint: the index lags.
     fn open_payments(
@@ -172,6 +172,13 @@ pub trait FindOpenPayments: Send + Sync {
         until: Timestamp,
         limit: usize,
     ) -> impl Future<Output = Result<Vec<PaymentKey>, DependencyError>> + Send;
+
+    /// The orders, statements and tenants that were written within the span without an event that leads to them. Only a
+    /// hint: the index lags.
+    fn recent_entities(
+        &self,
+        span: ArrivalSpan,
+    ) -> impl Future<Output = Result<BTreeSet<EntityKey>, DependencyError>> + Send;
 }
 
 /// Reconcile: which of Stripe's events are stored.

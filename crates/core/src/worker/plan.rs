@@ -6,6 +6,7 @@
 //! the payment stays open, and the sweep has the worker recheck it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use crate::entity::invoice::{InvoiceFacts, InvoiceState};
 use crate::entity::key::{InvoiceKey, PaymentKey, StateKey};
@@ -15,8 +16,10 @@ use crate::entity::payment::linked::LinkState;
 use crate::entity::payment::state::{LinkSource, PaymentFacts, PaymentState, RelinkDecision};
 use crate::entity::{Entity, EntityKey};
 use crate::ids::{AccountId, EventId};
+use crate::intake::inbox::EventRecord;
 use crate::outcome::EventVerdict;
 use crate::provider::interpret::{EventSubject, PaymentEventFacts};
+use crate::tasks::sweep::FIRST_RETRY_AFTER;
 use crate::time::Timestamp;
 use crate::worker::ports::{
     CommitPart, EntityWrite, EventUpdate, LoadedRows, NextState, StateWrite,
@@ -26,6 +29,9 @@ use crate::worker::step::{EventCandidate, EventTarget};
 /// Other payments of an invoice that are linked to its order in the transaction of the event that names it. The others get
 /// the link later: with their next event, or, if they have no link yet, when the sweep rechecks them.
 const INVOICE_PAYMENTS_MAX: usize = 10;
+
+/// An index shows a write at the latest after this.
+const INDEX_LAG_MAX: Duration = Duration::from_mins(1);
 
 /// Copies of one payment that one transaction writes: a tenant may name any number of its orders for a payment. The
 /// others stay outdated until the payment is rechecked.
@@ -428,12 +434,21 @@ impl<'a, R> UnitDrafts<'a, R> {
             }
         }
         let rows = self.rows;
+        let recent: BTreeSet<&EventId> = unit
+            .events
+            .iter()
+            .filter(|event| leads_sweep(&event.stored, now))
+            .map(|event| &event.stored.id)
+            .collect();
         let entities = std::mem::take(&mut self.entities).into_iter();
         let entities = entities.filter_map(|(key, stated)| {
             let (entity, row) = rows.entities.get(&key)?;
             let mut next = entity.apply_facts(stated, now);
-            let events = self.events.get(&key).into_iter().flatten();
-            next.record_events(events.map(|(id, at)| (id, *at)));
+            let events = self.events.get(&key).map(Vec::as_slice).unwrap_or_default();
+            next.record_events(events.iter().map(|(id, at)| (id, *at)));
+            if events.iter().any(|(id, _)| recent.contains(id)) {
+                next.note_arrival();
+            }
             Some(EntityWrite { entity, row, next })
         });
         CommitPart {
@@ -447,6 +462,12 @@ impl<'a, R> UnitDrafts<'a, R> {
             now,
         }
     }
+}
+
+/// Whether the sweep, which reads what arrived 10 minutes and a day ago, comes to the rows of this event both times.
+fn leads_sweep(event: &EventRecord, now: Timestamp) -> bool {
+    let first_look = event.received_at.map(|at| at.after(FIRST_RETRY_AFTER));
+    first_look.is_some_and(|at| at > now.after(INDEX_LAG_MAX))
 }
 
 fn add_links(

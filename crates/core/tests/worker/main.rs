@@ -359,6 +359,24 @@ async fn a_row_that_has_the_payment_in_its_column_is_linked_once_it_is_rechecked
         self::payment(&tables, &order("ord_1")).amount_refunded,
         1000
     );
+    // The refund was processed before, so it does not lead the sweep to the row.
+    assert_eq!(entity(&tables, &order("ord_1")).recent(), Some(now()));
+}
+
+#[tokio::test]
+async fn a_row_that_no_arrival_leads_the_sweep_to_is_in_the_index() {
+    let minutes = |minutes| now().before(Duration::from_mins(minutes));
+    for (received_at, is_led) in [(now(), true), (minutes(8), true), (minutes(9), false)] {
+        let tables = tables();
+        let event = intent_succeeded("evt_1", T, "pi_1", named("ord_1"), 4200);
+        let message = keep(&tables, ProviderId::Stripe, &event).await;
+        for row in tables.events.lock().unwrap().values_mut() {
+            row.stored.received_at = Some(received_at);
+        }
+        work(&tables, ProviderId::Stripe, &[message]).await;
+        let recent = entity(&tables, &order("ord_1")).recent();
+        assert_eq!(recent, (!is_led).then(now), "{received_at}");
+    }
 }
 
 #[tokio::test]

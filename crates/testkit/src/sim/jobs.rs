@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use billhook_core::entity::EntityKey;
 use billhook_core::entity::key::PaymentKey;
 use billhook_core::error::DependencyError;
 use billhook_core::ids::{EventId, OrderId, ProviderId};
@@ -10,14 +11,14 @@ use billhook_core::outcome::EventOutcome;
 use billhook_core::tasks::checkpoint::{Checkpoint, RECONCILE_PREFIX};
 use billhook_core::tasks::ports::{
     AccountsPage, ArrivalSpan, ArrivedEvent, CheckpointSaveResult, CheckpointStore,
-    FailedOrderPage, FindFailedOrders, FindKnownEvents, FindOpenPayments, FindUnfinishedEvents,
+    FailedOrderPage, FindFailedOrders, FindKnownEvents, FindOpenStates, FindUnfinishedEvents,
     ListAccounts, UnfinishedEvent, UnfinishedPage,
 };
 use billhook_core::time::Timestamp;
 
 use super::store::EventRow;
 use super::{Mutant, Port, World};
-use crate::memory::{arrived_events, due_payments, open_page};
+use crate::memory::{arrived_events, due_payments, open_page, recent_entities};
 
 impl World {
     /// Lowers the cursors of `reconcile`.
@@ -47,7 +48,7 @@ impl World {
     }
 }
 
-impl FindOpenPayments for Port {
+impl FindOpenStates for Port {
     async fn open_payments(
         &self,
         index_key: &str,
@@ -65,6 +66,21 @@ impl FindOpenPayments for Port {
         })
         .await
     }
+
+    async fn recent_entities(
+        &self,
+        span: ArrivalSpan,
+    ) -> Result<BTreeSet<EntityKey>, DependencyError> {
+        self.read("recent_entities", "", move |world| {
+            if world.mutant == Some(Mutant::RecentForgotten) {
+                return BTreeSet::new();
+            }
+            let then = world.lagging();
+            let all = world.store.entities.all_as_of(then);
+            recent_entities(all.map(|(_, row)| &row.entity), span)
+        })
+        .await
+    }
 }
 
 impl FindUnfinishedEvents for Port {
@@ -78,11 +94,16 @@ impl FindUnfinishedEvents for Port {
             let then = world.lagging();
             let all = world.store.events.all_as_of(then);
             let rows = all.filter(|((of, _), _)| *of == provider);
-            arrived_events(
-                rows.map(|(_, row)| (&row.stored, &row.entities)),
-                &own,
-                span,
-            )
+            let rows = rows.map(|(_, row)| (&row.stored, &row.entities));
+            let mut arrived = arrived_events(rows, &own, span);
+            match world.mutant {
+                Some(Mutant::ArrivedForgotten) => arrived.clear(),
+                Some(Mutant::RowsForgotten) => {
+                    arrived.iter_mut().for_each(|event| event.entities.clear());
+                }
+                _ => {}
+            }
+            arrived
         })
         .await
     }
@@ -172,7 +193,8 @@ impl FindFailedOrders for Port {
         self.read("failed_orders", "", move |world| {
             let then = world.lagging();
             let all = world.store.entities.all_as_of(then);
-            let failed = all.filter(|(_, row)| {
+            let failed = all.filter(|(_, row)| !row.entity.row().is_missing);
+            let failed = failed.filter(|(_, row)| {
                 row.entity.columns().status.as_deref() == Some("payment_failed")
             });
             let ids = failed.filter_map(|(key, _)| key.order().cloned());

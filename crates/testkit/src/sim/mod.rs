@@ -6,6 +6,7 @@
 //! senders, the oracle and the checks are in `tests/tests/simulation`. The same seed does the same only on a
 //! current-thread runtime of Tokio whose time is paused.
 
+pub mod application;
 mod call;
 mod jobs;
 pub mod queue;
@@ -39,6 +40,8 @@ const EPOCH_S: i64 = 1_781_000_000;
 pub enum Mutant {
     /// 1: a send reports success but sends nothing.
     SendForgets,
+    /// 1: the sweep does not see what arrived.
+    ArrivedForgotten,
     /// 2: signatures of any age are accepted.
     EndlessTolerance,
     /// 3: transactions have no conditions.
@@ -53,6 +56,10 @@ pub enum Mutant {
     AliasForgotten,
     /// 4: the orders of an invoice are not loaded.
     InvoiceForgotten,
+    /// 4: what people wrote into rows is not loaded.
+    EditForgotten,
+    /// 4: an older copy of a row counts as the last one, so that what it says counts as edited.
+    CopyBelieved,
     /// 4: no open payment is rechecked.
     OpenForgotten,
     /// 5: each event gives a refund another id.
@@ -87,6 +94,10 @@ pub enum Mutant {
     SecretTold,
     /// 20: deleting an endpoint does nothing.
     EndpointStays,
+    /// 21: the sweep does not see which rows the events have changed.
+    RowsForgotten,
+    /// 21: the sweep does not see which rows were written without an event.
+    RecentForgotten,
 }
 
 pub struct World {

@@ -9,6 +9,7 @@ use billhook_core::entity::key::{InvoiceKey, PaymentKey, StateKey};
 use billhook_core::entity::payment::facts::MoneyFacts;
 use billhook_core::entity::payment::linked::LinkedPaymentFacts;
 use billhook_core::entity::payment::state::PaymentState;
+use billhook_core::entity::projection::RowStanding;
 use billhook_core::entity::{Entity, EntityKey, EntityUpdate};
 use billhook_core::error::DependencyError;
 use billhook_core::ids::{AccountId, EventId, PaymentIntentId, PieceId, ProviderId, TenantId};
@@ -21,6 +22,7 @@ use billhook_core::worker::ports::{
     CommitError, CommitPart, EventUpdate, Ledger, LoadedRows, NextState, StoredEvent, StoredPayload,
 };
 
+use super::application::RowEdit;
 use super::{Call, Mutant, Port, Service, World};
 use crate::memory::{changes_row, is_as_read, own_entities, refusal};
 
@@ -70,6 +72,14 @@ impl<K: Ord, T> Table<K, T> {
     pub fn all(&self) -> impl Iterator<Item = (&K, &T)> {
         let rows = self.0.iter();
         rows.filter_map(|(key, row)| Some((key, row.current()?)))
+    }
+
+    /// The newest version at a time in the past for which this holds, or else the first one.
+    pub fn copy_as_of(&self, key: &K, then: Timestamp, is_it: impl Fn(&T) -> bool) -> Option<&T> {
+        let versions = &self.0.get(key)?.0;
+        let mut before = versions.iter().rev().filter(|(at, _)| *at <= then);
+        let found = before.find(|(_, row)| is_it(row));
+        found.or(versions.first()).map(|(_, row)| row)
     }
 
     /// All rows at a time in the past.
@@ -132,6 +142,8 @@ pub struct Store {
     /// Every event that was stored as new.
     pub recorded: Vec<(&'static str, EventId)>,
     pub written: Vec<Written>,
+    /// What people wrote into rows.
+    pub edits: Vec<RowEdit>,
 }
 
 impl Store {
@@ -209,6 +221,17 @@ impl World {
 
     fn loaded(&self, row: &EntityRow) -> Entity {
         let mut entity = row.entity.clone();
+        if self.mutant == Some(Mutant::CopyBelieved)
+            && let Entity::Order(order) = &mut entity
+        {
+            let last = order.history.written.last_key_value();
+            order.row.version = last.map(|(version, _)| *version);
+        }
+        if self.mutant == Some(Mutant::EditForgotten)
+            && let Some(facts) = linked_facts_mut(&mut entity)
+        {
+            facts.manual = Default::default();
+        }
         if self.mutant == Some(Mutant::FactsForgotten) {
             if let Entity::Statement(statement) = &mut entity {
                 statement.facts.mail = Default::default();
@@ -352,22 +375,34 @@ impl World {
     ) -> Option<(EntityRow, EntityRow)> {
         let key = read.key();
         let before = self.store.entities.get(&key)?.clone();
-        let mut amount_refunded = next.payment().map_or(0, |payment| payment.amount_refunded);
+        let mut amount_refunded = amount_refunded_of(next);
         if self.mutant == Some(Mutant::RefundsAdded) {
             amount_refunded += before.amount_refunded;
         }
-        let told = next.timeline().into_iter().map(|entry| {
-            let event = entry.event.map(|event| event.to_string());
-            (entry.kind, entry.fact, event)
-        });
+        let is_missing = *next.standing() == RowStanding::Missing;
         let row = EntityRow {
-            entity: next.with_row_written(),
+            entity: match is_missing {
+                true => next.next(),
+                false => next.with_row_written(),
+            },
             amount_refunded,
-            timeline: told.collect(),
+            timeline: timeline_of(next),
         };
         self.store.entities.put(now, key, row.clone());
         Some((before, row))
     }
+}
+
+fn amount_refunded_of(next: &EntityUpdate) -> i64 {
+    next.payment().map_or(0, |payment| payment.amount_refunded)
+}
+
+fn timeline_of(next: &EntityUpdate) -> Vec<(String, String, Option<String>)> {
+    let entries = next.timeline().into_iter().map(|entry| {
+        let event = entry.event.map(|event| event.to_string());
+        (entry.kind, entry.fact, event)
+    });
+    entries.collect()
 }
 
 fn linked_facts_mut(entity: &mut Entity) -> Option<&mut LinkedPaymentFacts> {
@@ -409,14 +444,20 @@ impl RecordEvent for Port {
 }
 
 impl Ledger for Port {
-    type Row = ();
+    /// The application's row of an entity.
+    type Row = Option<EntityRow>;
 
-    fn row_bytes((): &()) -> usize {
+    fn row_bytes(_: &Self::Row) -> usize {
         0
     }
 
-    fn changes_row(entity: &Entity, (): &(), next: &EntityUpdate, _: Timestamp) -> bool {
-        changes_row(entity, next)
+    fn changes_row(entity: &Entity, row: &Self::Row, next: &EntityUpdate, _: Timestamp) -> bool {
+        let row = row.as_ref().filter(|row| !row.entity.row().is_missing);
+        row.is_some_and(|row| {
+            changes_row(entity, next)
+                || row.timeline != timeline_of(next)
+                || row.amount_refunded != amount_refunded_of(next)
+        })
     }
 
     async fn load_events(
@@ -436,7 +477,7 @@ impl Ledger for Port {
     async fn load_rows(
         &self,
         keys: &BTreeSet<StateKey>,
-    ) -> Result<LoadedRows<()>, DependencyError> {
+    ) -> Result<LoadedRows<Self::Row>, DependencyError> {
         let keys = keys.clone();
         let found = self.call(reads("rows"), "", move |world| {
             let mut rows = LoadedRows::empty();
@@ -444,17 +485,18 @@ impl Ledger for Port {
                 match key {
                     StateKey::Entity(key) => {
                         let row = world.store.entities.get(key);
-                        let row = row.map(|row| (key.clone(), (world.loaded(row), ())));
+                        let row =
+                            row.map(|row| (key.clone(), (world.loaded(row), Some(row.clone()))));
                         rows.entities.extend(row);
                     }
                     StateKey::Payment(key) => {
                         let row = world.store.payments.get(key);
-                        let row = row.map(|row| (key.clone(), (world.loaded_payment(row), ())));
+                        let row = row.map(|row| (key.clone(), (world.loaded_payment(row), None)));
                         rows.payments.extend(row);
                     }
                     StateKey::Invoice(key) => {
                         let row = world.store.invoices.get(key);
-                        let row = row.map(|row| (key.clone(), (world.loaded_invoice(row), ())));
+                        let row = row.map(|row| (key.clone(), (world.loaded_invoice(row), None)));
                         rows.invoices.extend(row);
                     }
                 }
@@ -509,7 +551,7 @@ impl Ledger for Port {
     async fn commit(
         &self,
         provider: ProviderId,
-        parts: &[&CommitPart<'_, ()>],
+        parts: &[&CommitPart<'_, Self::Row>],
     ) -> Result<(), CommitError> {
         if let Some(refusal) = refusal(parts) {
             return Err(CommitError::Refused(refusal.to_owned()));
@@ -560,7 +602,7 @@ impl Port {
         let found = self.call(reads("index"), of, move |world| {
             let then = world.lagging();
             let all = world.store.entities.all_as_of(then);
-            let its = all.filter(|(_, row)| is_it(&row.entity));
+            let its = all.filter(|(_, row)| !row.entity.row().is_missing && is_it(&row.entity));
             let its: Vec<EntityKey> = its.map(|(key, _)| key.clone()).collect();
             if its.is_empty() {
                 world.sometimes("index miss");
