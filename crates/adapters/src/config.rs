@@ -12,8 +12,10 @@ use std::time::Duration;
 use billhook_core::endpoint::secret::{SecretHolder, SecretKind};
 use billhook_core::entity::ENTITY_SCHEMAS;
 use billhook_core::entity::columns::EntitySchema;
+use billhook_core::entity::rules::{RowRules, VersionColumn};
 use billhook_core::ids::{PerProvider, ProviderId};
 use billhook_core::provider::event_scope;
+use billhook_core::time::Timestamp;
 use secrecy::SecretString;
 use tracing::level_filters::LevelFilter;
 
@@ -154,6 +156,7 @@ pub struct WorkerConfig {
     pub entities_table: String,
     /// Of the kinds that the provider's events change.
     pub application_tables: ApplicationTables,
+    pub row_rules: RowRules,
 }
 
 impl WorkerConfig {
@@ -165,6 +168,7 @@ impl WorkerConfig {
             events_table: read.required(&provider.variable("EVENTS_TABLE")),
             entities_table: read.required("ENTITIES_TABLE"),
             application_tables: read.application_tables(scope.kinds),
+            row_rules: read.row_rules(),
         };
         read.finish(config)
     }
@@ -177,6 +181,7 @@ pub struct CleanupConfig {
     pub events_tables: PerProvider<String>,
     pub entities_table: String,
     pub application_tables: ApplicationTables,
+    pub row_rules: RowRules,
     pub jobs_table: String,
     pub queue_urls: PerProvider<String>,
     /// `STRIPE_SECRET_KEY` if it is set, else `APP_SECRETS_ARN`.
@@ -195,6 +200,7 @@ impl CleanupConfig {
             events_tables: read.events_tables(),
             entities_table: read.required("ENTITIES_TABLE"),
             application_tables: read.application_tables(ENTITY_SCHEMAS),
+            row_rules: read.row_rules(),
             jobs_table: read.required("JOBS_TABLE"),
             queue_urls: read.queue_urls(),
             stripe_key: read.stripe_key(&environment),
@@ -241,6 +247,13 @@ impl WebhookSecretConfig {
             location: SecretLocation::Arn(self.app_secrets_arn.clone()),
         }
     }
+}
+
+/// `VERSION_COLUMN` and `ADOPTED_BEFORE`, for the operator's tool, which knows the parameters of the stack.
+pub fn read_row_rules(lookup: &EnvLookup<'_>) -> Result<RowRules, ConfigError> {
+    let mut read = EnvReader::new(lookup);
+    let rules = read.row_rules();
+    read.finish(rules)
 }
 
 /// Only `LOG_LEVEL`, because logging starts before the rest is read; `info` if it is missing or malformed.
@@ -301,6 +314,27 @@ impl<'a> EnvReader<'a> {
             .iter()
             .map(|schema| (schema.table, read(schema)))
             .collect()
+    }
+
+    /// `VERSION_COLUMN`: the column of billhook's version in the application's rows; `version` if it is not set.
+    /// `ADOPTED_BEFORE`: rows that the application made before this time are adopted; none are if it is not set.
+    fn row_rules(&mut self) -> RowRules {
+        let mut rules = RowRules::default();
+        if let Some(name) = self.optional("VERSION_COLUMN") {
+            match VersionColumn::parse(&name) {
+                Ok(column) => rules.version_column = column,
+                Err(invalid) => self.fault(format!("VERSION_COLUMN {invalid}")),
+            }
+        }
+        if let Some(text) = self.optional("ADOPTED_BEFORE") {
+            match Timestamp::parse(&text) {
+                Ok(before) => rules.adopted_before = Some(before),
+                Err(_) => self.fault(format!(
+                    "ADOPTED_BEFORE must be a time in RFC 3339, such as 2026-11-30T00:00:00Z, got {text:?}"
+                )),
+            }
+        }
+        rules
     }
 
     pub(crate) fn optional_url(&mut self, name: &str) -> Option<String> {
@@ -560,6 +594,43 @@ mod tests {
         for (name, value, fault) in table {
             let error = ingress(&[(name, value)]).unwrap_err();
             assert_eq!(error, format!("configuration refused: {fault}"));
+        }
+    }
+
+    #[test]
+    fn the_rules_of_rows_are_read_and_refused_by_their_variable() {
+        let read = |version: &'static str, adopted: &'static str| {
+            let lookup = move |name: &str| match name {
+                "VERSION_COLUMN" => Some(version.to_owned()),
+                "ADOPTED_BEFORE" => Some(adopted.to_owned()),
+                _ => None,
+            };
+            read_row_rules(&EnvLookup(&lookup)).map_err(|error| error.to_string())
+        };
+        assert_eq!(read("", ""), Ok(RowRules::default()));
+        let rules = read("billhookVersion", "2026-11-30T01:00:00+01:00").unwrap();
+        assert_eq!(rules.version_column.as_str(), "billhookVersion");
+        let before = Timestamp::parse("2026-11-30T00:00:00Z").unwrap();
+        assert_eq!(rules.adopted_before, Some(before));
+        for (version, adopted, fault) in [
+            (
+                "status",
+                "",
+                "VERSION_COLUMN must not be status, which is another column of billhook's",
+            ),
+            (
+                "a-b",
+                "",
+                "VERSION_COLUMN must be a letter and then at most 63 letters, digits or underscores, got \"a-b\"",
+            ),
+            (
+                "",
+                "2026-11-30",
+                "ADOPTED_BEFORE must be a time in RFC 3339, such as 2026-11-30T00:00:00Z, got \"2026-11-30\"",
+            ),
+        ] {
+            let refused = read(version, adopted).unwrap_err();
+            assert_eq!(refused, format!("configuration refused: {fault}"));
         }
     }
 

@@ -14,6 +14,7 @@ use billhook_core::entity::key::PaymentKey;
 use billhook_core::entity::mail::facts::{CarrierScan, MailFacts, MailStage, PieceFacts};
 use billhook_core::entity::manual::{FoundEdit, ManualEdits, PaymentRecord};
 use billhook_core::entity::merge::{FactSource, MaxRegister, MinRegister, SeenInterval};
+use billhook_core::entity::opening::OpeningState;
 use billhook_core::entity::payment::facts::{
     ChargeFacts, DisputeFacts, DisputeState, FailedAttempt, IntentFacts, MoneyFacts,
     NewestFailures, RefundFacts, RefundState, ReviewFacts, SessionFacts,
@@ -206,6 +207,15 @@ fn every_fact() -> StoredForms {
             conflicts: [(at(30), [edit].into())].into(),
             replaced: [at(31)].into(),
         },
+        opening: Some(MinRegister(OpeningState {
+            adopted_before: at(33),
+            status: Some("completed".to_owned()),
+            payment_status: Some("paid".to_owned()),
+            amount_refunded: Some(1000),
+            review_reasons: ["dispute_open:dp_1".to_owned()].into(),
+            mail_status: Some("mailed".to_owned()),
+            piece: Some("ltr_1".to_owned()),
+        })),
     };
     let sources = every!(LinkSource {
         Metadata,

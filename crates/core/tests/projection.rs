@@ -2,129 +2,25 @@
 //! The table is the one in docs/SEMANTICS.md.
 #![cfg(test)]
 
-use std::collections::BTreeMap;
+mod stored_order;
+
 use std::time::Duration;
 
-use billhook_core::entity::columns::ColumnValue;
 use billhook_core::entity::kind::StatedFacts;
 use billhook_core::entity::projection::{RowFinding, RowStanding};
+use billhook_core::entity::rules::RowRules;
 use billhook_core::entity::{Entity, EntityKey, EntityUpdate};
 use billhook_core::outcome::ParkReason;
 use billhook_core::provider::lob::event::LobEvent;
 use billhook_core::provider::lob::mail::read_mail_facts;
 use billhook_core::tasks::cleanup::{CleanupDecision, decide_cleanup};
-use billhook_core::time::Timestamp;
-use billhook_testkit::events::{
-    charge_refunded, dispute, intent_failed, intent_succeeded, linked_facts, stripe,
-};
+use billhook_testkit::events::{charge_refunded, dispute, intent_failed, intent_succeeded, stripe};
 use billhook_testkit::memory::JsonRow;
 use serde_json::{Value, json};
 
-const T: i64 = 1_781_000_000;
+use self::stored_order::{StoredOrder, T, at};
+
 const SEMANTICS: &str = include_str!("../../../docs/SEMANTICS.md");
-
-fn at(second: i64) -> Timestamp {
-    Timestamp::from_unix_s(T + second).unwrap()
-}
-
-fn key() -> EntityKey {
-    EntityKey::parse("order#ord_1").unwrap()
-}
-
-/// The two rows of an order, as they are stored.
-#[derive(Clone)]
-struct StoredOrder {
-    /// `None` if the application deleted it.
-    row: Option<Value>,
-    state: Option<Value>,
-    now: i64,
-    findings: Vec<RowFinding>,
-}
-
-impl StoredOrder {
-    fn new() -> Self {
-        let row = json!({ "id": "ord_1", "amountTotal": 4200, "currency": "usd", "userId": "user_1",
-            "createdAt": "2026-06-09T10:00:00.000Z", "status": "pending" });
-        Self {
-            row: Some(row),
-            state: None,
-            now: 0,
-            findings: Vec::new(),
-        }
-    }
-
-    fn load(&self) -> Entity {
-        let row = self.row.clone().map(JsonRow);
-        key().read(row.as_ref(), self.state.as_ref()).unwrap()
-    }
-
-    /// What the events so far make of it, written as the ledger writes.
-    fn take(&mut self, events: &[Value]) -> EntityUpdate {
-        self.now += 60;
-        let entity = self.load();
-        let mut next = entity.apply_facts(linked_facts(events), at(self.now));
-        next.note_arrival();
-        self.findings = next.row_findings().to_vec();
-        if entity.write_refusal().is_some() {
-            return next;
-        }
-        let mut columns: BTreeMap<&str, Value> = BTreeMap::new();
-        for (name, value) in next.write_columns(at(self.now)) {
-            columns.insert(name, value.map_or(Value::Null, json_of));
-        }
-        let is_new = |(name, value): (&&str, &Value)| {
-            let found = self.row.as_ref().and_then(|row| row.get(*name));
-            *name != "updatedAt" && found.unwrap_or(&Value::Null) != value
-        };
-        let is_written =
-            self.row.is_some() && (next.must_write_row() || columns.iter().any(is_new));
-        if let (true, Some(Value::Object(row))) = (is_written, &mut self.row) {
-            for (name, value) in columns {
-                match value {
-                    Value::Null => drop(row.remove(name)),
-                    value => drop(row.insert(name.to_owned(), value)),
-                }
-            }
-            row.insert("version".to_owned(), json!(next.version()));
-            if next.may_write("timeline") {
-                let others = row.get("timeline").and_then(Value::as_array).cloned();
-                let others = others.unwrap_or_default().into_iter();
-                let others = others.filter(|entry| entry["actor"] != json!("billhook"));
-                let own = next.timeline().into_iter();
-                let own = own.map(|entry| json!({ "actor": "billhook", "type": entry.kind }));
-                row.insert("timeline".to_owned(), others.chain(own).collect());
-            }
-        }
-        let stored = match is_written {
-            true => next.with_row_written(),
-            false => next.next(),
-        };
-        self.state = Some(json!(stored.to_row()));
-        next
-    }
-
-    fn column(&self, name: &str) -> Value {
-        self.row
-            .as_ref()
-            .map_or(Value::Null, |row| row[name].clone())
-    }
-
-    fn set(&mut self, name: &str, value: Value) {
-        if let Some(Value::Object(row)) = &mut self.row {
-            row.insert(name.to_owned(), value);
-        }
-    }
-}
-
-fn json_of(value: ColumnValue) -> Value {
-    match value {
-        ColumnValue::Text(text) => json!(text),
-        ColumnValue::Integer(integer) => json!(integer),
-        ColumnValue::Bool(truth) => json!(truth),
-        ColumnValue::TextSet(texts) => json!(texts),
-        ColumnValue::Time(at) => json!(at),
-    }
-}
 
 const OURS: [&str; 9] = [
     "version",
@@ -716,7 +612,9 @@ fn a_column_of_the_applications_is_neither_a_conflict_nor_foreign_before_it_is_b
     let key = EntityKey::parse("statement#st_1").unwrap();
     let row = json!({ "statement_id": "st_1", "amount_due": 4200, "currency": "usd", "payment_status": "partially_paid",
         "amount_paid": 2000, "mail_status": "draft" });
-    let entity = key.read(Some(&JsonRow(row)), None::<&Value>).unwrap();
+    let entity = key
+        .read(&RowRules::default(), Some(&JsonRow(row)), None::<&Value>)
+        .unwrap();
     let mail =
         billhook_testkit::events::letter("evt_l", "2026-06-09T10:13:20.000Z", "ltr_1", "mailed");
     let mail = LobEvent::parse(mail.to_string().as_bytes()).unwrap();

@@ -26,6 +26,7 @@ pub fn run_worker(function: &'static str, provider: ProviderId) -> ExitCode {
                 events: config.events_table,
                 entities: config.entities_table,
                 application_tables: config.application_tables,
+                rules: config.row_rules,
             };
             let worker = Worker {
                 provider,

@@ -7,6 +7,7 @@ use billhook_core::entity::EntityKey;
 use billhook_core::entity::columns::EntitySchema;
 use billhook_core::entity::kind::EntityKind as _;
 use billhook_core::entity::order::OrderKind;
+use billhook_core::entity::rules::RowRules;
 use billhook_core::entity::statement::StatementKind;
 use billhook_core::entity::tenant::TenantKind;
 use serde_json::Value;
@@ -64,15 +65,20 @@ impl ApplicationTable {
         let item = got
             .with_context(|| format!("cannot read {id} from {table}"))?
             .item;
-        Ok(item.map(|item| self.select_columns(&item, detail)))
+        let rules = session.stack.row_rules()?;
+        Ok(item.map(|item| self.select_columns(&rules, &item, detail)))
     }
 
-    fn select_columns(self, item: &Item, detail: RowDetail) -> Value {
+    fn select_columns(self, rules: &RowRules, item: &Item, detail: RowDetail) -> Value {
         let mut row = row_to_json(item);
         if let (Some(members), RowDetail::Known) = (row.as_object_mut(), detail) {
             // The documented columns. The application owns the others, and they may hold personal data, such as the
             // recipient of a letter.
-            members.retain(|name, _| self.0.columns.iter().any(|column| column.name == name));
+            let version = rules.version_column;
+            members.retain(|name, _| {
+                let mut columns = self.0.columns.iter();
+                columns.any(|column| version.name_of(column.name) == name)
+            });
         }
         row
     }
@@ -86,6 +92,7 @@ impl ApplicationTable {
         limit: usize,
     ) -> Result<Vec<Value>> {
         let table = self.name(session)?;
+        let rules = session.stack.row_rules()?;
         let mut found = Vec::new();
         let mut start = None;
         loop {
@@ -113,7 +120,7 @@ impl ApplicationTable {
             found.extend(
                 page.items()
                     .iter()
-                    .map(|item| self.select_columns(item, RowDetail::Known)),
+                    .map(|item| self.select_columns(&rules, item, RowDetail::Known)),
             );
             start = page.last_evaluated_key;
             if start.is_none() || found.len() >= limit {

@@ -151,6 +151,7 @@ impl StackSession {
                     ))
                 })
                 .collect::<Result<_>>()?,
+            rules: self.stack.row_rules()?,
         };
         Ok(DynamoLedger::new(
             self.dynamodb.clone(),

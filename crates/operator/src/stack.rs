@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
+use billhook_adapters::config::{EnvLookup, read_row_rules};
 use billhook_core::entity::columns::EntitySchema;
+use billhook_core::entity::rules::RowRules;
 use roxmltree::Document;
 
 use crate::aws_request::{CLOUDFORMATION, SignedAwsClient};
@@ -144,6 +146,26 @@ impl DeployedStack {
     /// The name of an entity kind's table.
     pub(crate) fn application_table(&self, schema: &EntitySchema) -> Result<&str> {
         self.output(&format!("{}Table", schema.table))
+    }
+
+    /// The name of a kind's table, if it is the application's own and the stack did not make it.
+    pub(crate) fn existing_table(&self, schema: &EntitySchema) -> Option<&str> {
+        let name = self.parameter(&format!("Existing{}TableName", schema.table));
+        Some(name).filter(|name| !name.is_empty())
+    }
+
+    /// What the stack's functions are told about the application's rows.
+    pub(crate) fn row_rules(&self) -> Result<RowRules> {
+        let parameter = |variable: &str| {
+            let name = match variable {
+                "VERSION_COLUMN" => "VersionColumn",
+                "ADOPTED_BEFORE" => "AdoptedBefore",
+                _ => return None,
+            };
+            Some(self.parameter(name).to_owned())
+        };
+        let rules = read_row_rules(&EnvLookup(&parameter));
+        rules.with_context(|| format!("cannot read the parameters of {}", self.name))
     }
 
     pub(crate) fn is_live(&self) -> bool {

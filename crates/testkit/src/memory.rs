@@ -15,6 +15,7 @@ use billhook_core::entity::key::{InvoiceKey, PaymentKey, StateKey};
 use billhook_core::entity::kind::EntityState;
 use billhook_core::entity::order::OrderKind;
 use billhook_core::entity::payment::state::PaymentState;
+use billhook_core::entity::rules::RowRules;
 use billhook_core::entity::schema::{STATE_SCHEMA, UnreadableRow};
 use billhook_core::entity::timeline::ACTOR;
 use billhook_core::entity::{Entity, EntityKey, EntityUpdate};
@@ -104,7 +105,7 @@ pub fn entity(key: &EntityKey) -> Entity {
     reason = "only a state can be unreadable, and it has none"
 )]
 pub fn entity_of(key: &EntityKey, row: Value) -> Entity {
-    key.read(Some(&JsonRow(row)), None::<&Value>)
+    key.read(&RowRules::default(), Some(&JsonRow(row)), None::<&Value>)
         .expect("an entity without a state")
 }
 
@@ -140,6 +141,11 @@ impl RowColumns for JsonRow {
     }
     fn truth(&self, column: &str) -> Option<bool> {
         self.0.get(column)?.as_bool()
+    }
+    fn texts(&self, column: &str) -> BTreeSet<String> {
+        let texts = self.0.get(column).and_then(Value::as_array);
+        let texts = texts.into_iter().flatten().filter_map(Value::as_str);
+        texts.map(str::to_owned).collect()
     }
     fn has_own_entries(&self) -> bool {
         let entries = self.0.get("timeline").and_then(Value::as_array);

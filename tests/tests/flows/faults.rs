@@ -3,6 +3,7 @@
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::dynamodb::ledger::{DynamoLedger, TableNames};
 use billhook_core::entity::EntityKey;
+use billhook_core::entity::rules::RowRules;
 use billhook_core::ids::{OrderId, ProviderId, StatementId};
 use billhook_core::ports::Clock as _;
 use billhook_core::worker::ports::{CommitError, CommitPart, EntityWrite, Ledger as _};
@@ -370,6 +371,7 @@ fn an_edit_between_read_and_write_is_a_lost_race_whichever_column_it_is() {
         let tables = TableNames {
             events: output(STRIPE)?,
             entities: output("EntitiesTable")?,
+            rules: RowRules::default(),
             application_tables: [
                 ("Orders", output("OrdersTable")?),
                 ("Statements", output("StatementsTable")?),

@@ -4,6 +4,7 @@
 //! Each check takes the template as an argument, so that `mutations` can prove that it detects a broken one.
 #![cfg(test)]
 
+mod adoption;
 mod alarms;
 mod mutations;
 mod permissions;
@@ -307,6 +308,8 @@ fn check_variables_of<C>(
             "LOG_LEVEL" => "info",
             "STRIPE_API_BASE" => "https://api.stripe.com",
             "CLEANUP_FAILED_PAYMENT_MINUTES" => "60",
+            "ADOPTED_BEFORE" => "2026-11-30T00:00:00Z",
+            "VERSION_COLUMN" => "version",
             "SECRETS_TTL_SECONDS" | "SIGNATURE_TOLERANCE_SECONDS" => "300",
             url if url.ends_with("_QUEUE_URL") => "https://sqs.example.com/1/q.fifo",
             _ => "x",
@@ -413,10 +416,8 @@ fn check_tables(template: &Value) {
             None => assert_eq!(keys(&table["KeySchema"]), kinds[name].key, "{name}"),
         }
         for queried in kinds.get(name).into_iter().flat_map(|kind| kind.indexes) {
-            assert!(
-                found.contains(&format!("{queried}(")),
-                "{name} has no {queried}"
-            );
+            let queried = format!("{}({})", queried.name, queried.key);
+            assert!(found.contains(&queried), "{name} has no {queried}");
         }
         assert_eq!(table["BillingMode"], "PAY_PER_REQUEST", "{name}");
         assert_eq!(table["SSESpecification"]["SSEEnabled"], true, "{name}");

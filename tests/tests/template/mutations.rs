@@ -3,6 +3,7 @@
 
 use std::panic::catch_unwind;
 
+use super::adoption::check_adoption;
 use super::alarms::{check_alarms, check_logs};
 use super::permissions::check_policies;
 use super::security::{
@@ -10,7 +11,8 @@ use super::security::{
 };
 use super::*;
 
-const CHECKS: [fn(&Value); 15] = [
+const CHECKS: [fn(&Value); 16] = [
+    check_adoption,
     check_alarms,
     check_api,
     check_endpoints,
@@ -32,7 +34,7 @@ const RESOURCES: &str = "/Resources/";
 
 /// What is wrong, the place below `Resources`, and what stands there instead; nothing is a removal.
 #[rustfmt::skip]
-const SEEDED: [(&str, &str, &str); 49] = [
+const SEEDED: [(&str, &str, &str); 53] = [
     ("any action", "StripeWorkerRole/Properties/Policies/0/PolicyDocument/Statement/3/Action", r#""dynamodb:*""#),
     ("any resource", "StripeWorkerRole/Properties/Policies/0/PolicyDocument/Statement/3/Resource", r#""*""#),
     ("any index", "LobWorkerRole/Properties/Policies/0/PolicyDocument/Statement/5/Resource", r#"{"!Sub":"${StatementsTable.Arn}/index/*"}"#),
@@ -70,6 +72,10 @@ const SEEDED: [(&str, &str, &str); 49] = [
     ("a table in the clear", "OrdersTable/Properties/SSESpecification/SSEEnabled", "false"),
     ("a table without protection", "EntitiesTable/Properties/DeletionProtectionEnabled", ""),
     ("a table that goes with its stack", "TenantsTable/DeletionPolicy", r#""Delete""#),
+    ("a second orders table", "OrdersTable/Condition", ""),
+    ("a table that may not be there", "StripeWorkerFunction/Properties/Environment/Variables/ORDERS_TABLE", r#"{"!Ref":"OrdersTable"}"#),
+    ("another table adopted", "LobWorkerFunction/Properties/Environment/Variables/STATEMENTS_TABLE", r#"{"!If":["OwnStatementsTable",{"!Ref":"StatementsTable"},{"!Ref":"ExistingOrdersTableName"}]}"#),
+    ("every table adopted", "LobWorkerRole/Properties/Policies/0/PolicyDocument/Statement/5/Resource/!If/2", r#"{"!Sub":"arn:aws:dynamodb:us-east-1:1:table/${ExistingTenantsTableName}"}"#),
     ("events for ever", "StripeEventsTable/Properties/TimeToLiveSpecification", ""),
     ("old TLS", "Api/Properties/SecurityPolicy", r#""TLS_1_0""#),
     ("bodies in a log", "Api/Properties/MethodSettings/0/DataTraceEnabled", "true"),

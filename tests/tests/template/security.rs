@@ -338,6 +338,7 @@ fn parameters_explain_themselves_and_need_no_answer() {
 pub(super) fn check_parameters(template: &Value) {
     let parameters = template["Parameters"].as_object().unwrap();
     let expected = [
+        "AdoptedBefore",
         "AlarmEmail",
         "ApiGatewayLogRole",
         "AppName",
@@ -348,8 +349,11 @@ pub(super) fn check_parameters(template: &Value) {
         "EnableBillingStream",
         "Env",
         "ExistingAppSecretArn",
+        "ExistingOrdersTableName",
+        "ExistingStatementsTableName",
         "ExistingStripePlatformWebhookSecretArn",
         "ExistingStripeWebhookSecretArn",
+        "ExistingTenantsTableName",
         "LiveMode",
         "LobAddresses",
         "LobQuietHours",
@@ -364,6 +368,7 @@ pub(super) fn check_parameters(template: &Value) {
         "StripeQuietHours",
         "ThrottleBurst",
         "ThrottleRate",
+        "VersionColumn",
         "Waf",
         "WebhookBaseUrl",
     ];
@@ -384,10 +389,11 @@ pub(super) fn check_parameters(template: &Value) {
     // It becomes part of policies, where a star would be any secret.
     for name in names.iter().filter(|name| name.starts_with("Existing")) {
         let pattern = parameters[*name]["AllowedPattern"].as_str().unwrap();
-        assert!(
-            pattern.ends_with(":secret:[A-Za-z0-9/_+=.@-]+)?"),
-            "{name}: {pattern}"
-        );
+        let allowed = match name.ends_with("TableName") {
+            true => "([A-Za-z0-9_.-]{3,255})?",
+            false => ":secret:[A-Za-z0-9/_+=.@-]+)?",
+        };
+        assert!(pattern.ends_with(allowed), "{name}: {pattern}");
     }
 }
 

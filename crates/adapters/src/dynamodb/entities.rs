@@ -6,14 +6,16 @@
 //! strictly: if it cannot be read, the event is parked as `entity_unreadable`, because writing it would destroy the
 //! facts. Only attributes that we know are written, never a whole row, and members that we do not know stay.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use billhook_core::entity::columns::{ColumnType, ColumnValue, RowColumns, TimelineFields};
+use billhook_core::entity::inspect::ColumnFault;
 use billhook_core::entity::invoice::InvoiceState;
 use billhook_core::entity::key::{InvoiceKey, PaymentKey};
 use billhook_core::entity::payment::state::PaymentState;
 use billhook_core::entity::projection::RowStanding;
+use billhook_core::entity::rules::RowRules;
 use billhook_core::entity::schema::{StoredState, UnreadableRow, check_schema};
 use billhook_core::entity::timeline::{ACTOR, DerivedEntry, TimelineEntry, merge_timelines};
 use billhook_core::entity::{Entity, EntityKey, EntityUpdate};
@@ -78,6 +80,17 @@ impl RowColumns for ItemColumns<'_> {
         attributes::read_bool(self.0, column)
     }
 
+    fn texts(&self, column: &str) -> BTreeSet<String> {
+        match self.0.get(column) {
+            Some(AttributeValue::Ss(texts)) => texts.iter().cloned().collect(),
+            Some(AttributeValue::L(list)) => {
+                let texts = list.iter().filter_map(|text| text.as_s().ok());
+                texts.cloned().collect()
+            }
+            _ => BTreeSet::new(),
+        }
+    }
+
     fn has_own_entries(&self) -> bool {
         let entries = self.0.get("timeline").and_then(|list| list.as_l().ok());
         entries.is_some_and(|entries| entries.iter().any(is_derived_entry))
@@ -130,12 +143,19 @@ fn column_attribute(value: ColumnValue) -> AttributeValue {
     }
 }
 
+/// What billhook could not use of a row that the application made.
+pub fn find_item_faults(key: &EntityKey, rules: &RowRules, item: &Item) -> Vec<ColumnFault> {
+    key.find_column_faults(rules, &ItemColumns(item))
+}
+
 pub(super) fn read_entity(
     key: &EntityKey,
+    rules: &RowRules,
     item: Option<Item>,
     state: Option<Item>,
 ) -> Result<(Entity, DynamoRow), UnreadableRow> {
     let entity = key.read(
+        rules,
         item.as_ref().map(ItemColumns).as_ref(),
         state.as_ref().map(LoadedState).as_ref(),
     )?;
@@ -216,16 +236,17 @@ pub(super) struct WrittenRows {
 /// The columns of billhook in the application's row with their new values. The timeline is rewritten as a whole: our
 /// entries derived again from the facts, merged with everybody else's as they were loaded.
 fn build_columns(
-    key: &EntityKey,
+    entity: &Entity,
     row: &DynamoRow,
     next: &EntityUpdate,
     now: Timestamp,
 ) -> Result<ColumnUpdates, CommitError> {
     let mut columns = ColumnUpdates::new();
-    if next.may_write("version") {
-        columns.push(("version", Some(number_value(next.version()))));
+    let version = entity.row().version_column.as_str();
+    if next.may_write(version) {
+        columns.push((version, Some(number_value(next.version()))));
     }
-    if key.schema().has_timeline() && next.may_write("timeline") {
+    if entity.key().schema().has_timeline() && next.may_write("timeline") {
         columns.push(("timeline", Some(build_timeline(row, next)?)));
     }
     let projected = next.write_columns(now).into_iter();
@@ -233,8 +254,8 @@ fn build_columns(
     Ok(columns)
 }
 
-/// Columns that every write of the row changes, and which say nothing about the entity.
-const BOOKKEEPING: [&str; 2] = ["version", "updatedAt"];
+/// A column that every write of the row changes, as it does the version's, and which says nothing about the entity.
+const BOOKKEEPING: &str = "updatedAt";
 
 pub(super) fn build_write(
     entity: &Entity,
@@ -244,12 +265,13 @@ pub(super) fn build_write(
 ) -> Result<WrittenRows, CommitError> {
     let columns = match next.standing() {
         RowStanding::Missing => ColumnUpdates::new(),
-        _ => build_columns(&entity.key(), row, next, now)?,
+        _ => build_columns(entity, row, next, now)?,
     };
     // A manual edit that became a fact is written too, so that it is found once.
     let is_edited = next.must_write_row();
+    let version = entity.row().version_column.as_str();
     let is_new = |(name, value): &(&str, Option<AttributeValue>)| {
-        !BOOKKEEPING.contains(name) && row.item.get(*name) != value.as_ref()
+        ![version, BOOKKEEPING].contains(name) && row.item.get(*name) != value.as_ref()
     };
     let columns = (is_edited || columns.iter().any(is_new)).then_some(columns);
     let stored = match columns {

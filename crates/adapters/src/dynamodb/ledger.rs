@@ -17,6 +17,7 @@ use billhook_core::entity::columns::EntitySchema;
 use billhook_core::entity::key::StateKey;
 use billhook_core::entity::kind::EntityKind as _;
 use billhook_core::entity::projection::RowStanding;
+use billhook_core::entity::rules::RowRules;
 use billhook_core::entity::schema::{STATE_COLUMNS, STATE_KEY};
 use billhook_core::entity::statement::{PIECE_COLUMN, StatementKind};
 use billhook_core::entity::tenant::{ACCOUNT_COLUMN, TenantKind};
@@ -64,6 +65,8 @@ pub struct TableNames {
     pub entities: String,
     /// The application's tables.
     pub application_tables: ApplicationTables,
+    /// What the deployment says about their rows.
+    pub rules: RowRules,
 }
 
 #[cfg(test)]
@@ -76,6 +79,7 @@ impl TableNames {
             application_tables: schemas
                 .map(|schema| (schema.table, schema.table.to_lowercase()))
                 .collect(),
+            rules: RowRules::default(),
         }
     }
 }
@@ -146,8 +150,8 @@ impl<C: Clock> DynamoLedger<C> {
         let mut actions = self.state_actions(&key.clone().into(), Some(row), state)?;
         let action = TransactWriteItem::builder();
         let projection = match columns {
-            Some(columns) => action.update(self.projection_update(&key, row, columns)?),
-            None => action.condition_check(self.projection_check(&key, row)?),
+            Some(columns) => action.update(self.projection_update(entity, row, columns)?),
+            None => action.condition_check(self.projection_check(entity, row)?),
         };
         actions.push(projection.build());
         Ok(actions)
@@ -213,10 +217,11 @@ impl<C: Clock> DynamoLedger<C> {
 
     fn projection_update(
         &self,
-        key: &EntityKey,
+        entity: &Entity,
         row: &DynamoRow,
         columns: ColumnUpdates,
     ) -> Result<Update, CommitError> {
+        let key = entity.key();
         // The size after the write: the row as loaded, minus the old values of our columns, plus the new ones.
         let before = attributes::item_size(&row.item);
         let bytes = columns.iter().fold(before, |bytes, (name, value)| {
@@ -228,7 +233,7 @@ impl<C: Clock> DynamoLedger<C> {
         for (name, value) in columns {
             update.set(name, value);
         }
-        require_row_as_loaded(&mut update, key.schema(), row);
+        require_row_as_loaded(&mut update, entity, row);
         let schema = key.schema();
         update.build(self.application_table(schema)?, schema.key, key.id())
     }
@@ -236,12 +241,13 @@ impl<C: Clock> DynamoLedger<C> {
     /// For a write that changes no column: the state rests on this row all the same.
     fn projection_check(
         &self,
-        key: &EntityKey,
+        entity: &Entity,
         row: &DynamoRow,
     ) -> Result<ConditionCheck, CommitError> {
         let mut check = UpdateBuilder::new();
+        let key = entity.key();
         let schema = key.schema();
-        require_row_as_loaded(&mut check, schema, row);
+        require_row_as_loaded(&mut check, entity, row);
         check.build_check(self.application_table(schema)?, schema.key, key.id())
     }
 }
@@ -255,7 +261,9 @@ fn check_size(key: &StateKey, what: &str, bytes: usize) -> Result<(), CommitErro
     }
 }
 
-fn require_row_as_loaded(update: &mut UpdateBuilder, schema: &EntitySchema, row: &DynamoRow) {
+fn require_row_as_loaded(update: &mut UpdateBuilder, entity: &Entity, row: &DynamoRow) {
+    let key = entity.key();
+    let schema = key.schema();
     // Columns of the application and of people. Case: we read `amountTotal` 4200 and a payment of 4200 and derive
     // `completed`; in between the application corrects the amount to 4500. The write fails, and the next round flags
     // `amount_mismatch`. Or a person sets `status` to `cancelled` in between: an unconditional write would undo that.
@@ -263,7 +271,14 @@ fn require_row_as_loaded(update: &mut UpdateBuilder, schema: &EntitySchema, row:
         update.require_as_loaded(name, row.item.get(*name));
     }
     // A copy that the application put back between our read and our write.
-    update.require_as_loaded("version", row.item.get("version"));
+    let version = entity.row().version_column.as_str();
+    update.require_as_loaded(version, row.item.get(version));
+    // What an adopted row says besides becomes a fact with this write.
+    if entity.row().opening.is_some() {
+        for name in schema.opening {
+            update.require_as_loaded(name, row.item.get(*name));
+        }
+    }
     // Tenant isolation: the event's tenant was compared with the row's. If the row moves to another tenant in between,
     // the write must not happen. A tenant's row is its own.
     if schema.tenant != schema.key {
@@ -494,7 +509,7 @@ impl<C: Clock> DynamoLedger<C> {
             }
         }
         for (key, (row, state)) in entities {
-            match read_entity(&key, row, state) {
+            match read_entity(&key, &self.tables.rules, row, state) {
                 Ok((entity, mut row)) => {
                     row.pages = pages_of(&key.clone().into());
                     rows.entities.insert(key, (entity, row));
@@ -630,6 +645,7 @@ mod tests {
     use billhook_core::entity::merge::MinRegister;
     use billhook_core::entity::payment::linked::LinkState;
     use billhook_core::entity::payment::state::{LinkSource, PaymentFacts, PaymentState};
+    use billhook_core::entity::rules::VersionColumn;
     use billhook_core::worker::ports::{EventUpdate, NextState};
 
     use super::*;
@@ -700,7 +716,7 @@ mod tests {
         key: &EntityKey,
         item: Item,
     ) -> Result<Vec<TransactWriteItem>, CommitError> {
-        let (entity, row) = read_entity(key, Some(item), None).unwrap();
+        let (entity, row) = read_entity(key, &RowRules::default(), Some(item), None).unwrap();
         ledger.entity_actions(&entity, &row, &entity.apply_facts(paid(), now()), now())
     }
 
@@ -733,6 +749,53 @@ mod tests {
         insta::assert_snapshot!(both(next_write(&ledger(), &key, item)));
     }
 
+    /// The write of an order by these rules, with its conditions.
+    fn order_write(rules: &RowRules, columns: serde_json::Value) -> String {
+        let key = EntityKey::Order(OrderId::parse("ord_1").unwrap());
+        let (entity, row) = read_entity(&key, rules, Some(row(columns)), None).unwrap();
+        let next = entity.apply_facts(paid(), now());
+        let actions = ledger().entity_actions(&entity, &row, &next, now());
+        shown(Ok(actions.unwrap().pop().unwrap().update.unwrap()))
+    }
+
+    #[test]
+    fn an_orms_own_version_is_neither_written_nor_a_condition() {
+        let rules = RowRules {
+            version_column: VersionColumn::parse("billhookVersion").unwrap(),
+            ..RowRules::default()
+        };
+        let columns = json!({ "id": "ord_1", "amountTotal": 4100, "currency": "usd", "version": 57,
+            "billhookVersion": 0 });
+        let write = order_write(&rules, columns);
+        assert!(write.contains("SET #billhookVersion = 1"), "{write}");
+        assert!(write.contains("AND #billhookVersion = 0"), "{write}");
+        assert!(!write.contains("#version"), "{write}");
+    }
+
+    #[test]
+    fn what_an_adopted_row_says_is_a_condition_of_its_first_write() {
+        let rules = RowRules {
+            adopted_before: Some(now()),
+            ..RowRules::default()
+        };
+        let columns = |created_at: &str| {
+            json!({ "id": "ord_1", "amountTotal": 4100, "currency": "usd", "status": "completed",
+                "amountRefunded": 700, "createdAt": created_at })
+        };
+        let adopted = order_write(&rules, columns("2026-06-01"));
+        let conditions = [
+            "AND #amountRefunded = 700",
+            "AND attribute_not_exists(#reviewReasons)",
+        ];
+        for condition in conditions {
+            assert!(adopted.contains(condition), "{adopted}");
+        }
+        let later = order_write(&rules, columns("2026-07-01"));
+        for condition in conditions {
+            assert!(!later.contains(condition), "{later}");
+        }
+    }
+
     fn account_updated() -> StatedFacts {
         let event = json!({ "id": "evt_2", "type": "account.updated", "created": 1_781_000_000,
             "account": "acct_1", "data": { "object": { "id": "acct_1", "object": "account",
@@ -755,7 +818,7 @@ mod tests {
     fn a_tenants_write_has_no_timeline_and_only_the_accounts_columns() {
         let key = EntityKey::Tenant(TenantId::parse("ten_1").unwrap());
         let item = row(json!({ "tenant_id": "ten_1", "stripe_connected_account_id": "acct_1" }));
-        let (entity, row) = read_entity(&key, Some(item), None).unwrap();
+        let (entity, row) = read_entity(&key, &RowRules::default(), Some(item), None).unwrap();
         let next = entity.apply_facts([account_updated()], now());
         insta::assert_snapshot!(both(ledger().entity_actions(&entity, &row, &next, now())));
     }
@@ -784,12 +847,14 @@ mod tests {
         for (key, columns) in rows {
             let key = EntityKey::parse(key).unwrap();
             let mut item = row(columns);
-            let (entity, loaded) = read_entity(&key, Some(item.clone()), None).unwrap();
+            let (entity, loaded) =
+                read_entity(&key, &RowRules::default(), Some(item.clone()), None).unwrap();
             let mut next = entity.apply_facts(everything(), now());
             next.record_events([(&EventId::parse("evt_1").unwrap(), Some(now()))]);
             let write = build_write(&entity, &loaded, &next, now()).unwrap();
             set_columns(&mut item, write.columns.unwrap());
-            let (again, loaded) = read_entity(&key, Some(item), Some(write.state)).unwrap();
+            let (again, loaded) =
+                read_entity(&key, &RowRules::default(), Some(item), Some(write.state)).unwrap();
             assert_eq!(again, next.with_row_written());
             assert_ne!(again, entity);
 
@@ -808,7 +873,7 @@ mod tests {
     fn a_large_state_is_written_in_pages_under_the_version_of_its_row() {
         let key = EntityKey::Order(OrderId::parse("ord_1").unwrap());
         let item = row(json!({ "id": "ord_1", "amountTotal": 4200, "currency": "usd" }));
-        let (entity, loaded) = read_entity(&key, Some(item), None).unwrap();
+        let (entity, loaded) = read_entity(&key, &RowRules::default(), Some(item), None).unwrap();
         let refunds: Vec<_> = (0..600)
             .map(|n| {
                 let (id, refund) = (format!("evt_{n}"), format!("re_{n}"));
@@ -849,19 +914,27 @@ mod tests {
     fn an_edit_that_became_a_fact_is_written_although_no_column_changes() {
         let key = EntityKey::parse("order#ord_1").unwrap();
         let mut item = row(json!({ "id": "ord_1", "amountTotal": 4100, "currency": "usd" }));
-        let (entity, loaded) = read_entity(&key, Some(item.clone()), None).unwrap();
+        let (entity, loaded) =
+            read_entity(&key, &RowRules::default(), Some(item.clone()), None).unwrap();
         let next = entity.apply_facts(paid(), now());
         let write = build_write(&entity, &loaded, &next, now()).unwrap();
         set_columns(&mut item, write.columns.unwrap());
         for name in ["status", "paymentStatus"] {
             item.insert(name.to_owned(), string_value("refunded"));
         }
-        let (edited, loaded) = read_entity(&key, Some(item.clone()), Some(write.state)).unwrap();
+        let (edited, loaded) = read_entity(
+            &key,
+            &RowRules::default(),
+            Some(item.clone()),
+            Some(write.state),
+        )
+        .unwrap();
         // Written once: then the row and the state agree.
         let next = edited.apply_facts([], now());
         let write = build_write(&edited, &loaded, &next, now()).unwrap();
         set_columns(&mut item, write.columns.unwrap());
-        let (again, loaded) = read_entity(&key, Some(item), Some(write.state)).unwrap();
+        let (again, loaded) =
+            read_entity(&key, &RowRules::default(), Some(item), Some(write.state)).unwrap();
         let write = build_write(&again, &loaded, &again.apply_facts([], now()), now()).unwrap();
         assert_eq!(write.columns, None);
     }
@@ -870,7 +943,8 @@ mod tests {
     fn what_a_newer_release_added_to_the_facts_survives_our_write() {
         let key = EntityKey::parse("order#ord_1").unwrap();
         let item = row(json!({ "id": "ord_1", "amountTotal": 4100, "currency": "usd" }));
-        let (entity, loaded) = read_entity(&key, Some(item.clone()), None).unwrap();
+        let (entity, loaded) =
+            read_entity(&key, &RowRules::default(), Some(item.clone()), None).unwrap();
         let next = entity.apply_facts(paid(), now());
         let mut state = build_write(&entity, &loaded, &next, now()).unwrap().state;
         let mut newer: serde_json::Value = serde_dynamo::from_item(state).unwrap();
@@ -878,7 +952,8 @@ mod tests {
         newer["facts"]["payments"]["payment#acct_1#pi_1"]["mandate"] = json!("mandate_1");
         newer["issued"] = json!({ "fulfil": 1 });
         state = serde_dynamo::to_item(&newer).unwrap();
-        let (entity, loaded) = read_entity(&key, Some(item), Some(state)).unwrap();
+        let (entity, loaded) =
+            read_entity(&key, &RowRules::default(), Some(item), Some(state)).unwrap();
         let next = entity.apply_facts(paid(), now());
         let write = build_write(&entity, &loaded, &next, now()).unwrap();
         let written: serde_json::Value = serde_dynamo::from_item(write.state).unwrap();
@@ -978,7 +1053,7 @@ mod tests {
                 "its state has schema version 99; this release reads up to 1",
             ),
         ] {
-            let read = read_entity(&key, Some(row(item)), state.map(row));
+            let read = read_entity(&key, &RowRules::default(), Some(row(item)), state.map(row));
             assert_eq!(read.unwrap_err().to_string(), reason);
         }
     }

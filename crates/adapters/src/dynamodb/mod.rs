@@ -21,6 +21,8 @@ mod tenants;
 mod unfinished_events;
 mod update;
 
+pub use self::entities::find_item_faults;
+
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_dynamodb::operation::update_item::UpdateItemError;

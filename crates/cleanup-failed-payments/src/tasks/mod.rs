@@ -62,6 +62,7 @@ pub async fn run_task(
             events: config.events_tables.of(provider).clone(),
             entities: config.entities_table.clone(),
             application_tables: config.application_tables.clone(),
+            rules: config.row_rules,
         };
         DynamoLedger::new(aws.dynamodb().clone(), tables, clock, report_fallback_scan)
     };

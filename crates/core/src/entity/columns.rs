@@ -5,6 +5,9 @@ use std::collections::BTreeSet;
 
 use crate::time::Timestamp;
 
+/// The column of billhook's version, as the schemas name it; `rules::VersionColumn` says its name in the tables.
+pub const VERSION: &str = "version";
+
 /// The table of an entity kind.
 #[derive(Clone, Copy, Debug)]
 pub struct EntitySchema {
@@ -18,9 +21,12 @@ pub struct EntitySchema {
     /// The column of the PaymentIntent; the table's `PaymentIntentIndex` is on it.
     pub payment_intent: Option<&'static str>,
     /// The indexes of the table that functions and the operator's tool query; `billhook doctor` looks at them.
-    pub indexes: &'static [&'static str],
+    pub indexes: &'static [EntityIndex],
     /// The column of the time at which the application made the row.
     pub created_at: Option<&'static str>,
+    /// Further columns that say in which state the application left a row that is adopted (`opening`). They are part of
+    /// the condition of its first write.
+    pub opening: &'static [&'static str],
     /// Columns that a person or the application may change and that our decision depends on: the write fails if one of
     /// them is not as it was read (optimistic lock). In the order of the write's conditions.
     pub guarded: &'static [&'static str],
@@ -35,6 +41,14 @@ impl EntitySchema {
     }
 }
 
+/// An index of the table. A query reads only the table's key from it, so any projection will do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntityIndex {
+    pub name: &'static str,
+    /// Its hash key, a text. It has no range key: a row without that column would not be in the index.
+    pub key: &'static str,
+}
+
 /// A column, as `docs/data-model.md` shows it (tested in `crates/core/tests/docs.rs`).
 #[derive(Clone, Copy, Debug)]
 pub struct EntityColumn {
@@ -44,7 +58,7 @@ pub struct EntityColumn {
     pub meaning: &'static str,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ColumnType {
     /// Times are texts too.
     Text,
@@ -57,7 +71,7 @@ pub enum ColumnType {
     Other,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ColumnOwner {
     Application,
     Billhook,
@@ -111,6 +125,8 @@ pub trait RowColumns {
     /// `None` for a fraction too: amounts are integers in the currency's minor unit.
     fn integer(&self, column: &str) -> Option<i64>;
     fn truth(&self, column: &str) -> Option<bool>;
+    /// The texts of a set, or of a list as ORMs write a set back.
+    fn texts(&self, column: &str) -> BTreeSet<String>;
     /// Whether the timeline has an entry of billhook's.
     fn has_own_entries(&self) -> bool;
     /// The entries of this type in the timeline, billhook's own included.

@@ -20,7 +20,8 @@ use crate::entity::merge::{Merge, MinRegister};
 use crate::entity::payment::derive::DerivedPayment;
 use crate::entity::payment::linked::{LinkedPaymentFacts, PaymentCopy};
 use crate::entity::payment::status::{OrderStatus, PaymentStatus};
-use crate::entity::projection::{LoadedRow, RowFinding, RowStanding, know_row};
+use crate::entity::projection::{LoadedRow, RowFinding, RowStanding, know_row, read_opening_state};
+use crate::entity::rules::RowRules;
 use crate::entity::schema::{
     GuardedColumns, LastDerived, RowIdentity, RowTrouble, STATE_SCHEMA, StateHistory, StateRow,
     StoredState, UnreadableRow, open_index_key,
@@ -198,6 +199,7 @@ impl<K: EntityKind> EntityState<K> {
     /// Reads an entity from the application's row and its state: one of them, or both.
     pub(super) fn read(
         id: K::Id,
+        rules: &RowRules,
         row: Option<&impl RowColumns>,
         state: Option<&impl StoredState>,
     ) -> Result<Self, UnreadableRow> {
@@ -211,9 +213,10 @@ impl<K: EntityKind> EntityState<K> {
                 Some(row) => K::read_given(row),
                 None => K::remember_given(&RowIdentity::default()),
             },
-            row: row.map_or_else(LoadedRow::missing, |row| {
-                LoadedRow::read(&K::SCHEMA, row, K::is_own_word)
-            }),
+            row: match row {
+                Some(row) => LoadedRow::read(&K::SCHEMA, rules, row, K::is_own_word),
+                None => LoadedRow::missing(rules.version_column),
+            },
             columns: row.map(K::read_guarded).unwrap_or_default(),
             last_derived: LastDerived::default(),
             facts: K::Facts::default(),
@@ -240,6 +243,10 @@ impl<K: EntityKind> EntityState<K> {
             };
             read.history
                 .read_open(stored.open.as_deref(), stored.open_at);
+        }
+        if let (Some(row), true) = (row, read.history.written.is_empty()) {
+            let piece = K::piece(&read.given).map(PieceId::to_string);
+            read.row.opening = read_opening_state(&K::SCHEMA, rules, row, &read.columns, piece);
         }
         if read.row.is_missing {
             read.tenant = read.history.tenant.clone();
@@ -312,6 +319,9 @@ impl<K: EntityKind> EntityState<K> {
                     self.find_manual_edits(&standing, K::owns_payment_status(known, new), now);
                 is_edited = edits != LinkedPaymentFacts::default();
                 known.merge(edits);
+                if let (RowStanding::New, Some(opening)) = (&standing, &self.row.opening) {
+                    known.opening = Some(MinRegister(opening.clone()));
+                }
                 known.manual.merge(self.find_recorded_payments(&standing));
             }
         }
@@ -336,7 +346,7 @@ impl<K: EntityKind> EntityState<K> {
             // What billhook would not write anyway is the application's.
             let written = K::write_columns(&derived, &last_derived, now);
             foreign.retain(|column| {
-                ["version", "timeline"].contains(column)
+                [self.row.version_column.as_str(), "timeline"].contains(column)
                     || written.iter().any(|(written, _)| written == column)
             });
         }
@@ -457,11 +467,15 @@ impl<K: EntityKind> EntityState<K> {
     /// What billhook wrote into the row that it is compared with; `None` if a difference says nothing about anybody's
     /// intention.
     fn baseline(&self, standing: &RowStanding) -> Option<GuardedColumns> {
+        let facts = K::linked_payment_facts(&self.facts);
+        let opening = facts.and_then(LinkedPaymentFacts::opening_state);
         match standing {
+            // What an adopted row says is its opening state, and nobody's edit.
+            RowStanding::New if self.row.opening.is_some() => Some(self.columns.clone()),
             RowStanding::New => Some(GuardedColumns::default()),
             RowStanding::Current => {
                 let written = self.history.written.last_key_value();
-                written.map(|(_, written)| written.clone())
+                written.map(|(_, written)| written.clone().or_opening(opening))
             }
             RowStanding::Stale { .. } => {
                 let written = self.history.written.last_key_value();
@@ -620,8 +634,10 @@ impl<K: EntityKind> StateUpdate<K> {
     }
 
     pub(super) fn may_write(&self, column: &str) -> bool {
-        let is_foreign = self.next.row.foreign.contains(column);
-        !is_foreign && (!self.is_held() || REVIEW_COLUMNS.contains(&column))
+        let row = &self.next.row;
+        let is_of_review =
+            REVIEW_COLUMNS.contains(&column) || column == row.version_column.as_str();
+        !row.foreign.contains(column) && (!self.is_held() || is_of_review)
     }
 
     /// Whether the row is in another one's place, and a person has not decided yet.
@@ -631,9 +647,8 @@ impl<K: EntityKind> StateUpdate<K> {
     }
 }
 
-/// What is written of a row that is in another one's place.
-const REVIEW_COLUMNS: [&str; 7] = [
-    "version",
+/// What is written of a row that is in another one's place, beside the version.
+const REVIEW_COLUMNS: [&str; 6] = [
     "requiresReview",
     "reviewReasons",
     "requires_review",

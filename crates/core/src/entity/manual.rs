@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::entity::merge::{MinRegister, merge_fields};
 use crate::time::Timestamp;
 
+/// The review reason of a row that was flagged without saying why.
+pub(super) const FLAGGED_BY_HAND: &str = "flagged_by_hand";
 /// The review reason of a row that is in another one's place.
 pub(super) const ROW_REPLACED: &str = "row_replaced";
 /// The review reason of an edit in an older copy of the row.

@@ -10,15 +10,18 @@
 
 pub mod account;
 pub mod columns;
+pub mod inspect;
 pub mod invoice;
 pub mod key;
 pub mod kind;
 pub mod mail;
 pub mod manual;
 pub mod merge;
+pub mod opening;
 pub mod order;
 pub mod payment;
 pub mod projection;
+pub mod rules;
 pub mod schema;
 pub mod statement;
 pub mod tenant;
@@ -27,7 +30,8 @@ pub mod timeline;
 use serde::{Serialize, Serializer};
 
 use crate::entity::account::DerivedAccount;
-use crate::entity::columns::{ColumnWrites, EntitySchema, RowColumns};
+use crate::entity::columns::{ColumnWrites, EntitySchema, RowColumns, VERSION};
+use crate::entity::inspect::{ColumnFault, find_column_faults};
 pub use crate::entity::key::EntityKey;
 use crate::entity::kind::{DiscardedEdit, EntityKind, EntityState, StateUpdate, StatedFacts};
 use crate::entity::mail::derive::DerivedMail;
@@ -36,6 +40,7 @@ use crate::entity::payment::derive::DerivedPayment;
 use crate::entity::payment::linked::LinkedPaymentFacts;
 use crate::entity::payment::status::{OrderStatus, PaymentStatus};
 use crate::entity::projection::{LoadedRow, RowFinding, RowStanding};
+use crate::entity::rules::{RowRules, VersionColumn};
 use crate::entity::schema::{
     GuardedColumns, LastDerived, RECENT, StateHistory, StoredState, UnreadableRow,
 };
@@ -123,6 +128,40 @@ implement_kinds! {
     Tenant: TenantKind,
 }
 
+/// Why a name cannot be that of the version's column.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidVersionColumn {
+    #[error("must be a letter and then at most 63 letters, digits or underscores, got {0:?}")]
+    Malformed(String),
+    #[error("must not be {0}, which is another column of billhook's")]
+    Taken(String),
+}
+
+impl VersionColumn {
+    const BYTES_MAX: usize = 64;
+
+    /// The name must be free in the tables of all kinds, and fit into an expression of DynamoDB. It lives as long as the
+    /// process, as the names of all other columns do, because a configuration is read once.
+    pub fn parse(name: &str) -> Result<Self, InvalidVersionColumn> {
+        let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+        let begins = name
+            .bytes()
+            .next()
+            .is_some_and(|byte| byte.is_ascii_alphabetic());
+        if !begins || !name.bytes().all(is_word) || name.len() > Self::BYTES_MAX {
+            return Err(InvalidVersionColumn::Malformed(name.to_owned()));
+        }
+        if name == VERSION {
+            return Ok(Self::default());
+        }
+        let mut columns = ENTITY_SCHEMAS.iter().flat_map(|schema| schema.columns);
+        if columns.any(|column| column.name == name) {
+            return Err(InvalidVersionColumn::Taken(name.to_owned()));
+        }
+        Ok(Self::of_valid_name(name.to_owned().leak()))
+    }
+}
+
 impl EntityKey {
     pub fn schema(&self) -> &'static EntitySchema {
         for_entity!(EntityKey, self, _ => &Kind::SCHEMA)
@@ -133,14 +172,20 @@ impl EntityKey {
         for_entity!(EntityKey, self, _ => Kind::UNKNOWN)
     }
 
+    /// What billhook could not use of the application's row.
+    pub fn find_column_faults(&self, rules: &RowRules, row: &impl RowColumns) -> Vec<ColumnFault> {
+        for_entity!(EntityKey, self, _ => find_column_faults::<Kind>(rules, row))
+    }
+
     /// Reads the entity of this key from the application's row and its state.
     pub fn read(
         &self,
+        rules: &RowRules,
         row: Option<&impl RowColumns>,
         state: Option<&impl StoredState>,
     ) -> Result<Entity, UnreadableRow> {
         for_entity!(EntityKey, self, id => {
-            Ok(EntityState::<Kind>::read(id.clone(), row, state)?.into())
+            Ok(EntityState::<Kind>::read(id.clone(), rules, row, state)?.into())
         })
     }
 }
@@ -233,7 +278,10 @@ impl Entity {
         for_entity!(Entity, self, state => EntityState::<Kind> {
             version: 0,
             columns: GuardedColumns::default(),
-            row: LoadedRow::default(),
+            row: LoadedRow {
+                version_column: state.row.version_column,
+                ..LoadedRow::default()
+            },
             last_derived: LastDerived::default(),
             facts: Default::default(),
             history: StateHistory::default(),

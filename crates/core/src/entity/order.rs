@@ -6,8 +6,8 @@
 use crate::entity::columns::ColumnOwner::{Application, Billhook, Both};
 use crate::entity::columns::ColumnType::{Bool, Integer, List, Text, TextSet};
 use crate::entity::columns::{
-    ColumnValue, ColumnWrites, EntityColumn, EntitySchema, RowColumns, describe_column as column,
-    read_id,
+    ColumnValue, ColumnWrites, EntityColumn, EntityIndex, EntitySchema, RowColumns, VERSION,
+    describe_column as column, read_id,
 };
 use crate::entity::key::ORDER;
 use crate::entity::kind::{EntityKind, EntityState, StatedFacts, keep_if_ours, read_due};
@@ -41,7 +41,7 @@ const COLUMNS: &[EntityColumn] = &[
     column("stripeCheckoutSessionId", Text, Both, "billhook writes it if it is missing; yours stays"),
     column("timeline", List, Both, "see [below](#timeline)"),
     column("updatedAt", Text, Both, "billhook sets it with each of its writes"),
-    column("version", Integer, Billhook, "the version of the entity at our last write of the row"),
+    column(VERSION, Integer, Billhook, "the version of the entity at our last write of the row; the parameter `VersionColumn` gives it another name"),
 ];
 
 #[derive(Clone, Debug, PartialEq)]
@@ -70,7 +70,17 @@ impl EntityKind for OrderKind {
         key: "id",
         tenant: "tenantId",
         payment_intent: Some("stripePaymentIntentId"),
-        indexes: &["PaymentIntentIndex", "StatusIndex"],
+        indexes: &[
+            EntityIndex {
+                name: "PaymentIntentIndex",
+                key: "stripePaymentIntentId",
+            },
+            EntityIndex {
+                name: "StatusIndex",
+                key: "status",
+            },
+        ],
+        opening: &["amountRefunded", "reviewReasons"],
         created_at: Some("createdAt"),
         guarded: &[
             "status",
@@ -245,12 +255,12 @@ impl EntityKind for OrderKind {
                 "amountRefunded",
                 Some(ColumnValue::Integer(payment.amount_refunded)),
             ),
-            (
-                "paymentFailedAt",
-                payment.payment_failed_at.map(ColumnValue::Time),
-            ),
             ("updatedAt", Some(ColumnValue::Time(now))),
         ];
+        if payment.payment_failed_at.is_some() || !payment.is_adopted {
+            let failed_at = payment.payment_failed_at.map(ColumnValue::Time);
+            columns.push(("paymentFailedAt", failed_at));
+        }
         columns.extend(written.removed.iter().map(|column| (*column, None)));
         if let Some(intent) = &written.intent {
             columns.push(("stripePaymentIntentId", text(intent.as_str())));

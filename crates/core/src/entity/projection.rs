@@ -7,7 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::entity::columns::{ColumnOwner, ColumnType, EntitySchema, RowColumns, TimelineFields};
-use crate::entity::manual::{FoundEdit, PaymentRecord};
+use crate::entity::manual::{FLAGGED_BY_HAND, FoundEdit, PaymentRecord};
+use crate::entity::opening::OpeningState;
+use crate::entity::rules::{RowRules, VersionColumn};
 use crate::entity::schema::{GuardedColumns, RowIdentity, StateHistory};
 use crate::entity::timeline::ACTOR;
 use crate::time::Timestamp;
@@ -17,6 +19,8 @@ use crate::time::Timestamp;
 pub struct LoadedRow {
     /// The version of the write that the row is a copy of; `None` if it bears none.
     pub version: Option<i64>,
+    /// The column that has it.
+    pub version_column: VersionColumn,
     pub created_at: Option<String>,
     /// The application deleted it.
     pub is_missing: bool,
@@ -27,6 +31,8 @@ pub struct LoadedRow {
     pub is_without_entries: bool,
     /// It lacks the columns of amounts that billhook writes with the payment's status.
     pub is_without_amounts: bool,
+    /// What it says, if billhook has never written it and the application made it before billhook was given the table.
+    pub opening: Option<OpeningState>,
     /// Payments that others recorded in the timeline, by the entry's time.
     pub recorded: BTreeMap<String, PaymentRecord>,
 }
@@ -62,23 +68,26 @@ pub enum RowFinding {
 }
 
 impl LoadedRow {
-    pub(super) fn missing() -> Self {
+    pub(super) fn missing(version_column: VersionColumn) -> Self {
         Self {
             is_missing: true,
+            version_column,
             ..Self::default()
         }
     }
 
     pub(super) fn read(
         schema: &EntitySchema,
+        rules: &RowRules,
         row: &impl RowColumns,
         is_ours: impl Fn(&str, &str) -> bool,
     ) -> Self {
+        let version_column = rules.version_column;
         let columns = schema.columns.iter();
         let ours = columns.filter(|column| column.owner != ColumnOwner::Application);
         let foreign = ours.filter(|column| {
             let is_text = column.kind == ColumnType::Text;
-            match row.column_type(column.name) {
+            match row.column_type(version_column.name_of(column.name)) {
                 None => false,
                 // ORMs write a set back as a list.
                 Some(ColumnType::List) if column.kind == ColumnType::TextSet => false,
@@ -92,16 +101,22 @@ impl LoadedRow {
         });
         Self {
             // An application may create its rows with a version of 0.
-            version: row.integer("version").filter(|version| *version > 0),
+            version: row
+                .integer(version_column.as_str())
+                .filter(|version| *version > 0),
+            version_column,
             created_at: schema
                 .created_at
                 .and_then(|column| read_created_at(row, column)),
             is_missing: false,
-            foreign: foreign.map(|column| column.name).collect(),
+            foreign: foreign
+                .map(|column| version_column.name_of(column.name))
+                .collect(),
             is_without_entries: !row.has_own_entries(),
             is_without_amounts: ["amountRefunded", "amount_refunded"]
                 .iter()
                 .all(|column| row.column_type(column).is_none()),
+            opening: None,
             recorded: row
                 .timeline_entries("payment_recorded")
                 .into_iter()
@@ -130,7 +145,7 @@ impl LoadedRow {
             return RowStanding::Replaced;
         }
         // Where the application uses the column for something else, no copy can be told from the last write.
-        if self.foreign.contains("version") {
+        if self.foreign.contains(self.version_column.as_str()) {
             return RowStanding::Current;
         }
         match self.version {
@@ -161,8 +176,43 @@ fn read_payment_record(entry: TimelineFields) -> Option<(String, PaymentRecord)>
     Some((at.to_string(), record))
 }
 
+/// The opening state of a row that billhook has never written: `None` if the application made it after billhook was given
+/// the table, or does not say when it made it.
+pub(super) fn read_opening_state(
+    schema: &EntitySchema,
+    rules: &RowRules,
+    row: &impl RowColumns,
+    columns: &GuardedColumns,
+    piece: Option<String>,
+) -> Option<OpeningState> {
+    let adopted_before = rules.adopted_before?;
+    let created_at = parse_created_at(&read_created_at(row, schema.created_at?)?)?;
+    if !rules.adopts(Some(created_at)) {
+        return None;
+    }
+    let mut opening = schema.opening.iter();
+    let amount_refunded = opening.find_map(|column| row.integer(column));
+    let mut review_reasons = BTreeSet::new();
+    if columns.requires_review == Some(true) {
+        review_reasons.extend(schema.opening.iter().flat_map(|column| row.texts(column)));
+        // A flag without a reason needs one, to be kept and to be cleared.
+        if review_reasons.is_empty() {
+            review_reasons.insert(format!("{FLAGGED_BY_HAND}:{created_at}"));
+        }
+    }
+    Some(OpeningState {
+        adopted_before,
+        status: columns.status.clone(),
+        payment_status: columns.payment_status.clone(),
+        amount_refunded: amount_refunded.filter(|amount| *amount > 0),
+        review_reasons,
+        mail_status: columns.mail_status.clone(),
+        piece,
+    })
+}
+
 /// Whatever form the application gives it: text, or a number of seconds or milliseconds.
-fn read_created_at(row: &impl RowColumns, column: &str) -> Option<String> {
+pub(super) fn read_created_at(row: &impl RowColumns, column: &str) -> Option<String> {
     let number = || row.integer(column).map(|number| number.to_string());
     row.text(column).map(str::to_owned).or_else(number)
 }
@@ -171,7 +221,7 @@ fn read_created_at(row: &impl RowColumns, column: &str) -> Option<String> {
 const SECONDS_MAX: i64 = 100_000_000_000;
 
 /// The time in `createdAt`, whatever form it has.
-fn parse_created_at(text: &str) -> Option<Timestamp> {
+pub(super) fn parse_created_at(text: &str) -> Option<Timestamp> {
     if let Ok(number) = text.parse::<i64>() {
         return match number > SECONDS_MAX {
             true => Timestamp::from_unix_ms(number).ok(),

@@ -14,6 +14,7 @@ use crate::entity::columns::ColumnOwner::Billhook;
 use crate::entity::columns::ColumnType::{Integer, List, Map, Text, TextSet};
 use crate::entity::columns::{EntityColumn, describe_column as column};
 use crate::entity::manual::FoundEdit;
+use crate::entity::opening::OpeningState;
 use crate::entity::payment::derive::DerivedPayment;
 use crate::ids::{CheckoutSessionId, EventId, PaymentIntentId, TenantId, UserId};
 use crate::money::Money;
@@ -134,6 +135,20 @@ impl GuardedColumns {
                 written: written.unwrap_or_default(),
             })
             .collect()
+    }
+
+    /// Columns that billhook has not written yet are compared with what an adopted row said at first.
+    pub(super) fn or_opening(mut self, opening: Option<&OpeningState>) -> Self {
+        if let Some(opening) = opening {
+            let flagged = (!opening.review_reasons.is_empty()).then_some(true);
+            self.status = self.status.or_else(|| opening.status.clone());
+            let payment_status = self.payment_status;
+            self.payment_status = payment_status.or_else(|| opening.payment_status.clone());
+            self.requires_review = self.requires_review.or(flagged);
+            let mail_status = self.mail_status;
+            self.mail_status = mail_status.or_else(|| opening.mail_status.clone());
+        }
+        self
     }
 
     /// Whether none of the columns that billhook wrote was removed, but for the review flag.

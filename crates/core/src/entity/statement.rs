@@ -10,12 +10,12 @@ use serde::{Deserialize, Serialize};
 use crate::entity::columns::ColumnOwner::{Application, Billhook, Both};
 use crate::entity::columns::ColumnType::{Bool, Integer, List, Text, TextSet};
 use crate::entity::columns::{
-    ColumnValue, ColumnWrites, EntityColumn, EntitySchema, RowColumns, describe_column as column,
-    read_id,
+    ColumnValue, ColumnWrites, EntityColumn, EntityIndex, EntitySchema, RowColumns, VERSION,
+    describe_column as column, read_id,
 };
 use crate::entity::key::STATEMENT;
 use crate::entity::kind::{EntityKind, EntityState, StatedFacts, keep_if_ours, read_due};
-use crate::entity::mail::derive::{DerivedMail, derive_mail};
+use crate::entity::mail::derive::{DerivedMail, derive_mail, is_stronger_stage};
 use crate::entity::mail::facts::{MailFacts, MailStage};
 use crate::entity::merge::{Merge as _, merge_fields};
 use crate::entity::payment::derive::{DerivedPayment, derive_payment};
@@ -30,6 +30,8 @@ use crate::time::Timestamp;
 
 /// The column of the printed piece; `LobLetterIndex` is on it.
 pub const PIECE_COLUMN: &str = "lob_letter_id";
+/// The column of the PaymentIntent; `PaymentIntentIndex` is on it.
+const INTENT_COLUMN: &str = "stripe_payment_intent_id";
 
 #[rustfmt::skip]
 const COLUMNS: &[EntityColumn] = &[
@@ -53,7 +55,7 @@ const COLUMNS: &[EntityColumn] = &[
     column("tracking_number", Text, Both, "the same"),
     column("template_version", Text, Both, "the same"),
     column("timeline", List, Both, "see [below](#timeline)"),
-    column("version", Integer, Billhook, "like an order's"),
+    column(VERSION, Integer, Billhook, "like an order's"),
 ];
 
 #[derive(Clone, Debug, PartialEq)]
@@ -81,6 +83,30 @@ merge_fields!(StatementFacts { payment, mail });
 pub struct DerivedStatement {
     pub payment: DerivedPayment,
     pub mail: DerivedMail,
+    /// An adopted row said more about the letter than Lob has stated since: that stage stays.
+    pub mail_at_first: Option<MailStage>,
+}
+
+impl DerivedStatement {
+    /// What an adopted row said of attention belongs to the stage that it said.
+    fn owns_attention(&self) -> bool {
+        self.mail_at_first.is_none() || self.mail.attention_reason.is_some()
+    }
+}
+
+/// The stage that an adopted row said, as long as Lob has not stated more about the same piece. Example: the row said
+/// `delivered`, and the first event is that the recipient opened the proof: it stays `delivered`.
+fn find_mail_at_first(
+    facts: &StatementFacts,
+    given: &StatementColumns,
+    stated: Option<MailStage>,
+) -> Option<MailStage> {
+    let opening = facts.payment.opening_state()?;
+    let stage = opening.mail_stage()?;
+    let piece = given.piece.as_ref().map(PieceId::as_str);
+    let is_same_piece = piece.is_some() && opening.piece.as_deref() == piece;
+    let is_less = |stated| is_same_piece && is_stronger_stage(stage, stated);
+    stated.is_none_or(is_less).then_some(stage)
 }
 
 impl EntityKind for StatementKind {
@@ -94,8 +120,18 @@ impl EntityKind for StatementKind {
         table: "Statements",
         key: "statement_id",
         tenant: "tenant_id",
-        payment_intent: Some("stripe_payment_intent_id"),
-        indexes: &["LobLetterIndex", "PaymentIntentIndex"],
+        payment_intent: Some(INTENT_COLUMN),
+        indexes: &[
+            EntityIndex {
+                name: "LobLetterIndex",
+                key: PIECE_COLUMN,
+            },
+            EntityIndex {
+                name: "PaymentIntentIndex",
+                key: INTENT_COLUMN,
+            },
+        ],
+        opening: &["amount_refunded", "review_reasons"],
         created_at: None,
         guarded: &[
             "payment_status",
@@ -190,9 +226,11 @@ impl EntityKind for StatementKind {
     }
 
     fn derive(facts: &StatementFacts, given: &StatementColumns) -> DerivedStatement {
+        let mail = derive_mail(&facts.mail, given.piece.as_ref());
         DerivedStatement {
             payment: derive_payment(&facts.payment, given.due),
-            mail: derive_mail(&facts.mail, given.piece.as_ref()),
+            mail_at_first: find_mail_at_first(facts, given, mail.status),
+            mail,
         }
     }
 
@@ -201,11 +239,16 @@ impl EntityKind for StatementKind {
     fn project(
         row: &EntityState<Self>,
         facts: &StatementFacts,
-        DerivedStatement { payment, mail }: &DerivedStatement,
+        derived: &DerivedStatement,
     ) -> LastDerived {
+        let DerivedStatement {
+            payment,
+            mail,
+            mail_at_first,
+        } = derived;
         let of_payment = GuardedColumns::of_payment(payment);
         let is_payment_known = facts.payment.has_stripe_facts() || facts.payment.manual.is_paid();
-        let has_payment_facts = facts.payment != LinkedPaymentFacts::default();
+        let has_payment_facts = facts.payment.has_facts();
         let has_mail_facts = facts.mail != MailFacts::default();
         let last = &row.last_derived;
         let mut removed = Vec::new();
@@ -214,8 +257,11 @@ impl EntityKind for StatementKind {
                 status: None,
                 payment_status: of_payment.payment_status.filter(|_| is_payment_known),
                 requires_review: of_payment.requires_review.filter(|_| has_payment_facts),
-                mail_status: mail.status.map(|stage| stage.as_str().to_owned()),
-                needs_attention: has_mail_facts.then_some(mail.attention_reason.is_some()),
+                mail_status: mail_at_first
+                    .or(mail.status)
+                    .map(|stage| stage.as_str().to_owned()),
+                needs_attention: (has_mail_facts && derived.owns_attention())
+                    .then_some(mail.attention_reason.is_some()),
             },
             review_reasons: payment.review_reasons.iter().cloned().collect(),
             intent: keep_if_ours(
@@ -235,10 +281,15 @@ impl EntityKind for StatementKind {
     /// `written` says which columns are ours. Case: the application sets `mail_status` itself and Stripe reports a
     /// payment first; the payment columns are written, and `mail_status` stays.
     fn write_columns(
-        DerivedStatement { payment, mail }: &DerivedStatement,
+        derived: &DerivedStatement,
         written: &LastDerived,
         _: Timestamp,
     ) -> ColumnWrites {
+        let DerivedStatement {
+            payment,
+            mail,
+            mail_at_first,
+        } = derived;
         let text = ColumnValue::text;
         let stage = |stage: Option<MailStage>| stage.and_then(|stage| text(stage.as_str()));
         let ours = &written.columns;
@@ -257,15 +308,17 @@ impl EntityKind for StatementKind {
             columns.extend([
                 ("payment_status", text(payment.payment_status.as_str())),
                 (
-                    "amount_paid",
-                    Some(ColumnValue::Integer(payment.amount_paid)),
-                ),
-                (
                     "amount_refunded",
                     Some(ColumnValue::Integer(payment.amount_refunded)),
                 ),
-                ("paid_at", payment.paid_at.map(ColumnValue::Time)),
             ]);
+            if payment.paid_at.is_some() || !payment.is_adopted {
+                let paid = ColumnValue::Integer(payment.amount_paid);
+                columns.extend([
+                    ("amount_paid", Some(paid)),
+                    ("paid_at", payment.paid_at.map(ColumnValue::Time)),
+                ]);
+            }
         }
         columns.extend(written.removed.iter().map(|column| (*column, None)));
         if let Some(intent) = &written.intent {
@@ -274,11 +327,18 @@ impl EntityKind for StatementKind {
         if ours.needs_attention.is_some() {
             let needs_attention = mail.attention_reason.is_some();
             columns.extend([
-                ("mail_status", stage(mail.status)),
-                ("mail_status_at", mail.status_at.map(ColumnValue::Time)),
                 ("needs_attention", Some(ColumnValue::Bool(needs_attention))),
                 ("attention_reason", stage(mail.attention_reason)),
             ]);
+        }
+        let has_mail = ours.needs_attention.is_some() || ours.mail_status.is_some();
+        if has_mail && mail_at_first.is_none() {
+            columns.extend([
+                ("mail_status", stage(mail.status)),
+                ("mail_status_at", mail.status_at.map(ColumnValue::Time)),
+            ]);
+        }
+        if has_mail {
             // If no event contained one of these, the application's value stays.
             for (name, value) in [
                 ("expected_delivery_date", &mail.expected_delivery_date),

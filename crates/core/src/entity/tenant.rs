@@ -7,8 +7,8 @@ use crate::entity::account::{AccountFacts, DerivedAccount, derive_account};
 use crate::entity::columns::ColumnOwner::{Application, Billhook};
 use crate::entity::columns::ColumnType::{Bool, Integer, Text};
 use crate::entity::columns::{
-    ColumnValue, ColumnWrites, EntityColumn, EntitySchema, RowColumns, describe_column as column,
-    read_id,
+    ColumnValue, ColumnWrites, EntityColumn, EntityIndex, EntitySchema, RowColumns, VERSION,
+    describe_column as column, read_id,
 };
 use crate::entity::key::TENANT;
 use crate::entity::kind::{EntityKind, StatedFacts};
@@ -29,7 +29,7 @@ const COLUMNS: &[EntityColumn] = &[
     column("charges_enabled", Bool, Billhook, ""),
     column("payouts_enabled", Bool, Billhook, ""),
     column("stripe_status", Text, Billhook, "`connected`, `restricted` or `deauthorized`"),
-    column("version", Integer, Billhook, "like an order's"),
+    column(VERSION, Integer, Billhook, "like an order's"),
 ];
 
 #[derive(Clone, Debug, PartialEq)]
@@ -53,7 +53,11 @@ impl EntityKind for TenantKind {
         key: "tenant_id",
         tenant: "tenant_id",
         payment_intent: None,
-        indexes: &[ACCOUNT_COLUMN],
+        indexes: &[EntityIndex {
+            name: ACCOUNT_COLUMN,
+            key: ACCOUNT_COLUMN,
+        }],
+        opening: &[],
         created_at: None,
         guarded: &[
             ACCOUNT_COLUMN,

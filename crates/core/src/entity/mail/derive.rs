@@ -72,6 +72,16 @@ fn stage_role(stage: MailStage) -> StageRole {
     }
 }
 
+/// Whether a stage that was known before beats one that is stated now, of whose times nothing is known: a final stage
+/// beats progress, and of progress the furthest counts.
+pub(in crate::entity) fn is_stronger_stage(known: MailStage, stated: MailStage) -> bool {
+    match (stage_role(known), stage_role(stated)) {
+        (_, StageRole::Terminal(_)) | (StageRole::Side, _) => false,
+        (StageRole::Terminal(_), _) => true,
+        (StageRole::OnTheWay, _) => known > stated,
+    }
+}
+
 /// Why the piece needs attention: its final stage is a bad one, or it had an issue and no final stage since. Example:
 /// an issue on 12 Nov and `delivered` on 14 Nov need nothing; an issue on 15 Nov, after that, does.
 fn find_attention_reason(

@@ -2,7 +2,8 @@
 //!
 //! This is the state machine of a payment, written as a pure function of the merged facts and of the amount due instead
 //! of as transitions. Out-of-order delivery and duplicates cannot change the result, because the function does not see
-//! the order of arrival. It does not read the row's columns; manual edits come in as facts (`entity::kind`).
+//! the order of arrival. It does not read the row's columns; manual edits come in as facts (`entity::kind`), and so does
+//! what an adopted row said at first (`opening`).
 //! Read next: `status` (what evidence beats what), `refunds` (the arithmetic), `timeline` (what people see).
 
 use std::collections::BTreeSet;
@@ -10,6 +11,7 @@ use std::collections::BTreeSet;
 use serde_json::json;
 
 use crate::entity::merge::{FactSource, latest_state};
+use crate::entity::opening::OpeningState;
 use crate::entity::payment::facts::{DisputeState, IntentFacts, MoneyFacts};
 use crate::entity::payment::linked::LinkedPaymentFacts;
 use crate::entity::payment::refunds::derive_refunds;
@@ -80,6 +82,8 @@ pub struct DerivedPayment {
     pub session: Option<CheckoutSessionId>,
     /// Who pays: `client_reference_id` before metadata. A hint, not a proof.
     pub user: Option<UserId>,
+    /// The row was adopted: a column of which nothing is known stays as the application left it.
+    pub is_adopted: bool,
     pub timeline: Vec<DerivedEntry>,
 }
 
@@ -117,6 +121,12 @@ fn last_refund_at(facts: &MoneyFacts) -> Option<Timestamp> {
 pub fn derive_payment(linked: &LinkedPaymentFacts, due: Option<Money>) -> DerivedPayment {
     let mut timeline = TimelineBuilder::default();
     let cancelled_at = linked.cancelled_at();
+    let opening = linked.opening_state();
+    let opening_evidence = opening.map_or(PaymentEvidence::Nothing, OpeningState::payment_evidence);
+    let is_cancelled_at_first = opening.is_some_and(OpeningState::is_cancelled);
+    // An adopted order that was cancelled although it was paid: the application knew of the payment.
+    let is_cancelled_though_paid =
+        is_cancelled_at_first && opening_evidence >= PaymentEvidence::Paid;
     let facts = &linked.merge_linked_facts();
     let successes = find_successes(facts);
     // `all`, not `any`: if two events report 42.00 and 41.00 for one payment, we do not know which is true, so the
@@ -149,7 +159,7 @@ pub fn derive_payment(linked: &LinkedPaymentFacts, due: Option<Money>) -> Derive
         }
         // Flagged whether the payment succeeded before or after the cancellation: the cancellation has our time and the
         // payment has Stripe's, and the application may already have acted on `cancelled` in both cases.
-        if cancelled_at.is_some() {
+        if cancelled_at.is_some() || (is_cancelled_at_first && !is_cancelled_though_paid) {
             timeline.add_review("paid_after_cancel", id.as_str(), stated);
         }
     }
@@ -171,6 +181,9 @@ pub fn derive_payment(linked: &LinkedPaymentFacts, due: Option<Money>) -> Derive
     {
         timeline.add_review_without_event(PAID_UNPROVEN, &at.to_string(), *at);
     }
+    // They have no entry: nobody knows when they came up.
+    let first_reasons_of_row = opening.into_iter().flat_map(|row| &row.review_reasons);
+    timeline.reasons.extend(first_reasons_of_row.cloned());
     add_manual_edits(manual, &mut timeline);
     // Nobody can clear it: as long as it stands, the money counts nowhere. Only a relink ends it.
     for (payment, since) in linked.conflicts() {
@@ -183,9 +196,11 @@ pub fn derive_payment(linked: &LinkedPaymentFacts, due: Option<Money>) -> Derive
         .filter_map(|payment| payment.failures.last_at())
         .max();
     let is_all_back = refunds.is_everything && !is_recorded && !is_paid_again;
-    let payment_evidence = if manual.is_refunded() || is_all_back {
+    // A refund that was made before the adoption is older than what anybody says since.
+    let was_refunded = opening_evidence == PaymentEvidence::RefundedInFull && !manual.is_paid();
+    let payment_evidence = if manual.is_refunded() || is_all_back || was_refunded {
         PaymentEvidence::RefundedInFull
-    } else if paid_by.is_some() || manual.is_paid() {
+    } else if paid_by.is_some() || manual.is_paid() || opening_evidence == PaymentEvidence::Paid {
         PaymentEvidence::Paid
     } else if !successes.is_empty() {
         // A payment succeeded, but of another amount: neither paid nor failed. If it counted as failed, an order for
@@ -196,25 +211,40 @@ pub fn derive_payment(linked: &LinkedPaymentFacts, due: Option<Money>) -> Derive
     } else if payment_failed_at.is_some() {
         PaymentEvidence::Failed
     } else {
-        PaymentEvidence::Nothing
+        // Nothing but what an adopted row said: an attempt that failed, or one in progress.
+        opening_evidence
     };
     // A cancellation beats a failed attempt and loses to a payment. The cleanup ends every payment that the order knows
     // of before it cancels, but there may be others: cancelled at 10:00, and at 10:05 the event of a second
     // PaymentIntent arrives that succeeded. The order becomes `completed` with `paid_after_cancel`, because `cancelled`
     // would hide that we hold the money.
-    let cancel_evidence =
-        cancelled_at.map_or(PaymentEvidence::Nothing, |_| PaymentEvidence::Cancelled);
-    // A dispute takes Stripe's money back, and not what was paid outside Stripe.
-    let dispute = find_gravest_dispute(facts).filter(|_| !is_recorded);
+    let cancel_evidence = match cancelled_at.is_some() || is_cancelled_at_first {
+        true => PaymentEvidence::Cancelled,
+        false => PaymentEvidence::Nothing,
+    };
+    let order_evidence = match is_cancelled_though_paid && !is_all_back {
+        true => cancel_evidence,
+        false => payment_evidence.max(cancel_evidence),
+    };
+    // A dispute takes Stripe's money back, and not what was paid outside Stripe. What an adopted row said of a dispute
+    // counts until Stripe states one.
+    let is_dispute_stated = !facts.disputes.is_empty();
+    let dispute = match opening.and_then(OpeningState::dispute) {
+        Some(dispute) if !is_dispute_stated => Some(dispute),
+        _ => find_gravest_dispute(facts),
+    };
+    let dispute = dispute.filter(|_| !is_recorded);
+    let refunded_at_first = opening.and_then(|opening| opening.amount_refunded);
     DerivedPayment {
-        status: derive_order_status(payment_evidence.max(cancel_evidence)),
+        status: derive_order_status(order_evidence),
         payment_status: derive_payment_status(payment_evidence, dispute),
         review_reasons: first_reasons(timeline.reasons),
         amount_paid: match due {
             Some(due) if paid_by.is_some() || manual.is_paid() => due.amount,
             _ => 0,
         },
-        amount_refunded: refunds.amount,
+        // Two cumulative figures of the same money: the greater counts.
+        amount_refunded: refunds.amount.max(refunded_at_first.unwrap_or(0)),
         paid_at: paid_by
             .map(|(_, _, stated)| stated.at)
             .or_else(|| manual.paid_at()),
@@ -234,6 +264,7 @@ pub fn derive_payment(linked: &LinkedPaymentFacts, due: Option<Money>) -> Derive
             .as_ref()
             .or(facts.user.as_ref())
             .map(|hint| hint.0.clone()),
+        is_adopted: opening.is_some(),
         timeline: timeline.entries,
     }
 }

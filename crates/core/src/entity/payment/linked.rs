@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::entity::key::PaymentKey;
 use crate::entity::manual::ManualEdits;
-use crate::entity::merge::{Merge, merge_fields};
+use crate::entity::merge::{Merge, MinRegister, merge_fields};
+use crate::entity::opening::OpeningState;
 use crate::entity::payment::facts::MoneyFacts;
 use crate::ids::{InvoiceId, PaymentIntentId};
 use crate::time::Timestamp;
@@ -26,6 +27,9 @@ pub struct LinkedPaymentFacts {
     pub cancelled: BTreeSet<Timestamp>,
     #[serde(skip_serializing_if = "ManualEdits::is_none")]
     pub manual: ManualEdits,
+    /// What an adopted row said when billhook first wrote it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub opening: Option<MinRegister<OpeningState>>,
 }
 
 /// A payment as an order or statement knows it.
@@ -84,7 +88,8 @@ impl Merge for PaymentCopy {
 merge_fields!(LinkedPaymentFacts {
     payments,
     cancelled,
-    manual
+    manual,
+    opening
 });
 
 impl LinkedPaymentFacts {
@@ -95,6 +100,24 @@ impl LinkedPaymentFacts {
         cancelled
             .find(|at| since.is_none_or(|since| *at > since))
             .copied()
+    }
+
+    /// The opening state of the row that is there now, and not of one that was in its place before.
+    pub(in crate::entity) fn opening_state(&self) -> Option<&OpeningState> {
+        let is_first = self.manual.replaced.is_empty();
+        let opening = self.opening.as_ref();
+        opening.filter(|_| is_first).map(|opening| &opening.0)
+    }
+
+    /// Whether anybody said anything about it since billhook knows it.
+    pub(in crate::entity) fn has_facts(&self) -> bool {
+        let Self {
+            payments,
+            cancelled,
+            manual,
+            opening: _,
+        } = self;
+        !payments.is_empty() || !cancelled.is_empty() || !manual.is_none()
     }
 
     /// Whether Stripe stated anything about a payment that is linked to it, or once was: what was written then has to be

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, json};
 
-use crate::entity::manual::{ManualEdits, ROW_CONFLICT, ROW_REPLACED};
+use crate::entity::manual::{FLAGGED_BY_HAND, ManualEdits, ROW_CONFLICT, ROW_REPLACED};
 use crate::entity::merge::{FactSource, MinRegister, latest_state};
 use crate::entity::payment::facts::{DisputeState, MoneyFacts};
 use crate::entity::timeline::DerivedEntry;
@@ -163,7 +163,7 @@ pub(super) fn add_disputes_and_reviews(facts: &MoneyFacts, timeline: &mut Timeli
 /// Adds manual edits. Clearing removes reasons that were added before.
 pub(super) fn add_manual_edits(manual: &ManualEdits, timeline: &mut TimelineBuilder) {
     for at in &manual.flagged {
-        timeline.add_review_without_event("flagged_by_hand", &at.to_string(), *at);
+        timeline.add_review_without_event(FLAGGED_BY_HAND, &at.to_string(), *at);
     }
     for (entry, MinRegister(record)) in &manual.recorded {
         if !record.is_entry {

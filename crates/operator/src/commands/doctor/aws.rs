@@ -9,7 +9,6 @@ use aws_sdk_dynamodb::types::{
 };
 use aws_sdk_sqs::types::QueueAttributeName as Attribute;
 use billhook_core::entity::ENTITY_SCHEMAS;
-use billhook_core::entity::columns::EntitySchema;
 use billhook_core::ids::ProviderId;
 use roxmltree::Document;
 use serde_json::{Value, json};
@@ -18,6 +17,7 @@ use super::finding::{CheckFinding, REVERT_DRIFT_FIX};
 use crate::aws_request::{APIGATEWAY, CLOUDWATCH, SNS, WAF};
 use crate::aws_xml::{find_child_members, find_list_members, read_child_text};
 use crate::session::StackSession;
+use crate::stack::DeployedStack;
 
 /// The two queues of each provider.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -44,8 +44,8 @@ pub(super) async fn check_aws_resources(
             areas.push(("queues", check_queue(session, *provider, role).await));
         }
     }
-    for (table, indexes) in list_tables() {
-        areas.push(("tables", check_table(session, &table, indexes).await));
+    for (table, indexes) in list_tables(&session.stack) {
+        areas.push(("tables", check_table(session, &table, &indexes).await));
     }
     areas.push(("alarms", check_alarms(session).await));
     areas.push(("alarm topic", check_alarm_subscribers(session).await));
@@ -56,14 +56,23 @@ pub(super) async fn check_aws_resources(
 }
 
 /// The outputs of the tables, with the indexes that the functions and this tool query.
-fn list_tables() -> Vec<(String, &'static [&'static str])> {
+fn list_tables(stack: &DeployedStack) -> Vec<(String, Vec<&'static str>)> {
     let events = ProviderId::ALL.iter().map(|provider| {
-        let indexes: &[&str] = &["OpenIndex", "SlotIndex"];
-        (format!("{}EventsTable", provider.title()), indexes)
+        let table = format!("{}EventsTable", provider.title());
+        (table, vec!["OpenIndex", "SlotIndex"])
     });
-    let of_entity = |schema: &EntitySchema| (format!("{}Table", schema.table), schema.indexes);
-    let entities = ENTITY_SCHEMAS.iter().map(of_entity);
-    let others: [(&str, &[&str]); 2] = [("EntitiesTable", &["OpenIndex"]), ("JobsTable", &[])];
+    // An existing table is not the template's: `existing_tables` checks it.
+    let own = ENTITY_SCHEMAS
+        .iter()
+        .filter(|schema| stack.existing_table(schema).is_none());
+    let entities = own.map(|schema| {
+        let indexes = schema.indexes.iter().map(|index| index.name);
+        (format!("{}Table", schema.table), indexes.collect())
+    });
+    let others = [
+        ("EntitiesTable", vec!["OpenIndex"]),
+        ("JobsTable", Vec::new()),
+    ];
     let others = others.map(|(table, indexes)| (table.to_owned(), indexes));
     events.chain(entities).chain(others).collect()
 }
@@ -137,6 +146,18 @@ async fn check_table(
         inactive.join(", "),
         wait,
     )];
+    let recovers = recovers_to_point_in_time(session, table).await?;
+    let check = format!("{key} recovers to a point in time");
+    findings.push(CheckFinding::from_check(
+        check,
+        recovers,
+        "",
+        REVERT_DRIFT_FIX,
+    ));
+    Ok(findings)
+}
+
+pub(super) async fn recovers_to_point_in_time(session: &StackSession, table: &str) -> Result<bool> {
     let backups = session
         .dynamodb
         .describe_continuous_backups()
@@ -147,13 +168,7 @@ async fn check_table(
         .continuous_backups_description
         .and_then(|backups| backups.point_in_time_recovery_description)
         .and_then(|recovery| recovery.point_in_time_recovery_status);
-    findings.push(CheckFinding::from_check(
-        format!("{key} recovers to a point in time"),
-        recovery == Some(PointInTimeRecoveryStatus::Enabled),
-        "",
-        REVERT_DRIFT_FIX,
-    ));
-    Ok(findings)
+    Ok(recovery == Some(PointInTimeRecoveryStatus::Enabled))
 }
 
 /// Indexes that are missing or still being filled. Queries on them fail.

@@ -10,6 +10,8 @@ pub(super) struct CheckFinding {
     pub(super) is_good: bool,
     pub(super) detail: String,
     pub(super) fix: String,
+    /// Further members of the JSON.
+    pub(super) data: Value,
 }
 
 impl CheckFinding {
@@ -24,6 +26,7 @@ impl CheckFinding {
             is_good,
             detail: detail.into(),
             fix: if is_good { String::new() } else { fix.into() },
+            data: Value::Null,
         }
     }
 
@@ -38,6 +41,10 @@ impl CheckFinding {
 
     pub(super) fn render(&self) -> Value {
         let result = if self.is_good { "ok" } else { "bad" };
-        json!({ "check": self.check, "result": result, "detail": self.detail, "fix": self.fix })
+        let mut row = json!({ "check": self.check, "result": result, "detail": self.detail, "fix": self.fix });
+        if let (Some(row), Some(data)) = (row.as_object_mut(), self.data.as_object()) {
+            row.extend(data.clone());
+        }
+        row
     }
 }

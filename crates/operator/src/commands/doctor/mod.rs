@@ -3,6 +3,7 @@
 
 mod aws;
 mod delivery;
+mod existing_tables;
 mod finding;
 
 use std::time::Duration;
@@ -11,6 +12,7 @@ use anyhow::Result;
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::secrets::{FetchSecret as _, SecretVersion};
 use billhook_core::endpoint::secret::{SecretHolder, SecretKind};
+use billhook_core::entity::ENTITY_SCHEMAS;
 use billhook_core::ids::ProviderId;
 use billhook_core::ports::Clock as _;
 use clap::Args;
@@ -45,6 +47,12 @@ pub(crate) async fn run_doctor(
     output: OutputWriter,
 ) -> Result<()> {
     let mut areas = aws::check_aws_resources(session).await;
+    for schema in ENTITY_SCHEMAS {
+        if session.stack.existing_table(schema).is_some() {
+            let checked = existing_tables::check_existing_table(session, schema).await;
+            areas.push(("existing tables", checked));
+        }
+    }
     areas.push(("secrets", check_secrets(session).await));
     areas.push(("endpoints at Stripe", check_endpoints(session).await));
     areas.push(("events", check_events(session).await));

@@ -1,0 +1,606 @@
+//! Rows that an application made before billhook was given its table: what each word means that they say at first, and
+//! what the events make of it that come later.
+#![cfg(test)]
+
+mod stored_order;
+
+use std::time::Duration;
+
+use billhook_core::entity::kind::StatedFacts;
+use billhook_core::entity::rules::{RowRules, VersionColumn};
+use billhook_core::entity::{Entity, EntityKey};
+use billhook_core::outcome::ParkReason;
+use billhook_core::provider::lob::event::LobEvent;
+use billhook_core::provider::lob::mail::read_mail_facts;
+use billhook_core::tasks::cleanup::{CleanupDecision, decide_cleanup};
+use billhook_testkit::events::{
+    charge_refunded, dispute, intent_failed, intent_is, intent_succeeded, letter, linked_facts,
+    stripe,
+};
+use billhook_testkit::memory::JsonRow;
+use serde_json::{Value, json};
+
+use self::stored_order::{StoredOrder, T, at};
+
+/// The row says that it was made a day before.
+fn rules() -> RowRules {
+    RowRules {
+        adopted_before: Some(at(0)),
+        ..RowRules::default()
+    }
+}
+
+fn made_at(created_at: Value, columns: Value) -> StoredOrder {
+    let mut row = json!({ "id": "ord_1", "amountTotal": 4200, "currency": "usd",
+        "stripePaymentIntentId": "pi_1", "createdAt": created_at });
+    let columns = columns.as_object().unwrap().clone();
+    row.as_object_mut().unwrap().extend(columns);
+    StoredOrder {
+        rules: rules(),
+        ..StoredOrder::of(row)
+    }
+}
+
+fn adopted(columns: Value) -> StoredOrder {
+    made_at(json!("2026-06-08T10:00:00Z"), columns)
+}
+
+/// Without the time, the words of the reasons.
+fn words_of(order: &StoredOrder) -> String {
+    let reasons = order.column("reviewReasons");
+    let reasons = reasons.as_array().into_iter().flatten();
+    let words: Vec<&str> = reasons
+        .map(|reason| reason.as_str().unwrap().split(':').next().unwrap())
+        .collect();
+    let text = |name| order.column(name).as_str().unwrap_or("-").to_owned();
+    let refunded = order.column("amountRefunded");
+    let words = words.join("+");
+    format!(
+        "{}/{} {refunded} {words}",
+        text("status"),
+        text("paymentStatus")
+    )
+    .trim_end()
+    .to_owned()
+}
+
+fn paid(intent: &str) -> Value {
+    intent_succeeded("evt_p", T + 60, intent, json!({}), 4200)
+}
+
+fn failed() -> Value {
+    intent_failed("evt_f", T + 50, "pi_1", json!({}), "ch_1")
+}
+
+/// An event that states nothing about the payment's outcome.
+fn expired() -> Value {
+    let session = json!({ "id": "cs_1", "object": "checkout.session", "payment_intent": "pi_1" });
+    stripe("evt_x", "checkout.session.expired", T + 40, session)
+}
+
+fn all_back() -> Value {
+    charge_refunded("evt_r", T + 70, "ch_1", Some("pi_1"), 4200)
+}
+
+fn refunded(cents: i64) -> Value {
+    charge_refunded("evt_r", T + 70, "ch_1", Some("pi_1"), cents)
+}
+
+fn disputed(status: &str) -> Value {
+    dispute("evt_d", T + 80, "dp_1", "pi_1", status)
+}
+
+#[test]
+fn what_an_adopted_row_says_is_believed_until_stripe_states_more() {
+    let completed = || json!({ "status": "completed" });
+    let fully = |word: &str, payment: &str| json!({ "status": word, "paymentStatus": payment });
+    let cases = [
+        // Paid before: no review, and a refund counts.
+        (completed(), vec![expired()], "completed/paid 0"),
+        (completed(), vec![paid("pi_1")], "completed/paid 0"),
+        (completed(), vec![refunded(1200)], "completed/paid 1200"),
+        (completed(), vec![all_back()], "refunded/refunded 4200"),
+        (
+            completed(),
+            vec![all_back(), paid("pi_1")],
+            "refunded/refunded 4200",
+        ),
+        (completed(), vec![failed()], "completed/paid 0"),
+        (
+            completed(),
+            vec![disputed("needs_response")],
+            "completed/disputed 0 dispute_open",
+        ),
+        (
+            json!({ "paymentStatus": "paid" }),
+            vec![expired()],
+            "completed/paid 0",
+        ),
+        (
+            fully("pending", "paid"),
+            vec![expired()],
+            "completed/paid 0",
+        ),
+        // Two payments of which one arrived after the other are one too many, as always.
+        (
+            completed(),
+            vec![
+                paid("pi_1"),
+                intent_succeeded("evt_q", T + 61, "pi_2", json!({}), 4200),
+            ],
+            "completed/paid 0 paid_twice",
+        ),
+        // Refunded before: stays refunded, and is not refunded by hand.
+        (
+            fully("refunded", "refunded"),
+            vec![expired()],
+            "refunded/refunded 0",
+        ),
+        (
+            json!({ "status": "refunded" }),
+            vec![paid("pi_1")],
+            "refunded/refunded 0",
+        ),
+        (
+            json!({ "status": "refunded" }),
+            vec![refunded(1200)],
+            "refunded/refunded 1200",
+        ),
+        // What was refunded before is in the charge's total, which is cumulative.
+        (
+            json!({ "status": "completed", "amountRefunded": 1200 }),
+            vec![expired()],
+            "completed/paid 1200",
+        ),
+        (
+            json!({ "status": "completed", "amountRefunded": 1200 }),
+            vec![refunded(2000)],
+            "completed/paid 2000",
+        ),
+        // Cancelled before: a payment wins, and somebody has to know.
+        (
+            json!({ "status": "cancelled" }),
+            vec![expired()],
+            "cancelled/unpaid 0",
+        ),
+        (
+            json!({ "status": "cancelled" }),
+            vec![failed()],
+            "cancelled/failed 0",
+        ),
+        (
+            json!({ "status": "cancelled" }),
+            vec![paid("pi_1")],
+            "completed/paid 0 paid_after_cancel",
+        ),
+        (
+            json!({ "status": "cancelled" }),
+            vec![all_back()],
+            "refunded/refunded 4200",
+        ),
+        // The application knew of the payment when it cancelled.
+        (
+            fully("cancelled", "paid"),
+            vec![expired()],
+            "cancelled/paid 0",
+        ),
+        (
+            fully("cancelled", "paid"),
+            vec![paid("pi_1")],
+            "cancelled/paid 0",
+        ),
+        (
+            fully("cancelled", "refunded"),
+            vec![paid("pi_1")],
+            "cancelled/refunded 0",
+        ),
+        (
+            fully("cancelled", "paid"),
+            vec![all_back()],
+            "refunded/refunded 4200",
+        ),
+        // Unfinished: the first that Stripe states of the payment counts.
+        (
+            fully("payment_failed", "failed"),
+            vec![expired()],
+            "payment_failed/failed 0",
+        ),
+        (
+            fully("payment_failed", "failed"),
+            vec![paid("pi_1")],
+            "completed/paid 0",
+        ),
+        (
+            fully("payment_failed", "failed"),
+            vec![intent_is("evt_i", T + 45, "pi_1", json!({}), "processing")],
+            "pending/processing 0",
+        ),
+        (
+            fully("pending", "processing"),
+            vec![expired()],
+            "pending/processing 0",
+        ),
+        (
+            fully("pending", "processing"),
+            vec![failed()],
+            "payment_failed/failed 0",
+        ),
+        (
+            fully("pending", "unpaid"),
+            vec![paid("pi_1")],
+            "completed/paid 0",
+        ),
+        (json!({}), vec![paid("pi_1")], "completed/paid 0"),
+        // Disputes, until Stripe states one.
+        (
+            fully("completed", "disputed"),
+            vec![expired()],
+            "completed/disputed 0",
+        ),
+        (
+            fully("completed", "charged_back"),
+            vec![refunded(1)],
+            "completed/charged_back 1",
+        ),
+        (
+            fully("completed", "disputed"),
+            vec![disputed("won")],
+            "completed/paid 0",
+        ),
+        // A review stays, with its reasons, and without them.
+        (
+            json!({ "status": "completed", "requiresReview": true }),
+            vec![paid("pi_1")],
+            "completed/paid 0 flagged_by_hand",
+        ),
+        (
+            json!({ "status": "completed", "requiresReview": true, "reviewReasons": ["dispute_open:dp_0", "ask Pat"] }),
+            vec![paid("pi_1")],
+            "completed/paid 0 ask Pat+dispute_open",
+        ),
+        (
+            json!({ "status": "completed", "requiresReview": false, "reviewReasons": ["old:1"] }),
+            vec![paid("pi_1")],
+            "completed/paid 0",
+        ),
+        // A word of the application's own stays.
+        (
+            json!({ "status": "shipped", "paymentStatus": "paid" }),
+            vec![expired()],
+            "shipped/paid 0",
+        ),
+    ];
+    for (columns, events, expected) in cases {
+        let mut order = adopted(columns.clone());
+        order.take(&events);
+        assert_eq!(words_of(&order), expected, "{columns}");
+        // Nobody knows when it came to that, so the timeline does not say.
+        if events == [expired()] {
+            assert_eq!(timeline(&order), ["checkout_expired"], "{columns}");
+        }
+        // A later release, another parameter or none at all: it was stored with the first write.
+        for adopted_before in [None, Some(at(-1_000_000))] {
+            let mut later = StoredOrder {
+                rules: RowRules {
+                    adopted_before,
+                    ..RowRules::default()
+                },
+                ..order.clone()
+            };
+            later.take(&events);
+            assert_eq!(words_of(&later), expected, "{columns}");
+            assert_eq!(later.row, order.row, "{columns}");
+        }
+    }
+}
+
+fn timeline(order: &StoredOrder) -> Vec<String> {
+    let entries = order.column("timeline");
+    let entries = entries.as_array().into_iter().flatten();
+    entries
+        .map(|entry| entry["type"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+#[test]
+fn only_a_row_that_was_made_before_is_adopted_whatever_form_its_time_has() {
+    let first = T - 1;
+    let forms = [
+        (json!("2026-06-08T10:00:00Z"), true),
+        (json!("2026-06-09T10:13:19.999+00:00"), true),
+        (json!("2026-06-09"), true),
+        (json!(first), true),
+        (json!(first * 1000), true),
+        (json!(first.to_string()), true),
+        // The very moment, and later.
+        (json!(T), false),
+        (json!(T * 1000), false),
+        (json!("2026-06-09T10:13:20.000Z"), false),
+        (json!("2026-06-10"), false),
+        // Nobody knows.
+        (json!("yesterday"), false),
+        (json!(1.5), false),
+        (json!([first]), false),
+        (json!(null), false),
+        (json!(""), false),
+    ];
+    for (created_at, is_adopted) in forms {
+        let mut order = made_at(created_at.clone(), json!({ "status": "completed" }));
+        order.take(&[expired()]);
+        let expected = match is_adopted {
+            true => "completed/paid 0",
+            false => "completed/paid 0 paid_unproven",
+        };
+        assert_eq!(words_of(&order), expected, "{created_at}");
+        // Without the parameter none is.
+        let mut order = made_at(created_at, json!({ "status": "completed" }));
+        order.rules = RowRules::default();
+        order.take(&[expired()]);
+        assert_eq!(words_of(&order), "completed/paid 0 paid_unproven");
+    }
+}
+
+#[test]
+fn what_a_person_does_to_an_adopted_row_later_counts_as_ever() {
+    // Refunded at first, then set to completed: paid again, and nobody said why.
+    let mut order = adopted(json!({ "status": "refunded" }));
+    order.take(&[expired()]);
+    order.set("status", json!("completed"));
+    order.take(&[expired()]);
+    assert_eq!(words_of(&order), "completed/paid 0 paid_unproven");
+
+    // Completed at first, then set to refunded.
+    let mut order = adopted(json!({ "status": "completed" }));
+    order.take(&[expired()]);
+    order.set("status", json!("refunded"));
+    order.take(&[expired()]);
+    assert_eq!(words_of(&order), "refunded/refunded 0");
+
+    // Its first reasons are cleared for good.
+    let mut order = adopted(
+        json!({ "status": "completed", "requiresReview": true, "reviewReasons": ["ask Pat"] }),
+    );
+    order.take(&[expired()]);
+    order.set("requiresReview", json!(false));
+    order.take(&[expired(), paid("pi_1")]);
+    assert_eq!(words_of(&order), "completed/paid 0");
+
+    // Another row in its place is not adopted: it was made later.
+    let mut order = adopted(json!({ "status": "completed" }));
+    order.take(&[expired()]);
+    order.row = made_at(json!(T + 500), json!({ "status": "pending" })).row;
+    order.take(&[expired()]);
+    assert_eq!(words_of(&order), "pending/- null row_replaced");
+    order.set("requiresReview", json!(false));
+    order.take(&[expired()]);
+    assert_eq!(words_of(&order), "pending/unpaid 0");
+}
+
+#[test]
+fn columns_of_which_nothing_is_known_stay_as_the_application_left_them() {
+    let failed_at = json!("2026-06-01T00:00:00.000Z");
+    let mut order = adopted(json!({ "status": "payment_failed", "paymentFailedAt": failed_at }));
+    order.take(&[expired()]);
+    assert_eq!(order.column("paymentFailedAt"), failed_at);
+    order.take(&[expired(), failed()]);
+    assert_ne!(order.column("paymentFailedAt"), failed_at);
+}
+
+/// `StatusIndex` lists every order that says `payment_failed`, those that were never billhook's too.
+#[test]
+fn the_cleanup_never_cancels_an_order_of_whose_failure_stripe_told_nothing() {
+    let grace = Duration::from_secs(3600);
+    let long_after = at(1_000_000);
+    for columns in [
+        json!({ "status": "payment_failed" }),
+        json!({ "status": "payment_failed", "paymentStatus": "failed", "paymentFailedAt": "2026-06-01T00:00:00Z" }),
+        json!({ "status": "payment_failed", "paymentStatus": "paid" }),
+        json!({ "status": "payment_failed", "requiresReview": true }),
+    ] {
+        let orders = [
+            adopted(columns.clone()),
+            made_at(json!(null), columns.clone()),
+            made_at(json!(T + 10), columns.clone()),
+        ];
+        for mut order in orders {
+            let decided = decide_cleanup(&order.load(), grace, long_after);
+            assert!(
+                !matches!(decided, CleanupDecision::Cancel(_)),
+                "{columns}: {decided:?}"
+            );
+            // An event that says nothing of a failed attempt does not make it due.
+            order.take(&[expired()]);
+            let decided = decide_cleanup(&order.load(), grace, long_after);
+            assert!(
+                !matches!(decided, CleanupDecision::Cancel(_)),
+                "{columns}: {decided:?}"
+            );
+        }
+    }
+    // An attempt that fails now is billhook's to judge, as with any order.
+    let mut order = adopted(json!({ "status": "payment_failed" }));
+    order.take(&[failed()]);
+    let decided = decide_cleanup(&order.load(), grace, long_after);
+    assert!(matches!(decided, CleanupDecision::Cancel(_)), "{decided:?}");
+    for status in ["completed", "refunded", "cancelled"] {
+        let mut order = adopted(json!({ "status": status }));
+        order.take(&[failed()]);
+        let decided = decide_cleanup(&order.load(), grace, long_after);
+        assert_eq!(decided, CleanupDecision::NotFailed, "{status}");
+    }
+}
+
+/// A statement that billhook wrote once, for its letter, and what its row said then.
+fn statement(opening: Value, columns: Value) -> Entity {
+    let mut row = json!({ "statement_id": "st_1", "amount_due": 4200, "currency": "usd",
+        "lob_letter_id": "ltr_1", "version": 1 });
+    row.as_object_mut()
+        .unwrap()
+        .extend(columns.as_object().unwrap().clone());
+    let mut opening = opening;
+    opening["adoptedBefore"] = json!(at(0));
+    let state = json!({ "schema": 1, "version": 1, "written": { "1": {} },
+        "facts": { "payment": { "opening": opening }, "mail": {} } });
+    let key = EntityKey::parse("statement#st_1").unwrap();
+    key.read(&rules(), Some(&JsonRow(row)), Some(&state))
+        .unwrap()
+}
+
+/// The columns that are written, as text.
+fn written(statement: &Entity, stated: Vec<StatedFacts>) -> String {
+    let update = statement.apply_facts(stated, at(100));
+    let columns = update.write_columns(at(100)).into_iter();
+    let shown = columns.map(|(name, value)| match value {
+        None => format!("{name}="),
+        Some(value) => format!("{name}={}", json!(stored_order::json_of(value))),
+    });
+    let mut shown: Vec<String> = shown.collect();
+    shown.sort();
+    shown.join(" ").replace('"', "")
+}
+
+fn mailed(stage: &str) -> Vec<StatedFacts> {
+    let event = letter("evt_l", "2026-06-09T11:00:00.000Z", "ltr_1", stage);
+    let event = LobEvent::parse(event.to_string().as_bytes()).unwrap();
+    vec![StatedFacts::Mail(read_mail_facts(&event).unwrap().unwrap())]
+}
+
+#[test]
+fn an_adopted_statement_keeps_its_payment_and_its_letter() {
+    let was_paid = || json!({ "paymentStatus": "paid" });
+    let row = json!({ "payment_status": "paid", "paid_at": "in May", "amount_paid": 4150 });
+    // Its letter's events leave the payment alone.
+    let of_mail = written(&statement(was_paid(), row.clone()), mailed("in_transit"));
+    let expected = "attention_reason= expected_delivery_date=2026-11-27 mail_status=in_transit mail_status_at=2026-06-09T11:00:00.000Z needs_attention=false";
+    assert_eq!(of_mail, expected);
+    // Its refund is of that payment, of which only the application knows when it was made.
+    let paid_before = statement(was_paid(), row.clone());
+    assert_eq!(
+        written(&paid_before, linked_facts(&[refunded(1200)])),
+        "amount_refunded=1200 payment_status=paid requires_review=false review_reasons= stripe_payment_intent_id=pi_1"
+    );
+    let back = written(&paid_before, linked_facts(&[all_back()]));
+    assert!(back.contains("payment_status=refunded"), "{back}");
+    // Written to paid after billhook's first write: found.
+    let found = written(
+        &statement(json!({ "paymentStatus": "unpaid" }), row),
+        linked_facts(&[refunded(1)]),
+    );
+    assert!(found.contains("paid_unproven"), "{found}");
+
+    let at_first = |stage: &str, piece: &str| {
+        let opening = json!({ "mailStatus": stage, "piece": piece });
+        statement(
+            opening,
+            json!({ "mail_status": stage, "needs_attention": true }),
+        )
+    };
+    let no_attention = "attention_reason= needs_attention=false";
+    let moves_to =
+        |stage: &str| format!("attention_reason= mail_status={stage} needs_attention=false");
+    for (stage, piece, stated, expected) in [
+        // A stage without effect, and one that was passed long ago.
+        ("delivered", "ltr_1", "viewed", String::new()),
+        ("delivered", "ltr_1", "in_transit", String::new()),
+        ("in_local_area", "ltr_1", "mailed", String::new()),
+        (
+            "delivered",
+            "ltr_1",
+            "issue",
+            "attention_reason=issue needs_attention=true".to_owned(),
+        ),
+        ("mailed", "ltr_1", "in_transit", moves_to("in_transit")),
+        (
+            "returned_to_sender",
+            "ltr_1",
+            "delivered",
+            moves_to("delivered"),
+        ),
+        // It was mailed again since.
+        ("returned_to_sender", "ltr_0", "mailed", moves_to("mailed")),
+        // A word of the application's own stays, and says nothing.
+        ("posted", "ltr_1", "mailed", no_attention.to_owned()),
+    ] {
+        let found = written(&at_first(stage, piece), mailed(stated));
+        let is_asked = |column: &&str| {
+            ["mail_status=", "needs_attention=", "attention_reason="]
+                .iter()
+                .any(|name| column.starts_with(name))
+        };
+        let found: Vec<&str> = found.split(' ').filter(is_asked).collect();
+        assert_eq!(found.join(" "), expected, "{stage} {stated}");
+    }
+}
+
+#[test]
+fn the_version_column_is_another_for_an_orm_with_a_version_of_its_own() {
+    // The ORM counts its own saves; billhook writes its version beside.
+    let mut order = StoredOrder::new();
+    order.rules.version_column = VersionColumn::parse("billhookVersion").unwrap();
+    order.set("version", json!(57));
+    let events = [paid("pi_1")];
+    order.take(&events);
+    assert_eq!(order.column("version"), json!(57));
+    assert_eq!(order.column("billhookVersion"), json!(1));
+    for save in 1..40 {
+        order.set("version", json!(57 + save));
+        let next = order.take(&events);
+        assert_eq!(next.row_findings(), []);
+        assert_eq!(order.load().write_refusal(), None);
+        assert_eq!(words_of(&order), "completed/paid 0");
+    }
+    assert_eq!(order.column("billhookVersion"), json!(1));
+    // An older copy with the ORM's next version is restored, and no conflict.
+    let older = order.row.clone();
+    let events = [paid("pi_1"), all_back()];
+    order.take(&events);
+    order.row = older;
+    order.set("version", json!(99));
+    order.take(&events);
+    assert_eq!(words_of(&order), "refunded/refunded 4200");
+    assert_eq!(order.column("version"), json!(99));
+
+    // Under the same name its saves look like writes of billhook's that the state has never had.
+    let mut order = StoredOrder::new();
+    let events = [paid("pi_1")];
+    order.take(&events);
+    order.set("version", json!(2));
+    assert_eq!(order.load().write_refusal(), Some(ParkReason::StateBehind));
+    // After the change of the parameter the row has no version, and is written once more.
+    order.rules.version_column = VersionColumn::parse("billhookVersion").unwrap();
+    order.take(&events);
+    assert_eq!(order.load().write_refusal(), None);
+    assert_eq!(words_of(&order), "completed/paid 0");
+    // A value of another type belongs to somebody else: the column is left alone.
+    order.set("billhookVersion", json!("v1"));
+    order.take(&[paid("pi_1"), all_back()]);
+    assert_eq!(order.column("billhookVersion"), json!("v1"));
+    assert_eq!(words_of(&order), "refunded/refunded 4200");
+}
+
+#[test]
+fn a_version_column_is_a_name_that_nothing_else_has() {
+    for name in ["version", "billhookVersion", "bh_version2", "V"] {
+        assert_eq!(VersionColumn::parse(name).unwrap().as_str(), name);
+    }
+    let malformed = |name: &str| {
+        format!("must be a letter and then at most 63 letters, digits or underscores, got {name:?}")
+    };
+    let taken = |name: &str| format!("must not be {name}, which is another column of billhook's");
+    for (name, refused) in [
+        ("", malformed("")),
+        ("2nd", malformed("2nd")),
+        ("a b", malformed("a b")),
+        ("a.b", malformed("a.b")),
+        ("größe", malformed("größe")),
+        (&"v".repeat(65), malformed(&"v".repeat(65))),
+        ("status", taken("status")),
+        ("id", taken("id")),
+        ("tenant_id", taken("tenant_id")),
+        ("mail_status", taken("mail_status")),
+        ("stripe_status", taken("stripe_status")),
+    ] {
+        assert_eq!(VersionColumn::parse(name).unwrap_err().to_string(), refused);
+    }
+    assert!(VersionColumn::parse(&"v".repeat(64)).is_ok());
+}
