@@ -5,6 +5,7 @@ mod aws;
 mod delivery;
 mod existing_tables;
 mod finding;
+mod row_trouble;
 
 use std::time::Duration;
 
@@ -53,6 +54,7 @@ pub(crate) async fn run_doctor(
             areas.push(("existing tables", checked));
         }
     }
+    areas.push(("rows", row_trouble::check_row_trouble(session).await));
     areas.push(("secrets", check_secrets(session).await));
     areas.push(("endpoints at Stripe", check_endpoints(session).await));
     areas.push(("events", check_events(session).await));
