@@ -7,6 +7,7 @@
     reason = "what is deployed lives in real time"
 )]
 
+mod adoption;
 mod bounds;
 mod chaos;
 mod deploy;

@@ -13,10 +13,10 @@ use billhook_testkit::local::binaries_dir;
 use super::*;
 
 /// How a command ended and what it wrote.
-struct CommandOutcome {
-    code: i32,
+pub(super) struct CommandOutcome {
+    pub(super) code: i32,
     /// Timestamps and our own ids are replaced by fixed ones.
-    stdout: String,
+    pub(super) stdout: String,
     /// The same replacements.
     stderr: String,
     /// Without replacements.
@@ -35,7 +35,7 @@ impl CommandOutcome {
     }
 
     #[track_caller]
-    fn json(&self) -> Value {
+    pub(super) fn json(&self) -> Value {
         assert_eq!(self.code, 0, "{}", self.stderr);
         serde_json::from_str(&self.stdout).unwrap()
     }
@@ -60,7 +60,7 @@ fn build_command(stage: &'static Stage, line: &str) -> Command {
     command
 }
 
-async fn run_billhook(stage: &'static Stage, line: &str) -> Result<CommandOutcome> {
+pub(super) async fn run_billhook(stage: &'static Stage, line: &str) -> Result<CommandOutcome> {
     run_with_input(stage, line, "").await
 }
 
