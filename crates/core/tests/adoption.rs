@@ -7,6 +7,7 @@ mod stored_order;
 use std::time::Duration;
 
 use billhook_core::entity::kind::StatedFacts;
+use billhook_core::entity::projection::RowFinding;
 use billhook_core::entity::rules::{RowRules, VersionColumn};
 use billhook_core::entity::{Entity, EntityKey};
 use billhook_core::outcome::ParkReason;
@@ -294,6 +295,64 @@ fn what_an_adopted_row_says_is_believed_until_stripe_states_more() {
     }
 }
 
+/// The table of docs/SEMANTICS.md: what an adopted order says, times the first that Stripe states of it.
+#[test]
+fn the_table_of_adopted_orders_is_what_is_derived() {
+    let events = [
+        ("nothing about its outcome", expired()),
+        ("a payment", paid("pi_1")),
+        ("a failed attempt", failed()),
+        ("a refund in part", refunded(1200)),
+        ("a refund in full", all_back()),
+        ("a dispute", disputed("needs_response")),
+    ];
+    let openings = [
+        ("completed", "paid"),
+        ("completed", "disputed"),
+        ("refunded", "refunded"),
+        ("cancelled", "unpaid"),
+        ("cancelled", "paid"),
+        ("payment_failed", "failed"),
+        ("pending", "processing"),
+        ("pending", "unpaid"),
+    ];
+    let heads = events.iter().map(|(head, _)| *head);
+    let heads: Vec<&str> = ["the row says"].into_iter().chain(heads).collect();
+    let mut lines = vec![
+        format!("| {} |", heads.join(" | ")),
+        format!("|{}", "---|".repeat(heads.len())),
+    ];
+    for (status, payment) in openings {
+        let opening = format!("`{status}/{payment}`");
+        let mut cells = vec![opening.clone()];
+        for (_, event) in &events {
+            let columns = json!({ "status": status, "paymentStatus": payment });
+            let mut order = adopted(columns);
+            order.take(std::slice::from_ref(event));
+            let words = words_of(&order);
+            let mut words = words.split(' ');
+            let mut cell = format!("`{}", words.next().unwrap());
+            // The amount is not in the table.
+            words.next();
+            for reason in words {
+                cell += &format!(" +{reason}");
+            }
+            cell += "`";
+            cells.push(match cell == opening {
+                true => String::new(),
+                false => cell,
+            });
+        }
+        lines.push(format!("| {} |", cells.join(" | ")));
+    }
+    let table = lines
+        .join("\n")
+        .replace("|  |", "| |")
+        .replace("|  |", "| |");
+    let semantics = include_str!("../../../docs/SEMANTICS.md");
+    assert!(semantics.contains(&table), "SEMANTICS.md has not:\n{table}");
+}
+
 fn timeline(order: &StoredOrder) -> Vec<String> {
     let entries = order.column("timeline");
     let entries = entries.as_array().into_iter().flatten();
@@ -576,6 +635,10 @@ fn the_version_column_is_another_for_an_orm_with_a_version_of_its_own() {
     order.take(&[paid("pi_1"), all_back()]);
     assert_eq!(order.column("billhookVersion"), json!("v1"));
     assert_eq!(words_of(&order), "refunded/refunded 4200");
+    let column = "billhookVersion";
+    assert_eq!(order.findings, [RowFinding::ColumnForeign { column }]);
+    order.take(&[paid("pi_1"), all_back()]);
+    assert_eq!(order.findings, []);
 }
 
 #[test]

@@ -138,7 +138,7 @@ fn order_row(number: usize, now: i64) -> Value {
         0 => row["currency"] = Value::Null,
         1 => row["amountTotal"] = json!(42.5),
         2 => row["tags"] = json!(["vip", "b2b"]),
-        3 => row["requiresReview"] = json!(number % 2 == 0),
+        3 => row["requiresReview"] = json!(number.is_multiple_of(2)),
         _ => {}
     }
     row
@@ -370,9 +370,12 @@ fn a_table_of_years_is_adopted_and_nothing_is_flagged_or_lost() {
         assert!(failed >= 100, "{failed}");
         let function = "CleanupFailedPaymentsFunction";
         let cleaned = invoke(&world, function, &json!({ "task": "cleanup" })).await?;
-        let counts =
-            ["scanned", "skipped", "cancelled"].map(|name| cleaned[name].as_u64().unwrap());
-        assert_eq!(counts, [failed as u64, failed as u64, 0], "{cleaned}");
+        let counts = ["scanned", "skipped", "cancelled"].map(|name| &cleaned[name]);
+        assert_eq!(
+            counts,
+            [&json!(failed), &json!(failed), &json!(0)],
+            "{cleaned}"
+        );
         invoke(&world, function, &json!({ "task": "sweep" })).await?;
         assert_eq!(items(&world, &tables.orders, "id").await?, untouched);
 
@@ -496,7 +499,7 @@ fn a_table_of_years_is_adopted_and_nothing_is_flagged_or_lost() {
             assert_eq!(finding["result"], "bad", "{finding}");
             let named = finding["entities"].as_array().unwrap();
             assert!(named.contains(&json!(entity)), "{finding}");
-            assert_eq!(finding["count"].as_u64(), Some(named.len() as u64));
+            assert_eq!(finding["count"], json!(named.len()));
             let since = finding["since"].as_str().unwrap();
             assert!(Timestamp::parse(since).is_ok(), "{since}");
             let fix = finding["fix"].as_str().unwrap();

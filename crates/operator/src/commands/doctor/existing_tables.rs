@@ -443,3 +443,181 @@ fn type_code(kind: ColumnType) -> &'static str {
         ColumnType::Other => "another one",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use aws_sdk_dynamodb::types::{BillingModeSummary, ProvisionedThroughputDescription};
+    use billhook_core::entity::kind::EntityKind as _;
+    use billhook_core::entity::order::OrderKind;
+    use billhook_core::entity::rules::VersionColumn;
+    use billhook_core::time::Timestamp;
+
+    use super::*;
+
+    const ORDERS: EntitySchema = OrderKind::SCHEMA;
+
+    fn hash(column: &str) -> KeySchemaElement {
+        let key = KeySchemaElement::builder().attribute_name(column);
+        key.key_type(KeyType::Hash).build().unwrap()
+    }
+
+    fn of_type(column: &str, kind: ScalarAttributeType) -> AttributeDefinition {
+        let attribute = AttributeDefinition::builder().attribute_name(column);
+        attribute.attribute_type(kind).build().unwrap()
+    }
+
+    fn index_on(name: &str, column: &str, status: IndexStatus) -> GlobalSecondaryIndexDescription {
+        let index = GlobalSecondaryIndexDescription::builder().index_name(name);
+        index.key_schema(hash(column)).index_status(status).build()
+    }
+
+    #[test]
+    fn a_missing_index_is_made_by_the_command_that_is_printed() {
+        let on_demand = BillingModeSummary::builder().billing_mode(BillingMode::PayPerRequest);
+        let table = TableDescription::builder()
+            .key_schema(hash("id"))
+            .attribute_definitions(of_type("id", ScalarAttributeType::S))
+            .billing_mode_summary(on_demand.build())
+            .build();
+        assert!(check_key(&ORDERS, "Shop", &table).is_good);
+        let [intents, status] = ORDERS.indexes else {
+            panic!("two indexes");
+        };
+        let found = check_index(&ORDERS, "Shop", intents, &table);
+        assert_eq!(
+            found.check,
+            "OrdersTable has PaymentIntentIndex on stripePaymentIntentId"
+        );
+        assert_eq!(
+            found.fix,
+            "aws dynamodb update-table --table-name Shop --attribute-definitions \
+            AttributeName=stripePaymentIntentId,AttributeType=S --global-secondary-index-updates \
+            '[{\"Create\":{\"IndexName\":\"PaymentIntentIndex\",\"KeySchema\":[{\"AttributeName\":\"stripePaymentIntentId\",\"KeyType\":\"HASH\"}],\"Projection\":{\"ProjectionType\":\"KEYS_ONLY\"}}}]'"
+        );
+        // A table with provisioned capacity needs some for the index.
+        let provisioned = TableDescription::builder()
+            .key_schema(hash("id"))
+            .attribute_definitions(of_type("id", ScalarAttributeType::S))
+            .provisioned_throughput(ProvisionedThroughputDescription::builder().build())
+            .build();
+        let found = check_index(&ORDERS, "Shop", status, &provisioned);
+        assert!(
+            found.fix.contains("\"ProvisionedThroughput\""),
+            "{}",
+            found.fix
+        );
+    }
+
+    #[test]
+    fn a_key_or_an_index_of_another_form_is_described() {
+        let range = KeySchemaElement::builder().attribute_name("line");
+        let range = range.key_type(KeyType::Range).build().unwrap();
+        let others: [(Vec<KeySchemaElement>, ScalarAttributeType, &str); 3] = [
+            (
+                vec![hash("orderId")],
+                ScalarAttributeType::S,
+                "its key is orderId (S)",
+            ),
+            (
+                vec![hash("id")],
+                ScalarAttributeType::N,
+                "its key is id (N)",
+            ),
+            (
+                vec![hash("id"), range],
+                ScalarAttributeType::S,
+                "its key is id (S), line (N)",
+            ),
+        ];
+        for (keys, kind, detail) in others {
+            let table = TableDescription::builder()
+                .attribute_definitions(of_type(keys[0].attribute_name(), kind))
+                .attribute_definitions(of_type("line", ScalarAttributeType::N))
+                .set_key_schema(Some(keys))
+                .build();
+            let found = check_key(&ORDERS, "Shop", &table);
+            assert_eq!((found.is_good, found.detail.as_str()), (false, detail));
+            assert!(
+                found
+                    .fix
+                    .contains("create-table --table-name Shop-billhook")
+            );
+            assert!(
+                found
+                    .fix
+                    .contains("--key-schema AttributeName=id,KeyType=HASH")
+            );
+        }
+        let [intents, status] = ORDERS.indexes else {
+            panic!("two indexes");
+        };
+        let table = TableDescription::builder()
+            .attribute_definitions(of_type("state", ScalarAttributeType::S))
+            .attribute_definitions(of_type(intents.key, ScalarAttributeType::S))
+            .global_secondary_indexes(index_on("StatusIndex", "state", IndexStatus::Active))
+            .global_secondary_indexes(index_on(intents.name, intents.key, IndexStatus::Creating))
+            .build();
+        let found = check_index(&ORDERS, "Shop", status, &table);
+        assert_eq!(found.detail, "its key is state (S)");
+        let delete =
+            r#"'[{"Delete":{"IndexName":"StatusIndex"}}]' && aws dynamodb wait table-exists"#;
+        assert!(found.fix.contains(delete), "{}", found.fix);
+        let found = check_index(&ORDERS, "Shop", intents, &table);
+        assert_eq!(found.detail, "it is CREATING");
+    }
+
+    fn sample(rules: &RowRules, rows: Value) -> Vec<CheckFinding> {
+        let rows = rows.as_array().unwrap().iter();
+        let rows: Vec<Item> = rows
+            .map(|row| serde_dynamo::to_item(row).unwrap())
+            .collect();
+        RowSample::inspect(&ORDERS, rules, &rows).report(&ORDERS, "Shop")
+    }
+
+    #[test]
+    fn rows_of_another_form_are_counted_by_column_and_mended_one_by_one() {
+        let made = "2025-01-01T00:00:00Z";
+        let fine = json!({ "id": "ord_0", "createdAt": 1_700_000_000, "status": "completed",
+            "amountTotal": 4200, "currency": "usd", "reviewReasons": ["a:1"], "coupon": null });
+        let rules = RowRules {
+            adopted_before: Some(Timestamp::parse(made).unwrap()),
+            ..RowRules::default()
+        };
+        let [good] = &sample(&rules, json!([fine]))[..] else {
+            panic!("one finding");
+        };
+        assert_eq!(
+            (good.is_good, good.detail.as_str()),
+            (true, "1 rows sampled")
+        );
+        let rows = json!([
+            fine,
+            { "id": "it's", "createdAt": made, "status": "shipped" },
+            { "id": "ord_2", "createdAt": made, "status": "packed", "amountTotal": "42.00" },
+            { "id": "ord_3", "createdAt": "in May", "requiresReview": "no", "version": 57 },
+            { "id": "ord_4" },
+            { "id": "ord 5", "createdAt": made },
+        ]);
+        let found: Vec<String> = sample(&rules, rows.clone())
+            .iter()
+            .map(|finding| format!("{}: {}", finding.check, finding.detail))
+            .collect();
+        let expected = [
+            "OrdersTable rows: id is 1 to 255 printable ASCII characters without spaces: 1 of 6 rows sampled, such as ord 5",
+            "OrdersTable rows: amountTotal has the type N, not S: 1 of 6 rows sampled, such as ord_2",
+            "OrdersTable rows: requiresReview has the type BOOL, not S: 1 of 6 rows sampled, such as ord_3",
+            "OrdersTable rows: status has a word that billhook knows: 2 of 6 rows sampled (packed, shipped), such as it's, ord_2",
+            "OrdersTable rows: createdAt is a time, so that the row can be adopted: 2 of 6 rows sampled (in May, none), such as ord_3, ord_4",
+            "OrdersTable rows: version is billhook's version, and not the application's: 1 of 6 rows sampled, such as ord_3",
+        ];
+        assert_eq!(found, expected);
+        let status = &sample(&rules, rows.clone())[3];
+        let fix = r##"for each of them: aws dynamodb update-item --table-name Shop --key '{"id":{"S":"it'\''s"}}' --update-expression 'SET #to = #from REMOVE #from' --expression-attribute-names '{"#from":"status","#to":"app_status"}'"##;
+        assert_eq!(status.fix, fix);
+        let rules = RowRules {
+            version_column: VersionColumn::parse("billhookVersion").unwrap(),
+            ..rules
+        };
+        assert_eq!(sample(&rules, rows).len(), expected.len() - 1);
+    }
+}
