@@ -508,7 +508,7 @@ fn statement(opening: Value, columns: Value) -> Entity {
 /// The columns that are written, as text.
 fn written(statement: &Entity, stated: Vec<StatedFacts>) -> String {
     let update = statement.apply_facts(stated, at(100));
-    let columns = update.write_columns(at(100)).into_iter();
+    let columns = update.write_columns().into_iter();
     let shown = columns.map(|(name, value)| match value {
         None => format!("{name}="),
         Some(value) => format!("{name}={}", json!(stored_order::json_of(value))),

@@ -253,7 +253,7 @@ fn a_kind_reads_and_writes_only_columns_that_it_documents() {
                 schema.word
             );
         }
-        let written = update.write_columns(at(0));
+        let written = update.write_columns();
         let read = row.0.into_inner();
         let names = read.iter().map(String::as_str);
         for name in names.chain(written.iter().map(|(name, _)| *name)) {

@@ -620,7 +620,7 @@ fn a_column_of_the_applications_is_neither_a_conflict_nor_foreign_before_it_is_b
     let mail = LobEvent::parse(mail.to_string().as_bytes()).unwrap();
     let mail = read_mail_facts(&mail).unwrap().unwrap();
     let next = entity.apply_facts([StatedFacts::Mail(mail)], at(0));
-    let written = next.write_columns(at(0));
+    let written = next.write_columns();
     let names: Vec<_> = written.iter().map(|(name, _)| *name).collect();
     assert!(
         !names

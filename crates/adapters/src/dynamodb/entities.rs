@@ -249,13 +249,14 @@ fn build_columns(
     if entity.key().schema().has_timeline() && next.may_write("timeline") {
         columns.push(("timeline", Some(build_timeline(row, next)?)));
     }
-    let projected = next.write_columns(now).into_iter();
+    let updated_at = entity.key().schema().updated_at;
+    if next.may_write(updated_at) {
+        columns.push((updated_at, Some(string_value(now.to_string()))));
+    }
+    let projected = next.write_columns().into_iter();
     columns.extend(projected.map(|(name, value)| (name, value.map(column_attribute))));
     Ok(columns)
 }
-
-/// A column that every write of the row changes, as it does the version's, and which says nothing about the entity.
-const BOOKKEEPING: &str = "updatedAt";
 
 pub(super) fn build_write(
     entity: &Entity,
@@ -269,9 +270,13 @@ pub(super) fn build_write(
     };
     // A manual edit that became a fact is written too, so that it is found once.
     let is_edited = next.must_write_row();
-    let version = entity.row().version_column.as_str();
+    // Every write changes these two, and they say nothing about the entity.
+    let bookkeeping = [
+        entity.row().version_column.as_str(),
+        entity.key().schema().updated_at,
+    ];
     let is_new = |(name, value): &(&str, Option<AttributeValue>)| {
-        ![version, BOOKKEEPING].contains(name) && row.item.get(*name) != value.as_ref()
+        !bookkeeping.contains(name) && row.item.get(*name) != value.as_ref()
     };
     let columns = (is_edited || columns.iter().any(is_new)).then_some(columns);
     let stored = match columns {

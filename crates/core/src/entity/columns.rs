@@ -24,6 +24,8 @@ pub struct EntitySchema {
     pub indexes: &'static [EntityIndex],
     /// The column of the time at which the application made the row.
     pub created_at: Option<&'static str>,
+    /// The column of the time of the last write, billhook's and the application's.
+    pub updated_at: &'static str,
     /// Further columns that say in which state the application left a row that is adopted (`opening`). They are part of
     /// the condition of its first write.
     pub opening: &'static [&'static str],

@@ -112,12 +112,8 @@ pub trait EntityKind: Clone + Debug + PartialEq + Sized {
     ) -> LastDerived {
         LastDerived::default()
     }
-    /// All columns to write but `version` and `timeline`, which every kind writes alike.
-    fn write_columns(
-        derived: &Self::Derived,
-        written: &LastDerived,
-        now: Timestamp,
-    ) -> ColumnWrites;
+    /// All columns to write but the version, the timeline and the time of the write, which every kind writes alike.
+    fn write_columns(derived: &Self::Derived, written: &LastDerived) -> ColumnWrites;
     /// Not sorted.
     fn timeline(_derived: &Self::Derived) -> Vec<DerivedEntry> {
         Vec::new()
@@ -344,9 +340,9 @@ impl<K: EntityKind> EntityState<K> {
         let mut foreign: Vec<&'static str> = self.row.foreign.iter().copied().collect();
         if !foreign.is_empty() {
             // What billhook would not write anyway is the application's.
-            let written = K::write_columns(&derived, &last_derived, now);
+            let written = K::write_columns(&derived, &last_derived);
             foreign.retain(|column| {
-                [self.row.version_column.as_str(), "timeline"].contains(column)
+                self.bookkeeping_columns().contains(column)
                     || written.iter().any(|(written, _)| written == column)
             });
         }
@@ -409,6 +405,12 @@ impl<K: EntityKind> EntityState<K> {
             },
             standing,
         }
+    }
+
+    /// The columns that every kind writes alike.
+    fn bookkeeping_columns(&self) -> [&'static str; 3] {
+        let version = self.row.version_column.as_str();
+        [version, K::SCHEMA.updated_at, "timeline"]
     }
 
     /// Why nothing may be written, if so.
@@ -635,8 +637,8 @@ impl<K: EntityKind> StateUpdate<K> {
 
     pub(super) fn may_write(&self, column: &str) -> bool {
         let row = &self.next.row;
-        let is_of_review =
-            REVIEW_COLUMNS.contains(&column) || column == row.version_column.as_str();
+        let is_of_review = REVIEW_COLUMNS.contains(&column)
+            || [row.version_column.as_str(), K::SCHEMA.updated_at].contains(&column);
         !row.foreign.contains(column) && (!self.is_held() || is_of_review)
     }
 
@@ -647,14 +649,12 @@ impl<K: EntityKind> StateUpdate<K> {
     }
 }
 
-/// What is written of a row that is in another one's place, beside the version.
-const REVIEW_COLUMNS: [&str; 6] = [
+/// What is written of a row that is in another one's place, beside the version and the time of the write.
+const REVIEW_COLUMNS: [&str; 4] = [
     "requiresReview",
     "reviewReasons",
     "requires_review",
     "review_reasons",
-    "updatedAt",
-    "updated_at",
 ];
 
 fn find_row_findings(

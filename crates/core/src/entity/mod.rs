@@ -348,10 +348,10 @@ impl EntityUpdate {
         for_entity!(EntityUpdate, self, update => Kind::timeline(&update.derived))
     }
 
-    /// All columns to write but `version` and `timeline`, which every kind writes alike.
-    pub fn write_columns(&self, now: Timestamp) -> ColumnWrites {
+    /// All columns to write but the version, the timeline and the time of the write, which every kind writes alike.
+    pub fn write_columns(&self) -> ColumnWrites {
         for_entity!(EntityUpdate, self, update => {
-            let mut columns = Kind::write_columns(&update.derived, &update.next.last_derived, now);
+            let mut columns = Kind::write_columns(&update.derived, &update.next.last_derived);
             columns.retain(|(column, _)| update.may_write(column));
             columns
         })

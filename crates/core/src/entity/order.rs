@@ -20,7 +20,6 @@ use crate::entity::timeline::DerivedEntry;
 use crate::ids::{CheckoutSessionId, OrderId, PaymentIntentId, UserId};
 use crate::money::Money;
 use crate::outcome::ParkReason;
-use crate::time::Timestamp;
 
 #[rustfmt::skip]
 const COLUMNS: &[EntityColumn] = &[
@@ -82,6 +81,7 @@ impl EntityKind for OrderKind {
         ],
         opening: &["amountRefunded", "reviewReasons"],
         created_at: Some("createdAt"),
+        updated_at: "updatedAt",
         guarded: &[
             "status",
             "paymentStatus",
@@ -234,11 +234,7 @@ impl EntityKind for OrderKind {
         }
     }
 
-    fn write_columns(
-        payment: &DerivedPayment,
-        written: &LastDerived,
-        now: Timestamp,
-    ) -> ColumnWrites {
+    fn write_columns(payment: &DerivedPayment, written: &LastDerived) -> ColumnWrites {
         let text = ColumnValue::text;
         let mut columns = vec![
             ("status", text(payment.status.as_str())),
@@ -255,7 +251,6 @@ impl EntityKind for OrderKind {
                 "amountRefunded",
                 Some(ColumnValue::Integer(payment.amount_refunded)),
             ),
-            ("updatedAt", Some(ColumnValue::Time(now))),
         ];
         if payment.payment_failed_at.is_some() || !payment.is_adopted {
             let failed_at = payment.payment_failed_at.map(ColumnValue::Time);

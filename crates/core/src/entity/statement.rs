@@ -26,7 +26,6 @@ use crate::entity::timeline::DerivedEntry;
 use crate::ids::{PaymentIntentId, PieceId, StatementId};
 use crate::money::Money;
 use crate::outcome::ParkReason;
-use crate::time::Timestamp;
 
 /// The column of the printed piece; `LobLetterIndex` is on it.
 pub const PIECE_COLUMN: &str = "lob_letter_id";
@@ -55,6 +54,8 @@ const COLUMNS: &[EntityColumn] = &[
     column("tracking_number", Text, Both, "the same"),
     column("template_version", Text, Both, "the same"),
     column("timeline", List, Both, "see [below](#timeline)"),
+    column("created_at", Text, Application, "like an order's `createdAt`"),
+    column("updated_at", Text, Both, "like an order's `updatedAt`"),
     column(VERSION, Integer, Billhook, "like an order's"),
 ];
 
@@ -132,7 +133,8 @@ impl EntityKind for StatementKind {
             },
         ],
         opening: &["amount_refunded", "review_reasons"],
-        created_at: None,
+        created_at: Some("created_at"),
+        updated_at: "updated_at",
         guarded: &[
             "payment_status",
             "requires_review",
@@ -280,11 +282,7 @@ impl EntityKind for StatementKind {
 
     /// `written` says which columns are ours. Case: the application sets `mail_status` itself and Stripe reports a
     /// payment first; the payment columns are written, and `mail_status` stays.
-    fn write_columns(
-        derived: &DerivedStatement,
-        written: &LastDerived,
-        _: Timestamp,
-    ) -> ColumnWrites {
+    fn write_columns(derived: &DerivedStatement, written: &LastDerived) -> ColumnWrites {
         let DerivedStatement {
             payment,
             mail,

@@ -4,7 +4,7 @@
 //! `worker::resolve` finds the tenant by it and compares it with the entity's.
 
 use crate::entity::account::{AccountFacts, DerivedAccount, derive_account};
-use crate::entity::columns::ColumnOwner::{Application, Billhook};
+use crate::entity::columns::ColumnOwner::{Application, Billhook, Both};
 use crate::entity::columns::ColumnType::{Bool, Integer, Text};
 use crate::entity::columns::{
     ColumnValue, ColumnWrites, EntityColumn, EntityIndex, EntitySchema, RowColumns, VERSION,
@@ -16,7 +16,6 @@ use crate::entity::merge::Merge as _;
 use crate::entity::schema::{LastDerived, RowIdentity};
 use crate::ids::{AccountId, TenantId};
 use crate::outcome::ParkReason;
-use crate::time::Timestamp;
 
 /// The column of the connected account, and the name of its index.
 pub const ACCOUNT_COLUMN: &str = "stripe_connected_account_id";
@@ -29,6 +28,8 @@ const COLUMNS: &[EntityColumn] = &[
     column("charges_enabled", Bool, Billhook, ""),
     column("payouts_enabled", Bool, Billhook, ""),
     column("stripe_status", Text, Billhook, "`connected`, `restricted` or `deauthorized`"),
+    column("created_at", Text, Application, "like an order's `createdAt`"),
+    column("updated_at", Text, Both, "like an order's `updatedAt`"),
     column(VERSION, Integer, Billhook, "like an order's"),
 ];
 
@@ -58,7 +59,8 @@ impl EntityKind for TenantKind {
             key: ACCOUNT_COLUMN,
         }],
         opening: &[],
-        created_at: None,
+        created_at: Some("created_at"),
+        updated_at: "updated_at",
         guarded: &[
             ACCOUNT_COLUMN,
             "charges_enabled",
@@ -90,7 +92,7 @@ impl EntityKind for TenantKind {
         derive_account(facts, given.account.as_ref())
     }
 
-    fn write_columns(account: &DerivedAccount, _: &LastDerived, _: Timestamp) -> ColumnWrites {
+    fn write_columns(account: &DerivedAccount, _: &LastDerived) -> ColumnWrites {
         let mut columns = vec![("stripe_status", ColumnValue::text(account.status.as_str()))];
         if let Some(able) = account.abilities {
             let truth = |truth| Some(ColumnValue::Bool(truth));

@@ -68,12 +68,12 @@ impl StoredOrder {
             return next;
         }
         let mut columns: BTreeMap<&str, Value> = BTreeMap::new();
-        for (name, value) in next.write_columns(at(self.now)) {
+        for (name, value) in next.write_columns() {
             columns.insert(name, value.map_or(Value::Null, json_of));
         }
         let is_new = |(name, value): (&&str, &Value)| {
             let found = self.row.as_ref().and_then(|row| row.get(*name));
-            *name != "updatedAt" && found.unwrap_or(&Value::Null) != value
+            found.unwrap_or(&Value::Null) != value
         };
         let is_written =
             self.row.is_some() && (next.must_write_row() || columns.iter().any(is_new));
