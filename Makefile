@@ -134,6 +134,7 @@ replay: setup ## replay 5,000 events on the local AWS, interrupt that with Ctrl-
 	cargo build --workspace
 	cargo test --workspace --test flows -- --ignored --nocapture a_bulk_replay
 
+bounds: export CARGO_PROFILE_DEV_OPT_LEVEL = 2
 bounds: setup ## deliver 40,000 events of payments and orders that one row would not hold, and show what that took (more than an hour)
 	cargo build --workspace
 	cargo test --workspace --test flows -- --ignored --nocapture thousands_of_facts

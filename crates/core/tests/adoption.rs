@@ -435,6 +435,122 @@ fn what_a_person_does_to_an_adopted_row_later_counts_as_ever() {
     assert_eq!(words_of(&order), "pending/unpaid 0");
 }
 
+/// What the row says is about the payment that it names; a payment that comes in addition is told, and refunding that
+/// one takes nothing from the first.
+#[test]
+fn a_payment_in_addition_to_the_first_is_told_and_may_go_back_alone() {
+    let second = || intent_succeeded("evt_2", T + 61, "pi_2", json!({}), 4200);
+    let second_back = || charge_refunded("evt_b", T + 71, "ch_2", Some("pi_2"), 4200);
+    let before = || intent_succeeded("evt_0", T - 60, "pi_2", json!({}), 4200);
+    let fully = |word: &str, payment: &str| json!({ "status": word, "paymentStatus": payment });
+    let unnamed = |word: &str| json!({ "status": word, "stripePaymentIntentId": null });
+    let mut partly = fully("completed", "paid");
+    partly["amountRefunded"] = json!(1200);
+    let cases = [
+        (
+            fully("completed", "paid"),
+            vec![second()],
+            "completed/paid 0 paid_twice",
+        ),
+        (
+            fully("completed", "paid"),
+            vec![second(), second_back()],
+            "completed/paid 4200 paid_twice",
+        ),
+        (
+            fully("completed", "paid"),
+            vec![second(), second_back(), all_back()],
+            "refunded/refunded 8400 paid_twice",
+        ),
+        (
+            fully("completed", "paid"),
+            vec![second(), all_back()],
+            "completed/paid 4200 paid_twice",
+        ),
+        (
+            partly,
+            vec![second(), second_back()],
+            "completed/paid 5400 paid_twice",
+        ),
+        (
+            fully("refunded", "refunded"),
+            vec![second()],
+            "completed/paid 0 paid_twice",
+        ),
+        (
+            fully("refunded", "refunded"),
+            vec![second(), second_back()],
+            "refunded/refunded 4200 paid_twice",
+        ),
+        (
+            fully("cancelled", "paid"),
+            vec![second()],
+            "completed/paid 0 paid_after_cancel+paid_twice",
+        ),
+        // A row that names none: what succeeded before the adoption is its own.
+        (
+            unnamed("completed"),
+            vec![second()],
+            "completed/paid 0 paid_twice",
+        ),
+        (unnamed("completed"), vec![before()], "completed/paid 0"),
+        (
+            unnamed("completed"),
+            vec![second(), second_back()],
+            "completed/paid 4200 paid_twice",
+        ),
+        (
+            unnamed("completed"),
+            vec![before(), second_back()],
+            "refunded/refunded 4200",
+        ),
+    ];
+    for (columns, events, expected) in cases {
+        let mut order = adopted(columns.clone());
+        order.take(&events);
+        assert_eq!(words_of(&order), expected, "{columns} {}", events.len());
+        // One by one, and in the other order.
+        let mut order = adopted(columns.clone());
+        for count in 1..=events.len() {
+            order.take(&events[events.len() - count..]);
+        }
+        assert_eq!(words_of(&order), expected, "{columns} backwards");
+    }
+}
+
+#[test]
+fn a_repair_stands_on_an_adopted_row_too() {
+    let cases = [
+        (
+            ("cancelled", "paid"),
+            ("status", "refunded"),
+            "refunded/refunded 0",
+        ),
+        (
+            ("cancelled", "paid"),
+            ("status", "completed"),
+            "completed/paid 0",
+        ),
+        (
+            ("completed", "disputed"),
+            ("paymentStatus", "paid"),
+            "completed/paid 0",
+        ),
+        (
+            ("pending", "unpaid"),
+            ("status", "completed"),
+            "completed/paid 0 paid_unproven",
+        ),
+    ];
+    for ((status, payment), (column, word), expected) in cases {
+        let mut order = adopted(json!({ "status": status, "paymentStatus": payment }));
+        order.take(&[expired()]);
+        order.set(column, json!(word));
+        order.take(&[expired()]);
+        assert_eq!(words_of(&order), expected, "{status}/{payment} {word}");
+    }
+}
+
 #[test]
 fn columns_of_which_nothing_is_known_stay_as_the_application_left_them() {
     let failed_at = json!("2026-06-01T00:00:00.000Z");

@@ -214,6 +214,7 @@ fn every_fact() -> StoredForms {
             amount_refunded: Some(1000),
             review_reasons: ["dispute_open:dp_1".to_owned()].into(),
             mail_status: Some("mailed".to_owned()),
+            intent: Some(PaymentIntentId::parse("pi_1").unwrap()),
             piece: Some("ltr_1".to_owned()),
         })),
     };

@@ -17,6 +17,7 @@ use crate::entity::mail::derive::DerivedMail;
 use crate::entity::mail::facts::MailFacts;
 use crate::entity::manual::{FoundEdit, ManualEdits};
 use crate::entity::merge::{Merge, MinRegister};
+use crate::entity::opening::OpeningState;
 use crate::entity::payment::derive::DerivedPayment;
 use crate::entity::payment::linked::{LinkedPaymentFacts, PaymentCopy};
 use crate::entity::payment::status::{OrderStatus, PaymentStatus};
@@ -241,8 +242,12 @@ impl<K: EntityKind> EntityState<K> {
                 .read_open(stored.open.as_deref(), stored.open_at);
         }
         if let (Some(row), true) = (row, read.history.written.is_empty()) {
-            let piece = K::piece(&read.given).map(PieceId::to_string);
-            read.row.opening = read_opening_state(&K::SCHEMA, rules, row, &read.columns, piece);
+            let opening = read_opening_state(&K::SCHEMA, rules, row, &read.columns);
+            read.row.opening = opening.map(|opening| OpeningState {
+                intent: K::payment_intent(&read.given).cloned(),
+                piece: K::piece(&read.given).map(PieceId::to_string),
+                ..opening
+            });
         }
         if read.row.is_missing {
             read.tenant = read.history.tenant.clone();

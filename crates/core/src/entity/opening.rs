@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::entity::mail::facts::MailStage;
 use crate::entity::payment::facts::DisputeState;
 use crate::entity::payment::status::{OrderStatus, PaymentEvidence, PaymentStatus};
+use crate::ids::{PaymentIntentId, PaymentRef};
 use crate::time::Timestamp;
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -32,6 +33,9 @@ pub struct OpeningState {
     pub review_reasons: BTreeSet<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mail_status: Option<String>,
+    /// The payment that the row named, which its words are about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub intent: Option<PaymentIntentId>,
     /// The piece that `mail_status` was about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub piece: Option<String>,
@@ -68,6 +72,15 @@ impl OpeningState {
             Some(PaymentStatus::Unpaid) | None => PaymentEvidence::Nothing,
         };
         of_status.max(of_payment)
+    }
+
+    /// Whether its words are about this payment, which succeeded at that time: it is the one that the row named; or, if
+    /// the row named none, it is older than the adoption.
+    pub(super) fn is_about(&self, payment: &PaymentRef, succeeded_at: Timestamp) -> bool {
+        match &self.intent {
+            Some(named) => payment.intent() == Some(named),
+            None => succeeded_at < self.adopted_before,
+        }
     }
 
     pub(super) fn is_cancelled(&self) -> bool {

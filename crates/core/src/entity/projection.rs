@@ -183,7 +183,6 @@ pub(super) fn read_opening_state(
     rules: &RowRules,
     row: &impl RowColumns,
     columns: &GuardedColumns,
-    piece: Option<String>,
 ) -> Option<OpeningState> {
     let adopted_before = rules.adopted_before?;
     let created_at = parse_created_at(&read_created_at(row, schema.created_at?)?)?;
@@ -207,7 +206,8 @@ pub(super) fn read_opening_state(
         amount_refunded: amount_refunded.filter(|amount| *amount > 0),
         review_reasons,
         mail_status: columns.mail_status.clone(),
-        piece,
+        intent: None,
+        piece: None,
     })
 }
 

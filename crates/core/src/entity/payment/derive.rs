@@ -14,7 +14,7 @@ use crate::entity::merge::{FactSource, latest_state};
 use crate::entity::opening::OpeningState;
 use crate::entity::payment::facts::{DisputeState, IntentFacts, MoneyFacts};
 use crate::entity::payment::linked::LinkedPaymentFacts;
-use crate::entity::payment::refunds::derive_refunds;
+use crate::entity::payment::refunds::{RefundTotal, derive_refunds};
 use crate::entity::payment::status::{
     OrderStatus, PaymentEvidence, PaymentStatus, derive_order_status, derive_payment_status,
 };
@@ -123,10 +123,8 @@ pub fn derive_payment(linked: &LinkedPaymentFacts, due: Option<Money>) -> Derive
     let cancelled_at = linked.cancelled_at();
     let opening = linked.opening_state();
     let opening_evidence = opening.map_or(PaymentEvidence::Nothing, OpeningState::payment_evidence);
+    let is_paid_at_first = opening_evidence >= PaymentEvidence::Paid;
     let is_cancelled_at_first = opening.is_some_and(OpeningState::is_cancelled);
-    // An adopted order that was cancelled although it was paid: the application knew of the payment.
-    let is_cancelled_though_paid =
-        is_cancelled_at_first && opening_evidence >= PaymentEvidence::Paid;
     let facts = &linked.merge_linked_facts();
     let successes = find_successes(facts);
     // `all`, not `any`: if two events report 42.00 and 41.00 for one payment, we do not know which is true, so the
@@ -137,8 +135,22 @@ pub fn derive_payment(linked: &LinkedPaymentFacts, due: Option<Money>) -> Derive
     let manual = &linked.manual.of_current_row();
     // A payment outside Stripe pays everything, so that any money at Stripe is a second payment.
     let is_recorded = !manual.recorded.is_empty();
-    let mut fitting = successes.iter().filter(|(_, payment, _)| fits(payment));
-    let paid_by = fitting.next();
+    let fitting = || successes.iter().filter(|(_, payment, _)| fits(payment));
+    // The payment that an adopted row was paid by at first, as opposed to one that came in addition.
+    let is_known_at_first = |id: &PaymentRef, stated: &FactSource| {
+        opening.is_some_and(|row| row.is_about(id, stated.at))
+    };
+    let paid_by = fitting()
+        .find(|(id, _, stated)| is_known_at_first(id, stated))
+        .or_else(|| fitting().next());
+    let is_paid_in_addition =
+        is_paid_at_first && fitting().any(|(id, _, stated)| !is_known_at_first(id, stated));
+    // An adopted order that was cancelled although it was paid: the application knew of the payment.
+    let is_cancelled_though_paid = is_cancelled_at_first
+        && is_paid_at_first
+        && !is_paid_in_addition
+        && !manual.is_paid()
+        && !manual.is_refunded();
 
     for (id, payment, stated) in &successes {
         let first = payment.received.first();
@@ -154,12 +166,16 @@ pub fn derive_payment(linked: &LinkedPaymentFacts, due: Option<Money>) -> Derive
         timeline.add("payment_succeeded", id.as_str(), stated, meta);
         if !fits(payment) {
             timeline.add_review("amount_mismatch", id.as_str(), stated);
-        } else if is_recorded || paid_by.is_some_and(|(paid_id, ..)| paid_id != id) {
+        } else if is_recorded
+            || paid_by.is_some_and(|(paid_id, ..)| paid_id != id)
+            || (is_paid_at_first && !is_known_at_first(id, stated))
+        {
             timeline.add_review("paid_twice", id.as_str(), stated);
         }
         // Flagged whether the payment succeeded before or after the cancellation: the cancellation has our time and the
         // payment has Stripe's, and the application may already have acted on `cancelled` in both cases.
-        if cancelled_at.is_some() || (is_cancelled_at_first && !is_cancelled_though_paid) {
+        let knew_of_it = is_paid_at_first && is_known_at_first(id, stated);
+        if cancelled_at.is_some() || (is_cancelled_at_first && !knew_of_it) {
             timeline.add_review("paid_after_cancel", id.as_str(), stated);
         }
     }
@@ -175,9 +191,14 @@ pub fn derive_payment(linked: &LinkedPaymentFacts, due: Option<Money>) -> Derive
     }
     // Paid again after everything went back, or paid without any payment of Stripe's: only a person can know.
     let found_after_refund = manual.found_paid.last().copied() > last_refund_at(facts);
-    let is_paid_again = refunds.is_everything && found_after_refund;
+    // What is paid in addition to what an adopted row was paid by says nothing about the latter.
+    let of_first = find_refunds_of_first(linked, opening, due);
+    let is_first_back = of_first.map_or(!is_paid_in_addition, |of_first| of_first.is_everything);
+    let is_everything =
+        refunds.is_everything && (opening_evidence != PaymentEvidence::Paid || is_first_back);
+    let is_paid_again = is_everything && found_after_refund;
     if let (Some(at), false) = (manual.found_paid.last(), is_recorded)
-        && (paid_by.is_none() || is_paid_again)
+        && (is_paid_again || (paid_by.is_none() && opening_evidence != PaymentEvidence::Paid))
     {
         timeline.add_review_without_event(PAID_UNPROVEN, &at.to_string(), *at);
     }
@@ -195,9 +216,11 @@ pub fn derive_payment(linked: &LinkedPaymentFacts, due: Option<Money>) -> Derive
         .values()
         .filter_map(|payment| payment.failures.last_at())
         .max();
-    let is_all_back = refunds.is_everything && !is_recorded && !is_paid_again;
+    let is_all_back = is_everything && !is_recorded && !is_paid_again;
     // A refund that was made before the adoption is older than what anybody says since.
-    let was_refunded = opening_evidence == PaymentEvidence::RefundedInFull && !manual.is_paid();
+    let was_refunded = opening_evidence == PaymentEvidence::RefundedInFull
+        && !manual.is_paid()
+        && !is_paid_in_addition;
     let payment_evidence = if manual.is_refunded() || is_all_back || was_refunded {
         PaymentEvidence::RefundedInFull
     } else if paid_by.is_some() || manual.is_paid() || opening_evidence == PaymentEvidence::Paid {
@@ -230,11 +253,10 @@ pub fn derive_payment(linked: &LinkedPaymentFacts, due: Option<Money>) -> Derive
     // counts until Stripe states one.
     let is_dispute_stated = !facts.disputes.is_empty();
     let dispute = match opening.and_then(OpeningState::dispute) {
-        Some(dispute) if !is_dispute_stated => Some(dispute),
+        Some(dispute) if !is_dispute_stated && !manual.is_paid() => Some(dispute),
         _ => find_gravest_dispute(facts),
     };
     let dispute = dispute.filter(|_| !is_recorded);
-    let refunded_at_first = opening.and_then(|opening| opening.amount_refunded);
     DerivedPayment {
         status: derive_order_status(order_evidence),
         payment_status: derive_payment_status(payment_evidence, dispute),
@@ -243,8 +265,16 @@ pub fn derive_payment(linked: &LinkedPaymentFacts, due: Option<Money>) -> Derive
             Some(due) if paid_by.is_some() || manual.is_paid() => due.amount,
             _ => 0,
         },
-        // Two cumulative figures of the same money: the greater counts.
-        amount_refunded: refunds.amount.max(refunded_at_first.unwrap_or(0)),
+        amount_refunded: match opening.and_then(|opening| opening.amount_refunded) {
+            // Two cumulative figures of the same money: the greater counts.
+            Some(at_first) => {
+                let since = of_first.map_or(refunds.amount, |of_first| of_first.amount);
+                refunds
+                    .amount
+                    .saturating_add(at_first.saturating_sub(since).max(0))
+            }
+            None => refunds.amount,
+        },
         paid_at: paid_by
             .map(|(_, _, stated)| stated.at)
             .or_else(|| manual.paid_at()),
@@ -267,6 +297,22 @@ pub fn derive_payment(linked: &LinkedPaymentFacts, due: Option<Money>) -> Derive
         is_adopted: opening.is_some(),
         timeline: timeline.entries,
     }
+}
+
+/// The refunds of the payment that an adopted row named at first; `None` if it named none.
+fn find_refunds_of_first(
+    linked: &LinkedPaymentFacts,
+    opening: Option<&OpeningState>,
+    due: Option<Money>,
+) -> Option<RefundTotal> {
+    let intent = opening?.intent.as_ref()?;
+    let mut its = LinkedPaymentFacts::default();
+    let payments = linked.payments.iter();
+    let payments = payments.filter(|(key, _)| key.payment.intent() == Some(intent));
+    its.payments
+        .extend(payments.map(|(key, copy)| (key.clone(), copy.clone())));
+    let facts = its.merge_linked_facts();
+    Some(derive_refunds(&facts, due, &mut TimelineBuilder::default()))
 }
 
 /// The payments that succeeded, by Stripe's timestamp, then by id. The first matching one is the one that paid; every
