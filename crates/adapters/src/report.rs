@@ -63,6 +63,12 @@ fn report_row_finding(
     }
 }
 
+/// Logs and counts a row that the sweep could not write as its state says.
+pub fn report_row_not_restored(provider: ProviderId, entity: &EntityKey, cause: &str) {
+    metrics::ROW_TROUBLE.record(provider, &["row_not_restored"], 1);
+    tracing::error!(%entity, "row_not_restored {entity}: {cause}");
+}
+
 /// Logs and counts a scan that replaced the query of an index.
 pub fn report_fallback_scan(scan: &FallbackScan<'_>) {
     let FallbackScan {

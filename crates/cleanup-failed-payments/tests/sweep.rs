@@ -3,11 +3,12 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use billhook_core::entity::EntityKey;
 use billhook_core::entity::key::PaymentKey;
 use billhook_core::entity::payment::state::{OpenEntry, PaymentState};
 use billhook_core::entity::projection::RowStanding;
+use billhook_core::entity::{Entity, EntityKey};
 use billhook_core::error::DependencyError;
 use billhook_core::ids::{CorrelationId, EventId, PerProvider, ProviderId};
 use billhook_core::intake::ports::{RecordEvent as _, SendMessage};
@@ -165,7 +166,9 @@ async fn a_row_that_was_overwritten_after_its_last_write_is_restored_and_then_le
         }
         let done = Checkpoint::completed_through(T + age - 600);
         let jobs = &world.stripe().jobs;
-        jobs.lock().unwrap().insert("sweep".to_owned(), done);
+        for job in ["sweep", "sweep-rows"] {
+            jobs.lock().unwrap().insert(job.to_owned(), done.clone());
+        }
         let swept = world.run(age).await;
         let figures = (swept.restored, swept.sent, swept.completed);
         assert_eq!(figures, (1, 0, true), "{age} {has_event}");
@@ -175,6 +178,73 @@ async fn a_row_that_was_overwritten_after_its_last_write_is_restored_and_then_le
         jobs.lock().unwrap().clear();
         assert_eq!(world.run(age + MINUTE).await.restored, 0);
     }
+}
+
+/// An order that was paid, as billhook wrote it last.
+fn paid_order(key: &EntityKey) -> Entity {
+    let event = intent_succeeded("evt_1", T, "pi_1", json!({}), 4200);
+    let mut paid = memory::entity(key).apply_facts(linked_facts([&event]), at(1));
+    paid.note_arrival();
+    paid.with_row_written()
+}
+
+#[tokio::test]
+async fn rows_that_cannot_be_read_keep_no_event_waiting_and_are_come_to_later() {
+    let world = World::default();
+    let key = EntityKey::parse("order#ord_1").unwrap();
+    let mut stale = paid_order(&key);
+    let order = memory::order_mut(&mut stale);
+    order.row.version = None;
+    order.columns.status = Some("pending".to_owned());
+    order.history.recent = Some(at(0));
+    let tables = world.stripe();
+    tables.entities.lock().unwrap().insert(key.clone(), stale);
+    world.paid("evt_lost", 0, None).await;
+    tables.rows_fail.store(true, Ordering::SeqCst);
+    let clock = FixedClock::at(at(11 * MINUTE));
+    let ran = world.sweep(&clock).run(&SweepInput {}, at(DAY)).await;
+    assert_eq!(
+        ran.unwrap_err().to_string(),
+        "could not restore rows: rows: planned failure"
+    );
+    assert_eq!(world.sent(), ids(&["evt_lost"]));
+    tables.rows_fail.store(false, Ordering::SeqCst);
+    assert_eq!(world.run(12 * MINUTE).await.restored, 1);
+}
+
+#[tokio::test]
+async fn a_row_that_is_deleted_after_its_last_event_is_found_and_one_that_comes_back_too() {
+    let world = World::default();
+    let key = EntityKey::parse("order#ord_1").unwrap();
+    let paid = paid_order(&key);
+    let mut deleted = paid.clone();
+    {
+        let order = memory::order_mut(&mut deleted);
+        order.row.is_missing = true;
+        order.history.recent = Some(at(0));
+    }
+    let entities = &world.stripe().entities;
+    entities.lock().unwrap().insert(key.clone(), deleted);
+    world.run(11 * MINUTE).await;
+    let found = || entities.lock().unwrap()[&key].clone();
+    assert_eq!(found().trouble_since(), Some(at(11 * MINUTE)));
+    // The row comes back, as it was.
+    {
+        let mut entities = entities.lock().unwrap();
+        let order = memory::order_mut(entities.get_mut(&key).unwrap());
+        order.row.is_missing = false;
+    }
+    world.run(21 * MINUTE).await;
+    assert_eq!(found().trouble_since(), None);
+    // Somebody uses the column for something else.
+    {
+        let mut entities = entities.lock().unwrap();
+        let order = memory::order_mut(entities.get_mut(&key).unwrap());
+        order.row.foreign = ["status"].into();
+        order.columns.status = Some("shipped".to_owned());
+    }
+    world.run(32 * MINUTE).await;
+    assert_eq!(found().trouble_since(), Some(at(32 * MINUTE)));
 }
 
 #[tokio::test]

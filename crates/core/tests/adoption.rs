@@ -758,6 +758,39 @@ fn the_version_column_is_another_for_an_orm_with_a_version_of_its_own() {
 }
 
 #[test]
+fn no_edit_is_lost_when_the_version_gets_another_column_and_none_is_found_twice() {
+    let named = |name: &str| VersionColumn::parse(name).unwrap();
+    let events = [paid("pi_1"), disputed("needs_response")];
+    let mut order = StoredOrder::new();
+    order.take(&events);
+    assert_eq!(words_of(&order), "completed/disputed 0 dispute_open");
+    // To another name and back, as functions of both releases do while a deployment is under way.
+    for name in ["billhookVersion", "version", "billhookVersion"] {
+        order.rules.version_column = named(name);
+        order.take(&events);
+        assert_eq!(order.findings, [], "{name}");
+        assert_eq!(words_of(&order), "completed/disputed 0 dispute_open");
+    }
+    order.rules.version_column = named("version");
+    order.set("requiresReview", json!(false));
+    order.take(&events);
+    assert_eq!(order.findings, []);
+    assert_eq!(words_of(&order), "completed/disputed 0");
+    // From then on an older copy is known again.
+    let copy = order.row.clone();
+    let more = [paid("pi_1"), disputed("needs_response"), refunded(1200)];
+    order.take(&more);
+    order.row = copy;
+    order.take(&more);
+    assert!(
+        matches!(order.findings[..], [RowFinding::Restored { .. }]),
+        "{:?}",
+        order.findings
+    );
+    assert_eq!(words_of(&order), "completed/disputed 1200");
+}
+
+#[test]
 fn a_version_column_is_a_name_that_nothing_else_has() {
     for name in ["version", "billhookVersion", "bh_version2", "V"] {
         assert_eq!(VersionColumn::parse(name).unwrap().as_str(), name);

@@ -356,6 +356,23 @@ fn a_row_in_the_place_of_another_gets_its_columns_once_a_person_says_so() {
 }
 
 #[test]
+fn a_word_of_the_applications_in_an_older_copy_is_no_conflict() {
+    let mut order = StoredOrder::new();
+    let mut events = vec![paid("evt_p", "pi_1")];
+    order.take(&events);
+    order.set("status", json!("shipped"));
+    let copy = order.row.clone();
+    events.push(dispute("evt_d", T + 5, "dp_1", "pi_1", "needs_response"));
+    order.take(&events);
+    order.row = copy;
+    order.take(&events);
+    assert_eq!(
+        told(&order),
+        (json!("shipped"), json!("disputed"), json!(["dispute_open"]))
+    );
+}
+
+#[test]
 fn a_row_that_comes_back_gets_what_happened_without_it() {
     let mut order = StoredOrder::new();
     let mut events = vec![paid("evt_p", "pi_1")];

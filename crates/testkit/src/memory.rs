@@ -370,6 +370,8 @@ pub struct MemoryTables {
     pub stale: Mutex<BTreeMap<String, EntityKey>>,
     /// If true, reads of events never return.
     pub hangs: AtomicBool,
+    /// If true, the rows of entities cannot be read.
+    pub rows_fail: AtomicBool,
     /// A row whose facts are longer than this as JSON is refused.
     pub facts_bytes_max: Mutex<Option<usize>>,
     /// Planned failures of writes.
@@ -823,6 +825,9 @@ impl Ledger for &MemoryTables {
         keys: &BTreeSet<StateKey>,
     ) -> Result<LoadedRows<()>, DependencyError> {
         self.read("rows")?;
+        if self.rows_fail.load(Ordering::SeqCst) {
+            return Err(unreachable("rows"));
+        }
         let (entities, payments) = (lock(&self.entities), lock(&self.payments));
         let (invoices, newer) = (lock(&self.invoices), lock(&self.newer));
         let mut rows = LoadedRows::empty();
@@ -951,7 +956,11 @@ impl Ledger for &MemoryTables {
             return Err(CommitError::LostRace);
         }
         for write in writes() {
-            entities.insert(write.entity.key(), write.next.with_row_written());
+            let next = match write.entity.row().is_missing {
+                true => write.next.next(),
+                false => write.next.with_row_written(),
+            };
+            entities.insert(write.entity.key(), next);
         }
         for write in states() {
             match &write.next {
@@ -1025,6 +1034,14 @@ pub(crate) fn recent_entities<'a>(
     stored.filter(is_in).map(Entity::key).collect()
 }
 
+/// The entities whose row is missing or has a foreign column, as the index has them.
+pub(crate) fn troubled_entities<'a>(
+    stored: impl Iterator<Item = &'a Entity>,
+) -> Vec<(EntityKey, Timestamp)> {
+    let since = |entity: &Entity| Some((entity.key(), entity.trouble_since()?));
+    stored.filter_map(since).collect()
+}
+
 /// The payments of one value of the index that are due.
 pub(crate) fn due_payments<'a>(
     stored: impl Iterator<Item = &'a PaymentState>,
@@ -1052,6 +1069,11 @@ impl FindOpenStates for &MemoryTables {
         self.read("open_payments")?;
         let payments = lock(&self.payments);
         Ok(due_payments(payments.values(), index_key, until, limit))
+    }
+
+    async fn troubled_entities(&self) -> Result<Vec<(EntityKey, Timestamp)>, DependencyError> {
+        self.read("troubled_entities")?;
+        Ok(troubled_entities(lock(&self.entities).values()))
     }
 
     async fn recent_entities(

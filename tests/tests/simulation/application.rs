@@ -36,11 +36,19 @@ pub(crate) async fn write_rows(sim: Sim, until: Timestamp) {
             world.edit_order(&key);
             continue;
         }
+        if world.rng.chance(60) {
+            world.write_own_word(&key);
+            continue;
+        }
         let age = world.rng.span(Duration::ZERO, COPY_AGE_MAX);
         let then = world.now().before(age);
         if key.order().is_some() && world.rng.chance(150) {
             world.delete_row(&key);
             let (sim, deleted_at) = (sim.clone(), world.now());
+            // Some are deleted for good.
+            if world.rng.chance(300) {
+                continue;
+            }
             // Whoever deleted it restores it, from just before or from an older copy.
             tokio::task::spawn_local(async move {
                 sim.wait(Duration::from_secs(1), Duration::from_mins(8))

@@ -364,7 +364,12 @@ fn as_the_set_says(row: &EntityRow, applied: &[&Emitted], decided: &Decided, fou
     let differs = |what: &str, is: &dyn fmt::Debug, should: &dyn fmt::Debug| {
         format!("{key}: {what} is {is:?} and should be {should:?}")
     };
-    let status = columns.status.as_deref();
+    // A word of the application's own stays.
+    let is_foreign = row.entity.row().foreign.contains("status");
+    let status = match is_foreign {
+        true => wanted.status,
+        false => columns.status.as_deref(),
+    };
     let invariant = if rank(status) < rank(wanted.status) {
         6
     } else {
@@ -624,7 +629,15 @@ fn as_the_state_says(row: &EntityRow, now: Timestamp, found: &mut Found) {
         return;
     }
     let next = entity.apply_facts([], now);
-    let (is, should) = (entity.standing(), RowStanding::Current);
+    let is_troubled = entity.row().is_missing || !entity.row().foreign.is_empty();
+    found.unless(is_troubled == entity.trouble_since().is_some(), 21, || {
+        format!("{}: its trouble is not what the state lists", entity.key())
+    });
+    let should = match entity.row().is_missing {
+        true => RowStanding::Missing,
+        false => RowStanding::Current,
+    };
+    let is = entity.standing();
     found.unless(is == should, 21, || format!("{}: {is:?}", entity.key()));
     let is_same = !next.must_write_row()
         && *entity.columns() == next.last_derived().columns

@@ -88,7 +88,7 @@ impl TableNames {
 pub struct DynamoLedger<C> {
     pub(super) client: Client,
     pub(super) tables: TableNames,
-    clock: C,
+    pub(super) clock: C,
     pub(super) on_scan: ScanObserver,
     tenants: Mutex<HashMap<AccountId, (Timestamp, Vec<TenantId>)>>,
 }

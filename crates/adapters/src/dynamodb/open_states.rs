@@ -9,13 +9,13 @@ use std::time::Duration;
 use aws_sdk_dynamodb::operation::query::builders::QueryFluentBuilder;
 use billhook_core::entity::EntityKey;
 use billhook_core::entity::key::PaymentKey;
-use billhook_core::entity::schema::{RECENT, STATE_KEY, index_keys_of};
+use billhook_core::entity::schema::{RECENT, RowTrouble, STATE_KEY, index_keys_of};
 use billhook_core::error::DependencyError;
 use billhook_core::ports::Clock;
 use billhook_core::tasks::ports::{ArrivalSpan, FindOpenStates};
 use billhook_core::time::Timestamp;
 
-use super::attributes::{read_text, string_value};
+use super::attributes::{Item, read_text, string_value};
 use super::dependency_error;
 use super::ledger::DynamoLedger;
 
@@ -37,6 +37,33 @@ impl<C: Clock> DynamoLedger<C> {
             .expression_attribute_values(":open", string_value(index_key))
             .expression_attribute_values(":since", string_value(since))
             .expression_attribute_values(":until", string_value(until.to_string()))
+    }
+
+    /// The entities that are open for this reason, with their `open_at` in this span of time.
+    async fn find_entities(
+        &self,
+        reason: &str,
+        since: &str,
+        until: Timestamp,
+    ) -> Result<Vec<(EntityKey, Timestamp)>, DependencyError> {
+        let mut found = Vec::new();
+        for index_key in index_keys_of(reason) {
+            let mut start = None;
+            loop {
+                let page = self
+                    .query_open_states(&index_key, since, until)
+                    .set_exclusive_start_key(start)
+                    .send()
+                    .await
+                    .map_err(|error| self.open_states_error(error))?;
+                found.extend(page.items().iter().filter_map(read_open_entity));
+                start = page.last_evaluated_key;
+                if start.is_none() {
+                    break;
+                }
+            }
+        }
+        Ok(found)
     }
 
     fn open_states_error(
@@ -66,30 +93,27 @@ impl<C: Clock> FindOpenStates for DynamoLedger<C> {
         Ok(keys.collect())
     }
 
+    async fn troubled_entities(&self) -> Result<Vec<(EntityKey, Timestamp)>, DependencyError> {
+        let mut found = Vec::new();
+        for trouble in RowTrouble::ALL {
+            let entries = self.find_entities(trouble.as_str(), "0", self.clock.now());
+            found.extend(entries.await?);
+        }
+        Ok(found)
+    }
+
     async fn recent_entities(
         &self,
         span: ArrivalSpan,
     ) -> Result<BTreeSet<EntityKey>, DependencyError> {
         // Both ends belong to BETWEEN, and times have milliseconds.
         let first = span.after.after(Duration::from_millis(1)).to_string();
-        let mut found = BTreeSet::new();
-        for index_key in index_keys_of(RECENT) {
-            let mut start = None;
-            loop {
-                let page = self
-                    .query_open_states(&index_key, &first, span.until)
-                    .set_exclusive_start_key(start)
-                    .send()
-                    .await
-                    .map_err(|error| self.open_states_error(error))?;
-                let keys = page.items().iter();
-                found.extend(keys.filter_map(|item| EntityKey::parse(read_text(item, STATE_KEY)?)));
-                start = page.last_evaluated_key;
-                if start.is_none() {
-                    break;
-                }
-            }
-        }
-        Ok(found)
+        let entries = self.find_entities(RECENT, &first, span.until).await?;
+        Ok(entries.into_iter().map(|(key, _)| key).collect())
     }
+}
+
+fn read_open_entity(entry: &Item) -> Option<(EntityKey, Timestamp)> {
+    let key = EntityKey::parse(read_text(entry, STATE_KEY)?)?;
+    Some((key, Timestamp::parse(read_text(entry, "open_at")?).ok()?))
 }

@@ -3,6 +3,7 @@
 pub mod cleanup;
 pub mod reconcile;
 pub mod sweep;
+mod sweep_rows;
 
 use billhook_adapters::aws::AwsClients;
 use billhook_adapters::clock::SystemClock;

@@ -10,11 +10,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use billhook_adapters::metrics;
-use billhook_adapters::report::report_entity_commit;
-use billhook_core::entity::EntityKey;
-use billhook_core::entity::key::StateKey;
 use billhook_core::entity::payment::state::open_index_keys;
-use billhook_core::entity::schema::RECENT;
 use billhook_core::error::{DependencyError, error_chain};
 use billhook_core::ids::{EventId, PerProvider, ProviderId};
 use billhook_core::intake::inbox::{EventRecord, EventSource};
@@ -33,7 +29,7 @@ use billhook_core::tasks::sweep::{
     ARRIVAL_AGES, FIRST_RETRY_AFTER, STUCK_AFTER, SweepAction, SweepCandidate, SweepWindow,
 };
 use billhook_core::time::Timestamp;
-use billhook_core::worker::ports::{CommitError, CommitPart, EntityWrite, EventUpdate, Ledger};
+use billhook_core::worker::ports::{CommitError, CommitPart, EventUpdate, Ledger};
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use serde::Serialize;
 
@@ -41,8 +37,6 @@ use crate::scheduled_task::{PassEnd, ScheduledTask, TaskFailed, fail_task, lacks
 
 /// Events in one page of the index. The due ones are then read from the table.
 const PAGE: usize = 100;
-/// Entities that are read together, each with its state and its row.
-const ENTITIES_AT_ONCE: usize = 50;
 /// At most this many payments for each value of the index key in one run; the next run sends the rest.
 const PAYMENTS_MAX: usize = 1_000;
 /// Messages and updates in progress at the same time.
@@ -55,8 +49,6 @@ const OUTCOMES: [EventOutcome; 2] = [EventOutcome::Pending, EventOutcome::Parked
 /// A part of a pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum SweepLane {
-    /// The entities that were written without an event and reach this age of `ARRIVAL_AGES` in the window.
-    Recent(usize),
     /// The events that arrived on this day and reach this age of `ARRIVAL_AGES` in the window.
     Arrived(ProviderId, usize, String),
     /// The events that are in `OpenIndex` with this outcome.
@@ -76,12 +68,11 @@ fn sweep_lanes(window: SweepWindow) -> impl Iterator<Item = SweepLane> {
         let unfinished = OUTCOMES.map(|outcome| SweepLane::Unfinished(provider, outcome));
         arrived.chain(unfinished)
     };
-    let recent = (0..ARRIVAL_AGES.len()).map(SweepLane::Recent);
-    recent.chain(ProviderId::ALL.iter().flat_map(lanes))
+    ProviderId::ALL.iter().flat_map(lanes)
 }
 
 /// The days of a span, the oldest first.
-fn days_of(span: ArrivalSpan) -> Vec<String> {
+pub(super) fn days_of(span: ArrivalSpan) -> Vec<String> {
     let last = span.until.day();
     let mut days = Vec::new();
     let mut at = span.after;
@@ -136,14 +127,10 @@ struct SweepPosition {
 }
 
 impl SweepPosition {
-    /// `recent#0`, `stripe#arrived#0#2026-06-09`, `lob#parked` or `lob#parked#2026-06-09T10:13:20.000Z#evt_1`.
+    /// `stripe#arrived#0#2026-06-09`, `lob#parked` or `lob#parked#2026-06-09T10:13:20.000Z#evt_1`.
     fn parse(text: &str) -> Option<Self> {
         let mut parts = text.splitn(4, '#');
         let (provider, word) = (parts.next()?, parts.next()?);
-        if provider == RECENT {
-            let lane = SweepLane::Recent(word.parse().ok()?);
-            return Some(Self { lane, after: None });
-        }
         let provider = *ProviderId::ALL.iter().find(|of| of.as_str() == provider)?;
         if word == "arrived" {
             let (number, day) = (parts.next()?.parse().ok()?, parts.next()?);
@@ -166,7 +153,6 @@ impl SweepPosition {
 
     fn encode(&self) -> String {
         let lane = match &self.lane {
-            SweepLane::Recent(number) => return format!("{RECENT}#{number}"),
             SweepLane::Arrived(provider, number, day) => {
                 return format!("{provider}#arrived#{number}#{day}");
             }
@@ -203,12 +189,6 @@ where
     type Input = SweepInput;
     type Summary = SweepSummary;
 
-    /// One run: the rest of an interrupted pass, if there is one, then a pass up to now.
-    ///
-    /// An interrupted pass keeps its window when it is resumed. Example: a pass for 10:00 to 10:10 is interrupted in
-    /// lane `stripe#parked`. The next run, at 10:20, first completes the window 10:00 to 10:10 behind that place, then
-    /// does 10:10 to 10:20. If it used one window 10:00 to 10:20 instead, the events before the place that reach an age
-    /// between 10:10 and 10:20 would be missed.
     async fn run(
         &self,
         SweepInput {}: &SweepInput,
@@ -220,8 +200,36 @@ where
         };
         self.count_stuck(&mut summary).await?;
         self.send_open_payments(&mut summary, deadline).await?;
+        // Events first: a row that cannot be read must keep no event waiting.
+        let retried = self.retry_events(&mut summary, deadline).await;
+        let restored = self.restore_rows(&mut summary, deadline).await;
+        let ends = [retried?, restored?];
+        summary.completed = ends == [PassEnd::Completed; 2];
+        Ok(summary)
+    }
+}
+
+impl<L, Q, J, C> SweepTask<L, Q, J, C>
+where
+    L: Ledger + FindUnfinishedEvents + FindOpenStates,
+    Q: SendMessage,
+    J: CheckpointStore,
+    C: Clock,
+{
+    /// The rest of an interrupted pass, if there is one, then a pass up to now.
+    ///
+    /// An interrupted pass keeps its window when it is resumed. Example: a pass for 10:00 to 10:10 is interrupted in
+    /// lane `stripe#parked`. The next run, at 10:20, first completes the window 10:00 to 10:10 behind that place, then
+    /// does 10:10 to 10:20. If it used one window 10:00 to 10:20 instead, the events before the place that reach an age
+    /// between 10:10 and 10:20 would be missed.
+    async fn retry_events(
+        &self,
+        summary: &mut SweepSummary,
+        deadline: Timestamp,
+    ) -> Result<PassEnd, TaskFailed> {
         let read = self.jobs.load_checkpoint(Self::NAME).await;
         let mut checkpoint = read.map_err(fail_task("load the checkpoint"))?;
+        let mut last = PassEnd::Interrupted;
         for _ in 0..PASSES_MAX {
             let was_interrupted = checkpoint.resume_at.is_some();
             let now_s = self.clock.now().unix_s();
@@ -229,7 +237,7 @@ where
             let until_s = resume_at.map_or(now_s, |resume| resume.until_s);
             let mut place = resume_at.and_then(|resume| SweepPosition::parse(&resume.after));
             let passed = self
-                .run_pass(&checkpoint, until_s, &mut place, &mut summary, deadline)
+                .run_pass(&checkpoint, until_s, &mut place, summary, deadline)
                 .await;
             let next = match &passed {
                 Ok(PassEnd::Completed) => Checkpoint::completed_through(until_s),
@@ -243,24 +251,19 @@ where
                 .save_checkpoint(Self::NAME, &checkpoint, &next)
                 .await;
             let saved = saved.map_err(fail_task("save the checkpoint"))?;
-            summary.completed = passed? == PassEnd::Completed;
+            last = passed?;
             // Not saved: another run has completed a pass meanwhile, so it also does the rest.
-            if !(summary.completed && was_interrupted && saved == CheckpointSaveResult::Saved) {
+            if !(last == PassEnd::Completed
+                && was_interrupted
+                && saved == CheckpointSaveResult::Saved)
+            {
                 break;
             }
             checkpoint = next;
         }
-        Ok(summary)
+        Ok(last)
     }
-}
 
-impl<L, Q, J, C> SweepTask<L, Q, J, C>
-where
-    L: Ledger + FindUnfinishedEvents + FindOpenStates,
-    Q: SendMessage,
-    J: CheckpointStore,
-    C: Clock,
-{
     async fn count_stuck(&self, summary: &mut SweepSummary) -> Result<(), TaskFailed> {
         let until = self.clock.now().before(STUCK_AFTER);
         for (provider, ledger) in self.ledgers.iter() {
@@ -339,15 +342,9 @@ where
             if lacks_time_to_start(&self.clock, deadline) {
                 return Ok(PassEnd::Interrupted);
             }
-            let age_of = |number| ARRIVAL_AGES.get(number).copied().unwrap_or_default();
             match place.lane.clone() {
-                SweepLane::Recent(number) => {
-                    let span = window.arrivals_at(age_of(number));
-                    let restored = self.restore_recent(span, summary);
-                    restored.await.map_err(fail_task("restore rows"))?;
-                }
                 SweepLane::Arrived(provider, number, day) => {
-                    let age = age_of(number);
+                    let age = ARRIVAL_AGES.get(number).copied().unwrap_or_default();
                     let span = window.arrivals_at(age);
                     let sent = self.find_forgotten(provider, &day, span, age, summary);
                     sent.await.map_err(fail_task("find forgotten events"))?;
@@ -375,11 +372,6 @@ where
     ) -> Result<(), DependencyError> {
         let ledger = self.ledgers.of(provider);
         let arrived = ledger.arrived_events(day, span).await?;
-        let entities = arrived
-            .iter()
-            .flat_map(|event| event.entities.iter().cloned());
-        self.restore_rows(provider, entities.collect(), summary)
-            .await?;
         let pending = arrived.into_iter();
         let pending = pending.filter(|event| event.outcome == EventOutcome::Pending);
         let pending: Vec<EventId> = pending.map(|event| event.id).collect();
@@ -399,64 +391,6 @@ where
             tracing::error!(event_id = %id, "event_found_late {id} is pending for a day");
         }
         self.send_pending(provider, found, summary).await
-    }
-
-    /// The rows of the entities that were written within the span without an event that leads to them.
-    async fn restore_recent(
-        &self,
-        span: ArrivalSpan,
-        summary: &mut SweepSummary,
-    ) -> Result<(), DependencyError> {
-        // One table has the states of all providers.
-        let provider = ProviderId::Stripe;
-        let entities = self.ledgers.of(provider).recent_entities(span).await?;
-        self.restore_rows(provider, entities, summary).await
-    }
-
-    /// Writes the rows of the application that no longer are what their states say, because somebody wrote an older copy
-    /// over them after their last event.
-    async fn restore_rows(
-        &self,
-        provider: ProviderId,
-        entities: BTreeSet<EntityKey>,
-        summary: &mut SweepSummary,
-    ) -> Result<(), DependencyError> {
-        let ledger = self.ledgers.of(provider);
-        let keys: Vec<EntityKey> = entities.into_iter().collect();
-        for keys in keys.chunks(ENTITIES_AT_ONCE) {
-            let keys = keys.iter().cloned().map(StateKey::Entity).collect();
-            let rows = ledger.load_rows(&keys).await?;
-            for (entity, row) in rows.entities.values() {
-                let now = self.clock.now();
-                let next = entity.apply_facts([], now);
-                let is_wrong = L::changes_row(entity, row, &next, now);
-                if !is_wrong || entity.write_refusal().is_some() {
-                    continue;
-                }
-                let part = CommitPart {
-                    entities: vec![EntityWrite { entity, row, next }],
-                    states: Vec::new(),
-                    events: Vec::new(),
-                    now,
-                };
-                match ledger.commit(provider, &[&part]).await {
-                    Ok(()) => {
-                        summary.restored += 1;
-                        for commit in part.entity_commits() {
-                            report_entity_commit(provider, &commit);
-                        }
-                    }
-                    // Somebody writes it just now, and finds the same.
-                    Err(CommitError::LostRace | CommitError::Busy(_)) => {}
-                    Err(CommitError::Unavailable(error)) => return Err(error),
-                    Err(error @ CommitError::Refused(_)) => {
-                        let (key, cause) = (entity.key(), error_chain(&error));
-                        tracing::error!(entity = %key, "row_not_restored {key}: {cause}");
-                    }
-                }
-            }
-        }
-        Ok(())
     }
 
     /// Sends those of these events that are pending by their rows, too.

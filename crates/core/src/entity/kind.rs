@@ -227,6 +227,7 @@ impl<K: EntityKind> EntityState<K> {
             read.history = StateHistory {
                 tenant: stored.tenant_id,
                 written: stored.written,
+                version_column: stored.version_column,
                 row: RowIdentity {
                     created_at: stored.row_created_at,
                     due: stored.row_due,
@@ -280,6 +281,7 @@ impl<K: EntityKind> EntityState<K> {
             facts: &self.facts,
             derived: self.last_derived.clone(),
             written: self.history.written.clone(),
+            version_column: self.history.version_column.clone(),
             tenant_id: self.tenant.clone(),
             row_created_at: self.history.row.created_at.clone(),
             row_due: self.history.row.due,
@@ -391,7 +393,7 @@ impl<K: EntityKind> EntityState<K> {
         StateUpdate {
             row_findings: find_row_findings(&standing, self.row.version, is_new_trouble, foreign),
             must_write_row: match &standing {
-                RowStanding::Current => is_edited,
+                RowStanding::Current => is_edited || self.row.is_renamed(&self.history),
                 RowStanding::Missing => false,
                 _ => true,
             },
@@ -631,6 +633,7 @@ impl<K: EntityKind> StateUpdate<K> {
         let mut next = self.next.clone();
         let columns = next.last_derived.columns.clone();
         next.history.record_write(next.version, columns);
+        next.history.version_column = next.row.version_column.stored_name();
         next.row.version = Some(next.version);
         let has_entries = self.may_write("timeline") && !K::timeline(&self.derived).is_empty();
         next.row.is_without_entries &= !has_entries;

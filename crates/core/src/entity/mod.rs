@@ -42,7 +42,7 @@ use crate::entity::payment::status::{OrderStatus, PaymentStatus};
 use crate::entity::projection::{LoadedRow, RowFinding, RowStanding};
 use crate::entity::rules::{RowRules, VersionColumn};
 use crate::entity::schema::{
-    GuardedColumns, LastDerived, RECENT, StateHistory, StoredState, UnreadableRow,
+    GuardedColumns, LastDerived, RECENT, RowTrouble, StateHistory, StoredState, UnreadableRow,
 };
 use crate::entity::statement::StatementKind;
 use crate::entity::tenant::TenantKind;
@@ -251,6 +251,17 @@ impl Entity {
         StoredForm(self)
     }
 
+    /// What is wrong with the application's row, until a person acts.
+    fn trouble(&self) -> Option<RowTrouble> {
+        let trouble = for_entity!(Entity, self, state => state.history.trouble);
+        trouble.map(|(trouble, _)| trouble)
+    }
+
+    pub fn trouble_since(&self) -> Option<Timestamp> {
+        let trouble = for_entity!(Entity, self, state => state.history.trouble);
+        trouble.map(|(_, since)| since)
+    }
+
     /// When it was last written without an event that leads the sweep to its row.
     pub fn recent(&self) -> Option<Timestamp> {
         let open = for_entity!(Entity, self, state => state.history.open());
@@ -363,6 +374,11 @@ impl EntityUpdate {
         for_entity!(EntityUpdate, self, update => update.may_write(column))
     }
 
+    /// Whether the row is missing now and was not, has a foreign column now and had none, or the reverse.
+    pub fn changes_trouble(&self, was: &Entity) -> bool {
+        self.next().trouble() != was.trouble()
+    }
+
     /// The sweep comes to the row by the arrival of an event of this update.
     pub fn note_arrival(&mut self) {
         for_entity!(EntityUpdate, self, update => update.next.history.recent = None);
@@ -388,10 +404,16 @@ impl EntityUpdate {
     /// person already set `status` to `cancelled`, the write repeats the word and counts nothing.
     pub fn changes(&self, was: &Entity) -> Vec<EntityChange> {
         let next = self.last_derived();
+        // What an adopted row said already is no change.
+        let adopted = was.row().opening.as_ref();
+        let adopted = adopted.map(|opening| was.apply_facts([], opening.adopted_before));
+        let adopted = adopted.as_ref().map(EntityUpdate::last_derived);
+        let known = adopted.unwrap_or_else(|| was.last_derived());
         // What an older copy says is no state that anything was in.
-        let old = match self.standing() {
-            RowStanding::Stale { .. } => &was.last_derived().columns,
-            _ => was.columns(),
+        let old = match (adopted, self.standing()) {
+            (Some(adopted), _) => &adopted.columns,
+            (None, RowStanding::Stale { .. }) => &was.last_derived().columns,
+            (None, _) => was.columns(),
         };
         let new = &next.columns;
         let became = |new: &Option<String>, old: &Option<String>, word: &str| {
@@ -403,8 +425,7 @@ impl EntityUpdate {
         };
         let holds = |new: Option<bool>, old: Option<bool>| new == Some(true) && old != new;
         let reason = |reason: &str| {
-            let known = &was.last_derived().review_reasons;
-            let added = |hint: &&String| !known.contains(hint);
+            let added = |hint: &&String| !known.review_reasons.contains(hint);
             let mut added = next.review_reasons.iter().filter(added);
             added.any(|hint| hint.split(':').next() == Some(reason))
         };

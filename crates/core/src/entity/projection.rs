@@ -125,6 +125,11 @@ impl LoadedRow {
         }
     }
 
+    /// Whether the last write had its version in another column.
+    pub(super) fn is_renamed(&self, history: &StateHistory) -> bool {
+        !history.written.is_empty() && history.version_column != self.version_column.stored_name()
+    }
+
     pub(super) fn standing(
         &self,
         columns: &GuardedColumns,
@@ -144,8 +149,10 @@ impl LoadedRow {
         if is_made_later(identity, &history.row) {
             return RowStanding::Replaced;
         }
-        // Where the application uses the column for something else, no copy can be told from the last write.
-        if self.foreign.contains(self.version_column.as_str()) {
+        // Where the application uses the column for something else, or the column was another one at the last write, no
+        // copy can be told from the last write.
+        let is_renamed = self.is_renamed(history);
+        if is_renamed || self.foreign.contains(self.version_column.as_str()) {
             return RowStanding::Current;
         }
         match self.version {
@@ -154,6 +161,11 @@ impl LoadedRow {
             None if is_another(identity, &history.row) => RowStanding::Replaced,
             version => {
                 let written = version.and_then(|version| history.written.get(&version));
+                // A word that is none of ours is nobody's decision.
+                let mut columns = columns.clone();
+                for column in &self.foreign {
+                    columns.keep(column, &GuardedColumns::default());
+                }
                 let edits = written.map(|written| columns.edits_since(written));
                 RowStanding::Stale {
                     edits: edits.unwrap_or_default(),

@@ -44,6 +44,11 @@ impl VersionColumn {
         self.0
     }
 
+    /// As states store it: `None` is the usual name.
+    pub(super) fn stored_name(self) -> Option<String> {
+        (self.0 != VERSION).then(|| self.0.to_owned())
+    }
+
     /// The name that a column of the schema has in the table.
     pub fn name_of(self, column: &'static str) -> &'static str {
         match column {

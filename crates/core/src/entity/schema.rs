@@ -47,6 +47,7 @@ pub const STATE_COLUMNS: &[EntityColumn] = &[
     column("open_since", Text, Billhook, "payments: since when no order or statement is linked to it, or a copy is outdated"),
     column("open", Text, Billhook, "key of `OpenIndex`: payments: `unlinked#<shard>` or `outdated#<shard>` while it is open; others: `missing#<shard>` without the application's row, `foreign#<shard>` if a column of ours has a value that is none of ours, `recent#<shard>` after a write to which no event leads the sweep"),
     column("open_at", Text, Billhook, "sort key of `OpenIndex`: payments: when the sweep has the worker recheck it next; others: since when, or of that write"),
+    column("version_column", Text, Billhook, "the column that has the version of the last write of the application's row, if it is not `version`"),
     column("tenant_id", Text, Billhook, "the tenant that the application's row belonged to at the last write"),
     column("row_created_at", Text, Billhook, "`createdAt` of the application's row, if it has one"),
     column("row_due", Map, Billhook, "the amount due, as the row said last"),
@@ -259,6 +260,8 @@ pub struct StateHistory {
     pub tenant: Option<TenantId>,
     /// The newest writes of the application's row: its version, and the guarded columns as billhook wrote them.
     pub written: BTreeMap<i64, GuardedColumns>,
+    /// The column into which that version was written, if it is not `version`.
+    pub version_column: Option<String>,
     pub row: RowIdentity,
     /// What is wrong with the row, and since when.
     pub trouble: Option<(RowTrouble, Timestamp)>,
@@ -329,6 +332,8 @@ pub struct StateRow<F> {
     pub derived: LastDerived,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub written: BTreeMap<i64, GuardedColumns>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version_column: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenant_id: Option<TenantId>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -173,6 +173,11 @@ pub trait FindOpenStates: Send + Sync {
         limit: usize,
     ) -> impl Future<Output = Result<Vec<PaymentKey>, DependencyError>> + Send;
 
+    /// The orders, statements and tenants whose row is missing or has a foreign column, and since when. Only a hint.
+    fn troubled_entities(
+        &self,
+    ) -> impl Future<Output = Result<Vec<(EntityKey, Timestamp)>, DependencyError>> + Send;
+
     /// The orders, statements and tenants that were written within the span without an event that leads to them. Only a
     /// hint: the index lags.
     fn recent_entities(

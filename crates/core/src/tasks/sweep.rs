@@ -34,7 +34,7 @@ const GIVE_UP_ROUNDS: u32 = 13;
 pub const ARRIVAL_AGES: [Duration; 2] = [FIRST_RETRY_AFTER, DAY];
 
 /// How far back the first pass of a stack looks, and the first one after the checkpoint was lost.
-const FIRST_PASS_SPAN: Duration = Duration::from_hours(7 * 24);
+pub const FIRST_PASS_SPAN: Duration = Duration::from_hours(7 * 24);
 
 /// A message is normally processed within minutes: an event that is pending for longer than this counts as stuck.
 pub const STUCK_AFTER: Duration = Duration::from_hours(1);

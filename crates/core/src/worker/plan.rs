@@ -434,7 +434,7 @@ impl<'a, R> UnitDrafts<'a, R> {
             }
         }
         let rows = self.rows;
-        let recent: BTreeSet<&EventId> = unit
+        let leading: BTreeSet<&EventId> = unit
             .events
             .iter()
             .filter(|event| leads_sweep(&event.stored, now))
@@ -446,7 +446,7 @@ impl<'a, R> UnitDrafts<'a, R> {
             let mut next = entity.apply_facts(stated, now);
             let events = self.events.get(&key).map(Vec::as_slice).unwrap_or_default();
             next.record_events(events.iter().map(|(id, at)| (id, *at)));
-            if events.iter().any(|(id, _)| recent.contains(id)) {
+            if events.iter().any(|(id, _)| leading.contains(id)) {
                 next.note_arrival();
             }
             Some(EntityWrite { entity, row, next })

@@ -102,6 +102,24 @@ impl World {
         self.store.entities.put(now, key.clone(), row);
     }
 
+    /// The application uses an order's `status` for a word of its own.
+    pub fn write_own_word(&mut self, key: &EntityKey) {
+        let (now, Some(mut row)) = (self.now(), self.store.entities.get(key).cloned()) else {
+            return;
+        };
+        let Entity::Order(order) = &mut row.entity else {
+            return;
+        };
+        if order.row.is_missing {
+            return;
+        }
+        order.row.foreign.insert("status");
+        order.columns.status = Some("shipped".to_owned());
+        self.sometimes("foreign word");
+        self.tell(|| format!("application    writes its own word into {key}"));
+        self.store.entities.put(now, key.clone(), row);
+    }
+
     /// A person edits an order's row, if it is as billhook wrote it last and says something else.
     pub fn edit_order(&mut self, key: &EntityKey) {
         let (now, Some(mut row)) = (self.now(), self.store.entities.get(key).cloned()) else {

@@ -18,7 +18,7 @@ use billhook_core::time::Timestamp;
 
 use super::store::EventRow;
 use super::{Mutant, Port, World};
-use crate::memory::{arrived_events, due_payments, open_page, recent_entities};
+use crate::memory::{arrived_events, due_payments, open_page, recent_entities, troubled_entities};
 
 impl World {
     /// Lowers the cursors of `reconcile`.
@@ -63,6 +63,15 @@ impl FindOpenStates for Port {
             let then = world.lagging();
             let all = world.store.payments.all_as_of(then);
             due_payments(all.map(|(_, payment)| payment), &own, until, limit)
+        })
+        .await
+    }
+
+    async fn troubled_entities(&self) -> Result<Vec<(EntityKey, Timestamp)>, DependencyError> {
+        self.read("troubled_entities", "", move |world| {
+            let then = world.lagging();
+            let all = world.store.entities.all_as_of(then);
+            troubled_entities(all.map(|(_, row)| &row.entity))
         })
         .await
     }
