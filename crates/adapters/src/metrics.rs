@@ -120,7 +120,7 @@ metrics! {
     NEEDS_ATTENTION = "NeedsAttention", Count, Provider, [],
         "a statement whose mail needs attention";
     ROW_TROUBLE = "RowTrouble", Count, Reason, ["*-row-trouble"],
-        "an application's row that an older copy replaced (`row_restored`), that has a foreign value in a column of billhook (`column_foreign`), or that is gone (`projection_missing`)";
+        "an application's row that an older copy replaced (`row_restored`), that has a foreign value in a column of billhook (`column_foreign`), that is gone (`projection_missing`), or that the sweep may not write (`row_not_restored`)";
     CROSS_TENANT = "CrossTenant", Count, Provider, ["cross-tenant"],
         "an event that names an entity of another tenant, or of none; nothing was written";
     TENANT_UNKNOWN = "TenantUnknown", Count, Provider, [],
