@@ -96,6 +96,7 @@ async fn run() -> Result<()> {
     println!(
         "\nIt stays up. Try next:\n  \
          source .local/env; curl -i \"$HEALTH_URL\"\n  \
+         billhook events list                            then: billhook trace <an id of the list>\n  \
          curl -i -X POST \"$WEBHOOK_URL_STRIPE\" -d '{{}}'      a delivery that nobody signed\n  \
          make run                                        another story; seconds, once it is up\n  \
          make stop                                       end it"
@@ -180,6 +181,7 @@ fn env_text(local: &LocalAws, world: &World) -> Result<String> {
     let mut text = String::new();
     let urls = [
         ("STACK_NAME", world.stack.name.clone()),
+        ("BILLHOOK_STACK", world.stack.name.clone()),
         ("WEBHOOK_URL_STRIPE", world.stack.url("/webhooks/stripe")),
         ("WEBHOOK_URL_LOB", world.stack.url("/webhooks/lob")),
         ("HEALTH_URL", world.stack.url("/health")),
@@ -190,6 +192,11 @@ fn env_text(local: &LocalAws, world: &World) -> Result<String> {
             bail!("{key} holds a quote: {value}");
         }
         writeln!(text, "export {key}='{value}'")?;
+    }
+    // The operator's tool is built beside this program.
+    let program = std::env::current_exe()?;
+    if let Some(folder) = program.parent() {
+        writeln!(text, "export PATH='{}':\"$PATH\"", folder.display())?;
     }
     Ok(text)
 }

@@ -26,6 +26,8 @@ use billhook_core::worker::ports::{CommitError, CommitPart, EntityWrite, Ledger}
 use crate::application_tables::locate_entity;
 use crate::audit::AuditContext;
 use crate::exit::CommandExit;
+use crate::output::print_notice;
+use crate::row_standing::describe_row_standing;
 use crate::session::StackSession;
 
 /// Attempts to win the optimistic lock. A worker that processes a burst of events of one order may win a few times.
@@ -51,16 +53,13 @@ pub(crate) async fn repair_entity(
         }
         let missing = || CommandExit::NotFound(format!("there is no {key}"));
         let (entity, row) = rows.entities.remove(key).ok_or_else(missing)?;
+        let standing = describe_row_standing(&entity);
         if entity.row().is_missing {
-            return Err(
-                CommandExit::NotFound(format!("the application deleted the row of {key}")).into(),
-            );
+            return Err(CommandExit::NotFound(standing.unwrap_or_default()).into());
         }
         match entity.write_refusal() {
             None => {}
-            Some(ParkReason::StateBehind) => bail!(
-                "the row of {key} was written by more than its state knows: was the table of the states restored from a backup? Restore the application's table of the same time"
-            ),
+            Some(ParkReason::StateBehind) => bail!(standing.unwrap_or_default()),
             Some(_) => bail!(
                 "the row of {key} was moved to another tenant: restore its tenant column, then try again"
             ),
@@ -70,6 +69,7 @@ pub(crate) async fn repair_entity(
             let now = SystemClock.now();
             let next = entity.apply_facts([], now);
             commit_entity(&ledger, &entity, &row, next, now).await?;
+            write_timeline_note(session, key, "row restored", audit).await?;
             bail!(
                 "somebody had overwritten the row of {key}: it is restored now, so look at it again (billhook trace {}), then repeat",
                 key.id()
@@ -86,7 +86,12 @@ pub(crate) async fn repair_entity(
         let now = SystemClock.now();
         let next = entity.apply_facts([facts], now);
         match commit_entity(&ledger, &entity, &row, next, now).await {
-            Ok(()) => return Ok(()),
+            Ok(()) => {
+                if let Some(foreign) = standing {
+                    print_notice(&foreign);
+                }
+                return Ok(());
+            }
             Err(CommitError::LostRace | CommitError::Busy(_)) => {}
             Err(error) => return Err(error).with_context(|| format!("cannot write {key}")),
         }

@@ -26,6 +26,7 @@ mod provider_argument;
 mod replay_job;
 mod replay_run;
 mod row_json;
+mod row_standing;
 mod sample_events;
 mod secret_input;
 mod session;

@@ -251,6 +251,12 @@ impl Entity {
         StoredForm(self)
     }
 
+    /// The version of billhook's last write of the application's row.
+    pub fn last_version(&self) -> Option<i64> {
+        let last = for_entity!(Entity, self, state => state.history.written.last_key_value());
+        last.map(|(version, _)| *version)
+    }
+
     /// What is wrong with the application's row, until a person acts.
     fn trouble(&self) -> Option<RowTrouble> {
         let trouble = for_entity!(Entity, self, state => state.history.trouble);

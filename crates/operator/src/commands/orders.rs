@@ -23,6 +23,7 @@ use crate::exit::CommandExit;
 use crate::output::{OutputWriter, print_notice};
 use crate::payment_lookup::{load_payments, load_tenant_accounts, send_payment};
 use crate::row_json::{RowDetail, read_column, read_text};
+use crate::row_standing::{describe_row_standing, load_entity, row_of_state, show_row};
 use crate::session::StackSession;
 
 #[derive(Debug, Subcommand)]
@@ -125,11 +126,11 @@ pub(crate) async fn run_orders(
     output: OutputWriter,
 ) -> Result<()> {
     match command {
-        OrdersCommand::Show(show) => output.print_object(
-            &ORDERS
-                .read_row(session, &show.id, RowDetail::by_flag(show.raw))
-                .await?,
-        ),
+        OrdersCommand::Show(show) => {
+            let key = EntityKey::Order(OrderId::parse(&show.id)?);
+            let row = ORDERS.find_row(session, &show.id, RowDetail::by_flag(show.raw));
+            show_row(session, output, &key, row.await?).await?;
+        }
         OrdersCommand::Review(OrdersReviewCommand::List(list)) => {
             let rows = ORDERS
                 .scan_rows(session, &["requiresReview"], list.limit)
@@ -167,9 +168,17 @@ pub(crate) async fn run_orders(
             backfill_payment_intent(session, backfill).await?
         }
         OrdersCommand::Access(args) => {
-            let row = ORDERS
+            let mut row = ORDERS
                 .read_row(session, args.id.as_str(), RowDetail::Known)
                 .await?;
+            let entity = load_entity(session, &EntityKey::Order(args.id.clone())).await?;
+            if let Some((entity, standing)) = entity
+                .as_ref()
+                .and_then(|entity| Some((entity, describe_row_standing(entity)?)))
+            {
+                print_notice(&standing);
+                row = row_of_state(entity, row);
+            }
             let access = decide_row_access(&row);
             output.print_object(&render_access(access, args.id.as_str(), &row));
             if access != DownloadAccess::Granted {

@@ -10,6 +10,7 @@ use crate::audit::parse_reason;
 use crate::entity_repair::{payment_record_facts, repair_entity};
 use crate::output::{OutputWriter, print_notice};
 use crate::row_json::RowDetail;
+use crate::row_standing::show_row;
 use crate::session::StackSession;
 
 #[derive(Debug, Subcommand)]
@@ -61,12 +62,9 @@ pub(crate) async fn run_statements(
 ) -> Result<()> {
     match command {
         StatementsCommand::Show(show) => {
-            StatementId::parse(&show.id)?;
-            output.print_object(
-                &STATEMENTS
-                    .read_row(session, &show.id, RowDetail::by_flag(show.raw))
-                    .await?,
-            );
+            let key = EntityKey::Statement(StatementId::parse(&show.id)?);
+            let row = STATEMENTS.find_row(session, &show.id, RowDetail::by_flag(show.raw));
+            show_row(session, output, &key, row.await?).await?;
         }
         StatementsCommand::Attention(list) => {
             let rows = STATEMENTS

@@ -479,6 +479,96 @@ fn orders_are_reviewed_repaired_and_backfilled_and_access_follows() {
     });
 }
 
+/// A row that does not show what the state says is never shown as the truth.
+#[test]
+fn a_row_that_is_an_older_copy_ahead_foreign_or_gone_is_said_to_be() {
+    flow(false, async |stage| {
+        let world = &stage.world;
+        let now = world.now_s();
+        let id = "ord_op_row";
+        order(world, id, None).await?;
+        let paid = intent_succeeded("evt_op_row", now, "pi_op_row", named(id), 4200);
+        world.stripe(&paid, 1).await?;
+        world.settled(STRIPE, "processed", &["evt_op_row"]).await?;
+        let copy = world.order(id).await?;
+        let back = charge_refunded(
+            "evt_op_row_r",
+            now + 5,
+            "ch_op_row",
+            Some("pi_op_row"),
+            4200,
+        );
+        world.stripe(&back, 1).await?;
+        world
+            .settled(STRIPE, "processed", &["evt_op_row_r"])
+            .await?;
+        let written = world.order(id).await?;
+        let show = format!("orders show {id}");
+        assert_eq!(run_billhook(stage, &show).await?.stderr, "");
+
+        world.put("OrdersTable", copy.clone()).await?;
+        let older = "is an older copy (version 1, billhook wrote 2 last): billhook's state says refunded/refunded";
+        let shown = run_billhook(stage, &show).await?;
+        assert!(shown.stderr.contains(older), "{}", shown.stderr);
+        let traced = run_billhook(stage, &format!("trace {id}")).await?;
+        assert!(traced.stdout.contains(older), "{}", traced.stdout);
+        let access = run_billhook(stage, &format!("orders access {id}")).await?;
+        assert_eq!(access.code, 4, "{}", access.stdout);
+        let mark = format!("orders mark-paid {id} --reason 'cash'");
+        let marked = run_billhook(stage, &mark).await?;
+        assert!(
+            marked.stderr.contains("it is restored now"),
+            "{}",
+            marked.stderr
+        );
+        let row = world.order(id).await?;
+        assert_eq!(row["status"], "refunded");
+        let note = row["timeline"].as_array().unwrap().iter();
+        let mut note = note.filter(|entry| entry["meta"]["action"] == "row restored");
+        assert_eq!(note.next().unwrap()["meta"]["reason"], "cash");
+
+        let mut ahead = row.clone();
+        ahead["version"] = json!(99);
+        world.put("OrdersTable", ahead).await?;
+        for line in [&show, &mark] {
+            let said = run_billhook(stage, line).await?;
+            let ahead = "has version 99, and billhook wrote at most";
+            assert!(said.stderr.contains(ahead), "{line}: {}", said.stderr);
+        }
+
+        let mut foreign = row.clone();
+        foreign["status"] = json!("shipped");
+        world.put("OrdersTable", foreign).await?;
+        for line in [&show, &mark] {
+            let said = run_billhook(stage, line).await?;
+            let foreign = "status of order#ord_op_row has a value that is none of billhook's";
+            assert!(said.stderr.contains(foreign), "{line}: {}", said.stderr);
+        }
+
+        let delete = world.aws.dynamodb().delete_item();
+        let delete = delete.table_name(world.stack.output("OrdersTable")?);
+        let key = AttributeValue::S(id.to_owned());
+        delete.key("id", key).send().await?;
+        let deleted = "the application deleted the row of order#ord_op_row";
+        let shown = run_billhook(stage, &show).await?;
+        assert!(
+            shown.code == 3 && shown.stderr.contains(deleted),
+            "{}",
+            shown.stderr
+        );
+        for of in [id, "evt_op_row", "pi_op_row"] {
+            let traced = run_billhook(stage, &format!("trace {of}")).await?;
+            assert!(
+                traced.code == 0 && traced.stdout.contains(deleted),
+                "{of}: {} {}",
+                traced.stdout,
+                traced.stderr
+            );
+        }
+        world.put("OrdersTable", written).await
+    });
+}
+
 #[test]
 fn statements_whose_mail_needs_attention_are_listed() {
     flow(false, async |stage| {

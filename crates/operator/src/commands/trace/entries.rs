@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use crate::dry_run::diff_entity;
 use crate::events_table::EventSummary;
 use crate::row_json::read_text;
+use crate::row_standing::describe_row_standing;
 
 /// An event and the facts in its payload.
 pub(super) struct TracedEvent {
@@ -162,6 +163,14 @@ pub(super) fn describe_entity(entity: &Entity, row: &Value) -> Vec<TraceEntry> {
         what: "current".to_owned(),
         detail: json!(entity.columns()).to_string(),
     });
+    // After what the row says, because that is not the truth.
+    entries.extend(describe_row_standing(entity).map(|standing| TraceEntry {
+        at: "now".to_owned(),
+        rank: 10,
+        id: entity.key().to_string(),
+        what: "row".to_owned(),
+        detail: standing,
+    }));
     entries
 }
 

@@ -65,7 +65,8 @@ pub(crate) async fn run_trace(
             continue;
         };
         let (table, id) = locate_entity(&key);
-        let row = table.read_row(session, id, RowDetail::Known).await?;
+        let row = table.find_row(session, id, RowDetail::Known).await?;
+        let row = row.unwrap_or_default();
         // The state's newest events, those that its facts name, and those of the timeline.
         for id in collect_event_ids(&json!(entity.to_row()))
             .into_iter()

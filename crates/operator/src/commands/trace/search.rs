@@ -16,12 +16,12 @@ use billhook_core::worker::ports::{Ledger, StoredEvent, StoredPayload};
 use uuid::Uuid;
 
 use super::entries::{TraceEntry, TracedEvent};
-use crate::application_tables::locate_entity;
 use crate::event_filter::EventFilter;
 use crate::event_lookup;
 use crate::events_table::EventSummary;
 use crate::payment_lookup::{load_payments, load_tenant_accounts};
-use crate::row_json::{RowDetail, read_text};
+use crate::row_json::read_text;
+use crate::row_standing::load_entity;
 use crate::session::StackSession;
 use crate::time_argument::TimeArgument;
 
@@ -68,9 +68,7 @@ impl TraceSearch {
             let Some(key) = EntityKey::of_kind(schema.word, id) else {
                 continue;
             };
-            let (table, _) = locate_entity(&key);
-            let row = table.find_row(session, id, RowDetail::Known).await?;
-            if row.is_some() {
+            if load_entity(session, &key).await?.is_some() {
                 self.entities.insert(key);
             }
         }
