@@ -338,6 +338,32 @@ fn a_payment_outside_stripe_is_found_or_attested() {
 }
 
 #[test]
+fn a_recorded_payment_whose_entry_is_gone_gets_one_of_billhooks() {
+    let entry = json!({ "type": "payment_recorded", "at": "2026-06-09T10:00:00Z", "actor": "shop",
+        "meta": { "reason": "cash" } });
+    let recorded = |order: &StoredOrder| -> Vec<String> {
+        let entries = order.column("timeline");
+        let entries = entries.as_array().cloned().unwrap_or_default().into_iter();
+        let entries = entries.filter(|entry| entry["type"] == "payment_recorded");
+        entries
+            .map(|entry| entry["actor"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    let mut order = StoredOrder::new();
+    let events = [intent_failed("evt_f", T, "pi_1", json!({}), "ch_1")];
+    order.set("timeline", json!([entry]));
+    order.take(&events);
+    assert_eq!(recorded(&order), ["shop"]);
+    // Somebody saves the whole row as it was before the entry.
+    order.set("timeline", json!([]));
+    for _ in 0..2 {
+        order.take(&events);
+        assert_eq!(recorded(&order), ["billhook"]);
+        assert_eq!(told(&order), (json!("completed"), json!("paid"), json!([])));
+    }
+}
+
+#[test]
 fn a_row_in_the_place_of_another_gets_its_columns_once_a_person_says_so() {
     let mut order = StoredOrder::new();
     let events = [paid("evt_p", "pi_1")];

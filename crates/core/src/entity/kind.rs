@@ -15,7 +15,7 @@ use crate::entity::columns::{ColumnWrites, EntitySchema, RowColumns};
 use crate::entity::key::PaymentKey;
 use crate::entity::mail::derive::DerivedMail;
 use crate::entity::mail::facts::MailFacts;
-use crate::entity::manual::{FoundEdit, ManualEdits};
+use crate::entity::manual::{FoundEdit, ManualEdits, PaymentRecord};
 use crate::entity::merge::{Merge, MinRegister};
 use crate::entity::opening::OpeningState;
 use crate::entity::payment::derive::DerivedPayment;
@@ -325,7 +325,8 @@ impl<K: EntityKind> EntityState<K> {
                 if let (RowStanding::New, Some(opening)) = (&standing, &self.row.opening) {
                     known.opening = Some(MinRegister(opening.clone()));
                 }
-                known.manual.merge(self.find_recorded_payments(&standing));
+                let recorded = self.find_recorded_payments(&standing, &known.manual);
+                known.manual.merge(recorded);
             }
         }
         facts.merge(new);
@@ -573,16 +574,28 @@ impl<K: EntityKind> EntityState<K> {
         !has_flag && has_entries && has_amounts && self.columns.has_all_of(was)
     }
 
-    /// Payments that others recorded in the row's timeline. They stand in an older copy too, because they say when.
-    fn find_recorded_payments(&self, standing: &RowStanding) -> ManualEdits {
-        if matches!(standing, RowStanding::Ahead | RowStanding::Replaced) {
+    /// Payments that others recorded in the row's timeline. They stand in an older copy too, because they say when. One
+    /// whose entry is gone, because somebody wrote the row without it, gets an entry of billhook's.
+    fn find_recorded_payments(&self, standing: &RowStanding, known: &ManualEdits) -> ManualEdits {
+        if matches!(
+            standing,
+            RowStanding::Ahead | RowStanding::Replaced | RowStanding::Missing
+        ) {
             return ManualEdits::default();
         }
-        let recorded = self.row.recorded.clone().into_iter();
+        let in_row = self.row.recorded.clone().into_iter();
+        let in_row = in_row.map(|(entry, record)| (entry, MinRegister(record)));
+        let known = known.recorded.iter();
+        let gone = known.filter(|(entry, _)| !self.row.recorded.contains_key(*entry));
+        let gone = gone.map(|(entry, MinRegister(record))| {
+            let record = PaymentRecord {
+                is_entry: false,
+                ..record.clone()
+            };
+            (entry.clone(), MinRegister(record))
+        });
         ManualEdits {
-            recorded: recorded
-                .map(|(entry, record)| (entry, MinRegister(record)))
-                .collect(),
+            recorded: in_row.chain(gone).collect(),
             ..ManualEdits::default()
         }
     }

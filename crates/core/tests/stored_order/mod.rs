@@ -71,6 +71,18 @@ impl StoredOrder {
         for (name, value) in next.write_columns() {
             columns.insert(name, value.map_or(Value::Null, json_of));
         }
+        if next.may_write("timeline") {
+            let others = self.column("timeline");
+            let others = others.as_array().cloned().unwrap_or_default().into_iter();
+            let others = others.filter(|entry| entry["actor"] != json!("billhook"));
+            let own = next.timeline().into_iter();
+            let own = own.map(|entry| json!({ "actor": "billhook", "type": entry.kind }));
+            let entries: Vec<Value> = others.chain(own).collect();
+            // An empty list is written into a row with a timeline only.
+            if !entries.is_empty() || !self.column("timeline").is_null() {
+                columns.insert("timeline", json!(entries));
+            }
+        }
         let is_new = |(name, value): (&&str, &Value)| {
             let found = self.row.as_ref().and_then(|row| row.get(*name));
             found.unwrap_or(&Value::Null) != value
@@ -87,14 +99,6 @@ impl StoredOrder {
             let version = self.rules.version_column.as_str();
             if next.may_write(version) {
                 row.insert(version.to_owned(), json!(next.version()));
-            }
-            if next.may_write("timeline") {
-                let others = row.get("timeline").and_then(Value::as_array).cloned();
-                let others = others.unwrap_or_default().into_iter();
-                let others = others.filter(|entry| entry["actor"] != json!("billhook"));
-                let own = next.timeline().into_iter();
-                let own = own.map(|entry| json!({ "actor": "billhook", "type": entry.kind }));
-                row.insert("timeline".to_owned(), others.chain(own).collect());
             }
         }
         let stored = match is_written {
