@@ -89,7 +89,7 @@ pub fn report_fallback_scan(scan: &FallbackScan<'_>) {
 mod tests {
     use std::sync::{Arc, Mutex};
 
-    use billhook_core::entity::kind::DiscardedEdit;
+    use billhook_core::entity::manual::DiscardedEdit;
     use billhook_core::ids::OrderId;
     use billhook_core::time::Timestamp;
     use tracing::level_filters::LevelFilter;

@@ -14,7 +14,7 @@ pub(super) const ROW_REPLACED: &str = "row_replaced";
 /// The review reason of an edit in an older copy of the row.
 pub(super) const ROW_CONFLICT: &str = "row_conflict";
 
-/// Manual edits that stand (repairs), with the time at which billhook found them. `entity::kind` says how.
+/// Manual edits that stand (repairs), with the time at which billhook found them. `entity::edits` says how.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct ManualEdits {
@@ -58,6 +58,15 @@ pub struct PaymentRecord {
 pub struct FoundEdit {
     /// By the name in the stored `derived`, such as `paymentStatus`.
     pub column: String,
+    pub found: String,
+    pub written: String,
+}
+
+/// A manual edit that the next write overwrites.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiscardedEdit {
+    /// The name in the stored `derived`, such as `paymentStatus`.
+    pub column: &'static str,
     pub found: String,
     pub written: String,
 }

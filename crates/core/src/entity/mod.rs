@@ -10,6 +10,7 @@
 
 pub mod account;
 pub mod columns;
+mod edits;
 pub mod inspect;
 pub mod invoice;
 pub mod key;
@@ -33,8 +34,9 @@ use crate::entity::account::DerivedAccount;
 use crate::entity::columns::{ColumnWrites, EntitySchema, RowColumns, VERSION};
 use crate::entity::inspect::{ColumnFault, find_column_faults};
 pub use crate::entity::key::EntityKey;
-use crate::entity::kind::{DiscardedEdit, EntityKind, EntityState, StateUpdate, StatedFacts};
+use crate::entity::kind::{EntityKind, EntityState, StateUpdate, StatedFacts};
 use crate::entity::mail::derive::DerivedMail;
+use crate::entity::manual::DiscardedEdit;
 use crate::entity::order::OrderKind;
 use crate::entity::payment::derive::DerivedPayment;
 use crate::entity::payment::linked::LinkedPaymentFacts;

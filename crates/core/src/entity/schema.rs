@@ -2,7 +2,7 @@
 //! last, and what it did when. Only billhook writes that row.
 //!
 //! The columns that billhook derived and those that the application's row has now differ if a person edited them; that
-//! is how `entity::kind` finds manual edits. The layout of all rows is in `docs/data-model.md`; each kind
+//! is how `entity::edits` finds manual edits. The layout of all rows is in `docs/data-model.md`; each kind
 //! (`entity::order` …) reads and writes its own columns.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -7,7 +7,7 @@ use std::future::Future;
 
 use crate::entity::invoice::InvoiceState;
 use crate::entity::key::{InvoiceKey, PaymentKey, StateKey};
-use crate::entity::kind::DiscardedEdit;
+use crate::entity::manual::DiscardedEdit;
 use crate::entity::payment::state::PaymentState;
 use crate::entity::projection::RowFinding;
 use crate::entity::schema::UnreadableRow;

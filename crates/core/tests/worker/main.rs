@@ -8,9 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use billhook_core::entity::key::{PaymentKey, StateKey};
-use billhook_core::entity::kind::DiscardedEdit;
 use billhook_core::entity::kind::EntityState;
 use billhook_core::entity::mail::facts::MailStage;
+use billhook_core::entity::manual::DiscardedEdit;
 use billhook_core::entity::order::OrderKind;
 use billhook_core::entity::payment::derive::DerivedPayment;
 use billhook_core::entity::payment::facts::MoneyFacts;

@@ -2,7 +2,7 @@
 //!
 //! This is the state machine of a payment, written as a pure function of the merged facts and of the amount due instead
 //! of as transitions. Out-of-order delivery and duplicates cannot change the result, because the function does not see
-//! the order of arrival. It does not read the row's columns; manual edits come in as facts (`entity::kind`), and so does
+//! the order of arrival. It does not read the row's columns; manual edits come in as facts (`entity::edits`), and so does
 //! what an adopted row said at first (`opening`).
 //! Read next: `status` (what evidence beats what), `refunds` (the arithmetic), `timeline` (what people see).
 
