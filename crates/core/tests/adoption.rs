@@ -264,7 +264,12 @@ fn what_an_adopted_row_says_is_believed_until_stripe_states_more() {
             vec![paid("pi_1")],
             "completed/paid 0",
         ),
-        // A word of the application's own stays.
+        // A word of the application's own stays, and says nothing about the payment.
+        (
+            json!({ "status": "shipped" }),
+            vec![expired()],
+            "shipped/unpaid 0",
+        ),
         (
             json!({ "status": "shipped", "paymentStatus": "paid" }),
             vec![expired()],
@@ -371,13 +376,34 @@ fn only_a_row_that_was_made_before_is_adopted_whatever_form_its_time_has() {
         (json!(first), true),
         (json!(first * 1000), true),
         (json!(first.to_string()), true),
+        (json!(1_780_999_999.123), true),
+        (json!(format!("{first}.5")), true),
+        (json!(format!("{first}123.456")), true),
+        // Without an offset, as Python and SQL print it: UTC.
+        (json!("2026-06-09T10:13:19.999999"), true),
+        (json!("2026-06-09 10:13:19"), true),
+        (json!("2026-06-09T10:13"), true),
+        (json!(1_000_000_000), true),
         // The very moment, and later.
         (json!(T), false),
         (json!(T * 1000), false),
         (json!("2026-06-09T10:13:20.000Z"), false),
         (json!("2026-06-10"), false),
+        (json!(1_781_000_000.001), false),
+        (json!("2026-06-09T10:13:20.000001"), false),
+        (json!("2026-06-09 10:13:21"), false),
         // Nobody knows.
         (json!("yesterday"), false),
+        (json!(20_261_205), false),
+        (json!("20261205"), false),
+        (json!(202_612_051_013_i64), false),
+        (json!("2026"), false),
+        (json!(0), false),
+        (json!(999_999_999), false),
+        (json!(-first), false),
+        (json!(first * 1_000_000), false),
+        (json!("1.7e9"), false),
+        (json!("2026-06-09T10:13:19+25:99"), false),
         (json!(1.5), false),
         (json!([first]), false),
         (json!(null), false),
@@ -549,6 +575,45 @@ fn a_repair_stands_on_an_adopted_row_too() {
         order.take(&[expired()]);
         assert_eq!(words_of(&order), expected, "{status}/{payment} {word}");
     }
+}
+
+#[test]
+fn a_time_of_the_same_day_makes_no_other_row() {
+    let day = || json!("2026-06-08");
+    for (was, is, is_replaced) in [
+        (day(), json!("2026-06-08T10:00:00Z"), false),
+        (day(), json!("2026-06-08 23:59:59.999"), false),
+        (day(), json!(1_780_912_800), false),
+        (json!("2026-06-08T10:00:00Z"), day(), false),
+        (day(), json!("2026-06-09"), true),
+        (day(), json!("2026-06-09T00:00:00Z"), true),
+        // Not the day, but its first moment.
+        (
+            json!("2026-06-08T00:00:00Z"),
+            json!("2026-06-08T00:00:01Z"),
+            true,
+        ),
+        (json!(1_780_912_800), json!(1_780_912_800.5), true),
+    ] {
+        let mut order = made_at(was.clone(), json!({ "status": "completed" }));
+        order.take(&[expired()]);
+        order.set("createdAt", is.clone());
+        order.take(&[expired()]);
+        let is_found = words_of(&order).ends_with("row_replaced");
+        assert_eq!(is_found, is_replaced, "{was} {is}");
+    }
+}
+
+#[test]
+fn a_row_that_another_stack_wrote_is_adopted_under_another_version_column() {
+    let mut order = adopted(json!({ "status": "refunded" }));
+    order.take(&[paid("pi_1"), all_back()]);
+    order.state = None;
+    assert_eq!(order.load().write_refusal(), Some(ParkReason::StateBehind));
+    order.rules.version_column = VersionColumn::parse("billhookVersion").unwrap();
+    assert_eq!(order.load().write_refusal(), None);
+    order.take(&[expired()]);
+    assert_eq!(words_of(&order), "refunded/refunded 4200");
 }
 
 #[test]

@@ -204,6 +204,10 @@ impl RowColumns for NotedRow {
         self.note(column);
         Some(4200)
     }
+    fn number(&self, column: &str) -> Option<String> {
+        self.note(column);
+        Some("4200".to_owned())
+    }
     fn truth(&self, column: &str) -> Option<bool> {
         self.note(column);
         None

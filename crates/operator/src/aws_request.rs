@@ -1,7 +1,7 @@
 //! Signed requests (Signature Version 4) to AWS services of which this tool needs one or two calls.
 //!
-//! Each SDK client makes the binary larger and its build longer; CloudFormation, Lambda, CloudWatch, SNS, API Gateway
-//! and WAF are asked for so little that a signed HTTP request is enough.
+//! Each SDK client makes the binary larger and its build longer; CloudFormation, Lambda, CloudWatch, SNS, API Gateway,
+//! WAF and KMS are asked for so little that a signed HTTP request is enough.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -55,6 +55,8 @@ pub(crate) const APIGATEWAY: AwsService =
     AwsService::new("apigateway", "AWS_ENDPOINT_URL_API_GATEWAY");
 
 pub(crate) const WAF: AwsService = AwsService::new("wafv2", "AWS_ENDPOINT_URL_WAFV2");
+
+pub(crate) const KMS: AwsService = AwsService::new("kms", "AWS_ENDPOINT_URL_KMS");
 
 impl SignedAwsClient {
     pub(crate) fn new(config: SdkConfig, endpoint: Option<String>) -> Result<Self> {

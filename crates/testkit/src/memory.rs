@@ -139,6 +139,9 @@ impl RowColumns for JsonRow {
     fn integer(&self, column: &str) -> Option<i64> {
         self.0.get(column)?.as_i64()
     }
+    fn number(&self, column: &str) -> Option<String> {
+        self.0.get(column)?.as_number().map(ToString::to_string)
+    }
     fn truth(&self, column: &str) -> Option<bool> {
         self.0.get(column)?.as_bool()
     }

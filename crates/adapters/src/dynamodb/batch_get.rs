@@ -1,7 +1,7 @@
 //! Strongly consistent reads of many rows in few calls (`BatchGetItem`), with exponential backoff for unprocessed keys.
 //!
 //! Either all keys were read or the call is an error: a caller never takes a row that DynamoDB skipped for one that
-//! does not exist. `ledger` and `events` read through this module.
+//! does not exist. `ledger`, `events` and `billhook doctor` read through this module.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -24,7 +24,7 @@ const UNPROCESSED_TRIES_MAX: u32 = 5;
 
 /// Returns the rows that exist, with one call for every 100 keys. Fails with retry later if DynamoDB leaves keys
 /// unprocessed in every try.
-pub(super) async fn batch_get_rows(
+pub async fn batch_get_rows(
     client: &Client,
     wanted: HashMap<String, Vec<Item>>,
     projection: Option<&str>,

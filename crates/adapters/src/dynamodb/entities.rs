@@ -9,7 +9,9 @@
 use std::collections::{BTreeSet, HashMap};
 
 use aws_sdk_dynamodb::types::AttributeValue;
-use billhook_core::entity::columns::{ColumnType, ColumnValue, RowColumns, TimelineFields};
+use billhook_core::entity::columns::{
+    ColumnType, ColumnValue, EntitySchema, RowColumns, TimelineFields,
+};
 use billhook_core::entity::inspect::ColumnFault;
 use billhook_core::entity::invoice::InvoiceState;
 use billhook_core::entity::key::{InvoiceKey, PaymentKey};
@@ -18,7 +20,7 @@ use billhook_core::entity::projection::RowStanding;
 use billhook_core::entity::rules::RowRules;
 use billhook_core::entity::schema::{StoredState, UnreadableRow, check_schema};
 use billhook_core::entity::timeline::{ACTOR, DerivedEntry, TimelineEntry, merge_timelines};
-use billhook_core::entity::{Entity, EntityKey, EntityUpdate};
+use billhook_core::entity::{Entity, EntityKey, EntityUpdate, find_row_faults};
 use billhook_core::time::Timestamp;
 use billhook_core::worker::ports::{CommitError, NextState};
 use serde::Serialize;
@@ -74,6 +76,10 @@ impl RowColumns for ItemColumns<'_> {
 
     fn integer(&self, column: &str) -> Option<i64> {
         attributes::read_integer(self.0, column)
+    }
+
+    fn number(&self, column: &str) -> Option<String> {
+        self.0.get(column)?.as_n().ok().cloned()
     }
 
     fn truth(&self, column: &str) -> Option<bool> {
@@ -144,8 +150,8 @@ fn column_attribute(value: ColumnValue) -> AttributeValue {
 }
 
 /// What billhook could not use of a row that the application made.
-pub fn find_item_faults(key: &EntityKey, rules: &RowRules, item: &Item) -> Vec<ColumnFault> {
-    key.find_column_faults(rules, &ItemColumns(item))
+pub fn find_item_faults(schema: &EntitySchema, rules: &RowRules, item: &Item) -> Vec<ColumnFault> {
+    find_row_faults(schema, rules, &ItemColumns(item))
 }
 
 pub(super) fn read_entity(

@@ -275,8 +275,11 @@ fn require_row_as_loaded(update: &mut UpdateBuilder, entity: &Entity, row: &Dyna
     update.require_as_loaded(version, row.item.get(version));
     // What an adopted row says besides becomes a fact with this write.
     if entity.row().opening.is_some() {
-        for name in schema.opening {
-            update.require_as_loaded(name, row.item.get(*name));
+        for name in [schema.amount_refunded, schema.review_reasons]
+            .into_iter()
+            .flatten()
+        {
+            update.require_as_loaded(name, row.item.get(name));
         }
     }
     // Tenant isolation: the event's tenant was compared with the row's. If the row moves to another tenant in between,

@@ -8,7 +8,7 @@
 //! DynamoDB itself. Start with `ledger`, the transaction that writes an entity together with its events.
 
 pub mod attributes;
-mod batch_get;
+pub mod batch_get;
 mod entities;
 pub mod events;
 mod failed_orders;

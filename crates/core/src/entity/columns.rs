@@ -26,9 +26,12 @@ pub struct EntitySchema {
     pub created_at: Option<&'static str>,
     /// The column of the time of the last write, billhook's and the application's.
     pub updated_at: &'static str,
-    /// Further columns that say in which state the application left a row that is adopted (`opening`). They are part of
-    /// the condition of its first write.
-    pub opening: &'static [&'static str],
+    /// The column of the amount due; its currency is in `currency`.
+    pub amount_due: Option<&'static str>,
+    /// With the review reasons, what an adopted row says besides its guarded columns (`opening`). Both are part of the
+    /// condition of its first write.
+    pub amount_refunded: Option<&'static str>,
+    pub review_reasons: Option<&'static str>,
     /// Columns that a person or the application may change and that our decision depends on: the write fails if one of
     /// them is not as it was read (optimistic lock). In the order of the write's conditions.
     pub guarded: &'static [&'static str],
@@ -47,7 +50,7 @@ impl EntitySchema {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EntityIndex {
     pub name: &'static str,
-    /// Its hash key, a text. It has no range key: a row without that column would not be in the index.
+    /// Its hash key, a text. Ours have no range key, because a row without that column is not in the index.
     pub key: &'static str,
 }
 
@@ -126,6 +129,8 @@ pub trait RowColumns {
     fn text(&self, column: &str) -> Option<&str>;
     /// `None` for a fraction too: amounts are integers in the currency's minor unit.
     fn integer(&self, column: &str) -> Option<i64>;
+    /// Any number as it is written, such as `1700000000.123`.
+    fn number(&self, column: &str) -> Option<String>;
     fn truth(&self, column: &str) -> Option<bool>;
     /// The texts of a set, or of a list as ORMs write a set back.
     fn texts(&self, column: &str) -> BTreeSet<String>;

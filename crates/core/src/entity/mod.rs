@@ -32,7 +32,7 @@ use serde::{Serialize, Serializer};
 
 use crate::entity::account::DerivedAccount;
 use crate::entity::columns::{ColumnWrites, EntitySchema, RowColumns, VERSION};
-use crate::entity::inspect::{ColumnFault, find_column_faults};
+use crate::entity::inspect::{ColumnFault, FaultKind, find_column_faults};
 pub use crate::entity::key::EntityKey;
 use crate::entity::kind::{EntityKind, EntityState, StateUpdate, StatedFacts};
 use crate::entity::mail::derive::DerivedMail;
@@ -174,11 +174,6 @@ impl EntityKey {
         for_entity!(EntityKey, self, _ => Kind::UNKNOWN)
     }
 
-    /// What billhook could not use of the application's row.
-    pub fn find_column_faults(&self, rules: &RowRules, row: &impl RowColumns) -> Vec<ColumnFault> {
-        for_entity!(EntityKey, self, _ => find_column_faults::<Kind>(rules, row))
-    }
-
     /// Reads the entity of this key from the application's row and its state.
     pub fn read(
         &self,
@@ -189,6 +184,23 @@ impl EntityKey {
         for_entity!(EntityKey, self, id => {
             Ok(EntityState::<Kind>::read(id.clone(), rules, row, state)?.into())
         })
+    }
+}
+
+/// What billhook could not use of a row that the application made.
+pub fn find_row_faults(
+    schema: &EntitySchema,
+    rules: &RowRules,
+    row: &impl RowColumns,
+) -> Vec<ColumnFault> {
+    let id = row.text(schema.key).unwrap_or_default();
+    match EntityKey::of_kind(schema.word, id) {
+        Some(key) => for_entity!(EntityKey, key, _ => find_column_faults::<Kind>(rules, row)),
+        None => vec![ColumnFault {
+            column: schema.key,
+            kind: FaultKind::Id,
+            found: None,
+        }],
     }
 }
 

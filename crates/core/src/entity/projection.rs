@@ -198,14 +198,17 @@ pub(super) fn read_opening_state(
 ) -> Option<OpeningState> {
     let adopted_before = rules.adopted_before?;
     let created_at = parse_created_at(&read_created_at(row, schema.created_at?)?)?;
-    if !rules.adopts(Some(created_at)) {
+    if !rules.adopts(created_at) {
         return None;
     }
-    let mut opening = schema.opening.iter();
-    let amount_refunded = opening.find_map(|column| row.integer(column));
+    let amount_refunded = schema
+        .amount_refunded
+        .and_then(|column| row.integer(column));
     let mut review_reasons = BTreeSet::new();
     if columns.requires_review == Some(true) {
-        review_reasons.extend(schema.opening.iter().flat_map(|column| row.texts(column)));
+        if let Some(column) = schema.review_reasons {
+            review_reasons = row.texts(column);
+        }
         // A flag without a reason needs one, to be kept and to be cleared.
         if review_reasons.is_empty() {
             review_reasons.insert(format!("{FLAGGED_BY_HAND}:{created_at}"));
@@ -223,38 +226,63 @@ pub(super) fn read_opening_state(
     })
 }
 
-/// Whatever form the application gives it: text, or a number of seconds or milliseconds.
+/// Whatever form the application gives it: text, or a number.
 pub(super) fn read_created_at(row: &impl RowColumns, column: &str) -> Option<String> {
-    let number = || row.integer(column).map(|number| number.to_string());
-    row.text(column).map(str::to_owned).or_else(number)
+    let text = row.text(column).map(str::to_owned);
+    text.or_else(|| row.number(column))
 }
 
-/// A number beyond this is of milliseconds: as seconds it would be past the year 5000.
-const SECONDS_MAX: i64 = 100_000_000_000;
+/// The digits of a time in seconds and in milliseconds, from September 2001 to 2286. Other numbers are no Unix time: as
+/// one, 20261205 (a day) or 2026 (a year) would be in 1970, and every order of the future would be adopted.
+const SECONDS_DIGITS: usize = 10;
+const MILLISECONDS_DIGITS: usize = 13;
 
-/// The time in `createdAt`, whatever form it has.
+/// The time in `createdAt`, whatever form it has. A date is its first moment, and without an offset a time is in UTC.
 pub(super) fn parse_created_at(text: &str) -> Option<Timestamp> {
-    if let Ok(number) = text.parse::<i64>() {
-        return match number > SECONDS_MAX {
-            true => Timestamp::from_unix_ms(number).ok(),
-            false => Timestamp::from_unix_s(number).ok(),
-        };
+    if text.starts_with(|first: char| first.is_ascii_digit()) && text.parse::<f64>().is_ok() {
+        return parse_unix_time(text);
     }
-    let of_day = || Timestamp::parse(&format!("{text}T00:00:00Z")).ok();
-    Timestamp::parse(text).ok().or_else(of_day)
+    let forms = [text.to_owned(), format!("{text}Z")];
+    let mut forms = forms.iter().map(|form| Timestamp::parse(form));
+    forms.find_map(Result::ok).or_else(|| parse_day(text))
+}
+
+fn parse_day(text: &str) -> Option<Timestamp> {
+    Timestamp::parse(&format!("{text}T00:00:00Z")).ok()
+}
+
+/// Seconds or milliseconds, with a fraction or without: databases and Python write `1700000000.123`.
+fn parse_unix_time(text: &str) -> Option<Timestamp> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
+    let number: i64 = whole.parse().ok().filter(|number| *number > 0)?;
+    match whole.len() {
+        SECONDS_DIGITS => {
+            let millis: i64 = format!("{fraction:0<3}").get(..3)?.parse().ok()?;
+            Timestamp::from_unix_ms(number * 1000 + millis).ok()
+        }
+        MILLISECONDS_DIGITS => Timestamp::from_unix_ms(number).ok(),
+        _ => None,
+    }
 }
 
 fn created_at_of(row: &RowIdentity) -> Option<Timestamp> {
     row.created_at.as_deref().and_then(parse_created_at)
 }
 
-/// Whether the row was made later than the one that is known, so that it is another one.
+/// Whether the row was made later than the one that is known, so that it is another one. A row that said only the day may
+/// have been made at any time of it: a migration that writes `2026-06-08T10:00:00Z` for `2026-06-08` makes no other row.
 fn is_made_later(found: &RowIdentity, known: &RowIdentity) -> bool {
     if found.created_at == known.created_at {
         return false;
     }
-    let known = created_at_of(known);
-    known.is_some() && created_at_of(found) > known
+    let (Some(found), Some(at)) = (created_at_of(found), created_at_of(known)) else {
+        return false;
+    };
+    let day = known.created_at.as_deref().and_then(parse_day);
+    match day == Some(at) {
+        true => found.day() > at.day(),
+        false => found > at,
+    }
 }
 
 /// Of a row that does not say when it was made: whether its amount or user says that it is another one.

@@ -15,11 +15,10 @@ pub struct RowRules {
 }
 
 impl RowRules {
-    /// Whether a row that was made at this time was there before billhook. Nobody knows that of a row that does not say
-    /// when it was made.
-    pub(super) fn adopts(&self, created_at: Option<Timestamp>) -> bool {
-        let before = self.adopted_before;
-        before.is_some_and(|before| created_at.is_some_and(|created_at| created_at < before))
+    /// Whether a row that was made at this time was there before billhook.
+    pub(super) fn adopts(&self, created_at: Timestamp) -> bool {
+        self.adopted_before
+            .is_some_and(|before| created_at < before)
     }
 }
 

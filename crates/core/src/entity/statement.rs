@@ -132,7 +132,9 @@ impl EntityKind for StatementKind {
                 key: INTENT_COLUMN,
             },
         ],
-        opening: &["amount_refunded", "review_reasons"],
+        amount_due: Some("amount_due"),
+        amount_refunded: Some("amount_refunded"),
+        review_reasons: Some("review_reasons"),
         created_at: Some("created_at"),
         updated_at: "updated_at",
         guarded: &[

@@ -58,7 +58,9 @@ impl EntityKind for TenantKind {
             name: ACCOUNT_COLUMN,
             key: ACCOUNT_COLUMN,
         }],
-        opening: &[],
+        amount_due: None,
+        amount_refunded: None,
+        review_reasons: None,
         created_at: Some("created_at"),
         updated_at: "updated_at",
         guarded: &[

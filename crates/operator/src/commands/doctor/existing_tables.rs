@@ -1,39 +1,28 @@
 //! Checks of tables that the application made and billhook was given (`ExistingOrdersTableName` …): key, indexes,
-//! recovery, and a sample of the rows. Each finding has the command that mends it.
-//!
-//! A sample proves nothing about the other rows. A scan reads a table in the order of hashed keys, so the first rows are
-//! as good as any.
+//! encryption, recovery, and a sample of the rows (`row_sample`). Each finding has the command that mends it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result};
 use aws_sdk_dynamodb::types::{
     AttributeDefinition, BillingMode, GlobalSecondaryIndexDescription, IndexStatus,
     KeySchemaElement, KeyType, ScalarAttributeType, TableDescription,
 };
-use billhook_adapters::dynamodb::attributes::{Item, read_text, string_value};
-use billhook_adapters::dynamodb::find_item_faults;
-use billhook_core::entity::EntityKey;
-use billhook_core::entity::columns::{ColumnOwner, ColumnType, EntityIndex, EntitySchema};
-use billhook_core::entity::inspect::ColumnFault;
+use billhook_core::entity::columns::{ColumnOwner, EntityIndex, EntitySchema};
 use billhook_core::entity::rules::RowRules;
-use billhook_core::entity::schema::STATE_KEY;
 use serde_json::{Value, json};
 
 use super::aws::recovers_to_point_in_time;
 use super::finding::CheckFinding;
+use super::row_sample::{check_rows, type_code};
+use crate::aws_request::KMS;
 use crate::session::StackSession;
 
-/// Rows of the sample.
-const SAMPLE_MAX: usize = 1_000;
-/// Rows and words that a finding names.
-const NAMED_MAX: usize = 3;
-/// Rows whose version is looked up, to know whether billhook wrote it.
-const LOOKUPS_MAX: usize = 25;
-
+/// Without rules the rows are not checked: `row_rules` reports why there are none.
 pub(super) async fn check_existing_table(
     session: &StackSession,
     schema: &EntitySchema,
+    rules: Option<&RowRules>,
 ) -> Result<Vec<CheckFinding>> {
     let table = session.stack.application_table(schema)?;
     let described = session
@@ -54,18 +43,62 @@ pub(super) async fn check_existing_table(
         "",
         format!("aws dynamodb update-continuous-backups --table-name {table} --point-in-time-recovery-specification PointInTimeRecoveryEnabled=true"),
     ));
+    let key = described
+        .sse_description()
+        .and_then(|it| it.kms_master_key_arn());
+    if let Some(key) = key {
+        let manager = find_key_manager(session, key).await.ok();
+        findings.extend(report_encryption(schema, key, manager.as_deref()));
+    }
+    let Some(rules) = rules else {
+        return Ok(findings);
+    };
+    findings.extend(check_key_types(schema, table, rules, &described));
     // Without the key there are no rows to speak of.
     if findings.first().is_some_and(|key| key.is_good) {
-        let rows = sample_rows(session, table).await?;
-        let rules = session.stack.row_rules()?;
-        let mut sample = RowSample::inspect(schema, &rules, &rows);
-        sample.forget_own_versions(session, schema).await?;
-        findings.extend(sample.report(schema, table));
+        findings.extend(check_rows(session, schema, rules, table).await?);
     }
     Ok(findings)
 }
 
-/// A hash key of texts, and nothing else.
+/// `AWS` or `CUSTOMER`.
+async fn find_key_manager(session: &StackSession, key: &str) -> Result<String> {
+    let headers = [
+        ("content-type", "application/x-amz-json-1.1"),
+        ("x-amz-target", "TrentService.DescribeKey"),
+    ];
+    let question = json!({ "KeyId": key }).to_string();
+    let answer = session.aws.post_text(KMS, "/", &headers, question).await?;
+    let answer: Value =
+        serde_json::from_str(&answer).context("cannot parse the response of KMS")?;
+    let manager = answer.pointer("/KeyMetadata/KeyManager");
+    let manager = manager.and_then(Value::as_str);
+    Ok(manager.context("KMS names no manager")?.to_owned())
+}
+
+/// No fault, because a key's policy may allow the roles in many ways; but a table that nobody may decrypt fails with
+/// the first event.
+fn report_encryption(
+    schema: &EntitySchema,
+    key: &str,
+    manager: Option<&str>,
+) -> Option<CheckFinding> {
+    let whose = match manager {
+        Some("AWS") => return None,
+        Some(_) => "a key of your own",
+        None => "if that is a key of your own",
+    };
+    let region = key.split(':').nth(3).unwrap_or("REGION");
+    let detail = format!(
+        "encrypted with {key}, {whose}: its policy must allow the roles of the functions that use the table \
+        (docs/permissions.md), and whoever runs billhook, kms:Decrypt, kms:Encrypt, kms:ReEncrypt*, \
+        kms:GenerateDataKey* and kms:DescribeKey, with kms:ViaService dynamodb.{region}.amazonaws.com"
+    );
+    let check = format!("{}Table can be decrypted", schema.table);
+    Some(CheckFinding::from_check(check, true, detail, ""))
+}
+
+/// Whether the hash key is this column, and a text. Of several columns a query would have to give each.
 fn has_hash_key(
     keys: &[KeySchemaElement],
     attributes: &[AttributeDefinition],
@@ -75,10 +108,52 @@ fn has_hash_key(
         attribute.attribute_name() == column
             && *attribute.attribute_type() == ScalarAttributeType::S
     });
-    let [key] = keys else {
-        return false;
+    let mut hash = keys
+        .iter()
+        .filter(|key| *key.key_type() == KeyType::Hash)
+        .map(KeySchemaElement::attribute_name);
+    is_text && hash.next() == Some(column) && hash.next().is_none()
+}
+
+fn range_keys(keys: &[KeySchemaElement]) -> Vec<KeySchemaElement> {
+    let ranges = keys.iter().filter(|key| *key.key_type() == KeyType::Range);
+    ranges.cloned().collect()
+}
+
+/// DynamoDB refuses to write a row in which the key of an index has another type, so a column that billhook writes must
+/// have billhook's type there. Example: an index on `updatedAt` as a number.
+fn check_key_types(
+    schema: &EntitySchema,
+    table: &str,
+    rules: &RowRules,
+    described: &TableDescription,
+) -> Vec<CheckFinding> {
+    let attributes = described.attribute_definitions().iter();
+    let other_types = attributes.filter_map(|attribute| {
+        let mut columns = schema.columns.iter();
+        let column = columns.find(|column| {
+            rules.version_column.name_of(column.name) == attribute.attribute_name()
+                && column.owner != ColumnOwner::Application
+        })?;
+        let found = attribute.attribute_type().as_str();
+        let expected = type_code(column.kind);
+        (found != expected).then(|| (attribute.attribute_name(), found, expected))
+    });
+    let report = |(column, found, expected)| {
+        CheckFinding::problem(
+            format!(
+                "{}Table has no index in which {column} has another type",
+                schema.table
+            ),
+            format!(
+                "it is a key of the type {found}, and billhook writes {expected}: such a write fails"
+            ),
+            format!(
+                "aws dynamodb describe-table --table-name {table} shows the index; make one on another column, then delete it"
+            ),
+        )
     };
-    is_text && key.attribute_name() == column && *key.key_type() == KeyType::Hash
+    other_types.map(report).collect()
 }
 
 /// Such as `orderId (N), line (S)`.
@@ -95,7 +170,7 @@ fn describe_keys(keys: &[KeySchemaElement], attributes: &[AttributeDefinition]) 
 fn check_key(schema: &EntitySchema, table: &str, described: &TableDescription) -> CheckFinding {
     let (keys, attributes) = (described.key_schema(), described.attribute_definitions());
     let key = schema.key;
-    let is_good = has_hash_key(keys, attributes, key);
+    let is_good = has_hash_key(keys, attributes, key) && range_keys(keys).is_empty();
     let detail = match is_good {
         true => String::new(),
         false => format!("its key is {}", describe_keys(keys, attributes)),
@@ -159,22 +234,48 @@ fn check_index(
         "{update} --global-secondary-index-updates '{}'",
         json!([{ "Delete": { "IndexName": index.name } }])
     );
+    // `aws dynamodb wait table-exists` waits for no index.
+    let status = format!(
+        "aws dynamodb describe-table --table-name {table} --output text --query \
+        \"Table.GlobalSecondaryIndexes[?IndexName=='{}'].IndexStatus\"",
+        index.name
+    );
+    let until_active = format!("until {status} | grep -qx ACTIVE; do sleep 10; done");
+    let while_deleting = format!("while {status} | grep -qx DELETING; do sleep 10; done");
+    let is_good = fault.is_none();
     let (detail, fix) = match fault {
-        None => (String::new(), String::new()),
-        Some(IndexFault::Missing) => ("it is missing".to_owned(), create),
-        Some(IndexFault::NotActive(status)) => (
-            format!("it is {status}"),
-            format!("aws dynamodb wait table-exists --table-name {table}"),
+        None => (describe_range_keys(found, described), String::new()),
+        Some(IndexFault::Missing) => (
+            "it is missing".to_owned(),
+            format!("{ONE_BY_ONE}: {create} && {until_active}"),
         ),
+        Some(IndexFault::NotActive(status)) => (format!("it is {status}"), until_active),
         Some(IndexFault::OtherKey(key)) => (
             format!("its key is {key}"),
             format!(
-                "if nothing else uses it: {delete} && aws dynamodb wait table-exists --table-name {table} && {create}"
+                "{ONE_BY_ONE}, and if nothing else uses this one: {delete} && {while_deleting} && {create} && {until_active}"
             ),
         ),
     };
     let check = format!("{}Table has {} on {}", schema.table, index.name, index.key);
-    CheckFinding::from_check(check, detail.is_empty(), detail, fix)
+    CheckFinding::from_check(check, is_good, detail, fix)
+}
+
+const ONE_BY_ONE: &str = "DynamoDB makes the indexes of a table one after the other";
+
+/// A note on an index that serves the queries all the same.
+fn describe_range_keys(
+    found: Option<&GlobalSecondaryIndexDescription>,
+    described: &TableDescription,
+) -> String {
+    let ranges = found.map_or_else(Vec::new, |found| range_keys(found.key_schema()));
+    match ranges.is_empty() {
+        true => String::new(),
+        false => format!(
+            "its range key is {}: a row without it is not in the index, and not found by it",
+            describe_keys(&ranges, described.attribute_definitions())
+        ),
+    }
 }
 
 enum IndexFault {
@@ -183,7 +284,7 @@ enum IndexFault {
     OtherKey(String),
 }
 
-/// Any projection will do, because a query of ours reads only the table's key.
+/// Any projection and any range key will do: a query of ours gives the hash key and reads only the table's key.
 fn find_index_fault(
     index: &EntityIndex,
     found: &GlobalSecondaryIndexDescription,
@@ -200,257 +301,11 @@ fn find_index_fault(
     status.map(|status| IndexFault::NotActive(status.to_string()))
 }
 
-async fn sample_rows(session: &StackSession, table: &str) -> Result<Vec<Item>> {
-    let mut rows: Vec<Item> = Vec::new();
-    let mut pages = session
-        .dynamodb
-        .scan()
-        .table_name(table)
-        .into_paginator()
-        .send();
-    while rows.len() < SAMPLE_MAX
-        && let Some(page) = pages.next().await
-    {
-        let page = page.with_context(|| format!("cannot read {table}"))?;
-        rows.extend(page.items.unwrap_or_default());
-    }
-    rows.truncate(SAMPLE_MAX);
-    Ok(rows)
-}
-
-/// Faults of one kind: of one column, and of one type or of any word.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum FaultKind {
-    /// An id that billhook does not take.
-    Id,
-    Type {
-        column: &'static str,
-        found: ColumnType,
-        expected: ColumnType,
-        owner: ColumnOwner,
-    },
-    Word(&'static str),
-    CreatedAt(&'static str),
-    Version(&'static str),
-}
-
-#[derive(Debug, Default, PartialEq, Eq)]
-struct FaultyRows {
-    ids: BTreeSet<String>,
-    /// The words or values that were found.
-    words: BTreeSet<String>,
-}
-
-#[derive(Debug)]
-struct RowSample {
-    rows: usize,
-    faults: BTreeMap<FaultKind, FaultyRows>,
-}
-
-impl RowSample {
-    fn inspect(schema: &EntitySchema, rules: &RowRules, rows: &[Item]) -> Self {
-        let mut faults: BTreeMap<FaultKind, FaultyRows> = BTreeMap::new();
-        let mut add = |kind, id: &str, word: Option<String>| {
-            let rows = faults.entry(kind).or_default();
-            rows.ids.insert(id.to_owned());
-            rows.words.extend(word);
-        };
-        for row in rows {
-            let id = read_text(row, schema.key).unwrap_or_default();
-            let Some(key) = EntityKey::of_kind(schema.word, id) else {
-                add(FaultKind::Id, id, None);
-                continue;
-            };
-            for fault in find_item_faults(&key, rules, row) {
-                match fault {
-                    ColumnFault::Type {
-                        column,
-                        found,
-                        expected,
-                        owner,
-                    } => {
-                        let kind = FaultKind::Type {
-                            column,
-                            found,
-                            expected,
-                            owner,
-                        };
-                        add(kind, id, None);
-                    }
-                    ColumnFault::Word { column, word } => {
-                        add(FaultKind::Word(column), id, Some(word));
-                    }
-                    ColumnFault::CreatedAt { column, found } => {
-                        let found = found.unwrap_or_else(|| "none".to_owned());
-                        add(FaultKind::CreatedAt(column), id, Some(found));
-                    }
-                    ColumnFault::Version { column } => add(FaultKind::Version(column), id, None),
-                }
-            }
-        }
-        Self {
-            rows: rows.len(),
-            faults,
-        }
-    }
-
-    /// A version of billhook's own may stand in a row without an entry: a state says that it is one.
-    async fn forget_own_versions(
-        &mut self,
-        session: &StackSession,
-        schema: &EntitySchema,
-    ) -> Result<()> {
-        let entities = session.stack.output("EntitiesTable")?;
-        for (kind, rows) in &mut self.faults {
-            if !matches!(kind, FaultKind::Version(_)) {
-                continue;
-            }
-            let mut others = BTreeSet::new();
-            for id in rows.ids.iter().take(LOOKUPS_MAX) {
-                let get = session.dynamodb.get_item().table_name(entities);
-                let key = string_value(format!("{}#{id}", schema.word));
-                let got = get.key(STATE_KEY, key).send().await;
-                let got = got.with_context(|| format!("cannot read {entities}"))?;
-                if got.item.is_none() {
-                    others.insert(id.clone());
-                }
-            }
-            others.extend(rows.ids.iter().skip(LOOKUPS_MAX).cloned());
-            rows.ids = others;
-        }
-        self.faults.retain(|_, rows| !rows.ids.is_empty());
-        Ok(())
-    }
-
-    fn report(&self, schema: &EntitySchema, table: &str) -> Vec<CheckFinding> {
-        let sampled = self.rows;
-        if self.faults.is_empty() {
-            let check = format!("{}Table rows are as billhook reads them", schema.table);
-            let detail = format!("{sampled} rows sampled");
-            return vec![CheckFinding::from_check(check, true, detail, "")];
-        }
-        let reports = self.faults.iter().map(|(kind, rows)| {
-            let first = rows.ids.first().map_or("", String::as_str);
-            let (what, fix) = kind.describe(schema, table, first);
-            let ids: Vec<&str> = rows
-                .ids
-                .iter()
-                .map(String::as_str)
-                .take(NAMED_MAX)
-                .collect();
-            let words: Vec<&str> = rows
-                .words
-                .iter()
-                .map(String::as_str)
-                .take(NAMED_MAX)
-                .collect();
-            let words = match words.is_empty() {
-                true => String::new(),
-                false => format!(" ({})", words.join(", ")),
-            };
-            let detail = format!(
-                "{} of {sampled} rows sampled{words}, such as {}",
-                rows.ids.len(),
-                ids.join(", ")
-            );
-            let check = format!("{}Table rows: {what}", schema.table);
-            let mut finding = CheckFinding::problem(check, detail, fix);
-            finding.data = json!({ "count": rows.ids.len(), "sampled": sampled, "ids": ids });
-            finding
-        });
-        reports.collect()
-    }
-}
-
-impl FaultKind {
-    /// What is asked of the rows, and how to mend the first one.
-    fn describe(&self, schema: &EntitySchema, table: &str, first: &str) -> (String, String) {
-        let update = |expression: &str, names: &Value, values: Option<Value>| {
-            let key = shell_quoted(&json!({ schema.key: { "S": first } }).to_string());
-            let values = values.map_or_else(String::new, |values| {
-                format!(" --expression-attribute-values '{values}'")
-            });
-            format!(
-                "for each of them: aws dynamodb update-item --table-name {table} --key {key} \
-                --update-expression '{expression}' --expression-attribute-names '{names}'{values}"
-            )
-        };
-        let set = |column: &str, value: Value| {
-            update(
-                "SET #c = :v",
-                &json!({ "#c": column }),
-                Some(json!({ ":v": value })),
-            )
-        };
-        let move_away = |column: &str| {
-            let names = json!({ "#from": column, "#to": format!("app_{column}") });
-            update("SET #to = #from REMOVE #from", &names, None)
-        };
-        match self {
-            Self::Id => (
-                format!(
-                    "{} is 1 to 255 printable ASCII characters without spaces",
-                    schema.key
-                ),
-                "billhook parks events about such rows; give them other ids".to_owned(),
-            ),
-            Self::Type {
-                column,
-                found,
-                expected,
-                owner,
-            } => {
-                let (found, expected) = (type_code(*found), type_code(*expected));
-                let what = format!("{column} has the type {expected}, not {found}");
-                let fix = match owner {
-                    // Only the application knows what its value means as the right type.
-                    ColumnOwner::Application => set(column, json!({ expected: "…" })),
-                    ColumnOwner::Billhook | ColumnOwner::Both => move_away(column),
-                };
-                (what, fix)
-            }
-            Self::Word(column) => {
-                let what = format!("{column} has a word that billhook knows");
-                (what, move_away(column))
-            }
-            Self::CreatedAt(column) => (
-                format!("{column} is a time, so that the row can be adopted"),
-                set(column, json!({ "S": "2026-01-31T00:00:00Z" })),
-            ),
-            Self::Version(column) => (
-                format!("{column} is billhook's version, and not the application's"),
-                "deploy with VersionColumn=billhookVersion, or another column that is free"
-                    .to_owned(),
-            ),
-        }
-    }
-}
-
-/// For a shell, because an id may have a quote in it.
-fn shell_quoted(text: &str) -> String {
-    format!("'{}'", text.replace('\'', r"'\''"))
-}
-
-/// DynamoDB's code of a type.
-fn type_code(kind: ColumnType) -> &'static str {
-    match kind {
-        ColumnType::Text => "S",
-        ColumnType::Integer => "N",
-        ColumnType::Bool => "BOOL",
-        ColumnType::TextSet => "SS",
-        ColumnType::List => "L",
-        ColumnType::Map => "M",
-        ColumnType::Other => "another one",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use aws_sdk_dynamodb::types::{BillingModeSummary, ProvisionedThroughputDescription};
     use billhook_core::entity::kind::EntityKind as _;
     use billhook_core::entity::order::OrderKind;
-    use billhook_core::entity::rules::VersionColumn;
-    use billhook_core::time::Timestamp;
 
     use super::*;
 
@@ -490,9 +345,13 @@ mod tests {
         );
         assert_eq!(
             found.fix,
-            "aws dynamodb update-table --table-name Shop --attribute-definitions \
+            "DynamoDB makes the indexes of a table one after the other: \
+            aws dynamodb update-table --table-name Shop --attribute-definitions \
             AttributeName=stripePaymentIntentId,AttributeType=S --global-secondary-index-updates \
-            '[{\"Create\":{\"IndexName\":\"PaymentIntentIndex\",\"KeySchema\":[{\"AttributeName\":\"stripePaymentIntentId\",\"KeyType\":\"HASH\"}],\"Projection\":{\"ProjectionType\":\"KEYS_ONLY\"}}}]'"
+            '[{\"Create\":{\"IndexName\":\"PaymentIntentIndex\",\"KeySchema\":[{\"AttributeName\":\"stripePaymentIntentId\",\"KeyType\":\"HASH\"}],\"Projection\":{\"ProjectionType\":\"KEYS_ONLY\"}}}]' \
+            && until aws dynamodb describe-table --table-name Shop --output text --query \
+            \"Table.GlobalSecondaryIndexes[?IndexName=='PaymentIntentIndex'].IndexStatus\" \
+            | grep -qx ACTIVE; do sleep 10; done"
         );
         // A table with provisioned capacity needs some for the index.
         let provisioned = TableDescription::builder()
@@ -559,65 +418,80 @@ mod tests {
             .build();
         let found = check_index(&ORDERS, "Shop", status, &table);
         assert_eq!(found.detail, "its key is state (S)");
-        let delete =
-            r#"'[{"Delete":{"IndexName":"StatusIndex"}}]' && aws dynamodb wait table-exists"#;
+        let delete = r#"'[{"Delete":{"IndexName":"StatusIndex"}}]' && while aws dynamodb describe-table --table-name Shop "#;
+        assert!(found.fix.contains(delete), "{}", found.fix);
+        let delete = "grep -qx DELETING; do sleep 10; done && aws dynamodb update-table";
         assert!(found.fix.contains(delete), "{}", found.fix);
         let found = check_index(&ORDERS, "Shop", intents, &table);
         assert_eq!(found.detail, "it is CREATING");
+        let until = "until aws dynamodb describe-table --table-name Shop --output text";
+        assert!(found.fix.starts_with(until), "{}", found.fix);
     }
 
-    fn sample(rules: &RowRules, rows: Value) -> Vec<CheckFinding> {
-        let rows = rows.as_array().unwrap().iter();
-        let rows: Vec<Item> = rows
-            .map(|row| serde_dynamo::to_item(row).unwrap())
-            .collect();
-        RowSample::inspect(&ORDERS, rules, &rows).report(&ORDERS, "Shop")
+    fn index_with(keys: Vec<KeySchemaElement>) -> GlobalSecondaryIndexDescription {
+        GlobalSecondaryIndexDescription::builder()
+            .index_name("StatusIndex")
+            .set_key_schema(Some(keys))
+            .build()
     }
 
     #[test]
-    fn rows_of_another_form_are_counted_by_column_and_mended_one_by_one() {
-        let made = "2025-01-01T00:00:00Z";
-        let fine = json!({ "id": "ord_0", "createdAt": 1_700_000_000, "status": "completed",
-            "amountTotal": 4200, "currency": "usd", "reviewReasons": ["a:1"], "coupon": null });
-        let rules = RowRules {
-            adopted_before: Some(Timestamp::parse(made).unwrap()),
-            ..RowRules::default()
+    fn an_index_with_a_range_key_serves_and_one_with_two_hash_keys_does_not() {
+        let range = KeySchemaElement::builder().attribute_name("createdAt");
+        let range = range.key_type(KeyType::Range).build().unwrap();
+        let checked = |keys: Vec<KeySchemaElement>| {
+            let table = TableDescription::builder()
+                .attribute_definitions(of_type("status", ScalarAttributeType::S))
+                .attribute_definitions(of_type("createdAt", ScalarAttributeType::N))
+                .global_secondary_indexes(index_with(keys))
+                .build();
+            check_index(&ORDERS, "Shop", &ORDERS.indexes[1], &table)
         };
-        let [good] = &sample(&rules, json!([fine]))[..] else {
-            panic!("one finding");
-        };
+        let found = checked(vec![hash("status"), range]);
+        assert!(found.is_good, "{found:?}");
         assert_eq!(
-            (good.is_good, good.detail.as_str()),
-            (true, "1 rows sampled")
+            found.detail,
+            "its range key is createdAt (N): a row without it is not in the index, and not found by it"
         );
-        let rows = json!([
-            fine,
-            { "id": "it's", "createdAt": made, "status": "shipped" },
-            { "id": "ord_2", "createdAt": made, "status": "packed", "amountTotal": "42.00" },
-            { "id": "ord_3", "createdAt": "in May", "requiresReview": "no", "version": 57 },
-            { "id": "ord_4" },
-            { "id": "ord 5", "createdAt": made },
-        ]);
-        let found: Vec<String> = sample(&rules, rows.clone())
-            .iter()
-            .map(|finding| format!("{}: {}", finding.check, finding.detail))
-            .collect();
-        let expected = [
-            "OrdersTable rows: id is 1 to 255 printable ASCII characters without spaces: 1 of 6 rows sampled, such as ord 5",
-            "OrdersTable rows: amountTotal has the type N, not S: 1 of 6 rows sampled, such as ord_2",
-            "OrdersTable rows: requiresReview has the type BOOL, not S: 1 of 6 rows sampled, such as ord_3",
-            "OrdersTable rows: status has a word that billhook knows: 2 of 6 rows sampled (packed, shipped), such as it's, ord_2",
-            "OrdersTable rows: createdAt is a time, so that the row can be adopted: 2 of 6 rows sampled (in May, none), such as ord_3, ord_4",
-            "OrdersTable rows: version is billhook's version, and not the application's: 1 of 6 rows sampled, such as ord_3",
-        ];
-        assert_eq!(found, expected);
-        let status = &sample(&rules, rows.clone())[3];
-        let fix = r##"for each of them: aws dynamodb update-item --table-name Shop --key '{"id":{"S":"it'\''s"}}' --update-expression 'SET #to = #from REMOVE #from' --expression-attribute-names '{"#from":"status","#to":"app_status"}'"##;
-        assert_eq!(status.fix, fix);
-        let rules = RowRules {
-            version_column: VersionColumn::parse("billhookVersion").unwrap(),
-            ..rules
+        assert_eq!(checked(vec![hash("status")]).detail, "");
+        let found = checked(vec![hash("status"), hash("createdAt")]);
+        assert!(!found.is_good, "{found:?}");
+    }
+
+    #[test]
+    fn a_column_of_billhooks_has_billhooks_type_in_every_index() {
+        let check = |column: &str, kind| {
+            let attributes = of_type(column, kind);
+            let table = TableDescription::builder().attribute_definitions(attributes);
+            let rules = RowRules::default();
+            check_key_types(&ORDERS, "Shop", &rules, &table.build()).len()
         };
-        assert_eq!(sample(&rules, rows).len(), expected.len() - 1);
+        assert_eq!(check("updatedAt", ScalarAttributeType::N), 1);
+        assert_eq!(check("requiresReview", ScalarAttributeType::S), 1);
+        assert_eq!(check("updatedAt", ScalarAttributeType::S), 0);
+        // The application's own.
+        assert_eq!(check("createdAt", ScalarAttributeType::N), 0);
+        assert_eq!(check("shelf", ScalarAttributeType::B), 0);
+    }
+
+    #[test]
+    fn a_key_of_the_customer_is_named_with_what_its_policy_needs() {
+        let key = "arn:aws:kms:eu-west-1:123456789012:key/k1";
+        assert_eq!(report_encryption(&ORDERS, key, Some("AWS")), None);
+        let own = report_encryption(&ORDERS, key, Some("CUSTOMER")).unwrap();
+        assert!(
+            own.detail
+                .contains("k1, a key of your own: its policy must allow")
+        );
+        assert!(
+            own.detail
+                .ends_with("kms:ViaService dynamodb.eu-west-1.amazonaws.com")
+        );
+        let unknown = report_encryption(&ORDERS, key, None).unwrap();
+        assert!(
+            unknown
+                .detail
+                .contains("k1, if that is a key of your own: ")
+        );
     }
 }

@@ -5,6 +5,8 @@ mod aws;
 mod delivery;
 mod existing_tables;
 mod finding;
+mod row_rules;
+mod row_sample;
 mod row_trouble;
 
 use std::time::Duration;
@@ -48,9 +50,14 @@ pub(crate) async fn run_doctor(
     output: OutputWriter,
 ) -> Result<()> {
     let mut areas = aws::check_aws_resources(session).await;
+    let rules = session.stack.row_rules();
+    let checked = row_rules::check_row_rules(&rules, SystemClock.now());
+    areas.push(("parameters", Ok(vec![checked])));
+    let rules = rules.ok();
     for schema in ENTITY_SCHEMAS {
         if session.stack.existing_table(schema).is_some() {
-            let checked = existing_tables::check_existing_table(session, schema).await;
+            let checked =
+                existing_tables::check_existing_table(session, schema, rules.as_ref()).await;
             areas.push(("existing tables", checked));
         }
     }
