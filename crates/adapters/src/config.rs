@@ -628,6 +628,11 @@ mod tests {
                 "2026-11-30",
                 "ADOPTED_BEFORE must be a time in RFC 3339, such as 2026-11-30T00:00:00Z, got \"2026-11-30\"",
             ),
+            (
+                "",
+                "2026-02-29T00:00:00Z",
+                "ADOPTED_BEFORE must be a time in RFC 3339, such as 2026-11-30T00:00:00Z, got \"2026-02-29T00:00:00Z\"",
+            ),
         ] {
             let refused = read(version, adopted).unwrap_err();
             assert_eq!(refused, format!("configuration refused: {fault}"));

@@ -79,6 +79,10 @@ fn is_true(condition: &Value, parameters: &BTreeMap<&str, &str>) -> bool {
         "!Not" => !is_true(&of[0], parameters),
         "!And" => of.iter().all(|part| is_true(part, parameters)),
         "!Equals" => text(&of[0]) == text(&of[1]),
+        "!Contains" => {
+            let mut list = of[0].as_array().unwrap().iter();
+            list.any(|one| text(one) == text(&of[1]))
+        }
         other => panic!("{other} is not known here"),
     }
 }
@@ -86,9 +90,10 @@ fn is_true(condition: &Value, parameters: &BTreeMap<&str, &str>) -> bool {
 fn refusals(template: &Value, given: &[(&str, &str)]) -> Vec<String> {
     let given: BTreeMap<&str, &str> = given.iter().copied().collect();
     let rules = template["Rules"].as_object().unwrap();
-    let asked = rules
-        .iter()
-        .filter(|(_, rule)| is_true(&rule["RuleCondition"], &given));
+    let asked = rules.iter().filter(|(_, rule)| {
+        let condition = rule.get("RuleCondition");
+        condition.is_none_or(|condition| is_true(condition, &given))
+    });
     let refused = asked.filter(|(_, rule)| {
         let mut assertions = rule["Assertions"].as_array().unwrap().iter();
         assertions.any(|assertion| !is_true(&assertion["Assert"], &given))
@@ -125,4 +130,57 @@ fn an_existing_table_is_refused_without_the_time_of_its_adoption() {
     ];
     assert_eq!(refusals(&template, &two), ["OneOrdersTable"]);
     assert!(refusals(&template, &[("OrdersTableName", "Orders")]).is_empty());
+}
+
+#[test]
+fn a_version_column_that_billhook_uses_already_is_refused() {
+    let template = template();
+    let assertion = &template["Rules"]["FreeVersionColumn"]["Assertions"][0]["Assert"];
+    let listed = assertion["!Not"][0]["!Contains"][0].as_array().unwrap();
+    let listed: BTreeSet<&str> = listed.iter().map(|name| name.as_str().unwrap()).collect();
+    let columns = ENTITY_SCHEMAS.iter().flat_map(|schema| schema.columns);
+    let taken: BTreeSet<&str> = columns
+        .map(|column| column.name)
+        .filter(|name| VersionColumn::parse(name).is_err())
+        .collect();
+    assert_eq!(listed, taken);
+    for (name, refused) in [
+        ("status", vec!["FreeVersionColumn"]),
+        ("statement_id", vec!["FreeVersionColumn"]),
+        ("version", vec![]),
+        ("billhookVersion", vec![]),
+    ] {
+        assert_eq!(refusals(&template, &[("VersionColumn", name)]), refused);
+    }
+}
+
+/// A value that the pattern takes and the functions do not stops every worker.
+#[test]
+fn the_pattern_of_adopted_before_takes_times_that_the_functions_take() {
+    let template = template();
+    let pattern = template["Parameters"]["AdoptedBefore"]["AllowedPattern"].as_str();
+    let pattern = regex_lite::Regex::new(&format!("^(?:{})$", pattern.unwrap())).unwrap();
+    let mut differing = Vec::new();
+    let mut compare = |text: String| {
+        if pattern.is_match(&text) != Timestamp::parse(&text).is_ok() {
+            differing.push(text);
+        }
+    };
+    for month in 0..=13 {
+        for day in 0..=32 {
+            compare(format!("2026-{month:02}-{day:02}T00:00:00Z"));
+            compare(format!("2028-{month:02}-{day:02}T23:59:59.999999999+23:59"));
+        }
+    }
+    for number in 0..=25 {
+        compare(format!("2026-11-30T{number:02}:00:00Z"));
+    }
+    for number in [0, 9, 10, 59, 61, 99] {
+        compare(format!("2026-11-30T00:{number:02}:00Z"));
+        compare(format!("2026-11-30T00:00:{number:02}-11:30"));
+        compare(format!("2026-11-30T00:00:00+02:{number:02}"));
+    }
+    // No pattern knows the leap years: the functions refuse it, and `billhook doctor` says so.
+    assert_eq!(differing, ["2026-02-29T00:00:00Z"]);
+    assert!(pattern.is_match(""));
 }

@@ -21,10 +21,12 @@ use billhook_adapters::config::{
 };
 use billhook_core::entity::ENTITY_SCHEMAS;
 use billhook_core::entity::columns::EntitySchema;
+use billhook_core::entity::rules::VersionColumn;
 use billhook_core::ids::{PerProvider, ProviderId};
 use billhook_core::provider::stripe::event_types::HANDLED_TYPES;
 use billhook_core::provider::stripe::types::API_VERSION;
 use billhook_core::tasks::definitions::SCHEDULED_TASKS;
+use billhook_core::time::Timestamp;
 use billhook_core::worker::batch::{RECEIVES_MAX, TIME_TO_FINISH};
 use serde_json::{Value, json};
 use serde_yaml_ng::Value as Yaml;
