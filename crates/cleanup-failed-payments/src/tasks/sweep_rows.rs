@@ -31,7 +31,7 @@ use crate::tasks::sweep::{SweepSummary, SweepTask, days_of};
 
 /// The key of the checkpoint.
 const JOB: &str = "sweep-rows";
-/// What one pass covers at most.
+/// What one pass covers at most, but for the first.
 const PASS_MAX: Duration = Duration::from_hours(1);
 /// Entities that are read together, each with its state and its row.
 const ENTITIES_AT_ONCE: usize = 50;
@@ -74,8 +74,11 @@ where
             let now = self.clock.now();
             let done_through = checkpoint.done_through_s;
             let done_through = done_through.and_then(|second| Timestamp::from_unix_s(second).ok());
-            let after = done_through.unwrap_or_else(|| now.before(FIRST_PASS_SPAN));
-            let until = after.after(PASS_MAX).min(now);
+            let (after, until) = match done_through {
+                Some(after) => (after, after.after(PASS_MAX).min(now)),
+                // The days of a stack's first pass have hardly anything, and hour by hour they take thousands of queries.
+                None => (now.before(FIRST_PASS_SPAN), now),
+            };
             let window = SweepWindow {
                 after: Some(after),
                 until,
