@@ -79,13 +79,18 @@ async fn deliver_and_check(stage: &Stage, own: &str, sizes: &EventCounts) -> Res
     let world = &stage.world;
     let now = world.now_s();
     let of = |kind: &str| format!("{own}_{kind}");
+    // More than what goes back, a cent at a time.
+    let price = |kind: &str| match kind {
+        "open" => 4200 + sizes.open / 4,
+        _ => 4200 + sizes.refunds,
+    };
     for kind in ["failures", "refunds", "sessions", "disputes"] {
-        priced_order(world, &of(kind), 4200 + sizes.refunds).await?;
+        priced_order(world, &of(kind), price(kind)).await?;
     }
     let paid = |kind: &str, at: i64| {
         let (event, intent) = (format!("evt_{own}_{kind}_paid"), format!("pi_{own}_{kind}"));
         let order = named(&of(kind));
-        intent_succeeded(&event, at, &intent, order, 4200 + sizes.refunds)
+        intent_succeeded(&event, at, &intent, order, price(kind))
     };
     let failures =
         (0..sizes.failures).map(|n| failure(own, "failures", now + n, n, named(&of("failures"))));
@@ -149,7 +154,7 @@ async fn deliver_and_check(stage: &Stage, own: &str, sizes: &EventCounts) -> Res
         );
     }
     // At last the payment is linked to an order, which gets all facts that came before.
-    priced_order(world, &of("open"), 4200 + sizes.refunds).await?;
+    priced_order(world, &of("open"), price("open")).await?;
     deliver(world, &[paid("open", now + sizes.open)]).await?;
     wait_until_drained(world).await?;
     let row = world.order(&of("open")).await?;
