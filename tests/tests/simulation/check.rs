@@ -24,7 +24,7 @@ use crate::edges::STRIPE_ARN;
 use crate::functions::{Functions, Seen};
 use crate::links::{is_reached, link_evidence, linked_entities};
 use crate::logs;
-use crate::oracle::{Decided, expected};
+use crate::oracle::{OrderDecisions, expected};
 use crate::senders::{Answered, Call};
 
 /// An invariant that does not hold.
@@ -343,7 +343,12 @@ fn isolation(world: &World, row: &EntityRow, found: &mut Found) {
 }
 
 /// 4, 6, 10: whatever came so far, the row is what the set of it says; what it lowers must be what the set lowers.
-fn as_the_set_says(row: &EntityRow, applied: &[&Emitted], decided: &Decided, found: &mut Found) {
+fn as_the_set_says(
+    row: &EntityRow,
+    applied: &[&Emitted],
+    decided: &OrderDecisions,
+    found: &mut Found,
+) {
     let (key, columns) = (row.entity.key(), row.entity.columns());
     let Some(facts) = row.entity.linked_payment_facts() else {
         return;
@@ -429,12 +434,17 @@ fn as_the_set_says(row: &EntityRow, applied: &[&Emitted], decided: &Decided, fou
 }
 
 /// What people and the cleanup had decided about a row at that time.
-fn decided(world: &World, row: &EntityRow, at: Timestamp, conflicts: BTreeSet<String>) -> Decided {
+fn decided(
+    world: &World,
+    row: &EntityRow,
+    at: Timestamp,
+    conflicts: BTreeSet<String>,
+) -> OrderDecisions {
     let facts = row.entity.linked_payment_facts();
-    let mut decided = Decided {
+    let mut decided = OrderDecisions {
         is_cancelled: facts.is_some_and(|facts| !facts.cancelled.is_empty()),
         conflicts,
-        ..Decided::default()
+        ..OrderDecisions::default()
     };
     for edit in edits_of(world, &row.entity.key(), at) {
         match &edit.what {

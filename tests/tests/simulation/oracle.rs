@@ -20,7 +20,7 @@ pub(crate) struct Expected {
 
 /// What people and the cleanup decided about an order, and what it is in conflict about.
 #[derive(Debug, Default)]
-pub(crate) struct Decided {
+pub(crate) struct OrderDecisions {
     pub(crate) is_cancelled: bool,
     pub(crate) is_refunded: bool,
     /// The review reasons that a person saw and cleared.
@@ -39,7 +39,7 @@ fn newest<T: Clone>(said: &[(i64, T)]) -> Option<T> {
 }
 
 /// Folds the events of one entity. What was decided is no event's word.
-pub(crate) fn expected(key: &EntityKey, events: &[&Emitted], decided: &Decided) -> Expected {
+pub(crate) fn expected(key: &EntityKey, events: &[&Emitted], decided: &OrderDecisions) -> Expected {
     let mut paid: BTreeMap<&str, i64> = BTreeMap::new();
     let mut paid_at: BTreeMap<&str, i64> = BTreeMap::new();
     let mut failed_at: BTreeMap<&str, i64> = BTreeMap::new();

@@ -1,5 +1,6 @@
 //! Finds what is in the sparse `OpenIndex` of the table `entities` for the sweep: open payments, which have no link or an
-//! outdated copy, and the entities that were written without an event that leads the sweep to them.
+//! outdated copy; entities whose row is missing or has a foreign column; and entities that were written without an event
+//! that leads the sweep to them.
 //!
 //! The index is only a hint: the states themselves are read before anything is decided.
 

@@ -371,8 +371,7 @@ where
         summary: &mut SweepSummary,
     ) -> Result<(), DependencyError> {
         let ledger = self.ledgers.of(provider);
-        let arrived = ledger.arrived_events(day, span).await?;
-        let pending = arrived.into_iter();
+        let pending = ledger.arrived_events(day, span).await?.into_iter();
         let pending = pending.filter(|event| event.outcome == EventOutcome::Pending);
         let pending: Vec<EventId> = pending.map(|event| event.id).collect();
         let mark = async |id: EventId| Ok((ledger.mark_open(&id).await?, id));

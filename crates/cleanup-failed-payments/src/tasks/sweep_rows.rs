@@ -16,7 +16,6 @@ use billhook_core::error::{DependencyError, error_chain};
 use billhook_core::ids::ProviderId;
 use billhook_core::intake::ports::SendMessage;
 use billhook_core::ports::Clock;
-use billhook_core::retry::Disposition;
 use billhook_core::tasks::checkpoint::Checkpoint;
 use billhook_core::tasks::ports::{
     CheckpointSaveResult, CheckpointStore, FindOpenStates, FindUnfinishedEvents,
@@ -179,13 +178,11 @@ where
                 return Ok(ends);
             }
         }
-        // The next pass comes to them again.
-        let keys: Vec<String> = left.keys().map(ToString::to_string).collect();
-        Err(DependencyError {
-            doing: format!("restore {}", keys.join(", ")),
-            disposition: Disposition::RetryLater,
-            cause: "others wrote the rows in every round".into(),
-        })
+        // One row must not keep the others waiting.
+        for (key, provider) in left {
+            report_row_not_restored(provider, &key, "others wrote it in every round");
+        }
+        Ok(ends)
     }
 
     async fn restore_row(
