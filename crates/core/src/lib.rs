@@ -6,8 +6,8 @@
 //! memory.
 //!
 //! Read in this order: `provider` (verify and read an event), `intake` (event store, deduplication), `entity` (merge
-//! facts, derive states), `worker` (process a batch with an optimistic lock), `tasks` (cleanup, sweep, reconcile),
-//! `endpoint` (webhook endpoints and secret rotation). docs/ARCHITECTURE.md has the picture.
+//! facts, derive states), `worker` (process a batch with an optimistic lock), `proof` (states against events), `tasks`
+//! (cleanup, sweep, reconcile), `endpoint` (webhook endpoints and secret rotation). docs/ARCHITECTURE.md has the picture.
 
 // What everything else uses.
 pub mod error;
@@ -26,7 +26,8 @@ pub mod provider;
 // What events mean: facts, merged into an entity's state, from which its columns are derived.
 pub mod entity;
 
-// What uses that: batches of events, scheduled tasks, the webhook endpoints at Stripe.
+// What uses that: batches of events, proofs of states, scheduled tasks, the webhook endpoints at Stripe.
 pub mod endpoint;
+pub mod proof;
 pub mod tasks;
 pub mod worker;

@@ -20,7 +20,9 @@ use billhook_core::intake::message::EventPointer;
 use billhook_core::ports::Clock as _;
 use billhook_core::time::Timestamp;
 use billhook_core::worker::batch::{ReceivedMessage, Worker};
-use billhook_core::worker::ports::{CommitError, CommitPart, Ledger, LoadedRows, StoredEvent};
+use billhook_core::worker::ports::{
+    ChangedColumn, CommitError, CommitPart, Ledger, LoadedRows, StoredEvent,
+};
 use serde_json::{Value, json};
 
 use crate::events_table::EventSummary;
@@ -87,8 +89,17 @@ impl<L: Ledger> Ledger for DryRunLedger<L> {
         L::row_bytes(row)
     }
 
-    fn changes_row(entity: &Entity, row: &L::Row, next: &EntityUpdate, now: Timestamp) -> bool {
-        L::changes_row(entity, row, next, now)
+    fn changed_columns(
+        entity: &Entity,
+        row: &L::Row,
+        next: &EntityUpdate,
+        now: Timestamp,
+    ) -> Vec<ChangedColumn> {
+        L::changed_columns(entity, row, next, now)
+    }
+
+    fn timeline_events(row: &L::Row) -> BTreeSet<EventId> {
+        L::timeline_events(row)
     }
 
     async fn load_events(

@@ -40,7 +40,8 @@ use billhook_core::tasks::ports::{
 use billhook_core::tasks::reconcile::ListingSpan;
 use billhook_core::time::Timestamp;
 use billhook_core::worker::ports::{
-    CommitError, CommitPart, Ledger, LoadedRows, NextState, StoredEvent, StoredPayload,
+    ChangedColumn, CommitError, CommitPart, Ledger, LoadedRows, NextState, StoredEvent,
+    StoredPayload,
 };
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -798,8 +799,17 @@ impl Ledger for &MemoryTables {
         0
     }
 
-    fn changes_row(entity: &Entity, (): &(), next: &EntityUpdate, _: Timestamp) -> bool {
-        changes_row(entity, next)
+    fn changed_columns(
+        entity: &Entity,
+        (): &(),
+        next: &EntityUpdate,
+        _: Timestamp,
+    ) -> Vec<ChangedColumn> {
+        changed_columns(entity, next)
+    }
+
+    fn timeline_events((): &()) -> BTreeSet<EventId> {
+        BTreeSet::new()
     }
 
     async fn load_events(
@@ -949,7 +959,10 @@ impl Ledger for &MemoryTables {
                 StateKey::Invoice(key) => invoices.get(&key).map(|row| row.version),
                 StateKey::Entity(_) => None,
             };
-            version.unwrap_or(0) + 1 == write.next.version()
+            match write.row {
+                None => version.is_none(),
+                Some(()) => version.is_some_and(|version| version + 1 == write.next.version()),
+            }
         });
         let events_stand = concluded().all(|concluded| {
             let row = events.get(&concluded.event);
@@ -996,9 +1009,23 @@ pub(crate) fn own_entities(states: &BTreeSet<StateKey>) -> impl Iterator<Item = 
     })
 }
 
-/// Whether a write of the entity changes a column of the application's row.
-pub(crate) fn changes_row(entity: &Entity, next: &EntityUpdate) -> bool {
-    next.must_write_row() || *entity.columns() != next.last_derived().columns
+/// The guarded columns that a write of the entity changes.
+pub(crate) fn changed_columns(entity: &Entity, next: &EntityUpdate) -> Vec<ChangedColumn> {
+    let (found, next) = (json!(entity.columns()), json!(next.last_derived().columns));
+    let columns = |of: &Value| of.as_object().cloned().unwrap_or_default();
+    let (found, next) = (columns(&found), columns(&next));
+    let names: BTreeSet<&String> = found.keys().chain(next.keys()).collect();
+    let changed = names
+        .into_iter()
+        .filter(|name| found.get(*name) != next.get(*name));
+    let text = |value: Option<&Value>| value.map(ToString::to_string);
+    changed
+        .map(|column| ChangedColumn {
+            column: column.clone(),
+            found: text(found.get(column)),
+            next: text(next.get(column)),
+        })
+        .collect()
 }
 
 /// The condition on an entity's two rows.

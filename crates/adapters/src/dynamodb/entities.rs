@@ -21,8 +21,9 @@ use billhook_core::entity::rules::RowRules;
 use billhook_core::entity::schema::{StoredState, UnreadableRow, check_schema};
 use billhook_core::entity::timeline::{ACTOR, DerivedEntry, TimelineEntry, merge_timelines};
 use billhook_core::entity::{Entity, EntityKey, EntityUpdate, find_row_faults};
+use billhook_core::ids::EventId;
 use billhook_core::time::Timestamp;
-use billhook_core::worker::ports::{CommitError, NextState};
+use billhook_core::worker::ports::{ChangedColumn, CommitError, NextState};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -264,6 +265,88 @@ fn build_columns(
     Ok(columns)
 }
 
+/// The columns with another value than the row has. Every write changes its version and the time of the write, and they
+/// say nothing about the entity.
+fn new_columns<'c>(
+    entity: &Entity,
+    row: &DynamoRow,
+    columns: &'c ColumnUpdates,
+) -> Vec<&'c (&'static str, Option<AttributeValue>)> {
+    let bookkeeping = [
+        entity.row().version_column.as_str(),
+        entity.key().schema().updated_at,
+    ];
+    let is_new = |(name, value): &&(&str, Option<AttributeValue>)| {
+        !bookkeeping.contains(name) && row.item.get(*name) != value.as_ref()
+    };
+    columns.iter().filter(is_new).collect()
+}
+
+/// The columns of the application's row that a write changes, as people read them.
+pub(super) fn changed_columns(
+    entity: &Entity,
+    row: &DynamoRow,
+    next: &EntityUpdate,
+    now: Timestamp,
+) -> Vec<ChangedColumn> {
+    let Ok(columns) = build_columns(entity, row, next, now) else {
+        return Vec::new();
+    };
+    let changed = new_columns(entity, row, &columns).into_iter();
+    let changed = changed.map(|(name, value)| {
+        let found = row.item.get(*name);
+        let (found, next) = match (found, value) {
+            (Some(AttributeValue::L(found)), Some(AttributeValue::L(next))) => {
+                (describe_others(found, next), describe_others(next, found))
+            }
+            (found, next) => (found.map(show_attribute), next.as_ref().map(show_attribute)),
+        };
+        ChangedColumn {
+            column: (*name).to_owned(),
+            found,
+            next,
+        }
+    });
+    changed.collect()
+}
+
+/// The entries of a timeline that the other one does not have.
+fn describe_others(entries: &[AttributeValue], others: &[AttributeValue]) -> Option<String> {
+    let own = entries.iter().filter(|entry| !others.contains(entry));
+    let shown: Vec<String> = own.map(show_attribute).collect();
+    (!shown.is_empty()).then(|| shown.join(", "))
+}
+
+fn show_attribute(value: &AttributeValue) -> String {
+    match value {
+        AttributeValue::S(text) => text.clone(),
+        AttributeValue::N(number) => number.clone(),
+        AttributeValue::Bool(truth) => truth.to_string(),
+        AttributeValue::Ss(texts) => {
+            let texts: BTreeSet<&str> = texts.iter().map(String::as_str).collect();
+            texts.into_iter().collect::<Vec<_>>().join(", ")
+        }
+        AttributeValue::L(entries) => describe_others(entries, &[]).unwrap_or_default(),
+        AttributeValue::M(members) => {
+            let at = |name| read_text(members, name).unwrap_or("?");
+            format!("{} at {}", at("type"), at("at"))
+        }
+        AttributeValue::Null(_) => "null".to_owned(),
+        _ => "a value of another type".to_owned(),
+    }
+}
+
+/// The events that billhook's entries in the timeline name.
+pub(super) fn timeline_events(row: &DynamoRow) -> BTreeSet<EventId> {
+    let entries = row.item.get("timeline").and_then(|list| list.as_l().ok());
+    let own = entries
+        .into_iter()
+        .flatten()
+        .filter(|entry| is_derived_entry(entry));
+    let named = own.filter_map(|entry| read_text(entry.as_m().ok()?, "eventId"));
+    named.filter_map(|id| EventId::parse(id).ok()).collect()
+}
+
 pub(super) fn build_write(
     entity: &Entity,
     row: &DynamoRow,
@@ -276,15 +359,8 @@ pub(super) fn build_write(
     };
     // A manual edit that became a fact is written too, so that it is found once.
     let is_edited = next.must_write_row();
-    // Every write changes these two, and they say nothing about the entity.
-    let bookkeeping = [
-        entity.row().version_column.as_str(),
-        entity.key().schema().updated_at,
-    ];
-    let is_new = |(name, value): &(&str, Option<AttributeValue>)| {
-        !bookkeeping.contains(name) && row.item.get(*name) != value.as_ref()
-    };
-    let columns = (is_edited || columns.iter().any(is_new)).then_some(columns);
+    let is_new = !new_columns(entity, row, &columns).is_empty();
+    let columns = (is_edited || is_new).then_some(columns);
     let stored = match columns {
         Some(_) => next.with_row_written(),
         None => next.next(),

@@ -28,15 +28,16 @@ use billhook_core::ports::Clock;
 use billhook_core::retry::Disposition;
 use billhook_core::time::Timestamp;
 use billhook_core::worker::ports::{
-    CommitError, CommitPart, EntityWrite, Ledger, LoadedRows, StateWrite, StoredEvent,
+    ChangedColumn, CommitError, CommitPart, EntityWrite, Ledger, LoadedRows, StateWrite,
+    StoredEvent,
 };
 use futures_util::future::join_all;
 
 use super::attributes::{self, Item, read_text, string_value};
 use super::batch_get::batch_get_rows;
 use super::entities::{
-    ColumnUpdates, DynamoRow, WrittenRows, build_state, build_write, read_entity, read_invoice,
-    read_payment,
+    ColumnUpdates, DynamoRow, WrittenRows, build_state, build_write, changed_columns, read_entity,
+    read_invoice, read_payment, timeline_events,
 };
 use super::events::{build_event_update, load_event_items, read_stored_event};
 use super::index::{ColumnIndex, ScanObserver};
@@ -322,8 +323,17 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
         attributes::item_size(&row.item) + state
     }
 
-    fn changes_row(entity: &Entity, row: &DynamoRow, next: &EntityUpdate, now: Timestamp) -> bool {
-        build_write(entity, row, next, now).is_ok_and(|write| write.columns.is_some())
+    fn changed_columns(
+        entity: &Entity,
+        row: &DynamoRow,
+        next: &EntityUpdate,
+        now: Timestamp,
+    ) -> Vec<ChangedColumn> {
+        changed_columns(entity, row, next, now)
+    }
+
+    fn timeline_events(row: &DynamoRow) -> BTreeSet<EventId> {
+        timeline_events(row)
     }
 
     async fn load_events(

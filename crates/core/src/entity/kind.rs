@@ -300,11 +300,8 @@ impl<K: EntityKind> EntityState<K> {
         let mut facts = self.facts.clone();
         let mut is_edited = false;
         if let Some(new) = K::linked_payment_facts_mut(&mut new) {
-            // Some applications put the order's id into `client_reference_id`. It is not a user: without this line
-            // `ord_1` ended up in `userId` if the session's metadata did not repeat the order's id.
-            let is_own = |hint: &mut MinRegister<UserId>| hint.0.as_str() == self.id.to_string();
             for copy in new.payments.values_mut() {
-                copy.facts.reference.take_if(|hint| is_own(hint));
+                self.drop_own_reference(copy);
             }
             if let Some(known) = K::linked_payment_facts_mut(&mut facts) {
                 let edits =
@@ -401,6 +398,52 @@ impl<K: EntityKind> EntityState<K> {
                 row: self.row.clone(),
             },
             standing,
+        }
+    }
+
+    /// Some applications put the order's id into `client_reference_id`. It is not a user: without this line `ord_1` ended
+    /// up in `userId` if the session's metadata did not repeat the order's id.
+    pub(super) fn drop_own_reference(&self, copy: &mut PaymentCopy) {
+        let is_own = |hint: &mut MinRegister<UserId>| hint.0.as_str() == self.id.to_string();
+        copy.facts.reference.take_if(is_own);
+    }
+
+    /// As if nobody had edited the row since billhook wrote it.
+    pub(super) fn unedited(&self) -> Self {
+        let mut unedited = self.clone();
+        if self.standing() == RowStanding::Current
+            && let Some((_, written)) = self.history.written.last_key_value()
+        {
+            unedited.columns = written.clone();
+            for column in &self.row.foreign {
+                unedited.columns.keep(column, &self.columns);
+            }
+        }
+        unedited
+    }
+
+    pub(super) fn has_unseen_statement(&self) -> bool {
+        let (found, known) = (self.identity(), &self.history.row);
+        let is_other_due = known.due.is_some() && found.due != known.due;
+        let is_other_user = known.user.is_some() && found.user != known.user;
+        let facts = K::linked_payment_facts(&self.facts);
+        let is_recorded =
+            |entry| facts.is_some_and(|facts| facts.manual.recorded.contains_key(entry));
+        is_other_due || is_other_user || !self.row.recorded.keys().all(is_recorded)
+    }
+
+    pub(super) fn rebased(&self, stated: Vec<StatedFacts>, now: Timestamp) -> Self {
+        let next = self.apply_facts(stated, now).next;
+        let version = self.row.version.unwrap_or_default().max(self.version);
+        let mut history = next.history;
+        history.record_write(version, next.last_derived.columns.clone());
+        history.version_column = self.row.version_column.stored_name();
+        Self {
+            version,
+            facts: next.facts,
+            last_derived: next.last_derived,
+            history,
+            ..self.clone()
         }
     }
 

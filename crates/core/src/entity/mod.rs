@@ -30,16 +30,17 @@ pub mod timeline;
 
 use serde::{Serialize, Serializer};
 
-use crate::entity::account::DerivedAccount;
+use crate::entity::account::{AccountFacts, DerivedAccount};
 use crate::entity::columns::{ColumnWrites, EntitySchema, RowColumns, VERSION};
 use crate::entity::inspect::{ColumnFault, FaultKind, find_column_faults};
 pub use crate::entity::key::EntityKey;
 use crate::entity::kind::{EntityKind, EntityState, StateUpdate, StatedFacts};
 use crate::entity::mail::derive::DerivedMail;
+use crate::entity::mail::facts::MailFacts;
 use crate::entity::manual::DiscardedEdit;
 use crate::entity::order::OrderKind;
 use crate::entity::payment::derive::DerivedPayment;
-use crate::entity::payment::linked::LinkedPaymentFacts;
+use crate::entity::payment::linked::{LinkedPaymentFacts, PaymentCopy};
 use crate::entity::payment::status::{OrderStatus, PaymentStatus};
 use crate::entity::projection::{LoadedRow, RowFinding, RowStanding};
 use crate::entity::rules::{RowRules, VersionColumn};
@@ -248,6 +249,76 @@ impl Entity {
     /// `None` if this kind has no payments.
     pub fn linked_payment_facts(&self) -> Option<&LinkedPaymentFacts> {
         for_entity!(Entity, self, state => Kind::linked_payment_facts(&state.facts))
+    }
+
+    /// `None` if this kind has no letters.
+    pub fn mail_facts(&self) -> Option<&MailFacts> {
+        match self {
+            Self::Statement(statement) => Some(&statement.facts.mail),
+            Self::Order(_) | Self::Tenant(_) => None,
+        }
+    }
+
+    /// `None` if this kind has no connected account.
+    pub fn account_facts(&self) -> Option<&AccountFacts> {
+        match self {
+            Self::Tenant(tenant) => Some(&tenant.facts),
+            Self::Order(_) | Self::Statement(_) => None,
+        }
+    }
+
+    /// The tenant of the application's row at the last write.
+    pub fn state_tenant(&self) -> Option<&TenantId> {
+        for_entity!(Entity, self, state => state.history.tenant.as_ref())
+    }
+
+    /// A payment's copy as this entity stores it.
+    #[must_use]
+    pub fn take_copy(&self, mut copy: PaymentCopy) -> PaymentCopy {
+        for_entity!(Entity, self, state => state.drop_own_reference(&mut copy));
+        copy
+    }
+
+    /// The entity as if nobody had edited the row since billhook wrote it.
+    #[must_use]
+    pub fn unedited(&self) -> Self {
+        for_entity!(Entity, self, state => state.unedited().into())
+    }
+
+    /// Whether the application said something else than by editing a column of billhook: another amount, another user, or
+    /// a recorded payment.
+    pub fn has_unseen_statement(&self) -> bool {
+        for_entity!(Entity, self, state => state.has_unseen_statement())
+    }
+
+    /// The entity as if billhook had written the row that is there, from its facts and these: for a state that was lost or
+    /// is older than its row. What the row says beside the facts is found as an edit.
+    #[must_use]
+    pub fn rebased(&self, stated: Vec<StatedFacts>, now: Timestamp) -> Self {
+        for_entity!(Entity, self, state => state.rebased(stated, now).into())
+    }
+
+    /// The entity with other facts of its letters or its account.
+    #[must_use]
+    pub fn with_own_facts(
+        mut self,
+        mail: Option<&MailFacts>,
+        account: Option<&AccountFacts>,
+    ) -> Self {
+        match &mut self {
+            Self::Statement(statement) => {
+                if let Some(mail) = mail {
+                    statement.facts.mail = mail.clone();
+                }
+            }
+            Self::Tenant(tenant) => {
+                if let Some(account) = account {
+                    tenant.facts = account.clone();
+                }
+            }
+            Self::Order(_) => {}
+        }
+        self
     }
 
     /// The PaymentIntent in the row's column.

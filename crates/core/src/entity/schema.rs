@@ -64,7 +64,7 @@ const OPEN_SHARDS: u8 = 4;
 /// Writes of the application's row that the state remembers.
 const WRITTEN_MAX: usize = 16;
 /// Events that the state remembers.
-const EVENT_IDS_MAX: usize = 200;
+pub(crate) const EVENT_IDS_MAX: usize = 200;
 
 /// The value of `open` for an entity or payment that is open for this reason.
 pub(super) fn open_index_key(reason: &str, key: &str) -> String {

@@ -39,6 +39,7 @@ use crate::worker::batch::{
     ReceivedMessage, RelinkError, TimeLeft, Worker,
 };
 use crate::worker::commit::RoundRows;
+pub use crate::worker::plan::PaymentRebuild;
 use crate::worker::plan::{CommitUnit, PaymentRecheck, group_units};
 use crate::worker::ports::{EntityCommit, EventUpdate, Ledger, LoadedRows, StoredEvent};
 use crate::worker::resolve::{
@@ -176,6 +177,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
             payment: payment.clone(),
             hits: hits.to_vec(),
             relink: None,
+            rebuild: PaymentRebuild::default(),
         };
         self.commit_recheck(recheck, &rows).await
     }
@@ -219,8 +221,26 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                 actor: actor.to_owned(),
                 reason: reason.to_owned(),
             }),
+            rebuild: PaymentRebuild::default(),
         };
         Ok(self.commit_recheck(recheck, &rows).await?)
+    }
+
+    /// Writes a payment's state as its events say, and the copies of it. `rows` are as they were proven, so nothing is
+    /// written if one of them changed since.
+    pub async fn rebuild_payment(
+        &self,
+        payment: &PaymentKey,
+        rebuild: PaymentRebuild,
+        rows: &LoadedRows<L::Row>,
+    ) -> Result<Vec<EntityCommit>, ProcessingFailure> {
+        let recheck = PaymentRecheck {
+            payment: payment.clone(),
+            hits: Vec::new(),
+            relink: None,
+            rebuild,
+        };
+        self.commit_recheck(recheck, rows).await
     }
 
     async fn load_recheck(

@@ -51,6 +51,18 @@ pub(super) struct PaymentRecheck {
     pub(super) hits: Vec<EntityKey>,
     /// A person's decision about what it is linked to.
     pub(super) relink: Option<RelinkDecision>,
+    pub(super) rebuild: PaymentRebuild,
+}
+
+/// How a payment's state has to be changed to be what its events say.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct PaymentRebuild {
+    /// Its facts, if they are others.
+    pub facts: Option<Box<PaymentFacts>>,
+    /// The events that state them.
+    pub events: Vec<(EventId, Option<Timestamp>)>,
+    /// Orders and statements whose copy is written again, whatever it is.
+    pub copies: BTreeSet<EntityKey>,
 }
 
 /// Whether an account's events may change an entity.
@@ -138,6 +150,8 @@ struct PaymentDraft {
     events: Vec<(EventId, Option<Timestamp>)>,
     /// An event or a recheck is about it, so what it is linked to is derived again even if no fact changed.
     must_derive: bool,
+    /// The copies that are written again, whatever they are.
+    copies: BTreeSet<EntityKey>,
 }
 
 struct UnitDrafts<'a, R> {
@@ -178,13 +192,17 @@ impl<'a, R> UnitDrafts<'a, R> {
         let rows = self.rows;
         self.payments.entry(key.clone()).or_insert_with(|| {
             let read = rows.payment(key).cloned();
-            let read = read.unwrap_or_else(|| PaymentState::new(key.clone()));
+            let read = read.unwrap_or_else(|| PaymentState {
+                version: newest_copy(rows, key),
+                ..PaymentState::new(key.clone())
+            });
             PaymentDraft {
                 facts: read.facts.clone(),
                 alias_of: read.alias_of.clone(),
                 read,
                 events: Vec::new(),
                 must_derive: false,
+                copies: BTreeSet::new(),
             }
         })
     }
@@ -327,6 +345,24 @@ impl<'a, R> UnitDrafts<'a, R> {
             .relink
             .merge(recheck.relink.clone().map(MaxRegister));
         add_links(&mut draft.facts, links.into_iter(), now);
+        self.take_rebuild(key, &recheck.rebuild);
+    }
+
+    fn take_rebuild(&mut self, key: &PaymentKey, rebuild: &PaymentRebuild) {
+        let draft = self.payment(key);
+        draft.copies.extend(rebuild.copies.iter().cloned());
+        draft.events.extend(rebuild.events.iter().cloned());
+        let Some(facts) = &rebuild.facts else {
+            return;
+        };
+        draft.facts = (**facts).clone();
+        for name in &facts.names {
+            let name = PaymentKey {
+                account: key.account.clone(),
+                payment: name.clone(),
+            };
+            self.absorb_alias(key, &name);
+        }
     }
 
     /// Links an order to the payments of the invoice that its session made.
@@ -367,8 +403,17 @@ impl<'a, R> UnitDrafts<'a, R> {
             next.history.record_events(events);
             let rows_of_events = written.entry(key.clone()).or_default();
             rows_of_events.insert(key.clone().into());
-            let outdated = next.outdated_copies();
-            let mut links: Vec<_> = next.link_states().into_iter().collect();
+            if !draft.copies.is_empty() {
+                // A copy is replaced only by one of a greater version.
+                next.facts_version = next.version;
+            }
+            let mut outdated = next.outdated_copies();
+            let mut links = next.link_states();
+            for entity in draft.copies {
+                let link = *links.entry(entity.clone()).or_insert(LinkState::Elsewhere);
+                outdated.insert(entity, link);
+            }
+            let mut links: Vec<_> = links.into_iter().collect();
             // First the outdated copies; of them the one that gets the money, then those that lose it.
             links.sort_by_key(|(entity, link)| {
                 let rank = match link {
@@ -462,6 +507,15 @@ impl<'a, R> UnitDrafts<'a, R> {
             now,
         }
     }
+}
+
+/// The greatest version of a copy of this payment. A state that was lost must begin above it: a copy of an older version
+/// would not be taken.
+fn newest_copy<R>(rows: &LoadedRows<R>, key: &PaymentKey) -> i64 {
+    let entities = rows.entities.values();
+    let facts = entities.filter_map(|(entity, _)| entity.linked_payment_facts());
+    let versions = facts.filter_map(|facts| Some(facts.payments.get(key)?.version));
+    versions.max().unwrap_or_default()
 }
 
 /// Whether the sweep, which reads what arrived 10 minutes and a day ago, comes to the rows of this event both times.

@@ -148,6 +148,14 @@ pub struct EntityCommit {
     pub row_findings: Vec<RowFinding>,
 }
 
+/// A column of the application's row, before and after a write, as text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChangedColumn {
+    pub column: String,
+    pub found: Option<String>,
+    pub next: Option<String>,
+}
+
 /// The outcome of one event, written on condition that the event is not processed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EventUpdate {
@@ -184,8 +192,23 @@ pub trait Ledger: Send + Sync {
     /// How much of a transaction's 4 MB the rows of a loaded entity take.
     fn row_bytes(row: &Self::Row) -> usize;
 
-    /// Whether a write of the entity changes a column of the application's row.
-    fn changes_row(entity: &Entity, row: &Self::Row, next: &EntityUpdate, now: Timestamp) -> bool;
+    /// The columns of the application's row that a write of the entity changes, without its version and the time of the
+    /// write, which every write changes.
+    fn changed_columns(
+        entity: &Entity,
+        row: &Self::Row,
+        next: &EntityUpdate,
+        now: Timestamp,
+    ) -> Vec<ChangedColumn>;
+
+    /// Whether a write of the entity writes the application's row.
+    fn changes_row(entity: &Entity, row: &Self::Row, next: &EntityUpdate, now: Timestamp) -> bool {
+        !entity.row().is_missing
+            && (next.must_write_row() || !Self::changed_columns(entity, row, next, now).is_empty())
+    }
+
+    /// The events that billhook's entries in the row's timeline name.
+    fn timeline_events(row: &Self::Row) -> BTreeSet<EventId>;
 
     /// Events without a readable row are missing from the result.
     fn load_events(

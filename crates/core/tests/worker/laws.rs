@@ -12,7 +12,7 @@ use super::*;
 const EVENTS: usize = 17;
 
 /// Everything that can happen to an order with three payments, one of which nothing names but its session.
-fn history() -> Vec<Value> {
+pub(super) fn history() -> Vec<Value> {
     vec![
         intent_failed("evt_01", T, "pi_1", named("ord_1"), "ch_1"),
         intent_failed("evt_02", T + 5, "pi_1", named("ord_1"), "ch_2"),
@@ -58,9 +58,9 @@ fn history() -> Vec<Value> {
 }
 
 /// Kind, payment, two choices, who is named, second.
-type Drawn = (usize, usize, usize, usize, usize, i64);
+pub(super) type Drawn = (usize, usize, usize, usize, usize, i64);
 
-fn drawn() -> impl Strategy<Value = Drawn> {
+pub(super) fn drawn() -> impl Strategy<Value = Drawn> {
     (
         0..11_usize,
         0..3_usize,
@@ -73,7 +73,7 @@ fn drawn() -> impl Strategy<Value = Drawn> {
 
 /// Any event about one of three payments, with two charges, three refunds and one dispute each, and now and then
 /// another currency, amount or user than expected.
-fn generated(n: usize, (kind, payment, one, other, who, second): Drawn) -> Value {
+pub(super) fn generated(n: usize, (kind, payment, one, other, who, second): Drawn) -> Value {
     let (id, at) = (format!("evt_{n:02}"), T + second);
     let (intent, charge) = (
         format!("pi_{payment}"),

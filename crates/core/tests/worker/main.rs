@@ -2,6 +2,7 @@
 #![cfg(test)]
 
 mod laws;
+mod proof;
 mod stories;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -19,12 +19,13 @@ use billhook_core::outcome::EventOutcome;
 use billhook_core::tasks::checkpoint::Checkpoint;
 use billhook_core::time::Timestamp;
 use billhook_core::worker::ports::{
-    CommitError, CommitPart, EventUpdate, Ledger, LoadedRows, NextState, StoredEvent, StoredPayload,
+    ChangedColumn, CommitError, CommitPart, EventUpdate, Ledger, LoadedRows, NextState,
+    StoredEvent, StoredPayload,
 };
 
 use super::application::RowEdit;
 use super::{Call, Mutant, Port, Service, World};
-use crate::memory::{changes_row, is_as_read, own_entities, refusal};
+use crate::memory::{changed_columns, is_as_read, own_entities, refusal};
 
 /// The longest delay of an index.
 const LAG: Duration = Duration::from_secs(3);
@@ -289,7 +290,8 @@ impl World {
                 StateKey::Invoice(key) => self.store.invoices.get(&key).map(|row| row.version),
                 StateKey::Entity(_) => None,
             };
-            version.unwrap_or(0) + 1 == next.version()
+            // A payment whose state was lost begins above its copies.
+            version.is_none_or(|version| version + 1 == next.version())
         });
         let events = commit.events.iter().all(|concluded| {
             let key = (provider.as_str(), concluded.event.clone());
@@ -451,13 +453,33 @@ impl Ledger for Port {
         0
     }
 
-    fn changes_row(entity: &Entity, row: &Self::Row, next: &EntityUpdate, _: Timestamp) -> bool {
-        let row = row.as_ref().filter(|row| !row.entity.row().is_missing);
-        row.is_some_and(|row| {
-            changes_row(entity, next)
-                || row.timeline != timeline_of(next)
-                || row.amount_refunded != amount_refunded_of(next)
-        })
+    fn changed_columns(
+        entity: &Entity,
+        row: &Self::Row,
+        next: &EntityUpdate,
+        _: Timestamp,
+    ) -> Vec<ChangedColumn> {
+        let Some(row) = row else {
+            return Vec::new();
+        };
+        let mut changed = changed_columns(entity, next);
+        let mut compare = |column: &str, is_changed: bool| {
+            changed.extend(is_changed.then(|| ChangedColumn {
+                column: column.to_owned(),
+                found: None,
+                next: None,
+            }));
+        };
+        compare("timeline", row.timeline != timeline_of(next));
+        compare(
+            "amountRefunded",
+            row.amount_refunded != amount_refunded_of(next),
+        );
+        changed
+    }
+
+    fn timeline_events(_: &Self::Row) -> BTreeSet<EventId> {
+        BTreeSet::new()
     }
 
     async fn load_events(

@@ -1,0 +1,304 @@
+//! Proves an order, statement or tenant: the copies of its payments, the facts of its letters and account by their
+//! events, what follows from them, its row, and whose it is.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::facts::{compare_facts, correct_facts, named_events};
+use super::payment::{link_of, take_readings};
+use super::stated::{
+    EventReadings, ReadEvent, StatedByEvents, as_read, merge_account_events, merge_mail_events,
+};
+use super::{DifferenceSource, StateDifference, StateProof};
+use crate::entity::key::StateKey;
+use crate::entity::kind::StatedFacts;
+use crate::entity::payment::facts::MoneyFacts;
+use crate::entity::payment::linked::{LinkState, PaymentCopy};
+use crate::entity::payment::state::PaymentState;
+use crate::entity::projection::RowStanding;
+use crate::entity::schema::EVENT_IDS_MAX;
+use crate::entity::{Entity, EntityKey};
+use crate::ids::{AccountId, EventId, TenantId};
+use crate::time::Timestamp;
+use crate::worker::ports::{ChangedColumn, Ledger, LoadedRows};
+
+/// The tenants of each account.
+pub(super) type TenantsByAccount = BTreeMap<AccountId, Vec<TenantId>>;
+
+/// The events that its proof needs beside those of its payments.
+pub(super) fn needed_events(entity: &Entity, named: &BTreeSet<EventId>) -> BTreeSet<EventId> {
+    let mut needed = BTreeSet::new();
+    if let Some(mail) = entity.mail_facts() {
+        needed.extend(named_events(mail));
+        needed.extend(entity.event_ids().iter().cloned());
+        needed.extend(named.iter().cloned());
+    }
+    if let Some(account) = entity.account_facts() {
+        needed.extend(named_events(account));
+        needed.extend(entity.event_ids().iter().cloned());
+        needed.extend(named.iter().cloned());
+    }
+    needed
+}
+
+/// Whether billhook wrote the row from facts that the state does not have: the state was lost, or is older.
+pub(super) fn is_behind(entity: &Entity) -> bool {
+    entity.standing() == RowStanding::Ahead
+}
+
+/// What its payments and events state of an entity whose state was lost or is older than its row.
+pub(super) fn restate<R>(
+    key: &EntityKey,
+    rows: &LoadedRows<R>,
+    events: &EventReadings,
+) -> Vec<StatedFacts> {
+    let payments = rows.payments.values().filter_map(|(payment, _)| {
+        let link = link_of(payment, key);
+        let is_known = payment.copied.contains_key(key) || link != LinkState::Elsewhere;
+        is_known.then(|| {
+            let copy = Box::new(payment.copy_for(link));
+            StatedFacts::Payment(payment.key.clone(), copy)
+        })
+    });
+    let read = || events.values().filter_map(as_read);
+    let mut stated: Vec<StatedFacts> = payments.collect();
+    match key {
+        EntityKey::Order(_) => {}
+        EntityKey::Statement(_) => stated.push(StatedFacts::Mail(merge_mail_events(read()).all)),
+        EntityKey::Tenant(_) => stated.push(StatedFacts::Account(merge_account_events(read()).all)),
+    }
+    stated
+}
+
+/// Proves one entity. `rows` has it and its payments; `events` what [`needed_events`] names.
+pub(super) fn prove_entity<L: Ledger>(
+    entity: &Entity,
+    row: &L::Row,
+    rows: &LoadedRows<L::Row>,
+    events: &EventReadings,
+    tenants: &TenantsByAccount,
+    named: &BTreeSet<EventId>,
+    now: Timestamp,
+) -> StateProof {
+    let key = entity.key();
+    let mut proof = StateProof::new(StateKey::Entity(key.clone()));
+    proof.has_forgotten_events = entity.event_ids().len() >= EVENT_IDS_MAX;
+    check_tenant(entity, tenants, &mut proof);
+    if is_behind(entity) {
+        let version = entity.row().version.map(|version| version.to_string());
+        let stored = (entity.version() > 0).then(|| entity.version().to_string());
+        proof.correction.row = proof.differences.is_empty();
+        proof.differences.push(StateDifference::new(
+            DifferenceSource::Row,
+            "version",
+            stored.as_deref(),
+            version.as_deref(),
+        ));
+        return proof;
+    }
+    check_copies(entity, rows, &mut proof);
+    check_own_facts(entity, events, named, &mut proof);
+    if proof.differences.is_empty() {
+        // Only of right facts the columns can be right.
+        check_row::<L>(entity, row, now, &mut proof);
+    } else if entity.write_refusal().is_none() {
+        proof.correction.row = true;
+    }
+    proof
+}
+
+/// Its row and its state say the same tenant, and it is that of each payment's account.
+fn check_tenant(entity: &Entity, tenants: &TenantsByAccount, proof: &mut StateProof) {
+    let of_row = entity.tenant();
+    let show =
+        |tenant: Option<&TenantId>| tenant.map_or("the platform", TenantId::as_str).to_owned();
+    let of_state = entity.state_tenant();
+    let decision = "say whose it is: restore the tenant's column of the row, or move the account's tenant; billhook writes nothing of it until then";
+    let mut differ = |stored: Option<&TenantId>, expected: Option<&TenantId>| {
+        proof.differences.push(
+            StateDifference::new(
+                DifferenceSource::Row,
+                "tenant",
+                Some(&show(stored)),
+                Some(&show(expected)),
+            )
+            .decided_by(decision),
+        );
+    };
+    if of_state.is_some() && of_state != of_row {
+        differ(of_row, of_state);
+        return;
+    }
+    let payments = entity.linked_payment_facts();
+    let payments = payments.into_iter().flat_map(|facts| facts.payment_keys());
+    let accounts: BTreeSet<&AccountId> = payments
+        .filter_map(|payment| payment.account.as_ref())
+        .collect();
+    for account in accounts {
+        if let Some([tenant]) = tenants.get(account).map(Vec::as_slice)
+            && of_row != Some(tenant)
+        {
+            differ(of_row, Some(tenant));
+        }
+    }
+}
+
+/// Each copy is what the payment says of this entity.
+fn check_copies<R>(entity: &Entity, rows: &LoadedRows<R>, proof: &mut StateProof) {
+    let key = entity.key();
+    let facts = entity.linked_payment_facts();
+    for (payment, copy) in facts.into_iter().flat_map(|facts| &facts.payments) {
+        let place = format!("facts.payments.{payment}");
+        let repair = (payment.clone(), key.clone());
+        let Some(known) = rows.payment(payment) else {
+            proof.correction.copies.insert(repair);
+            proof.differences.push(
+                StateDifference::new(DifferenceSource::States, place, Some("a copy"), None).decided_by(
+                    "the payment's state is gone: if its events cannot be read either, restore it from a backup",
+                ),
+            );
+            continue;
+        };
+        let expected = expect_copy(known, entity, &key);
+        let is_own_version = copy.version == known.facts_version;
+        let differs = match (&expected, copy.version > known.facts_version) {
+            (_, true) => true,
+            // It has an older copy until the payment tells it; the payment's own proof says whether it will.
+            (Some(_), false) if !is_own_version => known.copied.get(&key) != Some(&copy.version),
+            (Some(expected), false) => expected != copy,
+            // One that it lost leaves an empty copy.
+            (None, false) => {
+                copy.link != LinkState::Elsewhere || copy.facts != MoneyFacts::default()
+            }
+        };
+        if differs {
+            let expected = expected.unwrap_or_else(|| known.copy_for(LinkState::Elsewhere));
+            proof.correction.copies.insert(repair);
+            proof.differences.extend(compare_facts(
+                DifferenceSource::States,
+                &place,
+                copy,
+                &expected,
+            ));
+        }
+    }
+}
+
+/// The copy that an entity should have of a payment; `None` if it should have none.
+fn expect_copy(payment: &PaymentState, entity: &Entity, key: &EntityKey) -> Option<PaymentCopy> {
+    let is_known = payment.copied.contains_key(key);
+    let link = link_of(payment, key);
+    (is_known || link != LinkState::Elsewhere).then(|| {
+        let copy = payment.copy_for(link);
+        entity.take_copy(copy)
+    })
+}
+
+/// The facts of its letters or its account are what their events state.
+fn check_own_facts(
+    entity: &Entity,
+    events: &EventReadings,
+    named: &BTreeSet<EventId>,
+    proof: &mut StateProof,
+) {
+    let needed = needed_events(entity, named);
+    if needed.is_empty() {
+        return;
+    }
+    let readings = take_readings(&needed, events, proof);
+    let is_complete = proof.unreadable_events.is_empty() && !proof.has_forgotten_events;
+    if let Some(mail) = entity.mail_facts() {
+        let stated = merge_mail_events(readings.iter().copied());
+        let corrected = correct_facts(mail, &stated, is_complete);
+        let found = compare_facts(DifferenceSource::Events, "facts.mail", mail, &corrected);
+        if !found.is_empty() {
+            proof.correction.mail = Some(corrected);
+        }
+        proof.differences.extend(found);
+        check_outcomes(entity, &stated, &readings, proof);
+    }
+    if let Some(account) = entity.account_facts() {
+        let stated = merge_account_events(readings.iter().copied());
+        let corrected = correct_facts(account, &stated, is_complete);
+        let found = compare_facts(DifferenceSource::Events, "facts", account, &corrected);
+        if !found.is_empty() {
+            proof.correction.account = Some(corrected);
+        }
+        proof.differences.extend(found);
+        check_outcomes(entity, &stated, &readings, proof);
+    }
+}
+
+fn check_outcomes<F>(
+    entity: &Entity,
+    stated: &StatedByEvents<F>,
+    readings: &[&ReadEvent],
+    proof: &mut StateProof,
+) {
+    for event in readings {
+        let is_own = stated.by_event.get(&event.id).is_some_and(Option::is_some);
+        if !is_own || event.is_taken() || !entity.event_ids().contains(&event.id) {
+            continue;
+        }
+        proof.correction.events.insert(event.id.clone());
+        proof.differences.push(StateDifference::new(
+            DifferenceSource::Events,
+            format!("event {}", event.id),
+            Some(event.outcome.as_str()),
+            Some("processed"),
+        ));
+    }
+}
+
+/// What follows from the facts is what the state says was derived, and what the row shows. The row is compared as if
+/// nobody had edited it, so that edits and faults can be told apart.
+fn check_row<L: Ledger>(entity: &Entity, row: &L::Row, now: Timestamp, proof: &mut StateProof) {
+    if entity.version() == 0 || entity.row().is_missing {
+        return;
+    }
+    let next = entity.unedited().apply_facts([], now);
+    let standing = entity.standing();
+    let is_all_edited = standing == RowStanding::Replaced || entity.has_unseen_statement();
+    let guarded = entity.key().schema().guarded;
+    let source_of = |change: &ChangedColumn| {
+        let is_guarded = guarded.contains(&change.column.as_str());
+        // A review flag that was removed alone is a clearing.
+        let is_edit =
+            is_guarded && (change.found.is_some() || REVIEW_FLAGS.contains(&&*change.column));
+        match is_all_edited || (is_edit && standing == RowStanding::Current) {
+            true => DifferenceSource::Edit,
+            false => DifferenceSource::Row,
+        }
+    };
+    let source = match is_all_edited {
+        true => DifferenceSource::Edit,
+        false => DifferenceSource::States,
+    };
+    let mut found = compare_facts(
+        source,
+        "derived",
+        entity.last_derived(),
+        next.last_derived(),
+    );
+    for change in L::changed_columns(entity, row, &next, now) {
+        found.push(StateDifference {
+            source: source_of(&change),
+            place: format!("row.{}", change.column),
+            stored: change.found,
+            expected: change.next,
+            decision: None,
+        });
+    }
+    if found.is_empty() && matches!(standing, RowStanding::Stale { .. }) {
+        let show = |version: Option<i64>| version.map(|version| version.to_string());
+        found.push(StateDifference::new(
+            DifferenceSource::Row,
+            "row.version",
+            show(entity.row().version).as_deref(),
+            show(entity.last_version()).as_deref(),
+        ));
+    }
+    proof.correction.row = !found.is_empty() && entity.write_refusal().is_none();
+    proof.differences.extend(found);
+}
+
+const REVIEW_FLAGS: [&str; 2] = ["requiresReview", "requires_review"];

@@ -1,0 +1,391 @@
+//! Proves a payment: its facts by its events, its other names, the invoices that it pays, and the copies of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::facts::{compare_facts, correct_facts, fill_missing, first_time, named_events};
+use super::stated::{EventReading, EventReadings, ReadEvent, StatedPayment, merge_payment_events};
+use super::{DifferenceSource, StateDifference, StateProof};
+use crate::entity::EntityKey;
+use crate::entity::invoice::InvoiceFacts;
+use crate::entity::key::{InvoiceKey, PaymentKey, StateKey};
+use crate::entity::merge::{Merge as _, MinRegister};
+use crate::entity::payment::linked::LinkState;
+use crate::entity::payment::state::{LinkSource, PaymentFacts, PaymentState};
+use crate::entity::schema::EVENT_IDS_MAX;
+use crate::ids::EventId;
+use crate::worker::ports::LoadedRows;
+
+/// The events that a payment's proof needs: those that it remembers, those that its facts name, and others that are said
+/// to be about it.
+pub(super) fn needed_events(
+    payment: Option<&PaymentState>,
+    named: &BTreeSet<EventId>,
+) -> BTreeSet<EventId> {
+    let mut needed = named.clone();
+    if let Some(payment) = payment {
+        needed.extend(payment.history.event_ids.iter().cloned());
+        needed.extend(named_events(&payment.facts.money));
+    }
+    needed
+}
+
+/// Proves one payment. `rows` has it, its other names, what it is linked to and its invoices, as far as they exist;
+/// `named` are events of which an index says that they are about it.
+pub(super) fn prove_payment<R>(
+    key: &PaymentKey,
+    rows: &LoadedRows<R>,
+    events: &EventReadings,
+    named: &BTreeSet<EventId>,
+) -> StateProof {
+    let mut proof = StateProof::new(StateKey::Payment(key.clone()));
+    let missing = PaymentState::new(key.clone());
+    let known = rows.payment(key);
+    let stored = known.unwrap_or(&missing);
+    if let Some(payment) = &stored.alias_of {
+        prove_alias(key, payment, rows, &mut proof);
+        return proof;
+    }
+    let needed = needed_events(known, named);
+    let readings = take_readings(&needed, events, &mut proof);
+    proof.has_forgotten_events = stored.history.event_ids.len() >= EVENT_IDS_MAX;
+    let is_complete = proof.unreadable_events.is_empty() && !proof.has_forgotten_events;
+    let stated = merge_payment_events(key, &stored.facts.names, readings.into_iter());
+    if let Some((payment, event)) = find_better_name(key, &stated) {
+        proof.correction.events.insert(event.id.clone());
+        proof.differences.push(StateDifference::new(
+            DifferenceSource::Events,
+            "alias_of",
+            None,
+            Some(&payment.to_string()),
+        ));
+        return proof;
+    }
+    let mut corrected = match is_complete {
+        true => correct_payment(stored, &stated, is_complete),
+        false => correct_payment(&with_copied_members(stored, rows), &stated, is_complete),
+    };
+    if known.is_none() {
+        let is_copied = add_copied_facts(key, rows, &mut corrected);
+        if !is_copied && stated.events.is_empty() {
+            // Nothing that can be read speaks of it: who names it is told.
+            return proof;
+        }
+        let lost = StateDifference::new(DifferenceSource::Events, "state", None, Some("present"));
+        proof.differences.push(lost);
+    }
+    let found = compare_facts(DifferenceSource::Events, "facts", &stored.facts, &corrected);
+    if !found.is_empty() {
+        proof.correction.payment = Some(Box::new(corrected.clone()));
+    }
+    if known.is_some() {
+        proof.differences.extend(found);
+    }
+    let remembered = &stored.history.event_ids;
+    let forgotten = stated.events.iter();
+    let forgotten = forgotten.filter(|event| !remembered.contains(&event.id));
+    proof.correction.event_ids = match proof.correction.payment.is_some() {
+        true => forgotten
+            .map(|event| (event.id.clone(), event.created_at()))
+            .collect(),
+        false => Vec::new(),
+    };
+    for event in &stated.events {
+        check_outcome(event, stored, &mut proof);
+    }
+    check_names(key, &corrected, rows, &mut proof);
+    check_invoices(key, &stated, &corrected, rows, &mut proof);
+    if known.is_some() {
+        check_copies(stored, rows, &mut proof);
+    }
+    proof
+}
+
+/// The payment of which this is only another name, and an event that says so.
+fn find_better_name<'s>(
+    key: &PaymentKey,
+    stated: &'s StatedPayment,
+) -> Option<(PaymentKey, &'s ReadEvent)> {
+    let mut better = stated.events.iter().filter_map(|event| {
+        let names = &event.payment()?.names;
+        let best = names.first().filter(|best| **best != key.payment)?;
+        names.contains(&key.payment).then(|| {
+            let payment = PaymentKey {
+                account: key.account.clone(),
+                payment: best.clone(),
+            };
+            (payment, event)
+        })
+    });
+    better.next()
+}
+
+/// With everything that a copy of the same version has and the payment has not: nothing is dropped because one of the two
+/// lost it. Where both have a value, the payment's counts.
+fn with_copied_members<R>(stored: &PaymentState, rows: &LoadedRows<R>) -> PaymentState {
+    let mut filled = stored.clone();
+    for (state, _) in rows.entities.values() {
+        let copies = state.linked_payment_facts();
+        let copy = copies.and_then(|copies| copies.payments.get(&stored.key));
+        if let Some(copy) = copy.filter(|copy| copy.version == stored.facts_version) {
+            filled.facts.money = fill_missing(&filled.facts.money, &copy.facts);
+            filled.facts.invoices.merge(copy.invoices.clone());
+        }
+    }
+    filled
+}
+
+/// What the copies of a payment say whose own state was lost. They have all of its facts.
+fn add_copied_facts<R>(
+    key: &PaymentKey,
+    rows: &LoadedRows<R>,
+    corrected: &mut PaymentFacts,
+) -> bool {
+    let mut is_copied = false;
+    for (entity, (state, _)) in &rows.entities {
+        let copies = state.linked_payment_facts();
+        let Some(copy) = copies.and_then(|copies| copies.payments.get(key)) else {
+            continue;
+        };
+        is_copied = true;
+        corrected.money.merge(copy.facts.clone());
+        corrected.invoices.merge(copy.invoices.clone());
+        let since = match copy.link {
+            LinkState::Linked => first_time(&copy.facts),
+            LinkState::Conflict(since) => Some(since),
+            LinkState::Elsewhere => None,
+        };
+        if let (Some(since), false) = (since, corrected.links.contains_key(entity)) {
+            // The event that named it cannot be read; only its link is known.
+            let source = BTreeMap::from([(LinkSource::Metadata, MinRegister(since))]);
+            corrected.links.insert(entity.clone(), source);
+        }
+    }
+    is_copied
+}
+
+/// The readings of these events; what cannot be read is noted in the proof.
+pub(super) fn take_readings<'e>(
+    needed: &BTreeSet<EventId>,
+    events: &'e EventReadings,
+    proof: &mut StateProof,
+) -> Vec<&'e ReadEvent> {
+    let mut readings = Vec::new();
+    for id in needed {
+        match events.get(id) {
+            Some(EventReading::Read(event)) => readings.push(&**event),
+            Some(EventReading::Tampered) => {
+                proof.unreadable_events.insert(id.clone());
+                proof.differences.push(
+                    StateDifference::new(
+                        DifferenceSource::Events,
+                        format!("event {id}"),
+                        Some("another payload than was signed"),
+                        None,
+                    )
+                    .decided_by("somebody changed the event's row: see docs/runbook/tampered.md"),
+                );
+            }
+            Some(EventReading::Unreadable) | None => {
+                proof.unreadable_events.insert(id.clone());
+            }
+        }
+    }
+    readings
+}
+
+/// The payment's facts as they should be.
+fn correct_payment(
+    stored: &PaymentState,
+    stated: &StatedPayment,
+    is_complete: bool,
+) -> PaymentFacts {
+    let known = &stored.facts;
+    let mut corrected = PaymentFacts {
+        money: correct_facts(&known.money, &stated.money, is_complete),
+        // Only a person states it.
+        relink: known.relink.clone(),
+        ..stated.facts.clone()
+    };
+    if !is_complete {
+        corrected.names.merge(known.names.clone());
+        corrected.invoices.merge(known.invoices.clone());
+    }
+    if known.relink.is_some() {
+        // Once a person has decided, what an event names is not taken any more.
+        corrected.links = known.links.clone();
+        return corrected;
+    }
+    for (entity, sources) in &known.links {
+        for (source, at) in sources {
+            let is_possible = match source {
+                // An index and an invoice state these, and no event of the payment.
+                LinkSource::Column | LinkSource::Invoice => true,
+                LinkSource::Metadata | LinkSource::Object => stated
+                    .possible_links
+                    .get(entity)
+                    .is_some_and(|possible| possible.contains(source)),
+            };
+            if is_possible || !is_complete {
+                let links = corrected.links.entry(entity.clone()).or_default();
+                let link = links.entry(*source).or_insert_with(|| at.clone());
+                if !is_complete {
+                    link.merge(at.clone());
+                }
+            }
+        }
+    }
+    corrected
+}
+
+/// An event whose facts are stored was processed, or is parked.
+fn check_outcome(event: &ReadEvent, stored: &PaymentState, proof: &mut StateProof) {
+    if event.is_taken() || !stored.history.event_ids.contains(&event.id) {
+        return;
+    }
+    proof.correction.events.insert(event.id.clone());
+    proof.differences.push(StateDifference::new(
+        DifferenceSource::Events,
+        format!("event {}", event.id),
+        Some(event.outcome.as_str()),
+        Some("processed"),
+    ));
+}
+
+/// Each other name of a payment is an alias of it, unless it led to another payment before.
+fn check_names<R>(
+    key: &PaymentKey,
+    facts: &PaymentFacts,
+    rows: &LoadedRows<R>,
+    proof: &mut StateProof,
+) {
+    for name in &facts.names {
+        let name = PaymentKey {
+            account: key.account.clone(),
+            payment: name.clone(),
+        };
+        let found = match rows.payment(&name) {
+            Some(alias) if alias.alias_of.is_some() => continue,
+            Some(_) => "a payment of its own",
+            None => "no row",
+        };
+        proof
+            .correction
+            .payment
+            .get_or_insert_with(|| Box::new(facts.clone()));
+        proof.differences.push(StateDifference::new(
+            DifferenceSource::States,
+            name.to_string(),
+            Some(found),
+            Some("another name of this payment"),
+        ));
+    }
+}
+
+fn prove_alias<R>(
+    key: &PaymentKey,
+    payment: &PaymentKey,
+    rows: &LoadedRows<R>,
+    proof: &mut StateProof,
+) {
+    let found = match rows.payment(payment) {
+        Some(state) if state.facts.names.contains(&key.payment) => return,
+        Some(_) => "a payment without this name",
+        None => "no state",
+    };
+    let difference = StateDifference::new(
+        DifferenceSource::States,
+        payment.to_string(),
+        Some(found),
+        Some("the payment of this name"),
+    );
+    proof.differences.push(difference.decided_by(
+        "rebuild the payment that this name leads to, with --since before its first event",
+    ));
+}
+
+/// The invoice of each event knows the payment, or the order that the event's session is for.
+fn check_invoices<R>(
+    key: &PaymentKey,
+    stated: &StatedPayment,
+    facts: &PaymentFacts,
+    rows: &LoadedRows<R>,
+    proof: &mut StateProof,
+) {
+    for event in &stated.events {
+        let Some(payment) = event.payment() else {
+            continue;
+        };
+        let Some(invoice) = payment.invoice.clone() else {
+            continue;
+        };
+        let invoice = InvoiceKey {
+            account: key.account.clone(),
+            invoice,
+        };
+        let known = rows.invoices.get(&invoice).map(|(known, _)| &known.facts);
+        let lacks = match payment.is_of_session() {
+            true => event
+                .named_entity()
+                .filter(|named| named.order().is_some() && facts.links.contains_key(*named))
+                .filter(|order| known.is_none_or(|known| !known.orders.contains_key(*order)))
+                .map(ToString::to_string),
+            false => {
+                let knows = |known: &InvoiceFacts| {
+                    let its = known.payments.iter();
+                    its.filter(|its| its.account == key.account)
+                        .any(|its| its == key || facts.names.contains(&its.payment))
+                };
+                (!known.is_some_and(knows)).then(|| key.to_string())
+            }
+        };
+        if let Some(lacks) = lacks {
+            proof.correction.events.insert(event.id.clone());
+            proof.differences.push(StateDifference::new(
+                DifferenceSource::Events,
+                format!("invoice {}", StateKey::Invoice(invoice)),
+                None,
+                Some(&lacks),
+            ));
+        }
+    }
+}
+
+/// Each order and statement that has a copy by the payment's account has that copy.
+fn check_copies<R>(payment: &PaymentState, rows: &LoadedRows<R>, proof: &mut StateProof) {
+    for (entity, version) in &payment.copied {
+        let found = rows.entities.get(entity).map(|(entity, _)| entity);
+        let copies = found.and_then(|entity| entity.linked_payment_facts());
+        let copy = copies.and_then(|copies| copies.payments.get(&payment.key));
+        // A newer copy is told by the proof of the order or statement.
+        if copy.is_some_and(|copy| copy.version >= *version) {
+            continue;
+        }
+        let copy = copy.map(|copy| format!("version {}", copy.version));
+        let repair = (payment.key.clone(), entity.clone());
+        proof.correction.copies.insert(repair);
+        proof.differences.push(StateDifference::new(
+            DifferenceSource::States,
+            format!("copy in {entity}"),
+            copy.as_deref(),
+            Some(&format!("version {version}")),
+        ));
+    }
+    let is_outdated = !payment.outdated_copies().is_empty();
+    if is_outdated && payment.open_since.is_none() {
+        let outdated = payment.outdated_copies().into_keys();
+        let repair = outdated.map(|entity| (payment.key.clone(), entity));
+        proof.correction.copies.extend(repair);
+        proof.differences.push(StateDifference::new(
+            DifferenceSource::States,
+            "copies",
+            Some("outdated, and in no index"),
+            Some("up to date"),
+        ));
+    }
+}
+
+/// The copy of a payment that an order or statement should have.
+pub(super) fn link_of(payment: &PaymentState, entity: &EntityKey) -> LinkState {
+    let links = payment.link_states();
+    links.get(entity).copied().unwrap_or(LinkState::Elsewhere)
+}

@@ -1,0 +1,362 @@
+//! Loads what the proofs of some states need: the states and rows, what they rest on, and their events. At most three
+//! reads of rows and one of events for each provider, however many states are asked for.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::entity::{TenantsByAccount, is_behind, prove_entity, restate};
+use super::payment::prove_payment;
+use super::stated::{EventReading, EventReadings, ReadEvent, as_read};
+use super::{DifferenceSource, StateDifference, StateProof, entity, payment};
+use crate::entity::key::{InvoiceKey, PaymentKey, StateKey};
+use crate::entity::kind::StatedFacts;
+use crate::entity::payment::linked::LinkState;
+use crate::entity::{Entity, EntityKey};
+use crate::error::DependencyError;
+use crate::ids::{AccountId, EventId, PaymentRef, PerProvider, ProviderId};
+use crate::provider::interpret;
+use crate::time::Timestamp;
+use crate::worker::ports::{Ledger, LoadedRows, StoredEvent, StoredPayload};
+
+/// Events by the state that took their facts, as an index says.
+pub type EventsByState = BTreeMap<StateKey, BTreeSet<EventId>>;
+
+/// Proves states. It only reads.
+#[derive(Debug)]
+pub struct StateProver<L> {
+    /// Reads states and rows.
+    pub states: L,
+    /// Reads the events of each provider.
+    pub events: PerProvider<L>,
+    pub live_mode: bool,
+}
+
+/// What a proof rests on.
+pub struct ProofRows<R> {
+    pub(super) rows: LoadedRows<R>,
+    pub(super) events: EventReadings,
+    tenants: TenantsByAccount,
+}
+
+impl<R> ProofRows<R> {
+    /// What payments and events state of an entity whose state was lost or is older than its row.
+    pub(super) fn restate(&self, key: &EntityKey) -> Vec<StatedFacts> {
+        restate(key, &self.rows, &self.events)
+    }
+}
+
+impl<L: Ledger> StateProver<L> {
+    /// Proves these states. `named` are events that an index names for them, which they may have lost.
+    pub async fn prove(
+        &self,
+        keys: &BTreeSet<StateKey>,
+        named: &EventsByState,
+        now: Timestamp,
+    ) -> Result<Vec<StateProof>, DependencyError> {
+        let loaded = self.load(keys, named).await?;
+        Ok(prove_states::<L>(keys, named, &loaded, now))
+    }
+
+    pub(super) async fn load(
+        &self,
+        keys: &BTreeSet<StateKey>,
+        named: &EventsByState,
+    ) -> Result<ProofRows<L::Row>, DependencyError> {
+        let mut rows = self.states.load_rows(keys).await?;
+        let mut known = keys.clone();
+        let mut events = EventReadings::new();
+        self.read_events(needed_events::<L>(keys, &rows, named), &mut events)
+            .await?;
+        // From an entity or event to the payment, from there to its other names and its invoices.
+        for _ in 0..2 {
+            let mut needed = related_keys(keys, &rows, &events);
+            needed.retain(|key| !known.contains(key));
+            if needed.is_empty() {
+                break;
+            }
+            rows.extend(self.states.load_rows(&needed).await?);
+            known.extend(needed);
+        }
+        let accounts: BTreeSet<AccountId> = rows
+            .payments
+            .keys()
+            .filter_map(|payment| payment.account.clone())
+            .collect();
+        let mut tenants = TenantsByAccount::new();
+        for account in accounts {
+            let found = self.states.tenants_by_account(&account).await?;
+            tenants.insert(account, found);
+        }
+        Ok(ProofRows {
+            rows,
+            events,
+            tenants,
+        })
+    }
+
+    async fn read_events(
+        &self,
+        needed: BTreeSet<EventId>,
+        readings: &mut EventReadings,
+    ) -> Result<(), DependencyError> {
+        if needed.is_empty() {
+            return Ok(());
+        }
+        for provider in ProviderId::ALL {
+            let missing: BTreeSet<EventId> = needed
+                .iter()
+                .filter(|id| !readings.contains_key(*id))
+                .cloned()
+                .collect();
+            if missing.is_empty() {
+                return Ok(());
+            }
+            let ledger = self.events.of(*provider);
+            for event in ledger.load_events(*provider, &missing).await? {
+                readings.insert(event.stored.id.clone(), self.read_event(*provider, event));
+            }
+        }
+        Ok(())
+    }
+
+    fn read_event(&self, provider: ProviderId, event: StoredEvent) -> EventReading {
+        let StoredEvent {
+            stored, payload, ..
+        } = event;
+        let payload = match payload {
+            StoredPayload::Intact(payload) => payload,
+            StoredPayload::Tampered => return EventReading::Tampered,
+            StoredPayload::Unreadable => return EventReading::Unreadable,
+        };
+        let account = stored.account.as_ref();
+        let read = || interpret(provider, self.live_mode, account, &payload);
+        // A payload that no release can read is no reason to stop.
+        match catch_unwind(AssertUnwindSafe(read)) {
+            Ok(facts) => EventReading::Read(Box::new(ReadEvent {
+                id: stored.id.clone(),
+                account: stored.account.clone(),
+                outcome: stored.outcome,
+                processed: stored.processed,
+                facts: facts.ok(),
+            })),
+            Err(_) => EventReading::Unreadable,
+        }
+    }
+}
+
+/// Proves states of which everything is loaded. Pure.
+pub(super) fn prove_states<L: Ledger>(
+    keys: &BTreeSet<StateKey>,
+    named: &EventsByState,
+    loaded: &ProofRows<L::Row>,
+    now: Timestamp,
+) -> Vec<StateProof> {
+    let none = BTreeSet::new();
+    let rows = &loaded.rows;
+    let prove = |key: &StateKey| {
+        if let Some(unreadable) = rows.unreadable.get(key) {
+            let mut proof = StateProof::new(key.clone());
+            proof.differences.push(
+                StateDifference::new(
+                    DifferenceSource::States,
+                    "state",
+                    Some(&unreadable.to_string()),
+                    None,
+                )
+                .decided_by("deploy the release that wrote it, or restore it from a backup"),
+            );
+            return proof;
+        }
+        let named = named.get(key).unwrap_or(&none);
+        match key {
+            StateKey::Payment(key) => prove_payment(key, rows, &loaded.events, named),
+            StateKey::Invoice(key) => prove_invoice(key, rows),
+            StateKey::Entity(key) => match rows.entities.get(key) {
+                Some((entity, row)) => prove_entity::<L>(
+                    entity,
+                    row,
+                    rows,
+                    &loaded.events,
+                    &loaded.tenants,
+                    named,
+                    now,
+                ),
+                None => StateProof::new(key.clone().into()),
+            },
+        }
+    };
+    keys.iter().map(prove).collect()
+}
+
+/// Each payment of an invoice says that it pays it.
+fn prove_invoice<R>(key: &InvoiceKey, rows: &LoadedRows<R>) -> StateProof {
+    let mut proof = StateProof::new(StateKey::Invoice(key.clone()));
+    let Some((invoice, _)) = rows.invoices.get(key) else {
+        return proof;
+    };
+    for payment in &invoice.facts.payments {
+        let known = rows.payment(payment);
+        let of_alias = known.and_then(|known| rows.payment(known.alias_of.as_ref()?));
+        let known = of_alias.or(known);
+        if known.is_some_and(|known| known.facts.invoices.contains(&key.invoice)) {
+            continue;
+        }
+        let found = match known {
+            Some(_) => "a payment of other invoices",
+            None => "no state",
+        };
+        proof.differences.push(
+            StateDifference::new(
+                DifferenceSource::States,
+                format!("facts.payments.{payment}"),
+                Some(found),
+                Some("a payment of this invoice"),
+            )
+            .decided_by(
+                "rebuild the payment; if it is another one's, only people know why it is here",
+            ),
+        );
+    }
+    proof
+}
+
+fn needed_events<L: Ledger>(
+    keys: &BTreeSet<StateKey>,
+    rows: &LoadedRows<L::Row>,
+    named: &EventsByState,
+) -> BTreeSet<EventId> {
+    let none = BTreeSet::new();
+    let mut needed = BTreeSet::new();
+    for key in keys {
+        let named = named.get(key).unwrap_or(&none);
+        match key {
+            StateKey::Payment(key) => {
+                needed.extend(payment::needed_events(rows.payment(key), named));
+            }
+            StateKey::Entity(key) => {
+                if let Some((entity, row)) = rows.entities.get(key) {
+                    needed.extend(entity::needed_events(entity, named));
+                    if is_behind(entity) {
+                        needed.extend(L::timeline_events(row));
+                        needed.extend(named.iter().cloned());
+                    }
+                }
+            }
+            StateKey::Invoice(_) => {}
+        }
+    }
+    needed
+}
+
+/// What the proofs of these states rest on, as far as it is known by now.
+fn related_keys<R>(
+    keys: &BTreeSet<StateKey>,
+    rows: &LoadedRows<R>,
+    events: &EventReadings,
+) -> BTreeSet<StateKey> {
+    let mut related = BTreeSet::new();
+    for key in keys {
+        match key {
+            StateKey::Payment(key) => related.extend(related_to_payment(key, rows)),
+            StateKey::Entity(key) => {
+                if let Some((entity, _)) = rows.entities.get(key) {
+                    let payments = entity.linked_payment_facts();
+                    let payments = payments.into_iter().flat_map(|facts| facts.payments.keys());
+                    related.extend(payments.cloned().map(StateKey::Payment));
+                    if is_behind(entity) {
+                        related.extend(payments_of_row(entity, events, rows));
+                    }
+                }
+            }
+            StateKey::Invoice(key) => {
+                if let Some((invoice, _)) = rows.invoices.get(key) {
+                    let payments = &invoice.facts.payments;
+                    related.extend(payments.iter().cloned().map(StateKey::Payment));
+                    let known = payments.iter().filter_map(|payment| rows.payment(payment));
+                    let aliases = known.filter_map(|payment| payment.alias_of.clone());
+                    related.extend(aliases.map(StateKey::Payment));
+                }
+            }
+        }
+    }
+    // A payment that was lost is known by its events.
+    let asked = |payment: &PaymentKey| keys.contains(&StateKey::Payment(payment.clone()));
+    for event in events.values().filter_map(as_read) {
+        let names: Vec<PaymentKey> = names_of(event).collect();
+        if names.iter().any(asked) {
+            related.extend(names.into_iter().map(StateKey::Payment));
+            related.extend(event.named_entity().cloned().map(StateKey::Entity));
+            let invoice = event.payment().and_then(|payment| payment.invoice.clone());
+            related.extend(invoice.map(|invoice| {
+                StateKey::Invoice(InvoiceKey {
+                    account: event.account.clone(),
+                    invoice,
+                })
+            }));
+        }
+    }
+    related
+}
+
+fn names_of(event: &ReadEvent) -> impl Iterator<Item = PaymentKey> + '_ {
+    let names = event
+        .payment()
+        .into_iter()
+        .flat_map(|payment| &payment.names);
+    names.map(|name| PaymentKey {
+        account: event.account.clone(),
+        payment: name.clone(),
+    })
+}
+
+fn related_to_payment<R>(key: &PaymentKey, rows: &LoadedRows<R>) -> BTreeSet<StateKey> {
+    let mut related = BTreeSet::new();
+    let Some(payment) = rows.payment(key) else {
+        return related;
+    };
+    if let Some(payment) = &payment.alias_of {
+        related.insert(StateKey::Payment(payment.clone()));
+        return related;
+    }
+    let links = payment.link_states().into_iter();
+    let linked = links.filter(|(_, link)| *link != LinkState::Elsewhere);
+    let linked = linked.map(|(entity, _)| entity);
+    let copied = payment.copied.keys().cloned();
+    related.extend(linked.chain(copied).map(StateKey::Entity));
+    related.extend(payment.facts.names.iter().map(|name| {
+        StateKey::Payment(PaymentKey {
+            account: key.account.clone(),
+            payment: name.clone(),
+        })
+    }));
+    related.extend(payment.facts.invoices.iter().map(|invoice| {
+        StateKey::Invoice(InvoiceKey {
+            account: key.account.clone(),
+            invoice: invoice.clone(),
+        })
+    }));
+    related
+}
+
+/// The payments that the events in the row's timeline are about.
+fn payments_of_row<R>(
+    entity: &Entity,
+    events: &EventReadings,
+    rows: &LoadedRows<R>,
+) -> BTreeSet<StateKey> {
+    let mut payments: BTreeSet<PaymentKey> = events
+        .values()
+        .filter_map(as_read)
+        .flat_map(names_of)
+        .collect();
+    payments.extend(entity.payment_intent().map(|intent| PaymentKey {
+        account: None,
+        payment: PaymentRef::Intent(intent.clone()),
+    }));
+    let aliases = payments
+        .iter()
+        .filter_map(|payment| rows.payment(payment)?.alias_of.clone());
+    let aliases: Vec<PaymentKey> = aliases.collect();
+    payments.extend(aliases);
+    payments.into_iter().map(StateKey::Payment).collect()
+}

@@ -1,0 +1,201 @@
+//! Mends what a proof found, through the worker's own path: states and rows are written on condition that they are as they
+//! were proven. It issues no effect, and sets nothing that only a person can decide.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::time::Duration;
+
+use super::entity::is_behind;
+use super::facts::named_events;
+use super::prover::{EventsByState, ProofRows, StateProver, prove_states};
+use super::{StateCorrection, StateProof};
+use crate::entity::EntityKey;
+use crate::entity::key::{PaymentKey, StateKey};
+use crate::ids::EventId;
+use crate::ports::{Clock, Pause};
+use crate::time::Timestamp;
+use crate::worker::PaymentRebuild;
+use crate::worker::batch::{ProcessingFailure, Worker};
+use crate::worker::ports::{CommitPart, EntityWrite, Ledger};
+
+/// Attempts, each of which mends one thing: a copy before the row that follows from it, and once more after a lost race.
+const ROUNDS_MAX: u32 = 8;
+
+/// Has an event processed that was processed already.
+pub trait ReprocessEvent {
+    fn reprocess(&self, event: &EventId) -> impl Future<Output = Result<(), ProcessingFailure>>;
+}
+
+/// A state after its repair.
+#[derive(Debug)]
+pub struct RepairedState {
+    /// As it was found.
+    pub before: StateProof,
+    /// Proven again; what is still different, a person has to decide.
+    pub after: StateProof,
+}
+
+/// Mends one state, and proves it again.
+pub async fn repair_state<L: Ledger, C: Clock + Pause>(
+    prover: &StateProver<L>,
+    worker: &Worker<L, C>,
+    events: &impl ReprocessEvent,
+    key: &StateKey,
+    named: &EventsByState,
+) -> Result<RepairedState, ProcessingFailure> {
+    let keys = BTreeSet::from([key.clone()]);
+    let mut before = None;
+    let mut failure = None;
+    for round in 0..ROUNDS_MAX {
+        if failure.is_some() {
+            let pause = Duration::from_millis(25 << round);
+            worker.clock.pause(pause).await;
+        }
+        let now = worker.clock.now();
+        let loaded = prover.load(&keys, named).await?;
+        let proofs = prove_states::<L>(&keys, named, &loaded, now);
+        let Some(proof) = proofs.into_iter().next() else {
+            break;
+        };
+        let before = before.get_or_insert_with(|| proof.clone());
+        if proof.correction.is_none() {
+            return Ok(RepairedState {
+                before: before.clone(),
+                after: proof,
+            });
+        }
+        let mended = mend_once(prover, worker, events, &proof, named, &loaded).await;
+        failure = mended.err();
+    }
+    Err(failure.unwrap_or_else(|| {
+        ProcessingFailure::Infrastructure(format!(
+            "{key} is still different after {ROUNDS_MAX} repairs"
+        ))
+    }))
+}
+
+async fn mend_once<L: Ledger, C: Clock + Pause>(
+    prover: &StateProver<L>,
+    worker: &Worker<L, C>,
+    events: &impl ReprocessEvent,
+    proof: &StateProof,
+    named: &EventsByState,
+    loaded: &ProofRows<L::Row>,
+) -> Result<(), ProcessingFailure> {
+    let StateCorrection {
+        payment,
+        event_ids,
+        copies,
+        row,
+        mail,
+        account,
+        events: reprocessed,
+    } = &proof.correction;
+    match &proof.key {
+        StateKey::Payment(key) if payment.is_some() || !copies.is_empty() => {
+            let rebuild = PaymentRebuild {
+                facts: payment.clone(),
+                events: event_ids.clone(),
+                copies: copies.iter().map(|(_, entity)| entity.clone()).collect(),
+            };
+            worker.rebuild_payment(key, rebuild, &loaded.rows).await?;
+            return Ok(());
+        }
+        StateKey::Entity(entity) if !copies.is_empty() => {
+            for (payment, _) in copies {
+                rebuild_copy(prover, worker, payment, entity, named).await?;
+            }
+            return Ok(());
+        }
+        _ => {}
+    }
+    for event in reprocessed {
+        events.reprocess(event).await?;
+    }
+    if let (StateKey::Entity(key), true) = (&proof.key, *row || mail.is_some() || account.is_some())
+        && let Some((entity, row)) = loaded.rows.entities.get(key)
+    {
+        let now = worker.clock.now();
+        let right = match is_behind(entity) {
+            true => entity.rebased(loaded.restate(key), now),
+            false => entity
+                .clone()
+                .with_own_facts(mail.as_ref(), account.as_ref()),
+        };
+        let mut next = right.apply_facts([], now);
+        let known = loaded.events_of(key);
+        next.record_events(known.iter().map(|(id, at)| (id, *at)));
+        let part = CommitPart {
+            entities: vec![EntityWrite {
+                entity: &right,
+                row,
+                next,
+            }],
+            states: Vec::new(),
+            events: Vec::new(),
+            now,
+        };
+        worker.ledger.commit(worker.provider, &[&part]).await?;
+    }
+    Ok(())
+}
+
+/// Writes the copy of a payment again; and the payment's state too, if that is what is wrong.
+async fn rebuild_copy<L: Ledger, C: Clock + Pause>(
+    prover: &StateProver<L>,
+    worker: &Worker<L, C>,
+    payment: &PaymentKey,
+    entity: &EntityKey,
+    named: &EventsByState,
+) -> Result<(), ProcessingFailure> {
+    let state = StateKey::Payment(payment.clone());
+    let keys = BTreeSet::from([state.clone(), entity.clone().into()]);
+    let mut named: BTreeMap<_, _> = named.clone();
+    let known = prover.load(&keys, &named).await?;
+    if let Some((entity, _)) = known.rows.entities.get(entity) {
+        // A payment that was lost is known by the events of its copy.
+        let of_payment = named.entry(state.clone()).or_default();
+        of_payment.extend(entity.event_ids().iter().cloned());
+        let copies = entity.linked_payment_facts();
+        let copy = copies.and_then(|copies| copies.payments.get(payment));
+        of_payment.extend(
+            copy.map(|copy| named_events(&copy.facts))
+                .unwrap_or_default(),
+        );
+    }
+    let loaded = prover.load(&keys, &named).await?;
+    let proofs = prove_states::<L>(
+        &BTreeSet::from([state]),
+        &named,
+        &loaded,
+        worker.clock.now(),
+    );
+    let correction = proofs.into_iter().next().map(|proof| proof.correction);
+    let correction = correction.unwrap_or_default();
+    let rebuild = PaymentRebuild {
+        facts: correction.payment,
+        events: correction.event_ids,
+        copies: BTreeSet::from([entity.clone()]),
+    };
+    worker
+        .rebuild_payment(payment, rebuild, &loaded.rows)
+        .await?;
+    Ok(())
+}
+
+impl<R> ProofRows<R> {
+    /// The events of an entity's payments, for a state that lost its own.
+    fn events_of(&self, key: &EntityKey) -> Vec<(EventId, Option<Timestamp>)> {
+        let Some((entity, _)) = self.rows.entities.get(key) else {
+            return Vec::new();
+        };
+        if !is_behind(entity) {
+            return Vec::new();
+        }
+        let payments = self.rows.payments.values();
+        let linked = payments.filter(|(payment, _)| payment.copied.contains_key(key));
+        let events = linked.flat_map(|(payment, _)| payment.history.event_ids.iter());
+        let own = self.events.keys();
+        events.chain(own).map(|id| (id.clone(), None)).collect()
+    }
+}

@@ -1,0 +1,362 @@
+//! Proofs over tables in memory: whatever the history, its states prove equal; whatever is missing, nothing is different;
+//! whatever is changed, it is named and mended.
+
+use billhook_core::entity::payment::state::{LinkSource, PaymentFacts};
+use billhook_core::ids::{PerProvider, RefundId};
+use billhook_core::proof::prover::{EventsByState, StateProver};
+use billhook_core::proof::repair::{RepairedState, ReprocessEvent, repair_state};
+use billhook_core::proof::{ProofResult, StateProof};
+use proptest::prelude::*;
+
+use super::laws::{drawn, generated, history, run};
+use super::*;
+
+fn prover(tables: &MemoryTables) -> StateProver<&MemoryTables> {
+    StateProver {
+        states: tables,
+        events: PerProvider::new(|_| tables),
+        live_mode: false,
+    }
+}
+
+fn all_keys(tables: &MemoryTables) -> BTreeSet<StateKey> {
+    let entities = tables.entities.lock().unwrap();
+    let payments = tables.payments.lock().unwrap();
+    let invoices = tables.invoices.lock().unwrap();
+    let entities = entities.keys().cloned().map(StateKey::Entity);
+    let payments = payments.keys().cloned().map(StateKey::Payment);
+    let invoices = invoices.keys().cloned().map(StateKey::Invoice);
+    entities.chain(payments).chain(invoices).collect()
+}
+
+fn prove_all(tables: &MemoryTables) -> Vec<StateProof> {
+    let keys = all_keys(tables);
+    let none = EventsByState::new();
+    run(prover(tables).prove(&keys, &none, now())).unwrap()
+}
+
+fn results(tables: &MemoryTables) -> BTreeMap<String, ProofResult> {
+    let proofs = prove_all(tables).into_iter();
+    proofs
+        .map(|proof| (proof.key.to_string(), proof.result()))
+        .collect()
+}
+
+fn differences(tables: &MemoryTables) -> Vec<String> {
+    let proofs = prove_all(tables);
+    let shown = proofs.iter().flat_map(|proof| {
+        let differences = proof.differences.iter();
+        differences.map(move |difference| {
+            format!(
+                "{} {} {}: {:?}, expected {:?}",
+                proof.key,
+                difference.source.as_str(),
+                difference.place,
+                difference.stored,
+                difference.expected
+            )
+        })
+    });
+    shown.collect()
+}
+
+/// Opens the event again and has it processed, as the operator's tool does.
+struct Reprocess<'t>(&'t MemoryTables);
+
+impl ReprocessEvent for Reprocess<'_> {
+    async fn reprocess(&self, event: &EventId) -> Result<(), ProcessingFailure> {
+        {
+            let mut events = self.0.events.lock().unwrap();
+            let row = events.get_mut(event).unwrap();
+            row.stored.processed = false;
+            row.stored.outcome = EventOutcome::Pending;
+        }
+        let message = ReceivedMessage {
+            message_id: event.to_string(),
+            body: json!({ "event_id": event }).to_string(),
+            receive_count: 1,
+        };
+        // All are the provider's whose events these tests alter.
+        work(self.0, ProviderId::Stripe, &[message]).await;
+        Ok(())
+    }
+}
+
+fn repair(tables: &MemoryTables, key: &StateKey) -> RepairedState {
+    let worker = Worker {
+        provider: ProviderId::Stripe,
+        live_mode: false,
+        ledger: tables,
+        clock: FixedClock::at(now()),
+    };
+    let (prover, events) = (prover(tables), Reprocess(tables));
+    let none = EventsByState::new();
+    match run(repair_state(&prover, &worker, &events, key, &none)) {
+        Ok(repaired) => repaired,
+        Err(failure) => panic!("{failure}: {:#?}", differences(tables)),
+    }
+}
+
+fn repair_all(tables: &MemoryTables) {
+    for key in all_keys(tables) {
+        repair(tables, &key);
+    }
+}
+
+fn payment(tables: &MemoryTables, name: &str) -> PaymentState {
+    let payments = tables.payments.lock().unwrap();
+    payments[&PaymentKey::parse(name).unwrap()].clone()
+}
+
+fn change_payment(tables: &MemoryTables, name: &str, change: impl FnOnce(&mut PaymentState)) {
+    let mut payments = tables.payments.lock().unwrap();
+    change(payments.get_mut(&PaymentKey::parse(name).unwrap()).unwrap());
+}
+
+fn forget_events(tables: &MemoryTables, ids: &[&str]) {
+    let mut events = tables.events.lock().unwrap();
+    events.retain(|id, _| !ids.contains(&id.as_str()));
+}
+
+/// An order with two events of its payment, and all that can be compared.
+fn paid_and_refunded() -> MemoryTables {
+    let tables = tables();
+    let metadata = json!({ "order_id": "ord_1" });
+    let paid = intent_succeeded("evt_1", T, "pi_1", metadata, 4200);
+    let refunded = refund("evt_2", T + 5, "re_1", ("pi_1", "ch_1"), 1000, "succeeded");
+    run(deliver(&tables, ProviderId::Stripe, &[paid, refunded]));
+    tables
+}
+
+const PAYMENT: &str = "payment#platform#pi_1";
+
+#[test]
+fn what_its_events_say_is_equal() {
+    let tables = paid_and_refunded();
+    assert_eq!(differences(&tables), [""; 0]);
+    let results = results(&tables);
+    assert_eq!(results["order#ord_1"], ProofResult::Equal);
+    assert_eq!(results[PAYMENT], ProofResult::Equal);
+}
+
+#[test]
+fn without_its_events_a_state_is_unprovable_and_nothing_is_repaired() {
+    let tables = paid_and_refunded();
+    let before = payment(&tables, PAYMENT);
+    forget_events(&tables, &["evt_1", "evt_2"]);
+    assert_eq!(differences(&tables), [""; 0]);
+    assert_eq!(results(&tables)[PAYMENT], ProofResult::Unprovable);
+    repair_all(&tables);
+    assert_eq!(payment(&tables, PAYMENT), before);
+}
+
+/// A kind of damage: what it does, and one thing that must be named.
+type Damage = (&'static str, fn(&MemoryTables), &'static str);
+
+const DAMAGES: &[Damage] = &[
+    (
+        "a fact is dropped",
+        |tables| {
+            change_payment(tables, PAYMENT, |payment| {
+                payment.facts.money.refunds.clear()
+            })
+        },
+        "payment#platform#pi_1 events facts.money.refunds",
+    ),
+    (
+        "an amount was read wrongly, everywhere",
+        |tables| {
+            let wrong = |facts: &mut MoneyFacts| {
+                for payment in facts.payments.values_mut() {
+                    let read = payment.received.clone();
+                    payment.received.extend(read.into_iter().map(|mut money| {
+                        money.amount /= 100;
+                        money
+                    }));
+                }
+            };
+            change_payment(tables, PAYMENT, |payment| wrong(&mut payment.facts.money));
+            let mut entities = tables.entities.lock().unwrap();
+            let order = order_mut(entities.get_mut(&order("ord_1")).unwrap());
+            for copy in order.facts.payments.values_mut() {
+                wrong(&mut copy.facts);
+            }
+            let next = order.apply_facts([], now()).next;
+            *order = EntityState {
+                version: order.version,
+                row: order.row.clone(),
+                history: order.history.clone(),
+                ..next
+            };
+            let version = order.version;
+            let columns = order.columns.clone();
+            order.history.record_write(version, columns);
+        },
+        "payment#platform#pi_1 events facts.money.payments.pi_1.received",
+    ),
+    (
+        "the state of the payment is gone",
+        |tables| tables.payments.lock().unwrap().clear(),
+        "order#ord_1 states facts.payments.payment#platform#pi_1",
+    ),
+    (
+        "the copy is altered",
+        |tables| {
+            let mut entities = tables.entities.lock().unwrap();
+            let order = order_mut(entities.get_mut(&order("ord_1")).unwrap());
+            for copy in order.facts.payments.values_mut() {
+                copy.facts.refunds.clear();
+            }
+        },
+        "order#ord_1 states facts.payments.payment#platform#pi_1.facts.refunds",
+    ),
+    (
+        "the link points elsewhere",
+        |tables| {
+            change_payment(tables, PAYMENT, |payment| {
+                let sources = payment.facts.links.remove(&order("ord_1")).unwrap();
+                payment.facts.links.insert(order("ord_2"), sources);
+            });
+        },
+        "payment#platform#pi_1 events facts.links.order#ord_1",
+    ),
+    (
+        "the outcome of an event is altered",
+        |tables| {
+            let mut events = tables.events.lock().unwrap();
+            let row = events.get_mut(&EventId::parse("evt_2").unwrap()).unwrap();
+            row.stored.outcome = EventOutcome::Ignored;
+        },
+        "payment#platform#pi_1 events event evt_2",
+    ),
+    (
+        "the payment is there twice",
+        |tables| {
+            let twin = PaymentState {
+                key: PaymentKey::parse("payment#platform#ch_1").unwrap(),
+                ..payment(tables, PAYMENT)
+            };
+            tables
+                .payments
+                .lock()
+                .unwrap()
+                .insert(twin.key.clone(), twin);
+        },
+        "payment#platform#ch_1 events alias_of",
+    ),
+    (
+        "a column of the state is altered",
+        |tables| {
+            let mut entities = tables.entities.lock().unwrap();
+            let order = order_mut(entities.get_mut(&order("ord_1")).unwrap());
+            order.last_derived.columns.payment_status = Some("unpaid".to_owned());
+        },
+        "order#ord_1 states derived.paymentStatus",
+    ),
+];
+
+#[test]
+fn every_damage_is_named_mended_and_then_gone() {
+    for (what, damage, named) in DAMAGES {
+        let tables = paid_and_refunded();
+        let whole = tables.entities.lock().unwrap()[&order("ord_1")].clone();
+        damage(&tables);
+        let found = differences(&tables);
+        assert!(
+            found.iter().any(|found| found.starts_with(named)),
+            "{what}: {found:#?}"
+        );
+        repair_all(&tables);
+        repair_all(&tables);
+        assert_eq!(differences(&tables), [""; 0], "{what}");
+        let mended = tables.entities.lock().unwrap()[&order("ord_1")].clone();
+        assert_eq!(mended.columns(), whole.columns(), "{what}");
+        assert_eq!(
+            mended.last_derived().review_reasons,
+            whole.last_derived().review_reasons,
+            "{what}"
+        );
+        let facts: fn(&PaymentState) -> PaymentFacts = |payment| payment.facts.clone();
+        let expected = facts(&payment(&paid_and_refunded(), PAYMENT));
+        assert_eq!(facts(&payment(&tables, PAYMENT)), expected, "{what}");
+    }
+}
+
+#[test]
+fn a_payment_that_lost_its_state_and_its_events_is_known_by_its_copy() {
+    let tables = paid_and_refunded();
+    let before = payment(&tables, PAYMENT);
+    tables.payments.lock().unwrap().clear();
+    forget_events(&tables, &["evt_1", "evt_2"]);
+    let order = StateKey::Entity(order("ord_1"));
+    let repaired = repair(&tables, &order);
+    assert_eq!(repaired.before.result(), ProofResult::Different);
+    assert_eq!(repaired.after.differences, []);
+    let after = payment(&tables, PAYMENT);
+    assert_eq!(after.facts.money, before.facts.money);
+    assert_eq!(
+        after.facts.links.values().next().unwrap().keys().next(),
+        Some(&LinkSource::Metadata)
+    );
+}
+
+#[test]
+fn a_fact_whose_own_event_does_not_state_it_is_taken_away_although_others_are_missing() {
+    let tables = paid_and_refunded();
+    change_payment(&tables, PAYMENT, |payment| {
+        let refund = payment.facts.money.refunds.values().next().unwrap().clone();
+        let invented = RefundId::parse("re_invented").unwrap();
+        payment.facts.money.refunds.insert(invented, refund);
+    });
+    forget_events(&tables, &["evt_1"]);
+    let found = differences(&tables);
+    assert!(
+        found[1].starts_with("payment#platform#pi_1 events facts.money.refunds.re_invented"),
+        "{found:#?}"
+    );
+    repair_all(&tables);
+    let facts = payment(&tables, PAYMENT).facts.money;
+    assert_eq!(facts.refunds.len(), 1);
+    assert_eq!(facts.payments.len(), 1, "what evt_1 stated stays");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn any_history_proves_equal(drawn in prop::collection::vec(drawn(), 1..30), batch in 1..10_usize) {
+        let tables = tables();
+        let events: Vec<Value> = drawn.into_iter().enumerate().map(|(n, drawn)| generated(n, drawn)).collect();
+        for batch in events.chunks(batch) {
+            run(deliver(&tables, ProviderId::Stripe, batch));
+        }
+        prop_assert_eq!(differences(&tables), Vec::<String>::new());
+        let is_equal = |result: &ProofResult| *result == ProofResult::Equal;
+        prop_assert!(results(&tables).values().all(is_equal));
+    }
+
+    #[test]
+    fn whatever_events_are_missing_nothing_is_different(
+        drawn in prop::collection::vec(drawn(), 1..30),
+        missing in prop::collection::vec(any::<bool>(), 30),
+    ) {
+        let tables = tables();
+        let events: Vec<Value> = drawn.into_iter().enumerate().map(|(n, drawn)| generated(n, drawn)).collect();
+        run(deliver(&tables, ProviderId::Stripe, &events));
+        let ids: Vec<String> = (0..30).filter(|n| missing[*n]).map(|n| format!("evt_{n:02}")).collect();
+        let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+        forget_events(&tables, &ids);
+        prop_assert_eq!(differences(&tables), Vec::<String>::new());
+        let before = tables.payments.lock().unwrap().clone();
+        repair_all(&tables);
+        prop_assert_eq!(&*tables.payments.lock().unwrap(), &before);
+    }
+}
+
+#[test]
+fn the_history_with_every_kind_of_event_proves_equal() {
+    let tables = tables();
+    run(deliver(&tables, ProviderId::Stripe, &history()[..9]));
+    run(deliver(&tables, ProviderId::Stripe, &history()[9..]));
+    assert_eq!(differences(&tables), [""; 0]);
+}
