@@ -19,6 +19,7 @@ use crate::entity::payment::facts::{
     ChargeFacts, IntentFacts, MoneyFacts, RefundFacts, RefundState,
 };
 use crate::entity::payment::timeline::TimelineBuilder;
+use crate::ids::ChargeId;
 use crate::money::{Currency, Money};
 
 /// The refunds of one charge, or of one payment if its refunds name no charge. All amounts are in the counted currency.
@@ -178,6 +179,20 @@ pub(super) fn derive_refunds(
         amount: refunded.amount,
         is_everything: is_full,
     }
+}
+
+/// What was refunded of one charge: the larger of its refunds by id and its cumulative figure, as in
+/// [`derive_refunds`], but without a limit. It is the same whether or not the cumulative figure still contains a refund
+/// that failed.
+pub(crate) fn derive_charge_refunded(
+    facts: &MoneyFacts,
+    charge: &ChargeId,
+    currency: Currency,
+) -> Money {
+    let mut timeline = TimelineBuilder::default();
+    let tallies = tally_refunds(facts, currency, &mut Vec::new(), &mut timeline);
+    let tally = tallies.get(charge.as_str());
+    tally.map_or(Money::zero(currency), RefundTally::refunded)
 }
 
 /// The currency in which we count: that of the amount due, else that of the first charge, payment or refund by id.

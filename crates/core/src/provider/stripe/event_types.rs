@@ -126,7 +126,8 @@ pub(super) enum FactReader {
     Account(AccountReader),
 }
 
-type PaymentReader = fn(&StripeObject, FactSource, &mut MoneyFacts) -> Result<(), ParkReason>;
+pub(super) type PaymentReader =
+    fn(&StripeObject, FactSource, &mut MoneyFacts) -> Result<(), ParkReason>;
 
 /// The facts of a Stripe event. `Err` if a field that they need is missing or malformed.
 #[derive(Clone, Debug, PartialEq)]
@@ -156,6 +157,16 @@ fn read_payment_facts(
         at: event.created().ok_or(ParkReason::FieldMalformed)?,
         event: event.id.clone(),
     };
+    read_object_facts(resource, stated, Some(reader))
+}
+
+/// The facts of one object, whether an event carried it or Stripe's API returned it (`objects`). Without a reader: that
+/// the object's payment exists.
+pub(super) fn read_object_facts(
+    resource: &StripeObject,
+    stated: FactSource,
+    reader: Option<PaymentReader>,
+) -> Result<MoneyFacts, ParkReason> {
     let mut facts = MoneyFacts {
         reference: parse_user_hint(resource.client_reference_id.value()),
         user: read_paying_user(resource),
@@ -169,7 +180,9 @@ fn read_payment_facts(
             .entry(PaymentRef::Intent(intent))
             .or_default();
     }
-    reader(resource, stated, &mut facts)?;
+    if let Some(reader) = reader {
+        reader(resource, stated, &mut facts)?;
+    }
     Ok(facts)
 }
 
@@ -189,7 +202,7 @@ fn parse_user_hint(hint: Option<&String>) -> Option<MinRegister<UserId>> {
     UserId::parse(hint?).ok().map(MinRegister)
 }
 
-fn read_intent_succeeded(
+pub(super) fn read_intent_succeeded(
     intent: &StripeObject,
     stated: FactSource,
     facts: &mut MoneyFacts,
@@ -231,7 +244,7 @@ fn read_intent_failed(
     Ok(())
 }
 
-fn read_intent_processing(
+pub(super) fn read_intent_processing(
     intent: &StripeObject,
     stated: FactSource,
     facts: &mut MoneyFacts,
@@ -240,7 +253,7 @@ fn read_intent_processing(
     Ok(())
 }
 
-fn read_intent_canceled(
+pub(super) fn read_intent_canceled(
     intent: &StripeObject,
     stated: FactSource,
     facts: &mut MoneyFacts,
@@ -249,7 +262,7 @@ fn read_intent_canceled(
     Ok(())
 }
 
-fn read_session_completed(
+pub(super) fn read_session_completed(
     session: &StripeObject,
     stated: FactSource,
     facts: &mut MoneyFacts,
@@ -299,7 +312,7 @@ fn read_session_failed(
     Ok(())
 }
 
-fn read_session_expired(
+pub(super) fn read_session_expired(
     session: &StripeObject,
     stated: FactSource,
     facts: &mut MoneyFacts,
@@ -308,7 +321,7 @@ fn read_session_expired(
     Ok(())
 }
 
-fn session_entry<'f>(
+pub(super) fn session_entry<'f>(
     session: &StripeObject,
     facts: &'f mut MoneyFacts,
 ) -> Result<&'f mut SessionFacts, ParkReason> {
@@ -329,7 +342,7 @@ fn session_payment_ref(session: &StripeObject) -> Result<PaymentRef, ParkReason>
     })
 }
 
-fn read_charge_refunded(
+pub(super) fn read_charge_refunded(
     charge: &StripeObject,
     stated: FactSource,
     facts: &mut MoneyFacts,
@@ -350,7 +363,7 @@ fn read_charge_refunded(
     Ok(())
 }
 
-fn read_refund(
+pub(super) fn read_refund(
     refund: &StripeObject,
     stated: FactSource,
     facts: &mut MoneyFacts,
@@ -382,7 +395,7 @@ fn read_refund(
     Ok(())
 }
 
-fn read_dispute(
+pub(super) fn read_dispute(
     dispute: &StripeObject,
     stated: FactSource,
     facts: &mut MoneyFacts,

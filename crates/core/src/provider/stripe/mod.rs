@@ -1,10 +1,13 @@
 //! Stripe: signature header ([`signature`]), event format ([`event`]), Stripe's words ([`types`]), the catalogue of
 //! event types with what they state about payments ([`event_types`]), and the facts about connected accounts
-//! ([`account`]).
+//! ([`account`]). What Stripe's API says about a payment now is read in [`objects`] and compared with what is stored in
+//! [`comparison`].
 
 pub mod account;
+pub mod comparison;
 pub mod event;
 pub mod event_types;
+pub mod objects;
 pub mod signature;
 pub mod types;
 
