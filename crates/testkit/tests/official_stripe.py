@@ -72,6 +72,34 @@ assert v1.checkout.sessions.expire(session.id).status == "expired"
 assert v1.payment_intents.retrieve(session.payment_intent).status == "canceled"
 refused(lambda: v1.checkout.sessions.expire(session.id))
 
+# What belongs to a payment: retrieved, listed by it, by page and account, and refused by a wrong parameter.
+def put(kind, id, account=None, **more):
+    made = {"id": id, "object": kind, "created": 1, "livemode": False, "payment_intent": "pi_1", "charge": "ch_1", **more}
+    request = urllib.request.Request(f"{base}/_local/objects", json.dumps({"account": account, "object": made}).encode())
+    urllib.request.urlopen(request)
+
+
+kinds = {"charge": v1.charges, "refund": v1.refunds, "dispute": v1.disputes, "checkout.session": v1.checkout.sessions}
+for kind, service in kinds.items():
+    for number in range(3):
+        put(kind, f"{kind}_{number}", created=number)
+    put(kind, f"{kind}_other", payment_intent="pi_2", charge="ch_2")
+    put(kind, f"{kind}_theirs", "acct_1")
+    newest_first = [f"{kind}_{number}" for number in (2, 1, 0)]
+    assert service.retrieve(f"{kind}_1").payment_intent == "pi_1"
+    refused(lambda: service.retrieve(f"{kind}_theirs"), "resource_missing", 404)
+    of_payment = service.list({"payment_intent": "pi_1", "limit": 2})
+    assert [found.id for found in of_payment.data] == newest_first[:2] and of_payment.has_more
+    assert [found.id for found in of_payment.auto_paging_iter()] == newest_first
+    assert [found.id for found in service.list({"payment_intent": "pi_1"}, theirs).data] == [f"{kind}_theirs"]
+    if kind in ("refund", "dispute"):
+        assert [found.id for found in service.list({"charge": "ch_1"}).data] == newest_first
+    else:
+        refused(lambda: service.list({"charge": "ch_1"}), "parameter_unknown")
+assert first.id in [intent.id for intent in v1.payment_intents.list({"limit": 100}).data]
+assert v1.payment_intents.list({"customer": "cus_1"}).data == []
+refused(lambda: v1.payment_intents.list({"payment_intent": "pi_1"}), "parameter_unknown")
+
 # Delivery: the first attempt fails, the second is believed, and each endpoint has its own secret.
 believed, secrets = [], {}
 

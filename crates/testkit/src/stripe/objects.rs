@@ -309,11 +309,15 @@ pub(super) fn expire_intent(intent: &mut Value, now_s: i64) {
     }
 }
 
-/// The filter of a list.
+/// The filter of a list. Source of the parameters: `stripe-python` 16.1.0, `params/_charge_list_params.py` and its
+/// neighbours. Charges have no filter `charge`, and PaymentIntents none by id.
 pub(super) fn filter(kind: &str, params: &Params) -> Result<Filter, Refusal> {
     let own: &[&str] = match kind {
         "event" => &["created", "type", "types"],
         "checkout.session" => &["payment_intent", "status", "created"],
+        "payment_intent" => &["created", "customer"],
+        "charge" => &["created", "customer", "payment_intent", "transfer_group"],
+        "refund" | "dispute" => &["charge", "created", "payment_intent"],
         _ => &[],
     };
     known(params, &[PAGE, own])?;
@@ -349,8 +353,10 @@ pub(super) fn filter(kind: &str, params: &Params) -> Result<Filter, Refusal> {
         }
         _ => {}
     }
-    let equal = ["payment_intent", "status"]
+    // Of each kind, all that do not stand above.
+    let equal = own
         .iter()
+        .filter(|name| !["created", "type", "types"].contains(name))
         .filter_map(|name| Some(((*name).to_owned(), param(params, name)?.to_owned())))
         .collect();
     Ok(Filter {

@@ -306,7 +306,7 @@ impl State {
             ("GET", ["v1", "checkout", "sessions"]) => {
                 self.list(space, "checkout.session", &call.path, &params)
             }
-            ("GET", ["v1", kind]) if object_name(kind).is_some_and(|k| k != "payment_intent") => {
+            ("GET", ["v1", kind]) if object_name(kind).is_some() => {
                 let kind = object_name(kind).unwrap_or_default();
                 self.list(space, kind, &call.path, &params)
             }
@@ -546,6 +546,9 @@ fn object_name(path: &str) -> Option<&'static str> {
     match path {
         "webhook_endpoints" => Some("webhook_endpoint"),
         "payment_intents" => Some("payment_intent"),
+        "charges" => Some("charge"),
+        "refunds" => Some("refund"),
+        "disputes" => Some("dispute"),
         "events" => Some("event"),
         _ => None,
     }
