@@ -1,11 +1,13 @@
 //! Client for the few calls of Stripe's API that billhook makes: webhook endpoints, PaymentIntents, Checkout Sessions,
-//! events.
+//! events, and a payment with all that belongs to it (`payment_objects`).
 //!
 //! Guarantees: a call makes at most three attempts of 10 s with waits of 0.5 s and 1 s (exponential backoff), 31.5 s in
 //! all without the rate limit; every attempt of a POST carries the idempotency key that the caller chose; redirects are
 //! not followed; errors and logs contain neither the key nor a signing secret. `StripeError::disposition` says whether
 //! a failed call may have had an effect. Longer retries are the caller's: the next run of a task, or CloudFormation's.
 //! It decides nothing: `billhook_core::tasks` and `billhook_core::endpoint` interpret the answers.
+
+mod payment_objects;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,8 +39,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 /// Waits before the second and the third attempt. Stripe's own libraries begin with 0.5 s and double it.
 const RETRY_DELAYS: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(1)];
 const PAGE_SIZE: &str = "100";
-/// Stripe allows 16 endpoints per account, and a PaymentIntent has few sessions, so one page is enough. More than 500
-/// objects cannot be what we asked for, so the call fails instead of reading a whole account.
+/// Stripe allows 16 endpoints per account, and a PaymentIntent has few sessions, charges and refunds, so one page is
+/// enough. More than 500 objects cannot be what we asked for, so the call fails instead of reading a whole account.
 const PAGES_MAX: u32 = 5;
 const MESSAGE_CHARS_MAX: usize = 200;
 

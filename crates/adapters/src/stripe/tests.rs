@@ -1,3 +1,5 @@
+use billhook_core::ids::PaymentRef;
+use billhook_core::provider::stripe::objects::{PaymentAtStripe, read_payment_at_stripe};
 use billhook_testkit::stripe::{Config, Fault, LocalStripe, TEST_KEY};
 use rstest::rstest;
 use serde_json::{Value, json};
@@ -391,6 +393,207 @@ async fn events_are_listed_by_type_time_and_account_page_by_page_as_stripe_wrote
         panic!("not refused");
     };
     assert_eq!((refusal.status, &*refusal.code), (400, "resource_missing"));
+}
+
+/// An object of `pi_1` and `ch_1`.
+fn object(kind: &str, id: &str, created: i64) -> Value {
+    let mut object = json!({ "id": id, "object": kind, "created": created, "livemode": false, "currency": "usd",
+        "amount": 10, "status": "succeeded", "payment_intent": "pi_1", "charge": "ch_1" });
+    let more = match kind {
+        "payment_intent" => json!({ "amount_received": 4200, "metadata": { "order_id": "ord_1" } }),
+        "charge" => json!({ "amount_captured": 4200, "amount_refunded": 10 }),
+        "checkout.session" => {
+            json!({ "status": "complete", "payment_status": "paid", "amount_total": 4200 })
+        }
+        "dispute" => json!({ "status": "lost" }),
+        _ => json!({}),
+    };
+    object
+        .as_object_mut()
+        .unwrap()
+        .extend(more.as_object().unwrap().clone());
+    object
+}
+
+/// The ids of each kind: PaymentIntents, charges, refunds, disputes, sessions.
+fn ids_of(payment: &PaymentAtStripe) -> [Vec<String>; 5] {
+    let PaymentAtStripe {
+        intents,
+        charges,
+        refunds,
+        disputes,
+        sessions,
+    } = payment;
+    [intents, charges, refunds, disputes, sessions].map(|objects| {
+        let id = |raw: &RawValue| {
+            let object: Value = serde_json::from_str(raw.get()).unwrap();
+            object["id"].as_str().unwrap().to_owned()
+        };
+        objects.iter().map(|raw| id(raw)).collect()
+    })
+}
+
+async fn fetch_payment(
+    stripe: &StripeClient,
+    account: Option<&AccountId>,
+    id: &str,
+) -> Result<Option<PaymentAtStripe>, StripeError> {
+    let payment = PaymentRef::parse(id).unwrap();
+    stripe.get_payment_at_stripe(account, &payment).await
+}
+
+#[tokio::test]
+async fn a_payment_is_fetched_with_all_that_belongs_to_it_and_nothing_else() {
+    let (local, stripe) = local().await;
+    let others = |kind: &str, id: &str| {
+        let mut object = object(kind, id, 2);
+        object["payment_intent"] = json!("pi_2");
+        object["charge"] = json!("ch_2");
+        object
+    };
+    for (kind, id) in [
+        ("payment_intent", "pi"),
+        ("charge", "ch"),
+        ("refund", "re"),
+        ("dispute", "du"),
+        ("checkout.session", "cs"),
+    ] {
+        local.put(None, object(kind, &format!("{id}_1"), 1));
+        local.put(None, others(kind, &format!("{id}_2")));
+    }
+    let no = Vec::<&str>::new;
+    for (id, expected, calls) in [
+        (
+            "pi_1",
+            [
+                vec!["pi_1"],
+                vec!["ch_1"],
+                vec!["re_1"],
+                vec!["du_1"],
+                vec!["cs_1"],
+            ],
+            vec![
+                "GET /v1/payment_intents/pi_1",
+                "GET /v1/charges",
+                "GET /v1/refunds",
+                "GET /v1/disputes",
+                "GET /v1/checkout/sessions",
+            ],
+        ),
+        (
+            "ch_1",
+            [no(), vec!["ch_1"], vec!["re_1"], vec!["du_1"], no()],
+            vec![
+                "GET /v1/charges/ch_1",
+                "GET /v1/refunds",
+                "GET /v1/disputes",
+            ],
+        ),
+        (
+            "cs_1",
+            [no(), no(), no(), no(), vec!["cs_1"]],
+            vec!["GET /v1/checkout/sessions/cs_1"],
+        ),
+    ] {
+        let before = local.state()["calls"].as_array().unwrap().len();
+        let fetched = fetch_payment(&stripe, None, id).await;
+        let fetched = fetched.unwrap().unwrap();
+        assert_eq!(ids_of(&fetched), expected, "{id}");
+        assert_eq!(
+            local.state()["calls"].as_array().unwrap()[before..],
+            calls,
+            "{id}"
+        );
+        assert!(read_payment_at_stripe(&fetched).is_ok(), "{id}");
+    }
+}
+
+#[tokio::test]
+async fn a_payment_of_a_connected_account_is_asked_for_in_its_name() {
+    let (local, stripe) = local().await;
+    let account = AccountId::parse("acct_1").unwrap();
+    for (kind, id) in [
+        ("payment_intent", "pi_1"),
+        ("charge", "ch_1"),
+        ("refund", "re_1"),
+    ] {
+        local.put(Some("acct_1"), object(kind, id, 1));
+    }
+    // The platform has a refund of another payment with this id.
+    local.put(None, object("refund", "re_platform", 1));
+    let fetched = fetch_payment(&stripe, Some(&account), "pi_1");
+    let fetched = fetched.await.unwrap().unwrap();
+    assert_eq!(ids_of(&fetched)[2], ["re_1"]);
+    let read = read_payment_at_stripe(&fetched).unwrap();
+    assert_eq!(read.named_entity.unwrap().to_string(), "order#ord_1");
+
+    let other = AccountId::parse("acct_2").unwrap();
+    for account in [None, Some(&other)] {
+        let fetched = fetch_payment(&stripe, account, "pi_1");
+        assert!(fetched.await.unwrap().is_none(), "{account:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_payments_lists_are_read_page_by_page_and_not_without_end() {
+    let (local, stripe) = local().await;
+    local.put(None, object("payment_intent", "pi_1", 1));
+    for n in 0..150 {
+        local.put(None, object("refund", &format!("re_{n}"), 1_000 + n));
+    }
+    let fetched = fetch_payment(&stripe, None, "pi_1");
+    let [.., refunds, _, _] = ids_of(&fetched.await.unwrap().unwrap());
+    let newest_first: Vec<String> = (0..150).rev().map(|n| format!("re_{n}")).collect();
+    assert_eq!(refunds, newest_first);
+    let asked = local.state()["calls"].to_string();
+    assert_eq!(asked.matches("GET /v1/refunds").count(), 2, "{asked}");
+
+    for n in 150..501 {
+        local.put(None, object("refund", &format!("re_{n}"), 1_000 + n));
+    }
+    let fetched = fetch_payment(&stripe, None, "pi_1");
+    assert_eq!(
+        fetched.await.unwrap_err().to_string(),
+        "list the refunds of pi_1: more than 5 pages"
+    );
+}
+
+#[rstest]
+#[case::intent("pi_1")]
+#[case::charge("ch_1")]
+#[case::session("cs_1")]
+#[tokio::test]
+async fn only_a_missing_object_is_missing(#[case] id: &str) {
+    let (local, stripe) = local().await;
+    let fetched = fetch_payment(&stripe, None, id).await;
+    assert!(fetched.unwrap().is_none());
+    for (status, disposition) in [
+        (404, Disposition::Permanent),
+        (401, Disposition::Permanent),
+        (403, Disposition::Permanent),
+        (429, Disposition::RetryLater),
+    ] {
+        local.fault(fault(status));
+        let fetched = fetch_payment(&stripe, None, id).await;
+        let error = fetched.unwrap_err();
+        assert_eq!(error.disposition(), disposition, "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_list_that_fails_fails_the_whole_payment() {
+    let (local, stripe) = local().await;
+    local.put(None, object("payment_intent", "pi_1", 1));
+    for after in 1..5 {
+        local.fault(Fault {
+            after,
+            code: Some("resource_missing".to_owned()),
+            ..fault(404)
+        });
+        let fetched = fetch_payment(&stripe, None, "pi_1");
+        let error = fetched.await.unwrap_err().to_string();
+        assert!(error.starts_with("list the "), "{error}");
+    }
 }
 
 #[test]
