@@ -161,7 +161,7 @@ async fn a_row_that_was_overwritten_after_its_last_write_is_restored_and_then_le
             for row in tables.events.lock().unwrap().values_mut() {
                 row.stored.processed = true;
                 row.stored.outcome = EventOutcome::Processed;
-                row.entities.insert(key.clone());
+                row.entities.insert(key.clone().into());
             }
         }
         let done = Checkpoint::completed_through(T + age - 600);

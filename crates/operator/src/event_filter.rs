@@ -98,6 +98,11 @@ impl EventFilter {
             && self.until.is_none()
     }
 
+    /// The connected account that was named.
+    pub(crate) fn account(&self) -> Option<&str> {
+        self.account.as_deref()
+    }
+
     pub(crate) fn received_since(since: TimeArgument) -> Self {
         Self {
             since: Some(since),

@@ -12,6 +12,7 @@ use aws_sdk_dynamodb::error::ProvideErrorMetadata as _;
 use aws_sdk_dynamodb::types::AttributeValue;
 use billhook_adapters::dynamodb::attributes::{Item, read_text, string_value};
 use billhook_adapters::dynamodb::events::{load_event_items, read_event_record};
+use billhook_core::entity::key::StateKey;
 use billhook_core::ids::{EventId, ProviderId};
 use billhook_core::intake::inbox::EventRecord;
 use billhook_core::intake::index_keys::open_key_of;
@@ -24,7 +25,7 @@ use crate::event_filter::{EventSelection, IndexPartition};
 /// All columns but the payload: a listing of 1,000 events would otherwise return 1,000 payloads.
 const WITHOUT_PAYLOAD: &str = "#event_id, #source, #event_type, #processing_outcome, #processing_error, #received_at, \
     #processed, #processed_at, #attempts, #connected_account_id, #tenant_id, #tenant_hint, #object_id, #livemode, \
-    #api_version, #correlation_id, #group, #payload_truncated, #template_version, #notes";
+    #api_version, #correlation_id, #group, #payload_truncated, #template_version, #notes, #entities";
 
 /// Keys of an index that are queried at the same time.
 const QUERIES_AT_ONCE: usize = 16;
@@ -51,6 +52,13 @@ impl EventSummary {
             record: read_event_record(item)?,
             row: row_to_json(item),
         })
+    }
+
+    /// What took its facts.
+    pub(crate) fn states(&self) -> BTreeSet<StateKey> {
+        let states = self.row.get("entities").and_then(Value::as_array);
+        let states = states.into_iter().flatten().filter_map(Value::as_str);
+        states.filter_map(StateKey::parse).collect()
     }
 
     /// Orders events by arrival. The id makes it unique, so that it can be the cursor of a replay: with the time alone,

@@ -22,6 +22,8 @@ mod log_lines;
 mod output;
 mod payload_redaction;
 mod payment_lookup;
+mod proof_repair;
+mod proof_run;
 mod provider_argument;
 mod replay_job;
 mod replay_run;

@@ -46,6 +46,14 @@ impl OutputWriter {
         });
     }
 
+    /// A table of rows, or the whole as one document.
+    pub(crate) fn print_report(self, columns: &[&str], rows: &[Value], whole: &Value) {
+        match self.format {
+            OutputFormat::Json => self.print_object(whole),
+            OutputFormat::Table | OutputFormat::Jsonl => self.print_list(columns, rows),
+        }
+    }
+
     fn format_list(self, columns: &[&str], rows: &[Value]) -> String {
         match self.format {
             OutputFormat::Table => self.format_table(columns, rows),

@@ -77,6 +77,12 @@ pub(crate) async fn compare_endpoints(session: &StackSession) -> Result<Endpoint
 }
 
 async fn list_stripe_endpoints(session: &StackSession) -> Result<Vec<WebhookEndpoint>> {
+    let stripe = open_stripe(session).await?;
+    Ok(stripe.list_webhook_endpoints().await?)
+}
+
+/// Stripe's API with the stack's key.
+pub(crate) async fn open_stripe(session: &StackSession) -> Result<StripeClient> {
     let stack = &session.stack;
     let source = SecretSource {
         variable: "AppSecretArn".to_owned(),
@@ -86,8 +92,8 @@ async fn list_stripe_endpoints(session: &StackSession) -> Result<Vec<WebhookEndp
     let key = key.context(
         "the App secret has no stripe_secret_key: put it with `billhook secrets put stripe-key`",
     )?;
-    let stripe = StripeClient::new(stack.parameter("StripeApiBase"), key, stack.is_live())?;
-    Ok(stripe.list_webhook_endpoints().await?)
+    let base = stack.parameter("StripeApiBase");
+    Ok(StripeClient::new(base, key, stack.is_live())?)
 }
 
 /// Whether two ARNs, as `arn:aws:cloudformation:eu-west-1:111122223333:stack/billhook-prod/…`, are of one stack: of the

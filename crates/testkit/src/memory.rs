@@ -50,7 +50,7 @@ use crate::events::fetched;
 
 /// The events that arrived on this day within a span, as the index would return them.
 pub(crate) fn arrived_events<'a>(
-    stored: impl Iterator<Item = (&'a EventRecord, &'a BTreeSet<EntityKey>)>,
+    stored: impl Iterator<Item = (&'a EventRecord, &'a BTreeSet<StateKey>)>,
     day: &str,
     span: ArrivalSpan,
 ) -> Vec<ArrivedEvent> {
@@ -353,8 +353,8 @@ pub struct EventRow {
     pub attempts: u32,
     /// The outcome under which it is in `OpenIndex`.
     pub open: Option<EventOutcome>,
-    /// The orders, statements and tenants that took its facts.
-    pub entities: BTreeSet<EntityKey>,
+    /// What took its facts.
+    pub entities: BTreeSet<StateKey>,
 }
 
 #[derive(Debug, Default)]
@@ -991,7 +991,7 @@ impl Ledger for &MemoryTables {
                 row.error = concluded.verdict.reason().map(str::to_owned);
                 row.attempts += 1;
                 row.open = Some(row.stored.outcome).filter(|outcome| !outcome.is_done());
-                row.entities.extend(own_entities(&concluded.entities));
+                row.entities.extend(concluded.entities.iter().cloned());
             }
         }
         match fault {
@@ -999,14 +999,6 @@ impl Ledger for &MemoryTables {
             _ => Ok(()),
         }
     }
-}
-
-/// Of the rows that took an event's facts, those with a row of the application.
-pub(crate) fn own_entities(states: &BTreeSet<StateKey>) -> impl Iterator<Item = EntityKey> {
-    states.iter().filter_map(|key| match key {
-        StateKey::Entity(key) => Some(key.clone()),
-        StateKey::Payment(_) | StateKey::Invoice(_) => None,
-    })
 }
 
 /// The guarded columns that a write of the entity changes.

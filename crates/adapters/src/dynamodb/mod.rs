@@ -15,6 +15,7 @@ mod failed_orders;
 pub mod index;
 pub mod jobs;
 pub mod ledger;
+mod list_states;
 mod open_states;
 mod pages;
 mod tenants;

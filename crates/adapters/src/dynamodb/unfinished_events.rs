@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use aws_sdk_dynamodb::operation::query::builders::QueryFluentBuilder;
 use aws_sdk_dynamodb::types::Select;
-use billhook_core::entity::EntityKey;
+use billhook_core::entity::key::StateKey;
 use billhook_core::error::DependencyError;
 use billhook_core::ids::{EventId, ProviderId};
 use billhook_core::intake::inbox::EventRecord;
@@ -263,7 +263,7 @@ fn read_arrived_event(entry: &Item) -> Option<ArrivedEvent> {
             .and_then(|entities| entities.as_ss().ok())
             .into_iter()
             .flatten()
-            .filter_map(|key| EntityKey::parse(key))
+            .filter_map(|key| StateKey::parse(key))
             .collect(),
     })
 }

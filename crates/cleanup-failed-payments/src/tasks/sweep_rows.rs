@@ -148,6 +148,7 @@ where
                 for day in days_of(span) {
                     let arrived = ledger.arrived_events(&day, span).await?;
                     let entities = arrived.into_iter().flat_map(|event| event.entities);
+                    let entities = entities.filter_map(StateKey::into_entity);
                     found.extend(entities.map(|entity| (entity, provider)));
                 }
             }

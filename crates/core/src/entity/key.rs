@@ -150,6 +150,16 @@ impl StateKey {
     }
 }
 
+impl StateKey {
+    /// `None` for payments and invoices.
+    pub fn into_entity(self) -> Option<EntityKey> {
+        match self {
+            Self::Entity(entity) => Some(entity),
+            Self::Payment(_) | Self::Invoice(_) => None,
+        }
+    }
+}
+
 impl fmt::Display for EntityKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}#{}", self.word(), self.id())

@@ -12,6 +12,7 @@
 
 pub mod entity;
 mod facts;
+pub mod listing;
 pub mod payment;
 pub mod prover;
 pub mod repair;
@@ -27,6 +28,7 @@ use crate::entity::key::{PaymentKey, StateKey};
 use crate::entity::mail::facts::MailFacts;
 use crate::entity::payment::state::PaymentFacts;
 use crate::ids::EventId;
+use crate::provider::stripe::comparison::StripeDifference;
 use crate::time::Timestamp;
 
 /// How a state stands to everything that it can be compared with.
@@ -106,6 +108,20 @@ impl StateDifference {
             expected: expected.map(str::to_owned),
             decision: None,
         }
+    }
+
+    /// What Stripe's own objects say.
+    pub fn at_stripe(difference: &StripeDifference) -> Self {
+        let StripeDifference {
+            object,
+            field,
+            stored,
+            at_stripe,
+        } = difference;
+        let place = format!("{object} {field}");
+        Self::new(DifferenceSource::Stripe, place, Some(stored), Some(at_stripe)).decided_by(
+            "if an event never arrived, billhook reconcile run brings it for 30 days; else compare with Stripe's dashboard and repair the order or statement",
+        )
     }
 
     #[must_use]

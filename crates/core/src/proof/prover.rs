@@ -57,6 +57,17 @@ impl<L: Ledger> StateProver<L> {
         Ok(prove_states::<L>(keys, named, &loaded, now))
     }
 
+    /// These states and those that their proofs rest on.
+    pub async fn with_related(
+        &self,
+        keys: &BTreeSet<StateKey>,
+    ) -> Result<BTreeSet<StateKey>, DependencyError> {
+        let loaded = self.load(keys, &EventsByState::new()).await?;
+        let mut all = related_keys(keys, &loaded.rows, &loaded.events);
+        all.extend(keys.iter().cloned());
+        Ok(all)
+    }
+
     pub(super) async fn load(
         &self,
         keys: &BTreeSet<StateKey>,
@@ -99,22 +110,30 @@ impl<L: Ledger> StateProver<L> {
         needed: BTreeSet<EventId>,
         readings: &mut EventReadings,
     ) -> Result<(), DependencyError> {
-        if needed.is_empty() {
-            return Ok(());
-        }
         for provider in ProviderId::ALL {
             let missing: BTreeSet<EventId> = needed
                 .iter()
                 .filter(|id| !readings.contains_key(*id))
                 .cloned()
                 .collect();
-            if missing.is_empty() {
-                return Ok(());
-            }
-            let ledger = self.events.of(*provider);
-            for event in ledger.load_events(*provider, &missing).await? {
-                readings.insert(event.stored.id.clone(), self.read_event(*provider, event));
-            }
+            self.read_events_of(*provider, &missing, readings).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn read_events_of(
+        &self,
+        provider: ProviderId,
+        ids: &BTreeSet<EventId>,
+        readings: &mut EventReadings,
+    ) -> Result<(), DependencyError> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let ledger = self.events.of(provider);
+        for event in ledger.load_events(provider, ids).await? {
+            let id = event.stored.id.clone();
+            readings.insert(id, self.read_event(provider, event));
         }
         Ok(())
     }

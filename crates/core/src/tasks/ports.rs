@@ -6,6 +6,7 @@ use std::future::Future;
 
 use crate::entity::EntityKey;
 use crate::entity::key::PaymentKey;
+use crate::entity::key::StateKey;
 use crate::error::DependencyError;
 use crate::ids::{AccountId, CheckoutSessionId, EventId, OrderId};
 use crate::intake::inbox::EventRecord;
@@ -113,8 +114,8 @@ pub struct UnfinishedPage {
 pub struct ArrivedEvent {
     pub id: EventId,
     pub outcome: EventOutcome,
-    /// The orders, statements and tenants that took its facts.
-    pub entities: BTreeSet<EntityKey>,
+    /// What took its facts.
+    pub entities: BTreeSet<StateKey>,
 }
 
 /// When events arrived: after the one time, and at or before the other.

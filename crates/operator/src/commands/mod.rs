@@ -10,6 +10,7 @@ mod man;
 mod metrics;
 mod orders;
 mod payments;
+mod prove;
 mod replay;
 mod secrets;
 mod send;
@@ -33,6 +34,10 @@ pub(crate) enum BillhookCommand {
     Events(Box<events::EventsCommand>),
     /// Reprocess stored events
     Replay(Box<replay::ReplayArgs>),
+    /// Prove states by their stored events, and show what is different
+    Prove(Box<prove::ProveArgs>),
+    /// Rebuild states from their stored events
+    Rebuild(Box<prove::RebuildArgs>),
     /// Show, review and repair orders
     #[command(subcommand)]
     Orders(orders::OrdersCommand),
@@ -88,6 +93,10 @@ pub(crate) async fn run_command(
         }
         BillhookCommand::Replay(replay) => {
             replay::run_replay(*replay, &open().await?, output).await
+        }
+        BillhookCommand::Prove(prove) => prove::run_prove(*prove, &open().await?, output).await,
+        BillhookCommand::Rebuild(rebuild) => {
+            prove::run_rebuild(*rebuild, &open().await?, output).await
         }
         BillhookCommand::Orders(command) => {
             orders::run_orders(command, &open().await?, output).await

@@ -25,7 +25,7 @@ use billhook_core::worker::ports::{
 
 use super::application::RowEdit;
 use super::{Call, Mutant, Port, Service, World};
-use crate::memory::{changed_columns, is_as_read, own_entities, refusal};
+use crate::memory::{changed_columns, is_as_read, refusal};
 
 /// The longest delay of an index.
 const LAG: Duration = Duration::from_secs(3);
@@ -103,7 +103,7 @@ pub struct EventRow {
     /// The outcome under which it is in `OpenIndex`.
     pub open: Option<EventOutcome>,
     /// The orders, statements and tenants that took its facts.
-    pub entities: BTreeSet<EntityKey>,
+    pub entities: BTreeSet<StateKey>,
 }
 
 /// An order's, a statement's or a tenant's row.
@@ -340,7 +340,7 @@ impl World {
             row.stored.processed = row.stored.outcome.is_done();
             row.error = concluded.verdict.reason().map(str::to_owned);
             row.open = Some(row.stored.outcome).filter(|outcome| !outcome.is_done());
-            row.entities.extend(own_entities(&concluded.entities));
+            row.entities.extend(concluded.entities.iter().cloned());
             written.events.push((provider, before, row.stored.outcome));
             let (id, outcome) = (row.stored.id.clone(), row.stored.outcome);
             let reason = row.error.clone().unwrap_or_default();

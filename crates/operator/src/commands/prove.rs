@@ -1,0 +1,219 @@
+//! `billhook prove` compares states with their stored events, with each other, with the application's rows and, if asked,
+//! with Stripe's own objects; `billhook rebuild` is the same, and mends what can be mended.
+
+use anyhow::{Result, bail};
+use billhook_adapters::clock::SystemClock;
+use billhook_core::ids::EventId;
+use billhook_core::ports::Clock as _;
+use clap::Args;
+use serde_json::json;
+
+use crate::audit::parse_reason;
+use crate::event_filter::EventFilter;
+use crate::event_lookup::load_selected_events;
+use crate::interrupt::wait_for_interrupt;
+use crate::output::{OutputWriter, print_notice};
+use crate::proof_repair::{RepairReport, repair_findings};
+use crate::proof_run::{
+    COLUMNS, ProofFindings, ProofScope, check_findings, describe_counts, find_states, open_prover,
+    require_some_scope, run_proofs, states_of_events,
+};
+use crate::session::StackSession;
+use crate::stripe_endpoints::open_stripe;
+
+#[derive(Args, Debug)]
+#[command(
+    after_help = "The stored events of a state are read and merged again, from nothing. Results: equal; edited (somebody changed \
+    the row; the next event takes the edit or overwrites it); unprovable (events are gone, what is left agrees); different. \
+    The command exits with 4 if a state is different. Ctrl-C ends it after the current part and prints how to continue.\n\nExamples:\n  \
+    billhook prove ord_1\n  \
+    billhook prove pi_1 --account acct_1 --with-stripe\n  \
+    billhook prove --since 7d --type 'charge.*'\n  \
+    billhook prove --all\n  \
+    billhook prove --all --repair --reason 'the table was restored' --yes"
+)]
+pub(crate) struct ProveArgs {
+    #[command(flatten)]
+    scope: ScopeArgs,
+    /// Mend what can be mended; without --yes the command only shows what it would do
+    #[arg(long)]
+    repair: bool,
+    #[command(flatten)]
+    repair_args: RepairArgs,
+}
+
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Facts are taken from the stored events; what no readable event can state (edits, cancellations, decisions of \
+    people, facts whose events are gone) stays. Without --yes the command only shows what it would do. It issues no effect.\n\nExamples:\n  \
+    billhook rebuild ord_1\n  \
+    billhook rebuild ord_1 --reason 'a refund was read wrongly' --yes\n  \
+    billhook rebuild --all --reason 'the table was restored' --yes"
+)]
+pub(crate) struct RebuildArgs {
+    #[command(flatten)]
+    scope: ScopeArgs,
+    #[command(flatten)]
+    repair_args: RepairArgs,
+}
+
+#[derive(Args, Debug)]
+struct ScopeArgs {
+    /// Orders, statements, tenants or payments, each with what it rests on; ids, or keys as payment#acct_1#pi_1
+    ids: Vec<String>,
+    #[command(flatten)]
+    filter: EventFilter,
+    /// All states, and all events of 400 days or of --since
+    #[arg(long, conflicts_with = "ids")]
+    all: bool,
+    /// About this percentage of all states; another part each day
+    #[arg(long, value_name = "PERCENT", conflicts_with_all = ["ids", "all"], value_parser = clap::value_parser!(u32).range(1..=100))]
+    sample: Option<u32>,
+    /// Also compare each payment with Stripe's own objects: five calls for each
+    #[arg(long)]
+    with_stripe: bool,
+    /// Continue an interrupted run, as it printed
+    #[arg(long, value_name = "PLACE")]
+    continue_at: Option<String>,
+}
+
+#[derive(Args, Debug)]
+struct RepairArgs {
+    /// The reason of the repair; the command writes it to each row's timeline
+    #[arg(long, value_parser = parse_reason)]
+    reason: Option<String>,
+    /// Do it
+    #[arg(long, requires = "reason")]
+    yes: bool,
+}
+
+pub(crate) async fn run_prove(
+    args: ProveArgs,
+    session: &StackSession,
+    output: OutputWriter,
+) -> Result<()> {
+    if !args.repair && args.repair_args.reason.is_some() {
+        bail!("--reason is the reason of a repair: pass --repair too");
+    }
+    let repair = args.repair.then_some(args.repair_args);
+    prove_and_repair(args.scope, repair, "prove", session, output).await
+}
+
+pub(crate) async fn run_rebuild(
+    args: RebuildArgs,
+    session: &StackSession,
+    output: OutputWriter,
+) -> Result<()> {
+    let repair = Some(args.repair_args);
+    prove_and_repair(args.scope, repair, "rebuild", session, output).await
+}
+
+async fn prove_and_repair(
+    scope: ScopeArgs,
+    repair: Option<RepairArgs>,
+    command: &str,
+    session: &StackSession,
+    output: OutputWriter,
+) -> Result<()> {
+    let prover = open_prover(session)?;
+    let stripe = match scope.with_stripe {
+        true => Some(open_stripe(session).await?),
+        false => None,
+    };
+    let resume_command = format!(
+        "billhook --stack {} {command} {}",
+        session.stack.name,
+        scope.describe()
+    );
+    let continue_at = scope.continue_at.clone();
+    let scope = scope.resolve(session, &prover).await?;
+    let interrupted = wait_for_interrupt();
+    let findings = run_proofs(
+        &prover,
+        stripe.as_ref(),
+        &scope,
+        continue_at.as_deref(),
+        interrupted,
+        &resume_command,
+    )
+    .await?;
+    let Some(RepairArgs { reason, yes }) = repair else {
+        print_findings(&findings, output);
+        return check_findings(&findings);
+    };
+    if !yes {
+        print_findings(&findings, output);
+        let mendable = findings.found.values();
+        let mendable = mendable.filter(|proof| !proof.correction.is_none()).count();
+        print_notice(&format!(
+            "{mendable} states would be mended. Nothing was written: repeat the command with --reason and --yes"
+        ));
+        return check_findings(&findings);
+    }
+    let Some(reason) = reason else {
+        bail!("--yes needs --reason");
+    };
+    let audit = session.start_audit(reason).await?;
+    let report = repair_findings(session, &prover, findings, &audit).await?;
+    print_report(&report, output);
+    check_findings(&report.left)
+}
+
+impl ScopeArgs {
+    async fn resolve(
+        self,
+        session: &StackSession,
+        prover: &crate::proof_run::OperatorProver,
+    ) -> Result<ProofScope> {
+        let now = SystemClock.now();
+        if self.all {
+            let since = self.filter.resolve(Vec::new(), now).since;
+            return Ok(ProofScope::All { since });
+        }
+        if let Some(percent) = self.sample {
+            return Ok(ProofScope::Sample(percent));
+        }
+        if !self.ids.is_empty() {
+            let account = self.filter.account();
+            let states = find_states(session, prover, &self.ids, account).await?;
+            return Ok(ProofScope::States(states, Default::default()));
+        }
+        require_some_scope(self.filter.is_empty())?;
+        let selection = self.filter.resolve(Vec::new(), now);
+        let events = load_selected_events(session, &selection).await?;
+        let events: Vec<(EventId, _)> = events
+            .iter()
+            .map(|event| (event.record.id.clone(), event.states()))
+            .collect();
+        let named = states_of_events(&events);
+        Ok(ProofScope::States(named.keys().cloned().collect(), named))
+    }
+
+    /// As it was typed, for the command that continues.
+    fn describe(&self) -> String {
+        let words = std::env::args().skip(1);
+        let words: Vec<String> = words
+            .skip_while(|word| word != "prove" && word != "rebuild")
+            .skip(1)
+            .collect();
+        words.join(" ")
+    }
+}
+
+fn print_findings(findings: &ProofFindings, output: OutputWriter) {
+    output.print_report(&COLUMNS, &findings.rows(), &findings.to_json());
+    print_notice(&describe_counts(findings));
+}
+
+fn print_report(report: &RepairReport, output: OutputWriter) {
+    let mut whole = report.left.to_json();
+    if let Some(members) = whole.as_object_mut() {
+        members.insert("mended".to_owned(), json!(report.mended));
+    }
+    output.print_report(&COLUMNS, &report.left.rows(), &whole);
+    print_notice(&format!(
+        "mended {} states and proved them again; left: {}",
+        report.mended.len(),
+        describe_counts(&report.left)
+    ));
+}

@@ -1,0 +1,441 @@
+//! A run of proofs: which states, in which order, what was found, and the repair of what can be mended.
+//!
+//! A run goes through units: segments of all states, then days of events, or chunks of named states. Ctrl-C ends it after
+//! the current unit, and the command to continue names the next one: nothing has to be stored.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::IsTerminal as _;
+use std::pin::pin;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use billhook_adapters::clock::SystemClock;
+use billhook_adapters::dynamodb::ledger::DynamoLedger;
+use billhook_adapters::stripe::StripeClient;
+use billhook_core::entity::key::StateKey;
+use billhook_core::ids::{EventId, PerProvider, ProviderId};
+use billhook_core::intake::inbox::EVENT_RETENTION;
+use billhook_core::ports::Clock as _;
+use billhook_core::proof::listing::{ListStates as _, ScanSegment};
+use billhook_core::proof::prover::{EventsByState, StateProver};
+use billhook_core::proof::{ProofResult, StateDifference, StateProof};
+use billhook_core::tasks::ports::{ArrivalSpan, FindUnfinishedEvents as _};
+use billhook_core::time::Timestamp;
+use billhook_core::worker::ports::Ledger as _;
+use futures_util::FutureExt as _;
+use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
+use serde_json::{Value, json};
+
+use crate::exit::CommandExit;
+use crate::output::print_notice;
+use crate::session::StackSession;
+
+/// Segments of a run over all states: small enough that Ctrl-C is soon obeyed.
+const SEGMENTS: u32 = 64;
+/// States that are proven together.
+const STATES_AT_ONCE: usize = 50;
+const CHUNKS_AT_ONCE: usize = 4;
+
+pub(crate) type OperatorProver = StateProver<DynamoLedger<SystemClock>>;
+
+/// What a run proves.
+#[derive(Clone, Debug)]
+pub(crate) enum ProofScope {
+    /// All states, and all events that arrived since then.
+    All { since: Option<Timestamp> },
+    /// About this percentage of all states: those of today's segment.
+    Sample(u32),
+    /// These, and events of which an index says that they took them.
+    States(BTreeSet<StateKey>, EventsByState),
+}
+
+#[derive(Clone, Debug)]
+enum ProofUnit {
+    Segment(ScanSegment),
+    /// The events that arrived on one day.
+    Day(String),
+    States(Vec<StateKey>),
+}
+
+impl ProofUnit {
+    /// Its name in the command that continues a run.
+    fn cursor(&self) -> String {
+        match self {
+            Self::Segment(segment) => format!("segment-{}", segment.number),
+            Self::Day(day) => day.clone(),
+            Self::States(states) => states.first().map(ToString::to_string).unwrap_or_default(),
+        }
+    }
+}
+
+impl ProofScope {
+    fn units(&self, now: Timestamp) -> Vec<ProofUnit> {
+        match self {
+            Self::All { since } => {
+                let since = since.unwrap_or_else(|| now.before(EVENT_RETENTION));
+                let segments = ScanSegment::all(SEGMENTS).map(ProofUnit::Segment);
+                let mut units: Vec<ProofUnit> = segments.collect();
+                let mut at = now;
+                while at.day() >= since.day() {
+                    units.push(ProofUnit::Day(at.day()));
+                    at = at.before(Duration::from_hours(24));
+                }
+                units
+            }
+            Self::Sample(percent) => {
+                vec![ProofUnit::Segment(ScanSegment::sample_of(*percent, now))]
+            }
+            Self::States(states, _) => {
+                let states: Vec<StateKey> = states.iter().cloned().collect();
+                let chunks = states.chunks(STATES_AT_ONCE);
+                chunks
+                    .map(|chunk| ProofUnit::States(chunk.to_vec()))
+                    .collect()
+            }
+        }
+    }
+}
+
+/// What a run has found.
+#[derive(Debug, Default)]
+pub(crate) struct ProofFindings {
+    pub(crate) counts: BTreeMap<&'static str, u64>,
+    /// The proofs that are not equal, without those that are only unprovable.
+    pub(crate) found: BTreeMap<StateKey, StateProof>,
+    /// Events that an index names for these states, and that they had lost.
+    pub(crate) named: EventsByState,
+}
+
+impl ProofFindings {
+    fn take(&mut self, proofs: Vec<StateProof>) {
+        for proof in proofs {
+            let result = proof.result();
+            *self.counts.entry(result.as_str()).or_default() += 1;
+            if matches!(result, ProofResult::Different | ProofResult::Edited) {
+                self.found.insert(proof.key.clone(), proof);
+            }
+        }
+    }
+
+    pub(crate) fn count(&self, result: ProofResult) -> u64 {
+        self.counts
+            .get(result.as_str())
+            .copied()
+            .unwrap_or_default()
+    }
+
+    pub(crate) fn summary(&self) -> Value {
+        let counts = ProofResult::ALL.map(|result| (result.as_str(), self.count(result)));
+        json!(BTreeMap::from(counts))
+    }
+
+    /// A row for each difference.
+    pub(crate) fn rows(&self) -> Vec<Value> {
+        let rows = self.found.values().flat_map(|proof| {
+            let differences = proof.differences.iter();
+            differences.map(|difference| describe_difference(proof, difference))
+        });
+        rows.collect()
+    }
+
+    /// For `--output json`.
+    pub(crate) fn to_json(&self) -> Value {
+        let states = self.found.values().map(describe_proof);
+        json!({ "summary": self.summary(), "states": states.collect::<Vec<_>>() })
+    }
+}
+
+pub(crate) const COLUMNS: [&str; 6] =
+    ["state", "result", "place", "stored", "expected", "decision"];
+
+fn describe_difference(proof: &StateProof, difference: &StateDifference) -> Value {
+    json!({
+        "state": proof.key.to_string(),
+        "result": proof.result().as_str(),
+        "source": difference.source.as_str(),
+        "place": difference.place,
+        "stored": difference.stored,
+        "expected": difference.expected,
+        "decision": difference.decision,
+    })
+}
+
+pub(crate) fn describe_proof(proof: &StateProof) -> Value {
+    let differences = proof.differences.iter().map(|difference| {
+        json!({
+            "source": difference.source.as_str(),
+            "place": difference.place,
+            "stored": difference.stored,
+            "expected": difference.expected,
+            "decision": difference.decision,
+        })
+    });
+    json!({
+        "state": proof.key.to_string(),
+        "result": proof.result().as_str(),
+        "differences": differences.collect::<Vec<_>>(),
+        "unreadable_events": proof.unreadable_events,
+    })
+}
+
+pub(crate) fn open_prover(session: &StackSession) -> Result<OperatorProver> {
+    Ok(StateProver {
+        // Every ledger reads all states.
+        states: session.ledger(ProviderId::Stripe)?,
+        events: PerProvider::try_new(|provider| session.ledger(provider))?,
+        live_mode: session.stack.is_live(),
+    })
+}
+
+/// Proves everything in the scope, from the unit with this cursor on.
+pub(crate) async fn run_proofs(
+    prover: &OperatorProver,
+    stripe: Option<&StripeClient>,
+    scope: &ProofScope,
+    continue_at: Option<&str>,
+    interrupted: impl Future<Output = ()>,
+    resume_command: &str,
+) -> Result<ProofFindings> {
+    let started_at = SystemClock.now();
+    let mut units = scope.units(started_at);
+    let all = units.len();
+    if let Some(cursor) = continue_at {
+        let position = units.iter().position(|unit| unit.cursor() == cursor);
+        let position = position.with_context(|| {
+            format!("--continue-at {cursor} is no place in this run: repeat the command that was printed")
+        })?;
+        units.drain(..position);
+    }
+    let mut findings = ProofFindings::default();
+    if let ProofScope::States(_, named) = scope {
+        findings.named = named.clone();
+    }
+    let skipped = all - units.len();
+    let mut interrupted = pin!(interrupted.fuse());
+    for (unit, done) in units.iter().zip(0..) {
+        if (&mut interrupted).now_or_never().is_some() {
+            let cursor = unit.cursor();
+            return Err(CommandExit::Interrupted(format!(
+                "interrupted after {} of {all} parts: {}; continue with: {resume_command} --continue-at {cursor}",
+                skipped + done,
+                describe_counts(&findings)
+            ))
+            .into());
+        }
+        prove_unit(prover, stripe, unit, &mut findings).await?;
+        let elapsed = started_at.until(SystemClock.now());
+        print_progress(done + 1, units.len(), elapsed, &findings);
+    }
+    Ok(findings)
+}
+
+async fn prove_unit(
+    prover: &OperatorProver,
+    stripe: Option<&StripeClient>,
+    unit: &ProofUnit,
+    findings: &mut ProofFindings,
+) -> Result<()> {
+    match unit {
+        ProofUnit::Segment(segment) => {
+            let mut next = None;
+            loop {
+                let page = prover.states.list_states(*segment, next.as_deref()).await?;
+                prove_states(prover, stripe, &page.states, findings).await?;
+                next = page.next;
+                if next.is_none() {
+                    return Ok(());
+                }
+            }
+        }
+        ProofUnit::States(states) => prove_states(prover, stripe, states, findings).await,
+        ProofUnit::Day(day) => {
+            let day_begins = Timestamp::parse(&format!("{day}T00:00:00Z"))?;
+            let span = ArrivalSpan {
+                after: day_begins.before(Duration::from_millis(1)),
+                until: day_begins.after(Duration::from_hours(24)),
+            };
+            for (provider, ledger) in prover.events.iter() {
+                let arrived = ledger.arrived_events(day, span).await?;
+                let lost = prover.find_lost_events(provider, &arrived).await?;
+                let states: Vec<StateKey> = lost.keys().cloned().collect();
+                for (state, events) in lost {
+                    findings.named.entry(state).or_default().extend(events);
+                }
+                prove_states(prover, None, &states, findings).await?;
+            }
+            Ok(())
+        }
+    }
+}
+
+async fn prove_states(
+    prover: &OperatorProver,
+    stripe: Option<&StripeClient>,
+    states: &[StateKey],
+    findings: &mut ProofFindings,
+) -> Result<()> {
+    let chunks: Vec<BTreeSet<StateKey>> = states
+        .chunks(STATES_AT_ONCE)
+        .map(|chunk| chunk.iter().cloned().collect())
+        .collect();
+    let named = &findings.named;
+    let proofs: Vec<Vec<StateProof>> = stream::iter(&chunks)
+        .map(async |chunk| prover.prove(chunk, named, SystemClock.now()).await)
+        .buffer_unordered(CHUNKS_AT_ONCE)
+        .try_collect()
+        .await?;
+    for mut proofs in proofs {
+        if let Some(stripe) = stripe {
+            add_stripe_differences(prover, stripe, &mut proofs).await?;
+        }
+        findings.take(proofs);
+    }
+    Ok(())
+}
+
+/// Compares the payments with Stripe's own objects. The stored facts are read first: an event that arrives in between
+/// would else look like a fact that Stripe denies.
+async fn add_stripe_differences(
+    prover: &OperatorProver,
+    stripe: &StripeClient,
+    proofs: &mut [StateProof],
+) -> Result<()> {
+    use billhook_core::entity::payment::facts::MoneyFacts;
+    use billhook_core::provider::stripe::comparison::compare_with_stripe;
+    use billhook_core::provider::stripe::objects::read_payment_at_stripe;
+    let keys: BTreeSet<StateKey> = proofs
+        .iter()
+        .filter(|proof| matches!(proof.key, StateKey::Payment(_)))
+        .map(|proof| proof.key.clone())
+        .collect();
+    let rows = prover.states.load_rows(&keys).await?;
+    for proof in proofs {
+        let StateKey::Payment(key) = &proof.key else {
+            continue;
+        };
+        let Some(payment) = rows.payment(key).filter(|state| state.alias_of.is_none()) else {
+            continue;
+        };
+        let account = key.account.as_ref();
+        let found = stripe.get_payment_at_stripe(account, &key.payment).await?;
+        let at_stripe = match found.as_ref().map(read_payment_at_stripe) {
+            None => MoneyFacts::default(),
+            Some(Ok(facts)) => facts.money,
+            Some(Err(unreadable)) => {
+                print_notice(&format!("{key}: {unreadable}"));
+                continue;
+            }
+        };
+        let now = SystemClock.now();
+        let differences = compare_with_stripe(&payment.facts.money, &at_stripe, now);
+        proof.differences.extend(
+            differences
+                .into_iter()
+                .map(|difference| StateDifference::at_stripe(&difference)),
+        );
+    }
+    Ok(())
+}
+
+pub(crate) fn describe_counts(findings: &ProofFindings) -> String {
+    let counts =
+        ProofResult::ALL.map(|result| format!("{} {}", findings.count(result), result.as_str()));
+    counts.join(", ")
+}
+
+fn print_progress(done: usize, all: usize, elapsed: Duration, findings: &ProofFindings) {
+    if !std::io::stderr().is_terminal() || all < 2 {
+        return;
+    }
+    let (done, all) = (
+        u32::try_from(done).unwrap_or(1),
+        u32::try_from(all).unwrap_or(1),
+    );
+    let left = elapsed / done.max(1) * (all - done);
+    let filled = usize::try_from(done * 30 / all.max(1)).unwrap_or(30);
+    let (bar, rest) = ("#".repeat(filled), " ".repeat(30 - filled.min(30)));
+    eprint!(
+        "\r[{bar}{rest}] {done}/{all}, {}, {} s left   {}",
+        describe_counts(findings),
+        left.as_secs(),
+        if done >= all { "\n" } else { "" }
+    );
+}
+
+/// The states that these texts name: `order#ord_1`, `payment#acct_1#pi_1`, or an id.
+pub(crate) async fn find_states(
+    session: &StackSession,
+    prover: &OperatorProver,
+    ids: &[String],
+    account: Option<&str>,
+) -> Result<BTreeSet<StateKey>> {
+    use billhook_core::entity::key::PaymentKey;
+    use billhook_core::entity::{ENTITY_SCHEMAS, EntityKey};
+    use billhook_core::ids::{AccountId, PaymentRef};
+    let account = match account {
+        None | Some("platform") => None,
+        Some(account) => Some(AccountId::parse(account)?),
+    };
+    let mut found = BTreeSet::new();
+    for id in ids {
+        if let Some(key) = StateKey::parse(id) {
+            found.insert(key);
+            continue;
+        }
+        let schemas = ENTITY_SCHEMAS.iter();
+        let entities = schemas.filter_map(|schema| EntityKey::of_kind(schema.word, id));
+        let mut candidates: BTreeSet<StateKey> = entities.map(StateKey::Entity).collect();
+        let payment = PaymentRef::parse(id)?;
+        candidates.insert(StateKey::Payment(PaymentKey {
+            account: account.clone(),
+            payment,
+        }));
+        let rows = prover.states.load_rows(&candidates).await?;
+        let entities = rows.entities.keys().cloned().map(StateKey::Entity);
+        let payments = rows.payments.keys().cloned().map(StateKey::Payment);
+        let unreadable = rows.unreadable.keys().cloned();
+        let known: BTreeSet<StateKey> = entities.chain(payments).chain(unreadable).collect();
+        if known.is_empty() {
+            let stack = &session.stack.name;
+            return Err(CommandExit::NotFound(format!(
+                "there is no order, statement, tenant or payment {id} in {stack}; name a payment of a connected account with --account, or any state by its key, as payment#acct_1#pi_1"
+            ))
+            .into());
+        }
+        found.extend(known);
+    }
+    Ok(prover.with_related(&found).await?)
+}
+
+/// What took these events, with those events that it may have lost.
+pub(crate) fn states_of_events(events: &[(EventId, BTreeSet<StateKey>)]) -> EventsByState {
+    let mut states = EventsByState::new();
+    for (event, taken_by) in events {
+        for state in taken_by {
+            states
+                .entry(state.clone())
+                .or_default()
+                .insert(event.clone());
+        }
+    }
+    states
+}
+
+/// A run must not say that all is right if something is not.
+pub(crate) fn check_findings(findings: &ProofFindings) -> Result<()> {
+    let different = findings.count(ProofResult::Different);
+    if different > 0 {
+        return Err(CommandExit::Refused(format!(
+            "{different} states are different; see docs/runbook/proof.md"
+        ))
+        .into());
+    }
+    Ok(())
+}
+
+pub(crate) fn require_some_scope(is_empty: bool) -> Result<()> {
+    if is_empty {
+        bail!("name states, or pass filters such as --since 7d, or --all, or --sample 1");
+    }
+    Ok(())
+}
