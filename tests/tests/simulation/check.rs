@@ -5,10 +5,12 @@ use std::fmt;
 use std::time::Duration;
 
 use billhook_core::entity::EntityKey;
+use billhook_core::entity::key::StateKey;
 use billhook_core::entity::payment::linked::LinkState;
 use billhook_core::entity::projection::RowStanding;
-use billhook_core::ids::{EventId, ProviderId};
+use billhook_core::ids::{EventId, PerProvider, ProviderId};
 use billhook_core::outcome::EventOutcome;
+use billhook_core::proof::prover::{EventsByState, StateProver};
 use billhook_core::provider::stripe::types::IntentStatus;
 use billhook_core::time::Timestamp;
 use billhook_core::worker::batch::RECEIVES_MAX;
@@ -89,6 +91,46 @@ pub(crate) fn at_the_end(functions: &Functions, found: &mut Found) {
         found.unless(!answer.to_string().contains("CANARY"), 19, || {
             format!("an answer holds {answer}")
         });
+    }
+}
+
+/// 22: at rest every state is what its events say; and once its events are gone, nothing is different.
+pub(crate) async fn proofs(functions: &Functions, found: &mut Found) {
+    let (tables, now) = {
+        let world = functions.sim.world();
+        let tables = PerProvider::new(|provider| world.store.to_tables(provider));
+        (tables, world.now())
+    };
+    let prover = StateProver {
+        states: tables.of(ProviderId::Stripe),
+        events: PerProvider::new(|provider| tables.of(provider)),
+        live_mode: false,
+    };
+    let keys: BTreeSet<StateKey> = {
+        let tables = tables.of(ProviderId::Stripe);
+        let entities = tables.entities.lock().unwrap();
+        let payments = tables.payments.lock().unwrap();
+        let invoices = tables.invoices.lock().unwrap();
+        let entities = entities.keys().cloned().map(StateKey::Entity);
+        let payments = payments.keys().cloned().map(StateKey::Payment);
+        let invoices = invoices.keys().cloned().map(StateKey::Invoice);
+        entities.chain(payments).chain(invoices).collect()
+    };
+    for when in ["", " on day 401"] {
+        let proven = prover.prove(&keys, &EventsByState::new(), now).await;
+        for proof in proven.unwrap() {
+            for different in &proof.differences {
+                let (key, place) = (&proof.key, &different.place);
+                let (stored, expected) = (&different.stored, &different.expected);
+                found.add(
+                    22,
+                    format!("{key}{when}: {place} is {stored:?}, not {expected:?}"),
+                );
+            }
+        }
+        for (_, tables) in tables.iter() {
+            tables.events.lock().unwrap().clear();
+        }
     }
 }
 

@@ -41,6 +41,7 @@ const MUTANTS: &[(Mutant, u8, &str, u64)] = &[
     (Mutant::EndpointStays, 20, "rotation", 5),
     (Mutant::RowsForgotten, 21, "overwritten", 10),
     (Mutant::RecentForgotten, 21, "overwritten", 60),
+    (Mutant::AmountMisread, 22, "ordinary", 10),
 ];
 
 #[test]
@@ -89,7 +90,7 @@ fn every_deliberate_defect_is_seen() {
 
 #[test]
 fn no_invariant_is_without_a_defect() {
-    for invariant in 1..=21 {
+    for invariant in 1..=22 {
         assert!(MUTANTS.iter().any(|(_, breaks, ..)| *breaks == invariant));
     }
 }

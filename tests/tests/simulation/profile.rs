@@ -12,7 +12,7 @@ use billhook_testkit::sim::{Faults, Mutant, SECRET_CANARY, Service, Sim};
 use serde_json::json;
 
 use crate::application::write_rows;
-use crate::check::{Found, Violation, at_the_end, drained};
+use crate::check::{Found, Violation, at_the_end, drained, proofs};
 use crate::customers::Customers;
 use crate::edges::{LOB_ARN, STRIPE_ARN};
 use crate::functions::{Functions, Task};
@@ -213,6 +213,7 @@ async fn play(profile: &Profile, seed: u64, mutant: Option<Mutant>, traced: bool
         stack.await.unwrap().check(&mut found).await;
     }
     at_the_end(&functions, &mut found);
+    proofs(&functions, &mut found).await;
     let trace = sim.trace();
     let mut sometimes = sim.world().sometimes.clone();
     if let refreshes @ 1.. = logs::refreshes() {

@@ -5,9 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::facts::{compare_facts, correct_facts, named_events};
 use super::payment::{link_of, take_readings};
-use super::stated::{
-    EventReadings, ReadEvent, StatedByEvents, as_read, merge_account_events, merge_mail_events,
-};
+use super::stated::{EventReadings, EventUse, ReadEvent, merge_account_events, merge_mail_events};
 use super::{DifferenceSource, StateDifference, StateProof};
 use crate::entity::key::StateKey;
 use crate::entity::kind::StatedFacts;
@@ -59,12 +57,15 @@ pub(super) fn restate<R>(
             StatedFacts::Payment(payment.key.clone(), copy)
         })
     });
-    let read = || events.values().filter_map(as_read);
     let mut stated: Vec<StatedFacts> = payments.collect();
     match key {
         EntityKey::Order(_) => {}
-        EntityKey::Statement(_) => stated.push(StatedFacts::Mail(merge_mail_events(read()).all)),
-        EntityKey::Tenant(_) => stated.push(StatedFacts::Account(merge_account_events(read()).all)),
+        EntityKey::Statement(_) => {
+            stated.push(StatedFacts::Mail(merge_mail_events(events.read()).all))
+        }
+        EntityKey::Tenant(_) => stated.push(StatedFacts::Account(
+            merge_account_events(events.read()).all,
+        )),
     }
     stated
 }
@@ -214,7 +215,7 @@ fn check_own_facts(
             proof.correction.mail = Some(corrected);
         }
         proof.differences.extend(found);
-        check_outcomes(entity, &stated, &readings, proof);
+        check_outcomes(entity, EventUse::Mail, &readings, proof);
     }
     if let Some(account) = entity.account_facts() {
         let stated = merge_account_events(readings.iter().copied());
@@ -224,19 +225,13 @@ fn check_own_facts(
             proof.correction.account = Some(corrected);
         }
         proof.differences.extend(found);
-        check_outcomes(entity, &stated, &readings, proof);
+        check_outcomes(entity, EventUse::Account, &readings, proof);
     }
 }
 
-fn check_outcomes<F>(
-    entity: &Entity,
-    stated: &StatedByEvents<F>,
-    readings: &[&ReadEvent],
-    proof: &mut StateProof,
-) {
+fn check_outcomes(entity: &Entity, of: EventUse, readings: &[&ReadEvent], proof: &mut StateProof) {
     for event in readings {
-        let is_own = stated.by_event.get(&event.id).is_some_and(Option::is_some);
-        if !is_own || event.is_taken() || !entity.event_ids().contains(&event.id) {
+        if !event.is_for(of) || event.is_taken() || !entity.event_ids().contains(&event.id) {
             continue;
         }
         proof.correction.events.insert(event.id.clone());

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 
 use super::prover::{EventsByState, StateProver};
-use super::stated::{EventReadings, as_read};
+use super::stated::EventReadings;
 use crate::entity::key::{PaymentKey, StateKey};
 use crate::entity::schema::EVENT_IDS_MAX;
 use crate::error::DependencyError;
@@ -116,10 +116,10 @@ impl<L: Ledger> StateProver<L> {
                 }
             }
         }
-        let mut readings = EventReadings::new();
+        let mut readings = EventReadings::default();
         self.read_events_of(provider, &taken_by_none, &mut readings)
             .await?;
-        for event in readings.values().filter_map(as_read) {
+        for event in readings.read() {
             let best = event.payment().and_then(|payment| payment.names.first());
             let payment = best.map(|best| {
                 StateKey::Payment(PaymentKey {

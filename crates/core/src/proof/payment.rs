@@ -171,11 +171,18 @@ pub(super) fn take_readings<'e>(
 ) -> Vec<&'e ReadEvent> {
     let mut readings = Vec::new();
     for id in needed {
-        match events.get(id) {
-            Some(EventReading::Read(event)) => readings.push(&**event),
-            Some(EventReading::Tampered) => {
-                proof.unreadable_events.insert(id.clone());
-                proof.differences.push(
+        let of_event = events.of(id);
+        let is_read = of_event
+            .iter()
+            .any(|reading| matches!(reading, EventReading::Read(_)));
+        if !is_read {
+            proof.unreadable_events.insert(id.clone());
+        }
+        for reading in of_event {
+            match reading {
+                EventReading::Read(event) => readings.push(&**event),
+                EventReading::Unreadable => {}
+                EventReading::Tampered => proof.differences.push(
                     StateDifference::new(
                         DifferenceSource::Events,
                         format!("event {id}"),
@@ -183,10 +190,7 @@ pub(super) fn take_readings<'e>(
                         None,
                     )
                     .decided_by("somebody changed the event's row: see docs/runbook/tampered.md"),
-                );
-            }
-            Some(EventReading::Unreadable) | None => {
-                proof.unreadable_events.insert(id.clone());
+                ),
             }
         }
     }

@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::entity::{TenantsByAccount, is_behind, prove_entity, restate};
 use super::payment::prove_payment;
-use super::stated::{EventReading, EventReadings, ReadEvent, as_read};
+use super::stated::{EventReading, EventReadings, EventUse, NeededEvents, ReadEvent};
 use super::{DifferenceSource, StateDifference, StateProof, entity, payment};
 use crate::entity::key::{InvoiceKey, PaymentKey, StateKey};
 use crate::entity::kind::StatedFacts;
@@ -75,7 +75,7 @@ impl<L: Ledger> StateProver<L> {
     ) -> Result<ProofRows<L::Row>, DependencyError> {
         let mut rows = self.states.load_rows(keys).await?;
         let mut known = keys.clone();
-        let mut events = EventReadings::new();
+        let mut events = EventReadings::default();
         self.read_events(needed_events::<L>(keys, &rows, named), &mut events)
             .await?;
         // From an entity or event to the payment, from there to its other names and its invoices.
@@ -107,14 +107,14 @@ impl<L: Ledger> StateProver<L> {
 
     async fn read_events(
         &self,
-        needed: BTreeSet<EventId>,
+        needed: NeededEvents,
         readings: &mut EventReadings,
     ) -> Result<(), DependencyError> {
         for provider in ProviderId::ALL {
             let missing: BTreeSet<EventId> = needed
                 .iter()
-                .filter(|id| !readings.contains_key(*id))
-                .cloned()
+                .filter(|(id, of)| !readings.has(id, *of))
+                .map(|(id, _)| id.clone())
                 .collect();
             self.read_events_of(*provider, &missing, readings).await?;
         }
@@ -243,21 +243,28 @@ fn needed_events<L: Ledger>(
     keys: &BTreeSet<StateKey>,
     rows: &LoadedRows<L::Row>,
     named: &EventsByState,
-) -> BTreeSet<EventId> {
+) -> NeededEvents {
     let none = BTreeSet::new();
-    let mut needed = BTreeSet::new();
+    let mut needed = NeededEvents::new();
     for key in keys {
         let named = named.get(key).unwrap_or(&none);
         match key {
             StateKey::Payment(key) => {
-                needed.extend(payment::needed_events(rows.payment(key), named));
+                let events = payment::needed_events(rows.payment(key), named);
+                needed.extend(events.into_iter().map(|id| (id, EventUse::Payment)));
             }
             StateKey::Entity(key) => {
                 if let Some((entity, row)) = rows.entities.get(key) {
-                    needed.extend(entity::needed_events(entity, named));
+                    let events = entity::needed_events(entity, named).into_iter();
+                    let of = match key {
+                        EntityKey::Tenant(_) => EventUse::Account,
+                        EntityKey::Order(_) | EntityKey::Statement(_) => EventUse::Mail,
+                    };
+                    needed.extend(events.map(|id| (id, of)));
                     if is_behind(entity) {
-                        needed.extend(L::timeline_events(row));
-                        needed.extend(named.iter().cloned());
+                        let events = L::timeline_events(row).into_iter();
+                        let events = events.chain(named.iter().cloned());
+                        needed.extend(events.map(|id| (id, EventUse::Any)));
                     }
                 }
             }
@@ -300,7 +307,7 @@ fn related_keys<R>(
     }
     // A payment that was lost is known by its events.
     let asked = |payment: &PaymentKey| keys.contains(&StateKey::Payment(payment.clone()));
-    for event in events.values().filter_map(as_read) {
+    for event in events.read() {
         let names: Vec<PaymentKey> = names_of(event).collect();
         if names.iter().any(asked) {
             related.extend(names.into_iter().map(StateKey::Payment));
@@ -363,11 +370,7 @@ fn payments_of_row<R>(
     events: &EventReadings,
     rows: &LoadedRows<R>,
 ) -> BTreeSet<StateKey> {
-    let mut payments: BTreeSet<PaymentKey> = events
-        .values()
-        .filter_map(as_read)
-        .flat_map(names_of)
-        .collect();
+    let mut payments: BTreeSet<PaymentKey> = events.read().flat_map(names_of).collect();
     payments.extend(entity.payment_intent().map(|intent| PaymentKey {
         account: None,
         payment: PaymentRef::Intent(intent.clone()),

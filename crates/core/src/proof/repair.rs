@@ -195,7 +195,7 @@ impl<R> ProofRows<R> {
         let payments = self.rows.payments.values();
         let linked = payments.filter(|(payment, _)| payment.copied.contains_key(key));
         let events = linked.flat_map(|(payment, _)| payment.history.event_ids.iter());
-        let own = self.events.keys();
+        let own = self.events.ids();
         events.chain(own).map(|id| (id.clone(), None)).collect()
     }
 }

@@ -34,16 +34,66 @@ pub(super) struct ReadEvent {
     pub facts: Option<EventFacts>,
 }
 
-pub(super) type EventReadings = BTreeMap<EventId, EventReading>;
+/// What an event is read for. Two providers may give two events one id, and only one of them is about letters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum EventUse {
+    Payment,
+    Mail,
+    Account,
+    Any,
+}
 
-pub(super) fn as_read(reading: &EventReading) -> Option<&ReadEvent> {
-    match reading {
-        EventReading::Read(event) => Some(event),
-        EventReading::Unreadable | EventReading::Tampered => None,
+/// The events that are needed, by what for.
+pub(super) type NeededEvents = BTreeSet<(EventId, EventUse)>;
+
+/// The readings of each event: one, or one of each provider that has an event of this id.
+#[derive(Debug, Default)]
+pub(super) struct EventReadings(BTreeMap<EventId, Vec<EventReading>>);
+
+impl EventReadings {
+    pub(super) fn insert(&mut self, id: EventId, reading: EventReading) {
+        self.0.entry(id).or_default().push(reading);
+    }
+
+    /// Whether a reading of this event is of this use.
+    pub(super) fn has(&self, id: &EventId, of: EventUse) -> bool {
+        let is_of_use = |reading: &EventReading| match reading {
+            EventReading::Read(event) => event.is_for(of),
+            EventReading::Unreadable | EventReading::Tampered => true,
+        };
+        self.of(id).iter().any(is_of_use)
+    }
+
+    pub(super) fn of(&self, id: &EventId) -> &[EventReading] {
+        self.0.get(id).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    pub(super) fn ids(&self) -> impl Iterator<Item = &EventId> {
+        self.0.keys()
+    }
+
+    pub(super) fn read(&self) -> impl Iterator<Item = &ReadEvent> {
+        self.0
+            .values()
+            .flatten()
+            .filter_map(|reading| match reading {
+                EventReading::Read(event) => Some(&**event),
+                EventReading::Unreadable | EventReading::Tampered => None,
+            })
     }
 }
 
 impl ReadEvent {
+    pub(super) fn is_for(&self, of: EventUse) -> bool {
+        let subject = self.facts.as_ref().map(|facts| &facts.subject);
+        match of {
+            EventUse::Payment => matches!(subject, Some(EventSubject::Payment(_))),
+            EventUse::Mail => matches!(subject, Some(EventSubject::Piece(..))),
+            EventUse::Account => matches!(subject, Some(EventSubject::Account(_))),
+            EventUse::Any => subject.is_some(),
+        }
+    }
+
     pub(super) fn created_at(&self) -> Option<Timestamp> {
         self.facts.as_ref()?.created_at
     }
@@ -89,10 +139,11 @@ impl<F: Default> Default for StatedByEvents<F> {
 
 impl<F: Merge + Clone> StatedByEvents<F> {
     fn take(&mut self, event: &EventId, facts: Option<&F>) {
+        let known = self.by_event.entry(event.clone()).or_default();
         if let Some(facts) = facts {
             self.all.merge(facts.clone());
+            known.merge(Some(facts.clone()));
         }
-        self.by_event.insert(event.clone(), facts.cloned());
     }
 }
 

@@ -98,6 +98,8 @@ pub enum Mutant {
     RowsForgotten,
     /// 21: the sweep does not see which rows were written without an event.
     RecentForgotten,
+    /// 22: the amounts of refunds and disputes are read with another digit.
+    AmountMisread,
 }
 
 pub struct World {

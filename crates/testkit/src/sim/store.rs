@@ -2,6 +2,7 @@
 //! consistency).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use billhook_core::entity::invoice::InvoiceState;
@@ -25,7 +26,7 @@ use billhook_core::worker::ports::{
 
 use super::application::RowEdit;
 use super::{Call, Mutant, Port, Service, World};
-use crate::memory::{changed_columns, is_as_read, refusal};
+use crate::memory::{self, MemoryTables, changed_columns, is_as_read, refusal};
 
 /// The longest delay of an index.
 const LAG: Duration = Duration::from_secs(3);
@@ -148,6 +149,39 @@ pub struct Store {
 }
 
 impl Store {
+    /// All rows as they are now, with the events of one provider, for reads that nothing disturbs.
+    pub fn to_tables(&self, provider: ProviderId) -> MemoryTables {
+        let events = self.events.all();
+        let events = events.filter(|((of, _), _)| *of == provider.as_str());
+        let events = events.map(|((_, id), row)| {
+            let row = memory::EventRow {
+                stored: row.stored.clone(),
+                payload: row.payload.clone(),
+                error: row.error.clone(),
+                attempts: 0,
+                open: row.open,
+                entities: row.entities.clone(),
+            };
+            (id.clone(), row)
+        });
+        let entities = self.entities.all();
+        let entities = entities.map(|(key, row)| (key.clone(), row.entity.clone()));
+        let payments = self.payments.all();
+        let payments = payments.map(|(key, row)| (key.clone(), row.clone()));
+        let invoices = self.invoices.all();
+        let invoices = invoices.map(|(key, row)| (key.clone(), row.clone()));
+        let tenants = self.accounts.all();
+        let tenants = tenants.map(|(tenant, account)| (account.clone(), tenant.clone()));
+        MemoryTables {
+            events: Mutex::new(events.collect()),
+            entities: Mutex::new(entities.collect()),
+            payments: Mutex::new(payments.collect()),
+            invoices: Mutex::new(invoices.collect()),
+            tenants: Mutex::new(tenants.collect()),
+            ..MemoryTables::default()
+        }
+    }
+
     /// Adds a row as the application does.
     pub fn add(&mut self, now: Timestamp, entity: Entity) {
         let row = EntityRow {
@@ -212,6 +246,10 @@ impl World {
             let text = String::from_utf8_lossy(&payload);
             let own = format!("\"id\":\"re_{}_", row.stored.id);
             payload = text.replace("\"id\":\"re_", &own).into_bytes();
+        }
+        if self.mutant == Some(Mutant::AmountMisread) {
+            let text = String::from_utf8_lossy(&payload);
+            payload = text.replace("\"amount\":", "\"amount\":1").into_bytes();
         }
         StoredEvent {
             stored: row.stored.clone(),
