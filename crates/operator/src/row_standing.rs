@@ -64,7 +64,8 @@ pub(crate) fn describe_row_standing(entity: &Entity) -> Option<String> {
             format!(
                 "the row of {key} has {column} {found}, and billhook wrote at most {last}: its events are parked as state_behind. \
                  Either the application writes that column (set the parameter VersionColumn, docs/adopt.md), or the table of the \
-                 states was restored from a backup (restore the application's table of the same time)"
+                 states was restored from a backup, or the state was lost: billhook rebuild {}",
+                key.id()
             )
         }
         RowStanding::Replaced => format!(

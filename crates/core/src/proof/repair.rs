@@ -126,11 +126,7 @@ async fn mend_once<L: Ledger, C: Clock + Pause>(
         let known = loaded.events_of(key);
         next.record_events(known.iter().map(|(id, at)| (id, *at)));
         let part = CommitPart {
-            entities: vec![EntityWrite {
-                entity: &right,
-                row,
-                next,
-            }],
+            entities: vec![EntityWrite { entity, row, next }],
             states: Vec::new(),
             events: Vec::new(),
             now,

@@ -154,7 +154,7 @@ pub enum RelinkError {
     #[error("there is no such order or statement")]
     TargetUnknown,
     #[error(
-        "its row was written by more than its state knows: restore both tables to the same time"
+        "its row was written by more than its state knows: rebuild it first (billhook rebuild)"
     )]
     StateBehind,
     #[error("it belongs to another tenant than the payment's account")]

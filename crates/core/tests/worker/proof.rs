@@ -6,6 +6,7 @@ use billhook_core::ids::{PerProvider, RefundId};
 use billhook_core::proof::prover::{EventsByState, StateProver};
 use billhook_core::proof::repair::{RepairedState, ReprocessEvent, repair_state};
 use billhook_core::proof::{ProofResult, StateProof};
+use billhook_core::tasks::ports::ArrivedEvent;
 use proptest::prelude::*;
 
 use super::laws::{drawn, generated, history, run};
@@ -82,13 +83,17 @@ impl ReprocessEvent for Reprocess<'_> {
     }
 }
 
-fn repair(tables: &MemoryTables, key: &StateKey) -> RepairedState {
-    let worker = Worker {
+fn worker_of(tables: &MemoryTables) -> Worker<&MemoryTables, FixedClock> {
+    Worker {
         provider: ProviderId::Stripe,
         live_mode: false,
         ledger: tables,
         clock: FixedClock::at(now()),
-    };
+    }
+}
+
+fn repair(tables: &MemoryTables, key: &StateKey) -> RepairedState {
+    let worker = worker_of(tables);
     let (prover, events) = (prover(tables), Reprocess(tables));
     let none = EventsByState::new();
     match run(repair_state(&prover, &worker, &events, key, &none)) {
@@ -318,6 +323,96 @@ fn a_fact_whose_own_event_does_not_state_it_is_taken_away_although_others_are_mi
     let facts = payment(&tables, PAYMENT).facts.money;
     assert_eq!(facts.refunds.len(), 1);
     assert_eq!(facts.payments.len(), 1, "what evt_1 stated stays");
+}
+
+/// What the index of arrivals says of all events.
+fn arrived(tables: &MemoryTables) -> Vec<ArrivedEvent> {
+    let events = tables.events.lock().unwrap();
+    let arrived = events.values().map(|row| ArrivedEvent {
+        id: row.stored.id.clone(),
+        outcome: row.stored.outcome,
+        entities: row.entities.clone(),
+    });
+    arrived.collect()
+}
+
+fn repair_named(tables: &MemoryTables, key: &StateKey, named: &EventsByState) -> RepairedState {
+    let worker = worker_of(tables);
+    let events = Reprocess(tables);
+    run(repair_state(&prover(tables), &worker, &events, key, named)).unwrap()
+}
+
+#[test]
+fn states_of_an_older_backup_take_what_came_since_from_the_events_and_the_row() {
+    let tables = tables();
+    let metadata = json!({ "order_id": "ord_1" });
+    let paid = intent_succeeded("evt_1", T, "pi_1", metadata, 4200);
+    run(deliver(&tables, ProviderId::Stripe, &[paid]));
+    let old_payment = payment(&tables, PAYMENT);
+    let old_order = tables.entities.lock().unwrap()[&order("ord_1")].clone();
+    let refunded = refund("evt_2", T + 5, "re_1", ("pi_1", "ch_1"), 4200, "succeeded");
+    run(deliver(&tables, ProviderId::Stripe, &[refunded]));
+    let whole = tables.entities.lock().unwrap()[&order("ord_1")].clone();
+    assert_eq!(whole.columns().status.as_deref(), Some("refunded"));
+
+    // The table of the states is restored, and the application's row is not. It has an entry of billhook's.
+    change_payment(&tables, PAYMENT, |payment| *payment = old_payment);
+    {
+        let mut entities = tables.entities.lock().unwrap();
+        let mut old_order = old_order;
+        let (behind, row) = (
+            order_mut(&mut old_order),
+            order_mut(&mut whole.clone()).clone(),
+        );
+        behind.columns = row.columns;
+        behind.row = row.row;
+        entities.insert(order("ord_1"), old_order);
+    }
+    let found = differences(&tables);
+    assert!(
+        found[0].starts_with("order#ord_1 row version"),
+        "{found:#?}"
+    );
+
+    let lost = run(prover(&tables).find_lost_events(ProviderId::Stripe, &arrived(&tables)));
+    let lost = lost.unwrap();
+    let payment_key = StateKey::parse(PAYMENT).unwrap();
+    assert_eq!(
+        lost[&payment_key],
+        [EventId::parse("evt_2").unwrap()].into()
+    );
+    for key in [&payment_key, &StateKey::Entity(order("ord_1"))] {
+        assert_eq!(repair_named(&tables, key, &lost).after.differences, []);
+    }
+    assert_eq!(differences(&tables), [""; 0]);
+    let mended = tables.entities.lock().unwrap()[&order("ord_1")].clone();
+    assert_eq!(mended.columns(), whole.columns());
+    assert!(mended.last_derived().review_reasons.is_empty());
+    assert!(mended.version() > whole.version());
+    let now_lost = run(prover(&tables).find_lost_events(ProviderId::Stripe, &arrived(&tables)));
+    assert_eq!(now_lost.unwrap(), EventsByState::new());
+}
+
+#[test]
+fn an_event_that_is_processed_and_that_nothing_took_is_found() {
+    let tables = paid_and_refunded();
+    let later = refund("evt_3", T + 9, "re_2", ("pi_1", "ch_1"), 500, "succeeded");
+    run(keep(&tables, ProviderId::Stripe, &later));
+    {
+        let mut events = tables.events.lock().unwrap();
+        let row = events.get_mut(&EventId::parse("evt_3").unwrap()).unwrap();
+        row.stored.outcome = EventOutcome::Processed;
+        row.stored.processed = true;
+    }
+    let lost = run(prover(&tables).find_lost_events(ProviderId::Stripe, &arrived(&tables)));
+    let lost = lost.unwrap();
+    let payment_key = StateKey::parse(PAYMENT).unwrap();
+    assert_eq!(lost.keys().collect::<Vec<_>>(), [&payment_key]);
+    assert_eq!(
+        repair_named(&tables, &payment_key, &lost).after.differences,
+        []
+    );
+    assert_eq!(payment(&tables, PAYMENT).facts.money.refunds.len(), 2);
 }
 
 proptest! {

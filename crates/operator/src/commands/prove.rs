@@ -72,6 +72,9 @@ struct ScopeArgs {
     /// Also compare each payment with Stripe's own objects: five calls for each
     #[arg(long)]
     with_stripe: bool,
+    /// Calls of Stripe per second; an account may make 100 in live mode and 25 in test mode, with those of the application
+    #[arg(long, value_name = "CALLS", default_value_t = 20, requires = "with_stripe", value_parser = clap::value_parser!(u32).range(1..=100))]
+    rate: u32,
     /// Continue an interrupted run, as it printed
     #[arg(long, value_name = "PLACE")]
     continue_at: Option<String>,
@@ -117,7 +120,7 @@ async fn prove_and_repair(
 ) -> Result<()> {
     let prover = open_prover(session)?;
     let stripe = match scope.with_stripe {
-        true => Some(open_stripe(session).await?),
+        true => Some(open_stripe(session).await?.with_rate_limit(scope.rate)),
         false => None,
     };
     let resume_command = format!(
