@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::facts::{compare_facts, correct_facts, named_events};
 use super::payment::{link_of, take_readings};
 use super::stated::{EventReadings, EventUse, ReadEvent, merge_account_events, merge_mail_events};
-use super::{DifferenceSource, StateDifference, StateProof};
+use super::{DifferenceSource, StateCorrection, StateDifference, StateProof};
 use crate::entity::key::StateKey;
 use crate::entity::kind::StatedFacts;
 use crate::entity::payment::facts::MoneyFacts;
@@ -96,13 +96,18 @@ pub(super) fn prove_entity<L: Ledger>(
         ));
         return proof;
     }
+    let is_own = proof.differences.is_empty();
     check_copies(entity, rows, &mut proof);
     check_own_facts(entity, events, named, &mut proof);
     if proof.differences.is_empty() {
         // Only of right facts the columns can be right.
         check_row::<L>(entity, row, now, &mut proof);
-    } else if entity.write_refusal().is_none() {
-        proof.correction.row = true;
+    } else {
+        proof.correction.row = entity.write_refusal().is_none();
+    }
+    if !is_own {
+        // Nothing is written until a person said whose it is.
+        proof.correction = StateCorrection::default();
     }
     proof
 }

@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use super::entity::{TenantsByAccount, is_behind, prove_entity, restate};
 use super::payment::prove_payment;
 use super::stated::{EventReading, EventReadings, EventUse, NeededEvents, ReadEvent};
-use super::{DifferenceSource, StateDifference, StateProof, entity, payment};
+use super::{DifferenceSource, ProofResult, StateDifference, StateProof, entity, payment};
 use crate::entity::key::{InvoiceKey, PaymentKey, StateKey};
 use crate::entity::kind::StatedFacts;
 use crate::entity::payment::linked::LinkState;
@@ -17,6 +17,9 @@ use crate::ids::{AccountId, EventId, PaymentRef, PerProvider, ProviderId};
 use crate::provider::interpret;
 use crate::time::Timestamp;
 use crate::worker::ports::{Ledger, LoadedRows, StoredEvent, StoredPayload};
+
+/// How often a state is read that looks different.
+const READS_MAX: usize = 3;
 
 /// Events by the state that took their facts, as an index says.
 pub type EventsByState = BTreeMap<StateKey, BTreeSet<EventId>>;
@@ -47,14 +50,32 @@ impl<R> ProofRows<R> {
 
 impl<L: Ledger> StateProver<L> {
     /// Proves these states. `named` are events that an index names for them, which they may have lost.
+    ///
+    /// A state and what it rests on are not read at one time, so a worker may write in between. What looks different is
+    /// read again, and is different only if it stays so.
     pub async fn prove(
         &self,
         keys: &BTreeSet<StateKey>,
         named: &EventsByState,
         now: Timestamp,
     ) -> Result<Vec<StateProof>, DependencyError> {
-        let loaded = self.load(keys, named).await?;
-        Ok(prove_states::<L>(keys, named, &loaded, now))
+        let mut proven = BTreeMap::new();
+        let mut rest = keys.clone();
+        for _ in 0..READS_MAX {
+            let loaded = self.load(&rest, named).await?;
+            let proofs = prove_states::<L>(&rest, named, &loaded, now);
+            rest.clear();
+            for proof in proofs {
+                if proof.result() == ProofResult::Different {
+                    rest.insert(proof.key.clone());
+                }
+                proven.insert(proof.key.clone(), proof);
+            }
+            if rest.is_empty() {
+                break;
+            }
+        }
+        Ok(proven.into_values().collect())
     }
 
     /// These states and those that their proofs rest on.

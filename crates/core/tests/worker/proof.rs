@@ -448,6 +448,150 @@ proptest! {
     }
 }
 
+/// A statement of a tenant with two letters, and the tenant's own account.
+fn mailed() -> MemoryTables {
+    let tables = tables();
+    let mut tenant = json!({ "stripe_account_id": "acct_a" });
+    tenant["tenant_id"] = json!("ten_a");
+    let key = EntityKey::Tenant(TenantId::parse("ten_a").unwrap());
+    let row = memory::entity_of(&key, tenant);
+    tables.entities.lock().unwrap().insert(key, row);
+    let mailed = letter("evt_l1", "2026-11-10T08:00:00.000Z", "ltr_1", "mailed");
+    let mut delivered = letter("evt_l2", "2026-11-12T08:00:00.000Z", "ltr_1", "delivered");
+    delivered["body"]["tracking_number"] = json!("n1");
+    run(deliver(&tables, ProviderId::Lob, &[mailed, delivered]));
+    let account = json!({ "id": "acct_a", "charges_enabled": true, "payouts_enabled": false });
+    let updated = from_account(stripe("evt_a1", "account.updated", T, account), "acct_a");
+    run(deliver(&tables, ProviderId::Stripe, &[updated]));
+    tables
+}
+
+#[test]
+fn letters_and_accounts_are_proven_by_their_own_events() {
+    let tables = mailed();
+    let events = tables
+        .events
+        .lock()
+        .unwrap()
+        .values()
+        .map(|row| row.stored.outcome)
+        .collect::<Vec<_>>();
+    assert_eq!(events, [EventOutcome::Processed; 3]);
+    assert_eq!(differences(&tables), [""; 0]);
+    assert_eq!(results(&tables)["statement#st_1"], ProofResult::Equal);
+    assert_eq!(results(&tables)["tenant#ten_a"], ProofResult::Equal);
+
+    let whole = tables.entities.lock().unwrap().clone();
+    {
+        let mut entities = tables.entities.lock().unwrap();
+        for entity in entities.values_mut() {
+            match entity {
+                Entity::Statement(statement) => {
+                    let pieces = statement.facts.mail.pieces.values_mut();
+                    pieces.for_each(|piece| drop(piece.stages.remove(&MailStage::Delivered)));
+                }
+                Entity::Tenant(tenant) => {
+                    let accounts = tenant.facts.accounts.values_mut();
+                    accounts.for_each(|account| account.abilities = None);
+                }
+                Entity::Order(_) => {}
+            }
+        }
+    }
+    let found = differences(&tables);
+    let places: Vec<&str> = found
+        .iter()
+        .map(|found| found.split(':').next().unwrap())
+        .collect();
+    assert_eq!(
+        places,
+        [
+            "statement#st_1 events facts.mail.pieces.ltr_1.stages.delivered",
+            "tenant#ten_a events facts.accounts.acct_a.abilities",
+        ]
+    );
+    repair_all(&tables);
+    assert_eq!(differences(&tables), [""; 0]);
+    for (key, entity) in tables.entities.lock().unwrap().iter() {
+        assert_eq!(entity.columns(), whole[key].columns(), "{key}");
+    }
+
+    // Without their events nothing is taken away.
+    forget_events(&tables, &["evt_l1", "evt_a1"]);
+    assert_eq!(differences(&tables), [""; 0]);
+    assert_eq!(results(&tables)["statement#st_1"], ProofResult::Unprovable);
+    assert_eq!(results(&tables)["tenant#ten_a"], ProofResult::Unprovable);
+}
+
+#[test]
+fn a_row_of_another_tenant_is_told_and_left_to_people() {
+    let tables = tables();
+    let metadata = json!({ "order_id": "ord_a" });
+    let paid = from_account(
+        intent_succeeded("evt_1", T, "pi_1", metadata, 4200),
+        "acct_a",
+    );
+    run(deliver(&tables, ProviderId::Stripe, &[paid]));
+    assert_eq!(differences(&tables), [""; 0]);
+    let set_tenant = |of_row: &str, of_state: &str| {
+        let mut entities = tables.entities.lock().unwrap();
+        let order = order_mut(entities.get_mut(&order("ord_a")).unwrap());
+        order.tenant = Some(TenantId::parse(of_row).unwrap());
+        order.history.tenant = Some(TenantId::parse(of_state).unwrap());
+    };
+    for (of_row, of_state) in [("ten_b", "ten_a"), ("ten_a", "ten_b"), ("ten_b", "ten_b")] {
+        set_tenant(of_row, of_state);
+        let found = prove_all(&tables);
+        let found = found
+            .iter()
+            .find(|proof| !proof.differences.is_empty())
+            .unwrap();
+        assert_eq!(found.differences[0].place, "tenant", "{of_row} {of_state}");
+        assert!(found.differences[0].decision.is_some());
+        assert!(found.correction.is_none());
+    }
+    set_tenant("ten_a", "ten_a");
+    assert_eq!(differences(&tables), [""; 0]);
+}
+
+#[test]
+fn what_a_worker_wrote_between_two_reads_is_not_different() {
+    let tables = std::sync::Arc::new(paid_and_refunded());
+    let whole = payment(&tables, PAYMENT);
+    change_payment(&tables, PAYMENT, |payment| {
+        payment.facts.money.refunds.clear()
+    });
+    let (of_hook, mut calls) = (std::sync::Arc::downgrade(&tables), 0);
+    tables.hook.set(move || {
+        calls += 1;
+        // The first reads of states and events are done.
+        if let (4, Some(tables)) = (calls, of_hook.upgrade()) {
+            change_payment(&tables, PAYMENT, |payment| *payment = whole.clone());
+        }
+    });
+    assert_eq!(differences(&tables), [""; 0]);
+}
+
+#[test]
+fn an_edit_is_told_apart_from_damage() {
+    let tables = paid_and_refunded();
+    {
+        let mut entities = tables.entities.lock().unwrap();
+        let order = order_mut(entities.get_mut(&order("ord_1")).unwrap());
+        order.columns.status = Some("cancelled".to_owned());
+    }
+    let results = results(&tables);
+    assert_eq!(results["order#ord_1"], ProofResult::Edited);
+    assert_eq!(
+        differences(&tables),
+        [
+            "order#ord_1 edit row.status: Some(\"\\\"cancelled\\\"\"), expected Some(\"\\\"completed\\\"\")"
+        ]
+    );
+    repair_all(&tables);
+    assert_eq!(differences(&tables), [""; 0], "the edit is a fact now");
+}
+
 #[test]
 fn the_history_with_every_kind_of_event_proves_equal() {
     let tables = tables();
