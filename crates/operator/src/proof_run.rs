@@ -12,13 +12,17 @@ use anyhow::{Context as _, Result, bail};
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::dynamodb::ledger::DynamoLedger;
 use billhook_adapters::stripe::StripeClient;
-use billhook_core::entity::key::StateKey;
-use billhook_core::ids::{EventId, PerProvider, ProviderId};
+use billhook_core::entity::key::{PaymentKey, StateKey};
+use billhook_core::entity::payment::facts::MoneyFacts;
+use billhook_core::entity::{ENTITY_SCHEMAS, EntityKey};
+use billhook_core::ids::{AccountId, EventId, PaymentRef, PerProvider, ProviderId};
 use billhook_core::intake::inbox::EVENT_RETENTION;
 use billhook_core::ports::Clock as _;
 use billhook_core::proof::listing::{ListStates as _, ScanSegment};
 use billhook_core::proof::prover::{EventsByState, StateProver};
 use billhook_core::proof::{ProofResult, StateDifference, StateProof};
+use billhook_core::provider::stripe::comparison::compare_with_stripe;
+use billhook_core::provider::stripe::objects::read_payment_at_stripe;
 use billhook_core::tasks::ports::{ArrivalSpan, FindUnfinishedEvents as _};
 use billhook_core::time::Timestamp;
 use billhook_core::worker::ports::Ledger as _;
@@ -300,9 +304,6 @@ async fn add_stripe_differences(
     stripe: &StripeClient,
     proofs: &mut [StateProof],
 ) -> Result<()> {
-    use billhook_core::entity::payment::facts::MoneyFacts;
-    use billhook_core::provider::stripe::comparison::compare_with_stripe;
-    use billhook_core::provider::stripe::objects::read_payment_at_stripe;
     let keys: BTreeSet<StateKey> = proofs
         .iter()
         .filter(|proof| matches!(proof.key, StateKey::Payment(_)))
@@ -369,9 +370,6 @@ pub(crate) async fn find_states(
     ids: &[String],
     account: Option<&str>,
 ) -> Result<BTreeSet<StateKey>> {
-    use billhook_core::entity::key::PaymentKey;
-    use billhook_core::entity::{ENTITY_SCHEMAS, EntityKey};
-    use billhook_core::ids::{AccountId, PaymentRef};
     let account = match account {
         None | Some("platform") => None,
         Some(account) => Some(AccountId::parse(account)?),

@@ -157,11 +157,9 @@ fn check_copies<R>(entity: &Entity, rows: &LoadedRows<R>, proof: &mut StateProof
         let repair = (payment.clone(), key.clone());
         let Some(known) = rows.payment(payment) else {
             proof.correction.copies.insert(repair);
-            proof.differences.push(
-                StateDifference::new(DifferenceSource::States, place, Some("a copy"), None).decided_by(
-                    "the payment's state is gone: if its events cannot be read either, restore it from a backup",
-                ),
-            );
+            let source = DifferenceSource::States;
+            let lost = StateDifference::new(source, place, Some("a copy"), Some("a payment"));
+            proof.differences.push(lost);
             continue;
         };
         let expected = expect_copy(known, entity, &key);

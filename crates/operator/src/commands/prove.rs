@@ -59,7 +59,7 @@ pub(crate) struct RebuildArgs {
 
 #[derive(Args, Debug)]
 struct ScopeArgs {
-    /// Orders, statements, tenants or payments, each with what it rests on; ids, or keys as payment#acct_1#pi_1
+    /// Orders, statements, tenants or payments, each with what it rests on; ids, or keys as `payment#acct_1#pi_1`
     ids: Vec<String>,
     #[command(flatten)]
     filter: EventFilter,
@@ -99,7 +99,7 @@ pub(crate) async fn run_prove(
         bail!("--reason is the reason of a repair: pass --repair too");
     }
     let repair = args.repair.then_some(args.repair_args);
-    prove_and_repair(args.scope, repair, "prove", session, output).await
+    prove_and_repair(args.scope, repair, session, output).await
 }
 
 pub(crate) async fn run_rebuild(
@@ -108,13 +108,12 @@ pub(crate) async fn run_rebuild(
     output: OutputWriter,
 ) -> Result<()> {
     let repair = Some(args.repair_args);
-    prove_and_repair(args.scope, repair, "rebuild", session, output).await
+    prove_and_repair(args.scope, repair, session, output).await
 }
 
 async fn prove_and_repair(
     scope: ScopeArgs,
     repair: Option<RepairArgs>,
-    command: &str,
     session: &StackSession,
     output: OutputWriter,
 ) -> Result<()> {
@@ -123,11 +122,7 @@ async fn prove_and_repair(
         true => Some(open_stripe(session).await?.with_rate_limit(scope.rate)),
         false => None,
     };
-    let resume_command = format!(
-        "billhook --stack {} {command} {}",
-        session.stack.name,
-        scope.describe()
-    );
+    let resume_command = describe_command(std::env::args());
     let continue_at = scope.continue_at.clone();
     let scope = scope.resolve(session, &prover).await?;
     let interrupted = wait_for_interrupt();
@@ -191,16 +186,26 @@ impl ScopeArgs {
         let named = states_of_events(&events);
         Ok(ProofScope::States(named.keys().cloned().collect(), named))
     }
+}
 
-    /// As it was typed, for the command that continues.
-    fn describe(&self) -> String {
-        let words = std::env::args().skip(1);
-        let words: Vec<String> = words
-            .skip_while(|word| word != "prove" && word != "rebuild")
-            .skip(1)
-            .collect();
-        words.join(" ")
+/// The command line as it was typed, for the command that continues.
+fn describe_command(words: impl Iterator<Item = String>) -> String {
+    let mut words = words.skip(1);
+    let mut typed = vec!["billhook".to_owned()];
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "--continue-at" => drop(words.next()),
+            word if word.starts_with("--continue-at=") => {}
+            word if word
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "-_=./:".contains(c)) =>
+            {
+                typed.push(word.to_owned());
+            }
+            word => typed.push(format!("'{}'", word.replace('\'', r"'\''"))),
+        }
     }
+    typed.join(" ")
 }
 
 fn print_findings(findings: &ProofFindings, output: OutputWriter) {
@@ -219,4 +224,28 @@ fn print_report(report: &RepairReport, output: OutputWriter) {
         report.mended.len(),
         describe_counts(&report.left)
     ));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_that_continues_is_as_it_was_typed_without_the_old_place() {
+        let words = [
+            "/usr/bin/billhook",
+            "prove",
+            "--all",
+            "--continue-at",
+            "segment-3",
+            "--repair",
+            "--reason",
+            "it's late",
+            "--yes",
+        ];
+        assert_eq!(
+            describe_command(words.map(str::to_owned).into_iter()),
+            r"billhook prove --all --repair --reason 'it'\''s late' --yes"
+        );
+    }
 }
