@@ -9,10 +9,11 @@ use crate::entity::EntityKey;
 use crate::entity::invoice::InvoiceFacts;
 use crate::entity::key::{InvoiceKey, PaymentKey, StateKey};
 use crate::entity::merge::{Merge as _, MinRegister};
-use crate::entity::payment::linked::LinkState;
+use crate::entity::payment::linked::{LinkState, PaymentCopy};
 use crate::entity::payment::state::{LinkSource, PaymentFacts, PaymentState};
 use crate::entity::schema::EVENT_IDS_MAX;
 use crate::ids::EventId;
+use crate::time::Timestamp;
 use crate::worker::ports::LoadedRows;
 
 /// The events that a payment's proof needs: those that it remembers, those that its facts name, and others that are said
@@ -64,6 +65,7 @@ pub(super) fn prove_payment<R>(
         true => correct_payment(stored, &stated, is_complete),
         false => correct_payment(&with_copied_members(stored, rows), &stated, is_complete),
     };
+    restore_copied_links(stored, is_complete, rows, &mut corrected);
     if known.is_none() {
         let is_copied = add_copied_facts(key, rows, &mut corrected);
         if !is_copied && stated.events.is_empty() {
@@ -132,6 +134,69 @@ fn with_copied_members<R>(stored: &PaymentState, rows: &LoadedRows<R>) -> Paymen
         }
     }
     filled
+}
+
+/// Puts back the links that the copies show and the payment has lost. Who is not open has written all of its copies, and
+/// a link is never taken back, so one of a copy is right, and one that no copy follows was altered: its sources are those
+/// of the link that is missing.
+fn restore_copied_links<R>(
+    stored: &PaymentState,
+    is_complete: bool,
+    rows: &LoadedRows<R>,
+    corrected: &mut PaymentFacts,
+) {
+    if stored.open_since.is_some() || stored.facts.relink.is_some() {
+        return;
+    }
+    let links = &stored.facts.links;
+    let copied = stored.copied.keys();
+    let lost = copied.filter(|entity| !links.contains_key(*entity));
+    let lost = lost.filter_map(|entity| Some((entity, copy_in(entity, &stored.key, rows)?)));
+    let lost = lost.filter(|(_, copy)| {
+        copy.version == stored.facts_version && copy.link != LinkState::Elsewhere
+    });
+    let unfollowed = links
+        .iter()
+        .filter(|(entity, _)| !stored.copied.contains_key(*entity));
+    for (entity, copy) in lost {
+        if corrected.links.contains_key(entity) {
+            continue;
+        }
+        let sources = unfollowed.clone().flat_map(|(_, sources)| sources);
+        let mut sources: BTreeMap<LinkSource, MinRegister<Timestamp>> = sources
+            .map(|(source, at)| (*source, at.clone()))
+            // All events can be read, and none names it.
+            .filter(|(source, _)| !is_complete || is_of_no_event(*source))
+            .collect();
+        if let (true, false, Some(at)) = (sources.is_empty(), is_complete, first_time(&copy.facts))
+        {
+            sources.insert(LinkSource::Metadata, MinRegister(at));
+        }
+        if sources.is_empty() {
+            continue;
+        }
+        corrected.links.insert(entity.clone(), sources);
+        for (unfollowed, _) in unfollowed.clone() {
+            corrected.links.remove(unfollowed);
+        }
+    }
+}
+
+/// An index and an invoice state these, and no event of the payment.
+fn is_of_no_event(source: LinkSource) -> bool {
+    match source {
+        LinkSource::Column | LinkSource::Invoice => true,
+        LinkSource::Metadata | LinkSource::Object => false,
+    }
+}
+
+fn copy_in<'r, R>(
+    entity: &EntityKey,
+    payment: &PaymentKey,
+    rows: &'r LoadedRows<R>,
+) -> Option<&'r PaymentCopy> {
+    let (entity, _) = rows.entities.get(entity)?;
+    entity.linked_payment_facts()?.payments.get(payment)
 }
 
 /// What the copies of a payment say whose own state was lost. They have all of its facts.
@@ -221,14 +286,9 @@ fn correct_payment(
     }
     for (entity, sources) in &known.links {
         for (source, at) in sources {
-            let is_possible = match source {
-                // An index and an invoice state these, and no event of the payment.
-                LinkSource::Column | LinkSource::Invoice => true,
-                LinkSource::Metadata | LinkSource::Object => stated
-                    .possible_links
-                    .get(entity)
-                    .is_some_and(|possible| possible.contains(source)),
-            };
+            let possible = stated.possible_links.get(entity);
+            let is_possible = is_of_no_event(*source)
+                || possible.is_some_and(|possible| possible.contains(source));
             if is_possible || !is_complete {
                 let links = corrected.links.entry(entity.clone()).or_default();
                 let link = links.entry(*source).or_insert_with(|| at.clone());
@@ -357,9 +417,7 @@ fn check_invoices<R>(
 /// Each order and statement that has a copy by the payment's account has that copy.
 fn check_copies<R>(payment: &PaymentState, rows: &LoadedRows<R>, proof: &mut StateProof) {
     for (entity, version) in &payment.copied {
-        let found = rows.entities.get(entity).map(|(entity, _)| entity);
-        let copies = found.and_then(|entity| entity.linked_payment_facts());
-        let copy = copies.and_then(|copies| copies.payments.get(&payment.key));
+        let copy = copy_in(entity, &payment.key, rows);
         // A newer copy is told by the proof of the order or statement.
         if copy.is_some_and(|copy| copy.version >= *version) {
             continue;

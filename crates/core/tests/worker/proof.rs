@@ -287,6 +287,44 @@ fn every_damage_is_named_mended_and_then_gone() {
     }
 }
 
+/// An order whose row has the payment, which no event's metadata names.
+fn paid_by_column() -> MemoryTables {
+    let tables = tables();
+    let row = json!({ "amountTotal": 4200, "currency": "usd", "stripePaymentIntentId": "pi_1" });
+    let row = memory::entity_of(&order("ord_1"), row);
+    tables.entities.lock().unwrap().insert(order("ord_1"), row);
+    let paid = intent_succeeded("evt_1", T, "pi_1", json!({}), 4200);
+    run(deliver(&tables, ProviderId::Stripe, &[paid]));
+    tables
+}
+
+#[test]
+fn a_link_that_was_altered_and_that_no_event_states_is_known_by_the_copies() {
+    for (make, missing) in [
+        (paid_by_column as fn() -> MemoryTables, &[][..]),
+        (paid_by_column, &["evt_1"]),
+        (paid_and_refunded, &["evt_1", "evt_2"]),
+        (paid_and_refunded, &["evt_1"]),
+    ] {
+        let tables = make();
+        let before = payment(&tables, PAYMENT);
+        change_payment(&tables, PAYMENT, |payment| {
+            let sources = payment.facts.links.remove(&order("ord_1")).unwrap();
+            payment.facts.links.insert(order("ord_2"), sources);
+        });
+        forget_events(&tables, missing);
+        let found = differences(&tables);
+        let named = "payment#platform#pi_1 events facts.links.order#ord_1";
+        assert!(
+            found.iter().any(|found| found.starts_with(named)),
+            "{missing:?}: {found:#?}"
+        );
+        repair_all(&tables);
+        assert_eq!(differences(&tables), [""; 0], "{missing:?}");
+        assert_eq!(payment(&tables, PAYMENT).facts, before.facts, "{missing:?}");
+    }
+}
+
 #[test]
 fn a_payment_that_lost_its_state_and_its_events_is_known_by_its_copy() {
     let tables = paid_and_refunded();
