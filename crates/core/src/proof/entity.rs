@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::facts::{compare_facts, correct_facts, named_events};
-use super::payment::{link_of, take_readings};
+use super::payment::{is_undecided, link_of, take_readings};
 use super::stated::{EventReadings, EventUse, ReadEvent, merge_account_events, merge_mail_events};
 use super::{DifferenceSource, StateCorrection, StateDifference, StateProof};
 use crate::entity::key::StateKey;
@@ -97,19 +97,37 @@ pub(super) fn prove_entity<L: Ledger>(
         return proof;
     }
     let is_own = proof.differences.is_empty();
-    check_copies(entity, rows, &mut proof);
+    check_copies(entity, rows, events, &mut proof);
     check_own_facts(entity, events, named, &mut proof);
     if proof.differences.is_empty() {
         // Only of right facts the columns can be right.
         check_row::<L>(entity, row, now, &mut proof);
-    } else {
-        proof.correction.row = entity.write_refusal().is_none();
+    } else if entity.write_refusal().is_none() {
+        let differences = &mut proof.differences.iter();
+        proof.correction.row = differences.any(|of| of.decision.is_none());
     }
     if !is_own {
         // Nothing is written until a person said whose it is.
         proof.correction = StateCorrection::default();
     }
     proof
+}
+
+/// The payments of which an entity has another copy than it should, of the payment's own version.
+pub(super) fn contradicted_payments<'r, R>(
+    entity: &'r Entity,
+    rows: &'r LoadedRows<R>,
+) -> impl Iterator<Item = &'r PaymentState> {
+    let key = entity.key();
+    let facts = entity.linked_payment_facts();
+    let copies = facts.into_iter().flat_map(|facts| &facts.payments);
+    copies.filter_map(move |(payment, copy)| {
+        let known = rows.payment(payment)?;
+        let is_contradicted = copy.version == known.facts_version
+            && expect_copy(known, entity, &key)
+                .is_some_and(|expected| expected.facts != copy.facts);
+        is_contradicted.then_some(known)
+    })
 }
 
 /// Its row and its state say the same tenant, and it is that of each payment's account.
@@ -148,8 +166,15 @@ fn check_tenant(entity: &Entity, tenants: &TenantsByAccount, proof: &mut StatePr
     }
 }
 
+const UNDECIDED: &str = "the payment and this copy differ, and the events that would say which is right are gone: compare the payment with Stripe (--with-stripe), and restore the one that is wrong from a backup";
+
 /// Each copy is what the payment says of this entity.
-fn check_copies<R>(entity: &Entity, rows: &LoadedRows<R>, proof: &mut StateProof) {
+fn check_copies<R>(
+    entity: &Entity,
+    rows: &LoadedRows<R>,
+    events: &EventReadings,
+    proof: &mut StateProof,
+) {
     let key = entity.key();
     let facts = entity.linked_payment_facts();
     for (payment, copy) in facts.into_iter().flat_map(|facts| &facts.payments) {
@@ -176,13 +201,14 @@ fn check_copies<R>(entity: &Entity, rows: &LoadedRows<R>, proof: &mut StateProof
         };
         if differs {
             let expected = expected.unwrap_or_else(|| known.copy_for(LinkState::Elsewhere));
-            proof.correction.copies.insert(repair);
-            proof.differences.extend(compare_facts(
-                DifferenceSource::States,
-                &place,
-                copy,
-                &expected,
-            ));
+            let found = compare_facts(DifferenceSource::States, &place, copy, &expected);
+            if is_own_version && is_undecided(known, copy, events) {
+                let decide = |difference: StateDifference| difference.decided_by(UNDECIDED);
+                proof.differences.extend(found.into_iter().map(decide));
+            } else {
+                proof.correction.copies.insert(repair);
+                proof.differences.extend(found);
+            }
         }
     }
 }

@@ -136,6 +136,30 @@ fn with_copied_members<R>(stored: &PaymentState, rows: &LoadedRows<R>) -> Paymen
     filled
 }
 
+/// Whether nobody can say which is right, a payment or its copy of the same version: both have a value and not the same,
+/// and events are gone that would say it. `events` has those of the payment.
+pub(super) fn is_undecided(
+    payment: &PaymentState,
+    copy: &PaymentCopy,
+    events: &EventReadings,
+) -> bool {
+    if copy.link == LinkState::Elsewhere {
+        return false;
+    }
+    let money = &payment.facts.money;
+    let filled = fill_missing(money, &copy.facts);
+    if fill_missing(&copy.facts, money) == filled {
+        return false;
+    }
+    let mut proof = StateProof::new(StateKey::Payment(payment.key.clone()));
+    let needed = needed_events(Some(payment), &BTreeSet::new());
+    let readings = take_readings(&needed, events, &mut proof);
+    let is_complete =
+        proof.unreadable_events.is_empty() && payment.history.event_ids.len() < EVENT_IDS_MAX;
+    let stated = merge_payment_events(&payment.key, &payment.facts.names, readings.into_iter());
+    !is_complete && correct_facts(&filled, &stated.money, is_complete) == filled
+}
+
 /// Puts back the links that the copies show and the payment has lost. Who is not open has written all of its copies, and
 /// a link is never taken back, so one of a copy is right, and one that no copy follows was altered: its sources are those
 /// of the link that is missing.

@@ -109,6 +109,10 @@ impl<L: Ledger> StateProver<L> {
             rows.extend(self.states.load_rows(&needed).await?);
             known.extend(needed);
         }
+        let contradicted = contradicted_events(keys, &rows).into_iter();
+        let contradicted = contradicted.map(|id| (id, EventUse::Payment));
+        self.read_events(contradicted.collect(), &mut events)
+            .await?;
         let accounts: BTreeSet<AccountId> = rows
             .payments
             .keys()
@@ -293,6 +297,18 @@ fn needed_events<L: Ledger>(
         }
     }
     needed
+}
+
+/// The events of payments that do not agree with their copies: they say which is right.
+fn contradicted_events<R>(keys: &BTreeSet<StateKey>, rows: &LoadedRows<R>) -> BTreeSet<EventId> {
+    let entities = keys.iter().filter_map(|key| match key {
+        StateKey::Entity(key) => rows.entities.get(key),
+        StateKey::Payment(_) | StateKey::Invoice(_) => None,
+    });
+    let payments = entities.flat_map(|(entity, _)| entity::contradicted_payments(entity, rows));
+    payments
+        .flat_map(|payment| payment::needed_events(Some(payment), &BTreeSet::new()))
+        .collect()
 }
 
 /// What the proofs of these states rest on, as far as it is known by now.

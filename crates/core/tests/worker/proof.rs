@@ -300,12 +300,13 @@ fn paid_by_column() -> MemoryTables {
 
 #[test]
 fn a_link_that_was_altered_and_that_no_event_states_is_known_by_the_copies() {
-    for (make, missing) in [
-        (paid_by_column as fn() -> MemoryTables, &[][..]),
+    let histories: [(fn() -> MemoryTables, &[&str]); 4] = [
+        (paid_by_column, &[]),
         (paid_by_column, &["evt_1"]),
         (paid_and_refunded, &["evt_1", "evt_2"]),
         (paid_and_refunded, &["evt_1"]),
-    ] {
+    ];
+    for (make, missing) in histories {
         let tables = make();
         let before = payment(&tables, PAYMENT);
         change_payment(&tables, PAYMENT, |payment| {
@@ -322,6 +323,44 @@ fn a_link_that_was_altered_and_that_no_event_states_is_known_by_the_copies() {
         repair_all(&tables);
         assert_eq!(differences(&tables), [""; 0], "{missing:?}");
         assert_eq!(payment(&tables, PAYMENT).facts, before.facts, "{missing:?}");
+    }
+}
+
+#[test]
+fn a_payment_and_a_copy_that_differ_are_a_persons_if_no_event_says_which_is_right() {
+    let alter = |payment: &mut PaymentState| {
+        for refund in payment.facts.money.refunds.values_mut() {
+            refund.amount.0.amount = 700;
+        }
+    };
+    let undecided = |tables: &MemoryTables| {
+        let proofs = prove_all(tables).into_iter();
+        let mut differences = proofs.flat_map(|proof| proof.differences);
+        differences.any(|difference| difference.decision.is_some())
+    };
+    for (missing, is_undecided) in [
+        (&["evt_1", "evt_2"][..], true),
+        // What can be read says which is right.
+        (&["evt_1"], false),
+        (&[], false),
+    ] {
+        let tables = paid_and_refunded();
+        let right = payment(&tables, PAYMENT);
+        change_payment(&tables, PAYMENT, alter);
+        let altered = payment(&tables, PAYMENT);
+        forget_events(&tables, missing);
+        assert_eq!(undecided(&tables), is_undecided, "{missing:?}");
+        let whole = tables.entities.lock().unwrap()[&order("ord_1")].clone();
+        repair_all(&tables);
+        assert_eq!(undecided(&tables), is_undecided, "{missing:?}");
+        let expected = if is_undecided { altered } else { right };
+        assert_eq!(
+            payment(&tables, PAYMENT).facts,
+            expected.facts,
+            "{missing:?}"
+        );
+        let entity = tables.entities.lock().unwrap()[&order("ord_1")].clone();
+        assert_eq!(entity.columns(), whole.columns(), "{missing:?}");
     }
 }
 
