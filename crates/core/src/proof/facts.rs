@@ -71,12 +71,17 @@ fn prune_members(
     }
     let mut results = Vec::new();
     members.retain(|name, value| {
-        let Value::Object(inner) = value else {
-            return true;
-        };
         let inner_stated = stated
             .iter()
             .map(|(event, facts)| (*event, facts.and_then(|facts| facts.get(name))));
+        let inner = match value {
+            Value::Object(inner) => inner,
+            Value::Array(values) => {
+                let stated = inner_stated.filter_map(|(_, facts)| facts?.as_array());
+                return !is_contradicted(values, stated);
+            }
+            _ => return true,
+        };
         let result = prune_members(inner, &inner_stated.collect());
         results.push(result);
         result != PruneResult::Unstated
@@ -90,6 +95,14 @@ fn prune_members(
         (false, true) => PruneResult::Unstated,
         (false, false) => PruneResult::Unnamed,
     }
+}
+
+/// Whether a set was misread: events that can be read state values of it, and it has none of them. Such as an amount of
+/// 0.42 that a release read where two events say 42.00, one of which is gone: it would be a second amount of the payment,
+/// which then matches nothing.
+fn is_contradicted<'s>(values: &[Value], stated: impl Iterator<Item = &'s Vec<Value>>) -> bool {
+    let stated: Vec<&Value> = stated.flatten().collect();
+    !stated.is_empty() && !stated.iter().any(|stated| values.contains(stated))
 }
 
 /// With the members that only the other facts have.

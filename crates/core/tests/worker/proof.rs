@@ -365,6 +365,33 @@ fn a_payment_and_a_copy_that_differ_are_a_persons_if_no_event_says_which_is_righ
 }
 
 #[test]
+fn an_amount_that_no_readable_event_states_beside_others_was_misread() {
+    let metadata = || json!({ "order_id": "ord_1" });
+    let paid = intent_succeeded("evt_1", T, "pi_1", metadata(), 4200);
+    let session = session_completed("evt_2", T + 1, "cs_1", Some("pi_1"), metadata(), "paid");
+    for missing in ["evt_1", "evt_2"] {
+        let tables = tables();
+        let events = [paid.clone(), session.clone()];
+        run(deliver(&tables, ProviderId::Stripe, &events));
+        let right = payment(&tables, PAYMENT).facts;
+        change_payment(&tables, PAYMENT, |payment| {
+            let payments = payment.facts.money.payments.values_mut();
+            for received in payments.map(|payment| &mut payment.received) {
+                let misread = received.iter().cloned().map(|mut money| {
+                    money.amount /= 100;
+                    money
+                });
+                *received = misread.collect();
+            }
+        });
+        forget_events(&tables, &[missing]);
+        repair_all(&tables);
+        assert_eq!(payment(&tables, PAYMENT).facts, right, "{missing}");
+        assert_eq!(differences(&tables), [""; 0], "{missing}");
+    }
+}
+
+#[test]
 fn a_payment_that_lost_its_state_and_its_events_is_known_by_its_copy() {
     let tables = paid_and_refunded();
     let before = payment(&tables, PAYMENT);
