@@ -15,6 +15,7 @@ use billhook_core::entity::key::{InvoiceKey, PaymentKey, StateKey};
 use billhook_core::entity::kind::EntityState;
 use billhook_core::entity::order::OrderKind;
 use billhook_core::entity::payment::state::PaymentState;
+use billhook_core::entity::projection::RowStanding;
 use billhook_core::entity::rules::RowRules;
 use billhook_core::entity::schema::{STATE_SCHEMA, UnreadableRow};
 use billhook_core::entity::timeline::ACTOR;
@@ -1022,7 +1023,11 @@ pub(crate) fn changed_columns(entity: &Entity, next: &EntityUpdate) -> Vec<Chang
 
 /// The condition on an entity's two rows.
 pub(crate) fn is_as_read(row: &Entity, read: &Entity) -> bool {
-    (row.version(), row.columns(), row.tenant()) == (read.version(), read.columns(), read.tenant())
+    // A state that was lost gets the version that the row bears.
+    let is_rebased =
+        row.standing() == RowStanding::Ahead && row.row().version == Some(read.version());
+    (is_rebased || row.version() == read.version())
+        && (row.columns(), row.tenant()) == (read.columns(), read.tenant())
 }
 
 /// DynamoDB refuses a transaction with two actions on one row or with more than 100 actions, whatever the rows contain.

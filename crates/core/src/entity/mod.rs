@@ -50,7 +50,7 @@ use crate::entity::schema::{
 use crate::entity::statement::StatementKind;
 use crate::entity::tenant::TenantKind;
 use crate::entity::timeline::DerivedEntry;
-use crate::ids::{EventId, PaymentIntentId, PieceId, TenantId};
+use crate::ids::{AccountId, EventId, PaymentIntentId, PieceId, TenantId};
 use crate::outcome::ParkReason;
 use crate::time::Timestamp;
 
@@ -324,6 +324,14 @@ impl Entity {
     /// The PaymentIntent in the row's column.
     pub fn payment_intent(&self) -> Option<&PaymentIntentId> {
         for_entity!(Entity, self, state => Kind::payment_intent(&state.given))
+    }
+
+    /// The connected account in a tenant's row.
+    pub fn connected_account(&self) -> Option<&AccountId> {
+        match self {
+            Self::Tenant(tenant) => tenant.given.account.as_ref(),
+            Self::Order(_) | Self::Statement(_) => None,
+        }
     }
 
     /// The printed piece in the row's column.

@@ -7,8 +7,10 @@ use super::facts::{compare_facts, correct_facts, named_events};
 use super::payment::{is_undecided, link_of, take_readings};
 use super::stated::{EventReadings, EventUse, ReadEvent, merge_account_events, merge_mail_events};
 use super::{DifferenceSource, StateCorrection, StateDifference, StateProof};
+use crate::entity::account::AccountFacts;
 use crate::entity::key::StateKey;
 use crate::entity::kind::StatedFacts;
+use crate::entity::mail::facts::MailFacts;
 use crate::entity::payment::facts::MoneyFacts;
 use crate::entity::payment::linked::{LinkState, PaymentCopy};
 use crate::entity::payment::state::PaymentState;
@@ -70,6 +72,14 @@ pub(super) fn restate<R>(
     stated
 }
 
+fn states_something(stated: &StatedFacts) -> bool {
+    match stated {
+        StatedFacts::Payment(..) | StatedFacts::Cancelled(_) | StatedFacts::Manual(_) => true,
+        StatedFacts::Mail(mail) => *mail != MailFacts::default(),
+        StatedFacts::Account(account) => *account != AccountFacts::default(),
+    }
+}
+
 /// Proves one entity. `rows` has it and its payments; `events` what [`needed_events`] names.
 pub(super) fn prove_entity<L: Ledger>(
     entity: &Entity,
@@ -87,13 +97,21 @@ pub(super) fn prove_entity<L: Ledger>(
     if is_behind(entity) {
         let version = entity.row().version.map(|version| version.to_string());
         let stored = (entity.version() > 0).then(|| entity.version().to_string());
-        proof.correction.row = proof.differences.is_empty();
-        proof.differences.push(StateDifference::new(
+        let lost = StateDifference::new(
             DifferenceSource::Row,
             "version",
             stored.as_deref(),
             version.as_deref(),
-        ));
+        );
+        if restate(&key, rows, events).iter().any(states_something) {
+            proof.correction.row = proof.differences.is_empty();
+            proof.differences.push(lost);
+        } else {
+            // From nothing the row would be derived as unpaid.
+            proof.differences.push(lost.decided_by(
+                "its payments and events are gone too, or cannot be found: restore the state from a backup",
+            ));
+        }
         return proof;
     }
     let is_own = proof.differences.is_empty();

@@ -65,7 +65,7 @@ pub(super) fn prove_payment<R>(
         true => correct_payment(stored, &stated, is_complete),
         false => correct_payment(&with_copied_members(stored, rows), &stated, is_complete),
     };
-    restore_copied_links(stored, is_complete, rows, &mut corrected);
+    restore_copied_links(stored, &stated, is_complete, rows, &mut corrected);
     if known.is_none() {
         let is_copied = add_copied_facts(key, rows, &mut corrected);
         if !is_copied && stated.events.is_empty() {
@@ -165,6 +165,7 @@ pub(super) fn is_undecided(
 /// of the link that is missing.
 fn restore_copied_links<R>(
     stored: &PaymentState,
+    stated: &StatedPayment,
     is_complete: bool,
     rows: &LoadedRows<R>,
     corrected: &mut PaymentFacts,
@@ -183,9 +184,6 @@ fn restore_copied_links<R>(
         .iter()
         .filter(|(entity, _)| !stored.copied.contains_key(*entity));
     for (entity, copy) in lost {
-        if corrected.links.contains_key(entity) {
-            continue;
-        }
         let sources = unfollowed.clone().flat_map(|(_, sources)| sources);
         let mut sources: BTreeMap<LinkSource, MinRegister<Timestamp>> = sources
             .map(|(source, at)| (*source, at.clone()))
@@ -199,9 +197,15 @@ fn restore_copied_links<R>(
         if sources.is_empty() {
             continue;
         }
-        corrected.links.insert(entity.clone(), sources);
+        let links = corrected.links.entry(entity.clone()).or_default();
+        for (source, at) in sources {
+            let link = links.entry(source).or_insert_with(|| at.clone());
+            link.merge(at);
+        }
         for (unfollowed, _) in unfollowed.clone() {
-            corrected.links.remove(unfollowed);
+            if !stated.possible_links.contains_key(unfollowed) {
+                corrected.links.remove(unfollowed);
+            }
         }
     }
 }

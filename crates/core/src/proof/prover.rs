@@ -99,8 +99,9 @@ impl<L: Ledger> StateProver<L> {
         let mut events = EventReadings::default();
         self.read_events(needed_events::<L>(keys, &rows, named), &mut events)
             .await?;
-        // From an entity or event to the payment, from there to its other names and its invoices.
-        for _ in 0..2 {
+        // From an entity or event to the payment, from there to its other names and its invoices. If the entity's state
+        // was lost, first to its tenant, whose account the payment is of.
+        for _ in 0..3 {
             let mut needed = related_keys(keys, &rows, &events);
             needed.retain(|key| !known.contains(key));
             if needed.is_empty() {
@@ -327,6 +328,8 @@ fn related_keys<R>(
                     let payments = payments.into_iter().flat_map(|facts| facts.payments.keys());
                     related.extend(payments.cloned().map(StateKey::Payment));
                     if is_behind(entity) {
+                        let tenant = entity.tenant().cloned().map(EntityKey::Tenant);
+                        related.extend(tenant.map(StateKey::Entity));
                         related.extend(payments_of_row(entity, events, rows));
                     }
                 }
@@ -408,10 +411,16 @@ fn payments_of_row<R>(
     rows: &LoadedRows<R>,
 ) -> BTreeSet<StateKey> {
     let mut payments: BTreeSet<PaymentKey> = events.read().flat_map(names_of).collect();
-    payments.extend(entity.payment_intent().map(|intent| PaymentKey {
-        account: None,
-        payment: PaymentRef::Intent(intent.clone()),
-    }));
+    let tenant = entity.tenant().cloned().map(EntityKey::Tenant);
+    let tenant = tenant.and_then(|tenant| rows.entities.get(&tenant));
+    let account = tenant.and_then(|(tenant, _)| tenant.connected_account().cloned());
+    let accounts = BTreeSet::from([None, account]);
+    if let Some(intent) = entity.payment_intent() {
+        payments.extend(accounts.into_iter().map(|account| PaymentKey {
+            account,
+            payment: PaymentRef::Intent(intent.clone()),
+        }));
+    }
     let aliases = payments
         .iter()
         .filter_map(|payment| rows.payment(payment)?.alias_of.clone());

@@ -9,8 +9,10 @@ use super::entity::is_behind;
 use super::facts::named_events;
 use super::prover::{EventsByState, ProofRows, StateProver, prove_states};
 use super::{StateCorrection, StateProof};
-use crate::entity::EntityKey;
+use crate::entity::account::AccountFacts;
 use crate::entity::key::{PaymentKey, StateKey};
+use crate::entity::mail::facts::MailFacts;
+use crate::entity::{Entity, EntityKey};
 use crate::ids::EventId;
 use crate::ports::{Clock, Pause};
 use crate::time::Timestamp;
@@ -93,6 +95,11 @@ async fn mend_once<L: Ledger, C: Clock + Pause>(
     } = &proof.correction;
     match &proof.key {
         StateKey::Payment(key) if payment.is_some() || !copies.is_empty() => {
+            for (_, entity) in copies {
+                if restore_entity(prover, worker, key, entity, named).await? {
+                    return Ok(());
+                }
+            }
             let rebuild = PaymentRebuild {
                 facts: payment.clone(),
                 events: event_ids.clone(),
@@ -113,27 +120,64 @@ async fn mend_once<L: Ledger, C: Clock + Pause>(
         events.reprocess(event).await?;
     }
     if let (StateKey::Entity(key), true) = (&proof.key, *row || mail.is_some() || account.is_some())
-        && let Some((entity, row)) = loaded.rows.entities.get(key)
     {
-        let now = worker.clock.now();
-        let right = match is_behind(entity) {
-            true => entity.rebased(loaded.restate(key), now),
-            false => entity
-                .clone()
-                .with_own_facts(mail.as_ref(), account.as_ref()),
-        };
-        let mut next = right.apply_facts([], now);
-        let known = loaded.events_of(key);
-        next.record_events(known.iter().map(|(id, at)| (id, *at)));
-        let part = CommitPart {
-            entities: vec![EntityWrite { entity, row, next }],
-            states: Vec::new(),
-            events: Vec::new(),
-            now,
-        };
-        worker.ledger.commit(worker.provider, &[&part]).await?;
+        write_entity(worker, key, mail.as_ref(), account.as_ref(), loaded).await?;
     }
     Ok(())
+}
+
+/// Writes the state and the row of an entity as they follow from right facts.
+async fn write_entity<L: Ledger, C: Clock + Pause>(
+    worker: &Worker<L, C>,
+    key: &EntityKey,
+    mail: Option<&MailFacts>,
+    account: Option<&AccountFacts>,
+    loaded: &ProofRows<L::Row>,
+) -> Result<(), ProcessingFailure> {
+    let Some((entity, row)) = loaded.rows.entities.get(key) else {
+        return Ok(());
+    };
+    let now = worker.clock.now();
+    let right = match is_behind(entity) {
+        true => entity.rebased(loaded.restate(key), now),
+        false => entity.clone().with_own_facts(mail, account),
+    };
+    let mut next = right.apply_facts([], now);
+    let known = loaded.events_of(key);
+    next.record_events(known.iter().map(|(id, at)| (id, *at)));
+    let part = CommitPart {
+        entities: vec![EntityWrite { entity, row, next }],
+        states: Vec::new(),
+        events: Vec::new(),
+        now,
+    };
+    worker.ledger.commit(worker.provider, &[&part]).await?;
+    Ok(())
+}
+
+/// Restores the state of an entity that lost it, before a copy is written into it: until then nothing may be. The payment
+/// says what the entity's row cannot. Returns whether it did.
+async fn restore_entity<L: Ledger, C: Clock + Pause>(
+    prover: &StateProver<L>,
+    worker: &Worker<L, C>,
+    payment: &PaymentKey,
+    entity: &EntityKey,
+    named: &EventsByState,
+) -> Result<bool, ProcessingFailure> {
+    let state = StateKey::Entity(entity.clone());
+    let keys = BTreeSet::from([state.clone(), payment.clone().into()]);
+    let loaded = prover.load(&keys, named).await?;
+    let is_lost = |(entity, _): &(Entity, L::Row)| is_behind(entity);
+    if !loaded.rows.entities.get(entity).is_some_and(is_lost) {
+        return Ok(false);
+    }
+    let now = worker.clock.now();
+    let proofs = prove_states::<L>(&BTreeSet::from([state]), named, &loaded, now);
+    let is_mendable = proofs.iter().any(|proof| proof.correction.row);
+    if is_mendable {
+        write_entity(worker, entity, None, None, &loaded).await?;
+    }
+    Ok(is_mendable)
 }
 
 /// Writes the copy of a payment again; and the payment's state too, if that is what is wrong.

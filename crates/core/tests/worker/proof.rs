@@ -298,9 +298,21 @@ fn paid_by_column() -> MemoryTables {
     tables
 }
 
+/// Two events name the order.
+fn paid_and_completed() -> MemoryTables {
+    let tables = tables();
+    let metadata = || json!({ "order_id": "ord_1" });
+    let paid = intent_succeeded("evt_1", T, "pi_1", metadata(), 4200);
+    let session = session_completed("evt_2", T + 1, "cs_1", Some("pi_1"), metadata(), "paid");
+    run(deliver(&tables, ProviderId::Stripe, &[paid, session]));
+    tables
+}
+
 #[test]
 fn a_link_that_was_altered_and_that_no_event_states_is_known_by_the_copies() {
-    let histories: [(fn() -> MemoryTables, &[&str]); 4] = [
+    type History = (fn() -> MemoryTables, &'static [&'static str]);
+    let histories: [History; 5] = [
+        (paid_and_completed, &["evt_1"]),
         (paid_by_column, &[]),
         (paid_by_column, &["evt_1"]),
         (paid_and_refunded, &["evt_1", "evt_2"]),
@@ -324,6 +336,76 @@ fn a_link_that_was_altered_and_that_no_event_states_is_known_by_the_copies() {
         assert_eq!(differences(&tables), [""; 0], "{missing:?}");
         assert_eq!(payment(&tables, PAYMENT).facts, before.facts, "{missing:?}");
     }
+}
+
+/// As if the row of the order's state had been deleted; the application's row stays.
+fn lose_state(tables: &MemoryTables, key: &EntityKey) {
+    let mut entities = tables.entities.lock().unwrap();
+    let order = order_mut(entities.get_mut(key).unwrap());
+    order.row.version = Some(order.version);
+    order.row.is_without_entries = false;
+    order.version = 0;
+    order.facts = Default::default();
+    order.history = Default::default();
+    order.last_derived = Default::default();
+}
+
+fn paid_at_account() -> MemoryTables {
+    let tables = tables();
+    let tenant = EntityKey::Tenant(TenantId::parse("ten_a").unwrap());
+    let row = json!({ "tenant_id": "ten_a", "stripe_connected_account_id": "acct_a" });
+    let row = memory::entity_of(&tenant, row);
+    tables.entities.lock().unwrap().insert(tenant, row);
+    let metadata = json!({ "order_id": "ord_a" });
+    let paid = intent_succeeded("evt_1", T, "pi_1", metadata, 4200);
+    let paid = from_account(paid, "acct_a");
+    run(deliver(&tables, ProviderId::Stripe, &[paid]));
+    tables
+}
+
+#[test]
+fn the_state_of_an_order_that_was_lost_is_known_by_its_payment() {
+    type History = (fn() -> MemoryTables, &'static str, &'static str);
+    let histories: [History; 2] = [
+        (paid_and_refunded, "ord_1", PAYMENT),
+        (paid_at_account, "ord_a", "payment#acct_a#pi_1"),
+    ];
+    for (make, id, payment) in histories {
+        for missing in [&[][..], &["evt_1"], &["evt_1", "evt_2"]] {
+            // The payment leads to the order, or the order to its payment.
+            for first in [payment, &format!("order#{id}")] {
+                let tables = make();
+                let whole = tables.entities.lock().unwrap()[&order(id)].clone();
+                lose_state(&tables, &order(id));
+                forget_events(&tables, missing);
+                let repaired = repair(&tables, &StateKey::parse(first).unwrap());
+                assert_eq!(repaired.before.result(), ProofResult::Different);
+                assert_eq!(differences(&tables), [""; 0], "{first} without {missing:?}");
+                let mended = tables.entities.lock().unwrap()[&order(id)].clone();
+                assert_eq!(
+                    mended.columns(),
+                    whole.columns(),
+                    "{first} without {missing:?}"
+                );
+                let copies = mended.linked_payment_facts().unwrap().payments.values();
+                assert_eq!(copies.count(), 1, "{first} without {missing:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_state_that_was_lost_with_all_that_it_rested_on_is_a_persons() {
+    let tables = paid_and_refunded();
+    lose_state(&tables, &order("ord_1"));
+    tables.payments.lock().unwrap().clear();
+    forget_events(&tables, &["evt_1", "evt_2"]);
+    let before = tables.entities.lock().unwrap()[&order("ord_1")].clone();
+    let repaired = repair(&tables, &order("ord_1").into());
+    assert_eq!(repaired.after.differences.len(), 1);
+    assert!(repaired.after.differences[0].decision.is_some());
+    let after = tables.entities.lock().unwrap()[&order("ord_1")].clone();
+    assert_eq!(after, before);
 }
 
 #[test]
@@ -366,13 +448,8 @@ fn a_payment_and_a_copy_that_differ_are_a_persons_if_no_event_says_which_is_righ
 
 #[test]
 fn an_amount_that_no_readable_event_states_beside_others_was_misread() {
-    let metadata = || json!({ "order_id": "ord_1" });
-    let paid = intent_succeeded("evt_1", T, "pi_1", metadata(), 4200);
-    let session = session_completed("evt_2", T + 1, "cs_1", Some("pi_1"), metadata(), "paid");
     for missing in ["evt_1", "evt_2"] {
-        let tables = tables();
-        let events = [paid.clone(), session.clone()];
-        run(deliver(&tables, ProviderId::Stripe, &events));
+        let tables = paid_and_completed();
         let right = payment(&tables, PAYMENT).facts;
         change_payment(&tables, PAYMENT, |payment| {
             let payments = payment.facts.money.payments.values_mut();
