@@ -28,6 +28,7 @@ use billhook_core::intake::inbox::{EventRecord, NewEvent, RecordResult};
 use billhook_core::intake::ports::{ReadSigningKeys, RecordEvent, SendMessage};
 use billhook_core::outcome::EventOutcome;
 use billhook_core::ports::{Clock, Pause};
+use billhook_core::proof::listing::{ListStates, ScanSegment, StatePage};
 use billhook_core::provider::signature::{SigningKey, SigningKeys};
 use billhook_core::provider::stripe::types::{IntentStatus, SessionStatus};
 use billhook_core::retry::Disposition;
@@ -93,6 +94,35 @@ pub(crate) fn open_page<'a>(
     events.truncate(limit);
     let next = events.last().filter(|_| events.len() == limit).cloned();
     UnfinishedPage { events, next }
+}
+
+/// States in one page of a segment.
+const STATES_PER_PAGE: usize = 60;
+
+/// One page of a segment, as a parallel scan would return it.
+pub(crate) fn state_page(
+    stored: impl Iterator<Item = StateKey>,
+    segment: ScanSegment,
+    after: Option<&str>,
+) -> StatePage {
+    // FNV-1a: any hash that spreads keys would do.
+    let hash = |key: &str| {
+        key.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        })
+    };
+    let is_in = |key: &str| hash(key) % u64::from(segment.total) == u64::from(segment.number);
+    let mut states: Vec<(String, StateKey)> = stored
+        .map(|key| (key.to_string(), key))
+        .filter(|(text, _)| is_in(text) && after.is_none_or(|after| text.as_str() > after))
+        .collect();
+    states.sort();
+    states.truncate(STATES_PER_PAGE);
+    let next = states.last().filter(|_| states.len() == STATES_PER_PAGE);
+    StatePage {
+        next: next.map(|(text, _)| text.clone()),
+        states: states.into_iter().map(|(_, key)| key).collect(),
+    }
 }
 
 /// A row as the application creates it: 42.00 usd are due, and nothing else is known.
@@ -573,6 +603,23 @@ impl FindUnfinishedEvents for &MemoryTables {
         Ok(rows
             .map(|row| (row.stored.clone(), row.error.clone()))
             .collect())
+    }
+}
+
+impl ListStates for &MemoryTables {
+    async fn list_states(
+        &self,
+        segment: ScanSegment,
+        after: Option<&str>,
+    ) -> Result<StatePage, DependencyError> {
+        self.read("list_states")?;
+        let (entities, payments) = (lock(&self.entities), lock(&self.payments));
+        let invoices = lock(&self.invoices);
+        let entities = entities.keys().cloned().map(StateKey::Entity);
+        let payments = payments.keys().cloned().map(StateKey::Payment);
+        let invoices = invoices.keys().cloned().map(StateKey::Invoice);
+        let all = entities.chain(payments).chain(invoices);
+        Ok(state_page(all, segment, after))
     }
 }
 

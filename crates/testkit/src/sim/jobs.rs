@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 
 use billhook_core::entity::EntityKey;
-use billhook_core::entity::key::PaymentKey;
+use billhook_core::entity::key::{PaymentKey, StateKey};
 use billhook_core::error::DependencyError;
 use billhook_core::ids::{EventId, OrderId, ProviderId};
 use billhook_core::intake::inbox::EventRecord;
 use billhook_core::outcome::EventOutcome;
+use billhook_core::proof::listing::{ListStates, ScanSegment, StatePage};
 use billhook_core::tasks::checkpoint::{Checkpoint, RECONCILE_PREFIX};
 use billhook_core::tasks::ports::{
     AccountsPage, ArrivalSpan, ArrivedEvent, CheckpointSaveResult, CheckpointStore,
@@ -18,7 +19,9 @@ use billhook_core::time::Timestamp;
 
 use super::store::EventRow;
 use super::{Mutant, Port, World};
-use crate::memory::{arrived_events, due_payments, open_page, recent_entities, troubled_entities};
+use crate::memory::{
+    arrived_events, due_payments, open_page, recent_entities, state_page, troubled_entities,
+};
 
 impl World {
     /// Lowers the cursors of `reconcile`.
@@ -171,6 +174,28 @@ impl FindUnfinishedEvents for Port {
             let rows = keys.filter_map(|key| world.store.events.get(&key));
             rows.map(|row| (row.stored.clone(), row.error.clone()))
                 .collect()
+        })
+        .await
+    }
+}
+
+impl ListStates for Port {
+    async fn list_states(
+        &self,
+        segment: ScanSegment,
+        after: Option<&str>,
+    ) -> Result<StatePage, DependencyError> {
+        let after = after.map(str::to_owned);
+        self.read("list_states", "", move |world| {
+            let store = &world.store;
+            let entities = store.entities.all();
+            let entities = entities.map(|(key, _)| StateKey::Entity(key.clone()));
+            let payments = store.payments.all();
+            let payments = payments.map(|(key, _)| StateKey::Payment(key.clone()));
+            let invoices = store.invoices.all();
+            let invoices = invoices.map(|(key, _)| StateKey::Invoice(key.clone()));
+            let all = entities.chain(payments).chain(invoices);
+            state_page(all, segment, after.as_deref())
         })
         .await
     }
