@@ -188,6 +188,8 @@ pub struct CleanupConfig {
     pub stripe_key: SecretSource,
     /// `CLEANUP_FAILED_PAYMENT_MINUTES`: how long ago the last attempt must have failed before the order is cancelled.
     pub failed_payment_age: Duration,
+    /// `PROOF_SAMPLE_PERCENT`: about how many of all states the nightly proof proves; with 0 it proves none.
+    pub proof_sample_percent: u32,
     /// `STRIPE_API_BASE`, without a slash at the end.
     pub stripe_api_base: String,
 }
@@ -208,6 +210,7 @@ impl CleanupConfig {
             failed_payment_age: Duration::from_secs(
                 60 * read.number("CLEANUP_FAILED_PAYMENT_MINUTES", 60, 1..=43_200),
             ),
+            proof_sample_percent: read.percentage("PROOF_SAMPLE_PERCENT", 1),
             stripe_api_base: read.stripe_api_base(&environment),
             environment,
         };
@@ -417,6 +420,12 @@ impl<'a> EnvReader<'a> {
         }
     }
 
+    fn percentage(&mut self, name: &str, default: u64) -> u32 {
+        let percent = self.number(name, default, 0..=100);
+        // Of at most 100, the number always fits.
+        u32::try_from(percent).unwrap_or_default()
+    }
+
     fn events_tables(&mut self) -> PerProvider<String> {
         PerProvider::new(|provider| self.required(&provider.variable("EVENTS_TABLE")))
     }
@@ -594,6 +603,37 @@ mod tests {
         for (name, value, fault) in table {
             let error = ingress(&[(name, value)]).unwrap_err();
             assert_eq!(error, format!("configuration refused: {fault}"));
+        }
+    }
+
+    #[test]
+    fn the_sample_of_the_nightly_proof_is_a_percentage() {
+        let read = |percent: &'static str| {
+            let lookup = move |name: &str| {
+                Some(match name {
+                    "PROOF_SAMPLE_PERCENT" => percent.to_owned(),
+                    "LIVE_MODE" | "ENABLE_BILLING_STREAM" => "false".to_owned(),
+                    "STRIPE_API_BASE" | "LOG_LEVEL" | "CLEANUP_FAILED_PAYMENT_MINUTES" => {
+                        String::new()
+                    }
+                    "VERSION_COLUMN" | "ADOPTED_BEFORE" => String::new(),
+                    queue if queue.ends_with("_QUEUE_URL") => "https://x/q.fifo".to_owned(),
+                    _ => "x".to_owned(),
+                })
+            };
+            let config = CleanupConfig::from_env(&EnvLookup(&lookup));
+            config
+                .map(|config| config.proof_sample_percent)
+                .map_err(|error| error.to_string())
+        };
+        for (percent, expected) in [("", 1), ("0", 0), ("100", 100)] {
+            assert_eq!(read(percent), Ok(expected), "{percent}");
+        }
+        for percent in ["101", "-1", "1.5", "one"] {
+            let refused = format!(
+                "configuration refused: PROOF_SAMPLE_PERCENT must be a whole number from 0 to 100, got {percent:?}"
+            );
+            assert_eq!(read(percent), Err(refused));
         }
     }
 

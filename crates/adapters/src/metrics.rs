@@ -137,6 +137,12 @@ metrics! {
         "how far the reconciliation with Stripe is behind at the end of a run";
     CLEANUP_FAILED = "CleanupFailed", Count, Provider, ["cleanup-failures"],
         "an order that the cleanup could not check or could not write";
+    PROVEN_ENTITIES = "ProvenEntities", Count, Provider, [],
+        "a state (of an order, statement, tenant, payment or invoice, whatever its provider) that the nightly proof compared with its stored events";
+    PROOF_DIFFERENCES = "ProofDifferences", Count, Provider, ["proof-differences"],
+        "a proven state that is not what its stored events, the other states or its row say";
+    UNPROVABLE = "Unprovable", Count, Provider, [],
+        "a proven state of which events are gone; what is left agrees";
     INDEX_FALLBACK_SCAN = "IndexFallbackScan", Count, Provider, ["*-index-fallback"],
         "a scan of a whole table because an index of it is not active";
     ENDPOINT_FAILED = "EndpointFailed", Count, Provider, ["endpoint-failures"],

@@ -7,6 +7,7 @@
 use billhook_core::entity::projection::RowFinding;
 use billhook_core::entity::{EntityChange, EntityKey};
 use billhook_core::ids::{EventId, ProviderId};
+use billhook_core::proof::{ProofResult, StateProof};
 use billhook_core::worker::ports::EntityCommit;
 
 use crate::dynamodb::index::FallbackScan;
@@ -69,6 +70,39 @@ pub fn report_row_not_restored(provider: ProviderId, entity: &EntityKey, cause: 
     tracing::error!(%entity, "row_not_restored {entity}: {cause}");
 }
 
+/// Differences of one state that its log line names.
+const PLACES_MAX: usize = 5;
+
+/// Counts a proof of the nightly sample, and logs a state that is different. The line says where it is different and not
+/// what is there, because a column or a fact may have words of a person: `billhook prove` shows them. All count under
+/// one provider, because a state may rest on the events of several.
+pub fn report_state_proof(proof: &StateProof) {
+    let provider = ProviderId::Stripe;
+    metrics::PROVEN_ENTITIES.count(provider);
+    match proof.result() {
+        ProofResult::Equal | ProofResult::Edited => {}
+        ProofResult::Unprovable => metrics::UNPROVABLE.count(provider),
+        ProofResult::Different => {
+            metrics::PROOF_DIFFERENCES.count(provider);
+            let (entity, count) = (&proof.key, proof.differences.len());
+            let named = proof.differences.iter().take(PLACES_MAX);
+            let named = named.map(|difference| {
+                let (source, place) = (difference.source.as_str(), &difference.place);
+                format!("{source} {place}")
+            });
+            let mut places = named.collect::<Vec<_>>().join(", ");
+            if count > PLACES_MAX {
+                places += &format!(" and {} more", count - PLACES_MAX);
+            }
+            tracing::error!(
+                %entity,
+                differences = count,
+                "state_different {entity}: {places}; see docs/runbook/proof.md: billhook prove {entity}"
+            );
+        }
+    }
+}
+
 /// Logs and counts a scan that replaced the query of an index.
 pub fn report_fallback_scan(scan: &FallbackScan<'_>) {
     let FallbackScan {
@@ -89,8 +123,10 @@ pub fn report_fallback_scan(scan: &FallbackScan<'_>) {
 mod tests {
     use std::sync::{Arc, Mutex};
 
+    use billhook_core::entity::key::StateKey;
     use billhook_core::entity::manual::DiscardedEdit;
     use billhook_core::ids::OrderId;
+    use billhook_core::proof::{DifferenceSource, StateCorrection, StateDifference};
     use billhook_core::time::Timestamp;
     use tracing::level_filters::LevelFilter;
 
@@ -141,6 +177,56 @@ mod tests {
         let counts = r#""stripe","Reason":"row_restored","OrdersCompleted":1,"RequiresReview":1,"RowTrouble":1}"#;
         let report = || report_entity_commit(ProviderId::Stripe, &commit);
         assert_eq!(reported(report), [edit, restored, counts]);
+    }
+
+    fn proof(sources: &[DifferenceSource], has_forgotten_events: bool) -> StateProof {
+        let differences = sources.iter().zip(1..).map(|(source, number)| {
+            let place = format!("row.column_{number}");
+            let (stored, expected) = (Some("Ada Lovelace".to_owned()), None);
+            StateDifference {
+                source: *source,
+                place,
+                stored,
+                expected,
+                decision: None,
+            }
+        });
+        StateProof {
+            key: StateKey::parse("order#ord_1").unwrap(),
+            differences: differences.collect(),
+            unreadable_events: Default::default(),
+            has_forgotten_events,
+            correction: StateCorrection::default(),
+        }
+    }
+
+    #[test]
+    fn a_different_state_is_logged_with_its_places_and_without_what_is_there() {
+        use DifferenceSource::{Edit, Events, Row};
+        for (proof, counts) in [
+            (proof(&[], false), r#""ProvenEntities":1"#),
+            (proof(&[Edit, Edit], false), r#""ProvenEntities":1"#),
+            (proof(&[], true), r#""ProvenEntities":1,"Unprovable":1"#),
+        ] {
+            let lines = reported(|| report_state_proof(&proof));
+            assert_eq!(lines, [format!(r#""stripe",{counts}}}"#)]);
+        }
+        let counts = r#""stripe","ProvenEntities":1,"ProofDifferences":1}"#;
+        let line = |places: &str, number: usize| {
+            format!(
+                r#""state_different order#ord_1: {places}; see docs/runbook/proof.md: billhook prove order#ord_1","function":"f","entity":"order#ord_1","differences":{number}}}"#
+            )
+        };
+        let two = line("events row.column_1, row row.column_2", 2);
+        let lines = reported(|| report_state_proof(&proof(&[Events, Row], true)));
+        assert_eq!(lines, [two.as_str(), counts]);
+        let columns = (1..=5).map(|number| format!("row row.column_{number}"));
+        let seven = line(
+            &format!("{} and 2 more", columns.collect::<Vec<_>>().join(", ")),
+            7,
+        );
+        let lines = reported(|| report_state_proof(&proof(&[Row; 7], false)));
+        assert_eq!(lines, [seven.as_str(), counts]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::path::Path;
 use billhook_core::tasks::definitions::{CleanupInput, SCHEDULED_TASKS, TaskInvocation};
 use cleanup_failed_payments::tasks::TaskReport;
 use cleanup_failed_payments::tasks::cleanup::CleanupSummary;
+use cleanup_failed_payments::tasks::proof::ProofSummary;
 use cleanup_failed_payments::tasks::reconcile::ReconcileSummary;
 use cleanup_failed_payments::tasks::sweep::SweepSummary;
 use serde_json::{Value, json};
@@ -72,7 +73,15 @@ fn a_report_is_the_summary_of_its_task() {
         task: "reconcile",
         ..ReconcileSummary::default()
     };
+    let proof = ProofSummary {
+        task: "proof",
+        ..ProofSummary::default()
+    };
     for (report, answer) in [
+        (
+            TaskReport::Proof(proof),
+            r#"{"task":"proof","sample_percent":0,"proven":0,"equal":0,"edited":0,"unprovable":0,"different":0,"different_states":[],"failed":0,"missed_nights":0,"completed":false}"#,
+        ),
         (
             TaskReport::Cleanup(CleanupSummary::default()),
             r#"{"scanned":0,"cancelled":0,"reconciled":0,"skipped":0,"failed":0,"dry_run":false}"#,

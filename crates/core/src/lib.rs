@@ -7,7 +7,8 @@
 //!
 //! Read in this order: `provider` (verify and read an event), `intake` (event store, deduplication), `entity` (merge
 //! facts, derive states), `worker` (process a batch with an optimistic lock), `proof` (states against events), `tasks`
-//! (cleanup, sweep, reconcile), `endpoint` (webhook endpoints and secret rotation). docs/ARCHITECTURE.md has the picture.
+//! (cleanup, sweep, reconcile, nightly proof), `endpoint` (webhook endpoints and secret rotation). docs/ARCHITECTURE.md
+//! has the picture.
 
 // What everything else uses.
 pub mod error;

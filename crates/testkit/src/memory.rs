@@ -395,6 +395,8 @@ pub struct MemoryTables {
     pub entities: Mutex<BTreeMap<EntityKey, Entity>>,
     pub payments: Mutex<BTreeMap<PaymentKey, PaymentState>>,
     pub invoices: Mutex<BTreeMap<InvoiceKey, InvoiceState>>,
+    /// A read of rows with one of these states is refused as invalid.
+    pub refused: Mutex<BTreeSet<StateKey>>,
     /// States that a newer release wrote.
     pub newer: Mutex<BTreeSet<StateKey>>,
     /// Account and tenant.
@@ -888,6 +890,13 @@ impl Ledger for &MemoryTables {
         self.read("rows")?;
         if self.rows_fail.load(Ordering::SeqCst) {
             return Err(unreachable("rows"));
+        }
+        if let Some(refused) = keys.intersection(&lock(&self.refused)).next() {
+            return Err(DependencyError {
+                doing: format!("read {refused}"),
+                disposition: Disposition::Permanent,
+                cause: "planned refusal".into(),
+            });
         }
         let (entities, payments) = (lock(&self.entities), lock(&self.payments));
         let (invoices, newer) = (lock(&self.invoices), lock(&self.newer));

@@ -212,6 +212,7 @@ fn there_is_an_alarm_for_everything_that_a_person_has_to_hear_of() {
             "ingress-latency",
             "ingress-throttles",
             "live-event-on-test-stage",
+            "proof-differences",
             "schedule-dlq-depth",
         ]
         .map(str::to_owned),

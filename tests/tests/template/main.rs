@@ -310,6 +310,7 @@ fn check_variables_of<C>(
             "LOG_LEVEL" => "info",
             "STRIPE_API_BASE" => "https://api.stripe.com",
             "CLEANUP_FAILED_PAYMENT_MINUTES" => "60",
+            "PROOF_SAMPLE_PERCENT" => "1",
             "ADOPTED_BEFORE" => "2026-11-30T00:00:00Z",
             "VERSION_COLUMN" => "version",
             "SECRETS_TTL_SECONDS" | "SIGNATURE_TOLERANCE_SECONDS" => "300",

@@ -360,6 +360,7 @@ pub(super) fn check_parameters(template: &Value) {
         "LogLevel",
         "LogRetentionDays",
         "OrdersTableName",
+        "ProofSamplePercent",
         "RotationToken",
         "StripeAddresses",
         "StripeApiBase",

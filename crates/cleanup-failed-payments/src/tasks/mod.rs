@@ -1,6 +1,7 @@
 //! The scheduled tasks: the module and the report of each, and how it is connected to AWS and Stripe. No decisions.
 
 pub mod cleanup;
+pub mod proof;
 pub mod reconcile;
 pub mod sweep;
 mod sweep_rows;
@@ -18,11 +19,13 @@ use billhook_adapters::stripe::StripeClient;
 use billhook_core::entity::kind::EntityKind as _;
 use billhook_core::entity::tenant::TenantKind;
 use billhook_core::ids::{PerProvider, ProviderId};
+use billhook_core::proof::prover::StateProver;
 use billhook_core::tasks::definitions::TaskInvocation;
 use billhook_core::time::Timestamp;
 use serde::Serialize;
 
 use self::cleanup::{CleanupSummary, CleanupTask};
+use self::proof::{ProofSummary, ProofTask};
 use self::reconcile::{ReconcileSummary, ReconcileTask};
 use self::sweep::{SweepSummary, SweepTask};
 use crate::scheduled_task::{ScheduledTask as _, TaskFailed};
@@ -35,6 +38,7 @@ pub enum TaskReport {
     Cleanup(CleanupSummary),
     Sweep(SweepSummary),
     Reconcile(ReconcileSummary),
+    Proof(ProofSummary),
 }
 
 /// Runs the task that the invocation names.
@@ -102,6 +106,20 @@ pub async fn run_task(
                 .run(&input, deadline)
                 .await
                 .map(TaskReport::Reconcile)
+        }
+        TaskInvocation::Proof(input) => {
+            let proof = ProofTask {
+                prover: StateProver {
+                    // Every ledger reads all states.
+                    states: ledger(ProviderId::Stripe),
+                    events: PerProvider::new(ledger),
+                    live_mode: config.environment.live,
+                },
+                jobs,
+                clock,
+                sample_percent: config.proof_sample_percent,
+            };
+            proof.run(&input, deadline).await.map(TaskReport::Proof)
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::time::Timestamp;
 
 /// How far a job has come. The job of a task has the task's name; `reconcile` stores in it how far it came in the list
 /// of accounts, each of which has cursors of its own ([`reconcile_cursor_key`]). `cleanup` and `reconcile` use only
-/// `resume_at.after`: they begin each pass at the first item.
+/// `resume_at.after`: they begin each pass at the first item. `proof` stores when its last pass began.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Checkpoint {
     /// High-water mark: everything up to this Unix second is done. None until the first pass is complete.

@@ -115,6 +115,21 @@ impl TaskInput for ReconcileInput {
     };
 }
 
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProofInput {}
+
+impl TaskInput for ProofInput {
+    const TASK: TaskDefinition = TaskDefinition {
+        name: "proof",
+        meaning: "Prove a sample of all states by their stored events (nightly proof)",
+        // UTC: midnight to 5 in the morning in America.
+        schedule: "cron(40 8 * * ? *)",
+        fields: &[],
+        run_help: "Prove the sample of this day now, after the rest of a night that was interrupted",
+        run_example: None,
+    };
+}
+
 macro_rules! list_tasks {
     ($($task:ident($input:ty),)+) => {
         /// What the function is invoked with, by a schedule or a person: a task and its input.
@@ -145,6 +160,7 @@ list_tasks! {
     Cleanup(CleanupInput),
     Sweep(SweepInput),
     Reconcile(ReconcileInput),
+    Proof(ProofInput),
 }
 
 #[cfg(test)]
@@ -170,5 +186,6 @@ mod tests {
         check_fields::<CleanupInput>();
         check_fields::<SweepInput>();
         check_fields::<ReconcileInput>();
+        check_fields::<ProofInput>();
     }
 }

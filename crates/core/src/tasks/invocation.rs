@@ -141,7 +141,7 @@ mod tests {
             ),
             (
                 r#"{"task":"clean"}"#,
-                "unknown variant `clean`, expected one of `cleanup`, `sweep`, `reconcile`",
+                "unknown variant `clean`, expected one of `cleanup`, `sweep`, `reconcile`, `proof`",
             ),
             (
                 r#"{"dry_run":true,"dry_run":false}"#,
