@@ -3,9 +3,8 @@
 //! 100 nights.
 //!
 //! Guarantees: it only reads, repairs nothing and calls for no effect; a sample that a run did not finish is finished by
-//! the next one before it goes on with its own. A state counts as different only if it still is when it was read again:
-//! workers write states while their proof reads them. What is different is logged and counted
-//! (`billhook_adapters::report`), and a person decides (docs/runbook/proof.md).
+//! the next one before it goes on with its own. What is different is logged and counted (`billhook_adapters::report`), and
+//! a person decides (docs/runbook/proof.md).
 //! `billhook_core::tasks::proof` says which sample is due.
 
 use std::collections::BTreeSet;
@@ -32,8 +31,6 @@ use crate::scheduled_task::{PassEnd, ScheduledTask, TaskFailed, fail_task, lacks
 
 /// States that are loaded and proven together.
 const STATES_AT_ONCE: usize = 50;
-/// How often a state is read that is different.
-const LOOKS_MAX: u32 = 3;
 /// Passes of one run: the rest of an interrupted one, then this night's.
 const PASSES_MAX: u32 = 2;
 /// Different states that the summary names; the log names all.
@@ -209,7 +206,7 @@ where
         keys: &BTreeSet<StateKey>,
         summary: &mut ProofSummary,
     ) -> Result<(), DependencyError> {
-        let refused = match self.prove_again_if_different(keys).await {
+        let refused = match self.prove(keys).await {
             Ok(proofs) => {
                 proofs.iter().for_each(|proof| summary.add(proof));
                 return Ok(());
@@ -220,10 +217,7 @@ where
         let mut failures = Vec::new();
         let mut proofs = Vec::new();
         for key in keys {
-            match self
-                .prove_again_if_different(&BTreeSet::from([key.clone()]))
-                .await
-            {
+            match self.prove(&BTreeSet::from([key.clone()])).await {
                 Ok(proven) => proofs.extend(proven),
                 Err(error) if error.disposition == Disposition::Permanent => {
                     failures.push((key, error));
@@ -244,32 +238,10 @@ where
         Ok(())
     }
 
-    /// Reads what is different again. Example: the proof reads an order; a worker writes the order and its payment in one
-    /// transaction; the proof reads the payment, whose copy in the order is now of another version than the order that
-    /// was read. Read once more, both are of one version.
-    async fn prove_again_if_different(
-        &self,
-        keys: &BTreeSet<StateKey>,
-    ) -> Result<Vec<StateProof>, DependencyError> {
+    async fn prove(&self, keys: &BTreeSet<StateKey>) -> Result<Vec<StateProof>, DependencyError> {
         // Events that no state knows are not looked for: `billhook prove --all` finds them by the day they arrived.
         let none = EventsByState::new();
-        let mut settled = Vec::new();
-        let mut left = keys.clone();
-        for look in 1..=LOOKS_MAX {
-            let proofs = self.prover.prove(&left, &none, self.clock.now()).await?;
-            left.clear();
-            for proof in proofs {
-                if proof.result() == ProofResult::Different && look < LOOKS_MAX {
-                    left.insert(proof.key);
-                } else {
-                    settled.push(proof);
-                }
-            }
-            if left.is_empty() {
-                break;
-            }
-        }
-        Ok(settled)
+        self.prover.prove(keys, &none, self.clock.now()).await
     }
 }
 
