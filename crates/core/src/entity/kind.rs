@@ -140,6 +140,10 @@ pub trait EntityKind: Clone + Debug + PartialEq + Sized {
     fn payment_intent(_given: &Self::Given) -> Option<&PaymentIntentId> {
         None
     }
+    /// The given columns if another letter counted.
+    fn of_other_pieces(_facts: &Self::Facts, _given: &Self::Given) -> Vec<Self::Given> {
+        Vec::new()
+    }
     fn piece(_given: &Self::Given) -> Option<&PieceId> {
         None
     }
@@ -415,6 +419,11 @@ impl<K: EntityKind> EntityState<K> {
             && let Some((_, written)) = self.history.written.last_key_value()
         {
             unedited.columns = written.clone();
+            let written = LastDerived {
+                removed: Vec::new(),
+                ..self.last_derived.clone()
+            };
+            unedited.given = K::fill_given(&self.given, &written);
             for column in &self.row.foreign {
                 unedited.columns.keep(column, &self.columns);
             }
@@ -425,11 +434,27 @@ impl<K: EntityKind> EntityState<K> {
     pub(super) fn has_unseen_statement(&self) -> bool {
         let (found, known) = (self.identity(), &self.history.row);
         let is_other_due = known.due.is_some() && found.due != known.due;
-        let is_other_user = known.user.is_some() && found.user != known.user;
         let facts = K::linked_payment_facts(&self.facts);
         let is_recorded =
             |entry| facts.is_some_and(|facts| facts.manual.recorded.contains_key(entry));
-        is_other_due || is_other_user || !self.row.recorded.keys().all(is_recorded)
+        is_other_due || !self.row.recorded.keys().all(is_recorded)
+    }
+
+    pub(super) fn may_be_of_another_piece(&self) -> bool {
+        let last = &self.last_derived.columns;
+        let of_mail =
+            |columns: &GuardedColumns| (columns.mail_status.clone(), columns.needs_attention);
+        K::of_other_pieces(&self.facts, &self.given)
+            .into_iter()
+            .any(|given| {
+                let derived = K::derive(&self.facts, &given);
+                let other = Self {
+                    given,
+                    ..self.clone()
+                };
+                let columns = K::project(&other, &self.facts, &derived).columns;
+                of_mail(&columns) == of_mail(last)
+            })
     }
 
     pub(super) fn rebased(&self, stated: Vec<StatedFacts>, now: Timestamp) -> Self {

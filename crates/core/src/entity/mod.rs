@@ -285,10 +285,15 @@ impl Entity {
         for_entity!(Entity, self, state => state.unedited().into())
     }
 
-    /// Whether the application said something else than by editing a column of billhook: another amount, another user, or
-    /// a recorded payment.
+    /// Whether the application said something else than by editing a column of billhook: another amount, or a recorded
+    /// payment.
     pub fn has_unseen_statement(&self) -> bool {
         for_entity!(Entity, self, state => state.has_unseen_statement())
+    }
+
+    /// Whether another letter of the statement may have been the one that counts when billhook wrote the row.
+    pub fn may_be_of_another_piece(&self) -> bool {
+        for_entity!(Entity, self, state => state.may_be_of_another_piece())
     }
 
     /// The entity as if billhook had written the row that is there, from its facts and these: for a state that was lost or

@@ -385,6 +385,16 @@ impl EntityKind for StatementKind {
         given.intent.as_ref()
     }
 
+    fn of_other_pieces(facts: &StatementFacts, given: &StatementColumns) -> Vec<StatementColumns> {
+        let pieces = facts.mail.pieces.keys().cloned().map(Some);
+        let others = pieces.chain([None]).filter(|piece| *piece != given.piece);
+        let others = others.map(|piece| StatementColumns {
+            piece,
+            ..given.clone()
+        });
+        others.collect()
+    }
+
     fn piece(given: &StatementColumns) -> Option<&PieceId> {
         given.piece.as_ref()
     }

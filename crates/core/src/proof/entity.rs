@@ -8,6 +8,7 @@ use super::payment::{is_undecided, link_of, take_readings};
 use super::stated::{EventReadings, EventUse, ReadEvent, merge_account_events, merge_mail_events};
 use super::{DifferenceSource, StateCorrection, StateDifference, StateProof};
 use crate::entity::account::AccountFacts;
+use crate::entity::columns::ColumnOwner;
 use crate::entity::key::StateKey;
 use crate::entity::kind::StatedFacts;
 use crate::entity::mail::facts::MailFacts;
@@ -210,7 +211,11 @@ fn check_copies<R>(
         let differs = match (&expected, copy.version > known.facts_version) {
             (_, true) => true,
             // It has an older copy until the payment tells it; the payment's own proof says whether it will.
-            (Some(_), false) if !is_own_version => known.copied.get(&key) != Some(&copy.version),
+            (Some(_), false) if !is_own_version => match known.copied.get(&key) {
+                Some(version) => *version != copy.version,
+                // It had lost it, and gets it again.
+                None => copy.link != LinkState::Elsewhere,
+            },
             (Some(expected), false) => expected != copy,
             // One that it lost leaves an empty copy.
             (None, false) => {
@@ -300,27 +305,40 @@ fn check_row<L: Ledger>(entity: &Entity, row: &L::Row, now: Timestamp, proof: &m
     let next = entity.unedited().apply_facts([], now);
     let standing = entity.standing();
     let is_all_edited = standing == RowStanding::Replaced || entity.has_unseen_statement();
-    let guarded = entity.key().schema().guarded;
+    let schema = entity.key().schema();
+    let is_of_both = |name: &str| {
+        let mut columns = schema.columns.iter();
+        columns.any(|column| column.name == name && column.owner == ColumnOwner::Both)
+    };
+    // The application says which letter counts, and nothing says which one counted when billhook wrote.
+    let has_other_piece = entity.may_be_of_another_piece();
+    let is_of_piece = |name: &str| has_other_piece && PIECE_COLUMNS.contains(&name);
     let source_of = |change: &ChangedColumn| {
-        let is_guarded = guarded.contains(&change.column.as_str());
-        // A review flag that was removed alone is a clearing.
-        let is_edit =
-            is_guarded && (change.found.is_some() || REVIEW_FLAGS.contains(&&*change.column));
-        match is_all_edited || (is_edit && standing == RowStanding::Current) {
+        let name = change.column.as_str();
+        let is_guarded = schema.guarded.contains(&name);
+        // A review flag that was removed alone is a clearing, and a column of both may be emptied.
+        let may_be_empty = REVIEW_FLAGS.contains(&name) || is_of_both(name);
+        let is_edit = is_guarded && (change.found.is_some() || may_be_empty);
+        let is_current = standing == RowStanding::Current;
+        match is_all_edited || is_of_piece(name) || (is_edit && is_current) {
             true => DifferenceSource::Edit,
             false => DifferenceSource::Row,
         }
     };
-    let source = match is_all_edited {
-        true => DifferenceSource::Edit,
-        false => DifferenceSource::States,
-    };
     let mut found = compare_facts(
-        source,
+        DifferenceSource::States,
         "derived",
         entity.last_derived(),
         next.last_derived(),
     );
+    for difference in &mut found {
+        let name = difference.place.trim_start_matches("derived.");
+        // One that billhook did not write is filled only once the application removed its own.
+        let is_emptied = DERIVED_OF_BOTH.contains(&name) && difference.stored.is_none();
+        if is_all_edited || is_emptied || is_of_piece(name) {
+            difference.source = DifferenceSource::Edit;
+        }
+    }
     for change in L::changed_columns(entity, row, &next, now) {
         found.push(StateDifference {
             source: source_of(&change),
@@ -342,5 +360,21 @@ fn check_row<L: Ledger>(entity: &Entity, row: &L::Row, now: Timestamp, proof: &m
     proof.correction.row = !found.is_empty() && entity.write_refusal().is_none();
     proof.differences.extend(found);
 }
+
+/// The members of `derived` whose columns the application writes too.
+const DERIVED_OF_BOTH: [&str; 3] = ["intent", "session", "user"];
+
+/// What depends on which of a statement's letters counts, in `derived` and in the row.
+const PIECE_COLUMNS: [&str; 9] = [
+    "mailStatus",
+    "needsAttention",
+    "mail_status",
+    "mail_status_at",
+    "needs_attention",
+    "attention_reason",
+    "expected_delivery_date",
+    "tracking_number",
+    "template_version",
+];
 
 const REVIEW_FLAGS: [&str; 2] = ["requiresReview", "requires_review"];

@@ -2,14 +2,16 @@
 //! whatever is changed, it is named and mended.
 
 use billhook_core::entity::payment::state::{LinkSource, PaymentFacts};
-use billhook_core::ids::{PerProvider, RefundId};
+use billhook_core::entity::rules::RowRules;
+use billhook_core::ids::{CheckoutSessionId, PerProvider, PieceId, RefundId};
 use billhook_core::proof::prover::{EventsByState, StateProver};
 use billhook_core::proof::repair::{RepairedState, ReprocessEvent, repair_state};
-use billhook_core::proof::{ProofResult, StateProof};
+use billhook_core::proof::{DifferenceSource, ProofResult, StateDifference, StateProof};
 use billhook_core::tasks::ports::ArrivedEvent;
+use billhook_testkit::memory::JsonRow;
 use proptest::prelude::*;
 
-use super::laws::{drawn, generated, history, run};
+use super::laws::{Drawn, drawn, generated, history, run};
 use super::*;
 
 fn prover(tables: &MemoryTables) -> StateProver<&MemoryTables> {
@@ -780,3 +782,64 @@ fn the_history_with_every_kind_of_event_proves_equal() {
     run(deliver(&tables, ProviderId::Stripe, &history()[9..]));
     assert_eq!(differences(&tables), [""; 0]);
 }
+
+fn is_none_different(tables: &MemoryTables) {
+    let proofs = prove_all(tables).into_iter();
+    let different: Vec<_> = proofs
+        .filter(|proof| proof.result() == ProofResult::Different)
+        .map(|proof| (proof.key, proof.differences))
+        .collect();
+    assert_eq!(different, []);
+}
+
+#[test]
+fn what_the_application_writes_into_columns_of_both_is_an_edit() {
+    type Edit = fn(&mut EntityState<OrderKind>);
+    let edits: [Edit; 6] = [
+        |order| order.given.intent = Some(PaymentIntentId::parse("pi_own").unwrap()),
+        |order| order.given.intent = None,
+        |order| order.given.session = Some(CheckoutSessionId::parse("cs_own").unwrap()),
+        |order| order.given.session = None,
+        |order| order.given.user = Some("Pat Sample".to_owned()),
+        |order| order.given.user = None,
+    ];
+    for edit in edits {
+        let tables = tables();
+        let mut metadata = named("ord_1");
+        metadata["user_id"] = json!("user_1");
+        let paid = session_completed("evt_1", T, "cs_1", Some("pi_1"), metadata, "paid");
+        run(deliver(&tables, ProviderId::Stripe, &[paid]));
+        edit_order(&tables, "ord_1", edit);
+        is_none_different(&tables);
+        // It is no excuse for anything else.
+        edit_order(&tables, "ord_1", |order| {
+            order.last_derived.columns.payment_status = Some("unpaid".to_owned());
+        });
+        let found = differences(&tables);
+        let named = "order#ord_1 states derived.paymentStatus";
+        assert!(
+            found.iter().any(|found| found.starts_with(named)),
+            "{found:#?}"
+        );
+    }
+}
+
+#[test]
+fn a_statement_whose_letter_is_another_one_is_edited() {
+    let tables = mailed();
+    let mut second = letter("evt_l3", "2026-11-20T08:00:00.000Z", "ltr_2", "mailed");
+    second["body"]["metadata"] = json!({ "statement_id": "st_1" });
+    run(deliver(&tables, ProviderId::Lob, &[second]));
+    assert_eq!(differences(&tables), [""; 0]);
+    {
+        let mut entities = tables.entities.lock().unwrap();
+        if let Some(Entity::Statement(statement)) = entities.get_mut(&statement("st_1")) {
+            statement.given.piece = Some(PieceId::parse("ltr_2").unwrap());
+        }
+    }
+    is_none_different(&tables);
+    assert_eq!(results(&tables)["statement#st_1"], ProofResult::Edited);
+    repair_all(&tables);
+    assert_eq!(differences(&tables), [""; 0]);
+}
+
