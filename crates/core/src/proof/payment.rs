@@ -8,11 +8,13 @@ use super::{DifferenceSource, StateDifference, StateProof};
 use crate::entity::EntityKey;
 use crate::entity::invoice::InvoiceFacts;
 use crate::entity::key::{InvoiceKey, PaymentKey, StateKey};
-use crate::entity::merge::{Merge as _, MinRegister};
+use crate::entity::merge::{MaxRegister, Merge as _, MinRegister};
 use crate::entity::payment::linked::{LinkState, PaymentCopy};
-use crate::entity::payment::state::{LinkSource, PaymentFacts, PaymentState};
+use crate::entity::payment::state::{LinkSource, PaymentFacts, PaymentState, RelinkDecision};
 use crate::entity::schema::EVENT_IDS_MAX;
-use crate::ids::EventId;
+use crate::entity::timeline::ACTOR;
+use crate::ids::{EventId, PaymentRef};
+use crate::outcome::EventOutcome;
 use crate::time::Timestamp;
 use crate::worker::ports::LoadedRows;
 
@@ -50,7 +52,8 @@ pub(super) fn prove_payment<R>(
     let readings = take_readings(&needed, events, &mut proof);
     proof.has_forgotten_events = stored.history.event_ids.len() >= EVENT_IDS_MAX;
     let is_complete = proof.unreadable_events.is_empty() && !proof.has_forgotten_events;
-    let stated = merge_payment_events(key, &stored.facts.names, readings.into_iter());
+    let names = known_names(stored, rows);
+    let stated = merge_payment_events(key, &names, readings.into_iter());
     if let Some((payment, event)) = find_better_name(key, &stated) {
         proof.correction.events.insert(event.id.clone());
         proof.differences.push(StateDifference::new(
@@ -65,9 +68,13 @@ pub(super) fn prove_payment<R>(
         true => correct_payment(stored, &stated, is_complete),
         false => correct_payment(&with_copied_members(stored, rows), &stated, is_complete),
     };
-    restore_copied_links(stored, &stated, is_complete, rows, &mut corrected);
+    let mut is_copied = false;
     if known.is_none() {
-        let is_copied = add_copied_facts(key, rows, &mut corrected);
+        is_copied = add_copied_facts(key, rows, &mut corrected);
+    }
+    restore_copied_links(stored, &stated, is_complete, rows, &mut corrected);
+    restore_links(stored, rows, is_complete, &mut corrected);
+    if known.is_none() {
         if !is_copied && stated.events.is_empty() {
             // Nothing that can be read speaks of it: who names it is told.
             return proof;
@@ -100,6 +107,16 @@ pub(super) fn prove_payment<R>(
         check_copies(stored, rows, &mut proof);
     }
     proof
+}
+
+/// Its other names, by its state and by their own rows: one that the state lost may be known only by the latter, because
+/// the event that told it is gone.
+fn known_names<R>(stored: &PaymentState, rows: &LoadedRows<R>) -> BTreeSet<PaymentRef> {
+    let all = rows.payments.values().map(|(payment, _)| payment);
+    let aliases = all.filter(|alias| alias.alias_of.as_ref() == Some(&stored.key));
+    let mut names = stored.facts.names.clone();
+    names.extend(aliases.map(|alias| alias.key.payment.clone()));
+    names
 }
 
 /// The payment of which this is only another name, and an event that says so.
@@ -234,26 +251,92 @@ fn add_copied_facts<R>(
     corrected: &mut PaymentFacts,
 ) -> bool {
     let mut is_copied = false;
-    for (entity, (state, _)) in &rows.entities {
-        let copies = state.linked_payment_facts();
-        let Some(copy) = copies.and_then(|copies| copies.payments.get(key)) else {
-            continue;
-        };
+    for (_, copy) in copies_of(key, rows) {
         is_copied = true;
         corrected.money.merge(copy.facts.clone());
         corrected.invoices.merge(copy.invoices.clone());
+    }
+    is_copied
+}
+
+/// The copies that orders and statements have of a payment.
+fn copies_of<'r, R>(
+    key: &PaymentKey,
+    rows: &'r LoadedRows<R>,
+) -> impl Iterator<Item = (&'r EntityKey, &'r PaymentCopy)> {
+    let entities = rows.entities.iter();
+    entities.filter_map(move |(entity, (state, _))| {
+        let copies = state.linked_payment_facts()?;
+        Some((entity, copies.payments.get(key)?))
+    })
+}
+
+/// Keeps the links that the newest copies have, and that nothing which is left explains: the index or the event that made
+/// one may be gone, and what a person decided is in no event at all. Without this a lost relink would be undone.
+fn restore_links<R>(
+    stored: &PaymentState,
+    rows: &LoadedRows<R>,
+    is_complete: bool,
+    corrected: &mut PaymentFacts,
+) {
+    if corrected.relink.is_some() {
+        return;
+    }
+    let is_lost = stored.version == 0;
+    let versions = copies_of(&stored.key, rows).map(|(_, copy)| copy.version);
+    let newest = match is_lost {
+        true => versions.max().unwrap_or_default(),
+        false => stored.facts_version,
+    };
+    // Of a state that is there, a copy is believed only if the state says that it told it.
+    let is_told =
+        |entity: &EntityKey| is_lost || stored.copied.get(entity) == Some(&stored.facts_version);
+    let by_events = PaymentState {
+        facts: corrected.clone(),
+        ..PaymentState::new(stored.key.clone())
+    };
+    let by_events = by_events.link_states();
+    let mut linked_by_events = by_events
+        .iter()
+        .filter(|(_, link)| **link != LinkState::Elsewhere);
+    let is_elsewhere = linked_by_events.clone().next().is_some();
+    // The one that the events name has told copies that it is not linked any more.
+    let is_contradicted = !linked_by_events.any(|(entity, _)| {
+        let copies = copies_of(&stored.key, rows);
+        let mut own = copies.filter(|(of, copy)| *of == entity && copy.version == newest);
+        own.any(|(_, copy)| copy.link != LinkState::Elsewhere)
+    });
+    for (entity, copy) in copies_of(&stored.key, rows) {
+        let is_known = by_events
+            .get(entity)
+            .is_some_and(|link| *link != LinkState::Elsewhere);
+        if is_known || copy.version != newest || !is_told(entity) {
+            continue;
+        }
         let since = match copy.link {
+            LinkState::Linked if is_elsewhere && is_contradicted => {
+                corrected.relink = Some(MaxRegister(RelinkDecision {
+                    number: 1,
+                    entity: entity.clone(),
+                    actor: ACTOR.to_owned(),
+                    reason: "linked by its copy; the decision was lost".to_owned(),
+                }));
+                return;
+            }
             LinkState::Linked => first_time(&copy.facts),
             LinkState::Conflict(since) => Some(since),
             LinkState::Elsewhere => None,
         };
-        if let (Some(since), false) = (since, corrected.links.contains_key(entity)) {
-            // The event that named it cannot be read; only its link is known.
-            let source = BTreeMap::from([(LinkSource::Metadata, MinRegister(since))]);
-            corrected.links.insert(entity.clone(), source);
+        if let Some(since) = since {
+            // If all events can be read, and none states it, an index did.
+            let source = match is_complete {
+                true => LinkSource::Column,
+                false => LinkSource::Metadata,
+            };
+            let links = corrected.links.entry(entity.clone()).or_default();
+            links.entry(source).or_insert(MinRegister(since));
         }
     }
-    is_copied
 }
 
 /// The readings of these events; what cannot be read is noted in the proof.
@@ -314,15 +397,15 @@ fn correct_payment(
     }
     for (entity, sources) in &known.links {
         for (source, at) in sources {
+            // A link may be of an event that is processed again now, and older than all that are processed.
             let possible = stated.possible_links.get(entity);
+            let possible = possible.and_then(|possible| possible.get(source));
             let is_possible = is_of_no_event(*source)
-                || possible.is_some_and(|possible| possible.contains(source));
+                || possible.is_some_and(|possible| possible.contains(&at.0));
             if is_possible || !is_complete {
                 let links = corrected.links.entry(entity.clone()).or_default();
                 let link = links.entry(*source).or_insert_with(|| at.clone());
-                if !is_complete {
-                    link.merge(at.clone());
-                }
+                link.merge(at.clone());
             }
         }
     }
@@ -416,8 +499,10 @@ fn check_invoices<R>(
         };
         let known = rows.invoices.get(&invoice).map(|(known, _)| &known.facts);
         let lacks = match payment.is_of_session() {
+            // A parked one has told nothing of the order that it names.
             true => event
                 .named_entity()
+                .filter(|_| event.outcome == EventOutcome::Processed)
                 .filter(|named| named.order().is_some() && facts.links.contains_key(*named))
                 .filter(|order| known.is_none_or(|known| !known.orders.contains_key(*order)))
                 .map(ToString::to_string),

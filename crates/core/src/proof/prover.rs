@@ -110,6 +110,8 @@ impl<L: Ledger> StateProver<L> {
             rows.extend(self.states.load_rows(&needed).await?);
             known.extend(needed);
         }
+        let copied = self.find_copies_of_lost(keys, &rows).await?;
+        rows.extend(self.states.load_rows(&copied).await?);
         let contradicted = contradicted_events(keys, &rows).into_iter();
         let contradicted = contradicted.map(|id| (id, EventUse::Payment));
         self.read_events(contradicted.collect(), &mut events)
@@ -129,6 +131,28 @@ impl<L: Ledger> StateProver<L> {
             events,
             tenants,
         })
+    }
+
+    /// The orders and statements that may have a copy of a payment whose state was lost, and that no event names: a person
+    /// linked it to them, or they have its PaymentIntent in their column.
+    async fn find_copies_of_lost(
+        &self,
+        keys: &BTreeSet<StateKey>,
+        rows: &LoadedRows<L::Row>,
+    ) -> Result<BTreeSet<StateKey>, DependencyError> {
+        let mut found = BTreeSet::new();
+        for key in keys {
+            if let StateKey::Payment(payment) = key
+                && !rows.payments.contains_key(payment)
+                && !rows.unreadable.contains_key(key)
+                && let Some(intent) = payment.payment.intent()
+            {
+                let hits = self.states.entities_by_payment_intent(intent).await?;
+                let hits = hits.into_iter();
+                found.extend(hits.filter(|hit| !rows.entities.contains_key(hit)));
+            }
+        }
+        Ok(found.into_iter().map(StateKey::Entity).collect())
     }
 
     async fn read_events(
@@ -349,8 +373,10 @@ fn related_keys<R>(
     let asked = |payment: &PaymentKey| keys.contains(&StateKey::Payment(payment.clone()));
     for event in events.read() {
         let names: Vec<PaymentKey> = names_of(event).collect();
-        if names.iter().any(asked) {
-            related.extend(names.into_iter().map(StateKey::Payment));
+        let is_asked = names.iter().any(asked);
+        // Also of an event that seems to be about another payment: the row of its name may say that it is not.
+        related.extend(names.into_iter().map(StateKey::Payment));
+        if is_asked {
             related.extend(event.named_entity().cloned().map(StateKey::Entity));
             let invoice = event.payment().and_then(|payment| payment.invoice.clone());
             related.extend(invoice.map(|invoice| {

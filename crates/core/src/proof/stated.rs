@@ -110,13 +110,10 @@ impl ReadEvent {
         self.facts.as_ref()?.named_entity.as_ref()
     }
 
-    /// Whether its outcome is one that an event has whose facts are stored.
+    /// Whether its outcome is one that an event has whose facts are stored. One that is not done may have been done
+    /// before: a person had it processed again, and until it is, it may wait, be parked or have failed.
     pub(super) fn is_taken(&self) -> bool {
-        match self.outcome {
-            EventOutcome::Processed => self.processed,
-            EventOutcome::Parked => !self.processed,
-            EventOutcome::Pending | EventOutcome::Ignored | EventOutcome::Failed => false,
-        }
+        !self.processed || self.outcome == EventOutcome::Processed
     }
 }
 
@@ -154,7 +151,7 @@ pub(super) struct StatedPayment {
     /// Names, invoices and links.
     pub(super) facts: PaymentFacts,
     /// Links that events name and that need not have been accepted: they were parked, or a person had decided.
-    pub(super) possible_links: BTreeMap<EntityKey, BTreeSet<LinkSource>>,
+    pub(super) possible_links: BTreeMap<EntityKey, BTreeMap<LinkSource, BTreeSet<Timestamp>>>,
     /// The events that are about it.
     pub(super) events: Vec<ReadEvent>,
 }
@@ -210,8 +207,8 @@ impl StatedPayment {
                 let known = sources.entry(source).or_insert(MinRegister(at));
                 known.merge(MinRegister(at));
             }
-            let possible = self.possible_links.entry(named.clone());
-            possible.or_default().insert(source);
+            let possible = self.possible_links.entry(named.clone()).or_default();
+            possible.entry(source).or_default().insert(at);
         }
         self.events.push(event.clone());
     }

@@ -843,3 +843,93 @@ fn a_statement_whose_letter_is_another_one_is_edited() {
     assert_eq!(differences(&tables), [""; 0]);
 }
 
+#[test]
+fn an_event_that_waits_to_be_processed_again_is_no_difference() {
+    let waiting = [
+        (EventOutcome::Processed, false),
+        (EventOutcome::Pending, false),
+        (EventOutcome::Failed, false),
+        (EventOutcome::Parked, false),
+    ];
+    for (outcome, processed) in waiting {
+        let (paid, letters) = (paid_and_refunded(), mailed());
+        for (tables, event) in [(&paid, "evt_2"), (&letters, "evt_l1"), (&letters, "evt_a1")] {
+            let mut events = tables.events.lock().unwrap();
+            let row = events.get_mut(&EventId::parse(event).unwrap()).unwrap();
+            row.stored.outcome = outcome;
+            row.stored.processed = processed;
+            drop(events);
+            assert_eq!(differences(tables), [""; 0], "{event} {outcome:?}");
+        }
+    }
+}
+
+fn with_invoice(mut event: Value, invoice: &str) -> Value {
+    event["data"]["object"]["invoice"] = json!(invoice);
+    event
+}
+
+#[test]
+fn a_parked_session_has_not_told_its_invoice_of_the_order() {
+    let tables = tables();
+    let session = |id: &str| session_completed(id, T, "cs_1", None, named("ord_9"), "paid");
+    let parked = with_invoice(session("evt_1"), "in_1");
+    run(deliver(&tables, ProviderId::Stripe, &[parked]));
+    assert_eq!(outcome(&tables, "evt_1"), super::parked("order_unknown"));
+    let ord_9 = order("ord_9");
+    let row = memory::entity(&ord_9);
+    tables.entities.lock().unwrap().insert(ord_9, row);
+    let mut expired = session("evt_2");
+    expired["type"] = json!("checkout.session.expired");
+    run(deliver(&tables, ProviderId::Stripe, &[expired]));
+    assert_eq!(differences(&tables), [""; 0]);
+}
+
+fn relink(tables: &MemoryTables, payment: &str, to: &str) {
+    let payment = PaymentKey::parse(payment).unwrap();
+    let (worker, to) = (worker_of(tables), order(to));
+    // Refused where a person would be.
+    drop(run(worker.relink_payment(&payment, &to, "arn:pat", "asked")));
+}
+
+#[test]
+fn a_relink_outlives_the_state_that_had_it() {
+    type Loss = fn(&MemoryTables);
+    let losses: [Loss; 2] = [
+        |tables| tables.payments.lock().unwrap().clear(),
+        |tables| change_payment(tables, PAYMENT, |payment| payment.facts.relink = None),
+    ];
+    for loss in losses {
+        let tables = paid_and_refunded();
+        relink(&tables, PAYMENT, "ord_2");
+        assert_eq!(status(&tables, "ord_2").1, "paid");
+        assert_eq!(differences(&tables), [""; 0]);
+        loss(&tables);
+        assert_ne!(differences(&tables), [""; 0]);
+        repair_all(&tables);
+        repair_all(&tables);
+        assert_eq!(differences(&tables), [""; 0]);
+        assert_eq!(status(&tables, "ord_1").1, "unpaid");
+        assert_eq!(status(&tables, "ord_2").1, "paid");
+        // And what comes later goes where the person said.
+        let back = refund("evt_3", T + 9, "re_2", ("pi_1", "ch_1"), 3200, "succeeded");
+        run(deliver(&tables, ProviderId::Stripe, &[back]));
+        assert_eq!(status(&tables, "ord_2").1, "refunded");
+    }
+}
+
+#[test]
+fn a_name_that_was_lost_with_its_event_takes_no_facts_along() {
+    let tables = tables();
+    let early = charge_refunded("evt_1", T, "ch_1", None, 1000);
+    let paid = intent_succeeded("evt_2", T, "pi_1", named("ord_1"), 4200);
+    let naming = charge_refunded("evt_3", T + 1, "ch_1", Some("pi_1"), 1000);
+    for event in [early, paid, naming] {
+        run(deliver(&tables, ProviderId::Stripe, &[event]));
+    }
+    let before = payment(&tables, PAYMENT).facts.money;
+    forget_events(&tables, &["evt_3"]);
+    change_payment(&tables, PAYMENT, |payment| payment.facts.names.clear());
+    repair_all(&tables);
+    assert_eq!(payment(&tables, PAYMENT).facts.money, before);
+}
