@@ -933,3 +933,305 @@ fn a_name_that_was_lost_with_its_event_takes_no_facts_along() {
     repair_all(&tables);
     assert_eq!(payment(&tables, PAYMENT).facts.money, before);
 }
+
+/// What may happen: its kind, and choices.
+type DrawnStep = (usize, Drawn, [usize; 4]);
+
+fn drawn_step() -> impl Strategy<Value = DrawnStep> {
+    let choices = [0..60_usize, 0..60, 0..60, 0..60];
+    (0..40_usize, drawn(), choices)
+}
+
+/// An event about a payment, under any of its names, by any account, naming any order.
+fn any_event(n: usize, drawn: Drawn, [who, account, name, invoice]: [usize; 4]) -> Value {
+    let mut event = generated(n, drawn);
+    let (payment, other) = (drawn.1, drawn.3);
+    let object = &mut event["data"]["object"];
+    let kind = object["object"].as_str().unwrap_or_default().to_owned();
+    let charge = format!("ch_{payment}_{}", other % 2);
+    match kind.as_str() {
+        "charge" | "refund" | "dispute" => {
+            if kind != "charge" {
+                object["charge"] = json!(charge);
+            }
+            if name % 3 == 0 {
+                object["payment_intent"] = json!(null);
+            }
+        }
+        "checkout.session" => {
+            if name % 3 == 0 {
+                object["payment_intent"] = json!(null);
+            }
+            if invoice % 3 == 0 {
+                object["invoice"] = json!(format!("in_{}", invoice % 2));
+            }
+        }
+        "payment_intent" => {
+            if object["status"] == json!("succeeded") && name % 2 == 0 {
+                object["latest_charge"] = json!(charge);
+            }
+            if invoice % 3 == 0 {
+                object["invoice"] = json!(format!("in_{}", invoice % 2));
+            }
+        }
+        _ => {}
+    }
+    let order = ["ord_1", "ord_2", "ord_9", "ord_a"].get(who % 12);
+    match order {
+        Some(order) => object["metadata"] = named(order),
+        None if who % 12 == 4 => object["metadata"] = json!({ "statement_id": "st_1" }),
+        None if who % 12 == 5 => {}
+        None => object["metadata"] = json!({}),
+    }
+    match ["acct_a", "acct_b", "acct_x", "acct_two"].get(account % 10) {
+        Some(account) => from_account(event, account),
+        None if account % 10 == 4 => from_account(event, "acct_a"),
+        None => event,
+    }
+}
+
+fn provider_of(id: &str) -> ProviderId {
+    match id.starts_with("evt_l") {
+        true => ProviderId::Lob,
+        false => ProviderId::Stripe,
+    }
+}
+
+fn process_again(tables: &MemoryTables, ids: &[EventId]) {
+    for id in ids {
+        let message = ReceivedMessage {
+            message_id: id.to_string(),
+            body: json!({ "event_id": id }).to_string(),
+            receive_count: 1,
+        };
+        run(work(tables, provider_of(id.as_str()), &[message]));
+    }
+}
+
+fn events_that(tables: &MemoryTables, is: impl Fn(&memory::EventRow) -> bool) -> Vec<EventId> {
+    let events = tables.events.lock().unwrap();
+    let chosen = events.iter().filter(|(_, row)| is(row));
+    chosen.map(|(id, _)| id.clone()).collect()
+}
+
+fn nth<T: Clone>(all: &[T], n: usize) -> Option<T> {
+    all.get(n.checked_rem(all.len())?).cloned()
+}
+
+fn set_tenant(tables: &MemoryTables, account: &str, tenant: Option<&str>) {
+    let account = AccountId::parse(account).unwrap();
+    let mut tenants = tables.tenants.lock().unwrap();
+    tenants.retain(|(known, _)| *known != account);
+    tenants.extend(tenant.map(|tenant| (account, TenantId::parse(tenant).unwrap())));
+}
+
+/// With rows that say when they were made.
+fn dated_tables() -> MemoryTables {
+    let tables = tables();
+    let mut entities = tables.entities.lock().unwrap();
+    for (key, entity) in entities.iter_mut() {
+        let tenant = entity.tenant();
+        let made = "2026-01-01T00:00:00Z";
+        let row = json!({ "amountTotal": 4200, "amount_due": 4200, "currency": "usd", "tenantId": tenant,
+            "tenant_id": tenant, "lob_letter_id": "ltr_1", "createdAt": made, "created_at": made });
+        *entity = memory::entity_of(key, row);
+    }
+    let key = EntityKey::Tenant(TenantId::parse("ten_a").unwrap());
+    let tenant = json!({ "tenant_id": "ten_a", "stripe_connected_account_id": "acct_a" });
+    entities.insert(key.clone(), memory::entity_of(&key, tenant));
+    drop(entities);
+    tables
+}
+
+/// Does one step. In a wild history, events expire too, and people and the application edit.
+fn take_step(tables: &MemoryTables, n: usize, (kind, drawn, choices): DrawnStep, is_wild: bool) {
+    let [a, b, c, _] = choices;
+    let chosen_order = ["ord_1", "ord_2", "ord_a", "ord_9"][a % 4];
+    match kind {
+        0..22 => {
+            let event = any_event(n, drawn, choices);
+            run(deliver(tables, ProviderId::Stripe, &[event]));
+        }
+        22 => {
+            let at = format!("2026-11-{:02}T08:00:00.000Z", 10 + a % 9);
+            let stage = ["mailed", "in_transit", "delivered", "returned_to_sender"][b % 4];
+            let mut event = letter(
+                &format!("evt_l{n}"),
+                &at,
+                &format!("ltr_{}", 1 + c % 2),
+                stage,
+            );
+            event["body"]["metadata"] = json!({ "statement_id": "st_1" });
+            event["body"]["tracking_number"] = json!(format!("n{}", a % 3));
+            run(deliver(tables, ProviderId::Lob, &[event]));
+        }
+        23 => {
+            let object =
+                json!({ "id": "acct_a", "charges_enabled": b % 2 == 0, "payouts_enabled": true });
+            let event = stripe(
+                &format!("evt_{n:02}"),
+                "account.updated",
+                T + drawn.5,
+                object,
+            );
+            run(deliver(
+                tables,
+                ProviderId::Stripe,
+                &[from_account(event, "acct_a")],
+            ));
+        }
+        24..27 => {
+            let payments: Vec<PaymentKey> =
+                tables.payments.lock().unwrap().keys().cloned().collect();
+            if let Some(payment) = nth(&payments, b) {
+                relink(tables, &payment.to_string(), chosen_order);
+            }
+        }
+        27 => {
+            let payments: Vec<PaymentKey> =
+                tables.payments.lock().unwrap().keys().cloned().collect();
+            if let Some(payment) = nth(&payments, b) {
+                let message = ReceivedMessage {
+                    message_id: "recheck".to_owned(),
+                    body: json!({ "source": "recheck", "payment": payment }).to_string(),
+                    receive_count: 1,
+                };
+                run(work(tables, ProviderId::Stripe, &[message]));
+            }
+        }
+        28 => {
+            let ord_9 = order("ord_9");
+            let row = memory::entity(&ord_9);
+            tables.entities.lock().unwrap().entry(ord_9).or_insert(row);
+        }
+        // The sweep.
+        29 | 30 => {
+            let parked = events_that(tables, |row| !row.stored.processed);
+            process_again(tables, &parked);
+        }
+        // A replay of one that is processed: it is open for a while.
+        31 | 32 => {
+            let done = events_that(tables, |row| row.stored.processed);
+            if let Some(id) = nth(&done, b) {
+                let mut events = tables.events.lock().unwrap();
+                let row = events.get_mut(&id).unwrap();
+                row.stored.processed = false;
+                row.stored.outcome = EventOutcome::Pending;
+                drop(events);
+                if c % 2 == 0 {
+                    process_again(tables, &[id]);
+                }
+            }
+        }
+        33 if is_wild => {
+            set_tenant(
+                tables,
+                "acct_a",
+                [None, Some("ten_a"), Some("ten_a")][a % 3],
+            );
+        }
+        34 | 35 if is_wild => {
+            let all = events_that(tables, |row| row.stored.processed);
+            if let Some(id) = nth(&all, b) {
+                tables.events.lock().unwrap().remove(&id);
+            }
+        }
+        36 | 37 if is_wild => {
+            let mut entities = tables.entities.lock().unwrap();
+            if let Some(Entity::Order(order)) = entities.get_mut(&order(chosen_order)) {
+                match b % 9 {
+                    0 => order.columns.status = Some("cancelled".to_owned()),
+                    1 => order.columns.status = Some("refunded".to_owned()),
+                    2 => order.columns.payment_status = Some("paid".to_owned()),
+                    3 => {
+                        order.columns.requires_review = order.columns.requires_review.map(|is| !is)
+                    }
+                    4 => {
+                        order.given.due = order.given.due.map(|mut due| {
+                            due.amount += 1;
+                            due
+                        })
+                    }
+                    5 => order.given.user = Some(format!("user {c}")),
+                    6 => order.given.intent = PaymentIntentId::parse(&format!("pi_{}", c % 4)).ok(),
+                    7 => {
+                        order.given.session =
+                            CheckoutSessionId::parse(&format!("cs_{}", c % 4)).ok()
+                    }
+                    _ => order.columns.status = None,
+                }
+            }
+        }
+        38 if is_wild => {
+            let mut entities = tables.entities.lock().unwrap();
+            if let Some(Entity::Statement(statement)) = entities.get_mut(&statement("st_1")) {
+                statement.given.piece = PieceId::parse(&format!("ltr_{}", a % 3)).ok();
+            }
+        }
+        // The application deletes a row, or makes another one in its place.
+        39 if is_wild => {
+            let key = order(chosen_order);
+            let mut entities = tables.entities.lock().unwrap();
+            if let Some(entity) = entities.get_mut(&key) {
+                let state = json!(entity.to_row());
+                let row = JsonRow(
+                    json!({ "amountTotal": 4200, "currency": "usd", "status": "pending",
+                    "createdAt": "2027-01-01T00:00:00Z", "tenantId": entity.tenant() }),
+                );
+                let row = (b % 2 == 0).then_some(row);
+                let state = (entity.version() > 0).then_some(state);
+                if state.is_some() {
+                    *entity = key
+                        .read(&RowRules::default(), row.as_ref(), state.as_ref())
+                        .unwrap();
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, max_shrink_iters: 4000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_nothing_is_different(steps in prop::collection::vec(drawn_step(), 1..40)) {
+        let tables = dated_tables();
+        for (n, step) in steps.iter().enumerate() {
+            take_step(&tables, n, *step, true);
+            let proofs = prove_all(&tables).into_iter();
+            // Of a row that lacks columns of billhook's it is told that they are missing.
+            let is_of_row = |of: &StateDifference| {
+                matches!(of.source, DifferenceSource::Row | DifferenceSource::Edit)
+            };
+            let different: Vec<_> = proofs
+                .filter(|proof| !proof.differences.iter().all(is_of_row))
+                .collect();
+            prop_assert!(different.is_empty(), "after {n}: {different:#?}");
+        }
+    }
+
+    #[test]
+    fn a_repair_at_any_moment_changes_nothing(
+        steps in prop::collection::vec(drawn_step(), 1..40),
+        repairs in prop::collection::vec(any::<bool>(), 40),
+    ) {
+        let (plain, repaired) = (dated_tables(), dated_tables());
+        for (n, step) in steps.iter().enumerate() {
+            take_step(&plain, n, *step, false);
+            take_step(&repaired, n, *step, false);
+            if repairs[n] {
+                repair_all(&repaired);
+            }
+        }
+        let all: Vec<EntityKey> = plain.entities.lock().unwrap().keys().cloned().collect();
+        for key in all {
+            prop_assert_eq!(view(&plain, &key), view(&repaired, &key));
+        }
+        let facts = |tables: &MemoryTables| {
+            let payments = tables.payments.lock().unwrap();
+            payments.iter().map(|(key, state)| (key.clone(), state.facts.clone())).collect::<Vec<_>>()
+        };
+        prop_assert_eq!(facts(&plain), facts(&repaired));
+    }
+}
