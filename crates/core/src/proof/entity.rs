@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::facts::{compare_facts, correct_facts, named_events};
+use super::facts::{compare_facts, correct_facts, named_events, remembers_all};
 use super::payment::{is_undecided, link_of, take_readings};
 use super::stated::{EventReadings, EventUse, ReadEvent, merge_account_events, merge_mail_events};
 use super::{DifferenceSource, StateCorrection, StateDifference, StateProof};
@@ -257,6 +257,11 @@ fn check_own_facts(
     if needed.is_empty() {
         return;
     }
+    let remembered = entity.event_ids();
+    let mail = entity.mail_facts();
+    let account = entity.account_facts();
+    proof.has_forgotten_events |= mail.is_some_and(|mail| !remembers_all(remembered, mail))
+        || account.is_some_and(|account| !remembers_all(remembered, account));
     let readings = take_readings(&needed, events, proof);
     let is_complete = proof.unreadable_events.is_empty() && !proof.has_forgotten_events;
     if let Some(mail) = entity.mail_facts() {

@@ -132,6 +132,18 @@ pub(super) fn named_events(facts: &impl Serialize) -> BTreeSet<EventId> {
     events
 }
 
+/// Whether a state remembers the events that its facts name. If not, it has forgotten others too, which nothing names: it
+/// was lost, and made again from copies.
+pub(super) fn remembers_all<F: Serialize + Default + PartialEq>(
+    remembered: &[EventId],
+    facts: &F,
+) -> bool {
+    let remembered: BTreeSet<&EventId> = remembered.iter().collect();
+    let named = named_events(facts);
+    (!remembered.is_empty() || *facts == F::default())
+        && named.iter().all(|event| remembered.contains(event))
+}
+
 fn collect_events(facts: &Value, events: &mut BTreeSet<EventId>) {
     let Value::Object(members) = facts else {
         return;

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::facts::{compare_facts, correct_facts, fill_missing, first_time, named_events};
+use super::facts::{
+    compare_facts, correct_facts, fill_missing, first_time, named_events, remembers_all,
+};
 use super::stated::{EventReading, EventReadings, ReadEvent, StatedPayment, merge_payment_events};
 use super::{DifferenceSource, StateDifference, StateProof};
 use crate::entity::EntityKey;
@@ -50,7 +52,9 @@ pub(super) fn prove_payment<R>(
     }
     let needed = needed_events(known, named);
     let readings = take_readings(&needed, events, &mut proof);
-    proof.has_forgotten_events = stored.history.event_ids.len() >= EVENT_IDS_MAX;
+    let remembered = &stored.history.event_ids;
+    let remembers_all = remembers_all(remembered, &stored.facts.money);
+    proof.has_forgotten_events = remembered.len() >= EVENT_IDS_MAX || !remembers_all;
     let is_complete = proof.unreadable_events.is_empty() && !proof.has_forgotten_events;
     let names = known_names(stored, rows);
     let stated = merge_payment_events(key, &names, readings.into_iter());
@@ -89,10 +93,15 @@ pub(super) fn prove_payment<R>(
     if known.is_some() {
         proof.differences.extend(found);
     }
-    let remembered = &stored.history.event_ids;
     let forgotten = stated.events.iter();
     let forgotten = forgotten.filter(|event| !remembered.contains(&event.id));
-    proof.correction.event_ids = match proof.correction.payment.is_some() {
+    // Where some of its events are not known, none is added: the next proof would take those that are for all, and take
+    // away what only the others state.
+    let is_everything = match known {
+        Some(_) => remembers_all,
+        None => corrected.money == stated.money.all,
+    };
+    proof.correction.event_ids = match proof.correction.payment.is_some() && is_everything {
         true => forgotten
             .map(|event| (event.id.clone(), event.created_at()))
             .collect(),
@@ -296,25 +305,33 @@ fn restore_links<R>(
         ..PaymentState::new(stored.key.clone())
     };
     let by_events = by_events.link_states();
-    let mut linked_by_events = by_events
-        .iter()
-        .filter(|(_, link)| **link != LinkState::Elsewhere);
-    let is_elsewhere = linked_by_events.clone().next().is_some();
-    // The one that the events name has told copies that it is not linked any more.
-    let is_contradicted = !linked_by_events.any(|(entity, _)| {
-        let copies = copies_of(&stored.key, rows);
-        let mut own = copies.filter(|(of, copy)| *of == entity && copy.version == newest);
-        own.any(|(_, copy)| copy.link != LinkState::Elsewhere)
-    });
+    let linked_by_events = || {
+        let links = by_events.iter();
+        links.filter(|(_, link)| **link != LinkState::Elsewhere)
+    };
+    // Whether another one has the payment by the events, and the newest copies say that it does not.
+    let is_contradicted = |entity: &EntityKey| {
+        let others = || linked_by_events().filter(|(other, _)| *other != entity);
+        let has_it = |other: &EntityKey| {
+            let mut copies = copies_of(&stored.key, rows);
+            copies.any(|(of, copy)| {
+                of == other && copy.version == newest && copy.link != LinkState::Elsewhere
+            })
+        };
+        others().next().is_some() && !others().any(|(other, _)| has_it(other))
+    };
     for (entity, copy) in copies_of(&stored.key, rows) {
-        let is_known = by_events
-            .get(entity)
-            .is_some_and(|link| *link != LinkState::Elsewhere);
+        let expected = by_events.get(entity).copied();
+        let expected = expected.unwrap_or(LinkState::Elsewhere);
+        let is_known = match copy.link {
+            LinkState::Linked => expected == LinkState::Linked,
+            LinkState::Conflict(_) | LinkState::Elsewhere => expected != LinkState::Elsewhere,
+        };
         if is_known || copy.version != newest || !is_told(entity) {
             continue;
         }
         let since = match copy.link {
-            LinkState::Linked if is_elsewhere && is_contradicted => {
+            LinkState::Linked if is_contradicted(entity) => {
                 corrected.relink = Some(MaxRegister(RelinkDecision {
                     number: 1,
                     entity: entity.clone(),
