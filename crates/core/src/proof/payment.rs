@@ -68,6 +68,16 @@ pub(super) fn prove_payment<R>(
         ));
         return proof;
     }
+    if let Some(payment) = find_better_state(stored, rows) {
+        // Its own repair makes this one its alias.
+        proof.differences.push(StateDifference::new(
+            DifferenceSource::States,
+            "alias_of",
+            None,
+            Some(&payment.to_string()),
+        ));
+        return proof;
+    }
     let mut corrected = match is_complete {
         true => correct_payment(stored, &stated, is_complete),
         false => correct_payment(&with_copied_members(stored, rows), &stated, is_complete),
@@ -145,6 +155,27 @@ fn find_better_name<'s>(
         })
     });
     better.next()
+}
+
+/// The payment that has this one's name, if this has facts of its own all the same.
+fn find_better_state<R>(stored: &PaymentState, rows: &LoadedRows<R>) -> Option<PaymentKey> {
+    let mut better = possible_names(stored).filter(|better| {
+        let better = rows.payment(better);
+        better.is_some_and(|better| {
+            better.alias_of.is_none() && better.facts.names.contains(&stored.key.payment)
+        })
+    });
+    better.next()
+}
+
+/// The payments of which its facts are. It has only those of one, which may be known under a better name.
+pub(super) fn possible_names(payment: &PaymentState) -> impl Iterator<Item = PaymentKey> {
+    let names = payment.facts.money.payments.keys();
+    let names = names.filter(|name| **name != payment.key.payment);
+    names.map(|name| PaymentKey {
+        account: payment.key.account.clone(),
+        payment: name.clone(),
+    })
 }
 
 /// With everything that a copy of the same version has and the payment has not: nothing is dropped because one of the two
@@ -480,6 +511,7 @@ fn prove_alias<R>(
     proof: &mut StateProof,
 ) {
     let found = match rows.payment(payment) {
+        Some(_) if payment == key => "itself",
         Some(state) if state.facts.names.contains(&key.payment) => return,
         Some(_) => "a payment without this name",
         None => "no state",

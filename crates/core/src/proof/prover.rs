@@ -410,6 +410,7 @@ fn related_to_payment<R>(key: &PaymentKey, rows: &LoadedRows<R>) -> BTreeSet<Sta
         related.insert(StateKey::Payment(payment.clone()));
         return related;
     }
+    related.extend(payment::possible_names(payment).map(StateKey::Payment));
     let links = payment.link_states().into_iter();
     let linked = links.filter(|(_, link)| *link != LinkState::Elsewhere);
     let linked = linked.map(|(entity, _)| entity);

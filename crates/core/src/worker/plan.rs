@@ -356,10 +356,12 @@ impl<'a, R> UnitDrafts<'a, R> {
             return;
         };
         draft.facts = (**facts).clone();
-        for name in &facts.names {
+        // One that was copied to another name has that name among its own.
+        draft.facts.names.remove(&key.payment);
+        for name in draft.facts.names.clone() {
             let name = PaymentKey {
                 account: key.account.clone(),
-                payment: name.clone(),
+                payment: name,
             };
             self.absorb_alias(key, &name);
         }

@@ -397,6 +397,36 @@ fn the_state_of_an_order_that_was_lost_is_known_by_its_payment() {
 }
 
 #[test]
+fn a_payment_that_is_there_twice_is_one_again_with_and_without_its_events() {
+    for missing in [&[][..], &["evt_1"], &["evt_1", "evt_2"]] {
+        let tables = paid_and_refunded();
+        let alias = payment(&tables, "payment#platform#ch_1");
+        let whole = payment(&tables, PAYMENT);
+        let twin = PaymentState {
+            key: alias.key.clone(),
+            ..whole.clone()
+        };
+        let mut payments = tables.payments.lock().unwrap();
+        payments.insert(twin.key.clone(), twin);
+        drop(payments);
+        forget_events(&tables, missing);
+        let found = differences(&tables);
+        let named = |found: &String| {
+            found.starts_with("payment#platform#ch_1") && found.contains(" alias_of: ")
+        };
+        assert!(found.iter().any(named), "{missing:?}: {found:#?}");
+        repair_all(&tables);
+        repair_all(&tables);
+        assert_eq!(differences(&tables), [""; 0], "{missing:?}");
+        assert_eq!(payment(&tables, PAYMENT).facts, whole.facts, "{missing:?}");
+        let mended = payment(&tables, "payment#platform#ch_1");
+        assert_eq!(mended.alias_of, alias.alias_of, "{missing:?}");
+        assert_eq!(mended.facts.money, alias.facts.money, "{missing:?}");
+        assert_eq!(mended.copied, alias.copied, "{missing:?}");
+    }
+}
+
+#[test]
 fn a_state_that_was_lost_with_all_that_it_rested_on_is_a_persons() {
     let tables = paid_and_refunded();
     lose_state(&tables, &order("ord_1"));
