@@ -37,7 +37,7 @@ use crate::session::StackSession;
 /// Segments of a run over all states: small enough that Ctrl-C is soon obeyed.
 const SEGMENTS: u32 = 64;
 /// States that are proven together.
-const STATES_AT_ONCE: usize = 50;
+pub(crate) const STATES_AT_ONCE: usize = 50;
 const CHUNKS_AT_ONCE: usize = 4;
 
 pub(crate) type OperatorProver = StateProver<DynamoLedger<SystemClock>>;
