@@ -11,6 +11,7 @@ use crate::entity::EntityKey;
 use crate::entity::invoice::InvoiceFacts;
 use crate::entity::key::{InvoiceKey, PaymentKey, StateKey};
 use crate::entity::merge::{MaxRegister, Merge as _, MinRegister};
+use crate::entity::payment::facts::MoneyFacts;
 use crate::entity::payment::linked::{LinkState, PaymentCopy};
 use crate::entity::payment::state::{LinkSource, PaymentFacts, PaymentState, RelinkDecision};
 use crate::entity::schema::EVENT_IDS_MAX;
@@ -295,6 +296,11 @@ fn add_copied_facts<R>(
         is_copied = true;
         corrected.money.merge(copy.facts.clone());
         corrected.invoices.merge(copy.invoices.clone());
+        let names = copied_names(key, copy).filter(|name| {
+            let alias = rows.payment(name);
+            alias.is_some_and(|alias| alias.alias_of.as_ref() == Some(key))
+        });
+        corrected.names.extend(names.map(|name| name.payment));
     }
     is_copied
 }
@@ -385,6 +391,30 @@ fn restore_links<R>(
             links.entry(source).or_insert(MinRegister(since));
         }
     }
+}
+
+/// Names that a payment may have had whose own state was lost: its sessions and the charges of its refunds.
+pub(super) fn copied_names(
+    key: &PaymentKey,
+    copy: &PaymentCopy,
+) -> impl Iterator<Item = PaymentKey> {
+    let MoneyFacts {
+        sessions,
+        charges,
+        refunds,
+        ..
+    } = &copy.facts;
+    let sessions = sessions.keys().cloned().map(PaymentRef::Session);
+    let charges = charges.keys().cloned().map(PaymentRef::Charge);
+    let refunded = refunds.values();
+    let refunded = refunded.filter_map(|refund| PaymentRef::parse(refund.of.0.as_str()).ok());
+    let names = sessions.chain(charges).chain(refunded);
+    let names: BTreeSet<PaymentRef> = names.filter(|name| *name != key.payment).collect();
+    let account = key.account.clone();
+    names.into_iter().map(move |payment| PaymentKey {
+        account: account.clone(),
+        payment,
+    })
 }
 
 /// The readings of these events; what cannot be read is noted in the proof.

@@ -404,6 +404,13 @@ fn names_of(event: &ReadEvent) -> impl Iterator<Item = PaymentKey> + '_ {
 fn related_to_payment<R>(key: &PaymentKey, rows: &LoadedRows<R>) -> BTreeSet<StateKey> {
     let mut related = BTreeSet::new();
     let Some(payment) = rows.payment(key) else {
+        // Lost: its copies say what its other names may be.
+        let copies = rows.entities.values().filter_map(|(entity, _)| {
+            let copies = entity.linked_payment_facts()?;
+            copies.payments.get(key)
+        });
+        let names = copies.flat_map(|copy| payment::copied_names(key, copy));
+        related.extend(names.map(StateKey::Payment));
         return related;
     };
     if let Some(payment) = &payment.alias_of {

@@ -397,6 +397,28 @@ fn the_state_of_an_order_that_was_lost_is_known_by_its_payment() {
 }
 
 #[test]
+fn a_payment_that_lost_its_state_and_the_events_of_its_names_has_them_again() {
+    type History = (fn() -> MemoryTables, &'static str);
+    let histories: [History; 2] = [
+        (paid_and_refunded, "payment#platform#ch_1"),
+        (paid_and_completed, "payment#platform#cs_1"),
+    ];
+    for (make, alias) in histories {
+        for missing in [&[][..], &["evt_1"], &["evt_2"], &["evt_1", "evt_2"]] {
+            let tables = make();
+            let names = payment(&tables, PAYMENT).facts.names;
+            assert!(payment(&tables, alias).alias_of.is_some());
+            let key = PaymentKey::parse(PAYMENT).unwrap();
+            tables.payments.lock().unwrap().remove(&key);
+            forget_events(&tables, missing);
+            repair_all(&tables);
+            assert_eq!(payment(&tables, PAYMENT).facts.names, names, "{missing:?}");
+            assert_eq!(differences(&tables), [""; 0], "{missing:?}");
+        }
+    }
+}
+
+#[test]
 fn a_payment_that_is_there_twice_is_one_again_with_and_without_its_events() {
     for missing in [&[][..], &["evt_1"], &["evt_1", "evt_2"]] {
         let tables = paid_and_refunded();
