@@ -437,7 +437,10 @@ impl<K: EntityKind> EntityState<K> {
         let facts = K::linked_payment_facts(&self.facts);
         let is_recorded =
             |entry| facts.is_some_and(|facts| facts.manual.recorded.contains_key(entry));
-        is_other_due || !self.row.recorded.keys().all(is_recorded)
+        // Of a row in another one's place, billhook keeps what it says: another writing of it is the application's.
+        let is_held = facts.is_some_and(|facts| facts.manual.is_row_replaced());
+        let is_written_anew = is_held && self.standing() != RowStanding::Current;
+        is_other_due || is_written_anew || !self.row.recorded.keys().all(is_recorded)
     }
 
     pub(super) fn may_be_of_another_piece(&self) -> bool {

@@ -916,6 +916,39 @@ fn an_event_that_waits_to_be_processed_again_is_no_difference() {
     }
 }
 
+#[test]
+fn a_row_in_anothers_place_that_is_written_anew_is_edited() {
+    let tables = dated_tables();
+    let paid = |id: &str, intent: &str| intent_succeeded(id, T, intent, named("ord_1"), 4200);
+    run(deliver(
+        &tables,
+        ProviderId::Stripe,
+        &[paid("evt_1", "pi_1")],
+    ));
+    let write_anew = |status: Option<&str>| {
+        let mut entities = tables.entities.lock().unwrap();
+        let entity = entities.get_mut(&order("ord_1")).unwrap();
+        let row = JsonRow(
+            json!({ "amountTotal": 4200, "currency": "usd", "status": status,
+            "createdAt": "2027-01-01T00:00:00Z" }),
+        );
+        let (key, state) = (entity.key(), json!(entity.to_row()));
+        *entity = key
+            .read(&RowRules::default(), Some(&row), Some(&state))
+            .unwrap();
+    };
+    write_anew(None);
+    is_none_different(&tables);
+    run(deliver(
+        &tables,
+        ProviderId::Stripe,
+        &[paid("evt_2", "pi_2")],
+    ));
+    is_none_different(&tables);
+    write_anew(Some("pending"));
+    is_none_different(&tables);
+}
+
 fn with_invoice(mut event: Value, invoice: &str) -> Value {
     event["data"]["object"]["invoice"] = json!(invoice);
     event
