@@ -134,6 +134,13 @@ pub(crate) async fn proofs(functions: &Functions, found: &mut Found) {
     }
 }
 
+/// 22: nor does a run of the nightly proof find a state different while workers write it.
+pub(crate) fn proofs_meanwhile(functions: &Functions, found: &mut Found) {
+    for (run, state) in &functions.seen().different {
+        found.add(22, format!("{run} found {state} different"));
+    }
+}
+
 /// What must hold a quarter of an hour after the last fault.
 pub(crate) fn drained(functions: &Functions, healed: Timestamp, found: &mut Found) {
     let world = functions.sim.world();

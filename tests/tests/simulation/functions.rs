@@ -13,13 +13,15 @@ use billhook_core::endpoint::secret::SecretKind;
 use billhook_core::entity::key::PaymentKey;
 use billhook_core::ids::{PaymentRef, PerProvider, ProviderId};
 use billhook_core::ports::Clock as _;
-use billhook_core::tasks::definitions::{CleanupInput, ReconcileInput, SweepInput};
+use billhook_core::proof::prover::StateProver;
+use billhook_core::tasks::definitions::{CleanupInput, ProofInput, ReconcileInput, SweepInput};
 use billhook_core::time::Timestamp;
 use billhook_core::worker::batch::{RelinkError, Worker};
 use billhook_testkit::sim::queue::Message;
 use billhook_testkit::sim::{Mutant, Port, Sim};
 use cleanup_failed_payments::ScheduledTask as _;
 use cleanup_failed_payments::tasks::cleanup::CleanupTask;
+use cleanup_failed_payments::tasks::proof::ProofTask;
 use cleanup_failed_payments::tasks::reconcile::ReconcileTask;
 use cleanup_failed_payments::tasks::sweep::SweepTask;
 use futures_util::FutureExt as _;
@@ -43,6 +45,8 @@ pub(crate) struct Seen {
     pub(crate) answers: Vec<Answered>,
     pub(crate) batches: Vec<Batch>,
     pub(crate) panics: Vec<String>,
+    /// The states that a run of the proof found different: the run, and each state.
+    pub(crate) different: Vec<(String, String)>,
 }
 
 /// A batch that a worker was given.
@@ -397,6 +401,26 @@ impl Functions {
                 };
                 reconcile.run(&ReconcileInput {}, deadline).await.map(drop)
             }
+            Task::Proof => {
+                let proof = ProofTask {
+                    prover: StateProver {
+                        states: port.clone(),
+                        events: PerProvider::new(|provider| port.of(provider)),
+                        live_mode: false,
+                    },
+                    jobs: port.clone(),
+                    clock,
+                    // Half, so that some of the states on which a proof rests are read after it and not together with it.
+                    sample_percent: 50,
+                };
+                let ran = proof.run(&ProofInput {}, deadline).await;
+                ran.map(|summary| {
+                    let name = port.name();
+                    let different = summary.different_states.into_iter();
+                    let different = different.map(|state| (name.to_owned(), state));
+                    self.seen().different.extend(different);
+                })
+            }
         };
         ran.map_err(|failed| failed.to_string())
     }
@@ -408,6 +432,7 @@ pub(crate) enum Task {
     Cleanup,
     Sweep,
     Reconcile,
+    Proof,
 }
 
 impl Task {
@@ -416,6 +441,7 @@ impl Task {
             Self::Cleanup => "cleanup",
             Self::Sweep => "sweep",
             Self::Reconcile => "reconcile",
+            Self::Proof => "proof",
         }
     }
 }

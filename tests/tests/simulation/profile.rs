@@ -12,7 +12,7 @@ use billhook_testkit::sim::{Faults, Mutant, SECRET_CANARY, Service, Sim};
 use serde_json::json;
 
 use crate::application::write_rows;
-use crate::check::{Found, Violation, at_the_end, drained, proofs};
+use crate::check::{Found, Violation, at_the_end, drained, proofs, proofs_meanwhile};
 use crate::customers::Customers;
 use crate::edges::{LOB_ARN, STRIPE_ARN};
 use crate::functions::{Functions, Task};
@@ -24,6 +24,9 @@ use crate::stack::deployed;
 const SETTLES: Duration = Duration::from_hours(3);
 /// The sweep has come twice to every row that was written in the active time.
 const ROWS_SETTLE: Duration = Duration::from_hours(26);
+
+/// Not nightly, as in `template.yaml`, because customers are active for less than an hour.
+const PROOF_EVERY: Duration = Duration::from_mins(5);
 
 /// A way of running.
 pub(crate) struct Profile {
@@ -214,6 +217,9 @@ async fn play(profile: &Profile, seed: u64, mutant: Option<Mutant>, traced: bool
     }
     at_the_end(&functions, &mut found);
     proofs(&functions, &mut found).await;
+    if !profile.writes_rows {
+        proofs_meanwhile(&functions, &mut found);
+    }
     let trace = sim.trace();
     let mut sometimes = sim.world().sometimes.clone();
     if let refreshes @ 1.. = logs::refreshes() {
@@ -248,6 +254,9 @@ fn start(profile: &Profile, functions: &Functions, until: Timestamp) {
             functions.schedule(task, every_then).await;
         });
     }
+    // At rest everything is proven anyway.
+    let proofs = functions.clone().schedule(Task::Proof, PROOF_EVERY);
+    tokio::task::spawn_local(tokio::time::timeout(profile.active, proofs));
     tokio::task::spawn_local(operator(functions.clone(), until));
     if profile.writes_rows {
         tokio::task::spawn_local(write_rows(sim.clone(), until));
