@@ -231,6 +231,48 @@ fn parked_events_are_released_or_given_up_by_the_sweep() {
     });
 }
 
+/// Proves all states: the checkpoint says that a sample of all of them was interrupted at its beginning.
+async fn prove_all(world: &World) -> Result<Value> {
+    let interrupted = json!({ "job_id": "proof", "until_s": world.now_s(), "after": "0/1" });
+    world.put("JobsTable", interrupted).await?;
+    run(world, &scheduled("proof")).await
+}
+
+#[test]
+fn the_proof_names_what_is_not_as_its_events_say_and_changes_nothing() {
+    flow(true, async |stage| {
+        let world = &stage.world;
+        order(world, "ord_proof", None).await?;
+        let now = world.now_s();
+        let paid = intent_succeeded("evt_proof", now, "pi_proof", named("ord_proof"), 4200);
+        world.stripe(&paid, 1).await?;
+        world.settled(STRIPE, "processed", &["evt_proof"]).await?;
+        // What other tests left different is different both times.
+        let before = prove_all(world).await?;
+        assert_eq!(before["completed"], true, "{before}");
+        assert_eq!(before["failed"], 0, "{before}");
+        let key = "payment#platform#pi_proof";
+        let sound = world.row("EntitiesTable", "entity", key).await?.unwrap();
+        let mut damaged = sound.clone();
+        let received = "/facts/money/payments/pi_proof/received/0/amount";
+        *damaged.pointer_mut(received).unwrap() = json!(42);
+        world.put("EntitiesTable", damaged.clone()).await?;
+        let after = prove_all(world).await?;
+        let different = |ran: &Value| ran["different"].as_u64().unwrap();
+        // The payment, and the order whose copy is right.
+        assert_eq!(different(&after), different(&before) + 2, "{after}");
+        let left = world.row("EntitiesTable", "entity", key).await?;
+        assert_eq!(left, Some(damaged));
+        let checkpoint = world.row("JobsTable", "job_id", "proof").await?.unwrap();
+        assert!(checkpoint["created_s"].as_i64() >= Some(now));
+        assert_eq!(checkpoint.get("after"), None);
+        world.put("EntitiesTable", sound).await?;
+        let mended = prove_all(world).await?;
+        assert_eq!(different(&mended), different(&before), "{mended}");
+        Ok(())
+    });
+}
+
 /// docs/runbook/rollback.md: a newer release has written, the older one waits, the newer one finishes.
 #[test]
 fn an_older_release_leaves_what_a_newer_one_wrote_and_the_sweep_finishes_it() {

@@ -13,7 +13,7 @@ fn scheduled_tasks_are_run_by_an_operator() {
         assert_eq!(counted["dry_run"], true);
         let refused = run_billhook(stage, "cleanup run --minutes 0").await?;
         assert_eq!(refused.code, 2, "{}", refused.stderr);
-        for task in ["sweep", "reconcile"] {
+        for task in ["sweep", "reconcile", "proof"] {
             let done = run_billhook(stage, &format!("{task} run --output json")).await?;
             assert!(
                 done.code == 0 && done.json().is_object(),
