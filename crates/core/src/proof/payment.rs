@@ -7,7 +7,6 @@ use super::facts::{
 };
 use super::stated::{EventReading, EventReadings, ReadEvent, StatedPayment, merge_payment_events};
 use super::{DifferenceSource, StateDifference, StateProof};
-use crate::entity::EntityKey;
 use crate::entity::invoice::InvoiceFacts;
 use crate::entity::key::{InvoiceKey, PaymentKey, StateKey};
 use crate::entity::merge::{MaxRegister, Merge as _, MinRegister};
@@ -16,6 +15,7 @@ use crate::entity::payment::linked::{LinkState, PaymentCopy};
 use crate::entity::payment::state::{LinkSource, PaymentFacts, PaymentState, RelinkDecision};
 use crate::entity::schema::EVENT_IDS_MAX;
 use crate::entity::timeline::ACTOR;
+use crate::entity::{Entity, EntityKey};
 use crate::ids::{EventId, PaymentRef};
 use crate::outcome::EventOutcome;
 use crate::time::Timestamp;
@@ -382,8 +382,10 @@ fn restore_links<R>(
             LinkState::Elsewhere => None,
         };
         if let Some(since) = since {
+            let state = rows.entities.get(entity).map(|(state, _)| state);
+            let is_in_column = state.is_some_and(|state| has_own_intent(state, &stored.key));
             // If all events can be read, and none states it, an index did.
-            let source = match is_complete {
+            let source = match is_complete || is_in_column {
                 true => LinkSource::Column,
                 false => LinkSource::Metadata,
             };
@@ -391,6 +393,13 @@ fn restore_links<R>(
             links.entry(source).or_insert(MinRegister(since));
         }
     }
+}
+
+/// Whether the application wrote this payment into the row, and not billhook.
+fn has_own_intent(entity: &Entity, key: &PaymentKey) -> bool {
+    let intent = entity.payment_intent();
+    let is_bearing = intent.is_some_and(|intent| key.payment.as_str() == intent.as_str());
+    is_bearing && entity.last_derived().intent.is_none()
 }
 
 /// Names that a payment may have had whose own state was lost: its sessions and the charges of its refunds.

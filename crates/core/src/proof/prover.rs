@@ -101,8 +101,10 @@ impl<L: Ledger> StateProver<L> {
             .await?;
         // From an entity or event to the payment, from there to its other names and its invoices. If the entity's state
         // was lost, first to its tenant, whose account the payment is of.
+        let copied = self.find_copies_of_lost(keys, &rows).await?;
         for _ in 0..3 {
             let mut needed = related_keys(keys, &rows, &events);
+            needed.extend(copied.iter().cloned());
             needed.retain(|key| !known.contains(key));
             if needed.is_empty() {
                 break;
@@ -110,8 +112,6 @@ impl<L: Ledger> StateProver<L> {
             rows.extend(self.states.load_rows(&needed).await?);
             known.extend(needed);
         }
-        let copied = self.find_copies_of_lost(keys, &rows).await?;
-        rows.extend(self.states.load_rows(&copied).await?);
         let contradicted = contradicted_events(keys, &rows).into_iter();
         let contradicted = contradicted.map(|id| (id, EventUse::Payment));
         self.read_events(contradicted.collect(), &mut events)

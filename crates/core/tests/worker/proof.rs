@@ -419,6 +419,40 @@ fn a_payment_that_lost_its_state_and_the_events_of_its_names_has_them_again() {
 }
 
 #[test]
+fn a_payment_that_lost_its_state_is_linked_again_to_the_order_whose_row_has_it() {
+    for missing in [&[][..], &["evt_1"]] {
+        for first in [PAYMENT, "order#ord_1"] {
+            let tables = paid_by_column();
+            let before = payment(&tables, PAYMENT);
+            let whole = tables.entities.lock().unwrap()[&order("ord_1")].clone();
+            tables.payments.lock().unwrap().clear();
+            forget_events(&tables, missing);
+            let worker = Worker {
+                provider: ProviderId::Stripe,
+                live_mode: false,
+                ledger: &tables,
+                clock: FixedClock::at(now()),
+            };
+            // The index of the events names the payment.
+            let events = BTreeSet::from([EventId::parse("evt_1").unwrap()]);
+            let named = EventsByState::from([(StateKey::parse(PAYMENT).unwrap(), events)]);
+            let first = StateKey::parse(first).unwrap();
+            let (prover, events) = (prover(&tables), Reprocess(&tables));
+            run(repair_state(&prover, &worker, &events, &first, &named)).unwrap();
+            repair_all(&tables);
+            assert_eq!(
+                payment(&tables, PAYMENT).facts,
+                before.facts,
+                "{first} {missing:?}"
+            );
+            assert_eq!(differences(&tables), [""; 0], "{first} {missing:?}");
+            let mended = tables.entities.lock().unwrap()[&order("ord_1")].clone();
+            assert_eq!(mended.columns(), whole.columns(), "{first} {missing:?}");
+        }
+    }
+}
+
+#[test]
 fn a_payment_that_is_there_twice_is_one_again_with_and_without_its_events() {
     for missing in [&[][..], &["evt_1"], &["evt_1", "evt_2"]] {
         let tables = paid_and_refunded();
