@@ -51,6 +51,7 @@ pub(crate) async fn repair_findings(
         counts,
         found,
         named,
+        interruption: _,
     } = findings;
     let mut report = RepairReport {
         left: ProofFindings {

@@ -108,6 +108,8 @@ pub(crate) struct ProofFindings {
     pub(crate) found: BTreeMap<StateKey, StateProof>,
     /// Events that an index names for these states, and that they had lost.
     pub(crate) named: EventsByState,
+    /// How far the run came and how to continue it, if Ctrl-C ended it.
+    pub(crate) interruption: Option<String>,
 }
 
 impl ProofFindings {
@@ -219,12 +221,11 @@ pub(crate) async fn run_proofs(
     for (unit, done) in units.iter().zip(0..) {
         if (&mut interrupted).now_or_never().is_some() {
             let cursor = unit.cursor();
-            return Err(CommandExit::Interrupted(format!(
-                "interrupted after {} of {all} parts: {}; continue with: {resume_command} --continue-at {cursor}",
-                skipped + done,
-                describe_counts(&findings)
-            ))
-            .into());
+            findings.interruption = Some(format!(
+                "interrupted after {} of {all} parts; continue with: {resume_command} --continue-at {cursor}",
+                skipped + done
+            ));
+            break;
         }
         prove_unit(prover, stripe, unit, &mut findings).await?;
         let elapsed = started_at.until(SystemClock.now());

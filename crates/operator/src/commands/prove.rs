@@ -11,6 +11,7 @@ use serde_json::json;
 use crate::audit::parse_reason;
 use crate::event_filter::EventFilter;
 use crate::event_lookup::load_selected_events;
+use crate::exit::CommandExit;
 use crate::interrupt::wait_for_interrupt;
 use crate::output::{OutputWriter, print_notice};
 use crate::proof_repair::{RepairReport, repair_findings};
@@ -126,7 +127,7 @@ async fn prove_and_repair(
     let continue_at = scope.continue_at.clone();
     let scope = scope.resolve(session, &prover).await?;
     let interrupted = wait_for_interrupt();
-    let findings = run_proofs(
+    let mut findings = run_proofs(
         &prover,
         stripe.as_ref(),
         &scope,
@@ -135,6 +136,11 @@ async fn prove_and_repair(
         &resume_command,
     )
     .await?;
+    if let Some(interruption) = findings.interruption.take() {
+        // The run that continues does not find these again.
+        print_findings(&findings, output);
+        return Err(CommandExit::Interrupted(interruption).into());
+    }
     let Some(RepairArgs { reason, yes }) = repair else {
         print_findings(&findings, output);
         return check_findings(&findings);
