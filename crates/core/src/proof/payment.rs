@@ -59,20 +59,20 @@ pub(super) fn prove_payment<R>(
     let is_complete = proof.unreadable_events.is_empty() && !proof.has_forgotten_events;
     let names = known_names(stored, rows);
     let stated = merge_payment_events(key, &names, readings.into_iter());
-    if let Some((payment, event)) = find_better_name(key, &stated) {
-        proof.correction.events.insert(event.id.clone());
+    if let Some(payment) = find_better_state(stored, rows) {
+        // Its own repair makes this one its alias.
         proof.differences.push(StateDifference::new(
-            DifferenceSource::Events,
+            DifferenceSource::States,
             "alias_of",
             None,
             Some(&payment.to_string()),
         ));
         return proof;
     }
-    if let Some(payment) = find_better_state(stored, rows) {
-        // Its own repair makes this one its alias.
+    if let Some((payment, event)) = find_better_name(key, &stated) {
+        proof.correction.events.insert(event.id.clone());
         proof.differences.push(StateDifference::new(
-            DifferenceSource::States,
+            DifferenceSource::Events,
             "alias_of",
             None,
             Some(&payment.to_string()),

@@ -249,7 +249,7 @@ const DAMAGES: &[Damage] = &[
                 .unwrap()
                 .insert(twin.key.clone(), twin);
         },
-        "payment#platform#ch_1 events alias_of",
+        "payment#platform#ch_1 states alias_of",
     ),
     (
         "a column of the state is altered",
