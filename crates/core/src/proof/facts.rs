@@ -97,12 +97,15 @@ fn prune_members(
     }
 }
 
-/// Whether a set was misread: events that can be read state values of it, and it has none of them. Such as an amount of
-/// 0.42 that a release read where two events say 42.00, one of which is gone: it would be a second amount of the payment,
-/// which then matches nothing.
+/// Whether a set of amounts was misread: events that can be read state amounts of it, and it has none of them. Such as an
+/// amount of 0.42 that a release read where two events say 42.00, one of which is gone: it would be a second amount of
+/// the payment, which then matches nothing.
+///
+/// A list that is no set, such as a value with its time, may have a later value of an event that is gone.
 fn is_contradicted<'s>(values: &[Value], stated: impl Iterator<Item = &'s Vec<Value>>) -> bool {
     let stated: Vec<&Value> = stated.flatten().collect();
-    !stated.is_empty() && !stated.iter().any(|stated| values.contains(stated))
+    let is_amounts = values.iter().all(Value::is_object);
+    is_amounts && !stated.is_empty() && !stated.iter().any(|stated| values.contains(stated))
 }
 
 /// With the members that only the other facts have.

@@ -736,6 +736,21 @@ fn mailed() -> MemoryTables {
 }
 
 #[test]
+fn a_letters_later_number_stays_though_only_the_earlier_events_can_be_read() {
+    let tables = tables();
+    let events = [("evt_l1", 10, "n0"), ("evt_l2", 14, "n1")].map(|(id, day, number)| {
+        let at = format!("2026-11-{day}T08:00:00.000Z");
+        let mut event = letter(id, &at, "ltr_1", "mailed");
+        event["body"]["tracking_number"] = json!(number);
+        event
+    });
+    run(deliver(&tables, ProviderId::Lob, &events));
+    forget_events(&tables, &["evt_l2"]);
+    assert_eq!(differences(&tables), [""; 0]);
+    assert_eq!(results(&tables)["statement#st_1"], ProofResult::Unprovable);
+}
+
+#[test]
 fn letters_and_accounts_are_proven_by_their_own_events() {
     let tables = mailed();
     let events = tables
