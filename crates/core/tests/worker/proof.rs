@@ -966,7 +966,7 @@ fn an_event_that_waits_to_be_processed_again_is_no_difference() {
 }
 
 #[test]
-fn a_row_in_anothers_place_that_is_written_anew_is_edited() {
+fn a_row_that_took_the_place_of_another_and_is_written_anew_is_edited() {
     let tables = dated_tables();
     let paid = |id: &str, intent: &str| intent_succeeded(id, T, intent, named("ord_1"), 4200);
     run(deliver(
