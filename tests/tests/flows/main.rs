@@ -18,6 +18,7 @@ mod migrate;
 mod observability;
 mod operator;
 mod payments;
+mod proof;
 mod rotation;
 mod scheduled;
 

@@ -18,14 +18,14 @@ pub(super) struct CommandOutcome {
     /// Timestamps and our own ids are replaced by fixed ones.
     pub(super) stdout: String,
     /// The same replacements.
-    stderr: String,
+    pub(super) stderr: String,
     /// Without replacements.
-    raw_stderr: String,
+    pub(super) raw_stderr: String,
 }
 
 impl CommandOutcome {
     #[track_caller]
-    fn assert_exit(&self, code: i32, text: &str) {
+    pub(super) fn assert_exit(&self, code: i32, text: &str) {
         assert!(
             self.code == code && self.stderr.contains(text),
             "{}: {}",
@@ -41,8 +41,12 @@ impl CommandOutcome {
     }
 }
 
-/// `line` is split as a shell does: words, and phrases in single quotes.
 fn build_command(stage: &'static Stage, line: &str) -> Command {
+    command_for(&stage.aws, &stage.name, line)
+}
+
+/// `line` is split as a shell does: words, and phrases in single quotes.
+pub(super) fn command_for(aws: &LocalAws, stack: &str, line: &str) -> Command {
     let parts = line.split('\'').enumerate();
     let arguments = parts.flat_map(|(number, part)| match number % 2 {
         1 => vec![part],
@@ -52,8 +56,8 @@ fn build_command(stage: &'static Stage, line: &str) -> Command {
     command
         .args(arguments)
         .env_clear()
-        .envs(stage.aws.env())
-        .env("BILLHOOK_STACK", &stage.name)
+        .envs(aws.env())
+        .env("BILLHOOK_STACK", stack)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
@@ -82,7 +86,7 @@ fn start_billhook(stage: &'static Stage, line: &str) -> Result<Child> {
 }
 
 /// Sends SIGINT, as Ctrl-C does.
-async fn interrupt_billhook(child: Child) -> Result<CommandOutcome> {
+pub(super) async fn interrupt_billhook(child: Child) -> Result<CommandOutcome> {
     let pid = child.id().to_string();
     assert!(
         Command::new("kill")
@@ -94,7 +98,7 @@ async fn interrupt_billhook(child: Child) -> Result<CommandOutcome> {
 }
 
 /// Waits in a thread of its own: the proxy and the local Stripe that answer the command run on this one.
-async fn wait_for_exit(child: Child) -> Result<CommandOutcome> {
+pub(super) async fn wait_for_exit(child: Child) -> Result<CommandOutcome> {
     let done = tokio::task::spawn_blocking(move || child.wait_with_output()).await??;
     let raw_stderr = String::from_utf8(done.stderr)?;
     Ok(CommandOutcome {
