@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help run stop setup catalogue third-provider fmt lint lint-template test bench peers chaos fuzz measure simulate replay bounds build deploy
+.PHONY: help run stop setup catalogue third-provider fmt lint lint-template test bench peers chaos fuzz measure simulate replay bounds prove-scale build deploy
 
 # No tool may download a Rust target or send telemetry without our knowledge.
 export RUSTUP_DIST_SERVER := http://127.0.0.1:1
@@ -138,6 +138,13 @@ bounds: export CARGO_PROFILE_DEV_OPT_LEVEL = 2
 bounds: setup ## deliver 40,000 events of payments and orders that one row would not hold, and show what that took (more than an hour)
 	cargo build --workspace
 	cargo test --workspace --test flows -- --ignored --nocapture thousands_of_facts
+
+ORDERS ?= 100000
+prove-scale: export CARGO_PROFILE_DEV_OPT_LEVEL = 2
+prove-scale: export ORDERS := $(ORDERS)
+prove-scale: setup ## prove ORDERS=100000 orders with three events each on the local AWS, and show what that took (an hour)
+	cargo build --workspace
+	cargo test --workspace --test flows -- --ignored --nocapture very_many_orders
 
 build: $(VENV)/.installed-build ## build the functions as they are deployed (ARCH=arm64|x86_64)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" sam build --parameter-overrides Architecture=$(ARCH)

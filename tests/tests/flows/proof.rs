@@ -3,6 +3,7 @@
 
 mod clones;
 mod damages;
+mod scale;
 
 mod templates;
 
