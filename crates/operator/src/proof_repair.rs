@@ -51,7 +51,7 @@ pub(crate) async fn repair_findings(
         counts,
         found,
         named,
-        interruption: _,
+        unfinished: _,
     } = findings;
     let mut report = RepairReport {
         left: ProofFindings {

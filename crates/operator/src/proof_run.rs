@@ -108,8 +108,8 @@ pub(crate) struct ProofFindings {
     pub(crate) found: BTreeMap<StateKey, StateProof>,
     /// Events that an index names for these states, and that they had lost.
     pub(crate) named: EventsByState,
-    /// How far the run came and how to continue it, if Ctrl-C ended it.
-    pub(crate) interruption: Option<String>,
+    /// Why the run ended early, by Ctrl-C or by a failure, and how to continue it.
+    pub(crate) unfinished: Option<anyhow::Error>,
 }
 
 impl ProofFindings {
@@ -217,17 +217,22 @@ pub(crate) async fn run_proofs(
         findings.named = named.clone();
     }
     let skipped = all - units.len();
+    let how_to_continue = |unit: &ProofUnit, done: usize| {
+        let (done, cursor) = (skipped + done, unit.cursor());
+        format!("{done} of {all} parts; continue with: {resume_command} --continue-at {cursor}")
+    };
     let mut interrupted = pin!(interrupted.fuse());
     for (unit, done) in units.iter().zip(0..) {
         if (&mut interrupted).now_or_never().is_some() {
-            let cursor = unit.cursor();
-            findings.interruption = Some(format!(
-                "interrupted after {} of {all} parts; continue with: {resume_command} --continue-at {cursor}",
-                skipped + done
-            ));
+            let interrupted = format!("interrupted after {}", how_to_continue(unit, done));
+            findings.unfinished = Some(CommandExit::Interrupted(interrupted).into());
             break;
         }
-        prove_unit(prover, stripe, unit, &mut findings).await?;
+        if let Err(error) = prove_unit(prover, stripe, unit, &mut findings).await {
+            let stopped = format!("stopped after {}", how_to_continue(unit, done));
+            findings.unfinished = Some(error.context(stopped));
+            break;
+        }
         let elapsed = started_at.until(SystemClock.now());
         print_progress(done + 1, units.len(), elapsed, &findings);
     }

@@ -179,6 +179,7 @@ async fn prove_damaged_orders(arena: &Arena) -> Result<()> {
     println!("{:?}: planted", begun.elapsed());
 
     let proven = prove_in_two_runs(arena).await?;
+    stop_by_an_outage(arena).await?;
     let found = Found::read_all(&proven);
     check_named(&planted, &found);
     check_sources(&planted, &found);
@@ -372,6 +373,25 @@ async fn prove_in_two_runs(arena: &Arena) -> Result<[CommandOutcome; 2]> {
     let rest = arena.billhook(command).await?;
     rest.assert_exit(4, "different");
     Ok([cut, rest])
+}
+
+/// A failure ends a run too, and it says what it has found and how to continue.
+async fn stop_by_an_outage(arena: &Arena) -> Result<()> {
+    let before = arena.calls("Scan");
+    let running = arena.start(&format!("{ALL} --output json"))?;
+    let has_begun = async || Ok(arena.calls("Scan") > before + 1);
+    assert!(arena.world.until(has_begun).await?);
+    arena.proxy.cut("DynamoDB");
+    let stopped = wait_for_exit(running).await;
+    arena.proxy.heal();
+    let stopped = stopped?;
+    stopped.assert_exit(1, "continue with: billhook ");
+    assert!(
+        stopped.stderr.contains("stopped after "),
+        "{}",
+        stopped.stderr
+    );
+    check_form(&stopped.stdout).await
 }
 
 /// Everything that is not left to people is as it was before the damage.

@@ -11,7 +11,6 @@ use serde_json::json;
 use crate::audit::parse_reason;
 use crate::event_filter::EventFilter;
 use crate::event_lookup::load_selected_events;
-use crate::exit::CommandExit;
 use crate::interrupt::wait_for_interrupt;
 use crate::output::{OutputWriter, print_notice};
 use crate::proof_repair::{RepairReport, repair_findings};
@@ -136,10 +135,10 @@ async fn prove_and_repair(
         &resume_command,
     )
     .await?;
-    if let Some(interruption) = findings.interruption.take() {
+    if let Some(unfinished) = findings.unfinished.take() {
         // The run that continues does not find these again.
         print_findings(&findings, output);
-        return Err(CommandExit::Interrupted(interruption).into());
+        return Err(unfinished);
     }
     let Some(RepairArgs { reason, yes }) = repair else {
         print_findings(&findings, output);
