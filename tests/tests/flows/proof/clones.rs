@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::io::{Read as _, Write as _};
 
+use aws_sdk_dynamodb::config::timeout::TimeoutConfig;
 use aws_sdk_dynamodb::primitives::Blob;
 use aws_sdk_dynamodb::types::{PutRequest, WriteRequest};
 use billhook_core::ids::{EventId, ProviderId};
@@ -22,6 +23,7 @@ pub(super) type Item = HashMap<String, AttributeValue>;
 /// `BatchWriteItem`'s limit.
 const WRITES_MAX: usize = 25;
 const WRITES_AT_ONCE: usize = 4;
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(120);
 
 /// All rows of an order.
 #[derive(Clone)]
@@ -222,7 +224,12 @@ pub(super) async fn put_rows(
         .map(async |writes| {
             let write = world.aws.dynamodb().batch_write_item();
             let write = write.request_items(table, writes.to_vec());
-            let done = write.send().await?;
+            // With very many rows the local AWS now and then stops for seconds, to collect its garbage.
+            let patience = TimeoutConfig::builder()
+                .operation_attempt_timeout(PATIENCE)
+                .operation_timeout(PATIENCE);
+            let patience = aws_sdk_dynamodb::Config::builder().timeout_config(patience.build());
+            let done = write.customize().config_override(patience).send().await?;
             assert!(done.unprocessed_items().is_none_or(HashMap::is_empty));
             anyhow::Ok(())
         })
