@@ -1,6 +1,7 @@
 //! The repair of what a run of proofs found. Payments first: what follows from them is then often right already.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use anyhow::Result;
 use billhook_adapters::clock::SystemClock;
@@ -12,10 +13,9 @@ use billhook_core::intake::message::EventPointer;
 use billhook_core::ports::Clock as _;
 use billhook_core::proof::prover::EventsByState;
 use billhook_core::proof::repair::{ReprocessEvent, repair_state};
-use billhook_core::proof::{DifferenceSource, ProofResult, StateProof};
+use billhook_core::proof::{DifferenceSource, StateProof};
 use billhook_core::worker::batch::{ProcessingFailure, ReceivedMessage, Worker};
 use futures_util::stream::{self, StreamExt as _};
-use std::time::Duration;
 
 use crate::audit::AuditContext;
 use crate::entity_repair::write_timeline_note;
@@ -142,7 +142,7 @@ impl RepairRun<'_> {
             audit: self.audit,
         };
         match repair_state(self.prover, &self.worker, &events, &proof.key, &self.named).await {
-            Ok(repaired) => Some(repaired.after),
+            Ok(after) => Some(after),
             Err(failure) => {
                 print_notice(&format!("{} could not be mended: {failure}", proof.key));
                 None
@@ -165,15 +165,6 @@ impl RepairRun<'_> {
         }
         report.mended.sort_unstable();
         Ok(())
-    }
-}
-
-impl ProofFindings {
-    fn count_change(&mut self, was: ProofResult, is: ProofResult) {
-        if let Some(count) = self.counts.get_mut(was.as_str()) {
-            *count = count.saturating_sub(1);
-        }
-        *self.counts.entry(is.as_str()).or_default() += 1;
     }
 }
 

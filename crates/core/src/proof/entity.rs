@@ -3,15 +3,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
 use super::facts::{compare_facts, correct_facts, named_events, remembers_all};
-use super::payment::{is_undecided, link_of, take_readings};
-use super::stated::{EventReadings, EventUse, ReadEvent, merge_account_events, merge_mail_events};
+use super::payment::{check_outcome, is_undecided, link_of, take_readings};
+use super::stated::{
+    EventReadings, EventUse, StatedByEvents, merge_account_events, merge_mail_events,
+};
 use super::{DifferenceSource, StateCorrection, StateDifference, StateProof};
 use crate::entity::account::AccountFacts;
 use crate::entity::columns::ColumnOwner;
 use crate::entity::key::StateKey;
 use crate::entity::kind::StatedFacts;
 use crate::entity::mail::facts::MailFacts;
+use crate::entity::merge::Merge;
 use crate::entity::payment::facts::MoneyFacts;
 use crate::entity::payment::linked::{LinkState, PaymentCopy};
 use crate::entity::payment::state::PaymentState;
@@ -27,17 +33,11 @@ pub(super) type TenantsByAccount = BTreeMap<AccountId, Vec<TenantId>>;
 
 /// The events that its proof needs beside those of its payments.
 pub(super) fn needed_events(entity: &Entity, named: &BTreeSet<EventId>) -> BTreeSet<EventId> {
-    let mut needed = BTreeSet::new();
-    if let Some(mail) = entity.mail_facts() {
-        needed.extend(named_events(mail));
-        needed.extend(entity.event_ids().iter().cloned());
-        needed.extend(named.iter().cloned());
-    }
-    if let Some(account) = entity.account_facts() {
-        needed.extend(named_events(account));
-        needed.extend(entity.event_ids().iter().cloned());
-        needed.extend(named.iter().cloned());
-    }
+    let of_mail = entity.mail_facts().map(named_events);
+    let Some(mut needed) = of_mail.or(entity.account_facts().map(named_events)) else {
+        return BTreeSet::new();
+    };
+    needed.extend(entity.event_ids().iter().chain(named).cloned());
     needed
 }
 
@@ -264,41 +264,39 @@ fn check_own_facts(
         || account.is_some_and(|account| !remembers_all(remembered, account));
     let readings = take_readings(&needed, events, proof);
     let is_complete = proof.unreadable_events.is_empty() && !proof.has_forgotten_events;
-    if let Some(mail) = entity.mail_facts() {
+    if let Some(mail) = mail {
         let stated = merge_mail_events(readings.iter().copied());
-        let corrected = correct_facts(mail, &stated, is_complete);
-        let found = compare_facts(DifferenceSource::Events, "facts.mail", mail, &corrected);
-        if !found.is_empty() {
-            proof.correction.mail = Some(corrected);
-        }
-        proof.differences.extend(found);
-        check_outcomes(entity, EventUse::Mail, &readings, proof);
+        proof.correction.mail = check_facts("facts.mail", mail, &stated, is_complete, proof);
     }
-    if let Some(account) = entity.account_facts() {
+    if let Some(account) = account {
         let stated = merge_account_events(readings.iter().copied());
-        let corrected = correct_facts(account, &stated, is_complete);
-        let found = compare_facts(DifferenceSource::Events, "facts", account, &corrected);
-        if !found.is_empty() {
-            proof.correction.account = Some(corrected);
-        }
-        proof.differences.extend(found);
-        check_outcomes(entity, EventUse::Account, &readings, proof);
+        proof.correction.account = check_facts("facts", account, &stated, is_complete, proof);
+    }
+    let of = match account {
+        Some(_) => EventUse::Account,
+        None => EventUse::Mail,
+    };
+    for event in readings.iter().filter(|event| event.is_for(of)) {
+        check_outcome(event, remembered, proof);
     }
 }
 
-fn check_outcomes(entity: &Entity, of: EventUse, readings: &[&ReadEvent], proof: &mut StateProof) {
-    for event in readings {
-        if !event.is_for(of) || event.is_taken() || !entity.event_ids().contains(&event.id) {
-            continue;
-        }
-        proof.correction.events.insert(event.id.clone());
-        proof.differences.push(StateDifference::new(
-            DifferenceSource::Events,
-            format!("event {}", event.id),
-            Some(event.outcome.as_str()),
-            Some("processed"),
-        ));
-    }
+/// Tells what is different, and returns the facts as they should be if they are others.
+fn check_facts<F>(
+    place: &str,
+    stored: &F,
+    stated: &StatedByEvents<F>,
+    is_complete: bool,
+    proof: &mut StateProof,
+) -> Option<F>
+where
+    F: Merge + Clone + Serialize + DeserializeOwned,
+{
+    let corrected = correct_facts(stored, stated, is_complete);
+    let found = compare_facts(DifferenceSource::Events, place, stored, &corrected);
+    let is_other = !found.is_empty();
+    proof.differences.extend(found);
+    is_other.then_some(corrected)
 }
 
 /// What follows from the facts is what the state says was derived, and what the row shows. The row is compared as if

@@ -119,7 +119,7 @@ pub(super) fn prove_payment<R>(
         false => Vec::new(),
     };
     for event in &stated.events {
-        check_outcome(event, stored, &mut proof);
+        check_outcome(event, remembered, &mut proof);
     }
     check_names(key, &corrected, rows, &mut proof);
     check_invoices(key, &stated, &corrected, rows, &mut proof);
@@ -499,9 +499,9 @@ fn correct_payment(
     corrected
 }
 
-/// An event whose facts are stored was processed, or is parked.
-fn check_outcome(event: &ReadEvent, stored: &PaymentState, proof: &mut StateProof) {
-    if event.is_taken() || !stored.history.event_ids.contains(&event.id) {
+/// An event whose facts are stored was processed, or waits to be processed again.
+pub(super) fn check_outcome(event: &ReadEvent, remembered: &[EventId], proof: &mut StateProof) {
+    if event.is_taken() || !remembered.contains(&event.id) {
         return;
     }
     proof.correction.events.insert(event.id.clone());

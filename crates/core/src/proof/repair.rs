@@ -28,25 +28,15 @@ pub trait ReprocessEvent {
     fn reprocess(&self, event: &EventId) -> impl Future<Output = Result<(), ProcessingFailure>>;
 }
 
-/// A state after its repair.
-#[derive(Debug)]
-pub struct RepairedState {
-    /// As it was found.
-    pub before: StateProof,
-    /// Proven again; what is still different, a person has to decide.
-    pub after: StateProof,
-}
-
-/// Mends one state, and proves it again.
+/// Mends one state, and proves it again: what is different then, a person has to decide.
 pub async fn repair_state<L: Ledger, C: Clock + Pause>(
     prover: &StateProver<L>,
     worker: &Worker<L, C>,
     events: &impl ReprocessEvent,
     key: &StateKey,
     named: &EventsByState,
-) -> Result<RepairedState, ProcessingFailure> {
+) -> Result<StateProof, ProcessingFailure> {
     let keys = BTreeSet::from([key.clone()]);
-    let mut before = None;
     let mut failure = None;
     for round in 0..ROUNDS_MAX {
         if failure.is_some() {
@@ -59,12 +49,8 @@ pub async fn repair_state<L: Ledger, C: Clock + Pause>(
         let Some(proof) = proofs.into_iter().next() else {
             break;
         };
-        let before = before.get_or_insert_with(|| proof.clone());
         if proof.correction.is_none() {
-            return Ok(RepairedState {
-                before: before.clone(),
-                after: proof,
-            });
+            return Ok(proof);
         }
         let mended = mend_once(prover, worker, events, &proof, named, &loaded).await;
         failure = mended.err();
