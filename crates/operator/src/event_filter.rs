@@ -98,6 +98,22 @@ impl EventFilter {
             && self.until.is_none()
     }
 
+    pub(crate) fn has_more_than_since(&self) -> bool {
+        let others = Self {
+            since: None,
+            ..self.clone()
+        };
+        !others.is_empty()
+    }
+
+    pub(crate) fn has_more_than_account_and_since(&self) -> bool {
+        let others = Self {
+            account: None,
+            ..self.clone()
+        };
+        others.has_more_than_since()
+    }
+
     /// The connected account that was named.
     pub(crate) fn account(&self) -> Option<&str> {
         self.account.as_deref()

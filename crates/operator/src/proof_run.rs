@@ -8,7 +8,7 @@ use std::io::IsTerminal as _;
 use std::pin::pin;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::dynamodb::ledger::DynamoLedger;
 use billhook_adapters::stripe::StripeClient;
@@ -28,7 +28,7 @@ use billhook_core::time::Timestamp;
 use billhook_core::worker::ports::Ledger as _;
 use futures_util::FutureExt as _;
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::exit::CommandExit;
 use crate::output::print_notice;
@@ -50,7 +50,10 @@ pub(crate) enum ProofScope {
     /// About this percentage of all states: those of today's segment.
     Sample(u32),
     /// These, and events of which an index says that they took them.
-    States(BTreeSet<StateKey>, EventsByState),
+    States {
+        states: BTreeSet<StateKey>,
+        named: EventsByState,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -70,6 +73,15 @@ impl ProofUnit {
             Self::States(states) => states.first().map(ToString::to_string).unwrap_or_default(),
         }
     }
+
+    /// Whether a run that was to continue here begins with this part. Filters may find other states by now, so of states
+    /// it is the first part that has none before the place.
+    fn begins_at(&self, cursor: &str) -> bool {
+        match (self, StateKey::parse(cursor)) {
+            (Self::States(states), Some(place)) => states.last() >= Some(&place),
+            _ => self.cursor() == cursor,
+        }
+    }
 }
 
 impl ProofScope {
@@ -78,18 +90,13 @@ impl ProofScope {
             Self::All { since } => {
                 let since = since.unwrap_or_else(|| now.before(EVENT_RETENTION));
                 let segments = ScanSegment::all(SEGMENTS).map(ProofUnit::Segment);
-                let mut units: Vec<ProofUnit> = segments.collect();
-                let mut at = now;
-                while at.day() >= since.day() {
-                    units.push(ProofUnit::Day(at.day()));
-                    at = at.before(Duration::from_hours(24));
-                }
-                units
+                let days = days_since(since, now).into_iter().map(ProofUnit::Day);
+                segments.chain(days).collect()
             }
             Self::Sample(percent) => {
                 vec![ProofUnit::Segment(ScanSegment::sample_of(*percent, now))]
             }
-            Self::States(states, _) => {
+            Self::States { states, .. } => {
                 let states: Vec<StateKey> = states.iter().cloned().collect();
                 let chunks = states.chunks(STATES_AT_ONCE);
                 chunks
@@ -116,11 +123,25 @@ impl ProofFindings {
     fn take(&mut self, proofs: Vec<StateProof>) {
         for proof in proofs {
             let result = proof.result();
-            *self.counts.entry(result.as_str()).or_default() += 1;
-            if matches!(result, ProofResult::Different | ProofResult::Edited) {
-                self.found.insert(proof.key.clone(), proof);
+            let is_found = matches!(result, ProofResult::Different | ProofResult::Edited);
+            // Day by day, a state comes as often as it has lost events.
+            let was = match is_found {
+                true => self.found.insert(proof.key.clone(), proof),
+                false => None,
+            };
+            if let Some(was) = was {
+                self.count_change(was.result(), result);
+            } else {
+                *self.counts.entry(result.as_str()).or_default() += 1;
             }
         }
+    }
+
+    pub(crate) fn count_change(&mut self, was: ProofResult, is: ProofResult) {
+        if let Some(count) = self.counts.get_mut(was.as_str()) {
+            *count = count.saturating_sub(1);
+        }
+        *self.counts.entry(is.as_str()).or_default() += 1;
     }
 
     pub(crate) fn count(&self, result: ProofResult) -> u64 {
@@ -139,7 +160,14 @@ impl ProofFindings {
     pub(crate) fn rows(&self) -> Vec<Value> {
         let rows = self.found.values().flat_map(|proof| {
             let differences = proof.differences.iter();
-            differences.map(|difference| describe_difference(proof, difference))
+            differences.map(|difference| {
+                let of_state = [
+                    ("state".to_owned(), json!(proof.key.to_string())),
+                    ("result".to_owned(), json!(proof.result().as_str())),
+                ];
+                let row = of_state.into_iter().chain(describe_difference(difference));
+                Value::Object(row.collect())
+            })
         });
         rows.collect()
     }
@@ -154,28 +182,20 @@ impl ProofFindings {
 pub(crate) const COLUMNS: [&str; 6] =
     ["state", "result", "place", "stored", "expected", "decision"];
 
-fn describe_difference(proof: &StateProof, difference: &StateDifference) -> Value {
-    json!({
-        "state": proof.key.to_string(),
-        "result": proof.result().as_str(),
-        "source": difference.source.as_str(),
-        "place": difference.place,
-        "stored": difference.stored,
-        "expected": difference.expected,
-        "decision": difference.decision,
-    })
+fn describe_difference(difference: &StateDifference) -> Map<String, Value> {
+    let members = [
+        ("source", json!(difference.source.as_str())),
+        ("place", json!(difference.place)),
+        ("stored", json!(difference.stored)),
+        ("expected", json!(difference.expected)),
+        ("decision", json!(difference.decision)),
+    ];
+    let members = members.map(|(name, value)| (name.to_owned(), value));
+    members.into_iter().collect()
 }
 
-pub(crate) fn describe_proof(proof: &StateProof) -> Value {
-    let differences = proof.differences.iter().map(|difference| {
-        json!({
-            "source": difference.source.as_str(),
-            "place": difference.place,
-            "stored": difference.stored,
-            "expected": difference.expected,
-            "decision": difference.decision,
-        })
-    });
+fn describe_proof(proof: &StateProof) -> Value {
+    let differences = proof.differences.iter().map(describe_difference);
     json!({
         "state": proof.key.to_string(),
         "result": proof.result().as_str(),
@@ -206,14 +226,14 @@ pub(crate) async fn run_proofs(
     let mut units = scope.units(started_at);
     let all = units.len();
     if let Some(cursor) = continue_at {
-        let position = units.iter().position(|unit| unit.cursor() == cursor);
+        let position = units.iter().position(|unit| unit.begins_at(cursor));
         let position = position.with_context(|| {
             format!("--continue-at {cursor} is no place in this run: repeat the command that was printed")
         })?;
         units.drain(..position);
     }
     let mut findings = ProofFindings::default();
-    if let ProofScope::States(_, named) = scope {
+    if let ProofScope::States { named, .. } = scope {
         findings.named = named.clone();
     }
     let skipped = all - units.len();
@@ -259,23 +279,73 @@ async fn prove_unit(
         }
         ProofUnit::States(states) => prove_states(prover, stripe, states, findings).await,
         ProofUnit::Day(day) => {
-            let day_begins = Timestamp::parse(&format!("{day}T00:00:00Z"))?;
-            let span = ArrivalSpan {
-                after: day_begins.before(Duration::from_millis(1)),
-                until: day_begins.after(Duration::from_hours(24)),
-            };
-            for (provider, ledger) in prover.events.iter() {
-                let arrived = ledger.arrived_events(day, span).await?;
-                let lost = prover.find_lost_events(provider, &arrived).await?;
-                let states: Vec<StateKey> = lost.keys().cloned().collect();
-                for (state, events) in lost {
-                    findings.named.entry(state).or_default().extend(events);
-                }
-                prove_states(prover, None, &states, findings).await?;
-            }
-            Ok(())
+            let lost = find_lost_events(prover, day, None).await?;
+            let states: Vec<StateKey> = lost.keys().cloned().collect();
+            join_events(&mut findings.named, lost);
+            prove_states(prover, None, &states, findings).await
         }
     }
+}
+
+/// The events of one day that their states do not know; only those of some states, if asked for.
+async fn find_lost_events(
+    prover: &OperatorProver,
+    day: &str,
+    of: Option<&BTreeSet<StateKey>>,
+) -> Result<EventsByState> {
+    let day_begins = Timestamp::parse(&format!("{day}T00:00:00Z"))?;
+    let span = ArrivalSpan {
+        after: day_begins.before(Duration::from_millis(1)),
+        until: day_begins.after(Duration::from_hours(24)),
+    };
+    let mut lost = EventsByState::new();
+    for (provider, ledger) in prover.events.iter() {
+        let mut arrived = ledger.arrived_events(day, span).await?;
+        if let Some(states) = of {
+            arrived.retain(|event| !event.entities.is_disjoint(states));
+        }
+        let mut found = prover.find_lost_events(provider, &arrived).await?;
+        found.retain(|state, _| of.is_none_or(|states| states.contains(state)));
+        join_events(&mut lost, found);
+    }
+    Ok(lost)
+}
+
+fn join_events(events: &mut EventsByState, more: EventsByState) {
+    for (state, more) in more {
+        events.entry(state).or_default().extend(more);
+    }
+}
+
+/// Named states, with the events that came for them since then and that they have lost.
+pub(crate) async fn select_states(
+    prover: &OperatorProver,
+    states: BTreeSet<StateKey>,
+    since: Option<Timestamp>,
+    now: Timestamp,
+) -> Result<ProofScope> {
+    let mut named = EventsByState::new();
+    for day in since
+        .map(|since| days_since(since, now))
+        .unwrap_or_default()
+    {
+        join_events(
+            &mut named,
+            find_lost_events(prover, &day, Some(&states)).await?,
+        );
+    }
+    Ok(ProofScope::States { states, named })
+}
+
+/// The newest first.
+fn days_since(since: Timestamp, now: Timestamp) -> Vec<String> {
+    let mut days = Vec::new();
+    let mut at = now;
+    while at.day() >= since.day() {
+        days.push(at.day());
+        at = at.before(Duration::from_hours(24));
+    }
+    days
 }
 
 async fn prove_states(
@@ -437,9 +507,61 @@ pub(crate) fn check_findings(findings: &ProofFindings) -> Result<()> {
     Ok(())
 }
 
-pub(crate) fn require_some_scope(is_empty: bool) -> Result<()> {
-    if is_empty {
-        bail!("name states, or pass filters such as --since 7d, or --all, or --sample 1");
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn states(keys: &[&str]) -> Vec<StateKey> {
+        let keys = keys.iter();
+        keys.map(|key| StateKey::parse(key).unwrap()).collect()
     }
-    Ok(())
+
+    #[test]
+    fn a_run_continues_where_it_stopped_although_its_filters_find_others_by_now() {
+        let units = [["order#a", "order#c"], ["order#e", "order#g"]];
+        let units = units.map(|keys| ProofUnit::States(states(&keys)));
+        let first = |cursor: &str| units.iter().position(|unit| unit.begins_at(cursor));
+        assert_eq!(first("order#a"), Some(0));
+        assert_eq!(
+            first("order#c"),
+            Some(0),
+            "it was the first of a part before"
+        );
+        assert_eq!(first("order#d"), Some(1), "it is gone");
+        assert_eq!(first("order#h"), None);
+        let day = ProofUnit::Day("2026-11-29".to_owned());
+        assert!(day.begins_at("2026-11-29") && !day.begins_at("2026-11-28"));
+        let segment = ScanSegment {
+            number: 3,
+            total: 64,
+        };
+        assert!(ProofUnit::Segment(segment).begins_at("segment-3"));
+    }
+
+    #[test]
+    fn a_state_that_comes_twice_is_counted_once() {
+        let proof = |places: &[&str]| {
+            let difference = |place: &&str| StateDifference {
+                source: billhook_core::proof::DifferenceSource::Row,
+                place: (*place).to_owned(),
+                stored: None,
+                expected: None,
+                decision: None,
+            };
+            StateProof {
+                key: StateKey::parse("order#ord_1").unwrap(),
+                differences: places.iter().map(difference).collect(),
+                unreadable_events: BTreeSet::new(),
+                has_forgotten_events: false,
+                correction: Default::default(),
+            }
+        };
+        let mut findings = ProofFindings::default();
+        findings.take(vec![proof(&["row.status"])]);
+        findings.take(vec![proof(&["facts"])]);
+        assert_eq!(findings.count(ProofResult::Different), 1);
+        assert_eq!(findings.rows().len(), 1);
+        assert_eq!(findings.rows()[0]["place"], "facts");
+        assert_eq!(findings.rows()[0]["state"], "order#ord_1");
+    }
 }

@@ -15,8 +15,8 @@ use crate::interrupt::wait_for_interrupt;
 use crate::output::{OutputWriter, print_notice};
 use crate::proof_repair::{RepairReport, repair_findings};
 use crate::proof_run::{
-    COLUMNS, ProofFindings, ProofScope, check_findings, describe_counts, find_states, open_prover,
-    require_some_scope, run_proofs, states_of_events,
+    COLUMNS, OperatorProver, ProofFindings, ProofScope, check_findings, describe_counts,
+    find_states, open_prover, run_proofs, select_states, states_of_events,
 };
 use crate::session::StackSession;
 use crate::stripe_endpoints::open_stripe;
@@ -59,7 +59,8 @@ pub(crate) struct RebuildArgs {
 
 #[derive(Args, Debug)]
 struct ScopeArgs {
-    /// Orders, statements, tenants or payments, each with what it rests on; ids, or keys as `payment#acct_1#pi_1`
+    /// Orders, statements, tenants or payments, each with what it rests on; ids, or keys as `payment#acct_1#pi_1`. With
+    /// --since also the events that came for them since then and that they have lost
     ids: Vec<String>,
     #[command(flatten)]
     filter: EventFilter,
@@ -140,21 +141,18 @@ async fn prove_and_repair(
         print_findings(&findings, output);
         return Err(unfinished);
     }
-    let Some(RepairArgs { reason, yes }) = repair else {
+    let is_repair = repair.is_some();
+    let confirmed = repair.filter(|repair| repair.yes);
+    let Some(reason) = confirmed.and_then(|repair| repair.reason) else {
         print_findings(&findings, output);
+        if is_repair {
+            let mendable = findings.found.values();
+            let mendable = mendable.filter(|proof| !proof.correction.is_none()).count();
+            print_notice(&format!(
+                "{mendable} states would be mended. Nothing was written: repeat the command with --reason and --yes"
+            ));
+        }
         return check_findings(&findings);
-    };
-    if !yes {
-        print_findings(&findings, output);
-        let mendable = findings.found.values();
-        let mendable = mendable.filter(|proof| !proof.correction.is_none()).count();
-        print_notice(&format!(
-            "{mendable} states would be mended. Nothing was written: repeat the command with --reason and --yes"
-        ));
-        return check_findings(&findings);
-    }
-    let Some(reason) = reason else {
-        bail!("--yes needs --reason");
     };
     let audit = session.start_audit(reason).await?;
     let report = repair_findings(session, &prover, findings, &audit).await?;
@@ -163,25 +161,34 @@ async fn prove_and_repair(
 }
 
 impl ScopeArgs {
-    async fn resolve(
-        self,
-        session: &StackSession,
-        prover: &crate::proof_run::OperatorProver,
-    ) -> Result<ProofScope> {
+    async fn resolve(self, session: &StackSession, prover: &OperatorProver) -> Result<ProofScope> {
         let now = SystemClock.now();
+        let is_named = !self.ids.is_empty();
+        if is_named && self.filter.has_more_than_account_and_since() {
+            bail!("of the filters, only --account and --since go with named states");
+        }
+        if self.all && self.filter.has_more_than_since() {
+            bail!("of the filters, only --since goes with --all");
+        }
+        if let Some(percent) = self.sample {
+            if !self.filter.is_empty() {
+                bail!("no filter goes with --sample");
+            }
+            return Ok(ProofScope::Sample(percent));
+        }
         if self.all {
             let since = self.filter.resolve(Vec::new(), now).since;
             return Ok(ProofScope::All { since });
         }
-        if let Some(percent) = self.sample {
-            return Ok(ProofScope::Sample(percent));
-        }
-        if !self.ids.is_empty() {
+        if is_named {
             let account = self.filter.account();
             let states = find_states(session, prover, &self.ids, account).await?;
-            return Ok(ProofScope::States(states, Default::default()));
+            let since = self.filter.resolve(Vec::new(), now).since;
+            return select_states(prover, states, since, now).await;
         }
-        require_some_scope(self.filter.is_empty())?;
+        if self.filter.is_empty() {
+            bail!("name states, or pass filters such as --since 7d, or --all, or --sample 1");
+        }
         let selection = self.filter.resolve(Vec::new(), now);
         let events = load_selected_events(session, &selection).await?;
         let events: Vec<(EventId, _)> = events
@@ -189,7 +196,8 @@ impl ScopeArgs {
             .map(|event| (event.record.id.clone(), event.states()))
             .collect();
         let named = states_of_events(&events);
-        Ok(ProofScope::States(named.keys().cloned().collect(), named))
+        let states = named.keys().cloned().collect();
+        Ok(ProofScope::States { states, named })
     }
 }
 
