@@ -13,8 +13,8 @@ use std::process::Child;
 use std::time::Instant;
 
 use clones::{Item, OrderRows, all_rows, put_orders, text};
-use damages::{DAMAGES, Damage, DamagedOrder, EventsLeft};
-use templates::{ACCOUNT, TENANT, Templates, token};
+use damages::{DAMAGES, DamageKind, DamagedOrder, EventsLeft};
+use templates::{ACCOUNT, TENANT, TemplateOrders, token};
 
 use super::operator::{CommandOutcome, command_for, interrupt_billhook, wait_for_exit};
 use super::*;
@@ -100,13 +100,13 @@ const DAMAGED_OF_KIND: usize = 100;
 const ALL: &str = "prove --all --since 2d";
 
 /// All that was planted.
-struct Planted {
+struct PlantedOrders {
     damaged: Vec<DamagedOrder>,
     whole: Vec<OrderRows>,
 }
 
-impl Planted {
-    fn of(templates: &Templates) -> Self {
+impl PlantedOrders {
+    fn of(templates: &TemplateOrders) -> Self {
         let damaged = DAMAGED_OF_KIND * DAMAGES.len();
         let whole = (damaged..ORDERS).map(|number| {
             let kind = number % templates.kinds.len();
@@ -131,9 +131,9 @@ impl Planted {
 }
 
 /// What a run found: all that is not equal, by the key of its state.
-struct Found(BTreeMap<String, Value>);
+struct ProofOutput(BTreeMap<String, Value>);
 
-impl Found {
+impl ProofOutput {
     fn read(outcome: &CommandOutcome) -> Self {
         let document: Value = serde_json::from_str(&outcome.stdout).unwrap();
         let states = document["states"].as_array().unwrap().iter();
@@ -168,40 +168,41 @@ fn differences(state: &Value) -> impl Iterator<Item = &Value> {
 async fn prove_damaged_orders(arena: &Arena) -> Result<()> {
     let world = &arena.world;
     let begun = Instant::now();
-    let templates = Templates::make(world).await?;
+    let templates = TemplateOrders::make(world).await?;
     world.drained().await?;
     println!("{:?}: templates", begun.elapsed());
     let whole = arena.billhook(ALL).await?;
     whole.assert_exit(0, " equal, 0 edited, 0 unprovable, 0 different");
 
-    let planted = Planted::of(&templates);
+    let planted = PlantedOrders::of(&templates);
     planted.put(world).await?;
     println!("{:?}: planted", begun.elapsed());
 
     let proven = prove_in_two_runs(arena).await?;
     stop_by_an_outage(arena).await?;
-    let found = Found::read_all(&proven);
+    let found = ProofOutput::read_all(&proven);
     check_named(&planted, &found);
     check_sources(&planted, &found);
-    let before = Untouched::read(world).await?;
+    let before = UntouchedRows::read(world).await?;
     check_at_stripe(arena, &planted).await?;
+    check_named_state(arena, &planted).await?;
 
     let repair = format!("{ALL} --repair --reason 'the tables were damaged' --yes --output json");
     let repaired = arena.billhook(&repair).await?;
-    let left = Found::read(&repaired);
+    let left = ProofOutput::read(&repaired);
     check_left(&planted, &left);
     check_mended(world, &planted).await?;
     before.check(world).await?;
     let again = arena.billhook(&format!("{ALL} --output json")).await?;
     again.assert_exit(4, "different");
-    assert_eq!(Found::read(&again).0, left.0);
+    assert_eq!(ProofOutput::read(&again).0, left.0);
 
     let undecided = planted.damaged.iter().filter(|order| order.is_undecided());
     let decided: Vec<OrderRows> = undecided.map(DamagedOrder::decide).collect();
     put_orders(world, &decided).await?;
     let last = arena.billhook(&format!("{ALL} --output json")).await?;
     last.assert_exit(0, " 0 edited, ");
-    assert_eq!(Found::read(&last).0, BTreeMap::new());
+    assert_eq!(ProofOutput::read(&last).0, BTreeMap::new());
     for document in proven.iter().chain([&repaired, &again, &last]) {
         check_form(&document.stdout).await?;
     }
@@ -212,8 +213,38 @@ async fn prove_damaged_orders(arena: &Arena) -> Result<()> {
     Ok(())
 }
 
+/// One payment that lost its state, by its key and the events that came since then. A filter that would not count is
+/// refused.
+async fn check_named_state(arena: &Arena, planted: &PlantedOrders) -> Result<()> {
+    let is_lost = |order: &&DamagedOrder| {
+        let (damage, variant) = (order.damage, order.variant);
+        (damage, variant, order.events_left) == (DamageKind::StateMissing, 0, EventsLeft::All)
+    };
+    let lost = planted.damaged.iter().find(is_lost).unwrap();
+    let key = lost.before.payment_key("#pi_");
+    let proven = arena
+        .billhook(&format!("prove {key} --since 2d --output json"))
+        .await?;
+    proven.assert_exit(4, "different");
+    let found = ProofOutput::read(&proven);
+    let mut places = differences(&found.0[&key]).map(|difference| &difference["place"]);
+    assert!(places.any(|place| place == "state"), "{:?}", found.0);
+    for (line, refusal) in [
+        (
+            format!("prove {key} --type charge.refunded"),
+            "--account and --since",
+        ),
+        (format!("{ALL} --tenant ten_1"), "only --since"),
+        ("prove --sample 1 --since 2d".to_owned(), "no filter"),
+        ("prove".to_owned(), "name states"),
+    ] {
+        arena.billhook(&line).await?.assert_exit(1, refusal);
+    }
+    Ok(())
+}
+
 /// What is left is a person's, and says what has to be decided.
-fn check_left(planted: &Planted, left: &Found) {
+fn check_left(planted: &PlantedOrders, left: &ProofOutput) {
     for order in &planted.damaged {
         let mut about = left.of_order(order.token()).flat_map(differences);
         if !order.is_undecided() {
@@ -249,12 +280,12 @@ async fn check_form(document: &str) -> Result<()> {
 }
 
 /// What no proof and no repair may change.
-struct Untouched {
+struct UntouchedRows {
     events: BTreeMap<String, Item>,
     worker_lines: usize,
 }
 
-impl Untouched {
+impl UntouchedRows {
     async fn read(world: &World) -> Result<Self> {
         Ok(Self {
             events: all_rows(world, STRIPE, "event_id").await?,
@@ -285,7 +316,7 @@ impl Untouched {
 }
 
 /// Of orders with events, those with facts that are wrong everywhere are seen by the events alone.
-fn check_sources(planted: &Planted, found: &Found) {
+fn check_sources(planted: &PlantedOrders, found: &ProofOutput) {
     let mut kinds = BTreeSet::new();
     for order in planted.damaged.iter().filter(|of| of.is_everywhere()) {
         if order.is_only_at_stripe() {
@@ -300,18 +331,18 @@ fn check_sources(planted: &Planted, found: &Found) {
         kinds.insert(order.damage);
     }
     let expected = [
-        Damage::FactDropped,
-        Damage::FactAltered,
-        Damage::AmountMisread,
+        DamageKind::FactDropped,
+        DamageKind::FactAltered,
+        DamageKind::AmountMisread,
     ];
     assert_eq!(kinds, BTreeSet::from(expected));
 }
 
 /// Without events, what is wrong everywhere is unprovable, and Stripe's own objects show it.
-async fn check_at_stripe(arena: &Arena, planted: &Planted) -> Result<()> {
+async fn check_at_stripe(arena: &Arena, planted: &PlantedOrders) -> Result<()> {
     let mut only: Vec<&DamagedOrder> = planted.damaged.iter().collect();
     only.retain(|order| order.is_only_at_stripe());
-    let kinds: BTreeSet<Damage> = only.iter().map(|order| order.damage).collect();
+    let kinds: BTreeSet<DamageKind> = only.iter().map(|order| order.damage).collect();
     assert!(kinds.len() >= 2, "{kinds:?}");
     let mut intents = Vec::new();
     for order in &only {
@@ -335,14 +366,14 @@ async fn check_at_stripe(arena: &Arena, planted: &Planted) -> Result<()> {
         .billhook(&format!("{line} --with-stripe --rate 100"))
         .await?;
     with.assert_exit(4, "different");
-    let found = Found::read(&with);
+    let found = ProofOutput::read(&with);
     assert_eq!(found.0.len(), only.len());
     for order in only {
         let token = order.token();
         let state = &found.0[&order.before.payment_key("#pi_")];
         let place = match order.damage {
-            Damage::FactDropped => format!("refund re_{token} state"),
-            Damage::FactAltered => format!("refund re_{token} amount"),
+            DamageKind::FactDropped => format!("refund re_{token} state"),
+            DamageKind::FactAltered => format!("refund re_{token} amount"),
             _ => format!("payment pi_{token} received"),
         };
         assert!(
@@ -395,7 +426,7 @@ async fn stop_by_an_outage(arena: &Arena) -> Result<()> {
 }
 
 /// Everything that is not left to people is as it was before the damage.
-async fn check_mended(world: &World, planted: &Planted) -> Result<()> {
+async fn check_mended(world: &World, planted: &PlantedOrders) -> Result<()> {
     let orders = all_rows(world, "OrdersTable", "id").await?;
     let states = all_rows(world, "EntitiesTable", "entity").await?;
     let mut wrong = BTreeMap::<String, usize>::new();
@@ -495,7 +526,7 @@ fn facts_of(state: &Item, name: &str) -> Value {
 }
 
 /// Every damaged order is named with its place, and no other is.
-fn check_named(planted: &Planted, found: &Found) {
+fn check_named(planted: &PlantedOrders, found: &ProofOutput) {
     let mut wrong = Vec::new();
     let mut tokens: Vec<&str> = Vec::new();
     for order in &planted.damaged {

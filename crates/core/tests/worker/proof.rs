@@ -65,9 +65,9 @@ fn differences(tables: &MemoryTables) -> Vec<String> {
 }
 
 /// Opens the event again and has it processed, as the operator's tool does.
-struct Reprocess<'t>(&'t MemoryTables);
+struct ReprocessInMemory<'t>(&'t MemoryTables);
 
-impl ReprocessEvent for Reprocess<'_> {
+impl ReprocessEvent for ReprocessInMemory<'_> {
     async fn reprocess(&self, event: &EventId) -> Result<(), ProcessingFailure> {
         {
             let mut events = self.0.events.lock().unwrap();
@@ -96,7 +96,7 @@ fn worker_of(tables: &MemoryTables) -> Worker<&MemoryTables, FixedClock> {
 
 fn repair(tables: &MemoryTables, key: &StateKey) -> StateProof {
     let worker = worker_of(tables);
-    let (prover, events) = (prover(tables), Reprocess(tables));
+    let (prover, events) = (prover(tables), ReprocessInMemory(tables));
     let none = EventsByState::new();
     match run(repair_state(&prover, &worker, &events, key, &none)) {
         Ok(repaired) => repaired,
@@ -437,7 +437,7 @@ fn a_payment_that_lost_its_state_is_linked_again_to_the_order_whose_row_has_it()
             let events = BTreeSet::from([EventId::parse("evt_1").unwrap()]);
             let named = EventsByState::from([(StateKey::parse(PAYMENT).unwrap(), events)]);
             let first = StateKey::parse(first).unwrap();
-            let (prover, events) = (prover(&tables), Reprocess(&tables));
+            let (prover, events) = (prover(&tables), ReprocessInMemory(&tables));
             run(repair_state(&prover, &worker, &events, &first, &named)).unwrap();
             repair_all(&tables);
             assert_eq!(
@@ -607,7 +607,7 @@ fn arrived(tables: &MemoryTables) -> Vec<ArrivedEvent> {
 
 fn repair_named(tables: &MemoryTables, key: &StateKey, named: &EventsByState) -> StateProof {
     let worker = worker_of(tables);
-    let events = Reprocess(tables);
+    let events = ReprocessInMemory(tables);
     run(repair_state(&prover(tables), &worker, &events, key, named)).unwrap()
 }
 
@@ -1477,7 +1477,7 @@ fn repair_as_operator(tables: &MemoryTables) -> Result<(), String> {
         .collect();
     keys.sort_by_key(|key| (!matches!(key, StateKey::Payment(_)), key.to_string()));
     keys.dedup();
-    let (worker, events) = (worker_of(tables), Reprocess(tables));
+    let (worker, events) = (worker_of(tables), ReprocessInMemory(tables));
     for key in keys {
         let repaired = run(repair_state(&prover(tables), &worker, &events, &key, &lost));
         repaired.map_err(|failure| format!("{key}: {failure}"))?;

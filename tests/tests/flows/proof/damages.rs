@@ -2,10 +2,10 @@
 
 use super::super::*;
 use super::clones::{Item, OrderRows, members, set_text};
-use super::templates::{Templates, token};
+use super::templates::{TemplateOrders, token};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Damage {
+pub(super) enum DamageKind {
     ColumnEdited,
     ColumnRemoved,
     RowOverwritten,
@@ -20,9 +20,9 @@ pub(super) enum Damage {
     EntityDoubled,
 }
 
-use Damage::*;
+use DamageKind::*;
 
-pub(super) const DAMAGES: [Damage; 12] = [
+pub(super) const DAMAGES: [DamageKind; 12] = [
     ColumnEdited,
     ColumnRemoved,
     RowOverwritten,
@@ -66,7 +66,7 @@ impl EventsLeft {
 }
 
 /// What a proof has to name.
-pub(super) struct Named {
+pub(super) struct ExpectedFinding {
     pub(super) state: String,
     /// How the place begins.
     pub(super) place: &'static str,
@@ -75,7 +75,7 @@ pub(super) struct Named {
 
 /// An order before and after its damage.
 pub(super) struct DamagedOrder {
-    pub(super) damage: Damage,
+    pub(super) damage: DamageKind,
     /// One of two variants of the damage.
     pub(super) variant: usize,
     pub(super) events_left: EventsLeft,
@@ -86,7 +86,7 @@ pub(super) struct DamagedOrder {
 
 impl DamagedOrder {
     /// The damage of a number, each kind with every template, with and without events, in both variants.
-    pub(super) fn plant(templates: &Templates, number: usize, days: u64) -> Self {
+    pub(super) fn plant(templates: &TemplateOrders, number: usize, days: u64) -> Self {
         let damage = DAMAGES[number % DAMAGES.len()];
         let round = number / DAMAGES.len();
         let variant = (round / 24) % 2;
@@ -128,7 +128,7 @@ impl DamagedOrder {
         planted
     }
 
-    fn is_everywhere_of(damage: Damage, variant: usize) -> bool {
+    fn is_everywhere_of(damage: DamageKind, variant: usize) -> bool {
         match damage {
             AmountMisread => true,
             FactDropped | FactAltered => variant == 1,
@@ -259,7 +259,7 @@ impl DamagedOrder {
     }
 
     /// What the proof names. `None` if only Stripe's objects show it.
-    pub(super) fn named(&self) -> Option<Named> {
+    pub(super) fn named(&self) -> Option<ExpectedFinding> {
         if self.is_only_at_stripe() {
             return None;
         }
@@ -296,7 +296,7 @@ impl DamagedOrder {
             (ColumnEdited, 0) => "edited",
             _ => "different",
         };
-        Some(Named {
+        Some(ExpectedFinding {
             state,
             place,
             result,

@@ -30,7 +30,7 @@ fn a_proof_of_very_many_orders_takes_little_memory() {
 
 async fn prove_orders(arena: &Arena, orders: usize) -> Result<()> {
     let world = &arena.world;
-    let templates = Templates::make(world).await?;
+    let templates = TemplateOrders::make(world).await?;
     world.drained().await?;
     let begun = Instant::now();
     let (mut states, mut events) = (0, 0);

@@ -10,26 +10,26 @@ pub(super) const ACCOUNT: &str = "acct_proof";
 pub(super) const TENANT: &str = "ten_proof";
 
 /// The amounts that a release reads from the events of an order.
-struct Amounts {
+struct TemplateAmounts {
     paid: i64,
     refunded: i64,
 }
 
-const AMOUNTS: Amounts = Amounts {
+const AMOUNTS: TemplateAmounts = TemplateAmounts {
     paid: 4200,
     refunded: 1000,
 };
 
 /// An order, and what it was like earlier or with another release.
-pub(super) struct Template {
+pub(super) struct TemplateOrder {
     pub(super) rows: OrderRows,
     /// The application's row after the first event.
     pub(super) older: Item,
 }
 
-pub(super) struct Templates {
+pub(super) struct TemplateOrders {
     /// Of these each is cloned as often.
-    pub(super) kinds: Vec<Template>,
+    pub(super) kinds: Vec<TemplateOrder>,
     /// As a release would have written the first one that reads a hundredth of the amount paid.
     pub(super) misread: OrderRows,
     /// The same, of one that does not read the refund.
@@ -43,7 +43,7 @@ pub(super) fn token(kind: char, number: usize) -> String {
     format!("{kind}{number:07}")
 }
 
-impl Templates {
+impl TemplateOrders {
     pub(super) async fn make(world: &World) -> Result<Self> {
         // Stripe's objects are as old, so that no event can be on its way.
         let at = world.now_s() - 3 * 24 * 3600;
@@ -56,7 +56,7 @@ impl Templates {
         ] {
             kinds.push(make_order(world, kind, &events, account).await?);
         }
-        let as_read = async |kind: char, amounts: Amounts| -> Result<OrderRows> {
+        let as_read = async |kind: char, amounts: TemplateAmounts| -> Result<OrderRows> {
             let mut events = checkout(&token(kind, 0), at, &amounts);
             if amounts.refunded == 0 {
                 // Something that states nothing new.
@@ -72,7 +72,7 @@ impl Templates {
             kinds,
             misread: as_read(
                 'M',
-                Amounts {
+                TemplateAmounts {
                     paid: AMOUNTS.paid / 100,
                     ..AMOUNTS
                 },
@@ -80,7 +80,7 @@ impl Templates {
             .await?,
             dropped: as_read(
                 'N',
-                Amounts {
+                TemplateAmounts {
                     refunded: 0,
                     ..AMOUNTS
                 },
@@ -88,7 +88,7 @@ impl Templates {
             .await?,
             altered: as_read(
                 'R',
-                Amounts {
+                TemplateAmounts {
                     refunded: AMOUNTS.refunded / 10,
                     ..AMOUNTS
                 },
@@ -103,7 +103,7 @@ async fn make_order(
     kind: char,
     events: &[Value],
     tenant: Option<&str>,
-) -> Result<Template> {
+) -> Result<TemplateOrder> {
     let token = token(kind, 0);
     let id = format!("ord_{token}");
     let mut row = json!({ "id": id, "userId": format!("user_{token}"), "status": "pending", "amountTotal": 4200,
@@ -127,14 +127,14 @@ async fn make_order(
             older = Some(OrderRows::read(world, &token).await?.order);
         }
     }
-    Ok(Template {
+    Ok(TemplateOrder {
         rows: OrderRows::read(world, &token).await?,
         older: older.unwrap(),
     })
 }
 
 /// Paid through Checkout, and a part of it refunded.
-fn checkout(token: &str, at: i64, amounts: &Amounts) -> Vec<Value> {
+fn checkout(token: &str, at: i64, amounts: &TemplateAmounts) -> Vec<Value> {
     let order = format!("ord_{token}");
     let (intent, charge) = (format!("pi_{token}"), format!("ch_{token}"));
     let event = |number: u8| format!("evt_{token}{number}");
