@@ -25,7 +25,7 @@ use billhook_core::provider::stripe::comparison::compare_with_stripe;
 use billhook_core::provider::stripe::objects::read_payment_at_stripe;
 use billhook_core::tasks::ports::{ArrivalSpan, FindUnfinishedEvents as _};
 use billhook_core::time::Timestamp;
-use billhook_core::worker::ports::Ledger as _;
+use billhook_core::worker::ports::{Ledger as _, LoadedRows};
 use futures_util::FutureExt as _;
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use serde_json::{Map, Value, json};
@@ -317,13 +317,14 @@ fn join_events(events: &mut EventsByState, more: EventsByState) {
     }
 }
 
-/// Named states, with the events that came for them since then and that they have lost.
+/// Named states and what they rest on, with the events that came for them since then and that they have lost.
 pub(crate) async fn select_states(
     prover: &OperatorProver,
-    states: BTreeSet<StateKey>,
+    typed: &BTreeSet<StateKey>,
     since: Option<Timestamp>,
     now: Timestamp,
 ) -> Result<ProofScope> {
+    let states = prover.with_related(typed).await?;
     let mut named = EventsByState::new();
     for day in since
         .map(|since| days_since(since, now))
@@ -334,7 +335,26 @@ pub(crate) async fn select_states(
             find_lost_events(prover, &day, Some(&states)).await?,
         );
     }
+    // One that is not there and of which nothing speaks is no state that was lost.
+    let rows = prover.states.load_rows(typed).await?;
+    let absent: BTreeSet<StateKey> = typed - &known_states(&rows);
+    let proofs = prover.prove(&absent, &named, now).await?;
+    if let Some(unknown) = proofs.iter().find(|proof| proof.differences.is_empty()) {
+        return Err(CommandExit::NotFound(format!(
+            "there is no {}, and no copy and no event names it; events are looked for with --since",
+            unknown.key
+        ))
+        .into());
+    }
     Ok(ProofScope::States { states, named })
+}
+
+fn known_states<R>(rows: &LoadedRows<R>) -> BTreeSet<StateKey> {
+    let entities = rows.entities.keys().cloned().map(StateKey::Entity);
+    let payments = rows.payments.keys().cloned().map(StateKey::Payment);
+    let invoices = rows.invoices.keys().cloned().map(StateKey::Invoice);
+    let states = entities.chain(payments).chain(invoices);
+    states.chain(rows.unreadable.keys().cloned()).collect()
 }
 
 /// The newest first.
@@ -465,10 +485,7 @@ pub(crate) async fn find_states(
             payment,
         }));
         let rows = prover.states.load_rows(&candidates).await?;
-        let entities = rows.entities.keys().cloned().map(StateKey::Entity);
-        let payments = rows.payments.keys().cloned().map(StateKey::Payment);
-        let unreadable = rows.unreadable.keys().cloned();
-        let known: BTreeSet<StateKey> = entities.chain(payments).chain(unreadable).collect();
+        let known = known_states(&rows);
         if known.is_empty() {
             let stack = &session.stack.name;
             return Err(CommandExit::NotFound(format!(
@@ -478,7 +495,7 @@ pub(crate) async fn find_states(
         }
         found.extend(known);
     }
-    Ok(prover.with_related(&found).await?)
+    Ok(found)
 }
 
 /// What took these events, with those events that it may have lost.

@@ -240,6 +240,8 @@ async fn check_named_state(arena: &Arena, planted: &PlantedOrders) -> Result<()>
     ] {
         arena.billhook(&line).await?.assert_exit(1, refusal);
     }
+    let unknown = arena.billhook("prove order#ord_nowhere").await?;
+    unknown.assert_exit(3, "there is no order#ord_nowhere");
     Ok(())
 }
 

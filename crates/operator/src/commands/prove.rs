@@ -184,7 +184,7 @@ impl ScopeArgs {
             let account = self.filter.account();
             let states = find_states(session, prover, &self.ids, account).await?;
             let since = self.filter.resolve(Vec::new(), now).since;
-            return select_states(prover, states, since, now).await;
+            return select_states(prover, &states, since, now).await;
         }
         if self.filter.is_empty() {
             bail!("name states, or pass filters such as --since 7d, or --all, or --sample 1");
