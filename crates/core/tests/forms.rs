@@ -19,8 +19,10 @@ use billhook_core::entity::payment::facts::{
     ChargeFacts, DisputeFacts, DisputeState, FailedAttempt, IntentFacts, MoneyFacts,
     NewestFailures, RefundFacts, RefundState, ReviewFacts, SessionFacts,
 };
-use billhook_core::entity::payment::linked::{LinkState, LinkedPaymentFacts, PaymentCopy};
-use billhook_core::entity::payment::state::{LinkSource, PaymentFacts, PaymentRow, RelinkDecision};
+use billhook_core::entity::payment::linked::{
+    LinkState, LinkedPaymentFacts, PaymentCopy, RelinkDecision,
+};
+use billhook_core::entity::payment::state::{LinkSource, PaymentFacts, PaymentRow};
 use billhook_core::entity::schema::{GuardedColumns, LastDerived, STATE_SCHEMA, StateRow};
 use billhook_core::entity::statement::StatementFacts;
 use billhook_core::ids::{
@@ -171,10 +173,17 @@ fn every_fact() -> StoredForms {
     let key = |payment: &str| PaymentKey::parse(payment).unwrap();
     let invoice = InvoiceId::parse("in_1").unwrap();
     let order = EntityKey::parse("order#ord_1").unwrap();
+    let relink = RelinkDecision {
+        number: 1,
+        entity: order.clone(),
+        actor: "arn:aws:iam::1:user/pat".to_owned(),
+        reason: "the customer called".to_owned(),
+    };
     let copy = |link| PaymentCopy {
         version: 3,
         link,
         invoices: [invoice.clone()].into(),
+        relink: Some(MaxRegister(relink.clone())),
         is_paid: true,
         facts: payment.clone(),
     };
@@ -224,12 +233,6 @@ fn every_fact() -> StoredForms {
         Object,
         Column,
     });
-    let relink = RelinkDecision {
-        number: 1,
-        entity: order.clone(),
-        actor: "arn:aws:iam::1:user/pat".to_owned(),
-        reason: "the customer called".to_owned(),
-    };
     let paid_for = PaymentRow {
         schema: STATE_SCHEMA,
         version: 5,

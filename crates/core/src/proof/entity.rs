@@ -336,9 +336,11 @@ fn check_row<L: Ledger>(entity: &Entity, row: &L::Row, now: Timestamp, proof: &m
     );
     for difference in &mut found {
         let name = difference.place.trim_start_matches("derived.");
-        // One that billhook did not write is filled only once the application removed its own.
-        let is_emptied = DERIVED_OF_BOTH.contains(&name) && difference.stored.is_none();
-        if is_all_edited || is_emptied || is_of_piece(name) {
+        // One that billhook did not write is filled only once the application removed its own; and in a row that was
+        // written over, the application's own counts.
+        let is_given = DERIVED_OF_BOTH.contains(&name)
+            && (difference.stored.is_none() || standing != RowStanding::Current);
+        if is_all_edited || is_given || is_of_piece(name) {
             difference.source = DifferenceSource::Edit;
         }
     }

@@ -10,6 +10,7 @@
 //! its letters' events and its row. `stated` merges events, `facts` compares, `payment` and `entity` say what is compared,
 //! `prover` loads, and `repair` has the worker write what can be mended. Nothing here calls for an effect.
 
+mod copies;
 pub mod entity;
 mod facts;
 pub mod listing;

@@ -1,24 +1,22 @@
 //! Proves a payment: its facts by its events, its other names, the invoices that it pays, and the copies of it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use super::facts::{
-    compare_facts, correct_facts, fill_missing, first_time, named_events, remembers_all,
+use super::copies::{
+    add_copied_facts, copy_in, is_of_no_event, restore_links, with_copied_members,
 };
+use super::facts::{compare_facts, correct_facts, fill_missing, named_events, remembers_all};
 use super::stated::{EventReading, EventReadings, ReadEvent, StatedPayment, merge_payment_events};
 use super::{DifferenceSource, StateDifference, StateProof};
+use crate::entity::EntityKey;
 use crate::entity::invoice::InvoiceFacts;
 use crate::entity::key::{InvoiceKey, PaymentKey, StateKey};
-use crate::entity::merge::{MaxRegister, Merge as _, MinRegister};
-use crate::entity::payment::facts::MoneyFacts;
+use crate::entity::merge::Merge as _;
 use crate::entity::payment::linked::{LinkState, PaymentCopy};
-use crate::entity::payment::state::{LinkSource, PaymentFacts, PaymentState, RelinkDecision};
+use crate::entity::payment::state::{PaymentFacts, PaymentState};
 use crate::entity::schema::EVENT_IDS_MAX;
-use crate::entity::timeline::ACTOR;
-use crate::entity::{Entity, EntityKey};
 use crate::ids::{EventId, PaymentRef};
 use crate::outcome::EventOutcome;
-use crate::time::Timestamp;
 use crate::worker::ports::LoadedRows;
 
 /// The events that a payment's proof needs: those that it remembers, those that its facts name, and others that are said
@@ -87,8 +85,7 @@ pub(super) fn prove_payment<R>(
     if known.is_none() {
         is_copied = add_copied_facts(key, rows, &mut corrected);
     }
-    restore_copied_links(stored, &stated, is_complete, rows, &mut corrected);
-    restore_links(stored, rows, is_complete, &mut corrected);
+    restore_links(stored, &stated, is_complete, rows, &mut corrected);
     if known.is_none() {
         if !is_copied && stated.events.is_empty() {
             // Nothing that can be read speaks of it: who names it is told.
@@ -124,7 +121,11 @@ pub(super) fn prove_payment<R>(
     check_names(key, &corrected, rows, &mut proof);
     check_invoices(key, &stated, &corrected, rows, &mut proof);
     if known.is_some() {
-        check_copies(stored, rows, &mut proof);
+        let payment = PaymentState {
+            facts: corrected,
+            ..stored.clone()
+        };
+        check_copies(&payment, rows, &mut proof);
     }
     proof
 }
@@ -179,21 +180,6 @@ pub(super) fn possible_names(payment: &PaymentState) -> impl Iterator<Item = Pay
     })
 }
 
-/// With everything that a copy of the same version has and the payment has not: nothing is dropped because one of the two
-/// lost it. Where both have a value, the payment's counts.
-fn with_copied_members<R>(stored: &PaymentState, rows: &LoadedRows<R>) -> PaymentState {
-    let mut filled = stored.clone();
-    for (state, _) in rows.entities.values() {
-        let copies = state.linked_payment_facts();
-        let copy = copies.and_then(|copies| copies.payments.get(&stored.key));
-        if let Some(copy) = copy.filter(|copy| copy.version == stored.facts_version) {
-            filled.facts.money = fill_missing(&filled.facts.money, &copy.facts);
-            filled.facts.invoices.merge(copy.invoices.clone());
-        }
-    }
-    filled
-}
-
 /// Whether nobody can say which is right, a payment or its copy of the same version: both have a value and not the same,
 /// and events are gone that would say it. `events` has those of the payment.
 pub(super) fn is_undecided(
@@ -216,214 +202,6 @@ pub(super) fn is_undecided(
         proof.unreadable_events.is_empty() && payment.history.event_ids.len() < EVENT_IDS_MAX;
     let stated = merge_payment_events(&payment.key, &payment.facts.names, readings.into_iter());
     !is_complete && correct_facts(&filled, &stated.money, is_complete) == filled
-}
-
-/// Puts back the links that the copies show and the payment has lost. Who is not open has written all of its copies, and
-/// a link is never taken back, so one of a copy is right, and one that no copy follows was altered: its sources are those
-/// of the link that is missing.
-fn restore_copied_links<R>(
-    stored: &PaymentState,
-    stated: &StatedPayment,
-    is_complete: bool,
-    rows: &LoadedRows<R>,
-    corrected: &mut PaymentFacts,
-) {
-    if stored.open_since.is_some() || stored.facts.relink.is_some() {
-        return;
-    }
-    let links = &stored.facts.links;
-    let copied = stored.copied.keys();
-    let lost = copied.filter(|entity| !links.contains_key(*entity));
-    let lost = lost.filter_map(|entity| Some((entity, copy_in(entity, &stored.key, rows)?)));
-    let lost = lost.filter(|(_, copy)| {
-        copy.version == stored.facts_version && copy.link != LinkState::Elsewhere
-    });
-    let unfollowed = links
-        .iter()
-        .filter(|(entity, _)| !stored.copied.contains_key(*entity));
-    for (entity, copy) in lost {
-        let sources = unfollowed.clone().flat_map(|(_, sources)| sources);
-        let mut sources: BTreeMap<LinkSource, MinRegister<Timestamp>> = sources
-            .map(|(source, at)| (*source, at.clone()))
-            // All events can be read, and none names it.
-            .filter(|(source, _)| !is_complete || is_of_no_event(*source))
-            .collect();
-        if let (true, false, Some(at)) = (sources.is_empty(), is_complete, first_time(&copy.facts))
-        {
-            sources.insert(LinkSource::Metadata, MinRegister(at));
-        }
-        if sources.is_empty() {
-            continue;
-        }
-        let links = corrected.links.entry(entity.clone()).or_default();
-        for (source, at) in sources {
-            let link = links.entry(source).or_insert_with(|| at.clone());
-            link.merge(at);
-        }
-        for (unfollowed, _) in unfollowed.clone() {
-            if !stated.possible_links.contains_key(unfollowed) {
-                corrected.links.remove(unfollowed);
-            }
-        }
-    }
-}
-
-/// An index and an invoice state these, and no event of the payment.
-fn is_of_no_event(source: LinkSource) -> bool {
-    match source {
-        LinkSource::Column | LinkSource::Invoice => true,
-        LinkSource::Metadata | LinkSource::Object => false,
-    }
-}
-
-fn copy_in<'r, R>(
-    entity: &EntityKey,
-    payment: &PaymentKey,
-    rows: &'r LoadedRows<R>,
-) -> Option<&'r PaymentCopy> {
-    let (entity, _) = rows.entities.get(entity)?;
-    entity.linked_payment_facts()?.payments.get(payment)
-}
-
-/// What the copies of a payment say whose own state was lost. They have all of its facts.
-fn add_copied_facts<R>(
-    key: &PaymentKey,
-    rows: &LoadedRows<R>,
-    corrected: &mut PaymentFacts,
-) -> bool {
-    let mut is_copied = false;
-    for (_, copy) in copies_of(key, rows) {
-        is_copied = true;
-        corrected.money.merge(copy.facts.clone());
-        corrected.invoices.merge(copy.invoices.clone());
-        let names = copied_names(key, copy).filter(|name| {
-            let alias = rows.payment(name);
-            alias.is_some_and(|alias| alias.alias_of.as_ref() == Some(key))
-        });
-        corrected.names.extend(names.map(|name| name.payment));
-    }
-    is_copied
-}
-
-/// The copies that orders and statements have of a payment.
-fn copies_of<'r, R>(
-    key: &PaymentKey,
-    rows: &'r LoadedRows<R>,
-) -> impl Iterator<Item = (&'r EntityKey, &'r PaymentCopy)> {
-    let entities = rows.entities.iter();
-    entities.filter_map(move |(entity, (state, _))| {
-        let copies = state.linked_payment_facts()?;
-        Some((entity, copies.payments.get(key)?))
-    })
-}
-
-/// Keeps the links that the newest copies have, and that nothing which is left explains: the index or the event that made
-/// one may be gone, and what a person decided is in no event at all. Without this a lost relink would be undone.
-fn restore_links<R>(
-    stored: &PaymentState,
-    rows: &LoadedRows<R>,
-    is_complete: bool,
-    corrected: &mut PaymentFacts,
-) {
-    if corrected.relink.is_some() {
-        return;
-    }
-    let is_lost = stored.version == 0;
-    let versions = copies_of(&stored.key, rows).map(|(_, copy)| copy.version);
-    let newest = match is_lost {
-        true => versions.max().unwrap_or_default(),
-        false => stored.facts_version,
-    };
-    // Of a state that is there, a copy is believed only if the state says that it told it.
-    let is_told =
-        |entity: &EntityKey| is_lost || stored.copied.get(entity) == Some(&stored.facts_version);
-    let by_events = PaymentState {
-        facts: corrected.clone(),
-        ..PaymentState::new(stored.key.clone())
-    };
-    let by_events = by_events.link_states();
-    let linked_by_events = || {
-        let links = by_events.iter();
-        links.filter(|(_, link)| **link != LinkState::Elsewhere)
-    };
-    // Whether another one has the payment by the events, and the newest copies say that it does not.
-    let is_contradicted = |entity: &EntityKey| {
-        let others = || linked_by_events().filter(|(other, _)| *other != entity);
-        let has_it = |other: &EntityKey| {
-            let mut copies = copies_of(&stored.key, rows);
-            copies.any(|(of, copy)| {
-                of == other && copy.version == newest && copy.link != LinkState::Elsewhere
-            })
-        };
-        others().next().is_some() && !others().any(|(other, _)| has_it(other))
-    };
-    for (entity, copy) in copies_of(&stored.key, rows) {
-        let expected = by_events.get(entity).copied();
-        let expected = expected.unwrap_or(LinkState::Elsewhere);
-        let is_known = match copy.link {
-            LinkState::Linked => expected == LinkState::Linked,
-            LinkState::Conflict(_) | LinkState::Elsewhere => expected != LinkState::Elsewhere,
-        };
-        if is_known || copy.version != newest || !is_told(entity) {
-            continue;
-        }
-        let since = match copy.link {
-            LinkState::Linked if is_contradicted(entity) => {
-                corrected.relink = Some(MaxRegister(RelinkDecision {
-                    number: 1,
-                    entity: entity.clone(),
-                    actor: ACTOR.to_owned(),
-                    reason: "linked by its copy; the decision was lost".to_owned(),
-                }));
-                return;
-            }
-            LinkState::Linked => first_time(&copy.facts),
-            LinkState::Conflict(since) => Some(since),
-            LinkState::Elsewhere => None,
-        };
-        if let Some(since) = since {
-            let state = rows.entities.get(entity).map(|(state, _)| state);
-            let is_in_column = state.is_some_and(|state| has_own_intent(state, &stored.key));
-            // If all events can be read, and none states it, an index did.
-            let source = match is_complete || is_in_column {
-                true => LinkSource::Column,
-                false => LinkSource::Metadata,
-            };
-            let links = corrected.links.entry(entity.clone()).or_default();
-            links.entry(source).or_insert(MinRegister(since));
-        }
-    }
-}
-
-/// Whether the application wrote this payment into the row, and not billhook.
-fn has_own_intent(entity: &Entity, key: &PaymentKey) -> bool {
-    let intent = entity.payment_intent();
-    let is_bearing = intent.is_some_and(|intent| key.payment.as_str() == intent.as_str());
-    is_bearing && entity.last_derived().intent.is_none()
-}
-
-/// Names that a payment may have had whose own state was lost: its sessions and the charges of its refunds.
-pub(super) fn copied_names(
-    key: &PaymentKey,
-    copy: &PaymentCopy,
-) -> impl Iterator<Item = PaymentKey> {
-    let MoneyFacts {
-        sessions,
-        charges,
-        refunds,
-        ..
-    } = &copy.facts;
-    let sessions = sessions.keys().cloned().map(PaymentRef::Session);
-    let charges = charges.keys().cloned().map(PaymentRef::Charge);
-    let refunded = refunds.values();
-    let refunded = refunded.filter_map(|refund| PaymentRef::parse(refund.of.0.as_str()).ok());
-    let names = sessions.chain(charges).chain(refunded);
-    let names: BTreeSet<PaymentRef> = names.filter(|name| *name != key.payment).collect();
-    let account = key.account.clone();
-    names.into_iter().map(move |payment| PaymentKey {
-        account: account.clone(),
-        payment,
-    })
 }
 
 /// The readings of these events; what cannot be read is noted in the proof.
@@ -633,10 +411,11 @@ fn check_copies<R>(payment: &PaymentState, rows: &LoadedRows<R>, proof: &mut Sta
             Some(&format!("version {version}")),
         ));
     }
-    let is_outdated = !payment.outdated_copies().is_empty();
-    if is_outdated && payment.open_since.is_none() {
-        let outdated = payment.outdated_copies().into_keys();
-        let repair = outdated.map(|entity| (payment.key.clone(), entity));
+    let outdated = payment.outdated_copies();
+    if !outdated.is_empty() && payment.open_since.is_none() {
+        let repair = outdated
+            .into_keys()
+            .map(|entity| (payment.key.clone(), entity));
         proof.correction.copies.extend(repair);
         proof.differences.push(StateDifference::new(
             DifferenceSource::States,

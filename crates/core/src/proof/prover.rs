@@ -1,9 +1,10 @@
-//! Loads what the proofs of some states need: the states and rows, what they rest on, and their events. At most three
-//! reads of rows and one of events for each provider, however many states are asked for.
+//! Loads what the proofs of some states need: the states and rows, what they rest on, and their events. A few reads of
+//! rows and one of events for each provider, however many states are asked for.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use super::copies::{copied_names, copies_of};
 use super::entity::{TenantsByAccount, is_behind, prove_entity, restate};
 use super::payment::prove_payment;
 use super::stated::{EventReading, EventReadings, EventUse, NeededEvents, ReadEvent};
@@ -99,10 +100,10 @@ impl<L: Ledger> StateProver<L> {
         let mut events = EventReadings::default();
         self.read_events(needed_events::<L>(keys, &rows, named), &mut events)
             .await?;
-        // From an entity or event to the payment, from there to its other names and its invoices. If the entity's state
-        // was lost, first to its tenant, whose account the payment is of.
+        // From an entity or event to the payment, from there to its other names and its invoices, and to each order that a
+        // person linked it to. If the entity's state was lost, first to its tenant, whose account the payment is of.
         let copied = self.find_copies_of_lost(keys, &rows).await?;
-        for _ in 0..3 {
+        loop {
             let mut needed = related_keys(keys, &rows, &events);
             needed.extend(copied.iter().cloned());
             needed.retain(|key| !known.contains(key));
@@ -404,13 +405,12 @@ fn names_of(event: &ReadEvent) -> impl Iterator<Item = PaymentKey> + '_ {
 fn related_to_payment<R>(key: &PaymentKey, rows: &LoadedRows<R>) -> BTreeSet<StateKey> {
     let mut related = BTreeSet::new();
     let Some(payment) = rows.payment(key) else {
-        // Lost: its copies say what its other names may be.
-        let copies = rows.entities.values().filter_map(|(entity, _)| {
-            let copies = entity.linked_payment_facts()?;
-            copies.payments.get(key)
-        });
-        let names = copies.flat_map(|copy| payment::copied_names(key, copy));
-        related.extend(names.map(StateKey::Payment));
+        // Lost: its copies say what its other names may be, and where a person linked it.
+        for (_, copy) in copies_of(key, rows) {
+            related.extend(copied_names(key, copy).map(StateKey::Payment));
+            let relink = copy.relink.iter().map(|relink| relink.0.entity.clone());
+            related.extend(relink.map(StateKey::Entity));
+        }
         return related;
     };
     if let Some(payment) = &payment.alias_of {

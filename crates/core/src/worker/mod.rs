@@ -28,7 +28,8 @@ use futures_util::stream::{self, StreamExt as _};
 
 use crate::entity::EntityKey;
 use crate::entity::key::{PaymentKey, StateKey};
-use crate::entity::payment::state::{PaymentState, RelinkDecision};
+use crate::entity::payment::linked::RelinkDecision;
+use crate::entity::payment::state::PaymentState;
 use crate::ids::{CorrelationId, EventId, ProviderId};
 use crate::intake::message::ReceivedPointer;
 use crate::outcome::{EventVerdict, ParkReason};

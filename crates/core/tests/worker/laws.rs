@@ -6,6 +6,7 @@ use billhook_core::entity::payment::facts::{FailedAttempt, MoneyFacts, NewestFai
 use billhook_core::ids::PaymentRef;
 use billhook_testkit::events::{linked_facts, money_facts};
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 
 use super::*;
 
@@ -189,8 +190,23 @@ pub(super) fn run<T>(future: impl Future<Output = T>) -> T {
         .block_on(future)
 }
 
+/// The same histories in each run, so that a test which passed on one machine does not fail on the next;
+/// `PROPTEST_RNG_SEED` draws others.
+pub(super) fn same_histories(cases: u32) -> ProptestConfig {
+    let config = ProptestConfig::with_cases(cases);
+    let rng_seed = match config.rng_seed {
+        RngSeed::Random => RngSeed::Fixed(1),
+        given @ RngSeed::Fixed(_) => given,
+    };
+    ProptestConfig {
+        rng_seed,
+        max_shrink_iters: 4000,
+        ..config
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(same_histories(200))]
 
     #[test]
     fn any_order_multiplicity_and_batching_ends_in_the_same_row(

@@ -12,7 +12,7 @@ use billhook_core::tasks::ports::ArrivedEvent;
 use billhook_testkit::memory::JsonRow;
 use proptest::prelude::*;
 
-use super::laws::{Drawn, drawn, generated, history, run};
+use super::laws::{Drawn, drawn, generated, history, run, same_histories};
 use super::*;
 
 fn prover(tables: &MemoryTables) -> StateProver<&MemoryTables> {
@@ -682,7 +682,7 @@ fn an_event_that_is_processed_and_that_nothing_took_is_found() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
+    #![proptest_config(same_histories(128))]
 
     #[test]
     fn any_history_proves_equal(drawn in prop::collection::vec(drawn(), 1..30), batch in 1..10_usize) {
@@ -1014,6 +1014,26 @@ fn a_parked_session_has_not_told_its_invoice_of_the_order() {
     expired["type"] = json!("checkout.session.expired");
     run(deliver(&tables, ProviderId::Stripe, &[expired]));
     assert_eq!(differences(&tables), [""; 0]);
+}
+
+/// The copies have the decision: neither the payment's row nor an index does any more.
+#[test]
+fn a_relink_of_a_session_is_known_by_its_copies() {
+    let tables = tables();
+    let mut paid = session_completed("evt_1", T, "cs_1", None, named("ord_1"), "paid");
+    paid["data"]["object"]["amount_total"] = json!(4200);
+    run(deliver(&tables, ProviderId::Stripe, &[paid]));
+    relink(&tables, "payment#platform#cs_1", "ord_2");
+    tables.payments.lock().unwrap().clear();
+    repair_all(&tables);
+    assert_eq!(differences(&tables), [""; 0]);
+    let relinked = payment(&tables, "payment#platform#cs_1")
+        .facts
+        .relink
+        .unwrap();
+    assert_eq!(relinked.0.reason, "asked");
+    assert_eq!(status(&tables, "ord_1").1, "unpaid");
+    assert_eq!(status(&tables, "ord_2").1, "paid");
 }
 
 fn relink(tables: &MemoryTables, payment: &str, to: &str) {
@@ -1357,7 +1377,7 @@ fn take_step(tables: &MemoryTables, n: usize, (kind, drawn, choices): DrawnStep,
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, max_shrink_iters: 4000, ..ProptestConfig::default() })]
+    #![proptest_config(same_histories(96))]
 
     #[test]
     fn whatever_happens_nothing_is_different(steps in prop::collection::vec(drawn_step(), 1..40)) {
@@ -1486,7 +1506,7 @@ fn repair_as_operator(tables: &MemoryTables) -> Result<(), String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, max_shrink_iters: 4000, ..ProptestConfig::default() })]
+    #![proptest_config(same_histories(96))]
 
     #[test]
     fn any_damage_is_mended_while_the_events_are_there(

@@ -4,6 +4,7 @@
 
 use proptest::prelude::*;
 
+use super::laws::same_histories;
 use super::*;
 
 /// The amount due of each order, and of each payment.
@@ -349,7 +350,7 @@ async fn play(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(same_histories(400))]
 
     #[test]
     fn every_story_ends_as_it_says_whatever_comes_first(

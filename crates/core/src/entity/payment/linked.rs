@@ -8,9 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::entity::key::PaymentKey;
+use crate::entity::key::{EntityKey, PaymentKey};
 use crate::entity::manual::ManualEdits;
-use crate::entity::merge::{Merge, MinRegister, merge_fields};
+use crate::entity::merge::{MaxRegister, Merge, MinRegister, merge_fields};
 use crate::entity::opening::OpeningState;
 use crate::entity::payment::facts::MoneyFacts;
 use crate::ids::{InvoiceId, PaymentIntentId};
@@ -42,6 +42,9 @@ pub struct PaymentCopy {
     /// The invoices that the payment pays, or that its session made.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub invoices: BTreeSet<InvoiceId>,
+    /// No event states what a person decided: a payment whose own state is lost gets it back from here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relink: Option<MaxRegister<RelinkDecision>>,
     /// Whether the payment succeeded. Set even if another order is linked to it, because the session that made its invoice
     /// then counts as paid.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -63,6 +66,17 @@ pub enum LinkState {
     Elsewhere,
 }
 
+/// A person's decision about which order or statement a payment is linked to. Decisions are numbered; the one with the
+/// greatest number wins.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct RelinkDecision {
+    pub number: i64,
+    pub entity: EntityKey,
+    /// The person's AWS identity.
+    pub actor: String,
+    pub reason: String,
+}
+
 impl PaymentCopy {
     /// Of a payment that is linked and of which nothing is known yet.
     pub fn linked(version: i64) -> Self {
@@ -70,6 +84,7 @@ impl PaymentCopy {
             version,
             link: LinkState::Linked,
             invoices: BTreeSet::new(),
+            relink: None,
             is_paid: false,
             facts: MoneyFacts::default(),
         }

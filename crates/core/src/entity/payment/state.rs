@@ -16,7 +16,7 @@ use crate::entity::EntityKey;
 use crate::entity::key::PaymentKey;
 use crate::entity::merge::{MaxRegister, MinRegister, merge_fields};
 use crate::entity::payment::facts::MoneyFacts;
-use crate::entity::payment::linked::{LinkState, PaymentCopy};
+use crate::entity::payment::linked::{LinkState, PaymentCopy, RelinkDecision};
 use crate::entity::schema::{
     STATE_SCHEMA, StateHistory, StoredState, UnreadableRow, index_keys_of, open_index_key,
 };
@@ -67,17 +67,6 @@ pub enum LinkSource {
     Object,
     /// The row has the PaymentIntent in its column.
     Column,
-}
-
-/// A person's decision about which order or statement a payment is linked to. Decisions are numbered; the one with the
-/// greatest number wins.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct RelinkDecision {
-    pub number: i64,
-    pub entity: EntityKey,
-    /// The person's AWS identity.
-    pub actor: String,
-    pub reason: String,
 }
 
 /// A payment as the worker loaded it, or as it writes it.
@@ -251,6 +240,7 @@ impl PaymentState {
             version: self.facts_version,
             link,
             invoices: self.facts.invoices.clone(),
+            relink: self.facts.relink.clone(),
             is_paid: money
                 .payments
                 .values()
