@@ -120,6 +120,7 @@ fn every_fact() -> StoredForms {
         Lost,
     });
     let refund = RefundFacts {
+        release: Some(source(5)),
         of: MinRegister(object("ch_1")),
         intent: Some(MinRegister(intent.clone())),
         amount: MaxRegister(money(1000)),
@@ -144,8 +145,11 @@ fn every_fact() -> StoredForms {
             charge,
             ChargeFacts {
                 intent: Some(MinRegister(intent.clone())),
-                refunded: Some(source(8)),
+                amount: Some(MaxRegister(money(5000))),
                 captured: Some(MaxRegister(money(4200))),
+                before_basil: Some(source(8)),
+                refunded: Some(source(8)),
+                refunded_in_full: Some(source(34)),
                 amount_refunded: MaxRegister(1000),
             },
         )]

@@ -38,7 +38,7 @@ pub struct MinRegister<T>(pub T);
 
 /// Keeps the greatest value. Right for cumulative figures: `amount_refunded` 10.00 and later 15.00 merge to 15.00 in
 /// either order. Holding a pair `(timestamp, value)` it keeps the latest value, and the greater one within one second.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct MaxRegister<T>(pub T);
 

@@ -2,6 +2,7 @@
 #![cfg(test)]
 
 mod laws;
+mod money;
 mod proof;
 mod stories;
 

@@ -29,7 +29,7 @@ pub struct MoneyFacts {
     pub payments: BTreeMap<PaymentRef, IntentFacts>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub sessions: BTreeMap<CheckoutSessionId, SessionFacts>,
-    /// Only charges of which money was refunded: `charge.refunded` is the only event that is read into them.
+    /// Only charges that a `charge.…` event of money is about: refunded, captured or expired.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub charges: BTreeMap<ChargeId, ChargeFacts>,
     /// By id, from `refund.*` and `charge.refund.updated`. The same money may also be in `charges`; see `refunds`.
@@ -149,17 +149,30 @@ pub struct SessionFacts {
     pub intent: Option<MinRegister<PaymentIntentId>>,
 }
 
-/// A charge with refunds. Amounts are in the minor unit.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+/// A charge. Amounts are in the minor unit.
+///
+/// What was authorised and not captured was never ours, so its release is no refund; but before Stripe's API version
+/// 2025-03-31 (basil) it is told as one. Source: Stripe's support page "Changes to balance transaction behavior for
+/// partial capture and payment cancellation flows", read 2026-11.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
 pub struct ChargeFacts {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub intent: Option<MinRegister<PaymentIntentId>>,
+    /// What was authorised.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub amount: Option<MaxRegister<Money>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub captured: Option<MaxRegister<Money>>,
+    /// An event of an API version before basil states that less was captured than authorised.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before_basil: Option<FactSource>,
     /// The first `charge.refunded`: it dates the part of the cumulative figure that no refund by id explains.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refunded: Option<FactSource>,
+    /// Stripe says that everything captured went back (`refunded`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub captured: Option<MaxRegister<Money>>,
+    pub refunded_in_full: Option<FactSource>,
     /// Cumulative, so the greatest is the newest: 10.00 and then 15.00 mean 15.00 in all. If a refund fails
     /// later, this stays at 15.00, and `refunds` subtracts the failed refund.
     pub amount_refunded: MaxRegister<i64>,
@@ -174,6 +187,9 @@ pub struct RefundFacts {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub intent: Option<MinRegister<PaymentIntentId>>,
     pub amount: MaxRegister<Money>,
+    /// Stripe made it to release what was not captured, by its `reason`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release: Option<FactSource>,
     /// All states it has had. The current one is [`latest_state`](crate::entity::merge::latest_state).
     pub states: BTreeMap<RefundState, SeenInterval>,
 }
@@ -294,6 +310,7 @@ merge_fields!(RefundFacts {
     of,
     intent,
     amount,
+    release,
     states
 });
 
@@ -303,7 +320,10 @@ merge_fields!(ReviewFacts { opened, closed });
 
 merge_fields!(ChargeFacts {
     intent,
-    refunded,
+    amount,
     captured,
+    before_basil,
+    refunded,
+    refunded_in_full,
     amount_refunded
 });

@@ -10,7 +10,7 @@
 //! guaranteed: that the figure is final; it may go down when a refund fails. The rules for operators are in
 //! `docs/SEMANTICS.md`, Refund arithmetic; `derive` turns the result into statuses.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::json;
 
@@ -19,13 +19,17 @@ use crate::entity::payment::facts::{
     ChargeFacts, IntentFacts, MoneyFacts, RefundFacts, RefundState,
 };
 use crate::entity::payment::timeline::TimelineBuilder;
-use crate::ids::ChargeId;
+use crate::ids::{ChargeId, RefundId};
 use crate::money::{Currency, Money};
 
 /// The refunds of one charge, or of one payment if its refunds name no charge. All amounts are in the counted currency.
 struct RefundTally<'f> {
     payment: &'f str,
     captured: Option<Money>,
+    /// What was authorised and not captured.
+    released: Money,
+    /// Stripe says that everything captured went back.
+    is_full: bool,
     /// The greatest `amount_refunded` of all `charge.refunded` events of this charge.
     cumulative: Money,
     cumulative_stated: Option<&'f FactSource>,
@@ -43,6 +47,8 @@ impl RefundTally<'_> {
         Self {
             payment: "",
             captured: None,
+            released: zero,
+            is_full: false,
             cumulative: zero,
             cumulative_stated: None,
             last: None,
@@ -59,12 +65,21 @@ impl RefundTally<'_> {
     // it may never have contained the failed refund. Example: re_1 of 10.00 failed, then re_2 of 5.00 succeeded, and
     // the only cumulative figure is 5.00: 5.00 - 10.00 is negative, but re_2 counts. Until the event of re_2 arrives,
     // the figure here is 0, which is too low.
+    //
+    // Why `released` is subtracted: before basil Stripe adds what was not captured to the figure when it releases it.
+    // Example: 6.00 of 10.00 were captured and 2.00 given back: the figure is 6.00. Since basil it is 2.00, and a figure
+    // below the released amount cannot contain it. One above may be either; if it is since basil, the events of the
+    // refunds by id say more, and whichever is greater counts.
     fn refunded(&self) -> Money {
-        let still_refunded = self.cumulative.checked_sub(self.undone);
-        // Neither is negative and both are in one currency, so the difference exists.
-        self.counted
-            .max(still_refunded.unwrap_or(self.counted))
-            .max(Money::zero(self.counted.currency))
+        let zero = Money::zero(self.counted.currency);
+        if let (Some(captured), true) = (self.captured, self.is_full && self.undone == zero) {
+            return captured.max(self.counted);
+        }
+        let released = Some(self.released).filter(|released| *released <= self.cumulative);
+        let given_back = self.cumulative.checked_sub(released.unwrap_or(zero));
+        let still = given_back.and_then(|given_back| given_back.checked_sub(self.undone));
+        // None is negative and all are in one currency, so the difference exists.
+        self.counted.max(still.unwrap_or(self.counted)).max(zero)
     }
 }
 
@@ -216,6 +231,46 @@ fn captured_amount(charge: &ChargeFacts) -> Option<Money> {
     charge.captured.as_ref().map(|money| money.0)
 }
 
+/// What was authorised and not captured; zero as far as it is not known.
+fn released_amount(charge: &ChargeFacts, captured: Money) -> Money {
+    let authorised = charge.amount.as_ref().map_or(captured, |amount| amount.0);
+    let released = authorised.checked_sub(captured);
+    let zero = Money::zero(captured.currency);
+    released.map_or(zero, |released| released.max(zero))
+}
+
+/// The refunds by which Stripe releases what was not captured: they give nothing back. Before basil it makes one whenever
+/// an authorisation ends or is captured in part; only of an expired one its `reason` says so.
+fn find_releases(facts: &MoneyFacts) -> BTreeSet<&RefundId> {
+    let by_reason = facts
+        .refunds
+        .iter()
+        .filter(|(_, refund)| refund.release.is_some())
+        .map(|(id, _)| id);
+    let mut releases: BTreeSet<&RefundId> = by_reason.collect();
+    for (id, charge) in &facts.charges {
+        let Some(captured) = captured_amount(charge) else {
+            continue;
+        };
+        let is_its = |refund: &RefundFacts| find_refunded_charge(facts, refund) == id.as_str();
+        let its = facts.refunds.iter().filter(|(_, refund)| is_its(refund));
+        if captured.amount == 0 {
+            releases.extend(its.map(|(id, _)| id));
+        } else if charge.before_basil.is_some() {
+            let released = released_amount(charge, captured);
+            let first_at =
+                |refund: &RefundFacts| refund.states.values().map(|seen| seen.first.at).min();
+            let as_much = its.filter(|(_, refund)| refund.amount.0 == released);
+            releases.extend(
+                as_much
+                    .min_by_key(|(id, refund)| (first_at(refund), *id))
+                    .map(|(id, _)| id),
+            );
+        }
+    }
+    releases
+}
+
 fn tally_refunds<'f>(
     facts: &'f MoneyFacts,
     currency: Currency,
@@ -224,7 +279,7 @@ fn tally_refunds<'f>(
 ) -> BTreeMap<&'f str, RefundTally<'f>> {
     let mut tallies: BTreeMap<&str, RefundTally<'_>> = BTreeMap::new();
     for (id, charge) in &facts.charges {
-        let Some((captured, stated)) = captured_amount(charge).zip(charge.refunded.as_ref()) else {
+        let Some(captured) = captured_amount(charge) else {
             continue;
         };
         let refunded = Money {
@@ -232,13 +287,15 @@ fn tally_refunds<'f>(
             ..captured
         };
         if captured.currency != currency {
-            refund_entries.push(TimelineRefund {
-                stated,
-                key: "chargeId",
-                id: id.as_str(),
-                money: refunded,
-            });
-            timeline.add_review("refund_currency_mismatch", id.as_str(), stated);
+            if let Some(stated) = charge.refunded.as_ref().filter(|_| captured.amount > 0) {
+                refund_entries.push(TimelineRefund {
+                    stated,
+                    key: "chargeId",
+                    id: id.as_str(),
+                    money: refunded,
+                });
+                timeline.add_review("refund_currency_mismatch", id.as_str(), stated);
+            }
             continue;
         }
         let tally = tallies
@@ -249,10 +306,18 @@ fn tally_refunds<'f>(
             .as_ref()
             .map_or(id.as_str(), |intent| intent.0.as_str());
         tally.captured = Some(captured);
-        tally.cumulative = refunded;
-        tally.cumulative_stated = Some(stated);
+        tally.released = released_amount(charge, captured);
+        tally.is_full = charge.refunded_in_full.is_some();
+        tally.cumulative = match captured.amount {
+            // Nothing was ours that could have been given back.
+            0 => Money::zero(currency),
+            _ => refunded,
+        };
+        tally.cumulative_stated = charge.refunded.as_ref();
     }
-    for (id, refund) in &facts.refunds {
+    let releases = find_releases(facts);
+    let refunds = facts.refunds.iter();
+    for (id, refund) in refunds.filter(|(id, _)| !releases.contains(id)) {
         let Some(state) = latest_state(&refund.states) else {
             continue;
         };

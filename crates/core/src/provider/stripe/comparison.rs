@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::time::Duration;
 
-use crate::entity::merge::{FactSource, MaxRegister, Merge, SeenInterval, latest_state};
+use crate::entity::merge::{FactSource, Merge, SeenInterval, latest_state};
 use crate::entity::payment::facts::{ChargeFacts, DisputeState, MoneyFacts, RefundState};
 use crate::entity::payment::refunds::derive_charge_refunded;
 use crate::ids::PaymentRef;
@@ -228,13 +228,11 @@ fn align_refunds(side: &MoneyFacts, stored: &MoneyFacts, at_stripe: &MoneyFacts)
         }
     }
     for (id, charge) in stored.charges.iter().chain(&at_stripe.charges) {
-        let known = aligned.charges.entry(id.clone()).or_insert(ChargeFacts {
-            intent: None,
-            refunded: None,
-            captured: None,
-            amount_refunded: MaxRegister(0),
-        });
+        let known = aligned.charges.entry(id.clone()).or_default();
         known.intent.merge(charge.intent.clone());
+        // What was released follows from these.
+        known.amount.merge(charge.amount.clone());
+        known.before_basil.merge(charge.before_basil.clone());
     }
     aligned
 }

@@ -81,7 +81,7 @@ lenient_struct! {
         charges_enabled: bool,
         /// Accounts.
         payouts_enabled: bool,
-        /// Refunds: the refund's amount. All amounts are in the minor unit.
+        /// Refunds and charges. All amounts are in the minor unit.
         amount: i64,
         /// Sessions: `paid`, `unpaid` or `no_payment_required`.
         payment_status: String,
@@ -91,10 +91,16 @@ lenient_struct! {
         amount_total: i64,
         /// Sessions: what the application calls the customer, or the cart.
         client_reference_id: String,
-        /// Charges.
+        /// Charges: false as long as the amount is only authorised.
+        captured: bool,
+        /// Charges. Before basil null if the authorisation was released.
         amount_captured: i64,
         /// Charges: cumulative, over all refunds of the charge.
         amount_refunded: i64,
+        /// Charges: everything went back.
+        refunded: bool,
+        /// Refunds: why, such as `requested_by_customer`, or `expired_uncaptured_charge` if Stripe made it.
+        reason: String,
         currency: String,
         /// PaymentIntents.
         latest_charge: ChargeId,
@@ -156,6 +162,12 @@ impl StripeEvent {
     pub fn created(&self) -> Option<Timestamp> {
         let seconds = *self.created.value()?;
         Timestamp::from_unix_s(seconds).ok()
+    }
+
+    /// Whether the payload has the form of an API version before 2025-03-31 (basil). Versions begin with their date.
+    pub(super) fn is_before_basil(&self) -> bool {
+        let version = self.api_version.value();
+        version.is_some_and(|version| version.as_str() < "2025-03-31")
     }
 
     /// Thin events must be recognised before anything else is read: without an object they would look malformed and be

@@ -70,8 +70,8 @@ catalogue! {
         Payment(read_intent_canceled), "payment_intent_canceled",
         "the payment can no longer succeed";
     "charge.refunded" =>
-        Payment(read_charge_refunded), "charge_refunded_full",
-        "how much of this charge was captured and how much was refunded so far, both cumulative";
+        Payment(read_charge), "charge_refunded_full",
+        "how much of this charge was authorised, captured and refunded so far, and whether that is everything";
     "charge.refund.updated" =>
         Payment(read_refund), "charge_refund_updated",
         "as `refund.updated`";
@@ -157,7 +157,14 @@ fn read_payment_facts(
         at: event.created().ok_or(ParkReason::FieldMalformed)?,
         event: event.id.clone(),
     };
-    read_object_facts(resource, stated, Some(reader))
+    let mut facts = read_object_facts(resource, stated.clone(), Some(reader))?;
+    if event.is_before_basil() {
+        let was_released = |charge: &&mut ChargeFacts| charge.amount > charge.captured;
+        for charge in facts.charges.values_mut().filter(was_released) {
+            charge.before_basil = Some(stated.clone());
+        }
+    }
+    Ok(facts)
 }
 
 /// The facts of one object, whether an event carried it or Stripe's API returned it (`objects`). Without a reader: that
@@ -342,21 +349,31 @@ fn session_payment_ref(session: &StripeObject) -> Result<PaymentRef, ParkReason>
     })
 }
 
-pub(super) fn read_charge_refunded(
+pub(super) fn read_charge(
     charge: &StripeObject,
     stated: FactSource,
     facts: &mut MoneyFacts,
 ) -> Result<(), ParkReason> {
     let id = charge.id.value().ok_or(ParkReason::FieldMalformed)?;
     let id = ChargeId::parse(id).map_err(|_| ParkReason::FieldMalformed)?;
-    let captured = parse_money(&charge.amount_captured, &charge.currency)?;
+    let is_captured = charge.captured.value().copied();
+    let captured = match &charge.amount_captured {
+        LenientField::Absent if is_captured == Some(false) => LenientField::Value(0),
+        amount => amount.clone(),
+    };
+    let captured = parse_money(&captured, &charge.currency)?;
     let refunded = parse_money(&charge.amount_refunded, &charge.currency)?;
+    let is_refunded = charge.refunded.value().is_some_and(|is_full| *is_full);
+    let amount = parse_money(&charge.amount, &charge.currency).ok();
     facts.charges.insert(
         id,
         ChargeFacts {
             intent: charge.intent()?.map(MinRegister),
-            refunded: Some(stated),
+            amount: amount.map(MaxRegister),
             captured: Some(MaxRegister(captured)),
+            before_basil: None,
+            refunded: (refunded.amount > 0).then(|| stated.clone()),
+            refunded_in_full: (is_refunded && captured.amount > 0).then_some(stated),
             amount_refunded: MaxRegister(refunded.amount),
         },
     );
@@ -383,9 +400,11 @@ pub(super) fn read_refund(
         (None, Some(intent)) => parse_object_id(intent.as_str())?,
         (None, None) => parse_object_id(id.as_str())?,
     };
+    let reason = refund.reason.value().map(String::as_str);
     facts.refunds.insert(
         id,
         RefundFacts {
+            release: (reason == Some("expired_uncaptured_charge")).then(|| stated.clone()),
             of: MinRegister(of),
             intent: intent.map(MinRegister),
             amount: MaxRegister(parse_money(&refund.amount, &refund.currency)?),

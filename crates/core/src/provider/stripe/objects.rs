@@ -21,9 +21,9 @@ use crate::json::{LenientField, lenient_struct, parse_body};
 use crate::outcome::ParkReason;
 use crate::provider::stripe::event::StripeObject;
 use crate::provider::stripe::event_types::{
-    PaymentReader, read_charge_refunded, read_dispute, read_intent_canceled,
-    read_intent_processing, read_intent_succeeded, read_object_facts, read_refund,
-    read_session_completed, read_session_expired, session_entry,
+    PaymentReader, read_charge, read_dispute, read_intent_canceled, read_intent_processing,
+    read_intent_succeeded, read_object_facts, read_refund, read_session_completed,
+    read_session_expired, session_entry,
 };
 use crate::provider::stripe::read_named_entity;
 use crate::provider::stripe::types::{IntentStatus, SessionStatus};
@@ -142,7 +142,7 @@ pub fn read_payment_at_stripe(
         // Only refunds make a charge a fact (`ChargeFacts`).
         let reader: Option<PaymentReader> = match charge.object.amount_refunded.value() {
             Some(0) => None,
-            _ => Some(read_charge_refunded),
+            _ => Some(read_charge),
         };
         read.add("charge", charge, None, reader)?;
     }
