@@ -1,28 +1,38 @@
 //! The repair of what a run of proofs found. Payments first: what follows from them is then often right already.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Result;
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::dynamodb::ledger::DynamoLedger;
+use billhook_adapters::stripe::StripeClient;
+use billhook_core::entity::EntityKey;
 use billhook_core::entity::key::StateKey;
+use billhook_core::entity::payment::state::PaymentState;
 use billhook_core::ids::{EventId, ProviderId};
 use billhook_core::intake::inbox::EventSource;
 use billhook_core::intake::message::EventPointer;
 use billhook_core::ports::Clock as _;
 use billhook_core::proof::prover::EventsByState;
 use billhook_core::proof::repair::{ReprocessEvent, repair_state};
-use billhook_core::proof::{DifferenceSource, StateProof};
+use billhook_core::proof::{StateDifference, StateProof};
 use billhook_core::worker::batch::{ProcessingFailure, ReceivedMessage, Worker};
+use billhook_core::worker::ports::Ledger as _;
+use futures_util::FutureExt as _;
 use futures_util::stream::{self, StreamExt as _};
 
 use crate::audit::AuditContext;
 use crate::entity_repair::write_timeline_note;
-use crate::event_lookup::find_event;
 use crate::events_table::{EventChange, EventSummary};
+use crate::exit::CommandExit;
+use crate::interrupt::wait_for_interrupt;
 use crate::output::print_notice;
-use crate::proof_run::{OperatorProver, ProofFindings, STATES_AT_ONCE};
+use crate::proof_run::{
+    OperatorProver, ProofFindings, STATES_AT_ONCE, add_stripe_differences, print_progress,
+};
 use crate::session::StackSession;
 
 /// A worker stops when its function runs out of time. Here there is no such limit, only an end for an unreachable
@@ -44,6 +54,7 @@ pub(crate) struct RepairReport {
 pub(crate) async fn repair_findings(
     session: &StackSession,
     prover: &OperatorProver,
+    stripe: Option<&StripeClient>,
     findings: ProofFindings,
     audit: &AuditContext,
 ) -> Result<RepairReport> {
@@ -69,10 +80,15 @@ pub(crate) async fn repair_findings(
     let run = RepairRun {
         session,
         prover,
+        stripe,
         worker,
         audit,
         named,
+        noted: Mutex::default(),
     };
+    let started_at = SystemClock.now();
+    let (all, mut done) = (found.len(), 0_usize);
+    let mut interrupted = pin!(wait_for_interrupt().fuse());
     let mut ranks: BTreeMap<u8, Vec<StateProof>> = BTreeMap::new();
     for proof in found.into_values() {
         let rank = match proof.key {
@@ -91,18 +107,23 @@ pub(crate) async fn repair_findings(
                 Some(after) => report.take(&proof, after),
                 None => drop(report.left.found.insert(proof.key.clone(), proof)),
             }
+            done += 1;
+            let mended = format!("{} mended", report.mended.len());
+            print_progress(done, all, started_at, &mended);
+            if (&mut interrupted).now_or_never().is_some() {
+                let interrupted = format!("interrupted after {done} of {all} repairs");
+                report.left.unfinished = Some(CommandExit::Interrupted(interrupted).into());
+                return Ok(report);
+            }
         }
     }
-    run.prove_left(&mut report).await?;
+    // What was mended is reported all the same.
+    report.left.unfinished = run.prove_left(&mut report).await.err();
     Ok(report)
 }
 
 impl RepairReport {
-    fn take(&mut self, before: &StateProof, mut after: StateProof) {
-        // They were compared once, and are not asked again.
-        let at_stripe = before.differences.iter();
-        let at_stripe = at_stripe.filter(|of| of.source == DifferenceSource::Stripe);
-        after.differences.extend(at_stripe.cloned());
+    fn take(&mut self, before: &StateProof, after: StateProof) {
         self.left.count_change(before.result(), after.result());
         if after.differences.is_empty() {
             self.mended.push(after.key.to_string());
@@ -115,9 +136,12 @@ impl RepairReport {
 struct RepairRun<'s> {
     session: &'s StackSession,
     prover: &'s OperatorProver,
+    stripe: Option<&'s StripeClient>,
     worker: Worker<DynamoLedger<SystemClock>, SystemClock>,
     audit: &'s AuditContext,
     named: EventsByState,
+    /// The orders and statements whose timeline has the note.
+    noted: Mutex<BTreeSet<EntityKey>>,
 }
 
 impl RepairRun<'_> {
@@ -126,28 +150,70 @@ impl RepairRun<'_> {
         if proof.correction.is_none() {
             return None;
         }
-        if let StateKey::Entity(entity) = &proof.key
-            && entity.schema().has_timeline()
-            && proof.correction.row
-        {
-            // The note comes first: a note without a repair can be explained, a repair without a note cannot.
-            let noted = write_timeline_note(self.session, entity, "rebuild", self.audit).await;
-            if let Err(error) = noted {
-                print_notice(&format!("{entity} was not mended: {error:#}"));
-                return None;
-            }
+        if let Err(error) = self.note_rows(proof).await {
+            print_notice(&format!("{} was not mended: {error:#}", proof.key));
+            return None;
         }
         let events = LocalReprocessing {
             session: self.session,
             audit: self.audit,
         };
         match repair_state(self.prover, &self.worker, &events, &proof.key, &self.named).await {
-            Ok(after) => Some(after),
+            Ok(mut after) => {
+                if let Some(stripe) = self.stripe {
+                    let proofs = std::slice::from_mut(&mut after);
+                    if let Err(error) = add_stripe_differences(self.prover, stripe, proofs).await {
+                        let cause = format!("{error:#}");
+                        after
+                            .differences
+                            .push(StateDifference::not_compared(&cause));
+                    }
+                }
+                Some(after)
+            }
             Err(failure) => {
                 print_notice(&format!("{} could not be mended: {failure}", proof.key));
                 None
             }
         }
+    }
+
+    /// Notes the reason in the timeline of each row that the repair may write, once. The note comes first: a note without a
+    /// repair can be explained, a repair without a note cannot.
+    async fn note_rows(&self, proof: &StateProof) -> Result<()> {
+        let mut entities = BTreeSet::new();
+        match &proof.key {
+            StateKey::Entity(entity) if proof.correction.row => {
+                entities.insert(entity.clone());
+            }
+            StateKey::Payment(key) => {
+                let keys = BTreeSet::from([proof.key.clone()]);
+                let rows = self.prover.states.load_rows(&keys).await?;
+                let mut payment = match rows.payment(key) {
+                    Some(payment) => payment.clone(),
+                    None => PaymentState::new(key.clone()),
+                };
+                entities.extend(payment.link_states().into_keys());
+                if let Some(facts) = &proof.correction.payment {
+                    payment.facts = (**facts).clone();
+                    entities.extend(payment.link_states().into_keys());
+                }
+            }
+            StateKey::Entity(_) | StateKey::Invoice(_) => {}
+        }
+        let keys = entities.into_iter().map(StateKey::Entity).collect();
+        let rows = self.prover.states.load_rows(&keys).await?;
+        for (entity, (state, _)) in &rows.entities {
+            let has_timeline = entity.schema().has_timeline() && !state.row().is_missing;
+            let is_new = || {
+                let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
+                noted.insert(entity.clone())
+            };
+            if has_timeline && is_new() {
+                write_timeline_note(self.session, entity, "rebuild", self.audit).await?;
+            }
+        }
+        Ok(())
     }
 
     /// A repair of one state may have mended others, such as the other names of a payment that was lost.
@@ -157,7 +223,11 @@ impl RepairRun<'_> {
         for keys in keys.chunks(STATES_AT_ONCE) {
             let keys: BTreeSet<StateKey> = keys.iter().cloned().collect();
             let now = SystemClock.now();
-            for after in self.prover.prove(&keys, &self.named, now).await? {
+            let mut proofs = self.prover.prove(&keys, &self.named, now).await?;
+            if let Some(stripe) = self.stripe {
+                add_stripe_differences(self.prover, stripe, &mut proofs).await?;
+            }
+            for after in proofs {
                 if let Some(before) = left.get(&after.key) {
                     report.take(before, after);
                 }
@@ -175,9 +245,15 @@ struct LocalReprocessing<'s> {
 }
 
 impl ReprocessEvent for LocalReprocessing<'_> {
-    async fn reprocess(&self, event: &EventId) -> Result<(), ProcessingFailure> {
+    async fn reprocess(
+        &self,
+        provider: ProviderId,
+        event: &EventId,
+    ) -> Result<(), ProcessingFailure> {
         let failed = |error: anyhow::Error| ProcessingFailure::Infrastructure(format!("{error:#}"));
-        let (table, item) = find_event(self.session, event).await.map_err(failed)?;
+        let table = self.session.events_table(provider).map_err(failed)?;
+        let item = table.get_item(event).await.map_err(failed)?;
+        let item = item.ok_or(ProcessingFailure::NotStored)?;
         let Some(summary) = EventSummary::from_item(table.provider, &item) else {
             return Err(ProcessingFailure::NotStored);
         };

@@ -8,13 +8,14 @@ use std::io::IsTerminal as _;
 use std::pin::pin;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::dynamodb::ledger::DynamoLedger;
-use billhook_adapters::stripe::StripeClient;
+use billhook_adapters::stripe::{StripeClient, StripeError};
 use billhook_core::entity::key::{PaymentKey, StateKey};
 use billhook_core::entity::payment::facts::MoneyFacts;
 use billhook_core::entity::{ENTITY_SCHEMAS, EntityKey};
+use billhook_core::error::error_chain;
 use billhook_core::ids::{AccountId, EventId, PaymentRef, PerProvider, ProviderId};
 use billhook_core::intake::inbox::EVENT_RETENTION;
 use billhook_core::ports::Clock as _;
@@ -23,6 +24,7 @@ use billhook_core::proof::prover::{EventsByState, StateProver};
 use billhook_core::proof::{ProofResult, StateDifference, StateProof};
 use billhook_core::provider::stripe::comparison::compare_with_stripe;
 use billhook_core::provider::stripe::objects::read_payment_at_stripe;
+use billhook_core::retry::Disposition;
 use billhook_core::tasks::ports::{ArrivalSpan, FindUnfinishedEvents as _};
 use billhook_core::time::Timestamp;
 use billhook_core::worker::ports::{Ledger as _, LoadedRows};
@@ -31,7 +33,7 @@ use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use serde_json::{Map, Value, json};
 
 use crate::exit::CommandExit;
-use crate::output::print_notice;
+use crate::interrupt::wait_for_interrupt;
 use crate::session::StackSession;
 
 /// Segments of a run over all states: small enough that Ctrl-C is soon obeyed.
@@ -47,7 +49,7 @@ pub(crate) type OperatorProver = StateProver<DynamoLedger<SystemClock>>;
 pub(crate) enum ProofScope {
     /// All states, and all events that arrived since then.
     All { since: Option<Timestamp> },
-    /// About this percentage of all states: those of today's segment.
+    /// About this percentage of all states: those of today's segments.
     Sample(u32),
     /// These, and events of which an index says that they took them.
     States {
@@ -94,7 +96,8 @@ impl ProofScope {
                 segments.chain(days).collect()
             }
             Self::Sample(percent) => {
-                vec![ProofUnit::Segment(ScanSegment::sample_of(*percent, now))]
+                let sample = ScanSegment::parts_of_sample(*percent, now);
+                sample.map(ProofUnit::Segment).collect()
             }
             Self::States { states, .. } => {
                 let states: Vec<StateKey> = states.iter().cloned().collect();
@@ -120,20 +123,16 @@ pub(crate) struct ProofFindings {
 }
 
 impl ProofFindings {
-    fn take(&mut self, proofs: Vec<StateProof>) {
-        for proof in proofs {
-            let result = proof.result();
-            let is_found = matches!(result, ProofResult::Different | ProofResult::Edited);
-            // Day by day, a state comes as often as it has lost events.
-            let was = match is_found {
-                true => self.found.insert(proof.key.clone(), proof),
-                false => None,
-            };
-            if let Some(was) = was {
-                self.count_change(was.result(), result);
-            } else {
-                *self.counts.entry(result.as_str()).or_default() += 1;
-            }
+    /// Takes a proof; `was` is the result of one that was counted before, which knew less.
+    fn take(&mut self, proof: StateProof, was: Option<ProofResult>) {
+        let result = proof.result();
+        let known = self.found.remove(&proof.key);
+        match known.map(|known| known.result()).or(was) {
+            Some(was) => self.count_change(was, result),
+            None => *self.counts.entry(result.as_str()).or_default() += 1,
+        }
+        if matches!(result, ProofResult::Different | ProofResult::Edited) {
+            self.found.insert(proof.key.clone(), proof);
         }
     }
 
@@ -219,7 +218,6 @@ pub(crate) async fn run_proofs(
     stripe: Option<&StripeClient>,
     scope: &ProofScope,
     continue_at: Option<&str>,
-    interrupted: impl Future<Output = ()>,
     resume_command: &str,
 ) -> Result<ProofFindings> {
     let started_at = SystemClock.now();
@@ -241,7 +239,7 @@ pub(crate) async fn run_proofs(
         let (done, cursor) = (skipped + done, unit.cursor());
         format!("{done} of {all} parts; continue with: {resume_command} --continue-at {cursor}")
     };
-    let mut interrupted = pin!(interrupted.fuse());
+    let mut interrupted = pin!(wait_for_interrupt().fuse());
     for (unit, done) in units.iter().zip(0..) {
         if (&mut interrupted).now_or_never().is_some() {
             let interrupted = format!("interrupted after {}", how_to_continue(unit, done));
@@ -253,8 +251,12 @@ pub(crate) async fn run_proofs(
             findings.unfinished = Some(error.context(stopped));
             break;
         }
-        let elapsed = started_at.until(SystemClock.now());
-        print_progress(done + 1, units.len(), elapsed, &findings);
+        print_progress(
+            done + 1,
+            units.len(),
+            started_at,
+            &describe_counts(&findings),
+        );
     }
     Ok(findings)
 }
@@ -282,9 +284,39 @@ async fn prove_unit(
             let lost = find_lost_events(prover, day, None).await?;
             let states: Vec<StateKey> = lost.keys().cloned().collect();
             join_events(&mut findings.named, lost);
-            prove_states(prover, None, &states, findings).await
+            for states in states.chunks(STATES_AT_ONCE) {
+                prove_again(prover, stripe, states, findings).await?;
+            }
+            Ok(())
         }
     }
+}
+
+/// Proves states that have lost events, with these. Each that is there was counted with its segment, and is not counted
+/// twice.
+async fn prove_again(
+    prover: &OperatorProver,
+    stripe: Option<&StripeClient>,
+    states: &[StateKey],
+    findings: &mut ProofFindings,
+) -> Result<()> {
+    let keys: BTreeSet<StateKey> = states.iter().cloned().collect();
+    let known = known_states(&prover.states.load_rows(&keys).await?);
+    let now = SystemClock.now();
+    let without = prover.prove(&known, &EventsByState::new(), now).await?;
+    let was: BTreeMap<StateKey, ProofResult> = without
+        .iter()
+        .map(|proof| (proof.key.clone(), proof.result()))
+        .collect();
+    let mut proofs = prover.prove(&keys, &findings.named, now).await?;
+    if let Some(stripe) = stripe {
+        add_stripe_differences(prover, stripe, &mut proofs).await?;
+    }
+    for proof in proofs {
+        let was = was.get(&proof.key).copied();
+        findings.take(proof, was);
+    }
+    Ok(())
 }
 
 /// The events of one day that their states do not know; only those of some states, if asked for.
@@ -388,14 +420,16 @@ async fn prove_states(
         if let Some(stripe) = stripe {
             add_stripe_differences(prover, stripe, &mut proofs).await?;
         }
-        findings.take(proofs);
+        for proof in proofs {
+            findings.take(proof, None);
+        }
     }
     Ok(())
 }
 
 /// Compares the payments with Stripe's own objects. The stored facts are read first: an event that arrives in between
 /// would else look like a fact that Stripe denies.
-async fn add_stripe_differences(
+pub(crate) async fn add_stripe_differences(
     prover: &OperatorProver,
     stripe: &StripeClient,
     proofs: &mut [StateProof],
@@ -414,12 +448,21 @@ async fn add_stripe_differences(
             continue;
         };
         let account = key.account.as_ref();
-        let found = stripe.get_payment_at_stripe(account, &key.payment).await?;
+        let found = match stripe.get_payment_at_stripe(account, &key.payment).await {
+            Ok(found) => found,
+            Err(error) if is_about_payment(account, &error) => {
+                let difference = StateDifference::not_compared(&error_chain(&error));
+                proof.differences.push(difference);
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
         let at_stripe = match found.as_ref().map(read_payment_at_stripe) {
             None => MoneyFacts::default(),
             Some(Ok(facts)) => facts.money,
             Some(Err(unreadable)) => {
-                print_notice(&format!("{key}: {unreadable}"));
+                let difference = StateDifference::not_compared(&unreadable.to_string());
+                proof.differences.push(difference);
                 continue;
             }
         };
@@ -434,13 +477,25 @@ async fn add_stripe_differences(
     Ok(())
 }
 
+/// Whether Stripe refuses this payment or its account, and may answer for others: not the stack's own key.
+fn is_about_payment(account: Option<&AccountId>, error: &StripeError) -> bool {
+    match error {
+        StripeError::TooMany { .. } => true,
+        StripeError::Refused(refusal) => {
+            let is_of_key = account.is_none() && matches!(refusal.status, 401 | 403);
+            error.disposition() == Disposition::Permanent && !is_of_key
+        }
+        _ => false,
+    }
+}
+
 pub(crate) fn describe_counts(findings: &ProofFindings) -> String {
     let counts =
         ProofResult::ALL.map(|result| format!("{} {}", findings.count(result), result.as_str()));
     counts.join(", ")
 }
 
-fn print_progress(done: usize, all: usize, elapsed: Duration, findings: &ProofFindings) {
+pub(crate) fn print_progress(done: usize, all: usize, started_at: Timestamp, counts: &str) {
     if !std::io::stderr().is_terminal() || all < 2 {
         return;
     }
@@ -448,12 +503,11 @@ fn print_progress(done: usize, all: usize, elapsed: Duration, findings: &ProofFi
         u32::try_from(done).unwrap_or(1),
         u32::try_from(all).unwrap_or(1),
     );
-    let left = elapsed / done.max(1) * (all - done);
+    let left = started_at.until(SystemClock.now()) / done.max(1) * (all - done);
     let filled = usize::try_from(done * 30 / all.max(1)).unwrap_or(30);
     let (bar, rest) = ("#".repeat(filled), " ".repeat(30 - filled.min(30)));
     eprint!(
-        "\r[{bar}{rest}] {done}/{all}, {}, {} s left   {}",
-        describe_counts(findings),
+        "\r[{bar}{rest}] {done}/{all}, {counts}, {} s left   {}",
         left.as_secs(),
         if done >= all { "\n" } else { "" }
     );
@@ -466,6 +520,7 @@ pub(crate) async fn find_states(
     ids: &[String],
     account: Option<&str>,
 ) -> Result<BTreeSet<StateKey>> {
+    let is_asked = account.is_some();
     let account = match account {
         None | Some("platform") => None,
         Some(account) => Some(AccountId::parse(account)?),
@@ -473,6 +528,11 @@ pub(crate) async fn find_states(
     let mut found = BTreeSet::new();
     for id in ids {
         if let Some(key) = StateKey::parse(id) {
+            if is_asked {
+                bail!(
+                    "{id} is a whole key: leave --account out, or name the payment by its id alone"
+                );
+            }
             found.insert(key);
             continue;
         }
@@ -480,6 +540,10 @@ pub(crate) async fn find_states(
         let entities = schemas.filter_map(|schema| EntityKey::of_kind(schema.word, id));
         let mut candidates: BTreeSet<StateKey> = entities.map(StateKey::Entity).collect();
         let payment = PaymentRef::parse(id)?;
+        if is_asked {
+            // Only payments are an account's.
+            candidates.clear();
+        }
         candidates.insert(StateKey::Payment(PaymentKey {
             account: account.clone(),
             payment,
@@ -488,18 +552,57 @@ pub(crate) async fn find_states(
         let known = known_states(&rows);
         if known.is_empty() {
             let stack = &session.stack.name;
-            return Err(CommandExit::NotFound(format!(
-                "there is no order, statement, tenant or payment {id} in {stack}; name a payment of a connected account with --account, or any state by its key, as payment#acct_1#pi_1"
-            ))
-            .into());
+            let nothing = match &account {
+                Some(account) => {
+                    format!("there is no payment {id} of account {account} in {stack}")
+                }
+                None if is_asked => format!("there is no payment {id} of the platform in {stack}"),
+                None => format!(
+                    "there is no order, statement, tenant or payment {id} in {stack}; name a payment of a connected account with --account, or any state by its key, as payment#acct_1#pi_1"
+                ),
+            };
+            return Err(CommandExit::NotFound(nothing).into());
         }
         found.extend(known);
     }
     Ok(found)
 }
 
-/// What took these events, with those events that it may have lost.
-pub(crate) fn states_of_events(events: &[(EventId, BTreeSet<StateKey>)]) -> EventsByState {
+/// What took these events, with those events that it may have lost. For another name of a payment the payment is taken.
+pub(crate) async fn select_by_events(
+    prover: &OperatorProver,
+    events: &[(EventId, BTreeSet<StateKey>)],
+) -> Result<ProofScope> {
+    let mut named = states_of_events(events);
+    if named.is_empty() {
+        let nothing = match events.is_empty() {
+            true => "no event matches: nothing was proven",
+            false => "no state took these events: nothing was proven",
+        };
+        return Err(CommandExit::NotFound(nothing.to_owned()).into());
+    }
+    let keys: Vec<StateKey> = named.keys().cloned().collect();
+    for keys in keys.chunks(STATES_AT_ONCE) {
+        let rows = prover
+            .states
+            .load_rows(&keys.iter().cloned().collect())
+            .await?;
+        for (name, (state, _)) in &rows.payments {
+            if let Some(payment) = &state.alias_of
+                && let Some(events) = named.remove(&name.clone().into())
+            {
+                named
+                    .entry(payment.clone().into())
+                    .or_default()
+                    .extend(events);
+            }
+        }
+    }
+    let states = named.keys().cloned().collect();
+    Ok(ProofScope::States { states, named })
+}
+
+fn states_of_events(events: &[(EventId, BTreeSet<StateKey>)]) -> EventsByState {
     let mut states = EventsByState::new();
     for (event, taken_by) in events {
         for state in taken_by {
@@ -574,11 +677,24 @@ mod tests {
             }
         };
         let mut findings = ProofFindings::default();
-        findings.take(vec![proof(&["row.status"])]);
-        findings.take(vec![proof(&["facts"])]);
+        findings.take(proof(&["row.status"]), None);
+        findings.take(proof(&["facts"]), None);
         assert_eq!(findings.count(ProofResult::Different), 1);
         assert_eq!(findings.rows().len(), 1);
         assert_eq!(findings.rows()[0]["place"], "facts");
         assert_eq!(findings.rows()[0]["state"], "order#ord_1");
+        // With the events that it had lost, it is as it should be.
+        findings.take(proof(&[]), Some(ProofResult::Different));
+        assert_eq!(
+            findings.summary(),
+            json!({ "equal": 1, "edited": 0, "unprovable": 0, "different": 0 })
+        );
+        assert!(findings.rows().is_empty());
+        // It was equal by what it remembers.
+        findings.take(proof(&["facts"]), Some(ProofResult::Equal));
+        assert_eq!(
+            findings.summary(),
+            json!({ "equal": 0, "edited": 0, "unprovable": 0, "different": 1 })
+        );
     }
 }

@@ -52,11 +52,7 @@ pub(super) fn copied_names(
     let refunded = refunded.filter_map(|refund| PaymentRef::parse(refund.of.0.as_str()).ok());
     let names = sessions.chain(charges).chain(refunded);
     let names: BTreeSet<PaymentRef> = names.filter(|name| *name != key.payment).collect();
-    let account = key.account.clone();
-    names.into_iter().map(move |payment| PaymentKey {
-        account: account.clone(),
-        payment,
-    })
+    names.into_iter().map(|name| key.with_name(name))
 }
 
 /// With everything that a copy of the same version has and the payment has not: nothing is dropped because one of the two
@@ -74,14 +70,15 @@ pub(super) fn with_copied_members<R>(stored: &PaymentState, rows: &LoadedRows<R>
     filled
 }
 
-/// What the copies of a payment say whose own state was lost. They have all of its facts.
+/// What the copies of a payment state whose own state was lost: all of its facts, unless it is another one's.
 pub(super) fn add_copied_facts<R>(
     key: &PaymentKey,
     rows: &LoadedRows<R>,
     corrected: &mut PaymentFacts,
 ) -> bool {
     let mut is_copied = false;
-    for (_, copy) in copies_of(key, rows) {
+    let copies = copies_of(key, rows).filter(|(_, copy)| copy.link != LinkState::Elsewhere);
+    for (_, copy) in copies {
         is_copied = true;
         corrected.money.merge(copy.facts.clone());
         corrected.invoices.merge(copy.invoices.clone());
@@ -119,8 +116,8 @@ pub(super) fn restore_links<R>(
         }
         return;
     }
-    let told = told_copies(stored, rows);
-    let altered = altered_links(stored, &told);
+    let newest = newest_copies(stored, rows);
+    let altered = altered_links(stored, &newest);
     for entity in altered.keys() {
         if !stated.possible_links.contains_key(*entity) {
             corrected.links.remove(*entity);
@@ -136,11 +133,18 @@ pub(super) fn restore_links<R>(
         ..PaymentState::new(stored.key.clone())
     };
     let by_events = by_events.link_states();
-    for (entity, copy) in told {
+    let is_conflict = |link: LinkState| matches!(link, LinkState::Conflict(_));
+    let conflicts = newest
+        .iter()
+        .filter(|(_, copy)| is_conflict(copy.link))
+        .count();
+    for (entity, copy) in newest {
         let expected = by_events.get(entity).copied();
         let expected = expected.unwrap_or(LinkState::Elsewhere);
         let (is_known, since) = match copy.link {
             LinkState::Linked => (expected == LinkState::Linked, first_time(&copy.facts)),
+            // Alone it would be linked.
+            LinkState::Conflict(_) if stored.version == 0 && conflicts < 2 => continue,
             LinkState::Conflict(since) => (expected != LinkState::Elsewhere, Some(since)),
             LinkState::Elsewhere => continue,
         };
@@ -165,31 +169,52 @@ pub(super) fn restore_links<R>(
     }
 }
 
-/// The newest copies. Of a payment that is there, a copy is believed only if the payment says that it told it.
-fn told_copies<'r, R>(
+/// Whether a copy of a lost payment is in conflict with one that nothing names any more: written again, the payment would
+/// be linked to the one that is left, and a person has to decide that.
+pub(super) fn has_unknown_rival<R>(
+    key: &PaymentKey,
+    rows: &LoadedRows<R>,
+    corrected: &PaymentFacts,
+) -> bool {
+    let by_facts = PaymentState {
+        facts: corrected.clone(),
+        ..PaymentState::new(key.clone())
+    };
+    let links = by_facts.link_states();
+    let is_conflict = |link: LinkState| matches!(link, LinkState::Conflict(_));
+    let mut copies = copies_of(key, rows);
+    corrected.relink.is_none()
+        && copies.any(|(entity, copy)| {
+            let expected = links.get(entity).copied();
+            is_conflict(copy.link) && !expected.is_some_and(is_conflict)
+        })
+}
+
+/// The newest copies. Of a payment that is there, a copy is believed only if the payment says that it wrote it.
+fn newest_copies<'r, R>(
     stored: &PaymentState,
     rows: &'r LoadedRows<R>,
 ) -> Vec<(&'r EntityKey, &'r PaymentCopy)> {
     let is_lost = stored.version == 0;
     let copies = || copies_of(&stored.key, rows);
-    let newest = match is_lost {
+    let version = match is_lost {
         true => copies().map(|(_, copy)| copy.version).max(),
         false => Some(stored.facts_version),
     };
-    let told = copies().filter(|(entity, copy)| {
-        Some(copy.version) == newest && (is_lost || stored.copied.get(*entity) == newest.as_ref())
+    let newest = copies().filter(|(entity, copy)| {
+        Some(copy.version) == version && (is_lost || stored.copied.get(*entity) == version.as_ref())
     });
-    told.collect()
+    newest.collect()
 }
 
 /// The links that no copy follows, where a copy has lost its link: its key was altered. Who is not open has written all
 /// of its copies, and a link is never taken back.
 fn altered_links<'s>(
     stored: &'s PaymentState,
-    told: &[(&EntityKey, &PaymentCopy)],
+    newest: &[(&EntityKey, &PaymentCopy)],
 ) -> BTreeMap<&'s EntityKey, &'s BTreeMap<LinkSource, MinRegister<Timestamp>>> {
     let links = &stored.facts.links;
-    let mut linked = told.iter();
+    let mut linked = newest.iter();
     let has_lost_link = linked
         .any(|(entity, copy)| copy.link != LinkState::Elsewhere && !links.contains_key(*entity));
     if stored.open_since.is_some() || !has_lost_link {

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::facts::{compare_facts, correct_facts, named_events, remembers_all};
-use super::payment::{check_outcome, is_undecided, link_of, take_readings};
+use super::payment::{check_outcome, is_only_witness, is_undecided, link_of, take_readings};
 use super::stated::{
     EventReadings, EventUse, StatedByEvents, merge_account_events, merge_mail_events,
 };
@@ -46,12 +46,35 @@ pub(super) fn is_behind(entity: &Entity) -> bool {
     entity.standing() == RowStanding::Ahead
 }
 
-/// What its payments and events state of an entity whose state was lost or is older than its row.
+/// What the events about an entity are read for.
+pub(super) fn use_of(key: &EntityKey) -> EventUse {
+    match key {
+        EntityKey::Tenant(_) => EventUse::Account,
+        EntityKey::Order(_) | EntityKey::Statement(_) => EventUse::Mail,
+    }
+}
+
+/// The events of an entity whose state was lost or is older than its row: those of its timeline, and those that an index
+/// names.
+pub(super) fn own_events<L: Ledger>(
+    entity: &Entity,
+    row: &L::Row,
+    named: &BTreeSet<EventId>,
+) -> BTreeSet<EventId> {
+    let of_row = L::timeline_events(row).into_iter();
+    let remembered = entity.event_ids().iter().chain(named);
+    of_row.chain(remembered.cloned()).collect()
+}
+
+/// What its payments and these events state of an entity whose state was lost or is older than its row.
 pub(super) fn restate<R>(
-    key: &EntityKey,
+    entity: &Entity,
+    own_events: &BTreeSet<EventId>,
     rows: &LoadedRows<R>,
     events: &EventReadings,
 ) -> Vec<StatedFacts> {
+    let key = &entity.key();
+    let own = || events.read().filter(|event| own_events.contains(&event.id));
     let payments = rows.payments.values().filter_map(|(payment, _)| {
         let link = link_of(payment, key);
         let is_known = payment.copied.contains_key(key) || link != LinkState::Elsewhere;
@@ -63,12 +86,8 @@ pub(super) fn restate<R>(
     let mut stated: Vec<StatedFacts> = payments.collect();
     match key {
         EntityKey::Order(_) => {}
-        EntityKey::Statement(_) => {
-            stated.push(StatedFacts::Mail(merge_mail_events(events.read()).all))
-        }
-        EntityKey::Tenant(_) => stated.push(StatedFacts::Account(
-            merge_account_events(events.read()).all,
-        )),
+        EntityKey::Statement(_) => stated.push(StatedFacts::Mail(merge_mail_events(own()).all)),
+        EntityKey::Tenant(_) => stated.push(StatedFacts::Account(merge_account_events(own()).all)),
     }
     stated
 }
@@ -104,7 +123,11 @@ pub(super) fn prove_entity<L: Ledger>(
             stored.as_deref(),
             version.as_deref(),
         );
-        if restate(&key, rows, events).iter().any(states_something) {
+        let own = own_events::<L>(entity, row, named);
+        if restate(entity, &own, rows, events)
+            .iter()
+            .any(states_something)
+        {
             proof.correction.row = proof.differences.is_empty();
             proof.differences.push(lost);
         } else {
@@ -132,7 +155,8 @@ pub(super) fn prove_entity<L: Ledger>(
     proof
 }
 
-/// The payments of which an entity has another copy than it should, of the payment's own version.
+/// The payments of which an entity has another copy than it should, of the payment's own version, or one that it should
+/// not have.
 pub(super) fn contradicted_payments<'r, R>(
     entity: &'r Entity,
     rows: &'r LoadedRows<R>,
@@ -142,10 +166,11 @@ pub(super) fn contradicted_payments<'r, R>(
     let copies = facts.into_iter().flat_map(|facts| &facts.payments);
     copies.filter_map(move |(payment, copy)| {
         let known = rows.payment(payment)?;
-        let is_contradicted = copy.version == known.facts_version
-            && expect_copy(known, entity, &key)
-                .is_some_and(|expected| expected.facts != copy.facts);
-        is_contradicted.then_some(known)
+        let expected = expect_copy(known, entity, &key);
+        let expected = expected.unwrap_or_else(|| known.copy_for(LinkState::Elsewhere));
+        let is_emptied = expected.link == LinkState::Elsewhere && copy.link != expected.link;
+        let is_contradicted = copy.version == known.facts_version && expected.facts != copy.facts;
+        (is_contradicted || is_emptied).then_some(known)
     })
 }
 
@@ -185,6 +210,8 @@ fn check_tenant(entity: &Entity, tenants: &TenantsByAccount, proof: &mut StatePr
     }
 }
 
+const OF_ANOTHER: &str = "rebuild the payment, with --since before its first event, or the order or statement that has it";
+
 const UNDECIDED: &str = "the payment and this copy differ, and the events that would say which is right are gone: compare the payment with Stripe (--with-stripe), and restore the one that is wrong from a backup";
 
 /// Each copy is what the payment says of this entity.
@@ -200,10 +227,19 @@ fn check_copies<R>(
         let place = format!("facts.payments.{payment}");
         let repair = (payment.clone(), key.clone());
         let Some(known) = rows.payment(payment) else {
-            proof.correction.copies.insert(repair);
+            if rows.unreadable.contains_key(&payment.clone().into()) {
+                // Its own proof says so.
+                continue;
+            }
             let source = DifferenceSource::States;
             let lost = StateDifference::new(source, place, Some("a copy"), Some("a payment"));
-            proof.differences.push(lost);
+            if copy.link == LinkState::Linked {
+                proof.correction.copies.insert(repair);
+                proof.differences.push(lost);
+            } else {
+                // This copy alone does not say whose the payment is.
+                proof.differences.push(lost.decided_by(OF_ANOTHER));
+            }
             continue;
         };
         let expected = expect_copy(known, entity, &key);
@@ -225,7 +261,10 @@ fn check_copies<R>(
         if differs {
             let expected = expected.unwrap_or_else(|| known.copy_for(LinkState::Elsewhere));
             let found = compare_facts(DifferenceSource::States, &place, copy, &expected);
-            if is_own_version && is_undecided(known, copy, events) {
+            let is_emptied = expected.link == LinkState::Elsewhere;
+            if (is_emptied && is_only_witness(known, copy, events))
+                || (is_own_version && is_undecided(known, copy, events))
+            {
                 let decide = |difference: StateDifference| difference.decided_by(UNDECIDED);
                 proof.differences.extend(found.into_iter().map(decide));
             } else {
@@ -272,10 +311,7 @@ fn check_own_facts(
         let stated = merge_account_events(readings.iter().copied());
         proof.correction.account = check_facts("facts", account, &stated, is_complete, proof);
     }
-    let of = match account {
-        Some(_) => EventUse::Account,
-        None => EventUse::Mail,
-    };
+    let of = use_of(&entity.key());
     for event in readings.iter().filter(|event| event.is_for(of)) {
         check_outcome(event, remembered, proof);
     }

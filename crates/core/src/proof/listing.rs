@@ -1,7 +1,7 @@
 //! Which states there are, and which events none of them took.
 //!
 //! States are listed in segments: each has about the same share of all keys, by their hash, so one of a hundred segments
-//! is a sample of 1 %, and the next day's sample is the next segment.
+//! is a sample of 1 %, and the next day's sample is the next one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -20,6 +20,8 @@ use crate::worker::ports::{Ledger, LoadedRows};
 /// States that are loaded together, to see whether they took their events.
 const STATES_AT_ONCE: usize = 100;
 
+const DAY_S: i64 = 24 * 60 * 60;
+
 /// A part of all states, by the hash of their keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ScanSegment {
@@ -30,13 +32,24 @@ pub struct ScanSegment {
 
 impl ScanSegment {
     /// The sample of this day, of about this percentage of all states, from 1 to 100: after `100 / percent` days each was
-    /// in one.
+    /// in one. A percentage by which 100 cannot be divided is rounded up: 60 proves all, 40 the half.
     pub fn sample_of(percent: u32, at: Timestamp) -> Self {
-        const DAY_S: i64 = 24 * 60 * 60;
         let total = (100 / percent.clamp(1, 100)).max(1);
         let days = at.unix_s().div_euclid(DAY_S);
         let number = u32::try_from(days.rem_euclid(i64::from(total))).unwrap_or_default();
         Self { number, total }
+    }
+
+    /// As many percent of all states, from 1 to 100, in parts of 1 %; others each day.
+    pub fn parts_of_sample(percent: u32, at: Timestamp) -> impl Iterator<Item = Self> {
+        const TOTAL: u32 = 100;
+        let percent = percent.clamp(1, TOTAL);
+        let before = at.unix_s().div_euclid(DAY_S) * i64::from(percent);
+        let first = u32::try_from(before.rem_euclid(i64::from(TOTAL))).unwrap_or_default();
+        (first..first + percent).map(|number| Self {
+            number: number % TOTAL,
+            total: TOTAL,
+        })
     }
 
     /// All states in this many segments.
@@ -63,8 +76,8 @@ pub trait ListStates: Send + Sync {
 }
 
 impl<L: Ledger> StateProver<L> {
-    /// The events of which an index says that states took them, and which these do not know; and those that are processed
-    /// and that nothing took. A proof of these states has to read these events.
+    /// The events of which an index says that states took them, and which these do not know; and those of payments that
+    /// are processed and that nothing took. A proof of these states has to read these events.
     pub async fn find_lost_events(
         &self,
         provider: ProviderId,
@@ -147,4 +160,25 @@ fn known_events<R>(key: &StateKey, rows: &LoadedRows<R>) -> Option<BTreeSet<Even
         StateKey::Invoice(_) => return None,
     };
     Some(known.unwrap_or_default().iter().cloned().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sample_has_its_share_and_every_part_comes_in_time() {
+        for percent in 1..=100 {
+            let mut seen = BTreeSet::new();
+            for day in 0..i64::from(100_u32.div_ceil(percent)) {
+                let at = Timestamp::from_unix_s(20_613 * DAY_S + day * DAY_S + 60).unwrap();
+                let parts: Vec<u32> = ScanSegment::parts_of_sample(percent, at)
+                    .map(|part| part.number)
+                    .collect();
+                assert_eq!(parts.len(), usize::try_from(percent).unwrap());
+                seen.extend(parts);
+            }
+            assert_eq!(seen.len(), 100, "{percent}");
+        }
+    }
 }

@@ -28,9 +28,12 @@ use crate::entity::account::AccountFacts;
 use crate::entity::key::{PaymentKey, StateKey};
 use crate::entity::mail::facts::MailFacts;
 use crate::entity::payment::state::PaymentFacts;
-use crate::ids::EventId;
+use crate::ids::{EventId, ProviderId};
 use crate::provider::stripe::comparison::StripeDifference;
 use crate::time::Timestamp;
+
+/// What a person decides about a row that is there and cannot be read.
+const UNREADABLE: &str = "deploy the release that wrote it, or restore it from a backup";
 
 /// How a state stands to everything that it can be compared with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -125,6 +128,13 @@ impl StateDifference {
         )
     }
 
+    /// Stripe was asked and gave no answer that can be compared.
+    pub fn not_compared(cause: &str) -> Self {
+        Self::new(DifferenceSource::Stripe, "payment at stripe", None, Some(cause)).decided_by(
+            "the payment was not compared with Stripe: see what was expected for the cause, and ask again, or compare it with Stripe's dashboard",
+        )
+    }
+
     #[must_use]
     pub(crate) fn decided_by(self, decision: &'static str) -> Self {
         Self {
@@ -148,7 +158,7 @@ pub struct StateCorrection {
     pub mail: Option<MailFacts>,
     pub account: Option<AccountFacts>,
     /// Events whose outcome is not what their facts say.
-    pub events: BTreeSet<EventId>,
+    pub events: BTreeSet<(ProviderId, EventId)>,
 }
 
 impl StateCorrection {

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::copies::{
-    add_copied_facts, copy_in, is_of_no_event, restore_links, with_copied_members,
+    add_copied_facts, copy_in, has_unknown_rival, is_of_no_event, restore_links,
+    with_copied_members,
 };
 use super::facts::{compare_facts, correct_facts, fill_missing, named_events, remembers_all};
 use super::stated::{EventReading, EventReadings, ReadEvent, StatedPayment, merge_payment_events};
@@ -68,7 +69,7 @@ pub(super) fn prove_payment<R>(
         return proof;
     }
     if let Some((payment, event)) = find_better_name(key, &stated) {
-        proof.correction.events.insert(event.id.clone());
+        proof.correction.events.insert(event.key());
         proof.differences.push(StateDifference::new(
             DifferenceSource::Events,
             "alias_of",
@@ -92,6 +93,10 @@ pub(super) fn prove_payment<R>(
             return proof;
         }
         let lost = StateDifference::new(DifferenceSource::Events, "state", None, Some("present"));
+        if has_unknown_rival(key, rows, &corrected) {
+            proof.differences.push(lost.decided_by(UNKNOWN_RIVAL));
+            return proof;
+        }
         proof.differences.push(lost);
     }
     let found = compare_facts(DifferenceSource::Events, "facts", &stored.facts, &corrected);
@@ -130,6 +135,8 @@ pub(super) fn prove_payment<R>(
     proof
 }
 
+const UNKNOWN_RIVAL: &str = "an order or statement shares the payment with another one, and nothing says any more with which: restore the payment from a backup";
+
 /// Its other names, by its state and by their own rows: one that the state lost may be known only by the latter, because
 /// the event that told it is gone.
 fn known_names<R>(stored: &PaymentState, rows: &LoadedRows<R>) -> BTreeSet<PaymentRef> {
@@ -148,13 +155,9 @@ fn find_better_name<'s>(
     let mut better = stated.events.iter().filter_map(|event| {
         let names = &event.payment()?.names;
         let best = names.first().filter(|best| **best != key.payment)?;
-        names.contains(&key.payment).then(|| {
-            let payment = PaymentKey {
-                account: key.account.clone(),
-                payment: best.clone(),
-            };
-            (payment, event)
-        })
+        names
+            .contains(&key.payment)
+            .then(|| (key.with_name(best.clone()), event))
     });
     better.next()
 }
@@ -174,10 +177,7 @@ fn find_better_state<R>(stored: &PaymentState, rows: &LoadedRows<R>) -> Option<P
 pub(super) fn possible_names(payment: &PaymentState) -> impl Iterator<Item = PaymentKey> {
     let names = payment.facts.money.payments.keys();
     let names = names.filter(|name| **name != payment.key.payment);
-    names.map(|name| PaymentKey {
-        account: payment.key.account.clone(),
-        payment: name.clone(),
-    })
+    names.map(|name| payment.key.with_name(name.clone()))
 }
 
 /// Whether nobody can say which is right, a payment or its copy of the same version: both have a value and not the same,
@@ -195,13 +195,38 @@ pub(super) fn is_undecided(
     if fill_missing(&copy.facts, money) == filled {
         return false;
     }
+    let (stated, is_complete) = merge_own_events(payment, events);
+    !is_complete && correct_facts(&filled, &stated.money, is_complete) == filled
+}
+
+/// Whether a copy has facts that its payment does not have, and events are gone that may have stated them: then the
+/// payment was made again without them, and to empty the copy would lose them.
+pub(super) fn is_only_witness(
+    payment: &PaymentState,
+    copy: &PaymentCopy,
+    events: &EventReadings,
+) -> bool {
+    let money = &payment.facts.money;
+    let filled = fill_missing(money, &copy.facts);
+    filled != *money && {
+        let (stated, is_complete) = merge_own_events(payment, events);
+        !is_complete && correct_facts(&filled, &stated.money, is_complete) != *money
+    }
+}
+
+/// What the events state that a payment remembers or names, and whether these are all.
+fn merge_own_events(payment: &PaymentState, events: &EventReadings) -> (StatedPayment, bool) {
     let mut proof = StateProof::new(StateKey::Payment(payment.key.clone()));
     let needed = needed_events(Some(payment), &BTreeSet::new());
     let readings = take_readings(&needed, events, &mut proof);
-    let is_complete =
-        proof.unreadable_events.is_empty() && payment.history.event_ids.len() < EVENT_IDS_MAX;
-    let stated = merge_payment_events(&payment.key, &payment.facts.names, readings.into_iter());
-    !is_complete && correct_facts(&filled, &stated.money, is_complete) == filled
+    let remembered = &payment.history.event_ids;
+    let is_complete = proof.unreadable_events.is_empty()
+        && !remembered.is_empty()
+        && remembered.len() < EVENT_IDS_MAX
+        && remembers_all(remembered, &payment.facts.money);
+    let names = &payment.facts.names;
+    let stated = merge_payment_events(&payment.key, names, readings.into_iter());
+    (stated, is_complete)
 }
 
 /// The readings of these events; what cannot be read is noted in the proof.
@@ -282,7 +307,7 @@ pub(super) fn check_outcome(event: &ReadEvent, remembered: &[EventId], proof: &m
     if event.is_taken() || !remembered.contains(&event.id) {
         return;
     }
-    proof.correction.events.insert(event.id.clone());
+    proof.correction.events.insert(event.key());
     proof.differences.push(StateDifference::new(
         DifferenceSource::Events,
         format!("event {}", event.id),
@@ -299,11 +324,10 @@ fn check_names<R>(
     proof: &mut StateProof,
 ) {
     for name in &facts.names {
-        let name = PaymentKey {
-            account: key.account.clone(),
-            payment: name.clone(),
-        };
+        let name = key.with_name(name.clone());
         let found = match rows.payment(&name) {
+            // Its own proof says so.
+            None if rows.unreadable.contains_key(&name.clone().into()) => continue,
             Some(alias) if alias.alias_of.is_some() => continue,
             Some(_) => "a payment of its own",
             None => "no row",
@@ -328,6 +352,8 @@ fn prove_alias<R>(
     proof: &mut StateProof,
 ) {
     let found = match rows.payment(payment) {
+        // Its own proof says so.
+        None if rows.unreadable.contains_key(&payment.clone().into()) => return,
         Some(_) if payment == key => "itself",
         Some(state) if state.facts.names.contains(&key.payment) => return,
         Some(_) => "a payment without this name",
@@ -363,6 +389,11 @@ fn check_invoices<R>(
             account: key.account.clone(),
             invoice,
         };
+        let row = StateKey::Invoice(invoice.clone());
+        if rows.unreadable.contains_key(&row) {
+            // Its own proof says so.
+            continue;
+        }
         let known = rows.invoices.get(&invoice).map(|(known, _)| &known.facts);
         let lacks = match payment.is_of_session() {
             // A parked one has told nothing of the order that it names.
@@ -382,7 +413,7 @@ fn check_invoices<R>(
             }
         };
         if let Some(lacks) = lacks {
-            proof.correction.events.insert(event.id.clone());
+            proof.correction.events.insert(event.key());
             proof.differences.push(StateDifference::new(
                 DifferenceSource::Events,
                 format!("invoice {}", StateKey::Invoice(invoice)),
@@ -397,19 +428,31 @@ fn check_invoices<R>(
 fn check_copies<R>(payment: &PaymentState, rows: &LoadedRows<R>, proof: &mut StateProof) {
     for (entity, version) in &payment.copied {
         let copy = copy_in(entity, &payment.key, rows);
-        // A newer copy is told by the proof of the order or statement.
-        if copy.is_some_and(|copy| copy.version >= *version) {
+        // The proof of the order or statement names a newer copy.
+        let is_newer = copy.is_some_and(|copy| copy.version >= *version);
+        // Its own proof says so.
+        let is_unreadable = rows.unreadable.contains_key(&entity.clone().into());
+        if is_newer || is_unreadable {
             continue;
         }
         let copy = copy.map(|copy| format!("version {}", copy.version));
-        let repair = (payment.key.clone(), entity.clone());
-        proof.correction.copies.insert(repair);
-        proof.differences.push(StateDifference::new(
+        let difference = StateDifference::new(
             DifferenceSource::States,
             format!("copy in {entity}"),
             copy.as_deref(),
             Some(&format!("version {version}")),
-        ));
+        );
+        let difference = match rows.entities.contains_key(entity) {
+            true => {
+                let repair = (payment.key.clone(), entity.clone());
+                proof.correction.copies.insert(repair);
+                difference
+            }
+            false => {
+                difference.decided_by("its row and its state are gone: restore them from a backup")
+            }
+        };
+        proof.differences.push(difference);
     }
     let outdated = payment.outdated_copies();
     if !outdated.is_empty() && payment.open_since.is_none() {
@@ -426,7 +469,7 @@ fn check_copies<R>(payment: &PaymentState, rows: &LoadedRows<R>, proof: &mut Sta
     }
 }
 
-/// The copy of a payment that an order or statement should have.
+/// How a payment is linked to an order or statement.
 pub(super) fn link_of(payment: &PaymentState, entity: &EntityKey) -> LinkState {
     let links = payment.link_states();
     links.get(entity).copied().unwrap_or(LinkState::Elsewhere)

@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::copies::{copied_names, copies_of};
-use super::entity::{TenantsByAccount, is_behind, prove_entity, restate};
+use super::entity::{TenantsByAccount, is_behind, prove_entity};
 use super::payment::prove_payment;
 use super::stated::{EventReading, EventReadings, EventUse, NeededEvents, ReadEvent};
-use super::{DifferenceSource, ProofResult, StateDifference, StateProof, entity, payment};
+use super::{
+    DifferenceSource, ProofResult, StateDifference, StateProof, UNREADABLE, entity, payment,
+};
 use crate::entity::key::{InvoiceKey, PaymentKey, StateKey};
-use crate::entity::kind::StatedFacts;
 use crate::entity::payment::linked::LinkState;
 use crate::entity::{Entity, EntityKey};
 use crate::error::DependencyError;
@@ -42,12 +43,7 @@ pub struct ProofRows<R> {
     tenants: TenantsByAccount,
 }
 
-impl<R> ProofRows<R> {
-    /// What payments and events state of an entity whose state was lost or is older than its row.
-    pub(super) fn restate(&self, key: &EntityKey) -> Vec<StatedFacts> {
-        restate(key, &self.rows, &self.events)
-    }
-}
+impl<R> ProofRows<R> {}
 
 impl<L: Ledger> StateProver<L> {
     /// Proves these states. `named` are events that an index names for them, which they may have lost.
@@ -203,6 +199,7 @@ impl<L: Ledger> StateProver<L> {
         // A payload that no release can read is no reason to stop.
         match catch_unwind(AssertUnwindSafe(read)) {
             Ok(facts) => EventReading::Read(Box::new(ReadEvent {
+                provider,
                 id: stored.id.clone(),
                 account: stored.account.clone(),
                 outcome: stored.outcome,
@@ -233,7 +230,7 @@ pub(super) fn prove_states<L: Ledger>(
                     Some(&unreadable.to_string()),
                     None,
                 )
-                .decided_by("deploy the release that wrote it, or restore it from a backup"),
+                .decided_by(UNREADABLE),
             );
             return proof;
         }
@@ -268,7 +265,10 @@ fn prove_invoice<R>(key: &InvoiceKey, rows: &LoadedRows<R>) -> StateProof {
         let known = rows.payment(payment);
         let of_alias = known.and_then(|known| rows.payment(known.alias_of.as_ref()?));
         let known = of_alias.or(known);
-        if known.is_some_and(|known| known.facts.invoices.contains(&key.invoice)) {
+        // Its own proof says so.
+        let is_unreadable = rows.unreadable.contains_key(&payment.clone().into());
+        let is_its = known.is_some_and(|known| known.facts.invoices.contains(&key.invoice));
+        if is_its || is_unreadable {
             continue;
         }
         let found = match known {
@@ -307,14 +307,9 @@ fn needed_events<L: Ledger>(
             StateKey::Entity(key) => {
                 if let Some((entity, row)) = rows.entities.get(key) {
                     let events = entity::needed_events(entity, named).into_iter();
-                    let of = match key {
-                        EntityKey::Tenant(_) => EventUse::Account,
-                        EntityKey::Order(_) | EntityKey::Statement(_) => EventUse::Mail,
-                    };
-                    needed.extend(events.map(|id| (id, of)));
+                    needed.extend(events.map(|id| (id, entity::use_of(key))));
                     if is_behind(entity) {
-                        let events = L::timeline_events(row).into_iter();
-                        let events = events.chain(named.iter().cloned());
+                        let events = entity::own_events::<L>(entity, row, named).into_iter();
                         needed.extend(events.map(|id| (id, EventUse::Any)));
                     }
                 }
@@ -423,12 +418,8 @@ fn related_to_payment<R>(key: &PaymentKey, rows: &LoadedRows<R>) -> BTreeSet<Sta
     let linked = linked.map(|(entity, _)| entity);
     let copied = payment.copied.keys().cloned();
     related.extend(linked.chain(copied).map(StateKey::Entity));
-    related.extend(payment.facts.names.iter().map(|name| {
-        StateKey::Payment(PaymentKey {
-            account: key.account.clone(),
-            payment: name.clone(),
-        })
-    }));
+    let names = payment.facts.names.iter().cloned();
+    related.extend(names.map(|name| StateKey::Payment(key.with_name(name))));
     related.extend(payment.facts.invoices.iter().map(|invoice| {
         StateKey::Invoice(InvoiceKey {
             account: key.account.clone(),

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::time::Duration;
 
-use super::entity::is_behind;
+use super::entity::{is_behind, own_events, restate, use_of};
 use super::facts::named_events;
 use super::prover::{EventsByState, ProofRows, StateProver, prove_states};
 use super::{StateCorrection, StateProof};
@@ -13,7 +13,7 @@ use crate::entity::account::AccountFacts;
 use crate::entity::key::{PaymentKey, StateKey};
 use crate::entity::mail::facts::MailFacts;
 use crate::entity::{Entity, EntityKey};
-use crate::ids::EventId;
+use crate::ids::{EventId, ProviderId};
 use crate::ports::{Clock, Pause};
 use crate::time::Timestamp;
 use crate::worker::PaymentRebuild;
@@ -25,7 +25,11 @@ const ROUNDS_MAX: u32 = 8;
 
 /// Has an event processed that was processed already.
 pub trait ReprocessEvent {
-    fn reprocess(&self, event: &EventId) -> impl Future<Output = Result<(), ProcessingFailure>>;
+    fn reprocess(
+        &self,
+        provider: ProviderId,
+        event: &EventId,
+    ) -> impl Future<Output = Result<(), ProcessingFailure>>;
 }
 
 /// Mends one state, and proves it again: what is different then, a person has to decide.
@@ -102,12 +106,12 @@ async fn mend_once<L: Ledger, C: Clock + Pause>(
         }
         _ => {}
     }
-    for event in reprocessed {
-        events.reprocess(event).await?;
+    for (provider, event) in reprocessed {
+        events.reprocess(*provider, event).await?;
     }
     if let (StateKey::Entity(key), true) = (&proof.key, *row || mail.is_some() || account.is_some())
     {
-        write_entity(worker, key, mail.as_ref(), account.as_ref(), loaded).await?;
+        write_entity(worker, key, mail.as_ref(), account.as_ref(), named, loaded).await?;
     }
     Ok(())
 }
@@ -118,18 +122,24 @@ async fn write_entity<L: Ledger, C: Clock + Pause>(
     key: &EntityKey,
     mail: Option<&MailFacts>,
     account: Option<&AccountFacts>,
+    named: &EventsByState,
     loaded: &ProofRows<L::Row>,
 ) -> Result<(), ProcessingFailure> {
     let Some((entity, row)) = loaded.rows.entities.get(key) else {
         return Ok(());
     };
     let now = worker.clock.now();
+    let none = BTreeSet::new();
+    let named = named.get(&key.clone().into()).unwrap_or(&none);
     let right = match is_behind(entity) {
-        true => entity.rebased(loaded.restate(key), now),
+        true => {
+            let own = own_events::<L>(entity, row, named);
+            entity.rebased(restate(entity, &own, &loaded.rows, &loaded.events), now)
+        }
         false => entity.clone().with_own_facts(mail, account),
     };
     let mut next = right.apply_facts([], now);
-    let known = loaded.events_of(key);
+    let known = loaded.events_of(entity, named);
     next.record_events(known.iter().map(|(id, at)| (id, *at)));
     let part = CommitPart {
         entities: vec![EntityWrite { entity, row, next }],
@@ -161,7 +171,7 @@ async fn restore_entity<L: Ledger, C: Clock + Pause>(
     let proofs = prove_states::<L>(&BTreeSet::from([state]), named, &loaded, now);
     let is_mendable = proofs.iter().any(|proof| proof.correction.row);
     if is_mendable {
-        write_entity(worker, entity, None, None, &loaded).await?;
+        write_entity(worker, entity, None, None, named, &loaded).await?;
     }
     Ok(is_mendable)
 }
@@ -210,16 +220,23 @@ async fn rebuild_copy<L: Ledger, C: Clock + Pause>(
 }
 
 impl<R> ProofRows<R> {
-    /// The events of an entity's payments, for a state that lost its own.
-    fn events_of(&self, key: &EntityKey) -> Vec<(EventId, Option<Timestamp>)> {
-        let Some((entity, _)) = self.rows.entities.get(key) else {
-            return Vec::new();
-        };
+    /// The events that an entity has to remember after its repair: those of its letters or account that it had lost, and, if
+    /// the state itself was lost, those of its payments.
+    fn events_of(
+        &self,
+        entity: &Entity,
+        named: &BTreeSet<EventId>,
+    ) -> Vec<(EventId, Option<Timestamp>)> {
+        let key = entity.key();
         if !is_behind(entity) {
-            return Vec::new();
+            let read = self.events.read();
+            let own = read.filter(|event| named.contains(&event.id) && event.is_for(use_of(&key)));
+            return own
+                .map(|event| (event.id.clone(), event.created_at()))
+                .collect();
         }
         let payments = self.rows.payments.values();
-        let linked = payments.filter(|(payment, _)| payment.copied.contains_key(key));
+        let linked = payments.filter(|(payment, _)| payment.copied.contains_key(&key));
         let events = linked.flat_map(|(payment, _)| payment.history.event_ids.iter());
         let own = self.events.ids();
         events.chain(own).map(|id| (id.clone(), None)).collect()

@@ -9,7 +9,7 @@ use crate::entity::mail::facts::MailFacts;
 use crate::entity::merge::{Merge, MinRegister};
 use crate::entity::payment::facts::MoneyFacts;
 use crate::entity::payment::state::{LinkSource, PaymentFacts};
-use crate::ids::{AccountId, EventId, PaymentRef};
+use crate::ids::{AccountId, EventId, PaymentRef, ProviderId};
 use crate::outcome::EventOutcome;
 use crate::provider::interpret::{EventFacts, EventSubject, PaymentEventFacts};
 use crate::time::Timestamp;
@@ -26,6 +26,7 @@ pub(super) enum EventReading {
 
 #[derive(Clone, Debug)]
 pub(super) struct ReadEvent {
+    pub provider: ProviderId,
     pub id: EventId,
     pub account: Option<AccountId>,
     pub outcome: EventOutcome,
@@ -92,6 +93,10 @@ impl ReadEvent {
             EventUse::Account => matches!(subject, Some(EventSubject::Account(_))),
             EventUse::Any => subject.is_some(),
         }
+    }
+
+    pub(super) fn key(&self) -> (ProviderId, EventId) {
+        (self.provider, self.id.clone())
     }
 
     pub(super) fn created_at(&self) -> Option<Timestamp> {

@@ -11,12 +11,11 @@ use serde_json::json;
 use crate::audit::parse_reason;
 use crate::event_filter::EventFilter;
 use crate::event_lookup::load_selected_events;
-use crate::interrupt::wait_for_interrupt;
 use crate::output::{OutputWriter, print_notice};
 use crate::proof_repair::{RepairReport, repair_findings};
 use crate::proof_run::{
     COLUMNS, OperatorProver, ProofFindings, ProofScope, check_findings, describe_counts,
-    find_states, open_prover, run_proofs, select_states, states_of_events,
+    find_states, open_prover, run_proofs, select_by_events, select_states,
 };
 use crate::session::StackSession;
 use crate::stripe_endpoints::open_stripe;
@@ -25,7 +24,8 @@ use crate::stripe_endpoints::open_stripe;
 #[command(
     after_help = "The stored events of a state are read and merged again, from nothing. Results: equal; edited (somebody changed \
     the row; the next event takes the edit or overwrites it); unprovable (events are gone, what is left agrees); different. \
-    The command exits with 4 if a state is different. Ctrl-C ends it after the current part and prints how to continue.\n\nExamples:\n  \
+    The command exits with 4 if a state is different. Ctrl-C ends it after the current part and prints how to continue; \
+    of a repair, what was found by then is mended first, and another Ctrl-C ends that.\n\nExamples:\n  \
     billhook prove ord_1\n  \
     billhook prove pi_1 --account acct_1 --with-stripe\n  \
     billhook prove --since 7d --type 'charge.*'\n  \
@@ -83,7 +83,7 @@ struct ScopeArgs {
 
 #[derive(Args, Debug)]
 struct RepairArgs {
-    /// The reason of the repair; the command writes it to each row's timeline
+    /// The reason of the repair; the command writes it to the timeline of each row that it may write
     #[arg(long, value_parser = parse_reason)]
     reason: Option<String>,
     /// Do it
@@ -126,21 +126,16 @@ async fn prove_and_repair(
     let resume_command = describe_command(std::env::args());
     let continue_at = scope.continue_at.clone();
     let scope = scope.resolve(session, &prover).await?;
-    let interrupted = wait_for_interrupt();
+    let stripe = stripe.as_ref();
     let mut findings = run_proofs(
         &prover,
-        stripe.as_ref(),
+        stripe,
         &scope,
         continue_at.as_deref(),
-        interrupted,
         &resume_command,
     )
     .await?;
-    if let Some(unfinished) = findings.unfinished.take() {
-        // The run that continues does not find these again.
-        print_findings(&findings, output);
-        return Err(unfinished);
-    }
+    let unfinished = findings.unfinished.take();
     let is_repair = repair.is_some();
     let confirmed = repair.filter(|repair| repair.yes);
     let Some(reason) = confirmed.and_then(|repair| repair.reason) else {
@@ -152,12 +147,19 @@ async fn prove_and_repair(
                 "{mendable} states would be mended. Nothing was written: repeat the command with --reason and --yes"
             ));
         }
-        return check_findings(&findings);
+        return unfinished.map_or_else(|| check_findings(&findings), Err);
     };
+    if unfinished.is_some() && !findings.found.is_empty() {
+        // The run that continues does not find these again.
+        print_notice("the run ended early; what it has found is mended now, Ctrl-C ends that too");
+    }
     let audit = session.start_audit(reason).await?;
-    let report = repair_findings(session, &prover, findings, &audit).await?;
+    let mut report = repair_findings(session, &prover, stripe, findings, &audit).await?;
     print_report(&report, output);
-    check_findings(&report.left)
+    if let Some(unmended) = report.left.unfinished.take() {
+        return Err(unmended.context(format!("repeat: {resume_command}")));
+    }
+    unfinished.map_or_else(|| check_findings(&report.left), Err)
 }
 
 impl ScopeArgs {
@@ -195,9 +197,7 @@ impl ScopeArgs {
             .iter()
             .map(|event| (event.record.id.clone(), event.states()))
             .collect();
-        let named = states_of_events(&events);
-        let states = named.keys().cloned().collect();
-        Ok(ProofScope::States { states, named })
+        select_by_events(prover, &events).await
     }
 }
 
