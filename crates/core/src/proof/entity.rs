@@ -246,7 +246,7 @@ fn check_copies<R>(
         let is_own_version = copy.version == known.facts_version;
         let differs = match (&expected, copy.version > known.facts_version) {
             (_, true) => true,
-            // It has an older copy until the payment tells it; the payment's own proof says whether it will.
+            // It has an older copy until the payment's next write; the payment's own proof says whether that is due.
             (Some(_), false) if !is_own_version => match known.copied.get(&key) {
                 Some(version) => *version != copy.version,
                 // It had lost it, and gets it again.

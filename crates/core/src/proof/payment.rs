@@ -89,7 +89,7 @@ pub(super) fn prove_payment<R>(
     restore_links(stored, &stated, is_complete, rows, &mut corrected);
     if known.is_none() {
         if !is_copied && stated.events.is_empty() {
-            // Nothing that can be read speaks of it: who names it is told.
+            // Nothing that can be read speaks of it: the proof of the state that names it says so.
             return proof;
         }
         let lost = StateDifference::new(DifferenceSource::Events, "state", None, Some("present"));
@@ -138,7 +138,7 @@ pub(super) fn prove_payment<R>(
 const UNKNOWN_RIVAL: &str = "an order or statement shares the payment with another one, and nothing says any more with which: restore the payment from a backup";
 
 /// Its other names, by its state and by their own rows: one that the state lost may be known only by the latter, because
-/// the event that told it is gone.
+/// the event that stated it is gone.
 fn known_names<R>(stored: &PaymentState, rows: &LoadedRows<R>) -> BTreeSet<PaymentRef> {
     let all = rows.payments.values().map(|(payment, _)| payment);
     let aliases = all.filter(|alias| alias.alias_of.as_ref() == Some(&stored.key));
@@ -396,7 +396,7 @@ fn check_invoices<R>(
         }
         let known = rows.invoices.get(&invoice).map(|(known, _)| &known.facts);
         let lacks = match payment.is_of_session() {
-            // A parked one has told nothing of the order that it names.
+            // A parked one has given nothing to the order that it names.
             true => event
                 .named_entity()
                 .filter(|_| event.outcome == EventOutcome::Processed)
