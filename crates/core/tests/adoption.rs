@@ -717,7 +717,7 @@ fn an_adopted_statement_keeps_its_payment_and_its_letter() {
     let paid_before = statement(was_paid(), row.clone());
     assert_eq!(
         written(&paid_before, linked_facts(&[refunded(1200)])),
-        "amount_refunded=1200 payment_status=paid requires_review=false review_reasons= stripe_payment_intent_id=pi_1"
+        "amount_refunded=1200 authorized_until= payment_status=paid requires_review=false review_reasons= stripe_payment_intent_id=pi_1"
     );
     let back = written(&paid_before, linked_facts(&[all_back()]));
     assert!(back.contains("payment_status=refunded"), "{back}");

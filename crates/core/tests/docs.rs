@@ -284,10 +284,17 @@ fn the_payment_table_is_what_is_derived() {
     let failed = intent_failed("evt_1", T, "pi_1", json!({}), "ch_1");
     let full = charge_refunded("evt_3", T + 5, "ch_2", Some("pi_1"), 4200);
     let processing = intent_is("evt_4", T + 1, "pi_1", json!({}), "processing");
+    let authorized = stripe(
+        "evt_5",
+        "payment_intent.amount_capturable_updated",
+        T + 1,
+        json!({ "id": "pi_1", "object": "payment_intent", "status": "requires_capture" }),
+    );
     let evidence = [
         vec![],
         vec![failed.clone()],
         vec![failed.clone(), processing],
+        vec![failed.clone(), authorized],
         vec![failed.clone(), paid("evt_2", "pi_1", 4200)],
         vec![failed, paid("evt_2", "pi_1", 4200), full],
     ];
@@ -640,11 +647,21 @@ fn every_reason_has_a_row() {
 fn every_event_leaves_every_state_as_the_table_says() {
     let failed = || intent_failed("evt_1", T, "pi_1", json!({}), "ch_1");
     let processing = || intent_is("evt_2", T + 1, "pi_1", json!({}), "processing");
+    let authorized = || {
+        let object = json!({ "id": "pi_1", "object": "payment_intent", "status": "requires_capture", "currency": "usd" });
+        stripe(
+            "evt_2",
+            "payment_intent.amount_capturable_updated",
+            T + 1,
+            object,
+        )
+    };
     let success = || paid("evt_3", "pi_1", 4200);
     let full = || charge_refunded("evt_4", T + 2, "ch_2", Some("pi_1"), 4200);
     let states = [
         facts(&[]),
         facts(&[failed(), processing()]),
+        facts(&[authorized()]),
         facts(&[failed()]),
         given_up(facts(&[failed()])),
         facts(&[success()]),
@@ -695,6 +712,11 @@ fn every_event_leaves_every_state_as_the_table_says() {
         json!({ "id": "ch_2", "object": "charge", "payment_intent": "pi_1", "amount_captured": 4200,
             "amount_refunded": refunded, "currency": "usd" })
     };
+    // A charge of the old Charges API, which is the payment itself.
+    let own_charge = |captured: i64| {
+        json!({ "id": "ch_9", "object": "charge", "captured": captured > 0, "amount_captured": captured,
+            "amount_refunded": 0, "currency": "usd" })
+    };
     let refund = |status: &str| {
         json!({ "id": "re_1", "object": "refund", "payment_intent": "pi_1", "charge": "ch_2", "amount": 4200,
             "currency": "usd", "status": status })
@@ -719,10 +741,32 @@ fn every_event_leaves_every_state_as_the_table_says() {
         ),
         ("checkout.session.expired", "", session("unpaid")),
         ("payment_intent.processing", "", intent(0)),
+        (
+            "payment_intent.amount_capturable_updated",
+            "",
+            json!({ "id": "pi_1", "object": "payment_intent", "status": "requires_capture", "currency": "usd" }),
+        ),
         ("payment_intent.succeeded", "", intent(4200)),
         ("payment_intent.succeeded", "another amount", intent(4100)),
         ("payment_intent.payment_failed", "", intent(0)),
         ("payment_intent.canceled", "", intent(0)),
+        (
+            "charge.succeeded",
+            "without a PaymentIntent",
+            own_charge(4200),
+        ),
+        (
+            "charge.succeeded",
+            "without a PaymentIntent, authorised",
+            own_charge(0),
+        ),
+        (
+            "charge.captured",
+            "without a PaymentIntent",
+            own_charge(4200),
+        ),
+        ("charge.failed", "without a PaymentIntent", own_charge(0)),
+        ("charge.expired", "", charge(0)),
         ("charge.refunded", "in part", charge(1000)),
         ("charge.refunded", "in full", charge(4200)),
         (

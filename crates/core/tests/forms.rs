@@ -100,6 +100,7 @@ fn every_fact() -> StoredForms {
     let paid = IntentFacts {
         succeeded: Some(source(2)),
         received: [money(4200)].into(),
+        authorized: Some(seen(35)),
         processing: Some(seen(3)),
         canceled: Some(source(4)),
         failures,
@@ -147,6 +148,7 @@ fn every_fact() -> StoredForms {
                 intent: Some(MinRegister(intent.clone())),
                 amount: Some(MaxRegister(money(5000))),
                 captured: Some(MaxRegister(money(4200))),
+                capture_before: Some(MaxRegister(at(36))),
                 before_basil: Some(source(8)),
                 refunded: Some(source(8)),
                 refunded_in_full: Some(source(34)),

@@ -68,6 +68,7 @@ impl OpeningState {
                 PaymentEvidence::Paid
             }
             Some(PaymentStatus::Processing) => PaymentEvidence::Processing,
+            Some(PaymentStatus::Authorized) => PaymentEvidence::Authorized,
             Some(PaymentStatus::Failed) => PaymentEvidence::Failed,
             Some(PaymentStatus::Unpaid) | None => PaymentEvidence::Nothing,
         };
@@ -93,6 +94,7 @@ impl OpeningState {
             PaymentStatus::ChargedBack => Some(DisputeState::Lost),
             PaymentStatus::Unpaid
             | PaymentStatus::Processing
+            | PaymentStatus::Authorized
             | PaymentStatus::Failed
             | PaymentStatus::Paid
             | PaymentStatus::Refunded => None,

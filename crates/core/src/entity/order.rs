@@ -35,6 +35,7 @@ const COLUMNS: &[EntityColumn] = &[
     column("requiresReview", Bool, Billhook, ""),
     column("reviewReasons", TextSet, Billhook, "absent if there are none"),
     column("amountRefunded", Integer, Billhook, ""),
+    column("authorizedUntil", Text, Billhook, "until when an authorised payment can be captured; absent if none is authorised, or Stripe does not say it"),
     column("paymentFailedAt", Text, Billhook, "time of the last failed attempt"),
     column("stripePaymentIntentId", Text, Both, "billhook writes the payment that counts, unless you wrote one"),
     column("stripeCheckoutSessionId", Text, Both, "billhook writes it if it is missing; yours stays"),
@@ -254,6 +255,10 @@ impl EntityKind for OrderKind {
                 Some(ColumnValue::Integer(payment.amount_refunded)),
             ),
         ];
+        columns.push((
+            "authorizedUntil",
+            payment.authorized_until.map(ColumnValue::Time),
+        ));
         if payment.payment_failed_at.is_some() || !payment.is_adopted {
             let failed_at = payment.payment_failed_at.map(ColumnValue::Time);
             columns.push(("paymentFailedAt", failed_at));

@@ -45,6 +45,7 @@ const COLUMNS: &[EntityColumn] = &[
     column("amount_paid", Integer, Billhook, "the amount due once it is paid"),
     column("amount_refunded", Integer, Billhook, ""),
     column("paid_at", Text, Billhook, "time of the first payment that matches the amount due"),
+    column("authorized_until", Text, Billhook, "like an order's `authorizedUntil`"),
     column("stripe_payment_intent_id", Text, Both, "like an order's"),
     column("mail_status", Text, Billhook, ""),
     column("mail_status_at", Text, Billhook, "the last time the piece reached that stage"),
@@ -310,6 +311,10 @@ impl EntityKind for StatementKind {
                 (
                     "amount_refunded",
                     Some(ColumnValue::Integer(payment.amount_refunded)),
+                ),
+                (
+                    "authorized_until",
+                    payment.authorized_until.map(ColumnValue::Time),
                 ),
             ]);
             if payment.paid_at.is_some() || !payment.is_adopted {

@@ -187,3 +187,90 @@ fn since_basil_a_refund_may_be_as_great_as_what_was_released() {
     let events = events.map(|event| in_form_of(BASIL, event));
     check(&ends_of(&due, &events), "refunded", "refunded", 2100, &[]);
 }
+
+/// Of the old Charges API: the payment is the charge itself, and says so with its metadata.
+fn own_charge(id: &str, event_type: &str, at: i64, captured: i64) -> Value {
+    let mut event = charge_refunded(id, at, "ch_1", None, 0);
+    event["type"] = json!(event_type);
+    let charge = &mut event["data"]["object"];
+    charge["captured"] = json!(captured > 0);
+    charge["amount_captured"] = json!(captured);
+    charge["metadata"] = named("ord_1");
+    charge["payment_method_details"] = json!({ "card": { "capture_before": T + 600_000 } });
+    event
+}
+
+#[test]
+fn a_charge_without_a_payment_intent_pays() {
+    let paid = own_charge("evt_1", "charge.succeeded", T, 4200);
+    check(&ends(&[paid.clone()]), "completed", "paid", 0, &[]);
+    let back = charge_refunded("evt_2", T + 5, "ch_1", None, 4200);
+    check(&ends(&[paid, back]), "refunded", "refunded", 4200, &[]);
+    let mut failed = own_charge("evt_3", "charge.failed", T, 0);
+    failed["data"]["object"]["failure_code"] = json!("card_declined");
+    check(&ends(&[failed]), "payment_failed", "failed", 0, &[]);
+}
+
+#[test]
+fn a_charge_that_is_only_authorised_is_not_paid_until_it_is_captured() {
+    let authorised = own_charge("evt_1", "charge.succeeded", T, 0);
+    let derived = ends(&[authorised.clone()]);
+    check(&derived, "pending", "authorized", 0, &[]);
+    assert_eq!(
+        derived.authorized_until,
+        Timestamp::from_unix_s(T + 600_000).ok()
+    );
+    let captured = own_charge("evt_2", "charge.captured", T + 9, 4200);
+    let derived = ends(&[authorised.clone(), captured]);
+    check(&derived, "completed", "paid", 0, &[]);
+    assert_eq!(derived.authorized_until, None);
+    let expired = own_charge("evt_3", "charge.expired", T + 9, 0);
+    check(&ends(&[authorised, expired]), "pending", "unpaid", 0, &[]);
+}
+
+#[test]
+fn an_authorised_payment_intent_is_neither_paid_nor_failed() {
+    let mut authorised = intent_is("evt_1", T + 1, "pi_1", named("ord_1"), "requires_capture");
+    authorised["type"] = json!("payment_intent.amount_capturable_updated");
+    let declined = intent_failed("evt_2", T, "pi_1", named("ord_1"), "ch_0");
+    let mut charge = charge_is("evt_3", T + 1, 0, 0);
+    charge["type"] = json!("charge.succeeded");
+    charge["data"]["object"]["payment_method_details"] =
+        json!({ "card": { "capture_before": T + 600_000 } });
+    let derived = ends(&[authorised.clone(), declined.clone(), charge.clone()]);
+    check(&derived, "pending", "authorized", 0, &[]);
+    assert_eq!(
+        derived.authorized_until,
+        Timestamp::from_unix_s(T + 600_000).ok()
+    );
+    let canceled = intent_is("evt_4", T + 2, "pi_1", named("ord_1"), "canceled");
+    check(
+        &ends(&[authorised.clone(), charge.clone(), canceled]),
+        "pending",
+        "unpaid",
+        0,
+        &[],
+    );
+    let mut captured = charge_is("evt_5", T + 3, 4200, 0);
+    captured["type"] = json!("charge.captured");
+    check(
+        &ends(&[authorised, charge, captured, paid(4200)]),
+        "completed",
+        "paid",
+        0,
+        &[],
+    );
+}
+
+/// A card that is tried a thousand times leaves no row for each try.
+#[test]
+fn the_charge_of_a_failed_attempt_is_no_name_of_its_payment() {
+    let tables = tables();
+    let mut failed = charge_is("evt_1", T, 0, 0);
+    failed["type"] = json!("charge.failed");
+    failed["data"]["object"]["status"] = json!("failed");
+    run(deliver(&tables, ProviderId::Stripe, &[failed]));
+    let payments = tables.payments.lock().unwrap();
+    let keys: Vec<String> = payments.keys().map(ToString::to_string).collect();
+    assert_eq!(keys, ["payment#platform#pi_1"]);
+}

@@ -26,6 +26,7 @@ pub fn decide_download_access(
         Some(
             PaymentStatus::Unpaid
             | PaymentStatus::Processing
+            | PaymentStatus::Authorized
             | PaymentStatus::Failed
             | PaymentStatus::Paid
             | PaymentStatus::Disputed,

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 
 use serde_json::json;
 
-use crate::entity::merge::{FactSource, latest_state};
+use crate::entity::merge::{FactSource, MinRegister, SeenInterval, latest_state};
 use crate::entity::opening::OpeningState;
 use crate::entity::payment::facts::{DisputeState, IntentFacts, MoneyFacts};
 use crate::entity::payment::linked::LinkedPaymentFacts;
@@ -20,6 +20,7 @@ use crate::entity::payment::status::{
 };
 use crate::entity::payment::timeline::{
     TimelineBuilder, add_disputes_and_reviews, add_failures, add_manual_edits, add_sessions,
+    payment_key,
 };
 use crate::entity::timeline::DerivedEntry;
 use crate::ids::{CheckoutSessionId, PaymentIntentId, PaymentRef, UserId};
@@ -42,6 +43,23 @@ fn find_gravest_dispute(facts: &MoneyFacts) -> Option<DisputeState> {
         .max()
 }
 
+/// Whether this payment is authorised, and has not failed or been canceled at the same time or later.
+fn is_authorized(payment: &IntentFacts) -> bool {
+    is_going_on(payment, payment.authorized.as_ref())
+}
+
+fn find_authorized_until(facts: &MoneyFacts) -> Option<Timestamp> {
+    let charges = facts.charges.iter().filter(|(id, charge)| {
+        let payment = match &charge.intent {
+            Some(MinRegister(intent)) => PaymentRef::Intent(intent.clone()),
+            None => PaymentRef::Charge((*id).clone()),
+        };
+        facts.payments.get(&payment).is_some_and(is_authorized)
+    });
+    let ends = charges.filter_map(|(_, charge)| charge.capture_before.as_ref());
+    ends.map(|end| end.0).min()
+}
+
 /// Whether this payment is in progress: it was processing, and has not failed or been canceled at the same time or
 /// later, by Stripe's timestamps.
 ///
@@ -49,13 +67,17 @@ fn find_gravest_dispute(facts: &MoneyFacts) -> Option<DisputeState> {
 /// at 10:01, `ch_2` fails at 10:02: in progress from 10:01, failed from 10:02, in whatever order the three arrive.
 /// Within one second the failure or the cancellation wins.
 fn is_processing(payment: &IntentFacts) -> bool {
+    is_going_on(payment, payment.processing.as_ref())
+}
+
+fn is_going_on(payment: &IntentFacts, seen: Option<&SeenInterval>) -> bool {
     let failed = payment.failures.last_at();
     let ended = failed
         .into_iter()
         .chain(payment.canceled.as_ref().map(|stated| stated.at))
         .max();
-    let processing = payment.processing.as_ref().map(|seen| seen.last_at.0);
-    processing.is_some() && processing > ended
+    let last = seen.map(|seen| seen.last_at.0);
+    last.is_some() && last > ended
 }
 
 /// The columns of an order or statement that follow from payment facts. Amounts are in the minor unit.
@@ -73,6 +95,8 @@ pub struct DerivedPayment {
     pub amount_refunded: i64,
     /// When the first matching payment succeeded, by Stripe's timestamp.
     pub paid_at: Option<Timestamp>,
+    /// Until when the authorised amount can be captured; the earliest, if several are authorised.
+    pub authorized_until: Option<Timestamp>,
     /// When the last attempt failed, by Stripe's timestamp; the cleanup counts its grace period from here.
     pub payment_failed_at: Option<Timestamp>,
     /// The first PaymentIntent that succeeded, else the smallest known id: the choice must not depend on which event
@@ -154,12 +178,8 @@ pub fn derive_payment(linked: &LinkedPaymentFacts, due: Option<Money>) -> Derive
 
     for (id, payment, stated) in &successes {
         let first = payment.received.first();
-        let key = match id {
-            PaymentRef::Intent(_) => "paymentIntentId",
-            PaymentRef::Session(_) | PaymentRef::Charge(_) => "checkoutSessionId",
-        };
         let meta = json!({
-            key: id.as_str(),
+            payment_key(id): id.as_str(),
             "amount": first.map(|money| money.amount),
             "currency": first.map(|money| money.currency),
         });
@@ -229,6 +249,8 @@ pub fn derive_payment(linked: &LinkedPaymentFacts, due: Option<Money>) -> Derive
         // A payment succeeded, but of another amount: neither paid nor failed. If it counted as failed, an order for
         // which we hold money would become a candidate for the cleanup.
         PaymentEvidence::Nothing
+    } else if facts.payments.values().any(is_authorized) {
+        PaymentEvidence::Authorized
     } else if facts.payments.values().any(is_processing) {
         PaymentEvidence::Processing
     } else if payment_failed_at.is_some() {
@@ -278,6 +300,10 @@ pub fn derive_payment(linked: &LinkedPaymentFacts, due: Option<Money>) -> Derive
         paid_at: paid_by
             .map(|(_, _, stated)| stated.at)
             .or_else(|| manual.paid_at()),
+        authorized_until: match payment_evidence {
+            PaymentEvidence::Authorized => find_authorized_until(facts),
+            _ => None,
+        },
         payment_failed_at,
         intent: successes
             .iter()

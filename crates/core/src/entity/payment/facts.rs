@@ -24,12 +24,13 @@ use crate::time::Timestamp;
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct MoneyFacts {
-    /// By PaymentIntent; by Checkout Session if that has none (nothing to pay, or a subscription's session).
+    /// By PaymentIntent; by Checkout Session or charge if that has none (nothing to pay, a subscription's session, or
+    /// Stripe's old Charges API).
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub payments: BTreeMap<PaymentRef, IntentFacts>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub sessions: BTreeMap<CheckoutSessionId, SessionFacts>,
-    /// Only charges that a `charge.…` event of money is about: refunded, captured or expired.
+    /// Only charges of which something was captured later than authorised, or refunded, or that have no PaymentIntent.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub charges: BTreeMap<ChargeId, ChargeFacts>,
     /// By id, from `refund.*` and `charge.refund.updated`. The same money may also be in `charges`; see `refunds`.
@@ -60,6 +61,9 @@ pub struct IntentFacts {
     /// All amounts that events reported as received. Normally one; with two different ones the payment does not match.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub received: BTreeSet<Money>,
+    /// The amount is blocked at the customer's bank and not captured yet; first and last time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authorized: Option<SeenInterval>,
     /// First and last time of `payment_intent.processing`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub processing: Option<SeenInterval>,
@@ -164,6 +168,9 @@ pub struct ChargeFacts {
     pub amount: Option<MaxRegister<Money>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub captured: Option<MaxRegister<Money>>,
+    /// Until when it can be captured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capture_before: Option<MaxRegister<Timestamp>>,
     /// An event of an API version before basil states that less was captured than authorised.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before_basil: Option<FactSource>,
@@ -295,6 +302,7 @@ merge_fields!(MoneyFacts {
 merge_fields!(IntentFacts {
     succeeded,
     received,
+    authorized,
     processing,
     canceled,
     failures
@@ -322,6 +330,7 @@ merge_fields!(ChargeFacts {
     intent,
     amount,
     captured,
+    capture_before,
     before_basil,
     refunded,
     refunded_in_full,

@@ -14,6 +14,8 @@ pub enum PaymentStatus {
     /// No payment, or one that does not match the amount due.
     Unpaid,
     Processing,
+    /// The amount is blocked at the customer's bank, and not ours until it is captured.
+    Authorized,
     /// An attempt failed, none succeeded.
     Failed,
     /// A payment of exactly the amount due succeeded.
@@ -27,9 +29,10 @@ pub enum PaymentStatus {
 }
 
 impl PaymentStatus {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Unpaid,
         Self::Processing,
+        Self::Authorized,
         Self::Failed,
         Self::Paid,
         Self::Refunded,
@@ -45,6 +48,7 @@ impl PaymentStatus {
         match self {
             Self::Unpaid => "unpaid",
             Self::Processing => "processing",
+            Self::Authorized => "authorized",
             Self::Failed => "failed",
             Self::Paid => "paid",
             Self::Refunded => "refunded",
@@ -71,6 +75,8 @@ pub enum PaymentEvidence {
     Failed,
     /// Above `Failed`: if one attempt failed and another one is in progress, the order may still be paid.
     Processing,
+    /// An amount is authorised, and has not ended uncaptured.
+    Authorized,
     /// The cleanup or a person cancelled the order. Only a payment of the amount due or a full refund beats it.
     Cancelled,
     /// A payment of the amount due succeeded.
@@ -93,6 +99,7 @@ pub(super) fn derive_payment_status(
         (PaymentEvidence::Nothing | PaymentEvidence::Cancelled, _) => PaymentStatus::Unpaid,
         (PaymentEvidence::Failed, _) => PaymentStatus::Failed,
         (PaymentEvidence::Processing, _) => PaymentStatus::Processing,
+        (PaymentEvidence::Authorized, _) => PaymentStatus::Authorized,
         (PaymentEvidence::Paid, _) => PaymentStatus::Paid,
     }
 }
@@ -142,7 +149,9 @@ impl OrderStatus {
 /// a cancelled order still shows `failed`, and a late payment makes it `completed` and `paid`.
 pub fn derive_order_status(evidence: PaymentEvidence) -> OrderStatus {
     match evidence {
-        PaymentEvidence::Nothing | PaymentEvidence::Processing => OrderStatus::Pending,
+        PaymentEvidence::Nothing | PaymentEvidence::Processing | PaymentEvidence::Authorized => {
+            OrderStatus::Pending
+        }
         PaymentEvidence::Failed => OrderStatus::PaymentFailed,
         PaymentEvidence::Cancelled => OrderStatus::Cancelled,
         PaymentEvidence::Paid => OrderStatus::Completed,

@@ -11,6 +11,7 @@ use crate::entity::manual::{FLAGGED_BY_HAND, ManualEdits, ROW_CONFLICT, ROW_REPL
 use crate::entity::merge::{FactSource, MinRegister, latest_state};
 use crate::entity::payment::facts::{DisputeState, MoneyFacts};
 use crate::entity::timeline::DerivedEntry;
+use crate::ids::PaymentRef;
 use crate::time::Timestamp;
 
 #[derive(Default)]
@@ -102,11 +103,25 @@ pub(super) fn add_failures(facts: &MoneyFacts, timeline: &mut TimelineBuilder) {
             });
             timeline.add("payment_failed", attempt.as_str(), &failure.stated, meta);
         }
-        // One entry also after the payment succeeded or failed: the timeline is history, not state.
-        if let Some(processing) = &payment.processing {
-            let meta = json!({ "paymentIntentId": id.as_str() });
-            timeline.add("payment_processing", id.as_str(), &processing.first, meta);
+        // One entry each also after the payment succeeded or failed: the timeline is history, not state.
+        for (kind, seen) in [
+            ("payment_authorized", &payment.authorized),
+            ("payment_processing", &payment.processing),
+        ] {
+            if let Some(seen) = seen {
+                let meta = json!({ payment_key(id): id.as_str() });
+                timeline.add(kind, id.as_str(), &seen.first, meta);
+            }
         }
+    }
+}
+
+/// The name of a payment's id in an entry's `meta`.
+pub(super) fn payment_key(id: &PaymentRef) -> &'static str {
+    match id {
+        PaymentRef::Intent(_) => "paymentIntentId",
+        PaymentRef::Session(_) => "checkoutSessionId",
+        PaymentRef::Charge(_) => "chargeId",
     }
 }
 

@@ -97,6 +97,12 @@ lenient_struct! {
         amount_captured: i64,
         /// Charges: cumulative, over all refunds of the charge.
         amount_refunded: i64,
+        /// Charges: the attempt's failure, as in `last_payment_error`.
+        failure_code: String,
+        /// Charges.
+        outcome: NestedObject<ChargeOutcome>,
+        /// Charges.
+        payment_method_details: NestedObject<PaymentMethodDetails>,
         /// Charges: everything went back.
         refunded: bool,
         /// Refunds: why, such as `requested_by_customer`, or `expired_uncaptured_charge` if Stripe made it.
@@ -108,6 +114,27 @@ lenient_struct! {
         last_payment_error: NestedObject<PaymentError>,
         /// Written by the tenant: it names entities and proves nothing.
         metadata: NestedObject<StripeMetadata>,
+    }
+}
+
+lenient_struct! {
+    /// How a charge ended.
+    ChargeOutcome {
+        /// Such as `insufficient_funds`.
+        reason: String,
+    }
+}
+
+lenient_struct! {
+    PaymentMethodDetails {
+        card: NestedObject<CardDetails>,
+    }
+}
+
+lenient_struct! {
+    CardDetails {
+        /// Unix seconds: until when an authorised amount can be captured.
+        capture_before: i64,
     }
 }
 
@@ -235,7 +262,7 @@ impl StripeObject {
     }
 
     /// All names of the payment that the object is or belongs to, the best first: its PaymentIntent, session and charge.
-    /// No later event asks about the charge of a failed attempt, so a PaymentIntent names its charge only once it succeeded.
+    /// No later event asks about the charge of a failed attempt, so such a charge is no name of its PaymentIntent.
     pub fn payment_names(&self) -> Result<Vec<PaymentRef>, MalformedField> {
         let kind = self.object.value().map_or("", String::as_str);
         let session = match kind {
@@ -258,6 +285,9 @@ impl StripeObject {
             _ => self.charge.checked()?.cloned(),
         };
         let intent = self.intent()?.map(PaymentRef::Intent);
+        let is_failed =
+            kind == "charge" && self.status.value().is_some_and(|status| status == "failed");
+        let charge = charge.filter(|_| intent.is_none() || !is_failed);
         let charge = charge.map(PaymentRef::Charge);
         Ok(intent.into_iter().chain(session).chain(charge).collect())
     }

@@ -26,6 +26,7 @@ use crate::provider::stripe::account::{
     read_account_updated,
 };
 use crate::provider::stripe::event::{StripeEvent, StripeObject};
+use crate::time::Timestamp;
 
 macro_rules! catalogue {
     ($($event_type:literal => $kind:ident($reader:ident), $sample:literal, $meaning:literal;)*) => {
@@ -117,6 +118,21 @@ catalogue! {
     "account.application.deauthorized" =>
         Account(read_account_deauthorized), "connect_account_application_deauthorized",
         "the account is disconnected";
+    "payment_intent.amount_capturable_updated" =>
+        Payment(read_intent_authorized), "payment_intent_amount_capturable_updated",
+        "the amount is authorised and can be captured";
+    "charge.captured" =>
+        Payment(read_charge_captured), "charge_captured",
+        "how much of this charge was authorised and captured; without a PaymentIntent also that the payment succeeded";
+    "charge.expired" =>
+        Payment(read_charge_expired), "charge_expired",
+        "the authorisation ended uncaptured: the payment can no longer succeed";
+    "charge.succeeded" =>
+        Payment(read_charge_succeeded), "charge_succeeded",
+        "the charge is another name of its PaymentIntent, and until when it can be captured; without a PaymentIntent that the payment succeeded, or is authorised: `captured`";
+    "charge.failed" =>
+        Payment(read_charge_failed), "charge_failed",
+        "without a PaymentIntent, that the attempt failed; else nothing, because `payment_intent.payment_failed` says it";
 }
 
 /// What reads the facts of an event.
@@ -260,6 +276,19 @@ pub(super) fn read_intent_processing(
     Ok(())
 }
 
+fn read_intent_authorized(
+    intent: &StripeObject,
+    stated: FactSource,
+    facts: &mut MoneyFacts,
+) -> Result<(), ParkReason> {
+    // The type also comes when nothing can be captured any more.
+    let status = intent.status.value().ok_or(ParkReason::FieldMalformed)?;
+    let is_authorized = status == "requires_capture";
+    let payment = intent_entry(intent, facts)?;
+    payment.authorized = is_authorized.then(|| SeenInterval::once(stated));
+    Ok(())
+}
+
 pub(super) fn read_intent_canceled(
     intent: &StripeObject,
     stated: FactSource,
@@ -354,8 +383,7 @@ pub(super) fn read_charge(
     stated: FactSource,
     facts: &mut MoneyFacts,
 ) -> Result<(), ParkReason> {
-    let id = charge.id.value().ok_or(ParkReason::FieldMalformed)?;
-    let id = ChargeId::parse(id).map_err(|_| ParkReason::FieldMalformed)?;
+    let id = charge_id(charge)?;
     let is_captured = charge.captured.value().copied();
     let captured = match &charge.amount_captured {
         LenientField::Absent if is_captured == Some(false) => LenientField::Value(0),
@@ -371,6 +399,7 @@ pub(super) fn read_charge(
             intent: charge.intent()?.map(MinRegister),
             amount: amount.map(MaxRegister),
             captured: Some(MaxRegister(captured)),
+            capture_before: capture_before(charge),
             before_basil: None,
             refunded: (refunded.amount > 0).then(|| stated.clone()),
             refunded_in_full: (is_refunded && captured.amount > 0).then_some(stated),
@@ -378,6 +407,93 @@ pub(super) fn read_charge(
         },
     );
     Ok(())
+}
+
+/// The charge as the payment itself: one of Stripe's old Charges API, without a PaymentIntent.
+fn own_payment<'f>(
+    charge: &StripeObject,
+    facts: &'f mut MoneyFacts,
+) -> Result<Option<(PaymentRef, &'f mut IntentFacts)>, ParkReason> {
+    if charge.intent()?.is_some() {
+        return Ok(None);
+    }
+    let id = PaymentRef::Charge(charge_id(charge)?);
+    let payment = facts.payments.entry(id.clone()).or_default();
+    Ok(Some((id, payment)))
+}
+
+fn charge_id(charge: &StripeObject) -> Result<ChargeId, ParkReason> {
+    let id = charge.id.value().ok_or(ParkReason::FieldMalformed)?;
+    ChargeId::parse(id).map_err(|_| ParkReason::FieldMalformed)
+}
+
+fn read_charge_captured(
+    charge: &StripeObject,
+    stated: FactSource,
+    facts: &mut MoneyFacts,
+) -> Result<(), ParkReason> {
+    read_charge(charge, stated.clone(), facts)?;
+    let captured = parse_money(&charge.amount_captured, &charge.currency)?;
+    if let Some((payment, _)) = own_payment(charge, facts)? {
+        add_success(facts, payment, stated, captured);
+    }
+    Ok(())
+}
+
+fn read_charge_expired(
+    charge: &StripeObject,
+    stated: FactSource,
+    facts: &mut MoneyFacts,
+) -> Result<(), ParkReason> {
+    let payment = match charge.intent()? {
+        Some(intent) => PaymentRef::Intent(intent),
+        None => PaymentRef::Charge(charge_id(charge)?),
+    };
+    facts.payments.entry(payment).or_default().canceled = Some(stated);
+    Ok(())
+}
+
+fn read_charge_succeeded(
+    charge: &StripeObject,
+    stated: FactSource,
+    facts: &mut MoneyFacts,
+) -> Result<(), ParkReason> {
+    let is_captured = charge.captured.value().ok_or(ParkReason::FieldMalformed)?;
+    if *is_captured {
+        return match own_payment(charge, facts)? {
+            Some(_) => read_charge_captured(charge, stated, facts),
+            None => Ok(()),
+        };
+    }
+    if let Some((_, payment)) = own_payment(charge, facts)? {
+        payment.authorized = Some(SeenInterval::once(stated.clone()));
+    }
+    read_charge(charge, stated, facts)
+}
+
+fn read_charge_failed(
+    charge: &StripeObject,
+    stated: FactSource,
+    facts: &mut MoneyFacts,
+) -> Result<(), ParkReason> {
+    let outcome = charge.outcome.value().map(|NestedObject(outcome)| outcome);
+    let failure = FailedAttempt {
+        stated,
+        code: charge.failure_code.value().cloned(),
+        decline_code: outcome.and_then(|outcome| outcome.reason.value().cloned()),
+    };
+    if let Some((id, payment)) = own_payment(charge, facts)? {
+        payment.failures.insert(id, failure);
+    }
+    Ok(())
+}
+
+/// Until when an authorised charge can be captured.
+fn capture_before(charge: &StripeObject) -> Option<MaxRegister<Timestamp>> {
+    let NestedObject(details) = charge.payment_method_details.value()?;
+    let NestedObject(card) = details.card.value()?;
+    let until = Timestamp::from_unix_s(*card.capture_before.value()?).ok()?;
+    Some(MaxRegister(until))
 }
 
 pub(super) fn read_refund(

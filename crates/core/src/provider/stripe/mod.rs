@@ -130,6 +130,8 @@ impl WebhookProvider for StripeWebhooks {
                 invoice: resource.invoice.value().cloned(),
                 link_source: match resource.object.value().map(String::as_str) {
                     Some("payment_intent" | "checkout.session") => LinkSource::Metadata,
+                    // A charge of the old Charges API is the payment itself.
+                    Some("charge") if resource.payment_intent.is_absent() => LinkSource::Metadata,
                     _ => LinkSource::Object,
                 },
                 money: facts.map_err(EventVerdict::Parked)?,
