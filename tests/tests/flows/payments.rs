@@ -484,7 +484,7 @@ fn a_statement_paid_through_stripe_has_both_its_halves() {
 #[test]
 fn every_sample_of_stripe_leaves_the_row_of_this_table() {
     // Sample, and of its order: status, paymentStatus, requiresReview, amountRefunded, timeline.
-    const ROWS: [(&str, &str); 20] = [
+    const ROWS: [(&str, &str); 25] = [
         (
             "checkout_session_completed_paid",
             "completed paid false 0 checkout_completed,payment_succeeded",
@@ -522,6 +522,15 @@ fn every_sample_of_stripe_leaves_the_row_of_this_table() {
             "payment_failed failed false 0 payment_failed",
         ),
         ("payment_intent_canceled", "pending unpaid false 0 "),
+        (
+            "payment_intent_amount_capturable_updated",
+            "pending authorized false 0 payment_authorized",
+        ),
+        // With a PaymentIntent these only name its charge.
+        ("charge_succeeded", "pending unpaid false 0 "),
+        ("charge_captured", "pending unpaid false 0 "),
+        ("charge_failed", "pending unpaid false 0 "),
+        ("charge_expired", "pending unpaid false 0 "),
         (
             "connect_payment_intent_succeeded_direct_charge",
             "completed paid false 0 payment_succeeded",

@@ -203,7 +203,13 @@ fn own_charge(id: &str, event_type: &str, at: i64, captured: i64) -> Value {
 #[test]
 fn a_charge_without_a_payment_intent_pays() {
     let paid = own_charge("evt_1", "charge.succeeded", T, 4200);
-    check(&ends(&[paid.clone()]), "completed", "paid", 0, &[]);
+    check(
+        &ends(std::slice::from_ref(&paid)),
+        "completed",
+        "paid",
+        0,
+        &[],
+    );
     let back = charge_refunded("evt_2", T + 5, "ch_1", None, 4200);
     check(&ends(&[paid, back]), "refunded", "refunded", 4200, &[]);
     let mut failed = own_charge("evt_3", "charge.failed", T, 0);
@@ -214,7 +220,7 @@ fn a_charge_without_a_payment_intent_pays() {
 #[test]
 fn a_charge_that_is_only_authorised_is_not_paid_until_it_is_captured() {
     let authorised = own_charge("evt_1", "charge.succeeded", T, 0);
-    let derived = ends(&[authorised.clone()]);
+    let derived = ends(std::slice::from_ref(&authorised));
     check(&derived, "pending", "authorized", 0, &[]);
     assert_eq!(
         derived.authorized_until,
