@@ -8,7 +8,9 @@ use std::fs;
 use std::path::Path;
 
 use billhook_core::entity::EntityKey;
-use billhook_core::entity::account::{AccountCapabilities, AccountFacts, ConnectedAccount};
+use billhook_core::entity::account::{
+    AccountCapabilities, AccountFacts, ConnectedAccount, LatestCapabilities,
+};
 use billhook_core::entity::invoice::{InvoiceFacts, InvoiceRow};
 use billhook_core::entity::key::PaymentKey;
 use billhook_core::entity::mail::facts::{CarrierScan, MailFacts, MailStage, PieceFacts};
@@ -282,7 +284,7 @@ fn every_fact() -> StoredForms {
         )]
         .into(),
     };
-    let abilities = AccountCapabilities {
+    let capabilities = AccountCapabilities {
         charges_enabled: true,
         payouts_enabled: false,
     };
@@ -338,7 +340,7 @@ fn every_fact() -> StoredForms {
             accounts: [(
                 AccountId::parse("acct_1").unwrap(),
                 ConnectedAccount {
-                    abilities: Some(MaxRegister((at(19), abilities))),
+                    capabilities: Some(LatestCapabilities(at(19), capabilities)),
                     authorized: Some(MaxRegister(at(20))),
                     deauthorized: Some(MaxRegister(at(21))),
                 },

@@ -3,11 +3,12 @@
 //! This module does not decide which tenant an account belongs to (tenant isolation); `worker::resolve` does.
 //! `entity::tenant` has the columns.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::entity::merge::{MaxRegister, merge_fields};
+use crate::entity::merge::{MaxRegister, Merge, merge_fields};
 use crate::ids::AccountId;
 use crate::time::Timestamp;
 
@@ -23,9 +24,8 @@ pub struct AccountFacts {
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct ConnectedAccount {
-    /// The latest `account.updated` wins.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub abilities: Option<MaxRegister<(Timestamp, AccountCapabilities)>>,
+    pub capabilities: Option<LatestCapabilities>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub authorized: Option<MaxRegister<Timestamp>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -35,23 +35,41 @@ pub struct ConnectedAccount {
 merge_fields!(AccountFacts { accounts });
 
 merge_fields!(ConnectedAccount {
-    abilities,
+    capabilities,
     authorized,
     deauthorized
 });
 
-/// What an account may do. If two events of one second disagree, the greater value wins, so the one that allows more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+/// What an account may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AccountCapabilities {
     pub charges_enabled: bool,
     pub payouts_enabled: bool,
 }
 
+/// What the latest `account.updated` says. If several of one second disagree, what any of them forbids is forbidden:
+/// nobody can tell which is the later, and a payment that is refused does less harm than one that is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LatestCapabilities(pub Timestamp, pub AccountCapabilities);
+
+impl Merge for LatestCapabilities {
+    fn merge(&mut self, other: Self) {
+        match other.0.cmp(&self.0) {
+            Ordering::Less => {}
+            Ordering::Greater => *self = other,
+            Ordering::Equal => {
+                self.1.charges_enabled &= other.1.charges_enabled;
+                self.1.payouts_enabled &= other.1.payouts_enabled;
+            }
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DerivedAccount {
-    /// The columns `charges_enabled` and `payouts_enabled`; `None` until an `account.updated` arrives.
-    pub abilities: Option<AccountCapabilities>,
+    /// The columns `charges_enabled` and `payouts_enabled`; `None` until an event says something about them.
+    pub capabilities: Option<AccountCapabilities>,
     pub status: StripeStatus,
 }
 
@@ -81,18 +99,27 @@ impl StripeStatus {
 pub fn derive_account(facts: &AccountFacts, account: Option<&AccountId>) -> DerivedAccount {
     let known = account.and_then(|account| facts.accounts.get(account));
     let ConnectedAccount {
-        abilities,
+        capabilities,
         authorized,
         deauthorized,
     } = known.cloned().unwrap_or_default();
-    let abilities = abilities.map(|latest| latest.0.1);
-    let is_able = abilities.is_none_or(|able| able.charges_enabled && able.payouts_enabled);
-    let status = if deauthorized.is_some() && deauthorized >= authorized {
-        StripeStatus::Deauthorized
-    } else if is_able {
-        StripeStatus::Connected
-    } else {
-        StripeStatus::Restricted
-    };
-    DerivedAccount { abilities, status }
+    if deauthorized.is_some() && deauthorized >= authorized {
+        let none = AccountCapabilities {
+            charges_enabled: false,
+            payouts_enabled: false,
+        };
+        return DerivedAccount {
+            capabilities: Some(none),
+            status: StripeStatus::Deauthorized,
+        };
+    }
+    let capabilities = capabilities.map(|latest| latest.1);
+    let is_able = capabilities.is_none_or(|able| able.charges_enabled && able.payouts_enabled);
+    DerivedAccount {
+        capabilities,
+        status: match is_able {
+            true => StripeStatus::Connected,
+            false => StripeStatus::Restricted,
+        },
+    }
 }

@@ -96,7 +96,7 @@ impl EntityKind for TenantKind {
 
     fn write_columns(account: &DerivedAccount, _: &LastDerived) -> ColumnWrites {
         let mut columns = vec![("stripe_status", ColumnValue::text(account.status.as_str()))];
-        if let Some(able) = account.abilities {
+        if let Some(able) = account.capabilities {
             let truth = |truth| Some(ColumnValue::Bool(truth));
             columns.push(("charges_enabled", truth(able.charges_enabled)));
             columns.push(("payouts_enabled", truth(able.payouts_enabled)));

@@ -1486,6 +1486,45 @@ async fn money_on_its_way_is_neither_failed_nor_paid() {
     );
 }
 
+/// Stripe's times are whole seconds, so nothing says which of two updates is the later.
+#[tokio::test]
+async fn of_two_account_updates_in_one_second_the_more_restrictive_is_believed() {
+    let key = EntityKey::Tenant(TenantId::parse("ten_a").unwrap());
+    let update = |id: &str, kind: &str, at: i64, charges: bool, payouts: bool| {
+        let account =
+            json!({ "id": "acct_a", "charges_enabled": charges, "payouts_enabled": payouts });
+        from_account(stripe(id, kind, T + at, account), "acct_a")
+    };
+    let updates = [
+        update("evt_1", "account.updated", 1, true, false),
+        update("evt_2", "account.updated", 1, false, true),
+        update("evt_3", "account.updated", 0, true, true),
+    ];
+    for arrival in [[0, 1, 2], [1, 0, 2], [2, 1, 0], [2, 0, 1]] {
+        let tables = tables();
+        let row = json!({ "tenant_id": "ten_a", "stripe_connected_account_id": "acct_a" });
+        let row = memory::entity_of(&key, row);
+        tables.entities.lock().unwrap().insert(key.clone(), row);
+        let capabilities = |tables: &MemoryTables| {
+            let Entity::Tenant(row) = entity(tables, &key) else {
+                panic!("{key} is no tenant");
+            };
+            let able = row.apply_facts([], now()).derived.capabilities.unwrap();
+            (able.charges_enabled, able.payouts_enabled)
+        };
+        for number in arrival {
+            deliver(&tables, ProviderId::Stripe, &[updates[number].clone()]).await;
+        }
+        assert_eq!(capabilities(&tables), (false, false));
+        let able = update("evt_4", "account.updated", 2, true, true);
+        deliver(&tables, ProviderId::Stripe, &[able]).await;
+        assert_eq!(capabilities(&tables), (true, true));
+        let gone = update("evt_5", "account.application.deauthorized", 3, true, true);
+        deliver(&tables, ProviderId::Stripe, &[gone]).await;
+        assert_eq!(capabilities(&tables), (false, false), "it is disconnected");
+    }
+}
+
 #[tokio::test]
 async fn an_accounts_own_events_keep_its_tenants_row() {
     let key = EntityKey::Tenant(TenantId::parse("ten_a").unwrap());
@@ -1528,7 +1567,7 @@ async fn an_accounts_own_events_keep_its_tenants_row() {
         row.given.account = AccountId::parse("acct_b").ok();
         let derived = row.apply_facts([], now()).derived;
         assert_eq!(
-            (derived.status.as_str(), derived.abilities),
+            (derived.status.as_str(), derived.capabilities),
             ("connected", None)
         );
         assert_eq!(

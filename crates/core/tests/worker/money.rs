@@ -280,3 +280,20 @@ fn the_charge_of_a_failed_attempt_is_no_name_of_its_payment() {
     let keys: Vec<String> = payments.keys().map(ToString::to_string).collect();
     assert_eq!(keys, ["payment#platform#pi_1"]);
 }
+
+#[test]
+fn a_failed_3d_secure_check_after_a_decline_keeps_both_codes() {
+    let declined = intent_failed("evt_1", T, "pi_1", named("ord_1"), "ch_0");
+    let mut unauthenticated = intent_failed("evt_2", T + 60, "pi_1", named("ord_1"), "ch_0");
+    unauthenticated["data"]["object"]["last_payment_error"] =
+        json!({ "code": "payment_intent_authentication_failure" });
+    unauthenticated["data"]["object"]["latest_charge"] = json!("ch_0");
+    let derived = ends(&[declined, unauthenticated]);
+    check(&derived, "payment_failed", "failed", 0, &[]);
+    let entries = derived.timeline.iter();
+    let codes: BTreeSet<&str> = entries
+        .filter_map(|entry| entry.meta["code"].as_str())
+        .collect();
+    let expected = ["card_declined", "payment_intent_authentication_failure"];
+    assert_eq!(codes, BTreeSet::from(expected));
+}

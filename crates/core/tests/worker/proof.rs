@@ -777,7 +777,7 @@ fn letters_and_accounts_are_proven_by_their_own_events() {
                 }
                 Entity::Tenant(tenant) => {
                     let accounts = tenant.facts.accounts.values_mut();
-                    accounts.for_each(|account| account.abilities = None);
+                    accounts.for_each(|account| account.capabilities = None);
                 }
                 Entity::Order(_) => {}
             }
@@ -792,7 +792,7 @@ fn letters_and_accounts_are_proven_by_their_own_events() {
         places,
         [
             "statement#st_1 events facts.mail.pieces.ltr_1.stages.delivered",
-            "tenant#ten_a events facts.accounts.acct_a.abilities",
+            "tenant#ten_a events facts.accounts.acct_a.capabilities",
         ]
     );
     repair_all(&tables);

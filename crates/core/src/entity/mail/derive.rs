@@ -91,7 +91,11 @@ fn find_attention_reason(
     let ended = status.filter(|(stage, _)| matches!(stage_role(*stage), StageRole::Terminal(_)));
     match ended {
         Some((
-            stage @ (MailStage::Failed | MailStage::Rejected | MailStage::ReturnedToSender),
+            // Nothing of billhook cancels a letter, so somebody did who may not have told the application.
+            stage @ (MailStage::Deleted
+            | MailStage::Failed
+            | MailStage::Rejected
+            | MailStage::ReturnedToSender),
             _,
         )) => Some(stage),
         _ => piece

@@ -87,14 +87,14 @@ fn members_of(meta: serde_json::Value) -> Map<String, serde_json::Value> {
 }
 
 /// Adds failed attempts. A delayed payment that fails is reported twice: `checkout.session.async_payment_failed` names
-/// only the payment, `payment_intent.payment_failed` names the charge. If there is a failure with a charge, the one
-/// without counts as the same attempt and gets no entry.
+/// only the payment and no code, `payment_intent.payment_failed` names the charge. If there is a failure with a charge, the
+/// one without charge and code counts as the same attempt and gets no entry.
 pub(super) fn add_failures(facts: &MoneyFacts, timeline: &mut TimelineBuilder) {
     for (id, payment) in &facts.payments {
         let mut attempts = payment.failures.iter();
         let by_charge = attempts.any(|(attempt, _)| attempt != id);
         for (attempt, failure) in payment.failures.iter() {
-            if by_charge && attempt == id {
+            if by_charge && attempt == id && failure.code.is_none() {
                 continue;
             }
             let meta = json!({

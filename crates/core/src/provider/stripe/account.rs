@@ -1,6 +1,8 @@
 //! Reads the facts of a connected account from Stripe's events. `entity::account` merges them and derives the columns.
 
-use crate::entity::account::{AccountCapabilities, AccountFacts, ConnectedAccount};
+use crate::entity::account::{
+    AccountCapabilities, AccountFacts, ConnectedAccount, LatestCapabilities,
+};
 use crate::entity::merge::MaxRegister;
 use crate::outcome::ParkReason;
 use crate::provider::stripe::event::StripeEvent;
@@ -8,7 +10,7 @@ use crate::time::Timestamp;
 
 pub(super) type AccountReader = fn(&StripeEvent, Timestamp) -> Result<ConnectedAccount, ParkReason>;
 
-/// The facts of an account event. Fails with `field_malformed` (parked) if the time or one of the two abilities is
+/// The facts of an account event. Fails with `field_malformed` (parked) if the time or one of the two capabilities is
 /// missing: a guess could show an account as able to take payments.
 pub(super) fn read_account_facts(
     event: &StripeEvent,
@@ -52,12 +54,12 @@ pub(super) fn read_account_updated(
         .value()
         .zip(account.payouts_enabled.value());
     let (&charges_enabled, &payouts_enabled) = stated.ok_or(ParkReason::FieldMalformed)?;
-    let abilities = AccountCapabilities {
+    let capabilities = AccountCapabilities {
         charges_enabled,
         payouts_enabled,
     };
     Ok(ConnectedAccount {
-        abilities: Some(MaxRegister((at, abilities))),
+        capabilities: Some(LatestCapabilities(at, capabilities)),
         ..ConnectedAccount::default()
     })
 }

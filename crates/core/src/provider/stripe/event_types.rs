@@ -245,14 +245,16 @@ fn read_intent_failed(
         .value()
         .map(|NestedObject(error)| error);
     let payment = intent_payment_ref(intent)?;
-    // The charge tells two attempts of one payment apart. The error names the charge of its attempt; `latest_charge` is
-    // the fallback, and without both all attempts of the payment share one entry.
-    let attempt = error
-        .and_then(|e| e.charge.value())
-        .or_else(|| intent.latest_charge.value())
-        .map_or(Ok(payment.clone()), |charge| {
-            PaymentRef::parse(charge.as_str()).map_err(|_| ParkReason::FieldMalformed)
-        })?;
+    // The charge tells two attempts of one payment apart. The error names the charge of its attempt; one that names none,
+    // such as a failed 3-D Secure check, made no charge, and `latest_charge` is that of an attempt before. Such attempts of
+    // the payment share one entry.
+    let attempt = match error {
+        Some(error) => error.charge.value(),
+        None => intent.latest_charge.value(),
+    };
+    let attempt = attempt.map_or(Ok(payment.clone()), |charge| {
+        PaymentRef::parse(charge.as_str()).map_err(|_| ParkReason::FieldMalformed)
+    })?;
     let failure = FailedAttempt {
         stated,
         code: error.and_then(|e| e.code.value().cloned()),
