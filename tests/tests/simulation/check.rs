@@ -17,7 +17,7 @@ use billhook_core::worker::batch::RECEIVES_MAX;
 use billhook_core::worker::ports::NextState;
 use billhook_testkit::sim::World;
 use billhook_testkit::sim::application::{EditKind, RowEdit};
-use billhook_testkit::sim::store::{EntityRow, Written};
+use billhook_testkit::sim::store::{EntityRow, Written, amount_refunded_of};
 use billhook_testkit::sim::stripe::{Emitted, End, Says};
 use webhook_secret::KNOWN_AFTER;
 
@@ -258,7 +258,7 @@ fn stood(world: &World, secret: &str, now: Timestamp) -> bool {
 fn writes(world: &World, found: &mut Found) {
     let emitted = by_id(world);
     let mut processed: BTreeSet<Key> = BTreeSet::new();
-    let mut of_payment: BTreeMap<&str, Vec<&Emitted>> = BTreeMap::new();
+    let mut of_payment: BTreeMap<&str, Vec<KnownEvent<'_>>> = BTreeMap::new();
     let mut of_letter: BTreeMap<EntityKey, Vec<&Emitted>> = BTreeMap::new();
     for written in &world.store.written {
         for (provider, before, outcome) in &written.events {
@@ -275,7 +275,15 @@ fn writes(world: &World, found: &mut Found) {
             };
             if is_taken {
                 let known = of_payment.entry(event.of.as_str()).or_default();
-                known.extend((!known.contains(event)).then_some(*event));
+                let is_known = known.iter().any(|known| known.event == *event);
+                let since = written.states.iter().find_map(|state| match state {
+                    NextState::Payment(payment) if payment.key.payment.as_str() == event.of => {
+                        Some(payment.facts_version)
+                    }
+                    NextState::Payment(_) | NextState::Invoice(_) => None,
+                });
+                let since = since.unwrap_or_default();
+                known.extend((!is_known).then_some(KnownEvent { event, since }));
                 continue;
             }
             found.unless(processed.insert((*provider, id.clone())), 3, || {
@@ -285,8 +293,9 @@ fn writes(world: &World, found: &mut Found) {
             found.unless(!is_live, 8, || format!("{id} is live and was processed"));
             if *provider == ProviderId::Stripe {
                 let known = of_payment.entry(event.of.as_str()).or_default();
-                let is_known = known.contains(event);
-                known.extend((!is_known).then_some(*event));
+                let is_known = known.iter().any(|known| known.event == *event);
+                known.retain(|known| known.event != *event);
+                known.push(KnownEvent { event, since: 0 });
                 found.unless(is_known || !written.states.is_empty(), 9, || {
                     format!("{id} is processed and moved no payment")
                 });
@@ -317,24 +326,35 @@ fn writes(world: &World, found: &mut Found) {
     }
 }
 
+/// An event whose facts a payment has.
+struct KnownEvent<'e> {
+    event: &'e Emitted,
+    /// The version since which copies have it: while the event is parked, no copy is written with it.
+    since: i64,
+}
+
 /// The events whose facts an entity has: those of the payments that are linked to it, and of its letters.
 fn applied<'e>(
     row: &EntityRow,
-    of_payment: &BTreeMap<&str, Vec<&'e Emitted>>,
+    of_payment: &BTreeMap<&str, Vec<KnownEvent<'e>>>,
     of_letter: &BTreeMap<EntityKey, Vec<&'e Emitted>>,
 ) -> Vec<&'e Emitted> {
     let linked = row.entity.linked_payment_facts().into_iter();
     let linked = linked.flat_map(|facts| &facts.payments);
     let linked = linked.filter(|(_, copy)| copy.link == LinkState::Linked);
-    let of_payments = linked.filter_map(|(key, _)| of_payment.get(key.payment.as_str()));
+    let of_payments = linked.filter_map(|(key, copy)| {
+        let known = of_payment.get(key.payment.as_str())?.iter();
+        let known = known.filter(|known| known.since <= copy.version);
+        Some(known.map(|known| known.event).collect::<Vec<_>>())
+    });
     let reached = of_payments.flat_map(|events| {
-        let all = events.iter().copied();
+        let all = events.clone().into_iter();
         events
-            .iter()
+            .into_iter()
             .filter(move |event| is_reached(event, all.clone()))
     });
     let of_letters = of_letter.get(&row.entity.key()).into_iter().flatten();
-    reached.chain(of_letters).copied().collect()
+    reached.chain(of_letters.copied()).collect()
 }
 
 /// 9: a copy that a payment records is in the entity in the same write.
@@ -461,7 +481,15 @@ fn as_the_set_says(
         let should = wanted.review_reasons;
         found.unless(is == should, 4, || differs("the reasons", &is, &should));
     }
-    let (is, should) = (row.amount_refunded, wanted.amount_refunded);
+    // The amount went with the row.
+    let amount_refunded = match row.entity.row().is_missing {
+        true => amount_refunded_of(
+            &row.entity
+                .apply_facts([], Timestamp::from_unix_s(0).unwrap()),
+        ),
+        false => row.amount_refunded,
+    };
+    let (is, should) = (amount_refunded, wanted.amount_refunded);
     found.unless(is == should, 10, || differs("what went back", &is, &should));
     let told = applied.iter().filter_map(|event| match &event.says {
         Says::Refund(id, ..) => Some(id.as_str()),
@@ -704,6 +732,9 @@ fn as_the_state_says(row: &EntityRow, now: Timestamp, found: &mut Found) {
     found.unless(is_same, 21, || {
         format!("{} is not what its state says", entity.key())
     });
+    if entity.row().is_missing {
+        return;
+    }
     let entries: BTreeSet<_> = next
         .timeline()
         .into_iter()

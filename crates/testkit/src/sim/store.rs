@@ -433,7 +433,7 @@ impl World {
     }
 }
 
-fn amount_refunded_of(next: &EntityUpdate) -> i64 {
+pub fn amount_refunded_of(next: &EntityUpdate) -> i64 {
     next.payment().map_or(0, |payment| payment.amount_refunded)
 }
 
