@@ -108,7 +108,7 @@ fn every_sample_of_lob_leaves_the_row_of_this_table() {
         ),
         ("letter_re-routed", "- - 2026-06-17 - mail_re_routed"),
         ("letter_failed", "failed failed 2026-06-17 - mail_failed"),
-        ("letter_deleted", "deleted - - - mail_deleted"),
+        ("letter_deleted", "deleted deleted - - mail_deleted"),
         ("letter_viewed", "- - 2026-06-17 - mail_viewed"),
         (
             "letter_certified_delivered",
