@@ -413,7 +413,7 @@ fn an_accounts_own_events_keep_its_tenants_row() {
                 "evt_acct_3",
                 "account.application.deauthorized",
                 2,
-                true,
+                false,
                 "deauthorized",
             ),
             (
