@@ -1,7 +1,7 @@
 //! Secret rotation while deliveries arrive: Stripe's endpoints and their secrets with the stack that owns them, and
 //! secrets that a person stores. No genuine delivery may be refused.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use billhook_adapters::clock::SystemClock;
@@ -51,6 +51,7 @@ impl Stage {
 /// Payments in a steady stream, every other one of a connected account, from now until it is asked for.
 struct Load {
     ends: Arc<AtomicBool>,
+    delivered: Arc<AtomicUsize>,
     running: tokio::task::JoinHandle<Vec<(String, Vec<Delivered>)>>,
     since: Instant,
 }
@@ -58,7 +59,8 @@ struct Load {
 impl Load {
     fn begin(stage: &'static Stage, name: &'static str) -> Self {
         let ends = Arc::new(AtomicBool::new(false));
-        let ended = Arc::clone(&ends);
+        let delivered = Arc::<AtomicUsize>::default();
+        let (ended, counted) = (Arc::clone(&ends), Arc::clone(&delivered));
         let running = tokio::spawn(async move {
             let mut ticks = tokio::time::interval(EVENT_INTERVAL);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -70,6 +72,7 @@ impl Load {
                     sent.extend(sending.join_next().await.unwrap());
                 }
                 number += 1;
+                let counted = Arc::clone(&counted);
                 sending.spawn(async move {
                     let own = format!("{name}{number}");
                     let account = (number % 2 == 0).then(|| "acct_a".to_owned());
@@ -83,7 +86,9 @@ impl Load {
                         account,
                         ..Delivery::of(event)
                     };
-                    (id, stage.stripe.deliver(delivery).await.deliveries)
+                    let made = stage.stripe.deliver(delivery).await.deliveries;
+                    counted.fetch_add(made.len(), Ordering::SeqCst);
+                    (id, made)
                 });
             }
             sent.extend(sending.join_all().await);
@@ -91,6 +96,7 @@ impl Load {
         });
         Self {
             ends,
+            delivered,
             running,
             since: Instant::now(),
         }
@@ -172,8 +178,10 @@ fn two_thousand_deliveries_cross_a_rotation_and_none_is_rejected_or_lost() {
             .request("POST", path, &headers, late.as_bytes())
             .await?;
         assert_eq!(answer.status, 200, "{answer:?}");
-        // 2,000 at least, all from first to last at this rate.
+        // 2,000 at least, all from first to last at this rate; a busy machine takes longer.
         tokio::time::sleep(Duration::from_secs(80).saturating_sub(load.since.elapsed())).await;
+        let is_enough = async || Ok(load.delivered.load(Ordering::SeqCst) >= 2_000);
+        assert!(world.until(is_enough).await?);
         let made = load.end(world).await;
         assert!(made.values().sum::<usize>() >= 2_000, "{made:?}");
         assert_eq!(made.len(), 4, "both endpoints, before and after: {made:?}");
