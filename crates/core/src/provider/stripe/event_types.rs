@@ -429,7 +429,7 @@ fn charge_id(charge: &StripeObject) -> Result<ChargeId, ParkReason> {
     ChargeId::parse(id).map_err(|_| ParkReason::FieldMalformed)
 }
 
-fn read_charge_captured(
+pub(super) fn read_charge_captured(
     charge: &StripeObject,
     stated: FactSource,
     facts: &mut MoneyFacts,

@@ -21,9 +21,9 @@ use crate::json::{LenientField, lenient_struct, parse_body};
 use crate::outcome::ParkReason;
 use crate::provider::stripe::event::StripeObject;
 use crate::provider::stripe::event_types::{
-    PaymentReader, read_charge, read_dispute, read_intent_canceled, read_intent_processing,
-    read_intent_succeeded, read_object_facts, read_refund, read_session_completed,
-    read_session_expired, session_entry,
+    PaymentReader, read_charge, read_charge_captured, read_dispute, read_intent_canceled,
+    read_intent_processing, read_intent_succeeded, read_object_facts, read_refund,
+    read_session_completed, read_session_expired, session_entry,
 };
 use crate::provider::stripe::read_named_entity;
 use crate::provider::stripe::types::{IntentStatus, SessionStatus};
@@ -139,8 +139,13 @@ pub fn read_payment_at_stripe(
         read.add("checkout.session", &session, at, Some(reader))?;
     }
     for charge in &charges {
-        // Only refunds make a charge a fact (`ChargeFacts`).
-        let reader: Option<PaymentReader> = match charge.object.amount_refunded.value() {
+        let object = &charge.object;
+        let has_status = |word: &str| object.status.value().is_some_and(|status| status == word);
+        let is_captured = object.captured.value() == Some(&true) && has_status("succeeded");
+        let reader: Option<PaymentReader> = match object.amount_refunded.value() {
+            // One of the old Charges API is the payment itself.
+            _ if is_captured && object.payment_intent.is_absent() => Some(read_charge_captured),
+            // Of the others only refunds are compared.
             Some(0) => None,
             _ => Some(read_charge),
         };
