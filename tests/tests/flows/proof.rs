@@ -20,7 +20,7 @@ use super::operator::{CommandOutcome, command_for, interrupt_billhook, wait_for_
 use super::*;
 
 /// An environment of its own, whose tables have only what this file puts there.
-struct Arena {
+struct ProofStage {
     world: World,
     name: String,
     stripe: LocalStripe,
@@ -29,7 +29,7 @@ struct Arena {
     proxy: Proxy,
 }
 
-impl Arena {
+impl ProofStage {
     async fn deploy(label: &str) -> Result<Self> {
         let app = format!("{label}{}", std::process::id());
         let name = format!("{app}-test");
@@ -86,7 +86,7 @@ impl Arena {
 fn proof_names_all_that_is_damaged_and_nothing_else() {
     RUNTIME
         .block_on(async {
-            let arena = Arena::deploy("proof").await?;
+            let arena = ProofStage::deploy("proof").await?;
             prove_damaged_orders(&arena).await?;
             arena.world.keeps_its_secrets().await
         })
@@ -165,7 +165,7 @@ fn differences(state: &Value) -> impl Iterator<Item = &Value> {
     state["differences"].as_array().unwrap().iter()
 }
 
-async fn prove_damaged_orders(arena: &Arena) -> Result<()> {
+async fn prove_damaged_orders(arena: &ProofStage) -> Result<()> {
     let world = &arena.world;
     let begun = Instant::now();
     let templates = TemplateOrders::make(world).await?;
@@ -213,7 +213,7 @@ async fn prove_damaged_orders(arena: &Arena) -> Result<()> {
 
 /// One payment that lost its state, by its key and the events that came since then. A filter that would not count is
 /// refused.
-async fn check_named_state(arena: &Arena, planted: &PlantedOrders) -> Result<()> {
+async fn check_named_state(arena: &ProofStage, planted: &PlantedOrders) -> Result<()> {
     let is_lost = |order: &&DamagedOrder| {
         let (damage, variant) = (order.damage, order.variant);
         (damage, variant, order.events_left) == (DamageKind::StateMissing, 0, EventsLeft::All)
@@ -339,7 +339,7 @@ fn check_sources(planted: &PlantedOrders, found: &ProofOutput) {
 }
 
 /// Without events, what is wrong everywhere is unprovable, and Stripe's own objects show it.
-async fn check_at_stripe(arena: &Arena, planted: &PlantedOrders) -> Result<()> {
+async fn check_at_stripe(arena: &ProofStage, planted: &PlantedOrders) -> Result<()> {
     let mut only: Vec<&DamagedOrder> = planted.damaged.iter().collect();
     only.retain(|order| order.is_only_at_stripe());
     let kinds: BTreeSet<DamageKind> = only.iter().map(|order| order.damage).collect();
@@ -392,7 +392,7 @@ async fn check_at_stripe(arena: &Arena, planted: &PlantedOrders) -> Result<()> {
 
 /// Ctrl-C ends a run after a part of it, of which a repair mends what it has found; the command that it prints does the
 /// rest.
-async fn run_in_two_parts(arena: &Arena, command: &str) -> Result<[CommandOutcome; 2]> {
+async fn run_in_two_parts(arena: &ProofStage, command: &str) -> Result<[CommandOutcome; 2]> {
     let before = arena.calls("Scan");
     let running = arena.start(command)?;
     // The second part has begun.
@@ -412,7 +412,7 @@ async fn run_in_two_parts(arena: &Arena, command: &str) -> Result<[CommandOutcom
 }
 
 /// A failure ends a run too, and it says what it has found and how to continue.
-async fn stop_by_an_outage(arena: &Arena) -> Result<()> {
+async fn stop_by_an_outage(arena: &ProofStage) -> Result<()> {
     let before = arena.calls("Scan");
     let running = arena.start(&format!("{ALL} --output json"))?;
     let has_begun = async || Ok(arena.calls("Scan") > before + 1);

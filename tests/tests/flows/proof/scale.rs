@@ -21,14 +21,14 @@ const TICKS_PER_S: u64 = 100;
 fn a_proof_of_very_many_orders_takes_little_memory() {
     RUNTIME
         .block_on(async {
-            let arena = Arena::deploy("scale").await?;
+            let arena = ProofStage::deploy("scale").await?;
             let orders = std::env::var("ORDERS").map_or(Ok(100_000), |orders| orders.parse())?;
             prove_orders(&arena, orders).await
         })
         .unwrap();
 }
 
-async fn prove_orders(arena: &Arena, orders: usize) -> Result<()> {
+async fn prove_orders(arena: &ProofStage, orders: usize) -> Result<()> {
     let world = &arena.world;
     let templates = TemplateOrders::make(world).await?;
     world.drained().await?;
