@@ -11,8 +11,10 @@ use billhook_core::entity::columns::{
 use billhook_core::entity::kind::StatedFacts;
 use billhook_core::entity::mail::derive::derive_mail;
 use billhook_core::entity::mail::facts::{MailFacts, MailStage, PieceFacts};
-use billhook_core::entity::merge::{FactSource, MaxRegister, Merge as _, SeenInterval};
-use billhook_core::entity::payment::derive::{DerivedPayment, derive_payment};
+use billhook_core::entity::merge::{
+    FactSource, MaxRegister, Merge as _, MinRegister, SeenInterval,
+};
+use billhook_core::entity::payment::derive::{DerivedPayment, PaymentRules, derive_payment};
 use billhook_core::entity::payment::linked::{LinkState, LinkedPaymentFacts};
 use billhook_core::entity::rules::RowRules;
 use billhook_core::entity::schema::STATE_COLUMNS;
@@ -112,6 +114,10 @@ fn join(mut state: LinkedPaymentFacts, more: LinkedPaymentFacts) -> LinkedPaymen
         }
     }
     state
+}
+
+fn derive(facts: &LinkedPaymentFacts) -> DerivedPayment {
+    derive_payment(facts, due(), PaymentRules::default())
 }
 
 fn paid(id: &str, intent: &str, amount: i64) -> Value {
@@ -295,14 +301,15 @@ fn the_payment_table_is_what_is_derived() {
         vec![failed.clone()],
         vec![failed.clone(), processing],
         vec![failed.clone(), authorized],
+        vec![failed.clone(), paid("evt_2", "pi_1", 4100)],
         vec![failed.clone(), paid("evt_2", "pi_1", 4200)],
         vec![failed, paid("evt_2", "pi_1", 4200), full],
     ];
     let derived: Vec<Vec<String>> = evidence
         .iter()
         .map(|events| {
-            let plain = derive_payment(&facts(events), due());
-            let given_up = derive_payment(&given_up(facts(events)), due());
+            let plain = derive(&facts(events));
+            let given_up = derive(&given_up(facts(events)));
             // A cancel says nothing of payments.
             assert_eq!(given_up.payment_status, plain.payment_status);
             let words = [
@@ -314,7 +321,9 @@ fn the_payment_table_is_what_is_derived() {
         })
         .collect();
     assert_eq!(columns("## Payment", 1..4), derived);
-    let misfit = derive_payment(&facts(&[paid("evt_2", "pi_1", 4100)]), due());
+    let mut foreign = paid("evt_2", "pi_1", 4200);
+    foreign["data"]["object"]["currency"] = json!("eur");
+    let misfit = derive(&facts(&[foreign]));
     let words = [misfit.status.as_str(), misfit.payment_status.as_str()];
     assert_eq!(words, ["pending", "unpaid"]);
 }
@@ -324,7 +333,7 @@ fn the_dispute_table_is_what_is_derived() {
     for row in table("### Disputes") {
         let status = row[0].trim_matches('`');
         let disputed = dispute("evt_2", T + 5, "dp_1", "pi_1", status);
-        let derived = derive_payment(&facts(&[paid("evt_1", "pi_1", 4200), disputed]), due());
+        let derived = derive(&facts(&[paid("evt_1", "pi_1", 4200), disputed]));
         assert_eq!(derived.status.as_str(), "completed", "{status}");
         assert_eq!(row[1], code(derived.payment_status.as_str()), "{status}");
         let reasons = derived.review_reasons.iter();
@@ -346,6 +355,28 @@ fn the_review_table_names_every_reason_that_can_be_derived() {
     flagged.manual.found_paid.insert(at(1));
     flagged.manual.conflicts.insert(at(0), BTreeSet::new());
     flagged.manual.replaced.insert(at(-1));
+    let partly_disputed = |status: &str| {
+        let mut part = dispute("evt_5", T, "dp_1", "pi_1", status);
+        part["data"]["object"]["amount"] = json!(1000);
+        [paid("evt_1", "pi_1", 4200), part]
+    };
+    let of = |user: &str| json!({ "user_id": user });
+    let of_two_users = [
+        intent_succeeded("evt_1", T, "pi_1", of("user_1"), 4200),
+        intent_is("evt_2", T, "pi_2", of("user_2"), "processing"),
+    ];
+    let other_due = Money {
+        amount: 5000,
+        ..due().unwrap()
+    };
+    let mut paid_before = facts(&[paid("evt_1", "pi_1", 5000)]);
+    let dues = &mut paid_before.manual.paid_dues;
+    dues.insert(at(1), MinRegister(other_due));
+    // After what a person said, somebody paid or tried to.
+    let mut later = facts(&[paid("evt_1", "pi_1", 4200)]);
+    later.manual.refunded.insert(at(-1));
+    let mut tried = facts(&[intent_failed("evt_1", T, "pi_1", json!({}), "ch_1")]);
+    tried.manual.found_paid.insert(at(-1));
     let twice = [paid("evt_1", "pi_1", 4200), paid("evt_2", "pi_2", 4200)];
     let exceeding = charge_refunded("evt_3", T, "ch_1", Some("pi_1"), 4300);
     let mut foreign = charge_refunded("evt_4", T, "ch_1", Some("pi_1"), 4200);
@@ -378,11 +409,18 @@ fn the_review_table_names_every_reason_that_can_be_derived() {
             T,
             json!({ "id": "prv_1", "open": true, "charge": "ch_1" }),
         )]),
+        facts(&[paid("evt_1", "pi_1", 4300)]),
+        facts(&partly_disputed("needs_response")),
+        facts(&partly_disputed("lost")),
+        facts(&of_two_users),
+        paid_before,
+        later,
+        tried,
         in_conflict,
         flagged,
     ]
     .iter()
-    .flat_map(|facts| derive_payment(facts, due()).review_reasons)
+    .flat_map(|facts| derive(facts).review_reasons)
     .map(|reason| code(reason.split_once(':').unwrap().0))
     .collect();
     assert_eq!(words("### Review"), Vec::from_iter(reasons));
@@ -413,10 +451,9 @@ fn the_refund_arithmetic_is_as_told() {
             of_charge("evt_2", 1, "ch_1", "pi_1", 1000),
         ],
     ] {
-        let derived = derive_payment(
-            &facts(&[&[paid("evt_1", "pi_1", 4200)][..], &events].concat()),
-            due(),
-        );
+        let derived = derive(&facts(
+            &[&[paid("evt_1", "pi_1", 4200)][..], &events].concat(),
+        ));
         assert_eq!(derived.amount_refunded, 1500);
         assert_eq!(
             (derived.status.as_str(), derived.payment_status.as_str()),
@@ -430,13 +467,13 @@ fn the_refund_arithmetic_is_as_told() {
         paid("evt_2", "pi_2", 4200),
         of_charge("evt_3", 9, "ch_1", "pi_1", 4200),
     ];
-    let one_back = derive_payment(&facts(&two), due());
+    let one_back = derive(&facts(&two));
     assert_eq!(
         (one_back.amount_refunded, one_back.status.as_str()),
         (4200, "completed")
     );
     let both = [&two[..], &[of_charge("evt_4", 3, "ch_2", "pi_2", 4200)]].concat();
-    let both_back = derive_payment(&facts(&both), due());
+    let both_back = derive(&facts(&both));
     assert_eq!(
         (both_back.amount_refunded, both_back.status.as_str()),
         (8400, "refunded")
@@ -451,19 +488,15 @@ fn the_refund_arithmetic_is_as_told() {
         of_charge("evt_3", 9, "ch_2", "pi_2", 4200),
         refund("evt_4", T + 9, "re_3", ("pi_3", "ch_3"), 4200, "succeeded"),
     ];
-    assert_eq!(
-        derive_payment(&facts(&unknown), due()).status.as_str(),
-        "completed"
-    );
+    assert_eq!(derive(&facts(&unknown)).status.as_str(), "completed");
     // By id and cumulative: the larger counts, a failed one neither way.
     let by_id = |id: &str, second: i64, refunded: &str, amount: i64, status: &str| {
         refund(id, T + second, refunded, ("pi_1", "ch_1"), amount, status)
     };
     let known = |events: &[Value]| {
-        derive_payment(
-            &facts(&[&[paid("evt_1", "pi_1", 4200)][..], events].concat()),
-            due(),
-        )
+        derive(&facts(
+            &[&[paid("evt_1", "pi_1", 4200)][..], events].concat(),
+        ))
     };
     let one = by_id("evt_2", 1, "re_1", 1000, "pending");
     let other = by_id("evt_3", 2, "re_2", 500, "succeeded");
@@ -662,6 +695,7 @@ fn every_event_leaves_every_state_as_the_table_says() {
         facts(&[]),
         facts(&[failed(), processing()]),
         facts(&[authorized()]),
+        facts(&[paid("evt_0", "pi_0", 2100)]),
         facts(&[failed()]),
         given_up(facts(&[failed()])),
         facts(&[success()]),
@@ -685,9 +719,9 @@ fn every_event_leaves_every_state_as_the_table_says() {
     let rendered = |object: Value, event_type: &str| {
         let facts = facts(&[stripe("evt_9", event_type, T + 60, object)]);
         let cells = states.iter().map(|state| {
-            let before = words(&derive_payment(state, due()));
+            let before = words(&derive(state));
             let state = join(state.clone(), facts.clone());
-            let after = words(&derive_payment(&state, due()));
+            let after = words(&derive(&state));
             let mut cell = Vec::new();
             if before.0 != after.0 {
                 cell.push(after.0.clone());

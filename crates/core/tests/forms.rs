@@ -14,12 +14,13 @@ use billhook_core::entity::account::{
 use billhook_core::entity::invoice::{InvoiceFacts, InvoiceRow};
 use billhook_core::entity::key::PaymentKey;
 use billhook_core::entity::mail::facts::{CarrierScan, MailFacts, MailStage, PieceFacts};
-use billhook_core::entity::manual::{FoundEdit, ManualEdits, PaymentRecord};
+use billhook_core::entity::manual::{Acceptance, FoundEdit, ManualEdits, PaymentRecord};
 use billhook_core::entity::merge::{FactSource, MaxRegister, MinRegister, SeenInterval};
 use billhook_core::entity::opening::OpeningState;
 use billhook_core::entity::payment::facts::{
     ChargeFacts, DisputeFacts, DisputeState, FailedAttempt, IntentFacts, MoneyFacts,
-    NewestFailures, RefundFacts, RefundState, ReviewFacts, SessionFacts,
+    NewestFailures, RefundFacts, RefundState, ReviewFacts, SessionAmounts, SessionFacts,
+    SessionParts, UserHints,
 };
 use billhook_core::entity::payment::linked::{
     LinkState, LinkedPaymentFacts, PaymentCopy, RelinkDecision,
@@ -99,9 +100,23 @@ fn every_fact() -> StoredForms {
     };
     let mut failures = NewestFailures::default();
     failures.insert(PaymentRef::Charge(charge.clone()), failed);
+    let users = UserHints {
+        reference: Some(MinRegister(user.clone())),
+        metadata: Some(MinRegister(user.clone())),
+    };
+    let amounts = SessionAmounts {
+        total: money(4000),
+        parts: Some(SessionParts {
+            subtotal: 4200,
+            discount: 500,
+            tax: 200,
+            shipping: 100,
+        }),
+    };
     let paid = IntentFacts {
         succeeded: Some(source(2)),
         received: [money(4200)].into(),
+        payer: users.clone(),
         authorized: Some(seen(35)),
         processing: Some(seen(3)),
         canceled: Some(source(4)),
@@ -140,6 +155,7 @@ fn every_fact() -> StoredForms {
             SessionFacts {
                 expired: Some(source(6)),
                 completed: Some(source(7)),
+                paid: [amounts].into(),
                 intent: Some(MinRegister(intent.clone())),
             },
         )]
@@ -163,6 +179,9 @@ fn every_fact() -> StoredForms {
             object("dp_1"),
             DisputeFacts {
                 states: dispute_states.map(|state| (state, seen(9))).into(),
+                amount: Some(MaxRegister(money(4200))),
+                reason: Some(MinRegister("fraudulent".to_owned())),
+                respond_by: Some(MaxRegister((at(37), Some(at(38))))),
             },
         )]
         .into(),
@@ -175,8 +194,7 @@ fn every_fact() -> StoredForms {
             },
         )]
         .into(),
-        reference: Some(MinRegister(user.clone())),
-        user: Some(MinRegister(user.clone())),
+        users,
     };
     let key = |payment: &str| PaymentKey::parse(payment).unwrap();
     let invoice = InvoiceId::parse("in_1").unwrap();
@@ -207,6 +225,11 @@ fn every_fact() -> StoredForms {
         reason: "cash".to_owned(),
         is_entry: true,
     };
+    let accepted = Acceptance {
+        at: at(39),
+        by: "pat".to_owned(),
+        reason: "a tip".to_owned(),
+    };
     let edit = FoundEdit {
         column: "status".to_owned(),
         found: "refunded".to_owned(),
@@ -221,6 +244,8 @@ fn every_fact() -> StoredForms {
             flagged: [at(16)].into(),
             recorded: [(at(28).to_string(), MinRegister(record))].into(),
             found_paid: [at(29)].into(),
+            accepted: [(PaymentRef::parse("pi_1").unwrap(), MinRegister(accepted))].into(),
+            paid_dues: [(at(40), MinRegister(money(4200)))].into(),
             conflicts: [(at(30), [edit].into())].into(),
             replaced: [at(31)].into(),
         },

@@ -17,7 +17,7 @@ use billhook_core::entity::order::OrderKind;
 use billhook_core::entity::payment::state::PaymentState;
 use billhook_core::entity::projection::RowStanding;
 use billhook_core::entity::rules::RowRules;
-use billhook_core::entity::schema::{STATE_SCHEMA, UnreadableRow};
+use billhook_core::entity::schema::{GuardedColumns, STATE_SCHEMA, UnreadableRow};
 use billhook_core::entity::timeline::ACTOR;
 use billhook_core::entity::{Entity, EntityKey, EntityUpdate};
 use billhook_core::error::DependencyError;
@@ -842,6 +842,22 @@ impl ListEvents for &MemoryStripe {
     }
 }
 
+/// The guarded columns of a row that this write leaves alone.
+fn unwritten_columns(found: &Entity, next: &EntityUpdate) -> GuardedColumns {
+    let mut columns = found.columns().clone();
+    for (written, _) in next.write_columns() {
+        match written {
+            "status" => columns.status = None,
+            "paymentStatus" | "payment_status" => columns.payment_status = None,
+            "requiresReview" | "requires_review" => columns.requires_review = None,
+            "mail_status" => columns.mail_status = None,
+            "needs_attention" => columns.needs_attention = None,
+            _ => {}
+        }
+    }
+    columns
+}
+
 impl Ledger for &MemoryTables {
     type Row = ();
 
@@ -1031,7 +1047,10 @@ impl Ledger for &MemoryTables {
         for write in writes() {
             let next = match write.entity.row().is_missing {
                 true => write.next.next(),
-                false => write.next.with_row_written(),
+                false => {
+                    let next = write.next.with_row_written();
+                    next.with_columns_found(&unwritten_columns(&write.entity, &write.next))
+                }
             };
             entities.insert(write.entity.key(), next);
         }

@@ -17,7 +17,7 @@ use billhook_core::worker::batch::RECEIVES_MAX;
 use billhook_core::worker::ports::NextState;
 use billhook_testkit::sim::World;
 use billhook_testkit::sim::application::{EditKind, RowEdit};
-use billhook_testkit::sim::store::{EntityRow, Written, amount_refunded_of};
+use billhook_testkit::sim::store::{EntityRow, Written, amount_paid_of, amount_refunded_of};
 use billhook_testkit::sim::stripe::{Emitted, End, Says};
 use webhook_secret::KNOWN_AFTER;
 
@@ -481,16 +481,23 @@ fn as_the_set_says(
         let should = wanted.review_reasons;
         found.unless(is == should, 4, || differs("the reasons", &is, &should));
     }
-    // The amount went with the row.
-    let amount_refunded = match row.entity.row().is_missing {
-        true => amount_refunded_of(
-            &row.entity
-                .apply_facts([], Timestamp::from_unix_s(0).unwrap()),
-        ),
-        false => row.amount_refunded,
+    // The amounts went with the row.
+    let (paid, refunded) = match row.entity.row().is_missing {
+        true => {
+            let now = Timestamp::from_unix_s(0).unwrap();
+            let next = row.entity.apply_facts([], now);
+            let paid = amount_paid_of(&next);
+            (paid.unwrap_or_default(), amount_refunded_of(&next))
+        }
+        false => (row.amount_paid, row.amount_refunded),
     };
-    let (is, should) = (amount_refunded, wanted.amount_refunded);
-    found.unless(is == should, 10, || differs("what went back", &is, &should));
+    let amounts = [
+        ("what was paid", paid, wanted.amount_paid),
+        ("what went back", refunded, wanted.amount_refunded),
+    ];
+    for (what, is, should) in amounts {
+        found.unless(is == should, 10, || differs(what, &is, &should));
+    }
     let told = applied.iter().filter_map(|event| match &event.says {
         Says::Refund(id, ..) => Some(id.as_str()),
         _ => None,
@@ -525,7 +532,10 @@ fn decided(
     };
     for edit in edits_of(world, &row.entity.key(), at) {
         match &edit.what {
-            EditKind::Refunded => decided.is_refunded = true,
+            EditKind::Refunded => {
+                let found = facts.and_then(|facts| facts.manual.refunded.last());
+                decided.refunded_at = Some(found.unwrap_or(&edit.at).unix_s());
+            }
             EditKind::Cancelled => decided.is_cancelled = true,
             EditKind::Cleared(reasons) => decided.cleared.extend(reasons.iter().cloned()),
         }

@@ -140,7 +140,7 @@ impl Customers {
             let payment = Intent {
                 pays: key.clone(),
                 account: owner.map(|name| tenant(name).1),
-                amount: if self.chance(60) { DUE - 100 } else { DUE },
+                amount: self.amount(),
                 is_named,
                 invoice,
                 rival,
@@ -180,6 +180,15 @@ impl Customers {
             end: End::In(key.clone()),
         });
         invoice
+    }
+
+    /// Mostly what is due; else the half of it, less, or more.
+    fn amount(&self) -> i64 {
+        let others = [DUE / 2, DUE / 2, DUE - 100, DUE + 300];
+        match self.chance(200) {
+            true => self.sim.world().rng.pick(&others),
+            false => DUE,
+        }
     }
 
     fn insert(&self, id: &str, payment: Intent) {
@@ -264,8 +273,7 @@ impl Customers {
             self.step().await;
             let mut world = self.sim.world();
             match world.rng.below(10) {
-                // Charges of the builder have captured what was due.
-                0..=3 if left > 0 && amount == DUE => {
+                0..=3 if left > 0 => {
                     let part = if world.rng.chance(500) {
                         left
                     } else {
@@ -279,8 +287,13 @@ impl Customers {
                         refund(event, at, &refund_id, (id, charge), part, "succeeded")
                     });
                     if world.rng.chance(700) {
-                        world.emit_about(id, Says::Refunded(total), false, |event, at| {
-                            charge_refunded(event, at, charge, Some(id), total)
+                        world.emit_about(id, Says::Refunded(total, amount), false, |event, at| {
+                            let mut body = charge_refunded(event, at, charge, Some(id), total);
+                            let object = &mut body["data"]["object"];
+                            object["amount"] = json!(amount);
+                            object["amount_captured"] = json!(amount);
+                            object["refunded"] = json!(total == amount);
+                            body
                         });
                     }
                 }
@@ -293,18 +306,23 @@ impl Customers {
                     });
                 }
                 5 => {
-                    let known = disputed.take();
+                    let known: Option<(String, i64)> = disputed.take();
                     let state = match known {
                         None => "needs_response",
                         Some(_) => world.rng.pick(&["under_review", "won", "lost"]),
                     };
-                    let dispute_id = known.unwrap_or_else(|| world.stripe.id("dp"));
-                    disputed =
-                        Some(dispute_id.clone()).filter(|_| !["won", "lost"].contains(&state));
-                    let says = Says::Dispute(dispute_id.clone(), state);
+                    let (dispute_id, about) = known.unwrap_or_else(|| {
+                        let part = if world.rng.chance(300) { 700 } else { amount };
+                        (world.stripe.id("dp"), part)
+                    });
+                    // After a loss, an appeal may open it again.
+                    let is_ended = state == "won" || (state == "lost" && world.rng.chance(500));
+                    disputed = Some((dispute_id.clone(), about)).filter(|_| !is_ended);
+                    let says = Says::Dispute(dispute_id.clone(), state, about);
                     let by_charge = self.is_entangled && world.rng.chance(500);
                     world.emit_about(id, says, false, |event, at| {
                         let mut body = dispute(event, at, &dispute_id, id, state);
+                        body["data"]["object"]["amount"] = json!(about);
                         body["data"]["object"]["charge"] = json!(charge);
                         if by_charge {
                             body["data"]["object"]["payment_intent"] = Value::Null;

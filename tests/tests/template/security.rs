@@ -338,6 +338,7 @@ fn parameters_explain_themselves_and_need_no_answer() {
 pub(super) fn check_parameters(template: &Value) {
     let parameters = template["Parameters"].as_object().unwrap();
     let expected = [
+        "AcceptCheckoutAdjustments",
         "AdoptedBefore",
         "AlarmEmail",
         "ApiGatewayLogRole",

@@ -17,7 +17,7 @@ use crate::entity::mail::facts::MailFacts;
 use crate::entity::manual::{DiscardedEdit, ManualEdits};
 use crate::entity::merge::{Merge, MinRegister};
 use crate::entity::opening::OpeningState;
-use crate::entity::payment::derive::DerivedPayment;
+use crate::entity::payment::derive::{DerivedPayment, PaymentRules, is_covered};
 use crate::entity::payment::linked::{LinkedPaymentFacts, PaymentCopy};
 use crate::entity::projection::{LoadedRow, RowFinding, RowStanding, know_row, read_opening_state};
 use crate::entity::rules::RowRules;
@@ -69,6 +69,8 @@ pub trait EntityKind: Clone + Debug + PartialEq + Sized {
     const SCHEMA: EntitySchema;
     /// Why an event of Stripe is parked whose row of this kind does not exist.
     const UNKNOWN: ParkReason;
+    /// A part of the amount due needs no review.
+    const TAKES_INSTALMENTS: bool = false;
 
     /// Takes the facts that this kind has. `worker::resolve` sends a kind no others.
     fn take_facts(facts: &mut Self::Facts, stated: StatedFacts);
@@ -102,7 +104,7 @@ pub trait EntityKind: Clone + Debug + PartialEq + Sized {
     fn initial_columns() -> GuardedColumns {
         GuardedColumns::default()
     }
-    fn derive(facts: &Self::Facts, given: &Self::Given) -> Self::Derived;
+    fn derive(facts: &Self::Facts, given: &Self::Given, rules: PaymentRules) -> Self::Derived;
     /// The columns that people and the application may also write, as billhook writes them now.
     fn project(
         _row: &EntityState<Self>,
@@ -205,7 +207,7 @@ impl<K: EntityKind> EntityState<K> {
             },
             row: match row {
                 Some(row) => LoadedRow::read(&K::SCHEMA, rules, row, K::is_own_word),
-                None => LoadedRow::missing(rules.version_column),
+                None => LoadedRow::missing(rules),
             },
             columns: row.map(K::read_guarded).unwrap_or_default(),
             last_derived: LastDerived::default(),
@@ -312,6 +314,11 @@ impl<K: EntityKind> EntityState<K> {
                     self.find_manual_edits(&standing, K::owns_payment_status(known, new), now);
                 is_edited = edits != LinkedPaymentFacts::default();
                 known.merge(edits);
+                let paid_due = self.find_paid_due(&standing, known);
+                if let Some(due) = paid_due {
+                    is_edited = true;
+                    known.manual.paid_dues.insert(now, MinRegister(due));
+                }
                 if let (RowStanding::New, Some(opening)) = (&standing, &self.row.opening) {
                     known.opening = Some(MinRegister(opening.clone()));
                 }
@@ -333,7 +340,7 @@ impl<K: EntityKind> EntityState<K> {
             }
             _ => self,
         };
-        let derived = K::derive(&facts, &loaded.given);
+        let derived = K::derive(&facts, &loaded.given, self.payment_rules());
         let mut last_derived = K::project(loaded, &facts, &derived);
         let mut foreign: Vec<&'static str> = self.row.foreign.iter().copied().collect();
         if !foreign.is_empty() {
@@ -405,11 +412,36 @@ impl<K: EntityKind> EntityState<K> {
         }
     }
 
+    fn payment_rules(&self) -> PaymentRules {
+        PaymentRules {
+            takes_instalments: K::TAKES_INSTALMENTS,
+            refuses_adjustments: self.row.refuses_adjustments,
+        }
+    }
+
+    /// What was due at billhook's last write, if it was paid and another amount is due now.
+    fn find_paid_due(&self, standing: &RowStanding, known: &LinkedPaymentFacts) -> Option<Money> {
+        if !matches!(standing, RowStanding::Current | RowStanding::Stale { .. }) {
+            return None;
+        }
+        let was_due = self.history.row.due?;
+        let is_new = self.identity().due != Some(was_due);
+        let mut noted = known.manual.paid_dues.values();
+        let is_noted = noted.any(|due| due.0 == was_due);
+        let was_paid = || is_covered(known, was_due, self.payment_rules());
+        (is_new && !is_noted && was_paid()).then_some(was_due)
+    }
+
     /// Some applications put the order's id into `client_reference_id`. It is not a user: without this line `ord_1` ended
     /// up in `userId` if the session's metadata did not repeat the order's id.
     pub(super) fn drop_own_reference(&self, copy: &mut PaymentCopy) {
-        let is_own = |hint: &mut MinRegister<UserId>| hint.0.as_str() == self.id.to_string();
-        copy.facts.reference.take_if(is_own);
+        let id = self.id.to_string();
+        let is_own = |hint: &mut MinRegister<UserId>| hint.0.as_str() == id;
+        let payers = copy.facts.payments.values_mut();
+        let payers = payers.map(|payment| &mut payment.payer);
+        for users in payers.chain([&mut copy.facts.users]) {
+            users.reference.take_if(is_own);
+        }
     }
 
     /// As if nobody had edited the row since billhook wrote it.
@@ -450,7 +482,7 @@ impl<K: EntityKind> EntityState<K> {
         K::of_other_pieces(&self.facts, &self.given)
             .into_iter()
             .any(|given| {
-                let derived = K::derive(&self.facts, &given);
+                let derived = K::derive(&self.facts, &given, self.payment_rules());
                 let other = Self {
                     given,
                     ..self.clone()

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::entity::merge::{MinRegister, merge_fields};
+use crate::ids::PaymentRef;
+use crate::money::Money;
 use crate::time::Timestamp;
 
 /// The review reason of a row that was flagged without saying why.
@@ -33,6 +35,12 @@ pub struct ManualEdits {
     /// When a status column was set to paid, and nobody said why.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub found_paid: BTreeSet<Timestamp>,
+    /// The payments whose amount a person accepts as what was due, though it is not.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub accepted: BTreeMap<PaymentRef, MinRegister<Acceptance>>,
+    /// What was due when it was paid, by the time at which another amount was found.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub paid_dues: BTreeMap<Timestamp, MinRegister<Money>>,
     /// Edits in older copies of the row, by the time at which the row was restored.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub conflicts: BTreeMap<Timestamp, BTreeSet<FoundEdit>>,
@@ -51,6 +59,14 @@ pub struct PaymentRecord {
     /// It stands in the row's timeline already, as an entry of the application.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_entry: bool,
+}
+
+/// A person's decision that a payment is enough.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Acceptance {
+    pub at: Timestamp,
+    pub by: String,
+    pub reason: String,
 }
 
 /// A column with another value than billhook wrote.
@@ -77,6 +93,8 @@ merge_fields!(ManualEdits {
     flagged,
     recorded,
     found_paid,
+    accepted,
+    paid_dues,
     conflicts,
     replaced
 });
@@ -97,11 +115,16 @@ impl ManualEdits {
         recorded.min().or(self.found_paid.first().copied())
     }
 
-    /// Whether the last that somebody said is that it was refunded, and not that it was paid.
-    pub(super) fn is_refunded(&self) -> bool {
+    /// When it was paid outside Stripe, as somebody said last.
+    pub(super) fn last_paid_at(&self) -> Option<Timestamp> {
         let recorded = self.recorded.values().map(|record| record.0.at);
-        let paid = recorded.max().max(self.found_paid.last().copied());
-        self.refunded.last().copied() > paid
+        recorded.max().max(self.found_paid.last().copied())
+    }
+
+    /// When somebody said that it was refunded, if nobody said since that it was paid.
+    pub(super) fn refunded_at(&self) -> Option<Timestamp> {
+        let refunded = self.refunded.last().copied();
+        refunded.filter(|_| refunded > self.last_paid_at())
     }
 
     /// Whether a person still has to say whether the row is the one that the payments are for.
@@ -132,6 +155,10 @@ impl ManualEdits {
             times.retain(|at| at > since);
         }
         current.recorded.retain(|_, record| record.0.at > *since);
+        current
+            .accepted
+            .retain(|_, accepted| accepted.0.at > *since);
+        current.paid_dues.retain(|at, _| at > since);
         current.conflicts.retain(|at, _| at > since);
         current
     }

@@ -99,7 +99,7 @@ pub enum EntityChange {
     RefundedInFull,
     /// The row needs review now and did not before; a second reason is no change.
     RequiresReview,
-    /// Also for a second mismatch, because that adds a reason.
+    /// Less or more than what was due. Also for a second mismatch, because that adds a reason.
     AmountMismatch,
     PaidAfterCancel,
     /// A letter failed, was rejected, came back or has an issue.
@@ -387,6 +387,15 @@ impl Entity {
         for_entity!(Entity, self, state => state.apply_facts(stated, now).into())
     }
 
+    /// As the ledger would load it after a write: with what is found in columns that the write left alone.
+    #[must_use]
+    pub fn with_columns_found(mut self, found: &GuardedColumns) -> Self {
+        for_entity!(Entity, &mut self, state => {
+            state.columns = state.columns.clone().or_found(found);
+        });
+        self
+    }
+
     /// The row as it was before billhook wrote it.
     #[must_use]
     pub fn without_history(&self) -> Self {
@@ -395,6 +404,7 @@ impl Entity {
             columns: GuardedColumns::default(),
             row: LoadedRow {
                 version_column: state.row.version_column,
+                refuses_adjustments: state.row.refuses_adjustments,
                 ..LoadedRow::default()
             },
             last_derived: LastDerived::default(),
@@ -545,7 +555,10 @@ impl EntityUpdate {
                 EntityChange::RequiresReview,
                 holds(new.requires_review, old.requires_review),
             ),
-            (EntityChange::AmountMismatch, reason("amount_mismatch")),
+            (
+                EntityChange::AmountMismatch,
+                reason("amount_mismatch") || reason("overpaid"),
+            ),
             (EntityChange::PaidAfterCancel, reason("paid_after_cancel")),
             (
                 EntityChange::NeedsAttention,

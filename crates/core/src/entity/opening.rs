@@ -69,6 +69,7 @@ impl OpeningState {
             }
             Some(PaymentStatus::Processing) => PaymentEvidence::Processing,
             Some(PaymentStatus::Authorized) => PaymentEvidence::Authorized,
+            Some(PaymentStatus::PartiallyPaid) => PaymentEvidence::PartlyPaid,
             Some(PaymentStatus::Failed) => PaymentEvidence::Failed,
             Some(PaymentStatus::Unpaid) | None => PaymentEvidence::Nothing,
         };
@@ -93,6 +94,7 @@ impl OpeningState {
             PaymentStatus::Disputed => Some(DisputeState::Open),
             PaymentStatus::ChargedBack => Some(DisputeState::Lost),
             PaymentStatus::Unpaid
+            | PaymentStatus::PartiallyPaid
             | PaymentStatus::Processing
             | PaymentStatus::Authorized
             | PaymentStatus::Failed

@@ -12,7 +12,8 @@ use crate::entity::columns::{
 use crate::entity::key::ORDER;
 use crate::entity::kind::{EntityKind, EntityState, StatedFacts, keep_if_ours, read_due};
 use crate::entity::merge::Merge as _;
-use crate::entity::payment::derive::{DerivedPayment, derive_payment};
+use crate::entity::payment::derive::{DerivedPayment, PaymentRules, derive_payment};
+use crate::entity::payment::facts::MoneyFacts;
 use crate::entity::payment::linked::LinkedPaymentFacts;
 use crate::entity::payment::status::{OrderStatus, PaymentStatus};
 use crate::entity::schema::{GuardedColumns, LastDerived, RowIdentity};
@@ -34,8 +35,10 @@ const COLUMNS: &[EntityColumn] = &[
     column("paymentStatus", Text, Billhook, ""),
     column("requiresReview", Bool, Billhook, ""),
     column("reviewReasons", TextSet, Billhook, "absent if there are none"),
+    column("amountPaid", Integer, Billhook, "the sum of what all payments received, also of what went back since; yours while nothing but a person or the application says that it was paid"),
     column("amountRefunded", Integer, Billhook, ""),
     column("authorizedUntil", Text, Billhook, "until when an authorised payment can be captured; absent if none is authorised, or Stripe does not say it"),
+    column("disputeDueBy", Text, Billhook, "until when the first dispute or inquiry has to be answered; absent if none has"),
     column("paymentFailedAt", Text, Billhook, "time of the last failed attempt"),
     column("stripePaymentIntentId", Text, Both, "billhook writes the payment that counts, unless you wrote one"),
     column("stripeCheckoutSessionId", Text, Both, "billhook writes it if it is missing; yours stays"),
@@ -128,8 +131,8 @@ impl EntityKind for OrderKind {
         let copies = || facts.payments.values().map(|copy| &copy.facts);
         let has_session = |id: &CheckoutSessionId| copies().any(|of| of.sessions.contains_key(id));
         let is_hint = |user: &String| {
-            let mut hints = copies().flat_map(|of| of.reference.iter().chain(&of.user));
-            hints.any(|hint| hint.0.as_str() == user)
+            let mut hints = copies().flat_map(MoneyFacts::user_hints);
+            hints.any(|hint| hint.as_str() == user)
         };
         let theirs = given.intent.clone();
         let theirs = theirs.filter(|id| !facts.knows_payment_intent(id));
@@ -195,8 +198,12 @@ impl EntityKind for OrderKind {
         }
     }
 
-    fn derive(facts: &LinkedPaymentFacts, given: &OrderColumns) -> DerivedPayment {
-        derive_payment(facts, given.due)
+    fn derive(
+        facts: &LinkedPaymentFacts,
+        given: &OrderColumns,
+        rules: PaymentRules,
+    ) -> DerivedPayment {
+        derive_payment(facts, given.due, rules)
     }
 
     fn project(
@@ -255,10 +262,19 @@ impl EntityKind for OrderKind {
                 Some(ColumnValue::Integer(payment.amount_refunded)),
             ),
         ];
-        columns.push((
-            "authorizedUntil",
-            payment.authorized_until.map(ColumnValue::Time),
-        ));
+        columns.extend([
+            (
+                "authorizedUntil",
+                payment.authorized_until.map(ColumnValue::Time),
+            ),
+            (
+                "disputeDueBy",
+                payment.dispute_due_by.map(ColumnValue::Time),
+            ),
+        ]);
+        let received = payment.received.map(|received| received.amount);
+        let received = received.map(ColumnValue::Integer);
+        columns.extend(received.map(|received| ("amountPaid", Some(received))));
         if payment.payment_failed_at.is_some() || !payment.is_adopted {
             let failed_at = payment.payment_failed_at.map(ColumnValue::Time);
             columns.push(("paymentFailedAt", failed_at));

@@ -21,6 +21,8 @@ pub struct LoadedRow {
     pub version: Option<i64>,
     /// The column that has it.
     pub version_column: VersionColumn,
+    /// [`RowRules::refuses_adjustments`].
+    pub refuses_adjustments: bool,
     pub created_at: Option<String>,
     /// The application deleted it.
     pub is_missing: bool,
@@ -68,10 +70,11 @@ pub enum RowFinding {
 }
 
 impl LoadedRow {
-    pub(super) fn missing(version_column: VersionColumn) -> Self {
+    pub(super) fn missing(rules: &RowRules) -> Self {
         Self {
             is_missing: true,
-            version_column,
+            version_column: rules.version_column,
+            refuses_adjustments: rules.refuses_adjustments,
             ..Self::default()
         }
     }
@@ -105,6 +108,7 @@ impl LoadedRow {
                 .integer(version_column.as_str())
                 .filter(|version| *version > 0),
             version_column,
+            refuses_adjustments: rules.refuses_adjustments,
             created_at: schema
                 .created_at
                 .and_then(|column| read_created_at(row, column)),

@@ -1,5 +1,5 @@
-//! What a deployment says about the application's tables: the name of the column of billhook's version, and which rows
-//! were made before billhook was given their table (adoption).
+//! What a deployment says about the application's rows: the name of the column of billhook's version, which rows were made
+//! before billhook was given their table (adoption), and whether Checkout may adjust what they ask for.
 //!
 //! The rules come from the function's configuration and are an argument of [`super::EntityKey::read`]; nothing else
 //! decides by them, so that a changed parameter never changes what was read before.
@@ -12,6 +12,8 @@ pub struct RowRules {
     pub version_column: VersionColumn,
     /// The application's word about a row that it made before this time is believed.
     pub adopted_before: Option<Timestamp>,
+    /// A Checkout Session with a discount, shipping or tax of its own does not pay what its items cost.
+    pub refuses_adjustments: bool,
 }
 
 impl RowRules {

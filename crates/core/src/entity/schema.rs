@@ -138,6 +138,18 @@ impl GuardedColumns {
             .collect()
     }
 
+    /// With the values that are found in columns which these do not write.
+    #[must_use]
+    pub fn or_found(self, found: &Self) -> Self {
+        Self {
+            status: self.status.or_else(|| found.status.clone()),
+            payment_status: self.payment_status.or_else(|| found.payment_status.clone()),
+            requires_review: self.requires_review.or(found.requires_review),
+            mail_status: self.mail_status.or_else(|| found.mail_status.clone()),
+            needs_attention: self.needs_attention.or(found.needs_attention),
+        }
+    }
+
     /// Columns that billhook has not written yet are compared with what an adopted row said at first.
     pub(super) fn or_opening(mut self, opening: Option<&OpeningState>) -> Self {
         if let Some(opening) = opening {

@@ -18,7 +18,7 @@ use crate::entity::kind::{EntityKind, EntityState, StatedFacts, keep_if_ours, re
 use crate::entity::mail::derive::{DerivedMail, derive_mail, is_stronger_stage};
 use crate::entity::mail::facts::{MailFacts, MailStage};
 use crate::entity::merge::{Merge as _, merge_fields};
-use crate::entity::payment::derive::{DerivedPayment, derive_payment};
+use crate::entity::payment::derive::{DerivedPayment, PaymentRules, derive_payment};
 use crate::entity::payment::linked::LinkedPaymentFacts;
 use crate::entity::payment::status::PaymentStatus;
 use crate::entity::schema::{GuardedColumns, LastDerived, RowIdentity};
@@ -42,10 +42,11 @@ const COLUMNS: &[EntityColumn] = &[
     column("payment_status", Text, Billhook, ""),
     column("requires_review", Bool, Billhook, ""),
     column("review_reasons", TextSet, Billhook, "absent if there are none"),
-    column("amount_paid", Integer, Billhook, "the amount due once it is paid"),
+    column("amount_paid", Integer, Billhook, "like an order's `amountPaid`"),
     column("amount_refunded", Integer, Billhook, ""),
-    column("paid_at", Text, Billhook, "time of the first payment that matches the amount due"),
+    column("paid_at", Text, Billhook, "when the payments reached the amount due; yours while `amount_paid` is"),
     column("authorized_until", Text, Billhook, "like an order's `authorizedUntil`"),
+    column("dispute_due_by", Text, Billhook, "like an order's `disputeDueBy`"),
     column("stripe_payment_intent_id", Text, Both, "like an order's"),
     column("mail_status", Text, Billhook, ""),
     column("mail_status_at", Text, Billhook, "the last time the piece reached that stage"),
@@ -151,6 +152,7 @@ impl EntityKind for StatementKind {
         columns: COLUMNS,
     };
     const UNKNOWN: ParkReason = ParkReason::StatementUnknown;
+    const TAKES_INSTALMENTS: bool = true;
 
     fn take_facts(facts: &mut StatementFacts, stated: StatedFacts) {
         match stated {
@@ -230,10 +232,14 @@ impl EntityKind for StatementKind {
         }
     }
 
-    fn derive(facts: &StatementFacts, given: &StatementColumns) -> DerivedStatement {
+    fn derive(
+        facts: &StatementFacts,
+        given: &StatementColumns,
+        rules: PaymentRules,
+    ) -> DerivedStatement {
         let mail = derive_mail(&facts.mail, given.piece.as_ref());
         DerivedStatement {
-            payment: derive_payment(&facts.payment, given.due),
+            payment: derive_payment(&facts.payment, given.due, rules),
             mail_at_first: find_mail_at_first(facts, given, mail.status),
             mail,
         }
@@ -316,12 +322,15 @@ impl EntityKind for StatementKind {
                     "authorized_until",
                     payment.authorized_until.map(ColumnValue::Time),
                 ),
+                (
+                    "dispute_due_by",
+                    payment.dispute_due_by.map(ColumnValue::Time),
+                ),
             ]);
-            if payment.paid_at.is_some() || !payment.is_adopted {
-                let paid = ColumnValue::Integer(payment.amount_paid);
+            if let Some(received) = payment.received {
                 columns.extend([
-                    ("amount_paid", Some(paid)),
-                    ("paid_at", payment.paid_at.map(ColumnValue::Time)),
+                    ("amount_paid", Some(ColumnValue::Integer(received.amount))),
+                    ("paid_at", received.paid_at.map(ColumnValue::Time)),
                 ]);
             }
         }

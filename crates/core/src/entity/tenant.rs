@@ -13,6 +13,7 @@ use crate::entity::columns::{
 use crate::entity::key::TENANT;
 use crate::entity::kind::{EntityKind, StatedFacts};
 use crate::entity::merge::Merge as _;
+use crate::entity::payment::derive::PaymentRules;
 use crate::entity::schema::{LastDerived, RowIdentity};
 use crate::ids::{AccountId, TenantId};
 use crate::outcome::ParkReason;
@@ -90,7 +91,7 @@ impl EntityKind for TenantKind {
         TenantColumns::default()
     }
 
-    fn derive(facts: &AccountFacts, given: &TenantColumns) -> DerivedAccount {
+    fn derive(facts: &AccountFacts, given: &TenantColumns, _: PaymentRules) -> DerivedAccount {
         derive_account(facts, given.account.as_ref())
     }
 

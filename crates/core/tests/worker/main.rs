@@ -3,7 +3,10 @@
 
 mod laws;
 mod money;
+mod money_stories;
 mod proof;
+#[path = "../stored_order/mod.rs"]
+mod stored_order;
 mod stories;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -857,14 +860,18 @@ async fn a_session_is_paid_once_though_the_payment_of_its_invoice_is_linked_to_a
 
 #[tokio::test]
 async fn amounts_that_do_not_fit_complete_nothing() {
-    for (amount, currency) in [(4199, "usd"), (4200, "eur"), (0, "usd")] {
+    for (amount, currency, payment) in [
+        (4199, "usd", "partially_paid"),
+        (4200, "eur", "unpaid"),
+        (0, "usd", "unpaid"),
+    ] {
         let tables = tables();
         let mut paid = intent_succeeded("evt_1", T, "pi_1", named("ord_1"), amount);
         paid["data"]["object"]["currency"] = json!(currency);
         deliver(&tables, ProviderId::Stripe, &[paid]).await;
         assert_eq!(
             status(&tables, "ord_1"),
-            ("pending".into(), "unpaid".into()),
+            ("pending".into(), payment.into()),
             "{amount} {currency}"
         );
         assert_eq!(

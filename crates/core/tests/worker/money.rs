@@ -297,3 +297,484 @@ fn a_failed_3d_secure_check_after_a_decline_keeps_both_codes() {
     let expected = ["card_declined", "payment_intent_authentication_failure"];
     assert_eq!(codes, BTreeSet::from(expected));
 }
+
+/// What a statement becomes by these events, whichever comes first; `row` is as the application wrote it.
+fn statement_ends(row: &Value, events: &[Value]) -> (Value, DerivedPayment) {
+    let mut found: Option<(Value, DerivedPayment)> = None;
+    for arrival in orders_of_arrival(events.len()) {
+        let tables = MemoryTables::default();
+        let key = statement("st_1");
+        let entity = memory::entity_of(&key, row.clone());
+        tables.entities.lock().unwrap().insert(key.clone(), entity);
+        for number in &arrival {
+            let event = events[*number].clone();
+            run(deliver(&tables, ProviderId::Stripe, &[event]));
+        }
+        let derived = payment(&tables, &key);
+        let columns = entity_columns(&tables, &key);
+        match &found {
+            Some(found) => assert_eq!(*found, (columns, derived), "in the order {arrival:?}"),
+            None => found = Some((columns, derived)),
+        }
+    }
+    found.unwrap()
+}
+
+/// What billhook writes into the row of an entity.
+fn entity_columns(tables: &MemoryTables, key: &EntityKey) -> Value {
+    let update = entity(tables, key).apply_facts([], now());
+    let mut columns = json!({});
+    for (name, value) in update.write_columns() {
+        columns[name] = value.map_or(Value::Null, crate::stored_order::json_of);
+    }
+    columns
+}
+
+fn of_statement() -> Value {
+    json!({ "statement_id": "st_1" })
+}
+
+fn expired_session(names: Value) -> Value {
+    let object = json!({ "id": "cs_9", "object": "checkout.session", "status": "expired",
+        "payment_status": "unpaid", "metadata": names });
+    stripe("evt_e", "checkout.session.expired", T + 50, object)
+}
+
+/// Paid by check: the application wrote it before Stripe said anything.
+#[test]
+fn a_statement_paid_by_check_stays_paid() {
+    let row = json!({ "amount_due": 4200, "currency": "usd", "payment_status": "paid", "amount_paid": 4150,
+        "paid_at": "in May" });
+    // A session that nobody paid states nothing about the payment.
+    let (columns, _) = statement_ends(&row, &[expired_session(of_statement())]);
+    assert_eq!(columns["payment_status"], Value::Null);
+    let declined = intent_failed("evt_1", T, "pi_1", of_statement(), "ch_1");
+    let (columns, derived) = statement_ends(&row, &[declined, expired_session(of_statement())]);
+    assert_eq!(columns["payment_status"], "paid");
+    assert_eq!(derived.received, None);
+    for column in ["amount_paid", "paid_at"] {
+        assert!(columns.get(column).is_none(), "{column}");
+    }
+}
+
+/// Declined, then paid in cash and set to `completed`; a later attempt is told, and never a status.
+#[test]
+fn an_order_paid_in_cash_after_a_decline_stays_completed() {
+    let mut order = crate::stored_order::StoredOrder::new();
+    let declined = |id: &str, at: i64| intent_failed(id, at, "pi_1", json!({}), id);
+    let mut events = vec![declined("evt_1", T)];
+    order.take(&events);
+    assert_eq!(order.column("status"), "payment_failed");
+    order.set("status", json!("completed"));
+    order.take(&events);
+    events.push(declined("evt_2", T + 100_000));
+    let next = order.take(&events);
+    assert_eq!(order.column("status"), "completed");
+    assert_eq!(order.column("paymentStatus"), "paid");
+    let reasons = next.payment().unwrap().review_reasons.iter();
+    let words: Vec<&str> = reasons
+        .map(|reason| reason.split(':').next().unwrap())
+        .collect();
+    assert_eq!(words, ["failed_after_paid", "paid_unproven"]);
+    events.push(expired_session(json!({})));
+    order.take(&events);
+    assert_eq!(order.column("status"), "completed");
+}
+
+#[test]
+fn a_completed_order_stays_completed_at_its_first_partial_refund() {
+    let row = [("amountTotal", json!(4200)), ("status", json!("completed"))];
+    let mut back = given_back("re_1", T, 1000);
+    back["data"]["object"]["metadata"] = named("ord_1");
+    let derived = ends_of(&row, &[back]);
+    assert_eq!(derived.status.as_str(), "completed");
+    assert_eq!(
+        (derived.payment_status.as_str(), derived.amount_refunded),
+        ("paid", 1000)
+    );
+}
+
+fn paid_by(intent: &str, at: i64, names: Value, amount: i64) -> Value {
+    intent_succeeded(&format!("evt_{intent}"), at, intent, names, amount)
+}
+
+#[test]
+fn two_payments_of_the_half_pay_the_whole() {
+    let first = paid_by("pi_1", T, named("ord_1"), 2100);
+    let derived = ends(std::slice::from_ref(&first));
+    check(
+        &derived,
+        "pending",
+        "partially_paid",
+        0,
+        &["amount_mismatch:pi_1"],
+    );
+    assert_eq!(derived.received.unwrap().amount, 2100);
+    let second = paid_by("pi_2", T + 9, named("ord_1"), 2100);
+    let derived = ends(&[first.clone(), second]);
+    check(&derived, "completed", "paid", 0, &[]);
+    let received = derived.received.unwrap();
+    assert_eq!(
+        (received.amount, received.paid_at),
+        (4200, Timestamp::from_unix_s(T + 9).ok())
+    );
+    // More than what is due is paid, and told.
+    let too_much = paid_by("pi_2", T + 9, named("ord_1"), 2500);
+    check(
+        &ends(&[first, too_much]),
+        "completed",
+        "paid",
+        0,
+        &["overpaid:pi_2"],
+    );
+    let whole = |intent: &str, at| paid_by(intent, at, named("ord_1"), 4200);
+    let twice = [whole("pi_1", T), whole("pi_2", T + 9)];
+    check(&ends(&twice), "completed", "paid", 0, &["paid_twice:pi_2"]);
+}
+
+#[test]
+fn an_instalment_of_a_statement_needs_no_review() {
+    let row = json!({ "amount_due": 4200, "currency": "usd" });
+    let first = paid_by("pi_1", T, of_statement(), 2100);
+    let (columns, _) = statement_ends(&row, std::slice::from_ref(&first));
+    assert_eq!(columns["payment_status"], "partially_paid");
+    assert_eq!(columns["amount_paid"], 2100);
+    assert_eq!(columns["paid_at"], Value::Null);
+    assert_eq!(columns["requires_review"], false);
+    let (columns, _) = statement_ends(&row, &[first, paid_by("pi_2", T + 9, of_statement(), 2100)]);
+    assert_eq!(
+        (&columns["payment_status"], &columns["amount_paid"]),
+        (&json!("paid"), &json!(4200))
+    );
+    let mut foreign = paid_by("pi_1", T, of_statement(), 4200);
+    foreign["data"]["object"]["currency"] = json!("eur");
+    let (columns, _) = statement_ends(&row, &[foreign]);
+    assert_eq!(columns["review_reasons"], json!(["amount_mismatch:pi_1"]));
+}
+
+/// A dispute, with its amount and due date.
+fn disputed(id: &str, at: i64, intent: &str, status: &str, amount: i64) -> Value {
+    let mut event = dispute(id, at, &format!("dp_{intent}"), intent, status);
+    let object = &mut event["data"]["object"];
+    object["amount"] = json!(amount);
+    object["reason"] = json!("fraudulent");
+    object["evidence_details"] = json!({ "due_by": T + 700_000 });
+    event
+}
+
+#[test]
+fn a_lost_dispute_of_one_payment_leaves_the_other_standing() {
+    let whole = |intent: &str, at| paid_by(intent, at, named("ord_1"), 4200);
+    let lost = disputed("evt_3", T + 20, "pi_1", "lost", 4200);
+    let events = [whole("pi_1", T), whole("pi_2", T + 9), lost.clone()];
+    check(
+        &ends(&events),
+        "completed",
+        "paid",
+        0,
+        &["dispute_lost:dp_pi_1"],
+    );
+    let alone = [whole("pi_1", T), lost];
+    check(
+        &ends(&alone),
+        "completed",
+        "charged_back",
+        0,
+        &["dispute_lost:dp_pi_1"],
+    );
+}
+
+#[test]
+fn a_dispute_about_a_part_is_a_reason_of_its_own() {
+    let paid = paid_by("pi_1", T, named("ord_1"), 4200);
+    for (status, word) in [
+        ("needs_response", "partial_dispute_open"),
+        ("lost", "partial_dispute_lost"),
+    ] {
+        let part = disputed("evt_2", T + 9, "pi_1", status, 1000);
+        let reason = format!("{word}:dp_pi_1");
+        check(
+            &ends(&[paid.clone(), part]),
+            "completed",
+            "paid",
+            0,
+            &[&reason],
+        );
+    }
+    // What is left of it after a refund is the whole.
+    let part = disputed("evt_2", T + 9, "pi_1", "needs_response", 1000);
+    let events = [paid, part, given_back("re_1", T + 3, 3200)];
+    check(
+        &ends(&events),
+        "completed",
+        "disputed",
+        3200,
+        &["dispute_open:dp_pi_1"],
+    );
+}
+
+#[test]
+fn a_dispute_says_until_when_it_has_to_be_answered() {
+    let paid = paid_by("pi_1", T, named("ord_1"), 4200);
+    let open = disputed("evt_2", T + 9, "pi_1", "needs_response", 4200);
+    let derived = ends(&[paid.clone(), open.clone()]);
+    assert_eq!(
+        derived.dispute_due_by,
+        Timestamp::from_unix_s(T + 700_000).ok()
+    );
+    let opened = derived
+        .timeline
+        .iter()
+        .find(|entry| entry.kind == "dispute_opened");
+    let meta = &opened.unwrap().meta;
+    let told = ["amount", "reason", "dueBy"].map(|member| meta[member].clone());
+    let due = Timestamp::from_unix_s(T + 700_000).unwrap().to_string();
+    assert_eq!(told, [json!(4200), json!("fraudulent"), json!(due)]);
+    let answered = disputed("evt_3", T + 19, "pi_1", "under_review", 4200);
+    assert_eq!(ends(&[paid, open, answered]).dispute_due_by, None);
+}
+
+/// Cleared after the first loss; an appeal and a second loss are other facts.
+#[test]
+fn an_appeal_and_a_second_loss_flag_again() {
+    let mut order = crate::stored_order::StoredOrder::new();
+    let at = |second: i64| Timestamp::from_unix_s(T + second).unwrap();
+    let mut events = vec![paid_by("pi_1", T, json!({}), 4200)];
+    let mut flagged = Vec::new();
+    for (second, status) in [
+        (10, "needs_response"),
+        (20, "lost"),
+        (30, "appeal_under_review"),
+        (40, "lost"),
+    ] {
+        events.push(disputed(
+            &format!("evt_{second}"),
+            T + second,
+            "pi_1",
+            status,
+            4200,
+        ));
+        order.take(&events);
+        flagged.push(order.column("reviewReasons")[0].clone());
+        order.set("requiresReview", json!(false));
+        order.take(&events);
+        assert_eq!(order.column("requiresReview"), false);
+    }
+    let expected = [
+        "dispute_open:dp_pi_1".to_owned(),
+        "dispute_lost:dp_pi_1".to_owned(),
+        format!("dispute_open:dp_pi_1@{}", at(20)),
+        format!("dispute_lost:dp_pi_1@{}", at(30)),
+    ];
+    assert_eq!(flagged, expected);
+}
+
+#[test]
+fn an_amount_that_is_lowered_after_it_was_paid_is_no_unpaid_order() {
+    for due in [3000, 5000] {
+        let mut order = crate::stored_order::StoredOrder::new();
+        let events = [paid_by("pi_1", T, json!({}), 4200)];
+        order.take(&events);
+        order.set("amountTotal", json!(due));
+        let next = order.take(&events);
+        assert_eq!(
+            (order.column("status"), order.column("paymentStatus")),
+            (json!("completed"), json!("paid"))
+        );
+        let reasons = next.payment().unwrap().review_reasons.iter();
+        let words: Vec<&str> = reasons
+            .map(|reason| reason.split(':').next().unwrap())
+            .collect();
+        assert_eq!(words, ["due_changed"], "{due}");
+        // It ends with its cause.
+        order.set("amountTotal", json!(4200));
+        order.take(&events);
+        assert_eq!(order.column("requiresReview"), false);
+    }
+}
+
+fn checkout(subtotal: i64, discount: i64, tax: i64, shipping: i64, intent: Option<&str>) -> Value {
+    let paid = if intent.is_some() {
+        "paid"
+    } else {
+        "no_payment_required"
+    };
+    let mut event = session_completed("evt_s", T, "cs_1", intent, named("ord_1"), paid);
+    let object = &mut event["data"]["object"];
+    object["amount_subtotal"] = json!(subtotal);
+    object["amount_total"] = json!(subtotal - discount + tax + shipping);
+    object["total_details"] =
+        json!({ "amount_discount": discount, "amount_tax": tax, "amount_shipping": shipping });
+    event
+}
+
+#[test]
+fn checkouts_own_discount_tax_and_shipping_fit() {
+    for (discount, tax, shipping) in [(1000, 0, 0), (0, 405, 500), (500, 300, 0)] {
+        let total = 4200 - discount + tax + shipping;
+        let events = [
+            checkout(4200, discount, tax, shipping, Some("pi_1")),
+            paid_by("pi_1", T, named("ord_1"), total),
+        ];
+        let derived = ends(&events);
+        check(&derived, "completed", "paid", 0, &[]);
+        assert_eq!(derived.received.unwrap().amount, total);
+        let paid = derived
+            .timeline
+            .iter()
+            .find(|entry| entry.kind == "payment_succeeded");
+        assert_eq!(paid.unwrap().meta["subtotal"], 4200);
+    }
+    // A code of 100 %.
+    check(
+        &ends(&[checkout(4200, 4200, 0, 0, None)]),
+        "completed",
+        "paid",
+        0,
+        &[],
+    );
+    // A tip, or items that are not what is due.
+    let mut tip = checkout(4200, 0, 0, 0, Some("pi_1"));
+    tip["data"]["object"]["amount_total"] = json!(4700);
+    check(&ends(&[tip]), "completed", "paid", 0, &["overpaid:pi_1"]);
+    let less = checkout(4000, 0, 0, 0, Some("pi_1"));
+    check(
+        &ends(&[less]),
+        "pending",
+        "partially_paid",
+        0,
+        &["amount_mismatch:pi_1"],
+    );
+}
+
+/// The parameter `AcceptCheckoutAdjustments=false`.
+#[test]
+fn checkouts_adjustments_need_review_where_they_are_refused() {
+    let mut order = crate::stored_order::StoredOrder::new();
+    order.rules.refuses_adjustments = true;
+    order.take(&[checkout(4200, 1000, 0, 0, Some("pi_1"))]);
+    assert_eq!(order.column("paymentStatus"), "partially_paid");
+    assert_eq!(
+        order.column("reviewReasons"),
+        json!(["amount_mismatch:pi_1"])
+    );
+}
+
+#[test]
+fn a_sessions_total_is_no_second_amount_of_its_payment() {
+    // Of 42.00 only 40.00 were captured.
+    let events = [
+        checkout(4200, 0, 0, 0, Some("pi_1")),
+        paid_by("pi_1", T, named("ord_1"), 4000),
+    ];
+    let derived = ends(&events);
+    check(
+        &derived,
+        "pending",
+        "partially_paid",
+        0,
+        &["amount_mismatch:pi_1"],
+    );
+    assert_eq!(derived.received.unwrap().amount, 4000);
+}
+
+#[test]
+fn nothing_is_to_be_done_about_a_payment_that_went_back() {
+    let whole = |intent: &str, at| paid_by(intent, at, named("ord_1"), 4200);
+    let back =
+        |intent: &str, charge: &str| charge_refunded("evt_b", T + 30, charge, Some(intent), 4200);
+    let twice = [whole("pi_1", T), whole("pi_2", T + 9), back("pi_2", "ch_2")];
+    check(&ends(&twice), "completed", "paid", 4200, &[]);
+    let first = [whole("pi_1", T), whole("pi_2", T + 9), back("pi_1", "ch_1")];
+    check(&ends(&first), "completed", "paid", 4200, &[]);
+    let cancelled = [("amountTotal", json!(4200)), ("status", json!("cancelled"))];
+    let derived = ends_of(&cancelled, &[whole("pi_1", T)]);
+    check(
+        &derived,
+        "completed",
+        "paid",
+        0,
+        &["paid_after_cancel:pi_1"],
+    );
+    let derived = ends_of(&cancelled, &[whole("pi_1", T), back("pi_1", "ch_1")]);
+    check(&derived, "refunded", "refunded", 4200, &[]);
+}
+
+#[test]
+fn a_payment_that_may_still_have_money_is_not_all_back() {
+    let whole = paid_by("pi_1", T, named("ord_1"), 4200);
+    let back = charge_refunded("evt_b", T + 30, "ch_1", Some("pi_1"), 4200);
+    let other = intent_is("evt_2", T + 9, "pi_2", named("ord_1"), "processing");
+    let derived = ends(&[whole.clone(), back.clone(), other]);
+    check(&derived, "pending", "processing", 4200, &[]);
+    let mut open = disputed("evt_2", T + 9, "pi_2", "needs_response", 4200);
+    open["data"]["object"]["metadata"] = named("ord_1");
+    let derived = ends(&[whole, back, open]);
+    check(
+        &derived,
+        "pending",
+        "disputed",
+        4200,
+        &["dispute_open:dp_pi_2"],
+    );
+}
+
+#[test]
+fn a_failed_refund_that_was_made_good_needs_no_review() {
+    let paid = paid_by("pi_1", T, named("ord_1"), 4200);
+    let failed = refund("evt_2", T + 20, "re_1", ("pi_1", "ch_1"), 1000, "failed");
+    let missing = [
+        paid.clone(),
+        given_back("re_1", T + 10, 1000),
+        failed.clone(),
+    ];
+    check(
+        &ends(&missing),
+        "completed",
+        "paid",
+        0,
+        &["refund_failed:re_1"],
+    );
+    let good = [paid, failed, given_back("re_2", T + 30, 1000)];
+    check(&ends(&good), "completed", "paid", 1000, &[]);
+}
+
+#[test]
+fn refunded_by_hand_can_be_taken_back_and_a_later_payment_is_told() {
+    let mut order = crate::stored_order::StoredOrder::new();
+    let mut events = vec![paid_by("pi_1", T, json!({}), 4200)];
+    order.take(&events);
+    order.set("status", json!("refunded"));
+    order.take(&events);
+    assert_eq!(order.column("paymentStatus"), "refunded");
+    order.set("status", json!("completed"));
+    order.take(&events);
+    assert_eq!(order.column("paymentStatus"), "paid");
+    assert_eq!(order.column("requiresReview"), false);
+    order.set("status", json!("refunded"));
+    events.push(paid_by("pi_2", T + 100_000, json!({}), 4200));
+    order.take(&events);
+    assert_eq!(order.column("status"), "refunded");
+    let reasons = order.column("reviewReasons");
+    assert_eq!(
+        reasons,
+        json!(["paid_after_refund:pi_2", "paid_twice:pi_2"])
+    );
+}
+
+#[test]
+fn the_user_is_the_one_who_paid() {
+    let of = |user: &str| json!({ "order_id": "ord_1", "user_id": user });
+    let victim = intent_succeeded("evt_1", T, "pi_1", of("victim"), 4200);
+    let mut session = expired_session(named("ord_1"));
+    session["data"]["object"]["client_reference_id"] = json!("attacker");
+    let derived = ends(&[victim.clone(), session.clone()]);
+    assert_eq!(derived.user.as_ref().unwrap().as_str(), "victim");
+    check(&derived, "completed", "paid", 0, &["user_conflict:cs_9"]);
+    // A failed attempt of somebody else, too.
+    let attempt = intent_failed("evt_2", T + 5, "pi_0", of("another"), "ch_0");
+    let derived = ends(&[victim, attempt]);
+    assert_eq!(derived.user.as_ref().unwrap().as_str(), "victim");
+    // While nothing is paid, any hint is one.
+    assert_eq!(ends(&[session]).user.unwrap().as_str(), "attacker");
+}

@@ -541,7 +541,11 @@ fn a_payment_and_a_copy_that_differ_are_a_persons_if_no_event_says_which_is_righ
 #[test]
 fn an_amount_that_no_readable_event_states_beside_others_was_misread() {
     for missing in ["evt_1", "evt_2"] {
-        let tables = paid_and_completed();
+        let tables = tables();
+        // The same success under two ids.
+        let paid = |id| intent_succeeded(id, T, "pi_1", json!({ "order_id": "ord_1" }), 4200);
+        let events = [paid("evt_1"), paid("evt_2")];
+        run(deliver(&tables, ProviderId::Stripe, &events));
         let right = payment(&tables, PAYMENT).facts;
         change_payment(&tables, PAYMENT, |payment| {
             let payments = payment.facts.money.payments.values_mut();

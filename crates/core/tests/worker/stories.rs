@@ -181,7 +181,10 @@ fn ending_of(order: usize, payments: &[PaymentStory]) -> Ending {
         .filter(|(_, of)| of.is_paid)
         .map(|(n, _)| *n)
         .collect();
-    for second in paid.iter().skip(1) {
+    // What went back is no second payment.
+    let is_back = |n: &usize| payments[*n].refunded() == DUE;
+    let standing: Vec<usize> = paid.iter().copied().filter(|n| !is_back(n)).collect();
+    for second in standing.iter().skip(1) {
         reasons.insert(format!("paid_twice:pi_{second}"));
     }
     for (n, payment) in &own {
@@ -199,19 +202,23 @@ fn ending_of(order: usize, payments: &[PaymentStory]) -> Ending {
     }
     // Every charge says that it was captured.
     let is_all_back = !own.is_empty() && own.iter().all(|(_, of)| of.refunded() == DUE);
-    let is_processing = own.iter().any(|(_, of)| !of.named.is_empty());
+    let is_processing = own
+        .iter()
+        .any(|(_, of)| !of.named.is_empty() && !of.is_paid);
+    let is_undisputed = |n: &usize| !payments[*n].is_disputed;
+    let is_disputed = own.iter().any(|(_, of)| of.is_disputed);
     let payment_status = if is_all_back {
         "refunded"
-    } else if own.iter().any(|(_, of)| of.is_disputed) {
+    } else if is_disputed && !standing.iter().any(is_undisputed) {
         "disputed"
-    } else if !paid.is_empty() {
+    } else if !standing.is_empty() {
         "paid"
     } else if is_processing {
         "processing"
     } else {
         "unpaid"
     };
-    let status = match (is_all_back, paid.is_empty()) {
+    let status = match (is_all_back, standing.is_empty()) {
         (true, _) => "refunded",
         (false, false) => "completed",
         (false, true) => "pending",

@@ -10,7 +10,7 @@ pub mod application;
 mod call;
 mod jobs;
 pub mod queue;
-mod rng;
+pub mod rng;
 pub mod store;
 pub mod stripe;
 

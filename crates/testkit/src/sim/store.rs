@@ -112,6 +112,7 @@ pub struct EventRow {
 pub struct EntityRow {
     pub entity: Entity,
     /// `amountRefunded`.
+    pub amount_paid: i64,
     pub amount_refunded: i64,
     /// Event id, type and fact of each timeline entry.
     pub timeline: Vec<(String, String, Option<String>)>,
@@ -186,6 +187,7 @@ impl Store {
     pub fn add(&mut self, now: Timestamp, entity: Entity) {
         let row = EntityRow {
             entity,
+            amount_paid: 0,
             amount_refunded: 0,
             timeline: Vec::new(),
         };
@@ -425,12 +427,19 @@ impl World {
                 true => next.next(),
                 false => next.with_row_written(),
             },
+            amount_paid: amount_paid_of(next).unwrap_or(before.amount_paid),
             amount_refunded,
             timeline: timeline_of(next),
         };
         self.store.entities.put(now, key, row.clone());
         Some((before, row))
     }
+}
+
+/// `None` if it stays as it is.
+pub fn amount_paid_of(next: &EntityUpdate) -> Option<i64> {
+    let received = next.payment()?.received?;
+    Some(received.amount)
 }
 
 pub fn amount_refunded_of(next: &EntityUpdate) -> i64 {
@@ -509,6 +518,10 @@ impl Ledger for Port {
             }));
         };
         compare("timeline", row.timeline != timeline_of(next));
+        compare(
+            "amountPaid",
+            amount_paid_of(next).is_some_and(|paid| row.amount_paid != paid),
+        );
         compare(
             "amountRefunded",
             row.amount_refunded != amount_refunded_of(next),

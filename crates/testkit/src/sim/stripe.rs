@@ -37,8 +37,10 @@ pub enum Says {
     /// A refund's amount and state.
     Refund(String, i64, &'static str),
     /// The charge's cumulative refunded amount.
-    Refunded(i64),
-    Dispute(String, &'static str),
+    /// In all, of what was captured.
+    Refunded(i64, i64),
+    /// Its state, and what it is about.
+    Dispute(String, &'static str, i64),
     Warning,
     /// A piece of mail reached a stage.
     Mail(&'static str),

@@ -25,6 +25,7 @@ pub fn decide_download_access(
         Some(PaymentStatus::Refunded | PaymentStatus::ChargedBack) => true,
         Some(
             PaymentStatus::Unpaid
+            | PaymentStatus::PartiallyPaid
             | PaymentStatus::Processing
             | PaymentStatus::Authorized
             | PaymentStatus::Failed

@@ -44,12 +44,37 @@ pub struct MoneyFacts {
     /// Stripe's reviews (Radar), not billhook's.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub reviews: BTreeMap<ObjectId, ReviewFacts>,
-    /// Who pays, by a session's `client_reference_id`. Beats `user`, because the application set it for this purpose.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Who may pay, by any event.
+    #[serde(skip_serializing_if = "UserHints::is_none")]
+    pub users: UserHints,
+}
+
+/// Who pays, as the application told Stripe. A hint, not a proof: whoever makes a session writes it.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct UserHints {
+    /// A session's `client_reference_id`. Beats `metadata`, because the application set it for this purpose.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub reference: Option<MinRegister<UserId>>,
-    /// Who pays, by the metadata of a session or PaymentIntent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub user: Option<MinRegister<UserId>>,
+    /// The metadata of a session or PaymentIntent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<MinRegister<UserId>>,
+}
+
+impl UserHints {
+    fn is_none(&self) -> bool {
+        self.best().is_none()
+    }
+
+    pub fn best(&self) -> Option<&UserId> {
+        let best = self.reference.as_ref().or(self.metadata.as_ref());
+        best.map(|MinRegister(user)| user)
+    }
+
+    pub fn all(&self) -> impl Iterator<Item = &UserId> {
+        let all = self.reference.iter().chain(&self.metadata);
+        all.map(|MinRegister(user)| user)
+    }
 }
 
 /// The facts of one payment: a PaymentIntent, or a Checkout Session without one.
@@ -58,9 +83,13 @@ pub struct MoneyFacts {
 pub struct IntentFacts {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub succeeded: Option<FactSource>,
-    /// All amounts that events reported as received. Normally one; with two different ones the payment does not match.
+    /// All amounts that events of the payment itself reported as received. Normally one; with two different ones the payment
+    /// does not match.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub received: BTreeSet<Money>,
+    /// Who paid, by the events that say that it succeeded.
+    #[serde(skip_serializing_if = "UserHints::is_none")]
+    pub payer: UserHints,
     /// The amount is blocked at the customer's bank and not captured yet; first and last time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub authorized: Option<SeenInterval>,
@@ -72,6 +101,36 @@ pub struct IntentFacts {
     pub canceled: Option<FactSource>,
     #[serde(skip_serializing_if = "NewestFailures::is_empty")]
     pub failures: NewestFailures,
+}
+
+impl IntentFacts {
+    /// Whether it is authorised, and has not succeeded, failed or been canceled at the same time or later.
+    pub(super) fn is_authorized(&self) -> bool {
+        self.is_going_on(self.authorized.as_ref())
+    }
+
+    /// Whether it is in progress: it was processing, and has not succeeded, nor failed or been canceled at the same time or
+    /// later, by Stripe's timestamps.
+    ///
+    /// This compares times, because an attempt may fail and the next one be processing. `ch_1` fails at 10:00, processing
+    /// at 10:01, `ch_2` fails at 10:02: in progress from 10:01, failed from 10:02, in whatever order the three arrive.
+    /// Within one second the failure or the cancellation wins.
+    pub(super) fn is_processing(&self) -> bool {
+        self.is_going_on(self.processing.as_ref())
+    }
+
+    fn is_going_on(&self, seen: Option<&SeenInterval>) -> bool {
+        if self.succeeded.is_some() {
+            return false;
+        }
+        let failed = self.failures.last_at();
+        let ended = failed
+            .into_iter()
+            .chain(self.canceled.as_ref().map(|stated| stated.at))
+            .max();
+        let last = seen.map(|seen| seen.last_at.0);
+        last.is_some() && last > ended
+    }
 }
 
 /// The newest 20 failed attempts of a payment: card testing (trying stolen cards) makes thousands, and nobody acts on an
@@ -96,8 +155,12 @@ impl NewestFailures {
 
     /// When the newest attempt failed.
     pub fn last_at(&self) -> Option<Timestamp> {
+        self.last().map(|stated| stated.at)
+    }
+
+    pub fn last(&self) -> Option<&FactSource> {
         let attempts = self.0.values();
-        attempts.map(|attempt| attempt.stated.at).max()
+        attempts.map(|attempt| &attempt.stated).max()
     }
 
     fn is_empty(&self) -> bool {
@@ -149,8 +212,49 @@ pub struct SessionFacts {
     /// The customer finished the session; with a delayed payment method the payment may still fail.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completed: Option<FactSource>,
+    /// Its amounts, by the events that say that it is paid. Normally one; with two the payment does not match.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub paid: BTreeSet<SessionAmounts>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub intent: Option<MinRegister<PaymentIntentId>>,
+}
+
+/// What a Checkout Session charges, and how that follows from its items.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionAmounts {
+    pub total: Money,
+    /// The items alone. The parts are none if the event does not have them all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parts: Option<SessionParts>,
+}
+
+/// In the minor unit of the total's currency.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionParts {
+    pub subtotal: i64,
+    pub discount: i64,
+    pub tax: i64,
+    pub shipping: i64,
+}
+
+impl SessionAmounts {
+    /// The sum of the items, if the total follows from it by the session's own discount, shipping and tax. A tax may be
+    /// in the items' prices already, of some or of all.
+    pub fn adjusted_from(&self) -> Option<Money> {
+        let parts = self.parts?;
+        let without_tax = parts
+            .subtotal
+            .checked_sub(parts.discount)?
+            .checked_add(parts.shipping)?;
+        let with_tax = without_tax.checked_add(parts.tax)?;
+        let is_explained = (without_tax..=with_tax).contains(&self.total.amount);
+        is_explained.then_some(Money {
+            amount: parts.subtotal,
+            ..self.total
+        })
+    }
 }
 
 /// A charge. Amounts are in the minor unit.
@@ -242,6 +346,16 @@ impl RefundState {
 #[serde(rename_all = "camelCase")]
 pub struct DisputeFacts {
     pub states: BTreeMap<DisputeState, SeenInterval>,
+    /// What the customer's bank demands; none if no event says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub amount: Option<MaxRegister<Money>>,
+    /// Such as `fraudulent`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<MinRegister<String>>,
+    /// Until when somebody has to answer, by the newest event, which has the time before it; none if nobody has to any
+    /// more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub respond_by: Option<MaxRegister<(Timestamp, Option<Timestamp>)>>,
 }
 
 /// A dispute's state, from its `status`. The latest timestamp wins: `needs_response`, lost, `appeal_under_review` and
@@ -287,6 +401,62 @@ pub struct ReviewFacts {
     pub closed: Option<FactSource>,
 }
 
+impl MoneyFacts {
+    /// Whether nothing is stated about money: at most that a session expired or that the payment exists.
+    pub fn states_nothing(&self) -> bool {
+        let Self {
+            payments,
+            sessions,
+            charges,
+            refunds,
+            disputes,
+            warnings,
+            reviews,
+            users: _,
+        } = self;
+        payments
+            .values()
+            .all(|payment| *payment == IntentFacts::default())
+            && sessions.values().all(|session| session.completed.is_none())
+            && charges.is_empty()
+            && refunds.is_empty()
+            && disputes.is_empty()
+            && warnings.is_empty()
+            && reviews.is_empty()
+    }
+
+    /// Who may pay, by any event.
+    pub fn user_hints(&self) -> impl Iterator<Item = &UserId> {
+        let payers = self
+            .payments
+            .values()
+            .flat_map(|payment| payment.payer.all());
+        payers.chain(self.users.all())
+    }
+
+    /// The amounts that this payment received, normally one: as its own events say, else as its paid sessions say.
+    pub fn received_amounts(&self, payment: &PaymentRef) -> BTreeSet<Money> {
+        let own = self.payments.get(payment);
+        if let Some(own) = own.filter(|own| !own.received.is_empty()) {
+            return own.received.clone();
+        }
+        let sessions = self.paid_amounts(payment);
+        sessions.map(|amounts| amounts.total).collect()
+    }
+
+    /// What the sessions of this payment charged.
+    pub fn paid_amounts(&self, payment: &PaymentRef) -> impl Iterator<Item = &SessionAmounts> {
+        let is_its = move |id: &CheckoutSessionId, session: &SessionFacts| match payment {
+            PaymentRef::Intent(intent) => session.intent.as_ref().is_some_and(|of| of.0 == *intent),
+            PaymentRef::Session(session) => session == id,
+            PaymentRef::Charge(_) => false,
+        };
+        let its = self.sessions.iter();
+        let its = its.filter(move |(id, session)| is_its(id, session));
+        its.flat_map(|(_, session)| &session.paid)
+    }
+}
+
 merge_fields!(MoneyFacts {
     payments,
     sessions,
@@ -295,13 +465,18 @@ merge_fields!(MoneyFacts {
     disputes,
     warnings,
     reviews,
+    users
+});
+
+merge_fields!(UserHints {
     reference,
-    user
+    metadata
 });
 
 merge_fields!(IntentFacts {
     succeeded,
     received,
+    payer,
     authorized,
     processing,
     canceled,
@@ -310,6 +485,7 @@ merge_fields!(IntentFacts {
 
 merge_fields!(SessionFacts {
     completed,
+    paid,
     expired,
     intent
 });
@@ -322,7 +498,12 @@ merge_fields!(RefundFacts {
     states
 });
 
-merge_fields!(DisputeFacts { states });
+merge_fields!(DisputeFacts {
+    states,
+    amount,
+    reason,
+    respond_by
+});
 
 merge_fields!(ReviewFacts { opened, closed });
 

@@ -136,11 +136,11 @@ impl LinkedPaymentFacts {
     }
 
     /// Whether Stripe stated anything about a payment that is linked to it, or once was: what was written then has to be
-    /// removed.
+    /// removed. A session that only expired states nothing.
     pub fn has_stripe_facts(&self) -> bool {
         self.payments
             .values()
-            .any(|copy| copy.link != LinkState::Linked || copy.facts != MoneyFacts::default())
+            .any(|copy| copy.link != LinkState::Linked || !copy.facts.states_nothing())
     }
 
     /// The payments that are linked to it, conflicts included.
@@ -167,18 +167,12 @@ impl LinkedPaymentFacts {
             })
     }
 
-    /// The facts of all payments that are linked to it, together.
+    /// The linked payments whose money counts.
     ///
     /// A session of a subscription states an amount, and so does the payment of the invoice that the session made: that
     /// is one payment, so the session's amount counts only while none of the invoice's payments succeeded, whatever they
     /// are linked to.
-    pub fn merge_linked_facts(&self) -> MoneyFacts {
-        let mut facts = MoneyFacts::default();
-        for copy in self.payments.values() {
-            if copy.link == LinkState::Linked {
-                facts.merge(copy.facts.clone());
-            }
-        }
+    pub fn counted_copies(&self) -> impl Iterator<Item = (&PaymentKey, &MoneyFacts)> {
         let is_intent = |key: &PaymentKey| key.payment.intent().is_some();
         let paid: BTreeSet<&InvoiceId> = self
             .payments
@@ -186,11 +180,21 @@ impl LinkedPaymentFacts {
             .filter(|(key, copy)| is_intent(key) && copy.is_paid)
             .flat_map(|(_, copy)| &copy.invoices)
             .collect();
-        let of_sessions = self.payments.iter().filter(|(key, copy)| {
-            !is_intent(key) && copy.invoices.iter().any(|invoice| paid.contains(invoice))
+        let linked = self.payments.iter();
+        let linked = linked.filter(|(_, copy)| copy.link == LinkState::Linked);
+        let counted = linked.filter(move |(key, copy)| {
+            is_intent(key) || !copy.invoices.iter().any(|invoice| paid.contains(invoice))
         });
-        for (session, _) in of_sessions {
-            facts.payments.remove(&session.payment);
+        counted.map(|(key, copy)| (key, &copy.facts))
+    }
+
+    /// The facts of all payments that are linked to it, together.
+    pub fn merge_linked_facts(&self) -> MoneyFacts {
+        let mut facts = MoneyFacts::default();
+        for copy in self.payments.values() {
+            if copy.link == LinkState::Linked {
+                facts.merge(copy.facts.clone());
+            }
         }
         facts
     }

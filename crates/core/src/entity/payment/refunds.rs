@@ -15,16 +15,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::json;
 
 use crate::entity::merge::{FactSource, latest_state};
-use crate::entity::payment::facts::{
-    ChargeFacts, IntentFacts, MoneyFacts, RefundFacts, RefundState,
-};
+use crate::entity::payment::facts::{ChargeFacts, MoneyFacts, RefundFacts, RefundState};
 use crate::entity::payment::timeline::TimelineBuilder;
-use crate::ids::{ChargeId, RefundId};
+use crate::ids::{ChargeId, PaymentRef, RefundId};
 use crate::money::{Currency, Money};
+use crate::time::Timestamp;
 
 /// The refunds of one charge, or of one payment if its refunds name no charge. All amounts are in the counted currency.
 struct RefundTally<'f> {
-    payment: &'f str,
     captured: Option<Money>,
     /// What was authorised and not captured.
     released: Money,
@@ -45,7 +43,6 @@ impl RefundTally<'_> {
     fn new(currency: Currency) -> Self {
         let zero = Money::zero(currency);
         Self {
-            payment: "",
             captured: None,
             released: zero,
             is_full: false,
@@ -83,17 +80,30 @@ impl RefundTally<'_> {
     }
 }
 
-/// What was refunded in all.
-#[derive(Clone, Copy, Default)]
-pub(super) struct RefundTotal {
-    /// At most what was captured.
-    pub(super) amount: i64,
-    /// Everything that was captured.
-    pub(super) is_everything: bool,
+/// What was captured of one payment, and what of it went back.
+pub(super) struct PaymentRefunds<'f> {
+    /// Zero if no event says it.
+    pub(super) captured: Money,
+    /// At most what was captured, if that is known.
+    pub(super) refunded: Money,
+    pub(super) entries: Vec<TimelineRefund<'f>>,
+    /// When Stripe last said anything of a refund; the release of what was not captured is none.
+    pub(super) last_told_at: Option<Timestamp>,
+}
+
+impl PaymentRefunds<'_> {
+    pub(super) fn is_everything(&self) -> bool {
+        self.captured.amount > 0 && self.refunded == self.captured
+    }
+
+    /// When the last of it went back.
+    pub(super) fn last_at(&self) -> Option<Timestamp> {
+        self.entries.iter().map(|entry| entry.stated.at).max()
+    }
 }
 
 /// One refund entry of the timeline, before we know whether it is `refund_full` or `refund_partial`.
-struct TimelineRefund<'f> {
+pub(super) struct TimelineRefund<'f> {
     stated: &'f FactSource,
     /// The name of the id in the entry's `meta`: `refundId` or `chargeId`.
     key: &'static str,
@@ -101,22 +111,21 @@ struct TimelineRefund<'f> {
     money: Money,
 }
 
-/// An amount in another currency than the amount due gets a timeline entry and a review reason, and is added to
-/// nothing: if 42.00 usd were paid and Stripe reports a refund of 4,200 jpy, the amount refunded is 0.
-pub(super) fn derive_refunds(
-    facts: &MoneyFacts,
-    due: Option<Money>,
+/// The refunds of one payment. An amount in another currency than the counted one gets a timeline entry and a review
+/// reason, and is added to nothing: if 42.00 usd were paid and Stripe reports a refund of 4,200 jpy, the amount refunded
+/// is 0.
+pub(super) fn derive_refunds<'f>(
+    payment: &'f PaymentRef,
+    facts: &'f MoneyFacts,
+    received: Option<Money>,
+    currency: Currency,
     timeline: &mut TimelineBuilder,
-) -> RefundTotal {
-    let Some(currency) = find_counted_currency(facts, due) else {
-        return RefundTotal::default();
-    };
-    let mut refund_entries = Vec::new();
-    let tallies = tally_refunds(facts, currency, &mut refund_entries, timeline);
-    let received = |payment: &IntentFacts| payment.received.last().copied();
+) -> PaymentRefunds<'f> {
+    let mut entries = Vec::new();
+    let tallies = tally_refunds(facts, currency, &mut entries, timeline);
     let zero = Money::zero(currency);
-    let mut captured: BTreeMap<&str, Money> = BTreeMap::new();
-    let mut refunded: BTreeMap<&str, Money> = BTreeMap::new();
+    let failed = find_refunds_not_made_good(facts, &entries);
+    let (mut captured, mut refunded) = (zero, zero);
     for (id, tally) in &tallies {
         let mut amount = tally.refunded();
         // The part that no refund by id explains gets one entry under the charge, so that the entries add up to the
@@ -125,7 +134,7 @@ pub(super) fn derive_refunds(
         if let (Some(stated), Ok(money)) = (tally.cumulative_stated, unexplained)
             && money > zero
         {
-            refund_entries.push(TimelineRefund {
+            entries.push(TimelineRefund {
                 stated,
                 key: "chargeId",
                 id,
@@ -133,67 +142,48 @@ pub(super) fn derive_refunds(
             });
         }
         if let Some(most) = tally.captured {
-            add_amount(captured.entry(tally.payment).or_insert(zero), most);
+            add_amount(&mut captured, most);
             if let (Some(stated), true) = (tally.cumulative_stated, amount > most) {
                 timeline.add_review("refund_exceeds_captured", id, stated);
             }
             amount = amount.min(most);
         }
-        add_amount(refunded.entry(tally.payment).or_insert(zero), amount);
+        add_amount(&mut refunded, amount);
     }
-    // A payment's captured amount has two sources too: its success says what it received, its charges say what they
+    // The captured amount has two sources: the payment's success says what it received, its charges say what they
     // captured. They are the same money, and either may arrive first, so the greater one counts.
-    for (id, payment) in &facts.payments {
-        let received = received(payment).filter(|money| money.currency == currency);
-        let known = captured.entry(id.as_str()).or_insert(zero);
-        *known = received.unwrap_or(zero).max(*known);
-    }
+    let received = received.filter(|money| money.currency == currency);
+    captured = received.unwrap_or(zero).max(captured);
     // A refund that arrives before any event says what was captured (captured is 0 here) counts in full, because money
-    // left. The order is not refunded in full by that; `all_back` below compares with 0. Example: re_1 of 42.00 first:
-    // 42.00 refunded. Then the payment arrives with 40.00 received: the limit is 40.00, and the excess needs review.
-    for (payment, amount) in &mut refunded {
-        let most = captured.get(payment).copied().filter(|most| *most > zero);
-        let Some(most) = most.filter(|most| most < amount) else {
-            continue;
-        };
-        *amount = most;
-        let last = tallies.values().filter(|tally| tally.payment == *payment);
-        if let Some(stated) = last.filter_map(|tally| tally.last).max() {
-            timeline.add_review("refund_exceeds_captured", payment, stated);
+    // left. Nothing is refunded in full by that. Example: re_1 of 42.00 first: 42.00 refunded. Then the payment arrives
+    // with 40.00 received: the limit is 40.00, and the excess needs review.
+    if captured > zero && refunded > captured {
+        refunded = captured;
+        if let Some(stated) = tallies.values().filter_map(|tally| tally.last).max() {
+            timeline.add_review("refund_exceeds_captured", payment.as_str(), stated);
         }
     }
-    // We compare each payment by itself, not the sums. With sums, a paid order became `refunded`: pi_1 received 42.00,
-    // none of it refunded; re_3 of 42.00 belonged to pi_3, whose success had not arrived; 42.00 of 42.00 looked like
-    // everything. For the same reason a payment whose captured amount is unknown, or is in another currency, prevents
-    // `refunded`: we cannot know that all of it went back.
-    let is_back = |payment: &str, most: Money| refunded.get(payment).unwrap_or(&zero) == &most;
-    let is_foreign = |payment| received(payment).is_some_and(|money| money.currency != currency);
-    let all_back = captured
+    let releases = find_releases(facts);
+    let by_id = facts
+        .refunds
         .iter()
-        .all(|(payment, most)| is_back(payment, *most))
-        && refunded
-            .keys()
-            .all(|payment| captured.contains_key(payment))
-        && !facts.payments.values().any(is_foreign);
-    let sum_of = |amounts: &BTreeMap<&str, Money>| {
-        let mut sum = zero;
-        for amount in amounts.values() {
-            add_amount(&mut sum, *amount);
-        }
-        sum
+        .filter(|(id, _)| !releases.contains(id));
+    let by_id = by_id.flat_map(|(_, refund)| refund.states.values());
+    let by_id = by_id.map(|seen| seen.last_at.0);
+    let money = PaymentRefunds {
+        captured,
+        refunded,
+        last_told_at: by_id
+            .chain(entries.iter().map(|entry| entry.stated.at))
+            .max(),
+        entries,
     };
-    let (captured, refunded) = (sum_of(&captured), sum_of(&refunded));
-    let is_full = captured > zero && all_back;
-    add_refund_entries(
-        refund_entries,
-        is_full.then_some(captured),
-        currency,
-        timeline,
-    );
-    RefundTotal {
-        amount: refunded.amount,
-        is_everything: is_full,
+    if !money.is_everything() {
+        for (id, stated) in failed {
+            timeline.add_review("refund_failed", id, stated);
+        }
     }
+    money
 }
 
 /// What was refunded of one charge: the larger of its refunds by id and its cumulative figure, as in
@@ -212,12 +202,10 @@ pub(crate) fn derive_charge_refunded(
 
 /// The currency in which we count: that of the amount due, else that of the first charge, payment or refund by id.
 /// Without an amount due no payment matches, but what was refunded still has to be shown.
-fn find_counted_currency(facts: &MoneyFacts, due: Option<Money>) -> Option<Currency> {
+pub(super) fn find_counted_currency(facts: &MoneyFacts, due: Option<Money>) -> Option<Currency> {
     let charged = facts.charges.values().filter_map(captured_amount);
-    let received = facts
-        .payments
-        .values()
-        .filter_map(|payment| payment.received.first().copied());
+    let received = facts.payments.keys();
+    let received = received.filter_map(|id| facts.received_amounts(id).first().copied());
     let refunded = facts.refunds.values().map(|refund| refund.amount.0);
     let mut known = due
         .into_iter()
@@ -287,7 +275,9 @@ fn tally_refunds<'f>(
             ..captured
         };
         if captured.currency != currency {
-            if let Some(stated) = charge.refunded.as_ref().filter(|_| captured.amount > 0) {
+            let released = released_amount(charge, captured);
+            let is_given_back = captured.amount > 0 && refunded != released;
+            if let Some(stated) = charge.refunded.as_ref().filter(|_| is_given_back) {
                 refund_entries.push(TimelineRefund {
                     stated,
                     key: "chargeId",
@@ -301,10 +291,6 @@ fn tally_refunds<'f>(
         let tally = tallies
             .entry(id.as_str())
             .or_insert_with(|| RefundTally::new(currency));
-        tally.payment = charge
-            .intent
-            .as_ref()
-            .map_or(id.as_str(), |intent| intent.0.as_str());
         tally.captured = Some(captured);
         tally.released = released_amount(charge, captured);
         tally.is_full = charge.refunded_in_full.is_some();
@@ -349,7 +335,6 @@ fn tally_refunds<'f>(
         if let Some(failed) = refund.states.get(&RefundState::Failed) {
             let meta = json!({ "refundId": id.as_str(), "amount": money.amount, "currency": money.currency });
             timeline.add("refund_failed", id.as_str(), &failed.first, meta);
-            timeline.add_review("refund_failed", id.as_str(), &failed.first);
         }
         if money.currency != currency {
             timeline.add_review("refund_currency_mismatch", id.as_str(), stated);
@@ -359,12 +344,6 @@ fn tally_refunds<'f>(
         let tally = tallies
             .entry(of)
             .or_insert_with(|| RefundTally::new(currency));
-        if tally.payment.is_empty() {
-            tally.payment = refund
-                .intent
-                .as_ref()
-                .map_or(of, |intent| intent.0.as_str());
-        }
         tally.last = tally.last.max(Some(stated));
         let sum = if state.counts_as_refunded() {
             &mut tally.counted
@@ -374,6 +353,43 @@ fn tally_refunds<'f>(
         add_amount(sum, money);
     }
     tallies
+}
+
+/// The refunds that failed and that no later refund of the payment made good: each later one makes good the earliest failure
+/// before it.
+fn find_refunds_not_made_good<'f>(
+    facts: &'f MoneyFacts,
+    entries: &[TimelineRefund<'_>],
+) -> Vec<(&'f str, &'f FactSource)> {
+    let releases = find_releases(facts);
+    let refunds = facts.refunds.iter();
+    let failures = refunds.filter(|(id, _)| !releases.contains(id));
+    let mut failures: Vec<_> = failures
+        .filter_map(|(id, refund)| {
+            let failed = refund.states.get(&RefundState::Failed)?;
+            Some((&failed.first, id.as_str(), refund.amount.0))
+        })
+        .collect();
+    failures.sort_by_key(|(stated, id, _)| (stated.at, *id));
+    let later = entries.iter().filter(|entry| entry.key == "refundId");
+    let mut later: Vec<_> = later.collect();
+    later.sort_by_key(|entry| (entry.stated.at, entry.id));
+    let mut missing = Vec::new();
+    for (failed, id, amount) in failures {
+        let mut made_good = Money::zero(amount.currency);
+        let mut used = BTreeSet::new();
+        for entry in later.iter().filter(|entry| entry.stated.at >= failed.at) {
+            if made_good < amount && entry.id != id {
+                add_amount(&mut made_good, entry.money);
+                used.insert(entry.id);
+            }
+        }
+        match made_good >= amount {
+            true => later.retain(|entry| !used.contains(entry.id)),
+            false => missing.push((id, failed)),
+        }
+    }
+    missing
 }
 
 /// The key of the tally that a refund belongs to: its charge. If it names no charge but its payment has exactly one
@@ -410,15 +426,15 @@ fn add_amount(sum: &mut Money, amount: Money) {
 /// `refund_full` is the first entry, by the provider's time, with which the running sum reaches the captured amount.
 /// Example: `pi_1` and `pi_2` of 42.00 each; `ch_2` refunded at 10:03, `ch_1` at 10:09. `ch_2` is `refund_partial`,
 /// `ch_1` is `refund_full`, whichever event arrived first. Only entries in the counted currency move the sum.
-fn add_refund_entries(
-    mut refund_entries: Vec<TimelineRefund<'_>>,
+pub(super) fn add_refund_entries(
+    mut refund_entries: Vec<&TimelineRefund<'_>>,
     complete_at: Option<Money>,
     currency: Currency,
     timeline: &mut TimelineBuilder,
 ) {
     refund_entries.retain(|refund| refund.money.amount > 0);
     refund_entries.sort_by_key(|refund| (refund.stated.at, refund.id));
-    let counts = |refund: &TimelineRefund<'_>| refund.money.currency == currency;
+    let counts = |refund: &&TimelineRefund<'_>| refund.money.currency == currency;
     let mut sum = Money::zero(currency);
     let completing = complete_at.and_then(|complete_at| {
         let reached = refund_entries.iter().position(|refund| {

@@ -13,12 +13,14 @@ use crate::entity::payment::facts::DisputeState;
 pub enum PaymentStatus {
     /// No payment, or one that does not match the amount due.
     Unpaid,
+    /// What was received is less than the amount due.
+    PartiallyPaid,
     Processing,
     /// The amount is blocked at the customer's bank, and not ours until it is captured.
     Authorized,
     /// An attempt failed, none succeeded.
     Failed,
-    /// A payment of exactly the amount due succeeded.
+    /// The payments that succeeded reach the amount due.
     Paid,
     /// Everything captured was refunded; a partial refund does not change the status.
     Refunded,
@@ -29,8 +31,9 @@ pub enum PaymentStatus {
 }
 
 impl PaymentStatus {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Unpaid,
+        Self::PartiallyPaid,
         Self::Processing,
         Self::Authorized,
         Self::Failed,
@@ -47,6 +50,7 @@ impl PaymentStatus {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Unpaid => "unpaid",
+            Self::PartiallyPaid => "partially_paid",
             Self::Processing => "processing",
             Self::Authorized => "authorized",
             Self::Failed => "failed",
@@ -77,15 +81,17 @@ pub enum PaymentEvidence {
     Processing,
     /// An amount is authorised, and has not ended uncaptured.
     Authorized,
-    /// The cleanup or a person cancelled the order. Only a payment of the amount due or a full refund beats it.
+    /// Payments succeeded that are less than the amount due. Above `Failed` and the others, because we hold money.
+    PartlyPaid,
+    /// The cleanup or a person cancelled the order. Only payments of the amount due or a full refund beat it.
     Cancelled,
-    /// A payment of the amount due succeeded.
+    /// The payments that succeeded reach the amount due.
     Paid,
     /// Everything captured was refunded, or a person set the row to `refunded`.
     RefundedInFull,
 }
 
-/// Maps evidence and the worst dispute to the status. A dispute says who holds the money; once everything was refunded
+/// Maps evidence and the worst dispute about money without which the amount due is not covered. A dispute says who holds the money; once everything was refunded
 /// there is no money left to dispute, so `Refunded` comes first. A dispute shows even before the payment's own success
 /// arrived, because a bank only disputes money that was paid.
 pub(super) fn derive_payment_status(
@@ -100,6 +106,7 @@ pub(super) fn derive_payment_status(
         (PaymentEvidence::Failed, _) => PaymentStatus::Failed,
         (PaymentEvidence::Processing, _) => PaymentStatus::Processing,
         (PaymentEvidence::Authorized, _) => PaymentStatus::Authorized,
+        (PaymentEvidence::PartlyPaid, _) => PaymentStatus::PartiallyPaid,
         (PaymentEvidence::Paid, _) => PaymentStatus::Paid,
     }
 }
@@ -107,7 +114,7 @@ pub(super) fn derive_payment_status(
 /// An order's `status`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OrderStatus {
-    /// No payment yet, a payment in progress, or a payment that does not match the amount due.
+    /// No payment yet, a payment in progress, or payments that do not reach the amount due.
     Pending,
     /// An attempt failed, no payment succeeded or is in progress. The cleanup cancels these.
     PaymentFailed,
@@ -149,9 +156,10 @@ impl OrderStatus {
 /// a cancelled order still shows `failed`, and a late payment makes it `completed` and `paid`.
 pub fn derive_order_status(evidence: PaymentEvidence) -> OrderStatus {
     match evidence {
-        PaymentEvidence::Nothing | PaymentEvidence::Processing | PaymentEvidence::Authorized => {
-            OrderStatus::Pending
-        }
+        PaymentEvidence::Nothing
+        | PaymentEvidence::Processing
+        | PaymentEvidence::Authorized
+        | PaymentEvidence::PartlyPaid => OrderStatus::Pending,
         PaymentEvidence::Failed => OrderStatus::PaymentFailed,
         PaymentEvidence::Cancelled => OrderStatus::Cancelled,
         PaymentEvidence::Paid => OrderStatus::Completed,

@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 use serde_json::{Map, json};
 
 use crate::entity::manual::{FLAGGED_BY_HAND, ManualEdits, ROW_CONFLICT, ROW_REPLACED};
-use crate::entity::merge::{FactSource, MinRegister, latest_state};
-use crate::entity::payment::facts::{DisputeState, MoneyFacts};
+use crate::entity::merge::{FactSource, MinRegister};
+use crate::entity::payment::facts::MoneyFacts;
 use crate::entity::timeline::DerivedEntry;
 use crate::ids::PaymentRef;
 use crate::time::Timestamp;
@@ -139,31 +139,15 @@ pub(super) fn add_sessions(facts: &MoneyFacts, timeline: &mut TimelineBuilder) {
     }
 }
 
-/// Adds disputes, fraud warnings and Stripe's reviews. Only a state that needs action now gives a review reason, so
-/// `dispute_open` disappears by itself when the dispute is won. A fraud warning has no end and stays until cleared.
-pub(super) fn add_disputes_and_reviews(facts: &MoneyFacts, timeline: &mut TimelineBuilder) {
-    for (id, dispute) in &facts.disputes {
-        let first = dispute.states.values().map(|seen| &seen.first);
-        let Some(opened) = first.min_by_key(|stated| (stated.at, &stated.event)) else {
-            continue;
-        };
-        let id = id.as_str();
-        timeline.add("dispute_opened", id, opened, json!({ "disputeId": id }));
-        for (state, kind) in [
-            (DisputeState::Won, "dispute_won"),
-            (DisputeState::Lost, "dispute_lost"),
-        ] {
-            if let Some(seen) = dispute.states.get(&state) {
-                timeline.add(kind, id, &seen.first, json!({ "disputeId": id }));
-            }
-        }
-        match latest_state(&dispute.states) {
-            Some(DisputeState::Inquiry) => timeline.add_review("inquiry_open", id, opened),
-            Some(DisputeState::Open) => timeline.add_review("dispute_open", id, opened),
-            Some(DisputeState::Lost) => timeline.add_review("dispute_lost", id, opened),
-            Some(DisputeState::InquiryClosed | DisputeState::Prevented | DisputeState::Won)
-            | None => {}
-        }
+/// Adds fraud warnings and Stripe's reviews of one payment. A fraud warning has no end and stays until it is cleared, or
+/// all of the payment went back.
+pub(super) fn add_warnings_and_reviews(
+    facts: &MoneyFacts,
+    is_back: bool,
+    timeline: &mut TimelineBuilder,
+) {
+    if is_back {
+        return;
     }
     for (id, stated) in &facts.warnings {
         timeline.add_review("fraud_warning", id.as_str(), stated);
@@ -194,6 +178,10 @@ pub(super) fn add_manual_edits(manual: &ManualEdits, timeline: &mut TimelineBuil
     }
     for at in &manual.replaced {
         timeline.add_review_without_event(ROW_REPLACED, &at.to_string(), *at);
+    }
+    for (payment, MinRegister(accepted)) in &manual.accepted {
+        let meta = json!({ payment_key(payment): payment.as_str(), "by": accepted.by, "reason": accepted.reason });
+        timeline.add_note("amount_accepted", payment.as_str(), accepted.at, meta);
     }
     if let Some(at) = manual.refunded.first() {
         timeline.add_note(

@@ -80,12 +80,13 @@ impl StripeComparison {
                 self.compare_step(&object, "canceled", is_known, canceled);
             }
             // If only one side knows the success, the amount follows from it and is no further difference.
-            if let ([Some(_), Some(succeeded)], Some(ours), Some(theirs)) = (success, ours, theirs)
-                && ours.received != theirs.received
+            if let [Some(_), Some(succeeded)] = success
                 && !self.may_be_in_transit(succeeded.at)
             {
-                let amounts = [&ours.received, &theirs.received].map(list_of);
-                self.add(&object, "received", amounts);
+                let [ours, theirs] = [stored, at_stripe].map(|facts| facts.received_amounts(id));
+                if ours != theirs {
+                    self.add(&object, "received", [&ours, &theirs].map(list_of));
+                }
             }
         }
     }

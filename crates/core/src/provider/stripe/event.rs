@@ -89,6 +89,10 @@ lenient_struct! {
         amount_received: i64,
         /// Sessions. Missing if the session only saves a card.
         amount_total: i64,
+        /// Sessions: the items, before discount, shipping and tax that is not in their prices.
+        amount_subtotal: i64,
+        /// Sessions.
+        total_details: NestedObject<TotalDetails>,
         /// Sessions: what the application calls the customer, or the cart.
         client_reference_id: String,
         /// Charges: false as long as the amount is only authorised.
@@ -105,8 +109,11 @@ lenient_struct! {
         payment_method_details: NestedObject<PaymentMethodDetails>,
         /// Charges: everything went back.
         refunded: bool,
-        /// Refunds: why, such as `requested_by_customer`, or `expired_uncaptured_charge` if Stripe made it.
+        /// Refunds: why, such as `requested_by_customer`, or `expired_uncaptured_charge` if Stripe made it. Disputes: such as
+        /// `fraudulent`.
         reason: String,
+        /// Disputes.
+        evidence_details: NestedObject<EvidenceDetails>,
         currency: String,
         /// PaymentIntents.
         latest_charge: ChargeId,
@@ -122,6 +129,23 @@ lenient_struct! {
     ChargeOutcome {
         /// Such as `insufficient_funds`.
         reason: String,
+    }
+}
+
+lenient_struct! {
+    /// Why a session's total is not the sum of its items.
+    TotalDetails {
+        amount_discount: i64,
+        /// Null if nothing is shipped.
+        amount_shipping: i64,
+        amount_tax: i64,
+    }
+}
+
+lenient_struct! {
+    EvidenceDetails {
+        /// Unix seconds: until when the dispute can be answered.
+        due_by: i64,
     }
 }
 

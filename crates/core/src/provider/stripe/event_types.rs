@@ -8,13 +8,13 @@
 //! `amount_malformed`); a field that is only a hint counts as missing. An event states only what its object says at
 //! that time, never a difference to an earlier event, so that any subset of events in any order can be merged.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::entity::account::AccountFacts;
 use crate::entity::merge::{FactSource, MaxRegister, MinRegister, SeenInterval};
 use crate::entity::payment::facts::{
     ChargeFacts, DisputeFacts, DisputeState, FailedAttempt, IntentFacts, MoneyFacts, RefundFacts,
-    RefundState, ReviewFacts, SessionFacts,
+    RefundState, ReviewFacts, SessionAmounts, SessionFacts, SessionParts, UserHints,
 };
 use crate::ids::{ChargeId, ObjectId, PaymentRef, RefundId, UserId};
 use crate::json::{LenientField, MalformedField, NestedObject};
@@ -191,8 +191,10 @@ pub(super) fn read_object_facts(
     reader: Option<PaymentReader>,
 ) -> Result<MoneyFacts, ParkReason> {
     let mut facts = MoneyFacts {
-        reference: parse_user_hint(resource.client_reference_id.value()),
-        user: read_paying_user(resource),
+        users: UserHints {
+            reference: parse_user_hint(resource.client_reference_id.value()),
+            metadata: read_paying_user(resource),
+        },
         ..MoneyFacts::default()
     };
     if let Some(intent) = resource.intent()? {
@@ -206,14 +208,24 @@ pub(super) fn read_object_facts(
     if let Some(reader) = reader {
         reader(resource, stated, &mut facts)?;
     }
+    let payments = facts.payments.values_mut();
+    for payment in payments.filter(|payment| payment.succeeded.is_some()) {
+        payment.payer = facts.users.clone();
+    }
     Ok(facts)
 }
 
-/// The user from the metadata of a session or PaymentIntent only. Metadata of a refund may name the support agent who
+/// The user from the metadata of a session, a PaymentIntent, or a charge without one, only. Metadata of a refund may name the support agent who
 /// made the refund, and that agent once became an order's `userId`.
 fn read_paying_user(resource: &StripeObject) -> Option<MinRegister<UserId>> {
     let kind = resource.object.value()?;
-    if !["checkout.session", "payment_intent"].contains(&kind.as_str()) {
+    let is_payment = match kind.as_str() {
+        "checkout.session" | "payment_intent" => true,
+        // Of the old Charges API.
+        "charge" => resource.payment_intent.is_absent(),
+        _ => false,
+    };
+    if !is_payment {
         return None;
     }
     let metadata = resource.metadata()?;
@@ -328,9 +340,24 @@ fn read_session_paid(
     facts: &mut MoneyFacts,
 ) -> Result<(), ParkReason> {
     let total = parse_money(&session.amount_total, &session.currency)?;
-    session_entry(session, facts)?;
-    add_success(facts, session_payment_ref(session)?, stated, total);
+    let parts = read_session_parts(session);
+    let paid = &mut session_entry(session, facts)?.paid;
+    paid.insert(SessionAmounts { total, parts });
+    let payment = facts.payments.entry(session_payment_ref(session)?);
+    payment.or_default().succeeded = Some(stated);
     Ok(())
+}
+
+/// How the total follows from the items; none if the session does not say.
+fn read_session_parts(session: &StripeObject) -> Option<SessionParts> {
+    let part = |amount: &LenientField<i64>| amount.value().copied().filter(|part| *part >= 0);
+    let NestedObject(details) = session.total_details.value()?;
+    Some(SessionParts {
+        subtotal: part(&session.amount_subtotal)?,
+        discount: part(&details.amount_discount)?,
+        tax: part(&details.amount_tax)?,
+        shipping: part(&details.amount_shipping).unwrap_or_default(),
+    })
 }
 
 fn read_session_failed(
@@ -367,6 +394,7 @@ pub(super) fn session_entry<'f>(
     let known = facts.sessions.entry(session.session()?);
     Ok(known.or_insert(SessionFacts {
         completed: None,
+        paid: BTreeSet::new(),
         expired: None,
         intent,
     }))
@@ -540,14 +568,31 @@ pub(super) fn read_dispute(
     // The dispute's `status` decides and not the type: `charge.dispute.closed` comes with `won`, `lost` or
     // `warning_closed`, so the type does not say how the dispute ended.
     let status = dispute.status.value().ok_or(ParkReason::FieldMalformed)?;
+    let at = stated.at;
     let states = BTreeMap::from([(
         DisputeState::parse_status(status),
         SeenInterval::once(stated),
     )]);
-    facts
-        .disputes
-        .insert(object_key(dispute)?, DisputeFacts { states });
+    let must_respond = status.ends_with("needs_response");
+    let respond_by = respond_by(dispute).filter(|_| must_respond);
+    facts.disputes.insert(
+        object_key(dispute)?,
+        DisputeFacts {
+            states,
+            amount: parse_money(&dispute.amount, &dispute.currency)
+                .ok()
+                .map(MaxRegister),
+            reason: dispute.reason.value().cloned().map(MinRegister),
+            respond_by: Some(MaxRegister((at, respond_by))),
+        },
+    );
     Ok(())
+}
+
+/// The due date of the answer to a dispute.
+fn respond_by(dispute: &StripeObject) -> Option<Timestamp> {
+    let NestedObject(evidence) = dispute.evidence_details.value()?;
+    Timestamp::from_unix_s(*evidence.due_by.value()?).ok()
 }
 
 fn read_fraud_warning(
