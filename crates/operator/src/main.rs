@@ -27,6 +27,7 @@ mod proof_run;
 mod provider_argument;
 mod replay_job;
 mod replay_run;
+mod review;
 mod row_json;
 mod row_standing;
 mod sample_events;

@@ -160,6 +160,7 @@ impl DeployedStack {
             let name = match variable {
                 "VERSION_COLUMN" => "VersionColumn",
                 "ADOPTED_BEFORE" => "AdoptedBefore",
+                "ACCEPT_CHECKOUT_ADJUSTMENTS" => "AcceptCheckoutAdjustments",
                 _ => return None,
             };
             Some(self.parameter(name).to_owned())

@@ -7,7 +7,6 @@ use billhook_adapters::clock::SystemClock;
 use billhook_adapters::dynamodb::attributes::string_value;
 use billhook_core::entity::kind::StatedFacts;
 use billhook_core::entity::manual::ManualEdits;
-use billhook_core::entity::merge::MinRegister;
 use billhook_core::entity::payment::access::{DownloadAccess, decide_download_access};
 use billhook_core::entity::payment::status::{OrderStatus, PaymentStatus};
 use billhook_core::entity::{Entity, EntityKey};
@@ -22,6 +21,7 @@ use crate::entity_repair::{payment_record_facts, repair_entity, write_timeline_n
 use crate::exit::CommandExit;
 use crate::output::{OutputWriter, print_notice};
 use crate::payment_lookup::{load_payments, load_tenant_accounts, send_payment};
+use crate::review::{RELINK, accept_amounts, clear_review};
 use crate::row_json::{RowDetail, read_column, read_text};
 use crate::row_standing::{describe_row_standing, load_entity, row_of_state, show_row};
 use crate::session::StackSession;
@@ -88,6 +88,12 @@ pub(crate) enum OrdersReviewCommand {
         after_help = "Example:\n  billhook orders review clear ord_1 --reason 'dispute answered'"
     )]
     Clear(OrderRepairArgs),
+    /// Accept what was paid as what was due: ends `amount_mismatch`, `overpaid` and `due_changed`
+    #[command(
+        after_help = "A payment that was too little, or in another currency, pays the order from then on. What is more than was due \
+        stays ours.\n\nExample:\n  billhook orders review accept ord_1 --reason 'a tip'"
+    )]
+    Accept(OrderRepairArgs),
 }
 
 #[derive(Args, Debug)]
@@ -140,16 +146,18 @@ pub(crate) async fn run_orders(
                 "tenantId",
                 "status",
                 "paymentStatus",
+                "amountPaid",
                 "reviewReasons",
+                "disputeDueBy",
                 "updatedAt",
             ];
             output.print_list(&columns, &rows);
         }
         OrdersCommand::Review(OrdersReviewCommand::Clear(clear)) => {
-            let audit = session.start_audit(clear.reason).await?;
-            let key = EntityKey::Order(clear.id);
-            repair_entity(session, &key, "review clear", &audit, clear_review_facts).await?;
-            print_notice(&format!("cleared the review of {key}"));
+            clear_review(session, &EntityKey::Order(clear.id), clear.reason).await?;
+        }
+        OrdersCommand::Review(OrdersReviewCommand::Accept(accept)) => {
+            accept_amounts(session, &EntityKey::Order(accept.id), accept.reason).await?;
         }
         OrdersCommand::MarkRefunded(refund) => {
             let audit = session.start_audit(refund.reason).await?;
@@ -189,35 +197,6 @@ pub(crate) async fn run_orders(
         }
     }
     Ok(())
-}
-
-/// What ends a `link_conflict`.
-const RELINK: &str = "billhook payments relink pi_… --order ord_… --reason …";
-
-fn clear_review_facts(entity: &Entity) -> Result<StatedFacts> {
-    let standing = &entity.last_derived().review_reasons;
-    if entity.columns().requires_review != Some(true) {
-        bail!("{} has no open review", entity.key());
-    }
-    let mut conflicts = entity
-        .linked_payment_facts()
-        .into_iter()
-        .flat_map(|facts| facts.conflicts());
-    // The reason would stay, because only a relink ends it.
-    if let Some((payment, _)) = conflicts.next() {
-        bail!(
-            "{} and another order or statement have equally good links to {payment}: decide with `{RELINK}`, then clear",
-            entity.key()
-        );
-    }
-    let now = MinRegister(SystemClock.now());
-    Ok(StatedFacts::Manual(ManualEdits {
-        cleared: standing
-            .iter()
-            .map(|reason| (reason.clone(), now.clone()))
-            .collect(),
-        ..ManualEdits::default()
-    }))
 }
 
 fn mark_refunded_facts(entity: &Entity) -> Result<StatedFacts> {
@@ -324,10 +303,6 @@ async fn backfill_payment_intent(
 
 #[cfg(test)]
 mod tests {
-    use billhook_core::entity::key::PaymentKey;
-    use billhook_core::entity::payment::linked::{LinkState, PaymentCopy};
-    use billhook_testkit::memory;
-
     use super::*;
 
     #[test]
@@ -367,29 +342,5 @@ mod tests {
                 expected
             );
         }
-    }
-
-    #[test]
-    fn a_payment_that_is_linked_to_two_orders_is_not_cleared() {
-        let now = SystemClock.now();
-        let order = EntityKey::parse("order#ord_1").unwrap();
-        let payment = PaymentKey::parse("payment#platform#pi_1").unwrap();
-        let linked = |link| {
-            let copy = PaymentCopy {
-                link,
-                ..PaymentCopy::linked(1)
-            };
-            let copy = StatedFacts::Payment(payment.clone(), Box::new(copy));
-            let flagged = StatedFacts::Manual(ManualEdits {
-                flagged: [now].into(),
-                ..ManualEdits::default()
-            });
-            let order = memory::entity(&order);
-            order.apply_facts([copy, flagged], now).with_row_written()
-        };
-        assert!(clear_review_facts(&linked(LinkState::Linked)).is_ok());
-        let refused = clear_review_facts(&linked(LinkState::Conflict(now)));
-        let refused = refused.unwrap_err().to_string();
-        assert!(refused.contains("payment#platform#pi_1") && refused.contains(RELINK));
     }
 }

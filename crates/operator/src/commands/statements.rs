@@ -1,4 +1,4 @@
-//! `billhook statements`: show statements and list those that need manual action.
+//! `billhook statements`: show statements, list those that need manual action, and a person's decisions about them.
 
 use anyhow::Result;
 use billhook_core::entity::{Entity, EntityKey};
@@ -9,6 +9,7 @@ use crate::application_tables::STATEMENTS;
 use crate::audit::parse_reason;
 use crate::entity_repair::{payment_record_facts, repair_entity};
 use crate::output::{OutputWriter, print_notice};
+use crate::review::{accept_amounts, clear_review};
 use crate::row_json::RowDetail;
 use crate::row_standing::show_row;
 use crate::session::StackSession;
@@ -21,12 +22,29 @@ pub(crate) enum StatementsCommand {
     /// List statements that need attention or require a review; reads the whole table
     #[command(after_help = "Example:\n  billhook statements attention")]
     Attention(StatementsAttentionArgs),
+    /// Clear and accept the reviews of a statement
+    #[command(subcommand)]
+    Review(StatementsReviewCommand),
     /// Record that a statement was paid outside Stripe
     #[command(
         after_help = "From then on the statement counts as paid in full, and a payment at Stripe as a second one (paid_twice).\n\n\
         Example:\n  billhook statements mark-paid st_1 --reason 'check 1207'"
     )]
     MarkPaid(StatementRepairArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum StatementsReviewCommand {
+    /// Clear the current review reasons; a new reason opens the review again
+    #[command(
+        after_help = "Example:\n  billhook statements review clear st_1 --reason 'dispute answered'"
+    )]
+    Clear(StatementRepairArgs),
+    /// Accept what was paid as what was due: ends `amount_mismatch`, `overpaid` and `due_changed`
+    #[command(
+        after_help = "Example:\n  billhook statements review accept st_1 --reason 'the rest is waived'"
+    )]
+    Accept(StatementRepairArgs),
 }
 
 #[derive(Args, Debug)]
@@ -76,9 +94,17 @@ pub(crate) async fn run_statements(
                 "mail_status",
                 "attention_reason",
                 "payment_status",
+                "amount_paid",
                 "review_reasons",
+                "dispute_due_by",
             ];
             output.print_list(&columns, &rows);
+        }
+        StatementsCommand::Review(StatementsReviewCommand::Clear(clear)) => {
+            clear_review(session, &EntityKey::Statement(clear.id), clear.reason).await?;
+        }
+        StatementsCommand::Review(StatementsReviewCommand::Accept(accept)) => {
+            accept_amounts(session, &EntityKey::Statement(accept.id), accept.reason).await?;
         }
         StatementsCommand::MarkPaid(paid) => {
             let audit = session.start_audit(paid.reason).await?;
