@@ -252,7 +252,7 @@ impl WebhookSecretConfig {
     }
 }
 
-/// `VERSION_COLUMN` and `ADOPTED_BEFORE`, for the operator's tool, which knows the parameters of the stack.
+/// `VERSION_COLUMN`, `ADOPTED_BEFORE` and `ACCEPT_CHECKOUT_ADJUSTMENTS`, for the operator's tool, which knows the parameters of the stack.
 pub fn read_row_rules(lookup: &EnvLookup<'_>) -> Result<RowRules, ConfigError> {
     let mut read = EnvReader::new(lookup);
     let rules = read.row_rules();
@@ -321,6 +321,8 @@ impl<'a> EnvReader<'a> {
 
     /// `VERSION_COLUMN`: the column of billhook's version in the application's rows; `version` if it is not set.
     /// `ADOPTED_BEFORE`: rows that the application made before this time are adopted; none are if it is not set.
+    /// `ACCEPT_CHECKOUT_ADJUSTMENTS`: whether Checkout's own discount, shipping and tax are accepted; they are if it is not
+    /// set.
     fn row_rules(&mut self) -> RowRules {
         let mut rules = RowRules::default();
         if let Some(name) = self.optional("VERSION_COLUMN") {
@@ -336,6 +338,13 @@ impl<'a> EnvReader<'a> {
                     "ADOPTED_BEFORE must be a time in RFC 3339, such as 2026-11-30T00:00:00Z, got {text:?}"
                 )),
             }
+        }
+        match self.optional("ACCEPT_CHECKOUT_ADJUSTMENTS").as_deref() {
+            None | Some("true") => {}
+            Some("false") => rules.refuses_adjustments = true,
+            Some(other) => self.fault(format!(
+                "ACCEPT_CHECKOUT_ADJUSTMENTS must be true or false, got {other:?}"
+            )),
         }
         rules
     }
@@ -616,7 +625,9 @@ mod tests {
                     "STRIPE_API_BASE" | "LOG_LEVEL" | "CLEANUP_FAILED_PAYMENT_MINUTES" => {
                         String::new()
                     }
-                    "VERSION_COLUMN" | "ADOPTED_BEFORE" => String::new(),
+                    "VERSION_COLUMN" | "ADOPTED_BEFORE" | "ACCEPT_CHECKOUT_ADJUSTMENTS" => {
+                        String::new()
+                    }
                     queue if queue.ends_with("_QUEUE_URL") => "https://x/q.fifo".to_owned(),
                     _ => "x".to_owned(),
                 })
@@ -647,6 +658,20 @@ mod tests {
             };
             read_row_rules(&EnvLookup(&lookup)).map_err(|error| error.to_string())
         };
+        let accepts = |word: &'static str| {
+            let lookup =
+                move |name: &str| (name == "ACCEPT_CHECKOUT_ADJUSTMENTS").then(|| word.to_owned());
+            let rules = read_row_rules(&EnvLookup(&lookup));
+            rules
+                .map(|rules| !rules.refuses_adjustments)
+                .map_err(|error| error.to_string())
+        };
+        for (word, expected) in [("", true), ("true", true), ("false", false)] {
+            assert_eq!(accepts(word), Ok(expected), "{word}");
+        }
+        let refused =
+            "configuration refused: ACCEPT_CHECKOUT_ADJUSTMENTS must be true or false, got \"no\"";
+        assert_eq!(accepts("no"), Err(refused.to_owned()));
         assert_eq!(read("", ""), Ok(RowRules::default()));
         let rules = read("billhookVersion", "2026-11-30T01:00:00+01:00").unwrap();
         assert_eq!(rules.version_column.as_str(), "billhookVersion");
