@@ -14,7 +14,7 @@ use billhook_core::entity::account::{
 use billhook_core::entity::invoice::{InvoiceFacts, InvoiceRow};
 use billhook_core::entity::key::PaymentKey;
 use billhook_core::entity::mail::facts::{CarrierScan, MailFacts, MailStage, PieceFacts};
-use billhook_core::entity::manual::{Acceptance, FoundEdit, ManualEdits, PaymentRecord};
+use billhook_core::entity::manual::{AcceptedAmount, FoundEdit, ManualEdits, PaymentRecord};
 use billhook_core::entity::merge::{FactSource, MaxRegister, MinRegister, SeenInterval};
 use billhook_core::entity::opening::OpeningState;
 use billhook_core::entity::payment::facts::{
@@ -225,7 +225,7 @@ fn every_fact() -> StoredForms {
         reason: "cash".to_owned(),
         is_entry: true,
     };
-    let accepted = Acceptance {
+    let accepted = AcceptedAmount {
         at: at(39),
         by: "pat".to_owned(),
         reason: "a tip".to_owned(),

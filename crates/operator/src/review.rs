@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 use billhook_adapters::clock::SystemClock;
 use billhook_core::entity::kind::StatedFacts;
-use billhook_core::entity::manual::{Acceptance, ManualEdits};
+use billhook_core::entity::manual::{AcceptedAmount, ManualEdits};
 use billhook_core::entity::merge::MinRegister;
 use billhook_core::entity::payment::linked::LinkState;
 use billhook_core::entity::payment::status::PaymentStatus;
@@ -78,7 +78,7 @@ fn clear_review_facts(entity: &Entity) -> Result<StatedFacts> {
 fn accept_facts(entity: &Entity, audit: &AuditContext) -> Result<StatedFacts> {
     let at = SystemClock.now();
     let accepted = || {
-        MinRegister(Acceptance {
+        MinRegister(AcceptedAmount {
             at,
             by: audit.actor.clone(),
             reason: audit.reason.clone(),
@@ -180,7 +180,7 @@ mod tests {
         let refused = accept_facts(&paid(4200), &audit).unwrap_err().to_string();
         assert_eq!(
             refused,
-            "order ord_1 is not partially_paid and has no open review about an amount (amount_mismatch, due_changed, overpaid)"
+            "order#ord_1 is not partially_paid and has no open review about an amount (amount_mismatch, due_changed, overpaid)"
         );
     }
 }

@@ -37,7 +37,7 @@ pub struct ManualEdits {
     pub found_paid: BTreeSet<Timestamp>,
     /// The payments whose amount a person accepts as what was due, though it is not.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub accepted: BTreeMap<PaymentRef, MinRegister<Acceptance>>,
+    pub accepted: BTreeMap<PaymentRef, MinRegister<AcceptedAmount>>,
     /// What was due when it was paid, by the time at which another amount was found.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub paid_dues: BTreeMap<Timestamp, MinRegister<Money>>,
@@ -63,7 +63,7 @@ pub struct PaymentRecord {
 
 /// A person's decision that a payment is enough.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Acceptance {
+pub struct AcceptedAmount {
     pub at: Timestamp,
     pub by: String,
     pub reason: String,

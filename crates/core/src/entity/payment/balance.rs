@@ -32,7 +32,7 @@ pub(super) struct PaymentBalance<'f> {
 
 /// A payment that succeeded, and what it pays.
 #[derive(Clone, Copy)]
-pub(super) struct Success<'b, 'f> {
+pub(super) struct PaymentSuccess<'b, 'f> {
     pub(super) payment: &'b PaymentBalance<'f>,
     pub(super) stated: &'f FactSource,
     /// Of the amount due, in its currency; `None` if nobody can say.
@@ -42,9 +42,9 @@ pub(super) struct Success<'b, 'f> {
 }
 
 /// How the payments stand to one amount due.
-pub(super) struct Coverage<'b, 'f> {
+pub(super) struct DueCoverage<'b, 'f> {
     /// The payment with which they reached it, if they did and anything is left of it.
-    pub(super) covered_by: Option<Success<'b, 'f>>,
+    pub(super) covered_by: Option<PaymentSuccess<'b, 'f>>,
     /// Whether they ever reached it.
     pub(super) was_covered: bool,
     /// What the payments that stand pay together.
@@ -153,7 +153,10 @@ pub(super) fn is_everything_back(balances: &[PaymentBalance<'_>]) -> bool {
 
 /// Adds up what the payments pay, by Stripe's time. A payment leaves the sum when all of it went back. Once the amount is
 /// reached it stays reached until nothing is left: what was given back of it afterwards was given back of a paid order.
-pub(super) fn find_coverage<'b, 'f>(due: Money, successes: &[Success<'b, 'f>]) -> Coverage<'b, 'f> {
+pub(super) fn find_coverage<'b, 'f>(
+    due: Money,
+    successes: &[PaymentSuccess<'b, 'f>],
+) -> DueCoverage<'b, 'f> {
     let came = successes
         .iter()
         .map(|success| (success.stated.at, Reverse(true), success));
@@ -163,9 +166,10 @@ pub(super) fn find_coverage<'b, 'f>(due: Money, successes: &[Success<'b, 'f>]) -
         let at = at.map_or(success.stated.at, |at| at.max(success.stated.at));
         (at, Reverse(false), success)
     });
-    let mut steps: Vec<(Timestamp, Reverse<bool>, &Success<'b, 'f>)> = came.chain(went).collect();
+    let mut steps: Vec<(Timestamp, Reverse<bool>, &PaymentSuccess<'b, 'f>)> =
+        came.chain(went).collect();
     steps.sort_by_key(|(at, comes, success)| (*at, *comes, success.payment.id));
-    let mut coverage = Coverage {
+    let mut coverage = DueCoverage {
         covered_by: None,
         was_covered: false,
         sum: 0,

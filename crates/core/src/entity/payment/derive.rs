@@ -14,7 +14,7 @@ use crate::entity::manual::ManualEdits;
 use crate::entity::merge::{Merge as _, MinRegister};
 use crate::entity::opening::OpeningState;
 use crate::entity::payment::balance::{
-    PaymentBalance, Success, find_balances, find_coverage, is_everything_back,
+    PaymentBalance, PaymentSuccess, find_balances, find_coverage, is_everything_back,
 };
 use crate::entity::payment::facts::{DisputeState, MoneyFacts, UserHints};
 use crate::entity::payment::linked::LinkedPaymentFacts;
@@ -389,11 +389,11 @@ struct RowPayments<'b, 'f> {
 
 impl<'b, 'f> RowPayments<'b, 'f> {
     /// The payments that succeeded, by Stripe's timestamp, then by id.
-    fn find_successes(&self, due: Option<Money>) -> Vec<Success<'b, 'f>> {
+    fn find_successes(&self, due: Option<Money>) -> Vec<PaymentSuccess<'b, 'f>> {
         let accepts_adjustments = !self.rules.refuses_adjustments;
         let accepted = &self.manual.accepted;
         let successes = self.balances.iter().filter_map(|payment| {
-            Some(Success {
+            Some(PaymentSuccess {
                 payment,
                 stated: payment.success?,
                 pays: due.and_then(|due| payment.pays(due, accepts_adjustments)),
@@ -404,7 +404,7 @@ impl<'b, 'f> RowPayments<'b, 'f> {
     }
 
     /// As [`Self::find_successes`]; if an adopted row was paid at first, those that it was paid by.
-    fn find_first_successes(&self, due: Money) -> Vec<Success<'b, 'f>> {
+    fn find_first_successes(&self, due: Money) -> Vec<PaymentSuccess<'b, 'f>> {
         let successes = self.find_successes(Some(due));
         let known = successes
             .iter()
@@ -422,7 +422,7 @@ impl<'b, 'f> RowPayments<'b, 'f> {
     }
 
     /// The payment that an adopted row was paid by at first, as opposed to one that came in addition.
-    fn is_known_at_first(&self, success: &Success<'_, '_>) -> bool {
+    fn is_known_at_first(&self, success: &PaymentSuccess<'_, '_>) -> bool {
         let is_about = |row: &OpeningState| row.is_about(success.payment.id, success.stated.at);
         self.opening.is_some_and(is_about)
     }
@@ -430,7 +430,7 @@ impl<'b, 'f> RowPayments<'b, 'f> {
     /// The reasons about amounts: too little, too much, or nobody can say.
     fn add_amount_reasons(
         &self,
-        successes: &[Success<'_, '_>],
+        successes: &[PaymentSuccess<'_, '_>],
         is_covered: bool,
         is_due_changed: bool,
         timeline: &mut TimelineBuilder,
@@ -613,7 +613,7 @@ impl<'b, 'f> RowPayments<'b, 'f> {
     }
 }
 
-fn add_success(success: &Success<'_, '_>, timeline: &mut TimelineBuilder) {
+fn add_success(success: &PaymentSuccess<'_, '_>, timeline: &mut TimelineBuilder) {
     let id = success.payment.id;
     let received = success.payment.received();
     let sessions = success.payment.facts.sessions.values();
