@@ -11,12 +11,13 @@ use std::collections::BTreeSet;
 use serde_json::json;
 
 use crate::entity::manual::ManualEdits;
-use crate::entity::merge::{Merge as _, MinRegister};
+use crate::entity::merge::Merge as _;
 use crate::entity::opening::OpeningState;
 use crate::entity::payment::balance::{
     PaymentBalance, PaymentSuccess, find_balances, find_coverage, is_everything_back,
 };
-use crate::entity::payment::facts::{DisputeState, MoneyFacts, UserHints};
+use crate::entity::payment::deadlines::{DeadlineObject, list_deadlines};
+use crate::entity::payment::facts::{DisputeState, UserHints};
 use crate::entity::payment::linked::LinkedPaymentFacts;
 use crate::entity::payment::refunds::{add_refund_entries, find_counted_currency};
 use crate::entity::payment::status::{
@@ -27,7 +28,7 @@ use crate::entity::payment::timeline::{
     payment_key,
 };
 use crate::entity::timeline::DerivedEntry;
-use crate::ids::{CheckoutSessionId, PaymentIntentId, PaymentRef, UserId};
+use crate::ids::{CheckoutSessionId, PaymentIntentId, UserId};
 use crate::money::{Currency, Money};
 use crate::time::Timestamp;
 
@@ -100,19 +101,6 @@ fn first_reasons(reasons: BTreeSet<String>) -> BTreeSet<String> {
         .chain(others)
         .take(REVIEW_REASONS_MAX)
         .collect()
-}
-
-fn find_authorized_until(facts: &MoneyFacts) -> Option<Timestamp> {
-    let charges = facts.charges.iter().filter(|(id, charge)| {
-        let payment = match &charge.intent {
-            Some(MinRegister(intent)) => PaymentRef::Intent(intent.clone()),
-            None => PaymentRef::Charge((*id).clone()),
-        };
-        let payment = facts.payments.get(&payment);
-        payment.is_some_and(|payment| payment.is_authorized())
-    });
-    let ends = charges.filter_map(|(_, charge)| charge.capture_before.as_ref());
-    ends.map(|end| end.0).min()
 }
 
 /// Derives the columns. `due` is the amount that the application asks for; without it no payment matches.
@@ -301,6 +289,11 @@ pub fn derive_payment(
         _ => payments.find_gravest_dispute(&paid_dues),
     };
     let dispute = dispute.filter(|_| !is_recorded);
+    let deadlines = list_deadlines(facts);
+    let earliest = |is_its: fn(&DeadlineObject) -> bool| {
+        let mut its = deadlines.iter().filter(|deadline| is_its(&deadline.object));
+        its.next().map(|deadline| deadline.due)
+    };
     let received = payments.add_up_received(currency);
     let standing = successes
         .iter()
@@ -327,12 +320,9 @@ pub fn derive_payment(
             }
             None => refunds.amount,
         },
-        dispute_due_by: balances
-            .iter()
-            .filter_map(|balance| balance.dispute.respond_by)
-            .min(),
+        dispute_due_by: earliest(|object| matches!(object, DeadlineObject::Dispute(_))),
         authorized_until: match payment_evidence {
-            PaymentEvidence::Authorized => find_authorized_until(facts),
+            PaymentEvidence::Authorized => earliest(|object| matches!(object, DeadlineObject::Authorization(_))),
             _ => None,
         },
         payment_failed_at,

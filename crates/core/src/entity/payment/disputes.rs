@@ -1,14 +1,14 @@
-//! Disputes of one payment: how much of it the customer's bank demands or has taken, the review reasons, and the due date.
+//! Disputes of one payment: how much of it the customer's bank demands or has taken, and the review reasons.
+//! `deadlines` has the due dates.
 //!
 //! A dispute belongs to its payment, so another payment that covers the amount due is not touched by it.
 
 use serde_json::{Value, json};
 
-use crate::entity::merge::{MaxRegister, MinRegister, latest_state};
+use crate::entity::merge::{FactSource, MaxRegister, MinRegister, latest_state};
 use crate::entity::payment::facts::{DisputeFacts, DisputeState, MoneyFacts};
 use crate::entity::payment::refunds::PaymentRefunds;
 use crate::entity::payment::timeline::TimelineBuilder;
-use crate::time::Timestamp;
 
 /// What the disputes say about the whole of a payment. A dispute about a part is only a review reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -17,8 +17,6 @@ pub(super) struct DisputedPayment {
     pub(super) is_lost: bool,
     /// The bank demands it.
     pub(super) is_open: bool,
-    /// The earliest date by which somebody has to answer.
-    pub(super) respond_by: Option<Timestamp>,
 }
 
 /// Adds the entries and reasons of a payment's disputes. Only a state that needs action now gives a reason, so
@@ -63,18 +61,13 @@ pub(super) fn derive_disputes(
             Some(DisputeState::Open) => open = open.saturating_add(amount),
             _ => {}
         }
-        if let Some(MaxRegister((_, Some(due)))) = dispute.respond_by
-            && state != Some(DisputeState::Lost)
-        {
-            found.respond_by = found.respond_by.into_iter().chain([due]).min();
-        }
     }
     found.is_lost = lost > 0 && lost >= rest;
     found.is_open = open > 0 && lost.saturating_add(open) >= rest;
     found
 }
 
-fn first_stated(dispute: &DisputeFacts) -> Option<&crate::entity::merge::FactSource> {
+fn first_stated(dispute: &DisputeFacts) -> Option<&FactSource> {
     let first = dispute.states.values().map(|seen| &seen.first);
     first.min_by_key(|stated| (stated.at, &stated.event))
 }

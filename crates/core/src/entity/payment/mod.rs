@@ -11,6 +11,7 @@
 
 pub mod access;
 mod balance;
+pub mod deadlines;
 pub mod derive;
 mod disputes;
 pub mod facts;
