@@ -21,7 +21,7 @@ use lambda_runtime::LambdaEvent;
 use serde::Serialize;
 
 use crate::lambda::invocation_deadline;
-use crate::report::report_entity_commit;
+use crate::report::{report_entity_commit, report_near_deadline};
 use crate::{metrics, telemetry};
 
 /// The partial batch response. It is our own type, because the one of the events crate may grow fields.
@@ -80,6 +80,9 @@ pub async fn handle_batch<L: Ledger, C: Clock + Pause>(
     let done = worker.process_batch(&messages, deadline, late).await;
     for commit in &done.commits {
         report_entity_commit(worker.provider, commit);
+    }
+    for near in &done.near_deadlines {
+        report_near_deadline(worker.provider, near);
     }
     let reports = done.messages;
     let now = worker.clock.now();

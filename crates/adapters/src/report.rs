@@ -8,7 +8,7 @@ use billhook_core::entity::projection::RowFinding;
 use billhook_core::entity::{EntityChange, EntityKey};
 use billhook_core::ids::{EventId, ProviderId};
 use billhook_core::proof::{ProofResult, StateProof};
-use billhook_core::worker::ports::EntityCommit;
+use billhook_core::worker::ports::{EntityCommit, NearDeadline};
 
 use crate::dynamodb::index::FallbackScan;
 use crate::metrics;
@@ -62,6 +62,24 @@ fn report_row_finding(
             tracing::warn!(%entity, event_id, "projection_missing");
         }
     }
+}
+
+/// Logs and counts an authorisation that is about to expire, or a dispute that waits for an answer.
+pub fn report_near_deadline(provider: ProviderId, near: &NearDeadline) {
+    metrics::DEADLINE_NEAR.count(provider);
+    let NearDeadline { payment, deadline } = near;
+    let (kind, object, due) = (
+        deadline.object.kind(),
+        deadline.object.id(),
+        deadline.due.to_string(),
+    );
+    tracing::warn!(
+        entity = %payment,
+        kind,
+        object,
+        due,
+        "deadline_near {kind} {object} of {payment} is due {due}; see docs/runbook/deadline-near.md"
+    );
 }
 
 /// Logs and counts a row that the sweep could not write as its state says.
@@ -123,9 +141,10 @@ pub fn report_fallback_scan(scan: &FallbackScan<'_>) {
 mod tests {
     use std::sync::{Arc, Mutex};
 
-    use billhook_core::entity::key::StateKey;
+    use billhook_core::entity::key::{PaymentKey, StateKey};
     use billhook_core::entity::manual::DiscardedEdit;
-    use billhook_core::ids::OrderId;
+    use billhook_core::entity::payment::deadlines::{DeadlineObject, PaymentDeadline};
+    use billhook_core::ids::{ChargeId, ObjectId, OrderId};
     use billhook_core::proof::{DifferenceSource, StateCorrection, StateDifference};
     use billhook_core::time::Timestamp;
     use tracing::level_filters::LevelFilter;
@@ -177,6 +196,36 @@ mod tests {
         let counts = r#""stripe","Reason":"row_restored","OrdersCompleted":1,"RequiresReview":1,"RowTrouble":1}"#;
         let report = || report_entity_commit(ProviderId::Stripe, &commit);
         assert_eq!(reported(report), [edit, restored, counts]);
+    }
+
+    #[test]
+    fn a_near_deadline_is_logged_with_its_payment_and_counted() {
+        let near = |object| NearDeadline {
+            payment: PaymentKey::parse("payment#acct_1#pi_1").unwrap(),
+            deadline: PaymentDeadline {
+                due: Timestamp::from_unix_s(1_781_000_000).unwrap(),
+                object,
+            },
+        };
+        let charge = ChargeId::parse("ch_1").unwrap();
+        let dispute = ObjectId::parse("dp_1").unwrap();
+        for (object, kind, id) in [
+            (
+                DeadlineObject::Authorization(charge),
+                "authorization",
+                "ch_1",
+            ),
+            (DeadlineObject::Dispute(dispute), "dispute", "dp_1"),
+        ] {
+            let due = "2026-06-09T10:13:20.000Z";
+            let warning = format!(
+                r#""deadline_near {kind} {id} of payment#acct_1#pi_1 is due {due}; see docs/runbook/deadline-near.md","function":"f","entity":"payment#acct_1#pi_1","kind":"{kind}","object":"{id}","due":"{due}"}}"#
+            );
+            let count = r#""stripe","DeadlineNear":1}"#.to_owned();
+            let near = near(object);
+            let lines = reported(|| report_near_deadline(ProviderId::Stripe, &near));
+            assert_eq!(lines, [warning, count]);
+        }
     }
 
     fn proof(sources: &[DifferenceSource], has_forgotten_events: bool) -> StateProof {

@@ -351,6 +351,7 @@ async fn open_payments_are_sent_to_the_worker_when_they_are_due() {
     for (key, index_key, due) in [
         ("payment#acct_1#pi_1", "unlinked#0", 10 * MINUTE),
         ("payment#platform#pi_2", "outdated#3", 20 * MINUTE),
+        ("payment#platform#pi_3", "deadline#2", 20 * MINUTE),
     ] {
         let payment = open_payment(key, index_key, due);
         let mut payments = world.stripe().payments.lock().unwrap();
@@ -367,12 +368,11 @@ async fn open_payments_are_sent_to_the_worker_when_they_are_due() {
         }
     }
     let message = |key: &str| format!(r#"{{"source":"recheck","payment":"{key}"}}"#);
-    let (first, second) = (
-        message("payment#acct_1#pi_1"),
-        message("payment#platform#pi_2"),
-    );
+    let first = message("payment#acct_1#pi_1");
+    let second = message("payment#platform#pi_2");
+    let third = message("payment#platform#pi_3");
     // No worker moves them on here, so the first is sent again.
-    let expected = [(10, first.clone()), (20, second), (20, first)];
+    let expected = [(10, first.clone()), (20, second), (20, first), (20, third)];
     assert_eq!(sent, expected);
 }
 

@@ -20,7 +20,7 @@ use billhook_core::proof::prover::EventsByState;
 use billhook_core::proof::repair::{ReprocessEvent, repair_state};
 use billhook_core::proof::{StateDifference, StateProof};
 use billhook_core::worker::batch::{ProcessingFailure, ReceivedMessage, Worker};
-use billhook_core::worker::ports::Ledger as _;
+use billhook_core::worker::ports::{Ledger as _, NearDeadline};
 use futures_util::FutureExt as _;
 use futures_util::stream::{self, StreamExt as _};
 
@@ -283,6 +283,12 @@ impl ReprocessEvent for LocalReprocessing<'_> {
             .await;
         for report in done.messages {
             report.result?;
+        }
+        // The worker reports them; whoever runs this command took its place.
+        for NearDeadline { payment, deadline } in done.near_deadlines {
+            let (kind, object) = (deadline.object.kind(), deadline.object.id());
+            let due = deadline.due;
+            print_notice(&format!("{kind} {object} of {payment} is due {due}"));
         }
         Ok(())
     }

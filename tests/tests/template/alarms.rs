@@ -204,6 +204,7 @@ fn there_is_an_alarm_for_everything_that_a_person_has_to_hear_of() {
             "cleanup-failures",
             "cleanup-throttles",
             "cross-tenant",
+            "deadline-near",
             "endpoint-errors",
             "endpoint-failures",
             "endpoint-throttles",

@@ -657,7 +657,9 @@ mod tests {
     use billhook_core::entity::key::PaymentKey;
     use billhook_core::entity::merge::MinRegister;
     use billhook_core::entity::payment::linked::LinkState;
-    use billhook_core::entity::payment::state::{LinkSource, PaymentFacts, PaymentState};
+    use billhook_core::entity::payment::state::{
+        LinkSource, NearDeadlineReport, PaymentFacts, PaymentState,
+    };
     use billhook_core::entity::rules::VersionColumn;
     use billhook_core::worker::ports::{EventUpdate, NextState};
 
@@ -1007,26 +1009,29 @@ mod tests {
     fn a_payments_write_holds_its_version_and_keeps_what_it_does_not_know() {
         let key = PaymentKey::parse("payment#acct_1#pi_1").unwrap();
         let mut first = PaymentState::new(key.clone()).next_state(PaymentFacts::default(), None);
-        first.note_open(now());
+        first.note_open(now(), NearDeadlineReport::ByWriter);
         let write = |row: Option<&DynamoRow>, next: PaymentState| {
             let next = NextState::Payment(next);
             let state = build_state(row, &next).unwrap();
             ledger().state_update(&next.key(), row, state)
         };
         let created = shown(write(None, first.clone()));
+        let opened = first.open.clone();
         let mut stored = build_state(None, &NextState::Payment(first)).unwrap();
         stored.insert(STATE_KEY.to_owned(), string_value(key.to_string()));
         let mut newer: serde_json::Value = serde_dynamo::from_item(stored).unwrap();
         newer["facts"]["mandate"] = json!("mandate_1");
         let item = serde_dynamo::to_item(&newer).unwrap();
         let (read, row) = read_payment(&key, item).unwrap();
+        // A recheck compares it, to see whether the payment has to leave the index.
+        assert_eq!(read.open, opened);
         let mut facts = read.facts.clone();
         let order = EntityKey::parse("order#ord_1").unwrap();
         let sources = [(LinkSource::Metadata, MinRegister(now()))];
         facts.links.insert(order.clone(), sources.into());
         let mut next = read.next_state(facts, None);
         next.record_copy(&order, LinkState::Linked);
-        next.note_open(now());
+        next.note_open(now(), NearDeadlineReport::ByWriter);
         let written = shown(write(Some(&row), next));
         insta::assert_snapshot!([created, written].join("\n"));
     }

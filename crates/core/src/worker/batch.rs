@@ -12,7 +12,7 @@ use crate::intake::inbox::EventRecord;
 use crate::outcome::{EventOutcome, EventVerdict};
 use crate::ports::Clock;
 use crate::time::Timestamp;
-use crate::worker::ports::{CommitError, EntityCommit};
+use crate::worker::ports::{CommitError, EntityCommit, NearDeadline};
 
 /// Receives after which the queue moves a message to the dead-letter queue. Must equal `maxReceiveCount` in
 /// `template.yaml`: the worker writes `failed` on the last receive.
@@ -57,6 +57,8 @@ pub struct BatchReport {
     pub messages: Vec<MessageReport>,
     /// What the transactions of the batch changed about entities, in the order in which they were written.
     pub commits: Vec<EntityCommit>,
+    /// The deadlines that are near, of the payments that the batch wrote or rechecked, each once.
+    pub near_deadlines: BTreeSet<NearDeadline>,
 }
 
 /// The result for a message.

@@ -22,7 +22,7 @@ use crate::worker::batch::{
 };
 use crate::worker::plan::{CommitUnit, MayChange, plan_unit};
 use crate::worker::ports::{
-    CommitError, CommitPart, EntityCommit, EventUpdate, Ledger, LoadedRows,
+    CommitError, CommitPart, EntityCommit, EventUpdate, Ledger, LoadedRows, NearDeadline,
 };
 use crate::worker::resolve::AccountTenants;
 use crate::worker::step::{BatchProgress, EventStep, catch_panic, fail_each};
@@ -65,6 +65,13 @@ fn event_ids(unit: &CommitUnit) -> Vec<EventId> {
 fn too_many_events() -> ProcessingFailure {
     let cause = "the events of one unit do not fit into one transaction".to_owned();
     ProcessingFailure::Infrastructure(cause)
+}
+
+/// What the transaction of one unit changed, and what somebody has to hear of.
+#[derive(Default)]
+pub(super) struct UnitCommit {
+    pub(super) commits: Vec<EntityCommit>,
+    pub(super) near_deadlines: Vec<NearDeadline>,
 }
 
 /// How the transaction of all units of a batch ended.
@@ -119,7 +126,13 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         let mut plans = Vec::new();
         for unit in units {
             match round.plan(unit) {
-                Ok(plan) => plans.push(plan),
+                Ok(plan) => {
+                    // Before the write: if its answer is lost, the next round reads the events as processed, and nobody
+                    // would report what they wrote.
+                    let near = plan.part.near_deadlines();
+                    progress.near_deadlines.extend(near);
+                    plans.push(plan);
+                }
                 Err(unit) => {
                     let failed = fail_each(event_ids(&unit), &ProcessingFailure::Panicked);
                     progress.pass::<()>(failed);
@@ -295,11 +308,15 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         &self,
         unit: CommitUnit,
         round: &RoundRows<'_, L::Row>,
-    ) -> Result<Vec<EntityCommit>, ProcessingFailure> {
+    ) -> Result<UnitCommit, ProcessingFailure> {
         let plan = round.plan(unit).map_err(|_| ProcessingFailure::Panicked)?;
         if plan.row_count() == 0 {
-            return Ok(Vec::new());
+            return Ok(UnitCommit::default());
         }
-        Ok(self.commit(slice::from_ref(&plan.part).iter()).await?)
+        let commits = self.commit(slice::from_ref(&plan.part).iter()).await?;
+        Ok(UnitCommit {
+            commits,
+            near_deadlines: plan.part.near_deadlines().collect(),
+        })
     }
 }

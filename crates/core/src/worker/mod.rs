@@ -29,7 +29,7 @@ use futures_util::stream::{self, StreamExt as _};
 use crate::entity::EntityKey;
 use crate::entity::key::{PaymentKey, StateKey};
 use crate::entity::payment::linked::RelinkDecision;
-use crate::entity::payment::state::PaymentState;
+use crate::entity::payment::state::{NearDeadlineReport, PaymentState};
 use crate::ids::{CorrelationId, EventId, ProviderId};
 use crate::intake::message::ReceivedPointer;
 use crate::outcome::{EventVerdict, ParkReason};
@@ -39,7 +39,7 @@ use crate::worker::batch::{
     BatchReport, CALLS_AT_ONCE, MessageReport, ProcessingFailure, ProcessingSuccess, RECEIVES_MAX,
     ReceivedMessage, RelinkError, TimeLeft, Worker,
 };
-use crate::worker::commit::RoundRows;
+use crate::worker::commit::{RoundRows, UnitCommit};
 pub use crate::worker::plan::PaymentRebuild;
 use crate::worker::plan::{CommitUnit, PaymentRecheck, group_units};
 use crate::worker::ports::{EntityCommit, EventUpdate, Ledger, LoadedRows, StoredEvent};
@@ -107,8 +107,9 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         for (payment, messages) in &payments {
             let result = rechecked.remove(payment);
             let result = result.unwrap_or(Err(ProcessingFailure::OutOfTime));
-            let result = result.map(|commits| {
-                progress.commits.extend(commits);
+            let result = result.map(|unit| {
+                progress.commits.extend(unit.commits);
+                progress.near_deadlines.extend(unit.near_deadlines);
                 ProcessingSuccess::Rechecked
             });
             reports.extend(messages.iter().map(|message| {
@@ -133,6 +134,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         BatchReport {
             messages: reports,
             commits: progress.commits,
+            near_deadlines: progress.near_deadlines,
         }
     }
 
@@ -142,7 +144,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         &self,
         payment: &PaymentKey,
         deadline: Timestamp,
-    ) -> Result<Vec<EntityCommit>, ProcessingFailure> {
+    ) -> Result<UnitCommit, ProcessingFailure> {
         let mut failure = ProcessingFailure::OutOfTime;
         for round in 0..ROUNDS_MAX {
             if self.time_left(deadline) == TimeLeft::TooLittle {
@@ -152,24 +154,21 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                 self.clock.pause(Duration::from_millis(25 << round)).await;
             }
             match self.recheck_once(payment).await {
-                Ok(commits) => return Ok(commits),
+                Ok(unit) => return Ok(unit),
                 Err(failed) => failure = failed,
             }
         }
         Err(failure)
     }
 
-    async fn recheck_once(
-        &self,
-        payment: &PaymentKey,
-    ) -> Result<Vec<EntityCommit>, ProcessingFailure> {
+    async fn recheck_once(&self, payment: &PaymentKey) -> Result<UnitCommit, ProcessingFailure> {
         let (rows, hints) = self.load_recheck(payment, None).await?;
         // Of an alias only the copies that were made under its name are left to remove.
         let is_done = |payment: &PaymentState| {
             payment.alias_of.is_some() && payment.outdated_copies().is_empty()
         };
         if rows.payment(payment).is_none_or(is_done) {
-            return Ok(Vec::new());
+            return Ok(UnitCommit::default());
         }
         let hits = hints
             .of_payment(payment)
@@ -179,6 +178,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
             hits: hits.to_vec(),
             relink: None,
             rebuild: PaymentRebuild::default(),
+            near_deadlines: NearDeadlineReport::ByWriter,
         };
         self.commit_recheck(recheck, &rows).await
     }
@@ -223,8 +223,9 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                 reason: reason.to_owned(),
             }),
             rebuild: PaymentRebuild::default(),
+            near_deadlines: NearDeadlineReport::ByNextRecheck,
         };
-        Ok(self.commit_recheck(recheck, &rows).await?)
+        Ok(self.commit_recheck(recheck, &rows).await?.commits)
     }
 
     /// Writes a payment's state as its events say, and the copies of it. `rows` are as they were proven, so nothing is
@@ -240,8 +241,9 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
             hits: Vec::new(),
             relink: None,
             rebuild,
+            near_deadlines: NearDeadlineReport::ByNextRecheck,
         };
-        self.commit_recheck(recheck, rows).await
+        Ok(self.commit_recheck(recheck, rows).await?.commits)
     }
 
     async fn load_recheck(
@@ -276,7 +278,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         &self,
         recheck: PaymentRecheck,
         rows: &LoadedRows<L::Row>,
-    ) -> Result<Vec<EntityCommit>, ProcessingFailure> {
+    ) -> Result<UnitCommit, ProcessingFailure> {
         let tenants = self.load_tenants(&recheck.payment).await?;
         let unit = CommitUnit {
             events: Vec::new(),

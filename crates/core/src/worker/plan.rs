@@ -13,7 +13,7 @@ use crate::entity::key::{InvoiceKey, PaymentKey, StateKey};
 use crate::entity::kind::StatedFacts;
 use crate::entity::merge::{MaxRegister, Merge as _, MinRegister};
 use crate::entity::payment::linked::{LinkState, RelinkDecision};
-use crate::entity::payment::state::{LinkSource, PaymentFacts, PaymentState};
+use crate::entity::payment::state::{LinkSource, NearDeadlineReport, PaymentFacts, PaymentState};
 use crate::entity::{Entity, EntityKey};
 use crate::ids::{AccountId, EventId};
 use crate::intake::inbox::EventRecord;
@@ -52,6 +52,7 @@ pub(super) struct PaymentRecheck {
     /// A person's decision about what it is linked to.
     pub(super) relink: Option<RelinkDecision>,
     pub(super) rebuild: PaymentRebuild,
+    pub(super) near_deadlines: NearDeadlineReport,
 }
 
 /// How a payment's state has to be changed to be what its events say.
@@ -152,6 +153,7 @@ struct PaymentDraft {
     must_derive: bool,
     /// The copies that are written again, whatever they are.
     copies: BTreeSet<EntityKey>,
+    near_deadlines: NearDeadlineReport,
 }
 
 struct UnitDrafts<'a, R> {
@@ -203,6 +205,7 @@ impl<'a, R> UnitDrafts<'a, R> {
                 events: Vec::new(),
                 must_derive: false,
                 copies: BTreeSet::new(),
+                near_deadlines: NearDeadlineReport::ByWriter,
             }
         })
     }
@@ -340,6 +343,7 @@ impl<'a, R> UnitDrafts<'a, R> {
             .collect::<Vec<_>>();
         let draft = self.payment(key);
         draft.must_derive = true;
+        draft.near_deadlines = recheck.near_deadlines;
         draft
             .facts
             .relink
@@ -453,14 +457,18 @@ impl<'a, R> UnitDrafts<'a, R> {
                 // payment has been open.
                 next.open_since = Some(now);
             }
-            next.note_open(now);
+            next.note_open(now, draft.near_deadlines);
             let is_same = next.facts_version == draft.read.facts_version
                 && next.copied == draft.read.copied
                 && next.history.event_ids == before
                 && next.open_since == draft.read.open_since
+                && next.open == draft.read.open
                 && next.version > 1;
+            // Who is rechecked near a deadline is written even if nothing changes, because a write reports it: the worker
+            // that wrote before may have ended before it could report.
+            let must_report = draft.must_derive && next.near_deadlines(now).next().is_some();
             // An open payment is always written, because the time of its next recheck changes.
-            if !is_same || next.open_since.is_some() {
+            if !is_same || must_report || next.open_since.is_some() {
                 let row = self.rows.payments.get(&key).map(|(_, row)| row);
                 let next = NextState::Payment(next);
                 states.push(StateWrite { row, next });

@@ -8,6 +8,7 @@ use std::future::Future;
 use crate::entity::invoice::InvoiceState;
 use crate::entity::key::{InvoiceKey, PaymentKey, StateKey};
 use crate::entity::manual::DiscardedEdit;
+use crate::entity::payment::deadlines::PaymentDeadline;
 use crate::entity::payment::state::PaymentState;
 use crate::entity::projection::RowFinding;
 use crate::entity::schema::UnreadableRow;
@@ -135,6 +136,28 @@ impl<R> CommitPart<'_, R> {
             row_findings: write.next.row_findings().to_vec(),
         })
     }
+
+    /// The deadlines that are near, of the payments that it writes.
+    pub fn near_deadlines(&self) -> impl Iterator<Item = NearDeadline> {
+        let payments = self.states.iter().filter_map(|write| match &write.next {
+            NextState::Payment(payment) => Some(payment),
+            NextState::Invoice(_) => None,
+        });
+        payments.flat_map(|payment| {
+            let deadlines = payment.near_deadlines(self.now);
+            deadlines.map(|deadline| NearDeadline {
+                payment: payment.key.clone(),
+                deadline,
+            })
+        })
+    }
+}
+
+/// A deadline that somebody has to hear of, for the log and the metrics.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NearDeadline {
+    pub payment: PaymentKey,
+    pub deadline: PaymentDeadline,
 }
 
 /// What a transaction changed about an entity, for the log and the metrics.

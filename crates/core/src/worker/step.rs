@@ -23,7 +23,7 @@ use crate::worker::batch::{
     CALLS_AT_ONCE, MessageReport, ProcessingFailure, ProcessingSuccess, Worker,
 };
 use crate::worker::ports::{
-    EntityCommit, EventUpdate, Ledger, LoadedRows, StoredEvent, StoredPayload,
+    EntityCommit, EventUpdate, Ledger, LoadedRows, NearDeadline, StoredEvent, StoredPayload,
 };
 
 /// What a stage makes of an event.
@@ -229,6 +229,8 @@ pub(super) struct BatchProgress {
     pub(super) reports: BTreeMap<EventId, MessageReport>,
     /// What the transactions changed, for the log and the metrics.
     pub(super) commits: Vec<EntityCommit>,
+    /// The deadlines that are near, of the payments that events or rechecks are about.
+    pub(super) near_deadlines: BTreeSet<NearDeadline>,
     closed: Vec<EventUpdate>,
 }
 
@@ -241,6 +243,7 @@ impl BatchProgress {
         Self {
             reports: ids.map(unfinished).collect(),
             commits: Vec::new(),
+            near_deadlines: BTreeSet::new(),
             closed: Vec::new(),
         }
     }

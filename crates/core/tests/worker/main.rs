@@ -1,6 +1,7 @@
 //! The worker over tables in memory: where events go, what they leave, and what failures do not change.
 #![cfg(test)]
 
+mod deadlines;
 mod laws;
 mod money;
 mod money_stories;

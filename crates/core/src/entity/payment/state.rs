@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::entity::EntityKey;
 use crate::entity::key::PaymentKey;
 use crate::entity::merge::{MaxRegister, MinRegister, merge_fields};
+use crate::entity::payment::deadlines::{PaymentDeadline, list_deadlines};
 use crate::entity::payment::facts::MoneyFacts;
 use crate::entity::payment::linked::{LinkState, PaymentCopy, RelinkDecision};
 use crate::entity::schema::{
@@ -25,7 +26,7 @@ use crate::time::Timestamp;
 
 /// The first recheck of a payment without a link, or with an outdated copy; the next ones follow at twice the age.
 pub const FIRST_RECHECK_AFTER: Duration = Duration::from_mins(10);
-/// A payment that has been open for longer is not rechecked any more.
+/// One that has been without a link, or outdated, for longer is not rechecked any more, but for a deadline.
 const RECHECKS_MAX: Duration = Duration::from_hours(30 * 24);
 
 /// All facts of a payment.
@@ -82,9 +83,9 @@ pub struct PaymentState {
     pub facts: PaymentFacts,
     /// The version of the copy that each linked order or statement has.
     pub copied: BTreeMap<EntityKey, i64>,
-    /// Since when it is open: no order or statement is linked to it, or a copy is outdated.
+    /// Since when no order or statement is linked to it, or a copy is outdated; not because of a deadline.
     pub open_since: Option<Timestamp>,
-    /// Its place in the index of open payments, as it is written.
+    /// Its place in the index of open payments, as it was read or as it is written.
     pub open: Option<OpenEntry>,
     pub history: StateHistory,
 }
@@ -114,13 +115,25 @@ pub struct PaymentRow {
     pub event_ids: Vec<EventId>,
 }
 
-/// Why a payment has to be rechecked.
+/// Why a payment has to be rechecked; the first that applies is in the index's key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OpenReason {
     /// A copy could not be updated.
     OutdatedCopy,
     /// No order or statement is linked to it.
     Unlinked,
+    /// Somebody has to act by a time that is coming.
+    Deadline,
+}
+
+/// What becomes of the deadlines that are near when a payment is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NearDeadlineReport {
+    /// The writer reports them, so the payment is rechecked for the later ones only.
+    ByWriter,
+    /// The writer is a command, which counts no metric: they stay in the index, and the worker reports them with the next
+    /// recheck.
+    ByNextRecheck,
 }
 
 impl OpenReason {
@@ -128,6 +141,7 @@ impl OpenReason {
         match self {
             Self::OutdatedCopy => "outdated",
             Self::Unlinked => "unlinked",
+            Self::Deadline => "deadline",
         }
     }
 }
@@ -142,7 +156,12 @@ pub struct OpenEntry {
 
 /// All values of the index's key under which payments are open.
 pub fn open_index_keys() -> impl Iterator<Item = String> {
-    let reasons = [OpenReason::OutdatedCopy, OpenReason::Unlinked].into_iter();
+    let reasons = [
+        OpenReason::OutdatedCopy,
+        OpenReason::Unlinked,
+        OpenReason::Deadline,
+    ];
+    let reasons = reasons.into_iter();
     reasons.flat_map(|reason| index_keys_of(reason.as_str()))
 }
 
@@ -171,8 +190,10 @@ impl PaymentState {
             facts: row.facts,
             copied: row.copied,
             open_since: row.open_since,
-            // Decided anew with each write.
-            open: None,
+            open: row
+                .open
+                .zip(row.open_at)
+                .map(|(index_key, due)| OpenEntry { index_key, due }),
             history: StateHistory {
                 first_event_at: row.first_event_at,
                 last_event_at: row.last_event_at,
@@ -281,7 +302,8 @@ impl PaymentState {
         };
     }
 
-    fn open_reason(&self) -> Option<OpenReason> {
+    /// Why it is open whether or not there are deadlines.
+    fn lasting_open_reason(&self) -> Option<OpenReason> {
         if !self.outdated_copies().is_empty() {
             return Some(OpenReason::OutdatedCopy);
         }
@@ -290,6 +312,22 @@ impl PaymentState {
             .values()
             .any(|link| *link != LinkState::Elsewhere);
         (self.alias_of.is_none() && !is_linked).then_some(OpenReason::Unlinked)
+    }
+
+    /// The deadlines that have to be reported now.
+    pub fn near_deadlines(&self, now: Timestamp) -> impl Iterator<Item = PaymentDeadline> {
+        let deadlines = list_deadlines(&self.facts.money).into_iter();
+        deadlines.filter(move |deadline| deadline.is_near(now))
+    }
+
+    /// When it has to be rechecked for a deadline.
+    fn next_report_at(&self, now: Timestamp, near: NearDeadlineReport) -> Option<Timestamp> {
+        let deadlines = list_deadlines(&self.facts.money).into_iter();
+        let unreported = deadlines.filter(|deadline| match near {
+            NearDeadlineReport::ByWriter => now < deadline.report_at(),
+            NearDeadlineReport::ByNextRecheck => now < deadline.due,
+        });
+        unreported.map(|deadline| deadline.report_at()).min()
     }
 
     /// The state that follows this one, as it is written: `facts` and `alias_of` are what it knows now.
@@ -308,24 +346,34 @@ impl PaymentState {
             facts,
             copied: self.copied.clone(),
             open_since: self.open_since,
+            // `note_open` decides it for each write.
             open: None,
             history: self.history.clone(),
         }
     }
 
-    /// Sets its place in the index of open payments; call it last, when all copies of this write are recorded. It is
-    /// rechecked 10, 20, 40 … minutes after it became open, for 30 days.
-    pub fn note_open(&mut self, now: Timestamp) {
-        let reason = self.open_reason();
-        self.open_since = reason.and(self.open_since.or(Some(now)));
+    /// Sets its place in the index of open payments; call it last, when all copies of this write are recorded. One without a
+    /// link, or with an outdated copy, is rechecked 10, 20, 40 … minutes after it became so, for 30 days; any is
+    /// rechecked when a deadline comes near, if that is earlier. Example: unlinked for 20 days, and a dispute is to be
+    /// answered in 5: the backoff would come in 20 days, so the payment is rechecked in 2.
+    pub fn note_open(&mut self, now: Timestamp, near: NearDeadlineReport) {
+        let lasting = self.lasting_open_reason();
+        self.open_since = lasting.and(self.open_since.or(Some(now)));
         let age = self
             .open_since
             .map_or(Duration::ZERO, |since| since.until(now));
-        self.open = reason
+        let retry_at = lasting
             .filter(|_| age < RECHECKS_MAX)
-            .map(|reason| OpenEntry {
+            .map(|_| now.after(age.max(FIRST_RECHECK_AFTER)));
+        let report_at = self.next_report_at(now, near);
+        let reason = lasting.unwrap_or(OpenReason::Deadline);
+        self.open = retry_at
+            .into_iter()
+            .chain(report_at)
+            .min()
+            .map(|due| OpenEntry {
                 index_key: open_index_key(reason.as_str(), &self.key.to_string()),
-                due: now.after(age.max(FIRST_RECHECK_AFTER)),
+                due,
             });
     }
 }
