@@ -127,8 +127,9 @@ measure: setup ## measure run time, calls and memory of the cleanup with thousan
 	cargo test --package billhook-tests --package cleanup-failed-payments --test measure -- --ignored --nocapture
 
 SEEDS ?= 10000
-simulate: ## run the simulation over SEEDS=10000 seeds, and show that it detects every deliberate defect
+simulate: ## run the simulation over SEEDS=10000 seeds, and show that it detects every deliberate defect; then SEEDS stories of money
 	BILLHOOK_SIM_SEEDS=$(SEEDS) cargo test --workspace --test simulation -- --nocapture --test-threads 1
+	BILLHOOK_STORIES=$(SEEDS) cargo test --package billhook-core --test worker money_stories
 
 replay: setup ## replay 5,000 events on the local AWS, interrupt that with Ctrl-C, resume it, and show the figures
 	cargo build --workspace

@@ -109,6 +109,25 @@ fn stands(stripe: &MemoryStripe, intent: &str, status: IntentStatus) {
         .insert(intent.to_owned(), status);
 }
 
+/// As an earlier system left it: nothing that billhook knows says so.
+#[tokio::test]
+async fn an_order_that_says_it_failed_without_any_facts_is_decided_once() {
+    let (tables, stripe) = (MemoryTables::default(), MemoryStripe::default());
+    let key = EntityKey::Order(OrderId::parse("ord_old").unwrap());
+    let row = json!({ "status": "payment_failed", "amountTotal": 4200, "currency": "usd" });
+    let row = memory::entity_of(&key, row);
+    tables.entities.lock().unwrap().insert(key.clone(), row);
+    let dry = run(&tables, &stripe, r#"{"task":"cleanup","dry_run":true}"#).await;
+    assert_eq!((dry.scanned, dry.cancelled), (1, 0));
+    for scanned in [1, 0] {
+        let summary = run(&tables, &stripe, "{}").await;
+        assert_eq!((summary.scanned, summary.cancelled), (scanned, 0));
+        let entities = tables.entities.lock().unwrap();
+        let status = entities[&key].columns().status.clone();
+        assert_eq!(status.as_deref(), Some("pending"));
+    }
+}
+
 #[tokio::test]
 async fn a_stale_failed_order_is_given_up_after_its_payments_are_ended() {
     let (tables, stripe) = (MemoryTables::default(), MemoryStripe::default());

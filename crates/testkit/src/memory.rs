@@ -1049,7 +1049,7 @@ impl Ledger for &MemoryTables {
                 true => write.next.next(),
                 false => {
                     let next = write.next.with_row_written();
-                    next.with_columns_found(&unwritten_columns(&write.entity, &write.next))
+                    next.with_columns_found(&unwritten_columns(write.entity, &write.next))
                 }
             };
             entities.insert(write.entity.key(), next);

@@ -11,6 +11,7 @@ use std::time::Duration;
 use billhook_adapters::metrics;
 use billhook_adapters::report::report_entity_commit;
 use billhook_core::entity::key::StateKey;
+use billhook_core::entity::kind::StatedFacts;
 use billhook_core::entity::{Entity, EntityKey};
 use billhook_core::error::error_chain;
 use billhook_core::ids::{OrderId, ProviderId};
@@ -290,6 +291,13 @@ where
             CleanupDecision::NotFailed | CleanupDecision::TooYoung => {
                 return Ok(Some(OrderCleanup::Skipped));
             }
+            CleanupDecision::WrongStatus if run.dry_run => {
+                return Ok(Some(OrderCleanup::Skipped));
+            }
+            CleanupDecision::WrongStatus => {
+                let is_written = self.write_order(order, row, None).await?;
+                return Ok(is_written.then_some(OrderCleanup::Skipped));
+            }
         };
         if run.dry_run {
             return Ok(Some(OrderCleanup::Cancelled));
@@ -320,16 +328,23 @@ where
                 }
             }
         }
-        self.cancel_order(order, row).await
+        let cancelled = cancellation_fact(self.clock.now());
+        if !self.write_order(order, row, Some(cancelled)).await? {
+            return Ok(None);
+        }
+        tracing::info!(order = %order.key(), "order_cancelled {}", order.key());
+        Ok(Some(OrderCleanup::Cancelled))
     }
 
-    async fn cancel_order(
+    /// Writes what follows from the facts of the order and this one; false if another writer was first.
+    async fn write_order(
         &self,
         order: &Entity,
         row: &L::Row,
-    ) -> Result<Option<OrderCleanup>, String> {
+        stated: Option<StatedFacts>,
+    ) -> Result<bool, String> {
         let now = self.clock.now();
-        let next = order.apply_facts([cancellation_fact(now)], now);
+        let next = order.apply_facts(stated, now);
         let part = CommitPart {
             entities: vec![EntityWrite {
                 entity: order,
@@ -352,7 +367,7 @@ where
             });
             match error {
                 _ if is_written => {}
-                CommitError::LostRace => return Ok(None),
+                CommitError::LostRace => return Ok(false),
                 error => return Err(error_chain(&error)),
             }
         } else {
@@ -360,8 +375,7 @@ where
                 report_entity_commit(ProviderId::Stripe, &changed);
             }
         }
-        tracing::info!(order = %order.key(), "order_cancelled {}", order.key());
-        Ok(Some(OrderCleanup::Cancelled))
+        Ok(true)
     }
 }
 

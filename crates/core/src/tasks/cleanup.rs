@@ -33,6 +33,9 @@ pub enum CleanupDecision {
     Cancel(BTreeSet<CancellablePayment>),
     /// Its facts give another status: money arrived, it was cancelled before, or a person repaired it.
     NotFailed,
+    /// The row says that it failed, and nothing does that billhook knows: the status that follows from the facts is
+    /// written, so that it is decided once and not in every run.
+    WrongStatus,
     /// Its last attempt is younger than the grace period: the customer may be trying another card.
     TooYoung,
 }
@@ -48,8 +51,15 @@ pub fn decide_cleanup(order: &Entity, grace: Duration, now: Timestamp) -> Cleanu
     // Of a row that is gone, in another one's place or in conflict nobody knows what it is about until a person decided.
     let is_doubtful = order.row().is_missing || facts.manual.is_row_doubtful();
     let is_failed = payment.status == OrderStatus::PaymentFailed;
-    if !is_failed || is_doubtful || order.write_refusal().is_some() {
+    if is_doubtful || order.write_refusal().is_some() {
         return CleanupDecision::NotFailed;
+    }
+    if !is_failed {
+        let said = order.columns().status.as_deref();
+        return match said == Some(OrderStatus::PaymentFailed.as_str()) {
+            true => CleanupDecision::WrongStatus,
+            false => CleanupDecision::NotFailed,
+        };
     }
     match payment.payment_failed_at {
         Some(failed_at) if failed_at.after(grace) <= now => {}

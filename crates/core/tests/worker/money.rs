@@ -778,3 +778,26 @@ fn the_user_is_the_one_who_paid() {
     // While nothing is paid, any hint is one.
     assert_eq!(ends(&[session]).user.unwrap().as_str(), "attacker");
 }
+
+/// They all have one id, and the second is another event.
+#[test]
+fn a_test_event_of_the_dashboard_hides_no_other() {
+    let tables = tables();
+    let mut back = charge_refunded("evt_00000000000000", T, "ch_00000000000000", None, 4200);
+    back["data"]["object"]["metadata"] = json!([]);
+    let paid = intent_succeeded("evt_00000000000000", T, "pi_1", named("ord_1"), 4200);
+    for event in [&back, &paid, &back] {
+        run(deliver(&tables, ProviderId::Stripe, &[event.clone()]));
+    }
+    assert_eq!(
+        payment(&tables, &order("ord_1")).status.as_str(),
+        "completed"
+    );
+    let events = tables.events.lock().unwrap();
+    let ids: Vec<&str> = events.keys().map(EventId::as_str).collect();
+    assert_eq!(ids.len(), 2, "{ids:?}");
+    assert!(
+        ids.iter().all(|id| id.starts_with("evt_00000000000000_")),
+        "{ids:?}"
+    );
+}

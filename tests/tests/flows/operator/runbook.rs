@@ -15,6 +15,7 @@ const OTHER_EXIT_CODES: [(&str, i32); 7] = [
     // Not paid, and nothing to review.
     ("orders access", 4),
     ("orders review clear", 1),
+    ("orders review accept", 1),
     ("sig explain stripe --body", 4),
 ];
 

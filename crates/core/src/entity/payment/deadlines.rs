@@ -98,8 +98,7 @@ fn is_waiting_for_capture(facts: &MoneyFacts, id: &ChargeId, charge: &ChargeFact
         None => PaymentRef::Charge(id.clone()),
     };
     let payment = facts.payments.get(&payment);
-    let is_open =
-        payment.is_some_and(|payment| payment.is_authorized());
+    let is_open = payment.is_some_and(|payment| payment.is_authorized());
     // `charge.captured` may come before `payment_intent.succeeded`. A part is not the end: with multicapture the rest can
     // be captured until the same time.
     let is_captured = charge.amount.is_some() && charge.captured >= charge.amount;

@@ -322,7 +322,9 @@ pub fn derive_payment(
         },
         dispute_due_by: earliest(|object| matches!(object, DeadlineObject::Dispute(_))),
         authorized_until: match payment_evidence {
-            PaymentEvidence::Authorized => earliest(|object| matches!(object, DeadlineObject::Authorization(_))),
+            PaymentEvidence::Authorized => {
+                earliest(|object| matches!(object, DeadlineObject::Authorization(_)))
+            }
             _ => None,
         },
         payment_failed_at,

@@ -2,7 +2,8 @@
 //! order or statement ([`linked`]), the state machine of a payment ([`status`]), and the projection of the facts into an
 //! order's or statement's columns ([`mod@derive`]: what adds up to the amount due in `balance`, refund arithmetic in
 //! [`refunds`], what banks took in `disputes`, entries in [`timeline`]). Of the
-//! columns, [`access`] decides whether what was paid for may be handed out.
+//! columns, [`access`] decides whether what was paid for may be handed out. [`deadlines`] lists until when somebody has to
+//! act.
 //!
 //! Read `facts`, then `state`, then `derive`. Nothing here reads an event; `provider::stripe::event_types` does.
 

@@ -16,11 +16,13 @@ use self::story::{Edit, Story, abandoned, draw, events_of, second};
 use super::T;
 use crate::stored_order::StoredOrder;
 
-/// More with `BILLHOOK_STORIES`, as `make simulate` does.
 const STORIES: u64 = 1_500;
+/// How many stories are told instead, as by `make simulate`.
+const ASKED: &str = "BILLHOOK_STORIES";
 
+#[expect(clippy::disallowed_methods, reason = "a test is told in no other way")]
 fn stories() -> u64 {
-    let asked = std::env::var("BILLHOOK_STORIES").ok();
+    let asked = std::env::var(ASKED).ok();
     asked.map_or(STORIES, |count| count.parse().unwrap())
 }
 
