@@ -406,6 +406,48 @@ fn orders_are_reviewed_repaired_and_backfilled_and_access_follows() {
             (&json!("paid"), &Value::Null)
         );
 
+        // What was paid is accepted as what was due: a tip, and the rest of an instalment.
+        order(world, "ord_op_tip", None).await?;
+        let statement =
+            json!({ "statement_id": "st_op_part", "amount_due": 4200, "currency": "usd" });
+        world.put("StatementsTable", statement).await?;
+        let now = world.now_s();
+        let part = json!({ "statement_id": "st_op_part" });
+        for (id, names, amount) in [("tip", named("ord_op_tip"), 4300), ("part", part, 2100)] {
+            let (event, intent) = (format!("evt_op_{id}"), format!("pi_op_{id}"));
+            let paid = intent_succeeded(&event, now, &intent, names, amount);
+            world.stripe(&paid, 1).await?;
+            world.settled(STRIPE, "processed", &[&event]).await?;
+        }
+        let row = world.order("ord_op_tip").await?;
+        assert_eq!(row["reviewReasons"], json!(["overpaid:pi_op_tip"]));
+        let row = world.statement("st_op_part").await?;
+        let paid = (&row["payment_status"], &row["amount_paid"]);
+        assert_eq!(paid, (&json!("partially_paid"), &json!(2100)));
+        for accept in [
+            "orders review accept ord_op_tip --reason 'a tip'",
+            "statements review accept st_op_part --reason 'the rest is waived'",
+        ] {
+            run_billhook(stage, accept)
+                .await?
+                .assert_exit(0, "accepted what was paid for");
+            let again = run_billhook(stage, accept).await?;
+            again.assert_exit(1, "has no open review about an amount");
+        }
+        let row = world.order("ord_op_tip").await?;
+        assert_eq!(
+            (&row["requiresReview"], &row["amountPaid"]),
+            (&json!(false), &json!(4300))
+        );
+        let row = world.statement("st_op_part").await?;
+        assert_eq!(row["payment_status"], "paid");
+        let accepted = row["timeline"].as_array().unwrap().iter();
+        let mut accepted = accepted.filter(|entry| entry["type"] == "amount_accepted");
+        assert_eq!(
+            accepted.next().unwrap()["meta"]["reason"],
+            "the rest is waived"
+        );
+
         let refund = "orders mark-refunded ord_op_order --reason 'paid back by bank transfer'";
         assert_eq!(run_billhook(stage, refund).await?.code, 0);
         let refused = run_billhook(stage, &format!("{access} --output jsonl")).await?;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::*;
 
 /// The exit codes of commands that do not exit with 0 here.
-const OTHER_EXIT_CODES: [(&str, i32); 7] = [
+const OTHER_EXIT_CODES: [(&str, i32); 8] = [
     // The local AWS lacks some of what is looked for.
     ("doctor", 4),
     // The job id of the pages is an example.

@@ -86,6 +86,15 @@ fn play(story: &Story, rng: &mut Rng) -> Played {
                 order.set("status", json!(word));
                 is_new
             }
+            Edit::PaymentStatus(word) => {
+                let is_new = order.column("paymentStatus") != json!(word);
+                order.set("paymentStatus", json!(word));
+                is_new
+            }
+            Edit::Other(column) => {
+                order.set(column, json!(7));
+                false
+            }
             Edit::Recorded => {
                 let mut entries = order
                     .column("timeline")
@@ -107,6 +116,11 @@ fn play(story: &Story, rng: &mut Rng) -> Played {
                 }
                 is_new
             }
+        };
+        let edit = match edit {
+            Edit::PaymentStatus("paid") => Edit::Status("completed"),
+            Edit::PaymentStatus(word) => Edit::Status(word),
+            other => other,
         };
         said.extend(says.then_some((until, edit)));
         update = order.take(&taken);

@@ -74,6 +74,10 @@ pub(crate) struct StoryDispute {
 pub(crate) enum Edit {
     Due(i64),
     Status(&'static str),
+    /// The same by the other column.
+    PaymentStatus(&'static str),
+    /// A column that is billhook's, or the application's own: it says nothing about money.
+    Other(&'static str),
     /// A payment outside Stripe, as an entry of the application in the timeline.
     Recorded,
     Cleared,
@@ -156,12 +160,19 @@ pub(crate) fn draw(rng: &mut Rng) -> Story {
     }
     let mut edits = Vec::new();
     for _ in 0..rng.below(3) {
-        let edit = match rng.below(7) {
+        let edit = match rng.below(10) {
             0 | 1 => Edit::Due(rng.pick(&[4200, 5000, 2500, due / 2])),
             2 => Edit::Status("completed"),
             3 => Edit::Status("refunded"),
             4 => Edit::Status("cancelled"),
             5 => Edit::Recorded,
+            6 => Edit::PaymentStatus(rng.pick(&["paid", "refunded"])),
+            7 => Edit::Other(rng.pick(&[
+                "amountRefunded",
+                "amountPaid",
+                "paymentFailedAt",
+                "sellerId",
+            ])),
             _ => Edit::Cleared,
         };
         let least = edits.last().map_or(0, |(at, _)| *at);
