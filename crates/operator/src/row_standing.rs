@@ -44,7 +44,7 @@ fn describe_state(entity: &Entity) -> String {
 /// What is wrong with the row; `None` if it shows what the state says.
 pub(crate) fn describe_row_standing(entity: &Entity) -> Option<String> {
     let (key, row) = (entity.key(), entity.row());
-    let column = row.version_column.as_str();
+    let column = row.rules.version_column.as_str();
     Some(match entity.standing() {
         RowStanding::New | RowStanding::Current => return describe_foreign(entity),
         RowStanding::Stale { .. } => {

@@ -249,7 +249,7 @@ fn build_columns(
     now: Timestamp,
 ) -> Result<ColumnUpdates, CommitError> {
     let mut columns = ColumnUpdates::new();
-    let version = entity.row().version_column.as_str();
+    let version = entity.row().rules.version_column.as_str();
     if next.may_write(version) {
         columns.push((version, Some(number_value(next.version()))));
     }
@@ -273,7 +273,7 @@ fn new_columns<'c>(
     columns: &'c ColumnUpdates,
 ) -> Vec<&'c (&'static str, Option<AttributeValue>)> {
     let bookkeeping = [
-        entity.row().version_column.as_str(),
+        entity.row().rules.version_column.as_str(),
         entity.key().schema().updated_at,
     ];
     let is_new = |(name, value): &&(&str, Option<AttributeValue>)| {

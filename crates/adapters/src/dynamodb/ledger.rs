@@ -272,7 +272,7 @@ fn require_row_as_loaded(update: &mut UpdateBuilder, entity: &Entity, row: &Dyna
         update.require_as_loaded(name, row.item.get(*name));
     }
     // A copy that the application put back between our read and our write.
-    let version = entity.row().version_column.as_str();
+    let version = entity.row().rules.version_column.as_str();
     update.require_as_loaded(version, row.item.get(version));
     // What an adopted row says besides becomes a fact with this write.
     if entity.row().opening.is_some() {

@@ -415,7 +415,7 @@ impl<K: EntityKind> EntityState<K> {
     fn payment_rules(&self) -> PaymentRules {
         PaymentRules {
             takes_instalments: K::TAKES_INSTALMENTS,
-            refuses_adjustments: self.row.refuses_adjustments,
+            refuses_adjustments: self.row.rules.refuses_adjustments,
         }
     }
 
@@ -497,7 +497,7 @@ impl<K: EntityKind> EntityState<K> {
         let version = self.row.version.unwrap_or_default().max(self.version);
         let mut history = next.history;
         history.record_write(version, next.last_derived.columns.clone());
-        history.version_column = self.row.version_column.stored_name();
+        history.version_column = self.row.rules.version_column.stored_name();
         Self {
             version,
             facts: next.facts,
@@ -509,7 +509,7 @@ impl<K: EntityKind> EntityState<K> {
 
     /// The columns that every kind writes alike.
     fn bookkeeping_columns(&self) -> [&'static str; 3] {
-        let version = self.row.version_column.as_str();
+        let version = self.row.rules.version_column.as_str();
         [version, K::SCHEMA.updated_at, "timeline"]
     }
 
@@ -533,7 +533,7 @@ impl<K: EntityKind> StateUpdate<K> {
         let mut next = self.next.clone();
         let columns = next.last_derived.columns.clone();
         next.history.record_write(next.version, columns);
-        next.history.version_column = next.row.version_column.stored_name();
+        next.history.version_column = next.row.rules.version_column.stored_name();
         next.row.version = Some(next.version);
         let has_entries = self.may_write("timeline") && !K::timeline(&self.derived).is_empty();
         next.row.is_without_entries &= !has_entries;
@@ -546,7 +546,7 @@ impl<K: EntityKind> StateUpdate<K> {
     pub(super) fn may_write(&self, column: &str) -> bool {
         let row = &self.next.row;
         let is_of_review = REVIEW_COLUMNS.contains(&column)
-            || [row.version_column.as_str(), K::SCHEMA.updated_at].contains(&column);
+            || [row.rules.version_column.as_str(), K::SCHEMA.updated_at].contains(&column);
         !row.foreign.contains(column) && (!self.is_held() || is_of_review)
     }
 

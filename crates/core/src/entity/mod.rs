@@ -403,8 +403,7 @@ impl Entity {
             version: 0,
             columns: GuardedColumns::default(),
             row: LoadedRow {
-                version_column: state.row.version_column,
-                refuses_adjustments: state.row.refuses_adjustments,
+                rules: state.row.rules,
                 ..LoadedRow::default()
             },
             last_derived: LastDerived::default(),

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::entity::columns::{ColumnOwner, ColumnType, EntitySchema, RowColumns, TimelineFields};
 use crate::entity::manual::{FLAGGED_BY_HAND, FoundEdit, PaymentRecord};
 use crate::entity::opening::OpeningState;
-use crate::entity::rules::{RowRules, VersionColumn};
+use crate::entity::rules::RowRules;
 use crate::entity::schema::{GuardedColumns, RowIdentity, StateHistory};
 use crate::entity::timeline::ACTOR;
 use crate::time::Timestamp;
@@ -19,10 +19,8 @@ use crate::time::Timestamp;
 pub struct LoadedRow {
     /// The version of the write that the row is a copy of; `None` if it bears none.
     pub version: Option<i64>,
-    /// The column that has it.
-    pub version_column: VersionColumn,
-    /// [`RowRules::refuses_adjustments`].
-    pub refuses_adjustments: bool,
+    /// By which it was read; they name the column of the version.
+    pub rules: RowRules,
     pub created_at: Option<String>,
     /// The application deleted it.
     pub is_missing: bool,
@@ -73,8 +71,7 @@ impl LoadedRow {
     pub(super) fn missing(rules: &RowRules) -> Self {
         Self {
             is_missing: true,
-            version_column: rules.version_column,
-            refuses_adjustments: rules.refuses_adjustments,
+            rules: *rules,
             ..Self::default()
         }
     }
@@ -107,8 +104,7 @@ impl LoadedRow {
             version: row
                 .integer(version_column.as_str())
                 .filter(|version| *version > 0),
-            version_column,
-            refuses_adjustments: rules.refuses_adjustments,
+            rules: *rules,
             created_at: schema
                 .created_at
                 .and_then(|column| read_created_at(row, column)),
@@ -131,7 +127,7 @@ impl LoadedRow {
 
     /// Whether the last write had its version in another column.
     pub(super) fn is_renamed(&self, history: &StateHistory) -> bool {
-        !history.written.is_empty() && history.version_column != self.version_column.stored_name()
+        !history.written.is_empty() && history.version_column != self.rules.version_column.stored_name()
     }
 
     pub(super) fn standing(
@@ -156,7 +152,7 @@ impl LoadedRow {
         // Where the application uses the column for something else, or the column was another one at the last write, no
         // copy can be told from the last write.
         let is_renamed = self.is_renamed(history);
-        if is_renamed || self.foreign.contains(self.version_column.as_str()) {
+        if is_renamed || self.foreign.contains(self.rules.version_column.as_str()) {
             return RowStanding::Current;
         }
         match self.version {

@@ -33,7 +33,7 @@ pub enum CleanupDecision {
     Cancel(BTreeSet<CancellablePayment>),
     /// Its facts give another status: money arrived, it was cancelled before, or a person repaired it.
     NotFailed,
-    /// The row says that it failed, and nothing does that billhook knows: the status that follows from the facts is
+    /// The row says that it failed, and nothing that billhook knows does: the status that follows from the facts is
     /// written, so that it is decided once and not in every run.
     WrongStatus,
     /// Its last attempt is younger than the grace period: the customer may be trying another card.
@@ -56,7 +56,10 @@ pub fn decide_cleanup(order: &Entity, grace: Duration, now: Timestamp) -> Cleanu
     }
     if !is_failed {
         let said = order.columns().status.as_deref();
-        return match said == Some(OrderStatus::PaymentFailed.as_str()) {
+        let is_said = said == Some(OrderStatus::PaymentFailed.as_str());
+        // Where rows may be older than billhook, nobody knows what an application knew.
+        let may_be_older = order.row().rules.adopted_before.is_some();
+        return match is_said && !may_be_older {
             true => CleanupDecision::WrongStatus,
             false => CleanupDecision::NotFailed,
         };

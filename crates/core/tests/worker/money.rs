@@ -787,7 +787,7 @@ fn a_test_event_of_the_dashboard_hides_no_other() {
     back["data"]["object"]["metadata"] = json!([]);
     let paid = intent_succeeded("evt_00000000000000", T, "pi_1", named("ord_1"), 4200);
     for event in [&back, &paid, &back] {
-        run(deliver(&tables, ProviderId::Stripe, &[event.clone()]));
+        run(deliver(&tables, ProviderId::Stripe, std::slice::from_ref(event)));
     }
     assert_eq!(
         payment(&tables, &order("ord_1")).status.as_str(),
@@ -800,4 +800,12 @@ fn a_test_event_of_the_dashboard_hides_no_other() {
         ids.iter().all(|id| id.starts_with("evt_00000000000000_")),
         "{ids:?}"
     );
+}
+
+#[test]
+fn a_charge_that_does_not_say_whether_it_was_captured_leaves_its_intent_alone() {
+    let mut charge = charge_is("evt_1", T, 4200, 0);
+    charge["type"] = json!("charge.succeeded");
+    charge["data"]["object"]["captured"] = Value::Null;
+    check(&ends(&[charge, paid(4200)]), "completed", "paid", 0, &[]);
 }

@@ -444,12 +444,20 @@ fn own_payment<'f>(
     charge: &StripeObject,
     facts: &'f mut MoneyFacts,
 ) -> Result<Option<(PaymentRef, &'f mut IntentFacts)>, ParkReason> {
-    if charge.intent()?.is_some() {
+    let id = charge_payment_ref(charge)?;
+    if matches!(id, PaymentRef::Intent(_)) {
         return Ok(None);
     }
-    let id = PaymentRef::Charge(charge_id(charge)?);
     let payment = facts.payments.entry(id.clone()).or_default();
     Ok(Some((id, payment)))
+}
+
+/// The payment of a charge: its PaymentIntent, or itself.
+fn charge_payment_ref(charge: &StripeObject) -> Result<PaymentRef, ParkReason> {
+    Ok(match charge.intent()? {
+        Some(intent) => PaymentRef::Intent(intent),
+        None => PaymentRef::Charge(charge_id(charge)?),
+    })
 }
 
 fn charge_id(charge: &StripeObject) -> Result<ChargeId, ParkReason> {
@@ -475,10 +483,7 @@ fn read_charge_expired(
     stated: FactSource,
     facts: &mut MoneyFacts,
 ) -> Result<(), ParkReason> {
-    let payment = match charge.intent()? {
-        Some(intent) => PaymentRef::Intent(intent),
-        None => PaymentRef::Charge(charge_id(charge)?),
-    };
+    let payment = charge_payment_ref(charge)?;
     facts.payments.entry(payment).or_default().canceled = Some(stated);
     Ok(())
 }
@@ -488,17 +493,19 @@ fn read_charge_succeeded(
     stated: FactSource,
     facts: &mut MoneyFacts,
 ) -> Result<(), ParkReason> {
-    let is_captured = charge.captured.value().ok_or(ParkReason::FieldMalformed)?;
-    if *is_captured {
-        return match own_payment(charge, facts)? {
-            Some(_) => read_charge_captured(charge, stated, facts),
-            None => Ok(()),
-        };
+    let is_captured = charge.captured.value().copied();
+    let own = own_payment(charge, facts)?;
+    match (own, is_captured) {
+        // Its PaymentIntent says everything else.
+        (None, Some(true) | None) => Ok(()),
+        (None, Some(false)) => read_charge(charge, stated, facts),
+        (Some(_), Some(true)) => read_charge_captured(charge, stated, facts),
+        (Some((_, payment)), Some(false)) => {
+            payment.authorized = Some(SeenInterval::once(stated.clone()));
+            read_charge(charge, stated, facts)
+        }
+        (Some(_), None) => Err(ParkReason::FieldMalformed),
     }
-    if let Some((_, payment)) = own_payment(charge, facts)? {
-        payment.authorized = Some(SeenInterval::once(stated.clone()));
-    }
-    read_charge(charge, stated, facts)
 }
 
 fn read_charge_failed(
