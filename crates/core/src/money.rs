@@ -17,6 +17,9 @@ pub struct Currency([u8; 3]);
 pub struct InvalidCurrency;
 
 impl Currency {
+    /// ISO 4217 for no currency: nothing is known of one.
+    pub(crate) const NONE: Self = Self(*b"xxx");
+
     /// Accepts both cases: Stripe writes `usd`, but an order's column is the application's. Does not check that the
     /// currency exists.
     pub fn parse(text: &str) -> Result<Self, InvalidCurrency> {

@@ -117,7 +117,11 @@ fn join(mut state: LinkedPaymentFacts, more: LinkedPaymentFacts) -> LinkedPaymen
 }
 
 fn derive(facts: &LinkedPaymentFacts) -> DerivedPayment {
-    derive_payment(facts, due(), PaymentRules::default())
+    let rules = PaymentRules {
+        has_user: true,
+        ..PaymentRules::default()
+    };
+    derive_payment(facts, due(), rules)
 }
 
 fn paid(id: &str, intent: &str, amount: i64) -> Value {
@@ -363,7 +367,7 @@ fn the_review_table_names_every_reason_that_can_be_derived() {
     let of = |user: &str| json!({ "user_id": user });
     let of_two_users = [
         intent_succeeded("evt_1", T, "pi_1", of("user_1"), 4200),
-        intent_is("evt_2", T, "pi_2", of("user_2"), "processing"),
+        intent_is("evt_2", T + 1, "pi_2", of("user_2"), "processing"),
     ];
     let other_due = Money {
         amount: 5000,
@@ -386,7 +390,7 @@ fn the_review_table_names_every_reason_that_can_be_derived() {
         facts(&twice),
         given_up(facts(&twice)),
         facts(&[exceeding]),
-        facts(&[foreign]),
+        facts(&[paid("evt_1", "pi_1", 4200), foreign]),
         facts(&[dispute(
             "evt_5",
             T,

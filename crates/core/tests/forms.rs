@@ -229,6 +229,7 @@ fn every_fact() -> StoredForms {
         at: at(39),
         by: "pat".to_owned(),
         reason: "a tip".to_owned(),
+        due: money(4200),
     };
     let edit = FoundEdit {
         column: "status".to_owned(),
@@ -244,7 +245,7 @@ fn every_fact() -> StoredForms {
             flagged: [at(16)].into(),
             recorded: [(at(28).to_string(), MinRegister(record))].into(),
             found_paid: [at(29)].into(),
-            accepted: [(PaymentRef::parse("pi_1").unwrap(), MinRegister(accepted))].into(),
+            accepted: [(PaymentRef::parse("pi_1").unwrap(), MaxRegister(accepted))].into(),
             paid_dues: [(at(40), MinRegister(money(4200)))].into(),
             conflicts: [(at(30), [edit].into())].into(),
             replaced: [at(31)].into(),

@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use billhook_adapters::clock::SystemClock;
 use billhook_core::entity::kind::StatedFacts;
 use billhook_core::entity::manual::{AcceptedAmount, ManualEdits};
-use billhook_core::entity::merge::MinRegister;
+use billhook_core::entity::merge::{MaxRegister, MinRegister};
 use billhook_core::entity::payment::linked::LinkState;
 use billhook_core::entity::payment::status::PaymentStatus;
 use billhook_core::entity::{Entity, EntityKey};
@@ -22,7 +22,7 @@ pub(crate) const RELINK: &str = "billhook payments relink pi_… --order ord_…
 /// A payment that is less than what was due, or of which nobody can say.
 const AMOUNT_MISMATCH: &str = "amount_mismatch";
 /// The other reasons that a person ends by accepting what was paid: it stays as it is.
-const OF_AMOUNTS: [&str; 2] = ["due_changed", "overpaid"];
+const REASONS_ENDED_BY_ACCEPTING: [&str; 2] = ["due_changed", "overpaid"];
 
 /// Clears the reasons that the row shows.
 pub(crate) async fn clear_review(
@@ -77,11 +77,18 @@ fn clear_review_facts(entity: &Entity) -> Result<StatedFacts> {
 
 fn accept_facts(entity: &Entity, audit: &AuditContext) -> Result<StatedFacts> {
     let at = SystemClock.now();
+    let Some(due) = entity.amount_due() else {
+        bail!(
+            "{} does not say what is due, so nothing can be accepted for it",
+            entity.key()
+        );
+    };
     let accepted = || {
-        MinRegister(AcceptedAmount {
+        MaxRegister(AcceptedAmount {
             at,
             by: audit.actor.clone(),
             reason: audit.reason.clone(),
+            due,
         })
     };
     let mut manual = ManualEdits::default();
@@ -90,7 +97,7 @@ fn accept_facts(entity: &Entity, audit: &AuditContext) -> Result<StatedFacts> {
         match (word, PaymentRef::parse(fact)) {
             // It pays what is due from now on.
             (AMOUNT_MISMATCH, Ok(payment)) => drop(manual.accepted.insert(payment, accepted())),
-            _ if OF_AMOUNTS.contains(&word) => {
+            _ if REASONS_ENDED_BY_ACCEPTING.contains(&word) => {
                 manual.cleared.insert(reason.clone(), MinRegister(at));
             }
             _ => {}
@@ -110,7 +117,7 @@ fn accept_facts(entity: &Entity, audit: &AuditContext) -> Result<StatedFacts> {
         bail!(
             "{} is not partially_paid and has no open review about an amount ({AMOUNT_MISMATCH}, {})",
             entity.key(),
-            OF_AMOUNTS.join(", ")
+            REASONS_ENDED_BY_ACCEPTING.join(", ")
         );
     }
     Ok(StatedFacts::Manual(manual))

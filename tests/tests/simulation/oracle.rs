@@ -277,7 +277,7 @@ pub(crate) fn expected(key: &EntityKey, events: &[&Emitted], decided: &OrderDeci
         }
     }
     steps.sort_unstable();
-    let (mut sum, mut standing, mut is_paid) = (0, 0, false);
+    let (mut sum, mut standing, mut is_paid, mut was_paid) = (0, 0, false, false);
     for (_, leaves, _, amount) in &steps {
         if *leaves {
             (sum, standing) = (sum - amount, standing - 1);
@@ -285,6 +285,7 @@ pub(crate) fn expected(key: &EntityKey, events: &[&Emitted], decided: &OrderDeci
         } else {
             (sum, standing) = (sum + amount, standing + 1);
             is_paid |= sum >= DUE;
+            was_paid |= is_paid;
         }
     }
     let mut standing: Vec<(i64, &str, i64)> = told
@@ -300,7 +301,7 @@ pub(crate) fn expected(key: &EntityKey, events: &[&Emitted], decided: &OrderDeci
             doubts.insert(format!("paid_twice:{id}"));
         } else if is_over {
             doubts.insert(format!("overpaid:{id}"));
-        } else if !is_paid && !takes_instalments {
+        } else if sum < DUE && (was_paid || !takes_instalments) {
             doubts.insert(format!("amount_mismatch:{id}"));
         }
         before += amount;

@@ -93,6 +93,7 @@ impl<K: EntityKind> EntityState<K> {
         &self,
         standing: &RowStanding,
         owns_payment_status: bool,
+        made_at: Timestamp,
         now: Timestamp,
     ) -> LinkedPaymentFacts {
         let mut facts = LinkedPaymentFacts::default();
@@ -121,10 +122,10 @@ impl<K: EntityKind> EntityState<K> {
                 )
         };
         if status(OrderStatus::Refunded) || payment_status(PaymentStatus::Refunded) {
-            facts.manual.refunded.insert(now);
+            facts.manual.refunded.insert(made_at);
         }
         if status(OrderStatus::Completed) || payment_status(PaymentStatus::Paid) {
-            facts.manual.found_paid.insert(now);
+            facts.manual.found_paid.insert(made_at);
         }
         if status(OrderStatus::Cancelled) {
             facts.cancelled.insert(now);

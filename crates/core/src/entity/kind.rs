@@ -71,6 +71,8 @@ pub trait EntityKind: Clone + Debug + PartialEq + Sized {
     const UNKNOWN: ParkReason;
     /// A part of the amount due needs no review.
     const TAKES_INSTALMENTS: bool = false;
+    /// The row has a column for the user who paid.
+    const HAS_USER: bool = false;
 
     /// Takes the facts that this kind has. `worker::resolve` sends a kind no others.
     fn take_facts(facts: &mut Self::Facts, stated: StatedFacts);
@@ -310,8 +312,9 @@ impl<K: EntityKind> EntityState<K> {
                 self.drop_own_reference(copy);
             }
             if let Some(known) = K::linked_payment_facts_mut(&mut facts) {
-                let edits =
-                    self.find_manual_edits(&standing, K::owns_payment_status(known, new), now);
+                let owns_payment_status = K::owns_payment_status(known, new);
+                let made_at = known.date_edit(new, now);
+                let edits = self.find_manual_edits(&standing, owns_payment_status, made_at, now);
                 is_edited = edits != LinkedPaymentFacts::default();
                 known.merge(edits);
                 let paid_due = self.find_paid_due(&standing, known);
@@ -415,6 +418,7 @@ impl<K: EntityKind> EntityState<K> {
     fn payment_rules(&self) -> PaymentRules {
         PaymentRules {
             takes_instalments: K::TAKES_INSTALMENTS,
+            has_user: K::HAS_USER,
             refuses_adjustments: self.row.rules.refuses_adjustments,
         }
     }
@@ -426,7 +430,8 @@ impl<K: EntityKind> EntityState<K> {
         }
         let was_due = self.history.row.due?;
         let is_new = self.identity().due != Some(was_due);
-        let mut noted = known.manual.paid_dues.values();
+        let manual = known.manual.of_current_row();
+        let mut noted = manual.paid_dues.values();
         let is_noted = noted.any(|due| due.0 == was_due);
         let was_paid = || is_covered(known, was_due, self.payment_rules());
         (is_new && !is_noted && was_paid()).then_some(was_due)

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::entity::merge::{MinRegister, merge_fields};
+use crate::entity::merge::{MaxRegister, MinRegister, merge_fields};
 use crate::ids::PaymentRef;
 use crate::money::Money;
 use crate::time::Timestamp;
@@ -37,7 +37,7 @@ pub struct ManualEdits {
     pub found_paid: BTreeSet<Timestamp>,
     /// The payments whose amount a person accepts as what was due, though it is not.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub accepted: BTreeMap<PaymentRef, MinRegister<AcceptedAmount>>,
+    pub accepted: BTreeMap<PaymentRef, MaxRegister<AcceptedAmount>>,
     /// What was due when it was paid, by the time at which another amount was found.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub paid_dues: BTreeMap<Timestamp, MinRegister<Money>>,
@@ -67,6 +67,8 @@ pub struct AcceptedAmount {
     pub at: Timestamp,
     pub by: String,
     pub reason: String,
+    /// What was due then; for another amount it does not count.
+    pub due: Money,
 }
 
 /// A column with another value than billhook wrote.
@@ -113,6 +115,11 @@ impl ManualEdits {
     pub(super) fn paid_at(&self) -> Option<Timestamp> {
         let recorded = self.recorded.values().map(|record| record.0.at);
         recorded.min().or(self.found_paid.first().copied())
+    }
+
+    /// When a payment outside Stripe was recorded, first.
+    pub(super) fn recorded_at(&self) -> Option<Timestamp> {
+        self.recorded.values().map(|record| record.0.at).min()
     }
 
     /// When it was paid outside Stripe, as somebody said last.

@@ -51,6 +51,7 @@ use crate::entity::statement::StatementKind;
 use crate::entity::tenant::TenantKind;
 use crate::entity::timeline::DerivedEntry;
 use crate::ids::{AccountId, EventId, PaymentIntentId, PieceId, TenantId};
+use crate::money::Money;
 use crate::outcome::ParkReason;
 use crate::time::Timestamp;
 
@@ -324,6 +325,11 @@ impl Entity {
             Self::Order(_) => {}
         }
         self
+    }
+
+    /// What the application asks for.
+    pub fn amount_due(&self) -> Option<Money> {
+        for_entity!(Entity, self, state => Kind::identify(&state.given).due)
     }
 
     /// The PaymentIntent in the row's column.

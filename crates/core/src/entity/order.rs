@@ -101,6 +101,7 @@ impl EntityKind for OrderKind {
         columns: COLUMNS,
     };
     const UNKNOWN: ParkReason = ParkReason::OrderUnknown;
+    const HAS_USER: bool = true;
 
     fn take_facts(facts: &mut LinkedPaymentFacts, stated: StatedFacts) {
         facts.merge(stated.into_linked_payment_facts());

@@ -127,7 +127,8 @@ impl LoadedRow {
 
     /// Whether the last write had its version in another column.
     pub(super) fn is_renamed(&self, history: &StateHistory) -> bool {
-        !history.written.is_empty() && history.version_column != self.rules.version_column.stored_name()
+        !history.written.is_empty()
+            && history.version_column != self.rules.version_column.stored_name()
     }
 
     pub(super) fn standing(

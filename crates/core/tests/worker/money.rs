@@ -787,7 +787,11 @@ fn a_test_event_of_the_dashboard_hides_no_other() {
     back["data"]["object"]["metadata"] = json!([]);
     let paid = intent_succeeded("evt_00000000000000", T, "pi_1", named("ord_1"), 4200);
     for event in [&back, &paid, &back] {
-        run(deliver(&tables, ProviderId::Stripe, std::slice::from_ref(event)));
+        run(deliver(
+            &tables,
+            ProviderId::Stripe,
+            std::slice::from_ref(event),
+        ));
     }
     assert_eq!(
         payment(&tables, &order("ord_1")).status.as_str(),
@@ -808,4 +812,187 @@ fn a_charge_that_does_not_say_whether_it_was_captured_leaves_its_intent_alone() 
     charge["type"] = json!("charge.succeeded");
     charge["data"]["object"]["captured"] = Value::Null;
     check(&ends(&[charge, paid(4200)]), "completed", "paid", 0, &[]);
+}
+
+/// A session in mode `subscription` and the payments of the invoice that it made are one payment.
+#[test]
+fn a_subscriptions_discount_and_user_are_those_of_its_session() {
+    let session = |discount: i64| {
+        let mut event = checkout(4200, discount, 0, 0, None);
+        let object = &mut event["data"]["object"];
+        object["payment_status"] = json!("paid");
+        object["client_reference_id"] = json!("user_7");
+        object["invoice"] = json!("in_1");
+        event
+    };
+    let of_invoice = |intent: &str, amount: i64| {
+        let mut event = paid_by(intent, T + 3, json!({}), amount);
+        event["data"]["object"]["invoice"] = json!("in_1");
+        event
+    };
+    let derived = ends(&[session(1000), of_invoice("pi_1", 3200)]);
+    check(&derived, "completed", "paid", 0, &[]);
+    assert_eq!(derived.user.unwrap().as_str(), "user_7");
+    assert_eq!(derived.received.unwrap().amount, 3200);
+    // Paid in parts.
+    let parts = [
+        session(0),
+        of_invoice("pi_1", 2200),
+        of_invoice("pi_2", 2000),
+    ];
+    let derived = ends(&parts);
+    check(&derived, "completed", "paid", 0, &[]);
+    assert_eq!(derived.received.unwrap().amount, 4200);
+}
+
+#[test]
+fn the_whole_after_a_half_and_then_back_leaves_too_little() {
+    let events = [
+        paid_by("pi_1", T, named("ord_1"), 2100),
+        paid_by("pi_2", T + 9, named("ord_1"), 4200),
+        charge_refunded("evt_b", T + 30, "ch_2", Some("pi_2"), 4200),
+    ];
+    check(
+        &ends(&events),
+        "completed",
+        "paid",
+        4200,
+        &["amount_mismatch:pi_1"],
+    );
+}
+
+#[test]
+fn a_payment_in_another_currency_may_go_back_too() {
+    let mut foreign = paid_by("pi_1", T, named("ord_1"), 3900);
+    foreign["data"]["object"]["currency"] = json!("eur");
+    let mut back = charge_refunded("evt_b", T + 30, "ch_1", Some("pi_1"), 3900);
+    for (member, value) in [
+        ("currency", json!("eur")),
+        ("amount", json!(3900)),
+        ("amount_captured", json!(3900)),
+    ] {
+        back["data"]["object"][member] = value;
+    }
+    let alone = [foreign.clone(), back.clone()];
+    check(&ends(&alone), "refunded", "refunded", 0, &[]);
+    let then = [foreign, back, paid_by("pi_2", T + 40, named("ord_1"), 4200)];
+    check(&ends(&then), "completed", "paid", 0, &[]);
+}
+
+#[test]
+fn what_was_free_stands_when_a_payment_beside_it_went_back() {
+    let events = [
+        checkout(4200, 4200, 0, 0, None),
+        paid_by("pi_1", T + 9, named("ord_1"), 4200),
+        charge_refunded("evt_b", T + 30, "ch_1", Some("pi_1"), 4200),
+    ];
+    check(&ends(&events), "completed", "paid", 4200, &[]);
+}
+
+#[test]
+fn a_released_authorisation_keeps_nothing_from_being_refunded() {
+    let mut released = charge_is("evt_2", T + 1, 0, 4200);
+    let object = &mut released["data"]["object"];
+    (object["id"], object["payment_intent"]) = (json!("ch_0"), json!("pi_0"));
+    let release = refund("evt_r", T + 1, "re_0", ("pi_0", "ch_0"), 4200, "succeeded");
+    let events = [
+        released,
+        release,
+        paid(4200),
+        charge_refunded("evt_b", T + 30, "ch_1", Some("pi_1"), 4200),
+    ];
+    let events = events.map(|event| in_form_of(BEFORE_BASIL, event));
+    check(&ends(&events), "refunded", "refunded", 4200, &[]);
+}
+
+#[test]
+fn a_row_without_an_amount_due_shows_a_dispute() {
+    let mut open = disputed("evt_2", T + 9, "pi_1", "needs_response", 4200);
+    open["data"]["object"]["metadata"] = named("ord_1");
+    let derived = ends_of(&[], &[open]);
+    check(
+        &derived,
+        "pending",
+        "disputed",
+        0,
+        &["dispute_open:dp_pi_1"],
+    );
+}
+
+#[test]
+fn a_half_by_card_and_the_rest_in_cash_is_not_too_much() {
+    let mut order = crate::stored_order::StoredOrder::new();
+    let half = paid_by("pi_1", T, json!({}), 2100);
+    order.take(std::slice::from_ref(&half));
+    let entry =
+        json!([{ "type": "payment_recorded", "at": "2026-06-10T10:00:00Z", "actor": "shop" }]);
+    order.set("timeline", entry);
+    order.take(std::slice::from_ref(&half));
+    assert_eq!(
+        (
+            order.column("paymentStatus"),
+            order.column("requiresReview")
+        ),
+        (json!("paid"), json!(false))
+    );
+    let more = paid_by("pi_2", T + 900_000, json!({}), 2100);
+    order.take(&[half, more]);
+    assert_eq!(order.column("reviewReasons"), json!(["overpaid:pi_2"]));
+}
+
+/// An edit that is found together with the event of a payment was made before it.
+#[test]
+fn a_payment_that_comes_with_the_word_refunded_is_told() {
+    let mut order = crate::stored_order::StoredOrder::new();
+    order.now = 100_000;
+    let tried = vec![intent_failed("evt_0", T, "pi_1", json!({}), "ch_0")];
+    order.take(&tried);
+    order.set("status", json!("refunded"));
+    order.take(&[tried, vec![paid_by("pi_1", T + 50_000, json!({}), 4200)]].concat());
+    assert_eq!(order.column("status"), "refunded");
+    assert_eq!(
+        order.column("reviewReasons"),
+        json!(["paid_after_refund:pi_1"])
+    );
+}
+
+#[test]
+fn each_change_of_an_amount_that_was_paid_is_told() {
+    let mut order = crate::stored_order::StoredOrder::new();
+    let events = [paid_by("pi_1", T, json!({}), 4200)];
+    order.take(&events);
+    for due in [5000, 9000, 3000] {
+        order.set("amountTotal", json!(due));
+        order.take(&events);
+        assert_eq!(
+            order.column("reviewReasons"),
+            json!([format!("due_changed:{due}_usd")])
+        );
+        order.set("requiresReview", json!(false));
+        order.take(&events);
+        assert_eq!(
+            (order.column("status"), order.column("requiresReview")),
+            (json!("completed"), json!(false))
+        );
+    }
+    // It covers no payment that was made after the change.
+    order.set("amountTotal", json!(5000));
+    let back = charge_refunded("evt_b", T + 30, "ch_1", Some("pi_1"), 4200);
+    let again = paid_by("pi_2", T + 900_000, json!({}), 4200);
+    order.take(&[events.to_vec(), vec![back, again]].concat());
+    assert_eq!(order.column("paymentStatus"), "partially_paid");
+    assert_eq!(
+        order.column("reviewReasons"),
+        json!(["amount_mismatch:pi_2"])
+    );
+}
+
+#[test]
+fn a_session_that_was_abandoned_before_the_payment_is_no_other_user() {
+    let of = |user: &str| json!({ "order_id": "ord_1", "user_id": user });
+    let attempt = intent_failed("evt_2", T - 5, "pi_0", of("cart_9"), "ch_0");
+    let paid = intent_succeeded("evt_1", T, "pi_1", of("user_1"), 4200);
+    let derived = ends(&[attempt, paid]);
+    check(&derived, "completed", "paid", 0, &[]);
+    assert_eq!(derived.user.unwrap().as_str(), "user_1");
 }

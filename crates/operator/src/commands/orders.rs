@@ -45,7 +45,7 @@ pub(crate) enum OrdersCommand {
     MarkRefunded(OrderRepairArgs),
     /// Record that an order was paid outside Stripe
     #[command(
-        after_help = "From then on the order counts as paid in full, and a payment at Stripe as a second one (paid_twice).\n\n\
+        after_help = "From then on the order counts as paid in full, and a later payment at Stripe, or one of the same amount, as too much (paid_twice, overpaid).\n\n\
         Example:\n  billhook orders mark-paid ord_1 --reason 'cash, receipt 4711'"
     )]
     MarkPaid(OrderRepairArgs),

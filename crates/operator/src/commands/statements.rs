@@ -27,7 +27,7 @@ pub(crate) enum StatementsCommand {
     Review(StatementsReviewCommand),
     /// Record that a statement was paid outside Stripe
     #[command(
-        after_help = "From then on the statement counts as paid in full, and a payment at Stripe as a second one (paid_twice).\n\n\
+        after_help = "From then on the statement counts as paid in full, and a later payment at Stripe, or one of the same amount, as too much (paid_twice, overpaid).\n\n\
         Example:\n  billhook statements mark-paid st_1 --reason 'check 1207'"
     )]
     MarkPaid(StatementRepairArgs),

@@ -214,6 +214,7 @@ impl Story {
         let mut refunds: BTreeMap<&str, &str> = BTreeMap::new();
         let mut cumulative = 0;
         let mut entries: BTreeSet<(String, String)> = BTreeSet::new();
+        let (mut begun, mut failures) = (BTreeMap::new(), BTreeMap::new());
         let mut tell = |kind: &str, of: &str| {
             entries.insert((kind.to_owned(), of.to_owned()));
         };
@@ -235,9 +236,10 @@ impl Story {
                 Fact::Session => tell("checkout_completed", ""),
                 Fact::Refund { id, status } => {
                     refunds.insert(id, status);
+                    begun.entry(id.as_str()).or_insert(*at);
                     if *status == "failed" {
                         tell("refund_failed", id);
-                        tell("review_flagged", id);
+                        failures.insert(*at, id);
                     }
                 }
                 Fact::Charge { refunded } => cumulative = cumulative.max(*refunded),
@@ -269,6 +271,19 @@ impl Story {
             refund_entries.push("charge");
         }
         let is_full = amount_refunded == DUE;
+        // Each refund that came later made an earlier failure good, because all are of one amount.
+        let mut later: Vec<i64> = standing
+            .iter()
+            .filter_map(|(id, _)| begun.get(*id))
+            .copied()
+            .collect();
+        later.sort_unstable();
+        for (at, id) in failures.iter().filter(|_| !is_full) {
+            match later.iter().position(|begun| begun >= at) {
+                Some(good) => drop(later.remove(good)),
+                None => tell("review_flagged", id),
+            }
+        }
         for (k, of) in refund_entries.iter().enumerate() {
             match is_full && k + 1 == refund_entries.len() {
                 true => tell("refund_full", of),
@@ -279,7 +294,7 @@ impl Story {
             () if is_full => ("refunded", "refunded"),
             () if paid && dispute == Some("lost") => ("completed", "charged_back"),
             () if paid => ("completed", "paid"),
-            () if mismatch => ("pending", "unpaid"),
+            () if mismatch => ("pending", "partially_paid"),
             () if processing_at > failed_at => ("pending", "processing"),
             () if failed_at.is_some() => ("payment_failed", "failed"),
             () => ("pending", "unpaid"),

@@ -14,10 +14,10 @@ use crate::entity::manual::ManualEdits;
 use crate::entity::merge::Merge as _;
 use crate::entity::opening::OpeningState;
 use crate::entity::payment::balance::{
-    PaymentBalance, PaymentSuccess, find_balances, find_coverage, is_everything_back,
+    DueCoverage, PaymentBalance, PaymentSuccess, find_coverage, is_everything_back,
 };
 use crate::entity::payment::deadlines::{DeadlineObject, list_deadlines};
-use crate::entity::payment::facts::{DisputeState, UserHints};
+use crate::entity::payment::facts::{DisputeState, MoneyFacts, UserHints};
 use crate::entity::payment::linked::LinkedPaymentFacts;
 use crate::entity::payment::refunds::{add_refund_entries, find_counted_currency};
 use crate::entity::payment::status::{
@@ -28,7 +28,7 @@ use crate::entity::payment::timeline::{
     payment_key,
 };
 use crate::entity::timeline::DerivedEntry;
-use crate::ids::{CheckoutSessionId, PaymentIntentId, UserId};
+use crate::ids::{CheckoutSessionId, PaymentIntentId, PaymentRef, UserId};
 use crate::money::{Currency, Money};
 use crate::time::Timestamp;
 
@@ -46,6 +46,8 @@ pub struct PaymentRules {
     pub takes_instalments: bool,
     /// A Checkout Session pays what its items cost only if that is its total.
     pub refuses_adjustments: bool,
+    /// The row has a column for the user who paid.
+    pub has_user: bool,
 }
 
 /// The columns of an order or statement that follow from payment facts. Amounts are in the minor unit.
@@ -113,13 +115,10 @@ pub fn derive_payment(
     let facts = &linked.merge_linked_facts();
     let manual = &linked.manual.of_current_row();
     let opening = linked.opening_state();
-    let paid_dues: Vec<Money> = manual.paid_dues.values().map(|due| due.0).collect();
-    let first_due = due.or_else(|| paid_dues.first().copied());
-    let currency = find_counted_currency(facts, first_due);
-    let balances = match currency {
-        Some(currency) => find_balances(linked, currency, &mut timeline),
-        None => Vec::new(),
-    };
+    let counted = linked.counted_payments();
+    let earliest_due = manual.paid_dues.values().next().map(|due| due.0);
+    let currency = find_counted_currency(facts, due.or(earliest_due));
+    let balances = find_balances(&counted, currency, &mut timeline);
     let payments = RowPayments {
         manual,
         due,
@@ -128,30 +127,8 @@ pub fn derive_payment(
         balances: &balances,
     };
     let successes = payments.find_successes(due);
-    // What was due when it was paid stays paid for.
-    let now_due = due.map(|due| find_coverage(due, &payments.find_first_successes(due)));
-    let of_earlier_due = paid_dues.iter().rev().find_map(|due| {
-        let coverage = find_coverage(*due, &payments.find_first_successes(*due));
-        coverage.covered_by.map(|_| (*due, coverage))
-    });
-    let is_covered_now = now_due.as_ref().is_some_and(|now| now.covered_by.is_some());
-    let paid_by = match (&now_due, &of_earlier_due) {
-        (Some(now), _) if now.covered_by.is_some() => now.covered_by,
-        (_, Some((_, earlier))) => earlier.covered_by,
-        _ => None,
-    };
-    let sum = now_due.as_ref().map_or(0, |now| now.sum);
-    let was_covered = paid_by.is_some() || now_due.as_ref().is_some_and(|now| now.was_covered);
-    let is_due_changed = match (&of_earlier_due, due) {
-        (Some((earlier, coverage)), Some(due)) => {
-            !is_covered_now || (sum > due.amount && coverage.sum == earlier.amount)
-        }
-        (Some(_), None) => true,
-        (None, _) => false,
-    };
-    if let (true, Some(at)) = (is_due_changed, manual.paid_dues.keys().last()) {
-        timeline.add_review_without_event("due_changed", &at.to_string(), *at);
-    }
+    let asked = payments.find_paid_for(&successes);
+    let paid_by = asked.covered_by;
     let is_recorded = !manual.recorded.is_empty();
     let refunded_at = manual.refunded_at();
     let cancelled_at = linked.cancelled_at();
@@ -173,27 +150,28 @@ pub fn derive_payment(
     for success in &successes {
         add_success(success, &mut timeline);
         // Nobody has to do anything about money that is not here any more.
-        if success.payment.is_gone() {
+        if success.payment.is_refunded_or_lost() {
             continue;
         }
         let (id, stated) = (success.payment.id.as_str(), success.stated);
         // Flagged whether the payment succeeded before or after the cancellation: the cancellation has our time and the
         // payment has Stripe's, and the application may already have acted on `cancelled` in both cases.
-        let knew_of_it = is_paid_at_first && payments.is_known_at_first(success);
-        if cancelled_at.is_some() || (is_cancelled_at_first && !knew_of_it) {
+        let was_known = is_paid_at_first && payments.is_known_at_first(success);
+        if cancelled_at.is_some() || (is_cancelled_at_first && !was_known) {
             timeline.add_review("paid_after_cancel", id, stated);
         }
         if refunded_at.is_some_and(|at| stated.at > at) {
             timeline.add_review("paid_after_refund", id, stated);
         }
     }
-    payments.add_amount_reasons(&successes, paid_by.is_some(), is_due_changed, &mut timeline);
+    payments.add_amount_reasons(&successes, &asked, &mut timeline);
     add_failures(facts, &mut timeline);
     add_sessions(facts, &mut timeline);
     for balance in &balances {
-        add_warnings_and_reviews(balance.facts, balance.is_back(), &mut timeline);
+        let is_back = balance.is_refunded_in_full();
+        add_warnings_and_reviews(balance.facts, is_back, &mut timeline);
     }
-    let refunds = payments.add_up_refunds(currency, &mut timeline);
+    let refunds = payments.add_up_refunds(currency, &successes, &mut timeline);
     let user = payments.find_user(&mut timeline);
     if let Some(at) = cancelled_at {
         timeline.add_note("cancelled", "cancel", at, json!({}));
@@ -202,10 +180,10 @@ pub fn derive_payment(
         }
     }
     // Paid again after everything went back, or paid without any payment of Stripe's: only a person can know.
-    let refunds_told = balances
+    let refunds_stated = balances
         .iter()
-        .filter_map(|balance| balance.money.last_told_at);
-    let found_after_refund = manual.found_paid.last().copied() > refunds_told.max();
+        .filter_map(|balance| balance.refunds.last_stated_at);
+    let found_after_refund = manual.found_paid.last().copied() > refunds_stated.max();
     // What is paid in addition to what an adopted row was paid by says nothing about the latter.
     let of_first = payments.find_refunds_of_first();
     let is_first_back = of_first.map_or(!is_paid_in_addition, |of_first| of_first.is_everything);
@@ -213,7 +191,8 @@ pub fn derive_payment(
         refunds.is_everything && (opening_evidence != PaymentEvidence::Paid || is_first_back);
     let is_paid_again = is_everything && found_after_refund;
     if let (Some(at), false) = (manual.found_paid.last(), is_recorded)
-        && (is_paid_again || (!was_covered && opening_evidence != PaymentEvidence::Paid))
+        && (is_paid_again
+            || (asked.was_covered_by.is_none() && opening_evidence != PaymentEvidence::Paid))
     {
         timeline.add_review_without_event(PAID_UNPROVEN, &at.to_string(), *at);
     }
@@ -243,9 +222,12 @@ pub fn derive_payment(
         PaymentEvidence::RefundedInFull
     } else if paid_by.is_some() || manual.is_paid() || opening_evidence == PaymentEvidence::Paid {
         PaymentEvidence::Paid
-    } else if sum > 0 {
+    } else if asked.sum > 0 || opening_evidence == PaymentEvidence::PartlyPaid {
         PaymentEvidence::PartlyPaid
-    } else if successes.iter().any(|success| !success.payment.is_back()) {
+    } else if successes
+        .iter()
+        .any(|success| !success.payment.is_refunded_in_full())
+    {
         // A payment succeeded, but nobody can say what it pays: neither paid nor failed. If it counted as failed, an order
         // for which we hold money would become a candidate for the cleanup.
         PaymentEvidence::Nothing
@@ -286,7 +268,7 @@ pub fn derive_payment(
     let is_dispute_stated = !facts.disputes.is_empty();
     let dispute = match opening.and_then(OpeningState::dispute) {
         Some(dispute) if !is_dispute_stated && !manual.is_paid() => Some(dispute),
-        _ => payments.find_gravest_dispute(&paid_dues),
+        _ => payments.find_gravest_dispute(),
     };
     let dispute = dispute.filter(|_| !is_recorded);
     let deadlines = list_deadlines(facts);
@@ -294,20 +276,20 @@ pub fn derive_payment(
         let mut its = deadlines.iter().filter(|deadline| is_its(&deadline.object));
         its.next().map(|deadline| deadline.due)
     };
-    let received = payments.add_up_received(currency);
-    let standing = successes
+    let is_of_others = paid_by.is_none() && manual.is_paid();
+    let is_unknown = successes.is_empty() && opening.is_some();
+    let here = successes
         .iter()
-        .filter(|success| !success.payment.is_gone());
-    let counted = standing.chain(&successes);
+        .filter(|success| !success.payment.is_refunded_or_lost());
     DerivedPayment {
         status: derive_order_status(order_evidence),
         payment_status: derive_payment_status(payment_evidence, dispute),
         review_reasons: first_reasons(timeline.reasons),
-        received: match successes.is_empty() && (manual.is_paid() || opening.is_some()) {
+        received: match is_of_others || is_unknown {
             true => None,
             false => Some(ReceivedTotal {
-                amount: received,
-                paid_at: paid_by.map(|success| success.stated.at),
+                amount: payments.add_up_received(currency),
+                paid_at: asked.was_covered_by.map(|success| success.stated.at),
             }),
         },
         amount_refunded: match opening.and_then(|opening| opening.amount_refunded) {
@@ -328,7 +310,8 @@ pub fn derive_payment(
             _ => None,
         },
         payment_failed_at,
-        intent: counted
+        intent: here
+            .chain(&successes)
             .map(|success| success.payment.id)
             .chain(facts.payments.keys())
             .find_map(|id| id.intent().cloned()),
@@ -343,6 +326,24 @@ pub fn derive_payment(
     }
 }
 
+/// The balances of the payments, in the order of their success; those without one come last.
+fn find_balances<'f>(
+    counted: &'f [(PaymentRef, MoneyFacts)],
+    currency: Option<Currency>,
+    timeline: &mut TimelineBuilder,
+) -> Vec<PaymentBalance<'f>> {
+    let fallback = currency.unwrap_or(Currency::NONE);
+    let mut balances: Vec<_> = counted
+        .iter()
+        .map(|(id, facts)| PaymentBalance::new(id, facts, fallback, timeline))
+        .collect();
+    balances.sort_by_key(|balance| {
+        let at = balance.success.map(|stated| stated.at);
+        (at.is_none(), at, balance.id)
+    });
+    balances
+}
+
 /// Whether the payments reach this amount.
 pub(in crate::entity) fn is_covered(
     linked: &LinkedPaymentFacts,
@@ -350,7 +351,9 @@ pub(in crate::entity) fn is_covered(
     rules: PaymentRules,
 ) -> bool {
     let manual = &linked.manual.of_current_row();
-    let balances = find_balances(linked, due.currency, &mut TimelineBuilder::default());
+    let counted = linked.counted_payments();
+    let mut timeline = TimelineBuilder::default();
+    let balances = find_balances(&counted, Some(due.currency), &mut timeline);
     let payments = RowPayments {
         manual,
         due: Some(due),
@@ -358,8 +361,20 @@ pub(in crate::entity) fn is_covered(
         opening: linked.opening_state(),
         balances: &balances,
     };
-    let successes = payments.find_first_successes(due);
+    let successes = payments.of_first(payments.find_successes(Some(due)));
     find_coverage(due, &successes).covered_by.is_some()
+}
+
+/// How the payments stand to what is due, and to what was due when it was paid.
+struct PaidFor<'b, 'f> {
+    covered_by: Option<PaymentSuccess<'b, 'f>>,
+    was_covered_by: Option<PaymentSuccess<'b, 'f>>,
+    /// Of what is due now.
+    sum: i64,
+    /// What was due when it was paid, until another amount was found at that time.
+    earlier: Option<(Timestamp, Money)>,
+    /// The amount due was changed after it was paid, and the payments are not what is due now.
+    is_due_changed: bool,
 }
 
 /// What was refunded of several payments.
@@ -380,24 +395,24 @@ struct RowPayments<'b, 'f> {
 }
 
 impl<'b, 'f> RowPayments<'b, 'f> {
-    /// The payments that succeeded, by Stripe's timestamp, then by id.
+    /// The payments that succeeded, by Stripe's timestamp, then by id, and what they pay of this amount.
     fn find_successes(&self, due: Option<Money>) -> Vec<PaymentSuccess<'b, 'f>> {
         let accepts_adjustments = !self.rules.refuses_adjustments;
         let accepted = &self.manual.accepted;
         let successes = self.balances.iter().filter_map(|payment| {
+            let accepted = accepted.get(payment.id).map(|accepted| accepted.0.due);
             Some(PaymentSuccess {
                 payment,
                 stated: payment.success?,
                 pays: due.and_then(|due| payment.pays(due, accepts_adjustments)),
-                is_accepted: accepted.contains_key(payment.id),
+                is_accepted: due.is_some() && accepted == due,
             })
         });
         successes.collect()
     }
 
-    /// As [`Self::find_successes`]; if an adopted row was paid at first, those that it was paid by.
-    fn find_first_successes(&self, due: Money) -> Vec<PaymentSuccess<'b, 'f>> {
-        let successes = self.find_successes(Some(due));
+    /// If an adopted row was paid at first, those that it was paid by.
+    fn of_first(&self, successes: Vec<PaymentSuccess<'b, 'f>>) -> Vec<PaymentSuccess<'b, 'f>> {
         let known = successes
             .iter()
             .filter(|success| self.is_known_at_first(success));
@@ -419,48 +434,108 @@ impl<'b, 'f> RowPayments<'b, 'f> {
         self.opening.is_some_and(is_about)
     }
 
+    /// What was due when it was paid, by the payments of that time; the newest that they covered.
+    fn find_earlier_due(&self) -> Option<(Timestamp, Money, DueCoverage<'b, 'f>)> {
+        let mut dues = self.manual.paid_dues.iter().rev().map(|(until, due)| {
+            let mut successes = self.of_first(self.find_successes(Some(due.0)));
+            successes.retain(|success| success.stated.at <= *until);
+            (*until, due.0, find_coverage(due.0, &successes))
+        });
+        dues.find(|(.., coverage)| coverage.covered_by.is_some())
+    }
+
+    fn find_paid_for(&self, successes: &[PaymentSuccess<'b, 'f>]) -> PaidFor<'b, 'f> {
+        let now = self
+            .due
+            .map(|due| find_coverage(due, &self.of_first(successes.to_vec())));
+        let earlier = self.find_earlier_due();
+        let sum = now.as_ref().map_or(0, |now| now.sum);
+        // A part that went back may be the difference.
+        let here = successes
+            .iter()
+            .filter(|success| !success.payment.is_refunded_in_full());
+        let part_back = here.fold(0_i64, |sum, success| {
+            sum.saturating_add(success.payment.refunds.refunded.amount)
+        });
+        let is_as_due = |due: Money| [sum, sum.saturating_sub(part_back)].contains(&due.amount);
+        let is_due_changed = earlier.is_some() && !self.due.is_some_and(is_as_due);
+        let of_earlier = earlier.as_ref().map(|(.., coverage)| coverage);
+        let covered_now = now.as_ref().and_then(|now| now.covered_by);
+        let was_covered_now = now.as_ref().and_then(|now| now.was_covered_by);
+        PaidFor {
+            covered_by: covered_now.or(of_earlier.and_then(|earlier| earlier.covered_by)),
+            was_covered_by: was_covered_now
+                .or(of_earlier.and_then(|earlier| earlier.was_covered_by)),
+            sum,
+            earlier: earlier.as_ref().map(|(until, due, _)| (*until, *due)),
+            is_due_changed,
+        }
+    }
+
     /// The reasons about amounts: too little, too much, or nobody can say.
     fn add_amount_reasons(
         &self,
         successes: &[PaymentSuccess<'_, '_>],
-        is_covered: bool,
-        is_due_changed: bool,
+        asked: &PaidFor<'_, '_>,
         timeline: &mut TimelineBuilder,
     ) {
-        let is_recorded = !self.manual.recorded.is_empty();
+        let earlier = asked.earlier.filter(|_| asked.is_due_changed);
+        if let Some((at, _)) = earlier {
+            let now = self.due.map_or_else(
+                || "none".to_owned(),
+                |due| format!("{}_{}", due.amount, due.currency),
+            );
+            timeline.add_review_without_event("due_changed", &now, at);
+        }
+        let recorded_at = self.manual.recorded_at();
         let mut sum = 0_i64;
-        for success in successes
+        let here = successes
             .iter()
-            .filter(|success| !success.payment.is_gone())
-        {
+            .filter(|success| !success.payment.is_refunded_or_lost());
+        for success in here {
             let (id, stated) = (success.payment.id.as_str(), success.stated);
-            let (Some(due), Some(pays)) = (self.due, success.pays) else {
-                if success.is_accepted {
-                    continue;
-                }
-                if !is_due_changed || self.due.is_some() {
-                    timeline.add_review("amount_mismatch", id, stated);
-                }
+            if success.is_accepted {
+                sum = sum.saturating_add(success.pays.unwrap_or_default());
+                continue;
+            }
+            // Of a payment before the change, what was due then; of a later one, the greater of both.
+            let due = match (earlier, self.due) {
+                (Some((until, earlier)), _) if stated.at <= until => Some(earlier),
+                (Some((_, earlier)), Some(now)) => Some(earlier.max(now)),
+                (_, now) => now,
+            };
+            let accepts_adjustments = !self.rules.refuses_adjustments;
+            let pays = due.and_then(|due| success.payment.pays(due, accepts_adjustments));
+            let (Some(due), Some(pays)) = (due, pays) else {
+                timeline.add_review("amount_mismatch", id, stated);
                 continue;
             };
             let before = sum;
             sum = sum.saturating_add(pays);
-            // A payment outside Stripe, or one that an adopted row was paid by, pays everything, so that any other money is
-            // too much.
+            let is_whole = pays == due.amount;
+            // A payment outside Stripe, or one that an adopted row was paid by, pays everything: what comes later, or is as
+            // much as was due, is too much.
+            let is_beside_record = recorded_at.is_some_and(|at| is_whole || stated.at > at);
             let is_in_addition =
-                is_recorded || (self.is_paid_at_first() && !self.is_known_at_first(success));
+                is_beside_record || (self.is_paid_at_first() && !self.is_known_at_first(success));
             let is_over = is_in_addition || sum > due.amount;
-            if is_due_changed || success.is_accepted {
-                continue;
-            }
-            if is_over && pays == due.amount && (before > 0 || is_in_addition) {
+            if is_over && is_whole && (before > 0 || is_in_addition) {
                 timeline.add_review("paid_twice", id, stated);
             } else if is_over {
                 timeline.add_review("overpaid", id, stated);
-            } else if !is_covered && !self.rules.takes_instalments {
+            } else if earlier.is_none() && self.is_too_little(asked) {
                 timeline.add_review("amount_mismatch", id, stated);
             }
         }
+    }
+
+    /// Whether the payments are less than what is due, and nobody expects that: of an order, or because a payment went back
+    /// since it was paid.
+    fn is_too_little(&self, asked: &PaidFor<'_, '_>) -> bool {
+        let is_short = self.due.is_some_and(|due| asked.sum < due.amount);
+        let is_instalment = self.rules.takes_instalments && asked.was_covered_by.is_none();
+        let is_accepted = asked.covered_by.is_some_and(|success| success.is_accepted);
+        is_short && !is_instalment && !is_accepted && self.manual.recorded.is_empty()
     }
 
     /// A failed attempt after a person said that it was paid: somebody tries to pay again.
@@ -482,6 +557,7 @@ impl<'b, 'f> RowPayments<'b, 'f> {
     fn add_up_refunds(
         &self,
         currency: Option<Currency>,
+        successes: &[PaymentSuccess<'_, '_>],
         timeline: &mut TimelineBuilder,
     ) -> RefundTotal {
         let Some(currency) = currency else {
@@ -489,10 +565,13 @@ impl<'b, 'f> RowPayments<'b, 'f> {
         };
         let (mut captured, mut refunded) = (0_i64, 0_i64);
         for balance in self.balances {
-            captured = captured.saturating_add(balance.money.captured.amount);
-            refunded = refunded.saturating_add(balance.money.refunded.amount);
+            let money = &balance.refunds;
+            if money.captured.currency == currency {
+                captured = captured.saturating_add(money.captured.amount);
+                refunded = refunded.saturating_add(money.refunded.amount);
+            }
         }
-        let is_everything = is_everything_back(self.balances);
+        let is_everything = is_everything_back(self.balances, successes);
         let complete_at = is_everything.then_some(Money {
             amount: captured,
             currency,
@@ -500,7 +579,7 @@ impl<'b, 'f> RowPayments<'b, 'f> {
         let entries = self
             .balances
             .iter()
-            .flat_map(|balance| &balance.money.entries);
+            .flat_map(|balance| &balance.refunds.entries);
         add_refund_entries(entries.collect(), complete_at, currency, timeline);
         RefundTotal {
             amount: refunded,
@@ -517,8 +596,8 @@ impl<'b, 'f> RowPayments<'b, 'f> {
             .find(|balance| balance.id.intent() == Some(intent));
         Some(
             its.map_or_else(RefundTotal::default, |balance| RefundTotal {
-                amount: balance.money.refunded.amount,
-                is_everything: balance.is_back(),
+                amount: balance.refunds.refunded.amount,
+                is_everything: balance.is_refunded_in_full(),
             }),
         )
     }
@@ -526,7 +605,7 @@ impl<'b, 'f> RowPayments<'b, 'f> {
     /// What was received in the counted currency. A payment of which two amounts were reported is left out: nobody knows
     /// which is true, and it needs review.
     fn add_up_received(&self, currency: Option<Currency>) -> i64 {
-        let received = self.balances.iter().filter_map(PaymentBalance::received);
+        let received = self.balances.iter().filter_map(|balance| balance.received);
         received
             .filter(|received| Some(received.currency) == currency)
             .fold(0, |sum, received| sum.saturating_add(received.amount))
@@ -534,19 +613,16 @@ impl<'b, 'f> RowPayments<'b, 'f> {
 
     /// The worst dispute without whose money the amount due is not covered: lost before open. Inquiries, ended disputes
     /// and disputes about a part of a payment do not count.
-    fn find_gravest_dispute(&self, paid_dues: &[Money]) -> Option<DisputeState> {
+    fn find_gravest_dispute(&self) -> Option<DisputeState> {
+        let dues = self.manual.paid_dues.values().map(|due| due.0);
+        let dues: Vec<Money> = dues.chain(self.due).collect();
         let is_covered_by = |stands: &dyn Fn(&PaymentBalance<'_>) -> bool| {
-            let mut dues = self.due.iter().chain(paid_dues);
-            dues.any(|due| {
-                let successes = self.find_successes(Some(*due));
-                let standing = successes
-                    .iter()
-                    .filter(|success| !success.payment.is_back() && stands(success.payment));
-                let standing: Vec<_> = standing.collect();
-                let pays = standing.iter().filter_map(|success| success.pays);
-                let sum = pays.fold(0_i64, |sum, pays| sum.saturating_add(pays));
-                let is_enough = sum >= due.amount && !standing.is_empty();
-                is_enough || standing.iter().any(|success| success.is_accepted)
+            dues.iter().any(|due| {
+                let mut standing = self.find_successes(Some(*due));
+                standing.retain(|success| {
+                    !success.payment.is_refunded_in_full() && stands(success.payment)
+                });
+                find_coverage(*due, &standing).covered_by.is_some()
             })
         };
         let disputes = || self.balances.iter().map(|balance| balance.dispute);
@@ -564,50 +640,49 @@ impl<'b, 'f> RowPayments<'b, 'f> {
     /// Who pays: the hint of the first payment that we have the money of, else of the first that succeeded; of any event
     /// only while nothing is paid. Another hint beside it needs review, because whoever makes a session writes it.
     fn find_user(&self, timeline: &mut TimelineBuilder) -> Option<UserId> {
-        let paid = self
-            .balances
-            .iter()
-            .filter(|balance| balance.success.is_some());
-        let payers = |balance: &PaymentBalance<'_>| {
-            let mut payers = UserHints::default();
-            for payment in balance.facts.payments.values() {
-                payers.merge(payment.payer.clone());
-            }
-            match payers.best() {
-                Some(_) => payers,
-                None => balance.facts.users.clone(),
-            }
-        };
-        let mut paid: Vec<_> = paid.map(|balance| (balance, payers(balance))).collect();
-        paid.sort_by_key(|(balance, _)| balance.is_gone());
-        let Some((first, _)) = paid.first() else {
+        let paid = self.balances.iter();
+        let paid = paid.filter_map(|balance| Some((balance, balance.success?)));
+        let mut paid: Vec<_> = paid.collect();
+        paid.sort_by_key(|(balance, _)| balance.is_refunded_or_lost());
+        if paid.is_empty() {
             let mut users = UserHints::default();
             for balance in self.balances {
                 users.merge(balance.facts.users.clone());
             }
             return users.best().cloned();
-        };
-        let known = paid.iter().find(|(_, payer)| payer.best().is_some());
-        let (_, payer) = known?;
-        for balance in self.balances {
+        }
+        let payers = paid.iter();
+        let mut payers = payers.map(|(balance, since)| (find_payer(balance.facts), *since));
+        let (payer, since) = payers.find(|(payer, _)| payer.best().is_some())?;
+        for balance in self.balances.iter().filter(|_| self.rules.has_user) {
             let users = &balance.facts.users;
-            let is_known = users
-                .all()
-                .any(|user| payer.all().any(|payer| payer == user));
-            if users.best().is_some() && !is_known {
-                let stated = balance.success.or(first.success);
-                if let Some(stated) = stated {
-                    timeline.add_review("user_conflict", balance.id.as_str(), stated);
-                }
+            let is_payer = |user| payer.all().any(|payer| payer == user);
+            let is_other = users.best().is_some() && !users.all().any(is_payer);
+            let stated = balance.facts.first_stated();
+            let later = stated.filter(|stated| stated.at > since.at);
+            if let (Some(stated), true) = (later, is_other && !balance.is_refunded_or_lost()) {
+                timeline.add_review("user_conflict", balance.id.as_str(), stated);
             }
         }
         payer.best().cloned()
     }
 }
 
+/// Who paid, by the events that say that it succeeded; if they do not say, by any event of the payment.
+fn find_payer(facts: &MoneyFacts) -> UserHints {
+    let mut payer = UserHints::default();
+    for payment in facts.payments.values() {
+        payer.merge(payment.payer.clone());
+    }
+    match payer.best() {
+        Some(_) => payer,
+        None => facts.users.clone(),
+    }
+}
+
 fn add_success(success: &PaymentSuccess<'_, '_>, timeline: &mut TimelineBuilder) {
     let id = success.payment.id;
-    let received = success.payment.received();
+    let received = success.payment.received;
     let sessions = success.payment.facts.sessions.values();
     let paid = sessions.flat_map(|session| &session.paid).next();
     let parts = paid.and_then(|paid| paid.parts);

@@ -434,6 +434,41 @@ impl MoneyFacts {
         payers.chain(self.users.all())
     }
 
+    /// When money came, was refused or went back, by what; for comparison with other facts of the payment.
+    pub(super) fn money_times(&self) -> BTreeSet<(&str, Timestamp)> {
+        let payments = self.payments.iter().flat_map(|(id, payment)| {
+            let failures = payment.failures.iter();
+            let failures = failures.map(|(of, attempt)| (of.as_str(), attempt.stated.at));
+            let success = payment.succeeded.iter();
+            failures.chain(success.map(|stated| (id.as_str(), stated.at)))
+        });
+        let refunds = self.refunds.iter().flat_map(|(id, refund)| {
+            let states = refund.states.values();
+            states.map(|seen| (id.as_str(), seen.last_at.0))
+        });
+        let charges = self.charges.iter().filter_map(|(id, charge)| {
+            let stated = charge.refunded.as_ref()?;
+            Some((id.as_str(), stated.at))
+        });
+        payments.chain(refunds).chain(charges).collect()
+    }
+
+    /// The first thing that any event states of it.
+    pub(super) fn first_stated(&self) -> Option<&FactSource> {
+        let payments = self.payments.values().flat_map(|payment| {
+            let seen = payment.authorized.iter().chain(&payment.processing);
+            let seen = seen.map(|seen| &seen.first);
+            let failures = payment.failures.iter().map(|(_, attempt)| &attempt.stated);
+            let ends = payment.succeeded.iter().chain(&payment.canceled);
+            seen.chain(failures).chain(ends)
+        });
+        let sessions = self.sessions.values();
+        let sessions =
+            sessions.flat_map(|session| session.completed.iter().chain(&session.expired));
+        let all = payments.chain(sessions);
+        all.min_by_key(|stated| (stated.at, &stated.event))
+    }
+
     /// The amounts that this payment received, normally one: as its own events say, else as its paid sessions say.
     pub fn received_amounts(&self, payment: &PaymentRef) -> BTreeSet<Money> {
         let own = self.payments.get(payment);
@@ -445,7 +480,7 @@ impl MoneyFacts {
     }
 
     /// What the sessions of this payment charged.
-    pub fn paid_amounts(&self, payment: &PaymentRef) -> impl Iterator<Item = &SessionAmounts> {
+    fn paid_amounts(&self, payment: &PaymentRef) -> impl Iterator<Item = &SessionAmounts> {
         let is_its = move |id: &CheckoutSessionId, session: &SessionFacts| match payment {
             PaymentRef::Intent(intent) => session.intent.as_ref().is_some_and(|of| of.0 == *intent),
             PaymentRef::Session(session) => session == id,

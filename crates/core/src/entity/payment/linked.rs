@@ -5,6 +5,7 @@
 //! linked to the wrong order takes its facts along when it is linked to another one.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +14,7 @@ use crate::entity::manual::ManualEdits;
 use crate::entity::merge::{MaxRegister, Merge, MinRegister, merge_fields};
 use crate::entity::opening::OpeningState;
 use crate::entity::payment::facts::MoneyFacts;
-use crate::ids::{InvoiceId, PaymentIntentId};
+use crate::ids::{InvoiceId, PaymentIntentId, PaymentRef};
 use crate::time::Timestamp;
 
 /// The payment facts of one order or statement.
@@ -167,25 +168,83 @@ impl LinkedPaymentFacts {
             })
     }
 
-    /// The linked payments whose money counts.
-    ///
-    /// A session of a subscription states an amount, and so does the payment of the invoice that the session made: that
-    /// is one payment, so the session's amount counts only while none of the invoice's payments succeeded, whatever they
-    /// are linked to.
-    pub fn counted_copies(&self) -> impl Iterator<Item = (&PaymentKey, &MoneyFacts)> {
-        let is_intent = |key: &PaymentKey| key.payment.intent().is_some();
-        let paid: BTreeSet<&InvoiceId> = self
+    /// When an edit was made that is found together with new facts: nobody knew of those yet, and of all others one did.
+    /// Example: a person sets `refunded` at 10:00, a payment succeeds at 10:05, and both are found at 10:06.
+    pub(in crate::entity) fn date_edit(&self, new: &Self, now: Timestamp) -> Timestamp {
+        let known: BTreeSet<(&str, Timestamp)> = self
             .payments
-            .iter()
-            .filter(|(key, copy)| is_intent(key) && copy.is_paid)
-            .flat_map(|(_, copy)| &copy.invoices)
+            .values()
+            .flat_map(|copy| copy.facts.money_times())
             .collect();
-        let linked = self.payments.iter();
-        let linked = linked.filter(|(_, copy)| copy.link == LinkState::Linked);
-        let counted = linked.filter(move |(key, copy)| {
-            is_intent(key) || !copy.invoices.iter().any(|invoice| paid.contains(invoice))
-        });
-        counted.map(|(key, copy)| (key, &copy.facts))
+        let stated = new
+            .payments
+            .values()
+            .flat_map(|copy| copy.facts.money_times());
+        let first_new = stated
+            .filter(|time| !known.contains(time))
+            .map(|(_, at)| at)
+            .min();
+        let last_known = known.iter().map(|(_, at)| *at).max();
+        let moment = Duration::from_millis(1);
+        let before_new = first_new.map(|at| at.before(moment));
+        let after_known = last_known.map(|at| at.after(moment));
+        before_new
+            .max(after_known)
+            .map_or(now, |at| match first_new {
+                Some(_) => at.min(now),
+                None => now,
+            })
+    }
+
+    /// The linked payments whose money counts, each with all facts about it.
+    ///
+    /// A session of a subscription states an amount, and so do the payments of the invoice that the session made: that is
+    /// one payment. If they are linked to another order, the session's amount counts nowhere once one of them succeeded.
+    pub(super) fn counted_payments(&self) -> Vec<(PaymentRef, MoneyFacts)> {
+        let is_intent = |key: &PaymentKey| key.payment.intent().is_some();
+        let shares =
+            |one: &PaymentCopy, other: &PaymentCopy| !one.invoices.is_disjoint(&other.invoices);
+        let intents = || {
+            self.payments
+                .iter()
+                .filter(|(key, copy)| is_intent(key) && copy.is_paid)
+        };
+        let linked = || {
+            self.payments
+                .iter()
+                .filter(|(_, copy)| copy.link == LinkState::Linked)
+        };
+        let session_of = |copy: &PaymentCopy| {
+            let mut sessions = linked().filter(|(key, _)| !is_intent(key));
+            sessions.find(|(_, session)| shares(session, copy))
+        };
+        let mut counted: Vec<(PaymentRef, MoneyFacts)> = Vec::new();
+        for (key, copy) in linked() {
+            let own = || (key.payment.clone(), copy.facts.clone());
+            if is_intent(key) {
+                if !copy.is_paid || session_of(copy).is_none() {
+                    counted.push(own());
+                }
+                continue;
+            }
+            let its: Vec<_> = intents().filter(|(_, paid)| shares(copy, paid)).collect();
+            let here = its
+                .iter()
+                .filter(|(_, paid)| paid.link == LinkState::Linked);
+            let here: Vec<_> = here.collect();
+            match here.first() {
+                Some((first, _)) => {
+                    let mut facts = copy.facts.clone();
+                    for (_, paid) in &here {
+                        facts.merge(paid.facts.clone());
+                    }
+                    counted.push((first.payment.clone(), facts));
+                }
+                None if its.is_empty() => counted.push(own()),
+                None => {}
+            }
+        }
+        counted
     }
 
     /// The facts of all payments that are linked to it, together.

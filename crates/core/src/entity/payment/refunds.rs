@@ -88,7 +88,9 @@ pub(super) struct PaymentRefunds<'f> {
     pub(super) refunded: Money,
     pub(super) entries: Vec<TimelineRefund<'f>>,
     /// When Stripe last said anything of a refund; the release of what was not captured is none.
-    pub(super) last_told_at: Option<Timestamp>,
+    pub(super) last_stated_at: Option<Timestamp>,
+    /// Stripe said something of a refund.
+    pub(super) has_refunds: bool,
 }
 
 impl PaymentRefunds<'_> {
@@ -111,7 +113,7 @@ pub(super) struct TimelineRefund<'f> {
     money: Money,
 }
 
-/// The refunds of one payment. An amount in another currency than the counted one gets a timeline entry and a review
+/// The refunds of one payment. An amount in another currency than the payment's gets a timeline entry and a review
 /// reason, and is added to nothing: if 42.00 usd were paid and Stripe reports a refund of 4,200 jpy, the amount refunded
 /// is 0.
 pub(super) fn derive_refunds<'f>(
@@ -124,7 +126,8 @@ pub(super) fn derive_refunds<'f>(
     let mut entries = Vec::new();
     let tallies = tally_refunds(facts, currency, &mut entries, timeline);
     let zero = Money::zero(currency);
-    let failed = find_refunds_not_made_good(facts, &entries);
+    let releases = find_releases(facts);
+    let failed = find_refunds_not_made_good(facts, &releases, &entries);
     let (mut captured, mut refunded) = (zero, zero);
     for (id, tally) in &tallies {
         let mut amount = tally.refunded();
@@ -163,7 +166,6 @@ pub(super) fn derive_refunds<'f>(
             timeline.add_review("refund_exceeds_captured", payment.as_str(), stated);
         }
     }
-    let releases = find_releases(facts);
     let by_id = facts
         .refunds
         .iter()
@@ -173,7 +175,8 @@ pub(super) fn derive_refunds<'f>(
     let money = PaymentRefunds {
         captured,
         refunded,
-        last_told_at: by_id
+        has_refunds: !entries.is_empty() || facts.refunds.keys().any(|id| !releases.contains(id)),
+        last_stated_at: by_id
             .chain(entries.iter().map(|entry| entry.stated.at))
             .max(),
         entries,
@@ -200,18 +203,21 @@ pub(crate) fn derive_charge_refunded(
     tally.map_or(Money::zero(currency), RefundTally::refunded)
 }
 
-/// The currency in which we count: that of the amount due, else that of the first charge, payment or refund by id.
-/// Without an amount due no payment matches, but what was refunded still has to be shown.
-pub(super) fn find_counted_currency(facts: &MoneyFacts, due: Option<Money>) -> Option<Currency> {
+/// The currency in which we count: that of the given amount, else that of the first charge, payment, refund by id or
+/// dispute. Without an amount due no payment matches, but what was refunded still has to be shown.
+pub(super) fn find_counted_currency(facts: &MoneyFacts, given: Option<Money>) -> Option<Currency> {
     let charged = facts.charges.values().filter_map(captured_amount);
     let received = facts.payments.keys();
     let received = received.filter_map(|id| facts.received_amounts(id).first().copied());
     let refunded = facts.refunds.values().map(|refund| refund.amount.0);
-    let mut known = due
+    let disputed = facts.disputes.values();
+    let disputed = disputed.filter_map(|dispute| dispute.amount.as_ref().map(|amount| amount.0));
+    let mut known = given
         .into_iter()
         .chain(charged)
         .chain(received)
-        .chain(refunded);
+        .chain(refunded)
+        .chain(disputed);
     known.next().map(|money| money.currency)
 }
 
@@ -359,9 +365,9 @@ fn tally_refunds<'f>(
 /// before it.
 fn find_refunds_not_made_good<'f>(
     facts: &'f MoneyFacts,
+    releases: &BTreeSet<&RefundId>,
     entries: &[TimelineRefund<'_>],
 ) -> Vec<(&'f str, &'f FactSource)> {
-    let releases = find_releases(facts);
     let refunds = facts.refunds.iter();
     let failures = refunds.filter(|(id, _)| !releases.contains(id));
     let mut failures: Vec<_> = failures

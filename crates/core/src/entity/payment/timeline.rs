@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use serde_json::{Map, json};
 
 use crate::entity::manual::{FLAGGED_BY_HAND, ManualEdits, ROW_CONFLICT, ROW_REPLACED};
-use crate::entity::merge::{FactSource, MinRegister};
+use crate::entity::merge::{FactSource, MaxRegister, MinRegister};
 use crate::entity::payment::facts::MoneyFacts;
 use crate::entity::timeline::DerivedEntry;
 use crate::ids::PaymentRef;
@@ -179,7 +179,7 @@ pub(super) fn add_manual_edits(manual: &ManualEdits, timeline: &mut TimelineBuil
     for at in &manual.replaced {
         timeline.add_review_without_event(ROW_REPLACED, &at.to_string(), *at);
     }
-    for (payment, MinRegister(accepted)) in &manual.accepted {
+    for (payment, MaxRegister(accepted)) in &manual.accepted {
         let meta = json!({ payment_key(payment): payment.as_str(), "by": accepted.by, "reason": accepted.reason });
         timeline.add_note("amount_accepted", payment.as_str(), accepted.at, meta);
     }

@@ -37,7 +37,7 @@ struct Played {
 fn reasons_of(update: &EntityUpdate) -> BTreeSet<String> {
     let reasons = &update.payment().unwrap().review_reasons;
     let words = reasons.iter().map(|reason| match reason.split_once(':') {
-        Some((word, fact)) if fact.starts_with(char::is_numeric) => word.to_owned(),
+        Some((word, fact)) if Timestamp::parse(fact).is_ok() => word.to_owned(),
         _ => reason.clone(),
     });
     words.collect()
@@ -125,12 +125,8 @@ fn play(story: &Story, rng: &mut Rng) -> Played {
         said.extend(says.then_some((until, edit)));
         update = order.take(&taken);
         // What a person says anew is a reason anew.
-        match edit {
-            Edit::Due(_) => drop(cleared.remove("due_changed")),
-            Edit::Status("completed") => {
-                cleared.remove("paid_unproven");
-            }
-            _ => {}
+        if says && edit == Edit::Status("completed") {
+            cleared.remove("paid_unproven");
         }
     }
     // Again from what is stored: nothing is left to write.

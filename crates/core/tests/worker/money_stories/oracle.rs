@@ -99,9 +99,12 @@ impl Rules {
     }
 
     /// The sum of what stands, and whether it ever was enough and still counts.
-    fn covers(&self, standing: &[Standing<'_>], due: i64) -> (i64, bool, bool) {
+    fn covers(&self, standing: &[Standing<'_>], due: i64, until: i64) -> (i64, bool, bool) {
         let mut steps = Vec::new();
-        for one in standing.iter().filter(|one| one.of.succeeds()) {
+        for one in standing
+            .iter()
+            .filter(|one| one.of.succeeds() && one.of.at <= until)
+        {
             let Some(pays) = self.pays(one.of, due) else {
                 continue;
             };
@@ -143,14 +146,16 @@ impl Rules {
         let mut standing: Vec<Standing<'_>> = came.map(|of| self.look(of, until)).collect();
         standing.sort_by_key(|one| one.of.at);
         let mut due = story.due;
-        let mut paid_dues: Vec<i64> = Vec::new();
+        // What was due until when, where it was paid then.
+        let mut paid_dues: Vec<(i64, i64)> = Vec::new();
         for (at, edit) in &edits {
             if let Edit::Due(new) = *edit {
                 let then = story.payments.iter().filter(|of| of.at <= *at);
                 let mut then: Vec<Standing<'_>> = then.map(|of| self.look(of, *at)).collect();
                 then.sort_by_key(|one| one.of.at);
-                if self.covers(&then, due).1 && new != due && !paid_dues.contains(&due) {
-                    paid_dues.push(due);
+                let is_noted = paid_dues.iter().any(|(_, noted)| *noted == due);
+                if self.covers(&then, due, *at).1 && new != due && !is_noted {
+                    paid_dues.push((*at, due));
                 }
                 due = new;
             }
@@ -174,16 +179,19 @@ impl Rules {
             .iter()
             .any(|(_, edit)| *edit == Edit::Status("cancelled"));
         let is_recorded = recorded.is_some();
+        let mut records = edits.iter().filter(|(_, edit)| *edit == Edit::Recorded);
+        let first_record = records.next().map(|(at, _)| *at);
 
-        let (sum, is_enough, was_enough) = self.covers(&standing, due);
-        let earlier = paid_dues
-            .iter()
-            .rev()
-            .find(|due| self.covers(&standing, **due).1);
+        let (sum, is_enough, was_enough) = self.covers(&standing, due, i64::MAX);
+        let mut earlier = paid_dues.iter().rev();
+        let earlier = earlier.find(|(until, due)| self.covers(&standing, *due, *until).1);
+        let was_enough = was_enough || earlier.is_some();
         let is_paid = is_enough || earlier.is_some();
-        let is_changed = earlier.is_some_and(|earlier| {
-            !is_enough || (sum > due && self.covers(&standing, *earlier).0 == *earlier)
-        });
+        let here = standing
+            .iter()
+            .filter(|one| one.of.succeeds() && one.back_at.is_none());
+        let part_back: i64 = here.map(|one| one.given_back).sum();
+        let is_changed = earlier.is_some() && ![sum, sum - part_back].contains(&due);
         let succeeded = || standing.iter().filter(|one| one.of.succeeds());
         let is_back = |one: &Standing<'_>| one.back_at.is_some();
         let is_lost =
@@ -194,17 +202,14 @@ impl Rules {
         let is_gone = |one: &&Standing<'_>| {
             self.has("reasons end with the money") && (is_back(one) || is_lost(one))
         };
-        let may_have_money = |one: &Standing<'_>| {
-            one.of.way == Way::Processing || (one.of.succeeds() && one.of.is_foreign)
+        let may_have_money = |one: &Standing<'_>| one.of.way == Way::Processing;
+        let has_left = |one: &Standing<'_>| match one.of.received {
+            0 => self.pays(one.of, due).is_some_and(|pays| pays > 0),
+            _ => !is_back(one),
         };
         let is_everything = standing.iter().any(is_back)
             && match self.has("only everything back is refunded") {
-                true => {
-                    standing
-                        .iter()
-                        .all(|one| !one.of.succeeds() || is_back(one) || one.of.received == 0)
-                        && !standing.iter().any(may_have_money)
-                }
+                true => !succeeded().any(has_left) && !standing.iter().any(may_have_money),
                 false => true,
             };
         let last_back = standing.iter().flat_map(|one| &one.of.refunds);
@@ -224,30 +229,30 @@ impl Rules {
             {
                 reasons.insert(format!("paid_after_refund:{id}"));
             }
-            let Some(pays) = self.pays(one.of, due) else {
+            let asked = match earlier.filter(|_| is_changed) {
+                Some((until, then)) if one.of.at <= *until => *then,
+                Some((_, then)) => due.max(*then),
+                None => due,
+            };
+            let Some(pays) = self.pays(one.of, asked) else {
                 reasons.insert(format!("amount_mismatch:{id}"));
                 continue;
             };
-            let is_further = before > 0 || is_recorded;
+            let was_there = before > 0;
             before += pays;
-            if is_changed {
-                continue;
-            }
-            let is_over = is_recorded || before > due;
-            if is_over
-                && pays == due
-                && is_further
-                && self.has("a further payment of the due is paid twice")
-            {
+            let is_beside = first_record.is_some_and(|at| pays == asked || one.of.at > at);
+            let is_over = is_beside || before > asked;
+            let is_twice = pays == asked && (was_there || is_beside);
+            if is_over && is_twice && self.has("a further payment of the due is paid twice") {
                 reasons.insert(format!("paid_twice:{id}"));
             } else if is_over {
                 reasons.insert(format!("overpaid:{id}"));
-            } else if !is_paid {
+            } else if !is_changed && sum < due && !is_recorded {
                 reasons.insert(format!("amount_mismatch:{id}"));
             }
         }
         if is_changed {
-            reasons.insert("due_changed".to_owned());
+            reasons.insert(format!("due_changed:{due}_usd"));
         }
         for one in &standing {
             self.add_reasons_of(one, until, &mut reasons);
@@ -258,7 +263,7 @@ impl Rules {
                 .filter(|one| one.of.way == Way::Failed && one.of.at > at);
             reasons.extend(failed.map(|one| format!("failed_after_paid:{}", one.of.id())));
         }
-        if found_paid.is_some() && !is_recorded && (is_paid_again || !(was_enough || is_paid)) {
+        if found_paid.is_some() && !is_recorded && (is_paid_again || !was_enough) {
             reasons.insert("paid_unproven".to_owned());
         }
         if cancelled && (found_paid.is_some() || is_recorded) {
@@ -285,12 +290,12 @@ impl Rules {
                 "unpaid"
             };
         let is_covered = |stands: &dyn Fn(&Standing<'_>) -> bool| {
-            let mut dues = paid_dues.iter().chain([&due]);
+            let dues = paid_dues.iter().map(|(_, due)| *due);
             self.has("a dispute belongs to its payment")
-                && dues.any(|due| {
+                && dues.chain([due]).any(|due| {
                     let rest = succeeded().filter(|one| !is_back(one) && stands(one));
-                    let rest: Vec<i64> = rest.filter_map(|one| self.pays(one.of, *due)).collect();
-                    !rest.is_empty() && rest.iter().sum::<i64>() >= *due
+                    let rest: Vec<i64> = rest.filter_map(|one| self.pays(one.of, due)).collect();
+                    !rest.is_empty() && rest.iter().sum::<i64>() >= due
                 })
         };
         let charged_back = standing.iter().any(is_lost) && !is_covered(&|one| !is_lost(one));
@@ -312,7 +317,7 @@ impl Rules {
         let received = succeeded()
             .filter(|one| !one.of.is_foreign)
             .map(|one| one.of.received);
-        let is_others = succeeded().next().is_none() && (found_paid.is_some() || is_recorded);
+        let is_others = !is_paid && found_paid.max(recorded).is_some();
         let due_by = standing.iter().flat_map(|one| &one.of.disputes);
         let due_by = due_by.filter(|disputed| {
             let last = disputed.states.iter().rev().find(|(at, _)| *at <= until);
@@ -409,12 +414,14 @@ impl Rules {
         if paid.is_empty() || !self.has("the user is the payer's") {
             return hints.min().map(str::to_owned);
         }
-        let payer = paid.iter().find_map(|one| one.of.user)?;
-        for one in standing
+        let (payer, since) = paid
             .iter()
-            .filter(|one| one.of.user.is_some_and(|user| user != payer))
-        {
-            reasons.insert(format!("user_conflict:{}", one.of.id()));
+            .find_map(|one| Some((one.of.user?, one.of.at)))?;
+        let is_other = |one: &&Standing<'_>| one.of.user.is_some_and(|user| user != payer);
+        for one in standing.iter().filter(is_other) {
+            if one.of.at > since && !is_gone(one) {
+                reasons.insert(format!("user_conflict:{}", one.of.id()));
+            }
         }
         Some(payer.to_owned())
     }

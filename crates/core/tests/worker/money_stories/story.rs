@@ -159,7 +159,7 @@ pub(crate) fn draw(rng: &mut Rng) -> Story {
         payments.push(payment);
     }
     let mut edits = Vec::new();
-    for _ in 0..rng.below(3) {
+    for _ in 0..rng.below(5) {
         let edit = match rng.below(10) {
             0 | 1 => Edit::Due(rng.pick(&[4200, 5000, 2500, due / 2])),
             2 => Edit::Status("completed"),
@@ -314,6 +314,12 @@ pub(crate) fn events_of(payment: &StoryPayment) -> Vec<(i64, Value)> {
             let mut event = of_charge(0, figure);
             event["data"]["object"]["metadata"] = json!({});
             events.push((payment.at, event));
+            if is_before_basil {
+                let of = (id.as_str(), charge.as_str());
+                let release = format!("re_{n}_release");
+                let event = refund("", at, &release, of, payment.released, "succeeded");
+                events.push((payment.at, event));
+            }
         }
     }
     for (which, given) in payment.refunds.iter().enumerate() {
