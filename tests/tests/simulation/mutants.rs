@@ -29,7 +29,7 @@ const MUTANTS: &[(Mutant, u8, &str, u64)] = &[
     (Mutant::LiveTaken, 8, "adversarial", 5),
     (Mutant::TornCommit, 9, "ordinary", 5),
     (Mutant::RefundsAdded, 10, "ordinary", 10),
-    (Mutant::ProcessingUnheard, 11, "contention", 20),
+    (Mutant::ProcessingUnheard, 11, "contention", 100),
     (Mutant::InvisibleForADay, 12, "heavy", 5),
     (Mutant::BatchFails, 13, "ordinary", 10),
     (Mutant::RetrySwallowed, 14, "adversarial", 20),

@@ -162,12 +162,7 @@ impl DamagedOrder {
 
     /// Whether only Stripe's own objects show it.
     pub(super) fn is_only_at_stripe(&self) -> bool {
-        // The first event is the one that says what the payment received; a session states its own total.
-        let is_unstated = match self.damage {
-            AmountMisread => self.events_left != EventsLeft::All,
-            _ => self.events_left == EventsLeft::None,
-        };
-        self.is_everywhere() && is_unstated
+        self.is_everywhere() && self.events_left == EventsLeft::None
     }
 
     pub(super) fn what(&self) -> String {

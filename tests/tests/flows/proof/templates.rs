@@ -138,23 +138,24 @@ fn checkout(token: &str, at: i64, amounts: &TemplateAmounts) -> Vec<Value> {
     let order = format!("ord_{token}");
     let (intent, charge) = (format!("pi_{token}"), format!("ch_{token}"));
     let event = |number: u8| format!("evt_{token}{number}");
-    let mut paid = intent_succeeded(&event(1), at, &intent, named(&order), amounts.paid);
+    let mut paid = intent_succeeded(&event(2), at + 1, &intent, named(&order), amounts.paid);
     paid["data"]["object"]["latest_charge"] = json!(charge);
     let session = format!("cs_{token}");
     let mut session = session_completed(
-        &event(2),
-        at + 1,
+        &event(1),
+        at,
         &session,
         Some(&intent),
         named(&order),
         "paid",
     );
-    session["data"]["object"]["amount_total"] = json!(amounts.paid);
+    // Its own amount, which no release reads otherwise here.
+    session["data"]["object"]["amount_total"] = json!(AMOUNTS.paid);
     let of = (&*intent, &*charge);
     let refund = format!("re_{token}");
     vec![
-        paid,
         session,
+        paid,
         refund_event(&event(3), at + 2, &refund, of, amounts.refunded),
     ]
 }
