@@ -666,3 +666,41 @@ async fn a_slow_stripe_does_not_keep_a_run_beyond_its_deadline() {
     run(&tables, &stripe, "{}").await;
     assert!(keys.iter().all(|key| status(&tables, key) == "cancelled"));
 }
+
+/// Paid in cash: somebody sets the order to completed, at any moment of a run.
+#[tokio::test]
+async fn an_order_that_is_set_to_completed_meanwhile_stays_completed() {
+    let mut cancelled = Vec::new();
+    for edited_at in 0..=8 {
+        let tables = Arc::new(MemoryTables::default());
+        let stripe = MemoryStripe::default();
+        let key = failed(&tables, "cash", 0);
+        let calls = Arc::new(Mutex::new(0));
+        let step = {
+            let (tables, key, calls) = (tables.clone(), key.clone(), calls.clone());
+            move || {
+                let mut calls = calls.lock().unwrap();
+                if *calls == edited_at {
+                    edit_order(&tables, &key, |order| {
+                        order.columns.status = Some("completed".into());
+                    });
+                }
+                *calls += 1;
+            }
+        };
+        tables.hook.set(step.clone());
+        stripe.hook.set(step.clone());
+        let summary = run(&tables, &stripe, "{}").await;
+        while *calls.lock().unwrap() <= 8 {
+            step();
+        }
+        // The next event finds the edit.
+        let again = intent_failed("evt_cash", T, "pi_cash", json!({}), "ch_cash");
+        deliver(&tables, &key, &again);
+        assert_eq!(status(&tables, &key), "completed", "{edited_at}");
+        cancelled.push(summary.cancelled);
+    }
+    // Only an edit after the write comes too late for the run.
+    assert!(cancelled.is_sorted(), "{cancelled:?}");
+    assert_eq!((cancelled.first(), cancelled.last()), (Some(&0), Some(&1)));
+}
