@@ -1648,3 +1648,34 @@ async fn each_transaction_is_reported_once_with_what_it_changed() {
         .await;
     assert_eq!(again.commits, []);
 }
+
+/// As people paste them, with a blank or a no-break space, and as templates leave them empty.
+#[tokio::test]
+async fn an_id_in_the_metadata_is_read_without_what_is_around_it() {
+    let statement = statement("st_1");
+    for (names, key) in [
+        (json!({ "order_id": "ord_1 " }), order("ord_1")),
+        (json!({ "orderId": "\u{a0}ord_1\n" }), order("ord_1")),
+        (
+            json!({ "orderId": " ", "order_id": "ord_1" }),
+            order("ord_1"),
+        ),
+        (
+            json!({ "orderId": "", "statementId": "st_1" }),
+            statement.clone(),
+        ),
+        (
+            json!({ "statementId": "", "statement_id": "st_1" }),
+            statement,
+        ),
+    ] {
+        let tables = tables();
+        let mut paid = intent_succeeded("evt_1", T, "pi_1", names.clone(), 4200);
+        if key.order().is_none() {
+            paid = from_account(paid, "acct_a");
+        }
+        deliver(&tables, ProviderId::Stripe, &[paid]).await;
+        let state = payment(&tables, &key);
+        assert_eq!(state.payment_status.as_str(), "paid", "{names}");
+    }
+}

@@ -184,6 +184,8 @@ lenient_struct! {
         #[serde(rename = "orderId")]
         order_id_camel: String,
         statement_id: String,
+        #[serde(rename = "statementId")]
+        statement_id_camel: String,
         /// A hint for people and logs; the account decides the tenant.
         tenant_id: String,
         #[serde(rename = "tenantId")]

@@ -17,7 +17,7 @@ use crate::entity::account::AccountFacts;
 use crate::entity::payment::state::LinkSource;
 use crate::entity::{ENTITY_SCHEMAS, EntityKey};
 use crate::ids::{AccountId, OrderId, StatementId};
-use crate::json::JsonError;
+use crate::json::{JsonError, LenientField};
 use crate::outcome::{EventVerdict, IgnoreReason, ParkReason};
 use crate::provider::envelope::EventEnvelope;
 use crate::provider::interpret::{
@@ -161,25 +161,27 @@ fn interpret_account_event(
     })
 }
 
-/// The order comes before the statement. An empty string counts as missing; an id that is there and not valid parks the
-/// event, because it does name something.
+/// The order comes before the statement. An id that is there and not valid parks the event, because it does name something.
 fn read_named_entity(metadata: &StripeMetadata) -> Result<Option<EntityKey>, ParkReason> {
     let bad = |_| ParkReason::FieldMalformed;
-    let order = metadata
-        .order_id_camel
-        .checked()?
-        .or(metadata.order_id.checked()?);
-    if let Some(id) = order.filter(|id| !id.is_empty()) {
-        return OrderId::parse(id)
-            .map(EntityKey::Order)
-            .map(Some)
-            .map_err(bad);
+    let order = first_id([&metadata.order_id_camel, &metadata.order_id])?;
+    if let Some(id) = order {
+        let order = OrderId::parse(id).map(EntityKey::Order);
+        return order.map(Some).map_err(bad);
     }
-    match metadata.statement_id.checked()?.filter(|id| !id.is_empty()) {
-        Some(id) => StatementId::parse(id)
-            .map(EntityKey::Statement)
-            .map(Some)
-            .map_err(bad),
-        None => Ok(None),
+    let statement = first_id([&metadata.statement_id_camel, &metadata.statement_id])?;
+    let statement = statement.map(|id| StatementId::parse(id).map(EntityKey::Statement));
+    statement.transpose().map_err(bad)
+}
+
+/// The first of these members that has more than white space, without the white space around it: people paste ids, and
+/// templates leave members empty.
+fn first_id(members: [&LenientField<String>; 2]) -> Result<Option<&str>, ParkReason> {
+    for member in members {
+        let id = member.checked()?.map(|id| id.trim());
+        if let Some(id) = id.filter(|id| !id.is_empty()) {
+            return Ok(Some(id));
+        }
     }
+    Ok(None)
 }
