@@ -92,7 +92,11 @@ fn play(story: &Story, rng: &mut Rng) -> Played {
                 is_new
             }
             Edit::Other(column) => {
-                order.set(column, json!(7));
+                let value = match column.starts_with("amount") {
+                    true => json!(7),
+                    false => json!("pi_app"),
+                };
+                order.set(column, value);
                 false
             }
             Edit::Recorded => {

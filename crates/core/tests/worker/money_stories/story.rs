@@ -33,6 +33,8 @@ pub(crate) struct StoryPayment {
     pub(crate) received: i64,
     pub(crate) is_foreign: bool,
     pub(crate) released: i64,
+    /// Attempts that failed before it succeeded, each with a charge of its own.
+    pub(crate) failed_attempts: u64,
     /// The items of its session, if discount, tax and shipping made another total of them.
     pub(crate) items: Option<i64>,
     pub(crate) user: Option<&'static str>,
@@ -98,6 +100,17 @@ impl StoryPayment {
     }
 }
 
+const OTHERS: [&str; 8] = [
+    "amountRefunded",
+    "amountPaid",
+    "paymentFailedAt",
+    "authorizedUntil",
+    "disputeDueBy",
+    "userId",
+    "stripePaymentIntentId",
+    "sellerId",
+];
+
 /// Draws a story.
 pub(crate) fn draw(rng: &mut Rng) -> Story {
     let due = rng.pick(&[4200, 4200, 5000]);
@@ -147,6 +160,7 @@ pub(crate) fn draw(rng: &mut Rng) -> Story {
             received,
             is_foreign: way == Way::Intent && rng.chance(80),
             released,
+            failed_attempts: rng.below(3),
             items,
             user: rng.pick(&[None, Some("user_a"), Some("user_b")]),
             refunds: Vec::new(),
@@ -167,12 +181,7 @@ pub(crate) fn draw(rng: &mut Rng) -> Story {
             4 => Edit::Status("cancelled"),
             5 => Edit::Recorded,
             6 => Edit::PaymentStatus(rng.pick(&["paid", "refunded"])),
-            7 => Edit::Other(rng.pick(&[
-                "amountRefunded",
-                "amountPaid",
-                "paymentFailedAt",
-                "sellerId",
-            ])),
+            7 => Edit::Other(rng.pick(&OTHERS)),
             _ => Edit::Cleared,
         };
         let least = edits.last().map_or(0, |(at, _)| *at);
@@ -270,6 +279,14 @@ pub(crate) fn events_of(payment: &StoryPayment) -> Vec<(i64, Value)> {
         event
     };
     let is_before_basil = payment.api_version < "2025-03-31";
+    if matches!(payment.way, Way::Intent | Way::Session) {
+        for attempt in 0..payment.failed_attempts {
+            let earlier = at - 60 - i64::try_from(attempt).unwrap();
+            let charge = format!("ch_{n}_{attempt}");
+            let event = intent_failed("", earlier, &id, metadata.clone(), &charge);
+            events.push((payment.at, event));
+        }
+    }
     match payment.way {
         Way::Intent => {
             let mut event = intent_succeeded("", at, &id, metadata.clone(), payment.received);
