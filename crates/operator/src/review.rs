@@ -50,7 +50,7 @@ pub(crate) async fn accept_amounts(
 }
 
 fn clear_review_facts(entity: &Entity) -> Result<StatedFacts> {
-    let standing = &entity.last_derived().review_reasons;
+    let shown = &entity.last_derived().review_reasons;
     if entity.columns().requires_review != Some(true) {
         bail!("{} has no open review", entity.key());
     }
@@ -67,7 +67,7 @@ fn clear_review_facts(entity: &Entity) -> Result<StatedFacts> {
     }
     let now = MinRegister(SystemClock.now());
     Ok(StatedFacts::Manual(ManualEdits {
-        cleared: standing
+        cleared: shown
             .iter()
             .map(|reason| (reason.clone(), now.clone()))
             .collect(),

@@ -127,8 +127,8 @@ pub fn derive_payment(
         balances: &balances,
     };
     let successes = payments.find_successes(due);
-    let asked = payments.find_paid_for(&successes);
-    let paid_by = asked.covered_by;
+    let paid_for = payments.find_paid_for(&successes);
+    let paid_by = paid_for.covered_by;
     let is_recorded = !manual.recorded.is_empty();
     let refunded_at = manual.refunded_at();
     let cancelled_at = linked.cancelled_at();
@@ -164,7 +164,7 @@ pub fn derive_payment(
             timeline.add_review("paid_after_refund", id, stated);
         }
     }
-    payments.add_amount_reasons(&successes, &asked, &mut timeline);
+    payments.add_amount_reasons(&successes, &paid_for, &mut timeline);
     add_failures(facts, &mut timeline);
     add_sessions(facts, &mut timeline);
     for balance in &balances {
@@ -192,7 +192,7 @@ pub fn derive_payment(
     let is_paid_again = is_everything && found_after_refund;
     if let (Some(at), false) = (manual.found_paid.last(), is_recorded)
         && (is_paid_again
-            || (asked.was_covered_by.is_none() && opening_evidence != PaymentEvidence::Paid))
+            || (paid_for.was_covered_by.is_none() && opening_evidence != PaymentEvidence::Paid))
     {
         timeline.add_review_without_event(PAID_UNPROVEN, &at.to_string(), *at);
     }
@@ -222,7 +222,7 @@ pub fn derive_payment(
         PaymentEvidence::RefundedInFull
     } else if paid_by.is_some() || manual.is_paid() || opening_evidence == PaymentEvidence::Paid {
         PaymentEvidence::Paid
-    } else if asked.sum > 0 || opening_evidence == PaymentEvidence::PartlyPaid {
+    } else if paid_for.sum > 0 || opening_evidence == PaymentEvidence::PartlyPaid {
         PaymentEvidence::PartlyPaid
     } else if successes
         .iter()
@@ -289,7 +289,7 @@ pub fn derive_payment(
             true => None,
             false => Some(ReceivedTotal {
                 amount: payments.add_up_received(currency),
-                paid_at: asked.was_covered_by.map(|success| success.stated.at),
+                paid_at: paid_for.was_covered_by.map(|success| success.stated.at),
             }),
         },
         amount_refunded: match opening.and_then(|opening| opening.amount_refunded) {
@@ -476,10 +476,10 @@ impl<'b, 'f> RowPayments<'b, 'f> {
     fn add_amount_reasons(
         &self,
         successes: &[PaymentSuccess<'_, '_>],
-        asked: &PaidFor<'_, '_>,
+        paid_for: &PaidFor<'_, '_>,
         timeline: &mut TimelineBuilder,
     ) {
-        let earlier = asked.earlier.filter(|_| asked.is_due_changed);
+        let earlier = paid_for.earlier.filter(|_| paid_for.is_due_changed);
         if let Some((at, _)) = earlier {
             let now = self.due.map_or_else(
                 || "none".to_owned(),
@@ -523,7 +523,7 @@ impl<'b, 'f> RowPayments<'b, 'f> {
                 timeline.add_review("paid_twice", id, stated);
             } else if is_over {
                 timeline.add_review("overpaid", id, stated);
-            } else if earlier.is_none() && self.is_too_little(asked) {
+            } else if earlier.is_none() && self.is_too_little(paid_for) {
                 timeline.add_review("amount_mismatch", id, stated);
             }
         }
@@ -531,10 +531,12 @@ impl<'b, 'f> RowPayments<'b, 'f> {
 
     /// Whether the payments are less than what is due, and nobody expects that: of an order, or because a payment went back
     /// since it was paid.
-    fn is_too_little(&self, asked: &PaidFor<'_, '_>) -> bool {
-        let is_short = self.due.is_some_and(|due| asked.sum < due.amount);
-        let is_instalment = self.rules.takes_instalments && asked.was_covered_by.is_none();
-        let is_accepted = asked.covered_by.is_some_and(|success| success.is_accepted);
+    fn is_too_little(&self, paid_for: &PaidFor<'_, '_>) -> bool {
+        let is_short = self.due.is_some_and(|due| paid_for.sum < due.amount);
+        let is_instalment = self.rules.takes_instalments && paid_for.was_covered_by.is_none();
+        let is_accepted = paid_for
+            .covered_by
+            .is_some_and(|success| success.is_accepted);
         is_short && !is_instalment && !is_accepted && self.manual.recorded.is_empty()
     }
 
