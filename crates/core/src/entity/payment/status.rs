@@ -91,9 +91,9 @@ pub enum PaymentEvidence {
     RefundedInFull,
 }
 
-/// Maps evidence and the worst dispute about money without which the amount due is not covered. A dispute says who holds the money; once everything was refunded
-/// there is no money left to dispute, so `Refunded` comes first. A dispute shows even before the payment's own success
-/// arrived, because a bank only disputes money that was paid.
+/// Maps evidence to the status, with the worst dispute about money without which the amount due is not covered. A dispute
+/// says who holds the money; once everything was refunded there is no money left to dispute, so `Refunded` comes first. A
+/// dispute shows even before the payment's own success arrived, because a bank only disputes money that was paid.
 pub(super) fn derive_payment_status(
     payment_evidence: PaymentEvidence,
     dispute: Option<DisputeState>,
