@@ -877,3 +877,13 @@ fn a_version_column_is_a_name_that_nothing_else_has() {
     }
     assert!(VersionColumn::parse(&"v".repeat(64)).is_ok());
 }
+
+/// Money came that only the application knows of: a declined attempt must not make it due for the cleanup.
+#[test]
+fn an_adopted_order_that_was_paid_in_part_is_not_failed_by_an_attempt() {
+    let row = json!({ "status": "pending", "paymentStatus": "partially_paid" });
+    let mut order = adopted(row);
+    order.take(&[intent_failed("evt_f", T + 60, "pi_2", json!({}), "ch_2")]);
+    assert_eq!(order.column("status"), "pending");
+    assert_eq!(order.column("paymentStatus"), "partially_paid");
+}

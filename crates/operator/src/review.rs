@@ -127,6 +127,7 @@ fn accept_facts(entity: &Entity, audit: &AuditContext) -> Result<StatedFacts> {
 mod tests {
     use billhook_core::entity::key::PaymentKey;
     use billhook_core::entity::payment::linked::PaymentCopy;
+    use billhook_core::money::Money;
     use billhook_testkit::events::{intent_succeeded, linked_facts};
     use billhook_testkit::memory;
 
@@ -179,10 +180,20 @@ mod tests {
             assert_eq!(order.columns().payment_status.as_deref(), Some(was));
             assert_eq!(order.last_derived().review_reasons, [word]);
             let facts = accept_facts(&order, &audit).unwrap();
-            let accepted = order.apply_facts([facts], SystemClock.now());
-            let accepted = accepted.payment().unwrap();
+            let update = order.apply_facts([facts], SystemClock.now());
+            let accepted = update.payment().unwrap();
             assert_eq!(accepted.payment_status, PaymentStatus::Paid);
             assert_eq!(accepted.review_reasons, [].into(), "{amount}");
+            // It is accepted for what was due then, and for nothing else.
+            let mut order = update.with_row_written();
+            let due = &mut memory::order_mut(&mut order).given.due;
+            *due = due.map(|due| Money {
+                amount: 9000,
+                ..due
+            });
+            let changed = order.apply_facts([], SystemClock.now());
+            let reasons = &changed.payment().unwrap().review_reasons;
+            assert_eq!(*reasons, ["due_changed:9000_usd".to_owned()].into());
         }
         let refused = accept_facts(&paid(4200), &audit).unwrap_err().to_string();
         assert_eq!(

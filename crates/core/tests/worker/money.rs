@@ -996,3 +996,17 @@ fn a_session_that_was_abandoned_before_the_payment_is_no_other_user() {
     check(&derived, "completed", "paid", 0, &[]);
     assert_eq!(derived.user.unwrap().as_str(), "user_1");
 }
+
+#[test]
+fn a_refund_of_everything_leaves_the_time_at_which_a_statement_was_paid() {
+    let row = json!({ "amount_due": 4200, "currency": "usd" });
+    let paid = paid_by("pi_1", T, of_statement(), 4200);
+    let back = charge_refunded("evt_b", T + 30, "ch_1", Some("pi_1"), 4200);
+    let (columns, _) = statement_ends(&row, &[paid, back]);
+    let at = Timestamp::from_unix_s(T).unwrap();
+    assert_eq!(columns["payment_status"], "refunded");
+    assert_eq!(
+        (&columns["amount_paid"], &columns["paid_at"]),
+        (&json!(4200), &json!(at))
+    );
+}
