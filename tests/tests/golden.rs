@@ -2,6 +2,7 @@
 //! reads metric lines, so `billhook_testkit::emf` validates them here.
 #![cfg(test)]
 
+use billhook_core::provider::interpret::InterpretRules;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -113,7 +114,7 @@ impl Stage {
         context.deadline = u64::MAX;
         let worker = Worker {
             provider,
-            live_mode: false,
+            rules: InterpretRules::default(),
             ledger: self.tables,
             clock: FixedClock::at(now().after(Duration::from_millis(1500))),
         };

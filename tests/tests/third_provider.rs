@@ -3,6 +3,7 @@
 
 #![cfg(test)]
 
+use billhook_core::provider::interpret::InterpretRules;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -106,7 +107,7 @@ async fn its_worker_applies_the_event_and_takes_no_other_providers_ids() {
     deliver(&tables, &queue, signed_by(&key_pair(1), &body())).await;
     let worker = Worker {
         provider: ProviderId::Parcel,
-        live_mode: false,
+        rules: InterpretRules::default(),
         ledger: &tables,
         clock: FixedClock::at(now()),
     };

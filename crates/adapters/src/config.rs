@@ -15,6 +15,7 @@ use billhook_core::entity::columns::EntitySchema;
 use billhook_core::entity::rules::{RowRules, VersionColumn};
 use billhook_core::ids::{PerProvider, ProviderId};
 use billhook_core::provider::event_scope;
+use billhook_core::provider::order_ids::OrderIdRules;
 use billhook_core::time::Timestamp;
 use secrecy::SecretString;
 use tracing::level_filters::LevelFilter;
@@ -157,6 +158,7 @@ pub struct WorkerConfig {
     /// Of the kinds that the provider's events change.
     pub application_tables: ApplicationTables,
     pub row_rules: RowRules,
+    pub order_ids: OrderIdRules,
 }
 
 impl WorkerConfig {
@@ -169,6 +171,7 @@ impl WorkerConfig {
             entities_table: read.required("ENTITIES_TABLE"),
             application_tables: read.application_tables(scope.kinds),
             row_rules: read.row_rules(),
+            order_ids: read.order_ids(),
         };
         read.finish(config)
     }
@@ -182,6 +185,7 @@ pub struct CleanupConfig {
     pub entities_table: String,
     pub application_tables: ApplicationTables,
     pub row_rules: RowRules,
+    pub order_ids: OrderIdRules,
     pub jobs_table: String,
     pub queue_urls: PerProvider<String>,
     /// `STRIPE_SECRET_KEY` if it is set, else `APP_SECRETS_ARN`.
@@ -203,6 +207,7 @@ impl CleanupConfig {
             entities_table: read.required("ENTITIES_TABLE"),
             application_tables: read.application_tables(ENTITY_SCHEMAS),
             row_rules: read.row_rules(),
+            order_ids: read.order_ids(),
             jobs_table: read.required("JOBS_TABLE"),
             queue_urls: read.queue_urls(),
             stripe_key: read.stripe_key(&environment),
@@ -256,6 +261,13 @@ impl WebhookSecretConfig {
 pub fn read_row_rules(lookup: &EnvLookup<'_>) -> Result<RowRules, ConfigError> {
     let mut read = EnvReader::new(lookup);
     let rules = read.row_rules();
+    read.finish(rules)
+}
+
+/// `ORDER_ID_KEYS` and `ORDER_ID_PATTERN`, for the operator's tool.
+pub fn read_order_ids(lookup: &EnvLookup<'_>) -> Result<OrderIdRules, ConfigError> {
+    let mut read = EnvReader::new(lookup);
+    let rules = read.order_ids();
     read.finish(rules)
 }
 
@@ -345,6 +357,25 @@ impl<'a> EnvReader<'a> {
             Some(other) => self.fault(format!(
                 "ACCEPT_CHECKOUT_ADJUSTMENTS must be true or false, got {other:?}"
             )),
+        }
+        rules
+    }
+
+    /// `ORDER_ID_KEYS`: the metadata keys that name an order, separated by commas. `ORDER_ID_PATTERN`: a regular expression
+    /// for the ids that the application issues; without it, every id that can be one is an order's.
+    fn order_ids(&mut self) -> OrderIdRules {
+        let mut rules = OrderIdRules::default();
+        if let Some(keys) = self.optional("ORDER_ID_KEYS") {
+            match rules.clone().with_keys(&keys) {
+                Ok(with_keys) => rules = with_keys,
+                Err(invalid) => self.fault(format!("ORDER_ID_KEYS {invalid}")),
+            }
+        }
+        if let Some(pattern) = self.optional("ORDER_ID_PATTERN") {
+            match rules.clone().with_pattern(&pattern) {
+                Ok(with_pattern) => rules = with_pattern,
+                Err(invalid) => self.fault(format!("ORDER_ID_PATTERN {invalid}")),
+            }
         }
         rules
     }
@@ -625,9 +656,11 @@ mod tests {
                     "STRIPE_API_BASE" | "LOG_LEVEL" | "CLEANUP_FAILED_PAYMENT_MINUTES" => {
                         String::new()
                     }
-                    "VERSION_COLUMN" | "ADOPTED_BEFORE" | "ACCEPT_CHECKOUT_ADJUSTMENTS" => {
-                        String::new()
-                    }
+                    "VERSION_COLUMN"
+                    | "ADOPTED_BEFORE"
+                    | "ACCEPT_CHECKOUT_ADJUSTMENTS"
+                    | "ORDER_ID_KEYS"
+                    | "ORDER_ID_PATTERN" => String::new(),
                     queue if queue.ends_with("_QUEUE_URL") => "https://x/q.fifo".to_owned(),
                     _ => "x".to_owned(),
                 })
@@ -646,6 +679,39 @@ mod tests {
             );
             assert_eq!(read(percent), Err(refused));
         }
+    }
+
+    #[test]
+    fn what_names_an_order_is_read_and_refused_by_its_variable() {
+        let read = |keys: &'static str, pattern: &'static str| {
+            let lookup = move |name: &str| match name {
+                "ORDER_ID_KEYS" => Some(keys.to_owned()),
+                "ORDER_ID_PATTERN" => Some(pattern.to_owned()),
+                _ => None,
+            };
+            let rules = read_order_ids(&EnvLookup(&lookup));
+            rules.map_err(|error| error.to_string())
+        };
+        let find = |keys, pattern, key: &str, id: &'static str| {
+            let rules = read(keys, pattern).unwrap();
+            rules.find_order(|of| (of == key).then_some(id)).is_some()
+        };
+        assert!(find("", "", "order_id", "1001"));
+        assert!(find("shopOrder", "", "shopOrder", "1001"));
+        assert!(!find("shopOrder", "", "order_id", "1001"));
+        assert!(!find("", "ord_.*", "order_id", "1001"));
+        assert!(find("", "ord_.*", "order_id", "ord_1"));
+        assert_eq!(
+            read("a,,b", "").unwrap_err(),
+            "configuration refused: ORDER_ID_KEYS has an empty key"
+        );
+        let refused = read("", "(").unwrap_err();
+        assert!(
+            refused.starts_with(
+                "configuration refused: ORDER_ID_PATTERN is not a regular expression: "
+            ),
+            "{refused}"
+        );
     }
 
     #[test]

@@ -153,7 +153,11 @@ mod tests {
                 &EnvLookup(&|name| match name {
                     "AWS_LAMBDA_FUNCTION_MEMORY_SIZE" => Some("128".to_owned()),
                     "LIVE_MODE" | "ENABLE_BILLING_STREAM" => Some("false".to_owned()),
-                    "LOG_LEVEL" | "ADOPTED_BEFORE" | "ACCEPT_CHECKOUT_ADJUSTMENTS" => None,
+                    "LOG_LEVEL"
+                    | "ADOPTED_BEFORE"
+                    | "ACCEPT_CHECKOUT_ADJUSTMENTS"
+                    | "ORDER_ID_KEYS"
+                    | "ORDER_ID_PATTERN" => None,
                     _ if name.starts_with("AWS_ENDPOINT_URL") => None,
                     _ => Some("x".to_owned()),
                 }),

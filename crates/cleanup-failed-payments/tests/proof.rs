@@ -1,6 +1,7 @@
 //! Runs of the nightly proof over tables in memory.
 #![cfg(test)]
 
+use billhook_core::provider::interpret::InterpretRules;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -50,7 +51,7 @@ async fn deliver(tables: &MemoryTables, events: &[Value]) {
     }
     let worker = Worker {
         provider: ProviderId::Stripe,
-        live_mode: false,
+        rules: InterpretRules::default(),
         ledger: tables,
         clock: FixedClock::at(at(0)),
     };
@@ -91,7 +92,7 @@ fn task<'a>(
         prover: StateProver {
             states: tables,
             events: PerProvider::new(|_| tables),
-            live_mode: false,
+            rules: InterpretRules::default(),
         },
         jobs: tables,
         clock,

@@ -1,6 +1,7 @@
 //! What is in `events` reads as this table says: the providers' payloads, and the workers' messages about them.
 #![cfg(test)]
 
+use billhook_core::provider::interpret::InterpretRules;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -116,7 +117,11 @@ fn payloads(provider: ProviderId) -> BTreeMap<String, Vec<u8>> {
 }
 
 fn read(provider: ProviderId, live_mode: bool, envelope: &EventEnvelope, payload: &[u8]) -> String {
-    match interpret(provider, live_mode, envelope.account.as_ref(), payload) {
+    let rules = InterpretRules {
+        live_mode,
+        ..InterpretRules::default()
+    };
+    match interpret(provider, &rules, envelope.account.as_ref(), payload) {
         Ok(claim) => {
             let named = claim.named_entity.map(|key| key.to_string());
             let subjects: Vec<String> = match claim.subject {
@@ -267,13 +272,16 @@ fn payloads_of_older_and_newer_api_versions_state_the_same() {
     for (name, payload) in payloads(ProviderId::Stripe) {
         let event: Value = serde_json::from_slice(&payload).unwrap();
         let claim = |event: &Value| {
-            let live = event["livemode"] == true;
+            let rules = InterpretRules {
+                live_mode: event["livemode"] == true,
+                ..InterpretRules::default()
+            };
             let account = event["account"]
                 .as_str()
                 .map(|id| AccountId::parse(id).unwrap());
             interpret(
                 ProviderId::Stripe,
-                live,
+                &rules,
                 account.as_ref(),
                 event.to_string().as_bytes(),
             )

@@ -13,6 +13,7 @@ use billhook_adapters::dynamodb::ledger::{DynamoLedger, TableNames};
 use billhook_adapters::lambda::{run_function, serve_events};
 use billhook_adapters::report::report_fallback_scan;
 use billhook_core::ids::ProviderId;
+use billhook_core::provider::interpret::InterpretRules;
 use billhook_core::worker::batch::Worker;
 
 /// The whole `main` of a provider's worker; `function` is its name.
@@ -30,7 +31,10 @@ pub fn run_worker(function: &'static str, provider: ProviderId) -> ExitCode {
             };
             let worker = Worker {
                 provider,
-                live_mode: config.environment.live,
+                rules: InterpretRules {
+                    live_mode: config.environment.live,
+                    order_ids: config.order_ids,
+                },
                 ledger: DynamoLedger::new(
                     aws.dynamodb().clone(),
                     tables,

@@ -46,7 +46,7 @@ pub(crate) async fn preview_events(
     for event in events {
         let worker = Worker {
             provider: event.provider,
-            live_mode: session.stack.is_live(),
+            rules: session.stack.interpret_rules()?,
             ledger: DryRunLedger {
                 ledger: session.ledger(event.provider)?,
                 force,

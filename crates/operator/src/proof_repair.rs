@@ -73,7 +73,7 @@ pub(crate) async fn repair_findings(
     };
     let worker = Worker {
         provider: ProviderId::Stripe,
-        live_mode: session.stack.is_live(),
+        rules: session.stack.interpret_rules()?,
         ledger: session.ledger(ProviderId::Stripe)?,
         clock: SystemClock,
     };
@@ -268,7 +268,7 @@ impl ReprocessEvent for LocalReprocessing<'_> {
             .map_err(failed)?;
         let worker = Worker {
             provider: table.provider,
-            live_mode: self.session.stack.is_live(),
+            rules: self.session.stack.interpret_rules().map_err(failed)?,
             ledger: self.session.ledger(table.provider).map_err(failed)?,
             clock: SystemClock,
         };

@@ -208,7 +208,7 @@ pub(crate) fn open_prover(session: &StackSession) -> Result<OperatorProver> {
         // Every ledger reads all states.
         states: session.ledger(ProviderId::Stripe)?,
         events: PerProvider::try_new(|provider| session.ledger(provider))?,
-        live_mode: session.stack.is_live(),
+        rules: session.stack.interpret_rules()?,
     })
 }
 
@@ -459,7 +459,7 @@ pub(crate) async fn add_stripe_differences(
         };
         let at_stripe = match found.as_ref().map(read_payment_at_stripe) {
             None => MoneyFacts::default(),
-            Some(Ok(facts)) => facts.money,
+            Some(Ok(facts)) => facts,
             Some(Err(unreadable)) => {
                 let difference = StateDifference::not_compared(&unreadable.to_string());
                 proof.differences.push(difference);

@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
-use billhook_adapters::config::{EnvLookup, read_row_rules};
+use billhook_adapters::config::{EnvLookup, read_order_ids, read_row_rules};
 use billhook_core::entity::columns::EntitySchema;
 use billhook_core::entity::rules::RowRules;
+use billhook_core::provider::interpret::InterpretRules;
 use roxmltree::Document;
 
 use crate::aws_request::{CLOUDFORMATION, SignedAwsClient};
@@ -167,6 +168,24 @@ impl DeployedStack {
         };
         let rules = read_row_rules(&EnvLookup(&parameter));
         rules.with_context(|| format!("cannot read the parameters of {}", self.name))
+    }
+
+    /// What the stack's workers are told about the events that they take.
+    pub(crate) fn interpret_rules(&self) -> Result<InterpretRules> {
+        let parameter = |variable: &str| {
+            let name = match variable {
+                "ORDER_ID_KEYS" => "OrderIdKeys",
+                "ORDER_ID_PATTERN" => "OrderIdPattern",
+                _ => return None,
+            };
+            Some(self.parameter(name).to_owned())
+        };
+        let order_ids = read_order_ids(&EnvLookup(&parameter));
+        Ok(InterpretRules {
+            live_mode: self.is_live(),
+            order_ids: order_ids
+                .with_context(|| format!("cannot read the parameters of {}", self.name))?,
+        })
     }
 
     pub(crate) fn is_live(&self) -> bool {

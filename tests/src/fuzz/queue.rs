@@ -1,5 +1,6 @@
 //! Fuzz target `queue_batch`: an SQS batch, processed by both workers over in-memory tables with the samples.
 
+use billhook_core::provider::interpret::InterpretRules;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
@@ -78,7 +79,7 @@ pub(super) fn batch(input: &[u8]) -> bool {
         let tables = tables(provider, &events);
         let worker = Worker {
             provider,
-            live_mode: false,
+            rules: InterpretRules::default(),
             ledger: &tables,
             clock: FixedClock::at(Timestamp::from_unix_s(NOW_S).unwrap()),
         };

@@ -1,5 +1,6 @@
 //! The invariants, with their numbers in `docs/reliability.md`: checked while a seed runs and on what it leaves.
 
+use billhook_core::provider::interpret::InterpretRules;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
@@ -104,7 +105,7 @@ pub(crate) async fn proofs(functions: &Functions, found: &mut Found) {
     let prover = StateProver {
         states: tables.of(ProviderId::Stripe),
         events: PerProvider::new(|provider| tables.of(provider)),
-        live_mode: false,
+        rules: InterpretRules::default(),
     };
     let keys: BTreeSet<StateKey> = {
         let tables = tables.of(ProviderId::Stripe);

@@ -1,6 +1,7 @@
 //! The real functions over the ports of the simulated world, and what invokes them: the gateway, the queues, the
 //! schedule.
 
+use billhook_core::provider::interpret::InterpretRules;
 use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -253,7 +254,7 @@ impl Functions {
                 let port = self.port("relink", ProviderId::Stripe);
                 let worker = Worker {
                     provider: ProviderId::Stripe,
-                    live_mode: false,
+                    rules: InterpretRules::default(),
                     ledger: port.clone(),
                     clock: self.sim.clone(),
                 };
@@ -287,7 +288,10 @@ impl Functions {
         let port = self.port(&format!("{}-worker", provider.as_str()), provider);
         let worker = Worker {
             provider,
-            live_mode: self.sim.world().mutant == Some(Mutant::LiveTaken),
+            rules: InterpretRules {
+                live_mode: self.sim.world().mutant == Some(Mutant::LiveTaken),
+                ..InterpretRules::default()
+            },
             ledger: port.clone(),
             clock: self.sim.clone(),
         };
@@ -406,7 +410,7 @@ impl Functions {
                     prover: StateProver {
                         states: port.clone(),
                         events: PerProvider::new(|provider| port.of(provider)),
-                        live_mode: false,
+                        rules: InterpretRules::default(),
                     },
                     jobs: port.clone(),
                     clock,

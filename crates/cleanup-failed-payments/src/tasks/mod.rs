@@ -20,6 +20,7 @@ use billhook_core::entity::kind::EntityKind as _;
 use billhook_core::entity::tenant::TenantKind;
 use billhook_core::ids::{PerProvider, ProviderId};
 use billhook_core::proof::prover::StateProver;
+use billhook_core::provider::interpret::InterpretRules;
 use billhook_core::tasks::definitions::TaskInvocation;
 use billhook_core::time::Timestamp;
 use serde::Serialize;
@@ -113,7 +114,10 @@ pub async fn run_task(
                     // Every ledger reads all states.
                     states: ledger(ProviderId::Stripe),
                     events: PerProvider::new(ledger),
-                    live_mode: config.environment.live,
+                    rules: InterpretRules {
+                        live_mode: config.environment.live,
+                        order_ids: config.order_ids.clone(),
+                    },
                 },
                 jobs,
                 clock,

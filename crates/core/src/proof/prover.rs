@@ -17,6 +17,7 @@ use crate::entity::{Entity, EntityKey};
 use crate::error::DependencyError;
 use crate::ids::{AccountId, EventId, PaymentRef, PerProvider, ProviderId};
 use crate::provider::interpret;
+use crate::provider::interpret::InterpretRules;
 use crate::time::Timestamp;
 use crate::worker::ports::{Ledger, LoadedRows, StoredEvent, StoredPayload};
 
@@ -33,7 +34,7 @@ pub struct StateProver<L> {
     pub states: L,
     /// Reads the events of each provider.
     pub events: PerProvider<L>,
-    pub live_mode: bool,
+    pub rules: InterpretRules,
 }
 
 /// What a proof rests on.
@@ -195,7 +196,7 @@ impl<L: Ledger> StateProver<L> {
             StoredPayload::Unreadable => return EventReading::Unreadable,
         };
         let account = stored.account.as_ref();
-        let read = || interpret(provider, self.live_mode, account, &payload);
+        let read = || interpret(provider, &self.rules, account, &payload);
         // A payload that no release can read is no reason to stop.
         match catch_unwind(AssertUnwindSafe(read)) {
             Ok(facts) => EventReading::Read(Box::new(ReadEvent {

@@ -17,10 +17,19 @@ use crate::ids::{AccountId, InvoiceId, PaymentRef, PieceId};
 use crate::json::JsonError;
 use crate::outcome::EventVerdict;
 use crate::provider::envelope::EventEnvelope;
+use crate::provider::order_ids::OrderIdRules;
 use crate::provider::signature::{
     SignatureFailure, SignatureHeaders, UnverifiedSignature, Verified,
 };
 use crate::time::Timestamp;
+
+/// What an environment says about the events that it takes.
+#[derive(Clone, Debug, Default)]
+pub struct InterpretRules {
+    /// Whether the environment processes live events; it ignores or parks those of the other mode.
+    pub live_mode: bool,
+    pub order_ids: OrderIdRules,
+}
 
 /// The facts of an event, and everything in it by which its entity may be found.
 #[derive(Clone, Debug, PartialEq)]
@@ -130,7 +139,7 @@ pub trait WebhookProvider {
     /// `account` comes from the event's row and not from the payload: for an event that reconciliation found, it is the
     /// account that billhook asked about.
     fn interpret(
-        live_mode: bool,
+        rules: &InterpretRules,
         account: Option<&AccountId>,
         payload: &[u8],
     ) -> Result<EventFacts, EventVerdict>;

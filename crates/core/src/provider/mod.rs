@@ -8,6 +8,7 @@
 pub mod envelope;
 pub mod interpret;
 pub mod lob;
+pub mod order_ids;
 #[cfg(feature = "third-provider")]
 pub mod parcel;
 pub mod signature;
@@ -20,7 +21,8 @@ use crate::json::JsonError;
 use crate::outcome::EventVerdict;
 use crate::provider::envelope::EventEnvelope;
 use crate::provider::interpret::{
-    CatalogueEntry, EventFacts, EventFields, EventScope, SignedHeaders, WebhookProvider,
+    CatalogueEntry, EventFacts, EventFields, EventScope, InterpretRules, SignedHeaders,
+    WebhookProvider,
 };
 use crate::provider::signature::{
     SignatureFailure, SignatureHeaders, UnverifiedSignature, Verified,
@@ -71,11 +73,11 @@ pub fn read_envelope(body: &Verified<'_>) -> Result<EventEnvelope, JsonError> {
 /// Interprets a stored payload; see [`WebhookProvider::interpret`].
 pub fn interpret(
     provider: ProviderId,
-    live_mode: bool,
+    rules: &InterpretRules,
     account: Option<&AccountId>,
     payload: &[u8],
 ) -> Result<EventFacts, EventVerdict> {
-    call_provider!(provider, P => P::interpret(live_mode, account, payload))
+    call_provider!(provider, P => P::interpret(rules, account, payload))
 }
 
 /// Keeps the fields that we read; see [`WebhookProvider::trim_payload`].

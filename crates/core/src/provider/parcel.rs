@@ -19,8 +19,8 @@ use crate::json::{JsonError, parse_body};
 use crate::outcome::{EventVerdict, IgnoreReason, ParkReason};
 use crate::provider::envelope::{EventEnvelope, EventType, message_group};
 use crate::provider::interpret::{
-    CatalogueEntry, EventFacts, EventFields, EventScope, EventSubject, SignedHeaders, TimeForm,
-    WebhookProvider,
+    CatalogueEntry, EventFacts, EventFields, EventScope, EventSubject, InterpretRules,
+    SignedHeaders, TimeForm, WebhookProvider,
 };
 use crate::provider::signature::{
     SignatureFailure, SignatureHeaders, SignatureScheme, UnverifiedSignature, Verified,
@@ -125,7 +125,7 @@ impl WebhookProvider for ParcelWebhooks {
     }
 
     fn interpret(
-        _: bool,
+        _: &InterpretRules,
         _: Option<&AccountId>,
         payload: &[u8],
     ) -> Result<EventFacts, EventVerdict> {

@@ -11,6 +11,7 @@ use crate::ids::{CorrelationId, EventId, ProviderId, TenantId};
 use crate::intake::inbox::EventRecord;
 use crate::outcome::{EventOutcome, EventVerdict};
 use crate::ports::Clock;
+use crate::provider::interpret::InterpretRules;
 use crate::time::Timestamp;
 use crate::worker::ports::{CommitError, EntityCommit, NearDeadline};
 
@@ -169,8 +170,7 @@ pub enum RelinkError {
 #[derive(Debug)]
 pub struct Worker<L, C> {
     pub provider: ProviderId,
-    /// Whether the environment processes live events; it ignores or parks those of the other mode.
-    pub live_mode: bool,
+    pub rules: InterpretRules,
     pub ledger: L,
     pub clock: C,
 }

@@ -197,12 +197,9 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
             row_bytes,
         } = loaded;
         let interpreted = catch_unwind(AssertUnwindSafe(|| match &payload {
-            StoredPayload::Intact(payload) => interpret(
-                self.provider,
-                self.live_mode,
-                stored.account.as_ref(),
-                payload,
-            ),
+            StoredPayload::Intact(payload) => {
+                interpret(self.provider, &self.rules, stored.account.as_ref(), payload)
+            }
             StoredPayload::Tampered => Err(EventVerdict::Parked(ParkReason::Tampered)),
             StoredPayload::Unreadable => Err(EventVerdict::Parked(ParkReason::PayloadUnreadable)),
         }));

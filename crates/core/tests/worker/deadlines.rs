@@ -1,6 +1,7 @@
 //! Deadlines of payments: the sweep has the worker recheck each payment in time, and the worker reports what is near.
 
 use billhook_core::entity::payment::state::open_index_keys;
+use billhook_core::provider::interpret::InterpretRules;
 use billhook_core::tasks::ports::FindOpenStates as _;
 use proptest::prelude::*;
 
@@ -26,7 +27,7 @@ fn reported(second: i64, text: &str, due: i64) -> (i64, String) {
 async fn work_at(tables: &MemoryTables, second: i64, messages: &[ReceivedMessage]) -> Reported {
     let worker = Worker {
         provider: ProviderId::Stripe,
-        live_mode: false,
+        rules: InterpretRules::default(),
         ledger: tables,
         clock: FixedClock::at(at(second)),
     };
@@ -270,7 +271,7 @@ async fn a_command_leaves_what_is_near_to_the_next_recheck() {
     deliver_at(&tables, 1, &opened).await;
     let worker = Worker {
         provider: ProviderId::Stripe,
-        live_mode: false,
+        rules: InterpretRules::default(),
         ledger: &tables,
         clock: FixedClock::at(at(7 * DAY + 1)),
     };

@@ -28,6 +28,7 @@ use billhook_core::ids::{
 };
 use billhook_core::intake::ports::RecordEvent as _;
 use billhook_core::outcome::{EventOutcome, EventVerdict};
+use billhook_core::provider::interpret::InterpretRules;
 use billhook_core::provider::read_envelope;
 use billhook_core::tasks::cleanup::cancellation_fact;
 use billhook_core::time::Timestamp;
@@ -105,7 +106,7 @@ async fn work(
 ) -> BTreeMap<String, MessageReport> {
     let worker = Worker {
         provider,
-        live_mode: false,
+        rules: InterpretRules::default(),
         ledger: tables,
         clock: FixedClock::at(now()),
     };
@@ -752,7 +753,7 @@ async fn an_order_that_bore_a_payment_by_a_decision_loses_it_by_the_next() {
     let payment = PaymentKey::parse("payment#platform#pi_1").unwrap();
     let worker = Worker {
         provider: ProviderId::Stripe,
-        live_mode: false,
+        rules: InterpretRules::default(),
         ledger: &tables,
         clock: FixedClock::at(now()),
     };
@@ -802,7 +803,7 @@ async fn what_a_statement_said_of_a_payment_goes_with_the_payment() {
     assert_eq!(payment_status().as_deref(), Some("paid"));
     let worker = Worker {
         provider: ProviderId::Stripe,
-        live_mode: false,
+        rules: InterpretRules::default(),
         ledger: &tables,
         clock: FixedClock::at(now()),
     };
@@ -1061,7 +1062,7 @@ async fn nothing_is_started_when_the_time_is_nearly_up() {
     .await;
     let worker = Worker {
         provider: ProviderId::Stripe,
-        live_mode: false,
+        rules: InterpretRules::default(),
         ledger: &tables,
         clock: FixedClock::at(now()),
     };
@@ -1088,7 +1089,7 @@ async fn a_call_that_hangs_costs_only_its_own_message_a_receive() {
     });
     let worker = Worker {
         provider: ProviderId::Stripe,
-        live_mode: false,
+        rules: InterpretRules::default(),
         ledger: &tables,
         clock: FixedClock::at(now()),
     };
@@ -1194,7 +1195,7 @@ async fn a_row_that_does_not_answer_takes_back_nothing_that_was_committed() {
     }
     let worker = Worker {
         provider: ProviderId::Stripe,
-        live_mode: false,
+        rules: InterpretRules::default(),
         ledger: &tables,
         clock: FixedClock::at(now()),
     };
@@ -1616,7 +1617,7 @@ async fn each_transaction_is_reported_once_with_what_it_changed() {
     messages.push(keep(&tables, ProviderId::Stripe, &nothing).await);
     let worker = Worker {
         provider: ProviderId::Stripe,
-        live_mode: false,
+        rules: InterpretRules::default(),
         ledger: &tables,
         clock: FixedClock::at(now()),
     };

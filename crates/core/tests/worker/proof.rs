@@ -8,6 +8,7 @@ use billhook_core::ids::{CheckoutSessionId, PerProvider, PieceId, RefundId};
 use billhook_core::proof::prover::{EventsByState, StateProver};
 use billhook_core::proof::repair::{ReprocessEvent, repair_state};
 use billhook_core::proof::{DifferenceSource, ProofResult, StateDifference, StateProof};
+use billhook_core::provider::interpret::InterpretRules;
 use billhook_core::tasks::ports::ArrivedEvent;
 use billhook_testkit::memory::JsonRow;
 use proptest::prelude::*;
@@ -19,7 +20,7 @@ fn prover(tables: &MemoryTables) -> StateProver<&MemoryTables> {
     StateProver {
         states: tables,
         events: PerProvider::new(|_| tables),
-        live_mode: false,
+        rules: InterpretRules::default(),
     }
 }
 
@@ -92,7 +93,7 @@ impl ReprocessEvent for ReprocessInMemory<'_> {
 fn worker_of(tables: &MemoryTables) -> Worker<&MemoryTables, FixedClock> {
     Worker {
         provider: ProviderId::Stripe,
-        live_mode: false,
+        rules: InterpretRules::default(),
         ledger: tables,
         clock: FixedClock::at(now()),
     }
@@ -433,7 +434,7 @@ fn a_payment_that_lost_its_state_is_linked_again_to_the_order_whose_row_has_it()
             forget_events(&tables, missing);
             let worker = Worker {
                 provider: ProviderId::Stripe,
-                live_mode: false,
+                rules: InterpretRules::default(),
                 ledger: &tables,
                 clock: FixedClock::at(now()),
             };

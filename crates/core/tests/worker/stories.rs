@@ -2,6 +2,7 @@
 //! other tenants, two orders for one payment, and people who decide. An oracle that knows only the story says how every
 //! order must end.
 
+use billhook_core::provider::interpret::InterpretRules;
 use proptest::prelude::*;
 
 use super::laws::same_histories;
@@ -308,7 +309,7 @@ async fn run_sweeps(tables: &MemoryTables) {
 async fn relink(tables: &MemoryTables, payment: usize, order: usize) -> bool {
     let worker = Worker {
         provider: ProviderId::Stripe,
-        live_mode: false,
+        rules: InterpretRules::default(),
         ledger: tables,
         clock: FixedClock::at(now()),
     };

@@ -103,7 +103,7 @@ pub(crate) async fn run_payments(
             let audit = session.start_audit(relink.reason).await?;
             let worker = Worker {
                 provider: ProviderId::Stripe,
-                live_mode: session.stack.is_live(),
+                rules: session.stack.interpret_rules()?,
                 ledger: session.ledger(ProviderId::Stripe)?,
                 clock: SystemClock,
             };

@@ -16,8 +16,8 @@ use crate::json::JsonError;
 use crate::outcome::{EventVerdict, IgnoreReason, ParkReason};
 use crate::provider::envelope::EventEnvelope;
 use crate::provider::interpret::{
-    CatalogueEntry, EventFacts, EventFields, EventScope, EventSubject, SignedHeaders, TimeForm,
-    WebhookProvider,
+    CatalogueEntry, EventFacts, EventFields, EventScope, EventSubject, InterpretRules,
+    SignedHeaders, TimeForm, WebhookProvider,
 };
 use crate::provider::lob::event::{LobEvent, LobMetadata};
 use crate::provider::lob::event_types::EVENT_TYPES;
@@ -74,7 +74,7 @@ impl WebhookProvider for LobWebhooks {
 
     /// Lob's events have neither a mode nor an account.
     fn interpret(
-        _: bool,
+        _: &InterpretRules,
         _: Option<&AccountId>,
         payload: &[u8],
     ) -> Result<EventFacts, EventVerdict> {

@@ -377,7 +377,7 @@ mod tests {
                 "refund" => payment.refunds = raw,
                 _ => payment.disputes = raw,
             }
-            facts.merge(read_payment_at_stripe(&payment).unwrap().money);
+            facts.merge(read_payment_at_stripe(&payment).unwrap());
         }
         facts
     }
@@ -922,7 +922,7 @@ mod tests {
                 sessions: raw(session("complete", "paid")),
                 ..PaymentAtStripe::default()
             };
-            read_payment_at_stripe(&payment).unwrap().money
+            read_payment_at_stripe(&payment).unwrap()
         };
         let stored = MoneyFacts::default();
         assert_eq!(compare_with_stripe(&stored, &payment(60), now()), []);

@@ -6,7 +6,6 @@
 //!   each leniently (`json::LenientField`), and an id is read from both forms (`ids`).
 //! - A thin event has no object, and its `created` is text.
 //! - `account` is missing in events of the platform's own account.
-//! - Metadata may use `order_id` or `orderId`, whichever the tenant's code writes.
 //! - Test events of the dashboard all have the id `evt_00000000000000`.
 //!
 //! One flat struct has the fields of every kind of `data.object`; their names do not clash. `event_types` and
@@ -14,6 +13,7 @@
 //! Source: `stripe-python` 16.1.0 `_event.py`, `Webhooks versioning`, read 2026-11.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use data_encoding::HEXLOWER;
 use serde::de::Error as _;
@@ -177,22 +177,19 @@ lenient_struct! {
     }
 }
 
-lenient_struct! {
-    /// The metadata keys that we know. Applications use both spellings.
-    StripeMetadata {
-        order_id: String,
-        #[serde(rename = "orderId")]
-        order_id_camel: String,
-        statement_id: String,
-        #[serde(rename = "statementId")]
-        statement_id_camel: String,
-        /// A hint for people and logs; the account decides the tenant.
-        tenant_id: String,
-        #[serde(rename = "tenantId")]
-        tenant_id_camel: String,
-        user_id: String,
-        #[serde(rename = "userId")]
-        user_id_camel: String,
+/// All metadata, because a parameter says which keys name an order. Stripe allows 50 entries of 540 characters.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct StripeMetadata(BTreeMap<String, LenientField<String>>);
+
+impl StripeMetadata {
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key)?.value().map(String::as_str)
+    }
+
+    /// What the first of these keys has that is there. Applications use both spellings of a key.
+    pub fn first(&self, keys: [&str; 2]) -> Option<&str> {
+        keys.into_iter().find_map(|key| self.get(key))
     }
 }
 
@@ -277,7 +274,8 @@ impl StripeEvent {
             template_version: None,
             tenant_hint: resource
                 .and_then(StripeObject::metadata)
-                .and_then(|m| m.tenant_id.value().or(m.tenant_id_camel.value()).cloned()),
+                .and_then(|metadata| metadata.first(["tenant_id", "tenantId"]))
+                .map(str::to_owned),
             group: message_group(ProviderId::Stripe, self.account.as_ref(), &grouped_by),
         }
     }

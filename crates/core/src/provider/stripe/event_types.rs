@@ -192,7 +192,7 @@ pub(super) fn read_object_facts(
 ) -> Result<MoneyFacts, ParkReason> {
     let mut facts = MoneyFacts {
         users: UserHints {
-            reference: parse_user_hint(resource.client_reference_id.value()),
+            reference: parse_user_hint(resource.client_reference_id.value().map(String::as_str)),
             metadata: read_paying_user(resource),
         },
         ..MoneyFacts::default()
@@ -229,11 +229,11 @@ fn read_paying_user(resource: &StripeObject) -> Option<MinRegister<UserId>> {
         return None;
     }
     let metadata = resource.metadata()?;
-    parse_user_hint(metadata.user_id_camel.value().or(metadata.user_id.value()))
+    parse_user_hint(metadata.first(["userId", "user_id"]))
 }
 
 /// A hint is never a reason to park an event, so an invalid id counts as missing.
-fn parse_user_hint(hint: Option<&String>) -> Option<MinRegister<UserId>> {
+fn parse_user_hint(hint: Option<&str>) -> Option<MinRegister<UserId>> {
     UserId::parse(hint?).ok().map(MinRegister)
 }
 

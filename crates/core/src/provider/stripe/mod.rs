@@ -16,14 +16,15 @@ use secrecy::SecretString;
 use crate::entity::account::AccountFacts;
 use crate::entity::payment::state::LinkSource;
 use crate::entity::{ENTITY_SCHEMAS, EntityKey};
-use crate::ids::{AccountId, OrderId, StatementId};
-use crate::json::{JsonError, LenientField};
+use crate::ids::{AccountId, StatementId};
+use crate::json::JsonError;
 use crate::outcome::{EventVerdict, IgnoreReason, ParkReason};
 use crate::provider::envelope::EventEnvelope;
 use crate::provider::interpret::{
-    CatalogueEntry, EventFacts, EventFields, EventScope, EventSubject, PaymentEventFacts,
-    SignedHeaders, TimeForm, WebhookProvider,
+    CatalogueEntry, EventFacts, EventFields, EventScope, EventSubject, InterpretRules,
+    PaymentEventFacts, SignedHeaders, TimeForm, WebhookProvider,
 };
+use crate::provider::order_ids::OrderIdRules;
 use crate::provider::signature::{
     SignatureFailure, SignatureHeaders, UnverifiedSignature, Verified, sign_hmac,
 };
@@ -31,6 +32,9 @@ use crate::provider::stripe::event::{StripeEvent, StripeMetadata};
 use crate::provider::stripe::event_types::{EVENT_TYPES, StripeFacts, read_facts};
 use crate::provider::stripe::signature::parse_signature_header;
 use crate::time::Timestamp;
+
+/// The metadata keys that name a statement, in both spellings.
+const STATEMENT_KEYS: [&str; 2] = ["statementId", "statement_id"];
 
 #[derive(Debug)]
 pub struct StripeWebhooks;
@@ -72,10 +76,11 @@ impl WebhookProvider for StripeWebhooks {
     }
 
     fn interpret(
-        live_mode: bool,
+        rules: &InterpretRules,
         account: Option<&AccountId>,
         payload: &[u8],
     ) -> Result<EventFacts, EventVerdict> {
+        let live_mode = rules.live_mode;
         let mut event = StripeEvent::parse(payload)
             .map_err(|_| EventVerdict::Parked(ParkReason::PayloadUnreadable))?;
         event.account = account.cloned();
@@ -108,10 +113,9 @@ impl WebhookProvider for StripeWebhooks {
         };
         let malformed = || EventVerdict::Parked(ParkReason::FieldMalformed);
         let resource = event.resource().ok_or_else(malformed)?;
-        let named_entity = resource
-            .metadata()
-            .map_or(Ok(None), read_named_entity)
-            .map_err(EventVerdict::Parked)?;
+        let metadata = resource.metadata();
+        let named_entity =
+            metadata.and_then(|metadata| read_named_entity(metadata, &rules.order_ids));
         let names = resource.payment_names().map_err(|_| malformed())?;
         // Before the facts are checked: many events of an account are not about our orders, and a malformed amount in
         // one of those must not need manual action.
@@ -161,27 +165,16 @@ fn interpret_account_event(
     })
 }
 
-/// The order comes before the statement. An id that is there and not valid parks the event, because it does name something.
-fn read_named_entity(metadata: &StripeMetadata) -> Result<Option<EntityKey>, ParkReason> {
-    let bad = |_| ParkReason::FieldMalformed;
-    let order = first_id([&metadata.order_id_camel, &metadata.order_id])?;
-    if let Some(id) = order {
-        let order = OrderId::parse(id).map(EntityKey::Order);
-        return order.map(Some).map_err(bad);
-    }
-    let statement = first_id([&metadata.statement_id_camel, &metadata.statement_id])?;
-    let statement = statement.map(|id| StatementId::parse(id).map(EntityKey::Statement));
-    statement.transpose().map_err(bad)
-}
-
-/// The first of these members that has more than white space, without the white space around it: people paste ids, and
-/// templates leave members empty.
-fn first_id(members: [&LenientField<String>; 2]) -> Result<Option<&str>, ParkReason> {
-    for member in members {
-        let id = member.checked()?.map(|id| id.trim());
-        if let Some(id) = id.filter(|id| !id.is_empty()) {
-            return Ok(Some(id));
-        }
-    }
-    Ok(None)
+/// The order comes before the statement. An id that cannot be one of ours names nothing: the payment is then found by its
+/// PaymentIntent, or reported once nothing has claimed it for a day.
+fn read_named_entity(metadata: &StripeMetadata, order_ids: &OrderIdRules) -> Option<EntityKey> {
+    let order = order_ids.find_order(|key| metadata.get(key));
+    let statement = || {
+        let mut ids = STATEMENT_KEYS
+            .into_iter()
+            .filter_map(|key| metadata.get(key));
+        ids.find_map(|id| StatementId::parse(id.trim()).ok())
+    };
+    let order = order.map(EntityKey::Order);
+    order.or_else(|| statement().map(EntityKey::Statement))
 }

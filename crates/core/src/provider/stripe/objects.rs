@@ -13,7 +13,6 @@ use std::fmt;
 
 use serde_json::value::RawValue;
 
-use crate::entity::EntityKey;
 use crate::entity::merge::{FactSource, Merge};
 use crate::entity::payment::facts::MoneyFacts;
 use crate::ids::EventId;
@@ -25,7 +24,6 @@ use crate::provider::stripe::event_types::{
     read_intent_processing, read_intent_succeeded, read_object_facts, read_refund,
     read_session_completed, read_session_expired, session_entry,
 };
-use crate::provider::stripe::read_named_entity;
 use crate::provider::stripe::types::{IntentStatus, SessionStatus};
 use crate::time::Timestamp;
 
@@ -57,15 +55,6 @@ impl fmt::Debug for PaymentAtStripe {
     }
 }
 
-/// What Stripe's API says about a payment.
-#[derive(Clone, Debug, PartialEq, Default)]
-pub struct FactsAtStripe {
-    pub money: MoneyFacts,
-    /// The order or statement that the metadata of the PaymentIntent names; if it names none, that of the first session
-    /// that does.
-    pub named_entity: Option<EntityKey>,
-}
-
 /// An object of Stripe's API that we cannot read; as an event it would have been parked for the same reason.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("cannot read the {kind} {id} as Stripe's API returned it: {}", reason.as_str())]
@@ -95,15 +84,13 @@ struct DatedObject {
 
 /// Reads all objects of a payment. Facts are dated with the latest time that Stripe gives for them: a refund or dispute
 /// with its creation, a success with the creation of the payment's newest charge, a cancellation with `canceled_at`.
-pub fn read_payment_at_stripe(
-    payment: &PaymentAtStripe,
-) -> Result<FactsAtStripe, UnreadableObject> {
+pub fn read_payment_at_stripe(payment: &PaymentAtStripe) -> Result<MoneyFacts, UnreadableObject> {
     let charges = parse_objects("charge", &payment.charges)?;
     // A PaymentIntent may be days older than its success, and says nowhere when it succeeded; a session neither. The
     // charge that succeeded is the payment's last one.
     let charged_at = charges.iter().filter_map(|c| time_of(&c.times.created));
     let charged_at = charged_at.max();
-    let mut read = FactsAtStripe::default();
+    let mut facts = MoneyFacts::default();
     for intent in parse_objects("payment_intent", &payment.intents)? {
         let status = intent.object.status.value().map(String::as_str);
         let status = status.map(IntentStatus::parse);
@@ -124,7 +111,7 @@ pub fn read_payment_at_stripe(
             ) => (None, None),
             None => return Err(intent.unreadable("payment_intent", ParkReason::FieldMalformed)),
         };
-        read.add("payment_intent", &intent, at, reader)?;
+        facts.merge(intent.read("payment_intent", at, reader)?);
     }
     for session in parse_objects("checkout.session", &payment.sessions)? {
         let status = session.object.status.value().map(String::as_str);
@@ -136,7 +123,7 @@ pub fn read_payment_at_stripe(
             Some(SessionStatus::Open | SessionStatus::Other(_)) => (read_session_exists, None),
             None => return Err(session.unreadable("checkout.session", ParkReason::FieldMalformed)),
         };
-        read.add("checkout.session", &session, at, Some(reader))?;
+        facts.merge(session.read("checkout.session", at, Some(reader))?);
     }
     for charge in &charges {
         let object = &charge.object;
@@ -149,44 +136,35 @@ pub fn read_payment_at_stripe(
             Some(0) => None,
             _ => Some(read_charge),
         };
-        read.add("charge", charge, None, reader)?;
+        facts.merge(charge.read("charge", None, reader)?);
     }
     for refund in parse_objects("refund", &payment.refunds)? {
-        read.add("refund", &refund, None, Some(read_refund))?;
+        facts.merge(refund.read("refund", None, Some(read_refund))?);
     }
     for dispute in parse_objects("dispute", &payment.disputes)? {
-        read.add("dispute", &dispute, None, Some(read_dispute))?;
+        facts.merge(dispute.read("dispute", None, Some(read_dispute))?);
     }
-    Ok(read)
+    Ok(facts)
 }
 
-impl FactsAtStripe {
+impl DatedObject {
     /// `at` is when the object's state began, if anything says so; its creation counts otherwise, and if it is later.
-    fn add(
-        &mut self,
+    fn read(
+        &self,
         kind: &'static str,
-        dated: &DatedObject,
         at: Option<Timestamp>,
         reader: Option<PaymentReader>,
-    ) -> Result<(), UnreadableObject> {
-        let unreadable = |reason| dated.unreadable(kind, reason);
+    ) -> Result<MoneyFacts, UnreadableObject> {
+        let unreadable = |reason| self.unreadable(kind, reason);
         let malformed = || unreadable(ParkReason::FieldMalformed);
-        let created = time_of(&dated.times.created).ok_or_else(malformed)?;
+        let created = time_of(&self.times.created).ok_or_else(malformed)?;
         let stated = FactSource {
             at: at.map_or(created, |at| at.max(created)),
             event: EventId::parse(NO_EVENT).map_err(|_| malformed())?,
         };
-        let facts = read_object_facts(&dated.object, stated, reader).map_err(unreadable)?;
-        self.money.merge(facts);
-        if self.named_entity.is_none() && ["payment_intent", "checkout.session"].contains(&kind) {
-            let named = dated.object.metadata().map(read_named_entity);
-            self.named_entity = named.transpose().map_err(unreadable)?.flatten();
-        }
-        Ok(())
+        read_object_facts(&self.object, stated, reader).map_err(unreadable)
     }
-}
 
-impl DatedObject {
     fn unreadable(&self, kind: &'static str, reason: ParkReason) -> UnreadableObject {
         let id = self.object.id.value().map_or("?", String::as_str);
         UnreadableObject {
@@ -237,7 +215,7 @@ mod tests {
     use super::*;
     use crate::entity::merge::latest_state;
     use crate::entity::payment::facts::RefundState;
-    use crate::ids::{OrderId, PaymentRef, StatementId};
+    use crate::ids::PaymentRef;
 
     fn raw(objects: Value) -> Vec<Box<RawValue>> {
         let objects = objects.as_array().unwrap().iter();
@@ -258,7 +236,7 @@ mod tests {
             charges: raw(charges),
             ..PaymentAtStripe::default()
         });
-        let facts = serde_json::to_value(read.unwrap().money).unwrap();
+        let facts = serde_json::to_value(read.unwrap()).unwrap();
         facts["payments"]["pi_1"][member].clone()
     }
 
@@ -340,7 +318,7 @@ mod tests {
                 { "id": "cs_3", "object": "checkout.session", "created": 900, "status": "open", "expires_at": 990 },
             ])),
         };
-        let money = read_payment_at_stripe(&payment).unwrap().money;
+        let money = read_payment_at_stripe(&payment).unwrap();
         assert_eq!(money.payments.len(), 1);
         let intent = &money.payments[&PaymentRef::parse("pi_1").unwrap()];
         let received: Vec<String> = intent.received.iter().map(ToString::to_string).collect();
@@ -378,42 +356,6 @@ mod tests {
             shown.contains("charges: 2") && !shown.contains("ch_1"),
             "{shown}"
         );
-    }
-
-    #[test]
-    fn the_intents_metadata_names_the_entity_before_a_sessions() {
-        let object = |id: &str, kind: &str, metadata: Value| json!([{ "id": id, "object": kind, "created": 1, "status": "open", "metadata": metadata }]);
-        let named = |intent: Value, session: Value| {
-            let payment = PaymentAtStripe {
-                intents: raw(object("pi_1", "payment_intent", intent)),
-                sessions: raw(object("cs_1", "checkout.session", session)),
-                ..PaymentAtStripe::default()
-            };
-            read_payment_at_stripe(&payment).map(|read| read.named_entity)
-        };
-        let order = Some(EntityKey::Order(OrderId::parse("ord_1").unwrap()));
-        let statement = Some(EntityKey::Statement(StatementId::parse("st_1").unwrap()));
-        let (of_order, of_statement) = (
-            json!({ "order_id": "ord_1" }),
-            json!({ "statement_id": "st_1" }),
-        );
-        assert_eq!(named(of_order.clone(), of_statement.clone()), Ok(order));
-        assert_eq!(named(json!({}), of_statement), Ok(statement));
-        assert_eq!(named(json!({}), json!({})), Ok(None));
-        let refused = named(json!({ "order_id": 7 }), of_order).unwrap_err();
-        assert_eq!(
-            refused.to_string(),
-            "cannot read the payment_intent pi_1 as Stripe's API returned it: field_malformed"
-        );
-        // A refund's metadata may name anything.
-        let payment = PaymentAtStripe {
-            refunds: raw(
-                json!([{ "id": "re_1", "object": "refund", "created": 1, "charge": "ch_1",
-                "status": "succeeded", "amount": 1, "currency": "usd", "metadata": { "order_id": "ord_1" } }]),
-            ),
-            ..PaymentAtStripe::default()
-        };
-        assert_eq!(read_payment_at_stripe(&payment).unwrap().named_entity, None);
     }
 
     #[test]
