@@ -21,7 +21,7 @@ use lambda_runtime::LambdaEvent;
 use serde::Serialize;
 
 use crate::lambda::invocation_deadline;
-use crate::report::{report_entity_commit, report_near_deadline};
+use crate::report::{report_entity_commit, report_notice};
 use crate::{metrics, telemetry};
 
 /// The partial batch response. It is our own type, because the one of the events crate may grow fields.
@@ -81,8 +81,8 @@ pub async fn handle_batch<L: Ledger, C: Clock + Pause>(
     for commit in &done.commits {
         report_entity_commit(worker.provider, commit);
     }
-    for near in &done.near_deadlines {
-        report_near_deadline(worker.provider, near);
+    for notice in &done.notices {
+        report_notice(worker.provider, notice);
     }
     let reports = done.messages;
     let now = worker.clock.now();

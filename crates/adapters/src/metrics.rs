@@ -121,6 +121,8 @@ metrics! {
         "a statement whose mail needs attention";
     DEADLINE_NEAR = "DeadlineNear", Count, Provider, ["deadline-near"],
         "a write or recheck of a payment whose authorisation expires within a day, or whose dispute has to be answered within 3 days";
+    UNCLAIMED_MONEY = "UnclaimedMoney", Count, Provider, ["unclaimed-money"],
+        "a write or recheck of a payment that has money and to which no order or statement has been linked for a day";
     ROW_TROUBLE = "RowTrouble", Count, Reason, ["*-row-trouble"],
         "an application's row that an older copy replaced (`row_restored`), that has a foreign value in a column of billhook (`column_foreign`), that is gone (`projection_missing`), or that the sweep may not write (`row_not_restored`)";
     CROSS_TENANT = "CrossTenant", Count, Provider, ["cross-tenant"],

@@ -4,11 +4,13 @@
 //! The functions call this once the outcome is known; the repositories in `dynamodb` neither log nor count it. So an
 //! operator's command, which uses the same repositories, counts nothing. `batch` reports the events themselves.
 
+use billhook_core::entity::key::PaymentKey;
+use billhook_core::entity::payment::deadlines::PaymentDeadline;
 use billhook_core::entity::projection::RowFinding;
 use billhook_core::entity::{EntityChange, EntityKey};
 use billhook_core::ids::{EventId, ProviderId};
 use billhook_core::proof::{ProofResult, StateProof};
-use billhook_core::worker::ports::{EntityCommit, NearDeadline};
+use billhook_core::worker::ports::{EntityCommit, NoticeSubject, PaymentNotice};
 
 use crate::dynamodb::index::FallbackScan;
 use crate::metrics;
@@ -64,10 +66,26 @@ fn report_row_finding(
     }
 }
 
-/// Logs and counts an authorisation that is about to expire, or a dispute that waits for an answer.
-pub fn report_near_deadline(provider: ProviderId, near: &NearDeadline) {
+/// Logs and counts an authorisation that is about to expire, a dispute that waits for an answer, or money that nothing
+/// claims.
+pub fn report_notice(provider: ProviderId, notice: &PaymentNotice) {
+    let payment = &notice.payment;
+    match &notice.subject {
+        NoticeSubject::NearDeadline(deadline) => report_near_deadline(provider, payment, deadline),
+        NoticeSubject::Unclaimed { since } => {
+            metrics::UNCLAIMED_MONEY.count(provider);
+            let since = since.to_string();
+            tracing::warn!(
+                entity = %payment,
+                since,
+                "money_unclaimed {payment} since {since}: no order or statement is linked to it; see docs/runbook/unclaimed.md"
+            );
+        }
+    }
+}
+
+fn report_near_deadline(provider: ProviderId, payment: &PaymentKey, deadline: &PaymentDeadline) {
     metrics::DEADLINE_NEAR.count(provider);
-    let NearDeadline { payment, deadline } = near;
     let (kind, object, due) = (
         deadline.object.kind(),
         deadline.object.id(),
@@ -200,12 +218,12 @@ mod tests {
 
     #[test]
     fn a_near_deadline_is_logged_with_its_payment_and_counted() {
-        let near = |object| NearDeadline {
+        let near = |object| PaymentNotice {
             payment: PaymentKey::parse("payment#acct_1#pi_1").unwrap(),
-            deadline: PaymentDeadline {
+            subject: NoticeSubject::NearDeadline(PaymentDeadline {
                 due: Timestamp::from_unix_s(1_781_000_000).unwrap(),
                 object,
-            },
+            }),
         };
         let charge = ChargeId::parse("ch_1").unwrap();
         let dispute = ObjectId::parse("dp_1").unwrap();
@@ -223,9 +241,26 @@ mod tests {
             );
             let count = r#""stripe","DeadlineNear":1}"#.to_owned();
             let near = near(object);
-            let lines = reported(|| report_near_deadline(ProviderId::Stripe, &near));
+            let lines = reported(|| report_notice(ProviderId::Stripe, &near));
             assert_eq!(lines, [warning, count]);
         }
+    }
+
+    #[test]
+    fn unclaimed_money_is_logged_with_its_payment_and_counted() {
+        let notice = PaymentNotice {
+            payment: PaymentKey::parse("payment#platform#pi_1").unwrap(),
+            subject: NoticeSubject::Unclaimed {
+                since: Timestamp::from_unix_s(1_781_000_000).unwrap(),
+            },
+        };
+        let since = "2026-06-09T10:13:20.000Z";
+        let warning = format!(
+            r#""money_unclaimed payment#platform#pi_1 since {since}: no order or statement is linked to it; see docs/runbook/unclaimed.md","function":"f","entity":"payment#platform#pi_1","since":"{since}"}}"#
+        );
+        let count = r#""stripe","UnclaimedMoney":1}"#.to_owned();
+        let lines = reported(|| report_notice(ProviderId::Stripe, &notice));
+        assert_eq!(lines, [warning, count]);
     }
 
     fn proof(sources: &[DifferenceSource], has_forgotten_events: bool) -> StateProof {

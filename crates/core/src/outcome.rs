@@ -118,6 +118,8 @@ reasons! {
         TestEventOnLiveStage = "test_event_on_live_stage",
         /// It names no payment, or it is about the platform's own account.
         NothingNamed = "nothing_named",
+        /// How the money of a platform's payment arrives on a connected account: the payment itself states it.
+        Transfer = "transfer",
         /// The row that it names did not exist for 30 days.
         NeverFound = "never_found",
     }

@@ -266,6 +266,7 @@ fn every_fact() -> StoredForms {
         Invoice,
         Object,
         Column,
+        Reference,
     });
     let paid_for = PaymentRow {
         schema: STATE_SCHEMA,
@@ -276,6 +277,8 @@ fn every_fact() -> StoredForms {
             money: payment.clone(),
             names: [PaymentRef::parse("ch_1").unwrap()].into(),
             invoices: [invoice.clone()].into(),
+            named: [order.clone()].into(),
+            recipients: [AccountId::parse("acct_1").unwrap()].into(),
             links: [(
                 order.clone(),
                 sources.map(|way| (way, MinRegister(at(24)))).into(),
@@ -283,6 +286,7 @@ fn every_fact() -> StoredForms {
             .into(),
             relink: Some(MaxRegister(relink)),
         },
+        denied: [order.clone()].into(),
         copied: [(order.clone(), 4)].into(),
         open_since: Some(at(25)),
         open: Some("outdated#1".to_owned()),

@@ -11,6 +11,7 @@ use billhook_adapters::dynamodb::ledger::DynamoLedger;
 use billhook_adapters::stripe::StripeClient;
 use billhook_core::entity::EntityKey;
 use billhook_core::entity::key::StateKey;
+use billhook_core::entity::payment::deadlines::PaymentDeadline;
 use billhook_core::entity::payment::state::PaymentState;
 use billhook_core::ids::{EventId, ProviderId};
 use billhook_core::intake::inbox::EventSource;
@@ -20,7 +21,7 @@ use billhook_core::proof::prover::EventsByState;
 use billhook_core::proof::repair::{ReprocessEvent, repair_state};
 use billhook_core::proof::{StateDifference, StateProof};
 use billhook_core::worker::batch::{ProcessingFailure, ReceivedMessage, Worker};
-use billhook_core::worker::ports::{Ledger as _, NearDeadline};
+use billhook_core::worker::ports::{Ledger as _, NoticeSubject, PaymentNotice};
 use futures_util::FutureExt as _;
 use futures_util::stream::{self, StreamExt as _};
 
@@ -285,10 +286,16 @@ impl ReprocessEvent for LocalReprocessing<'_> {
             report.result?;
         }
         // The worker reports them; whoever runs this command took its place.
-        for NearDeadline { payment, deadline } in done.near_deadlines {
-            let (kind, object) = (deadline.object.kind(), deadline.object.id());
-            let due = deadline.due;
-            print_notice(&format!("{kind} {object} of {payment} is due {due}"));
+        for PaymentNotice { payment, subject } in done.notices {
+            print_notice(&match subject {
+                NoticeSubject::NearDeadline(PaymentDeadline { due, object }) => {
+                    let (kind, object) = (object.kind(), object.id());
+                    format!("{kind} {object} of {payment} is due {due}")
+                }
+                NoticeSubject::Unclaimed { since } => {
+                    format!("nothing has been linked to the money of {payment} since {since}")
+                }
+            });
         }
         Ok(())
     }

@@ -658,7 +658,7 @@ mod tests {
     use billhook_core::entity::merge::MinRegister;
     use billhook_core::entity::payment::linked::LinkState;
     use billhook_core::entity::payment::state::{
-        LinkSource, NearDeadlineReport, PaymentFacts, PaymentState,
+        LinkSource, NoticeReport, PaymentFacts, PaymentState,
     };
     use billhook_core::entity::rules::VersionColumn;
     use billhook_core::worker::ports::{EventUpdate, NextState};
@@ -1009,7 +1009,7 @@ mod tests {
     fn a_payments_write_holds_its_version_and_keeps_what_it_does_not_know() {
         let key = PaymentKey::parse("payment#acct_1#pi_1").unwrap();
         let mut first = PaymentState::new(key.clone()).next_state(PaymentFacts::default(), None);
-        first.note_open(now(), NearDeadlineReport::ByWriter);
+        first.note_open(now(), NoticeReport::ByWriter);
         let write = |row: Option<&DynamoRow>, next: PaymentState| {
             let next = NextState::Payment(next);
             let state = build_state(row, &next).unwrap();
@@ -1031,7 +1031,7 @@ mod tests {
         facts.links.insert(order.clone(), sources.into());
         let mut next = read.next_state(facts, None);
         next.record_copy(&order, LinkState::Linked);
-        next.note_open(now(), NearDeadlineReport::ByWriter);
+        next.note_open(now(), NoticeReport::ByWriter);
         let written = shown(write(Some(&row), next));
         insta::assert_snapshot!([created, written].join("\n"));
     }

@@ -26,7 +26,7 @@ use crate::entity::schema::{
     StoredState, UnreadableRow, open_index_key,
 };
 use crate::entity::timeline::DerivedEntry;
-use crate::ids::{PaymentIntentId, PieceId, TenantId, UserId};
+use crate::ids::{CheckoutSessionId, PaymentIntentId, PieceId, TenantId, UserId};
 use crate::money::{Currency, Money};
 use crate::outcome::ParkReason;
 use crate::time::Timestamp;
@@ -106,7 +106,7 @@ pub trait EntityKind: Clone + Debug + PartialEq + Sized {
     fn initial_columns() -> GuardedColumns {
         GuardedColumns::default()
     }
-    fn derive(facts: &Self::Facts, given: &Self::Given, rules: PaymentRules) -> Self::Derived;
+    fn derive(facts: &Self::Facts, given: &Self::Given, rules: PaymentRules<'_>) -> Self::Derived;
     /// The columns that people and the application may also write, as billhook writes them now.
     fn project(
         _row: &EntityState<Self>,
@@ -142,6 +142,9 @@ pub trait EntityKind: Clone + Debug + PartialEq + Sized {
         None
     }
     fn payment_intent(_given: &Self::Given) -> Option<&PaymentIntentId> {
+        None
+    }
+    fn checkout_session(_given: &Self::Given) -> Option<&CheckoutSessionId> {
         None
     }
     /// The given columns if another letter counted.
@@ -343,7 +346,7 @@ impl<K: EntityKind> EntityState<K> {
             }
             _ => self,
         };
-        let derived = K::derive(&facts, &loaded.given, self.payment_rules());
+        let derived = K::derive(&facts, &loaded.given, loaded.payment_rules());
         let mut last_derived = K::project(loaded, &facts, &derived);
         let mut foreign: Vec<&'static str> = self.row.foreign.iter().copied().collect();
         if !foreign.is_empty() {
@@ -415,8 +418,19 @@ impl<K: EntityKind> EntityState<K> {
         }
     }
 
-    fn payment_rules(&self) -> PaymentRules {
+    fn payment_rules(&self) -> PaymentRules<'_> {
+        let last = &self.last_derived;
+        let (intent, session) = match K::TAKES_INSTALMENTS {
+            true => (None, None),
+            false => (
+                K::payment_intent(&self.given),
+                K::checkout_session(&self.given),
+            ),
+        };
         PaymentRules {
+            // What billhook wrote is no expectation.
+            expected_intent: intent.filter(|intent| last.intent.as_ref() != Some(intent)),
+            expected_session: session.filter(|session| last.session.as_ref() != Some(session)),
             takes_instalments: K::TAKES_INSTALMENTS,
             has_user: K::HAS_USER,
             refuses_adjustments: self.row.rules.refuses_adjustments,

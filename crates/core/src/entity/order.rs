@@ -202,7 +202,7 @@ impl EntityKind for OrderKind {
     fn derive(
         facts: &LinkedPaymentFacts,
         given: &OrderColumns,
-        rules: PaymentRules,
+        rules: PaymentRules<'_>,
     ) -> DerivedPayment {
         derive_payment(facts, given.due, rules)
     }
@@ -311,5 +311,9 @@ impl EntityKind for OrderKind {
 
     fn payment_intent(given: &OrderColumns) -> Option<&PaymentIntentId> {
         given.intent.as_ref()
+    }
+
+    fn checkout_session(given: &OrderColumns) -> Option<&CheckoutSessionId> {
+        given.session.as_ref()
     }
 }

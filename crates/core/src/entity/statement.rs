@@ -235,7 +235,7 @@ impl EntityKind for StatementKind {
     fn derive(
         facts: &StatementFacts,
         given: &StatementColumns,
-        rules: PaymentRules,
+        rules: PaymentRules<'_>,
     ) -> DerivedStatement {
         let mail = derive_mail(&facts.mail, given.piece.as_ref());
         DerivedStatement {

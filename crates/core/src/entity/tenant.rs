@@ -91,7 +91,7 @@ impl EntityKind for TenantKind {
         TenantColumns::default()
     }
 
-    fn derive(facts: &AccountFacts, given: &TenantColumns, _: PaymentRules) -> DerivedAccount {
+    fn derive(facts: &AccountFacts, given: &TenantColumns, _: PaymentRules<'_>) -> DerivedAccount {
         derive_account(facts, given.account.as_ref())
     }
 

@@ -229,7 +229,7 @@ fn altered_links<'s>(
 /// An index and an invoice state these, and no event of the payment.
 pub(super) fn is_of_no_event(source: LinkSource) -> bool {
     match source {
-        LinkSource::Column | LinkSource::Invoice => true,
+        LinkSource::Column | LinkSource::Invoice | LinkSource::Reference => true,
         LinkSource::Metadata | LinkSource::Object => false,
     }
 }

@@ -279,6 +279,8 @@ fn correct_payment(
     if !is_complete {
         corrected.names.merge(known.names.clone());
         corrected.invoices.merge(known.invoices.clone());
+        corrected.named.merge(known.named.clone());
+        corrected.recipients.merge(known.recipients.clone());
     }
     if known.relink.is_some() {
         // Once a person has decided, what an event names is not taken any more.

@@ -205,6 +205,8 @@ impl StatedPayment {
         let others = names.filter(|name| **name != key.payment);
         self.facts.names.extend(others.cloned());
         self.facts.invoices.extend(payment.invoice.clone());
+        self.facts.recipients.extend(payment.recipients.clone());
+        self.facts.named.extend(event.named_entity().cloned());
         if let (Some(named), Some(at)) = (event.named_entity(), event.created_at()) {
             let source = payment.link_source;
             if event.outcome == EventOutcome::Processed {

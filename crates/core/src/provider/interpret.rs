@@ -5,6 +5,8 @@
 //! (it may mean something, and needs manual action). In doubt about money we park. `worker::resolve` then finds the
 //! entity and checks the tenant.
 
+use std::collections::BTreeSet;
+
 use secrecy::SecretString;
 
 use crate::entity::EntityKey;
@@ -62,6 +64,8 @@ pub struct PaymentEventFacts {
     /// The best name first: PaymentIntent, session, charge.
     pub names: Vec<PaymentRef>,
     pub invoice: Option<InvoiceId>,
+    /// The connected accounts that get the money, or for which it is charged.
+    pub recipients: BTreeSet<AccountId>,
     /// What kind of link it is if the metadata names an order or statement.
     pub link_source: LinkSource,
     pub money: MoneyFacts,

@@ -13,7 +13,7 @@ use crate::outcome::{EventOutcome, EventVerdict};
 use crate::ports::Clock;
 use crate::provider::interpret::InterpretRules;
 use crate::time::Timestamp;
-use crate::worker::ports::{CommitError, EntityCommit, NearDeadline};
+use crate::worker::ports::{CommitError, EntityCommit, PaymentNotice};
 
 /// Receives after which the queue moves a message to the dead-letter queue. Must equal `maxReceiveCount` in
 /// `template.yaml`: the worker writes `failed` on the last receive.
@@ -58,8 +58,8 @@ pub struct BatchReport {
     pub messages: Vec<MessageReport>,
     /// What the transactions of the batch changed about entities, in the order in which they were written.
     pub commits: Vec<EntityCommit>,
-    /// The deadlines that are near, of the payments that the batch wrote or rechecked, each once.
-    pub near_deadlines: BTreeSet<NearDeadline>,
+    /// What somebody has to hear of the payments that the batch wrote or rechecked, each once.
+    pub notices: BTreeSet<PaymentNotice>,
 }
 
 /// The result for a message.

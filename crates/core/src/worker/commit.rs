@@ -20,9 +20,9 @@ use crate::worker::batch::{
     BYTES_PER_COMMIT_MAX, CALLS_AT_ONCE, COMMON_COMMIT_WAIT_MAX, ProcessingFailure,
     ROWS_PER_COMMIT_MAX, ROWS_PER_ENTITY, TimeLeft, Worker,
 };
-use crate::worker::plan::{CommitUnit, MayChange, plan_unit};
+use crate::worker::plan::{CommitUnit, plan_unit};
 use crate::worker::ports::{
-    CommitError, CommitPart, EntityCommit, EventUpdate, Ledger, LoadedRows, NearDeadline,
+    CommitError, CommitPart, EntityCommit, EventUpdate, Ledger, LoadedRows, PaymentNotice,
 };
 use crate::worker::resolve::AccountTenants;
 use crate::worker::step::{BatchProgress, EventStep, catch_panic, fail_each};
@@ -71,7 +71,7 @@ fn too_many_events() -> ProcessingFailure {
 #[derive(Default)]
 pub(super) struct UnitCommit {
     pub(super) commits: Vec<EntityCommit>,
-    pub(super) near_deadlines: Vec<NearDeadline>,
+    pub(super) notices: Vec<PaymentNotice>,
 }
 
 /// How the transaction of all units of a batch ended.
@@ -92,9 +92,8 @@ pub(super) struct RoundRows<'a, R> {
 impl<'a, R> RoundRows<'a, R> {
     /// `None` if it panicked: a bug that one record triggers must not fail the other records of the batch.
     fn plan(&self, unit: CommitUnit) -> Result<CommitPlan<'a, R>, CommitUnit> {
-        let may_change: MayChange<'_> = &|account, entity| self.tenants.may_change(account, entity);
         let part = catch_unwind(AssertUnwindSafe(|| {
-            plan_unit(&unit, self.rows, may_change, self.now)
+            plan_unit(&unit, self.rows, self.tenants, self.now)
         }));
         match part {
             Ok(part) => Ok(CommitPlan { unit, part }),
@@ -129,8 +128,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                 Ok(plan) => {
                     // Before the write: if its answer is lost, the next round reads the events as processed, and nobody
                     // would report what they wrote.
-                    let near = plan.part.near_deadlines();
-                    progress.near_deadlines.extend(near);
+                    progress.notices.extend(plan.part.notices());
                     plans.push(plan);
                 }
                 Err(unit) => {
@@ -316,7 +314,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         let commits = self.commit(slice::from_ref(&plan.part).iter()).await?;
         Ok(UnitCommit {
             commits,
-            near_deadlines: plan.part.near_deadlines().collect(),
+            notices: plan.part.notices().collect(),
         })
     }
 }

@@ -29,7 +29,7 @@ use futures_util::stream::{self, StreamExt as _};
 use crate::entity::EntityKey;
 use crate::entity::key::{PaymentKey, StateKey};
 use crate::entity::payment::linked::RelinkDecision;
-use crate::entity::payment::state::{NearDeadlineReport, PaymentState};
+use crate::entity::payment::state::{NoticeReport, PaymentState};
 use crate::ids::{CorrelationId, EventId, ProviderId};
 use crate::intake::message::ReceivedPointer;
 use crate::outcome::{EventVerdict, ParkReason};
@@ -44,9 +44,10 @@ pub use crate::worker::plan::PaymentRebuild;
 use crate::worker::plan::{CommitUnit, PaymentRecheck, group_units};
 use crate::worker::ports::{EntityCommit, EventUpdate, Ledger, LoadedRows, StoredEvent};
 use crate::worker::resolve::{
-    AccountTenants, IndexHints, assign_tenants, gather_rows, resolve_events,
+    AccountTenants, IndexHints, assign_tenants, find_unlinked_hits, gather_rows, recipients_of,
+    resolve_events,
 };
-use crate::worker::step::{BatchProgress, EventStep, fail_each};
+use crate::worker::step::{BatchProgress, EventCandidate, EventStep, fail_each};
 
 /// Rounds within one receive of a message. After the fifth the worker reports the message as failed, and the queue
 /// delivers it again 60 s later: then the cause is more likely an outage than a race.
@@ -109,7 +110,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
             let result = result.unwrap_or(Err(ProcessingFailure::OutOfTime));
             let result = result.map(|unit| {
                 progress.commits.extend(unit.commits);
-                progress.near_deadlines.extend(unit.near_deadlines);
+                progress.notices.extend(unit.notices);
                 ProcessingSuccess::Rechecked
             });
             reports.extend(messages.iter().map(|message| {
@@ -134,7 +135,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         BatchReport {
             messages: reports,
             commits: progress.commits,
-            near_deadlines: progress.near_deadlines,
+            notices: progress.notices,
         }
     }
 
@@ -170,15 +171,16 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         if rows.payment(payment).is_none_or(is_done) {
             return Ok(UnitCommit::default());
         }
-        let hits = hints
-            .of_payment(payment)
-            .map_err(ProcessingFailure::Infrastructure)?;
+        let Some(known) = rows.payment(payment) else {
+            return Ok(UnitCommit::default());
+        };
+        let hits = find_unlinked_hits(known, &rows, &hints);
         let recheck = PaymentRecheck {
             payment: payment.clone(),
-            hits: hits.to_vec(),
+            hits: hits.map_err(ProcessingFailure::Infrastructure)?,
             relink: None,
             rebuild: PaymentRebuild::default(),
-            near_deadlines: NearDeadlineReport::ByWriter,
+            notices: NoticeReport::ByWriter,
         };
         self.commit_recheck(recheck, &rows).await
     }
@@ -223,7 +225,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                 reason: reason.to_owned(),
             }),
             rebuild: PaymentRebuild::default(),
-            near_deadlines: NearDeadlineReport::ByNextRecheck,
+            notices: NoticeReport::ByNextRecheck,
         };
         Ok(self.commit_recheck(recheck, &rows).await?.commits)
     }
@@ -241,7 +243,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
             hits: Vec::new(),
             relink: None,
             rebuild,
-            near_deadlines: NearDeadlineReport::ByNextRecheck,
+            notices: NoticeReport::ByNextRecheck,
         };
         Ok(self.commit_recheck(recheck, rows).await?.commits)
     }
@@ -279,7 +281,8 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         recheck: PaymentRecheck,
         rows: &LoadedRows<L::Row>,
     ) -> Result<UnitCommit, ProcessingFailure> {
-        let tenants = self.load_tenants(&recheck.payment).await?;
+        let mut tenants = self.load_tenants(&recheck.payment).await?;
+        tenants.add(&self.ledger, recipients_of(rows)).await;
         let unit = CommitUnit {
             events: Vec::new(),
             rechecks: vec![recheck],
@@ -329,12 +332,11 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         let interpreted = loaded.into_iter().map(|event| self.interpret_event(event));
         let interpreted = progress.pass(interpreted);
 
-        let accounts = interpreted.iter();
-        let accounts = accounts.filter_map(|candidate| candidate.stored.account.clone());
-        let tenants = AccountTenants::load(&self.ledger, accounts).await;
+        let accounts = interpreted.iter().flat_map(EventCandidate::accounts);
+        let mut tenants = AccountTenants::load(&self.ledger, accounts).await;
         let of_tenants = progress.pass(assign_tenants(interpreted, &tenants));
 
-        let (resolved, rows) = resolve_events(&self.ledger, of_tenants).await;
+        let (resolved, rows) = resolve_events(&self.ledger, of_tenants, &mut tenants).await;
         let resolved = progress.pass(resolved);
 
         let units = group_units(resolved, &rows);

@@ -8,14 +8,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use crate::entity::EntityKey;
 use crate::entity::invoice::{InvoiceFacts, InvoiceState};
 use crate::entity::key::{InvoiceKey, PaymentKey, StateKey};
 use crate::entity::kind::StatedFacts;
 use crate::entity::merge::{MaxRegister, Merge as _, MinRegister};
 use crate::entity::payment::linked::{LinkState, RelinkDecision};
-use crate::entity::payment::state::{LinkSource, NearDeadlineReport, PaymentFacts, PaymentState};
-use crate::entity::{Entity, EntityKey};
-use crate::ids::{AccountId, EventId};
+use crate::entity::payment::state::{LinkSource, NoticeReport, PaymentFacts, PaymentState};
+use crate::ids::EventId;
 use crate::intake::inbox::EventRecord;
 use crate::outcome::EventVerdict;
 use crate::provider::interpret::{EventSubject, PaymentEventFacts};
@@ -24,6 +24,7 @@ use crate::time::Timestamp;
 use crate::worker::ports::{
     CommitPart, EntityWrite, EventUpdate, LoadedRows, NextState, StateWrite,
 };
+use crate::worker::resolve::AccountTenants;
 use crate::worker::step::{EventCandidate, EventTarget};
 
 /// Other payments of an invoice that are linked to its order in the transaction of the event that names it. The others get
@@ -47,12 +48,12 @@ pub(super) struct CommitUnit {
 /// A payment that is rechecked without an event.
 pub(super) struct PaymentRecheck {
     pub(super) payment: PaymentKey,
-    /// The rows that an index returned for it.
-    pub(super) hits: Vec<EntityKey>,
+    /// The rows that it was found to belong to.
+    pub(super) hits: Vec<(EntityKey, LinkSource)>,
     /// A person's decision about what it is linked to.
     pub(super) relink: Option<RelinkDecision>,
     pub(super) rebuild: PaymentRebuild,
-    pub(super) near_deadlines: NearDeadlineReport,
+    pub(super) notices: NoticeReport,
 }
 
 /// How a payment's state has to be changed to be what its events say.
@@ -65,9 +66,6 @@ pub struct PaymentRebuild {
     /// Orders and statements whose copy is written again, whatever it is.
     pub copies: BTreeSet<EntityKey>,
 }
-
-/// Whether an account's events may change an entity.
-pub(super) type MayChange<'a> = &'a dyn Fn(Option<&AccountId>, &Entity) -> bool;
 
 /// Groups events by the rows that they write.
 pub(super) fn group_units<R>(events: Vec<EventCandidate>, rows: &LoadedRows<R>) -> Vec<CommitUnit> {
@@ -153,7 +151,7 @@ struct PaymentDraft {
     must_derive: bool,
     /// The copies that are written again, whatever they are.
     copies: BTreeSet<EntityKey>,
-    near_deadlines: NearDeadlineReport,
+    notices: NoticeReport,
 }
 
 struct UnitDrafts<'a, R> {
@@ -169,7 +167,7 @@ struct UnitDrafts<'a, R> {
 pub(super) fn plan_unit<'a, R>(
     unit: &CommitUnit,
     rows: &'a LoadedRows<R>,
-    may_change: MayChange<'_>,
+    tenants: &AccountTenants,
     now: Timestamp,
 ) -> CommitPart<'a, R> {
     let mut drafts = UnitDrafts {
@@ -183,10 +181,10 @@ pub(super) fn plan_unit<'a, R>(
         drafts.take_event(event, now);
     }
     for recheck in &unit.rechecks {
-        drafts.take_recheck(recheck, may_change, now);
+        drafts.take_recheck(recheck, tenants, now);
     }
     drafts.add_invoice_links();
-    drafts.build_part(unit, may_change, now)
+    drafts.build_part(unit, tenants, now)
 }
 
 impl<'a, R> UnitDrafts<'a, R> {
@@ -205,7 +203,7 @@ impl<'a, R> UnitDrafts<'a, R> {
                 events: Vec::new(),
                 must_derive: false,
                 copies: BTreeSet::new(),
-                near_deadlines: NearDeadlineReport::ByWriter,
+                notices: NoticeReport::ByWriter,
             }
         })
     }
@@ -252,6 +250,8 @@ impl<'a, R> UnitDrafts<'a, R> {
         let mut facts = PaymentFacts {
             money: payment.money.clone(),
             invoices: payment.invoice.iter().cloned().collect(),
+            named: event.event.named_entity.iter().cloned().collect(),
+            recipients: payment.recipients.clone(),
             ..PaymentFacts::default()
         };
         add_links(&mut facts, links.iter().cloned(), at);
@@ -326,24 +326,17 @@ impl<'a, R> UnitDrafts<'a, R> {
         draft.events.extend(events);
     }
 
-    fn take_recheck(
-        &mut self,
-        recheck: &PaymentRecheck,
-        may_change: MayChange<'_>,
-        now: Timestamp,
-    ) {
+    fn take_recheck(&mut self, recheck: &PaymentRecheck, tenants: &AccountTenants, now: Timestamp) {
         let rows = self.rows;
         let key = &recheck.payment;
-        let own = recheck.hits.iter().filter(|hit| {
+        let own = recheck.hits.iter().filter(|(hit, _)| {
             let row = rows.entities.get(hit);
-            row.is_some_and(|(entity, _)| may_change(key.account.as_ref(), entity))
+            row.is_some_and(|(entity, _)| tenants.may_change(key.account.as_ref(), entity))
         });
-        let links = own
-            .map(|hit| (hit.clone(), LinkSource::Column))
-            .collect::<Vec<_>>();
+        let links: Vec<_> = own.cloned().collect();
         let draft = self.payment(key);
         draft.must_derive = true;
-        draft.near_deadlines = recheck.near_deadlines;
+        draft.notices = recheck.notices;
         draft
             .facts
             .relink
@@ -371,6 +364,30 @@ impl<'a, R> UnitDrafts<'a, R> {
         }
     }
 
+    /// The orders and statements that the payment names although its money is another tenant's.
+    fn find_denied(&self, draft: &PaymentDraft, tenants: &AccountTenants) -> BTreeSet<EntityKey> {
+        let recipients = &draft.facts.recipients;
+        if recipients.is_empty() {
+            return BTreeSet::new();
+        }
+        let is_denied = |key: &&EntityKey| {
+            let entity = self.rows.entities.get(*key).map(|(entity, _)| entity);
+            let refusal = entity.map(|entity| tenants.receipt_refusal(recipients, entity));
+            match refusal {
+                Some(Ok(refusal)) => refusal.is_some(),
+                // Nothing can be said now, so what was found before stands.
+                Some(Err(_)) | None => draft.read.denied.contains(*key),
+            }
+        };
+        draft
+            .facts
+            .links
+            .keys()
+            .filter(is_denied)
+            .cloned()
+            .collect()
+    }
+
     /// Links an order to the payments of the invoice that its session made.
     fn add_invoice_links(&mut self) {
         let rows = self.rows;
@@ -394,7 +411,7 @@ impl<'a, R> UnitDrafts<'a, R> {
     fn build_part(
         mut self,
         unit: &CommitUnit,
-        may_change: MayChange<'_>,
+        tenants: &AccountTenants,
         now: Timestamp,
     ) -> CommitPart<'a, R> {
         let mut states = Vec::new();
@@ -403,7 +420,8 @@ impl<'a, R> UnitDrafts<'a, R> {
         let mut aliases = Vec::new();
         for (key, draft) in std::mem::take(&mut self.payments) {
             aliases.extend(draft.alias_of.clone().map(|payment| (key.clone(), payment)));
-            let mut next = draft.read.next_state(draft.facts, draft.alias_of);
+            let denied = self.find_denied(&draft, tenants);
+            let mut next = draft.read.next_state(draft.facts, draft.alias_of, denied);
             let before = next.history.event_ids.clone();
             let events = draft.events.iter().map(|(id, at)| (id, *at));
             next.history.record_events(events);
@@ -435,7 +453,7 @@ impl<'a, R> UnitDrafts<'a, R> {
                 let is_concerned = draft.must_derive && link != LinkState::Elsewhere;
                 let row = self.rows.entities.get(&entity);
                 let is_writable =
-                    row.is_some_and(|(entity, _)| may_change(key.account.as_ref(), entity));
+                    row.is_some_and(|(entity, _)| tenants.may_change(key.account.as_ref(), entity));
                 if !is_writable || !(is_outdated || is_concerned) || written_links == LINKED_MAX {
                     continue;
                 }
@@ -457,9 +475,10 @@ impl<'a, R> UnitDrafts<'a, R> {
                 // payment has been open.
                 next.open_since = Some(now);
             }
-            next.note_open(now, draft.near_deadlines);
+            next.note_open(now, draft.notices);
             let is_same = next.facts_version == draft.read.facts_version
                 && next.copied == draft.read.copied
+                && next.denied == draft.read.denied
                 && next.history.event_ids == before
                 && next.open_since == draft.read.open_since
                 && next.open == draft.read.open

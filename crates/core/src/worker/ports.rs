@@ -137,27 +137,41 @@ impl<R> CommitPart<'_, R> {
         })
     }
 
-    /// The deadlines that are near, of the payments that it writes.
-    pub fn near_deadlines(&self) -> impl Iterator<Item = NearDeadline> {
+    /// What somebody has to hear of the payments that it writes.
+    pub fn notices(&self) -> impl Iterator<Item = PaymentNotice> {
         let payments = self.states.iter().filter_map(|write| match &write.next {
             NextState::Payment(payment) => Some(payment),
             NextState::Invoice(_) => None,
         });
         payments.flat_map(|payment| {
-            let deadlines = payment.near_deadlines(self.now);
-            deadlines.map(|deadline| NearDeadline {
+            let of = |subject| PaymentNotice {
                 payment: payment.key.clone(),
-                deadline,
-            })
+                subject,
+            };
+            let deadlines = payment.near_deadlines(self.now);
+            let unclaimed = payment.unclaimed_since(self.now);
+            deadlines
+                .map(NoticeSubject::NearDeadline)
+                .chain(unclaimed.map(|since| NoticeSubject::Unclaimed { since }))
+                .map(of)
         })
     }
 }
 
-/// A deadline that somebody has to hear of, for the log and the metrics.
+/// Something about a payment that somebody has to hear of, for the log and the metrics.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct NearDeadline {
+pub struct PaymentNotice {
     pub payment: PaymentKey,
-    pub deadline: PaymentDeadline,
+    pub subject: NoticeSubject,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum NoticeSubject {
+    NearDeadline(PaymentDeadline),
+    /// It has money, and no order or statement has been linked to it since then.
+    Unclaimed {
+        since: Timestamp,
+    },
 }
 
 /// What a transaction changed about an entity, for the log and the metrics.

@@ -20,7 +20,7 @@ use futures_util::stream::{self, StreamExt as _};
 
 use crate::entity::key::{InvoiceKey, PaymentKey, StateKey};
 use crate::entity::payment::linked::LinkState;
-use crate::entity::payment::state::LinkSource;
+use crate::entity::payment::state::{LinkSource, PaymentFacts, PaymentState, referenced_entities};
 use crate::entity::schema::UnreadableRow;
 use crate::entity::{Entity, EntityKey};
 use crate::error::{DependencyError, error_chain};
@@ -51,18 +51,31 @@ impl AccountTenants {
         ledger: &L,
         accounts: impl IntoIterator<Item = AccountId>,
     ) -> Self {
+        let mut tenants = Self::default();
+        tenants.add(ledger, accounts).await;
+        tenants
+    }
+
+    /// Adds what is not known yet.
+    pub(super) async fn add<L: Ledger>(
+        &mut self,
+        ledger: &L,
+        accounts: impl IntoIterator<Item = AccountId>,
+    ) {
         let accounts: BTreeSet<AccountId> = accounts.into_iter().collect();
-        let mut tenants = BTreeMap::new();
         for account in accounts {
+            if self.0.contains_key(&account) {
+                continue;
+            }
             let found = ledger.tenants_by_account(&account).await;
             let found = found.map(|found| match found.as_slice() {
                 [tenant] => Ok(tenant.clone()),
                 [] => Err(ParkReason::TenantUnknown),
                 _ => Err(ParkReason::TenantAmbiguous),
             });
-            tenants.insert(account, found.map_err(|error| error_chain(&error)));
+            self.0
+                .insert(account, found.map_err(|error| error_chain(&error)));
         }
-        Self(tenants)
     }
 
     /// `Err` if the tenant of this account could not be read, so that nothing can be said of it.
@@ -86,6 +99,38 @@ impl AccountTenants {
             _ => false,
         }
     }
+
+    /// Why the money of a platform's payment may not be an entity's: only the tenant whose account gets it, or for which it
+    /// is charged, has a claim. `Err` if the tenant of an account could not be read.
+    pub(super) fn receipt_refusal(
+        &self,
+        recipients: &BTreeSet<AccountId>,
+        entity: &Entity,
+    ) -> Result<Option<ParkReason>, ProcessingFailure> {
+        for account in recipients {
+            let refusal = match self.0.get(account) {
+                Some(Ok(Ok(tenant))) => {
+                    (entity.tenant() != Some(tenant)).then_some(ParkReason::CrossTenant)
+                }
+                Some(Ok(Err(reason))) => Some(*reason),
+                Some(Err(cause)) => return Err(ProcessingFailure::Infrastructure(cause.clone())),
+                None => {
+                    let cause = format!("the tenant of {account} was not read");
+                    return Err(ProcessingFailure::Infrastructure(cause));
+                }
+            };
+            if refusal.is_some() {
+                return Ok(refusal);
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// The accounts that get the money of these payments.
+pub(super) fn recipients_of<R>(rows: &LoadedRows<R>) -> impl Iterator<Item = AccountId> {
+    let payments = rows.payments.values();
+    payments.flat_map(|(payment, _)| payment.facts.recipients.iter().cloned())
 }
 
 /// Sets each event's tenant. An event without an account belongs to the platform and has no tenant. Parks the event if
@@ -119,6 +164,7 @@ pub(super) fn assign_tenants(
 pub(super) async fn resolve_events<L: Ledger>(
     ledger: &L,
     candidates: Vec<EventCandidate>,
+    tenants: &mut AccountTenants,
 ) -> (Vec<EventStep<EventCandidate>>, LoadedRows<L::Row>) {
     let (payments, more) = (BTreeSet::new(), BTreeSet::new());
     let (rows, hints) = match gather_rows(ledger, &candidates, &payments, &more).await {
@@ -128,9 +174,10 @@ pub(super) async fn resolve_events<L: Ledger>(
             return (fail_each(ids, &error.into()), LoadedRows::empty());
         }
     };
+    tenants.add(ledger, recipients_of(&rows)).await;
     let resolved = candidates
         .into_iter()
-        .map(|candidate| resolve_event(candidate, &rows, &hints));
+        .map(|candidate| resolve_event(candidate, &rows, &hints, tenants));
     (resolved.collect(), rows)
 }
 
@@ -180,6 +227,7 @@ fn needed_keys<R>(
         let named = candidate.event.named_entity.clone();
         needed.extend(named.map(StateKey::Entity));
     };
+    let mut referenced_by_events: Vec<StateKey> = Vec::new();
     let mut reached: BTreeSet<PaymentKey> = payments.clone();
     let mut invoices: BTreeSet<InvoiceKey> = BTreeSet::new();
     // Of an invoice that gets an order here, the payments get that order too.
@@ -192,6 +240,10 @@ fn needed_keys<R>(
             EventSubject::Piece(..) => named(candidate),
             EventSubject::Payment(payment) => {
                 named(candidate);
+                if candidate.event.named_entity.is_none() {
+                    let referenced = referenced_entities(&payment.money);
+                    referenced_by_events.extend(referenced.into_iter().map(StateKey::Entity));
+                }
                 reached.extend(candidate.payment_names(payment));
                 let invoice = candidate.invoice(payment);
                 if payment.is_of_session() {
@@ -201,6 +253,7 @@ fn needed_keys<R>(
             }
         }
     }
+    needed.extend(referenced_by_events);
     let tenants = candidates.iter().filter_map(EventCandidate::own_tenant);
     needed.extend(tenants.map(StateKey::Entity));
     let hits = hints.into_iter().flat_map(IndexHints::all);
@@ -222,6 +275,14 @@ fn needed_keys<R>(
         let copied = payment.copied.keys().cloned();
         let outdated = payment.outdated_copies().into_keys();
         needed.extend(linked.chain(copied).chain(outdated).map(StateKey::Entity));
+        let facts = &payment.facts;
+        if !facts.recipients.is_empty() {
+            needed.extend(facts.links.keys().cloned().map(StateKey::Entity));
+        }
+        if facts.links.is_empty() && payment.alias_of.is_none() {
+            let referenced = facts.referenced_entities().into_iter();
+            needed.extend(referenced.map(StateKey::Entity));
+        }
         let account = &payment.key.account;
         let its = payment.facts.invoices.iter().map(|invoice| InvoiceKey {
             account: account.clone(),
@@ -335,6 +396,7 @@ fn resolve_event<R>(
     mut candidate: EventCandidate,
     rows: &LoadedRows<R>,
     hints: &IndexHints,
+    tenants: &AccountTenants,
 ) -> EventStep<EventCandidate> {
     let target = match &candidate.event.subject {
         EventSubject::Account(_) => match candidate.own_tenant() {
@@ -360,7 +422,9 @@ fn resolve_event<R>(
                 },
             }
         }
-        EventSubject::Payment(payment) => resolve_payment(&candidate, payment, rows, hints),
+        EventSubject::Payment(payment) => {
+            resolve_payment(&candidate, payment, rows, hints, tenants)
+        }
     };
     target.and_then(|(target, parked)| {
         candidate.target = Some(target);
@@ -377,6 +441,7 @@ fn resolve_payment<R>(
     payment: &PaymentEventFacts,
     rows: &LoadedRows<R>,
     hints: &IndexHints,
+    tenants: &AccountTenants,
 ) -> EventStep<ResolvedTarget> {
     let Some(key) = candidate.find_payment(payment, rows) else {
         return candidate.park(ParkReason::FieldMalformed);
@@ -406,17 +471,32 @@ fn resolve_payment<R>(
         None if has_links => Vec::new(),
         None => match hints.of_payment(&key) {
             Err(cause) => return candidate.fail(ProcessingFailure::Infrastructure(cause)),
+            Ok([]) => {
+                let of_event = referenced_entities(&payment.money);
+                let known = known.map(PaymentFacts::referenced_entities);
+                let referenced = of_event.into_iter().chain(known.unwrap_or_default());
+                // A reference is anything that the application likes: only an own row makes it a name.
+                let own =
+                    referenced.filter(|key| has_row(rows, key, |row| candidate.may_change(row)));
+                own.map(|key| (key, Some(LinkSource::Reference))).collect()
+            }
             Ok(hits) => {
                 let hits = hits.iter().cloned();
                 hits.map(|hit| (hit, Some(LinkSource::Column))).collect()
             }
         },
     };
+    let mut recipients = payment.recipients.clone();
+    recipients.extend(known.into_iter().flat_map(|known| known.recipients.clone()));
     let (mut links, mut parked) = (Vec::new(), candidate.parked);
     for (entity, by) in named.into_iter().chain(linked.map(|entity| (entity, None))) {
-        let reason = match check_link(candidate, &entity, rows) {
-            Ok(reason) => reason,
-            Err(failure) => return candidate.fail(failure),
+        let receipt = match rows.entities.get(&entity) {
+            Some((row, _)) => tenants.receipt_refusal(&recipients, row),
+            None => Ok(None),
+        };
+        let reason = match (check_link(candidate, &entity, rows), receipt) {
+            (Ok(reason), Ok(refusal)) => reason.or(refusal),
+            (Err(failure), _) | (_, Err(failure)) => return candidate.fail(failure),
         };
         match (reason, by, candidate.parked) {
             (None, Some(by), None) => links.push((entity, by)),
@@ -428,6 +508,34 @@ fn resolve_payment<R>(
     }
     let target = EventTarget::Payment { key, links };
     EventStep::Ready((target, parked))
+}
+
+/// Whether an order or statement has a row that can be read and is like this.
+fn has_row<R>(rows: &LoadedRows<R>, key: &EntityKey, is_like: impl Fn(&Entity) -> bool) -> bool {
+    let row = rows.entities.get(key).map(|(row, _)| row);
+    row.is_some_and(|row| !row.row().is_missing && is_like(row))
+}
+
+/// The rows that a payment without a link belongs to: those that have its PaymentIntent, else the one that its session's
+/// reference names.
+pub(super) fn find_unlinked_hits<R>(
+    payment: &PaymentState,
+    rows: &LoadedRows<R>,
+    hints: &IndexHints,
+) -> Result<Vec<(EntityKey, LinkSource)>, String> {
+    let hits = hints.of_payment(&payment.key)?;
+    if !hits.is_empty() {
+        let hits = hits.iter().cloned();
+        return Ok(hits.map(|hit| (hit, LinkSource::Column)).collect());
+    }
+    let referenced = match payment.facts.links.is_empty() {
+        true => payment.facts.referenced_entities(),
+        false => Vec::new(),
+    };
+    let there = referenced
+        .into_iter()
+        .filter(|key| has_row(rows, key, |_| true));
+    Ok(there.map(|key| (key, LinkSource::Reference)).collect())
 }
 
 fn newer_schema(key: &StateKey, newer: &UnreadableRow) -> ProcessingFailure {

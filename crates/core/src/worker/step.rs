@@ -13,7 +13,7 @@ use futures_util::stream::{self, StreamExt as _};
 use crate::entity::key::{InvoiceKey, PaymentKey};
 use crate::entity::payment::state::LinkSource;
 use crate::entity::{Entity, EntityKey};
-use crate::ids::{EventId, TenantId};
+use crate::ids::{AccountId, EventId, TenantId};
 use crate::intake::inbox::EventRecord;
 use crate::outcome::{EventVerdict, ParkReason};
 use crate::ports::{Clock, Pause};
@@ -23,7 +23,7 @@ use crate::worker::batch::{
     CALLS_AT_ONCE, MessageReport, ProcessingFailure, ProcessingSuccess, Worker,
 };
 use crate::worker::ports::{
-    EntityCommit, EventUpdate, Ledger, LoadedRows, NearDeadline, StoredEvent, StoredPayload,
+    EntityCommit, EventUpdate, Ledger, LoadedRows, PaymentNotice, StoredEvent, StoredPayload,
 };
 
 /// What a stage makes of an event.
@@ -91,6 +91,15 @@ impl EventCandidate {
             parked: None,
             row_bytes,
         }
+    }
+
+    /// The accounts whose tenant matters: its own, and those that get the money of its payment.
+    pub(super) fn accounts(&self) -> impl Iterator<Item = AccountId> {
+        let recipients = match &self.event.subject {
+            EventSubject::Payment(payment) => payment.recipients.clone(),
+            EventSubject::Piece(..) | EventSubject::Account(_) => BTreeSet::new(),
+        };
+        self.stored.account.clone().into_iter().chain(recipients)
     }
 
     /// The rows of all names of its payment.
@@ -226,8 +235,8 @@ pub(super) struct BatchProgress {
     pub(super) reports: BTreeMap<EventId, MessageReport>,
     /// What the transactions changed, for the log and the metrics.
     pub(super) commits: Vec<EntityCommit>,
-    /// The deadlines that are near, of the payments that events or rechecks are about.
-    pub(super) near_deadlines: BTreeSet<NearDeadline>,
+    /// What somebody has to hear of the payments that events or rechecks are about.
+    pub(super) notices: BTreeSet<PaymentNotice>,
     closed: Vec<EventUpdate>,
 }
 
@@ -240,7 +249,7 @@ impl BatchProgress {
         Self {
             reports: ids.map(unfinished).collect(),
             commits: Vec::new(),
-            near_deadlines: BTreeSet::new(),
+            notices: BTreeSet::new(),
             closed: Vec::new(),
         }
     }

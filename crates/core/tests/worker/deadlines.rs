@@ -1,8 +1,10 @@
 //! Deadlines of payments: the sweep has the worker recheck each payment in time, and the worker reports what is near.
 
+use billhook_core::entity::payment::deadlines::PaymentDeadline;
 use billhook_core::entity::payment::state::open_index_keys;
 use billhook_core::provider::interpret::InterpretRules;
 use billhook_core::tasks::ports::FindOpenStates as _;
+use billhook_core::worker::ports::NoticeSubject;
 use proptest::prelude::*;
 
 use super::laws::same_histories;
@@ -17,14 +19,18 @@ fn at(second: i64) -> Timestamp {
 }
 
 /// What was reported, as `kind object due`, with the second in which the worker did.
-type Reported = Vec<(i64, String)>;
+pub(super) type Reported = Vec<(i64, String)>;
 
 fn reported(second: i64, text: &str, due: i64) -> (i64, String) {
     (second, format!("{text} {}", at(due)))
 }
 
 /// Processes messages in this second.
-async fn work_at(tables: &MemoryTables, second: i64, messages: &[ReceivedMessage]) -> Reported {
+pub(super) async fn work_at(
+    tables: &MemoryTables,
+    second: i64,
+    messages: &[ReceivedMessage],
+) -> Reported {
     let worker = Worker {
         provider: ProviderId::Stripe,
         rules: InterpretRules::default(),
@@ -35,17 +41,20 @@ async fn work_at(tables: &MemoryTables, second: i64, messages: &[ReceivedMessage
     let done = worker
         .process_batch(messages, deadline, std::future::pending())
         .await;
-    let near = done.near_deadlines.into_iter();
-    near.map(|near| {
-        assert_eq!(near.payment.to_string(), PAYMENT);
-        let object = &near.deadline.object;
-        let text = format!("{} {} {}", object.kind(), object.id(), near.deadline.due);
+    let near = done.notices.into_iter();
+    near.map(|notice| {
+        let text = match notice.subject {
+            NoticeSubject::NearDeadline(PaymentDeadline { due, object }) => {
+                format!("{} {} {due}", object.kind(), object.id())
+            }
+            NoticeSubject::Unclaimed { since } => format!("unclaimed since {since}"),
+        };
         (second, text)
     })
     .collect()
 }
 
-async fn deliver_at(tables: &MemoryTables, second: i64, event: &Value) -> Reported {
+pub(super) async fn deliver_at(tables: &MemoryTables, second: i64, event: &Value) -> Reported {
     let message = keep(tables, ProviderId::Stripe, event).await;
     let reported = work_at(tables, second, &[message]).await;
     let id = event["id"].as_str().unwrap();
@@ -62,7 +71,7 @@ fn recheck(payment: &PaymentKey) -> ReceivedMessage {
 }
 
 /// What a run of the sweep sends to the worker.
-async fn sweep_at(tables: &MemoryTables, second: i64) -> Reported {
+pub(super) async fn sweep_at(tables: &MemoryTables, second: i64) -> Reported {
     let mut messages = Vec::new();
     for index_key in open_index_keys() {
         let due = tables.open_payments(&index_key, at(second), 10).await;
@@ -72,7 +81,7 @@ async fn sweep_at(tables: &MemoryTables, second: i64) -> Reported {
 }
 
 /// Runs the sweep every hour, the last time in second `until`.
-async fn sweep_hourly(tables: &MemoryTables, from: i64, until: i64) -> Reported {
+pub(super) async fn sweep_hourly(tables: &MemoryTables, from: i64, until: i64) -> Reported {
     let mut all = Vec::new();
     for hour in 0..=(until - from) / HOUR {
         all.extend(sweep_at(tables, from + hour * HOUR).await);
@@ -241,14 +250,15 @@ async fn a_payment_without_a_link_stays_listed_as_such_and_misses_no_deadline() 
     let since = payment_state(&tables, PAYMENT).open_since;
     assert_eq!(since, Some(at(0)));
     assert_eq!(open(&tables), Some(("unlinked".to_owned(), 600)));
-    // The backoff comes for the last time after about 43 days, and begins nothing new.
+    // The backoff comes after 32 days and then every 30, and begins nothing new.
     sweep_hourly(&tables, 0, 45 * DAY).await;
     assert_eq!(payment_state(&tables, PAYMENT).open_since, since);
-    assert_eq!(open(&tables), Some(("unlinked".to_owned(), 57 * DAY)));
-    let all = sweep_hourly(&tables, 45 * DAY, 61 * DAY).await;
+    assert_eq!(open(&tables), Some(("unclaimed".to_owned(), 57 * DAY)));
+    let mut all = sweep_hourly(&tables, 45 * DAY, 61 * DAY).await;
+    all.retain(|(_, text)| !text.starts_with("unclaimed"));
     assert_eq!(all, [reported(57 * DAY, "dispute dp_1", 60 * DAY)]);
     assert_eq!(payment_state(&tables, PAYMENT).open_since, since);
-    assert_eq!(open(&tables), None);
+    assert_eq!(open(&tables), Some(("unclaimed".to_owned(), 87 * DAY)));
 }
 
 #[tokio::test]
@@ -314,8 +324,19 @@ proptest! {
         // The first lead time begins a day before an authorisation expires, and three days before a dispute is due.
         let reports = [capture_before.map(|due| due - DAY), respond_by.map(|due| due - 3 * DAY)];
         let report = reports.into_iter().flatten().filter(|report| *report > age).min();
-        let retry = (!is_linked && age < 30 * DAY).then(|| age + age.max(600));
-        let word = if is_linked { "deadline" } else { "unlinked" };
+        // A dispute is about money; an authorisation is none yet.
+        let has_money = respond_by.is_some();
+        let retry = match (is_linked, has_money) {
+            (true, _) => None,
+            (false, true) if age < DAY => Some((age + age.max(600)).min(DAY)),
+            (false, true) => Some(age + age.min(30 * DAY)),
+            (false, false) => (age < 30 * DAY).then(|| age + age.max(600)),
+        };
+        let word = match (is_linked, has_money && age >= DAY) {
+            (true, _) => "deadline",
+            (false, true) => "unclaimed",
+            (false, false) => "unlinked",
+        };
         let due = report.into_iter().chain(retry).min();
         prop_assert_eq!(open(&tables), due.map(|due| (word.to_owned(), due)));
         let since = payment_state(&tables, PAYMENT).open_since;

@@ -1,6 +1,7 @@
 //! The worker over tables in memory: where events go, what they leave, and what failures do not change.
 #![cfg(test)]
 
+mod claims;
 mod deadlines;
 mod laws;
 mod money;
@@ -571,7 +572,8 @@ async fn each_event_that_means_nothing_or_cannot_be_placed_says_why() {
         (flat, parked("field_malformed")),
         (negative, parked("amount_malformed")),
         (huge, parked("amount_malformed")),
-        (long_name, parked("field_malformed")),
+        // No order of ours can have such an id.
+        (long_name, processed()),
         (
             intent_succeeded("evt_gone", T, "pi_1", named("ord_gone"), 4200),
             parked("order_unknown"),

@@ -201,6 +201,14 @@ fn ending_of(order: usize, payments: &[PaymentStory]) -> Ending {
             reasons.insert(format!("link_conflict:pi_{n}"));
         }
     }
+    // A payment of its own is over, because its charge says that it was captured.
+    let in_column = payments.iter().position(|of| of.in_column == Some(order));
+    let is_waiting = in_column.is_some_and(|n| owner(&payments[n]) != PaymentOwner::One(order));
+    for n in standing.iter().filter(|_| is_waiting) {
+        if payments[*n].relinked.is_none() {
+            reasons.insert(format!("unexpected_payment:pi_{n}"));
+        }
+    }
     // Every charge says that it was captured.
     let is_all_back = !own.is_empty() && own.iter().all(|(_, of)| of.refunded() == DUE);
     let is_processing = own

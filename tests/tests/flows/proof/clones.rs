@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::io::{Read as _, Write as _};
 
+use aws_sdk_dynamodb::config::retry::RetryConfig;
 use aws_sdk_dynamodb::config::timeout::TimeoutConfig;
 use aws_sdk_dynamodb::primitives::Blob;
 use aws_sdk_dynamodb::types::{PutRequest, WriteRequest};
@@ -228,7 +229,9 @@ pub(super) async fn put_rows(
             let patience = TimeoutConfig::builder()
                 .operation_attempt_timeout(PATIENCE)
                 .operation_timeout(PATIENCE);
-            let patience = aws_sdk_dynamodb::Config::builder().timeout_config(patience.build());
+            let patience = aws_sdk_dynamodb::Config::builder()
+                .timeout_config(patience.build())
+                .retry_config(RetryConfig::standard().with_max_attempts(10));
             let done = write.customize().config_override(patience).send().await?;
             assert!(done.unprocessed_items().is_none_or(HashMap::is_empty));
             anyhow::Ok(())

@@ -41,13 +41,17 @@ const PAID_UNPROVEN: &str = "paid_unproven";
 
 /// What an order or statement takes as paid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct PaymentRules {
+pub struct PaymentRules<'a> {
     /// A part of the amount due needs no review: patients pay statements in instalments.
     pub takes_instalments: bool,
     /// A Checkout Session pays what its items cost only if that is its total.
     pub refuses_adjustments: bool,
     /// The row has a column for the user who paid.
     pub has_user: bool,
+    /// The PaymentIntent that the application wrote into the row: it expects the money of no other one.
+    pub expected_intent: Option<&'a PaymentIntentId>,
+    /// The Checkout Session that the application wrote into the row.
+    pub expected_session: Option<&'a CheckoutSessionId>,
 }
 
 /// The columns of an order or statement that follow from payment facts. Amounts are in the minor unit.
@@ -109,7 +113,7 @@ fn first_reasons(reasons: BTreeSet<String>) -> BTreeSet<String> {
 pub fn derive_payment(
     linked: &LinkedPaymentFacts,
     due: Option<Money>,
-    rules: PaymentRules,
+    rules: PaymentRules<'_>,
 ) -> DerivedPayment {
     let mut timeline = TimelineBuilder::default();
     let facts = &linked.merge_linked_facts();
@@ -165,6 +169,11 @@ pub fn derive_payment(
         }
     }
     payments.add_amount_reasons(&successes, &paid_for, &mut timeline);
+    // What comes beside a payment outside Stripe is too much anyway.
+    if !is_paid_at_first && !is_recorded && payments.is_expected_live() {
+        let decided = linked.decided_payments();
+        payments.add_unexpected(&successes, &decided, &mut timeline);
+    }
     add_failures(facts, &mut timeline);
     add_sessions(facts, &mut timeline);
     for balance in &balances {
@@ -348,7 +357,7 @@ fn find_balances<'f>(
 pub(in crate::entity) fn is_covered(
     linked: &LinkedPaymentFacts,
     due: Money,
-    rules: PaymentRules,
+    rules: PaymentRules<'_>,
 ) -> bool {
     let manual = &linked.manual.of_current_row();
     let counted = linked.counted_payments();
@@ -389,7 +398,7 @@ struct RowPayments<'b, 'f> {
     /// What was said about the row that is there now.
     manual: &'b ManualEdits,
     due: Option<Money>,
-    rules: PaymentRules,
+    rules: PaymentRules<'b>,
     opening: Option<&'f OpeningState>,
     balances: &'b [PaymentBalance<'f>],
 }
@@ -525,6 +534,44 @@ impl<'b, 'f> RowPayments<'b, 'f> {
                 timeline.add_review("overpaid", id, stated);
             } else if earlier.is_none() && self.is_too_little(paid_for) {
                 timeline.add_review("amount_mismatch", id, stated);
+            }
+        }
+    }
+
+    /// Whether the application wrote a PaymentIntent into the row that may still be paid, as far as is known.
+    fn is_expected_live(&self) -> bool {
+        let Some(expected) = self.rules.expected_intent else {
+            return false;
+        };
+        let known = self
+            .balances
+            .iter()
+            .find(|balance| balance.id.intent() == Some(expected));
+        known.is_none_or(|balance| {
+            let mut payments = balance.facts.payments.values();
+            let has_ended = payments
+                .any(|payment| payment.canceled.is_some() || payment.failures.last().is_some());
+            !has_ended && !balance.facts.has_money()
+        })
+    }
+
+    /// The payments that completed the order although the application expects another one: another shop on the account may
+    /// use the same numbers.
+    fn add_unexpected(
+        &self,
+        successes: &[PaymentSuccess<'_, '_>],
+        decided: &BTreeSet<&PaymentRef>,
+        timeline: &mut TimelineBuilder,
+    ) {
+        for success in successes {
+            let payment = success.payment;
+            let sessions = &payment.facts.sessions;
+            let is_of_session = |session| sessions.contains_key(session);
+            let is_expected = payment.id.intent() == self.rules.expected_intent
+                || self.rules.expected_session.is_some_and(is_of_session)
+                || decided.contains(payment.id);
+            if !is_expected && !payment.is_refunded_or_lost() {
+                timeline.add_review("unexpected_payment", payment.id.as_str(), success.stated);
             }
         }
     }

@@ -425,6 +425,21 @@ impl MoneyFacts {
             && reviews.is_empty()
     }
 
+    /// Whether money came in or went out, or somebody demands it back.
+    pub fn has_money(&self) -> bool {
+        let mut payments = self.payments.values();
+        let mut charges = self.charges.values();
+        let is_captured = |charge: &ChargeFacts| {
+            charge
+                .captured
+                .as_ref()
+                .is_some_and(|captured| captured.0.amount > 0)
+        };
+        payments.any(|payment| payment.succeeded.is_some())
+            || charges.any(|charge| charge.refunded.is_some() || is_captured(charge))
+            || !(self.refunds.is_empty() && self.disputes.is_empty() && self.warnings.is_empty())
+    }
+
     /// Who may pay, by any event.
     pub fn user_hints(&self) -> impl Iterator<Item = &UserId> {
         let payers = self

@@ -152,6 +152,13 @@ impl LinkedPaymentFacts {
             .map(|(key, _)| key)
     }
 
+    /// The payments of which a person decided that they belong here.
+    pub(super) fn decided_payments(&self) -> BTreeSet<&PaymentRef> {
+        let decided = self.payments.iter();
+        let decided = decided.filter(|(_, copy)| copy.relink.is_some());
+        decided.map(|(key, _)| &key.payment).collect()
+    }
+
     /// Also one that is linked to another one by now.
     pub fn knows_payment_intent(&self, intent: &PaymentIntentId) -> bool {
         let mut keys = self.payments.keys();

@@ -21,13 +21,16 @@ use crate::entity::payment::linked::{LinkState, PaymentCopy, RelinkDecision};
 use crate::entity::schema::{
     STATE_SCHEMA, StateHistory, StoredState, UnreadableRow, index_keys_of, open_index_key,
 };
-use crate::ids::{EventId, InvoiceId, PaymentRef};
+use crate::ids::{AccountId, EventId, InvoiceId, OrderId, PaymentRef, StatementId};
 use crate::time::Timestamp;
 
 /// The first recheck of a payment without a link, or with an outdated copy; the next ones follow at twice the age.
 pub const FIRST_RECHECK_AFTER: Duration = Duration::from_mins(10);
-/// One that has been without a link, or outdated, for longer is not rechecked any more, but for a deadline.
+/// One that has been without a link, or outdated, for longer is not rechecked any more, but for a deadline. If its money
+/// is unclaimed, it is rechecked again after as long.
 const RECHECKS_MAX: Duration = Duration::from_hours(30 * 24);
+/// A row may be written a few hours after the payment; money to which nothing is linked for longer is reported.
+pub const UNCLAIMED_AFTER: Duration = Duration::from_hours(24);
 
 /// All facts of a payment.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
@@ -40,6 +43,12 @@ pub struct PaymentFacts {
     /// The invoices that it pays, or that its session made.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub invoices: BTreeSet<InvoiceId>,
+    /// The orders and statements that the metadata of its events names, whether or not they exist.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub named: BTreeSet<EntityKey>,
+    /// The connected accounts that get the money of a platform's payment, or for which it is charged.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub recipients: BTreeSet<AccountId>,
     /// The orders and statements that it may belong to: what says so, and since when.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub links: BTreeMap<EntityKey, BTreeMap<LinkSource, MinRegister<Timestamp>>>,
@@ -51,9 +60,29 @@ merge_fields!(PaymentFacts {
     money,
     names,
     invoices,
+    named,
+    recipients,
     links,
     relink
 });
+
+impl PaymentFacts {
+    /// The order and the statement that would have the `client_reference_id` of its session as their key.
+    pub fn referenced_entities(&self) -> Vec<EntityKey> {
+        referenced_entities(&self.money)
+    }
+}
+
+/// See [`PaymentFacts::referenced_entities`].
+pub fn referenced_entities(money: &MoneyFacts) -> Vec<EntityKey> {
+    let reference = money.users.reference.as_ref();
+    let Some(MinRegister(reference)) = reference else {
+        return Vec::new();
+    };
+    let order = OrderId::parse(reference.as_str()).map(EntityKey::Order);
+    let statement = StatementId::parse(reference.as_str()).map(EntityKey::Statement);
+    order.into_iter().chain(statement).collect()
+}
 
 /// What links a payment to an order or statement; the best source first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -68,6 +97,8 @@ pub enum LinkSource {
     Object,
     /// The row has the PaymentIntent in its column.
     Column,
+    /// The session's `client_reference_id` is the row's key: Payment Links have no other way to name it.
+    Reference,
 }
 
 /// A payment as the worker loaded it, or as it writes it.
@@ -81,6 +112,9 @@ pub struct PaymentState {
     /// This row is only another name of that payment.
     pub alias_of: Option<PaymentKey>,
     pub facts: PaymentFacts,
+    /// The orders and statements that a source names although they are of another tenant than the recipient of the money,
+    /// by the rows of the last write.
+    pub denied: BTreeSet<EntityKey>,
     /// The version of the copy that each linked order or statement has.
     pub copied: BTreeMap<EntityKey, i64>,
     /// Since when no order or statement is linked to it, or a copy is outdated; not because of a deadline.
@@ -99,6 +133,8 @@ pub struct PaymentRow {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alias_of: Option<PaymentKey>,
     pub facts: PaymentFacts,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub denied: BTreeSet<EntityKey>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub copied: BTreeMap<EntityKey, i64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -122,13 +158,15 @@ pub enum OpenReason {
     OutdatedCopy,
     /// No order or statement is linked to it.
     Unlinked,
+    /// The same, for a day, and it has money that should be an order's or a statement's.
+    Unclaimed,
     /// Somebody has to act by a time that is coming.
     Deadline,
 }
 
-/// What becomes of the deadlines that are near when a payment is written.
+/// What becomes of the notices about a payment when it is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NearDeadlineReport {
+pub enum NoticeReport {
     /// The writer reports them, so the payment is rechecked for the later ones only.
     ByWriter,
     /// The writer is a command, which counts no metric: they stay in the index, and the worker reports them with the next
@@ -141,10 +179,13 @@ impl OpenReason {
         match self {
             Self::OutdatedCopy => "outdated",
             Self::Unlinked => "unlinked",
+            Self::Unclaimed => UNCLAIMED,
             Self::Deadline => "deadline",
         }
     }
 }
+
+const UNCLAIMED: &str = "unclaimed";
 
 /// A place in the index of open payments.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -159,10 +200,16 @@ pub fn open_index_keys() -> impl Iterator<Item = String> {
     let reasons = [
         OpenReason::OutdatedCopy,
         OpenReason::Unlinked,
+        OpenReason::Unclaimed,
         OpenReason::Deadline,
     ];
     let reasons = reasons.into_iter();
     reasons.flat_map(|reason| index_keys_of(reason.as_str()))
+}
+
+/// The values of the index's key under which payments are unclaimed.
+pub fn unclaimed_index_keys() -> impl Iterator<Item = String> {
+    index_keys_of(UNCLAIMED)
 }
 
 impl PaymentState {
@@ -173,6 +220,7 @@ impl PaymentState {
             facts_version: 0,
             alias_of: None,
             facts: PaymentFacts::default(),
+            denied: BTreeSet::new(),
             copied: BTreeMap::new(),
             open_since: None,
             open: None,
@@ -188,6 +236,7 @@ impl PaymentState {
             facts_version: row.facts_version,
             alias_of: row.alias_of,
             facts: row.facts,
+            denied: row.denied,
             copied: row.copied,
             open_since: row.open_since,
             open: row
@@ -210,6 +259,7 @@ impl PaymentState {
             facts_version: self.facts_version,
             alias_of: self.alias_of.clone(),
             facts: self.facts.clone(),
+            denied: self.denied.clone(),
             copied: self.copied.clone(),
             open_since: self.open_since,
             open: self.open.as_ref().map(|open| open.index_key.clone()),
@@ -221,7 +271,8 @@ impl PaymentState {
     }
 
     /// How it is linked to each order and statement that a source names or that has a copy. A relink decides; else the one
-    /// with the best source is linked, and of several equally good ones none is.
+    /// with the best source is linked, and of several equally good ones none is. One of another tenant than the recipient of
+    /// the money is not linked.
     pub fn link_states(&self) -> BTreeMap<EntityKey, LinkState> {
         let links = &self.facts.links;
         // One that was linked by an earlier relink has a copy and no source.
@@ -238,11 +289,11 @@ impl PaymentState {
         }
         let best_source =
             |sources: &BTreeMap<LinkSource, MinRegister<Timestamp>>| sources.keys().min().copied();
-        let best = links.values().filter_map(best_source).min();
-        let best_links = || {
-            let all = links.iter();
-            all.filter(|(_, sources)| best_source(sources) == best)
-        };
+        let allowed = || links.iter().filter(|(key, _)| !self.denied.contains(*key));
+        let best = allowed()
+            .filter_map(|(_, sources)| best_source(sources))
+            .min();
+        let best_links = || allowed().filter(|(_, sources)| best_source(sources) == best);
         let conflict_since = best_links()
             .filter_map(|(_, sources)| sources.get(&best?))
             .max();
@@ -304,14 +355,29 @@ impl PaymentState {
 
     /// Why it is open whether or not there are deadlines.
     fn lasting_open_reason(&self) -> Option<OpenReason> {
-        if !self.outdated_copies().is_empty() {
-            return Some(OpenReason::OutdatedCopy);
+        match self.outdated_copies().is_empty() {
+            false => Some(OpenReason::OutdatedCopy),
+            true => self.is_unlinked().then_some(OpenReason::Unlinked),
         }
-        let is_linked = self
-            .link_states()
-            .values()
-            .any(|link| *link != LinkState::Elsewhere);
-        (self.alias_of.is_none() && !is_linked).then_some(OpenReason::Unlinked)
+    }
+
+    fn is_unlinked(&self) -> bool {
+        let links = self.link_states();
+        let mut links = links.values();
+        self.alias_of.is_none() && links.all(|link| *link == LinkState::Elsewhere)
+    }
+
+    /// Whether somebody has to find out whose its money is. Whoever has a connected account may sell elsewhere too, so that
+    /// the money there is ours only if something named an order or statement.
+    fn must_be_claimed(&self) -> bool {
+        let is_ours = self.key.account.is_none() || !self.facts.named.is_empty();
+        is_ours && self.is_unlinked() && self.facts.money.has_money()
+    }
+
+    /// Since when its money is unclaimed, if that is for long enough to be reported.
+    pub fn unclaimed_since(&self, now: Timestamp) -> Option<Timestamp> {
+        let since = self.open_since.filter(|_| self.must_be_claimed())?;
+        (since.after(UNCLAIMED_AFTER) <= now).then_some(since)
     }
 
     /// The deadlines that have to be reported now.
@@ -321,20 +387,27 @@ impl PaymentState {
     }
 
     /// When it has to be rechecked for a deadline.
-    fn next_report_at(&self, now: Timestamp, near: NearDeadlineReport) -> Option<Timestamp> {
+    fn next_report_at(&self, now: Timestamp, near: NoticeReport) -> Option<Timestamp> {
         let deadlines = list_deadlines(&self.facts.money).into_iter();
         let unreported = deadlines.filter(|deadline| match near {
-            NearDeadlineReport::ByWriter => now < deadline.report_at(),
-            NearDeadlineReport::ByNextRecheck => now < deadline.due,
+            NoticeReport::ByWriter => now < deadline.report_at(),
+            NoticeReport::ByNextRecheck => now < deadline.due,
         });
         unreported.map(|deadline| deadline.report_at()).min()
     }
 
     /// The state that follows this one, as it is written: `facts` and `alias_of` are what it knows now.
     #[must_use]
-    pub fn next_state(&self, facts: PaymentFacts, alias_of: Option<PaymentKey>) -> Self {
+    pub fn next_state(
+        &self,
+        facts: PaymentFacts,
+        alias_of: Option<PaymentKey>,
+        denied: BTreeSet<EntityKey>,
+    ) -> Self {
         let version = self.version.saturating_add(1);
-        let is_changed = facts != self.facts || alias_of != self.alias_of;
+        let is_changed = facts != self.facts || alias_of != self.alias_of || denied != self.denied;
+        // Only from now on somebody has to find out whose it is.
+        let is_first_money = facts.money.has_money() && !self.facts.money.has_money();
         Self {
             key: self.key.clone(),
             version,
@@ -344,8 +417,9 @@ impl PaymentState {
             },
             alias_of,
             facts,
+            denied,
             copied: self.copied.clone(),
-            open_since: self.open_since,
+            open_since: self.open_since.filter(|_| !is_first_money),
             // `note_open` decides it for each write.
             open: None,
             history: self.history.clone(),
@@ -356,17 +430,34 @@ impl PaymentState {
     /// link, or with an outdated copy, is rechecked 10, 20, 40 … minutes after it became so, for 30 days; any is
     /// rechecked when a deadline comes near, if that is earlier. Example: unlinked for 20 days, and a dispute is to be
     /// answered in 5: the backoff would come in 20 days, so the payment is rechecked in 2.
-    pub fn note_open(&mut self, now: Timestamp, near: NearDeadlineReport) {
+    ///
+    /// Money without a link is reported after a day: by the recheck that comes then, and by each that follows, so that it
+    /// stays in the index until somebody claims it.
+    pub fn note_open(&mut self, now: Timestamp, near: NoticeReport) {
         let lasting = self.lasting_open_reason();
         self.open_since = lasting.and(self.open_since.or(Some(now)));
         let age = self
             .open_since
             .map_or(Duration::ZERO, |since| since.until(now));
-        let retry_at = lasting
-            .filter(|_| age < RECHECKS_MAX)
-            .map(|_| now.after(age.max(FIRST_RECHECK_AFTER)));
+        let next_retry = now.after(age.max(FIRST_RECHECK_AFTER));
+        let unclaimed_from = self
+            .open_since
+            .filter(|_| self.must_be_claimed())
+            .map(|since| since.after(UNCLAIMED_AFTER));
+        let is_unclaimed = unclaimed_from.is_some_and(|from| from <= now);
+        let retry_at = match unclaimed_from {
+            Some(from) if !is_unclaimed => Some(next_retry.min(from)),
+            Some(_) => Some(match near {
+                NoticeReport::ByWriter => now.after(age.min(RECHECKS_MAX)),
+                NoticeReport::ByNextRecheck => now,
+            }),
+            None => lasting.filter(|_| age < RECHECKS_MAX).map(|_| next_retry),
+        };
         let report_at = self.next_report_at(now, near);
-        let reason = lasting.unwrap_or(OpenReason::Deadline);
+        let reason = match is_unclaimed {
+            true => OpenReason::Unclaimed,
+            false => lasting.unwrap_or(OpenReason::Deadline),
+        };
         self.open = retry_at
             .into_iter()
             .chain(report_at)

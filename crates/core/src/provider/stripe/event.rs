@@ -13,7 +13,7 @@
 //! Source: `stripe-python` 16.1.0 `_event.py`, `Webhooks versioning`, read 2026-11.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use data_encoding::HEXLOWER;
 use serde::de::Error as _;
@@ -118,6 +118,12 @@ lenient_struct! {
         /// Disputes.
         evidence_details: NestedObject<EvidenceDetails>,
         currency: String,
+        /// Payments of the platform: the connected account that gets the money.
+        transfer_data: NestedObject<TransferData>,
+        /// Payments of the platform: the connected account for which they are charged.
+        on_behalf_of: AccountId,
+        /// Charges on a connected account: the transfer that made them. The customer paid on the platform's account.
+        source_transfer: String,
         /// PaymentIntents.
         latest_charge: ChargeId,
         /// PaymentIntents: the last failed attempt.
@@ -142,6 +148,13 @@ lenient_struct! {
         /// Null if nothing is shipped.
         amount_shipping: i64,
         amount_tax: i64,
+    }
+}
+
+lenient_struct! {
+    /// Where the money of a destination charge goes.
+    TransferData {
+        destination: AccountId,
     }
 }
 
@@ -284,6 +297,22 @@ impl StripeEvent {
 impl StripeObject {
     pub fn metadata(&self) -> Option<&StripeMetadata> {
         self.metadata.value().map(|NestedObject(metadata)| metadata)
+    }
+
+    /// The connected accounts that get the money of a platform's payment, or for which it is charged.
+    pub fn recipients(&self) -> BTreeSet<AccountId> {
+        let transfer = self.transfer_data.value();
+        let destination = transfer.and_then(|NestedObject(of)| of.destination.value());
+        destination
+            .into_iter()
+            .chain(self.on_behalf_of.value())
+            .cloned()
+            .collect()
+    }
+
+    /// Whether it is how a transfer from the platform appears on a connected account, and not a customer's payment.
+    pub fn is_transfer(&self) -> bool {
+        self.source_transfer.value().is_some()
     }
 
     /// The PaymentIntent that the object is or belongs to. Fails with [`MalformedField`] if the id is there and wrong,

@@ -11,6 +11,8 @@ pub mod objects;
 pub mod signature;
 pub mod types;
 
+use std::collections::BTreeSet;
+
 use secrecy::SecretString;
 
 use crate::entity::account::AccountFacts;
@@ -119,6 +121,9 @@ impl WebhookProvider for StripeWebhooks {
         let names = resource.payment_names().map_err(|_| malformed())?;
         // Before the facts are checked: many events of an account are not about our orders, and a malformed amount in
         // one of those must not need manual action.
+        if resource.is_transfer() {
+            return Err(EventVerdict::Ignored(IgnoreReason::Transfer));
+        }
         if names.is_empty() {
             // It names an order, but no payment to which its facts could belong.
             return Err(match named_entity {
@@ -132,6 +137,11 @@ impl WebhookProvider for StripeWebhooks {
             subject: EventSubject::Payment(PaymentEventFacts {
                 names,
                 invoice: resource.invoice.value().cloned(),
+                // A connected account's own payment has no other recipient.
+                recipients: match account {
+                    None => resource.recipients(),
+                    Some(_) => BTreeSet::new(),
+                },
                 link_source: match resource.object.value().map(String::as_str) {
                     Some("payment_intent" | "checkout.session") => LinkSource::Metadata,
                     // A charge of the old Charges API is the payment itself.

@@ -99,6 +99,10 @@ fn play(story: &Story, rng: &mut Rng) -> Played {
                 order.set(column, value);
                 false
             }
+            Edit::Intent => {
+                order.set("stripePaymentIntentId", json!("pi_app"));
+                true
+            }
             Edit::Recorded => {
                 let mut entries = order
                     .column("timeline")

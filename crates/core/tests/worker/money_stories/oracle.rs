@@ -7,7 +7,7 @@ use billhook_core::time::Timestamp;
 use super::story::{Edit, Story, StoryPayment, Way, second};
 
 /// The rules, by name. The test of the test switches each off, and some story must then end otherwise.
-pub(crate) const RULES: [&str; 18] = [
+pub(crate) const RULES: [&str; 19] = [
     "instalments add up",
     "a part is partially paid",
     "too much is paid",
@@ -26,6 +26,7 @@ pub(crate) const RULES: [&str; 18] = [
     "the latest word wins",
     "a payment after a refund is told",
     "the user is the payer's",
+    "another payment than the row's is unexpected",
 ];
 
 pub(crate) struct Rules {
@@ -228,6 +229,11 @@ impl Rules {
                 && self.has("a payment after a refund is told")
             {
                 reasons.insert(format!("paid_after_refund:{id}"));
+            }
+            let is_other = edits.iter().any(|(_, edit)| *edit == Edit::Intent);
+            if is_other && !is_recorded && self.has("another payment than the row's is unexpected")
+            {
+                reasons.insert(format!("unexpected_payment:{id}"));
             }
             let asked = match earlier.filter(|_| is_changed) {
                 Some((until, then)) if one.of.at <= *until => *then,

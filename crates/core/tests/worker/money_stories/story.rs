@@ -80,6 +80,8 @@ pub(crate) enum Edit {
     PaymentStatus(&'static str),
     /// A column that is billhook's, or the application's own: it says nothing about money.
     Other(&'static str),
+    /// The PaymentIntent that the application expects, of which nothing is known.
+    Intent,
     /// A payment outside Stripe, as an entry of the application in the timeline.
     Recorded,
     Cleared,
@@ -100,14 +102,13 @@ impl StoryPayment {
     }
 }
 
-const OTHERS: [&str; 8] = [
+const OTHERS: [&str; 7] = [
     "amountRefunded",
     "amountPaid",
     "paymentFailedAt",
     "authorizedUntil",
     "disputeDueBy",
     "userId",
-    "stripePaymentIntentId",
     "sellerId",
 ];
 
@@ -174,7 +175,7 @@ pub(crate) fn draw(rng: &mut Rng) -> Story {
     }
     let mut edits = Vec::new();
     for _ in 0..rng.below(5) {
-        let edit = match rng.below(10) {
+        let edit = match rng.below(11) {
             0 | 1 => Edit::Due(rng.pick(&[4200, 5000, 2500, due / 2])),
             2 => Edit::Status("completed"),
             3 => Edit::Status("refunded"),
@@ -182,6 +183,7 @@ pub(crate) fn draw(rng: &mut Rng) -> Story {
             5 => Edit::Recorded,
             6 => Edit::PaymentStatus(rng.pick(&["paid", "refunded"])),
             7 => Edit::Other(rng.pick(&OTHERS)),
+            8 => Edit::Intent,
             _ => Edit::Cleared,
         };
         let least = edits.last().map_or(0, |(at, _)| *at);
