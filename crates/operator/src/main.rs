@@ -37,6 +37,7 @@ mod stack;
 mod stack_options;
 mod stripe_endpoints;
 mod time_argument;
+mod unclaimed;
 mod webhook_delivery;
 
 use std::process::ExitCode;

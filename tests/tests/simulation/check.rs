@@ -20,6 +20,7 @@ use billhook_testkit::sim::World;
 use billhook_testkit::sim::application::{EditKind, RowEdit};
 use billhook_testkit::sim::store::{EntityRow, Written, amount_paid_of, amount_refunded_of};
 use billhook_testkit::sim::stripe::{Emitted, End, Says};
+use serde_json::Value;
 use webhook_secret::KNOWN_AFTER;
 
 use crate::customers::tenant;
@@ -76,6 +77,7 @@ pub(crate) fn at_the_end(functions: &Functions, found: &mut Found) {
     batches(&seen, found);
     events(&world, &seen, found);
     rows(&world, found);
+    unclaimed(&world, found);
     for line in logs::told() {
         found.add(19, format!("the log says {line}"));
     }
@@ -91,6 +93,53 @@ pub(crate) fn at_the_end(functions: &Functions, found: &mut Found) {
     for answer in &world.stack_answers {
         found.unless(!answer.to_string().contains("CANARY"), 19, || {
             format!("an answer holds {answer}")
+        });
+    }
+}
+
+/// 23: money that nothing claims for a day is reported, and no other.
+fn unclaimed(world: &World, found: &mut Found) {
+    let told = logs::unclaimed();
+    let now_s = world.now().unix_s();
+    let mut expected = BTreeSet::new();
+    for event in &world.stripe.events {
+        let body: Value = serde_json::from_str(&event.body).unwrap();
+        let is_strange = !world.stripe.intents.contains_key(&event.of);
+        let has_no_owner = match &event.end {
+            End::Unlinked => true,
+            End::Parked(why) => ["cross_tenant", "order_unknown", "tenant_unknown"].contains(why),
+            End::In(_) | End::Ignored => false,
+        };
+        if event.provider != ProviderId::Stripe || !is_strange || !has_no_owner {
+            continue;
+        }
+        let object = &body["data"]["object"];
+        let intent = match &object["payment_intent"] {
+            Value::String(intent) => intent,
+            _ => object["id"].as_str().unwrap(),
+        };
+        let metadata = &object["metadata"];
+        let id = metadata["orderId"]
+            .as_str()
+            .or(metadata["order_id"].as_str());
+        let statement = metadata["statement_id"].as_str();
+        let is_named = id.or(statement).is_some_and(|id| !id.contains(' '));
+        let account = event.account.as_deref();
+        if account.is_none() || is_named {
+            let account = account.unwrap_or("platform");
+            expected.insert((format!("payment#{account}#{intent}"), event.created_s));
+        }
+    }
+    for payment in &told {
+        found.unless(expected.iter().any(|(of, _)| of == payment), 23, || {
+            format!("{payment} was reported as unclaimed")
+        });
+    }
+    for (payment, created_s) in &expected {
+        // A delivery may be hours late.
+        let is_due = created_s + 25 * 60 * 60 < now_s;
+        found.unless(!is_due || told.contains(payment), 23, || {
+            format!("nobody heard of {payment}")
         });
     }
 }

@@ -425,7 +425,7 @@ impl Customers {
                     object(amount, metadata),
                 )
             };
-            let (event, end) = match world.rng.below(7) {
+            let (event, end) = match world.rng.below(11) {
                 // Tenant B names another's order.
                 0 => (
                     from_account(paid(DUE, names), "acct_b"),
@@ -453,6 +453,31 @@ impl Customers {
                     End::Parked("tenant_unknown"),
                 ),
                 4 => (paid(-1, names), End::Parked("amount_malformed")),
+                // Another shop sells on the same accounts.
+                7 => (
+                    paid(DUE, json!({ "order_id": "Order 1001" })),
+                    End::Unlinked,
+                ),
+                8 => {
+                    let event = paid(DUE, json!({ "order_id": "Order 1001" }));
+                    (from_account(event, "acct_b"), End::Unlinked)
+                }
+                // The money of a payment for another's order goes to tenant B.
+                9 => {
+                    let mut event = paid(DUE, names);
+                    event["data"]["object"]["transfer_data"] = json!({ "destination": "acct_b" });
+                    (event, End::Parked("cross_tenant"))
+                }
+                // The money of a platform's payment arrives.
+                10 => {
+                    let object = json!({
+                        "id": format!("py_{id}"), "object": "charge", "status": "succeeded", "captured": true,
+                        "amount": DUE, "amount_captured": DUE, "amount_refunded": 0, "currency": "usd",
+                        "source_transfer": "tr_1", "metadata": names,
+                    });
+                    let event = stripe(&id, "charge.succeeded", now_s, object);
+                    (from_account(event, "acct_b"), End::Ignored)
+                }
                 5 => {
                     let odd = json!({ "note": "\u{1f4b8}\u{0}\u{ffff}" });
                     (stripe(&id, "customer.updated", now_s, odd), End::Ignored)

@@ -1,6 +1,7 @@
 //! Collects everything that is logged and checks that it contains no secret and no personal data.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Once;
 
@@ -11,6 +12,7 @@ use tracing::{Event, Metadata, Subscriber};
 thread_local! {
     static TOLD: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
     static REFRESHES: Cell<u64> = const { Cell::new(0) };
+    static UNCLAIMED: RefCell<BTreeSet<String>> = const { RefCell::new(BTreeSet::new()) };
 }
 
 /// What this thread's functions told that they must not, since it was asked last.
@@ -25,6 +27,11 @@ pub(crate) fn refreshes() -> u64 {
     REFRESHES.take()
 }
 
+/// The payments that were reported as unclaimed, since this was asked last.
+pub(crate) fn unclaimed() -> BTreeSet<String> {
+    UNCLAIMED.take()
+}
+
 struct Watch;
 
 struct Look;
@@ -34,6 +41,10 @@ impl Visit for Look {
         let text = format!("{value:?}");
         if text.starts_with("secret_refreshed") {
             REFRESHES.set(REFRESHES.get() + 1);
+        }
+        if let Some(rest) = text.strip_prefix("money_unclaimed ") {
+            let (payment, _) = rest.split_once(' ').unwrap_or_default();
+            UNCLAIMED.with_borrow_mut(|told| told.insert(payment.to_owned()));
         }
         if text.contains("CANARY") {
             TOLD.with_borrow_mut(|told| told.push(format!("{field}: {text}")));

@@ -42,6 +42,8 @@ const MUTANTS: &[(Mutant, u8, &str, u64)] = &[
     (Mutant::RowsForgotten, 21, "overwritten", 10),
     (Mutant::RecentForgotten, 21, "overwritten", 60),
     (Mutant::AmountMisread, 22, "ordinary", 10),
+    (Mutant::AgeForgotten, 23, "adversarial", 5),
+    (Mutant::RecipientForgotten, 7, "adversarial", 10),
 ];
 
 #[test]
@@ -90,7 +92,7 @@ fn every_deliberate_defect_is_seen() {
 
 #[test]
 fn no_invariant_is_without_a_defect() {
-    for invariant in 1..=22 {
+    for invariant in 1..=23 {
         assert!(MUTANTS.iter().any(|(_, breaks, ..)| *breaks == invariant));
     }
 }

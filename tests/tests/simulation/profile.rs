@@ -195,6 +195,7 @@ async fn play(profile: &Profile, seed: u64, mutant: Option<Mutant>, traced: bool
     let functions = Functions::new(&sim, profile.grace);
     logs::told();
     logs::refreshes();
+    logs::unclaimed();
     start(profile, &functions, until);
     let stack = match profile.rotates {
         true => Some(tokio::task::spawn_local(deployed(functions.clone(), until))),
@@ -206,7 +207,7 @@ async fn play(profile: &Profile, seed: u64, mutant: Option<Mutant>, traced: bool
     tokio::time::sleep(Duration::from_mins(15)).await;
     drained(&functions, until, &mut found);
     redrive(&functions);
-    let settles = if profile.writes_rows {
+    let settles = if profile.writes_rows || profile.is_adversarial {
         ROWS_SETTLE
     } else {
         SETTLES

@@ -205,6 +205,7 @@ fn there_is_an_alarm_for_everything_that_a_person_has_to_hear_of() {
             "cleanup-throttles",
             "cross-tenant",
             "deadline-near",
+            "unclaimed-money",
             "endpoint-errors",
             "endpoint-failures",
             "endpoint-throttles",

@@ -314,6 +314,7 @@ fn check_variables_of<C>(
             "ADOPTED_BEFORE" => "2026-11-30T00:00:00Z",
             "VERSION_COLUMN" => "version",
             "ACCEPT_CHECKOUT_ADJUSTMENTS" => "true",
+            "ORDER_ID_PATTERN" => "ord_.+",
             "SECRETS_TTL_SECONDS" | "SIGNATURE_TOLERANCE_SECONDS" => "300",
             url if url.ends_with("_QUEUE_URL") => "https://sqs.example.com/1/q.fifo",
             _ => "x",

@@ -360,6 +360,8 @@ pub(super) fn check_parameters(template: &Value) {
         "LobQuietHours",
         "LogLevel",
         "LogRetentionDays",
+        "OrderIdKeys",
+        "OrderIdPattern",
         "OrdersTableName",
         "ProofSamplePercent",
         "RotationToken",

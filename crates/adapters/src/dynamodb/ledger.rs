@@ -1008,7 +1008,11 @@ mod tests {
     #[test]
     fn a_payments_write_holds_its_version_and_keeps_what_it_does_not_know() {
         let key = PaymentKey::parse("payment#acct_1#pi_1").unwrap();
-        let mut first = PaymentState::new(key.clone()).next_state(PaymentFacts::default(), None);
+        let mut first = PaymentState::new(key.clone()).next_state(
+            PaymentFacts::default(),
+            None,
+            BTreeSet::new(),
+        );
         first.note_open(now(), NoticeReport::ByWriter);
         let write = |row: Option<&DynamoRow>, next: PaymentState| {
             let next = NextState::Payment(next);
@@ -1029,7 +1033,7 @@ mod tests {
         let order = EntityKey::parse("order#ord_1").unwrap();
         let sources = [(LinkSource::Metadata, MinRegister(now()))];
         facts.links.insert(order.clone(), sources.into());
-        let mut next = read.next_state(facts, None);
+        let mut next = read.next_state(facts, None, BTreeSet::new());
         next.record_copy(&order, LinkState::Linked);
         next.note_open(now(), NoticeReport::ByWriter);
         let written = shown(write(Some(&row), next));

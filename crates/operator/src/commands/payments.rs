@@ -17,6 +17,7 @@ use crate::entity_repair::write_timeline_note;
 use crate::exit::CommandExit;
 use crate::output::{OutputWriter, print_notice};
 use crate::session::StackSession;
+use crate::unclaimed::list_unclaimed;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum PaymentsCommand {
@@ -24,6 +25,11 @@ pub(crate) enum PaymentsCommand {
     #[command(after_help = "Examples:\n  billhook payments show pi_1\n  \
         billhook payments show pi_1 --account acct_1\n  billhook payments show ch_1 --account acct_1")]
     Show(PaymentsShowArgs),
+    /// List the payments that have money and to which nothing has been linked for a day
+    #[command(
+        after_help = "Amounts are in the currency's minor unit.\n\nExample:\n  billhook payments unclaimed"
+    )]
+    Unclaimed(PaymentsUnclaimedArgs),
     /// Decide which order or statement a payment is linked to
     #[command(
         after_help = "Later events, replays and rebuilds keep the decision; the next one replaces it.\n\nExample:\n  \
@@ -36,6 +42,13 @@ pub(crate) enum PaymentsCommand {
 pub(crate) struct PaymentsShowArgs {
     #[command(flatten)]
     payment: PaymentName,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct PaymentsUnclaimedArgs {
+    /// Show at most this many payments
+    #[arg(long, default_value_t = 100)]
+    limit: usize,
 }
 
 #[derive(Args, Debug)]
@@ -97,6 +110,9 @@ pub(crate) async fn run_payments(
         PaymentsCommand::Show(show) => {
             let payment = load_payment(session, show.payment.key()?).await?;
             output.print_object(&describe_payment(&payment));
+        }
+        PaymentsCommand::Unclaimed(unclaimed) => {
+            list_unclaimed(session, output, unclaimed.limit).await?;
         }
         PaymentsCommand::Relink(relink) => {
             let payment = load_payment(session, relink.payment.key()?).await?;
@@ -184,6 +200,9 @@ fn describe_payment(payment: &PaymentState) -> Value {
         "facts_version": payment.facts_version,
         "names": payment.facts.names,
         "invoices": payment.facts.invoices,
+        "named": payment.facts.named,
+        "recipients": payment.facts.recipients,
+        "denied": payment.denied,
         "links": links.collect::<Vec<_>>(),
         "relink": payment.facts.relink,
         "open_since": payment.open_since,

@@ -68,6 +68,8 @@ pub enum Mutant {
     SuccessForgotten,
     /// 7: an account belongs to whichever tenant the index returns first.
     AnyTenant,
+    /// 7: who gets the money of a platform's payment is not read.
+    RecipientForgotten,
     /// 8: live events are processed in a test environment.
     LiveTaken,
     /// 9: a transaction is split into two writes.
@@ -100,6 +102,8 @@ pub enum Mutant {
     RecentForgotten,
     /// 22: the amounts of refunds and disputes are read with another digit.
     AmountMisread,
+    /// 23: since when a payment has no link is not loaded.
+    AgeForgotten,
 }
 
 pub struct World {

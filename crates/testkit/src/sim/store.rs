@@ -249,6 +249,12 @@ impl World {
             let own = format!("\"id\":\"re_{}_", row.stored.id);
             payload = text.replace("\"id\":\"re_", &own).into_bytes();
         }
+        if self.mutant == Some(Mutant::RecipientForgotten) {
+            let text = String::from_utf8_lossy(&payload);
+            payload = text
+                .replace("\"transfer_data\"", "\"transfer\"")
+                .into_bytes();
+        }
         if self.mutant == Some(Mutant::AmountMisread) {
             let text = String::from_utf8_lossy(&payload);
             payload = text.replace("\"amount\":", "\"amount\":1").into_bytes();
@@ -303,6 +309,7 @@ impl World {
                 });
             }
             Some(Mutant::AliasForgotten) => payment.alias_of = None,
+            Some(Mutant::AgeForgotten) => payment.open_since = None,
             _ => {}
         }
         payment

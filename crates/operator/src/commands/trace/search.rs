@@ -236,5 +236,6 @@ fn read_event_facts(
         return None;
     };
     let account = kept.stored.account.as_ref();
-    interpret(provider, session.stack.is_live(), account, body).ok()
+    let rules = session.stack.interpret_rules().ok()?;
+    interpret(provider, &rules, account, body).ok()
 }
