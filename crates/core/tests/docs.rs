@@ -19,7 +19,7 @@ use billhook_core::entity::payment::linked::{LinkState, LinkedPaymentFacts};
 use billhook_core::entity::rules::RowRules;
 use billhook_core::entity::schema::STATE_COLUMNS;
 use billhook_core::entity::{ENTITY_SCHEMAS, EntityKey};
-use billhook_core::ids::{EventId, PieceId, ProviderId};
+use billhook_core::ids::{EventId, PaymentIntentId, PieceId, ProviderId};
 use billhook_core::intake::inbox::{EventRecord, RedeliveryAction};
 use billhook_core::money::{Currency, Money};
 use billhook_core::outcome::{EventOutcome, IgnoreReason, ParkReason};
@@ -117,8 +117,17 @@ fn join(mut state: LinkedPaymentFacts, more: LinkedPaymentFacts) -> LinkedPaymen
 }
 
 fn derive(facts: &LinkedPaymentFacts) -> DerivedPayment {
+    derive_expecting(None, facts)
+}
+
+/// What an order becomes into which the application wrote this PaymentIntent.
+fn derive_expecting(
+    intent: Option<&PaymentIntentId>,
+    facts: &LinkedPaymentFacts,
+) -> DerivedPayment {
     let rules = PaymentRules {
         has_user: true,
+        expected_intent: intent,
         ..PaymentRules::default()
     };
     derive_payment(facts, due(), rules)
@@ -385,6 +394,8 @@ fn the_review_table_names_every_reason_that_can_be_derived() {
     let exceeding = charge_refunded("evt_3", T, "ch_1", Some("pi_1"), 4300);
     let mut foreign = charge_refunded("evt_4", T, "ch_1", Some("pi_1"), 4200);
     foreign["data"]["object"]["currency"] = json!("jpy");
+    let other = PaymentIntentId::parse("pi_2").unwrap();
+    let unexpected = derive_expecting(Some(&other), &facts(&[paid("evt_1", "pi_1", 4200)]));
     let reasons: BTreeSet<String> = [
         facts(&[paid("evt_1", "pi_1", 4100)]),
         facts(&twice),
@@ -425,6 +436,7 @@ fn the_review_table_names_every_reason_that_can_be_derived() {
     ]
     .iter()
     .flat_map(|facts| derive(facts).review_reasons)
+    .chain(unexpected.review_reasons)
     .map(|reason| code(reason.split_once(':').unwrap().0))
     .collect();
     assert_eq!(words("### Review"), Vec::from_iter(reasons));

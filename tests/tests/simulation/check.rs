@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
-use billhook_core::entity::EntityKey;
 use billhook_core::entity::key::StateKey;
-use billhook_core::entity::payment::linked::LinkState;
+use billhook_core::entity::payment::linked::{LinkState, LinkedPaymentFacts};
 use billhook_core::entity::projection::RowStanding;
+use billhook_core::entity::{Entity, EntityKey};
 use billhook_core::ids::{EventId, PerProvider, ProviderId};
 use billhook_core::outcome::EventOutcome;
 use billhook_core::proof::prover::{EventsByState, StateProver};
@@ -578,6 +578,8 @@ fn decided(
     let mut decided = OrderDecisions {
         is_cancelled: facts.is_some_and(|facts| !facts.cancelled.is_empty()),
         conflicts,
+        expects: own_intent(&row.entity),
+        linked: facts.into_iter().flat_map(relinked_payments).collect(),
         ..OrderDecisions::default()
     };
     for edit in edits_of(world, &row.entity.key(), at) {
@@ -591,6 +593,21 @@ fn decided(
         }
     }
     decided
+}
+
+/// The payments of which the row knows that a person linked them.
+fn relinked_payments(facts: &LinkedPaymentFacts) -> impl Iterator<Item = String> {
+    let payments = facts.payments.iter();
+    let linked = payments.filter(|(_, copy)| copy.relink.is_some());
+    linked.map(|(key, _)| key.payment.to_string())
+}
+
+/// The PaymentIntent that the application wrote into the row, and not billhook.
+fn own_intent(entity: &Entity) -> Option<String> {
+    let last = entity.last_derived().intent.as_ref();
+    let intent = entity.payment_intent();
+    let own = intent.filter(|intent| Some(*intent) != last);
+    own.map(ToString::to_string)
 }
 
 fn edits_of<'w>(

@@ -22,6 +22,7 @@ const MUTANTS: &[(Mutant, u8, &str, u64)] = &[
     (Mutant::InvoiceForgotten, 4, "entangled", 20),
     (Mutant::EditForgotten, 4, "overwritten", 10),
     (Mutant::CopyBelieved, 4, "overwritten", 10),
+    (Mutant::RecipientForgotten, 4, "adversarial", 10),
     (Mutant::OpenForgotten, 4, "ordinary", 200),
     (Mutant::RefundsRenamed, 5, "ordinary", 10),
     (Mutant::SuccessForgotten, 6, "ordinary", 20),
@@ -43,7 +44,6 @@ const MUTANTS: &[(Mutant, u8, &str, u64)] = &[
     (Mutant::RecentForgotten, 21, "overwritten", 60),
     (Mutant::AmountMisread, 22, "ordinary", 10),
     (Mutant::AgeForgotten, 23, "adversarial", 5),
-    (Mutant::RecipientForgotten, 7, "adversarial", 10),
 ];
 
 #[test]

@@ -30,6 +30,10 @@ pub(crate) struct OrderDecisions {
     pub(crate) cleared: BTreeSet<String>,
     /// The payments that two orders claim. Nobody can clear that.
     pub(crate) conflicts: BTreeSet<String>,
+    /// The payment that the application wrote into the row.
+    pub(crate) expects: Option<String>,
+    /// The payments that a person linked.
+    pub(crate) linked: BTreeSet<String>,
 }
 
 /// Since when it was in which state, in Unix seconds.
@@ -114,6 +118,12 @@ impl Told<'_> {
         disputes
             .map(|(about, _)| if *about < rest { *about } else { rest.max(1) })
             .sum()
+    }
+
+    /// Whether nothing came of it yet, as far as anybody knows.
+    fn may_come(&self) -> bool {
+        let is_over = self.paid.is_some() || self.failed_at.is_some() || self.cumulative.is_some();
+        !is_over && !self.has_warning && self.refunds.is_empty() && self.disputes.is_empty()
     }
 
     fn is_lost(&self) -> bool {
@@ -237,6 +247,8 @@ pub(crate) fn expected(key: &EntityKey, events: &[&Emitted], decided: &OrderDeci
     }
     let takes_instalments = key.order().is_none();
     let has_gone = |of: &Told<'_>| of.is_back() || of.is_lost();
+    let expected = decided.expects.as_deref();
+    let is_waiting = expected.is_some_and(|id| told.get(id).is_none_or(Told::may_come));
     for (id, of) in &told {
         doubts.extend(of.dispute_reasons());
         doubts.extend(of.missing_refunds());
@@ -248,6 +260,9 @@ pub(crate) fn expected(key: &EntityKey, events: &[&Emitted], decided: &OrderDeci
         }
         if of.paid.is_none() || has_gone(of) {
             continue;
+        }
+        if is_waiting && !takes_instalments && !decided.linked.contains(*id) {
+            doubts.insert(format!("unexpected_payment:{id}"));
         }
         if decided.is_cancelled {
             doubts.insert(format!("paid_after_cancel:{id}"));

@@ -60,6 +60,8 @@ pub enum Mutant {
     EditForgotten,
     /// 4: an older copy of a row counts as the last one, so that what it says counts as edited.
     CopyBelieved,
+    /// 4: who gets the money of a platform's payment is not read.
+    RecipientForgotten,
     /// 4: no open payment is rechecked.
     OpenForgotten,
     /// 5: each event gives a refund another id.
@@ -68,8 +70,6 @@ pub enum Mutant {
     SuccessForgotten,
     /// 7: an account belongs to whichever tenant the index returns first.
     AnyTenant,
-    /// 7: who gets the money of a platform's payment is not read.
-    RecipientForgotten,
     /// 8: live events are processed in a test environment.
     LiveTaken,
     /// 9: a transaction is split into two writes.
