@@ -143,7 +143,7 @@ bounds: setup ## deliver 40,000 events of payments and orders that one row would
 ORDERS ?= 100000
 prove-scale: export CARGO_PROFILE_DEV_OPT_LEVEL = 2
 prove-scale: export ORDERS := $(ORDERS)
-prove-scale: setup ## prove ORDERS=100000 orders with three events each on the local AWS, and show what that took (an hour)
+prove-scale: setup ## prove ORDERS=100000 orders with three events each on the local AWS, and show what that took (half an hour)
 	cargo build --workspace
 	cargo test --workspace --test flows -- --ignored --nocapture very_many_orders
 

@@ -10,6 +10,7 @@
 mod adoption;
 mod bounds;
 mod chaos;
+mod claims;
 mod deploy;
 mod faults;
 mod http;

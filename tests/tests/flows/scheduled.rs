@@ -6,7 +6,7 @@ use billhook_core::intake::index_keys::slot_of;
 use super::*;
 
 /// What the schedule of a task sends, as the template has it.
-fn scheduled(task: &str) -> Value {
+pub(super) fn scheduled(task: &str) -> Value {
     let template = std::fs::read_to_string(repository().join("template.yaml")).unwrap();
     let inputs = template.lines().filter_map(|line| {
         let input = line.trim().strip_prefix("Input: '")?.strip_suffix('\'')?;
@@ -17,7 +17,7 @@ fn scheduled(task: &str) -> Value {
     input
 }
 
-async fn run(world: &World, input: &Value) -> Result<Value> {
+pub(super) async fn run_task(world: &World, input: &Value) -> Result<Value> {
     invoke(world, "CleanupFailedPaymentsFunction", input).await
 }
 
@@ -81,7 +81,7 @@ fn the_cleanup_scans_while_its_index_is_not_there() {
             .settled(STRIPE, "processed", &["evt_unindexed"])
             .await?;
         remove_orders_index(world, "StatusIndex").await?;
-        let done = run(world, &scheduled("cleanup")).await;
+        let done = run_task(world, &scheduled("cleanup")).await;
         restore_orders_index(world, "StatusIndex", "status").await?;
         assert!(done?["cancelled"].as_u64() >= Some(1));
         assert_eq!(world.order("ord_unindexed").await?["status"], "cancelled");
@@ -110,7 +110,7 @@ fn an_event_whose_message_was_purged_comes_back_by_the_sweep() {
         world.drained().await?;
         // Young, it is on its way for all the sweep knows.
         delete_row(world, "JobsTable", "job_id", "sweep").await?;
-        let young = run(world, &json!({ "task": "sweep" })).await?;
+        let young = run_task(world, &json!({ "task": "sweep" })).await?;
         assert_eq!(
             (&young["stuck"], &young["completed"]),
             (&json!(0), &json!(true))
@@ -141,7 +141,7 @@ fn an_event_whose_message_was_purged_comes_back_by_the_sweep() {
         for job in ["sweep", "sweep-rows"] {
             delete_row(world, "JobsTable", "job_id", job).await?;
         }
-        let swept = run(world, &scheduled("sweep")).await?;
+        let swept = run_task(world, &scheduled("sweep")).await?;
         // Beside those that other tests left parked, which it looked at both times. It counts as stuck what an earlier run
         // found.
         let mut expected = young.clone();
@@ -155,7 +155,7 @@ fn an_event_whose_message_was_purged_comes_back_by_the_sweep() {
         world.settled(STRIPE, "processed", &["evt_purged"]).await?;
         assert_eq!(world.order("ord_purged").await?["status"], "completed");
         // The ages that it passed are passed.
-        let again = run(world, &scheduled("sweep")).await?;
+        let again = run_task(world, &scheduled("sweep")).await?;
         assert_eq!(
             (&again["looked_at"], &again["stuck"]),
             (&json!(0), &json!(0)),
@@ -190,7 +190,7 @@ fn parked_events_are_released_or_given_up_by_the_sweep() {
         world.put("OrdersTable", Value::Object(row)).await?;
         // What other tests left parked is sent as well, both times.
         delete_row(world, "JobsTable", "job_id", "sweep").await?;
-        let before = run(world, &scheduled("sweep")).await?;
+        let before = run_task(world, &scheduled("sweep")).await?;
         age(world, "evt_early", 11 * 60).await?;
         age(world, "evt_never", 31 * 24 * 60 * 60).await?;
         let payment = "payment#platform#pi_linked";
@@ -203,7 +203,7 @@ fn parked_events_are_released_or_given_up_by_the_sweep() {
         for job in ["sweep", "sweep-rows"] {
             delete_row(world, "JobsTable", "job_id", job).await?;
         }
-        let swept = run(world, &scheduled("sweep")).await?;
+        let swept = run_task(world, &scheduled("sweep")).await?;
         let more =
             |counted: &str| swept[counted].as_u64().unwrap() - before[counted].as_u64().unwrap();
         assert_eq!(
@@ -235,7 +235,7 @@ fn parked_events_are_released_or_given_up_by_the_sweep() {
 async fn prove_all(world: &World) -> Result<Value> {
     let interrupted = json!({ "job_id": "proof", "until_s": world.now_s(), "after": "0/1" });
     world.put("JobsTable", interrupted).await?;
-    run(world, &scheduled("proof")).await
+    run_task(world, &scheduled("proof")).await
 }
 
 #[test]
@@ -307,7 +307,7 @@ fn an_older_release_leaves_what_a_newer_one_wrote_and_the_sweep_finishes_it() {
         world.put("EntitiesTable", newer).await?;
         age(world, "evt_roll_r", 11 * 60).await?;
         delete_row(world, "JobsTable", "job_id", "sweep").await?;
-        run(world, &scheduled("sweep")).await?;
+        run_task(world, &scheduled("sweep")).await?;
         world.settled(STRIPE, "processed", &["evt_roll_r"]).await?;
         assert_eq!(world.order("ord_roll").await?["amountRefunded"], 1000);
         let kept = world.row("EntitiesTable", "entity", key).await?.unwrap();
@@ -327,7 +327,7 @@ fn what_stripe_has_and_we_have_not_comes_in_by_reconcile() {
         world.stripe(&paid, 1).await?;
         world.settled(STRIPE, "processed", &["evt_gone"]).await?;
         // So that what comes below counts as a gap; other flows' events are in by now.
-        run(world, &json!({ "task": "reconcile" })).await?;
+        run_task(world, &json!({ "task": "reconcile" })).await?;
         world.drained().await?;
         let before = world.order("ord_gone").await?;
         delete_row(world, STRIPE, "event_id", "evt_gone").await?;
@@ -341,7 +341,7 @@ fn what_stripe_has_and_we_have_not_comes_in_by_reconcile() {
                 .stripe
                 .put(None, stripe(&id, "review.closed", now - n, object));
         }
-        let done = run(world, &scheduled("reconcile")).await?;
+        let done = run_task(world, &scheduled("reconcile")).await?;
         assert_eq!(
             (
                 &done["task"],
@@ -383,7 +383,7 @@ fn what_stripe_has_and_we_have_not_comes_in_by_reconcile() {
         for column in ["status", "paymentStatus", "timeline", "stripe"] {
             assert_eq!(after[column], before[column], "{column}");
         }
-        let again = run(world, &scheduled("reconcile")).await?;
+        let again = run_task(world, &scheduled("reconcile")).await?;
         assert_eq!(again["taken_in"], 0, "{again}");
         Ok(())
     });
@@ -420,24 +420,24 @@ fn the_cleanup_ends_the_payment_at_stripe_and_then_cancels_the_order() {
             world.settled(STRIPE, "processed", &[&id]).await?;
             assert_eq!(world.order(order_id).await?["status"], "payment_failed");
         }
-        let preview = run(world, &json!({ "dry_run": true })).await?;
+        let preview = run_task(world, &json!({ "dry_run": true })).await?;
         assert_eq!(preview["dry_run"], true);
         assert_eq!(world.order("ord_stale").await?["status"], "payment_failed");
-        let done = run(world, &scheduled("cleanup")).await?;
+        let done = run_task(world, &scheduled("cleanup")).await?;
         // Other tests leave stale orders too, of payments that the local Stripe does not know.
         assert!(done["cancelled"].as_u64() >= Some(1), "{done}");
         assert!(done["reconciled"].as_u64() >= Some(1), "{done}");
         assert_eq!(world.order("ord_stale").await?["status"], "cancelled");
         assert_eq!(world.order("ord_paying").await?["status"], "payment_failed");
         // A run that its limit cuts keeps its place, and one that comes to the end clears it.
-        run(world, &json!({ "limit": 1 })).await?;
+        run_task(world, &json!({ "limit": 1 })).await?;
         let place = world.row("JobsTable", "job_id", "cleanup").await?;
         assert!(place.is_some_and(|row| row["after"].is_string()));
-        run(world, &json!({})).await?;
+        run_task(world, &json!({})).await?;
         let place = world.row("JobsTable", "job_id", "cleanup").await?;
         assert!(place.is_none_or(|row| row.get("after").is_none()));
         // By hand with nothing at all: the same task, with nothing left that it can do.
-        let by_hand = run(world, &json!({})).await?;
+        let by_hand = run_task(world, &json!({})).await?;
         assert_eq!(
             (&by_hand["cancelled"], &by_hand["dry_run"]),
             (&json!(0), &json!(false))
@@ -456,7 +456,7 @@ fn the_cleanup_ends_the_payment_at_stripe_and_then_cancels_the_order() {
                 "task `sweep` takes no field `limit`",
             ),
         ] {
-            let refused = run(world, &wrong).await?;
+            let refused = run_task(world, &wrong).await?;
             let message = refused["errorMessage"].as_str().unwrap();
             assert!(message.contains(told), "{refused}");
         }

@@ -11,7 +11,7 @@ use billhook_core::outcome::ParkReason;
 use super::*;
 
 /// The commands of the operator's tool. An alarm's command has to be one of them.
-const COMMANDS: [&str; 24] = [
+const COMMANDS: [&str; 25] = [
     "cleanup run",
     "dlq list",
     "dlq purge",
@@ -25,6 +25,7 @@ const COMMANDS: [&str; 24] = [
     "events show",
     "logs",
     "orders show",
+    "payments unclaimed",
     "reconcile run",
     "replay",
     "secrets put",

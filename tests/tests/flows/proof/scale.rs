@@ -17,7 +17,7 @@ const MEMORY_KIB_MAX: u64 = 200 * 1024;
 const TICKS_PER_S: u64 = 100;
 
 #[test]
-#[ignore = "takes most of an hour"]
+#[ignore = "takes half an hour"]
 fn a_proof_of_very_many_orders_takes_little_memory() {
     RUNTIME
         .block_on(async {

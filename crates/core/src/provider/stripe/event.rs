@@ -119,7 +119,7 @@ lenient_struct! {
         evidence_details: NestedObject<EvidenceDetails>,
         currency: String,
         /// Payments of the platform: the connected account that gets the money.
-        transfer_data: NestedObject<TransferData>,
+        transfer_data: NestedObject<TransferDestination>,
         /// Payments of the platform: the connected account for which they are charged.
         on_behalf_of: AccountId,
         /// Charges on a connected account: the transfer that made them. The customer paid on the platform's account.
@@ -153,7 +153,7 @@ lenient_struct! {
 
 lenient_struct! {
     /// Where the money of a destination charge goes.
-    TransferData {
+    TransferDestination {
         destination: AccountId,
     }
 }
