@@ -55,6 +55,19 @@ pub(super) struct PaymentRecheck {
     pub(super) near_deadlines: NearDeadlineReport,
 }
 
+impl PaymentRecheck {
+    /// A command that has yet to say what it is for.
+    pub(super) fn of_command(payment: &PaymentKey) -> Self {
+        Self {
+            payment: payment.clone(),
+            hits: Vec::new(),
+            relink: None,
+            rebuild: PaymentRebuild::default(),
+            near_deadlines: NearDeadlineReport::ByNextRecheck,
+        }
+    }
+}
+
 /// How a payment's state has to be changed to be what its events say.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct PaymentRebuild {

@@ -10,8 +10,8 @@
 //!
 //! Reads are gathered: a batch of ten events usually costs one or two reads of rows and never more than `READS_MAX`. The
 //! decision is `resolve_event`, a
-//! pure function. An index is only a hint: what it returns is checked against the row, read consistently. Exception:
-//! the tenant of an account is what the index says, or a cache of up to 60 s.
+//! pure function. An index is only a hint: what it returns is checked against the row, read consistently. So is the tenant
+//! of an account, which a cache of up to 60 s may name: its row is in the first of these reads, and costs no call.
 //! docs/SEMANTICS.md, "Which entity an event belongs to", states the rules.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,13 +22,14 @@ use crate::entity::key::{InvoiceKey, PaymentKey, StateKey};
 use crate::entity::payment::linked::LinkState;
 use crate::entity::payment::state::LinkSource;
 use crate::entity::schema::UnreadableRow;
+use crate::entity::tenant::{AccountHits, find_account_tenant};
 use crate::entity::{Entity, EntityKey};
 use crate::error::{DependencyError, error_chain};
 use crate::ids::{AccountId, PaymentIntentId, PieceId, TenantId};
 use crate::outcome::ParkReason;
 use crate::provider::interpret::{EventSubject, PaymentEventFacts};
 use crate::worker::batch::{CALLS_AT_ONCE, ProcessingFailure};
-use crate::worker::ports::{Ledger, LoadedRows};
+use crate::worker::ports::{Ledger, LoadedRows, TenantLookup};
 use crate::worker::step::{EventCandidate, EventStep, EventTarget, fail_each};
 
 /// Reads until every row that the decision needs is known. Each further read follows a reference: from a name
@@ -42,34 +43,68 @@ pub(super) struct IndexHints {
     by_piece: BTreeMap<PieceId, Result<Vec<EntityKey>, String>>,
 }
 
-/// The tenant of each account; the reason why its events are parked if it has none or several.
+/// The tenant of each account.
 #[derive(Default)]
-pub(super) struct AccountTenants(BTreeMap<AccountId, Result<Result<TenantId, ParkReason>, String>>);
+pub(super) struct AccountTenants(BTreeMap<AccountId, AccountTenant>);
+
+enum AccountTenant {
+    /// These may have it, and their rows are not read yet.
+    Asked(AccountHits),
+    /// The tenant whose row bears it; the reason why its events are parked if none does, or several.
+    Found(Result<TenantId, ParkReason>),
+    /// A call failed, so nothing can be said of it.
+    Failed(String),
+}
 
 impl AccountTenants {
-    pub(super) async fn load<L: Ledger>(
+    /// Asks which tenants may have each account; their rows decide ([`confirm`](Self::confirm)).
+    pub(super) async fn ask<L: Ledger>(
         ledger: &L,
         accounts: impl IntoIterator<Item = AccountId>,
     ) -> Self {
         let accounts: BTreeSet<AccountId> = accounts.into_iter().collect();
         let mut tenants = BTreeMap::new();
         for account in accounts {
-            let found = ledger.tenants_by_account(&account).await;
-            let found = found.map(|found| match found.as_slice() {
-                [tenant] => Ok(tenant.clone()),
-                [] => Err(ParkReason::TenantUnknown),
-                _ => Err(ParkReason::TenantAmbiguous),
-            });
-            tenants.insert(account, found.map_err(|error| error_chain(&error)));
+            let lookup = TenantLookup::MayBeCached;
+            let asked = match ledger.tenants_by_account(&account, lookup).await {
+                Ok(hits) if hits.is_empty() => AccountTenant::Found(Err(ParkReason::TenantUnknown)),
+                Ok(hits) => AccountTenant::Asked(hits),
+                Err(error) => AccountTenant::Failed(error_chain(&error)),
+            };
+            tenants.insert(account, asked);
         }
         Self(tenants)
+    }
+
+    /// The rows that decide.
+    pub(super) fn row_keys(&self) -> BTreeSet<StateKey> {
+        let hits = self.0.values().filter_map(|tenant| match tenant {
+            AccountTenant::Asked(hits) => Some(hits),
+            AccountTenant::Found(_) | AccountTenant::Failed(_) => None,
+        });
+        hits.flat_map(row_keys_of).collect()
+    }
+
+    /// Decides by the rows, which were read after the hits. What was remembered and is not confirmed is asked for again.
+    pub(super) async fn confirm<L: Ledger>(&mut self, ledger: &L, rows: &mut LoadedRows<L::Row>) {
+        for (account, tenant) in &mut self.0 {
+            if let AccountTenant::Asked(hits) = tenant {
+                let found = confirm_tenant(ledger, account, hits, rows).await;
+                *tenant = match found {
+                    Ok(found) => AccountTenant::Found(found),
+                    Err(error) => AccountTenant::Failed(error_chain(&error)),
+                };
+            }
+        }
     }
 
     /// `Err` if the tenant of this account could not be read, so that nothing can be said of it.
     pub(super) fn check_known(&self, account: Option<&AccountId>) -> Result<(), ProcessingFailure> {
         match account.and_then(|account| self.0.get(account)) {
-            Some(Err(cause)) => Err(ProcessingFailure::Infrastructure(cause.clone())),
-            Some(Ok(_)) | None => Ok(()),
+            Some(AccountTenant::Failed(cause)) => {
+                Err(ProcessingFailure::Infrastructure(cause.clone()))
+            }
+            Some(AccountTenant::Asked(_) | AccountTenant::Found(_)) | None => Ok(()),
         }
     }
 
@@ -82,14 +117,44 @@ impl AccountTenants {
         }
         let Some(account) = account else { return true };
         match self.0.get(account) {
-            Some(Ok(Ok(tenant))) => entity.tenant() == Some(tenant),
+            Some(AccountTenant::Found(Ok(tenant))) => entity.tenant() == Some(tenant),
             _ => false,
         }
     }
 }
 
-/// Sets each event's tenant. An event without an account belongs to the platform and has no tenant. Parks the event if
-/// no tenant or several have its account; if it is about a payment, only after the payment took its facts.
+fn row_keys_of(hits: &AccountHits) -> impl Iterator<Item = StateKey> {
+    let tenants = hits.tenants().cloned().map(EntityKey::Tenant);
+    tenants.map(StateKey::Entity)
+}
+
+async fn confirm_tenant<L: Ledger>(
+    ledger: &L,
+    account: &AccountId,
+    hits: &AccountHits,
+    rows: &mut LoadedRows<L::Row>,
+) -> Result<Result<TenantId, ParkReason>, DependencyError> {
+    let found = find_account_tenant(account, hits, &rows.tenants);
+    if !hits.is_cached || found != Err(ParkReason::TenantUnknown) {
+        return Ok(found);
+    }
+    let fresh = ledger
+        .tenants_by_account(account, TenantLookup::Fresh)
+        .await?;
+    let missing = row_keys_of(&fresh).filter(|key| match key {
+        StateKey::Entity(EntityKey::Tenant(tenant)) => !rows.tenants.contains_key(tenant),
+        _ => false,
+    });
+    let missing: BTreeSet<StateKey> = missing.collect();
+    if !missing.is_empty() {
+        rows.extend(ledger.load_rows(&missing).await?);
+    }
+    Ok(find_account_tenant(account, &fresh, &rows.tenants))
+}
+
+/// Sets each event's tenant, if it is known already. An event without an account belongs to the platform and has no tenant.
+/// Parks the event if no tenant or several have its account; if it is about a payment, only after the payment took its
+/// facts.
 pub(super) fn assign_tenants(
     candidates: Vec<EventCandidate>,
     tenants: &AccountTenants,
@@ -97,13 +162,15 @@ pub(super) fn assign_tenants(
     let assign = |mut candidate: EventCandidate| {
         let account = candidate.stored.account.as_ref();
         match account.and_then(|account| tenants.0.get(account)) {
-            None => EventStep::Ready(candidate),
-            Some(Err(cause)) => candidate.fail(ProcessingFailure::Infrastructure(cause.clone())),
-            Some(Ok(Ok(tenant))) => {
+            None | Some(AccountTenant::Asked(_)) => EventStep::Ready(candidate),
+            Some(AccountTenant::Failed(cause)) => {
+                candidate.fail(ProcessingFailure::Infrastructure(cause.clone()))
+            }
+            Some(AccountTenant::Found(Ok(tenant))) => {
                 candidate.tenant = Some(tenant.clone());
                 EventStep::Ready(candidate)
             }
-            Some(Ok(Err(reason))) => match candidate.event.subject {
+            Some(AccountTenant::Found(Err(reason))) => match candidate.event.subject {
                 EventSubject::Payment(_) => {
                     candidate.parked = Some(*reason);
                     EventStep::Ready(candidate)
@@ -115,23 +182,26 @@ pub(super) fn assign_tenants(
     candidates.into_iter().map(assign).collect()
 }
 
-/// Sets what each event belongs to. Returns the rows too, for the commit.
+/// Sets the tenant of each event and what it belongs to. Returns the rows too, for the commit.
 pub(super) async fn resolve_events<L: Ledger>(
     ledger: &L,
     candidates: Vec<EventCandidate>,
+    tenants: &mut AccountTenants,
 ) -> (Vec<EventStep<EventCandidate>>, LoadedRows<L::Row>) {
-    let (payments, more) = (BTreeSet::new(), BTreeSet::new());
-    let (rows, hints) = match gather_rows(ledger, &candidates, &payments, &more).await {
+    let (payments, more) = (BTreeSet::new(), tenants.row_keys());
+    let (mut rows, hints) = match gather_rows(ledger, &candidates, &payments, &more).await {
         Ok(gathered) => gathered,
         Err(error) => {
             let ids = candidates.into_iter().map(|candidate| candidate.stored.id);
             return (fail_each(ids, &error.into()), LoadedRows::empty());
         }
     };
-    let resolved = candidates
-        .into_iter()
-        .map(|candidate| resolve_event(candidate, &rows, &hints));
-    (resolved.collect(), rows)
+    tenants.confirm(ledger, &mut rows).await;
+    let resolved = assign_tenants(candidates, tenants).into_iter();
+    let resolved = resolved
+        .map(|step| step.and_then(|candidate| resolve_event(candidate, &rows, &hints)))
+        .collect();
+    (resolved, rows)
 }
 
 /// Reads all rows that the events and these payments need, and some more.
@@ -201,8 +271,6 @@ fn needed_keys<R>(
             }
         }
     }
-    let tenants = candidates.iter().filter_map(EventCandidate::own_tenant);
-    needed.extend(tenants.map(StateKey::Entity));
     let hits = hints.into_iter().flat_map(IndexHints::all);
     needed.extend(hits.map(StateKey::Entity));
     let of_invoices = rows

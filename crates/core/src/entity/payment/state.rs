@@ -233,7 +233,7 @@ impl PaymentState {
             return states;
         }
         if let Some(MaxRegister(relink)) = &self.facts.relink {
-            states.insert(relink.entity.clone(), LinkState::Linked);
+            states.extend(relink.entity.clone().map(|key| (key, LinkState::Linked)));
             return states;
         }
         let best_source =
@@ -311,7 +311,21 @@ impl PaymentState {
             .link_states()
             .values()
             .any(|link| *link != LinkState::Elsewhere);
-        (self.alias_of.is_none() && !is_linked).then_some(OpenReason::Unlinked)
+        (self.alias_of.is_none() && !is_linked && !self.is_nobodys())
+            .then_some(OpenReason::Unlinked)
+    }
+
+    /// Whether a person decided that it belongs to no order and no statement.
+    pub fn is_nobodys(&self) -> bool {
+        let relink = self.facts.relink.as_ref();
+        relink.is_some_and(|relink| relink.0.entity.is_none())
+    }
+
+    /// The orders and statements that it is linked to: one, several if they are in conflict, or none.
+    pub fn linked_entities(&self) -> BTreeSet<EntityKey> {
+        let states = self.link_states().into_iter();
+        let linked = states.filter(|(_, link)| *link != LinkState::Elsewhere);
+        linked.map(|(entity, _)| entity).collect()
     }
 
     /// The deadlines that have to be reported now.
