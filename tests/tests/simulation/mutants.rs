@@ -25,6 +25,7 @@ const MUTANTS: &[(Mutant, u8, &str, u64)] = &[
     (Mutant::OpenForgotten, 4, "ordinary", 200),
     (Mutant::RefundsRenamed, 5, "ordinary", 10),
     (Mutant::SuccessForgotten, 6, "ordinary", 20),
+    (Mutant::PreviousForgotten, 4, "ordinary", 10),
     (Mutant::AnyTenant, 7, "adversarial", 10),
     (Mutant::LiveTaken, 8, "adversarial", 5),
     (Mutant::TornCommit, 9, "ordinary", 5),

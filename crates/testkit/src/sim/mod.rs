@@ -68,7 +68,7 @@ pub enum Mutant {
     SuccessForgotten,
     /// 7: an account belongs to whichever tenant the index returns first.
     AnyTenant,
-    /// 1: what reconcile noted of the accounts that a tenant had before is not loaded.
+    /// 4: what reconcile noted of the accounts that a tenant had before is not loaded.
     PreviousForgotten,
     /// 8: live events are processed in a test environment.
     LiveTaken,
