@@ -17,14 +17,14 @@ use crate::stripe_endpoints::open_stripe;
 
 /// How an account may be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Holding {
+enum AccountHolding {
     Present,
     Previous,
 }
 
 /// The holders of each account, by their `tenant_id`, which need not be a valid id.
 #[derive(Debug, Default)]
-pub(crate) struct AccountHolders(BTreeMap<AccountId, BTreeSet<(Holding, String)>>);
+pub(crate) struct AccountHolders(BTreeMap<AccountId, BTreeSet<(AccountHolding, String)>>);
 
 impl AccountHolders {
     /// Reads the whole table, consistently.
@@ -56,8 +56,14 @@ impl AccountHolders {
     }
 
     pub(crate) fn add(&mut self, tenant: &str, columns: &TenantColumns) {
-        let present = columns.account.iter().map(|id| (Holding::Present, id));
-        let previous = columns.previous.iter().map(|id| (Holding::Previous, id));
+        let present = columns
+            .account
+            .iter()
+            .map(|id| (AccountHolding::Present, id));
+        let previous = columns
+            .previous
+            .iter()
+            .map(|id| (AccountHolding::Previous, id));
         for (holding, account) in present.chain(previous) {
             let holders = self.0.entry(account.clone()).or_default();
             holders.insert((holding, tenant.to_owned()));
@@ -67,7 +73,7 @@ impl AccountHolders {
     /// Whether the tenant has this account now.
     pub(crate) fn is_present(&self, account: &AccountId, tenant: &str) -> bool {
         let holders = self.0.get(account).into_iter().flatten();
-        let mut present = holders.filter(|(holding, _)| *holding == Holding::Present);
+        let mut present = holders.filter(|(holding, _)| *holding == AccountHolding::Present);
         present.any(|(_, holder)| holder == tenant)
     }
 
@@ -78,10 +84,10 @@ impl AccountHolders {
             return Ok(());
         };
         Err(CommandExit::Refused(match holding {
-            Holding::Present => format!(
+            AccountHolding::Present => format!(
                 "{account} already belongs to {other}: if it had two tenants, its events would be parked as tenant_ambiguous"
             ),
-            Holding::Previous => format!(
+            AccountHolding::Previous => format!(
                 "{account} was {other}'s before, and late events of it still belong to {other}"
             ),
         }))
@@ -90,7 +96,7 @@ impl AccountHolders {
     /// Who has an account now.
     pub(crate) fn present(&self, account: &AccountId) -> Vec<&str> {
         let holders = self.0.get(account).into_iter().flatten();
-        let present = holders.filter(|(holding, _)| *holding == Holding::Present);
+        let present = holders.filter(|(holding, _)| *holding == AccountHolding::Present);
         present.map(|(_, holder)| holder.as_str()).collect()
     }
 

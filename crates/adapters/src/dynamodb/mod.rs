@@ -17,12 +17,11 @@ pub mod ledger;
 mod list_states;
 mod open_states;
 mod pages;
-mod tenants;
+pub mod tenants;
 mod unfinished_events;
 mod update;
 
 pub use self::entities::{find_item_faults, read_tenant_row};
-pub use self::tenants::build_account_note;
 
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};

@@ -146,9 +146,141 @@ fn read_account_note(row: &Item) -> Vec<(AccountId, TenantId)> {
 
 #[cfg(test)]
 mod tests {
-    use billhook_core::entity::key::StateKey;
+    use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::thread;
 
+    use billhook_core::entity::key::StateKey;
+    use billhook_core::entity::tenant::TenantHit;
+    use billhook_core::worker::ports::{Ledger as _, TenantLookup};
+    use serde_json::{Value, json};
+
+    use super::super::ledger::{DynamoLedger, TableNames};
     use super::*;
+    use crate::aws::AwsClients;
+    use crate::clock::SystemClock;
+    use crate::config::EnvLookup;
+
+    /// Answers one connection with what `answer` says to each operation and its body, and tells what was asked.
+    fn converse(
+        stream: TcpStream,
+        answer: fn(&str, &str) -> Value,
+        asked: &Sender<String>,
+    ) -> std::io::Result<()> {
+        let mut lines = BufReader::new(stream.try_clone()?);
+        let (mut operation, mut length) = (String::new(), 0);
+        let mut line = String::new();
+        while lines.read_line(&mut line)? > 0 {
+            if let Some((_, name)) = line.trim_end().split_once("DynamoDB_20120810.") {
+                operation = name.to_owned();
+            }
+            if let Some(value) = line.strip_prefix("content-length: ") {
+                length = value.trim().parse().unwrap();
+            }
+            if line == "\r\n" {
+                let mut body = vec![0; length];
+                lines.read_exact(&mut body)?;
+                let body = answer(&operation, &String::from_utf8(body).unwrap()).to_string();
+                asked.send(operation.clone()).unwrap();
+                let length = body.len();
+                write!(
+                    &stream,
+                    "HTTP/1.1 200 X\r\ncontent-length: {length}\r\n\r\n{body}"
+                )?;
+            }
+            line.clear();
+        }
+        Ok(())
+    }
+
+    fn ledger(answer: fn(&str, &str) -> Value) -> (DynamoLedger<SystemClock>, Receiver<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let (tell, asked) = channel();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let tell = tell.clone();
+                thread::spawn(move || converse(stream.unwrap(), answer, &tell));
+            }
+        });
+        let aws = AwsClients::from_env(&EnvLookup(&|name| {
+            Some(match name {
+                "AWS_ENDPOINT_URL" => url.clone(),
+                "AWS_REGION" => "eu-central-1".to_owned(),
+                "AWS_ACCESS_KEY_ID" | "AWS_SECRET_ACCESS_KEY" => "test".to_owned(),
+                _ => return None,
+            })
+        }));
+        let client = aws.unwrap().dynamodb().clone();
+        let ledger = DynamoLedger::new(client, TableNames::of_tests(), SystemClock, |_| ());
+        (ledger, asked)
+    }
+
+    fn keys(ids: &[&str]) -> Value {
+        let items = ids.iter().map(|id| json!({ "tenant_id": { "S": id } }));
+        json!({ "Count": ids.len(), "ScannedCount": ids.len(), "Items": items.collect::<Vec<_>>() })
+    }
+
+    #[tokio::test]
+    async fn a_tenant_whose_id_cannot_be_read_is_a_hit_if_its_row_bears_the_account() {
+        let (ledger, asked) = ledger(|operation, body| match operation {
+            "Query" => keys(&["Bäckerei Müller", "Café Nord", "ten_1"]),
+            _ => {
+                assert!(
+                    body.contains("Café Nord") && !body.contains("ten_1"),
+                    "{body}"
+                );
+                let row = |id: &str, account: &str| json!({ "tenant_id": { "S": id }, ACCOUNT_COLUMN: { "S": account } });
+                // The index still has the second, whose row says otherwise by now.
+                let rows = [row("Bäckerei Müller", "acct_1"), row("Café Nord", "acct_2")];
+                json!({ "Responses": { "tenants": rows } })
+            }
+        });
+        let account = AccountId::parse("acct_1").unwrap();
+        for _ in 0..2 {
+            let lookup = TenantLookup::MayBeCached;
+            let hits = ledger.tenants_by_account(&account, lookup).await.unwrap();
+            let tenant = TenantHit::Tenant(TenantId::parse("ten_1").unwrap());
+            let unreadable = TenantHit::Unreadable("Bäckerei Müller".to_owned());
+            assert_eq!(hits.present, [tenant, unreadable].into());
+        }
+        assert_eq!(asked.try_iter().next().as_deref(), Some("Query"));
+    }
+
+    #[tokio::test]
+    async fn a_tenant_is_remembered_until_it_is_asked_for_anew_and_a_previous_one_never() {
+        let (ledger, asked) = ledger(|operation, body| match operation {
+            "Query" if body.contains("acct_1") => keys(&["ten_1"]),
+            "Query" => keys(&[]),
+            _ => {
+                let note =
+                    json!({ "entity": { "S": "account#acct_2" }, "tenants": { "SS": ["ten_1"] } });
+                json!({ "Responses": { "entities": [note] } })
+            }
+        });
+        let hits = async |id: &str, lookup| {
+            let account = AccountId::parse(id).unwrap();
+            ledger.tenants_by_account(&account, lookup).await.unwrap()
+        };
+        let calls = || asked.try_iter().collect::<Vec<_>>();
+        let (cached, fresh) = (TenantLookup::MayBeCached, TenantLookup::Fresh);
+        assert!(!hits("acct_1", cached).await.is_cached);
+        assert_eq!(calls(), ["Query"]);
+        assert!(hits("acct_1", cached).await.is_cached);
+        assert_eq!(calls(), [""; 0]);
+        assert!(!hits("acct_1", fresh).await.is_cached);
+        assert_eq!(calls(), ["Query"]);
+        for _ in 0..2 {
+            let previous = hits("acct_2", cached).await;
+            let tenant = TenantHit::Tenant(TenantId::parse("ten_1").unwrap());
+            assert_eq!(
+                (previous.present, previous.previous),
+                ([].into(), [tenant].into())
+            );
+            assert_eq!(calls(), ["Query", "BatchGetItem"]);
+        }
+    }
 
     #[test]
     fn the_accounts_behind_a_tenant_with_any_key_are_listed() {

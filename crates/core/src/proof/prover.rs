@@ -121,7 +121,7 @@ impl<L: Ledger> StateProver<L> {
             .collect();
         let mut tenants = TenantsByAccount::new();
         for account in accounts {
-            let lookup = TenantLookup::Fresh;
+            let lookup = TenantLookup::MayBeCached;
             let hits = self.states.tenants_by_account(&account, lookup).await?;
             let keys = hits.tenants().cloned().map(EntityKey::Tenant);
             let missing: BTreeSet<StateKey> = keys

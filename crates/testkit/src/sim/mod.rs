@@ -62,14 +62,14 @@ pub enum Mutant {
     CopyBelieved,
     /// 4: no open payment is rechecked.
     OpenForgotten,
+    /// 4: what reconcile noted of the accounts that a tenant had before is not loaded.
+    PreviousForgotten,
     /// 5: each event gives a refund another id.
     RefundsRenamed,
     /// 6: a stored success is not loaded.
     SuccessForgotten,
     /// 7: an account belongs to whichever tenant the index returns first.
     AnyTenant,
-    /// 4: what reconcile noted of the accounts that a tenant had before is not loaded.
-    PreviousForgotten,
     /// 8: live events are processed in a test environment.
     LiveTaken,
     /// 9: a transaction is split into two writes.
