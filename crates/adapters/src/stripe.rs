@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use billhook_core::ids::AccountId;
+use billhook_core::ids::{AccountId, EventId};
 use billhook_core::ports::Pause as _;
 use billhook_core::provider::signature::FetchedEvent;
 use billhook_core::provider::stripe::types::{API_VERSION, IntentStatus, SessionStatus};
@@ -23,7 +23,7 @@ use reqwest::header::HeaderMap;
 use reqwest::{Method, Response, StatusCode};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 
@@ -246,6 +246,11 @@ pub enum CancelResult {
 pub struct RetrievedIntent {
     pub id: String,
     pub status: IntentStatus,
+}
+
+#[derive(Deserialize)]
+struct OwnAccount {
+    id: AccountId,
 }
 
 /// The fields of a Checkout Session that we read.
@@ -557,6 +562,29 @@ impl StripeClient {
             events: page.data.into_iter().map(fetched).collect(),
             has_more: page.has_more,
         })
+    }
+
+    /// Whether the platform itself has this event, and not one of its connected accounts. Like the list, Stripe knows events
+    /// of the last 30 days.
+    pub async fn has_event(&self, id: &EventId) -> Result<bool, StripeError> {
+        let path = format!("/v1/events/{}", encode_path_segment(id.as_str()));
+        let call = StripeCall::get(format!("get event {id}"), path);
+        match self.call::<IgnoredAny>(&call).await {
+            Ok(IgnoredAny) => Ok(true),
+            Err(error) => error.refused(404).map(|_| false),
+        }
+    }
+
+    /// The account of the key: the platform's own. `None` if Stripe does not tell it to this key: a restricted key needs a
+    /// permission for that, and some cannot have it.
+    /// Source: stripe-node#2246 and dj-stripe#1131, read 2026-11.
+    pub async fn find_own_account(&self) -> Result<Option<AccountId>, StripeError> {
+        let doing = "get the key's own account".to_owned();
+        let call = StripeCall::get(doing, "/v1/account".to_owned());
+        match self.call::<OwnAccount>(&call).await {
+            Ok(account) => Ok(Some(account.id)),
+            Err(error) => error.refused(403).map(|_| None),
+        }
     }
 
     async fn list_all<T: DeserializeOwned>(

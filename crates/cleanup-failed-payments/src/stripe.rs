@@ -4,7 +4,7 @@
 
 use billhook_adapters::stripe::{CancelResult, StripeClient, StripeError};
 use billhook_core::error::error_chain;
-use billhook_core::ids::{AccountId, CheckoutSessionId};
+use billhook_core::ids::{AccountId, CheckoutSessionId, EventId};
 use billhook_core::provider::stripe::types::{IntentStatus, SessionStatus};
 use billhook_core::tasks::cleanup::CancellablePayment;
 use billhook_core::tasks::ports::{EventsPage, ListEvents, ListEventsError, PaymentsAtStripe};
@@ -83,6 +83,11 @@ impl PaymentsAtStripe for StripePayments {
 }
 
 impl ListEvents for StripePayments {
+    async fn is_event_of_platform(&self, event: &EventId) -> Result<bool, ListEventsError> {
+        let answer = self.0.has_event(event).await;
+        answer.map_err(|error| ListEventsError::Failed(error_chain(&error)))
+    }
+
     async fn list_events(
         &self,
         account: Option<&AccountId>,

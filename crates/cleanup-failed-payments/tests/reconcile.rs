@@ -476,3 +476,57 @@ async fn a_page_that_stripe_refuses_again_ends_the_pass_instead_of_the_time() {
     assert_eq!((summary.failed, summary.completed), (1, true));
     assert_eq!(summary.reconciled_through, Some(at(NOW - HOUR)));
 }
+
+/// The run lists the platform's events first; this event is created right after that, so only the list that asks for the
+/// account by name has it.
+#[tokio::test]
+async fn the_platforms_own_account_in_a_tenants_row_stores_no_event_as_a_tenants() {
+    let world = World::with_accounts(&["acct_platform", "acct_1"]);
+    world.lists("", "evt_own", "charge.refunded", NOW + 1);
+    for (of, id) in [("acct_platform", "evt_own"), ("acct_1", "evt_theirs")] {
+        world.lists(of, id, "charge.refunded", NOW - 60);
+    }
+    let summary = world.run(NOW).await;
+    assert_eq!(summary.refused, [account("acct_platform")]);
+    assert_eq!(world.stored(), ["evt_theirs".to_owned()].into());
+    // Later it comes as the platform's own.
+    world.run(NOW + HOUR).await;
+    let events = world.tables.events.lock().unwrap();
+    let of = |id: &str| events[&EventId::parse(id).unwrap()].stored.account.clone();
+    assert_eq!(of("evt_own"), None);
+    assert_eq!(of("evt_theirs"), Some(account("acct_1")));
+}
+
+#[tokio::test]
+async fn an_account_that_has_nothing_missing_is_not_asked_whose_it_is() {
+    let world = World::with_accounts(&["acct_1"]);
+    world.lists("acct_1", "evt_1", "charge.refunded", NOW - 60);
+    let asked = || {
+        let mut calls = world.stripe.calls.lock().unwrap();
+        let asked = calls.iter().filter(|(call, ..)| *call == "event").count();
+        calls.clear();
+        asked
+    };
+    world.run(NOW).await;
+    assert_eq!(asked(), 1);
+    world.run(NOW + 60).await;
+    assert_eq!(asked(), 0);
+}
+
+#[tokio::test]
+async fn an_account_that_a_tenant_had_before_is_asked_too_and_noted_for_the_worker() {
+    let world = World::with_accounts(&["acct_new"]);
+    let had = (
+        account("acct_old"),
+        TenantId::parse("ten_acct_new").unwrap(),
+    );
+    let previous = &world.tables.previous_accounts;
+    previous.lock().unwrap().insert(had.clone());
+    world.lists("acct_old", "evt_late", "charge.refunded", NOW - 60);
+    let summary = world.run(NOW).await;
+    assert_eq!((summary.accounts, summary.taken_in), (3, 1));
+    assert_eq!(*world.tables.account_notes.lock().unwrap(), [had].into());
+    let events = world.tables.events.lock().unwrap();
+    let late = &events[&EventId::parse("evt_late").unwrap()];
+    assert_eq!(late.stored.account, Some(account("acct_old")));
+}

@@ -201,7 +201,7 @@ fn every_fact() -> StoredForms {
     let order = EntityKey::parse("order#ord_1").unwrap();
     let relink = RelinkDecision {
         number: 1,
-        entity: order.clone(),
+        entity: Some(order.clone()),
         actor: "arn:aws:iam::1:user/pat".to_owned(),
         reason: "the customer called".to_owned(),
     };

@@ -12,16 +12,17 @@ use anyhow::Result;
 use billhook_adapters::clock::SystemClock;
 use billhook_core::entity::key::StateKey;
 use billhook_core::entity::schema::LastDerived;
+use billhook_core::entity::tenant::AccountHits;
 use billhook_core::entity::{Entity, EntityKey, EntityUpdate};
 use billhook_core::error::DependencyError;
-use billhook_core::ids::{AccountId, EventId, PaymentIntentId, PieceId, ProviderId, TenantId};
+use billhook_core::ids::{AccountId, EventId, PaymentIntentId, PieceId, ProviderId};
 use billhook_core::intake::inbox::EventSource;
 use billhook_core::intake::message::EventPointer;
 use billhook_core::ports::Clock as _;
 use billhook_core::time::Timestamp;
 use billhook_core::worker::batch::{ReceivedMessage, Worker};
 use billhook_core::worker::ports::{
-    ChangedColumn, CommitError, CommitPart, Ledger, LoadedRows, StoredEvent,
+    ChangedColumn, CommitError, CommitPart, Ledger, LoadedRows, StoredEvent, TenantLookup,
 };
 use serde_json::{Value, json};
 
@@ -140,8 +141,9 @@ impl<L: Ledger> Ledger for DryRunLedger<L> {
     async fn tenants_by_account(
         &self,
         account: &AccountId,
-    ) -> Result<Vec<TenantId>, DependencyError> {
-        self.ledger.tenants_by_account(account).await
+        lookup: TenantLookup,
+    ) -> Result<AccountHits, DependencyError> {
+        self.ledger.tenants_by_account(account, lookup).await
     }
 
     async fn commit(

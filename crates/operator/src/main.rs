@@ -5,6 +5,7 @@
 //! `session` reaches the stack, and the other modules are what several commands share. Imports go from `cli` to the
 //! commands to the shared modules, never back.
 
+mod account_holders;
 mod application_tables;
 mod audit;
 mod aws_request;
@@ -17,6 +18,7 @@ mod event_filter;
 mod event_lookup;
 mod events_table;
 mod exit;
+mod intent_backfill;
 mod interrupt;
 mod log_lines;
 mod output;

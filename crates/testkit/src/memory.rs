@@ -18,6 +18,7 @@ use billhook_core::entity::payment::state::PaymentState;
 use billhook_core::entity::projection::RowStanding;
 use billhook_core::entity::rules::RowRules;
 use billhook_core::entity::schema::{GuardedColumns, STATE_SCHEMA, UnreadableRow};
+use billhook_core::entity::tenant::{AccountHits, TenantColumns, TenantHit};
 use billhook_core::entity::timeline::ACTOR;
 use billhook_core::entity::{Entity, EntityKey, EntityUpdate};
 use billhook_core::error::DependencyError;
@@ -43,7 +44,7 @@ use billhook_core::tasks::reconcile::ListingSpan;
 use billhook_core::time::Timestamp;
 use billhook_core::worker::ports::{
     ChangedColumn, CommitError, CommitPart, Ledger, LoadedRows, NextState, StoredEvent,
-    StoredPayload,
+    StoredPayload, TenantLookup,
 };
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -401,6 +402,12 @@ pub struct MemoryTables {
     pub newer: Mutex<BTreeSet<StateKey>>,
     /// Account and tenant.
     pub tenants: Mutex<Vec<(AccountId, TenantId)>>,
+    /// An account that a tenant had before, and the tenant.
+    pub previous_accounts: Mutex<BTreeSet<(AccountId, TenantId)>>,
+    /// The notes of previous accounts that billhook keeps.
+    pub account_notes: Mutex<BTreeSet<(AccountId, TenantId)>>,
+    /// What a cache or a lagging index still returns for an account, whatever the rows say.
+    pub stale_tenants: Mutex<BTreeMap<(AccountId, TenantLookup), AccountHits>>,
     /// The calls, by name.
     pub calls: Mutex<BTreeMap<&'static str, usize>>,
     /// What a lagging index still returns for a payment or piece, whatever the rows say.
@@ -652,10 +659,22 @@ impl ListAccounts for &MemoryTables {
         tenants.retain(|(_, tenant)| after.is_none_or(|after| tenant.as_str() > after));
         tenants.truncate(limit);
         let next = tenants.last().filter(|_| tenants.len() == limit);
+        let mut previous = lock(&self.previous_accounts).clone();
+        previous.retain(|(_, before)| tenants.iter().any(|(_, tenant)| tenant == before));
         Ok(AccountsPage {
             next: next.map(|(_, tenant)| tenant.to_string()),
             accounts: tenants.into_iter().map(|(account, _)| account).collect(),
+            previous,
         })
+    }
+
+    async fn note_previous_accounts(
+        &self,
+        previous: &BTreeSet<(AccountId, TenantId)>,
+    ) -> Result<(), DependencyError> {
+        self.read("note_accounts")?;
+        lock(&self.account_notes).extend(previous.iter().cloned());
+        Ok(())
     }
 }
 
@@ -790,6 +809,14 @@ impl PaymentsAtStripe for &MemoryStripe {
 }
 
 impl ListEvents for &MemoryStripe {
+    async fn is_event_of_platform(&self, event: &EventId) -> Result<bool, ListEventsError> {
+        self.begin("event", event.as_str(), "")
+            .map_err(|error| ListEventsError::Failed(error.doing))?;
+        let events = lock(&self.events);
+        let mut own = events.get("").into_iter().flatten();
+        Ok(own.any(|own| own.get("id").and_then(Value::as_str) == Some(event.as_str())))
+    }
+
     async fn list_events(
         &self,
         account: Option<&AccountId>,
@@ -917,7 +944,17 @@ impl Ledger for &MemoryTables {
         let (entities, payments) = (lock(&self.entities), lock(&self.payments));
         let (invoices, newer) = (lock(&self.invoices), lock(&self.newer));
         let mut rows = LoadedRows::empty();
+        let (tenants, previous) = (lock(&self.tenants), lock(&self.previous_accounts));
         for key in keys {
+            if let StateKey::Entity(EntityKey::Tenant(id)) = key {
+                let its = tenants.iter().find(|(_, tenant)| tenant == id);
+                let before = previous.iter().filter(|(_, tenant)| tenant == id);
+                let columns = TenantColumns {
+                    account: its.map(|(account, _)| account.clone()),
+                    previous: before.map(|(account, _)| account.clone()).collect(),
+                };
+                rows.tenants.insert(id.clone(), columns);
+            }
             if newer.contains(key) {
                 let newer = UnreadableRow::NewerSchema(STATE_SCHEMA + 1);
                 rows.unreadable.insert(key.clone(), newer);
@@ -976,13 +1013,27 @@ impl Ledger for &MemoryTables {
     async fn tenants_by_account(
         &self,
         account: &AccountId,
-    ) -> Result<Vec<TenantId>, DependencyError> {
+        lookup: TenantLookup,
+    ) -> Result<AccountHits, DependencyError> {
         self.read("tenants_of")?;
-        Ok(lock(&self.tenants)
-            .iter()
-            .filter(|(known, _)| known == account)
-            .map(|(_, tenant)| tenant.clone())
-            .collect())
+        if let Some(stale) = lock(&self.stale_tenants).get(&(account.clone(), lookup)) {
+            return Ok(stale.clone());
+        }
+        let hit = |(_, tenant): &(_, TenantId)| TenantHit::Tenant(tenant.clone());
+        let tenants = lock(&self.tenants);
+        let present = tenants.iter().filter(|(known, _)| known == account);
+        let notes = lock(&self.account_notes);
+        let previous = notes.iter().filter(|(known, _)| known == account);
+        let present: BTreeSet<TenantHit> = present.map(hit).collect();
+        let previous = match present.is_empty() {
+            true => previous.map(hit).collect(),
+            false => BTreeSet::new(),
+        };
+        Ok(AccountHits {
+            present,
+            previous,
+            is_cached: false,
+        })
     }
 
     async fn commit(

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use billhook_core::entity::EntityKey;
+use billhook_core::entity::{Entity, EntityKey};
 use billhook_core::ids::{AccountId, OrderId, ProviderId, StatementId, TenantId};
 use billhook_core::ports::Clock as _;
 use billhook_core::provider::stripe::types::{IntentStatus, SessionStatus};
@@ -73,6 +73,27 @@ impl Customers {
         world.store.add(now, row);
         world.store.accounts.put(now, id, account);
         world.tell(|| format!("application    adds tenant {name}"));
+    }
+
+    /// The application gives a tenant another account, and says in its row which it had; payments on that one go on, and
+    /// nobody notes it for the worker but reconcile.
+    pub(crate) fn change_account(&self, name: &str) {
+        let (id, before) = tenant(name);
+        let next = AccountId::parse(&format!("acct_{name}_new")).unwrap();
+        let key = EntityKey::Tenant(id.clone());
+        let mut world = self.sim.world();
+        let now = world.now();
+        if let Some(mut row) = world.store.entities.get(&key).cloned()
+            && let Entity::Tenant(state) = &mut row.entity
+        {
+            state.given.account = Some(next.clone());
+            state.given.previous.insert(before.clone());
+            world.store.entities.put(now, key, row);
+        }
+        world.store.accounts.put(now, id.clone(), next);
+        let previous = world.store.previous_accounts.entry(id).or_default();
+        previous.insert(before);
+        world.tell(|| format!("application    gives tenant {name} another account"));
     }
 
     /// An order with its payments; `owner` is its tenant's name, none for the platform's own.

@@ -258,7 +258,7 @@ impl Functions {
                     ledger: port.clone(),
                     clock: self.sim.clone(),
                 };
-                let linking = worker.relink_payment(&key, &to, "pat", "asked");
+                let linking = worker.relink_payment(&key, Some(&to), "pat", "asked");
                 match self.run(&port, WORKER_MAX, linking).await {
                     Ended::Returned(Ok(_)) => {
                         let mut world = self.sim.world();

@@ -36,7 +36,7 @@ const SEED: &str = "BILLHOOK_SIM_SEED";
 const SEEDS: &str = "BILLHOOK_SIM_SEEDS";
 
 /// What must have happened in any 500 seeds: a simulation that meets none of it would prove nothing.
-const SOMETIMES: [&str; 28] = [
+const SOMETIMES: [&str; 29] = [
     "answer lost",
     "batch answer lost",
     "crash after",
@@ -52,6 +52,7 @@ const SOMETIMES: [&str; 28] = [
     "lost race",
     "older copy",
     "poison message",
+    "previous account",
     "purged message",
     "redrive",
     "refresh on a mismatch",

@@ -24,6 +24,7 @@ const MUTANTS: &[(Mutant, u8, &str, u64)] = &[
     (Mutant::CopyBelieved, 4, "overwritten", 10),
     (Mutant::RecipientForgotten, 4, "adversarial", 10),
     (Mutant::OpenForgotten, 4, "ordinary", 200),
+    (Mutant::PreviousForgotten, 4, "ordinary", 10),
     (Mutant::RefundsRenamed, 5, "ordinary", 10),
     (Mutant::SuccessForgotten, 6, "ordinary", 20),
     (Mutant::AnyTenant, 7, "adversarial", 10),

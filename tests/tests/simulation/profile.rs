@@ -281,6 +281,11 @@ fn start(profile: &Profile, functions: &Functions, until: Timestamp) {
         late.sim.wait(Duration::ZERO, Duration::from_mins(15)).await;
         late.add_tenant("c");
     });
+    let (moving, active) = (customers.clone(), profile.active);
+    tokio::task::spawn_local(async move {
+        moving.sim.wait(Duration::ZERO, active).await;
+        moving.change_account("a");
+    });
     let owners = [None, Some("a"), Some("b"), Some("c")];
     for number in 0..profile.orders {
         // Rivals have one tenant.

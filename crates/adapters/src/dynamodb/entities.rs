@@ -19,6 +19,7 @@ use billhook_core::entity::payment::state::PaymentState;
 use billhook_core::entity::projection::RowStanding;
 use billhook_core::entity::rules::RowRules;
 use billhook_core::entity::schema::{StoredState, UnreadableRow, check_schema};
+use billhook_core::entity::tenant::{TenantColumns, read_tenant_columns};
 use billhook_core::entity::timeline::{ACTOR, DerivedEntry, TimelineEntry, merge_timelines};
 use billhook_core::entity::{Entity, EntityKey, EntityUpdate, find_row_faults};
 use billhook_core::ids::EventId;
@@ -153,6 +154,11 @@ fn column_attribute(value: ColumnValue) -> AttributeValue {
 /// What billhook could not use of a row that the application made.
 pub fn find_item_faults(schema: &EntitySchema, rules: &RowRules, item: &Item) -> Vec<ColumnFault> {
     find_row_faults(schema, rules, &ItemColumns(item))
+}
+
+/// Which accounts a tenant's row says that it has, whether or not its state can be read.
+pub fn read_tenant_row(row: &Item) -> TenantColumns {
+    read_tenant_columns(&ItemColumns(row))
 }
 
 pub(super) fn read_entity(

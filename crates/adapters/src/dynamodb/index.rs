@@ -4,7 +4,6 @@
 //! whose column has changed since, and miss one that was written a moment ago. So callers read the rows themselves,
 //! consistently, before they decide; if nothing is found, a letter's event is parked and a payment stays open; a later
 //! event or the sweep tries again.
-//! Exception: the tenant of an account, which hardly ever changes, is taken from the index.
 //! `ledger`, `failed_orders` and `unfinished_events` use indexes.
 
 use aws_sdk_dynamodb::Client;
@@ -176,9 +175,10 @@ mod tests {
     use std::thread;
 
     use billhook_core::entity::EntityKey;
+    use billhook_core::entity::tenant::TenantHit;
     use billhook_core::ids::{AccountId, OrderId, PaymentIntentId, PieceId, StatementId, TenantId};
     use billhook_core::tasks::ports::FindFailedOrders as _;
-    use billhook_core::worker::ports::Ledger as _;
+    use billhook_core::worker::ports::{Ledger as _, TenantLookup};
 
     use super::super::ledger::{DynamoLedger, TableNames};
     use crate::aws::AwsClients;
@@ -249,8 +249,10 @@ mod tests {
         let found = ledger.entities_by_payment_intent(&intent).await.unwrap();
         assert_eq!(found, [EntityKey::Order(order.clone()), statement.clone()]);
         let account = AccountId::parse("acct_1").unwrap();
-        let found = ledger.tenants_by_account(&account).await.unwrap();
-        assert_eq!(found, [TenantId::parse("ten_1").unwrap()]);
+        let lookup = TenantLookup::Fresh;
+        let found = ledger.tenants_by_account(&account, lookup).await.unwrap();
+        let tenant = TenantHit::Tenant(TenantId::parse("ten_1").unwrap());
+        assert_eq!(found.present, [tenant].into());
         let page = ledger.failed_orders(None, 10).await.unwrap();
         assert_eq!((page.orders, page.next), (vec![order], None));
         let piece = PieceId::parse("ltr_1").unwrap();

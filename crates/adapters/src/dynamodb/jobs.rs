@@ -27,6 +27,8 @@ pub struct JobsTable {
     pub client: Client,
     pub table: String,
     pub tenants_table: String,
+    /// Where the notes of previous accounts are.
+    pub entities_table: String,
 }
 
 impl CheckpointStore for JobsTable {

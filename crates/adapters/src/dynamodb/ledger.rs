@@ -20,7 +20,7 @@ use billhook_core::entity::projection::RowStanding;
 use billhook_core::entity::rules::RowRules;
 use billhook_core::entity::schema::{STATE_COLUMNS, STATE_KEY};
 use billhook_core::entity::statement::{PIECE_COLUMN, StatementKind};
-use billhook_core::entity::tenant::{ACCOUNT_COLUMN, TenantKind};
+use billhook_core::entity::tenant::{ACCOUNT_COLUMN, AccountHits, TenantHit, TenantKind};
 use billhook_core::entity::{ENTITY_SCHEMAS, Entity, EntityKey, EntityUpdate};
 use billhook_core::error::DependencyError;
 use billhook_core::ids::{AccountId, EventId, PaymentIntentId, PieceId, ProviderId, TenantId};
@@ -29,7 +29,7 @@ use billhook_core::retry::Disposition;
 use billhook_core::time::Timestamp;
 use billhook_core::worker::ports::{
     ChangedColumn, CommitError, CommitPart, EntityWrite, Ledger, LoadedRows, StateWrite,
-    StoredEvent,
+    StoredEvent, TenantLookup,
 };
 use futures_util::future::join_all;
 
@@ -37,11 +37,12 @@ use super::attributes::{self, Item, read_text, string_value};
 use super::batch_get::batch_get_rows;
 use super::entities::{
     ColumnUpdates, DynamoRow, WrittenRows, build_state, build_write, changed_columns, read_entity,
-    read_invoice, read_payment, timeline_events,
+    read_invoice, read_payment, read_tenant_row, timeline_events,
 };
 use super::events::{build_event_update, load_event_items, read_stored_event};
 use super::index::{ColumnIndex, ScanObserver};
 use super::pages::{FactPages, join_pages, named_pages, page_key, split_pages};
+use super::tenants::read_account_notes;
 use super::update::UpdateBuilder;
 use super::{dependency_error, send_update};
 use crate::config::{ApplicationTables, table_variable};
@@ -53,8 +54,12 @@ const ROW_BYTES_MAX: usize = 300 * 1024;
 const PAGED_BYTES_MAX: usize = 512 * 1024;
 /// How often rows are read again because another writer changed a state's pages between the two reads.
 const READS_MAX: usize = 3;
-/// How long a tenant that was found is cached. Misses are not cached: when a new tenant's row is written, the account's
-/// next event must find it.
+/// Rows that an index is asked for: two are enough to know that a value is ambiguous, and an index that lags may return some
+/// that do not have it any more.
+const HITS_MAX: usize = 10;
+/// How long a tenant that was found is cached: which row to read is remembered, and the row decides. Misses are not cached:
+/// when a new tenant's row is written, the account's next event must find it. Neither is the tenant of a previous account:
+/// another one may get the account.
 const TENANT_CACHE_TTL: Duration = Duration::from_secs(60);
 const TENANT_CACHE_MAX: usize = 1_000;
 
@@ -91,7 +96,7 @@ pub struct DynamoLedger<C> {
     pub(super) tables: TableNames,
     pub(super) clock: C,
     pub(super) on_scan: ScanObserver,
-    tenants: Mutex<HashMap<AccountId, (Timestamp, Vec<TenantId>)>>,
+    tenants: Mutex<HashMap<AccountId, (Timestamp, BTreeSet<TenantHit>)>>,
 }
 
 impl<C: Clock> DynamoLedger<C> {
@@ -112,8 +117,7 @@ impl<C: Clock> DynamoLedger<C> {
             .ok_or_else(|| missing_table(&table_variable(schema)))
     }
 
-    /// The entities whose column has this value, by an index. At most two: two are enough to know that the value is
-    /// ambiguous. `provider` is whose events need the index.
+    /// The entities whose column has this value, by an index. `provider` is whose events need the index.
     async fn find_by_column(
         &self,
         provider: ProviderId,
@@ -122,6 +126,22 @@ impl<C: Clock> DynamoLedger<C> {
         column: &str,
         value: &str,
     ) -> Result<Vec<EntityKey>, DependencyError> {
+        let ids = self.find_ids(provider, schema, name, column, value).await?;
+        let keys = ids
+            .iter()
+            .filter_map(|id| EntityKey::of_kind(schema.word, id));
+        Ok(keys.collect())
+    }
+
+    /// The keys of the rows whose column has this value, also those that are no valid ids.
+    async fn find_ids(
+        &self,
+        provider: ProviderId,
+        schema: &EntitySchema,
+        name: &str,
+        column: &str,
+        value: &str,
+    ) -> Result<Vec<String>, DependencyError> {
         let index = ColumnIndex {
             client: &self.client,
             on_scan: self.on_scan,
@@ -131,11 +151,48 @@ impl<C: Clock> DynamoLedger<C> {
             column,
             key: schema.key,
         };
-        let ids = index.find_keys(value, 2).await?;
-        let keys = ids
+        index.find_keys(value, HITS_MAX).await
+    }
+
+    /// The tenants that have this account now, by the index.
+    async fn find_present_tenants(
+        &self,
+        account: &AccountId,
+    ) -> Result<BTreeSet<TenantHit>, DependencyError> {
+        let (provider, index) = (ProviderId::Stripe, ACCOUNT_COLUMN);
+        let schema = &TenantKind::SCHEMA;
+        let ids = self
+            .find_ids(provider, schema, index, index, account.as_str())
+            .await?;
+        let (readable, unreadable): (Vec<_>, Vec<_>) =
+            ids.into_iter().partition(|id| TenantId::parse(id).is_ok());
+        let readable = readable.iter().filter_map(|id| TenantId::parse(id).ok());
+        let mut hits: BTreeSet<TenantHit> = readable.map(TenantHit::Tenant).collect();
+        if unreadable.is_empty() {
+            return Ok(hits);
+        }
+        // The worker reads rows by valid ids only, so these are read here.
+        let keys = unreadable.iter();
+        let keys = keys.map(|id| Item::from([(schema.key.to_owned(), string_value(id))]));
+        let wanted = HashMap::from([(self.application_table(schema)?.to_owned(), keys.collect())]);
+        let rows = batch_get_rows(&self.client, wanted, None).await?;
+        let bears = |row: &Item| read_text(row, ACCOUNT_COLUMN) == Some(account.as_str());
+        let ids = rows
             .iter()
-            .filter_map(|id| EntityKey::of_kind(schema.word, id));
-        Ok(keys.collect())
+            .filter(|(_, row)| bears(row))
+            .filter_map(|(_, row)| read_text(row, schema.key));
+        hits.extend(ids.map(|id| TenantHit::Unreadable(id.to_owned())));
+        Ok(hits)
+    }
+
+    /// The tenants that had this account before, by the note of it.
+    async fn find_previous_tenants(
+        &self,
+        account: &AccountId,
+    ) -> Result<BTreeSet<TenantHit>, DependencyError> {
+        let notes = read_account_notes(&self.client, &self.tables.entities, [account]).await?;
+        let noted = notes.into_iter().map(|(_, tenant)| tenant);
+        Ok(noted.map(TenantHit::Tenant).collect())
     }
 
     /// The write of an entity's two rows. Refused if one of them would be too large.
@@ -393,23 +450,25 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
     async fn tenants_by_account(
         &self,
         account: &AccountId,
-    ) -> Result<Vec<TenantId>, DependencyError> {
+        lookup: TenantLookup,
+    ) -> Result<AccountHits, DependencyError> {
         let now = self.clock.now();
-        if let Ok(known) = self.tenants.lock()
+        if lookup == TenantLookup::MayBeCached
+            && let Ok(known) = self.tenants.lock()
             && let Some((until, tenants)) = known.get(account)
             && now < *until
         {
-            return Ok(tenants.clone());
+            return Ok(AccountHits {
+                present: tenants.clone(),
+                is_cached: true,
+                ..AccountHits::default()
+            });
         }
-        let (provider, index) = (ProviderId::Stripe, ACCOUNT_COLUMN);
-        let schema = &TenantKind::SCHEMA;
-        let found = self
-            .find_by_column(provider, schema, index, index, account.as_str())
-            .await?;
-        let tenants: Vec<_> = found
-            .iter()
-            .filter_map(|key| TenantId::parse(key.id()).ok())
-            .collect();
+        let tenants = self.find_present_tenants(account).await?;
+        let previous = match tenants.is_empty() {
+            true => self.find_previous_tenants(account).await?,
+            false => BTreeSet::new(),
+        };
         if let (false, Ok(mut known)) = (tenants.is_empty(), self.tenants.lock()) {
             if known.len() >= TENANT_CACHE_MAX {
                 known.clear();
@@ -419,7 +478,11 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
                 (now.after(TENANT_CACHE_TTL), tenants.clone()),
             );
         }
-        Ok(tenants)
+        Ok(AccountHits {
+            present: tenants,
+            previous,
+            is_cached: false,
+        })
     }
 
     async fn commit(
@@ -517,6 +580,10 @@ impl<C: Clock> DynamoLedger<C> {
                     EntityKey::of_kind(schema.word, read_text(&item, schema.key)?)
                 });
                 if let Some(key) = key {
+                    if let EntityKey::Tenant(tenant) = &key {
+                        let columns = read_tenant_row(&item);
+                        rows.tenants.insert(tenant.clone(), columns);
+                    }
                     entities.entry(key).or_default().0 = Some(item);
                 }
             }

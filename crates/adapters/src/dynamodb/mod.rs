@@ -1,6 +1,5 @@
-//! DynamoDB: the repositories of all tables. Every read that a decision rests on is strongly consistent (except the
-//! tenant of an account, which `ledger` finds by an index and caches), and every write has a condition that makes a
-//! repeat or a race harmless (optimistic lock).
+//! DynamoDB: the repositories of all tables. Every read that a decision rests on is strongly consistent, and every write has
+//! a condition that makes a repeat or a race harmless (optimistic lock).
 //!
 //! One file per table: `events` (with its index, `unfinished_events`), `payments`, `jobs`. The tables of entities
 //! (orders, statements, tenants) share `entities`, and `billhook_core::entity` has their columns; `failed_orders` and
@@ -18,11 +17,11 @@ pub mod ledger;
 mod list_states;
 mod open_states;
 mod pages;
-mod tenants;
+pub mod tenants;
 mod unfinished_events;
 mod update;
 
-pub use self::entities::find_item_faults;
+pub use self::entities::{find_item_faults, read_tenant_row};
 
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};

@@ -56,6 +56,7 @@ pub async fn run_task(
         client: aws.dynamodb().clone(),
         table: config.jobs_table.clone(),
         tenants_table: tenants_table.cloned().unwrap_or_default(),
+        entities_table: config.entities_table.clone(),
     };
     let queue = EventQueues(
         config

@@ -5,6 +5,8 @@
 //! from three days before the account's first run, and at most 30 days back; a cursor (high-water mark) rises only
 //! after everything before it was stored and queued. An event that we fetch with our own key over TLS is as authentic
 //! as one with a valid signature; its account is the one that we asked about.
+//! The platform's own account in a tenant's row is skipped: its events are listed without an account already, and stored
+//! with one they would belong to that tenant.
 //! `billhook_core::tasks::reconcile` computes what to list, with an example of an interrupted pass.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -54,7 +56,7 @@ pub struct ReconcileSummary {
     pub taken_in: usize,
     /// Of these, the ones whose delivery should have arrived long before.
     pub gaps: usize,
-    /// Accounts for which Stripe answered 401 or 403, the first 20: skipped.
+    /// Accounts for which Stripe answered 401 or 403, and the platform's own in a tenant's row, the first 20: skipped.
     pub refused: Vec<AccountId>,
     /// Accounts with a failed call, and events that could not be read: a later run tries again.
     pub failed: usize,
@@ -105,6 +107,17 @@ enum AccountError {
 impl From<DependencyError> for AccountError {
     fn from(error: DependencyError) -> Self {
         Self::Failed(error_chain(&error))
+    }
+}
+
+impl From<ListEventsError> for AccountError {
+    fn from(error: ListEventsError) -> Self {
+        match error {
+            ListEventsError::Refused(cause) => Self::Refused(cause),
+            ListEventsError::UnknownStartingEvent(_) | ListEventsError::Failed(_) => {
+                Self::Failed(error_chain(&error))
+            }
+        }
     }
 }
 
@@ -205,7 +218,12 @@ where
             }
             let page = self.jobs.accounts(after.as_deref(), TENANTS_PER_PAGE).await;
             let page = page.map_err(fail_task("list the tenants' accounts"))?;
-            let asked: Vec<_> = stream::iter(&page.accounts)
+            let noted = self.jobs.note_previous_accounts(&page.previous).await;
+            noted.map_err(fail_task("note the accounts that tenants had before"))?;
+            // Refunds and disputes of old payments still come on them.
+            let previous = page.previous.into_iter().map(|(account, _)| account);
+            let accounts: BTreeSet<AccountId> = page.accounts.into_iter().chain(previous).collect();
+            let asked: Vec<_> = stream::iter(&accounts)
                 .map(async |account| {
                     let answer = self.read_account(stripe, Some(account), deadline).await;
                     (account, answer)
@@ -277,12 +295,11 @@ where
                     span.after = None;
                     continue;
                 }
-                Err(ListEventsError::Refused(cause)) => break Err(AccountError::Refused(cause)),
-                Err(error) => break Err(AccountError::Failed(error_chain(&error))),
+                Err(error) => break Err(error.into()),
             };
             did.events += page.events.len();
             match self
-                .accept_page(account, &checkpoint, &page.events, did)
+                .accept_page(stripe, account, &checkpoint, &page.events, did)
                 .await
             {
                 Ok(Some(last)) => span.after = Some(last.to_string()),
@@ -324,6 +341,7 @@ where
     /// Stores and queues the missing events of a page. Returns the last event of the page that could be read.
     async fn accept_page(
         &self,
+        stripe: &S,
         account: Option<&AccountId>,
         checkpoint: &Checkpoint,
         events: &[FetchedEvent],
@@ -353,6 +371,18 @@ where
         }
         let known = self.inbox.known_events(&ids).await?;
         listed.retain(|id, _| !known.contains(id));
+        // Who the platform is, Stripe does not tell to every key; whose an event is, it does. An account that has nothing
+        // missing costs no call.
+        if let (Some(_), Some(missing)) = (account, listed.keys().next())
+            && stripe
+                .is_event_of_platform(missing)
+                .await
+                .map_err(AccountError::from)?
+        {
+            return Err(AccountError::Refused(
+                "it is the platform's own account, whose events have no account: take it out of the tenants table".to_owned(),
+            ));
+        }
         let taken: Vec<Result<MissingEvent, DependencyError>> = stream::iter(listed.into_values())
             .map(|(body, envelope)| self.accept_missing(account, checkpoint, body, envelope))
             .buffer_unordered(EVENTS_AT_ONCE)

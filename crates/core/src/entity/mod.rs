@@ -48,7 +48,7 @@ use crate::entity::schema::{
     GuardedColumns, LastDerived, RECENT, RowTrouble, StateHistory, StoredState, UnreadableRow,
 };
 use crate::entity::statement::StatementKind;
-use crate::entity::tenant::TenantKind;
+use crate::entity::tenant::{TenantColumns, TenantKind};
 use crate::entity::timeline::DerivedEntry;
 use crate::ids::{AccountId, EventId, PaymentIntentId, PieceId, TenantId};
 use crate::money::Money;
@@ -337,12 +337,13 @@ impl Entity {
         for_entity!(Entity, self, state => Kind::payment_intent(&state.given))
     }
 
-    /// The connected account in a tenant's row.
-    pub fn connected_account(&self) -> Option<&AccountId> {
-        match self {
-            Self::Tenant(tenant) => tenant.given.account.as_ref(),
+    /// The connected accounts in a tenant's row: the one that it has, and those that it had before.
+    pub fn accounts(&self) -> impl Iterator<Item = &AccountId> {
+        let tenant = match self {
+            Self::Tenant(tenant) => Some(&tenant.given),
             Self::Order(_) | Self::Statement(_) => None,
-        }
+        };
+        tenant.into_iter().flat_map(TenantColumns::accounts)
     }
 
     /// The printed piece in the row's column.

@@ -37,6 +37,13 @@ pub struct LoadedRow {
     pub recorded: BTreeMap<String, PaymentRecord>,
 }
 
+impl LoadedRow {
+    /// When the application made it, if it says so in a form that can be read.
+    pub fn made_at(&self) -> Option<Timestamp> {
+        self.created_at.as_deref().and_then(parse_created_at)
+    }
+}
+
 /// How the application's row stands to what billhook wrote.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RowStanding {

@@ -1,11 +1,15 @@
 //! The entity kind tenant: its table and its columns, and how they follow from the facts of its connected account.
 //!
 //! `stripe_connected_account_id` is the basis of tenant isolation: it says which tenant a connected account belongs to.
+//! `previous_accounts` has the accounts that the tenant had before: their refunds and disputes still come. What an index
+//! says about both is only a hint ([`AccountHits`]); the row decides ([`find_account_tenant`]).
 //! `worker::resolve` finds the tenant by it and compares it with the entity's.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::entity::account::{AccountFacts, DerivedAccount, derive_account};
 use crate::entity::columns::ColumnOwner::{Application, Billhook, Both};
-use crate::entity::columns::ColumnType::{Bool, Integer, Text};
+use crate::entity::columns::ColumnType::{Bool, Integer, Text, TextSet};
 use crate::entity::columns::{
     ColumnValue, ColumnWrites, EntityColumn, EntityIndex, EntitySchema, RowColumns, VERSION,
     describe_column as column, read_id,
@@ -20,12 +24,15 @@ use crate::outcome::ParkReason;
 
 /// The column of the connected account, and the name of its index.
 pub const ACCOUNT_COLUMN: &str = "stripe_connected_account_id";
+/// The column of the accounts that the tenant had before.
+pub const PREVIOUS_COLUMN: &str = "previous_accounts";
 
 #[rustfmt::skip]
 const COLUMNS: &[EntityColumn] = &[
     column("tenant_id", Text, Application, ""),
     column("name", Text, Application, "billhook only shows it"),
     column(ACCOUNT_COLUMN, Text, Application, "the connected account; key of an index of the same name"),
+    column(PREVIOUS_COLUMN, TextSet, Application, "the accounts that it had before, as a set or a list: their late events still find the tenant"),
     column("charges_enabled", Bool, Billhook, ""),
     column("payouts_enabled", Bool, Billhook, ""),
     column("stripe_status", Text, Billhook, "`connected`, `restricted` or `deauthorized`"),
@@ -41,6 +48,90 @@ pub enum TenantKind {}
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct TenantColumns {
     pub account: Option<AccountId>,
+    pub previous: BTreeSet<AccountId>,
+}
+
+impl TenantColumns {
+    /// The account that it has, and those that it had before.
+    pub fn accounts(&self) -> impl Iterator<Item = &AccountId> {
+        self.account.iter().chain(&self.previous)
+    }
+}
+
+/// A tenant that may have an account.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TenantHit {
+    Tenant(TenantId),
+    /// A row with the account, read consistently, whose tenant's id is not valid. No event can be assigned to it, and it
+    /// makes another tenant's claim to the account ambiguous.
+    Unreadable(String),
+}
+
+/// Which tenants may have an account. Only a hint: an index lags behind its table.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct AccountHits {
+    /// Those that have it now, as far as the index shows.
+    pub present: BTreeSet<TenantHit>,
+    /// Those that had it before, by the note that billhook keeps of it; asked for only if none has it now.
+    pub previous: BTreeSet<TenantHit>,
+    /// They were remembered, and the index may say something else by now.
+    pub is_cached: bool,
+}
+
+impl AccountHits {
+    pub fn is_empty(&self) -> bool {
+        self.present.is_empty() && self.previous.is_empty()
+    }
+
+    pub fn tenants(&self) -> impl Iterator<Item = &TenantId> {
+        let hits = self.present.iter().chain(&self.previous);
+        hits.filter_map(|hit| match hit {
+            TenantHit::Tenant(tenant) => Some(tenant),
+            TenantHit::Unreadable(_) => None,
+        })
+    }
+}
+
+/// The tenant of an account: of the hits, the one whose row bears it. The account's present tenant comes before one that
+/// had it before. A hit that its row does not confirm is no tenant, also not if it once had the account: somebody moved the
+/// account a moment ago, and nobody can say yet whose its events are.
+///
+/// Example: the application moves `acct_1` from `ten_a` to `ten_b`, and the index still returns `ten_a`. Its row says
+/// otherwise, so the event waits as `tenant_unknown` until the index returns `ten_b`.
+pub fn find_account_tenant(
+    account: &AccountId,
+    hits: &AccountHits,
+    rows: &BTreeMap<TenantId, TenantColumns>,
+) -> Result<TenantId, ParkReason> {
+    let (asked, bears): (_, fn(&TenantColumns, &AccountId) -> bool) = match hits.present.is_empty()
+    {
+        false => (&hits.present, |row, account| {
+            row.account.as_ref() == Some(account)
+        }),
+        true => (&hits.previous, |row, account| {
+            row.previous.contains(account)
+        }),
+    };
+    let mut confirmed = asked.iter().filter(|hit| match hit {
+        TenantHit::Tenant(tenant) => rows.get(tenant).is_some_and(|row| bears(row, account)),
+        TenantHit::Unreadable(_) => true,
+    });
+    match (confirmed.next(), confirmed.next()) {
+        (Some(TenantHit::Tenant(tenant)), None) => Ok(tenant.clone()),
+        (None, _) | (Some(TenantHit::Unreadable(_)), None) => Err(ParkReason::TenantUnknown),
+        (Some(_), Some(_)) => Err(ParkReason::TenantAmbiguous),
+    }
+}
+
+/// The columns of a tenant's row that say which accounts it has.
+pub fn read_tenant_columns(row: &impl RowColumns) -> TenantColumns {
+    let previous = row.texts(PREVIOUS_COLUMN).into_iter();
+    TenantColumns {
+        account: read_id(row, ACCOUNT_COLUMN, AccountId::parse),
+        previous: previous
+            .filter_map(|id| AccountId::parse(&id).ok())
+            .collect(),
+    }
 }
 
 impl EntityKind for TenantKind {
@@ -66,6 +157,7 @@ impl EntityKind for TenantKind {
         updated_at: "updated_at",
         guarded: &[
             ACCOUNT_COLUMN,
+            PREVIOUS_COLUMN,
             "charges_enabled",
             "payouts_enabled",
             "stripe_status",
@@ -82,9 +174,7 @@ impl EntityKind for TenantKind {
     }
 
     fn read_given(row: &impl RowColumns) -> TenantColumns {
-        TenantColumns {
-            account: read_id(row, ACCOUNT_COLUMN, AccountId::parse),
-        }
+        read_tenant_columns(row)
     }
 
     fn remember_given(_: &RowIdentity) -> TenantColumns {

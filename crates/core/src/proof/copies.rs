@@ -130,6 +130,7 @@ pub(super) fn restore_links<R>(
         moved.map(|(source, at)| (*source, at.clone())).collect();
     let by_events = PaymentState {
         facts: corrected.clone(),
+        denied: stored.denied.clone(),
         ..PaymentState::new(stored.key.clone())
     };
     let by_events = by_events.link_states();

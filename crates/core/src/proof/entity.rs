@@ -28,8 +28,8 @@ use crate::ids::{AccountId, EventId, TenantId};
 use crate::time::Timestamp;
 use crate::worker::ports::{ChangedColumn, Ledger, LoadedRows};
 
-/// The tenants of each account.
-pub(super) type TenantsByAccount = BTreeMap<AccountId, Vec<TenantId>>;
+/// The tenant of each account that has exactly one.
+pub(super) type TenantsByAccount = BTreeMap<AccountId, TenantId>;
 
 /// The events that its proof needs beside those of its payments.
 pub(super) fn needed_events(entity: &Entity, named: &BTreeSet<EventId>) -> BTreeSet<EventId> {
@@ -202,7 +202,7 @@ fn check_tenant(entity: &Entity, tenants: &TenantsByAccount, proof: &mut StatePr
         .filter_map(|payment| payment.account.as_ref())
         .collect();
     for account in accounts {
-        if let Some([tenant]) = tenants.get(account).map(Vec::as_slice)
+        if let Some(tenant) = tenants.get(account)
             && of_row != Some(tenant)
         {
             differ(of_row, Some(tenant));

@@ -13,13 +13,14 @@ use super::{
 };
 use crate::entity::key::{InvoiceKey, PaymentKey, StateKey};
 use crate::entity::payment::linked::LinkState;
+use crate::entity::tenant::find_account_tenant;
 use crate::entity::{Entity, EntityKey};
 use crate::error::DependencyError;
 use crate::ids::{AccountId, EventId, PaymentRef, PerProvider, ProviderId};
 use crate::provider::interpret;
 use crate::provider::interpret::InterpretRules;
 use crate::time::Timestamp;
-use crate::worker::ports::{Ledger, LoadedRows, StoredEvent, StoredPayload};
+use crate::worker::ports::{Ledger, LoadedRows, StoredEvent, StoredPayload, TenantLookup};
 
 /// How often a state is read that looks different.
 const READS_MAX: usize = 3;
@@ -121,8 +122,19 @@ impl<L: Ledger> StateProver<L> {
             .collect();
         let mut tenants = TenantsByAccount::new();
         for account in accounts {
-            let found = self.states.tenants_by_account(&account).await?;
-            tenants.insert(account, found);
+            let lookup = TenantLookup::MayBeCached;
+            let hits = self.states.tenants_by_account(&account, lookup).await?;
+            let keys = hits.tenants().cloned().map(EntityKey::Tenant);
+            let missing: BTreeSet<StateKey> = keys
+                .map(StateKey::Entity)
+                .filter(|key| !known.contains(key))
+                .collect();
+            if !missing.is_empty() {
+                let read = self.states.load_rows(&missing).await?;
+                rows.tenants.extend(read.tenants);
+            }
+            let found = find_account_tenant(&account, &hits, &rows.tenants);
+            tenants.extend(found.ok().map(|tenant| (account, tenant)));
         }
         Ok(ProofRows {
             rows,
@@ -404,7 +416,8 @@ fn related_to_payment<R>(key: &PaymentKey, rows: &LoadedRows<R>) -> BTreeSet<Sta
         // Lost: its copies say what its other names may be, and where a person linked it.
         for (_, copy) in copies_of(key, rows) {
             related.extend(copied_names(key, copy).map(StateKey::Payment));
-            let relink = copy.relink.iter().map(|relink| relink.0.entity.clone());
+            let relink = copy.relink.iter();
+            let relink = relink.filter_map(|relink| relink.0.entity.clone());
             related.extend(relink.map(StateKey::Entity));
         }
         return related;
@@ -439,8 +452,8 @@ fn payments_of_row<R>(
     let mut payments: BTreeSet<PaymentKey> = events.read().flat_map(names_of).collect();
     let tenant = entity.tenant().cloned().map(EntityKey::Tenant);
     let tenant = tenant.and_then(|tenant| rows.entities.get(&tenant));
-    let account = tenant.and_then(|(tenant, _)| tenant.connected_account().cloned());
-    let accounts = BTreeSet::from([None, account]);
+    let accounts = tenant.into_iter().flat_map(|(tenant, _)| tenant.accounts());
+    let accounts: BTreeSet<_> = accounts.cloned().map(Some).chain([None]).collect();
     if let Some(intent) = entity.payment_intent() {
         payments.extend(accounts.into_iter().map(|account| PaymentKey {
             account,

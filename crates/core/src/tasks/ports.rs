@@ -8,7 +8,7 @@ use crate::entity::EntityKey;
 use crate::entity::key::PaymentKey;
 use crate::entity::key::StateKey;
 use crate::error::DependencyError;
-use crate::ids::{AccountId, CheckoutSessionId, EventId, OrderId};
+use crate::ids::{AccountId, CheckoutSessionId, EventId, OrderId, TenantId};
 use crate::intake::inbox::EventRecord;
 use crate::outcome::EventOutcome;
 use crate::provider::signature::FetchedEvent;
@@ -200,6 +200,8 @@ pub trait FindKnownEvents: Send + Sync {
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct AccountsPage {
     pub accounts: BTreeSet<AccountId>,
+    /// The accounts that a tenant had before, each with the tenant.
+    pub previous: BTreeSet<(AccountId, TenantId)>,
     /// The key of the last tenant read, if there may be more.
     pub next: Option<String>,
 }
@@ -212,6 +214,13 @@ pub trait ListAccounts: Send + Sync {
         after: Option<&str>,
         limit: usize,
     ) -> impl Future<Output = Result<AccountsPage, DependencyError>> + Send;
+
+    /// Keeps a note of each account that a tenant had before, because no index has them: the worker finds the tenant of a
+    /// late event by it. What is noted already costs a read and no write.
+    fn note_previous_accounts(
+        &self,
+        previous: &BTreeSet<(AccountId, TenantId)>,
+    ) -> impl Future<Output = Result<(), DependencyError>> + Send;
 }
 
 /// A page of Stripe's events, the newest first.
@@ -245,4 +254,10 @@ pub trait ListEvents: Send + Sync {
         types: &[&str],
         span: &ListingSpan,
     ) -> impl Future<Output = Result<EventsPage, ListEventsError>> + Send;
+
+    /// Whether an event is the platform's own.
+    fn is_event_of_platform(
+        &self,
+        event: &EventId,
+    ) -> impl Future<Output = Result<bool, ListEventsError>> + Send;
 }

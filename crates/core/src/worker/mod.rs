@@ -26,11 +26,11 @@ use std::time::Duration;
 use futures_util::future::{Either, select};
 use futures_util::stream::{self, StreamExt as _};
 
-use crate::entity::EntityKey;
 use crate::entity::key::{PaymentKey, StateKey};
 use crate::entity::payment::linked::RelinkDecision;
-use crate::entity::payment::state::{NoticeReport, PaymentState};
-use crate::ids::{CorrelationId, EventId, ProviderId};
+use crate::entity::payment::state::{LinkSource, NoticeReport, PaymentState};
+use crate::entity::{Entity, EntityKey};
+use crate::ids::{AccountId, CorrelationId, EventId, ProviderId};
 use crate::intake::message::ReceivedPointer;
 use crate::outcome::{EventVerdict, ParkReason};
 use crate::ports::{Clock, Pause};
@@ -44,7 +44,7 @@ pub use crate::worker::plan::PaymentRebuild;
 use crate::worker::plan::{CommitUnit, PaymentRecheck, group_units};
 use crate::worker::ports::{EntityCommit, EventUpdate, Ledger, LoadedRows, StoredEvent};
 use crate::worker::resolve::{
-    AccountTenants, IndexHints, assign_tenants, find_unlinked_hits, gather_rows, recipients_of,
+    AccountTenants, IndexHints, assign_tenants, find_claims, gather_rows, recipients_of,
     resolve_events,
 };
 use crate::worker::step::{BatchProgress, EventCandidate, EventStep, fail_each};
@@ -163,71 +163,81 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
     }
 
     async fn recheck_once(&self, payment: &PaymentKey) -> Result<UnitCommit, ProcessingFailure> {
-        let (rows, hints) = self.load_recheck(payment, None).await?;
+        let loaded = self.load_recheck(payment, None).await?;
         // Of an alias only the copies that were made under its name are left to remove.
-        let is_done = |payment: &PaymentState| {
-            payment.alias_of.is_some() && payment.outdated_copies().is_empty()
+        let is_open = |payment: &&PaymentState| {
+            payment.alias_of.is_none() || !payment.outdated_copies().is_empty()
         };
-        if rows.payment(payment).is_none_or(is_done) {
-            return Ok(UnitCommit::default());
-        }
-        let Some(known) = rows.payment(payment) else {
+        let Some(known) = loaded.rows.payment(payment).filter(is_open) else {
             return Ok(UnitCommit::default());
         };
-        let hits = find_unlinked_hits(known, &rows, &hints);
+        let may_claim = |entity: &Entity| {
+            let tenants = &loaded.tenants;
+            tenants.may_change(payment.account.as_ref(), entity)
+                && tenants
+                    .receipt_refusal(&known.facts.recipients, entity)
+                    .is_none()
+        };
+        let hits = match known.may_be_claimed() {
+            true => find_claims(
+                payment,
+                Some(known),
+                None,
+                &loaded.rows,
+                &loaded.hints,
+                may_claim,
+            ),
+            false => Ok(Vec::new()),
+        };
         let recheck = PaymentRecheck {
-            payment: payment.clone(),
             hits: hits.map_err(ProcessingFailure::Infrastructure)?,
-            relink: None,
-            rebuild: PaymentRebuild::default(),
             notices: NoticeReport::ByWriter,
+            ..PaymentRecheck::of_command(payment)
         };
-        self.commit_recheck(recheck, &rows).await
+        self.commit_recheck(recheck, &loaded.rows, &loaded.tenants)
+            .await
     }
 
-    /// Links a payment to an order or statement, by a person's decision: later events, replays and rebuilds keep it. The
-    /// one that it was linked to before loses the payment's facts in the same transaction.
+    /// Links a payment to an order or statement, or to none, by a person's decision: later events, replays and rebuilds
+    /// keep it. The one that it was linked to before loses the payment's facts in the same transaction.
     pub async fn relink_payment(
         &self,
         payment: &PaymentKey,
-        to: &EntityKey,
+        to: Option<&EntityKey>,
         actor: &str,
         reason: &str,
     ) -> Result<Vec<EntityCommit>, RelinkError> {
-        let (rows, _) = self.load_recheck(payment, Some(to)).await?;
-        let known = rows.payment(payment).ok_or(RelinkError::PaymentUnknown)?;
-        if let Some(alias_of) = &known.alias_of {
-            return Err(RelinkError::Alias(alias_of.clone()));
-        }
-        let (Some((target, _)), EntityKey::Order(_) | EntityKey::Statement(_)) =
-            (rows.entities.get(to), to)
-        else {
-            return Err(RelinkError::TargetUnknown);
-        };
-        if target.row().is_missing {
-            return Err(RelinkError::TargetUnknown);
-        }
-        if target.write_refusal() == Some(ParkReason::StateBehind) {
-            return Err(RelinkError::StateBehind);
-        }
-        let tenants = self.load_tenants(payment).await?;
-        if !tenants.may_change(payment.account.as_ref(), target) {
-            return Err(RelinkError::OtherTenant);
-        }
+        let loaded = self.load_recheck(payment, to).await?;
+        let known = check_link_target(payment, to, &loaded)?;
         let last = known.facts.relink.as_ref().map_or(0, |last| last.0.number);
         let recheck = PaymentRecheck {
-            payment: payment.clone(),
-            hits: Vec::new(),
             relink: Some(RelinkDecision {
                 number: last.saturating_add(1),
-                entity: to.clone(),
+                entity: to.cloned(),
                 actor: actor.to_owned(),
                 reason: reason.to_owned(),
             }),
-            rebuild: PaymentRebuild::default(),
-            notices: NoticeReport::ByNextRecheck,
+            ..PaymentRecheck::of_command(payment)
         };
-        Ok(self.commit_recheck(recheck, &rows).await?.commits)
+        let committed = self.commit_recheck(recheck, &loaded.rows, &loaded.tenants);
+        Ok(committed.await?.commits)
+    }
+
+    /// Links a payment, however old it is, to the order or statement that bears its PaymentIntent in its column, or is
+    /// about to: the index need not show it yet. Not if another one has a better link; the payment's state then says so.
+    pub async fn link_payment(
+        &self,
+        payment: &PaymentKey,
+        to: &EntityKey,
+    ) -> Result<Vec<EntityCommit>, RelinkError> {
+        let loaded = self.load_recheck(payment, Some(to)).await?;
+        check_link_target(payment, Some(to), &loaded)?;
+        let recheck = PaymentRecheck {
+            hits: vec![(to.clone(), LinkSource::Column)],
+            ..PaymentRecheck::of_command(payment)
+        };
+        let committed = self.commit_recheck(recheck, &loaded.rows, &loaded.tenants);
+        Ok(committed.await?.commits)
     }
 
     /// Writes a payment's state as its events say, and the copies of it. `rows` are as they were proven, so nothing is
@@ -239,57 +249,66 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         rows: &LoadedRows<L::Row>,
     ) -> Result<Vec<EntityCommit>, ProcessingFailure> {
         let recheck = PaymentRecheck {
-            payment: payment.clone(),
-            hits: Vec::new(),
-            relink: None,
             rebuild,
-            notices: NoticeReport::ByNextRecheck,
+            ..PaymentRecheck::of_command(payment)
         };
-        Ok(self.commit_recheck(recheck, rows).await?.commits)
+        let rebuilt = recheck.rebuild.facts.iter();
+        let recipients = rebuilt.flat_map(|facts| facts.recipients.iter().cloned());
+        let accounts: Vec<AccountId> = payment
+            .account
+            .clone()
+            .into_iter()
+            .chain(recipients)
+            .chain(recipients_of(rows))
+            .collect();
+        let mut tenants = AccountTenants::default();
+        let mut tenant_rows = LoadedRows::empty();
+        tenants
+            .add(&self.ledger, accounts.iter().cloned(), &mut tenant_rows)
+            .await?;
+        tenants.check_known(&accounts)?;
+        Ok(self.commit_recheck(recheck, rows, &tenants).await?.commits)
     }
 
     async fn load_recheck(
         &self,
         payment: &PaymentKey,
         to: Option<&EntityKey>,
-    ) -> Result<(LoadedRows<L::Row>, IndexHints), ProcessingFailure> {
+    ) -> Result<RecheckRows<L::Row>, ProcessingFailure> {
+        let mut tenants = AccountTenants::ask(&self.ledger, payment.account.clone()).await;
         let asked = BTreeSet::from([payment.clone()]);
-        let to = to.cloned().map(StateKey::Entity).into_iter().collect();
-        let gathered = gather_rows(&self.ledger, &[], &asked, &to).await?;
-        match gathered
-            .0
-            .unreadable
-            .get(&StateKey::Payment(payment.clone()))
-        {
+        let mut more = tenants.row_keys();
+        more.extend(to.cloned().map(StateKey::Entity));
+        let (mut rows, hints) = gather_rows(&self.ledger, &[], &asked, &more).await?;
+        tenants.confirm(&self.ledger, &mut rows).await;
+        let recipients: Vec<AccountId> = recipients_of(&rows).collect();
+        tenants
+            .add(&self.ledger, recipients.iter().cloned(), &mut rows)
+            .await?;
+        tenants.check_known(payment.account.iter().chain(&recipients))?;
+        match rows.unreadable.get(&StateKey::Payment(payment.clone())) {
             Some(unreadable) => Err(ProcessingFailure::NewerSchema(unreadable.to_string())),
-            None => Ok(gathered),
+            None => Ok(RecheckRows {
+                rows,
+                hints,
+                tenants,
+            }),
         }
-    }
-
-    async fn load_tenants(
-        &self,
-        payment: &PaymentKey,
-    ) -> Result<AccountTenants, ProcessingFailure> {
-        let account = &payment.account;
-        let tenants = AccountTenants::load(&self.ledger, account.clone()).await;
-        tenants.check_known(account.as_ref())?;
-        Ok(tenants)
     }
 
     async fn commit_recheck(
         &self,
         recheck: PaymentRecheck,
         rows: &LoadedRows<L::Row>,
+        tenants: &AccountTenants,
     ) -> Result<UnitCommit, ProcessingFailure> {
-        let mut tenants = self.load_tenants(&recheck.payment).await?;
-        tenants.add(&self.ledger, recipients_of(rows)).await;
         let unit = CommitUnit {
             events: Vec::new(),
             rechecks: vec![recheck],
         };
         let round = RoundRows {
             rows,
-            tenants: &tenants,
+            tenants,
             now: self.clock.now(),
         };
         self.commit_unit(unit, &round).await
@@ -302,8 +321,8 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
     /// 1. Load the unfinished events, consistently. A missing row fails its message (`NotStored`); a row that is
     ///    already processed is done (a redelivered message, or a worker that was faster).
     /// 2. Interpret each payload into facts. A panic on one event fails only that event.
-    /// 3. Find the tenant of each account.
-    /// 4. Resolve what each event belongs to: at most five reads of rows, one index query for each piece, and one for each
+    /// 3. Ask which tenants may have each account, by a cache or index.
+    /// 4. Read their rows, which decide, together with the others, and resolve what each event belongs to: at most five reads of rows, one index query for each piece, and one for each
     ///    payment that the rows and the events link to nothing.
     /// 5. Commit: merge, derive and write payments and entities.
     ///
@@ -333,7 +352,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         let interpreted = progress.pass(interpreted);
 
         let accounts = interpreted.iter().flat_map(EventCandidate::accounts);
-        let mut tenants = AccountTenants::load(&self.ledger, accounts).await;
+        let mut tenants = AccountTenants::ask(&self.ledger, accounts).await;
         let of_tenants = progress.pass(assign_tenants(interpreted, &tenants));
 
         let (resolved, rows) = resolve_events(&self.ledger, of_tenants, &mut tenants).await;
@@ -406,6 +425,42 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
                 }
             }
         }
+    }
+}
+
+/// What a recheck rests on.
+struct RecheckRows<R> {
+    rows: LoadedRows<R>,
+    hints: IndexHints,
+    tenants: AccountTenants,
+}
+
+/// The payment that is to be linked, if it may be linked to this order or statement.
+fn check_link_target<'r, R>(
+    payment: &PaymentKey,
+    to: Option<&EntityKey>,
+    loaded: &'r RecheckRows<R>,
+) -> Result<&'r PaymentState, RelinkError> {
+    let known = loaded.rows.payment(payment);
+    let known = known.ok_or(RelinkError::PaymentUnknown)?;
+    if let Some(alias_of) = &known.alias_of {
+        return Err(RelinkError::Alias(alias_of.clone()));
+    }
+    let Some(to) = to else { return Ok(known) };
+    let (Some((target, _)), EntityKey::Order(_) | EntityKey::Statement(_)) =
+        (loaded.rows.entities.get(to), to)
+    else {
+        return Err(RelinkError::TargetUnknown);
+    };
+    if target.row().is_missing {
+        return Err(RelinkError::TargetUnknown);
+    }
+    if target.write_refusal() == Some(ParkReason::StateBehind) {
+        return Err(RelinkError::StateBehind);
+    }
+    match loaded.tenants.may_change(payment.account.as_ref(), target) {
+        true => Ok(known),
+        false => Err(RelinkError::OtherTenant),
     }
 }
 

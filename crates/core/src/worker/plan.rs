@@ -56,6 +56,19 @@ pub(super) struct PaymentRecheck {
     pub(super) notices: NoticeReport,
 }
 
+impl PaymentRecheck {
+    /// A command that has yet to say what it is for.
+    pub(super) fn of_command(payment: &PaymentKey) -> Self {
+        Self {
+            payment: payment.clone(),
+            hits: Vec::new(),
+            relink: None,
+            rebuild: PaymentRebuild::default(),
+            notices: NoticeReport::ByNextRecheck,
+        }
+    }
+}
+
 /// How a payment's state has to be changed to be what its events say.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct PaymentRebuild {
@@ -147,6 +160,8 @@ struct PaymentDraft {
     facts: PaymentFacts,
     alias_of: Option<PaymentKey>,
     events: Vec<(EventId, Option<Timestamp>)>,
+    /// Since when one of its other names had money to which nothing was linked.
+    unlinked_since: Option<Timestamp>,
     /// An event or a recheck is about it, so what it is linked to is derived again even if no fact changed.
     must_derive: bool,
     /// The copies that are written again, whatever they are.
@@ -201,6 +216,7 @@ impl<'a, R> UnitDrafts<'a, R> {
                 alias_of: read.alias_of.clone(),
                 read,
                 events: Vec::new(),
+                unlinked_since: None,
                 must_derive: false,
                 copies: BTreeSet::new(),
                 notices: NoticeReport::ByWriter,
@@ -317,6 +333,8 @@ impl<'a, R> UnitDrafts<'a, R> {
         let facts = std::mem::take(&mut alias.facts);
         // They had a copy of what was known under this name, and lose it.
         alias.facts.links = links;
+        let has_money = facts.money.has_money();
+        let since = alias.read.open_since.filter(|_| has_money);
         let mut events: Vec<_> = std::mem::take(&mut alias.events);
         let known = std::mem::take(&mut alias.read.history.event_ids);
         events.extend(known.into_iter().map(|id| (id, None)));
@@ -324,6 +342,7 @@ impl<'a, R> UnitDrafts<'a, R> {
         draft.facts.merge(facts);
         draft.facts.names.insert(name.payment.clone());
         draft.events.extend(events);
+        draft.unlinked_since = draft.unlinked_since.into_iter().chain(since).min();
     }
 
     fn take_recheck(&mut self, recheck: &PaymentRecheck, tenants: &AccountTenants, now: Timestamp) {
@@ -370,14 +389,16 @@ impl<'a, R> UnitDrafts<'a, R> {
         if recipients.is_empty() {
             return BTreeSet::new();
         }
+        let read = &draft.read;
+        let has_new_recipient = read.facts.recipients != *recipients;
         let is_denied = |key: &&EntityKey| {
             let entity = self.rows.entities.get(*key).map(|(entity, _)| entity);
-            let refusal = entity.map(|entity| tenants.receipt_refusal(recipients, entity));
-            match refusal {
-                Some(Ok(refusal)) => refusal.is_some(),
-                // Nothing can be said now, so what was found before stands.
-                Some(Err(_)) | None => draft.read.denied.contains(*key),
-            }
+            let is_refused =
+                entity.is_none_or(|entity| tenants.receipt_refusal(recipients, entity).is_some());
+            // What was linked rightly stays so, whatever becomes of the tenant's row since.
+            let is_new = has_new_recipient || !read.facts.links.contains_key(*key);
+            let was_denied = read.denied.contains(*key);
+            is_refused && (was_denied || (is_new && entity.is_some()))
         };
         draft
             .facts
@@ -422,6 +443,8 @@ impl<'a, R> UnitDrafts<'a, R> {
             aliases.extend(draft.alias_of.clone().map(|payment| (key.clone(), payment)));
             let denied = self.find_denied(&draft, tenants);
             let mut next = draft.read.next_state(draft.facts, draft.alias_of, denied);
+            let since = draft.unlinked_since.into_iter();
+            next.open_since = since.chain(next.open_since).min();
             let before = next.history.event_ids.clone();
             let events = draft.events.iter().map(|(id, at)| (id, *at));
             next.history.record_events(events);

@@ -12,6 +12,7 @@ use crate::entity::payment::deadlines::PaymentDeadline;
 use crate::entity::payment::state::PaymentState;
 use crate::entity::projection::RowFinding;
 use crate::entity::schema::UnreadableRow;
+use crate::entity::tenant::{AccountHits, TenantColumns};
 use crate::entity::{Entity, EntityChange, EntityKey, EntityUpdate};
 use crate::error::DependencyError;
 use crate::ids::{AccountId, EventId, PaymentIntentId, PieceId, ProviderId, TenantId};
@@ -48,6 +49,17 @@ pub struct LoadedRows<R> {
     pub invoices: BTreeMap<InvoiceKey, (InvoiceState, R)>,
     /// Those that exist but cannot be read, with the reason.
     pub unreadable: BTreeMap<StateKey, UnreadableRow>,
+    /// What the rows of the tenants among them say about accounts, whether or not their states can be read.
+    pub tenants: BTreeMap<TenantId, TenantColumns>,
+}
+
+/// How a tenant is looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TenantLookup {
+    /// What was found in the last 60 s is good enough: the rows are read anyway, and decide.
+    MayBeCached,
+    /// No row confirmed what was remembered.
+    Fresh,
 }
 
 impl<R> LoadedRows<R> {
@@ -57,6 +69,7 @@ impl<R> LoadedRows<R> {
             payments: BTreeMap::new(),
             invoices: BTreeMap::new(),
             unreadable: BTreeMap::new(),
+            tenants: BTreeMap::new(),
         }
     }
 
@@ -65,6 +78,7 @@ impl<R> LoadedRows<R> {
         self.payments.extend(more.payments);
         self.invoices.extend(more.invoices);
         self.unreadable.extend(more.unreadable);
+        self.tenants.extend(more.tenants);
     }
 
     pub fn payment(&self, key: &PaymentKey) -> Option<&PaymentState> {
@@ -272,11 +286,13 @@ pub trait Ledger: Send + Sync {
         piece: &PieceId,
     ) -> impl Future<Output = Result<Vec<EntityKey>, DependencyError>> + Send;
 
-    /// Tenants with this connected account: one, unless the data is wrong. The adapter may answer from a cache of 60 s.
+    /// The tenants that may have this connected account. Only a hint: the caller reads their rows
+    /// ([`find_account_tenant`](crate::entity::tenant::find_account_tenant)).
     fn tenants_by_account(
         &self,
         account: &AccountId,
-    ) -> impl Future<Output = Result<Vec<TenantId>, DependencyError>> + Send;
+        lookup: TenantLookup,
+    ) -> impl Future<Output = Result<AccountHits, DependencyError>> + Send;
 
     /// Writes all parts in one transaction. A row must not occur twice in it.
     fn commit(

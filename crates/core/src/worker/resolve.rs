@@ -10,8 +10,8 @@
 //!
 //! Reads are gathered: a batch of ten events usually costs one or two reads of rows and never more than `READS_MAX`. The
 //! decision is `resolve_event`, a
-//! pure function. An index is only a hint: what it returns is checked against the row, read consistently. Exception:
-//! the tenant of an account is what the index says, or a cache of up to 60 s.
+//! pure function. An index is only a hint: what it returns is checked against the row, read consistently. So is the tenant
+//! of an account, which a cache of up to 60 s may name: its row is in the first of these reads, and costs no call.
 //! docs/SEMANTICS.md, "Which entity an event belongs to", states the rules.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,16 +19,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures_util::stream::{self, StreamExt as _};
 
 use crate::entity::key::{InvoiceKey, PaymentKey, StateKey};
+use crate::entity::payment::facts::MoneyFacts;
 use crate::entity::payment::linked::LinkState;
-use crate::entity::payment::state::{LinkSource, PaymentFacts, PaymentState, referenced_entities};
+use crate::entity::payment::state::{LinkSource, PaymentState, referenced_entities};
 use crate::entity::schema::UnreadableRow;
+use crate::entity::tenant::{AccountHits, find_account_tenant};
 use crate::entity::{Entity, EntityKey};
 use crate::error::{DependencyError, error_chain};
 use crate::ids::{AccountId, PaymentIntentId, PieceId, TenantId};
 use crate::outcome::ParkReason;
 use crate::provider::interpret::{EventSubject, PaymentEventFacts};
 use crate::worker::batch::{CALLS_AT_ONCE, ProcessingFailure};
-use crate::worker::ports::{Ledger, LoadedRows};
+use crate::worker::ports::{Ledger, LoadedRows, TenantLookup};
 use crate::worker::step::{EventCandidate, EventStep, EventTarget, fail_each};
 
 /// Reads until every row that the decision needs is known. Each further read follows a reference: from a name
@@ -42,48 +44,94 @@ pub(super) struct IndexHints {
     by_piece: BTreeMap<PieceId, Result<Vec<EntityKey>, String>>,
 }
 
-/// The tenant of each account; the reason why its events are parked if it has none or several.
+/// The tenant of each account.
 #[derive(Default)]
-pub(super) struct AccountTenants(BTreeMap<AccountId, Result<Result<TenantId, ParkReason>, String>>);
+pub(super) struct AccountTenants(BTreeMap<AccountId, AccountTenant>);
+
+enum AccountTenant {
+    /// These may have it, and their rows are not read yet.
+    Asked(AccountHits),
+    /// The tenant whose row bears it; the reason why its events are parked if none does, or several.
+    Found(Result<TenantId, ParkReason>),
+    /// A call failed, so nothing can be said of it.
+    Failed(String),
+}
 
 impl AccountTenants {
-    pub(super) async fn load<L: Ledger>(
+    /// Asks which tenants may have each account; their rows decide ([`confirm`](Self::confirm)).
+    pub(super) async fn ask<L: Ledger>(
         ledger: &L,
         accounts: impl IntoIterator<Item = AccountId>,
     ) -> Self {
-        let mut tenants = Self::default();
-        tenants.add(ledger, accounts).await;
-        tenants
+        let accounts: BTreeSet<AccountId> = accounts.into_iter().collect();
+        let mut tenants = BTreeMap::new();
+        for account in accounts {
+            let lookup = TenantLookup::MayBeCached;
+            let asked = match ledger.tenants_by_account(&account, lookup).await {
+                Ok(hits) if hits.is_empty() => AccountTenant::Found(Err(ParkReason::TenantUnknown)),
+                Ok(hits) => AccountTenant::Asked(hits),
+                Err(error) => AccountTenant::Failed(error_chain(&error)),
+            };
+            tenants.insert(account, asked);
+        }
+        Self(tenants)
     }
 
-    /// Adds what is not known yet.
+    /// Adds the tenants of further accounts, and the rows that decide.
     pub(super) async fn add<L: Ledger>(
         &mut self,
         ledger: &L,
         accounts: impl IntoIterator<Item = AccountId>,
-    ) {
-        let accounts: BTreeSet<AccountId> = accounts.into_iter().collect();
-        for account in accounts {
-            if self.0.contains_key(&account) {
-                continue;
+        rows: &mut LoadedRows<L::Row>,
+    ) -> Result<(), DependencyError> {
+        let accounts = accounts.into_iter();
+        let new: BTreeSet<AccountId> = accounts.filter(|of| !self.0.contains_key(of)).collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        let mut more = Self::ask(ledger, new).await;
+        let keys = more.row_keys();
+        if !keys.is_empty() {
+            rows.extend(ledger.load_rows(&keys).await?);
+        }
+        more.confirm(ledger, rows).await;
+        self.0.extend(more.0);
+        Ok(())
+    }
+
+    /// The rows that decide.
+    pub(super) fn row_keys(&self) -> BTreeSet<StateKey> {
+        let hits = self.0.values().filter_map(|tenant| match tenant {
+            AccountTenant::Asked(hits) => Some(hits),
+            AccountTenant::Found(_) | AccountTenant::Failed(_) => None,
+        });
+        hits.flat_map(row_keys_of).collect()
+    }
+
+    /// Decides by the rows, which were read after the hits. What was remembered and is not confirmed is asked for again.
+    pub(super) async fn confirm<L: Ledger>(&mut self, ledger: &L, rows: &mut LoadedRows<L::Row>) {
+        for (account, tenant) in &mut self.0 {
+            if let AccountTenant::Asked(hits) = tenant {
+                let found = confirm_tenant(ledger, account, hits, rows).await;
+                *tenant = match found {
+                    Ok(found) => AccountTenant::Found(found),
+                    Err(error) => AccountTenant::Failed(error_chain(&error)),
+                };
             }
-            let found = ledger.tenants_by_account(&account).await;
-            let found = found.map(|found| match found.as_slice() {
-                [tenant] => Ok(tenant.clone()),
-                [] => Err(ParkReason::TenantUnknown),
-                _ => Err(ParkReason::TenantAmbiguous),
-            });
-            self.0
-                .insert(account, found.map_err(|error| error_chain(&error)));
         }
     }
 
-    /// `Err` if the tenant of this account could not be read, so that nothing can be said of it.
-    pub(super) fn check_known(&self, account: Option<&AccountId>) -> Result<(), ProcessingFailure> {
-        match account.and_then(|account| self.0.get(account)) {
-            Some(Err(cause)) => Err(ProcessingFailure::Infrastructure(cause.clone())),
-            Some(Ok(_)) | None => Ok(()),
+    /// `Err` if the tenant of one of these accounts could not be read, so that nothing can be said of it.
+    pub(super) fn check_known<'a>(
+        &self,
+        accounts: impl IntoIterator<Item = &'a AccountId>,
+    ) -> Result<(), ProcessingFailure> {
+        for account in accounts {
+            if let Some(AccountTenant::Failed(cause)) = self.0.get(account) {
+                return Err(ProcessingFailure::Infrastructure(cause.clone()));
+            }
         }
+        Ok(())
     }
 
     /// Whether an event or payment of this account may change this entity: an event of a connected account only those
@@ -95,35 +143,29 @@ impl AccountTenants {
         }
         let Some(account) = account else { return true };
         match self.0.get(account) {
-            Some(Ok(Ok(tenant))) => entity.tenant() == Some(tenant),
+            Some(AccountTenant::Found(Ok(tenant))) => entity.tenant() == Some(tenant),
             _ => false,
         }
     }
 
     /// Why the money of a platform's payment may not be an entity's: only the tenant whose account gets it, or for which it
-    /// is charged, has a claim. `Err` if the tenant of an account could not be read.
+    /// is charged, has a claim.
     pub(super) fn receipt_refusal(
         &self,
         recipients: &BTreeSet<AccountId>,
         entity: &Entity,
-    ) -> Result<Option<ParkReason>, ProcessingFailure> {
-        for account in recipients {
-            let refusal = match self.0.get(account) {
-                Some(Ok(Ok(tenant))) => {
+    ) -> Option<ParkReason> {
+        recipients
+            .iter()
+            .find_map(|account| match self.0.get(account) {
+                Some(AccountTenant::Found(Ok(tenant))) => {
                     (entity.tenant() != Some(tenant)).then_some(ParkReason::CrossTenant)
                 }
-                Some(Ok(Err(reason))) => Some(*reason),
-                Some(Err(cause)) => return Err(ProcessingFailure::Infrastructure(cause.clone())),
-                None => {
-                    let cause = format!("the tenant of {account} was not read");
-                    return Err(ProcessingFailure::Infrastructure(cause));
+                Some(AccountTenant::Found(Err(reason))) => Some(*reason),
+                Some(AccountTenant::Asked(_) | AccountTenant::Failed(_)) | None => {
+                    Some(ParkReason::TenantUnknown)
                 }
-            };
-            if refusal.is_some() {
-                return Ok(refusal);
-            }
-        }
-        Ok(None)
+            })
     }
 }
 
@@ -133,8 +175,38 @@ pub(super) fn recipients_of<R>(rows: &LoadedRows<R>) -> impl Iterator<Item = Acc
     payments.flat_map(|(payment, _)| payment.facts.recipients.iter().cloned())
 }
 
-/// Sets each event's tenant. An event without an account belongs to the platform and has no tenant. Parks the event if
-/// no tenant or several have its account; if it is about a payment, only after the payment took its facts.
+fn row_keys_of(hits: &AccountHits) -> impl Iterator<Item = StateKey> {
+    let tenants = hits.tenants().cloned().map(EntityKey::Tenant);
+    tenants.map(StateKey::Entity)
+}
+
+async fn confirm_tenant<L: Ledger>(
+    ledger: &L,
+    account: &AccountId,
+    hits: &AccountHits,
+    rows: &mut LoadedRows<L::Row>,
+) -> Result<Result<TenantId, ParkReason>, DependencyError> {
+    let found = find_account_tenant(account, hits, &rows.tenants);
+    if !hits.is_cached || found != Err(ParkReason::TenantUnknown) {
+        return Ok(found);
+    }
+    let fresh = ledger
+        .tenants_by_account(account, TenantLookup::Fresh)
+        .await?;
+    let missing = row_keys_of(&fresh).filter(|key| match key {
+        StateKey::Entity(EntityKey::Tenant(tenant)) => !rows.tenants.contains_key(tenant),
+        _ => false,
+    });
+    let missing: BTreeSet<StateKey> = missing.collect();
+    if !missing.is_empty() {
+        rows.extend(ledger.load_rows(&missing).await?);
+    }
+    Ok(find_account_tenant(account, &fresh, &rows.tenants))
+}
+
+/// Sets each event's tenant, if it is known already. An event without an account belongs to the platform and has no tenant.
+/// Parks the event if no tenant or several have its account; if it is about a payment, only after the payment took its
+/// facts.
 pub(super) fn assign_tenants(
     candidates: Vec<EventCandidate>,
     tenants: &AccountTenants,
@@ -142,13 +214,15 @@ pub(super) fn assign_tenants(
     let assign = |mut candidate: EventCandidate| {
         let account = candidate.stored.account.as_ref();
         match account.and_then(|account| tenants.0.get(account)) {
-            None => EventStep::Ready(candidate),
-            Some(Err(cause)) => candidate.fail(ProcessingFailure::Infrastructure(cause.clone())),
-            Some(Ok(Ok(tenant))) => {
+            None | Some(AccountTenant::Asked(_)) => EventStep::Ready(candidate),
+            Some(AccountTenant::Failed(cause)) => {
+                candidate.fail(ProcessingFailure::Infrastructure(cause.clone()))
+            }
+            Some(AccountTenant::Found(Ok(tenant))) => {
                 candidate.tenant = Some(tenant.clone());
                 EventStep::Ready(candidate)
             }
-            Some(Ok(Err(reason))) => match candidate.event.subject {
+            Some(AccountTenant::Found(Err(reason))) => match candidate.event.subject {
                 EventSubject::Payment(_) => {
                     candidate.parked = Some(*reason);
                     EventStep::Ready(candidate)
@@ -160,25 +234,31 @@ pub(super) fn assign_tenants(
     candidates.into_iter().map(assign).collect()
 }
 
-/// Sets what each event belongs to. Returns the rows too, for the commit.
+/// Sets the tenant of each event and what it belongs to. Returns the rows too, for the commit.
 pub(super) async fn resolve_events<L: Ledger>(
     ledger: &L,
     candidates: Vec<EventCandidate>,
     tenants: &mut AccountTenants,
 ) -> (Vec<EventStep<EventCandidate>>, LoadedRows<L::Row>) {
-    let (payments, more) = (BTreeSet::new(), BTreeSet::new());
-    let (rows, hints) = match gather_rows(ledger, &candidates, &payments, &more).await {
+    let (payments, more) = (BTreeSet::new(), tenants.row_keys());
+    let (mut rows, hints) = match gather_rows(ledger, &candidates, &payments, &more).await {
         Ok(gathered) => gathered,
         Err(error) => {
             let ids = candidates.into_iter().map(|candidate| candidate.stored.id);
             return (fail_each(ids, &error.into()), LoadedRows::empty());
         }
     };
-    tenants.add(ledger, recipients_of(&rows)).await;
-    let resolved = candidates
-        .into_iter()
-        .map(|candidate| resolve_event(candidate, &rows, &hints, tenants));
-    (resolved.collect(), rows)
+    tenants.confirm(ledger, &mut rows).await;
+    let recipients: Vec<AccountId> = recipients_of(&rows).collect();
+    if let Err(error) = tenants.add(ledger, recipients, &mut rows).await {
+        let ids = candidates.into_iter().map(|candidate| candidate.stored.id);
+        return (fail_each(ids, &error.into()), LoadedRows::empty());
+    }
+    let resolved = assign_tenants(candidates, tenants).into_iter();
+    let resolved = resolved
+        .map(|step| step.and_then(|event| resolve_event(event, &rows, &hints, tenants)))
+        .collect();
+    (resolved, rows)
 }
 
 /// Reads all rows that the events and these payments need, and some more.
@@ -241,8 +321,8 @@ fn needed_keys<R>(
             EventSubject::Payment(payment) => {
                 named(candidate);
                 if candidate.event.named_entity.is_none() {
-                    let referenced = referenced_entities(&payment.money);
-                    referenced_by_events.extend(referenced.into_iter().map(StateKey::Entity));
+                    let referenced = referenced_entities(&payment.money).into_iter();
+                    referenced_by_events.extend(referenced.map(StateKey::Entity));
                 }
                 reached.extend(candidate.payment_names(payment));
                 let invoice = candidate.invoice(payment);
@@ -254,8 +334,8 @@ fn needed_keys<R>(
         }
     }
     needed.extend(referenced_by_events);
-    let tenants = candidates.iter().filter_map(EventCandidate::own_tenant);
-    needed.extend(tenants.map(StateKey::Entity));
+    // Who gets the money decides about each link, also about one that another outranks.
+    let has_recipients = candidates.iter().any(EventCandidate::has_recipients);
     let hits = hints.into_iter().flat_map(IndexHints::all);
     needed.extend(hits.map(StateKey::Entity));
     let of_invoices = rows
@@ -276,11 +356,11 @@ fn needed_keys<R>(
         let outdated = payment.outdated_copies().into_keys();
         needed.extend(linked.chain(copied).chain(outdated).map(StateKey::Entity));
         let facts = &payment.facts;
-        if !facts.recipients.is_empty() {
+        if has_recipients || !facts.recipients.is_empty() {
             needed.extend(facts.links.keys().cloned().map(StateKey::Entity));
         }
-        if facts.links.is_empty() && payment.alias_of.is_none() {
-            let referenced = facts.referenced_entities().into_iter();
+        if payment.may_be_claimed() {
+            let referenced = referenced_entities(&facts.money).into_iter();
             needed.extend(referenced.map(StateKey::Entity));
         }
         let account = &payment.key.account;
@@ -323,11 +403,11 @@ async fn ask_indexes<L: Ledger>(
             }
         }
     }
-    let is_linked = |key: &PaymentKey| {
+    let may_be_claimed = |key: &PaymentKey| {
         let payment = rows.payment(key);
-        payment.is_some_and(|payment| !payment.facts.links.is_empty())
+        payment.is_none_or(PaymentState::may_be_claimed)
     };
-    unlinked.retain(|key| !named.contains(key) && !is_linked(key));
+    unlinked.retain(|key| !named.contains(key) && may_be_claimed(key));
     let intents: BTreeSet<PaymentIntentId> = unlinked
         .into_iter()
         .filter_map(|key| key.payment.intent().cloned())
@@ -458,47 +538,44 @@ fn resolve_payment<R>(
             Some(UnreadableRow::Broken(_)) => return candidate.park(ParkReason::EntityUnreadable),
         }
     }
-    let linked = rows.payment(&key).into_iter().flat_map(|payment| {
-        let states = payment.link_states().into_iter();
-        let linked = states.filter(|(_, link)| *link != LinkState::Elsewhere);
-        linked.map(|(entity, _)| entity).collect::<Vec<_>>()
-    });
-    let known = rows.payment(&key).map(|payment| &payment.facts);
+    let state = rows.payment(&key);
+    let known = state.map(|state| &state.facts);
     let is_decided = known.is_some_and(|known| known.relink.is_some());
-    let has_links = known.is_some_and(|known| !known.links.is_empty());
-    let named: Vec<(EntityKey, Option<LinkSource>)> = match &candidate.event.named_entity {
-        Some(named) => vec![(named.clone(), Some(payment.link_source))],
-        None if has_links => Vec::new(),
-        None => match hints.of_payment(&key) {
+    let known_recipients = known.map(|known| known.recipients.clone());
+    let mut recipients = known_recipients.unwrap_or_default();
+    let has_new_recipient = !payment.recipients.is_subset(&recipients);
+    recipients.extend(payment.recipients.iter().cloned());
+    if let Err(failure) = tenants.check_known(&recipients) {
+        return candidate.fail(failure);
+    }
+    let may_claim = |row: &Entity| {
+        candidate.may_change(row) && tenants.receipt_refusal(&recipients, row).is_none()
+    };
+    let named: Vec<(EntityKey, LinkSource)> = match &candidate.event.named_entity {
+        Some(named) => vec![(named.clone(), payment.link_source)],
+        None if !state.is_none_or(PaymentState::may_be_claimed) => Vec::new(),
+        None => match find_claims(&key, state, Some(&payment.money), rows, hints, may_claim) {
             Err(cause) => return candidate.fail(ProcessingFailure::Infrastructure(cause)),
-            Ok([]) => {
-                let of_event = referenced_entities(&payment.money);
-                let known = known.map(PaymentFacts::referenced_entities);
-                let referenced = of_event.into_iter().chain(known.unwrap_or_default());
-                // A reference is anything that the application likes: only an own row makes it a name.
-                let own =
-                    referenced.filter(|key| has_row(rows, key, |row| candidate.may_change(row)));
-                own.map(|key| (key, Some(LinkSource::Reference))).collect()
-            }
-            Ok(hits) => {
-                let hits = hits.iter().cloned();
-                hits.map(|hit| (hit, Some(LinkSource::Column))).collect()
-            }
+            Ok(claims) => claims,
         },
     };
-    let mut recipients = payment.recipients.clone();
-    recipients.extend(known.into_iter().flat_map(|known| known.recipients.clone()));
+    let named = named.into_iter().map(|(entity, by)| (entity, Some(by)));
+    let linked = state.map(PaymentState::linked_entities).unwrap_or_default();
+    let linked = linked.into_iter().map(|entity| (entity, None));
     let (mut links, mut parked) = (Vec::new(), candidate.parked);
-    for (entity, by) in named.into_iter().chain(linked.map(|entity| (entity, None))) {
-        let receipt = match rows.entities.get(&entity) {
-            Some((row, _)) => tenants.receipt_refusal(&recipients, row),
-            None => Ok(None),
+    for (entity, by) in named.chain(linked) {
+        let reason = match check_link(candidate, &entity, rows) {
+            Ok(reason) => reason,
+            Err(failure) => return candidate.fail(failure),
         };
-        let reason = match (check_link(candidate, &entity, rows), receipt) {
-            (Ok(reason), Ok(refusal)) => reason.or(refusal),
-            (Err(failure), _) | (_, Err(failure)) => return candidate.fail(failure),
-        };
-        match (reason, by, candidate.parked) {
+        // What is linked stays so, whatever becomes of the tenant, until another recipient is known.
+        let is_checked = !is_decided && (by.is_some() || has_new_recipient);
+        let sources = known.and_then(|known| known.links.get(&entity));
+        // Nothing says that a reference was meant as a name.
+        let is_name = by.is_some() || !sources.is_some_and(is_reference_only);
+        let row = rows.entities.get(&entity).filter(|_| is_checked && is_name);
+        let refusal = row.and_then(|(row, _)| tenants.receipt_refusal(&recipients, row));
+        match (reason.or(refusal), by, candidate.parked) {
             (None, Some(by), None) => links.push((entity, by)),
             // A person decided otherwise: what the event names does not matter any more.
             (Some(_), Some(_), _) if is_decided => {}
@@ -510,32 +587,50 @@ fn resolve_payment<R>(
     EventStep::Ready((target, parked))
 }
 
-/// Whether an order or statement has a row that can be read and is like this.
-fn has_row<R>(rows: &LoadedRows<R>, key: &EntityKey, is_like: impl Fn(&Entity) -> bool) -> bool {
-    let row = rows.entities.get(key).map(|(row, _)| row);
-    row.is_some_and(|row| !row.row().is_missing && is_like(row))
-}
-
-/// The rows that a payment without a link belongs to: those that have its PaymentIntent, else the one that its session's
-/// reference names.
-pub(super) fn find_unlinked_hits<R>(
-    payment: &PaymentState,
+/// The rows that claim a payment of which no metadata says whose it is: those that have its PaymentIntent in their column,
+/// else the order or statement whose key its session has as `client_reference_id`.
+pub(super) fn find_claims<R>(
+    payment: &PaymentKey,
+    known: Option<&PaymentState>,
+    stated: Option<&MoneyFacts>,
     rows: &LoadedRows<R>,
     hints: &IndexHints,
+    may_claim: impl Fn(&Entity) -> bool,
 ) -> Result<Vec<(EntityKey, LinkSource)>, String> {
-    let hits = hints.of_payment(&payment.key)?;
+    let hits = hints.of_payment(payment)?;
+    // What billhook wrote follows from a link, and says nothing beside what the application wrote.
+    let is_own = |key: &&EntityKey| {
+        let row = rows.entities.get(*key).map(|(row, _)| row);
+        row.is_some_and(|row| row.last_derived().intent.as_ref() == payment.payment.intent())
+    };
+    let (own, given): (Vec<_>, Vec<_>) = hits.iter().partition(is_own);
+    let hits = if given.is_empty() { own } else { given };
     if !hits.is_empty() {
-        let hits = hits.iter().cloned();
+        let hits = hits.into_iter().cloned();
         return Ok(hits.map(|hit| (hit, LinkSource::Column)).collect());
     }
-    let referenced = match payment.facts.links.is_empty() {
-        true => payment.facts.referenced_entities(),
-        false => Vec::new(),
-    };
-    let there = referenced
+    // Metadata is better, even while there is no row of that name.
+    if known.is_some_and(|known| !known.facts.named.is_empty()) {
+        return Ok(Vec::new());
+    }
+    let of_known = known.map(|known| &known.facts.money);
+    let referenced = stated
         .into_iter()
-        .filter(|key| has_row(rows, key, |_| true));
-    Ok(there.map(|key| (key, LinkSource::Reference)).collect())
+        .chain(of_known)
+        .flat_map(referenced_entities);
+    // A reference may be anything: only an own row makes it a name, and the order comes before the statement.
+    let mut own = referenced.filter(|key| {
+        let row = rows.entities.get(key).map(|(row, _)| row);
+        row.is_some_and(|row| !row.row().is_missing && may_claim(row))
+    });
+    let own = own.next().map(|key| (key, LinkSource::Reference));
+    Ok(own.into_iter().collect())
+}
+
+fn is_reference_only<V>(sources: &BTreeMap<LinkSource, V>) -> bool {
+    sources
+        .keys()
+        .all(|source| *source == LinkSource::Reference)
 }
 
 fn newer_schema(key: &StateKey, newer: &UnreadableRow) -> ProcessingFailure {

@@ -102,6 +102,13 @@ impl EventCandidate {
         self.stored.account.clone().into_iter().chain(recipients)
     }
 
+    pub(super) fn has_recipients(&self) -> bool {
+        match &self.event.subject {
+            EventSubject::Payment(payment) => !payment.recipients.is_empty(),
+            EventSubject::Piece(..) | EventSubject::Account(_) => false,
+        }
+    }
+
     /// The rows of all names of its payment.
     pub(super) fn payment_names<'p>(
         &'p self,

@@ -522,7 +522,7 @@ async fn a_person_who_links_a_payment_expects_it() {
     };
     let payment = PaymentKey::parse("payment#platform#pi_theirs").unwrap();
     let linked = worker
-        .relink_payment(&payment, &order("ord_1"), "pat", "asked")
+        .relink_payment(&payment, Some(&order("ord_1")), "pat", "asked")
         .await;
     linked.unwrap();
     assert_eq!(status(&tables, "ord_1"), completed());

@@ -287,7 +287,9 @@ async fn a_command_leaves_what_is_near_to_the_next_recheck() {
     };
     let payment = PaymentKey::parse(PAYMENT).unwrap();
     let to = order("ord_2");
-    let linked = worker.relink_payment(&payment, &to, "pat", "asked").await;
+    let linked = worker
+        .relink_payment(&payment, Some(&to), "pat", "asked")
+        .await;
     linked.unwrap();
     assert_eq!(open(&tables), Some(("deadline".to_owned(), 7 * DAY)));
     let all = sweep_hourly(&tables, 7 * DAY + 2, 11 * DAY).await;

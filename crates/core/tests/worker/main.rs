@@ -1,8 +1,10 @@
 //! The worker over tables in memory: where events go, what they leave, and what failures do not change.
 #![cfg(test)]
 
+mod claim_cases;
 mod claims;
 mod deadlines;
+mod late_links;
 mod laws;
 mod money;
 mod money_stories;
@@ -10,6 +12,7 @@ mod proof;
 #[path = "../stored_order/mod.rs"]
 mod stored_order;
 mod stories;
+mod tenants;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -761,7 +764,9 @@ async fn an_order_that_bore_a_payment_by_a_decision_loses_it_by_the_next() {
     };
     let relink = async |payment: &PaymentKey, to: &str| {
         let to = order(to);
-        worker.relink_payment(payment, &to, "pat", "asked").await
+        worker
+            .relink_payment(payment, Some(&to), "pat", "asked")
+            .await
     };
     for (to, other) in [("ord_1", "ord_2"), ("ord_2", "ord_1"), ("ord_1", "ord_2")] {
         relink(&payment, to).await.unwrap();
@@ -781,7 +786,7 @@ async fn an_order_that_bore_a_payment_by_a_decision_loses_it_by_the_next() {
     deliver(&tables, ProviderId::Stripe, &[of_a]).await;
     let payment = PaymentKey::parse("payment#acct_a#pi_2").unwrap();
     let before = tables.payments.lock().unwrap()[&payment].clone();
-    tables.reads.then([None, None, Some(Fault::Before)]);
+    tables.reads.then([Some(Fault::Before)]);
     let failed = relink(&payment, "ord_a").await;
     assert!(matches!(failed, Err(RelinkError::Failed(_))));
     for (to, is_theirs) in [("ord_1", false), ("ord_gone", false), ("ord_a", true)] {
@@ -811,7 +816,9 @@ async fn what_a_statement_said_of_a_payment_goes_with_the_payment() {
     };
     let payment = PaymentKey::parse("payment#acct_a#pi_1").unwrap();
     let to = order("ord_a");
-    let relinked = worker.relink_payment(&payment, &to, "pat", "asked").await;
+    let relinked = worker
+        .relink_payment(&payment, Some(&to), "pat", "asked")
+        .await;
     relinked.unwrap();
     assert_eq!(status(&tables, "ord_a").0, "completed");
     assert_eq!(payment_status().as_deref(), Some("unpaid"));

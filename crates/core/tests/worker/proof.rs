@@ -1139,7 +1139,12 @@ fn relink(tables: &MemoryTables, payment: &str, to: &str) {
     let payment = PaymentKey::parse(payment).unwrap();
     let (worker, to) = (worker_of(tables), order(to));
     // Refused where a person would be.
-    drop(run(worker.relink_payment(&payment, &to, "arn:pat", "asked")));
+    drop(run(worker.relink_payment(
+        &payment,
+        Some(&to),
+        "arn:pat",
+        "asked",
+    )));
 }
 
 #[test]
@@ -1166,6 +1171,27 @@ fn a_relink_outlives_the_state_that_had_it() {
         run(deliver(&tables, ProviderId::Stripe, &[back]));
         assert_eq!(status(&tables, "ord_2").1, "refunded");
     }
+}
+
+#[test]
+fn a_payment_that_is_nobodys_is_proven_and_stays_so_when_its_state_is_lost() {
+    let tables = paid_and_refunded();
+    let payment = PaymentKey::parse(PAYMENT).unwrap();
+    let worker = worker_of(&tables);
+    run(worker.relink_payment(&payment, None, "arn:pat", "another shop's")).unwrap();
+    assert_eq!(differences(&tables), [""; 0]);
+    tables.payments.lock().unwrap().clear();
+    assert_ne!(differences(&tables), [""; 0]);
+    // Its events are found by when they arrived.
+    let key = StateKey::Payment(payment);
+    let events = ["evt_1", "evt_2"].map(|id| EventId::parse(id).unwrap());
+    let named = EventsByState::from([(key.clone(), events.into())]);
+    let (prover, reprocess) = (prover(&tables), ReprocessInMemory(&tables));
+    run(repair_state(&prover, &worker, &reprocess, &key, &named)).unwrap();
+    assert_eq!(differences(&tables), [""; 0]);
+    let rebuilt = super::payment_state(&tables, PAYMENT);
+    assert!(rebuilt.is_nobodys(), "{:?}", rebuilt.facts.relink);
+    assert_eq!(status(&tables, "ord_1").1, "unpaid");
 }
 
 #[test]

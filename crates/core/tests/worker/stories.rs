@@ -324,7 +324,7 @@ async fn relink(tables: &MemoryTables, payment: usize, order: usize) -> bool {
     let payment = PaymentKey::parse(&format!("payment#acct_a#pi_{payment}")).unwrap();
     let to = self::order(&order_id(order));
     worker
-        .relink_payment(&payment, &to, "pat", "asked")
+        .relink_payment(&payment, Some(&to), "pat", "asked")
         .await
         .is_ok()
 }

@@ -1,30 +1,29 @@
 //! `billhook orders`: show orders, list and clear reviews, and the repairs that only a person can decide on: a refund
 //! outside Stripe, a PaymentIntent that the checkout failed to store.
 
-use anyhow::{Context as _, Result, bail};
-use aws_sdk_dynamodb::error::ProvideErrorMetadata as _;
+use anyhow::{Result, bail};
 use billhook_adapters::clock::SystemClock;
-use billhook_adapters::dynamodb::attributes::string_value;
 use billhook_core::entity::kind::StatedFacts;
 use billhook_core::entity::manual::ManualEdits;
 use billhook_core::entity::payment::access::{DownloadAccess, decide_download_access};
 use billhook_core::entity::payment::status::{OrderStatus, PaymentStatus};
 use billhook_core::entity::{Entity, EntityKey};
-use billhook_core::ids::{OrderId, PaymentIntentId, ProviderId, TenantId};
+use billhook_core::ids::{OrderId, PaymentIntentId, TenantId};
 use billhook_core::ports::Clock as _;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use crate::application_tables::ORDERS;
 use crate::audit::parse_reason;
-use crate::entity_repair::{payment_record_facts, repair_entity, write_timeline_note};
+use crate::entity_repair::{payment_record_facts, repair_entity};
 use crate::exit::CommandExit;
+use crate::intent_backfill::{BackfillScope, RivalPolicy, backfill_from_timelines, backfill_order};
 use crate::output::{OutputWriter, print_notice};
-use crate::payment_lookup::{load_payments, load_tenant_accounts, send_payment};
 use crate::review::{RELINK, accept_amounts, clear_review};
 use crate::row_json::{RowDetail, read_column, read_text};
 use crate::row_standing::{describe_row_standing, load_entity, row_of_state, show_row};
 use crate::session::StackSession;
+use crate::time_argument::TimeArgument;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum OrdersCommand {
@@ -49,9 +48,13 @@ pub(crate) enum OrdersCommand {
         Example:\n  billhook orders mark-paid ord_1 --reason 'cash, receipt 4711'"
     )]
     MarkPaid(OrderRepairArgs),
-    /// Store the PaymentIntent in an order that has none, and reprocess the events that wait for it
+    /// Store the PaymentIntent in an order that has none, and link its payment, however old it is
     #[command(
-        after_help = "Example:\n  billhook orders backfill-payment-intent ord_1 pi_1 --reason 'checkout crashed'"
+        after_help = "--from-timelines does it for all orders that lost theirs, if the application's own entries in the timeline name \
+        it; without --yes it only shows them. It goes on after an error, and can be repeated.\nA PaymentIntent that another order or \
+        statement bears is refused. The exit code is 4 if one was refused.\n\nExamples:\n  \
+        billhook orders backfill-payment-intent ord_1 pi_1 --reason 'checkout crashed'\n  \
+        billhook orders backfill-payment-intent --from-timelines --since 2026-05-01 --reason 'lost by the release of May' --yes"
     )]
     BackfillPaymentIntent(OrdersBackfillArgs),
     /// Show whether the customer may download what was ordered, and why
@@ -116,11 +119,32 @@ pub(crate) struct OrderRepairArgs {
 #[derive(Args, Debug)]
 pub(crate) struct OrdersBackfillArgs {
     /// The order id
-    #[arg(value_parser = OrderId::parse)]
-    id: OrderId,
+    #[arg(value_parser = OrderId::parse, required_unless_present = "from_timelines", requires = "intent")]
+    id: Option<OrderId>,
     /// The PaymentIntent id, from Stripe's dashboard
     #[arg(value_parser = PaymentIntentId::parse)]
-    intent: PaymentIntentId,
+    intent: Option<PaymentIntentId>,
+    /// Take it from another order or statement that bears it; later events keep that decision
+    #[arg(long, conflicts_with = "from_timelines")]
+    force: bool,
+    /// All orders without a PaymentIntent whose timeline names one in the `meta` of the application's entries
+    #[arg(long, conflicts_with_all = ["id", "intent"])]
+    from_timelines: bool,
+    /// Only orders of this tenant
+    #[arg(long, value_parser = TenantId::parse, requires = "from_timelines")]
+    tenant: Option<TenantId>,
+    /// Only orders that were made then or later (`createdAt`)
+    #[arg(long, value_parser = TimeArgument::parse, requires = "from_timelines")]
+    since: Option<TimeArgument>,
+    /// Only orders that were made before then
+    #[arg(long, value_parser = TimeArgument::parse, requires = "from_timelines")]
+    until: Option<TimeArgument>,
+    /// At most this many orders
+    #[arg(long, default_value_t = 1000, requires = "from_timelines")]
+    limit: usize,
+    /// Do it; without this, --from-timelines only shows what it would do
+    #[arg(long, requires = "from_timelines")]
+    yes: bool,
     /// The reason; the command writes it to the timeline
     #[arg(long, value_parser = parse_reason)]
     reason: String,
@@ -173,7 +197,7 @@ pub(crate) async fn run_orders(
             print_notice(&format!("recorded a payment outside Stripe for {key}"));
         }
         OrdersCommand::BackfillPaymentIntent(backfill) => {
-            backfill_payment_intent(session, backfill).await?
+            backfill_payment_intents(session, output, backfill).await?
         }
         OrdersCommand::Access(args) => {
             let mut row = ORDERS
@@ -243,62 +267,33 @@ fn render_access(access: DownloadAccess, order: &str, row: &Value) -> Value {
     }
 }
 
-async fn backfill_payment_intent(
+async fn backfill_payment_intents(
     session: &StackSession,
-    backfill: OrdersBackfillArgs,
+    output: OutputWriter,
+    args: OrdersBackfillArgs,
 ) -> Result<()> {
-    let (id, intent) = (&backfill.id, &backfill.intent);
-    let row = ORDERS
-        .read_row(session, id.as_str(), RowDetail::Known)
-        .await?;
-    let current = read_column(&row, "stripePaymentIntentId");
-    if !current.is_empty() && current != intent.as_str() {
-        bail!(
-            "{id} already has {current}: find out at Stripe which of the two belongs to the order"
-        );
+    if let (Some(id), Some(intent)) = (&args.id, &args.intent) {
+        let audit = session.start_audit(args.reason).await?;
+        let policy = match args.force {
+            true => RivalPolicy::TakeFromThem,
+            false => RivalPolicy::Refuse,
+        };
+        let order = backfill_order(session, id, intent, policy, &audit).await?;
+        output.print_object(&order);
+        return Ok(());
     }
-    let audit = session.start_audit(backfill.reason).await?;
-    let key = EntityKey::Order(id.clone());
-    write_timeline_note(session, &key, "backfill-payment-intent", &audit).await?;
-    let table = ORDERS.name(session)?;
-    let update = session
-        .dynamodb
-        .update_item()
-        .table_name(table)
-        .key("id", string_value(id.as_str()))
-        .update_expression("SET stripePaymentIntentId = :intent")
-        .condition_expression(
-            "attribute_exists(id) AND (attribute_not_exists(stripePaymentIntentId) OR stripePaymentIntentId = :intent)",
-        )
-        .expression_attribute_values(":intent", string_value(intent.as_str()))
-        .send()
-        .await;
-    match update {
-        Ok(_) => print_notice(&format!("{id} has {intent} now")),
-        Err(error) if error.code() == Some("ConditionalCheckFailedException") => {
-            bail!(
-                "{id} was changed by others meanwhile: check it with `billhook orders show {id}`, then try again"
-            )
-        }
-        Err(error) => return Err(error).with_context(|| format!("cannot write {id} to {table}")),
-    }
-    // The order does not say whether it was paid through the platform or through its tenant's account.
-    let ledger = session.ledger(ProviderId::Stripe)?;
-    let tenant = TenantId::parse(&read_column(&row, "tenantId")).ok();
-    let accounts = load_tenant_accounts(&ledger, tenant).await?;
-    let payments = load_payments(&ledger, intent, accounts).await?;
-    if payments.is_empty() {
-        print_notice("no event of this PaymentIntent has arrived yet");
-    }
-    let queue = session.queues()?;
-    for payment in payments {
-        send_payment(&queue, &payment.key).await?;
-        print_notice(&format!(
-            "{} was sent to the worker; check the result with `billhook trace {id}`",
-            payment.key
-        ));
-    }
-    Ok(())
+    let now = SystemClock.now();
+    let scope = BackfillScope {
+        tenant: args.tenant,
+        since: args.since.map(|since| since.resolve(now)),
+        until: args.until.map(|until| until.resolve(now)),
+        limit: args.limit,
+    };
+    let audit = match args.yes {
+        true => Some(session.start_audit(args.reason).await?),
+        false => None,
+    };
+    backfill_from_timelines(session, output, &scope, audit.as_ref()).await
 }
 
 #[cfg(test)]

@@ -1,21 +1,22 @@
 //! `billhook payments`: show a payment as billhook knows it, and link it to the order or statement that it is for.
 
-use anyhow::{Result, bail};
-use billhook_adapters::clock::SystemClock;
+use std::collections::BTreeSet;
+
+use anyhow::Result;
 use billhook_core::entity::EntityKey;
-use billhook_core::entity::key::{PaymentKey, StateKey};
+use billhook_core::entity::key::PaymentKey;
 use billhook_core::entity::payment::linked::LinkState;
 use billhook_core::entity::payment::state::PaymentState;
 use billhook_core::ids::{AccountId, OrderId, PaymentRef, ProviderId, StatementId};
-use billhook_core::worker::batch::{RelinkError, Worker};
-use billhook_core::worker::ports::Ledger as _;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use crate::audit::parse_reason;
-use crate::entity_repair::write_timeline_note;
-use crate::exit::CommandExit;
+use crate::audit::{AuditContext, parse_reason};
+use crate::exit::{CommandExit, end_of_several};
 use crate::output::{OutputWriter, print_notice};
+use crate::payment_lookup::{
+    LinkChange, change_link, describe_side, find_bearers, list_entities, load_payment, note_link,
+};
 use crate::session::StackSession;
 use crate::unclaimed::list_unclaimed;
 
@@ -32,8 +33,11 @@ pub(crate) enum PaymentsCommand {
     Unclaimed(PaymentsUnclaimedArgs),
     /// Decide which order or statement a payment is linked to
     #[command(
-        after_help = "Later events, replays and rebuilds keep the decision; the next one replaces it.\n\nExample:\n  \
-        billhook payments relink pi_1 --account acct_1 --order ord_1 --reason 'the shop sent a wrong order id'"
+        after_help = "Later events, replays and rebuilds keep the decision; the next one replaces it. The order or statement that \
+        loses the payment is derived anew with the one that gets it, and both timelines say why.\n--none: it belongs to neither; \
+        then nothing waits for it any more.\nThe exit code is 4 if one was refused.\n\nExamples:\n  \
+        billhook payments relink pi_1 --account acct_1 --order ord_1 --reason 'the shop sent a wrong order id'\n  \
+        billhook payments relink pi_1 pi_2 --none --reason 'of the other shop'"
     )]
     Relink(PaymentsRelinkArgs),
 }
@@ -53,10 +57,17 @@ pub(crate) struct PaymentsUnclaimedArgs {
 
 #[derive(Args, Debug)]
 pub(crate) struct PaymentsRelinkArgs {
-    #[command(flatten)]
-    payment: PaymentName,
+    /// The PaymentIntents, charges or Checkout Sessions; or whole keys, `payment#acct_1#pi_1`
+    #[arg(required = true)]
+    payments: Vec<String>,
+    /// The payments' connected account; without this option, the platform's own
+    #[arg(long, value_parser = AccountId::parse)]
+    account: Option<AccountId>,
     #[command(flatten)]
     to: LinkTarget,
+    /// Also if another row has the PaymentIntent in its column
+    #[arg(long)]
+    force: bool,
     /// The reason; the command writes it to the payment and to the timeline
     #[arg(long, value_parser = parse_reason)]
     reason: String,
@@ -80,9 +91,13 @@ struct LinkTarget {
     /// The statement that it is linked to from now on
     #[arg(long, value_parser = StatementId::parse)]
     statement: Option<StatementId>,
+    /// It belongs to no order and no statement, such as a payment of another shop on the same account
+    #[arg(long)]
+    none: bool,
 }
 
 impl LinkTarget {
+    /// None if it belongs to no order and no statement.
     fn key(self) -> Option<EntityKey> {
         let statement = self.statement.map(EntityKey::Statement);
         self.order.map(EntityKey::Order).or(statement)
@@ -114,73 +129,96 @@ pub(crate) async fn run_payments(
         PaymentsCommand::Unclaimed(unclaimed) => {
             list_unclaimed(session, output, unclaimed.limit).await?;
         }
-        PaymentsCommand::Relink(relink) => {
-            let payment = load_payment(session, relink.payment.key()?).await?;
-            let audit = session.start_audit(relink.reason).await?;
-            let worker = Worker {
-                provider: ProviderId::Stripe,
-                rules: session.stack.interpret_rules()?,
-                ledger: session.ledger(ProviderId::Stripe)?,
-                clock: SystemClock,
-            };
-            let Some(to) = &relink.to.key() else {
-                bail!("name an order or a statement");
-            };
-            let key = &payment.key;
-            let linked = worker
-                .relink_payment(key, to, &audit.actor, &audit.reason)
-                .await;
-            match linked {
-                Ok(_) => {}
-                Err(error @ RelinkError::TargetUnknown) => {
-                    return Err(CommandExit::NotFound(format!("{to}: {error}")).into());
-                }
-                Err(error @ RelinkError::OtherTenant) => {
-                    return Err(CommandExit::Refused(format!("{to}: {error}")).into());
-                }
-                Err(error) => bail!("cannot link {key} to {to}: {error}"),
-            }
-            write_timeline_note(session, to, "relink", &audit).await?;
-            let now = load_payment(session, key.clone()).await?;
-            output.print_object(&describe_payment(&now));
-            let outdated: Vec<String> = now
-                .outdated_copies()
-                .keys()
-                .map(ToString::to_string)
-                .collect();
-            if !outdated.is_empty() {
-                print_notice(&format!(
-                    "the copy in {} could not be updated yet; the sweep retries",
-                    outdated.join(", ")
-                ));
-            }
-        }
+        PaymentsCommand::Relink(relink) => relink_payments(relink, session, output).await?,
     }
     Ok(())
 }
 
-/// The payment of this name; of an alias the payment that it leads to.
-async fn load_payment(session: &StackSession, key: PaymentKey) -> Result<PaymentState> {
-    let ledger = session.ledger(ProviderId::Stripe)?;
-    let mut key = key;
-    loop {
-        let state = StateKey::Payment(key.clone());
-        let mut rows = ledger.load_rows(&[state.clone()].into()).await?;
-        if let Some(reason) = rows.unreadable.remove(&state) {
-            bail!("cannot read {key}: {reason}");
-        }
-        let Some((payment, _)) = rows.payments.remove(&key) else {
-            let stack = &session.stack.name;
-            return Err(CommandExit::NotFound(format!(
-                "no event of {key} has arrived in {stack}; for a payment of a connected account, add --account"
-            ))
-            .into());
-        };
-        match payment.alias_of.clone() {
-            Some(alias_of) => key = alias_of,
-            None => return Ok(payment),
+/// Relinks each payment, and goes on after one that was refused or failed.
+async fn relink_payments(
+    relink: PaymentsRelinkArgs,
+    session: &StackSession,
+    output: OutputWriter,
+) -> Result<()> {
+    let audit = session.start_audit(relink.reason).await?;
+    let to = relink.to.key();
+    let account = relink.account;
+    let mut names = Vec::new();
+    for payment in relink.payments {
+        let account = account.clone();
+        names.push(PaymentName { payment, account });
+    }
+    let mut results = Vec::new();
+    let mut errors = Vec::new();
+    for name in &names {
+        let relinked = relink_one(name, to.as_ref(), relink.force, &audit, session).await;
+        match relinked {
+            Ok(result) => results.push(result),
+            Err(error) if names.len() == 1 => return Err(error),
+            Err(error) => {
+                print_notice(&format!("{}: {error:#}", name.payment));
+                errors.push(error);
+            }
         }
     }
+    match results.as_slice() {
+        [only] if names.len() == 1 => output.print_object(only),
+        all => output.print_list(&["payment", "moved_from", "moved_to"], all),
+    }
+    end_of_several(results.len(), "relinked", &errors)
+}
+
+async fn relink_one(
+    name: &PaymentName,
+    to: Option<&EntityKey>,
+    force: bool,
+    audit: &AuditContext,
+    session: &StackSession,
+) -> Result<Value> {
+    let payment = load_payment(session, name.key()?).await?;
+    let key = &payment.key;
+    let from = payment.linked_entities();
+    // What it is linked to now is what it is taken from. Another row that bears it in its column would be left with that.
+    if let Some(intent) = key.payment.intent() {
+        let mut bearers = find_bearers(&session.ledger(ProviderId::Stripe)?, intent).await?;
+        bearers.retain(|bearer| !from.contains(bearer) && Some(bearer) != to);
+        if !bearers.is_empty() && !force {
+            return Err(CommandExit::Refused(format!(
+                "{key} is in the column of {}: link it there, correct that row, or repeat with --force",
+                list_entities(&bearers)
+            ))
+            .into());
+        }
+    }
+    let now = change_link(session, key, LinkChange::Decided(to, audit)).await?;
+    let moved = format!("from {} to {}", list_entities(&from), list_entities(to));
+    let sides: BTreeSet<&EntityKey> = from.iter().chain(to).collect();
+    note_link(
+        session,
+        sides.iter().copied(),
+        &format!("relink {key} {moved}"),
+        audit,
+    )
+    .await?;
+    print_notice(&format!("{key} was moved {moved}"));
+    let outdated = now.outdated_copies();
+    if !outdated.is_empty() {
+        print_notice(&format!(
+            "the copy in {} could not be updated yet; the sweep retries",
+            list_entities(outdated.keys())
+        ));
+    }
+    let mut shown = Vec::new();
+    for side in sides {
+        shown.push(describe_side(session, side).await?);
+    }
+    let mut described = describe_payment(&now);
+    if let Some(members) = described.as_object_mut() {
+        members.insert("moved_from".to_owned(), json!(from));
+        members.insert("moved_to".to_owned(), json!(to));
+        members.insert("entities".to_owned(), json!(shown));
+    }
+    Ok(described)
 }
 
 fn describe_payment(payment: &PaymentState) -> Value {

@@ -2,24 +2,32 @@
 //! because their account was unknown.
 //!
 //! Tenant isolation depends on this table: if an account had two tenants, nobody could say whose orders its events may
-//! change, so they would be parked as `tenant_ambiguous`. `add` refuses to create that state.
+//! change, so they would be parked as `tenant_ambiguous`. These commands refuse to create that state, and the platform's own
+//! account, whose events have no account.
 
+use std::collections::BTreeSet;
 use std::io::Read as _;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 use aws_sdk_dynamodb::error::ProvideErrorMetadata as _;
+use aws_sdk_dynamodb::types::{AttributeValue, TransactWriteItem, Update};
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::dynamodb::attributes::{Item, string_value};
-use billhook_core::ids::{AccountId, ProviderId, TenantId};
+use billhook_adapters::dynamodb::read_tenant_row;
+use billhook_adapters::dynamodb::tenants::build_account_note;
+use billhook_core::entity::tenant::{ACCOUNT_COLUMN, PREVIOUS_COLUMN, TenantColumns};
+use billhook_core::ids::{AccountId, TenantId};
 use billhook_core::outcome::ParkReason;
 use billhook_core::ports::Clock as _;
-use billhook_core::worker::ports::Ledger as _;
 use clap::{Args, Subcommand};
 use serde::Deserialize;
 
+use crate::account_holders::{AccountHolders, PlatformCheck};
 use crate::application_tables::TENANTS;
+use crate::audit::parse_reason;
 use crate::event_filter::EventSelection;
+use crate::exit::CommandExit;
 use crate::output::{OutputWriter, print_notice};
 use crate::replay_run::replay_open_events;
 use crate::row_json::RowDetail;
@@ -45,6 +53,12 @@ pub(crate) enum TenantsCommand {
         echo '{\"tenant_id\":\"ten_1\",\"name\":\"Shop One\",\"stripe_connected_account_id\":\"acct_1\"}' | billhook tenants import -"
     )]
     Import(TenantsImportArgs),
+    /// Give a tenant another account; late events of the one that it has now still find it
+    #[command(
+        after_help = "The account that it has now goes into previous_accounts: refunds and disputes of its old payments belong to \
+        the tenant.\n\nExample:\n  billhook tenants change-account ten_1 --account acct_2 --reason 'a new Stripe account'"
+    )]
+    ChangeAccount(TenantsChangeAccountArgs),
 }
 
 #[derive(Args, Debug)]
@@ -79,11 +93,55 @@ pub(crate) struct TenantsImportArgs {
     file: PathBuf,
 }
 
+#[derive(Args, Debug)]
+pub(crate) struct TenantsChangeAccountArgs {
+    /// The tenant id
+    #[arg(value_parser = TenantId::parse)]
+    id: TenantId,
+    /// The connected Stripe account that it has from now on
+    #[arg(long, value_parser = AccountId::parse)]
+    account: AccountId,
+    /// The reason; the command writes it beside the account that the tenant had
+    #[arg(long, value_parser = parse_reason)]
+    reason: String,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 struct TenantRecord {
     tenant_id: TenantId,
     name: Option<String>,
     stripe_connected_account_id: AccountId,
+    #[serde(default)]
+    previous_accounts: BTreeSet<AccountId>,
+}
+
+impl TenantRecord {
+    fn columns(&self) -> TenantColumns {
+        TenantColumns {
+            account: Some(self.stripe_connected_account_id.clone()),
+            previous: self.previous_accounts.clone(),
+        }
+    }
+}
+
+/// What an account must not be.
+struct AccountChecks {
+    holders: AccountHolders,
+    platform: PlatformCheck,
+}
+
+impl AccountChecks {
+    async fn load(session: &StackSession) -> Result<Self> {
+        Ok(Self {
+            holders: AccountHolders::load(session).await?,
+            platform: PlatformCheck::load(session).await,
+        })
+    }
+
+    fn check(&self, account: &AccountId, tenant: &TenantId) -> Result<(), CommandExit> {
+        self.platform.check(account)?;
+        self.holders.check_free(account, tenant.as_str())
+    }
 }
 
 pub(crate) async fn run_tenants(
@@ -97,10 +155,13 @@ pub(crate) async fn run_tenants(
                 tenant_id: add.id,
                 name: add.name,
                 stripe_connected_account_id: add.account,
+                previous_accounts: BTreeSet::new(),
             };
-            add_tenant(session, &tenant).await?;
-            release_parked_events(session, &tenant).await?;
+            let mut checks = AccountChecks::load(session).await?;
+            add_tenant(session, &tenant, &mut checks).await?;
+            release_events_of(session, &tenant).await?;
         }
+        TenantsCommand::ChangeAccount(change) => change_account(session, change).await?,
         TenantsCommand::Show(show) => output.print_object(
             &TENANTS
                 .read_row(session, &show.id, RowDetail::Known)
@@ -112,6 +173,7 @@ pub(crate) async fn run_tenants(
                 "tenant_id",
                 "name",
                 "stripe_connected_account_id",
+                "previous_accounts",
                 "stripe_status",
                 "charges_enabled",
                 "payouts_enabled",
@@ -126,9 +188,11 @@ pub(crate) async fn run_tenants(
                 text = std::fs::read_to_string(&import.file)
                     .with_context(|| format!("cannot read {}", import.file.display()))?;
             }
-            for tenant in parse_tenants(&text)? {
-                add_tenant(session, &tenant).await?;
-                release_parked_events(session, &tenant).await?;
+            let tenants = parse_tenants(&text)?;
+            let mut checks = AccountChecks::load(session).await?;
+            for tenant in &tenants {
+                add_tenant(session, tenant, &mut checks).await?;
+                release_events_of(session, tenant).await?;
             }
         }
     }
@@ -150,27 +214,26 @@ fn parse_tenants(text: &str) -> Result<Vec<TenantRecord>> {
         .collect()
 }
 
-async fn add_tenant(session: &StackSession, tenant: &TenantRecord) -> Result<()> {
+async fn add_tenant(
+    session: &StackSession,
+    tenant: &TenantRecord,
+    checks: &mut AccountChecks,
+) -> Result<()> {
     let (id, account) = (&tenant.tenant_id, &tenant.stripe_connected_account_id);
-    let others = session
-        .ledger(ProviderId::Stripe)?
-        .tenants_by_account(account)
-        .await?;
-    if let Some(other) = others.iter().find(|other| *other != id) {
-        bail!(
-            "{account} already belongs to {other}: if it had two tenants, its events would be parked as tenant_ambiguous"
-        );
+    for account in tenant.columns().accounts() {
+        checks.check(account, id)?;
     }
     let table = TENANTS.name(session)?;
     let mut item = Item::from([
         ("tenant_id".to_owned(), string_value(id.as_str())),
-        (
-            "stripe_connected_account_id".to_owned(),
-            string_value(account.as_str()),
-        ),
+        (ACCOUNT_COLUMN.to_owned(), string_value(account.as_str())),
     ]);
     if let Some(name) = &tenant.name {
         item.insert("name".to_owned(), string_value(name));
+    }
+    if !tenant.previous_accounts.is_empty() {
+        let previous = set_value(&tenant.previous_accounts);
+        item.insert(PREVIOUS_COLUMN.to_owned(), previous);
     }
     let put = session
         .dynamodb
@@ -183,22 +246,168 @@ async fn add_tenant(session: &StackSession, tenant: &TenantRecord) -> Result<()>
     match put {
         Ok(_) => print_notice(&format!("added {id}")),
         Err(error) if error.code() == Some("ConditionalCheckFailedException") => {
-            if others.is_empty() {
-                bail!("{id} already exists with another account: see `billhook tenants show {id}`");
+            if !checks.holders.is_present(account, id.as_str()) {
+                bail!(
+                    "{id} already exists with another account: see `billhook tenants show {id}`, or give it this one with `billhook tenants change-account {id} --account {account} --reason …`"
+                );
             }
             print_notice(&format!("{id} already exists"));
         }
         Err(error) => return Err(error).with_context(|| format!("cannot write {id} to {table}")),
     }
+    checks.holders.add(id.as_str(), &tenant.columns());
+    let entities = session.stack.output("EntitiesTable")?;
+    for previous in &tenant.previous_accounts {
+        let note = build_account_note(entities, previous, id, None)?;
+        write_all(session, vec![note]).await?;
+    }
     Ok(())
 }
 
-async fn release_parked_events(session: &StackSession, tenant: &TenantRecord) -> Result<()> {
-    let account = &tenant.stripe_connected_account_id;
+fn set_value(accounts: &BTreeSet<AccountId>) -> AttributeValue {
+    AttributeValue::Ss(accounts.iter().map(ToString::to_string).collect())
+}
+
+/// Writes the tenant's row and the notes of the accounts that it had, all or nothing.
+async fn change_account(session: &StackSession, change: TenantsChangeAccountArgs) -> Result<()> {
+    let (id, account) = (&change.id, &change.account);
+    let checks = AccountChecks::load(session).await?;
+    checks.check(account, id)?;
+    let table = TENANTS.name(session)?;
+    let get = session.dynamodb.get_item().table_name(table);
+    let read = get
+        .key(TENANTS.key(), string_value(id.as_str()))
+        .consistent_read(true)
+        .send()
+        .await;
+    let read = read.with_context(|| format!("cannot read {id} from {table}"))?;
+    let stack = &session.stack.name;
+    let row = read
+        .item
+        .ok_or_else(|| CommandExit::NotFound(format!("there is no tenant {id} in {stack}")))?;
+    let was = read_tenant_row(&row);
+    let next = with_account(&was, account);
+    if next != was {
+        let audit = session.start_audit(change.reason).await?;
+        let note = audit.build_note("change-account", SystemClock.now(), None);
+        let entities = session.stack.output("EntitiesTable")?;
+        let mut updates = vec![build_account_change(table, id, &row, &next)?];
+        for previous in &next.previous {
+            updates.push(build_account_note(
+                entities,
+                previous,
+                id,
+                Some(note.clone()),
+            )?);
+        }
+        write_all(session, updates).await?;
+    }
+    print_notice(&match next.previous.is_empty() {
+        true => format!("{id} has {account} now"),
+        false => {
+            let previous: Vec<&str> = next.previous.iter().map(AccountId::as_str).collect();
+            let previous = previous.join(", ");
+            format!("{id} has {account} now; late events of {previous} still belong to it")
+        }
+    });
+    for account in next.accounts() {
+        release_parked_events(session, id, account).await?;
+    }
+    Ok(())
+}
+
+/// The account that it gets may be one that it had before.
+fn with_account(was: &TenantColumns, account: &AccountId) -> TenantColumns {
+    let mut previous = was.previous.clone();
+    previous.extend(was.account.clone());
+    previous.remove(account);
+    TenantColumns {
+        account: Some(account.clone()),
+        previous,
+    }
+}
+
+/// The write of the tenant's two columns, on condition that they are as they were read. Previous accounts keep the form that
+/// the application gave them.
+fn build_account_change(
+    table: &str,
+    id: &TenantId,
+    row: &Item,
+    next: &TenantColumns,
+) -> Result<Update> {
+    let account = next.account.as_ref().map(ToString::to_string);
+    let mut update = Update::builder()
+        .table_name(table)
+        .key(TENANTS.key(), string_value(id.as_str()))
+        .expression_attribute_names("#account", ACCOUNT_COLUMN)
+        .expression_attribute_names("#previous", PREVIOUS_COLUMN)
+        .expression_attribute_values(":account", string_value(account.unwrap_or_default()));
+    let mut conditions = vec![format!("attribute_exists({})", TENANTS.key())];
+    for (name, value) in [("account", ACCOUNT_COLUMN), ("previous", PREVIOUS_COLUMN)] {
+        match row.get(value) {
+            Some(found) => {
+                conditions.push(format!("#{name} = :found_{name}"));
+                update =
+                    update.expression_attribute_values(format!(":found_{name}"), found.clone());
+            }
+            None => conditions.push(format!("attribute_not_exists(#{name})")),
+        }
+    }
+    let previous = match row.get(PREVIOUS_COLUMN) {
+        Some(AttributeValue::L(_)) => {
+            let accounts = next.previous.iter().map(ToString::to_string);
+            Some(AttributeValue::L(accounts.map(string_value).collect()))
+        }
+        // A set is never empty.
+        _ => (!next.previous.is_empty()).then(|| set_value(&next.previous)),
+    };
+    let expression = match previous {
+        Some(previous) => {
+            update = update.expression_attribute_values(":previous", previous);
+            "SET #account = :account, #previous = :previous"
+        }
+        None => "SET #account = :account REMOVE #previous",
+    };
+    let update = update
+        .update_expression(expression)
+        .condition_expression(conditions.join(" AND "));
+    Ok(update.build()?)
+}
+
+async fn write_all(session: &StackSession, updates: Vec<Update>) -> Result<()> {
+    let actions = updates.into_iter();
+    let actions = actions.map(|update| TransactWriteItem::builder().update(update).build());
+    let sent = session
+        .dynamodb
+        .transact_write_items()
+        .set_transact_items(Some(actions.collect()))
+        .send()
+        .await;
+    match sent {
+        Ok(_) => Ok(()),
+        Err(error) if error.code() == Some("TransactionCanceledException") => {
+            bail!("the tenant was changed by others meanwhile, and nothing is written: try again")
+        }
+        Err(error) => Err(error).context("cannot write the tenant's accounts"),
+    }
+}
+
+async fn release_events_of(session: &StackSession, tenant: &TenantRecord) -> Result<()> {
+    for account in tenant.columns().accounts() {
+        release_parked_events(session, &tenant.tenant_id, account).await?;
+    }
+    Ok(())
+}
+
+async fn release_parked_events(
+    session: &StackSession,
+    tenant: &TenantId,
+    account: &AccountId,
+) -> Result<()> {
     let selection =
         EventSelection::parked_for(account, ParkReason::TenantUnknown, SystemClock.now());
     let audit = session
-        .start_audit(format!("tenant {} was added", tenant.tenant_id))
+        .start_audit(format!("{account} belongs to tenant {tenant}"))
         .await?;
     replay_open_events(session, selection, audit).await
 }
@@ -206,6 +415,58 @@ async fn release_parked_events(session: &StackSession, tenant: &TenantRecord) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn columns(present: &str, previous: &[&str]) -> TenantColumns {
+        let account = |id: &&str| AccountId::parse(id).unwrap();
+        TenantColumns {
+            account: Some(account(&present)),
+            previous: previous.iter().map(account).collect(),
+        }
+    }
+
+    #[test]
+    fn the_account_that_a_tenant_had_becomes_a_previous_one_and_can_come_back() {
+        let account = |id: &str| AccountId::parse(id).unwrap();
+        let first = columns("acct_1", &[]);
+        let second = with_account(&first, &account("acct_2"));
+        assert_eq!(second, columns("acct_2", &["acct_1"]));
+        assert_eq!(with_account(&second, &account("acct_2")), second);
+        let back = with_account(&second, &account("acct_1"));
+        assert_eq!(back, columns("acct_1", &["acct_2"]));
+    }
+
+    #[test]
+    fn a_change_holds_both_columns_as_read_and_keeps_a_list_a_list() {
+        let id = TenantId::parse("ten_1").unwrap();
+        let next = columns("acct_3", &["acct_1", "acct_2"]);
+        let list = AttributeValue::L(vec![string_value("acct_1")]);
+        for (previous, condition) in [
+            (None, "attribute_not_exists(#previous)"),
+            (Some(list.clone()), "#previous = :found_previous"),
+        ] {
+            let mut row = Item::from([(ACCOUNT_COLUMN.to_owned(), string_value("acct_2"))]);
+            row.extend(
+                previous
+                    .clone()
+                    .map(|list| (PREVIOUS_COLUMN.to_owned(), list)),
+            );
+            let update = build_account_change("tenants", &id, &row, &next).unwrap();
+            let conditions = update.condition_expression().unwrap();
+            assert!(conditions.contains(condition), "{conditions}");
+            assert!(
+                conditions.contains("#account = :found_account"),
+                "{conditions}"
+            );
+            let written = &update.expression_attribute_values().unwrap()[":previous"];
+            assert_eq!(written.is_l(), previous.is_some());
+        }
+        let none = build_account_change("tenants", &id, &Item::new(), &columns("acct_1", &[]));
+        assert!(
+            none.unwrap()
+                .update_expression()
+                .ends_with("REMOVE #previous")
+        );
+    }
 
     #[test]
     fn a_tenant_file_is_accepted_whole_or_refused_with_its_line() {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use billhook_core::entity::EntityKey;
 use billhook_core::entity::key::{PaymentKey, StateKey};
 use billhook_core::error::DependencyError;
-use billhook_core::ids::{EventId, OrderId, ProviderId};
+use billhook_core::ids::{AccountId, EventId, OrderId, ProviderId, TenantId};
 use billhook_core::intake::inbox::EventRecord;
 use billhook_core::outcome::EventOutcome;
 use billhook_core::proof::listing::{ListStates, ScanSegment, StatePage};
@@ -283,10 +283,27 @@ impl ListAccounts for Port {
                 all.filter(|(id, _)| after.as_deref().is_none_or(|after| id.as_str() > after));
             let rows: Vec<_> = rows.take(limit).collect();
             let last = rows.last().filter(|_| rows.len() == limit);
+            let previous = rows.iter().flat_map(|(tenant, _)| {
+                let its = world.store.previous_accounts.get(*tenant);
+                let its = its.into_iter().flatten().cloned();
+                its.map(|account| (account, (*tenant).clone()))
+            });
             AccountsPage {
                 next: last.map(|(tenant, _)| tenant.to_string()),
                 accounts: rows.iter().map(|(_, account)| (*account).clone()).collect(),
+                previous: previous.collect(),
             }
+        })
+        .await
+    }
+
+    async fn note_previous_accounts(
+        &self,
+        previous: &BTreeSet<(AccountId, TenantId)>,
+    ) -> Result<(), DependencyError> {
+        let previous = previous.clone();
+        self.write("note_accounts", "", move |world| {
+            world.store.account_notes.extend(previous.iter().cloned());
         })
         .await
     }

@@ -64,6 +64,8 @@ pub enum Mutant {
     RecipientForgotten,
     /// 4: no open payment is rechecked.
     OpenForgotten,
+    /// 4: what reconcile noted of the accounts that a tenant had before is not loaded.
+    PreviousForgotten,
     /// 5: each event gives a refund another id.
     RefundsRenamed,
     /// 6: a stored success is not loaded.

@@ -11,6 +11,7 @@ use billhook_core::entity::payment::facts::MoneyFacts;
 use billhook_core::entity::payment::linked::LinkedPaymentFacts;
 use billhook_core::entity::payment::state::PaymentState;
 use billhook_core::entity::projection::RowStanding;
+use billhook_core::entity::tenant::{AccountHits, TenantColumns, TenantHit};
 use billhook_core::entity::{Entity, EntityKey, EntityUpdate};
 use billhook_core::error::DependencyError;
 use billhook_core::ids::{AccountId, EventId, PaymentIntentId, PieceId, ProviderId, TenantId};
@@ -21,7 +22,7 @@ use billhook_core::tasks::checkpoint::Checkpoint;
 use billhook_core::time::Timestamp;
 use billhook_core::worker::ports::{
     ChangedColumn, CommitError, CommitPart, EventUpdate, Ledger, LoadedRows, NextState,
-    StoredEvent, StoredPayload,
+    StoredEvent, StoredPayload, TenantLookup,
 };
 
 use super::application::RowEdit;
@@ -140,6 +141,10 @@ pub struct Store {
     pub invoices: Table<InvoiceKey, InvoiceState>,
     /// By tenant.
     pub accounts: Table<TenantId, AccountId>,
+    /// The accounts that each tenant had before, as its row says.
+    pub previous_accounts: BTreeMap<TenantId, BTreeSet<AccountId>>,
+    /// The notes of them that billhook keeps.
+    pub account_notes: BTreeSet<(AccountId, TenantId)>,
     /// By job.
     pub jobs: BTreeMap<String, Checkpoint>,
     /// Every event that was stored as new.
@@ -173,12 +178,19 @@ impl Store {
         let invoices = invoices.map(|(key, row)| (key.clone(), row.clone()));
         let tenants = self.accounts.all();
         let tenants = tenants.map(|(tenant, account)| (account.clone(), tenant.clone()));
+        let previous = self.previous_accounts.iter();
+        let previous = previous.flat_map(|(tenant, accounts)| {
+            let accounts = accounts.iter().cloned();
+            accounts.map(|account| (account, tenant.clone()))
+        });
         MemoryTables {
             events: Mutex::new(events.collect()),
             entities: Mutex::new(entities.collect()),
             payments: Mutex::new(payments.collect()),
             invoices: Mutex::new(invoices.collect()),
             tenants: Mutex::new(tenants.collect()),
+            previous_accounts: Mutex::new(previous.collect()),
+            account_notes: Mutex::new(self.account_notes.clone()),
             ..MemoryTables::default()
         }
     }
@@ -288,6 +300,26 @@ impl World {
             }
         }
         entity
+    }
+
+    /// What a tenant's row says about accounts.
+    fn tenant_columns(&self, tenant: &TenantId) -> TenantColumns {
+        let accounts = &self.store.accounts;
+        if self.mutant == Some(Mutant::AnyTenant) {
+            return TenantColumns {
+                previous: accounts.all().map(|(_, account)| account.clone()).collect(),
+                ..TenantColumns::default()
+            };
+        }
+        TenantColumns {
+            account: accounts.get(tenant).cloned(),
+            previous: self
+                .store
+                .previous_accounts
+                .get(tenant)
+                .cloned()
+                .unwrap_or_default(),
+        }
     }
 
     fn loaded_payment(&self, payment: &PaymentState) -> PaymentState {
@@ -562,6 +594,10 @@ impl Ledger for Port {
         let found = self.call(reads("rows"), "", move |world| {
             let mut rows = LoadedRows::empty();
             for key in &keys {
+                if let StateKey::Entity(EntityKey::Tenant(tenant)) = key {
+                    let columns = world.tenant_columns(tenant);
+                    rows.tenants.insert(tenant.clone(), columns);
+                }
                 match key {
                     StateKey::Entity(key) => {
                         let row = world.store.entities.get(key);
@@ -609,21 +645,33 @@ impl Ledger for Port {
     async fn tenants_by_account(
         &self,
         account: &AccountId,
-    ) -> Result<Vec<TenantId>, DependencyError> {
+        _: TenantLookup,
+    ) -> Result<AccountHits, DependencyError> {
         let own = account.clone();
         let found = self.call(reads("tenants_of"), account.as_str(), move |world| {
             let then = world.lagging();
-            let any = world.mutant == Some(Mutant::AnyTenant);
+            let hit = |tenant: &TenantId| TenantHit::Tenant(tenant.clone());
+            let mut hits = AccountHits::default();
+            if world.mutant == Some(Mutant::AnyTenant) {
+                let mut all = world.store.accounts.all_as_of(then);
+                hits.previous
+                    .extend(all.next().map(|(tenant, _)| hit(tenant)));
+                return hits;
+            }
             let all = world.store.accounts.all_as_of(then);
-            let its = all.filter(|(_, account)| any || **account == own);
-            let mut its: Vec<TenantId> = its.map(|(tenant, _)| tenant.clone()).collect();
-            if any {
-                its.truncate(1);
-            }
-            if its.is_empty() {
+            let its = all.filter(|(_, account)| **account == own);
+            hits.present.extend(its.map(|(tenant, _)| hit(tenant)));
+            if hits.present.is_empty() {
                 world.sometimes("index miss");
+                let notes = world.store.account_notes.iter();
+                let is_known = world.mutant != Some(Mutant::PreviousForgotten);
+                let its = notes.filter(|(account, _)| is_known && *account == own);
+                hits.previous.extend(its.map(|(_, tenant)| hit(tenant)));
             }
-            its
+            if !hits.previous.is_empty() {
+                world.sometimes("previous account");
+            }
+            hits
         });
         Ok(found.await?)
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use billhook_core::entity::EntityKey;
 use billhook_core::error::DependencyError;
-use billhook_core::ids::{AccountId, CheckoutSessionId, ProviderId};
+use billhook_core::ids::{AccountId, CheckoutSessionId, EventId, ProviderId};
 use billhook_core::provider::stripe::types::{IntentStatus, SessionStatus};
 use billhook_core::tasks::cleanup::CancellablePayment;
 use billhook_core::tasks::ports::{EventsPage, ListEvents, ListEventsError, PaymentsAtStripe};
@@ -346,6 +346,16 @@ impl PaymentsAtStripe for Port {
 }
 
 impl ListEvents for Port {
+    async fn is_event_of_platform(&self, event: &EventId) -> Result<bool, ListEventsError> {
+        let own = event.as_str().to_owned();
+        let answer = self.call(call("read_event", false), event.as_str(), move |world| {
+            let mut events = world.stripe.events.iter();
+            events.any(|event| event.id == own && event.account.is_none())
+        });
+        let failed = |lost: Lost| ListEventsError::Failed(lost.told());
+        answer.await.map_err(failed)
+    }
+
     async fn list_events(
         &self,
         account: Option<&AccountId>,

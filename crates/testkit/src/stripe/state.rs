@@ -9,6 +9,9 @@ use serde_json::{Map, Value, json};
 use super::objects::{self, ENDPOINTS_MAX, Params, text};
 use super::{Config, form};
 
+/// The account of every key.
+const PLATFORM_ACCOUNT: &str = "acct_platform";
+
 #[derive(Clone, Debug, Default)]
 pub(super) struct Call {
     pub(super) method: String,
@@ -305,6 +308,11 @@ impl State {
             }
             ("GET", ["v1", "checkout", "sessions"]) => {
                 self.list(space, "checkout.session", &call.path, &params)
+            }
+            // Of the key, or of the connected account that is acted for.
+            ("GET", ["v1", "account"]) => {
+                let id = space.account.as_deref().unwrap_or(PLATFORM_ACCOUNT);
+                Ok(json!({ "id": id, "object": "account" }))
             }
             ("GET", ["v1", kind]) if object_name(kind).is_some() => {
                 let kind = object_name(kind).unwrap_or_default();

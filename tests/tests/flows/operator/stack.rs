@@ -177,6 +177,8 @@ fn doctor_checks_a_stack_and_metrics_counts_its_events() {
             "StripeWebhookEndpoint at Stripe",
             "StripePlatformWebhookEndpoint at Stripe",
             "no other endpoint of this stack at Stripe",
+            "each connected account has one tenant",
+            "no tenant has the platform's own account",
             "alarms exist and have actions",
             "API ThrottleRate",
             "API ThrottleBurst",

@@ -543,15 +543,17 @@ impl<'b, 'f> RowPayments<'b, 'f> {
         let Some(expected) = self.rules.expected_intent else {
             return false;
         };
-        let known = self
-            .balances
-            .iter()
-            .find(|balance| balance.id.intent() == Some(expected));
-        known.is_none_or(|balance| {
-            let mut payments = balance.facts.payments.values();
-            let has_ended = payments
-                .any(|payment| payment.canceled.is_some() || payment.failures.last().is_some());
-            !has_ended && !balance.facts.has_money()
+        let expected = PaymentRef::Intent(expected.clone());
+        let mut balances = self.balances.iter();
+        // The payments of an invoice have one balance.
+        let known = balances.find_map(|balance| {
+            let payment = balance.facts.payments.get(&expected)?;
+            Some((balance, payment))
+        });
+        known.is_none_or(|(balance, payment)| {
+            let is_under_way = payment.is_processing() || payment.is_authorized();
+            let has_ended = payment.canceled.is_some() || payment.failures.last().is_some();
+            (is_under_way || !has_ended) && !balance.facts.has_money()
         })
     }
 

@@ -425,19 +425,25 @@ impl MoneyFacts {
             && reviews.is_empty()
     }
 
-    /// Whether money came in or went out, or somebody demands it back.
+    /// Whether money came in or went out, or somebody demands it back. What was free, or only authorised, is no money.
     pub fn has_money(&self) -> bool {
-        let mut payments = self.payments.values();
+        let mut payments = self.payments.iter();
         let mut charges = self.charges.values();
-        let is_captured = |charge: &ChargeFacts| {
-            charge
-                .captured
-                .as_ref()
-                .is_some_and(|captured| captured.0.amount > 0)
+        let mut refunds = self.refunds.values();
+        let is_paid = |(id, payment): (&PaymentRef, &IntentFacts)| {
+            let received = self.received_amounts(id);
+            let is_free = !received.is_empty() && received.iter().all(|money| money.amount == 0);
+            payment.succeeded.is_some() && !is_free
         };
-        payments.any(|payment| payment.succeeded.is_some())
-            || charges.any(|charge| charge.refunded.is_some() || is_captured(charge))
-            || !(self.refunds.is_empty() && self.disputes.is_empty() && self.warnings.is_empty())
+        let is_captured = |charge: &ChargeFacts| {
+            let captured = charge.captured.as_ref();
+            captured.is_some_and(|captured| captured.0.amount > 0)
+        };
+        payments.any(is_paid)
+            || charges.any(is_captured)
+            || refunds.any(|refund| refund.release.is_none())
+            || !self.disputes.is_empty()
+            || !self.warnings.is_empty()
     }
 
     /// Who may pay, by any event.

@@ -72,7 +72,9 @@ pub enum LinkState {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct RelinkDecision {
     pub number: i64,
-    pub entity: EntityKey,
+    /// None if it belongs to no order and no statement, such as a payment of another shop on the same account.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entity: Option<EntityKey>,
     /// The person's AWS identity.
     pub actor: String,
     pub reason: String,

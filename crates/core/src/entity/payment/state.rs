@@ -66,14 +66,7 @@ merge_fields!(PaymentFacts {
     relink
 });
 
-impl PaymentFacts {
-    /// The order and the statement that would have the `client_reference_id` of its session as their key.
-    pub fn referenced_entities(&self) -> Vec<EntityKey> {
-        referenced_entities(&self.money)
-    }
-}
-
-/// See [`PaymentFacts::referenced_entities`].
+/// The order and the statement that would have the `client_reference_id` of the payment's session as their key.
 pub fn referenced_entities(money: &MoneyFacts) -> Vec<EntityKey> {
     let reference = money.users.reference.as_ref();
     let Some(MinRegister(reference)) = reference else {
@@ -284,16 +277,23 @@ impl PaymentState {
             return states;
         }
         if let Some(MaxRegister(relink)) = &self.facts.relink {
-            states.insert(relink.entity.clone(), LinkState::Linked);
+            states.extend(relink.entity.clone().map(|key| (key, LinkState::Linked)));
             return states;
         }
-        let best_source =
-            |sources: &BTreeMap<LinkSource, MinRegister<Timestamp>>| sources.keys().min().copied();
+        // Metadata beats a reference even while there is no row of its name.
+        let counts =
+            |source: &&LinkSource| **source != LinkSource::Reference || self.facts.named.is_empty();
+        let best_source = |sources: &BTreeMap<LinkSource, MinRegister<Timestamp>>| {
+            sources.keys().filter(counts).min().copied()
+        };
         let allowed = || links.iter().filter(|(key, _)| !self.denied.contains(*key));
         let best = allowed()
             .filter_map(|(_, sources)| best_source(sources))
             .min();
-        let best_links = || allowed().filter(|(_, sources)| best_source(sources) == best);
+        let best_links = || {
+            let is_best = |source| best.is_some() && source == best;
+            allowed().filter(move |(_, sources)| is_best(best_source(sources)))
+        };
         let conflict_since = best_links()
             .filter_map(|(_, sources)| sources.get(&best?))
             .max();
@@ -307,19 +307,30 @@ impl PaymentState {
 
     /// The copy for an order or statement.
     pub fn copy_for(&self, link: LinkState) -> PaymentCopy {
-        let money = &self.facts.money;
+        let mut money = self.facts.money.clone();
+        let mut links = self.facts.links.values();
+        if links.any(|sources| sources.contains_key(&LinkSource::Reference)) {
+            // It is the key of a row, and no user.
+            let payers = money.payments.values_mut();
+            let users = payers.map(|payment| &mut payment.payer);
+            for users in users.chain([&mut money.users]) {
+                users.reference = None;
+            }
+        }
         PaymentCopy {
             version: self.facts_version,
             link,
             invoices: self.facts.invoices.clone(),
             relink: self.facts.relink.clone(),
-            is_paid: money
+            is_paid: self
+                .facts
+                .money
                 .payments
                 .values()
                 .any(|payment| payment.succeeded.is_some()),
             facts: match link {
                 LinkState::Elsewhere => MoneyFacts::default(),
-                LinkState::Linked | LinkState::Conflict(_) => money.clone(),
+                LinkState::Linked | LinkState::Conflict(_) => money,
             },
         }
     }
@@ -361,17 +372,42 @@ impl PaymentState {
         }
     }
 
+    /// Whether a person decided that it belongs to no order and no statement.
+    pub fn is_nobodys(&self) -> bool {
+        let relink = self.facts.relink.as_ref();
+        relink.is_some_and(|relink| relink.0.entity.is_none())
+    }
+
+    /// The orders and statements that it is linked to: one, several if they are in conflict, or none.
+    pub fn linked_entities(&self) -> BTreeSet<EntityKey> {
+        let states = self.link_states().into_iter();
+        let linked = states.filter(|(_, link)| *link != LinkState::Elsewhere);
+        linked.map(|(entity, _)| entity).collect()
+    }
+
+    /// Whether a row that has it in its column, or that its session refers to, may still get it.
+    pub fn may_be_claimed(&self) -> bool {
+        let mut links = self.facts.links.iter();
+        let has_better = links.any(|(key, sources)| {
+            let is_better = sources.keys().any(|source| *source < LinkSource::Reference);
+            is_better && !self.denied.contains(key)
+        });
+        self.alias_of.is_none() && self.facts.relink.is_none() && !has_better
+    }
+
     fn is_unlinked(&self) -> bool {
-        let links = self.link_states();
-        let mut links = links.values();
-        self.alias_of.is_none() && links.all(|link| *link == LinkState::Elsewhere)
+        self.alias_of.is_none() && !self.is_nobodys() && self.linked_entities().is_empty()
     }
 
     /// Whether somebody has to find out whose its money is. Whoever has a connected account may sell elsewhere too, so that
     /// the money there is ours only if something named an order or statement.
     fn must_be_claimed(&self) -> bool {
-        let is_ours = self.key.account.is_none() || !self.facts.named.is_empty();
-        is_ours && self.is_unlinked() && self.facts.money.has_money()
+        self.is_unlinked() && self.has_own_money(&self.facts)
+    }
+
+    fn has_own_money(&self, facts: &PaymentFacts) -> bool {
+        let is_ours = self.key.account.is_none() || !facts.named.is_empty();
+        is_ours && facts.money.has_money()
     }
 
     /// Since when its money is unclaimed, if that is for long enough to be reported.
@@ -406,8 +442,8 @@ impl PaymentState {
     ) -> Self {
         let version = self.version.saturating_add(1);
         let is_changed = facts != self.facts || alias_of != self.alias_of || denied != self.denied;
-        // Only from now on somebody has to find out whose it is.
-        let is_first_money = facts.money.has_money() && !self.facts.money.has_money();
+        // The day in which a row may still be written begins now.
+        let is_first_money = self.has_own_money(&facts) && !self.has_own_money(&self.facts);
         Self {
             key: self.key.clone(),
             version,

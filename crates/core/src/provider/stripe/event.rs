@@ -14,9 +14,10 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use data_encoding::HEXLOWER;
-use serde::de::Error as _;
+use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -190,10 +191,44 @@ lenient_struct! {
     }
 }
 
-/// All metadata, because a parameter says which keys name an order. Stripe allows 50 entries of 540 characters.
-#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+/// All metadata, because a parameter says which keys name an order.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize)]
 #[serde(transparent)]
 pub struct StripeMetadata(BTreeMap<String, LenientField<String>>);
+
+/// What Stripe allows. Whatever is beyond comes from nobody whom we know, and is left out.
+const METADATA_ENTRIES_MAX: usize = 50;
+const METADATA_KEY_MAX: usize = 40;
+
+impl<'de> Deserialize<'de> for StripeMetadata {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_map(MetadataVisitor)
+    }
+}
+
+struct MetadataVisitor;
+
+impl<'de> Visitor<'de> for MetadataVisitor {
+    type Value = StripeMetadata;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<StripeMetadata, A::Error> {
+        let mut entries = BTreeMap::new();
+        while let Some((key, value)) = map.next_entry::<String, LenientField<String>>()? {
+            // Two readers may take different ones, so neither counts as read.
+            if entries.contains_key(&key) {
+                return Err(A::Error::custom("a key of the metadata is there twice"));
+            }
+            if entries.len() < METADATA_ENTRIES_MAX && key.chars().count() <= METADATA_KEY_MAX {
+                entries.insert(key, value);
+            }
+        }
+        Ok(StripeMetadata(entries))
+    }
+}
 
 impl StripeMetadata {
     pub fn get(&self, key: &str) -> Option<&str> {
@@ -299,15 +334,15 @@ impl StripeObject {
         self.metadata.value().map(|NestedObject(metadata)| metadata)
     }
 
-    /// The connected accounts that get the money of a platform's payment, or for which it is charged.
-    pub fn recipients(&self) -> BTreeSet<AccountId> {
-        let transfer = self.transfer_data.value();
-        let destination = transfer.and_then(|NestedObject(of)| of.destination.value());
-        destination
-            .into_iter()
-            .chain(self.on_behalf_of.value())
-            .cloned()
-            .collect()
+    /// The connected accounts that get the money of a platform's payment, or for which it is charged. Fails if one is there
+    /// and cannot be read: unread, the money could become another tenant's.
+    pub fn recipients(&self) -> Result<BTreeSet<AccountId>, MalformedField> {
+        let destination = match self.transfer_data.checked()? {
+            Some(NestedObject(transfer)) => transfer.destination.checked()?,
+            None => None,
+        };
+        let behalf = self.on_behalf_of.checked()?;
+        Ok(destination.into_iter().chain(behalf).cloned().collect())
     }
 
     /// Whether it is how a transfer from the platform appears on a connected account, and not a customer's payment.

@@ -139,7 +139,7 @@ impl WebhookProvider for StripeWebhooks {
                 invoice: resource.invoice.value().cloned(),
                 // A connected account's own payment has no other recipient.
                 recipients: match account {
-                    None => resource.recipients(),
+                    None => resource.recipients().map_err(|_| malformed())?,
                     Some(_) => BTreeSet::new(),
                 },
                 link_source: match resource.object.value().map(String::as_str) {

@@ -1,6 +1,7 @@
 //! `billhook doctor`: health checks of a deployed stack, one line each with the command that fixes it. It writes
 //! nothing but two test events.
 
+mod accounts;
 mod aws;
 mod delivery;
 mod existing_tables;
@@ -64,6 +65,7 @@ pub(crate) async fn run_doctor(
     areas.push(("rows", row_trouble::check_row_trouble(session).await));
     areas.push(("secrets", check_secrets(session).await));
     areas.push(("endpoints at Stripe", check_endpoints(session).await));
+    areas.push(("accounts", accounts::check_accounts(session).await));
     areas.push(("events", check_events(session).await));
     areas.push(("API", delivery::check_health(session).await));
     if !args.read_only {
