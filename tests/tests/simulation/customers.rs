@@ -9,8 +9,8 @@ use billhook_core::ports::Clock as _;
 use billhook_core::provider::stripe::types::{IntentStatus, SessionStatus};
 use billhook_core::time::Timestamp;
 use billhook_testkit::events::{
-    charge_refunded, dispute, from_account, intent_failed, letter, refund, session_completed,
-    stripe,
+    charge_refunded, dispute, from_account, intent_failed, intent_succeeded, letter, refund,
+    session_completed, stripe,
 };
 use billhook_testkit::memory::entity_of;
 use billhook_testkit::sim::Sim;
@@ -415,6 +415,50 @@ impl Customers {
                 links: true,
                 says: Says::Mail(stage),
                 end: End::In(key.clone()),
+            });
+        }
+    }
+
+    /// An account that goes from tenant to tenant, and is never given back. With each move a payment comes on it that names an
+    /// order of the tenant that had it: it is not that one's any more, whatever an index says.
+    pub(crate) async fn moving_account(self) {
+        let account = AccountId::parse("acct_moving").unwrap();
+        let mut had: Option<TenantId> = None;
+        for number in 0.. {
+            self.sim.wait(APART, self.pace).await;
+            if self.is_over() {
+                return;
+            }
+            let mut world = self.sim.world();
+            let (now, id) = (world.now(), world.stripe.id("evt"));
+            let gets = TenantId::parse(&format!("ten_moving{number}")).unwrap();
+            let order = OrderId::parse(&format!("ord_moving{number}")).unwrap();
+            let columns = json!({ "tenantId": gets, "amountTotal": DUE, "currency": "usd" });
+            let row = entity_of(&EntityKey::Order(order), columns);
+            world.store.add(now, row);
+            let former = had.replace(gets.clone());
+            if let Some(former) = &former {
+                let next = AccountId::parse(&format!("acct_of_{former}")).unwrap();
+                world.store.accounts.put(now, former.clone(), next);
+            }
+            world.store.accounts.put(now, gets, account.clone());
+            let Some(former) = former else { continue };
+            let named = former.as_str().replace("ten_", "ord_");
+            world.tell(|| format!("application    takes {account} from {former}"));
+            let (of, now_s) = (format!("pi_{id}"), now.unix_s());
+            let names = json!({ "orderId": named });
+            let paid = intent_succeeded(&id, now_s, &of, names, DUE);
+            world.stripe.emit(Emitted {
+                provider: ProviderId::Stripe,
+                id,
+                kind: "payment_intent.succeeded".to_owned(),
+                account: Some(account.to_string()),
+                created_s: now_s,
+                body: from_account(paid, account.as_str()).to_string(),
+                of,
+                links: false,
+                says: Says::Nothing,
+                end: End::Parked(""),
             });
         }
     }

@@ -28,6 +28,7 @@ const MUTANTS: &[(Mutant, u8, &str, u64)] = &[
     (Mutant::RefundsRenamed, 5, "ordinary", 10),
     (Mutant::SuccessForgotten, 6, "ordinary", 20),
     (Mutant::AnyTenant, 7, "adversarial", 10),
+    (Mutant::RowLags, 7, "adversarial", 20),
     (Mutant::LiveTaken, 8, "adversarial", 5),
     (Mutant::TornCommit, 9, "ordinary", 5),
     (Mutant::RefundsAdded, 10, "ordinary", 10),

@@ -304,6 +304,7 @@ fn start(profile: &Profile, functions: &Functions, until: Timestamp) {
         tokio::task::spawn_local(statement);
     }
     if profile.is_adversarial {
+        tokio::task::spawn_local(customers.clone().moving_account());
         tokio::task::spawn_local(customers.oddities());
     }
 }

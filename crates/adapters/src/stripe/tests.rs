@@ -613,3 +613,25 @@ fn calls_that_want_to_begin_at_once_begin_at_even_distances() {
     let turns = [(); 3].map(|()| pace.next_slot(later) - later);
     assert_eq!(turns, [0, 50, 100].map(Duration::from_millis));
 }
+
+#[tokio::test]
+async fn whose_a_key_and_whose_an_event_is_stripe_says() {
+    let (local, stripe) = local().await;
+    let platform = stripe.find_own_account().await.unwrap().unwrap();
+    assert_eq!(platform.as_str(), "acct_platform");
+    // A restricted key without the permission.
+    local.fault(fault(403));
+    assert_eq!(stripe.find_own_account().await.unwrap(), None);
+    local.fault(fault(401));
+    assert!(stripe.find_own_account().await.is_err());
+
+    for (account, id) in [(None, "evt_own"), (Some("acct_1"), "evt_theirs")] {
+        let event = json!({ "id": id, "object": "event", "type": "refund.created", "created": 1 });
+        local.put(account, event);
+    }
+    let has = async |id: &str| stripe.has_event(&EventId::parse(id).unwrap()).await;
+    assert!(has("evt_own").await.unwrap());
+    assert!(!has("evt_theirs").await.unwrap());
+    local.fault(fault(401));
+    assert!(has("evt_own").await.is_err());
+}

@@ -131,19 +131,19 @@ pub(crate) struct OrdersBackfillArgs {
     #[arg(long, conflicts_with_all = ["id", "intent"])]
     from_timelines: bool,
     /// Only orders of this tenant
-    #[arg(long, value_parser = TenantId::parse, requires = "from_timelines")]
+    #[arg(long, value_parser = TenantId::parse, conflicts_with = "id")]
     tenant: Option<TenantId>,
     /// Only orders that were made then or later (`createdAt`)
-    #[arg(long, value_parser = TimeArgument::parse, requires = "from_timelines")]
+    #[arg(long, value_parser = TimeArgument::parse, conflicts_with = "id")]
     since: Option<TimeArgument>,
     /// Only orders that were made before then
-    #[arg(long, value_parser = TimeArgument::parse, requires = "from_timelines")]
+    #[arg(long, value_parser = TimeArgument::parse, conflicts_with = "id")]
     until: Option<TimeArgument>,
     /// At most this many orders
-    #[arg(long, default_value_t = 1000, requires = "from_timelines")]
+    #[arg(long, default_value_t = 1000, conflicts_with = "id")]
     limit: usize,
     /// Do it; without this, --from-timelines only shows what it would do
-    #[arg(long, requires = "from_timelines")]
+    #[arg(long, conflicts_with = "id")]
     yes: bool,
     /// The reason; the command writes it to the timeline
     #[arg(long, value_parser = parse_reason)]

@@ -72,6 +72,8 @@ pub enum Mutant {
     SuccessForgotten,
     /// 7: an account belongs to whichever tenant the index returns first.
     AnyTenant,
+    /// 7: a tenant's row is read as an index may still show it.
+    RowLags,
     /// 8: live events are processed in a test environment.
     LiveTaken,
     /// 9: a transaction is split into two writes.

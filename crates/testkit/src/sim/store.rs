@@ -311,8 +311,13 @@ impl World {
                 ..TenantColumns::default()
             };
         }
+        let then = match self.mutant {
+            Some(Mutant::RowLags) => self.now().before(LAG),
+            _ => self.now(),
+        };
+        let row = accounts.0.get(tenant).and_then(|row| row.as_of(then));
         TenantColumns {
-            account: accounts.get(tenant).cloned(),
+            account: row.cloned(),
             previous: self
                 .store
                 .previous_accounts
