@@ -48,7 +48,7 @@ macro_rules! catalogue {
 catalogue! {
     "checkout.session.completed" =>
         Payment(read_session_completed), "checkout_session_completed_paid",
-        "the session is finished; it is paid if its `payment_status` is `paid`, or is `no_payment_required` and the session has an `amount_total`";
+        "the session is finished; it is paid if its `payment_status` is `paid`, or is `no_payment_required` and the session has an `amount_total`; if it is `unpaid`, the payment is in progress";
     "checkout.session.async_payment_succeeded" =>
         Payment(read_session_paid), "checkout_session_async_payment_succeeded",
         "the session's delayed payment succeeded: `amount_total`";
@@ -325,9 +325,16 @@ pub(super) fn read_session_completed(
         Some("no_payment_required") if !session.amount_total.is_absent() => {
             read_session_paid(session, stated.clone(), facts)?;
         }
+        // A voucher, bank debit or transfer: the customer did what was asked, and the money is on its way. Case: an order
+        // with a declined card and then a voucher counted as failed, and the cleanup ended the voucher before the
+        // customer went to the shop with it.
+        Some("unpaid") => {
+            let payment = facts.payments.entry(session_payment_ref(session)?);
+            payment.or_default().processing = Some(SeenInterval::once(stated.clone()));
+        }
         // A session that only saves a card also says `no_payment_required`, but has no total: nothing was paid, and an
         // order must not become paid by it.
-        Some("unpaid" | "no_payment_required") => {}
+        Some("no_payment_required") => {}
         _ => return Err(ParkReason::FieldMalformed),
     }
     session_entry(session, facts)?.completed = Some(stated);
