@@ -84,7 +84,7 @@ fn a_report_is_the_summary_of_its_task() {
         ),
         (
             TaskReport::Cleanup(CleanupSummary::default()),
-            r#"{"scanned":0,"cancelled":0,"reconciled":0,"skipped":0,"failed":0,"dry_run":false}"#,
+            r#"{"scanned":0,"cancelled":0,"reconciled":0,"refused":0,"skipped":0,"failed":0,"dry_run":false}"#,
         ),
         (
             TaskReport::Sweep(sweep),

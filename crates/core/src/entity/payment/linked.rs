@@ -14,7 +14,7 @@ use crate::entity::manual::ManualEdits;
 use crate::entity::merge::{MaxRegister, Merge, MinRegister, merge_fields};
 use crate::entity::opening::OpeningState;
 use crate::entity::payment::facts::{IntentFacts, MoneyFacts};
-use crate::ids::{InvoiceId, PaymentIntentId, PaymentRef};
+use crate::ids::{AccountId, CheckoutSessionId, InvoiceId, PaymentIntentId, PaymentRef};
 use crate::time::Timestamp;
 
 /// The payment facts of one order or statement.
@@ -156,6 +156,27 @@ impl LinkedPaymentFacts {
     pub fn knows_payment_intent(&self, intent: &PaymentIntentId) -> bool {
         let mut keys = self.payments.keys();
         keys.any(|key| key.payment.intent() == Some(intent))
+    }
+
+    /// Also of a payment that is linked to another one by now.
+    pub fn knows_session(&self, session: &CheckoutSessionId) -> bool {
+        let mut copies = self.payments.values();
+        copies.any(|copy| copy.facts.sessions.contains_key(session))
+    }
+
+    /// The sessions of linked payments of which no event says that they were completed or expired, with their account.
+    pub fn unfinished_sessions(
+        &self,
+    ) -> impl Iterator<Item = (Option<&AccountId>, &CheckoutSessionId)> {
+        let linked = self.payments.iter();
+        let linked = linked.filter(|(_, copy)| copy.link == LinkState::Linked);
+        linked.flat_map(|(key, copy)| {
+            let open =
+                copy.facts.sessions.iter().filter(|(_, session)| {
+                    session.completed.is_none() && session.expired.is_none()
+                });
+            open.map(|(id, _)| (key.account.as_ref(), id))
+        })
     }
 
     /// The payments to which another one has an equally good link, and since when.
