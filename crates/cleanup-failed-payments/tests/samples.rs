@@ -92,7 +92,7 @@ fn a_report_is_the_summary_of_its_task() {
         ),
         (
             TaskReport::Reconcile(reconcile),
-            r#"{"task":"reconcile","accounts":0,"events":0,"taken_in":0,"gaps":0,"refused":[],"failed":0,"reconciled_through":null,"completed":false}"#,
+            r#"{"task":"reconcile","accounts":0,"events":0,"taken_in":0,"gaps":0,"refused":[],"failed":0,"lagging":0,"reconciled_through":null,"completed":false}"#,
         ),
     ] {
         assert_eq!(serde_json::to_string(&report).unwrap(), answer);

@@ -43,8 +43,7 @@ macro_rules! catalogue {
 
 // One row for each event type: what reads it, a sample in `events/payloads/stripe`, and its meaning. Several types share
 // one reader, because the object says what happened and not the type: `refund.created`, `refund.updated` and
-// `refund.failed` all carry the refund with its current `status`. The order is that of the cursors of `reconcile`, so
-// new types go to the end.
+// `refund.failed` all carry the refund with its current `status`.
 catalogue! {
     "checkout.session.completed" =>
         Payment(read_session_completed), "checkout_session_completed_paid",
