@@ -658,3 +658,31 @@ async fn a_type_that_a_release_adds_is_asked_for_the_past() {
     );
     assert_eq!(world.run(NOW + HOUR).await.events, 0);
 }
+
+/// Stripe answers slowly, each page after 6 s. Every account has its turn in one run all the same.
+#[tokio::test]
+async fn a_slow_stripe_keeps_no_account_of_a_page_from_its_turn() {
+    let accounts: Vec<String> = (0..15).map(|n| format!("acct_{n:02}")).collect();
+    let accounts: Vec<&str> = accounts.iter().map(String::as_str).collect();
+    let world = World::with_accounts(&accounts);
+    world.stripe.page.store(1, Ordering::SeqCst);
+    for id in &accounts {
+        for n in 0..20 {
+            let event = format!("evt_{id}_{n}");
+            world.lists(id, &event, "payment_intent.succeeded", NOW - n);
+        }
+    }
+    let clock = Arc::new(FixedClock::at(at(NOW)));
+    let mut calls = 0;
+    world.stripe.hook.set({
+        let clock = clock.clone();
+        move || {
+            calls += 1;
+            clock.set(at(NOW + calls * 6));
+        }
+    });
+    let task = world.task(&clock);
+    let summary = task.run(&ReconcileInput {}, at(NOW + 900)).await.unwrap();
+    assert!(summary.completed, "{summary:?}");
+    assert_eq!((summary.accounts, summary.failed), (16, 0));
+}

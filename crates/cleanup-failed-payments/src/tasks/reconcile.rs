@@ -47,9 +47,11 @@ const ACCOUNTS_AT_ONCE: usize = 4;
 const EVENTS_AT_ONCE: usize = 4;
 /// Refused accounts that the summary names; the log names all, each once.
 const NAMED_MAX: usize = 20;
-/// Pages of 100 events that one cursor is read in one turn: with both cursors of 25 accounts, four at once, a page of
-/// tenants takes a few minutes of the 15 even at a slow Stripe.
+/// Pages of 100 events that one cursor is read in one turn.
 const PAGES_PER_TURN: usize = 10;
+/// No page is asked for later in a turn than this. A call takes at most 31.5 s, so both cursors of 25 accounts, four at
+/// once, take at most 770 s of the 900: even at a slow Stripe a page of tenants is done in one run.
+const TURN_TIME: Duration = Duration::from_secs(30);
 /// Cursors are read this long before the deadline at the latest: reading one takes no call to Stripe.
 const SURVEY_RESERVE: Duration = Duration::from_secs(5);
 
@@ -171,7 +173,7 @@ where
 
     /// One run: the platform's own account first, in every run, then the connected accounts. If the last run was
     /// interrupted, it begins with the page of 25 tenants that was not completed, else with the first. Each account gets
-    /// one turn of at most [`PAGES_PER_TURN`] pages per cursor; those that need more get further turns, one after
+    /// one turn of at most `PAGES_PER_TURN` pages per cursor and `TURN_TIME`; those that need more get further turns, one after
     /// another, for as long as there is time.
     ///
     /// Two checkpoints work together. The row `reconcile` says which page of tenants is next; each account's own cursor
@@ -459,6 +461,7 @@ where
         let CursorReading { account, types, .. } = reading;
         let mut span = next_listing_span(checkpoint, types, reading.done, self.clock.now());
         let mut may_begin_again = span.after.is_some();
+        let turn_ends = self.clock.now().after(TURN_TIME);
         let mut pages = 0_usize;
         let mut has_answered = false;
         let passed = loop {
@@ -466,7 +469,7 @@ where
                 did.was_interrupted = true;
                 break Ok(PassEnd::Interrupted);
             }
-            if pages == PAGES_PER_TURN {
+            if pages == PAGES_PER_TURN || (pages > 0 && self.clock.now() >= turn_ends) {
                 did.needs_more = true;
                 break Ok(PassEnd::Interrupted);
             }
