@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use billhook_adapters::metrics::MetricEnvironment;
+use billhook_adapters::metrics::{MetricEnvironment, drain_lines};
 use billhook_adapters::telemetry::build_subscriber;
 use billhook_core::entity::EntityKey;
 use billhook_core::entity::kind::{EntityState, StatedFacts};
@@ -12,7 +12,7 @@ use billhook_core::entity::order::OrderKind;
 use billhook_core::ids::{AccountId, CheckoutSessionId, OrderId, PaymentIntentId, TenantId};
 use billhook_core::ports::Clock;
 use billhook_core::provider::stripe::types::{IntentSnapshot, IntentStatus, SessionStatus};
-use billhook_core::tasks::checkpoint::Checkpoint;
+use billhook_core::tasks::checkpoint::{Checkpoint, cleanup_account_key};
 use billhook_core::tasks::cleanup::{CancellablePayment, CancellableSession};
 use billhook_core::tasks::definitions::{CleanupInput, TaskInvocation};
 use billhook_core::tasks::ports::{PaymentCallError, PaymentsAtStripe};
@@ -331,7 +331,7 @@ async fn a_payment_at_any_moment_is_never_cancelled_and_never_leaves_a_cancelled
         }
     }
     // Only between the cancel at Stripe and the write is a payment too late, and nothing else goes wrong there.
-    assert_eq!(seen, (78, 8, 12));
+    assert_eq!(seen, (78, 11, 12));
 }
 
 /// The application made a second payment that no event and no column tells of: money still wins.
@@ -996,10 +996,10 @@ fn log_lines() -> (LogLines, tracing::subscriber::DefaultGuard) {
 
 async fn refusals(tables: &MemoryTables, stripe: &MemoryStripe) -> (usize, usize, bool) {
     let summary = run(tables, stripe, "{}").await;
-    let job =
-        billhook_core::tasks::checkpoint::cleanup_account_key(&AccountId::parse("acct_1").unwrap());
+    let job = cleanup_account_key(AccountId::parse("acct_1").ok().as_ref());
     let jobs = tables.jobs.lock().unwrap();
-    let is_told = jobs.get(&job).is_some_and(Checkpoint::is_refusal_told);
+    let told_at = jobs.get(&job).and_then(Checkpoint::refusal_told_at);
+    let is_told = told_at.is_some();
     (summary.refused, summary.failed, is_told)
 }
 
@@ -1064,18 +1064,33 @@ async fn a_deauthorized_account_is_not_even_asked() {
     assert_eq!((summary.refused, summary.cancelled), (1, 1));
 }
 
-/// The key itself is wrong, or lacks a permission: that is somebody's to mend, and so the run fails.
+/// The key itself is wrong, or lacks a permission: that is somebody's to mend, and so it is alarmed, once a day.
 #[tokio::test]
-async fn a_key_that_is_refused_on_the_platform_fails_the_run() {
+async fn a_key_that_is_refused_on_the_platform_is_told_once_a_day() {
     let (tables, stripe) = (MemoryTables::default(), MemoryStripe::default());
-    failed(&tables, "a", 0);
+    let keys = [failed(&tables, "a", 0), failed(&tables, "b", 0)];
+    let other = failed_on(&tables, "c", "acct_1");
     stripe.refused.lock().unwrap().insert(String::new());
-    let refused = cleanup(&tables, &stripe)
-        .run(&CleanupInput::default(), at(9_000))
-        .await
-        .unwrap_err();
-    let text = refused.to_string();
-    assert!(text.contains("403 account_invalid"), "{text}");
+    let environment = MetricEnvironment::new("billhook", "test");
+    let mut alarms = Vec::new();
+    for quarter in 0..200 {
+        let cleanup = cleanup(&tables, &stripe);
+        cleanup.clock.set(at(7_200 + quarter * 900));
+        drop(drain_lines(&environment, at(0)));
+        let deadline = at(9_000 + quarter * 900);
+        let summary = cleanup.run(&CleanupInput::default(), deadline).await;
+        let summary = summary.unwrap();
+        assert_eq!((summary.refused, summary.failed), (2, 0));
+        if drain_lines(&environment, at(0)).contains("\"CleanupFailed\":1") {
+            alarms.push(quarter);
+        }
+    }
+    assert_eq!(alarms, [0, 96, 192]);
+    assert_eq!(status(&tables, &other), "cancelled");
+    assert!(
+        keys.iter()
+            .all(|key| status(&tables, key) == "payment_failed")
+    );
 }
 
 /// The customer opens an old page and pays, with a card or a voucher, before each call of a run.
@@ -1107,7 +1122,7 @@ async fn an_old_page_that_is_paid_at_any_moment_keeps_the_order_or_takes_no_mone
         stripe.hook.set(step.clone());
         let summary = run(&tables, &stripe, "{}").await;
         let calls = paid.lock().unwrap().0;
-        assert!((5..=9).contains(&calls), "{calls} calls");
+        assert!((5..=10).contains(&calls), "{calls} calls");
         let is_paid = paid.lock().unwrap().1;
         // Stripe takes no money for what was ended.
         assert_eq!(summary.cancelled, usize::from(!is_paid), "{paid_at}");

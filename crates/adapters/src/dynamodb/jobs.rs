@@ -25,7 +25,7 @@ const AFTER: &str = "after";
 const EVENT_TYPES: &str = "event_types";
 const RESUME_TYPES: &str = "resume_types";
 const REFUSED_SINCE_S: &str = "refused_since_s";
-const REFUSAL_TOLD: &str = "refusal_told";
+const REFUSAL_TOLD_S: &str = "refusal_told_s";
 
 /// The jobs table; the tenants table too, because `reconcile` asks Stripe about each tenant's account.
 #[derive(Clone, Debug)]
@@ -93,7 +93,7 @@ fn read_checkpoint(row: &Item) -> Checkpoint {
         }),
         refusal: attributes::read_integer(row, REFUSED_SINCE_S).map(|since_s| AccountRefusal {
             since_s,
-            is_told: row.get(REFUSAL_TOLD).and_then(|told| told.as_bool().ok()) == Some(&true),
+            told_s: attributes::read_integer(row, REFUSAL_TOLD_S),
         }),
     }
 }
@@ -130,8 +130,8 @@ fn build_checkpoint_update(
         refusal.map(|refusal| number_value(refusal.since_s)),
     );
     update.set(
-        REFUSAL_TOLD,
-        refusal.map(|refusal| AttributeValue::Bool(refusal.is_told)),
+        REFUSAL_TOLD_S,
+        refusal.and_then(|refusal| refusal.told_s.map(number_value)),
     );
     // Case: `reconcile` read the cursor 12:00 and is on its way to 13:00. Now `webhook-secret` deletes an endpoint and
     // sets the cursor back three days, because Stripe stops its retries to that endpoint. Without this condition the
@@ -215,7 +215,7 @@ mod tests {
             .interrupted_at(2_000, "evt_1".to_owned())
             .of_types(&["a", "c"])
             .refused_at(now)
-            .with_refusal_told();
+            .with_refusal_told(now);
         let types =
             |types: &[&str]| AttributeValue::Ss(types.iter().map(|&it| it.to_owned()).collect());
         let row = Item::from([
@@ -225,7 +225,7 @@ mod tests {
             (AFTER.to_owned(), string_value("evt_1")),
             (RESUME_TYPES.to_owned(), types(&["a", "c"])),
             (REFUSED_SINCE_S.to_owned(), number_value(3_000)),
-            (REFUSAL_TOLD.to_owned(), AttributeValue::Bool(true)),
+            (REFUSAL_TOLD_S.to_owned(), number_value(3_000)),
         ]);
         assert_eq!(read_checkpoint(&row), cut);
         assert_eq!(read_checkpoint(&Item::new()), Checkpoint::default());
@@ -243,7 +243,7 @@ mod tests {
         );
         assert_eq!(
             done.update_expression,
-            "SET #created_s = :v0 REMOVE #until_s, #after, #event_types, #resume_types, #refused_since_s, #refusal_told"
+            "SET #created_s = :v0 REMOVE #until_s, #after, #event_types, #resume_types, #refused_since_s, #refusal_told_s"
         );
         let cleared = build_checkpoint_update(
             "jobs",

@@ -5,7 +5,8 @@
 //! as it was read before the questions (optimistic lock). If a payment arrives later all the same, the payment wins
 //! (`paid_after_cancel`). Not guaranteed: that every failed order is cancelled by one run; the checkpoint resumes.
 //! An account that refuses our key is left alone, and told once (`account_refused`) until it answers again: nobody can
-//! do anything about an account that was disconnected, so its orders are no failures.
+//! do anything about an account that was disconnected, so its orders are no failures. If it is the platform itself, the
+//! key is wrong or lacks a permission, and that is told, and alarmed, once a day.
 //! `billhook_core::tasks::cleanup` decides what is due.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,7 +26,7 @@ use billhook_core::provider::stripe::types::{IntentSnapshot, SessionStatus};
 use billhook_core::tasks::checkpoint::{Checkpoint, cleanup_account_key};
 use billhook_core::tasks::cleanup::{
     CancellablePayment, CancellableSession, CleanupDecision, PaymentEnd, PaymentsToEnd,
-    cancellation_fact, cleanup_idempotency_key, decide_cleanup,
+    cancellation_fact, cleanup_idempotency_key, decide_cleanup, must_tell_refusal,
 };
 use billhook_core::tasks::definitions::CleanupInput;
 use billhook_core::tasks::ports::{
@@ -93,8 +94,6 @@ enum OrderCleanup {
     Skipped,
     Failed(String),
     NoKey,
-    /// Stripe refuses our key on the platform's own account, and so everywhere.
-    KeyRefused(String),
 }
 
 /// Why an order is not cancelled after all.
@@ -129,14 +128,14 @@ struct CleanupRun {
     dry_run: bool,
     deadline: Timestamp,
     tenants: Mutex<BTreeMap<TenantId, Option<Entity>>>,
-    /// The accounts that refused, with the cause.
-    refused: Mutex<BTreeMap<AccountId, String>>,
-    answered: Mutex<BTreeSet<AccountId>>,
+    /// The accounts that refused, with the cause; none is the platform.
+    refused: Mutex<BTreeMap<Option<AccountId>, String>>,
+    answered: Mutex<BTreeSet<Option<AccountId>>>,
 }
 
 impl CleanupRun {
     fn note_answer(&self, account: Option<&AccountId>) {
-        lock(&self.answered).extend(account.cloned());
+        lock(&self.answered).insert(account.cloned());
     }
 }
 
@@ -216,6 +215,11 @@ where
             // Without it the next run remembers.
             let remembering = self.remember_accounts(&run);
             tokio::time::timeout(ACCOUNTS_TIME, remembering).await.ok();
+        } else {
+            for (account, cause) in lock(&run.refused).iter() {
+                let account = account.as_ref().map_or("platform", AccountId::as_str);
+                tracing::info!(account, cause, "refuses {account}: {cause}");
+            }
         }
         ended.map(|()| summary)
     }
@@ -267,12 +271,6 @@ where
                 };
                 match finding {
                     OrderCleanup::NoKey => return Err(TaskFailed::no_key()),
-                    OrderCleanup::KeyRefused(cause) => {
-                        return Err(TaskFailed {
-                            doing: "ask Stripe about the platform's payments",
-                            cause,
-                        });
-                    }
                     OrderCleanup::Refused => summary.refused += 1,
                     OrderCleanup::Cancelled => summary.cancelled += 1,
                     OrderCleanup::HasMoney => summary.reconciled += 1,
@@ -381,12 +379,9 @@ where
         match ended {
             Ok(()) => {}
             Err(CancelObstacle::HasMoney) => return Ok(Some(OrderCleanup::HasMoney)),
-            Err(CancelObstacle::Refused(Some(account), cause)) => {
+            Err(CancelObstacle::Refused(account, cause)) => {
                 lock(&run.refused).entry(account).or_insert(cause);
                 return Ok(Some(OrderCleanup::Refused));
-            }
-            Err(CancelObstacle::Refused(None, cause)) => {
-                return Ok(Some(OrderCleanup::KeyRefused(cause)));
             }
             Err(CancelObstacle::Failed(cause)) => return Err(cause),
         }
@@ -630,30 +625,43 @@ where
             .map(|(account, cause)| (account, Some(cause)));
         stream::iter(refused.chain(answered))
             .for_each_concurrent(ACCOUNTS_AT_ONCE, async |(account, cause)| {
-                self.remember_account(&account, cause).await;
+                self.remember_account(account.as_ref(), cause).await;
             })
             .await;
     }
 
-    async fn remember_account(&self, account: &AccountId, refused: Option<String>) {
-        let job = cleanup_account_key(account);
+    async fn remember_account(&self, account: Option<&AccountId>, refused: Option<String>) {
+        let (job, now) = (cleanup_account_key(account), self.clock.now());
         // A row that cannot be read or written costs a repeated line in the log.
         let known = self.jobs.load_checkpoint(&job).await.unwrap_or_default();
         let next = match &refused {
-            Some(_) => known.refused_at(self.clock.now()).with_refusal_told(),
+            Some(cause) if must_tell_refusal(account, known.refusal_told_at(), now) => {
+                report_refusal(account, cause);
+                known.refused_at(now).with_refusal_told(now)
+            }
+            Some(_) => known.clone(),
             None => Checkpoint::default(),
         };
-        if let (Some(cause), false) = (&refused, known.is_refusal_told()) {
-            tracing::warn!(
-                account = account.as_str(),
-                cause,
-                "account_refused {account}: {cause}; its orders are left alone until it answers again"
-            );
-        }
         if next != known {
             self.jobs.save_checkpoint(&job, &known, &next).await.ok();
         }
     }
+}
+
+fn report_refusal(account: Option<&AccountId>, cause: &str) {
+    let Some(account) = account else {
+        metrics::CLEANUP_FAILED.count(ProviderId::Stripe);
+        tracing::error!(
+            cause,
+            "key_refused: Stripe refuses the key for the platform's own payments: {cause}"
+        );
+        return;
+    };
+    tracing::warn!(
+        account = account.as_str(),
+        cause,
+        "account_refused {account}: {cause}; its orders are left alone until it answers again"
+    );
 }
 
 fn is_deauthorized(tenant: Option<&Entity>, account: &AccountId) -> bool {

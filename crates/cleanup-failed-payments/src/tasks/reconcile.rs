@@ -427,9 +427,9 @@ where
             .refusal
             .and_then(|refusal| Timestamp::from_unix_s(refusal.since_s).ok());
         let is_old = since.is_some_and(|since| since.after(REFUSAL_TOLD_AFTER) <= now);
-        let is_due = is_old && !next.is_refusal_told();
+        let is_due = is_old && next.refusal_told_at().is_none();
         if is_due {
-            next = next.with_refusal_told();
+            next = next.with_refusal_told(now);
         }
         if next != known {
             let job = reconcile_cursor_key(account, 0);

@@ -46,8 +46,8 @@ pub struct ResumeAt {
 pub struct AccountRefusal {
     /// Unix second of the first refusal since it last answered.
     pub since_s: i64,
-    /// Whether the log has told it. Once is enough, until the account has answered again.
-    pub is_told: bool,
+    /// Unix second at which the log told it last.
+    pub told_s: Option<i64>,
 }
 
 impl Checkpoint {
@@ -88,7 +88,7 @@ impl Checkpoint {
     pub fn refused_at(&self, now: Timestamp) -> Self {
         let first = AccountRefusal {
             since_s: now.unix_s(),
-            is_told: false,
+            told_s: None,
         };
         Self {
             refusal: Some(self.refusal.unwrap_or(first)),
@@ -97,15 +97,16 @@ impl Checkpoint {
     }
 
     #[must_use]
-    pub fn with_refusal_told(mut self) -> Self {
+    pub fn with_refusal_told(mut self, now: Timestamp) -> Self {
         if let Some(refusal) = &mut self.refusal {
-            refusal.is_told = true;
+            refusal.told_s = Some(now.unix_s());
         }
         self
     }
 
-    pub fn is_refusal_told(&self) -> bool {
-        self.refusal.is_some_and(|refusal| refusal.is_told)
+    /// When the log told last that the account refuses our key; none since it last answered.
+    pub fn refusal_told_at(&self) -> Option<Timestamp> {
+        Timestamp::from_unix_s(self.refusal?.told_s?).ok()
     }
 }
 
@@ -128,8 +129,9 @@ pub fn reconcile_cursor_key(account: Option<&AccountId>, set: usize) -> String {
     format!("{RECONCILE_PREFIX}{account}#{set}")
 }
 
-/// The key of what the cleanup remembers of an account: `cleanup#acct_1`.
-pub fn cleanup_account_key(account: &AccountId) -> String {
+/// The key of what the cleanup remembers of an account: `cleanup#acct_1`, `cleanup#platform`.
+pub fn cleanup_account_key(account: Option<&AccountId>) -> String {
+    let account = account.map_or("platform", AccountId::as_str);
     format!("cleanup#{account}")
 }
 

@@ -216,6 +216,24 @@ fn is_page(action: Option<&NextActionType>) -> bool {
     }
 }
 
+/// After this time it is told again that Stripe refuses our key for the platform's own payments. Unlike a connected account,
+/// which somebody may have disconnected on purpose, that is always a fault of ours.
+const KEY_REFUSAL_AGAIN_AFTER: Duration = Duration::from_hours(24);
+
+/// Whether the log has to tell that an account refuses our key; none is the platform. `told_at` is when it did last, since
+/// the account answered.
+pub fn must_tell_refusal(
+    account: Option<&AccountId>,
+    told_at: Option<Timestamp>,
+    now: Timestamp,
+) -> bool {
+    match (account, told_at) {
+        (_, None) => true,
+        (Some(_), Some(_)) => false,
+        (None, Some(told_at)) => told_at.after(KEY_REFUSAL_AGAIN_AFTER) <= now,
+    }
+}
+
 /// The fact that the cleanup cancelled an order.
 pub fn cancellation_fact(now: Timestamp) -> StatedFacts {
     StatedFacts::Cancelled(now)
