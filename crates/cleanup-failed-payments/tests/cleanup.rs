@@ -910,6 +910,17 @@ async fn the_failed_debit_of_a_completed_session_does_not_hold_the_order_open() 
 }
 
 #[tokio::test]
+async fn a_session_in_a_state_that_billhook_does_not_know_keeps_the_order() {
+    let (summary, status) = ends(|_, stripe, _| {
+        let paused = SessionStatus::Other("paused".to_owned());
+        has_session(stripe, "cs_1", "pi_old", paused);
+    })
+    .await;
+    assert_eq!((summary.reconciled, summary.cancelled), (1, 0));
+    assert_eq!(status, "payment_failed");
+}
+
+#[tokio::test]
 async fn a_customer_who_is_faster_than_the_expiry_keeps_the_order() {
     let (tables, stripe) = (
         Arc::new(MemoryTables::default()),

@@ -504,14 +504,19 @@ where
             let listed = stripe.list_sessions(&payment).await;
             let listed = listed.map_err(CancelObstacle::of_call(account.as_ref()))?;
             open.intents.push((payment, !listed.is_empty()));
-            let listed = listed
-                .into_iter()
-                .filter(|(_, status)| *status == SessionStatus::Open);
-            open.sessions
-                .extend(listed.map(|(session, _)| CancellableSession {
-                    session,
-                    account: account.clone(),
-                }));
+            for (session, status) in listed {
+                match status {
+                    SessionStatus::Open => {
+                        open.sessions.insert(CancellableSession {
+                            session,
+                            account: account.clone(),
+                        });
+                    }
+                    // The payment itself was asked: what its completed session paid for failed since.
+                    SessionStatus::Complete | SessionStatus::Expired => {}
+                    SessionStatus::Other(_) => return Err(CancelObstacle::HasMoney),
+                }
+            }
         }
         Ok(open)
     }
