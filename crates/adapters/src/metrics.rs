@@ -137,8 +137,10 @@ metrics! {
         "an event that has been parked for 24 hours because its order, statement, letter or tenant does not exist";
     EVENT_GAP = "EventGap", Count, Provider, ["event-gap"],
         "an event that Stripe lists, that is older than 15 minutes and that was never delivered";
-    RECONCILED_THROUGH = "ReconciledThrough", Seconds, Provider, [],
-        "how far the reconciliation with Stripe is behind at the end of a run";
+    RECONCILED_THROUGH = "ReconciledThrough", Seconds, Provider, ["reconcile-behind"],
+        "how far the reconciliation with Stripe is behind at the end of a run, of each account";
+    ACCOUNT_REFUSED = "AccountRefused", Count, Provider, ["account-refused"],
+        "a connected account that has refused billhook's key for a day, counted once";
     CLEANUP_FAILED = "CleanupFailed", Count, Provider, ["cleanup-failures"],
         "an order that the cleanup could not check or could not write";
     PROVEN_ENTITIES = "ProvenEntities", Count, Provider, [],

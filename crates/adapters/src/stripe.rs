@@ -16,9 +16,12 @@ use std::time::Duration;
 use billhook_core::ids::{AccountId, EventId};
 use billhook_core::ports::Pause as _;
 use billhook_core::provider::signature::FetchedEvent;
-use billhook_core::provider::stripe::types::{API_VERSION, IntentStatus, SessionStatus};
+use billhook_core::provider::stripe::types::{
+    API_VERSION, IntentSnapshot, IntentStatus, NextActionType, SessionStatus,
+};
 use billhook_core::retry::Disposition;
 use billhook_core::tasks::ports::EventsPage;
+use billhook_core::time::Timestamp;
 use reqwest::header::HeaderMap;
 use reqwest::{Method, Response, StatusCode};
 use secrecy::{ExposeSecret, SecretString};
@@ -160,6 +163,17 @@ impl StripeError {
         }
     }
 
+    /// Whether Stripe refuses our key: 401 for the key itself, 403 with `account_invalid` for an account that does not
+    /// exist or that was disconnected, any other 403 for a permission that the key lacks.
+    pub fn is_access_refused(&self) -> bool {
+        match self {
+            Self::Refused(refusal) => {
+                matches!(refusal.status, 401 | 403) || refusal.code == "account_invalid"
+            }
+            _ => false,
+        }
+    }
+
     fn refused(self, status: u16) -> Result<StripeRefusal, Self> {
         match self {
             Self::Refused(refusal) if refusal.status == status => Ok(*refusal),
@@ -238,14 +252,9 @@ pub enum CancelResult {
     Done,
     /// Stripe refused (`payment_intent_unexpected_state`); this is the state that we read afterwards: canceled before,
     /// paid, processing, or open because it belongs to a Checkout Session that must be expired instead.
-    StateForbids(IntentStatus),
-}
-
-/// The fields of a PaymentIntent that we read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RetrievedIntent {
-    pub id: String,
-    pub status: IntentStatus,
+    StateForbids(IntentSnapshot),
+    /// The account has no such PaymentIntent.
+    Missing,
 }
 
 #[derive(Deserialize)]
@@ -436,19 +445,19 @@ impl StripeClient {
         .await
     }
 
+    /// None if the account has no such PaymentIntent.
     pub async fn get_payment_intent(
         &self,
         id: &str,
         account: Option<&str>,
-    ) -> Result<RetrievedIntent, StripeError> {
+    ) -> Result<Option<IntentSnapshot>, StripeError> {
         let path = format!("/v1/payment_intents/{}", encode_path_segment(id));
         let call = StripeCall {
             account,
             ..StripeCall::get(format!("get payment intent {id}"), path)
         };
-        self.call::<StatusObject>(&call)
-            .await
-            .map(RetrievedIntent::from)
+        let intent = self.call::<IntentObject>(&call).await;
+        Ok(unless_missing(intent)?.map(IntentSnapshot::from))
     }
 
     /// Cancels a PaymentIntent with the reason `abandoned`.
@@ -465,46 +474,63 @@ impl StripeClient {
             account,
             ..StripeCall::post(doing, path, idempotency_key)
         };
-        match self.call::<StatusObject>(&call).await {
-            Ok(_) => Ok(CancelResult::Done),
-            Err(error) => {
-                let refusal = error.refused(400)?;
-                if refusal.code != "payment_intent_unexpected_state" {
-                    return Err(StripeError::Refused(Box::new(refusal)));
-                }
-                // The error contains the PaymentIntent too, but for the same idempotency key Stripe repeats its saved
-                // answer, so the state in it may be that of an earlier attempt. We read it again.
-                let intent = self.get_payment_intent(id, account).await?;
-                Ok(CancelResult::StateForbids(intent.status))
-            }
+        let error = match unless_missing(self.call::<IntentObject>(&call).await) {
+            Ok(Some(_)) => return Ok(CancelResult::Done),
+            Ok(None) => return Ok(CancelResult::Missing),
+            Err(error) => error,
+        };
+        let refusal = error.refused(400)?;
+        if refusal.code != "payment_intent_unexpected_state" {
+            return Err(StripeError::Refused(Box::new(refusal)));
         }
+        // The error contains the PaymentIntent too, but for the same idempotency key Stripe repeats its saved answer, so
+        // the state in it may be that of an earlier attempt. We read it again.
+        let intent = self.get_payment_intent(id, account).await?;
+        Ok(intent.map_or(CancelResult::Missing, CancelResult::StateForbids))
     }
 
-    /// Expires an open session and returns its state afterwards, which is `complete` if the customer was faster.
+    /// None if the account has no such session.
+    pub async fn get_checkout_session(
+        &self,
+        id: &str,
+        account: Option<&str>,
+    ) -> Result<Option<SessionStatus>, StripeError> {
+        let path = format!("/v1/checkout/sessions/{}", encode_path_segment(id));
+        let call = StripeCall {
+            account,
+            ..StripeCall::get(format!("get checkout session {id}"), path)
+        };
+        let session = unless_missing(self.call::<StatusObject>(&call).await)?;
+        Ok(session.map(|session| RetrievedSession::from(session).status))
+    }
+
+    /// Expires an open session and returns its state afterwards, which is `complete` if the customer was faster; none if
+    /// the account has no such session.
     pub async fn expire_checkout_session(
         &self,
         id: &str,
         account: Option<&str>,
         idempotency_key: &str,
-    ) -> Result<SessionStatus, StripeError> {
-        let path = format!("/v1/checkout/sessions/{}", encode_path_segment(id));
-        let doing = format!("expire checkout session {id}");
+    ) -> Result<Option<SessionStatus>, StripeError> {
+        let path = format!("/v1/checkout/sessions/{}/expire", encode_path_segment(id));
         let call = StripeCall {
             account,
-            ..StripeCall::post(doing, format!("{path}/expire"), idempotency_key)
+            ..StripeCall::post(
+                format!("expire checkout session {id}"),
+                path,
+                idempotency_key,
+            )
         };
-        let error = match self.call::<StatusObject>(&call).await {
-            Ok(session) => return Ok(RetrievedSession::from(session).status),
+        let error = match unless_missing(self.call::<StatusObject>(&call).await) {
+            Ok(session) => {
+                return Ok(session.map(|session| RetrievedSession::from(session).status));
+            }
             Err(error) => error,
         };
         // Stripe documents no error code for a session that is not open, so we read its state.
         let refusal = error.refused(400)?;
-        let call = StripeCall {
-            account,
-            ..StripeCall::get(format!("get checkout session {id}"), path)
-        };
-        match RetrievedSession::from(self.call::<StatusObject>(&call).await?).status {
-            SessionStatus::Open => Err(StripeError::Refused(Box::new(refusal))),
+        match self.get_checkout_session(id, account).await? {
+            Some(SessionStatus::Open) => Err(StripeError::Refused(Box::new(refusal))),
             ended => Ok(ended),
         }
     }
@@ -724,12 +750,44 @@ struct StatusObject {
     status: String,
 }
 
-impl From<StatusObject> for RetrievedIntent {
-    fn from(StatusObject { id, status }: StatusObject) -> Self {
+/// A PaymentIntent. The members beside its status are hints of what it waits for, and may be missing.
+#[derive(Deserialize)]
+struct IntentObject {
+    status: String,
+    #[serde(default)]
+    next_action: Option<NextActionObject>,
+    #[serde(default)]
+    created: Option<i64>,
+}
+
+#[derive(Deserialize)]
+struct NextActionObject {
+    #[serde(rename = "type")]
+    kind: String,
+}
+
+impl From<IntentObject> for IntentSnapshot {
+    fn from(intent: IntentObject) -> Self {
+        let created = intent.created.map(Timestamp::from_unix_s);
         Self {
-            id,
-            status: IntentStatus::parse(&status),
+            status: IntentStatus::parse(&intent.status),
+            next_action: intent
+                .next_action
+                .map(|action| NextActionType::parse(&action.kind)),
+            created: created.and_then(Result::ok),
         }
+    }
+}
+
+/// None if Stripe says that it has no such object. Any other 404 says something about the URL and nothing about the
+/// object, which must not look as if Stripe denied it.
+fn unless_missing<T>(answer: Result<T, StripeError>) -> Result<Option<T>, StripeError> {
+    match answer {
+        Ok(object) => Ok(Some(object)),
+        Err(error) => match error.refused(404)? {
+            refusal if refusal.code == "resource_missing" => Ok(None),
+            refusal => Err(StripeError::Refused(Box::new(refusal))),
+        },
     }
 }
 

@@ -5,9 +5,11 @@
 use billhook_adapters::stripe::{CancelResult, StripeClient, StripeError};
 use billhook_core::error::error_chain;
 use billhook_core::ids::{AccountId, CheckoutSessionId, EventId};
-use billhook_core::provider::stripe::types::{IntentStatus, SessionStatus};
-use billhook_core::tasks::cleanup::CancellablePayment;
-use billhook_core::tasks::ports::{EventsPage, ListEvents, ListEventsError, PaymentsAtStripe};
+use billhook_core::provider::stripe::types::{IntentSnapshot, IntentStatus, SessionStatus};
+use billhook_core::tasks::cleanup::{CancellablePayment, CancellableSession};
+use billhook_core::tasks::ports::{
+    EventsPage, ListEvents, ListEventsError, PaymentCallError, PaymentsAtStripe,
+};
 use billhook_core::tasks::reconcile::ListingSpan;
 
 /// Rate limit: calls started per second. Stripe allows an account 100 per second in live mode and 25 in test mode, and
@@ -20,64 +22,94 @@ pub fn stripe_calls_per_second(live_mode: bool) -> u32 {
 #[derive(Clone, Debug)]
 pub struct StripePayments(pub StripeClient);
 
-fn account_of(payment: &CancellablePayment) -> Option<&str> {
-    payment.account.as_ref().map(AccountId::as_str)
+/// The text, and whether the account refuses our key.
+fn call_error(error: &StripeError) -> PaymentCallError {
+    let text = error_chain(error);
+    match error.is_access_refused() {
+        true => PaymentCallError::Refused(text),
+        false => PaymentCallError::Failed(text),
+    }
+}
+
+fn account_name(account: Option<&AccountId>) -> Option<&str> {
+    account.map(AccountId::as_str)
 }
 
 impl PaymentsAtStripe for StripePayments {
-    type Error = StripeError;
-
-    async fn read_payment_status(
+    async fn read_intent(
         &self,
         payment: &CancellablePayment,
-    ) -> Result<IntentStatus, StripeError> {
-        let intent = payment.intent.as_str();
-        let intent = self
+    ) -> Result<Option<IntentSnapshot>, PaymentCallError> {
+        let account = account_name(payment.account.as_ref());
+        let found = self
             .0
-            .get_payment_intent(intent, account_of(payment))
-            .await?;
-        Ok(intent.status)
+            .get_payment_intent(payment.intent.as_str(), account)
+            .await;
+        found.map_err(|error| call_error(&error))
     }
 
-    async fn find_open_session(
+    async fn list_sessions(
         &self,
         payment: &CancellablePayment,
-    ) -> Result<Option<CheckoutSessionId>, StripeError> {
-        let intent = payment.intent.as_str();
-        let sessions = self
+    ) -> Result<Vec<(CheckoutSessionId, SessionStatus)>, PaymentCallError> {
+        let account = account_name(payment.account.as_ref());
+        let listed = self
             .0
-            .list_checkout_sessions(intent, account_of(payment))
-            .await?;
-        let open = sessions
-            .into_iter()
-            .find(|session| session.status == SessionStatus::Open);
-        Ok(open.and_then(|session| CheckoutSessionId::parse(&session.id).ok()))
+            .list_checkout_sessions(payment.intent.as_str(), account)
+            .await;
+        let listed = listed.map_err(|error| call_error(&error))?.into_iter();
+        listed
+            .map(|session| {
+                let id = CheckoutSessionId::parse(&session.id);
+                let id = id.map_err(|error| PaymentCallError::Failed(error_chain(&error)))?;
+                Ok((id, session.status))
+            })
+            .collect()
+    }
+
+    async fn read_session(
+        &self,
+        session: &CancellableSession,
+    ) -> Result<Option<SessionStatus>, PaymentCallError> {
+        let account = account_name(session.account.as_ref());
+        let found = self
+            .0
+            .get_checkout_session(session.session.as_str(), account)
+            .await;
+        found.map_err(|error| call_error(&error))
     }
 
     async fn expire_session(
         &self,
-        payment: &CancellablePayment,
-        session: &CheckoutSessionId,
+        session: &CancellableSession,
         idempotency_key: &str,
-    ) -> Result<SessionStatus, StripeError> {
-        self.0
-            .expire_checkout_session(session.as_str(), account_of(payment), idempotency_key)
-            .await
+    ) -> Result<Option<SessionStatus>, PaymentCallError> {
+        let account = account_name(session.account.as_ref());
+        let expired = self
+            .0
+            .expire_checkout_session(session.session.as_str(), account, idempotency_key)
+            .await;
+        expired.map_err(|error| call_error(&error))
     }
 
     async fn cancel_payment(
         &self,
         payment: &CancellablePayment,
         idempotency_key: &str,
-    ) -> Result<IntentStatus, StripeError> {
-        let intent = payment.intent.as_str();
+    ) -> Result<Option<IntentSnapshot>, PaymentCallError> {
+        let account = account_name(payment.account.as_ref());
         let cancelled = self
             .0
-            .cancel_payment_intent(intent, account_of(payment), idempotency_key)
-            .await?;
-        Ok(match cancelled {
-            CancelResult::Done => IntentStatus::Canceled,
-            CancelResult::StateForbids(status) => status,
+            .cancel_payment_intent(payment.intent.as_str(), account, idempotency_key)
+            .await;
+        Ok(match cancelled.map_err(|error| call_error(&error))? {
+            CancelResult::Done => Some(IntentSnapshot {
+                status: IntentStatus::Canceled,
+                next_action: None,
+                created: None,
+            }),
+            CancelResult::StateForbids(intent) => Some(intent),
+            CancelResult::Missing => None,
         })
     }
 }
@@ -102,11 +134,10 @@ impl ListEvents for StripePayments {
         page.map_err(|error| {
             let text = error_chain(&error);
             match error {
-                StripeError::Refused(refusal) => match refusal.status {
-                    401 | 403 => ListEventsError::Refused(text),
-                    400 | 404 => ListEventsError::UnknownStartingEvent(text),
-                    _ => ListEventsError::Failed(text),
-                },
+                _ if error.is_access_refused() => ListEventsError::Refused(text),
+                StripeError::Refused(refusal) if matches!(refusal.status, 400 | 404) => {
+                    ListEventsError::UnknownStartingEvent(text)
+                }
                 _ => ListEventsError::Failed(text),
             }
         })

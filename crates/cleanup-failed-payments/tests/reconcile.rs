@@ -5,11 +5,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use billhook_adapters::metrics::{MetricEnvironment, drain_lines};
 use billhook_core::ids::{AccountId, EventId, ProviderId, TenantId};
 use billhook_core::outcome::EventOutcome;
 use billhook_core::provider::stripe::event_types::HANDLED_TYPES;
 use billhook_core::tasks::checkpoint::{Checkpoint, reconcile_cursor_key};
 use billhook_core::tasks::definitions::ReconcileInput;
+use billhook_core::tasks::reconcile::event_type_sets;
 use billhook_core::time::Timestamp;
 use billhook_testkit::events::envelope;
 use billhook_testkit::events::{from_account, stripe};
@@ -24,6 +26,15 @@ const DAY: i64 = 24 * HOUR;
 
 fn at(second: i64) -> Timestamp {
     Timestamp::from_unix_s(second).unwrap()
+}
+
+/// A cursor that asked for these types up to then.
+fn through(second: i64, types: &[&str]) -> Checkpoint {
+    Checkpoint::completed_through(second).of_types(types)
+}
+
+fn first_set() -> &'static [&'static str] {
+    event_type_sets().next().unwrap()
 }
 
 fn account(id: &str) -> AccountId {
@@ -71,13 +82,10 @@ impl World {
 
     /// All was read up to then.
     fn read_through(&self, account: Option<&AccountId>, second: i64) {
-        for set in 0..2 {
+        for (set, types) in event_type_sets().enumerate() {
             let job = reconcile_cursor_key(account, set);
-            self.tables
-                .jobs
-                .lock()
-                .unwrap()
-                .insert(job, Checkpoint::completed_through(second));
+            let cursor = Checkpoint::completed_through(second).of_types(types);
+            self.tables.jobs.lock().unwrap().insert(job, cursor);
         }
     }
 
@@ -149,6 +157,7 @@ async fn a_missing_event_comes_in_as_if_it_had_been_delivered() {
             gaps: 1,
             refused: Vec::new(),
             failed: 0,
+            lagging: 0,
             reconciled_through: Some(at(NOW)),
             completed: true,
         }
@@ -217,10 +226,12 @@ async fn every_type_is_asked_for_and_each_set_has_its_cursor() {
             "reconcile#platform#1"
         ]
     );
-    assert!(
-        jobs.values()
-            .all(|progress| *progress == Checkpoint::completed_through(NOW))
-    );
+    for (set, types) in event_type_sets().enumerate() {
+        for account in [None, Some(account("acct_1"))] {
+            let cursor = &jobs[&reconcile_cursor_key(account.as_ref(), set)];
+            assert_eq!(*cursor, through(NOW, types));
+        }
+    }
 }
 
 #[tokio::test]
@@ -331,11 +342,7 @@ async fn what_cannot_be_stored_or_sent_holds_the_cursor() {
         assert_eq!((summary.failed, summary.taken_in), (1, 0), "{fault:?}");
         let job = reconcile_cursor_key(None, 0);
         let stands = world.tables.jobs.lock().unwrap()[&job].clone();
-        assert_eq!(
-            stands,
-            Checkpoint::completed_through(NOW - HOUR),
-            "{fault:?}"
-        );
+        assert_eq!(stands, through(NOW - HOUR, first_set()), "{fault:?}");
         world.run(NOW + 60).await;
         assert_eq!(world.stored().len(), 1, "{fault:?}");
     }
@@ -380,12 +387,14 @@ async fn a_pass_that_is_cut_is_continued_behind_the_event_it_came_to() {
     assert_eq!(world.stored().len(), 10);
     // The event to go on after is forgotten: the pass begins again.
     let job = reconcile_cursor_key(None, 0);
-    let cut = Checkpoint::completed_through(NOW - HOUR).interrupted_at(NOW, "evt_gone".to_owned());
+    let cut = through(NOW - HOUR, first_set())
+        .interrupted_at(NOW, "evt_gone".to_owned())
+        .of_types(first_set());
     world.tables.jobs.lock().unwrap().insert(job.clone(), cut);
     assert_eq!(world.run(NOW + 60).await.failed, 0);
     assert_eq!(
         world.tables.jobs.lock().unwrap()[&job],
-        Checkpoint::completed_through(NOW)
+        through(NOW, first_set())
     );
 }
 
@@ -529,4 +538,205 @@ async fn an_account_that_a_tenant_had_before_is_asked_too_and_noted_for_the_work
     let events = world.tables.events.lock().unwrap();
     let late = &events[&EventId::parse("evt_late").unwrap()];
     assert_eq!(late.stored.account, Some(account("acct_old")));
+}
+
+/// Case: an account with a long list took the time of every run, and no account behind it was ever asked.
+#[tokio::test]
+async fn the_accounts_behind_one_with_a_long_list_are_asked_in_every_run() {
+    let accounts: Vec<String> = (0..60).map(|n| format!("acct_{n:02}")).collect();
+    let accounts: Vec<&str> = accounts.iter().map(String::as_str).collect();
+    let world = Arc::new(World::with_accounts(&accounts));
+    world.stripe.page.store(1, Ordering::SeqCst);
+    for id in ["", "acct_03"] {
+        for n in 0..1_000 {
+            let event = format!("evt_{id}_{n}");
+            world.lists(id, &event, "payment_intent.succeeded", NOW - n);
+        }
+    }
+    for run in 0..2 {
+        let now = NOW + run * HOUR;
+        let last = format!("evt_last_{run}");
+        world.lists("acct_59", &last, "payment_intent.succeeded", now - 60);
+        let clock = Arc::new(FixedClock::at(at(now)));
+        let mut calls = 0;
+        world.stripe.hook.set({
+            let clock = clock.clone();
+            move || {
+                calls += 1;
+                // Each call takes a second.
+                clock.set(at(now + calls));
+            }
+        });
+        let task = world.task(&clock);
+        let summary = task.run(&ReconcileInput {}, at(now + 900)).await.unwrap();
+        assert!(summary.completed, "{summary:?}");
+        assert_eq!((summary.accounts, summary.failed), (61, 0));
+        assert!(world.stored().contains(&last), "run {run}");
+        // What is left of the time goes to the two.
+        assert!(calls_of(&world, "acct_03") > 200);
+        assert!(calls_of(&world, "") > 200);
+        world.asked();
+    }
+}
+
+fn calls_of(world: &World, account: &str) -> usize {
+    let calls = world.stripe.calls.lock().unwrap();
+    calls.iter().filter(|(.., of)| of == account).count()
+}
+
+#[tokio::test]
+async fn the_lag_of_an_account_that_a_run_does_not_come_to_is_measured() {
+    let accounts: Vec<String> = (0..60).map(|n| format!("acct_{n:02}")).collect();
+    let accounts: Vec<&str> = accounts.iter().map(String::as_str).collect();
+    let world = World::with_accounts(&accounts);
+    for id in &accounts {
+        world.read_through(Some(&account(id)), NOW - HOUR);
+    }
+    world.read_through(Some(&account("acct_55")), NOW - 4 * HOUR);
+    world.read_through(Some(&account("acct_02")), NOW - 5 * HOUR);
+    // Refused, and so nobody expects anything of it.
+    let refused = through(NOW - 9 * HOUR, first_set()).refused_at(at(NOW));
+    let job = reconcile_cursor_key(Some(&account("acct_56")), 0);
+    world.tables.jobs.lock().unwrap().insert(job, refused);
+    // It resumes behind the first page, and has no time for the last.
+    let clock = Arc::new(FixedClock::at(at(NOW)));
+    let resume = Checkpoint::default().interrupted_at(NOW - HOUR, "ten_acct_24".to_owned());
+    let job = "reconcile".to_owned();
+    world.tables.jobs.lock().unwrap().insert(job, resume);
+    let mut calls = 0;
+    world.stripe.hook.set({
+        let clock = clock.clone();
+        move || {
+            calls += 1;
+            if calls == 30 {
+                clock.set(at(NOW + 890));
+            }
+        }
+    });
+    drop(drained());
+    let summary = world
+        .task(&clock)
+        .run(&ReconcileInput {}, at(NOW + 900))
+        .await
+        .unwrap();
+    assert_eq!((summary.completed, summary.lagging), (false, 2));
+    assert_eq!(summary.reconciled_through, Some(at(NOW - 5 * HOUR)));
+    let lags = lags(&drained());
+    // All but the refused one, and the platform.
+    assert_eq!(lags.len(), 60);
+    assert_eq!(lags.iter().filter(|lag| **lag > 3 * 3_600).count(), 2);
+}
+
+/// The metrics of this thread.
+fn drained() -> String {
+    drain_lines(&MetricEnvironment::new("billhook", "test"), at(NOW))
+}
+
+fn lags(lines: &str) -> Vec<u64> {
+    let lines = lines
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let values = lines.filter_map(|line| line.get("ReconciledThrough").cloned());
+    values
+        .flat_map(|value| match value {
+            Value::Array(values) => values,
+            one => vec![one],
+        })
+        .map(|value| value.as_u64().unwrap())
+        .collect()
+}
+
+#[tokio::test]
+async fn an_account_that_refuses_us_for_a_day_is_told_once() {
+    let world = World::with_accounts(&["acct_1", "acct_2"]);
+    let key = account("acct_1");
+    world.read_through(Some(&key), NOW - HOUR);
+    let refuses = |refuses: bool| {
+        let mut refused = world.stripe.refused.lock().unwrap();
+        match refuses {
+            true => refused.insert("acct_1".to_owned()),
+            false => refused.remove("acct_1"),
+        }
+    };
+    let told = async |from: i64, hours: i64| {
+        let mut told = Vec::new();
+        for hour in 0..hours {
+            drop(drained());
+            let now = from + hour * HOUR;
+            let summary = world.run(now).await;
+            assert_eq!((summary.failed, summary.accounts), (0, 3));
+            if drained().contains("\"AccountRefused\":1") {
+                told.push(hour);
+            }
+        }
+        told
+    };
+    refuses(true);
+    assert_eq!(told(NOW, 60).await, [24]);
+    // Its cursor stays where it was.
+    let job = reconcile_cursor_key(Some(&key), 0);
+    let cursor = world.tables.jobs.lock().unwrap()[&job].clone();
+    assert_eq!(cursor.done_through_s, Some(NOW - HOUR));
+    // It is connected again: everything is asked for from there, and a second time is told too.
+    refuses(false);
+    let missed = NOW + 2 * HOUR;
+    world.lists("acct_1", "evt_missed", "payment_intent.succeeded", missed);
+    assert!(told(NOW + 60 * HOUR, 1).await.is_empty());
+    assert!(world.stored().contains("evt_missed"));
+    let cursor = world.tables.jobs.lock().unwrap()[&job].clone();
+    assert_eq!(cursor.refusal, None);
+    refuses(true);
+    assert_eq!(told(NOW + 61 * HOUR, 30).await, [24]);
+}
+
+/// A release adds a type anywhere in the catalogue: what Stripe lists of it was never asked for.
+#[tokio::test]
+async fn a_type_that_a_release_adds_is_asked_for_the_past() {
+    let world = World::with_accounts(&[]);
+    let added = "payment_intent.succeeded";
+    for (set, types) in event_type_sets().enumerate() {
+        let before: Vec<&str> = types.iter().copied().filter(|it| *it != added).collect();
+        let job = reconcile_cursor_key(None, set);
+        let cursor = through(NOW - HOUR, &before);
+        world.tables.jobs.lock().unwrap().insert(job, cursor);
+    }
+    world.lists("", "evt_past", added, NOW - 2 * DAY);
+    world.lists("", "evt_old", added, NOW - 4 * DAY);
+    world.lists("", "evt_known", "payment_intent.processing", NOW - 2 * DAY);
+    let summary = world.run(NOW).await;
+    // The endpoint was not subscribed to it, so none of it is a gap.
+    assert_eq!((summary.taken_in, summary.gaps), (2, 1));
+    assert_eq!(
+        world.stored(),
+        ["evt_past".to_owned(), "evt_known".to_owned()].into()
+    );
+    assert_eq!(world.run(NOW + HOUR).await.events, 0);
+}
+
+/// Stripe answers slowly, each page after 6 s. Every account has its turn in one run all the same.
+#[tokio::test]
+async fn a_slow_stripe_keeps_no_account_of_a_page_from_its_turn() {
+    let accounts: Vec<String> = (0..15).map(|n| format!("acct_{n:02}")).collect();
+    let accounts: Vec<&str> = accounts.iter().map(String::as_str).collect();
+    let world = World::with_accounts(&accounts);
+    world.stripe.page.store(1, Ordering::SeqCst);
+    for id in &accounts {
+        for n in 0..20 {
+            let event = format!("evt_{id}_{n}");
+            world.lists(id, &event, "payment_intent.succeeded", NOW - n);
+        }
+    }
+    let clock = Arc::new(FixedClock::at(at(NOW)));
+    let mut calls = 0;
+    world.stripe.hook.set({
+        let clock = clock.clone();
+        move || {
+            calls += 1;
+            clock.set(at(NOW + calls * 6));
+        }
+    });
+    let task = world.task(&clock);
+    let summary = task.run(&ReconcileInput {}, at(NOW + 900)).await.unwrap();
+    assert!(summary.completed, "{summary:?}");
+    assert_eq!((summary.accounts, summary.failed), (16, 0));
 }

@@ -5,7 +5,8 @@
 //! pasted into a ticket by accident.
 
 use billhook_core::ids::ProviderId;
-use billhook_core::provider::trim_payload;
+use billhook_core::provider::interpret::InterpretRules;
+use billhook_core::provider::redact_payload;
 use billhook_core::worker::ports::StoredPayload;
 use serde_json::{Value, json};
 
@@ -13,6 +14,7 @@ use crate::row_json::RowDetail;
 
 pub(crate) fn render_payload(
     provider: ProviderId,
+    rules: &InterpretRules,
     payload: &StoredPayload,
     detail: RowDetail,
 ) -> Value {
@@ -20,7 +22,7 @@ pub(crate) fn render_payload(
         StoredPayload::Intact(body) => {
             let body = match detail {
                 RowDetail::Raw => Some(body.clone()),
-                RowDetail::Known => trim_payload(provider, body).ok(),
+                RowDetail::Known => redact_payload(provider, rules, body).ok(),
             };
             body.and_then(|body| serde_json::from_slice(&body).ok())
                 .unwrap_or_else(|| json!("(not an event that billhook can read)"))
@@ -43,14 +45,16 @@ mod tests {
             "receipt_email":"jo@example.com","shipping":{"name":"Jo Doe"},
             "metadata":{"order_id":"ord_1","birthday":"1990-01-01"}}}}"#;
         let payload = StoredPayload::Intact(body.to_vec());
-        let redacted = render_payload(ProviderId::Stripe, &payload, RowDetail::Known).to_string();
+        let rules = InterpretRules::default();
+        let redacted =
+            render_payload(ProviderId::Stripe, &rules, &payload, RowDetail::Known).to_string();
         for kept in ["evt_1", "pi_1", "4200", "ord_1"] {
             assert!(redacted.contains(kept), "{redacted}");
         }
         for hidden in ["jo@example.com", "Jo Doe", "birthday", "1990", "shipping"] {
             assert!(!redacted.contains(hidden), "{redacted}");
         }
-        let raw = render_payload(ProviderId::Stripe, &payload, RowDetail::Raw).to_string();
+        let raw = render_payload(ProviderId::Stripe, &rules, &payload, RowDetail::Raw).to_string();
         assert!(raw.contains("jo@example.com"));
     }
 }

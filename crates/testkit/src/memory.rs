@@ -21,7 +21,7 @@ use billhook_core::entity::schema::{GuardedColumns, STATE_SCHEMA, UnreadableRow}
 use billhook_core::entity::tenant::{AccountHits, TenantColumns, TenantHit};
 use billhook_core::entity::timeline::ACTOR;
 use billhook_core::entity::{Entity, EntityKey, EntityUpdate};
-use billhook_core::error::DependencyError;
+use billhook_core::error::{DependencyError, error_chain};
 use billhook_core::ids::{
     AccountId, CheckoutSessionId, EventId, OrderId, PaymentIntentId, PieceId, ProviderId, TenantId,
 };
@@ -31,14 +31,17 @@ use billhook_core::outcome::EventOutcome;
 use billhook_core::ports::{Clock, Pause};
 use billhook_core::proof::listing::{ListStates, ScanSegment, StatePage};
 use billhook_core::provider::signature::{SigningKey, SigningKeys};
-use billhook_core::provider::stripe::types::{IntentStatus, SessionStatus};
+use billhook_core::provider::stripe::types::{
+    IntentSnapshot, IntentStatus, NextActionType, SessionStatus,
+};
 use billhook_core::retry::Disposition;
 use billhook_core::tasks::checkpoint::Checkpoint;
-use billhook_core::tasks::cleanup::CancellablePayment;
+use billhook_core::tasks::cleanup::{CancellablePayment, CancellableSession};
 use billhook_core::tasks::ports::{
     AccountsPage, ArrivalSpan, ArrivedEvent, CheckpointSaveResult, CheckpointStore, EventsPage,
     FailedOrderPage, FindFailedOrders, FindKnownEvents, FindOpenStates, FindUnfinishedEvents,
-    ListAccounts, ListEvents, ListEventsError, PaymentsAtStripe, UnfinishedEvent, UnfinishedPage,
+    ListAccounts, ListEvents, ListEventsError, PaymentCallError, PaymentsAtStripe, UnfinishedEvent,
+    UnfinishedPage,
 };
 use billhook_core::tasks::reconcile::ListingSpan;
 use billhook_core::time::Timestamp;
@@ -684,8 +687,14 @@ impl ListAccounts for &MemoryTables {
 pub struct MemoryStripe {
     /// By intent.
     pub intents: Mutex<BTreeMap<String, IntentStatus>>,
+    /// By intent: the type of its next action, and when it was created; without it long ago.
+    pub actions: Mutex<BTreeMap<String, (String, Timestamp)>>,
     /// By session: its PaymentIntent and its state.
     pub sessions: Mutex<BTreeMap<String, (String, SessionStatus)>>,
+    /// PaymentIntents that Stripe does not have.
+    pub missing: Mutex<BTreeSet<String>>,
+    /// The account that an object lives on; the empty text is the platform. Others live on all.
+    pub places: Mutex<BTreeMap<String, String>>,
     /// Every call: operation, object, and idempotency key or account.
     pub calls: Mutex<Vec<(&'static str, String, String)>>,
     /// By account; the empty text is the platform.
@@ -719,6 +728,40 @@ impl MemoryStripe {
         }
     }
 
+    fn begin_of(
+        &self,
+        call: &'static str,
+        of: &str,
+        account: Option<&AccountId>,
+        with: &str,
+    ) -> Result<(), PaymentCallError> {
+        let begun = self.begin(call, of, with);
+        begun.map_err(|error| PaymentCallError::Failed(error_chain(&error)))?;
+        if lock(&self.refused).contains(account.map_or("", AccountId::as_str)) {
+            return Err(PaymentCallError::Refused("403 account_invalid".to_owned()));
+        }
+        Ok(())
+    }
+
+    fn lives_on(&self, object: &str, account: Option<&AccountId>) -> bool {
+        let account = account.map_or("", AccountId::as_str);
+        let places = lock(&self.places);
+        let place = places.get(object);
+        place.is_none_or(|place| place == account) && !lock(&self.missing).contains(object)
+    }
+
+    fn snapshot(&self, id: &str) -> IntentSnapshot {
+        let actions = lock(&self.actions);
+        let action = actions.get(id);
+        IntentSnapshot {
+            status: self.intent(id),
+            next_action: action.map(|(action, _)| NextActionType::parse(action)),
+            created: action
+                .map(|(_, at)| *at)
+                .or_else(|| Timestamp::from_unix_s(0).ok()),
+        }
+    }
+
     pub fn intent(&self, id: &str) -> IntentStatus {
         let open = || IntentStatus::RequiresPaymentMethod;
         lock(&self.intents)
@@ -749,62 +792,73 @@ impl MemoryStripe {
 }
 
 impl PaymentsAtStripe for &MemoryStripe {
-    type Error = DependencyError;
-
-    async fn read_payment_status(
+    async fn read_intent(
         &self,
         payment: &CancellablePayment,
-    ) -> Result<IntentStatus, DependencyError> {
-        let intent = payment.intent.as_str();
-        self.begin("status", intent, "")?;
-        Ok(self.intent(intent))
+    ) -> Result<Option<IntentSnapshot>, PaymentCallError> {
+        let (intent, account) = (payment.intent.as_str(), payment.account.as_ref());
+        self.begin_of("status", intent, account, "")?;
+        let is_here = self.lives_on(intent, account);
+        Ok(is_here.then(|| self.snapshot(intent)))
     }
 
-    async fn find_open_session(
+    async fn list_sessions(
         &self,
         payment: &CancellablePayment,
-    ) -> Result<Option<CheckoutSessionId>, DependencyError> {
+    ) -> Result<Vec<(CheckoutSessionId, SessionStatus)>, PaymentCallError> {
         let intent = payment.intent.as_str();
-        self.begin("open_session", intent, "")?;
+        self.begin_of("sessions", intent, payment.account.as_ref(), "")?;
         let sessions = lock(&self.sessions);
-        let open = sessions
-            .iter()
-            .find(|(_, (of, status))| of == intent && *status == SessionStatus::Open);
-        Ok(open.and_then(|(id, _)| CheckoutSessionId::parse(id).ok()))
+        let its = sessions.iter().filter(|(_, (of, _))| of == intent);
+        let its = its.filter_map(|(id, (_, status))| {
+            Some((CheckoutSessionId::parse(id).ok()?, status.clone()))
+        });
+        Ok(its.collect())
+    }
+
+    async fn read_session(
+        &self,
+        session: &CancellableSession,
+    ) -> Result<Option<SessionStatus>, PaymentCallError> {
+        let (id, account) = (session.session.as_str(), session.account.as_ref());
+        self.begin_of("session", id, account, "")?;
+        let found = lock(&self.sessions).get(id).cloned();
+        let found = found.filter(|_| self.lives_on(id, account));
+        Ok(found.map(|(_, status)| status))
     }
 
     async fn expire_session(
         &self,
-        payment: &CancellablePayment,
-        session: &CheckoutSessionId,
+        session: &CancellableSession,
         idempotency_key: &str,
-    ) -> Result<SessionStatus, DependencyError> {
-        self.begin("expire", session.as_str(), idempotency_key)?;
+    ) -> Result<Option<SessionStatus>, PaymentCallError> {
+        let (id, account) = (session.session.as_str(), session.account.as_ref());
+        self.begin_of("expire", id, account, idempotency_key)?;
         let mut sessions = lock(&self.sessions);
-        let Some((_, status)) = sessions.get_mut(session.as_str()) else {
-            return Err(unreachable("expire"));
+        let Some((intent, status)) = sessions.get_mut(id) else {
+            return Ok(None);
         };
         if *status == SessionStatus::Open {
             *status = SessionStatus::Expired;
-            self.end(payment.intent.as_str());
+            self.end(intent);
         }
-        Ok(status.clone())
+        Ok(Some(status.clone()))
     }
 
     async fn cancel_payment(
         &self,
         payment: &CancellablePayment,
         idempotency_key: &str,
-    ) -> Result<IntentStatus, DependencyError> {
-        let intent = payment.intent.as_str();
-        self.begin("cancel", intent, idempotency_key)?;
-        let of_open_session = lock(&self.sessions)
-            .values()
-            .any(|(of, status)| of == intent && *status == SessionStatus::Open);
-        if !of_open_session {
+    ) -> Result<Option<IntentSnapshot>, PaymentCallError> {
+        let (intent, account) = (payment.intent.as_str(), payment.account.as_ref());
+        self.begin_of("cancel", intent, account, idempotency_key)?;
+        // Stripe cancels no PaymentIntent of a session.
+        let is_by_checkout = lock(&self.sessions).values().any(|(of, _)| of == intent);
+        if !is_by_checkout {
             self.end(intent);
         }
-        Ok(self.intent(intent))
+        let is_here = self.lives_on(intent, account);
+        Ok(is_here.then(|| self.snapshot(intent)))
     }
 }
 

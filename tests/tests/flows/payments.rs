@@ -278,6 +278,7 @@ fn a_refund_and_a_success_before_anything_names_their_order() {
                 "note",
                 "payment_succeeded",
                 "checkout_completed",
+                "payment_processing",
                 "refund_partial"
             ]
         );
@@ -491,7 +492,7 @@ fn every_sample_of_stripe_leaves_the_row_of_this_table() {
         ),
         (
             "checkout_session_completed_unpaid_delayed_method",
-            "pending unpaid false 0 checkout_completed",
+            "pending processing false 0 checkout_completed,payment_processing",
         ),
         (
             "checkout_session_completed_subscription",

@@ -397,6 +397,7 @@ fn the_cleanup_ends_the_payment_at_stripe_and_then_cancels_the_order() {
         for (order_id, intent, status) in [
             ("ord_stale", "pi_stale", "requires_payment_method"),
             ("ord_paying", "pi_paying", "processing"),
+            ("ord_paying_too", "pi_paying_too", "processing"),
         ] {
             order(world, order_id, None).await?;
             let id = format!("evt_{intent}");
@@ -424,7 +425,7 @@ fn the_cleanup_ends_the_payment_at_stripe_and_then_cancels_the_order() {
         assert_eq!(preview["dry_run"], true);
         assert_eq!(world.order("ord_stale").await?["status"], "payment_failed");
         let done = run_task(world, &scheduled("cleanup")).await?;
-        // Other tests leave stale orders too, of payments that the local Stripe does not know.
+        // Other tests leave stale orders too, of payments that the local Stripe does not have.
         assert!(done["cancelled"].as_u64() >= Some(1), "{done}");
         assert!(done["reconciled"].as_u64() >= Some(1), "{done}");
         assert_eq!(world.order("ord_stale").await?["status"], "cancelled");
@@ -478,6 +479,152 @@ fn the_cleanup_ends_the_payment_at_stripe_and_then_cancels_the_order() {
             (&json!("completed"), &json!(true))
         );
         assert_eq!(row["reviewReasons"], json!(["paid_after_cancel:pi_stale"]));
+        Ok(())
+    });
+}
+
+/// Customers with a voucher, a bank debit and an old page; a payment that Stripe does not have; an account that refuses.
+#[test]
+fn the_cleanup_ends_nothing_that_is_under_way_and_skips_an_account_that_refuses() {
+    flow(true, async |stage| {
+        let (world, local) = (&stage.world, &stage.stripe);
+        let long_ago = world.now_s() - 2 * 60 * 60;
+        let intent = |id: &str| {
+            json!({ "id": id, "object": "payment_intent", "status": "requires_payment_method", "amount": 4200,
+                "currency": "usd", "metadata": {}, "created": long_ago })
+        };
+        let session = |id: &str, intent: Option<&str>| {
+            json!({ "id": id, "object": "checkout.session", "status": "open", "payment_status": "unpaid",
+                "payment_intent": intent, "amount_total": 4200, "currency": "usd", "metadata": {} })
+        };
+        let cases = [
+            ("voucher", None),
+            ("debit", None),
+            ("left", None),
+            ("page", None),
+            ("gone", None),
+            ("cut", Some("acct_b")),
+        ];
+        let mut failed = Vec::new();
+        for (name, account) in cases {
+            let (id, own) = (format!("ord_uw_{name}"), format!("pi_uw_{name}"));
+            order(world, &id, account.map(|_| "ten_b")).await?;
+            if name != "gone" {
+                local.put(account, intent(&own));
+            }
+            let event = format!("evt_uw_{name}");
+            let charge = format!("ch_uw_{name}");
+            let mut event = intent_failed(&event, long_ago, &own, named(&id), &charge);
+            if let Some(account) = account {
+                event = from_account(event, account);
+            }
+            world.stripe(&event, 1).await?;
+            failed.push(event["id"].as_str().unwrap().to_owned());
+        }
+        let failed: Vec<&str> = failed.iter().map(String::as_str).collect();
+        world.settled(STRIPE, "processed", &failed).await?;
+        // Of the old page only the application's column tells.
+        local.put(None, session("cs_uw_page", None));
+        let mut row = world.order("ord_uw_page").await?;
+        row["stripeCheckoutSessionId"] = json!("cs_uw_page");
+        world.put("OrdersTable", row).await?;
+        local.put(None, session("cs_uw_debit", Some("pi_uw_debit")));
+        for (of, does) in [
+            ("pi_uw_voucher", PayerStep::Oxxo),
+            ("cs_uw_debit", PayerStep::Debit),
+            ("pi_uw_left", PayerStep::Redirect),
+        ] {
+            local.act(&PayerAction {
+                account: None,
+                livemode: false,
+                of: of.to_owned(),
+                does,
+            })?;
+        }
+        // The debit completed its session, and the event says so.
+        let now = world.now_s();
+        let completed = session_completed(
+            "evt_uw_completed",
+            now,
+            "cs_uw_debit",
+            Some("pi_uw_debit"),
+            named("ord_uw_debit"),
+            "unpaid",
+        );
+        world.stripe(&completed, 1).await?;
+        world
+            .settled(STRIPE, "processed", &["evt_uw_completed"])
+            .await?;
+        let debit = world.order("ord_uw_debit").await?;
+        assert_eq!(
+            (&debit["status"], &debit["paymentStatus"]),
+            (&json!("pending"), &json!("processing"))
+        );
+        // Other tests may leave orders of their own.
+        let before = run_task(world, &json!({ "dry_run": true })).await?;
+        assert_eq!(before["refused"], 0, "{before}");
+        local.refuse("acct_b", true);
+        let preview = run_task(world, &json!({ "dry_run": true })).await?;
+        assert!(preview["cancelled"].as_u64() >= Some(3), "{preview}");
+        assert!(preview["refused"].as_u64() >= Some(1), "{preview}");
+        assert_eq!(
+            world.order("ord_uw_gone").await?["status"],
+            "payment_failed"
+        );
+        for _ in 0..2 {
+            let done = run_task(world, &scheduled("cleanup")).await?;
+            assert_eq!(
+                (&done["refused"], &done["failed"]),
+                (&preview["refused"], &before["failed"]),
+                "{done}"
+            );
+        }
+        for (name, status) in [
+            ("voucher", "payment_failed"),
+            ("debit", "pending"),
+            ("left", "cancelled"),
+            ("page", "cancelled"),
+            ("gone", "cancelled"),
+            ("cut", "payment_failed"),
+        ] {
+            let row = world.order(&format!("ord_uw_{name}")).await?;
+            assert_eq!(row["status"], status, "{name}");
+        }
+        let told = world.row("JobsTable", "job_id", "cleanup#acct_b").await?;
+        assert!(told.unwrap()["refusal_told_s"].is_i64());
+        let spaces = local.state()["spaces"].clone();
+        let objects = spaces.as_array().unwrap().iter();
+        let objects = objects.flat_map(|space| space["objects"].as_array().unwrap());
+        let objects: BTreeMap<&str, &str> = objects
+            .filter_map(|object| Some((object["id"].as_str()?, object["status"].as_str()?)))
+            .collect();
+        assert_eq!(objects["pi_uw_voucher"], "requires_action");
+        assert_eq!(objects["cs_uw_page"], "expired");
+        // Its events are not fetched either; once it is connected again, everything is done.
+        let reconciled = run_task(world, &scheduled("reconcile")).await?;
+        assert_eq!(reconciled["refused"], json!(["acct_b"]), "{reconciled}");
+        assert_eq!(reconciled["failed"], 0, "{reconciled}");
+        local.refuse("acct_b", false);
+        let reconciled = run_task(world, &scheduled("reconcile")).await?;
+        assert_eq!(reconciled["refused"], json!([]), "{reconciled}");
+        let done = run_task(world, &scheduled("cleanup")).await?;
+        assert_eq!(done["refused"], 0, "{done}");
+        assert_eq!(world.order("ord_uw_cut").await?["status"], "cancelled");
+        // The voucher is paid the next day.
+        let paid = intent_succeeded(
+            "evt_uw_paid",
+            world.now_s(),
+            "pi_uw_voucher",
+            named("ord_uw_voucher"),
+            4200,
+        );
+        world.stripe(&paid, 1).await?;
+        world.settled(STRIPE, "processed", &["evt_uw_paid"]).await?;
+        let row = world.order("ord_uw_voucher").await?;
+        assert_eq!(
+            (&row["status"], &row["requiresReview"]),
+            (&json!("completed"), &json!(false))
+        );
         Ok(())
     });
 }

@@ -12,7 +12,7 @@ use billhook_core::entity::{Entity, EntityKey};
 use billhook_core::ids::{EventId, PerProvider, ProviderId};
 use billhook_core::outcome::EventOutcome;
 use billhook_core::proof::prover::{EventsByState, StateProver};
-use billhook_core::provider::stripe::types::IntentStatus;
+use billhook_core::provider::stripe::types::{IntentStatus, SessionStatus};
 use billhook_core::time::Timestamp;
 use billhook_core::worker::batch::RECEIVES_MAX;
 use billhook_core::worker::ports::NextState;
@@ -80,6 +80,9 @@ pub(crate) fn at_the_end(functions: &Functions, found: &mut Found) {
     unclaimed(&world, found);
     for line in logs::told() {
         found.add(19, format!("the log says {line}"));
+    }
+    for ended in &world.stripe.ended_under_way {
+        found.add(11, ended);
     }
     for name in &seen.panics {
         found.add(18, format!("{name} panicked"));
@@ -619,7 +622,7 @@ fn edits_of<'w>(
     edits.filter(move |edit| edit.key == *key && edit.at <= at)
 }
 
-/// 11: an order is given up only where every payment that was known of it can never be made.
+/// 11: an order is given up only where every payment and session that was known of it can never be paid.
 fn cancelling(
     world: &World,
     written: &Written,
@@ -656,9 +659,36 @@ fn cancelling(
             .rev()
             .find(|(at, _)| *at <= written.at);
         let status = then.map(|(_, status)| status);
-        found.unless(status == Some(&IntentStatus::Canceled), 11, || {
+        // What failed after its session was completed has no page any more, and Stripe does not cancel it.
+        let has_no_page = matches!(&intent.session, Some((_, SessionStatus::Complete)));
+        let is_dead = status == Some(&IntentStatus::RequiresPaymentMethod) && has_no_page;
+        let is_ended = status == Some(&IntentStatus::Canceled) || is_dead;
+        found.unless(is_ended, 11, || {
             format!(
                 "{} was cancelled while {id} was {status:?}",
+                before.entity.key()
+            )
+        });
+    }
+    let page = before.entity.checkout_session();
+    let page = page.and_then(|session| Some((session, world.stripe.pages.get(session.as_str())?)));
+    if let Some((session, page)) = page {
+        let is_expired = page.expired_at.is_some_and(|at| at <= written.at);
+        let intent = page
+            .intent
+            .as_ref()
+            .and_then(|id| world.stripe.intents.get(id));
+        // By the time the customer had opened it, what became of its payment counts.
+        let is_opened = intent.is_some_and(|intent| {
+            let last = intent.statuses.last();
+            intent.created <= written.at
+                && last.is_some_and(|(at, _)| *at <= written.at)
+                && (intent.status() == IntentStatus::Canceled
+                    || intent.status() == IntentStatus::RequiresPaymentMethod)
+        });
+        found.unless(is_expired || is_opened, 11, || {
+            format!(
+                "{} was cancelled while {session} was open",
                 before.entity.key()
             )
         });

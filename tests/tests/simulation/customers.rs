@@ -6,15 +6,15 @@ use std::time::Duration;
 use billhook_core::entity::{Entity, EntityKey};
 use billhook_core::ids::{AccountId, OrderId, ProviderId, StatementId, TenantId};
 use billhook_core::ports::Clock as _;
-use billhook_core::provider::stripe::types::{IntentStatus, SessionStatus};
+use billhook_core::provider::stripe::types::{IntentStatus, NextActionType, SessionStatus};
 use billhook_core::time::Timestamp;
 use billhook_testkit::events::{
     charge_refunded, dispute, from_account, intent_failed, intent_succeeded, letter, refund,
     session_completed, stripe,
 };
 use billhook_testkit::memory::entity_of;
-use billhook_testkit::sim::Sim;
-use billhook_testkit::sim::stripe::{Emitted, End, Intent, Says, naming};
+use billhook_testkit::sim::stripe::{CheckoutPage, Emitted, End, Intent, Says, naming};
+use billhook_testkit::sim::{Sim, World};
 use serde_json::{Value, json};
 
 /// What every order and statement asks for.
@@ -132,6 +132,22 @@ impl Customers {
         if in_column && let Some(first) = intents.first() {
             columns[key.schema().payment_intent.unwrap()] = json!(first);
         }
+        // A page that the customer left open long ago, and that no event tells of.
+        let old_session = key.order().is_some() && !in_column && self.chance(350);
+        if old_session {
+            let session = self.sim.world().stripe.id("cs");
+            columns["stripeCheckoutSessionId"] = json!(session);
+            let page = CheckoutPage {
+                pays: key.clone(),
+                account: owner.map(|name| tenant(name).1),
+                intent: None,
+                expired_at: None,
+            };
+            let mut world = self.sim.world();
+            world.stripe.pages.insert(session.clone(), page);
+            drop(world);
+            tokio::task::spawn_local(self.clone().old_session(session));
+        }
         let row = entity_of(&key, columns);
         let is_late = self.chance(250);
         let late = self.clone();
@@ -166,6 +182,8 @@ impl Customers {
                 invoice,
                 rival,
                 session: needs_session.then_some(session),
+                created: self.sim.now(),
+                next_action: None,
                 statuses: Vec::new(),
             };
             self.insert(&intent, payment);
@@ -174,14 +192,52 @@ impl Customers {
         }
     }
 
-    /// A session in mode `subscription`: it names its order and the invoice that it made, and no payment.
+    /// The customer comes back to an old page, or never.
+    async fn old_session(self, session: String) {
+        self.sim.wait(APART, self.pace * 8).await;
+        if self.is_over() || self.chance(400) {
+            return;
+        }
+        let intent = {
+            let mut world = self.sim.world();
+            let (now, intent) = (world.now(), world.stripe.id("pi"));
+            let page = world.stripe.pages.get_mut(&session).unwrap();
+            // Stripe shows an expired session to nobody.
+            if page.expired_at.is_some() {
+                return;
+            }
+            page.intent = Some(intent.clone());
+            let payment = Intent {
+                pays: page.pays.clone(),
+                account: page.account.clone(),
+                amount: DUE,
+                is_named: false,
+                invoice: None,
+                rival: None,
+                session: Some((session.clone(), SessionStatus::Open)),
+                created: now,
+                next_action: None,
+                statuses: Vec::new(),
+            };
+            world.stripe.intents.insert(intent.clone(), payment);
+            world.sometimes("old session opened");
+            world.tell(|| format!("stripe         {session} gets {intent}"));
+            intent
+        };
+        self.payment(intent).await;
+    }
+
+    /// A session in mode `subscription`: it names its order and the invoice that it made, and no payment. It begins with a
+    /// trial: nothing is due yet.
     fn invoice(&self, key: &EntityKey, owner: Option<&'static str>) -> String {
         let mut world = self.sim.world();
         let now_s = world.now().unix_s();
         let (id, session) = (world.stripe.id("evt"), world.stripe.id("cs"));
         let invoice = world.stripe.id("in");
         let names = naming(key);
-        let mut event = session_completed(&id, now_s, &session, None, names, "unpaid");
+        let free = "no_payment_required";
+        let mut event = session_completed(&id, now_s, &session, None, names, free);
+        event["data"]["object"]["amount_total"] = Value::Null;
         event["data"]["object"]["invoice"] = json!(invoice);
         let account = owner.map(|name| tenant(name).1.to_string());
         if let Some(account) = &account {
@@ -225,6 +281,10 @@ impl Customers {
         let charge = id.replace("pi_", "ch_");
         while !self.is_over() {
             self.step().await;
+            if self.intent(&id).status() == IntentStatus::RequiresAction {
+                // To the shop and back takes longer than the grace period.
+                self.sim.wait(APART, self.pace * 4).await;
+            }
             let payment = self.intent(&id);
             match payment.status() {
                 IntentStatus::Canceled => return,
@@ -240,32 +300,97 @@ impl Customers {
     /// The next step of a payment that is open; whether there will be another.
     fn tries(&self, id: &str, payment: &Intent) -> bool {
         let mut world = self.sim.world();
-        match (payment.status(), world.rng.below(10)) {
-            (IntentStatus::Processing, 0..=4) | (_, 5..=7) => self.pay(&mut world, id, payment),
-            (_, 0..=3) => {
-                let attempt = world.stripe.id("ch");
-                let now = world.now();
-                let open = IntentStatus::RequiresPaymentMethod;
-                if let Some(known) = world.stripe.intents.get_mut(id) {
-                    known.statuses.push((now, open));
-                }
-                let (metadata, named) = (payment.metadata(), payment.is_named);
-                world.emit_about(id, Says::Failed, named, |event, at| {
-                    intent_failed(event, at, id, metadata, &attempt)
-                });
+        let is_complete =
+            matches!(&payment.session, Some((_, status)) if *status == SessionStatus::Complete);
+        let waits = payment.status() == IntentStatus::RequiresAction;
+        match (payment.status(), world.rng.below(11)) {
+            (IntentStatus::Processing, 0..=4) => self.pay(&mut world, id, payment),
+            (IntentStatus::RequiresAction, 0..=4) => self.pay(&mut world, id, payment),
+            (IntentStatus::RequiresAction, 5..=7) => self.fail(&mut world, id, payment),
+            // The voucher lies at home.
+            (IntentStatus::RequiresAction, _) => {}
+            // The debit or voucher of a completed session failed: there is no page any more.
+            (IntentStatus::RequiresPaymentMethod, _) if is_complete => return false,
+            (_, 5..=7) => self.pay(&mut world, id, payment),
+            (_, 0..=3) => self.fail(&mut world, id, payment),
+            (_, 4) => {
+                world.move_intent(id, IntentStatus::Processing, Says::Processing);
+                self.complete_unpaid(&mut world, id, payment);
             }
-            (_, 4) => world.move_intent(id, IntentStatus::Processing, Says::Processing),
+            (IntentStatus::RequiresPaymentMethod, 8 | 9) => self.act(&mut world, id, payment),
             // The customer goes away.
             _ => return false,
+        }
+        let is_paid = world.stripe.intents[id].status() == IntentStatus::Succeeded;
+        if waits && is_paid {
+            world.sometimes("voucher paid late");
         }
         true
     }
 
-    fn pay(&self, world: &mut billhook_testkit::sim::World, id: &str, payment: &Intent) {
+    /// The attempt failed.
+    fn fail(&self, world: &mut World, id: &str, payment: &Intent) {
+        let attempt = world.stripe.id("ch");
+        let now = world.now();
+        let open = IntentStatus::RequiresPaymentMethod;
+        if let Some(known) = world.stripe.intents.get_mut(id) {
+            known.statuses.push((now, open));
+            known.next_action = None;
+        }
+        let (metadata, named) = (payment.metadata(), payment.is_named);
+        world.emit_about(id, Says::Failed, named, |event, at| {
+            intent_failed(event, at, id, metadata, &attempt)
+        });
+        if let Some((session, SessionStatus::Complete)) = &payment.session {
+            let pays = payment.pays.clone();
+            world.emit_about(id, Says::Failed, true, |event, at| {
+                let names = naming(&pays);
+                let mut body = session_completed(event, at, session, Some(id), names, "unpaid");
+                body["type"] = json!("checkout.session.async_payment_failed");
+                body
+            });
+        }
+    }
+
+    /// The customer takes a voucher, which completes the session unpaid, or is sent to a page of the bank.
+    fn act(&self, world: &mut World, id: &str, payment: &Intent) {
+        let now = world.now();
+        let action = world.rng.pick(&[
+            "oxxo_display_details",
+            "display_bank_transfer_instructions",
+            "use_stripe_sdk",
+        ]);
+        let action = NextActionType::parse(action);
+        let is_page = action == NextActionType::UseStripeSdk;
+        let known = world.stripe.intents.get_mut(id).unwrap();
+        known.statuses.push((now, IntentStatus::RequiresAction));
+        known.next_action = Some(action.clone());
+        world.sometimes(if is_page { "bank page" } else { "voucher" });
+        world.tell(|| format!("stripe         {id} waits for {}", action.as_str()));
+        if !is_page {
+            self.complete_unpaid(world, id, payment);
+        }
+    }
+
+    /// The session is finished, and the money comes later.
+    fn complete_unpaid(&self, world: &mut World, id: &str, payment: &Intent) {
+        let Some((session, SessionStatus::Open)) = &payment.session else {
+            return;
+        };
+        let known = world.stripe.intents.get_mut(id).unwrap();
+        known.session = Some((session.clone(), SessionStatus::Complete));
+        let pays = payment.pays.clone();
+        world.emit_about(id, Says::Processing, true, |event, at| {
+            session_completed(event, at, session, Some(id), naming(&pays), "unpaid")
+        });
+    }
+
+    fn pay(&self, world: &mut World, id: &str, payment: &Intent) {
         let says = Says::Paid(payment.amount);
         let again = says.clone();
         world.move_intent(id, IntentStatus::Succeeded, says);
-        if let Some((session, _)) = &payment.session {
+        if let Some((session, before)) = &payment.session {
+            let is_late = *before == SessionStatus::Complete;
             let known = world.stripe.intents.get_mut(id).unwrap();
             known.session = Some((session.clone(), SessionStatus::Complete));
             let (pays, amount) = (payment.pays.clone(), payment.amount);
@@ -273,6 +398,9 @@ impl Customers {
                 let names = naming(&pays);
                 let mut body = session_completed(event, at, session, Some(id), names, "paid");
                 body["data"]["object"]["amount_total"] = json!(amount);
+                if is_late {
+                    body["type"] = json!("checkout.session.async_payment_succeeded");
+                }
                 body
             });
         } else if world.rng.chance(150) {

@@ -36,8 +36,9 @@ const SEED: &str = "BILLHOOK_SIM_SEED";
 const SEEDS: &str = "BILLHOOK_SIM_SEEDS";
 
 /// What must have happened in any 500 seeds: a simulation that meets none of it would prove nothing.
-const SOMETIMES: [&str; 29] = [
+const SOMETIMES: [&str; 34] = [
     "answer lost",
+    "bank page",
     "batch answer lost",
     "crash after",
     "crash before",
@@ -50,6 +51,8 @@ const SOMETIMES: [&str; 29] = [
     "index miss",
     "lands late",
     "lost race",
+    "old session expired",
+    "old session opened",
     "older copy",
     "poison message",
     "previous account",
@@ -66,6 +69,8 @@ const SOMETIMES: [&str; 29] = [
     "row edited",
     "several entities in one transaction",
     "throttled",
+    "voucher",
+    "voucher paid late",
 ];
 
 fn variable(name: &str) -> Option<String> {

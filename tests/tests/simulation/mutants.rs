@@ -33,6 +33,8 @@ const MUTANTS: &[(Mutant, u8, &str, u64)] = &[
     (Mutant::TornCommit, 9, "ordinary", 5),
     (Mutant::RefundsAdded, 10, "ordinary", 10),
     (Mutant::ProcessingUnheard, 11, "contention", 100),
+    (Mutant::SessionUnheard, 11, "abandoned", 40),
+    (Mutant::ActionUnheard, 11, "abandoned", 40),
     (Mutant::InvisibleForADay, 12, "heavy", 5),
     (Mutant::BatchFails, 13, "ordinary", 10),
     (Mutant::RetrySwallowed, 14, "adversarial", 20),

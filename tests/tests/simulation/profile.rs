@@ -97,6 +97,19 @@ pub(crate) const PROFILES: &[Profile] = &[
         grace: Duration::from_secs(5),
         ..ORDINARY
     },
+    // Customers whose card fails, who come back late, with a voucher or on an old page, or not at all.
+    Profile {
+        name: "abandoned",
+        faults: 60,
+        late: 300,
+        pace: Duration::from_mins(2),
+        orders: 6,
+        statements: 0,
+        payments: 1,
+        cleanup_every: Duration::from_mins(1),
+        grace: Duration::from_mins(2),
+        ..ORDINARY
+    },
     Profile {
         name: "rotation",
         faults: 60,

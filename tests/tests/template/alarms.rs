@@ -201,6 +201,7 @@ fn there_is_an_alarm_for_everything_that_a_person_has_to_hear_of() {
         .collect();
     expected.extend(
         [
+            "account-refused",
             "cleanup-errors",
             "cleanup-failures",
             "cleanup-throttles",
@@ -216,6 +217,7 @@ fn there_is_an_alarm_for_everything_that_a_person_has_to_hear_of() {
             "ingress-throttles",
             "live-event-on-test-stage",
             "proof-differences",
+            "reconcile-behind",
             "schedule-dlq-depth",
         ]
         .map(str::to_owned),

@@ -4,12 +4,14 @@
 //! of `reconcile`. A checkpoint that is too low costs calls, never an event. What it means:
 //! `billhook_core::tasks::checkpoint`.
 
+use std::collections::BTreeSet;
+
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::ProvideErrorMetadata as _;
 use aws_sdk_dynamodb::types::AttributeValue;
 use billhook_core::error::DependencyError;
 use billhook_core::tasks::checkpoint::{
-    Checkpoint, DONE_THROUGH_S, JOB_ID, RECONCILE_PREFIX, ResumeAt,
+    AccountRefusal, Checkpoint, DONE_THROUGH_S, JOB_ID, RECONCILE_PREFIX, ResumeAt,
 };
 use billhook_core::tasks::ports::{CheckpointSaveResult, CheckpointStore};
 use billhook_core::worker::ports::CommitError;
@@ -20,6 +22,10 @@ use super::{dependency_error, send_update};
 
 const UNTIL_S: &str = "until_s";
 const AFTER: &str = "after";
+const EVENT_TYPES: &str = "event_types";
+const RESUME_TYPES: &str = "resume_types";
+const REFUSED_SINCE_S: &str = "refused_since_s";
+const REFUSAL_TOLD_S: &str = "refusal_told_s";
 
 /// The jobs table; the tenants table too, because `reconcile` asks Stripe about each tenant's account.
 #[derive(Clone, Debug)]
@@ -81,11 +87,27 @@ fn read_checkpoint(row: &Item) -> Checkpoint {
     let resume_at = attributes::read_integer(row, UNTIL_S).zip(read_text(row, AFTER));
     Checkpoint {
         done_through_s: attributes::read_integer(row, DONE_THROUGH_S),
+        event_types: read_types(row, EVENT_TYPES),
         resume_at: resume_at.map(|(until_s, after)| ResumeAt {
             until_s,
             after: after.to_owned(),
+            event_types: read_types(row, RESUME_TYPES),
+        }),
+        refusal: attributes::read_integer(row, REFUSED_SINCE_S).map(|since_s| AccountRefusal {
+            since_s,
+            told_s: attributes::read_integer(row, REFUSAL_TOLD_S),
         }),
     }
+}
+
+fn read_types(row: &Item, column: &str) -> BTreeSet<String> {
+    let types = row.get(column).and_then(|types| types.as_ss().ok());
+    types.into_iter().flatten().cloned().collect()
+}
+
+/// DynamoDB has no empty set.
+fn types_value(types: &BTreeSet<String>) -> Option<AttributeValue> {
+    (!types.is_empty()).then(|| AttributeValue::Ss(types.iter().cloned().collect()))
 }
 
 fn build_checkpoint_update(
@@ -95,14 +117,23 @@ fn build_checkpoint_update(
     next: &Checkpoint,
 ) -> Result<aws_sdk_dynamodb::types::Update, CommitError> {
     let mut update = UpdateBuilder::new();
+    let resume_at = next.resume_at.as_ref();
     update.set(DONE_THROUGH_S, next.done_through_s.map(number_value));
+    update.set(UNTIL_S, resume_at.map(|cut| number_value(cut.until_s)));
+    update.set(AFTER, resume_at.map(|cut| string_value(&cut.after)));
+    update.set(EVENT_TYPES, types_value(&next.event_types));
     update.set(
-        UNTIL_S,
-        next.resume_at.as_ref().map(|cut| number_value(cut.until_s)),
+        RESUME_TYPES,
+        resume_at.and_then(|cut| types_value(&cut.event_types)),
+    );
+    let refusal = next.refusal.as_ref();
+    update.set(
+        REFUSED_SINCE_S,
+        refusal.map(|refusal| number_value(refusal.since_s)),
     );
     update.set(
-        AFTER,
-        next.resume_at.as_ref().map(|cut| string_value(&cut.after)),
+        REFUSAL_TOLD_S,
+        refusal.and_then(|refusal| refusal.told_s.map(number_value)),
     );
     // Case: `reconcile` read the cursor 12:00 and is on its way to 13:00. Now `webhook-secret` deletes an endpoint and
     // sets the cursor back three days, because Stripe stops its retries to that endpoint. Without this condition the
@@ -180,11 +211,23 @@ mod tests {
 
     #[test]
     fn progress_reads_back_as_written_on_condition_of_what_was_read() {
-        let cut = Checkpoint::completed_through(1_000).interrupted_at(2_000, "evt_1".to_owned());
+        let now = billhook_core::time::Timestamp::from_unix_s(3_000).unwrap();
+        let cut = Checkpoint::completed_through(1_000)
+            .of_types(&["a", "b"])
+            .interrupted_at(2_000, "evt_1".to_owned())
+            .of_types(&["a", "c"])
+            .refused_at(now)
+            .with_refusal_told(now);
+        let types =
+            |types: &[&str]| AttributeValue::Ss(types.iter().map(|&it| it.to_owned()).collect());
         let row = Item::from([
             (DONE_THROUGH_S.to_owned(), number_value(1_000)),
+            (EVENT_TYPES.to_owned(), types(&["a", "b"])),
             (UNTIL_S.to_owned(), number_value(2_000)),
             (AFTER.to_owned(), string_value("evt_1")),
+            (RESUME_TYPES.to_owned(), types(&["a", "c"])),
+            (REFUSED_SINCE_S.to_owned(), number_value(3_000)),
+            (REFUSAL_TOLD_S.to_owned(), number_value(3_000)),
         ]);
         assert_eq!(read_checkpoint(&row), cut);
         assert_eq!(read_checkpoint(&Item::new()), Checkpoint::default());
@@ -202,7 +245,7 @@ mod tests {
         );
         assert_eq!(
             done.update_expression,
-            "SET #created_s = :v0 REMOVE #until_s, #after"
+            "SET #created_s = :v0 REMOVE #until_s, #after, #event_types, #resume_types, #refused_since_s, #refusal_told_s"
         );
         let cleared = build_checkpoint_update(
             "jobs",

@@ -12,7 +12,7 @@ use billhook_core::provider::stripe::objects::PaymentAtStripe;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{StripeCall, StripeClient, StripeError, encode_path_segment};
+use super::{StripeCall, StripeClient, StripeError, encode_path_segment, unless_missing};
 
 /// An object of a list as Stripe wrote it, with the id after which the next page starts.
 #[derive(Deserialize)]
@@ -109,14 +109,6 @@ impl StripeClient {
             account: account.map(AccountId::as_str),
             ..StripeCall::get(format!("get {payment}"), path)
         };
-        match self.call(&call).await {
-            Ok(object) => Ok(Some(object)),
-            Err(error) => match error.refused(404)? {
-                // Stripe's word for an id that does not exist (Stripe docs, Error codes). Any other 404 says something
-                // about the URL and nothing about the payment, which must not look as if Stripe denied it.
-                refusal if refusal.code == "resource_missing" => Ok(None),
-                refusal => Err(StripeError::Refused(Box::new(refusal))),
-            },
-        }
+        unless_missing(self.call(&call).await)
     }
 }

@@ -1,6 +1,6 @@
 use billhook_core::ids::PaymentRef;
 use billhook_core::provider::stripe::objects::{PaymentAtStripe, read_payment_at_stripe};
-use billhook_testkit::stripe::{Config, Fault, LocalStripe, TEST_KEY};
+use billhook_testkit::stripe::{Config, Fault, LocalStripe, PayerAction, PayerStep, TEST_KEY};
 use rstest::rstest;
 use serde_json::{Value, json};
 
@@ -183,41 +183,32 @@ async fn an_intent_is_cancelled_or_says_why_not() {
         local.put(account, intent(status));
     }
     let cancel = async |id: &str| stripe.cancel_payment_intent(id, account, id).await.unwrap();
+    let forbids = |status: &str| {
+        CancelResult::StateForbids(IntentSnapshot {
+            status: IntentStatus::parse(status),
+            next_action: None,
+            created: None,
+        })
+    };
     assert_eq!(cancel("pi_requires_action").await, CancelResult::Done);
-    assert_eq!(
-        cancel("pi_succeeded").await,
-        CancelResult::StateForbids(IntentStatus::Succeeded)
-    );
-    assert_eq!(
-        cancel("pi_canceled").await,
-        CancelResult::StateForbids(IntentStatus::Canceled)
-    );
-    assert_eq!(
-        cancel("pi_processing").await,
-        CancelResult::StateForbids(IntentStatus::Processing)
-    );
-    let read = stripe
-        .get_payment_intent("pi_requires_action", account)
-        .await
-        .unwrap();
-    assert_eq!(read.status, IntentStatus::Canceled);
-
-    let error = stripe
-        .get_payment_intent("pi_succeeded", None)
-        .await
-        .unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .starts_with("get payment intent pi_succeeded: stripe answered 404 resource_missing"),
-        "{error}"
-    );
-    assert!(
-        stripe
-            .get_payment_intent("../../webhook_endpoints", account)
-            .await
-            .is_err()
-    );
+    assert_eq!(cancel("pi_none").await, CancelResult::Missing);
+    assert_eq!(cancel("pi_succeeded").await, forbids("succeeded"));
+    assert_eq!(cancel("pi_canceled").await, forbids("canceled"));
+    assert_eq!(cancel("pi_processing").await, forbids("processing"));
+    let read = async |id: &str, account| stripe.get_payment_intent(id, account).await.unwrap();
+    let canceled = read("pi_requires_action", account).await.unwrap();
+    assert_eq!(canceled.status, IntentStatus::Canceled);
+    // In another account there is none of this name.
+    assert_eq!(read("pi_succeeded", None).await, None);
+    let voucher = json!({"id": "pi_voucher", "object": "payment_intent", "status": "requires_action",
+        "created": 1_781_000_000, "next_action": {"type": "oxxo_display_details"}});
+    local.put(None, voucher);
+    let voucher = read("pi_voucher", None).await.unwrap();
+    let oxxo = NextActionType::Other("oxxo_display_details".to_owned());
+    assert_eq!(voucher.next_action, Some(oxxo));
+    assert_eq!(voucher.created, Timestamp::from_unix_s(1_781_000_000).ok());
+    // An id is no path.
+    assert_eq!(read("../../webhook_endpoints", account).await, None);
 }
 
 #[tokio::test]
@@ -236,14 +227,12 @@ async fn a_session_is_expired_or_says_where_it_stands() {
             .is_empty()
     );
     let expire = async |id: &str| stripe.expire_checkout_session(id, None, id).await.unwrap();
-    assert_eq!(expire("cs_open").await, SessionStatus::Expired);
-    assert_eq!(expire("cs_done").await, SessionStatus::Complete);
-    assert!(
-        stripe
-            .expire_checkout_session("cs_none", None, "k")
-            .await
-            .is_err()
-    );
+    assert_eq!(expire("cs_open").await, Some(SessionStatus::Expired));
+    assert_eq!(expire("cs_done").await, Some(SessionStatus::Complete));
+    assert_eq!(expire("cs_none").await, None);
+    let read = async |id: &str| stripe.get_checkout_session(id, None).await.unwrap();
+    assert_eq!(read("cs_done").await, Some(SessionStatus::Complete));
+    assert_eq!(read("cs_none").await, None);
 }
 
 #[tokio::test]
@@ -634,4 +623,74 @@ async fn whose_a_key_and_whose_an_event_is_stripe_says() {
     assert!(!has("evt_theirs").await.unwrap());
     local.fault(fault(401));
     assert!(has("evt_own").await.is_err());
+}
+
+#[tokio::test]
+async fn an_account_that_was_disconnected_refuses_every_call() {
+    let (local, stripe) = local().await;
+    local.put(
+        Some("acct_1"),
+        json!({"id": "pi_1", "object": "payment_intent", "status": "processing"}),
+    );
+    local.refuse("acct_1", true);
+    let error = stripe
+        .get_payment_intent("pi_1", Some("acct_1"))
+        .await
+        .unwrap_err();
+    assert!(error.is_access_refused(), "{error}");
+    assert!(error.to_string().contains("403 account_invalid"), "{error}");
+    local.refuse("acct_1", false);
+    let found = stripe.get_payment_intent("pi_1", Some("acct_1")).await;
+    assert!(found.unwrap().is_some());
+    // A 404 that names no object says nothing about one.
+    local.fault(Fault {
+        status: Some(404),
+        ..Fault::default()
+    });
+    let error = stripe.get_payment_intent("pi_1", None).await.unwrap_err();
+    assert!(!error.is_access_refused(), "{error}");
+}
+
+#[tokio::test]
+async fn a_voucher_completes_its_session_and_nothing_ends_it() {
+    let (local, stripe) = local().await;
+    local.put(None, json!({"id": "pi_1", "object": "payment_intent", "amount": 4200, "status": "requires_payment_method"}));
+    local.put(None, json!({"id": "cs_1", "object": "checkout.session", "status": "open", "payment_intent": "pi_1"}));
+    let act = |of: &str, does| {
+        local.act(&PayerAction {
+            account: None,
+            livemode: false,
+            of: of.to_owned(),
+            does,
+        })
+    };
+    let intent = async || {
+        stripe
+            .get_payment_intent("pi_1", None)
+            .await
+            .unwrap()
+            .unwrap()
+    };
+    act("cs_1", PayerStep::ThreeDSecure).unwrap();
+    assert_eq!(
+        intent().await.next_action,
+        Some(NextActionType::UseStripeSdk)
+    );
+    act("cs_1", PayerStep::Oxxo).unwrap();
+    let waits = intent().await;
+    assert_eq!(waits.status, IntentStatus::RequiresAction);
+    let oxxo = NextActionType::Other("oxxo_display_details".to_owned());
+    assert_eq!(waits.next_action, Some(oxxo));
+    let expired = stripe.expire_checkout_session("cs_1", None, "k1").await;
+    assert_eq!(expired.unwrap(), Some(SessionStatus::Complete));
+    act("pi_1", PayerStep::Fail).unwrap();
+    let failed = intent().await;
+    let cancelled = stripe.cancel_payment_intent("pi_1", None, "k2").await;
+    assert_eq!(cancelled.unwrap(), CancelResult::StateForbids(failed));
+    act("pi_1", PayerStep::Debit).unwrap();
+    assert_eq!(intent().await.status, IntentStatus::Processing);
+    act("pi_1", PayerStep::Pay).unwrap();
+    assert_eq!(intent().await.status, IntentStatus::Succeeded);
+    assert!(act("pi_1", PayerStep::Boleto).is_err());
+    assert!(act("pi_none", PayerStep::Pay).is_err());
 }

@@ -7,9 +7,13 @@
 //! as one with a valid signature; its account is the one that we asked about.
 //! The platform's own account in a tenant's row is skipped: its events are listed without an account already, and stored
 //! with one they would belong to that tenant.
+//! Each account gets its turn in every run, and what is left of the time goes to those that need more: an account with a
+//! million events must not keep the accounts behind it from being asked. How far behind each account is, is measured in
+//! every run, also of those that it did not come to.
 //! `billhook_core::tasks::reconcile` computes what to list, with an example of an interrupted pass.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use billhook_adapters::metrics;
 use billhook_core::error::{DependencyError, error_chain};
@@ -27,7 +31,10 @@ use billhook_core::tasks::ports::{
     CheckpointSaveResult, CheckpointStore, FindKnownEvents, ListAccounts, ListEvents,
     ListEventsError,
 };
-use billhook_core::tasks::reconcile::{event_type_sets, is_event_gap, next_listing_span};
+use billhook_core::tasks::reconcile::{
+    DoneTypes, LAG_MAX, REFUSAL_TOLD_AFTER, done_through_s, event_type_sets, is_event_gap,
+    never_read_through_s, next_listing_span,
+};
 use billhook_core::time::Timestamp;
 use futures_util::stream::{self, StreamExt as _};
 use serde::Serialize;
@@ -40,8 +47,15 @@ const TENANTS_PER_PAGE: usize = 25;
 const ACCOUNTS_AT_ONCE: usize = 4;
 /// Events of one account that are stored and queued at the same time.
 const EVENTS_AT_ONCE: usize = 4;
-/// Refused accounts that the summary names; the log names all.
+/// Refused accounts that the summary names; the log names all, each once.
 const NAMED_MAX: usize = 20;
+/// Pages of 100 events that one cursor is read in one turn.
+const PAGES_PER_TURN: usize = 10;
+/// No page is asked for later in a turn than this. A call takes at most 31.5 s, so both cursors of 25 accounts, four at
+/// once, take at most 770 s of the 900: even at a slow Stripe a page of tenants is done in one run.
+const TURN_TIME: Duration = Duration::from_secs(30);
+/// Cursors are read this long before the deadline at the latest: reading one takes no call to Stripe.
+const SURVEY_RESERVE: Duration = Duration::from_secs(5);
 
 /// The result of a run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -56,13 +70,15 @@ pub struct ReconcileSummary {
     pub taken_in: usize,
     /// Of these, the ones whose delivery should have arrived long before.
     pub gaps: usize,
-    /// Accounts for which Stripe answered 401 or 403, and the platform's own in a tenant's row, the first 20: skipped.
+    /// Accounts that refuse our key (401, 403), and the platform's own in a tenant's row, the first 20: skipped.
     pub refused: Vec<AccountId>,
     /// Accounts with a failed call, and events that could not be read: a later run tries again.
     pub failed: usize,
-    /// The lowest cursor of all accounts that were not refused.
+    /// Accounts that are more than 3 hours behind, also of those that the run did not come to.
+    pub lagging: usize,
+    /// The lowest cursor of all accounts that are not refused.
     pub reconciled_through: Option<Timestamp>,
-    /// False if the deadline interrupted the run: the next run resumes.
+    /// False if the deadline interrupted the run before every account had its turn: the next run resumes.
     pub completed: bool,
 }
 
@@ -78,17 +94,53 @@ pub struct ReconcileTask<I, Q, J, S, C> {
     pub clock: C,
 }
 
-/// What a run has done for one account.
+/// What a run has done for one account, in all its turns.
 #[derive(Default)]
 struct AccountProgress {
     events: usize,
     taken_in: usize,
     gaps: usize,
     failed: usize,
-    /// The lowest of the account's cursors.
+    /// The lowest of the account's cursors, after its last turn.
     through_s: Option<i64>,
+    /// The turn ended before the account's events did.
+    needs_more: bool,
+    /// The turn was cut by the deadline.
     was_interrupted: bool,
+    error: Option<AccountError>,
+    refusal: Option<RefusalReport>,
 }
+
+/// Whether the log has to tell that an account refuses our key.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum RefusalReport {
+    /// It has refused for a day, and nobody was told yet.
+    Due,
+    /// It was told, or the account refuses for less than a day.
+    NotDue,
+}
+
+impl AccountProgress {
+    /// Adds what a further turn did.
+    fn add_turn(&mut self, turn: Self) {
+        self.events += turn.events;
+        self.taken_in += turn.taken_in;
+        self.gaps += turn.gaps;
+        self.failed += turn.failed;
+        self.through_s = turn.through_s;
+        self.needs_more = turn.needs_more;
+        self.was_interrupted = turn.was_interrupted;
+        self.error = turn.error;
+        self.refusal = turn.refusal;
+    }
+
+    fn is_refused(&self) -> bool {
+        matches!(self.error, Some(AccountError::Refused(_)))
+    }
+}
+
+/// By account; none is the platform.
+type ProgressByAccount = BTreeMap<Option<AccountId>, AccountProgress>;
 
 /// Whether a missing event should have arrived long before.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -133,7 +185,9 @@ where
     type Summary = ReconcileSummary;
 
     /// One run: the platform's own account first, in every run, then the connected accounts. If the last run was
-    /// interrupted, it begins with the page of 25 tenants that was not completed, else with the first.
+    /// interrupted, it begins with the page of 25 tenants that was not completed, else with the first. Each account gets
+    /// one turn of at most `PAGES_PER_TURN` pages per cursor and `TURN_TIME`; those that need more get further turns, one after
+    /// another, for as long as there is time.
     ///
     /// Two checkpoints work together. The row `reconcile` says which page of tenants is next; each account's own cursor
     /// says how far its events were read. Example: 60 accounts; the run is interrupted in the second page, at
@@ -145,27 +199,27 @@ where
         deadline: Timestamp,
     ) -> Result<ReconcileSummary, TaskFailed> {
         let stripe = self.stripe.as_ref().ok_or_else(TaskFailed::no_key)?;
-        let mut summary = ReconcileSummary {
-            task: Self::NAME,
-            ..ReconcileSummary::default()
-        };
+        let mut progress = ProgressByAccount::new();
         let platform = self.read_account(stripe, None, deadline).await;
-        if let (Err(AccountError::Refused(cause)), _) = platform {
+        if let Some(AccountError::Refused(cause)) = platform.error {
             // The key itself is wrong: Stripe would refuse every account.
             return Err(TaskFailed {
                 doing: "list the platform's events",
                 cause,
             });
         }
-        summary.add(None, platform.0.err(), &platform.1);
+        progress.insert(None, platform);
         let read = self.jobs.load_checkpoint(Self::NAME).await;
         let checkpoint = read.map_err(fail_task("load the checkpoint"))?;
         let resume_at = checkpoint.resume_at.as_ref();
         let mut after = resume_at.map(|resume| resume.after.clone());
+        let is_whole_list = after.is_none();
         let end = self
-            .read_accounts(stripe, &mut after, &mut summary, deadline)
+            .read_accounts(stripe, &mut after, &mut progress, deadline)
             .await?;
-        summary.completed = end == PassEnd::Completed;
+        if end == PassEnd::Completed {
+            self.read_rest(stripe, &mut progress, deadline).await;
+        }
         let next = match &after {
             Some(tenant) => checkpoint.interrupted_at(self.clock.now().unix_s(), tenant.clone()),
             None => Checkpoint::default(),
@@ -177,17 +231,26 @@ where
                 .await;
             saved.map_err(fail_task("save the checkpoint"))?;
         }
+        let mut summary = ReconcileSummary {
+            task: Self::NAME,
+            completed: end == PassEnd::Completed,
+            ..ReconcileSummary::default()
+        };
+        let now = self.clock.now();
+        for (account, did) in progress.iter() {
+            summary.add(account.as_ref(), did, now);
+        }
+        if !(is_whole_list && summary.completed) {
+            self.survey(&progress, &mut summary, deadline).await?;
+        }
         metrics::EVENT_GAP.add(
             ProviderId::Stripe,
             u64::try_from(summary.gaps).unwrap_or(u64::MAX),
         );
-        if let Some(through) = summary.reconciled_through {
-            let behind = through.until(self.clock.now()).as_secs();
-            metrics::RECONCILED_THROUGH.add(ProviderId::Stripe, behind);
-        }
         tracing::info!(
             gaps = summary.gaps,
             taken_in = summary.taken_in,
+            lagging = summary.lagging,
             "reconciled {} accounts",
             summary.accounts
         );
@@ -203,13 +266,14 @@ where
     S: ListEvents,
     C: Clock,
 {
-    /// Reads the accounts page by page. `after` is the last tenant of the
-    /// last complete page.
+    /// Gives each account its first turn, page by page. `after` is the last tenant of the last page in which every
+    /// account had its turn. Before accounts had turns, one with a long list kept all behind it from being asked, in
+    /// every run.
     async fn read_accounts(
         &self,
         stripe: &S,
         after: &mut Option<String>,
-        summary: &mut ReconcileSummary,
+        progress: &mut ProgressByAccount,
         deadline: Timestamp,
     ) -> Result<PassEnd, TaskFailed> {
         loop {
@@ -223,19 +287,11 @@ where
             // Refunds and disputes of old payments still come on them.
             let previous = page.previous.into_iter().map(|(account, _)| account);
             let accounts: BTreeSet<AccountId> = page.accounts.into_iter().chain(previous).collect();
-            let asked: Vec<_> = stream::iter(&accounts)
-                .map(async |account| {
-                    let answer = self.read_account(stripe, Some(account), deadline).await;
-                    (account, answer)
-                })
-                .buffer_unordered(ACCOUNTS_AT_ONCE)
-                .collect()
-                .await;
-            let mut was_interrupted = false;
-            for (account, (answer, did)) in asked {
-                was_interrupted |= did.was_interrupted;
-                summary.add(Some(account), answer.err(), &did);
-            }
+            // Two tenants may have one account.
+            let accounts = accounts.into_iter().map(Some);
+            let accounts = accounts.filter(|account| !progress.contains_key(account));
+            let accounts: Vec<Option<AccountId>> = accounts.collect();
+            let was_interrupted = self.read_turns(stripe, accounts, progress, deadline).await;
             if was_interrupted {
                 return Ok(PassEnd::Interrupted);
             }
@@ -246,47 +302,197 @@ where
         }
     }
 
-    /// Reads all cursors of one account. Also returns what was done before an error.
+    /// Further turns for the accounts that need more, until none does or the time is up.
+    async fn read_rest(&self, stripe: &S, progress: &mut ProgressByAccount, deadline: Timestamp) {
+        loop {
+            let unfinished = progress.iter().filter(|(_, did)| did.needs_more);
+            let unfinished: Vec<Option<AccountId>> =
+                unfinished.map(|(account, _)| account.clone()).collect();
+            if unfinished.is_empty() || lacks_time_to_start(&self.clock, deadline) {
+                return;
+            }
+            let was_interrupted = self
+                .read_turns(stripe, unfinished, progress, deadline)
+                .await;
+            if was_interrupted {
+                return;
+            }
+        }
+    }
+
+    /// One turn of each of these accounts; whether the deadline cut one.
+    async fn read_turns(
+        &self,
+        stripe: &S,
+        accounts: Vec<Option<AccountId>>,
+        progress: &mut ProgressByAccount,
+        deadline: Timestamp,
+    ) -> bool {
+        let turns: Vec<(Option<AccountId>, AccountProgress)> = stream::iter(accounts)
+            .map(async |account| {
+                let turn = self.read_account(stripe, account.as_ref(), deadline).await;
+                (account, turn)
+            })
+            .buffer_unordered(ACCOUNTS_AT_ONCE)
+            .collect()
+            .await;
+        let was_interrupted = turns.iter().any(|(_, turn)| turn.was_interrupted);
+        for (account, turn) in turns {
+            progress.entry(account).or_default().add_turn(turn);
+        }
+        was_interrupted
+    }
+
+    /// Measures how far behind the accounts are that this run did not come to: an account that is left out is the one to
+    /// be alarmed about.
+    async fn survey(
+        &self,
+        progress: &ProgressByAccount,
+        summary: &mut ReconcileSummary,
+        deadline: Timestamp,
+    ) -> Result<(), TaskFailed> {
+        let mut after: Option<String> = None;
+        loop {
+            let page = self.jobs.accounts(after.as_deref(), TENANTS_PER_PAGE).await;
+            let page = page.map_err(fail_task("list the tenants' accounts"))?;
+            for account in page.accounts {
+                if self.clock.now().after(SURVEY_RESERVE) > deadline {
+                    tracing::warn!("reconcile_survey_cut: not every account's lag was measured");
+                    return Ok(());
+                }
+                let account = Some(account);
+                if progress.contains_key(&account) {
+                    continue;
+                }
+                let cursors = self.load_cursors(account.as_ref()).await;
+                let cursors = cursors.map_err(fail_task("load a cursor"))?;
+                let is_refused = cursors.iter().any(|cursor| cursor.refusal.is_some());
+                if !is_refused {
+                    let through_s = done_through_s(&cursors);
+                    summary.add_lag(account.as_ref(), through_s, self.clock.now());
+                }
+            }
+            after = page.next;
+            if after.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn load_cursors(
+        &self,
+        account: Option<&AccountId>,
+    ) -> Result<Vec<Checkpoint>, DependencyError> {
+        let mut cursors = Vec::new();
+        for (set, _) in event_type_sets().enumerate() {
+            let job = reconcile_cursor_key(account, set);
+            cursors.push(self.jobs.load_checkpoint(&job).await?);
+        }
+        Ok(cursors)
+    }
+
+    /// One turn: reads all cursors of one account.
     async fn read_account(
         &self,
         stripe: &S,
         account: Option<&AccountId>,
         deadline: Timestamp,
-    ) -> (Result<(), AccountError>, AccountProgress) {
+    ) -> AccountProgress {
         let mut did = AccountProgress::default();
-        for (set, types) in event_type_sets().enumerate() {
+        let mut cursors = match self.load_cursors(account).await {
+            Ok(cursors) => cursors,
+            Err(error) => {
+                did.error = Some(error.into());
+                return did;
+            }
+        };
+        let done = DoneTypes::of_cursors(&cursors);
+        for ((set, types), cursor) in event_type_sets().enumerate().zip(&mut cursors) {
             let job = reconcile_cursor_key(account, set);
-            let done = self.read_cursor(stripe, account, &job, types, deadline, &mut did);
-            if let Err(error) = done.await {
-                return (Err(error), did);
+            let reading = CursorReading {
+                account,
+                job: &job,
+                types,
+                done: &done,
+                deadline,
+            };
+            let read = self.read_cursor(stripe, &reading, cursor, &mut did).await;
+            if let Err(error) = read {
+                did.error = Some(error);
+                break;
             }
         }
-        (Ok(()), did)
+        did.through_s = done_through_s(&cursors);
+        if did.is_refused() {
+            did.refusal = Some(self.note_refusal(account, cursors).await);
+        }
+        did
+    }
+
+    /// Notes in the account's first cursor that it refuses our key. It is told after a day, once: who disconnects an
+    /// account by mistake connects it again, and nobody can do anything about the others.
+    async fn note_refusal(
+        &self,
+        account: Option<&AccountId>,
+        cursors: Vec<Checkpoint>,
+    ) -> RefusalReport {
+        let Some(known) = cursors.into_iter().next() else {
+            return RefusalReport::NotDue;
+        };
+        let now = self.clock.now();
+        let mut next = known.refused_at(now);
+        let since = next
+            .refusal
+            .and_then(|refusal| Timestamp::from_unix_s(refusal.since_s).ok());
+        let is_old = since.is_some_and(|since| since.after(REFUSAL_TOLD_AFTER) <= now);
+        let is_due = is_old && next.refusal_told_at().is_none();
+        if is_due {
+            next = next.with_refusal_told(now);
+        }
+        if next != known {
+            let job = reconcile_cursor_key(account, 0);
+            let saved = self.jobs.save_checkpoint(&job, &known, &next).await;
+            // Told again rather than never: the next run finds that nobody was told.
+            if let Err(error) = saved {
+                tracing::warn!("refusal_not_saved {job}: {}", error_chain(&error));
+            }
+        }
+        match is_due {
+            true => RefusalReport::Due,
+            false => RefusalReport::NotDue,
+        }
     }
 
     /// Reads one cursor's events: from two hours before it up to now, or the rest of an interrupted pass.
     ///
-    /// The cursor rises only if the pass completes. If the deadline or an error interrupts it, the cursor stays, and
-    /// the place behind the last event that was stored is saved. The save is conditional: if `webhook-secret` set the
-    /// cursor back during this run (it deleted an endpoint), the lower value stays, and the next run reads from there.
+    /// The cursor rises only if the pass completes. If the deadline, the end of the turn or an error interrupts it, the
+    /// cursor stays, and the place behind the last event that was stored is saved. The save is conditional: if
+    /// `webhook-secret` set the cursor back during this run (it deleted an endpoint), the lower value stays, and the next
+    /// run reads from there.
     async fn read_cursor(
         &self,
         stripe: &S,
-        account: Option<&AccountId>,
-        job: &str,
-        types: &[&str],
-        deadline: Timestamp,
+        reading: &CursorReading<'_>,
+        checkpoint: &mut Checkpoint,
         did: &mut AccountProgress,
     ) -> Result<(), AccountError> {
-        let checkpoint = self.jobs.load_checkpoint(job).await?;
-        let mut span = next_listing_span(&checkpoint, self.clock.now());
+        let CursorReading { account, types, .. } = reading;
+        let mut span = next_listing_span(checkpoint, types, reading.done, self.clock.now());
         let mut may_begin_again = span.after.is_some();
+        let turn_ends = self.clock.now().after(TURN_TIME);
+        let mut pages = 0_usize;
+        let mut has_answered = false;
         let passed = loop {
-            if lacks_time_to_start(&self.clock, deadline) {
+            if lacks_time_to_start(&self.clock, reading.deadline) {
                 did.was_interrupted = true;
                 break Ok(PassEnd::Interrupted);
             }
-            let page = match stripe.list_events(account, types, &span).await {
+            if pages == PAGES_PER_TURN || (pages > 0 && self.clock.now() >= turn_ends) {
+                did.needs_more = true;
+                break Ok(PassEnd::Interrupted);
+            }
+            pages += 1;
+            let page = match stripe.list_events(*account, types, &span).await {
                 Ok(page) => page,
                 // The pass was interrupted so long ago that Stripe no longer lists the event: start the pass again.
                 // Only once: when each refusal started it again, a run asked for the same two pages until its deadline.
@@ -297,11 +503,9 @@ where
                 }
                 Err(error) => break Err(error.into()),
             };
+            has_answered = true;
             did.events += page.events.len();
-            match self
-                .accept_page(stripe, account, &checkpoint, &page.events, did)
-                .await
-            {
+            match self.accept_page(stripe, reading, &page.events, did).await {
                 Ok(Some(last)) => span.after = Some(last.to_string()),
                 Ok(None) if page.has_more => {
                     break Err(AccountError::Failed(
@@ -315,26 +519,29 @@ where
                 break Ok(PassEnd::Completed);
             }
         };
-        let next = match (&passed, span.after) {
-            (Ok(PassEnd::Completed), _) => Checkpoint::completed_through(span.until_s),
-            (Ok(PassEnd::Interrupted) | Err(_), Some(after)) => {
-                checkpoint.interrupted_at(span.until_s, after)
+        let mut next = match (&passed, span.after) {
+            (Ok(PassEnd::Completed), _) => {
+                Checkpoint::completed_through(span.until_s).of_types(types)
             }
+            (Ok(PassEnd::Interrupted) | Err(_), Some(after)) => checkpoint
+                .interrupted_at(span.until_s, after)
+                .of_types(types),
             (Ok(PassEnd::Interrupted) | Err(_), None) => checkpoint.clone(),
         };
+        if has_answered {
+            next.refusal = None;
+        }
         // Not saved: the cursor was set back, or another run raised it. The next run begins there.
-        let saved = match next == checkpoint {
+        let saved = match next == *checkpoint {
             true => CheckpointSaveResult::Saved,
-            false => self.jobs.save_checkpoint(job, &checkpoint, &next).await?,
+            false => {
+                let saved = self.jobs.save_checkpoint(reading.job, checkpoint, &next);
+                saved.await?
+            }
         };
-        let through_s = match saved {
-            CheckpointSaveResult::Saved => next.done_through_s,
-            CheckpointSaveResult::Superseded => checkpoint.done_through_s,
-        };
-        did.through_s = match (did.through_s, through_s) {
-            (Some(one), Some(other)) => Some(one.min(other)),
-            (one, other) => one.or(other),
-        };
+        if saved == CheckpointSaveResult::Saved {
+            *checkpoint = next;
+        }
         passed.map(|_| ())
     }
 
@@ -342,11 +549,11 @@ where
     async fn accept_page(
         &self,
         stripe: &S,
-        account: Option<&AccountId>,
-        checkpoint: &Checkpoint,
+        reading: &CursorReading<'_>,
         events: &[FetchedEvent],
         did: &mut AccountProgress,
     ) -> Result<Option<EventId>, AccountError> {
+        let account = reading.account;
         let mut last = None;
         let mut listed: BTreeMap<EventId, (Verified<'_>, EventEnvelope)> = BTreeMap::new();
         for event in events {
@@ -384,7 +591,7 @@ where
             ));
         }
         let taken: Vec<Result<MissingEvent, DependencyError>> = stream::iter(listed.into_values())
-            .map(|(body, envelope)| self.accept_missing(account, checkpoint, body, envelope))
+            .map(|(body, envelope)| self.accept_missing(account, reading.done, body, envelope))
             .buffer_unordered(EVENTS_AT_ONCE)
             .collect()
             .await;
@@ -399,7 +606,7 @@ where
     async fn accept_missing(
         &self,
         account: Option<&AccountId>,
-        checkpoint: &Checkpoint,
+        done: &DoneTypes,
         body: Verified<'_>,
         envelope: EventEnvelope,
     ) -> Result<MissingEvent, DependencyError> {
@@ -412,7 +619,8 @@ where
             received_at: now,
         };
         accept_event(&self.inbox, &self.queue, &self.clock, &new).await?;
-        let is_gap = is_event_gap(checkpoint, new.envelope.created_at, now);
+        let event_type = new.envelope.event_type.as_str();
+        let is_gap = is_event_gap(done, event_type, new.envelope.created_at, now);
         tracing::warn!(
             correlation_id = %new.correlation_id,
             event_id = %new.envelope.id,
@@ -431,33 +639,43 @@ where
     }
 }
 
+/// One cursor, and what is known when its turn begins.
+struct CursorReading<'a> {
+    account: Option<&'a AccountId>,
+    job: &'a str,
+    types: &'a [&'a str],
+    /// By all cursors of the account.
+    done: &'a DoneTypes,
+    deadline: Timestamp,
+}
+
 fn account_name(account: Option<&AccountId>) -> &str {
     account.map_or("platform", AccountId::as_str)
 }
 
 impl ReconcileSummary {
-    fn add(
-        &mut self,
-        account: Option<&AccountId>,
-        error: Option<AccountError>,
-        did: &AccountProgress,
-    ) {
+    fn add(&mut self, account: Option<&AccountId>, did: &AccountProgress, now: Timestamp) {
         self.accounts += 1;
         self.events += did.events;
         self.taken_in += did.taken_in;
         self.gaps += did.gaps;
         self.failed += did.failed;
-        let through = did
-            .through_s
-            .and_then(|second| Timestamp::from_unix_s(second).ok());
-        match error {
+        let is_failed = matches!(did.error, Some(AccountError::Failed(_)));
+        let never_read = is_failed.then(|| never_read_through_s(now));
+        let through_s = did.through_s.or(never_read);
+        let through = read_second(through_s);
+        let behind_s = through.map(|through| through.until(now).as_secs());
+        let name = account_name(account);
+        match &did.error {
             Some(AccountError::Refused(cause)) => {
-                tracing::warn!(
-                    account = account_name(account),
-                    cause,
-                    "account_refused {}: {cause}",
-                    account_name(account)
-                );
+                if did.refusal == Some(RefusalReport::Due) {
+                    metrics::ACCOUNT_REFUSED.count(ProviderId::Stripe);
+                    tracing::warn!(
+                        account = name,
+                        cause,
+                        "account_refused {name} has refused billhook's key for a day: {cause}; see docs/runbook/reconcile.md"
+                    );
+                }
                 self.refused
                     .extend(account.filter(|_| self.refused.len() < NAMED_MAX).cloned());
                 return;
@@ -465,22 +683,45 @@ impl ReconcileSummary {
             Some(AccountError::Failed(cause)) => {
                 self.failed += 1;
                 tracing::error!(
-                    account = account_name(account),
+                    account = name,
+                    behind_s,
                     cause,
-                    "reconcile_failed {}: {cause}",
-                    account_name(account)
+                    "reconcile_failed {name}: {cause}"
                 );
             }
             None => tracing::info!(
-                account = account_name(account),
+                account = name,
                 through = through.map(tracing::field::display),
-                "reconciled {}",
-                account_name(account)
+                behind_s,
+                "reconciled {name}"
             ),
         }
-        self.reconciled_through = match (self.reconciled_through, through) {
-            (Some(one), Some(other)) => Some(one.min(other)),
-            (one, other) => one.or(other),
+        self.add_lag(account, through_s, now);
+    }
+
+    /// Each account is one measurement: the alarm looks at the greatest, so that none hides behind another.
+    fn add_lag(&mut self, account: Option<&AccountId>, through_s: Option<i64>, now: Timestamp) {
+        let Some(through) = read_second(through_s) else {
+            return;
+        };
+        let behind = through.until(now);
+        metrics::RECONCILED_THROUGH.add(ProviderId::Stripe, behind.as_secs());
+        if behind > LAG_MAX {
+            self.lagging += 1;
+            let name = account_name(account);
+            tracing::warn!(
+                account = name,
+                behind_s = behind.as_secs(),
+                "reconcile_behind {name} through {through}; see docs/runbook/reconcile.md"
+            );
+        }
+        self.reconciled_through = match self.reconciled_through {
+            Some(lowest) => Some(lowest.min(through)),
+            None => Some(through),
         };
     }
+}
+
+fn read_second(second: Option<i64>) -> Option<Timestamp> {
+    Timestamp::from_unix_s(second?).ok()
 }

@@ -50,7 +50,7 @@ use crate::entity::schema::{
 use crate::entity::statement::StatementKind;
 use crate::entity::tenant::{TenantColumns, TenantKind};
 use crate::entity::timeline::DerivedEntry;
-use crate::ids::{AccountId, EventId, PaymentIntentId, PieceId, TenantId};
+use crate::ids::{AccountId, CheckoutSessionId, EventId, PaymentIntentId, PieceId, TenantId};
 use crate::money::Money;
 use crate::outcome::ParkReason;
 use crate::time::Timestamp;
@@ -335,6 +335,22 @@ impl Entity {
     /// The PaymentIntent in the row's column.
     pub fn payment_intent(&self) -> Option<&PaymentIntentId> {
         for_entity!(Entity, self, state => Kind::payment_intent(&state.given))
+    }
+
+    /// The Checkout Session in an order's row.
+    pub fn checkout_session(&self) -> Option<&CheckoutSessionId> {
+        match self {
+            Self::Order(order) => order.given.session.as_ref(),
+            Self::Statement(_) | Self::Tenant(_) => None,
+        }
+    }
+
+    /// The connected account in a tenant's row.
+    pub fn connected_account(&self) -> Option<&AccountId> {
+        match self {
+            Self::Tenant(tenant) => tenant.given.account.as_ref(),
+            Self::Order(_) | Self::Statement(_) => None,
+        }
     }
 
     /// The connected accounts in a tenant's row: the one that it has, and those that it had before.

@@ -85,6 +85,15 @@ pub fn trim_payload(provider: ProviderId, raw_body: &[u8]) -> Result<Vec<u8>, Js
     call_provider!(provider, P => P::trim_payload(raw_body))
 }
 
+/// Keeps the fields that we read in this environment; see [`WebhookProvider::redact_payload`].
+pub fn redact_payload(
+    provider: ProviderId,
+    rules: &InterpretRules,
+    raw_body: &[u8],
+) -> Result<Vec<u8>, JsonError> {
+    call_provider!(provider, P => P::redact_payload(rules, raw_body))
+}
+
 /// What a provider's events are about.
 pub fn event_scope(provider: ProviderId) -> EventScope {
     call_provider!(provider, P => P::EVENT_SCOPE)

@@ -60,6 +60,11 @@ impl OrderIdRules {
         Ok(self)
     }
 
+    /// Whether an order's id is looked for under this key.
+    pub fn reads(&self, key: &str) -> bool {
+        self.keys.iter().any(|known| known == key)
+    }
+
     /// The order that metadata names. An id that the application cannot have issued names nothing.
     pub fn find_order<'m>(&self, read: impl Fn(&str) -> Option<&'m str>) -> Option<OrderId> {
         let mut named = self.keys.iter().filter_map(|key| {

@@ -6,6 +6,7 @@
 //! `webhook-secret` lowers the cursors of `reconcile` before it deletes an endpoint, because Stripe stops its retries
 //! to a deleted endpoint. Read next: `reconcile` and `sweep`, which compute what a pass covers.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::ids::AccountId;
@@ -18,8 +19,14 @@ use crate::time::Timestamp;
 pub struct Checkpoint {
     /// High-water mark: everything up to this Unix second is done. None until the first pass is complete.
     pub done_through_s: Option<i64>,
+    /// What the mark is about: the event types that a cursor of `reconcile` has asked for up to then. A type that a
+    /// release adds is in none, and so it is asked for the past too.
+    pub event_types: BTreeSet<String>,
     /// Set if the last pass was interrupted.
     pub resume_at: Option<ResumeAt>,
+    /// Set while the account refuses our key: in the row of `cleanup` for the account ([`cleanup_account_key`]), and in
+    /// the first cursor that `reconcile` has of it.
+    pub refusal: Option<AccountRefusal>,
 }
 
 /// Where to resume a pass that its deadline or its limit interrupted.
@@ -30,6 +37,17 @@ pub struct ResumeAt {
     pub until_s: i64,
     /// The last item that was done, in the task's own format.
     pub after: String,
+    /// The event types that the pass asks for. If a release asks for others, the pass begins again.
+    pub event_types: BTreeSet<String>,
+}
+
+/// That an account refuses our key, for example because it was disconnected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AccountRefusal {
+    /// Unix second of the first refusal since it last answered.
+    pub since_s: i64,
+    /// Unix second at which the log told it last.
+    pub told_s: Option<i64>,
 }
 
 impl Checkpoint {
@@ -37,7 +55,7 @@ impl Checkpoint {
     pub fn completed_through(until_s: i64) -> Self {
         Self {
             done_through_s: Some(until_s),
-            resume_at: None,
+            ..Self::default()
         }
     }
 
@@ -45,9 +63,50 @@ impl Checkpoint {
     #[must_use]
     pub fn interrupted_at(&self, until_s: i64, after: String) -> Self {
         Self {
-            done_through_s: self.done_through_s,
-            resume_at: Some(ResumeAt { until_s, after }),
+            resume_at: Some(ResumeAt {
+                until_s,
+                after,
+                event_types: BTreeSet::new(),
+            }),
+            ..self.clone()
         }
+    }
+
+    /// The event types that the pass asked for, whether it is complete or was interrupted.
+    #[must_use]
+    pub fn of_types(mut self, event_types: &[&str]) -> Self {
+        let event_types = event_types.iter().map(|&event_type| event_type.to_owned());
+        match &mut self.resume_at {
+            Some(resume) => resume.event_types = event_types.collect(),
+            None => self.event_types = event_types.collect(),
+        }
+        self
+    }
+
+    /// The account refused our key, now or earlier.
+    #[must_use]
+    pub fn refused_at(&self, now: Timestamp) -> Self {
+        let first = AccountRefusal {
+            since_s: now.unix_s(),
+            told_s: None,
+        };
+        Self {
+            refusal: Some(self.refusal.unwrap_or(first)),
+            ..self.clone()
+        }
+    }
+
+    #[must_use]
+    pub fn with_refusal_told(mut self, now: Timestamp) -> Self {
+        if let Some(refusal) = &mut self.refusal {
+            refusal.told_s = Some(now.unix_s());
+        }
+        self
+    }
+
+    /// When the log told last that the account refuses our key; none since it last answered.
+    pub fn refusal_told_at(&self) -> Option<Timestamp> {
+        Timestamp::from_unix_s(self.refusal?.told_s?).ok()
     }
 }
 
@@ -68,6 +127,12 @@ const CURSOR_SET_BACK: Duration = Duration::from_hours(72);
 pub fn reconcile_cursor_key(account: Option<&AccountId>, set: usize) -> String {
     let account = account.map_or("platform", AccountId::as_str);
     format!("{RECONCILE_PREFIX}{account}#{set}")
+}
+
+/// The key of what the cleanup remembers of an account: `cleanup#acct_1`, `cleanup#platform`.
+pub fn cleanup_account_key(account: Option<&AccountId>) -> String {
+    let account = account.map_or("platform", AccountId::as_str);
+    format!("cleanup#{account}")
 }
 
 /// The highest value, in Unix seconds, that a cursor may have when an endpoint is deleted.

@@ -52,7 +52,7 @@ const RUN_NOW: &str = "Run the task now";
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct CleanupInput {
-    /// Count the orders that would be tried, and change nothing. Does not call Stripe either.
+    /// Ask Stripe, count what would be done, and neither end nor write anything.
     pub dry_run: bool,
     /// Grace period, instead of the configured one.
     pub minutes: Option<u64>,

@@ -12,9 +12,9 @@ use crate::ids::{AccountId, CheckoutSessionId, EventId, OrderId, TenantId};
 use crate::intake::inbox::EventRecord;
 use crate::outcome::EventOutcome;
 use crate::provider::signature::FetchedEvent;
-use crate::provider::stripe::types::{IntentStatus, SessionStatus};
+use crate::provider::stripe::types::{IntentSnapshot, SessionStatus};
 use crate::tasks::checkpoint::Checkpoint;
-use crate::tasks::cleanup::CancellablePayment;
+use crate::tasks::cleanup::{CancellablePayment, CancellableSession};
 use crate::tasks::reconcile::ListingSpan;
 use crate::time::Timestamp;
 
@@ -37,36 +37,52 @@ pub trait FindFailedOrders: Send + Sync {
     ) -> impl Future<Output = Result<FailedOrderPage, DependencyError>> + Send;
 }
 
-/// Cleanup: the status of a payment at Stripe, and the calls that end it. Each call is safe to repeat (idempotent).
+/// Why Stripe did not answer about a payment.
+#[derive(Debug, thiserror::Error)]
+pub enum PaymentCallError {
+    /// 401 or 403: our key has no access to the account, for example because it was disconnected. Permanent.
+    #[error("stripe refuses the account: {0}")]
+    Refused(String),
+    /// Anything else: the next run retries. The text names the payment.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Cleanup: a payment at Stripe, and the calls that end it. Each call is safe to repeat (idempotent).
 pub trait PaymentsAtStripe: Send + Sync {
-    /// Its text names the payment.
-    type Error: std::error::Error + Send + Sync + 'static;
-
-    fn read_payment_status(
+    /// None if the account has no such PaymentIntent.
+    fn read_intent(
         &self,
         payment: &CancellablePayment,
-    ) -> impl Future<Output = Result<IntentStatus, Self::Error>> + Send;
+    ) -> impl Future<Output = Result<Option<IntentSnapshot>, PaymentCallError>> + Send;
 
-    /// The open Checkout Session in which the customer can still pay this payment, if there is one.
-    fn find_open_session(
+    /// The Checkout Sessions of this payment, in any state: mostly one, or none if it was made without Checkout.
+    fn list_sessions(
         &self,
         payment: &CancellablePayment,
-    ) -> impl Future<Output = Result<Option<CheckoutSessionId>, Self::Error>> + Send;
+    ) -> impl Future<Output = Result<Vec<(CheckoutSessionId, SessionStatus)>, PaymentCallError>> + Send;
 
-    /// Expires a session and returns its status afterwards: `complete` if the customer was faster.
+    /// None if the account has no such session.
+    fn read_session(
+        &self,
+        session: &CancellableSession,
+    ) -> impl Future<Output = Result<Option<SessionStatus>, PaymentCallError>> + Send;
+
+    /// Expires a session and returns its status afterwards: `complete` if the customer was faster, none if the account
+    /// has no such session.
     fn expire_session(
         &self,
-        payment: &CancellablePayment,
-        session: &CheckoutSessionId,
+        session: &CancellableSession,
         idempotency_key: &str,
-    ) -> impl Future<Output = Result<SessionStatus, Self::Error>> + Send;
+    ) -> impl Future<Output = Result<Option<SessionStatus>, PaymentCallError>> + Send;
 
-    /// Cancels a payment and returns its status afterwards: `succeeded` if the customer was faster.
+    /// Cancels a payment and returns its status afterwards: `succeeded` if the customer was faster. None if the account
+    /// has no such PaymentIntent.
     fn cancel_payment(
         &self,
         payment: &CancellablePayment,
         idempotency_key: &str,
-    ) -> impl Future<Output = Result<IntentStatus, Self::Error>> + Send;
+    ) -> impl Future<Output = Result<Option<IntentSnapshot>, PaymentCallError>> + Send;
 }
 
 /// Whether a checkpoint was saved.

@@ -5,7 +5,6 @@ use billhook_core::entity::payment::state::unclaimed_index_keys;
 use billhook_core::ids::PerProvider;
 use billhook_core::proof::prover::{EventsByState, StateProver};
 use billhook_core::proof::repair::{ReprocessEvent, repair_state};
-use billhook_core::provider::order_ids::OrderIdRules;
 use billhook_core::tasks::ports::FindOpenStates as _;
 
 use super::deadlines::{deliver_at, sweep_hourly, work_at};
@@ -141,26 +140,10 @@ impl ReprocessEvent for Reprocess<'_> {
     }
 }
 
-fn repair(tables: &MemoryTables, key: &StateKey, rules: &InterpretRules) -> Vec<String> {
-    let worker = worker_with(tables, rules.clone());
-    let events = Reprocess(tables, rules.clone());
-    let prover = prover(tables, rules.clone());
-    let named = EventsByState::new();
-    let proof = run(repair_state(&prover, &worker, &events, key, &named)).unwrap();
-    proof.differences.iter().map(|d| format!("{d:?}")).collect()
-}
-
 fn lose(tables: &MemoryTables, name: &str) -> StateKey {
     let key = PaymentKey::parse(name).unwrap();
     tables.payments.lock().unwrap().remove(&key).unwrap();
     StateKey::Payment(key)
-}
-
-fn with_pattern(pattern: &str) -> InterpretRules {
-    InterpretRules {
-        order_ids: OrderIdRules::default().with_pattern(pattern).unwrap(),
-        ..InterpretRules::default()
-    }
 }
 
 #[test]

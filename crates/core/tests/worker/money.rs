@@ -1010,3 +1010,60 @@ fn a_refund_of_everything_leaves_the_time_at_which_a_statement_was_paid() {
         (&json!(4200), &json!(at))
     );
 }
+
+/// A declined card, and then a voucher in the same session.
+#[test]
+fn a_voucher_after_a_declined_card_is_no_failed_order() {
+    let named = || json!({ "order_id": "ord_1" });
+    let declined = intent_failed("evt_1", T, "pi_1", named(), "ch_1");
+    let voucher = session_completed("evt_2", T + 60, "cs_1", Some("pi_1"), named(), "unpaid");
+    let derived = ends(&[declined.clone(), voucher.clone()]);
+    check(&derived, "pending", "processing", 0, &[]);
+    let told = |event_type: &str, paid: &str| {
+        let mut event = session_completed("evt_3", T + 86_400, "cs_1", Some("pi_1"), named(), paid);
+        event["type"] = json!(event_type);
+        event
+    };
+    let paid = told("checkout.session.async_payment_succeeded", "paid");
+    let derived = ends(&[declined.clone(), voucher.clone(), paid]);
+    check(&derived, "completed", "paid", 0, &[]);
+    let ends_it = [
+        told("checkout.session.async_payment_failed", "unpaid"),
+        intent_failed("evt_3", T + 86_400, "pi_1", named(), "ch_2"),
+        intent_is("evt_3", T + 86_400, "pi_1", named(), "canceled"),
+    ];
+    for end in ends_it {
+        let derived = ends(&[declined.clone(), voucher.clone(), end]);
+        check(&derived, "payment_failed", "failed", 0, &[]);
+    }
+    // Without a PaymentIntent it is the session's own.
+    let alone = session_completed("evt_2", T + 60, "cs_1", None, named(), "unpaid");
+    check(&ends(&[alone]), "pending", "processing", 0, &[]);
+}
+
+/// A subscription's session says only that its invoice is being paid; the invoice's payment says how it went.
+#[test]
+fn an_unpaid_session_of_a_subscription_waits_for_its_invoice() {
+    let mut session = session_completed(
+        "evt_1",
+        T,
+        "cs_1",
+        None,
+        json!({ "order_id": "ord_1" }),
+        "unpaid",
+    );
+    session["data"]["object"]["invoice"] = json!("in_1");
+    check(&ends(&[session.clone()]), "pending", "processing", 0, &[]);
+    let of_invoice = |mut event: Value| {
+        event["data"]["object"]["invoice"] = json!("in_1");
+        event
+    };
+    let failed = |at| of_invoice(intent_failed("evt_2", at, "pi_1", json!({}), "ch_1"));
+    let derived = ends(&[session.clone(), failed(T + 60)]);
+    check(&derived, "payment_failed", "failed", 0, &[]);
+    // An attempt before the customer chose the debit.
+    let derived = ends(&[session.clone(), failed(T - 60)]);
+    check(&derived, "pending", "processing", 0, &[]);
+    let paid = of_invoice(intent_succeeded("evt_2", T + 60, "pi_1", json!({}), 4200));
+    check(&ends(&[session, paid]), "completed", "paid", 0, &[]);
+}

@@ -209,11 +209,15 @@ fn ending_of(order: usize, payments: &[PaymentStory]) -> Ending {
             reasons.insert(format!("unexpected_payment:pi_{n}"));
         }
     }
-    // Every charge says that it was captured.
-    let is_all_back = !own.is_empty() && own.iter().all(|(_, of)| of.refunded() == DUE);
-    let is_processing = own
+    // A session that completed unpaid, until a payment of its invoice says how it went.
+    let has_unpaid_session = payments
         .iter()
-        .any(|(_, of)| !of.named.is_empty() && !of.is_paid);
+        .any(|of| of.by_invoice == Some(order) && !of.is_paid);
+    // Every charge says that it was captured.
+    let is_all_back =
+        !own.is_empty() && !has_unpaid_session && own.iter().all(|(_, of)| of.refunded() == DUE);
+    let is_named = |of: &PaymentStory| !of.named.is_empty() && !of.is_paid;
+    let is_processing = has_unpaid_session || own.iter().any(|(_, of)| is_named(of));
     let is_undisputed = |n: &usize| !payments[*n].is_disputed;
     let is_disputed = own.iter().any(|(_, of)| of.is_disputed);
     let payment_status = if is_all_back {

@@ -6,6 +6,7 @@ use billhook_adapters::dynamodb::attributes::Item;
 use billhook_adapters::dynamodb::events::read_stored_event;
 use billhook_core::ids::{EventId, ProviderId};
 use billhook_core::ports::Clock as _;
+use billhook_core::provider::interpret::InterpretRules;
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
@@ -120,6 +121,7 @@ pub(crate) async fn run_events(
             let (events, item) = find_event(session, &show.id).await?;
             output.print_object(&render_event(
                 events.provider,
+                &session.stack.interpret_rules()?,
                 &item,
                 RowDetail::by_flag(show.raw),
             ));
@@ -161,12 +163,17 @@ pub(crate) async fn run_events(
     Ok(())
 }
 
-fn render_event(provider: ProviderId, item: &Item, detail: RowDetail) -> Value {
+fn render_event(
+    provider: ProviderId,
+    rules: &InterpretRules,
+    item: &Item,
+    detail: RowDetail,
+) -> Value {
     let mut row = row_to_json(item);
     if let (Some(members), Some(kept)) = (row.as_object_mut(), read_stored_event(item)) {
         members.insert(
             "payload".to_owned(),
-            render_payload(provider, &kept.payload, detail),
+            render_payload(provider, rules, &kept.payload, detail),
         );
     }
     row

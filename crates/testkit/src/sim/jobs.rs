@@ -30,7 +30,7 @@ impl World {
             if job.starts_with(RECONCILE_PREFIX)
                 && progress.done_through_s.is_some_and(|at| at > to_s)
             {
-                *progress = Checkpoint::completed_through(to_s);
+                progress.done_through_s = Some(to_s);
             }
         }
     }

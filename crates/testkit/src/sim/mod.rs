@@ -82,6 +82,10 @@ pub enum Mutant {
     RefundsAdded,
     /// 11: the cleanup ignores that a payment is being processed.
     ProcessingUnheard,
+    /// 11: the cleanup ignores sessions that nobody completed or expired.
+    SessionUnheard,
+    /// 11: the cleanup takes a voucher for a page that was left long ago.
+    ActionUnheard,
     /// 12: messages stay invisible for a day.
     InvisibleForADay,
     /// 13: one failure fails its whole batch.

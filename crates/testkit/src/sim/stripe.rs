@@ -5,11 +5,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use billhook_core::entity::EntityKey;
-use billhook_core::error::DependencyError;
 use billhook_core::ids::{AccountId, CheckoutSessionId, EventId, ProviderId};
-use billhook_core::provider::stripe::types::{IntentStatus, SessionStatus};
-use billhook_core::tasks::cleanup::CancellablePayment;
-use billhook_core::tasks::ports::{EventsPage, ListEvents, ListEventsError, PaymentsAtStripe};
+use billhook_core::provider::stripe::types::{
+    IntentSnapshot, IntentStatus, NextActionType, SessionStatus,
+};
+use billhook_core::tasks::cleanup::{CancellablePayment, CancellableSession};
+use billhook_core::tasks::ports::{
+    EventsPage, ListEvents, ListEventsError, PaymentCallError, PaymentsAtStripe,
+};
 use billhook_core::tasks::reconcile::ListingSpan;
 use billhook_core::time::Timestamp;
 use serde_json::{Value, json};
@@ -91,6 +94,9 @@ pub struct Intent {
     /// Another order that some of its events name.
     pub rival: Option<EntityKey>,
     pub session: Option<(String, SessionStatus)>,
+    pub created: Timestamp,
+    /// What the customer has to do, while it is in `requires_action`.
+    pub next_action: Option<NextActionType>,
     /// Its states, with the time of each change.
     pub statuses: Vec<(Timestamp, IntentStatus)>,
 }
@@ -109,6 +115,17 @@ impl Intent {
                 | IntentStatus::RequiresConfirmation
                 | IntentStatus::RequiresAction
         )
+    }
+
+    /// True if the customer has something to pay with, or the money is on its way.
+    pub fn is_under_way(&self) -> bool {
+        match self.status() {
+            IntentStatus::Processing => true,
+            IntentStatus::RequiresAction => {
+                matches!(self.next_action, None | Some(NextActionType::Other(_)))
+            }
+            _ => false,
+        }
     }
 
     pub fn metadata(&self) -> Value {
@@ -130,6 +147,16 @@ pub fn naming(key: &EntityKey) -> Value {
     json!({})
 }
 
+/// A Checkout Session that the application made and that no event has mentioned: the customer has its page, and it gets
+/// a PaymentIntent once the customer pays.
+#[derive(Clone, Debug)]
+pub struct CheckoutPage {
+    pub pays: EntityKey,
+    pub account: Option<AccountId>,
+    pub intent: Option<String>,
+    pub expired_at: Option<Timestamp>,
+}
+
 #[derive(Clone, Debug)]
 pub struct Endpoint {
     pub id: String,
@@ -143,6 +170,12 @@ pub struct Endpoint {
 #[derive(Debug, Default)]
 pub struct Stripe {
     pub intents: BTreeMap<String, Intent>,
+    /// By session.
+    pub pages: BTreeMap<String, CheckoutPage>,
+    /// By run and payment: since when the run of the cleanup has known its state.
+    pub read: BTreeMap<(String, String), Timestamp>,
+    /// What the cleanup ended although it had been told that it is under way.
+    pub ended_under_way: Vec<String>,
     /// In the order of their creation, including Lob's.
     pub events: Vec<Emitted>,
     /// Notified when an event is created.
@@ -241,14 +274,100 @@ impl World {
         });
     }
 
-    fn expire(&mut self, intent: &str) -> Option<SessionStatus> {
-        let payment = self.stripe.intents.get_mut(intent)?;
+    /// The payment that a session is of.
+    fn intent_of_session(&self, session: &str) -> Option<String> {
+        let intents = self.stripe.intents.iter();
+        let mut its = intents.filter(|(_, intent)| {
+            let of = intent.session.as_ref();
+            of.is_some_and(|(id, _)| id == session)
+        });
+        its.next().map(|(id, _)| id.clone())
+    }
+
+    /// The state of a session; `None` if there is none.
+    pub fn session_status(&self, session: &str) -> Option<SessionStatus> {
+        if let Some(intent) = self.intent_of_session(session) {
+            let (_, status) = self.stripe.intents.get(&intent)?.session.clone()?;
+            return Some(status);
+        }
+        let page = self.stripe.pages.get(session)?;
+        Some(match page.expired_at {
+            Some(_) => SessionStatus::Expired,
+            None => SessionStatus::Open,
+        })
+    }
+
+    fn expire(&mut self, by: &str, session: &str) -> Option<SessionStatus> {
+        match self.intent_of_session(session) {
+            Some(intent) => self.expire_with_intent(by, &intent),
+            None => self.expire_page(session),
+        }
+        self.session_status(session)
+    }
+
+    fn expire_page(&mut self, session: &str) {
+        let now = self.now();
+        let Some(page) = self.stripe.pages.get_mut(session) else {
+            return;
+        };
+        if page.expired_at.is_some() {
+            return;
+        }
+        page.expired_at = Some(now);
+        let page = page.clone();
+        let id = self.stripe.id("evt");
+        let object = json!({
+            "id": session, "object": "checkout.session", "status": "expired", "payment_status": "unpaid",
+            "payment_intent": null, "amount_total": 4200, "currency": "usd", "metadata": naming(&page.pays),
+        });
+        let kind = "checkout.session.expired";
+        let mut event = events::stripe(&id, kind, now.unix_s(), object);
+        let account = page.account.as_ref().map(ToString::to_string);
+        if let Some(account) = &account {
+            event = events::from_account(event, account);
+        }
+        self.sometimes("old session expired");
+        self.tell(|| format!("stripe         {id} {session} expires"));
+        self.stripe.emit(Emitted {
+            provider: ProviderId::Stripe,
+            id,
+            kind: kind.to_owned(),
+            account,
+            created_s: now.unix_s(),
+            body: event.to_string(),
+            of: session.to_owned(),
+            links: true,
+            says: Says::Nothing,
+            end: End::In(page.pays),
+        });
+    }
+
+    /// Notes what is ended although it had been under way since before the run asked.
+    fn note_end(&mut self, by: &str, intent: &str) {
+        let Some(payment) = self.stripe.intents.get(intent) else {
+            return;
+        };
+        let since = payment.statuses.last().map(|(at, _)| *at);
+        let read = self.stripe.read.get(&(by.to_owned(), intent.to_owned()));
+        if payment.is_under_way() && since < read.copied() {
+            let told = format!("{by} ended {intent}, which was under way since {since:?}");
+            self.stripe.ended_under_way.push(told);
+        }
+    }
+
+    fn expire_with_intent(&mut self, by: &str, intent: &str) {
+        let Some(payment) = self.stripe.intents.get_mut(intent) else {
+            return;
+        };
         let is_open = payment.is_open();
         let pays = payment.pays.clone();
-        let (session, status) = payment.session.as_mut()?;
+        let Some((session, status)) = payment.session.as_mut() else {
+            return;
+        };
         if *status == SessionStatus::Open && is_open {
             *status = SessionStatus::Expired;
             let session = session.clone();
+            self.note_end(by, intent);
             self.emit_about(intent, Says::Nothing, true, |id, now_s| {
                 let object = json!({
                     "id": session, "object": "checkout.session", "status": "expired",
@@ -258,9 +377,41 @@ impl World {
                 events::stripe(id, "checkout.session.expired", now_s, object)
             });
             self.move_intent(intent, IntentStatus::Canceled, Says::Canceled);
-            return Some(SessionStatus::Expired);
         }
-        Some(status.clone())
+    }
+
+    fn read_intent(&mut self, by: &str, intent: &str) -> Option<IntentSnapshot> {
+        let now = self.now();
+        let known = (by.to_owned(), intent.to_owned());
+        self.stripe.read.insert(known, now);
+        let payment = self.stripe.intents.get(intent)?;
+        let mut snapshot = IntentSnapshot {
+            status: payment.status(),
+            next_action: payment.next_action.clone(),
+            created: Some(payment.created),
+        };
+        match (self.mutant, &snapshot.status) {
+            (
+                Some(Mutant::ProcessingUnheard),
+                IntentStatus::Processing | IntentStatus::Succeeded,
+            ) => snapshot.status = IntentStatus::Canceled,
+            (Some(Mutant::ActionUnheard), IntentStatus::RequiresAction) => {
+                snapshot.next_action = Some(NextActionType::RedirectToUrl);
+                snapshot.created = Timestamp::from_unix_s(0).ok();
+            }
+            _ => {}
+        }
+        Some(snapshot)
+    }
+
+    fn cancel(&mut self, by: &str, intent: &str) -> Option<IntentSnapshot> {
+        let payment = self.stripe.intents.get(intent)?;
+        // Stripe cancels no payment of a session.
+        if payment.is_open() && payment.session.is_none() {
+            self.note_end(by, intent);
+            self.move_intent(intent, IntentStatus::Canceled, Says::Canceled);
+        }
+        self.read_intent(by, intent)
     }
 }
 
@@ -272,76 +423,76 @@ fn call(name: &'static str, writes: bool) -> Call {
     }
 }
 
-impl PaymentsAtStripe for Port {
-    type Error = DependencyError;
+fn failed(lost: Lost) -> PaymentCallError {
+    PaymentCallError::Failed(lost.told())
+}
 
-    async fn read_payment_status(
+impl PaymentsAtStripe for Port {
+    async fn read_intent(
         &self,
         payment: &CancellablePayment,
-    ) -> Result<IntentStatus, DependencyError> {
+    ) -> Result<Option<IntentSnapshot>, PaymentCallError> {
         let intent = payment.intent.to_string();
-        let own = intent.clone();
-        let status = self.call(call("status", false), &intent, move |world| {
-            let unheard = world.mutant == Some(Mutant::ProcessingUnheard);
-            match world.stripe.intents.get(&own).map(Intent::status) {
-                Some(IntentStatus::Processing | IntentStatus::Succeeded) if unheard => {
-                    IntentStatus::Canceled
-                }
-                Some(status) => status,
-                None => IntentStatus::Canceled,
-            }
-        });
-        Ok(status.await?)
+        let (by, own) = (self.name().to_owned(), intent.clone());
+        let read = move |world: &mut World| world.read_intent(&by, &own);
+        let read = self.call(call("status", false), &intent, read).await;
+        read.map_err(failed)
     }
 
-    async fn find_open_session(
+    async fn list_sessions(
         &self,
         payment: &CancellablePayment,
-    ) -> Result<Option<CheckoutSessionId>, DependencyError> {
+    ) -> Result<Vec<(CheckoutSessionId, SessionStatus)>, PaymentCallError> {
         let intent = payment.intent.to_string();
         let own = intent.clone();
-        let session = self.call(call("open_session", false), &intent, move |world| {
-            let session = world.stripe.intents.get(&own)?.session.clone();
-            let (id, _) = session.filter(|(_, status)| *status == SessionStatus::Open)?;
-            CheckoutSessionId::parse(&id).ok()
+        let listed = self.call(call("sessions", false), &intent, move |world| {
+            let intent = world.stripe.intents.get(&own);
+            let session = intent.and_then(|intent| intent.session.clone());
+            let session = session.into_iter();
+            let session = session
+                .filter_map(|(id, status)| Some((CheckoutSessionId::parse(&id).ok()?, status)));
+            session.collect::<Vec<_>>()
         });
-        Ok(session.await?)
+        listed.await.map_err(failed)
+    }
+
+    async fn read_session(
+        &self,
+        session: &CancellableSession,
+    ) -> Result<Option<SessionStatus>, PaymentCallError> {
+        let session = session.session.to_string();
+        let own = session.clone();
+        let read = self.call(call("session", false), &session, move |world| {
+            match world.mutant {
+                Some(Mutant::SessionUnheard) => None,
+                _ => world.session_status(&own),
+            }
+        });
+        read.await.map_err(failed)
     }
 
     async fn expire_session(
         &self,
-        payment: &CancellablePayment,
-        _: &CheckoutSessionId,
+        session: &CancellableSession,
         _: &str,
-    ) -> Result<SessionStatus, DependencyError> {
-        let intent = payment.intent.to_string();
-        let own = intent.clone();
-        let expired = self.call(call("expire", true), &intent, move |world| {
-            world.expire(&own).unwrap_or(SessionStatus::Expired)
-        });
-        Ok(expired.await?)
+    ) -> Result<Option<SessionStatus>, PaymentCallError> {
+        let session = session.session.to_string();
+        let (by, own) = (self.name().to_owned(), session.clone());
+        let expire = move |world: &mut World| world.expire(&by, &own);
+        let expired = self.call(call("expire", true), &session, expire).await;
+        expired.map_err(failed)
     }
 
     async fn cancel_payment(
         &self,
         payment: &CancellablePayment,
         _: &str,
-    ) -> Result<IntentStatus, DependencyError> {
+    ) -> Result<Option<IntentSnapshot>, PaymentCallError> {
         let intent = payment.intent.to_string();
-        let own = intent.clone();
-        let cancelled = self.call(call("cancel", true), &intent, move |world| {
-            let is_open = world.stripe.intents.get(&own).is_some_and(|payment| {
-                let session = payment.session.as_ref();
-                let in_session = session.is_some_and(|(_, status)| *status == SessionStatus::Open);
-                payment.is_open() && !in_session
-            });
-            if is_open {
-                world.move_intent(&own, IntentStatus::Canceled, Says::Canceled);
-            }
-            let intent = world.stripe.intents.get(&own);
-            intent.map_or(IntentStatus::Canceled, Intent::status)
-        });
-        Ok(cancelled.await?)
+        let (by, own) = (self.name().to_owned(), intent.clone());
+        let cancel = move |world: &mut World| world.cancel(&by, &own);
+        let cancelled = self.call(call("cancel", true), &intent, cancel).await;
+        cancelled.map_err(failed)
     }
 }
 

@@ -6,8 +6,9 @@
 //! itself, keeps everything in memory and listens on 127.0.0.1 only.
 //!
 //! In addition to `/v1/…` it has `POST /_local/deliver` ([`Delivery`]), `POST /_local/objects`
-//! (`{"account":…,"object":{…}}`: any object in any state), `POST /_local/faults` ([`Fault`]) and `GET /_local/state`,
-//! which need no key.
+//! (`{"account":…,"object":{…}}`: any object in any state), `POST /_local/payers` ([`PayerAction`]: a customer takes a
+//! voucher, pays it, is debited …), `POST /_local/accounts` (`{"account":…,"refuses":true}`: our key has no access),
+//! `POST /_local/faults` ([`Fault`]) and `GET /_local/state`, which need no key.
 
 mod deliver;
 mod form;
@@ -29,7 +30,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
 pub use deliver::{Attempt, Delivered, Delivery, Report};
-pub use state::Fault;
+pub use state::{Fault, PayerAction, PayerStep};
 
 use state::{Call, State};
 
@@ -168,6 +169,17 @@ impl LocalStripe {
         self.state_mut().add_fault(fault);
     }
 
+    /// What happens to a payment outside our calls; the PaymentIntent afterwards.
+    pub fn act(&self, action: &PayerAction) -> anyhow::Result<Value> {
+        let acted = self.state_mut().act(action, unix_s());
+        acted.map_err(anyhow::Error::msg)
+    }
+
+    /// Whether our key has no access to a connected account: it was disconnected.
+    pub fn refuse(&self, account: &str, refuses: bool) {
+        self.state_mut().refuse(account, refuses);
+    }
+
     /// The whole state: `spaces`, the `endpoints`' secrets, and the `calls` so far.
     pub fn state(&self) -> Value {
         self.state_mut().snapshot()
@@ -221,6 +233,17 @@ impl LocalStripe {
                 let object = given.get("object").context("object is missing")?;
                 let account = given.get("account").and_then(Value::as_str);
                 self.put(account, object.clone());
+                Ok(json!({}))
+            }
+            "POST /_local/payers" => self.act(&serde_json::from_slice(body)?),
+            "POST /_local/accounts" => {
+                let given: Value = serde_json::from_slice(body)?;
+                let account = given.get("account").and_then(Value::as_str);
+                let refuses = given.get("refuses").and_then(Value::as_bool);
+                self.refuse(
+                    account.context("account is missing")?,
+                    refuses == Some(true),
+                );
                 Ok(json!({}))
             }
             "POST /_local/faults" => {

@@ -6,7 +6,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::state::Refusal;
+use super::state::{PayerStep, Refusal};
 
 pub(super) type Params = Map<String, Value>;
 
@@ -209,13 +209,15 @@ pub(super) fn new_intent(
         "currency": currency.to_ascii_lowercase(),
         "livemode": livemode,
         "metadata": {},
+        "next_action": null,
         "status": status,
     });
     merge_metadata(&mut intent, params)?;
     Ok(intent)
 }
 
-/// `of_a_session`: a PaymentIntent of a Checkout Session can be canceled only while it waits for capture.
+/// `of_a_session`: a PaymentIntent of a Checkout Session, in whichever state that is, can be canceled only while it waits
+/// for capture.
 pub(super) fn cancel_intent(
     intent: &mut Value,
     of_a_session: bool,
@@ -307,6 +309,83 @@ pub(super) fn expire_intent(intent: &mut Value, now_s: i64) {
     ) {
         end_intent(intent, Some("expired"), now_s);
     }
+}
+
+impl PayerStep {
+    /// The status of the PaymentIntent after it, and the type of the next action.
+    fn leads_to(self) -> (&'static str, Option<&'static str>) {
+        let waits = "requires_action";
+        match self {
+            Self::Redirect => (waits, Some("redirect_to_url")),
+            Self::ThreeDSecure => (waits, Some("use_stripe_sdk")),
+            Self::Oxxo => (waits, Some("oxxo_display_details")),
+            Self::Boleto => (waits, Some("boleto_display_details")),
+            Self::Konbini => (waits, Some("konbini_display_details")),
+            Self::Multibanco => (waits, Some("multibanco_display_details")),
+            Self::BankTransfer => (waits, Some("display_bank_transfer_instructions")),
+            Self::Microdeposits => (waits, Some("verify_with_microdeposits")),
+            Self::Debit => ("processing", None),
+            Self::Pay => ("succeeded", None),
+            Self::Fail => ("requires_payment_method", None),
+        }
+    }
+}
+
+pub(super) fn act_on_intent(
+    intent: &mut Value,
+    does: PayerStep,
+    now_s: i64,
+) -> Result<(), Refusal> {
+    let status = text(intent, "status");
+    if matches!(status, "succeeded" | "canceled") {
+        let message = format!("This PaymentIntent has a status of {status}.");
+        return Err(Refusal::unexpected_state(intent, &message));
+    }
+    let (status, action) = does.leads_to();
+    set(intent, "status", json!(status));
+    set(
+        intent,
+        "next_action",
+        action.map_or(Value::Null, |action| json!({ "type": action, action: {} })),
+    );
+    match does {
+        PayerStep::Pay => {
+            let amount = intent.get("amount").cloned().unwrap_or_default();
+            set(intent, "amount_received", amount);
+        }
+        PayerStep::Fail => {
+            let error = json!({ "type": "card_error", "code": "payment_intent_payment_attempt_failed",
+                "message": "The payment failed.", "created": now_s });
+            set(intent, "last_payment_error", error);
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+pub(super) fn act_on_session(session: &mut Value, does: PayerStep) -> Result<(), Refusal> {
+    let status = text(session, "status");
+    if status == "expired" {
+        return Err(Refusal::plain(400, "This Checkout Session is expired."));
+    }
+    match does {
+        PayerStep::Redirect | PayerStep::ThreeDSecure | PayerStep::Fail => {}
+        PayerStep::Pay => {
+            set(session, "status", json!("complete"));
+            set(session, "payment_status", json!("paid"));
+        }
+        PayerStep::Oxxo
+        | PayerStep::Boleto
+        | PayerStep::Konbini
+        | PayerStep::Multibanco
+        | PayerStep::BankTransfer
+        | PayerStep::Microdeposits
+        | PayerStep::Debit => {
+            set(session, "status", json!("complete"));
+            set(session, "payment_status", json!("unpaid"));
+        }
+    }
+    Ok(())
 }
 
 /// The filter of a list. Source of the parameters: `stripe-python` 16.1.0, `params/_charge_list_params.py` and its

@@ -1,7 +1,7 @@
 //! State of the local Stripe: keys, accounts, idempotency keys and planned faults; `objects` has the rules of each
 //! object. It has no sockets and no clock, so a call is a pure function of state and request.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -43,6 +43,45 @@ pub struct Fault {
     pub carried_out: bool,
     /// The number of requests that succeed first.
     pub after: u32,
+}
+
+/// What happens to a payment outside our calls.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PayerAction {
+    /// None is the platform.
+    #[serde(default)]
+    pub account: Option<String>,
+    #[serde(default)]
+    pub livemode: bool,
+    /// A PaymentIntent or a Checkout Session.
+    pub of: String,
+    pub does: PayerStep,
+}
+
+/// A step of a payment. A voucher, transfer or debit completes its session unpaid; a page keeps it open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PayerStep {
+    /// Is before the bank's page: `redirect_to_url`.
+    Redirect,
+    /// Is before 3-D Secure in the application's own page: `use_stripe_sdk`.
+    ThreeDSecure,
+    /// Holds a voucher, to be paid in a shop or at a bank.
+    Oxxo,
+    Boleto,
+    Konbini,
+    Multibanco,
+    /// Has the instructions of a bank transfer.
+    BankTransfer,
+    /// Waits for the micro-deposits that verify the account of a debit.
+    Microdeposits,
+    /// The bank is debited: `processing`.
+    Debit,
+    /// The money came.
+    Pay,
+    /// The voucher or the debit failed, or the page was refused.
+    Fail,
 }
 
 /// An error answer. It is saved for its idempotency key only if Stripe had started to execute the request.
@@ -148,6 +187,8 @@ pub(super) struct State {
     hidden: HashMap<String, Hidden>,
     saved: HashMap<(Space, String), (String, Answer)>,
     faults: VecDeque<Fault>,
+    /// Connected accounts that our key has no access to.
+    refusing: BTreeSet<String>,
     calls: Vec<String>,
     ids: u64,
     second: (i64, u32),
@@ -159,6 +200,43 @@ impl State {
             config,
             ..Self::default()
         }
+    }
+
+    pub(super) fn refuse(&mut self, account: &str, refuses: bool) {
+        match refuses {
+            true => self.refusing.insert(account.to_owned()),
+            false => self.refusing.remove(account),
+        };
+    }
+
+    /// The customer of a payment or session does something, or a bank says how it went.
+    pub(super) fn act(&mut self, action: &PayerAction, now_s: i64) -> Result<Value, String> {
+        let space = Space {
+            livemode: action.livemode,
+            account: action.account.clone(),
+        };
+        let of_session = self.objects(&space, "checkout.session").find(|session| {
+            let session_id = text(session, "id");
+            session_id == action.of || text(session, "payment_intent") == action.of
+        });
+        let session = of_session.map(|session| text(session, "id").to_owned());
+        let intent = of_session.map_or(action.of.as_str(), |session| {
+            text(session, "payment_intent")
+        });
+        let intent = intent.to_owned();
+        let refused = |refusal: Refusal| refusal.message;
+        let does = action.does;
+        let changed = self.change(&space, "payment_intent", &intent, |intent| {
+            objects::act_on_intent(intent, does, now_s)
+        });
+        let changed = changed.map_err(refused)?;
+        if let Some(session) = session {
+            self.change(&space, "checkout.session", &session, |session| {
+                objects::act_on_session(session, does)
+            })
+            .map_err(refused)?;
+        }
+        Ok(changed)
     }
 
     pub(super) fn add_fault(&mut self, fault: Fault) {
@@ -217,6 +295,18 @@ impl State {
                     .push(("stripe-rate-limited-reason", "global-rate".to_owned()));
                 return answer;
             }
+        }
+        if let Some(account) = call.account.as_ref()
+            && self.refusing.contains(account)
+        {
+            let message = format!(
+                "The provided key does not have access to account '{account}' (or that account does not exist). Application access may have been revoked."
+            );
+            let refusal = Refusal {
+                code: Some("account_invalid".to_owned()),
+                ..Refusal::plain(403, &message)
+            };
+            return refusal.answer();
         }
         let space = Space {
             livemode: call.key.contains("_live_"),
@@ -285,7 +375,7 @@ impl State {
                 self.add(space, objects::new_intent(&id, &params, live, now_s)?)
             }
             ("POST", ["v1", "payment_intents", id, "cancel"]) => {
-                let of_a_session = self.open_session_of(space, id);
+                let of_a_session = self.has_session(space, id);
                 self.change(space, "payment_intent", id, |intent| {
                     objects::cancel_intent(intent, of_a_session, &params, now_s)
                 })
@@ -478,10 +568,9 @@ impl State {
         self.add(space, session)
     }
 
-    fn open_session_of(&self, space: &Space, intent: &str) -> bool {
-        self.objects(space, "checkout.session").any(|session| {
-            text(session, "payment_intent") == intent && text(session, "status") == "open"
-        })
+    fn has_session(&self, space: &Space, intent: &str) -> bool {
+        self.objects(space, "checkout.session")
+            .any(|session| text(session, "payment_intent") == intent)
     }
 
     /// Stores any object in any state and replaces one with the same id; for states that calls alone cannot reach.

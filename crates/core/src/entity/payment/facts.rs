@@ -93,7 +93,7 @@ pub struct IntentFacts {
     /// The amount is blocked at the customer's bank and not captured yet; first and last time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub authorized: Option<SeenInterval>,
-    /// First and last time of `payment_intent.processing`.
+    /// First and last time of `payment_intent.processing`, and of the session that completed unpaid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub processing: Option<SeenInterval>,
     /// It can no longer succeed.
@@ -123,13 +123,14 @@ impl IntentFacts {
         if self.succeeded.is_some() {
             return false;
         }
-        let failed = self.failures.last_at();
-        let ended = failed
-            .into_iter()
-            .chain(self.canceled.as_ref().map(|stated| stated.at))
-            .max();
         let last = seen.map(|seen| seen.last_at.0);
-        last.is_some() && last > ended
+        last.is_some() && last > self.ended_at()
+    }
+
+    /// When it last failed or was canceled.
+    pub(super) fn ended_at(&self) -> Option<Timestamp> {
+        let canceled = self.canceled.as_ref().map(|stated| stated.at);
+        self.failures.last_at().max(canceled)
     }
 }
 

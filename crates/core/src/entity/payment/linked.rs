@@ -13,8 +13,8 @@ use crate::entity::key::{EntityKey, PaymentKey};
 use crate::entity::manual::ManualEdits;
 use crate::entity::merge::{MaxRegister, Merge, MinRegister, merge_fields};
 use crate::entity::opening::OpeningState;
-use crate::entity::payment::facts::MoneyFacts;
-use crate::ids::{InvoiceId, PaymentIntentId, PaymentRef};
+use crate::entity::payment::facts::{IntentFacts, MoneyFacts};
+use crate::ids::{AccountId, CheckoutSessionId, InvoiceId, PaymentIntentId, PaymentRef};
 use crate::time::Timestamp;
 
 /// The payment facts of one order or statement.
@@ -167,6 +167,27 @@ impl LinkedPaymentFacts {
         keys.any(|key| key.payment.intent() == Some(intent))
     }
 
+    /// Also of a payment that is linked to another one by now.
+    pub fn knows_session(&self, session: &CheckoutSessionId) -> bool {
+        let mut copies = self.payments.values();
+        copies.any(|copy| copy.facts.sessions.contains_key(session))
+    }
+
+    /// The sessions of linked payments of which no event says that they were completed or expired, with their account.
+    pub fn unfinished_sessions(
+        &self,
+    ) -> impl Iterator<Item = (Option<&AccountId>, &CheckoutSessionId)> {
+        let linked = self.payments.iter();
+        let linked = linked.filter(|(_, copy)| copy.link == LinkState::Linked);
+        linked.flat_map(|(key, copy)| {
+            let open =
+                copy.facts.sessions.iter().filter(|(_, session)| {
+                    session.completed.is_none() && session.expired.is_none()
+                });
+            open.map(|(id, _)| (key.account.as_ref(), id))
+        })
+    }
+
     /// The payments to which another one has an equally good link, and since when.
     pub fn conflicts(&self) -> impl Iterator<Item = (&PaymentKey, Timestamp)> {
         self.payments
@@ -229,7 +250,7 @@ impl LinkedPaymentFacts {
         };
         let mut counted: Vec<(PaymentRef, MoneyFacts)> = Vec::new();
         for (key, copy) in linked() {
-            let own = || (key.payment.clone(), copy.facts.clone());
+            let own = || (key.payment.clone(), self.facts_of(key, copy));
             if is_intent(key) {
                 if !copy.is_paid || session_of(copy).is_none() {
                     counted.push(own());
@@ -243,7 +264,7 @@ impl LinkedPaymentFacts {
             let here: Vec<_> = here.collect();
             match here.first() {
                 Some((first, _)) => {
-                    let mut facts = copy.facts.clone();
+                    let mut facts = self.facts_of(key, copy);
                     for (_, paid) in &here {
                         facts.merge(paid.facts.clone());
                     }
@@ -259,9 +280,35 @@ impl LinkedPaymentFacts {
     /// The facts of all payments that are linked to it, together.
     pub fn merge_linked_facts(&self) -> MoneyFacts {
         let mut facts = MoneyFacts::default();
-        for copy in self.payments.values() {
+        for (key, copy) in &self.payments {
             if copy.link == LinkState::Linked {
-                facts.merge(copy.facts.clone());
+                facts.merge(self.facts_of(key, copy));
+            }
+        }
+        facts
+    }
+
+    /// The facts of one copy. A subscription's session that completed unpaid names no payment, only the invoice that it
+    /// made: it is in progress until a payment of that invoice succeeds, fails or is canceled.
+    fn facts_of(&self, key: &PaymentKey, copy: &PaymentCopy) -> MoneyFacts {
+        let mut facts = copy.facts.clone();
+        if key.payment.intent().is_some() || copy.invoices.is_empty() {
+            return facts;
+        }
+        let of_invoice = || {
+            let intents = self.payments.iter();
+            let intents = intents.filter(|(key, _)| key.payment.intent().is_some());
+            intents
+                .map(|(_, of)| of)
+                .filter(|of| !of.invoices.is_disjoint(&copy.invoices))
+        };
+        let is_paid = of_invoice().any(|of| of.is_paid);
+        let payments = of_invoice().flat_map(|of| of.facts.payments.values());
+        let ended = payments.filter_map(IntentFacts::ended_at).max();
+        for payment in facts.payments.values_mut() {
+            let since = payment.processing.as_ref().map(|seen| seen.last_at.0);
+            if is_paid || ended >= since {
+                payment.processing = None;
             }
         }
         facts

@@ -29,6 +29,7 @@ use crate::json::{
     JsonError, LenientField, MalformedField, NestedObject, lenient_struct, parse_body,
 };
 use crate::provider::envelope::{EventEnvelope, EventType, message_group};
+use crate::provider::stripe::TENANT_KEYS;
 use crate::time::Timestamp;
 
 /// The envelope is strict: if `id`, `type`, `account` or `livemode` is wrong, the whole body is refused. Everything
@@ -322,7 +323,7 @@ impl StripeEvent {
             template_version: None,
             tenant_hint: resource
                 .and_then(StripeObject::metadata)
-                .and_then(|metadata| metadata.first(["tenant_id", "tenantId"]))
+                .and_then(|metadata| metadata.first(TENANT_KEYS))
                 .map(str::to_owned),
             group: message_group(ProviderId::Stripe, self.account.as_ref(), &grouped_by),
         }

@@ -21,6 +21,7 @@ use crate::json::{LenientField, MalformedField, NestedObject};
 use crate::money::{Currency, Money};
 use crate::outcome::ParkReason;
 use crate::provider::interpret::CatalogueEntry;
+use crate::provider::stripe::USER_KEYS;
 use crate::provider::stripe::account::{
     AccountReader, read_account_authorized, read_account_deauthorized, read_account_facts,
     read_account_updated,
@@ -43,12 +44,11 @@ macro_rules! catalogue {
 
 // One row for each event type: what reads it, a sample in `events/payloads/stripe`, and its meaning. Several types share
 // one reader, because the object says what happened and not the type: `refund.created`, `refund.updated` and
-// `refund.failed` all carry the refund with its current `status`. The order is that of the cursors of `reconcile`, so
-// new types go to the end.
+// `refund.failed` all carry the refund with its current `status`.
 catalogue! {
     "checkout.session.completed" =>
         Payment(read_session_completed), "checkout_session_completed_paid",
-        "the session is finished; it is paid if its `payment_status` is `paid`, or is `no_payment_required` and the session has an `amount_total`";
+        "the session is finished; it is paid if its `payment_status` is `paid`, or is `no_payment_required` and the session has an `amount_total`; if it is `unpaid`, the payment is in progress";
     "checkout.session.async_payment_succeeded" =>
         Payment(read_session_paid), "checkout_session_async_payment_succeeded",
         "the session's delayed payment succeeded: `amount_total`";
@@ -229,7 +229,7 @@ fn read_paying_user(resource: &StripeObject) -> Option<MinRegister<UserId>> {
         return None;
     }
     let metadata = resource.metadata()?;
-    parse_user_hint(metadata.first(["userId", "user_id"]))
+    parse_user_hint(metadata.first(USER_KEYS))
 }
 
 /// A hint is never a reason to park an event, so an invalid id counts as missing.
@@ -325,9 +325,16 @@ pub(super) fn read_session_completed(
         Some("no_payment_required") if !session.amount_total.is_absent() => {
             read_session_paid(session, stated.clone(), facts)?;
         }
+        // A voucher, bank debit or transfer: the customer did what was asked, and the money is on its way. Case: an order
+        // with a declined card and then a voucher counted as failed, and the cleanup ended the voucher before the
+        // customer went to the shop with it.
+        Some("unpaid") => {
+            let payment = facts.payments.entry(session_payment_ref(session)?);
+            payment.or_default().processing = Some(SeenInterval::once(stated.clone()));
+        }
         // A session that only saves a card also says `no_payment_required`, but has no total: nothing was paid, and an
         // order must not become paid by it.
-        Some("unpaid" | "no_payment_required") => {}
+        Some("no_payment_required") => {}
         _ => return Err(ParkReason::FieldMalformed),
     }
     session_entry(session, facts)?.completed = Some(stated);

@@ -14,6 +14,7 @@ pub mod types;
 use std::collections::BTreeSet;
 
 use secrecy::SecretString;
+use serde_json::Value;
 
 use crate::entity::account::AccountFacts;
 use crate::entity::payment::state::LinkSource;
@@ -37,6 +38,10 @@ use crate::time::Timestamp;
 
 /// The metadata keys that name a statement, in both spellings.
 const STATEMENT_KEYS: [&str; 2] = ["statementId", "statement_id"];
+/// Those of a hint for people and logs; the account decides the tenant.
+const TENANT_KEYS: [&str; 2] = ["tenant_id", "tenantId"];
+/// Those of the user who pays.
+const USER_KEYS: [&str; 2] = ["userId", "user_id"];
 
 #[derive(Debug)]
 pub struct StripeWebhooks;
@@ -156,6 +161,18 @@ impl WebhookProvider for StripeWebhooks {
     fn trim_payload(raw_body: &[u8]) -> Result<Vec<u8>, JsonError> {
         let trimmed = serde_json::to_vec(&StripeEvent::parse(raw_body)?);
         trimmed.map_err(|_| JsonError::Unreadable { line: 0, column: 0 })
+    }
+
+    fn redact_payload(rules: &InterpretRules, raw_body: &[u8]) -> Result<Vec<u8>, JsonError> {
+        let unreadable = |_| JsonError::Unreadable { line: 0, column: 0 };
+        let event = StripeEvent::parse(raw_body)?;
+        let mut event = serde_json::to_value(event).map_err(unreadable)?;
+        let metadata = event.pointer_mut("/data/object/metadata");
+        if let Some(metadata) = metadata.and_then(Value::as_object_mut) {
+            let others = [TENANT_KEYS, USER_KEYS, STATEMENT_KEYS].concat();
+            metadata.retain(|key, _| rules.order_ids.reads(key) || others.contains(&key.as_str()));
+        }
+        serde_json::to_vec(&event).map_err(unreadable)
     }
 }
 

@@ -3,8 +3,19 @@
 //!
 //! Source: Stripe API reference 2026-10-28.endive, read 2026-11.
 
+use crate::time::Timestamp;
+
 /// For billhook's calls and its endpoints. An endpoint that somebody else created may send another version.
 pub const API_VERSION: &str = "2026-10-28.endive";
+
+/// What Stripe says about a PaymentIntent when it is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IntentSnapshot {
+    pub status: IntentStatus,
+    /// Only of one in `requires_action`.
+    pub next_action: Option<NextActionType>,
+    pub created: Option<Timestamp>,
+}
 
 macro_rules! words {
     ($($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)* })*) => {$(
@@ -47,6 +58,17 @@ words! {
         RequiresCapture = "requires_capture",
         Canceled = "canceled",
         Succeeded = "succeeded",
+    }
+    /// The `next_action.type` of a PaymentIntent: here only those that put the customer before a page (a redirect, or 3-D
+    /// Secure), which is left or done within minutes. All others, such as `oxxo_display_details`,
+    /// `display_bank_transfer_instructions` or a QR code, give the customer something to pay with later.
+    NextActionType {
+        RedirectToUrl = "redirect_to_url",
+        /// Mostly 3-D Secure in the application's own page.
+        UseStripeSdk = "use_stripe_sdk",
+        AlipayHandleRedirect = "alipay_handle_redirect",
+        WechatPayRedirectToAndroidApp = "wechat_pay_redirect_to_android_app",
+        WechatPayRedirectToIosApp = "wechat_pay_redirect_to_ios_app",
     }
     /// The `status` of a Checkout Session.
     SessionStatus {

@@ -7,7 +7,7 @@ use billhook_core::time::Timestamp;
 use super::story::{Edit, Story, StoryPayment, Way, second};
 
 /// The rules, by name. The test of the test switches each off, and some story must then end otherwise.
-pub(crate) const RULES: [&str; 19] = [
+pub(crate) const RULES: [&str; 20] = [
     "instalments add up",
     "a part is partially paid",
     "too much is paid",
@@ -27,6 +27,7 @@ pub(crate) const RULES: [&str; 19] = [
     "a payment after a refund is told",
     "the user is the payer's",
     "another payment than the row's is unexpected",
+    "an unpaid session is in progress",
 ];
 
 pub(crate) struct Rules {
@@ -203,7 +204,10 @@ impl Rules {
         let is_gone = |one: &&Standing<'_>| {
             self.has("reasons end with the money") && (is_back(one) || is_lost(one))
         };
-        let may_have_money = |one: &Standing<'_>| one.of.way == Way::Processing;
+        let may_have_money = |one: &Standing<'_>| {
+            let is_told = !one.of.is_delayed || self.has("an unpaid session is in progress");
+            one.of.way == Way::Processing && is_told
+        };
         let has_left = |one: &Standing<'_>| match one.of.received {
             0 => self.pays(one.of, due).is_some_and(|pays| pays > 0),
             _ => !is_back(one),
@@ -286,7 +290,7 @@ impl Rules {
                 "partially_paid"
             } else if succeeded().any(|one| !is_back(one)) {
                 "unpaid"
-            } else if standing.iter().any(|one| one.of.way == Way::Processing) {
+            } else if standing.iter().any(may_have_money) {
                 "processing"
             } else if succeeded().next().is_some() {
                 "unpaid"

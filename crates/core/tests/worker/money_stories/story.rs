@@ -35,6 +35,8 @@ pub(crate) struct StoryPayment {
     pub(crate) released: i64,
     /// Attempts that failed before it succeeded, each with a charge of its own.
     pub(crate) failed_attempts: u64,
+    /// A voucher, bank debit or transfer: its session completes unpaid, and what became of it is told later.
+    pub(crate) is_delayed: bool,
     /// The items of its session, if discount, tax and shipping made another total of them.
     pub(crate) items: Option<i64>,
     pub(crate) user: Option<&'static str>,
@@ -162,6 +164,8 @@ pub(crate) fn draw(rng: &mut Rng) -> Story {
             is_foreign: way == Way::Intent && rng.chance(80),
             released,
             failed_attempts: rng.below(3),
+            is_delayed: matches!(way, Way::Session | Way::Failed | Way::Processing)
+                && rng.chance(400),
             items,
             user: rng.pick(&[None, Some("user_a"), Some("user_b")]),
             refunds: Vec::new(),
@@ -269,6 +273,13 @@ pub(crate) fn events_of(payment: &StoryPayment) -> Vec<(i64, Value)> {
         });
         event
     };
+    let of_delayed_session = |at: i64, event_type: &str, paid: &str| {
+        let mut event = of_session();
+        event["type"] = json!(event_type);
+        event["created"] = json!(at);
+        event["data"]["object"]["payment_status"] = json!(paid);
+        event
+    };
     let of_charge = |captured: i64, refunded: i64| {
         let intent = is_intent.then_some(id.as_str());
         let mut event = charge_refunded("", at, &charge, intent, refunded);
@@ -289,6 +300,10 @@ pub(crate) fn events_of(payment: &StoryPayment) -> Vec<(i64, Value)> {
             events.push((payment.at, event));
         }
     }
+    let completed = |at: i64| of_delayed_session(at, "checkout.session.completed", "unpaid");
+    if payment.is_delayed && payment.way != Way::Processing {
+        events.push((payment.at, completed(at - 30)));
+    }
     match payment.way {
         Way::Intent => {
             let mut event = intent_succeeded("", at, &id, metadata.clone(), payment.received);
@@ -308,7 +323,11 @@ pub(crate) fn events_of(payment: &StoryPayment) -> Vec<(i64, Value)> {
             }
         }
         Way::Session => {
-            events.push((payment.at, of_session()));
+            let event = match payment.is_delayed {
+                true => of_delayed_session(at, "checkout.session.async_payment_succeeded", "paid"),
+                false => of_session(),
+            };
+            events.push((payment.at, event));
             let event = intent_succeeded("", at, &id, metadata.clone(), payment.received);
             events.push((payment.at, event));
         }
@@ -321,9 +340,17 @@ pub(crate) fn events_of(payment: &StoryPayment) -> Vec<(i64, Value)> {
         Way::Failed => {
             let event = intent_failed("", at, &id, metadata.clone(), &charge);
             events.push((payment.at, event));
+            if payment.is_delayed {
+                let event =
+                    of_delayed_session(at, "checkout.session.async_payment_failed", "unpaid");
+                events.push((payment.at, event));
+            }
         }
         Way::Processing => {
-            let event = intent_is("", at, &id, metadata.clone(), "processing");
+            let event = match payment.is_delayed {
+                true => completed(at),
+                false => intent_is("", at, &id, metadata.clone(), "processing"),
+            };
             events.push((payment.at, event));
         }
         Way::Released => {
