@@ -126,7 +126,7 @@ metrics! {
     ROW_TROUBLE = "RowTrouble", Count, Reason, ["*-row-trouble"],
         "an application's row that an older copy replaced (`row_restored`), that has a foreign value in a column of billhook (`column_foreign`), that is gone (`projection_missing`), or that the sweep may not write (`row_not_restored`)";
     CROSS_TENANT = "CrossTenant", Count, Provider, ["cross-tenant"],
-        "an event that names an entity of another tenant, or of none; nothing was written";
+        "an event that names an entity of another tenant, or of none, or a payment whose money goes to another tenant; nothing was linked";
     TENANT_UNKNOWN = "TenantUnknown", Count, Provider, [],
         "an event of an account that belongs to no tenant";
     LIVEMODE_IGNORED = "LivemodeIgnored", Count, Provider, [],

@@ -84,11 +84,8 @@ fn describe_money(money: &MoneyFacts) -> Vec<String> {
     for (id, charge) in &money.charges {
         let captured = charge.captured.as_ref().map(|captured| captured.0);
         let refunded = charge.amount_refunded.0;
-        match captured.filter(|_| refunded > 0) {
-            Some(captured) => {
-                known.push(format!("refunded {refunded} {} of {id}", captured.currency))
-            }
-            None => {}
+        if let Some(captured) = captured.filter(|_| refunded > 0) {
+            known.push(format!("refunded {refunded} {} of {id}", captured.currency));
         }
     }
     let refunds = money.refunds.iter();

@@ -470,7 +470,15 @@ async fn check_mended(world: &World, planted: &PlantedOrders) -> Result<()> {
             };
             for name in ["facts", "derived", "alias_of", "copied"] {
                 let place = format!("{key} {name}");
-                compare(&place, facts_of(state, name), facts_of(after, name));
+                let mut before = facts_of(state, name);
+                // Which ids the metadata named only its events say, and they are gone; it is linked all the same.
+                if name == "facts"
+                    && what.starts_with("StateMissing")
+                    && what.contains("with events None")
+                {
+                    before.as_object_mut().unwrap().remove("named");
+                }
+                compare(&place, before, facts_of(after, name));
             }
         }
     }

@@ -110,7 +110,9 @@ fn unclaimed(world: &World, found: &mut Found) {
         let is_strange = !world.stripe.intents.contains_key(&event.of);
         let has_no_owner = match &event.end {
             End::Unlinked => true,
-            End::Parked(why) => ["cross_tenant", "order_unknown", "tenant_unknown"].contains(why),
+            End::Parked(why) => {
+                ["", "cross_tenant", "order_unknown", "tenant_unknown"].contains(why)
+            }
             End::In(_) | End::Ignored => false,
         };
         if event.provider != ProviderId::Stripe || !is_strange || !has_no_owner {
@@ -525,12 +527,7 @@ fn as_the_set_says(
     // Of a row that is gone the state keeps the reasons that somebody could see.
     if !row.entity.row().is_missing {
         let shown = row.entity.last_derived().review_reasons.iter();
-        let is: BTreeSet<String> = shown
-            .map(|reason| match reason.split_once(':') {
-                Some((word @ "refund_exceeds_captured", _)) => word.to_owned(),
-                _ => reason.clone(),
-            })
-            .collect();
+        let is: BTreeSet<String> = shown.map(|reason| without_charge(reason)).collect();
         let should = wanted.review_reasons;
         found.unless(is == should, 4, || differs("the reasons", &is, &should));
     }
@@ -592,10 +589,21 @@ fn decided(
                 decided.refunded_at = Some(found.unwrap_or(&edit.at).unix_s());
             }
             EditKind::Cancelled => decided.is_cancelled = true,
-            EditKind::Cleared(reasons) => decided.cleared.extend(reasons.iter().cloned()),
+            EditKind::Cleared(reasons) => {
+                let named = reasons.iter().map(|reason| without_charge(reason));
+                decided.cleared.extend(named);
+            }
         }
     }
     decided
+}
+
+/// A reason as the oracle says it, which does not know charges.
+fn without_charge(reason: &str) -> String {
+    match reason.split_once(':') {
+        Some((word @ "refund_exceeds_captured", _)) => word.to_owned(),
+        _ => reason.to_owned(),
+    }
 }
 
 /// The payments of which the row knows that a person linked them.

@@ -122,8 +122,9 @@ impl Told<'_> {
 
     /// Whether nothing came of it yet, as far as anybody knows.
     fn may_come(&self) -> bool {
-        let is_over = self.paid.is_some() || self.failed_at.is_some() || self.cumulative.is_some();
-        !is_over && !self.has_warning && self.refunds.is_empty() && self.disputes.is_empty()
+        let is_money = self.paid.is_some() || self.cumulative.is_some() || self.has_warning;
+        let is_over = self.failed_at.is_some() && !self.is_processing();
+        !is_money && !is_over && self.refunds.is_empty() && self.disputes.is_empty()
     }
 
     fn is_lost(&self) -> bool {

@@ -500,7 +500,8 @@ impl ListEvents for Port {
     async fn is_event_of_platform(&self, event: &EventId) -> Result<bool, ListEventsError> {
         let own = event.as_str().to_owned();
         let answer = self.call(call("read_event", false), event.as_str(), move |world| {
-            let mut events = world.stripe.events.iter();
+            let events = world.stripe.events.iter();
+            let mut events = events.filter(|event| event.provider == ProviderId::Stripe);
             events.any(|event| event.id == own && event.account.is_none())
         });
         let failed = |lost: Lost| ListEventsError::Failed(lost.told());

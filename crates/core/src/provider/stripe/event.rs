@@ -29,7 +29,6 @@ use crate::json::{
     JsonError, LenientField, MalformedField, NestedObject, lenient_struct, parse_body,
 };
 use crate::provider::envelope::{EventEnvelope, EventType, message_group};
-use crate::provider::stripe::TENANT_KEYS;
 use crate::time::Timestamp;
 
 /// The envelope is strict: if `id`, `type`, `account` or `livemode` is wrong, the whole body is refused. Everything
@@ -191,6 +190,13 @@ lenient_struct! {
         charge: ChargeId,
     }
 }
+
+/// The metadata keys that name a statement, in both spellings.
+pub(super) const STATEMENT_KEYS: [&str; 2] = ["statementId", "statement_id"];
+/// Those of a hint for people and logs; the account decides the tenant.
+pub(super) const TENANT_KEYS: [&str; 2] = ["tenant_id", "tenantId"];
+/// Those of the user who pays.
+pub(super) const USER_KEYS: [&str; 2] = ["userId", "user_id"];
 
 /// All metadata, because a parameter says which keys name an order.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize)]

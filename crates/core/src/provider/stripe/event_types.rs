@@ -21,12 +21,11 @@ use crate::json::{LenientField, MalformedField, NestedObject};
 use crate::money::{Currency, Money};
 use crate::outcome::ParkReason;
 use crate::provider::interpret::CatalogueEntry;
-use crate::provider::stripe::USER_KEYS;
 use crate::provider::stripe::account::{
     AccountReader, read_account_authorized, read_account_deauthorized, read_account_facts,
     read_account_updated,
 };
-use crate::provider::stripe::event::{StripeEvent, StripeObject};
+use crate::provider::stripe::event::{StripeEvent, StripeObject, USER_KEYS};
 use crate::time::Timestamp;
 
 macro_rules! catalogue {

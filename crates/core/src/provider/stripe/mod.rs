@@ -31,17 +31,12 @@ use crate::provider::order_ids::OrderIdRules;
 use crate::provider::signature::{
     SignatureFailure, SignatureHeaders, UnverifiedSignature, Verified, sign_hmac,
 };
-use crate::provider::stripe::event::{StripeEvent, StripeMetadata};
+use crate::provider::stripe::event::{
+    STATEMENT_KEYS, StripeEvent, StripeMetadata, TENANT_KEYS, USER_KEYS,
+};
 use crate::provider::stripe::event_types::{EVENT_TYPES, StripeFacts, read_facts};
 use crate::provider::stripe::signature::parse_signature_header;
 use crate::time::Timestamp;
-
-/// The metadata keys that name a statement, in both spellings.
-const STATEMENT_KEYS: [&str; 2] = ["statementId", "statement_id"];
-/// Those of a hint for people and logs; the account decides the tenant.
-const TENANT_KEYS: [&str; 2] = ["tenant_id", "tenantId"];
-/// Those of the user who pays.
-const USER_KEYS: [&str; 2] = ["userId", "user_id"];
 
 #[derive(Debug)]
 pub struct StripeWebhooks;
