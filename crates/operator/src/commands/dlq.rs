@@ -36,6 +36,11 @@ const RECEIVE_BATCH: i32 = 10;
 /// How long a received message stays invisible to other readers. Long enough for a batch of ten at one message a
 /// second, short enough that a killed command does not hide messages from a colleague for long.
 const VISIBILITY_S: i32 = 60;
+/// Long polling asks all of SQS's servers. A short poll asks some of them, and its empty answer does not say that the
+/// queue is empty.
+const WAIT_S: i32 = 2;
+/// SQS's count of the messages may be a minute old: so many empty long polls say that it is not.
+const EMPTY_POLLS_MAX: u32 = 30;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum DlqCommand {
@@ -94,6 +99,8 @@ pub(crate) struct DlqActionArgs {
 struct DeadLetterMessage {
     message_id: String,
     receipt: String,
+    /// The group in the queue: SQS gives a group's messages in their order.
+    group: String,
     body: String,
     sent_at: Option<Timestamp>,
     /// The event that it names, if it is a pointer.
@@ -245,10 +252,17 @@ async fn redrive_or_purge(
     let mut interrupted = pin!(wait_for_interrupt().fuse());
     let started_at = SystemClock.now();
     let (mut done, mut left, mut due) = (0_u64, Vec::new(), Duration::ZERO);
-    loop {
+    // The copies of what stays: behind them in their groups nothing is left that was not seen.
+    let mut copies: BTreeSet<String> = BTreeSet::new();
+    let mut empty_polls = 0;
+    let remaining = loop {
         let batch = queue.receive_batch().await?;
         if batch.is_empty() {
-            break;
+            let remaining = queue.count_messages().await?.saturating_sub(copies.len());
+            empty_polls += 1;
+            if remaining == 0 || empty_polls == EMPTY_POLLS_MAX {
+                break remaining;
+            }
         }
         for message in batch {
             match (message.state(), &message.event, action) {
@@ -265,9 +279,14 @@ async fn redrive_or_purge(
                         .await?;
                 }
                 (DeadLetterState::Done, ..) | (_, _, DlqAction::Purge) => {}
-                (_, _, DlqAction::Redrive) => {
+                (_, _, DlqAction::Redrive) if copies.contains(&message.message_id) => {
                     // Kept invisible until the end of the run: given back now, the next receive would return it again.
                     left.push(message);
+                    continue;
+                }
+                (_, _, DlqAction::Redrive) => {
+                    // At the head of its group it would hide the messages behind it as long as it is invisible.
+                    copies.insert(queue.move_to_end(&message).await?);
                     continue;
                 }
             }
@@ -285,18 +304,25 @@ async fn redrive_or_purge(
             ))
             .into());
         }
-    }
+    };
     queue.make_visible(&left).await?;
     let what = match action {
         DlqAction::Redrive => "redriven",
         DlqAction::Purge => "purged",
     };
     print_notice(&format!("done: {done} messages {what}"));
-    if !left.is_empty() {
-        let left = left.len();
+    if !copies.is_empty() {
+        let stay = copies.len();
         print_notice(&format!(
-            "{left} messages name no stored event and stay in the queue: list them with `billhook dlq list --queue …`"
+            "{stay} messages name no stored event and stay in the queue: list them with `billhook dlq list --queue …`"
         ));
+    }
+    if remaining > 0 {
+        return Err(CommandExit::Refused(format!(
+            "SQS still counts about {remaining} more messages: they came meanwhile, or somebody else is \
+             reading them; run the same command again"
+        ))
+        .into());
     }
     Ok(())
 }
@@ -380,7 +406,9 @@ impl<'a> DeadLetterQueue<'a> {
             .queue_url(self.url)
             .max_number_of_messages(RECEIVE_BATCH)
             .visibility_timeout(VISIBILITY_S)
+            .wait_time_seconds(WAIT_S)
             .message_system_attribute_names(Attribute::SentTimestamp)
+            .message_system_attribute_names(Attribute::MessageGroupId)
             .send()
             .await
             .with_context(|| format!("cannot receive from {}", self.url))?;
@@ -394,9 +422,11 @@ impl<'a> DeadLetterQueue<'a> {
                 let sent_ms = attributes
                     .get(&Attribute::SentTimestamp)
                     .and_then(|ms| ms.parse().ok());
+                let group = attributes.get(&Attribute::MessageGroupId);
                 Some(DeadLetterMessage {
                     message_id: message.message_id?,
                     receipt: message.receipt_handle?,
+                    group: group.cloned().unwrap_or_default(),
                     event_id: match ReceivedPointer::parse(self.events.provider, &body) {
                         Some(ReceivedPointer::Event(pointer)) => Some(pointer.event_id),
                         Some(ReceivedPointer::Payment(_)) | None => None,
@@ -429,6 +459,24 @@ impl<'a> DeadLetterQueue<'a> {
         Ok(())
     }
 
+    /// Sends a copy to the end of the message's group and deletes the message. Returns the copy's id. If the command dies
+    /// between the two, there are two of it, which changes nothing.
+    async fn move_to_end(&self, message: &DeadLetterMessage) -> Result<String> {
+        let sent = self
+            .client
+            .send_message()
+            .queue_url(self.url)
+            .message_group_id(&message.group)
+            .message_deduplication_id(SystemClock.new_id().to_string())
+            .message_body(&message.body)
+            .send()
+            .await
+            .with_context(|| format!("cannot move {} in {}", message.message_id, self.url))?;
+        self.delete(message).await?;
+        sent.message_id
+            .with_context(|| format!("{} did not say the id of a message", self.url))
+    }
+
     /// Ends the visibility timeout at once, so that a colleague who lists the queue right afterwards sees the messages.
     async fn make_visible(&self, messages: &[DeadLetterMessage]) -> Result<()> {
         for message in messages {
@@ -449,6 +497,18 @@ impl<'a> DeadLetterQueue<'a> {
     }
 
     async fn report_hidden(&self, shown: usize) -> Result<()> {
+        let all = self.count_messages().await?;
+        if all > shown {
+            let hidden = all - shown;
+            print_notice(&format!(
+                "about {hidden} more messages are hidden: behind these in their message groups, or in flight elsewhere"
+            ));
+        }
+        Ok(())
+    }
+
+    /// The messages by SQS's count, visible or not, which may be a minute old.
+    async fn count_messages(&self) -> Result<usize> {
         use aws_sdk_sqs::types::QueueAttributeName::{
             ApproximateNumberOfMessages as Visible, ApproximateNumberOfMessagesNotVisible as Hidden,
         };
@@ -459,16 +519,7 @@ impl<'a> DeadLetterQueue<'a> {
             .send()
             .await?;
         let counts = got.attributes.unwrap_or_default();
-        let all: usize = counts
-            .values()
-            .filter_map(|count| count.parse::<usize>().ok())
-            .sum();
-        if all > shown {
-            let hidden = all - shown;
-            print_notice(&format!(
-                "about {hidden} more messages are hidden: behind these in their message groups, or in flight elsewhere"
-            ));
-        }
-        Ok(())
+        let counts = counts.values();
+        Ok(counts.filter_map(|count| count.parse::<usize>().ok()).sum())
     }
 }

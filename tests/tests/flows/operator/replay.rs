@@ -222,6 +222,33 @@ fn an_interrupted_redrive_continues_with_the_messages_that_are_left() {
     });
 }
 
+/// SQS gives the messages of a group in their order, and none behind one that is being read.
+#[test]
+fn unusable_messages_at_the_head_of_a_group_hide_no_other() {
+    flow(true, async |stage| {
+        let world = &stage.world;
+        let dlq = "StripeEventsDlqUrl";
+        park_early_payment(stage, "op_behind").await?;
+        for n in 0..12 {
+            let own = format!("op_head_{n}");
+            world.send(dlq, "op_head", &own, "nonsense").await?;
+        }
+        let body = r#"{"source":"stripe","event_id":"evt_op_behind"}"#;
+        world.send(dlq, "op_head", "op_behind", body).await?;
+        let redrive = "dlq redrive --queue stripe --reason 'the order is there' --yes";
+        run_billhook(stage, redrive).await?.assert_exit(
+            0,
+            "done: 1 messages redriven\n12 messages name no stored event",
+        );
+        assert_eq!(world.depth(dlq).await?, 12);
+        let purge = "dlq purge --queue stripe --reason 'a test' --yes";
+        run_billhook(stage, purge)
+            .await?
+            .assert_exit(0, "done: 12 messages purged");
+        Ok(())
+    });
+}
+
 #[test]
 fn dead_letter_messages_are_listed_redriven_and_purged() {
     flow(true, async |stage| {
