@@ -72,12 +72,16 @@ lint-template: setup $(LINT_VENV)/.installed ## check the template as it is writ
 
 # Where insta notes which snapshots the tests asserted.
 SNAPSHOTS := $(CURDIR)/target/snapshots
+# Where the flows record the requests of functions and tool to AWS.
+WIRE := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/tmp/wire
 # `--all-targets` builds with the features of the tests; otherwise every dependency would be built twice.
 test: lint ## run everything that CI runs
 	cargo build --workspace --all-targets
 	mkdir -p target
 	rm -f '$(SNAPSHOTS)'
+	rm -rf '$(WIRE)'
 	INSTA_SNAPSHOT_REFERENCES_FILE='$(SNAPSHOTS)' cargo test --workspace
+	$(VENV)/bin/python $(TOOLS)/wire_gate.py '$(WIRE)'
 	@stray=$$(comm -23 <(find crates tests -name node_modules -prune -o -name '*.snap' -print | sort) \
 	  <(sed 's|^$(CURDIR)/||' '$(SNAPSHOTS)' | sort -u)); \
 	for file in $$stray; do echo "$$file: no test asserts this snapshot" >&2; done; test -z "$$stray"

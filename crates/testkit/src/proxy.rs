@@ -1,17 +1,22 @@
 //! Fault-injecting HTTP proxy between the functions and the local AWS or Stripe. It counts calls on the wire, where the
 //! SDK's retries are visible too, and makes calls fail: planned ones, random ones, or all calls of a service (outage).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fs::File;
+use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use data_encoding::BASE64;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
+use hyper::http::request::Parts;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
 use crate::random::Random;
@@ -84,6 +89,9 @@ struct Shared {
     outage: Mutex<Option<String>>,
     faults: Mutex<BTreeMap<&'static str, BTreeMap<String, usize>>>,
     messages: Mutex<Vec<String>>,
+    record: Mutex<Option<File>>,
+    /// The queues that a short poll was tried on.
+    short_polled: Mutex<BTreeSet<String>>,
 }
 
 /// The answer is withheld.
@@ -120,6 +128,8 @@ impl Proxy {
                 outage: Mutex::default(),
                 faults: Mutex::default(),
                 messages: Mutex::default(),
+                record: Mutex::default(),
+                short_polled: Mutex::default(),
             }),
         };
         let accepting = proxy.clone();
@@ -149,6 +159,43 @@ impl Proxy {
     /// Sets the target of all calls.
     pub fn set_upstream(&self, endpoint: &str) {
         endpoint.clone_into(&mut lock(&self.shared.upstream));
+    }
+
+    /// From now on writes each call that is forwarded into a file of this folder, one JSON object per line, for
+    /// `tests/tools/wire_gate.py`.
+    pub fn record(&self, folder: &Path, name: &str) -> anyhow::Result<()> {
+        std::fs::create_dir_all(folder)?;
+        let file = folder.join(format!("{name}.jsonl"));
+        *lock(&self.shared.record) = Some(File::create(file)?);
+        Ok(())
+    }
+
+    /// A short poll asks some of SQS's servers only, so its first answer for a queue is empty here, whatever is in it.
+    fn is_first_short_poll(&self, body: &[u8]) -> bool {
+        let request: Value = serde_json::from_slice(body).unwrap_or_default();
+        let waits = request.get("WaitTimeSeconds").and_then(Value::as_u64);
+        let queue = request.get("QueueUrl").and_then(Value::as_str);
+        let queue = queue.unwrap_or_default().to_owned();
+        waits.unwrap_or_default() == 0 && lock(&self.shared.short_polled).insert(queue)
+    }
+
+    fn record_call(&self, head: &Parts, body: &[u8], status: u16) {
+        let mut record = lock(&self.shared.record);
+        let Some(file) = record.as_mut() else {
+            return;
+        };
+        let header = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok());
+        let call = json!({
+            "method": head.method.as_str(),
+            "path": head.uri.to_string(),
+            "authorization": header("authorization"),
+            "target": header("x-amz-target"),
+            "content_type": header("content-type"),
+            "body": BASE64.encode(body),
+            "status": status,
+        });
+        // A full disk is seen by the gate, which misses the call.
+        writeln!(file, "{call}").ok();
     }
 
     /// Makes the next calls of an operation (`PutItem`) fail, one fault per call.
@@ -251,16 +298,23 @@ impl Proxy {
         if is_message {
             lock(&self.shared.messages).push(String::from_utf8_lossy(&body).into_owned());
         }
+        if target == Some("AmazonSQS.ReceiveMessage") && self.is_first_short_poll(&body) {
+            return Response::builder()
+                .header("content-type", "application/x-amz-json-1.0")
+                .body(Full::from("{}"))
+                .map_err(|_| Closed);
+        }
         let url = format!("{}{}", lock(&self.shared.upstream), head.uri);
         let answer = self
             .shared
             .http
-            .request(head.method, url)
-            .headers(head.headers)
-            .body(body)
+            .request(head.method.clone(), url)
+            .headers(head.headers.clone())
+            .body(body.clone())
             .send()
             .await
             .map_err(|_| Closed)?;
+        self.record_call(&head, &body, answer.status().as_u16());
         let mut response = Response::builder().status(answer.status());
         for (name, value) in answer.headers() {
             if name != "transfer-encoding" && name != "content-length" {

@@ -24,6 +24,7 @@ mod rotation;
 mod scheduled;
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, LazyLock};
 
@@ -55,6 +56,8 @@ const LOB: &str = "LobEventsTable";
 struct Stage {
     world: World,
     proxy: Proxy,
+    /// The operator's tool has a proxy of its own: no fault is planned there, and nobody counts.
+    tool_proxy: Proxy,
     name: String,
     stripe: LocalStripe,
     /// Tests that count calls, plan faults or fill a dead-letter queue have the stage to themselves.
@@ -74,13 +77,16 @@ static STAGE: LazyLock<Stage> = LazyLock::new(|| RUNTIME.block_on(stage()).unwra
 async fn stage() -> Result<Stage> {
     // No other process on the machine may have functions of this name: one test kills by it.
     let app = format!("flows{}", std::process::id());
-    let proxy = Proxy::start().await?;
+    let (proxy, tool_proxy) = (Proxy::start().await?, Proxy::start().await?);
+    proxy.record(&wire_folder(), "functions")?;
+    tool_proxy.record(&wire_folder(), "tool")?;
     let stripe = LocalStripe::start(Config::default()).await?;
     let mut options = Options::temporary("flows");
     options.functions_endpoint = Some(proxy.endpoint());
     let starting = tokio::task::spawn_blocking(move || LocalAws::start(&options));
     let aws = Arc::new(starting.await??);
     proxy.set_upstream(&aws.endpoint());
+    tool_proxy.set_upstream(&aws.endpoint());
     let base = stripe.base_url();
     let name = format!("{app}-test");
     let world = World::deploy(&aws, &name, &[("AppName", &app), ("Env", "test")], &base).await?;
@@ -93,11 +99,17 @@ async fn stage() -> Result<Stage> {
     Ok(Stage {
         world,
         proxy,
+        tool_proxy,
         name,
         stripe,
         alone: RwLock::new(()),
         aws,
     })
+}
+
+/// Where the requests of the flows are recorded, for the wire gate.
+fn wire_folder() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("wire")
 }
 
 async fn set_visibility_timeout(world: &World, seconds: u32) -> Result<()> {

@@ -38,6 +38,7 @@ impl ProofStage {
         let starting = tokio::task::spawn_blocking(move || LocalAws::start(&options));
         let aws = Arc::new(starting.await??);
         let proxy = Proxy::start().await?;
+        proxy.record(&wire_folder(), &format!("proof-{label}"))?;
         proxy.set_upstream(&aws.endpoint());
         let parameters = [("AppName", app.as_str()), ("Env", "test")];
         let world = World::deploy(&aws, &name, &parameters, &stripe.base_url()).await?;

@@ -43,7 +43,9 @@ impl CommandOutcome {
 }
 
 fn build_command(stage: &'static Stage, line: &str) -> Command {
-    command_for(&stage.aws, &stage.name, line)
+    let mut command = command_for(&stage.aws, &stage.name, line);
+    command.env("AWS_ENDPOINT_URL", stage.tool_proxy.endpoint());
+    command
 }
 
 /// `line` is split as a shell does: words, and phrases in single quotes.
