@@ -652,6 +652,29 @@ async fn an_account_that_was_disconnected_refuses_every_call() {
 }
 
 #[tokio::test]
+async fn the_money_of_a_destination_charge_arrives_as_a_charge_of_its_transfer() {
+    let (local, stripe) = local().await;
+    local.put(None, json!({"id": "pi_1", "object": "payment_intent", "amount": 4200, "currency": "usd", "created": 1,
+        "status": "requires_payment_method", "transfer_data": { "destination": "acct_1" }}));
+    let pay = PayerAction {
+        account: None,
+        livemode: false,
+        of: "pi_1".to_owned(),
+        does: PayerStep::Pay,
+    };
+    local.act(&pay).unwrap();
+    let account = AccountId::parse("acct_1").unwrap();
+    let arrived = PaymentRef::parse("py_1").unwrap();
+    let found = stripe.get_payment_at_stripe(Some(&account), &arrived).await;
+    let charge = found.unwrap().unwrap().charges.remove(0);
+    let charge: Value = serde_json::from_str(charge.get()).unwrap();
+    assert_eq!(
+        (&charge["source_transfer"], &charge["amount_captured"]),
+        (&json!("tr_1"), &json!(4200))
+    );
+}
+
+#[tokio::test]
 async fn a_voucher_completes_its_session_and_nothing_ends_it() {
     let (local, stripe) = local().await;
     local.put(None, json!({"id": "pi_1", "object": "payment_intent", "amount": 4200, "status": "requires_payment_method"}));

@@ -363,6 +363,22 @@ pub(super) fn act_on_intent(
     Ok(())
 }
 
+/// How the money of a destination charge arrives: a charge on the connected account, made by the transfer, without a
+/// PaymentIntent.
+///
+/// Source: `source_transfer` of `stripe-python` 16.1.0 `_charge.py`.
+pub(super) fn transferred_charge(intent: &Value) -> Option<(String, Value)> {
+    let account = intent.pointer("/transfer_data/destination")?.as_str()?;
+    let is_paid = text(intent, "status") == "succeeded";
+    let id = text(intent, "id").strip_prefix("pi_")?;
+    let amount = intent.get("amount_received")?;
+    let charge = json!({ "id": format!("py_{id}"), "object": "charge", "status": "succeeded", "captured": true,
+        "amount": amount, "amount_captured": amount, "amount_refunded": 0, "refunded": false,
+        "currency": intent.get("currency"), "payment_intent": null, "source_transfer": format!("tr_{id}"),
+        "livemode": intent.get("livemode"), "created": intent.get("created"), "metadata": {} });
+    is_paid.then(|| (account.to_owned(), charge))
+}
+
 pub(super) fn act_on_session(session: &mut Value, does: PayerStep) -> Result<(), Refusal> {
     let status = text(session, "status");
     if status == "expired" {

@@ -230,6 +230,9 @@ impl State {
             objects::act_on_intent(intent, does, now_s)
         });
         let changed = changed.map_err(refused)?;
+        if let Some((account, arrived)) = objects::transferred_charge(&changed) {
+            self.put(Some(&account), arrived);
+        }
         if let Some(session) = session {
             self.change(&space, "checkout.session", &session, |session| {
                 objects::act_on_session(session, does)
