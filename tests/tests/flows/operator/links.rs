@@ -8,11 +8,11 @@ use super::*;
 /// An order whose column was lost, and whose timeline still names PaymentIntents.
 async fn order_that_lost(world: &World, id: &str, tenant: &str, intents: &[&str]) -> Result<()> {
     let entries = intents.iter().map(|intent| {
-        json!({ "type": "checkout_started", "at": "2026-05-01T00:00:00.000Z", "actor": "application",
+        json!({ "type": "checkout_started", "at": "2026-04-01T00:00:00.000Z", "actor": "application",
             "meta": { "paymentIntentId": intent } })
     });
     let row = json!({ "id": id, "tenantId": tenant, "status": "pending", "amountTotal": 4200, "currency": "usd",
-        "createdAt": "2026-05-01T00:00:00Z", "timeline": entries.collect::<Vec<_>>() });
+        "createdAt": "2026-04-01T00:00:00Z", "timeline": entries.collect::<Vec<_>>() });
     world.put("OrdersTable", row).await
 }
 
@@ -62,8 +62,8 @@ fn lost_payment_intents_are_taken_from_the_timelines_of_many_orders() {
         world.settled(STRIPE, "processed", &events).await?;
         give_up(world, "payment#acct_bulk#pi_bulk_1").await?;
 
-        let backfill = "orders backfill-payment-intent --from-timelines --tenant ten_bulk --since 2026-05-01 \
-            --until 2026-05-02 --reason 'lost by a release'";
+        let backfill = "orders backfill-payment-intent --from-timelines --tenant ten_bulk --since 2026-04-01 \
+            --until 2026-04-02 --reason 'lost by a release'";
         let preview = run_billhook(stage, &format!("{backfill} --output json")).await?;
         let preview = preview.json();
         let does: Vec<_> = preview.as_array().unwrap().iter().collect();
