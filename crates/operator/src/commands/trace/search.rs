@@ -10,7 +10,7 @@ use billhook_core::entity::{ENTITY_SCHEMAS, EntityKey};
 use billhook_core::ids::{EventId, OrderId, PaymentIntentId, PieceId, ProviderId, TenantId};
 use billhook_core::ports::Clock as _;
 use billhook_core::provider::interpret;
-use billhook_core::provider::interpret::EventFacts;
+use billhook_core::provider::interpret::{EventFacts, InterpretRules};
 use billhook_core::time::Timestamp;
 use billhook_core::worker::ports::{Ledger, StoredEvent, StoredPayload};
 use uuid::Uuid;
@@ -88,8 +88,9 @@ impl TraceSearch {
             };
             let summary = EventSummary::from_item(provider, &item)
                 .context("the row is not an event of billhook")?;
-            let facts = read_stored_event(&item)
-                .and_then(|kept| read_event_facts(session, provider, &kept));
+            let rules = session.stack.interpret_rules()?;
+            let facts =
+                read_stored_event(&item).and_then(|kept| read_event_facts(&rules, provider, &kept));
             self.events
                 .insert(id.clone(), TracedEvent { summary, facts });
         }
@@ -228,7 +229,7 @@ impl TraceSearch {
 }
 
 fn read_event_facts(
-    session: &StackSession,
+    rules: &InterpretRules,
     provider: ProviderId,
     kept: &StoredEvent,
 ) -> Option<EventFacts> {
@@ -236,6 +237,5 @@ fn read_event_facts(
         return None;
     };
     let account = kept.stored.account.as_ref();
-    let rules = session.stack.interpret_rules().ok()?;
-    interpret(provider, &rules, account, body).ok()
+    interpret(provider, rules, account, body).ok()
 }
