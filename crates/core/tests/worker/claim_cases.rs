@@ -2,13 +2,13 @@
 //! drawn events in every order of arrival.
 
 use billhook_core::entity::payment::state::unclaimed_index_keys;
-use billhook_core::ids::PerProvider;
-use billhook_core::proof::prover::{EventsByState, StateProver};
+use billhook_core::proof::prover::EventsByState;
 use billhook_core::proof::repair::{ReprocessEvent, repair_state};
 use billhook_core::tasks::ports::FindOpenStates as _;
 
 use super::deadlines::{deliver_at, sweep_hourly, work_at};
 use super::laws::run;
+use super::proof::{ReprocessInMemory, differences, prover, worker_of};
 use super::*;
 
 const HOUR: i64 = 60 * 60;
@@ -66,78 +66,11 @@ fn pending(tables: &MemoryTables, id: &str) -> bool {
     (found.status.as_str(), found.payment_status.as_str()) == ("pending", "unpaid")
 }
 
-fn worker_with(tables: &MemoryTables, rules: InterpretRules) -> Worker<&MemoryTables, FixedClock> {
-    Worker {
-        provider: ProviderId::Stripe,
-        rules,
-        ledger: tables,
-        clock: FixedClock::at(now()),
-    }
-}
-
 fn relink(tables: &MemoryTables, payment: &str, to: &str) {
     let payment = PaymentKey::parse(payment).unwrap();
-    let worker = worker_with(tables, InterpretRules::default());
+    let worker = worker_of(tables);
     let to = order(to);
     run(worker.relink_payment(&payment, Some(&to), "pat", "asked")).unwrap();
-}
-
-fn prover(tables: &MemoryTables, rules: InterpretRules) -> StateProver<&MemoryTables> {
-    StateProver {
-        states: tables,
-        events: PerProvider::new(|_| tables),
-        rules,
-    }
-}
-
-fn all_keys(tables: &MemoryTables) -> BTreeSet<StateKey> {
-    let entities = tables.entities.lock().unwrap();
-    let payments = tables.payments.lock().unwrap();
-    let entities = entities.keys().cloned().map(StateKey::Entity);
-    let payments = payments.keys().cloned().map(StateKey::Payment);
-    entities.chain(payments).collect()
-}
-
-fn differences(tables: &MemoryTables, rules: InterpretRules) -> Vec<String> {
-    let keys = all_keys(tables);
-    let proofs = run(prover(tables, rules).prove(&keys, &EventsByState::new(), now())).unwrap();
-    let of = |proof: billhook_core::proof::StateProof| {
-        let key = proof.key.to_string();
-        let shown = proof.differences.into_iter();
-        shown
-            .map(|d| {
-                format!(
-                    "{key} {}: {:?}, expected {:?}",
-                    d.place, d.stored, d.expected
-                )
-            })
-            .collect::<Vec<_>>()
-    };
-    proofs.into_iter().flat_map(of).collect()
-}
-
-struct Reprocess<'t>(&'t MemoryTables, InterpretRules);
-
-impl ReprocessEvent for Reprocess<'_> {
-    async fn reprocess(&self, _: ProviderId, event: &EventId) -> Result<(), ProcessingFailure> {
-        {
-            let mut events = self.0.events.lock().unwrap();
-            let row = events.get_mut(event).unwrap();
-            row.stored.processed = false;
-            row.stored.outcome = EventOutcome::Pending;
-        }
-        let message = ReceivedMessage {
-            message_id: event.to_string(),
-            body: json!({ "event_id": event }).to_string(),
-            receive_count: 1,
-        };
-        let worker = worker_with(self.0, self.1.clone());
-        let deadline = now().after(Duration::from_secs(10));
-        worker
-            .process_batch(&[message], deadline, std::future::pending())
-            .await;
-        Ok(())
-    }
 }
 
 fn lose(tables: &MemoryTables, name: &str) -> StateKey {
@@ -347,11 +280,7 @@ fn a_payment_with_a_denied_link_and_an_allowed_one_is_proven() {
             one(&tables, &events[n]);
         }
         assert_eq!(status(&tables, "ord_b"), paid());
-        assert_eq!(
-            differences(&tables, InterpretRules::default()),
-            [""; 0],
-            "{arrival:?}"
-        );
+        assert_eq!(differences(&tables), [""; 0], "{arrival:?}");
     }
 }
 
@@ -375,10 +304,9 @@ fn a_lost_state_is_rebuilt_without_what_was_denied() {
                 .map(|id| EventId::parse(id).unwrap())
                 .collect(),
         )]);
-        let rules = InterpretRules::default();
-        let worker = worker_with(&tables, rules.clone());
-        let reprocess = Reprocess(&tables, rules.clone());
-        let prover = prover(&tables, rules);
+        let worker = worker_of(&tables);
+        let reprocess = ReprocessInMemory(&tables);
+        let prover = prover(&tables);
         run(repair_state(&prover, &worker, &reprocess, &key, &named)).unwrap();
         assert!(
             pending(&tables, "ord_a"),
@@ -542,7 +470,7 @@ fn an_event_that_was_parked_is_processed_once_a_person_decided() {
         &destined("evt_1", "pi_1", named("ord_a"), "acct_b"),
     );
     relink(&tables, "payment#platform#pi_1", "ord_a");
-    let again = Reprocess(&tables, InterpretRules::default());
+    let again = ReprocessInMemory(&tables);
     run(again.reprocess(ProviderId::Stripe, &EventId::parse("evt_1").unwrap())).unwrap();
     assert_eq!(outcome(&tables, "evt_1"), processed());
 }
@@ -572,12 +500,11 @@ fn a_wrong_link_of_a_rebuild_stays() {
         .map(|id| EventId::parse(id).unwrap())
         .collect();
     let by_state = EventsByState::from([(key.clone(), events)]);
-    let rules = InterpretRules::default();
-    let worker = worker_with(&tables, rules.clone());
+    let worker = worker_of(&tables);
     run(repair_state(
-        &prover(&tables, rules.clone()),
+        &prover(&tables),
         &worker,
-        &Reprocess(&tables, rules),
+        &ReprocessInMemory(&tables),
         &key,
         &by_state,
     ))
@@ -726,7 +653,7 @@ fn drawn_events_give_one_result_in_every_order_and_are_proven() {
                 of("ord_1")
             );
             found.entry(state).or_insert(arrival.clone());
-            let d = differences(&tables, InterpretRules::default());
+            let d = differences(&tables);
             if let Some(d) = d.first() {
                 proof.get_or_insert(format!("{arrival:?} {d}"));
             }

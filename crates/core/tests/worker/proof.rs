@@ -16,7 +16,7 @@ use proptest::prelude::*;
 use super::laws::{Drawn, drawn, generated, history, run, same_histories};
 use super::*;
 
-fn prover(tables: &MemoryTables) -> StateProver<&MemoryTables> {
+pub(super) fn prover(tables: &MemoryTables) -> StateProver<&MemoryTables> {
     StateProver {
         states: tables,
         events: PerProvider::new(|_| tables),
@@ -47,7 +47,7 @@ fn results(tables: &MemoryTables) -> BTreeMap<String, ProofResult> {
         .collect()
 }
 
-fn differences(tables: &MemoryTables) -> Vec<String> {
+pub(super) fn differences(tables: &MemoryTables) -> Vec<String> {
     let proofs = prove_all(tables);
     let shown = proofs.iter().flat_map(|proof| {
         let differences = proof.differences.iter();
@@ -66,7 +66,7 @@ fn differences(tables: &MemoryTables) -> Vec<String> {
 }
 
 /// Opens the event again and has it processed, as the operator's tool does.
-struct ReprocessInMemory<'t>(&'t MemoryTables);
+pub(super) struct ReprocessInMemory<'t>(pub(super) &'t MemoryTables);
 
 impl ReprocessEvent for ReprocessInMemory<'_> {
     async fn reprocess(
@@ -90,7 +90,7 @@ impl ReprocessEvent for ReprocessInMemory<'_> {
     }
 }
 
-fn worker_of(tables: &MemoryTables) -> Worker<&MemoryTables, FixedClock> {
+pub(super) fn worker_of(tables: &MemoryTables) -> Worker<&MemoryTables, FixedClock> {
     Worker {
         provider: ProviderId::Stripe,
         rules: InterpretRules::default(),
