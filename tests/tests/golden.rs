@@ -15,7 +15,7 @@ use billhook_core::ids::{OrderId, PerProvider, ProviderId};
 use billhook_core::intake::message::PaymentPointer;
 use billhook_core::intake::ports::SendMessage as _;
 use billhook_core::time::Timestamp;
-use billhook_core::worker::batch::Worker;
+use billhook_core::worker::batch::{RECEIVES_MAX, Worker};
 use billhook_testkit::emf;
 use billhook_testkit::events::{charge_refunded, intent_succeeded, letter};
 use billhook_testkit::memory::{self, Fault, FixedClock, KnownKeys, MemoryQueue, MemoryTables};
@@ -121,11 +121,11 @@ impl Stage {
         let (function, settling) = match provider {
             ProviderId::Stripe => (
                 "stripe-worker",
-                batch::handle_batch(&worker, LambdaEvent::new(batch, context)),
+                batch::handle_batch(&worker, RECEIVES_MAX, LambdaEvent::new(batch, context)),
             ),
             ProviderId::Lob => (
                 "lob-worker",
-                batch::handle_batch(&worker, LambdaEvent::new(batch, context)),
+                batch::handle_batch(&worker, RECEIVES_MAX, LambdaEvent::new(batch, context)),
             ),
         };
         self.invocation(function, settling).unwrap();

@@ -115,6 +115,7 @@ async fn its_worker_applies_the_event_and_takes_no_other_providers_ids() {
         message_id: format!("m-{id}"),
         body: json!({ "event_id": id }).to_string(),
         receive_count: 1,
+        is_last_receive: false,
     });
     let deadline = now().after(Duration::from_secs(10));
     let report = worker

@@ -1,7 +1,7 @@
 //! The Lambda handler of both workers: an SQS batch in, a partial batch response out, one log line per event.
 //!
 //! The response names exactly the messages that failed. Lambda deletes the others from the queue; SQS delivers the
-//! failed ones again after the visibility timeout of 60 s, three receives in all, and then moves them to the
+//! failed ones again after the visibility timeout of 60 s, `MaxReceives` receives in all, and then moves them to the
 //! dead-letter queue. AWS recommends to stop at the first failure of a FIFO queue and to report the rest, to keep the
 //! order; we do not, because the order does not matter: facts merge to the same result in any order. An empty or
 //! unknown id in the response fails the whole batch, so ids are only copied from the batch. `billhook_core::worker`
@@ -47,9 +47,10 @@ pub struct NoMessageId;
 /// Connections to open during init. Over HTTP/1.1 each concurrent call needs its own.
 pub const CONNECTIONS: usize = CALLS_AT_ONCE;
 
-/// Processes a batch and reports each message that failed.
+/// Processes a batch and reports each message that failed. After `receives_max` receives the queue gives a message up.
 pub async fn handle_batch<L: Ledger, C: Clock + Pause>(
     worker: &Worker<L, C>,
+    receives_max: u32,
     event: LambdaEvent<SqsEvent>,
 ) -> Result<BatchResponse, NoMessageId> {
     let deadline = invocation_deadline(&event.context);
@@ -57,14 +58,16 @@ pub async fn handle_batch<L: Ledger, C: Clock + Pause>(
         let receive_count = record
             .attributes
             .get("ApproximateReceiveCount")
-            .and_then(|count| count.parse().ok());
+            .and_then(|count| count.parse().ok())
+            .unwrap_or(1);
         Ok(ReceivedMessage {
             message_id: record
                 .message_id
                 .filter(|id| !id.is_empty())
                 .ok_or(NoMessageId)?,
             body: record.body.unwrap_or_default(),
-            receive_count: receive_count.unwrap_or(1),
+            receive_count,
+            is_last_receive: receive_count >= receives_max,
         })
     });
     let messages = messages.collect::<Result<Vec<_>, NoMessageId>>()?;

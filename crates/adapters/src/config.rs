@@ -17,6 +17,7 @@ use billhook_core::ids::{PerProvider, ProviderId};
 use billhook_core::provider::event_scope;
 use billhook_core::provider::order_ids::OrderIdRules;
 use billhook_core::time::Timestamp;
+use billhook_core::worker::batch::RECEIVES_MAX;
 use secrecy::SecretString;
 use tracing::level_filters::LevelFilter;
 
@@ -159,6 +160,9 @@ pub struct WorkerConfig {
     pub application_tables: ApplicationTables,
     pub row_rules: RowRules,
     pub order_ids: OrderIdRules,
+    /// `MAX_RECEIVES`: after so many receives the queue moves a message to the dead-letter queue, so before that the
+    /// worker writes the event `failed`.
+    pub receives_max: u32,
 }
 
 impl WorkerConfig {
@@ -172,6 +176,12 @@ impl WorkerConfig {
             application_tables: read.application_tables(scope.kinds),
             row_rules: read.row_rules(),
             order_ids: read.order_ids(),
+            receives_max: u32::try_from(read.number(
+                "MAX_RECEIVES",
+                RECEIVES_MAX.into(),
+                1..=1_000,
+            ))
+            .unwrap_or(RECEIVES_MAX),
         };
         read.finish(config)
     }

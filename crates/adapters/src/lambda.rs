@@ -157,7 +157,8 @@ mod tests {
                     | "ADOPTED_BEFORE"
                     | "ACCEPT_CHECKOUT_ADJUSTMENTS"
                     | "ORDER_ID_KEYS"
-                    | "ORDER_ID_PATTERN" => None,
+                    | "ORDER_ID_PATTERN"
+                    | "MAX_RECEIVES" => None,
                     _ if name.starts_with("AWS_ENDPOINT_URL") => None,
                     _ => Some("x".to_owned()),
                 }),

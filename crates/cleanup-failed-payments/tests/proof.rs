@@ -47,6 +47,7 @@ async fn deliver(tables: &MemoryTables, events: &[Value]) {
             message_id: new.envelope.id.to_string(),
             body: json!({ "event_id": new.envelope.id }).to_string(),
             receive_count: 1,
+            is_last_receive: false,
         });
     }
     let worker = Worker {

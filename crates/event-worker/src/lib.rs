@@ -23,6 +23,7 @@ pub fn run_worker(function: &'static str, provider: ProviderId) -> ExitCode {
         move |lookup| WorkerConfig::from_env(provider, lookup),
         async move |config, aws| {
             aws.warm(CONNECTIONS, 0).await;
+            let receives_max = config.receives_max;
             let tables = TableNames {
                 events: config.events_table,
                 entities: config.entities_table,
@@ -43,7 +44,7 @@ pub fn run_worker(function: &'static str, provider: ProviderId) -> ExitCode {
                 ),
                 clock: SystemClock,
             };
-            serve_events(async |event| handle_batch(&worker, event).await).await
+            serve_events(async |event| handle_batch(&worker, receives_max, event).await).await
         },
     )
 }

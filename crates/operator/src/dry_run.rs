@@ -59,6 +59,7 @@ pub(crate) async fn preview_events(
             message_id: event.record.id.to_string(),
             body: EventPointer::message_for(&event.record, EventSource::ManualReplay),
             receive_count: 1,
+            is_last_receive: false,
         };
         let deadline = SystemClock.now().after(DEADLINE);
         let done = worker

@@ -277,6 +277,7 @@ impl ReprocessEvent for LocalReprocessing<'_> {
             message_id: event.to_string(),
             body: EventPointer::message_for(&summary.record, EventSource::ManualReplay),
             receive_count: 1,
+            is_last_receive: false,
         };
         let deadline = SystemClock.now().after(DEADLINE);
         let done = worker

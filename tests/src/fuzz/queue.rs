@@ -10,7 +10,7 @@ use billhook_core::entity::EntityKey;
 use billhook_core::ids::{CorrelationId, EventId, OrderId, ProviderId, StatementId};
 use billhook_core::intake::ports::RecordEvent as _;
 use billhook_core::time::Timestamp;
-use billhook_core::worker::batch::Worker;
+use billhook_core::worker::batch::{RECEIVES_MAX, Worker};
 use billhook_testkit::events::{envelope, new_event};
 use billhook_testkit::memory::{FixedClock, MemoryTables};
 use lambda_runtime::{Context, LambdaEvent};
@@ -87,6 +87,7 @@ pub(super) fn batch(input: &[u8]) -> bool {
         context.deadline = u64::MAX;
         let settled = watched(handle_batch(
             &worker,
+            RECEIVES_MAX,
             LambdaEvent::new(event.clone(), context),
         ));
         let Some(ids) = &ids else {

@@ -17,7 +17,7 @@ use billhook_core::ports::Clock as _;
 use billhook_core::proof::prover::StateProver;
 use billhook_core::tasks::definitions::{CleanupInput, ProofInput, ReconcileInput, SweepInput};
 use billhook_core::time::Timestamp;
-use billhook_core::worker::batch::{RelinkError, Worker};
+use billhook_core::worker::batch::{RECEIVES_MAX, RelinkError, Worker};
 use billhook_testkit::sim::queue::Message;
 use billhook_testkit::sim::{Mutant, Port, Sim};
 use cleanup_failed_payments::ScheduledTask as _;
@@ -306,7 +306,7 @@ impl Functions {
         let mut context = Context::default();
         let deadline = self.sim.now().after(WORKER_MAX);
         context.deadline = u64::try_from(deadline.unix_ms()).unwrap();
-        let settling = handle_batch(&worker, LambdaEvent { payload, context });
+        let settling = handle_batch(&worker, RECEIVES_MAX, LambdaEvent { payload, context });
         let ended = self.run(&port, WORKER_MAX, settling).await;
         let failed: BTreeSet<String> = match ended {
             Ended::Returned(Ok(response)) => {

@@ -15,8 +15,8 @@ use crate::provider::interpret::InterpretRules;
 use crate::time::Timestamp;
 use crate::worker::ports::{CommitError, EntityCommit, PaymentNotice};
 
-/// Receives after which the queue moves a message to the dead-letter queue. Must equal `maxReceiveCount` in
-/// `template.yaml`: the worker writes `failed` on the last receive.
+/// Receives after which the queue moves a message to the dead-letter queue, unless the stack says otherwise (its parameter
+/// `MaxReceives`).
 pub const RECEIVES_MAX: u32 = 3;
 
 /// All rows of one transaction. DynamoDB accepts 4 MB; a row may grow by what is written. Example: of ten events of
@@ -49,6 +49,8 @@ pub struct ReceivedMessage {
     pub body: String,
     /// Starts at 1: this receive counts.
     pub receive_count: u32,
+    /// If this receive fails, the queue moves the message to the dead-letter queue.
+    pub is_last_receive: bool,
 }
 
 /// The results of a batch.

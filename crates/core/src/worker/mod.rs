@@ -36,7 +36,7 @@ use crate::outcome::{EventVerdict, ParkReason};
 use crate::ports::{Clock, Pause};
 use crate::time::Timestamp;
 use crate::worker::batch::{
-    BatchReport, CALLS_AT_ONCE, MessageReport, ProcessingFailure, ProcessingSuccess, RECEIVES_MAX,
+    BatchReport, CALLS_AT_ONCE, MessageReport, ProcessingFailure, ProcessingSuccess,
     ReceivedMessage, RelinkError, TimeLeft, Worker,
 };
 use crate::worker::commit::{RoundRows, UnitCommit};
@@ -116,7 +116,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
             reports.extend(messages.iter().map(|message| {
                 let result = match &result {
                     // Nothing is lost: the payment's row says that it is open, and the sweep finds it.
-                    Err(failure) if message.receive_count >= RECEIVES_MAX => {
+                    Err(failure) if message.is_last_receive => {
                         Ok(ProcessingSuccess::LeftToSweep(failure.to_string()))
                     }
                     result => result.clone(),
@@ -402,8 +402,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
     /// An event that waits for a newer release is parked instead, and its message is done: the sweep sends it again.
     async fn mark_failed(&self, named: &MessagesByEvent<'_>, progress: &mut BatchProgress) {
         for (id, messages) in named {
-            let mut receives = messages.iter().map(|(message, _)| message.receive_count);
-            if receives.all(|count| count < RECEIVES_MAX) {
+            if !messages.iter().any(|(message, _)| message.is_last_receive) {
                 continue;
             }
             if let Some(report) = progress.reports.get(id)

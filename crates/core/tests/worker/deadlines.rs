@@ -67,6 +67,7 @@ fn recheck(payment: &PaymentKey) -> ReceivedMessage {
         message_id: "m".to_owned(),
         body: json!({ "source": "recheck", "payment": payment }).to_string(),
         receive_count: 1,
+        is_last_receive: false,
     }
 }
 

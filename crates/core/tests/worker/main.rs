@@ -37,7 +37,8 @@ use billhook_core::provider::read_envelope;
 use billhook_core::tasks::cleanup::cancellation_fact;
 use billhook_core::time::Timestamp;
 use billhook_core::worker::batch::{
-    MessageReport, ProcessingFailure, ProcessingSuccess, ReceivedMessage, RelinkError, Worker,
+    MessageReport, ProcessingFailure, ProcessingSuccess, RECEIVES_MAX, ReceivedMessage,
+    RelinkError, Worker,
 };
 use billhook_core::worker::ports::EntityCommit;
 use billhook_testkit::events::{
@@ -100,6 +101,7 @@ async fn keep(tables: &MemoryTables, provider: ProviderId, body: &Value) -> Rece
         message_id: format!("m-{id}"),
         body: json!({ "event_id": id }).to_string(),
         receive_count: 1,
+        is_last_receive: false,
     }
 }
 
@@ -354,6 +356,7 @@ async fn a_row_that_has_the_payment_in_its_column_is_linked_once_it_is_rechecked
         message_id: "m".into(),
         body: json!({ "source": "recheck", "payment": payment }).to_string(),
         receive_count: 1,
+        is_last_receive: false,
     };
     // Nothing has it yet: the next recheck is later.
     let reports = work(&tables, ProviderId::Stripe, &[recheck()]).await;
@@ -712,6 +715,7 @@ async fn a_row_that_moves_to_another_tenant_gets_no_copy_until_it_is_back() {
         message_id: "m".into(),
         body: json!({ "source": "recheck", "payment": payment }).to_string(),
         receive_count: 1,
+        is_last_receive: false,
     };
     work(&tables, ProviderId::Stripe, &[recheck()]).await;
     assert_eq!(entity(&tables, &order("ord_a")).version(), before.version());
@@ -743,6 +747,7 @@ async fn a_payment_that_is_linked_to_sixty_orders_is_copied_to_all_of_them_in_ti
             message_id: "m".into(),
             body: json!({ "source": "recheck", "payment": payment }).to_string(),
             receive_count: 1,
+            is_last_receive: false,
         };
         work(&tables, ProviderId::Stripe, &[recheck]).await;
     }
@@ -925,11 +930,13 @@ async fn a_poison_message_fails_alone_and_the_reports_are_exact() {
             message_id: "m-poison".into(),
             body: "not json".into(),
             receive_count: 3,
+            is_last_receive: true,
         },
         ReceivedMessage {
             message_id: "m-lost".into(),
             body: r#"{"event_id":"evt_lost"}"#.into(),
             receive_count: 1,
+            is_last_receive: false,
         },
         keep(
             &tables,
@@ -1010,6 +1017,7 @@ async fn an_outage_fails_the_message_and_marks_the_event_only_on_its_last_receiv
         (3, EventOutcome::Failed),
     ] {
         message.receive_count = receive_count;
+        message.is_last_receive = receive_count == RECEIVES_MAX;
         tables.writes.then([Some(Fault::Before); 5]);
         let reports = work(&tables, ProviderId::Stripe, &[message.clone()]).await;
         assert!(matches!(
@@ -1024,6 +1032,7 @@ async fn an_outage_fails_the_message_and_marks_the_event_only_on_its_last_receiv
     }
     // Redriven, it is decided afresh.
     message.receive_count = 1;
+    message.is_last_receive = false;
     work(&tables, ProviderId::Stripe, &[message]).await;
     assert_eq!(outcome(&tables, "evt_1"), processed());
     assert_eq!(status(&tables, "ord_1").0, "completed");
@@ -1046,6 +1055,7 @@ async fn what_a_newer_release_wrote_is_left_to_it_and_costs_no_dead_letter() {
         tables.newer.lock().unwrap().insert(key);
         for receive_count in 1..=3 {
             message.receive_count = receive_count;
+            message.is_last_receive = receive_count == RECEIVES_MAX;
             let reports = work(&tables, ProviderId::Stripe, &[message.clone()]).await;
             let result = &reports["m-evt_1"].result;
             let is_last = receive_count == 3;
@@ -1095,6 +1105,7 @@ async fn a_call_that_hangs_costs_only_its_own_message_a_receive() {
         message_id: "m-poison".into(),
         body: "not json".into(),
         receive_count: 1,
+        is_last_receive: false,
     });
     let worker = Worker {
         provider: ProviderId::Stripe,

@@ -84,6 +84,7 @@ impl ReprocessEvent for ReprocessInMemory<'_> {
             message_id: event.to_string(),
             body: json!({ "event_id": event }).to_string(),
             receive_count: 1,
+            is_last_receive: false,
         };
         work(self.0, provider, &[message]).await;
         Ok(())
@@ -1313,6 +1314,7 @@ fn process_again(tables: &MemoryTables, ids: &[EventId]) {
             message_id: id.to_string(),
             body: json!({ "event_id": id }).to_string(),
             receive_count: 1,
+            is_last_receive: false,
         };
         run(work(tables, provider_of(id.as_str()), &[message]));
     }
@@ -1405,6 +1407,7 @@ fn take_step(tables: &MemoryTables, n: usize, (kind, drawn, choices): DrawnStep,
                     message_id: "recheck".to_owned(),
                     body: json!({ "source": "recheck", "payment": payment }).to_string(),
                     receive_count: 1,
+                    is_last_receive: false,
                 };
                 run(work(tables, ProviderId::Stripe, &[message]));
             }

@@ -291,6 +291,7 @@ fn message(body: String) -> ReceivedMessage {
         message_id: format!("m {body}"),
         body,
         receive_count: 1,
+        is_last_receive: false,
     }
 }
 
