@@ -15,6 +15,7 @@ use billhook_adapters::stripe::{
     CreatedEndpoint, NewEndpoint, SecretText, StripeError, StripeRefusal, UpdateResult,
     WebhookEndpoint,
 };
+use billhook_core::endpoint::applied::AppliedProperties;
 use billhook_core::endpoint::plan::QUIET_TYPE;
 use billhook_core::endpoint::secret::{SecretDocument, SecretKind};
 use billhook_core::ports::{Clock, Pause};
@@ -25,8 +26,8 @@ use uuid::Uuid;
 use webhook_secret::KNOWN_AFTER;
 use webhook_secret::ports::ResourceDependencies;
 use webhook_secret::ports::{
-    AdapterError, ResetCursors, RespondToCloudFormation, StripeConnector, StripeEndpoints,
-    WebhookSecretStore,
+    AdapterError, AppliedStore, ResetCursors, RespondToCloudFormation, StripeConnector,
+    StripeEndpoints, WebhookSecretStore,
 };
 
 /// When the clock starts, in Unix seconds.
@@ -55,6 +56,10 @@ pub struct EndpointWorld {
     /// The least cursor of reconcile, in Unix seconds.
     pub cursor_s: i64,
     pub has_no_key: bool,
+    /// Stripe refuses the key: every call to it fails, and changes nothing.
+    pub refuses_key: bool,
+    /// What each endpoint was last set to, by the resource's name.
+    pub applied: HashMap<String, AppliedProperties>,
     pub endpoints: Vec<WebhookEndpoint>,
     /// Whether an answer that Stripe repeats for a key still holds the signing secret, which it does not document.
     pub replays_keep_secrets: bool,
@@ -133,6 +138,18 @@ impl EndpointPorts {
         self.1.notified().await;
     }
 
+    /// One call to Stripe.
+    async fn stripe_step<T>(
+        &self,
+        run: impl FnOnce(&mut EndpointWorld) -> T,
+    ) -> Result<T, StripeError> {
+        let refuses_key = self.world().refuses_key;
+        match refuses_key {
+            true => Err(refusal(401, "authentication_error")),
+            false => self.step(run).await.map_err(|()| refusal(500, "api_error")),
+        }
+    }
+
     /// One call to the outside: carried out, or not, or half.
     #[expect(clippy::panic, reason = "one of the faults")]
     async fn step<T>(&self, run: impl FnOnce(&mut EndpointWorld) -> T) -> Result<T, ()> {
@@ -177,7 +194,7 @@ pub fn dependencies<S: StripeConnector>(
     ResourceDependencies {
         stripe,
         secrets: ports.clone(),
-        cursors: ports.clone(),
+        jobs: ports.clone(),
         cloudformation: ports.clone(),
         time: ports.clone(),
         app_name: "billhook".to_owned(),
@@ -189,11 +206,11 @@ fn edge_error(_: ()) -> AdapterError {
     "out of reach".into()
 }
 
-fn stripe_error(_: ()) -> StripeError {
+fn refusal(status: u16, code: &str) -> StripeError {
     StripeError::Refused(Box::new(StripeRefusal {
         doing: "speak to stripe".to_owned(),
-        status: 500,
-        code: "api_error".to_owned(),
+        status,
+        code: code.to_owned(),
         request_id: "req_1".to_owned(),
         message: String::new(),
         mutates: true,
@@ -225,7 +242,7 @@ impl StripeEndpoints for EndpointPorts {
             world.saved.insert(idempotency_key.to_owned(), saved);
             (id, Some(secret))
         };
-        let (id, secret) = self.step(create).await.map_err(stripe_error)?;
+        let (id, secret) = self.stripe_step(create).await?;
         let secret = secret.map(|text| SecretText(text.into()));
         Ok(CreatedEndpoint { id, secret })
     }
@@ -252,17 +269,16 @@ impl StripeEndpoints for EndpointPorts {
             endpoint.enabled_events = enabled_events.to_vec();
             UpdateResult::Done
         };
-        self.step(update).await.map_err(stripe_error)
+        self.stripe_step(update).await
     }
 
     async fn delete(&self, id: &str) -> Result<(), StripeError> {
         let delete = |world: &mut EndpointWorld| world.endpoints.retain(|known| known.id != id);
-        self.step(delete).await.map_err(stripe_error)
+        self.stripe_step(delete).await
     }
 
     async fn list(&self) -> Result<Vec<WebhookEndpoint>, StripeError> {
-        let listed = self.step(|world| world.endpoints.clone());
-        listed.await.map_err(stripe_error)
+        self.stripe_step(|world| world.endpoints.clone()).await
     }
 }
 
@@ -317,6 +333,28 @@ impl ResetCursors for EndpointPorts {
     async fn set_back(&self, to_s: i64) -> Result<(), AdapterError> {
         let set = |world: &mut EndpointWorld| world.cursor_s = world.cursor_s.min(to_s);
         self.step(set).await.map_err(edge_error)
+    }
+}
+
+impl AppliedStore for EndpointPorts {
+    async fn load_applied(
+        &self,
+        logical_id: &str,
+    ) -> Result<Option<AppliedProperties>, AdapterError> {
+        let load = |world: &mut EndpointWorld| world.applied.get(logical_id).cloned();
+        self.step(load).await.map_err(edge_error)
+    }
+
+    async fn save_applied(
+        &self,
+        logical_id: &str,
+        _: Option<&AppliedProperties>,
+        applied: &AppliedProperties,
+    ) -> Result<(), AdapterError> {
+        let save = |world: &mut EndpointWorld| {
+            world.applied.insert(logical_id.to_owned(), applied.clone());
+        };
+        self.step(save).await.map_err(edge_error)
     }
 }
 

@@ -103,6 +103,7 @@ pub enum EndpointFailure {
 /// Executes what the plan asks for. Returns the physical id to answer with.
 pub(crate) async fn execute_plan<S, W, J, R, T>(
     envelope: &ResourceRequest,
+    request: &EndpointRequest,
     deps: &ResourceDependencies<S, W, J, R, T>,
 ) -> Result<String, EndpointFailure>
 where
@@ -112,8 +113,7 @@ where
     R: RespondToCloudFormation,
     T: Clock + Pause,
 {
-    let request = envelope.request()?;
-    let plan = plan_endpoint(&request);
+    let plan = plan_endpoint(request);
     tracing::info!(
         request_id = envelope.request_id,
         "webhook_endpoint_planned {plan:?}"
@@ -139,18 +139,18 @@ where
             EndpointPlan::Create,
             EndpointRequest::Create { wanted } | EndpointRequest::Update { wanted, .. },
         ) => match stripe? {
-            Some(stripe) => run(stripe).create_or_replace(&wanted, None).await,
+            Some(stripe) => run(stripe).create_or_replace(wanted, None).await,
             None => Ok(PhysicalId::unconfigured(&envelope.logical_resource_id)),
         },
         (EndpointPlan::Replace { endpoint_id }, EndpointRequest::Update { wanted, .. }) => {
             let stripe = stripe?.ok_or_else(|| no_key(&endpoint_id))?;
             run(stripe)
-                .create_or_replace(&wanted, Some(&endpoint_id))
+                .create_or_replace(wanted, Some(&endpoint_id))
                 .await
         }
         (EndpointPlan::UpdateInPlace { endpoint_id }, EndpointRequest::Update { wanted, .. }) => {
             let stripe = stripe?.ok_or_else(|| no_key(&endpoint_id))?;
-            run(stripe).update(endpoint_id, &wanted).await
+            run(stripe).update(endpoint_id, wanted).await
         }
         (EndpointPlan::Remove { endpoint_id }, _) => {
             let stripe = stripe?.ok_or_else(|| no_key(&endpoint_id))?;
@@ -586,7 +586,7 @@ where
 
     async fn set_cursors_back(&self, endpoint_id: &str) -> Result<(), EndpointFailure> {
         let to_s = cursor_limit_after_delete_s(self.deps.time.now());
-        let set = self.deps.cursors.set_back(to_s).await;
+        let set = self.deps.jobs.set_back(to_s).await;
         set.map_err(|source| EndpointFailure::SetCursorsBack {
             endpoint_id: endpoint_id.to_owned(),
             source,

@@ -2,7 +2,7 @@
 //! rotates and removes the endpoint, stores its signing secret, and answers CloudFormation.
 //!
 //! Secret rotation: `billhook secrets rotate`, or a new `RotationToken` of the stack, starts it; `endpoint::plan`
-//! decides that the endpoint is replaced; `execute_plan` replaces it.
+//! decides that the endpoint is replaced; `execute_plan` replaces it, and `settle` notes it for the way back.
 //!
 //! Guarantees: every request that can be parsed gets an answer, also after a panic and before the function times out
 //! (without an answer, the stack hangs until `ServiceTimeout`); a repeated request is idempotent and ends with the same
@@ -25,13 +25,15 @@ mod envelope;
 mod execute_plan;
 pub mod http;
 pub mod ports;
+mod settle;
 
 pub use envelope::ResourceRequest;
 pub use execute_plan::{EndpointFailure, KNOWN_AFTER};
 use ports::{
-    AdapterError, ResetCursors, ResourceDependencies, RespondToCloudFormation, StripeConnector,
-    WebhookSecretStore,
+    AdapterError, AppliedStore, ResetCursors, ResourceDependencies, RespondToCloudFormation,
+    StripeConnector, WebhookSecretStore,
 };
+use settle::WayOut;
 
 /// The work is abandoned this long before the function times out, so that the answer can still be sent.
 pub const ANSWER_RESERVE: Duration = Duration::from_secs(5);
@@ -51,6 +53,9 @@ pub enum RequestUnanswered {
 }
 
 /// Executes a request and answers it. `time_is_up` completes [`ANSWER_RESERVE`] before the function times out.
+///
+/// A deletion and the way back of a failed update are answered SUCCESS whatever happens at Stripe: CloudFormation could
+/// do nothing with a failure but leave the stack stuck. The metric and `billhook doctor` report what Stripe still has.
 pub async fn handle_request<S, W, J, R, T>(
     payload: Value,
     time_is_up: impl Future<Output = ()>,
@@ -59,13 +64,14 @@ pub async fn handle_request<S, W, J, R, T>(
 where
     S: StripeConnector,
     W: WebhookSecretStore,
-    J: ResetCursors,
+    J: ResetCursors + AppliedStore,
     R: RespondToCloudFormation,
     T: Clock + Pause,
 {
     let envelope: ResourceRequest =
         serde_json::from_value(payload).map_err(RequestUnanswered::NoRequest)?;
-    let work = AssertUnwindSafe(execute_plan::execute_plan(&envelope, deps)).catch_unwind();
+    let way_out = WayOut::default();
+    let work = AssertUnwindSafe(settle::settle(&envelope, deps, &way_out)).catch_unwind();
     // `biased`: if the work completes just as the time is up, its result counts, not the timeout.
     let outcome = tokio::select! {
         biased;
@@ -77,12 +83,22 @@ where
     match &outcome {
         Ok(id) => tracing::info!(request_id, "webhook_endpoint_settled physical_id={id}"),
         Err(reason) => {
-            tracing::error!(request_id, "webhook_endpoint_failed {reason}");
+            match way_out.physical_id() {
+                None => tracing::error!(request_id, "webhook_endpoint_failed {reason}"),
+                Some(id) => tracing::error!(
+                    request_id,
+                    "webhook_endpoint_left_as_it_is physical_id={id}: {reason}"
+                ),
+            }
             metrics::ENDPOINT_FAILED.count(ProviderId::Stripe);
         }
     }
-    let answer = envelope.answer(outcome.as_deref().map_err(String::as_str));
-    send_response(&envelope.response_url.0, answer, deps).await
+    let outcome = match (&outcome, way_out.physical_id()) {
+        (Err(_), Some(id)) => Ok(id),
+        (Ok(id), _) => Ok(id.as_str()),
+        (Err(reason), None) => Err(reason.as_str()),
+    };
+    send_response(&envelope.response_url.0, envelope.answer(outcome), deps).await
 }
 
 async fn send_response<S, W, J, R: RespondToCloudFormation, T: Pause>(

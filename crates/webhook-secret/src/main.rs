@@ -6,10 +6,11 @@ use std::process::ExitCode;
 use billhook_adapters::aws::AwsClients;
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::config::{SecretSource, WebhookSecretConfig};
-use billhook_adapters::dynamodb::jobs::ReconcileCursors;
+use billhook_adapters::dynamodb::jobs::{AppliedEndpoints, ReconcileCursors};
 use billhook_adapters::lambda::{invocation_deadline, run_function, serve_events};
 use billhook_adapters::secrets::{PutSecret as _, SecretsManager, load_document, read_stripe_key};
 use billhook_adapters::stripe::StripeClient;
+use billhook_core::endpoint::applied::AppliedProperties;
 use billhook_core::endpoint::secret::{SecretDocument, SecretKind};
 use billhook_core::ports::{Clock as _, Pause as _};
 use billhook_core::time::Timestamp;
@@ -18,7 +19,9 @@ use secrecy::SecretString;
 use serde_json::Value;
 use webhook_secret::http::ResponseSender;
 use webhook_secret::ports::ResourceDependencies;
-use webhook_secret::ports::{AdapterError, ResetCursors, StripeConnector, WebhookSecretStore};
+use webhook_secret::ports::{
+    AdapterError, AppliedStore, ResetCursors, StripeConnector, WebhookSecretStore,
+};
 use webhook_secret::{ANSWER_RESERVE, handle_request};
 
 fn main() -> ExitCode {
@@ -42,10 +45,10 @@ async fn start_function(
             live: config.environment.live,
         },
         secrets: SigningSecretStore(secrets),
-        cursors: CursorStore(ReconcileCursors::new(
-            aws.dynamodb().clone(),
-            config.jobs_table,
-        )),
+        jobs: JobsStore {
+            cursors: ReconcileCursors::new(aws.dynamodb().clone(), config.jobs_table.clone()),
+            applied: AppliedEndpoints::new(aws.dynamodb().clone(), config.jobs_table),
+        },
         cloudformation: ResponseSender::new()?,
         time: SystemClock,
         app_name: config.environment.app_name,
@@ -96,10 +99,31 @@ impl WebhookSecretStore for SigningSecretStore {
     }
 }
 
-struct CursorStore(ReconcileCursors);
+struct JobsStore {
+    cursors: ReconcileCursors,
+    applied: AppliedEndpoints,
+}
 
-impl ResetCursors for CursorStore {
+impl ResetCursors for JobsStore {
     async fn set_back(&self, to_s: i64) -> Result<(), AdapterError> {
-        Ok(self.0.set_back(to_s).await?)
+        Ok(self.cursors.set_back(to_s).await?)
+    }
+}
+
+impl AppliedStore for JobsStore {
+    async fn load_applied(
+        &self,
+        logical_id: &str,
+    ) -> Result<Option<AppliedProperties>, AdapterError> {
+        Ok(self.applied.load(logical_id).await?)
+    }
+
+    async fn save_applied(
+        &self,
+        logical_id: &str,
+        read: Option<&AppliedProperties>,
+        applied: &AppliedProperties,
+    ) -> Result<(), AdapterError> {
+        Ok(self.applied.save(logical_id, read, applied).await?)
     }
 }

@@ -1,11 +1,12 @@
-//! The ports of the custom resource: Stripe's endpoints, the stored signing secrets, the cursors of `reconcile`, and
-//! the answer to CloudFormation. `main` connects them to `billhook_adapters`; the tests inject a failure at each call.
+//! The ports of the custom resource: Stripe's endpoints, the stored signing secrets, the jobs table, and the answer to
+//! CloudFormation. `main` connects them to `billhook_adapters`; the tests inject a failure at each call.
 
 use std::future::Future;
 
 use billhook_adapters::stripe::{
     CreatedEndpoint, NewEndpoint, StripeClient, StripeError, UpdateResult, WebhookEndpoint,
 };
+use billhook_core::endpoint::applied::AppliedProperties;
 use billhook_core::endpoint::secret::SecretDocument;
 use billhook_core::time::Timestamp;
 use secrecy::SecretString;
@@ -105,12 +106,27 @@ pub trait ResetCursors: Send + Sync {
     fn set_back(&self, to_s: i64) -> impl Future<Output = Result<(), AdapterError>> + Send;
 }
 
+/// What each endpoint was last set to, by the resource's name in the template.
+pub trait AppliedStore: Send + Sync {
+    fn load_applied(
+        &self,
+        logical_id: &str,
+    ) -> impl Future<Output = Result<Option<AppliedProperties>, AdapterError>> + Send;
+    /// `read` is what `load_applied` returned.
+    fn save_applied(
+        &self,
+        logical_id: &str,
+        read: Option<&AppliedProperties>,
+        applied: &AppliedProperties,
+    ) -> impl Future<Output = Result<(), AdapterError>> + Send;
+}
+
 /// The ports of the custom resource, and the names in the endpoint's description.
 pub struct ResourceDependencies<S, W, J, R, T> {
     pub stripe: S,
     pub secrets: W,
-    /// The cursors of `reconcile`.
-    pub cursors: J,
+    /// The jobs table: the cursors of `reconcile`, and what each endpoint was last set to.
+    pub jobs: J,
     pub cloudformation: R,
     pub time: T,
     pub app_name: String,

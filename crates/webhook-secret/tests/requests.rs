@@ -21,7 +21,7 @@ use webhook_secret::{KNOWN_AFTER, handle_request};
 const ARN: &str = "arn:aws:secretsmanager:eu-west-1:1:secret:hook";
 const URL: &str = "https://cloudformation.invalid/?X-Amz-Signature=canary";
 /// More than any request takes.
-const STEPS: u32 = 16;
+const STEPS: u32 = 18;
 
 /// The ports, and what is asked of a run over them.
 #[derive(Clone, Default)]
@@ -452,7 +452,8 @@ async fn a_deletion_is_repeated_wherever_it_failed() {
 
 #[tokio::test]
 async fn a_deletion_outlasts_a_short_failure_because_cloudformation_asks_once() {
-    for fault in answered_faults().filter(|(step, _)| *step > 1) {
+    // The first two steps read the note and the key.
+    for fault in answered_faults().filter(|(step, _)| *step > 2) {
         let ports = RequestPorts::created().await;
         let there = ports.succeeds(&update("r2", "we_1", "a/1", "b/2")).await;
         ports.fault(Some(fault));
@@ -522,7 +523,6 @@ async fn without_a_key_the_first_deploy_goes_through_and_a_rotation_makes_the_en
     for change in [
         update("r4", "we_1", "a/3", "a/4"),
         update("r5", "we_1", "a/3", "b/3"),
-        delete("we_1"),
     ] {
         assert_eq!(
             ports.run(&change).await.unwrap(),
@@ -759,4 +759,73 @@ async fn a_replacement_begins_quietly_even_where_a_person_spoilt_the_secret() {
     assert_eq!(ports.world().waited, KNOWN_AFTER);
     ports.succeeds(&delete("we_1")).await;
     ports.is_settled_with(&there);
+}
+
+#[rstest]
+#[case::rotation("a/2")]
+#[case::in_place("b/1")]
+#[tokio::test]
+async fn a_key_that_stripe_refuses_leaves_the_way_back_and_the_deletion_open(#[case] wanted: &str) {
+    for has_no_key in [false, true] {
+        let ports = RequestPorts::created().await;
+        ports.world().refuses_key = !has_no_key;
+        ports.world().has_no_key = has_no_key;
+        let failed = ports.run(&update("r2", "we_1", "a/1", wanted)).await;
+        assert_eq!(failed, Some(("FAILED".to_owned(), "we_1".to_owned())));
+        assert_eq!(
+            ports.succeeds(&update("r3", "we_1", wanted, "a/1")).await,
+            "we_1"
+        );
+        ports.is_settled_with("we_1");
+        assert_eq!(ports.succeeds(&delete("we_1")).await, "we_1");
+        assert_eq!(ports.ids(), ["we_1"], "left at Stripe, and reported");
+    }
+}
+
+#[tokio::test]
+async fn a_first_key_that_stripe_refuses_leaves_the_way_back_open() {
+    let ports = RequestPorts::default();
+    ports.world().has_no_key = true;
+    let nothing = ports.succeeds(&create()).await;
+    ports.world().has_no_key = false;
+    ports.world().refuses_key = true;
+    let failed = ports.run(&update("r2", &nothing, "a/1", "a/2")).await;
+    assert_eq!(failed, Some(("FAILED".to_owned(), nothing.clone())));
+    let back = update("r3", &nothing, "a/2", "a/1");
+    assert_eq!(ports.succeeds(&back).await, nothing);
+    // And with a key that works, the way back still makes no endpoint.
+    ports.world().refuses_key = false;
+    assert_eq!(ports.succeeds(&back).await, nothing);
+    assert!(ports.ids().is_empty());
+    let made = ports.succeeds(&update("r4", &nothing, "a/1", "a/2")).await;
+    ports.is_settled_with(&made);
+}
+
+#[tokio::test]
+async fn another_resources_failure_is_rolled_back_without_stripe_within_the_hour() {
+    let replaced = async || {
+        let ports = RequestPorts::created().await;
+        let there = ports.succeeds(&update("r2", "we_1", "a/1", "b/2")).await;
+        ports.world().refuses_key = true;
+        (ports, update("r3", &there, "b/2", "a/1"), there)
+    };
+    let (ports, back, there) = replaced().await;
+    assert_eq!(ports.succeeds(&back).await, "we_1");
+    assert_eq!(ports.document()["endpoint_id"], "we_1", "without Stripe");
+    ports.succeeds(&delete(&there)).await;
+    assert_eq!(
+        ports.ids(),
+        ["we_1", &there],
+        "left at Stripe, and reported"
+    );
+    // The next change that Stripe takes also takes what was left.
+    ports.world().refuses_key = false;
+    let next = ports.succeeds(&update("r4", "we_1", "a/1", "c/3")).await;
+    ports.succeeds(&delete("we_1")).await;
+    ports.is_settled_with(&next);
+
+    // Later it is a change that somebody wants.
+    let (ports, back, there) = replaced().await;
+    ports.world().waited += Duration::from_secs(2 * 60 * 60);
+    assert_eq!(ports.run(&back).await, Some(("FAILED".to_owned(), there)));
 }

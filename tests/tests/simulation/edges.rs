@@ -8,14 +8,15 @@ use billhook_adapters::stripe::{
     CreatedEndpoint, NewEndpoint, SecretText, StripeError, StripeRefusal, UpdateResult,
     WebhookEndpoint,
 };
+use billhook_core::endpoint::applied::AppliedProperties;
 use billhook_core::endpoint::secret::{SecretDocument, SecretKind};
 use billhook_core::time::Timestamp;
 use billhook_testkit::sim::{Call, Lost, Mutant, Port, SECRET_CANARY, Service, stripe as sim};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
 use webhook_secret::ports::{
-    AdapterError, ResetCursors, RespondToCloudFormation, StripeConnector, StripeEndpoints,
-    WebhookSecretStore,
+    AdapterError, AppliedStore, ResetCursors, RespondToCloudFormation, StripeConnector,
+    StripeEndpoints, WebhookSecretStore,
 };
 
 /// The secret with the signing secret of Stripe's endpoint.
@@ -239,6 +240,39 @@ impl ResetCursors for Edge {
             .0
             .call(call, "", move |world| world.set_cursors_back(to_s));
         set.await.map_err(|lost| lost.told().into())
+    }
+}
+
+impl AppliedStore for Edge {
+    async fn load_applied(
+        &self,
+        logical_id: &str,
+    ) -> Result<Option<AppliedProperties>, AdapterError> {
+        let (call, id) = (
+            call(Service::Tables, "load_applied", false),
+            logical_id.to_owned(),
+        );
+        let load = self
+            .0
+            .call(call, "", move |world| world.applied.get(&id).cloned());
+        load.await.map_err(|lost| lost.told().into())
+    }
+
+    async fn save_applied(
+        &self,
+        logical_id: &str,
+        _: Option<&AppliedProperties>,
+        applied: &AppliedProperties,
+    ) -> Result<(), AdapterError> {
+        let (call, id) = (
+            call(Service::Tables, "save_applied", true),
+            logical_id.to_owned(),
+        );
+        let applied = applied.clone();
+        let save = self.0.call(call, "", move |world| {
+            world.applied.insert(id.clone(), applied.clone());
+        });
+        save.await.map_err(|lost| lost.told().into())
     }
 }
 

@@ -322,7 +322,7 @@ impl Delivery {
             let deps = ResourceDependencies {
                 stripe: edge.clone(),
                 secrets: edge.clone(),
-                cursors: edge.clone(),
+                jobs: edge.clone(),
                 cloudformation: edge,
                 time: functions.sim.clone(),
                 app_name: "billhook".to_owned(),

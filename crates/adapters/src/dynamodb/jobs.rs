@@ -1,4 +1,4 @@
-//! The jobs table: the checkpoints (high-water marks) of the scheduled tasks.
+//! The jobs table: the checkpoints (high-water marks) of the scheduled tasks, and what each endpoint was last set to.
 //!
 //! A checkpoint is raised only if it is still as it was read (optimistic lock); `webhook-secret` may lower the cursors
 //! of `reconcile`. A checkpoint that is too low costs calls, never an event. What it means:
@@ -9,11 +9,13 @@ use std::collections::BTreeSet;
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::ProvideErrorMetadata as _;
 use aws_sdk_dynamodb::types::AttributeValue;
+use billhook_core::endpoint::applied::{AnsweredProperties, AppliedProperties};
 use billhook_core::error::DependencyError;
 use billhook_core::tasks::checkpoint::{
     AccountRefusal, Checkpoint, DONE_THROUGH_S, JOB_ID, RECONCILE_PREFIX, ResumeAt,
 };
 use billhook_core::tasks::ports::{CheckpointSaveResult, CheckpointStore};
+use billhook_core::time::Timestamp;
 use billhook_core::worker::ports::CommitError;
 
 use super::attributes::{self, Item, number_value, read_text, string_value};
@@ -26,6 +28,14 @@ const EVENT_TYPES: &str = "event_types";
 const RESUME_TYPES: &str = "resume_types";
 const REFUSED_SINCE_S: &str = "refused_since_s";
 const REFUSAL_TOLD_S: &str = "refusal_told_s";
+
+/// Before the logical id of an endpoint, in the key of its row.
+const ENDPOINT_PREFIX: &str = "endpoint#";
+const LAST_ID: &str = "last_id";
+const LAST_DIGEST: &str = "last_digest";
+const BEFORE_ID: &str = "before_id";
+const BEFORE_DIGEST: &str = "before_digest";
+const APPLIED_AT: &str = "applied_at";
 
 /// The jobs table; the tenants table too, because `reconcile` asks Stripe about each tenant's account.
 #[derive(Clone, Debug)]
@@ -205,9 +215,117 @@ impl ReconcileCursors {
     }
 }
 
+/// What each endpoint was last set to, in the jobs table, for `webhook-secret`.
+#[derive(Clone, Debug)]
+pub struct AppliedEndpoints {
+    client: Client,
+    table: String,
+}
+
+impl AppliedEndpoints {
+    pub fn new(client: Client, table: String) -> Self {
+        Self { client, table }
+    }
+
+    /// `logical_id` is the resource's name in the template.
+    pub async fn load(
+        &self,
+        logical_id: &str,
+    ) -> Result<Option<AppliedProperties>, DependencyError> {
+        let job = format!("{ENDPOINT_PREFIX}{logical_id}");
+        let get = self.client.get_item().table_name(&self.table);
+        let got = get
+            .key(JOB_ID, string_value(&job))
+            .consistent_read(true)
+            .send()
+            .await;
+        let doing = || format!("read {job} of {}", self.table);
+        let row = got.map_err(|error| dependency_error(doing(), error))?.item;
+        Ok(row.as_ref().and_then(read_applied))
+    }
+
+    /// Fails if the row is no longer as it was read: CloudFormation sends one request for a resource at a time, so this is
+    /// a late repeat of an earlier one, and what is noted now is true.
+    pub async fn save(
+        &self,
+        logical_id: &str,
+        read: Option<&AppliedProperties>,
+        applied: &AppliedProperties,
+    ) -> Result<(), DependencyError> {
+        let job = format!("{ENDPOINT_PREFIX}{logical_id}");
+        let doing = format!("write {job} of {}", self.table);
+        let update = build_applied_update(&self.table, &job, read, applied);
+        let update = update.map_err(|error| super::invalid_call(&doing, error))?;
+        let sent = send_update(&self.client, update).await;
+        sent.map_err(|error| dependency_error(doing, error))
+    }
+}
+
+fn build_applied_update(
+    table: &str,
+    job: &str,
+    read: Option<&AppliedProperties>,
+    applied: &AppliedProperties,
+) -> Result<aws_sdk_dynamodb::types::Update, CommitError> {
+    let mut update = UpdateBuilder::new();
+    let before = applied.before.as_ref();
+    update.set(LAST_ID, Some(string_value(&applied.last.physical_id)));
+    update.set(LAST_DIGEST, Some(string_value(&applied.last.digest)));
+    update.set(BEFORE_ID, before.map(|it| string_value(&it.physical_id)));
+    update.set(BEFORE_DIGEST, before.map(|it| string_value(&it.digest)));
+    let at = |applied: &AppliedProperties| string_value(applied.applied_at.to_string());
+    update.set(APPLIED_AT, Some(at(applied)));
+    update.require_as_loaded(APPLIED_AT, read.map(at).as_ref());
+    update.build(table, JOB_ID, job)
+}
+
+/// `None` if the row is not as we write it: then no update is a way back.
+fn read_applied(row: &Item) -> Option<AppliedProperties> {
+    let answered = |id: &str, digest: &str| {
+        Some(AnsweredProperties {
+            physical_id: read_text(row, id)?.to_owned(),
+            digest: read_text(row, digest)?.to_owned(),
+        })
+    };
+    Some(AppliedProperties {
+        last: answered(LAST_ID, LAST_DIGEST)?,
+        before: answered(BEFORE_ID, BEFORE_DIGEST),
+        applied_at: Timestamp::parse(read_text(row, APPLIED_AT)?).ok()?,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_an_endpoint_was_set_to_reads_back_as_written() {
+        let answered = |id: &str, digest: &str| AnsweredProperties {
+            physical_id: id.to_owned(),
+            digest: digest.to_owned(),
+        };
+        let at = Timestamp::from_unix_s(3_000).unwrap();
+        let first = AppliedProperties::followed_by(None, answered("we_1", "a"), at);
+        let second = AppliedProperties::followed_by(Some(first.clone()), answered("we_2", "b"), at);
+        for (read, applied) in [(None, first.clone()), (Some(first), second)] {
+            let update =
+                build_applied_update("jobs", "endpoint#Hook", read.as_ref(), &applied).unwrap();
+            assert!(update.condition_expression.is_some());
+            let values = update.expression_attribute_values.unwrap();
+            let mut row = Item::new();
+            let set = update.update_expression.trim_start_matches("SET ");
+            let set = set.split(" REMOVE ").next().unwrap();
+            for pair in set.split(", ") {
+                let (name, value) = pair.split_once(" = ").unwrap();
+                row.insert(
+                    name.trim_start_matches('#').to_owned(),
+                    values[value].clone(),
+                );
+            }
+            assert_eq!(read_applied(&row), Some(applied));
+        }
+        assert_eq!(read_applied(&Item::new()), None);
+    }
 
     #[test]
     fn progress_reads_back_as_written_on_condition_of_what_was_read() {

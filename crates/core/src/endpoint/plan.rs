@@ -43,8 +43,8 @@ pub struct EndpointProperties {
 #[error("properties: {}", .0.join("; "))]
 pub struct InvalidProperties(pub Vec<String>);
 
-/// Properties that CloudFormation itself reads.
-const IGNORED: &[&str] = &["ServiceToken", "ServiceTimeout"];
+/// Properties that CloudFormation itself reads; `After` refers to what must exist before the endpoint.
+const IGNORED: &[&str] = &["ServiceToken", "ServiceTimeout", "After"];
 
 impl EndpointProperties {
     /// Parses `ResourceProperties`. An unknown property is an error: if `Rotation` instead of `RotationToken`
@@ -103,11 +103,30 @@ impl EndpointProperties {
     /// A digest of what cannot be changed in place: connect, API version, rotation token. A different digest means a
     /// new endpoint. Cut to 32 hex digits, because it is stored as a tag.
     pub fn digest(&self) -> String {
-        let fixed = json!([self.connect, self.api_version, self.rotation_token]).to_string();
-        let mut hex = HEXLOWER.encode(&Sha256::digest(fixed));
-        hex.truncate(32);
-        hex
+        digest_of(&json!([
+            self.connect,
+            self.api_version,
+            self.rotation_token
+        ]))
     }
+
+    /// A digest of all properties, by which [`applied`](super::applied) knows them again.
+    pub fn full_digest(&self) -> String {
+        digest_of(&json!([
+            self.url,
+            self.connect,
+            self.enabled_events,
+            self.api_version,
+            self.secret_arn,
+            self.rotation_token
+        ]))
+    }
+}
+
+fn digest_of(values: &Value) -> String {
+    let mut hex = HEXLOWER.encode(&Sha256::digest(values.to_string()));
+    hex.truncate(32);
+    hex
 }
 
 /// Accepts a list, or one string with commas. Absent or empty means the handled types. Anything else returns an empty
@@ -368,6 +387,7 @@ mod tests {
     #[rstest]
     #[case::same(json!({}), json!({}), EndpointPlan::Nothing)]
     #[case::timeout_only(json!({"ServiceTimeout": "60"}), json!({}), EndpointPlan::Nothing)]
+    #[case::order_only(json!({"After": ["", "acl"]}), json!({}), EndpointPlan::Nothing)]
     #[case::url(json!({}), json!({"Url": "https://y"}), EndpointPlan::UpdateInPlace { endpoint_id: "we_1".into() })]
     #[case::events(json!({}), json!({"EnabledEvents": ["a.b"]}), EndpointPlan::UpdateInPlace { endpoint_id: "we_1".into() })]
     #[case::token(json!({}), json!({"RotationToken": "2"}), EndpointPlan::Replace { endpoint_id: "we_1".into() })]

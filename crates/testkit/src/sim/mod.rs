@@ -19,6 +19,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::Duration;
 
+use billhook_core::endpoint::applied::AppliedProperties;
 use billhook_core::ids::ProviderId;
 use billhook_core::ports::{Clock, Pause};
 use billhook_core::time::Timestamp;
@@ -125,6 +126,8 @@ pub struct World {
     pub stripe: Stripe,
     /// Every version of each secret, with the time from which it was current.
     pub secrets: BTreeMap<String, Vec<(String, Timestamp)>>,
+    /// What each endpoint was last set to, by the resource's name.
+    pub applied: BTreeMap<String, AppliedProperties>,
     /// The answers to CloudFormation.
     pub stack_answers: Vec<Value>,
     /// How often each situation happened that a run should cover (`SOMETIMES`).
@@ -191,6 +194,7 @@ impl Sim {
             queues: queues.collect(),
             stripe: Stripe::default(),
             secrets: BTreeMap::new(),
+            applied: BTreeMap::new(),
             stack_answers: Vec::new(),
             sometimes: BTreeMap::new(),
             trace: traced.then(Vec::new),

@@ -1,0 +1,127 @@
+//! What a resource's endpoint was last set to, stored beside the endpoints. From it the function knows the way back of a
+//! failed update: CloudFormation's request to set the old properties again. It must succeed without Stripe, or the stack
+//! is stuck in `UPDATE_ROLLBACK_FAILED`; the usual cause of the failed update is a key that Stripe refuses, and Stripe
+//! refuses it on the way back too. Pure.
+
+use std::time::Duration;
+
+use crate::time::Timestamp;
+
+/// A stack whose update failed is rolled back at once; after this time the same request is a change that somebody wants.
+const WAY_BACK_MAX: Duration = Duration::from_secs(60 * 60);
+
+/// An answer that CloudFormation got: the physical id, and what was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AnsweredProperties {
+    pub physical_id: String,
+    /// [`EndpointProperties::full_digest`](super::plan::EndpointProperties::full_digest).
+    pub digest: String,
+}
+
+/// The last answer of success to a Create or Update, and the one before it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AppliedProperties {
+    pub last: AnsweredProperties,
+    /// Until its endpoint is deleted.
+    pub before: Option<AnsweredProperties>,
+    pub applied_at: Timestamp,
+}
+
+impl AppliedProperties {
+    /// If an update of `physical_id` to the properties of this digest is the way back of a failed update: the physical id
+    /// that stands for them.
+    ///
+    /// Either the update of this resource failed, and then what is asked for was applied last; or it succeeded and that of
+    /// another resource of the stack failed, and then it was applied before the last one.
+    pub fn find_way_back(&self, physical_id: &str, digest: &str, now: Timestamp) -> Option<&str> {
+        if self.last.physical_id != physical_id {
+            return None;
+        }
+        if self.last.digest == digest {
+            return Some(&self.last.physical_id);
+        }
+        let is_recent = self.applied_at.until(now) <= WAY_BACK_MAX;
+        let before = self.before.as_ref();
+        let wanted = before.filter(|before| is_recent && before.digest == digest);
+        wanted.map(|before| before.physical_id.as_str())
+    }
+
+    /// After another answer of success.
+    #[must_use]
+    pub fn followed_by(known: Option<Self>, answered: AnsweredProperties, now: Timestamp) -> Self {
+        let before = known.and_then(|known| {
+            if known.last == answered {
+                known.before
+            } else if known.before.as_ref() == Some(&answered) {
+                // A way back was taken: to ask again for what it came from is a change.
+                None
+            } else {
+                Some(known.last)
+            }
+        });
+        Self {
+            last: answered,
+            before,
+            applied_at: now,
+        }
+    }
+
+    /// After the deletion of an endpoint: nothing leads back to it.
+    #[must_use]
+    pub fn without(self, physical_id: &str) -> Self {
+        Self {
+            before: self
+                .before
+                .filter(|before| before.physical_id != physical_id),
+            ..self
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answered(physical_id: &str, digest: &str) -> AnsweredProperties {
+        AnsweredProperties {
+            physical_id: physical_id.to_owned(),
+            digest: digest.to_owned(),
+        }
+    }
+
+    fn at(s: i64) -> Timestamp {
+        Timestamp::from_unix_s(1_781_000_000 + s).unwrap()
+    }
+
+    #[test]
+    fn a_way_back_leads_to_what_was_applied_last_or_within_the_hour_before() {
+        let created = AppliedProperties::followed_by(None, answered("we_1", "a"), at(0));
+        let replaced =
+            AppliedProperties::followed_by(Some(created.clone()), answered("we_2", "b"), at(100));
+        // The update of this resource failed.
+        assert_eq!(created.find_way_back("we_1", "a", at(9_000)), Some("we_1"));
+        assert_eq!(created.find_way_back("we_1", "b", at(1)), None, "a change");
+        assert_eq!(created.find_way_back("we_9", "a", at(1)), None, "unknown");
+        // That of another resource failed.
+        assert_eq!(replaced.find_way_back("we_2", "a", at(200)), Some("we_1"));
+        assert_eq!(replaced.find_way_back("we_2", "a", at(3_700)), Some("we_1"));
+        assert_eq!(
+            replaced.find_way_back("we_2", "a", at(3_701)),
+            None,
+            "wanted"
+        );
+        let cleaned = replaced.without("we_1");
+        assert_eq!(cleaned.find_way_back("we_2", "a", at(200)), None, "deleted");
+        assert_eq!(cleaned.find_way_back("we_2", "b", at(200)), Some("we_2"));
+    }
+
+    #[test]
+    fn a_repeated_answer_keeps_the_one_before_and_a_way_back_forgets_it() {
+        let created = AppliedProperties::followed_by(None, answered("we_1", "a"), at(0));
+        let changed = AppliedProperties::followed_by(Some(created), answered("we_1", "b"), at(1));
+        let repeated = AppliedProperties::followed_by(Some(changed), answered("we_1", "b"), at(2));
+        assert_eq!(repeated.before, Some(answered("we_1", "a")));
+        let back = AppliedProperties::followed_by(Some(repeated), answered("we_1", "a"), at(3));
+        assert_eq!(back.before, None);
+    }
+}
