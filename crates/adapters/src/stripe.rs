@@ -1,5 +1,5 @@
 //! Client for the few calls of Stripe's API that billhook makes: webhook endpoints, PaymentIntents, Checkout Sessions,
-//! events, and a payment with all that belongs to it (`payment_objects`).
+//! events, and a payment with all that belongs to it (`payment_objects`). `permissions` lists what a key must be allowed.
 //!
 //! Guarantees: a call makes at most three attempts of 10 s with waits of 0.5 s and 1 s (exponential backoff), 31.5 s in
 //! all without the rate limit; every attempt of a POST carries the idempotency key that the caller chose; redirects are
@@ -8,6 +8,7 @@
 //! It decides nothing: `billhook_core::tasks` and `billhook_core::endpoint` interpret the answers.
 
 mod payment_objects;
+pub mod permissions;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use billhook_adapters::config::{EnvLookup, read_order_ids, read_row_rules};
 use billhook_core::entity::columns::EntitySchema;
 use billhook_core::entity::rules::RowRules;
@@ -20,6 +20,8 @@ pub(crate) struct DeployedStack {
     pub(crate) id: String,
     /// For example `UPDATE_COMPLETE`.
     pub(crate) status: String,
+    /// When its last update began; `None` if it was never updated.
+    updated_at: Option<String>,
     outputs: BTreeMap<String, String>,
     parameters: BTreeMap<String, String>,
 }
@@ -56,6 +58,9 @@ impl DeployedStack {
             status: read_first_text(&document, "StackStatus")
                 .unwrap_or_default()
                 .to_owned(),
+            updated_at: read_first_text(&document, "LastUpdatedTime")
+                .filter(|at| !at.is_empty())
+                .map(str::to_owned),
             outputs: pairs("Outputs", "OutputKey", "OutputValue"),
             parameters: pairs("Parameters", "ParameterKey", "ParameterValue"),
         })
@@ -135,6 +140,26 @@ impl DeployedStack {
         })
     }
 
+    /// Whether an update of this stack, as it was described before, has ended well: after UpdateStack was accepted,
+    /// CloudFormation may still describe the stack as it was.
+    ///
+    /// # Errors
+    /// If the update failed.
+    pub(crate) fn has_been_updated_since(&self, before: &Self) -> Result<bool> {
+        if self.updated_at == before.updated_at {
+            return Ok(false);
+        }
+        match self.status.as_str() {
+            "UPDATE_COMPLETE" => Ok(true),
+            "UPDATE_IN_PROGRESS" | "UPDATE_COMPLETE_CLEANUP_IN_PROGRESS" => Ok(false),
+            status => bail!(
+                "the update of {} failed with {status}: see `aws cloudformation describe-stack-events --stack-name {}` and docs/runbook/stack.md",
+                self.name,
+                self.name
+            ),
+        }
+    }
+
     /// The names of the functions.
     pub(crate) fn functions(&self) -> Result<Vec<&str>> {
         let functions = self.outputs.iter();
@@ -205,6 +230,30 @@ async fn call_cloudformation(aws: &SignedAwsClient, pairs: &[(&str, &str)]) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_update_has_ended_only_after_it_has_begun() {
+        let stack = |updated_at: Option<&str>, status: &str| DeployedStack {
+            name: "billhook-dev".to_owned(),
+            id: String::new(),
+            status: status.to_owned(),
+            updated_at: updated_at.map(str::to_owned),
+            outputs: BTreeMap::new(),
+            parameters: BTreeMap::new(),
+        };
+        let before = stack(Some("10:00"), "UPDATE_COMPLETE");
+        let is = |updated_at, status| stack(updated_at, status).has_been_updated_since(&before);
+        assert!(!is(Some("10:00"), "UPDATE_COMPLETE").unwrap(), "as it was");
+        assert!(!is(Some("10:05"), "UPDATE_IN_PROGRESS").unwrap());
+        assert!(!is(Some("10:05"), "UPDATE_COMPLETE_CLEANUP_IN_PROGRESS").unwrap());
+        assert!(is(Some("10:05"), "UPDATE_COMPLETE").unwrap());
+        let failed = is(Some("10:05"), "UPDATE_ROLLBACK_IN_PROGRESS").unwrap_err();
+        assert!(failed.to_string().contains("UPDATE_ROLLBACK_IN_PROGRESS"));
+        let created = stack(None, "CREATE_COMPLETE");
+        let updated = stack(Some("10:00"), "UPDATE_COMPLETE");
+        assert!(updated.has_been_updated_since(&created).unwrap());
+        assert!(!created.has_been_updated_since(&created).unwrap());
+    }
 
     #[test]
     fn outputs_and_parameters_are_parsed_and_a_missing_output_is_an_error() {

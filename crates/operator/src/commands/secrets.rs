@@ -3,6 +3,7 @@
 //! A replaced secret stays valid for 24 hours, because the provider still retries deliveries that it signed with it;
 //! after a leak `--revoke` ends that.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -11,11 +12,14 @@ use billhook_adapters::config::{SecretLocation, SecretSource};
 use billhook_adapters::secrets::{
     change_members, read_stripe_key, revoke_replaced, roll_back_secret,
 };
+use billhook_adapters::stripe::StripeClient;
+use billhook_adapters::stripe::permissions::KeyPermission;
 use billhook_core::endpoint::secret::{SecretHolder, SecretKind};
 use billhook_core::ids::ProviderId;
 use billhook_core::ports::{Clock as _, Pause as _};
 use billhook_core::time::Timestamp;
 use clap::{Args, Subcommand};
+use secrecy::SecretString;
 use serde_json::{Value, json};
 
 use crate::output::{OutputWriter, print_notice};
@@ -42,7 +46,7 @@ pub(crate) enum SecretsCommand {
     Status,
     /// Replace the webhook endpoints at Stripe and their signing secrets
     #[command(
-        after_help = "Updates the stack with a new RotationToken and waits until the update is complete. Replaced secrets stay \
+        after_help = "Updates the stack with a new RotationToken and waits until the stack names other endpoints. Replaced secrets stay \
         valid for 24 hours.\nWithout --yes the command only shows what it would do.\n\n\
         Example:\n  billhook secrets rotate stripe --yes"
     )]
@@ -50,6 +54,7 @@ pub(crate) enum SecretsCommand {
     /// Store a new Lob signing secret or a new Stripe API key
     #[command(
         after_help = "The command reads the value from the first line of standard input, or asks for it; it never shows it.\n\
+        A Stripe key is tried first: one that Stripe refuses, or that lacks a permission, is not stored.\n\
         A replaced Lob secret stays valid for 24 hours. Revoke a replaced Stripe key in Stripe's dashboard.\n\n\
         Examples:\n  billhook secrets put lob\n  pass show lob/webhook | billhook secrets put lob --revoke\n  \
         billhook secrets put stripe-key"
@@ -144,14 +149,7 @@ pub(crate) async fn run_secrets(
                 ));
                 return Ok(());
             }
-            let token = SystemClock.new_id().to_string();
-            session
-                .stack
-                .update_parameters(&session.aws, &[("RotationToken", &token)])
-                .await?;
-            print_notice(&format!("updating {name}"));
-            wait_for_stack_update(session).await?;
-            print_notice("done: the endpoints at Stripe are replaced");
+            rotate_endpoints(session).await?;
         }
         SecretsCommand::Put(args) => put_secret(&args, session).await?,
         SecretsCommand::Rollback(rollback) => {
@@ -188,10 +186,9 @@ async fn put_secret(args: &SecretsPutArgs, session: &StackSession) -> Result<()>
             location: SecretLocation::Here(read_secret("the Stripe API key, sk_… or rk_…")?),
         };
         let key = read_stripe_key(&session.secrets, &source, session.stack.is_live()).await?;
-        let members = [(
-            SecretKind::StripeKey.member(),
-            key.context("standard input has no key")?,
-        )];
+        let key = key.context("standard input has no key")?;
+        try_key(session, &key).await?;
+        let members = [(SecretKind::StripeKey.member(), key)];
         let put = change_members(&session.secrets, arn, of, &members, now).await;
         put.context("cannot put a key into the App secret: it must be a JSON object")?;
         print_notice(
@@ -209,6 +206,36 @@ async fn put_secret(args: &SecretsPutArgs, session: &StackSession) -> Result<()>
     } else {
         change_members(&session.secrets, arn, of, &members, now).await?;
         print_notice("stored; the old secret stays valid for 24 hours");
+    }
+    Ok(())
+}
+
+/// Fails if Stripe refuses the key, or if the key lacks a permission that the functions need.
+async fn try_key(session: &StackSession, key: &SecretString) -> Result<()> {
+    let (base, live) = (
+        session.stack.parameter("StripeApiBase"),
+        session.stack.is_live(),
+    );
+    let stripe = StripeClient::new(base, key.clone(), live)?;
+    let missing = stripe.find_missing_permissions().await;
+    let missing = missing.context("the key was tried and nothing was stored")?;
+    let (required, others): (Vec<_>, Vec<_>) = missing
+        .into_iter()
+        .partition(|permission| permission.is_required);
+    let list = |permissions: &[KeyPermission]| {
+        let named = permissions
+            .iter()
+            .map(|it| format!("{it} ({})", it.needed_by));
+        named.collect::<Vec<_>>().join(", ")
+    };
+    if !required.is_empty() {
+        bail!(
+            "the key lacks permissions, so nothing was stored: {}. Add them to the key in Stripe's dashboard, also under Connect, and try again",
+            list(&required)
+        );
+    }
+    if !others.is_empty() {
+        print_notice(&format!("the key lacks {}", list(&others)));
     }
     Ok(())
 }
@@ -263,18 +290,62 @@ async fn list_secret_versions(session: &StackSession, key: &str) -> Result<Vec<V
     Ok(rows)
 }
 
-async fn wait_for_stack_update(session: &StackSession) -> Result<()> {
+/// Replaces the endpoints, and believes it only when the stack names other ones.
+async fn rotate_endpoints(session: &StackSession) -> Result<()> {
+    let name = &session.stack.name;
+    let before = DeployedStack::describe(&session.aws, name).await?;
+    let endpoints = |stack: &DeployedStack| {
+        let outputs = STACK_ENDPOINTS.iter();
+        let states = outputs.filter_map(|(output, _)| Some((*output, stack.output(output).ok()?)));
+        states
+            .map(|(output, state)| (output, state.to_owned()))
+            .collect::<BTreeMap<_, _>>()
+    };
+    let old = endpoints(&before);
+    if old.is_empty() {
+        bail!("{name} keeps no endpoints at Stripe: its parameter StripeEndpoints is none");
+    }
+    let token = SystemClock.new_id().to_string();
+    let changes = [("RotationToken", token.as_str())];
+    before.update_parameters(&session.aws, &changes).await?;
+    print_notice(&format!("updating {name}"));
+    let after = wait_for_stack_update(session, &before).await?;
+    let new = endpoints(&after);
+    for (output, id) in &new {
+        if !id.starts_with("we_") {
+            bail!("{name} was updated, and {output} is: {id}");
+        }
+        if old.get(output) == Some(id) {
+            bail!(
+                "{name} was updated, but {output} is still {id}: nothing was rotated. Deploy with a new RotationToken instead: make deploy PARAMS=RotationToken={token}"
+            );
+        }
+    }
+    let replaced: Vec<String> = new
+        .iter()
+        .map(
+            |(output, id)| match old.get(output).filter(|old| old.starts_with("we_")) {
+                Some(old) => format!("{old} by {id}"),
+                None => format!("nothing by {id}"),
+            },
+        )
+        .collect();
+    print_notice(&format!(
+        "done: the endpoints at Stripe are replaced: {}",
+        replaced.join(", ")
+    ));
+    Ok(())
+}
+
+async fn wait_for_stack_update(
+    session: &StackSession,
+    before: &DeployedStack,
+) -> Result<DeployedStack> {
     let started_at = SystemClock.now();
     loop {
-        let stack = DeployedStack::describe(&session.aws, &session.stack.name).await?;
-        match stack.status.as_str() {
-            "UPDATE_COMPLETE" => return Ok(()),
-            "UPDATE_IN_PROGRESS" | "UPDATE_COMPLETE_CLEANUP_IN_PROGRESS" => {}
-            status => bail!(
-                "the update of {} failed with {status}: see `aws cloudformation describe-stack-events --stack-name {}`",
-                stack.name,
-                stack.name
-            ),
+        let stack = DeployedStack::describe(&session.aws, &before.name).await?;
+        if stack.has_been_updated_since(before)? {
+            return Ok(stack);
         }
         if started_at.until(SystemClock.now()) > UPDATE_MAX {
             bail!(

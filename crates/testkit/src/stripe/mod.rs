@@ -175,6 +175,17 @@ impl LocalStripe {
         acted.map_err(anyhow::Error::msg)
     }
 
+    /// Accepts a key; `restrictions` is for a restricted one: resources such as `payment_intents`, each with whether it
+    /// may be written.
+    pub fn admit_key(&self, key: &str, restrictions: Option<&[(&str, bool)]>) {
+        self.state_mut().admit_key(key, restrictions);
+    }
+
+    /// From now on the key is unknown.
+    pub fn revoke_key(&self, key: &str) {
+        self.state_mut().revoke_key(key);
+    }
+
     /// Whether our key has no access to a connected account: it was disconnected.
     pub fn refuse(&self, account: &str, refuses: bool) {
         self.state_mut().refuse(account, refuses);

@@ -1,7 +1,7 @@
 //! State of the local Stripe: keys, accounts, idempotency keys and planned faults; `objects` has the rules of each
 //! object. It has no sockets and no clock, so a call is a pure function of state and request.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -189,6 +189,8 @@ pub(super) struct State {
     faults: VecDeque<Fault>,
     /// Connected accounts that our key has no access to.
     refusing: BTreeSet<String>,
+    /// What each restricted key may do: a resource, and whether it may be written.
+    restricted: BTreeMap<String, BTreeMap<String, bool>>,
     calls: Vec<String>,
     ids: u64,
     second: (i64, u32),
@@ -264,6 +266,44 @@ impl State {
         Some(answer)
     }
 
+    /// Accepts a key. A restricted one may write what stands here with `true`, read what stands with `false`, and do nothing
+    /// else; a resource is the first part of its path, such as `payment_intents`.
+    pub(super) fn admit_key(&mut self, key: &str, restrictions: Option<&[(&str, bool)]>) {
+        self.revoke_key(key);
+        self.config.keys.push(key.to_owned());
+        if let Some(allowed) = restrictions {
+            let allowed = allowed
+                .iter()
+                .map(|(resource, writes)| ((*resource).to_owned(), *writes));
+            self.restricted.insert(key.to_owned(), allowed.collect());
+        }
+    }
+
+    /// From now on the key is unknown (401).
+    pub(super) fn revoke_key(&mut self, key: &str) {
+        self.config.keys.retain(|known| known != key);
+        self.restricted.remove(key);
+    }
+
+    fn find_missing_permission(&self, call: &Call) -> Option<Refusal> {
+        let allowed = self.restricted.get(&call.key)?;
+        let resource = call.path.split('/').nth(2).unwrap_or_default();
+        let writes = call.method != "GET";
+        if allowed
+            .get(resource)
+            .is_some_and(|may_write| *may_write || !writes)
+        {
+            return None;
+        }
+        let level = if writes { "write" } else { "read" };
+        Some(Refusal::plain(
+            403,
+            &format!(
+                "The provided key 'rk_test_*****' does not have the required permissions for this endpoint on account 'acct_local'. Having the 'rak_{resource}_{level}' permission would allow this request to continue."
+            ),
+        ))
+    }
+
     fn due_fault(&mut self) -> Option<Fault> {
         let first = self.faults.front_mut()?;
         if first.after > 0 {
@@ -276,6 +316,9 @@ impl State {
     fn checked(&mut self, call: &Call, now_s: i64) -> Answer {
         if !self.config.keys.contains(&call.key) {
             return Refusal::plain(401, "Invalid API Key provided: *****").answer();
+        }
+        if let Some(refusal) = self.find_missing_permission(call) {
+            return refusal.answer();
         }
         if let Some(limit) = self.config.requests_per_second {
             let (second, used) = self.second;

@@ -65,7 +65,7 @@ fn secrets_show_their_ages_and_are_rotated() {
         );
         let old = stage.endpoints();
         let rotated = run_billhook(stage, "secrets rotate stripe --yes").await?;
-        rotated.assert_exit(0, "endpoints at Stripe are replaced");
+        rotated.assert_exit(0, "done: the endpoints at Stripe are replaced: we_");
         assert_ne!(
             signing_secret(world, "StripeWebhookSecretArn").await?,
             before
@@ -107,6 +107,17 @@ fn find_stripe_object(stage: &Stage, id: &str) -> Value {
     objects.find(|object| object["id"] == id).unwrap().clone()
 }
 
+async fn stored_stripe_key(world: &World) -> Result<String> {
+    let arn = world.stack.output("AppSecretArn")?;
+    let secrets = world.aws.secrets_manager();
+    let read = secrets.get_secret_value().secret_id(arn).send().await?;
+    let document: Value = serde_json::from_str(read.secret_string().unwrap_or_default())?;
+    Ok(document["stripe_secret_key"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned())
+}
+
 #[test]
 fn keys_are_put_from_standard_input_and_a_wrong_one_is_refused() {
     flow(true, async |stage| {
@@ -122,6 +133,30 @@ fn keys_are_put_from_standard_input_and_a_wrong_one_is_refused() {
         run_with_input(stage, put, "whsec_1")
             .await?
             .assert_exit(1, "does not begin with sk_ or rk_");
+        run_with_input(stage, put, "sk_test_nobodyknowsthis")
+            .await?
+            .assert_exit(1, "the key was tried and nothing was stored");
+        let mut allowed = vec![
+            ("webhook_endpoints", true),
+            ("payment_intents", true),
+            ("checkout", false),
+        ];
+        let restricted = "rk_test_local0123456789";
+        stage.stripe.admit_key(restricted, Some(&allowed));
+        run_with_input(stage, put, restricted).await?.assert_exit(
+            1,
+            "nothing was stored: Events: Read (reconcile), Checkout Sessions: Write (cleanup)",
+        );
+        assert_eq!(stored_stripe_key(world).await?, TEST_KEY);
+        allowed.extend([("events", false), ("checkout", true)]);
+        stage.stripe.admit_key(restricted, Some(&allowed));
+        let stored = run_with_input(stage, put, restricted).await?;
+        stored.assert_exit(
+            0,
+            "the key lacks Charges and Refunds: Read (billhook prove --with-stripe), Disputes: Read",
+        );
+        assert_eq!(stored_stripe_key(world).await?, restricted);
+        stage.stripe.revoke_key(restricted);
         run_with_input(stage, put, "")
             .await?
             .assert_exit(1, "standard input has no secret");
