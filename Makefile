@@ -2,11 +2,15 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help run stop setup catalogue third-provider fmt lint lint-template test bench peers chaos fuzz measure simulate replay bounds prove-scale build deploy
+.PHONY: help run stop setup catalogue third-provider fmt lint lint-template test bench peers chaos fuzz measure simulate replay bounds prove-scale build deploy import destroy
 
 # No tool may download a Rust target or send telemetry without our knowledge.
 export RUSTUP_DIST_SERVER := http://127.0.0.1:1
 export SAM_CLI_TELEMETRY := 0
+# boto3, and so sam, reads only this one.
+ifdef AWS_REGION
+export AWS_DEFAULT_REGION ?= $(AWS_REGION)
+endif
 
 TOOLS := tests/tools
 VENV := .venv
@@ -154,9 +158,18 @@ prove-scale: setup ## prove ORDERS=100000 orders with three events each on the l
 build: $(VENV)/.installed-build ## build the functions as they are deployed (ARCH=arm64|x86_64)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" sam build --parameter-overrides Architecture=$(ARCH)
 
-deploy: $(VENV)/.installed-build ## build and deploy to AWS (ENV=default|staging|prod)
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" sam build --config-env $(ENV)
-	$(VENV)/bin/sam deploy --config-env $(ENV)
+# On the command line of sam, parameters replace the list of samconfig.toml; PARAMS adds to it.
+STACK := $(VENV)/bin/python $(TOOLS)/stack.py
+deploy: $(VENV)/.installed-build ## build and deploy to AWS (ENV=default|staging|prod PARAMS='Name=value …' FLAGS='options of sam deploy')
+	parameters="$$($(STACK) parameters $(ENV) $(PARAMS))"; PATH="$(CURDIR)/$(VENV)/bin:$$PATH"; \
+	  sam build --config-env $(ENV) --parameter-overrides "$$parameters"; \
+	  sam deploy --config-env $(ENV) --parameter-overrides "$$parameters" $(FLAGS)
+
+import: $(VENV)/.installed ## make a stack again of the tables that a deleted one left behind; then deploy it (ENV, PARAMS)
+	$(STACK) import $(ENV) $(PARAMS)
+
+destroy: $(VENV)/.installed ## delete a stack with its tables and App secret, if it is no production with rows (ENV)
+	$(STACK) destroy $(ENV) $(PARAMS) $(if $(YES),--yes)
 
 # ---- tools
 

@@ -18,6 +18,4 @@ with open(sys.argv[1], encoding="utf-8") as file:
     source = yaml_parse(file.read())
 validator = SamTemplateValidator(source, NoManagedPolicies(), region="eu-west-1")
 expanded = yaml_parse(validator.get_translated_template_if_valid())
-# SAM is done; a function in DeletionPolicy still needs the other one.
-expanded["Transform"] = "AWS::LanguageExtensions"
 json.dump(expanded, sys.stdout, indent=1)

@@ -179,6 +179,48 @@ impl Proxy {
         waits.unwrap_or_default() == 0 && lock(&self.shared.short_polled).insert(queue)
     }
 
+    /// CloudFormation keeps the old values of all parameters if an update reuses a deployed template that has the
+    /// transform `AWS::LanguageExtensions`: the request as it then takes effect.
+    async fn as_cloudformation_reads(&self, head: &Parts, body: Bytes) -> Result<Bytes, Closed> {
+        let form: Vec<(String, String)> = form_urlencoded::parse(&body).into_owned().collect();
+        let get = |wanted: &str| form.iter().find(|(name, _)| name == wanted);
+        let is = |name: &str, value: &str| get(name).is_some_and(|(_, given)| given == value);
+        if !is("Action", "UpdateStack") || !is("UsePreviousTemplate", "true") {
+            return Ok(body);
+        }
+        let stack = get("StackName").map_or("", |(_, name)| name);
+        let question = form_urlencoded::Serializer::new(String::new())
+            .append_pair("Action", "GetTemplate")
+            .append_pair("StackName", stack)
+            .append_pair("TemplateStage", "Original")
+            .finish();
+        let template = self.forward(head, question.into()).await?;
+        let template = template.text().await.map_err(|_| Closed)?;
+        if !template.contains("AWS::LanguageExtensions") {
+            return Ok(body);
+        }
+        let kept = form
+            .iter()
+            .map(|(name, value)| match name.strip_suffix(".ParameterValue") {
+                Some(member) => (format!("{member}.UsePreviousValue"), "true"),
+                None => (name.clone(), value.as_str()),
+            });
+        let kept = form_urlencoded::Serializer::new(String::new())
+            .extend_pairs(kept)
+            .finish();
+        Ok(kept.into())
+    }
+
+    /// Sends a request on with another body.
+    async fn forward(&self, head: &Parts, body: Bytes) -> Result<reqwest::Response, Closed> {
+        let url = format!("{}{}", lock(&self.shared.upstream), head.uri);
+        let mut headers = head.headers.clone();
+        headers.remove("content-length");
+        let request = self.shared.http.request(head.method.clone(), url);
+        let sent = request.headers(headers).body(body).send().await;
+        sent.map_err(|_| Closed)
+    }
+
     fn record_call(&self, head: &Parts, body: &[u8], status: u16) {
         let mut record = lock(&self.shared.record);
         let Some(file) = record.as_mut() else {
@@ -304,16 +346,11 @@ impl Proxy {
                 .body(Full::from("{}"))
                 .map_err(|_| Closed);
         }
-        let url = format!("{}{}", lock(&self.shared.upstream), head.uri);
-        let answer = self
-            .shared
-            .http
-            .request(head.method.clone(), url)
-            .headers(head.headers.clone())
-            .body(body.clone())
-            .send()
-            .await
-            .map_err(|_| Closed)?;
+        let sent = match target {
+            Some(_) => body.clone(),
+            None => self.as_cloudformation_reads(&head, body.clone()).await?,
+        };
+        let answer = self.forward(&head, sent).await?;
         self.record_call(&head, &body, answer.status().as_u16());
         let mut response = Response::builder().status(answer.status());
         for (name, value) in answer.headers() {

@@ -134,13 +134,23 @@ fn stacks_stand_beside_each_other_and_leave_only_what_is_kept() {
         assert_eq!(inventory(stage, &app)?, before);
         let after = Stack::read(&stage.aws, &other.stack.name)?;
         assert_eq!(after.outputs, other.stack.outputs);
+        let put = other.aws.secrets_manager().put_secret_value();
+        put.secret_id(arn).secret_string("{}").send().await?;
 
         for world in &worlds {
             let row = world.order(&format!("ord_of_{}", world.stack.name)).await?;
             assert_eq!(row["amountTotal"], 4200);
-            let (aws, stack) = (Arc::clone(&stage.aws), world.stack.name.clone());
-            tokio::task::spawn_blocking(move || delete(&aws, &stack)).await??;
         }
+        let destroy =
+            |world: &World| run_stack_tool(stage, "destroy", &world.stack.name, &["--yes"]);
+        let refusal = destroy(other)?.unwrap_err();
+        assert!(refusal.contains("has rows"), "{refusal}");
+        for world in [first, beside] {
+            let told = destroy(world)?.unwrap();
+            assert!(told.contains("deleted."), "{told}");
+        }
+        let (aws, live_stack) = (Arc::clone(&stage.aws), other.stack.name.clone());
+        tokio::task::spawn_blocking(move || delete(&aws, &live_stack)).await??;
         let tables = [
             "jobs",
             "lob-events",
@@ -157,8 +167,57 @@ fn stacks_stand_beside_each_other_and_leave_only_what_is_kept() {
         // The account's, by which other APIs may be logging.
         left.retain(|line| !line.contains("ApiGatewayLogsRole"));
         assert_eq!(left, kept);
-        let row = other.order(&format!("ord_of_{}", other.stack.name)).await?;
+
+        // A stack that was deleted by mistake gets its tables and keys back.
+        let secret_arn = other.stack.output("AppSecretArn")?;
+        let live_name = &other.stack.name;
+        let env = format!("Env={live_env}");
+        let of_live = [&*format!("AppName={app}"), &env, "LiveMode=true"];
+        let told = run_stack_tool(stage, "import", live_name, &of_live)?.unwrap();
+        assert!(
+            told.contains(&format!("ExistingAppSecretArn={secret_arn}")),
+            "{told}"
+        );
+        let refusal = run_stack_tool(stage, "import", live_name, &of_live)?.unwrap_err();
+        assert!(refusal.contains("exists (IMPORT_COMPLETE)"), "{refusal}");
+        let again = [&live[..], &[("ExistingAppSecretArn", secret_arn)]].concat();
+        let again = deploy_stack(stage, live_name, &again).await?;
+        let row = again.order(&format!("ord_of_{live_name}")).await?;
         assert_eq!(row["amountTotal"], 4200);
+        let tables = |stack: &Stack| {
+            let outputs = stack.outputs.clone().into_iter();
+            let tables = outputs.filter(|(key, _)| key.ends_with("Table") || key == "AppSecretArn");
+            tables.collect::<BTreeMap<_, _>>()
+        };
+        assert_eq!(tables(&again.stack), tables(&other.stack));
+        let (aws, live_stack) = (Arc::clone(&stage.aws), live_name.clone());
+        tokio::task::spawn_blocking(move || delete(&aws, &live_stack)).await??;
+        let mut left = inventory(stage, &app)?;
+        left.retain(|line| !line.contains("ApiGatewayLogsRole"));
+        assert_eq!(left, kept);
         Ok(())
     });
+}
+
+/// Runs `tests/tools/stack.py`: what it printed, or its error.
+fn run_stack_tool(
+    stage: &Stage,
+    command: &str,
+    stack: &str,
+    arguments: &[&str],
+) -> Result<Result<String, String>> {
+    let output = Command::new(repository().join(".venv/bin/python"))
+        .arg(repository().join("tests/tools/stack.py"))
+        .args([command, stack])
+        .args(arguments)
+        .env_clear()
+        .envs(stage.aws.env())
+        .output()?;
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    Ok(if output.status.success() {
+        Ok(told)
+    } else {
+        Err(errors)
+    })
 }

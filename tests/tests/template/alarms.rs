@@ -419,11 +419,12 @@ fn the_dashboard_is_json_and_shows_every_metric() {
         for row in properties["metrics"].as_array().unwrap() {
             let row = row.as_array().unwrap();
             if let Some(expression) = row[0]["expression"].as_str() {
-                let name = expression.split('"').nth(1).unwrap();
+                let name = expression.split("MetricName=\"").nth(1).unwrap();
+                let name = name.split('"').next().unwrap();
                 let sets = metric(name).dimensions.sets();
                 let searched = sets
                     .iter()
-                    .any(|set| expression.contains(&format!("{{{OWN},{}}}", set.join(","))));
+                    .any(|set| expression.contains(&format!("{{\"{OWN}\",{}}}", set.join(","))));
                 assert!(searched, "{title}: {expression}");
                 shown.insert(name.to_owned());
                 continue;

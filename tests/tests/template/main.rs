@@ -95,12 +95,27 @@ fn check_endpoints(template: &Value) {
         ("StripePlatformWebhookEndpoint", &json!("false")),
         ("StripeWebhookEndpoint", &json!("true")),
     ];
-    assert_eq!(connect, expected.into());
+    assert_eq!(connect, BTreeMap::from(expected));
     for endpoint in endpoints.values() {
         assert_eq!(
             texts(&endpoint["EnabledEvents"]),
             HANDLED_TYPES.iter().copied().collect()
         );
+    }
+    // Stripe delivers as soon as it knows the URL, and the request for it must be repeatable.
+    for name in expected.map(|(name, _)| name) {
+        let before = [
+            "Apiv1Stage",
+            "WebhookIngressFunctionStripePermissionv1",
+            "WebhookSecretFunctionEventInvokeConfig",
+        ];
+        let resource = &template["Resources"][name];
+        assert_eq!(resource["DependsOn"], json!(before), "{name}");
+        let after = json!([
+            { "!If": ["OwnDomain", { "!Ref": "ApiDomainMapping" }, ""] },
+            { "!If": ["UseWaf", { "!Ref": "WebAclAssociation" }, ""] },
+        ]);
+        assert_eq!(resource["Properties"]["After"], after, "{name}");
     }
     assert_eq!(
         template["Parameters"]["StripeApiVersion"]["Default"],
@@ -123,6 +138,10 @@ fn no_try_of_an_endpoints_request_outlasts_what_cloudformation_waits() {
     assert!(begins_s >= 60 + runs_s);
 }
 
+/// Concurrent executions of a new AWS account.
+/// Source: `Lambda quotas`, read 2026-11: new accounts have reduced quotas, which AWS raises with their use.
+const NEW_ACCOUNT_CONCURRENCY: u64 = 10;
+
 #[test]
 fn every_queue_has_its_dead_letter_queue_its_alarm_and_the_numbers_of_the_code() {
     check_queues(&template());
@@ -139,6 +158,7 @@ fn check_queues(template: &Value) {
         assert_eq!(is_fifo, name != "ScheduleDlq", "{name}");
         assert_eq!(queue["SqsManagedSseEnabled"], true, "{name}");
         assert_eq!(queue["MessageRetentionPeriod"], 14 * 24 * 60 * 60, "{name}");
+        assert_eq!(queue["ReceiveMessageWaitTimeSeconds"], 20, "{name}");
         if name.ends_with("Dlq") {
             // By name, since the queue names this one; what a schedule gave up goes back to no queue.
             let source = queue["QueueName"]["!Sub"].as_str().unwrap();
@@ -172,7 +192,7 @@ fn check_queues(template: &Value) {
             queue["RedrivePolicy"],
             json!({
                 "deadLetterTargetArn": { "!GetAtt": format!("{dead_letters}.Arn") },
-                "maxReceiveCount": RECEIVES_MAX,
+                "maxReceiveCount": { "!Ref": "MaxReceives" },
             }),
             "{name}"
         );
@@ -180,6 +200,18 @@ fn check_queues(template: &Value) {
         assert_eq!(queue["DeduplicationScope"], "messageGroup", "{name}");
         assert_eq!(queue["FifoThroughputLimit"], "perMessageGroupId", "{name}");
     }
+    let parameter = |name: &str, member: &str| {
+        let value = &template["Parameters"][name][member];
+        value.as_u64().unwrap_or_else(|| panic!("{name} {member}"))
+    };
+    assert_eq!(parameter("MaxReceives", "Default"), u64::from(RECEIVES_MAX));
+    // AWS takes no fewer than two, and a poller that Lambda throttles uses up receives: a new account has 10 executions at
+    // once, for the workers and for everything else.
+    assert_eq!(parameter("WorkerConcurrency", "MinValue"), 2);
+    let workers = ProviderId::ALL
+        .iter()
+        .map(|_| parameter("WorkerConcurrency", "Default"));
+    assert!(workers.sum::<u64>() <= NEW_ACCOUNT_CONCURRENCY);
     let functions = resources(template, "AWS::Serverless::Function");
     for provider in ProviderId::ALL {
         let worker = format!("{}WorkerFunction", provider.title());
@@ -191,13 +223,13 @@ fn check_queues(template: &Value) {
             json!(["ReportBatchItemFailures"]),
             "{worker}"
         );
-        assert!(
-            source["ScalingConfig"]["MaximumConcurrency"]
-                .as_i64()
-                .unwrap()
-                >= 2,
+        assert_eq!(
+            source["ScalingConfig"]["MaximumConcurrency"],
+            json!({ "!Ref": "WorkerConcurrency" }),
             "{worker}"
         );
+        let variables = &functions[worker]["Environment"]["Variables"];
+        assert_eq!(variables["MAX_RECEIVES"], json!({ "!Ref": "MaxReceives" }));
         // AWS refuses a visibility below six times the function's time-out to be safe.
         let timeout_s = functions[worker]["Timeout"].as_i64().unwrap();
         assert!(timeout_s * 6 <= 60, "{worker}");
@@ -311,6 +343,7 @@ fn check_variables_of<C>(
             "STRIPE_API_BASE" => "https://api.stripe.com",
             "CLEANUP_FAILED_PAYMENT_MINUTES" => "60",
             "PROOF_SAMPLE_PERCENT" => "1",
+            "MAX_RECEIVES" => "3",
             "ADOPTED_BEFORE" => "2026-11-30T00:00:00Z",
             "VERSION_COLUMN" => "version",
             "ACCEPT_CHECKOUT_ADJUSTMENTS" => "true",
@@ -432,20 +465,13 @@ fn check_tables(template: &Value) {
         );
         assert_eq!(
             table["DeletionProtectionEnabled"],
-            json!({ "!If": ["KeepData", true, false] }),
+            json!({ "!If": ["ProtectData", true, false] }),
             "{name}"
         );
         // What a first deploy made before it failed would stand in the way of the second.
-        let kept = json!({ "!If": ["KeepData", "RetainExceptOnCreate", "Delete"] });
-        let retained = json!({ "!If": ["KeepData", "Retain", "Delete"] });
-        assert_eq!(
-            template["Resources"][name]["DeletionPolicy"], kept,
-            "{name}"
-        );
-        assert_eq!(
-            template["Resources"][name]["UpdateReplacePolicy"], retained,
-            "{name}"
-        );
+        let resource = &template["Resources"][name];
+        assert_eq!(resource["DeletionPolicy"], "RetainExceptOnCreate", "{name}");
+        assert_eq!(resource["UpdateReplacePolicy"], "Retain", "{name}");
     }
     for table in ["StripeEventsTable", "LobEventsTable", "JobsTable"] {
         assert_eq!(
@@ -498,6 +524,17 @@ fn check_outputs(template: &Value) {
         !text.contains("resolve:secretsmanager"),
         "outputs hold ARNs, never secrets"
     );
+}
+
+/// `billhook secrets rotate` updates a stack with `UsePreviousTemplate`, and with this transform CloudFormation would keep
+/// the old value of every parameter.
+#[test]
+fn the_template_has_no_transform_that_keeps_old_parameters() {
+    check_transform(&template());
+}
+
+fn check_transform(template: &Value) {
+    assert_eq!(template["Transform"], "AWS::Serverless-2016-10-31");
 }
 
 #[test]

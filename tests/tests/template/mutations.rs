@@ -11,7 +11,7 @@ use super::security::{
 };
 use super::*;
 
-const CHECKS: [fn(&Value); 16] = [
+const CHECKS: [fn(&Value); 17] = [
     check_adoption,
     check_alarms,
     check_api,
@@ -26,6 +26,7 @@ const CHECKS: [fn(&Value); 16] = [
     check_schedules,
     check_secrets,
     check_tables,
+    check_transform,
     check_variables,
     check_waf,
 ];
@@ -34,7 +35,7 @@ const RESOURCES: &str = "/Resources/";
 
 /// What is wrong, the place below `Resources`, and what stands there instead; nothing is a removal.
 #[rustfmt::skip]
-const SEEDED: [(&str, &str, &str); 53] = [
+const SEEDED: [(&str, &str, &str); 57] = [
     ("any action", "StripeWorkerRole/Properties/Policies/0/PolicyDocument/Statement/3/Action", r#""dynamodb:*""#),
     ("any resource", "StripeWorkerRole/Properties/Policies/0/PolicyDocument/Statement/3/Resource", r#""*""#),
     ("any index", "LobWorkerRole/Properties/Policies/0/PolicyDocument/Statement/5/Resource", r#"{"!Sub":"${StatementsTable.Arn}/index/*"}"#),
@@ -84,8 +85,12 @@ const SEEDED: [(&str, &str, &str); 53] = [
     ("no access log", "Api/Properties/AccessLogSetting", ""),
     ("another path", "Api/Properties/DefinitionBody/paths/~1admin", r#"{"get":{}}"#),
     ("an answer of its own shape", "Api/Properties/GatewayResponses/THROTTLED/ResponseTemplates/application~1json", r#""slow down""#),
-    ("Stripe throttled", "WebAcl/Properties/Rules/2/Statement/RateBasedStatement/ScopeDownStatement/AndStatement/Statements/1", ""),
-    ("bodies judged by a list", "WebAcl/Properties/Rules/6/Statement/ManagedRuleGroupStatement/RuleActionOverrides/0", ""),
+    ("Stripe throttled", "WebAcl/Properties/Rules/3/Statement/RateBasedStatement/ScopeDownStatement/AndStatement/Statements/1", ""),
+    ("bodies judged by a list", "WebAcl/Properties/Rules/6/Statement/ManagedRuleGroupStatement/ScopeDownStatement/AndStatement/Statements/0", ""),
+    ("only Stripe's addresses for everybody", "WebAcl/Properties/Rules/2/!If/0", r#""UseWaf""#),
+    ("an endpoint before its API", "StripeWebhookEndpoint/DependsOn/0", ""),
+    ("an endpoint before its firewall", "StripePlatformWebhookEndpoint/Properties/After", ""),
+    ("short polls", "StripeEventsDlq/Properties/ReceiveMessageWaitTimeSeconds", "0"),
     ("an alarm that tells nobody", "StripeDlqDepthAlarm/Properties/AlarmActions", "[]"),
     ("logs for ever", "LobWorkerLogGroup/Properties/RetentionInDays", ""),
 ];

@@ -22,8 +22,8 @@ const OUTPUTS_TIMEOUT: Duration = Duration::from_secs(60);
 pub struct DeployOptions {
     /// Also the id of the stack's API, so that the URLs are known before the deployment. One `AppName` and `Env` each.
     pub stack_name: String,
-    /// Parameters of the template. `Architecture`, `WebhookBaseUrl` and `Waf` (which the emulator hardly supports) have
-    /// local values if they are not given.
+    /// Parameters of the template. `Env`, `LiveMode`, `Architecture`, `WebhookBaseUrl` and `Waf` (which the emulator hardly
+    /// supports) have local values if they are not given.
     pub parameters: BTreeMap<String, String>,
 }
 
@@ -103,15 +103,18 @@ pub fn deploy(aws: &LocalAws, options: &DeployOptions) -> Result<Stack> {
     let staged = stage(&aws.dir().join("stage").join(name))?;
     let base_url = base_url(aws, name);
     let mut parameters = options.parameters.clone();
-    parameters
-        .entry("Architecture".into())
-        .or_insert_with(|| host_architecture().into());
-    parameters
-        .entry("WebhookBaseUrl".into())
-        .or_insert(base_url);
-    parameters
-        .entry("Waf".into())
-        .or_insert_with(|| "false".into());
+    let local = [
+        ("Env", "dev"),
+        ("LiveMode", "false"),
+        ("Architecture", host_architecture()),
+        ("WebhookBaseUrl", &base_url),
+        ("Waf", "false"),
+    ];
+    for (key, value) in local {
+        parameters
+            .entry(key.into())
+            .or_insert_with(|| value.to_owned());
+    }
     let overrides = parameters
         .iter()
         .map(|(key, value)| format!("ParameterKey={key},ParameterValue={value}"));

@@ -333,17 +333,15 @@ fn watchdog(pid: u32, dir: &Path) -> Result<Child> {
         .context("start the watchdog of the local AWS")
 }
 
-/// The last lines of a log, for error texts.
+/// The last lines of a log, for error texts, and before them the lines that say what failed.
 fn tail(log: &Path) -> String {
     const LINES: usize = 40;
     let text = fs::read(log)
         .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
         .unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
-    let skipped = lines.len().saturating_sub(LINES);
-    format!(
-        "{}\n(all of it: {})",
-        lines.get(skipped..).unwrap_or_default().join("\n"),
-        log.display()
-    )
+    let (before, last) = lines.split_at(lines.len().saturating_sub(LINES));
+    let failed = before.iter().filter(|line| line.contains("_FAILED"));
+    let shown: Vec<&str> = failed.chain(last).copied().collect();
+    format!("{}\n(all of it: {})", shown.join("\n"), log.display())
 }

@@ -1,0 +1,233 @@
+"""What `make` does with a whole stack on AWS, beside `sam deploy`.
+
+usage: stack.py parameters STACK [NAME=VALUE ...]     prints the parameters of the deployment, NAME=VALUE
+       stack.py import STACK [NAME=VALUE ...]         makes a stack of the tables that a deleted one left behind
+       stack.py destroy STACK [NAME=VALUE ...] [--yes] deletes the stack and what it keeps: tables and App secret
+
+STACK is an environment of samconfig.toml (default, staging, prod) or the name of a stack. Each NAME=VALUE replaces or
+adds to the parameters that samconfig.toml has for it.
+"""
+import json
+import pathlib
+import re
+import sys
+
+import boto3
+import tomlkit
+from botocore.exceptions import BotoCoreError, ClientError, WaiterError
+from samcli.yamlhelper import yaml_parse
+
+ROOT = pathlib.Path(__file__).parents[2]
+TABLE, SECRET = "AWS::DynamoDB::Table", "AWS::SecretsManager::Secret"
+
+
+def refuse(text):
+    sys.exit(f"stack.py: {text}")
+
+
+def read_samconfig(stack):
+    """The stack's name and its parameters; of a stack that samconfig.toml does not know, only the name."""
+    stages = tomlkit.parse((ROOT / "samconfig.toml").read_text()).unwrap()
+    stage = stages.get(stack, {}).get("global", {}).get("parameters", {})
+    return stage.get("stack_name", stack), dict(pair.split("=", 1) for pair in stage.get("parameter_overrides", []))
+
+
+def read_parameters(template, configured, pairs):
+    for pair in pairs:
+        name, found, value = pair.partition("=")
+        if not found or name not in template["Parameters"]:
+            refuse(f"{pair} is not NAME=VALUE with a parameter of template.yaml")
+        if re.search(r"\s", value):
+            refuse(f"the value of {name} has white space, which `sam deploy` would split: deploy with sam itself")
+        configured[name] = value
+    return configured
+
+
+def describe(stack):
+    """The stack as CloudFormation has it, or None."""
+    try:
+        return boto3.client("cloudformation").describe_stacks(StackName=stack)["Stacks"][0]
+    except ClientError as error:
+        if "does not exist" in str(error):
+            return None
+        raise
+
+
+def resolve(template, parameters, value):
+    """What CloudFormation makes of the functions in the names and conditions of tables and secrets."""
+    again = lambda part: resolve(template, parameters, part)  # noqa: E731
+    if isinstance(value, list):
+        return [again(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "Ref" in value:
+        return parameters[value["Ref"]]
+    if "Condition" in value and len(value) == 1:
+        return again(template["Conditions"][value["Condition"]])
+    if "Fn::Sub" in value:
+        return re.sub(r"\$\{(\w+)\}", lambda name: str(parameters[name.group(1)]), value["Fn::Sub"])
+    if "Fn::If" in value:
+        condition, yes, no = value["Fn::If"]
+        return again(yes if again({"Condition": condition}) else no)
+    if "Fn::Equals" in value:
+        left, right = again(value["Fn::Equals"])
+        return str(left) == str(right)
+    if "Fn::Not" in value:
+        return not again(value["Fn::Not"])[0]
+    if "Fn::Or" in value:
+        return any(again(value["Fn::Or"]))
+    return {key: again(part) for key, part in value.items()}
+
+
+def list_kept(template, parameters):
+    """The tables and secrets that the stack leaves behind, by logical id, with their functions resolved."""
+    defaults = {name: given.get("Default", "") for name, given in template["Parameters"].items()}
+    values = defaults | parameters
+    kept = {}
+    for name, resource in template["Resources"].items():
+        if resource["Type"] in (TABLE, SECRET) and "DeletionPolicy" in resource:
+            if "Condition" not in resource or resolve(template, values, {"Condition": resource["Condition"]}):
+                kept[name] = dict(resource, Properties=resolve(template, values, resource["Properties"]))
+                kept[name].pop("Condition", None)
+    return kept
+
+
+def read_table(name):
+    try:
+        return boto3.client("dynamodb").describe_table(TableName=name)["Table"]
+    except ClientError as error:
+        if error.response["Error"]["Code"] == "ResourceNotFoundException":
+            return None
+        raise
+
+
+def find_secret(name):
+    """The ARN of a secret that is not scheduled for deletion, or None."""
+    try:
+        secret = boto3.client("secretsmanager").describe_secret(SecretId=name)
+        return None if "DeletedDate" in secret else secret["ARN"]
+    except ClientError as error:
+        if error.response["Error"]["Code"] == "ResourceNotFoundException":
+            return None
+        raise
+
+
+def names_of(kept, kind):
+    member = {TABLE: "TableName", SECRET: "Name"}[kind]
+    return {name: kept[name]["Properties"][member] for name in kept if kept[name]["Type"] == kind}
+
+
+def print_parameters(template, stack, configured, pairs):
+    parameters = read_parameters(template, configured, pairs)
+    if "ApiGatewayLogRole" not in parameters and describe(stack) is None:
+        # One role per account and region: the first stack makes it.
+        account = boto3.client("apigateway").get_account()
+        parameters["ApiGatewayLogRole"] = "existing" if account.get("cloudwatchRoleArn") else "create"
+    print(" ".join(f"{name}={value}" for name, value in parameters.items()))
+
+
+def import_tables(template, stack, parameters):
+    cloudformation = boto3.client("cloudformation")
+    there = describe(stack)
+    if there is not None:
+        refuse(f"{stack} exists ({there['StackStatus']}): only a deleted stack's tables can be imported")
+    kept = list_kept(template, parameters)
+    tables = {name: table for name, table in names_of(kept, TABLE).items() if read_table(table)}
+    if not tables:
+        refuse(f"no table of {stack} is left: deploy it as a new stack")
+    # Static, and without functions: an import takes a template that has only what is imported.
+    body = {"Resources": {name: kept[name] for name in tables}}
+    wanted = [
+        {"ResourceType": TABLE, "LogicalResourceId": name, "ResourceIdentifier": {"TableName": table}}
+        for name, table in tables.items()
+    ]
+    change = {"StackName": stack, "ChangeSetName": "import-tables"}
+    cloudformation.create_change_set(
+        **change, ChangeSetType="IMPORT", ResourcesToImport=wanted, TemplateBody=json.dumps(body)
+    )
+    cloudformation.get_waiter("change_set_create_complete").wait(**change)
+    cloudformation.execute_change_set(**change)
+    cloudformation.get_waiter("stack_import_complete").wait(StackName=stack)
+    print(f"{stack} has its tables again: {', '.join(sorted(tables.values()))}")
+    secrets = [arn for arn in map(find_secret, names_of(kept, SECRET).values()) if arn]
+    more = "".join(f" PARAMS=ExistingAppSecretArn={arn}" for arn in secrets)
+    print(f"now deploy the rest, with the same parameters as before: make deploy ENV=…{more}")
+
+
+def destroy(template, stack, parameters, is_agreed):
+    there = describe(stack)
+    if there is not None:
+        parameters = {given["ParameterKey"]: given["ParameterValue"] for given in there.get("Parameters", [])}
+    if not {"Env", "LiveMode"} <= parameters.keys():
+        refuse(f"{stack} does not exist, and samconfig.toml does not say what it was: pass Env=… LiveMode=…")
+    kept = list_kept(template, parameters)
+    dynamodb = boto3.client("dynamodb")
+    tables = [table for table in names_of(kept, TABLE).values() if read_table(table)]
+    secrets = [arn for arn in map(find_secret, names_of(kept, SECRET).values()) if arn]
+    if parameters["Env"] == "prod" or parameters["LiveMode"] == "true":
+        for table in tables:
+            if dynamodb.scan(TableName=table, Limit=1)["Count"]:
+                refuse(
+                    f"{table} has rows, and {stack} is a production environment: nothing was deleted. "
+                    "To give up the data, delete the stack and its tables by hand"
+                )
+    print(f"to be deleted for good in {boto3.session.Session().region_name}:")
+    if there is not None:
+        print(f"  stack {stack}, {there['StackStatus']}, with its endpoints at Stripe")
+    for name in tables:
+        print(f"  table {name}")
+    for arn in secrets:
+        print(f"  secret {arn}")
+    if not is_agreed and input(f"type {stack} to delete all of this: ").strip() != stack:
+        refuse("nothing was deleted")
+    for table in tables:
+        if read_table(table).get("DeletionProtectionEnabled"):
+            dynamodb.update_table(TableName=table, DeletionProtectionEnabled=False)
+            dynamodb.get_waiter("table_exists").wait(TableName=table)
+    if there is not None:
+        delete_stack(there["StackId"], stack)
+    # A deployment that never ended takes its tables along, so some of them may be gone by now.
+    for table in filter(read_table, tables):
+        dynamodb.delete_table(TableName=table)
+        dynamodb.get_waiter("table_not_exists").wait(TableName=table)
+    for arn in secrets:
+        boto3.client("secretsmanager").delete_secret(SecretId=arn, ForceDeleteWithoutRecovery=True)
+    print("deleted. The role with which API Gateway writes logs stays: it belongs to the account and region")
+
+
+def delete_stack(stack_id, stack):
+    cloudformation = boto3.client("cloudformation")
+    cloudformation.delete_stack(StackName=stack_id)
+    try:
+        cloudformation.get_waiter("stack_delete_complete").wait(StackName=stack_id)
+    except WaiterError:
+        for page in cloudformation.get_paginator("list_stack_resources").paginate(StackName=stack_id):
+            for resource in page["StackResourceSummaries"]:
+                if resource["ResourceStatus"] == "DELETE_FAILED":
+                    reason = resource.get("ResourceStatusReason")
+                    print(f"{resource['LogicalResourceId']} was not deleted: {reason}", file=sys.stderr)
+        refuse(f"{stack} was not deleted: docs/runbook/stack.md says what to do")
+
+
+def main(arguments):
+    is_agreed = "--yes" in arguments
+    command, stack, *pairs = [argument for argument in arguments if argument != "--yes"]
+    template = yaml_parse((ROOT / "template.yaml").read_text())
+    name, configured = read_samconfig(stack)
+    if command == "parameters":
+        return print_parameters(template, name, configured, pairs)
+    parameters = read_parameters(template, configured, pairs)
+    if command == "import":
+        return import_tables(template, name, parameters)
+    if command == "destroy":
+        return destroy(template, name, parameters, is_agreed)
+    return sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
+    try:
+        main(sys.argv[1:])
+    except (BotoCoreError, ClientError) as error:
+        refuse(error)
