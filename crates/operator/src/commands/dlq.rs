@@ -53,8 +53,9 @@ pub(crate) enum DlqCommand {
     /// Reprocess the event of each message, and delete the message
     #[command(
         after_help = "Without --yes the command only shows what it would do. Fix the cause first. After Ctrl-C, run the \
-        same command again.\nMessages that name no stored event stay in the queue.\n\nExample:\n  \
-        billhook dlq redrive --queue stripe --reason 'table is no longer throttled' --yes"
+        same command again.\nMessages that name no stored event stay in the queue.\n\nExamples:\n  \
+        billhook dlq redrive --queue stripe --reason 'table is no longer throttled' --yes\n  \
+        billhook dlq redrive --queue stripe --only untried --reason 'concurrency was raised' --yes"
     )]
     Redrive(DlqActionArgs),
     /// Delete the messages and mark their events as failed; `replay` can still reprocess those
@@ -87,6 +88,9 @@ pub(crate) struct DlqActionArgs {
     /// The reason; the command writes it to each event's notes
     #[arg(long, value_parser = parse_reason)]
     reason: String,
+    /// Take only messages of this state; the others stay in the queue
+    #[arg(long, value_name = "STATE")]
+    only: Option<DeadLetterState>,
     /// Do it; without this flag the command only shows what it would do
     #[arg(long)]
     yes: bool,
@@ -105,15 +109,23 @@ struct DeadLetterMessage {
     sent_at: Option<Timestamp>,
     /// The event that it names, if it is a pointer.
     event_id: Option<EventId>,
+    /// Whether it only asks a worker to look at a payment again.
+    is_recheck: bool,
     /// That event, if it is stored.
     event: Option<EventSummary>,
 }
 
 /// What can be done with a message, by the state of its event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[value(rename_all = "snake_case")]
 enum DeadLetterState {
+    /// The event is not done, and no worker has ever written an outcome of it: each receive was throttled, or its run
+    /// crashed.
+    Untried,
     /// The event is not done: a redrive reprocesses it.
     Open,
+    /// It asks to look at a payment again. The payment's own row says that too, so the sweep asks again.
+    Recheck,
     /// The event is done, by a replay for instance: the message is a leftover.
     Done,
     /// The message names an event that is not stored: somebody sent it by hand, or the event expired.
@@ -125,7 +137,9 @@ enum DeadLetterState {
 impl DeadLetterState {
     fn as_str(self) -> &'static str {
         match self {
+            Self::Untried => "untried",
             Self::Open => "open",
+            Self::Recheck => "recheck",
             Self::Done => "done",
             Self::NotStored => "not_stored",
             Self::Unreadable => "unreadable",
@@ -136,9 +150,13 @@ impl DeadLetterState {
 impl DeadLetterMessage {
     fn state(&self) -> DeadLetterState {
         match (&self.event_id, &self.event) {
+            (None, _) if self.is_recheck => DeadLetterState::Recheck,
             (None, _) => DeadLetterState::Unreadable,
             (Some(_), None) => DeadLetterState::NotStored,
             (Some(_), Some(event)) if event.record.processed => DeadLetterState::Done,
+            (Some(_), Some(event)) if event.row.get("attempts") == Some(&json!(0)) => {
+                DeadLetterState::Untried
+            }
             (Some(_), Some(_)) => DeadLetterState::Open,
         }
     }
@@ -161,13 +179,15 @@ enum DlqAction {
 impl DlqAction {
     fn describe(self, state: DeadLetterState) -> &'static str {
         match (state, self) {
-            (DeadLetterState::Open, Self::Redrive) => {
+            (DeadLetterState::Open | DeadLetterState::Untried, Self::Redrive) => {
                 "its event is reprocessed, the message is deleted"
             }
-            (DeadLetterState::Open, Self::Purge) => {
+            (DeadLetterState::Open | DeadLetterState::Untried, Self::Purge) => {
                 "its event is marked failed, the message is deleted"
             }
-            (DeadLetterState::Done, _) | (_, Self::Purge) => "the message is deleted",
+            (DeadLetterState::Done | DeadLetterState::Recheck, _) | (_, Self::Purge) => {
+                "the message is deleted"
+            }
             (_, Self::Redrive) => "the message stays",
         }
     }
@@ -245,7 +265,7 @@ async fn redrive_or_purge(
 ) -> Result<()> {
     let queue = DeadLetterQueue::open(session, &args.queue)?;
     if !args.yes {
-        return preview_action(&queue, output, action).await;
+        return preview_action(&queue, output, action, args.only).await;
     }
     let audit = session.start_audit(args.reason).await?;
     let (job, queues) = (SystemClock.new_id(), session.queues()?);
@@ -265,11 +285,28 @@ async fn redrive_or_purge(
             }
         }
         for message in batch {
+            let is_left = args.only.is_some_and(|only| only != message.state());
             match (message.state(), &message.event, action) {
-                (DeadLetterState::Open, Some(event), DlqAction::Redrive) => {
+                _ if is_left && copies.contains(&message.message_id) => {
+                    left.push(message);
+                    continue;
+                }
+                _ if is_left => {
+                    copies.insert(queue.move_to_end(&message).await?);
+                    continue;
+                }
+                (
+                    DeadLetterState::Open | DeadLetterState::Untried,
+                    Some(event),
+                    DlqAction::Redrive,
+                ) => {
                     redrive_event(&queue.events, &queues, event, job, &audit).await?;
                 }
-                (DeadLetterState::Open, Some(event), DlqAction::Purge) => {
+                (
+                    DeadLetterState::Open | DeadLetterState::Untried,
+                    Some(event),
+                    DlqAction::Purge,
+                ) => {
                     // Failed, and no longer pending: the sweep would send a pending event again that was given up here.
                     let note = audit.build_note("purge", SystemClock.now(), None);
                     let id = &event.record.id;
@@ -278,7 +315,8 @@ async fn redrive_or_purge(
                         .apply_change(id, EventChange::Fail, note)
                         .await?;
                 }
-                (DeadLetterState::Done, ..) | (_, _, DlqAction::Purge) => {}
+                (DeadLetterState::Done | DeadLetterState::Recheck, ..)
+                | (_, _, DlqAction::Purge) => {}
                 (_, _, DlqAction::Redrive) if copies.contains(&message.message_id) => {
                     // Kept invisible until the end of the run: given back now, the next receive would return it again.
                     left.push(message);
@@ -314,7 +352,7 @@ async fn redrive_or_purge(
     if !copies.is_empty() {
         let stay = copies.len();
         print_notice(&format!(
-            "{stay} messages name no stored event and stay in the queue: list them with `billhook dlq list --queue …`"
+            "{stay} messages stay in the queue: list them with `billhook dlq list --queue …`"
         ));
     }
     if remaining > 0 {
@@ -332,6 +370,7 @@ async fn preview_action(
     queue: &DeadLetterQueue<'_>,
     output: OutputWriter,
     action: DlqAction,
+    only: Option<DeadLetterState>,
 ) -> Result<()> {
     let messages = queue.receive_all().await?;
     queue.make_visible(&messages).await?;
@@ -343,7 +382,11 @@ async fn preview_action(
     let rows: Vec<Value> = counts
         .iter()
         .map(|(name, (state, count))| {
-            json!({ "message": name, "messages": count, "what": action.describe(*state) })
+            let what = match only.is_some_and(|only| only != *state) {
+                true => "the message stays",
+                false => action.describe(*state),
+            };
+            json!({ "message": name, "messages": count, "what": what })
         })
         .collect();
     output.print_list(&["message", "messages", "what"], &rows);
@@ -423,11 +466,13 @@ impl<'a> DeadLetterQueue<'a> {
                     .get(&Attribute::SentTimestamp)
                     .and_then(|ms| ms.parse().ok());
                 let group = attributes.get(&Attribute::MessageGroupId);
+                let pointer = ReceivedPointer::parse(self.events.provider, &body);
                 Some(DeadLetterMessage {
                     message_id: message.message_id?,
                     receipt: message.receipt_handle?,
                     group: group.cloned().unwrap_or_default(),
-                    event_id: match ReceivedPointer::parse(self.events.provider, &body) {
+                    is_recheck: matches!(pointer, Some(ReceivedPointer::Payment(_))),
+                    event_id: match pointer {
                         Some(ReceivedPointer::Event(pointer)) => Some(pointer.event_id),
                         Some(ReceivedPointer::Payment(_)) | None => None,
                     },

@@ -1,5 +1,7 @@
 //! Replays and redrives: previewed, run, interrupted and resumed.
 
+use aws_sdk_dynamodb::types::AttributeValue;
+
 use super::*;
 
 #[test]
@@ -238,13 +240,66 @@ fn unusable_messages_at_the_head_of_a_group_hide_no_other() {
         let redrive = "dlq redrive --queue stripe --reason 'the order is there' --yes";
         run_billhook(stage, redrive).await?.assert_exit(
             0,
-            "done: 1 messages redriven\n12 messages name no stored event",
+            "done: 1 messages redriven\n12 messages stay in the queue",
         );
         assert_eq!(world.depth(dlq).await?, 12);
         let purge = "dlq purge --queue stripe --reason 'a test' --yes";
         run_billhook(stage, purge)
             .await?
             .assert_exit(0, "done: 12 messages purged");
+        Ok(())
+    });
+}
+
+/// What throttled polls leave: messages whose receives are used up although no worker has run.
+#[test]
+fn messages_that_no_worker_has_tried_are_told_apart_and_released_alone() {
+    flow(true, async |stage| {
+        let world = &stage.world;
+        let dlq = "StripeEventsDlqUrl";
+        for own in ["op_untried", "op_tried"] {
+            park_early_payment(stage, own).await?;
+            let body = format!(r#"{{"source":"stripe","event_id":"evt_{own}"}}"#);
+            world.send(dlq, own, own, &body).await?;
+        }
+        let update = world.aws.dynamodb().update_item();
+        let update = update.table_name(world.stack.output(STRIPE)?);
+        let id = AttributeValue::S("evt_op_untried".to_owned());
+        let none = AttributeValue::N("0".to_owned());
+        let update = update
+            .key("event_id", id)
+            .update_expression("SET attempts = :none")
+            .expression_attribute_values(":none", none);
+        update.send().await?;
+        let recheck = r#"{"source":"recheck","payment":"payment#acct_1#pi_op_recheck"}"#;
+        world.send(dlq, "op_recheck", "op_recheck", recheck).await?;
+        for own in ["op_untried", "op_tried"] {
+            order(world, &format!("ord_{own}"), None).await?;
+        }
+        let listed = run_billhook(stage, "dlq list --queue stripe").await?.stdout;
+        for line in [
+            "untried     evt_op_untried",
+            "open        evt_op_tried",
+            "recheck ",
+        ] {
+            assert!(listed.contains(line), "{listed}");
+        }
+        let redrive = "dlq redrive --queue stripe --reason 'concurrency was raised'";
+        let alone = format!("{redrive} --only untried --yes");
+        run_billhook(stage, &alone)
+            .await?
+            .assert_exit(0, "done: 1 messages redriven\n2 messages stay in the queue");
+        let settled = world.settled(STRIPE, "processed", &["evt_op_untried"]);
+        settled.await?;
+        let row = event(world, STRIPE, "evt_op_tried").await?;
+        assert_eq!(row["processing_outcome"], "parked");
+        run_billhook(stage, &format!("{redrive} --yes"))
+            .await?
+            .assert_exit(0, "done: 2 messages redriven");
+        world
+            .settled(STRIPE, "processed", &["evt_op_tried"])
+            .await?;
+        assert_eq!(world.depth(dlq).await?, 0);
         Ok(())
     });
 }
@@ -296,10 +351,7 @@ fn dead_letter_messages_are_listed_redriven_and_purged() {
         );
         assert_eq!(world.depth(dlq).await?, 3);
         let done = run_billhook(stage, &format!("{redrive} --yes")).await?;
-        done.assert_exit(
-            0,
-            "done: 1 messages redriven\n2 messages name no stored event",
-        );
+        done.assert_exit(0, "done: 1 messages redriven\n2 messages stay in the queue");
         world
             .settled(STRIPE, "processed", &["evt_op_message"])
             .await?;
