@@ -250,7 +250,7 @@ impl WebhookSecretConfig {
         let mut read = EnvReader::new(lookup);
         let environment = read.environment();
         let config = Self {
-            app_secrets_arn: read.required("APP_SECRETS_ARN"),
+            app_secrets_arn: read.required_arn("APP_SECRETS_ARN"),
             jobs_table: read.required("JOBS_TABLE"),
             stripe_api_base: read.stripe_api_base(&environment),
             environment,
@@ -306,9 +306,16 @@ impl<'a> EnvReader<'a> {
         }
     }
 
-    pub(crate) fn finish<T>(self, value: T) -> Result<T, ConfigError> {
+    pub(crate) fn finish<T>(mut self, value: T) -> Result<T, ConfigError> {
         if self.faults.is_empty() {
             return Ok(value);
+        }
+        // `sam local invoke` sets a reference to another resource to its logical id, and a condition to nothing.
+        if self.optional("AWS_SAM_LOCAL").as_deref() == Some("true") {
+            self.fault(
+                "`sam local invoke` knows no names of other resources: pass --env-vars events/env.json"
+                    .into(),
+            );
         }
         Err(ConfigError {
             faults: self.faults,
@@ -538,9 +545,19 @@ impl<'a> EnvReader<'a> {
         })
     }
 
+    /// Neither the fault nor a later log line repeats what is no ARN: it may be the secret itself.
+    fn required_arn(&mut self, name: &str) -> String {
+        let arn = self.required(name);
+        let is_one_word = !arn.is_empty() && !arn.contains(char::is_whitespace);
+        if is_one_word && !arn.starts_with("arn:") && !arn.starts_with("ssm:") {
+            self.fault(format!("{name} must be the ARN of a secret, or ssm:/path"));
+        }
+        arn
+    }
+
     fn by_arn(&mut self, variable: &str) -> Option<SecretSource> {
         self.optional(variable)?;
-        let location = SecretLocation::Arn(self.required(variable));
+        let location = SecretLocation::Arn(self.required_arn(variable));
         Some(SecretSource {
             variable: variable.to_owned(),
             location,
@@ -672,6 +689,7 @@ mod tests {
                     | "ORDER_ID_KEYS"
                     | "ORDER_ID_PATTERN" => String::new(),
                     queue if queue.ends_with("_QUEUE_URL") => "https://x/q.fifo".to_owned(),
+                    "APP_SECRETS_ARN" => "arn:app".to_owned(),
                     _ => "x".to_owned(),
                 })
             };
@@ -810,6 +828,75 @@ mod tests {
         assert!(!error.contains("canary"));
     }
 
+    /// A person may take the variable for the secret itself.
+    #[test]
+    fn a_variable_for_an_arn_refuses_anything_else_without_repeating_it() {
+        let refused = |name: &str| {
+            format!("configuration refused: {name} must be the ARN of a secret, or ssm:/path")
+        };
+        let names = [
+            "APP_SECRETS_ARN",
+            "STRIPE_WEBHOOK_SECRET_ARN",
+            "STRIPE_PLATFORM_WEBHOOK_SECRET_ARN",
+        ];
+        for name in names {
+            for value in [
+                "AppSecret",
+                "whsec_canary",
+                "sk_test_canary",
+                "{\"a\":\"canary\"}",
+            ] {
+                assert_eq!(ingress(&[(name, value)]).unwrap_err(), refused(name));
+            }
+            for value in [
+                "arn:aws:secretsmanager:eu-west-1:1:secret:a",
+                "ssm:/billhook/a",
+            ] {
+                assert!(ingress(&[(name, value)]).is_ok(), "{name}={value}");
+            }
+        }
+        // With white space it is refused too, by the older rule, and not repeated either.
+        let error = ingress(&[("APP_SECRETS_ARN", "sk_test canary")]).unwrap_err();
+        assert!(!error.contains("canary"), "{error}");
+
+        let lookup = |name: &str| {
+            Some(
+                if name.ends_with("_ARN") {
+                    "canary"
+                } else {
+                    "false"
+                }
+                .to_owned(),
+            )
+        };
+        let faults = [
+            WebhookSecretConfig::from_env(&EnvLookup(&lookup)).map(drop),
+            CleanupConfig::from_env(&EnvLookup(&lookup)).map(drop),
+        ];
+        for fault in faults {
+            let error = fault.unwrap_err().to_string();
+            assert!(error.contains("APP_SECRETS_ARN must be the ARN"), "{error}");
+            assert!(!error.contains("canary"), "{error}");
+        }
+    }
+
+    #[test]
+    fn sam_local_invoke_is_told_how_to_pass_the_names_of_other_resources() {
+        let as_sam_passes = [
+            ("AWS_SAM_LOCAL", "true"),
+            ("STRIPE_EVENTS_QUEUE_URL", "StripeEventsQueue"),
+            ("APP_SECRETS_ARN", ""),
+        ];
+        assert_eq!(
+            ingress(&as_sam_passes).unwrap_err(),
+            "configuration refused: STRIPE_EVENTS_QUEUE_URL must begin with https:// or http://; \
+             STRIPE_EVENTS_QUEUE_URL must be the URL of a FIFO queue, which ends with .fifo; \
+             at least one of APP_SECRETS_ARN, LOB_WEBHOOK_SECRET must be set; \
+             `sam local invoke` knows no names of other resources: pass --env-vars events/env.json"
+        );
+        assert!(ingress(&[("AWS_SAM_LOCAL", "true")]).is_ok());
+    }
+
     #[test]
     fn stripe_is_never_called_without_tls_at_a_live_stage() {
         let lookup = |live: &'static str| {
@@ -820,6 +907,7 @@ mod tests {
                         "STRIPE_API_BASE" => "http://localhost:12111/",
                         "ENABLE_BILLING_STREAM" => "false",
                         "LOG_LEVEL" => "warn",
+                        "APP_SECRETS_ARN" => "arn:app",
                         _ => "x",
                     }
                     .to_owned(),
