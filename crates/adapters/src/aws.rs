@@ -366,6 +366,39 @@ mod tests {
         aws(&url, &url).unwrap().warm(1, 1).await;
     }
 
+    /// Fails each call when its request is ready, with the request's URL.
+    #[derive(Debug)]
+    struct TellUrl;
+
+    impl Intercept for TellUrl {
+        fn name(&self) -> &'static str {
+            "TellUrl"
+        }
+
+        fn modify_before_transmit(
+            &self,
+            context: &mut BeforeTransmitInterceptorContextMut<'_>,
+            _: &RuntimeComponents,
+            _: &mut ConfigBag,
+        ) -> Result<(), BoxError> {
+            Err(context.request().uri().into())
+        }
+    }
+
+    /// The template declares `AWS_ENDPOINT_URL` as an empty text, for `sam local invoke`.
+    #[tokio::test]
+    async fn an_empty_endpoint_leaves_aws_itself() {
+        let aws = aws("", "").unwrap();
+        let dynamodb = aws.dynamodb().config().to_builder().interceptor(TellUrl);
+        let dynamodb = aws_sdk_dynamodb::Client::from_conf(dynamodb.build());
+        let error = dynamodb.list_tables().send().await.unwrap_err();
+        let told = format!("{error:?}");
+        assert!(
+            told.contains("https://dynamodb.eu-central-1.amazonaws.com/"),
+            "{told}"
+        );
+    }
+
     #[test]
     fn missing_credentials_and_bad_endpoints_are_told_together() {
         let read = AwsClients::from_env(&EnvLookup(&|name| {
