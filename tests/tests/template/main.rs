@@ -9,6 +9,7 @@ mod alarms;
 mod mutations;
 mod permissions;
 mod providers;
+mod sam_local;
 mod security;
 
 use std::cell::RefCell;
