@@ -40,6 +40,10 @@ run: setup ## build, start the local AWS, deploy to it, deliver webhooks and sho
 stop: ## stop the local AWS and the local Stripe
 	test ! -x $(LOCAL) || $(LOCAL) stop
 
+sam-local: setup ## invoke every function with every sample of events/ in a container, or those whose path contains ONLY= (4 minutes)
+	cargo build --workspace
+	$(LOCAL) sam-local $(ONLY)
+
 setup: $(VENV)/.installed $(TOOLS)/node_modules/.installed ## install the pinned tools if they changed
 
 catalogue: ## write the lists of the code (event types, tasks, metrics, alarms) into the documents and template.yaml

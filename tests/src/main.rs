@@ -1,27 +1,29 @@
 //! `billhook-local`: the local AWS and the local Stripe behind `make run` and `make stop`.
 //!
 //! `run` starts both or finds them running, deploys what changed, delivers events and shows the result; `stop` ends
-//! both. `catalogue` writes the lists of the code into the files that repeat them. The variables for your own tools are
-//! in `.local/env`, ready for `source`.
+//! both. `sam-local` invokes the samples of `events/` in containers. `catalogue` writes the lists of the code into the
+//! files that repeat them. The variables for your own tools are in `.local/env`, ready for `source`.
 
 use std::fmt::Write as _;
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use billhook_testkit::local::{
-    LocalAws, Options, Stack, binaries_dir, function_binaries, repository,
+    LocalAws, Options, Stack, binaries_dir, function_binaries, repository, run_with_relay,
 };
 use billhook_testkit::stripe;
 use billhook_tests::catalogue::find_outdated;
 use billhook_tests::demo;
+use billhook_tests::sam_local::run_samples;
 use billhook_tests::world::World;
 
 const STACK_NAME: &str = "billhook-dev";
-const USAGE: &str = "usage: billhook-local run | stop | catalogue";
+const USAGE: &str = "usage: billhook-local run | stop | catalogue | sam-local [WORD...]";
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
@@ -31,6 +33,12 @@ async fn main() -> ExitCode {
         ["run"] => run().await,
         ["stop"] => stop(),
         ["catalogue"] => write_catalogue(),
+        ["sam-local", words @ ..] => match run_samples(words).await {
+            Ok(false) => Err(anyhow!("not every answer is the expected one")),
+            done => done.map(drop),
+        },
+        // In a container of `sam local invoke`.
+        ["relay", program] => run_with_relay(Path::new(program)),
         // The local Stripe itself, started by `run`.
         ["stripe", port] => match port.parse() {
             Ok(port) => stripe::serve(port).await,

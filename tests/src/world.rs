@@ -15,6 +15,7 @@ use billhook_core::ports::Clock as _;
 use billhook_testkit::local::{ACCESS_KEY_ID, DeployOptions, LocalAws, REGION, Stack, deploy};
 use billhook_testkit::sign::sign_lob;
 use billhook_testkit::stripe::TEST_KEY;
+use reqwest::Method;
 use serde_json::{Value, json};
 
 /// Lob's signing secret in every local environment.
@@ -128,7 +129,7 @@ impl World {
         headers: &[(&str, &str)],
         body: &[u8],
     ) -> Result<Answer> {
-        let method = reqwest::Method::from_bytes(method.as_bytes())?;
+        let method = Method::from_bytes(method.as_bytes())?;
         let mut request = self
             .http
             .request(method, self.stack.url(path))
@@ -349,8 +350,19 @@ impl World {
     /// Invokes a function and waits for its result, as the console's test button does.
     pub async fn invoke(&self, function: &str, input: &Value) -> Result<Value> {
         let path = format!("/2015-03-31/functions/{function}/invocations");
-        let request = self.call("lambda", &path).body(input.to_string());
+        let request = self
+            .call(Method::POST, "lambda", &path)
+            .body(input.to_string());
         Ok(answer(request).await?.body)
+    }
+
+    /// The environment variables of a deployed function.
+    pub async fn variables(&self, function: &str) -> Result<BTreeMap<String, String>> {
+        let path = format!("/2015-03-31/functions/{function}/configuration");
+        let configuration = answer(self.call(Method::GET, "lambda", &path)).await?.body;
+        let variables = configuration.pointer("/Environment/Variables");
+        let variables = variables.with_context(|| format!("{function}: {configuration}"))?;
+        Ok(serde_json::from_value(variables.clone())?)
     }
 
     /// All lines that a function wrote, without Lambda's own lines.
@@ -363,7 +375,7 @@ impl World {
                 filter.insert("nextToken".to_owned(), token);
             }
             let request = self
-                .call("logs", "/")
+                .call(Method::POST, "logs", "/")
                 .header("X-Amz-Target", "Logs_20140328.FilterLogEvents")
                 .header("Content-Type", "application/x-amz-json-1.1")
                 .body(filter.to_string());
@@ -387,13 +399,15 @@ impl World {
     }
 
     /// Calls the local AWS, which reads the key id and checks no signature.
-    fn call(&self, service: &str, path: &str) -> reqwest::RequestBuilder {
+    fn call(&self, method: Method, service: &str, path: &str) -> reqwest::RequestBuilder {
         let signed = format!(
             "AWS4-HMAC-SHA256 Credential={ACCESS_KEY_ID}/20260101/{REGION}/{service}/aws4_request, \
              SignedHeaders=host, Signature=0"
         );
         let url = format!("{}{path}", self.endpoint);
-        self.http.post(url).header("Authorization", signed)
+        self.http
+            .request(method, url)
+            .header("Authorization", signed)
     }
 
     /// The log lines of a function that contain a text.
@@ -401,7 +415,7 @@ impl World {
         let group = format!("/aws/lambda/{}", self.stack.output(function)?);
         let wanted = json!({ "logGroupName": group, "filterPattern": format!("\"{text}\"") });
         let request = self
-            .call("logs", "/")
+            .call(Method::POST, "logs", "/")
             .header("X-Amz-Target", "Logs_20140328.FilterLogEvents")
             .header("Content-Type", "application/x-amz-json-1.1")
             .body(wanted.to_string());

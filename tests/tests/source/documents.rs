@@ -1,8 +1,11 @@
 //! What the documents say of the sources is true: each word of `docs/CONTRIBUTING.md`'s map is found where it says, and
-//! each name of `docs/GLOSSARY.md` exists.
+//! each name of `docs/GLOSSARY.md` exists. `events/README.md` lists the samples that are there, and their answers.
 
-use std::fs::read_to_string;
+use std::collections::BTreeSet;
+use std::fs::{read_dir, read_to_string};
 use std::path::{Path, PathBuf};
+
+use serde_json::Value;
 
 use super::collect_rust_files;
 
@@ -119,6 +122,47 @@ fn every_name_of_the_glossary_exists() {
         }
     }
     assert!(count > 60, "only {count} names");
+}
+
+#[test]
+fn every_sample_has_an_expected_answer_and_a_row_in_the_readme() {
+    let answers = billhook_tests::sam_local::read_answers().unwrap();
+    let text = read_to_string(repository().join("events/README.md")).unwrap();
+    for (folder, samples) in answers.as_object().unwrap() {
+        let expected: BTreeSet<String> = samples.as_object().unwrap().keys().cloned().collect();
+        let files = read_dir(repository().join("events").join(folder)).unwrap();
+        let files: BTreeSet<String> = files
+            .map(|file| file.unwrap().file_name().into_string().unwrap())
+            .map(|name| name.trim_end_matches(".json").to_owned())
+            .collect();
+        assert_eq!(expected, files, "{folder}: answers.json and the files");
+
+        let heading = format!("## `{folder}/`");
+        let (_, part) = text.split_once(&heading).unwrap();
+        let part = part.split("\n## ").next().unwrap();
+        let mut listed = BTreeSet::new();
+        for row in part.lines().filter(|line| line.starts_with("| `")) {
+            let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
+            for file in names_in_backticks(cells[0]) {
+                let sample = file.trim_end_matches(".json");
+                listed.insert(sample.to_owned());
+                if folder == "webhook-ingress" {
+                    assert_eq!(cells[2], ingress_answer(&samples[sample]), "{file}");
+                }
+            }
+        }
+        assert_eq!(listed, expected, "{folder}: the README and answers.json");
+    }
+}
+
+/// What the README says of an answer: the one to a current signature, if the sample has a signature.
+fn ingress_answer(expected: &Value) -> String {
+    let answer = expected.get("signed_now").unwrap_or(&expected["answer"]);
+    let status = &answer["statusCode"];
+    match answer["body"]["error"].as_str() {
+        Some(error) => format!("{status} `{error}`"),
+        None => status.to_string(),
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -203,7 +203,8 @@ fn read_template() -> Result<String> {
     fs::read_to_string(template).context("read template.yaml")
 }
 
-fn stage(dir: &Path) -> Result<PathBuf> {
+/// Writes the template and the binaries into `dir`, as `sam build` would.
+pub(super) fn stage(dir: &Path) -> Result<PathBuf> {
     let binaries = binaries_dir()?;
     for function in function_binaries()? {
         let function = function.as_str();
@@ -255,32 +256,16 @@ fn sam(
     } else {
         Stdio::null()
     };
-    let mut sam = clean_command(&tool("sam")?, aws.dir())
-        .envs(aws.env())
-        .env("SAM_CLI_TELEMETRY", "0")
-        .env("HTTPS_PROXY", "http://127.0.0.1:1") // no look for newer versions of itself
-        .current_dir(dir)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(out)
-        .stderr(errors)
-        .spawn()
-        .context("start sam")?;
-    let deadline = Instant::now() + timeout;
-    let status = loop {
-        if let Some(status) = sam.try_wait()? {
-            break status;
-        }
-        if Instant::now() > deadline {
-            sam.kill()?;
-            sam.wait()?;
-            bail!(
-                "sam {command} of {stack} took longer than {timeout:?}:\n{}",
-                tail(&log)
-            );
-        }
-        std::thread::sleep(POLL_INTERVAL);
+    let call = SamCall {
+        aws,
+        dir,
+        arguments,
+        docker_host: None,
+        timeout,
     };
+    let status = call
+        .run(out, errors)
+        .with_context(|| format!("sam {command} of {stack}:\n{}", tail(&log)))?;
     if !status.success() {
         bail!(
             "sam {command} of {stack} failed ({status}):\n{}",
@@ -290,8 +275,49 @@ fn sam(
     fs::read_to_string(&log).with_context(|| format!("read {}", log.display()))
 }
 
+/// A call of the SAM CLI with the local AWS as its AWS.
+pub(super) struct SamCall<'a> {
+    pub(super) aws: &'a LocalAws,
+    /// The folder that paths are relative to.
+    pub(super) dir: &'a Path,
+    pub(super) arguments: &'a [String],
+    /// The container engine, if it is not Docker at its usual place.
+    pub(super) docker_host: Option<String>,
+    pub(super) timeout: Duration,
+}
+
+impl SamCall<'_> {
+    /// Waits for its end; an error only if it cannot be started or takes too long.
+    pub(super) fn run(&self, out: fs::File, errors: Stdio) -> Result<ExitStatus> {
+        let mut sam = clean_command(&tool("sam")?, self.aws.dir())
+            .envs(self.aws.env())
+            .env("SAM_CLI_TELEMETRY", "0")
+            .env("HTTPS_PROXY", "http://127.0.0.1:1") // no look for newer versions of itself
+            .envs(self.docker_host.iter().map(|host| ("DOCKER_HOST", host)))
+            .current_dir(self.dir)
+            .args(self.arguments)
+            .stdin(Stdio::null())
+            .stdout(out)
+            .stderr(errors)
+            .spawn()
+            .context("start sam")?;
+        let deadline = Instant::now() + self.timeout;
+        loop {
+            if let Some(status) = sam.try_wait()? {
+                return Ok(status);
+            }
+            if Instant::now() > deadline {
+                sam.kill()?;
+                sam.wait()?;
+                bail!("it took longer than {:?}", self.timeout);
+            }
+            std::thread::sleep(POLL_INTERVAL);
+        }
+    }
+}
+
 /// The host's processor in the template's words.
-fn host_architecture() -> &'static str {
+pub(super) fn host_architecture() -> &'static str {
     if cfg!(target_arch = "aarch64") {
         "arm64"
     } else {

@@ -2,10 +2,14 @@
 //!
 //! Guarantees: everything listens on 127.0.0.1 only; each [`LocalAws`] has its own port, state and files, so several
 //! can run at the same time; a temporary one ends with the process that started it, even if that process is killed.
-//! `docs/local.md` lists what the emulator does not have. `deploy` deploys the template to it. Needs `make setup` (the
-//! `.venv` of the repository) and built function binaries; blocking calls on `std` only.
+//! `docs/local.md` lists what the emulator does not have. `deploy` deploys the template to it, `invoke` runs functions in
+//! containers beside it. Needs `make setup` (the `.venv` of the repository) and built function binaries; blocking calls
+//! on `std` only.
 
+mod containers;
 mod deploy;
+mod invoke;
+mod relay;
 
 use std::fs;
 use std::io::{Read, Write};
@@ -17,7 +21,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 
+pub use containers::ContainerEngine;
 pub use deploy::{DeployOptions, Stack, binaries_dir, delete, deploy, function_binaries};
+pub use invoke::SamInvoker;
+pub use relay::run_with_relay;
 
 /// The emulator starts in about a second; a loaded CI machine needs more.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
