@@ -140,7 +140,7 @@ impl DeployedStack {
         })
     }
 
-    /// Whether an update of this stack, as it was described before, has ended well: after UpdateStack was accepted,
+    /// Whether an update of this stack, as it was described before, has ended well: after `UpdateStack` was accepted,
     /// CloudFormation may still describe the stack as it was.
     ///
     /// # Errors
