@@ -42,6 +42,74 @@ fn facts_that_one_row_would_not_hold_are_handled_exactly() {
 }
 
 #[test]
+fn facts_that_fit_their_row_again_leave_no_page() {
+    flow(false, async |stage| {
+        let world = &stage.world;
+        let now = world.now_s();
+        order(world, "ord_paged", None).await?;
+        let paid = intent_succeeded("evt_paged", now, "pi_paged", named("ord_paged"), 4200);
+        world.stripe(&paid, 1).await?;
+        let row = json!({ "statement_id": "st_paged", "lob_letter_id": "ltr_paged" });
+        world.put("StatementsTable", row).await?;
+        let created = letter(
+            "evt_paged_1",
+            "2026-11-20T08:00:00.000Z",
+            "ltr_paged",
+            "created",
+        );
+        world.lob(&created).await?;
+        world.settled(STRIPE, "processed", &["evt_paged"]).await?;
+        world.settled(LOB, "processed", &["evt_paged_1"]).await?;
+        let states = ["order#ord_paged", "statement#st_paged"];
+        for state in states {
+            move_facts_to_page(world, state).await?;
+        }
+        let refund = charge_refunded("evt_paged_r", now, "ch_paged", Some("pi_paged"), 1000);
+        world.stripe(&refund, 1).await?;
+        let mailed = letter(
+            "evt_paged_2",
+            "2026-11-20T09:00:00.000Z",
+            "ltr_paged",
+            "mailed",
+        );
+        world.lob(&mailed).await?;
+        world.settled(STRIPE, "processed", &["evt_paged_r"]).await?;
+        world.settled(LOB, "processed", &["evt_paged_2"]).await?;
+        for state in states {
+            let page = format!("page#0#{state}");
+            assert_eq!(world.row("EntitiesTable", "entity", &page).await?, None);
+        }
+        assert_eq!(world.order("ord_paged").await?["amountRefunded"], 1000);
+        let statement = world.statement("st_paged").await?;
+        assert_eq!(types(&statement), ["mail_created", "mail_mailed"]);
+        Ok(())
+    });
+}
+
+/// Moves the facts of a state into a page, as if they had once been too large for its row.
+pub(super) async fn move_facts_to_page(world: &World, state: &str) -> Result<()> {
+    let table = world.stack.output("EntitiesTable")?;
+    let text = |text: &str| AttributeValue::S(text.to_owned());
+    let client = world.aws.dynamodb();
+    let get = client.get_item().table_name(table);
+    let got = get.key("entity", text(state)).send().await?;
+    let mut item = got.item.unwrap();
+    let no_facts = AttributeValue::M(std::collections::HashMap::new());
+    let facts = item.insert("facts".to_owned(), no_facts).unwrap();
+    let pages = AttributeValue::Ss(vec!["0".to_owned()]);
+    item.insert("pages".to_owned(), pages);
+    let page = client.put_item().table_name(table);
+    page.item("entity", text(&format!("page#0#{state}")))
+        .item("facts", facts)
+        .item("version", item["version"].clone())
+        .send()
+        .await?;
+    let put = client.put_item().table_name(table);
+    put.set_item(Some(item)).send().await?;
+    Ok(())
+}
+
+#[test]
 #[ignore = "takes most of an hour"]
 fn thousands_of_facts_of_four_orders_are_handled_exactly() {
     deliver_thousands(&EventCounts {

@@ -52,6 +52,18 @@ fn a_letters_life_in_reverse() {
         assert_eq!(types(&row), natural);
         // Paid by other means than Stripe: not ours to write.
         assert_eq!(row["payment_status"], "paid");
+        // The same again under another id changes nothing.
+        let again = letter(
+            "evt_reverse_again",
+            "2026-11-20T08:00:00.000Z",
+            "ltr_reverse",
+            "delivered",
+        );
+        world.lob(&again).await?;
+        world
+            .settled(LOB, "processed", &["evt_reverse_again"])
+            .await?;
+        assert_eq!(types(&world.statement("st_reverse").await?), natural);
         let unknown = letter(
             "evt_reverse_u",
             "2026-11-20T08:00:00.000Z",

@@ -197,8 +197,8 @@ async fn invoke(world: &World, output: &str, input: &Value) -> Result<Value> {
     world.invoke(world.stack.output(output)?, input).await
 }
 
-async fn is_indexed(world: &World, name: &str, active: bool) -> Result<bool> {
-    let table = world.stack.output("OrdersTable")?;
+async fn is_indexed(world: &World, table: &str, name: &str, active: bool) -> Result<bool> {
+    let table = world.stack.output(table)?;
     world
         .until(async || {
             let described = world.aws.dynamodb().describe_table().table_name(table);
@@ -211,21 +211,21 @@ async fn is_indexed(world: &World, name: &str, active: bool) -> Result<bool> {
         .await
 }
 
-/// Takes an index of the orders away, as a change of the table does for a while.
-async fn remove_orders_index(world: &World, name: &str) -> Result<()> {
+/// Takes an index away, as a change of the table does for a while.
+async fn remove_index(world: &World, table: &str, name: &str) -> Result<()> {
     let removal = DeleteGlobalSecondaryIndexAction::builder().index_name(name);
     let removal = GlobalSecondaryIndexUpdate::builder().delete(removal.build()?);
     let update = world.aws.dynamodb().update_table();
     update
-        .table_name(world.stack.output("OrdersTable")?)
+        .table_name(world.stack.output(table)?)
         .global_secondary_index_updates(removal.build())
         .send()
         .await?;
-    assert!(is_indexed(world, name, false).await?);
+    assert!(is_indexed(world, table, name, false).await?);
     Ok(())
 }
 
-async fn restore_orders_index(world: &World, name: &str, column: &str) -> Result<()> {
+async fn restore_index(world: &World, table: &str, name: &str, column: &str) -> Result<()> {
     let key = KeySchemaElement::builder()
         .attribute_name(column)
         .key_type(KeyType::Hash);
@@ -240,11 +240,11 @@ async fn restore_orders_index(world: &World, name: &str, column: &str) -> Result
     let creation = GlobalSecondaryIndexUpdate::builder().create(index.build()?);
     let update = world.aws.dynamodb().update_table();
     update
-        .table_name(world.stack.output("OrdersTable")?)
+        .table_name(world.stack.output(table)?)
         .attribute_definitions(column.build()?)
         .global_secondary_index_updates(creation.build())
         .send()
         .await?;
-    assert!(is_indexed(world, name, true).await?);
+    assert!(is_indexed(world, table, name, true).await?);
     Ok(())
 }

@@ -308,10 +308,26 @@ fn a_refund_and_a_success_before_anything_names_their_order() {
 }
 
 #[test]
-fn a_payment_is_found_while_its_index_is_not_active() {
+fn rows_are_found_while_their_indexes_are_not_active() {
     flow(true, async |stage| {
         let world = &stage.world;
-        remove_orders_index(world, "PaymentIntentIndex").await?;
+        let indexes = [
+            ("OrdersTable", "PaymentIntentIndex", "stripePaymentIntentId"),
+            (
+                "StatementsTable",
+                "PaymentIntentIndex",
+                "stripe_payment_intent_id",
+            ),
+            ("StatementsTable", "LobLetterIndex", "lob_letter_id"),
+            (
+                "TenantsTable",
+                "stripe_connected_account_id",
+                "stripe_connected_account_id",
+            ),
+        ];
+        for (table, index, _) in indexes {
+            remove_index(world, table, index).await?;
+        }
         let row = json!({ "id": "ord_scan", "status": "pending", "amountTotal": 4200, "currency": "usd",
             "stripePaymentIntentId": "pi_scan" });
         world.put("OrdersTable", row).await?;
@@ -320,10 +336,33 @@ fn a_payment_is_found_while_its_index_is_not_active() {
         world.stripe(&paid, 1).await?;
         world.settled(STRIPE, "processed", &["evt_scan"]).await?;
         assert_eq!(world.order("ord_scan").await?["status"], "completed");
-        let scans = stage.proxy.calls().get("Scan").copied();
-        assert!(scans.is_some(), "the whole table is read");
+        assert!(
+            stage.proxy.calls().contains_key("Scan"),
+            "the whole table is read"
+        );
 
-        restore_orders_index(world, "PaymentIntentIndex", "stripePaymentIntentId").await?;
+        let row = json!({ "statement_id": "st_scan", "lob_letter_id": "ltr_scan" });
+        world.put("StatementsTable", row).await?;
+        let mailed = letter(
+            "evt_scan_l",
+            "2026-11-20T08:00:00.000Z",
+            "ltr_scan",
+            "mailed",
+        );
+        world.lob(&mailed).await?;
+        world.settled(LOB, "processed", &["evt_scan_l"]).await?;
+        let row = json!({ "tenant_id": "ten_scan", "stripe_connected_account_id": "acct_scan" });
+        world.put("TenantsTable", row).await?;
+        let account =
+            json!({ "id": "acct_scan", "charges_enabled": true, "payouts_enabled": true });
+        let updated = stripe("evt_scan_t", "account.updated", now, account);
+        world.stripe(&from_account(updated, "acct_scan"), 1).await?;
+        world.settled(STRIPE, "processed", &["evt_scan_t"]).await?;
+
+        for (table, index, column) in indexes {
+            restore_index(world, table, index, column).await?;
+        }
+        let scans = stage.proxy.calls().get("Scan").copied();
         // Found by the index again.
         let row = json!({ "id": "ord_index", "status": "pending", "amountTotal": 4200, "currency": "usd",
             "stripePaymentIntentId": "pi_index" });
@@ -440,6 +479,14 @@ fn an_accounts_own_events_keep_its_tenants_row() {
             );
             assert_eq!(row["name"], "Acct");
         }
+        // An older event changes nothing, whenever it comes.
+        let account =
+            json!({ "id": "acct_own", "charges_enabled": false, "payouts_enabled": true });
+        let late = stripe("evt_acct_0", "account.updated", world.now_s() - 60, account);
+        world.stripe(&from_account(late, "acct_own"), 1).await?;
+        world.settled(STRIPE, "processed", &["evt_acct_0"]).await?;
+        let row = world.row("TenantsTable", "tenant_id", "ten_acct").await?;
+        assert_eq!(row.unwrap()["charges_enabled"], true);
         Ok(())
     });
 }
@@ -478,6 +525,17 @@ fn a_statement_paid_through_stripe_has_both_its_halves() {
         );
         assert_eq!(row["stripe_payment_intent_id"], "pi_both");
         assert_eq!(types(&row), ["mail_mailed", "payment_succeeded"]);
+        // What comes while the row is gone is in it once it is back.
+        scheduled::delete_row(world, "StatementsTable", "statement_id", "st_both").await?;
+        let refund = |id: &str, cents: i64| {
+            charge_refunded(id, world.now_s(), "ch_both", Some("pi_both"), cents)
+        };
+        world.stripe(&refund("evt_both_r1", 1000), 1).await?;
+        world.settled(STRIPE, "processed", &["evt_both_r1"]).await?;
+        world.put("StatementsTable", row).await?;
+        world.stripe(&refund("evt_both_r2", 1100), 1).await?;
+        world.settled(STRIPE, "processed", &["evt_both_r2"]).await?;
+        assert_eq!(world.statement("st_both").await?["amount_refunded"], 1100);
         Ok(())
     });
 }

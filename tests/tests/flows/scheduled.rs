@@ -3,6 +3,7 @@
 use billhook_core::ids::EventId;
 use billhook_core::intake::index_keys::slot_of;
 
+use super::bounds::move_facts_to_page;
 use super::*;
 
 /// What the schedule of a task sends, as the template has it.
@@ -43,15 +44,19 @@ async fn delay(world: &World, seconds: &str) -> Result<()> {
     Ok(())
 }
 
-/// As if the event had come so long ago.
+/// As if Stripe's event had come so long ago.
 pub(super) async fn age(world: &World, id: &str, seconds: i64) -> Result<()> {
+    age_event(world, STRIPE, id, seconds).await
+}
+
+async fn age_event(world: &World, table: &str, id: &str, seconds: i64) -> Result<()> {
     let received_at = Timestamp::from_unix_s(world.now_s() - seconds)?;
     let slot = slot_of(received_at, &EventId::parse(id)?);
     let update = world
         .aws
         .dynamodb()
         .update_item()
-        .table_name(world.stack.output(STRIPE)?)
+        .table_name(world.stack.output(table)?)
         .key("event_id", AttributeValue::S(id.to_owned()))
         .update_expression("SET received_at = :at, slot = :slot")
         .expression_attribute_values(":slot", AttributeValue::S(slot))
@@ -80,9 +85,9 @@ fn the_cleanup_scans_while_its_index_is_not_there() {
         world
             .settled(STRIPE, "processed", &["evt_unindexed"])
             .await?;
-        remove_orders_index(world, "StatusIndex").await?;
+        remove_index(world, "OrdersTable", "StatusIndex").await?;
         let done = run_task(world, &scheduled("cleanup")).await;
-        restore_orders_index(world, "StatusIndex", "status").await?;
+        restore_index(world, "OrdersTable", "StatusIndex", "status").await?;
         assert!(done?["cancelled"].as_u64() >= Some(1));
         assert_eq!(world.order("ord_unindexed").await?["status"], "cancelled");
         Ok(())
@@ -137,6 +142,7 @@ fn an_event_whose_message_was_purged_comes_back_by_the_sweep() {
         world.stripe(&refund, 1).await?;
         world.settled(STRIPE, "processed", &["evt_swept_r"]).await?;
         world.put("OrdersTable", copy).await?;
+        move_facts_to_page(world, "order#ord_swept").await?;
         age(world, "evt_swept_r", 11 * 60).await?;
         for job in ["sweep", "sweep-rows"] {
             delete_row(world, "JobsTable", "job_id", job).await?;
@@ -183,6 +189,14 @@ fn parked_events_are_released_or_given_up_by_the_sweep() {
         world.settled(STRIPE, "parked", &ids).await?;
         let ids = ["evt_loose", "evt_linked"];
         world.settled(STRIPE, "processed", &ids).await?;
+        let letters = [("evt_early_l", "ltr_early"), ("evt_never_l", "ltr_never")];
+        for (id, its) in letters {
+            let mailed = letter(id, "2026-11-20T08:00:00.000Z", its, "mailed");
+            world.lob(&mailed).await?;
+            world.settled(LOB, "parked", &[id]).await?;
+        }
+        let row = json!({ "statement_id": "st_early", "lob_letter_id": "ltr_early" });
+        world.put("StatementsTable", row).await?;
         order(world, "ord_early", None).await?;
         // The application writes the payment into its column, and no event names the order.
         order(world, "ord_linked", None).await?;
@@ -195,6 +209,8 @@ fn parked_events_are_released_or_given_up_by_the_sweep() {
         let before = run_task(world, &scheduled("sweep")).await?;
         age(world, "evt_early", 11 * 60).await?;
         age(world, "evt_never", 31 * 24 * 60 * 60).await?;
+        age_event(world, LOB, "evt_early_l", 11 * 60).await?;
+        age_event(world, LOB, "evt_never_l", 31 * 24 * 60 * 60).await?;
         let payment = "payment#platform#pi_linked";
         let mut open = world
             .row("EntitiesTable", "entity", payment)
@@ -210,12 +226,14 @@ fn parked_events_are_released_or_given_up_by_the_sweep() {
             |counted: &str| swept[counted].as_u64().unwrap() - before[counted].as_u64().unwrap();
         assert_eq!(
             ["sent", "ignored", "overdue"].map(more),
-            [1, 1, 1],
+            [2, 2, 2],
             "{before} {swept}"
         );
         // Payments of other tests come due once, before or now.
         assert!(swept["payments"].as_u64() >= Some(1), "{swept}");
         world.settled(STRIPE, "processed", &["evt_early"]).await?;
+        world.settled(LOB, "processed", &["evt_early_l"]).await?;
+        world.settled(LOB, "ignored", &["evt_never_l"]).await?;
         world.drained().await?;
         assert_eq!(world.order("ord_linked").await?["amountRefunded"], 100);
         let row = event(world, STRIPE, "evt_never").await?;
@@ -231,6 +249,105 @@ fn parked_events_are_released_or_given_up_by_the_sweep() {
             .settled(STRIPE, "processed", &["evt_linking", "evt_loose"])
             .await?;
         assert_eq!(world.order("ord_loose").await?["amountRefunded"], 100);
+        Ok(())
+    });
+}
+
+/// Of each kind the application puts an older copy of a row back, and deletes another row.
+#[test]
+fn the_sweep_restores_rows_of_every_kind_and_notes_those_that_are_gone() {
+    flow(true, async |stage| {
+        let world = &stage.world;
+        let now = world.now_s();
+        order(world, "ord_gone", None).await?;
+        for id in ["st_stale", "st_gone"] {
+            let row = json!({ "statement_id": id, "amount_due": 4200, "currency": "usd" });
+            world.put("StatementsTable", row).await?;
+        }
+        for own in ["stale", "gone"] {
+            let row = json!({ "tenant_id": format!("ten_{own}"), "stripe_connected_account_id": format!("acct_{own}") });
+            world.put("TenantsTable", row).await?;
+        }
+        let paid = |id: &str, metadata| {
+            intent_succeeded(
+                &format!("evt_{id}"),
+                now,
+                &format!("pi_{id}"),
+                metadata,
+                4200,
+            )
+        };
+        let of = |id: &str| json!({ "statement_id": id });
+        let updated = |id: &str, own: &str, at: i64, charges: bool| {
+            let account = json!({ "id": format!("acct_{own}"), "charges_enabled": charges, "payouts_enabled": true });
+            from_account(
+                stripe(id, "account.updated", now + at, account),
+                &format!("acct_{own}"),
+            )
+        };
+        let first = [
+            paid("ord_gone", named("ord_gone")),
+            paid("st_stale", of("st_stale")),
+            paid("st_gone", of("st_gone")),
+            updated("evt_ten_stale", "stale", 0, false),
+            updated("evt_ten_gone", "gone", 0, true),
+        ];
+        for event in &first {
+            world.stripe(event, 1).await?;
+        }
+        let ids = [
+            "evt_ord_gone",
+            "evt_st_stale",
+            "evt_st_gone",
+            "evt_ten_stale",
+            "evt_ten_gone",
+        ];
+        world.settled(STRIPE, "processed", &ids).await?;
+        let statement = world.statement("st_stale").await?;
+        let tenant = world.row("TenantsTable", "tenant_id", "ten_stale").await?;
+        let refund = charge_refunded(
+            "evt_st_stale_r",
+            now,
+            "ch_st_stale",
+            Some("pi_st_stale"),
+            1000,
+        );
+        world.stripe(&refund, 1).await?;
+        world
+            .stripe(&updated("evt_ten_stale_2", "stale", 1, true), 1)
+            .await?;
+        let ids = ["evt_st_stale_r", "evt_ten_stale_2"];
+        world.settled(STRIPE, "processed", &ids).await?;
+
+        world.put("StatementsTable", statement).await?;
+        world.put("TenantsTable", tenant.unwrap()).await?;
+        delete_row(world, "OrdersTable", "id", "ord_gone").await?;
+        delete_row(world, "StatementsTable", "statement_id", "st_gone").await?;
+        delete_row(world, "TenantsTable", "tenant_id", "ten_gone").await?;
+        for id in [
+            "evt_st_stale_r",
+            "evt_ten_stale_2",
+            "evt_ord_gone",
+            "evt_st_gone",
+            "evt_ten_gone",
+        ] {
+            age(world, id, 11 * 60).await?;
+        }
+        for job in ["sweep", "sweep-rows"] {
+            delete_row(world, "JobsTable", "job_id", job).await?;
+        }
+        let swept = run_task(world, &scheduled("sweep")).await?;
+        assert!(swept["restored"].as_u64() >= Some(2), "{swept}");
+        assert_eq!(world.statement("st_stale").await?["amount_refunded"], 1000);
+        let tenant = world.row("TenantsTable", "tenant_id", "ten_stale").await?;
+        assert_eq!(tenant.unwrap()["charges_enabled"], true);
+        for state in ["order#ord_gone", "statement#st_gone", "tenant#ten_gone"] {
+            let row = world.row("EntitiesTable", "entity", state).await?;
+            let open = row.unwrap_or_default()["open"].to_string();
+            assert!(open.starts_with("\"missing#"), "{state}: {open}");
+            // Other tests count what is missing.
+            delete_row(world, "EntitiesTable", "entity", state).await?;
+        }
         Ok(())
     });
 }
