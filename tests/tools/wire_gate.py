@@ -1,21 +1,17 @@
 """Holds the AWS requests that the flows recorded to AWS's own service models (botocore) and to rules that no model has.
+It also fails if a request reached the local AWS around the recorders, and if the code has an action that no flow makes.
 
-usage: wire_gate.py FOLDER    (with the recorded *.jsonl of crates/testkit/src/proxy.rs)
+usage: wire_gate.py FOLDER    (with the *.jsonl of crates/testkit/src/proxy.rs and the *.log of emulator.py)
 Prints the number of requests of each action, and each finding with how often it occurs; exit code 1 if there is one.
 """
-import base64
-import json
 import pathlib
 import re
 import sys
 from collections import Counter
-from urllib.parse import parse_qsl, unquote, urlsplit
 
-from botocore.loaders import Loader
-from botocore.model import ServiceModel
+from code_actions import actions_of_code
+from wire_records import model_of, read_emulator, read_lines, read_requests
 
-LOADER = Loader()
-MODELS = {}
 EXPRESSIONS = [
     "UpdateExpression",
     "ConditionExpression",
@@ -26,14 +22,12 @@ EXPRESSIONS = [
 # Source: "Reserved words in DynamoDB", Amazon DynamoDB developer guide; the copy that moto tests with.
 TEMPLATE = (pathlib.Path(__file__).parents[2] / "template.yaml").read_text().splitlines()
 RESERVED = set((pathlib.Path(__file__).parent / "dynamodb_reserved_words.txt").read_text().split())
+# Actions of the code that no flow makes, each with its reason.
+NOT_IN_FLOWS = {
+    ("ssm", "GetParameter"): "no role of the template may read parameters; only an older installation's role does",
+    ("wafv2", "GetWebACLForResource"): "the emulator refuses the firewall, so every local stack has Waf=false",
+}
 KEYWORDS = {"SET", "REMOVE", "ADD", "DELETE", "AND", "OR", "NOT", "BETWEEN", "IN", "SIZE"}
-
-
-def model_of(service):
-    service = {"monitoring": "cloudwatch"}.get(service, service)
-    if service not in MODELS:
-        MODELS[service] = ServiceModel(LOADER.load_service_model(service, "service-2"), service)
-    return MODELS[service]
 
 
 def check_bounds(size, shape, path, unit):
@@ -92,73 +86,6 @@ def matches(pattern, value):
         return True  # a pattern that Python does not know
 
 
-def nest(shape, form):
-    """The value of the query protocol's flat names, and the names that no member has."""
-    used = set()
-
-    def has(prefix):
-        return any(name == prefix or name.startswith(f"{prefix}.") for name in form)
-
-    def build(shape, prefix):
-        if shape.type_name == "structure":
-            value = {}
-            for name, member in shape.members.items():
-                wire = member.serialization.get("name", name)
-                path = f"{prefix}.{wire}" if prefix else wire
-                if has(path):
-                    value[name] = build(member, path)
-            return value
-        if shape.type_name == "list":
-            flat = shape.serialization.get("flattened")
-            path = prefix if flat else f"{prefix}.{shape.member.serialization.get('name', 'member')}"
-            items, number = [], 1
-            while has(f"{path}.{number}"):
-                items.append(build(shape.member, f"{path}.{number}"))
-                number += 1
-            return items
-        used.add(prefix)
-        return form.get(prefix, "")
-
-    value = build(shape, "") if shape else {}
-    return value, set(form) - used - {"Action", "Version"}
-
-
-def rest_operation(model, method, path):
-    for name in model.operation_names:
-        operation = model.operation_model(name)
-        if operation.http["method"] != method:
-            continue
-        uri = re.escape(operation.http["requestUri"].split("?")[0])
-        uri = re.sub(r"\\\{(\w+)\\?\+?\\\}", r"(?P<\1>.+?)", uri)
-        found = re.match(f"^{uri}/?$", path)
-        if found:
-            return name, {key: unquote(text) for key, text in found.groupdict().items()}
-    return None, None
-
-
-def read_request(record):
-    """Service, operation, value and what is wrong with the form; None of a request that is not signed."""
-    signed = re.search(r"Credential=[^/]+/\d+/[^/]+/([^/]+)/aws4_request", record["authorization"] or "")
-    if not signed:
-        return None
-    service = signed.group(1)
-    body = base64.b64decode(record["body"])
-    model = model_of(service)
-    if record["target"]:
-        return service, record["target"].split(".")[-1], json.loads(body or b"{}"), []
-    if "x-www-form-urlencoded" in (record["content_type"] or ""):
-        form = dict(parse_qsl(body.decode(), keep_blank_values=True))
-        operation = form["Action"]
-        value, unknown = nest(model.operation_model(operation).input_shape, form)
-        return service, operation, value, [(f".{name}", "unknown member") for name in sorted(unknown)]
-    path = urlsplit(record["path"]).path
-    if (record["method"], path) == ("GET", "/"):
-        return None  # opens a connection before it is needed (`AwsClients::warm`)
-    operation, value = rest_operation(model, record["method"], path)
-    faults = [] if operation else [("", f"no operation for {record['method']} {path}")]
-    return service, operation, value, faults
-
-
 def check_rules(service, operation, value):
     """What AWS does and no model says."""
     if (service, operation) == ("cloudformation", "UpdateStack") and value.get("UsePreviousTemplate") == "true":
@@ -189,29 +116,77 @@ def check_rules(service, operation, value):
         yield "a consistent read of a global index"
 
 
+def check_request(request):
+    """The faults of a request, each with its place."""
+    yield from request.faults
+    if request.operation is None:
+        return
+    model = model_of(request.service)
+    shape = model.operation_model(request.operation).input_shape
+    if shape and model.protocol != "rest-json":
+        yield from check_shape(shape, request.value, "")
+    yield from (("", rule) for rule in check_rules(request.service, request.operation, request.value))
+
+
+def check_recorders(lines_of, emulator):
+    """What the local AWS saw and no recorder wrote, and the recorders of which it saw nothing. `lines_of` is the number of
+    lines of each recorder, `emulator` what the local AWS wrote."""
+    roles = {line["key"]: line["role"] for line in emulator if "role" in line}
+    around, seen = Counter(), set()
+    for line in emulator:
+        if "call" not in line:
+            continue
+        name, _, number = (line["recorded"] or "").partition(":")
+        seen.add(name)
+        if int(number or 1) > lines_of.get(name, 0):
+            around[roles.get(line["key"], f"key {line['key']}"), line["call"]] += 1
+    for (caller, call), count in sorted(around.items()):
+        yield f"{caller}: {call} reached the local AWS and no recorder ({count} times)"
+    for name in sorted(set(lines_of) - seen):
+        if lines_of[name]:
+            yield f"{name}: the local AWS saw none of its requests"
+
+
+def check_actions(of_code, recorded):
+    """The actions of the code that were never recorded. `recorded` are the (source, service, operation) of all requests."""
+    by_anyone = {(service, operation) for _, service, operation in recorded}
+    by_tool = {(service, operation) for source, service, operation in recorded if source.startswith("tool")}
+    for action, crates in sorted(of_code.items()):
+        for crate in sorted(crates):
+            made = action in (by_tool if crate == "operator" else by_anyone)
+            if action in NOT_IN_FLOWS and made:
+                yield f"{' '.join(action)} is recorded: take it out of NOT_IN_FLOWS"
+            elif action not in NOT_IN_FLOWS and not made:
+                yield f"{' '.join(action)}: crates/{crate} has it, and no flow makes it"
+    for action in sorted(set(NOT_IN_FLOWS) - set(of_code)):
+        yield f"{' '.join(action)}: the code has it no more, take it out of NOT_IN_FLOWS"
+
+
 def main(folder):
-    files = sorted(pathlib.Path(folder).glob("*.jsonl"))
-    if not files:
+    folder = pathlib.Path(folder)
+    lines_of = {file.stem: sum(1 for _ in read_lines(file)) for file in folder.glob("*.jsonl")}
+    if not any(lines_of.values()):
         sys.exit(f"no requests were recorded in {folder}")
     seen, findings = Counter(), Counter()
-    for file in files:
-        for line in file.open():
-            request = read_request(json.loads(line))
-            if request is None:
-                continue
-            service, operation, value, faults = request
-            seen[service, operation or "?"] += 1
-            if operation:
-                shape = model_of(service).operation_model(operation).input_shape
-                if shape and model_of(service).protocol != "rest-json":
-                    faults += check_shape(shape, value, "")
-                faults += [("", rule) for rule in check_rules(service, operation, value)]
-            findings.update((service, operation or "?", path, fault) for path, fault in faults)
-    for (service, operation), count in sorted(seen.items()):
+    for request in read_requests(folder):
+        action = request.service, request.operation or "?"
+        seen[request.source, *action] += 1
+        findings.update((*action, path, fault) for path, fault in check_request(request))
+    for (service, operation), count in sorted(sum_by_action(seen).items()):
         print(f"{count:7} {service} {operation}")
     for (service, operation, path, fault), count in sorted(findings.items()):
         print(f"{service} {operation}{path}: {fault} ({count} times)", file=sys.stderr)
-    sys.exit(1 if findings else 0)
+    missing = [*check_recorders(lines_of, list(read_emulator(folder))), *check_actions(actions_of_code(), set(seen))]
+    for finding in missing:
+        print(finding, file=sys.stderr)
+    sys.exit(1 if findings or missing else 0)
+
+
+def sum_by_action(seen):
+    total = Counter()
+    for (_, *action), count in seen.items():
+        total[tuple(action)] += count
+    return total
 
 
 if __name__ == "__main__":

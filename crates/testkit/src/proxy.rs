@@ -12,6 +12,8 @@ use std::time::Duration;
 use data_encoding::BASE64;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
+use hyper::http::HeaderValue;
+use hyper::http::header::AUTHORIZATION;
 use hyper::http::request::Parts;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
@@ -19,8 +21,11 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
+use crate::local::ACCESS_KEY_ID;
 use crate::random::Random;
 
+/// Tells the local AWS where a request is recorded, as in `functions:17`; `tests/tools/emulator.py` reads it.
+const MARK: &str = "x-billhook-recorded";
 /// Longer than the time-out of any client.
 const HANG: Duration = Duration::from_secs(5);
 
@@ -89,9 +94,16 @@ struct Shared {
     outage: Mutex<Option<String>>,
     faults: Mutex<BTreeMap<&'static str, BTreeMap<String, usize>>>,
     messages: Mutex<Vec<String>>,
-    record: Mutex<Option<File>>,
+    record: Mutex<Option<Record>>,
     /// The queues that a short poll was tried on.
     short_polled: Mutex<BTreeSet<String>>,
+}
+
+#[derive(Debug)]
+struct Record {
+    name: String,
+    file: File,
+    lines: usize,
 }
 
 /// The answer is withheld.
@@ -165,8 +177,12 @@ impl Proxy {
     /// `tests/tools/wire_gate.py`.
     pub fn record(&self, folder: &Path, name: &str) -> anyhow::Result<()> {
         std::fs::create_dir_all(folder)?;
-        let file = folder.join(format!("{name}.jsonl"));
-        *lock(&self.shared.record) = Some(File::create(file)?);
+        let file = File::create(folder.join(format!("{name}.jsonl")))?;
+        *lock(&self.shared.record) = Some(Record {
+            name: name.to_owned(),
+            file,
+            lines: 0,
+        });
         Ok(())
     }
 
@@ -194,7 +210,7 @@ impl Proxy {
             .append_pair("StackName", stack)
             .append_pair("TemplateStage", "Original")
             .finish();
-        let template = self.forward(head, question.into()).await?;
+        let template = self.forward(head, question.into(), None).await?;
         let template = template.text().await.map_err(|_| Closed)?;
         if !template.contains("AWS::LanguageExtensions") {
             return Ok(body);
@@ -211,21 +227,32 @@ impl Proxy {
         Ok(kept.into())
     }
 
-    /// Sends a request on with another body.
-    async fn forward(&self, head: &Parts, body: Bytes) -> Result<reqwest::Response, Closed> {
+    /// Sends a request on, with the deployer's key in place of the tool's and with its mark if it is recorded.
+    async fn forward(
+        &self,
+        head: &Parts,
+        body: Bytes,
+        mark: Option<String>,
+    ) -> Result<reqwest::Response, Closed> {
         let url = format!("{}{}", lock(&self.shared.upstream), head.uri);
         let mut headers = head.headers.clone();
         headers.remove("content-length");
+        if let Some(authorization) = headers.get_mut(AUTHORIZATION) {
+            lend_key(authorization);
+        }
+        if let Some(mark) = mark {
+            headers.insert(MARK, HeaderValue::try_from(mark).map_err(|_| Closed)?);
+        }
         let request = self.shared.http.request(head.method.clone(), url);
         let sent = request.headers(headers).body(body).send().await;
         sent.map_err(|_| Closed)
     }
 
-    fn record_call(&self, head: &Parts, body: &[u8], status: u16) {
+    /// Where the call is recorded now, if it is. It is written before it is forwarded, so that the local AWS never has a
+    /// request that is not in the file.
+    fn record_call(&self, head: &Parts, body: &[u8]) -> Option<String> {
         let mut record = lock(&self.shared.record);
-        let Some(file) = record.as_mut() else {
-            return;
-        };
+        let record = record.as_mut()?;
         let header = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok());
         let call = json!({
             "method": head.method.as_str(),
@@ -234,10 +261,11 @@ impl Proxy {
             "target": header("x-amz-target"),
             "content_type": header("content-type"),
             "body": BASE64.encode(body),
-            "status": status,
         });
-        // A full disk is seen by the gate, which misses the call.
-        writeln!(file, "{call}").ok();
+        // If the disk is full, the call goes on without the mark, and the gate names it.
+        writeln!(record.file, "{call}").ok()?;
+        record.lines += 1;
+        Some(format!("{}:{}", record.name, record.lines))
     }
 
     /// Makes the next calls of an operation (`PutItem`) fail, one fault per call.
@@ -346,12 +374,12 @@ impl Proxy {
                 .body(Full::from("{}"))
                 .map_err(|_| Closed);
         }
+        let mark = self.record_call(&head, &body);
         let sent = match target {
             Some(_) => body.clone(),
             None => self.as_cloudformation_reads(&head, body.clone()).await?,
         };
-        let answer = self.forward(&head, sent).await?;
-        self.record_call(&head, &body, answer.status().as_u16());
+        let answer = self.forward(&head, sent, mark).await?;
         let mut response = Response::builder().status(answer.status());
         for (name, value) in answer.headers() {
             if name != "transfer-encoding" && name != "content-length" {
@@ -368,6 +396,20 @@ impl Proxy {
             }
             None => response.body(Full::new(body)).map_err(|_| Closed),
         }
+    }
+}
+
+/// Replaces a key id that the local AWS does not know by the deployer's. A program that gets such an id can call the local
+/// AWS by the proxy alone. A function keeps the id of its role's session.
+fn lend_key(authorization: &mut HeaderValue) {
+    let replaced = authorization.to_str().ok().and_then(|text| {
+        let (before, after) = text.split_once("Credential=")?;
+        let (key, scope) = after.split_once('/')?;
+        let lent = format!("{before}Credential={ACCESS_KEY_ID}/{scope}");
+        (!key.starts_with("ASIA")).then(|| HeaderValue::try_from(lent).ok())?
+    });
+    if let Some(replaced) = replaced {
+        *authorization = replaced;
     }
 }
 

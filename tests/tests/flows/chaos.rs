@@ -44,13 +44,9 @@ impl Arena {
             ..Config::default()
         })
         .await?;
-        let (to_aws, to_stripe) = (Proxy::start().await?, Proxy::start().await?);
+        let to_stripe = Proxy::start().await?;
         to_stripe.set_upstream(&stripe.base_url());
-        let mut options = Options::temporary(label);
-        options.functions_endpoint = Some(to_aws.endpoint());
-        let starting = tokio::task::spawn_blocking(move || LocalAws::start(&options));
-        let aws = Arc::new(starting.await??);
-        to_aws.set_upstream(&aws.endpoint());
+        let (aws, to_aws) = start_recorded_aws(label).await?;
         let parameters = [
             ("AppName", app.as_str()),
             ("Env", "test"),

@@ -77,16 +77,9 @@ static STAGE: LazyLock<Stage> = LazyLock::new(|| RUNTIME.block_on(stage()).unwra
 async fn stage() -> Result<Stage> {
     // No other process on the machine may have functions of this name: one test kills by it.
     let app = format!("flows{}", std::process::id());
-    let (proxy, tool_proxy) = (Proxy::start().await?, Proxy::start().await?);
-    proxy.record(&wire_folder(), "functions")?;
-    tool_proxy.record(&wire_folder(), "tool")?;
     let stripe = LocalStripe::start(Config::default()).await?;
-    let mut options = Options::temporary("flows");
-    options.functions_endpoint = Some(proxy.endpoint());
-    let starting = tokio::task::spawn_blocking(move || LocalAws::start(&options));
-    let aws = Arc::new(starting.await??);
-    proxy.set_upstream(&aws.endpoint());
-    tool_proxy.set_upstream(&aws.endpoint());
+    let (aws, proxy) = start_recorded_aws("flows").await?;
+    let tool_proxy = start_tool_proxy("flows", &aws).await?;
     let base = stripe.base_url();
     let name = format!("{app}-test");
     let world = World::deploy(&aws, &name, &[("AppName", &app), ("Env", "test")], &base).await?;
@@ -107,7 +100,27 @@ async fn stage() -> Result<Stage> {
     })
 }
 
-/// Where the requests of the flows are recorded, for the wire gate.
+/// A local AWS and the proxy of its functions. Both write down the functions' requests, for `tests/tools/wire_gate.py`.
+async fn start_recorded_aws(label: &str) -> Result<(Arc<LocalAws>, Proxy)> {
+    let proxy = Proxy::start().await?;
+    proxy.record(&wire_folder(), &format!("functions-{label}"))?;
+    let mut options = Options::temporary(label);
+    options.functions_endpoint = Some(proxy.endpoint());
+    options.request_log = Some(wire_folder().join(format!("{label}.log")));
+    let starting = tokio::task::spawn_blocking(move || LocalAws::start(&options));
+    let aws = Arc::new(starting.await??);
+    proxy.set_upstream(&aws.endpoint());
+    Ok((aws, proxy))
+}
+
+/// The proxy of the operator's tool.
+async fn start_tool_proxy(label: &str, aws: &LocalAws) -> Result<Proxy> {
+    let proxy = Proxy::start().await?;
+    proxy.record(&wire_folder(), &format!("tool-{label}"))?;
+    proxy.set_upstream(&aws.endpoint());
+    Ok(proxy)
+}
+
 fn wire_folder() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("wire")
 }

@@ -34,12 +34,8 @@ impl ProofStage {
         let app = format!("{label}{}", std::process::id());
         let name = format!("{app}-test");
         let stripe = LocalStripe::start(Config::default()).await?;
-        let options = Options::temporary(label);
-        let starting = tokio::task::spawn_blocking(move || LocalAws::start(&options));
-        let aws = Arc::new(starting.await??);
-        let proxy = Proxy::start().await?;
-        proxy.record(&wire_folder(), &format!("proof-{label}"))?;
-        proxy.set_upstream(&aws.endpoint());
+        let (aws, _) = start_recorded_aws(label).await?;
+        let proxy = start_tool_proxy(label, &aws).await?;
         let parameters = [("AppName", app.as_str()), ("Env", "test")];
         let world = World::deploy(&aws, &name, &parameters, &stripe.base_url()).await?;
         let row = json!({ "tenant_id": TENANT, "stripe_connected_account_id": ACCOUNT });
@@ -54,10 +50,7 @@ impl ProofStage {
     }
 
     fn start(&self, line: &str) -> Result<Child> {
-        let mut command = command_for(&self.aws, &self.name, line);
-        Ok(command
-            .env("AWS_ENDPOINT_URL", self.proxy.endpoint())
-            .spawn()?)
+        Ok(command_for(&self.aws, &self.proxy, &self.name, line).spawn()?)
     }
 
     fn calls(&self, operation: &str) -> usize {

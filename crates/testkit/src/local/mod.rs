@@ -46,6 +46,8 @@ pub struct Options {
     pub keep_running: bool,
     /// The endpoint that the functions get, if it is not the emulator itself but a proxy that injects failures.
     pub functions_endpoint: Option<String>,
+    /// A file for the requests that reach the emulator from anyone but the test itself (`tests/tools/emulator.py`).
+    pub request_log: Option<PathBuf>,
 }
 
 impl Options {
@@ -56,6 +58,7 @@ impl Options {
             dir,
             keep_running: false,
             functions_endpoint: None,
+            request_log: None,
         }
     }
 
@@ -66,6 +69,7 @@ impl Options {
             dir: repository().join(".local/aws"),
             keep_running: true,
             functions_endpoint: None,
+            request_log: None,
         }
     }
 }
@@ -99,7 +103,11 @@ impl LocalAws {
     }
 
     fn try_start(options: &Options) -> Result<Self> {
-        let ministack = tool("ministack")?;
+        let (program, script) = match options.request_log {
+            Some(_) => ("python", Some(repository().join("tests/tools/emulator.py"))),
+            None => ("ministack", None),
+        };
+        let program = tool(program)?;
         let dir = &options.dir;
         let tmp = dir.join("tmp");
         fs::create_dir_all(&tmp).with_context(|| format!("create {}", tmp.display()))?;
@@ -108,7 +116,9 @@ impl LocalAws {
             .port();
         let log = dir.join("ministack.log");
         let out = fs::File::create(&log).with_context(|| format!("create {}", log.display()))?;
-        let mut emulator = clean_command(&ministack, dir)
+        let mut emulator = clean_command(&program, dir)
+            .args(script)
+            .envs(options.request_log.iter().map(|log| ("REQUEST_LOG", log)))
             .env("TMPDIR", &tmp)
             .env("GATEWAY_PORT", port.to_string())
             .env("BIND_HOST", "127.0.0.1")
@@ -131,7 +141,7 @@ impl LocalAws {
             .stderr(out)
             .process_group(0) // the emulator and its functions are ended together
             .spawn()
-            .with_context(|| format!("start {}", ministack.display()))?;
+            .with_context(|| format!("start {}", program.display()))?;
         let pid = emulator.id();
         let mut aws = Self {
             port,

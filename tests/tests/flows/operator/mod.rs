@@ -43,13 +43,12 @@ impl CommandOutcome {
 }
 
 fn build_command(stage: &'static Stage, line: &str) -> Command {
-    let mut command = command_for(&stage.aws, &stage.name, line);
-    command.env("AWS_ENDPOINT_URL", stage.tool_proxy.endpoint());
-    command
+    command_for(&stage.aws, &stage.tool_proxy, &stage.name, line)
 }
 
-/// `line` is split as a shell does: words, and phrases in single quotes.
-pub(super) fn command_for(aws: &LocalAws, stack: &str, line: &str) -> Command {
+/// `line` is split as a shell does: words, and phrases in single quotes. The key id is one that only the proxy's
+/// requests can have, and names the command in the record.
+pub(super) fn command_for(aws: &LocalAws, proxy: &Proxy, stack: &str, line: &str) -> Command {
     let parts = line.split('\'').enumerate();
     let arguments = parts.flat_map(|(number, part)| match number % 2 {
         1 => vec![part],
@@ -60,11 +59,29 @@ pub(super) fn command_for(aws: &LocalAws, stack: &str, line: &str) -> Command {
         .args(arguments)
         .env_clear()
         .envs(aws.env())
+        .env("AWS_ENDPOINT_URL", proxy.endpoint())
+        .env("AWS_ACCESS_KEY_ID", name_command(line))
         .env("BILLHOOK_STACK", stack)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     command
+}
+
+/// The words of a command line that say which command it is, and whether it does what it otherwise only previews:
+/// `replay_--yes`, `events_list`.
+fn name_command(line: &str) -> String {
+    let is_word = |word: &&str| word.chars().all(|c| c.is_ascii_lowercase() || c == '-');
+    let words = line.split_whitespace();
+    let command = words.clone().take(2).take_while(is_word);
+    let command = command.take_while(|word| !word.starts_with('-'));
+    let yes = words.filter(|word| *word == "--yes").take(1);
+    let name: Vec<&str> = command.chain(yes).collect();
+    if name.is_empty() {
+        "billhook".to_owned()
+    } else {
+        name.join("_")
+    }
 }
 
 pub(super) async fn run_billhook(stage: &'static Stage, line: &str) -> Result<CommandOutcome> {

@@ -1,0 +1,62 @@
+"""Starts the local AWS (ministack), and writes a line for each signed request that reaches it, except the test harness's own.
+
+A line says who calls (`key`, the access key id), what (`call`), and where the recording proxy wrote the request (`recorded`;
+null if the request came around the proxy). Before a role's first request, and whenever its policies have changed, a line
+lists the statements that the stack gave it. wire_gate.py and iam_gate.py read the file.
+
+It takes the environment of ministack, and REQUEST_LOG, the path of the file.
+"""
+import json
+import os
+import re
+
+from ministack import app as emulator
+from ministack.services import iam, sts
+
+# The header of crates/testkit/src/proxy.rs.
+MARK = b"x-billhook-recorded"
+HARNESS = os.environ["AWS_ACCESS_KEY_ID"]
+LOG = open(os.environ["REQUEST_LOG"], "w", buffering=1)  # by lines, because the process is killed at its end
+written = {}
+
+
+def write_role(key):
+    """The role whose session the key is, and its statements."""
+    session = sts._sessions.get(key)
+    if session is None:
+        return
+    account, role = re.fullmatch(r"arn:aws:sts::(\d+):assumed-role/([^/]+)/.*", session["Arn"]).groups()
+    found = iam._roles.get_scoped(account, None, role)
+    policies = {name: policy for name, policy in found["InlinePolicies"].items()} if found else {}
+    if written.get(key) == policies:
+        return
+    written[key] = policies
+    documents = [json.loads(policy) if isinstance(policy, str) else policy for policy in policies.values()]
+    statements = [statement for document in documents for statement in document["Statement"]]
+    LOG.write(json.dumps({"key": key, "role": role, "statements": statements}) + "\n")
+
+
+def write_request(scope):
+    headers = dict(scope["headers"])
+    signed = re.search(rb"Credential=([^/]+)/", headers.get(b"authorization", b""))
+    recorded = headers.get(MARK, b"").decode() or None
+    if not signed or (signed[1].decode() == HARNESS and not recorded):
+        return
+    key = signed[1].decode()
+    write_role(key)
+    call = headers.get(b"x-amz-target", b"").decode() or f"{scope['method']} {scope['path']}"
+    LOG.write(json.dumps({"key": key, "call": call, "recorded": recorded}) + "\n")
+
+
+serve = emulator.app
+
+
+async def serve_and_log(scope, receive, send):
+    if scope["type"] == "http":
+        write_request(scope)
+    await serve(scope, receive, send)
+
+
+if __name__ == "__main__":
+    emulator.app = serve_and_log
+    emulator.main()
