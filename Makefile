@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help run stop setup catalogue third-provider fmt lint lint-template test gates bench peers chaos fuzz measure simulate replay bounds prove-scale build deploy import destroy
+.PHONY: help run stop setup catalogue third-provider fmt lint lint-template test gates permissions bench peers chaos fuzz measure simulate replay bounds prove-scale build deploy import destroy
 
 # No tool may download a Rust target or send telemetry without our knowledge.
 export RUSTUP_DIST_SERVER := http://127.0.0.1:1
@@ -97,8 +97,16 @@ test: lint ## run everything that CI runs
 	$(MAKE) --no-print-directory third-provider
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps
 
-gates: setup ## hold what the last run of all flows did to AWS's models
+gates: setup ## hold what the last run of all flows did to AWS's models and to the roles' permissions
+	mkdir -p target
 	$(VENV)/bin/python $(TOOLS)/wire_gate.py '$(WIRE)'
+	$(VENV)/bin/python $(TOOLS)/expand.py template.yaml > target/template.json
+	$(VENV)/bin/python $(TOOLS)/iam_gate.py '$(WIRE)' target/template.json
+
+permissions: setup ## print what each command of `billhook` did to which resource in the last run of the flows
+	mkdir -p target
+	$(VENV)/bin/python $(TOOLS)/expand.py template.yaml > target/template.json
+	$(VENV)/bin/python $(TOOLS)/iam_gate.py --tool '$(WIRE)' target/template.json
 
 # A provider that exists only for tests is in the list: what iterates over the list follows (tests/tests/third_provider.rs),
 # and exactly these tests fail, because template, documents and samples do not know it.

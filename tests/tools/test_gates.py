@@ -1,4 +1,4 @@
-"""Each rule of wire_gate.py, seen failing."""
+"""Each rule of wire_gate.py and iam_gate.py, seen failing."""
 import base64
 import json
 import pathlib
@@ -6,9 +6,12 @@ import tempfile
 import unittest
 from unittest import mock
 
+import iam_gate
 import wire_gate
 from code_actions import actions_of_code
 from wire_records import model_of, read_request, rest_operation
+
+TABLES = "arn:aws:dynamodb:eu-west-1:000000000000:table/"
 
 
 def sign(service, key="ASIA1"):
@@ -93,6 +96,68 @@ class Actions(unittest.TestCase):
     def test_a_request_whose_action_is_not_found_is_an_error(self):
         with self.assertRaisesRegex(ValueError, "no action is found"):
             self.actions_of('const KMS: AwsService = AwsService::new("kms", "K"); aws.post_text(KMS, "/", h)')
+
+
+class Permissions(unittest.TestCase):
+    template = {
+        "WorkerRole": [
+            {"Effect": "Allow", "Action": ["dynamodb:UpdateItem", "dynamodb:ConditionCheckItem"], "Resource": "Orders"},
+            {"Effect": "Allow", "Action": "dynamodb:Query", "Resource": {"Fn::Sub": "${Orders.Arn}/index/I"}},
+        ]
+    }
+    statements = [
+        {"Effect": "Allow", "Action": ["dynamodb:UpdateItem", "dynamodb:ConditionCheckItem"], "Resource": TABLES + "orders"},
+        {"Effect": "Allow", "Action": "dynamodb:Query", "Resource": TABLES + "orders/index/I"},
+    ]
+
+    def judge(self, *requests):
+        emulator = [{"key": "ASIA1", "role": "app-test-WorkerRole-1", "statements": self.statements}]
+        _, refused, used = iam_gate.judge(requests, iam_gate.read_roles(emulator, self.template))
+        with mock.patch.dict(iam_gate.UNRECORDED, clear=True):
+            return set(refused), iam_gate.find_unused(self.template, used)
+
+    def test_a_request_that_no_statement_allows_is_found(self):
+        refused, _ = self.judge(record("UpdateItem", {"TableName": "tenants"}), record("Query", {"TableName": "orders"}))
+        expected = {("dynamodb:UpdateItem", TABLES + "tenants"), ("dynamodb:Query", TABLES + "orders")}
+        self.assertEqual(refused, {("WorkerRole", *permission) for permission in expected})
+
+    def test_a_transaction_needs_the_permission_of_each_part(self):
+        parts = [{"Update": {"TableName": "orders"}}, {"Delete": {"TableName": "orders"}}]
+        refused, unused = self.judge(record("TransactWriteItems", {"TransactItems": parts}))
+        self.assertEqual(refused, {("WorkerRole", "dynamodb:DeleteItem", TABLES + "orders")})
+        self.assertNotIn("WorkerRole: dynamodb:UpdateItem on Orders is used by no flow", unused)
+
+    def test_a_permission_that_no_flow_uses_is_found(self):
+        _, unused = self.judge(record("Query", {"TableName": "orders", "IndexName": "I"}))
+        expected = [f"WorkerRole: dynamodb:{action} on Orders is used by no flow" for action in ("UpdateItem", "ConditionCheckItem")]
+        self.assertEqual(unused, expected)
+
+    def test_an_exception_that_is_none_is_found(self):
+        exceptions = {("", "dynamodb:Query", ""): "never", ("", "sqs:SendMessage", ""): "never"}
+        with mock.patch.dict(iam_gate.UNRECORDED, exceptions, clear=True):
+            found = iam_gate.find_unused(self.template, {("WorkerRole", 1, "dynamodb:Query")})
+        self.assertIn("WorkerRole: dynamodb:Query on Orders/index/I is used: take it out of UNRECORDED", found)
+        self.assertIn("no statement is that of UNRECORDED any more: ('', 'sqs:SendMessage', '')", found)
+
+    def test_a_function_without_a_role_is_found(self):
+        refused, _ = self.judge(record("Query", {"TableName": "orders"}, key="ASIA2"))
+        self.assertEqual(refused, {("?", "key ASIA2", "no role has it")})
+
+    def test_a_statement_that_cannot_be_judged_is_an_error(self):
+        with self.assertRaisesRegex(ValueError, "more than this gate judges"):
+            iam_gate.allows({**self.statements[0], "Condition": {}}, "dynamodb:UpdateItem", TABLES + "orders")
+
+    def test_other_statements_than_the_templates_are_an_error(self):
+        emulator = [{"key": "ASIA1", "role": "app-test-WorkerRole-1", "statements": self.statements[:1]}]
+        with self.assertRaisesRegex(ValueError, "other statements"):
+            iam_gate.read_roles(emulator, self.template)
+
+    def test_batches_and_messages_need_the_permission_of_one(self):
+        of = lambda *arguments: list(iam_gate.list_permissions(record(*arguments)))
+        tables = of("BatchGetItem", {"RequestItems": {"a": {}, "b": {}}})
+        self.assertEqual(tables, [("dynamodb:BatchGetItem", TABLES + "a"), ("dynamodb:BatchGetItem", TABLES + "b")])
+        message = of("SendMessageBatch", {"QueueUrl": "http://127.0.0.1:1/000000000000/q.fifo"}, "sqs")
+        self.assertEqual(message, [("sqs:SendMessage", "arn:aws:sqs:eu-west-1:000000000000:q.fifo")])
 
 
 if __name__ == "__main__":

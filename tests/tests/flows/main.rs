@@ -100,7 +100,8 @@ async fn stage() -> Result<Stage> {
     })
 }
 
-/// A local AWS and the proxy of its functions. Both write down the functions' requests, for `tests/tools/wire_gate.py`.
+/// A local AWS and the proxy of its functions. Both write down the functions' requests, for `tests/tools/wire_gate.py` and
+/// `iam_gate.py`.
 async fn start_recorded_aws(label: &str) -> Result<(Arc<LocalAws>, Proxy)> {
     let proxy = Proxy::start().await?;
     proxy.record(&wire_folder(), &format!("functions-{label}"))?;
