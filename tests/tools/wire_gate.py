@@ -19,8 +19,8 @@ EXPRESSIONS = [
     "FilterExpression",
     "ProjectionExpression",
 ]
-# Source: "Reserved words in DynamoDB", Amazon DynamoDB developer guide; the copy that moto tests with.
 TEMPLATE = (pathlib.Path(__file__).parents[2] / "template.yaml").read_text().splitlines()
+# Source: "Reserved words in DynamoDB", Amazon DynamoDB developer guide; the copy that moto tests with.
 RESERVED = set((pathlib.Path(__file__).parent / "dynamodb_reserved_words.txt").read_text().split())
 # Actions of the code that no flow makes, each with its reason.
 NOT_IN_FLOWS = {
