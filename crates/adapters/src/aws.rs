@@ -46,7 +46,7 @@ pub struct AwsClients {
 
 impl AwsClients {
     /// Reads `AWS_REGION` (or `AWS_DEFAULT_REGION`), `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`,
-    /// and `AWS_ENDPOINT_URL`, also with the suffix of a service.
+    /// `AWS_ENDPOINT_URL`, also with the suffix of a service, and `AWS_USE_FIPS_ENDPOINT` and `AWS_USE_DUALSTACK_ENDPOINT`.
     pub fn from_env(lookup: &EnvLookup<'_>) -> Result<Self, ConfigError> {
         let mut read = EnvReader::new(lookup);
         let region = match read.optional("AWS_REGION") {
@@ -71,9 +71,17 @@ impl AwsClients {
         let secrets_manager = endpoint("AWS_ENDPOINT_URL_SECRETS_MANAGER");
         let ssm_endpoint = endpoint("AWS_ENDPOINT_URL_SSM");
 
+        let is_true = |value: Option<String>| value.is_some_and(|value| value == "true");
+        let fips = is_true(read.optional("AWS_USE_FIPS_ENDPOINT"));
+        let dual_stack = is_true(read.optional("AWS_USE_DUALSTACK_ENDPOINT"));
+
         let http = crate::http::build_http_client();
         let http = http.map_err(|error| read.fault(format!("TLS cannot be set up: {error}")));
-        let shared = build_sdk_config(region, credentials, http.ok());
+        let shared = build_sdk_config(region, credentials, http.ok())
+            .into_builder()
+            .use_fips(fips)
+            .use_dual_stack(dual_stack)
+            .build();
         macro_rules! client {
             ($sdk:ident, $endpoint:expr) => {{
                 let mut settings = $sdk::config::Builder::from(&shared);
@@ -397,6 +405,25 @@ mod tests {
             told.contains("https://dynamodb.eu-central-1.amazonaws.com/"),
             "{told}"
         );
+    }
+
+    #[tokio::test]
+    async fn fips_endpoints_are_called_where_the_template_asks_for_them() {
+        let lookup = |name: &str| {
+            let value = match name {
+                "AWS_REGION" => "us-east-1",
+                "AWS_USE_FIPS_ENDPOINT" => "true",
+                "AWS_ACCESS_KEY_ID" | "AWS_SECRET_ACCESS_KEY" => "local",
+                _ => return None,
+            };
+            Some(value.to_owned())
+        };
+        let aws = AwsClients::from_env(&EnvLookup(&lookup)).unwrap();
+        let sqs = aws.sqs().config().to_builder().interceptor(TellUrl);
+        let sqs = aws_sdk_sqs::Client::from_conf(sqs.build());
+        let error = sqs.list_queues().send().await.unwrap_err();
+        let told = format!("{error:?}");
+        assert!(told.contains("https://sqs-fips.us-east-1"), "{told}");
     }
 
     #[test]

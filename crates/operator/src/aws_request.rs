@@ -169,12 +169,35 @@ impl SignedAwsClient {
         match given.or_else(|| self.config.endpoint_url().map(str::to_owned)) {
             Some(base) => base.trim_end_matches('/').to_owned(),
             None => {
-                // Hosts in the China partition end in `.com.cn`.
-                let china = if region.starts_with("cn-") { ".cn" } else { "" };
-                format!("https://{}.{region}.amazonaws.com{china}", service.name)
+                let fips = self.config.use_fips().unwrap_or_default();
+                let dual_stack = self.config.use_dual_stack().unwrap_or_default();
+                format!(
+                    "https://{}",
+                    host_of(service.name, region, fips, dual_stack)
+                )
             }
         }
     }
+}
+
+/// Services whose hosts in `GovCloud` are FIPS endpoints under their plain name.
+const PLAIN_FIPS_IN_GOVCLOUD: [&str; 4] = ["cloudformation", "logs", "monitoring", "sns"];
+
+/// The host of a service, as AWS's SDKs choose it.
+/// Source: the endpoint rule sets of botocore 1.43.106.
+fn host_of(service: &str, region: &str, fips: bool, dual_stack: bool) -> String {
+    let is_china = region.starts_with("cn-");
+    let suffix = match (dual_stack, is_china) {
+        (false, false) => "amazonaws.com",
+        (false, true) => "amazonaws.com.cn",
+        (true, false) => "api.aws",
+        (true, true) => "api.amazonwebservices.com.cn",
+    };
+    let is_plain = region.starts_with("us-gov-")
+        && PLAIN_FIPS_IN_GOVCLOUD.contains(&service)
+        && (!dual_stack || service == "monitoring");
+    let fips = if fips && !is_plain { "-fips" } else { "" };
+    format!("{service}{fips}.{region}.{suffix}")
 }
 
 /// Services of the query protocol report errors in XML, the others in JSON with `message` or `Message`.
@@ -199,6 +222,72 @@ fn extract_error_message(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hosts_are_those_of_the_sdks() {
+        for (service, region, fips, dual_stack, host) in [
+            (
+                "lambda",
+                "eu-west-1",
+                false,
+                false,
+                "lambda.eu-west-1.amazonaws.com",
+            ),
+            (
+                "lambda",
+                "eu-west-1",
+                true,
+                false,
+                "lambda-fips.eu-west-1.amazonaws.com",
+            ),
+            ("wafv2", "eu-west-1", false, true, "wafv2.eu-west-1.api.aws"),
+            ("kms", "eu-west-1", true, true, "kms-fips.eu-west-1.api.aws"),
+            (
+                "sns",
+                "us-gov-west-1",
+                true,
+                false,
+                "sns.us-gov-west-1.amazonaws.com",
+            ),
+            (
+                "sns",
+                "us-gov-west-1",
+                true,
+                true,
+                "sns-fips.us-gov-west-1.api.aws",
+            ),
+            (
+                "monitoring",
+                "us-gov-west-1",
+                true,
+                true,
+                "monitoring.us-gov-west-1.api.aws",
+            ),
+            (
+                "apigateway",
+                "us-gov-west-1",
+                true,
+                false,
+                "apigateway-fips.us-gov-west-1.amazonaws.com",
+            ),
+            (
+                "logs",
+                "cn-north-1",
+                true,
+                false,
+                "logs-fips.cn-north-1.amazonaws.com.cn",
+            ),
+            (
+                "logs",
+                "cn-north-1",
+                false,
+                true,
+                "logs.cn-north-1.api.amazonwebservices.com.cn",
+            ),
+        ] {
+            assert_eq!(host_of(service, region, fips, dual_stack), host);
+        }
+    }
 
     #[test]
     fn error_messages_are_extracted_from_xml_and_json() {

@@ -353,6 +353,7 @@ pub(super) fn check_parameters(template: &Value) {
         "ExistingStripePlatformWebhookSecretArn",
         "ExistingStripeWebhookSecretArn",
         "ExistingTenantsTableName",
+        "FipsEndpoints",
         "LiveMode",
         "LobAddresses",
         "LobQuietHours",

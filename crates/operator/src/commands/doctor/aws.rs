@@ -14,7 +14,7 @@ use roxmltree::Document;
 use serde_json::{Value, json};
 
 use super::finding::{CheckFinding, REVERT_DRIFT_FIX};
-use crate::aws_request::{APIGATEWAY, CLOUDWATCH, SNS, WAF};
+use crate::aws_request::{APIGATEWAY, CLOUDWATCH, LAMBDA, SNS, WAF};
 use crate::aws_xml::{find_child_members, find_list_members, read_child_text};
 use crate::session::StackSession;
 use crate::stack::DeployedStack;
@@ -50,6 +50,8 @@ pub(super) async fn check_aws_resources(
     areas.push(("alarms", check_alarms(session).await));
     areas.push(("alarm topic", check_alarm_subscribers(session).await));
     areas.push(("API stage", check_throttles(session).await));
+    areas.push(("API logs", check_log_role(session).await));
+    areas.push(("concurrency", check_concurrency(session).await));
     areas.push(("firewall", check_firewall(session).await));
     areas.push(("Stripe's addresses", check_stripe_addresses(session).await));
     areas
@@ -294,6 +296,51 @@ async fn check_throttles(session: &StackSession) -> Result<Vec<CheckFinding>> {
     Ok(findings.into())
 }
 
+/// Without the role in the settings of the account and region, API Gateway writes no access log.
+async fn check_log_role(session: &StackSession) -> Result<Vec<CheckFinding>> {
+    let account = session.aws.get_text(APIGATEWAY, "/account").await?;
+    let account: Value =
+        serde_json::from_str(&account).context("cannot parse the response of API Gateway")?;
+    let role = account.get("cloudwatchRoleArn").and_then(Value::as_str);
+    Ok(vec![CheckFinding::from_check(
+        "API Gateway may write logs",
+        role.is_some(),
+        role.unwrap_or("this account and region has no role for it"),
+        "deploy with ApiGatewayLogRole=create",
+    )])
+}
+
+/// What the workers leave of the account's concurrent executions. A poller that Lambda throttles uses up receives.
+async fn check_concurrency(session: &StackSession) -> Result<Vec<CheckFinding>> {
+    let settings = session
+        .aws
+        .get_text(LAMBDA, "/2016-08-19/account-settings/");
+    let settings: Value =
+        serde_json::from_str(&settings.await?).context("cannot parse the response of Lambda")?;
+    let free = settings
+        .pointer("/AccountLimit/UnreservedConcurrentExecutions")
+        .and_then(Value::as_u64)
+        .context("Lambda did not say the account's limit")?;
+    let each: u64 = session.stack.parameter("WorkerConcurrency").parse()?;
+    let workers = each * ProviderId::ALL.iter().map(|_| 1).sum::<u64>();
+    Ok(vec![report_concurrency(free, workers)])
+}
+
+/// Executions that deliveries and scheduled tasks need besides the workers.
+const EXECUTIONS_FOR_OTHERS: u64 = 5;
+
+fn report_concurrency(free: u64, workers: u64) -> CheckFinding {
+    let left = free.saturating_sub(workers);
+    CheckFinding::from_check(
+        "concurrent executions",
+        left >= EXECUTIONS_FOR_OTHERS,
+        format!(
+            "the account has {free}, the workers take up to {workers}, {left} are left for deliveries and everything else"
+        ),
+        "ask AWS for more (Service Quotas, AWS Lambda, Concurrent executions), or deploy with a lower WorkerConcurrency",
+    )
+}
+
 async fn check_firewall(session: &StackSession) -> Result<Vec<CheckFinding>> {
     let check = "API has a firewall";
     if session.stack.parameter("Waf") != "true" {
@@ -377,6 +424,17 @@ mod tests {
             find_inactive_indexes(Some(&there), &wanted),
             ["OpenIndex", "StatusIndex"]
         );
+    }
+
+    #[test]
+    fn a_new_account_has_too_few_executions() {
+        let finding = report_concurrency(10, 10);
+        assert!(
+            !finding.is_good && finding.detail.contains("0 are left"),
+            "{finding:?}"
+        );
+        assert!(report_concurrency(1_000, 10).is_good);
+        assert!(report_concurrency(10, 4).is_good);
     }
 
     #[test]
