@@ -206,6 +206,39 @@ fn a_bad_signature() {
 }
 
 #[test]
+fn a_delivery_before_the_secret_is_stored() {
+    let mut stage = Stage::new();
+    stage.ingress.keys = PerProvider::new(|_| KnownKeys::default());
+    assert_eq!(
+        stage.deliver(ProviderId::Stripe, SECRET, &paid("ord_1")),
+        400
+    );
+    insta::assert_snapshot!(stage.seen());
+}
+
+/// The alarm `none-accepted` reads `WebhookSuccess`.
+#[test]
+fn what_bears_no_signature_is_no_delivery_that_was_not_accepted() {
+    let stage = Stage::new();
+    let deliver = |headers: Value| {
+        let request = json!({ "resource": "/webhooks/stripe", "httpMethod": "POST", "headers": headers, "body": "{}" });
+        let request = serde_json::from_value(request).unwrap();
+        let answered = stage.invocation("webhook-ingress", stage.ingress.handle(request));
+        assert_eq!(answered.status_code, 400);
+        std::mem::take(&mut *stage.seen.lock().unwrap())
+    };
+    let counted = |headers: Value| {
+        let seen = String::from_utf8(deliver(headers)).unwrap();
+        assert!(seen.contains(r#""WebhookInvalidSignature":1"#), "{seen}");
+        seen.contains(r#""WebhookSuccess":0"#)
+    };
+    assert!(!counted(json!({})));
+    assert!(!counted(json!({ "Stripe-Signature": "nonsense" })));
+    let forged = sign_stripe(b"{}", "whsec_forged", NOW_S);
+    assert!(counted(json!({ "Stripe-Signature": forged })));
+}
+
+#[test]
 fn a_delivery_that_we_could_not_take_in() {
     let stage = Stage::new();
     stage.ingress.queue.plan.then([Some(Fault::Before)]);

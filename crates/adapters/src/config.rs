@@ -104,7 +104,8 @@ pub struct IngressConfig {
     pub events_tables: PerProvider<String>,
     /// `STRIPE_EVENTS_QUEUE_URL` and so on.
     pub queue_urls: PerProvider<String>,
-    /// From the secrets whose ARNs are set, or from `STRIPE_WEBHOOK_SECRET` and so on; at least one of each provider.
+    /// From the secrets whose ARNs are set, or from `STRIPE_WEBHOOK_SECRET` and so on. None of a provider that the stack
+    /// does not use: then none of its deliveries can be proven.
     pub signing_secrets: PerProvider<Vec<SecretSource>>,
     /// `SECRETS_TTL_SECONDS`: how long a secret that was read counts as fresh (`secrets::SigningKeyCache`).
     pub secrets_ttl: Duration,
@@ -524,10 +525,6 @@ impl<'a> EnvReader<'a> {
     ) -> Vec<SecretSource> {
         let mut sources: Vec<_> = arns.iter().filter_map(|name| self.by_arn(name)).collect();
         sources.extend(self.read_inline_secret(environment, here));
-        if sources.is_empty() {
-            let arns = arns.join(", ");
-            self.fault(format!("at least one of {arns}, {here} must be set"));
-        }
         sources
     }
 
@@ -619,6 +616,22 @@ mod tests {
     }
 
     #[test]
+    fn a_provider_without_a_secret_is_not_used() {
+        for (variable, unused, used) in [
+            (
+                "STRIPE_WEBHOOK_SECRET_ARN",
+                ProviderId::Stripe,
+                ProviderId::Lob,
+            ),
+            ("APP_SECRETS_ARN", ProviderId::Lob, ProviderId::Stripe),
+        ] {
+            let config = ingress(&[(variable, "-")]).unwrap();
+            assert!(config.signing_secrets.of(unused).is_empty());
+            assert_eq!(config.signing_secrets.of(used).len(), 1);
+        }
+    }
+
+    #[test]
     fn each_fault_names_its_variable_and_the_limit() {
         let table = [
             ("ENV", "-", "ENV is missing"),
@@ -658,13 +671,8 @@ mod tests {
             ),
             (
                 "APP_SECRETS_ARN",
-                "-",
-                "at least one of APP_SECRETS_ARN, LOB_WEBHOOK_SECRET must be set",
-            ),
-            (
-                "STRIPE_WEBHOOK_SECRET_ARN",
-                "",
-                "at least one of STRIPE_WEBHOOK_SECRET_ARN, STRIPE_PLATFORM_WEBHOOK_SECRET_ARN, STRIPE_WEBHOOK_SECRET must be set",
+                "arn: app",
+                "APP_SECRETS_ARN must not contain white space",
             ),
         ];
         for (name, value, fault) in table {

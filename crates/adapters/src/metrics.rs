@@ -80,12 +80,14 @@ macro_rules! metrics {
 metrics! {
     WEBHOOK_SUCCESS = "WebhookSuccess", Count, Provider,
         ["*-none-accepted", "*-no-deliveries"],
-        "of each delivery: 1 if it was answered 200, duplicates included, else 0";
+        "of each delivery that bears a signature: 1 if it was answered 200, duplicates included, else 0";
     WEBHOOK_DUPLICATE = "WebhookDuplicate", Count, Provider, [],
         "a delivery of an event that was processed or ignored before";
     WEBHOOK_INVALID_SIGNATURE = "WebhookInvalidSignature", Count, Reason,
         ["*-invalid-signatures"],
-        "a delivery answered 400 `signature_invalid`";
+        "a delivery answered 400 `signature_invalid`, for any other reason than `secret_missing`";
+    WEBHOOK_SECRET_MISSING = "WebhookSecretMissing", Count, Provider, [],
+        "a delivery answered 400 `signature_invalid` because nobody has stored the provider's signing secret";
     WEBHOOK_ERROR = "WebhookError", Count, Provider, [],
         "any other delivery that was refused: its body is too large or not an event, or billhook could not accept it";
     WEBHOOK_PROCESSING_TIME = "WebhookProcessingTime", Milliseconds, Provider, [],
@@ -249,7 +251,7 @@ impl Metric {
     }
 }
 
-/// A delivery that is answered 400 `signature_invalid`.
+/// A delivery that is answered 400 `signature_invalid`, unless its secret is missing.
 pub fn count_invalid_signature(provider: ProviderId, reason: &'static str) {
     WEBHOOK_INVALID_SIGNATURE.record(provider, &[reason], 1);
 }

@@ -687,6 +687,7 @@ fn every_reason_has_a_row() {
         NoMatch,
         SecretExpired,
         OtherEndpoint,
+        SecretMissing,
     });
     assert_eq!(words("## Signatures"), rejected);
 }

@@ -179,14 +179,12 @@ impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> WebhookIngres
             verdict = self.verify_with_keys(&signature, raw_body, &known, now);
         }
         match verdict {
-            // The secret that would have matched may be the one that we cannot read, or that is not set yet. That is
-            // our fault, so answer 503 and not 400: the provider retries, and nothing is lost.
+            // The secret that would have matched may be the one that we cannot read. That is our fault, so answer 503
+            // and not 400: the provider retries, and nothing is lost. One that nobody has stored is no fault: without
+            // it, a delivery is as unproven as any forged one. The provider retries after 400 too.
             Err(SignatureFailure::NoMatch) if !known.unreadable.is_empty() => {
                 Err(IngressRefusal::Unavailable(known.unreadable.join("; ")))
             }
-            Err(SignatureFailure::NoMatch) if known.keys.is_empty() => Err(
-                IngressRefusal::Unavailable(format!("no signing secret for {provider} is set")),
-            ),
             Err(SignatureFailure::NoMatch) => {
                 let mut others = Vec::new();
                 for (other, keys) in self.keys.iter() {
@@ -260,9 +258,14 @@ fn explain_mismatch(
             secret: Some(key.label.clone()),
         })
     };
+    let is_missing = !known.missing.is_empty() || known.keys.is_empty();
+    let unexplained = match is_missing {
+        true => SignatureFailure::SecretMissing,
+        false => SignatureFailure::NoMatch,
+    };
     found(&known.expired[..], SignatureFailure::SecretExpired)
         .or_else(|| found(others, SignatureFailure::OtherEndpoint))
-        .unwrap_or(SignatureFailure::NoMatch.into())
+        .unwrap_or(unexplained.into())
 }
 
 /// The exact bytes that were sent, over which the signature was computed. Parsing and printing the JSON again would
@@ -413,12 +416,18 @@ fn log_refusal(refusal: &IngressRefusal, correlation_id: CorrelationId) {
 fn count_answer(provider: ProviderId, answer: &IngressAnswer, taken: Duration) {
     let milliseconds = u64::try_from(taken.as_millis()).unwrap_or(u64::MAX);
     metrics::WEBHOOK_PROCESSING_TIME.add(provider, milliseconds);
-    let accepted = matches!(answer, IngressAnswer::Accepted { .. });
-    metrics::WEBHOOK_SUCCESS.add(provider, u64::from(accepted));
+    if may_be_genuine(answer) {
+        let accepted = matches!(answer, IngressAnswer::Accepted { .. });
+        metrics::WEBHOOK_SUCCESS.add(provider, u64::from(accepted));
+    }
     match answer {
         IngressAnswer::Accepted {
             duplicate: true, ..
         } => metrics::WEBHOOK_DUPLICATE.count(provider),
+        IngressAnswer::Refused(IngressRefusal::SignatureInvalid {
+            reason: SignatureFailure::SecretMissing,
+            ..
+        }) => metrics::WEBHOOK_SECRET_MISSING.count(provider),
         IngressAnswer::Refused(IngressRefusal::SignatureInvalid { reason, .. }) => {
             metrics::count_invalid_signature(provider, reason.as_str());
         }
@@ -427,6 +436,23 @@ fn count_answer(provider: ProviderId, answer: &IngressAnswer, taken: Duration) {
             duplicate: false, ..
         }
         | IngressAnswer::Health => {}
+    }
+}
+
+/// Whether the alarm `none-accepted` has to know of a delivery. What only probes the address is left out: it would turn a
+/// quiet hour into one in which nothing was accepted.
+fn may_be_genuine(answer: &IngressAnswer) -> bool {
+    match answer {
+        IngressAnswer::Accepted { .. } => true,
+        IngressAnswer::Refused(refusal) => match refusal {
+            IngressRefusal::SignatureInvalid { reason, .. } => reason.may_be_genuine(),
+            IngressRefusal::BodyMalformed(_) | IngressRefusal::Unavailable(_) => true,
+            // Refused before the signature was looked at.
+            IngressRefusal::BodyTooLarge
+            | IngressRefusal::NotFound
+            | IngressRefusal::MethodNotAllowed(_) => false,
+        },
+        IngressAnswer::Health => false,
     }
 }
 
@@ -444,7 +470,7 @@ mod tests {
         let known = SigningKeys {
             keys: keys("STRIPE we_2", "whsec_2"),
             expired: keys("STRIPE we_1 (previous)", "whsec_1"),
-            unreadable: Vec::new(),
+            ..SigningKeys::default()
         };
         let other = SigningKeys {
             keys: keys("APP", "lob"),

@@ -206,8 +206,13 @@ fn what_is_ours_to_answer_for_is_503_and_the_next_delivery_heals_it() {
 }
 
 #[test]
-fn a_missing_or_unreadable_secret_is_our_fault_only_where_it_might_have_matched() {
+fn an_unreadable_secret_is_our_fault_where_it_might_have_matched_and_one_never_stored_is_not() {
     let no_keys = KnownKeys::default();
+    let missing = |mut keys: KnownKeys| {
+        let not_set = "arn:…:StripePlatformWebhook: signing_secret is not set";
+        keys.cached.missing.push(not_set.to_owned());
+        keys
+    };
     let unreadable = |mut keys: KnownKeys| {
         keys.cached
             .unreadable
@@ -215,7 +220,11 @@ fn a_missing_or_unreadable_secret_is_our_fault_only_where_it_might_have_matched(
         keys
     };
     for (keys, expected) in [
-        (no_keys, 503),
+        (no_keys, 400),
+        (missing(KnownKeys::default()), 400),
+        (missing(KnownKeys::one("whsec_other")), 400),
+        (missing(KnownKeys::one(SECRET)), 200),
+        (unreadable(missing(KnownKeys::default())), 503),
         (unreadable(KnownKeys::one("whsec_other")), 503),
         (unreadable(KnownKeys::one(SECRET)), 200),
         (KnownKeys::one("whsec_other"), 400),
@@ -418,11 +427,10 @@ fn the_published_stripe_vectors_end_through_handle_as_they_should() {
             // Refused as no event, after its signature.
             _ => vector["name"] == "empty_body",
         };
-        let expected = match (proven, readable, secret.trim().is_empty()) {
-            (true, true, _) => (200, Value::Null),
-            (true, false, _) => (400, json!("body_malformed")),
-            (false, _, true) => (503, json!("unavailable")),
-            (false, _, false) => (400, json!("signature_invalid")),
+        let expected = match (proven, readable) {
+            (true, true) => (200, Value::Null),
+            (true, false) => (400, json!("body_malformed")),
+            (false, _) => (400, json!("signature_invalid")),
         };
         let error = body(&response)["error"].clone();
         assert_eq!(

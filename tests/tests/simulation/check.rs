@@ -24,7 +24,6 @@ use serde_json::Value;
 use webhook_secret::KNOWN_AFTER;
 
 use crate::customers::tenant;
-use crate::edges::STRIPE_ARN;
 use crate::functions::{Functions, Seen};
 use crate::links::{is_reached, link_evidence, linked_entities};
 use crate::logs;
@@ -223,8 +222,7 @@ fn answers(world: &World, seen: &Seen, found: &mut Found) {
             Call::Forged(how, statuses) => {
                 let is_right = status.is_none_or(|status| statuses.contains(&status));
                 let invariant = if status == Some(200) { 2 } else { 17 };
-                let excused =
-                    status == Some(503) && (answered.faults > 0 || !is_set_up(world, answered));
+                let excused = status == Some(503) && answered.faults > 0;
                 found.unless(is_right || excused, invariant, || {
                     format!("{how}: answered {status:?}")
                 });
@@ -254,7 +252,7 @@ fn genuine(
     found.unless(is_known, 17, || {
         format!("{id} at {}: answered {status:?}", answered.at)
     });
-    let excused = answered.faults > 0 || status != Some(503) || !is_set_up(world, answered);
+    let excused = answered.faults > 0 || status != Some(503);
     found.unless(excused, 17, || {
         format!("{id}: 503 from {}, to which nothing happened", answered.by)
     });
@@ -288,15 +286,6 @@ fn genuine(
     found.unless(!(was_given_up && is_swallowed), 14, || {
         format!("{id} was sent again and swallowed")
     });
-}
-
-/// Before the stack has made its endpoint there is no secret, and so it is our fault.
-fn is_set_up(world: &World, answered: &Answered) -> bool {
-    let first = world
-        .secrets
-        .get(STRIPE_ARN)
-        .and_then(|versions| versions.first());
-    first.is_some_and(|(_, at)| *at <= answered.began.before(KNOWN_AFTER))
 }
 
 /// Whether every ingress had time to know that this secret counts.

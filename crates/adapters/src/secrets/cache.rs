@@ -72,6 +72,8 @@ struct CachedRead {
     at: Timestamp,
     keys: Vec<CachedKey>,
     faults: Vec<String>,
+    /// The member that nobody has set yet.
+    missing: Option<String>,
     /// Until when `AWSPREVIOUS` is valid, if it has not been read yet: 24 hours after the current version was stored.
     previous_unread_until: Option<Timestamp>,
 }
@@ -182,6 +184,7 @@ impl<F: FetchSecret, C: Clock> SigningKeyCache<F, C> {
             at: now,
             keys: Vec::new(),
             faults: Vec::new(),
+            missing: None,
             previous_unread_until: created_at.map(|at| at.after(PREVIOUS_VALID_FOR)),
         };
         for fault in &document.faults {
@@ -190,8 +193,7 @@ impl<F: FetchSecret, C: Clock> SigningKeyCache<F, C> {
         match &document.current {
             Some(of) => self.add(&mut read, source, of, None),
             None if document.faults.is_empty() => {
-                read.faults
-                    .push(format!("{}: {} is not set", source.arn, self.kind.member()))
+                read.missing = Some(format!("{}: {} is not set", source.arn, self.kind.member()));
             }
             None => {}
         }
@@ -243,6 +245,7 @@ impl<F: FetchSecret, C: Clock> SigningKeyCache<F, C> {
                     }
                 }
                 answer.unreadable.extend(read.faults.iter().cloned());
+                answer.missing.extend(read.missing.clone());
             }
             answer.unreadable.extend(slot.error.clone());
         }
@@ -529,24 +532,57 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_secret_that_is_not_set_yet_is_told_and_looked_for_every_10_s() {
+    async fn a_secret_that_is_not_set_yet_is_missing_and_looked_for_every_10_s() {
+        // Without a document, without a version, or deleted.
+        for text in [Some("{}"), Some(" "), None] {
+            let world = World::default();
+            if let Some(text) = text {
+                world.put("current", text, LONG_AGO);
+            }
+            let reader = world.reader();
+            let missing = ["arn:stripe: signing_secret is not set"];
+            check(&reader.signing_keys().await, &[], &[]);
+            assert_eq!(reader.cached_keys().await.missing, missing);
+            world.put("current", "whsec_1", LONG_AGO);
+            world.pass(9);
+            assert_eq!(reader.signing_keys().await.missing, missing);
+            world.pass(1);
+            check(&reader.signing_keys().await, &["whsec_1"], &[]);
+            assert!(reader.cached_keys().await.missing.is_empty());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_secret_that_cannot_be_read_or_used_is_not_missing() {
         let world = World::default();
         world.put("current", "{}", LONG_AGO);
         let reader = world.reader();
+        assert_eq!(reader.signing_keys().await.missing.len(), 1);
+        *world.is_down.lock().unwrap() = true;
+        world.pass(10);
+        let down = "cannot read arn:stripe: down";
+        check(&reader.signing_keys().await, &[], &[down]);
+        *world.is_down.lock().unwrap() = false;
+        world.put("current", r#"{"signing_secret": 7}"#, LONG_AGO);
+        world.pass(10);
+        let unusable = reader.signing_keys().await;
         check(
-            &reader.signing_keys().await,
+            &unusable,
             &[],
-            &["arn:stripe: signing_secret is not set"],
+            &["arn:stripe: signing_secret must be a string"],
         );
-        world.put("current", "whsec_1", LONG_AGO);
-        world.pass(9);
-        check(
-            &reader.signing_keys().await,
-            &[],
-            &["arn:stripe: signing_secret is not set"],
-        );
-        world.pass(1);
-        check(&reader.signing_keys().await, &["whsec_1"], &[]);
+        assert!(unusable.missing.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_provider_that_is_not_used_has_no_secrets_and_asks_for_none() {
+        let world = World::default();
+        let ttl = Duration::from_secs(300);
+        let wanted = SecretKind::LobSigning;
+        let reader = SigningKeyCache::new(wanted, Vec::new(), ttl, true, &world, &world);
+        check(&reader.signing_keys().await, &[], &[]);
+        assert!(reader.refresh_after_mismatch().await.is_none());
+        assert_eq!(world.asked(), 0);
     }
 
     #[tokio::test]

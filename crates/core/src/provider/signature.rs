@@ -48,6 +48,9 @@ pub struct SigningKeys {
     /// Secrets that could not be read, and why, without values. If no key matches while one is missing, the sender gets
     /// 503 and retries, because the missing secret might have matched; a 400 would blame the sender for our fault.
     pub unreadable: Vec<String>,
+    /// Secrets that nobody has stored yet. They are no fault: an environment waits for its keys, or never uses the
+    /// provider.
+    pub missing: Vec<String>,
 }
 
 /// Why a signature is refused. The sender gets the same answer for all reasons, so that a forger learns nothing; the
@@ -70,9 +73,28 @@ pub enum SignatureFailure {
     SecretExpired,
     /// Signed with the secret of another provider: the URLs or the secrets of two providers are swapped.
     OtherEndpoint,
+    /// No known secret produces this signature, and a secret of the provider was never stored: nobody can say whether the
+    /// sender is the provider.
+    SecretMissing,
 }
 
 impl SignatureFailure {
+    /// Whether the delivery may be the provider's: it bears a signature in the provider's format. Who only probes the
+    /// address sends none. Without a secret nobody can say.
+    pub fn may_be_genuine(self) -> bool {
+        match self {
+            Self::TimestampTooOld
+            | Self::TimestampTooNew
+            | Self::NoMatch
+            | Self::SecretExpired
+            | Self::OtherEndpoint => true,
+            Self::HeaderMissing
+            | Self::HeaderMalformed
+            | Self::TimestampMalformed
+            | Self::SecretMissing => false,
+        }
+    }
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::HeaderMissing => "header_missing",
@@ -83,6 +105,7 @@ impl SignatureFailure {
             Self::NoMatch => "no_match",
             Self::SecretExpired => "secret_expired",
             Self::OtherEndpoint => "other_endpoint",
+            Self::SecretMissing => "secret_missing",
         }
     }
 }

@@ -129,6 +129,7 @@ fn explain_signature(
         SignatureFailure::TimestampTooNew => "signed with a known secret, but more than 300 s after it was received: one of the clocks is wrong".to_owned(),
         SignatureFailure::SecretExpired => "signed with a secret that was replaced more than 24 hours ago".to_owned(),
         SignatureFailure::OtherEndpoint => "signed with the secret of the other endpoint: the delivery went to the wrong path".to_owned(),
+        SignatureFailure::SecretMissing => "nobody has stored the provider's signing secret".to_owned(),
         SignatureFailure::NoMatch => list_body_variants(body)
             .into_iter()
             .find(|(_, body)| fits(body, &known))
