@@ -151,6 +151,7 @@ async fn a_missing_event_comes_in_as_if_it_had_been_delivered() {
         summary,
         ReconcileSummary {
             task: "reconcile",
+            no_key: false,
             accounts: 2,
             events: 3,
             taken_in: 3,
@@ -295,7 +296,7 @@ async fn a_refused_account_is_named_and_skipped_and_a_failing_one_is_tried_again
 }
 
 #[tokio::test]
-async fn a_key_that_stripe_refuses_or_none_at_all_refuses_the_run_once() {
+async fn a_key_that_stripe_refuses_fails_the_run_after_one_call() {
     let world = World::with_accounts(&["acct_1"]);
     world.stripe.refused.lock().unwrap().insert(String::new());
     let clock = FixedClock::at(at(NOW));
@@ -309,16 +310,45 @@ async fn a_key_that_stripe_refuses_or_none_at_all_refuses_the_run_once() {
         "could not list the platform's events: 403"
     );
     assert_eq!(world.asked().len(), 1);
-    let without = ReconcileTask {
-        stripe: None,
-        ..world.task(&clock)
+    // How far behind it is, is measured all the same.
+    world.read_through(None, NOW - 4 * HOUR);
+    drained();
+    let task = world.task(&clock);
+    let refused = task.run(&ReconcileInput {}, at(NOW + 900)).await;
+    refused.unwrap_err();
+    assert_eq!(lags(&drained()), [4 * 3_600]);
+}
+
+#[tokio::test]
+async fn a_key_that_was_never_stored_is_a_result_and_one_that_is_gone_falls_behind() {
+    let world = World::with_accounts(&["acct_1"]);
+    let clock = FixedClock::at(at(NOW));
+    let run = async || {
+        drained();
+        let without = ReconcileTask {
+            stripe: None,
+            ..world.task(&clock)
+        };
+        let summary = without.run(&ReconcileInput {}, at(NOW + 900)).await;
+        (summary.unwrap(), drained())
     };
-    let refused = without
-        .run(&ReconcileInput {}, at(NOW + 900))
-        .await
-        .unwrap_err()
-        .to_string();
-    assert!(refused.contains("no stripe_secret_key"), "{refused}");
+    let nothing = ReconcileSummary {
+        task: "reconcile",
+        no_key: true,
+        completed: true,
+        ..ReconcileSummary::default()
+    };
+    assert_eq!(run().await, (nothing.clone(), String::new()));
+    assert!(world.asked().is_empty());
+    world.read_through(None, NOW - 4 * HOUR);
+    let (summary, metrics) = run().await;
+    let behind = ReconcileSummary {
+        lagging: 1,
+        reconciled_through: Some(at(NOW - 4 * HOUR)),
+        ..nothing
+    };
+    assert_eq!(summary, behind);
+    assert_eq!(lags(&metrics), [4 * 3_600]);
 }
 
 #[tokio::test]

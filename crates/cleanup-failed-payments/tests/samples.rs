@@ -84,7 +84,7 @@ fn a_report_is_the_summary_of_its_task() {
         ),
         (
             TaskReport::Cleanup(CleanupSummary::default()),
-            r#"{"scanned":0,"cancelled":0,"reconciled":0,"refused":0,"skipped":0,"failed":0,"dry_run":false}"#,
+            r#"{"scanned":0,"cancelled":0,"reconciled":0,"refused":0,"skipped":0,"failed":0,"dry_run":false,"unasked":0}"#,
         ),
         (
             TaskReport::Sweep(sweep),
@@ -92,7 +92,7 @@ fn a_report_is_the_summary_of_its_task() {
         ),
         (
             TaskReport::Reconcile(reconcile),
-            r#"{"task":"reconcile","accounts":0,"events":0,"taken_in":0,"gaps":0,"refused":[],"failed":0,"lagging":0,"reconciled_through":null,"completed":false}"#,
+            r#"{"task":"reconcile","accounts":0,"events":0,"taken_in":0,"gaps":0,"refused":[],"failed":0,"lagging":0,"reconciled_through":null,"completed":false,"no_key":false}"#,
         ),
     ] {
         assert_eq!(serde_json::to_string(&report).unwrap(), answer);

@@ -38,7 +38,9 @@ use futures_util::stream::{self, StreamExt as _};
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::scheduled_task::{ScheduledTask, TaskFailed, fail_task, lacks_time_to_start};
+use crate::scheduled_task::{
+    ScheduledTask, TaskFailed, fail_task, lacks_time_to_start, log_missing_key,
+};
 
 /// Orders read from the index, and then from the table, in one page.
 const PAGE: usize = 50;
@@ -73,6 +75,8 @@ pub struct CleanupSummary {
     /// A call failed: a later run tries again.
     pub failed: usize,
     pub dry_run: bool,
+    /// Unchanged, because no key for Stripe is stored: nobody could be asked.
+    pub unasked: usize,
 }
 
 /// The task with its ports.
@@ -153,8 +157,8 @@ where
     type Input = CleanupInput;
     type Summary = CleanupSummary;
 
-    /// One run. Fails if the orders or the checkpoint cannot be read or saved, or if no key of Stripe is stored; what
-    /// was done before stays done. An error with one order is counted and logged.
+    /// One run. Fails if the orders or the checkpoint cannot be read or saved; what was done before stays done. An error
+    /// with one order is counted and logged. Without a key of Stripe no order is cancelled, and that is a result.
     ///
     /// A run that its deadline or limit interrupts saves the last order that it handled, and the next run begins behind
     /// it. Example: orders a to e, limit 2, and none of them can be ended. Runs handle a b, c d, e, and then a b again.
@@ -221,6 +225,9 @@ where
                 tracing::info!(account, cause, "refuses {account}: {cause}");
             }
         }
+        if summary.unasked > 0 {
+            log_missing_key();
+        }
         ended.map(|()| summary)
     }
 }
@@ -270,7 +277,7 @@ where
                     return Ok(());
                 };
                 match finding {
-                    OrderCleanup::NoKey => return Err(TaskFailed::no_key()),
+                    OrderCleanup::NoKey => summary.unasked += 1,
                     OrderCleanup::Refused => summary.refused += 1,
                     OrderCleanup::Cancelled => summary.cancelled += 1,
                     OrderCleanup::HasMoney => summary.reconciled += 1,

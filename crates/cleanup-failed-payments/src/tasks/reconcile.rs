@@ -10,6 +10,8 @@
 //! Each account gets its turn in every run, and what is left of the time goes to those that need more: an account with a
 //! million events must not keep the accounts behind it from being asked. How far behind each account is, is measured in
 //! every run, also of those that it did not come to.
+//! Without a key there is nothing to ask, and that is a result and no failure: an environment waits for its key, or never
+//! uses Stripe. A key that is gone is different: the platform falls behind, and that is measured and alarmed.
 //! `billhook_core::tasks::reconcile` computes what to list, with an example of an interrupted pass.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,7 +41,9 @@ use billhook_core::time::Timestamp;
 use futures_util::stream::{self, StreamExt as _};
 use serde::Serialize;
 
-use crate::scheduled_task::{PassEnd, ScheduledTask, TaskFailed, fail_task, lacks_time_to_start};
+use crate::scheduled_task::{
+    PassEnd, ScheduledTask, TaskFailed, fail_task, lacks_time_to_start, log_missing_key,
+};
 
 /// Tenants in one page of the list of accounts.
 const TENANTS_PER_PAGE: usize = 25;
@@ -80,6 +84,8 @@ pub struct ReconcileSummary {
     pub reconciled_through: Option<Timestamp>,
     /// False if the deadline interrupted the run before every account had its turn: the next run resumes.
     pub completed: bool,
+    /// No key for Stripe is stored: nothing was asked.
+    pub no_key: bool,
 }
 
 /// The task with its ports.
@@ -198,11 +204,14 @@ where
         ReconcileInput {}: &ReconcileInput,
         deadline: Timestamp,
     ) -> Result<ReconcileSummary, TaskFailed> {
-        let stripe = self.stripe.as_ref().ok_or_else(TaskFailed::no_key)?;
+        let Some(stripe) = &self.stripe else {
+            return self.report_missing_key().await;
+        };
         let mut progress = ProgressByAccount::new();
         let platform = self.read_account(stripe, None, deadline).await;
         if let Some(AccountError::Refused(cause)) = platform.error {
             // The key itself is wrong: Stripe would refuse every account.
+            ReconcileSummary::default().add_lag(None, platform.through_s, self.clock.now());
             return Err(TaskFailed {
                 doing: "list the platform's events",
                 cause,
@@ -266,6 +275,22 @@ where
     S: ListEvents,
     C: Clock,
 {
+    /// The result of a run without a key. If the platform was read before, its key was taken away, by mistake or not: it
+    /// falls behind, and the alarm tells it after three hours.
+    async fn report_missing_key(&self) -> Result<ReconcileSummary, TaskFailed> {
+        log_missing_key();
+        let mut summary = ReconcileSummary {
+            task: Self::NAME,
+            no_key: true,
+            completed: true,
+            ..ReconcileSummary::default()
+        };
+        let cursors = self.load_cursors(None).await;
+        let through_s = done_through_s(&cursors.map_err(fail_task("load a cursor"))?);
+        summary.add_lag(None, through_s, self.clock.now());
+        Ok(summary)
+    }
+
     /// Gives each account its first turn, page by page. `after` is the last tenant of the last page in which every
     /// account had its turn. Before accounts had turns, one with a long list kept all behind it from being asked, in
     /// every run.
