@@ -79,7 +79,7 @@ macro_rules! metrics {
 
 metrics! {
     WEBHOOK_SUCCESS = "WebhookSuccess", Count, Provider,
-        ["*-none-accepted", "*-no-deliveries"],
+        ["*-none-accepted"],
         "of each delivery that bears a signature: 1 if it was answered 200, duplicates included, else 0";
     WEBHOOK_DUPLICATE = "WebhookDuplicate", Count, Provider, [],
         "a delivery of an event that was processed or ignored before";
@@ -135,6 +135,8 @@ metrics! {
         "a test event in a live environment";
     STUCK_EVENTS = "StuckEvents", Count, Provider, ["*-stuck-events"],
         "events pending for more than an hour, at each sweep";
+    QUIET_HOURS = "QuietHours", Count, Provider, ["*-no-deliveries"],
+        "hours since the last event arrived, at each sweep; nothing before the first";
     OVERDUE_EVENTS = "OverdueEvents", Count, Provider, ["*-overdue"],
         "an event that has been parked for 24 hours because its order, statement, letter or tenant does not exist";
     EVENT_GAP = "EventGap", Count, Provider, ["event-gap"],

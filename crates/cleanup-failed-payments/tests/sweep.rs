@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use billhook_adapters::metrics::{MetricEnvironment, drain_lines};
 use billhook_core::entity::key::PaymentKey;
 use billhook_core::entity::payment::state::{OpenEntry, PaymentState};
 use billhook_core::entity::projection::RowStanding;
@@ -16,6 +17,7 @@ use billhook_core::outcome::EventOutcome;
 use billhook_core::retry::Disposition;
 use billhook_core::tasks::checkpoint::Checkpoint;
 use billhook_core::tasks::definitions::SweepInput;
+use billhook_core::tasks::ports::{CheckpointSaveResult, CheckpointStore};
 use billhook_core::time::Timestamp;
 use billhook_testkit::events::{intent_succeeded, letter, linked_facts, new_event};
 use billhook_testkit::memory::{self, EventRow, Fault, FixedClock, MemoryQueue, MemoryTables};
@@ -561,4 +563,93 @@ async fn a_run_that_another_one_overtook_keeps_nothing() {
         .await
         .unwrap();
     assert_eq!(jobs.jobs.lock().unwrap()["sweep"], overtaken);
+}
+
+/// `QuietHours` of this thread, by provider.
+fn quiet_hours() -> Vec<(String, u64)> {
+    let lines = drain_lines(&MetricEnvironment::new("billhook", "test"), at(0));
+    let lines = lines
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap());
+    let quiet = lines.filter_map(|line: Value| {
+        let hours = line["QuietHours"].as_u64()?;
+        Some((line["Provider"].as_str()?.to_owned(), hours))
+    });
+    quiet.collect()
+}
+
+#[tokio::test]
+async fn quiet_hours_count_from_the_last_delivery_and_not_before_the_first() {
+    const HOUR: i64 = 60 * MINUTE;
+    let world = World::default();
+    let quiet = async |second: i64| {
+        quiet_hours();
+        world.run(second).await;
+        quiet_hours()
+    };
+    let of = |provider: &str, hours| (provider.to_owned(), hours);
+    assert_eq!(quiet(0).await, []);
+    // What `billhook doctor` sends is no delivery of the provider.
+    let test = json!({ "id": "evt_test", "object": "event", "type": "billhook.doctor", "created": T,
+        "data": { "object": {} } });
+    world.open(ProviderId::Stripe, test, HOUR, None).await;
+    assert_eq!(quiet(2 * HOUR).await, []);
+
+    world.paid("evt_1", 3 * HOUR, None).await;
+    assert_eq!(quiet(3 * HOUR + 9 * MINUTE).await, [], "not looked at yet");
+    assert_eq!(quiet(3 * HOUR + 10 * MINUTE).await, [of("stripe", 0)]);
+    assert_eq!(quiet(27 * HOUR - 1).await, [of("stripe", 23)]);
+    let mailed = letter("evt_2", "2026-06-09T10:13:20.000Z", "ltr_1", "mailed");
+    world.open(ProviderId::Lob, mailed, 27 * HOUR, None).await;
+    let both = [of("stripe", 26), of("lob", 2)];
+    assert_eq!(quiet(29 * HOUR).await, both);
+    // One that is come to a second time, a day later, is not the last.
+    world.paid("evt_3", 30 * HOUR, None).await;
+    quiet(31 * HOUR).await;
+    let both = [of("stripe", 22), of("lob", 25)];
+    assert_eq!(quiet(52 * HOUR).await, both);
+}
+
+/// Jobs that cannot save the last deliveries.
+struct Forgetful<'a>(&'a MemoryTables);
+
+impl CheckpointStore for Forgetful<'_> {
+    async fn load_checkpoint(&self, job: &str) -> Result<Checkpoint, DependencyError> {
+        self.0.load_checkpoint(job).await
+    }
+
+    async fn save_checkpoint(
+        &self,
+        job: &str,
+        read: &Checkpoint,
+        next: &Checkpoint,
+    ) -> Result<CheckpointSaveResult, DependencyError> {
+        if !job.starts_with("deliveries#") {
+            return self.0.save_checkpoint(job, read, next).await;
+        }
+        Err(DependencyError {
+            doing: "save".to_owned(),
+            disposition: Disposition::RetryLater,
+            cause: "throttled".into(),
+        })
+    }
+}
+
+#[tokio::test]
+async fn a_delivery_that_could_not_be_noted_is_noted_by_the_next_run() {
+    let world = World::default();
+    world.paid("evt_1", 0, None).await;
+    let clock = FixedClock::at(at(10 * MINUTE));
+    let sweep = SweepTask {
+        ledgers: PerProvider::new(|provider| world.tables.of(provider)),
+        queue: &world.queue,
+        jobs: Forgetful(world.stripe()),
+        clock: &clock,
+    };
+    let failed = sweep.run(&SweepInput {}, at(900 + 10 * MINUTE)).await;
+    let failed = failed.unwrap_err().to_string();
+    assert!(failed.contains("note the last deliveries"), "{failed}");
+    quiet_hours();
+    world.run(15 * MINUTE).await;
+    assert_eq!(quiet_hours(), [("stripe".to_owned(), 0)]);
 }

@@ -30,6 +30,7 @@ use billhook_core::intake::ports::{ReadSigningKeys, RecordEvent, SendMessage};
 use billhook_core::outcome::EventOutcome;
 use billhook_core::ports::{Clock, Pause};
 use billhook_core::proof::listing::{ListStates, ScanSegment, StatePage};
+use billhook_core::provider::envelope::DOCTOR_EVENT_TYPE;
 use billhook_core::provider::signature::{SigningKey, SigningKeys};
 use billhook_core::provider::stripe::types::{
     IntentSnapshot, IntentStatus, NextActionType, SessionStatus,
@@ -70,6 +71,9 @@ pub(crate) fn arrived_events<'a>(
         id: event.id.clone(),
         outcome: event.outcome,
         entities: entities.clone(),
+        delivered_at: event
+            .received_at
+            .filter(|_| event.event_type.as_str() != DOCTOR_EVENT_TYPE),
     });
     arrived.collect()
 }

@@ -159,6 +159,13 @@ fn an_event_whose_message_was_purged_comes_back_by_the_sweep() {
         // Payments of other tests come due.
         expected["payments"] = swept["payments"].clone();
         assert_eq!(swept, expected);
+        let measured = world
+            .logged("CleanupFailedPaymentsFunction", "QuietHours")
+            .await?;
+        let is_now = |line: &String| {
+            line.contains(r#""Provider":"stripe""#) && line.contains(r#""QuietHours":0"#)
+        };
+        assert!(measured.iter().any(is_now), "{measured:?}");
         assert_eq!(world.order("ord_swept").await?["amountRefunded"], 1000);
         world.settled(STRIPE, "processed", &["evt_purged"]).await?;
         assert_eq!(world.order("ord_purged").await?["status"], "completed");

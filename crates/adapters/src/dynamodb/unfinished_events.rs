@@ -16,6 +16,7 @@ use billhook_core::intake::inbox::EventRecord;
 use billhook_core::intake::index_keys::{open_key_of, open_keys, slots_of_day};
 use billhook_core::outcome::EventOutcome;
 use billhook_core::ports::Clock;
+use billhook_core::provider::envelope::DOCTOR_EVENT_TYPE;
 use billhook_core::retry::Disposition;
 use billhook_core::tasks::ports::{
     ArrivalSpan, ArrivedEvent, FindKnownEvents, FindUnfinishedEvents, UnfinishedEvent,
@@ -74,7 +75,9 @@ impl<C: Clock> DynamoLedger<C> {
                 .expression_attribute_values(":slot", string_value(slot))
                 .expression_attribute_values(":first", string_value(first.to_string()))
                 .expression_attribute_values(":until", string_value(span.until.to_string()))
-                .projection_expression("event_id, processing_outcome, entities")
+                .projection_expression(
+                    "event_id, event_type, received_at, processing_outcome, entities",
+                )
                 .set_exclusive_start_key(start)
                 .send()
                 .await
@@ -265,6 +268,9 @@ fn read_arrived_event(entry: &Item) -> Option<ArrivedEvent> {
             .flatten()
             .filter_map(|key| StateKey::parse(key))
             .collect(),
+        delivered_at: read_text(entry, "received_at")
+            .filter(|_| read_text(entry, "event_type") != Some(DOCTOR_EVENT_TYPE))
+            .and_then(|at| Timestamp::parse(at).ok()),
     })
 }
 
@@ -277,5 +283,29 @@ impl FindKnownEvents for DynamoInbox {
         let rows = load_event_items(&self.client, table, ids, Some("event_id")).await?;
         let id = |row: &Item| EventId::parse(read_text(row, "event_id")?).ok();
         Ok(rows.iter().filter_map(id).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_doctor_sent_is_no_delivery_and_what_cannot_be_read_is_still_an_event() {
+        let at = "2026-06-09T10:13:20.000Z";
+        let arrived = |event_type: &str, received_at: &str| {
+            let texts = [
+                ("event_id", "evt_1"),
+                ("processing_outcome", "ignored"),
+                ("event_type", event_type),
+                ("received_at", received_at),
+            ];
+            let row = texts.map(|(name, text)| (name.to_owned(), string_value(text)));
+            read_arrived_event(&row.into()).unwrap().delivered_at
+        };
+        let delivered_at = Timestamp::parse(at).ok();
+        assert_eq!(arrived("charge.refunded", at), delivered_at);
+        assert_eq!(arrived(DOCTOR_EVENT_TYPE, at), None);
+        assert_eq!(arrived("charge.refunded", "yesterday"), None);
     }
 }

@@ -1,6 +1,7 @@
 //! The scheduled tasks: the module and the report of each, and how it is connected to AWS and Stripe. No decisions.
 
 pub mod cleanup;
+mod deliveries;
 pub mod proof;
 pub mod reconcile;
 pub mod sweep;

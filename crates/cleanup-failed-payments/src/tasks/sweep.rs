@@ -33,6 +33,7 @@ use billhook_core::worker::ports::{CommitError, CommitPart, EventUpdate, Ledger}
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use serde::Serialize;
 
+use super::deliveries::{LastDeliveries, measure_quiet_hours};
 use crate::scheduled_task::{PassEnd, ScheduledTask, TaskFailed, fail_task, lacks_time_to_start};
 
 /// Events in one page of the index. The due ones are then read from the table.
@@ -204,6 +205,11 @@ where
         let retried = self.retry_events(&mut summary, deadline).await;
         let restored = self.restore_rows(&mut summary, deadline).await;
         let ends = [retried?, restored?];
+        // What an interrupted pass did not come to may be newer.
+        if ends[0] == PassEnd::Completed {
+            let measured = measure_quiet_hours(&self.jobs, self.clock.now()).await;
+            measured.map_err(fail_task("measure the quiet hours"))?;
+        }
         summary.completed = ends == [PassEnd::Completed; 2];
         Ok(summary)
     }
@@ -236,9 +242,20 @@ where
             let resume_at = checkpoint.resume_at.as_ref();
             let until_s = resume_at.map_or(now_s, |resume| resume.until_s);
             let mut place = resume_at.and_then(|resume| SweepPosition::parse(&resume.after));
+            let mut deliveries = LastDeliveries::default();
             let passed = self
-                .run_pass(&checkpoint, until_s, &mut place, summary, deadline)
+                .run_pass(
+                    &checkpoint,
+                    until_s,
+                    &mut place,
+                    summary,
+                    &mut deliveries,
+                    deadline,
+                )
                 .await;
+            // Before the checkpoint: the next run does not come to these arrivals again.
+            let noted = deliveries.save(&self.jobs).await;
+            noted.map_err(fail_task("note the last deliveries"))?;
             let next = match &passed {
                 Ok(PassEnd::Completed) => Checkpoint::completed_through(until_s),
                 Ok(PassEnd::Interrupted) | Err(_) => {
@@ -324,6 +341,7 @@ where
         until_s: i64,
         place: &mut Option<SweepPosition>,
         summary: &mut SweepSummary,
+        deliveries: &mut LastDeliveries,
         deadline: Timestamp,
     ) -> Result<PassEnd, TaskFailed> {
         let moment = |second| Timestamp::from_unix_s(second).ok();
@@ -346,7 +364,7 @@ where
                 SweepLane::Arrived(provider, number, day) => {
                     let age = ARRIVAL_AGES.get(number).copied().unwrap_or_default();
                     let span = window.arrivals_at(age);
-                    let sent = self.find_forgotten(provider, &day, span, age, summary);
+                    let sent = self.find_forgotten(provider, &day, span, age, summary, deliveries);
                     sent.await.map_err(fail_task("find forgotten events"))?;
                 }
                 SweepLane::Unfinished(provider, outcome) => {
@@ -369,9 +387,12 @@ where
         span: ArrivalSpan,
         age: Duration,
         summary: &mut SweepSummary,
+        deliveries: &mut LastDeliveries,
     ) -> Result<(), DependencyError> {
         let ledger = self.ledgers.of(provider);
-        let pending = ledger.arrived_events(day, span).await?.into_iter();
+        let arrived = ledger.arrived_events(day, span).await?;
+        deliveries.add(provider, &arrived);
+        let pending = arrived.into_iter();
         let pending = pending.filter(|event| event.outcome == EventOutcome::Pending);
         let pending: Vec<EventId> = pending.map(|event| event.id).collect();
         let mark = async |id: EventId| Ok((ledger.mark_open(&id).await?, id));

@@ -23,6 +23,10 @@ impl EventType {
     }
 }
 
+/// The type of the test events that `billhook doctor` delivers. No worker handles it: they end as `ignored` and touch no
+/// order.
+pub const DOCTOR_EVENT_TYPE: &str = "billhook.doctor";
+
 #[derive(Debug, thiserror::Error)]
 #[error("an event type has 1 to 128 printable ASCII characters")]
 pub struct InvalidEventType;

@@ -9,7 +9,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::ids::AccountId;
+use crate::ids::{AccountId, ProviderId};
 use crate::time::Timestamp;
 
 /// How far a job has come. The job of a task has the task's name; `reconcile` stores in it how far it came in the list
@@ -133,6 +133,11 @@ pub fn reconcile_cursor_key(account: Option<&AccountId>, set: usize) -> String {
 pub fn cleanup_account_key(account: Option<&AccountId>) -> String {
     let account = account.map_or("platform", AccountId::as_str);
     format!("cleanup#{account}")
+}
+
+/// The key of when the provider's last delivery arrived, which is the row's `done_through_s`: `deliveries#lob`.
+pub fn last_delivery_key(provider: ProviderId) -> String {
+    format!("deliveries#{provider}")
 }
 
 /// The highest value, in Unix seconds, that a cursor may have when an endpoint is deleted.

@@ -132,6 +132,8 @@ pub struct ArrivedEvent {
     pub outcome: EventOutcome,
     /// What took its facts.
     pub entities: BTreeSet<StateKey>,
+    /// When it arrived; none for a test event of `billhook doctor`, which is no delivery of the provider.
+    pub delivered_at: Option<Timestamp>,
 }
 
 /// When events arrived: after the one time, and at or before the other.

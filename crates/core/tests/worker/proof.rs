@@ -611,6 +611,7 @@ fn arrived(tables: &MemoryTables) -> Vec<ArrivedEvent> {
         id: row.stored.id.clone(),
         outcome: row.stored.outcome,
         entities: row.entities.clone(),
+        delivered_at: row.stored.received_at,
     });
     arrived.collect()
 }

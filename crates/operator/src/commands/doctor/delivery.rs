@@ -8,6 +8,7 @@ use billhook_adapters::clock::SystemClock;
 use billhook_core::error::error_chain;
 use billhook_core::ids::{EventId, ProviderId};
 use billhook_core::ports::{Clock as _, Pause as _};
+use billhook_core::provider::envelope::DOCTOR_EVENT_TYPE;
 use billhook_core::time::Timestamp;
 
 use super::finding::CheckFinding;
@@ -22,8 +23,6 @@ const SKEW_MAX_S: i64 = 60;
 /// The time that a worker has to process the test event. A cold start takes a second or two.
 const OUTCOME_WAIT_MAX: Duration = Duration::from_secs(30);
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
-/// A type that no worker handles: the event ends as `ignored` and touches no order.
-const TEST_TYPE: &str = "billhook.doctor";
 
 pub(super) async fn check_health(session: &StackSession) -> Result<Vec<CheckFinding>> {
     let url = session.stack.output("HealthUrl")?;
@@ -83,8 +82,16 @@ pub(super) async fn check_test_event(
     session: &StackSession,
     provider: ProviderId,
 ) -> Result<Vec<CheckFinding>> {
-    let secrets = session.read_signing_secrets(provider).await?;
-    let (id, body) = build_test_event(provider, TEST_TYPE)?;
+    let check = format!("{provider} test event is accepted");
+    let secrets = match session.read_signing_secrets(provider).await {
+        Ok(secrets) => secrets,
+        Err(error) => {
+            let detail = format!("not sent: {error:#}");
+            let fix = signing_secret_fix(provider);
+            return Ok(vec![CheckFinding::problem(check, detail, fix)]);
+        }
+    };
+    let (id, body) = build_test_event(provider, DOCTOR_EVENT_TYPE)?;
     let url = read_webhook_url(&session.stack, provider)?;
     let answer = post_signed_event(provider, url, &secrets, body).await?;
     let fix = "billhook logs --since 5m, and docs/runbook/none-accepted.md";
