@@ -115,7 +115,9 @@ impl StackSession {
             replaced.extend(valid.map(|previous| previous.of.secret));
         }
         if current.is_empty() {
-            bail!("the stack has no {provider} signing secret yet: pass one with --secret-stdin");
+            bail!(
+                "the stack has no {provider} signing secret yet: store it, or pass one with --secret-stdin"
+            );
         }
         current.extend(replaced);
         Ok(current)

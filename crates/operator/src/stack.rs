@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, bail};
 use billhook_adapters::config::{EnvLookup, read_order_ids, read_row_rules};
+use billhook_core::endpoint::secret::{SecretHolder, SecretKind};
 use billhook_core::entity::columns::EntitySchema;
 use billhook_core::entity::rules::RowRules;
+use billhook_core::ids::ProviderId;
 use billhook_core::provider::interpret::InterpretRules;
 use roxmltree::Document;
 
@@ -217,6 +219,16 @@ impl DeployedStack {
         self.parameter("LiveMode") == "true"
     }
 
+    /// The parameter by which the stack does not use the provider, such as `Lob=off`; none if it does.
+    pub(crate) fn why_unused(&self, provider: ProviderId) -> Option<String> {
+        let title = provider.title();
+        let (parameter, unused) = match SecretKind::signing_of(provider).holder() {
+            SecretHolder::EndpointSecrets => (format!("{title}Endpoints"), "none"),
+            SecretHolder::AppSecret => (title.to_owned(), "off"),
+        };
+        (self.parameter(&parameter) == unused).then(|| format!("{parameter}={unused}"))
+    }
+
     /// Empty if the stack has no such parameter: one that was deployed by an older release may lack the newest.
     pub(crate) fn parameter(&self, key: &str) -> &str {
         self.parameters.get(key).map_or("", String::as_str)
@@ -253,6 +265,28 @@ mod tests {
         let updated = stack(Some("10:00"), "UPDATE_COMPLETE");
         assert!(updated.has_been_updated_since(&created).unwrap());
         assert!(!created.has_been_updated_since(&created).unwrap());
+    }
+
+    #[test]
+    fn a_provider_is_used_unless_its_parameter_says_otherwise() {
+        let unused = |parameter: &str, value: &str| {
+            let answer = format!(
+                "<R><Stacks><member><Parameters><member><ParameterKey>{parameter}</ParameterKey><ParameterValue>{value}</ParameterValue></member></Parameters></member></Stacks></R>"
+            );
+            let stack = DeployedStack::parse("billhook-prod", &answer).unwrap();
+            let unused = ProviderId::ALL.iter();
+            let unused = unused.filter_map(|provider| stack.why_unused(*provider));
+            unused.collect::<Vec<_>>()
+        };
+        for (parameter, value, expected) in [
+            ("StripeEndpoints", "none", vec!["StripeEndpoints=none"]),
+            ("StripeEndpoints", "platform", vec![]),
+            ("Lob", "off", vec!["Lob=off"]),
+            ("Lob", "on", vec![]),
+            ("Env", "off", vec![]),
+        ] {
+            assert_eq!(unused(parameter, value), expected);
+        }
     }
 
     #[test]

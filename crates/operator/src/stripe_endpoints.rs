@@ -10,6 +10,7 @@ use billhook_core::endpoint::plan::EndpointTags;
 use billhook_core::endpoint::secret::SecretKind;
 use billhook_core::ports::Clock as _;
 use billhook_core::provider::stripe::event_types::HANDLED_TYPES;
+use secrecy::SecretString;
 
 use crate::session::StackSession;
 
@@ -81,15 +82,20 @@ async fn list_stripe_endpoints(session: &StackSession) -> Result<Vec<WebhookEndp
     Ok(stripe.list_webhook_endpoints().await?)
 }
 
-/// Stripe's API with the stack's key.
-pub(crate) async fn open_stripe(session: &StackSession) -> Result<StripeClient> {
+/// The stack's key for Stripe; none if nobody has stored one.
+pub(crate) async fn read_key(session: &StackSession) -> Result<Option<SecretString>> {
     let stack = &session.stack;
     let source = SecretSource {
         variable: "AppSecretArn".to_owned(),
         location: SecretLocation::Arn(stack.output("AppSecretArn")?.to_owned()),
     };
-    let key = read_stripe_key(&session.secrets, &source, stack.is_live()).await?;
-    let key = key.context(
+    Ok(read_stripe_key(&session.secrets, &source, stack.is_live()).await?)
+}
+
+/// Stripe's API with the stack's key.
+pub(crate) async fn open_stripe(session: &StackSession) -> Result<StripeClient> {
+    let stack = &session.stack;
+    let key = read_key(session).await?.context(
         "the App secret has no stripe_secret_key: put it with `billhook secrets put stripe-key`",
     )?;
     let base = stack.parameter("StripeApiBase");

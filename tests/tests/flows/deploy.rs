@@ -57,6 +57,39 @@ async fn deploy_stack(stage: &Stage, name: &str, parameters: &[(&str, &str)]) ->
     World::around(&stage.aws, stack, &base)
 }
 
+/// Nobody has stored a key or a secret: no delivery can be proven, nothing is asked, and nothing of that is an error.
+async fn check_without_keys(world: &World) -> Result<()> {
+    let at = world.now_s();
+    let stripe = sign_stripe(b"{}", "whsec_1", at);
+    let at = at.to_string();
+    let lob = sign_lob(b"{}", "lob_secret", &at);
+    for (path, headers) in [
+        ("/webhooks/stripe", vec![("Stripe-Signature", &*stripe)]),
+        (
+            "/webhooks/lob",
+            vec![("Lob-Signature", &*lob), ("Lob-Signature-Timestamp", &*at)],
+        ),
+    ] {
+        let answer = world.request("POST", path, &headers, b"{}").await?;
+        assert_eq!(
+            (answer.status, answer.body["error"].as_str()),
+            (400, Some("signature_invalid")),
+            "{path}: {answer:?}"
+        );
+    }
+    let reconciled = scheduled::run_task(world, &json!({ "task": "reconcile" })).await?;
+    assert_eq!(reconciled["no_key"], true, "{reconciled}");
+    let cleaned = scheduled::run_task(world, &json!({ "task": "cleanup" })).await?;
+    assert_eq!(cleaned["failed"], 0, "{cleaned}");
+    for function in ["WebhookIngressFunction", "CleanupFailedPaymentsFunction"] {
+        let lines = world.logs(function).await?;
+        let is_error = |line: &&String| line.contains(r#""level":"ERROR""#);
+        let errors: Vec<_> = lines.iter().filter(is_error).collect();
+        assert!(errors.is_empty(), "{errors:?}");
+    }
+    Ok(())
+}
+
 #[test]
 fn stacks_stand_beside_each_other_and_leave_only_what_is_kept() {
     flow(false, async |stage| {
@@ -77,6 +110,8 @@ fn stacks_stand_beside_each_other_and_leave_only_what_is_kept() {
             ("Env", &*app),
             ("OrdersTableName", &*own_orders),
             ("ApiGatewayLogRole", "existing"),
+            ("StripeEndpoints", "none"),
+            ("Lob", "off"),
         ];
         let names = ["test", "live", "second"].map(|stack| format!("{app}-stack-{stack}"));
         assert_eq!(inventory(stage, &app)?, BTreeSet::new());
@@ -98,6 +133,24 @@ fn stacks_stand_beside_each_other_and_leave_only_what_is_kept() {
             order(world, &format!("ord_of_{}", world.stack.name), None).await?;
         }
         assert_eq!(beside.stack.output("OrdersTable")?, own_orders);
+        for world in &worlds {
+            check_without_keys(world).await?;
+        }
+        // Of the providers that it does not use it has no alarm, but of what is not theirs alone.
+        let alarms = inventory(stage, &second_app)?;
+        let mut alarms: Vec<_> = alarms
+            .iter()
+            .filter_map(|line| line.strip_prefix(&format!("alarm {second_app}-{app}-")))
+            .filter(|name| name.starts_with("stripe-") || name.starts_with("lob-"))
+            .collect();
+        alarms.retain(|name| !name.ends_with("waf-blocked"));
+        let shared = [
+            "lob-row-trouble",
+            "stripe-index-fallback",
+            "stripe-row-trouble",
+        ];
+        assert_eq!(alarms, shared);
+        assert!(beside.stack.output("StripeWebhookEndpointState").is_err());
         // Each has its own rows and none of the others'.
         for (world, whose) in worlds
             .iter()

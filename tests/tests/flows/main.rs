@@ -42,7 +42,7 @@ use billhook_testkit::events::{
 };
 use billhook_testkit::local::{LocalAws, Options, delete, repository};
 use billhook_testkit::proxy::{Fault, Proxy, kill};
-use billhook_testkit::sign::sign_stripe;
+use billhook_testkit::sign::{sign_lob, sign_stripe};
 use billhook_testkit::stripe::{Config, LocalStripe, PayerAction, PayerStep, TEST_KEY};
 use billhook_tests::world::{LOB_SECRET, World};
 use serde_json::{Value, json};

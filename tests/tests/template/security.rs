@@ -355,6 +355,7 @@ pub(super) fn check_parameters(template: &Value) {
         "ExistingTenantsTableName",
         "FipsEndpoints",
         "LiveMode",
+        "Lob",
         "LobAddresses",
         "LobQuietHours",
         "LogLevel",

@@ -142,6 +142,11 @@ pub(crate) async fn run_secrets(
         }
         SecretsCommand::Rotate(rotate) => {
             let name = &session.stack.name;
+            if let Some(parameter) = session.stack.why_unused(rotate.provider) {
+                bail!(
+                    "{name} keeps no endpoints at Stripe, because of {parameter}: deploy with another value, such as both"
+                );
+            }
             if !rotate.yes {
                 print_notice(&format!(
                     "the update of {name} would create new endpoints at Stripe, store their secrets, and remove the old endpoints. \
@@ -206,6 +211,12 @@ async fn put_secret(args: &SecretsPutArgs, session: &StackSession) -> Result<()>
     } else {
         change_members(&session.secrets, arn, of, &members, now).await?;
         print_notice("stored; the old secret stays valid for 24 hours");
+    }
+    if let Some(parameter) = session.stack.why_unused(provider) {
+        print_notice(&format!(
+            "ingress does not read it yet, because of {parameter}: deploy with {}=on",
+            provider.title()
+        ));
     }
     Ok(())
 }

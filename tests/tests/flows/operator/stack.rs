@@ -209,6 +209,7 @@ fn doctor_checks_a_stack_and_metrics_counts_its_events() {
             "stripe signing secret",
             "lob signing secret",
             "StripeWebhookSecret is younger than a year",
+            "Stripe key is stored and of the right mode",
             "StripeWebhookEndpoint at Stripe",
             "StripePlatformWebhookEndpoint at Stripe",
             "no other endpoint of this stack at Stripe",

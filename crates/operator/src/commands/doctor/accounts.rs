@@ -9,13 +9,18 @@ use crate::session::StackSession;
 
 const PAGE: &str = "docs/runbook/onboarding.md";
 
-pub(super) async fn check_accounts(session: &StackSession) -> Result<Vec<CheckFinding>> {
+/// `can_ask` is false if no key for Stripe is stored: then who the platform is, is not asked.
+pub(super) async fn check_accounts(
+    session: &StackSession,
+    can_ask: bool,
+) -> Result<Vec<CheckFinding>> {
     let holders = AccountHolders::load(session).await?;
-    let platform = find_platform_account(session).await?;
-    Ok(vec![
-        report_shared(&holders),
-        report_platform(&holders, platform.as_ref()),
-    ])
+    let mut findings = vec![report_shared(&holders)];
+    if can_ask {
+        let platform = find_platform_account(session).await?;
+        findings.push(report_platform(&holders, platform.as_ref()));
+    }
+    Ok(findings)
 }
 
 fn report_shared(holders: &AccountHolders) -> CheckFinding {

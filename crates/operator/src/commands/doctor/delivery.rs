@@ -11,7 +11,7 @@ use billhook_core::ports::{Clock as _, Pause as _};
 use billhook_core::provider::envelope::DOCTOR_EVENT_TYPE;
 use billhook_core::time::Timestamp;
 
-use super::finding::CheckFinding;
+use super::finding::{CheckFinding, signing_secret_fix};
 use crate::events_table::EventSummary;
 use crate::row_json::read_text;
 use crate::sample_events::build_test_event;
@@ -95,7 +95,6 @@ pub(super) async fn check_test_event(
     let url = read_webhook_url(&session.stack, provider)?;
     let answer = post_signed_event(provider, url, &secrets, body).await?;
     let fix = "billhook logs --since 5m, and docs/runbook/none-accepted.md";
-    let check = format!("{provider} test event is accepted");
     let mut findings = vec![CheckFinding::from_check(
         check,
         answer.status == 200,

@@ -1,8 +1,20 @@
 //! The result of a health check and the action that fixes it.
 
+use billhook_core::endpoint::secret::{SecretHolder, SecretKind};
+use billhook_core::ids::ProviderId;
 use serde_json::{Value, json};
 
 pub(super) const REVERT_DRIFT_FIX: &str = "somebody changed this by hand, and deploying the same template does not repair it: change it back, or execute a change set created with --use-previous-template --deployment-mode REVERT_DRIFT";
+
+/// The command that stores the provider's signing secret.
+pub(super) fn signing_secret_fix(provider: ProviderId) -> String {
+    match SecretKind::signing_of(provider).holder() {
+        SecretHolder::EndpointSecrets => format!(
+            "billhook secrets put stripe-key, then: billhook secrets rotate {provider} --yes"
+        ),
+        SecretHolder::AppSecret => format!("billhook secrets put {provider}"),
+    }
+}
 
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct CheckFinding {

@@ -15,19 +15,18 @@ use std::time::Duration;
 use anyhow::Result;
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::secrets::{FetchSecret as _, SecretVersion};
-use billhook_core::endpoint::secret::{SecretHolder, SecretKind};
 use billhook_core::entity::ENTITY_SCHEMAS;
 use billhook_core::ids::ProviderId;
 use billhook_core::ports::Clock as _;
 use clap::Args;
 use serde_json::Value;
 
-use self::finding::CheckFinding;
+use self::finding::{CheckFinding, signing_secret_fix};
 use crate::event_filter::EventFilter;
 use crate::exit::CommandExit;
 use crate::output::OutputWriter;
 use crate::session::StackSession;
-use crate::stripe_endpoints::{STACK_ENDPOINTS, compare_endpoints};
+use crate::stripe_endpoints::{STACK_ENDPOINTS, compare_endpoints, read_key};
 
 /// A worker needs seconds, and the sweep runs every 10 minutes: an event that is open for longer is stuck.
 const STUCK_AGE: Duration = Duration::from_secs(60 * 60);
@@ -64,12 +63,19 @@ pub(crate) async fn run_doctor(
     }
     areas.push(("rows", row_trouble::check_row_trouble(session).await));
     areas.push(("secrets", check_secrets(session).await));
-    areas.push(("endpoints at Stripe", check_endpoints(session).await));
-    areas.push(("accounts", accounts::check_accounts(session).await));
+    let key = find_stripe_key(session).await;
+    areas.push(("Stripe key", report_stripe_key(session, &key)));
+    // Without a key nobody can ask.
+    let can_ask = !matches!(key, Ok(StripeKeyState::Missing));
+    if can_ask {
+        areas.push(("endpoints at Stripe", check_endpoints(session).await));
+    }
+    areas.push(("accounts", accounts::check_accounts(session, can_ask).await));
     areas.push(("events", check_events(session).await));
     areas.push(("API", delivery::check_health(session).await));
     if !args.read_only {
-        for provider in ProviderId::ALL {
+        let used = ProviderId::ALL.iter();
+        for provider in used.filter(|provider| session.stack.why_unused(**provider).is_none()) {
             areas.push((
                 "test event",
                 delivery::check_test_event(session, *provider).await,
@@ -103,18 +109,18 @@ fn report_unreadable_area(area: &str, error: &anyhow::Error) -> CheckFinding {
 async fn check_secrets(session: &StackSession) -> Result<Vec<CheckFinding>> {
     let mut findings = Vec::new();
     for provider in ProviderId::ALL {
+        let check = format!("{provider} signing secret");
+        if let Some(parameter) = session.stack.why_unused(*provider) {
+            let detail = format!("not needed: {parameter}");
+            findings.push(CheckFinding::from_check(check, true, detail, ""));
+            continue;
+        }
         let secrets = session.read_signing_secrets(*provider).await;
         let detail = secrets.as_ref().map_or_else(
             |error| format!("{error:#}"),
             |findings| format!("{} secrets", findings.len()),
         );
-        let fix = match SecretKind::signing_of(*provider).holder() {
-            SecretHolder::EndpointSecrets => format!(
-                "billhook secrets put stripe-key, then: billhook secrets rotate {provider} --yes"
-            ),
-            SecretHolder::AppSecret => format!("billhook secrets put {provider}"),
-        };
-        let check = format!("{provider} signing secret");
+        let fix = signing_secret_fix(*provider);
         findings.push(CheckFinding::from_check(
             check,
             secrets.is_ok(),
@@ -138,6 +144,42 @@ async fn check_secrets(session: &StackSession) -> Result<Vec<CheckFinding>> {
         ));
     }
     Ok(findings)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum StripeKeyState {
+    Stored,
+    Missing,
+}
+
+async fn find_stripe_key(session: &StackSession) -> Result<StripeKeyState> {
+    Ok(match read_key(session).await? {
+        Some(_) => StripeKeyState::Stored,
+        None => StripeKeyState::Missing,
+    })
+}
+
+/// Without a key `reconcile` and the cleanup ask nobody, which raises no alarm.
+fn report_stripe_key(
+    session: &StackSession,
+    key: &Result<StripeKeyState>,
+) -> Result<Vec<CheckFinding>> {
+    let unused = session.stack.why_unused(ProviderId::Stripe);
+    let (is_good, detail) = match (key, unused) {
+        (Ok(StripeKeyState::Stored), _) => (true, String::new()),
+        (Ok(StripeKeyState::Missing), Some(parameter)) => {
+            (true, format!("not needed: {parameter}"))
+        }
+        (Ok(StripeKeyState::Missing), None) => (
+            false,
+            "the App secret has no stripe_secret_key: reconcile asks nothing, and the cleanup cancels nothing".to_owned(),
+        ),
+        (Err(error), _) => (false, format!("{error:#}")),
+    };
+    let fix =
+        "billhook secrets put stripe-key; if Stripe is not used, deploy with StripeEndpoints=none";
+    let check = "Stripe key is stored and of the right mode";
+    Ok(vec![CheckFinding::from_check(check, is_good, detail, fix)])
 }
 
 async fn check_endpoints(session: &StackSession) -> Result<Vec<CheckFinding>> {
