@@ -105,8 +105,8 @@ metrics! {
         "a message that a worker could not process: SQS delivers it again or moves it to the dead-letter queue";
     WEBHOOK_END_TO_END_TIME = "WebhookEndToEndTime", Milliseconds, Provider, [],
         "from an event's first arrival until it is processed";
-    REQUIRES_REVIEW = "RequiresReview", Count, Provider, [],
-        "an order or statement that now requires a review and did not before";
+    REQUIRES_REVIEW = "RequiresReview", Count, Provider, ["requires-review"],
+        "an order or statement that requires a review for a reason that it did not have before, whichever worker found it";
     REFUND_FULL = "RefundFull", Count, Provider, [],
         "an order or statement whose payment was refunded in full";
     PAYMENT_FAILED = "PaymentFailed", Count, Provider, [],
@@ -122,7 +122,9 @@ metrics! {
     NEEDS_ATTENTION = "NeedsAttention", Count, Provider, [],
         "a statement whose mail needs attention";
     DEADLINE_NEAR = "DeadlineNear", Count, Provider, ["deadline-near"],
-        "a write or recheck of a payment whose authorisation expires within a day, or whose dispute has to be answered within 3 days";
+        "a write or recheck of a payment whose authorisation expires within a day, or whose dispute has to be answered within 48 hours";
+    DISPUTE_OPENED = "DisputeOpened", Count, Provider, ["dispute-opened"],
+        "a dispute, an inquiry or an early fraud warning that a payment did not have before, whatever it is linked to";
     UNCLAIMED_MONEY = "UnclaimedMoney", Count, Provider, ["unclaimed-money"],
         "a write or recheck of a payment that has money and to which no order or statement has been linked for a day";
     ROW_TROUBLE = "RowTrouble", Count, Reason, ["*-row-trouble"],

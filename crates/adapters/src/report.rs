@@ -6,6 +6,7 @@
 
 use billhook_core::entity::key::PaymentKey;
 use billhook_core::entity::payment::deadlines::PaymentDeadline;
+use billhook_core::entity::payment::opened_disputes::OpenedDispute;
 use billhook_core::entity::projection::RowFinding;
 use billhook_core::entity::{EntityChange, EntityKey};
 use billhook_core::ids::{EventId, ProviderId};
@@ -28,7 +29,12 @@ pub fn report_entity_commit(provider: ProviderId, commit: &EntityCommit) {
             EntityChange::PaidAfterCancel => &metrics::PAID_AFTER_CANCEL,
             EntityChange::NeedsAttention => &metrics::NEEDS_ATTENTION,
         };
-        metric.count(provider);
+        // An edit that needs a review is found by whichever worker comes to the row, and one alarm is enough for all.
+        let counted_for = match change {
+            EntityChange::RequiresReview => ProviderId::Stripe,
+            _ => provider,
+        };
+        metric.count(counted_for);
     }
     let entity = &commit.entity;
     let event_id = commit.event.as_ref().map_or("", EventId::as_str);
@@ -66,11 +72,12 @@ fn report_row_finding(
     }
 }
 
-/// Logs and counts an authorisation that is about to expire, a dispute that waits for an answer, or money that nothing
-/// claims.
+/// Logs and counts a dispute that opens or waits for an answer, an authorisation that is about to expire, or money that
+/// nothing claims.
 pub fn report_notice(provider: ProviderId, notice: &PaymentNotice) {
     let payment = &notice.payment;
     match &notice.subject {
+        NoticeSubject::Opened(opened) => report_opened_dispute(provider, payment, opened),
         NoticeSubject::NearDeadline(deadline) => report_near_deadline(provider, payment, deadline),
         NoticeSubject::Unclaimed { since } => {
             metrics::UNCLAIMED_MONEY.count(provider);
@@ -82,6 +89,23 @@ pub fn report_notice(provider: ProviderId, notice: &PaymentNotice) {
             );
         }
     }
+}
+
+fn report_opened_dispute(provider: ProviderId, payment: &PaymentKey, opened: &OpenedDispute) {
+    metrics::DISPUTE_OPENED.count(provider);
+    let (kind, object) = (opened.kind.as_str(), &opened.object);
+    let due = opened.due.map(|due| due.to_string());
+    let answer = match &due {
+        Some(due) => format!(", to be answered until {due}"),
+        None => String::new(),
+    };
+    tracing::warn!(
+        entity = %payment,
+        kind,
+        object = %object,
+        due,
+        "dispute_opened {kind} {object} of {payment}{answer}; see docs/runbook/dispute-opened.md"
+    );
 }
 
 fn report_near_deadline(provider: ProviderId, payment: &PaymentKey, deadline: &PaymentDeadline) {
@@ -162,6 +186,7 @@ mod tests {
     use billhook_core::entity::key::{PaymentKey, StateKey};
     use billhook_core::entity::manual::DiscardedEdit;
     use billhook_core::entity::payment::deadlines::{DeadlineObject, PaymentDeadline};
+    use billhook_core::entity::payment::opened_disputes::DisputeKind;
     use billhook_core::ids::{ChargeId, ObjectId, OrderId};
     use billhook_core::proof::{DifferenceSource, StateCorrection, StateDifference};
     use billhook_core::time::Timestamp;
@@ -217,6 +242,23 @@ mod tests {
     }
 
     #[test]
+    fn a_review_that_a_letters_event_finds_counts_for_the_one_alarm() {
+        let commit = EntityCommit {
+            entity: EntityKey::Order(OrderId::parse("ord_1").unwrap()),
+            event: None,
+            changes: vec![EntityChange::RequiresReview, EntityChange::NeedsAttention],
+            discarded_edits: Vec::new(),
+            row_findings: Vec::new(),
+        };
+        let counts = [
+            r#""stripe","RequiresReview":1}"#,
+            r#""lob","NeedsAttention":1}"#,
+        ];
+        let report = || report_entity_commit(ProviderId::Lob, &commit);
+        assert_eq!(reported(report), counts);
+    }
+
+    #[test]
     fn a_near_deadline_is_logged_with_its_payment_and_counted() {
         let near = |object| PaymentNotice {
             payment: PaymentKey::parse("payment#acct_1#pi_1").unwrap(),
@@ -242,6 +284,39 @@ mod tests {
             let count = r#""stripe","DeadlineNear":1}"#.to_owned();
             let near = near(object);
             let lines = reported(|| report_notice(ProviderId::Stripe, &near));
+            assert_eq!(lines, [warning, count]);
+        }
+    }
+
+    #[test]
+    fn an_opened_dispute_is_logged_with_its_payment_and_counted() {
+        let due = Timestamp::from_unix_s(1_781_000_000).unwrap();
+        for (kind, due, id) in [
+            (DisputeKind::Dispute, Some(due), "dp_1"),
+            (DisputeKind::Inquiry, Some(due), "dp_1"),
+            (DisputeKind::FraudWarning, None, "issfr_1"),
+        ] {
+            let notice = PaymentNotice {
+                payment: PaymentKey::parse("payment#acct_1#pi_1").unwrap(),
+                subject: NoticeSubject::Opened(OpenedDispute {
+                    kind,
+                    object: ObjectId::parse(id).unwrap(),
+                    due,
+                }),
+            };
+            let (answer, field) = match due {
+                Some(due) => (
+                    format!(", to be answered until {due}"),
+                    format!(r#","due":"{due}""#),
+                ),
+                None => (String::new(), String::new()),
+            };
+            let kind = kind.as_str();
+            let warning = format!(
+                r#""dispute_opened {kind} {id} of payment#acct_1#pi_1{answer}; see docs/runbook/dispute-opened.md","function":"f","entity":"payment#acct_1#pi_1","kind":"{kind}","object":"{id}"{field}}}"#
+            );
+            let count = r#""stripe","DisputeOpened":1}"#.to_owned();
+            let lines = reported(|| report_notice(ProviderId::Stripe, &notice));
             assert_eq!(lines, [warning, count]);
         }
     }

@@ -12,6 +12,7 @@ use billhook_adapters::stripe::StripeClient;
 use billhook_core::entity::EntityKey;
 use billhook_core::entity::key::StateKey;
 use billhook_core::entity::payment::deadlines::PaymentDeadline;
+use billhook_core::entity::payment::opened_disputes::OpenedDispute;
 use billhook_core::entity::payment::state::PaymentState;
 use billhook_core::ids::{EventId, ProviderId};
 use billhook_core::intake::inbox::EventSource;
@@ -289,6 +290,9 @@ impl ReprocessEvent for LocalReprocessing<'_> {
         // The worker reports them; whoever runs this command took its place.
         for PaymentNotice { payment, subject } in done.notices {
             print_notice(&match subject {
+                NoticeSubject::Opened(OpenedDispute { kind, object, .. }) => {
+                    format!("{} {object} of {payment} is open", kind.as_str())
+                }
                 NoticeSubject::NearDeadline(PaymentDeadline { due, object }) => {
                     let (kind, object) = (object.kind(), object.id());
                     format!("{kind} {object} of {payment} is due {due}")

@@ -11,7 +11,7 @@ use billhook_core::outcome::ParkReason;
 use super::*;
 
 /// The commands of the operator's tool. An alarm's command has to be one of them.
-const COMMANDS: [&str; 25] = [
+const COMMANDS: [&str; 26] = [
     "cleanup run",
     "dlq list",
     "dlq purge",
@@ -24,6 +24,7 @@ const COMMANDS: [&str; 25] = [
     "events release",
     "events show",
     "logs",
+    "orders review list",
     "orders show",
     "payments unclaimed",
     "reconcile run",
@@ -207,6 +208,8 @@ fn there_is_an_alarm_for_everything_that_a_person_has_to_hear_of() {
             "cleanup-throttles",
             "cross-tenant",
             "deadline-near",
+            "dispute-opened",
+            "requires-review",
             "unclaimed-money",
             "endpoint-errors",
             "endpoint-failures",

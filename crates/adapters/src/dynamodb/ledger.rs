@@ -504,7 +504,7 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
             for EntityWrite { entity, row, next } in &part.entities {
                 actions.extend(self.entity_actions(entity, row, next, part.now)?);
             }
-            for StateWrite { row, next } in &part.states {
+            for StateWrite { row, next, .. } in &part.states {
                 let state = build_state(*row, next)?;
                 actions.extend(self.state_actions(&next.key(), *row, state)?);
             }

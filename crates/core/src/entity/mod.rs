@@ -37,7 +37,7 @@ pub use crate::entity::key::EntityKey;
 use crate::entity::kind::{EntityKind, EntityState, StateUpdate, StatedFacts};
 use crate::entity::mail::derive::DerivedMail;
 use crate::entity::mail::facts::MailFacts;
-use crate::entity::manual::DiscardedEdit;
+use crate::entity::manual::{DiscardedEdit, FLAGGED_BY_HAND};
 use crate::entity::order::OrderKind;
 use crate::entity::payment::derive::DerivedPayment;
 use crate::entity::payment::linked::{LinkedPaymentFacts, PaymentCopy};
@@ -560,11 +560,12 @@ impl EntityUpdate {
             became(&new.payment_status, &old.payment_status, status.as_str())
         };
         let holds = |new: Option<bool>, old: Option<bool>| new == Some(true) && old != new;
-        let reason = |reason: &str| {
-            let added = |hint: &&String| !known.review_reasons.contains(hint);
-            let mut added = next.review_reasons.iter().filter(added);
-            added.any(|hint| hint.split(':').next() == Some(reason))
-        };
+        let added = |hint: &&String| !known.review_reasons.contains(hint);
+        let added = next.review_reasons.iter().filter(added);
+        let added: Vec<&str> = added.filter_map(|hint| hint.split(':').next()).collect();
+        let reason = |reason: &str| added.contains(&reason);
+        // Whoever flags a row by hand knows of it.
+        let is_told = |reason: &&str| *reason != FLAGGED_BY_HAND;
         [
             (EntityChange::Completed, status(OrderStatus::Completed)),
             (EntityChange::Cancelled, status(OrderStatus::Cancelled)),
@@ -575,7 +576,7 @@ impl EntityUpdate {
             ),
             (
                 EntityChange::RequiresReview,
-                holds(new.requires_review, old.requires_review),
+                added.iter().any(is_told) || holds(new.requires_review, old.requires_review),
             ),
             (
                 EntityChange::AmountMismatch,

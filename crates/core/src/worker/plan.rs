@@ -14,6 +14,7 @@ use crate::entity::key::{InvoiceKey, PaymentKey, StateKey};
 use crate::entity::kind::StatedFacts;
 use crate::entity::merge::{MaxRegister, Merge as _, MinRegister};
 use crate::entity::payment::linked::{LinkState, RelinkDecision};
+use crate::entity::payment::opened_disputes::find_opened_disputes;
 use crate::entity::payment::state::{LinkSource, NoticeReport, PaymentFacts, PaymentState};
 use crate::ids::EventId;
 use crate::intake::inbox::EventRecord;
@@ -512,8 +513,13 @@ impl<'a, R> UnitDrafts<'a, R> {
             // An open payment is always written, because the time of its next recheck changes.
             if !is_same || must_report || next.open_since.is_some() {
                 let row = self.rows.payments.get(&key).map(|(_, row)| row);
-                let next = NextState::Payment(next);
-                states.push(StateWrite { row, next });
+                let opened_disputes =
+                    find_opened_disputes(&draft.read.facts.money, &next.facts.money);
+                states.push(StateWrite {
+                    row,
+                    next: NextState::Payment(next),
+                    opened_disputes,
+                });
             }
         }
         for (alias, payment) in aliases {
@@ -527,6 +533,7 @@ impl<'a, R> UnitDrafts<'a, R> {
                 states.push(StateWrite {
                     row: known.map(|(_, row)| row),
                     next: NextState::Invoice(draft),
+                    opened_disputes: Vec::new(),
                 });
             }
         }

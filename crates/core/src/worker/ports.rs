@@ -9,6 +9,7 @@ use crate::entity::invoice::InvoiceState;
 use crate::entity::key::{InvoiceKey, PaymentKey, StateKey};
 use crate::entity::manual::DiscardedEdit;
 use crate::entity::payment::deadlines::PaymentDeadline;
+use crate::entity::payment::opened_disputes::OpenedDispute;
 use crate::entity::payment::state::PaymentState;
 use crate::entity::projection::RowFinding;
 use crate::entity::schema::UnreadableRow;
@@ -112,6 +113,8 @@ pub struct StateWrite<'a, R> {
     /// As it was read; `None` if there was no row.
     pub row: Option<&'a R>,
     pub next: NextState,
+    /// What a payment has that it had not when it was read.
+    pub opened_disputes: Vec<OpenedDispute>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -154,10 +157,10 @@ impl<R> CommitPart<'_, R> {
     /// What somebody has to hear of the payments that it writes.
     pub fn notices(&self) -> impl Iterator<Item = PaymentNotice> {
         let payments = self.states.iter().filter_map(|write| match &write.next {
-            NextState::Payment(payment) => Some(payment),
+            NextState::Payment(payment) => Some((payment, &write.opened_disputes)),
             NextState::Invoice(_) => None,
         });
-        payments.flat_map(|payment| {
+        payments.flat_map(|(payment, opened_disputes)| {
             let of = |subject| PaymentNotice {
                 payment: payment.key.clone(),
                 subject,
@@ -167,6 +170,7 @@ impl<R> CommitPart<'_, R> {
             deadlines
                 .map(NoticeSubject::NearDeadline)
                 .chain(unclaimed.map(|since| NoticeSubject::Unclaimed { since }))
+                .chain(opened_disputes.iter().cloned().map(NoticeSubject::Opened))
                 .map(of)
         })
     }
@@ -181,6 +185,7 @@ pub struct PaymentNotice {
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum NoticeSubject {
+    Opened(OpenedDispute),
     NearDeadline(PaymentDeadline),
     /// It has money, and no order or statement has been linked to it since then.
     Unclaimed {

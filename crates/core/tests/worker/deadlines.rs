@@ -1,6 +1,8 @@
-//! Deadlines of payments: the sweep has the worker recheck each payment in time, and the worker reports what is near.
+//! Deadlines of payments: the sweep has the worker recheck each payment in time, and the worker reports what is near. A
+//! dispute is reported when it opens, too.
 
 use billhook_core::entity::payment::deadlines::PaymentDeadline;
+use billhook_core::entity::payment::opened_disputes::OpenedDispute;
 use billhook_core::entity::payment::state::open_index_keys;
 use billhook_core::provider::interpret::InterpretRules;
 use billhook_core::tasks::ports::FindOpenStates as _;
@@ -44,6 +46,10 @@ pub(super) async fn work_at(
     let near = done.notices.into_iter();
     near.map(|notice| {
         let text = match notice.subject {
+            NoticeSubject::Opened(OpenedDispute { kind, object, due }) => {
+                let due = due.map_or_else(String::new, |due| due.to_string());
+                format!("{} {object} opened {due}", kind.as_str())
+            }
             NoticeSubject::NearDeadline(PaymentDeadline { due, object }) => {
                 format!("{} {} {due}", object.kind(), object.id())
             }
@@ -165,18 +171,74 @@ async fn an_authorisation_that_is_captured_canceled_or_failed_is_not_reported() 
 }
 
 #[tokio::test]
-async fn a_dispute_is_reported_three_days_before_it_has_to_be_answered() {
-    for status in ["needs_response", "warning_needs_response"] {
+async fn a_dispute_is_reported_when_it_opens_and_48_hours_before_it_has_to_be_answered() {
+    for (status, kind) in [
+        ("needs_response", "dispute"),
+        ("warning_needs_response", "inquiry"),
+    ] {
         let tables = tables();
         deliver_at(&tables, 0, &paid("evt_paid", 0, named("ord_1"))).await;
         assert_eq!(open(&tables), None);
         let event = disputed("evt_opened", 1, status, Some(10 * DAY));
-        assert_eq!(deliver_at(&tables, 1, &event).await, []);
-        assert_eq!(open(&tables), Some(("deadline".to_owned(), 7 * DAY)));
+        let opened = reported(1, &format!("{kind} dp_1 opened"), 10 * DAY);
+        assert_eq!(deliver_at(&tables, 1, &event).await, [opened]);
+        // Another event of it opens nothing.
+        let again = disputed("evt_again", 2, status, Some(10 * DAY));
+        assert_eq!(deliver_at(&tables, 2, &again).await, []);
+        assert_eq!(open(&tables), Some(("deadline".to_owned(), 8 * DAY)));
         let all = sweep_hourly(&tables, 0, 11 * DAY).await;
-        let expected = [reported(7 * DAY, "dispute dp_1", 10 * DAY)];
+        let expected = [reported(8 * DAY, "dispute dp_1", 10 * DAY)];
         assert_eq!(all, expected, "{status}");
     }
+}
+
+/// `radar.early_fraud_warning.created` about `pi_1`.
+fn warned(id: &str) -> Value {
+    let object = json!({
+        "id": "issfr_1", "object": "radar.early_fraud_warning", "actionable": true, "charge": "ch_1",
+        "payment_intent": "pi_1", "fraud_type": "made_with_stolen_card",
+    });
+    stripe(id, "radar.early_fraud_warning.created", T, object)
+}
+
+#[tokio::test]
+async fn a_fraud_warning_is_reported_once_whatever_the_payment_is_linked_to() {
+    for metadata in [named("ord_1"), json!({})] {
+        let tables = tables();
+        deliver_at(&tables, 0, &paid("evt_paid", 0, metadata)).await;
+        let reported = deliver_at(&tables, 1, &warned("evt_warned")).await;
+        assert_eq!(reported, [(1, "fraud_warning issfr_1 opened ".to_owned())]);
+        assert_eq!(deliver_at(&tables, 2, &warned("evt_again")).await, []);
+    }
+}
+
+#[tokio::test]
+async fn a_dispute_opens_again_if_it_becomes_another_and_not_if_it_is_over() {
+    let tables = tables();
+    deliver_at(&tables, 0, &paid("evt_paid", 0, named("ord_1"))).await;
+    let mut opened = Vec::new();
+    for (second, status) in [
+        (1, "warning_needs_response"),
+        (2, "needs_response"),
+        (3, "under_review"),
+        (4, "lost"),
+        (5, "needs_response"),
+        (6, "won"),
+    ] {
+        let event = disputed(&format!("evt_{second}"), second, status, None);
+        opened.extend(deliver_at(&tables, second, &event).await);
+    }
+    let expected = [(1, "inquiry"), (2, "dispute"), (5, "dispute")];
+    assert_eq!(
+        opened,
+        expected.map(|(second, kind)| (second, format!("{kind} dp_1 opened ")))
+    );
+    // One of which the end is heard of first.
+    let tables = super::tables();
+    let lost = disputed("evt_lost", 2, "lost", None);
+    assert_eq!(deliver_at(&tables, 0, &lost).await, []);
+    let late = disputed("evt_late", 1, "needs_response", Some(10 * DAY));
+    assert_eq!(deliver_at(&tables, 1, &late).await, []);
 }
 
 #[tokio::test]
@@ -201,10 +263,16 @@ async fn every_write_in_the_lead_time_reports_and_none_after_it() {
     // It comes late: nobody was there to recheck the payment before.
     let opened = disputed("evt_opened", 1, "needs_response", Some(10 * DAY));
     let near = |second| [reported(second, "dispute dp_1", 10 * DAY)];
-    assert_eq!(deliver_at(&tables, 7 * DAY, &opened).await, near(7 * DAY));
-    assert_eq!(sweep_hourly(&tables, 7 * DAY, 8 * DAY).await, []);
+    let first = 8 * DAY + HOUR;
+    let is_new = [reported(first, "dispute dp_1 opened", 10 * DAY)];
+    assert_eq!(
+        deliver_at(&tables, first, &opened).await,
+        [is_new, near(first)].concat()
+    );
+    assert_eq!(sweep_hourly(&tables, first, 9 * DAY - 1).await, []);
     let refund = charge_refunded("evt_refund", T + 2, "ch_1", Some("pi_1"), 100);
-    assert_eq!(deliver_at(&tables, 8 * DAY, &refund).await, near(8 * DAY));
+    let later = 9 * DAY - 1;
+    assert_eq!(deliver_at(&tables, later, &refund).await, near(later));
     // A recheck that changes nothing reports too: its message may be received again because the worker did not finish.
     let again = [recheck(&PaymentKey::parse(PAYMENT).unwrap())];
     assert_eq!(work_at(&tables, 9 * DAY, &again).await, near(9 * DAY));
@@ -227,18 +295,22 @@ async fn a_deadline_that_passed_while_the_sweep_did_not_run_leaves_the_index_wit
 #[tokio::test]
 async fn of_several_deadlines_each_is_reported_in_its_time() {
     let tables = tables();
-    for event in authorization(6 * DAY) {
+    for event in authorization(6 * DAY + 12 * HOUR) {
         deliver_at(&tables, 0, &event).await;
     }
     let inquiry = disputed("evt_asked", 1, "warning_needs_response", Some(7 * DAY));
     deliver_at(&tables, 1, &inquiry).await;
-    assert_eq!(open(&tables), Some(("deadline".to_owned(), 4 * DAY)));
+    assert_eq!(open(&tables), Some(("deadline".to_owned(), 5 * DAY)));
     let all = sweep_hourly(&tables, 0, 8 * DAY).await;
     let expected = [
-        reported(4 * DAY, "dispute dp_1", 7 * DAY),
-        // That recheck is in the lead time of both.
-        reported(5 * DAY, "authorization ch_1", 6 * DAY),
         reported(5 * DAY, "dispute dp_1", 7 * DAY),
+        // That recheck is in the lead time of both.
+        reported(
+            5 * DAY + 12 * HOUR,
+            "authorization ch_1",
+            6 * DAY + 12 * HOUR,
+        ),
+        reported(5 * DAY + 12 * HOUR, "dispute dp_1", 7 * DAY),
     ];
     assert_eq!(all, expected);
 }
@@ -254,12 +326,12 @@ async fn a_payment_without_a_link_stays_listed_as_such_and_misses_no_deadline() 
     // The backoff comes after 32 days and then every 30, and begins nothing new.
     sweep_hourly(&tables, 0, 45 * DAY).await;
     assert_eq!(payment_state(&tables, PAYMENT).open_since, since);
-    assert_eq!(open(&tables), Some(("unclaimed".to_owned(), 57 * DAY)));
+    assert_eq!(open(&tables), Some(("unclaimed".to_owned(), 58 * DAY)));
     let mut all = sweep_hourly(&tables, 45 * DAY, 61 * DAY).await;
     all.retain(|(_, text)| !text.starts_with("unclaimed"));
-    assert_eq!(all, [reported(57 * DAY, "dispute dp_1", 60 * DAY)]);
+    assert_eq!(all, [reported(58 * DAY, "dispute dp_1", 60 * DAY)]);
     assert_eq!(payment_state(&tables, PAYMENT).open_since, since);
-    assert_eq!(open(&tables), Some(("unclaimed".to_owned(), 87 * DAY)));
+    assert_eq!(open(&tables), Some(("unclaimed".to_owned(), 88 * DAY)));
 }
 
 #[tokio::test]
@@ -269,7 +341,11 @@ async fn a_report_is_not_lost_with_the_answer_of_the_write() {
     let message = keep(&tables, ProviderId::Stripe, &opened).await;
     tables.writes.then([Some(Fault::AnswerLost)]);
     let near = work_at(&tables, 1, &[message]).await;
-    assert_eq!(near, [reported(1, "dispute dp_1", DAY)]);
+    let expected = [
+        reported(1, "dispute dp_1 opened", DAY),
+        reported(1, "dispute dp_1", DAY),
+    ];
+    assert_eq!(near, expected);
     assert_eq!(outcome(&tables, "evt_opened"), processed());
     assert_eq!(payment_state(&tables, PAYMENT).version, 1);
 }
@@ -284,7 +360,7 @@ async fn a_command_leaves_what_is_near_to_the_next_recheck() {
         provider: ProviderId::Stripe,
         rules: InterpretRules::default(),
         ledger: &tables,
-        clock: FixedClock::at(at(7 * DAY + 1)),
+        clock: FixedClock::at(at(8 * DAY + 1)),
     };
     let payment = PaymentKey::parse(PAYMENT).unwrap();
     let to = order("ord_2");
@@ -292,9 +368,9 @@ async fn a_command_leaves_what_is_near_to_the_next_recheck() {
         .relink_payment(&payment, Some(&to), "pat", "asked")
         .await;
     linked.unwrap();
-    assert_eq!(open(&tables), Some(("deadline".to_owned(), 7 * DAY)));
-    let all = sweep_hourly(&tables, 7 * DAY + 2, 11 * DAY).await;
-    assert_eq!(all, [reported(7 * DAY + 2, "dispute dp_1", 10 * DAY)]);
+    assert_eq!(open(&tables), Some(("deadline".to_owned(), 8 * DAY)));
+    let all = sweep_hourly(&tables, 8 * DAY + 2, 11 * DAY).await;
+    assert_eq!(all, [reported(8 * DAY + 2, "dispute dp_1", 10 * DAY)]);
 }
 
 proptest! {
@@ -324,8 +400,8 @@ proptest! {
             deliver_at(&tables, age, &last).await
         };
         delivered.now_or_never().unwrap();
-        // The first lead time begins a day before an authorisation expires, and three days before a dispute is due.
-        let reports = [capture_before.map(|due| due - DAY), respond_by.map(|due| due - 3 * DAY)];
+        // The first lead time begins a day before an authorisation expires, and two before a dispute is due.
+        let reports = [capture_before.map(|due| due - DAY), respond_by.map(|due| due - 2 * DAY)];
         let report = reports.into_iter().flatten().filter(|report| *report > age).min();
         // A dispute is about money; an authorisation is none yet.
         let has_money = respond_by.is_some();

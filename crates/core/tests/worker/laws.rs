@@ -483,13 +483,14 @@ fn news_is_what_a_write_says_that_the_row_did_not() {
     let failure = || intent_failed("evt_2", T, "pi_1", json!({}), "ch_1");
     let failed = facts(&[failure()]);
     let paid_after_failure = facts(&[failure(), success()]);
-    let less = facts(&[intent_succeeded("evt_3", T, "pi_1", json!({}), 4100)]);
+    let less = || intent_succeeded("evt_3", T, "pi_1", json!({}), 4100);
+    let demanded = dispute("evt_5", T, "dp_1", "pi_1", "needs_response");
     let refund = charge_refunded("evt_4", T, "ch_1", Some("pi_1"), 4200);
     let back = facts(&[success(), refund]);
     let paid = || facts(&[success()]);
     let given_up = || vec![cancellation_fact(now())];
     type Steps = Vec<Vec<StatedFacts>>;
-    let cases: [(&str, Steps, &[EntityChange]); 8] = [
+    let cases: [(&str, Steps, &[EntityChange]); 9] = [
         ("ord_1", vec![paid()], &[EntityChange::Completed]),
         (
             "ord_1",
@@ -503,8 +504,18 @@ fn news_is_what_a_write_says_that_the_row_did_not() {
         ),
         (
             "ord_1",
-            vec![less],
+            vec![facts(&[less()])],
             &[EntityChange::RequiresReview, EntityChange::AmountMismatch],
+        ),
+        // In review already, and now for another reason.
+        (
+            "ord_1",
+            vec![facts(&[less()]), facts(&[less(), demanded])],
+            &[
+                EntityChange::RequiresReview,
+                EntityChange::AmountMismatch,
+                EntityChange::RequiresReview,
+            ],
         ),
         (
             "ord_1",

@@ -13,8 +13,8 @@ use crate::time::Timestamp;
 
 /// A capture is one call, or one click at Stripe.
 const AUTHORIZATION_LEAD: Duration = Duration::from_hours(24);
-/// Evidence has to be collected, and a weekend may lie in between.
-const DISPUTE_LEAD: Duration = Duration::from_hours(3 * 24);
+/// A reminder: it was told when it opened (`opened_disputes`), mostly one to three weeks before.
+const DISPUTE_LEAD: Duration = Duration::from_hours(48);
 
 /// What is lost when the deadline passes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -282,7 +282,7 @@ mod tests {
         let deadlines = list_deadlines(&facts);
         let kinds = deadlines.iter().map(|deadline| deadline.object.kind());
         assert_eq!(kinds.collect::<Vec<_>>(), ["dispute", "authorization"]);
-        for (deadline, lead) in deadlines.iter().zip([3 * DAY, DAY]) {
+        for (deadline, lead) in deadlines.iter().zip([2 * DAY, DAY]) {
             let due = deadline.due;
             let first = due.before(Duration::from_secs(lead));
             assert_eq!(deadline.report_at(), first);

@@ -3,7 +3,7 @@
 //! order's or statement's columns ([`mod@derive`]: what adds up to the amount due in `balance`, refund arithmetic in
 //! [`refunds`], what banks took in `disputes`, entries in [`timeline`]). Of the
 //! columns, [`access`] decides whether what was paid for may be handed out. [`deadlines`] lists until when somebody has to
-//! act.
+//! act, and [`opened_disputes`] what somebody has to hear of at once.
 //!
 //! Read `facts`, then `state`, then `derive`. Nothing here reads an event; `provider::stripe::event_types` does.
 
@@ -17,6 +17,7 @@ pub mod derive;
 mod disputes;
 pub mod facts;
 pub mod linked;
+pub mod opened_disputes;
 pub mod refunds;
 pub mod state;
 pub mod status;
