@@ -40,6 +40,64 @@ const COMMANDS: [&str; 26] = [
     "trace",
 ];
 
+/// The metrics of which nobody is told, each with the reason.
+const NOBODY_IS_TOLD: [(&str, &str); 19] = [
+    (
+        "AmountMismatch",
+        "it is a new reason for a review: RequiresReview counts it too",
+    ),
+    ("LivemodeIgnored", "test events are ignored on purpose"),
+    (
+        "NeedsAttention",
+        "letters come back every day: `billhook statements attention` lists them",
+    ),
+    ("OrdersCancelled", "the cleanup does its work"),
+    ("OrdersCompleted", "business as usual"),
+    (
+        "PaidAfterCancel",
+        "it is a new reason for a review: RequiresReview counts it too",
+    ),
+    ("PaymentFailed", "cards are declined every day"),
+    ("ProvenEntities", "how much the proof did"),
+    ("RefundFull", "somebody refunded it"),
+    ("SecretRefresh", "a forged delivery causes it"),
+    (
+        "TenantUnknown",
+        "OverdueEvents counts it if no tenant comes",
+    ),
+    ("Unprovable", "events expire"),
+    ("WebhookDuplicate", "providers deliver more than once"),
+    (
+        "WebhookEndToEndTime",
+        "SQS measures the age of the oldest message, also if no worker runs",
+    ),
+    (
+        "WebhookError",
+        "API Gateway counts what is answered 5xx, also if ingress does not run; the rest is the sender's fault",
+    ),
+    ("WebhookProcessed", "throughput"),
+    (
+        "WebhookProcessingTime",
+        "API Gateway measures the latency, also if ingress does not run",
+    ),
+    (
+        "WebhookSecretMissing",
+        "an environment waits for its keys, or does not use the provider: `billhook doctor` says so",
+    ),
+    ("stripe_webhook_events_total", "traffic by type"),
+];
+
+/// Alarms that stay if the provider of their metric is not used: what they are about is not the provider's alone.
+const OF_ALL_PROVIDERS: [&str; 7] = [
+    "cleanup-failures",
+    "endpoint-failures",
+    "lob-row-trouble",
+    "proof-differences",
+    "requires-review",
+    "stripe-index-fallback",
+    "stripe-row-trouble",
+];
+
 const OWN: &str = "${AppName}/Webhooks";
 
 pub(super) fn repository(path: &str) -> PathBuf {
@@ -265,6 +323,125 @@ pub(super) fn check_alarms(template: &Value) {
             listed,
             "{}",
             metric.name
+        );
+    }
+}
+
+#[test]
+fn every_metric_has_an_alarm_or_a_reason_why_nobody_is_told() {
+    let silent = metrics::ALL.iter();
+    let silent = silent.filter(|metric| metric.alarm_names().is_empty());
+    let silent: BTreeSet<&str> = silent.map(|metric| metric.name).collect();
+    let reasons: BTreeMap<&str, &str> = NOBODY_IS_TOLD.into();
+    assert_eq!(silent, reasons.keys().copied().collect());
+    assert!(reasons.values().all(|reason| reason.len() >= 10));
+}
+
+/// A stack without a key, without a delivery or with a broken metric must not page.
+#[test]
+fn no_alarm_fires_because_nothing_is_measured() {
+    for (name, alarm) in alarms(&template()) {
+        let missing = alarm["TreatMissingData"].as_str().unwrap();
+        // The sweep measures it once there was a delivery; then what was last measured stands.
+        let expected = match name.ends_with("no-deliveries") {
+            true => "ignore",
+            false => "notBreaching",
+        };
+        assert_eq!(missing, expected, "{name}");
+    }
+}
+
+/// Whether the alarm fires, with these values in its periods, the newest last.
+fn fires(alarm: &Value, values: &[Option<u32>]) -> bool {
+    assert_eq!(alarm["ComparisonOperator"], "LessThanThreshold");
+    assert_eq!(alarm["TreatMissingData"], "notBreaching");
+    let number = |property: &str| alarm[property].as_u64().unwrap();
+    let periods = usize::try_from(number("EvaluationPeriods")).unwrap();
+    let recent = values.iter().rev().take(periods).flatten();
+    let breaching = recent.filter(|value| u64::from(**value) < number("Threshold"));
+    let needed = usize::try_from(number("DatapointsToAlarm")).unwrap();
+    breaching.count() >= needed
+}
+
+#[test]
+fn forged_deliveries_in_a_quiet_hour_page_nobody_and_a_wrong_secret_does_within_a_day() {
+    let alarms = alarms(&template());
+    for provider in ProviderId::ALL {
+        let alarm = &alarms[&format!("{provider}-none-accepted")];
+        // However many come in one hour, they are one value.
+        assert_eq!(
+            (&alarm["Period"], &alarm["Statistic"]),
+            (&json!(3600), &json!("Maximum"))
+        );
+        let quiet = [None; 23];
+        assert!(!fires(alarm, &[&quiet[..], &[Some(0)]].concat()));
+        // One delivery that the sender repeats five times, in other hours.
+        assert!(!fires(
+            alarm,
+            &[[Some(0); 5].as_slice(), &quiet[..19]].concat()
+        ));
+        let refused_every_third_hour = [Some(0), None, None].repeat(8);
+        assert!(fires(alarm, &refused_every_third_hour));
+        // Some are accepted, and hours without a delivery lie in between.
+        assert!(!fires(alarm, &[Some(1), None, Some(0)].repeat(2)));
+    }
+}
+
+#[test]
+fn the_hours_of_quiet_are_the_parameters() {
+    let alarms = alarms(&template());
+    for provider in ProviderId::ALL {
+        let alarm = &alarms[&format!("{provider}-no-deliveries")];
+        let hours = json!({ "!Ref": format!("{}QuietHours", provider.title()) });
+        assert_eq!(alarm["Threshold"], hours);
+        assert_eq!(alarm["ComparisonOperator"], "GreaterThanOrEqualToThreshold");
+    }
+}
+
+#[test]
+fn what_is_about_a_provider_that_is_not_used_has_no_alarm() {
+    let template = template();
+    let conditions = &template["Conditions"];
+    for (name, resource) in template["Resources"].as_object().unwrap() {
+        if resource["Type"] != "AWS::CloudWatch::Alarm" {
+            continue;
+        }
+        let alarm = sub(&resource["Properties"]["AlarmName"]);
+        let alarm = alarm.strip_prefix("${AppName}-${Env}-").unwrap();
+        let read = read_by(&resource["Properties"]);
+        let about = ProviderId::ALL.iter().find(|provider| {
+            alarm.starts_with(&format!("{provider}-"))
+                || read.dimensions.get("Provider").map(String::as_str) == Some(provider.as_str())
+        });
+        let Some(about) = about.filter(|_| !alarm.ends_with("waf-blocked")) else {
+            continue;
+        };
+        let is_of_all = OF_ALL_PROVIDERS.contains(&alarm);
+        let used = format!("Use{}", about.title());
+        let condition = match resource["Condition"].as_str() {
+            None => None,
+            Some(condition) if condition == used => Some(condition),
+            // A parameter turns it off as well.
+            Some(condition) => {
+                let all = conditions[condition]["!And"].as_array().unwrap();
+                let used = json!({ "Condition": used });
+                all.contains(&used).then_some(condition)
+            }
+        };
+        assert_eq!(condition.is_none(), is_of_all, "{name}");
+    }
+    let stripe = json!({ "!Not": [{ "!Equals": [{ "!Ref": "StripeEndpoints" }, "none"] }] });
+    assert_eq!(conditions["UseStripe"], stripe);
+    let lob = json!({ "!Equals": [{ "!Ref": "Lob" }, "on"] });
+    assert_eq!(conditions["UseLob"], lob);
+    for (condition, value) in [
+        ("ConnectEndpoint", "connect"),
+        ("PlatformEndpoint", "platform"),
+    ] {
+        let is = |value: &str| json!({ "!Equals": [{ "!Ref": "StripeEndpoints" }, value] });
+        assert_eq!(
+            conditions[condition],
+            json!({ "!Or": [is("both"), is(value)] })
         );
     }
 }
