@@ -192,8 +192,13 @@ impl<F: FetchSecret, C: Clock> SigningKeyCache<F, C> {
         }
         match &document.current {
             Some(of) => self.add(&mut read, source, of, None),
+            // Where one was replaced, one was there: it is lost, and not missing.
             None if document.faults.is_empty() => {
-                read.missing = Some(format!("{}: {} is not set", source.arn, self.kind.member()));
+                let not_set = format!("{}: {} is not set", source.arn, self.kind.member());
+                match document.previous.is_empty() {
+                    true => read.missing = Some(not_set),
+                    false => read.faults.push(not_set),
+                }
             }
             None => {}
         }
@@ -572,6 +577,20 @@ mod tests {
             &["arn:stripe: signing_secret must be a string"],
         );
         assert!(unusable.missing.is_empty());
+        // Somebody took the current one out of the document.
+        let lost = format!(
+            r#"{{"previous":[{{"secret":"whsec_1","valid_until":"{}"}}]}}"#,
+            at(100)
+        );
+        world.put("current", &lost, LONG_AGO);
+        world.pass(10);
+        let lost = reader.signing_keys().await;
+        check(
+            &lost,
+            &["whsec_1"],
+            &["arn:stripe: signing_secret is not set"],
+        );
+        assert!(lost.missing.is_empty());
     }
 
     #[tokio::test]
