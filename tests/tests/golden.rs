@@ -52,6 +52,7 @@ impl Stage {
                 keys: PerProvider::new(|_| KnownKeys::one(SECRET)),
                 clock: FixedClock::at(now()),
                 tolerance: Duration::from_secs(300),
+                counts_types: true,
             },
             tables,
             seen: Arc::default(),

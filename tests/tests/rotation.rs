@@ -150,6 +150,7 @@ fn container(ports: &EndpointPorts) -> Container {
         }),
         clock: ports.clone(),
         tolerance: Duration::from_secs(300),
+        counts_types: true,
     }
 }
 

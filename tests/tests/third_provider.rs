@@ -68,6 +68,7 @@ async fn deliver(
         }),
         clock: FixedClock::at(now()),
         tolerance: Duration::from_secs(300),
+        counts_types: true,
     };
     ingress.handle(request).await
 }

@@ -111,6 +111,8 @@ pub struct IngressConfig {
     pub secrets_ttl: Duration,
     /// `SIGNATURE_TOLERANCE_SECONDS`: how far a signature's time may be in the past or in the future.
     pub signature_tolerance: Duration,
+    /// `TYPE_METRICS`: whether deliveries are counted by event type and result.
+    pub type_metrics: bool,
 }
 
 impl IngressConfig {
@@ -133,6 +135,7 @@ impl IngressConfig {
                 300,
                 1..=300,
             )),
+            type_metrics: read.truth("TYPE_METRICS", true),
             environment,
         };
         read.finish(config)
@@ -369,13 +372,7 @@ impl<'a> EnvReader<'a> {
                 )),
             }
         }
-        match self.optional("ACCEPT_CHECKOUT_ADJUSTMENTS").as_deref() {
-            None | Some("true") => {}
-            Some("false") => rules.refuses_adjustments = true,
-            Some(other) => self.fault(format!(
-                "ACCEPT_CHECKOUT_ADJUSTMENTS must be true or false, got {other:?}"
-            )),
-        }
+        rules.refuses_adjustments = !self.truth("ACCEPT_CHECKOUT_ADJUSTMENTS", true);
         rules
     }
 
@@ -431,6 +428,18 @@ impl<'a> EnvReader<'a> {
             env: self.required("ENV"),
             live: self.live_mode(),
             log_level: self.log_level(),
+        }
+    }
+
+    fn truth(&mut self, name: &str, default: bool) -> bool {
+        match self.optional(name).as_deref() {
+            None => default,
+            Some("true") => true,
+            Some("false") => false,
+            Some(other) => {
+                self.fault(format!("{name} must be true or false, got {other:?}"));
+                default
+            }
         }
     }
 

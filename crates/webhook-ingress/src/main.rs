@@ -47,6 +47,7 @@ fn main() -> ExitCode {
                 ),
                 clock: SystemClock,
                 tolerance: config.signature_tolerance,
+                counts_types: config.type_metrics,
             };
             // During init Lambda does not throttle the CPU, so read and open now what the first event needs
             // (docs/adr/0001: 18 ms become 9 ms). A failure here does not stop the start; the first event tries again.

@@ -33,6 +33,7 @@ fn at<'a>(tables: &'a MemoryTables, now: Timestamp, secret: &str) -> InMemory<'a
         keys: PerProvider::new(|_| keys(secret)),
         clock: FixedClock::at(now),
         tolerance: Duration::from_secs(300),
+        counts_types: true,
     }
 }
 

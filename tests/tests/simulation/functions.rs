@@ -175,6 +175,7 @@ impl Functions {
             }),
             clock: self.sim.clone(),
             tolerance: if endless { Duration::MAX } else { TOLERANCE },
+            counts_types: true,
         };
         Container { port, ingress }
     }

@@ -398,6 +398,49 @@ fn the_hours_of_quiet_are_the_parameters() {
     }
 }
 
+/// Without live data a team may have only the alarms of events that are not processed and of functions that fail.
+#[test]
+fn few_alarms_are_those_of_what_does_not_work() {
+    let template = template();
+    let conditions = &template["Conditions"];
+    let every = json!({ "!Equals": [{ "!Ref": "Alarms" }, "all"] });
+    assert_eq!(conditions["EveryAlarm"], every);
+    let mut few = BTreeSet::new();
+    for (name, resource) in template["Resources"].as_object().unwrap() {
+        if resource["Type"] != "AWS::CloudWatch::Alarm" {
+            continue;
+        }
+        let condition = resource["Condition"].as_str().unwrap_or("");
+        let also = conditions[condition]["!And"].as_array();
+        let is_every = condition == "EveryAlarm"
+            || also.is_some_and(|also| also.contains(&json!({ "Condition": "EveryAlarm" })));
+        // Their own parameters turn them on and off.
+        if !is_every && !name.ends_with("NoDeliveriesAlarm") {
+            few.insert(name.as_str());
+        }
+    }
+    let expected = [
+        "CleanupErrorsAlarm",
+        "EndpointFailuresAlarm",
+        "Ingress5xxAlarm",
+        "LobDlqDepthAlarm",
+        "LobWorkerErrorsAlarm",
+        "ProofDifferencesAlarm",
+        "ScheduleDlqDepthAlarm",
+        "StripeDlqDepthAlarm",
+        "StripeParkedAlarm",
+        "StripeWorkerErrorsAlarm",
+    ];
+    assert_eq!(few, expected.into());
+    // The subscriber of AlarmEmail is told of each alarm and of its end, and not that a new alarm is quiet.
+    let subscription = &resources(&template, "AWS::SNS::Subscription")["AlarmEmailSubscription"];
+    assert_eq!(subscription["FilterPolicyScope"], "MessageBody");
+    assert_eq!(
+        subscription["FilterPolicy"],
+        json!({ "$or": [{ "NewStateValue": ["ALARM"] }, { "OldStateValue": ["ALARM"] }] })
+    );
+}
+
 #[test]
 fn what_is_about_a_provider_that_is_not_used_has_no_alarm() {
     let template = template();
@@ -419,7 +462,7 @@ fn what_is_about_a_provider_that_is_not_used_has_no_alarm() {
         let is_of_all = OF_ALL_PROVIDERS.contains(&alarm);
         let used = format!("Use{}", about.title());
         let condition = match resource["Condition"].as_str() {
-            None => None,
+            None | Some("EveryAlarm") => None,
             Some(condition) if condition == used => Some(condition),
             // A parameter turns it off as well.
             Some(condition) => {

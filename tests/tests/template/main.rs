@@ -350,6 +350,7 @@ fn check_variables_of<C>(
             "CLEANUP_FAILED_PAYMENT_MINUTES" => "60",
             "PROOF_SAMPLE_PERCENT" => "1",
             "MAX_RECEIVES" => "3",
+            "TYPE_METRICS" => "true",
             "ADOPTED_BEFORE" => "2026-11-30T00:00:00Z",
             "VERSION_COLUMN" => "version",
             "ACCEPT_CHECKOUT_ADJUSTMENTS" => "true",
@@ -533,6 +534,33 @@ fn check_outputs(template: &Value) {
         !text.contains("resolve:secretsmanager"),
         "outputs hold ARNs, never secrets"
     );
+}
+
+/// There is one of these in an account and region, whatever stacks there are: a second stack must be able to leave it alone,
+/// and a deleted one must not take it along.
+#[test]
+fn what_belongs_to_the_account_is_made_once_and_kept() {
+    check_account(&template());
+}
+
+fn check_account(template: &Value) {
+    const ACCOUNT_WIDE: [&str; 4] = [
+        "AWS::ApiGateway::Account",
+        "AWS::Logs::AccountPolicy",
+        "AWS::Logs::ResourcePolicy",
+        "AWS::XRay::ResourcePolicy",
+    ];
+    let mut found = Vec::new();
+    for (name, resource) in template["Resources"].as_object().unwrap() {
+        if ACCOUNT_WIDE.contains(&resource["Type"].as_str().unwrap()) {
+            found.push(name.as_str());
+            assert_eq!(resource["Condition"], "CreateLogRole", "{name}");
+            assert_eq!(resource["DeletionPolicy"], "RetainExceptOnCreate", "{name}");
+        }
+    }
+    assert_eq!(found, ["ApiGatewayAccount"]);
+    let condition = json!({ "!Equals": [{ "!Ref": "ApiGatewayLogRole" }, "create"] });
+    assert_eq!(template["Conditions"]["CreateLogRole"], condition);
 }
 
 /// `billhook secrets rotate` updates a stack with `UsePreviousTemplate`, and with this transform CloudFormation would keep

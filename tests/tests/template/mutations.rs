@@ -11,7 +11,8 @@ use super::security::{
 };
 use super::*;
 
-const CHECKS: [fn(&Value); 17] = [
+const CHECKS: [fn(&Value); 18] = [
+    check_account,
     check_adoption,
     check_alarms,
     check_api,
@@ -35,7 +36,7 @@ const RESOURCES: &str = "/Resources/";
 
 /// What is wrong, the place below `Resources`, and what stands there instead; nothing is a removal.
 #[rustfmt::skip]
-const SEEDED: [(&str, &str, &str); 57] = [
+const SEEDED: [(&str, &str, &str); 58] = [
     ("any action", "StripeWorkerRole/Properties/Policies/0/PolicyDocument/Statement/3/Action", r#""dynamodb:*""#),
     ("any resource", "StripeWorkerRole/Properties/Policies/0/PolicyDocument/Statement/3/Resource", r#""*""#),
     ("any index", "LobWorkerRole/Properties/Policies/0/PolicyDocument/Statement/5/Resource", r#"{"!Sub":"${StatementsTable.Arn}/index/*"}"#),
@@ -90,6 +91,7 @@ const SEEDED: [(&str, &str, &str); 57] = [
     ("only Stripe's addresses for everybody", "WebAcl/Properties/Rules/2/!If/0", r#""UseWaf""#),
     ("an endpoint before its API", "StripeWebhookEndpoint/DependsOn/0", ""),
     ("an endpoint before its firewall", "StripePlatformWebhookEndpoint/Properties/After", ""),
+    ("the account's setting in every stack", "ApiGatewayAccount/Condition", ""),
     ("short polls", "StripeEventsDlq/Properties/ReceiveMessageWaitTimeSeconds", "0"),
     ("an alarm that tells nobody", "StripeDlqDepthAlarm/Properties/AlarmActions", "[]"),
     ("logs for ever", "LobWorkerLogGroup/Properties/RetentionInDays", ""),
