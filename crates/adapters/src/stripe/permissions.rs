@@ -119,3 +119,23 @@ impl StripeClient {
         Ok(missing)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_readme_lists_every_permission() {
+        let readme = include_str!("../../../../README.md");
+        let listed = readme.split("| permission | for |").nth(1).unwrap();
+        let listed: Vec<&str> = listed
+            .lines()
+            .skip(2)
+            .map(str::trim)
+            .take_while(|line| line.starts_with('|'))
+            .collect();
+        let expected = KEY_PERMISSIONS
+            .map(|permission| format!("| {permission} | {} |", permission.needed_by));
+        assert_eq!(listed, expected);
+    }
+}
