@@ -1,9 +1,12 @@
 //! The life of several stacks side by side: create, update, roll back, delete.
 
 use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::process::Stdio;
 
 use billhook_testkit::local::{DeployOptions, Stack, deploy};
 
+use super::operator::{CommandOutcome, command_for, wait_for_exit};
 use super::*;
 
 /// Everything in the account whose name has this in it, as `kind name`; tables with their protection.
@@ -248,6 +251,140 @@ fn stacks_stand_beside_each_other_and_leave_only_what_is_kept() {
         let mut left = inventory(stage, &app)?;
         left.retain(|line| !line.contains("ApiGatewayLogsRole"));
         assert_eq!(left, kept);
+        Ok(())
+    });
+}
+
+/// A command of `billhook` on another stack than the stage's own.
+async fn billhook_on(
+    stage: &'static Stage,
+    stack: &str,
+    line: &str,
+    input: &str,
+) -> Result<CommandOutcome> {
+    let mut command = command_for(&stage.aws, &stage.tool_proxy, stack, line);
+    let mut child = command.stdin(Stdio::piped()).spawn()?;
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    wait_for_exit(child).await
+}
+
+/// The stack's status once CloudFormation is done with it.
+async fn settled_status(stage: &Stage, stack: &str) -> Result<String> {
+    let program = "import boto3, sys; print(boto3.client('cloudformation').describe_stacks(StackName=sys.argv[1])['Stacks'][0]['StackStatus'])";
+    loop {
+        let output = Command::new(repository().join(".venv/bin/python"))
+            .args(["-c", program, stack])
+            .env_clear()
+            .envs(stage.aws.env())
+            .output()?;
+        let status = String::from_utf8(output.stdout)?.trim().to_owned();
+        if !status.ends_with("IN_PROGRESS") {
+            return Ok(status);
+        }
+    }
+}
+
+/// "Deploy to AWS" of the README, as far as there is no AWS: without and with a key, with a key that Stripe refuses and
+/// back, deleted and deployed again.
+#[test]
+fn a_fresh_stack_gets_its_keys_loses_one_and_is_deleted_and_deployed_again() {
+    flow(false, async |stage| {
+        let app = format!("fresh{}", std::process::id());
+        let name = format!("{app}-stack");
+        let parameters = [
+            ("AppName", &*app),
+            ("Env", &*app),
+            ("ApiGatewayLogRole", "existing"),
+            ("AlarmEmail", "ops@example.com"),
+        ];
+        let world = deploy_stack(stage, &name, &parameters).await?;
+        let url = world.stack.url("/webhooks/stripe");
+        let endpoints = || {
+            let ids = rotation::endpoints(&stage.stripe, &url).into_keys();
+            ids.collect::<BTreeSet<_>>()
+        };
+        let state = world.stack.output("StripeWebhookEndpointState")?;
+        assert!(state.starts_with("not created yet"), "{state}");
+        // A rotation without a key is not done.
+        let run = async |line: &str, input: &str| billhook_on(stage, &name, line, input).await;
+        let rotate = "secrets rotate stripe --yes";
+        run(rotate, "")
+            .await?
+            .assert_exit(1, "StripePlatformWebhookEndpointState is: not created yet");
+        let looked = run("doctor --read-only", "").await?;
+        assert_eq!(looked.code, 4, "{}", looked.stdout);
+        assert!(
+            looked.stdout.contains("secrets put stripe-key"),
+            "{}",
+            looked.stdout
+        );
+
+        let key = "sk_test_freshstack0123456789";
+        let put = "secrets put stripe-key";
+        run(put, key).await?.assert_exit(1, "nothing was stored");
+        stage.stripe.admit_key(key, None);
+        run(put, key).await?.assert_exit(0, "stored;");
+        run("secrets put lob", "fresh_lob_secret_0001")
+            .await?
+            .assert_exit(0, "stored;");
+        run(rotate, "").await?.assert_exit(
+            0,
+            "done: the endpoints at Stripe are replaced: nothing by we_",
+        );
+        let first = endpoints();
+        assert_eq!(first.len(), 2);
+        let looked = run("doctor", "").await?;
+        let bad = looked.stdout.lines().filter(|line| line.contains(" bad "));
+        let bad: Vec<&str> = bad.collect();
+        // Nobody confirms the mail, and the local AWS does not say that tables recover.
+        let tolerated = [
+            "alarm topic has a subscriber",
+            "recovers to a point in time",
+        ];
+        let is_tolerated = |line: &&&str| tolerated.iter().any(|text| line.contains(text));
+        assert!(
+            bad.iter().all(|line| is_tolerated(&line)),
+            "{}",
+            looked.stdout
+        );
+
+        // A key that Stripe refuses: the update fails, its way back does not, and the endpoints still deliver.
+        stage.stripe.revoke_key(key);
+        let failed = run(rotate, "").await?;
+        failed.assert_exit(1, "failed with UPDATE_ROLLBACK");
+        let status = settled_status(stage, &name).await?;
+        assert_eq!(status, "UPDATE_ROLLBACK_COMPLETE");
+        assert_eq!(endpoints(), first);
+        let looked = run("doctor --read-only", "").await?;
+        assert!(looked.stdout.contains("401"), "{}", looked.stdout);
+        stage.stripe.admit_key(key, None);
+        run(rotate, "").await?.assert_exit(0, "done: ");
+        let second = endpoints();
+        assert!(
+            second.len() == 2 && second.is_disjoint(&first),
+            "{second:?}"
+        );
+
+        // A deletion needs no key that works; what it leaves at Stripe it says.
+        stage.stripe.revoke_key(key);
+        let told = run_stack_tool(stage, "destroy", &name, &["--yes"])?.unwrap();
+        assert!(told.contains("deleted."), "{told}");
+        assert_eq!(endpoints(), second);
+        let mut left = inventory(stage, &app)?;
+        left.retain(|line| !line.contains("ApiGatewayLogsRole"));
+        assert_eq!(left, BTreeSet::new());
+
+        stage.stripe.admit_key(key, None);
+        deploy_stack(stage, &name, &parameters).await?;
+        run(put, key).await?.assert_exit(0, "stored;");
+        run(rotate, "").await?.assert_exit(0, "done: ");
+        // Those of the deleted stack have its name in their tags.
+        let looked = run("doctor --read-only", "").await?;
+        for stray in &second {
+            assert!(looked.stdout.contains(stray), "{}", looked.stdout);
+        }
+        run_stack_tool(stage, "destroy", &name, &["--yes"])?.unwrap();
+        assert_eq!(endpoints(), second, "and its own are gone");
         Ok(())
     });
 }
