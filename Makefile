@@ -67,6 +67,9 @@ lint: setup $(VENV)/.installed-rust ## check format, code, dependencies, spellin
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo clippy --package billhook-core --package billhook-tests $(THIRD) --test third_provider --lib -- -D warnings
 	$(VENV)/bin/cfn-lint template.yaml
+	mkdir -p target
+	$(VENV)/bin/python $(TOOLS)/policy_gate.py --template > target/policies.json
+	$(VENV)/bin/cfn-lint --include-checks I3510 -- target/policies.json
 	$(VENV)/bin/sam validate --lint --region eu-west-1
 
 # cfn-lint and checkov do not see inside SAM's resources, so they also check the expanded template.
@@ -97,11 +100,12 @@ test: lint ## run everything that CI runs
 	$(MAKE) --no-print-directory third-provider
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps
 
-gates: setup ## hold what the last run of all flows did to AWS's models and to the roles' permissions
+gates: setup ## hold what the last run of all flows did to AWS's models, the roles' permissions and the policies for people
 	mkdir -p target
 	$(VENV)/bin/python $(TOOLS)/wire_gate.py '$(WIRE)'
 	$(VENV)/bin/python $(TOOLS)/expand.py template.yaml > target/template.json
 	$(VENV)/bin/python $(TOOLS)/iam_gate.py '$(WIRE)' target/template.json
+	$(VENV)/bin/python $(TOOLS)/policy_gate.py '$(WIRE)' target/template.json
 
 permissions: setup ## print what each command of `billhook` did to which resource in the last run of the flows
 	mkdir -p target

@@ -1,4 +1,4 @@
-"""Each rule of wire_gate.py and iam_gate.py, seen failing."""
+"""Each rule of wire_gate.py, iam_gate.py and policy_gate.py, seen failing."""
 import base64
 import json
 import pathlib
@@ -7,6 +7,7 @@ import unittest
 from unittest import mock
 
 import iam_gate
+import policy_gate
 import wire_gate
 from code_actions import actions_of_code
 from wire_records import model_of, read_request, rest_operation
@@ -158,6 +159,84 @@ class Permissions(unittest.TestCase):
         self.assertEqual(tables, [("dynamodb:BatchGetItem", TABLES + "a"), ("dynamodb:BatchGetItem", TABLES + "b")])
         message = of("SendMessageBatch", {"QueueUrl": "http://127.0.0.1:1/000000000000/q.fifo"}, "sqs")
         self.assertEqual(message, [("sqs:SendMessage", "arn:aws:sqs:eu-west-1:000000000000:q.fifo")])
+
+
+class Policies(unittest.TestCase):
+    def statements(self, name, action, resource):
+        statement = {"Sid": "S", "Effect": "Allow", "Action": action, "Resource": resource}
+        return policy_gate.read_statements(name, json.dumps({"Statement": [statement]}))
+
+    def judge(self, *lines, refused=None):
+        """What is found for requests of commands, each with its operation, table or queue, by a policy for each group."""
+        policies = {
+            "on-call": self.statements("on-call", "dynamodb:GetItem", TABLES + "<AppName>-<Env>-jobs"),
+            "repairer": self.statements("repairer", "dynamodb:PutItem", [TABLES + "<OrdersTable>", TABLES + "<TenantsTable>"]),
+        }
+        requests = [record(operation, {"TableName": table}, key=key, source="tool") for key, operation, table in lines]
+        groups = {"trace": "on-call", "tenants add": "repairer"}
+        with mock.patch.multiple(policy_gate, GROUP_OF=groups, NO_GROUP={}, REFUSED=refused or {}):
+            _, found, used = policy_gate.judge_commands(requests, policies)
+        return found, policy_gate.find_unused({**policies["on-call"], **policies["repairer"]}, used, {})
+
+    good = [("trace", "GetItem", "flows1-test-jobs"), ("tenants_add", "PutItem", "a1-tenants-of-old")]
+
+    def test_a_repairer_may_what_on_call_may(self):
+        found, unused = self.judge(*self.good, ("tenants_add", "GetItem", "flows1-test-jobs"), ("tenants_add", "PutItem", "Orders-test"))
+        self.assertEqual((found, unused), ([], []))
+
+    def test_a_request_that_no_policy_of_the_group_allows_is_found(self):
+        found, unused = self.judge(*self.good, ("trace", "PutItem", "Orders-test"))
+        need = f"dynamodb:PutItem on {TABLES}Orders-test, as billhook trace needs it (1 times)"
+        self.assertEqual(found, [f"on-call: nothing allows {need}"])
+        self.assertEqual(unused, [f"repairer, S: nothing uses {TABLES}Orders-test"])
+
+    def test_a_command_without_a_group_and_a_group_without_a_command_are_found(self):
+        found, _ = self.judge(*self.good[1:], ("orders_burn", "GetItem", "flows1-test-jobs"))
+        expected = ["billhook orders burn has no group: name it in GROUP_OF (1 times)", "billhook trace was not recorded: take it out"]
+        self.assertEqual(found, expected)
+
+    def test_a_refusal_that_is_none_is_found(self):
+        found, _ = self.judge(*self.good, refused={("on-call", "dynamodb:GetItem"): "never"})
+        self.assertEqual(found, ["on-call dynamodb:GetItem is not refused: take it out of REFUSED"])
+
+    def test_an_exception_that_is_none_is_found(self):
+        statements = self.statements("on-call", "sqs:PurgeQueue", "*")
+        used = {(("on-call", "S"), "sqs:PurgeQueue")}
+        self.assertEqual(policy_gate.find_unused(statements, used, {("on-call", "S", "*"): "never"}), [])
+        found = policy_gate.find_unused(statements, used, {("on-call", "S", ""): "never", ("on-call", "T", ""): "never"})
+        self.assertEqual(found, ["nothing is that of UNRECORDED any more: ('on-call', 'T', '')"])
+
+    def test_a_command_of_the_runbook_that_nobody_may_is_found(self):
+        actions = policy_gate.list_runbook_actions({"a.md": "aws sqs purge-queue --queue-url Q", "b.md": "aws sns publish"})
+        policies = {"on-call": self.statements("on-call", "sqs:PurgeQueue", "*")}
+        found, used = policy_gate.judge_runbook(actions, policies)
+        self.assertEqual(found, ["b.md: neither on-call nor repairer may sns:Publish"])
+        self.assertEqual(used, {(("on-call", "S"), "sqs:PurgeQueue")})
+
+    def test_a_resource_that_the_deployer_cannot_make_is_found(self):
+        queue = {"Type": "AWS::SQS::Queue", "Properties": {"QueueName": {"Fn::Sub": "${AppName}-${Env}-q"}}}
+        template = {"Resources": {"Q": queue, "Bus": {"Type": "AWS::Events::EventBus"}}}
+        needs = {"AWS::SQS::Queue": [("sqs: CreateQueue", "arn:aws:sqs:<Region>:<Account>:{name}")], "AWS::SNS::Topic": []}
+        statements = self.statements("deployer", ["sqs:DeleteQueue", "sqs:CreateQueue"], "arn:aws:sqs:<Region>:<Account>:other-*")
+        with mock.patch.multiple(policy_gate, NEEDS=needs, CALLS=[]):
+            found = policy_gate.judge_deployer(template, statements)
+        self.assertEqual(found[0], "AWS::Events::EventBus of Bus: name in NEEDS what it takes to make, change and delete it")
+        self.assertEqual(found[1], "deployer: nothing allows sqs:CreateQueue on arn:aws:sqs:eu-west-1:000000000000:billhook-test-q")
+        self.assertEqual(found[2], "NEEDS: the template has no AWS::SNS::Topic")
+        self.assertEqual(found[3], "deployer, S: nothing uses sqs:DeleteQueue")
+
+    def test_a_table_that_is_not_the_applications_is_found(self):
+        table = lambda name: {"Type": "AWS::DynamoDB::Table", "Properties": {"TableName": {"Fn::Sub": name}}}
+        template = {"Resources": {"OrdersTable": table("Orders-${Env}"), "JobsTable": table("${AppName}-${Env}-jobs")}}
+        check = lambda *names: list(
+            policy_gate.judge_application(template, self.statements("application", "dynamodb:Query", [TABLES + it for it in names]))
+        )
+        self.assertEqual(check("<OrdersTable>", "<OrdersTable>/index/*"), [])
+        self.assertEqual(len(check("<AppName>-<Env>-jobs", "*", "none")), 3)
+
+    def test_a_policy_that_iam_does_not_take_is_found(self):
+        text = json.dumps({"Statement": [{"Resource": ["<Stack>"] * 200}]}, indent=2)
+        self.assertEqual(list(policy_gate.check_size("deployer", text)), ["deployer: 8030 characters with the longest names, and IAM takes 6144"])
 
 
 if __name__ == "__main__":

@@ -102,9 +102,9 @@ def read_lines(file):
         yield from (json.loads(line) for line in lines if line.endswith("\n"))
 
 
-def read_requests(folder):
-    """All recorded requests."""
-    for file in sorted(pathlib.Path(folder).glob("*.jsonl")):
+def read_requests(folder, recorder=""):
+    """The recorded requests of all recorders, or of those whose name begins so."""
+    for file in sorted(pathlib.Path(folder).glob(f"{recorder}*.jsonl")):
         requests = (read_request(file.stem, record) for record in read_lines(file))
         yield from (request for request in requests if request)
 
