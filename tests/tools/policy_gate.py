@@ -4,8 +4,8 @@ usage: policy_gate.py FOLDER TEMPLATE    (as for iam_gate.py)
        policy_gate.py --template         prints the policies as a template, in which cfn-lint checks each action and ARN
 
 On-call and repairer: each request of a command of their group is allowed, and each action and each resource of a statement is
-used by a command of the group or by a page of the runbook. Deployer: each resource of the template, as SAM expands it, can be
-made, changed and deleted, and nothing else is allowed. Application: only its own tables.
+used by a command of the group or by a page of the runbook; on-call changes nothing. Deployer: each resource of the template,
+as SAM expands it, can be made, changed and deleted, and nothing else is allowed. Application: only its own tables.
 Prints the number of requests of each group, and each finding; exit code 1 if there is one.
 
 It compares names and actions only. Whether AWS asks for more than this gate knows is not tried: the local AWS does not judge
@@ -101,6 +101,8 @@ GROUP_OF = {
 }
 # Commands of the flows that are nobody's.
 NO_GROUP = {"billhook": "a stack that does not exist"}
+# Actions that change nothing. A message that is made invisible comes back by itself.
+READS = re.compile(r"\w+:(BatchGet|Describe|Filter|Get|GET$|List|Query|Receive|Scan|ChangeMessageVisibility$)")
 # Requests that a group is refused on purpose, by group and action.
 REFUSED = {
     ("on-call", "secretsmanager:GetSecretValue"): "whoever is on call sees no key and can sign no event; docs/permissions.md "
@@ -426,6 +428,11 @@ def judge_deployer(template, statements):
     return findings + find_unused(statements, used, {})
 
 
+def find_changes(statements):
+    for key, statement in statements.items():
+        yield from (f"{key[0]}, {key[1]}: {it} may change something" for it in listed(statement["Action"]) if not READS.match(it))
+
+
 def judge_application(template, statements):
     """It names its own tables and their indexes, and nothing of another table."""
     tables = {
@@ -441,7 +448,7 @@ def judge_application(template, statements):
 
 
 def check_size(name, text):
-    size = len(re.sub(r"\s", "", fill(text, LONGEST)))
+    size = len(re.sub(r"\s", "", fill(text, LONGEST)).replace("arn:aws:", "arn:aws-us-gov:"))
     if size > CHARACTERS_MAX:
         yield f"{name}: {size} characters with the longest names, and IAM takes {CHARACTERS_MAX}"
 
@@ -480,6 +487,7 @@ def main(folder, template):
     findings += by_hand
     for name in POLICIES_OF:
         findings += find_unused(policies[name], used | used_by_hand, UNRECORDED)
+    findings += find_changes(policies["on-call"])
     findings += judge_deployer(template, policies["deployer"])
     findings += judge_application(template, policies["application"])
     for name, text in texts.items():

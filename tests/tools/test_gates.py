@@ -206,6 +206,11 @@ class Policies(unittest.TestCase):
         found = policy_gate.find_unused(statements, used, {("on-call", "S", ""): "never", ("on-call", "T", ""): "never"})
         self.assertEqual(found, ["nothing is that of UNRECORDED any more: ('on-call', 'T', '')"])
 
+    def test_a_change_by_whoever_is_on_call_is_found(self):
+        statements = self.statements("on-call", ["sqs:ReceiveMessage", "sqs:SendMessage"], "*")
+        found = ["on-call, S: sqs:SendMessage may change something"]
+        self.assertEqual(list(policy_gate.find_changes(statements)), found)
+
     def test_a_command_of_the_runbook_that_nobody_may_is_found(self):
         actions = policy_gate.list_runbook_actions({"a.md": "aws sqs purge-queue --queue-url Q", "b.md": "aws sns publish"})
         policies = {"on-call": self.statements("on-call", "sqs:PurgeQueue", "*")}
