@@ -5,7 +5,8 @@ usage: policy_gate.py FOLDER TEMPLATE    (as for iam_gate.py)
 
 On-call and repairer: each request of a command of their group is allowed, and each action and each resource of a statement is
 used by a command of the group or by a page of the runbook; on-call changes nothing. Deployer: each resource of the template,
-as SAM expands it, can be made, changed and deleted, and nothing else is allowed. Application: only its own tables.
+as SAM expands it, can be made, changed and deleted, and each action and each resource of a statement is needed for that.
+Application: only its own tables.
 Prints the number of requests of each group, and each finding; exit code 1 if there is one.
 
 It compares names and actions only. Whether AWS asks for more than this gate knows is not tried: the local AWS does not judge
