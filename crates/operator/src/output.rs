@@ -41,8 +41,8 @@ impl OutputWriter {
     pub(crate) fn print_object(self, thing: &Value) {
         write_stdout(&match self.format {
             OutputFormat::Table => format_object(thing),
-            OutputFormat::Json => format!("{thing:#}\n"),
-            OutputFormat::Jsonl => format!("{thing}\n"),
+            OutputFormat::Json => escape_json(&format!("{thing:#}\n")),
+            OutputFormat::Jsonl => escape_json(&format!("{thing}\n")),
         });
     }
 
@@ -57,8 +57,11 @@ impl OutputWriter {
     fn format_list(self, columns: &[&str], rows: &[Value]) -> String {
         match self.format {
             OutputFormat::Table => self.format_table(columns, rows),
-            OutputFormat::Json => format!("{:#}\n", Value::from(rows.to_vec())),
-            OutputFormat::Jsonl => rows.iter().map(|row| format!("{row}\n")).collect(),
+            OutputFormat::Json => escape_json(&format!("{:#}\n", Value::from(rows.to_vec()))),
+            OutputFormat::Jsonl => rows
+                .iter()
+                .map(|row| escape_json(&format!("{row}\n")))
+                .collect(),
         }
     }
 
@@ -109,13 +112,13 @@ impl OutputWriter {
 
 /// Prints text that has a format of its own, such as Prometheus's.
 pub(crate) fn print_text(text: &str) {
-    write_stdout(text);
+    write_stdout(&mask_lines(text));
 }
 
 /// Writes to standard error what the command is doing, or what to run next.
 pub(crate) fn print_notice(text: &str) {
     // If standard error is closed, there is nowhere to report that.
-    let _ = writeln!(std::io::stderr(), "{text}");
+    let _ = writeln!(std::io::stderr(), "{}", mask_lines(text));
 }
 
 /// A closed pipe is no error: `billhook events list | head` closes it after ten lines.
@@ -126,15 +129,47 @@ fn write_stdout(text: &str) {
 fn format_cell(value: Option<&Value>) -> String {
     match value {
         None | Some(Value::Null) => "-".to_owned(),
-        Some(Value::String(text)) => text.chars().map(mask_control_character).collect(),
-        Some(other) => other.to_string(),
+        Some(Value::String(text)) => text.chars().map(mask_character).collect(),
+        Some(other) => other.to_string().chars().map(mask_character).collect(),
     }
 }
 
-/// Rows hold text that strangers wrote, such as metadata of a payment. An escape sequence in it could clear the
-/// terminal or forge lines above, so control characters are replaced.
-fn mask_control_character(c: char) -> char {
-    if c.is_control() { '\u{fffd}' } else { c }
+/// Rows, errors and log lines hold text that strangers wrote, such as metadata of a payment. An escape sequence in it
+/// could clear the terminal or forge lines, and a mark of writing direction could show `evt_1` where `evt_2` stands. So
+/// every character that is not seen is replaced: controls (C0, C1 with CSI and OSC), format characters (bidirectional
+/// marks, zero-width characters, byte order mark, tags) and line separators.
+fn mask_character(c: char) -> char {
+    if is_unseen(c) { '\u{fffd}' } else { c }
+}
+
+fn mask_lines(text: &str) -> String {
+    let mask = |c| if c == '\n' { c } else { mask_character(c) };
+    text.chars().map(mask).collect()
+}
+
+/// Source: general categories Cc, Cf, Zl and Zp of Unicode 17, without the soft hyphen and the marks of single scripts.
+fn is_unseen(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{061c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
+            | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+}
+
+/// JSON loses nothing: what a terminal would obey is written as an escape, which means the same. Line ends outside of
+/// strings stay.
+fn escape_json(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for c in json.chars() {
+        if c != '\n' && is_unseen(c) {
+            let mut units = [0; 2];
+            for unit in c.encode_utf16(&mut units) {
+                text.push_str(&format!("\\u{unit:04x}"));
+            }
+        } else {
+            text.push(c);
+        }
+    }
+    text
 }
 
 fn format_object(thing: &Value) -> String {
@@ -153,7 +188,7 @@ fn format_object(thing: &Value) -> String {
             }
             Value::Object(_) => {
                 text.push_str(&format!("{name}\n"));
-                for line in format!("{value:#}").lines() {
+                for line in escape_json(&format!("{value:#}")).lines() {
                     text.push_str(&format!("  {line}\n"));
                 }
             }
@@ -198,6 +233,46 @@ mod tests {
             coloured.contains("\u{1b}[33mparked\u{1b}[0m   7"),
             "{coloured}"
         );
+    }
+
+    /// What a stranger may have written: CSI in its two forms, OSC 8, a bidirectional override, zero-width characters, a line.
+    const HOSTILE: &str =
+        "a\u{1b}[2Jb\u{9b}31mc\u{9d}8;;x\u{9c}d\u{202e}e\u{200b}\u{feff}f\r\ng\u{2028}h\u{e0041}";
+
+    #[test]
+    fn no_format_for_people_obeys_a_stranger() {
+        let thing =
+            json!({ "id": HOSTILE, "list": [{ "a": HOSTILE }], "deep": { HOSTILE: [HOSTILE] } });
+        let rows = [json!({ "id": HOSTILE, "n": [HOSTILE] })];
+        let columns = ["id", "n"];
+        let table = output(OutputFormat::Table, true);
+        for text in [
+            table.format_list(&columns, &rows),
+            format_object(&thing),
+            mask_lines(HOSTILE),
+        ] {
+            let bad: Vec<char> = text
+                .chars()
+                .filter(|c| *c != '\n' && is_unseen(*c))
+                .collect();
+            assert!(bad.is_empty(), "{text:?}");
+        }
+        // One row is one line.
+        assert_eq!(table.format_list(&columns, &rows).lines().count(), 2);
+    }
+
+    #[test]
+    fn json_means_the_same_with_what_a_terminal_would_obey_escaped() {
+        let rows = [json!({ "id": HOSTILE })];
+        for format in [OutputFormat::Json, OutputFormat::Jsonl] {
+            let text = output(format, false).format_list(&[], &rows);
+            assert!(!text.chars().any(|c| c != '\n' && is_unseen(c)), "{text:?}");
+            let read: Value = serde_json::from_str(&text).unwrap();
+            assert_eq!(
+                read.pointer("/0/id").or(read.get("id")),
+                Some(&json!(HOSTILE))
+            );
+        }
     }
 
     #[test]
