@@ -230,4 +230,4 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except (BotoCoreError, ClientError) as error:
-        refuse(error)
+        refuse(f"{error} Set AWS_REGION." if "region" in str(error) else error)
