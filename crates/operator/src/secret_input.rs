@@ -20,8 +20,7 @@ stty -echo && IFS= read -r line && printf %s "$line"
 /// The first line of standard input, so that a trailing newline of `pass show` or `echo` does no harm. At a terminal
 /// the tool asks for it without echo.
 pub(crate) fn read_secret(what: &str) -> Result<SecretString> {
-    let line;
-    if std::io::stdin().is_terminal() {
+    let line = if std::io::stdin().is_terminal() {
         print_notice(&format!("Enter {what} (it is not shown):"));
         let mut shell = Command::new("sh");
         let read = shell.args(["-c", HIDDEN_LINE]).stdin(Stdio::inherit());
@@ -29,13 +28,13 @@ pub(crate) fn read_secret(what: &str) -> Result<SecretString> {
         if !read.status.success() {
             bail!("cannot read a secret from this terminal without showing it: pipe it in instead");
         }
-        line = String::from_utf8(read.stdout)?;
+        String::from_utf8(read.stdout)?
     } else {
         let mut bytes = Vec::new();
         std::io::stdin().lock().read_until(b'\n', &mut bytes)?;
-        line = String::from_utf8(bytes)
-            .map_err(|_| anyhow!("the secret is not UTF-8 text, so nothing was stored: store the file as UTF-8, or paste the secret"))?;
-    }
+        String::from_utf8(bytes)
+            .map_err(|_| anyhow!("the secret is not UTF-8 text, so nothing was stored: store the file as UTF-8, or paste the secret"))?
+    };
     let secret = line.trim();
     if secret.is_empty() {
         bail!("standard input has no secret: pipe it in, for example `pass show … | billhook …`");
