@@ -277,12 +277,16 @@ fn messages_that_no_worker_has_tried_are_told_apart_and_released_alone() {
             order(world, &format!("ord_{own}"), None).await?;
         }
         let listed = run_billhook(stage, "dlq list --queue stripe").await?.stdout;
-        for line in [
-            "untried     evt_op_untried",
-            "open        evt_op_tried",
-            "recheck ",
+        for words in [
+            ["untried", "evt_op_untried"],
+            ["open", "evt_op_tried"],
+            ["recheck", "-"],
         ] {
-            assert!(listed.contains(line), "{listed}");
+            let is_there = listed.lines().any(|line| {
+                let line: Vec<&str> = line.split_whitespace().collect();
+                line.get(1..3) == Some(&words)
+            });
+            assert!(is_there, "{words:?}: {listed}");
         }
         let redrive = "dlq redrive --queue stripe --reason 'concurrency was raised'";
         let alone = format!("{redrive} --only untried --yes");
