@@ -6,6 +6,9 @@ usage: stack.py parameters STACK [NAME=VALUE ...]     prints the parameters of t
 
 STACK is an environment of samconfig.toml (default, staging, prod) or the name of a stack. Each NAME=VALUE replaces or
 adds to the parameters that samconfig.toml has for it.
+
+What is imported or deleted bears the tag that template.yaml gives it, with the name of this very stack: a table that the
+application made, or that belongs to another stack, is never touched, whatever it is called.
 """
 import json
 import pathlib
@@ -19,6 +22,10 @@ from samcli.yamlhelper import yaml_parse
 
 ROOT = pathlib.Path(__file__).parents[2]
 TABLE, SECRET = "AWS::DynamoDB::Table", "AWS::SecretsManager::Secret"
+# The tag of template.yaml, with the stack's name.
+OWNER = "billhook-stack"
+# Its rows are checkpoints of the scheduled tasks and of the endpoints: a stack has some before its first delivery.
+CHECKPOINTS = "JobsTable"
 
 
 def refuse(text):
@@ -61,7 +68,7 @@ def resolve(template, parameters, value):
     if not isinstance(value, dict):
         return value
     if "Ref" in value:
-        return parameters[value["Ref"]]
+        return parameters.get(value["Ref"], value)
     if "Condition" in value and len(value) == 1:
         return again(template["Conditions"][value["Condition"]])
     if "Fn::Sub" in value:
@@ -101,15 +108,25 @@ def read_table(name):
         raise
 
 
-def find_secret(name):
-    """The ARN of a secret that is not scheduled for deletion, or None."""
+def find_table(stack, name):
+    """The table, if it is there and this stack's."""
+    table = read_table(name)
+    if table is None:
+        return None
+    listed = boto3.client("dynamodb").list_tags_of_resource(ResourceArn=table["TableArn"])
+    return table if {"Key": OWNER, "Value": stack} in listed["Tags"] else None
+
+
+def find_secret(stack, name):
+    """The ARN of a secret that is this stack's and not scheduled for deletion, or None."""
     try:
         secret = boto3.client("secretsmanager").describe_secret(SecretId=name)
-        return None if "DeletedDate" in secret else secret["ARN"]
     except ClientError as error:
         if error.response["Error"]["Code"] == "ResourceNotFoundException":
             return None
         raise
+    is_own = {"Key": OWNER, "Value": stack} in secret.get("Tags", [])
+    return secret["ARN"] if is_own and "DeletedDate" not in secret else None
 
 
 def names_of(kept, kind):
@@ -119,24 +136,31 @@ def names_of(kept, kind):
 
 def print_parameters(template, stack, configured, pairs):
     parameters = read_parameters(template, configured, pairs)
-    if "ApiGatewayLogRole" not in parameters and describe(stack) is None:
+    there = describe(stack) or {}
+    is_set = any(given["ParameterKey"] == "ApiGatewayLogRole" for given in there.get("Parameters", []))
+    if "ApiGatewayLogRole" not in parameters and not is_set:
         # One role per account and region: the first stack makes it.
         account = boto3.client("apigateway").get_account()
         parameters["ApiGatewayLogRole"] = "existing" if account.get("cloudwatchRoleArn") else "create"
     print(" ".join(f"{name}={value}" for name, value in parameters.items()))
 
 
-def import_tables(template, stack, parameters):
+def import_tables(template, stack, environment, parameters):
     cloudformation = boto3.client("cloudformation")
     there = describe(stack)
     if there is not None:
-        refuse(f"{stack} exists ({there['StackStatus']}): only a deleted stack's tables can be imported")
+        status = there["StackStatus"]
+        if status == "REVIEW_IN_PROGRESS":
+            refuse(f"an import of {stack} did not end: `aws cloudformation delete-stack --stack-name {stack}`, then again")
+        refuse(f"{stack} exists ({status}): only a deleted stack's tables can be imported")
     kept = list_kept(template, parameters)
-    tables = {name: table for name, table in names_of(kept, TABLE).items() if read_table(table)}
+    tables = {name: table for name, table in names_of(kept, TABLE).items() if find_table(stack, table)}
     if not tables:
-        refuse(f"no table of {stack} is left: deploy it as a new stack")
+        refuse(f"no table with the tag {OWNER}={stack} is left: deploy it as a new stack")
     # Static, and without functions: an import takes a template that has only what is imported.
-    body = {"Resources": {name: kept[name] for name in tables}}
+    body = {"Resources": {name: dict(kept[name]) for name in tables}}
+    for resource in body["Resources"].values():
+        resource["Properties"]["Tags"] = [{"Key": OWNER, "Value": stack}]
     wanted = [
         {"ResourceType": TABLE, "LogicalResourceId": name, "ResourceIdentifier": {"TableName": table}}
         for name, table in tables.items()
@@ -149,47 +173,54 @@ def import_tables(template, stack, parameters):
     cloudformation.execute_change_set(**change)
     cloudformation.get_waiter("stack_import_complete").wait(StackName=stack)
     print(f"{stack} has its tables again: {', '.join(sorted(tables.values()))}")
-    secrets = [arn for arn in map(find_secret, names_of(kept, SECRET).values()) if arn]
-    more = "".join(f" PARAMS=ExistingAppSecretArn={arn}" for arn in secrets)
-    print(f"now deploy the rest, with the same parameters as before: make deploy ENV=…{more}")
+    secrets = [find_secret(stack, name) for name in names_of(kept, SECRET).values()]
+    given = [f"ExistingAppSecretArn={arn}" for arn in secrets if arn]
+    print(f"now deploy the rest, with the parameters of before: make deploy ENV={environment} PARAMS='{' '.join(given)}'")
 
 
 def destroy(template, stack, parameters, is_agreed):
     there = describe(stack)
-    if there is not None:
-        parameters = {given["ParameterKey"]: given["ParameterValue"] for given in there.get("Parameters", [])}
+    deployed = {given["ParameterKey"]: given["ParameterValue"] for given in (there or {}).get("Parameters", [])}
+    # A stack that was only imported has none.
+    parameters = deployed or parameters
     if not {"Env", "LiveMode"} <= parameters.keys():
-        refuse(f"{stack} does not exist, and samconfig.toml does not say what it was: pass Env=… LiveMode=…")
+        refuse(f"samconfig.toml does not say what {stack} is, and neither does the stack: pass Env=… LiveMode=…")
     kept = list_kept(template, parameters)
     dynamodb = boto3.client("dynamodb")
-    tables = [table for table in names_of(kept, TABLE).values() if read_table(table)]
-    secrets = [arn for arn in map(find_secret, names_of(kept, SECRET).values()) if arn]
-    if parameters["Env"] == "prod" or parameters["LiveMode"] == "true":
-        for table in tables:
-            if dynamodb.scan(TableName=table, Limit=1)["Count"]:
-                refuse(
-                    f"{table} has rows, and {stack} is a production environment: nothing was deleted. "
-                    "To give up the data, delete the stack and its tables by hand"
-                )
+    found = {name: find_table(stack, table) for name, table in names_of(kept, TABLE).items()}
+    tables = {name: table for name, table in found.items() if table}
+    is_production = parameters["Env"] == "prod" or parameters["LiveMode"] == "true"
+    for name, table in tables.items():
+        # What the table itself says counts more than what somebody typed.
+        is_protected = is_production or table.get("DeletionProtectionEnabled")
+        if is_protected and name != CHECKPOINTS and dynamodb.scan(TableName=table["TableName"], Limit=1)["Count"]:
+            refuse(
+                f"{table['TableName']} has rows, and {stack} is a production environment: nothing was deleted. "
+                "To give up the data, delete the stack and its tables by hand"
+            )
+    secrets = [arn for name in names_of(kept, SECRET).values() if (arn := find_secret(stack, name))]
+    if there is None and not tables and not secrets:
+        refuse(f"there is no stack {stack} and nothing with the tag {OWNER}={stack}")
     print(f"to be deleted for good in {boto3.session.Session().region_name}:")
     if there is not None:
         print(f"  stack {stack}, {there['StackStatus']}, with its endpoints at Stripe")
-    for name in tables:
+    names = [table["TableName"] for table in tables.values()]
+    for name in names:
         print(f"  table {name}")
     for arn in secrets:
         print(f"  secret {arn}")
     if not is_agreed and input(f"type {stack} to delete all of this: ").strip() != stack:
         refuse("nothing was deleted")
-    for table in tables:
-        if read_table(table).get("DeletionProtectionEnabled"):
-            dynamodb.update_table(TableName=table, DeletionProtectionEnabled=False)
-            dynamodb.get_waiter("table_exists").wait(TableName=table)
+    for table in tables.values():
+        if table.get("DeletionProtectionEnabled"):
+            dynamodb.update_table(TableName=table["TableName"], DeletionProtectionEnabled=False)
+            dynamodb.get_waiter("table_exists").wait(TableName=table["TableName"])
     if there is not None:
         delete_stack(there["StackId"], stack)
     # A deployment that never ended takes its tables along, so some of them may be gone by now.
-    for table in filter(read_table, tables):
-        dynamodb.delete_table(TableName=table)
-        dynamodb.get_waiter("table_not_exists").wait(TableName=table)
+    for name in filter(read_table, names):
+        dynamodb.delete_table(TableName=name)
+        dynamodb.get_waiter("table_not_exists").wait(TableName=name)
     for arn in secrets:
         boto3.client("secretsmanager").delete_secret(SecretId=arn, ForceDeleteWithoutRecovery=True)
     print("deleted. The role with which API Gateway writes logs stays: it belongs to the account and region")
@@ -218,7 +249,7 @@ def main(arguments):
         return print_parameters(template, name, configured, pairs)
     parameters = read_parameters(template, configured, pairs)
     if command == "import":
-        return import_tables(template, name, parameters)
+        return import_tables(template, name, stack, parameters)
     if command == "destroy":
         return destroy(template, name, parameters, is_agreed)
     return sys.exit(__doc__)

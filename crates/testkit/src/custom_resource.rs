@@ -348,13 +348,23 @@ impl AppliedStore for EndpointPorts {
     async fn save_applied(
         &self,
         logical_id: &str,
-        _: Option<&AppliedProperties>,
-        applied: &AppliedProperties,
+        read: Option<&AppliedProperties>,
+        applied: Option<&AppliedProperties>,
     ) -> Result<(), AdapterError> {
         let save = |world: &mut EndpointWorld| {
-            world.applied.insert(logical_id.to_owned(), applied.clone());
+            if world.applied.get(logical_id) != read {
+                return Err("somebody else wrote it");
+            }
+            match applied {
+                Some(applied) => world.applied.insert(logical_id.to_owned(), applied.clone()),
+                None => world.applied.remove(logical_id),
+            };
+            Ok(())
         };
-        self.step(save).await.map_err(edge_error)
+        self.step(save)
+            .await
+            .map_err(edge_error)?
+            .map_err(Into::into)
     }
 }
 

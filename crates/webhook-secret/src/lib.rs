@@ -2,7 +2,7 @@
 //! rotates and removes the endpoint, stores its signing secret, and answers CloudFormation.
 //!
 //! Secret rotation: `billhook secrets rotate`, or a new `RotationToken` of the stack, starts it; `endpoint::plan`
-//! decides that the endpoint is replaced; `execute_plan` replaces it, and `settle` notes it for the way back.
+//! decides that the endpoint is replaced; `execute_plan` replaces it, and `apply_request` notes it for a rollback.
 //!
 //! Guarantees: every request that can be parsed gets an answer, also after a panic and before the function times out
 //! (without an answer, the stack hangs until `ServiceTimeout`); a repeated request is idempotent and ends with the same
@@ -21,19 +21,19 @@ use futures_util::FutureExt;
 use secrecy::SecretString;
 use serde_json::Value;
 
+mod apply_request;
 mod envelope;
 mod execute_plan;
 pub mod http;
 pub mod ports;
-mod settle;
 
+use apply_request::FallbackAnswer;
 pub use envelope::ResourceRequest;
 pub use execute_plan::{EndpointFailure, KNOWN_AFTER};
 use ports::{
     AdapterError, AppliedStore, ResetCursors, ResourceDependencies, RespondToCloudFormation,
     StripeConnector, WebhookSecretStore,
 };
-use settle::WayOut;
 
 /// The work is abandoned this long before the function times out, so that the answer can still be sent.
 pub const ANSWER_RESERVE: Duration = Duration::from_secs(5);
@@ -54,7 +54,7 @@ pub enum RequestUnanswered {
 
 /// Executes a request and answers it. `time_is_up` completes [`ANSWER_RESERVE`] before the function times out.
 ///
-/// A deletion and the way back of a failed update are answered SUCCESS whatever happens at Stripe: CloudFormation could
+/// A deletion and the rollback of a failed update are answered SUCCESS whatever happens at Stripe: CloudFormation could
 /// do nothing with a failure but leave the stack stuck. The metric and `billhook doctor` report what Stripe still has.
 pub async fn handle_request<S, W, J, R, T>(
     payload: Value,
@@ -70,8 +70,9 @@ where
 {
     let envelope: ResourceRequest =
         serde_json::from_value(payload).map_err(RequestUnanswered::NoRequest)?;
-    let way_out = WayOut::default();
-    let work = AssertUnwindSafe(settle::settle(&envelope, deps, &way_out)).catch_unwind();
+    let fallback = FallbackAnswer::default();
+    let work =
+        AssertUnwindSafe(apply_request::apply_request(&envelope, deps, &fallback)).catch_unwind();
     // `biased`: if the work completes just as the time is up, its result counts, not the timeout.
     let outcome = tokio::select! {
         biased;
@@ -83,7 +84,7 @@ where
     match &outcome {
         Ok(id) => tracing::info!(request_id, "webhook_endpoint_settled physical_id={id}"),
         Err(reason) => {
-            match way_out.physical_id() {
+            match fallback.physical_id() {
                 None => tracing::error!(request_id, "webhook_endpoint_failed {reason}"),
                 Some(id) => tracing::error!(
                     request_id,
@@ -93,7 +94,7 @@ where
             metrics::ENDPOINT_FAILED.count(ProviderId::Stripe);
         }
     }
-    let outcome = match (&outcome, way_out.physical_id()) {
+    let outcome = match (&outcome, fallback.physical_id()) {
         (Err(_), Some(id)) => Ok(id),
         (Ok(id), _) => Ok(id.as_str()),
         (Err(reason), None) => Err(reason.as_str()),

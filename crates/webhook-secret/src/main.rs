@@ -122,7 +122,7 @@ impl AppliedStore for JobsStore {
         &self,
         logical_id: &str,
         read: Option<&AppliedProperties>,
-        applied: &AppliedProperties,
+        applied: Option<&AppliedProperties>,
     ) -> Result<(), AdapterError> {
         Ok(self.applied.save(logical_id, read, applied).await?)
     }

@@ -112,12 +112,12 @@ pub trait AppliedStore: Send + Sync {
         &self,
         logical_id: &str,
     ) -> impl Future<Output = Result<Option<AppliedProperties>, AdapterError>> + Send;
-    /// `read` is what `load_applied` returned.
+    /// `read` is what `load_applied` returned; the note is lost if `applied` is `None`.
     fn save_applied(
         &self,
         logical_id: &str,
         read: Option<&AppliedProperties>,
-        applied: &AppliedProperties,
+        applied: Option<&AppliedProperties>,
     ) -> impl Future<Output = Result<(), AdapterError>> + Send;
 }
 

@@ -452,8 +452,8 @@ async fn a_deletion_is_repeated_wherever_it_failed() {
 
 #[tokio::test]
 async fn a_deletion_outlasts_a_short_failure_because_cloudformation_asks_once() {
-    // The first two steps read the note and the key.
-    for fault in answered_faults().filter(|(step, _)| *step > 2) {
+    // The first three steps read and write the note, and read the key.
+    for fault in answered_faults().filter(|(step, _)| *step > 3) {
         let ports = RequestPorts::created().await;
         let there = ports.succeeds(&update("r2", "we_1", "a/1", "b/2")).await;
         ports.fault(Some(fault));
@@ -572,7 +572,7 @@ async fn what_is_no_request_is_an_error_that_names_no_url() {
 }
 
 #[tokio::test]
-async fn a_full_account_is_told_with_the_limit_and_the_way_out() {
+async fn a_full_account_is_told_with_the_limit_and_the_fallback() {
     let local = LocalStripe::start(Config::default()).await.unwrap();
     let stripe = StripeClient::new(&local.base_url(), TEST_KEY.into(), false).unwrap();
     for number in 0..ENDPOINTS_MAX {
@@ -793,7 +793,7 @@ async fn a_first_key_that_stripe_refuses_leaves_the_way_back_open() {
     assert_eq!(failed, Some(("FAILED".to_owned(), nothing.clone())));
     let back = update("r3", &nothing, "a/2", "a/1");
     assert_eq!(ports.succeeds(&back).await, nothing);
-    // And with a key that works, the way back still makes no endpoint.
+    // And with a key that works, the rollback still makes no endpoint.
     ports.world().refuses_key = false;
     assert_eq!(ports.succeeds(&back).await, nothing);
     assert!(ports.ids().is_empty());
@@ -828,4 +828,69 @@ async fn another_resources_failure_is_rolled_back_without_stripe_within_the_hour
     let (ports, back, there) = replaced().await;
     ports.world().waited += Duration::from_secs(2 * 60 * 60);
     assert_eq!(ports.run(&back).await, Some(("FAILED".to_owned(), there)));
+}
+
+#[tokio::test]
+async fn a_revert_without_an_endpoint_makes_one_once_there_is_a_key() {
+    let ports = RequestPorts::default();
+    ports.world().has_no_key = true;
+    let nothing = ports.succeeds(&create()).await;
+    let change = update("r2", &nothing, "a/1", "a/2");
+    assert_eq!(ports.succeeds(&change).await, nothing);
+    ports.world().has_no_key = false;
+    let made = ports.succeeds(&update("r3", &nothing, "a/2", "a/1")).await;
+    ports.is_settled_with(&made);
+}
+
+/// The jobs table is kept when the stack is deleted, and so are the notes in it.
+#[tokio::test]
+async fn a_deleted_stacks_note_leads_the_next_stack_nowhere() {
+    let ports = RequestPorts::created().await;
+    ports.succeeds(&delete("we_1")).await;
+    assert!(ports.world().applied.is_empty());
+    // Even if it could not be removed.
+    let ports = RequestPorts::created().await;
+    let left = ports.world().applied.clone();
+    ports.succeeds(&delete("we_1")).await;
+    ports.world().applied = left;
+    let again = request("Create", "r5", "", "b/2", "b/2");
+    let there = ports.succeeds(&again).await;
+    ports.world().refuses_key = true;
+    let change = update("r6", &there, "b/2", "a/1");
+    assert_eq!(
+        ports.run(&change).await,
+        Some(("FAILED".to_owned(), there.clone()))
+    );
+    ports.is_settled_with(&there);
+}
+
+/// The time of the first run was up after it had stored the new secret, and that of the rollback at every step.
+#[tokio::test]
+async fn a_rollback_that_runs_out_of_time_has_the_standing_secret_current() {
+    let mut tried = 0;
+    for step in 6..=STEPS {
+        for back_step in 5..=STEPS {
+            let ports = RequestPorts::created().await;
+            ports.fault(Some((step, StepFault::HangsAfter)));
+            let failed = ports.run(&update("r2", "we_1", "a/1", "b/2")).await;
+            ports.fault(None);
+            if failed.is_none_or(|(status, _)| status == "SUCCESS") {
+                continue;
+            }
+            tried += 1;
+            ports.fault(Some((back_step, StepFault::Hangs)));
+            let back = ports.run(&update("r3", "we_1", "b/2", "a/1")).await;
+            assert_eq!(
+                back,
+                Some(("SUCCESS".to_owned(), "we_1".to_owned())),
+                "{step} {back_step}"
+            );
+            assert_eq!(
+                ports.document()["endpoint_id"],
+                "we_1",
+                "{step} {back_step}"
+            );
+        }
+    }
+    assert!(tried > 0);
 }

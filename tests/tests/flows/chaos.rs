@@ -161,6 +161,8 @@ impl Arena {
         let queue = world.stack.output("StripeEventsQueueUrl")?;
         loop {
             let receive = world.aws.sqs().receive_message().queue_url(queue);
+            // The functions' clients give up before a long poll of the queue's 20 s would end.
+            let receive = receive.wait_time_seconds(0);
             let receive = receive
                 .max_number_of_messages(10)
                 .message_system_attribute_names(MessageSystemAttributeName::All);

@@ -348,7 +348,7 @@ fn a_fresh_stack_gets_its_keys_loses_one_and_is_deleted_and_deployed_again() {
             looked.stdout
         );
 
-        // A key that Stripe refuses: the update fails, its way back does not, and the endpoints still deliver.
+        // A key that Stripe refuses: the update fails, its rollback does not, and the endpoints still deliver.
         stage.stripe.revoke_key(key);
         let failed = run(rotate, "").await?;
         failed.assert_exit(1, "failed with UPDATE_ROLLBACK");

@@ -262,15 +262,18 @@ impl AppliedStore for Edge {
         &self,
         logical_id: &str,
         _: Option<&AppliedProperties>,
-        applied: &AppliedProperties,
+        applied: Option<&AppliedProperties>,
     ) -> Result<(), AdapterError> {
         let (call, id) = (
             call(Service::Tables, "save_applied", true),
             logical_id.to_owned(),
         );
-        let applied = applied.clone();
+        let applied = applied.cloned();
         let save = self.0.call(call, "", move |world| {
-            world.applied.insert(id.clone(), applied.clone());
+            match &applied {
+                Some(applied) => world.applied.insert(id.clone(), applied.clone()),
+                None => world.applied.remove(&id),
+            };
         });
         save.await.map_err(|lost| lost.told().into())
     }

@@ -94,7 +94,7 @@ impl Stack {
         }
     }
 
-    /// Where the way back is refused, because an overtaken repeat left another endpoint in use, the operator deletes
+    /// Where the rollback is refused, because an overtaken repeat left another endpoint in use, the operator deletes
     /// that one, as the reason says, and has the stack go on.
     fn do_as_told(&self) {
         let now = self.functions.sim.now();
@@ -292,7 +292,7 @@ struct Delivery {
 }
 
 impl Delivery {
-    /// What the function cannot tell from a way back that is still to be gone, or from a first try, and what
+    /// What the function cannot tell from a rollback that is still to come, or from a first try, and what
     /// `docs/reliability.md` names as a limit.
     fn is_ambiguous(&self) -> bool {
         let world = self.functions.sim.world();

@@ -250,7 +250,7 @@ impl AppliedEndpoints {
         &self,
         logical_id: &str,
         read: Option<&AppliedProperties>,
-        applied: &AppliedProperties,
+        applied: Option<&AppliedProperties>,
     ) -> Result<(), DependencyError> {
         let job = format!("{ENDPOINT_PREFIX}{logical_id}");
         let doing = format!("write {job} of {}", self.table);
@@ -265,21 +265,22 @@ fn build_applied_update(
     table: &str,
     job: &str,
     read: Option<&AppliedProperties>,
-    applied: &AppliedProperties,
+    applied: Option<&AppliedProperties>,
 ) -> Result<aws_sdk_dynamodb::types::Update, CommitError> {
     let mut update = UpdateBuilder::new();
-    let before = applied.before.as_ref();
-    update.set(LAST_ID, Some(string_value(&applied.last.physical_id)));
-    update.set(LAST_DIGEST, Some(string_value(&applied.last.digest)));
+    let last = applied.map(|applied| &applied.last);
+    let before = applied.and_then(|applied| applied.before.as_ref());
+    let at = |applied: &AppliedProperties| string_value(applied.applied_at.to_string());
+    update.set(LAST_ID, last.map(|it| string_value(&it.physical_id)));
+    update.set(LAST_DIGEST, last.map(|it| string_value(&it.digest)));
     update.set(BEFORE_ID, before.map(|it| string_value(&it.physical_id)));
     update.set(BEFORE_DIGEST, before.map(|it| string_value(&it.digest)));
-    let at = |applied: &AppliedProperties| string_value(applied.applied_at.to_string());
-    update.set(APPLIED_AT, Some(at(applied)));
+    update.set(APPLIED_AT, applied.map(at));
     update.require_as_loaded(APPLIED_AT, read.map(at).as_ref());
     update.build(table, JOB_ID, job)
 }
 
-/// `None` if the row is not as we write it: then no update is a way back.
+/// `None` if the row is not as we write it: then no update is a rollback.
 fn read_applied(row: &Item) -> Option<AppliedProperties> {
     let answered = |id: &str, digest: &str| {
         Some(AnsweredProperties {
@@ -309,7 +310,8 @@ mod tests {
         let second = AppliedProperties::followed_by(Some(first.clone()), answered("we_2", "b"), at);
         for (read, applied) in [(None, first.clone()), (Some(first), second)] {
             let update =
-                build_applied_update("jobs", "endpoint#Hook", read.as_ref(), &applied).unwrap();
+                build_applied_update("jobs", "endpoint#Hook", read.as_ref(), Some(&applied))
+                    .unwrap();
             assert!(update.condition_expression.is_some());
             let values = update.expression_attribute_values.unwrap();
             let mut row = Item::new();
@@ -325,6 +327,8 @@ mod tests {
             assert_eq!(read_applied(&row), Some(applied));
         }
         assert_eq!(read_applied(&Item::new()), None);
+        let removal = build_applied_update("jobs", "endpoint#Hook", None, None).unwrap();
+        assert!(removal.update_expression.starts_with("REMOVE"));
     }
 
     #[test]

@@ -1,14 +1,14 @@
-//! What a resource's endpoint was last set to, stored beside the endpoints. From it the function knows the way back of a
+//! What a resource's endpoint was last set to, stored beside the endpoints. From it the function knows the rollback of a
 //! failed update: CloudFormation's request to set the old properties again. It must succeed without Stripe, or the stack
 //! is stuck in `UPDATE_ROLLBACK_FAILED`; the usual cause of the failed update is a key that Stripe refuses, and Stripe
-//! refuses it on the way back too. Pure.
+//! refuses it in the rollback too. Pure.
 
 use std::time::Duration;
 
 use crate::time::Timestamp;
 
 /// A stack whose update failed is rolled back at once; after this time the same request is a change that somebody wants.
-const WAY_BACK_MAX: Duration = Duration::from_secs(60 * 60);
+const ROLLBACK_MAX: Duration = Duration::from_secs(60 * 60);
 
 /// An answer that CloudFormation got: the physical id, and what was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,22 +28,24 @@ pub struct AppliedProperties {
 }
 
 impl AppliedProperties {
-    /// If an update of `physical_id` to the properties of this digest is the way back of a failed update: the physical id
+    /// If an update of `physical_id` to the properties of this digest is the rollback of a failed update: the physical id
     /// that stands for them.
     ///
-    /// Either the update of this resource failed, and then what is asked for was applied last; or it succeeded and that of
-    /// another resource of the stack failed, and then it was applied before the last one.
-    pub fn find_way_back(&self, physical_id: &str, digest: &str, now: Timestamp) -> Option<&str> {
-        if self.last.physical_id != physical_id {
-            return None;
-        }
-        if self.last.digest == digest {
+    /// Either the update of this resource failed, and then what is asked for was applied last; or it was applied and its
+    /// answer did not arrive, or another resource of the stack failed, and then it was applied before the last one.
+    pub fn find_rollback(&self, physical_id: &str, digest: &str, now: Timestamp) -> Option<&str> {
+        let is_recent = self.applied_at.until(now) <= ROLLBACK_MAX;
+        let before = self
+            .before
+            .as_ref()
+            .filter(|before| is_recent && before.digest == digest);
+        if self.last.physical_id == physical_id && self.last.digest == digest {
             return Some(&self.last.physical_id);
         }
-        let is_recent = self.applied_at.until(now) <= WAY_BACK_MAX;
-        let before = self.before.as_ref();
-        let wanted = before.filter(|before| is_recent && before.digest == digest);
-        wanted.map(|before| before.physical_id.as_str())
+        let before = before.filter(|before| {
+            self.last.physical_id == physical_id || before.physical_id == physical_id
+        });
+        before.map(|before| before.physical_id.as_str())
     }
 
     /// After another answer of success.
@@ -53,7 +55,7 @@ impl AppliedProperties {
             if known.last == answered {
                 known.before
             } else if known.before.as_ref() == Some(&answered) {
-                // A way back was taken: to ask again for what it came from is a change.
+                // It was rolled back: to ask again for what it came from is a change.
                 None
             } else {
                 Some(known.last)
@@ -66,15 +68,15 @@ impl AppliedProperties {
         }
     }
 
-    /// After the deletion of an endpoint: nothing leads back to it.
+    /// Without an endpoint that is to be deleted: nothing leads back to it. `None` if it was the last one.
     #[must_use]
-    pub fn without(self, physical_id: &str) -> Self {
-        Self {
+    pub fn without(self, physical_id: &str) -> Option<Self> {
+        (self.last.physical_id != physical_id).then(|| Self {
             before: self
                 .before
                 .filter(|before| before.physical_id != physical_id),
             ..self
-        }
+        })
     }
 }
 
@@ -99,20 +101,24 @@ mod tests {
         let replaced =
             AppliedProperties::followed_by(Some(created.clone()), answered("we_2", "b"), at(100));
         // The update of this resource failed.
-        assert_eq!(created.find_way_back("we_1", "a", at(9_000)), Some("we_1"));
-        assert_eq!(created.find_way_back("we_1", "b", at(1)), None, "a change");
-        assert_eq!(created.find_way_back("we_9", "a", at(1)), None, "unknown");
+        assert_eq!(created.find_rollback("we_1", "a", at(9_000)), Some("we_1"));
+        assert_eq!(created.find_rollback("we_1", "b", at(1)), None, "a change");
+        assert_eq!(created.find_rollback("we_9", "a", at(1)), None, "unknown");
         // That of another resource failed.
-        assert_eq!(replaced.find_way_back("we_2", "a", at(200)), Some("we_1"));
-        assert_eq!(replaced.find_way_back("we_2", "a", at(3_700)), Some("we_1"));
+        assert_eq!(replaced.find_rollback("we_2", "a", at(200)), Some("we_1"));
+        assert_eq!(replaced.find_rollback("we_2", "a", at(3_700)), Some("we_1"));
         assert_eq!(
-            replaced.find_way_back("we_2", "a", at(3_701)),
+            replaced.find_rollback("we_2", "a", at(3_701)),
             None,
             "wanted"
         );
-        let cleaned = replaced.without("we_1");
-        assert_eq!(cleaned.find_way_back("we_2", "a", at(200)), None, "deleted");
-        assert_eq!(cleaned.find_way_back("we_2", "b", at(200)), Some("we_2"));
+        // Its answer did not arrive.
+        assert_eq!(replaced.find_rollback("we_1", "a", at(200)), Some("we_1"));
+        assert_eq!(replaced.find_rollback("we_1", "a", at(9_000)), None);
+        assert_eq!(replaced.clone().without("we_2"), None, "the last one");
+        let cleaned = replaced.without("we_1").unwrap();
+        assert_eq!(cleaned.find_rollback("we_2", "a", at(200)), None, "deleted");
+        assert_eq!(cleaned.find_rollback("we_2", "b", at(200)), Some("we_2"));
     }
 
     #[test]
