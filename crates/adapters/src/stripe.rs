@@ -2,10 +2,11 @@
 //! events, and a payment with all that belongs to it (`payment_objects`). `permissions` lists what a key must be allowed.
 //!
 //! Guarantees: a call makes at most three attempts of 10 s with waits of 0.5 s and 1 s (exponential backoff), 31.5 s in
-//! all without the rate limit; every attempt of a POST carries the idempotency key that the caller chose; redirects are
-//! not followed; errors and logs contain neither the key nor a signing secret. `StripeError::disposition` says whether
-//! a failed call may have had an effect. Longer retries are the caller's: the next run of a task, or CloudFormation's.
-//! It decides nothing: `billhook_core::tasks` and `billhook_core::endpoint` interpret the answers.
+//! all without the rate limit; every attempt of a POST carries the idempotency key that the caller chose, but for the
+//! probes of `permissions`, which change nothing; redirects are not followed; errors and logs contain neither the key nor
+//! a signing secret. `StripeError::disposition` says whether a failed call may have had an effect. Longer retries are the
+//! caller's: the next run of a task, or CloudFormation's. It decides nothing: `billhook_core::tasks` and
+//! `billhook_core::endpoint` interpret the answers.
 
 mod payment_objects;
 pub mod permissions;

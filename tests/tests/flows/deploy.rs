@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::process::Stdio;
 
+use aws_sdk_dynamodb::types::BillingMode;
 use billhook_testkit::local::{DeployOptions, Stack, deploy};
 
 use super::operator::{CommandOutcome, command_for, wait_for_exit};
@@ -374,6 +375,37 @@ fn a_fresh_stack_gets_its_keys_loses_one_and_is_deleted_and_deployed_again() {
         left.retain(|line| !line.contains("ApiGatewayLogsRole"));
         assert_eq!(left, BTreeSet::new());
 
+        // What the application made has no tag of the stack, whatever it is called: nobody imports or deletes it.
+        let of_stack = [
+            &*format!("AppName={app}"),
+            &format!("Env={app}"),
+            "LiveMode=false",
+        ];
+        let orders = format!("Orders-{app}");
+        make_table(&world, &orders).await?;
+        for command in ["destroy", "import"] {
+            let arguments = [&of_stack[..], &["--yes"]].concat();
+            let refusal = run_stack_tool(stage, command, &name, &arguments)?.unwrap_err();
+            assert!(refusal.contains("billhook-stack"), "{refusal}");
+        }
+        let tables = inventory(stage, &orders)?;
+        assert_eq!(tables, BTreeSet::from([format!("table {orders}")]));
+        let delete = world.aws.dynamodb().delete_table();
+        delete.table_name(&orders).send().await?;
+
+        // A production stack whose tables have nothing but the endpoints' notes can be taken back, as after a first deployment
+        // that failed.
+        let stuck = format!("{app}-stuck");
+        let live = [
+            ("AppName", &*stuck),
+            ("Env", &*app),
+            ("LiveMode", "true"),
+            ("ApiGatewayLogRole", "existing"),
+        ];
+        deploy_stack(stage, &stuck, &live).await?;
+        let told = run_stack_tool(stage, "destroy", &stuck, &["--yes"])?.unwrap();
+        assert!(told.contains("deleted."), "{told}");
+
         stage.stripe.admit_key(key, None);
         deploy_stack(stage, &name, &parameters).await?;
         run(put, key).await?.assert_exit(0, "stored;");
@@ -387,6 +419,26 @@ fn a_fresh_stack_gets_its_keys_loses_one_and_is_deleted_and_deployed_again() {
         assert_eq!(endpoints(), second, "and its own are gone");
         Ok(())
     });
+}
+
+/// A table of orders as an application makes it.
+async fn make_table(world: &World, name: &str) -> Result<()> {
+    let id = AttributeDefinition::builder()
+        .attribute_name("id")
+        .attribute_type(ScalarAttributeType::S)
+        .build()?;
+    let key = KeySchemaElement::builder()
+        .attribute_name("id")
+        .key_type(KeyType::Hash)
+        .build()?;
+    let create = world.aws.dynamodb().create_table().table_name(name);
+    create
+        .attribute_definitions(id)
+        .key_schema(key)
+        .billing_mode(BillingMode::PayPerRequest)
+        .send()
+        .await?;
+    Ok(())
 }
 
 /// Runs `tests/tools/stack.py`: what it printed, or its error.

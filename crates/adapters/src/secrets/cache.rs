@@ -136,13 +136,40 @@ impl<F: FetchSecret, C: Clock> SigningKeyCache<F, C> {
         join_all(due.map(|(source, slot)| async move {
             match self.fetch.fetch(&source.arn, SecretVersion::Current).await {
                 Ok(stored) => {
-                    slot.read = Some(self.parse_read(source, stored, now));
-                    slot.error = None;
+                    let mut read = self.parse_read(source, stored, now);
+                    slot.error = match self.was_set_before(source, &read).await {
+                        Ok(false) => None,
+                        // Somebody stored a document without it: lost, and not missing.
+                        Ok(true) => {
+                            read.faults.extend(read.missing.take());
+                            None
+                        }
+                        Err(failed) => Some(log_unreadable(&failed)),
+                    };
+                    slot.read = Some(read);
                 }
                 Err(failed) => slot.error = Some(log_unreadable(&failed)),
             }
         }))
         .await;
+    }
+
+    /// Whether a member that is missing now stands in the version before.
+    async fn was_set_before(
+        &self,
+        source: &CachedSource,
+        read: &CachedRead,
+    ) -> Result<bool, SecretsError> {
+        if read.missing.is_none() {
+            return Ok(false);
+        }
+        let stored = self
+            .fetch
+            .fetch(&source.arn, SecretVersion::Previous)
+            .await?;
+        let text = stored.map(|stored| stored.text).unwrap_or_default();
+        let before = SecretDocument::parse(text.expose_secret(), self.kind);
+        Ok(before.current.is_some())
     }
 
     /// Adds the secret of `AWSPREVIOUS` if the current version is less than 24 hours old. It is read only after a
@@ -590,6 +617,13 @@ mod tests {
             &["whsec_1"],
             &["arn:stripe: signing_secret is not set"],
         );
+        assert!(lost.missing.is_empty());
+        // Somebody stored a document without it, days ago.
+        let world = World::default();
+        world.put("current", "{}", LONG_AGO);
+        world.put("previous", "whsec_1", LONG_AGO);
+        let lost = world.reader().signing_keys().await;
+        check(&lost, &[], &["arn:stripe: signing_secret is not set"]);
         assert!(lost.missing.is_empty());
     }
 

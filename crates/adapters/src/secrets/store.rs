@@ -142,6 +142,18 @@ impl FetchSecret for SecretsManager {
                 }))
             }
             Err(error) => match error.code() {
+                // The secret itself is gone, or its name is wrong: that is no secret without a value. Only the text tells them
+                // apart: it is that of moto and ministack, which repeat AWS's; AWS documents the code alone.
+                Some("ResourceNotFoundException")
+                    if error
+                        .message()
+                        .is_some_and(|text| text.ends_with("the specified secret.")) =>
+                {
+                    Err(SecretsError::Read {
+                        arn: arn.to_owned(),
+                        cause: error_chain(&error),
+                    })
+                }
                 Some("ResourceNotFoundException" | "ParameterNotFound") => Ok(None),
                 _ => Err(SecretsError::Read {
                     arn: arn.to_owned(),

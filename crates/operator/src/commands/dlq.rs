@@ -210,7 +210,7 @@ pub(crate) async fn run_dlq(
             let queue = DeadLetterQueue::open(session, &args)?;
             let messages = queue.receive_all().await?;
             let rows: Vec<Value> = messages.iter().map(DeadLetterMessage::render).collect();
-            queue.make_visible(&messages).await?;
+            queue.make_visible(&messages).await;
             let columns = [
                 "sent_at",
                 "message",
@@ -225,7 +225,7 @@ pub(crate) async fn run_dlq(
         DlqCommand::Show(args) => {
             let queue = DeadLetterQueue::open(session, &args.queue)?;
             let messages = queue.receive_all().await?;
-            queue.make_visible(&messages).await?;
+            queue.make_visible(&messages).await;
             let has_id = |message: &&DeadLetterMessage| {
                 message.message_id == args.id
                     || message
@@ -271,7 +271,8 @@ async fn redrive_or_purge(
     let (job, queues) = (SystemClock.new_id(), session.queues()?);
     let mut interrupted = pin!(wait_for_interrupt().fuse());
     let started_at = SystemClock.now();
-    let (mut done, mut left, mut due) = (0_u64, Vec::new(), Duration::ZERO);
+    let (mut done, mut due) = (0_u64, Duration::ZERO);
+    let mut left: BTreeMap<String, DeadLetterMessage> = BTreeMap::new();
     // The copies of what stays: behind them in their groups nothing is left that was not seen.
     let mut copies: BTreeSet<String> = BTreeSet::new();
     let mut empty_polls = 0;
@@ -284,11 +285,13 @@ async fn redrive_or_purge(
                 break remaining;
             }
         }
+        // A copy that comes a second time was invisible for its minute: everything has been seen.
+        let mut is_round = false;
         for message in batch {
             let is_left = args.only.is_some_and(|only| only != message.state());
             match (message.state(), &message.event, action) {
                 _ if is_left && copies.contains(&message.message_id) => {
-                    left.push(message);
+                    is_round |= left.insert(message.message_id.clone(), message).is_some();
                     continue;
                 }
                 _ if is_left => {
@@ -319,7 +322,7 @@ async fn redrive_or_purge(
                 | (_, _, DlqAction::Purge) => {}
                 (_, _, DlqAction::Redrive) if copies.contains(&message.message_id) => {
                     // Kept invisible until the end of the run: given back now, the next receive would return it again.
-                    left.push(message);
+                    is_round |= left.insert(message.message_id.clone(), message).is_some();
                     continue;
                 }
                 (_, _, DlqAction::Redrive) => {
@@ -332,18 +335,21 @@ async fn redrive_or_purge(
             done += 1;
             due += Duration::from_secs(1) / args.rate;
         }
+        if is_round {
+            break queue.count_messages().await?.saturating_sub(copies.len());
+        }
         SystemClock
             .pause(due.saturating_sub(started_at.until(SystemClock.now())))
             .await;
         if (&mut interrupted).now_or_never().is_some() {
-            queue.make_visible(&left).await?;
+            queue.make_visible(left.values()).await;
             return Err(CommandExit::Interrupted(format!(
                 "interrupted after {done} messages; run the same command again to continue"
             ))
             .into());
         }
     };
-    queue.make_visible(&left).await?;
+    queue.make_visible(left.values()).await;
     let what = match action {
         DlqAction::Redrive => "redriven",
         DlqAction::Purge => "purged",
@@ -373,7 +379,7 @@ async fn preview_action(
     only: Option<DeadLetterState>,
 ) -> Result<()> {
     let messages = queue.receive_all().await?;
-    queue.make_visible(&messages).await?;
+    queue.make_visible(&messages).await;
     let mut counts = BTreeMap::<&str, (DeadLetterState, u64)>::new();
     for message in &messages {
         let state = message.state();
@@ -522,23 +528,16 @@ impl<'a> DeadLetterQueue<'a> {
             .with_context(|| format!("{} did not say the id of a message", self.url))
     }
 
-    /// Ends the visibility timeout at once, so that a colleague who lists the queue right afterwards sees the messages.
-    async fn make_visible(&self, messages: &[DeadLetterMessage]) -> Result<()> {
+    /// Ends the visibility timeout at once, so that a colleague who lists the queue right afterwards sees the messages. One
+    /// that SQS does not take back now, because its minute is over or SQS does not answer, comes back by itself.
+    async fn make_visible(&self, messages: impl IntoIterator<Item = &DeadLetterMessage>) {
         for message in messages {
             let change = self.client.change_message_visibility().queue_url(self.url);
-            let changed = change
+            let change = change
                 .receipt_handle(&message.receipt)
-                .visibility_timeout(0)
-                .send()
-                .await;
-            changed.with_context(|| {
-                format!(
-                    "cannot make {} of {} visible again; it becomes visible by itself after {VISIBILITY_S} s",
-                    message.message_id, self.url
-                )
-            })?;
+                .visibility_timeout(0);
+            change.send().await.ok();
         }
-        Ok(())
     }
 
     async fn report_hidden(&self, shown: usize) -> Result<()> {

@@ -328,7 +328,8 @@ async fn rotate_endpoints(session: &StackSession) -> Result<()> {
         }
         if old.get(output) == Some(id) {
             bail!(
-                "{name} was updated, but {output} is still {id}: nothing was rotated. Deploy with a new RotationToken instead: make deploy PARAMS=RotationToken={token}"
+                "{name} was updated, but {output} is still {id}: nothing was rotated. Deploy with a new RotationToken instead: make deploy PARAMS=RotationToken={}",
+                SystemClock.new_id()
             );
         }
     }

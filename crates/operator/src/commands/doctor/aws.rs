@@ -321,7 +321,9 @@ async fn check_concurrency(session: &StackSession) -> Result<Vec<CheckFinding>> 
         .pointer("/AccountLimit/UnreservedConcurrentExecutions")
         .and_then(Value::as_u64)
         .context("Lambda did not say the account's limit")?;
-    let each: u64 = session.stack.parameter("WorkerConcurrency").parse()?;
+    // A stack of an older release has no such parameter.
+    let each = session.stack.parameter("WorkerConcurrency").parse::<u64>();
+    let each = each.unwrap_or(20);
     let workers = each * ProviderId::ALL.iter().map(|_| 1).sum::<u64>();
     Ok(vec![report_concurrency(free, workers)])
 }
