@@ -400,6 +400,7 @@ fn a_fresh_stack_gets_its_keys_loses_one_and_is_deleted_and_deployed_again() {
             ("AppName", &*stuck),
             ("Env", &*app),
             ("LiveMode", "true"),
+            ("StripeApiBase", "https://127.0.0.1:1"), // a live function refuses one without TLS
             ("ApiGatewayLogRole", "existing"),
         ];
         deploy_stack(stage, &stuck, &live).await?;
