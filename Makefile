@@ -19,8 +19,11 @@ LINT_VENV := .venv-lint
 LOCAL := $${CARGO_TARGET_DIR:-target}/debug/billhook-local
 # Architecture of `make build`: this machine's, which needs no additional Rust target.
 ARCH ?= $(if $(filter arm64 aarch64,$(shell uname -m)),arm64,x86_64)
-# Environment of `make deploy`: default (dev), staging or prod, as in samconfig.toml.
+# Environment of `make deploy`: default (dev), staging or prod, as in samconfig.toml; or the name of another stack, for
+# which PARAMS has all parameters.
 ENV ?= default
+OTHER_STACK = $(filter-out default staging prod,$(ENV))
+CONFIG_ENV = --config-env $(if $(OTHER_STACK),default,$(ENV))
 
 # Targets of `make fuzz`, and the seconds for each.
 TARGETS := header body proxy_event queue_batch custom_resource stripe_mapping lob_mapping
@@ -180,10 +183,10 @@ build: $(VENV)/.installed-build ## build the functions as they are deployed (ARC
 
 # On the command line of sam, parameters replace the list of samconfig.toml; PARAMS adds to it.
 STACK := $(VENV)/bin/python $(TOOLS)/stack.py
-deploy: $(VENV)/.installed-build ## build and deploy to AWS (ENV=default|staging|prod PARAMS='Name=value …' FLAGS='options of sam deploy')
+deploy: $(VENV)/.installed-build ## build and deploy to AWS (ENV=default|staging|prod or a stack's name, PARAMS='Name=value …' FLAGS='options of sam deploy')
 	parameters="$$($(STACK) parameters $(ENV) $(PARAMS))"; PATH="$(CURDIR)/$(VENV)/bin:$$PATH"; \
-	  sam build --config-env $(ENV) --parameter-overrides "$$parameters"; \
-	  sam deploy --config-env $(ENV) --parameter-overrides "$$parameters" $(FLAGS)
+	  sam build $(CONFIG_ENV) --parameter-overrides "$$parameters"; \
+	  sam deploy $(CONFIG_ENV) $(OTHER_STACK:%=--stack-name % --s3-prefix $(ENV)) --parameter-overrides "$$parameters" $(FLAGS)
 
 import: $(VENV)/.installed ## make a stack again of the tables that a deleted one left behind; then deploy it (ENV, PARAMS)
 	$(STACK) import $(ENV) $(PARAMS)

@@ -180,12 +180,12 @@ def import_tables(template, stack, environment, parameters):
 
 def destroy(template, stack, parameters, is_agreed):
     there = describe(stack)
-    deployed = {given["ParameterKey"]: given["ParameterValue"] for given in (there or {}).get("Parameters", [])}
-    # A stack that was only imported has none.
-    parameters = deployed or parameters
+    # None yet, if `import` made the stack and nobody has deployed it.
+    parameters |= {given["ParameterKey"]: given["ParameterValue"] for given in (there or {}).get("Parameters", [])}
     if not {"Env", "LiveMode"} <= parameters.keys():
         refuse(f"samconfig.toml does not say what {stack} is, and neither does the stack: pass Env=… LiveMode=…")
-    kept = list_kept(template, parameters)
+    # After an import the App secret that the stack once made is its existing secret, by its tag; it goes too.
+    kept = list_kept(template, parameters | {"ExistingAppSecretArn": ""})
     dynamodb = boto3.client("dynamodb")
     found = {name: find_table(stack, table) for name, table in names_of(kept, TABLE).items()}
     tables = {name: table for name, table in found.items() if table}
