@@ -12,36 +12,9 @@ use super::*;
 
 /// Everything in the account whose name has this in it, as `kind name`; tables with their protection.
 fn inventory(stage: &Stage, having: &str) -> Result<BTreeSet<String>> {
-    let program = r#"
-import boto3, sys
-def all(service, call, key, name):
-    for page in boto3.client(service).get_paginator(call).paginate():
-        for item in page[key]:
-            yield item[name] if name else item
-dynamodb, found = boto3.client("dynamodb"), []
-for table in all("dynamodb", "list_tables", "TableNames", None):
-    protected = dynamodb.describe_table(TableName=table)["Table"].get("DeletionProtectionEnabled")
-    found.append("table " + table + (" protected" if protected else ""))
-for kind, *where in [
-    ("secret", "secretsmanager", "list_secrets", "SecretList", "Name"),
-    ("function", "lambda", "list_functions", "Functions", "FunctionName"),
-    ("mapping", "lambda", "list_event_source_mappings", "EventSourceMappings", "FunctionArn"),
-    ("log group", "logs", "describe_log_groups", "logGroups", "logGroupName"),
-    ("alarm", "cloudwatch", "describe_alarms", "MetricAlarms", "AlarmName"),
-    ("dashboard", "cloudwatch", "list_dashboards", "DashboardEntries", "DashboardName"),
-    ("topic", "sns", "list_topics", "Topics", "TopicArn"),
-    ("role", "iam", "list_roles", "Roles", "RoleName"),
-    ("rule", "events", "list_rules", "Rules", "Name"),
-    ("api", "apigateway", "get_rest_apis", "items", "name"),
-]:
-    found += [kind + " " + name for name in all(*where)]
-found += ["queue " + url for url in boto3.client("sqs").list_queues().get("QueueUrls", [])]
-for line in found:
-    if sys.argv[1] in line:
-        print(line)
-"#;
     let output = Command::new(repository().join(".venv/bin/python"))
-        .args(["-c", program, having])
+        .arg(repository().join("tests/tools/inventory.py"))
+        .arg(having)
         .env_clear()
         .envs(stage.aws.env())
         .output()?;
@@ -237,6 +210,12 @@ fn stacks_stand_beside_each_other_and_leave_only_what_is_kept() {
         );
         let refusal = run_stack_tool(stage, "import", live_name, &of_live)?.unwrap_err();
         assert!(refusal.contains("exists (IMPORT_COMPLETE)"), "{refusal}");
+        // The account has its role since the first of these stacks.
+        let parameters = run_stack_tool(stage, "parameters", live_name, &of_live)?.unwrap();
+        assert!(
+            parameters.contains("ApiGatewayLogRole=existing"),
+            "{parameters}"
+        );
         let again = [&live[..], &[("ExistingAppSecretArn", secret_arn)]].concat();
         let again = deploy_stack(stage, live_name, &again).await?;
         let row = again.order(&format!("ord_of_{live_name}")).await?;
