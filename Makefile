@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help run stop setup catalogue third-provider fmt lint lint-template test gates permissions bench peers chaos fuzz measure simulate replay bounds prove-scale build deploy import destroy
+.PHONY: help run stop setup catalogue third-provider fmt lint lint-template test gates permissions bench peers chaos fuzz measure simulate replay bounds prove-scale build deploy import destroy smoke-aws smoke-local
 
 # No tool may download a Rust target or send telemetry without our knowledge.
 export RUSTUP_DIST_SERVER := http://127.0.0.1:1
@@ -193,6 +193,16 @@ import: $(VENV)/.installed ## make a stack again of the tables that a deleted on
 
 destroy: $(VENV)/.installed ## delete a stack with its tables and App secret, if it is no production with rows (ENV)
 	$(STACK) destroy $(ENV) $(PARAMS) $(if $(YES),--yes)
+
+# Minutes after which `make smoke-aws` is over, with its stack deleted; the build before them does not count.
+MINUTES ?= 20
+smoke-aws: $(VENV)/.installed-build ## deploy to AWS as a new stack, try everything once, delete it, and print a report for an issue (MINUTES=20 PARAMS)
+	cargo build --package billhook-operator
+	$(VENV)/bin/python $(TOOLS)/smoke_aws.py --tool "$${CARGO_TARGET_DIR:-target}/debug/billhook" --minutes $(MINUTES) Architecture=$(ARCH) $(PARAMS)
+
+smoke-local: setup ## run `make smoke-aws` on the local AWS, also interrupted and out of time (7 minutes)
+	cargo build --workspace
+	$(LOCAL) smoke
 
 # ---- tools
 

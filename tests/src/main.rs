@@ -1,7 +1,7 @@
 //! `billhook-local`: the local AWS and the local Stripe behind `make run` and `make stop`.
 //!
 //! `run` starts both or finds them running, deploys what changed, delivers events and shows the result; `stop` ends
-//! both. `sam-local` invokes the samples of `events/` in containers. `catalogue` writes the lists of the code into the
+//! both. `sam-local` invokes the samples of `events/` in containers. `smoke` tries the smoke test of AWS. `catalogue` writes the lists of the code into the
 //! files that repeat them. The variables for your own tools are in `.local/env`, ready for `source`.
 
 use std::fmt::Write as _;
@@ -20,10 +20,11 @@ use billhook_testkit::stripe;
 use billhook_tests::catalogue::find_outdated;
 use billhook_tests::demo;
 use billhook_tests::sam_local::run_samples;
+use billhook_tests::smoke::try_smoke_test;
 use billhook_tests::world::World;
 
 const STACK_NAME: &str = "billhook-dev";
-const USAGE: &str = "usage: billhook-local run | stop | catalogue | sam-local [WORD...]";
+const USAGE: &str = "usage: billhook-local run | stop | catalogue | sam-local [WORD...] | smoke";
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
@@ -37,6 +38,7 @@ async fn main() -> ExitCode {
             Ok(false) => Err(anyhow!("not every answer is the expected one")),
             done => done.map(drop),
         },
+        ["smoke"] => try_smoke_test().await,
         // In a container of `sam local invoke`.
         ["relay", program] => run_with_relay(Path::new(program)),
         // The local Stripe itself, started by `run`.

@@ -204,7 +204,10 @@ fn read_template() -> Result<String> {
 }
 
 /// Writes the template and the binaries into `dir`, as `sam build` would.
-pub(super) fn stage(dir: &Path) -> Result<PathBuf> {
+///
+/// # Errors
+/// If a binary is not built, or a file cannot be written.
+pub fn stage(dir: &Path) -> Result<PathBuf> {
     let binaries = binaries_dir()?;
     for function in function_binaries()? {
         let function = function.as_str();
@@ -317,7 +320,7 @@ impl SamCall<'_> {
 }
 
 /// The host's processor in the template's words.
-pub(super) fn host_architecture() -> &'static str {
+pub fn host_architecture() -> &'static str {
     if cfg!(target_arch = "aarch64") {
         "arm64"
     } else {

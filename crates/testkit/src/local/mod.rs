@@ -22,7 +22,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 
 pub use containers::ContainerEngine;
-pub use deploy::{DeployOptions, Stack, binaries_dir, delete, deploy, function_binaries};
+pub use deploy::{
+    DeployOptions, Stack, binaries_dir, delete, deploy, function_binaries, host_architecture, stage,
+};
 pub use invoke::SamInvoker;
 pub use relay::run_with_relay;
 
