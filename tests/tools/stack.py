@@ -34,9 +34,9 @@ def refuse(text):
 
 def read_samconfig(stack):
     """The stack's name and its parameters; of a stack that samconfig.toml does not know, only the name."""
-    stages = tomlkit.parse((ROOT / "samconfig.toml").read_text()).unwrap()
-    stage = stages.get(stack, {}).get("global", {}).get("parameters", {})
-    return stage.get("stack_name", stack), dict(pair.split("=", 1) for pair in stage.get("parameter_overrides", []))
+    environments = tomlkit.parse((ROOT / "samconfig.toml").read_text()).unwrap()
+    environment = environments.get(stack, {}).get("global", {}).get("parameters", {})
+    return environment.get("stack_name", stack), dict(pair.split("=", 1) for pair in environment.get("parameter_overrides", []))
 
 
 def read_parameters(template, configured, pairs):

@@ -135,7 +135,7 @@ impl IngressConfig {
                 300,
                 1..=300,
             )),
-            type_metrics: read.truth("TYPE_METRICS", true),
+            type_metrics: read.boolean("TYPE_METRICS", true),
             environment,
         };
         read.finish(config)
@@ -372,7 +372,7 @@ impl<'a> EnvReader<'a> {
                 )),
             }
         }
-        rules.refuses_adjustments = !self.truth("ACCEPT_CHECKOUT_ADJUSTMENTS", true);
+        rules.refuses_adjustments = !self.boolean("ACCEPT_CHECKOUT_ADJUSTMENTS", true);
         rules
     }
 
@@ -431,7 +431,7 @@ impl<'a> EnvReader<'a> {
         }
     }
 
-    fn truth(&mut self, name: &str, default: bool) -> bool {
+    fn boolean(&mut self, name: &str, default: bool) -> bool {
         match self.optional(name).as_deref() {
             None => default,
             Some("true") => true,
