@@ -18,7 +18,8 @@ use crate::webhook_delivery::{post_signed_event, read_webhook_url};
 #[derive(Args, Debug)]
 #[command(
     after_help = "Each delivery has a new event id and the current time. It is signed with the secret of the stack, or with the \
-    first line of standard input if --secret-stdin is given.\n\nExamples:\n  \
+    first line of standard input if --secret-stdin is given.\nThe webhook of a live environment gets no samples: see `billhook \
+    doctor`.\n\nExamples:\n  \
     billhook send stripe --type payment_intent.succeeded --set data.object.metadata.order_id=ord_1\n  \
     billhook send lob --type letter.delivered --set reference_id=ltr_1\n  \
     billhook send stripe --list\n  \
@@ -34,8 +35,8 @@ pub(crate) struct SendArgs {
     /// List the event types that have a sample
     #[arg(long)]
     list: bool,
-    /// Deliver to this URL instead of the webhook of the stack
-    #[arg(long)]
+    /// Deliver to this URL instead of the webhook of the stack; also needs --secret-stdin
+    #[arg(long, requires = "secret_stdin")]
     url: Option<String>,
     /// Set a value in the body, for example data.object.amount=100; text needs no quotes; may be repeated
     #[arg(long, value_name = "PATH=VALUE")]
@@ -69,19 +70,25 @@ pub(crate) async fn run_send(
     let now = SystemClock.now();
     let id = new_event_id(provider);
     let body = build_sample_body(provider, sample, &id, now, &args.set)?;
-    let (url, secrets) = match (&args.url, args.secret_stdin) {
-        (Some(url), true) => (url.clone(), vec![read_secret("the signing secret")?]),
-        (url, secret_stdin) => {
+    let (url, secrets) = match &args.url {
+        // clap asks for --secret-stdin: the stack's secret signs nothing for another URL.
+        Some(url) => (url.clone(), vec![read_secret("the signing secret")?]),
+        None => {
             let session = session().await?;
-            let url = url
-                .as_deref()
-                .map_or_else(|| read_webhook_url(&session.stack, provider), Ok)?;
-            let secrets = if secret_stdin {
+            if session.stack.is_live() {
+                return Err(CommandExit::Refused(format!(
+                    "{} is live, and a sample event would change orders and money: `billhook doctor` sends an event that changes nothing",
+                    session.stack.name
+                ))
+                .into());
+            }
+            let url = read_webhook_url(&session.stack, provider)?.to_owned();
+            let secrets = if args.secret_stdin {
                 vec![read_secret("the signing secret")?]
             } else {
                 session.read_signing_secrets(provider).await?
             };
-            (url.to_owned(), secrets)
+            (url, secrets)
         }
     };
     let answer = post_signed_event(provider, &url, &secrets, body).await?;
