@@ -7,6 +7,7 @@ use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use billhook_testkit::local::{
@@ -37,7 +38,8 @@ const RUNS: [SmokeRun; 3] = [
     SmokeRun {
         minutes: "20",
         stripe_key: TEST_KEY,
-        interrupted_at: Some("rotate: make the endpoints"),
+        // CloudFormation is updating the stack then, and Stripe has old endpoints and new ones.
+        interrupted_at: Some("rotate: replace the endpoints"),
         exit_code: 130,
         ending: "interrupted",
     },
@@ -131,8 +133,8 @@ impl SmokeRun {
 
 /// As Ctrl-C does.
 fn interrupt(script: &Child) -> Result<()> {
-    // So that the step is under way.
-    std::thread::sleep(std::time::Duration::from_secs(3));
+    // So that the step, which takes half a minute, is under way.
+    std::thread::sleep(Duration::from_secs(5));
     let kill = format!("kill -INT {}", script.id());
     ensure!(
         Command::new("/bin/sh")

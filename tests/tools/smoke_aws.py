@@ -118,9 +118,9 @@ class LocalAws(Aws):
         pairs = [f"{name}={value}" for name, value in parameters.items()]
         overrides = smoke.run(PYTHON, "tests/tools/stack.py", "parameters", smoke.app, *pairs).strip()
         smoke.run(
-            SAM, "deploy", "--config-file", str(ROOT / "samconfig.toml"), "--config-env", "default", "--stack-name", smoke.app, "--s3-prefix", smoke.app,
-            "--parameter-overrides", overrides, "--template-file", f"{self.staged}/template.yaml",
-            "--tags", f"ms-custom-id={smoke.app}",
+            SAM, "deploy", "--config-file", str(ROOT / "samconfig.toml"), "--config-env", "default",
+            "--stack-name", smoke.app, "--s3-prefix", smoke.app, "--parameter-overrides", overrides,
+            "--template-file", f"{self.staged}/template.yaml", "--tags", f"ms-custom-id={smoke.app}",
         )
 
 
@@ -138,8 +138,9 @@ class Smoke:
         } | self.aws.parameters | dict(pair.split("=", 1) for pair in options.parameters)
         self.region = boto3.session.Session().region_name
         self.account = boto3.client("sts").get_caller_identity()["Account"]
-        kept = {name: value for name, value in os.environ.items() if name not in ("STRIPE_KEY", "MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
-        self.environment = kept | {
+        # No command needs the key, and `make` here is not part of the `make` that started this script.
+        withheld = ("STRIPE_KEY", "MAKEFLAGS", "MFLAGS", "MAKELEVEL")
+        self.environment = {name: value for name, value in os.environ.items() if name not in withheld} | {
             "AWS_REGION": self.region, "AWS_DEFAULT_REGION": self.region, "BILLHOOK_STACK": self.app,
             "SAM_CLI_TELEMETRY": "0", "NO_COLOR": "1",
         }
@@ -185,23 +186,28 @@ class Smoke:
         # Without options and values: `billhook secrets put`.
         words = itertools.takewhile(lambda word: "=" not in word and not word.startswith("-"), command[1:])
         name = " ".join([pathlib.Path(command[0]).name, *words])
+        is_late = False
         try:
             out, errors = process.communicate(stdin, timeout=limit_s)
         except subprocess.TimeoutExpired:
-            raise TimeIsUp(f"the time is up, and `{name}` was ended after {limit_s:.0f} s") from None
+            is_late = True
+            os.killpg(process.pid, signal.SIGKILL)
+            out, errors = process.communicate()
         finally:
-            if process.returncode is None:
+            if process.returncode is None:  # interrupted
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         printed = self.mask(f"$ {' '.join(command)}\n{out}{errors}")
         self.log.write(printed + "\n")
         self.log.flush()
-        if process.returncode not in codes:
-            lines = printed.splitlines()[1:]
-            # CloudFormation's reason may be far above.
-            shown = [line for line in lines[:-LINES_SHOWN] if "_FAILED" in line] + lines[-LINES_SHOWN:]
-            raise StepFailed("\n".join([f"`{name}` ended with {process.returncode}", *shown]))
-        return out
+        if process.returncode in codes and not is_late:
+            return out
+        lines = printed.splitlines()[1:]
+        # CloudFormation's reason may be far above.
+        shown = [line for line in lines[:-LINES_SHOWN] if "_FAILED" in line] + lines[-LINES_SHOWN:]
+        if is_late:
+            raise TimeIsUp("\n".join([f"the time is up, and `{name}` was ended after {limit_s:.0f} s", *shown]))
+        raise StepFailed("\n".join([f"`{name}` ended with {process.returncode}", *shown]))
 
     def make(self, target, parameters, *more, limit_s=None):
         pairs = " ".join(f"{name}={value}" for name, value in parameters.items())
@@ -233,19 +239,18 @@ class Smoke:
 
     # ---- what the steps are made of
 
-    def deploy(self, **changes):
+    def deploy(self):
         """Deploys and returns its seconds."""
         began = time.monotonic()
         self.is_there = True
-        self.aws.deploy(self, self.parameters | changes)
+        self.aws.deploy(self, self.parameters)
         self.read_outputs()
         return time.monotonic() - began
 
     def need_time(self, seconds):
         if self.left_s() < seconds:
-            raise StepSkipped(
-                f"by what this run measured it takes {seconds:.0f} s, and {max(self.left_s(), 0):.0f} s are left before the deletion"
-            )
+            left_s = max(self.left_s(), 0)
+            raise StepSkipped(f"by what this run measured it takes {seconds:.0f} s, and {left_s:.0f} s are left before the deletion")
 
     def need_stripe(self):
         if not self.stripe_key:
@@ -296,7 +301,12 @@ class Smoke:
         states = {value for name, value in self.outputs.items() if name.endswith("EndpointState")}
         if not all(state.startswith("we_") for state in states):
             raise StepFailed(f"the outputs name no endpoints: {states}")
-        self.wait_for("Stripe has other endpoints than the outputs", lambda: ((at := self.list_endpoints()) == states, f"{at}, {states}"))
+
+        def probe():
+            there = self.list_endpoints()
+            return there == states, f"{there}, {states}"
+
+        self.wait_for("Stripe has other endpoints than the outputs", probe)
         return states
 
     def send(self, provider, event_type, *sets):
@@ -317,7 +327,8 @@ class Smoke:
 
     def put_statement(self, name):
         self.table("StatementsTable").put_item(Item={
-            "statement_id": f"st_{name}", "tenant_id": "ten_smoke", "amount_due": 4200, "currency": "usd", "lob_letter_id": f"ltr_{name}",
+            "statement_id": f"st_{name}", "tenant_id": "ten_smoke", "lob_letter_id": f"ltr_{name}",
+            "amount_due": 4200, "currency": "usd",
         })
 
     def put_order(self, order):
@@ -411,7 +422,8 @@ class Smoke:
         self.wait_for_outcome("Lob", mailed, "processed")
         self.check_row("StatementsTable", {"statement_id": f"st_{self.app}"}, "mail_status", "mailed")
         # A signature of another secret; 4 is the exit code of what is refused.
-        forged = self.billhook("send", "lob", "--type", "letter.mailed", "--secret-stdin", "--output", "json", stdin="forged\n", codes=(4,))
+        send = ("send", "lob", "--type", "letter.mailed", "--secret-stdin", "--output", "json")
+        forged = self.billhook(*send, stdin="forged\n", codes=(4,))
         if json.loads(forged)["status"] != 400:
             raise StepFailed(f"a forged delivery: {forged}")
         return "a letter is processed, a forged one refused"
@@ -439,7 +451,8 @@ class Smoke:
             sqs.send_message(QueueUrl=queue, MessageBody=body, MessageGroupId=group, MessageDeduplicationId=secrets.token_hex(8))
 
         def list_states():
-            return sorted(row["message"] for row in json.loads(self.billhook("dlq", "list", "--queue", "lob", "--output", "json")))
+            rows = json.loads(self.billhook("dlq", "list", "--queue", "lob", "--output", "json"))
+            return sorted(row["message"] for row in rows)
 
         act = ("--queue", "lob", "--reason", "smoke test", "--yes")
         self.wait_for("the dead-letter queue has", lambda: ((states := list_states()) == ["open", "unreadable"], states))
@@ -485,7 +498,7 @@ class Smoke:
         self.need_stack()
         self.need_time(self.deletion_s + self.deployment_s + self.aws.queue_name_s)
         self.run(SAM, "delete", "--stack-name", self.app, "--region", self.region, "--no-prompts")
-        kept = {f"table {name}" for name in self.kept_tables()} | {f"secret {self.app}/smoke/App"}
+        kept = {f"table {name}" for name in self.kept_tables()} | {f"secret {self.app}/{self.parameters['Env']}/App"}
 
         def probe():
             left = {line for line in self.list_left() if KEPT_ROLE not in line}
@@ -581,7 +594,7 @@ class Smoke:
     def clean_up(self):
         """Deletes what is there after a failure or an interruption."""
         end = time.monotonic() + DELETION_MAX_S
-        # CloudFormation deletes a stack that is being created, but none that is being updated.
+        # CloudFormation deletes a stack while it is being created. Whether it does so during an update, nobody has tried.
         while (there := describe(self.app)) is not None and time.monotonic() < end:
             status = there["StackStatus"]
             if not status.endswith("_IN_PROGRESS") or status in ("CREATE_IN_PROGRESS", "REVIEW_IN_PROGRESS"):
@@ -622,10 +635,10 @@ class Smoke:
         firewall = firewall if self.parameters["Waf"] == "true" else 0
         stored = 3 * SECRET_MONTH * hours / HOURS_OF_MONTH
         return (
-            f"an estimate and not a bill, by the list prices of docs/cost.md, if AWS prorates them by the hour ({hours} h): firewall "
-            f"with at most {rules} rules ${firewall:.3f}, three secrets ${stored:.3f}; each delivery is less than a hundredth of a cent. "
-            f"Not counted, because docs/cost.md has no price for them: {alarms} alarms, the custom metrics, point-in-time recovery, "
-            "the packages in S3."
+            "an estimate and not a bill, by the list prices of docs/cost.md, if AWS prorates them by the hour "
+            f"({hours} h): firewall with at most {rules} rules ${firewall:.3f}, three secrets ${stored:.3f}; each delivery is "
+            f"less than a hundredth of a cent. Not counted, because docs/cost.md has no price for them: {alarms} alarms, the "
+            "custom metrics, point-in-time recovery, the packages in S3."
         )
 
     def write_report(self, ended):
@@ -692,9 +705,8 @@ def main():
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     smoke = Smoke(options, stripe_key)
-    print(smoke.mask(
-        f"stack {smoke.app} in {smoke.region}, account {smoke.account}; at most {options.minutes:g} minutes; Ctrl-C deletes it at once"
-    ))
+    where = f"stack {smoke.app} in {smoke.region}, account {smoke.account}"
+    print(smoke.mask(f"{where}; at most {options.minutes:g} minutes; Ctrl-C deletes it at once"))
     ended = smoke.run_all()
     smoke.write_report(ended)
     sys.exit({"passed": 0, "interrupted": 130}.get(ended, 1))
