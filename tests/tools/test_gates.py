@@ -215,7 +215,7 @@ class Policies(unittest.TestCase):
         actions = policy_gate.list_runbook_actions({"a.md": "aws sqs purge-queue --queue-url Q", "b.md": "aws sns publish"})
         policies = {"on-call": self.statements("on-call", "sqs:PurgeQueue", "*")}
         found, used = policy_gate.judge_runbook(actions, policies)
-        self.assertEqual(found, ["b.md: neither on-call nor repairer may sns:Publish"])
+        self.assertEqual(found, ["b.md: none of on-call may sns:Publish"])
         self.assertEqual(used, {(("on-call", "S"), "sqs:PurgeQueue")})
 
     def test_a_resource_that_the_deployer_cannot_make_is_found(self):
