@@ -57,9 +57,9 @@ FIREWALL_MONTH, FIREWALL_RULE_MONTH, SECRET_MONTH, HOURS_OF_MONTH = 5, 1, 0.40, 
 # Findings of `billhook doctor` that a stack of this script has in any case.
 TOLERATED = ["the alarm topic has a subscriber"]
 # What it finds as long as no key is stored.
-WITHOUT_LOB = ["lob signing secret", "test event can be checked"]
+WITHOUT_LOB = ["lob signing secret", "lob test event is accepted"]
 WITHOUT_STRIPE = [
-    "stripe signing secret", "endpoints at Stripe can be checked", "accounts can be checked", "test event can be checked",
+    "Stripe key is stored and of the right mode", "stripe signing secret", "stripe test event is accepted",
 ]
 # The role of the account and region, which stays on purpose (README, "Access logs").
 KEPT_ROLE = "ApiGatewayLogsRole"
@@ -515,7 +515,7 @@ class Smoke:
         if not self.is_to_import:
             raise StepSkipped("the stack was not deleted alone")
         told = self.make("import", self.parameters)
-        self.parameters["ExistingAppSecretArn"] = re.search(r"ExistingAppSecretArn=(\S+)", told)[1]
+        self.parameters["ExistingAppSecretArn"] = re.search(r"ExistingAppSecretArn=([^\s']+)", told)[1]
         return "the stack has its tables again"
 
     def step_deploy_imported(self):
