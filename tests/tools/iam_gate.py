@@ -73,10 +73,12 @@ def list_permissions(request):
         resource = value["KeyId"]
     elif request.service == "lambda":
         action = {"Invoke": "InvokeFunction"}.get(action, action)
-        resource = f"arn:aws:lambda:{where}:function:{value['FunctionName']}"
+        # What is asked of the account names no function.
+        resource = f"arn:aws:lambda:{where}:function:{value['FunctionName']}" if "FunctionName" in value else "*"
     elif request.service == "apigateway":
         # Its actions are the methods of HTTP, its resources the paths.
-        action, resource = "GET", f"arn:aws:apigateway:{request.region}::/restapis/{value['restapi_id']}/stages/{value['stage_name']}"
+        stage = f"restapis/{value['restapi_id']}/stages/{value['stage_name']}" if "restapi_id" in value else "account"
+        action, resource = "GET", f"arn:aws:apigateway:{request.region}::/{stage}"
     elif (request.service, action) == ("sts", "GetCallerIdentity"):
         return  # needs no permission
     yield f"{PREFIXES.get(request.service, request.service)}:{action}", resource

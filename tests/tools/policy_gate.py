@@ -316,6 +316,9 @@ def read_statements(name, text):
 def generalise(resource):
     """A recorded ARN with the names that the policies have here: the flows deploy several stacks."""
     resource = re.sub(r"\b[a-z]+\d+([-/])test\b", r"billhook\1test", resource)
+    # The stack of the flow that deploys a fresh one.
+    resource = re.sub(r"\bfresh\d+([-/])(fresh\d+|stack)\b", r"billhook\1test", resource)
+    resource = re.sub(r"\bOrders-fresh\d+\b", VALUES["OrdersTable"], resource)
     # The tables of the flow `adoption`.
     for own, name in (("Shop.Orders", "Orders"), ("shop_statements", "Statements"), ("tenants-of-old", "Tenants")):
         resource = re.sub(rf"\b[a-z]+\d+-{re.escape(own)}\b", VALUES[f"{name}Table"], resource)

@@ -693,6 +693,8 @@ def read_stripe_key():
 
 
 def main():
+    # A shell that runs this in the background has had SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     parser = argparse.ArgumentParser(usage=__doc__.split("usage: ")[1].split("\n")[0])
     parser.add_argument("--tool", required=True)
     parser.add_argument("--minutes", type=float, default=20)

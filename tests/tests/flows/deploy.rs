@@ -6,6 +6,7 @@ use std::process::Stdio;
 
 use aws_sdk_dynamodb::types::BillingMode;
 use billhook_testkit::local::{DeployOptions, Stack, deploy};
+use billhook_testkit::stripe::Config as StripeConfig;
 
 use super::operator::{CommandOutcome, command_for, wait_for_exit};
 use super::*;
@@ -271,7 +272,11 @@ fn a_fresh_stack_gets_its_keys_loses_one_and_is_deleted_and_deployed_again() {
     flow(false, async |stage| {
         let app = format!("fresh{}", std::process::id());
         let name = format!("{app}-stack");
+        // Of its own: the endpoints that are left would get the events of the other flows.
+        let stripe = LocalStripe::start(StripeConfig::default()).await?;
+        let base = stripe.base_url();
         let parameters = [
+            ("StripeApiBase", &*base),
             ("AppName", &*app),
             ("Env", &*app),
             ("ApiGatewayLogRole", "existing"),
@@ -280,7 +285,7 @@ fn a_fresh_stack_gets_its_keys_loses_one_and_is_deleted_and_deployed_again() {
         let world = deploy_stack(stage, &name, &parameters).await?;
         let url = world.stack.url("/webhooks/stripe");
         let endpoints = || {
-            let ids = rotation::endpoints(&stage.stripe, &url).into_keys();
+            let ids = rotation::endpoints(&stripe, &url).into_keys();
             ids.collect::<BTreeSet<_>>()
         };
         let state = world.stack.output("StripeWebhookEndpointState")?;
@@ -302,7 +307,7 @@ fn a_fresh_stack_gets_its_keys_loses_one_and_is_deleted_and_deployed_again() {
         let key = "sk_test_freshstack0123456789";
         let put = "secrets put stripe-key";
         run(put, key).await?.assert_exit(1, "nothing was stored");
-        stage.stripe.admit_key(key, None);
+        stripe.admit_key(key, None);
         run(put, key).await?.assert_exit(0, "stored;");
         run("secrets put lob", "fresh_lob_secret_0001")
             .await?
@@ -329,7 +334,7 @@ fn a_fresh_stack_gets_its_keys_loses_one_and_is_deleted_and_deployed_again() {
         );
 
         // A key that Stripe refuses: the update fails, its rollback does not, and the endpoints still deliver.
-        stage.stripe.revoke_key(key);
+        stripe.revoke_key(key);
         let failed = run(rotate, "").await?;
         failed.assert_exit(1, "failed with UPDATE_ROLLBACK");
         let status = settled_status(stage, &name).await?;
@@ -337,7 +342,7 @@ fn a_fresh_stack_gets_its_keys_loses_one_and_is_deleted_and_deployed_again() {
         assert_eq!(endpoints(), first);
         let looked = run("doctor --read-only", "").await?;
         assert!(looked.stdout.contains("401"), "{}", looked.stdout);
-        stage.stripe.admit_key(key, None);
+        stripe.admit_key(key, None);
         run(rotate, "").await?.assert_exit(0, "done: ");
         let second = endpoints();
         assert!(
@@ -346,7 +351,7 @@ fn a_fresh_stack_gets_its_keys_loses_one_and_is_deleted_and_deployed_again() {
         );
 
         // A deletion needs no key that works; what it leaves at Stripe it says.
-        stage.stripe.revoke_key(key);
+        stripe.revoke_key(key);
         let told = run_stack_tool(stage, "destroy", &name, &["--yes"])?.unwrap();
         assert!(told.contains("deleted."), "{told}");
         assert_eq!(endpoints(), second);
@@ -386,7 +391,7 @@ fn a_fresh_stack_gets_its_keys_loses_one_and_is_deleted_and_deployed_again() {
         let told = run_stack_tool(stage, "destroy", &stuck, &["--yes"])?.unwrap();
         assert!(told.contains("deleted."), "{told}");
 
-        stage.stripe.admit_key(key, None);
+        stripe.admit_key(key, None);
         deploy_stack(stage, &name, &parameters).await?;
         run(put, key).await?.assert_exit(0, "stored;");
         run(rotate, "").await?.assert_exit(0, "done: ");
