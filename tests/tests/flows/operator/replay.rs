@@ -251,7 +251,69 @@ fn unusable_messages_at_the_head_of_a_group_hide_no_other() {
     });
 }
 
-/// What throttled polls leave: messages whose receives are used up although no worker has run.
+/// As the account's owner would in the console: calls of AWS that neither billhook nor its functions make.
+fn call_aws(stage: &Stage, program: &str, arguments: &[&str]) -> Result<()> {
+    let output = Command::new(repository().join(".venv/bin/python"))
+        .args(["-c", &format!("import boto3, sys; {program}")])
+        .args(arguments)
+        .env_clear()
+        .envs(stage.aws.env())
+        .output()?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    Ok(())
+}
+
+/// A poller that Lambda throttles uses up the receives of its messages.
+#[test]
+fn messages_of_throttled_polls_are_untried_and_one_command_releases_them() {
+    const RESERVE: &str = "boto3.client('lambda').put_function_concurrency(FunctionName=sys.argv[1], ReservedConcurrentExecutions=0)";
+    const FREE: &str =
+        "boto3.client('lambda').delete_function_concurrency(FunctionName=sys.argv[1])";
+    const HIDE: &str = "boto3.client('sqs').set_queue_attributes(QueueUrl=sys.argv[1], Attributes={'VisibilityTimeout': sys.argv[2]})";
+    flow(true, async |stage| {
+        let world = &stage.world;
+        let worker = world.stack.output("StripeWorkerFunction")?;
+        let queue = world.stack.output("StripeEventsQueueUrl")?;
+        call_aws(stage, HIDE, &[queue, "1"])?;
+        call_aws(stage, RESERVE, &[worker])?;
+        order(world, "ord_throttled", None).await?;
+        let now = world.now_s();
+        let paid = intent_succeeded(
+            "evt_throttled",
+            now,
+            "pi_throttled",
+            named("ord_throttled"),
+            4200,
+        );
+        world.stripe(&paid, 1).await?;
+        let dlq = "StripeEventsDlqUrl";
+        let is_given_up = async || Ok(world.depth(dlq).await? == 1);
+        let given_up = world.until(is_given_up).await?;
+        call_aws(stage, HIDE, &[queue, "60"])?;
+        call_aws(stage, FREE, &[worker])?;
+        assert!(given_up);
+        let row = event(world, STRIPE, "evt_throttled").await?;
+        assert_eq!(
+            (&row["processing_outcome"], &row["attempts"]),
+            (&json!("pending"), &json!(0))
+        );
+        let listed = run_billhook(stage, "dlq list --queue stripe").await?;
+        assert!(listed.stdout.contains("untried"), "{}", listed.stdout);
+        let release =
+            "dlq redrive --queue stripe --only untried --reason 'concurrency was raised' --yes";
+        run_billhook(stage, release)
+            .await?
+            .assert_exit(0, "done: 1 messages redriven");
+        world
+            .settled(STRIPE, "processed", &["evt_throttled"])
+            .await?;
+        assert_eq!(world.order("ord_throttled").await?["status"], "completed");
+        Ok(())
+    });
+}
+
+/// What throttled polls leave, beside what a worker has failed on and what rechecks a payment.
 #[test]
 fn messages_that_no_worker_has_tried_are_told_apart_and_released_alone() {
     flow(true, async |stage| {
