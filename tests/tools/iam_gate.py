@@ -145,7 +145,8 @@ def read_roles(emulator, template):
     them of the template, so the nth statement of one is the nth of the other."""
     roles = {}
     for line in emulator:
-        if "role" not in line:
+        # A role has no statements any more while its stack is deleted.
+        if not line.get("statements"):
             continue
         found = [role for role in template if f"-{role}-" in line["role"]]
         if len(found) != 1 or actions_of(template[found[0]]) != actions_of(line["statements"]):

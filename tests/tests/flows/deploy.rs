@@ -172,12 +172,13 @@ fn stacks_stand_beside_each_other_and_leave_only_what_is_kept() {
             let row = world.order(&format!("ord_of_{}", world.stack.name)).await?;
             assert_eq!(row["amountTotal"], 4200);
         }
-        let destroy =
-            |world: &World| run_stack_tool(stage, "destroy", &world.stack.name, &["--yes"]);
-        let refusal = destroy(other)?.unwrap_err();
+        let destroy = async |world: &World| {
+            run_stack_tool(stage, "destroy", &world.stack.name, &["--yes"]).await
+        };
+        let refusal = destroy(other).await?.unwrap_err();
         assert!(refusal.contains("has rows"), "{refusal}");
         for world in [first, beside] {
-            let told = destroy(world)?.unwrap();
+            let told = destroy(world).await?.unwrap();
             assert!(told.contains("deleted."), "{told}");
         }
         let (aws, live_stack) = (Arc::clone(&stage.aws), other.stack.name.clone());
@@ -204,15 +205,21 @@ fn stacks_stand_beside_each_other_and_leave_only_what_is_kept() {
         let live_name = &other.stack.name;
         let env = format!("Env={live_env}");
         let of_live = [&*format!("AppName={app}"), &env, "LiveMode=true"];
-        let told = run_stack_tool(stage, "import", live_name, &of_live)?.unwrap();
+        let told = run_stack_tool(stage, "import", live_name, &of_live)
+            .await?
+            .unwrap();
         assert!(
             told.contains(&format!("ExistingAppSecretArn={secret_arn}")),
             "{told}"
         );
-        let refusal = run_stack_tool(stage, "import", live_name, &of_live)?.unwrap_err();
+        let refusal = run_stack_tool(stage, "import", live_name, &of_live)
+            .await?
+            .unwrap_err();
         assert!(refusal.contains("exists (IMPORT_COMPLETE)"), "{refusal}");
         // The account has its role since the first of these stacks.
-        let parameters = run_stack_tool(stage, "parameters", live_name, &of_live)?.unwrap();
+        let parameters = run_stack_tool(stage, "parameters", live_name, &of_live)
+            .await?
+            .unwrap();
         assert!(
             parameters.contains("ApiGatewayLogRole=existing"),
             "{parameters}"
@@ -352,7 +359,9 @@ fn a_fresh_stack_gets_its_keys_loses_one_and_is_deleted_and_deployed_again() {
 
         // A deletion needs no key that works; what it leaves at Stripe it says.
         stripe.revoke_key(key);
-        let told = run_stack_tool(stage, "destroy", &name, &["--yes"])?.unwrap();
+        let told = run_stack_tool(stage, "destroy", &name, &["--yes"])
+            .await?
+            .unwrap();
         assert!(told.contains("deleted."), "{told}");
         assert_eq!(endpoints(), second);
         let mut left = inventory(stage, &app)?;
@@ -369,7 +378,9 @@ fn a_fresh_stack_gets_its_keys_loses_one_and_is_deleted_and_deployed_again() {
         make_table(&world, &orders).await?;
         for command in ["destroy", "import"] {
             let arguments = [&of_stack[..], &["--yes"]].concat();
-            let refusal = run_stack_tool(stage, command, &name, &arguments)?.unwrap_err();
+            let refusal = run_stack_tool(stage, command, &name, &arguments)
+                .await?
+                .unwrap_err();
             assert!(refusal.contains("billhook-stack"), "{refusal}");
         }
         let tables = inventory(stage, &orders)?;
@@ -388,7 +399,9 @@ fn a_fresh_stack_gets_its_keys_loses_one_and_is_deleted_and_deployed_again() {
             ("ApiGatewayLogRole", "existing"),
         ];
         deploy_stack(stage, &stuck, &live).await?;
-        let told = run_stack_tool(stage, "destroy", &stuck, &["--yes"])?.unwrap();
+        let told = run_stack_tool(stage, "destroy", &stuck, &["--yes"])
+            .await?
+            .unwrap();
         assert!(told.contains("deleted."), "{told}");
 
         stripe.admit_key(key, None);
@@ -400,7 +413,9 @@ fn a_fresh_stack_gets_its_keys_loses_one_and_is_deleted_and_deployed_again() {
         for stray in &second {
             assert!(looked.stdout.contains(stray), "{}", looked.stdout);
         }
-        run_stack_tool(stage, "destroy", &name, &["--yes"])?.unwrap();
+        run_stack_tool(stage, "destroy", &name, &["--yes"])
+            .await?
+            .unwrap();
         assert_eq!(endpoints(), second, "and its own are gone");
         Ok(())
     });
@@ -426,20 +441,20 @@ async fn make_table(world: &World, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Runs `tests/tools/stack.py`: what it printed, or its error.
-fn run_stack_tool(
-    stage: &Stage,
+/// Runs `tests/tools/stack.py`: what it printed, or its error. In a thread of its own: the local Stripe answers on this one.
+async fn run_stack_tool(
+    stage: &'static Stage,
     command: &str,
     stack: &str,
     arguments: &[&str],
 ) -> Result<Result<String, String>> {
-    let output = Command::new(repository().join(".venv/bin/python"))
-        .arg(repository().join("tests/tools/stack.py"))
+    let mut tool = Command::new(repository().join(".venv/bin/python"));
+    tool.arg(repository().join("tests/tools/stack.py"))
         .args([command, stack])
         .args(arguments)
         .env_clear()
-        .envs(stage.aws.env())
-        .output()?;
+        .envs(stage.aws.env());
+    let output = tokio::task::spawn_blocking(move || tool.output()).await??;
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     let told = String::from_utf8_lossy(&output.stdout).into_owned();
     Ok(if output.status.success() {
