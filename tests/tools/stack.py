@@ -26,6 +26,8 @@ TABLE, SECRET = "AWS::DynamoDB::Table", "AWS::SecretsManager::Secret"
 OWNER = "billhook-stack"
 # Its rows are checkpoints of the scheduled tasks and of the endpoints: a stack has some before its first delivery.
 CHECKPOINTS = "JobsTable"
+# boto3 asks every 30 seconds; a stack without rows is made and deleted in less. It gives up after an hour.
+POLL = {"Delay": 5, "MaxAttempts": 720}
 
 
 def refuse(text):
@@ -169,9 +171,9 @@ def import_tables(template, stack, environment, parameters):
     cloudformation.create_change_set(
         **change, ChangeSetType="IMPORT", ResourcesToImport=wanted, TemplateBody=json.dumps(body)
     )
-    cloudformation.get_waiter("change_set_create_complete").wait(**change)
+    cloudformation.get_waiter("change_set_create_complete").wait(**change, WaiterConfig=POLL)
     cloudformation.execute_change_set(**change)
-    cloudformation.get_waiter("stack_import_complete").wait(StackName=stack)
+    cloudformation.get_waiter("stack_import_complete").wait(StackName=stack, WaiterConfig=POLL)
     print(f"{stack} has its tables again: {', '.join(sorted(tables.values()))}")
     secrets = [find_secret(stack, name) for name in names_of(kept, SECRET).values()]
     given = [f"ExistingAppSecretArn={arn}" for arn in secrets if arn]
@@ -214,13 +216,13 @@ def destroy(template, stack, parameters, is_agreed):
     for table in tables.values():
         if table.get("DeletionProtectionEnabled"):
             dynamodb.update_table(TableName=table["TableName"], DeletionProtectionEnabled=False)
-            dynamodb.get_waiter("table_exists").wait(TableName=table["TableName"])
+            dynamodb.get_waiter("table_exists").wait(TableName=table["TableName"], WaiterConfig=POLL)
     if there is not None:
         delete_stack(there["StackId"], stack)
     # A deployment that never ended takes its tables along, so some of them may be gone by now.
     for name in filter(read_table, names):
         dynamodb.delete_table(TableName=name)
-        dynamodb.get_waiter("table_not_exists").wait(TableName=name)
+        dynamodb.get_waiter("table_not_exists").wait(TableName=name, WaiterConfig=POLL)
     for arn in secrets:
         boto3.client("secretsmanager").delete_secret(SecretId=arn, ForceDeleteWithoutRecovery=True)
     print("deleted. The role with which API Gateway writes logs stays: it belongs to the account and region")
@@ -230,7 +232,7 @@ def delete_stack(stack_id, stack):
     cloudformation = boto3.client("cloudformation")
     cloudformation.delete_stack(StackName=stack_id)
     try:
-        cloudformation.get_waiter("stack_delete_complete").wait(StackName=stack_id)
+        cloudformation.get_waiter("stack_delete_complete").wait(StackName=stack_id, WaiterConfig=POLL)
     except WaiterError:
         for page in cloudformation.get_paginator("list_stack_resources").paginate(StackName=stack_id):
             for resource in page["StackResourceSummaries"]:

@@ -611,9 +611,9 @@ async fn quiet_hours_count_from_the_last_delivery_and_not_before_the_first() {
 }
 
 /// Jobs that cannot save the last deliveries.
-struct Forgetful<'a>(&'a MemoryTables);
+struct FailingDeliveryNotes<'a>(&'a MemoryTables);
 
-impl CheckpointStore for Forgetful<'_> {
+impl CheckpointStore for FailingDeliveryNotes<'_> {
     async fn load_checkpoint(&self, job: &str) -> Result<Checkpoint, DependencyError> {
         self.0.load_checkpoint(job).await
     }
@@ -643,7 +643,7 @@ async fn a_delivery_that_could_not_be_noted_is_noted_by_the_next_run() {
     let sweep = SweepTask {
         ledgers: PerProvider::new(|provider| world.tables.of(provider)),
         queue: &world.queue,
-        jobs: Forgetful(world.stripe()),
+        jobs: FailingDeliveryNotes(world.stripe()),
         clock: &clock,
     };
     let failed = sweep.run(&SweepInput {}, at(900 + 10 * MINUTE)).await;

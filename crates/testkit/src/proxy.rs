@@ -94,13 +94,13 @@ struct Shared {
     outage: Mutex<Option<String>>,
     faults: Mutex<BTreeMap<&'static str, BTreeMap<String, usize>>>,
     messages: Mutex<Vec<String>>,
-    record: Mutex<Option<Record>>,
+    record: Mutex<Option<RequestRecord>>,
     /// The queues that a short poll was tried on.
     short_polled: Mutex<BTreeSet<String>>,
 }
 
 #[derive(Debug)]
-struct Record {
+struct RequestRecord {
     name: String,
     file: File,
     lines: usize,
@@ -178,7 +178,7 @@ impl Proxy {
     pub fn record(&self, folder: &Path, name: &str) -> anyhow::Result<()> {
         std::fs::create_dir_all(folder)?;
         let file = File::create(folder.join(format!("{name}.jsonl")))?;
-        *lock(&self.shared.record) = Some(Record {
+        *lock(&self.shared.record) = Some(RequestRecord {
             name: name.to_owned(),
             file,
             lines: 0,

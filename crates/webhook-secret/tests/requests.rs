@@ -765,7 +765,7 @@ async fn a_replacement_begins_quietly_even_where_a_person_spoilt_the_secret() {
 #[case::rotation("a/2")]
 #[case::in_place("b/1")]
 #[tokio::test]
-async fn a_key_that_stripe_refuses_leaves_the_way_back_and_the_deletion_open(#[case] wanted: &str) {
+async fn a_key_that_stripe_refuses_leaves_the_rollback_and_the_deletion_open(#[case] wanted: &str) {
     for has_no_key in [false, true] {
         let ports = RequestPorts::created().await;
         ports.world().refuses_key = !has_no_key;
@@ -783,7 +783,7 @@ async fn a_key_that_stripe_refuses_leaves_the_way_back_and_the_deletion_open(#[c
 }
 
 #[tokio::test]
-async fn a_first_key_that_stripe_refuses_leaves_the_way_back_open() {
+async fn a_first_key_that_stripe_refuses_leaves_the_rollback_open() {
     let ports = RequestPorts::default();
     ports.world().has_no_key = true;
     let nothing = ports.succeeds(&create()).await;

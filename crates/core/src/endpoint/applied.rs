@@ -34,16 +34,13 @@ impl AppliedProperties {
     /// Either the update of this resource failed, and then what is asked for was applied last; or it was applied and its
     /// answer did not arrive, or another resource of the stack failed, and then it was applied before the last one.
     pub fn find_rollback(&self, physical_id: &str, digest: &str, now: Timestamp) -> Option<&str> {
-        let is_recent = self.applied_at.until(now) <= ROLLBACK_MAX;
-        let before = self
-            .before
-            .as_ref()
-            .filter(|before| is_recent && before.digest == digest);
         if self.last.physical_id == physical_id && self.last.digest == digest {
             return Some(&self.last.physical_id);
         }
-        let before = before.filter(|before| {
-            self.last.physical_id == physical_id || before.physical_id == physical_id
+        let is_recent = self.applied_at.until(now) <= ROLLBACK_MAX;
+        let before = self.before.as_ref().filter(|before| {
+            let is_known = [&*self.last.physical_id, &*before.physical_id].contains(&physical_id);
+            is_recent && is_known && before.digest == digest
         });
         before.map(|before| before.physical_id.as_str())
     }
@@ -96,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn a_way_back_leads_to_what_was_applied_last_or_within_the_hour_before() {
+    fn a_rollback_leads_to_what_was_applied_last_or_within_the_hour_before() {
         let created = AppliedProperties::followed_by(None, answered("we_1", "a"), at(0));
         let replaced =
             AppliedProperties::followed_by(Some(created.clone()), answered("we_2", "b"), at(100));
@@ -122,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_repeated_answer_keeps_the_one_before_and_a_way_back_forgets_it() {
+    fn a_repeated_answer_keeps_the_one_before_and_a_rollback_forgets_it() {
         let created = AppliedProperties::followed_by(None, answered("we_1", "a"), at(0));
         let changed = AppliedProperties::followed_by(Some(created), answered("we_1", "b"), at(1));
         let repeated = AppliedProperties::followed_by(Some(changed), answered("we_1", "b"), at(2));
