@@ -271,9 +271,14 @@ impl World {
                 })
                 .await?;
             if !done {
+                let mut lines = Vec::new();
+                for worker in ["StripeWorkerFunction", "LobWorkerFunction"] {
+                    lines.extend(self.logged(worker, id).await?);
+                }
                 bail!(
-                    "{id} is not {outcome} after {SETTLE_MAX:?}: {}",
-                    last.unwrap_or_default()
+                    "{id} is not {outcome} after {SETTLE_MAX:?}: {}\nmessages: {:?}\nits lines of the workers: {lines:#?}",
+                    last.unwrap_or_default(),
+                    self.depths().await?
                 );
             }
         }
@@ -285,14 +290,7 @@ impl World {
         let mut depths = BTreeMap::new();
         let done = self
             .until(async || {
-                for queue in [
-                    "StripeEventsQueueUrl",
-                    "LobEventsQueueUrl",
-                    "StripeEventsDlqUrl",
-                    "LobEventsDlqUrl",
-                ] {
-                    depths.insert(queue, self.depth(queue).await?);
-                }
+                depths = self.depths().await?;
                 Ok(depths.values().all(|depth| *depth == 0))
             })
             .await?;
@@ -300,6 +298,19 @@ impl World {
             bail!("messages are left in the queues: {depths:?}");
         }
         Ok(())
+    }
+
+    async fn depths(&self) -> Result<BTreeMap<&'static str, u64>> {
+        let mut depths = BTreeMap::new();
+        for queue in [
+            "StripeEventsQueueUrl",
+            "LobEventsQueueUrl",
+            "StripeEventsDlqUrl",
+            "LobEventsDlqUrl",
+        ] {
+            depths.insert(queue, self.depth(queue).await?);
+        }
+        Ok(depths)
     }
 
     /// The number of messages in a queue, including those in flight.
