@@ -191,7 +191,7 @@ deploy: $(VENV)/.installed-build ## build and deploy to AWS (ENV=default|staging
 import: $(VENV)/.installed ## make a stack again of the tables that a deleted one left behind; then deploy it (ENV, PARAMS)
 	$(STACK) import $(ENV) $(PARAMS)
 
-destroy: $(VENV)/.installed ## delete a stack with its tables and App secret, if it is no production with rows (ENV)
+destroy: $(VENV)/.installed ## delete a stack with its tables and secrets, if it is no production with rows (ENV)
 	$(STACK) destroy $(ENV) $(PARAMS) $(if $(YES),--yes)
 
 # Minutes after which `make smoke-aws` is over, with its stack deleted; the build before them does not count.

@@ -202,6 +202,7 @@ impl SampleRunner {
                 ProviderId::Lob => lob.clone(),
                 _ => stripe.clone(),
             }),
+            sealer: self.world.event_sealer()?,
         };
         for body in read_payloads(provider)? {
             let correlation_id = CorrelationId(SystemClock.new_id());

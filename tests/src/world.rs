@@ -6,17 +6,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use aws_sdk_dynamodb::primitives::Blob;
 use aws_sdk_dynamodb::types::AttributeValue;
 use aws_sdk_sqs::types::QueueAttributeName;
 use billhook_adapters::aws::AwsClients;
 use billhook_adapters::clock::SystemClock;
-use billhook_adapters::config::EnvLookup;
+use billhook_adapters::config::{EnvLookup, SecretLocation, SecretSource};
+use billhook_adapters::dynamodb::attributes::Item;
+use billhook_adapters::dynamodb::events::read_event_record;
+use billhook_adapters::secrets::{EventSealerCache, SealKeyCache, SecretsManager};
+use billhook_core::ids::ProviderId;
 use billhook_core::ports::Clock as _;
+use billhook_core::seal::{EventSealer, SealedEvent};
 use billhook_testkit::local::{ACCESS_KEY_ID, DeployOptions, LocalAws, REGION, Stack, deploy};
 use billhook_testkit::sign::sign_lob;
 use billhook_testkit::stripe::TEST_KEY;
 use reqwest::Method;
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 /// Lob's signing secret in every local environment.
 pub const LOB_SECRET: &str = "local_lob_webhook_secret_0001";
@@ -68,15 +75,18 @@ impl World {
         if !state.contains("RotationToken") {
             bail!("the first deployment does not say how to make the endpoint: {state}");
         }
-        let keys = json!({ "stripe_secret_key": TEST_KEY, "lob_webhook_secret": LOB_SECRET });
-        let arn = world.stack.output("AppSecretArn")?;
-        let put = world
-            .aws
-            .secrets_manager()
-            .put_secret_value()
-            .secret_id(arn)
-            .secret_string(keys.to_string());
-        put.send().await.context("put the App secret")?;
+        for (output, members) in [
+            ("AppSecretArn", json!({ "stripe_secret_key": TEST_KEY })),
+            (
+                "InboundSecretArn",
+                json!({ "lob_webhook_secret": LOB_SECRET }),
+            ),
+        ] {
+            let put = world.aws.secrets_manager().put_secret_value();
+            let put = put.secret_id(world.stack.output(output)?);
+            let put = put.secret_string(members.to_string());
+            put.send().await.with_context(|| format!("put {output}"))?;
+        }
         options
             .parameters
             .insert("RotationToken".to_owned(), "2".to_owned());
@@ -84,6 +94,35 @@ impl World {
             stack: deployed(local, &options).await?,
             ..world
         })
+    }
+
+    /// The private key that seals the stack's events, as a function reads it.
+    pub fn event_sealer(&self) -> Result<EventSealerCache<SecretsManager, SystemClock>> {
+        // The stack names no ARN of the private key: nobody needs one.
+        let public = self.stack.output("SealPublicSecretArn")?;
+        let name = public
+            .split(":secret:")
+            .nth(1)
+            .and_then(|name| name.rsplit_once('-'));
+        let (name, _) = name.context("not the ARN of a secret")?;
+        let source = SecretSource {
+            variable: "SEAL_ARN".to_owned(),
+            location: SecretLocation::Arn(name.trim_end_matches("Public").to_owned()),
+        };
+        let secrets = SecretsManager::new(&self.aws);
+        Ok(EventSealerCache::new(source, secrets, SystemClock))
+    }
+
+    /// The public keys that check the seals of the stack's events.
+    pub fn seal_keys(&self) -> Result<Arc<SealKeyCache<SecretsManager>>> {
+        let source = SecretSource {
+            variable: "SEAL_PUBLIC_ARN".to_owned(),
+            location: SecretLocation::Arn(self.stack.output("SealPublicSecretArn")?.to_owned()),
+        };
+        Ok(Arc::new(SealKeyCache::new(
+            source,
+            SecretsManager::new(&self.aws),
+        )))
     }
 
     /// Updates the stack with changes to its parameters.
@@ -202,6 +241,27 @@ impl World {
         put.send()
             .await
             .with_context(|| format!("put a row into {table}"))?;
+        Ok(())
+    }
+
+    /// Stores an event's row with a genuine seal, as ingress does.
+    pub async fn put_event(&self, table: &str, row: Value) -> Result<()> {
+        let mut item: Item = serde_dynamo::to_item(row.clone())?;
+        let provider = match table {
+            "LobEventsTable" => ProviderId::Lob,
+            _ => ProviderId::Stripe,
+        };
+        let sealer = self.event_sealer()?.sealer().await?;
+        let payload = row.get("payload").and_then(Value::as_str);
+        seal_row(
+            provider,
+            &mut item,
+            payload.unwrap_or_default().as_bytes(),
+            &sealer,
+        )?;
+        let put = self.aws.dynamodb().put_item();
+        let put = put.table_name(self.stack.output(table)?);
+        put.set_item(Some(item)).send().await?;
         Ok(())
     }
 
@@ -410,7 +470,16 @@ impl World {
     }
 
     /// Calls the local AWS, which reads the key id and checks no signature.
-    fn call(&self, method: Method, service: &str, path: &str) -> reqwest::RequestBuilder {
+    pub(crate) fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
+    pub(crate) fn call(
+        &self,
+        method: Method,
+        service: &str,
+        path: &str,
+    ) -> reqwest::RequestBuilder {
         let signed = format!(
             "AWS4-HMAC-SHA256 Credential={ACCESS_KEY_ID}/20260101/{REGION}/{service}/aws4_request, \
              SignedHeaders=host, Signature=0"
@@ -470,6 +539,25 @@ impl World {
         }
         Ok(true)
     }
+}
+
+/// Gives an event's row the seal that its attributes and this payload have.
+pub fn seal_row(
+    provider: ProviderId,
+    item: &mut Item,
+    payload: &[u8],
+    sealer: &EventSealer,
+) -> Result<()> {
+    let record = read_event_record(item).context("not the row of an event")?;
+    let livemode = item.get("livemode").and_then(|mode| mode.as_bool().ok());
+    let seal = sealer.seal(&SealedEvent {
+        provider,
+        event: &record,
+        livemode: livemode.copied(),
+        payload_sha256: Sha256::digest(payload).into(),
+    });
+    item.insert("seal".to_owned(), AttributeValue::B(Blob::new(seal)));
+    Ok(())
 }
 
 fn no_secret(text: &str) -> Result<()> {

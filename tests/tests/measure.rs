@@ -95,6 +95,9 @@ impl Stage {
             ("STRIPE_EVENTS_QUEUE_URL", "StripeEventsQueueUrl"),
             ("LOB_EVENTS_QUEUE_URL", "LobEventsQueueUrl"),
             ("APP_SECRETS_ARN", "AppSecretArn"),
+            ("SEAL_PUBLIC_ARN", "SealPublicSecretArn"),
+            // Only `reconcile` seals.
+            ("SEAL_ARN", "SealPublicSecretArn"),
         ] {
             variables.push((variable, self.world.stack.output(output)?.to_owned()));
         }

@@ -36,6 +36,12 @@ def write_role(key):
     LOG.write(json.dumps({"key": key, "role": role, "statements": statements}) + "\n")
 
 
+def is_attacker(key):
+    """Whether a test calls with a role of its own (tests/src/attacker.rs)."""
+    session = sts._sessions.get(key)
+    return session is not None and ":assumed-role/attacker-" in session["Arn"]
+
+
 def write_request(scope):
     headers = dict(scope["headers"])
     signed = re.search(rb"Credential=([^/]+)/", headers.get(b"authorization", b""))
@@ -43,6 +49,8 @@ def write_request(scope):
     if not signed or (signed[1].decode() == HARNESS and not recorded):
         return
     key = signed[1].decode()
+    if is_attacker(key):
+        return
     write_role(key)
     call = headers.get(b"x-amz-target", b"").decode() or f"{scope['method']} {scope['path']}"
     LOG.write(json.dumps({"key": key, "call": call, "recorded": recorded}) + "\n")

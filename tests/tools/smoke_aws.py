@@ -57,6 +57,7 @@ FIREWALL_MONTH, FIREWALL_RULE_MONTH, SECRET_MONTH, HOURS_OF_MONTH = 5, 1, 0.40, 
 # Findings of `billhook doctor` that a stack of this script has in any case.
 TOLERATED = ["the alarm topic has a subscriber"]
 # What it finds as long as no key is stored.
+KEPT_SECRETS = ["App", "Inbound", "SealPublic"]
 WITHOUT_LOB = ["lob signing secret", "lob test event is accepted"]
 WITHOUT_STRIPE = [
     "Stripe key is stored and of the right mode", "stripe signing secret", "stripe test event is accepted",
@@ -149,7 +150,7 @@ class Smoke:
         self.deletion_s = min(DELETION_S, self.limit_s / 4)
         self.deployment_s = None
         self.is_there = False  # whether anything of the stack may be there
-        self.is_to_import = False  # whether only its tables and App secret are
+        self.is_to_import = False  # whether only its tables and secrets are
         self.results, self.outputs, self.left = [], {}, []
         LOG.parent.mkdir(exist_ok=True)
         self.log = LOG.open("w")
@@ -498,15 +499,16 @@ class Smoke:
         self.need_stack()
         self.need_time(self.deletion_s + self.deployment_s + self.aws.queue_name_s)
         self.run(SAM, "delete", "--stack-name", self.app, "--region", self.region, "--no-prompts")
-        kept = {f"table {name}" for name in self.kept_tables()} | {f"secret {self.app}/{self.parameters['Env']}/App"}
+        own = f"{self.app}/{self.parameters['Env']}"
+        kept = {f"table {name}" for name in self.kept_tables()} | {f"secret {own}/{name}" for name in KEPT_SECRETS}
 
         def probe():
             left = {line for line in self.list_left() if KEPT_ROLE not in line}
             return left == kept, f"more: {sorted(left - kept)}, missing: {sorted(kept - left)}"
 
-        self.wait_for("other things are left than tables and App secret", probe, LISTED_MAX_S)
+        self.wait_for("other things are left than tables and secrets", probe, LISTED_MAX_S)
         self.is_to_import = True
-        return f"{len(kept) - 1} tables and the App secret are left"
+        return f"{len(self.kept_tables())} tables and {len(KEPT_SECRETS)} secrets are left"
 
     def kept_tables(self):
         return [value for name, value in self.outputs.items() if name.endswith("Table")]
@@ -515,7 +517,7 @@ class Smoke:
         if not self.is_to_import:
             raise StepSkipped("the stack was not deleted alone")
         told = self.make("import", self.parameters)
-        self.parameters["ExistingAppSecretArn"] = re.search(r"ExistingAppSecretArn=([^\s']+)", told)[1]
+        self.parameters |= dict(re.findall(r"(Existing\w+SecretArn)=([^\s']+)", told))
         return "the stack has its tables again"
 
     def step_deploy_imported(self):
@@ -633,10 +635,10 @@ class Smoke:
         alarms = sum(resource["Type"] == "AWS::CloudWatch::Alarm" for resource in resources.values())
         firewall = (FIREWALL_MONTH + FIREWALL_RULE_MONTH * rules) * hours / HOURS_OF_MONTH
         firewall = firewall if self.parameters["Waf"] == "true" else 0
-        stored = 3 * SECRET_MONTH * hours / HOURS_OF_MONTH
+        stored = 6 * SECRET_MONTH * hours / HOURS_OF_MONTH
         return (
             "an estimate and not a bill, by the list prices of docs/cost.md, if AWS prorates them by the hour "
-            f"({hours} h): firewall with at most {rules} rules ${firewall:.3f}, three secrets ${stored:.3f}; each delivery is "
+            f"({hours} h): firewall with at most {rules} rules ${firewall:.3f}, six secrets ${stored:.3f}; each delivery is "
             f"less than a hundredth of a cent. Not counted, because docs/cost.md has no price for them: {alarms} alarms, the "
             "custom metrics, point-in-time recovery, the packages in S3."
         )

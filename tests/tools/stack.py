@@ -2,7 +2,7 @@
 
 usage: stack.py parameters STACK [NAME=VALUE ...]     prints the parameters of the deployment, NAME=VALUE
        stack.py import STACK [NAME=VALUE ...]         makes a stack of the tables that a deleted one left behind
-       stack.py destroy STACK [NAME=VALUE ...] [--yes] deletes the stack and what it keeps: tables and App secret
+       stack.py destroy STACK [NAME=VALUE ...] [--yes] deletes the stack and what it keeps: tables and secrets
 
 STACK is an environment of samconfig.toml (default, staging, prod) or the name of a stack. Each NAME=VALUE replaces or
 adds to the parameters that samconfig.toml has for it.
@@ -175,8 +175,8 @@ def import_tables(template, stack, environment, parameters):
     cloudformation.execute_change_set(**change)
     cloudformation.get_waiter("stack_import_complete").wait(StackName=stack, WaiterConfig=POLL)
     print(f"{stack} has its tables again: {', '.join(sorted(tables.values()))}")
-    secrets = [find_secret(stack, name) for name in names_of(kept, SECRET).values()]
-    given = [f"ExistingAppSecretArn={arn}" for arn in secrets if arn]
+    found = {name: find_secret(stack, secret) for name, secret in names_of(kept, SECRET).items()}
+    given = [f"Existing{name}Arn={arn}" for name, arn in found.items() if arn]
     print(f"now deploy the rest, with the parameters of before: make deploy ENV={environment} PARAMS='{' '.join(given)}'")
 
 
@@ -186,8 +186,9 @@ def destroy(template, stack, parameters, is_agreed):
     parameters |= {given["ParameterKey"]: given["ParameterValue"] for given in (there or {}).get("Parameters", [])}
     if not {"Env", "LiveMode"} <= parameters.keys():
         refuse(f"samconfig.toml does not say what {stack} is, and neither does the stack: pass Env=… LiveMode=…")
-    # After an import the App secret that the stack once made is its existing secret, by its tag; it goes too.
-    kept = list_kept(template, parameters | {"ExistingAppSecretArn": ""})
+    # After an import the secrets that the stack once made are its existing ones, by their tag; they go too.
+    own = {name: "" for name in template["Parameters"] if re.fullmatch(r"Existing\w+SecretArn", name)}
+    kept = list_kept(template, parameters | own)
     dynamodb = boto3.client("dynamodb")
     found = {name: find_table(stack, table) for name, table in names_of(kept, TABLE).items()}
     tables = {name: table for name, table in found.items() if table}

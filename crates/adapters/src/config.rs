@@ -107,6 +107,8 @@ pub struct IngressConfig {
     /// From the secrets whose ARNs are set, or from `STRIPE_WEBHOOK_SECRET` and so on. None of a provider that the stack
     /// does not use: then none of its deliveries can be proven.
     pub signing_secrets: PerProvider<Vec<SecretSource>>,
+    /// The private key that seals events.
+    pub sealer: SecretSource,
     /// `SECRETS_TTL_SECONDS`: how long a secret that was read counts as fresh (`secrets::SigningKeyCache`).
     pub secrets_ttl: Duration,
     /// `SIGNATURE_TOLERANCE_SECONDS`: how far a signature's time may be in the past or in the future.
@@ -126,6 +128,7 @@ impl IngressConfig {
                 let arns = signing_secret_arns(provider);
                 read.secrets(&environment, &arns, &provider.variable("WEBHOOK_SECRET"))
             }),
+            sealer: read.sealer(&environment),
             // We promise that a revoked secret is refused within 15 minutes; above 900 s that would be untrue.
             secrets_ttl: Duration::from_secs(read.number("SECRETS_TTL_SECONDS", 300, 1..=900)),
             // Stripe and Lob recommend 300 s. With more, somebody who recorded a delivery could send it again for
@@ -148,7 +151,9 @@ fn signing_secret_arns(provider: ProviderId) -> Vec<String> {
         SecretHolder::EndpointSecrets => ["WEBHOOK_SECRET_ARN", "PLATFORM_WEBHOOK_SECRET_ARN"]
             .map(|suffix| provider.variable(suffix))
             .into(),
-        SecretHolder::AppSecret => vec!["APP_SECRETS_ARN".to_owned()],
+        SecretHolder::InboundSecret | SecretHolder::AppSecret => {
+            vec!["INBOUND_SECRETS_ARN".to_owned()]
+        }
     }
 }
 
@@ -158,6 +163,8 @@ pub struct WorkerConfig {
     pub environment: EnvironmentConfig,
     /// `STRIPE_EVENTS_TABLE` and so on.
     pub events_table: String,
+    /// The public keys that check the events' seals.
+    pub seal_keys: SecretSource,
     /// `ENTITIES_TABLE`
     pub entities_table: String,
     /// Of the kinds that the provider's events change.
@@ -173,8 +180,10 @@ impl WorkerConfig {
     pub fn from_env(provider: ProviderId, lookup: &EnvLookup<'_>) -> Result<Self, ConfigError> {
         let mut read = EnvReader::new(lookup);
         let scope = event_scope(provider);
+        let environment = read.environment();
         let config = Self {
-            environment: read.environment(),
+            seal_keys: read.seal_keys(&environment),
+            environment,
             events_table: read.required(&provider.variable("EVENTS_TABLE")),
             entities_table: read.required("ENTITIES_TABLE"),
             application_tables: read.application_tables(scope.kinds),
@@ -202,6 +211,10 @@ pub struct CleanupConfig {
     pub order_ids: OrderIdRules,
     pub jobs_table: String,
     pub queue_urls: PerProvider<String>,
+    /// The private key that seals the events which `reconcile` stores.
+    pub sealer: SecretSource,
+    /// The public keys that check the events' seals.
+    pub seal_keys: SecretSource,
     /// `STRIPE_SECRET_KEY` if it is set, else `APP_SECRETS_ARN`.
     pub stripe_key: SecretSource,
     /// `CLEANUP_FAILED_PAYMENT_MINUTES`: how long ago the last attempt must have failed before the order is cancelled.
@@ -224,6 +237,8 @@ impl CleanupConfig {
             order_ids: read.order_ids(),
             jobs_table: read.required("JOBS_TABLE"),
             queue_urls: read.queue_urls(),
+            sealer: read.sealer(&environment),
+            seal_keys: read.seal_keys(&environment),
             stripe_key: read.stripe_key(&environment),
             // At most 30 days, because Stripe lists events for 30 days.
             failed_payment_age: Duration::from_secs(
@@ -243,6 +258,9 @@ pub struct WebhookSecretConfig {
     pub environment: EnvironmentConfig,
     /// `APP_SECRETS_ARN`, the secret that contains Stripe's key.
     pub app_secrets_arn: String,
+    /// `SEAL_ARN` and `SEAL_PUBLIC_ARN`, the secrets with the keys that seal stored events.
+    pub seal_arn: String,
+    pub seal_public_arn: String,
     /// `JOBS_TABLE`, which has the cursors of `reconcile`.
     pub jobs_table: String,
     /// `STRIPE_API_BASE`, without a slash at the end.
@@ -255,6 +273,8 @@ impl WebhookSecretConfig {
         let environment = read.environment();
         let config = Self {
             app_secrets_arn: read.required_arn("APP_SECRETS_ARN"),
+            seal_arn: read.required_arn("SEAL_ARN"),
+            seal_public_arn: read.required_arn("SEAL_PUBLIC_ARN"),
             jobs_table: read.required("JOBS_TABLE"),
             stripe_api_base: read.stripe_api_base(&environment),
             environment,
@@ -538,14 +558,31 @@ impl<'a> EnvReader<'a> {
     }
 
     fn stripe_key(&mut self, environment: &EnvironmentConfig) -> SecretSource {
-        let by_arn = self.by_arn("APP_SECRETS_ARN");
-        let source = self
-            .read_inline_secret(environment, "STRIPE_SECRET_KEY")
-            .or(by_arn);
+        self.required_secret(environment, "APP_SECRETS_ARN", "STRIPE_SECRET_KEY")
+    }
+
+    /// `SEAL_ARN`, the secret with the private key that seals events, or `SEAL_PRIVATE_KEY`.
+    fn sealer(&mut self, environment: &EnvironmentConfig) -> SecretSource {
+        self.required_secret(environment, "SEAL_ARN", "SEAL_PRIVATE_KEY")
+    }
+
+    /// `SEAL_PUBLIC_ARN`, the secret with the public keys that check seals, or `SEAL_PUBLIC_KEYS`.
+    fn seal_keys(&mut self, environment: &EnvironmentConfig) -> SecretSource {
+        self.required_secret(environment, "SEAL_PUBLIC_ARN", "SEAL_PUBLIC_KEYS")
+    }
+
+    fn required_secret(
+        &mut self,
+        environment: &EnvironmentConfig,
+        arn: &str,
+        here: &str,
+    ) -> SecretSource {
+        let by_arn = self.by_arn(arn);
+        let source = self.read_inline_secret(environment, here).or(by_arn);
         source.unwrap_or_else(|| {
-            self.fault("APP_SECRETS_ARN or STRIPE_SECRET_KEY must be set".into());
+            self.fault(format!("{arn} or {here} must be set"));
             SecretSource {
-                variable: "APP_SECRETS_ARN".to_owned(),
+                variable: arn.to_owned(),
                 location: SecretLocation::Arn(String::new()),
             }
         })
@@ -601,8 +638,9 @@ mod tests {
         ("LOB_EVENTS_TABLE", "lob-events"),
         ("STRIPE_EVENTS_QUEUE_URL", "http://localhost/1/stripe.fifo"),
         ("LOB_EVENTS_QUEUE_URL", "http://localhost/1/lob.fifo"),
-        ("APP_SECRETS_ARN", "arn:app"),
+        ("INBOUND_SECRETS_ARN", "arn:inbound"),
         ("STRIPE_WEBHOOK_SECRET_ARN", "arn:stripe"),
+        ("SEAL_ARN", "arn:seal"),
     ];
 
     /// The variables of ingress with these `(name, value)` changes; the value `-` removes the variable.
@@ -632,7 +670,7 @@ mod tests {
                 ProviderId::Stripe,
                 ProviderId::Lob,
             ),
-            ("APP_SECRETS_ARN", ProviderId::Lob, ProviderId::Stripe),
+            ("INBOUND_SECRETS_ARN", ProviderId::Lob, ProviderId::Stripe),
         ] {
             let config = ingress(&[(variable, "-")]).unwrap();
             assert!(config.signing_secrets.of(unused).is_empty());
@@ -679,9 +717,9 @@ mod tests {
                 "LOB_EVENTS_QUEUE_URL must begin with https:// or http://",
             ),
             (
-                "APP_SECRETS_ARN",
+                "INBOUND_SECRETS_ARN",
                 "arn: app",
-                "APP_SECRETS_ARN must not contain white space",
+                "INBOUND_SECRETS_ARN must not contain white space",
             ),
         ];
         for (name, value, fault) in table {
@@ -706,7 +744,8 @@ mod tests {
                     | "ORDER_ID_KEYS"
                     | "ORDER_ID_PATTERN" => String::new(),
                     queue if queue.ends_with("_QUEUE_URL") => "https://x/q.fifo".to_owned(),
-                    "APP_SECRETS_ARN" => "arn:app".to_owned(),
+                    "APP_SECRETS_ARN" | "SEAL_ARN" | "SEAL_PUBLIC_ARN" => "arn:app".to_owned(),
+                    "SEAL_PRIVATE_KEY" | "SEAL_PUBLIC_KEYS" => String::new(),
                     _ => "x".to_owned(),
                 })
             };
@@ -821,13 +860,13 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "configuration refused: APP_NAME is missing; ENV is missing; LIVE_MODE is missing; \
-             APP_SECRETS_ARN is missing; JOBS_TABLE is missing"
+             APP_SECRETS_ARN is missing; SEAL_ARN is missing; SEAL_PUBLIC_ARN is missing; JOBS_TABLE is missing"
         );
         let other = WorkerConfig::from_env(ProviderId::Lob, &EnvLookup(&|_| None)).unwrap_err();
         let faults = combine_faults::<(), ()>(Err(error), Err(other))
             .unwrap_err()
             .faults;
-        assert_eq!(faults.len(), 11);
+        assert_eq!(faults.len(), 14);
     }
 
     #[test]
@@ -852,7 +891,8 @@ mod tests {
             format!("configuration refused: {name} must be the ARN of a secret, or ssm:/path")
         };
         let names = [
-            "APP_SECRETS_ARN",
+            "INBOUND_SECRETS_ARN",
+            "SEAL_ARN",
             "STRIPE_WEBHOOK_SECRET_ARN",
             "STRIPE_PLATFORM_WEBHOOK_SECRET_ARN",
         ];
@@ -873,7 +913,7 @@ mod tests {
             }
         }
         // With white space it is refused too, by the older rule, and not repeated either.
-        let error = ingress(&[("APP_SECRETS_ARN", "sk_test canary")]).unwrap_err();
+        let error = ingress(&[("INBOUND_SECRETS_ARN", "sk_test canary")]).unwrap_err();
         assert!(!error.contains("canary"), "{error}");
 
         let lookup = |name: &str| {
@@ -902,7 +942,7 @@ mod tests {
         let as_sam_passes = [
             ("AWS_SAM_LOCAL", "true"),
             ("STRIPE_EVENTS_QUEUE_URL", "StripeEventsQueue"),
-            ("APP_SECRETS_ARN", ""),
+            ("INBOUND_SECRETS_ARN", ""),
         ];
         assert_eq!(
             ingress(&as_sam_passes).unwrap_err(),
@@ -923,7 +963,7 @@ mod tests {
                         "STRIPE_API_BASE" => "http://localhost:12111/",
                         "ENABLE_BILLING_STREAM" => "false",
                         "LOG_LEVEL" => "warn",
-                        "APP_SECRETS_ARN" => "arn:app",
+                        "APP_SECRETS_ARN" | "SEAL_ARN" | "SEAL_PUBLIC_ARN" => "arn:app",
                         _ => "x",
                     }
                     .to_owned(),

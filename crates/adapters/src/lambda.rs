@@ -158,7 +158,9 @@ mod tests {
                     | "ACCEPT_CHECKOUT_ADJUSTMENTS"
                     | "ORDER_ID_KEYS"
                     | "ORDER_ID_PATTERN"
-                    | "MAX_RECEIVES" => None,
+                    | "MAX_RECEIVES"
+                    | "SEAL_PUBLIC_KEYS" => None,
+                    "SEAL_PUBLIC_ARN" => Some("arn:seal".to_owned()),
                     _ if name.starts_with("AWS_ENDPOINT_URL") => None,
                     _ => Some("x".to_owned()),
                 }),

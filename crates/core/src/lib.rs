@@ -18,6 +18,7 @@ pub mod money;
 pub mod outcome;
 pub mod ports;
 pub mod retry;
+pub mod seal;
 pub mod time;
 
 // Accept a delivery: verify it, store it, queue it.

@@ -28,7 +28,7 @@ pub(crate) fn render_payload(
                 .unwrap_or_else(|| json!("(not an event that billhook can read)"))
         }
         StoredPayload::Tampered => {
-            json!("(tampered: the digest differs from payload_sha256)")
+            json!("(tampered: the row has no genuine seal)")
         }
         StoredPayload::Unreadable => json!("(missing)"),
     }

@@ -1,20 +1,26 @@
 //! A session with a deployed stack: AWS clients, the stack's outputs, and the identity of the operator for the audit
 //! trail.
 
+use std::sync::{Arc, OnceLock};
+
 use anyhow::{Context as _, Result, bail};
 use aws_config::{BehaviorVersion, Region};
 use aws_smithy_http_client::tls::Provider as Tls;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use billhook_adapters::aws::AwsClients;
 use billhook_adapters::clock::SystemClock;
+use billhook_adapters::config::{SecretLocation, SecretSource};
+use billhook_adapters::dynamodb::attributes::Item;
+use billhook_adapters::dynamodb::events::{read_seal, read_stored_event};
 use billhook_adapters::dynamodb::index::FallbackScan;
 use billhook_adapters::dynamodb::ledger::{DynamoLedger, TableNames};
-use billhook_adapters::secrets::{SecretsManager, load_document};
+use billhook_adapters::secrets::{SealKeyCache, SecretsManager, load_document};
 use billhook_adapters::sqs::{EventQueues, FifoQueue};
 use billhook_core::endpoint::secret::{SecretHolder, SecretKind};
 use billhook_core::entity::ENTITY_SCHEMAS;
 use billhook_core::ids::{PerProvider, ProviderId};
 use billhook_core::ports::Clock as _;
+use billhook_core::worker::ports::StoredEvent;
 use secrecy::SecretString;
 
 use crate::audit::AuditContext;
@@ -33,6 +39,7 @@ pub(crate) struct StackSession {
     pub(crate) secrets_manager: aws_sdk_secretsmanager::Client,
     pub(crate) secrets: SecretsManager,
     pub(crate) aws: SignedAwsClient,
+    seal_keys: OnceLock<Arc<SealKeyCache<SecretsManager>>>,
     sts: aws_sdk_sts::Client,
 }
 
@@ -70,6 +77,7 @@ impl StackSession {
             secrets: SecretsManager::new(&clients),
             sts: aws_sdk_sts::Client::new(&config),
             aws: client,
+            seal_keys: OnceLock::new(),
         })
     }
 
@@ -100,7 +108,9 @@ impl StackSession {
             SecretHolder::EndpointSecrets => ["PlatformWebhookSecretArn", "WebhookSecretArn"]
                 .map(|output| format!("{}{output}", provider.title()))
                 .into(),
-            SecretHolder::AppSecret => vec!["AppSecretArn".to_owned()],
+            SecretHolder::InboundSecret | SecretHolder::AppSecret => {
+                vec!["InboundSecretArn".to_owned()]
+            }
         };
         let now = SystemClock.now();
         let (mut current, mut replaced) = (Vec::new(), Vec::new());
@@ -158,10 +168,32 @@ impl StackSession {
         Ok(DynamoLedger::new(
             self.dynamodb.clone(),
             tables,
+            self.seal_keys()?,
             SystemClock,
             // A command of an operator must not raise the functions' alarm.
             announce_fallback_scan,
         ))
+    }
+
+    /// The public keys that check the seals of events, read once.
+    fn seal_keys(&self) -> Result<Arc<SealKeyCache<SecretsManager>>> {
+        let location = SecretLocation::Arn(self.stack.output("SealPublicSecretArn")?.to_owned());
+        let source = SecretSource {
+            variable: "SealPublicSecretArn".to_owned(),
+            location,
+        };
+        let cache = || Arc::new(SealKeyCache::new(source, self.secrets.clone()));
+        Ok(Arc::clone(self.seal_keys.get_or_init(cache)))
+    }
+
+    /// The event in a row, with its payload if its seal is genuine.
+    pub(crate) async fn read_event(
+        &self,
+        provider: ProviderId,
+        row: &Item,
+    ) -> Result<Option<StoredEvent>> {
+        let keys = self.seal_keys()?.keys_for([read_seal(row)]).await?;
+        Ok(read_stored_event(provider, row, &keys))
     }
 
     pub(crate) fn queues(&self) -> Result<EventQueues> {

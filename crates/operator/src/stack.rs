@@ -224,7 +224,7 @@ impl DeployedStack {
         let title = provider.title();
         let (parameter, unused) = match SecretKind::signing_of(provider).holder() {
             SecretHolder::EndpointSecrets => (format!("{title}Endpoints"), "none"),
-            SecretHolder::AppSecret => (title.to_owned(), "off"),
+            SecretHolder::InboundSecret | SecretHolder::AppSecret => (title.to_owned(), "off"),
         };
         (self.parameter(&parameter) == unused).then(|| format!("{parameter}={unused}"))
     }

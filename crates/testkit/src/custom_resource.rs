@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use billhook_adapters::secrets::{
-    FetchSecret, PutSecret, SecretVersion, SecretsError, StoredSecret, load_document,
+    FetchSecret, PutSecret, SealKeyRequest, SealSecrets, SecretVersion, SecretsError, StoredSecret,
+    load_document, make_seal_keys,
 };
 use billhook_adapters::stripe::{
     CreatedEndpoint, NewEndpoint, SecretText, StripeError, StripeRefusal, UpdateResult,
@@ -326,6 +327,15 @@ impl WebhookSecretStore for EndpointPorts {
             world.put_secret(arn, value.expose_secret());
         };
         self.step(put).await.map_err(edge_error)
+    }
+
+    async fn make_seal_keys(&self, request: SealKeyRequest) -> Result<(), AdapterError> {
+        self.step(|_| ()).await.map_err(edge_error)?;
+        let names = SealSecrets {
+            private_arn: "arn:seal",
+            public_arn: "arn:seal-public",
+        };
+        Ok(make_seal_keys(self, names, request).await?)
     }
 }
 

@@ -7,7 +7,7 @@ use billhook_adapters::clock::SystemClock;
 use billhook_adapters::config::IngressConfig;
 use billhook_adapters::dynamodb::events::{self, DynamoInbox};
 use billhook_adapters::lambda::{run_function, serve_events};
-use billhook_adapters::secrets::{SecretsManager, SigningKeyCache};
+use billhook_adapters::secrets::{EventSealerCache, SecretsManager, SigningKeyCache};
 use billhook_adapters::sqs::{EventQueues, FifoQueue};
 use billhook_core::endpoint::secret::SecretKind;
 use billhook_core::ids::PerProvider;
@@ -39,6 +39,11 @@ fn main() -> ExitCode {
                 inbox: DynamoInbox {
                     client: aws.dynamodb().clone(),
                     tables: config.events_tables,
+                    sealer: EventSealerCache::new(
+                        config.sealer,
+                        SecretsManager::new(&aws),
+                        SystemClock,
+                    ),
                 },
                 queue: EventQueues(
                     config
@@ -53,7 +58,8 @@ fn main() -> ExitCode {
             // (docs/adr/0001: 18 ms become 9 ms). A failure here does not stop the start; the first event tries again.
             events::warm_compressor();
             let keys = ingress.keys.iter().map(|(_, keys)| keys.signing_keys());
-            tokio::join!(aws.warm(1, 1), join_all(keys));
+            let sealer = ingress.inbox.sealer.sealer();
+            tokio::join!(aws.warm(1, 1), join_all(keys), sealer).2.ok();
             serve_events(async |event: LambdaEvent<ProxyRequest>| {
                 // Boxed, because the compiler cannot lay out futures nested this deep.
                 Ok::<_, std::convert::Infallible>(Box::pin(ingress.handle(event.payload)).await)

@@ -9,7 +9,7 @@ use billhook_core::endpoint::secret::EndpointSecret;
 use billhook_core::error::error_chain;
 use billhook_core::ports::{Clock, Pause};
 
-use crate::envelope::ResourceRequest;
+use crate::envelope::{ResourceRequest, SEAL_KEYS_ID, SealKeyChange};
 use crate::execute_plan::{EndpointFailure, execute_plan};
 use crate::ports::{
     AppliedStore, ResetCursors, ResourceDependencies, RespondToCloudFormation, StripeConnector,
@@ -45,6 +45,15 @@ where
     R: RespondToCloudFormation,
     T: Clock + Pause,
 {
+    match envelope.seal_key_change() {
+        Some(SealKeyChange::Make(request)) => {
+            let made = deps.secrets.make_seal_keys(request).await;
+            made.map_err(EndpointFailure::MakeSealKeys)?;
+            return Ok(SEAL_KEYS_ID.to_owned());
+        }
+        Some(SealKeyChange::Leave) => return Ok(envelope.physical_id().to_owned()),
+        None => {}
+    }
     // If the properties are wrong, this is a creation or an update: those of a deletion are not read.
     let request = envelope.request()?;
     let physical_id = envelope.physical_id();

@@ -3,6 +3,7 @@
 //! Parsing is lenient: a request with wrong properties must still be answered FAILED, or the stack hangs until its
 //! timeout. Source: `CloudFormation custom resource request objects` and `… response objects`, read 2026-11.
 
+use billhook_adapters::secrets::SealKeyRequest;
 use billhook_adapters::stripe::SecretText;
 use billhook_core::endpoint::plan::{
     EndpointProperties, EndpointRequest, InvalidProperties, PhysicalId,
@@ -27,6 +28,8 @@ pub struct ResourceRequest {
     pub(crate) request_id: String,
     pub(crate) logical_resource_id: String,
     #[serde(default)]
+    resource_type: String,
+    #[serde(default)]
     physical_resource_id: String,
     #[serde(default)]
     resource_properties: Map<String, Value>,
@@ -41,7 +44,33 @@ enum RequestType {
     Delete,
 }
 
+/// The type and the physical id of the resource that makes the keys which seal stored events.
+const SEAL_KEYS_TYPE: &str = "Custom::SealKeys";
+pub(crate) const SEAL_KEYS_ID: &str = "seal-keys";
+
+/// What a request asks of the keys that seal stored events.
+pub(crate) enum SealKeyChange {
+    Make(SealKeyRequest),
+    /// They go with their secrets.
+    Leave,
+}
+
 impl ResourceRequest {
+    /// None if the request is about an endpoint.
+    pub(crate) fn seal_key_change(&self) -> Option<SealKeyChange> {
+        if self.resource_type != SEAL_KEYS_TYPE {
+            return None;
+        }
+        let token = |properties: &Map<String, Value>| properties.get("RotationToken").cloned();
+        let is_new = token(&self.resource_properties) != token(&self.old_resource_properties);
+        Some(match self.request_type {
+            RequestType::Create => SealKeyChange::Make(SealKeyRequest::Ensure),
+            RequestType::Update if is_new => SealKeyChange::Make(SealKeyRequest::Replace),
+            RequestType::Update => SealKeyChange::Make(SealKeyRequest::Ensure),
+            RequestType::Delete => SealKeyChange::Leave,
+        })
+    }
+
     pub fn request(&self) -> Result<EndpointRequest, InvalidProperties> {
         let physical_id = self.physical_resource_id.clone();
         Ok(match self.request_type {

@@ -47,6 +47,8 @@ pub enum EndpointFailure {
         "no stripe_secret_key is stored, and without it {endpoint_id} cannot be changed or removed: store the key and try again"
     )]
     NoKey { endpoint_id: String },
+    #[error("cannot make the keys that seal stored events")]
+    MakeSealKeys(#[source] AdapterError),
     /// The key cannot be read, or has the wrong mode (live or test) for the environment.
     #[error("cannot reach stripe with the stored key")]
     OpenStripe(#[source] AdapterError),

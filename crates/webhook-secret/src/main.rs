@@ -8,7 +8,10 @@ use billhook_adapters::clock::SystemClock;
 use billhook_adapters::config::{SecretSource, WebhookSecretConfig};
 use billhook_adapters::dynamodb::jobs::{AppliedEndpoints, ReconcileCursors};
 use billhook_adapters::lambda::{invocation_deadline, run_function, serve_events};
-use billhook_adapters::secrets::{PutSecret as _, SecretsManager, load_document, read_stripe_key};
+use billhook_adapters::secrets::{
+    PutSecret as _, SealKeyRequest, SealSecrets, SecretsManager, load_document, make_seal_keys,
+    read_stripe_key,
+};
 use billhook_adapters::stripe::StripeClient;
 use billhook_core::endpoint::applied::AppliedProperties;
 use billhook_core::endpoint::secret::{SecretDocument, SecretKind};
@@ -44,7 +47,11 @@ async fn start_function(
             base: config.stripe_api_base,
             live: config.environment.live,
         },
-        secrets: SigningSecretStore(secrets),
+        secrets: SecretStore {
+            secrets,
+            seal_arn: config.seal_arn,
+            seal_public_arn: config.seal_public_arn,
+        },
         jobs: JobsStore {
             cursors: ReconcileCursors::new(aws.dynamodb().clone(), config.jobs_table.clone()),
             applied: AppliedEndpoints::new(aws.dynamodb().clone(), config.jobs_table),
@@ -87,15 +94,27 @@ impl StripeConnector for StoredStripeKey {
     }
 }
 
-struct SigningSecretStore(SecretsManager);
+struct SecretStore {
+    secrets: SecretsManager,
+    seal_arn: String,
+    seal_public_arn: String,
+}
 
-impl WebhookSecretStore for SigningSecretStore {
+impl WebhookSecretStore for SecretStore {
     async fn read(&self, arn: &str, now: Timestamp) -> Result<SecretDocument, AdapterError> {
-        Ok(load_document(&self.0, arn, SecretKind::StripeSigning, now).await?)
+        Ok(load_document(&self.secrets, arn, SecretKind::StripeSigning, now).await?)
     }
 
     async fn put(&self, arn: &str, value: &SecretString) -> Result<(), AdapterError> {
-        Ok(self.0.put(arn, value).await?)
+        Ok(self.secrets.put(arn, value).await?)
+    }
+
+    async fn make_seal_keys(&self, request: SealKeyRequest) -> Result<(), AdapterError> {
+        let names = SealSecrets {
+            private_arn: &self.seal_arn,
+            public_arn: &self.seal_public_arn,
+        };
+        Ok(make_seal_keys(&self.secrets, names, request).await?)
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::future::Future;
 
+use billhook_adapters::secrets::SealKeyRequest;
 use billhook_adapters::stripe::{
     CreatedEndpoint, NewEndpoint, StripeClient, StripeError, UpdateResult, WebhookEndpoint,
 };
@@ -73,7 +74,7 @@ impl StripeEndpoints for StripeClient {
     }
 }
 
-/// The stored signing secrets.
+/// The stored secrets.
 pub trait WebhookSecretStore: Send + Sync {
     /// The stored document, including the secret of `AWSPREVIOUS` if it is still valid at `now`. Empty if nothing is
     /// stored yet.
@@ -87,6 +88,11 @@ pub trait WebhookSecretStore: Send + Sync {
         &self,
         arn: &str,
         value: &SecretString,
+    ) -> impl Future<Output = Result<(), AdapterError>> + Send;
+    /// Makes the keys that seal stored events.
+    fn make_seal_keys(
+        &self,
+        request: SealKeyRequest,
     ) -> impl Future<Output = Result<(), AdapterError>> + Send;
 }
 

@@ -2,20 +2,24 @@
 
 use billhook_adapters::aws::AwsClients;
 use billhook_adapters::clock::SystemClock;
-use billhook_adapters::config::EnvLookup;
+use billhook_adapters::config::{EnvLookup, SecretLocation, SecretSource};
 use billhook_adapters::dynamodb::events::DynamoInbox;
+use billhook_adapters::secrets::{EventSealerCache, SecretsManager};
 use billhook_core::ids::{CorrelationId, PerProvider, ProviderId};
 use billhook_core::intake::message::EventPointer;
 use billhook_core::intake::ports::RecordEvent as _;
 use billhook_core::ports::Clock as _;
+use billhook_core::seal::{EventSealer, encode_private_key};
 use billhook_testkit::events::new_event;
 use billhook_testkit::sign::sign_stripe;
 use billhook_testkit::stripe::{LocalStripe, TEST_KEY};
+use data_encoding::BASE64;
 use serde_json::{Value, json};
 
 use crate::aws::Stub;
 
 const SECRET: &str = "whsec_bench";
+const SEAL_SEED: [u8; 32] = [1; 32];
 pub(crate) const SMALL: usize = 2_636;
 pub(crate) const LARGE: usize = 59_445;
 
@@ -176,12 +180,21 @@ impl World {
         let aws = AwsClients::from_env(&EnvLookup(&|name| match name {
             "AWS_ENDPOINT_URL" => Some(endpoint.clone()),
             _ => (!name.contains("ENDPOINT")).then(|| "test".to_owned()),
-        }));
+        }))
+        .unwrap();
         let world = Self {
             stripe: stripe.await.unwrap(),
             inbox: DynamoInbox {
-                client: aws.unwrap().dynamodb().clone(),
+                client: aws.dynamodb().clone(),
                 tables: PerProvider::new(|provider| format!("{}EventsTable", provider.title())),
+                sealer: EventSealerCache::new(
+                    SecretSource {
+                        variable: "SEAL_PRIVATE_KEY".to_owned(),
+                        location: SecretLocation::Here(encode_private_key(&SEAL_SEED)),
+                    },
+                    SecretsManager::new(&aws),
+                    SystemClock,
+                ),
             },
             stub,
         };
@@ -199,8 +212,21 @@ impl World {
             "arn:platform",
             &json!({ "endpoint_id": "we_2", "signing_secret": "whsec_2" }),
         );
-        let app = json!({ "stripe_secret_key": TEST_KEY, "lob_webhook_secret": "lob_bench" });
-        self.stub.set_secret("arn:app", &app);
+        let secrets = [
+            ("arn:app", json!({ "stripe_secret_key": TEST_KEY })),
+            ("arn:inbound", json!({ "lob_webhook_secret": "lob_bench" })),
+            (
+                "arn:seal",
+                json!({ "private_key": BASE64.encode(&SEAL_SEED) }),
+            ),
+            (
+                "arn:seal-public",
+                json!({ "public_keys": [BASE64.encode(&EventSealer::from_seed(&SEAL_SEED).public_key())] }),
+            ),
+        ];
+        for (arn, value) in &secrets {
+            self.stub.set_secret(arn, value);
+        }
     }
 
     /// The variables of every function, with one of the stub's endpoints.
@@ -222,6 +248,9 @@ impl World {
             ("TENANTS_TABLE", "TenantsTable"),
             ("JOBS_TABLE", "JobsTable"),
             ("APP_SECRETS_ARN", "arn:app"),
+            ("INBOUND_SECRETS_ARN", "arn:inbound"),
+            ("SEAL_ARN", "arn:seal"),
+            ("SEAL_PUBLIC_ARN", "arn:seal-public"),
             ("STRIPE_WEBHOOK_SECRET_ARN", "arn:stripe"),
             ("STRIPE_PLATFORM_WEBHOOK_SECRET_ARN", "arn:platform"),
             ("AWS_ENDPOINT_URL", endpoint),

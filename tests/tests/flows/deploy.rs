@@ -194,24 +194,27 @@ fn stacks_stand_beside_each_other_and_leave_only_what_is_kept() {
         let tables = tables.map(|table| format!("table {app}-{live_env}-{table} protected"));
         let mut kept = BTreeSet::from(tables);
         kept.insert(format!("table Orders-{live_env} protected"));
-        kept.insert(format!("secret {app}/{live_env}/App"));
+        let secrets = ["App", "Inbound", "SealPublic"];
+        kept.extend(secrets.map(|name| format!("secret {app}/{live_env}/{name}")));
         let mut left = inventory(stage, &app)?;
         // The account's, by which other APIs may be logging.
         left.retain(|line| !line.contains("ApiGatewayLogsRole"));
         assert_eq!(left, kept);
 
         // A stack that was deleted by mistake gets its tables and keys back.
-        let secret_arn = other.stack.output("AppSecretArn")?;
+        let secrets = secrets.map(|name| {
+            let arn = other.stack.output(&format!("{name}SecretArn")).unwrap();
+            (format!("Existing{name}SecretArn"), arn.to_owned())
+        });
         let live_name = &other.stack.name;
         let env = format!("Env={live_env}");
         let of_live = [&*format!("AppName={app}"), &env, "LiveMode=true"];
         let told = run_stack_tool(stage, "import", live_name, &of_live)
             .await?
             .unwrap();
-        assert!(
-            told.contains(&format!("ExistingAppSecretArn={secret_arn}")),
-            "{told}"
-        );
+        for (parameter, arn) in &secrets {
+            assert!(told.contains(&format!("{parameter}={arn}")), "{told}");
+        }
         let refusal = run_stack_tool(stage, "import", live_name, &of_live)
             .await?
             .unwrap_err();
@@ -224,13 +227,17 @@ fn stacks_stand_beside_each_other_and_leave_only_what_is_kept() {
             parameters.contains("ApiGatewayLogRole=existing"),
             "{parameters}"
         );
-        let again = [&live[..], &[("ExistingAppSecretArn", secret_arn)]].concat();
+        let given = secrets.each_ref();
+        let given = given.map(|(parameter, arn)| (parameter.as_str(), arn.as_str()));
+        let again = [&live[..], &given].concat();
         let again = deploy_stack(stage, live_name, &again).await?;
         let row = again.order(&format!("ord_of_{live_name}")).await?;
         assert_eq!(row["amountTotal"], 4200);
         let tables = |stack: &Stack| {
             let outputs = stack.outputs.clone().into_iter();
-            let tables = outputs.filter(|(key, _)| key.ends_with("Table") || key == "AppSecretArn");
+            let tables = outputs.filter(|(key, _)| {
+                key.ends_with("Table") || key.ends_with("SecretArn") && !key.starts_with("Stripe")
+            });
             tables.collect::<BTreeMap<_, _>>()
         };
         assert_eq!(tables(&again.stack), tables(&other.stack));
@@ -244,7 +251,7 @@ fn stacks_stand_beside_each_other_and_leave_only_what_is_kept() {
 }
 
 /// A command of `billhook` on another stack than the stage's own.
-async fn billhook_on(
+pub(super) async fn billhook_on(
     stage: &'static Stage,
     stack: &str,
     line: &str,

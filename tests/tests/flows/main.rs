@@ -8,6 +8,7 @@
 )]
 
 mod adoption;
+mod attacks;
 mod bounds;
 mod chaos;
 mod claims;

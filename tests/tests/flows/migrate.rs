@@ -101,6 +101,10 @@ fn an_older_installation_moves_in_without_losing_a_delivery() {
         let stack = tokio::task::spawn_blocking(move || deploy(&aws, &options)).await??;
         let world = World::around(&stage.aws, stack, &base)?;
         assert_eq!(world.stack.output("AppSecretArn")?, keys);
+        // Ingress cannot read the key, and so nothing else that is beside it.
+        let split =
+            deploy::billhook_on(stage, &format!("{app}-test"), "secrets split --yes", "").await?;
+        split.assert_exit(0, "lob_webhook_secret is now in");
         let url = world.stack.url("/webhooks/stripe");
         // billhook's own endpoint was made, its secret put beside the old one.
         assert_eq!(rotation::endpoints(&stripe, &url).len(), 1);

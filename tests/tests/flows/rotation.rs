@@ -282,7 +282,7 @@ fn a_stacks_endpoints_are_made_and_removed_with_it() {
 fn a_lob_secret_put_by_hand_is_known_within_10_s_and_no_change_drops_one() {
     flow(true, async |stage| {
         let world = &stage.world;
-        let arn = world.stack.output("AppSecretArn")?;
+        let arn = world.stack.output("InboundSecretArn")?;
         let store = SecretsManager::new(&world.aws);
         let wanted = SecretKind::LobSigning;
         let secret = |number: u32| format!("local_lob_webhook_secret_100{number}");

@@ -2,7 +2,8 @@
 //! `webhook-secret` have.
 
 use billhook_adapters::secrets::{
-    FetchSecret, PutSecret, SecretVersion, SecretsError, StoredSecret, load_document,
+    FetchSecret, PutSecret, SealKeyRequest, SealSecrets, SecretVersion, SecretsError, StoredSecret,
+    load_document, make_seal_keys,
 };
 use billhook_adapters::stripe::{
     CreatedEndpoint, NewEndpoint, SecretText, StripeError, StripeRefusal, UpdateResult,
@@ -78,6 +79,14 @@ impl WebhookSecretStore for Edge {
 
     async fn put(&self, arn: &str, value: &SecretString) -> Result<(), AdapterError> {
         Ok(PutSecret::put(self, arn, value).await?)
+    }
+
+    async fn make_seal_keys(&self, request: SealKeyRequest) -> Result<(), AdapterError> {
+        let names = SealSecrets {
+            private_arn: "arn:seal",
+            public_arn: "arn:seal-public",
+        };
+        Ok(make_seal_keys(self, names, request).await?)
     }
 }
 

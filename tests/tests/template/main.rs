@@ -109,6 +109,7 @@ fn check_endpoints(template: &Value) {
             "Apiv1Stage",
             "WebhookIngressFunctionStripePermissionv1",
             "WebhookSecretFunctionEventInvokeConfig",
+            "SealKeys",
         ];
         let resource = &template["Resources"][name];
         assert_eq!(resource["DependsOn"], json!(before), "{name}");
@@ -385,15 +386,19 @@ fn each_function_gets_the_variables_it_reads_and_no_others() {
 
 fn check_variables(template: &Value) {
     let local = PerProvider::new(|provider| provider.variable("WEBHOOK_SECRET"));
-    let local: Vec<&str> = local.iter().map(|(_, name)| name.as_str()).collect();
+    let local = local.iter().map(|(_, name)| name.as_str());
+    let local: Vec<&str> = local.chain(["SEAL_PRIVATE_KEY"]).collect();
     let read = IngressConfig::from_env;
     check_variables_of(template, "WebhookIngressFunction", read, &local);
     for provider in ProviderId::ALL {
         let read = |lookup: &EnvLookup<'_>| WorkerConfig::from_env(*provider, lookup);
         let function = format!("{}WorkerFunction", provider.title());
-        check_variables_of(template, &function, read, &[]);
+        check_variables_of(template, &function, read, &["SEAL_PUBLIC_KEYS"]);
     }
-    let (read, local) = (CleanupConfig::from_env, ["STRIPE_SECRET_KEY"]);
+    let (read, local) = (
+        CleanupConfig::from_env,
+        ["STRIPE_SECRET_KEY", "SEAL_PRIVATE_KEY", "SEAL_PUBLIC_KEYS"],
+    );
     check_variables_of(template, "CleanupFailedPaymentsFunction", read, &local);
     let read = WebhookSecretConfig::from_env;
     check_variables_of(template, "WebhookSecretFunction", read, &[]);
@@ -515,6 +520,8 @@ fn check_outputs(template: &Value) {
         "StripeEventsDlqUrl",
         "LobEventsDlqUrl",
         "AppSecretArn",
+        "InboundSecretArn",
+        "SealPublicSecretArn",
         "StripeWebhookSecretArn",
         "StripePlatformWebhookSecretArn",
         "WebhookIngressFunction",

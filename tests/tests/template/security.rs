@@ -34,6 +34,7 @@ pub(super) fn check_kinds(template: &Value) {
         "AWS::WAFv2::LoggingConfiguration",
         "AWS::WAFv2::WebACL",
         "AWS::WAFv2::WebACLAssociation",
+        "Custom::SealKeys",
         "Custom::StripeWebhookEndpoint",
     ];
     assert_eq!(kinds, expected.into());
@@ -46,16 +47,24 @@ fn secrets_are_born_empty_and_reach_functions_by_their_arn() {
 
 pub(super) fn check_secrets(template: &Value) {
     let secrets = resources(template, "AWS::SecretsManager::Secret");
-    assert_eq!(secrets.len(), 3);
+    assert_eq!(secrets.len(), 6);
     for (name, secret) in secrets {
         assert_eq!(secret["SecretString"], "{}", "{name}");
-        let arn = json!({ "!If": [format!("Own{name}"), { "!GetAtt": format!("{name}.Id") }, { "!Ref": format!("Existing{name}Arn") }] });
+        let own = json!({ "!GetAtt": format!("{name}.Id") });
+        let parameter = format!("Existing{name}Arn");
+        let arn = match template["Parameters"].get(&parameter) {
+            Some(_) => json!({ "!If": [format!("Own{name}"), own, { "!Ref": parameter }] }),
+            // Nobody brings a private key along: the public keys of the one before are enough.
+            None => own,
+        };
         let functions = resources(template, "AWS::Serverless::Function").into_values();
         let variables = functions.flat_map(|function| {
             let variables = function["Environment"]["Variables"].as_object().cloned();
             variables.unwrap()
         });
-        for (variable, value) in variables.filter(|(_, value)| value.to_string().contains(&name)) {
+        for (variable, value) in
+            variables.filter(|(_, value)| value.to_string().contains(&format!("\"{name}.Id\"")))
+        {
             assert!(variable.ends_with("_ARN"), "{variable}: {value}");
             // An endpoint that is not kept has no secret to read.
             let kept = value["!If"].as_array().map(|either| &either[1]);
@@ -349,7 +358,9 @@ pub(super) fn check_parameters(template: &Value) {
         "EnableBillingStream",
         "Env",
         "ExistingAppSecretArn",
+        "ExistingInboundSecretArn",
         "ExistingOrdersTableName",
+        "ExistingSealPublicSecretArn",
         "ExistingStatementsTableName",
         "ExistingStripePlatformWebhookSecretArn",
         "ExistingStripeWebhookSecretArn",
@@ -367,6 +378,7 @@ pub(super) fn check_parameters(template: &Value) {
         "OrdersTableName",
         "ProofSamplePercent",
         "RotationToken",
+        "SealRotationToken",
         "StripeAddresses",
         "StripeAddressesOnly",
         "StripeApiBase",

@@ -1,8 +1,8 @@
 //! The events tables: an event store with deduplication (idempotent receiver).
 //!
 //! Ingress writes each event once, with a conditional put; workers read it with its payload and set its outcome with a
-//! conditional update. A payload is compressed if that saves a write unit and has a SHA-256 digest, so that a changed
-//! one is noticed. DynamoDB deletes a row when `EVENT_RETENTION` is over (retention by TTL on `expires_at`).
+//! conditional update. A payload is compressed if that saves a write unit. A row is sealed, so that one that somebody
+//! invented or changed is noticed. DynamoDB deletes a row when `EVENT_RETENTION` is over (retention by TTL on `expires_at`).
 //! What a redelivery causes is decided in `billhook_core::intake::inbox`; `ledger` puts the update into a transaction.
 
 use std::cell::RefCell;
@@ -21,6 +21,7 @@ use billhook_core::outcome::EventOutcome;
 use billhook_core::provider::envelope::EventType;
 use billhook_core::provider::trim_payload;
 use billhook_core::retry::Disposition;
+use billhook_core::seal::{EventSealer, SealPublicKeys, SealVerdict, SealedEvent};
 use billhook_core::time::Timestamp;
 use billhook_core::worker::ports::{CommitError, EventUpdate, StoredEvent, StoredPayload};
 use data_encoding::HEXLOWER;
@@ -31,6 +32,8 @@ use super::attributes::{self, Item, number_value, string_value};
 use super::batch_get::{KEYS_MAX, batch_get_rows};
 use super::dependency_error;
 use super::update::UpdateBuilder;
+use crate::clock::SystemClock;
+use crate::secrets::{EventSealerCache, SecretsManager};
 
 /// A compressed payload above this is reduced to the fields that we read. DynamoDB's limit is 400 KB for the whole row.
 /// Case: a Lob event of 1 MB with 250 tracking scans compresses to about 500 KB; DynamoDB would reject its row, and
@@ -39,22 +42,31 @@ const COMPRESSED_BYTES_MAX: usize = 350 * 1024;
 /// The limit for decompression, so that a row that somebody edited cannot use up the memory (zip bomb). Ingress accepts
 /// bodies of up to 1 MiB.
 const INFLATED_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// The attribute of an event's row with its seal.
+const SEAL: &str = "seal";
 
 /// The events tables, for ingress and `reconcile`.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct DynamoInbox {
     pub client: Client,
     pub tables: PerProvider<String>,
+    pub sealer: EventSealerCache<SecretsManager, SystemClock>,
 }
 
 impl RecordEvent for DynamoInbox {
     async fn record(&self, event: &NewEvent<'_>) -> Result<RecordResult, DependencyError> {
         let table = self.tables.of(event.envelope.provider);
+        let sealer = self.sealer.sealer().await;
+        let sealer = sealer.map_err(|error| DependencyError {
+            doing: format!("seal {}", event.envelope.id),
+            disposition: error.disposition(),
+            cause: error.into(),
+        })?;
         let put = self
             .client
             .put_item()
             .table_name(table)
-            .set_item(Some(build_event_item(event)))
+            .set_item(Some(build_event_item(event, &sealer)))
             // Deduplication: of two deliveries at the same moment only one writes the row. Without the condition the
             // second would set a processed event back to `pending`, and replace a stored payload.
             .condition_expression("attribute_not_exists(event_id)")
@@ -83,7 +95,7 @@ impl RecordEvent for DynamoInbox {
     }
 }
 
-fn build_event_item(event: &NewEvent<'_>) -> Item {
+pub fn build_event_item(event: &NewEvent<'_>, sealer: &EventSealer) -> Item {
     let envelope = &event.envelope;
     let received_at = event.received_at;
     let mut item = Item::from([
@@ -151,29 +163,51 @@ fn build_event_item(event: &NewEvent<'_>) -> Item {
             .into_iter()
             .filter_map(|(name, value)| Some((name.to_owned(), value?))),
     );
-    add_payload(&mut item, envelope.provider, event.body.raw_body());
+    let record = event.to_record();
+    let seal = |payload_sha256| {
+        sealer.seal(&SealedEvent {
+            provider: envelope.provider,
+            event: &record,
+            livemode: envelope.livemode,
+            payload_sha256,
+        })
+    };
+    add_payload(&mut item, envelope.provider, event.body.raw_body(), &seal);
     item
 }
 
+/// Makes the seal over the digest of the payload as it is stored.
+type SealPayload<'a> = &'a dyn Fn([u8; 32]) -> Vec<u8>;
+
 /// Adds the payload: reduced to the fields that we read if it is too large, and compressed if that saves a write unit.
-fn add_payload(item: &mut Item, provider: ProviderId, raw_body: &[u8]) {
+fn add_payload(item: &mut Item, provider: ProviderId, raw_body: &[u8], seal: SealPayload<'_>) {
     let compressed = compress_gzip(raw_body);
     if compressed.len() > COMPRESSED_BYTES_MAX {
         // The body was parsed before, so this does not fail. If it did, DynamoDB would reject the row and the sender
         // would get 503, which is better than a stored event without its facts.
         if let Ok(projected) = trim_payload(provider, raw_body) {
             item.insert("payload_truncated".to_owned(), AttributeValue::Bool(true));
-            return insert_smaller_form(item, &projected, compress_gzip(&projected));
+            return insert_smaller_form(item, &projected, compress_gzip(&projected), seal);
         }
     }
-    insert_smaller_form(item, raw_body, compressed);
+    insert_smaller_form(item, raw_body, compressed, seal);
 }
 
 /// Compares write units, not bytes. Case: a Stripe event of 2.6 KB takes 4 units as text and 2 compressed, so it is
 /// compressed; if both forms take the same number of units, the row keeps the readable text.
-fn insert_smaller_form(item: &mut Item, payload: &[u8], compressed: Vec<u8>) {
-    let digest = HEXLOWER.encode(&Sha256::digest(payload));
-    item.insert("payload_sha256".to_owned(), string_value(digest));
+fn insert_smaller_form(
+    item: &mut Item,
+    payload: &[u8],
+    compressed: Vec<u8>,
+    seal: SealPayload<'_>,
+) {
+    let digest = Sha256::digest(payload);
+    let shown = HEXLOWER.encode(&digest);
+    item.insert("payload_sha256".to_owned(), string_value(shown));
+    item.insert(
+        SEAL.to_owned(),
+        AttributeValue::B(Blob::new(seal(digest.into()))),
+    );
     let rest = attributes::item_size(item);
     let units = |name: &str, bytes: usize| attributes::count_write_units(rest + name.len() + bytes);
     let raw_units = units("payload", payload.len());
@@ -245,9 +279,21 @@ pub fn read_event_record(item: &Item) -> Option<EventRecord> {
     })
 }
 
-/// Reads a row with its payload and compares the payload with its digest. A difference means that somebody changed the
-/// row after the signature was verified: its events are parked as `tampered`.
-pub fn read_stored_event(item: &Item) -> Option<StoredEvent> {
+/// The seal in an event's row, if it has one.
+pub fn read_seal(item: &Item) -> Option<&[u8]> {
+    match item.get(SEAL) {
+        Some(AttributeValue::B(seal)) => Some(seal.as_ref()),
+        _ => None,
+    }
+}
+
+/// Reads a row with its payload and checks its seal. Without a genuine one somebody else than billhook wrote the row or
+/// changed it: its event is parked as `tampered`.
+pub fn read_stored_event(
+    provider: ProviderId,
+    item: &Item,
+    keys: &SealPublicKeys,
+) -> Option<StoredEvent> {
     let stored = read_event_record(item)?;
     let payload = match (item.get("payload"), item.get("payload_gz")) {
         (Some(AttributeValue::S(text)), _) => Some(text.clone().into_bytes()),
@@ -257,11 +303,15 @@ pub fn read_stored_event(item: &Item) -> Option<StoredEvent> {
     let payload = match payload {
         None => StoredPayload::Unreadable,
         Some(bytes) => {
-            let digest = HEXLOWER.encode(&Sha256::digest(&bytes));
-            if attributes::read_text(item, "payload_sha256") == Some(&digest) {
-                StoredPayload::Intact(bytes)
-            } else {
-                StoredPayload::Tampered
+            let sealed = SealedEvent {
+                provider,
+                event: &stored,
+                livemode: attributes::read_bool(item, "livemode"),
+                payload_sha256: Sha256::digest(&bytes).into(),
+            };
+            match keys.verify(&sealed, read_seal(item)) {
+                SealVerdict::Genuine => StoredPayload::Intact(bytes),
+                SealVerdict::Forged | SealVerdict::UnknownKey => StoredPayload::Tampered,
             }
         }
     };
@@ -354,12 +404,19 @@ mod tests {
     fn event(raw_body: &[u8]) -> Item {
         let correlation_id = CorrelationId::parse("01936d3c-0000-7000-8000-000000000000").unwrap();
         let received_at = Timestamp::from_unix_s(1_781_000_000).unwrap();
-        build_event_item(&new_event(
-            ProviderId::Stripe,
-            raw_body,
-            correlation_id,
-            received_at,
-        ))
+        let new = new_event(ProviderId::Stripe, raw_body, correlation_id, received_at);
+        build_event_item(&new, &sealer())
+    }
+
+    fn sealer() -> EventSealer {
+        EventSealer::from_seed(&[1; 32])
+    }
+
+    fn read(item: &Item) -> StoredPayload {
+        let keys = SealPublicKeys::default().with_newest(sealer().public_key());
+        read_stored_event(ProviderId::Stripe, item, &keys)
+            .unwrap()
+            .payload
     }
 
     fn body(filler: &str) -> Vec<u8> {
@@ -393,10 +450,7 @@ mod tests {
             1
         );
         for (item, filler) in [(small, "x".to_owned()), (large, "x".repeat(5_000))] {
-            assert_eq!(
-                read_stored_event(&item).unwrap().payload,
-                StoredPayload::Intact(body(&filler))
-            );
+            assert_eq!(read(&item), StoredPayload::Intact(body(&filler)));
         }
     }
 
@@ -441,7 +495,7 @@ mod tests {
         let row = event(&raw);
         assert_eq!(row["payload_truncated"], AttributeValue::Bool(true));
         assert!(attributes::item_size(&row) < 2048);
-        let StoredPayload::Intact(projected) = read_stored_event(&row).unwrap().payload else {
+        let StoredPayload::Intact(projected) = read(&row) else {
             panic!("not intact");
         };
         use billhook_core::provider::stripe::event::StripeEvent;
@@ -465,12 +519,8 @@ mod tests {
         assert!(raw_body.len() > 1_000_000);
         let correlation_id = CorrelationId::parse("01936d3c-0000-7000-8000-000000000000").unwrap();
         let received_at = Timestamp::from_unix_s(1_781_000_000).unwrap();
-        let row = build_event_item(&new_event(
-            ProviderId::Lob,
-            &raw_body,
-            correlation_id,
-            received_at,
-        ));
+        let new = new_event(ProviderId::Lob, &raw_body, correlation_id, received_at);
+        let row = build_event_item(&new, &sealer());
         assert_eq!(row["payload_truncated"], AttributeValue::Bool(true));
         assert!(
             attributes::item_size(&row) < 400_000,
@@ -479,18 +529,39 @@ mod tests {
         );
     }
 
+    /// Each was a paid order before rows were sealed: the digest is not keyed, so whoever writes the row makes it fit.
     #[test]
-    fn a_changed_payload_is_seen() {
-        let mut row = event(&body("x"));
-        row.insert("payload".to_owned(), string_value("{}"));
-        assert_eq!(
-            read_stored_event(&row).unwrap().payload,
-            StoredPayload::Tampered
-        );
-        row.remove("payload");
-        assert_eq!(
-            read_stored_event(&row).unwrap().payload,
-            StoredPayload::Unreadable
-        );
+    fn a_row_that_was_changed_or_invented_is_tampered() {
+        let row = event(&body("x"));
+        let forged = body("y");
+        let digest = HEXLOWER.encode(&Sha256::digest(&forged));
+        let text = |value: &str| Some(string_value(value));
+        type Change = Vec<(&'static str, Option<AttributeValue>)>;
+        let other = String::from_utf8(forged).unwrap();
+        let changes: [Change; 6] = [
+            vec![("payload", text("{}"))],
+            vec![("payload", text(&other)), ("payload_sha256", text(&digest))],
+            vec![("connected_account_id", text("acct_other"))],
+            vec![("event_type", text("charge.succeeded"))],
+            vec![("livemode", Some(AttributeValue::Bool(true)))],
+            vec![("seal", None)],
+        ];
+        for change in changes {
+            let mut row = row.clone();
+            for (name, value) in change.clone() {
+                match value {
+                    Some(value) => row.insert(name.to_owned(), value),
+                    None => row.remove(name),
+                };
+            }
+            assert_eq!(read(&row), StoredPayload::Tampered, "{change:?}");
+        }
+        // The seal of a genuine event, on another's row.
+        let mut copy = row.clone();
+        copy.insert("event_id".to_owned(), string_value("evt_2"));
+        assert_eq!(read(&copy), StoredPayload::Tampered);
+        let mut gone = row;
+        gone.remove("payload");
+        assert_eq!(read(&gone), StoredPayload::Unreadable);
     }
 }

@@ -184,6 +184,7 @@ mod tests {
     use crate::aws::AwsClients;
     use crate::clock::SystemClock;
     use crate::config::EnvLookup;
+    use crate::secrets::SealKeyCache;
 
     const BACKFILLING: &str = r#"{"__type":"com.amazon.coral.validate#ValidationException","message":"Cannot read from backfilling global secondary index: X"}"#;
     const ONE_ROW: &str = r#"{"Count":1,"ScannedCount":1,"Items":[{"id":{"S":"ord_1"},"statement_id":{"S":"st_1"},"tenant_id":{"S":"ten_1"}}]}"#;
@@ -238,10 +239,16 @@ mod tests {
         }));
         let tables = TableNames::of_tests();
         let client = aws.unwrap().dynamodb().clone();
-        let ledger = DynamoLedger::new(client, tables, SystemClock, |scan| {
-            let (provider, index, table) = (scan.provider, scan.index, scan.table);
-            SCANS.with_borrow_mut(|scans| scans.push(format!("{provider} {index} of {table}")));
-        });
+        let ledger = DynamoLedger::new(
+            client,
+            tables,
+            SealKeyCache::of_tests(),
+            SystemClock,
+            |scan| {
+                let (provider, index, table) = (scan.provider, scan.index, scan.table);
+                SCANS.with_borrow_mut(|scans| scans.push(format!("{provider} {index} of {table}")));
+            },
+        );
         let order = OrderId::parse("ord_1").unwrap();
         let statement = EntityKey::Statement(StatementId::parse("st_1").unwrap());
 

@@ -7,7 +7,7 @@
 //! explained where it is set: here for entities, and in `events`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use aws_sdk_dynamodb::Client;
@@ -39,13 +39,14 @@ use super::entities::{
     ColumnUpdates, DynamoRow, WrittenRows, build_state, build_write, changed_columns, read_entity,
     read_invoice, read_payment, read_tenant_row, timeline_events,
 };
-use super::events::{build_event_update, load_event_items, read_stored_event};
+use super::events::{build_event_update, load_event_items, read_seal, read_stored_event};
 use super::index::{ColumnIndex, ScanObserver};
 use super::pages::{FactPages, join_pages, named_pages, page_key, split_pages};
 use super::tenants::read_account_notes;
 use super::update::UpdateBuilder;
 use super::{dependency_error, send_update};
 use crate::config::{ApplicationTables, table_variable};
+use crate::secrets::{SealKeyCache, SecretsManager};
 
 /// A larger row is not written, and its event is parked as `entity_too_large`. DynamoDB's limit is 400 KB; the rest is
 /// for the application, whose own writes would fail if we filled the row.
@@ -96,16 +97,24 @@ pub struct DynamoLedger<C> {
     pub(super) tables: TableNames,
     pub(super) clock: C,
     pub(super) on_scan: ScanObserver,
+    seal_keys: Arc<SealKeyCache<SecretsManager>>,
     tenants: Mutex<HashMap<AccountId, (Timestamp, BTreeSet<TenantHit>)>>,
 }
 
 impl<C: Clock> DynamoLedger<C> {
-    pub fn new(client: Client, tables: TableNames, clock: C, on_scan: ScanObserver) -> Self {
+    pub fn new(
+        client: Client,
+        tables: TableNames,
+        seal_keys: Arc<SealKeyCache<SecretsManager>>,
+        clock: C,
+        on_scan: ScanObserver,
+    ) -> Self {
         Self {
             client,
             tables,
             clock,
             on_scan,
+            seal_keys,
             tenants: Mutex::default(),
         }
     }
@@ -403,11 +412,18 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
 
     async fn load_events(
         &self,
-        _: ProviderId,
+        provider: ProviderId,
         ids: &BTreeSet<EventId>,
     ) -> Result<Vec<StoredEvent>, DependencyError> {
         let rows = load_event_items(&self.client, &self.tables.events, ids, None).await?;
-        Ok(rows.iter().filter_map(read_stored_event).collect())
+        let keys = self.seal_keys.keys_for(rows.iter().map(read_seal)).await;
+        let keys = keys.map_err(|error| DependencyError {
+            doing: "check the seals of events".to_owned(),
+            disposition: error.disposition(),
+            cause: error.into(),
+        })?;
+        let read = |row| read_stored_event(provider, row, &keys);
+        Ok(rows.iter().filter_map(read).collect())
     }
 
     async fn load_rows(
@@ -748,6 +764,7 @@ mod tests {
         DynamoLedger::new(
             Client::from_conf(config),
             TableNames::of_tests(),
+            SealKeyCache::of_tests(),
             SystemClock,
             |_| (),
         )

@@ -161,6 +161,7 @@ mod tests {
     use crate::aws::AwsClients;
     use crate::clock::SystemClock;
     use crate::config::EnvLookup;
+    use crate::secrets::SealKeyCache;
 
     /// Answers one connection with what `answer` says to each operation and its body, and tells what was asked.
     fn converse(
@@ -213,7 +214,13 @@ mod tests {
             })
         }));
         let client = aws.unwrap().dynamodb().clone();
-        let ledger = DynamoLedger::new(client, TableNames::of_tests(), SystemClock, |_| ());
+        let ledger = DynamoLedger::new(
+            client,
+            TableNames::of_tests(),
+            SealKeyCache::of_tests(),
+            SystemClock,
+            |_| (),
+        );
         (ledger, asked)
     }
 

@@ -3,11 +3,12 @@
 //! Guarantees: no error, log line or `Debug` contains a value; a secret that is not set differs from one that cannot be
 //! read; while Secrets Manager is unreachable, the values read last are used for up to 15 minutes, and no longer.
 //! `store` reads and writes a secret, `parameter` reads one from the Parameter Store, `cache` is the cache of the
-//! signing secrets, `write` changes a secret. `billhook_core::endpoint::secret` decides what a secret's text means, and
+//! signing secrets, `seal` that of the keys that seal stored events, `write` changes a secret. `billhook_core::endpoint::secret` decides what a secret's text means, and
 //! `billhook_core::provider::signature` whether it proves a delivery (HMAC). `docs/rotation.md` is for operators.
 
 mod cache;
 mod parameter;
+mod seal;
 mod store;
 mod write;
 
@@ -15,11 +16,14 @@ use billhook_core::endpoint::secret::{SecretDocument, SecretKind};
 use secrecy::{ExposeSecret, SecretString};
 
 pub use self::cache::SigningKeyCache;
+pub use self::seal::{EventSealerCache, SealKeyCache, SealKeyRequest, SealSecrets, make_seal_keys};
 use self::store::read_document;
 pub use self::store::{
     FetchSecret, PutSecret, SecretVersion, SecretsError, SecretsManager, StoredSecret,
 };
-pub use self::write::{change_members, load_document, revoke_replaced, roll_back_secret};
+pub use self::write::{
+    SecretMove, change_members, load_document, move_secret, revoke_replaced, roll_back_secret,
+};
 use crate::config::{SecretLocation, SecretSource};
 
 /// The key of Stripe's API; `None` if it is not set. It is not cached: its users run every few minutes at most, and a

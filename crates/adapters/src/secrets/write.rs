@@ -86,6 +86,46 @@ pub async fn roll_back_secret(
     store.put(arn, &next.encode()).await
 }
 
+/// What a move of a secret found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SecretMove {
+    /// It was not in the first secret.
+    NothingToMove,
+    Moved,
+    /// The second secret has one already, which stays; that of the first was removed.
+    Removed,
+}
+
+/// Moves a signing secret, with its previous ones, from one secret of Secrets Manager into another one. It is in the
+/// second before it leaves the first, so that a move that is interrupted loses nothing and can be repeated.
+pub async fn move_secret(
+    store: &(impl FetchSecret + PutSecret),
+    wanted: SecretKind,
+    from_arn: &str,
+    to_arn: &str,
+    now: Timestamp,
+) -> Result<SecretMove, SecretsError> {
+    let from = require_sound(load_document(store, from_arn, wanted, now).await?, from_arn)?;
+    if !from.has_secret() {
+        return Ok(SecretMove::NothingToMove);
+    }
+    let to = require_sound(load_document(store, to_arn, wanted, now).await?, to_arn)?;
+    let (taken, rest) = from.split();
+    let is_new = to.current.is_none();
+    if is_new {
+        let next = to.with_secrets_of(taken);
+        store.put(to_arn, &next.encode()).await?;
+    }
+    // Twice, because after one put AWSPREVIOUS would still have it.
+    let rest = rest.encode();
+    store.put(from_arn, &rest).await?;
+    store.put(from_arn, &rest).await?;
+    Ok(match is_new {
+        true => SecretMove::Moved,
+        false => SecretMove::Removed,
+    })
+}
+
 async fn apply_members(
     store: &impl FetchSecret,
     arn: &str,

@@ -7,6 +7,8 @@ pub mod reconcile;
 pub mod sweep;
 mod sweep_rows;
 
+use std::sync::Arc;
+
 use billhook_adapters::aws::AwsClients;
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::config::CleanupConfig;
@@ -14,7 +16,7 @@ use billhook_adapters::dynamodb::events::DynamoInbox;
 use billhook_adapters::dynamodb::jobs::JobsTable;
 use billhook_adapters::dynamodb::ledger::{DynamoLedger, TableNames};
 use billhook_adapters::report::report_fallback_scan;
-use billhook_adapters::secrets::{self, SecretsManager};
+use billhook_adapters::secrets::{self, EventSealerCache, SealKeyCache, SecretsManager};
 use billhook_adapters::sqs::{EventQueues, FifoQueue};
 use billhook_adapters::stripe::StripeClient;
 use billhook_core::entity::kind::EntityKind as _;
@@ -65,6 +67,8 @@ pub async fn run_task(
             .clone()
             .map(|url| FifoQueue::new(aws.sqs().clone(), url)),
     );
+    let seal_keys = SealKeyCache::new(config.seal_keys.clone(), SecretsManager::new(aws));
+    let seal_keys = Arc::new(seal_keys);
     let ledger = |provider| {
         let tables = TableNames {
             events: config.events_tables.of(provider).clone(),
@@ -72,7 +76,13 @@ pub async fn run_task(
             application_tables: config.application_tables.clone(),
             rules: config.row_rules,
         };
-        DynamoLedger::new(aws.dynamodb().clone(), tables, clock, report_fallback_scan)
+        DynamoLedger::new(
+            aws.dynamodb().clone(),
+            tables,
+            Arc::clone(&seal_keys),
+            clock,
+            report_fallback_scan,
+        )
     };
     match invocation {
         TaskInvocation::Cleanup(input) => {
@@ -99,6 +109,11 @@ pub async fn run_task(
                 inbox: DynamoInbox {
                     client: aws.dynamodb().clone(),
                     tables: config.events_tables.clone(),
+                    sealer: EventSealerCache::new(
+                        config.sealer.clone(),
+                        SecretsManager::new(aws),
+                        clock,
+                    ),
                 },
                 queue,
                 jobs,

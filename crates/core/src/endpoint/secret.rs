@@ -35,7 +35,9 @@ pub enum SecretKind {
 pub enum SecretHolder {
     /// Each endpoint at Stripe has a secret of its own.
     EndpointSecrets,
-    /// One secret with the values that people store.
+    /// The signing secrets that people store: all that ingress can read beside those of the endpoints.
+    InboundSecret,
+    /// The key of Stripe's API, which no function reads that answers requests from outside.
     AppSecret,
 }
 
@@ -54,9 +56,10 @@ impl SecretKind {
     pub fn holder(self) -> SecretHolder {
         match self {
             Self::StripeSigning => SecretHolder::EndpointSecrets,
-            Self::LobSigning | Self::StripeKey => SecretHolder::AppSecret,
+            Self::LobSigning => SecretHolder::InboundSecret,
+            Self::StripeKey => SecretHolder::AppSecret,
             #[cfg(feature = "third-provider")]
-            Self::ParcelSigning => SecretHolder::AppSecret,
+            Self::ParcelSigning => SecretHolder::InboundSecret,
         }
     }
 
@@ -130,8 +133,8 @@ pub struct SecretDocument {
     pub previous: Vec<ReplacedSecret>,
     /// What could not be parsed, without any value. One bad entry does not spoil the others.
     pub faults: Vec<String>,
-    /// The other members of the same JSON. They are written back unchanged: the App secret also holds keys that
-    /// billhook never reads.
+    /// The other members of the same JSON. They are written back unchanged: a secret may also hold keys that billhook
+    /// never reads.
     others: Map<String, Value>,
 }
 
@@ -358,6 +361,38 @@ impl SecretDocument {
     pub fn without_replaced(mut self) -> Self {
         self.previous.clear();
         self
+    }
+
+    /// The wanted secret with its previous ones, and the document without them.
+    pub fn split(self) -> (Self, Self) {
+        let rest = Self {
+            // Any kind without previous ones.
+            wanted: SecretKind::StripeKey,
+            others: self.others,
+            ..Self::empty(self.wanted)
+        };
+        let taken = Self {
+            wanted: self.wanted,
+            current: self.current,
+            previous: self.previous,
+            faults: self.faults,
+            others: Map::new(),
+        };
+        (taken, rest)
+    }
+
+    /// With the secrets of another document, and the other members as they are here.
+    #[must_use]
+    pub fn with_secrets_of(self, taken: Self) -> Self {
+        Self {
+            others: self.others,
+            ..taken
+        }
+    }
+
+    /// Whether the wanted secret or a previous one stands in it.
+    pub fn has_secret(&self) -> bool {
+        self.current.is_some() || !self.previous.is_empty()
     }
 
     pub fn encode(&self) -> SecretString {

@@ -33,9 +33,9 @@ pub struct StoredEvent {
 /// The state of a stored payload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoredPayload {
-    /// The bytes match the row's digest (`payload_sha256`).
+    /// The row's seal proves them (`seal`).
     Intact(Vec<u8>),
-    /// The bytes do not match the digest: somebody wrote the row.
+    /// The row has no genuine seal: somebody else wrote or changed it.
     Tampered,
     /// Missing, or cannot be decompressed.
     Unreadable,

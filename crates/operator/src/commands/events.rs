@@ -3,10 +3,10 @@
 use anyhow::{Context as _, Result, bail};
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::dynamodb::attributes::Item;
-use billhook_adapters::dynamodb::events::read_stored_event;
 use billhook_core::ids::{EventId, ProviderId};
 use billhook_core::ports::Clock as _;
 use billhook_core::provider::interpret::InterpretRules;
+use billhook_core::worker::ports::StoredEvent;
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
@@ -119,8 +119,10 @@ pub(crate) async fn run_events(
         }
         EventsCommand::Show(show) => {
             let (events, item) = find_event(session, &show.id).await?;
+            let kept = session.read_event(events.provider, &item).await?;
             output.print_object(&render_event(
                 events.provider,
+                kept.as_ref(),
                 &session.stack.interpret_rules()?,
                 &item,
                 RowDetail::by_flag(show.raw),
@@ -165,12 +167,13 @@ pub(crate) async fn run_events(
 
 fn render_event(
     provider: ProviderId,
+    kept: Option<&StoredEvent>,
     rules: &InterpretRules,
     item: &Item,
     detail: RowDetail,
 ) -> Value {
     let mut row = row_to_json(item);
-    if let (Some(members), Some(kept)) = (row.as_object_mut(), read_stored_event(item)) {
+    if let (Some(members), Some(kept)) = (row.as_object_mut(), kept) {
         members.insert(
             "payload".to_owned(),
             render_payload(provider, rules, &kept.payload, detail),

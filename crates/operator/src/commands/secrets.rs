@@ -10,7 +10,8 @@ use anyhow::{Context as _, Result, bail};
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::config::{SecretLocation, SecretSource};
 use billhook_adapters::secrets::{
-    change_members, read_stripe_key, revoke_replaced, roll_back_secret,
+    SecretMove, change_members, load_document, move_secret, read_stripe_key, revoke_replaced,
+    roll_back_secret,
 };
 use billhook_adapters::stripe::StripeClient;
 use billhook_adapters::stripe::permissions::KeyPermission;
@@ -33,8 +34,10 @@ use crate::stripe_endpoints::{EndpointStatus, STACK_ENDPOINTS, compare_endpoints
 const UPDATE_MAX: Duration = Duration::from_secs(15 * 60);
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
-const SECRETS: [&str; 3] = [
+const SECRETS: [&str; 5] = [
     "AppSecretArn",
+    "InboundSecretArn",
+    "SealPublicSecretArn",
     "StripeWebhookSecretArn",
     "StripePlatformWebhookSecretArn",
 ];
@@ -65,6 +68,12 @@ pub(crate) enum SecretsCommand {
         after_help = "Both secrets stay valid for 24 hours. Stripe secrets belong to their endpoints and cannot be rolled back: rotate them.\n\nExample:\n  billhook secrets rollback lob --yes"
     )]
     Rollback(SecretsRollbackArgs),
+    /// Move what other functions read out of the App secret, into the secrets of those functions
+    #[command(
+        after_help = "Older releases kept Lob's signing secret in the App secret, beside the key of Stripe's API.\n\
+        Without --yes the command only shows what it would do.\n\nExample:\n  billhook secrets split --yes"
+    )]
+    Split(SecretsSplitArgs),
 }
 
 /// The key for Stripe's API, as an argument.
@@ -73,7 +82,7 @@ const STRIPE_KEY: &str = "stripe-key";
 #[derive(Args, Debug)]
 pub(crate) struct SecretsPutArgs {
     /// `lob` for Lob's signing secret, `stripe-key` for the Stripe API key
-    #[arg(value_parser = [&words_with_secret_in(SecretHolder::AppSecret)[..], &[STRIPE_KEY]].concat())]
+    #[arg(value_parser = [&words_with_secret_in(SecretHolder::InboundSecret)[..], &[STRIPE_KEY]].concat())]
     secret: String,
     /// The old Lob secret leaked: refuse it within 15 minutes
     #[arg(long)]
@@ -83,8 +92,15 @@ pub(crate) struct SecretsPutArgs {
 #[derive(Args, Debug)]
 pub(crate) struct SecretsRollbackArgs {
     /// The provider
-    #[arg(value_parser = provider_with_secret_in(SecretHolder::AppSecret))]
+    #[arg(value_parser = provider_with_secret_in(SecretHolder::InboundSecret))]
     provider: ProviderId,
+    /// Do it; without this flag the command only shows what it would do
+    #[arg(long)]
+    yes: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct SecretsSplitArgs {
     /// Do it; without this flag the command only shows what it would do
     #[arg(long)]
     yes: bool,
@@ -165,21 +181,67 @@ pub(crate) async fn run_secrets(
                 ));
                 return Ok(());
             }
-            let (arn, now) = (session.stack.output("AppSecretArn")?, SystemClock.now());
+            let (arn, now) = (session.stack.output("InboundSecretArn")?, SystemClock.now());
             let of = SecretKind::signing_of(rollback.provider);
             roll_back_secret(&session.secrets, arn, of, now).await?;
             print_notice("stored; both secrets stay valid for 24 hours");
         }
+        SecretsCommand::Split(split) => split_secrets(split.yes, session).await?,
+    }
+    Ok(())
+}
+
+/// The members of the App secret that belong into another one, each with the provider that signs with it.
+pub(crate) async fn list_misplaced_secrets(
+    session: &StackSession,
+) -> Result<Vec<(ProviderId, SecretKind)>> {
+    let (arn, now) = (session.stack.output("AppSecretArn")?, SystemClock.now());
+    let mut misplaced = Vec::new();
+    for provider in ProviderId::ALL {
+        let of = SecretKind::signing_of(*provider);
+        if of.holder() == SecretHolder::InboundSecret
+            && load_document(&session.secrets, arn, of, now)
+                .await?
+                .has_secret()
+        {
+            misplaced.push((*provider, of));
+        }
+    }
+    Ok(misplaced)
+}
+
+async fn split_secrets(is_agreed: bool, session: &StackSession) -> Result<()> {
+    let misplaced = list_misplaced_secrets(session).await?;
+    if misplaced.is_empty() {
+        print_notice("the App secret has nothing that belongs elsewhere");
+        return Ok(());
+    }
+    let (from, to) = (
+        session.stack.output("AppSecretArn")?,
+        session.stack.output("InboundSecretArn")?,
+    );
+    for (provider, of) in misplaced {
+        let (title, member) = (provider.title(), of.member());
+        if !is_agreed {
+            print_notice(&format!(
+                "{member} ({title}) would move from {from} to {to}. Nothing was changed: repeat the command with --yes"
+            ));
+            continue;
+        }
+        let moved = move_secret(&session.secrets, of, from, to, SystemClock.now()).await?;
+        print_notice(&match moved {
+            SecretMove::Moved => format!("{member} is now in {to}"),
+            SecretMove::Removed => {
+                format!("{to} had a {member} already, which stays; that of {from} was removed")
+            }
+            SecretMove::NothingToMove => format!("{from} has no {member}"),
+        });
     }
     Ok(())
 }
 
 async fn put_secret(args: &SecretsPutArgs, session: &StackSession) -> Result<()> {
-    let (arn, now) = (session.stack.output("AppSecretArn")?, SystemClock.now());
-    // The App secret holds both the key and Lob's secret, and each new version of it makes the last one AWSPREVIOUS.
-    // Whichever is changed, Lob's replaced secrets are carried over: otherwise two changes within 24 hours would drop
-    // one.
-    let of = SecretKind::LobSigning;
+    let now = SystemClock.now();
     if args.secret == STRIPE_KEY {
         if args.revoke {
             bail!(
@@ -193,7 +255,8 @@ async fn put_secret(args: &SecretsPutArgs, session: &StackSession) -> Result<()>
         let key = read_stripe_key(&session.secrets, &source, session.stack.is_live()).await?;
         let key = key.context("standard input has no key")?;
         try_key(session, &key).await?;
-        let members = [(SecretKind::StripeKey.member(), key)];
+        let (arn, of) = (session.stack.output("AppSecretArn")?, SecretKind::StripeKey);
+        let members = [(of.member(), key)];
         let put = change_members(&session.secrets, arn, of, &members, now).await;
         put.context("cannot put a key into the App secret: it must be a JSON object")?;
         print_notice(
@@ -202,6 +265,7 @@ async fn put_secret(args: &SecretsPutArgs, session: &StackSession) -> Result<()>
         return Ok(());
     }
     let provider: ProviderId = args.secret.parse()?;
+    let arn = session.stack.output("InboundSecretArn")?;
     let of = SecretKind::signing_of(provider);
     let what = format!("the signing secret from {}'s dashboard", provider.title());
     let members = [(of.member(), read_secret(&what)?)];

@@ -184,6 +184,7 @@ fn events_are_listed_shown_annotated_parked_and_released() {
         row["slot"] = json!("2026-11-21#0");
         row["open"] = json!("parked#0");
         row["payload_sha256"] = json!("of the payload");
+        row["seal"] = json!("of the event");
         insta::assert_snapshot!("events_show", format!("{row:#}"));
         assert!(
             row["payload"]["data"]["object"]

@@ -43,13 +43,15 @@ fn secrets_show_their_ages_and_are_rotated() {
             .collect();
         let secrets = [
             "AppSecret",
+            "InboundSecret",
+            "SealPublicSecret",
             "StripeWebhookSecret",
             "StripePlatformWebhookSecret",
         ];
         for (row, secret) in current.iter().zip(secrets) {
             let drift = match secret {
-                "AppSecret" => &Value::Null,
-                _ => &json!("none"),
+                "StripeWebhookSecret" | "StripePlatformWebhookSecret" => &json!("none"),
+                _ => &Value::Null,
             };
             assert_eq!(
                 (&row["secret"], &row["drift"]),
@@ -170,6 +172,9 @@ fn keys_are_put_from_standard_input_and_a_wrong_one_is_refused() {
         run_with_input(stage, "secrets put stripe-key", TEST_KEY)
             .await?
             .assert_exit(0, "stored;");
+        run_with_input(stage, put, LOB_SECRET)
+            .await?
+            .assert_exit(0, "stored;");
         run_billhook(stage, back)
             .await?
             .assert_exit(1, "the previous version has the same lob_webhook_secret");
@@ -177,15 +182,44 @@ fn keys_are_put_from_standard_input_and_a_wrong_one_is_refused() {
         run_with_input(stage, put, LOB_SECRET)
             .await?
             .assert_exit(0, "refused within 15 minutes");
-        let arn = world.stack.output("AppSecretArn")?;
-        let read = world
-            .aws
-            .secrets_manager()
-            .get_secret_value()
-            .secret_id(arn);
-        let stands: Value = serde_json::from_str(read.send().await?.secret_string().unwrap())?;
-        let stands = (&stands["stripe_secret_key"], &stands["lob_webhook_secret"]);
-        assert_eq!(stands, (&json!(TEST_KEY), &json!(LOB_SECRET)));
+        let read = async |output: &str| -> Result<Value> {
+            let read = world.aws.secrets_manager().get_secret_value();
+            let read = read.secret_id(world.stack.output(output)?).send().await?;
+            Ok(serde_json::from_str(read.secret_string().unwrap())?)
+        };
+        let keys = json!({ "stripe_secret_key": TEST_KEY });
+        let inbound = json!({ "lob_webhook_secret": LOB_SECRET, "previous": [] });
+        assert_eq!(read("AppSecretArn").await?, keys);
+        assert_eq!(read("InboundSecretArn").await?, inbound);
+
+        // Both in one, as an older release had it.
+        let both = json!({ "stripe_secret_key": TEST_KEY, "lob_webhook_secret": LOB_SECRET });
+        for (output, text) in [
+            ("AppSecretArn", both.to_string()),
+            ("InboundSecretArn", "{}".to_owned()),
+        ] {
+            let put = world.aws.secrets_manager().put_secret_value();
+            let put = put.secret_id(world.stack.output(output)?);
+            put.secret_string(text).send().await?;
+        }
+        let looked = run_billhook(stage, "doctor --read-only").await?;
+        assert!(
+            looked.stdout.contains("it also has lob_webhook_secret"),
+            "{}",
+            looked.stdout
+        );
+        run_billhook(stage, "secrets split")
+            .await?
+            .assert_exit(0, "Nothing was changed");
+        assert_eq!(read("AppSecretArn").await?, both);
+        run_billhook(stage, "secrets split --yes")
+            .await?
+            .assert_exit(0, "lob_webhook_secret is now in arn:");
+        assert_eq!(read("AppSecretArn").await?, keys);
+        assert_eq!(read("InboundSecretArn").await?, inbound);
+        run_billhook(stage, "secrets split --yes")
+            .await?
+            .assert_exit(0, "nothing that belongs elsewhere");
         Ok(())
     });
 }

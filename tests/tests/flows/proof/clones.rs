@@ -10,7 +10,9 @@ use aws_sdk_dynamodb::primitives::Blob;
 use aws_sdk_dynamodb::types::{PutRequest, WriteRequest};
 use billhook_core::ids::{EventId, ProviderId};
 use billhook_core::intake::index_keys::slot_of;
+use billhook_core::seal::EventSealer;
 use billhook_testkit::events::envelope;
+use billhook_tests::world::seal_row;
 use data_encoding::HEXLOWER;
 use flate2::Compression;
 use flate2::read::GzDecoder;
@@ -37,6 +39,7 @@ pub(super) struct OrderRows {
     pub(super) states: BTreeMap<String, Item>,
     /// By the event's id.
     pub(super) events: BTreeMap<String, Item>,
+    sealer: Arc<EventSealer>,
 }
 
 impl OrderRows {
@@ -49,6 +52,7 @@ impl OrderRows {
             order: order.pop_first().unwrap().1,
             states: rows_of(world, "EntitiesTable", "entity", token).await?,
             events: rows_of(world, STRIPE, "event_id", token).await?,
+            sealer: world.event_sealer()?.sealer().await?,
         })
     }
 
@@ -67,13 +71,14 @@ impl OrderRows {
         rename_item(&mut order, &self.token, token);
         let mut events = rename(&self.events);
         for event in events.values_mut() {
-            complete_event(event, days);
+            complete_event(event, days, &self.sealer);
         }
         Self {
             token: token.to_owned(),
             order,
             states: rename(&self.states),
             events,
+            sealer: Arc::clone(&self.sealer),
         }
     }
 
@@ -168,6 +173,8 @@ fn rename_value(value: &mut AttributeValue, from: &str, to: &str) {
             }
         }
         AttributeValue::M(members) => rename_item(members, from, to),
+        // A seal, which is made anew.
+        AttributeValue::B(seal) if seal.as_ref().len() == 68 => {}
         AttributeValue::B(compressed) => {
             let mut payload = String::new();
             let mut reader = GzDecoder::new(compressed.as_ref());
@@ -196,7 +203,7 @@ fn payload_of(event: &Item) -> Vec<u8> {
 }
 
 /// Sets what follows from the payload, the id and the time of the arrival.
-fn complete_event(event: &mut Item, days: u64) {
+fn complete_event(event: &mut Item, days: u64, sealer: &EventSealer) {
     let payload = payload_of(event);
     let digest = ring::digest::digest(&ring::digest::SHA256, &payload);
     set_text(event, "payload_sha256", HEXLOWER.encode(digest.as_ref()));
@@ -207,6 +214,7 @@ fn complete_event(event: &mut Item, days: u64) {
     set_text(event, "received_at", received_at.to_string());
     let id = EventId::parse(text(event, "event_id")).unwrap();
     set_text(event, "slot", slot_of(received_at, &id));
+    seal_row(ProviderId::Stripe, event, &payload, sealer).unwrap();
 }
 
 /// Puts these rows into a table.

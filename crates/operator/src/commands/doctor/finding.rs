@@ -12,7 +12,9 @@ pub(super) fn signing_secret_fix(provider: ProviderId) -> String {
         SecretHolder::EndpointSecrets => format!(
             "billhook secrets put stripe-key, then: billhook secrets rotate {provider} --yes"
         ),
-        SecretHolder::AppSecret => format!("billhook secrets put {provider}"),
+        SecretHolder::InboundSecret | SecretHolder::AppSecret => {
+            format!("billhook secrets put {provider}")
+        }
     }
 }
 

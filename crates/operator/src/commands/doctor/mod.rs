@@ -22,6 +22,7 @@ use clap::Args;
 use serde_json::Value;
 
 use self::finding::{CheckFinding, signing_secret_fix};
+use crate::commands::secrets::list_misplaced_secrets;
 use crate::event_filter::EventFilter;
 use crate::exit::CommandExit;
 use crate::output::OutputWriter;
@@ -128,8 +129,22 @@ async fn check_secrets(session: &StackSession) -> Result<Vec<CheckFinding>> {
             fix,
         ));
     }
+    let misplaced = list_misplaced_secrets(session).await?;
+    let members: Vec<_> = misplaced.iter().map(|(_, of)| of.member()).collect();
+    findings.push(CheckFinding::from_check(
+        "the App secret has only what its functions need",
+        members.is_empty(),
+        match members.is_empty() {
+            true => "nothing else".to_owned(),
+            false => format!("it also has {}", members.join(", ")),
+        },
+        "billhook secrets split --yes",
+    ));
     let keys = STACK_ENDPOINTS.map(|(_, secret)| secret);
-    for key in keys.into_iter().chain(["AppSecretArn"]) {
+    for key in keys
+        .into_iter()
+        .chain(["AppSecretArn", "InboundSecretArn", "SealPublicSecretArn"])
+    {
         let arn = session.stack.output(key)?;
         let current = session.secrets.fetch(arn, SecretVersion::Current).await?;
         let Some(created_at) = current.and_then(|current| current.created_at) else {

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result};
 use billhook_adapters::clock::SystemClock;
-use billhook_adapters::dynamodb::events::read_stored_event;
 use billhook_core::entity::key::{PaymentKey, StateKey};
 use billhook_core::entity::{ENTITY_SCHEMAS, EntityKey};
 use billhook_core::ids::{EventId, OrderId, PaymentIntentId, PieceId, ProviderId, TenantId};
@@ -89,8 +88,8 @@ impl TraceSearch {
             let summary = EventSummary::from_item(provider, &item)
                 .context("the row is not an event of billhook")?;
             let rules = session.stack.interpret_rules()?;
-            let facts =
-                read_stored_event(&item).and_then(|kept| read_event_facts(&rules, provider, &kept));
+            let kept = session.read_event(provider, &item).await?;
+            let facts = kept.and_then(|kept| read_event_facts(&rules, provider, &kept));
             self.events
                 .insert(id.clone(), TracedEvent { summary, facts });
         }
