@@ -14,7 +14,9 @@ use billhook_adapters::clock::SystemClock;
 use billhook_adapters::config::{EnvLookup, SecretLocation, SecretSource};
 use billhook_adapters::dynamodb::attributes::Item;
 use billhook_adapters::dynamodb::events::read_event_record;
-use billhook_adapters::secrets::{EventSealerCache, SealKeyCache, SecretsManager};
+use billhook_adapters::dynamodb::ledger::{LedgerSeals, StateSealCheck};
+use billhook_adapters::dynamodb::state_seal::seal_state;
+use billhook_adapters::secrets::{EventSealerCache, SecretsManager};
 use billhook_core::ids::ProviderId;
 use billhook_core::ports::Clock as _;
 use billhook_core::seal::{EventSealer, SealedEvent};
@@ -113,16 +115,24 @@ impl World {
         Ok(EventSealerCache::new(source, secrets, SystemClock))
     }
 
-    /// The public keys that check the seals of the stack's events.
-    pub fn seal_keys(&self) -> Result<Arc<SealKeyCache<SecretsManager>>> {
-        let source = SecretSource {
-            variable: "SEAL_PUBLIC_ARN".to_owned(),
-            location: SecretLocation::Arn(self.stack.output("SealPublicSecretArn")?.to_owned()),
+    /// The keys of the stack's seals, as a function reads them.
+    pub fn ledger_seals(&self) -> Result<LedgerSeals> {
+        let source = |output: &str| {
+            let location = SecretLocation::Arn(self.stack.output(output)?.to_owned());
+            let variable = output.to_owned();
+            anyhow::Ok(SecretSource { variable, location })
         };
-        Ok(Arc::new(SealKeyCache::new(
-            source,
-            SecretsManager::new(&self.aws),
-        )))
+        let secrets = SecretsManager::new(&self.aws);
+        let (events, states) = (
+            source("SealPublicSecretArn")?,
+            source("StateSealSecretArn")?,
+        );
+        Ok(LedgerSeals::new(
+            &secrets,
+            events,
+            states,
+            StateSealCheck::Required,
+        ))
     }
 
     /// Updates the stack with changes to its parameters.
@@ -261,6 +271,17 @@ impl World {
         )?;
         let put = self.aws.dynamodb().put_item();
         let put = put.table_name(self.stack.output(table)?);
+        put.set_item(Some(item)).send().await?;
+        Ok(())
+    }
+
+    /// Stores a state's row with a genuine seal, as a worker does.
+    pub async fn put_state(&self, row: Value) -> Result<()> {
+        let mut item: Item = serde_dynamo::to_item(row)?;
+        let keys = self.ledger_seals()?.states.keys_for([]).await?;
+        seal_state(&mut item, &keys);
+        let put = self.aws.dynamodb().put_item();
+        let put = put.table_name(self.stack.output("EntitiesTable")?);
         put.set_item(Some(item)).send().await?;
         Ok(())
     }

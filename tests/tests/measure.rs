@@ -96,6 +96,7 @@ impl Stage {
             ("LOB_EVENTS_QUEUE_URL", "LobEventsQueueUrl"),
             ("APP_SECRETS_ARN", "AppSecretArn"),
             ("SEAL_PUBLIC_ARN", "SealPublicSecretArn"),
+            ("STATE_SEAL_ARN", "StateSealSecretArn"),
             // Only `reconcile` seals.
             ("SEAL_ARN", "SealPublicSecretArn"),
         ] {

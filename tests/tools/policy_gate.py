@@ -85,6 +85,7 @@ GROUP_OF = {
     "secrets rollback --yes": "repairer",
     "secrets rotate": "on-call",
     "secrets rotate --yes": "repairer",
+    "secrets split": "repairer",
     "secrets status": "on-call",
     "send lob": "repairer",
     "send stripe": "repairer",
@@ -130,6 +131,7 @@ UNRECORDED = {
 ROLE = "arn:aws:iam::<Account>:role/<Stack>-{id}-1"
 ANY_ROLE = "arn:aws:iam::<Account>:role/<Stack>-Role-1"
 FUNCTION = "arn:aws:lambda:<Region>:<Account>:function:<AppName>-<Env>-worker"
+CUSTOM_RESOURCE = ("lambda: InvokeFunction", "arn:aws:lambda:<Region>:<Account>:function:<AppName>-<Env>-webhook-secret")
 STAGE = "arn:aws:apigateway:<Region>::/restapis/a1/stages/v1"
 WAF = "arn:aws:wafv2:<Region>:<Account>:regional"
 ALL = "*"
@@ -237,7 +239,9 @@ NEEDS = {
         (
             "secretsmanager: CreateSecret DeleteSecret DescribeSecret GetSecretValue TagResource UntagResource UpdateSecret",
             "arn:aws:secretsmanager:<Region>:<Account>:secret:{name}-a1b2c3",
-        )
+        ),
+        # For a secret that is made at random.
+        ("secretsmanager: GetRandomPassword", ALL),
     ],
     "AWS::WAFv2::IPSet": [
         ("wafv2: CreateIPSet DeleteIPSet GetIPSet ListTagsForResource UpdateIPSet", f"{WAF}/ipset/{{name}}/1")
@@ -261,9 +265,8 @@ NEEDS = {
         ("apigateway: SetWebACL", STAGE),
     ],
     # CloudFormation invokes the function with the permissions of the caller, or of the stack's service role.
-    "Custom::StripeWebhookEndpoint": [
-        ("lambda: InvokeFunction", "arn:aws:lambda:<Region>:<Account>:function:<AppName>-<Env>-webhook-secret")
-    ],
+    "Custom::SealKeys": [CUSTOM_RESOURCE],
+    "Custom::StripeWebhookEndpoint": [CUSTOM_RESOURCE],
 }
 # What `sam deploy` and stack.py call themselves.
 STACK = "arn:aws:cloudformation:<Region>:<Account>:stack/<Stack>/1"

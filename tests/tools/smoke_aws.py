@@ -57,7 +57,7 @@ FIREWALL_MONTH, FIREWALL_RULE_MONTH, SECRET_MONTH, HOURS_OF_MONTH = 5, 1, 0.40, 
 # Findings of `billhook doctor` that a stack of this script has in any case.
 TOLERATED = ["the alarm topic has a subscriber"]
 # What it finds as long as no key is stored.
-KEPT_SECRETS = ["App", "Inbound", "SealPublic"]
+KEPT_SECRETS = ["App", "Inbound", "SealPublic", "StateSeal"]
 WITHOUT_LOB = ["lob signing secret", "lob test event is accepted"]
 WITHOUT_STRIPE = [
     "Stripe key is stored and of the right mode", "stripe signing secret", "stripe test event is accepted",
@@ -635,10 +635,10 @@ class Smoke:
         alarms = sum(resource["Type"] == "AWS::CloudWatch::Alarm" for resource in resources.values())
         firewall = (FIREWALL_MONTH + FIREWALL_RULE_MONTH * rules) * hours / HOURS_OF_MONTH
         firewall = firewall if self.parameters["Waf"] == "true" else 0
-        stored = 6 * SECRET_MONTH * hours / HOURS_OF_MONTH
+        stored = 7 * SECRET_MONTH * hours / HOURS_OF_MONTH
         return (
             "an estimate and not a bill, by the list prices of docs/cost.md, if AWS prorates them by the hour "
-            f"({hours} h): firewall with at most {rules} rules ${firewall:.3f}, six secrets ${stored:.3f}; each delivery is "
+            f"({hours} h): firewall with at most {rules} rules ${firewall:.3f}, seven secrets ${stored:.3f}; each delivery is "
             f"less than a hundredth of a cent. Not counted, because docs/cost.md has no price for them: {alarms} alarms, the "
             "custom metrics, point-in-time recovery, the packages in S3."
         )

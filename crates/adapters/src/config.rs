@@ -165,6 +165,8 @@ pub struct WorkerConfig {
     pub events_table: String,
     /// The public keys that check the events' seals.
     pub seal_keys: SecretSource,
+    /// The key of the states' seals.
+    pub state_seal: SecretSource,
     /// `ENTITIES_TABLE`
     pub entities_table: String,
     /// Of the kinds that the provider's events change.
@@ -183,6 +185,7 @@ impl WorkerConfig {
         let environment = read.environment();
         let config = Self {
             seal_keys: read.seal_keys(&environment),
+            state_seal: read.state_seal(&environment),
             environment,
             events_table: read.required(&provider.variable("EVENTS_TABLE")),
             entities_table: read.required("ENTITIES_TABLE"),
@@ -215,6 +218,8 @@ pub struct CleanupConfig {
     pub sealer: SecretSource,
     /// The public keys that check the events' seals.
     pub seal_keys: SecretSource,
+    /// The key of the states' seals.
+    pub state_seal: SecretSource,
     /// `STRIPE_SECRET_KEY` if it is set, else `APP_SECRETS_ARN`.
     pub stripe_key: SecretSource,
     /// `CLEANUP_FAILED_PAYMENT_MINUTES`: how long ago the last attempt must have failed before the order is cancelled.
@@ -239,6 +244,7 @@ impl CleanupConfig {
             queue_urls: read.queue_urls(),
             sealer: read.sealer(&environment),
             seal_keys: read.seal_keys(&environment),
+            state_seal: read.state_seal(&environment),
             stripe_key: read.stripe_key(&environment),
             // At most 30 days, because Stripe lists events for 30 days.
             failed_payment_age: Duration::from_secs(
@@ -571,6 +577,11 @@ impl<'a> EnvReader<'a> {
         self.required_secret(environment, "SEAL_PUBLIC_ARN", "SEAL_PUBLIC_KEYS")
     }
 
+    /// `STATE_SEAL_ARN`, the secret with the key of the states' seals, or `STATE_SEAL_KEYS`.
+    fn state_seal(&mut self, environment: &EnvironmentConfig) -> SecretSource {
+        self.required_secret(environment, "STATE_SEAL_ARN", "STATE_SEAL_KEYS")
+    }
+
     fn required_secret(
         &mut self,
         environment: &EnvironmentConfig,
@@ -744,8 +755,10 @@ mod tests {
                     | "ORDER_ID_KEYS"
                     | "ORDER_ID_PATTERN" => String::new(),
                     queue if queue.ends_with("_QUEUE_URL") => "https://x/q.fifo".to_owned(),
-                    "APP_SECRETS_ARN" | "SEAL_ARN" | "SEAL_PUBLIC_ARN" => "arn:app".to_owned(),
-                    "SEAL_PRIVATE_KEY" | "SEAL_PUBLIC_KEYS" => String::new(),
+                    "APP_SECRETS_ARN" | "SEAL_ARN" | "SEAL_PUBLIC_ARN" | "STATE_SEAL_ARN" => {
+                        "arn:app".to_owned()
+                    }
+                    "SEAL_PRIVATE_KEY" | "SEAL_PUBLIC_KEYS" | "STATE_SEAL_KEYS" => String::new(),
                     _ => "x".to_owned(),
                 })
             };
@@ -866,7 +879,7 @@ mod tests {
         let faults = combine_faults::<(), ()>(Err(error), Err(other))
             .unwrap_err()
             .faults;
-        assert_eq!(faults.len(), 14);
+        assert_eq!(faults.len(), 15);
     }
 
     #[test]

@@ -159,8 +159,9 @@ mod tests {
                     | "ORDER_ID_KEYS"
                     | "ORDER_ID_PATTERN"
                     | "MAX_RECEIVES"
-                    | "SEAL_PUBLIC_KEYS" => None,
-                    "SEAL_PUBLIC_ARN" => Some("arn:seal".to_owned()),
+                    | "SEAL_PUBLIC_KEYS"
+                    | "STATE_SEAL_KEYS" => None,
+                    "SEAL_PUBLIC_ARN" | "STATE_SEAL_ARN" => Some("arn:seal".to_owned()),
                     _ if name.starts_with("AWS_ENDPOINT_URL") => None,
                     _ => Some("x".to_owned()),
                 }),

@@ -5,12 +5,17 @@
 //! stores events has the private key ([`EventSealer`]); whoever applies them has the public keys ([`SealPublicKeys`])
 //! and cannot seal. Not covered: what happens to an event later (`processing_outcome` and so on), and that a row still
 //! exists. `docs/runbook/tampered.md` says what follows.
+//!
+//! The states of entities are written by those who read them, so their seal is a message authentication code (HMAC) with
+//! one key for both ([`StateSealKeys`]).
 
 use data_encoding::BASE64;
+use hmac::{Hmac, KeyInit as _, Mac as _};
 use ring::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use sha2::{Digest as _, Sha256};
 
 use crate::ids::ProviderId;
 use crate::intake::inbox::EventRecord;
@@ -96,7 +101,8 @@ impl EventSealer {
     }
 
     pub fn seal(&self, event: &SealedEvent<'_>) -> Vec<u8> {
-        let mut seal = self.public_key()[..KEY_ID_BYTES].to_vec();
+        let id: [u8; KEY_ID_BYTES] = first_bytes(&self.public_key());
+        let mut seal = id.to_vec();
         seal.extend(self.0.sign(&event.encode()).as_ref());
         seal
     }
@@ -200,6 +206,95 @@ fn split_seal(seal: &[u8]) -> Option<(&[u8], &[u8])> {
     (parts.1.len() == SIGNATURE_BYTES).then_some(parts)
 }
 
+/// Bytes of the message authentication code in a state's seal. Half of SHA-256 (RFC 2104, section 5): a seal is a part of
+/// every write.
+const STATE_CODE_BYTES: usize = 16;
+
+/// The keys of the states' seals: the one that seals, and replaced ones, which still prove.
+#[derive(Debug)]
+pub struct StateSealKeys {
+    /// Never empty; the one that seals first.
+    keys: Vec<StateSealKey>,
+}
+
+#[derive(Debug)]
+struct StateSealKey {
+    id: [u8; KEY_ID_BYTES],
+    secret: SecretString,
+}
+
+impl StateSealKeys {
+    /// From the text of the secret `StateSeal`; `None` if no key is stored in it yet.
+    pub fn parse(text: &str) -> Result<Option<Self>, InvalidSealKey> {
+        let stored: StoredStateKeys = parse_document(text)?;
+        let Some(key) = stored.key else {
+            return Ok(None);
+        };
+        let keys = [key].into_iter().chain(stored.previous);
+        let keys = keys.map(|secret| {
+            // A shorter one can be guessed.
+            if secret.len() < KEY_BYTES {
+                return Err(InvalidSealKey::TooShort);
+            }
+            let digest: [u8; 32] = Sha256::digest(secret.as_bytes()).into();
+            let id = first_bytes(&digest);
+            let secret = SecretString::from(secret);
+            Ok(StateSealKey { id, secret })
+        });
+        let keys = keys.collect::<Result<Vec<_>, _>>()?;
+        Ok(Some(Self { keys }))
+    }
+
+    pub fn seal(&self, state: &[u8]) -> Vec<u8> {
+        let key = self.keys.first();
+        let seal = key.map(|key| [&key.id[..], &key.code(state)].concat());
+        seal.unwrap_or_default()
+    }
+
+    /// Also true where no key could make the seal genuine: newer keys change nothing then.
+    pub fn knows_key_of(&self, seal: Option<&[u8]>) -> bool {
+        let Some((id, _)) = seal.and_then(|seal| seal.split_at_checked(KEY_ID_BYTES)) else {
+            return true;
+        };
+        self.keys.iter().any(|key| key.id == id)
+    }
+
+    pub fn proves(&self, state: &[u8], seal: Option<&[u8]>) -> bool {
+        let Some((id, code)) = seal.and_then(|seal| seal.split_at_checked(KEY_ID_BYTES)) else {
+            return false;
+        };
+        let mut named = self.keys.iter().filter(|key| key.id == id);
+        named.any(|key| key.proves(state, code))
+    }
+}
+
+impl StateSealKey {
+    fn code(&self, state: &[u8]) -> [u8; STATE_CODE_BYTES] {
+        let mac = self.mac(state);
+        let code = mac.map(|mac| <[u8; 32]>::from(mac.finalize().into_bytes()));
+        first_bytes(&code.unwrap_or_default())
+    }
+
+    /// In constant time.
+    fn proves(&self, state: &[u8], code: &[u8]) -> bool {
+        let is_whole = code.len() == STATE_CODE_BYTES;
+        let mac = self.mac(state).filter(|_| is_whole);
+        mac.is_some_and(|mac| mac.verify_truncated_left(code).is_ok())
+    }
+
+    /// Never `None`: a key of HMAC may have any length.
+    fn mac(&self, state: &[u8]) -> Option<Hmac<Sha256>> {
+        let key = self.secret.expose_secret().as_bytes();
+        let mut mac = Hmac::<Sha256>::new_from_slice(key).ok()?;
+        mac.update(state);
+        Some(mac)
+    }
+}
+
+fn first_bytes<const N: usize>(bytes: &[u8; 32]) -> [u8; N] {
+    std::array::from_fn(|at| bytes.get(at).copied().unwrap_or_default())
+}
+
 /// Never contains the text, which may be the private key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidSealKey {
@@ -207,6 +302,15 @@ pub enum InvalidSealKey {
     NotADocument,
     #[error("{member} must be {KEY_BYTES} bytes in base64")]
     NotAKey { member: &'static str },
+    #[error("a key must have at least {KEY_BYTES} characters")]
+    TooShort,
+}
+
+#[derive(Default, Deserialize)]
+struct StoredStateKeys {
+    key: Option<String>,
+    #[serde(default)]
+    previous: Vec<String>,
 }
 
 #[derive(Default, Deserialize, Serialize)]
@@ -234,6 +338,8 @@ fn parse_key(member: &'static str, text: &str) -> Result<[u8; KEY_BYTES], Invali
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
     use crate::ids::{AccountId, EventId};
     use crate::outcome::EventOutcome;
@@ -354,6 +460,34 @@ mod tests {
             keys.verify(&of(&sealed), Some(&forged)),
             SealVerdict::Forged
         );
+    }
+
+    #[test]
+    fn a_states_seal_proves_the_state_alone_also_after_a_rotation() {
+        let (first, second) = ("a".repeat(64), "b".repeat(64));
+        let keys = |text: Value| StateSealKeys::parse(&text.to_string()).unwrap();
+        let before = keys(json!({ "key": first })).unwrap();
+        let after = keys(json!({ "key": second, "previous": [first] })).unwrap();
+        let seal = before.seal(b"state");
+        assert_eq!(seal.len(), KEY_ID_BYTES + STATE_CODE_BYTES);
+        for keys in [&before, &after] {
+            assert!(keys.proves(b"state", Some(&seal)) && keys.knows_key_of(Some(&seal)));
+            assert!(!keys.proves(b"stata", Some(&seal)));
+            for at in 0..seal.len() {
+                let mut broken = seal.clone();
+                broken[at] ^= 1;
+                assert!(!keys.proves(b"state", Some(&broken)), "byte {at}");
+            }
+            for part in [None, Some(&seal[..4]), Some(&seal[..19]), Some(&[][..])] {
+                assert!(!keys.proves(b"state", part), "{part:?}");
+            }
+        }
+        let newer = after.seal(b"state");
+        assert!(after.proves(b"state", Some(&newer)) && !before.knows_key_of(Some(&newer)));
+        assert!(keys(json!({})).is_none());
+        let short = StateSealKeys::parse(r#"{"key":"canary"}"#).unwrap_err();
+        assert_eq!(short, InvalidSealKey::TooShort);
+        assert!(!format!("{before:?}").contains("aaaa"));
     }
 
     #[test]

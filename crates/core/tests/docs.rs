@@ -154,6 +154,7 @@ fn describe(columns: &[EntityColumn], guarded: &[&str]) -> Vec<Vec<String>> {
             ColumnType::TextSet => "SS",
             ColumnType::List => "L",
             ColumnType::Map => "M",
+            ColumnType::Bytes => "B",
             ColumnType::Other => "?",
         };
         let owner = match column.owner {

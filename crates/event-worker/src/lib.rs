@@ -5,15 +5,14 @@
 //! `billhook_core::entity` derives states, and `billhook_adapters::dynamodb::ledger` reads and writes rows.
 
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use billhook_adapters::batch::{CONNECTIONS, handle_batch};
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::config::WorkerConfig;
-use billhook_adapters::dynamodb::ledger::{DynamoLedger, TableNames};
+use billhook_adapters::dynamodb::ledger::{DynamoLedger, LedgerSeals, StateSealCheck, TableNames};
 use billhook_adapters::lambda::{run_function, serve_events};
 use billhook_adapters::report::report_fallback_scan;
-use billhook_adapters::secrets::{SealKeyCache, SecretsManager};
+use billhook_adapters::secrets::SecretsManager;
 use billhook_core::ids::ProviderId;
 use billhook_core::provider::interpret::InterpretRules;
 use billhook_core::worker::batch::Worker;
@@ -25,13 +24,13 @@ pub fn run_worker(function: &'static str, provider: ProviderId) -> ExitCode {
         function,
         move |lookup| WorkerConfig::from_env(provider, lookup),
         async move |config, aws| {
-            let seal_keys = SealKeyCache::new(config.seal_keys, SecretsManager::new(&aws));
-            let seal_keys = Arc::new(seal_keys);
-            // A failure here does not stop the start; the first batch tries again.
-            join(aws.warm(CONNECTIONS, 0), seal_keys.keys_for([]))
-                .await
-                .1
-                .ok();
+            let seals = LedgerSeals::new(
+                &SecretsManager::new(&aws),
+                config.seal_keys,
+                config.state_seal,
+                StateSealCheck::Required,
+            );
+            join(aws.warm(CONNECTIONS, 0), seals.warm()).await;
             let receives_max = config.receives_max;
             let tables = TableNames {
                 events: config.events_table,
@@ -48,7 +47,7 @@ pub fn run_worker(function: &'static str, provider: ProviderId) -> ExitCode {
                 ledger: DynamoLedger::new(
                     aws.dynamodb().clone(),
                     tables,
-                    seal_keys,
+                    seals,
                     SystemClock,
                     report_fallback_scan,
                 ),

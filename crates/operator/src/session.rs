@@ -1,7 +1,7 @@
 //! A session with a deployed stack: AWS clients, the stack's outputs, and the identity of the operator for the audit
 //! trail.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
 use anyhow::{Context as _, Result, bail};
 use aws_config::{BehaviorVersion, Region};
@@ -13,8 +13,8 @@ use billhook_adapters::config::{SecretLocation, SecretSource};
 use billhook_adapters::dynamodb::attributes::Item;
 use billhook_adapters::dynamodb::events::{read_seal, read_stored_event};
 use billhook_adapters::dynamodb::index::FallbackScan;
-use billhook_adapters::dynamodb::ledger::{DynamoLedger, TableNames};
-use billhook_adapters::secrets::{SealKeyCache, SecretsManager, load_document};
+use billhook_adapters::dynamodb::ledger::{DynamoLedger, LedgerSeals, StateSealCheck, TableNames};
+use billhook_adapters::secrets::{SecretsManager, load_document};
 use billhook_adapters::sqs::{EventQueues, FifoQueue};
 use billhook_core::endpoint::secret::{SecretHolder, SecretKind};
 use billhook_core::entity::ENTITY_SCHEMAS;
@@ -39,7 +39,7 @@ pub(crate) struct StackSession {
     pub(crate) secrets_manager: aws_sdk_secretsmanager::Client,
     pub(crate) secrets: SecretsManager,
     pub(crate) aws: SignedAwsClient,
-    seal_keys: OnceLock<Arc<SealKeyCache<SecretsManager>>>,
+    seals: OnceLock<LedgerSeals>,
     sts: aws_sdk_sts::Client,
 }
 
@@ -77,7 +77,7 @@ impl StackSession {
             secrets: SecretsManager::new(&clients),
             sts: aws_sdk_sts::Client::new(&config),
             aws: client,
-            seal_keys: OnceLock::new(),
+            seals: OnceLock::new(),
         })
     }
 
@@ -168,22 +168,28 @@ impl StackSession {
         Ok(DynamoLedger::new(
             self.dynamodb.clone(),
             tables,
-            self.seal_keys()?,
+            self.seals()?,
             SystemClock,
             // A command of an operator must not raise the functions' alarm.
             announce_fallback_scan,
         ))
     }
 
-    /// The public keys that check the seals of events, read once.
-    fn seal_keys(&self) -> Result<Arc<SealKeyCache<SecretsManager>>> {
-        let location = SecretLocation::Arn(self.stack.output("SealPublicSecretArn")?.to_owned());
-        let source = SecretSource {
-            variable: "SealPublicSecretArn".to_owned(),
-            location,
+    /// The keys that check seals, read once. Who may not read the key of the states' seals sees states unchecked, and can
+    /// write none.
+    fn seals(&self) -> Result<LedgerSeals> {
+        let source = |output: &str| {
+            let location = SecretLocation::Arn(self.stack.output(output)?.to_owned());
+            let variable = output.to_owned();
+            anyhow::Ok(SecretSource { variable, location })
         };
-        let cache = || Arc::new(SealKeyCache::new(source, self.secrets.clone()));
-        Ok(Arc::clone(self.seal_keys.get_or_init(cache)))
+        let (events, states) = (
+            source("SealPublicSecretArn")?,
+            source("StateSealSecretArn")?,
+        );
+        let check = StateSealCheck::IfReadable;
+        let read = || LedgerSeals::new(&self.secrets, events, states, check);
+        Ok(self.seals.get_or_init(read).clone())
     }
 
     /// The event in a row, with its payload if its seal is genuine.
@@ -192,7 +198,7 @@ impl StackSession {
         provider: ProviderId,
         row: &Item,
     ) -> Result<Option<StoredEvent>> {
-        let keys = self.seal_keys()?.keys_for([read_seal(row)]).await?;
+        let keys = self.seals()?.events.keys_for([read_seal(row)]).await?;
         Ok(read_stored_event(provider, row, &keys))
     }
 

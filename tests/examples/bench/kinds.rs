@@ -251,6 +251,7 @@ impl World {
             ("INBOUND_SECRETS_ARN", "arn:inbound"),
             ("SEAL_ARN", "arn:seal"),
             ("SEAL_PUBLIC_ARN", "arn:seal-public"),
+            ("STATE_SEAL_ARN", "arn:state-seal"),
             ("STRIPE_WEBHOOK_SECRET_ARN", "arn:stripe"),
             ("STRIPE_PLATFORM_WEBHOOK_SECRET_ARN", "arn:platform"),
             ("AWS_ENDPOINT_URL", endpoint),

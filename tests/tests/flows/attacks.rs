@@ -170,3 +170,99 @@ async fn delete_event(world: &World, attacker: &AwsClients, id: &str) -> Result<
     delete.key("event_id", text(id)).send().await?;
     Ok(())
 }
+
+#[test]
+fn a_state_that_a_writer_of_the_table_changes_moves_no_order() {
+    flow(true, async |stage| {
+        let world = &stage.world;
+        let now = world.now_s();
+        for id in ["ord_state", "ord_swapped", "ord_older"] {
+            order(world, id, None).await?;
+            let of = &id["ord_".len()..];
+            let (event, intent) = (format!("evt_{of}"), format!("pi_{of}"));
+            let failed = intent_failed(&event, now, &intent, named(id), &format!("ch_{of}_1"));
+            world.stripe(&failed, 1).await?;
+            world.settled(STRIPE, "processed", &[&event]).await?;
+        }
+        let older = state(world, "order#ord_older").await?;
+        let paid = intent_succeeded("evt_older_p", now, "pi_older", named("ord_older"), 4200);
+        world.stripe(&paid, 1).await?;
+        world.settled(STRIPE, "processed", &["evt_older_p"]).await?;
+        let orders = async || -> Result<Vec<Value>> {
+            let mut rows = Vec::new();
+            for id in ["ord_state", "ord_swapped", "ord_older"] {
+                rows.push(world.order(id).await?);
+            }
+            Ok(rows)
+        };
+        let before = orders().await?;
+        let table = world.stack.output("EntitiesTable")?;
+        let attacker = world
+            .attacker(
+                "states",
+                &[json!({ "Effect": "Allow", "Action": "dynamodb:PutItem",
+                    "Resource": format!("arn:aws:dynamodb:*:*:table/{table}") })],
+            )
+            .await?;
+        let put = async |row: Item| -> Result<()> {
+            let put = attacker.dynamodb().put_item().table_name(table);
+            put.set_item(Some(row)).send().await?;
+            Ok(())
+        };
+        // What a paid order's state says, in the state of one that is not; with its own key, and with its own seal.
+        let mut bought = state(world, "payment#platform#pi_older").await?;
+        let unpaid = state(world, "payment#platform#pi_state").await?;
+        bought.insert("entity".to_owned(), text("payment#platform#pi_state"));
+        bought.insert("version".to_owned(), unpaid["version"].clone());
+        bought.insert("seal".to_owned(), unpaid["seal"].clone());
+        put(bought).await?;
+        let mut swapped = state(world, "order#ord_older").await?;
+        swapped.insert("entity".to_owned(), text("order#ord_swapped"));
+        put(swapped).await?;
+        // An older copy is genuine, but its row is ahead of it.
+        put(older).await?;
+
+        let mut events = Vec::new();
+        for of in ["state", "swapped", "older"] {
+            let (event, intent) = (format!("evt_{of}_n"), format!("pi_{of}"));
+            let order = named(&format!("ord_{of}"));
+            let next = intent_failed(&event, now + 1, &intent, order, &format!("ch_{of}_2"));
+            world.stripe(&next, 1).await?;
+            events.push(event);
+        }
+        for (id, reason) in events.iter().zip(["tampered", "tampered", "state_behind"]) {
+            world.settled(STRIPE, "parked", &[id]).await?;
+            let row = event(world, STRIPE, id).await?;
+            assert_eq!(row["processing_error"], reason, "{id}");
+        }
+        assert_eq!(orders().await?, before);
+        // docs/runbook/tampered.md: without its state the entity is made of its events again.
+        for (key, of) in [
+            ("payment#platform#pi_state", "state"),
+            ("order#ord_swapped", "swapped"),
+            ("order#ord_older", "older"),
+        ] {
+            scheduled::delete_row(world, "EntitiesTable", "entity", key).await?;
+            let rebuilt =
+                run_billhook(stage, &format!("rebuild ord_{of} --yes --reason tampered")).await?;
+            assert_eq!(rebuilt.code, 0, "{}{}", rebuilt.stdout, rebuilt.stderr);
+            let released = run_billhook(
+                stage,
+                &format!("events release evt_{of}_n --reason tampered"),
+            )
+            .await?;
+            assert_eq!(released.code, 0, "{}", released.stderr);
+            world
+                .settled(STRIPE, "processed", &[&format!("evt_{of}_n")])
+                .await?;
+        }
+        Ok(())
+    });
+}
+
+async fn state(world: &World, key: &str) -> Result<Item> {
+    let get = world.aws.dynamodb().get_item();
+    let get = get.table_name(world.stack.output("EntitiesTable")?);
+    let got = get.key("entity", text(key)).send().await?;
+    Ok(got.item.unwrap_or_default())
+}

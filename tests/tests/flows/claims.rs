@@ -62,16 +62,11 @@ fn a_destination_charge_for_another_tenant_is_parked_and_told() {
 /// As if the payment had been without a link for so long.
 async fn age_payment(world: &World, payment: &str, seconds: i64) -> Result<()> {
     let since = Timestamp::from_unix_s(world.now_s() - seconds)?.to_string();
-    let update = world
-        .aws
-        .dynamodb()
-        .update_item()
-        .table_name(world.stack.output("EntitiesTable")?)
-        .key("entity", AttributeValue::S(payment.to_owned()))
-        .update_expression("SET open_since = :since, open_at = :since")
-        .expression_attribute_values(":since", AttributeValue::S(since));
-    update.send().await?;
-    Ok(())
+    let row = world.row("EntitiesTable", "entity", payment).await?;
+    let mut row = row.unwrap();
+    row["open_since"] = json!(since);
+    row["open_at"] = json!(since);
+    world.put_state(row).await
 }
 
 #[test]

@@ -194,7 +194,7 @@ fn stacks_stand_beside_each_other_and_leave_only_what_is_kept() {
         let tables = tables.map(|table| format!("table {app}-{live_env}-{table} protected"));
         let mut kept = BTreeSet::from(tables);
         kept.insert(format!("table Orders-{live_env} protected"));
-        let secrets = ["App", "Inbound", "SealPublic"];
+        let secrets = ["App", "Inbound", "SealPublic", "StateSeal"];
         kept.extend(secrets.map(|name| format!("secret {app}/{live_env}/{name}")));
         let mut left = inventory(stage, &app)?;
         // The account's, by which other APIs may be logging.

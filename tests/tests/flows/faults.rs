@@ -386,7 +386,7 @@ fn an_edit_between_read_and_write_is_a_lost_race_whichever_column_it_is() {
         let ledger = DynamoLedger::new(
             world.aws.dynamodb().clone(),
             tables,
-            world.seal_keys()?,
+            world.ledger_seals()?,
             SystemClock,
             |_| (),
         );

@@ -224,7 +224,7 @@ fn parked_events_are_released_or_given_up_by_the_sweep() {
             .await?
             .unwrap();
         open["open_at"] = json!("2026-01-01T00:00:00.000Z");
-        world.put("EntitiesTable", open).await?;
+        world.put_state(open).await?;
         for job in ["sweep", "sweep-rows"] {
             delete_row(world, "JobsTable", "job_id", job).await?;
         }
@@ -384,7 +384,7 @@ fn the_proof_names_what_is_not_as_its_events_say_and_changes_nothing() {
         let mut damaged = sound.clone();
         let received = "/facts/money/payments/pi_proof/received/0/amount";
         *damaged.pointer_mut(received).unwrap() = json!(42);
-        world.put("EntitiesTable", damaged.clone()).await?;
+        world.put_state(damaged.clone()).await?;
         let after = prove_all(world).await?;
         let different = |ran: &Value| ran["different"].as_u64().unwrap();
         // The payment, and the order whose copy is right.
@@ -394,7 +394,7 @@ fn the_proof_names_what_is_not_as_its_events_say_and_changes_nothing() {
         let checkpoint = world.row("JobsTable", "job_id", "proof").await?.unwrap();
         assert!(checkpoint["created_s"].as_i64() >= Some(now));
         assert_eq!(checkpoint.get("after"), None);
-        world.put("EntitiesTable", sound).await?;
+        world.put_state(sound).await?;
         let mended = prove_all(world).await?;
         assert_eq!(different(&mended), different(&before), "{mended}");
         Ok(())
@@ -417,7 +417,7 @@ fn an_older_release_leaves_what_a_newer_one_wrote_and_the_sweep_finishes_it() {
         let schema = newer["schema"].clone();
         newer["schema"] = json!(99);
         newer["facts"]["mandates"] = json!({ "mandate_1": "active" });
-        world.put("EntitiesTable", newer.clone()).await?;
+        world.put_state(newer.clone()).await?;
         let before = world.order("ord_roll").await?;
 
         let refund = charge_refunded("evt_roll_r", now + 1, "ch_roll", Some("pi_roll"), 1000);
@@ -432,7 +432,7 @@ fn an_older_release_leaves_what_a_newer_one_wrote_and_the_sweep_finishes_it() {
 
         // The newer release is back: to it the number is its own.
         newer["schema"] = schema;
-        world.put("EntitiesTable", newer).await?;
+        world.put_state(newer).await?;
         age(world, "evt_roll_r", 11 * 60).await?;
         delete_row(world, "JobsTable", "job_id", "sweep").await?;
         run_task(world, &scheduled("sweep")).await?;

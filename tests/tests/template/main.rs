@@ -393,11 +393,17 @@ fn check_variables(template: &Value) {
     for provider in ProviderId::ALL {
         let read = |lookup: &EnvLookup<'_>| WorkerConfig::from_env(*provider, lookup);
         let function = format!("{}WorkerFunction", provider.title());
-        check_variables_of(template, &function, read, &["SEAL_PUBLIC_KEYS"]);
+        let local = ["SEAL_PUBLIC_KEYS", "STATE_SEAL_KEYS"];
+        check_variables_of(template, &function, read, &local);
     }
     let (read, local) = (
         CleanupConfig::from_env,
-        ["STRIPE_SECRET_KEY", "SEAL_PRIVATE_KEY", "SEAL_PUBLIC_KEYS"],
+        [
+            "STRIPE_SECRET_KEY",
+            "SEAL_PRIVATE_KEY",
+            "SEAL_PUBLIC_KEYS",
+            "STATE_SEAL_KEYS",
+        ],
     );
     check_variables_of(template, "CleanupFailedPaymentsFunction", read, &local);
     let read = WebhookSecretConfig::from_env;
@@ -522,6 +528,7 @@ fn check_outputs(template: &Value) {
         "AppSecretArn",
         "InboundSecretArn",
         "SealPublicSecretArn",
+        "StateSealSecretArn",
         "StripeWebhookSecretArn",
         "StripePlatformWebhookSecretArn",
         "WebhookIngressFunction",

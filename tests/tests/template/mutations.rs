@@ -37,10 +37,10 @@ const RESOURCES: &str = "/Resources/";
 /// What is wrong, the place below `Resources`, and what stands there instead; nothing is a removal.
 #[rustfmt::skip]
 const SEEDED: [(&str, &str, &str); 58] = [
-    ("any action", "StripeWorkerRole/Properties/Policies/0/PolicyDocument/Statement/4/Action", r#""dynamodb:*""#),
-    ("any resource", "StripeWorkerRole/Properties/Policies/0/PolicyDocument/Statement/4/Resource", r#""*""#),
-    ("any index", "LobWorkerRole/Properties/Policies/0/PolicyDocument/Statement/6/Resource", r#"{"!Sub":"${StatementsTable.Arn}/index/*"}"#),
-    ("everything but", "LobWorkerRole/Properties/Policies/0/PolicyDocument/Statement/6", r#"{"Effect":"Allow","NotAction":"iam:PassRole","Resource":{"!GetAtt":"StatementsTable.Arn"}}"#),
+    ("any action", "StripeWorkerRole/Properties/Policies/0/PolicyDocument/Statement/5/Action", r#""dynamodb:*""#),
+    ("any resource", "StripeWorkerRole/Properties/Policies/0/PolicyDocument/Statement/5/Resource", r#""*""#),
+    ("any index", "LobWorkerRole/Properties/Policies/0/PolicyDocument/Statement/7/Resource", r#"{"!Sub":"${StatementsTable.Arn}/index/*"}"#),
+    ("everything but", "LobWorkerRole/Properties/Policies/0/PolicyDocument/Statement/7", r#"{"Effect":"Allow","NotAction":"iam:PassRole","Resource":{"!GetAtt":"StatementsTable.Arn"}}"#),
     ("an administrator", "WebhookIngressRole/Properties/ManagedPolicyArns", r#"["arn:aws:iam::aws:policy/AdministratorAccess"]"#),
     ("a role for everybody", "WebhookIngressRole/Properties/AssumeRolePolicyDocument/Statement/0/Principal", r#""*""#),
     ("ingress writes secrets", "WebhookIngressRole/Properties/Policies/0/PolicyDocument/Statement/6/Action", r#""secretsmanager:PutSecretValue""#),
@@ -77,7 +77,7 @@ const SEEDED: [(&str, &str, &str); 58] = [
     ("a second orders table", "OrdersTable/Condition", ""),
     ("a table that may not be there", "StripeWorkerFunction/Properties/Environment/Variables/ORDERS_TABLE", r#"{"!Ref":"OrdersTable"}"#),
     ("another table adopted", "LobWorkerFunction/Properties/Environment/Variables/STATEMENTS_TABLE", r#"{"!If":["OwnStatementsTable",{"!Ref":"StatementsTable"},{"!Ref":"ExistingOrdersTableName"}]}"#),
-    ("every table adopted", "LobWorkerRole/Properties/Policies/0/PolicyDocument/Statement/6/Resource/!If/2", r#"{"!Sub":"arn:aws:dynamodb:us-east-1:1:table/${ExistingTenantsTableName}"}"#),
+    ("every table adopted", "LobWorkerRole/Properties/Policies/0/PolicyDocument/Statement/7/Resource/!If/2", r#"{"!Sub":"arn:aws:dynamodb:us-east-1:1:table/${ExistingTenantsTableName}"}"#),
     ("events for ever", "StripeEventsTable/Properties/TimeToLiveSpecification", ""),
     ("old TLS", "Api/Properties/SecurityPolicy", r#""TLS_1_0""#),
     ("bodies in a log", "Api/Properties/MethodSettings/0/DataTraceEnabled", "true"),

@@ -47,9 +47,12 @@ fn secrets_are_born_empty_and_reach_functions_by_their_arn() {
 
 pub(super) fn check_secrets(template: &Value) {
     let secrets = resources(template, "AWS::SecretsManager::Secret");
-    assert_eq!(secrets.len(), 6);
+    assert_eq!(secrets.len(), 7);
     for (name, secret) in secrets {
-        assert_eq!(secret["SecretString"], "{}", "{name}");
+        match &*name {
+            "StateSealSecret" => assert_eq!(secret["GenerateSecretString"]["PasswordLength"], 64),
+            _ => assert_eq!(secret["SecretString"], "{}", "{name}"),
+        }
         let own = json!({ "!GetAtt": format!("{name}.Id") });
         let parameter = format!("Existing{name}Arn");
         let arn = match template["Parameters"].get(&parameter) {
@@ -361,6 +364,7 @@ pub(super) fn check_parameters(template: &Value) {
         "ExistingInboundSecretArn",
         "ExistingOrdersTableName",
         "ExistingSealPublicSecretArn",
+        "ExistingStateSealSecretArn",
         "ExistingStatementsTableName",
         "ExistingStripePlatformWebhookSecretArn",
         "ExistingStripeWebhookSecretArn",

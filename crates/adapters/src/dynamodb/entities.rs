@@ -68,6 +68,7 @@ impl RowColumns for ItemColumns<'_> {
             AttributeValue::Ss(_) => ColumnType::TextSet,
             AttributeValue::L(_) => ColumnType::List,
             AttributeValue::M(_) => ColumnType::Map,
+            AttributeValue::B(_) => ColumnType::Bytes,
             _ => ColumnType::Other,
         })
     }

@@ -180,11 +180,11 @@ mod tests {
     use billhook_core::tasks::ports::FindFailedOrders as _;
     use billhook_core::worker::ports::{Ledger as _, TenantLookup};
 
+    use super::super::ledger::LedgerSeals;
     use super::super::ledger::{DynamoLedger, TableNames};
     use crate::aws::AwsClients;
     use crate::clock::SystemClock;
     use crate::config::EnvLookup;
-    use crate::secrets::SealKeyCache;
 
     const BACKFILLING: &str = r#"{"__type":"com.amazon.coral.validate#ValidationException","message":"Cannot read from backfilling global secondary index: X"}"#;
     const ONE_ROW: &str = r#"{"Count":1,"ScannedCount":1,"Items":[{"id":{"S":"ord_1"},"statement_id":{"S":"st_1"},"tenant_id":{"S":"ten_1"}}]}"#;
@@ -242,7 +242,7 @@ mod tests {
         let ledger = DynamoLedger::new(
             client,
             tables,
-            SealKeyCache::of_tests(),
+            LedgerSeals::of_tests(),
             SystemClock,
             |scan| {
                 let (provider, index, table) = (scan.provider, scan.index, scan.table);

@@ -18,7 +18,7 @@ use billhook_core::entity::key::StateKey;
 use billhook_core::entity::kind::EntityKind as _;
 use billhook_core::entity::projection::RowStanding;
 use billhook_core::entity::rules::RowRules;
-use billhook_core::entity::schema::{STATE_COLUMNS, STATE_KEY};
+use billhook_core::entity::schema::{STATE_COLUMNS, STATE_KEY, UnreadableRow, check_schema};
 use billhook_core::entity::statement::{PIECE_COLUMN, StatementKind};
 use billhook_core::entity::tenant::{ACCOUNT_COLUMN, AccountHits, TenantHit, TenantKind};
 use billhook_core::entity::{ENTITY_SCHEMAS, Entity, EntityKey, EntityUpdate};
@@ -26,14 +26,15 @@ use billhook_core::error::DependencyError;
 use billhook_core::ids::{AccountId, EventId, PaymentIntentId, PieceId, ProviderId, TenantId};
 use billhook_core::ports::Clock;
 use billhook_core::retry::Disposition;
+use billhook_core::seal::StateSealKeys;
 use billhook_core::time::Timestamp;
 use billhook_core::worker::ports::{
     ChangedColumn, CommitError, CommitPart, EntityWrite, Ledger, LoadedRows, StateWrite,
     StoredEvent, TenantLookup,
 };
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 
-use super::attributes::{self, Item, read_text, string_value};
+use super::attributes::{self, Item, read_integer, read_text, string_value};
 use super::batch_get::batch_get_rows;
 use super::entities::{
     ColumnUpdates, DynamoRow, WrittenRows, build_state, build_write, changed_columns, read_entity,
@@ -42,11 +43,12 @@ use super::entities::{
 use super::events::{build_event_update, load_event_items, read_seal, read_stored_event};
 use super::index::{ColumnIndex, ScanObserver};
 use super::pages::{FactPages, join_pages, named_pages, page_key, split_pages};
+use super::state_seal::{is_genuine, read_state_seal, seal_state};
 use super::tenants::read_account_notes;
 use super::update::UpdateBuilder;
 use super::{dependency_error, send_update};
-use crate::config::{ApplicationTables, table_variable};
-use crate::secrets::{SealKeyCache, SecretsManager};
+use crate::config::{ApplicationTables, SecretSource, table_variable};
+use crate::secrets::{SealKeyCache, SecretsError, SecretsManager, StateSealCache};
 
 /// A larger row is not written, and its event is parked as `entity_too_large`. DynamoDB's limit is 400 KB; the rest is
 /// for the application, whose own writes would fail if we filled the row.
@@ -91,13 +93,69 @@ impl TableNames {
     }
 }
 
+/// What proves that billhook wrote a row.
+#[derive(Clone, Debug)]
+pub struct LedgerSeals {
+    pub events: Arc<SealKeyCache<SecretsManager>>,
+    pub states: Arc<StateSealCache<SecretsManager>>,
+    pub check: StateSealCheck,
+}
+
+impl LedgerSeals {
+    pub fn new(
+        secrets: &SecretsManager,
+        events: SecretSource,
+        states: SecretSource,
+        check: StateSealCheck,
+    ) -> Self {
+        Self {
+            events: Arc::new(SealKeyCache::new(events, secrets.clone())),
+            states: Arc::new(StateSealCache::new(states, secrets.clone())),
+            check,
+        }
+    }
+
+    /// Reads the keys before the first rows need them. A failure is no failure: the first read tries again.
+    pub async fn warm(&self) {
+        let read = join(self.events.keys_for([]), self.states.keys_for([])).await;
+        drop(read);
+    }
+
+    /// One key, for tests.
+    #[cfg(test)]
+    pub(super) fn of_tests() -> Self {
+        use crate::aws::AwsClients;
+        use crate::config::{EnvLookup, SecretLocation};
+
+        let aws = AwsClients::from_env(&EnvLookup(&|name| {
+            (!name.contains("ENDPOINT")).then(|| "test".to_owned())
+        }));
+        let here = |value: &str| SecretSource {
+            variable: "test".to_owned(),
+            location: SecretLocation::Here(value.into()),
+        };
+        let key = format!(r#"{{"key":"{}"}}"#, "k".repeat(64));
+        let secrets = SecretsManager::new(&aws.unwrap());
+        Self::new(&secrets, here("{}"), here(&key), StateSealCheck::Required)
+    }
+}
+
+/// What happens where the key of the states' seals cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StateSealCheck {
+    /// Nothing is read.
+    Required,
+    /// States are read without a check, and cannot be written: for a person who may only read.
+    IfReadable,
+}
+
 #[derive(Debug)]
 pub struct DynamoLedger<C> {
     pub(super) client: Client,
     pub(super) tables: TableNames,
     pub(super) clock: C,
     pub(super) on_scan: ScanObserver,
-    seal_keys: Arc<SealKeyCache<SecretsManager>>,
+    seals: LedgerSeals,
     tenants: Mutex<HashMap<AccountId, (Timestamp, BTreeSet<TenantHit>)>>,
 }
 
@@ -105,7 +163,7 @@ impl<C: Clock> DynamoLedger<C> {
     pub fn new(
         client: Client,
         tables: TableNames,
-        seal_keys: Arc<SealKeyCache<SecretsManager>>,
+        seals: LedgerSeals,
         clock: C,
         on_scan: ScanObserver,
     ) -> Self {
@@ -114,7 +172,7 @@ impl<C: Clock> DynamoLedger<C> {
             tables,
             clock,
             on_scan,
-            seal_keys,
+            seals,
             tenants: Mutex::default(),
         }
     }
@@ -211,10 +269,11 @@ impl<C: Clock> DynamoLedger<C> {
         row: &DynamoRow,
         next: &EntityUpdate,
         now: Timestamp,
+        seal: &StateSealKeys,
     ) -> Result<Vec<TransactWriteItem>, CommitError> {
         let key = entity.key();
         let WrittenRows { columns, state } = build_write(entity, row, next, now)?;
-        let mut actions = self.state_actions(&key.clone().into(), Some(row), state)?;
+        let mut actions = self.state_actions(&key.clone().into(), Some(row), state, seal)?;
         let action = TransactWriteItem::builder();
         let projection = match columns {
             Some(columns) => action.update(self.projection_update(entity, row, columns)?),
@@ -230,7 +289,9 @@ impl<C: Clock> DynamoLedger<C> {
         key: &StateKey,
         row: Option<&DynamoRow>,
         mut state: Item,
+        seal: &StateSealKeys,
     ) -> Result<Vec<TransactWriteItem>, CommitError> {
+        seal_state(&mut state, seal);
         let none = FactPages::new();
         let known = row.map_or(&none, |row| &row.pages);
         let pages = split_pages(&mut state, known);
@@ -376,6 +437,14 @@ fn state_key(item: &Item) -> Option<StateKey> {
     read_text(item, STATE_KEY).and_then(StateKey::parse)
 }
 
+fn seal_error(doing: &str, error: SecretsError) -> DependencyError {
+    DependencyError {
+        doing: doing.to_owned(),
+        disposition: error.disposition(),
+        cause: error.into(),
+    }
+}
+
 fn missing_table(variable: &str) -> DependencyError {
     DependencyError {
         doing: "find the table".to_owned(),
@@ -416,12 +485,8 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
         ids: &BTreeSet<EventId>,
     ) -> Result<Vec<StoredEvent>, DependencyError> {
         let rows = load_event_items(&self.client, &self.tables.events, ids, None).await?;
-        let keys = self.seal_keys.keys_for(rows.iter().map(read_seal)).await;
-        let keys = keys.map_err(|error| DependencyError {
-            doing: "check the seals of events".to_owned(),
-            disposition: error.disposition(),
-            cause: error.into(),
-        })?;
+        let keys = self.seals.events.keys_for(rows.iter().map(read_seal)).await;
+        let keys = keys.map_err(|error| seal_error("check the seals of events", error))?;
         let read = |row| read_stored_event(provider, row, &keys);
         Ok(rows.iter().filter_map(read).collect())
     }
@@ -516,13 +581,15 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
     ) -> Result<(), CommitError> {
         let mut actions = Vec::new();
         let action = |update| TransactWriteItem::builder().update(update).build();
+        let seal = self.seals.states.keys_for([]).await;
+        let seal = seal.map_err(|error| seal_error("seal states", error))?;
         for part in parts {
             for EntityWrite { entity, row, next } in &part.entities {
-                actions.extend(self.entity_actions(entity, row, next, part.now)?);
+                actions.extend(self.entity_actions(entity, row, next, part.now, &seal)?);
             }
             for StateWrite { row, next, .. } in &part.states {
                 let state = build_state(*row, next)?;
-                actions.extend(self.state_actions(&next.key(), *row, state)?);
+                actions.extend(self.state_actions(&next.key(), *row, state, &seal)?);
             }
             for update in &part.events {
                 let events = &self.tables.events;
@@ -574,11 +641,26 @@ impl<C: Clock> DynamoLedger<C> {
             return Ok(None);
         };
         let mut pages_of = |key: &StateKey| pages.remove(key).unwrap_or_default();
+        let of_states = items
+            .iter()
+            .filter(|(table, _)| *table == self.tables.entities);
+        let seals = of_states.map(|(_, state)| read_state_seal(state));
+        let seal_keys = self.state_seal_keys(seals).await?;
+        let is_forged = |state: &Item| {
+            seal_keys
+                .as_ref()
+                .is_some_and(|keys| !is_genuine(state, keys))
+        };
         for (table, item) in items {
             if table == self.tables.entities {
                 let Some(key) = state_key(&item) else {
                     continue;
                 };
+                // A newer release may seal in another way.
+                if check_schema(read_integer(&item, "schema")).is_ok() && is_forged(&item) {
+                    rows.unreadable.insert(key, UnreadableRow::Tampered);
+                    continue;
+                }
                 let unreadable = match &key {
                     StateKey::Entity(key) => {
                         entities.entry(key.clone()).or_default().1 = Some(item);
@@ -613,6 +695,10 @@ impl<C: Clock> DynamoLedger<C> {
             }
         }
         for (key, (row, state)) in entities {
+            // Its state is not to be believed, and a row without a state would be a new entity.
+            if rows.unreadable.contains_key(&StateKey::Entity(key.clone())) {
+                continue;
+            }
             match read_entity(&key, &self.tables.rules, row, state) {
                 Ok((entity, mut row)) => {
                     row.pages = pages_of(&key.clone().into());
@@ -622,6 +708,20 @@ impl<C: Clock> DynamoLedger<C> {
             }
         }
         Ok(Some(rows))
+    }
+
+    /// None if the states are not checked.
+    async fn state_seal_keys(
+        &self,
+        seals: impl IntoIterator<Item = Option<&[u8]>>,
+    ) -> Result<Option<Arc<StateSealKeys>>, DependencyError> {
+        match (self.seals.states.keys_for(seals).await, self.seals.check) {
+            (Ok(keys), _) => Ok(Some(keys)),
+            (Err(_), StateSealCheck::IfReadable) => Ok(None),
+            (Err(error), StateSealCheck::Required) => {
+                Err(seal_error("check the seals of states", error))
+            }
+        }
     }
 
     /// Reads the pages of these states, and puts their facts back into them.
@@ -764,10 +864,15 @@ mod tests {
         DynamoLedger::new(
             Client::from_conf(config),
             TableNames::of_tests(),
-            SealKeyCache::of_tests(),
+            LedgerSeals::of_tests(),
             SystemClock,
             |_| (),
         )
+    }
+
+    fn seal_key() -> StateSealKeys {
+        let text = json!({ "key": "k".repeat(64) }).to_string();
+        StateSealKeys::parse(&text).unwrap().unwrap()
     }
 
     fn row(json: serde_json::Value) -> Item {
@@ -788,6 +893,9 @@ mod tests {
             .into_iter()
             .collect();
         let show = |value: &AttributeValue| {
+            if matches!(value, AttributeValue::B(_)) {
+                return "a seal".to_owned();
+            }
             let json: serde_json::Value =
                 serde_dynamo::from_attribute_value(value.clone()).unwrap();
             json.to_string()
@@ -824,7 +932,13 @@ mod tests {
         item: Item,
     ) -> Result<Vec<TransactWriteItem>, CommitError> {
         let (entity, row) = read_entity(key, &RowRules::default(), Some(item), None).unwrap();
-        ledger.entity_actions(&entity, &row, &entity.apply_facts(paid(), now()), now())
+        ledger.entity_actions(
+            &entity,
+            &row,
+            &entity.apply_facts(paid(), now()),
+            now(),
+            &seal_key(),
+        )
     }
 
     /// Both writes of an entity.
@@ -861,7 +975,7 @@ mod tests {
         let key = EntityKey::Order(OrderId::parse("ord_1").unwrap());
         let (entity, row) = read_entity(&key, rules, Some(row(columns)), None).unwrap();
         let next = entity.apply_facts(paid(), now());
-        let actions = ledger().entity_actions(&entity, &row, &next, now());
+        let actions = ledger().entity_actions(&entity, &row, &next, now(), &seal_key());
         shown(Ok(actions.unwrap().pop().unwrap().update.unwrap()))
     }
 
@@ -927,7 +1041,13 @@ mod tests {
         let item = row(json!({ "tenant_id": "ten_1", "stripe_connected_account_id": "acct_1" }));
         let (entity, row) = read_entity(&key, &RowRules::default(), Some(item), None).unwrap();
         let next = entity.apply_facts([account_updated()], now());
-        insta::assert_snapshot!(both(ledger().entity_actions(&entity, &row, &next, now())));
+        insta::assert_snapshot!(both(ledger().entity_actions(
+            &entity,
+            &row,
+            &next,
+            now(),
+            &seal_key()
+        )));
     }
 
     fn everything() -> Vec<StatedFacts> {
@@ -967,7 +1087,7 @@ mod tests {
 
             // The same facts once more change no column, so the application's row is only checked.
             let same = again.apply_facts(everything(), now());
-            let actions = ledger().entity_actions(&again, &loaded, &same, now());
+            let actions = ledger().entity_actions(&again, &loaded, &same, now(), &seal_key());
             let [state, projection] = <[_; 2]>::try_from(actions.unwrap()).unwrap();
             assert!(state.update.is_some() && projection.update.is_none());
             let check = projection.condition_check.unwrap();
@@ -988,7 +1108,7 @@ mod tests {
             })
             .collect();
         let next = entity.apply_facts(linked_facts(&refunds), now());
-        let actions = ledger().entity_actions(&entity, &loaded, &next, now());
+        let actions = ledger().entity_actions(&entity, &loaded, &next, now(), &seal_key());
         let [state, pages @ .., row] = &actions.unwrap()[..] else {
             panic!("the state's row and the application's");
         };
@@ -1066,7 +1186,7 @@ mod tests {
         let written: serde_json::Value = serde_dynamo::from_item(write.state).unwrap();
         assert_eq!(written["facts"], newer["facts"]);
         // An attribute of the row that we do not know is in no expression of ours.
-        let actions = ledger().entity_actions(&entity, &loaded, &next, now());
+        let actions = ledger().entity_actions(&entity, &loaded, &next, now(), &seal_key());
         let [state, _] = <[_; 2]>::try_from(actions.unwrap()).unwrap();
         let expression = state.update.unwrap().update_expression;
         assert!(!expression.contains("issued"), "{expression}");

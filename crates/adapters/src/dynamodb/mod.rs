@@ -17,6 +17,7 @@ pub mod ledger;
 mod list_states;
 mod open_states;
 mod pages;
+pub mod state_seal;
 pub mod tenants;
 mod unfinished_events;
 mod update;

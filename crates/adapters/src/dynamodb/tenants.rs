@@ -156,12 +156,12 @@ mod tests {
     use billhook_core::worker::ports::{Ledger as _, TenantLookup};
     use serde_json::{Value, json};
 
+    use super::super::ledger::LedgerSeals;
     use super::super::ledger::{DynamoLedger, TableNames};
     use super::*;
     use crate::aws::AwsClients;
     use crate::clock::SystemClock;
     use crate::config::EnvLookup;
-    use crate::secrets::SealKeyCache;
 
     /// Answers one connection with what `answer` says to each operation and its body, and tells what was asked.
     fn converse(
@@ -217,7 +217,7 @@ mod tests {
         let ledger = DynamoLedger::new(
             client,
             TableNames::of_tests(),
-            SealKeyCache::of_tests(),
+            LedgerSeals::of_tests(),
             SystemClock,
             |_| (),
         );

@@ -1,14 +1,16 @@
 //! Caches of the keys that seal stored events (`billhook_core::seal`), so that no delivery costs a call more.
 //!
-//! The private key is read at the start and every 5 minutes; while Secrets Manager cannot be read, the one that was read
-//! last still seals. The public keys are read at the start, and again when an event names a key that is not among them:
-//! after a rotation. `webhook-secret` makes and replaces the keys.
+//! The private key of events is read at the start and every 5 minutes; while Secrets Manager cannot be read, the one that was read
+//! last still seals. The public keys, and those of states, are read at the start, and again when a row names a key that
+//! is not among them: after a rotation. `webhook-secret` makes and replaces the keys.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use billhook_core::ports::Clock;
-use billhook_core::seal::{EventSealer, KEY_BYTES, SealPublicKeys, encode_private_key};
+use billhook_core::seal::{
+    EventSealer, KEY_BYTES, SealPublicKeys, StateSealKeys, encode_private_key,
+};
 use billhook_core::time::Timestamp;
 use secrecy::ExposeSecret as _;
 use tokio::sync::Mutex;
@@ -123,24 +125,45 @@ impl<F: FetchSecret> SealKeyCache<F> {
     }
 }
 
-#[cfg(test)]
-impl SealKeyCache<super::store::SecretsManager> {
-    /// Without a key, for tests that load no events.
-    pub(crate) fn of_tests() -> Arc<Self> {
-        use crate::aws::AwsClients;
-        use crate::config::EnvLookup;
+/// The keys of the states' seals, for those who read and write states.
+#[derive(Debug)]
+pub struct StateSealCache<F> {
+    fetch: F,
+    source: SecretSource,
+    read: Mutex<Option<Arc<StateSealKeys>>>,
+}
 
-        let aws = AwsClients::from_env(&EnvLookup(&|name| {
-            (!name.contains("ENDPOINT")).then(|| "test".to_owned())
-        }));
-        let source = SecretSource {
-            variable: "SEAL_PUBLIC_KEYS".to_owned(),
-            location: SecretLocation::Here("{}".into()),
-        };
-        Arc::new(Self::new(
+impl<F: FetchSecret> StateSealCache<F> {
+    pub fn new(source: SecretSource, fetch: F) -> Self {
+        let read = Mutex::default();
+        Self {
+            fetch,
             source,
-            super::store::SecretsManager::new(&aws.unwrap()),
-        ))
+            read,
+        }
+    }
+
+    /// As [`SealKeyCache::keys_for`].
+    pub async fn keys_for(
+        &self,
+        seals: impl IntoIterator<Item = Option<&[u8]>>,
+    ) -> Result<Arc<StateSealKeys>, SecretsError> {
+        let mut read = self.read.lock().await;
+        if let Some(keys) = &*read
+            && seals.into_iter().all(|seal| keys.knows_key_of(seal))
+        {
+            return Ok(Arc::clone(keys));
+        }
+        let text = read_text(&self.fetch, &self.source).await?;
+        let unusable = |fault: String| SecretsError::Unusable {
+            name: name_of(&self.source).to_owned(),
+            fault,
+        };
+        let keys = StateSealKeys::parse(&text).map_err(|error| unusable(error.to_string()))?;
+        let keys = keys.ok_or_else(|| unusable("no key is stored".to_owned()))?;
+        let keys = Arc::new(keys);
+        *read = Some(Arc::clone(&keys));
+        Ok(keys)
     }
 }
 

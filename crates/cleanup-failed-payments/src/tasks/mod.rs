@@ -7,16 +7,14 @@ pub mod reconcile;
 pub mod sweep;
 mod sweep_rows;
 
-use std::sync::Arc;
-
 use billhook_adapters::aws::AwsClients;
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::config::CleanupConfig;
 use billhook_adapters::dynamodb::events::DynamoInbox;
 use billhook_adapters::dynamodb::jobs::JobsTable;
-use billhook_adapters::dynamodb::ledger::{DynamoLedger, TableNames};
+use billhook_adapters::dynamodb::ledger::{DynamoLedger, LedgerSeals, StateSealCheck, TableNames};
 use billhook_adapters::report::report_fallback_scan;
-use billhook_adapters::secrets::{self, EventSealerCache, SealKeyCache, SecretsManager};
+use billhook_adapters::secrets::{self, EventSealerCache, SecretsManager};
 use billhook_adapters::sqs::{EventQueues, FifoQueue};
 use billhook_adapters::stripe::StripeClient;
 use billhook_core::entity::kind::EntityKind as _;
@@ -67,8 +65,12 @@ pub async fn run_task(
             .clone()
             .map(|url| FifoQueue::new(aws.sqs().clone(), url)),
     );
-    let seal_keys = SealKeyCache::new(config.seal_keys.clone(), SecretsManager::new(aws));
-    let seal_keys = Arc::new(seal_keys);
+    let seals = LedgerSeals::new(
+        &SecretsManager::new(aws),
+        config.seal_keys.clone(),
+        config.state_seal.clone(),
+        StateSealCheck::Required,
+    );
     let ledger = |provider| {
         let tables = TableNames {
             events: config.events_tables.of(provider).clone(),
@@ -79,7 +81,7 @@ pub async fn run_task(
         DynamoLedger::new(
             aws.dynamodb().clone(),
             tables,
-            Arc::clone(&seal_keys),
+            seals.clone(),
             clock,
             report_fallback_scan,
         )

@@ -72,6 +72,7 @@ pub enum ColumnType {
     TextSet,
     List,
     Map,
+    Bytes,
     /// A type that no column of ours has.
     Other,
 }

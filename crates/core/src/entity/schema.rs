@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::entity::columns::ColumnOwner::Billhook;
-use crate::entity::columns::ColumnType::{Integer, List, Map, Text, TextSet};
+use crate::entity::columns::ColumnType::{Bytes, Integer, List, Map, Text, TextSet};
 use crate::entity::columns::{EntityColumn, describe_column as column};
 use crate::entity::manual::FoundEdit;
 use crate::entity::opening::OpeningState;
@@ -55,8 +55,11 @@ pub const STATE_COLUMNS: &[EntityColumn] = &[
     column("first_event_at", Text, Billhook, "the earliest provider's time of an event that was merged"),
     column("last_event_at", Text, Billhook, "the latest"),
     column("event_ids", List, Billhook, "the newest 200 events that were merged, in the order of their processing"),
+    column(SEAL, Bytes, Billhook, "proof that billhook wrote these attributes and the facts of all pages (HMAC); without a genuine one, events of the row are parked as `tampered`"),
 ];
 
+/// The attribute of a state's row with its seal.
+pub const SEAL: &str = "seal";
 /// The reason of a state that is in `OpenIndex` so that the sweep comes to its row.
 pub const RECENT: &str = "recent";
 /// What is open is spread over this many values of the index's key for each reason.
@@ -396,4 +399,7 @@ pub enum UnreadableRow {
     NewerSchema(i64),
     #[error("{0}")]
     Broken(String),
+    /// Somebody else wrote or changed it.
+    #[error("its state has no genuine seal: somebody else than billhook wrote it")]
+    Tampered,
 }

@@ -536,6 +536,7 @@ fn resolve_payment<R>(
                 return candidate.fail(newer_schema(&key, newer));
             }
             Some(UnreadableRow::Broken(_)) => return candidate.park(ParkReason::EntityUnreadable),
+            Some(UnreadableRow::Tampered) => return candidate.park(ParkReason::Tampered),
         }
     }
     let state = rows.payment(&key);
@@ -653,6 +654,7 @@ fn check_link<R>(
         }
         (None, Some(newer @ UnreadableRow::NewerSchema(_))) => Err(newer_schema(&state, newer)),
         (None, Some(UnreadableRow::Broken(_))) => Ok(Some(ParkReason::EntityUnreadable)),
+        (None, Some(UnreadableRow::Tampered)) => Ok(Some(ParkReason::Tampered)),
         (None, None) => Ok(Some(key.unknown_reason())),
     }
 }

@@ -34,10 +34,11 @@ use crate::stripe_endpoints::{EndpointStatus, STACK_ENDPOINTS, compare_endpoints
 const UPDATE_MAX: Duration = Duration::from_secs(15 * 60);
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
-const SECRETS: [&str; 5] = [
+const SECRETS: [&str; 6] = [
     "AppSecretArn",
     "InboundSecretArn",
     "SealPublicSecretArn",
+    "StateSealSecretArn",
     "StripeWebhookSecretArn",
     "StripePlatformWebhookSecretArn",
 ];

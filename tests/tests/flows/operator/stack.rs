@@ -45,6 +45,7 @@ fn secrets_show_their_ages_and_are_rotated() {
             "AppSecret",
             "InboundSecret",
             "SealPublicSecret",
+            "StateSealSecret",
             "StripeWebhookSecret",
             "StripePlatformWebhookSecret",
         ];

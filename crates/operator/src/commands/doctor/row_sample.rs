@@ -320,6 +320,7 @@ pub(super) fn type_code(kind: ColumnType) -> &'static str {
         ColumnType::TextSet => "SS",
         ColumnType::List => "L",
         ColumnType::Map => "M",
+        ColumnType::Bytes => "B",
         ColumnType::Other => "another one",
     }
 }
