@@ -31,7 +31,7 @@ async fn handle(
     let deps = dependencies(ports.clone(), ports);
     handle_request(request, pending(), &deps).await.unwrap();
     let world = ports.world();
-    let answer: Value = serde_json::from_str(&world.answers.last().unwrap().0).unwrap();
+    let answer: Value = serde_json::from_str(&world.answers.last().unwrap().1).unwrap();
     let sealer = EventSealer::parse(&world.secret("arn:seal").into()).unwrap();
     let keys = SealPublicKeys::parse(world.secret("arn:seal-public")).unwrap();
     let told = format!("{} {}", answer["Status"], answer["PhysicalResourceId"]);
