@@ -344,8 +344,12 @@ impl SampleRunner {
         let timestamp = now.unix_ms().to_string();
         let state = self.stripe.state();
         let endpoints = state.get("endpoints").and_then(Value::as_object);
-        let secrets = endpoints.into_iter().flat_map(|all| all.values());
-        let secrets = secrets.filter_map(|endpoint| endpoint.get("secret")?.as_str());
+        let has_account = serde_json::from_slice::<Value>(&body)
+            .is_ok_and(|event| event.get("account").is_some());
+        let endpoints = endpoints.into_iter().flat_map(|all| all.values());
+        let secrets = endpoints
+            .filter(|endpoint| endpoint.get("connect") == Some(&json!(has_account)))
+            .filter_map(|endpoint| endpoint.get("secret")?.as_str());
         let mut of_stripe = format!("t={}", now.unix_s());
         for secret in secrets {
             let one = sign_stripe(&body, secret, now.unix_s());

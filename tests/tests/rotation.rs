@@ -5,12 +5,13 @@
 use std::future::pending;
 use std::time::Duration;
 
-use billhook_adapters::config::{SecretLocation, SecretSource};
+use billhook_adapters::config::{SecretLocation, SecretSource, SigningSource};
 use billhook_adapters::secrets::SigningKeyCache;
 use billhook_adapters::stripe::StripeClient;
 use billhook_core::endpoint::secret::SecretKind;
 use billhook_core::ids::{PerProvider, ProviderId};
 use billhook_core::ports::Clock as _;
+use billhook_core::provider::signature::KeyScope;
 use billhook_core::time::Timestamp;
 use billhook_testkit::custom_resource::{EndpointPorts, dependencies};
 use billhook_testkit::events::intent_succeeded;
@@ -124,10 +125,12 @@ impl Scene {
 
 fn container(ports: &EndpointPorts) -> Container {
     let keys = |wanted, location| {
-        let source = SecretSource {
+        let secret = SecretSource {
             variable: "STRIPE".to_owned(),
             location,
         };
+        let scope = KeyScope::AllEvents;
+        let source = SigningSource { secret, scope };
         let ttl = Duration::from_secs(300);
         SigningKeyCache::new(
             wanted,

@@ -16,6 +16,7 @@ use billhook_core::entity::rules::{RowRules, VersionColumn};
 use billhook_core::ids::{PerProvider, ProviderId};
 use billhook_core::provider::event_scope;
 use billhook_core::provider::order_ids::OrderIdRules;
+use billhook_core::provider::signature::KeyScope;
 use billhook_core::time::Timestamp;
 use billhook_core::worker::batch::RECEIVES_MAX;
 use secrecy::SecretString;
@@ -88,6 +89,14 @@ pub struct SecretSource {
     pub location: SecretLocation,
 }
 
+/// The source of a signing secret.
+#[derive(Clone, Debug)]
+pub struct SigningSource {
+    pub secret: SecretSource,
+    /// Which events it proves.
+    pub scope: KeyScope,
+}
+
 #[derive(Clone, Debug)]
 pub enum SecretLocation {
     /// In Secrets Manager, or `ssm:/path` in the Parameter Store.
@@ -106,7 +115,7 @@ pub struct IngressConfig {
     pub queue_urls: PerProvider<String>,
     /// From the secrets whose ARNs are set, or from `STRIPE_WEBHOOK_SECRET` and so on. None of a provider that the stack
     /// does not use: then none of its deliveries can be proven.
-    pub signing_secrets: PerProvider<Vec<SecretSource>>,
+    pub signing_secrets: PerProvider<Vec<SigningSource>>,
     /// The private key that seals events.
     pub sealer: SecretSource,
     /// `SECRETS_TTL_SECONDS`: how long a secret that was read counts as fresh (`secrets::SigningKeyCache`).
@@ -126,7 +135,7 @@ impl IngressConfig {
             queue_urls: read.queue_urls(),
             signing_secrets: PerProvider::new(|provider| {
                 let arns = signing_secret_arns(provider);
-                read.secrets(&environment, &arns, &provider.variable("WEBHOOK_SECRET"))
+                read.secrets(&environment, arns, &provider.variable("WEBHOOK_SECRET"))
             }),
             sealer: read.sealer(&environment),
             // We promise that a revoked secret is refused within 15 minutes; above 900 s that would be untrue.
@@ -145,14 +154,17 @@ impl IngressConfig {
     }
 }
 
-/// The variables with the ARNs of the secrets that hold a provider's signing secret.
-fn signing_secret_arns(provider: ProviderId) -> Vec<String> {
+/// The variables with the ARNs of the secrets that hold a provider's signing secret, each with the events that it proves.
+fn signing_secret_arns(provider: ProviderId) -> Vec<(String, KeyScope)> {
     match SecretKind::signing_of(provider).holder() {
-        SecretHolder::EndpointSecrets => ["WEBHOOK_SECRET_ARN", "PLATFORM_WEBHOOK_SECRET_ARN"]
-            .map(|suffix| provider.variable(suffix))
-            .into(),
+        SecretHolder::EndpointSecrets => [
+            ("WEBHOOK_SECRET_ARN", KeyScope::ConnectedAccounts),
+            ("PLATFORM_WEBHOOK_SECRET_ARN", KeyScope::Platform),
+        ]
+        .map(|(suffix, scope)| (provider.variable(suffix), scope))
+        .into(),
         SecretHolder::InboundSecret | SecretHolder::AppSecret => {
-            vec!["INBOUND_SECRETS_ARN".to_owned()]
+            vec![("INBOUND_SECRETS_ARN".to_owned(), KeyScope::AllEvents)]
         }
     }
 }
@@ -555,11 +567,19 @@ impl<'a> EnvReader<'a> {
     fn secrets(
         &mut self,
         environment: &EnvironmentConfig,
-        arns: &[String],
+        arns: Vec<(String, KeyScope)>,
         here: &str,
-    ) -> Vec<SecretSource> {
-        let mut sources: Vec<_> = arns.iter().filter_map(|name| self.by_arn(name)).collect();
-        sources.extend(self.read_inline_secret(environment, here));
+    ) -> Vec<SigningSource> {
+        let by_arn = arns.into_iter().filter_map(|(name, scope)| {
+            let secret = self.by_arn(&name)?;
+            Some(SigningSource { secret, scope })
+        });
+        let mut sources: Vec<_> = by_arn.collect();
+        let inline = self.read_inline_secret(environment, here);
+        sources.extend(inline.map(|secret| SigningSource {
+            secret,
+            scope: KeyScope::AllEvents,
+        }));
         sources
     }
 

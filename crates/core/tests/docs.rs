@@ -685,6 +685,7 @@ fn every_reason_has_a_row() {
         TimestampMalformed,
         TimestampTooOld,
         TimestampTooNew,
+        WrongScope,
         NoMatch,
         SecretExpired,
         OtherEndpoint,

@@ -5,7 +5,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use billhook_core::provider::signature::{SigningKey, UnverifiedSignature};
+use billhook_core::provider::signature::{KeyScope, SigningKey, UnverifiedSignature};
 use billhook_core::provider::stripe::signature::parse_signature_header;
 use billhook_core::time::Timestamp;
 use billhook_testkit::random::Random;
@@ -68,7 +68,7 @@ fn the_place_of_the_first_wrong_digit_does_not_show() {
             .map(|header| parse_signature_header(Some(header)));
         claims.map(Result::unwrap).collect()
     };
-    let keys: Vec<_> = SigningKey::from_value("timing", SECRET)
+    let keys: Vec<_> = SigningKey::from_value("timing", SECRET, KeyScope::AllEvents)
         .into_iter()
         .collect();
     let now = Timestamp::from_unix_s(NOW_S).unwrap();

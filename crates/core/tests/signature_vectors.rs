@@ -4,7 +4,9 @@
 use std::time::Duration;
 
 use billhook_core::provider::lob::signature::parse_signature_headers;
-use billhook_core::provider::signature::{SignatureFailure, SigningKey, UnverifiedSignature};
+use billhook_core::provider::signature::{
+    KeyScope, SignatureFailure, SigningKey, UnverifiedSignature,
+};
 use billhook_core::provider::stripe::signature::parse_signature_header;
 use billhook_core::time::Timestamp;
 use data_encoding::BASE64;
@@ -23,7 +25,11 @@ fn verdict(
     let body = BASE64
         .decode(vector["body_b64"].as_str().unwrap().as_bytes())
         .unwrap();
-    let keys = SigningKey::from_value("vector", vector["secret"].as_str().unwrap());
+    let keys = SigningKey::from_value(
+        "vector",
+        vector["secret"].as_str().unwrap(),
+        KeyScope::AllEvents,
+    );
     let keys: Vec<_> = keys.into_iter().collect();
     claim?
         .verify(&body, &keys, now, Duration::from_secs(300))

@@ -5,6 +5,7 @@ use billhook_adapters::clock::SystemClock;
 use billhook_core::ids::ProviderId;
 use billhook_core::ports::Clock as _;
 use billhook_core::provider::interpret::TimeForm;
+use billhook_core::provider::signature::SigningKey;
 use billhook_core::provider::{catalogue, event_fields};
 use billhook_core::time::Timestamp;
 use serde_json::{Value, json};
@@ -12,13 +13,26 @@ use serde_json::{Value, json};
 /// Every file of `events/payloads`: its provider, its name without its ending, and its text.
 const FILES: &[(&str, &str, &str)] = include!(concat!(env!("OUT_DIR"), "/samples.rs"));
 
-/// An event of a type that no worker handles: its id and its body.
-pub(crate) fn build_test_event(provider: ProviderId, event_type: &str) -> Result<(String, String)> {
+/// The account of a test event for a stack whose only endpoint is that of the connected accounts.
+const TEST_ACCOUNT: &str = "acct_billhook";
+
+/// An event of a type that no worker handles, which one of the keys proves: its id and its body.
+pub(crate) fn build_test_event(
+    provider: ProviderId,
+    event_type: &str,
+    keys: &[SigningKey],
+) -> Result<(String, String)> {
     let known = load_samples(provider);
     let (_, sample) = known.first().context("there are no samples")?;
     let id = new_event_id(provider);
-    let set = format!("{}={event_type}", event_fields(provider).event_type);
-    let body = build_sample_body(provider, sample, &id, SystemClock.now(), &[set])?;
+    let mut sets = vec![format!(
+        "{}={event_type}",
+        event_fields(provider).event_type
+    )];
+    if keys.iter().all(|key| !key.scope.includes(false)) {
+        sets.push(format!("account={TEST_ACCOUNT}"));
+    }
+    let body = build_sample_body(provider, sample, &id, SystemClock.now(), &sets)?;
     Ok((id, body))
 }
 

@@ -5,7 +5,8 @@ use std::io::{BufRead as _, IsTerminal as _};
 use std::process::{Command, Stdio};
 
 use anyhow::{Result, anyhow, bail};
-use secrecy::SecretString;
+use billhook_core::provider::signature::{KeyScope, SigningKey};
+use secrecy::{ExposeSecret as _, SecretString};
 
 use crate::output::print_notice;
 
@@ -45,6 +46,13 @@ pub(crate) fn read_secret(what: &str) -> Result<SecretString> {
         );
     }
     Ok(SecretString::from(secret))
+}
+
+/// `--secret-stdin`: a signing secret that proves every event.
+pub(crate) fn read_key_from_stdin() -> Result<Vec<SigningKey>> {
+    let secret = read_secret("the signing secret")?;
+    let key = SigningKey::from_value("stdin", secret.expose_secret(), KeyScope::AllEvents);
+    Ok(key.into_iter().collect())
 }
 
 /// What copying from a web page, a file or a `.env` adds. With it every delivery would be refused. Secrets and keys of our

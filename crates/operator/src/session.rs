@@ -16,12 +16,13 @@ use billhook_adapters::dynamodb::index::FallbackScan;
 use billhook_adapters::dynamodb::ledger::{DynamoLedger, LedgerSeals, StateSealCheck, TableNames};
 use billhook_adapters::secrets::{SecretsManager, load_document};
 use billhook_adapters::sqs::{EventQueues, FifoQueue};
-use billhook_core::endpoint::secret::{SecretHolder, SecretKind};
+use billhook_core::endpoint::secret::{EndpointSecret, SecretHolder, SecretKind};
 use billhook_core::entity::ENTITY_SCHEMAS;
 use billhook_core::ids::{PerProvider, ProviderId};
 use billhook_core::ports::Clock as _;
+use billhook_core::provider::signature::{KeyScope, SigningKey};
 use billhook_core::worker::ports::StoredEvent;
-use secrecy::SecretString;
+use secrecy::ExposeSecret as _;
 
 use crate::audit::AuditContext;
 use crate::aws_request::SignedAwsClient;
@@ -97,32 +98,30 @@ impl StackSession {
         Ok(AuditContext { actor, reason })
     }
 
-    /// All secrets that a genuine delivery may be signed with: the current ones first, then replaced ones that are
-    /// still valid after a rotation.
-    pub(crate) async fn read_signing_secrets(
-        &self,
-        provider: ProviderId,
-    ) -> Result<Vec<SecretString>> {
+    /// All secrets that a genuine delivery may be signed with, as ingress knows them: the current ones first, then replaced
+    /// ones that are still valid after a rotation.
+    pub(crate) async fn read_signing_keys(&self, provider: ProviderId) -> Result<Vec<SigningKey>> {
         let wanted = SecretKind::signing_of(provider);
-        let keys = match wanted.holder() {
-            SecretHolder::EndpointSecrets => ["PlatformWebhookSecretArn", "WebhookSecretArn"]
-                .map(|output| format!("{}{output}", provider.title()))
-                .into(),
+        let outputs = match wanted.holder() {
+            SecretHolder::EndpointSecrets => self.endpoint_secrets(provider),
             SecretHolder::InboundSecret | SecretHolder::AppSecret => {
-                vec!["InboundSecretArn".to_owned()]
+                vec![("InboundSecretArn".to_owned(), KeyScope::AllEvents)]
             }
         };
         let now = SystemClock.now();
         let (mut current, mut replaced) = (Vec::new(), Vec::new());
-        for key in keys {
-            let document =
-                load_document(&self.secrets, self.stack.output(&key)?, wanted, now).await?;
-            current.extend(document.current.map(|of| of.secret));
+        for (output, scope) in outputs {
+            let arn = self.stack.output(&output)?;
+            let document = load_document(&self.secrets, arn, wanted, now).await?;
+            let key = |of: EndpointSecret| {
+                SigningKey::from_value(&output, of.secret.expose_secret(), scope)
+            };
+            current.extend(document.current.and_then(key));
             let valid = document
                 .previous
                 .into_iter()
                 .filter(|previous| previous.valid_until > now);
-            replaced.extend(valid.map(|previous| previous.of.secret));
+            replaced.extend(valid.filter_map(|previous| key(previous.of)));
         }
         if current.is_empty() {
             bail!(
@@ -131,6 +130,23 @@ impl StackSession {
         }
         current.extend(replaced);
         Ok(current)
+    }
+
+    /// The outputs with the ARNs of the endpoints' secrets. The parameter StripeEndpoints may ask for only one endpoint, and
+    /// then ingress does not read the other secret.
+    fn endpoint_secrets(&self, provider: ProviderId) -> Vec<(String, KeyScope)> {
+        let endpoints = [
+            ("PlatformWebhook", KeyScope::Platform),
+            ("Webhook", KeyScope::ConnectedAccounts),
+        ];
+        let named = endpoints.map(|(name, scope)| (format!("{}{name}", provider.title()), scope));
+        let in_use = named.into_iter().filter(|(name, _)| {
+            let state = format!("{name}EndpointState");
+            self.stack.output(&state).is_ok()
+        });
+        in_use
+            .map(|(name, scope)| (format!("{name}SecretArn"), scope))
+            .collect()
     }
 
     pub(crate) fn events_table(&self, provider: ProviderId) -> Result<EventsTable> {

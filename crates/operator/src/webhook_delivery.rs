@@ -7,7 +7,8 @@ use billhook_adapters::clock::SystemClock;
 use billhook_core::ids::ProviderId;
 use billhook_core::ports::Clock as _;
 use billhook_core::provider::sign_test_delivery;
-use secrecy::SecretString;
+use billhook_core::provider::signature::SigningKey;
+use serde_json::Value;
 
 use crate::stack::DeployedStack;
 
@@ -21,16 +22,24 @@ pub(crate) struct DeliveryResponse {
     pub(crate) body: String,
 }
 
-/// Posts a body that is signed with the first secret, the current one.
+/// Posts a body that is signed with the first secret that proves it: the current one of the endpoint that gets such events.
 pub(crate) async fn post_signed_event(
     provider: ProviderId,
     url: &str,
-    secrets: &[SecretString],
+    keys: &[SigningKey],
     body: String,
 ) -> Result<DeliveryResponse> {
-    let secret = secrets
-        .first()
-        .context("the stack has no signing secret yet")?;
+    let event: Value = serde_json::from_str(&body)?;
+    let has_account = event
+        .get("account")
+        .is_some_and(|account| !account.is_null());
+    let key = keys.iter().find(|key| key.scope.includes(has_account));
+    let secret = &key
+        .context(match has_account {
+            true => "the stack has no signing secret for events of connected accounts",
+            false => "the stack has no signing secret for events of the platform's own account",
+        })?
+        .secret;
     billhook_adapters::stripe::install_tls();
     let mut request = reqwest::Client::builder()
         .timeout(Duration::from_secs(30))

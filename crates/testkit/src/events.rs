@@ -16,7 +16,7 @@ use billhook_core::intake::inbox::{EventSource, NewEvent};
 use billhook_core::provider::envelope::EventEnvelope;
 use billhook_core::provider::lob::signature::parse_signature_headers;
 use billhook_core::provider::read_envelope;
-use billhook_core::provider::signature::{FetchedEvent, SigningKey, Verified};
+use billhook_core::provider::signature::{FetchedEvent, KeyScope, SigningKey, Verified};
 use billhook_core::provider::stripe::event::{StripeEvent, StripeObject};
 use billhook_core::provider::stripe::event_types::{StripeFacts, read_facts};
 use billhook_core::provider::stripe::signature::parse_signature_header;
@@ -44,7 +44,7 @@ pub fn verified(provider: ProviderId, body: &[u8]) -> Verified<'_> {
         }
     };
     let signature = signature.expect("a header");
-    let keys: Vec<_> = SigningKey::from_value("test", "whsec_test")
+    let keys: Vec<_> = SigningKey::from_value("test", "whsec_test", KeyScope::AllEvents)
         .into_iter()
         .collect();
     let verified = signature.verify(body, &keys, now, Duration::ZERO);

@@ -31,7 +31,7 @@ use billhook_core::outcome::EventOutcome;
 use billhook_core::ports::{Clock, Pause};
 use billhook_core::proof::listing::{ListStates, ScanSegment, StatePage};
 use billhook_core::provider::envelope::DOCTOR_EVENT_TYPE;
-use billhook_core::provider::signature::{SigningKey, SigningKeys};
+use billhook_core::provider::signature::{KeyScope, SigningKey, SigningKeys};
 use billhook_core::provider::stripe::types::{
     IntentSnapshot, IntentStatus, NextActionType, SessionStatus,
 };
@@ -303,7 +303,9 @@ pub struct KnownKeys {
 
 impl KnownKeys {
     pub fn one(secret: &str) -> Self {
-        let keys = SigningKey::from_value("test", secret).into_iter().collect();
+        let keys = SigningKey::from_value("test", secret, KeyScope::AllEvents)
+            .into_iter()
+            .collect();
         Self {
             cached: SigningKeys {
                 keys,

@@ -37,7 +37,7 @@ mod tests {
     use std::time::Duration;
 
     use billhook_core::provider::lob::signature::parse_signature_headers;
-    use billhook_core::provider::signature::SigningKey;
+    use billhook_core::provider::signature::{KeyScope, SigningKey};
     use billhook_core::provider::stripe::signature::parse_signature_header;
     use billhook_core::time::Timestamp;
 
@@ -45,7 +45,7 @@ mod tests {
 
     #[test]
     fn what_is_signed_here_is_believed_by_the_verifier() {
-        let keys: Vec<_> = SigningKey::from_value("test", "whsec_x")
+        let keys: Vec<_> = SigningKey::from_value("test", "whsec_x", KeyScope::AllEvents)
             .into_iter()
             .collect();
         let now = Timestamp::from_unix_s(1_781_000_000).unwrap();

@@ -17,9 +17,8 @@ use billhook_core::ids::{CorrelationId, PerProvider, ProviderId};
 use billhook_core::intake::accept::{AcceptResult, accept_event};
 use billhook_core::intake::inbox::{EventSource, NewEvent};
 use billhook_core::intake::ports::{ReadSigningKeys, RecordEvent, SendMessage};
-use billhook_core::json::JsonError;
 use billhook_core::ports::Clock;
-use billhook_core::provider::envelope::EventEnvelope;
+use billhook_core::provider::envelope::{EnvelopeError, EventEnvelope};
 use billhook_core::provider::signature::{
     SignatureFailure, SigningKey, SigningKeys, UnverifiedSignature, Verified,
 };
@@ -85,12 +84,6 @@ impl From<SignatureFailure> for IngressRefusal {
     }
 }
 
-impl From<JsonError> for IngressRefusal {
-    fn from(error: JsonError) -> Self {
-        Self::BodyMalformed(error.to_string())
-    }
-}
-
 impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> WebhookIngress<I, Q, K, C> {
     /// Answers one request. Never fails: every error becomes an HTTP response. A Lambda error would become a 502 of the
     /// gateway, without correlation id and reason.
@@ -133,9 +126,21 @@ impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> WebhookIngres
         let raw_body = decode_body(request)?;
         let now = self.clock.now();
         let (body, secret) = self.verify(provider, request, &raw_body, now).await?;
+        let envelope = match read_envelope(&body) {
+            Ok(envelope) => envelope,
+            Err(EnvelopeError::Json(error)) => {
+                return Err(IngressRefusal::BodyMalformed(error.to_string()));
+            }
+            Err(EnvelopeError::WrongScope) => {
+                return Err(IngressRefusal::SignatureInvalid {
+                    reason: SignatureFailure::WrongScope,
+                    secret: Some(secret),
+                });
+            }
+        };
         let new = NewEvent {
             source: EventSource::Delivery(provider),
-            envelope: read_envelope(&body)?,
+            envelope,
             body,
             correlation_id,
             received_at: now,
@@ -462,6 +467,7 @@ fn may_be_genuine(answer: &IngressAnswer) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use billhook_core::provider::signature::KeyScope;
     use billhook_core::provider::stripe::signature::parse_signature_header;
     use billhook_testkit::sign::sign_stripe;
 
@@ -469,8 +475,9 @@ mod tests {
 
     #[test]
     fn a_mismatch_says_why_and_which_secret_it_was() {
-        let keys =
-            |label: &str, secret: &str| Vec::from_iter(SigningKey::from_value(label, secret));
+        let keys = |label: &str, secret: &str| {
+            Vec::from_iter(SigningKey::from_value(label, secret, KeyScope::AllEvents))
+        };
         let known = SigningKeys {
             keys: keys("STRIPE we_2", "whsec_2"),
             expired: keys("STRIPE we_1 (previous)", "whsec_1"),

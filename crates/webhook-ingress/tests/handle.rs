@@ -6,7 +6,7 @@ use std::time::Duration;
 use billhook_core::ids::{PerProvider, ProviderId};
 use billhook_core::outcome::EventOutcome;
 use billhook_core::provider::read_envelope;
-use billhook_core::provider::signature::{SigningKey, SigningKeys};
+use billhook_core::provider::signature::{KeyScope, SigningKey, SigningKeys};
 use billhook_core::time::Timestamp;
 use billhook_testkit::events::{intent_succeeded, verified};
 use billhook_testkit::memory::{Fault, FixedClock, KnownKeys, MemoryQueue, MemoryTables};
@@ -244,7 +244,9 @@ fn a_mismatch_looks_for_a_newer_secret_once() {
     let tables = MemoryTables::default();
     let keys = |_| KnownKeys {
         fresh: Some(SigningKeys {
-            keys: SigningKey::from_value("new", SECRET).into_iter().collect(),
+            keys: SigningKey::from_value("new", SECRET, KeyScope::AllEvents)
+                .into_iter()
+                .collect(),
             ..SigningKeys::default()
         }),
         ..KnownKeys::one("whsec_old")
@@ -297,6 +299,45 @@ fn all_failures_of_proof_get_one_answer_and_leave_nothing() {
     }
     assert_eq!(bodies.len(), 1);
     assert_eq!(calls(&tables, &ingress), 0);
+}
+
+/// Whoever has the secret of one of Stripe's endpoints forges no event of the other kind.
+#[test]
+fn the_secret_of_one_kind_of_endpoint_proves_no_event_of_the_other() {
+    let event = |id: &str, account: Value| {
+        let mut event = intent_succeeded(id, NOW_S, "pi_1", json!({"order_id": "o"}), 4200);
+        event["account"] = account;
+        event.to_string().into_bytes()
+    };
+    let bodies = [
+        (event("evt_platform", Value::Null), KeyScope::Platform),
+        (
+            event("evt_account", json!("acct_a")),
+            KeyScope::ConnectedAccounts,
+        ),
+    ];
+    for (body, proven_by) in &bodies {
+        for scope in [
+            KeyScope::AllEvents,
+            KeyScope::Platform,
+            KeyScope::ConnectedAccounts,
+        ] {
+            let tables = MemoryTables::default();
+            let mut ingress = ingress(&tables);
+            ingress.keys = PerProvider::new(|_| {
+                let mut known = KnownKeys::one(SECRET);
+                known.cached.keys[0].scope = scope;
+                known
+            });
+            let answer = run(ingress.handle(signed(body)));
+            if scope == KeyScope::AllEvents || scope == *proven_by {
+                assert_eq!(answer.status_code, 200, "{scope:?} {answer:?}");
+            } else {
+                check_refused(&answer, 400, "signature_invalid");
+                assert_eq!(calls(&tables, &ingress), 0, "{scope:?}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use billhook_core::ids::{PerProvider, ProviderId};
-use billhook_core::provider::signature::{SigningKey, SigningKeys};
+use billhook_core::provider::signature::{KeyScope, SigningKey, SigningKeys};
 use billhook_core::time::Timestamp;
 use billhook_testkit::memory::{FixedClock, KnownKeys, MemoryQueue, MemoryTables};
 use serde_json::Value;
@@ -35,7 +35,7 @@ fn keys(secrets: &[&str]) -> KnownKeys {
         cached: SigningKeys {
             keys: secrets
                 .iter()
-                .filter_map(|secret| SigningKey::from_value("sample", secret))
+                .filter_map(|secret| SigningKey::from_value("sample", secret, KeyScope::AllEvents))
                 .collect(),
             ..SigningKeys::default()
         },

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use billhook_core::ids::ProviderId;
 use billhook_core::provider::read_envelope;
-use billhook_core::provider::signature::SigningKey;
+use billhook_core::provider::signature::{KeyScope, SigningKey};
 use billhook_core::provider::stripe::event::StripeEvent;
 use billhook_core::provider::stripe::signature::parse_signature_header;
 use billhook_core::time::Timestamp;
@@ -22,7 +22,7 @@ const ROUND: Duration = Duration::from_millis(20);
 /// The nanoseconds of each step for each size.
 pub(crate) fn measure() -> Vec<(&'static str, usize, f64)> {
     let mut figures = Vec::new();
-    let keys: Vec<_> = SigningKey::from_value("bench", "whsec_bench")
+    let keys: Vec<_> = SigningKey::from_value("bench", "whsec_bench", KeyScope::AllEvents)
         .into_iter()
         .collect();
     let now = Timestamp::from_unix_s(1_781_000_000).unwrap();

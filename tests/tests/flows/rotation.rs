@@ -135,7 +135,7 @@ fn two_thousand_deliveries_cross_a_rotation_and_none_is_rejected_or_lost() {
         let world = &stage.world;
         let old = stage.endpoints();
         assert_eq!(old.len(), 2, "{old:?}");
-        let first = signing_secret(world, "StripeWebhookSecretArn").await?;
+        let first = signing_secret(world, "StripePlatformWebhookSecretArn").await?;
         let (ahead, behind) = (world.now_s(), world.now_s() - 10 * 86_400);
         let (platform, account) = (
             reconcile_cursor_key(None, 0),

@@ -8,13 +8,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use billhook_adapters::batch::handle_batch;
-use billhook_adapters::config::{SecretLocation, SecretSource};
+use billhook_adapters::config::{SecretLocation, SecretSource, SigningSource};
 use billhook_adapters::secrets::SigningKeyCache;
 use billhook_core::endpoint::secret::SecretKind;
 use billhook_core::entity::key::PaymentKey;
 use billhook_core::ids::{PaymentRef, PerProvider, ProviderId};
 use billhook_core::ports::Clock as _;
 use billhook_core::proof::prover::StateProver;
+use billhook_core::provider::signature::KeyScope;
 use billhook_core::tasks::definitions::{CleanupInput, ProofInput, ReconcileInput, SweepInput};
 use billhook_core::time::Timestamp;
 use billhook_core::worker::batch::{RECEIVES_MAX, RelinkError, Worker};
@@ -148,10 +149,12 @@ impl Functions {
         let port = self.port("ingress", ProviderId::Stripe);
         let keys = |wanted, arn: &str| {
             let location = SecretLocation::Arn(arn.to_owned());
-            let source = SecretSource {
+            let secret = SecretSource {
                 variable: "SECRET_ARN".to_owned(),
                 location,
             };
+            let scope = KeyScope::AllEvents;
+            let source = SigningSource { secret, scope };
             let edge = Edge(port.clone());
             SigningKeyCache::new(
                 wanted,

@@ -15,14 +15,14 @@ use billhook_core::endpoint::secret::{
 };
 use billhook_core::intake::ports::ReadSigningKeys;
 use billhook_core::ports::Clock;
-use billhook_core::provider::signature::{SigningKey, SigningKeys};
+use billhook_core::provider::signature::{KeyScope, SigningKey, SigningKeys};
 use billhook_core::time::Timestamp;
 use futures_util::future::join_all;
 use secrecy::ExposeSecret;
 use tokio::sync::Mutex;
 
 use super::store::{FetchSecret, SecretVersion, SecretsError, StoredSecret};
-use crate::config::{SecretLocation, SecretSource};
+use crate::config::{SecretLocation, SecretSource, SigningSource};
 
 /// A secret is never used longer than this after it was read, not even in an outage of Secrets Manager. So a revoked
 /// secret is refused within 15 minutes.
@@ -51,6 +51,7 @@ pub struct SigningKeyCache<F, C> {
 struct CachedSource {
     label: String,
     arn: String,
+    scope: KeyScope,
 }
 
 #[derive(Default)]
@@ -87,7 +88,7 @@ impl<F: FetchSecret, C: Clock> SigningKeyCache<F, C> {
     /// `fresh_for` is `SECRETS_TTL_SECONDS`. With `live`, the secret with which Lob's debugger signs is refused.
     pub fn new(
         kind: SecretKind,
-        sources: Vec<SecretSource>,
+        sources: Vec<SigningSource>,
         fresh_for: Duration,
         live: bool,
         fetch: F,
@@ -95,14 +96,18 @@ impl<F: FetchSecret, C: Clock> SigningKeyCache<F, C> {
     ) -> Self {
         let mut fixed = SigningKeys::default();
         let mut remote = Vec::new();
-        for SecretSource { variable, location } in sources {
+        for SigningSource { secret, scope } in sources {
+            let SecretSource { variable, location } = secret;
             match location {
-                SecretLocation::Here(value) => fixed
-                    .keys
-                    .extend(SigningKey::from_value(&variable, value.expose_secret())),
+                SecretLocation::Here(value) => fixed.keys.extend(SigningKey::from_value(
+                    &variable,
+                    value.expose_secret(),
+                    scope,
+                )),
                 SecretLocation::Arn(arn) => remote.push(CachedSource {
                     label: variable,
                     arn,
+                    scope,
                 }),
             }
         }
@@ -260,7 +265,7 @@ impl<F: FetchSecret, C: Clock> SigningKeyCache<F, C> {
         if let Some((_, how)) = replaced {
             label = format!("{label} ({how})");
         }
-        if let Some(key) = SigningKey::from_value(&label, value) {
+        if let Some(key) = SigningKey::from_value(&label, value, source.scope) {
             let valid_until = replaced.map(|(until, _)| until);
             read.keys.push(CachedKey { key, valid_until });
         }
@@ -419,10 +424,12 @@ mod tests {
             self.reader_of(SecretKind::StripeSigning, true)
         }
         fn reader_of(&self, wanted: SecretKind, live: bool) -> SigningKeyCache<&Self, &Self> {
-            let source = SecretSource {
+            let secret = SecretSource {
                 variable: "SECRET_ARN".to_owned(),
                 location: SecretLocation::Arn(ARN.to_owned()),
             };
+            let scope = KeyScope::Platform;
+            let source = SigningSource { secret, scope };
             let ttl = Duration::from_secs(300);
             SigningKeyCache::new(wanted, vec![source], ttl, live, self, self)
         }
@@ -703,10 +710,12 @@ mod tests {
     #[tokio::test]
     async fn values_from_variables_need_no_fetch_and_no_refresh() {
         let world = World::default();
-        let source = SecretSource {
+        let secret = SecretSource {
             variable: "STRIPE_WEBHOOK_SECRET".to_owned(),
             location: SecretLocation::Here(SecretString::from("whsec_local")),
         };
+        let scope = KeyScope::AllEvents;
+        let source = SigningSource { secret, scope };
         let ttl = Duration::from_secs(300);
         let wanted = SecretKind::StripeSigning;
         let reader = SigningKeyCache::new(wanted, vec![source], ttl, false, &world, &world);

@@ -163,11 +163,11 @@ mod tests {
 
     use billhook_core::intake::ports::ReadSigningKeys as _;
     use billhook_core::ports::Clock;
-    use billhook_core::provider::signature::SigningKeys;
+    use billhook_core::provider::signature::{KeyScope, SigningKeys};
     use secrecy::ExposeSecret as _;
 
     use super::*;
-    use crate::config::{SecretLocation, SecretSource};
+    use crate::config::{SecretLocation, SecretSource, SigningSource};
     use crate::secrets::{SigningKeyCache, StoredSecret};
 
     const ARN: &str = "arn:app";
@@ -194,10 +194,12 @@ mod tests {
         /// The cache of a container that starts now.
         fn reader(&self) -> SigningKeyCache<&Self, &Self> {
             let location = SecretLocation::Arn(ARN.to_owned());
-            let source = SecretSource {
+            let secret = SecretSource {
                 variable: "APP".to_owned(),
                 location,
             };
+            let scope = KeyScope::AllEvents;
+            let source = SigningSource { secret, scope };
             let ttl = Duration::from_secs(300);
             SigningKeyCache::new(SecretKind::LobSigning, vec![source], ttl, true, self, self)
         }

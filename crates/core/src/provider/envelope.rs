@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::ids::{AccountId, EventId, ProviderId};
+use crate::json::JsonError;
 use crate::time::Timestamp;
 
 /// 1 to 128 printable ASCII characters. Types that we do not know are valid: the worker ignores them.
@@ -49,6 +50,16 @@ impl fmt::Display for EventType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
+}
+
+/// Why a verified body has no envelope.
+#[derive(Debug, thiserror::Error)]
+pub enum EnvelopeError {
+    #[error(transparent)]
+    Json(#[from] JsonError),
+    /// The secret that signed it proves no event of this kind.
+    #[error("the event is signed with the secret of the other endpoint")]
+    WrongScope,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

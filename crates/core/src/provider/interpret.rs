@@ -18,7 +18,7 @@ use crate::entity::payment::state::LinkSource;
 use crate::ids::{AccountId, InvoiceId, PaymentRef, PieceId};
 use crate::json::JsonError;
 use crate::outcome::EventVerdict;
-use crate::provider::envelope::EventEnvelope;
+use crate::provider::envelope::{EnvelopeError, EventEnvelope};
 use crate::provider::order_ids::OrderIdRules;
 use crate::provider::signature::{
     SignatureFailure, SignatureHeaders, UnverifiedSignature, Verified,
@@ -136,7 +136,7 @@ pub trait WebhookProvider {
         headers: &impl SignatureHeaders,
     ) -> Result<UnverifiedSignature, SignatureFailure>;
 
-    fn read_envelope(body: &Verified<'_>) -> Result<EventEnvelope, JsonError>;
+    fn read_envelope(body: &Verified<'_>) -> Result<EventEnvelope, EnvelopeError>;
 
     /// Interprets a stored payload. `Err` is the verdict of an event that ends here.
     ///

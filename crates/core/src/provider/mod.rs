@@ -19,7 +19,7 @@ use secrecy::SecretString;
 use crate::ids::{AccountId, ProviderId};
 use crate::json::JsonError;
 use crate::outcome::EventVerdict;
-use crate::provider::envelope::EventEnvelope;
+use crate::provider::envelope::{EnvelopeError, EventEnvelope};
 use crate::provider::interpret::{
     CatalogueEntry, EventFacts, EventFields, EventScope, InterpretRules, SignedHeaders,
     WebhookProvider,
@@ -66,7 +66,7 @@ pub fn parse_signature(
 }
 
 /// Reads the envelope of a proven body. Unverified bytes never reach a parser.
-pub fn read_envelope(body: &Verified<'_>) -> Result<EventEnvelope, JsonError> {
+pub fn read_envelope(body: &Verified<'_>) -> Result<EventEnvelope, EnvelopeError> {
     call_provider!(body.provider(), P => P::read_envelope(body))
 }
 

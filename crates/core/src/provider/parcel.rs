@@ -17,7 +17,7 @@ use crate::entity::statement::StatementKind;
 use crate::ids::{AccountId, EventId, PieceId, ProviderId, StatementId};
 use crate::json::{JsonError, parse_body};
 use crate::outcome::{EventVerdict, IgnoreReason, ParkReason};
-use crate::provider::envelope::{EventEnvelope, EventType, message_group};
+use crate::provider::envelope::{EnvelopeError, EventEnvelope, EventType, message_group};
 use crate::provider::interpret::{
     CatalogueEntry, EventFacts, EventFields, EventScope, EventSubject, InterpretRules,
     SignedHeaders, TimeForm, WebhookProvider,
@@ -105,7 +105,7 @@ impl WebhookProvider for ParcelWebhooks {
         })
     }
 
-    fn read_envelope(body: &Verified<'_>) -> Result<EventEnvelope, JsonError> {
+    fn read_envelope(body: &Verified<'_>) -> Result<EventEnvelope, EnvelopeError> {
         let ParcelEvent { data } = parse_body(body.raw_body())?;
         let id = ProviderId::Parcel.parse_event_id(data.id.as_str());
         let object = data.parcel_id.to_string();

@@ -17,12 +17,14 @@ use secrecy::{ExposeSecret, SecretString};
 use sha2::Sha256;
 
 use crate::ids::{AccountId, ProviderId};
+use crate::provider::envelope::EnvelopeError;
 use crate::time::Timestamp;
 
 #[derive(Clone, Debug)]
 pub struct SigningKey {
     /// The secret's name for the log, never its value.
     pub label: String,
+    pub scope: KeyScope,
     /// The key, used as literal text (Stripe's `whsec_` prefix included).
     pub secret: SecretString,
 }
@@ -30,11 +32,34 @@ pub struct SigningKey {
 impl SigningKey {
     /// A key from a configured value; `None` if the value is empty or blank. HMAC accepts an empty key, so with a
     /// secret that is not set yet anybody could sign with the empty key and be believed.
-    pub fn from_value(label: &str, value: &str) -> Option<Self> {
+    pub fn from_value(label: &str, value: &str, scope: KeyScope) -> Option<Self> {
         (!value.trim().is_empty()).then(|| Self {
             label: label.to_owned(),
+            scope,
             secret: SecretString::from(value),
         })
+    }
+}
+
+/// Which events a secret proves. Each of Stripe's two endpoints signs with its own secret and gets one kind of event only.
+/// So whoever has one of the two secrets cannot forge events of the other kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyScope {
+    /// All events of the provider: Lob's secret, or one in a variable of a local run, such as that of `stripe listen`.
+    AllEvents,
+    /// Events of connected accounts, which have `account`: the secret of the endpoint with `connect`.
+    ConnectedAccounts,
+    /// Events of the platform's own account, which have no `account`.
+    Platform,
+}
+
+impl KeyScope {
+    pub fn includes(self, has_account: bool) -> bool {
+        match self {
+            Self::AllEvents => true,
+            Self::ConnectedAccounts => has_account,
+            Self::Platform => !has_account,
+        }
     }
 }
 
@@ -67,6 +92,9 @@ pub enum SignatureFailure {
     TimestampTooOld,
     /// Signed with a known secret, but further in the future than the tolerance.
     TimestampTooNew,
+    /// Signed with the secret of Stripe's other endpoint: an event of a connected account with the platform's secret, or the
+    /// other way round ([`KeyScope`]).
+    WrongScope,
     /// No known secret produces this signature.
     NoMatch,
     /// Signed with a secret that was replaced more than 24 h ago.
@@ -85,6 +113,7 @@ impl SignatureFailure {
         match self {
             Self::TimestampTooOld
             | Self::TimestampTooNew
+            | Self::WrongScope
             | Self::NoMatch
             | Self::SecretExpired
             | Self::OtherEndpoint => true,
@@ -102,6 +131,7 @@ impl SignatureFailure {
             Self::TimestampMalformed => "timestamp_malformed",
             Self::TimestampTooOld => "timestamp_too_old",
             Self::TimestampTooNew => "timestamp_too_new",
+            Self::WrongScope => "wrong_scope",
             Self::NoMatch => "no_match",
             Self::SecretExpired => "secret_expired",
             Self::OtherEndpoint => "other_endpoint",
@@ -129,7 +159,8 @@ pub struct Verified<'b> {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum BodyOrigin<'b> {
-    Delivered,
+    /// Proven by a secret of this scope.
+    Delivered(KeyScope),
     /// Read from the API, from the list of this account's events; none is the platform.
     Fetched(Option<&'b AccountId>),
 }
@@ -145,11 +176,16 @@ impl<'b> Verified<'b> {
     }
 
     /// The account that the event belongs to; `in_body` is what the body says. For an event that we fetched, it is the
-    /// account that we asked about, whatever the body says (tenant isolation).
-    pub(super) fn account(&self, in_body: Option<AccountId>) -> Option<AccountId> {
+    /// account that we asked about, whatever the body says (tenant isolation). A delivered event must be of the kind that
+    /// its secret proves.
+    pub(super) fn account(
+        &self,
+        in_body: Option<AccountId>,
+    ) -> Result<Option<AccountId>, EnvelopeError> {
         match self.origin {
-            BodyOrigin::Delivered => in_body,
-            BodyOrigin::Fetched(account) => account.cloned(),
+            BodyOrigin::Delivered(scope) if scope.includes(in_body.is_some()) => Ok(in_body),
+            BodyOrigin::Delivered(_) => Err(EnvelopeError::WrongScope),
+            BodyOrigin::Fetched(account) => Ok(account.cloned()),
         }
     }
 }
@@ -227,7 +263,7 @@ impl UnverifiedSignature {
         let verified = Verified {
             provider: self.provider,
             raw_body,
-            origin: BodyOrigin::Delivered,
+            origin: BodyOrigin::Delivered(key.scope),
         };
         Ok((verified, &key.label))
     }

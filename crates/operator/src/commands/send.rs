@@ -11,7 +11,7 @@ use crate::exit::CommandExit;
 use crate::output::OutputWriter;
 use crate::provider_argument::provider_parser;
 use crate::sample_events::{build_sample_body, load_samples, new_event_id};
-use crate::secret_input::read_secret;
+use crate::secret_input::read_key_from_stdin;
 use crate::session::StackSession;
 use crate::webhook_delivery::{post_signed_event, read_webhook_url};
 
@@ -70,9 +70,9 @@ pub(crate) async fn run_send(
     let now = SystemClock.now();
     let id = new_event_id(provider);
     let body = build_sample_body(provider, sample, &id, now, &args.set)?;
-    let (url, secrets) = match &args.url {
+    let (url, keys) = match &args.url {
         // clap asks for --secret-stdin: the stack's secret signs nothing for another URL.
-        Some(url) => (url.clone(), vec![read_secret("the signing secret")?]),
+        Some(url) => (url.clone(), read_key_from_stdin()?),
         None => {
             let session = session().await?;
             if session.stack.is_live() {
@@ -83,15 +83,15 @@ pub(crate) async fn run_send(
                 .into());
             }
             let url = read_webhook_url(&session.stack, provider)?.to_owned();
-            let secrets = if args.secret_stdin {
-                vec![read_secret("the signing secret")?]
+            let keys = if args.secret_stdin {
+                read_key_from_stdin()?
             } else {
-                session.read_signing_secrets(provider).await?
+                session.read_signing_keys(provider).await?
             };
-            (url, secrets)
+            (url, keys)
         }
     };
-    let answer = post_signed_event(provider, &url, &secrets, body).await?;
+    let answer = post_signed_event(provider, &url, &keys, body).await?;
     let status = answer.status;
     let answer = serde_json::from_str(&answer.body).unwrap_or_else(|_| json!(answer.body));
     output.print_object(&json!({ "event_id": id, "event_type": event_type, "url": url, "status": status, "answer": answer }));

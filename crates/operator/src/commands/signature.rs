@@ -8,17 +8,18 @@ use anyhow::{Context as _, Result};
 use billhook_adapters::clock::SystemClock;
 use billhook_core::ids::ProviderId;
 use billhook_core::ports::Clock as _;
-use billhook_core::provider::parse_signature;
+use billhook_core::provider::envelope::EnvelopeError;
 use billhook_core::provider::signature::{SignatureFailure, SignatureHeaders, SigningKey};
+use billhook_core::provider::{parse_signature, read_envelope};
 use billhook_core::time::Timestamp;
 use clap::{Args, Subcommand};
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 
 use crate::exit::CommandExit;
 use crate::output::OutputWriter;
 use crate::provider_argument::provider_parser;
-use crate::secret_input::read_secret;
+use crate::secret_input::read_key_from_stdin;
 use crate::session::StackSession;
 use crate::time_argument::TimeArgument;
 
@@ -69,14 +70,14 @@ pub(crate) async fn run_sig(
     let provider = args.provider;
     let path = args.body.display().to_string();
     let body = std::fs::read(&args.body).with_context(|| format!("cannot read {path}"))?;
-    let secrets = if args.secret_stdin {
-        vec![read_secret("the signing secret")?]
+    let keys = if args.secret_stdin {
+        read_key_from_stdin()?
     } else {
-        session().await?.read_signing_secrets(provider).await?
+        session().await?.read_signing_keys(provider).await?
     };
     let now = SystemClock.now();
     let now = args.at.map_or(now, |at| at.resolve(now));
-    let explanation = explain_signature(provider, &args.headers, &body, &secrets, now);
+    let explanation = explain_signature(provider, &args.headers, &body, &keys, now);
     let is_good = explanation.get("reason") == Some(&Value::Null);
     output.print_object(&explanation);
     if is_good {
@@ -100,21 +101,18 @@ fn explain_signature(
     provider: ProviderId,
     headers: &[(String, String)],
     body: &[u8],
-    secrets: &[SecretString],
+    known: &[SigningKey],
     now: Timestamp,
 ) -> Value {
     let claim = parse_signature(provider, &GivenHeaders(headers));
-    let keys = |secrets: &[SecretString]| -> Vec<SigningKey> {
-        let usable = secrets
-            .iter()
-            .filter_map(|secret| SigningKey::from_value("secret", secret.expose_secret()));
-        usable.collect()
-    };
-    let known = keys(secrets);
-    let verdict = claim
-        .as_ref()
-        .map_err(|reason| *reason)
-        .and_then(|claim| claim.verify(body, &known, now, TOLERANCE).map(|_| ()));
+    let verdict = claim.as_ref().map_err(|reason| *reason).and_then(|claim| {
+        let (verified, _) = claim.verify(body, known, now, TOLERANCE)?;
+        match read_envelope(&verified) {
+            Err(EnvelopeError::WrongScope) => Err(SignatureFailure::WrongScope),
+            // A signature may be right over what is no event.
+            Ok(_) | Err(EnvelopeError::Json(_)) => Ok(()),
+        }
+    });
     let reason = verdict.err();
     let fits = |body: &[u8], keys: &[SigningKey]| {
         claim.as_ref().is_ok_and(|claim| {
@@ -129,14 +127,18 @@ fn explain_signature(
         SignatureFailure::TimestampTooNew => "signed with a known secret, but more than 300 s after it was received: one of the clocks is wrong".to_owned(),
         SignatureFailure::SecretExpired => "signed with a secret that was replaced more than 24 hours ago".to_owned(),
         SignatureFailure::OtherEndpoint => "signed with the secret of the other endpoint: the delivery went to the wrong path".to_owned(),
+        SignatureFailure::WrongScope => "signed with the secret of Stripe's other endpoint: the platform's secret proves no event with `account`, and that of \
+             the connected accounts none without".to_owned(),
         SignatureFailure::SecretMissing => "nobody has stored the provider's signing secret".to_owned(),
         SignatureFailure::NoMatch => list_body_variants(body)
             .into_iter()
-            .find(|(_, body)| fits(body, &known))
+            .find(|(_, body)| fits(body, known))
             .map(|(what, _)| format!("the body was changed after it was signed; it matches {what}"))
             .or_else(|| {
-                let trimmed: Vec<_> = secrets.iter().map(|s| SecretString::from(s.expose_secret().trim())).collect();
-                fits(body, &keys(&trimmed)).then(|| "the secret has white space around it: store it again without".to_owned())
+                let trimmed = known.iter().filter_map(|key| {
+                    SigningKey::from_value(&key.label, key.secret.expose_secret().trim(), key.scope)
+                });
+                fits(body, &trimmed.collect::<Vec<_>>()).then(|| "the secret has white space around it: store it again without".to_owned())
             })
             .unwrap_or_else(|| {
                 "no known secret gives this signature for this body: the secret belongs to another endpoint, a rotation is \
@@ -177,6 +179,8 @@ fn list_body_variants(body: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
 mod tests {
     use super::*;
     use billhook_core::provider::sign_test_delivery;
+    use billhook_core::provider::signature::KeyScope;
+    use secrecy::SecretString;
 
     fn now() -> Timestamp {
         Timestamp::from_unix_s(1_781_000_000).unwrap()
@@ -193,7 +197,7 @@ mod tests {
             ProviderId::Stripe,
             &headers,
             body,
-            &[SecretString::from(secret)],
+            &Vec::from_iter(SigningKey::from_value("secret", secret, KeyScope::Platform)),
             at,
         );
         (
@@ -243,11 +247,14 @@ mod tests {
             assert!(explanation.1.contains(text), "{explanation:?}");
             assert!(!explanation.1.contains("whsec"), "{explanation:?}");
         }
+        let account = br#"{"id":"evt_1","type":"x.y","account":"acct_1"}"#;
+        let explanation = because(account, "whsec_1", now(), account);
+        assert_eq!(explanation.0, "wrong_scope", "{explanation:?}");
         let nothing = explain_signature(
             ProviderId::Lob,
             &[],
             sent,
-            &[SecretString::from("x")],
+            &Vec::from_iter(SigningKey::from_value("secret", "x", KeyScope::AllEvents)),
             now(),
         );
         assert_eq!(nothing["reason"], "header_missing");

@@ -14,7 +14,7 @@ use crate::entity::statement::StatementKind;
 use crate::ids::{AccountId, StatementId};
 use crate::json::JsonError;
 use crate::outcome::{EventVerdict, IgnoreReason, ParkReason};
-use crate::provider::envelope::EventEnvelope;
+use crate::provider::envelope::{EnvelopeError, EventEnvelope};
 use crate::provider::interpret::{
     CatalogueEntry, EventFacts, EventFields, EventScope, EventSubject, InterpretRules,
     SignedHeaders, TimeForm, WebhookProvider,
@@ -68,8 +68,8 @@ impl WebhookProvider for LobWebhooks {
         )
     }
 
-    fn read_envelope(body: &Verified<'_>) -> Result<EventEnvelope, JsonError> {
-        LobEvent::parse(body.raw_body()).map(|event| event.envelope())
+    fn read_envelope(body: &Verified<'_>) -> Result<EventEnvelope, EnvelopeError> {
+        Ok(LobEvent::parse(body.raw_body())?.envelope())
     }
 
     /// Lob's events have neither a mode nor an account.

@@ -22,7 +22,7 @@ use crate::entity::{ENTITY_SCHEMAS, EntityKey};
 use crate::ids::{AccountId, StatementId};
 use crate::json::JsonError;
 use crate::outcome::{EventVerdict, IgnoreReason, ParkReason};
-use crate::provider::envelope::EventEnvelope;
+use crate::provider::envelope::{EnvelopeError, EventEnvelope};
 use crate::provider::interpret::{
     CatalogueEntry, EventFacts, EventFields, EventScope, EventSubject, InterpretRules,
     PaymentEventFacts, SignedHeaders, TimeForm, WebhookProvider,
@@ -71,9 +71,9 @@ impl WebhookProvider for StripeWebhooks {
         parse_signature_header(headers.signature_header("stripe-signature")?)
     }
 
-    fn read_envelope(body: &Verified<'_>) -> Result<EventEnvelope, JsonError> {
+    fn read_envelope(body: &Verified<'_>) -> Result<EventEnvelope, EnvelopeError> {
         let mut event = StripeEvent::parse(body.raw_body())?;
-        event.account = body.account(event.account);
+        event.account = body.account(event.account)?;
         Ok(event.envelope())
     }
 

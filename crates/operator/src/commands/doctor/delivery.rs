@@ -90,19 +90,19 @@ pub(super) async fn check_test_event(
         let detail = "not sent: the firewall lets only Stripe's addresses in";
         return Ok(vec![CheckFinding::from_check(check, true, detail, "")]);
     }
-    let secrets = match session.read_signing_secrets(provider).await {
-        Ok(secrets) => secrets,
+    let keys = match session.read_signing_keys(provider).await {
+        Ok(keys) => keys,
         Err(error) => {
             let detail = format!("not sent: {error:#}");
             let fix = signing_secret_fix(provider);
             return Ok(vec![CheckFinding::problem(check, detail, fix)]);
         }
     };
-    let (id, body) = build_test_event(provider, DOCTOR_EVENT_TYPE)?;
+    let (id, body) = build_test_event(provider, DOCTOR_EVENT_TYPE, &keys)?;
     let url = read_webhook_url(&session.stack, provider)?;
     let started_at = SystemClock.now();
     let answer = loop {
-        let answer = post_signed_event(provider, url, &secrets, body.clone()).await?;
+        let answer = post_signed_event(provider, url, &keys, body.clone()).await?;
         if answer.status == 200 || started_at.until(SystemClock.now()) > ACCEPT_WAIT_MAX {
             break answer;
         }

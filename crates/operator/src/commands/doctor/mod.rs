@@ -116,7 +116,7 @@ async fn check_secrets(session: &StackSession) -> Result<Vec<CheckFinding>> {
             findings.push(CheckFinding::from_check(check, true, detail, ""));
             continue;
         }
-        let secrets = session.read_signing_secrets(*provider).await;
+        let secrets = session.read_signing_keys(*provider).await;
         let detail = secrets.as_ref().map_or_else(
             |error| format!("{error:#}"),
             |findings| format!("{} secrets", findings.len()),
