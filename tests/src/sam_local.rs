@@ -74,6 +74,7 @@ struct SampleRunner {
     world: World,
     stripe: LocalStripe,
     cloudformation: CloudFormation,
+    stack_id: String,
     invoker: Arc<SamInvoker>,
 }
 
@@ -152,12 +153,16 @@ impl SampleRunner {
             ports.push(port.parse().with_context(|| format!("{url} has no port"))?);
         }
         let variables = variables_of(&world, &base).await?;
+        let stack_id = variables.pointer("/WebhookSecretFunction/STACK_ID");
+        let stack_id = stack_id.and_then(Value::as_str).unwrap_or_default();
+        let stack_id = stack_id.to_owned();
         let relay = std::env::current_exe()?;
         let invoker = SamInvoker::prepare(local, engine, &ports, &variables, &relay)?;
         Ok(Self {
             world,
             stripe,
             cloudformation,
+            stack_id,
             invoker: Arc::new(invoker),
         })
     }
@@ -284,16 +289,22 @@ impl SampleRunner {
         for (name, value) in [
             ("ResponseURL", self.cloudformation.url()),
             ("RequestId", request_id),
+            ("StackId", self.stack_id.clone()),
         ] {
             if let Some(given) = request.get_mut(name) {
                 *given = json!(value);
             }
         }
         for properties in ["ResourceProperties", "OldResourceProperties"] {
-            let arn = request
-                .get_mut(properties)
-                .and_then(|of| of.get_mut("SecretArn"));
-            let Some(arn) = arn else { continue };
+            let Some(given) = request.get_mut(properties) else {
+                continue;
+            };
+            if let Some(url) = given.get_mut("Url") {
+                *url = json!(self.world.stack.output("WebhookUrlStripe")?);
+            }
+            let Some(arn) = given.get_mut("SecretArn") else {
+                continue;
+            };
             let is_platform = arn.as_str().is_some_and(|arn| arn.contains("Platform"));
             *arn = json!(self.world.stack.output(if is_platform {
                 "StripePlatformWebhookSecretArn"
@@ -388,6 +399,11 @@ async fn variables_of(world: &World, stripe_base: &str) -> Result<Value> {
                 .get(name)
                 .with_context(|| format!("{function} is deployed without {name}"))?
                 .clone();
+        }
+        // SAM has values of its own for these.
+        for name in ["STACK_ID", "STRIPE_WEBHOOK_URL"] {
+            let value = deployed.get(name).cloned();
+            variables.extend(value.map(|value| (name.to_owned(), value)));
         }
         if deployed.contains_key("STRIPE_API_BASE") {
             variables.insert("STRIPE_API_BASE".to_owned(), stripe_base.to_owned());

@@ -6,14 +6,17 @@ use std::future::pending;
 use std::time::Duration;
 
 use billhook_adapters::config::{SecretLocation, SecretSource, SigningSource};
-use billhook_adapters::secrets::SigningKeyCache;
+use billhook_adapters::secrets::{SigningKeyCache, revoke_replaced};
 use billhook_adapters::stripe::StripeClient;
 use billhook_core::endpoint::secret::SecretKind;
 use billhook_core::ids::{PerProvider, ProviderId};
 use billhook_core::ports::Clock as _;
 use billhook_core::provider::signature::KeyScope;
 use billhook_core::time::Timestamp;
-use billhook_testkit::custom_resource::{EndpointPorts, dependencies};
+use billhook_testkit::custom_resource::{
+    EndpointPorts, LOGICAL_ID, RESPONSE_URL, SIGNING_SECRET_ARN, STACK_ID, WEBHOOK_URL,
+    dependencies,
+};
 use billhook_testkit::events::intent_succeeded;
 use billhook_testkit::memory::{MemoryQueue, MemoryTables};
 use billhook_testkit::sign::sign_stripe;
@@ -23,7 +26,7 @@ use webhook_ingress::WebhookIngress;
 use webhook_secret::handle_request;
 use webhook_secret::ports::{AdapterError, StripeConnector};
 
-const ARN: &str = "arn:hook";
+const ARN: &str = SIGNING_SECRET_ARN;
 
 type Container = WebhookIngress<
     &'static MemoryTables,
@@ -43,7 +46,7 @@ impl StripeConnector for LocalEndpoints {
 }
 
 fn properties(token: &str) -> Value {
-    json!({ "Url": "https://a/webhooks/stripe", "SecretArn": ARN, "RotationToken": token })
+    json!({ "Url": WEBHOOK_URL, "SecretArn": ARN, "RotationToken": token })
 }
 
 struct Scene {
@@ -73,8 +76,8 @@ impl Scene {
     /// The physical id that a request ends with.
     async fn request(&self, kind: &str, id: &str, at: &str, old: &str, new: &str) -> String {
         let request = json!({
-            "RequestType": kind, "RequestId": id, "ResponseURL": "https://x", "StackId": "arn:stack",
-            "LogicalResourceId": "Hook", "PhysicalResourceId": at,
+            "RequestType": kind, "RequestId": id, "ResponseURL": RESPONSE_URL, "StackId": STACK_ID,
+            "LogicalResourceId": LOGICAL_ID, "PhysicalResourceId": at,
             "OldResourceProperties": properties(old), "ResourceProperties": properties(new),
         });
         let deps = dependencies(LocalEndpoints(self.client.clone()), &self.ports);
@@ -198,6 +201,39 @@ async fn a_rotation_that_is_kept_refuses_the_old_secret_after_24_h() {
     assert_eq!(scene.answers().await, all(&[&second]));
     scene.pass(Duration::from_hours(2));
     assert_eq!(scene.answer(&scene.old_container, secret).await, 400);
+    assert_eq!(scene.answers().await, all(&[&second]));
+}
+
+/// Only with genuine deliveries: no unknown signature makes a container read the secrets again.
+#[tokio::test]
+async fn a_revoked_secret_is_refused_by_a_running_container_within_15_minutes() {
+    let scene = Scene::begin().await;
+    let first = scene.request("Create", "r1", "", "1", "1").await;
+    let state = scene.stripe.state();
+    let old = state["endpoints"][&first]["secret"].as_str().unwrap();
+    let second = scene.request("Update", "r2", &first, "1", "2").await;
+    scene.request("Delete", "r3", &first, "1", "1").await;
+    scene.pass(Duration::from_hours(1));
+    assert_eq!(scene.answer(&scene.old_container, old).await, 200);
+    revoke_replaced(
+        &scene.ports,
+        ARN,
+        SecretKind::StripeSigning,
+        &[],
+        scene.ports.now(),
+    )
+    .await
+    .unwrap();
+    let mut minutes = 0;
+    while scene.answer(&scene.old_container, old).await == 200 {
+        scene.pass(Duration::from_mins(1));
+        minutes += 1;
+        assert!(minutes <= 15);
+    }
+    assert!(minutes > 0, "its cache was fresh");
+    assert_eq!(scene.answer(&container(&scene.ports), old).await, 400);
+    assert_eq!(scene.answers().await, all(&[&second]));
+    scene.pass(Duration::from_hours(25));
     assert_eq!(scene.answers().await, all(&[&second]));
 }
 

@@ -9,6 +9,9 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use billhook_core::endpoint::policy::{
+    CONNECT_ENDPOINT, PLATFORM_ENDPOINT, RequestPolicy, StackEndpoint,
+};
 use billhook_core::endpoint::secret::{SecretHolder, SecretKind};
 use billhook_core::entity::ENTITY_SCHEMAS;
 use billhook_core::entity::columns::EntitySchema;
@@ -283,6 +286,13 @@ pub struct WebhookSecretConfig {
     pub jobs_table: String,
     /// `STRIPE_API_BASE`, without a slash at the end.
     pub stripe_api_base: String,
+    /// `STACK_ID`, `STRIPE_WEBHOOK_URL`, `STRIPE_API_VERSION`, `STRIPE_WEBHOOK_SECRET_ARN` and
+    /// `STRIPE_PLATFORM_WEBHOOK_SECRET_ARN`: the only endpoints that the function makes and changes.
+    pub policy: RequestPolicy,
+    /// `URL_SUFFIX`: `amazonaws.com`, or that of another partition.
+    pub url_suffix: String,
+    /// `AWS_ENDPOINT_URL`, which a deployed function does not have: the local AWS, which is answered as CloudFormation is.
+    pub local_endpoint: Option<String>,
 }
 
 impl WebhookSecretConfig {
@@ -295,6 +305,25 @@ impl WebhookSecretConfig {
             seal_public_arn: read.required_arn("SEAL_PUBLIC_ARN"),
             jobs_table: read.required("JOBS_TABLE"),
             stripe_api_base: read.stripe_api_base(&environment),
+            policy: RequestPolicy {
+                stack_id: read.required("STACK_ID"),
+                url: read.required("STRIPE_WEBHOOK_URL"),
+                api_version: read.required("STRIPE_API_VERSION"),
+                endpoints: vec![
+                    StackEndpoint {
+                        logical_id: CONNECT_ENDPOINT,
+                        connect: true,
+                        secret_arn: read.required_arn("STRIPE_WEBHOOK_SECRET_ARN"),
+                    },
+                    StackEndpoint {
+                        logical_id: PLATFORM_ENDPOINT,
+                        connect: false,
+                        secret_arn: read.required_arn("STRIPE_PLATFORM_WEBHOOK_SECRET_ARN"),
+                    },
+                ],
+            },
+            url_suffix: read.required("URL_SUFFIX"),
+            local_endpoint: read.optional_url("AWS_ENDPOINT_URL"),
             environment,
         };
         read.finish(config)
@@ -893,13 +922,15 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "configuration refused: APP_NAME is missing; ENV is missing; LIVE_MODE is missing; \
-             APP_SECRETS_ARN is missing; SEAL_ARN is missing; SEAL_PUBLIC_ARN is missing; JOBS_TABLE is missing"
+             APP_SECRETS_ARN is missing; SEAL_ARN is missing; SEAL_PUBLIC_ARN is missing; JOBS_TABLE is missing; STACK_ID is missing; STRIPE_WEBHOOK_URL is missing; \
+             STRIPE_API_VERSION is missing; STRIPE_WEBHOOK_SECRET_ARN is missing; \
+             STRIPE_PLATFORM_WEBHOOK_SECRET_ARN is missing; URL_SUFFIX is missing"
         );
         let other = WorkerConfig::from_env(ProviderId::Lob, &EnvLookup(&|_| None)).unwrap_err();
         let faults = combine_faults::<(), ()>(Err(error), Err(other))
             .unwrap_err()
             .faults;
-        assert_eq!(faults.len(), 15);
+        assert_eq!(faults.len(), 21);
     }
 
     #[test]
@@ -996,7 +1027,8 @@ mod tests {
                         "STRIPE_API_BASE" => "http://localhost:12111/",
                         "ENABLE_BILLING_STREAM" => "false",
                         "LOG_LEVEL" => "warn",
-                        "APP_SECRETS_ARN" | "SEAL_ARN" | "SEAL_PUBLIC_ARN" => "arn:app",
+                        "AWS_ENDPOINT_URL" => "http://localhost:4566",
+                        arn if arn.ends_with("_ARN") => "arn:app",
                         _ => "x",
                     }
                     .to_owned(),
@@ -1005,6 +1037,8 @@ mod tests {
         };
         let config = WebhookSecretConfig::from_env(&EnvLookup(&lookup("false"))).unwrap();
         assert_eq!(config.stripe_api_base, "http://localhost:12111");
+        let local = config.local_endpoint.as_deref();
+        assert_eq!(local, Some("http://localhost:4566"));
         assert!(WebhookSecretConfig::from_env(&EnvLookup(&lookup("true"))).is_err());
     }
 }

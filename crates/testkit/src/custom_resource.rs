@@ -18,8 +18,10 @@ use billhook_adapters::stripe::{
 };
 use billhook_core::endpoint::applied::AppliedProperties;
 use billhook_core::endpoint::plan::QUIET_TYPE;
+use billhook_core::endpoint::policy::{RequestPolicy, StackEndpoint};
 use billhook_core::endpoint::secret::{SecretDocument, SecretKind};
 use billhook_core::ports::{Clock, Pause};
+use billhook_core::provider::stripe::types::API_VERSION;
 use billhook_core::time::Timestamp;
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::Notify;
@@ -30,6 +32,15 @@ use webhook_secret::ports::{
     AdapterError, AppliedStore, ResetCursors, RespondToCloudFormation, StripeConnector,
     StripeEndpoints, WebhookSecretStore,
 };
+use webhook_secret::response_url::{ResponseHosts, ResponseUrl};
+
+/// The stack whose endpoint it is.
+pub const STACK_ID: &str = "arn:aws:cloudformation:eu-west-1:1:stack/one/1";
+pub const LOGICAL_ID: &str = "Hook";
+pub const WEBHOOK_URL: &str = "https://a/webhooks/stripe";
+pub const SIGNING_SECRET_ARN: &str = "arn:aws:secretsmanager:eu-west-1:1:secret:hook";
+/// Where CloudFormation wants its answer.
+pub const RESPONSE_URL: &str = "https://cloudformation-custom-resource-response-euwest1.s3-eu-west-1.amazonaws.com/x?X-Amz-Signature=canary";
 
 /// When the clock starts, in Unix seconds.
 pub const START_S: i64 = 1_781_000_000;
@@ -187,6 +198,25 @@ impl EndpointPorts {
     }
 }
 
+/// A template with one endpoint, that of the platform.
+pub fn policy(secret_arn: &str) -> RequestPolicy {
+    RequestPolicy {
+        stack_id: STACK_ID.to_owned(),
+        url: WEBHOOK_URL.to_owned(),
+        api_version: API_VERSION.to_owned(),
+        endpoints: vec![StackEndpoint {
+            logical_id: LOGICAL_ID,
+            connect: false,
+            secret_arn: secret_arn.to_owned(),
+        }],
+    }
+}
+
+/// CloudFormation's, in the region of [`STACK_ID`].
+pub fn response_hosts() -> ResponseHosts {
+    ResponseHosts::new(STACK_ID, "amazonaws.com", None)
+}
+
 /// What the custom resource works with: these ports, and a way to Stripe that may be another.
 pub fn dependencies<S: StripeConnector>(
     stripe: S,
@@ -198,6 +228,8 @@ pub fn dependencies<S: StripeConnector>(
         jobs: ports.clone(),
         cloudformation: ports.clone(),
         time: ports.clone(),
+        policy: policy(SIGNING_SECRET_ARN),
+        response_hosts: response_hosts(),
         app_name: "billhook".to_owned(),
         env: "test".to_owned(),
     }
@@ -379,14 +411,14 @@ impl AppliedStore for EndpointPorts {
 }
 
 impl RespondToCloudFormation for EndpointPorts {
-    async fn put(&self, response_url: &SecretString, body: String) -> Result<(), AdapterError> {
+    async fn put(&self, response_url: &ResponseUrl, body: String) -> Result<(), AdapterError> {
         // A panic or a hang while answering ends the invocation as an error: Lambda's part, not ours.
         if let Some((_, how)) = &mut self.world().fault
             && *how != StepFault::After
         {
             *how = StepFault::Before;
         }
-        let url = response_url.expose_secret().to_owned();
+        let url = response_url.expose().to_owned();
         let answer = |world: &mut EndpointWorld| world.answers.push((url, body));
         self.step(answer).await.map_err(edge_error)
     }

@@ -4,7 +4,7 @@
 use std::sync::OnceLock;
 
 use billhook_core::endpoint::applied::{AnsweredProperties, AppliedProperties};
-use billhook_core::endpoint::plan::{EndpointRequest, PhysicalId};
+use billhook_core::endpoint::plan::{EndpointPlan, EndpointRequest, PhysicalId, plan_endpoint};
 use billhook_core::endpoint::secret::EndpointSecret;
 use billhook_core::error::error_chain;
 use billhook_core::ports::{Clock, Pause};
@@ -47,6 +47,8 @@ where
 {
     match envelope.seal_key_change() {
         Some(SealKeyChange::Make(request)) => {
+            let policy = &deps.policy;
+            policy.check_seal_keys(&envelope.stack_id, &envelope.logical_resource_id)?;
             let made = deps.secrets.make_seal_keys(request).await;
             made.map_err(EndpointFailure::MakeSealKeys)?;
             return Ok(SEAL_KEYS_ID.to_owned());
@@ -61,6 +63,7 @@ where
     if matches!(request, EndpointRequest::Delete { .. }) {
         fallback.set(physical_id);
     }
+    let endpoint = deps.policy.find_endpoint(&envelope.stack_id, logical_id)?;
     let known = match deps.jobs.load_applied(logical_id).await {
         Ok(known) => known,
         Err(error) => {
@@ -81,12 +84,22 @@ where
             if let Some(known) = &known {
                 save(known.clone().without(physical_id).as_ref()).await;
             }
-            return execute_plan(envelope, &request, deps).await;
+            return execute_plan(envelope, endpoint, &request, deps).await;
         }
     };
     let digest = wanted.full_digest();
     let is_update = matches!(request, EndpointRequest::Update { .. });
-    if let Some(known) = known.as_ref().filter(|_| is_update)
+    let known_before = known.as_ref().filter(|_| is_update);
+    if let Err(refused) = deps.policy.check_properties(endpoint, wanted)
+        && !known_before.is_some_and(|known| known.was_applied(&digest))
+    {
+        // It changes nothing, so it may be answered well, but not be noted: the note is what a rollback may go back to.
+        return match plan_endpoint(&request) {
+            EndpointPlan::Nothing => Ok(physical_id.to_owned()),
+            _ => Err(refused.into()),
+        };
+    }
+    if let Some(known) = known_before
         && let Some(back) = known.find_rollback(physical_id, &digest, deps.time.now())
     {
         fallback.set(back);
@@ -100,7 +113,7 @@ where
         let live = [back, known.last.physical_id.as_str()];
         make_current(&wanted.secret_arn, back, &live, deps).await;
     }
-    let done = execute_plan(envelope, &request, deps).await;
+    let done = execute_plan(envelope, endpoint, &request, deps).await;
     if let Some(id) = done.as_deref().ok().or(fallback.physical_id()) {
         let answered = AnsweredProperties {
             physical_id: id.to_owned(),

@@ -14,6 +14,7 @@ use billhook_core::endpoint::plan::{
     ENDPOINTS_MAX, EndpointPlan, EndpointProperties, EndpointRequest, EndpointTags,
     InvalidProperties, PhysicalId, QUIET_TYPE, plan_endpoint,
 };
+use billhook_core::endpoint::policy::{RefusedRequest, StackEndpoint};
 use billhook_core::endpoint::secret::{EndpointSecret, SecretDocument};
 use billhook_core::error::error_chain;
 use billhook_core::ports::{Clock, Pause};
@@ -42,6 +43,13 @@ pub const KNOWN_AFTER: Duration = Duration::from_secs(15);
 pub enum EndpointFailure {
     #[error(transparent)]
     Properties(#[from] InvalidProperties),
+    #[error(transparent)]
+    Refused(#[from] RefusedRequest),
+    /// A request that CloudFormation sends names the endpoint that we answered, and that bears our tags.
+    #[error(
+        "{endpoint_id} is not tagged as the endpoint of this resource, so nothing is changed: a new RotationToken replaces it"
+    )]
+    NotOurs { endpoint_id: String },
     /// An endpoint exists, but there is no key to change or remove it with.
     #[error(
         "no stripe_secret_key is stored, and without it {endpoint_id} cannot be changed or removed: store the key and try again"
@@ -105,6 +113,7 @@ pub enum EndpointFailure {
 /// Executes what the plan asks for. Returns the physical id to answer with.
 pub(crate) async fn execute_plan<S, W, J, R, T>(
     envelope: &ResourceRequest,
+    endpoint: &StackEndpoint,
     request: &EndpointRequest,
     deps: &ResourceDependencies<S, W, J, R, T>,
 ) -> Result<String, EndpointFailure>
@@ -130,6 +139,7 @@ where
         .map_err(EndpointFailure::OpenStripe);
     let run = |stripe| EndpointRun {
         envelope,
+        endpoint,
         deps,
         stripe,
     };
@@ -179,6 +189,7 @@ where
 
 struct EndpointRun<'a, S: StripeConnector, W, J, R, T> {
     envelope: &'a ResourceRequest,
+    endpoint: &'a StackEndpoint,
     deps: &'a ResourceDependencies<S, W, J, R, T>,
     stripe: S::Endpoints,
 }
@@ -251,7 +262,7 @@ where
             .collect();
         // CloudFormation has the replaced endpoint deleted only after this request was answered. If it is gone and a
         // leftover is current, the request was answered long ago (step 2).
-        let is_gone = |id: &str| live.iter().all(|endpoint| endpoint.id != id);
+        let is_gone = |id: &str| live.iter().all(|it| it.id != id || ours(it).is_none());
         let in_use = leftovers.iter().find(|it| document.is_current(&it.id));
         if let Some(endpoint) = in_use
             && replaced.is_some_and(is_gone)
@@ -443,6 +454,12 @@ where
         endpoint_id: String,
         wanted: &EndpointProperties,
     ) -> Result<String, EndpointFailure> {
+        let live = self.stripe.list().await?;
+        if let Some(endpoint) = live.iter().find(|endpoint| endpoint.id == endpoint_id)
+            && !self.is_ours(endpoint)
+        {
+            return Err(EndpointFailure::NotOurs { endpoint_id });
+        }
         match self.set_url_and_events(&endpoint_id, wanted).await {
             Ok(()) => Ok(endpoint_id),
             // Somebody deleted it in Stripe's dashboard.
@@ -519,9 +536,11 @@ where
             .iter()
             .filter(|other| other.id != endpoint_id && self.is_ours(other));
         let others: Vec<&WebhookEndpoint> = others.collect();
-        let Some(secret_arn) = self.envelope.secret_arn().filter(|_| !others.is_empty()) else {
+        if others.is_empty() {
             return Ok(());
-        };
+        }
+        // A deletion's properties are not checked, so the secret is not taken from them.
+        let secret_arn = self.endpoint.secret_arn.as_str();
         let document = self.read_secret_document(secret_arn).await?;
         let successor = others.iter().find_map(|other| {
             let secret = document.find_secret(&other.id)?.clone();

@@ -6,7 +6,8 @@
 //!
 //! Guarantees: every request that can be parsed gets an answer, also after a panic and before the function times out
 //! (without an answer, the stack hangs until `ServiceTimeout`); a repeated request is idempotent and ends with the same
-//! id; an endpoint that is not tagged as ours is never deleted; no secret and no response URL appears in a log or
+//! id; a request that is not about this stack's endpoints, as its template makes them, changes nothing, and no host but
+//! CloudFormation's is sent anything; an endpoint that is not tagged as ours is never deleted; no secret and no response URL appears in a log or
 //! answer. Read next: `billhook_core::endpoint` decides what to do, `execute_plan` executes it step by step.
 
 use std::future::Future;
@@ -18,7 +19,6 @@ use billhook_core::error::error_chain;
 use billhook_core::ids::ProviderId;
 use billhook_core::ports::{Clock, Pause};
 use futures_util::FutureExt;
-use secrecy::SecretString;
 use serde_json::Value;
 
 mod apply_request;
@@ -26,6 +26,7 @@ mod envelope;
 mod execute_plan;
 pub mod http;
 pub mod ports;
+pub mod response_url;
 
 use apply_request::FallbackAnswer;
 pub use envelope::ResourceRequest;
@@ -34,6 +35,7 @@ use ports::{
     AdapterError, AppliedStore, ResetCursors, ResourceDependencies, RespondToCloudFormation,
     StripeConnector, WebhookSecretStore,
 };
+use response_url::{ForeignHost, ResponseUrl};
 
 /// The work is abandoned this long before the function times out, so that the answer can still be sent.
 pub const ANSWER_RESERVE: Duration = Duration::from_secs(5);
@@ -48,6 +50,11 @@ pub enum RequestUnanswered {
     /// The payload has no response URL, so there is nobody to answer.
     #[error("not a request of CloudFormation")]
     NoRequest(#[source] serde_json::Error),
+    /// Somebody else invoked the function, who shall get no request from it.
+    #[error(
+        "refused, and nothing was changed: the ResponseURL is not that of CloudFormation, but of {host}"
+    )]
+    ForeignHost { host: ForeignHost },
     #[error("cloudformation did not accept the answer in {ANSWERS_MAX} attempts")]
     NotTaken(#[source] AdapterError),
 }
@@ -70,6 +77,8 @@ where
 {
     let envelope: ResourceRequest =
         serde_json::from_value(payload).map_err(RequestUnanswered::NoRequest)?;
+    let response_url = deps.response_hosts.check(&envelope.response_url);
+    let response_url = response_url.map_err(|host| RequestUnanswered::ForeignHost { host })?;
     let fallback = FallbackAnswer::default();
     let work =
         AssertUnwindSafe(apply_request::apply_request(&envelope, deps, &fallback)).catch_unwind();
@@ -99,11 +108,11 @@ where
         (Ok(id), _) => Ok(id.as_str()),
         (Err(reason), None) => Err(reason.as_str()),
     };
-    send_response(&envelope.response_url.0, envelope.answer(outcome), deps).await
+    send_response(&response_url, envelope.answer(outcome), deps).await
 }
 
 async fn send_response<S, W, J, R: RespondToCloudFormation, T: Pause>(
-    url: &SecretString,
+    url: &ResponseUrl,
     answer: String,
     deps: &ResourceDependencies<S, W, J, R, T>,
 ) -> Result<(), RequestUnanswered> {

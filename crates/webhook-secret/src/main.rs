@@ -25,6 +25,7 @@ use webhook_secret::ports::ResourceDependencies;
 use webhook_secret::ports::{
     AdapterError, AppliedStore, ResetCursors, StripeConnector, WebhookSecretStore,
 };
+use webhook_secret::response_url::ResponseHosts;
 use webhook_secret::{ANSWER_RESERVE, handle_request};
 
 fn main() -> ExitCode {
@@ -41,6 +42,8 @@ async fn start_function(
 ) -> Result<(), lambda_runtime::Error> {
     let secrets = SecretsManager::new(&aws);
     let deps = &ResourceDependencies {
+        response_hosts: ResponseHosts::of_config(&config),
+        policy: config.policy.clone(),
         stripe: StoredStripeKey {
             secrets: secrets.clone(),
             source: config.stripe_key(),

@@ -8,9 +8,12 @@ use billhook_adapters::stripe::{
     CreatedEndpoint, NewEndpoint, StripeClient, StripeError, UpdateResult, WebhookEndpoint,
 };
 use billhook_core::endpoint::applied::AppliedProperties;
+use billhook_core::endpoint::policy::RequestPolicy;
 use billhook_core::endpoint::secret::SecretDocument;
 use billhook_core::time::Timestamp;
 use secrecy::SecretString;
+
+use crate::response_url::{ResponseHosts, ResponseUrl};
 
 /// An adapter's error; its text contains no secret.
 pub type AdapterError = Box<dyn std::error::Error + Send + Sync>;
@@ -98,10 +101,10 @@ pub trait WebhookSecretStore: Send + Sync {
 
 /// The answer to CloudFormation.
 pub trait RespondToCloudFormation: Send + Sync {
-    /// One attempt. The URL is a credential.
+    /// One attempt.
     fn put(
         &self,
-        response_url: &SecretString,
+        response_url: &ResponseUrl,
         body: String,
     ) -> impl Future<Output = Result<(), AdapterError>> + Send;
 }
@@ -135,6 +138,10 @@ pub struct ResourceDependencies<S, W, J, R, T> {
     pub jobs: J,
     pub cloudformation: R,
     pub time: T,
+    /// Which requests are obeyed.
+    pub policy: RequestPolicy,
+    /// Where answers may go.
+    pub response_hosts: ResponseHosts,
     pub app_name: String,
     pub env: String,
 }

@@ -11,15 +11,17 @@ use billhook_adapters::stripe::{NewEndpoint, StripeClient};
 use billhook_core::endpoint::plan::{ENDPOINTS_MAX, QUIET_TYPE};
 use billhook_core::error::error_chain;
 use billhook_core::tasks::checkpoint::cursor_limit_after_delete_s;
-use billhook_testkit::custom_resource::{EndpointPorts, START_S, StepFault, dependencies};
+use billhook_testkit::custom_resource::{
+    EndpointPorts, RESPONSE_URL, SIGNING_SECRET_ARN, STACK_ID, START_S, StepFault, dependencies,
+};
 use billhook_testkit::stripe::{Config, Fault, LocalStripe, TEST_KEY};
 use rstest::rstest;
 use serde_json::{Value, json};
 use webhook_secret::ports::*;
 use webhook_secret::{KNOWN_AFTER, handle_request};
 
-const ARN: &str = "arn:aws:secretsmanager:eu-west-1:1:secret:hook";
-const URL: &str = "https://cloudformation.invalid/?X-Amz-Signature=canary";
+const ARN: &str = SIGNING_SECRET_ARN;
+const URL: &str = RESPONSE_URL;
 /// More than any request takes.
 const STEPS: u32 = 18;
 
@@ -44,7 +46,7 @@ fn request(kind: &str, id: &str, physical_id: &str, old: &str, new: &str) -> Val
     json!({
         "RequestType": kind,
         "ResponseURL": URL,
-        "StackId": "arn:aws:cloudformation:eu-west-1:1:stack/one/1",
+        "StackId": STACK_ID,
         "RequestId": id,
         "ResourceType": "Custom::StripeWebhookEndpoint",
         "LogicalResourceId": "Hook",
@@ -52,6 +54,11 @@ fn request(kind: &str, id: &str, physical_id: &str, old: &str, new: &str) -> Val
         "OldResourceProperties": properties(old),
         "ResourceProperties": properties(new),
     })
+}
+
+fn wanted_url(payload: &Value) -> String {
+    let url = payload["ResourceProperties"]["Url"].as_str();
+    url.unwrap_or_default().to_owned()
 }
 
 fn create() -> Value {
@@ -67,8 +74,13 @@ fn delete(physical_id: &str) -> Value {
 }
 
 impl RequestPorts {
-    /// The last answer's status and id, with everything said within the rules.
+    /// The last answer's status and id, with everything said within the rules. CloudFormation has set the function's
+    /// variables to what the request asks for.
     async fn run(&self, payload: &Value) -> Option<(String, String)> {
+        self.run_with_variables(payload, &wanted_url(payload)).await
+    }
+
+    async fn run_with_variables(&self, payload: &Value, url: &str) -> Option<(String, String)> {
         {
             let mut world = self.world();
             world.steps = 0;
@@ -79,7 +91,8 @@ impl RequestPorts {
             Some((_, StepFault::Hangs | StepFault::HangsAfter))
         );
         let before = self.world().answers.len();
-        let deps = dependencies(self.0.clone(), self);
+        let mut deps = dependencies(self.0.clone(), self);
+        deps.policy.url = url.to_owned();
         let handling = async {
             match hangs {
                 true => handle_request(payload.clone(), ready(()), &deps).await,
@@ -259,21 +272,24 @@ async fn a_replacement_is_repeated_rolled_back_and_cleaned_up_wherever_it_failed
             ports.is_settled_with("we_1");
         }
 
-        // Rolled back; without an answer CloudFormation knows of nothing but the old one.
-        let ports = RequestPorts::created().await;
-        ports.fault(Some(fault));
-        let answer = ports.run(&replace).await;
-        ports.fault(None);
-        let there = answer.map_or("we_1".to_owned(), |(_, id)| id);
-        assert_eq!(
-            ports.succeeds(&update("r3", &there, "b/2", "a/1")).await,
-            "we_1"
-        );
-        if there != "we_1" {
-            ports.succeeds(&delete(&there)).await;
+        // Rolled back, before or after the function's variables are; without an answer CloudFormation knows of nothing but
+        // the old one.
+        for variables in ["https://a", "https://b"] {
+            let ports = RequestPorts::created().await;
+            ports.fault(Some(fault));
+            let answer = ports.run(&replace).await;
+            ports.fault(None);
+            let there = answer.map_or("we_1".to_owned(), |(_, id)| id);
+            let back = update("r3", &there, "b/2", "a/1");
+            let back = ports.run_with_variables(&back, variables).await;
+            let expected = ("SUCCESS".to_owned(), "we_1".to_owned());
+            assert_eq!(back, Some(expected), "{fault:?} {variables}");
+            if there != "we_1" {
+                ports.succeeds(&delete(&there)).await;
+            }
+            ports.is_settled_with("we_1");
+            assert_eq!(ports.world().endpoints[0].url, "https://a");
         }
-        ports.is_settled_with("we_1");
-        assert_eq!(ports.world().endpoints[0].url, "https://a");
 
         // Rolled back while nobody can tell CloudFormation so, and deployed again.
         let ports = RequestPorts::created().await;
@@ -588,7 +604,8 @@ async fn a_full_account_is_told_with_the_limit_and_the_fallback() {
         stripe.create_webhook_endpoint(&new, &key).await.unwrap();
     }
     let ports = RequestPorts::default();
-    let deps = dependencies(StripeOverHttp(stripe), &ports);
+    let mut deps = dependencies(StripeOverHttp(stripe), &ports);
+    deps.policy.url = wanted_url(&create());
     handle_request(create(), pending(), &deps).await.unwrap();
     let answer = ports.answer(0).clone();
     assert_eq!(answer["Status"], "FAILED");
@@ -608,8 +625,9 @@ async fn a_stripe_that_fails_or_drops_the_connection_leaves_the_old_endpoint_at_
         let local = LocalStripe::start(Config::default()).await.unwrap();
         let stripe = StripeClient::new(&local.base_url(), TEST_KEY.into(), false).unwrap();
         let ports = RequestPorts::default();
-        let deps = dependencies(StripeOverHttp(stripe), &ports);
         let run = async |payload: Value| {
+            let mut deps = dependencies(StripeOverHttp(stripe.clone()), &ports);
+            deps.policy.url = wanted_url(&payload);
             handle_request(payload, pending(), &deps).await.unwrap();
             let answer = ports.last_answer();
             answer["PhysicalResourceId"].as_str().unwrap().to_owned()
@@ -650,11 +668,10 @@ impl StripeConnector for StripeOverHttp {
 async fn it_works_against_the_local_stripe() {
     let local = LocalStripe::start(Config::default()).await.unwrap();
     let ports = RequestPorts::default();
-    let deps = dependencies(
-        StripeOverHttp(StripeClient::new(&local.base_url(), TEST_KEY.into(), false).unwrap()),
-        &ports,
-    );
+    let stripe = StripeClient::new(&local.base_url(), TEST_KEY.into(), false).unwrap();
     let run = async |payload: Value| {
+        let mut deps = dependencies(StripeOverHttp(stripe.clone()), &ports);
+        deps.policy.url = wanted_url(&payload);
         handle_request(payload, pending(), &deps).await.unwrap();
         let answer = ports.last_answer();
         assert_eq!(answer["Status"], "SUCCESS", "{answer}");
@@ -893,4 +910,135 @@ async fn a_rollback_that_runs_out_of_time_has_the_standing_secret_current() {
         }
     }
     assert!(tried > 0);
+}
+
+/// What an attacker could change: the endpoints at Stripe, the secrets, the notes in the jobs table and its cursors.
+fn outside(ports: &RequestPorts) -> String {
+    let world = ports.world();
+    let (secrets, notes) = (&world.versions, &world.applied);
+    format!(
+        "{:?} {secrets:?} {notes:?} {}",
+        world.endpoints, world.cursor_s
+    )
+}
+
+/// A request of whoever may invoke the function, whose variables are those of the template at `a`.
+async fn forge(ports: &RequestPorts, mut request: Value, changes: &Value) -> Value {
+    for (name, change) in changes.as_object().unwrap() {
+        match change.as_object() {
+            None => request[name] = change.clone(),
+            Some(properties) => {
+                let given = request[name].as_object_mut().unwrap();
+                given.extend(properties.clone());
+            }
+        }
+    }
+    let answered = ports.run_with_variables(&request, "https://a").await;
+    assert!(answered.is_some());
+    ports.last_answer()
+}
+
+#[rstest]
+#[case::stack(json!({"StackId": "arn:aws:cloudformation:eu-west-1:1:stack/two/2"}))]
+#[case::url(json!({"ResourceProperties": {"Url": "https://attacker.example/webhooks/stripe"}}))]
+#[case::events(json!({"ResourceProperties": {"EnabledEvents": ["*"]}}))]
+#[case::secret(json!({"ResourceProperties": {"SecretArn": "arn:aws:secretsmanager:eu-west-1:1:secret:other"}}))]
+#[case::connect(json!({"ResourceProperties": {"Connect": "true"}}))]
+#[case::api_version(json!({"ResourceProperties": {"ApiVersion": "2020-08-27"}}))]
+#[case::create(json!({"RequestType": "Create", "ResourceProperties": {"Url": "https://attacker.example"}}))]
+#[case::no_endpoint(json!({"PhysicalResourceId": "unconfigured:Hook", "ResourceProperties": {"Url": "https://attacker.example"}}))]
+#[tokio::test]
+async fn a_request_that_the_template_does_not_make_changes_nothing(#[case] changes: Value) {
+    for token in ["a/1", "a/2"] {
+        let ports = RequestPorts::created().await;
+        let before = outside(&ports);
+        let request = update("r2", "we_1", "b/1", token);
+        let answer = forge(&ports, request, &changes).await;
+        assert_eq!(outside(&ports), before);
+        assert_eq!(answer["Status"], "FAILED");
+        let reason = answer["Reason"].as_str().unwrap();
+        assert!(
+            reason.starts_with("refused, and nothing was changed: "),
+            "{reason}"
+        );
+    }
+}
+
+/// The note of what was applied allows a rollback. A request that changes nothing is answered well, but must not get into
+/// it.
+#[tokio::test]
+async fn a_forged_request_that_changes_nothing_prepares_no_other() {
+    let ports = RequestPorts::created().await;
+    let before = outside(&ports);
+    let nothing = update("r2", "we_1", "evil/1", "evil/1");
+    let answer = forge(&ports, nothing, &json!({})).await;
+    assert_eq!(answer["Status"], "SUCCESS");
+    let change = update("r3", "we_1", "a/1", "evil/1");
+    let answer = forge(&ports, change, &json!({})).await;
+    assert_eq!(answer["Status"], "FAILED");
+    assert_eq!(outside(&ports), before);
+}
+
+#[rstest]
+#[case::stack("we_1", json!({"StackId": "arn:aws:cloudformation:eu-west-1:1:stack/two/2"}))]
+#[case::leftovers("made-up", json!({"StackId": "arn:aws:cloudformation:eu-west-1:1:stack/two/2"}))]
+#[case::not_tagged("we_2", json!({}))]
+#[tokio::test]
+async fn a_deletion_of_what_is_not_ours_is_done_by_doing_nothing(
+    #[case] physical_id: &str,
+    #[case] changes: Value,
+) {
+    let ports = RequestPorts::created().await;
+    add_endpoint_of_others(&ports);
+    let before = outside(&ports);
+    let answer = forge(&ports, delete(physical_id), &changes).await;
+    assert_eq!(answer["Status"], "SUCCESS");
+    assert_eq!(outside(&ports), before);
+}
+
+/// `we_2`, of another stack in the same Stripe account.
+fn add_endpoint_of_others(ports: &RequestPorts) {
+    let mut world = ports.world();
+    let mut other = world.endpoints[0].clone();
+    other.id = "we_2".to_owned();
+    other.url = "https://other".to_owned();
+    let stack = other.metadata.get_mut("billhook_stack").unwrap();
+    *stack = "arn:aws:cloudformation:eu-west-1:1:stack/two/2".to_owned();
+    world.endpoints.push(other);
+}
+
+#[tokio::test]
+async fn an_update_of_anothers_endpoint_leaves_it_and_ours_alone() {
+    for wanted in ["a/1", "a/2"] {
+        let ports = RequestPorts::created().await;
+        add_endpoint_of_others(&ports);
+        let before = outside(&ports);
+        let request = update("r2", "we_2", "b/1", wanted);
+        let answer = forge(&ports, request, &json!({})).await;
+        assert_eq!(answer["Status"], "FAILED", "{answer}");
+        assert_eq!(outside(&ports), before);
+    }
+}
+
+#[tokio::test]
+async fn no_host_but_cloudformations_is_answered_and_nothing_is_done_for_it() {
+    for (kind, url) in [
+        ("Update", "http://attacker.example/?X-Amz-Signature=canary"),
+        ("Update", "https://attacker.example/?X-Amz-Signature=canary"),
+        ("Delete", "https://attacker.example/?X-Amz-Signature=canary"),
+        ("Create", "not a URL, canary"),
+    ] {
+        let ports = RequestPorts::created().await;
+        let before = outside(&ports);
+        let answers = ports.world().answers.len();
+        let mut request = request(kind, "r2", "we_1", "a/1", "a/2");
+        request["ResponseURL"] = json!(url);
+        let mut deps = dependencies(ports.0.clone(), &ports);
+        deps.policy.url = wanted_url(&request);
+        let handled = handle_request(request, pending(), &deps).await;
+        let told = error_chain(&handled.unwrap_err());
+        assert!(told.contains("ResponseURL is not") && !told.contains("canary"));
+        assert_eq!(ports.world().answers.len(), answers);
+        assert_eq!(outside(&ports), before);
+    }
 }

@@ -5,15 +5,17 @@
 use std::future::pending;
 
 use billhook_core::seal::{EventSealer, SealPublicKeys};
-use billhook_testkit::custom_resource::{EndpointPorts, StepFault, dependencies};
+use billhook_testkit::custom_resource::{
+    EndpointPorts, RESPONSE_URL, STACK_ID, StepFault, dependencies,
+};
 use serde_json::{Value, json};
 use webhook_secret::handle_request;
 
 fn request(kind: &str, old: &str, new: &str) -> Value {
     json!({
         "RequestType": kind,
-        "ResponseURL": "https://cloudformation.invalid/",
-        "StackId": "arn:aws:cloudformation:eu-west-1:1:stack/one/1",
+        "ResponseURL": RESPONSE_URL,
+        "StackId": STACK_ID,
         "RequestId": "r1",
         "ResourceType": "Custom::SealKeys",
         "LogicalResourceId": "SealKeys",
@@ -68,4 +70,21 @@ async fn keys_that_cannot_be_made_fail_the_deployment() {
     let (told, key, keys) = handle(&ports, request("Create", "", "1")).await;
     assert!(told.starts_with(r#""FAILED""#), "{told}");
     assert_eq!((key, keys.len()), (None, 0));
+}
+
+#[tokio::test]
+async fn keys_are_not_replaced_for_another_stack_or_resource() {
+    let ports = EndpointPorts::default();
+    handle(&ports, request("Create", "", "1")).await;
+    let before = ports.world().versions.clone();
+    for (name, value) in [
+        ("StackId", "arn:aws:cloudformation:eu-west-1:1:stack/two/2"),
+        ("LogicalResourceId", "Hook"),
+    ] {
+        let mut forged = request("Update", "1", "2");
+        forged[name] = json!(value);
+        let (told, ..) = handle(&ports, forged).await;
+        assert!(told.starts_with(r#""FAILED""#), "{told}");
+        assert_eq!(ports.world().versions, before);
+    }
 }

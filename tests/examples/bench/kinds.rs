@@ -166,6 +166,8 @@ impl Kind {
                 let mut request: Value = serde_json::from_str(sample).unwrap();
                 request["ResponseURL"] = json!(format!("{}/answer", world.stub.http));
                 request["ResourceProperties"]["SecretArn"] = json!("arn:platform");
+                request["StackId"] = json!("arn:stack");
+                request["ResourceProperties"]["Url"] = json!("https://hooks.example");
                 request
             }
         };
@@ -254,6 +256,10 @@ impl World {
             ("STATE_SEAL_ARN", "arn:state-seal"),
             ("STRIPE_WEBHOOK_SECRET_ARN", "arn:stripe"),
             ("STRIPE_PLATFORM_WEBHOOK_SECRET_ARN", "arn:platform"),
+            ("STACK_ID", "arn:stack"),
+            ("URL_SUFFIX", "amazonaws.com"),
+            ("STRIPE_WEBHOOK_URL", "https://hooks.example"),
+            ("STRIPE_API_VERSION", "2026-10-28.endive"),
             ("AWS_ENDPOINT_URL", endpoint),
             ("SSL_CERT_FILE", roots),
             ("NODE_EXTRA_CA_CERTS", roots),

@@ -14,6 +14,7 @@ mod chaos;
 mod claims;
 mod deploy;
 mod faults;
+mod forged_requests;
 mod http;
 mod letters;
 mod migrate;
@@ -36,6 +37,7 @@ use aws_sdk_dynamodb::types::{
     KeyType, Projection, ProjectionType, ScalarAttributeType,
 };
 use aws_sdk_sqs::types::QueueAttributeName;
+use billhook_core::tasks::checkpoint::JOB_ID;
 use billhook_core::time::Timestamp;
 use billhook_testkit::events::{
     charge_refunded, from_account, intent_failed, intent_succeeded, letter, session_completed,

@@ -19,6 +19,7 @@ use webhook_secret::ports::{
     AdapterError, AppliedStore, ResetCursors, RespondToCloudFormation, StripeConnector,
     StripeEndpoints, WebhookSecretStore,
 };
+use webhook_secret::response_url::ResponseUrl;
 
 /// The secret with the signing secret of Stripe's endpoint.
 pub(crate) const STRIPE_ARN: &str = "arn:stripe";
@@ -289,7 +290,7 @@ impl AppliedStore for Edge {
 }
 
 impl RespondToCloudFormation for Edge {
-    async fn put(&self, _: &SecretString, body: String) -> Result<(), AdapterError> {
+    async fn put(&self, _: &ResponseUrl, body: String) -> Result<(), AdapterError> {
         let answer: Value = serde_json::from_str(&body)?;
         let call = call(Service::Stack, "answer", true);
         let put = self.0.call(call, "", move |world| {

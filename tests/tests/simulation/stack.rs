@@ -10,6 +10,9 @@ use billhook_core::endpoint::secret::SecretKind;
 use billhook_core::ids::ProviderId;
 use billhook_core::ports::Clock as _;
 use billhook_core::time::Timestamp;
+use billhook_testkit::custom_resource::{
+    LOGICAL_ID, RESPONSE_URL, STACK_ID, WEBHOOK_URL, policy, response_hosts,
+};
 use serde_json::{Value, json};
 use webhook_secret::ports::ResourceDependencies;
 use webhook_secret::{ANSWER_RESERVE, handle_request};
@@ -58,7 +61,7 @@ pub(crate) async fn deployed(functions: Functions, until: Timestamp) -> Stack {
 }
 
 fn properties(token: u32) -> Value {
-    json!({ "Url": "https://a/webhooks/stripe", "SecretArn": STRIPE_ARN, "RotationToken": token.to_string() })
+    json!({ "Url": WEBHOOK_URL, "SecretArn": STRIPE_ARN, "RotationToken": token.to_string() })
 }
 
 impl Stack {
@@ -132,8 +135,8 @@ impl Stack {
         self.requests.set(number);
         let request_id = format!("r{number}");
         let request = json!({
-            "RequestType": kind, "RequestId": request_id, "ResponseURL": "https://x", "StackId": "arn:stack",
-            "LogicalResourceId": "Hook", "PhysicalResourceId": at,
+            "RequestType": kind, "RequestId": request_id, "ResponseURL": RESPONSE_URL, "StackId": STACK_ID,
+            "LogicalResourceId": LOGICAL_ID, "PhysicalResourceId": at,
             "OldResourceProperties": properties(old), "ResourceProperties": properties(new),
         });
         let sim = self.functions.sim.clone();
@@ -325,6 +328,8 @@ impl Delivery {
                 jobs: edge.clone(),
                 cloudformation: edge,
                 time: functions.sim.clone(),
+                policy: policy(STRIPE_ARN),
+                response_hosts: response_hosts(),
                 app_name: "billhook".to_owned(),
                 env: "test".to_owned(),
             };

@@ -20,6 +20,7 @@ use billhook_adapters::aws::OPERATION_MAX;
 use billhook_adapters::config::{
     CleanupConfig, ConfigError, EnvLookup, IngressConfig, WebhookSecretConfig, WorkerConfig,
 };
+use billhook_core::endpoint::policy::{CONNECT_ENDPOINT, PLATFORM_ENDPOINT, SEAL_KEYS};
 use billhook_core::entity::ENTITY_SCHEMAS;
 use billhook_core::entity::columns::EntitySchema;
 use billhook_core::entity::rules::VersionColumn;
@@ -103,6 +104,32 @@ fn check_endpoints(template: &Value) {
             HANDLED_TYPES.iter().copied().collect()
         );
     }
+    // The function refuses what its variables do not say.
+    assert_eq!(
+        [PLATFORM_ENDPOINT, CONNECT_ENDPOINT],
+        expected.map(|it| it.0)
+    );
+    let function = &resources(template, "AWS::Serverless::Function")["WebhookSecretFunction"];
+    let variables = &function["Environment"]["Variables"];
+    assert_eq!(
+        variables["STACK_ID"],
+        json!({ "!Ref": "AWS::StackId" }),
+        "whose requests it obeys"
+    );
+    for (endpoint, secret) in [
+        (PLATFORM_ENDPOINT, "STRIPE_PLATFORM_WEBHOOK_SECRET_ARN"),
+        (CONNECT_ENDPOINT, "STRIPE_WEBHOOK_SECRET_ARN"),
+    ] {
+        for (property, variable) in [
+            ("Url", "STRIPE_WEBHOOK_URL"),
+            ("ApiVersion", "STRIPE_API_VERSION"),
+            ("SecretArn", secret),
+        ] {
+            let asked = &endpoints[endpoint][property];
+            assert_eq!(asked, &variables[variable], "{endpoint} {property}");
+        }
+    }
+    assert_eq!(template["Resources"][SEAL_KEYS]["Type"], "Custom::SealKeys");
     // Stripe delivers as soon as it knows the URL, and the request for it must be repeatable.
     for name in expected.map(|(name, _)| name) {
         let before = [
@@ -371,7 +398,7 @@ fn check_variables_of<C>(
     let asked: BTreeSet<String> = asked
         .into_inner()
         .into_iter()
-        .filter(|name| !optional.contains(&name.as_str()))
+        .filter(|name| !optional.contains(&name.as_str()) && name != "AWS_ENDPOINT_URL")
         .collect();
     assert_eq!(
         set, asked,

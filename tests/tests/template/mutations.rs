@@ -36,7 +36,7 @@ const RESOURCES: &str = "/Resources/";
 
 /// What is wrong, the place below `Resources`, and what stands there instead; nothing is a removal.
 #[rustfmt::skip]
-const SEEDED: [(&str, &str, &str); 58] = [
+const SEEDED: [(&str, &str, &str); 60] = [
     ("any action", "StripeWorkerRole/Properties/Policies/0/PolicyDocument/Statement/5/Action", r#""dynamodb:*""#),
     ("any resource", "StripeWorkerRole/Properties/Policies/0/PolicyDocument/Statement/5/Resource", r#""*""#),
     ("any index", "LobWorkerRole/Properties/Policies/0/PolicyDocument/Statement/7/Resource", r#"{"!Sub":"${StatementsTable.Arn}/index/*"}"#),
@@ -90,6 +90,8 @@ const SEEDED: [(&str, &str, &str); 58] = [
     ("bodies judged by a list", "WebAcl/Properties/Rules/6/Statement/ManagedRuleGroupStatement/ScopeDownStatement/AndStatement/Statements/0", ""),
     ("only Stripe's addresses for everybody", "WebAcl/Properties/Rules/2/!If/0", r#""UseWaf""#),
     ("an endpoint before its API", "StripeWebhookEndpoint/DependsOn/0", ""),
+    ("an endpoint that its function refuses", "WebhookSecretFunction/Properties/Environment/Variables/STRIPE_WEBHOOK_URL", r#"{"!Sub":"https://${DomainName}"}"#),
+    ("a function that obeys any stack", "WebhookSecretFunction/Properties/Environment/Variables/STACK_ID", r#""*""#),
     ("an endpoint before its firewall", "StripePlatformWebhookEndpoint/Properties/After", ""),
     ("the account's setting in every stack", "ApiGatewayAccount/Condition", ""),
     ("short polls", "StripeEventsDlq/Properties/ReceiveMessageWaitTimeSeconds", "0"),
