@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use aws_sdk_dynamodb::primitives::Blob;
 use aws_sdk_dynamodb::types::AttributeValue;
 use aws_sdk_sqs::types::QueueAttributeName;
@@ -455,6 +455,18 @@ impl World {
         let variables = configuration.pointer("/Environment/Variables");
         let variables = variables.with_context(|| format!("{function}: {configuration}"))?;
         Ok(serde_json::from_value(variables.clone())?)
+    }
+
+    /// Changes an environment variable of a deployed function; instances with the old value end.
+    pub async fn set_variable(&self, function: &str, name: &str, value: &str) -> Result<()> {
+        let mut variables = self.variables(function).await?;
+        variables.insert(name.to_owned(), value.to_owned());
+        let path = format!("/2015-03-31/functions/{function}/configuration");
+        let body = json!({ "Environment": { "Variables": variables } });
+        let request = self.call(Method::PUT, "lambda", &path);
+        let set = answer(request.body(body.to_string())).await?;
+        ensure!(set.status == 200, "{function}: {}", set.body);
+        Ok(())
     }
 
     /// All lines that a function wrote, without Lambda's own lines.

@@ -82,6 +82,8 @@ GROUP_OF = {
     "replay": "repairer",  # --resume and --cancel act without --yes
     "replay --yes": "repairer",
     "secrets put": "repairer",
+    "secrets revoke": "on-call",
+    "secrets revoke --yes": "repairer",
     "secrets rollback --yes": "repairer",
     "secrets rotate": "on-call",
     "secrets rotate --yes": "repairer",

@@ -102,15 +102,9 @@ impl StackSession {
     /// ones that are still valid after a rotation.
     pub(crate) async fn read_signing_keys(&self, provider: ProviderId) -> Result<Vec<SigningKey>> {
         let wanted = SecretKind::signing_of(provider);
-        let outputs = match wanted.holder() {
-            SecretHolder::EndpointSecrets => self.endpoint_secrets(provider),
-            SecretHolder::InboundSecret | SecretHolder::AppSecret => {
-                vec![("InboundSecretArn".to_owned(), KeyScope::AllEvents)]
-            }
-        };
         let now = SystemClock.now();
         let (mut current, mut replaced) = (Vec::new(), Vec::new());
-        for (output, scope) in outputs {
+        for (output, scope) in self.signing_secrets(provider) {
             let arn = self.stack.output(&output)?;
             let document = load_document(&self.secrets, arn, wanted, now).await?;
             let key = |of: EndpointSecret| {
@@ -132,21 +126,23 @@ impl StackSession {
         Ok(current)
     }
 
-    /// The outputs with the ARNs of the endpoints' secrets. The parameter StripeEndpoints may ask for only one endpoint, and
-    /// then ingress does not read the other secret.
-    fn endpoint_secrets(&self, provider: ProviderId) -> Vec<(String, KeyScope)> {
-        let endpoints = [
-            ("PlatformWebhook", KeyScope::Platform),
-            ("Webhook", KeyScope::ConnectedAccounts),
-        ];
-        let named = endpoints.map(|(name, scope)| (format!("{}{name}", provider.title()), scope));
-        let in_use = named.into_iter().filter(|(name, _)| {
-            let state = format!("{name}EndpointState");
-            self.stack.output(&state).is_ok()
-        });
-        in_use
+    /// The outputs with the ARNs of the secrets that ingress reads. The parameter `StripeEndpoints` may ask for only one endpoint,
+    /// and then ingress does not read the other's secret.
+    pub(crate) fn signing_secrets(&self, provider: ProviderId) -> Vec<(String, KeyScope)> {
+        match SecretKind::signing_of(provider).holder() {
+            SecretHolder::InboundSecret | SecretHolder::AppSecret => {
+                vec![("InboundSecretArn".to_owned(), KeyScope::AllEvents)]
+            }
+            SecretHolder::EndpointSecrets => [
+                ("PlatformWebhook", KeyScope::Platform),
+                ("Webhook", KeyScope::ConnectedAccounts),
+            ]
+            .map(|(name, scope)| (format!("{}{name}", provider.title()), scope))
+            .into_iter()
+            .filter(|(name, _)| self.stack.output(&format!("{name}EndpointState")).is_ok())
             .map(|(name, scope)| (format!("{name}SecretArn"), scope))
-            .collect()
+            .collect(),
+        }
     }
 
     pub(crate) fn events_table(&self, provider: ProviderId) -> Result<EventsTable> {

@@ -8,7 +8,7 @@ use billhook_adapters::clock::SystemClock;
 use billhook_adapters::secrets::{self, SecretsManager};
 use billhook_core::endpoint::secret::SecretKind;
 use billhook_core::ports::Clock as _;
-use billhook_core::tasks::checkpoint::{DONE_THROUGH_S, JOB_ID, reconcile_cursor_key};
+use billhook_core::tasks::checkpoint::{DONE_THROUGH_S, reconcile_cursor_key};
 use billhook_testkit::stripe::{Delivered, Delivery, Fault as StripeFault};
 use billhook_tests::world::LOB_SECRET;
 use tokio::task::JoinSet;
@@ -205,6 +205,66 @@ fn two_thousand_deliveries_cross_a_rotation_and_none_is_rejected_or_lost() {
             delete.key(JOB_ID, key).send().await?;
         }
         Ok(())
+    });
+}
+
+/// Only with deliveries that are genuine, or were until then: no unknown signature makes an instance read the secrets again.
+#[test]
+fn a_revoked_secret_is_refused_by_every_running_instance() {
+    flow(true, async |stage| {
+        let world = &stage.world;
+        let function = world.stack.output("WebhookIngressFunction")?;
+        // An instance reads the secrets again after seconds instead of minutes.
+        let ttl = world.variables(function).await?["SECRETS_TTL_SECONDS"].clone();
+        world
+            .set_variable(function, "SECRETS_TTL_SECONDS", "5")
+            .await?;
+        let arns = ["StripePlatformWebhookSecretArn", "StripeWebhookSecretArn"];
+        let mut old = Vec::new();
+        for arn in arns {
+            old.push(signing_secret(world, arn).await?);
+        }
+        stage.rotate("revoked").await?;
+        let current = signing_secret(world, arns[0]).await?;
+
+        let event = |account: bool| {
+            let id = format!("evt_revoked_{account}");
+            let object = json!({ "id": "cus_1", "object": "customer" });
+            let event = stripe(&id, "customer.created", world.now_s(), object);
+            match account {
+                true => from_account(event, "acct_a"),
+                false => event,
+            }
+        };
+        let (of_platform, of_account) = (event(false), event(true));
+        // Several at once, so that several instances answer.
+        let statuses = async |secret: &str, event: &Value| -> Result<Vec<u16>> {
+            let body = event.to_string();
+            let header = sign_stripe(body.as_bytes(), secret, world.now_s());
+            let headers = [("Stripe-Signature", &*header)];
+            let requests = (0..8)
+                .map(|_| world.request("POST", "/webhooks/stripe", &headers, body.as_bytes()));
+            let answers = futures_util::future::try_join_all(requests).await?;
+            Ok(answers.iter().map(|answer| answer.status).collect())
+        };
+        for (secret, event) in [(&old[0], &of_platform), (&old[1], &of_account)] {
+            assert_eq!(statuses(secret, event).await?, [200; 8]);
+        }
+        let revoke = "secrets revoke stripe";
+        let preview = operator::run_billhook(stage, revoke).await?;
+        preview.assert_exit(0, "Nothing was changed");
+        assert_eq!(statuses(&old[0], &of_platform).await?, [200; 8]);
+        let revoked = operator::run_billhook(stage, &format!("{revoke} --yes")).await?;
+        revoked.assert_exit(0, "refused within 15 minutes");
+        for (secret, event) in [(&old[0], &of_platform), (&old[1], &of_account)] {
+            let refused = async || Ok(statuses(secret, event).await? == [400; 8]);
+            assert!(world.until(refused).await?);
+            assert_eq!(statuses(secret, event).await?, [400; 8], "and stays so");
+        }
+        assert_eq!(statuses(&current, &of_platform).await?, [200; 8]);
+        world
+            .set_variable(function, "SECRETS_TTL_SECONDS", &ttl)
+            .await
     });
 }
 

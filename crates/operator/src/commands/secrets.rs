@@ -24,7 +24,7 @@ use secrecy::SecretString;
 use serde_json::{Value, json};
 
 use crate::output::{OutputWriter, print_notice};
-use crate::provider_argument::{provider_with_secret_in, words_with_secret_in};
+use crate::provider_argument::{provider_parser, provider_with_secret_in, words_with_secret_in};
 use crate::secret_input::read_secret;
 use crate::session::StackSession;
 use crate::stack::DeployedStack;
@@ -51,10 +51,17 @@ pub(crate) enum SecretsCommand {
     /// Replace the webhook endpoints at Stripe and their signing secrets
     #[command(
         after_help = "Updates the stack with a new RotationToken and waits until the stack names other endpoints. Replaced secrets stay \
-        valid for 24 hours.\nWithout --yes the command only shows what it would do.\n\n\
-        Example:\n  billhook secrets rotate stripe --yes"
+        valid for 24 hours; with --revoke they are refused within 15 minutes.\nWithout --yes the command only shows what it would do.\n\n\
+        Examples:\n  billhook secrets rotate stripe --yes\n  billhook secrets rotate stripe --revoke --yes"
     )]
     Rotate(SecretsRotateArgs),
+    /// Refuse the replaced signing secrets of a provider within 15 minutes; the current ones stay
+    #[command(
+        after_help = "For a secret that was replaced in the last 24 hours and has leaked. One that is still current is replaced and revoked by \
+        `rotate stripe --revoke` or `put lob --revoke`.\nWithout --yes the command only shows what it would do.\n\n\
+        Example:\n  billhook secrets revoke stripe --yes"
+    )]
+    Revoke(SecretsRevokeArgs),
     /// Store a new Lob signing secret or a new Stripe API key
     #[command(
         after_help = "The command reads the value from the first line of standard input, or asks for it; it never shows it.\n\
@@ -112,6 +119,19 @@ pub(crate) struct SecretsRotateArgs {
     /// The provider
     #[arg(value_parser = provider_with_secret_in(SecretHolder::EndpointSecrets))]
     provider: ProviderId,
+    /// The old secrets leaked: refuse them within 15 minutes
+    #[arg(long)]
+    revoke: bool,
+    /// Do it; without this flag the command only shows what it would do
+    #[arg(long)]
+    yes: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct SecretsRevokeArgs {
+    /// The provider
+    #[arg(value_parser = provider_parser())]
+    provider: ProviderId,
     /// Do it; without this flag the command only shows what it would do
     #[arg(long)]
     yes: bool,
@@ -166,12 +186,29 @@ pub(crate) async fn run_secrets(
             }
             if !rotate.yes {
                 print_notice(&format!(
-                    "the update of {name} would create new endpoints at Stripe, store their secrets, and remove the old endpoints. \
-                     Nothing was changed: repeat the command with --yes"
+                    "the update of {name} would create new endpoints at Stripe, store their secrets, and remove the old endpoints; \
+                     the old secrets would be refused {}. Nothing was changed: repeat the command with --yes",
+                    match rotate.revoke {
+                        true => "within 15 minutes",
+                        false => "after 24 hours",
+                    }
                 ));
                 return Ok(());
             }
             rotate_endpoints(session).await?;
+            if rotate.revoke {
+                revoke_secrets(session, rotate.provider).await?;
+            }
+        }
+        SecretsCommand::Revoke(revoke) => {
+            if !revoke.yes {
+                print_notice(&format!(
+                    "the replaced signing secrets of {} would be refused within 15 minutes. Nothing was changed: repeat the command with --yes",
+                    revoke.provider.title()
+                ));
+                return Ok(());
+            }
+            revoke_secrets(session, revoke.provider).await?;
         }
         SecretsCommand::Put(args) => put_secret(&args, session).await?,
         SecretsCommand::Rollback(rollback) => {
@@ -364,6 +401,28 @@ async fn list_secret_versions(session: &StackSession, key: &str) -> Result<Vec<V
     }
     rows.sort_by_key(|row| row.get("stage").map(Value::to_string));
     Ok(rows)
+}
+
+/// Ends the replaced signing secrets; the current ones stay.
+async fn revoke_secrets(session: &StackSession, provider: ProviderId) -> Result<()> {
+    let stack = DeployedStack::describe(&session.aws, &session.stack.name).await?;
+    // `webhook-secret` may be writing the same secrets; and a rollback makes the secret of the old endpoint current again.
+    if stack.status.ends_with("_IN_PROGRESS") {
+        bail!(
+            "{} is {}, which may still need the replaced secrets: repeat the command when it has ended",
+            stack.name,
+            stack.status
+        );
+    }
+    let (of, now) = (SecretKind::signing_of(provider), SystemClock.now());
+    for (output, _) in session.signing_secrets(provider) {
+        let arn = session.stack.output(&output)?;
+        revoke_replaced(&session.secrets, arn, of, &[], now).await?;
+    }
+    print_notice(
+        "every replaced secret is refused within 15 minutes; what was still to be delivered with one comes with the next reconciliation, or at once with: billhook reconcile run",
+    );
+    Ok(())
 }
 
 /// Replaces the endpoints, and believes it only when the stack names other ones.

@@ -67,8 +67,15 @@ fn secrets_show_their_ages_and_are_rotated() {
             before
         );
         let old = stage.endpoints();
-        let rotated = run_billhook(stage, "secrets rotate stripe --yes").await?;
+        let rotated = run_billhook(stage, "secrets rotate stripe --revoke --yes").await?;
         rotated.assert_exit(0, "done: the endpoints at Stripe are replaced: we_");
+        let arn = world.stack.output("StripeWebhookSecretArn")?;
+        for stage in ["AWSCURRENT", "AWSPREVIOUS"] {
+            let get = world.aws.secrets_manager().get_secret_value();
+            let get = get.secret_id(arn).version_stage(stage).send().await?;
+            let text = get.secret_string.unwrap();
+            assert!(!text.contains(&before), "{stage} has the revoked secret");
+        }
         assert_ne!(
             signing_secret(world, "StripeWebhookSecretArn").await?,
             before
