@@ -121,10 +121,25 @@ fn set_member(body: &mut Value, path: &str, value: Value) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use billhook_core::provider::signature::KeyScope;
     use billhook_testkit::events::envelope;
 
     fn now() -> Timestamp {
         Timestamp::from_unix_s(1_781_000_000).unwrap()
+    }
+
+    #[test]
+    fn a_test_event_is_one_that_the_stacks_endpoint_proves() {
+        for scope in [
+            KeyScope::AllEvents,
+            KeyScope::Platform,
+            KeyScope::ConnectedAccounts,
+        ] {
+            let keys = Vec::from_iter(SigningKey::from_value("key", "whsec_1", scope));
+            let (_, body) = build_test_event(ProviderId::Stripe, "a.b", &keys).unwrap();
+            let account = envelope(ProviderId::Stripe, body.as_bytes()).account;
+            assert!(scope.includes(account.is_some()), "{scope:?} {body}");
+        }
     }
 
     #[test]
