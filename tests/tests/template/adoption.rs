@@ -87,7 +87,7 @@ fn is_true(condition: &Value, parameters: &BTreeMap<&str, &str>) -> bool {
     }
 }
 
-fn refusals(template: &Value, given: &[(&str, &str)]) -> Vec<String> {
+pub(super) fn refusals(template: &Value, given: &[(&str, &str)]) -> Vec<String> {
     let given: BTreeMap<&str, &str> = given.iter().copied().collect();
     let rules = template["Rules"].as_object().unwrap();
     let asked = rules.iter().filter(|(_, rule)| {

@@ -114,6 +114,24 @@ pub(super) fn check_functions(template: &Value) {
 }
 
 #[test]
+fn a_live_environment_gives_its_key_to_stripe_alone() {
+    let template = template();
+    let refused = |live, base| {
+        let given = [
+            ("LiveMode", live),
+            ("StripeApiBase", base),
+            ("Alarms", "all"),
+        ];
+        adoption::refusals(&template, &given)
+    };
+    assert!(refused("true", "https://api.stripe.com").is_empty());
+    assert!(refused("false", "http://127.0.0.1:1").is_empty());
+    assert_eq!(refused("true", "https://stripe.example"), ["LiveStripe"]);
+    let default = &template["Parameters"]["StripeApiBase"]["Default"];
+    assert_eq!(default, "https://api.stripe.com");
+}
+
+#[test]
 fn the_api_takes_what_the_contract_names_and_tells_no_more() {
     check_api(&template());
 }

@@ -63,11 +63,22 @@ fn fault(status: u16) -> Fault {
 #[case("pk_test_x", false, "the stripe key is not a secret or restricted key")]
 #[case("", true, "the stripe key is not a secret or restricted key")]
 fn a_key_of_the_other_mode_is_refused(#[case] key: &str, #[case] live: bool, #[case] said: &str) {
-    let made = StripeClient::new("http://127.0.0.1:1", key.into(), live);
+    let made = StripeClient::new(STRIPE_API, key.into(), live);
     assert_eq!(
         made.map_or_else(|error| error.to_string(), |_| "fits".to_owned()),
         said
     );
+}
+
+#[test]
+fn a_live_key_goes_to_stripe_alone() {
+    let made = |base, key: &str, live| StripeClient::new(base, key.into(), live);
+    assert!(made("https://api.stripe.com/", "sk_live_x", true).is_ok());
+    assert!(made("http://127.0.0.1:1", "sk_test_x", false).is_ok());
+    for base in ["http://127.0.0.1:1", "https://api.stripe.com@a.example", ""] {
+        let refused = made(base, "sk_live_x", true);
+        assert!(matches!(refused, Err(StripeError::NotStripe(_))), "{base}");
+    }
 }
 
 #[tokio::test]
@@ -283,6 +294,10 @@ async fn every_failure_says_what_is_left_to_do() {
             Disposition::Permanent,
         ),
         (StripeError::NotSecretKey, Disposition::Permanent),
+        (
+            StripeError::NotStripe("http://127.0.0.1:1".to_owned()),
+            Disposition::Permanent,
+        ),
         (
             StripeError::TooMany { doing: doing() },
             Disposition::Permanent,
