@@ -28,8 +28,10 @@ use serde_json::json;
 use tracing::Instrument as _;
 use tracing::field::Empty;
 
+use crate::base64::decode_base64;
 use crate::proxy::{ProxyRequest, ProxyResponse};
 
+pub mod base64;
 pub mod proxy;
 
 /// Larger bodies get 413. Most events stay below 100 KB; a Lob event with hundreds of scans comes near this limit.
@@ -287,8 +289,7 @@ fn decode_body(request: &ProxyRequest) -> Result<Vec<u8>, IngressRefusal> {
         return Err(IngressRefusal::BodyTooLarge);
     }
     let raw_body = if request.is_base64_encoded {
-        let decoded = base64_simd::STANDARD.decode_to_vec(body);
-        decoded.map_err(|_| {
+        decode_base64(body.as_bytes()).ok_or_else(|| {
             IngressRefusal::BodyMalformed("the gateway's base64 cannot be decoded".to_owned())
         })?
     } else {
