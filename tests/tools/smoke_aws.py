@@ -62,6 +62,8 @@ WITHOUT_LOB = ["lob signing secret", "lob test event is accepted"]
 WITHOUT_STRIPE = [
     "Stripe key is stored and of the right mode", "stripe signing secret", "stripe test event is accepted",
 ]
+# Nobody is at a terminal to be asked.
+CONFIRMED = ("--reason", "smoke test", "--yes")
 # The role of the account and region, which stays on purpose (README, "Access logs").
 KEPT_ROLE = "ApiGatewayLogsRole"
 
@@ -262,10 +264,10 @@ class Smoke:
             raise StepSkipped("the stack was not deployed again")
 
     def put_lob_secret(self):
-        self.billhook("secrets", "put", "lob", stdin=self.lob_secret + "\n")
+        self.billhook("secrets", "put", "lob", *CONFIRMED, stdin=self.lob_secret + "\n")
 
     def put_stripe_key(self):
-        self.billhook("secrets", "put", "stripe-key", stdin=self.stripe_key + "\n")
+        self.billhook("secrets", "put", "stripe-key", *CONFIRMED, stdin=self.stripe_key + "\n")
 
     def check_findings(self, expected=()):
         """Runs the doctor until it finds nothing but what is expected; returns that."""
@@ -313,7 +315,7 @@ class Smoke:
     def send(self, provider, event_type, *sets):
         """Sends a signed event and returns its id."""
         words = [word for pair in sets for word in ("--set", pair)]
-        sent = self.billhook("send", provider, "--type", event_type, *words, "--output", "json")
+        sent = self.billhook("send", provider, "--type", event_type, *words, *CONFIRMED, "--output", "json")
         return json.loads(sent)["event_id"]
 
     def wait_for_outcome(self, provider, event_id, outcome):
@@ -400,7 +402,7 @@ class Smoke:
 
     def step_rotate(self):
         self.need_stripe()
-        self.billhook("secrets", "rotate", "stripe", "--yes")
+        self.billhook("secrets", "rotate", "stripe", *CONFIRMED)
         self.read_outputs()
         return f"made {', '.join(sorted(self.check_endpoints()))}"
 
@@ -410,7 +412,7 @@ class Smoke:
     def step_rotate_again(self):
         self.need_stripe()
         before = self.check_endpoints()
-        self.billhook("secrets", "rotate", "stripe", "--yes")
+        self.billhook("secrets", "rotate", "stripe", *CONFIRMED)
         self.read_outputs()
         after = self.check_endpoints()
         if before & after:
@@ -423,7 +425,7 @@ class Smoke:
         self.wait_for_outcome("Lob", mailed, "processed")
         self.check_row("StatementsTable", {"statement_id": f"st_{self.app}"}, "mail_status", "mailed")
         # A signature of another secret; 4 is the exit code of what is refused.
-        send = ("send", "lob", "--type", "letter.mailed", "--secret-stdin", "--output", "json")
+        send = ("send", "lob", "--type", "letter.mailed", "--secret-stdin", *CONFIRMED, "--output", "json")
         forged = self.billhook(*send, stdin="forged\n", codes=(4,))
         if json.loads(forged)["status"] != 400:
             raise StepFailed(f"a forged delivery: {forged}")
@@ -455,7 +457,7 @@ class Smoke:
             rows = json.loads(self.billhook("dlq", "list", "--queue", "lob", "--output", "json"))
             return sorted(row["message"] for row in rows)
 
-        act = ("--queue", "lob", "--reason", "smoke test", "--yes")
+        act = ("--queue", "lob", *CONFIRMED)
         self.wait_for("the dead-letter queue has", lambda: ((states := list_states()) == ["open", "unreadable"], states))
         self.billhook("dlq", "redrive", *act)
         self.wait_for_outcome("Lob", event_id, "processed")

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 /// The reason is copied into every message and row of a replay, so its length times 5,000 events is stored and sent.
 const REASON_CHARS_MAX: usize = 200;
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct AuditContext {
     pub(crate) actor: String,
     pub(crate) reason: String,

@@ -9,7 +9,7 @@ use crate::stack_options::StackOptions;
 
 const EXIT_CODES: &str = "Exit codes:\n  0    success, or a preview was shown\n  1    failure; the error message says what to do\n  \
     2    the command line is invalid\n  3    the requested object does not exist\n  \
-    4    the answer is negative: access is not granted, a signature is wrong, a check failed\n  \
+    4    the answer is negative: access is not granted, a signature is wrong, a check failed,\n       or a change was not confirmed\n  \
     130  interrupted by Ctrl-C; the message says how to continue\n\n\
     The tool finds AWS credentials as the AWS CLI does: environment variables, profile, SSO, role. It reads everything else \
     from the outputs of the stack.\nNO_COLOR turns colour off.";
@@ -47,16 +47,108 @@ pub(crate) async fn run_command_line(cli: CommandLine) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
     use super::*;
 
-    /// Every command that has no subcommands.
-    fn collect_leaf_commands(command: &clap::Command, found: &mut Vec<clap::Command>) {
+    /// Every command that has no subcommands, by its words.
+    fn collect_leaf_commands(
+        words: &str,
+        command: &clap::Command,
+        found: &mut BTreeMap<String, clap::Command>,
+    ) {
         if command.has_subcommands() {
             for inner in command.get_subcommands() {
-                collect_leaf_commands(inner, found);
+                let words = format!("{words} {}", inner.get_name());
+                collect_leaf_commands(words.trim_start(), inner, found);
             }
         } else {
-            found.push(command.clone());
+            found.insert(words.to_owned(), command.clone());
+        }
+    }
+
+    fn leaf_commands() -> BTreeMap<String, clap::Command> {
+        let mut all = BTreeMap::new();
+        collect_leaf_commands("", &CommandLine::command(), &mut all);
+        all
+    }
+
+    /// Commands that change nothing, in the stack or at a provider.
+    const READING: [&str; 22] = [
+        "completions",
+        "dlq list",
+        "dlq show",
+        // Its test event is of a type that nothing handles.
+        "doctor",
+        "events list",
+        "events show",
+        "logs",
+        "man",
+        "metrics export",
+        "orders access",
+        "orders review list",
+        "orders show",
+        "payments show",
+        "payments unclaimed",
+        "proof run",
+        "secrets status",
+        "sig explain",
+        "statements attention",
+        "statements show",
+        "tenants list",
+        "tenants show",
+        "trace",
+    ];
+    /// Commands that change something: `--yes` does it, `--reason` says why. Without `--yes` they ask (`confirm_change`), or
+    /// show what they would do (`announce_preview`).
+    const CHANGING: [&str; 28] = [
+        "cleanup run",
+        "dlq purge",
+        "dlq redrive",
+        "events annotate",
+        "events park",
+        "events release",
+        "orders backfill-payment-intent",
+        "orders mark-paid",
+        "orders mark-refunded",
+        "orders review accept",
+        "orders review clear",
+        "payments relink",
+        "prove",
+        "rebuild",
+        "reconcile run",
+        "replay",
+        "secrets put",
+        "secrets rollback",
+        "secrets rotate",
+        "secrets split",
+        "send",
+        "statements mark-paid",
+        "statements review accept",
+        "statements review clear",
+        "sweep run",
+        "tenants add",
+        "tenants change-account",
+        "tenants import",
+    ];
+
+    #[test]
+    fn every_command_only_reads_or_asks_before_it_changes_something() {
+        let all = leaf_commands();
+        let named: BTreeSet<&str> = READING.into_iter().chain(CHANGING).collect();
+        assert_eq!(named.len(), READING.len() + CHANGING.len());
+        let known: BTreeSet<&str> = all.keys().map(String::as_str).collect();
+        assert_eq!(known, named, "name each command in READING or in CHANGING");
+        for (name, command) in &all {
+            let has = |wanted: &str| {
+                let mut options = command.get_arguments();
+                options.any(|option| option.get_long() == Some(wanted))
+            };
+            let changes = CHANGING.contains(&name.as_str());
+            assert_eq!(has("yes"), changes, "{name}: --yes");
+            // The text of a note is its reason.
+            let is_note = name == "events annotate";
+            assert_eq!(has("reason"), changes && !is_note, "{name}: --reason");
         }
     }
 
@@ -81,10 +173,8 @@ mod tests {
     #[test]
     fn the_command_line_is_valid_and_so_is_every_example() {
         CommandLine::command().debug_assert();
-        let mut all = Vec::new();
-        collect_leaf_commands(&CommandLine::command(), &mut all);
         let mut examples = 0;
-        for mut command in all {
+        for mut command in leaf_commands().into_values() {
             let help = command.render_long_help().to_string();
             for line in help.lines().filter(|line| line.starts_with("  billhook ")) {
                 check_command_line(line);

@@ -25,6 +25,8 @@ use billhook_core::worker::ports::{CommitError, CommitPart, EntityWrite, Ledger}
 
 use crate::application_tables::locate_entity;
 use crate::audit::AuditContext;
+use crate::confirm::ChangeArgs;
+use crate::dry_run::diff_entity;
 use crate::exit::CommandExit;
 use crate::output::print_notice;
 use crate::row_standing::describe_row_standing;
@@ -33,19 +35,19 @@ use crate::session::StackSession;
 /// Attempts to win the optimistic lock. A worker that processes a burst of events of one order may win a few times.
 const ATTEMPTS_MAX: usize = 5;
 
-/// Merges the facts that `make_facts` derives from the current row, or fails with its reason. The timeline records who
-/// did it and why.
+/// Merges the facts that `make_facts` derives from the current row, or fails with its reason. It first shows what would
+/// change and asks. The timeline records who did it and why.
 pub(crate) async fn repair_entity(
     session: &StackSession,
     key: &EntityKey,
     action: &str,
-    audit: &AuditContext,
-    make_facts: impl Fn(&Entity) -> Result<StatedFacts>,
+    change: ChangeArgs,
+    make_facts: impl Fn(&Entity, &AuditContext) -> Result<StatedFacts>,
 ) -> Result<()> {
     let ledger = session.ledger(ProviderId::Stripe)?;
     let state = StateKey::Entity(key.clone());
     let keys = BTreeSet::from([state.clone()]);
-    let mut is_noted = false;
+    let mut confirmed: Option<AuditContext> = None;
     for _ in 0..ATTEMPTS_MAX {
         let mut rows = ledger.load_rows(&keys).await?;
         if let Some(reason) = rows.unreadable.remove(&state) {
@@ -66,23 +68,38 @@ pub(crate) async fn repair_entity(
         }
         // Nobody may decide about a row that shows something else than the state: it is restored first.
         if matches!(entity.standing(), RowStanding::Stale { .. }) {
+            let audit = match confirmed {
+                Some(audit) => audit,
+                None => {
+                    let what = format!(
+                        "somebody overwrote the row of {key}, which would only be restored"
+                    );
+                    change.confirm(session, &what).await?
+                }
+            };
             let now = SystemClock.now();
             let next = entity.apply_facts([], now);
             commit_entity(&ledger, &entity, &row, next, now).await?;
-            write_timeline_note(session, key, "row restored", audit).await?;
+            write_timeline_note(session, key, "row restored", &audit).await?;
             bail!(
                 "somebody had overwritten the row of {key}: it is restored now, so look at it again (billhook trace {}), then repeat",
                 key.id()
             );
         }
-        let facts = make_facts(&entity)?;
-        if !is_noted {
+        let Some(audit) = &confirmed else {
+            let facts = make_facts(&entity, &AuditContext::default())?;
+            if !change.is_confirmed() {
+                show_changes(&entity, &facts);
+            }
+            let what = format!("{action} of {key} would change the columns above");
+            let audit = change.confirm(session, &what).await?;
             // The note comes first: if the command dies in between, a note without a repair can be explained, a repair
             // without a note cannot. The note changes the row, so the row is read again before the commit.
-            write_timeline_note(session, key, action, audit).await?;
-            is_noted = true;
+            write_timeline_note(session, key, action, &audit).await?;
+            confirmed = Some(audit);
             continue;
-        }
+        };
+        let facts = make_facts(&entity, audit)?;
         let now = SystemClock.now();
         let next = entity.apply_facts([facts], now);
         match commit_entity(&ledger, &entity, &row, next, now).await {
@@ -97,6 +114,15 @@ pub(crate) async fn repair_entity(
         }
     }
     bail!("{key} was changed by others {ATTEMPTS_MAX} times in a row: try again")
+}
+
+fn show_changes(entity: &Entity, facts: &StatedFacts) {
+    let now = SystemClock.now();
+    let next = entity.apply_facts([facts.clone()], now);
+    for change in diff_entity(entity, &next, now) {
+        let (column, before, after) = (change.column, change.before, change.after);
+        print_notice(&format!("{column}: {before} -> {after}"));
+    }
 }
 
 async fn commit_entity<L: Ledger>(

@@ -24,6 +24,7 @@ use serde_json::{Value, json};
 
 use crate::application_tables::ORDERS;
 use crate::audit::AuditContext;
+use crate::confirm::{ChangeArgs, announce_preview};
 use crate::entity_repair::write_timeline_note;
 use crate::events_table::row_to_json;
 use crate::exit::{CommandExit, end_of_several};
@@ -218,12 +219,12 @@ struct BackfillPlan {
     rivals: BTreeSet<EntityKey>,
 }
 
-/// Backfills all orders whose timeline names a PaymentIntent that they do not bear; without `audit` it only shows them.
+/// Backfills all orders whose timeline names a PaymentIntent that they do not bear; unless confirmed it only shows them.
 pub(crate) async fn backfill_from_timelines(
     session: &StackSession,
     output: OutputWriter,
     scope: &BackfillScope,
-    audit: Option<&AuditContext>,
+    change: &ChangeArgs,
 ) -> Result<()> {
     let plans = plan_backfill(session, scope).await?;
     let rows: Vec<Value> = plans.iter().map(BackfillPlan::render).collect();
@@ -236,19 +237,21 @@ pub(crate) async fn backfill_from_timelines(
         "do",
     ];
     output.print_list(&columns, &rows);
-    let Some(audit) = audit else {
+    if !change.is_confirmed() {
         let ready = plans.iter().filter(|plan| plan.decision.is_ok()).count();
-        print_notice(&format!(
-            "{ready} orders would get their PaymentIntent, {} would not. Nothing was written: repeat the command with --yes",
+        let what = format!(
+            "{ready} orders would get their PaymentIntent, {} would not",
             plans.len() - ready
-        ));
+        );
+        announce_preview(session, &what, change);
         return Ok(());
-    };
+    }
+    let audit = change.start_audit(session).await?;
     let (mut done, mut errors) = (0, Vec::new());
     for plan in &plans {
         let order = &plan.lost.order;
         let backfilled = match &plan.decision {
-            Ok(intent) => backfill_order(session, order, intent, RivalPolicy::Refuse, audit).await,
+            Ok(intent) => backfill_order(session, order, intent, RivalPolicy::Refuse, &audit).await,
             Err(refusal) => Err(CommandExit::Refused(refusal.clone()).into()),
         };
         match backfilled {

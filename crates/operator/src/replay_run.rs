@@ -24,6 +24,7 @@ use futures_util::future::{join_all, select};
 use uuid::Uuid;
 
 use crate::audit::AuditContext;
+use crate::confirm::quote_word;
 use crate::event_filter::EventSelection;
 use crate::event_lookup::load_selected_events;
 use crate::events_table::{EventChange, EventChangeResult, EventSummary, EventsTable};
@@ -102,16 +103,15 @@ pub(crate) async fn start_replay_job(
 pub(crate) async fn release_events(
     session: &StackSession,
     events: &[EventSummary],
-    reason: String,
+    audit: &AuditContext,
 ) -> Result<()> {
-    let audit = session.start_audit(reason).await?;
     let (id, queues) = (SystemClock.new_id(), session.queues()?);
     for event in events {
         let result = if event.record.processed {
             ResendResult::Skipped
         } else {
             let store = session.events_table(event.provider)?;
-            resend_event(&store, &queues, event, id, &audit).await?
+            resend_event(&store, &queues, event, id, audit).await?
         };
         if result == ResendResult::Sent {
             print_notice(&format!(
@@ -147,8 +147,9 @@ pub(crate) async fn run_replay_job(
     let (id, queues) = (job.id()?, session.queues()?);
     let stores = PerProvider::try_new(|provider| session.events_table(provider))?;
     let resume_command = format!(
-        "billhook --stack {} replay --resume {id}",
-        session.stack.name
+        "billhook --stack {} replay --resume {id} --reason {}",
+        session.stack.name,
+        quote_word(&job.audit.reason)
     );
     let mut interrupted = pin!(interrupted.fuse());
     let started_at = SystemClock.now();

@@ -12,6 +12,7 @@ use billhook_core::ids::PaymentRef;
 use billhook_core::ports::Clock as _;
 
 use crate::audit::AuditContext;
+use crate::confirm::ChangeArgs;
 use crate::entity_repair::repair_entity;
 use crate::output::print_notice;
 use crate::session::StackSession;
@@ -28,10 +29,10 @@ const REASONS_ENDED_BY_ACCEPTING: [&str; 2] = ["due_changed", "overpaid"];
 pub(crate) async fn clear_review(
     session: &StackSession,
     key: &EntityKey,
-    reason: String,
+    change: ChangeArgs,
 ) -> Result<()> {
-    let audit = session.start_audit(reason).await?;
-    repair_entity(session, key, "review clear", &audit, clear_review_facts).await?;
+    let facts = |entity: &Entity, _: &AuditContext| clear_review_facts(entity);
+    repair_entity(session, key, "review clear", change, facts).await?;
     print_notice(&format!("cleared the review of {key}"));
     Ok(())
 }
@@ -40,11 +41,9 @@ pub(crate) async fn clear_review(
 pub(crate) async fn accept_amounts(
     session: &StackSession,
     key: &EntityKey,
-    reason: String,
+    change: ChangeArgs,
 ) -> Result<()> {
-    let audit = session.start_audit(reason).await?;
-    let facts = |entity: &Entity| accept_facts(entity, &audit);
-    repair_entity(session, key, "review accept", &audit, facts).await?;
+    repair_entity(session, key, "review accept", change, accept_facts).await?;
     print_notice(&format!("accepted what was paid for {key}"));
     Ok(())
 }

@@ -215,6 +215,19 @@ impl DeployedStack {
         })
     }
 
+    /// Where a change would be made: `billhook-prod (live) of account 111122223333 in eu-west-1`.
+    pub(crate) fn describe_target(&self) -> String {
+        let mut parts = self.id.split(':').skip(3);
+        let (region, account) = (parts.next(), parts.next());
+        format!(
+            "{} ({}) of account {} in {}",
+            self.name,
+            if self.is_live() { "live" } else { "test" },
+            account.unwrap_or("(unknown)"),
+            region.unwrap_or("(unknown)")
+        )
+    }
+
     pub(crate) fn is_live(&self) -> bool {
         self.parameter("LiveMode") == "true"
     }

@@ -122,8 +122,7 @@ fn money_that_nothing_claims_is_reported_and_listed_until_a_person_links_it() {
         );
 
         order(world, "ord_claims", None).await?;
-        let link =
-            "payments relink pi_unclaimed --order ord_claims --reason 'the number was theirs'";
+        let link = "payments relink pi_unclaimed --order ord_claims --reason 'the number was theirs' --yes";
         run_billhook(stage, link).await?.assert_exit(0, "");
         let row = world.order("ord_claims").await?;
         assert_eq!(

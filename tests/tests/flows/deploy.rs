@@ -306,7 +306,7 @@ fn a_fresh_stack_gets_its_keys_loses_one_and_is_deleted_and_deployed_again() {
         assert!(state.starts_with("not created yet"), "{state}");
         // A rotation without a key is not done.
         let run = async |line: &str, input: &str| billhook_on(stage, &name, line, input).await;
-        let rotate = "secrets rotate stripe --yes";
+        let rotate = "secrets rotate stripe --reason new --yes";
         run(rotate, "")
             .await?
             .assert_exit(1, "StripePlatformWebhookEndpointState is: not created yet");
@@ -319,13 +319,16 @@ fn a_fresh_stack_gets_its_keys_loses_one_and_is_deleted_and_deployed_again() {
         );
 
         let key = "sk_test_freshstack0123456789";
-        let put = "secrets put stripe-key";
+        let put = "secrets put stripe-key --reason new --yes";
         run(put, key).await?.assert_exit(1, "nothing was stored");
         stripe.admit_key(key, None);
         run(put, key).await?.assert_exit(0, "stored;");
-        run("secrets put lob", "fresh_lob_secret_0001")
-            .await?
-            .assert_exit(0, "stored;");
+        run(
+            "secrets put lob --reason new --yes",
+            "fresh_lob_secret_0001",
+        )
+        .await?
+        .assert_exit(0, "stored;");
         run(rotate, "").await?.assert_exit(
             0,
             "done: the endpoints at Stripe are replaced: nothing by we_",

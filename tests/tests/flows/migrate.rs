@@ -102,8 +102,13 @@ fn an_older_installation_moves_in_without_losing_a_delivery() {
         let world = World::around(&stage.aws, stack, &base)?;
         assert_eq!(world.stack.output("AppSecretArn")?, keys);
         // Ingress cannot read the key, and so nothing else that is beside it.
-        let split =
-            deploy::billhook_on(stage, &format!("{app}-test"), "secrets split --yes", "").await?;
+        let split = deploy::billhook_on(
+            stage,
+            &format!("{app}-test"),
+            "secrets split --reason moved --yes",
+            "",
+        )
+        .await?;
         split.assert_exit(0, "lob_webhook_secret is now in");
         let url = world.stack.url("/webhooks/stripe");
         // billhook's own endpoint was made, its secret put beside the old one.

@@ -20,6 +20,8 @@ pub struct TaskDefinition {
     pub schedule: &'static str,
     /// What an input may have besides `task`.
     pub fields: &'static [TaskField],
+    /// What a run changes, which a person is asked about before; none if it only reads.
+    pub changes: Option<&'static str>,
     /// The help of `billhook NAME run`.
     pub run_help: &'static str,
     pub run_example: Option<&'static str>,
@@ -82,6 +84,9 @@ impl TaskInput for CleanupInput {
                 meaning: "Cancel at most this many orders",
             },
         ],
+        changes: Some(
+            "payments that failed too long ago would be ended at Stripe, and their orders cancelled; --dry-run counts them",
+        ),
         run_help: "Cancel orders whose last payment attempt failed too long ago",
         run_example: Some("billhook cleanup run --dry-run"),
     };
@@ -96,6 +101,9 @@ impl TaskInput for SweepInput {
         meaning: "Retry unfinished events (sweep)",
         schedule: "rate(10 minutes)",
         fields: &[],
+        changes: Some(
+            "unfinished events would be sent again, open payments rechecked and rows restored, as every 10 minutes",
+        ),
         run_help: RUN_NOW,
         run_example: None,
     };
@@ -110,6 +118,9 @@ impl TaskInput for ReconcileInput {
         meaning: "Fetch events from Stripe that were never delivered (reconciliation)",
         schedule: "rate(1 hour)",
         fields: &[],
+        changes: Some(
+            "events that Stripe lists and no delivery brought would be stored and processed, as every hour",
+        ),
         run_help: RUN_NOW,
         run_example: None,
     };
@@ -125,6 +136,7 @@ impl TaskInput for ProofInput {
         // UTC: midnight to 5 in the morning in America.
         schedule: "cron(40 8 * * ? *)",
         fields: &[],
+        changes: None,
         run_help: "Prove the sample of this day now, after the rest of a night that was interrupted",
         run_example: None,
     };

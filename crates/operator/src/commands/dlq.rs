@@ -23,7 +23,8 @@ use futures_util::FutureExt as _;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::audit::{AuditContext, parse_reason};
+use crate::audit::AuditContext;
+use crate::confirm::{ChangeArgs, announce_preview};
 use crate::events_table::{EventChange, EventChangeResult, EventSummary, EventsTable};
 use crate::exit::CommandExit;
 use crate::interrupt::wait_for_interrupt;
@@ -85,15 +86,11 @@ pub(crate) struct DlqShowArgs {
 pub(crate) struct DlqActionArgs {
     #[command(flatten)]
     queue: DlqQueueArgs,
-    /// The reason; the command writes it to each event's notes
-    #[arg(long, value_parser = parse_reason)]
-    reason: String,
+    #[command(flatten)]
+    change: ChangeArgs,
     /// Take only messages of this state; the others stay in the queue
     #[arg(long, value_name = "STATE")]
     only: Option<DeadLetterState>,
-    /// Do it; without this flag the command only shows what it would do
-    #[arg(long)]
-    yes: bool,
     /// Messages per second
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=300))]
     rate: u32,
@@ -264,10 +261,10 @@ async fn redrive_or_purge(
     action: DlqAction,
 ) -> Result<()> {
     let queue = DeadLetterQueue::open(session, &args.queue)?;
-    if !args.yes {
-        return preview_action(&queue, output, action, args.only).await;
+    if !args.change.is_confirmed() {
+        return preview_action(session, &queue, output, action, &args).await;
     }
-    let audit = session.start_audit(args.reason).await?;
+    let audit = args.change.start_audit(session).await?;
     let (job, queues) = (SystemClock.new_id(), session.queues()?);
     let mut interrupted = pin!(wait_for_interrupt().fuse());
     let started_at = SystemClock.now();
@@ -373,10 +370,11 @@ async fn redrive_or_purge(
 
 /// Dry run: counts messages by state and says what the action would do with them.
 async fn preview_action(
+    session: &StackSession,
     queue: &DeadLetterQueue<'_>,
     output: OutputWriter,
     action: DlqAction,
-    only: Option<DeadLetterState>,
+    args: &DlqActionArgs,
 ) -> Result<()> {
     let messages = queue.receive_all().await?;
     queue.make_visible(&messages).await;
@@ -388,7 +386,7 @@ async fn preview_action(
     let rows: Vec<Value> = counts
         .iter()
         .map(|(name, (state, count))| {
-            let what = match only.is_some_and(|only| only != *state) {
+            let what = match args.only.is_some_and(|only| only != *state) {
                 true => "the message stays",
                 false => action.describe(*state),
             };
@@ -397,7 +395,8 @@ async fn preview_action(
         .collect();
     output.print_list(&["message", "messages", "what"], &rows);
     queue.report_hidden(messages.len()).await?;
-    print_notice("nothing was changed: repeat the command with --yes");
+    let what = "the messages would be treated as shown";
+    announce_preview(session, what, &args.change);
     Ok(())
 }
 

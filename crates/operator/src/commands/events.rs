@@ -11,6 +11,7 @@ use clap::{Args, Subcommand};
 use serde_json::Value;
 
 use crate::audit::parse_reason;
+use crate::confirm::{ChangeArgs, ask_to_change};
 use crate::event_filter::EventFilter;
 use crate::event_lookup::{find_event, list_events};
 use crate::events_table::{EventChange, EventChangeResult, EventSummary, row_to_json};
@@ -88,6 +89,9 @@ pub(crate) struct EventsAnnotateArgs {
     /// The text of the note
     #[arg(value_parser = parse_reason)]
     text: String,
+    /// Do it without asking
+    #[arg(long)]
+    yes: bool,
 }
 
 #[derive(Args, Debug)]
@@ -95,9 +99,8 @@ pub(crate) struct EventsParkReleaseArgs {
     /// The event id
     #[arg(value_parser = EventId::parse)]
     id: EventId,
-    /// The reason; the command writes it to the event's notes
-    #[arg(long, value_parser = parse_reason)]
-    reason: String,
+    #[command(flatten)]
+    change: ChangeArgs,
 }
 
 pub(crate) async fn run_events(
@@ -130,6 +133,10 @@ pub(crate) async fn run_events(
         }
         EventsCommand::Annotate(annotate) => {
             let (events, _) = find_event(session, &annotate.id).await?;
+            let what = format!("{} would get the note: {}", annotate.id, annotate.text);
+            if !annotate.yes {
+                ask_to_change(session, &what, "")?;
+            }
             let audit = session.start_audit(annotate.text).await?;
             let note = audit.build_note("annotate", SystemClock.now(), None);
             events
@@ -139,7 +146,11 @@ pub(crate) async fn run_events(
         }
         EventsCommand::Park(hold) => {
             let (events, _) = find_event(session, &hold.id).await?;
-            let audit = session.start_audit(hold.reason).await?;
+            let what = format!(
+                "{} would be parked, and not retried until it is released",
+                hold.id
+            );
+            let audit = hold.change.confirm(session, &what).await?;
             let note = audit.build_note("park", SystemClock.now(), None);
             let result = events
                 .apply_change(&hold.id, EventChange::Park, note)
@@ -159,7 +170,9 @@ pub(crate) async fn run_events(
             let (events, item) = find_event(session, &hold.id).await?;
             let event = EventSummary::from_item(events.provider, &item)
                 .context("its row is not an event of billhook")?;
-            release_events(session, &[event], hold.reason).await?;
+            let what = format!("{} would be reprocessed", hold.id);
+            let audit = hold.change.confirm(session, &what).await?;
+            release_events(session, &[event], &audit).await?;
         }
     }
     Ok(())

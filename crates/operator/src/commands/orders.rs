@@ -14,7 +14,8 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use crate::application_tables::ORDERS;
-use crate::audit::parse_reason;
+use crate::audit::AuditContext;
+use crate::confirm::ChangeArgs;
 use crate::entity_repair::{payment_record_facts, repair_entity};
 use crate::exit::CommandExit;
 use crate::intent_backfill::{BackfillScope, RivalPolicy, backfill_from_timelines, backfill_order};
@@ -111,9 +112,8 @@ pub(crate) struct OrderRepairArgs {
     /// The order id
     #[arg(value_parser = OrderId::parse)]
     id: OrderId,
-    /// The reason; the command writes it to the order's timeline
-    #[arg(long, value_parser = parse_reason)]
-    reason: String,
+    #[command(flatten)]
+    change: ChangeArgs,
 }
 
 #[derive(Args, Debug)]
@@ -142,12 +142,8 @@ pub(crate) struct OrdersBackfillArgs {
     /// At most this many orders
     #[arg(long, default_value_t = 1000, conflicts_with = "id")]
     limit: usize,
-    /// Do it; without this, --from-timelines only shows what it would do
-    #[arg(long, conflicts_with = "id")]
-    yes: bool,
-    /// The reason; the command writes it to the timeline
-    #[arg(long, value_parser = parse_reason)]
-    reason: String,
+    #[command(flatten)]
+    change: ChangeArgs,
 }
 
 pub(crate) async fn run_orders(
@@ -178,22 +174,27 @@ pub(crate) async fn run_orders(
             output.print_list(&columns, &rows);
         }
         OrdersCommand::Review(OrdersReviewCommand::Clear(clear)) => {
-            clear_review(session, &EntityKey::Order(clear.id), clear.reason).await?;
+            clear_review(session, &EntityKey::Order(clear.id), clear.change).await?;
         }
         OrdersCommand::Review(OrdersReviewCommand::Accept(accept)) => {
-            accept_amounts(session, &EntityKey::Order(accept.id), accept.reason).await?;
+            accept_amounts(session, &EntityKey::Order(accept.id), accept.change).await?;
         }
         OrdersCommand::MarkRefunded(refund) => {
-            let audit = session.start_audit(refund.reason).await?;
             let key = EntityKey::Order(refund.id);
-            repair_entity(session, &key, "mark-refunded", &audit, mark_refunded_facts).await?;
+            let facts = |entity: &Entity, _: &AuditContext| mark_refunded_facts(entity);
+            repair_entity(session, &key, "mark-refunded", refund.change, facts).await?;
             print_notice(&format!("marked {key} as refunded"));
         }
         OrdersCommand::MarkPaid(paid) => {
-            let audit = session.start_audit(paid.reason).await?;
             let key = EntityKey::Order(paid.id);
-            let facts = |entity: &Entity| payment_record_facts(entity, &audit);
-            repair_entity(session, &key, "mark-paid", &audit, facts).await?;
+            repair_entity(
+                session,
+                &key,
+                "mark-paid",
+                paid.change,
+                payment_record_facts,
+            )
+            .await?;
             print_notice(&format!("recorded a payment outside Stripe for {key}"));
         }
         OrdersCommand::BackfillPaymentIntent(backfill) => {
@@ -273,7 +274,8 @@ async fn backfill_payment_intents(
     args: OrdersBackfillArgs,
 ) -> Result<()> {
     if let (Some(id), Some(intent)) = (&args.id, &args.intent) {
-        let audit = session.start_audit(args.reason).await?;
+        let what = format!("order {id} would get {intent}, and with it the payment");
+        let audit = args.change.confirm(session, &what).await?;
         let policy = match args.force {
             true => RivalPolicy::TakeFromThem,
             false => RivalPolicy::Refuse,
@@ -289,11 +291,7 @@ async fn backfill_payment_intents(
         until: args.until.map(|until| until.resolve(now)),
         limit: args.limit,
     };
-    let audit = match args.yes {
-        true => Some(session.start_audit(args.reason).await?),
-        false => None,
-    };
-    backfill_from_timelines(session, output, &scope, audit.as_ref()).await
+    backfill_from_timelines(session, output, &scope, &args.change).await
 }
 
 #[cfg(test)]

@@ -11,7 +11,8 @@ use billhook_core::ids::{AccountId, OrderId, PaymentRef, ProviderId, StatementId
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use crate::audit::{AuditContext, parse_reason};
+use crate::audit::AuditContext;
+use crate::confirm::ChangeArgs;
 use crate::exit::{CommandExit, end_of_several};
 use crate::output::{OutputWriter, print_notice};
 use crate::payment_lookup::{
@@ -68,9 +69,8 @@ pub(crate) struct PaymentsRelinkArgs {
     /// Also if another row has the PaymentIntent in its column
     #[arg(long)]
     force: bool,
-    /// The reason; the command writes it to the payment and to the timeline
-    #[arg(long, value_parser = parse_reason)]
-    reason: String,
+    #[command(flatten)]
+    change: ChangeArgs,
 }
 
 #[derive(Args, Debug)]
@@ -140,8 +140,13 @@ async fn relink_payments(
     session: &StackSession,
     output: OutputWriter,
 ) -> Result<()> {
-    let audit = session.start_audit(relink.reason).await?;
     let to = relink.to.key();
+    let payments = relink.payments.join(", ");
+    let what = match &to {
+        Some(to) => format!("{payments} would be linked to {to}, and to nothing else"),
+        None => format!("{payments} would belong to no order and no statement"),
+    };
+    let audit = relink.change.confirm(session, &what).await?;
     let account = relink.account;
     let mut names = Vec::new();
     for payment in relink.payments {

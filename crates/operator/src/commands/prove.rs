@@ -8,7 +8,7 @@ use billhook_core::ports::Clock as _;
 use clap::Args;
 use serde_json::json;
 
-use crate::audit::parse_reason;
+use crate::confirm::{ChangeArgs, announce_preview, typed_command};
 use crate::event_filter::EventFilter;
 use crate::event_lookup::load_selected_events;
 use crate::output::{OutputWriter, print_notice};
@@ -39,7 +39,7 @@ pub(crate) struct ProveArgs {
     #[arg(long)]
     repair: bool,
     #[command(flatten)]
-    repair_args: RepairArgs,
+    change: ChangeArgs,
 }
 
 #[derive(Args, Debug)]
@@ -54,7 +54,7 @@ pub(crate) struct RebuildArgs {
     #[command(flatten)]
     scope: ScopeArgs,
     #[command(flatten)]
-    repair_args: RepairArgs,
+    change: ChangeArgs,
 }
 
 #[derive(Args, Debug)]
@@ -81,25 +81,15 @@ struct ScopeArgs {
     continue_at: Option<String>,
 }
 
-#[derive(Args, Debug)]
-struct RepairArgs {
-    /// The reason of the repair; the command writes it to the timeline of each row that it may write
-    #[arg(long, value_parser = parse_reason)]
-    reason: Option<String>,
-    /// Do it
-    #[arg(long, requires = "reason")]
-    yes: bool,
-}
-
 pub(crate) async fn run_prove(
     args: ProveArgs,
     session: &StackSession,
     output: OutputWriter,
 ) -> Result<()> {
-    if !args.repair && args.repair_args.reason.is_some() {
+    if !args.repair && args.change.has_reason() {
         bail!("--reason is the reason of a repair: pass --repair too");
     }
-    let repair = args.repair.then_some(args.repair_args);
+    let repair = args.repair.then_some(args.change);
     prove_and_repair(args.scope, repair, session, output).await
 }
 
@@ -108,13 +98,13 @@ pub(crate) async fn run_rebuild(
     session: &StackSession,
     output: OutputWriter,
 ) -> Result<()> {
-    let repair = Some(args.repair_args);
+    let repair = Some(args.change);
     prove_and_repair(args.scope, repair, session, output).await
 }
 
 async fn prove_and_repair(
     scope: ScopeArgs,
-    repair: Option<RepairArgs>,
+    repair: Option<ChangeArgs>,
     session: &StackSession,
     output: OutputWriter,
 ) -> Result<()> {
@@ -123,7 +113,7 @@ async fn prove_and_repair(
         true => Some(open_stripe(session).await?.with_rate_limit(scope.rate)),
         false => None,
     };
-    let resume_command = describe_command(std::env::args());
+    let resume_command = typed_command(std::env::args());
     let continue_at = scope.continue_at.clone();
     let scope = scope.resolve(session, &prover).await?;
     let stripe = stripe.as_ref();
@@ -136,16 +126,13 @@ async fn prove_and_repair(
     )
     .await?;
     let unfinished = findings.unfinished.take();
-    let is_repair = repair.is_some();
-    let confirmed = repair.filter(|repair| repair.yes);
-    let Some(reason) = confirmed.and_then(|repair| repair.reason) else {
+    let Some(change) = repair.as_ref().filter(|change| change.is_confirmed()) else {
         print_findings(&findings, output);
-        if is_repair {
+        if let Some(change) = &repair {
             let mendable = findings.found.values();
             let mendable = mendable.filter(|proof| !proof.correction.is_none()).count();
-            print_notice(&format!(
-                "{mendable} states would be mended. Nothing was written: repeat the command with --reason and --yes"
-            ));
+            let what = format!("{mendable} states would be mended");
+            announce_preview(session, &what, change);
         }
         return unfinished.map_or_else(|| check_findings(&findings), Err);
     };
@@ -153,7 +140,7 @@ async fn prove_and_repair(
         // The run that continues does not find these again.
         print_notice("the run ended early; what it has found is mended now, Ctrl-C ends that too");
     }
-    let audit = session.start_audit(reason).await?;
+    let audit = change.start_audit(session).await?;
     let mut report = repair_findings(session, &prover, stripe, findings, &audit).await?;
     print_report(&report, output);
     if let Some(unmended) = report.left.unfinished.take() {
@@ -201,26 +188,6 @@ impl ScopeArgs {
     }
 }
 
-/// The command line as it was typed, for the command that continues.
-fn describe_command(words: impl Iterator<Item = String>) -> String {
-    let mut words = words.skip(1);
-    let mut typed = vec!["billhook".to_owned()];
-    while let Some(word) = words.next() {
-        match word.as_str() {
-            "--continue-at" => drop(words.next()),
-            word if word.starts_with("--continue-at=") => {}
-            word if word
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || "-_=./:".contains(c)) =>
-            {
-                typed.push(word.to_owned());
-            }
-            word => typed.push(format!("'{}'", word.replace('\'', r"'\''"))),
-        }
-    }
-    typed.join(" ")
-}
-
 fn print_findings(findings: &ProofFindings, output: OutputWriter) {
     output.print_report(&COLUMNS, &findings.rows(), &findings.to_json());
     print_notice(&describe_counts(findings));
@@ -237,28 +204,4 @@ fn print_report(report: &RepairReport, output: OutputWriter) {
         report.mended.len(),
         describe_counts(&report.left)
     ));
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_command_that_continues_is_as_it_was_typed_without_the_old_place() {
-        let words = [
-            "/usr/bin/billhook",
-            "prove",
-            "--all",
-            "--continue-at",
-            "segment-3",
-            "--repair",
-            "--reason",
-            "it's late",
-            "--yes",
-        ];
-        assert_eq!(
-            describe_command(words.map(str::to_owned).into_iter()),
-            r"billhook prove --all --repair --reason 'it'\''s late' --yes"
-        );
-    }
 }

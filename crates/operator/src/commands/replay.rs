@@ -11,7 +11,8 @@ use clap::Args;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::audit::parse_reason;
+use crate::change_record::record_change;
+use crate::confirm::{ChangeArgs, announce_preview};
 use crate::dry_run;
 use crate::event_filter::EventFilter;
 use crate::event_lookup::load_selected_events;
@@ -27,8 +28,8 @@ const WHAT_IF_MAX: usize = 100;
 
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Without --yes the command only shows what it would do; --resume and --cancel act at once. \
-    Ctrl-C stops it after the current step and prints how to continue.\nProcessed and ignored events need --force and --reason.\n\nExamples:\n  \
+    after_help = "Without --yes the command only shows what it would do; --resume and --cancel ask. \
+    Ctrl-C stops it after the current step and prints how to continue.\nProcessed and ignored events need --force.\n\nExamples:\n  \
     billhook replay --outcome failed\n  \
     billhook replay --outcome parked --error order_unknown --since 2d --reason 'orders were late' --yes\n  \
     billhook replay evt_1 --force --reason 'row was restored' --what-if\n  \
@@ -41,26 +42,22 @@ pub(crate) struct ReplayArgs {
     ids: Vec<EventId>,
     #[command(flatten)]
     filter: EventFilter,
-    /// Do it; without this flag the command only shows what it would do
-    #[arg(long)]
-    yes: bool,
     /// Also replay events that are processed or ignored
     #[arg(long, requires = "reason")]
     force: bool,
-    /// The reason; the command writes it to each event's notes and message
-    #[arg(long, value_parser = parse_reason)]
-    reason: Option<String>,
+    #[command(flatten)]
+    change: ChangeArgs,
     /// Events per second
     #[arg(long, default_value_t = DEFAULT_RATE, value_parser = clap::value_parser!(u32).range(1..=300))]
     rate: u32,
     /// Dry run: show each column of orders, statements and tenants that would change; writes nothing
     #[arg(long, conflicts_with = "yes")]
     what_if: bool,
-    /// Resume an interrupted replay, at once
-    #[arg(long, value_name = "JOB", conflicts_with_all = ["ids", "yes", "force", "reason", "what_if"])]
+    /// Resume an interrupted replay
+    #[arg(long, value_name = "JOB", conflicts_with_all = ["ids", "force", "what_if"])]
     resume: Option<Uuid>,
-    /// Cancel a replay at once, wherever it runs
-    #[arg(long, value_name = "JOB", conflicts_with_all = ["ids", "yes", "force", "reason", "what_if", "resume"])]
+    /// Cancel a replay, wherever it runs
+    #[arg(long, value_name = "JOB", conflicts_with_all = ["ids", "force", "what_if", "resume"])]
     cancel: Option<Uuid>,
 }
 
@@ -71,12 +68,21 @@ pub(crate) async fn run_replay(
 ) -> Result<()> {
     let jobs = session.replay_jobs()?;
     if let Some(id) = args.cancel {
+        let what = format!("the replay {id} would be cancelled");
+        let audit = args.change.confirm(session, &what).await?;
+        record_change(session, &format!("replay --cancel {id}"), &audit).await?;
         jobs.cancel_job(id, SystemClock.new_id()).await?;
         print_notice(&format!("cancelled the replay {id}"));
         return Ok(());
     }
     if let Some(id) = args.resume {
         let mut job = jobs.read_job(id).await?;
+        let what = format!(
+            "the rest of the {} events of the replay {id} would be sent",
+            job.total
+        );
+        let audit = args.change.confirm(session, &what).await?;
+        record_change(session, &format!("replay --resume {id}"), &audit).await?;
         jobs.take_over_job(&mut job, SystemClock.new_id()).await?;
         let plan = plan_replay(
             load_selected_events(session, &job.selection).await?,
@@ -109,25 +115,24 @@ pub(crate) async fn run_replay(
         }
         return Ok(());
     }
-    if !args.yes {
+    if !args.change.is_confirmed() {
         output.print_list(
             &["provider", "event_type", "outcome", "error", "events"],
             &count_by_outcome(&plan.to_send),
         );
         let (send, done) = (plan.to_send.len(), plan.already_done);
-        print_notice(&format!(
-            "{send} events would be reprocessed; {done} events that are processed or ignored would not{}. Nothing was sent: repeat the command with --yes",
+        let what = format!(
+            "{send} events would be reprocessed; {done} events that are processed or ignored would not{}",
             if done > 0 {
-                " (--force --reason includes them)"
+                " (--force includes them)"
             } else {
                 ""
             }
-        ));
+        );
+        announce_preview(session, &what, &args.change);
         return Ok(());
     }
-    let audit = session
-        .start_audit(args.reason.unwrap_or_else(|| "replayed by hand".to_owned()))
-        .await?;
+    let audit = args.change.start_audit(session).await?;
     start_replay_job(session, selection, plan, args.force, audit, args.rate).await
 }
 

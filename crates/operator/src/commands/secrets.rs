@@ -23,6 +23,8 @@ use clap::{Args, Subcommand};
 use secrecy::SecretString;
 use serde_json::{Value, json};
 
+use crate::change_record::record_change;
+use crate::confirm::ChangeArgs;
 use crate::output::{OutputWriter, print_notice};
 use crate::provider_argument::{provider_parser, provider_with_secret_in, words_with_secret_in};
 use crate::secret_input::read_secret;
@@ -51,15 +53,15 @@ pub(crate) enum SecretsCommand {
     /// Replace the webhook endpoints at Stripe and their signing secrets
     #[command(
         after_help = "Updates the stack with a new RotationToken and waits until the stack names other endpoints. Replaced secrets stay \
-        valid for 24 hours; with --revoke they are refused within 15 minutes.\nWithout --yes the command only shows what it would do.\n\n\
-        Examples:\n  billhook secrets rotate stripe --yes\n  billhook secrets rotate stripe --revoke --yes"
+        valid for 24 hours; with --revoke they are refused within 15 minutes.\n\n\
+        Examples:\n  billhook secrets rotate stripe\n  billhook secrets rotate stripe --revoke"
     )]
     Rotate(SecretsRotateArgs),
     /// Refuse the replaced signing secrets of a provider within 15 minutes; the current ones stay
     #[command(
         after_help = "For a secret that was replaced in the last 24 hours and has leaked. One that is still current is replaced and revoked by \
-        `rotate stripe --revoke` or `put lob --revoke`.\nWithout --yes the command only shows what it would do.\n\n\
-        Example:\n  billhook secrets revoke stripe --yes"
+        `rotate stripe --revoke` or `put lob --revoke`.\n\n\
+        Example:\n  billhook secrets revoke stripe"
     )]
     Revoke(SecretsRevokeArgs),
     /// Store a new Lob signing secret or a new Stripe API key
@@ -67,19 +69,20 @@ pub(crate) enum SecretsCommand {
         after_help = "The command reads the value from the first line of standard input, or asks for it; it never shows it.\n\
         A Stripe key is tried first: one that Stripe refuses, or that lacks a permission, is not stored.\n\
         A replaced Lob secret stays valid for 24 hours. Revoke a replaced Stripe key in Stripe's dashboard.\n\n\
-        Examples:\n  billhook secrets put lob\n  pass show lob/webhook | billhook secrets put lob --revoke\n  \
+        Examples:\n  billhook secrets put lob\n  \
+        pass show lob/webhook | billhook secrets put lob --revoke --reason 'it leaked' --yes\n  \
         billhook secrets put stripe-key"
     )]
     Put(SecretsPutArgs),
     /// Restore the previous Lob secret as a new version
     #[command(
-        after_help = "Both secrets stay valid for 24 hours. Stripe secrets belong to their endpoints and cannot be rolled back: rotate them.\n\nExample:\n  billhook secrets rollback lob --yes"
+        after_help = "Both secrets stay valid for 24 hours. Stripe secrets belong to their endpoints and cannot be rolled back: rotate them.\n\nExample:\n  billhook secrets rollback lob"
     )]
     Rollback(SecretsRollbackArgs),
     /// Move what other functions read out of the App secret, into the secrets of those functions
     #[command(
-        after_help = "Older releases kept Lob's signing secret in the App secret, beside the key of Stripe's API.\n\
-        Without --yes the command only shows what it would do.\n\nExample:\n  billhook secrets split --yes"
+        after_help = "Older releases kept Lob's signing secret in the App secret, beside the key of Stripe's API.\n\n\
+        Example:\n  billhook secrets split"
     )]
     Split(SecretsSplitArgs),
 }
@@ -95,6 +98,8 @@ pub(crate) struct SecretsPutArgs {
     /// The old Lob secret leaked: refuse it within 15 minutes
     #[arg(long)]
     revoke: bool,
+    #[command(flatten)]
+    change: ChangeArgs,
 }
 
 #[derive(Args, Debug)]
@@ -102,16 +107,14 @@ pub(crate) struct SecretsRollbackArgs {
     /// The provider
     #[arg(value_parser = provider_with_secret_in(SecretHolder::InboundSecret))]
     provider: ProviderId,
-    /// Do it; without this flag the command only shows what it would do
-    #[arg(long)]
-    yes: bool,
+    #[command(flatten)]
+    change: ChangeArgs,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct SecretsSplitArgs {
-    /// Do it; without this flag the command only shows what it would do
-    #[arg(long)]
-    yes: bool,
+    #[command(flatten)]
+    change: ChangeArgs,
 }
 
 #[derive(Args, Debug)]
@@ -122,9 +125,8 @@ pub(crate) struct SecretsRotateArgs {
     /// The old secrets leaked: refuse them within 15 minutes
     #[arg(long)]
     revoke: bool,
-    /// Do it; without this flag the command only shows what it would do
-    #[arg(long)]
-    yes: bool,
+    #[command(flatten)]
+    change: ChangeArgs,
 }
 
 #[derive(Args, Debug)]
@@ -132,9 +134,8 @@ pub(crate) struct SecretsRevokeArgs {
     /// The provider
     #[arg(value_parser = provider_parser())]
     provider: ProviderId,
-    /// Do it; without this flag the command only shows what it would do
-    #[arg(long)]
-    yes: bool,
+    #[command(flatten)]
+    change: ChangeArgs,
 }
 
 pub(crate) async fn run_secrets(
@@ -184,47 +185,46 @@ pub(crate) async fn run_secrets(
                     "{name} keeps no endpoints at Stripe, because of {parameter}: deploy with another value, such as both"
                 );
             }
-            if !rotate.yes {
-                print_notice(&format!(
-                    "the update of {name} would create new endpoints at Stripe, store their secrets, and remove the old endpoints; \
-                     the old secrets would be refused {}. Nothing was changed: repeat the command with --yes",
-                    match rotate.revoke {
-                        true => "within 15 minutes",
-                        false => "after 24 hours",
-                    }
-                ));
-                return Ok(());
-            }
+            let what = format!(
+                "an update would create new endpoints at Stripe, store their secrets, and remove the old endpoints; the old secrets would be refused {}",
+                match rotate.revoke {
+                    true => "within 15 minutes",
+                    false => "after 24 hours",
+                }
+            );
+            let audit = rotate.change.confirm(session, &what).await?;
+            let action = format!("secrets rotate {}", rotate.provider);
+            record_change(session, &action, &audit).await?;
             rotate_endpoints(session).await?;
             if rotate.revoke {
                 revoke_secrets(session, rotate.provider).await?;
             }
         }
         SecretsCommand::Revoke(revoke) => {
-            if !revoke.yes {
-                print_notice(&format!(
-                    "the replaced signing secrets of {} would be refused within 15 minutes. Nothing was changed: repeat the command with --yes",
-                    revoke.provider.title()
-                ));
-                return Ok(());
-            }
+            let what = format!(
+                "the replaced signing secrets of {} would be refused within 15 minutes",
+                revoke.provider.title()
+            );
+            let audit = revoke.change.confirm(session, &what).await?;
+            let action = format!("secrets revoke {}", revoke.provider);
+            record_change(session, &action, &audit).await?;
             revoke_secrets(session, revoke.provider).await?;
         }
-        SecretsCommand::Put(args) => put_secret(&args, session).await?,
+        SecretsCommand::Put(args) => put_secret(args, session).await?,
         SecretsCommand::Rollback(rollback) => {
-            if !rollback.yes {
-                print_notice(&format!(
-                    "the previous {} secret would become current. Nothing was changed: repeat the command with --yes",
-                    rollback.provider.title()
-                ));
-                return Ok(());
-            }
+            let what = format!(
+                "the previous {} secret would become current",
+                rollback.provider.title()
+            );
+            let audit = rollback.change.confirm(session, &what).await?;
+            let action = format!("secrets rollback {}", rollback.provider);
+            record_change(session, &action, &audit).await?;
             let (arn, now) = (session.stack.output("InboundSecretArn")?, SystemClock.now());
             let of = SecretKind::signing_of(rollback.provider);
             roll_back_secret(&session.secrets, arn, of, now).await?;
             print_notice("stored; both secrets stay valid for 24 hours");
         }
-        SecretsCommand::Split(split) => split_secrets(split.yes, session).await?,
+        SecretsCommand::Split(split) => split_secrets(&split.change, session).await?,
     }
     Ok(())
 }
@@ -248,7 +248,7 @@ pub(crate) async fn list_misplaced_secrets(
     Ok(misplaced)
 }
 
-async fn split_secrets(is_agreed: bool, session: &StackSession) -> Result<()> {
+async fn split_secrets(change: &ChangeArgs, session: &StackSession) -> Result<()> {
     let misplaced = list_misplaced_secrets(session).await?;
     if misplaced.is_empty() {
         print_notice("the App secret has nothing that belongs elsewhere");
@@ -258,14 +258,15 @@ async fn split_secrets(is_agreed: bool, session: &StackSession) -> Result<()> {
         session.stack.output("AppSecretArn")?,
         session.stack.output("InboundSecretArn")?,
     );
-    for (provider, of) in misplaced {
-        let (title, member) = (provider.title(), of.member());
-        if !is_agreed {
-            print_notice(&format!(
-                "{member} ({title}) would move from {from} to {to}. Nothing was changed: repeat the command with --yes"
-            ));
-            continue;
-        }
+    let named = misplaced
+        .iter()
+        .map(|(provider, of)| format!("{} ({})", of.member(), provider.title()));
+    let named = named.collect::<Vec<_>>().join(", ");
+    let what = format!("{named} would move from {from} to {to}");
+    let audit = change.confirm(session, &what).await?;
+    record_change(session, "secrets split", &audit).await?;
+    for (_, of) in misplaced {
+        let member = of.member();
         let moved = move_secret(&session.secrets, of, from, to, SystemClock.now()).await?;
         print_notice(&match moved {
             SecretMove::Moved => format!("{member} is now in {to}"),
@@ -278,14 +279,23 @@ async fn split_secrets(is_agreed: bool, session: &StackSession) -> Result<()> {
     Ok(())
 }
 
-async fn put_secret(args: &SecretsPutArgs, session: &StackSession) -> Result<()> {
+async fn put_secret(args: SecretsPutArgs, session: &StackSession) -> Result<()> {
+    if args.revoke && args.secret == STRIPE_KEY {
+        bail!(
+            "--revoke is for Lob only: revoke a leaked key at Stripe (Developers, API keys, Roll key), then put the new one without --revoke"
+        );
+    }
+    let what = match args.revoke {
+        true => format!(
+            "{} would be replaced, and the old secret refused",
+            args.secret
+        ),
+        false => format!("{} would be replaced", args.secret),
+    };
+    let audit = args.change.confirm(session, &what).await?;
+    let action = format!("secrets put {}", args.secret);
     let now = SystemClock.now();
     if args.secret == STRIPE_KEY {
-        if args.revoke {
-            bail!(
-                "--revoke is for Lob only: revoke a leaked key at Stripe (Developers, API keys, Roll key), then put the new one without --revoke"
-            );
-        }
         let source = SecretSource {
             variable: "the key".to_owned(),
             location: SecretLocation::Here(read_secret("the Stripe API key, sk_… or rk_…")?),
@@ -295,10 +305,11 @@ async fn put_secret(args: &SecretsPutArgs, session: &StackSession) -> Result<()>
         try_key(session, &key).await?;
         let (arn, of) = (session.stack.output("AppSecretArn")?, SecretKind::StripeKey);
         let members = [(of.member(), key)];
+        record_change(session, &action, &audit).await?;
         let put = change_members(&session.secrets, arn, of, &members, now).await;
         put.context("cannot put a key into the App secret: it must be a JSON object")?;
         print_notice(
-            "stored; if the stack has no endpoints at Stripe yet, create them: billhook secrets rotate stripe --yes",
+            "stored; if the stack has no endpoints at Stripe yet, create them: billhook secrets rotate stripe",
         );
         return Ok(());
     }
@@ -307,6 +318,7 @@ async fn put_secret(args: &SecretsPutArgs, session: &StackSession) -> Result<()>
     let of = SecretKind::signing_of(provider);
     let what = format!("the signing secret from {}'s dashboard", provider.title());
     let members = [(of.member(), read_secret(&what)?)];
+    record_change(session, &action, &audit).await?;
     if args.revoke {
         revoke_replaced(&session.secrets, arn, of, &members, now).await?;
         print_notice("stored; the old secret is refused within 15 minutes");

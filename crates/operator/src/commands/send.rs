@@ -1,12 +1,16 @@
 //! `billhook send`: delivers a signed sample event, to the stack's webhook or to any URL.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use billhook_adapters::clock::SystemClock;
-use billhook_core::ids::ProviderId;
+use billhook_core::ids::{EventId, ProviderId};
 use billhook_core::ports::Clock as _;
 use clap::Args;
 use serde_json::{Value, json};
 
+use crate::audit::AuditContext;
+use crate::change_record::record_change;
+use crate::confirm::ChangeArgs;
+use crate::events_table::{EventChange, EventChangeResult, EventsTable};
 use crate::exit::CommandExit;
 use crate::output::OutputWriter;
 use crate::provider_argument::provider_parser;
@@ -18,10 +22,10 @@ use crate::webhook_delivery::{post_signed_event, read_webhook_url};
 #[derive(Args, Debug)]
 #[command(
     after_help = "Each delivery has a new event id and the current time. It is signed with the secret of the stack, or with the \
-    first line of standard input if --secret-stdin is given.\nThe webhook of a live environment gets no samples: see `billhook \
-    doctor`.\n\nExamples:\n  \
+    first line of standard input if --secret-stdin is given.\nThe event is noted in its row as sent by you. The webhook of a live \
+    environment gets no samples: see `billhook doctor`.\n\nExamples:\n  \
     billhook send stripe --type payment_intent.succeeded --set data.object.metadata.order_id=ord_1\n  \
-    billhook send lob --type letter.delivered --set reference_id=ltr_1\n  \
+    billhook send lob --type letter.delivered --set reference_id=ltr_1 --reason 'a try' --yes\n  \
     billhook send stripe --list\n  \
     echo whsec_… | billhook send stripe --type refund.created --url http://127.0.0.1:3000/webhooks/stripe --secret-stdin"
 )]
@@ -44,6 +48,8 @@ pub(crate) struct SendArgs {
     /// Read the signing secret from standard input
     #[arg(long)]
     secret_stdin: bool,
+    #[command(flatten)]
+    change: ChangeArgs,
 }
 
 /// `open_session` is called only if the stack is needed: with `--url` and `--secret-stdin` the command works without
@@ -70,6 +76,7 @@ pub(crate) async fn run_send(
     let now = SystemClock.now();
     let id = new_event_id(provider);
     let body = build_sample_body(provider, sample, &id, now, &args.set)?;
+    let mut marker = None;
     let (url, keys) = match &args.url {
         // clap asks for --secret-stdin: the stack's secret signs nothing for another URL.
         Some(url) => (url.clone(), read_key_from_stdin()?),
@@ -83,20 +90,45 @@ pub(crate) async fn run_send(
                 .into());
             }
             let url = read_webhook_url(&session.stack, provider)?.to_owned();
+            let what = format!(
+                "the sample {event_type} would be delivered to {url}, and processed as if {} had sent it",
+                provider.title()
+            );
+            let audit = args.change.confirm(&session, &what).await?;
             let keys = if args.secret_stdin {
                 read_key_from_stdin()?
             } else {
                 session.read_signing_keys(provider).await?
             };
+            record_change(&session, &format!("send {id}"), &audit).await?;
+            marker = Some((session.events_table(provider)?, audit));
             (url, keys)
         }
     };
     let answer = post_signed_event(provider, &url, &keys, body).await?;
     let status = answer.status;
+    if let (200, Some((events, audit))) = (status, marker) {
+        mark_as_sent(&events, &id, &audit).await?;
+    }
     let answer = serde_json::from_str(&answer.body).unwrap_or_else(|_| json!(answer.body));
     output.print_object(&json!({ "event_id": id, "event_type": event_type, "url": url, "status": status, "answer": answer }));
     if status == 200 {
         return Ok(());
     }
     Err(CommandExit::Refused(format!("{url} answered {status}")).into())
+}
+
+/// Notes in the event's row that it is no event of the provider. The delivery itself says nothing of it: whatever it said,
+/// anyone could say who knows the URL.
+async fn mark_as_sent(events: &EventsTable, id: &str, audit: &AuditContext) -> Result<()> {
+    let note = audit.build_note("send", SystemClock.now(), None);
+    let id = EventId::parse(id)?;
+    let change = events.apply_change(&id, EventChange::Annotate, note);
+    if change.await? == EventChangeResult::NotAllowed {
+        bail!(
+            "{id} was accepted, but {} has no row of it to note that you sent it",
+            events.table
+        );
+    }
+    Ok(())
 }

@@ -1,12 +1,12 @@
 //! `billhook statements`: show statements, list those that need manual action, and a person's decisions about them.
 
 use anyhow::Result;
-use billhook_core::entity::{Entity, EntityKey};
+use billhook_core::entity::EntityKey;
 use billhook_core::ids::StatementId;
 use clap::{Args, Subcommand};
 
 use crate::application_tables::STATEMENTS;
-use crate::audit::parse_reason;
+use crate::confirm::ChangeArgs;
 use crate::entity_repair::{payment_record_facts, repair_entity};
 use crate::output::{OutputWriter, print_notice};
 use crate::review::{accept_amounts, clear_review};
@@ -52,9 +52,8 @@ pub(crate) struct StatementRepairArgs {
     /// The statement id
     #[arg(value_parser = StatementId::parse)]
     id: StatementId,
-    /// The reason; the command writes it to the statement's timeline
-    #[arg(long, value_parser = parse_reason)]
-    reason: String,
+    #[command(flatten)]
+    change: ChangeArgs,
 }
 
 #[derive(Args, Debug)]
@@ -101,16 +100,21 @@ pub(crate) async fn run_statements(
             output.print_list(&columns, &rows);
         }
         StatementsCommand::Review(StatementsReviewCommand::Clear(clear)) => {
-            clear_review(session, &EntityKey::Statement(clear.id), clear.reason).await?;
+            clear_review(session, &EntityKey::Statement(clear.id), clear.change).await?;
         }
         StatementsCommand::Review(StatementsReviewCommand::Accept(accept)) => {
-            accept_amounts(session, &EntityKey::Statement(accept.id), accept.reason).await?;
+            accept_amounts(session, &EntityKey::Statement(accept.id), accept.change).await?;
         }
         StatementsCommand::MarkPaid(paid) => {
-            let audit = session.start_audit(paid.reason).await?;
             let key = EntityKey::Statement(paid.id);
-            let facts = |entity: &Entity| payment_record_facts(entity, &audit);
-            repair_entity(session, &key, "mark-paid", &audit, facts).await?;
+            repair_entity(
+                session,
+                &key,
+                "mark-paid",
+                paid.change,
+                payment_record_facts,
+            )
+            .await?;
             print_notice(&format!("recorded a payment outside Stripe for {key}"));
         }
     }

@@ -5,18 +5,25 @@ use anyhow::{Context as _, Result, bail};
 use billhook_core::tasks::definitions::{
     SCHEDULED_TASKS, TaskDefinition, TaskField, TaskFieldKind,
 };
-use clap::{Arg, ArgAction, ArgMatches, Command, Error, FromArgMatches, Subcommand, value_parser};
+use clap::{
+    Arg, ArgAction, ArgMatches, Args as _, Command, Error, FromArgMatches, Subcommand, value_parser,
+};
 use serde_json::{Map, Value};
 
 use crate::aws_request::LAMBDA;
+use crate::change_record::record_change;
+use crate::confirm::ChangeArgs;
 use crate::output::OutputWriter;
 use crate::session::StackSession;
 
 /// A run of one task. Not derived by clap, because the commands and their options come from the list.
 #[derive(Debug)]
 pub(crate) struct TaskCommand {
+    task: &'static TaskDefinition,
     /// What the function is invoked with.
     input: Value,
+    /// What a run changes, and its confirmation.
+    change: Option<(&'static str, ChangeArgs)>,
 }
 
 impl Subcommand for TaskCommand {
@@ -38,10 +45,18 @@ impl FromArgMatches for TaskCommand {
         let named = matches.subcommand().and_then(|(name, of_task)| {
             let task = SCHEDULED_TASKS.iter().find(|task| task.name == name)?;
             let (_, of_run) = of_task.subcommand()?;
-            Some(build_input(task, of_run))
+            let change = task.changes.map(|changes| {
+                let change = ChangeArgs::from_arg_matches(of_run);
+                change.map(|change| (changes, change))
+            });
+            Some(change.transpose().map(|change| Self {
+                task,
+                input: build_input(task, of_run),
+                change,
+            }))
         });
         match named {
-            Some(input) => Ok(Self { input }),
+            Some(command) => command,
             None => Err(Error::new(clap::error::ErrorKind::MissingSubcommand)),
         }
     }
@@ -56,6 +71,10 @@ fn build_task_command(task: &TaskDefinition) -> Command {
     let run = Command::new("run")
         .about(task.run_help)
         .args(task.fields.iter().map(build_option));
+    let run = match task.changes {
+        Some(_) => ChangeArgs::augment_args(run),
+        None => run,
+    };
     let run = match task.run_example {
         Some(example) => run.after_help(format!("Example:\n  {example}")),
         None => run,
@@ -66,6 +85,8 @@ fn build_task_command(task: &TaskDefinition) -> Command {
         .arg_required_else_help(true)
         .subcommand(run)
 }
+
+const DRY_RUN: &str = "dry_run";
 
 fn build_option(field: &TaskField) -> Arg {
     // clap takes only names that live for ever; the command line is built once.
@@ -97,10 +118,20 @@ fn build_input(task: &TaskDefinition, of_run: &ArgMatches) -> Value {
 }
 
 pub(crate) async fn run_task(
-    TaskCommand { input }: TaskCommand,
+    command: TaskCommand,
     session: &StackSession,
     output: OutputWriter,
 ) -> Result<()> {
+    let TaskCommand {
+        task,
+        input,
+        change,
+    } = command;
+    let is_dry_run = input.get(DRY_RUN) == Some(&Value::Bool(true));
+    if let Some((changes, change)) = change.filter(|_| !is_dry_run) {
+        let audit = change.confirm(session, changes).await?;
+        record_change(session, &format!("{} run", task.name), &audit).await?;
+    }
     let function = session.stack.output("CleanupFailedPaymentsFunction")?;
     let path = format!("/2015-03-31/functions/{function}/invocations");
     let json = [("content-type", "application/json")];
@@ -133,8 +164,12 @@ mod tests {
     #[test]
     fn options_are_fields_of_the_input() {
         for (line, input) in [
-            ("billhook sweep run", json!({ "task": "sweep" })),
+            (
+                "billhook sweep run --reason late --yes",
+                json!({ "task": "sweep" }),
+            ),
             ("billhook cleanup run", json!({ "task": "cleanup" })),
+            ("billhook proof run", json!({ "task": "proof" })),
             (
                 "billhook cleanup run --dry-run --minutes 30 --limit 10",
                 json!({ "task": "cleanup", "dry_run": true, "minutes": 30, "limit": 10 }),

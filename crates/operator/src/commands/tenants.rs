@@ -25,7 +25,8 @@ use serde::Deserialize;
 
 use crate::account_holders::{AccountHolders, PlatformCheck};
 use crate::application_tables::TENANTS;
-use crate::audit::parse_reason;
+use crate::change_record::record_change;
+use crate::confirm::ChangeArgs;
 use crate::event_filter::EventSelection;
 use crate::exit::CommandExit;
 use crate::output::{OutputWriter, print_notice};
@@ -50,7 +51,7 @@ pub(crate) enum TenantsCommand {
     #[command(
         after_help = "Existing tenants are not changed, so the command can be repeated.\n\n\
         Examples:\n  billhook tenants import tenants.jsonl\n  \
-        echo '{\"tenant_id\":\"ten_1\",\"name\":\"Shop One\",\"stripe_connected_account_id\":\"acct_1\"}' | billhook tenants import -"
+        echo '{\"tenant_id\":\"ten_1\",\"name\":\"Shop One\",\"stripe_connected_account_id\":\"acct_1\"}' | billhook tenants import - --reason 'a new customer' --yes"
     )]
     Import(TenantsImportArgs),
     /// Give a tenant another account; late events of the one that it has now still find it
@@ -72,6 +73,8 @@ pub(crate) struct TenantsAddArgs {
     /// The connected Stripe account
     #[arg(long, value_parser = AccountId::parse)]
     account: AccountId,
+    #[command(flatten)]
+    change: ChangeArgs,
 }
 
 #[derive(Args, Debug)]
@@ -91,6 +94,8 @@ pub(crate) struct TenantsListArgs {
 pub(crate) struct TenantsImportArgs {
     /// The file; - for standard input
     file: PathBuf,
+    #[command(flatten)]
+    change: ChangeArgs,
 }
 
 #[derive(Args, Debug)]
@@ -101,9 +106,8 @@ pub(crate) struct TenantsChangeAccountArgs {
     /// The connected Stripe account that it has from now on
     #[arg(long, value_parser = AccountId::parse)]
     account: AccountId,
-    /// The reason; the command writes it beside the account that the tenant had
-    #[arg(long, value_parser = parse_reason)]
-    reason: String,
+    #[command(flatten)]
+    change: ChangeArgs,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -151,6 +155,12 @@ pub(crate) async fn run_tenants(
 ) -> Result<()> {
     match command {
         TenantsCommand::Add(add) => {
+            let what = format!(
+                "the tenant {} would be added, with {}, and its parked events reprocessed",
+                add.id, add.account
+            );
+            let audit = add.change.confirm(session, &what).await?;
+            let action = format!("tenants add {} --account {}", add.id, add.account);
             let tenant = TenantRecord {
                 tenant_id: add.id,
                 name: add.name,
@@ -158,6 +168,7 @@ pub(crate) async fn run_tenants(
                 previous_accounts: BTreeSet::new(),
             };
             let mut checks = AccountChecks::load(session).await?;
+            record_change(session, &action, &audit).await?;
             add_tenant(session, &tenant, &mut checks).await?;
             release_events_of(session, &tenant).await?;
         }
@@ -189,6 +200,12 @@ pub(crate) async fn run_tenants(
                     .with_context(|| format!("cannot read {}", import.file.display()))?;
             }
             let tenants = parse_tenants(&text)?;
+            let count = tenants.len();
+            let what = format!(
+                "{count} tenants would be added unless they exist, and their parked events reprocessed"
+            );
+            let audit = import.change.confirm(session, &what).await?;
+            record_change(session, &format!("tenants import of {count}"), &audit).await?;
             let mut checks = AccountChecks::load(session).await?;
             for tenant in &tenants {
                 add_tenant(session, tenant, &mut checks).await?;
@@ -269,8 +286,8 @@ fn set_value(accounts: &BTreeSet<AccountId>) -> AttributeValue {
 }
 
 /// Writes the tenant's row and the notes of the accounts that it had, all or nothing.
-async fn change_account(session: &StackSession, change: TenantsChangeAccountArgs) -> Result<()> {
-    let (id, account) = (&change.id, &change.account);
+async fn change_account(session: &StackSession, args: TenantsChangeAccountArgs) -> Result<()> {
+    let (id, account) = (&args.id, &args.account);
     let checks = AccountChecks::load(session).await?;
     checks.check(account, id)?;
     let table = TENANTS.name(session)?;
@@ -287,8 +304,15 @@ async fn change_account(session: &StackSession, change: TenantsChangeAccountArgs
         .ok_or_else(|| CommandExit::NotFound(format!("there is no tenant {id} in {stack}")))?;
     let was = read_tenant_row(&row);
     let next = with_account(&was, account);
+    let what = format!("{id} would have {account}, and its parked events would be reprocessed");
+    let audit = args.change.confirm(session, &what).await?;
     if next != was {
-        let audit = session.start_audit(change.reason).await?;
+        record_change(
+            session,
+            &format!("tenants change-account {id} --account {account}"),
+            &audit,
+        )
+        .await?;
         let note = audit.build_note("change-account", SystemClock.now(), None);
         let entities = session.stack.output("EntitiesTable")?;
         let mut updates = vec![build_account_change(table, id, &row, &next)?];

@@ -30,7 +30,11 @@ fn lost_payment_intents_are_taken_from_the_timelines_of_many_orders() {
     flow(false, async |stage| {
         let world = &stage.world;
         let now = world.now_s();
-        let added = run_billhook(stage, "tenants add ten_bulk --account acct_bulk").await?;
+        let added = run_billhook(
+            stage,
+            "tenants add ten_bulk --account acct_bulk --reason new --yes",
+        )
+        .await?;
         assert_eq!(added.code, 0, "{}", added.stderr);
         let paid = |event: &str, intent: &str| {
             let paid = intent_succeeded(event, now, intent, json!({}), 4200);
@@ -86,7 +90,8 @@ fn lost_payment_intents_are_taken_from_the_timelines_of_many_orders() {
         again.assert_exit(4, "0 backfilled, 2 refused, 0 failed");
 
         // One at a time, what another order bears is refused and named, and a person may take it.
-        let take = "orders backfill-payment-intent ord_bulk_3 pi_bulk_3 --reason 'asked the shop'";
+        let take =
+            "orders backfill-payment-intent ord_bulk_3 pi_bulk_3 --reason 'asked the shop' --yes";
         run_billhook(stage, take)
             .await?
             .assert_exit(4, "order#ord_bulk_other has pi_bulk_3");
@@ -101,7 +106,7 @@ fn lost_payment_intents_are_taken_from_the_timelines_of_many_orders() {
         );
 
         // And it may be nobody's.
-        let none = "payments relink pi_bulk_1 pi_bulk_none --account acct_bulk --none --reason 'another shop'";
+        let none = "payments relink pi_bulk_1 pi_bulk_none --account acct_bulk --none --reason 'another shop' --yes";
         let relinked = run_billhook(stage, none).await?;
         assert_eq!(relinked.code, 0, "{}", relinked.stderr);
         for id in ["ord_bulk_1", "ord_bulk_4"] {
@@ -127,7 +132,11 @@ fn a_tenant_that_changed_its_account_keeps_what_comes_late_on_the_old_one() {
     flow(false, async |stage| {
         let world = &stage.world;
         let now = world.now_s();
-        let added = run_billhook(stage, "tenants add ten_moved --account acct_moved_1").await?;
+        let added = run_billhook(
+            stage,
+            "tenants add ten_moved --account acct_moved_1 --reason new --yes",
+        )
+        .await?;
         assert_eq!(added.code, 0, "{}", added.stderr);
         for id in ["ord_moved_1", "ord_moved_2", "ord_moved_3"] {
             order(world, id, Some("ten_moved")).await?;
@@ -142,8 +151,7 @@ fn a_tenant_that_changed_its_account_keeps_what_comes_late_on_the_old_one() {
             .await?;
         world.settled(STRIPE, "processed", &["evt_moved_1"]).await?;
 
-        let change =
-            "tenants change-account ten_moved --account acct_moved_2 --reason 'a new account'";
+        let change = "tenants change-account ten_moved --account acct_moved_2 --reason 'a new account' --yes";
         let changed = run_billhook(stage, change).await?;
         changed.assert_exit(0, "late events of acct_moved_1 still belong to it");
         let refunded = charge_refunded(
@@ -176,13 +184,17 @@ fn a_tenant_that_changed_its_account_keeps_what_comes_late_on_the_old_one() {
         world.settled(STRIPE, "parked", &["evt_moved_3"]).await?;
         assert_eq!(world.order("ord_moved_3").await?["status"], "pending");
 
-        let theirs = "tenants change-account ten_moved --account acct_moved_2 --reason 'a try'";
+        let theirs =
+            "tenants change-account ten_moved --account acct_moved_2 --reason 'a try' --yes";
         run_billhook(stage, theirs)
             .await?
             .assert_exit(4, "acct_moved_2 already belongs to ten_moved_b");
-        run_billhook(stage, "tenants add ten_moved_p --account acct_platform")
-            .await?
-            .assert_exit(4, "acct_platform is the platform's own account");
+        run_billhook(
+            stage,
+            "tenants add ten_moved_p --account acct_platform --reason new --yes",
+        )
+        .await?
+        .assert_exit(4, "acct_platform is the platform's own account");
         Ok(())
     });
 }

@@ -192,15 +192,18 @@ fn events_are_listed_shown_annotated_parked_and_released() {
                 .is_none()
         );
 
-        let outcome =
-            run_billhook(stage, &format!("events annotate {id} 'asked the shop'")).await?;
+        let outcome = run_billhook(
+            stage,
+            &format!("events annotate {id} 'asked the shop' --yes"),
+        )
+        .await?;
         assert_eq!(
             (outcome.code, outcome.stderr.as_str()),
             (0, "added the note to evt_op_early\n")
         );
         let outcome = run_billhook(
             stage,
-            &format!("events park {id} --reason 'waits for the shop'"),
+            &format!("events park {id} --reason 'waits for the shop' --yes"),
         )
         .await?;
         assert_eq!(outcome.code, 0, "{}", outcome.stderr);
@@ -212,7 +215,7 @@ fn events_are_listed_shown_annotated_parked_and_released() {
         order(world, "ord_op_early", None).await?;
         let outcome = run_billhook(
             stage,
-            &format!("events release {id} --reason 'order is there'"),
+            &format!("events release {id} --reason 'order is there' --yes"),
         )
         .await?;
         assert_eq!(outcome.code, 0, "{}", outcome.stderr);
@@ -248,8 +251,11 @@ fn events_are_listed_shown_annotated_parked_and_released() {
 
         // An event that is done is neither parked nor released; a missing event has its own exit code.
         for refused in ["park", "release"] {
-            let outcome =
-                run_billhook(stage, &format!("events {refused} {id} --reason again")).await?;
+            let outcome = run_billhook(
+                stage,
+                &format!("events {refused} {id} --reason again --yes"),
+            )
+            .await?;
             outcome.assert_exit(1, "is already processed or ignored");
         }
         let missing = run_billhook(stage, "events show evt_op_nowhere").await?;
@@ -291,7 +297,7 @@ fn a_payment_that_two_orders_have_is_linked_by_a_person_until_the_next_relink() 
             .assert_exit(3, "no event of payment#acct_a#ch_none has arrived");
         let relink = |to: &str| {
             format!(
-                "payments relink pi_op_two --account acct_a --order {to} --reason 'asked the shop'"
+                "payments relink pi_op_two --account acct_a --order {to} --reason 'asked the shop' --yes"
             )
         };
         let theirs = "ord_op_nowhere";
@@ -381,7 +387,7 @@ fn orders_are_reviewed_repaired_and_backfilled_and_access_follows() {
                 .any(|row| row["id"] == "ord_op_order"),
             "{listed}"
         );
-        let clear = "orders review clear ord_op_order --reason 'answered at Stripe'";
+        let clear = "orders review clear ord_op_order --reason 'answered at Stripe' --yes";
         let cleared = run_billhook(stage, clear).await?;
         assert_eq!(
             (cleared.code, cleared.stderr.as_str()),
@@ -403,8 +409,8 @@ fn orders_are_reviewed_repaired_and_backfilled_and_access_follows() {
             json!({ "statement_id": "st_op_check", "amount_due": 4200, "currency": "usd" });
         world.put("StatementsTable", statement).await?;
         for paid in [
-            "orders mark-paid ord_op_cash --reason 'cash, receipt 4711'",
-            "statements mark-paid st_op_check --reason 'check 1207'",
+            "orders mark-paid ord_op_cash --reason 'cash, receipt 4711' --yes",
+            "statements mark-paid st_op_check --reason 'check 1207' --yes",
         ] {
             assert_eq!(run_billhook(stage, paid).await?.code, 0);
             let again = run_billhook(stage, paid).await?;
@@ -446,8 +452,8 @@ fn orders_are_reviewed_repaired_and_backfilled_and_access_follows() {
         let paid = (&row["payment_status"], &row["amount_paid"]);
         assert_eq!(paid, (&json!("partially_paid"), &json!(2100)));
         for accept in [
-            "orders review accept ord_op_tip --reason 'a tip'",
-            "statements review accept st_op_part --reason 'the rest is waived'",
+            "orders review accept ord_op_tip --reason 'a tip' --yes",
+            "statements review accept st_op_part --reason 'the rest is waived' --yes",
         ] {
             run_billhook(stage, accept)
                 .await?
@@ -469,7 +475,8 @@ fn orders_are_reviewed_repaired_and_backfilled_and_access_follows() {
             "the rest is waived"
         );
 
-        let refund = "orders mark-refunded ord_op_order --reason 'paid back by bank transfer'";
+        let refund =
+            "orders mark-refunded ord_op_order --reason 'paid back by bank transfer' --yes";
         assert_eq!(run_billhook(stage, refund).await?.code, 0);
         let refused = run_billhook(stage, &format!("{access} --output jsonl")).await?;
         assert_eq!(
@@ -527,13 +534,12 @@ fn orders_are_reviewed_repaired_and_backfilled_and_access_follows() {
         );
         world.stripe(&lost, 1).await?;
         world.settled(STRIPE, "processed", &["evt_op_lost"]).await?;
-        let backfill =
-            "orders backfill-payment-intent ord_op_backfill pi_op_lost --reason 'checkout crashed'";
+        let backfill = "orders backfill-payment-intent ord_op_backfill pi_op_lost --reason 'checkout crashed' --yes";
         let outcome = run_billhook(stage, backfill).await?;
         assert_eq!(outcome.code, 0, "{}", outcome.stderr);
         // It says done once it was seen.
         assert_eq!(world.order("ord_op_backfill").await?["status"], "completed");
-        let other = "orders backfill-payment-intent ord_op_backfill pi_other --reason guess";
+        let other = "orders backfill-payment-intent ord_op_backfill pi_other --reason guess --yes";
         let outcome = run_billhook(stage, other).await?;
         outcome.assert_exit(4, "already has pi_op_lost");
         assert_eq!(
@@ -581,7 +587,7 @@ fn a_row_that_is_an_older_copy_ahead_foreign_or_gone_is_said_to_be() {
         assert!(traced.stdout.contains(older), "{}", traced.stdout);
         let access = run_billhook(stage, &format!("orders access {id}")).await?;
         assert_eq!(access.code, 4, "{}", access.stdout);
-        let mark = format!("orders mark-paid {id} --reason 'cash'");
+        let mark = format!("orders mark-paid {id} --reason 'cash' --yes");
         let marked = run_billhook(stage, &mark).await?;
         assert!(
             marked.stderr.contains("it is restored now"),
@@ -687,7 +693,7 @@ fn a_tenant_that_is_added_releases_its_events() {
         );
         world.stripe(&from_account(paid, "acct_op"), 1).await?;
         world.settled(STRIPE, "parked", &["evt_op_tenant"]).await?;
-        let add = "tenants add ten_op --name Shop --account acct_op";
+        let add = "tenants add ten_op --name Shop --account acct_op --reason 'a new shop' --yes";
         let added = run_billhook(stage, add).await?;
         assert_eq!(added.code, 0, "{}", added.stderr);
         world
@@ -698,7 +704,11 @@ fn a_tenant_that_is_added_releases_its_events() {
         let shown = run_billhook(stage, "tenants show ten_op --output jsonl").await?;
         let file = std::env::temp_dir().join(format!("{}-tenants.jsonl", stage.name));
         std::fs::write(&file, &shown.stdout)?;
-        let again = run_billhook(stage, &format!("tenants import {}", file.display())).await?;
+        let again = run_billhook(
+            stage,
+            &format!("tenants import {} --reason again --yes", file.display()),
+        )
+        .await?;
         std::fs::remove_file(&file)?;
         assert_eq!(
             (again.code, again.stderr.as_str()),
@@ -706,8 +716,80 @@ fn a_tenant_that_is_added_releases_its_events() {
         );
         let listed = run_billhook(stage, "tenants list").await?;
         assert!(listed.stdout.contains("ten_op"), "{}", listed.stdout);
-        let taken = run_billhook(stage, "tenants add ten_other --account acct_op").await?;
+        let taken = run_billhook(
+            stage,
+            "tenants add ten_other --account acct_op --reason 'a try' --yes",
+        )
+        .await?;
         taken.assert_exit(4, "acct_op already belongs to ten_op");
+        Ok(())
+    });
+}
+
+/// Off a terminal, where nobody can be asked.
+#[test]
+fn a_command_that_nobody_confirmed_changes_nothing_and_says_what_would() {
+    flow(false, async |stage| {
+        let world = &stage.world;
+        let id = park_early_payment(stage, "op_asked").await?;
+        order(world, "ord_op_asked_2", None).await?;
+        let statement =
+            json!({ "statement_id": "st_op_asked", "amount_due": 4200, "currency": "usd" });
+        world.put("StatementsTable", statement).await?;
+        let read = async || -> Result<Value> {
+            Ok(json!([
+                event(world, STRIPE, &id).await?,
+                world.order("ord_op_asked_2").await?,
+                world.statement("st_op_asked").await?,
+                stack::stored_stripe_key(world).await?,
+            ]))
+        };
+        let before = read().await?;
+        let of_event = |command: &str| command.replace("ID", &id);
+        for line in [
+            of_event("events annotate ID 'asked the shop'"),
+            of_event("events park ID --reason 'waits for the shop'"),
+            of_event("events release ID"),
+            "orders mark-paid ord_op_asked_2 --reason cash".to_owned(),
+            "orders mark-refunded ord_op_asked_2".to_owned(),
+            "orders backfill-payment-intent ord_op_asked_2 pi_op_asked".to_owned(),
+            "statements mark-paid st_op_asked".to_owned(),
+            "payments relink pi_op_asked --order ord_op_asked_2".to_owned(),
+            "tenants add ten_op_asked --account acct_op_asked".to_owned(),
+            "secrets put stripe-key".to_owned(),
+            "send stripe --type payment_intent.succeeded".to_owned(),
+            "sweep run".to_owned(),
+            "cleanup run --minutes 1".to_owned(),
+        ] {
+            let asked = run_with_input(stage, &line, TEST_KEY).await?;
+            let reason = if line.contains("--reason") || line.contains("annotate") {
+                ""
+            } else {
+                " --reason …"
+            };
+            asked.assert_exit(
+                4,
+                &format!("nothing was changed; to do it, run: billhook {line}{reason} --yes"),
+            );
+            let target = format!("{} (test) of account 000000000000 in ", stage.name);
+            assert!(asked.stderr.contains(&target), "{}", asked.stderr);
+        }
+        // A repair shows its columns.
+        let paid = run_billhook(stage, "orders mark-paid ord_op_asked_2").await?;
+        assert!(
+            paid.stderr.contains("status: \"pending\" -> \"completed\""),
+            "{}",
+            paid.stderr
+        );
+        assert_eq!(read().await?, before);
+        let tenant = run_billhook(stage, "tenants show ten_op_asked").await?;
+        assert_eq!(tenant.code, 3, "{}", tenant.stderr);
+        let unreasoned = run_billhook(
+            stage,
+            "tenants add ten_op_asked --account acct_op_asked --yes",
+        )
+        .await?;
+        unreasoned.assert_exit(2, "--reason");
         Ok(())
     });
 }
@@ -793,7 +875,7 @@ fn a_sample_is_sent_and_a_wrong_signature_explained() {
         order(world, "ord_op_send", None).await?;
         let sent = run_billhook(
             stage,
-            "send stripe --type payment_intent.succeeded --output json --set data.object.metadata.order_id=ord_op_send --set data.object.id=pi_op_send --set data.object.amount_received=4200 --set data.object.currency=usd",
+            "send stripe --type payment_intent.succeeded --output json --set data.object.metadata.order_id=ord_op_send --set data.object.id=pi_op_send --set data.object.amount_received=4200 --set data.object.currency=usd --reason 'a try' --yes",
         )
         .await?
         .json();
@@ -802,13 +884,34 @@ fn a_sample_is_sent_and_a_wrong_signature_explained() {
             (&json!(200), &json!(false)),
             "{sent}"
         );
-        world
-            .settled(STRIPE, "processed", &[sent["event_id"].as_str().unwrap()])
-            .await?;
+        let id = sent["event_id"].as_str().unwrap();
+        world.settled(STRIPE, "processed", &[id]).await?;
         assert_eq!(world.order("ord_op_send").await?["status"], "completed");
-        let sent = run_billhook(stage, "send lob --type letter.delivered --output json")
-            .await?
-            .json();
+        // It is no event of Stripe's, and its row says so.
+        let note = &event(world, STRIPE, id).await?["notes"][0];
+        assert_eq!(
+            (&note["action"], &note["reason"]),
+            (&json!("send"), &json!("a try"))
+        );
+        assert!(
+            note["actor"].as_str().unwrap().starts_with("arn:aws:"),
+            "{note}"
+        );
+        let records = world.rows("JobsTable").await?;
+        let record = records
+            .iter()
+            .find(|row| row["action"] == format!("send {id}"));
+        let record = record.unwrap();
+        assert_eq!(
+            (&record["actor"], &record["reason"]),
+            (&note["actor"], &note["reason"])
+        );
+        let sent = run_billhook(
+            stage,
+            "send lob --type letter.delivered --output json --reason 'a try' --yes",
+        )
+        .await?
+        .json();
         world
             .settled(LOB, "parked", &[sent["event_id"].as_str().unwrap()])
             .await?;

@@ -19,7 +19,7 @@ fn a_replay_is_previewed_dry_run_done_and_forced() {
         let preview = run_billhook(stage, &both).await?;
         insta::assert_snapshot!(
             "replay_preview",
-            format!("{}{}", preview.stdout, preview.stderr)
+            format!("{}{}", preview.stdout, preview.stderr).replace(&stage.name, "stack")
         );
         assert_eq!(
             event(world, STRIPE, &ids[0]).await?["processing_outcome"],
@@ -37,7 +37,8 @@ fn a_replay_is_previewed_dry_run_done_and_forced() {
             .await?;
 
         // Done ones are left out, unless forced with a reason; and then nothing changes.
-        let left_out = run_billhook(stage, &format!("{both} --yes")).await?;
+        let left_out = format!("{both} --yes --reason 'to be sure'");
+        let left_out = run_billhook(stage, &left_out).await?;
         left_out.assert_exit(0, "done: sent 0 events");
         let unreasoned = run_billhook(stage, &format!("{both} --yes --force")).await?;
         unreasoned.assert_exit(2, "--reason");
@@ -54,7 +55,7 @@ fn a_replay_is_previewed_dry_run_done_and_forced() {
             (&after["timeline"], &after["status"])
         );
         assert_eq!(event(world, STRIPE, &ids[0]).await?["attempts"], 3);
-        let everything = run_billhook(stage, "replay --yes").await?;
+        let everything = run_billhook(stage, "replay --reason all --yes").await?;
         everything.assert_exit(1, "does not replay everything");
         Ok(())
     });
@@ -112,7 +113,7 @@ async fn interrupt_and_resume(
     let world = &stage.world;
     let id = |n: usize| format!("evt_{own}_{n:04}");
     store_parked_events(world, own, events).await?;
-    let replay = format!("replay --outcome parked --error {own} --rate {rate} --yes");
+    let replay = format!("replay --outcome parked --error {own} --rate {rate} --reason late --yes");
     let running = start_billhook(stage, &replay)?;
     let sent = async || -> Result<u64> {
         let mut sent = 0;
@@ -133,13 +134,14 @@ async fn interrupt_and_resume(
     assert_eq!(cut.code, 130, "{}", cut.stderr);
     let stderr = cut.raw_stderr;
     let before = sent().await?;
-    let job = stderr.trim().rsplit_once("--resume ").unwrap().1.to_owned();
+    let job = stderr.trim().rsplit_once("--resume ").unwrap().1;
+    let job = job.strip_suffix(" --reason late").unwrap().to_owned();
     assert!(
         stderr.contains(&format!("interrupted after {before} of {events} events")),
         "{stderr}"
     );
 
-    let resumed = run_billhook(stage, &format!("replay --resume {job}")).await?;
+    let resumed = run_billhook(stage, &format!("replay --resume {job} --reason on --yes")).await?;
     assert!(
         resumed
             .stderr
@@ -160,7 +162,7 @@ async fn interrupt_and_resume(
             "{row}"
         );
     }
-    let again = run_billhook(stage, &format!("replay --resume {job}")).await?;
+    let again = run_billhook(stage, &format!("replay --resume {job} --reason on --yes")).await?;
     again.assert_exit(1, "is done: nothing is left");
     println!(
         "{before} of {events} sent before the cut; {}",
@@ -179,16 +181,21 @@ fn a_cancelled_replay_stops_and_cannot_be_resumed() {
             Ok(event(world, STRIPE, &id).await?["notes"].clone())
         };
         store_parked_events(world, "op_cancel", events).await?;
-        let replay = "replay --outcome parked --error op_cancel --rate 10 --yes";
+        let replay = "replay --outcome parked --error op_cancel --rate 10 --reason late --yes";
         let running = start_billhook(stage, replay)?;
         assert!(world.until(async || Ok(notes(0).await?.is_array())).await?);
         let first = notes(0).await?;
         let job = first[0]["correlation_id"].as_str().unwrap();
-        let cancelled = run_billhook(stage, &format!("replay --cancel {job}")).await?;
+        let cancelled = run_billhook(
+            stage,
+            &format!("replay --cancel {job} --reason wrong --yes"),
+        )
+        .await?;
         cancelled.assert_exit(0, "cancelled");
         let stopped = wait_for_exit(running).await?;
         stopped.assert_exit(1, "was cancelled, or resumed elsewhere: this run stops");
-        let resumed = run_billhook(stage, &format!("replay --resume {job}")).await?;
+        let resumed =
+            run_billhook(stage, &format!("replay --resume {job} --reason on --yes")).await?;
         resumed.assert_exit(1, "was cancelled: start a new one");
         assert_eq!(notes(events - 1).await?, Value::Null);
         Ok(())
@@ -413,7 +420,7 @@ fn dead_letter_messages_are_listed_redriven_and_purged() {
         let preview = run_billhook(stage, redrive).await?;
         insta::assert_snapshot!(
             "dlq_redrive_preview",
-            format!("{}{}", preview.stdout, preview.stderr)
+            format!("{}{}", preview.stdout, preview.stderr).replace(&stage.name, "stack")
         );
         assert_eq!(world.depth(dlq).await?, 3);
         let done = run_billhook(stage, &format!("{redrive} --yes")).await?;
@@ -436,7 +443,7 @@ fn dead_letter_messages_are_listed_redriven_and_purged() {
             run_billhook(stage, purge)
                 .await?
                 .stderr
-                .contains("nothing was changed")
+                .contains("Nothing was changed")
         );
         let done = run_billhook(stage, &format!("{purge} --yes")).await?;
         done.assert_exit(0, "done: 3 messages purged");

@@ -13,8 +13,12 @@ fn scheduled_tasks_are_run_by_an_operator() {
         assert_eq!(counted["dry_run"], true);
         let refused = run_billhook(stage, "cleanup run --minutes 0").await?;
         assert_eq!(refused.code, 2, "{}", refused.stderr);
-        for task in ["sweep", "reconcile", "proof"] {
-            let done = run_billhook(stage, &format!("{task} run --output json")).await?;
+        for task in [
+            "sweep run --reason late --yes",
+            "reconcile run --reason late --yes",
+            "proof run",
+        ] {
+            let done = run_billhook(stage, &format!("{task} --output json")).await?;
             assert!(
                 done.code == 0 && done.json().is_object(),
                 "{task}: {}{}",
@@ -61,13 +65,17 @@ fn secrets_show_their_ages_and_are_rotated() {
             );
         }
         let preview = run_billhook(stage, "secrets rotate stripe").await?;
-        preview.assert_exit(0, "Nothing was changed");
+        preview.assert_exit(4, "secrets rotate stripe --reason … --yes");
         assert_eq!(
             signing_secret(world, "StripeWebhookSecretArn").await?,
             before
         );
         let old = stage.endpoints();
-        let rotated = run_billhook(stage, "secrets rotate stripe --revoke --yes").await?;
+        let rotated = run_billhook(
+            stage,
+            "secrets rotate stripe --revoke --reason yearly --yes",
+        )
+        .await?;
         rotated.assert_exit(0, "done: the endpoints at Stripe are replaced: we_");
         let arn = world.stack.output("StripeWebhookSecretArn")?;
         for stage in ["AWSCURRENT", "AWSPREVIOUS"] {
@@ -117,7 +125,7 @@ fn find_stripe_object(stage: &Stage, id: &str) -> Value {
     objects.find(|object| object["id"] == id).unwrap().clone()
 }
 
-async fn stored_stripe_key(world: &World) -> Result<String> {
+pub(super) async fn stored_stripe_key(world: &World) -> Result<String> {
     let arn = world.stack.output("AppSecretArn")?;
     let secrets = world.aws.secrets_manager();
     let read = secrets.get_secret_value().secret_id(arn).send().await?;
@@ -132,7 +140,7 @@ async fn stored_stripe_key(world: &World) -> Result<String> {
 fn keys_are_put_from_standard_input_and_a_wrong_one_is_refused() {
     flow(true, async |stage| {
         let world = &stage.world;
-        let put = "secrets put stripe-key";
+        let put = "secrets put stripe-key --reason new --yes";
         run_with_input(stage, put, TEST_KEY).await?.assert_exit(
             0,
             "if the stack has no endpoints at Stripe yet, create them",
@@ -170,14 +178,17 @@ fn keys_are_put_from_standard_input_and_a_wrong_one_is_refused() {
         run_with_input(stage, put, "")
             .await?
             .assert_exit(1, "standard input has no secret");
-        let (put, back) = ("secrets put lob", "secrets rollback lob --yes");
+        let (put, back) = (
+            "secrets put lob --reason new --yes",
+            "secrets rollback lob --reason wrong --yes",
+        );
         run_with_input(stage, put, "local_lob_webhook_secret_2001")
             .await?
             .assert_exit(0, "stays valid for 24 hours");
         run_billhook(stage, back)
             .await?
             .assert_exit(0, "both secrets stay valid for 24 hours");
-        run_with_input(stage, "secrets put stripe-key", TEST_KEY)
+        run_with_input(stage, "secrets put stripe-key --reason new --yes", TEST_KEY)
             .await?
             .assert_exit(0, "stored;");
         run_with_input(stage, put, LOB_SECRET)
@@ -186,7 +197,7 @@ fn keys_are_put_from_standard_input_and_a_wrong_one_is_refused() {
         run_billhook(stage, back)
             .await?
             .assert_exit(1, "the previous version has the same lob_webhook_secret");
-        let put = "secrets put lob --revoke";
+        let put = "secrets put lob --revoke --reason leaked --yes";
         run_with_input(stage, put, LOB_SECRET)
             .await?
             .assert_exit(0, "refused within 15 minutes");
@@ -218,14 +229,14 @@ fn keys_are_put_from_standard_input_and_a_wrong_one_is_refused() {
         );
         run_billhook(stage, "secrets split")
             .await?
-            .assert_exit(0, "Nothing was changed");
+            .assert_exit(4, "secrets split --reason … --yes");
         assert_eq!(read("AppSecretArn").await?, both);
-        run_billhook(stage, "secrets split --yes")
+        run_billhook(stage, "secrets split --reason moved --yes")
             .await?
             .assert_exit(0, "lob_webhook_secret is now in arn:");
         assert_eq!(read("AppSecretArn").await?, keys);
         assert_eq!(read("InboundSecretArn").await?, inbound);
-        run_billhook(stage, "secrets split --yes")
+        run_billhook(stage, "secrets split --reason moved --yes")
             .await?
             .assert_exit(0, "nothing that belongs elsewhere");
         Ok(())

@@ -9,9 +9,9 @@ pub(super) const REVERT_DRIFT_FIX: &str = "somebody changed this by hand, and de
 /// The command that stores the provider's signing secret.
 pub(super) fn signing_secret_fix(provider: ProviderId) -> String {
     match SecretKind::signing_of(provider).holder() {
-        SecretHolder::EndpointSecrets => format!(
-            "billhook secrets put stripe-key, then: billhook secrets rotate {provider} --yes"
-        ),
+        SecretHolder::EndpointSecrets => {
+            format!("billhook secrets put stripe-key, then: billhook secrets rotate {provider}")
+        }
         SecretHolder::InboundSecret | SecretHolder::AppSecret => {
             format!("billhook secrets put {provider}")
         }

@@ -138,7 +138,7 @@ async fn check_secrets(session: &StackSession) -> Result<Vec<CheckFinding>> {
             true => "nothing else".to_owned(),
             false => format!("it also has {}", members.join(", ")),
         },
-        "billhook secrets split --yes",
+        "billhook secrets split",
     ));
     let keys = STACK_ENDPOINTS.map(|(_, secret)| secret);
     for key in keys
@@ -198,7 +198,7 @@ fn report_stripe_key(
 }
 
 async fn check_endpoints(session: &StackSession) -> Result<Vec<CheckFinding>> {
-    let rotate = "billhook secrets rotate stripe --yes";
+    let rotate = "billhook secrets rotate stripe";
     let comparison = compare_endpoints(session).await?;
     let mut findings: Vec<CheckFinding> = comparison
         .endpoints
