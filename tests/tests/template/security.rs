@@ -113,6 +113,40 @@ pub(super) fn check_functions(template: &Value) {
     }
 }
 
+/// Beside an own domain the execute-api address is closed, unless somebody still needs it.
+#[test]
+fn beside_an_own_domain_there_is_no_second_address() {
+    let deployed = |parameters: &[&str]| {
+        let template = permissions::expanded(parameters);
+        let all = template["Resources"].as_object().unwrap();
+        let api = &all["Api"]["Properties"]["Body"]["servers"];
+        let expected = json!([{ "x-amazon-apigateway-endpoint-configuration":
+            { "disableExecuteApiEndpoint": { "Fn::If": ["OnlyOwnDomain", true, false] } } }]);
+        assert_eq!(*api, expected);
+        assert_eq!(
+            template["Conditions"]["OnlyOwnDomain"],
+            json!({ "Fn::And": [{ "Condition": "OwnDomain" },
+                { "Fn::Equals": [{ "Ref": "ExecuteApiEndpoint" }, "closed"] }] })
+        );
+        let mut names = all.keys();
+        let deployment = names.find(|name| name.starts_with("ApiDeployment"));
+        deployment.unwrap().clone()
+    };
+    assert_eq!(
+        template()["Parameters"]["ExecuteApiEndpoint"]["Default"],
+        "closed"
+    );
+    // API Gateway takes it over only with a new deployment.
+    let domain = "DomainName=hooks.example.com";
+    let deployments = BTreeSet::from([
+        deployed(&[]),
+        deployed(&[domain, "ExecuteApiEndpoint=open"]),
+        deployed(&[domain]),
+    ]);
+    assert_eq!(deployments.len(), 3);
+    assert!(deployments.contains(&deployed(&["RotationToken=7"])));
+}
+
 #[test]
 fn a_live_environment_gives_its_key_to_stripe_alone() {
     let template = template();
@@ -138,7 +172,7 @@ fn the_api_takes_what_the_contract_names_and_tells_no_more() {
 
 pub(super) fn check_api(template: &Value) {
     let api = &resources(template, "AWS::Serverless::Api")["Api"];
-    assert_eq!(api["BinaryMediaTypes"], json!(["*/*"]));
+    assert_eq!(api["BinaryMediaTypes"][0], "*/*");
     assert_eq!(api["SecurityPolicy"], "SecurityPolicy_TLS13_1_2_2021_06");
     let domain = &resources(template, "AWS::ApiGateway::DomainName")["ApiDomain"];
     assert_eq!(domain["SecurityPolicy"], api["SecurityPolicy"]);
@@ -378,6 +412,7 @@ pub(super) fn check_parameters(template: &Value) {
         "DomainName",
         "EnableBillingStream",
         "Env",
+        "ExecuteApiEndpoint",
         "ExistingAppSecretArn",
         "ExistingInboundSecretArn",
         "ExistingOrdersTableName",
