@@ -6,7 +6,7 @@ usage: policy_gate.py FOLDER TEMPLATE    (as for iam_gate.py)
 On-call and repairer: each request of a command of their group is allowed, and each action and each resource of a statement is
 used by a command of the group or by a page of the runbook; on-call changes nothing. Deployer: each resource of the template,
 as SAM expands it, can be made, changed and deleted, and each action and each resource of a statement is needed for that.
-Application: only its own tables.
+Application: only its own tables, and what it writes only on condition of the columns.
 Prints the number of requests of each group, and each finding; exit code 1 if there is one.
 
 It compares names and actions only. Whether AWS asks for more than this gate knows is not tried: the local AWS does not judge
@@ -35,6 +35,7 @@ VALUES = {
     "OrdersTable": "Orders-test",
     "StatementsTable": "billhook-test-statements",
     "TenantsTable": "billhook-test-tenants",
+    "VersionColumn": "version",
 }
 LONGEST = {name: "x" * 50 for name in VALUES} | {
     "Region": "ap-southeast-1",
@@ -467,13 +468,18 @@ def find_changes(statements):
 
 
 def judge_application(template, statements):
-    """It names its own tables and their indexes, and nothing of another table."""
+    """It names its own tables and their indexes, and nothing of another table; a statement that does not only read has a
+    condition, of which crates/core/tests/docs.rs compares the columns."""
     tables = {
         fill("arn:aws:dynamodb:<Region>:<Account>:table/", VALUES) + name_of(resource): name
         for name, resource in template["Resources"].items()
         if resource["Type"] == "AWS::DynamoDB::Table"
     }
+    conditions = {it["Sid"] for it in json.loads(read_policy("application"))["Statement"] if "Condition" in it}
     for key, statement in statements.items():
+        writes = [it for it in listed(statement["Action"]) if not READS.match(it) and it != "dynamodb:ConditionCheckItem"]
+        if writes and key[1] not in conditions:
+            yield f"{key[0]}, {key[1]}: {writes} of any column"
         for pattern in listed(statement["Resource"]):
             met = {name for arn, name in tables.items() if matches(pattern, arn) or matches(pattern, f"{arn}/index/I")}
             if len(met) != 1 or not met <= {"OrdersTable", "StatementsTable", "TenantsTable"}:

@@ -192,6 +192,80 @@ fn the_columns_of_the_data_model_are_those_of_each_kind() {
     assert_eq!(table_of(DATA_MODEL, "## Entities"), stored);
 }
 
+const APPLICATION_POLICY: &str = include_str!("../../../docs/policies/application.json");
+
+/// Whether the ready policy lets the application write these attributes of a row, as IAM evaluates its conditions.
+fn application_may_write(action: &str, table: &str, attributes: &BTreeSet<&str>) -> bool {
+    let policy: Value = serde_json::from_str(APPLICATION_POLICY).unwrap();
+    let is_in = |value: &Value, wanted: &str| match value {
+        Value::Array(all) => all.iter().any(|one| one == wanted),
+        one => one == wanted,
+    };
+    let mut statements = policy["Statement"].as_array().unwrap().iter();
+    let resource = format!("arn:aws:dynamodb:<Region>:<Account>:table/<{table}Table>");
+    statements.any(|statement| {
+        assert_eq!(statement["Effect"], "Allow");
+        if !is_in(&statement["Action"], action) || !is_in(&statement["Resource"], &resource) {
+            return false;
+        }
+        let conditions = statement.get("Condition").and_then(Value::as_object);
+        let mut conditions = conditions.into_iter().flatten();
+        conditions.all(|(operator, of)| {
+            let of = of.as_object().unwrap();
+            assert!(of.len() == 1, "{of:?}");
+            let wanted = &of["dynamodb:Attributes"];
+            match operator.as_str() {
+                // True of no values too.
+                "ForAllValues:StringNotEquals" => attributes.iter().all(|it| !is_in(wanted, it)),
+                "Null" => wanted.as_str() == Some("true") || !attributes.is_empty(),
+                other => panic!("{other} is not known here"),
+            }
+        })
+    })
+}
+
+#[test]
+fn the_policy_of_the_application_is_for_its_own_columns() {
+    for schema in ENTITY_SCHEMAS {
+        let may = |names: &[&str]| {
+            let names = names.iter().copied().collect();
+            application_may_write("dynamodb:UpdateItem", schema.table, &names)
+        };
+        for column in schema.columns {
+            let name = match column.name {
+                "version" => "<VersionColumn>",
+                name => name,
+            };
+            let is_theirs = column.owner != ColumnOwner::Billhook;
+            assert_eq!(
+                may(&[schema.key, name]),
+                is_theirs,
+                "{} {name}",
+                schema.table
+            );
+            assert_eq!(may(&[name, schema.key, "note"]), is_theirs, "{name}");
+        }
+        assert!(may(&[schema.key, "a column that billhook does not know"]));
+        // Nothing is said of what it writes.
+        assert!(!may(&[]));
+        for whole in [
+            "PutItem",
+            "DeleteItem",
+            "BatchWriteItem",
+            "PartiQLUpdate",
+            "PartiQLInsert",
+            "*",
+        ] {
+            let names = BTreeSet::from([schema.key]);
+            let action = format!("dynamodb:{whole}");
+            assert!(
+                !application_may_write(&action, schema.table, &names),
+                "{whole}"
+            );
+        }
+    }
+}
+
 fn is_documented(schema: &EntitySchema, name: &str) -> bool {
     schema.columns.iter().any(|column| column.name == name)
 }

@@ -31,7 +31,7 @@ const COLUMNS: &[EntityColumn] = &[
     column("amountTotal", Integer, Application, "the amount due"),
     column("currency", Text, Application, "its currency"),
     column("createdAt", Text, Application, "a number is a time too; billhook reads it to [adopt](adopt.md) a row, and to know one that was made anew"),
-    column("status", Text, Billhook, "write `pending` at creation, and otherwise only what [a repair](SEMANTICS.md#manual-edits) needs"),
+    column("status", Text, Billhook, "`pending` at creation, or nothing, which means the same; otherwise write only what [a repair](SEMANTICS.md#manual-edits) needs"),
     column("paymentStatus", Text, Billhook, ""),
     column("requiresReview", Bool, Billhook, ""),
     column("reviewReasons", TextSet, Billhook, "absent if there are none"),
