@@ -101,7 +101,7 @@ mod tests {
     ];
     /// Commands that change something: `--yes` does it, `--reason` says why. Without `--yes` they ask (`confirm_change`), or
     /// show what they would do (`announce_preview`).
-    const CHANGING: [&str; 28] = [
+    const CHANGING: [&str; 29] = [
         "cleanup run",
         "dlq purge",
         "dlq redrive",
@@ -119,6 +119,7 @@ mod tests {
         "reconcile run",
         "replay",
         "secrets put",
+        "secrets revoke",
         "secrets rollback",
         "secrets rotate",
         "secrets split",

@@ -254,7 +254,8 @@ fn a_revoked_secret_is_refused_by_every_running_instance() {
         let preview = operator::run_billhook(stage, revoke).await?;
         preview.assert_exit(4, "nothing was changed");
         assert_eq!(statuses(&old[0], &of_platform).await?, [200; 8]);
-        let revoked = operator::run_billhook(stage, &format!("{revoke} --reason leaked --yes")).await?;
+        let revoked =
+            operator::run_billhook(stage, &format!("{revoke} --reason leaked --yes")).await?;
         revoked.assert_exit(0, "refused within 15 minutes");
         for (secret, event) in [(&old[0], &of_platform), (&old[1], &of_account)] {
             let refused = async || Ok(statuses(secret, event).await? == [400; 8]);
