@@ -291,6 +291,8 @@ impl<C: Clock> DynamoLedger<C> {
         mut state: Item,
         seal: &StateSealKeys,
     ) -> Result<Vec<TransactWriteItem>, CommitError> {
+        // An update names it in its key alone.
+        state.insert(STATE_KEY.to_owned(), string_value(key.to_string()));
         seal_state(&mut state, seal);
         let none = FactPages::new();
         let known = row.map_or(&none, |row| &row.pages);
@@ -917,6 +919,40 @@ mod tests {
             assert_eq!(placeholder, format!("#{name}"));
         }
         text.replace(", #", ",\n  #").replace(" AND ", "\n  AND ")
+    }
+
+    /// The row that a write leaves, where there was none.
+    fn written_row(actions: &[TransactWriteItem]) -> Item {
+        let update = actions[0].update().unwrap();
+        let mut row = update.key.clone();
+        let sets = update.update_expression.strip_prefix("SET ").unwrap();
+        let sets = sets.split(" REMOVE ").next().unwrap();
+        for set in sets.split(", ") {
+            let (name, value) = set.split_once(" = ").unwrap();
+            let values = update.expression_attribute_values.as_ref().unwrap();
+            row.insert(
+                name.trim_start_matches('#').to_owned(),
+                values[value].clone(),
+            );
+        }
+        row
+    }
+
+    #[test]
+    fn what_is_read_of_a_state_is_what_was_sealed() {
+        let key = EntityKey::Order(OrderId::parse("ord_1").unwrap());
+        let order = row(
+            json!({ "id": "ord_1", "status": "pending", "amountTotal": 4100, "currency": "usd" }),
+        );
+        let (entity, loaded) = read_entity(&key, &RowRules::default(), Some(order), None).unwrap();
+        let next = entity.apply_facts(paid(), now());
+        let actions = ledger().entity_actions(&entity, &loaded, &next, now(), &seal_key());
+        let read = written_row(&actions.unwrap());
+        assert_eq!(read["entity"], string_value("order#ord_1"));
+        assert!(is_genuine(&read, &seal_key()));
+        let mut changed = read;
+        changed.insert("version".to_owned(), string_value("9"));
+        assert!(!is_genuine(&changed, &seal_key()));
     }
 
     fn paid() -> Vec<StatedFacts> {
