@@ -217,9 +217,9 @@ fn a_delivery_before_the_secret_is_stored() {
     insta::assert_snapshot!(stage.seen());
 }
 
-/// The alarm `none-accepted` reads `WebhookSuccess`.
+/// The alarms `refused` and `none-accepted` read `WebhookSuccess`.
 #[test]
-fn what_bears_no_signature_is_no_delivery_that_was_not_accepted() {
+fn what_no_secret_of_ours_signed_is_no_delivery_that_was_not_accepted() {
     let stage = Stage::new();
     let deliver = |headers: Value| {
         let request = json!({ "resource": "/webhooks/stripe", "httpMethod": "POST", "headers": headers, "body": "{}" });
@@ -236,7 +236,9 @@ fn what_bears_no_signature_is_no_delivery_that_was_not_accepted() {
     assert!(!counted(json!({})));
     assert!(!counted(json!({ "Stripe-Signature": "nonsense" })));
     let forged = sign_stripe(b"{}", "whsec_forged", NOW_S);
-    assert!(counted(json!({ "Stripe-Signature": forged })));
+    assert!(!counted(json!({ "Stripe-Signature": forged })));
+    let late = sign_stripe(b"{}", SECRET, NOW_S - 301);
+    assert!(counted(json!({ "Stripe-Signature": late })));
 }
 
 #[test]

@@ -189,12 +189,13 @@ fn the_metrics_that_every_provider_has_ask_for_its_alarms() {
     let own = names.filter_map(|name| Some(name.strip_prefix("parcel-")?.to_owned()));
     let expected = [
         "index-fallback",
-        "invalid-signatures",
         "no-deliveries",
         "none-accepted",
         "overdue",
         "parked",
+        "refused",
         "row-trouble",
+        "secret-unreadable",
         "stuck-events",
         "tampered",
         "worker-failures",

@@ -79,12 +79,11 @@ macro_rules! metrics {
 
 metrics! {
     WEBHOOK_SUCCESS = "WebhookSuccess", Count, Provider,
-        ["*-none-accepted"],
-        "of each delivery that bears a signature: 1 if it was answered 200, duplicates included, else 0";
+        ["*-refused", "*-none-accepted"],
+        "of each delivery that a secret of ours signed: 1 if it was answered 200, duplicates included, else 0";
     WEBHOOK_DUPLICATE = "WebhookDuplicate", Count, Provider, [],
         "a delivery of an event that was processed or ignored before";
-    WEBHOOK_INVALID_SIGNATURE = "WebhookInvalidSignature", Count, Reason,
-        ["*-invalid-signatures"],
+    WEBHOOK_INVALID_SIGNATURE = "WebhookInvalidSignature", Count, Reason, [],
         "a delivery answered 400 `signature_invalid`, for any other reason than `secret_missing`";
     WEBHOOK_SECRET_MISSING = "WebhookSecretMissing", Count, Provider, [],
         "a delivery answered 400 `signature_invalid` because nobody has stored the provider's signing secret";
@@ -159,6 +158,8 @@ metrics! {
         "a scan of a whole table because an index of it is not active";
     ENDPOINT_FAILED = "EndpointFailed", Count, Provider, ["endpoint-failures"],
         "a failed CloudFormation request about an endpoint at Stripe";
+    SECRET_UNREADABLE = "SecretUnreadable", Count, Provider, ["*-secret-unreadable"],
+        "a read of a signing secret that failed while no value of it was cached, or whose text cannot be used";
     SECRET_REFRESH = "SecretRefresh", Count, Provider, [],
         "the secrets were read again because a delivery matched no known secret";
 }

@@ -38,6 +38,7 @@ pub mod proxy;
 pub const BODY_BYTES_MAX: usize = 1024 * 1024;
 /// For other callers: both providers have their own backoff and ignore it.
 const RETRY_AFTER_S: &str = "5";
+const BODY_UNDECODABLE: &str = "the gateway's base64 cannot be decoded";
 
 /// The handler with its ports.
 #[derive(Debug)]
@@ -73,7 +74,14 @@ enum IngressRefusal {
         /// The label of the secret that made the signature, if it is known.
         secret: Option<String>,
     },
+    /// The gateway's base64 is wrong; nothing was verified.
+    BodyUndecodable,
+    /// A proven body that is no event.
     BodyMalformed(String),
+    /// A secret that we cannot read may have signed it. Nobody can tell it from a forgery: the read that failed is what
+    /// whoever is on call hears of, not the number of such deliveries.
+    SecretUnreadable(String),
+    /// A proven delivery could not be stored or queued.
     Unavailable(String),
 }
 
@@ -182,7 +190,9 @@ impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> WebhookIngres
         let reader = self.keys.of(provider);
         let mut known = reader.signing_keys().await;
         let mut verdict = self.verify_with_keys(&signature, raw_body, &known, now);
+        let may_be_proven_later = signature.may_be_proven_later(raw_body, now, self.tolerance);
         if verdict == Err(SignatureFailure::NoMatch)
+            && may_be_proven_later
             && let Some(refreshed) = reader.refresh_after_mismatch().await
         {
             metrics::SECRET_REFRESH.count(provider);
@@ -193,8 +203,12 @@ impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> WebhookIngres
             // The secret that would have matched may be the one that we cannot read. That is our fault, so answer 503
             // and not 400: the provider retries, and nothing is lost. One that nobody has stored is no fault: without
             // it, a delivery is as unproven as any forged one. The provider retries after 400 too.
-            Err(SignatureFailure::NoMatch) if !known.unreadable.is_empty() => {
-                Err(IngressRefusal::Unavailable(known.unreadable.join("; ")))
+            Err(SignatureFailure::NoMatch)
+                if may_be_proven_later && !known.unreadable.is_empty() =>
+            {
+                Err(IngressRefusal::SecretUnreadable(
+                    known.unreadable.join("; "),
+                ))
             }
             Err(SignatureFailure::NoMatch) => {
                 let mut others = Vec::new();
@@ -289,9 +303,7 @@ fn decode_body(request: &ProxyRequest) -> Result<Vec<u8>, IngressRefusal> {
         return Err(IngressRefusal::BodyTooLarge);
     }
     let raw_body = if request.is_base64_encoded {
-        decode_base64(body.as_bytes()).ok_or_else(|| {
-            IngressRefusal::BodyMalformed("the gateway's base64 cannot be decoded".to_owned())
-        })?
+        decode_base64(body.as_bytes()).ok_or(IngressRefusal::BodyUndecodable)?
     } else {
         body.as_bytes().to_vec()
     };
@@ -356,8 +368,11 @@ fn build_response(answer: IngressAnswer, correlation_id: CorrelationId) -> Proxy
                     "signature_invalid",
                     "the signature is not valid for this request".to_owned(),
                 ),
+                IngressRefusal::BodyUndecodable => {
+                    refused(400, "body_malformed", BODY_UNDECODABLE.to_owned())
+                }
                 IngressRefusal::BodyMalformed(message) => refused(400, "body_malformed", message),
-                IngressRefusal::Unavailable(_) => {
+                IngressRefusal::SecretUnreadable(_) | IngressRefusal::Unavailable(_) => {
                     headers.insert("Retry-After", RETRY_AFTER_S.to_owned());
                     refused(
                         503,
@@ -405,7 +420,9 @@ fn log_refusal(refusal: &IngressRefusal, correlation_id: CorrelationId) {
             Some(reason.as_str()),
             secret.as_deref(),
         ),
+        IngressRefusal::BodyUndecodable => ("body_malformed", Some(BODY_UNDECODABLE), None),
         IngressRefusal::BodyMalformed(message) => ("body_malformed", Some(message.as_str()), None),
+        IngressRefusal::SecretUnreadable(cause) => ("unavailable", Some(cause.as_str()), None),
         IngressRefusal::Unavailable(cause) => {
             tracing::error!(
                 code = "unavailable",
@@ -426,7 +443,7 @@ fn log_refusal(refusal: &IngressRefusal, correlation_id: CorrelationId) {
 fn count_answer(provider: ProviderId, answer: &IngressAnswer, taken: Duration) {
     let milliseconds = u64::try_from(taken.as_millis()).unwrap_or(u64::MAX);
     metrics::WEBHOOK_PROCESSING_TIME.add(provider, milliseconds);
-    if may_be_genuine(answer) {
+    if is_signed_with_our_secret(answer) {
         let accepted = matches!(answer, IngressAnswer::Accepted { .. });
         metrics::WEBHOOK_SUCCESS.add(provider, u64::from(accepted));
     }
@@ -449,18 +466,19 @@ fn count_answer(provider: ProviderId, answer: &IngressAnswer, taken: Duration) {
     }
 }
 
-/// Whether the alarm `none-accepted` has to know of a delivery. What only probes the address is left out: it would turn a
-/// quiet hour into one in which nothing was accepted.
-fn may_be_genuine(answer: &IngressAnswer) -> bool {
+/// Whether the sender has a secret of ours. What anybody can send is left out: no alarm may depend on it, neither to fire
+/// nor to stay silent because forged deliveries outnumber the genuine ones.
+fn is_signed_with_our_secret(answer: &IngressAnswer) -> bool {
     match answer {
         IngressAnswer::Accepted { .. } => true,
         IngressAnswer::Refused(refusal) => match refusal {
-            IngressRefusal::SignatureInvalid { reason, .. } => reason.may_be_genuine(),
+            IngressRefusal::SignatureInvalid { reason, .. } => reason.is_signed_with_our_secret(),
             IngressRefusal::BodyMalformed(_) | IngressRefusal::Unavailable(_) => true,
-            // Refused before the signature was looked at.
-            IngressRefusal::BodyTooLarge
-            | IngressRefusal::NotFound
-            | IngressRefusal::MethodNotAllowed(_) => false,
+            IngressRefusal::NotFound
+            | IngressRefusal::MethodNotAllowed(_)
+            | IngressRefusal::BodyTooLarge
+            | IngressRefusal::BodyUndecodable
+            | IngressRefusal::SecretUnreadable(_) => false,
         },
         IngressAnswer::Health => false,
     }

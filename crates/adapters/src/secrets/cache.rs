@@ -13,6 +13,7 @@ use std::time::Duration;
 use billhook_core::endpoint::secret::{
     EndpointSecret, PREVIOUS_VALID_FOR, SecretDocument, SecretKind,
 };
+use billhook_core::ids::ProviderId;
 use billhook_core::intake::ports::ReadSigningKeys;
 use billhook_core::ports::Clock;
 use billhook_core::provider::signature::{KeyScope, SigningKey, SigningKeys};
@@ -23,6 +24,7 @@ use tokio::sync::Mutex;
 
 use super::store::{FetchSecret, SecretVersion, SecretsError, StoredSecret};
 use crate::config::{SecretLocation, SecretSource, SigningSource};
+use crate::metrics;
 
 /// A secret is never used longer than this after it was read, not even in an outage of Secrets Manager. So a revoked
 /// secret is refused within 15 minutes.
@@ -149,14 +151,34 @@ impl<F: FetchSecret, C: Clock> SigningKeyCache<F, C> {
                             read.faults.extend(read.missing.take());
                             None
                         }
-                        Err(failed) => Some(log_unreadable(&failed)),
+                        Err(failed) => Some(self.report_unreadable(failed.to_string())),
                     };
+                    for fault in &read.faults {
+                        self.report_unreadable(fault.clone());
+                    }
                     slot.read = Some(read);
                 }
-                Err(failed) => slot.error = Some(log_unreadable(&failed)),
+                // Deliveries are still verified with what was read before.
+                Err(failed) if slot.serves(now) => {
+                    tracing::warn!("secret_stale: {failed}");
+                    slot.error = Some(failed.to_string());
+                }
+                Err(failed) => slot.error = Some(self.report_unreadable(failed.to_string())),
             }
         }))
         .await;
+    }
+
+    /// The signal of whoever is on call: a read of ours that failed, not a delivery that needs its result. Anybody can send
+    /// deliveries; reads are as rare as the rate limit says.
+    fn report_unreadable(&self, cause: String) -> String {
+        tracing::error!("secret_unreadable: {cause}");
+        let mut signed = ProviderId::ALL.iter();
+        let provider = signed.find(|provider| SecretKind::signing_of(**provider) == self.kind);
+        if let Some(provider) = provider {
+            metrics::SECRET_UNREADABLE.count(*provider);
+        }
+        cause
     }
 
     /// Whether a member that is missing now stands in the version before.
@@ -197,7 +219,7 @@ impl<F: FetchSecret, C: Clock> SigningKeyCache<F, C> {
                         self.add(read, source, &of, Some((until, "AWSPREVIOUS")));
                     }
                 }
-                Err(failed) => *error = Some(log_unreadable(&failed)),
+                Err(failed) => *error = Some(self.report_unreadable(failed.to_string())),
             }
         }))
         .await;
@@ -290,11 +312,6 @@ impl<F: FetchSecret, C: Clock> SigningKeyCache<F, C> {
     }
 }
 
-fn log_unreadable(failed: &SecretsError) -> String {
-    tracing::warn!("secret_unreadable: {failed}");
-    failed.to_string()
-}
-
 impl CacheState {
     fn asked_within(&self, span: Duration, now: Timestamp) -> bool {
         self.asked_at.is_some_and(|at| at.until(now) < span)
@@ -382,8 +399,8 @@ impl<F: FetchSecret, C: Clock> ReadSigningKeys for SigningKeyCache<F, C> {
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
-    use std::sync::Mutex as StdMutex;
     use std::sync::atomic::{AtomicI64, Ordering};
+    use std::sync::{Arc, Mutex as StdMutex};
 
     use secrecy::SecretString;
 
@@ -658,6 +675,74 @@ mod tests {
         world.pass(1);
         reader.signing_keys().await;
         assert_eq!(world.asked(), 1);
+    }
+
+    /// The lines `secret_unreadable`, and what they count; `World` and the reader are as in a running function.
+    fn errors_of(work: impl Future<Output = ()>) -> (usize, u64) {
+        let seen: Arc<StdMutex<Vec<u8>>> = Arc::default();
+        let sink = Arc::clone(&seen);
+        let write = move |line: &[u8]| sink.lock().unwrap().extend_from_slice(line);
+        let stage = metrics::MetricEnvironment::new("billhook", "test");
+        let lines = crate::telemetry::build_subscriber(
+            "webhook-ingress",
+            stage.clone(),
+            tracing::level_filters::LevelFilter::ERROR,
+            crate::clock::SystemClock,
+            write,
+        );
+        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        tracing::subscriber::with_default(lines, || runtime.unwrap().block_on(work));
+        let text = String::from_utf8(seen.lock().unwrap().clone()).unwrap();
+        let counted = metrics::drain_lines(&stage, at(0));
+        let counted = counted.lines().map(|line| {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            line["SecretUnreadable"].as_u64().unwrap_or(0)
+        });
+        (text.matches("secret_unreadable").count(), counted.sum())
+    }
+
+    #[test]
+    fn whoever_is_on_call_hears_of_our_failed_reads_and_not_of_the_number_of_deliveries() {
+        // It is down: one error for each read, however many deliveries need it.
+        let world = World::default();
+        *world.is_down.lock().unwrap() = true;
+        let errors = errors_of(async {
+            let reader = world.reader();
+            for _ in 0..20 {
+                reader.signing_keys().await;
+                reader.refresh_after_mismatch().await;
+            }
+        });
+        assert_eq!((errors, world.asked()), ((1, 1), 1));
+        // The values that were read before still serve.
+        let world = World::default();
+        world.put("current", "whsec_1", LONG_AGO);
+        let errors = errors_of(async {
+            let reader = world.reader();
+            reader.signing_keys().await;
+            *world.is_down.lock().unwrap() = true;
+            world.pass(301);
+            reader.signing_keys().await;
+        });
+        assert_eq!((errors, world.asked()), ((0, 0), 2));
+        // It was never stored: no fault of ours, whatever arrives.
+        let world = World::default();
+        let errors = errors_of(async {
+            let reader = world.reader();
+            for _ in 0..20 {
+                reader.signing_keys().await;
+                reader.refresh_after_mismatch().await;
+                world.pass(10);
+            }
+        });
+        assert_eq!(errors, (0, 0));
+        // Its text cannot be used.
+        let world = World::default();
+        world.put("current", r#"{"signing_secret": 7}"#, LONG_AGO);
+        let errors = errors_of(async {
+            world.reader().signing_keys().await;
+        });
+        assert_eq!(errors, (1, 1));
     }
 
     #[tokio::test]

@@ -70,8 +70,8 @@ pub struct SigningKeys {
     pub keys: Vec<SigningKey>,
     /// Keys replaced more than 24 hours ago. They verify nothing; they only let the log say `secret_expired`.
     pub expired: Vec<SigningKey>,
-    /// Secrets that could not be read, and why, without values. If no key matches while one is missing, the sender gets
-    /// 503 and retries, because the missing secret might have matched; a 400 would blame the sender for our fault.
+    /// Secrets that could not be read, and why, without values. If no key matches while one is unreadable, the sender gets
+    /// 503 and retries, because that secret might have matched; a 400 would blame the sender for our fault.
     pub unreadable: Vec<String>,
     /// Secrets that nobody has stored yet. They are no fault: an environment waits for its keys, or never uses the
     /// provider.
@@ -107,19 +107,19 @@ pub enum SignatureFailure {
 }
 
 impl SignatureFailure {
-    /// Whether the delivery may be the provider's: it bears a signature in the provider's format. Who only probes the
-    /// address sends none. Without a secret nobody can say.
-    pub fn may_be_genuine(self) -> bool {
+    /// Whether the sender has a secret of ours, or had a delivery that one of them signed: no stranger can cause it. Only
+    /// such refusals count where an alarm reads.
+    pub fn is_signed_with_our_secret(self) -> bool {
         match self {
             Self::TimestampTooOld
             | Self::TimestampTooNew
             | Self::WrongScope
-            | Self::NoMatch
             | Self::SecretExpired
             | Self::OtherEndpoint => true,
             Self::HeaderMissing
             | Self::HeaderMalformed
             | Self::TimestampMalformed
+            | Self::NoMatch
             | Self::SecretMissing => false,
         }
     }
@@ -254,18 +254,43 @@ impl UnverifiedSignature {
         let key = self
             .signed_with(raw_body, keys)
             .ok_or(SignatureFailure::NoMatch)?;
-        if self.at.after(tolerance) < now {
-            return Err(SignatureFailure::TimestampTooOld);
-        }
-        if now.after(tolerance) < self.at {
-            return Err(SignatureFailure::TimestampTooNew);
-        }
+        self.check_age(now, tolerance)?;
         let verified = Verified {
             provider: self.provider,
             raw_body,
             origin: BodyOrigin::Delivered(key.scope),
         };
         Ok((verified, &key.label))
+    }
+
+    fn check_age(&self, now: Timestamp, tolerance: Duration) -> Result<(), SignatureFailure> {
+        if self.at.after(tolerance) < now {
+            return Err(SignatureFailure::TimestampTooOld);
+        }
+        if now.after(tolerance) < self.at {
+            return Err(SignatureFailure::TimestampTooNew);
+        }
+        Ok(())
+    }
+
+    /// Whether a secret that we do not know could prove this delivery. If not, it is refused whatever our secrets are, so
+    /// it is no reason to read them again, and none to answer 503. The body is not parsed: it is not proven.
+    ///
+    /// Examples: a timestamp of yesterday; `v1=abc`, which is no signature; a body that is not a JSON object.
+    pub fn may_be_proven_later(
+        &self,
+        raw_body: &[u8],
+        now: Timestamp,
+        tolerance: Duration,
+    ) -> bool {
+        let has_signature = match &self.scheme {
+            SignatureScheme::HmacSha256(signatures) => !signatures.is_empty(),
+            #[cfg(feature = "third-provider")]
+            SignatureScheme::Ed25519(signature) => signature.len() == 64,
+        };
+        let body = raw_body.trim_ascii();
+        let is_object = body.starts_with(b"{") && body.ends_with(b"}");
+        has_signature && is_object && self.check_age(now, tolerance).is_ok()
     }
 
     /// The key that produced one of the signatures, whatever the age. Also used to explain a refusal.
