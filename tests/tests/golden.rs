@@ -53,6 +53,7 @@ impl Stage {
                 clock: FixedClock::at(now()),
                 tolerance: Duration::from_secs(300),
                 counts_types: true,
+                account_limiter: webhook_ingress::account_limiter::AccountLimiter::default(),
             },
             tables,
             seen: Arc::default(),

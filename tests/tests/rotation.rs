@@ -157,6 +157,7 @@ fn container(ports: &EndpointPorts) -> Container {
         clock: ports.clone(),
         tolerance: Duration::from_secs(300),
         counts_types: true,
+        account_limiter: webhook_ingress::account_limiter::AccountLimiter::default(),
     }
 }
 

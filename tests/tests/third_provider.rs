@@ -69,6 +69,7 @@ async fn deliver(
         clock: FixedClock::at(now()),
         tolerance: Duration::from_secs(300),
         counts_types: true,
+        account_limiter: webhook_ingress::account_limiter::AccountLimiter::default(),
     };
     ingress.handle(request).await
 }

@@ -51,6 +51,7 @@ POLICIES_OF = {"on-call": ["on-call"], "repairer": ["on-call", "repairer"]}
 # asks about.
 # A task is the repairer's with `--dry-run` too, because IAM does not see what a function is invoked with.
 GROUP_OF = {
+    "accounts top": "on-call",
     "cleanup run": "repairer",
     "cleanup run --yes": "repairer",
     "dlq list": "on-call",
@@ -62,6 +63,8 @@ GROUP_OF = {
     "doctor": "on-call",
     "events annotate": "on-call",
     "events annotate --yes": "repairer",
+    "events close": "on-call",
+    "events close --yes": "repairer",
     "events list": "on-call",
     "events park": "on-call",
     "events park --yes": "repairer",
@@ -121,7 +124,11 @@ GROUP_OF = {
     "tenants import": "on-call",
     "tenants import --yes": "repairer",
     "tenants list": "on-call",
+    "tenants mute": "on-call",
+    "tenants mute --yes": "repairer",
     "tenants show": "on-call",
+    "tenants unmute": "on-call",
+    "tenants unmute --yes": "repairer",
     "trace": "on-call",
 }
 # Commands of the flows that are nobody's.

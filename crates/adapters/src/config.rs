@@ -129,6 +129,9 @@ pub struct IngressConfig {
     pub signature_tolerance: Duration,
     /// `TYPE_METRICS`: whether deliveries are counted by event type and result.
     pub type_metrics: bool,
+    /// `ACCOUNT_RATE_LIMIT`: how many deliveries of one connected account a running instance accepts in a minute; 0 for no
+    /// limit.
+    pub account_rate_limit: u32,
 }
 
 impl IngressConfig {
@@ -153,6 +156,9 @@ impl IngressConfig {
                 1..=300,
             )),
             type_metrics: read.boolean("TYPE_METRICS", true),
+            // At most 1,000,000, the number always fits.
+            account_rate_limit: u32::try_from(read.number("ACCOUNT_RATE_LIMIT", 0, 0..=1_000_000))
+                .unwrap_or_default(),
             environment,
         };
         read.finish(config)

@@ -89,6 +89,8 @@ metrics! {
         "a delivery answered 400 `signature_invalid` because nobody has stored the provider's signing secret";
     WEBHOOK_ERROR = "WebhookError", Count, Provider, [],
         "any other delivery that was refused: its body is too large or not an event, or billhook could not accept it";
+    WEBHOOK_LIMITED = "WebhookLimited", Count, Provider, [],
+        "a genuine delivery answered 429 because its connected account is over `AccountRateLimit`";
     WEBHOOK_PROCESSING_TIME = "WebhookProcessingTime", Milliseconds, Provider, [],
         "from a delivery's arrival in `webhook-ingress` to its answer";
     STRIPE_WEBHOOK_EVENTS_TOTAL = "stripe_webhook_events_total", Count, TypeAndResult, [],
@@ -134,6 +136,8 @@ metrics! {
         "an event of an account that belongs to no tenant";
     LIVEMODE_IGNORED = "LivemodeIgnored", Count, Provider, [],
         "a test event in a live environment";
+    WEBHOOK_MUTED = "WebhookMuted", Count, Provider, [],
+        "an event of a muted tenant, which was stored and ignored";
     STUCK_EVENTS = "StuckEvents", Count, Provider, ["*-stuck-events"],
         "events pending for more than an hour, at each sweep";
     QUIET_HOURS = "QuietHours", Count, Provider, ["*-no-deliveries"],
@@ -292,8 +296,10 @@ pub fn count_report(provider: ProviderId, report: &MessageReport, now: Timestamp
         }
         EventVerdict::Ignored(reason) => {
             WEBHOOK_PROCESSED.count(provider);
-            if *reason == IgnoreReason::TestEventOnLiveStage {
-                LIVEMODE_IGNORED.count(provider);
+            match reason {
+                IgnoreReason::TestEventOnLiveStage => LIVEMODE_IGNORED.count(provider),
+                IgnoreReason::Muted => WEBHOOK_MUTED.count(provider),
+                _ => {}
             }
         }
         EventVerdict::Parked(reason) => {

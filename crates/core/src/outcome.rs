@@ -122,6 +122,20 @@ reasons! {
         Transfer = "transfer",
         /// The row that it names did not exist for 30 days.
         NeverFound = "never_found",
+        /// Its tenant is muted: `billhook tenants mute`.
+        Muted = "muted",
+        /// A person gave it up: `billhook events close`.
+        Closed = "closed",
+    }
+}
+
+impl IgnoreReason {
+    /// Whether a row's `processing_error` says that a person had the event ignored: by a mute, or by closing it. Its payment
+    /// may have taken its facts while it was parked.
+    pub fn is_by_person(word: &str) -> bool {
+        [Self::Muted, Self::Closed]
+            .iter()
+            .any(|reason| reason.as_str() == word)
     }
 }
 

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context as _, Result};
 use billhook_adapters::dynamodb::attributes::{Item, read_text};
 use billhook_adapters::dynamodb::read_tenant_row;
-use billhook_core::entity::tenant::{ACCOUNT_COLUMN, PREVIOUS_COLUMN, TenantColumns};
+use billhook_core::entity::tenant::{ACCOUNT_COLUMN, MUTED_COLUMN, PREVIOUS_COLUMN, TenantColumns};
 use billhook_core::ids::AccountId;
 
 use crate::application_tables::TENANTS;
@@ -24,7 +24,11 @@ enum AccountHolding {
 
 /// The holders of each account, by their `tenant_id`, which need not be a valid id.
 #[derive(Debug, Default)]
-pub(crate) struct AccountHolders(BTreeMap<AccountId, BTreeSet<(AccountHolding, String)>>);
+pub(crate) struct AccountHolders {
+    holders: BTreeMap<AccountId, BTreeSet<(AccountHolding, String)>>,
+    /// The muted tenants, and since when.
+    pub(crate) muted: BTreeMap<String, String>,
+}
 
 impl AccountHolders {
     /// Reads the whole table, consistently.
@@ -35,7 +39,8 @@ impl AccountHolders {
             .scan()
             .table_name(table)
             .consistent_read(true)
-            .projection_expression("#tenant, #account, #previous")
+            .projection_expression("#tenant, #account, #previous, #muted")
+            .expression_attribute_names("#muted", MUTED_COLUMN)
             .expression_attribute_names("#tenant", TENANTS.key())
             .expression_attribute_names("#account", ACCOUNT_COLUMN)
             .expression_attribute_names("#previous", PREVIOUS_COLUMN)
@@ -52,6 +57,9 @@ impl AccountHolders {
     fn add_row(&mut self, row: &Item) {
         if let Some(tenant) = read_text(row, TENANTS.key()) {
             self.add(tenant, &read_tenant_row(row));
+            let muted_at = read_text(row, MUTED_COLUMN).map(str::to_owned);
+            let muted = muted_at.map(|at| (tenant.to_owned(), at));
+            self.muted.extend(muted);
         }
     }
 
@@ -65,21 +73,21 @@ impl AccountHolders {
             .iter()
             .map(|id| (AccountHolding::Previous, id));
         for (holding, account) in present.chain(previous) {
-            let holders = self.0.entry(account.clone()).or_default();
+            let holders = self.holders.entry(account.clone()).or_default();
             holders.insert((holding, tenant.to_owned()));
         }
     }
 
     /// Whether the tenant has this account now.
     pub(crate) fn is_present(&self, account: &AccountId, tenant: &str) -> bool {
-        let holders = self.0.get(account).into_iter().flatten();
+        let holders = self.holders.get(account).into_iter().flatten();
         let mut present = holders.filter(|(holding, _)| *holding == AccountHolding::Present);
         present.any(|(_, holder)| holder == tenant)
     }
 
     /// Refuses an account that another tenant has or had, because nobody could say whose its events are.
     pub(crate) fn check_free(&self, account: &AccountId, tenant: &str) -> Result<(), CommandExit> {
-        let mut others = self.0.get(account).into_iter().flatten();
+        let mut others = self.holders.get(account).into_iter().flatten();
         let Some((holding, other)) = others.find(|(_, holder)| holder != tenant) else {
             return Ok(());
         };
@@ -95,19 +103,19 @@ impl AccountHolders {
 
     /// Who has an account now.
     pub(crate) fn present(&self, account: &AccountId) -> Vec<&str> {
-        let holders = self.0.get(account).into_iter().flatten();
+        let holders = self.holders.get(account).into_iter().flatten();
         let present = holders.filter(|(holding, _)| *holding == AccountHolding::Present);
         present.map(|(_, holder)| holder.as_str()).collect()
     }
 
     /// Who has or had an account.
     pub(crate) fn all(&self, account: &AccountId) -> Vec<&str> {
-        let holders = self.0.get(account).into_iter().flatten();
+        let holders = self.holders.get(account).into_iter().flatten();
         holders.map(|(_, holder)| holder.as_str()).collect()
     }
 
     pub(crate) fn accounts(&self) -> impl Iterator<Item = &AccountId> {
-        self.0.keys()
+        self.holders.keys()
     }
 }
 
@@ -153,6 +161,7 @@ mod tests {
 
     fn columns(present: &str, previous: &[&str]) -> TenantColumns {
         TenantColumns {
+            is_muted: false,
             account: Some(account(present)),
             previous: previous.iter().map(|id| account(id)).collect(),
         }

@@ -32,6 +32,10 @@ impl ChangeArgs {
         self.yes
     }
 
+    pub(crate) fn reason(&self) -> Option<&str> {
+        self.reason.as_deref()
+    }
+
     pub(crate) fn has_reason(&self) -> bool {
         self.reason.is_some()
     }

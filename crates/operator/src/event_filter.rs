@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use billhook_core::ids::{AccountId, EventId, ProviderId};
 use billhook_core::intake::index_keys::{open_keys, slots_of_day};
-use billhook_core::outcome::{EventOutcome, ParkReason};
+use billhook_core::outcome::{EventOutcome, IgnoreReason, ParkReason};
 use billhook_core::time::Timestamp;
 use clap::Args;
 use serde::{Deserialize, Serialize};
@@ -98,6 +98,31 @@ impl EventFilter {
             && self.until.is_none()
     }
 
+    /// Without `--outcome`: those that wait for somebody.
+    pub(crate) fn or_parked(mut self) -> Self {
+        if self.outcome.is_empty() {
+            self.outcome = vec![EventOutcome::Parked.to_string()];
+        }
+        self
+    }
+
+    /// The options that select the same events after they were closed.
+    pub(crate) fn options_once_closed(&self) -> String {
+        let option = |name: &str, value: &Option<String>| {
+            let value = value.as_ref();
+            value.map(|value| format!(" --{name} '{value}'"))
+        };
+        let provider = self.provider.map(|provider| provider.to_string());
+        let types = self.types.iter().map(|of| format!(" --type '{of}'"));
+        let others = [
+            option("provider", &provider),
+            option("account", &self.account),
+            option("tenant", &self.tenant),
+            option("object", &self.object),
+        ];
+        types.chain(others.into_iter().flatten()).collect()
+    }
+
     pub(crate) fn has_more_than_since(&self) -> bool {
         let others = Self {
             since: None,
@@ -176,6 +201,18 @@ impl EventSelection {
             error: Some(reason.as_str().to_owned()),
             account: Some(account.to_string()),
             ..EventFilter::default()
+        };
+        filter.resolve(Vec::new(), now)
+    }
+
+    /// The events of an account that are ignored because its tenant was muted.
+    pub(crate) fn muted_of(account: &AccountId, since: Timestamp, now: Timestamp) -> Self {
+        let filter = EventFilter {
+            provider: Some(ProviderId::Stripe),
+            outcome: vec![EventOutcome::Ignored.to_string()],
+            error: Some(IgnoreReason::Muted.as_str().to_owned()),
+            account: Some(account.to_string()),
+            ..EventFilter::received_since(TimeArgument::At(since))
         };
         filter.resolve(Vec::new(), now)
     }

@@ -10,13 +10,15 @@ use anyhow::{Context as _, Result};
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::ProvideErrorMetadata as _;
 use aws_sdk_dynamodb::types::AttributeValue;
+use billhook_adapters::clock::SystemClock;
 use billhook_adapters::dynamodb::attributes::{Item, read_text, string_value};
 use billhook_adapters::dynamodb::events::{load_event_items, read_event_record};
 use billhook_core::entity::key::StateKey;
 use billhook_core::ids::{EventId, ProviderId};
 use billhook_core::intake::inbox::EventRecord;
 use billhook_core::intake::index_keys::open_key_of;
-use billhook_core::outcome::{EventOutcome, ParkReason};
+use billhook_core::outcome::{EventOutcome, IgnoreReason, ParkReason};
+use billhook_core::ports::Clock as _;
 use futures_util::stream::{self, StreamExt as _};
 use serde_json::{Value, json};
 
@@ -74,6 +76,37 @@ impl EventSummary {
     }
 }
 
+/// Events by account (`platform` for those without one) and outcome, and what was read to count them.
+#[derive(Debug, Default)]
+pub(crate) struct AccountCounts {
+    pub(crate) by_account: BTreeMap<String, BTreeMap<String, u64>>,
+    pub(crate) queries: usize,
+    pub(crate) entries: usize,
+    /// There are more than were read.
+    pub(crate) is_cut: bool,
+}
+
+impl AccountCounts {
+    fn add(&mut self, entry: &Item) {
+        let account = read_text(entry, "connected_account_id").unwrap_or("platform");
+        let outcome = read_text(entry, "processing_outcome").unwrap_or("pending");
+        let of_account = self.by_account.entry(account.to_owned()).or_default();
+        *of_account.entry(outcome.to_owned()).or_default() += 1;
+    }
+
+    fn merge(&mut self, other: Self) {
+        for (account, outcomes) in other.by_account {
+            let known = self.by_account.entry(account).or_default();
+            for (outcome, events) in outcomes {
+                *known.entry(outcome).or_default() += events;
+            }
+        }
+        self.queries += other.queries;
+        self.entries += other.entries;
+        self.is_cut |= other.is_cut;
+    }
+}
+
 /// A row as JSON. JSON has no binary type, so a compressed payload is left out.
 pub(crate) fn row_to_json(item: &Item) -> Value {
     let mut item = item.clone();
@@ -95,12 +128,15 @@ pub(crate) enum EventChange {
     Park,
     /// The event is given up together with its dead-letter message.
     Fail,
+    /// A parked or failed event is given up: it is ignored from now on, and not open any more.
+    Close,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum EventChangeResult {
     Applied,
-    /// The condition failed and nothing was written: the event is done, or for `Reopen` no longer done.
+    /// The condition failed and nothing was written: the event is done, or for `Reopen` no longer done; for `Close` it is
+    /// neither parked nor failed.
     NotAllowed,
 }
 
@@ -153,7 +189,9 @@ impl EventsTable {
         let mut found = Vec::new();
         let mut start = None;
         loop {
-            let (entries, next) = self.query_page(partition, key, selection, start).await?;
+            let (entries, next) = self
+                .query_page(partition, key, selection, start, None)
+                .await?;
             let wanted: BTreeSet<EventId> = entries
                 .iter()
                 .filter(|entry| selection.may_match(&row_to_json(entry)))
@@ -168,6 +206,53 @@ impl EventsTable {
         }
     }
 
+    /// Counts the events of a span by account and outcome, from `SlotIndex` alone: no row is read. Of each key of the index at
+    /// most its part of `most` entries is read, the newest first. An event's id chooses its key, so what is left out is of
+    /// every account in proportion.
+    pub(crate) async fn count_accounts(
+        &self,
+        selection: &EventSelection,
+        most: usize,
+    ) -> Result<AccountCounts> {
+        let partitions = selection.partitions();
+        let keys = partitions
+            .iter()
+            .map(|partition| (partition, partition.keys()));
+        let keys: Vec<(&IndexPartition, String)> = keys
+            .flat_map(|(partition, keys)| keys.into_iter().map(move |key| (partition, key)))
+            .collect();
+        let of_key = most.div_ceil(keys.len().max(1));
+        let counting = keys.iter().map(|(partition, key)| async move {
+            let mut counts = AccountCounts::default();
+            let mut start = None;
+            loop {
+                let (entries, next) = self
+                    .query_page(
+                        partition,
+                        key,
+                        selection,
+                        start,
+                        Some(of_key - counts.entries),
+                    )
+                    .await?;
+                counts.queries += 1;
+                counts.entries += entries.len();
+                entries.iter().for_each(|entry| counts.add(entry));
+                start = next;
+                counts.is_cut = start.is_some() && counts.entries >= of_key;
+                if start.is_none() || counts.is_cut {
+                    return anyhow::Ok(counts);
+                }
+            }
+        });
+        let mut counting = stream::iter(counting).buffer_unordered(QUERIES_AT_ONCE);
+        let mut all = AccountCounts::default();
+        while let Some(counts) = counting.next().await {
+            all.merge(counts?);
+        }
+        Ok(all)
+    }
+
     /// One page of an index query, and where the next page starts (pagination).
     async fn query_page(
         &self,
@@ -175,6 +260,7 @@ impl EventsTable {
         key: &str,
         selection: &EventSelection,
         start: Option<Item>,
+        limit: Option<usize>,
     ) -> Result<(Vec<Item>, Option<Item>)> {
         let (index, column) = match partition {
             IndexPartition::Open(_) => ("OpenIndex", "open"),
@@ -200,6 +286,7 @@ impl EventsTable {
             .expression_attribute_values(":until", string_value(selection.until.to_string()))
             .scan_index_forward(false)
             .set_exclusive_start_key(start)
+            .set_limit(limit.and_then(|limit| i32::try_from(limit.max(1)).ok()))
             .send()
             .await
             .with_context(|| format!("cannot query {index} of {}", self.table))?;
@@ -234,6 +321,9 @@ impl EventsTable {
                 EventOutcome::Failed,
                 Some("its dead-letter message was purged by hand"),
             )),
+            EventChange::Close => {
+                Some((EventOutcome::Ignored, Some(IgnoreReason::Closed.as_str())))
+            }
         };
         let mut update = self
             .client
@@ -244,25 +334,39 @@ impl EventsTable {
             .expression_attribute_values(":none", AttributeValue::L(Vec::new()));
         let mut sets = "SET notes = list_append(if_not_exists(notes, :none), :note)".to_owned();
         if let Some((outcome, reason)) = outcome {
-            sets.push_str(", #open = :open, processing_outcome = :outcome, #processed = :false");
-            let open = open_key_of(outcome, id).unwrap_or_default();
+            sets.push_str(", processing_outcome = :outcome, #processed = :processed");
             update = update
                 .expression_attribute_names("#open", "open")
-                .expression_attribute_values(":open", string_value(open))
                 .expression_attribute_values(":outcome", string_value(outcome.as_str()))
-                .expression_attribute_values(":false", AttributeValue::Bool(false));
-            match reason {
-                Some(reason) => {
-                    sets.push_str(", processing_error = :reason");
-                    update = update.expression_attribute_values(":reason", string_value(reason));
-                }
-                None => sets.push_str(" REMOVE processing_error, processed_at"),
+                .expression_attribute_values(":processed", AttributeValue::Bool(outcome.is_done()));
+            if let Some(open) = open_key_of(outcome, id) {
+                sets.push_str(", #open = :open");
+                update = update.expression_attribute_values(":open", string_value(open));
+            } else {
+                sets.push_str(", processed_at = :now");
+                let now = SystemClock.now().to_string();
+                update = update.expression_attribute_values(":now", string_value(now));
+            }
+            if let Some(reason) = reason {
+                sets.push_str(", processing_error = :reason");
+                update = update.expression_attribute_values(":reason", string_value(reason));
+            }
+            match change {
+                EventChange::Close => sets.push_str(" REMOVE #open"),
+                EventChange::Reopen => sets.push_str(" REMOVE processing_error, processed_at"),
+                _ => {}
             }
         }
         let condition = match change {
             EventChange::Annotate => "attribute_exists(event_id)",
             EventChange::Resend | EventChange::Reopen | EventChange::Park | EventChange::Fail => {
                 "#processed = :was"
+            }
+            EventChange::Close => {
+                update = update
+                    .expression_attribute_values(":parked", string_value("parked"))
+                    .expression_attribute_values(":failed", string_value("failed"));
+                "#processed = :was AND processing_outcome IN (:parked, :failed)"
             }
         };
         if change != EventChange::Annotate {

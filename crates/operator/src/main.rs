@@ -40,6 +40,7 @@ mod session;
 mod stack;
 mod stack_options;
 mod stripe_endpoints;
+mod tenant_mute;
 mod time_argument;
 mod unclaimed;
 mod webhook_delivery;

@@ -27,7 +27,7 @@ use billhook_core::ids::{
 };
 use billhook_core::intake::inbox::{EventRecord, NewEvent, RecordResult};
 use billhook_core::intake::ports::{ReadSigningKeys, RecordEvent, SendMessage};
-use billhook_core::outcome::EventOutcome;
+use billhook_core::outcome::{EventOutcome, IgnoreReason};
 use billhook_core::ports::{Clock, Pause};
 use billhook_core::proof::listing::{ListStates, ScanSegment, StatePage};
 use billhook_core::provider::envelope::DOCTOR_EVENT_TYPE;
@@ -413,6 +413,8 @@ pub struct MemoryTables {
     pub tenants: Mutex<Vec<(AccountId, TenantId)>>,
     /// An account that a tenant had before, and the tenant.
     pub previous_accounts: Mutex<BTreeSet<(AccountId, TenantId)>>,
+    /// The tenants whose events are ignored.
+    pub muted: Mutex<BTreeSet<TenantId>>,
     /// The notes of previous accounts that billhook keeps.
     pub account_notes: Mutex<BTreeSet<(AccountId, TenantId)>>,
     /// What a cache or a lagging index still returns for an account, whatever the rows say.
@@ -980,6 +982,8 @@ impl Ledger for &MemoryTables {
             .filter_map(|id| events.get(id))
             .map(|row| StoredEvent {
                 stored: row.stored.clone(),
+                is_set_aside: row.stored.outcome == EventOutcome::Ignored
+                    && row.error.as_deref().is_some_and(IgnoreReason::is_by_person),
                 payload: StoredPayload::Intact(row.payload.clone()),
                 row_bytes: row.payload.len(),
             })
@@ -1012,6 +1016,7 @@ impl Ledger for &MemoryTables {
                 let columns = TenantColumns {
                     account: its.map(|(account, _)| account.clone()),
                     previous: before.map(|(account, _)| account.clone()).collect(),
+                    is_muted: lock(&self.muted).contains(id),
                 };
                 rows.tenants.insert(id.clone(), columns);
             }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use billhook_adapters::{metrics, telemetry};
 use billhook_core::error::error_chain;
-use billhook_core::ids::{CorrelationId, PerProvider, ProviderId};
+use billhook_core::ids::{AccountId, CorrelationId, PerProvider, ProviderId};
 use billhook_core::intake::accept::{AcceptResult, accept_event};
 use billhook_core::intake::inbox::{EventSource, NewEvent};
 use billhook_core::intake::ports::{ReadSigningKeys, RecordEvent, SendMessage};
@@ -28,9 +28,11 @@ use serde_json::json;
 use tracing::Instrument as _;
 use tracing::field::Empty;
 
+use crate::account_limiter::AccountLimiter;
 use crate::base64::decode_base64;
 use crate::proxy::{ProxyRequest, ProxyResponse};
 
+pub mod account_limiter;
 pub mod base64;
 pub mod proxy;
 
@@ -38,6 +40,8 @@ pub mod proxy;
 pub const BODY_BYTES_MAX: usize = 1024 * 1024;
 /// For other callers: both providers have their own backoff and ignore it.
 const RETRY_AFTER_S: &str = "5";
+/// As long as it takes until a full bucket of an account's limiter is there again.
+const LIMITED_RETRY_AFTER_S: &str = "60";
 const BODY_UNDECODABLE: &str = "the gateway's base64 cannot be decoded";
 
 /// The handler with its ports.
@@ -51,6 +55,7 @@ pub struct WebhookIngress<I, Q, K, C> {
     pub tolerance: Duration,
     /// Whether genuine deliveries are counted by event type and result.
     pub counts_types: bool,
+    pub account_limiter: AccountLimiter,
 }
 
 /// The result of a request.
@@ -81,6 +86,8 @@ enum IngressRefusal {
     /// A secret that we cannot read may have signed it. Nobody can tell it from a forgery: the read that failed is what
     /// whoever is on call hears of, not the number of such deliveries.
     SecretUnreadable(String),
+    /// A proven delivery of a connected account that is over its limit.
+    AccountLimited(AccountId),
     /// A proven delivery could not be stored or queued.
     Unavailable(String),
 }
@@ -156,6 +163,12 @@ impl<I: RecordEvent, Q: SendMessage, K: ReadSigningKeys, C: Clock> WebhookIngres
             received_at: now,
         };
         record_event_fields(&new.envelope);
+        // Events of the platform and of other providers have no account, and no limit.
+        if let Some(account) = &new.envelope.account
+            && !self.account_limiter.admits(account, now)
+        {
+            return Err(IngressRefusal::AccountLimited(account.clone()));
+        }
         let accepted = accept_event(&self.inbox, &self.queue, &self.clock, &new).await;
         let result = match accepted {
             Ok(AcceptResult::Duplicate) => "duplicate",
@@ -372,6 +385,11 @@ fn build_response(answer: IngressAnswer, correlation_id: CorrelationId) -> Proxy
                     refused(400, "body_malformed", BODY_UNDECODABLE.to_owned())
                 }
                 IngressRefusal::BodyMalformed(message) => refused(400, "body_malformed", message),
+                IngressRefusal::AccountLimited(account) => {
+                    headers.insert("Retry-After", LIMITED_RETRY_AFTER_S.to_owned());
+                    let message = format!("too many events of {account}; send it again later");
+                    refused(429, "account_limited", message)
+                }
                 IngressRefusal::SecretUnreadable(_) | IngressRefusal::Unavailable(_) => {
                     headers.insert("Retry-After", RETRY_AFTER_S.to_owned());
                     refused(
@@ -423,6 +441,9 @@ fn log_refusal(refusal: &IngressRefusal, correlation_id: CorrelationId) {
         IngressRefusal::BodyUndecodable => ("body_malformed", Some(BODY_UNDECODABLE), None),
         IngressRefusal::BodyMalformed(message) => ("body_malformed", Some(message.as_str()), None),
         IngressRefusal::SecretUnreadable(cause) => ("unavailable", Some(cause.as_str()), None),
+        IngressRefusal::AccountLimited(account) => {
+            ("account_limited", Some(account.as_str()), None)
+        }
         IngressRefusal::Unavailable(cause) => {
             tracing::error!(
                 code = "unavailable",
@@ -443,7 +464,7 @@ fn log_refusal(refusal: &IngressRefusal, correlation_id: CorrelationId) {
 fn count_answer(provider: ProviderId, answer: &IngressAnswer, taken: Duration) {
     let milliseconds = u64::try_from(taken.as_millis()).unwrap_or(u64::MAX);
     metrics::WEBHOOK_PROCESSING_TIME.add(provider, milliseconds);
-    if is_signed_with_our_secret(answer) {
+    if counts_as_genuine(answer) {
         let accepted = matches!(answer, IngressAnswer::Accepted { .. });
         metrics::WEBHOOK_SUCCESS.add(provider, u64::from(accepted));
     }
@@ -458,6 +479,9 @@ fn count_answer(provider: ProviderId, answer: &IngressAnswer, taken: Duration) {
         IngressAnswer::Refused(IngressRefusal::SignatureInvalid { reason, .. }) => {
             metrics::count_invalid_signature(provider, reason.as_str());
         }
+        IngressAnswer::Refused(IngressRefusal::AccountLimited(_)) => {
+            metrics::WEBHOOK_LIMITED.count(provider);
+        }
         IngressAnswer::Refused(_) => metrics::WEBHOOK_ERROR.count(provider),
         IngressAnswer::Accepted {
             duplicate: false, ..
@@ -466,15 +490,17 @@ fn count_answer(provider: ProviderId, answer: &IngressAnswer, taken: Duration) {
     }
 }
 
-/// Whether the sender has a secret of ours. What anybody can send is left out: no alarm may depend on it, neither to fire
+/// Whether a delivery counts as accepted or not: its sender has a secret of ours. What anybody can send is left out: no alarm may depend on it, neither to fire
 /// nor to stay silent because forged deliveries outnumber the genuine ones.
-fn is_signed_with_our_secret(answer: &IngressAnswer) -> bool {
+fn counts_as_genuine(answer: &IngressAnswer) -> bool {
     match answer {
         IngressAnswer::Accepted { .. } => true,
         IngressAnswer::Refused(refusal) => match refusal {
             IngressRefusal::SignatureInvalid { reason, .. } => reason.is_signed_with_our_secret(),
             IngressRefusal::BodyMalformed(_) | IngressRefusal::Unavailable(_) => true,
-            IngressRefusal::NotFound
+            // It is signed, and held back on purpose: one account that floods pages nobody.
+            IngressRefusal::AccountLimited(_)
+            | IngressRefusal::NotFound
             | IngressRefusal::MethodNotAllowed(_)
             | IngressRefusal::BodyTooLarge
             | IngressRefusal::BodyUndecodable

@@ -15,6 +15,7 @@ use billhook_core::intake::ports::ReadSigningKeys as _;
 use futures_util::future::join_all;
 use lambda_runtime::LambdaEvent;
 use webhook_ingress::WebhookIngress;
+use webhook_ingress::account_limiter::AccountLimiter;
 use webhook_ingress::proxy::ProxyRequest;
 
 fn main() -> ExitCode {
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
                 clock: SystemClock,
                 tolerance: config.signature_tolerance,
                 counts_types: config.type_metrics,
+                account_limiter: AccountLimiter::new(config.account_rate_limit),
             };
             // During init Lambda does not throttle the CPU, so read and open now what the first event needs
             // (docs/adr/0001: 18 ms become 9 ms). A failure here does not stop the start; the first event tries again.

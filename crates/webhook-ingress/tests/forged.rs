@@ -171,6 +171,7 @@ fn answer(
         clock: FixedClock::at(now()),
         tolerance: Duration::from_secs(300),
         counts_types: true,
+        account_limiter: webhook_ingress::account_limiter::AccountLimiter::default(),
     };
     let seen: Arc<Mutex<Vec<u8>>> = Arc::default();
     let sink = Arc::clone(&seen);

@@ -34,6 +34,7 @@ fn at<'a>(tables: &'a MemoryTables, now: Timestamp, secret: &str) -> InMemory<'a
         clock: FixedClock::at(now),
         tolerance: Duration::from_secs(300),
         counts_types: true,
+        account_limiter: webhook_ingress::account_limiter::AccountLimiter::default(),
     }
 }
 

@@ -56,6 +56,7 @@ fn answer(request: ProxyRequest, stripe: &[&str], now_s: i64) -> (ProxyResponse,
         clock: FixedClock::at(Timestamp::from_unix_s(now_s).unwrap()),
         tolerance: Duration::from_secs(300),
         counts_types: true,
+        account_limiter: webhook_ingress::account_limiter::AccountLimiter::default(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()

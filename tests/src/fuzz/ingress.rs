@@ -45,6 +45,7 @@ impl Kept {
             clock: FixedClock::at(Timestamp::from_unix_s(NOW_S).unwrap()),
             tolerance: Duration::from_secs(TOLERANCE_S.unsigned_abs()),
             counts_types: true,
+            account_limiter: webhook_ingress::account_limiter::AccountLimiter::default(),
         };
         let answer = watched(ingress.handle(request));
         check_answer(&answer);

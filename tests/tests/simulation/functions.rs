@@ -179,6 +179,7 @@ impl Functions {
             clock: self.sim.clone(),
             tolerance: if endless { Duration::MAX } else { TOLERANCE },
             counts_types: true,
+            account_limiter: webhook_ingress::account_limiter::AccountLimiter::default(),
         };
         Container { port, ingress }
     }

@@ -41,7 +41,7 @@ const COMMANDS: [&str; 26] = [
 ];
 
 /// The metrics of which nobody is told, each with the reason.
-const NOBODY_IS_TOLD: [(&str, &str); 20] = [
+const NOBODY_IS_TOLD: [(&str, &str); 22] = [
     (
         "AmountMismatch",
         "it is a new reason for a review: RequiresReview counts it too",
@@ -78,6 +78,14 @@ const NOBODY_IS_TOLD: [(&str, &str); 20] = [
     (
         "WebhookInvalidSignature",
         "anybody can cause it: WebhookSuccess is 0 for what a secret of ours signed",
+    ),
+    (
+        "WebhookLimited",
+        "the limit does its work; EventGap tells what had to be fetched because of it",
+    ),
+    (
+        "WebhookMuted",
+        "somebody muted the tenant: `billhook doctor` lists who is muted",
     ),
     ("WebhookProcessed", "throughput"),
     (

@@ -377,6 +377,7 @@ fn check_variables_of<C>(
             "STRIPE_API_BASE" => "https://api.stripe.com",
             "CLEANUP_FAILED_PAYMENT_MINUTES" => "60",
             "PROOF_SAMPLE_PERCENT" => "1",
+            "ACCOUNT_RATE_LIMIT" => "0",
             "MAX_RECEIVES" => "3",
             "TYPE_METRICS" => "true",
             "ADOPTED_BEFORE" => "2026-11-30T00:00:00Z",

@@ -401,6 +401,7 @@ pub(super) fn check_parameters(template: &Value) {
     let parameters = template["Parameters"].as_object().unwrap();
     let expected = [
         "AcceptCheckoutAdjustments",
+        "AccountRateLimit",
         "AdoptedBefore",
         "AlarmEmail",
         "Alarms",

@@ -17,7 +17,7 @@ use billhook_core::ids::{AccountId, CorrelationId, EventId, PerProvider, Provide
 use billhook_core::intake::inbox::{EVENT_RETENTION, EventRecord, NewEvent, RecordResult};
 use billhook_core::intake::index_keys::{open_key_of, slot_of};
 use billhook_core::intake::ports::RecordEvent;
-use billhook_core::outcome::EventOutcome;
+use billhook_core::outcome::{EventOutcome, IgnoreReason};
 use billhook_core::provider::envelope::EventType;
 use billhook_core::provider::trim_payload;
 use billhook_core::retry::Disposition;
@@ -316,9 +316,12 @@ pub fn read_stored_event(
         }
     };
     Some(StoredEvent {
-        stored,
         payload,
         row_bytes: attributes::item_size(item),
+        is_set_aside: stored.outcome == EventOutcome::Ignored
+            && attributes::read_text(item, "processing_error")
+                .is_some_and(IgnoreReason::is_by_person),
+        stored,
     })
 }
 

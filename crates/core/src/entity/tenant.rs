@@ -26,6 +26,9 @@ use crate::outcome::ParkReason;
 pub const ACCOUNT_COLUMN: &str = "stripe_connected_account_id";
 /// The column of the accounts that the tenant had before.
 pub const PREVIOUS_COLUMN: &str = "previous_accounts";
+/// Since when the events of the tenant's accounts are ignored. Its name says whose it is: an application may have a column
+/// `muted` that means something else, and its money must not be ignored for that.
+pub const MUTED_COLUMN: &str = "billhook_muted_at";
 
 #[rustfmt::skip]
 const COLUMNS: &[EntityColumn] = &[
@@ -36,6 +39,7 @@ const COLUMNS: &[EntityColumn] = &[
     column("charges_enabled", Bool, Billhook, ""),
     column("payouts_enabled", Bool, Billhook, ""),
     column("stripe_status", Text, Billhook, "`connected`, `restricted` or `deauthorized`"),
+    column(MUTED_COLUMN, Text, Billhook, "since when the events of its accounts are ignored (`billhook tenants mute`); absent while they count"),
     column("created_at", Text, Application, "like an order's `createdAt`"),
     column("updated_at", Text, Both, "like an order's `updatedAt`"),
     column(VERSION, Integer, Billhook, "like an order's"),
@@ -44,11 +48,12 @@ const COLUMNS: &[EntityColumn] = &[
 #[derive(Clone, Debug, PartialEq)]
 pub enum TenantKind {}
 
-/// The columns of the application that billhook reads.
+/// The columns that billhook reads.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct TenantColumns {
     pub account: Option<AccountId>,
     pub previous: BTreeSet<AccountId>,
+    pub is_muted: bool,
 }
 
 impl TenantColumns {
@@ -123,14 +128,22 @@ pub fn find_account_tenant(
     }
 }
 
-/// The columns of a tenant's row that say which accounts it has.
+/// The columns of a tenant's row that say which accounts it has, and whether their events count.
 pub fn read_tenant_columns(row: &impl RowColumns) -> TenantColumns {
+    TenantColumns {
+        is_muted: row.text(MUTED_COLUMN).is_some(),
+        ..read_accounts(row)
+    }
+}
+
+fn read_accounts(row: &impl RowColumns) -> TenantColumns {
     let previous = row.texts(PREVIOUS_COLUMN).into_iter();
     TenantColumns {
         account: read_id(row, ACCOUNT_COLUMN, AccountId::parse),
         previous: previous
             .filter_map(|id| AccountId::parse(&id).ok())
             .collect(),
+        is_muted: false,
     }
 }
 
@@ -174,7 +187,7 @@ impl EntityKind for TenantKind {
     }
 
     fn read_given(row: &impl RowColumns) -> TenantColumns {
-        read_tenant_columns(row)
+        read_accounts(row)
     }
 
     fn remember_given(_: &RowIdentity) -> TenantColumns {

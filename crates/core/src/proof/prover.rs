@@ -200,7 +200,10 @@ impl<L: Ledger> StateProver<L> {
 
     fn read_event(&self, provider: ProviderId, event: StoredEvent) -> EventReading {
         let StoredEvent {
-            stored, payload, ..
+            stored,
+            payload,
+            is_set_aside,
+            ..
         } = event;
         let payload = match payload {
             StoredPayload::Intact(payload) => payload,
@@ -217,6 +220,7 @@ impl<L: Ledger> StateProver<L> {
                 account: stored.account.clone(),
                 outcome: stored.outcome,
                 processed: stored.processed,
+                is_set_aside,
                 facts: facts.ok(),
             })),
             Err(_) => EventReading::Unreadable,

@@ -31,6 +31,7 @@ pub(super) struct ReadEvent {
     pub account: Option<AccountId>,
     pub outcome: EventOutcome,
     pub processed: bool,
+    pub is_set_aside: bool,
     /// `None` if it states nothing for us.
     pub facts: Option<EventFacts>,
 }
@@ -116,9 +117,10 @@ impl ReadEvent {
     }
 
     /// Whether its outcome is one that an event has whose facts are stored. One that is not done may have been done
-    /// before: a person had it processed again, and until it is, it may wait, be parked or have failed.
+    /// before: a person had it processed again, and until it is, it may wait, be parked or have failed. A parked event
+    /// about a payment has given its facts to it, and a person may close it, or mute its tenant before it is retried.
     pub(super) fn is_taken(&self) -> bool {
-        !self.processed || self.outcome == EventOutcome::Processed
+        !self.processed || self.is_set_aside || self.outcome == EventOutcome::Processed
     }
 }
 

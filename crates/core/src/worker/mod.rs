@@ -44,8 +44,8 @@ pub use crate::worker::plan::PaymentRebuild;
 use crate::worker::plan::{CommitUnit, PaymentRecheck, group_units};
 use crate::worker::ports::{EntityCommit, EventUpdate, Ledger, LoadedRows, StoredEvent};
 use crate::worker::resolve::{
-    AccountTenants, IndexHints, assign_tenants, find_claims, gather_rows, recipients_of,
-    resolve_events,
+    AccountTenants, IndexHints, assign_tenants, find_claims, gather_rows, ignore_unread_if_muted,
+    recipients_of, resolve_events,
 };
 use crate::worker::step::{BatchProgress, EventCandidate, EventStep, fail_each};
 
@@ -351,7 +351,9 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         let interpreted = loaded.into_iter().map(|event| self.interpret_event(event));
         let interpreted = progress.pass(interpreted);
 
+        let malformed = progress.accounts_of_malformed();
         let accounts = interpreted.iter().flat_map(EventCandidate::accounts);
+        let accounts = accounts.chain(malformed.values().cloned());
         let mut tenants = AccountTenants::ask(&self.ledger, accounts).await;
         let of_tenants = progress.pass(assign_tenants(interpreted, &tenants));
 
@@ -366,7 +368,9 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
         };
         self.commit_units(units, &round, deadline, progress).await;
 
-        let closed = progress.take_closed().into_iter();
+        let mut closed = progress.take_closed();
+        ignore_unread_if_muted(&mut closed, &malformed, &tenants, &rows);
+        let closed = closed.into_iter();
         let writing = closed.map(|update| self.write_outcome(update));
         progress.pass_each(writing).await;
     }

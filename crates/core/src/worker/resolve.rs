@@ -26,11 +26,11 @@ use crate::entity::schema::UnreadableRow;
 use crate::entity::tenant::{AccountHits, find_account_tenant};
 use crate::entity::{Entity, EntityKey};
 use crate::error::{DependencyError, error_chain};
-use crate::ids::{AccountId, PaymentIntentId, PieceId, TenantId};
-use crate::outcome::ParkReason;
+use crate::ids::{AccountId, EventId, PaymentIntentId, PieceId, TenantId};
+use crate::outcome::{EventVerdict, IgnoreReason, ParkReason};
 use crate::provider::interpret::{EventSubject, PaymentEventFacts};
 use crate::worker::batch::{CALLS_AT_ONCE, ProcessingFailure};
-use crate::worker::ports::{Ledger, LoadedRows, TenantLookup};
+use crate::worker::ports::{EventUpdate, Ledger, LoadedRows, TenantLookup};
 use crate::worker::step::{EventCandidate, EventStep, EventTarget, fail_each};
 
 /// Reads until every row that the decision needs is known. Each further read follows a reference: from a name
@@ -256,9 +256,50 @@ pub(super) async fn resolve_events<L: Ledger>(
     }
     let resolved = assign_tenants(candidates, tenants).into_iter();
     let resolved = resolved
+        .map(|step| step.and_then(|event| ignore_if_muted(event, &rows)))
         .map(|step| step.and_then(|event| resolve_event(event, &rows, &hints, tenants)))
         .collect();
     (resolved, rows)
+}
+
+/// Ends an event of a muted tenant's account. Its row was read anyway, consistently, so a mute counts from the next event
+/// on, and its end too.
+fn ignore_if_muted<R>(
+    candidate: EventCandidate,
+    rows: &LoadedRows<R>,
+) -> EventStep<EventCandidate> {
+    let tenant = candidate.tenant.as_ref();
+    match tenant.is_some_and(|tenant| is_muted(tenant, rows)) {
+        true => {
+            let muted = EventVerdict::Ignored(IgnoreReason::Muted);
+            EventStep::Close(candidate.event_update(muted))
+        }
+        false => EventStep::Ready(candidate),
+    }
+}
+
+fn is_muted<R>(tenant: &TenantId, rows: &LoadedRows<R>) -> bool {
+    rows.tenants.get(tenant).is_some_and(|row| row.is_muted)
+}
+
+/// The same for an event that would be parked before anything is known of its tenant, because it cannot be read: whoever
+/// floods us with such events must not page anybody either. `accounts` are theirs.
+pub(super) fn ignore_unread_if_muted<R>(
+    closed: &mut [EventUpdate],
+    accounts: &BTreeMap<EventId, AccountId>,
+    tenants: &AccountTenants,
+    rows: &LoadedRows<R>,
+) {
+    for update in closed {
+        let account = accounts.get(&update.event);
+        let tenant = account.and_then(|account| tenants.0.get(account));
+        if let Some(AccountTenant::Found(Ok(tenant))) = tenant
+            && is_muted(tenant, rows)
+        {
+            update.tenant = Some(tenant.clone());
+            update.verdict = EventVerdict::Ignored(IgnoreReason::Muted);
+        }
+    }
 }
 
 /// Reads all rows that the events and these payments need, and some more.

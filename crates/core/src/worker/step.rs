@@ -211,6 +211,7 @@ impl<L: Ledger, C: Clock + Pause> Worker<L, C> {
             stored,
             payload,
             row_bytes,
+            ..
         } = loaded;
         let interpreted = catch_unwind(AssertUnwindSafe(|| match &payload {
             StoredPayload::Intact(payload) => {
@@ -306,6 +307,22 @@ impl BatchProgress {
 
     pub(super) fn take_closed(&mut self) -> Vec<EventUpdate> {
         std::mem::take(&mut self.closed)
+    }
+
+    /// The accounts of the events that are parked because nobody can read what they say. A stored payload that was damaged
+    /// or changed is not the account's doing.
+    pub(super) fn accounts_of_malformed(&self) -> BTreeMap<EventId, AccountId> {
+        let is_malformed = |update: &&EventUpdate| match update.verdict {
+            EventVerdict::Parked(ParkReason::Tampered | ParkReason::PayloadUnreadable) => false,
+            EventVerdict::Parked(_) => true,
+            EventVerdict::Processed | EventVerdict::Ignored(_) | EventVerdict::Failed(_) => false,
+        };
+        let malformed = self.closed.iter().filter(is_malformed);
+        let accounts = malformed.filter_map(|update| {
+            let stored = self.reports.get(&update.event)?.stored.as_ref()?;
+            Some((update.event.clone(), stored.account.clone()?))
+        });
+        accounts.collect()
     }
 
     fn fail_event(&mut self, event: &EventId, failure: ProcessingFailure) {

@@ -1669,3 +1669,25 @@ proptest! {
         }
     }
 }
+
+/// Its payment has taken the facts of an event that names no order of ours; then a person closes the event, or mutes the
+/// tenant.
+#[test]
+fn an_event_that_a_person_had_ignored_is_no_difference() {
+    for reason in ["closed", "muted"] {
+        let tables = tables();
+        let paid = intent_succeeded("evt_1", T, "pi_1", named("ord_nobody"), 4200);
+        run(deliver(&tables, ProviderId::Stripe, &[paid]));
+        assert_eq!(outcome(&tables, "evt_1"), super::parked("order_unknown"));
+        let set = |error: &str| {
+            let mut events = tables.events.lock().unwrap();
+            let row = events.get_mut(&EventId::parse("evt_1").unwrap()).unwrap();
+            (row.stored.processed, row.stored.outcome) = (true, EventOutcome::Ignored);
+            row.error = Some(error.to_owned());
+        };
+        set("nothing_named");
+        assert_eq!(differences(&tables).len(), 1);
+        set(reason);
+        assert_eq!(differences(&tables), [""; 0], "{reason}");
+    }
+}

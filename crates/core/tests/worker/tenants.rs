@@ -194,3 +194,108 @@ async fn a_tenant_whose_state_a_newer_release_wrote_still_has_its_payments() {
     assert_eq!(outcome(&tables, "evt_1"), processed());
     assert_eq!(status(&tables, "ord_a").0, "completed");
 }
+
+fn ignored(reason: &str) -> (EventOutcome, Option<String>) {
+    (EventOutcome::Ignored, Some(reason.to_owned()))
+}
+
+fn mute(tables: &MemoryTables, id: &str) {
+    tables.muted.lock().unwrap().insert(tenant(id));
+}
+
+/// Replays an event that is done, as `billhook replay --force` does.
+async fn replay(tables: &MemoryTables, event: &str) {
+    let id = EventId::parse(event).unwrap();
+    {
+        let mut events = tables.events.lock().unwrap();
+        let row = &mut events.get_mut(&id).unwrap().stored;
+        (row.processed, row.outcome) = (false, EventOutcome::Pending);
+    }
+    let message = ReceivedMessage {
+        message_id: format!("m-{event}"),
+        body: json!({ "event_id": event }).to_string(),
+        receive_count: 1,
+        is_last_receive: false,
+    };
+    work(tables, ProviderId::Stripe, &[message]).await;
+}
+
+/// `acct_b` floods, with junk and with events that cannot be read; `acct_a` must not notice, before nor after the mute.
+#[tokio::test]
+async fn the_events_of_a_muted_tenant_end_quietly_and_those_of_the_others_count() {
+    let flood = |id: &str, payment: &str| {
+        let junk = intent_succeeded(id, T, payment, named("ord_nobody"), 1);
+        from_account(junk, "acct_b")
+    };
+    let malformed = |id: &str| {
+        let mut event = flood(id, "pi_m");
+        event["data"]["object"]["amount_received"] = json!(-1);
+        event
+    };
+    let tables = tables();
+    let batch = [flood("evt_1", "pi_1"), malformed("evt_2")];
+    deliver(&tables, ProviderId::Stripe, &batch).await;
+    assert_eq!(outcome(&tables, "evt_1"), parked("order_unknown"));
+    assert_eq!(outcome(&tables, "evt_2"), parked("amount_malformed"));
+    let victims = view(&tables, &order("ord_a"));
+
+    mute(&tables, "ten_b");
+    let batch = [
+        flood("evt_3", "pi_3"),
+        malformed("evt_4"),
+        paid("evt_a", "pi_a", "ord_a"),
+    ];
+    let reports = deliver(&tables, ProviderId::Stripe, &batch).await;
+    for id in ["evt_3", "evt_4"] {
+        assert_eq!(outcome(&tables, id), ignored("muted"), "{id}");
+        assert_eq!(reports[&format!("m-{id}")].tenant, Some(tenant("ten_b")));
+    }
+    let key = PaymentKey::parse("payment#acct_b#pi_3").unwrap();
+    assert!(!tables.payments.lock().unwrap().contains_key(&key));
+    assert_eq!(outcome(&tables, "evt_a"), processed());
+    assert_eq!(status(&tables, "ord_a").0, "completed");
+    assert_ne!(view(&tables, &order("ord_a")), victims);
+    // What was parked before ends as well, once the sweep sends it.
+    replay(&tables, "evt_1").await;
+    assert_eq!(outcome(&tables, "evt_1"), ignored("muted"));
+    // The malformed ones alone: their tenant is found all the same.
+    deliver(&tables, ProviderId::Stripe, &[malformed("evt_5")]).await;
+    assert_eq!(outcome(&tables, "evt_5"), ignored("muted"));
+}
+
+#[tokio::test]
+async fn money_that_was_muted_comes_back_with_a_replay() {
+    let tables = tables();
+    mute(&tables, "ten_a");
+    let before = view(&tables, &order("ord_a"));
+    deliver(
+        &tables,
+        ProviderId::Stripe,
+        &[paid("evt_1", "pi_1", "ord_a")],
+    )
+    .await;
+    assert_eq!(outcome(&tables, "evt_1"), ignored("muted"));
+    assert_eq!(view(&tables, &order("ord_a")), before);
+    tables.muted.lock().unwrap().clear();
+    replay(&tables, "evt_1").await;
+    assert_eq!(outcome(&tables, "evt_1"), processed());
+    assert_eq!(status(&tables, "ord_a").0, "completed");
+}
+
+#[tokio::test]
+async fn a_mute_costs_no_call() {
+    let calls = async |is_muted: bool| {
+        let tables = tables();
+        if is_muted {
+            mute(&tables, "ten_a");
+        }
+        deliver(
+            &tables,
+            ProviderId::Stripe,
+            &[paid("evt_1", "pi_1", "ord_a")],
+        )
+        .await;
+        tables.calls.lock().unwrap().values().sum::<usize>()
+    };
+    assert_eq!(calls(true).await, calls(false).await);
+}

@@ -1,24 +1,29 @@
-//! `billhook events`: list and show stored events, annotate them, park them and release them.
+//! `billhook events`: list and show stored events, annotate, park, release and close them.
+
+use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, bail};
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::dynamodb::attributes::Item;
-use billhook_core::ids::{EventId, ProviderId};
+use billhook_core::ids::{EventId, PerProvider, ProviderId};
+use billhook_core::intake::inbox::EventRecord;
+use billhook_core::outcome::{EventOutcome, ParkReason};
 use billhook_core::ports::Clock as _;
 use billhook_core::provider::interpret::InterpretRules;
 use billhook_core::worker::ports::StoredEvent;
 use clap::{Args, Subcommand};
-use serde_json::Value;
+use futures_util::stream::{self, StreamExt as _};
+use serde_json::{Value, json};
 
 use crate::audit::parse_reason;
-use crate::confirm::{ChangeArgs, ask_to_change};
+use crate::confirm::{ChangeArgs, announce_preview, ask_to_change};
 use crate::event_filter::EventFilter;
-use crate::event_lookup::{find_event, list_events};
+use crate::event_lookup::{find_event, list_events, load_selected_events};
 use crate::events_table::{EventChange, EventChangeResult, EventSummary, row_to_json};
 use crate::output::{OutputWriter, print_notice};
 use crate::payload_redaction::render_payload;
 use crate::replay_run::release_events;
-use crate::row_json::RowDetail;
+use crate::row_json::{RowDetail, read_text};
 use crate::session::StackSession;
 
 const COLUMNS: [&str; 7] = [
@@ -60,6 +65,14 @@ pub(crate) enum EventsCommand {
     /// Reprocess an unfinished event
     #[command(after_help = "Example:\n  billhook events release evt_1 --reason 'order corrected'")]
     Release(EventsParkReleaseArgs),
+    /// Close parked or failed events for good: they are ignored, and not open any more
+    #[command(
+        after_help = "Without --yes the command only shows what it would do. With filters and no --outcome it closes parked events.\n\
+        A new delivery of a closed event does not open it; `billhook replay EVENT --force` does.\n\nExamples:\n  \
+        billhook events close evt_1 --reason 'a test of the shop' --yes\n  \
+        billhook events close --error order_unknown --account acct_1 --since 7d --reason 'a loop in their integration' --yes"
+    )]
+    Close(EventsCloseArgs),
 }
 
 #[derive(Args, Debug)]
@@ -99,6 +112,17 @@ pub(crate) struct EventsParkReleaseArgs {
     /// The event id
     #[arg(value_parser = EventId::parse)]
     id: EventId,
+    #[command(flatten)]
+    change: ChangeArgs,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct EventsCloseArgs {
+    /// Close these events
+    #[arg(value_parser = EventId::parse)]
+    ids: Vec<EventId>,
+    #[command(flatten)]
+    filter: EventFilter,
     #[command(flatten)]
     change: ChangeArgs,
 }
@@ -174,8 +198,113 @@ pub(crate) async fn run_events(
             let audit = hold.change.confirm(session, &what).await?;
             release_events(session, &[event], &audit).await?;
         }
+        EventsCommand::Close(close) => close_events(session, output, close).await?,
     }
     Ok(())
+}
+
+/// Closing is not in an order, and each event's write is conditional, so a second run closes what the first one left.
+const CLOSED_AT_ONCE: usize = 16;
+
+async fn close_events(
+    session: &StackSession,
+    output: OutputWriter,
+    close: EventsCloseArgs,
+) -> Result<()> {
+    let EventsCloseArgs {
+        ids,
+        filter,
+        change,
+    } = close;
+    if ids.is_empty() && filter.is_empty() {
+        bail!(
+            "pass event ids, or filters such as --error order_unknown: the command does not close everything"
+        );
+    }
+    // Elsewhere too `--error` selects, and `--reason` says why.
+    if let Some(reason) = change
+        .reason()
+        .filter(|reason| ParkReason::parse(reason).is_some())
+    {
+        bail!(
+            "--reason is why you close them; to select the events that are parked as {reason}, pass --error {reason}"
+        );
+    }
+    let by_id = !ids.is_empty();
+    let options = filter.options_once_closed();
+    let filter = if by_id { filter } else { filter.or_parked() };
+    let selection = filter.resolve(ids, SystemClock.now());
+    let found = load_selected_events(session, &selection).await?;
+    let may_close = |event: &EventSummary| {
+        let outcome = event.record.outcome;
+        !event.record.processed && matches!(outcome, EventOutcome::Parked | EventOutcome::Failed)
+    };
+    let (closing, others): (Vec<_>, Vec<_>) = found.into_iter().partition(may_close);
+    if by_id && let Some(other) = others.first() {
+        let EventRecord { id, outcome, .. } = &other.record;
+        bail!("{id} is {outcome}: only parked and failed events can be closed");
+    }
+    if !change.is_confirmed() {
+        let columns = ["account", "event_type", "outcome", "error", "events"];
+        output.print_list(&columns, &count_by_account(&closing));
+        let what = format!("{} events would be closed", closing.len());
+        announce_preview(session, &what, &change);
+        return Ok(());
+    }
+    let audit = change.start_audit(session).await?;
+    let note = audit.build_note("close", SystemClock.now(), None);
+    let tables = PerProvider::try_new(|provider| session.events_table(provider))?;
+    let writes = closing.iter().map(|event| {
+        let table = tables.of(event.provider);
+        table.apply_change(&event.record.id, EventChange::Close, note.clone())
+    });
+    let mut writes = stream::iter(writes).buffer_unordered(CLOSED_AT_ONCE);
+    let mut closed = 0;
+    while let Some(result) = writes.next().await {
+        closed += usize::from(result? == EventChangeResult::Applied);
+    }
+    let left = closing.len() - closed;
+    print_notice(&match left {
+        0 => format!("closed {closed} events"),
+        left => format!("closed {closed} events; {left} were processed or changed meanwhile"),
+    });
+    let undo = match closing
+        .iter()
+        .filter_map(|event| event.record.received_at)
+        .min()
+    {
+        Some(since) if !by_id => {
+            format!("--outcome ignored --error closed{options} --since {since}")
+        }
+        _ => {
+            let ids = closing.iter().map(|event| event.record.id.as_str());
+            ids.collect::<Vec<_>>().join(" ")
+        }
+    };
+    if closed > 0 {
+        print_notice(&format!(
+            "to have them processed after all, run: billhook replay {undo} --force --reason … --yes"
+        ));
+    }
+    Ok(())
+}
+
+fn count_by_account(events: &[EventSummary]) -> Vec<Value> {
+    let mut counts: BTreeMap<[&str; 4], u64> = BTreeMap::new();
+    for event in events {
+        let text = |name: &str| read_text(&event.row, name);
+        let kind = [
+            text("connected_account_id").unwrap_or("platform"),
+            text("event_type").unwrap_or("-"),
+            text("processing_outcome").unwrap_or("-"),
+            text("processing_error").unwrap_or("-"),
+        ];
+        *counts.entry(kind).or_default() += 1;
+    }
+    let rows = counts.into_iter().map(|([account, event_type, outcome, error], events)| {
+        json!({ "account": account, "event_type": event_type, "outcome": outcome, "error": error, "events": events })
+    });
+    rows.collect()
 }
 
 fn render_event(

@@ -1,6 +1,7 @@
 //! The list of the commands: module, place in the command line, and dispatch of each. To add one, write its module and
 //! name it in these three. A command imports no other command: what two of them share is a module beside `commands`.
 
+mod accounts;
 mod completions;
 mod dlq;
 mod doctor;
@@ -29,7 +30,7 @@ use crate::stack_options::StackOptions;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum BillhookCommand {
-    /// List, show, annotate, park and release stored events
+    /// List, show, annotate, park, release and close stored events
     #[command(subcommand)]
     Events(Box<events::EventsCommand>),
     /// Reprocess stored events
@@ -47,9 +48,12 @@ pub(crate) enum BillhookCommand {
     /// Show statements, and list those that need attention
     #[command(subcommand)]
     Statements(statements::StatementsCommand),
-    /// Add, show, list and import tenants
+    /// Add, show, list, import and mute tenants
     #[command(subcommand)]
     Tenants(tenants::TenantsCommand),
+    /// Show which connected accounts have the most events
+    #[command(subcommand)]
+    Accounts(accounts::AccountsCommand),
     /// Show the history of an event, order, statement, tenant or payment
     Trace(trace::TraceArgs),
     /// List, show, redrive and purge messages of a dead-letter queue
@@ -109,6 +113,9 @@ pub(crate) async fn run_command(
         }
         BillhookCommand::Tenants(command) => {
             tenants::run_tenants(command, &open().await?, output).await
+        }
+        BillhookCommand::Accounts(command) => {
+            accounts::run_accounts(command, &open().await?, output).await
         }
         BillhookCommand::Trace(trace) => trace::run_trace(trace, &open().await?, output).await,
         BillhookCommand::Dlq(command) => dlq::run_dlq(command, &open().await?, output).await,

@@ -16,7 +16,7 @@ use billhook_adapters::clock::SystemClock;
 use billhook_adapters::dynamodb::attributes::{Item, string_value};
 use billhook_adapters::dynamodb::read_tenant_row;
 use billhook_adapters::dynamodb::tenants::build_account_note;
-use billhook_core::entity::tenant::{ACCOUNT_COLUMN, PREVIOUS_COLUMN, TenantColumns};
+use billhook_core::entity::tenant::{ACCOUNT_COLUMN, MUTED_COLUMN, PREVIOUS_COLUMN, TenantColumns};
 use billhook_core::ids::{AccountId, TenantId};
 use billhook_core::outcome::ParkReason;
 use billhook_core::ports::Clock as _;
@@ -33,6 +33,7 @@ use crate::output::{OutputWriter, print_notice};
 use crate::replay_run::replay_open_events;
 use crate::row_json::RowDetail;
 use crate::session::StackSession;
+use crate::tenant_mute::{mute_tenant, unmute_tenant};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum TenantsCommand {
@@ -60,6 +61,18 @@ pub(crate) enum TenantsCommand {
         the tenant.\n\nExample:\n  billhook tenants change-account ten_1 --account acct_2 --reason 'a new Stripe account'"
     )]
     ChangeAccount(TenantsChangeAccountArgs),
+    /// Store the events of a tenant's accounts and ignore them, from the next one on
+    #[command(
+        after_help = "For a tenant that floods the workers or parks events all day. No money is lost: `billhook tenants unmute TENANT --replay` \
+        has the ignored events processed.\n\nExample:\n  billhook tenants mute ten_1 --reason 'a loop in their integration' --yes"
+    )]
+    Mute(TenantsMuteArgs),
+    /// Let the events of a muted tenant count again
+    #[command(
+        after_help = "Events that were ignored stay so, unless --replay has them processed.\n\n\
+        Example:\n  billhook tenants unmute ten_1 --replay --reason 'they mended it' --yes"
+    )]
+    Unmute(TenantsUnmuteArgs),
 }
 
 #[derive(Args, Debug)]
@@ -110,6 +123,24 @@ pub(crate) struct TenantsChangeAccountArgs {
     change: ChangeArgs,
 }
 
+#[derive(Args, Debug)]
+pub(crate) struct TenantsMuteArgs {
+    /// The tenant id
+    #[arg(value_parser = TenantId::parse)]
+    id: TenantId,
+    #[command(flatten)]
+    change: ChangeArgs,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct TenantsUnmuteArgs {
+    #[command(flatten)]
+    of: TenantsMuteArgs,
+    /// Have the events processed that were ignored because the tenant was muted
+    #[arg(long)]
+    replay: bool,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 struct TenantRecord {
     tenant_id: TenantId,
@@ -122,6 +153,7 @@ struct TenantRecord {
 impl TenantRecord {
     fn columns(&self) -> TenantColumns {
         TenantColumns {
+            is_muted: false,
             account: Some(self.stripe_connected_account_id.clone()),
             previous: self.previous_accounts.clone(),
         }
@@ -173,6 +205,12 @@ pub(crate) async fn run_tenants(
             release_events_of(session, &tenant).await?;
         }
         TenantsCommand::ChangeAccount(change) => change_account(session, change).await?,
+        TenantsCommand::Mute(TenantsMuteArgs { id, change }) => {
+            mute_tenant(session, &id, &change).await?;
+        }
+        TenantsCommand::Unmute(unmute) => {
+            unmute_tenant(session, &unmute.of.id, &unmute.of.change, unmute.replay).await?;
+        }
         TenantsCommand::Show(show) => output.print_object(
             &TENANTS
                 .read_row(session, &show.id, RowDetail::Known)
@@ -188,6 +226,7 @@ pub(crate) async fn run_tenants(
                 "stripe_status",
                 "charges_enabled",
                 "payouts_enabled",
+                MUTED_COLUMN,
             ];
             output.print_list(&columns, &rows);
         }
@@ -348,6 +387,7 @@ fn with_account(was: &TenantColumns, account: &AccountId) -> TenantColumns {
     TenantColumns {
         account: Some(account.clone()),
         previous,
+        is_muted: was.is_muted,
     }
 }
 
@@ -443,6 +483,7 @@ mod tests {
     fn columns(present: &str, previous: &[&str]) -> TenantColumns {
         let account = |id: &&str| AccountId::parse(id).unwrap();
         TenantColumns {
+            is_muted: false,
             account: Some(account(&present)),
             previous: previous.iter().map(account).collect(),
         }

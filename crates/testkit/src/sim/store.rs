@@ -273,6 +273,7 @@ impl World {
         }
         StoredEvent {
             stored: row.stored.clone(),
+            is_set_aside: false,
             row_bytes: payload.len(),
             payload: StoredPayload::Intact(payload),
         }
@@ -324,6 +325,7 @@ impl World {
                 .get(tenant)
                 .cloned()
                 .unwrap_or_default(),
+            is_muted: false,
         }
     }
 

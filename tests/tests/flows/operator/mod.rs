@@ -1,5 +1,6 @@
 //! `billhook`, the operator's command line: the real binary against a deployed environment.
 
+mod floods;
 mod links;
 mod replay;
 mod runbook;

@@ -15,7 +15,7 @@ pub(super) async fn check_accounts(
     can_ask: bool,
 ) -> Result<Vec<CheckFinding>> {
     let holders = AccountHolders::load(session).await?;
-    let mut findings = vec![report_shared(&holders)];
+    let mut findings = vec![report_shared(&holders), report_muted(&holders)];
     if can_ask {
         let platform = find_platform_account(session).await?;
         findings.push(report_platform(&holders, platform.as_ref()));
@@ -32,6 +32,17 @@ fn report_shared(holders: &AccountHolders) -> CheckFinding {
     let check = "each connected account has one tenant";
     let fix = format!("leave it with one tenant, then release its events: {PAGE}");
     CheckFinding::from_check(check, shared.is_empty(), shared.join("; "), fix)
+}
+
+/// Somebody muted them on purpose, so it is no fault; it is said, so that nobody forgets it.
+fn report_muted(holders: &AccountHolders) -> CheckFinding {
+    let muted = holders.muted.iter();
+    let muted = muted.map(|(tenant, at)| format!("{tenant} since {at}"));
+    let mut detail = muted.collect::<Vec<_>>().join(", ");
+    if !detail.is_empty() {
+        detail += "; billhook tenants unmute TENANT --replay has their events processed";
+    }
+    CheckFinding::from_check("muted tenants", true, detail, "")
 }
 
 fn report_platform(holders: &AccountHolders, platform: Option<&AccountId>) -> CheckFinding {
@@ -64,7 +75,13 @@ mod tests {
         let mut add = |tenant: &str, present: &str, previous: &[&str]| {
             let previous: BTreeSet<AccountId> = previous.iter().map(|id| account(id)).collect();
             let account = Some(account(present));
-            holders.add(tenant, &TenantColumns { account, previous });
+            let is_muted = false;
+            let columns = TenantColumns {
+                account,
+                previous,
+                is_muted,
+            };
+            holders.add(tenant, &columns);
         };
         add("ten_1", "acct_1", &[]);
         add("ten_2", "acct_1", &["acct_platform"]);
@@ -78,5 +95,15 @@ mod tests {
         assert!(report_platform(&holders, Some(&account("acct_9"))).is_good);
         assert!(report_platform(&holders, None).is_good);
         assert!(report_shared(&AccountHolders::default()).is_good);
+        assert_eq!(report_muted(&holders).detail, "");
+        let at = "2026-11-21T08:00:00.000Z".to_owned();
+        holders.muted.insert("ten_2".to_owned(), at);
+        let muted = report_muted(&holders);
+        assert!(
+            muted.is_good
+                && muted
+                    .detail
+                    .starts_with("ten_2 since 2026-11-21T08:00:00.000Z;")
+        );
     }
 }
