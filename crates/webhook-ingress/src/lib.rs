@@ -490,8 +490,8 @@ fn count_answer(provider: ProviderId, answer: &IngressAnswer, taken: Duration) {
     }
 }
 
-/// Whether a delivery counts as accepted or not: its sender has a secret of ours. What anybody can send is left out: no alarm may depend on it, neither to fire
-/// nor to stay silent because forged deliveries outnumber the genuine ones.
+/// Whether a delivery counts as accepted or not: its sender has a secret of ours. What anybody can send is left out: no
+/// alarm may depend on it, neither to fire nor to stay silent because forged deliveries outnumber the genuine ones.
 fn counts_as_genuine(answer: &IngressAnswer) -> bool {
     match answer {
         IngressAnswer::Accepted { .. } => true,

@@ -28,7 +28,8 @@ pub struct StoredEvent {
     pub payload: StoredPayload,
     /// Size of the whole row, which counts against a transaction's 4 MB.
     pub row_bytes: usize,
-    /// It is `ignored` by a person's decision ([`is_by_person`](crate::outcome::IgnoreReason::is_by_person)), whatever its facts.
+    /// It is `ignored` by a person's decision, whatever its facts
+    /// ([`is_by_person`](crate::outcome::IgnoreReason::is_by_person)).
     pub is_set_aside: bool,
 }
 
