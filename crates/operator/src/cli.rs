@@ -74,7 +74,8 @@ mod tests {
     }
 
     /// Commands that change nothing, in the stack or at a provider.
-    const READING: [&str; 22] = [
+    const READING: [&str; 23] = [
+        "accounts top",
         "completions",
         "dlq list",
         "dlq show",
@@ -101,11 +102,12 @@ mod tests {
     ];
     /// Commands that change something: `--yes` does it, `--reason` says why. Without `--yes` they ask (`confirm_change`), or
     /// show what they would do (`announce_preview`).
-    const CHANGING: [&str; 29] = [
+    const CHANGING: [&str; 32] = [
         "cleanup run",
         "dlq purge",
         "dlq redrive",
         "events annotate",
+        "events close",
         "events park",
         "events release",
         "orders backfill-payment-intent",
@@ -131,6 +133,8 @@ mod tests {
         "tenants add",
         "tenants change-account",
         "tenants import",
+        "tenants mute",
+        "tenants unmute",
     ];
 
     #[test]
