@@ -52,6 +52,7 @@ POLICIES_OF = {"on-call": ["on-call"], "repairer": ["on-call", "repairer"]}
 # A task is the repairer's with `--dry-run` too, because IAM does not see what a function is invoked with.
 GROUP_OF = {
     "accounts top": "on-call",
+    "audit list": "on-call",
     "cleanup run": "repairer",
     "cleanup run --yes": "repairer",
     "dlq list": "on-call",
@@ -393,6 +394,19 @@ def judge_commands(requests, policies):
     missing = [f"billhook {command} was not recorded: take it out" for command in sorted({*GROUP_OF, *NO_GROUP} - seen)]
     missing += [f"{' '.join(key)} is not refused: take it out of REFUSED" for key in sorted(set(REFUSED) - refused)]
     return counted, [f"{text} ({count} times)" for text, count in sorted(findings.items())] + missing, used
+
+
+def find_unaudited(requests):
+    """The commands that change something and write nothing to the audit log."""
+    actions = {}
+    for request in requests:
+        command = request.key.replace("_", " ")
+        actions.setdefault(command, set()).update(action for action, _ in list_permissions(request))
+    for command, own in sorted(actions.items()):
+        # A task is also invoked by its dry run, which is no change.
+        changes = command.endswith(" --yes") or any(not READS.match(it) and it != "lambda:InvokeFunction" for it in own)
+        if changes and "logs:PutLogEvents" not in own:
+            yield f"billhook {command} changes something, and the audit log has no line of it"
 
 
 # What they say is done by whoever deploys.

@@ -195,6 +195,21 @@ class Policies(unittest.TestCase):
         expected = ["billhook orders burn has no group: name it in GROUP_OF (1 times)", "billhook trace was not recorded: take it out"]
         self.assertEqual(found, expected)
 
+    def test_a_change_that_is_not_in_the_audit_log_is_found(self):
+        def find(*lines):
+            of = {"PutLogEvents": ("logs", {"logGroupName": "/billhook/flows1-test/audit"})}
+            requests = []
+            for key, operation in lines:
+                service, value = of.get(operation, ("dynamodb", {"TableName": "t"}))
+                requests.append(record(operation, value, service, key, "tool"))
+            return list(policy_gate.find_unaudited(requests))
+
+        self.assertEqual(find(("trace", "GetItem"), ("rebuild_--yes", "PutItem"), ("rebuild_--yes", "PutLogEvents")), [])
+        for command in ("trace", "replay_--yes"):
+            lost = f"billhook {command.replace('_', ' ')} changes something, and the audit log has no line of it"
+            self.assertEqual(find((command, "UpdateItem"), ("rebuild_--yes", "PutLogEvents")), [lost])
+        self.assertEqual(len(find(("replay_--yes", "GetItem"))), 1)
+
     def test_a_refusal_that_is_none_is_found(self):
         found, _ = self.judge(*self.good, refused={("on-call", "dynamodb:GetItem"): "never"})
         self.assertEqual(found, ["on-call dynamodb:GetItem is not refused: take it out of REFUSED"])

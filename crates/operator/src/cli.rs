@@ -74,8 +74,9 @@ mod tests {
     }
 
     /// Commands that change nothing, in the stack or at a provider.
-    const READING: [&str; 23] = [
+    const READING: [&str; 24] = [
         "accounts top",
+        "audit list",
         "completions",
         "dlq list",
         "dlq show",

@@ -3,15 +3,15 @@
 //!
 //! With `--yes` it acts at once. Without, it asks at a terminal, also for the reason if it has none; anywhere else it changes
 //! nothing and prints the command line that would. A command that can compute what it would change (`replay`, `dlq redrive`,
-//! `prove --repair`) shows that instead of asking. Who did it and why is recorded with the change (`audit`), or in the jobs
-//! table (`change_record`).
+//! `prove --repair`) shows that instead of asking. Who did it and why is recorded in the audit log and with the change
+//! (`audit`).
 
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 
 use anyhow::Result;
 use clap::Args;
 
-use crate::audit::{AuditContext, parse_reason};
+use crate::audit::{AuditContext, PlannedChange, parse_reason};
 use crate::exit::CommandExit;
 use crate::output::print_notice;
 use crate::session::StackSession;
@@ -40,8 +40,13 @@ impl ChangeArgs {
         self.reason.is_some()
     }
 
-    /// Asks whether to do `what`, and says who does it and why.
-    pub(crate) async fn confirm(&self, session: &StackSession, what: &str) -> Result<AuditContext> {
+    /// Asks whether to do `what` to a number of rows, and records who does it and why.
+    pub(crate) async fn confirm(
+        &self,
+        session: &StackSession,
+        what: &str,
+        rows: Option<usize>,
+    ) -> Result<AuditContext> {
         if !self.yes {
             let lacking = if self.has_reason() {
                 ""
@@ -50,17 +55,36 @@ impl ChangeArgs {
             };
             ask_to_change(session, what, lacking)?;
         }
-        self.start_audit(session).await
+        self.start_audit(session, what, rows).await
     }
 
-    /// Who does what is confirmed, and why.
-    pub(crate) async fn start_audit(&self, session: &StackSession) -> Result<AuditContext> {
+    /// Records who does what is confirmed, and why.
+    pub(crate) async fn start_audit(
+        &self,
+        session: &StackSession,
+        what: &str,
+        rows: Option<usize>,
+    ) -> Result<AuditContext> {
         let reason = match &self.reason {
             Some(reason) => reason.clone(),
             None => ask_reason()?,
         };
-        session.start_audit(reason).await
+        start_audit(session, reason, what, rows).await
     }
+}
+
+pub(crate) async fn start_audit(
+    session: &StackSession,
+    reason: String,
+    what: &str,
+    rows: Option<usize>,
+) -> Result<AuditContext> {
+    let planned = PlannedChange {
+        command: typed_command(std::env::args()),
+        what,
+        rows,
+    };
+    session.start_audit(reason, planned).await
 }
 
 /// At a terminal, asks whether to do `what`; anywhere else refuses it. `lacking` is what the command line lacks besides

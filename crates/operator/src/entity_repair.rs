@@ -24,7 +24,7 @@ use billhook_core::time::Timestamp;
 use billhook_core::worker::ports::{CommitError, CommitPart, EntityWrite, Ledger};
 
 use crate::application_tables::locate_entity;
-use crate::audit::AuditContext;
+use crate::audit::{AuditContext, ChangeAuthor};
 use crate::confirm::ChangeArgs;
 use crate::dry_run::diff_entity;
 use crate::exit::CommandExit;
@@ -42,7 +42,7 @@ pub(crate) async fn repair_entity(
     key: &EntityKey,
     action: &str,
     change: ChangeArgs,
-    make_facts: impl Fn(&Entity, &AuditContext) -> Result<StatedFacts>,
+    make_facts: impl Fn(&Entity, &ChangeAuthor) -> Result<StatedFacts>,
 ) -> Result<()> {
     let ledger = session.ledger(ProviderId::Stripe)?;
     let state = StateKey::Entity(key.clone());
@@ -74,7 +74,7 @@ pub(crate) async fn repair_entity(
                     let what = format!(
                         "somebody overwrote the row of {key}, which would only be restored"
                     );
-                    change.confirm(session, &what).await?
+                    change.confirm(session, &what, Some(1)).await?
                 }
             };
             let now = SystemClock.now();
@@ -87,19 +87,19 @@ pub(crate) async fn repair_entity(
             );
         }
         let Some(audit) = &confirmed else {
-            let facts = make_facts(&entity, &AuditContext::default())?;
+            let facts = make_facts(&entity, &ChangeAuthor::default())?;
             if !change.is_confirmed() {
                 show_changes(&entity, &facts);
             }
             let what = format!("{action} of {key} would change the columns above");
-            let audit = change.confirm(session, &what).await?;
+            let audit = change.confirm(session, &what, Some(1)).await?;
             // The note comes first: if the command dies in between, a note without a repair can be explained, a repair
             // without a note cannot. The note changes the row, so the row is read again before the commit.
             write_timeline_note(session, key, action, &audit).await?;
             confirmed = Some(audit);
             continue;
         };
-        let facts = make_facts(&entity, audit)?;
+        let facts = make_facts(&entity, &audit.author)?;
         let now = SystemClock.now();
         let next = entity.apply_facts([facts], now);
         match commit_entity(&ledger, &entity, &row, next, now).await {
@@ -142,7 +142,7 @@ async fn commit_entity<L: Ledger>(
 }
 
 /// The fact that somebody attests a payment outside Stripe.
-pub(crate) fn payment_record_facts(entity: &Entity, audit: &AuditContext) -> Result<StatedFacts> {
+pub(crate) fn payment_record_facts(entity: &Entity, author: &ChangeAuthor) -> Result<StatedFacts> {
     let update = entity.apply_facts([], SystemClock.now());
     let is_paid = update.payment().is_some_and(|payment| {
         let mut reasons = payment.review_reasons.iter();
@@ -155,8 +155,8 @@ pub(crate) fn payment_record_facts(entity: &Entity, audit: &AuditContext) -> Res
     let at = SystemClock.now();
     let record = PaymentRecord {
         at,
-        by: audit.actor.clone(),
-        reason: audit.reason.clone(),
+        by: author.actor.clone(),
+        reason: author.reason.clone(),
         is_entry: false,
     };
     Ok(StatedFacts::Manual(ManualEdits {
@@ -174,14 +174,14 @@ pub(crate) async fn write_timeline_note(
     let (table, id) = locate_entity(key);
     let meta = HashMap::from([
         ("action".to_owned(), string_value(action)),
-        ("reason".to_owned(), string_value(&audit.reason)),
+        ("reason".to_owned(), string_value(&audit.author.reason)),
     ]);
     let entry = AttributeValue::M(HashMap::from([
         ("type".to_owned(), string_value("note")),
         ("at".to_owned(), string_value(SystemClock.now().to_string())),
         ("actor".to_owned(), string_value("operator")),
         ("actorType".to_owned(), string_value("user")),
-        ("actorId".to_owned(), string_value(&audit.actor)),
+        ("actorId".to_owned(), string_value(&audit.author.actor)),
         ("meta".to_owned(), AttributeValue::M(meta)),
     ]));
     session

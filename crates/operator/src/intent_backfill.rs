@@ -237,16 +237,16 @@ pub(crate) async fn backfill_from_timelines(
         "do",
     ];
     output.print_list(&columns, &rows);
+    let ready = plans.iter().filter(|plan| plan.decision.is_ok()).count();
+    let what = format!(
+        "{ready} orders would get their PaymentIntent, {} would not",
+        plans.len() - ready
+    );
     if !change.is_confirmed() {
-        let ready = plans.iter().filter(|plan| plan.decision.is_ok()).count();
-        let what = format!(
-            "{ready} orders would get their PaymentIntent, {} would not",
-            plans.len() - ready
-        );
         announce_preview(session, &what, change);
         return Ok(());
     }
-    let audit = change.start_audit(session).await?;
+    let audit = change.start_audit(session, &what, Some(ready)).await?;
     let (mut done, mut errors) = (0, Vec::new());
     for plan in &plans {
         let order = &plan.lost.order;

@@ -17,7 +17,7 @@ pub(crate) struct LogLine {
     pub(crate) members: Value,
 }
 
-/// Reads all lines since a time, only those that contain `pattern` if one is given.
+/// Reads all lines of a function since a time, only those that contain `pattern` if one is given.
 pub(crate) async fn read_log_lines(
     session: &StackSession,
     function: &str,
@@ -25,7 +25,21 @@ pub(crate) async fn read_log_lines(
     pattern: Option<&str>,
 ) -> Result<Vec<LogLine>> {
     let group = format!("/aws/lambda/{function}");
-    let mut lines = Vec::new();
+    let events = read_log_events(session, &group, since, pattern).await?;
+    let lines = events.iter();
+    Ok(lines
+        .filter_map(|event| parse_log_line(function, event))
+        .collect())
+}
+
+/// Reads the events of a log group since a time, as CloudWatch returns them.
+pub(crate) async fn read_log_events(
+    session: &StackSession,
+    group: &str,
+    since: Timestamp,
+    pattern: Option<&str>,
+) -> Result<Vec<Value>> {
+    let mut events = Vec::new();
     let mut next_token = Value::Null;
     // FilterLogEvents may return an empty page with a token: only a missing token is the end.
     loop {
@@ -48,17 +62,11 @@ pub(crate) async fn read_log_lines(
             .await;
         let answer = answer.with_context(|| format!("cannot read {group}"))?;
         let answer: Value = serde_json::from_str(&answer)?;
-        for event in answer
-            .get("events")
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten()
-        {
-            lines.extend(parse_log_line(function, event));
-        }
+        let page = answer.get("events").and_then(Value::as_array);
+        events.extend(page.into_iter().flatten().cloned());
         next_token = answer.get("nextToken").cloned().unwrap_or(Value::Null);
         if next_token.is_null() {
-            return Ok(lines);
+            return Ok(events);
         }
     }
 }

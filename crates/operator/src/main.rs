@@ -10,7 +10,6 @@ mod application_tables;
 mod audit;
 mod aws_request;
 mod aws_xml;
-mod change_record;
 mod cli;
 mod commands;
 mod confirm;

@@ -19,7 +19,7 @@ use billhook_core::worker::batch::{ProcessingFailure, RelinkError, Worker};
 use billhook_core::worker::ports::Ledger;
 use serde_json::{Value, json};
 
-use crate::audit::AuditContext;
+use crate::audit::{AuditContext, ChangeAuthor};
 use crate::entity_repair::write_timeline_note;
 use crate::exit::CommandExit;
 use crate::row_standing::{describe_row_standing, load_entity};
@@ -129,7 +129,7 @@ pub(crate) async fn change_link(
         let changed = match change {
             LinkChange::ByColumn(to) => worker.link_payment(payment, to).await,
             LinkChange::Decided(to, audit) => {
-                let AuditContext { actor, reason } = audit;
+                let ChangeAuthor { actor, reason } = &audit.author;
                 worker.relink_payment(payment, to, actor, reason).await
             }
         };

@@ -15,7 +15,7 @@ use billhook_core::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::audit::AuditContext;
+use crate::audit::ChangeAuthor;
 use crate::event_filter::EventSelection;
 use crate::exit::CommandExit;
 
@@ -54,7 +54,7 @@ pub(crate) struct ReplayJob {
     pub(crate) selection: EventSelection,
     pub(crate) force: bool,
     #[serde(flatten)]
-    pub(crate) audit: AuditContext,
+    pub(crate) author: ChangeAuthor,
     pub(crate) total: u64,
     pub(crate) sent: u64,
     /// Events that were done when their turn came, or whose row is damaged.
@@ -70,7 +70,7 @@ impl ReplayJob {
         id: Uuid,
         selection: EventSelection,
         force: bool,
-        audit: AuditContext,
+        author: ChangeAuthor,
         total: u64,
         now: Timestamp,
     ) -> Self {
@@ -80,7 +80,7 @@ impl ReplayJob {
             run: id.to_string(),
             selection,
             force,
-            audit,
+            author,
             total,
             sent: 0,
             skipped: 0,

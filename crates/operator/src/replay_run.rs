@@ -71,7 +71,7 @@ pub(crate) fn plan_replay(
 pub(crate) async fn replay_open_events(
     session: &StackSession,
     selection: EventSelection,
-    audit: AuditContext,
+    audit: &AuditContext,
 ) -> Result<()> {
     let plan = plan_replay(
         load_selected_events(session, &selection).await?,
@@ -81,22 +81,25 @@ pub(crate) async fn replay_open_events(
     if plan.to_send.is_empty() {
         return Ok(());
     }
-    start_replay_job(session, selection, plan, false, audit, DEFAULT_RATE).await
+    let id = SystemClock.new_id();
+    start_replay_job(session, id, selection, plan, false, audit, DEFAULT_RATE).await
 }
 
 pub(crate) async fn start_replay_job(
     session: &StackSession,
+    id: Uuid,
     selection: EventSelection,
     plan: ReplayPlan,
     force: bool,
-    audit: AuditContext,
+    audit: &AuditContext,
     rate: u32,
 ) -> Result<()> {
     let jobs = session.replay_jobs()?;
-    let (id, total) = (SystemClock.new_id(), u64::try_from(plan.to_send.len())?);
-    let job = ReplayJob::new(id, selection, force, audit, total, SystemClock.now());
+    let total = u64::try_from(plan.to_send.len())?;
+    let (author, now) = (audit.author.clone(), SystemClock.now());
+    let job = ReplayJob::new(id, selection, force, author, total, now);
     jobs.put_job(&job).await?;
-    run_replay_job(session, &jobs, job, plan, rate, wait_for_interrupt()).await
+    run_replay_job(session, &jobs, job, plan, audit, rate, wait_for_interrupt()).await
 }
 
 /// Reprocesses single events right after a repair that they waited for. No job: a few events need no checkpoint.
@@ -105,7 +108,7 @@ pub(crate) async fn release_events(
     events: &[EventSummary],
     audit: &AuditContext,
 ) -> Result<()> {
-    let (id, queues) = (SystemClock.new_id(), session.queues()?);
+    let (id, queues) = (audit.id, session.queues()?);
     for event in events {
         let result = if event.record.processed {
             ResendResult::Skipped
@@ -141,6 +144,7 @@ pub(crate) async fn run_replay_job(
     jobs: &ReplayJobsTable,
     mut job: ReplayJob,
     plan: ReplayPlan,
+    audit: &AuditContext,
     rate: u32,
     interrupted: impl Future<Output = ()>,
 ) -> Result<()> {
@@ -149,7 +153,7 @@ pub(crate) async fn run_replay_job(
     let resume_command = format!(
         "billhook --stack {} replay --resume {id} --reason {}",
         session.stack.name,
-        quote_word(&job.audit.reason)
+        quote_word(&job.author.reason)
     );
     let mut interrupted = pin!(interrupted.fuse());
     let started_at = SystemClock.now();
@@ -162,7 +166,7 @@ pub(crate) async fn run_replay_job(
     for (step, number) in plan.to_send.chunks(STEP_EVENTS).zip(1..) {
         let sending = step
             .iter()
-            .map(|event| resend_event(stores.of(event.provider), &queues, event, id, &job.audit));
+            .map(|event| resend_event(stores.of(event.provider), &queues, event, id, audit));
         for sent in join_all(sending).await {
             match sent
                 .with_context(|| format!("the replay stopped; continue with: {resume_command}"))?

@@ -11,7 +11,7 @@ use billhook_core::entity::{Entity, EntityKey};
 use billhook_core::ids::PaymentRef;
 use billhook_core::ports::Clock as _;
 
-use crate::audit::AuditContext;
+use crate::audit::ChangeAuthor;
 use crate::confirm::ChangeArgs;
 use crate::entity_repair::repair_entity;
 use crate::output::print_notice;
@@ -31,7 +31,7 @@ pub(crate) async fn clear_review(
     key: &EntityKey,
     change: ChangeArgs,
 ) -> Result<()> {
-    let facts = |entity: &Entity, _: &AuditContext| clear_review_facts(entity);
+    let facts = |entity: &Entity, _: &ChangeAuthor| clear_review_facts(entity);
     repair_entity(session, key, "review clear", change, facts).await?;
     print_notice(&format!("cleared the review of {key}"));
     Ok(())
@@ -74,7 +74,7 @@ fn clear_review_facts(entity: &Entity) -> Result<StatedFacts> {
     }))
 }
 
-fn accept_facts(entity: &Entity, audit: &AuditContext) -> Result<StatedFacts> {
+fn accept_facts(entity: &Entity, author: &ChangeAuthor) -> Result<StatedFacts> {
     let at = SystemClock.now();
     let Some(due) = entity.amount_due() else {
         bail!(
@@ -85,8 +85,8 @@ fn accept_facts(entity: &Entity, audit: &AuditContext) -> Result<StatedFacts> {
     let accepted = || {
         MaxRegister(AcceptedAmount {
             at,
-            by: audit.actor.clone(),
-            reason: audit.reason.clone(),
+            by: author.actor.clone(),
+            reason: author.reason.clone(),
             due,
         })
     };
@@ -160,7 +160,7 @@ mod tests {
 
     #[test]
     fn what_was_paid_is_accepted_as_what_was_due() {
-        let audit = AuditContext {
+        let author = ChangeAuthor {
             actor: "pat".to_owned(),
             reason: "a tip".to_owned(),
         };
@@ -178,7 +178,7 @@ mod tests {
             let order = paid(amount);
             assert_eq!(order.columns().payment_status.as_deref(), Some(was));
             assert_eq!(order.last_derived().review_reasons, [word]);
-            let facts = accept_facts(&order, &audit).unwrap();
+            let facts = accept_facts(&order, &author).unwrap();
             let update = order.apply_facts([facts], SystemClock.now());
             let accepted = update.payment().unwrap();
             assert_eq!(accepted.payment_status, PaymentStatus::Paid);
@@ -194,7 +194,7 @@ mod tests {
             let reasons = &changed.payment().unwrap().review_reasons;
             assert_eq!(*reasons, ["due_changed:9000_usd".to_owned()].into());
         }
-        let refused = accept_facts(&paid(4200), &audit).unwrap_err().to_string();
+        let refused = accept_facts(&paid(4200), &author).unwrap_err().to_string();
         assert_eq!(
             refused,
             "order#ord_1 is not partially_paid and has no open review about an amount (amount_mismatch, due_changed, overpaid)"

@@ -1,6 +1,7 @@
 //! A session with a deployed stack: AWS clients, the stack's outputs, and the identity of the operator for the audit
 //! trail.
 
+use std::cell::RefCell;
 use std::sync::OnceLock;
 
 use anyhow::{Context as _, Result, bail};
@@ -24,7 +25,7 @@ use billhook_core::provider::signature::{KeyScope, SigningKey};
 use billhook_core::worker::ports::StoredEvent;
 use secrecy::ExposeSecret as _;
 
-use crate::audit::AuditContext;
+use crate::audit::{AuditContext, AuditLog, ChangeAuthor, PlannedChange};
 use crate::aws_request::SignedAwsClient;
 use crate::events_table::EventsTable;
 use crate::output::print_notice;
@@ -41,6 +42,8 @@ pub(crate) struct StackSession {
     pub(crate) secrets: SecretsManager,
     pub(crate) aws: SignedAwsClient,
     seals: OnceLock<LedgerSeals>,
+    /// What the command has begun to change.
+    started_changes: RefCell<Vec<AuditContext>>,
     sts: aws_sdk_sts::Client,
 }
 
@@ -79,6 +82,7 @@ impl StackSession {
             sts: aws_sdk_sts::Client::new(&config),
             aws: client,
             seals: OnceLock::new(),
+            started_changes: RefCell::default(),
         })
     }
 
@@ -93,9 +97,41 @@ impl StackSession {
             .context("AWS returned no ARN for these credentials")
     }
 
-    pub(crate) async fn start_audit(&self, reason: String) -> Result<AuditContext> {
+    pub(crate) fn audit_log(&self) -> Result<AuditLog<'_>> {
+        let group = self.stack.output("AuditLogGroup")?;
+        Ok(AuditLog {
+            aws: &self.aws,
+            group,
+        })
+    }
+
+    /// Writes to the audit log who begins to change what, and why.
+    pub(crate) async fn start_audit(
+        &self,
+        reason: String,
+        planned: PlannedChange<'_>,
+    ) -> Result<AuditContext> {
+        let log = self.audit_log()?;
         let actor = self.identify_actor().await?;
-        Ok(AuditContext { actor, reason })
+        let author = ChangeAuthor { actor, reason };
+        let audit = log.start_change(author, planned).await?;
+        self.started_changes.borrow_mut().push(audit.clone());
+        Ok(audit)
+    }
+
+    /// Writes to the audit log how the command ended, if it began to change something. What is changed stays changed if that
+    /// fails: the first line is there.
+    pub(crate) async fn end_audit(&self, result: &Result<()>) {
+        let started = self.started_changes.take();
+        for audit in started {
+            let ended = match self.audit_log() {
+                Ok(log) => log.end_change(&audit, result).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = ended {
+                print_notice(&format!("{error:#}"));
+            }
+        }
     }
 
     /// All secrets that a genuine delivery may be signed with, as ingress knows them: the current ones first, then replaced

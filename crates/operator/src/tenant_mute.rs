@@ -57,7 +57,7 @@ pub(crate) async fn mute_tenant(
         return Ok(());
     }
     let what = format!("events of {accounts} would be stored and ignored, as muted");
-    let audit = change.confirm(session, &what).await?;
+    let audit = change.confirm(session, &what, Some(1)).await?;
     let now = SystemClock.now();
     let update = Update::builder()
         .update_expression("SET #muted = :now")
@@ -102,7 +102,7 @@ pub(crate) async fn unmute_tenant(
     let what = format!(
         "{id} would not be muted any more; {events} events that were ignored since {muted_at} {what}"
     );
-    let audit = change.confirm(session, &what).await?;
+    let audit = change.confirm(session, &what, Some(1)).await?;
     let update = Update::builder()
         .update_expression("REMOVE #muted")
         .condition_expression("attribute_exists(#muted)");
@@ -117,7 +117,7 @@ pub(crate) async fn unmute_tenant(
     print_notice(&format!("{id} is not muted any more"));
     if replay {
         // Once more: until the write others were ignored.
-        return replay_ignored(session, &row.columns, since, audit).await;
+        return replay_ignored(session, &row.columns, since, &audit).await;
     }
     if events > 0 {
         for account in row.columns.accounts() {
@@ -147,12 +147,13 @@ async fn replay_ignored(
     session: &StackSession,
     columns: &TenantColumns,
     since: Timestamp,
-    audit: AuditContext,
+    audit: &AuditContext,
 ) -> Result<()> {
     for (selection, events) in load_ignored(session, columns, since).await? {
         let plan = plan_replay(events, None, true);
         if !plan.to_send.is_empty() {
-            start_replay_job(session, selection, plan, true, audit.clone(), DEFAULT_RATE).await?;
+            let id = SystemClock.new_id();
+            start_replay_job(session, id, selection, plan, true, audit, DEFAULT_RATE).await?;
         }
     }
     Ok(())

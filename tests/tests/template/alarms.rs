@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use billhook_adapters::metrics::{self, Metric};
 use billhook_core::ids::ProviderId;
+use billhook_core::intake::inbox::EVENT_RETENTION;
 use billhook_core::outcome::ParkReason;
 
 use super::*;
@@ -750,7 +751,11 @@ pub(super) fn check_logs(template: &Value) {
     let groups = resources(template, "AWS::Logs::LogGroup");
     let roles = resources(template, "AWS::IAM::Role");
     for (name, group) in &groups {
-        let days = json!({ "!Ref": "LogRetentionDays" });
+        let days = match name.as_str() {
+            // Who changed an event is known as long as the event is.
+            "AuditLogGroup" => json!(EVENT_RETENTION.as_secs() / 86_400),
+            _ => json!({ "!Ref": "LogRetentionDays" }),
+        };
         assert_eq!(group["RetentionInDays"], days, "{name}");
     }
     for (name, function) in resources(template, "AWS::Serverless::Function") {
@@ -769,6 +774,6 @@ pub(super) fn check_logs(template: &Value) {
             "{name}"
         );
     }
-    // Those of the functions, the gateway and the firewall.
-    assert_eq!(groups.len(), 7);
+    // Those of the functions, the gateway and the firewall, and the audit log.
+    assert_eq!(groups.len(), 8);
 }

@@ -97,6 +97,7 @@ const SEEDED: [(&str, &str, &str); 60] = [
     ("short polls", "StripeEventsDlq/Properties/ReceiveMessageWaitTimeSeconds", "0"),
     ("an alarm that tells nobody", "StripeDlqDepthAlarm/Properties/AlarmActions", "[]"),
     ("logs for ever", "LobWorkerLogGroup/Properties/RetentionInDays", ""),
+    ("an audit log of a week", "AuditLogGroup/Properties/RetentionInDays", "7"),
 ];
 
 fn broken(sound: &Value, place: &str, instead: &str) -> Value {

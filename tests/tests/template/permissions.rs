@@ -165,3 +165,43 @@ fn the_table_of_permissions_is_that_of_the_expanded_template() {
         "docs/permissions.md has to hold\n{table}"
     );
 }
+
+/// The actions on log groups that a policy for people allows on the audit log, by what its resources say.
+fn audit_actions(policy: &str) -> BTreeSet<String> {
+    let policy: Value =
+        serde_json::from_str(&read(&format!("docs/policies/{policy}.json"))).unwrap();
+    let mut allowed = BTreeSet::new();
+    for statement in policy["Statement"].as_array().unwrap() {
+        let on = one_or_more(&statement["Resource"]);
+        let is_meant = |on: &&str| *on == "*" || on.contains(":log-group:/billhook/");
+        if on.iter().any(is_meant) {
+            let actions = one_or_more(&statement["Action"]);
+            let actions = actions
+                .into_iter()
+                .filter(|it| it.starts_with("logs:") || *it == "*");
+            allowed.extend(actions.map(str::to_owned));
+        }
+    }
+    allowed
+}
+
+#[test]
+fn lines_of_the_audit_log_are_added_by_the_repairer_and_removed_by_nobody_but_the_deployer() {
+    assert_eq!(
+        audit_actions("on-call"),
+        ["logs:FilterLogEvents".to_owned()].into()
+    );
+    let adds = ["logs:CreateLogStream", "logs:PutLogEvents"].map(str::to_owned);
+    assert_eq!(audit_actions("repairer"), adds.into());
+    assert_eq!(audit_actions("application"), BTreeSet::new());
+    // It deletes the group with the stack; neither a stream nor a line.
+    let deployer = audit_actions("deployer");
+    assert!(deployer.contains("logs:DeleteLogGroup"));
+    for writes in ["*", "logs:*", "logs:DeleteLogStream", "logs:PutLogEvents"] {
+        assert!(!deployer.contains(writes), "{writes}");
+    }
+    let functions = resources(&template(), "AWS::IAM::Role");
+    for (name, role) in functions {
+        assert!(!role.to_string().contains("AuditLog"), "{name}");
+    }
+}

@@ -264,8 +264,10 @@ async fn redrive_or_purge(
     if !args.change.is_confirmed() {
         return preview_action(session, &queue, output, action, &args).await;
     }
-    let audit = args.change.start_audit(session).await?;
-    let (job, queues) = (SystemClock.new_id(), session.queues()?);
+    let what = "the messages would be treated as the preview shows";
+    let rows = Some(queue.count_messages().await?);
+    let audit = args.change.start_audit(session, what, rows).await?;
+    let (job, queues) = (audit.id, session.queues()?);
     let mut interrupted = pin!(wait_for_interrupt().fuse());
     let started_at = SystemClock.now();
     let (mut done, mut due) = (0_u64, Duration::ZERO);

@@ -16,7 +16,7 @@ use futures_util::stream::{self, StreamExt as _};
 use serde_json::{Value, json};
 
 use crate::audit::parse_reason;
-use crate::confirm::{ChangeArgs, announce_preview, ask_to_change};
+use crate::confirm::{ChangeArgs, announce_preview, ask_to_change, start_audit};
 use crate::event_filter::EventFilter;
 use crate::event_lookup::{find_event, list_events, load_selected_events};
 use crate::events_table::{EventChange, EventChangeResult, EventSummary, row_to_json};
@@ -161,7 +161,7 @@ pub(crate) async fn run_events(
             if !annotate.yes {
                 ask_to_change(session, &what, "")?;
             }
-            let audit = session.start_audit(annotate.text).await?;
+            let audit = start_audit(session, annotate.text, &what, Some(1)).await?;
             let note = audit.build_note("annotate", SystemClock.now(), None);
             events
                 .apply_change(&annotate.id, EventChange::Annotate, note)
@@ -174,7 +174,7 @@ pub(crate) async fn run_events(
                 "{} would be parked, and not retried until it is released",
                 hold.id
             );
-            let audit = hold.change.confirm(session, &what).await?;
+            let audit = hold.change.confirm(session, &what, Some(1)).await?;
             let note = audit.build_note("park", SystemClock.now(), None);
             let result = events
                 .apply_change(&hold.id, EventChange::Park, note)
@@ -195,7 +195,7 @@ pub(crate) async fn run_events(
             let event = EventSummary::from_item(events.provider, &item)
                 .context("its row is not an event of billhook")?;
             let what = format!("{} would be reprocessed", hold.id);
-            let audit = hold.change.confirm(session, &what).await?;
+            let audit = hold.change.confirm(session, &what, Some(1)).await?;
             release_events(session, &[event], &audit).await?;
         }
         EventsCommand::Close(close) => close_events(session, output, close).await?,
@@ -244,14 +244,15 @@ async fn close_events(
         let EventRecord { id, outcome, .. } = &other.record;
         bail!("{id} is {outcome}: only parked and failed events can be closed");
     }
+    let what = format!("{} events would be closed", closing.len());
     if !change.is_confirmed() {
         let columns = ["account", "event_type", "outcome", "error", "events"];
         output.print_list(&columns, &count_by_account(&closing));
-        let what = format!("{} events would be closed", closing.len());
         announce_preview(session, &what, &change);
         return Ok(());
     }
-    let audit = change.start_audit(session).await?;
+    let rows = Some(closing.len());
+    let audit = change.start_audit(session, &what, rows).await?;
     let note = audit.build_note("close", SystemClock.now(), None);
     let tables = PerProvider::try_new(|provider| session.events_table(provider))?;
     let writes = closing.iter().map(|event| {

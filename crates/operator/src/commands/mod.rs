@@ -2,6 +2,7 @@
 //! name it in these three. A command imports no other command: what two of them share is a module beside `commands`.
 
 mod accounts;
+mod audit;
 mod completions;
 mod dlq;
 mod doctor;
@@ -20,6 +21,8 @@ mod statements;
 mod tasks;
 mod tenants;
 mod trace;
+
+use std::cell::OnceCell;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -77,6 +80,9 @@ pub(crate) enum BillhookCommand {
     Metrics(metrics::MetricsCommand),
     /// Show the logs of the functions
     Logs(logs::LogsArgs),
+    /// Show who changed what with `billhook`
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
     /// Print shell completions
     Completions(completions::CompletionsArgs),
     /// Write the manual pages into a folder
@@ -90,44 +96,60 @@ pub(crate) async fn run_command(
     output: OutputWriter,
     command_tree: fn() -> clap::Command,
 ) -> Result<()> {
-    let open = || StackSession::open(stack_options);
+    let opened = OnceCell::new();
+    let open = async || {
+        let session = StackSession::open(stack_options).await?;
+        Ok(opened.get_or_init(|| session))
+    };
+    let result = dispatch_command(command, open, output, command_tree).await;
+    if let Some(session) = opened.get() {
+        session.end_audit(&result).await;
+    }
+    result
+}
+
+async fn dispatch_command<'s>(
+    command: BillhookCommand,
+    open: impl AsyncFn() -> Result<&'s StackSession>,
+    output: OutputWriter,
+    command_tree: fn() -> clap::Command,
+) -> Result<()> {
     match command {
         BillhookCommand::Events(command) => {
-            events::run_events(*command, &open().await?, output).await
+            events::run_events(*command, open().await?, output).await
         }
-        BillhookCommand::Replay(replay) => {
-            replay::run_replay(*replay, &open().await?, output).await
-        }
-        BillhookCommand::Prove(prove) => prove::run_prove(*prove, &open().await?, output).await,
+        BillhookCommand::Replay(replay) => replay::run_replay(*replay, open().await?, output).await,
+        BillhookCommand::Prove(prove) => prove::run_prove(*prove, open().await?, output).await,
         BillhookCommand::Rebuild(rebuild) => {
-            prove::run_rebuild(*rebuild, &open().await?, output).await
+            prove::run_rebuild(*rebuild, open().await?, output).await
         }
         BillhookCommand::Orders(command) => {
-            orders::run_orders(command, &open().await?, output).await
+            orders::run_orders(command, open().await?, output).await
         }
         BillhookCommand::Payments(command) => {
-            payments::run_payments(command, &open().await?, output).await
+            payments::run_payments(command, open().await?, output).await
         }
         BillhookCommand::Statements(command) => {
-            statements::run_statements(command, &open().await?, output).await
+            statements::run_statements(command, open().await?, output).await
         }
         BillhookCommand::Tenants(command) => {
-            tenants::run_tenants(command, &open().await?, output).await
+            tenants::run_tenants(command, open().await?, output).await
         }
         BillhookCommand::Accounts(command) => {
-            accounts::run_accounts(command, &open().await?, output).await
+            accounts::run_accounts(command, open().await?, output).await
         }
-        BillhookCommand::Trace(trace) => trace::run_trace(trace, &open().await?, output).await,
-        BillhookCommand::Dlq(command) => dlq::run_dlq(command, &open().await?, output).await,
+        BillhookCommand::Trace(trace) => trace::run_trace(trace, open().await?, output).await,
+        BillhookCommand::Dlq(command) => dlq::run_dlq(command, open().await?, output).await,
         BillhookCommand::Send(send) => send::run_send(send, open, output).await,
         BillhookCommand::Sig(sig) => signature::run_sig(sig, open, output).await,
-        BillhookCommand::Task(command) => tasks::run_task(command, &open().await?, output).await,
+        BillhookCommand::Task(command) => tasks::run_task(command, open().await?, output).await,
         BillhookCommand::Secrets(command) => {
-            secrets::run_secrets(command, &open().await?, output).await
+            secrets::run_secrets(command, open().await?, output).await
         }
-        BillhookCommand::Doctor(doctor) => doctor::run_doctor(doctor, &open().await?, output).await,
-        BillhookCommand::Metrics(command) => metrics::run_metrics(command, &open().await?).await,
-        BillhookCommand::Logs(logs) => logs::run_logs(logs, &open().await?, output).await,
+        BillhookCommand::Doctor(doctor) => doctor::run_doctor(doctor, open().await?, output).await,
+        BillhookCommand::Metrics(command) => metrics::run_metrics(command, open().await?).await,
+        BillhookCommand::Logs(logs) => logs::run_logs(logs, open().await?, output).await,
+        BillhookCommand::Audit(command) => audit::run_audit(command, open().await?, output).await,
         BillhookCommand::Completions(completions) => {
             completions::run_completions(&completions, command_tree());
             Ok(())

@@ -14,7 +14,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use crate::application_tables::ORDERS;
-use crate::audit::AuditContext;
+use crate::audit::ChangeAuthor;
 use crate::confirm::ChangeArgs;
 use crate::entity_repair::{payment_record_facts, repair_entity};
 use crate::exit::CommandExit;
@@ -181,7 +181,7 @@ pub(crate) async fn run_orders(
         }
         OrdersCommand::MarkRefunded(refund) => {
             let key = EntityKey::Order(refund.id);
-            let facts = |entity: &Entity, _: &AuditContext| mark_refunded_facts(entity);
+            let facts = |entity: &Entity, _: &ChangeAuthor| mark_refunded_facts(entity);
             repair_entity(session, &key, "mark-refunded", refund.change, facts).await?;
             print_notice(&format!("marked {key} as refunded"));
         }
@@ -275,7 +275,7 @@ async fn backfill_payment_intents(
 ) -> Result<()> {
     if let (Some(id), Some(intent)) = (&args.id, &args.intent) {
         let what = format!("order {id} would get {intent}, and with it the payment");
-        let audit = args.change.confirm(session, &what).await?;
+        let audit = args.change.confirm(session, &what, Some(1)).await?;
         let policy = match args.force {
             true => RivalPolicy::TakeFromThem,
             false => RivalPolicy::Refuse,

@@ -146,7 +146,10 @@ async fn relink_payments(
         Some(to) => format!("{payments} would be linked to {to}, and to nothing else"),
         None => format!("{payments} would belong to no order and no statement"),
     };
-    let audit = relink.change.confirm(session, &what).await?;
+    let audit = relink
+        .change
+        .confirm(session, &what, Some(relink.payments.len()))
+        .await?;
     let account = relink.account;
     let mut names = Vec::new();
     for payment in relink.payments {

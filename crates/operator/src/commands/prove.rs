@@ -126,12 +126,12 @@ async fn prove_and_repair(
     )
     .await?;
     let unfinished = findings.unfinished.take();
+    let mendable = findings.found.values();
+    let mendable = mendable.filter(|proof| !proof.correction.is_none()).count();
+    let what = format!("{mendable} states would be mended");
     let Some(change) = repair.as_ref().filter(|change| change.is_confirmed()) else {
         print_findings(&findings, output);
         if let Some(change) = &repair {
-            let mendable = findings.found.values();
-            let mendable = mendable.filter(|proof| !proof.correction.is_none()).count();
-            let what = format!("{mendable} states would be mended");
             announce_preview(session, &what, change);
         }
         return unfinished.map_or_else(|| check_findings(&findings), Err);
@@ -140,7 +140,7 @@ async fn prove_and_repair(
         // The run that continues does not find these again.
         print_notice("the run ended early; what it has found is mended now, Ctrl-C ends that too");
     }
-    let audit = change.start_audit(session).await?;
+    let audit = change.start_audit(session, &what, Some(mendable)).await?;
     let mut report = repair_findings(session, &prover, stripe, findings, &audit).await?;
     print_report(&report, output);
     if let Some(unmended) = report.left.unfinished.take() {

@@ -11,7 +11,6 @@ use clap::Args;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::change_record::record_change;
 use crate::confirm::{ChangeArgs, announce_preview};
 use crate::dry_run;
 use crate::event_filter::EventFilter;
@@ -69,8 +68,7 @@ pub(crate) async fn run_replay(
     let jobs = session.replay_jobs()?;
     if let Some(id) = args.cancel {
         let what = format!("the replay {id} would be cancelled");
-        let audit = args.change.confirm(session, &what).await?;
-        record_change(session, &format!("replay --cancel {id}"), &audit).await?;
+        args.change.confirm(session, &what, Some(1)).await?;
         jobs.cancel_job(id, SystemClock.new_id()).await?;
         print_notice(&format!("cancelled the replay {id}"));
         return Ok(());
@@ -81,15 +79,16 @@ pub(crate) async fn run_replay(
             "the rest of the {} events of the replay {id} would be sent",
             job.total
         );
-        let audit = args.change.confirm(session, &what).await?;
-        record_change(session, &format!("replay --resume {id}"), &audit).await?;
+        let rows = usize::try_from(job.total)?;
+        let audit = args.change.confirm(session, &what, Some(rows)).await?;
         jobs.take_over_job(&mut job, SystemClock.new_id()).await?;
         let plan = plan_replay(
             load_selected_events(session, &job.selection).await?,
             job.cursor.as_deref(),
             job.force,
         );
-        return run_replay_job(session, &jobs, job, plan, args.rate, wait_for_interrupt()).await;
+        let stop = wait_for_interrupt();
+        return run_replay_job(session, &jobs, job, plan, &audit, args.rate, stop).await;
     }
     if args.ids.is_empty() && args.filter.is_empty() {
         bail!(
@@ -115,25 +114,26 @@ pub(crate) async fn run_replay(
         }
         return Ok(());
     }
+    let (send, done) = (plan.to_send.len(), plan.already_done);
+    let what = format!(
+        "{send} events would be reprocessed; {done} events that are processed or ignored would not{}",
+        if done > 0 {
+            " (--force includes them)"
+        } else {
+            ""
+        }
+    );
     if !args.change.is_confirmed() {
         output.print_list(
             &["provider", "event_type", "outcome", "error", "events"],
             &count_by_outcome(&plan.to_send),
         );
-        let (send, done) = (plan.to_send.len(), plan.already_done);
-        let what = format!(
-            "{send} events would be reprocessed; {done} events that are processed or ignored would not{}",
-            if done > 0 {
-                " (--force includes them)"
-            } else {
-                ""
-            }
-        );
         announce_preview(session, &what, &args.change);
         return Ok(());
     }
-    let audit = args.change.start_audit(session).await?;
-    start_replay_job(session, selection, plan, args.force, audit, args.rate).await
+    let audit = args.change.start_audit(session, &what, Some(send)).await?;
+    let id = audit.id;
+    start_replay_job(session, id, selection, plan, args.force, &audit, args.rate).await
 }
 
 fn count_by_outcome(send: &[EventSummary]) -> Vec<Value> {

@@ -23,7 +23,6 @@ use clap::{Args, Subcommand};
 use secrecy::SecretString;
 use serde_json::{Value, json};
 
-use crate::change_record::record_change;
 use crate::confirm::ChangeArgs;
 use crate::output::{OutputWriter, print_notice};
 use crate::provider_argument::{provider_parser, provider_with_secret_in, words_with_secret_in};
@@ -192,9 +191,7 @@ pub(crate) async fn run_secrets(
                     false => "after 24 hours",
                 }
             );
-            let audit = rotate.change.confirm(session, &what).await?;
-            let action = format!("secrets rotate {}", rotate.provider);
-            record_change(session, &action, &audit).await?;
+            rotate.change.confirm(session, &what, None).await?;
             rotate_endpoints(session).await?;
             if rotate.revoke {
                 revoke_secrets(session, rotate.provider).await?;
@@ -205,9 +202,7 @@ pub(crate) async fn run_secrets(
                 "the replaced signing secrets of {} would be refused within 15 minutes",
                 revoke.provider.title()
             );
-            let audit = revoke.change.confirm(session, &what).await?;
-            let action = format!("secrets revoke {}", revoke.provider);
-            record_change(session, &action, &audit).await?;
+            revoke.change.confirm(session, &what, None).await?;
             revoke_secrets(session, revoke.provider).await?;
         }
         SecretsCommand::Put(args) => put_secret(args, session).await?,
@@ -216,9 +211,7 @@ pub(crate) async fn run_secrets(
                 "the previous {} secret would become current",
                 rollback.provider.title()
             );
-            let audit = rollback.change.confirm(session, &what).await?;
-            let action = format!("secrets rollback {}", rollback.provider);
-            record_change(session, &action, &audit).await?;
+            rollback.change.confirm(session, &what, None).await?;
             let (arn, now) = (session.stack.output("InboundSecretArn")?, SystemClock.now());
             let of = SecretKind::signing_of(rollback.provider);
             roll_back_secret(&session.secrets, arn, of, now).await?;
@@ -263,8 +256,7 @@ async fn split_secrets(change: &ChangeArgs, session: &StackSession) -> Result<()
         .map(|(provider, of)| format!("{} ({})", of.member(), provider.title()));
     let named = named.collect::<Vec<_>>().join(", ");
     let what = format!("{named} would move from {from} to {to}");
-    let audit = change.confirm(session, &what).await?;
-    record_change(session, "secrets split", &audit).await?;
+    change.confirm(session, &what, None).await?;
     for (_, of) in misplaced {
         let member = of.member();
         let moved = move_secret(&session.secrets, of, from, to, SystemClock.now()).await?;
@@ -292,8 +284,7 @@ async fn put_secret(args: SecretsPutArgs, session: &StackSession) -> Result<()> 
         ),
         false => format!("{} would be replaced", args.secret),
     };
-    let audit = args.change.confirm(session, &what).await?;
-    let action = format!("secrets put {}", args.secret);
+    args.change.confirm(session, &what, None).await?;
     let now = SystemClock.now();
     if args.secret == STRIPE_KEY {
         let source = SecretSource {
@@ -305,7 +296,6 @@ async fn put_secret(args: SecretsPutArgs, session: &StackSession) -> Result<()> 
         try_key(session, &key).await?;
         let (arn, of) = (session.stack.output("AppSecretArn")?, SecretKind::StripeKey);
         let members = [(of.member(), key)];
-        record_change(session, &action, &audit).await?;
         let put = change_members(&session.secrets, arn, of, &members, now).await;
         put.context("cannot put a key into the App secret: it must be a JSON object")?;
         print_notice(
@@ -318,7 +308,6 @@ async fn put_secret(args: SecretsPutArgs, session: &StackSession) -> Result<()> 
     let of = SecretKind::signing_of(provider);
     let what = format!("the signing secret from {}'s dashboard", provider.title());
     let members = [(of.member(), read_secret(&what)?)];
-    record_change(session, &action, &audit).await?;
     if args.revoke {
         revoke_replaced(&session.secrets, arn, of, &members, now).await?;
         print_notice("stored; the old secret is refused within 15 minutes");

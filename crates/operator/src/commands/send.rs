@@ -8,7 +8,6 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use crate::audit::AuditContext;
-use crate::change_record::record_change;
 use crate::confirm::ChangeArgs;
 use crate::events_table::{EventChange, EventChangeResult, EventsTable};
 use crate::exit::CommandExit;
@@ -54,9 +53,9 @@ pub(crate) struct SendArgs {
 
 /// `open_session` is called only if the stack is needed: with `--url` and `--secret-stdin` the command works without
 /// AWS.
-pub(crate) async fn run_send(
+pub(crate) async fn run_send<'s>(
     args: SendArgs,
-    session: impl AsyncFnOnce() -> Result<StackSession>,
+    session: impl AsyncFnOnce() -> Result<&'s StackSession>,
     output: OutputWriter,
 ) -> Result<()> {
     let provider = args.provider;
@@ -94,13 +93,12 @@ pub(crate) async fn run_send(
                 "the sample {event_type} would be delivered to {url}, and processed as if {} had sent it",
                 provider.title()
             );
-            let audit = args.change.confirm(&session, &what).await?;
+            let audit = args.change.confirm(session, &what, Some(1)).await?;
             let keys = if args.secret_stdin {
                 read_key_from_stdin()?
             } else {
                 session.read_signing_keys(provider).await?
             };
-            record_change(&session, &format!("send {id}"), &audit).await?;
             marker = Some((session.events_table(provider)?, audit));
             (url, keys)
         }

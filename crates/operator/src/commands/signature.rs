@@ -61,9 +61,9 @@ fn parse_header(text: &str) -> Result<(String, String), String> {
     Ok((name.trim().to_lowercase(), value.trim().to_owned()))
 }
 
-pub(crate) async fn run_sig(
+pub(crate) async fn run_sig<'s>(
     command: SigCommand,
-    session: impl AsyncFnOnce() -> Result<StackSession>,
+    session: impl AsyncFnOnce() -> Result<&'s StackSession>,
     output: OutputWriter,
 ) -> Result<()> {
     let SigCommand::Explain(args) = command;

@@ -11,7 +11,6 @@ use clap::{
 use serde_json::{Map, Value};
 
 use crate::aws_request::LAMBDA;
-use crate::change_record::record_change;
 use crate::confirm::ChangeArgs;
 use crate::output::OutputWriter;
 use crate::session::StackSession;
@@ -19,7 +18,6 @@ use crate::session::StackSession;
 /// A run of one task. Not derived by clap, because the commands and their options come from the list.
 #[derive(Debug)]
 pub(crate) struct TaskCommand {
-    task: &'static TaskDefinition,
     /// What the function is invoked with.
     input: Value,
     /// What a run changes, and its confirmation.
@@ -50,7 +48,6 @@ impl FromArgMatches for TaskCommand {
                 change.map(|change| (changes, change))
             });
             Some(change.transpose().map(|change| Self {
-                task,
                 input: build_input(task, of_run),
                 change,
             }))
@@ -122,15 +119,10 @@ pub(crate) async fn run_task(
     session: &StackSession,
     output: OutputWriter,
 ) -> Result<()> {
-    let TaskCommand {
-        task,
-        input,
-        change,
-    } = command;
+    let TaskCommand { input, change } = command;
     let is_dry_run = input.get(DRY_RUN) == Some(&Value::Bool(true));
     if let Some((changes, change)) = change.filter(|_| !is_dry_run) {
-        let audit = change.confirm(session, changes).await?;
-        record_change(session, &format!("{} run", task.name), &audit).await?;
+        change.confirm(session, changes, None).await?;
     }
     let function = session.stack.output("CleanupFailedPaymentsFunction")?;
     let path = format!("/2015-03-31/functions/{function}/invocations");

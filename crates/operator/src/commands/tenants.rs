@@ -25,7 +25,7 @@ use serde::Deserialize;
 
 use crate::account_holders::{AccountHolders, PlatformCheck};
 use crate::application_tables::TENANTS;
-use crate::change_record::record_change;
+use crate::audit::AuditContext;
 use crate::confirm::ChangeArgs;
 use crate::event_filter::EventSelection;
 use crate::exit::CommandExit;
@@ -191,8 +191,7 @@ pub(crate) async fn run_tenants(
                 "the tenant {} would be added, with {}, and its parked events reprocessed",
                 add.id, add.account
             );
-            let audit = add.change.confirm(session, &what).await?;
-            let action = format!("tenants add {} --account {}", add.id, add.account);
+            let audit = add.change.confirm(session, &what, Some(1)).await?;
             let tenant = TenantRecord {
                 tenant_id: add.id,
                 name: add.name,
@@ -200,9 +199,8 @@ pub(crate) async fn run_tenants(
                 previous_accounts: BTreeSet::new(),
             };
             let mut checks = AccountChecks::load(session).await?;
-            record_change(session, &action, &audit).await?;
             add_tenant(session, &tenant, &mut checks).await?;
-            release_events_of(session, &tenant).await?;
+            release_events_of(session, &tenant, &audit).await?;
         }
         TenantsCommand::ChangeAccount(change) => change_account(session, change).await?,
         TenantsCommand::Mute(TenantsMuteArgs { id, change }) => {
@@ -243,12 +241,11 @@ pub(crate) async fn run_tenants(
             let what = format!(
                 "{count} tenants would be added unless they exist, and their parked events reprocessed"
             );
-            let audit = import.change.confirm(session, &what).await?;
-            record_change(session, &format!("tenants import of {count}"), &audit).await?;
+            let audit = import.change.confirm(session, &what, Some(count)).await?;
             let mut checks = AccountChecks::load(session).await?;
             for tenant in &tenants {
                 add_tenant(session, tenant, &mut checks).await?;
-                release_events_of(session, tenant).await?;
+                release_events_of(session, tenant, &audit).await?;
             }
         }
     }
@@ -344,14 +341,8 @@ async fn change_account(session: &StackSession, args: TenantsChangeAccountArgs) 
     let was = read_tenant_row(&row);
     let next = with_account(&was, account);
     let what = format!("{id} would have {account}, and its parked events would be reprocessed");
-    let audit = args.change.confirm(session, &what).await?;
+    let audit = args.change.confirm(session, &what, Some(1)).await?;
     if next != was {
-        record_change(
-            session,
-            &format!("tenants change-account {id} --account {account}"),
-            &audit,
-        )
-        .await?;
         let note = audit.build_note("change-account", SystemClock.now(), None);
         let entities = session.stack.output("EntitiesTable")?;
         let mut updates = vec![build_account_change(table, id, &row, &next)?];
@@ -374,7 +365,7 @@ async fn change_account(session: &StackSession, args: TenantsChangeAccountArgs) 
         }
     });
     for account in next.accounts() {
-        release_parked_events(session, id, account).await?;
+        release_parked_events(session, account, &audit).await?;
     }
     Ok(())
 }
@@ -456,23 +447,24 @@ async fn write_all(session: &StackSession, updates: Vec<Update>) -> Result<()> {
     }
 }
 
-async fn release_events_of(session: &StackSession, tenant: &TenantRecord) -> Result<()> {
+async fn release_events_of(
+    session: &StackSession,
+    tenant: &TenantRecord,
+    audit: &AuditContext,
+) -> Result<()> {
     for account in tenant.columns().accounts() {
-        release_parked_events(session, &tenant.tenant_id, account).await?;
+        release_parked_events(session, account, audit).await?;
     }
     Ok(())
 }
 
 async fn release_parked_events(
     session: &StackSession,
-    tenant: &TenantId,
     account: &AccountId,
+    audit: &AuditContext,
 ) -> Result<()> {
     let selection =
         EventSelection::parked_for(account, ParkReason::TenantUnknown, SystemClock.now());
-    let audit = session
-        .start_audit(format!("{account} belongs to tenant {tenant}"))
-        .await?;
     replay_open_events(session, selection, audit).await
 }
 

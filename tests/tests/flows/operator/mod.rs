@@ -1,5 +1,6 @@
 //! `billhook`, the operator's command line: the real binary against a deployed environment.
 
+mod audit;
 mod floods;
 mod links;
 mod replay;
@@ -897,15 +898,6 @@ fn a_sample_is_sent_and_a_wrong_signature_explained() {
         assert!(
             note["actor"].as_str().unwrap().starts_with("arn:aws:"),
             "{note}"
-        );
-        let records = world.rows("JobsTable").await?;
-        let record = records
-            .iter()
-            .find(|row| row["action"] == format!("send {id}"));
-        let record = record.unwrap();
-        assert_eq!(
-            (&record["actor"], &record["reason"]),
-            (&note["actor"], &note["reason"])
         );
         let sent = run_billhook(
             stage,

@@ -196,8 +196,8 @@ impl TraceSearch {
                     job.sent,
                     job.total,
                     job.state.as_str(),
-                    job.audit.actor,
-                    job.audit.reason
+                    job.author.actor,
+                    job.author.reason
                 ),
             });
             for event in &job.selection.ids {
