@@ -171,3 +171,18 @@ fn documents_and_template_repeat_the_lists_of_the_code() {
     let names: Vec<_> = outdated.into_iter().map(|(name, _)| name).collect();
     assert!(names.is_empty(), "{names:?}: run `make catalogue`");
 }
+
+#[test]
+fn every_threat_names_the_tests_of_its_control() {
+    let rows = table_rows("docs/threat-model.md");
+    let threats: Vec<_> = rows.iter().skip(2).collect();
+    assert!((20..=25).contains(&threats.len()), "{}", threats.len());
+    for threat in threats {
+        assert_eq!(threat.len(), 5, "{threat:?}");
+        let shown_by: Vec<&str> = names_in_backticks(&threat[3]).collect();
+        assert!(!shown_by.is_empty(), "{}: shown by nothing", threat[1]);
+        for file in shown_by {
+            assert!(repository().join(file).is_file(), "{}: {file}", threat[1]);
+        }
+    }
+}

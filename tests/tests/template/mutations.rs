@@ -36,7 +36,7 @@ const RESOURCES: &str = "/Resources/";
 
 /// What is wrong, the place below `Resources`, and what stands there instead; nothing is a removal.
 #[rustfmt::skip]
-const SEEDED: [(&str, &str, &str); 60] = [
+const SEEDED: [(&str, &str, &str); 61] = [
     ("any action", "StripeWorkerRole/Properties/Policies/0/PolicyDocument/Statement/5/Action", r#""dynamodb:*""#),
     ("any resource", "StripeWorkerRole/Properties/Policies/0/PolicyDocument/Statement/5/Resource", r#""*""#),
     ("any index", "LobWorkerRole/Properties/Policies/0/PolicyDocument/Statement/7/Resource", r#"{"!Sub":"${StatementsTable.Arn}/index/*"}"#),

@@ -17,7 +17,7 @@ fn a_change_has_a_line_in_the_audit_log_before_it_and_one_after_it() {
         let world = &stage.world;
         order(world, "ord_audit", None).await?;
         run_billhook(stage, "orders mark-paid ord_audit --reason preview").await?;
-        assert_eq!(audit_lines(stage, "ord_audit").await?, [].as_slice());
+        assert!(audit_lines(stage, "ord_audit").await?.is_empty());
 
         let paid = "orders mark-paid ord_audit --reason 'cash, receipt 4711' --yes";
         run_billhook(stage, paid).await?.assert_exit(0, "");
