@@ -1,8 +1,15 @@
 //! Somebody with a role of their own in the AWS account: an attack has that role's rights, and no others.
 
+use std::time::{Duration, UNIX_EPOCH};
+
 use anyhow::{Context as _, Result};
+use aws_credential_types::Credentials;
+use aws_sigv4::http_request::{SignableBody, SignableRequest, SigningSettings, sign};
+use aws_sigv4::sign::v4;
 use billhook_adapters::aws::AwsClients;
+use billhook_adapters::clock::SystemClock;
 use billhook_adapters::config::EnvLookup;
+use billhook_core::ports::Clock as _;
 use billhook_testkit::local::REGION;
 use form_urlencoded::Serializer;
 use reqwest::Method;
@@ -10,10 +17,71 @@ use serde_json::{Value, json};
 
 use crate::world::World;
 
+/// What a role of an attacker signs with; the emulator checks the signature.
+#[derive(Clone, Debug)]
+struct AttackerKeys {
+    key: String,
+    secret: String,
+    token: String,
+}
+
 impl World {
     /// Clients with the rights of a new role that these statements allow. `tests/tools/emulator.py` knows the role by its
     /// prefix, and leaves its requests out of what the functions and the tool do.
     pub async fn attacker(&self, name: &str, statements: &[Value]) -> Result<AwsClients> {
+        let AttackerKeys { key, secret, token } = self.make_attacker(name, statements).await?;
+        let endpoint = self.endpoint().to_owned();
+        let lookup = |name: &str| match name {
+            "AWS_ACCESS_KEY_ID" => Some(key.clone()),
+            "AWS_SECRET_ACCESS_KEY" => Some(secret.clone()),
+            "AWS_SESSION_TOKEN" => Some(token.clone()),
+            "AWS_REGION" => Some(REGION.to_owned()),
+            "AWS_ENDPOINT_URL" => Some(endpoint.clone()),
+            _ => None,
+        };
+        Ok(AwsClients::from_env(&EnvLookup(&lookup))?)
+    }
+
+    /// Calls CloudWatch Logs with the rights of a new role; returns the status and the answer.
+    pub async fn attack_logs(
+        &self,
+        name: &str,
+        statements: &[Value],
+        calls: &[(&str, Value)],
+    ) -> Result<Vec<(u16, String)>> {
+        let AttackerKeys { key, secret, token } = self.make_attacker(name, statements).await?;
+        let identity = Credentials::new(key, secret, Some(token), None, "attacker").into();
+        let url = format!("{}/", self.endpoint());
+        let mut answers = Vec::new();
+        for (operation, body) in calls {
+            let (target, body) = (format!("Logs_20140328.{operation}"), body.to_string());
+            let headers = [
+                ("content-type", "application/x-amz-json-1.1"),
+                ("x-amz-target", target.as_str()),
+            ];
+            let now = u64::try_from(SystemClock.now().unix_s())?;
+            let parameters = v4::SigningParams::builder()
+                .identity(&identity)
+                .region(REGION)
+                .name("logs")
+                .time(UNIX_EPOCH + Duration::from_secs(now))
+                .settings(SigningSettings::default())
+                .build()?
+                .into();
+            let signable = SignableBody::Bytes(body.as_bytes());
+            let signable = SignableRequest::new("POST", &url, headers.into_iter(), signable)?;
+            let (signed, _) = sign(signable, &parameters)?.into_parts();
+            let mut request = reqwest::Client::new().post(&url);
+            for (header, value) in headers.into_iter().chain(signed.headers()) {
+                request = request.header(header, value);
+            }
+            let answer = request.body(body).send().await?;
+            answers.push((answer.status().as_u16(), answer.text().await?));
+        }
+        Ok(answers)
+    }
+
+    async fn make_attacker(&self, name: &str, statements: &[Value]) -> Result<AttackerKeys> {
         let role = format!("attacker-{}-{name}", self.stack.name);
         let trust = json!({ "Version": "2012-10-17", "Statement": [
             { "Effect": "Allow", "Action": "sts:AssumeRole", "Principal": { "AWS": "*" } }] });
@@ -50,21 +118,11 @@ impl World {
                 .with_context(|| format!("no {tag}: {answer}"))?
                 .to_owned())
         };
-        let (key, secret, token) = (
-            member("AccessKeyId")?,
-            member("SecretAccessKey")?,
-            member("SessionToken")?,
-        );
-        let endpoint = self.endpoint().to_owned();
-        let lookup = |name: &str| match name {
-            "AWS_ACCESS_KEY_ID" => Some(key.clone()),
-            "AWS_SECRET_ACCESS_KEY" => Some(secret.clone()),
-            "AWS_SESSION_TOKEN" => Some(token.clone()),
-            "AWS_REGION" => Some(REGION.to_owned()),
-            "AWS_ENDPOINT_URL" => Some(endpoint.clone()),
-            _ => None,
-        };
-        Ok(AwsClients::from_env(&EnvLookup(&lookup))?)
+        Ok(AttackerKeys {
+            key: member("AccessKeyId")?,
+            secret: member("SecretAccessKey")?,
+            token: member("SessionToken")?,
+        })
     }
 
     /// A call of a service with the Query protocol; returns the XML.

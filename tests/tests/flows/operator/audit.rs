@@ -92,3 +92,82 @@ fn what_the_audit_log_does_not_take_is_not_done() {
         Ok(())
     });
 }
+
+/// The repairer's own statements for the log, as docs/policies has them.
+fn repairers_statements(group: &str) -> Vec<Value> {
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../docs/policies/repairer.json"
+    );
+    let policy: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let statements = policy["Statement"].as_array().unwrap().iter();
+    let mut of_logs: Vec<Value> = statements
+        .filter(|statement| statement.to_string().contains("logs:"))
+        .cloned()
+        .collect();
+    for statement in &mut of_logs {
+        // The emulator judges a stream by the name of its group, without `:*`.
+        statement["Resource"] = json!(format!("arn:aws:logs:*:*:log-group:{group}*"));
+    }
+    of_logs
+}
+
+#[test]
+fn who_may_write_every_table_removes_the_notes_of_a_change_and_not_its_lines() {
+    flow(false, async |stage| {
+        let world = &stage.world;
+        order(world, "ord_audit_hide", None).await?;
+        let paid = "orders mark-paid ord_audit_hide --reason 'for a friend' --yes";
+        run_billhook(stage, paid).await?.assert_exit(0, "");
+        let before = audit_lines(stage, "ord_audit_hide").await?;
+        assert_eq!(before.len(), 2, "{before:?}");
+
+        let tables = [json!({ "Effect": "Allow", "Action": "dynamodb:*", "Resource": "*" })];
+        let attacker = world.attacker("notes", &tables).await?;
+        let whole = world.order("ord_audit_hide").await?;
+        let mut emptied = whole.clone();
+        emptied["timeline"] = json!([]);
+        for row in [emptied, whole] {
+            let put = attacker.dynamodb().put_item();
+            put.table_name(world.stack.output("OrdersTable")?)
+                .set_item(Some(serde_dynamo::to_item(&row)?))
+                .send()
+                .await?;
+            assert_eq!(world.order("ord_audit_hide").await?, row);
+        }
+
+        let group = world.stack.output("AuditLogGroup")?;
+        let day = before[0]["timestamp"].as_str().unwrap()[..10].replace('-', "/");
+        let stream = json!({ "logGroupName": group, "logStreamName": day });
+        let of_group = json!({ "logGroupName": group });
+        let removals = [
+            ("DeleteLogStream", stream.clone()),
+            ("DeleteLogGroup", of_group.clone()),
+            (
+                "PutRetentionPolicy",
+                json!({ "logGroupName": group, "retentionInDays": 1 }),
+            ),
+        ];
+        for (name, statements) in [
+            ("hide-tables", tables.to_vec()),
+            ("hide-repairer", repairers_statements(group)),
+        ] {
+            let answers = world.attack_logs(name, &statements, &removals).await?;
+            for ((operation, _), (status, answer)) in removals.iter().zip(answers) {
+                let is_denied = status == 400 && answer.contains("AccessDenied");
+                assert!(is_denied, "{name} {operation}: {status} {answer}");
+            }
+        }
+        // The same role that may remove nothing may add: it is the rights that were judged, not the requests.
+        let line =
+            json!([{ "timestamp": world.now_s() * 1000, "message": "{\"command\":\"by hand\"}" }]);
+        let mut added = stream;
+        added["logEvents"] = line;
+        let adds = [("PutLogEvents", added)];
+        let statements = repairers_statements(group);
+        let added = world.attack_logs("add", &statements, &adds).await?;
+        assert_eq!(added[0].0, 200, "{added:?}");
+        assert_eq!(audit_lines(stage, "ord_audit_hide").await?, before);
+        Ok(())
+    });
+}
