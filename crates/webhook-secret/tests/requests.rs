@@ -1008,7 +1008,7 @@ fn add_endpoint_of_others(ports: &RequestPorts) {
 }
 
 #[tokio::test]
-async fn an_update_of_anothers_endpoint_leaves_it_and_ours_alone() {
+async fn an_update_of_another_stacks_endpoint_leaves_it_and_ours_alone() {
     for wanted in ["a/1", "a/2"] {
         let ports = RequestPorts::created().await;
         add_endpoint_of_others(&ports);
