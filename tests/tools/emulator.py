@@ -11,6 +11,7 @@ import os
 import re
 
 from ministack import app as emulator
+from ministack.core import iam_actions
 from ministack.services import iam, sts
 
 # The header of crates/testkit/src/proxy.rs.
@@ -56,6 +57,25 @@ def write_request(scope):
     LOG.write(json.dumps({"key": key, "call": call, "recorded": recorded}) + "\n")
 
 
+read_context = iam_actions.dynamodb_service_context
+
+
+def add_attributes_of_write(body):
+    """The condition key dynamodb:Attributes also of an UpdateItem, for which the local AWS leaves it out: the key, and the names
+    in the update and in its condition (DynamoDB developer guide, "Using IAM policy conditions for fine-grained access control").
+    """
+    context = read_context(body)
+    request = json.loads(body or b"{}")
+    if "UpdateExpression" in request or "AttributeUpdates" in request:
+        expressions = " ".join(request.get(name) or "" for name in ("UpdateExpression", "ConditionExpression"))
+        # The flows name every attribute by a placeholder or as a word of its own.
+        names = request.get("ExpressionAttributeNames", {})
+        words = {names.get(word, word) for word in re.findall(r"(?<![:\w])#?\w+", expressions)}
+        context["dynamodb:Attributes"] = sorted({*words, *request.get("Key", {}), *request.get("AttributeUpdates", {})})
+    return context
+
+
+iam_actions.dynamodb_service_context = add_attributes_of_write
 serve = emulator.app
 
 

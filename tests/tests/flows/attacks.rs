@@ -266,3 +266,71 @@ async fn state(world: &World, key: &str) -> Result<Item> {
     let got = get.key("entity", text(key)).send().await?;
     Ok(got.item.unwrap_or_default())
 }
+
+/// Whoever has the application's role, by the ready policy, makes no order paid.
+#[test]
+fn the_application_writes_no_column_of_billhooks() {
+    flow(true, async |stage| {
+        let world = &stage.world;
+        let orders = world.stack.output("OrdersTable")?;
+        let policy = std::fs::read_to_string(repository().join("docs/policies/application.json"))?;
+        let policy = policy
+            .replace("<Region>:<Account>", "*:*")
+            .replace("<OrdersTable>", orders)
+            .replace("<StatementsTable>", world.stack.output("StatementsTable")?)
+            .replace("<TenantsTable>", world.stack.output("TenantsTable")?)
+            .replace("<VersionColumn>", "version");
+        let policy: Value = serde_json::from_str(&policy)?;
+        let application = world
+            .attacker("application", policy["Statement"].as_array().unwrap())
+            .await?;
+        let update = |id: &str, sets: &str, value: AttributeValue| {
+            let update = application.dynamodb().update_item();
+            let update = update.table_name(orders).key("id", text(id));
+            let update = update.update_expression(sets);
+            update.expression_attribute_values(":value", value).send()
+        };
+        // It makes a row without a status, and changes what is its own.
+        let due = AttributeValue::N("4200".to_owned());
+        update("ord_app", "SET amountTotal = :value", due).await?;
+        update("ord_app", "SET currency = :value", text("usd")).await?;
+        update("ord_app", "SET note = :value", text("by the shop")).await?;
+        let before = world.order("ord_app").await?;
+        for (sets, value) in [
+            ("SET status = :value", text("completed")),
+            ("SET paymentStatus = :value", text("paid")),
+            ("SET note = :value REMOVE requiresReview", text("x")),
+            ("SET version = :value", AttributeValue::N("99".to_owned())),
+        ] {
+            let refused = update("ord_app", sets, value).await.unwrap_err();
+            assert!(
+                format!("{refused:?}").contains("AccessDenied"),
+                "{sets}: {refused:?}"
+            );
+        }
+        let aliased = application.dynamodb().update_item();
+        let aliased = aliased.table_name(orders).key("id", text("ord_app"));
+        let aliased = aliased.update_expression("SET #s = :value");
+        let aliased = aliased.expression_attribute_names("#s", "status");
+        let aliased = aliased.expression_attribute_values(":value", text("completed"));
+        assert!(aliased.send().await.is_err());
+        let put = application.dynamodb().put_item().table_name(orders);
+        let put = put
+            .item("id", text("ord_app"))
+            .item("status", text("completed"));
+        assert!(put.send().await.is_err());
+        let delete = application.dynamodb().delete_item().table_name(orders);
+        assert!(delete.key("id", text("ord_app")).send().await.is_err());
+        assert_eq!(world.order("ord_app").await?, before);
+        // The row that it made is as good as one with a status.
+        let paid = intent_succeeded("evt_app", world.now_s(), "pi_app", named("ord_app"), 4200);
+        world.stripe(&paid, 1).await?;
+        world.settled(STRIPE, "processed", &["evt_app"]).await?;
+        let row = world.order("ord_app").await?;
+        assert_eq!(
+            (&row["status"], &row["requiresReview"]),
+            (&json!("completed"), &json!(false))
+        );
+        Ok(())
+    });
+}
