@@ -248,7 +248,7 @@ fn a_state_that_a_writer_of_the_table_changes_moves_no_order() {
             assert_eq!(rebuilt.code, 0, "{}{}", rebuilt.stdout, rebuilt.stderr);
             let released = run_billhook(
                 stage,
-                &format!("events release evt_{of}_n --reason tampered"),
+                &format!("events release evt_{of}_n --reason tampered --yes"),
             )
             .await?;
             assert_eq!(released.code, 0, "{}", released.stderr);
