@@ -102,7 +102,8 @@ pub(crate) async fn unmute_tenant(
     let what = format!(
         "{id} would not be muted any more; {events} events that were ignored since {muted_at} {what}"
     );
-    let audit = change.confirm(session, &what, Some(1)).await?;
+    let rows = 1 + if replay { events } else { 0 };
+    let audit = change.confirm(session, &what, Some(rows)).await?;
     let update = Update::builder()
         .update_expression("REMOVE #muted")
         .condition_expression("attribute_exists(#muted)");
