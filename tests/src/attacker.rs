@@ -17,19 +17,66 @@ use serde_json::{Value, json};
 
 use crate::world::World;
 
-/// What a role of an attacker signs with; the emulator checks the signature.
-#[derive(Clone, Debug)]
-struct AttackerKeys {
-    key: String,
-    secret: String,
-    token: String,
+/// Clients with the rights of the role, and what they sign with; the emulator checks the signature.
+pub struct Attacker {
+    pub aws: AwsClients,
+    credentials: Credentials,
+    endpoint: String,
+}
+
+impl Attacker {
+    /// Invokes a function; returns the status and the answer.
+    pub async fn invoke(&self, function: &str, input: &Value) -> Result<(u16, Value)> {
+        let path = format!("/2015-03-31/functions/{function}/invocations");
+        let (status, answer) = self.post("lambda", &path, &[], &input.to_string()).await?;
+        Ok((status, serde_json::from_str(&answer).unwrap_or_default()))
+    }
+
+    /// Calls CloudWatch Logs; returns the status and the answer.
+    pub async fn call_logs(&self, operation: &str, input: &Value) -> Result<(u16, String)> {
+        let target = format!("Logs_20140328.{operation}");
+        let headers = [
+            ("content-type", "application/x-amz-json-1.1"),
+            ("x-amz-target", &*target),
+        ];
+        self.post("logs", "/", &headers, &input.to_string()).await
+    }
+
+    async fn post(
+        &self,
+        service: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> Result<(u16, String)> {
+        let url = format!("{}{path}", self.endpoint);
+        let now = u64::try_from(SystemClock.now().unix_s())?;
+        let identity = self.credentials.clone().into();
+        let parameters = v4::SigningParams::builder()
+            .identity(&identity)
+            .region(REGION)
+            .name(service)
+            .time(UNIX_EPOCH + Duration::from_secs(now))
+            .settings(SigningSettings::default())
+            .build()?
+            .into();
+        let signable = SignableBody::Bytes(body.as_bytes());
+        let signable = SignableRequest::new("POST", &url, headers.iter().copied(), signable)?;
+        let (signed, _) = sign(signable, &parameters)?.into_parts();
+        let mut request = reqwest::Client::new().post(&url);
+        for (header, value) in headers.iter().copied().chain(signed.headers()) {
+            request = request.header(header, value);
+        }
+        let answer = request.body(body.to_owned()).send().await?;
+        Ok((answer.status().as_u16(), answer.text().await?))
+    }
 }
 
 impl World {
-    /// Clients with the rights of a new role that these statements allow. `tests/tools/emulator.py` knows the role by its
+    /// An attacker with the rights of a new role that these statements allow. `tests/tools/emulator.py` knows the role by its
     /// prefix, and leaves its requests out of what the functions and the tool do.
-    pub async fn attacker(&self, name: &str, statements: &[Value]) -> Result<AwsClients> {
-        let AttackerKeys { key, secret, token } = self.make_attacker(name, statements).await?;
+    pub async fn attacker(&self, name: &str, statements: &[Value]) -> Result<Attacker> {
+        let (key, secret, token) = self.make_role(name, statements).await?;
         let endpoint = self.endpoint().to_owned();
         let lookup = |name: &str| match name {
             "AWS_ACCESS_KEY_ID" => Some(key.clone()),
@@ -39,49 +86,20 @@ impl World {
             "AWS_ENDPOINT_URL" => Some(endpoint.clone()),
             _ => None,
         };
-        Ok(AwsClients::from_env(&EnvLookup(&lookup))?)
+        let aws = AwsClients::from_env(&EnvLookup(&lookup))?;
+        Ok(Attacker {
+            aws,
+            credentials: Credentials::new(key, secret, Some(token), None, "attacker"),
+            endpoint,
+        })
     }
 
-    /// Calls CloudWatch Logs with the rights of a new role; returns the status and the answer.
-    pub async fn attack_logs(
+    /// The access key, its secret and the token of the role's session.
+    async fn make_role(
         &self,
         name: &str,
         statements: &[Value],
-        calls: &[(&str, Value)],
-    ) -> Result<Vec<(u16, String)>> {
-        let AttackerKeys { key, secret, token } = self.make_attacker(name, statements).await?;
-        let identity = Credentials::new(key, secret, Some(token), None, "attacker").into();
-        let url = format!("{}/", self.endpoint());
-        let mut answers = Vec::new();
-        for (operation, body) in calls {
-            let (target, body) = (format!("Logs_20140328.{operation}"), body.to_string());
-            let headers = [
-                ("content-type", "application/x-amz-json-1.1"),
-                ("x-amz-target", target.as_str()),
-            ];
-            let now = u64::try_from(SystemClock.now().unix_s())?;
-            let parameters = v4::SigningParams::builder()
-                .identity(&identity)
-                .region(REGION)
-                .name("logs")
-                .time(UNIX_EPOCH + Duration::from_secs(now))
-                .settings(SigningSettings::default())
-                .build()?
-                .into();
-            let signable = SignableBody::Bytes(body.as_bytes());
-            let signable = SignableRequest::new("POST", &url, headers.into_iter(), signable)?;
-            let (signed, _) = sign(signable, &parameters)?.into_parts();
-            let mut request = reqwest::Client::new().post(&url);
-            for (header, value) in headers.into_iter().chain(signed.headers()) {
-                request = request.header(header, value);
-            }
-            let answer = request.body(body).send().await?;
-            answers.push((answer.status().as_u16(), answer.text().await?));
-        }
-        Ok(answers)
-    }
-
-    async fn make_attacker(&self, name: &str, statements: &[Value]) -> Result<AttackerKeys> {
+    ) -> Result<(String, String, String)> {
         let role = format!("attacker-{}-{name}", self.stack.name);
         let trust = json!({ "Version": "2012-10-17", "Statement": [
             { "Effect": "Allow", "Action": "sts:AssumeRole", "Principal": { "AWS": "*" } }] });
@@ -118,11 +136,11 @@ impl World {
                 .with_context(|| format!("no {tag}: {answer}"))?
                 .to_owned())
         };
-        Ok(AttackerKeys {
-            key: member("AccessKeyId")?,
-            secret: member("SecretAccessKey")?,
-            token: member("SessionToken")?,
-        })
+        Ok((
+            member("AccessKeyId")?,
+            member("SecretAccessKey")?,
+            member("SessionToken")?,
+        ))
     }
 
     /// A call of a service with the Query protocol; returns the XML.

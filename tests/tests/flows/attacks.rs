@@ -1,12 +1,12 @@
 //! Attacks from inside the account, each with the attacker's rights alone. What is attacked is compared byte by byte.
 
 use anyhow::Result;
-use billhook_adapters::aws::AwsClients;
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::dynamodb::attributes::Item;
 use billhook_core::ids::EventId;
 use billhook_core::intake::index_keys::slot_of;
 use billhook_core::ports::Clock as _;
+use billhook_tests::attacker::Attacker;
 use data_encoding::HEXLOWER;
 use ring::digest::{SHA256, digest};
 
@@ -14,7 +14,7 @@ use super::operator::run_billhook;
 use super::*;
 
 /// Who may write to the events of Stripe, and to their queue.
-async fn writer_of_events(world: &World, name: &str) -> Result<AwsClients> {
+async fn writer_of_events(world: &World, name: &str) -> Result<Attacker> {
     let table = world.stack.output(STRIPE)?;
     let queue = world.stack.output("StripeEventsQueueUrl")?;
     let queue = queue.rsplit('/').next().unwrap_or_default();
@@ -41,8 +41,8 @@ fn invented(id: &str, payload: &Value, account: Option<&str>) -> Result<Item> {
     Ok(serde_dynamo::to_item(row)?)
 }
 
-async fn send_pointer(world: &World, attacker: &AwsClients, id: &str, unique: &str) -> Result<()> {
-    let send = attacker.sqs().send_message();
+async fn send_pointer(world: &World, attacker: &Attacker, id: &str, unique: &str) -> Result<()> {
+    let send = attacker.aws.sqs().send_message();
     let send = send.queue_url(world.stack.output("StripeEventsQueueUrl")?);
     let send = send.message_body(json!({ "source": "stripe", "event_id": id }).to_string());
     let send = send
@@ -52,15 +52,15 @@ async fn send_pointer(world: &World, attacker: &AwsClients, id: &str, unique: &s
     Ok(())
 }
 
-async fn put(world: &World, attacker: &AwsClients, row: Item) -> Result<()> {
-    let put = attacker.dynamodb().put_item();
+async fn put(world: &World, attacker: &Attacker, row: Item) -> Result<()> {
+    let put = attacker.aws.dynamodb().put_item();
     let put = put.table_name(world.stack.output(STRIPE)?);
     put.set_item(Some(row)).send().await?;
     Ok(())
 }
 
-async fn read(world: &World, attacker: &AwsClients, id: &str) -> Result<Item> {
-    let get = attacker.dynamodb().get_item();
+async fn read(world: &World, attacker: &Attacker, id: &str) -> Result<Item> {
+    let get = attacker.aws.dynamodb().get_item();
     let get = get.table_name(world.stack.output(STRIPE)?);
     let got = get
         .key("event_id", AttributeValue::S(id.to_owned()))
@@ -164,8 +164,8 @@ fn an_event_that_a_writer_of_the_table_invents_or_changes_pays_nothing() {
     });
 }
 
-async fn delete_event(world: &World, attacker: &AwsClients, id: &str) -> Result<()> {
-    let delete = attacker.dynamodb().delete_item();
+async fn delete_event(world: &World, attacker: &Attacker, id: &str) -> Result<()> {
+    let delete = attacker.aws.dynamodb().delete_item();
     let delete = delete.table_name(world.stack.output(STRIPE)?);
     delete.key("event_id", text(id)).send().await?;
     Ok(())
@@ -205,7 +205,7 @@ fn a_state_that_a_writer_of_the_table_changes_moves_no_order() {
             )
             .await?;
         let put = async |row: Item| -> Result<()> {
-            let put = attacker.dynamodb().put_item().table_name(table);
+            let put = attacker.aws.dynamodb().put_item().table_name(table);
             put.set_item(Some(row)).send().await?;
             Ok(())
         };
@@ -285,7 +285,7 @@ fn the_application_writes_no_column_of_billhooks() {
             .attacker("application", policy["Statement"].as_array().unwrap())
             .await?;
         let update = |id: &str, sets: &str, value: AttributeValue| {
-            let update = application.dynamodb().update_item();
+            let update = application.aws.dynamodb().update_item();
             let update = update.table_name(orders).key("id", text(id));
             let update = update.update_expression(sets);
             update.expression_attribute_values(":value", value).send()
@@ -308,18 +308,18 @@ fn the_application_writes_no_column_of_billhooks() {
                 "{sets}: {refused:?}"
             );
         }
-        let aliased = application.dynamodb().update_item();
+        let aliased = application.aws.dynamodb().update_item();
         let aliased = aliased.table_name(orders).key("id", text("ord_app"));
         let aliased = aliased.update_expression("SET #s = :value");
         let aliased = aliased.expression_attribute_names("#s", "status");
         let aliased = aliased.expression_attribute_values(":value", text("completed"));
         assert!(aliased.send().await.is_err());
-        let put = application.dynamodb().put_item().table_name(orders);
+        let put = application.aws.dynamodb().put_item().table_name(orders);
         let put = put
             .item("id", text("ord_app"))
             .item("status", text("completed"));
         assert!(put.send().await.is_err());
-        let delete = application.dynamodb().delete_item().table_name(orders);
+        let delete = application.aws.dynamodb().delete_item().table_name(orders);
         assert!(delete.key("id", text("ord_app")).send().await.is_err());
         assert_eq!(world.order("ord_app").await?, before);
         // The row that it made is as good as one with a status.

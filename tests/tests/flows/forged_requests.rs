@@ -39,10 +39,15 @@ fn a_forged_request_changes_no_endpoint_no_secret_and_no_note_and_reaches_no_oth
         let world = &stage.world;
         let function = world.stack.output("WebhookSecretFunction")?;
         let variables = world.variables(function).await?;
-        let attacker = TcpListener::bind("127.0.0.1:0")?;
-        attacker.set_nonblocking(true)?;
+        let statements = [
+            json!({ "Effect": "Allow", "Action": "lambda:InvokeFunction",
+            "Resource": format!("arn:aws:lambda:*:*:function:{function}") }),
+        ];
+        let attacker = world.attacker("invoker", &statements).await?;
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        listener.set_nonblocking(true)?;
         // The local AWS is 127.0.0.1, so this is another host.
-        let attackers_url = format!("http://localhost:{}/", attacker.local_addr()?.port());
+        let attackers_url = format!("http://localhost:{}/", listener.local_addr()?.port());
         let of_local_aws = format!("{}/_ministack/cfn-response/forged", stage.aws.endpoint());
         // As CloudFormation would ask for a rotation.
         let properties = |token: &str| {
@@ -78,7 +83,8 @@ fn a_forged_request_changes_no_endpoint_no_secret_and_no_note_and_reaches_no_oth
                 let (parent, name) = place.rsplit_once('/').unwrap();
                 forged.pointer_mut(parent).unwrap()[name] = value.clone();
             }
-            let answer = invoke(world, "WebhookSecretFunction", &forged).await?;
+            let (status, answer) = attacker.invoke(function, &forged).await?;
+            assert_eq!(status, 200, "{answer}");
             let is_unanswered = changes.get("/ResponseURL").is_some();
             assert_eq!(
                 answer.get("errorMessage").is_some(),
@@ -87,7 +93,7 @@ fn a_forged_request_changes_no_endpoint_no_secret_and_no_note_and_reaches_no_oth
             );
             assert_eq!(outside(stage).await?, before, "{changes}");
         }
-        let reached = attacker.accept().map(|(_, from)| from);
+        let reached = listener.accept().map(|(_, from)| from);
         assert_eq!(
             reached.map_err(|error| error.kind()),
             Err(ErrorKind::WouldBlock)

@@ -270,6 +270,51 @@ fn a_revoked_secret_is_refused_by_every_running_instance() {
 }
 
 #[test]
+fn a_new_key_seals_new_events_and_those_of_the_key_before_stay_genuine() {
+    flow(true, async |stage| {
+        let world = &stage.world;
+        let key_of = async |id: &str| -> Result<Vec<u8>> {
+            let get = world.aws.dynamodb().get_item();
+            let get = get.table_name(world.stack.output(STRIPE)?);
+            let row = get
+                .key("event_id", AttributeValue::S(id.to_owned()))
+                .send()
+                .await?;
+            let seal = row.item.unwrap()["seal"].as_b().unwrap().clone();
+            // The first bytes name the key.
+            Ok(seal.as_ref()[..4].to_vec())
+        };
+        let pay = async |of: &str| -> Result<()> {
+            let (event, intent, order_id) =
+                (format!("evt_{of}"), format!("pi_{of}"), format!("ord_{of}"));
+            order(world, &order_id, None).await?;
+            let paid = intent_succeeded(&event, world.now_s(), &intent, named(&order_id), 4200);
+            world.stripe(&paid, 1).await?;
+            world.settled(STRIPE, "processed", &[&event]).await
+        };
+        pay("sealed_1").await?;
+        world
+            .update(&stage.aws, &[("SealRotationToken", "2")])
+            .await?;
+        // An instance that runs uses the key before for 5 minutes more.
+        let function = world.stack.output("WebhookIngressFunction")?;
+        world.set_variable(function, "LOG_LEVEL", "info").await?;
+        // The workers that run do not know the new key yet.
+        pay("sealed_2").await?;
+        assert_ne!(key_of("evt_sealed_2").await?, key_of("evt_sealed_1").await?);
+        let again = "replay evt_sealed_1 --force --reason again --yes";
+        operator::run_billhook(stage, again)
+            .await?
+            .assert_exit(0, "");
+        world
+            .settled(STRIPE, "processed", &["evt_sealed_1"])
+            .await?;
+        assert_eq!(world.order("ord_sealed_1").await?["status"], "completed");
+        Ok(())
+    });
+}
+
+#[test]
 fn an_update_that_fails_after_a_replacement_rolls_back_to_endpoints_that_work() {
     flow(true, async |stage| {
         let world = &stage.world;
