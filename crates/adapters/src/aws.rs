@@ -28,7 +28,8 @@ use crate::config::{ConfigError, EnvLookup, EnvReader};
 const ATTEMPT_MAX: Duration = Duration::from_millis(3500);
 /// Limit of all attempts of a call. Below the workers' time-out of 10 s, so that a failure is reported and logged
 /// before Lambda ends the invocation. A delivery makes at most four calls one after the other (a secret, its previous
-/// version, put, send): 4 × 6 s = 24 s, below ingress's time-out of 25 s, which is below the gateway's 29 s.
+/// version, put, send): 4 × 6 s = 24 s. Every 5 minutes half a second is added, for the key of the seals. That is below
+/// ingress's time-out of 25 s, which is below the gateway's 29 s.
 pub const OPERATION_MAX: Duration = Duration::from_secs(6);
 const ATTEMPTS_MAX: u32 = 3;
 /// Open connections only make the first event faster, so they must not delay the start: Lambda ends init after 10 s.

@@ -14,12 +14,16 @@ use billhook_core::seal::{
 use billhook_core::time::Timestamp;
 use secrecy::ExposeSecret as _;
 use tokio::sync::Mutex;
+use tokio::time::timeout;
 
 use super::store::{FetchSecret, PutSecret, SecretVersion, SecretsError, StoredSecret};
 use crate::config::{SecretLocation, SecretSource};
 
 /// After a rotation the replaced key seals for this long in instances that are running. Its seals stay genuine.
 const READ_AGAIN_AFTER: Duration = Duration::from_secs(300);
+/// A delivery does not wait longer for a key that may be a newer one: with it, its calls take less than the time that
+/// ingress has (`aws::OPERATION_MAX`).
+const READ_AGAIN_MAX: Duration = Duration::from_millis(500);
 
 /// A secret has at most 64 KB, which is 1,300 keys. Keys are never removed, because that would make genuine events
 /// tampered; so whoever may ask for rotations must not be able to fill the secret up.
@@ -54,20 +58,26 @@ impl<F: FetchSecret, C: Clock> EventSealerCache<F, C> {
         {
             return Ok(Arc::clone(sealer));
         }
-        match (self.read_sealer().await, &mut *read) {
-            (Ok(sealer), _) => {
-                let sealer = Arc::new(sealer);
-                *read = Some((now, Arc::clone(&sealer)));
-                Ok(sealer)
-            }
-            (Err(failed), Some((at, sealer))) => {
-                tracing::warn!("secret_unreadable: {failed}");
+        let sealer = match &*read {
+            None => Arc::new(self.read_sealer().await?),
+            Some((_, known)) => match timeout(READ_AGAIN_MAX, self.read_sealer()).await {
+                Ok(Ok(sealer)) => Arc::new(sealer),
                 // Asked again after as long as after a success, so that an outage costs no call for each delivery.
-                *at = now;
-                Ok(Arc::clone(sealer))
-            }
-            (Err(failed), None) => Err(failed),
-        }
+                Ok(Err(failed)) => {
+                    tracing::warn!("secret_unreadable: {failed}");
+                    Arc::clone(known)
+                }
+                Err(_) => {
+                    let name = name_of(&self.source);
+                    tracing::warn!(
+                        "secret_unreadable: no answer about {name} in {READ_AGAIN_MAX:?}"
+                    );
+                    Arc::clone(known)
+                }
+            },
+        };
+        *read = Some((now, Arc::clone(&sealer)));
+        Ok(sealer)
     }
 
     async fn read_sealer(&self) -> Result<EventSealer, SecretsError> {
@@ -261,6 +271,7 @@ mod tests {
     struct SecretsWorld {
         texts: StdMutex<HashMap<String, String>>,
         is_down: StdMutex<bool>,
+        hangs: StdMutex<bool>,
         reads: StdMutex<u32>,
         now_s: StdMutex<i64>,
     }
@@ -272,6 +283,9 @@ mod tests {
             _: SecretVersion,
         ) -> Result<Option<StoredSecret>, SecretsError> {
             *self.reads.lock().unwrap() += 1;
+            if *self.hangs.lock().unwrap() {
+                std::future::pending::<()>().await;
+            }
             if *self.is_down.lock().unwrap() {
                 return Err(SecretsError::Read {
                     arn: arn.to_owned(),
@@ -361,8 +375,13 @@ mod tests {
             );
             assert_eq!(world.reads(), reads, "at {at_s} s");
         }
-        let second = world.store_key(2).public_key();
+        // No answer at all costs a delivery half a second, and not the call's 6 seconds.
         *world.now_s.lock().unwrap() = 600;
+        *world.hangs.lock().unwrap() = true;
+        assert_eq!(cache.sealer().await.unwrap().public_key(), first);
+        *world.hangs.lock().unwrap() = false;
+        let second = world.store_key(2).public_key();
+        *world.now_s.lock().unwrap() = 900;
         *world.is_down.lock().unwrap() = false;
         assert_eq!(cache.sealer().await.unwrap().public_key(), second);
     }
