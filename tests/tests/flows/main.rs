@@ -148,10 +148,13 @@ fn flow(alone: bool, run: impl AsyncFnOnce(&'static Stage) -> Result<()>) {
         .block_on(async {
             if alone {
                 let _held = stage.alone.write().await;
+                // An update of the stack, in the flow before, sets it to what the template says.
+                set_visibility_timeout(&stage.world, 1).await?;
                 run(stage).await?;
                 stage.world.drained().await?;
             } else {
                 let _held = stage.alone.read().await;
+                set_visibility_timeout(&stage.world, 1).await?;
                 run(stage).await?;
                 stage.world.drained().await?;
             }

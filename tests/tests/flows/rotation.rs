@@ -293,12 +293,23 @@ fn a_new_key_seals_new_events_and_those_of_the_key_before_stay_genuine() {
             world.settled(STRIPE, "processed", &[&event]).await
         };
         pay("sealed_1").await?;
-        world
-            .update(&stage.aws, &[("SealRotationToken", "2")])
-            .await?;
+        // As CloudFormation asks for it when the stack has a new SealRotationToken.
+        let secret = world.variables(world.stack.output("WebhookSecretFunction")?);
+        let with_token = |token: &str| json!({ "ServiceToken": "arn", "RotationToken": token });
+        let update = json!({
+            "RequestType": "Update", "RequestId": "seal", "StackId": secret.await?["STACK_ID"],
+            "ResponseURL": format!("{}/_ministack/cfn-response/seal", stage.aws.endpoint()),
+            "ResourceType": "Custom::SealKeys", "LogicalResourceId": "SealKeys",
+            "PhysicalResourceId": "seal-keys", "ResourceProperties": with_token("2"),
+            "OldResourceProperties": with_token("1"),
+        });
+        let answer = invoke(world, "WebhookSecretFunction", &update).await?;
+        assert_eq!(answer.get("errorMessage"), None, "{answer}");
         // An instance that runs uses the key before for 5 minutes more.
         let function = world.stack.output("WebhookIngressFunction")?;
-        world.set_variable(function, "LOG_LEVEL", "info").await?;
+        world
+            .set_variable(function, "TYPE_METRICS", "false")
+            .await?;
         // The workers that run do not know the new key yet.
         pay("sealed_2").await?;
         assert_ne!(key_of("evt_sealed_2").await?, key_of("evt_sealed_1").await?);
@@ -310,7 +321,7 @@ fn a_new_key_seals_new_events_and_those_of_the_key_before_stay_genuine() {
             .settled(STRIPE, "processed", &["evt_sealed_1"])
             .await?;
         assert_eq!(world.order("ord_sealed_1").await?["status"], "completed");
-        Ok(())
+        world.set_variable(function, "TYPE_METRICS", "true").await
     });
 }
 

@@ -1,5 +1,8 @@
 //! The audit log: what a command changes is there before it is changed.
 
+use billhook_adapters::clock::SystemClock;
+use billhook_core::ports::Clock as _;
+
 use super::*;
 
 /// The lines of the commands that have this word.
@@ -137,7 +140,7 @@ fn who_may_write_every_table_removes_the_notes_of_a_change_and_not_its_lines() {
         }
 
         let group = world.stack.output("AuditLogGroup")?;
-        let day = before[0]["timestamp"].as_str().unwrap()[..10].replace('-', "/");
+        let day = SystemClock.now().to_string()[..10].replace('-', "/");
         let stream = json!({ "logGroupName": group, "logStreamName": day });
         let of_group = json!({ "logGroupName": group });
         let removals = [
