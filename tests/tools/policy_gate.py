@@ -151,7 +151,6 @@ UNRECORDED = {
     ("repairer", "RotateEndpointsTransform", ""): "CloudFormation itself uses it; the emulator does not check it",
     ("repairer", "RotateEndpointsFunction", ""): "CloudFormation itself uses it; the emulator does not check it",
     ("repairer", "SendMessages", "lob-events"): "the flows replay Stripe's events; the code for Lob's is the same",
-    ("repairer", "WriteRows", "lob-events"): "the flows replay Stripe's events; the code for Lob's is the same",
 }
 
 # What it takes to make, change and delete a resource of a type: pairs of actions and ARN, with {id} for its id in the template

@@ -78,7 +78,8 @@ fn an_older_installation_moves_in_without_losing_a_delivery() {
 
         // Secrets in the shapes of others, before the first deploy.
         let keys = json!({ "secretKey": TEST_KEY, "webhookSecret": OLD_LOB });
-        let keys = secret(here, &format!("{app}/old/keys"), &keys).await?;
+        // Its name is one that docs/policies allows a person to read and write.
+        let keys = secret(here, &format!("{app}/test/App"), &keys).await?;
         let signing = json!({ "webhookSecret": OLD_SIGNING });
         let signing = secret(here, &format!("{app}/old/signing"), &signing).await?;
         // A Stripe of its own: the stage's sends to every endpoint it has.
