@@ -89,6 +89,9 @@ impl SamInvoker {
             "env.json",
             "--parameter-overrides",
             &architecture,
+            // They have no default.
+            "Env=dev",
+            "LiveMode=false",
         ]
         .map(str::to_owned)
         .into();
