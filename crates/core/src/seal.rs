@@ -115,6 +115,15 @@ pub fn encode_private_key(seed: &[u8; KEY_BYTES]) -> SecretString {
         .into()
 }
 
+/// Keys that check seals, as a secret has them.
+pub trait SealKeys: Sized {
+    /// From the text of the secret.
+    fn parse(text: &str) -> Result<Self, InvalidSealKey>;
+    /// Whether one of them is that which the seal names. Also true where no key could make the seal genuine: newer keys
+    /// change nothing then.
+    fn knows_key_of(&self, seal: Option<&[u8]>) -> bool;
+}
+
 /// The public keys of all private ones that ever sealed: an event is kept longer than a key is used.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SealPublicKeys {
@@ -128,13 +137,13 @@ pub enum SealVerdict {
     Genuine,
     /// No seal, or one that belongs to something else.
     Forged,
-    /// Made with a key that is not among these. It may be a newer one: see [`SealPublicKeys::knows_key_of`].
+    /// Made with a key that is not among these. It may be a newer one: see [`SealKeys::knows_key_of`].
     UnknownKey,
 }
 
-impl SealPublicKeys {
-    /// From the text of the secret `SealPublic`; empty if no key is stored in it yet.
-    pub fn parse(text: &str) -> Result<Self, InvalidSealKey> {
+/// From the secret `SealPublic`; empty if no key is stored in it yet.
+impl SealKeys for SealPublicKeys {
+    fn parse(text: &str) -> Result<Self, InvalidSealKey> {
         let stored: StoredPublicKeys = parse_document(text)?;
         let keys = stored.public_keys.iter();
         let keys = keys.map(|key| parse_key("public_keys", key));
@@ -143,6 +152,15 @@ impl SealPublicKeys {
         })
     }
 
+    fn knows_key_of(&self, seal: Option<&[u8]>) -> bool {
+        let Some((id, _)) = seal.and_then(split_seal) else {
+            return true;
+        };
+        self.keys.iter().any(|key| key.starts_with(id))
+    }
+}
+
+impl SealPublicKeys {
     /// The text of the secret `SealPublic`.
     pub fn encode(&self) -> String {
         let keys: Vec<_> = self.keys.iter().map(|key| BASE64.encode(key)).collect();
@@ -166,14 +184,6 @@ impl SealPublicKeys {
 
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty()
-    }
-
-    /// Also true where no key could make the seal genuine: newer keys change nothing then.
-    pub fn knows_key_of(&self, seal: Option<&[u8]>) -> bool {
-        let Some((id, _)) = seal.and_then(split_seal) else {
-            return true;
-        };
-        self.keys.iter().any(|key| key.starts_with(id))
     }
 
     pub fn verify(&self, event: &SealedEvent<'_>, seal: Option<&[u8]>) -> SealVerdict {
@@ -223,13 +233,11 @@ struct StateSealKey {
     secret: SecretString,
 }
 
-impl StateSealKeys {
-    /// From the text of the secret `StateSeal`; `None` if no key is stored in it yet.
-    pub fn parse(text: &str) -> Result<Option<Self>, InvalidSealKey> {
+/// From the secret `StateSeal`.
+impl SealKeys for StateSealKeys {
+    fn parse(text: &str) -> Result<Self, InvalidSealKey> {
         let stored: StoredStateKeys = parse_document(text)?;
-        let Some(key) = stored.key else {
-            return Ok(None);
-        };
+        let key = stored.key.ok_or(InvalidSealKey::NoKey)?;
         let keys = [key].into_iter().chain(stored.previous);
         let keys = keys.map(|secret| {
             // A shorter one can be guessed.
@@ -242,21 +250,22 @@ impl StateSealKeys {
             Ok(StateSealKey { id, secret })
         });
         let keys = keys.collect::<Result<Vec<_>, _>>()?;
-        Ok(Some(Self { keys }))
+        Ok(Self { keys })
     }
 
-    pub fn seal(&self, state: &[u8]) -> Vec<u8> {
-        let key = self.keys.first();
-        let seal = key.map(|key| [&key.id[..], &key.code(state)].concat());
-        seal.unwrap_or_default()
-    }
-
-    /// Also true where no key could make the seal genuine: newer keys change nothing then.
-    pub fn knows_key_of(&self, seal: Option<&[u8]>) -> bool {
+    fn knows_key_of(&self, seal: Option<&[u8]>) -> bool {
         let Some((id, _)) = seal.and_then(|seal| seal.split_at_checked(KEY_ID_BYTES)) else {
             return true;
         };
         self.keys.iter().any(|key| key.id == id)
+    }
+}
+
+impl StateSealKeys {
+    pub fn seal(&self, state: &[u8]) -> Vec<u8> {
+        let key = self.keys.first();
+        let seal = key.map(|key| [&key.id[..], &key.code(state)].concat());
+        seal.unwrap_or_default()
     }
 
     pub fn proves(&self, state: &[u8], seal: Option<&[u8]>) -> bool {
@@ -302,6 +311,8 @@ pub enum InvalidSealKey {
     NotADocument,
     #[error("{member} must be {KEY_BYTES} bytes in base64")]
     NotAKey { member: &'static str },
+    #[error("no key is stored")]
+    NoKey,
     #[error("a key must have at least {KEY_BYTES} characters")]
     TooShort,
 }
@@ -466,8 +477,8 @@ mod tests {
     fn a_states_seal_proves_the_state_alone_also_after_a_rotation() {
         let (first, second) = ("a".repeat(64), "b".repeat(64));
         let keys = |text: Value| StateSealKeys::parse(&text.to_string()).unwrap();
-        let before = keys(json!({ "key": first })).unwrap();
-        let after = keys(json!({ "key": second, "previous": [first] })).unwrap();
+        let before = keys(json!({ "key": first }));
+        let after = keys(json!({ "key": second, "previous": [first] }));
         let seal = before.seal(b"state");
         assert_eq!(seal.len(), KEY_ID_BYTES + STATE_CODE_BYTES);
         for keys in [&before, &after] {
@@ -484,7 +495,10 @@ mod tests {
         }
         let newer = after.seal(b"state");
         assert!(after.proves(b"state", Some(&newer)) && !before.knows_key_of(Some(&newer)));
-        assert!(keys(json!({})).is_none());
+        assert_eq!(
+            StateSealKeys::parse("{}").unwrap_err(),
+            InvalidSealKey::NoKey
+        );
         let short = StateSealKeys::parse(r#"{"key":"canary"}"#).unwrap_err();
         assert_eq!(short, InvalidSealKey::TooShort);
         assert!(!format!("{before:?}").contains("aaaa"));

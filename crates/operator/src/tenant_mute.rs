@@ -4,8 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use aws_sdk_dynamodb::error::ProvideErrorMetadata as _;
-use aws_sdk_dynamodb::types::{TransactWriteItem, Update};
+use aws_sdk_dynamodb::types::Update;
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::dynamodb::attributes::{Item, read_text, string_value};
 use billhook_adapters::dynamodb::read_tenant_row;
@@ -26,6 +25,7 @@ use crate::exit::CommandExit;
 use crate::output::print_notice;
 use crate::replay_run::{DEFAULT_RATE, plan_replay, start_replay_job};
 use crate::session::StackSession;
+use crate::tenant_write::write_tenant;
 
 /// What the sweep retries is up to 30 days old, and is muted too.
 const RETRIED_FOR: Duration = Duration::from_hours(31 * 24);
@@ -198,19 +198,7 @@ async fn write(
             Some(note.clone()),
         )?);
     }
-    let actions = updates.into_iter();
-    let actions = actions.map(|update| TransactWriteItem::builder().update(update).build());
-    let sent = session
-        .dynamodb
-        .transact_write_items()
-        .set_transact_items(Some(actions.collect()))
-        .send()
-        .await;
-    match sent {
-        Ok(_) => Ok(()),
-        Err(error) if error.code() == Some("TransactionCanceledException") => {
-            bail!("the tenant was changed by others meanwhile, and nothing is written: try again")
-        }
-        Err(error) => Err(error).with_context(|| format!("cannot write {id}")),
-    }
+    write_tenant(session, updates)
+        .await
+        .with_context(|| format!("cannot write {id}"))
 }

@@ -4,7 +4,7 @@
 
 use std::future::pending;
 
-use billhook_core::seal::{EventSealer, SealPublicKeys};
+use billhook_core::seal::{EventSealer, SealKeys as _, SealPublicKeys};
 use billhook_testkit::custom_resource::{
     EndpointPorts, RESPONSE_URL, STACK_ID, StepFault, dependencies,
 };

@@ -173,3 +173,22 @@ fn no_files_import_each_other_in_a_circle() {
     }
     assert!(imports > files, "only {imports} imports in {files} files");
 }
+
+/// What two of them share is a module beside them: else whoever changes one command changes another one.
+#[test]
+fn no_command_of_the_operator_imports_another_one() {
+    let command_of = |file: &str| {
+        let rest = file.strip_prefix("operator::commands::")?;
+        rest.split("::").next().map(str::to_owned)
+    };
+    let graph = import_graph(&source_files("operator"));
+    let commands: BTreeSet<_> = graph.keys().filter_map(|file| command_of(file)).collect();
+    assert!(commands.len() > 10, "{commands:?}");
+    for (file, imports) in &graph {
+        for import in imports {
+            if let (Some(from), Some(to)) = (command_of(file), command_of(import)) {
+                assert_eq!(from, to, "{file} imports {import}");
+            }
+        }
+    }
+}

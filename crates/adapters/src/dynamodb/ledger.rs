@@ -26,7 +26,7 @@ use billhook_core::error::DependencyError;
 use billhook_core::ids::{AccountId, EventId, PaymentIntentId, PieceId, ProviderId, TenantId};
 use billhook_core::ports::Clock;
 use billhook_core::retry::Disposition;
-use billhook_core::seal::StateSealKeys;
+use billhook_core::seal::{SealPublicKeys, StateSealKeys};
 use billhook_core::time::Timestamp;
 use billhook_core::worker::ports::{
     ChangedColumn, CommitError, CommitPart, EntityWrite, Ledger, LoadedRows, StateWrite,
@@ -48,7 +48,7 @@ use super::tenants::read_account_notes;
 use super::update::UpdateBuilder;
 use super::{dependency_error, send_update};
 use crate::config::{ApplicationTables, SecretSource, table_variable};
-use crate::secrets::{SealKeyCache, SecretsError, SecretsManager, StateSealCache};
+use crate::secrets::{SealKeyCache, SecretsError, SecretsManager};
 
 /// A larger row is not written, and its event is parked as `entity_too_large`. DynamoDB's limit is 400 KB; the rest is
 /// for the application, whose own writes would fail if we filled the row.
@@ -96,8 +96,8 @@ impl TableNames {
 /// What proves that billhook wrote a row.
 #[derive(Clone, Debug)]
 pub struct LedgerSeals {
-    pub events: Arc<SealKeyCache<SecretsManager>>,
-    pub states: Arc<StateSealCache<SecretsManager>>,
+    pub events: Arc<SealKeyCache<SecretsManager, SealPublicKeys>>,
+    pub states: Arc<SealKeyCache<SecretsManager, StateSealKeys>>,
     pub check: StateSealCheck,
 }
 
@@ -110,7 +110,7 @@ impl LedgerSeals {
     ) -> Self {
         Self {
             events: Arc::new(SealKeyCache::new(events, secrets.clone())),
-            states: Arc::new(StateSealCache::new(states, secrets.clone())),
+            states: Arc::new(SealKeyCache::new(states, secrets.clone())),
             check,
         }
     }
@@ -583,14 +583,14 @@ impl<C: Clock> Ledger for DynamoLedger<C> {
     ) -> Result<(), CommitError> {
         let mut actions = Vec::new();
         let action = |update| TransactWriteItem::builder().update(update).build();
-        let seal = self.seals.states.keys_for([]).await;
-        let seal = seal.map_err(|error| seal_error("seal states", error))?;
         for part in parts {
             for EntityWrite { entity, row, next } in &part.entities {
+                let seal = self.state_seal().await?;
                 actions.extend(self.entity_actions(entity, row, next, part.now, &seal)?);
             }
             for StateWrite { row, next, .. } in &part.states {
                 let state = build_state(*row, next)?;
+                let seal = self.state_seal().await?;
                 actions.extend(self.state_actions(&next.key(), *row, state, &seal)?);
             }
             for update in &part.events {
@@ -710,6 +710,12 @@ impl<C: Clock> DynamoLedger<C> {
             }
         }
         Ok(Some(rows))
+    }
+
+    /// The key that seals states. What changes no state needs none.
+    async fn state_seal(&self) -> Result<Arc<StateSealKeys>, DependencyError> {
+        let keys = self.seals.states.keys_for([]).await;
+        keys.map_err(|error| seal_error("seal states", error))
     }
 
     /// None if the states are not checked.
@@ -856,6 +862,8 @@ mod tests {
     use billhook_core::entity::rules::VersionColumn;
     use billhook_core::worker::ports::{EventUpdate, NextState};
 
+    use billhook_core::seal::SealKeys as _;
+
     use super::*;
     use crate::clock::SystemClock;
 
@@ -874,7 +882,7 @@ mod tests {
 
     fn seal_key() -> StateSealKeys {
         let text = json!({ "key": "k".repeat(64) }).to_string();
-        StateSealKeys::parse(&text).unwrap().unwrap()
+        StateSealKeys::parse(&text).unwrap()
     }
 
     fn row(json: serde_json::Value) -> Item {

@@ -92,6 +92,7 @@ fn encode_value(text: &mut Vec<u8>, value: &AttributeValue) {
 
 #[cfg(test)]
 mod tests {
+    use billhook_core::seal::SealKeys as _;
     use serde_json::json;
 
     use super::super::attributes::{number_value, string_value};
@@ -99,7 +100,7 @@ mod tests {
 
     fn keys() -> StateSealKeys {
         let text = json!({ "key": "k".repeat(64) }).to_string();
-        StateSealKeys::parse(&text).unwrap().unwrap()
+        StateSealKeys::parse(&text).unwrap()
     }
 
     fn state() -> Item {

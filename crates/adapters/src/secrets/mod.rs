@@ -16,9 +16,7 @@ use billhook_core::endpoint::secret::{SecretDocument, SecretKind};
 use secrecy::{ExposeSecret, SecretString};
 
 pub use self::cache::SigningKeyCache;
-pub use self::seal::{
-    EventSealerCache, SealKeyCache, SealKeyRequest, SealSecrets, StateSealCache, make_seal_keys,
-};
+pub use self::seal::{EventSealerCache, SealKeyCache, SealKeyRequest, SealSecrets, make_seal_keys};
 use self::store::read_document;
 pub use self::store::{
     FetchSecret, PutSecret, SecretVersion, SecretsError, SecretsManager, StoredSecret,

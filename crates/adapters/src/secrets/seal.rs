@@ -1,16 +1,15 @@
-//! Caches of the keys that seal stored events (`billhook_core::seal`), so that no delivery costs a call more.
+//! Caches of the keys that seal stored events and states (`billhook_core::seal`), so that no delivery costs a call more.
 //!
-//! The private key of events is read at the start and every 5 minutes; while Secrets Manager cannot be read, the one that was read
-//! last still seals. The public keys, and those of states, are read at the start, and again when a row names a key that
-//! is not among them: after a rotation. `webhook-secret` makes and replaces the keys.
+//! The private key of events is read at the start and every 5 minutes; while Secrets Manager cannot be read, the one that
+//! was read last still seals. The keys that check seals are read at the start, and again when a row names a key that is not
+//! among them: after a rotation. `webhook-secret` makes and replaces the keys of events.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use billhook_core::ports::Clock;
-use billhook_core::seal::{
-    EventSealer, KEY_BYTES, SealPublicKeys, StateSealKeys, encode_private_key,
-};
+use billhook_core::seal::{EventSealer, KEY_BYTES, SealKeys, SealPublicKeys, encode_private_key};
 use billhook_core::time::Timestamp;
 use secrecy::ExposeSecret as _;
 use tokio::sync::Mutex;
@@ -82,27 +81,23 @@ impl<F: FetchSecret, C: Clock> EventSealerCache<F, C> {
 
     async fn read_sealer(&self) -> Result<EventSealer, SecretsError> {
         let text = read_text(&self.fetch, &self.source).await?;
-        let unusable = |fault: String| SecretsError::Unusable {
-            name: name_of(&self.source).to_owned(),
-            fault,
-        };
-        let parsed =
-            EventSealer::parse(&text.into()).map_err(|error| unusable(error.to_string()))?;
-        parsed.ok_or_else(|| {
-            unusable("no key is stored: the stack's resource SealKeys has not been made".to_owned())
-        })
+        let name = name_of(&self.source);
+        let parsed = EventSealer::parse(&text.into()).map_err(|error| unusable(name, error))?;
+        let not_made = "no key is stored: the stack's resource SealKeys has not been made";
+        parsed.ok_or_else(|| unusable(name, not_made))
     }
 }
 
-/// The public keys, for those who apply events.
+/// The keys that check seals: the public ones of events for those who apply events, that of states for those who read and
+/// write states.
 #[derive(Debug)]
-pub struct SealKeyCache<F> {
+pub struct SealKeyCache<F, K> {
     fetch: F,
     source: SecretSource,
-    read: Mutex<Option<Arc<SealPublicKeys>>>,
+    read: Mutex<Option<Arc<K>>>,
 }
 
-impl<F: FetchSecret> SealKeyCache<F> {
+impl<F: FetchSecret, K: SealKeys> SealKeyCache<F, K> {
     pub fn new(source: SecretSource, fetch: F) -> Self {
         let read = Mutex::default();
         Self {
@@ -113,11 +108,11 @@ impl<F: FetchSecret> SealKeyCache<F> {
     }
 
     /// The keys with which these seals are checked: read again if one of them names a key that was not among those read
-    /// before. An error if they cannot be read then: without them nobody can say whether the event is genuine.
+    /// before. An error if they cannot be read then: without them nobody can say whether the row is genuine.
     pub async fn keys_for(
         &self,
         seals: impl IntoIterator<Item = Option<&[u8]>>,
-    ) -> Result<Arc<SealPublicKeys>, SecretsError> {
+    ) -> Result<Arc<K>, SecretsError> {
         let mut read = self.read.lock().await;
         if let Some(keys) = &*read
             && seals.into_iter().all(|seal| keys.knows_key_of(seal))
@@ -125,52 +120,7 @@ impl<F: FetchSecret> SealKeyCache<F> {
             return Ok(Arc::clone(keys));
         }
         let text = read_text(&self.fetch, &self.source).await?;
-        let keys = SealPublicKeys::parse(&text).map_err(|error| SecretsError::Unusable {
-            name: name_of(&self.source).to_owned(),
-            fault: error.to_string(),
-        })?;
-        let keys = Arc::new(keys);
-        *read = Some(Arc::clone(&keys));
-        Ok(keys)
-    }
-}
-
-/// The keys of the states' seals, for those who read and write states.
-#[derive(Debug)]
-pub struct StateSealCache<F> {
-    fetch: F,
-    source: SecretSource,
-    read: Mutex<Option<Arc<StateSealKeys>>>,
-}
-
-impl<F: FetchSecret> StateSealCache<F> {
-    pub fn new(source: SecretSource, fetch: F) -> Self {
-        let read = Mutex::default();
-        Self {
-            fetch,
-            source,
-            read,
-        }
-    }
-
-    /// As [`SealKeyCache::keys_for`].
-    pub async fn keys_for(
-        &self,
-        seals: impl IntoIterator<Item = Option<&[u8]>>,
-    ) -> Result<Arc<StateSealKeys>, SecretsError> {
-        let mut read = self.read.lock().await;
-        if let Some(keys) = &*read
-            && seals.into_iter().all(|seal| keys.knows_key_of(seal))
-        {
-            return Ok(Arc::clone(keys));
-        }
-        let text = read_text(&self.fetch, &self.source).await?;
-        let unusable = |fault: String| SecretsError::Unusable {
-            name: name_of(&self.source).to_owned(),
-            fault,
-        };
-        let keys = StateSealKeys::parse(&text).map_err(|error| unusable(error.to_string()))?;
-        let keys = keys.ok_or_else(|| unusable("no key is stored".to_owned()))?;
+        let keys = K::parse(&text).map_err(|error| unusable(name_of(&self.source), error))?;
         let keys = Arc::new(keys);
         *read = Some(Arc::clone(&keys));
         Ok(keys)
@@ -205,13 +155,9 @@ pub async fn make_seal_keys(
     }: SealSecrets<'_>,
     request: SealKeyRequest,
 ) -> Result<(), SecretsError> {
-    let unusable = |name: &str, fault: String| SecretsError::Unusable {
-        name: name.to_owned(),
-        fault,
-    };
     let fetched = secrets.fetch(public_arn, SecretVersion::Current).await?;
     let public = SealPublicKeys::parse(text_of(fetched.as_ref()))
-        .map_err(|error| unusable(public_arn, error.to_string()))?;
+        .map_err(|error| unusable(public_arn, error))?;
     let fetched = secrets.fetch(private_arn, SecretVersion::Current).await?;
     // A private key that nobody can read is replaced: it seals nothing.
     let text = text_of(fetched.as_ref()).into();
@@ -231,6 +177,13 @@ pub async fn make_seal_keys(
     let public = public.with_newest(newest).encode();
     secrets.put(public_arn, &public.into()).await?;
     secrets.put(private_arn, &encode_private_key(&seed)).await
+}
+
+fn unusable(name: &str, fault: impl fmt::Display) -> SecretsError {
+    SecretsError::Unusable {
+        name: name.to_owned(),
+        fault: fault.to_string(),
+    }
 }
 
 fn name_of(source: &SecretSource) -> &str {
@@ -406,7 +359,7 @@ mod tests {
         let lost = encode_private_key(&[7; 32]);
         world.put("private", &lost).await.unwrap();
         let third = made(SealKeyRequest::Ensure).await;
-        let cache = SealKeyCache::new(stored_in("public"), &world);
+        let cache: SealKeyCache<_, SealPublicKeys> = SealKeyCache::new(stored_in("public"), &world);
         let keys = cache.keys_for([]).await.unwrap();
         assert!([first, second, third].iter().all(|key| keys.contains(key)));
         assert_eq!(keys.len(), 3);
@@ -425,7 +378,7 @@ mod tests {
     async fn the_public_keys_are_read_once_and_again_for_a_newer_key() {
         let world = SecretsWorld::default();
         world.store_key(1);
-        let cache = SealKeyCache::new(stored_in("public"), &world);
+        let cache: SealKeyCache<_, SealPublicKeys> = SealKeyCache::new(stored_in("public"), &world);
         // Any bytes of a seal's length that name the key.
         let seal_of = |sealer: &EventSealer| [&sealer.public_key()[..4], &[0; 64]].concat();
         let first = seal_of(&EventSealer::from_seed(&[1; 32]));

@@ -108,6 +108,7 @@ async fn prove_and_repair(
     session: &StackSession,
     output: OutputWriter,
 ) -> Result<()> {
+    session.announce_unchecked_states().await?;
     let prover = open_prover(session)?;
     let stripe = match scope.with_stripe {
         true => Some(open_stripe(session).await?.with_rate_limit(scope.rate)),

@@ -10,8 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::config::{SecretLocation, SecretSource};
 use billhook_adapters::secrets::{
-    SecretMove, change_members, load_document, move_secret, read_stripe_key, revoke_replaced,
-    roll_back_secret,
+    SecretMove, change_members, move_secret, read_stripe_key, revoke_replaced, roll_back_secret,
 };
 use billhook_adapters::stripe::StripeClient;
 use billhook_adapters::stripe::permissions::KeyPermission;
@@ -24,6 +23,7 @@ use secrecy::SecretString;
 use serde_json::{Value, json};
 
 use crate::confirm::ChangeArgs;
+use crate::misplaced_secrets::list_misplaced_secrets;
 use crate::output::{OutputWriter, print_notice};
 use crate::provider_argument::{provider_parser, provider_with_secret_in, words_with_secret_in};
 use crate::secret_input::read_secret;
@@ -220,25 +220,6 @@ pub(crate) async fn run_secrets(
         SecretsCommand::Split(split) => split_secrets(&split.change, session).await?,
     }
     Ok(())
-}
-
-/// The members of the App secret that belong into another one, each with the provider that signs with it.
-pub(crate) async fn list_misplaced_secrets(
-    session: &StackSession,
-) -> Result<Vec<(ProviderId, SecretKind)>> {
-    let (arn, now) = (session.stack.output("AppSecretArn")?, SystemClock.now());
-    let mut misplaced = Vec::new();
-    for provider in ProviderId::ALL {
-        let of = SecretKind::signing_of(*provider);
-        if of.holder() == SecretHolder::InboundSecret
-            && load_document(&session.secrets, arn, of, now)
-                .await?
-                .has_secret()
-        {
-            misplaced.push((*provider, of));
-        }
-    }
-    Ok(misplaced)
 }
 
 async fn split_secrets(change: &ChangeArgs, session: &StackSession) -> Result<()> {

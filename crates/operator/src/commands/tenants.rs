@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 use aws_sdk_dynamodb::error::ProvideErrorMetadata as _;
-use aws_sdk_dynamodb::types::{AttributeValue, TransactWriteItem, Update};
+use aws_sdk_dynamodb::types::{AttributeValue, Update};
 use billhook_adapters::clock::SystemClock;
 use billhook_adapters::dynamodb::attributes::{Item, string_value};
 use billhook_adapters::dynamodb::read_tenant_row;
@@ -34,6 +34,7 @@ use crate::replay_run::replay_open_events;
 use crate::row_json::RowDetail;
 use crate::session::StackSession;
 use crate::tenant_mute::{mute_tenant, unmute_tenant};
+use crate::tenant_write::write_tenant;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum TenantsCommand {
@@ -312,7 +313,9 @@ async fn add_tenant(
     let entities = session.stack.output("EntitiesTable")?;
     for previous in &tenant.previous_accounts {
         let note = build_account_note(entities, previous, id, None)?;
-        write_all(session, vec![note]).await?;
+        write_tenant(session, vec![note])
+            .await
+            .context("cannot write the tenant's accounts")?;
     }
     Ok(())
 }
@@ -354,7 +357,9 @@ async fn change_account(session: &StackSession, args: TenantsChangeAccountArgs) 
                 Some(note.clone()),
             )?);
         }
-        write_all(session, updates).await?;
+        write_tenant(session, updates)
+            .await
+            .context("cannot write the tenant's accounts")?;
     }
     print_notice(&match next.previous.is_empty() {
         true => format!("{id} has {account} now"),
@@ -427,24 +432,6 @@ fn build_account_change(
         .update_expression(expression)
         .condition_expression(conditions.join(" AND "));
     Ok(update.build()?)
-}
-
-async fn write_all(session: &StackSession, updates: Vec<Update>) -> Result<()> {
-    let actions = updates.into_iter();
-    let actions = actions.map(|update| TransactWriteItem::builder().update(update).build());
-    let sent = session
-        .dynamodb
-        .transact_write_items()
-        .set_transact_items(Some(actions.collect()))
-        .send()
-        .await;
-    match sent {
-        Ok(_) => Ok(()),
-        Err(error) if error.code() == Some("TransactionCanceledException") => {
-            bail!("the tenant was changed by others meanwhile, and nothing is written: try again")
-        }
-        Err(error) => Err(error).context("cannot write the tenant's accounts"),
-    }
 }
 
 async fn release_events_of(

@@ -22,9 +22,9 @@ use clap::Args;
 use serde_json::Value;
 
 use self::finding::{CheckFinding, signing_secret_fix};
-use crate::commands::secrets::list_misplaced_secrets;
 use crate::event_filter::EventFilter;
 use crate::exit::CommandExit;
+use crate::misplaced_secrets::list_misplaced_secrets;
 use crate::output::OutputWriter;
 use crate::session::StackSession;
 use crate::stripe_endpoints::{STACK_ENDPOINTS, compare_endpoints, read_key};
